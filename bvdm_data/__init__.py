@@ -1,0 +1,22 @@
+"""Annotated live-cell video clips, synthesised while you train."""
+
+from bvdm_data.camera_scale import CameraScale
+from bvdm_data.clip import STAGES, Clip, TooManyNucleiError, check_clip
+from bvdm_data.datasets.mixed import MixedVideos
+from bvdm_data.datasets.real import CTCVideos
+from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
+from bvdm_data.synth.texture import PaperSettings
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "STAGES",
+    "CTCVideos",
+    "CameraScale",
+    "Clip",
+    "MixedVideos",
+    "PaperSettings",
+    "SyntheticHeLaVideos",
+    "TooManyNucleiError",
+    "check_clip",
+]

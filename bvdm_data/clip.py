@@ -1,0 +1,301 @@
+"""Clip: one annotated video, its keys, shapes and dtypes, and what must hold between them."""
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from typing_extensions import NotRequired, TypedDict
+
+STAGES = ("interphase", "prophase", "prometaphase", "metaphase", "anaphase", "telophase")
+"""Names of the stages of the cell cycle; a stage's code is its place in this tuple."""
+
+ANNOTATIONS = ("masks", "tracks", "flow", "stages", "boxes", "centroids")
+"""What a data set can deliver beside ``video``."""
+
+DEFAULT_MAX_CELLS = 128
+"""Rows of the padded tables where the user names no other number."""
+
+
+class Clip(TypedDict):
+    """One annotated video, real or synthetic: what a data set yields.
+
+    Fixed-size tensors, so that PyTorch's default collate makes a batch of it. Row ``r`` of
+    ``tracks``, ``stages``, ``boxes`` and ``centroids`` belongs to the nucleus with id ``r + 1``.
+
+    Attributes:
+        video: Grey values in [0, 1], ``[F, 1, H, W]`` float32; 0 is the camera's offset, 1 its
+            full scale.
+        masks: Instance ids ``[F, H, W]`` int32; 0 is background. One id is one nucleus in all
+            frames.
+        tracks: One row ``(id, first frame, last frame, parent id)`` a nucleus, as in a Cell
+            Tracking Challenge ``man_track.txt``; rows of zeros pad it to ``[max_cells, 4]`` int32.
+        flow: Displacement ``(dy, dx)`` in pixels from frame f to f + 1 of every pixel inside a
+            nucleus, ``[F - 1, 2, H, W]`` float32; 0 in the background and where a nucleus divides
+            or is lost before frame f + 1.
+        stages: Stage of the cell cycle (index into ``STAGES``), ``[max_cells, F]`` int8; -1 where
+            the nucleus is not there.
+        boxes: ``(x1, y1, x2, y2)`` in pixels, the far edges exclusive, ``[max_cells, F, 4]``
+            float32; NaN where the nucleus is not there.
+        centroids: ``(y, x)`` in pixels, ``[max_cells, F, 2]`` float32; NaN where the nucleus is
+            not there.
+        index: Number of the clip, int64 scalar.
+        source: 1 for a synthetic clip, 0 for a real one; int8 scalar.
+    """
+
+    video: Tensor
+    masks: NotRequired[Tensor]
+    tracks: NotRequired[Tensor]
+    flow: NotRequired[Tensor]
+    stages: NotRequired[Tensor]
+    boxes: NotRequired[Tensor]
+    centroids: NotRequired[Tensor]
+    index: Tensor
+    source: Tensor
+
+
+class TooManyNucleiError(ValueError):
+    """A clip holds more nuclei than the padded tables have rows."""
+
+
+def check_annotations(annotations: Collection[str]) -> tuple[str, ...]:
+    """Return the wanted annotations in the order of ``ANNOTATIONS``.
+
+    Args:
+        annotations: Names out of ``ANNOTATIONS``.
+
+    Returns:
+        The same names, each once.
+
+    Raises:
+        TypeError: If annotations is a single string.
+        ValueError: If one of them is not known.
+    """
+    if isinstance(annotations, str):
+        raise TypeError(
+            f"annotations must be a collection of names, got the string {annotations!r}; "
+            f"write ({annotations!r},)"
+        )
+    unknown = [name for name in annotations if name not in ANNOTATIONS]
+    if unknown:
+        raise ValueError(f"annotations must be out of {ANNOTATIONS}, got {unknown[0]!r}")
+    return tuple(name for name in ANNOTATIONS if name in annotations)
+
+
+def unbroken_tracks(
+    masks: npt.NDArray[np.integer], parents: Mapping[int, int]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Number the visible nuclei 1, 2, ... so that each is there from its first to its last frame.
+
+    A nucleus that disappears and comes back goes on under a new id whose parent is its former
+    one, as the Cell Tracking Challenge has it. A parent that is never visible becomes 0.
+
+    Args:
+        masks: ``[F, H, W]``, any non-negative ids.
+        parents: Parent of each id of masks; a missing one counts as 0 (no parent).
+
+    Returns:
+        masks with the new ids, ``[F, H, W]``; the table ``[n, 4]`` of id, first frame, last
+        frame and parent, ordered by id; and for every new id the old one, ``[n]``.
+
+    Examples:
+        >>> masks = np.zeros((3, 1, 2), int)
+        >>> masks[0, 0, 0] = masks[2, 0, 0] = 7  # hidden in frame 1
+        >>> new, table, old = unbroken_tracks(masks, {})
+        >>> table.tolist(), old.tolist(), new[:, 0, 0].tolist()
+        ([[1, 0, 0, 0], [2, 2, 2, 1]], [7, 7], [1, 0, 2])
+    """
+    frames = masks.shape[0]
+    top = int(masks.max(initial=0)) + 1
+    present = np.zeros((top, frames), bool)
+    for frame in range(frames):
+        present[np.unique(masks[frame]), frame] = True
+    present[0] = False
+    starts = present & ~np.roll(present, 1, axis=1)
+    starts[:, 0] = present[:, 0]
+    # Runs are numbered in the order of their first frame, then of their old id.
+    first, old = np.nonzero(starts.T)
+    new_of = np.zeros((top, frames), np.int32)
+    table = np.zeros((len(old), 4), np.int32)
+    for number, (frame, identity) in enumerate(zip(first, old, strict=True), start=1):
+        gaps = np.flatnonzero(~present[identity, frame:])
+        last = frame + int(gaps[0]) - 1 if len(gaps) else frames - 1
+        new_of[identity, frame : last + 1] = number
+        earlier = new_of[identity, :frame]
+        parent = int(earlier.max(initial=0))
+        mother = parents.get(int(identity), 0)
+        if parent == 0 and 0 < mother < top:
+            parent = int(new_of[mother, :frame].max(initial=0))
+        table[number - 1] = number, frame, last, parent
+    renamed = np.stack([new_of[masks[frame], frame] for frame in range(frames)])
+    return renamed, table, old.astype(np.int64)
+
+
+def padded(table: npt.NDArray[np.generic], rows: int, fill: float) -> Tensor:
+    """Return the table as a tensor with ``rows`` rows, the missing ones filled.
+
+    Args:
+        table: ``[n, ...]``, n at most rows.
+        rows: ``max_cells`` of the data set.
+        fill: The number in the rows that are added.
+
+    Returns:
+        ``[rows, ...]``, the dtype of table.
+
+    Raises:
+        TooManyNucleiError: If the table has more than rows rows.
+    """
+    if len(table) > rows:
+        raise TooManyNucleiError(
+            f"max_cells={rows} is too small for this clip: it holds {len(table)} nuclei. "
+            f"Give max_cells={len(table)} or more, fewer nuclei, or a smaller size"
+        )
+    out = np.full((rows, *table.shape[1:]), fill, table.dtype)
+    out[: len(table)] = table
+    return torch.from_numpy(out)
+
+
+def measure_boxes(
+    masks: npt.NDArray[np.integer], count: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Measure the bounding box and the centroid of every nucleus in every frame.
+
+    Args:
+        masks: ``[F, H, W]`` with ids 1 to count.
+        count: Number of nuclei.
+
+    Returns:
+        Boxes ``[count, F, 4]`` as ``(x1, y1, x2, y2)`` with exclusive far edges, and centroids
+        ``[count, F, 2]`` as ``(y, x)``; NaN where a nucleus is not there.
+    """
+    frames, _, width = masks.shape
+    boxes = np.full((count, frames, 4), np.nan, np.float32)
+    centroids = np.full((count, frames, 2), np.nan, np.float32)
+    for frame in range(frames):
+        flat = masks[frame].ravel()
+        where = np.flatnonzero(flat)
+        row = flat[where] - 1
+        y, x = where // width, where % width
+        area = np.bincount(row, minlength=count)
+        seen = area > 0
+        for axis, values in enumerate((y, x)):
+            low = np.full(count, np.iinfo(np.int64).max)
+            high = np.full(count, -1)
+            np.minimum.at(low, row, values)
+            np.maximum.at(high, row, values)
+            boxes[seen, frame, 1 - axis] = low[seen]
+            boxes[seen, frame, 3 - axis] = high[seen] + 1
+            total = np.bincount(row, weights=values, minlength=count)
+            centroids[seen, frame, axis] = total[seen] / area[seen]
+    return boxes, centroids
+
+
+def annotated(
+    masks: npt.NDArray[np.int32],
+    table: npt.NDArray[np.int32],
+    annotations: Collection[str],
+    max_cells: int,
+) -> dict[str, Tensor]:
+    """Make the annotations that follow from the masks alone: all but ``flow`` and ``stages``.
+
+    Args:
+        masks: ``[F, H, W]`` with ids 1 to n, as :func:`unbroken_tracks` gives them.
+        table: ``[n, 4]`` id, first, last, parent.
+        annotations: Which of the keys are wanted.
+        max_cells: Rows of the padded tables.
+
+    Returns:
+        The wanted ones of ``masks``, ``tracks``, ``boxes`` and ``centroids``; see :class:`Clip`.
+
+    Raises:
+        TooManyNucleiError: If there are more than max_cells nuclei.
+    """
+    found = {"masks": torch.from_numpy(np.ascontiguousarray(masks, np.int32))}
+    found["tracks"] = padded(table.astype(np.int32), max_cells, 0)
+    if "boxes" in annotations or "centroids" in annotations:
+        boxes, centroids = measure_boxes(masks, len(table))
+        found["boxes"] = padded(boxes, max_cells, np.nan)
+        found["centroids"] = padded(centroids, max_cells, np.nan)
+    return {name: value for name, value in found.items() if name in annotations}
+
+
+def check_clip(clip: Clip) -> None:
+    """Check that the parts of a clip agree; a clip that this library makes passes.
+
+    Args:
+        clip: One clip (not a batch).
+
+    Raises:
+        ValueError: Naming the key and the rule that is broken.
+    """
+    video = clip["video"]
+    if video.dtype != torch.float32 or video.ndim != 4 or video.shape[1] != 1:
+        raise ValueError(
+            f"video must be [F, 1, H, W] float32, got {tuple(video.shape)} {video.dtype}"
+        )
+    if not bool(((video >= 0) & (video <= 1)).all()):
+        raise ValueError(
+            "video must hold finite grey values from 0 to 1, got values from "
+            f"{video.min().item()} to {video.max().item()}"
+        )
+    frames, _, height, width = video.shape
+    if "masks" in clip:
+        masks = clip["masks"]
+        if masks.dtype != torch.int32 or masks.shape != (frames, height, width):
+            raise ValueError(
+                f"masks must be {(frames, height, width)} int32, got {tuple(masks.shape)} "
+                f"{masks.dtype}"
+            )
+        if "tracks" in clip:
+            _check_tracks(masks, clip["tracks"])
+        if "flow" in clip:
+            _check_flow(masks, clip["flow"])
+        for key in ("stages", "boxes", "centroids"):
+            if key in clip:
+                _check_presence(masks, key, clip[key])  # type: ignore[literal-required]
+
+
+def _check_tracks(masks: Tensor, tracks: Tensor) -> None:
+    rows = tracks[tracks[:, 0] > 0]
+    if rows[:, 0].tolist() != list(range(1, len(rows) + 1)) or bool(tracks[len(rows) :].any()):
+        raise ValueError(f"tracks must list the ids 1 to n and then zeros, got {tracks[:, 0].tolist()}")
+    top = int(masks.max())
+    if top > len(rows):
+        raise ValueError(f"tracks must list every id of masks, got no row for id {top}")
+    present = _presence(masks, len(rows))
+    for identity, first, last, parent in rows.tolist():
+        seen = present[identity - 1].nonzero()[:, 0].tolist()
+        if seen != list(range(first, last + 1)):
+            raise ValueError(
+                f"track {identity} must be visible in frames {first} to {last}, got {seen}"
+            )
+        if parent and not (parent < identity and rows[parent - 1, 2] < first):
+            raise ValueError(f"track {identity} must begin after its parent {parent} ends")
+
+
+def _check_flow(masks: Tensor, flow: Tensor) -> None:
+    frames, height, width = masks.shape
+    if flow.dtype != torch.float32 or flow.shape != (frames - 1, 2, height, width):
+        raise ValueError(
+            f"flow must be {(frames - 1, 2, height, width)} float32, got {tuple(flow.shape)} "
+            f"{flow.dtype}"
+        )
+    if not bool(flow.isfinite().all()):
+        raise ValueError("flow must be finite")
+    if bool((flow.abs().amax(1)[masks[:-1] == 0] > 0).any()):
+        raise ValueError("flow must be 0 in the background")
+
+
+def _check_presence(masks: Tensor, key: str, table: Tensor) -> None:
+    there = table >= 0 if key == "stages" else table.isfinite().all(-1)
+    if not torch.equal(there, _presence(masks, len(table))):
+        raise ValueError(f"{key} must be given where, and only where, a nucleus is visible in masks")
+
+
+def _presence(masks: Tensor, count: int) -> Tensor:
+    present = torch.zeros(count, len(masks), dtype=torch.bool)
+    for frame, mask in enumerate(masks):
+        ids = mask.unique()
+        present[ids[ids > 0].long() - 1, frame] = True
+    return present

@@ -1,0 +1,160 @@
+"""Arguments that the data sets have in common, checked at the door."""
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import SupportsIndex, TypeVar
+
+Given = TypeVar("Given", bound=Callable[..., object] | None)
+
+
+def check_whole_number(name: str, value: SupportsIndex, least: int | None = None) -> int:
+    """Return a whole number as an int; numpy's integers are welcome, bool is not.
+
+    Args:
+        name: Name of the argument, for the message.
+        value: What came.
+        least: The smallest number allowed; None for any.
+
+    Returns:
+        The number.
+
+    Raises:
+        TypeError: If value is not a whole number.
+        ValueError: If value is smaller than least.
+
+    Examples:
+        >>> check_whole_number("frames", 8, least=1)
+        8
+    """
+    if isinstance(value, bool):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number, got {value!r}") from None
+    if least is not None and number < least:
+        raise ValueError(f"{name} must be {least} or more, got {number}")
+    return number
+
+
+def check_frames(frames: SupportsIndex) -> int:
+    """Return the number of frames of a clip.
+
+    Args:
+        frames: 1 or more.
+
+    Returns:
+        The number.
+
+    Raises:
+        TypeError: If frames is not a whole number.
+        ValueError: If frames is smaller than 1.
+    """
+    return check_whole_number("frames", frames, least=1)
+
+
+def check_size(size: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, int]:
+    """Return height and width of a clip.
+
+    Args:
+        size: A pair (height, width) in pixels; a single number makes a square.
+
+    Returns:
+        Height and width.
+
+    Raises:
+        TypeError: If size is neither a whole number nor a pair of them.
+        ValueError: If there are not two numbers, or one is smaller than 1.
+
+    Examples:
+        >>> check_size(64), check_size([64, 96])
+        ((64, 64), (64, 96))
+    """
+    if isinstance(size, str) or not isinstance(size, Sequence | SupportsIndex):
+        raise TypeError(f"size must be (height, width) in pixels, got {size!r}")
+    pair = tuple(size) if isinstance(size, Sequence) else (size, size)
+    if len(pair) != 2:
+        raise ValueError(f"size must be two numbers, (height, width), got {size!r}")
+    height, width = (check_whole_number("size", side, least=1) for side in pair)
+    return height, width
+
+
+def check_length(length: SupportsIndex | None) -> int | None:
+    """Return the number of clips an epoch.
+
+    Args:
+        length: 1 or more, or None.
+
+    Returns:
+        The number, or None.
+
+    Raises:
+        TypeError: If length is neither a whole number nor None.
+        ValueError: If length is smaller than 1.
+    """
+    return None if length is None else check_whole_number("length", length, least=1)
+
+
+def check_seed(seed: SupportsIndex) -> int:
+    """Return the seed.
+
+    Args:
+        seed: 0 or more.
+
+    Returns:
+        The seed.
+
+    Raises:
+        TypeError: If seed is not a whole number.
+        ValueError: If seed is negative.
+    """
+    return check_whole_number("seed", seed, least=0)
+
+
+def check_epoch(epoch: SupportsIndex) -> int:
+    """Return the number of an epoch.
+
+    Args:
+        epoch: 0 or more.
+
+    Returns:
+        The number.
+
+    Raises:
+        TypeError: If epoch is not a whole number.
+        ValueError: If epoch is negative.
+    """
+    return check_whole_number("epoch", epoch, least=0)
+
+
+def check_max_cells(max_cells: SupportsIndex) -> int:
+    """Return the number of rows of the padded tables.
+
+    Args:
+        max_cells: 1 or more.
+
+    Returns:
+        The number.
+
+    Raises:
+        TypeError: If max_cells is not a whole number.
+        ValueError: If max_cells is smaller than 1.
+    """
+    return check_whole_number("max_cells", max_cells, least=1)
+
+
+def check_transform(transform: Given) -> Given:
+    """Return the transform.
+
+    Args:
+        transform: Something to be called on each clip, or None.
+
+    Returns:
+        The same object.
+
+    Raises:
+        TypeError: If transform is neither None nor callable.
+    """
+    if transform is not None and not callable(transform):
+        raise TypeError(f"transform must be a callable that takes a clip, got {transform!r}")
+    return transform

@@ -1,0 +1,229 @@
+"""Fetching a data set of the Cell Tracking Challenge from the challenge's own address."""
+
+import re
+import shutil
+import zipfile
+from pathlib import Path
+
+import pooch
+import requests
+from tqdm import tqdm
+
+ADDRESS = "https://data.celltrackingchallenge.net"
+"""Where the challenge keeps its data sets."""
+
+KNOWN_HASHES: dict[str, str | None] = {
+    "BF-C2DL-HSC": None,
+    "BF-C2DL-MuSC": None,
+    "DIC-C2DH-HeLa": None,
+    "Fluo-C2DL-Huh7": None,
+    "Fluo-C2DL-MSC": None,
+    "Fluo-N2DH-GOWT1": None,
+    "Fluo-N2DH-SIM+": None,
+    "Fluo-N2DL-HeLa": None,
+    "PhC-C2DH-U373": None,
+    "PhC-C2DL-PSC": None,
+}
+"""The challenge's 2D data sets and the sha256 of the training archives; None: not published."""
+
+SPLITS = ("training", "test")
+"""The two archives of a data set; only the one for training holds truth."""
+
+TIMEOUT_SECONDS = 60
+_CHUNK_BYTES = 2**14
+
+
+def fetch(
+    name: str,
+    directory: str | Path,
+    split: str = "training",
+    url: str | None = None,
+    known_hash: str | None = None,
+    progress: bool = True,
+) -> Path:
+    """Fetch a data set and unpack it, unless that has been done before.
+
+    The archive is kept as ``<name>.zip``, an unfinished one as ``<name>.zip.part``, which the next
+    call continues. The challenge publishes no checksums: where none is known, the sha256 of the
+    first archive that unpacks well is written to ``<name>.zip.sha256``, and every later download
+    into this directory must have the same. The test split is stored under ``<name>-test``.
+
+    Args:
+        name: Name of the data set, for example ``"Fluo-N2DL-HeLa"``.
+        directory: Where to put it; made if it is not there.
+        split: ``"training"``, with truth, or ``"test"``, without.
+        url: Address of the zip archive. None: the challenge's own, for the names it is known to
+            have; the archive must hold one folder, called name.
+        known_hash: sha256 the archive must have, 64 hexadecimal digits. None: see above.
+        progress: Whether to show a progress bar on stderr.
+
+    Returns:
+        The data set's folder, ``directory/<name>``, fit for :func:`read_sequence`.
+
+    Raises:
+        FileNotFoundError: If the server has no such file.
+        ConnectionError: If the transfer fails or breaks off; call again to continue it.
+        ValueError: If name, split or known_hash is wrong, the archive has another checksum, or it
+            is damaged or holds something else than the folder.
+    """
+    _check_arguments(name, split, url, known_hash)
+    stored = name if split == "training" else f"{name}-test"
+    folder = Path(directory)
+    if (folder / stored).is_dir():
+        return folder / stored
+    folder.mkdir(parents=True, exist_ok=True)
+    archive = folder / f"{stored}.zip"
+    note = folder / f"{archive.name}.sha256"
+    expected = known_hash or (KNOWN_HASHES.get(name) if split == "training" and not url else None)
+    if expected is None and note.is_file():
+        expected = note.read_text().strip()
+    _download(url or f"{ADDRESS}/{split}-datasets/{name}.zip", archive, expected, progress)
+    _unpack(archive, name, folder / stored)
+    note.write_text(pooch.file_hash(str(archive)) + "\n")
+    return folder / stored
+
+
+class ResumingDownloader:
+    """A downloader for pooch that continues an unfinished file.
+
+    Args:
+        part: Where the unfinished file lies between two calls.
+        progress: Whether to show a progress bar on stderr.
+    """
+
+    def __init__(self, part: Path, progress: bool) -> None:
+        """Remember the arguments; nothing is read yet."""
+        self.part = part
+        self.progress = progress
+
+    def __call__(self, url: str, output_file: str | Path, pooch: object) -> None:
+        """Fetch the file, from where the last call broke off if the server can.
+
+        Args:
+            url: Address of the file.
+            output_file: Where it goes when it is whole.
+            pooch: Not used; pooch hands it to all downloaders.
+
+        Raises:
+            FileNotFoundError: If the server has no such file.
+            ConnectionError: If the transfer fails or breaks off.
+        """
+        try:
+            self._transfer(url)
+        except (requests.RequestException, ConnectionError) as error:
+            response = getattr(error, "response", None)
+            if response is not None and response.status_code in (404, 410):
+                raise FileNotFoundError(f"{url} is not there ({error})") from error
+            raise ConnectionError(
+                f"could not fetch {url} ({error}); {self._size()} bytes are kept in {self.part}, "
+                "call again to continue"
+            ) from error
+        shutil.move(self.part, output_file)
+
+    def _size(self) -> int:
+        return self.part.stat().st_size if self.part.is_file() else 0
+
+    def _transfer(self, url: str) -> None:
+        """Append what is missing to the unfinished file, or begin it anew."""
+        done = self._size()
+        with _open(url, done) as response:
+            if done and not _fits(response, done):
+                self.part.unlink()
+                self._transfer(url)
+                return
+            response.raise_for_status()
+            # A server that knows no ranges answers 200 and sends the whole file.
+            done = done if response.status_code == requests.codes.partial else 0
+            self._store(response, done)
+
+    def _store(self, response: requests.Response, done: int) -> None:
+        """Write the body of an answer behind the first ``done`` bytes."""
+        rest = int(response.headers.get("Content-Length", 0))
+        bar = tqdm(
+            total=done + rest if rest else None,
+            initial=done,
+            unit="B",
+            unit_scale=True,
+            desc=self.part.stem,
+            disable=not self.progress,
+        )
+        with bar, self.part.open("ab" if done else "wb") as file:
+            for chunk in response.iter_content(_CHUNK_BYTES):
+                file.write(chunk)
+                bar.update(len(chunk))
+        if rest and self._size() != done + rest:
+            raise ConnectionError(f"got {self._size()} of {done + rest} bytes")
+
+
+def _open(url: str, done: int) -> requests.Response:
+    # "identity": ranges count the bytes of the file, not those of a compressed stream.
+    headers = {"Accept-Encoding": "identity"}
+    if done:
+        headers["Range"] = f"bytes={done}-"
+    return requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS)
+
+
+def _fits(response: requests.Response, done: int) -> bool:
+    """Tell whether the answer to a request for a range is of use to an unfinished file."""
+    if response.status_code == requests.codes.partial:
+        return response.headers.get("Content-Range", "").startswith(f"bytes {done}-")
+    return response.status_code != requests.codes.requested_range_not_satisfiable
+
+
+def _check_arguments(name: str, split: str, url: str | None, known_hash: str | None) -> None:
+    if not re.fullmatch(r"\w[\w+.-]*", name):
+        raise ValueError(f"name must be the plain name of a folder, got {name!r}")
+    if url is None and name not in KNOWN_HASHES:
+        known = ", ".join(KNOWN_HASHES)
+        raise ValueError(f"no data set called {name!r}; there are: {known}. Or give its url")
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
+    if known_hash is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", known_hash):
+        raise ValueError(
+            f"known_hash must be a sha256 of 64 hexadecimal digits, got {known_hash!r}"
+        )
+
+
+def _download(url: str, archive: Path, expected: str | None, progress: bool) -> None:
+    """Fetch the archive unless it is there with the expected checksum."""
+    downloader = ResumingDownloader(archive.with_name(archive.name + ".part"), progress)
+    try:
+        pooch.retrieve(
+            url,
+            known_hash=expected and f"sha256:{expected.lower()}",
+            fname=archive.name,
+            path=archive.parent,
+            downloader=downloader,
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"{url} has not the expected sha256 {expected}; the file has been removed. Call again, "
+            f"or, if the data set has been replaced, remove {archive.name}.sha256 or give its "
+            f"known_hash ({error})"
+        ) from error
+
+
+def _unpack(archive: Path, name: str, target: Path) -> None:
+    """Unpack the archive beside the target and move its folder there when it is whole."""
+    staging = target.with_name(f".{target.name}.unpacking")
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        with zipfile.ZipFile(archive) as file:
+            _check_members(file.namelist(), name, archive)
+            file.extractall(staging)
+        (staging / name).rename(target)
+    except (zipfile.BadZipFile, ValueError) as error:
+        archive.unlink()
+        raise ValueError(f"{archive} is damaged or unsafe and has been removed: {error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _check_members(members: list[str], name: str, archive: Path) -> None:
+    """Refuse paths that leave the folder, and archives without it."""
+    for member in members:
+        parts = re.split(r"[/\\]", member)
+        if ".." in parts or parts[0] == "" or ":" in parts[0]:
+            raise ValueError(f"it holds a path that leads out of the folder, {member!r}")
+    if not any(member.startswith(f"{name}/") for member in members):
+        raise ValueError(f"it must hold a folder {name!r}, got {members[:3]}")

@@ -1,0 +1,244 @@
+"""MixedVideos: clips of several sources, for example real and synthetic, in one stream."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Protocol, SupportsIndex
+
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from bvdm_data.camera_scale import CameraScale
+from bvdm_data.clip import Clip
+from bvdm_data.datasets.arguments import (
+    check_epoch,
+    check_length,
+    check_seed,
+    check_whole_number,
+)
+from bvdm_data.randomness import stream
+
+BLOCK = 1024
+"""Clips whose sources are drawn together, from one random stream."""
+
+SHARED = ("frames", "size", "annotations", "max_cells", "scale")
+"""What all sources of a mix must have in common, so that their clips fit into one batch."""
+
+
+class ClipSource(Protocol):
+    """What a mix asks of its sources: endless clips by number, all of one form.
+
+    ``SyntheticHeLaVideos``, ``CTCVideos`` and ``MixedVideos`` itself are such sources.
+    """
+
+    @property
+    def frames(self) -> int:
+        """Frames of a clip."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of a clip in pixels."""
+
+    @property
+    def annotations(self) -> tuple[str, ...]:
+        """Keys of a clip beside ``video``, out of ``ANNOTATIONS``."""
+
+    @property
+    def max_cells(self) -> int:
+        """Rows of the padded tables."""
+
+    @property
+    def scale(self) -> CameraScale:
+        """How counts of the camera and grey values belong together."""
+
+    def clip(self, index: int) -> Clip:
+        """Return clip ``index``, for any index >= 0."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the clips be those of another epoch."""
+
+
+class MixedVideos(IterableDataset[Clip]):
+    """Clips of several sources in one stream, each source as often as its weight says.
+
+    Which source clip ``i`` is from is drawn from a random stream of (seed, epoch, i // 1024)
+    alone, and it is that source's next own clip: the k-th pick of a source is its clip k, so that
+    no clip of a source is skipped or repeated. A clip thus depends on neither workers nor order.
+
+    A loader with ``persistent_workers=True`` holds copies of the data set that do not hear of
+    ``set_epoch``.
+
+    Attributes:
+        sources: The sources by name.
+        weights: How often each is picked, as fractions of 1.
+        frames: Frames of a clip.
+        size: Height and width of a clip in pixels.
+        annotations: Keys of a clip beside ``video``.
+        max_cells: Rows of the padded tables.
+        scale: How counts of the camera and grey values belong together.
+        length: Clips an epoch; None is without end.
+        seed: Seed of the draws.
+        epoch: Number of the epoch, 0 at first.
+
+    Examples:
+        A training on one real clip to three synthetic ones::
+
+            MixedVideos(
+                {"real": real, "synthetic": synthetic}, weights={"real": 1, "synthetic": 3}
+            )
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, ClipSource],
+        *,
+        weights: Mapping[str, float] | None = None,
+        length: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Mix the sources.
+
+        Args:
+            sources: Data sets of clips by name; all of the same frames, size, annotations,
+                max_cells and scale.
+            weights: How often each source is picked, relative to the others, under the same
+                names; None: all equally often.
+            length: Clips an epoch; None: an endless stream.
+            seed: Seed of the draws; the sources keep their own seeds.
+
+        Raises:
+            TypeError: If a source does not deliver clips by number, or length or seed is not a
+                whole number.
+            ValueError: If there is no source, two sources differ in what their clips hold, a
+                weight is missing, unknown, negative, not finite, or all are 0, length is below 1,
+                or seed below 0.
+        """
+        super().__init__()
+        self.sources = _check_sources(sources)
+        self.weights = _check_weights(weights, self.sources)
+        self.length = check_length(length)
+        self.seed = check_seed(seed)
+        first = next(iter(self.sources.values()))
+        self.frames = first.frames
+        self.size = first.size
+        self.annotations = first.annotations
+        self.max_cells = first.max_cells
+        self.scale = first.scale
+        self.epoch = 0
+        self._picks_before = [torch.zeros(len(self.sources), dtype=torch.int64)]
+
+    def clip(self, index: SupportsIndex) -> Clip:
+        """Return clip ``index`` of the mix.
+
+        Args:
+            index: From 0; ``length`` ends the iteration, it is no limit here.
+
+        Returns:
+            A clip of one of the sources; its ``index`` is the one of the mix.
+
+        Raises:
+            TypeError: If index is not a whole number.
+            IndexError: If index is negative.
+        """
+        number = check_whole_number("index", index, least=-(2**63))
+        if number < 0:
+            raise IndexError(f"index must be 0 or more, got {number}")
+        block, place = divmod(number, BLOCK)
+        picks = self._picks(block)
+        name = list(self.sources)[int(picks[place])]
+        own = int(self._before(block)[picks[place]] + (picks[:place] == picks[place]).sum())
+        clip = self.sources[name].clip(own).copy()
+        clip["index"] = torch.tensor(number)
+        return clip
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the stream, and those of the sources, be those of another epoch.
+
+        Args:
+            epoch: 0 or more.
+
+        Raises:
+            TypeError: If epoch is not a whole number.
+            ValueError: If epoch is negative.
+        """
+        self.epoch = check_epoch(epoch)
+        for source in self.sources.values():
+            source.set_epoch(self.epoch)
+        del self._picks_before[1:]
+
+    def __iter__(self) -> Iterator[Clip]:
+        """Yield the clips in order; worker w of n yields clips w, w + n, w + 2 n, ..."""
+        worker = get_worker_info()
+        index, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        while self.length is None or index < self.length:
+            yield self.clip(index)
+            index += step
+
+    def __len__(self) -> int:
+        """Return the clips an epoch.
+
+        Raises:
+            TypeError: If the stream is endless.
+        """
+        if self.length is None:
+            raise TypeError("this MixedVideos is endless and has no len(); give it a length")
+        return self.length
+
+    def _picks(self, block: int) -> Tensor:
+        """Draw the sources of one block of clips, ``[BLOCK]`` int64."""
+        generator = stream(self.seed, "mix", self.epoch, block)
+        weights = torch.tensor(list(self.weights.values()), dtype=torch.float64)
+        return torch.multinomial(weights, BLOCK, replacement=True, generator=generator)
+
+    def _before(self, block: int) -> Tensor:
+        """Count the picks of every source ahead of a block; the counts are kept."""
+        for earlier in range(len(self._picks_before) - 1, block):
+            counts = torch.bincount(self._picks(earlier), minlength=len(self.sources))
+            self._picks_before.append(self._picks_before[-1] + counts)
+        return self._picks_before[block]
+
+
+def _check_sources(sources: Mapping[str, ClipSource]) -> dict[str, ClipSource]:
+    if not isinstance(sources, Mapping):
+        raise TypeError(
+            "sources must map names to data sets, such as {'real': real, 'synthetic': synthetic}, "
+            f"got {type(sources).__name__}"
+        )
+    if not sources:
+        raise ValueError("sources must name at least one data set, got none")
+    for name, source in sources.items():
+        missing = [part for part in ("clip", "set_epoch", *SHARED) if not hasattr(source, part)]
+        if missing:
+            raise TypeError(
+                f"sources[{name!r}] must be a data set of clips, such as SyntheticHeLaVideos or "
+                f"CTCVideos; {type(source).__name__} has no {missing[0]!r}"
+            )
+    first, *others = sources
+    for part in SHARED:
+        wanted = getattr(sources[first], part)
+        for other in others:
+            got = getattr(sources[other], part)
+            if got != wanted:
+                raise ValueError(
+                    f"sources must have the same {part}: sources[{first!r}] has {wanted}, "
+                    f"sources[{other!r}] has {got}; make both with the same {part}"
+                )
+    return dict(sources)
+
+
+def _check_weights(
+    weights: Mapping[str, float] | None, sources: Mapping[str, ClipSource]
+) -> dict[str, float]:
+    if weights is None:
+        weights = dict.fromkeys(sources, 1.0)
+    if set(weights) != set(sources):
+        raise ValueError(
+            f"weights must have the names of the sources, {sorted(sources)}, got {sorted(weights)}"
+        )
+    for name, weight in weights.items():
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ValueError(f"weights[{name!r}] must be finite and at least 0, got {weight}")
+    total = math.fsum(weights.values())
+    if total <= 0:
+        raise ValueError("weights must not all be 0; give at least one source a weight above 0")
+    return {name: weights[name] / total for name in sources}

@@ -1,0 +1,245 @@
+"""SyntheticHeLaVideos: an endless stream of annotated clips that nobody has ever seen."""
+
+import functools
+import itertools
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import SupportsIndex
+
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from bvdm_data.camera_scale import CameraScale
+from bvdm_data.clip import DEFAULT_MAX_CELLS, Clip, check_annotations
+from bvdm_data.datasets.arguments import (
+    check_epoch,
+    check_frames,
+    check_length,
+    check_max_cells,
+    check_seed,
+    check_size,
+    check_transform,
+    check_whole_number,
+)
+from bvdm_data.datasets.transform import Transform, transformed
+from bvdm_data.synth.generator import Generator, SceneSettings, synthesise, to_clip
+from bvdm_data.synth.texture import PaperSettings
+from bvdm_data.weights import find_model, load
+
+METHODS = {"paper": PaperSettings()}
+"""Ways of painting nuclei that have a name."""
+
+
+class SyntheticHeLaVideos(IterableDataset[Clip]):
+    """Annotated clips of dividing nuclei, synthesised while you train.
+
+    Clip ``i`` of epoch ``e`` is a pure function of the model, the arguments, the seed, ``e`` and
+    ``i``: the same for any number of workers, in any order. No global random state is touched.
+
+    A loader with ``persistent_workers=True`` holds copies of the data set that do not hear of
+    :meth:`set_epoch`.
+
+    Args:
+        frames: Frames of a clip.
+        size: Height and width of a clip in pixels, any rectangle; one number makes a square.
+        length: Clips an epoch; None: an endless stream.
+        seed: Seed of all clips.
+        model: A name that ships with the package, or the path of a file made by
+            ``bvdm-data fit``.
+        method: How nuclei are painted: ``"paper"`` (Yilmaz et al. 2024, step by step), or a
+            :class:`PaperSettings` with other numbers of steps.
+        nuclei: Nuclei in the first frame; a pair: a random number from low to high; None: the
+            density of the fitted video.
+        annotations: Keys beside ``video``: ``"masks"``, ``"tracks"``, ``"flow"``, ``"stages"``,
+            ``"boxes"``, ``"centroids"``; see :class:`Clip`.
+        max_cells: Rows of the padded tables; a clip with more nuclei is an error, never cut.
+        device: Where the networks run, and where the clips are; other than ``"cpu"`` needs a
+            loader with ``num_workers=0``.
+        transform: Called on the finished clip, with ``video`` and ``masks`` as tv_tensors.
+
+    Attributes:
+        frames: Frames of a clip.
+        size: Height and width of a clip in pixels.
+        length: Clips an epoch, or None.
+        seed: Seed of all clips.
+        model: Path of the model's file.
+        method: How nuclei are painted.
+        nuclei: Nuclei in the first frame.
+        annotations: Keys of a clip beside ``video``.
+        max_cells: Rows of the padded tables.
+        device: Where the clips are.
+        scale: How grey values and camera counts belong together.
+        transform: What is called on the finished clip.
+        epoch: Number of the epoch, 0 at first.
+
+    Raises:
+        FileNotFoundError: If model is a path and there is no such file.
+        TypeError: If an argument is of the wrong type.
+        ValueError: If an argument is out of its range, or there is no such model or method.
+
+    Examples:
+        Batches of four clips for your own network::
+
+            for batch in DataLoader(SyntheticHeLaVideos(frames=8), batch_size=4, num_workers=2):
+                loss = net(batch["video"], batch["masks"])
+    """
+
+    def __init__(
+        self,
+        *,
+        frames: int = 8,
+        size: int | Sequence[int] = (256, 256),
+        length: int | None = None,
+        seed: int = 0,
+        model: str | Path = "hela",
+        method: str | PaperSettings = "paper",
+        nuclei: int | tuple[int, int] | None = None,
+        annotations: Collection[str] = ("masks", "tracks"),
+        max_cells: int = DEFAULT_MAX_CELLS,
+        device: str | torch.device = "cpu",
+        transform: Transform | None = None,
+    ) -> None:
+        self.frames = check_frames(frames)
+        self.size = check_size(size)
+        self.length = check_length(length)
+        self.seed = check_seed(seed)
+        self.model = find_model(model)
+        self.method = _check_method(method)
+        self.annotations = check_annotations(annotations)
+        self.max_cells = check_max_cells(max_cells)
+        self.nuclei = _check_nuclei(nuclei, self.max_cells)
+        self.device = _check_device(device)
+        self.transform = check_transform(transform)
+        self.epoch = 0
+        generator = load(self.model)
+        camera = generator.camera
+        self.scale = CameraScale(camera.offset, camera.full)
+        if min(self.size) < generator.nucleus_diameter:
+            raise ValueError(
+                f"size must not be smaller than a nucleus of the model "
+                f"({generator.nucleus_diameter:.0f} px across), got {self.size}"
+            )
+
+    def clip(self, index: SupportsIndex) -> Clip:
+        """Make one clip.
+
+        Args:
+            index: Its number, 0 or more; below ``length`` where that is given.
+
+        Returns:
+            The clip, as the loader would get it.
+
+        Raises:
+            IndexError: If there is no such clip.
+            RuntimeError: If a loader's worker is asked for clips on another device than the CPU.
+            TooManyNucleiError: If it shows more than ``max_cells`` nuclei.
+            ValueError: If the nuclei asked for do not fit into the picture.
+        """
+        number = check_whole_number("index", index)
+        if number < 0 or (self.length is not None and number >= self.length):
+            limit = "" if self.length is None else f" and below length={self.length}"
+            raise IndexError(f"index must be 0 or more{limit}, got {number}")
+        if self.device.type != "cpu" and get_worker_info() is not None:
+            raise RuntimeError(
+                f"num_workers must be 0 when device is {str(self.device)!r}: a forked worker "
+                "cannot use it. Use device='cpu', or make the clips ahead with "
+                '"bvdm-data export".'
+            )
+        scene = SceneSettings(
+            frames=self.frames,
+            size=self.size,
+            nuclei=self.nuclei,
+            flow="flow" in self.annotations and self.frames > 1,
+        )
+        name = ("clip", self.epoch, number)
+        film = synthesise(_on_device(self.model, self.device), scene, self.method, seed=self.seed, name=name)
+        clip = to_clip(film, self.annotations, self.max_cells, number)
+        return transformed(_moved(clip, self.device), self.transform)
+
+    def set_epoch(self, epoch: SupportsIndex) -> None:
+        """Choose the epoch: other clips for every index.
+
+        Args:
+            epoch: 0 or more.
+        """
+        self.epoch = check_epoch(epoch)
+
+    def __iter__(self) -> Iterator[Clip]:
+        """Yield the clips of the epoch; with workers, each yields its share of them."""
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        numbers = itertools.count(first, step)
+        if self.length is not None:
+            numbers = itertools.takewhile(lambda i: i < (self.length or 0), numbers)
+        for number in numbers:
+            yield self.clip(number)
+
+    def __len__(self) -> int:
+        """Return the clips of an epoch.
+
+        Raises:
+            TypeError: If the stream is endless.
+        """
+        if self.length is None:
+            raise TypeError("this stream is endless; give length= to make it finite")
+        return self.length
+
+
+@functools.lru_cache(maxsize=4)
+def _placed(model: Path, modified: int, device: torch.device) -> Generator:
+    return load(model).to(device)
+
+
+def _on_device(model: Path, device: torch.device) -> Generator:
+    if device.type == "cpu":
+        return load(model)
+    return _placed(model, model.stat().st_mtime_ns, device)
+
+
+def _moved(clip: Clip, device: torch.device) -> Clip:
+    if device.type == "cpu":
+        return clip
+    return {key: value.to(device) for key, value in clip.items()}  # type: ignore[return-value, attr-defined]
+
+
+def _check_method(method: str | PaperSettings) -> PaperSettings:
+    if isinstance(method, PaperSettings):
+        return method
+    if not isinstance(method, str):
+        raise TypeError(f"method must be a name or PaperSettings, got {method!r}")
+    if method not in METHODS:
+        names = ", ".join(repr(name) for name in METHODS)
+        raise ValueError(f"method must be one of {names}, or PaperSettings, got {method!r}")
+    return METHODS[method]
+
+
+def _check_nuclei(
+    nuclei: int | tuple[int, int] | None, max_cells: int
+) -> int | tuple[int, int] | None:
+    if nuclei is None:
+        return None
+    if not isinstance(nuclei, (tuple, list)):
+        number = check_whole_number("nuclei", nuclei, least=0)
+        high = number
+    else:
+        if len(nuclei) != 2:
+            raise ValueError(f"nuclei must be a number or a pair (low, high), got {nuclei!r}")
+        low, high = (check_whole_number("nuclei", n, least=0) for n in nuclei)
+        if low > high:
+            raise ValueError(f"nuclei must be a pair (low, high) with low <= high, got {nuclei!r}")
+        nuclei = (low, high)
+    if high > max_cells:
+        raise ValueError(
+            f"nuclei must be at most max_cells={max_cells}, got {nuclei!r}; give a larger max_cells"
+        )
+    return nuclei
+
+
+def _check_device(device: str | torch.device) -> torch.device:
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be one that torch knows, got {device!r}") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={device!r} asks for CUDA, but torch finds none; use device='cpu'")
+    return found

@@ -1,0 +1,1 @@
+"""Judges: they see clips, never how a clip was made."""

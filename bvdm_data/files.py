@@ -1,0 +1,57 @@
+"""Files that are whole or not there: written under a temporary name, then renamed."""
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path`` that takes its place when all went well.
+
+    Args:
+        path: The file to make; its folder is made if need be.
+
+    Yields:
+        Where to write.
+
+    Raises:
+        OSError: If it cannot be written, for example because the disk is full; what stood at path
+            before is still there, and nothing half-written is left.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors and text to a safetensors file, whole or not at all.
+
+    Args:
+        path: The file to make.
+        tensors: Named tensors, contiguous.
+        metadata: Named texts for the header.
+
+    Raises:
+        OSError: If it cannot be written; see :func:`whole_file`.
+    """
+    with whole_file(path) as temporary:
+        try:
+            save_file(dict(tensors), temporary, dict(metadata))
+        except SafetensorError as error:
+            raise OSError(f"{error}") from error

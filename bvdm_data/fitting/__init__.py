@@ -1,0 +1,1 @@
+"""From one annotated video to a generator."""

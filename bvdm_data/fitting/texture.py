@@ -1,0 +1,194 @@
+"""Texture: trains the DDPM on single nuclei (Yilmaz et al. 2024, section 2)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bvdm_data.fitting.crops import MASK_LEVEL, Crops
+from bvdm_data.fitting.training import TrainingLog, TrainingSettings, purpose_of, train
+from bvdm_data.randomness import stream
+from bvdm_data.synth.diffusion import add_noise, cosine_schedule
+from bvdm_data.synth.unet import UNet, UNetSettings
+
+TEXTURE_TRAINING = TrainingSettings(steps=10_000, batch=32, rate=5e-4)
+"""The paper's recipe: 10,000 iterations, batch 32, learning rate 5e-4 (section 3)."""
+
+
+@dataclass(frozen=True)
+class Textures:
+    """Normalised crops: what the DDPM learns.
+
+    Attributes:
+        pictures: Relative light, ``[n, 1, 96, 96]`` float16: 0 outside the nucleus, a mean of
+            ``MASK_LEVEL`` inside.
+        track: Track id, ``[n]`` int64.
+    """
+
+    pictures: Tensor
+    track: Tensor
+
+
+def normalise(crops: Crops, *, dim_share: float = 0.125, most: float = 1.5) -> Textures:
+    """Bring every nucleus to the mean at which inference starts.
+
+    The authors scale all crops by one range, so that hardly any real nucleus is as bright as the
+    flat mask from which their inference starts. Here every crop is divided by its own mean, so
+    that training and inference meet at ``MASK_LEVEL``; brightness comes back in the scene.
+
+    Args:
+        crops: Nuclei cut out of the video.
+        dim_share: Share of the nuclei, the dimmest, that is left out, because scaling them up
+            would teach the camera's noise as texture (our choice: below it the noise of the HeLa
+            video is more than a tenth of the light).
+        most: Where relative light is clipped (above the 99.9th percentile of the HeLa video).
+
+    Returns:
+        The normalised pictures.
+
+    Raises:
+        ValueError: If the nuclei are not brighter than the background.
+    """
+    least = np.quantile(crops.brightness, dim_share) if len(crops.brightness) else 0.0
+    if least <= 0:
+        raise ValueError(
+            "the nuclei of the video must be brighter than its background, got a mean brightness "
+            f"of {least:.4f} at quantile {dim_share}; are the masks those of the video?"
+        )
+    keep = np.flatnonzero(crops.brightness >= least)
+    gain = (MASK_LEVEL / crops.brightness[keep])[:, None, None]
+    pictures = np.clip(crops.light[keep].astype(np.float32) * gain, 0, most)
+    return Textures(
+        torch.from_numpy(pictures.astype(np.float16))[:, None], torch.from_numpy(crops.track[keep])
+    )
+
+
+def split_tracks(track: Tensor, *, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Split by track: no nucleus is on both sides.
+
+    Args:
+        track: Track id of each sample, ``[n]``.
+        share: Share of the tracks that are held out.
+        seed: Which tracks.
+
+    Returns:
+        Indices of the training and of the held-out samples.
+
+    Raises:
+        ValueError: If there are fewer than two tracks.
+    """
+    tracks = track.unique()
+    if len(tracks) < 2:
+        raise ValueError(f"at least 2 tracks are needed to hold some out, got {len(tracks)}")
+    order = torch.randperm(len(tracks), generator=stream(seed, "split"))
+    held = tracks[order[: max(1, round(share * len(tracks)))]]
+    is_held = torch.isin(track, held)
+    return (~is_held).nonzero()[:, 0], is_held.nonzero()[:, 0]
+
+
+def fit_texture(
+    textures: Textures,
+    *,
+    checkpoint: Path,
+    network: UNetSettings | None = None,
+    training: TrainingSettings = TEXTURE_TRAINING,
+    held_out_share: float = 0.15,
+    progress: bool = True,
+) -> tuple[UNet, TrainingLog]:
+    """Train the DDPM; T = 1000, cosine schedule, mean squared error of the noise.
+
+    Args:
+        textures: Normalised crops.
+        checkpoint: Where the state is kept; the same call goes on from there.
+        network: Size of the U-Net.
+        training: Steps, batch, rate, seed.
+        held_out_share: Share of the tracks that are only looked at (.15 in the authors' code).
+        progress: Show a progress bar.
+
+    Returns:
+        The network with averaged weights, and the losses.
+    """
+    learn, held = split_tracks(textures.track, share=held_out_share, seed=training.seed)
+    torch_seed = stream(training.seed, "texture", "weights").initial_seed()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch_seed)
+        unet = UNet(network)
+    unet = unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    members = _by_track(textures.track, learn)
+    check = _held_out_batch(textures.pictures, held, training.seed)
+
+    def loss_at(model: nn.Module, step: int) -> Tensor:
+        generator = stream(training.seed, "texture", step)
+        pictures = _draw(textures.pictures, members, training.batch, generator)
+        return _loss(model, pictures, *_noise_and_step(len(pictures), pictures, generator))
+
+    def held_out(model: nn.Module) -> float:
+        parts = zip(*(part.split(32) for part in check), strict=True)
+        return float(torch.stack([_loss(model, *part) for part in parts]).mean())
+
+    purpose = purpose_of(
+        "texture", unet.settings, training.batch, training.rate, training.average, training.seed,
+        held_out_share, textures.track.tolist(), round(float(textures.pictures.double().mean()), 6),
+    )  # fmt: skip
+    log = train(
+        unet, loss_at, held_out, training, checkpoint=checkpoint, purpose=purpose, progress=progress
+    )
+    return unet, log
+
+
+def _loss(model: nn.Module, pictures: Tensor, noise: Tensor, step: Tensor) -> Tensor:
+    noisy = add_noise(pictures, noise, step, _SCHEDULE)
+    noisy = noisy.contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        predicted = model(noisy, step)
+    return F.mse_loss(predicted.float(), noise)
+
+
+def _by_track(track: Tensor, learn: Tensor) -> list[Tensor]:
+    return [learn[track[learn] == one] for one in track[learn].unique()]
+
+
+def _draw(
+    pictures: Tensor, members: list[Tensor], batch: int, generator: torch.Generator
+) -> Tensor:
+    """Draw a track, then one of its frames (as the authors do), then one of eight symmetries."""
+    tracks = torch.randint(len(members), (batch,), generator=generator).tolist()
+    place = torch.rand(batch, generator=generator).tolist()
+    chosen = [members[t][int(p * len(members[t]))] for t, p in zip(tracks, place, strict=True)]
+    turn = torch.randint(8, (batch,), generator=generator).tolist()
+    return torch.stack([symmetry(pictures[i].float(), k) for i, k in zip(chosen, turn, strict=True)])
+
+
+def symmetry(picture: Tensor, which: int) -> Tensor:
+    """Return one of the eight symmetries of a square: four quarter turns, plain or mirrored.
+
+    Args:
+        picture: ``[..., H, H]``.
+        which: From 0 (unchanged) to 7.
+
+    Returns:
+        The turned picture.
+    """
+    turned = picture.rot90(which % 4, (-2, -1))
+    return turned.flip(-1) if which >= 4 else turned
+
+
+def _noise_and_step(
+    count: int, pictures: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    noise = torch.randn(pictures.shape, generator=generator)
+    return noise, torch.randint(_SCHEDULE.steps, (count,), generator=generator)
+
+
+def _held_out_batch(pictures: Tensor, held: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw 256 held-out pictures with fixed noise, so that losses can be compared."""
+    generator = stream(seed, "texture", "held out")
+    chosen = held[torch.randint(len(held), (256,), generator=generator)]
+    images = pictures[chosen].float()
+    return images, *_noise_and_step(256, images, generator)
+
+
+_SCHEDULE = cosine_schedule()

@@ -1,0 +1,216 @@
+"""Training: the loop that both networks share; it is seeded by step and resumes after a kill."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from bvdm_data.files import write_tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """How long and how fast a network learns.
+
+    Attributes:
+        steps: Optimiser steps.
+        batch: Samples a step.
+        rate: Learning rate.
+        average: Decay of the exponential moving average of the weights, which is what is kept.
+        seed: Step ``i`` draws from a stream of (seed, i), so a resumed run equals an unbroken one.
+        save_every: Steps between two checkpoints.
+        check_every: Steps between two held-out losses.
+    """
+
+    steps: int
+    batch: int = 32
+    rate: float = 5e-4
+    average: float = 0.999
+    seed: int = 0
+    save_every: int = 250
+    check_every: int = 500
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that train nothing."""
+        for name in ("steps", "batch", "save_every", "check_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.rate > 0:
+            raise ValueError(f"rate must be above 0, got {self.rate}")
+        if not 0 <= self.average < 1:
+            raise ValueError(f"average must be from 0 to below 1, got {self.average}")
+
+
+@dataclass
+class TrainingLog:
+    """What a training printed.
+
+    Attributes:
+        train: Pairs of step and mean training loss since the last pair.
+        held_out: Pairs of step and loss on held-out tracks, by the averaged weights.
+        seconds: Time spent in all runs together.
+    """
+
+    train: list[tuple[int, float]] = field(default_factory=list)
+    held_out: list[tuple[int, float]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def train(
+    network: nn.Module,
+    loss_at: Callable[[nn.Module, int], Tensor],
+    held_out: Callable[[nn.Module], float],
+    settings: TrainingSettings,
+    *,
+    checkpoint: Path,
+    purpose: str,
+    progress: bool = True,
+) -> TrainingLog:
+    """Train a network, keep the moving average of its weights, and survive a kill.
+
+    Args:
+        network: Trained in place; ends with the averaged weights.
+        loss_at: Gives the loss of the network at a step; must depend on nothing but these.
+        held_out: Gives the loss on held-out data.
+        settings: Steps, rate, seed.
+        checkpoint: Where to keep the state; an existing one is continued.
+        purpose: What is trained, on what: a checkpoint of another purpose is refused. Two equal
+            purposes must mean equal data and settings.
+        progress: Show a progress bar.
+
+    Returns:
+        The losses and the time.
+
+    Raises:
+        ValueError: If the checkpoint belongs to another training or is damaged.
+    """
+    average = {name: value.detach().clone() for name, value in network.named_parameters()}
+    optimizer = torch.optim.RAdam(network.parameters(), lr=settings.rate)
+    log, start = TrainingLog(), 0
+    if checkpoint.exists():
+        start = _load(checkpoint, network, average, optimizer, log, purpose)
+    network.train()
+    bar = tqdm(total=settings.steps, initial=start, desc=checkpoint.stem, disable=not progress)
+    begun, recent = time.monotonic() - log.seconds, []
+    for step in range(start, settings.steps):
+        loss = loss_at(network, step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        _update_average(average, network, settings.average, step)
+        recent.append(float(loss.detach()))
+        bar.update()
+        done = step + 1
+        if done % settings.check_every == 0 or done == settings.steps:
+            log.train.append((done, sum(recent) / len(recent)))
+            log.held_out.append((done, _held_out_of_average(network, average, held_out)))
+            recent = []
+            bar.set_postfix(loss=f"{log.train[-1][1]:.5f}", held_out=f"{log.held_out[-1][1]:.5f}")
+        if done % settings.save_every == 0 or done == settings.steps:
+            log.seconds = time.monotonic() - begun
+            _save(checkpoint, done, network, average, optimizer, log, purpose)
+    bar.close()
+    _put(network, average)
+    network.eval()
+    return log
+
+
+def purpose_of(*parts: object) -> str:
+    """Return a short text that differs when any of the parts differs.
+
+    Args:
+        *parts: Settings, names, arrays' digests: whatever the result depends on.
+
+    Returns:
+        A hexadecimal digest.
+    """
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _update_average(average: dict[str, Tensor], network: nn.Module, decay: float, step: int) -> None:
+    # Early on the average is short, so that it does not carry the random start along.
+    decay = min(decay, (1 + step) / (10 + step))
+    with torch.no_grad():
+        for name, value in network.named_parameters():
+            average[name].lerp_(value, 1 - decay)
+
+
+def _put(network: nn.Module, values: dict[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            parameter.copy_(values[name])
+
+
+def _held_out_of_average(
+    network: nn.Module, average: dict[str, Tensor], held_out: Callable[[nn.Module], float]
+) -> float:
+    current = {name: value.detach().clone() for name, value in network.named_parameters()}
+    _put(network, average)
+    network.eval()
+    with torch.no_grad():
+        loss = held_out(network)
+    network.train()
+    _put(network, current)
+    return loss
+
+
+def _save(
+    path: Path,
+    step: int,
+    network: nn.Module,
+    average: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    log: TrainingLog,
+    purpose: str,
+) -> None:
+    tensors = {f"network.{n}": v.detach().contiguous() for n, v in network.named_parameters()}
+    tensors |= {f"average.{name}": value.contiguous() for name, value in average.items()}
+    for name, parameter in network.named_parameters():
+        for key, value in optimizer.state[parameter].items():
+            tensors[f"optimizer.{name}.{key}"] = value.contiguous()
+    header = {
+        "purpose": purpose,
+        "step": step,
+        "seconds": log.seconds,
+        "train": log.train,
+        "held_out": log.held_out,
+    }
+    write_tensors(path, tensors, {"training": json.dumps(header)})
+
+
+def _load(
+    path: Path,
+    network: nn.Module,
+    average: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    log: TrainingLog,
+    purpose: str,
+) -> int:
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {})["training"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"the checkpoint {path} is damaged ({error}); delete it") from error
+    if header["purpose"] != purpose:
+        raise ValueError(
+            f"the checkpoint {path} belongs to a training with other data or settings; give "
+            "another --work-dir, or delete it"
+        )
+    _put(network, {n.removeprefix("network."): v for n, v in tensors.items() if n[:8] == "network."})
+    for name, parameter in network.named_parameters():
+        average[name].copy_(tensors[f"average.{name}"])
+        start = f"optimizer.{name}."
+        state = {n.removeprefix(start): v for n, v in tensors.items() if n.startswith(start)}
+        optimizer.state[parameter] = state
+    log.train = [(int(step), float(loss)) for step, loss in header["train"]]
+    log.held_out = [(int(step), float(loss)) for step, loss in header["held_out"]]
+    log.seconds = float(header["seconds"])
+    return int(header["step"])

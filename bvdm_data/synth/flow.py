@@ -1,0 +1,124 @@
+"""Flow: how a texture moves from frame to frame; the paper's FlowNet and warping."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+FLOW_SIZE = 96
+"""Side in pixels of the patches that FlowNet works on."""
+
+
+class FlowNet(nn.Module):
+    """Predicts the flow that carries one mask onto the next: a VoxelMorph U-Net in 2D.
+
+    The paper's flow prediction model (section 2, FPMs; Balakrishnan et al. 2019). Encoder and
+    decoder have 32 channels, the displacement is that of every pixel and is not integrated, as in
+    the authors' network (116,370 parameters).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.ModuleList(_convolution(c, 32) for c in (2, 32, 32, 32))
+        self.decoder = nn.ModuleList(_convolution(c, 32) for c in (32, 64, 64, 64))
+        self.last = nn.ModuleList([_convolution(64, 32), _convolution(32, 16)])
+        self.flow = nn.Conv2d(16, 2, 3, padding=1)
+        nn.init.normal_(self.flow.weight, std=1e-5)  # so that training starts at no flow
+        nn.init.zeros_(self.flow.bias)  # type: ignore[arg-type]
+
+    def forward(
+        self, source: Float[Tensor, "N 1 H W"], target: Float[Tensor, "N 1 H W"]
+    ) -> Float[Tensor, "N 2 H W"]:
+        """Predict where the target looks in the source.
+
+        Args:
+            source: Masks at frame f, 1 inside; height and width are multiples of 16.
+            target: Masks at frame f + 1.
+
+        Returns:
+            Backward displacement ``(dy, dx)`` in pixels, for :func:`warp`, float32.
+        """
+        x = torch.cat([source, target], 1)
+        skips = []
+        for block in self.encoder:
+            x = F.leaky_relu(block(x), 0.2)
+            skips.append(x)
+            x = F.max_pool2d(x, 2)
+        for block in self.decoder:
+            x = F.leaky_relu(block(x), 0.2)
+            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+            x = torch.cat([x, skips.pop()], 1)
+        for block in self.last:
+            x = F.leaky_relu(block(x), 0.2)
+        # Displacements of several pixels need more digits than bfloat16 has.
+        with torch.autocast(x.device.type, enabled=False):
+            flow: Tensor = self.flow(x.float())
+        return flow
+
+
+def _convolution(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, padding=1)
+
+
+def warp(
+    image: Float[Tensor, "N C H W"], flow: Float[Tensor, "N 2 H W"]
+) -> Float[Tensor, "N C H W"]:
+    """Move an image along a backward flow, with bilinear interpolation.
+
+    Output pixel ``p`` is read at ``p + flow[p]``; reads past the border repeat the border.
+
+    Args:
+        image: What to move, for example a textured nucleus at frame f.
+        flow: Displacement in pixels, ``(dy, dx)``: where frame f + 1 looks in frame f.
+
+    Returns:
+        The image in the shape of frame f + 1, same dtype and device.
+
+    Raises:
+        ValueError: If flow has not one (dy, dx) for every pixel of image.
+
+    References:
+        Yilmaz et al. 2024, section 2, "Inference".
+
+    Examples:
+        >>> square = torch.zeros(1, 1, 5, 5)
+        >>> square[..., 1, 2] = 1
+        >>> up = torch.zeros(1, 2, 5, 5)
+        >>> up[:, 0] = -1  # look one row up, so the dot goes one row down
+        >>> warp(square, up).nonzero().tolist()
+        [[0, 0, 2, 2]]
+    """
+    # Imported here: kornia takes longer to import than the rest of the package.
+    from kornia.geometry.transform import remap
+
+    count, _, height, width = image.shape
+    if flow.shape != (count, 2, height, width):
+        raise ValueError(
+            "flow must hold one (dy, dx) in pixels for every pixel of image: "
+            f"expected shape {(count, 2, height, width)}, got {tuple(flow.shape)}"
+        )
+    y = torch.arange(height, device=image.device)[:, None] + flow[:, 0]
+    x = torch.arange(width, device=image.device)[None, :] + flow[:, 1]
+    moved: Tensor = remap(
+        image, x.to(image.dtype), y.to(image.dtype), padding_mode="border", align_corners=True
+    )
+    return moved
+
+
+def invert(flow: Float[Tensor, "N 2 H W"], rounds: int = 20) -> Float[Tensor, "N 2 H W"]:
+    """Turn a backward flow into the forward one: where does a pixel of frame f go?
+
+    Solves ``v(p) = -u(p + v(p))`` by fixed-point iteration (Chen et al. 2008), which converges
+    where the flow changes by less than a pixel from one pixel to the next.
+
+    Args:
+        flow: Backward displacement ``u``: pixel ``q`` of frame f + 1 comes from ``q + u(q)``.
+        rounds: Iterations.
+
+    Returns:
+        Forward displacement ``v``: pixel ``p`` of frame f goes to ``p + v(p)``.
+    """
+    forward = -flow
+    for _ in range(rounds):
+        forward = -warp(flow, forward)
+    return forward

@@ -1,0 +1,213 @@
+"""Generator: the fitted models, and the way from them and a seed to an annotated film."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from bvdm_data.clip import Clip, annotated, padded, unbroken_tracks
+from bvdm_data.randomness import numpy_stream, stream
+from bvdm_data.synth.flow import FLOW_SIZE, FlowNet
+from bvdm_data.synth.lives import LifeModel
+from bvdm_data.synth.motion import MotionModel, Path, film
+from bvdm_data.synth.scene import CameraModel, Labels, displace, expose, label, lighten
+from bvdm_data.synth.shapes import ShapeModel, area, rasterise
+from bvdm_data.synth.texture import PaperSettings, paint
+from bvdm_data.synth.unet import UNet
+
+JITTER = 0.1
+"""Amount of fresh shape noise in each frame (authors' code)."""
+
+
+@dataclass(frozen=True)
+class Generator:
+    """Everything that is fitted to one video.
+
+    Attributes:
+        shapes: Outlines of nuclei.
+        lives: Stages, brightness, growth.
+        motion: Steps, turns, density.
+        camera: Background, blur, noise, scale.
+        unet: Predicts the noise in a picture of a nucleus.
+        flownet: Predicts the flow between two masks.
+        card: What it was fitted to, how, and how well; JSON values.
+    """
+
+    shapes: ShapeModel
+    lives: LifeModel
+    motion: MotionModel
+    camera: CameraModel
+    unet: UNet
+    flownet: FlowNet
+    card: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def nucleus_diameter(self) -> float:
+        """Diameter of the mean interphase nucleus, px."""
+        return float(2 * np.sqrt(area(self.shapes.mean[0]) / np.pi))
+
+    def to(self, device: torch.device) -> "Generator":
+        """Return a copy whose networks are on a device; the statistics stay on the CPU."""
+        unet, flownet = UNet(self.unet.settings), FlowNet()
+        unet.load_state_dict(self.unet.state_dict())
+        flownet.load_state_dict(self.flownet.state_dict())
+        unet = unet.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return replace(self, unet=unet.eval(), flownet=flownet.to(device).eval())
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneSettings:
+    """What a film shows.
+
+    Attributes:
+        frames: Length.
+        size: Height and width, px.
+        nuclei: Nuclei in the first frame; a pair: a random number from low to high; None: the
+            density of the fitted video.
+        flow: Whether the displacement of every pixel is wanted.
+    """
+
+    frames: int
+    size: tuple[int, int]
+    nuclei: int | tuple[int, int] | None = None
+    flow: bool = False
+
+
+@dataclass(frozen=True)
+class Film:
+    """An annotated film of any number of nuclei.
+
+    Attributes:
+        video: Grey values that are whole camera counts, ``[F, H, W]`` float32.
+        masks: Ids 1 to n, ``[F, H, W]`` int32.
+        tracks: Id, first, last, parent, ``[n, 4]`` int32.
+        stages: Stage of each nucleus in each frame, -1 where it is not seen, ``[n, F]`` int8.
+        flow: Displacement of every pixel, ``[F - 1, 2, H, W]`` float32, if it was wanted.
+    """
+
+    video: npt.NDArray[np.float32]
+    masks: Labels
+    tracks: npt.NDArray[np.int32]
+    stages: npt.NDArray[np.int8]
+    flow: npt.NDArray[np.float32] | None
+
+
+def synthesise(
+    generator: Generator,
+    scene: SceneSettings,
+    texture: PaperSettings,
+    *,
+    seed: int,
+    name: tuple[str | int, ...],
+) -> Film:
+    """Make one film: lives and paths, labels, textures, light, camera (paper, figure 1 b).
+
+    Args:
+        generator: The fitted models.
+        scene: What the film shows.
+        texture: Steps of the diffusion.
+        seed: Seed of the data set.
+        name: The film's place in the data set, such as ``("clip", epoch, index)``; seed and name
+            decide every random number.
+
+    Returns:
+        The film.
+
+    Raises:
+        ValueError: If the nuclei asked for do not fit.
+    """
+    draws = numpy_stream(seed, *name, "lives")
+    nuclei = scene.nuclei
+    if isinstance(nuclei, tuple):
+        nuclei = int(draws.integers(nuclei[0], nuclei[1] + 1))
+    everyone = film(
+        generator.shapes,
+        generator.lives,
+        generator.motion,
+        frames=scene.frames,
+        size=scene.size,
+        nuclei=nuclei,
+        generator=draws,
+        jitter=JITTER,
+    )
+    labels = label(everyone, scene.frames, scene.size)
+    paths, masks = _patches(everyone, labels)
+    streams = [stream(seed, *name, "texture", path.life.identity) for path in paths]
+    painted = paint(masks, generator.unet, generator.flownet, texture, streams)
+    light = lighten(paths, labels, painted.texture.cpu(), texture.mask_level)
+    video = expose(light, generator.camera, numpy_stream(seed, *name, "camera"))
+    flow = displace(paths, labels, painted.flow.cpu()) if scene.flow else None
+    parents = {path.life.identity: path.life.parent for path in paths}
+    visible, table, old = unbroken_tracks(labels, parents)
+    return Film(video, visible, table, _stages(paths, table, old, scene.frames), flow)
+
+
+def _patches(
+    everyone: Sequence[Path], labels: Labels
+) -> tuple[list[Path], Bool[Tensor, "N F P P"]]:
+    """Draw the mask films of the nuclei that are seen, from their first to their last view."""
+    frames = len(labels)
+    views: dict[int, list[int]] = {}
+    for frame in range(frames):
+        for identity in np.unique(labels[frame]):
+            views.setdefault(int(identity), []).append(frame)
+    paths = [path for path in everyone if path.life.identity in views]
+    masks = torch.zeros(len(paths), frames, FLOW_SIZE, FLOW_SIZE, dtype=torch.bool)
+    grid = torch.arange(FLOW_SIZE) - (FLOW_SIZE - 1) / 2
+    for row, path in enumerate(paths):
+        life = path.life
+        first, last = views[life.identity][0], views[life.identity][-1]
+        radii = torch.from_numpy(life.radii[first - life.first : last + 1 - life.first]).float()
+        shape = (len(radii), FLOW_SIZE, FLOW_SIZE)
+        y, x = grid[:, None].expand(shape), grid[None].expand(shape)
+        masks[row, first : last + 1] = rasterise(radii, y, x)
+    return paths, masks
+
+
+def _stages(
+    paths: Sequence[Path],
+    table: npt.NDArray[np.int32],
+    old: npt.NDArray[np.int64],
+    frames: int,
+) -> npt.NDArray[np.int8]:
+    lives = {path.life.identity: path.life for path in paths}
+    stages = np.full((len(table), frames), -1, np.int8)
+    for (identity, first, last, _), former in zip(table, old, strict=True):
+        life = lives[int(former)]
+        stages[identity - 1, first : last + 1] = life.stages[
+            first - life.first : last + 1 - life.first
+        ]
+    return stages
+
+
+def to_clip(film: Film, annotations: Sequence[str], max_cells: int, index: int) -> Clip:
+    """Turn a film into the fixed-size tensors of a data set's sample.
+
+    Args:
+        film: What :func:`synthesise` made.
+        annotations: Which keys are wanted beside ``video``.
+        max_cells: Rows of the padded tables.
+        index: Number of the clip.
+
+    Returns:
+        The clip.
+
+    Raises:
+        TooManyNucleiError: If the film shows more than max_cells nuclei.
+    """
+    found = annotated(film.masks, film.tracks, annotations, max_cells)
+    if "flow" in annotations and film.flow is not None:
+        found["flow"] = torch.from_numpy(film.flow)
+    if "stages" in annotations:
+        found["stages"] = padded(film.stages, max_cells, -1)
+    ordered = {key: found[key] for key in annotations}
+    return Clip(
+        video=torch.from_numpy(film.video)[:, None],
+        **ordered,  # type: ignore[typeddict-item]
+        index=torch.tensor(index),
+        source=torch.tensor(1, dtype=torch.int8),
+    )

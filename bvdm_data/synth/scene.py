@@ -1,0 +1,248 @@
+"""Scene: many painted nuclei on one background, seen by one camera; picture and labels agree."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float
+from scipy import ndimage
+from torch import Tensor
+from torch.nn import functional as F
+
+from bvdm_data.synth.flow import invert
+from bvdm_data.synth.motion import Path
+from bvdm_data.synth.shapes import radius_towards, rasterise
+
+Labels = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Spot:
+    """One nucleus in one frame: which pixels of the picture it may cover.
+
+    Attributes:
+        row: Index of the nucleus among the paths.
+        window: The part of the picture, rows and columns.
+        y: Offset of each pixel along the nucleus' major axis, ``[h, w]`` px.
+        x: Offset across it.
+        inside: Which pixels lie within the outline, ``[h, w]`` bool.
+        edge: Distance of each pixel from the centroid less that of the outline, ``[h, w]`` px.
+    """
+
+    row: int
+    window: tuple[slice, slice]
+    y: Tensor
+    x: Tensor
+    inside: Tensor
+    edge: Tensor
+
+
+def spots(paths: Sequence[Path], frame: int, size: tuple[int, int]) -> Iterator[Spot]:
+    """Find the pixels of every nucleus that is there in a frame, from the deepest up.
+
+    Args:
+        paths: All nuclei.
+        frame: Which frame.
+        size: Height and width of the picture.
+
+    Yields:
+        One spot for each nucleus with a pixel in the picture.
+    """
+    here = [r for r, p in enumerate(paths) if p.life.first <= frame <= p.life.last]
+    for row in sorted(here, key=lambda r: paths[r].depth):
+        path = paths[row]
+        moment = frame - path.life.first
+        radii = torch.from_numpy(path.life.radii[moment]).float()[None]
+        centre, turn = path.centres[moment], float(path.turns[moment])
+        reach = math.ceil(float(radii.max())) + 1
+        window = tuple(
+            slice(max(0, math.floor(c) - reach), max(0, min(n, math.floor(c) + reach + 2)))
+            for c, n in zip(centre, size, strict=True)
+        )
+        if any(side.start >= side.stop for side in window):
+            continue
+        dy = torch.arange(window[0].start, window[0].stop)[:, None] - float(centre[0])
+        dx = torch.arange(window[1].start, window[1].stop)[None] - float(centre[1])
+        y = math.cos(turn) * dy + math.sin(turn) * dx
+        x = -math.sin(turn) * dy + math.cos(turn) * dx
+        inside = rasterise(radii, y[None], x[None])[0]
+        if bool(inside.any()):
+            edge = y.hypot(x) - radius_towards(radii, y[None], x[None])[0]
+            yield Spot(row, (window[0], window[1]), y, x, inside, edge)
+
+
+def label(paths: Sequence[Path], frames: int, size: tuple[int, int]) -> Labels:
+    """Draw the instance masks; where nuclei overlap, the one of the larger depth is seen.
+
+    Args:
+        paths: All nuclei.
+        frames: Length of the film.
+        size: Height and width of the picture.
+
+    Returns:
+        Identities, 0 in the background, ``[F, H, W]``.
+    """
+    labels = np.zeros((frames, *size), np.int32)
+    for frame in range(frames):
+        for spot in spots(paths, frame, size):
+            labels[frame][spot.window][spot.inside.numpy()] = paths[spot.row].life.identity
+    return labels
+
+
+def lighten(
+    paths: Sequence[Path],
+    labels: Labels,
+    texture: Float[Tensor, "N F P P"],
+    mask_level: float,
+) -> npt.NDArray[np.float32]:
+    """Put the painted nuclei in their places, each where its label is.
+
+    Textures are scaled to the brightness of the nucleus, and blurred in a band of 2 px along the
+    outline (authors' code).
+
+    Args:
+        paths: All nuclei.
+        labels: Identities, ``[F, H, W]``.
+        texture: Relative light of each nucleus, in its own orientation.
+        mask_level: Relative light of a nucleus of mean brightness.
+
+    Returns:
+        Light above the background, grey values, ``[F, H, W]``.
+    """
+    light = np.zeros(labels.shape, np.float32)
+    for frame in range(len(labels)):
+        for spot in spots(paths, frame, labels.shape[1:]):
+            life = paths[spot.row].life
+            seen = labels[frame][spot.window] == life.identity
+            if not seen.any():
+                continue
+            picture = texture[spot.row, frame].clamp(min=0)
+            layers = torch.stack([picture, _blurred(picture)])
+            sharp, soft = _sample(layers, spot)
+            grey = torch.where(spot.edge.abs() <= 1, soft, sharp)
+            grey *= float(life.brightness[frame - life.first]) / mask_level
+            light[frame][spot.window][seen] = grey.numpy()[seen]
+    return light
+
+
+def _blurred(picture: Float[Tensor, "P P"], width: float = 1.0) -> Float[Tensor, "P P"]:
+    blurred: Tensor = torch.from_numpy(ndimage.gaussian_filter(picture.numpy(), width))
+    return blurred
+
+
+def _sample(layers: Float[Tensor, "C P P"], spot: Spot, mode: str = "bilinear") -> Tensor:
+    """Read patches at the pixels of a spot; the centroid is the middle of the patch."""
+    half = layers.shape[-1] / 2
+    grid = torch.stack([spot.x, spot.y], -1)[None] / half
+    read = F.grid_sample(layers[None], grid, mode, padding_mode="border", align_corners=False)
+    return read[0]
+
+
+def displace(
+    paths: Sequence[Path], labels: Labels, flow: Float[Tensor, "N E 2 P P"]
+) -> npt.NDArray[np.float32]:
+    """Follow every pixel of a nucleus into the next frame.
+
+    The flow that moved the texture is inverted, and the nucleus' turn and step are added.
+
+    Args:
+        paths: All nuclei.
+        labels: Identities, ``[F, H, W]``.
+        flow: Backward flow of each nucleus, in its own orientation.
+
+    Returns:
+        Displacement ``(dy, dx)`` in pixels, ``[F - 1, 2, H, W]``; 0 in the background and where
+        the nucleus is not there in the next frame.
+    """
+    frames, *size = labels.shape
+    moved = np.zeros((frames - 1, 2, *size), np.float32)
+    for frame in range(frames - 1):
+        for spot in spots(paths, frame, labels.shape[1:]):
+            path = paths[spot.row]
+            seen = labels[frame][spot.window] == path.life.identity
+            if not seen.any() or frame == path.life.last:
+                continue
+            along, across = _sample(invert(flow[spot.row, frame, None])[0], spot)
+            y, x = spot.y + along, spot.x + across
+            moment = frame + 1 - path.life.first
+            turn, centre = float(path.turns[moment]), path.centres[moment]
+            rows = torch.arange(spot.window[0].start, spot.window[0].stop)[:, None]
+            columns = torch.arange(spot.window[1].start, spot.window[1].stop)[None]
+            dy = math.cos(turn) * y - math.sin(turn) * x + float(centre[0]) - rows
+            dx = math.sin(turn) * y + math.cos(turn) * x + float(centre[1]) - columns
+            place = moved[frame][(slice(None), *spot.window)]
+            place[:, seen] = torch.stack([dy, dx]).numpy()[:, seen]
+    return moved
+
+
+@dataclass(frozen=True)
+class CameraModel:
+    """Background, blur and noise of the video, in grey values and pixels.
+
+    Attributes:
+        level: Mean background light of a frame.
+        level_spread: Standard deviation of that level from frame to frame.
+        field_spread: Standard deviation of the slowly varying background over a frame.
+        field_width: Correlation length of that background, px.
+        noise: Standard deviation of the camera's noise.
+        streak: Kernel that correlates the noise along rows, of unit energy, ``[k]``.
+        halo: Standard deviation of the blur that surrounds nuclei with light, px.
+        offset: Camera count of grey value 0.
+        full: Camera count of grey value 1.
+    """
+
+    level: float
+    level_spread: float
+    field_spread: float
+    field_width: float
+    noise: float
+    streak: npt.NDArray[np.float64]
+    halo: float
+    offset: int
+    full: int
+
+
+def expose(
+    light: npt.NDArray[np.float32], camera: CameraModel, generator: np.random.Generator
+) -> npt.NDArray[np.float32]:
+    """Add the glow around the nuclei, the background and the noise; round to camera counts.
+
+    Args:
+        light: Light of the nuclei above the background, grey values, ``[F, H, W]``.
+        camera: Measured from the video.
+        generator: Where the random numbers come from.
+
+    Returns:
+        Grey values in [0, 1] that are whole counts of the camera, ``[F, H, W]``.
+    """
+    frames, *size = light.shape
+    field = _smooth_field(size, camera, generator)
+    levels = camera.level + camera.level_spread * generator.standard_normal(frames)
+    seen = np.empty_like(light)
+    for frame in range(frames):
+        # One-sided, as in the authors' scenes: light spreads, nuclei do not fade.
+        glow = ndimage.gaussian_filter(light[frame], camera.halo)
+        noise = ndimage.convolve1d(generator.standard_normal(size), camera.streak, axis=1)
+        grey = np.maximum(light[frame], glow) + levels[frame] + field + camera.noise * noise
+        seen[frame] = grey
+    steps = camera.full - camera.offset
+    return (np.clip(np.rint(seen * steps), 0, steps) / steps).astype(np.float32)
+
+
+def _smooth_field(
+    size: Sequence[int], camera: CameraModel, generator: np.random.Generator
+) -> npt.NDArray[np.float64]:
+    """Draw a smooth random field of the video's spread and width, ``[H, W]``."""
+    coarse = max(1, int(camera.field_width // 4))
+    shape = [math.ceil(n / coarse) + 2 for n in size]
+    pad = math.ceil(4 * camera.field_width / coarse)
+    drawn = generator.standard_normal([n + 2 * pad for n in shape])
+    width = camera.field_width / coarse
+    smooth = ndimage.gaussian_filter(drawn, width) * (2 * math.sqrt(math.pi) * width)
+    smooth = smooth[pad:-pad, pad:-pad]
+    fine = ndimage.zoom(smooth, coarse, order=1, grid_mode=True, mode="nearest")
+    field: npt.NDArray[np.float64] = camera.field_spread * fine[: size[0], : size[1]]
+    return field

@@ -1,0 +1,112 @@
+"""ShapeModel: how the outlines of nuclei look in each stage of the cell cycle."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+CONTOUR_POINTS = 60
+"""Angles of a contour (Bähr et al. 2021: 60); they reproduce HeLa masks with an IoU of .998."""
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ShapeModel:
+    """One mean contour and one covariance for each stage (principal components).
+
+    A contour is the distance from the centroid to the outline, in pixels, at ``K`` equally spaced
+    angles; angle 0 looks along ``+y``, a quarter turn later along ``+x``. The major axis lies
+    along y. Nuclei have no head and no tail: the model is symmetric under half turns and mirrors.
+
+    Attributes:
+        mean: Mean radii of each stage, ``[S, K]`` px.
+        modes: Principal components, each as long as its standard deviation, ``[S, M, K]`` px.
+        counts: Contours that each stage was fitted to, ``[S]``.
+    """
+
+    mean: Array
+    modes: Array
+    counts: Array
+
+    def sample(self, stage: int, generator: np.random.Generator, amount: float = 1.0) -> Array:
+        """Draw a contour of a stage.
+
+        Args:
+            stage: Index into ``STAGES``.
+            generator: Where the random numbers come from.
+            amount: Factor on the standard deviation; 0 gives the mean contour.
+
+        Returns:
+            Radii ``[K]`` px, none below a quarter of the mean one.
+        """
+        mean = self.mean[stage]
+        radii = mean + amount * self.deviation(stage, generator)
+        return np.maximum(radii, mean.mean() / 4)
+
+    def deviation(self, stage: int, generator: np.random.Generator) -> Array:
+        """Draw how far a contour of a stage is from the mean one, ``[K]`` px."""
+        modes = self.modes[stage]
+        drawn: Array = generator.standard_normal(len(modes)) @ modes
+        return drawn
+
+
+def area(radii: Array) -> Array:
+    """Return the area of contours.
+
+    Args:
+        radii: ``[..., K]`` px.
+
+    Returns:
+        ``[...]`` px^2, the area of the polygon.
+
+    Examples:
+        >>> round(float(area(np.full(60, 10.0))))  # a disc of 10 px has 314
+        314
+    """
+    angle = 2 * math.pi / radii.shape[-1]
+    shifted = np.roll(radii, -1, axis=-1)
+    total: Array = 0.5 * math.sin(angle) * (radii * shifted).sum(-1)
+    return total
+
+
+def radius_towards(
+    radii: Float[Tensor, "N K"], y: Float[Tensor, "N H W"], x: Float[Tensor, "N H W"]
+) -> Float[Tensor, "N H W"]:
+    """Return how far the outline is in the direction of each point.
+
+    Args:
+        radii: Contours, px.
+        y: Offset from the centroid along the major axis, px.
+        x: Offset across it, px.
+
+    Returns:
+        Distance of the outline from the centroid, px, linear between two angles.
+    """
+    count = radii.shape[1]
+    place = x.atan2(y).remainder(2 * math.pi) * (count / (2 * math.pi))
+    low = place.floor().long().remainder(count)
+    share = place - place.floor()
+    flat = low.flatten(1)
+    here = radii.gather(1, flat).view_as(share)
+    there = radii.gather(1, (flat + 1).remainder(count)).view_as(share)
+    return here + share * (there - here)
+
+
+def rasterise(
+    radii: Float[Tensor, "N K"], y: Float[Tensor, "N H W"], x: Float[Tensor, "N H W"]
+) -> Bool[Tensor, "N H W"]:
+    """Tell which points lie inside contours.
+
+    Args:
+        radii: Contours, px.
+        y: Offset of each point from the centroid along the major axis, px.
+        x: Offset across it, px.
+
+    Returns:
+        True inside and on the outline.
+    """
+    return x.hypot(y) <= radius_towards(radii, y, x)

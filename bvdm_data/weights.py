@@ -1,0 +1,211 @@
+"""A Generator on disk: one safetensors file with a JSON header, found by name or by path."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import platformdirs
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from bvdm_data.files import write_tensors
+from bvdm_data.synth.flow import FlowNet
+from bvdm_data.synth.generator import Generator
+from bvdm_data.synth.lives import LifeModel
+from bvdm_data.synth.motion import MotionModel
+from bvdm_data.synth.scene import CameraModel
+from bvdm_data.synth.shapes import ShapeModel
+from bvdm_data.synth.unet import UNet, UNetSettings
+
+FORMAT = "bvdm-data generator 1"
+"""Says that a file holds a generator, and in which layout."""
+
+_PARTS = {"shapes": ShapeModel, "lives": LifeModel, "motion": MotionModel, "camera": CameraModel}
+_NETWORKS = ("unet", "flownet")
+_Part = TypeVar("_Part")
+
+
+def bundled_folder() -> Path:
+    """Return the folder of the models that ship with the package."""
+    return Path(__file__).parent / "models"
+
+
+def cache_folder() -> Path:
+    """Return the user's folder for named models; a file ``NAME.safetensors`` in it has a name."""
+    return Path(platformdirs.user_cache_dir("bvdm_data"))
+
+
+def known_models() -> dict[str, Path]:
+    """List the models that have a name; those of the package win over the user's own.
+
+    Returns:
+        Path of each model's file by its name.
+    """
+    folders = (cache_folder(), bundled_folder())
+    return {file.stem: file for folder in folders for file in sorted(folder.glob("*.safetensors"))}
+
+
+def find_model(model: str | Path) -> Path:
+    """Return the file of a model.
+
+    Args:
+        model: A name (see :func:`known_models`), or the path of a file made by ``bvdm-data fit``.
+
+    Returns:
+        The file's absolute path.
+
+    Raises:
+        TypeError: If model is neither a string nor a path.
+        ValueError: If there is no model of that name.
+        FileNotFoundError: If it is a path and there is no such file.
+    """
+    if not isinstance(model, (str, Path)):
+        raise TypeError(f"model must be a name or the path of a file, got {model!r}")
+    known = known_models()
+    if isinstance(model, str) and model in known:
+        return known[model].absolute()
+    path = Path(model)
+    if path.is_file():
+        return path.absolute()
+    if isinstance(model, Path) or path.suffix or len(path.parts) > 1:
+        raise FileNotFoundError(
+            f"there is no model file {str(model)!r}; give the path of a file made by "
+            f'"bvdm-data fit", or one of the names {_listed(known)}'
+        )
+    raise ValueError(
+        f"no weights called {model!r}; there are: {_listed(known)}. Or give the path of a file "
+        'made by "bvdm-data fit".'
+    )
+
+
+def _listed(known: Mapping[str, Path]) -> str:
+    return ", ".join(repr(name) for name in known) or "none"
+
+
+def load(model: str | Path = "hela") -> Generator:
+    """Load a generator; the same file is read once a process.
+
+    Args:
+        model: A name that ships with the package or lies in the user's cache folder, or the path
+            of a file made by ``bvdm-data fit``.
+
+    Returns:
+        The generator, its networks on the CPU.
+
+    Raises:
+        TypeError: If model is neither a string nor a path.
+        ValueError: If there is no model of that name, or the file is damaged or no generator.
+        FileNotFoundError: If there is no such file.
+    """
+    path = find_model(model)
+    state = path.stat()
+    return _read_once(path, state.st_mtime_ns, state.st_size)
+
+
+@functools.lru_cache(maxsize=4)
+def _read_once(path: Path, modified: int, size: int) -> Generator:
+    return _read(path)
+
+
+def save(generator: Generator, path: Path) -> None:
+    """Write a generator to a file, whole or not at all.
+
+    Args:
+        generator: What ``bvdm-data fit`` has fitted.
+        path: The file to make; its name ends in ``.safetensors``.
+
+    Raises:
+        ValueError: If the name ends in something else.
+        OSError: If the file cannot be written, for example because the disk is full; what stood
+            there before stays.
+    """
+    if path.suffix != ".safetensors":
+        raise ValueError(f"path must end in .safetensors, got {str(path)!r}")
+    tensors: dict[str, Tensor] = {}
+    header: dict[str, Any] = {"format": FORMAT, "card": dict(generator.card)}
+    header["unet"] = asdict(generator.unet.settings)
+    for name in _PARTS:
+        part = asdict(getattr(generator, name))
+        arrays = {key: value for key, value in part.items() if isinstance(value, np.ndarray)}
+        tensors |= {f"{name}.{k}": torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()}
+        header[name] = {key: value for key, value in part.items() if key not in arrays}
+    for name in _NETWORKS:
+        network: nn.Module = getattr(generator, name)
+        for key, value in network.state_dict().items():
+            tensors[f"{name}.{key}"] = value.detach().cpu().contiguous()
+    header["digest"] = _digest(tensors, header)
+    write_tensors(path, tensors, {"bvdm_data": json.dumps(header)})
+
+
+def read_card(model: str | Path = "hela") -> dict[str, Any]:
+    """Return what a model says of itself: data, settings, seeds, held-out figures.
+
+    Args:
+        model: As for :func:`load`.
+
+    Returns:
+        JSON values.
+    """
+    return dict(load(model).card)
+
+
+def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of all that a file says."""
+    said = {key: value for key, value in header.items() if key != "digest"}
+    found = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    for name in sorted(tensors):
+        array = tensors[name].numpy()
+        found.update(f"{name} {array.dtype} {array.shape}".encode())
+        found.update(array.tobytes())
+    return found.hexdigest()
+
+
+def _read(path: Path) -> Generator:
+    try:
+        with safe_open(path, "pt") as file:
+            said = (file.metadata() or {}).get("bvdm_data")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        header = json.loads(said) if said else {}
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(
+            f"the model file {path} is damaged or no safetensors file ({error}); fit it again with "
+            '"bvdm-data fit", or fetch it again'
+        ) from error
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} holds no generator of this library: its header says "
+            f"{header.get('format') if isinstance(header, dict) else None!r} where {FORMAT!r} is "
+            'expected. Give a file made by "bvdm-data fit"'
+        )
+    if header.get("digest") != _digest(tensors, header):
+        raise ValueError(
+            f"the model file {path} is damaged: its contents do not have the SHA-256 that it was "
+            'written with; fit it again with "bvdm-data fit", or fetch it again'
+        )
+    parts = {name: _part(kind, name, tensors, header[name]) for name, kind in _PARTS.items()}
+    settings = UNetSettings(**{**header["unet"], "channels": tuple(header["unet"]["channels"])})
+    unet, flownet = UNet(settings), FlowNet()
+    for name, network in zip(_NETWORKS, (unet, flownet), strict=True):
+        network.load_state_dict(_below(tensors, name))
+        network.eval().requires_grad_(False)
+    unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Generator(**parts, unet=unet, flownet=flownet, card=header["card"])
+
+
+def _below(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    start = f"{name}."
+    return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+
+
+def _part(
+    kind: type[_Part], name: str, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
+) -> _Part:
+    arrays = {key: value.numpy() for key, value in _below(tensors, name).items()}
+    given = {**arrays, **numbers}
+    return kind(**{item.name: given[item.name] for item in fields(kind)})  # type: ignore[arg-type]
