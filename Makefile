@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: demo test lint bench figures
 
 demo: $(INSTALLED)
-	$(BIN)/bvdm-data demo --output demo
+	$(BIN)/bvdm-data preview --output demo --clips 4 --workers 2
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

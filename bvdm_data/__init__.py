@@ -1,7 +1,8 @@
 """Annotated live-cell video clips, synthesised while you train."""
 
 from bvdm_data.camera_scale import CameraScale
-from bvdm_data.clip import STAGES, Clip, TooManyNucleiError, check_clip
+from bvdm_data.clip import STAGES, Clip, TooManyNucleiError
+from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets.mixed import MixedVideos
 from bvdm_data.datasets.real import CTCVideos
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos

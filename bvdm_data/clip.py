@@ -1,4 +1,4 @@
-"""Clip: one annotated video, its keys, shapes and dtypes, and what must hold between them."""
+"""Clip: one annotated video, its keys, shapes and dtypes, and how its annotations are made."""
 
 from collections.abc import Collection, Mapping
 
@@ -89,7 +89,8 @@ def unbroken_tracks(
     """Number the visible nuclei 1, 2, ... so that each is there from its first to its last frame.
 
     A nucleus that disappears and comes back goes on under a new id whose parent is its former
-    one, as the Cell Tracking Challenge has it. A parent that is never visible becomes 0.
+    one, as the Cell Tracking Challenge has it. A parent becomes 0 where it was never visible
+    before, or is still visible when its daughter appears.
 
     Args:
         masks: ``[F, H, W]``, any non-negative ids.
@@ -99,6 +100,9 @@ def unbroken_tracks(
         masks with the new ids, ``[F, H, W]``; the table ``[n, 4]`` of id, first frame, last
         frame and parent, ordered by id; and for every new id the old one, ``[n]``.
 
+    Raises:
+        ValueError: If masks has no frame.
+
     Examples:
         >>> masks = np.zeros((3, 1, 2), int)
         >>> masks[0, 0, 0] = masks[2, 0, 0] = 7  # hidden in frame 1
@@ -107,6 +111,8 @@ def unbroken_tracks(
         ([[1, 0, 0, 0], [2, 2, 2, 1]], [7, 7], [1, 0, 2])
     """
     frames = masks.shape[0]
+    if frames == 0:
+        raise ValueError(f"masks must have at least one frame, got the shape {masks.shape}")
     top = int(masks.max(initial=0)) + 1
     present = np.zeros((top, frames), bool)
     for frame in range(frames):
@@ -118,14 +124,13 @@ def unbroken_tracks(
     first, old = np.nonzero(starts.T)
     new_of = np.zeros((top, frames), np.int32)
     table = np.zeros((len(old), 4), np.int32)
-    for number, (frame, identity) in enumerate(zip(first, old, strict=True), start=1):
+    for number, (frame, identity) in enumerate(zip(first.tolist(), old, strict=True), start=1):
         gaps = np.flatnonzero(~present[identity, frame:])
         last = frame + int(gaps[0]) - 1 if len(gaps) else frames - 1
         new_of[identity, frame : last + 1] = number
-        earlier = new_of[identity, :frame]
-        parent = int(earlier.max(initial=0))
+        parent = int(new_of[identity, :frame].max(initial=0))
         mother = parents.get(int(identity), 0)
-        if parent == 0 and 0 < mother < top:
+        if parent == 0 and 0 < mother < top and not present[mother, frame]:
             parent = int(new_of[mother, :frame].max(initial=0))
         table[number - 1] = number, frame, last, parent
     renamed = np.stack([new_of[masks[frame], frame] for frame in range(frames)])
@@ -218,84 +223,3 @@ def annotated(
         found["boxes"] = padded(boxes, max_cells, np.nan)
         found["centroids"] = padded(centroids, max_cells, np.nan)
     return {name: value for name, value in found.items() if name in annotations}
-
-
-def check_clip(clip: Clip) -> None:
-    """Check that the parts of a clip agree; a clip that this library makes passes.
-
-    Args:
-        clip: One clip (not a batch).
-
-    Raises:
-        ValueError: Naming the key and the rule that is broken.
-    """
-    video = clip["video"]
-    if video.dtype != torch.float32 or video.ndim != 4 or video.shape[1] != 1:
-        raise ValueError(
-            f"video must be [F, 1, H, W] float32, got {tuple(video.shape)} {video.dtype}"
-        )
-    if not bool(((video >= 0) & (video <= 1)).all()):
-        raise ValueError(
-            "video must hold finite grey values from 0 to 1, got values from "
-            f"{video.min().item()} to {video.max().item()}"
-        )
-    frames, _, height, width = video.shape
-    if "masks" in clip:
-        masks = clip["masks"]
-        if masks.dtype != torch.int32 or masks.shape != (frames, height, width):
-            raise ValueError(
-                f"masks must be {(frames, height, width)} int32, got {tuple(masks.shape)} "
-                f"{masks.dtype}"
-            )
-        if "tracks" in clip:
-            _check_tracks(masks, clip["tracks"])
-        if "flow" in clip:
-            _check_flow(masks, clip["flow"])
-        for key in ("stages", "boxes", "centroids"):
-            if key in clip:
-                _check_presence(masks, key, clip[key])  # type: ignore[literal-required]
-
-
-def _check_tracks(masks: Tensor, tracks: Tensor) -> None:
-    rows = tracks[tracks[:, 0] > 0]
-    if rows[:, 0].tolist() != list(range(1, len(rows) + 1)) or bool(tracks[len(rows) :].any()):
-        raise ValueError(f"tracks must list the ids 1 to n and then zeros, got {tracks[:, 0].tolist()}")
-    top = int(masks.max())
-    if top > len(rows):
-        raise ValueError(f"tracks must list every id of masks, got no row for id {top}")
-    present = _presence(masks, len(rows))
-    for identity, first, last, parent in rows.tolist():
-        seen = present[identity - 1].nonzero()[:, 0].tolist()
-        if seen != list(range(first, last + 1)):
-            raise ValueError(
-                f"track {identity} must be visible in frames {first} to {last}, got {seen}"
-            )
-        if parent and not (parent < identity and rows[parent - 1, 2] < first):
-            raise ValueError(f"track {identity} must begin after its parent {parent} ends")
-
-
-def _check_flow(masks: Tensor, flow: Tensor) -> None:
-    frames, height, width = masks.shape
-    if flow.dtype != torch.float32 or flow.shape != (frames - 1, 2, height, width):
-        raise ValueError(
-            f"flow must be {(frames - 1, 2, height, width)} float32, got {tuple(flow.shape)} "
-            f"{flow.dtype}"
-        )
-    if not bool(flow.isfinite().all()):
-        raise ValueError("flow must be finite")
-    if bool((flow.abs().amax(1)[masks[:-1] == 0] > 0).any()):
-        raise ValueError("flow must be 0 in the background")
-
-
-def _check_presence(masks: Tensor, key: str, table: Tensor) -> None:
-    there = table >= 0 if key == "stages" else table.isfinite().all(-1)
-    if not torch.equal(there, _presence(masks, len(table))):
-        raise ValueError(f"{key} must be given where, and only where, a nucleus is visible in masks")
-
-
-def _presence(masks: Tensor, count: int) -> Tensor:
-    present = torch.zeros(count, len(masks), dtype=torch.bool)
-    for frame, mask in enumerate(masks):
-        ids = mask.unique()
-        present[ids[ids > 0].long() - 1, frame] = True
-    return present

@@ -25,18 +25,30 @@ def whole_file(path: Path) -> Iterator[Path]:
         OSError: If it cannot be written, for example because the disk is full; what stood at path
             before is still there, and nothing half-written is left.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    try:
+        temporary = _temporary_beside(path)
+    except OSError as error:
+        raise _explained(error, path) from error
     try:
         yield temporary
         temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as error:
-        raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}") from error
+        raise _explained(error, path) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _temporary_beside(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    return Path(name)
+
+
+def _explained(error: OSError, path: Path) -> OSError:
+    message = f"cannot write {path}: {error.strerror or error}"
+    return OSError(message) if error.errno is None else OSError(error.errno, message)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

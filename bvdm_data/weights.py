@@ -113,7 +113,7 @@ def _read_once(path: Path, modified: int, size: int) -> Generator:
     return _read(path)
 
 
-def save(generator: Generator, path: Path) -> None:
+def save(generator: Generator, path: str | Path) -> None:
     """Write a generator to a file, whole or not at all.
 
     Args:
@@ -125,6 +125,7 @@ def save(generator: Generator, path: Path) -> None:
         OSError: If the file cannot be written, for example because the disk is full; what stood
             there before stays.
     """
+    path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"path must end in .safetensors, got {str(path)!r}")
     tensors: dict[str, Tensor] = {}
@@ -133,7 +134,8 @@ def save(generator: Generator, path: Path) -> None:
     for name in _PARTS:
         part = asdict(getattr(generator, name))
         arrays = {key: value for key, value in part.items() if isinstance(value, np.ndarray)}
-        tensors |= {f"{name}.{k}": torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()}
+        for key, value in arrays.items():
+            tensors[f"{name}.{key}"] = torch.from_numpy(np.ascontiguousarray(value))
         header[name] = {key: value for key, value in part.items() if key not in arrays}
     for name in _NETWORKS:
         network: nn.Module = getattr(generator, name)
@@ -153,6 +155,20 @@ def read_card(model: str | Path = "hela") -> dict[str, Any]:
         JSON values.
     """
     return dict(load(model).card)
+
+
+def model_digest(model: str | Path = "hela") -> str:
+    """Return the SHA-256 of a model's contents, as its header has it.
+
+    Args:
+        model: As for :func:`load`.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    load(model)  # checks it
+    with safe_open(find_model(model), "pt") as file:
+        return str(json.loads(file.metadata()["bvdm_data"])["digest"])
 
 
 def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
@@ -188,13 +204,21 @@ def _read(path: Path) -> Generator:
             f"the model file {path} is damaged: its contents do not have the SHA-256 that it was "
             'written with; fit it again with "bvdm-data fit", or fetch it again'
         )
-    parts = {name: _part(kind, name, tensors, header[name]) for name, kind in _PARTS.items()}
+    return _assembled(tensors, header)
+
+
+def _assembled(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Generator:
+    parts: dict[str, Any] = {
+        name: _part(kind, name, tensors, header[name]) for name, kind in _PARTS.items()
+    }
     settings = UNetSettings(**{**header["unet"], "channels": tuple(header["unet"]["channels"])})
-    unet, flownet = UNet(settings), FlowNet()
+    # Without memory, so that no starting weights are drawn from the global random state.
+    with torch.device("meta"):
+        unet, flownet = UNet(settings), FlowNet()
     for name, network in zip(_NETWORKS, (unet, flownet), strict=True):
-        network.load_state_dict(_below(tensors, name))
+        network.load_state_dict(_below(tensors, name), assign=True)
         network.eval().requires_grad_(False)
-    unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    unet.to(memory_format=torch.channels_last)
     return Generator(**parts, unet=unet, flownet=flownet, card=header["card"])
 
 

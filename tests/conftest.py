@@ -5,8 +5,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from bvdm_data import weights
+from bvdm_data.clip import STAGES
 from bvdm_data.datasets.ctc import write_sequence
+from bvdm_data.synth.flow import FlowNet
+from bvdm_data.synth.generator import Generator
+from bvdm_data.synth.lives import LifeModel
+from bvdm_data.synth.motion import MotionModel
+from bvdm_data.synth.scene import CameraModel
+from bvdm_data.synth.shapes import CONTOUR_POINTS, ShapeModel
+from bvdm_data.synth.unet import UNet, UNetSettings
 
 NAME = "Fluo-N2DL-HeLa"
 
@@ -59,3 +69,90 @@ def tiny_ctc(tiny_video, tmp_path_factory):
     root = tmp_path_factory.mktemp("tiny")
     write_sequence(root, "01", *tiny_video)
     return root
+
+
+# Half axes (y, x) of the mean outline of each stage, px: long plates, small daughters.
+AXES = [(9, 7), (9, 7), (8, 7), (8, 4), (6, 4), (6, 5)]
+
+
+@pytest.fixture(scope="session")
+def tiny_shapes():
+    """Return a model of ellipses whose four modes are half-turn symmetric waves."""
+    angle = np.arange(CONTOUR_POINTS) * 2 * np.pi / CONTOUR_POINTS
+    mean = [y * x / np.hypot(x * np.cos(angle), y * np.sin(angle)) for y, x in AXES]
+    waves = [wave(n * angle) for n in (2, 4) for wave in (np.cos, np.sin)]
+    modes = np.stack([np.array(waves) * size for size in (0.5, 0.5, 0.4, 0.3, 0.3, 0.3)])
+    return ShapeModel(np.array(mean), modes, np.arange(20.0, 26.0))
+
+
+@pytest.fixture(scope="session")
+def tiny_lives():
+    """Return lives of about 12 frames, so that divisions happen within a clip."""
+    durations = np.zeros((len(STAGES), 4))
+    durations[0, 1] = 1
+    durations[1:] = [0.2, 0.6, 0.2, 0]
+    offsets = [[0, 0.1], [0.1, 0.1], [0.2, 0.1], [0.5, 0.1], [0.4, 0.1], [0.2, 0.1]]
+    return LifeModel(
+        durations=durations,
+        cycle=np.array([np.log(12), 0.2]),
+        brightness=np.array([0.1, 0.2, 0.3]),
+        stage_brightness=np.array(offsets, float),
+        birth_area=0.8,
+        birth_split=0.05,
+        growth=4.0,
+        minutes=30.0,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_motion():
+    """Return motion with heavy tails, at a density of about six nuclei in 96 x 96 pixels."""
+    density = np.linspace(6e-4, 7e-4, 10)
+    return MotionModel(np.array([1.0, 3.0]), 0.1, np.array([np.log(12), 0.1]), density)
+
+
+@pytest.fixture(scope="session")
+def tiny_camera():
+    """Return a camera of 12 bits on an offset, with noise that is correlated along rows."""
+    streak = np.array([0.2, 0.9, 0.2])
+    return CameraModel(
+        level=0.05,
+        level_spread=0.002,
+        field_spread=0.005,
+        field_width=24.0,
+        noise=0.004,
+        streak=streak / np.linalg.norm(streak),
+        halo=2.0,
+        offset=32768,
+        full=36863,
+    )
+
+
+def seeded(network, seed, spread):
+    """Draw all weights anew, whatever the library's way of drawing them is."""
+    generator = torch.Generator().manual_seed(seed)
+    for value in network.parameters():
+        value.data = spread * torch.randn(value.shape, generator=generator)
+    return network.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def tiny_generator(tiny_shapes, tiny_lives, tiny_motion, tiny_camera):
+    """Return a made-up generator: ellipses, short lives, networks of random weights."""
+    return Generator(
+        shapes=tiny_shapes,
+        lives=tiny_lives,
+        motion=tiny_motion,
+        camera=tiny_camera,
+        unet=seeded(UNet(UNetSettings(channels=(8, 8, 8), middle=1)), 1, 0.1),
+        flownet=seeded(FlowNet(), 2, 0.05),
+        card={"data": "made up", "held_out": {"loss": 0.5}, "seeds": [1, 2]},
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_generator, tmp_path_factory):
+    """Return the file of the made-up generator; do not change it."""
+    path = tmp_path_factory.mktemp("models") / "tiny.safetensors"
+    weights.save(tiny_generator, path)
+    return path

@@ -9,7 +9,8 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from bvdm_data.camera_scale import CameraScale
-from bvdm_data.clip import TooManyNucleiError, check_clip
+from bvdm_data.clip import TooManyNucleiError
+from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets import real
 from bvdm_data.datasets.real import CTCVideos
 

@@ -63,6 +63,7 @@ def fetch(
     Raises:
         FileNotFoundError: If the server has no such file.
         ConnectionError: If the transfer fails or breaks off; call again to continue it.
+        TypeError: If name is not a string.
         ValueError: If name, split or known_hash is wrong, the archive has another checksum, or it
             is damaged or holds something else than the folder.
     """
@@ -171,6 +172,8 @@ def _fits(response: requests.Response, done: int) -> bool:
 
 
 def _check_arguments(name: str, split: str, url: str | None, known_hash: str | None) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"name must be the name of a data set, got {name!r}")
     if not re.fullmatch(r"\w[\w+.-]*", name):
         raise ValueError(f"name must be the plain name of a folder, got {name!r}")
     if url is None and name not in KNOWN_HASHES:

@@ -99,15 +99,16 @@ class SyntheticHeLaVideos(IterableDataset[Clip]):
         device: str | torch.device = "cpu",
         transform: Transform | None = None,
     ) -> None:
+        """Check the arguments and load the model."""
         self.frames = check_frames(frames)
         self.size = check_size(size)
         self.length = check_length(length)
         self.seed = check_seed(seed)
         self.model = find_model(model)
-        self.method = _check_method(method)
+        self.method = check_method(method)
         self.annotations = check_annotations(annotations)
         self.max_cells = check_max_cells(max_cells)
-        self.nuclei = _check_nuclei(nuclei, self.max_cells)
+        self.nuclei = check_nuclei(nuclei, self.max_cells)
         self.device = _check_device(device)
         self.transform = check_transform(transform)
         self.epoch = 0
@@ -149,10 +150,11 @@ class SyntheticHeLaVideos(IterableDataset[Clip]):
             frames=self.frames,
             size=self.size,
             nuclei=self.nuclei,
-            flow="flow" in self.annotations and self.frames > 1,
+            flow="flow" in self.annotations,
         )
         name = ("clip", self.epoch, number)
-        film = synthesise(_on_device(self.model, self.device), scene, self.method, seed=self.seed, name=name)
+        generator = _on_device(self.model, self.device)
+        film = synthesise(generator, scene, self.method, seed=self.seed, name=name)
         clip = to_clip(film, self.annotations, self.max_cells, number)
         return transformed(_moved(clip, self.device), self.transform)
 
@@ -168,10 +170,8 @@ class SyntheticHeLaVideos(IterableDataset[Clip]):
         """Yield the clips of the epoch; with workers, each yields its share of them."""
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        numbers = itertools.count(first, step)
-        if self.length is not None:
-            numbers = itertools.takewhile(lambda i: i < (self.length or 0), numbers)
-        for number in numbers:
+        endless = self.length is None
+        for number in itertools.count(first, step) if endless else range(first, len(self), step):
             yield self.clip(number)
 
     def __len__(self) -> int:
@@ -202,7 +202,19 @@ def _moved(clip: Clip, device: torch.device) -> Clip:
     return {key: value.to(device) for key, value in clip.items()}  # type: ignore[return-value, attr-defined]
 
 
-def _check_method(method: str | PaperSettings) -> PaperSettings:
+def check_method(method: str | PaperSettings) -> PaperSettings:
+    """Return the settings of a method.
+
+    Args:
+        method: A name out of ``METHODS``, or settings.
+
+    Returns:
+        The settings.
+
+    Raises:
+        TypeError: If method is neither.
+        ValueError: If there is no method of that name.
+    """
     if isinstance(method, PaperSettings):
         return method
     if not isinstance(method, str):
@@ -213,26 +225,40 @@ def _check_method(method: str | PaperSettings) -> PaperSettings:
     return METHODS[method]
 
 
-def _check_nuclei(
-    nuclei: int | tuple[int, int] | None, max_cells: int
+def check_nuclei(
+    nuclei: int | tuple[int, int] | None, max_cells: int | None = None
 ) -> int | tuple[int, int] | None:
+    """Return the wanted number of nuclei in the first frame.
+
+    Args:
+        nuclei: A number, a pair (low, high), or None for the density of the fitted video.
+        max_cells: The most that is possible; None: any.
+
+    Returns:
+        The same, pairs as tuples.
+
+    Raises:
+        TypeError: If it is not made of whole numbers.
+        ValueError: If a number is negative, a pair is no pair or not in order, or there are more
+            than max_cells.
+    """
     if nuclei is None:
         return None
-    if not isinstance(nuclei, (tuple, list)):
-        number = check_whole_number("nuclei", nuclei, least=0)
-        high = number
-    else:
+    wanted: int | tuple[int, int]
+    if isinstance(nuclei, (tuple, list)):
         if len(nuclei) != 2:
             raise ValueError(f"nuclei must be a number or a pair (low, high), got {nuclei!r}")
         low, high = (check_whole_number("nuclei", n, least=0) for n in nuclei)
         if low > high:
             raise ValueError(f"nuclei must be a pair (low, high) with low <= high, got {nuclei!r}")
-        nuclei = (low, high)
-    if high > max_cells:
+        wanted = (low, high)
+    else:
+        wanted = high = check_whole_number("nuclei", nuclei, least=0)
+    if max_cells is not None and high > max_cells:
         raise ValueError(
             f"nuclei must be at most max_cells={max_cells}, got {nuclei!r}; give a larger max_cells"
         )
-    return nuclei
+    return wanted
 
 
 def _check_device(device: str | torch.device) -> torch.device:

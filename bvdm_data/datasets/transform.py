@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from torch import Tensor
-from torchvision import tv_tensors
 
 from bvdm_data.clip import Clip
 
@@ -27,6 +26,9 @@ def transformed(clip: Clip, transform: Transform | None) -> Clip:
     """
     if transform is None:
         return clip
+    # Imported here: torchvision takes longer to import than the rest of the package.
+    from torchvision import tv_tensors
+
     given: dict[str, Any] = dict(clip)
     given["video"] = tv_tensors.Video(clip["video"])
     if "masks" in clip:
@@ -38,4 +40,4 @@ def transformed(clip: Clip, transform: Transform | None) -> Clip:
 
 
 def _plain(value: object) -> object:
-    return value.as_subclass(Tensor) if isinstance(value, tv_tensors.TVTensor) else value
+    return value.as_subclass(Tensor) if isinstance(value, Tensor) else value

@@ -7,28 +7,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from bvdm_data.fitting.video import Frame, Video
+
 PATCH = 96
 """Side of a crop in pixels (authors' code)."""
 
 MASK_LEVEL = 150 / 255
 """Grey value of a flat mask where diffusion starts (authors' code)."""
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One frame of the fitted video, its background found.
-
-    Attributes:
-        number: Frame number.
-        grey: Picture in [0, 1], ``[H, W]`` float32.
-        masks: Track ids, ``[H, W]`` int32.
-        background: Smooth background light, ``[H, W]`` float32.
-    """
-
-    number: int
-    grey: npt.NDArray[np.float32]
-    masks: npt.NDArray[np.int32]
-    background: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -53,49 +38,22 @@ class Crops:
     centre: npt.NDArray[np.float32]
 
 
-def background_light(
-    grey: npt.NDArray[np.float32], masks: npt.NDArray[np.int32], *, width: float = 32.0
-) -> npt.NDArray[np.float32]:
-    """Estimate the background under the nuclei by a Gaussian mean of what lies between them.
-
-    Args:
-        grey: A frame, ``[H, W]``.
-        masks: Its nuclei.
-        width: Standard deviation of the Gaussian in pixels (our choice: wider than a nucleus).
-
-    Returns:
-        The background, ``[H, W]``, of the same unit as grey.
-    """
-    # 7 px off the outlines, the halo of the microscope's blur is gone. Unlabelled nuclei (the
-    # truth has them at the border) are kept out by their brightness.
-    free = ~ndimage.binary_dilation(masks > 0, iterations=7)
-    if not free.any():
-        free = masks == 0
-    middle = np.median(grey[free])
-    spread = 1.4826 * np.median(np.abs(grey[free] - middle))
-    free &= grey < middle + 4 * max(float(spread), 1e-6)
-    weight = ndimage.gaussian_filter(free.astype(np.float32), width, truncate=3)
-    total = ndimage.gaussian_filter(np.where(free, grey, 0), width, truncate=3)
-    found: npt.NDArray[np.float32] = np.where(
-        weight > 1e-3, total / np.maximum(weight, 1e-3), middle
-    ).astype(np.float32)
-    return found
-
-
-def cut_nuclei(frames: Iterable[Frame], *, patch: int = PATCH) -> Crops:
+def cut_nuclei(video: Video, *, patch: int = PATCH) -> Crops:
     """Cut every whole nucleus out of the frames, centred on the middle of its bounding box.
 
     As in the authors' extraction, a crop shows one nucleus and nothing else. Left out are nuclei
-    that touch the border of the frame, because they are cut, and those larger than the patch.
+    that touch the border of the frame, because they are cut, masks that belong to no track, and
+    nuclei larger than the patch.
 
     Args:
-        frames: The annotated video.
+        video: The annotated video.
         patch: Side of a crop in pixels.
 
     Returns:
         The crops, ordered by frame and then by track.
     """
-    rows = [row for frame in frames for row in _cut_frame(frame, patch)]
+    tracked = {int(track) for track in video.tracks[:, 0]}
+    rows = [row for frame in video.frames for row in _cut_frame(frame, patch) if row[2] in tracked]
     light = np.stack([row[0] for row in rows]) if rows else np.zeros((0, patch, patch), np.float16)
     masks = np.stack([row[1] for row in rows]) if rows else np.zeros((0, patch, patch), bool)
     return Crops(
@@ -108,9 +66,7 @@ def cut_nuclei(frames: Iterable[Frame], *, patch: int = PATCH) -> Crops:
     )
 
 
-_Row = tuple[
-    npt.NDArray[np.float16], npt.NDArray[np.bool_], int, int, float, tuple[float, float]
-]
+_Row = tuple[npt.NDArray[np.float16], npt.NDArray[np.bool_], int, int, float, tuple[float, float]]
 
 
 def _cut_frame(frame: Frame, patch: int) -> Iterable[_Row]:

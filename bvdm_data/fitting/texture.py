@@ -1,5 +1,6 @@
 """Texture: trains the DDPM on single nuclei (Yilmaz et al. 2024, section 2)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,9 +51,14 @@ def normalise(crops: Crops, *, dim_share: float = 0.125, most: float = 1.5) -> T
         The normalised pictures.
 
     Raises:
-        ValueError: If the nuclei are not brighter than the background.
+        ValueError: If there is no nucleus, or they are not brighter than the background.
     """
-    least = np.quantile(crops.brightness, dim_share) if len(crops.brightness) else 0.0
+    if len(crops.brightness) == 0:
+        raise ValueError(
+            "the video must show whole nuclei that belong to tracks, got none: all masks touch the "
+            "border of the frame, are larger than the patch, or are in no track"
+        )
+    least = np.quantile(crops.brightness, dim_share)
     if least <= 0:
         raise ValueError(
             "the nuclei of the video must be brighter than its background, got a mean brightness "
@@ -80,7 +86,7 @@ def split_tracks(track: Tensor, *, share: float, seed: int) -> tuple[Tensor, Ten
     Raises:
         ValueError: If there are fewer than two tracks.
     """
-    tracks = track.unique()
+    tracks = track.unique()  # type: ignore[no-untyped-call]
     if len(tracks) < 2:
         raise ValueError(f"at least 2 tracks are needed to hold some out, got {len(tracks)}")
     order = torch.randperm(len(tracks), generator=stream(seed, "split"))
@@ -111,12 +117,36 @@ def fit_texture(
     Returns:
         The network with averaged weights, and the losses.
     """
-    learn, held = split_tracks(textures.track, share=held_out_share, seed=training.seed)
-    torch_seed = stream(training.seed, "texture", "weights").initial_seed()
+    loss_at, held_out = texture_losses(textures, training, held_out_share=held_out_share)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(torch_seed)
+        torch.manual_seed(stream(training.seed, "texture", "weights").initial_seed())
         unet = UNet(network)
-    unet = unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    unet = unet.to(memory_format=torch.channels_last)
+    purpose = purpose_of(
+        "texture", unet.settings, training.batch, training.rate, training.average, training.seed,
+        held_out_share, textures.track.tolist(), round(float(textures.pictures.double().mean()), 6),
+    )  # fmt: skip
+    log = train(
+        unet, loss_at, held_out, training, checkpoint=checkpoint, purpose=purpose, progress=progress
+    )
+    return unet, log
+
+
+def texture_losses(
+    textures: Textures, training: TrainingSettings, *, held_out_share: float = 0.15
+) -> tuple[Callable[[nn.Module, int], Tensor], Callable[[nn.Module], float]]:
+    """Return what the DDPM learns to make small, and the same on tracks it never sees.
+
+    Args:
+        textures: Normalised crops.
+        training: Batch and seed.
+        held_out_share: Share of the tracks that are only looked at.
+
+    Returns:
+        The loss of a network at a step, and its mean loss on 256 held-out pictures with fixed
+        steps and noise.
+    """
+    learn, held = split_tracks(textures.track, share=held_out_share, seed=training.seed)
     members = _by_track(textures.track, learn)
     check = _held_out_batch(textures.pictures, held, training.seed)
 
@@ -126,17 +156,10 @@ def fit_texture(
         return _loss(model, pictures, *_noise_and_step(len(pictures), pictures, generator))
 
     def held_out(model: nn.Module) -> float:
-        parts = zip(*(part.split(32) for part in check), strict=True)
+        parts = zip(*(part.split(32) for part in check), strict=True)  # type: ignore[no-untyped-call]
         return float(torch.stack([_loss(model, *part) for part in parts]).mean())
 
-    purpose = purpose_of(
-        "texture", unet.settings, training.batch, training.rate, training.average, training.seed,
-        held_out_share, textures.track.tolist(), round(float(textures.pictures.double().mean()), 6),
-    )  # fmt: skip
-    log = train(
-        unet, loss_at, held_out, training, checkpoint=checkpoint, purpose=purpose, progress=progress
-    )
-    return unet, log
+    return loss_at, held_out
 
 
 def _loss(model: nn.Module, pictures: Tensor, noise: Tensor, step: Tensor) -> Tensor:
@@ -148,7 +171,8 @@ def _loss(model: nn.Module, pictures: Tensor, noise: Tensor, step: Tensor) -> Te
 
 
 def _by_track(track: Tensor, learn: Tensor) -> list[Tensor]:
-    return [learn[track[learn] == one] for one in track[learn].unique()]
+    tracks = track[learn].unique()  # type: ignore[no-untyped-call]
+    return [learn[track[learn] == one] for one in tracks]
 
 
 def _draw(
@@ -159,7 +183,9 @@ def _draw(
     place = torch.rand(batch, generator=generator).tolist()
     chosen = [members[t][int(p * len(members[t]))] for t, p in zip(tracks, place, strict=True)]
     turn = torch.randint(8, (batch,), generator=generator).tolist()
-    return torch.stack([symmetry(pictures[i].float(), k) for i, k in zip(chosen, turn, strict=True)])
+    return torch.stack(
+        [symmetry(pictures[i].float(), k) for i, k in zip(chosen, turn, strict=True)]
+    )
 
 
 def symmetry(picture: Tensor, which: int) -> Tensor:

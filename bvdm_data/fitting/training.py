@@ -55,11 +55,13 @@ class TrainingLog:
     Attributes:
         train: Pairs of step and mean training loss since the last pair.
         held_out: Pairs of step and loss on held-out tracks, by the averaged weights.
+        recent: Training losses since the last pair.
         seconds: Time spent in all runs together.
     """
 
     train: list[tuple[int, float]] = field(default_factory=list)
     held_out: list[tuple[int, float]] = field(default_factory=list)
+    recent: list[float] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -89,29 +91,35 @@ def train(
         The losses and the time.
 
     Raises:
-        ValueError: If the checkpoint belongs to another training or is damaged.
+        ValueError: If the checkpoint belongs to another training, has more steps behind it than
+            are asked for, or is damaged.
     """
     average = {name: value.detach().clone() for name, value in network.named_parameters()}
     optimizer = torch.optim.RAdam(network.parameters(), lr=settings.rate)
     log, start = TrainingLog(), 0
     if checkpoint.exists():
         start = _load(checkpoint, network, average, optimizer, log, purpose)
+    if start > settings.steps:
+        raise ValueError(
+            f"steps must be at least the {start} that the checkpoint {checkpoint} has behind it, "
+            f"got {settings.steps}; give another --work-dir, or delete it"
+        )
     network.train()
     bar = tqdm(total=settings.steps, initial=start, desc=checkpoint.stem, disable=not progress)
-    begun, recent = time.monotonic() - log.seconds, []
+    begun = time.monotonic() - log.seconds
     for step in range(start, settings.steps):
         loss = loss_at(network, step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         _update_average(average, network, settings.average, step)
-        recent.append(float(loss.detach()))
+        log.recent.append(float(loss.detach()))
         bar.update()
         done = step + 1
         if done % settings.check_every == 0 or done == settings.steps:
-            log.train.append((done, sum(recent) / len(recent)))
+            log.train.append((done, sum(log.recent) / len(log.recent)))
             log.held_out.append((done, _held_out_of_average(network, average, held_out)))
-            recent = []
+            log.recent = []
             bar.set_postfix(loss=f"{log.train[-1][1]:.5f}", held_out=f"{log.held_out[-1][1]:.5f}")
         if done % settings.save_every == 0 or done == settings.steps:
             log.seconds = time.monotonic() - begun
@@ -134,7 +142,9 @@ def purpose_of(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
-def _update_average(average: dict[str, Tensor], network: nn.Module, decay: float, step: int) -> None:
+def _update_average(
+    average: dict[str, Tensor], network: nn.Module, decay: float, step: int
+) -> None:
     # Early on the average is short, so that it does not carry the random start along.
     decay = min(decay, (1 + step) / (10 + step))
     with torch.no_grad():
@@ -181,6 +191,7 @@ def _save(
         "seconds": log.seconds,
         "train": log.train,
         "held_out": log.held_out,
+        "recent": log.recent,
     }
     write_tensors(path, tensors, {"training": json.dumps(header)})
 
@@ -199,12 +210,14 @@ def _load(
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"the checkpoint {path} is damaged ({error}); delete it") from error
-    if header["purpose"] != purpose:
+    if not isinstance(header, dict) or header.get("purpose") != purpose:
         raise ValueError(
             f"the checkpoint {path} belongs to a training with other data or settings; give "
             "another --work-dir, or delete it"
         )
-    _put(network, {n.removeprefix("network."): v for n, v in tensors.items() if n[:8] == "network."})
+    _put(
+        network, {n.removeprefix("network."): v for n, v in tensors.items() if n[:8] == "network."}
+    )
     for name, parameter in network.named_parameters():
         average[name].copy_(tensors[f"average.{name}"])
         start = f"optimizer.{name}."
@@ -212,5 +225,6 @@ def _load(
         optimizer.state[parameter] = state
     log.train = [(int(step), float(loss)) for step, loss in header["train"]]
     log.held_out = [(int(step), float(loss)) for step, loss in header["held_out"]]
+    log.recent = [float(loss) for loss in header.get("recent", [])]
     log.seconds = float(header["seconds"])
     return int(header["step"])

@@ -110,4 +110,3 @@ def denoise_ancestral(
         if index:
             x = x + math.sqrt(beta) * next(fresh)
     return x
-

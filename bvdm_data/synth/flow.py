@@ -18,6 +18,7 @@ class FlowNet(nn.Module):
     """
 
     def __init__(self) -> None:
+        """Make the network; its flow is next to zero until it is trained."""
         super().__init__()
         self.encoder = nn.ModuleList(_convolution(c, 32) for c in (2, 32, 32, 32))
         self.decoder = nn.ModuleList(_convolution(c, 32) for c in (32, 64, 64, 64))

@@ -1,6 +1,8 @@
 """Generator: the fitted models, and the way from them and a seed to an annotated film."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -52,9 +54,8 @@ class Generator:
 
     def to(self, device: torch.device) -> "Generator":
         """Return a copy whose networks are on a device; the statistics stay on the CPU."""
-        unet, flownet = UNet(self.unet.settings), FlowNet()
-        unet.load_state_dict(self.unet.state_dict())
-        flownet.load_state_dict(self.flownet.state_dict())
+        # Copied, not made anew: that would draw from the global random state.
+        unet, flownet = deepcopy(self.unet), deepcopy(self.flownet)
         unet = unet.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return replace(self, unet=unet.eval(), flownet=flownet.to(device).eval())
 
@@ -96,6 +97,21 @@ class Film:
     flow: npt.NDArray[np.float32] | None
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Run torch in one thread: sums, and the ends of vectors, are rounded otherwise in another.
+
+    A loader's workers have one thread each; without this, clips made outside them would differ.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_thread()
 def synthesise(
     generator: Generator,
     scene: SceneSettings,
@@ -103,8 +119,12 @@ def synthesise(
     *,
     seed: int,
     name: tuple[str | int, ...],
+    on_frame: Callable[[], object] | None = None,
 ) -> Film:
     """Make one film: lives and paths, labels, textures, light, camera (paper, figure 1 b).
+
+    On the CPU the film is made in one thread, so that it is the same on any number of cores; use
+    several workers to use them all.
 
     Args:
         generator: The fitted models.
@@ -113,6 +133,7 @@ def synthesise(
         seed: Seed of the data set.
         name: The film's place in the data set, such as ``("clip", epoch, index)``; seed and name
             decide every random number.
+        on_frame: Called after each painted frame, for a progress bar.
 
     Returns:
         The film.
@@ -137,7 +158,15 @@ def synthesise(
     labels = label(everyone, scene.frames, scene.size)
     paths, masks = _patches(everyone, labels)
     streams = [stream(seed, *name, "texture", path.life.identity) for path in paths]
-    painted = paint(masks, generator.unet, generator.flownet, texture, streams)
+    painted = paint(
+        masks,
+        generator.unet,
+        generator.flownet,
+        texture,
+        streams,
+        keep_flow=scene.flow,
+        on_frame=on_frame,
+    )
     light = lighten(paths, labels, painted.texture.cpu(), texture.mask_level)
     video = expose(light, generator.camera, numpy_stream(seed, *name, "camera"))
     flow = displace(paths, labels, painted.flow.cpu()) if scene.flow else None
@@ -205,9 +234,10 @@ def to_clip(film: Film, annotations: Sequence[str], max_cells: int, index: int) 
     if "stages" in annotations:
         found["stages"] = padded(film.stages, max_cells, -1)
     ordered = {key: found[key] for key in annotations}
-    return Clip(
+    clip: Clip = Clip(
         video=torch.from_numpy(film.video)[:, None],
         **ordered,  # type: ignore[typeddict-item]
         index=torch.tensor(index),
         source=torch.tensor(1, dtype=torch.int8),
     )
+    return clip

@@ -29,8 +29,8 @@ class LifeModel:
             frames (a log-normal law), ``[2]``.
         brightness: Brightness of the video's nuclei in interphase at equally spaced quantiles
             from 0 to 1, in grey values above the background, ``[Q]``.
-        stage_brightness: Mean and standard deviation of the logarithm of the brightness in each
-            stage over that of the same nucleus in interphase, ``[S, 2]``.
+        stage_brightness: Median and (robust) standard deviation of the logarithm of the
+            brightness in each stage over that of the same nucleus in interphase, ``[S, 2]``.
         birth_area: Area of both daughters in their first frame over that of their mother in
             interphase.
         birth_split: Standard deviation of a daughter's share of that area, around one half.

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from bvdm_data.synth.lives import Life, LifeModel, grow_family
 from bvdm_data.synth.shapes import Array, ShapeModel, area
@@ -54,18 +55,36 @@ class Path:
     depth: float
 
 
+_Pixels = npt.NDArray[np.int64]
+
+
 @dataclass
 class _Crowd:
-    """Nuclei that are placed already: what a new one must keep away from."""
+    """Nuclei that are placed already: what a new one must keep away from, and must not hide."""
 
     centres: list[Array]
     radii: list[float]
+    pixels: list[_Pixels]  # of the picture, under each nucleus
+    layers: npt.NDArray[np.int64]  # nuclei over each pixel of the picture
 
     def fits(self, centre: Array, radius: float) -> bool:
         if not self.centres:
             return True
         distance = np.hypot(*(np.array(self.centres) - centre).T)
         return bool((distance >= CONTACT * (np.array(self.radii) + radius)).all())
+
+    def stays_in_view(self, pixels: _Pixels) -> bool:
+        """Tell whether all keep a pixel of their own when one more nucleus covers these."""
+        layers = self.layers.copy()
+        layers[pixels] += 1
+        in_view = [covered for covered in (*self.pixels, pixels) if len(covered)]
+        return all((layers[covered] == 1).any() for covered in in_view)
+
+    def add(self, founder: "_Founder", pixels: _Pixels) -> None:
+        self.centres.append(founder.centre)
+        self.radii.append(founder.radius)
+        self.pixels.append(pixels)
+        self.layers[pixels] += 1
 
 
 def film(
@@ -107,6 +126,10 @@ class _Founder:
     centre: Array
     turn: float
 
+    @property
+    def radius(self) -> float:
+        return float(_mean_radius(self.family[0].radii[0]))
+
 
 def _place(
     shapes: ShapeModel,
@@ -120,7 +143,8 @@ def _place(
 ) -> list[_Founder]:
     """Put founders at random places that are free.
 
-    Where a number is asked for, places are drawn until so many nuclei show in the picture.
+    Where a number is asked for, places are drawn until so many nuclei show in the picture; none
+    of them is hidden, whichever lies on top.
     """
     height, width = size
     canvas = (height + 2 * MARGIN) * (width + 2 * MARGIN)
@@ -129,21 +153,26 @@ def _place(
         wanted = int(generator.poisson(motion.density[start] * canvas))
     else:
         wanted = nuclei
-    crowd, founders, seen, identity = _Crowd([], []), [], 0, 1
+    crowd = _Crowd([], [], [], np.zeros(height * width, np.int64))
+    founders: list[_Founder] = []
+    seen, identity, tries = 0, 1, 0
     while (seen if nuclei is not None else len(founders)) < wanted:
         family = grow_family(shapes, lives, frames, generator, identity, jitter=jitter)
         centre = _free_place(crowd, float(_mean_radius(family[0].radii[0])), size, generator)
-        if centre is None:
+        if centre is None or tries == _TRIES:
             raise ValueError(
                 f"nuclei={wanted} do not fit into size={size}: only {seen or len(founders)} found "
                 "a free place. Give fewer nuclei or a larger size"
             )
         turn = generator.uniform(0, 2 * math.pi)
         founder = _Founder(family, centre, turn)
-        crowd.centres.append(centre)
-        crowd.radii.append(float(_mean_radius(family[0].radii[0])))
+        pixels = _covered(founder, size)
+        if nuclei is not None and not crowd.stays_in_view(pixels):
+            tries += 1
+            continue
+        crowd.add(founder, pixels)
         founders.append(founder)
-        seen += _shows(founder, size)
+        seen += len(pixels) > 0
         identity += len(family)
     return founders
 
@@ -159,8 +188,8 @@ def _free_place(
     return None
 
 
-def _shows(founder: _Founder, size: tuple[int, int]) -> bool:
-    """Tell whether a founder's outline covers a pixel of the picture in its first frame."""
+def _covered(founder: _Founder, size: tuple[int, int]) -> _Pixels:
+    """Return the pixels of the picture under a founder in its first frame, ``[n]``."""
     radii = founder.family[0].radii[0]
     reach = math.ceil(radii.max())
     y, x = (np.floor(founder.centre) + np.arange(-reach, reach + 1)[:, None]).T
@@ -169,7 +198,9 @@ def _shows(founder: _Founder, size: tuple[int, int]) -> bool:
     angle = np.arctan2(dx, dy) - founder.turn
     grid = np.linspace(0, 2 * math.pi, len(radii) + 1)
     outline = np.interp(angle % (2 * math.pi), grid, np.append(radii, radii[0]))
-    return bool((np.hypot(dy, dx) <= outline).any())
+    inside = np.hypot(dy, dx) <= outline
+    pixels: _Pixels = (y[:, None] * size[1] + x)[inside].astype(np.int64)
+    return pixels
 
 
 def _move(

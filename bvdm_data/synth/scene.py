@@ -155,7 +155,7 @@ def displace(
 
     Returns:
         Displacement ``(dy, dx)`` in pixels, ``[F - 1, 2, H, W]``; 0 in the background and where
-        the nucleus is not there in the next frame.
+        the nucleus is not seen in the next frame.
     """
     frames, *size = labels.shape
     moved = np.zeros((frames - 1, 2, *size), np.float32)
@@ -163,7 +163,7 @@ def displace(
         for spot in spots(paths, frame, labels.shape[1:]):
             path = paths[spot.row]
             seen = labels[frame][spot.window] == path.life.identity
-            if not seen.any() or frame == path.life.last:
+            if not seen.any() or path.life.identity not in labels[frame + 1]:
                 continue
             along, across = _sample(invert(flow[spot.row, frame, None])[0], spot)
             y, x = spot.y + along, spot.x + across
@@ -218,7 +218,7 @@ def expose(
     Returns:
         Grey values in [0, 1] that are whole counts of the camera, ``[F, H, W]``.
     """
-    frames, *size = light.shape
+    frames, size = len(light), light.shape[1:]
     field = _smooth_field(size, camera, generator)
     levels = camera.level + camera.level_spread * generator.standard_normal(frames)
     seen = np.empty_like(light)

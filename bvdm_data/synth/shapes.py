@@ -45,7 +45,8 @@ class ShapeModel:
         """
         mean = self.mean[stage]
         radii = mean + amount * self.deviation(stage, generator)
-        return np.maximum(radii, mean.mean() / 4)
+        bounded: Array = np.maximum(radii, mean.mean() / 4)
+        return bounded
 
     def deviation(self, stage: int, generator: np.random.Generator) -> Array:
         """Draw how far a contour of a stage is from the mean one, ``[K]`` px."""

@@ -1,6 +1,6 @@
 """Texture: paints nuclei by the paper's recursion of flow, warp and a few diffusion steps."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +40,8 @@ class PaperSettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(f"{name} must be an int, got {value!r}")
+        if self.total_steps < 2:
+            raise ValueError(f"total_steps must be at least 2, got {self.total_steps}")
         if not 0 < self.first_steps <= self.total_steps:
             raise ValueError(
                 f"first_steps must be from 1 to total_steps={self.total_steps}, "
@@ -62,7 +64,8 @@ class Painted:
         texture: Relative light, ``mask_level`` on average inside, ``[N, F, H, W]`` float32; 0 in
             frames in which a nucleus is not there.
         flow: Backward displacement ``(dy, dx)`` in pixels from frame f + 1 to f by which the
-            texture was moved, ``[N, F - 1, 2, H, W]`` float32; 0 where nothing was moved.
+            texture was moved, ``[N, F - 1, 2, H, W]`` float32; 0 where nothing was moved. Without
+            frames if it was not wanted.
     """
 
     texture: Float[Tensor, "N F H W"]
@@ -75,6 +78,9 @@ def paint(
     flownet: FlowNet,
     settings: PaperSettings,
     generators: Sequence[torch.Generator],
+    *,
+    keep_flow: bool = True,
+    on_frame: Callable[[], object] | None = None,
 ) -> Painted:
     """Paint all nuclei, frame by frame, in one batch (paper, figures 1 b.1 and b.2).
 
@@ -89,6 +95,8 @@ def paint(
         flownet: Predicts the flow between masks.
         settings: Numbers of steps.
         generators: One for each nucleus, so that its noise does not depend on its neighbours.
+        keep_flow: Whether the flow is wanted; it takes twice the memory of the textures.
+        on_frame: Called after each frame, for a progress bar.
 
     Returns:
         Textures and flows, on the device of the networks.
@@ -98,9 +106,8 @@ def paint(
     film = masks.to(device)
     present = masks.flatten(2).any(2)
     texture = torch.zeros(film.shape, device=device)
-    flow = torch.zeros(
-        (film.shape[0], film.shape[1] - 1, 2, *film.shape[2:]), device=device
-    )
+    edges = film.shape[1] - 1 if keep_flow else 0
+    flow = torch.zeros((film.shape[0], edges, 2, *film.shape[2:]), device=device)
     for frame in range(film.shape[1]):
         before = present[:, frame - 1] if frame else torch.zeros_like(present[:, 0])
         born = (present[:, frame] & ~before).nonzero()[:, 0].tolist()
@@ -113,10 +120,12 @@ def paint(
             step = _flow_between(flownet, film[staying, frame - 1], film[staying, frame])
             moved = warp(texture[staying, frame - 1, None], step) * film[staying, frame, None]
             noise = [generators[n] for n in staying]
-            flow[staying, frame - 1] = step
-            texture[staying, frame] = _refresh(
-                moved, unet, settings.later_steps, schedule, noise
-            )[:, 0]
+            if keep_flow:
+                flow[staying, frame - 1] = step
+            fresh = _refresh(moved, unet, settings.later_steps, schedule, noise)
+            texture[staying, frame] = fresh[:, 0]
+        if on_frame is not None:
+            on_frame()
     return Painted(texture, flow)
 
 

@@ -65,6 +65,7 @@ class UNet(nn.Module):
     """
 
     def __init__(self, settings: UNetSettings | None = None) -> None:
+        """Make the network, its weights drawn at random."""
         super().__init__()
         self.settings = settings or UNetSettings()
         a, b, c = self.settings.channels

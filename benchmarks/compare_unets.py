@@ -1,0 +1,60 @@
+"""Trains our U-Net and the authors' on the same batches and prints their held-out losses.
+
+Run ``python -m benchmarks.compare_unets [DATA_ROOT] --steps 300``; DATA_ROOT is the folder of
+Fluo-N2DL-HeLa. Both see the same pictures, noise and steps; 2,000 steps of the authors' network
+take hours on two cores. It resumes.
+"""
+
+import argparse
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from benchmarks.reference_unet import ReferenceUNet
+from bvdm_data.datasets.ctc import guess_scale, read_sequence
+from bvdm_data.fitting.crops import cut_nuclei
+from bvdm_data.fitting.texture import TEXTURE_TRAINING, normalise, texture_losses
+from bvdm_data.fitting.training import purpose_of, train
+from bvdm_data.fitting.video import read_video
+from bvdm_data.synth.unet import UNet
+
+
+def main() -> None:
+    """Train both, print one line each and the ratios."""
+    home = Path(os.environ.get("BVDM_DATA_ROOT", Path(__file__).parents[2] / "shared" / "data"))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("root", nargs="?", type=Path, default=home / "Fluo-N2DL-HeLa")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--work-dir", type=Path, default=Path("unets.fit"))
+    given = parser.parse_args()
+    source = read_sequence(given.root, "01")
+    video = read_video(source, guess_scale(source), progress=False)
+    textures = normalise(cut_nuclei(video))
+    training = replace(
+        TEXTURE_TRAINING, steps=given.steps, save_every=20, check_every=min(100, given.steps)
+    )
+    loss_at, held_out = texture_losses(textures, training)
+    seconds, losses = {}, {}
+    for name, kind in (("ours", UNet), ("authors'", ReferenceUNet)):
+        torch.manual_seed(0)
+        network = kind().to(memory_format=torch.channels_last)
+        log = train(
+            network, loss_at, held_out, training,
+            checkpoint=given.work_dir / f"{kind.__name__}.safetensors",
+            purpose=purpose_of(name, given.steps),
+        )  # fmt: skip
+        seconds[name], losses[name] = log.seconds / given.steps, log.held_out
+        steps = ", ".join(f"{loss:.5f} at {step}" for step, loss in log.held_out)
+        print(f"{name}: held-out loss {steps}; {seconds[name]:.3f} s a step")
+    mine, authors_seconds = seconds["ours"], seconds["authors'"]
+    ours, theirs = losses["ours"][-1][1], losses["authors'"][-1][1]
+    print(
+        f"after {given.steps} steps: loss ours / authors' = {ours / theirs:.3f}, "
+        f"time ours / authors' = {mine / authors_seconds:.3f}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""Draws the pictures of docs/: run ``python -m benchmarks.figures [DATA_ROOT] [MODEL]``.
+
+DATA_ROOT is the folder of Fluo-N2DL-HeLa; only its video 01 is shown.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bvdm_data import STAGES, CTCVideos, PaperSettings, SyntheticHeLaVideos
+from bvdm_data.datasets.ctc import read_sequence
+from bvdm_data.evaluation.pictures import animation, contact_sheet, grid
+from bvdm_data.fitting.crops import MASK_LEVEL, Crops, cut_nuclei
+from bvdm_data.fitting.stages import assign_stages
+from bvdm_data.fitting.video import read_video
+from bvdm_data.randomness import numpy_stream, stream
+from bvdm_data.synth.generator import Generator
+from bvdm_data.synth.shapes import rasterise
+from bvdm_data.synth.texture import paint
+from bvdm_data.weights import load
+
+DOCS = Path(__file__).parents[1] / "docs" / "pictures"
+SIDE = 64
+COLUMNS = 12
+
+
+def outline_masks(radii: np.ndarray) -> torch.Tensor:
+    """Draw contours [n, K] as masks [n, 96, 96]."""
+    line = torch.arange(96) - 47.5
+    shape = (len(radii), 96, 96)
+    y, x = line[:, None].expand(shape), line[None].expand(shape)
+    return rasterise(torch.from_numpy(radii).float(), y, x)
+
+
+def middle(pictures: np.ndarray) -> np.ndarray:
+    """Cut the middle out of patches."""
+    edge = (pictures.shape[-1] - SIDE) // 2
+    return pictures[..., edge : edge + SIDE, edge : edge + SIDE]
+
+
+def relative(crops: Crops, rows: np.ndarray) -> np.ndarray:
+    """Return crops on the scale on which the DDPM sees them."""
+    gain = MASK_LEVEL / crops.brightness[rows][:, None, None]
+    return crops.light[rows].astype(np.float32) * gain
+
+
+def draw_modes(generator: Generator) -> None:
+    """First four modes of interphase, metaphase and anaphase, from -2 to +2 deviations."""
+    sheets, titles = [], []
+    for name in ("interphase", "metaphase", "anaphase"):
+        stage = STAGES.index(name)
+        for mode in range(4):
+            amounts = np.linspace(-2, 2, 5)
+            radii = generator.shapes.mean[stage] + amounts[:, None] * generator.shapes.modes[stage, mode]
+            sheets.append(middle(outline_masks(radii).float().numpy()))
+            titles.append(f"{name} {mode + 1}")
+    grid(
+        np.concatenate(sheets), DOCS / "shape_modes.png", columns=5,
+        titles=["-2 sd", "-1 sd", "mean", "+1 sd", "+2 sd"], row_titles=titles, grey_range=(0, 1),
+    )  # fmt: skip
+
+
+def draw_stages(generator: Generator, crops: Crops, stages: np.ndarray) -> None:
+    """Real nuclei of each stage above synthetic ones, on the scale of the DDPM."""
+    draws = numpy_stream(0, "figures")
+    sheets, titles = [], []
+    for stage, name in enumerate(STAGES):
+        rows = draws.permutation(np.flatnonzero(stages == stage))[:COLUMNS]
+        sheets.append(middle(relative(crops, rows)))
+        radii = np.stack([generator.shapes.sample(stage, draws) for _ in range(COLUMNS)])
+        masks = outline_masks(radii)[:, None]
+        streams = [stream(0, "figures", stage, i) for i in range(COLUMNS)]
+        made = paint(masks, generator.unet, generator.flownet, PaperSettings(), streams)
+        sheets.append(middle((made.texture[:, 0] * masks[:, 0]).numpy()))
+        titles += [f"{name}, real", "synthetic"]
+    grid(
+        np.concatenate(sheets), DOCS / "stages.png", columns=COLUMNS, row_titles=titles,
+        grey_range=(0, 1.2),
+    )  # fmt: skip
+
+
+def draw_noise_levels(generator: Generator) -> None:
+    """The paper's figure 3: the same masks at several T_f=0, nothing cut off outside the mask."""
+    draws = numpy_stream(3, "figures")
+    radii = np.stack([generator.shapes.sample(0, draws) for _ in range(COLUMNS)])
+    masks = outline_masks(radii)[:, None]
+    sheets = [middle(masks[:, 0].float().numpy() * MASK_LEVEL)]
+    titles = ["mask"]
+    for steps in (100, 200, 400, 600):
+        streams = [stream(3, "figures", i) for i in range(COLUMNS)]
+        settings = PaperSettings(first_steps=steps)
+        made = paint(masks, generator.unet, generator.flownet, settings, streams)
+        sheets.append(middle(made.texture[:, 0].numpy()))
+        titles.append(f"T_f=0 = {steps}")
+    grid(
+        np.concatenate(sheets), DOCS / "noise_levels.png", columns=COLUMNS, row_titles=titles,
+        grey_range=(0, 1.2),
+    )  # fmt: skip
+
+
+def draw_time(generator: Generator, crops: Crops) -> None:
+    """Real and synthetic nuclei through eight frames; outlines of the synthetic are real ones."""
+    long = [t for t in np.unique(crops.track) if (crops.track == t).sum() >= 8]
+    chosen = numpy_stream(5, "figures").permutation(long)[:4]
+    sheets, titles = [], []
+    for number, track in enumerate(chosen):
+        rows = np.flatnonzero(crops.track == track)[:8]
+        sheets.append(middle(relative(crops, rows)))
+        masks = torch.from_numpy(crops.masks[rows])[None]
+        made = paint(
+            masks, generator.unet, generator.flownet, PaperSettings(), [stream(5, "figures", number)]
+        )
+        sheets.append(middle((made.texture[0] * masks[0]).numpy()))
+        titles += [f"real nucleus {number + 1}", "its masks, painted"]
+    grid(
+        np.concatenate(sheets), DOCS / "time.png", columns=8, row_titles=titles,
+        titles=[f"frame {f}" for f in range(8)], grey_range=(0, 1.2),
+    )  # fmt: skip
+
+
+def draw_scenes(root: Path, model: str) -> None:
+    """Whole scenes, real beside synthetic, at the same grey scale."""
+    real = CTCVideos(root, sequence="01", frames=8, seed=1)
+    synthetic = SyntheticHeLaVideos(frames=8, model=model)
+    clips = {
+        "real 1": real.clip(3), "synthetic 1": synthetic.clip(0),
+        "real 2": real.clip(7), "synthetic 2": synthetic.clip(1),
+    }  # fmt: skip
+    contact_sheet(clips, DOCS / "scenes.png", frames=[0, 2, 4, 6])
+    animation(synthetic.clip(2), DOCS / "clip.gif")
+
+
+def main() -> None:
+    """Draw everything."""
+    home = Path(os.environ.get("BVDM_DATA_ROOT", Path(__file__).parents[2] / "shared" / "data"))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("root", nargs="?", type=Path, default=home / "Fluo-N2DL-HeLa")
+    parser.add_argument("model", nargs="?", default="hela")
+    given = parser.parse_args()
+    generator = load(given.model)
+    source = read_sequence(given.root, "01")
+    real = CTCVideos(given.root, sequence="01")
+    video = read_video(source, real.scale, progress=False)
+    crops = cut_nuclei(video)
+    draw_modes(generator)
+    draw_noise_levels(generator)
+    draw_stages(generator, crops, assign_stages(crops, video.tracks))
+    draw_time(generator, crops)
+    draw_scenes(given.root, given.model)
+    print(f"wrote {', '.join(sorted(p.name for p in DOCS.iterdir()))} to {DOCS}")
+
+
+if __name__ == "__main__":
+    main()

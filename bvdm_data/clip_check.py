@@ -1,0 +1,195 @@
+"""Check of a clip: what must hold in a sample, and between its parts."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from bvdm_data.clip import STAGES, Clip, measure_boxes
+
+FARTHEST = 0.5
+"""How far a centroid may lie from that of its mask, px (our choice)."""
+
+_Presence = npt.NDArray[np.bool_]
+
+
+def check_clip(clip: Clip) -> None:
+    """Check that the parts of a clip agree; a clip that this library makes passes.
+
+    Args:
+        clip: One clip (not a batch), on any device.
+
+    Raises:
+        ValueError: Naming the key and the rule that is broken.
+    """
+    parts: dict[str, Any] = dict(clip)
+    for key in ("video", "index", "source"):
+        if key not in parts:
+            raise ValueError(f"a clip must have the key {key!r}, got the keys {tuple(parts)}")
+    sides = _check_video(parts["video"])
+    _check_form("index", parts["index"], (), torch.int64)
+    source = _check_form("source", parts["source"], (), torch.int8)
+    if int(source) not in (0, 1):
+        raise ValueError(f"source must be 1 (synthetic) or 0 (real), got {int(source)}")
+    found = _check_forms(parts, sides)
+    if "stages" in found:
+        _check_codes(found["stages"].numpy())
+    if "masks" in found:
+        _check_against_masks(found, found["masks"].numpy())
+
+
+def _check_form(
+    key: str, value: object, shape: tuple[int | None, ...], dtype: torch.dtype
+) -> Tensor:
+    """Return the tensor on the CPU if it has the shape, where None is any number, and dtype."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{key} must be a tensor, got {type(value).__name__}")
+    wanted = ", ".join("max_cells" if side is None else str(side) for side in shape)
+    got = tuple(value.shape)
+    fits = len(got) == len(shape) and all(b in (a, None) for a, b in zip(got, shape, strict=True))
+    if not fits or value.dtype != dtype:
+        raise ValueError(
+            f"{key} must be [{wanted}] {_name(dtype)}, got {list(got)} {_name(value.dtype)}"
+        )
+    return value.detach().cpu()
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _check_video(video: object) -> tuple[int, int, int]:
+    """Return frames, height and width."""
+    if not isinstance(video, Tensor):
+        raise ValueError(f"video must be a tensor, got {type(video).__name__}")
+    if video.dtype != torch.float32 or video.ndim != 4 or video.shape[1] != 1:
+        raise ValueError(
+            f"video must be [F, 1, H, W] float32, got {list(video.shape)} {_name(video.dtype)}"
+        )
+    if 0 in video.shape:
+        raise ValueError(f"video must have at least one frame and pixel, got {list(video.shape)}")
+    if not bool(((video >= 0) & (video <= 1)).all()):
+        raise ValueError(
+            "video must hold finite grey values from 0 to 1, got values from "
+            f"{video.min().item()} to {video.max().item()}"
+        )
+    frames, _, height, width = video.shape
+    return frames, height, width
+
+
+def _check_forms(parts: dict[str, Any], sides: tuple[int, int, int]) -> dict[str, Tensor]:
+    """Return the annotations of a clip, on the CPU, if they have their shapes and dtypes."""
+    frames, height, width = sides
+    forms: dict[str, tuple[tuple[int | None, ...], torch.dtype]] = {
+        "masks": ((frames, height, width), torch.int32),
+        "tracks": ((None, 4), torch.int32),
+        "flow": ((frames - 1, 2, height, width), torch.float32),
+        "stages": ((None, frames), torch.int8),
+        "boxes": ((None, frames, 4), torch.float32),
+        "centroids": ((None, frames, 2), torch.float32),
+    }
+    return {key: _check_form(key, parts[key], *form) for key, form in forms.items() if key in parts}
+
+
+def _check_codes(stages: npt.NDArray[np.int8]) -> None:
+    wrong = stages[(stages < -1) | (stages >= len(STAGES))]
+    if len(wrong):
+        raise ValueError(
+            f"stages must be codes from 0 to {len(STAGES) - 1}, or -1, got {int(wrong[0])}"
+        )
+
+
+def _check_against_masks(found: dict[str, Tensor], masks: npt.NDArray[np.int32]) -> None:
+    low, top = int(masks.min()), int(masks.max())
+    if low < 0:
+        raise ValueError(f"masks must hold ids of 0 or more, got {low}")
+    for key in ("tracks", "stages", "boxes", "centroids"):
+        if key in found and len(found[key]) < top:
+            raise ValueError(
+                f"{key} must have a row for every id of masks, got {len(found[key])} rows: "
+                f"no row for id {top}"
+            )
+    if "tracks" in found:
+        _check_tracks(masks, found["tracks"].numpy())
+    if "flow" in found:
+        _check_flow(masks, found["flow"].numpy())
+    if "stages" in found:
+        stages = found["stages"].numpy()
+        _check_places("stages", stages >= 0, stages < 0, _presence(masks, len(stages)))
+    if "boxes" in found or "centroids" in found:
+        _check_measures(found, masks)
+
+
+def _presence(masks: npt.NDArray[np.int32], count: int) -> _Presence:
+    present = np.zeros((count + 1, len(masks)), bool)
+    for frame, mask in enumerate(masks):
+        present[np.unique(mask), frame] = True
+    return present[1:]
+
+
+def _check_tracks(masks: npt.NDArray[np.int32], tracks: npt.NDArray[np.int32]) -> None:
+    ids = tracks[:, 0].tolist()
+    count = sum(identity > 0 for identity in ids)
+    if ids[:count] != list(range(1, count + 1)) or tracks[count:].any():
+        raise ValueError(f"tracks must list the ids 1 to n and then zeros, got {ids}")
+    if masks.max() > count:
+        raise ValueError(f"tracks must list every id of masks, got no row for id {masks.max()}")
+    present = _presence(masks, count)
+    for identity, first, last, parent in tracks[:count].tolist():
+        seen = np.flatnonzero(present[identity - 1]).tolist()
+        unbroken = seen and len(seen) == seen[-1] - seen[0] + 1
+        if not unbroken or (seen[0], seen[-1]) != (first, last):
+            raise ValueError(
+                f"track {identity} must be visible in frames {first} to {last}, got {seen}"
+            )
+        if parent and not (0 < parent < identity and tracks[parent - 1, 2] < first):
+            raise ValueError(f"track {identity} must begin after its parent {parent} ends")
+
+
+def _check_flow(masks: npt.NDArray[np.int32], flow: npt.NDArray[np.float32]) -> None:
+    if not np.isfinite(flow).all():
+        raise ValueError("flow must be finite")
+    for frame, step in enumerate(flow):
+        moved = step.any(0)
+        if moved[masks[frame] == 0].any():
+            raise ValueError(
+                f"flow must be 0 in the background, got a displacement in frame {frame}"
+            )
+        lost = masks[frame][moved & ~np.isin(masks[frame], masks[frame + 1])]
+        if len(lost):
+            raise ValueError(
+                "flow must be 0 where a nucleus is not there in the next frame, got a "
+                f"displacement of id {lost[0]} in frame {frame}"
+            )
+
+
+def _check_places(key: str, given: _Presence, left_out: _Presence, present: _Presence) -> None:
+    wrong = np.argwhere((given != present) | (left_out == present))
+    if len(wrong):
+        row, frame = wrong[0].tolist()
+        raise ValueError(
+            f"{key} must be given where, and only where, a nucleus is visible in masks; this does "
+            f"not hold for id {row + 1} in frame {frame}"
+        )
+
+
+def _check_measures(found: dict[str, Tensor], masks: npt.NDArray[np.int32]) -> None:
+    boxes, centroids = measure_boxes(masks, int(masks.max()))
+    for key, measured, far, rule in (
+        ("boxes", boxes, 0.0, "enclose exactly the mask"),
+        ("centroids", centroids, FARTHEST, f"lie within {FARTHEST} px of that of the mask"),
+    ):
+        if key not in found:
+            continue
+        given = found[key].numpy()
+        empty = np.isnan(given)
+        _check_places(key, ~empty.any(-1), empty.all(-1), _presence(masks, len(given)))
+        wrong = np.argwhere((np.abs(given[: len(measured)] - measured) > far).any(-1))
+        if len(wrong):
+            row, frame = wrong[0].tolist()
+            raise ValueError(
+                f"{key} must {rule}, got {given[row, frame].tolist()} for id {row + 1} in frame "
+                f"{frame} where the mask has {measured[row, frame].tolist()}"
+            )

@@ -1,0 +1,149 @@
+"""Export: synthetic videos as folders of the Cell Tracking Challenge."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from bvdm_data.camera_scale import CameraScale
+from bvdm_data.datasets.arguments import check_frames, check_seed, check_size, check_whole_number
+from bvdm_data.datasets.ctc_writer import is_complete, write_sequence
+from bvdm_data.datasets.synthetic import check_method, check_nuclei
+from bvdm_data.files import whole_file
+from bvdm_data.synth.generator import SceneSettings, synthesise
+from bvdm_data.synth.texture import PaperSettings
+from bvdm_data.weights import find_model, load, model_digest
+
+MANIFEST = "bvdm_data.json"
+"""File in an exported folder that says how it was made."""
+
+MOST_SEQUENCES = 99
+"""Sequences have two digits in the challenge's layout."""
+
+
+def export(
+    directory: str | Path,
+    *,
+    frames: int = 92,
+    size: int | Sequence[int] = (700, 1100),
+    sequences: int = 2,
+    seed: int = 0,
+    model: str | Path = "hela",
+    method: str | PaperSettings = "paper",
+    nuclei: int | tuple[int, int] | None = None,
+    progress: bool = True,
+) -> list[str]:
+    """Write synthetic videos in the layout of the challenge: ``01/t000.tif`` and its truth.
+
+    Each sequence is written whole or not at all; a second call with the same arguments goes on
+    where a killed one was, and ends in the same files.
+
+    Args:
+        directory: Folder to write; it must be missing, empty, or begun by the same call.
+        frames: Length of each video; 92 in Fluo-N2DL-HeLa.
+        size: Height and width in pixels.
+        sequences: Number of videos, from 1 to 99.
+        seed: Seed of all videos.
+        model: A name or the path of a file made by ``bvdm-data fit``.
+        method: How nuclei are painted.
+        nuclei: Nuclei in the first frame; None: the density of the fitted video.
+        progress: Show a progress bar.
+
+    Returns:
+        The names of the sequences that this call has written.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If an argument is out of its range, or the folder holds something else.
+        OSError: If a file cannot be written.
+    """
+    number = check_whole_number("sequences", sequences, least=1)
+    if number > MOST_SEQUENCES:
+        raise ValueError(f"sequences must be at most {MOST_SEQUENCES}, got {number}")
+    frames, seed = check_frames(frames), check_seed(seed)
+    texture, nuclei = check_method(method), check_nuclei(nuclei)
+    scene = SceneSettings(frames=frames, size=check_size(size), nuclei=nuclei)
+    path = find_model(model)
+    folder = Path(directory)
+    _claim(
+        folder,
+        {
+            "model": model_digest(path),
+            "frames": frames,
+            "size": list(scene.size),
+            "seed": seed,
+            "method": repr(texture),
+            "nuclei": nuclei if isinstance(nuclei, int) or nuclei is None else list(nuclei),
+        },
+    )
+    written = []
+    with tqdm(total=number * frames, desc="exporting", unit="frame", disable=not progress) as bar:
+        for index in range(number):
+            name = f"{index + 1:02d}"
+            if is_complete(folder, name):
+                bar.update(frames)
+                continue
+            _write_one(folder, name, path, scene, texture, seed, index, bar)
+            written.append(name)
+    return written
+
+
+def _write_one(
+    folder: Path,
+    name: str,
+    model: Path,
+    scene: SceneSettings,
+    texture: PaperSettings,
+    seed: int,
+    index: int,
+    bar: "tqdm[Any]",
+) -> None:
+    generator = load(model)
+    film = synthesise(
+        generator,
+        scene,
+        texture,
+        seed=seed,
+        name=("export", index),
+        on_frame=bar.update,
+    )
+    scale = CameraScale(generator.camera.offset, generator.camera.full)
+    counts = np.stack([scale.to_counts(frame) for frame in film.video])
+    write_sequence(folder, name, counts, film.masks, film.tracks)
+
+
+def _claim(folder: Path, settings: dict[str, object]) -> None:
+    """Write the manifest into a new folder, or check that of a folder that was begun."""
+    manifest = folder / MANIFEST
+    if manifest.is_file():
+        begun = _read_manifest(manifest)
+        differing = [key for key in settings if begun.get(key) != settings[key]]
+        others = [path for path in folder.iterdir() if path != manifest]
+        if differing and others:
+            key = differing[0]
+            raise ValueError(
+                f"{folder} was begun with {key}={begun.get(key)!r}, got {settings[key]!r}; give "
+                "the same arguments to go on, or another folder"
+            )
+        if not differing:
+            return
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(
+            f"directory must be new, empty, or begun by the same call, but {folder} holds "
+            "something else; give another one"
+        )
+    with whole_file(manifest) as temporary:
+        temporary.write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _read_manifest(manifest: Path) -> dict[str, object]:
+    try:
+        begun = json.loads(manifest.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{manifest} is damaged ({error}); give another directory, or remove this one"
+        ) from error
+    return begun if isinstance(begun, dict) else {}

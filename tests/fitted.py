@@ -1,0 +1,112 @@
+"""A small, lifelike annotated video to fit a generator to, with what was planted in it."""
+
+import numpy as np
+
+from bvdm_data.datasets.ctc import write_sequence
+
+FRAMES, HEIGHT, WIDTH = 40, 200, 240
+OFFSET = 32768
+LEVEL, NOISE, STREAK = 300.0, 9.4, (0.3, 0.9, 0.3)
+
+# One founder a cell of 100 x 80 px: the frame of its division, its light in counts.
+FOUNDERS = [(9, 300), (11, 420), (13, 360), (15, 500), (17, 390), (19, 340)]
+_CYCLES = (15, 16, 17, 14, 18, 16)
+
+
+def families():
+    """Return rows (id, first frame, last frame, parent) and way, axis, light of each nucleus."""
+    rows, nuclei = [], []
+
+    def live(first, last, parent, start, drift, light, generation):
+        identity = len(rows) + 1
+        rows.append((identity, first, min(last, FRAMES - 1), parent))
+        nuclei.append((start, drift, light, last))
+        if last >= FRAMES - 1:
+            return
+        end = start + drift * (last - first)
+        apart = np.array([[1.0, 0.0], [0.0, 1.0]][generation % 2])
+        for side in (-1, 1):
+            cycle = _CYCLES[(identity + side) % len(_CYCLES)]
+            way = side * apart * (0.9 if generation == 0 else 0.6)
+            live(
+                last + 1,
+                last + cycle,
+                identity,
+                end + 7.5 * side * apart,
+                way,
+                light,
+                generation + 1,
+            )
+
+    for number, (last, light) in enumerate(FOUNDERS):
+        place = np.array([50.0 + 100 * (number // 3), 40.0 + 80 * (number % 3)])
+        live(0, last, 0, place, np.zeros(2), light, 0)
+    return np.array(rows, np.int32), nuclei
+
+
+def looks(age, left, born):
+    """Return area, brightness (both against interphase) and ratio of axes of one nucleus."""
+    if left == 0:
+        return 0.5, 2.0, 2.2
+    if left == 1:
+        return 0.5, 2.0, 1.3
+    if born and age == 0:
+        return 0.36, 1.5, 1.3
+    return (1 - 0.5 * np.exp(-(age - 1) / 4) if born else 1.0), 1.0, 1.4
+
+
+def fitted_video(seed=0):
+    """Return counts [40, 200, 240] uint16, masks int32 and tracks [n, 4] of six families."""
+    draws = np.random.default_rng(seed)
+    tracks, nuclei = families()
+    masks = np.zeros((FRAMES, HEIGHT, WIDTH), np.int32)
+    light = np.zeros((FRAMES, HEIGHT, WIDTH))
+    for (identity, first, last, parent), (start, drift, bright, end) in zip(
+        tracks.tolist(), nuclei, strict=True
+    ):
+        steps = 0.5 * draws.standard_t(4, (last - first + 1, 2)).clip(-4, 4)
+        turns = draws.uniform(0, np.pi) + 0.1 * draws.standard_normal(last - first + 1).cumsum()
+        for frame in range(first, last + 1):
+            area, gain, ratio = looks(frame - first, end - frame, parent > 0)
+            centre = start + drift * (frame - first) + steps[frame - first]
+            draw(
+                masks[frame],
+                light[frame],
+                identity,
+                centre,
+                230 * area,
+                ratio,
+                turns[frame - first],
+                bright * gain,
+            )
+    white = draws.standard_normal((FRAMES, HEIGHT, WIDTH))
+    kernel = np.array(STREAK) / np.linalg.norm(STREAK)
+    grain = sum(k * np.roll(white, s, axis=2) for k, s in zip(kernel, (-1, 0, 1), strict=True))
+    field = 15 * np.sin(np.arange(HEIGHT) / 60)[:, None] * np.cos(np.arange(WIDTH) / 70)
+    counts = np.rint(LEVEL + field + light + NOISE * grain).clip(0, 4095)
+    return (OFFSET + counts).astype(np.uint16), masks, tracks
+
+
+def draw(mask, light, identity, centre, area, ratio, turn, bright):
+    """Put an ellipse with a texture into a frame, where no other nucleus is."""
+    long = np.sqrt(area * ratio / np.pi)
+    rows, columns = (np.arange(int(c) - 22, int(c) + 23) for c in centre)
+    rows = rows[(rows >= 0) & (rows < HEIGHT)]
+    columns = columns[(columns >= 0) & (columns < WIDTH)]
+    dy, dx = rows[:, None] - centre[0], columns[None] - centre[1]
+    along = np.cos(turn) * dy + np.sin(turn) * dx
+    across = np.cos(turn) * dx - np.sin(turn) * dy
+    window = np.ix_(rows, columns)
+    inside = ((along / long) ** 2 + (across * ratio / long) ** 2 <= 1) & (mask[window] == 0)
+    spots = 1 + 0.25 * np.sin(along / 2 + identity) * np.cos(across / 1.7)
+    mask[window] = np.where(inside, identity, mask[window])
+    light[window] = np.where(inside, bright * spots, light[window])
+
+
+def write_fitted(root, name="01", stop=FRAMES):
+    """Write the video, or its first frames, as a folder of the Cell Tracking Challenge."""
+    video, masks, tracks = fitted_video()
+    tracks = tracks[tracks[:, 1] < stop]
+    tracks[:, 2] = np.minimum(tracks[:, 2], stop - 1)
+    write_sequence(root, name, video[:stop], masks[:stop], tracks)
+    return root

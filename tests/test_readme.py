@@ -1,0 +1,65 @@
+"""What the front door promises must run."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bvdm_data.cli import cli
+from bvdm_data.datasets.ctc import write_sequence
+from bvdm_data.weights import known_models
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = sorted(set(re.findall(r"`bvdm-data (\w+)", README)))
+
+
+def write_stand_in(root):
+    """Write a video of two resting discs on the real one's scale."""
+    y, x = np.mgrid[:192, :200]
+    mask = np.zeros((192, 200), np.int32)
+    mask[np.hypot(y - 80, x - 90) < 12] = 1
+    mask[np.hypot(y - 120, x - 60) < 10] = 2
+    video = np.stack([32768 + 300 + 800 * (mask > 0)] * 6).astype(np.uint16)
+    tracks = np.array([[1, 0, 5, 0], [2, 0, 5, 0]])
+    write_sequence(root, "01", video, np.stack([mask] * 6), tracks)
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
+def test_every_python_snippet_of_the_readme_runs(snippet, tmp_path, monkeypatch):
+    write_stand_in(tmp_path / "Fluo-N2DL-HeLa")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet, "README.md", "exec"), {})
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_of_the_readme_exists(command):
+    assert command in cli.commands
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/method.md", "docs/hela.md"])
+def test_every_link_of_a_page_into_the_project_leads_somewhere(page):
+    text = (ROOT / page).read_text()
+    links = re.findall(r"\]\(([^)#]+)\)", text)
+    missing = [
+        link for link in links if "://" not in link and not ((ROOT / page).parent / link).exists()
+    ]
+    assert missing == []
+
+
+def test_every_source_file_that_a_page_names_exists():
+    text = (ROOT / "docs/method.md").read_text()
+    names = re.findall(r"`((?:fitting|synth|benchmarks)/\w+\.py)`", text)
+    missing = [
+        name
+        for name in names
+        if not (ROOT / name).exists() and not (ROOT / "bvdm_data" / name).exists()
+    ]
+    assert names
+    assert missing == []
+
+
+def test_the_readme_needs_a_model_that_ships():
+    assert "hela" in known_models()

@@ -1,0 +1,197 @@
+import pytest
+import torch
+
+from bvdm_data.randomness import stream
+from bvdm_data.synth.flow import FlowNet, warp
+from bvdm_data.synth.texture import PaperSettings, paint
+from bvdm_data.synth.unet import UNet, UNetSettings
+
+SHORT = PaperSettings(first_steps=3, later_steps=2, total_steps=1000)
+SIDE = 32
+
+
+class CountingUNet(UNet):
+    """Knows the batch and the step of each of its calls, and predicts no noise at all."""
+
+    def __init__(self):
+        super().__init__(UNetSettings(channels=(8, 8, 8), middle=1))
+        self.calls = []
+
+    def forward(self, x, step):
+        self.calls.append((len(x), int(step)))
+        return torch.zeros_like(x)
+
+
+def discs(spans, frames=5, radius=9.0):
+    """Masks of discs that walk down, each there from its first to its last frame."""
+    y, x = torch.meshgrid(torch.arange(SIDE) - 12.0, torch.arange(SIDE) - 16.0, indexing="ij")
+    masks = torch.zeros(len(spans), frames, SIDE, SIDE, dtype=torch.bool)
+    for row, (first, last) in enumerate(spans):
+        for frame in range(first, last + 1):
+            masks[row, frame] = (y - frame).hypot(x) < radius - row
+    return masks
+
+
+def streams(count, seed=0):
+    return [stream(seed, "nucleus", n) for n in range(count)]
+
+
+@pytest.fixture
+def networks(tiny_generator):
+    return tiny_generator.unet, tiny_generator.flownet
+
+
+def test_paint_leaves_the_frames_without_the_nucleus_at_0(networks):
+    painted = paint(discs([(1, 3), (0, 4), (4, 4)]), *networks, SHORT, streams(3))
+    lit = painted.texture.flatten(2).any(2)
+    assert lit.tolist() == [
+        [False, True, True, True, False],
+        [True, True, True, True, True],
+        [False, False, False, False, True],
+    ]
+    moved = painted.flow.flatten(2).any(2)
+    assert moved.tolist() == [[False, True, True, False], [True] * 4, [False] * 4]
+
+
+def test_paint_gives_texture_and_flow_of_every_nucleus(networks):
+    painted = paint(discs([(0, 4), (1, 2)]), *networks, SHORT, streams(2))
+    assert painted.texture.shape == (2, 5, SIDE, SIDE)
+    assert painted.flow.shape == (2, 4, 2, SIDE, SIDE)
+    assert painted.texture.dtype == painted.flow.dtype == torch.float32
+    assert painted.texture.isfinite().all()
+
+
+def test_paint_takes_no_nucleus_and_a_single_frame(networks):
+    assert paint(discs([]), *networks, SHORT, []).texture.shape == (0, 5, SIDE, SIDE)
+    painted = paint(discs([(0, 0)], frames=1), *networks, SHORT, streams(1))
+    assert painted.flow.shape == (1, 0, 2, SIDE, SIDE)
+    assert painted.texture.any()
+
+
+def test_a_nucleus_does_not_depend_on_its_neighbours_in_the_batch(networks):
+    masks = discs([(0, 4), (1, 3), (0, 2)])
+    together = paint(masks, *networks, SHORT, streams(3))
+    for n in range(3):
+        alone = paint(masks[n : n + 1], *networks, SHORT, streams(3)[n : n + 1])
+        torch.testing.assert_close(together.texture[n], alone.texture[0], rtol=0, atol=2e-3)
+        torch.testing.assert_close(together.flow[n], alone.flow[0], rtol=0, atol=1e-4)
+
+
+def test_the_noise_of_a_nucleus_is_that_of_its_own_generator(networks):
+    masks = discs([(0, 4), (0, 4)])
+    one = paint(masks, *networks, SHORT, streams(2))
+    again = paint(masks, *networks, SHORT, streams(2))
+    other = paint(masks, *networks, SHORT, [streams(2)[0], stream(9, "nucleus")])
+    assert torch.equal(one.texture, again.texture)
+    assert torch.equal(one.texture[0], other.texture[0])
+    assert not torch.equal(one.texture[1], other.texture[1])
+
+
+def test_no_later_steps_are_the_warp_alone_inside_the_mask(networks):
+    masks = discs([(0, 4), (1, 3)])
+    settings = PaperSettings(first_steps=3, later_steps=0)
+    painted = paint(masks, *networks, settings, streams(2))
+    for n, (first, last) in enumerate([(0, 4), (1, 3)]):
+        for frame in range(first + 1, last + 1):
+            before = painted.texture[n, frame - 1][None, None]
+            moved = warp(before, painted.flow[n, frame - 1][None])[0, 0]
+            expected = moved * masks[n, frame]
+            torch.testing.assert_close(painted.texture[n, frame], expected, rtol=0, atol=1e-6)
+
+
+def test_flow_is_that_of_the_network_between_the_two_masks(networks):
+    masks = discs([(0, 4)])
+    painted = paint(masks, *networks, SHORT, streams(1))
+    flow = networks[1](masks[:, 1, None].float(), masks[:, 2, None].float())
+    torch.testing.assert_close(painted.flow[:, 1], flow)
+
+
+def test_the_network_is_called_once_a_step_for_all_nuclei_together():
+    unet = CountingUNet()
+    settings = PaperSettings(first_steps=5, later_steps=2)
+    paint(discs([(0, 2), (0, 2), (1, 2)], frames=3), unet, FlowNet(), settings, streams(3))
+    first, later = [4, 3, 2, 1, 0], [1, 0]
+    assert unet.calls == [
+        *((2, step) for step in first),
+        *((1, step) for step in first),
+        *((2, step) for step in later),
+        *((3, step) for step in later),
+    ]
+
+
+def test_no_later_steps_call_the_network_in_the_first_frame_alone():
+    unet = CountingUNet()
+    settings = PaperSettings(first_steps=5, later_steps=0)
+    paint(discs([(0, 4)]), unet, FlowNet(), settings, streams(1))
+    assert unet.calls == [(1, step) for step in (4, 3, 2, 1, 0)]
+
+
+def test_a_perfect_network_paints_the_flat_mask():
+    masks = discs([(0, 0)], frames=1)
+    noise = torch.randn((1, SIDE, SIDE), generator=streams(1)[0])
+
+    class Perfect(UNet):
+        def forward(self, x, step):
+            return noise[None]
+
+    settings = PaperSettings(first_steps=1, later_steps=0, mask_level=0.5)
+    unet = Perfect(UNetSettings(channels=(8, 8, 8), middle=1))
+    painted = paint(masks, unet, FlowNet(), settings, streams(1))
+    torch.testing.assert_close(painted.texture, 0.5 * masks.float(), rtol=0, atol=1e-5)
+
+
+def test_paint_leaves_the_global_random_state_and_the_masks_alone(networks):
+    masks = discs([(0, 4)])
+    state, before = torch.get_rng_state(), masks.clone()
+    paint(masks, *networks, SHORT, streams(1))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(masks, before)
+
+
+def test_the_default_settings_are_the_papers():
+    settings = PaperSettings()
+    assert (settings.first_steps, settings.later_steps, settings.total_steps) == (200, 10, 1000)
+    assert settings.mask_level == 150 / 255
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"later_steps": 300}, "later_steps must be from 0 to first_steps=200, got 300"),
+        ({"later_steps": -1}, "later_steps must be from 0 to first_steps=200, got -1"),
+        ({"first_steps": 0}, "first_steps must be from 1 to total_steps=1000, got 0"),
+        ({"first_steps": 1001}, "first_steps must be from 1 to total_steps=1000, got 1001"),
+        ({"total_steps": 100}, "first_steps must be from 1 to total_steps=100, got 200"),
+        (
+            {"first_steps": 1, "later_steps": 0, "total_steps": 1},
+            "total_steps must be at least 2, got 1",
+        ),
+        ({"mask_level": 0}, "mask_level must be above 0 and at most 1, got 0"),
+        ({"mask_level": 1.5}, "mask_level must be above 0 and at most 1, got 1.5"),
+        ({"mask_level": float("nan")}, "mask_level must be above 0 .* got nan"),
+    ],
+)
+def test_paper_settings_refuses_numbers_that_make_no_picture(changes, words):
+    with pytest.raises(ValueError, match=words):
+        PaperSettings(**changes)
+
+
+@pytest.mark.parametrize("name", ["first_steps", "later_steps", "total_steps"])
+@pytest.mark.parametrize("value", [10.0, True, "10", None])
+def test_paper_settings_refuses_steps_that_are_no_int(name, value):
+    with pytest.raises(TypeError, match=f"{name} must be an int, got {value!r}"):
+        PaperSettings(**{name: value})
+
+
+def test_paint_without_flow_gives_the_same_texture(networks):
+    masks = discs([(0, 4), (1, 3)])
+    full = paint(masks, *networks, SHORT, streams(2))
+    lean = paint(masks, *networks, SHORT, streams(2), keep_flow=False)
+    assert torch.equal(full.texture, lean.texture)
+    assert lean.flow.numel() == 0
+
+
+def test_paint_calls_back_after_every_frame(networks):
+    calls = []
+    paint(discs([(1, 2)]), *networks, SHORT, streams(1), on_frame=lambda: calls.append(1))
+    assert len(calls) == 5

@@ -1,0 +1,235 @@
+import errno
+import json
+import pickle
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from bvdm_data import files, weights
+from bvdm_data.synth.unet import UNet, UNetSettings
+
+PARTS = ("shapes", "lives", "motion", "camera")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty folder of named models, and no model that ships with the package."""
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    monkeypatch.setattr(weights, "cache_folder", lambda: folder)
+    monkeypatch.setattr(weights, "bundled_folder", lambda: tmp_path / "bundled")
+    return folder
+
+
+@pytest.fixture
+def copy(tiny_model, tmp_path):
+    """A copy of the model's file, to be spoilt."""
+    path = tmp_path / "copy.safetensors"
+    path.write_bytes(tiny_model.read_bytes())
+    return path
+
+
+def test_a_generator_comes_back_with_every_number(tiny_generator, tiny_model):
+    found = weights.load(tiny_model)
+    for name in PARTS:
+        before, after = asdict(getattr(tiny_generator, name)), asdict(getattr(found, name))
+        assert before.keys() == after.keys()
+        for key, value in before.items():
+            np.testing.assert_array_equal(after[key], value)
+            assert type(after[key]) is type(value)
+            assert getattr(after[key], "dtype", None) == getattr(value, "dtype", None)
+    for name in ("unet", "flownet"):
+        before = getattr(tiny_generator, name).state_dict()
+        after = getattr(found, name).state_dict()
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[key], after[key]) for key in before)
+    assert found.unet.settings == tiny_generator.unet.settings
+    assert found.card == tiny_generator.card
+
+
+def test_a_network_that_is_loaded_is_ready_to_run(tiny_model):
+    found = weights.load(tiny_model)
+    for network in (found.unet, found.flownet):
+        assert not network.training
+        assert not any(value.requires_grad for value in network.parameters())
+        assert {value.device.type for value in network.parameters()} == {"cpu"}
+    x = torch.ones(1, 1, 16, 16)
+    assert found.unet(x, torch.tensor([3])).isfinite().all()
+    assert found.flownet(x, x).isfinite().all()
+
+
+def test_save_writes_the_same_bytes_again(tiny_generator, tiny_model, tmp_path):
+    weights.save(tiny_generator, tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == tiny_model.read_bytes()
+
+
+def test_a_generator_that_was_loaded_is_saved_to_the_same_bytes(tiny_model, tmp_path):
+    weights.save(weights.load(tiny_model), tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == tiny_model.read_bytes()
+
+
+def test_load_reads_a_file_once_a_process(tiny_model, monkeypatch):
+    first = weights.load(tiny_model)
+    monkeypatch.setattr(weights, "_read", lambda path: pytest.fail("read again"))
+    assert weights.load(tiny_model) is first
+    assert weights.load(str(tiny_model)) is first
+
+
+def test_load_reads_a_file_again_that_has_changed(tiny_generator, copy):
+    first = weights.load(copy)
+    bigger = UNet(UNetSettings(channels=(8, 8, 16), middle=1))
+    weights.save(replace(tiny_generator, unet=bigger), copy)
+    assert weights.load(copy) is not first
+    assert weights.load(copy).unet.settings.channels == (8, 8, 16)
+
+
+def test_load_leaves_the_global_random_state_alone(copy):
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    weights.load(copy)
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert np.array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
+
+
+def test_read_card_gives_what_the_model_says_of_itself(tiny_model):
+    card = weights.read_card(tiny_model)
+    assert card == {"data": "made up", "held_out": {"loss": 0.5}, "seeds": [1, 2]}
+
+
+def test_a_model_in_the_cache_folder_has_a_name(cache, tiny_model):
+    (cache / "mine.safetensors").write_bytes(tiny_model.read_bytes())
+    assert weights.known_models() == {"mine": cache / "mine.safetensors"}
+    assert weights.find_model("mine") == cache / "mine.safetensors"
+    assert weights.load("mine").card["data"] == "made up"
+
+
+def test_a_model_that_ships_with_the_package_wins_over_the_users_own(cache, tmp_path):
+    (tmp_path / "bundled").mkdir()
+    for folder in (cache, tmp_path / "bundled"):
+        (folder / "hela.safetensors").write_bytes(b"")
+    assert weights.find_model("hela") == tmp_path / "bundled" / "hela.safetensors"
+
+
+def test_find_model_refuses_an_unknown_name_and_lists_the_known_ones(cache):
+    with pytest.raises(ValueError, match=r"no weights called 'hella'; there are: none\. Or give"):
+        weights.find_model("hella")
+    for name in ("mine", "hela"):
+        (cache / f"{name}.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"called 'hella'; there are: 'hela', 'mine'\. Or give"):
+        weights.find_model("hella")
+
+
+@pytest.mark.parametrize("kind", [str, lambda path: path])
+def test_find_model_refuses_a_path_that_is_not_there(cache, kind):
+    missing = kind(cache / "missing.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"no model file .*missing\.safetensors'; give"):
+        weights.find_model(missing)
+
+
+def test_find_model_refuses_a_folder(cache):
+    with pytest.raises(FileNotFoundError, match="there is no model file"):
+        weights.find_model(cache)
+
+
+@pytest.mark.parametrize("model", [None, 3, b"hela", ["hela"]])
+def test_find_model_refuses_what_is_neither_a_name_nor_a_path(model):
+    with pytest.raises(TypeError, match="model must be a name or the path of a file, got"):
+        weights.find_model(model)
+
+
+@pytest.mark.parametrize(
+    "name", ["shapes.modes", "motion.step", "unet.outlet.bias", "flownet.flow"]
+)
+def test_load_refuses_a_file_with_a_damaged_byte_in_a_tensor(copy, name):
+    content = bytearray(copy.read_bytes())
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    tensor = next(key for key in header if key.startswith(name))
+    content[8 + length + header[tensor]["data_offsets"][0]] ^= 1
+    copy.write_bytes(content)
+    with pytest.raises(ValueError, match=r"copy\.safetensors is damaged.*SHA-256.*fetch it again"):
+        weights.load(copy)
+
+
+def test_load_refuses_a_file_with_a_changed_number_in_its_header(copy):
+    content = copy.read_bytes()
+    changed = content.replace(rb"\"offset\": 32768", rb"\"offset\": 32769")
+    assert changed != content
+    copy.write_bytes(changed)
+    with pytest.raises(ValueError, match=r"is damaged.*SHA-256"):
+        weights.load(copy)
+
+
+@pytest.mark.parametrize("share", [0, 1e-5, 0.01, 0.5, 0.999])
+def test_load_refuses_a_file_that_is_cut(copy, share):
+    content = copy.read_bytes()
+    copy.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match=r"copy\.safetensors is damaged or no safetensors file"):
+        weights.load(copy)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [None, {"bvdm_data": json.dumps({"format": "bvdm-data generator 99"})}, {"bvdm_data": "[1]"}],
+)
+def test_load_refuses_a_foreign_safetensors_file(tmp_path, metadata):
+    path = tmp_path / "foreign.safetensors"
+    save_file({"weight": torch.zeros(3)}, path, metadata)
+    with pytest.raises(ValueError, match=r"foreign.* holds no generator of this library.*expected"):
+        weights.load(path)
+
+
+def test_load_refuses_a_header_that_is_no_json(tmp_path):
+    path = tmp_path / "foreign.safetensors"
+    save_file({"weight": torch.zeros(3)}, path, {"bvdm_data": "{"})
+    with pytest.raises(ValueError, match="is damaged or no safetensors file"):
+        weights.load(path)
+
+
+class Burglar:
+    """Opens the door when it is unpickled."""
+
+    def __reduce__(self):
+        return pytest.fail, ("the file was unpickled",)
+
+
+def test_load_refuses_a_pickle_without_opening_it(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(pickle.dumps(Burglar()))
+    with pytest.raises(ValueError, match="is damaged or no safetensors file"):
+        weights.load(path)
+    torch.save({"weight": torch.zeros(3)}, path)
+    with pytest.raises(ValueError, match="is damaged or no safetensors file"):
+        weights.load(path)
+
+
+@pytest.mark.parametrize("name", ["model", "model.pt", "model.safetensors.gz"])
+def test_save_refuses_another_suffix(tiny_generator, tmp_path, name):
+    with pytest.raises(ValueError, match=rf"path must end in \.safetensors, got .*{name}'"):
+        weights.save(tiny_generator, tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_save_leaves_the_old_file_and_no_other_when_the_disk_is_full(
+    tiny_generator, copy, monkeypatch
+):
+    before = copy.read_bytes()
+
+    def fill_the_disk(tensors, place, metadata):
+        place.write_bytes(before[: len(before) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "save_file", fill_the_disk)
+    with pytest.raises(OSError, match=r"cannot write .*copy\.safetensors: No space left"):
+        weights.save(tiny_generator, copy)
+    assert copy.read_bytes() == before
+    assert list(copy.parent.iterdir()) == [copy]
+    weights.load(copy)
+
+
+def test_the_file_holds_tensors_alone_and_its_settings_in_the_header(tiny_model):
+    names = set(load_file(tiny_model))
+    assert {"shapes.mean", "lives.durations", "motion.density", "camera.streak"} <= names
+    assert all(name.split(".")[0] in (*PARTS, "unet", "flownet") for name in names)
