@@ -77,4 +77,6 @@ def test_bench_network_against_the_authors(benchmark):
     ratio = sorted(a / b for a, b in pairs)[3]
     benchmark.pedantic(forward, args=(ours,), rounds=5)
     best = min(a for a, _ in pairs) / 16
-    print(f"\nours / authors' = {ratio:.3f} in time; ours {1000 * best:.2f} ms a picture; {machine()}")
+    print(
+        f"\nours / authors' = {ratio:.3f} in time; ours {1000 * best:.2f} ms a picture; {machine()}"
+    )

@@ -54,7 +54,10 @@ def draw_modes(generator: Generator) -> None:
         stage = STAGES.index(name)
         for mode in range(4):
             amounts = np.linspace(-2, 2, 5)
-            radii = generator.shapes.mean[stage] + amounts[:, None] * generator.shapes.modes[stage, mode]
+            radii = (
+                generator.shapes.mean[stage]
+                + amounts[:, None] * generator.shapes.modes[stage, mode]
+            )
             sheets.append(middle(outline_masks(radii).float().numpy()))
             titles.append(f"{name} {mode + 1}")
     grid(
@@ -111,7 +114,11 @@ def draw_time(generator: Generator, crops: Crops) -> None:
         sheets.append(middle(relative(crops, rows)))
         masks = torch.from_numpy(crops.masks[rows])[None]
         made = paint(
-            masks, generator.unet, generator.flownet, PaperSettings(), [stream(5, "figures", number)]
+            masks,
+            generator.unet,
+            generator.flownet,
+            PaperSettings(),
+            [stream(5, "figures", number)],
         )
         sheets.append(middle((made.texture[0] * masks[0]).numpy()))
         titles += [f"real nucleus {number + 1}", "its masks, painted"]

@@ -10,8 +10,6 @@ from typing import Any
 
 import click
 
-from bvdm_data import __version__
-
 _MODEL = click.option(
     "--model", default="hela", show_default=True, help="Name of a model, or path of its file."
 )
@@ -61,7 +59,7 @@ def _steps(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__)
+@click.version_option(package_name="bvdm-data")
 def cli() -> None:
     """Annotated live-cell video clips, synthesised while you train."""
 

@@ -1,8 +1,16 @@
 """A small, lifelike annotated video to fit a generator to, with what was planted in it."""
 
+import math
+import time
+
 import numpy as np
+import torch
+from torch import nn
 
 from bvdm_data.datasets.ctc import write_sequence
+from bvdm_data.fitting.crops import Crops
+from bvdm_data.fitting.training import TrainingSettings, train
+from bvdm_data.synth.shapes import CONTOUR_POINTS
 
 FRAMES, HEIGHT, WIDTH = 40, 200, 240
 OFFSET = 32768
@@ -110,3 +118,57 @@ def write_fitted(root, name="01", stop=FRAMES):
     tracks[:, 2] = np.minimum(tracks[:, 2], stop - 1)
     write_sequence(root, name, video[:stop], masks[:stop], tracks)
     return root
+
+
+ANGLES = 2 * math.pi * np.arange(CONTOUR_POINTS) / CONTOUR_POINTS
+
+
+def filled(radii, turn=0.0, side=96):
+    """Return the mask [side, side] of a contour of 60 radii, turned from y towards x."""
+    dy, dx = np.indices((side, side)) - (side - 1) / 2
+    angle = (np.arctan2(dx, dy) - turn) % (2 * math.pi)
+    outline = np.interp(angle, np.append(ANGLES, 2 * math.pi), np.append(radii, radii[0]))
+    return np.hypot(dy, dx) <= outline
+
+
+def ellipse(long, short):
+    """Return the contour of an ellipse with these half axes."""
+    return long * short / np.hypot(short * np.cos(ANGLES), long * np.sin(ANGLES))
+
+
+def crops_of(masks, tracks, frames, brightness=None, centres=None):
+    """Return crops with these masks, all of one grey, at these centres of the frame."""
+    masks = np.asarray(masks)
+    light = np.full(len(masks), 0.2) if brightness is None else np.asarray(brightness)
+    centres = np.zeros((len(masks), 2)) if centres is None else np.asarray(centres)
+    return Crops(
+        light=(masks * light[:, None, None]).astype(np.float16),
+        masks=masks,
+        track=np.asarray(tracks, np.int64),
+        frame=np.asarray(frames, np.int64),
+        brightness=light.astype(np.float32),
+        centre=centres.astype(np.float32),
+    )
+
+
+def train_line(checkpoint, nap=0.0):
+    """Train a matrix to turn its input round by one place, with a nap at each step."""
+    network = nn.Linear(4, 4)
+    nn.init.zeros_(network.bias)
+    nn.init.eye_(network.weight)
+
+    def loss_at(model, step):
+        time.sleep(nap)
+        noise = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+        return (model(noise) - noise.roll(1, 1)).square().mean()
+
+    log = train(
+        network,
+        loss_at,
+        lambda model: float(model.weight.square().sum()),
+        TrainingSettings(steps=60, rate=0.05, save_every=7, check_every=20),
+        checkpoint=checkpoint,
+        purpose="line",
+        progress=False,
+    )
+    return network, log

@@ -109,7 +109,7 @@ def test_founders_have_the_ages_of_a_population_that_grows(tiny_shapes, tiny_liv
 def test_daughters_share_the_mothers_area_at_birth(tiny_shapes, tiny_lives):
     seen = 0
     for seed in range(10):
-        lives = family(tiny_shapes, tiny_lives, seed, jitter=0)
+        lives = family(tiny_shapes, tiny_lives, seed, jitter=0.0)
         for mother in lives:
             grown = np.flatnonzero(mother.stages == 0)
             if mother.divides and len(grown):
@@ -178,7 +178,7 @@ def test_no_jitter_and_no_modes_leave_the_outline_at_the_template(tiny_shapes, t
         modes=np.zeros_like(tiny_shapes.modes),
     )
     forgetful = replace(tiny_lives, growth=1e-3)
-    for life in family(still, forgetful, 1, jitter=0):
+    for life in family(still, forgetful, 1, jitter=0.0):
         later = life.radii[1:]
         np.testing.assert_allclose(later, np.repeat(still.mean[:1], len(later), 0))
 

@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from bvdm_data.synth.flow import FLOW_SIZE
 from bvdm_data.synth.lives import Life
-from bvdm_data.synth.motion import Path
+from bvdm_data.synth.motion import Trajectory
 from bvdm_data.synth.scene import displace, expose, label, lighten, spots
 
 SIZE = (48, 64)
@@ -30,7 +30,7 @@ def a_path(identity, centres, turns=None, depth=0.0, first=0, brightness=0.3, ax
         divides=False,
     )
     turns = np.zeros(count) if turns is None else np.array(turns, float)
-    return Path(life, np.array(centres, float), turns, depth)
+    return Trajectory(life, np.array(centres, float), turns, depth)
 
 
 def flat(count, frames, level=0.5):

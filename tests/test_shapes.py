@@ -49,7 +49,7 @@ def test_area_grows_with_the_square_of_the_radii(contours):
 
 def test_sample_of_no_amount_is_the_mean(tiny_shapes):
     for stage in range(6):
-        drawn = tiny_shapes.sample(stage, np.random.default_rng(0), amount=0)
+        drawn = tiny_shapes.sample(stage, np.random.default_rng(0), amount=0.0)
         assert np.array_equal(drawn, tiny_shapes.mean[stage])
 
 
@@ -69,7 +69,7 @@ def test_sample_gives_the_same_contour_for_the_same_seed_and_another_for_another
 
 def test_sample_stays_above_a_quarter_of_the_mean_radius(tiny_shapes):
     draws = np.random.default_rng(0)
-    least = min(tiny_shapes.sample(STAGE, draws, amount=50).min() for _ in range(20))
+    least = min(tiny_shapes.sample(STAGE, draws, amount=50.0).min() for _ in range(20))
     assert least == tiny_shapes.mean[STAGE].mean() / 4
 
 

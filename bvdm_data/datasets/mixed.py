@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Protocol, SupportsIndex
+from typing import Protocol, SupportsIndex, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ SHARED = ("frames", "size", "annotations", "max_cells", "scale")
 """What all sources of a mix must have in common, so that their clips fit into one batch."""
 
 
+@runtime_checkable
 class ClipSource(Protocol):
     """What a mix asks of its sources: endless clips by number, all of one form.
 

@@ -79,7 +79,16 @@ def read_video(
             f"to fit shapes and motion, got {len(frames)}{before}; give a longer video or another "
             "truth"
         )
-    return Video(tuple(frames), sequence.tracks, scale)
+    return Video(tuple(frames), _tracks_before(sequence.tracks, stop), scale)
+
+
+def _tracks_before(tracks: npt.NDArray[np.int32], stop: int | None) -> npt.NDArray[np.int32]:
+    """Cut the lineage where the video is cut, so that nothing is known of what comes later."""
+    if stop is None:
+        return tracks
+    known = tracks[tracks[:, 1] < stop]
+    known[:, 2] = np.minimum(known[:, 2], stop - 1)
+    return known
 
 
 def empty_places(

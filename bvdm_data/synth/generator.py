@@ -15,7 +15,7 @@ from bvdm_data.clip import Clip, annotated, padded, unbroken_tracks
 from bvdm_data.randomness import numpy_stream, stream
 from bvdm_data.synth.flow import FLOW_SIZE, FlowNet
 from bvdm_data.synth.lives import LifeModel
-from bvdm_data.synth.motion import MotionModel, Path, film
+from bvdm_data.synth.motion import MotionModel, Trajectory, film
 from bvdm_data.synth.scene import CameraModel, Labels, displace, expose, label, lighten
 from bvdm_data.synth.shapes import ShapeModel, area, rasterise
 from bvdm_data.synth.texture import PaperSettings, paint
@@ -176,8 +176,8 @@ def synthesise(
 
 
 def _patches(
-    everyone: Sequence[Path], labels: Labels
-) -> tuple[list[Path], Bool[Tensor, "N F P P"]]:
+    everyone: Sequence[Trajectory], labels: Labels
+) -> tuple[list[Trajectory], Bool[Tensor, "N F P P"]]:
     """Draw the mask films of the nuclei that are seen, from their first to their last view."""
     frames = len(labels)
     views: dict[int, list[int]] = {}
@@ -198,7 +198,7 @@ def _patches(
 
 
 def _stages(
-    paths: Sequence[Path],
+    paths: Sequence[Trajectory],
     table: npt.NDArray[np.int32],
     old: npt.NDArray[np.int64],
     frames: int,

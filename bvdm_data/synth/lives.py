@@ -142,12 +142,12 @@ def _live(
     stages, age = _timeline(model, generator, founder=ancestry.contour is None)
     shown = np.arange(age, min(len(stages), age + frames - first))
     weights, anchors = template_weights(stages)
-    templates = np.stack([shapes.sample(stages[a], generator) for a in anchors])
+    templates = np.stack([shapes.sample(s, generator) for s in stages[anchors].tolist()])
     offsets = model.stage_brightness[stages[anchors]]
     offsets = offsets[:, 0] + offsets[:, 1] * generator.standard_normal(len(anchors))
     radii = weights @ templates
     radii *= _birth_scale(radii[0], ancestry.area, model.growth, len(stages))[:, None]
-    noise = np.stack([shapes.deviation(stage, generator) for stage in stages[shown]])
+    noise = np.stack([shapes.deviation(s, generator) for s in stages[shown].tolist()])
     outlines = np.maximum(radii[shown] + jitter * noise, radii[shown].mean(1)[:, None] / 4)
     base = np.interp(ancestry.quantile, np.linspace(0, 1, len(model.brightness)), model.brightness)
     divides = shown[-1] == len(stages) - 1 and first + len(shown) < frames

@@ -39,7 +39,7 @@ class MotionModel:
 
 
 @dataclass(frozen=True)
-class Path:
+class Trajectory:
     """One nucleus' life with its way through the picture.
 
     Attributes:
@@ -97,7 +97,7 @@ def film(
     nuclei: int | None,
     generator: np.random.Generator,
     jitter: float,
-) -> list[Path]:
+) -> list[Trajectory]:
     """Place founders, let them and their offspring live and move.
 
     Args:
@@ -205,7 +205,7 @@ def _covered(founder: _Founder, size: tuple[int, int]) -> _Pixels:
 
 def _move(
     founders: list[_Founder], motion: MotionModel, frames: int, generator: np.random.Generator
-) -> list[Path]:
+) -> list[Trajectory]:
     lives = {life.identity: life for founder in founders for life in founder.family}
     centres: dict[int, list[Array]] = {}
     turns: dict[int, list[float]] = {}
@@ -223,7 +223,7 @@ def _move(
         _push_apart(lives, centres, frame)
     order = generator.permutation(len(lives))
     return [
-        Path(life, np.array(centres[i]), np.array(turns[i]), float(depth))
+        Trajectory(life, np.array(centres[i]), np.array(turns[i]), float(depth))
         for depth, (i, life) in zip(order, lives.items(), strict=True)
     ]
 
@@ -274,5 +274,4 @@ def _push_apart(
 
 
 def _mean_radius(radii: Array) -> Array:
-    radius: Array = np.sqrt(area(radii) / math.pi)
-    return radius
+    return np.asarray(np.sqrt(area(radii) / math.pi))

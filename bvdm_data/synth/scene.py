@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bvdm_data.synth.flow import invert
-from bvdm_data.synth.motion import Path
+from bvdm_data.synth.motion import Trajectory
 from bvdm_data.synth.shapes import radius_towards, rasterise
 
 Labels = npt.NDArray[np.int32]
@@ -40,7 +40,7 @@ class Spot:
     edge: Tensor
 
 
-def spots(paths: Sequence[Path], frame: int, size: tuple[int, int]) -> Iterator[Spot]:
+def spots(paths: Sequence[Trajectory], frame: int, size: tuple[int, int]) -> Iterator[Spot]:
     """Find the pixels of every nucleus that is there in a frame, from the deepest up.
 
     Args:
@@ -74,7 +74,7 @@ def spots(paths: Sequence[Path], frame: int, size: tuple[int, int]) -> Iterator[
             yield Spot(row, (window[0], window[1]), y, x, inside, edge)
 
 
-def label(paths: Sequence[Path], frames: int, size: tuple[int, int]) -> Labels:
+def label(paths: Sequence[Trajectory], frames: int, size: tuple[int, int]) -> Labels:
     """Draw the instance masks; where nuclei overlap, the one of the larger depth is seen.
 
     Args:
@@ -93,7 +93,7 @@ def label(paths: Sequence[Path], frames: int, size: tuple[int, int]) -> Labels:
 
 
 def lighten(
-    paths: Sequence[Path],
+    paths: Sequence[Trajectory],
     labels: Labels,
     texture: Float[Tensor, "N F P P"],
     mask_level: float,
@@ -142,7 +142,7 @@ def _sample(layers: Float[Tensor, "C P P"], spot: Spot, mode: str = "bilinear") 
 
 
 def displace(
-    paths: Sequence[Path], labels: Labels, flow: Float[Tensor, "N E 2 P P"]
+    paths: Sequence[Trajectory], labels: Labels, flow: Float[Tensor, "N E 2 P P"]
 ) -> npt.NDArray[np.float32]:
     """Follow every pixel of a nucleus into the next frame.
 

@@ -70,8 +70,7 @@ def area(radii: Array) -> Array:
     """
     angle = 2 * math.pi / radii.shape[-1]
     shifted = np.roll(radii, -1, axis=-1)
-    total: Array = 0.5 * math.sin(angle) * (radii * shifted).sum(-1)
-    return total
+    return np.asarray(0.5 * math.sin(angle) * (radii * shifted).sum(-1))
 
 
 def radius_towards(

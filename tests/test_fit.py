@@ -1,0 +1,256 @@
+import json
+import math
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from fitted import FRAMES, LEVEL, OFFSET, fitted_video, write_fitted
+
+from bvdm_data.camera_scale import CameraScale
+from bvdm_data.clip import ANNOTATIONS, STAGES
+from bvdm_data.clip_check import check_clip
+from bvdm_data.datasets.ctc import write_sequence
+from bvdm_data.fitting import training as trainings
+from bvdm_data.fitting.fit import FitSettings, fit
+from bvdm_data.fitting.training import TrainingSettings
+from bvdm_data.synth.generator import SceneSettings, synthesise, to_clip
+from bvdm_data.synth.texture import PaperSettings
+from bvdm_data.synth.unet import UNetSettings
+from bvdm_data.weights import load, read_card
+
+FEW = FitSettings(
+    texture=TrainingSettings(steps=4, batch=4),
+    flow=TrainingSettings(steps=4, batch=4),
+    network=UNetSettings(channels=(8, 8, 8), middle=1),
+)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_fitted(tmp_path_factory.mktemp("fitted"))
+
+
+@pytest.fixture(scope="module")
+def fitted(root, tmp_path_factory):
+    """Return the file of a generator fitted to the planted video, and the generator."""
+    path = tmp_path_factory.mktemp("fit") / "model.safetensors"
+    return path, fit(root, path, settings=FEW, progress=False)
+
+
+@pytest.fixture
+def copy(root, tmp_path):
+    return shutil.copytree(root, tmp_path / "copy")
+
+
+def tensors_of(generator):
+    networks = (generator.unet.state_dict(), generator.flownet.state_dict())
+    return [value for network in networks for value in network.values()]
+
+
+def test_fit_writes_a_generator_that_load_gives_back(fitted):
+    path, generator = fitted
+    found = load(path)
+    pairs = zip(tensors_of(generator), tensors_of(found), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+    np.testing.assert_array_equal(found.shapes.mean, generator.shapes.mean)
+    assert found.lives.minutes == 30
+
+
+def test_fit_keeps_its_checkpoints_beside_the_file(fitted):
+    path, _ = fitted
+    names = sorted(file.name for file in path.parent.rglob("*"))
+    assert names == ["flow.safetensors", "model.fit", "model.safetensors", "texture.safetensors"]
+
+
+def test_a_fitted_generator_synthesises_a_clip_that_passes_the_check(fitted):
+    scene = SceneSettings(frames=4, size=(96, 112), nuclei=6, flow=True)
+    steps = PaperSettings(first_steps=3, later_steps=1)
+    film = synthesise(load(fitted[0]), scene, steps, seed=0, name=("clip", 0, 0))
+    clip = to_clip(film, ANNOTATIONS, 32, 0)
+    check_clip(clip)
+    assert len(film.tracks) >= 6
+    assert film.video[film.masks > 0].mean() > film.video[film.masks == 0].mean()
+
+
+def test_fit_finds_what_was_planted(fitted):
+    generator = fitted[1]
+    assert generator.camera.level * 4095 == pytest.approx(LEVEL, abs=4)
+    assert generator.camera.noise * 4095 == pytest.approx(9.4, abs=0.4)
+    assert (generator.camera.offset, generator.camera.full) == (OFFSET, OFFSET + 4095)
+    assert math.exp(generator.lives.cycle[0]) == pytest.approx(16, abs=1.5)
+    assert generator.lives.birth_area == pytest.approx(0.76, abs=0.1)
+    assert math.exp(generator.motion.separation[0]) == pytest.approx(15, abs=1.5)
+    assert len(generator.motion.density) == FRAMES
+    assert 12 < generator.nucleus_diameter < 18
+
+
+def test_the_card_tells_data_measurements_trainings_settings_and_versions(fitted, root):
+    path, generator = fitted
+    card = read_card(path)
+    assert json.loads(json.dumps(generator.card)) == card
+    assert list(card) == ["data", "measured", "texture", "flow", "settings", "versions"]
+    tracks = fitted_video()[2]
+    assert card["data"] == {
+        "data_set": root.name,
+        "sequence": "01",
+        "truth": "GT",
+        "frames": FRAMES,
+        "size": [200, 240],
+        "tracks": len(tracks),
+        "divisions": 19,
+        "whole_cycles": 13,
+        "nuclei": sum(card["measured"]["stages"].values()),
+    }
+    assert list(card["measured"]["stages"]) == list(STAGES)
+    assert card["measured"]["outline_overlap"] > 0.97
+    assert card["measured"]["cycle_hours_median"] == pytest.approx(8, abs=0.7)
+    assert (card["texture"]["steps"], card["texture"]["checked_at"]) == (4, [4])
+    assert len(card["flow"]["held_out_loss"]) == len(card["flow"]["loss"]) == 1
+    assert card["flow"]["held_out_pairs"] > 10
+    assert card["settings"]["network"]["channels"] == [8, 8, 8]
+    assert set(card["versions"]) == {"python", "bvdm-data", "torch", "numpy", "scipy", "kornia"}
+
+
+def test_fit_called_again_takes_no_training_step(fitted, root, tmp_path, monkeypatch):
+    path, generator = fitted
+    taken = []
+    step = torch.optim.RAdam.step
+    monkeypatch.setattr(torch.optim.RAdam, "step", lambda *a: (taken.append(1), step(*a))[1])
+    work = shutil.copytree(path.with_suffix(".fit"), tmp_path / "work")
+    again = fit(root, tmp_path / "again.safetensors", settings=FEW, work_dir=work, progress=False)
+    assert taken == []
+    pairs = zip(tensors_of(generator), tensors_of(again), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+    more = replace(FEW, texture=replace(FEW.texture, steps=5))
+    fit(root, tmp_path / "more.safetensors", settings=more, work_dir=work, progress=False)
+    assert taken == [1]
+
+
+def test_fit_of_the_same_seed_writes_the_same_file_and_of_another_seed_another(
+    fitted, root, tmp_path
+):
+    path, generator = fitted
+    fit(root, tmp_path / "same.safetensors", settings=FEW, progress=False)
+    same, first = load(tmp_path / "same.safetensors"), load(path)
+    pairs = zip(tensors_of(first), tensors_of(same), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+    np.testing.assert_array_equal(same.shapes.modes, first.shapes.modes)
+    other = fit(root, tmp_path / "other.safetensors", settings=replace(FEW, seed=1), progress=False)
+    pairs = zip(tensors_of(generator), tensors_of(other), strict=True)
+    assert not all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_fit_with_stop_sees_fewer_frames(root, tmp_path):
+    settings = replace(FEW, stop=30)
+    found = fit(root, tmp_path / "short.safetensors", settings=settings, progress=False)
+    assert found.card["data"]["frames"] == len(found.motion.density) == 30
+
+
+def test_fit_takes_a_scale_that_is_given(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainings, "_save", lambda *_: None)
+    scale = CameraScale(OFFSET - 100, OFFSET + 8000)
+    found = fit(root, tmp_path / "m.safetensors", settings=FEW, scale=scale, progress=False)
+    assert (found.camera.offset, found.camera.full) == (scale.offset, scale.full)
+    assert found.camera.level * 8100 - 100 == pytest.approx(LEVEL, abs=4)
+
+
+# Errors
+
+
+def refused(error, words, root, output, settings=FEW, **changes):
+    with pytest.raises(error, match=words):
+        fit(root, output, settings=settings, progress=False, **changes)
+    assert not output.exists()
+    assert not output.with_suffix(".fit").exists()
+
+
+def test_fit_refuses_an_output_of_another_suffix(root, tmp_path):
+    refused(ValueError, r"output must end in \.safetensors, got .*m\.pt", root, tmp_path / "m.pt")
+
+
+def test_fit_refuses_a_video_without_tracks(copy, tmp_path):
+    (copy / "01_GT/TRA/man_track.txt").unlink()
+    words = "'01' of .* has no man_track.txt: lives and divisions cannot be fitted without"
+    refused(ValueError, words, copy, tmp_path / "m.safetensors")
+
+
+def test_fit_refuses_a_video_of_one_frame(copy, tmp_path):
+    words = r"must have masks in at least 2 frames to fit shapes and motion, got 1 before stop=2"
+    for path in [*(copy / "01_GT").rglob("man_*000.tif")]:
+        path.unlink()
+    refused(ValueError, words, copy, tmp_path / "m.safetensors", replace(FEW, stop=2), truth="GT")
+
+
+def test_fit_refuses_masks_that_are_not_brighter_than_the_background(copy, tmp_path):
+    for path in (copy / "01").iterdir():
+        tifffile.imwrite(path, 2 * OFFSET + 4095 - tifffile.imread(path).astype(np.int32) - OFFSET)
+    for path in (copy / "01").iterdir():
+        tifffile.imwrite(path, tifffile.imread(path).astype(np.uint16))
+    words = r"nuclei of the video must be brighter than its background, got .*; are the masks those"
+    refused(ValueError, words, copy, tmp_path / "m.safetensors")
+
+
+def test_fit_refuses_a_video_of_too_few_divisions(root, tmp_path):
+    words = r"at least 2 divisions .*got \d of .* divisions; give a longer video"
+    refused(ValueError, words, root, tmp_path / "m.safetensors", replace(FEW, stop=6))
+
+
+def test_fit_refuses_a_video_in_which_nobody_is_seen_in_consecutive_frames(copy, tmp_path):
+    for number in range(1, FRAMES, 2):
+        (copy / f"01_GT/SEG/man_seg{number:03d}.tif").unlink()
+    words = "consecutive frames"
+    refused(ValueError, words, copy, tmp_path / "m.safetensors", truth="GT")
+
+
+def test_fit_refuses_nuclei_that_all_touch_the_border(tmp_path):
+    masks = np.zeros((3, 20, 60), np.int32)
+    masks[:, :, 10:30] = 1
+    video = np.full((3, 20, 60), OFFSET + 500, np.uint16)
+    write_sequence(tmp_path, "01", video, masks, np.array([[1, 0, 2, 0]]))
+    settings = replace(FEW, border=0)
+    words = "must show whole nuclei that belong to tracks, got none"
+    refused(ValueError, words, tmp_path, tmp_path / "m.safetensors", settings)
+
+
+def test_fit_refuses_a_border_that_leaves_nothing(root, tmp_path):
+    words = r"border must leave something of frames of \(200, 240\) pixels, got 100; .* most 99"
+    refused(ValueError, words, root, tmp_path / "m.safetensors", replace(FEW, border=100))
+
+
+def test_fit_refuses_checkpoints_of_another_video(fitted, copy, tmp_path):
+    work = shutil.copytree(fitted[0].with_suffix(".fit"), tmp_path / "work")
+    settings = replace(FEW, stop=35)
+    words = r"flow\.safetensors belongs to a training with other data or settings; give another"
+    refused(ValueError, words, copy, tmp_path / "m.safetensors", settings, work_dir=work)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"minutes": 0}, "minutes must be above 0, got 0"),
+        ({"minutes": float("nan")}, "minutes must be above 0, got nan"),
+        ({"border": -1}, "border must be 0 or more, got -1"),
+        ({"stop": 1}, "stop must leave at least 2 frames, got 1"),
+    ],
+)
+def test_fit_settings_refuse_numbers_that_fit_nothing(changes, words):
+    with pytest.raises(ValueError, match=words):
+        FitSettings(**changes)
+
+
+@pytest.mark.slow
+def test_fit_of_the_real_video_measures_what_is_known_of_it(hela, tmp_path):
+    settings = replace(FEW, texture=TrainingSettings(steps=3), flow=TrainingSettings(steps=3))
+    found = fit(hela, tmp_path / "hela.safetensors", settings=settings, progress=False)
+    data, camera = found.card["data"], found.camera
+    assert (data["frames"], data["tracks"], data["divisions"]) == (92, 268, 94)
+    assert (camera.offset, camera.full) == (32768, 36863)
+    assert camera.noise * 4095 == pytest.approx(9.4, abs=0.3)
+    assert camera.level * 4095 == pytest.approx(302, abs=4)
+    kernel = camera.streak / np.linalg.norm(camera.streak)
+    assert float((kernel[1:] * kernel[:-1]).sum()) == pytest.approx(0.60, abs=0.03)
+    assert found.card["measured"]["outline_overlap"] > 0.99
+    assert 20 < found.card["measured"]["cycle_hours_median"] < 40
