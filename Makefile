@@ -20,7 +20,7 @@ lint: $(INSTALLED)
 	$(BIN)/lint-imports
 
 bench: $(INSTALLED)
-	$(BIN)/python -m pytest benchmarks
+	$(BIN)/python -m pytest benchmarks -m slow -s
 
 figures: $(INSTALLED)
 	$(BIN)/python -m benchmarks.figures

@@ -137,7 +137,7 @@ def unbroken_tracks(
     return renamed, table, old.astype(np.int64)
 
 
-def padded(table: npt.NDArray[np.generic], rows: int, fill: float) -> Tensor:
+def padded(table: npt.NDArray[np.generic], rows: int, fill: int | float) -> Tensor:
     """Return the table as a tensor with ``rows`` rows, the missing ones filled.
 
     Args:

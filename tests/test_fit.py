@@ -152,7 +152,8 @@ def test_fit_with_stop_sees_fewer_frames(root, tmp_path):
 def test_fit_takes_a_scale_that_is_given(root, tmp_path, monkeypatch):
     monkeypatch.setattr(trainings, "_save", lambda *_: None)
     scale = CameraScale(OFFSET - 100, OFFSET + 8000)
-    found = fit(root, tmp_path / "m.safetensors", settings=FEW, scale=scale, progress=False)
+    settings = replace(FEW, stop=24)
+    found = fit(root, tmp_path / "m.safetensors", settings=settings, scale=scale, progress=False)
     assert (found.camera.offset, found.camera.full) == (scale.offset, scale.full)
     assert found.camera.level * 8100 - 100 == pytest.approx(LEVEL, abs=4)
 

@@ -1,15 +1,13 @@
 """What is measured first: frames and their background, crops, stages."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
-from fitted import FOUNDERS, LEVEL, OFFSET, fitted_video, write_fitted
+from fitted import FOUNDERS, LEVEL, OFFSET, crops_of, fitted_video, write_fitted
 from scipy import ndimage
 
 from bvdm_data.camera_scale import CameraScale
 from bvdm_data.clip import STAGES
-from bvdm_data.datasets.ctc import read_sequence
+from bvdm_data.datasets.ctc import read_sequence, write_sequence
 from bvdm_data.fitting.crops import MASK_LEVEL, Crops, cut_nuclei
 from bvdm_data.fitting.stages import (
     INTERPHASE,
@@ -89,16 +87,13 @@ def test_read_video_with_stop_knows_nothing_of_later_tracks(root):
     np.testing.assert_array_equal(source.tracks, tracks)
 
 
-def test_read_video_leaves_out_frames_without_a_nucleus():
+def test_read_video_leaves_out_frames_without_a_nucleus(tmp_path):
     masks = np.zeros((4, 60, 60), np.int32)
-    masks[1:3, 20:30, 20:30] = 1
-    source = SimpleNamespace(
-        tracks=np.array([[1, 1, 2, 0]]),
-        numbers=(0, 1, 2, 3),
-        masks=lambda number: None if number == 3 else masks[number],
-        frame=lambda number: np.full((60, 60), OFFSET + 300, np.uint16),
-    )
-    found = read_video(source, SCALE, progress=False)
+    masks[1:, 20:30, 20:30] = 1
+    counts = np.full(masks.shape, OFFSET + 300, np.uint16)
+    write_sequence(tmp_path, "01", counts, masks, np.array([[1, 1, 3, 0]]))
+    (tmp_path / "01_GT/SEG/man_seg003.tif").unlink()
+    found = read_video(read_sequence(tmp_path, "01", "GT"), SCALE, progress=False)
     assert [frame.number for frame in found.frames] == [1, 2]
 
 
@@ -198,7 +193,7 @@ def test_cut_nuclei_of_a_video_without_whole_nuclei_is_empty():
     masks = np.zeros((50, 50), np.int32)
     masks[0, :] = 1
     frame = Frame(0, np.zeros((50, 50), np.float32), masks, np.zeros((50, 50), np.float32))
-    crops = cut_nuclei(Video((frame,), np.array([[1, 0, 0, 0]]), SCALE))
+    crops = cut_nuclei(Video((frame,), np.array([[1, 0, 0, 0]], np.int32), SCALE))
     assert crops.light.shape == (0, 96, 96)
     assert crops.centre.shape == (0, 2)
 
@@ -211,7 +206,9 @@ def test_the_flat_mask_has_the_grey_of_the_authors():
 
 
 def test_daughters_of_lists_divisions_and_no_interrupted_tracks():
-    tracks = np.array([[1, 0, 3, 0], [2, 4, 9, 1], [3, 4, 9, 1], [4, 0, 3, 0], [5, 5, 9, 4]])
+    tracks = np.array(
+        [[1, 0, 3, 0], [2, 4, 9, 1], [3, 4, 9, 1], [4, 0, 3, 0], [5, 5, 9, 4]], np.int32
+    )
     assert daughters_of(tracks) == {1: [2, 3]}
 
 
@@ -269,9 +266,7 @@ def test_appearance_tells_area_and_ratio_of_axes():
     masks = np.zeros((2, 96, 96), bool)
     masks[0, 40:50, 30:60] = True
     masks[1, 40:50, 40:50] = True
-    empty = np.zeros(2)
-    crops = Crops(masks.astype(np.float16), masks, empty, empty, empty + 0.5, np.zeros((2, 2)))
-    looks_like = appearance(crops)
+    looks_like = appearance(crops_of(masks, [1, 2], [0, 0], [0.5, 0.5]))
     assert looks_like.area.tolist() == [300, 100]
     np.testing.assert_allclose(looks_like.aspect, [np.sqrt(899 / 99), 1], rtol=1e-6)
     assert looks_like.brightness.tolist() == [0.5, 0.5]

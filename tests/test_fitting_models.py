@@ -37,7 +37,7 @@ def lineage(frames, mean, deviation, seed=0, founders=60):
 
 def test_fit_cycle_recovers_a_planted_log_normal_law_under_censoring():
     tracks = lineage(60, math.log(25), 0.2)
-    mean, deviation = fit_cycle(tracks, 59)
+    mean, deviation = fit_cycle(tracks)
     assert math.exp(mean) == pytest.approx(25, rel=0.08)
     assert deviation == pytest.approx(0.2, abs=0.05)
     # Cycles seen whole alone are too short: that is what censoring is for.
@@ -45,14 +45,16 @@ def test_fit_cycle_recovers_a_planted_log_normal_law_under_censoring():
 
 
 def test_fit_cycle_of_a_short_film_follows_from_the_rate_of_divisions():
-    tracks = np.array([[1, 0, 4, 0], [2, 5, 9, 1], [3, 5, 9, 1], [4, 0, 9, 0]])
-    mean, deviation = fit_cycle(tracks, 9)
+    tracks = np.array([[1, 0, 4, 0], [2, 5, 9, 1], [3, 5, 9, 1], [4, 0, 9, 0]], np.int32)
+    mean, deviation = fit_cycle(tracks)
     assert math.exp(mean) == pytest.approx(math.log(2) * 25)
     assert deviation == 0.2
 
 
 def test_whole_cycles_are_those_with_birth_and_division():
-    tracks = np.array([[1, 0, 4, 0], [2, 5, 9, 1], [3, 5, 12, 1], [4, 10, 12, 2], [5, 10, 12, 2]])
+    tracks = np.array(
+        [[1, 0, 4, 0], [2, 5, 9, 1], [3, 5, 12, 1], [4, 10, 12, 2], [5, 10, 12, 2]], np.int32
+    )
     assert whole_cycles(tracks) == [5]
 
 
@@ -78,7 +80,7 @@ def family(growth=5.0, grown=22.0, split=0.5, mothers=3):
 
 def test_fit_lives_finds_planted_birth_area_split_and_growth():
     crops, tracks = family(growth=5.0, split=0.55)
-    model, stages = fit_lives(crops, tracks, 45, minutes=30)
+    model, stages = fit_lives(crops, tracks, minutes=30.0)
     assert model.birth_area == pytest.approx(0.72, abs=0.02)
     assert model.birth_split == pytest.approx(0.05, abs=0.01)
     assert model.growth == pytest.approx(5.0, rel=0.1)
@@ -88,7 +90,7 @@ def test_fit_lives_finds_planted_birth_area_split_and_growth():
 
 def test_fit_lives_measures_the_planted_brightness_of_each_stage():
     crops, tracks = family()
-    model, _ = fit_lives(crops, tracks, 45, minutes=30)
+    model, _ = fit_lives(crops, tracks, minutes=30.0)
     medians = dict(zip(STAGES, model.stage_brightness[:, 0], strict=True))
     assert medians["interphase"] == 0
     assert medians["prometaphase"] == pytest.approx(math.log(2), abs=1e-3)
@@ -100,7 +102,7 @@ def test_fit_lives_measures_the_planted_brightness_of_each_stage():
 def test_fit_lives_refuses_a_video_of_one_division():
     crops, tracks = family(mothers=1)
     with pytest.raises(ValueError, match=r"at least 2 divisions .*got 1 of 1 divisions; give a"):
-        fit_lives(crops, tracks, 45, minutes=30)
+        fit_lives(crops, tracks, minutes=30.0)
 
 
 # Motion
@@ -147,7 +149,8 @@ def test_fit_motion_measures_the_distance_of_newborn_daughters():
     centres = [apart.get(int(t), (0, 0)) for t in crops.track]
     crops = crops_of(crops.masks, crops.track, crops.frame, crops.brightness, centres)
     labels = np.ones((40, 40), np.int32)
-    video = Video((Frame(0, *[np.zeros((40, 40))], labels, np.zeros((40, 40))),), tracks, SCALE)
+    empty = np.zeros((40, 40), np.float32)
+    video = Video((Frame(0, empty, labels, empty),), tracks, SCALE)
     draws = np.random.default_rng(0)
     crops.centre[:] += 0.001 * draws.standard_normal(crops.centre.shape)
     found = fit_motion(video, crops, np.zeros(len(crops.track), np.int8), border=0)

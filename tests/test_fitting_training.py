@@ -44,7 +44,7 @@ def lit_crops(brightness):
 
 def test_normalise_brings_every_nucleus_to_the_level_of_the_flat_mask():
     crops = lit_crops([0.05, 0.1, 0.2, 0.4])
-    pictures = normalise(crops, dim_share=0).pictures
+    pictures = normalise(crops, dim_share=0.0).pictures
     assert (pictures.shape, pictures.dtype) == ((4, 1, 96, 96), torch.float16)
     for picture, mask in zip(pictures[:, 0].float().numpy(), crops.masks, strict=True):
         assert picture[mask].mean() == pytest.approx(MASK_LEVEL, rel=1e-3)

@@ -8,7 +8,7 @@ import pytest
 
 from bvdm_data.cli import cli
 from bvdm_data.datasets.ctc import write_sequence
-from bvdm_data.weights import known_models
+from bvdm_data.weights import known_models, read_card
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -63,3 +63,16 @@ def test_every_source_file_that_a_page_names_exists():
 
 def test_the_readme_needs_a_model_that_ships():
     assert "hela" in known_models()
+
+
+def entry_of(card, path):
+    for key in path.split("."):
+        card = card[int(key)] if isinstance(card, list) else card[key]
+    return card
+
+
+def test_every_figure_of_the_model_card_is_what_the_model_says_of_itself():
+    rows = re.findall(r"^\| `([\w.-]+)` \| ([\d.]+) \|", (ROOT / "docs/hela.md").read_text(), re.M)
+    card = read_card("hela")
+    assert len(rows) > 10
+    assert {path: str(entry_of(card, path)) for path, _ in rows} == dict(rows)

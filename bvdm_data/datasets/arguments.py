@@ -4,6 +4,8 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import SupportsIndex, TypeVar
 
+from bvdm_data.camera_scale import CameraScale
+
 Given = TypeVar("Given", bound=Callable[..., object] | None)
 
 
@@ -141,6 +143,23 @@ def check_max_cells(max_cells: SupportsIndex) -> int:
         ValueError: If max_cells is smaller than 1.
     """
     return check_whole_number("max_cells", max_cells, least=1)
+
+
+def check_scale(scale: CameraScale | None) -> CameraScale | None:
+    """Return the camera's scale.
+
+    Args:
+        scale: A scale, or None to guess it.
+
+    Returns:
+        The same object.
+
+    Raises:
+        TypeError: If scale is neither.
+    """
+    if scale is not None and not isinstance(scale, CameraScale):
+        raise TypeError(f"scale must be a CameraScale or None, got {scale!r}")
+    return scale
 
 
 def check_transform(transform: Given) -> Given:

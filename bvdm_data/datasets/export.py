@@ -11,7 +11,7 @@ from tqdm import tqdm
 from bvdm_data.camera_scale import CameraScale
 from bvdm_data.datasets.arguments import check_frames, check_seed, check_size, check_whole_number
 from bvdm_data.datasets.ctc_writer import is_complete, write_sequence
-from bvdm_data.datasets.synthetic import check_method, check_nuclei
+from bvdm_data.datasets.synthetic import check_method, check_nuclei, check_room
 from bvdm_data.files import whole_file
 from bvdm_data.synth.generator import SceneSettings, synthesise
 from bvdm_data.synth.texture import PaperSettings
@@ -67,6 +67,7 @@ def export(
     texture, nuclei = check_method(method), check_nuclei(nuclei)
     scene = SceneSettings(frames=frames, size=check_size(size), nuclei=nuclei)
     path = find_model(model)
+    check_room(scene.size, load(path))
     folder = Path(directory)
     _claim(
         folder,

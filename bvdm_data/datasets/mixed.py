@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from numbers import Real
 from typing import Protocol, SupportsIndex, runtime_checkable
 
 import torch
@@ -108,8 +109,8 @@ class MixedVideos(IterableDataset[Clip]):
             seed: Seed of the draws; the sources keep their own seeds.
 
         Raises:
-            TypeError: If a source does not deliver clips by number, or length or seed is not a
-                whole number.
+            TypeError: If a source does not deliver clips by number, a weight is not a number, or
+                length or seed is not a whole number.
             ValueError: If there is no source, two sources differ in what their clips hold, a
                 weight is missing, unknown, negative, not finite, or all are 0, length is below 1,
                 or seed below 0.
@@ -237,6 +238,8 @@ def _check_weights(
             f"weights must have the names of the sources, {sorted(sources)}, got {sorted(weights)}"
         )
     for name, weight in weights.items():
+        if isinstance(weight, bool) or not isinstance(weight, Real):
+            raise TypeError(f"weights[{name!r}] must be a number, got {weight!r}")
         if not (math.isfinite(weight) and weight >= 0):
             raise ValueError(f"weights[{name!r}] must be finite and at least 0, got {weight}")
     total = math.fsum(weights.values())

@@ -18,6 +18,7 @@ from bvdm_data.datasets.arguments import (
     check_frames,
     check_length,
     check_max_cells,
+    check_scale,
     check_seed,
     check_size,
     check_transform,
@@ -127,7 +128,7 @@ class CTCVideos(Dataset[Clip]):
         used = _frames_used(self.source, start, stop)
         self._starts = _window_starts(self.source, used, self.frames, bool(self.annotations))
         self.length = check_length(length) or self._once(len(used))
-        self.scale = _check_scale(scale) or guess_scale(self.source)
+        self.scale = check_scale(scale) or guess_scale(self.source)
         self._parents: dict[int, int] = {int(row[0]): int(row[3]) for row in self.source.tracks}
         self._cache: OrderedDict[int, Frame] = OrderedDict()
 
@@ -248,12 +249,6 @@ def _check_possible(annotations: Collection[str], truth: str | None) -> tuple[st
     if wanted and truth is None:
         raise ValueError(f"annotations must be () when truth is None, got {wanted}")
     return wanted
-
-
-def _check_scale(scale: CameraScale | None) -> CameraScale | None:
-    if scale is not None and not isinstance(scale, CameraScale):
-        raise TypeError(f"scale must be a CameraScale or None, got {scale!r}")
-    return scale
 
 
 def _room(shape: tuple[int, int], border: int, size: tuple[int, int]) -> tuple[int, int]:

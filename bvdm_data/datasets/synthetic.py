@@ -115,11 +115,7 @@ class SyntheticHeLaVideos(IterableDataset[Clip]):
         generator = load(self.model)
         camera = generator.camera
         self.scale = CameraScale(camera.offset, camera.full)
-        if min(self.size) < generator.nucleus_diameter:
-            raise ValueError(
-                f"size must not be smaller than a nucleus of the model "
-                f"({generator.nucleus_diameter:.0f} px across), got {self.size}"
-            )
+        check_room(self.size, generator)
 
     def clip(self, index: SupportsIndex) -> Clip:
         """Make one clip.
@@ -259,6 +255,23 @@ def check_nuclei(
             f"nuclei must be at most max_cells={max_cells}, got {nuclei!r}; give a larger max_cells"
         )
     return wanted
+
+
+def check_room(size: tuple[int, int], generator: Generator) -> None:
+    """Refuse a picture that no nucleus fits into.
+
+    Args:
+        size: Height and width in pixels.
+        generator: The fitted models.
+
+    Raises:
+        ValueError: If a side is smaller than a nucleus.
+    """
+    if min(size) < generator.nucleus_diameter:
+        raise ValueError(
+            f"size must not be smaller than a nucleus of the model "
+            f"({generator.nucleus_diameter:.0f} px across), got {size}"
+        )
 
 
 def _check_device(device: str | torch.device) -> torch.device:

@@ -171,7 +171,7 @@ def _print_ids(image: Image.Image, labels: npt.NDArray[np.integer]) -> None:
     for name, (y, x) in zip(names[1:], centres[:, 0], strict=True):
         text = str(name)
         across, down = draw.textlength(text, font) / 2 + 3, ID_SIZE / 2
-        place = (_inside(x, across, image.width), _inside(y, down, image.height))
+        place = (_inside(float(x), across, image.width), _inside(float(y), down, image.height))
         # Half-way to white: the outline shows the colour, the number is to be read.
         colour = tuple((int(part) + 255) // 2 for part in COLOURS[name % len(COLOURS)])
         draw.text(place, text, colour, font, "mm", stroke_width=1, stroke_fill=(0, 0, 0))

@@ -9,6 +9,7 @@ import numpy as np
 
 from bvdm_data.camera_scale import CameraScale
 from bvdm_data.clip import STAGES
+from bvdm_data.datasets.arguments import check_scale, check_seed, check_whole_number
 from bvdm_data.datasets.ctc import CTCSequence, guess_scale, read_sequence
 from bvdm_data.datasets.real import DEFAULT_BORDER
 from bvdm_data.fitting.camera import fit_camera
@@ -52,9 +53,9 @@ class FitSettings:
         """Refuse numbers that fit nothing."""
         if not self.minutes > 0:
             raise ValueError(f"minutes must be above 0, got {self.minutes}")
-        if self.border < 0:
-            raise ValueError(f"border must be 0 or more, got {self.border}")
-        if self.stop is not None and self.stop < 2:
+        check_seed(self.seed)
+        check_whole_number("border", self.border, least=0)
+        if self.stop is not None and check_whole_number("stop", self.stop) < 2:
             raise ValueError(f"stop must leave at least 2 frames, got {self.stop}")
 
 
@@ -89,6 +90,7 @@ def fit(
 
     Raises:
         FileNotFoundError: If the data set or the video is missing.
+        TypeError: If scale is no CameraScale.
         ValueError: If the video cannot be fitted: no tracks, too few divisions, masks that are
             not brighter than the background, or checkpoints of other data or settings.
         OSError: If a file cannot be written.
@@ -100,13 +102,11 @@ def fit(
     folder = Path(work_dir) if work_dir is not None else path.with_suffix(".fit")
     source = read_sequence(root, sequence, truth)
     _check_border(settings.border, source.shape)
-    scale = scale or guess_scale(source)
+    scale = check_scale(scale) or guess_scale(source)
     video = read_video(source, scale, stop=settings.stop, progress=progress)
     crops = cut_nuclei(video)
     textures = normalise(crops)
-    lives, stages = fit_lives(
-        crops, video.tracks, video.frames[-1].number, minutes=settings.minutes
-    )
+    lives, stages = fit_lives(crops, video.tracks, minutes=settings.minutes)
     shapes, outline_overlap = fit_shapes(crops, stages, seed=settings.seed)
     motion = fit_motion(video, crops, stages, border=settings.border)
     camera = fit_camera(video)

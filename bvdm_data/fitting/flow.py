@@ -159,7 +159,7 @@ def _roughness(flow: Float[Tensor, "N 2 H W"]) -> Tensor:
 
 
 @torch.no_grad()
-def mask_overlap(network: FlowNet, masks: Tensor) -> Overlap:
+def mask_overlap(network: nn.Module, masks: Tensor) -> Overlap:
     """Measure how well warping brings each mask onto the next.
 
     Args:

@@ -31,14 +31,13 @@ _GROWN = 20
 
 
 def fit_lives(
-    crops: Crops, tracks: npt.NDArray[np.int32], last_frame: int, *, minutes: float
+    crops: Crops, tracks: npt.NDArray[np.int32], *, minutes: float
 ) -> tuple[LifeModel, npt.NDArray[np.int8]]:
     """Measure how nuclei live.
 
     Args:
         crops: Nuclei cut out of the video.
         tracks: The lineage.
-        last_frame: Number of the video's last frame.
         minutes: Time between two frames.
 
     Returns:
@@ -60,7 +59,7 @@ def fit_lives(
     area_share, split = _births(crops, looks, tracks, references)
     model = LifeModel(
         durations=durations(crops, stages, tracks, references, LONGEST),
-        cycle=fit_cycle(tracks, last_frame),
+        cycle=fit_cycle(tracks),
         brightness=np.quantile(
             np.maximum(looks.brightness[stages == INTERPHASE], 1e-4),
             np.linspace(0, 1, QUANTILES),
@@ -74,7 +73,7 @@ def fit_lives(
     return model, stages
 
 
-def fit_cycle(tracks: npt.NDArray[np.int32], last_frame: int) -> Array:
+def fit_cycle(tracks: npt.NDArray[np.int32]) -> Array:
     """Fit a log-normal law to the time from birth to division.
 
     Most cycles are cut by the ends of the video; they count as at least as long as was seen
@@ -82,7 +81,6 @@ def fit_cycle(tracks: npt.NDArray[np.int32], last_frame: int) -> Array:
 
     Args:
         tracks: The lineage.
-        last_frame: Number of the video's last frame.
 
     Returns:
         Mean and standard deviation of the logarithm of the cycle in frames, ``[2]``.

@@ -1,0 +1,232 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+from fitted import write_fitted
+from PIL import Image
+
+from bvdm_data import __version__
+from bvdm_data.cli import cli, main
+from bvdm_data.datasets import fetch as fetching
+from bvdm_data.datasets.ctc import read_sequence
+from bvdm_data.fitting.texture import fit_texture
+from bvdm_data.synth.unet import UNetSettings
+from bvdm_data.weights import load
+
+COMMANDS = ("fit", "info", "preview", "export", "fetch")
+FEW = ["--first-steps", "2", "--later-steps", "1"]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Return a function that runs the command line and gives exit code, output and errors."""
+
+    def called(*arguments):
+        monkeypatch.setattr(sys, "argv", ["bvdm-data", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        said = capsys.readouterr()
+        return end.value.code or 0, said.out, said.err
+
+    return called
+
+
+def run_well(run, *arguments):
+    code, out, err = run(*arguments)
+    assert code == 0, err
+    return out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_a_help(command):
+    result = CliRunner().invoke(cli, [command, "--help"])
+    assert result.exit_code == 0
+    assert result.output.startswith(f"Usage: cli {command}")
+    options = [line for line in result.output.splitlines() if line.startswith("  --")]
+    assert len(options) >= 1
+    assert CliRunner().invoke(cli, [command, "-h"]).output == result.output
+
+
+def test_the_commands_are_listed_with_a_line_each():
+    result = CliRunner().invoke(cli, ["--help"])
+    assert all(f"\n  {command} " in result.output for command in COMMANDS)
+    assert sorted(cli.commands) == sorted(COMMANDS)
+
+
+def test_the_module_runs_and_tells_its_version():
+    arguments = [sys.executable, "-m", "bvdm_data.cli", "--version"]
+    result = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert result.stdout.strip().endswith(f"version {__version__}")
+
+
+def test_fit_writes_a_model_and_prints_its_card(run, tmp_path, monkeypatch):
+    small = UNetSettings(channels=(8, 8, 8), middle=1)
+    monkeypatch.setattr(
+        "bvdm_data.fitting.fit.fit_texture",
+        lambda textures, **given: fit_texture(textures, **given | {"network": small}),
+    )
+    root, model = write_fitted(tmp_path / "data", stop=24), tmp_path / "my.safetensors"
+    few = ["--texture-steps", 1, "--flow-steps", 1, "--minutes", 10, "--seed", 2, "--quiet"]
+    scale = ["--offset", 32768, "--full", 36863, "--border", 20, "--stop", 23]
+    out = run_well(run, "fit", root, "--output", model, *few, *scale)
+    card = json.loads(out[: out.rindex("}") + 1])
+    assert card == json.loads(json.dumps(load(model).card))
+    assert card["data"]["frames"] == 23
+    assert card["settings"]["minutes"] == 10
+    assert card["settings"]["seed"] == 2
+    assert card["settings"]["border"] == 20
+    assert f"wrote {model} (" in out
+    assert (tmp_path / "my.fit" / "texture.safetensors").is_file()
+
+
+def test_info_prints_what_a_model_says_of_itself(run, tiny_model):
+    out = run_well(run, "info", "--model", tiny_model)
+    assert json.loads(out[: out.rindex("}") + 1])["data"] == "made up"
+    assert out.strip().endswith("MB")
+
+
+def test_preview_writes_a_sheet_and_an_animation_that_open(run, tiny_model, tmp_path):
+    out = run_well(
+        run, "preview", "--model", tiny_model, "--output", tmp_path / "look", "--frames", 3,
+        "--size", "64x80", "--nuclei", "2-4", "--seed", 5, *FEW,
+    )  # fmt: skip
+    assert "clip 0: " in out
+    assert "clip 1: " in out
+    assert "clips a second (3 frames of 64 x 80, 0 workers, T_f=0 = 2, T_f>0 = 1)" in out
+    with Image.open(tmp_path / "look" / "contact_sheet.png") as sheet:
+        assert (sheet.format, sheet.size[0] > 200) == ("PNG", True)
+        sheet.load()
+    with Image.open(tmp_path / "look" / "clip.gif") as film:
+        assert (film.format, film.n_frames) == ("GIF", 3)
+
+
+def test_preview_shows_more_nuclei_than_a_clip_usually_may_hold(run, tiny_model, tmp_path):
+    out = run_well(
+        run, "preview", "--model", tiny_model, "--output", tmp_path, "--frames", 1, "--clips", 1,
+        "--size", "320x320", "--nuclei", 140, *FEW,
+    )  # fmt: skip
+    assert "clip 0: 140 nuclei" in out
+
+
+def test_export_writes_sequences_and_goes_on_where_it_was(run, tiny_model, tmp_path):
+    command = ["export", tmp_path, "--model", tiny_model, "--frames", 2, "--size", "48x64"]
+    command += ["--nuclei", 3, "--quiet", *FEW]
+    assert "wrote 01 to" in run_well(run, *command, "--sequences", 1)
+    assert "wrote 02 to" in run_well(run, *command, "--sequences", 2)
+    assert "wrote nothing: all is there to" in run_well(run, *command, "--sequences", 2)
+    assert read_sequence(tmp_path, "02").shape == (48, 64)
+
+
+def test_fetch_hands_its_arguments_on(run, monkeypatch, tmp_path):
+    seen = []
+
+    def pretend(name, directory, **rest):
+        seen.append((name, directory, rest))
+        return directory / name
+
+    monkeypatch.setattr(fetching, "fetch", pretend)
+    out = run_well(run, "fetch", "Fluo-N2DL-HeLa", "--directory", tmp_path, "--quiet")
+    assert out == f"wrote {tmp_path / 'Fluo-N2DL-HeLa'}\n"
+    assert seen == [("Fluo-N2DL-HeLa", tmp_path, {"split": "training", "progress": False})]
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["fit", "nowhere", "--output", "m.safetensors"], "no folder nowhere; it should hold"),
+        (["fit", "nowhere", "--output", "m.pt"], "output must end in .safetensors, got 'm.pt'"),
+        (["fit", "x", "--output", "m.safetensors", "--flow-steps", "0"], "at least 1, got 0"),
+        (["info", "--model", "hella"], "no weights called 'hella'; there are: "),
+        (["info", "--model", "no/such.safetensors"], "no model file 'no/such.safetensors'"),
+        (["preview", "--model", "MODEL", "--frames", "0"], "frames must be 1 or more, got 0"),
+        (["preview", "--model", "MODEL", "--size", "3x64"], "must not be smaller than a nucleus"),
+        (["preview", "--model", "MODEL", "--first-steps", "0"], "first_steps must be from 1 to"),
+        (["preview", "--model", "MODEL", "--nuclei", "9-3"], "low <= high, got (9, 3)"),
+        (["export", "FILE", "--model", "MODEL"], "holds something else; give another one"),
+        (["export", "new", "--model", "MODEL", "--sequences", "0"], "sequences must be 1 or more"),
+        (["export", "new", "--model", "FILE"], "is damaged or no safetensors file"),
+        (["fetch", "Fluo-N2DL-Hella"], "no data set called 'Fluo-N2DL-Hella'; there are: "),
+        (["fetch", "../x"], "name must be the plain name of a folder, got '../x'"),
+        (
+            ["fetch", "Fluo-N2DL-HeLa", "--split", "all"],
+            "split must be one of ('training', 'test')",
+        ),
+    ],
+)
+def test_an_error_of_the_user_is_one_line_and_no_traceback(
+    run, arguments, words, tiny_model, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file.safetensors").write_text("no model")
+    names = {"MODEL": tiny_model, "FILE": tmp_path / "file.safetensors"}
+    code, out, err = run(*[names.get(word, word) for word in arguments])
+    assert code == 1
+    assert out == ""
+    assert err.startswith("bvdm-data: ")
+    assert err.count("\n") == 1
+    assert words in err
+    assert "Traceback" not in err
+    assert [path.name for path in tmp_path.iterdir()] == ["file.safetensors"]
+
+
+def test_an_error_in_a_workers_process_is_one_line_too(run, tiny_model, tmp_path):
+    code, _, err = run(
+        "preview", "--model", tiny_model, "--output", tmp_path, "--frames", 1, "--clips", 1,
+        "--size", "64x64", "--nuclei", 500, "--workers", 1, *FEW,
+    )  # fmt: skip
+    assert code == 1
+    assert err.startswith("bvdm-data: nuclei=500 do not fit into size=(64, 64): only ")
+    assert err.count("\n") == 1
+
+
+def test_an_error_of_the_module_is_one_line_on_stderr():
+    arguments = [sys.executable, "-m", "bvdm_data.cli", "info", "--model", "hella"]
+    result = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("bvdm-data: no weights called 'hella'; there are: ")
+
+
+def test_a_full_disk_is_one_line(run, tiny_model, tmp_path, monkeypatch):
+    def fill(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("bvdm_data.datasets.ctc_writer.write_image", fill)
+    code, _, err = run(
+        "export", tmp_path / "data", "--model", tiny_model, "--frames", 1, "--size", "48x48",
+        "--nuclei", 2, "--quiet", *FEW,
+    )  # fmt: skip
+    assert code == 1
+    assert err.count("\n") == 1
+    assert "could not write the sequence" in err
+    assert "No space left on device" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "Usage: "),
+        (["paint"], "No such command 'paint'"),
+        (["fit"], "Missing argument 'ROOT'"),
+        (["fit", "x"], "Missing option '--output'"),
+        (["fit", "x", "--output", "m.safetensors", "--offset", "3"], "both --offset and --full"),
+        (["fit", "x", "--output", "m.safetensors", "--minutes", "soon"], "'soon' is not a valid"),
+        (["preview", "--size", "256"], "must look like 256x256 (height x width in pixels), got"),
+        (["preview", "--nuclei", "many"], "must look like 20 or 10-30, got 'many'"),
+        (["preview", "--nuclei", "-3"], "must look like 20 or 10-30, got '-3'"),
+        (["preview", "--clips", "0"], "--clips must be at least 1, got 0"),
+        (["preview", "--seed", "one"], "'one' is not a valid integer"),
+        (["export"], "Missing argument 'DIRECTORY'"),
+        (["export", "x", "--size", "7x"], "must look like 256x256"),
+        (["fetch"], "Missing argument 'NAME'"),
+    ],
+)
+def test_wrong_usage_ends_with_code_2(run, arguments, words):
+    code, out, err = run(*arguments)
+    assert code == 2
+    assert words in err + out
+    assert "Traceback" not in err

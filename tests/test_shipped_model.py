@@ -1,0 +1,86 @@
+"""The model that ships: what it says, and whether its clips keep their promises."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from bvdm_data import PaperSettings, SyntheticHeLaVideos, check_clip
+from bvdm_data.synth import generator as room
+from bvdm_data.synth.generator import SceneSettings, synthesise
+from bvdm_data.weights import bundled_folder, load, read_card
+
+QUICK = PaperSettings(first_steps=20, later_steps=2)
+ALL = ("masks", "tracks", "flow", "stages", "boxes", "centroids")
+
+
+def test_the_shipped_model_was_fitted_to_video_01_alone_by_the_papers_recipe():
+    card = read_card("hela")
+    assert card["data"]["data_set"] == "Fluo-N2DL-HeLa"
+    assert (card["data"]["sequence"], card["data"]["frames"]) == ("01", 92)
+    texture = card["texture"]
+    assert (texture["steps"], texture["batch"], texture["rate"]) == (10_000, 32, 5e-4)
+    assert (card["flow"]["steps"], card["flow"]["batch"], card["flow"]["rate"]) == (2_000, 32, 1e-4)
+
+
+def test_the_shipped_model_is_a_few_megabytes():
+    assert (bundled_folder() / "hela.safetensors").stat().st_size < 8e6
+
+
+def test_the_shipped_networks_have_learned():
+    card = read_card("hela")
+    assert card["flow"]["overlap_after"] > 0.98 > card["flow"]["overlap_before"]
+    losses = card["texture"]["held_out_loss"]
+    assert losses[-1] < 0.5 * losses[1]
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_clips_of_the_shipped_model_keep_all_promises(index):
+    videos = SyntheticHeLaVideos(frames=4, size=(160, 192), method=QUICK, annotations=ALL)
+    check_clip(videos.clip(index))
+
+
+def test_the_ddpm_of_the_shipped_model_takes_noise_away():
+    generator = load("hela")
+    clean = torch.zeros(4, 1, 96, 96)
+    clean[:, :, 36:60, 38:58] = QUICK.mask_level
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    # After 200 of 1,000 steps the noise has a standard deviation of .319.
+    noisy = 0.9478 * clean + 0.319 * noise
+    with torch.no_grad():
+        found = generator.unet(noisy, torch.tensor([199]))
+    assert float((found - noise).square().mean()) < 0.1
+
+
+def test_flow_says_where_the_light_goes(monkeypatch):
+    seen = {}
+
+    def lighten(paths, labels, *rest):
+        seen["light"] = original(paths, labels, *rest)
+        seen["labels"] = labels
+        return seen["light"]
+
+    original = room.lighten
+    monkeypatch.setattr(room, "lighten", lighten)
+    film = synthesise(
+        load("hela"),
+        SceneSettings(frames=3, size=(200, 200), nuclei=8, flow=True),
+        PaperSettings(first_steps=20, later_steps=0),  # nothing but the warp changes the light
+        seed=0,
+        name=("clip", 0, 0),
+    )
+    followed, resting = [], []
+    y, x = np.indices((200, 200))
+    for frame in range(2):
+        dy, dx = film.flow[frame]
+        there = ndimage.map_coordinates(seen["light"][frame + 1], [y + dy, x + dx], order=1)
+        for identity in np.unique(seen["labels"][frame])[1:]:
+            core = ndimage.binary_erosion(seen["labels"][frame] == identity, iterations=3)
+            if core.sum() < 60 or not dy[core].any():
+                continue
+            here = seen["light"][frame][core]
+            followed.append(np.corrcoef(there[core], here)[0, 1])
+            resting.append(np.corrcoef(seen["light"][frame + 1][core], here)[0, 1])
+    assert len(followed) >= 8
+    assert np.min(followed) > 0.9
+    assert np.median(followed) > np.median(resting) + 0.1
