@@ -141,8 +141,18 @@ def save(generator: Generator, path: str | Path) -> None:
         network: nn.Module = getattr(generator, name)
         for key, value in network.state_dict().items():
             tensors[f"{name}.{key}"] = value.detach().cpu().contiguous()
+    _check_finite(tensors)
     header["digest"] = _digest(tensors, header)
-    write_tensors(path, tensors, {"bvdm_data": json.dumps(header)})
+    write_tensors(path, tensors, {"bvdm_data": json.dumps(header, allow_nan=False)})
+
+
+def _check_finite(tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(
+                f"a generator must hold finite numbers, got NaN or infinity in {name!r}; has a "
+                "training diverged? Try a lower rate"
+            )
 
 
 def read_card(model: str | Path = "hela") -> dict[str, Any]:

@@ -97,9 +97,11 @@ def tiny_lives():
         cycle=np.array([np.log(12), 0.2]),
         brightness=np.array([0.1, 0.2, 0.3]),
         stage_brightness=np.array(offsets, float),
-        birth_area=0.8,
+        sister_spread=0.05,
+        body=np.array([300.0, 400.0, 500.0]),
+        area_of_age=np.array([0.4, 0.6, 0.8, 1.0]),
+        area_of_stage=np.array([1.0, 1.0, 0.7, 0.5, 1.0, 1.0]),
         birth_split=0.05,
-        growth=4.0,
         minutes=30.0,
     )
 

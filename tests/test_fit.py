@@ -81,7 +81,7 @@ def test_fit_finds_what_was_planted(fitted):
     assert generator.camera.noise * 4095 == pytest.approx(9.4, abs=0.4)
     assert (generator.camera.offset, generator.camera.full) == (OFFSET, OFFSET + 4095)
     assert math.exp(generator.lives.cycle[0]) == pytest.approx(16, abs=1.5)
-    assert generator.lives.birth_area == pytest.approx(0.76, abs=0.1)
+    assert 2 * generator.lives.area_of_age[0] == pytest.approx(0.76, abs=0.1)
     assert math.exp(generator.motion.separation[0]) == pytest.approx(15, abs=1.5)
     assert len(generator.motion.density) == FRAMES
     assert 12 < generator.nucleus_diameter < 18
@@ -255,3 +255,9 @@ def test_fit_of_the_real_video_measures_what_is_known_of_it(hela, tmp_path):
     assert float((kernel[1:] * kernel[:-1]).sum()) == pytest.approx(0.60, abs=0.03)
     assert found.card["measured"]["outline_overlap"] > 0.99
     assert 20 < found.card["measured"]["cycle_hours_median"] < 40
+
+
+def test_fit_settings_take_numpy_integers_and_share_one_seed():
+    settings = FitSettings(seed=np.int64(3), border=np.int32(4), stop=np.int64(30))
+    assert json.dumps([settings.seed, settings.border, settings.stop]) == "[3, 4, 30]"
+    assert settings.texture.seed == settings.flow.seed == 3

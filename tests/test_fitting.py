@@ -246,7 +246,7 @@ def test_assign_stages_does_not_know_mitoses_of_mothers_seen_too_shortly(crops):
     assert set(stages[short.track == mother]) == {UNKNOWN}
     daughter = short.track == daughters_of(tracks)[mother][0]
     first = short.frame[daughter].min()
-    young = short.frame - first <= 4
+    young = short.frame - first < 4
     assert set(stages[daughter & young]) == {UNKNOWN}
     assert set(stages[daughter & ~young]) <= {INTERPHASE, METAPHASE, PROMETAPHASE}
 

@@ -78,12 +78,17 @@ def family(growth=5.0, grown=22.0, split=0.5, mothers=3):
     return crops_of(masks, track, frame, light), np.array(rows, np.int32)
 
 
-def test_fit_lives_finds_planted_birth_area_split_and_growth():
+def test_fit_lives_finds_planted_body_split_and_growth():
     crops, tracks = family(growth=5.0, split=0.55)
     model, stages = fit_lives(crops, tracks, minutes=30.0)
-    assert model.birth_area == pytest.approx(0.72, abs=0.02)
     assert model.birth_split == pytest.approx(0.05, abs=0.01)
-    assert model.growth == pytest.approx(5.0, rel=0.1)
+    np.testing.assert_allclose(model.body, math.pi * 22**2, rtol=0.02)
+    age = np.arange(len(model.area_of_age))
+    start = (math.log(0.72 * 0.55) + math.log(0.72 * 0.45)) / 2
+    assert len(age) == 30
+    np.testing.assert_allclose(model.area_of_age, np.exp(start * np.exp(-age / 5)), atol=0.02)
+    assert model.area_of_stage[STAGES.index("prometaphase")] == pytest.approx(0.5, abs=0.02)
+    assert model.sister_spread == 0
     assert model.minutes == 30
     assert (stages[crops.frame == 15] == STAGES.index("prometaphase")).all()
 

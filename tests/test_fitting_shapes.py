@@ -18,6 +18,15 @@ def test_contour_of_an_ellipse_is_its_closed_form_for_any_rotation(turn):
     assert np.abs(found - ellipse(16, 9)).mean() < 0.3
 
 
+@pytest.mark.parametrize("axes", [(14, 12), (12, 5.5), (11, 5)])
+def test_contour_has_the_area_of_its_mask(axes):
+    ratios = []
+    for turn in (0.1, 0.7, 1.3):
+        mask = filled(ellipse(*axes), turn)
+        ratios.append(float(area(contour(mask))) / mask.sum())
+    assert np.mean(ratios) == pytest.approx(1, abs=0.012)
+
+
 @pytest.mark.parametrize("turn", [-1.4, -0.7, 0.0, 0.4, 1.1])
 def test_orientation_is_the_angle_from_y_towards_x(turn):
     assert orientation(filled(ellipse(16, 9), turn)) == pytest.approx(turn, abs=0.02)

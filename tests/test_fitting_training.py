@@ -207,6 +207,13 @@ def test_purpose_of_differs_when_a_part_differs():
     assert len({purpose_of(*parts) for parts in [("a", 1), ("a", 2), ("a1",), ("a", "1")]}) == 4
 
 
+def test_purpose_of_tensors_tells_every_byte():
+    data = torch.arange(12.0).view(3, 4)
+    assert purpose_of(data) == purpose_of(data.clone())
+    others = [data.flip(0), data.view(4, 3), data + 1e-6, data.double()]
+    assert purpose_of(data) not in [purpose_of(other) for other in others]
+
+
 RUN = """
 import sys
 from pathlib import Path

@@ -75,6 +75,20 @@ def test_invert_of_an_analytic_field_is_right_to_a_fiftieth_of_a_pixel():
     assert float(error.max()) < 0.02
 
 
+def test_invert_settles_where_the_flow_stretches_the_rim():
+    # Backward flow of a disc of 8 px that fills one of 11 px by its rim alone.
+    line = torch.arange(48.0) - 23.5
+    y, x = line[:, None].expand(48, 48), line[None].expand(48, 48)
+    radius = y.hypot(x).clamp(min=1e-6)
+    shrink = 3 * torch.sigmoid(2 * (radius - 8.5)) * torch.sigmoid(2 * (14 - radius))
+    flow = torch.stack([-y / radius * shrink, -x / radius * shrink])[None]
+    gradient = flow[..., 1:] - flow[..., :-1]
+    forward = invert(flow)
+    error = (forward + warp(flow, forward)).norm(dim=1)[0]
+    assert float(gradient.abs().max()) > 1  # a whole step of the iteration would not settle
+    assert float(error[radius < 8].max()) < 0.25
+
+
 def test_flownet_has_the_parameters_of_the_authors_network():
     assert sum(weight.numel() for weight in FlowNet().parameters()) == 116_370
 

@@ -110,26 +110,49 @@ def test_daughters_share_the_mothers_area_at_birth(tiny_shapes, tiny_lives):
     seen = 0
     for seed in range(10):
         lives = family(tiny_shapes, tiny_lives, seed, jitter=0.0)
-        for mother in lives:
+        for mother in whole_lives(lives):
             grown = np.flatnonzero(mother.stages == 0)
-            if mother.divides and len(grown):
+            if len(mother.stages) > 4 and grown[-1] >= 3:  # as large as she will be
                 born = [
                     float(area(life.radii[0])) for life in lives if life.parent == mother.identity
                 ]
                 body = float(area(mother.radii[grown[-1]]))
-                assert sum(born) == pytest.approx(tiny_lives.birth_area * body, rel=1e-9)
+                small = next(life for life in lives if life.parent == mother.identity).stages[0]
+                share = tiny_lives.area_of_age[0]
+                assert small in BEFORE_INTERPHASE or small == 0
+                assert sum(born) == pytest.approx(2 * share * body, rel=1e-9)
                 assert 0.3 <= born[0] / sum(born) <= 0.7
                 seen += 1
     assert seen > 20
 
 
-def test_daughters_grow_to_the_size_of_their_templates(tiny_shapes, tiny_lives):
-    still = replace(tiny_shapes, modes=np.zeros_like(tiny_shapes.modes))
-    old = replace(tiny_lives, cycle=np.array([np.log(60), 0.01]))
-    lives = family(still, old, 0, frames=150)
-    grown = next(life for life in lives if life.parent and len(life.stages) > 50)
-    assert float(area(grown.radii[0])) < 0.6 * float(area(still.mean[0]))
-    assert float(area(grown.radii[40])) == pytest.approx(float(area(still.mean[0])), rel=0.01)
+def test_every_nucleus_has_the_area_of_its_age_and_stage(tiny_shapes, tiny_lives):
+    same = replace(tiny_lives, body=np.array([400.0, 400.0]), birth_split=0.0)
+    for life in family(tiny_shapes, same, 0, jitter=0.0):
+        if life.parent:
+            age = np.minimum(np.arange(len(life.stages)), 3)
+            dividing = np.isin(life.stages, AFTER_INTERPHASE)
+            relative = np.where(dividing, same.area_of_stage[life.stages], same.area_of_age[age])
+            np.testing.assert_allclose(area(life.radii), 400 * relative)
+
+
+def test_sisters_are_about_as_bright_as_each_other(tiny_shapes, tiny_lives):
+    wild = replace(
+        tiny_lives,
+        stage_brightness=np.stack([np.zeros(6), np.array([0, 1, 1, 1, 1, 1.0])], 1),
+        durations=np.eye(4)[[1, 0, 0, 0, 1, 0]],  # anaphase, then interphase until division
+        sister_spread=0.01,
+    )
+    between, within = [], []
+    for seed in range(10):
+        lives = family(tiny_shapes, wild, seed)
+        base = {life.identity: life for life in lives}
+        for mother in whole_lives(lives):
+            born = [np.log(x.brightness[0]) for x in lives if x.parent == mother.identity]
+            within.append(born[0] - born[1])
+            between.append(born[0] - np.log(base[mother.identity].brightness[-1]))
+    assert np.std(within) < 0.05
+    assert np.std(between) > 0.3
 
 
 def test_ids_are_unique_and_mothers_come_before_daughters(tiny_shapes, tiny_lives):
@@ -158,6 +181,7 @@ def test_brightness_is_that_of_the_video_times_that_of_the_stage(tiny_shapes, ti
     flat = replace(
         tiny_lives,
         brightness=np.array([0.2, 0.2]),
+        sister_spread=0.0,
         stage_brightness=np.stack([np.log(np.full(6, 3.0)), np.zeros(6)], 1),
     )
     for life in family(tiny_shapes, flat, 0):
@@ -165,7 +189,7 @@ def test_brightness_is_that_of_the_video_times_that_of_the_stage(tiny_shapes, ti
 
 
 def test_brightness_of_a_family_is_that_of_one_quantile(tiny_shapes, tiny_lives):
-    plain = replace(tiny_lives, stage_brightness=np.zeros((6, 2)))
+    plain = replace(tiny_lives, stage_brightness=np.zeros((6, 2)), sister_spread=0.0)
     lives = family(tiny_shapes, plain, 3)
     assert len({round(float(b), 12) for life in lives for b in life.brightness}) == 1
     assert 0.1 <= lives[0].brightness[0] <= 0.3
@@ -177,10 +201,16 @@ def test_no_jitter_and_no_modes_leave_the_outline_at_the_template(tiny_shapes, t
         mean=np.repeat(tiny_shapes.mean[:1], 6, 0),
         modes=np.zeros_like(tiny_shapes.modes),
     )
-    forgetful = replace(tiny_lives, growth=1e-3)
-    for life in family(still, forgetful, 1, jitter=0.0):
-        later = life.radii[1:]
-        np.testing.assert_allclose(later, np.repeat(still.mean[:1], len(later), 0))
+    body = float(area(still.mean[0]))
+    grown = replace(
+        tiny_lives,
+        body=np.array([body, body]),
+        birth_split=0.0,
+        area_of_age=np.ones(1),
+        area_of_stage=np.ones(6),
+    )
+    for life in family(still, grown, 1, jitter=0.0):
+        np.testing.assert_allclose(life.radii, np.repeat(still.mean[:1], len(life.radii), 0))
 
 
 def test_a_family_is_the_same_for_the_same_seed_and_another_for_another(tiny_shapes, tiny_lives):

@@ -12,6 +12,7 @@ from bvdm_data import weights
 from bvdm_data.camera_scale import CameraScale
 from bvdm_data.clip import ANNOTATIONS, TooManyNucleiError
 from bvdm_data.clip_check import check_clip
+from bvdm_data.datasets.mixed import MixedVideos
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.synth.texture import PaperSettings
 
@@ -272,9 +273,14 @@ def test_clip_refuses_a_negative_index(tiny, index):
         tiny().clip(index)
 
 
-def test_clip_refuses_an_index_past_the_length(tiny):
-    with pytest.raises(IndexError, match="index must be 0 or more and below length=3, got 3"):
-        tiny(length=3).clip(3)
+def test_length_ends_the_iteration_and_is_no_limit_for_clip(tiny):
+    clip = tiny(length=1).clip(3)
+    assert torch.equal(clip["video"], tiny().clip(3)["video"])
+
+
+def test_a_finite_stream_in_a_longer_mix_goes_on(tiny):
+    mix = MixedVideos({"a": tiny(length=1), "b": tiny(length=1, seed=1)}, length=5)
+    assert [int(clip["index"]) for clip in mix] == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("index", [1.0, "1", None, True])

@@ -66,6 +66,16 @@ def test_save_writes_the_same_bytes_again(tiny_generator, tiny_model, tmp_path):
     assert (tmp_path / "again.safetensors").read_bytes() == tiny_model.read_bytes()
 
 
+def test_save_refuses_numbers_that_are_not_finite(tiny_generator, tmp_path):
+    broken = replace(tiny_generator, camera=replace(tiny_generator.camera, field_width=np.nan))
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        weights.save(broken, tmp_path / "broken.safetensors")
+    motion = replace(tiny_generator.motion, step=np.array([np.nan, 3.0]))
+    with pytest.raises(ValueError, match=r"finite numbers, got NaN or infinity in 'motion\.step'"):
+        weights.save(replace(tiny_generator, motion=motion), tmp_path / "broken.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_generator_that_was_loaded_is_saved_to_the_same_bytes(tiny_model, tmp_path):
     weights.save(weights.load(tiny_model), tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == tiny_model.read_bytes()

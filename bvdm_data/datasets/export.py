@@ -1,5 +1,6 @@
 """Export: synthetic videos as folders of the Cell Tracking Challenge."""
 
+import importlib.metadata
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,6 +73,7 @@ def export(
     _claim(
         folder,
         {
+            "version": importlib.metadata.version("bvdm-data"),
             "model": model_digest(path),
             "frames": frames,
             "size": list(scene.size),

@@ -1,4 +1,4 @@
-"""SyntheticHeLaVideos: an endless stream of annotated clips that nobody has ever seen."""
+"""SyntheticHeLaVideos: an endless stream of annotated clips."""
 
 import functools
 import itertools
@@ -36,8 +36,9 @@ class SyntheticHeLaVideos(IterableDataset[Clip]):
     Clip ``i`` of epoch ``e`` is a pure function of the model, the arguments, the seed, ``e`` and
     ``i``: the same for any number of workers, in any order. No global random state is touched.
 
-    A loader with ``persistent_workers=True`` holds copies of the data set that do not hear of
-    :meth:`set_epoch`.
+    With ``length``, every epoch has the same clips unless :meth:`set_epoch` is called; a loader
+    with ``persistent_workers=True`` holds copies of the data set that do not hear of it. In a
+    distributed job, give every rank a seed of its own: ranks do not share the clips out.
 
     Args:
         frames: Frames of a clip.
@@ -121,7 +122,7 @@ class SyntheticHeLaVideos(IterableDataset[Clip]):
         """Make one clip.
 
         Args:
-            index: Its number, 0 or more; below ``length`` where that is given.
+            index: Its number, 0 or more; ``length`` is no limit, it only ends the iteration.
 
         Returns:
             The clip, as the loader would get it.
@@ -133,9 +134,8 @@ class SyntheticHeLaVideos(IterableDataset[Clip]):
             ValueError: If the nuclei asked for do not fit into the picture.
         """
         number = check_whole_number("index", index)
-        if number < 0 or (self.length is not None and number >= self.length):
-            limit = "" if self.length is None else f" and below length={self.length}"
-            raise IndexError(f"index must be 0 or more{limit}, got {number}")
+        if number < 0:
+            raise IndexError(f"index must be 0 or more, got {number}")
         if self.device.type != "cpu" and get_worker_info() is not None:
             raise RuntimeError(
                 f"num_workers must be 0 when device is {str(self.device)!r}: a forked worker "

@@ -95,14 +95,19 @@ def _noise(frames: list[Frame]) -> tuple[float, Array]:
 
 
 def _field_width(fields: list[npt.NDArray[np.float32]]) -> float:
-    """Width of the Gaussian that gives white noise the correlation of the field at 50 px."""
+    """Width of the Gaussian that gives white noise the correlation of the field.
+
+    It is found at a lag of 50 px; where the field is even, it is 50 px.
+    """
     found = []
     for field in fields:
+        if not field.std() > 0:
+            continue
         lag = min(_LAG, field.shape[1] // 4)
         one, other = field[:, lag:].ravel(), field[:, :-lag].ravel()
         correlation = float(np.clip(np.corrcoef(one, other)[0, 1], 0.05, 0.99))
         found.append(lag / (2 * math.sqrt(-math.log(correlation))))
-    return float(np.median(found))
+    return float(np.median(found)) if found else float(_LAG)
 
 
 def _halo(frames: list[Frame]) -> float:

@@ -8,9 +8,10 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from bvdm_data.fitting.video import Frame, Video
+from bvdm_data.synth.flow import FLOW_SIZE
 
-PATCH = 96
-"""Side of a crop in pixels (authors' code)."""
+PATCH = FLOW_SIZE
+"""Side of a crop in pixels, 96 in the authors' code; nuclei are painted in patches as large."""
 
 MASK_LEVEL = 150 / 255
 """Grey value of a flat mask where diffusion starts (authors' code)."""

@@ -32,8 +32,8 @@ class FitSettings:
     """How a generator is fitted.
 
     Attributes:
-        texture: Training of the DDPM; the paper's recipe.
-        flow: Training of FlowNet; the paper's recipe.
+        texture: Training of the DDPM; the paper's recipe. Its seed becomes ``seed``.
+        flow: Training of FlowNet; the paper's recipe. Its seed becomes ``seed``.
         network: Size of the DDPM's U-Net.
         minutes: Time between two frames; 30 in Fluo-N2DL-HeLa.
         border: Width in pixels of the band at the frame's edge without complete truth.
@@ -53,10 +53,15 @@ class FitSettings:
         """Refuse numbers that fit nothing."""
         if not self.minutes > 0:
             raise ValueError(f"minutes must be above 0, got {self.minutes}")
-        check_seed(self.seed)
-        check_whole_number("border", self.border, least=0)
-        if self.stop is not None and check_whole_number("stop", self.stop) < 2:
-            raise ValueError(f"stop must leave at least 2 frames, got {self.stop}")
+        # Plain ints, since the card is written as JSON; one seed for all parts.
+        object.__setattr__(self, "seed", check_seed(self.seed))
+        object.__setattr__(self, "border", check_whole_number("border", self.border, least=0))
+        if self.stop is not None:
+            object.__setattr__(self, "stop", check_whole_number("stop", self.stop))
+            if self.stop < 2:
+                raise ValueError(f"stop must leave at least 2 frames, got {self.stop}")
+        for part in ("texture", "flow"):
+            object.__setattr__(self, part, replace(getattr(self, part), seed=self.seed))
 
 
 def fit(
@@ -113,14 +118,14 @@ def fit(
     flownet, flow_log, overlap = fit_flow(
         pair_masks(crops),
         checkpoint=folder / "flow.safetensors",
-        training=replace(settings.flow, seed=settings.seed),
+        training=settings.flow,
         progress=progress,
     )
     unet, texture_log = fit_texture(
         textures,
         checkpoint=folder / "texture.safetensors",
         network=settings.network,
-        training=replace(settings.texture, seed=settings.seed),
+        training=settings.texture,
         progress=progress,
     )
     card = {

@@ -1,10 +1,11 @@
 """Lives: measures durations, brightness and growth from the tracks of the video."""
 
+import itertools
 import math
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, stats
+from scipy import stats
 
 from bvdm_data.clip import STAGES
 from bvdm_data.fitting.crops import Crops
@@ -26,8 +27,6 @@ QUANTILES = 33
 
 LONGEST = 4
 """Longest duration of a short stage in the table, frames."""
-
-_GROWN = 20
 
 
 def fit_lives(
@@ -56,7 +55,7 @@ def fit_lives(
             f"before, got {len(references)} of {len(daughters_of(tracks))} divisions; give a "
             "longer video"
         )
-    area_share, split = _births(crops, looks, tracks, references)
+    born = _newborn_pairs(crops, looks, tracks)
     model = LifeModel(
         durations=durations(crops, stages, tracks, references, LONGEST),
         cycle=fit_cycle(tracks),
@@ -65,9 +64,11 @@ def fit_lives(
             np.linspace(0, 1, QUANTILES),
         ),
         stage_brightness=_stage_brightness(crops, looks, stages, tracks, references),
-        birth_area=area_share,
-        birth_split=split,
-        growth=_growth(crops, looks, tracks),
+        sister_spread=_sister_spread(born),
+        body=np.quantile([body for body, _ in references.values()], np.linspace(0, 1, QUANTILES)),
+        area_of_age=_area_of_age(crops, looks, tracks, references),
+        area_of_stage=_area_of_stage(crops, looks, stages, references),
+        birth_split=_birth_split(born),
         minutes=minutes,
     )
     return model, stages
@@ -153,47 +154,81 @@ def _within_interphase(crops: Crops, looks: Appearance, stages: npt.NDArray[np.i
     return float(np.median(spreads)) if spreads else 0.0
 
 
-def _births(
+def _newborn_pairs(crops: Crops, looks: Appearance, tracks: npt.NDArray[np.int32]) -> Array:
+    """Area and brightness of both daughters in their first frame, ``[n, 2 daughters, 2]``."""
+    first = dict(zip(tracks[:, 0].tolist(), tracks[:, 1].tolist(), strict=True))
+    place = _places(crops)
+    pairs = []
+    for daughters in daughters_of(tracks).values():
+        rows = [place.get((d, first[d])) for d in daughters]
+        if len(rows) == 2 and None not in rows:
+            pairs.append([(looks.area[row], looks.brightness[row]) for row in rows])
+    return np.array(pairs, float).reshape(-1, 2, 2)
+
+
+def _places(crops: Crops) -> dict[tuple[int, int], int]:
+    keys = zip(crops.track.tolist(), crops.frame.tolist(), strict=True)
+    return {key: row for row, key in enumerate(keys)}
+
+
+def _birth_split(born: Array) -> float:
+    """Deviation of a daughter's share of both areas from one half."""
+    if not len(born):
+        return 0.0
+    share = born[:, 0, 0] / born[:, :, 0].sum(1)
+    return float(np.sqrt(np.mean((share - 0.5) ** 2)))
+
+
+def _sister_spread(born: Array) -> float:
+    """Robust deviation of a newborn's log brightness from the mean of both sisters'."""
+    if not len(born):
+        return 0.0
+    light = np.log(np.maximum(born[:, :, 1], 1e-4))
+    return float(1.4826 * np.median(np.abs(light[:, 0] - light[:, 1])) / math.sqrt(2))
+
+
+def _area_of_age(
     crops: Crops,
     looks: Appearance,
     tracks: npt.NDArray[np.int32],
     references: dict[int, tuple[float, float]],
-) -> tuple[float, float]:
-    """Median of both daughters' area over the mother's, and deviation of a daughter's share."""
+) -> Array:
+    """Median area of daughters at each age over their grown mother's, never falling, ``[A]``.
+
+    Ages that fewer than a quarter of the daughters are seen at are left out.
+    """
     first = dict(zip(tracks[:, 0].tolist(), tracks[:, 1].tolist(), strict=True))
-    sums, shares = [], []
-    for mother, daughters in daughters_of(tracks).items():
-        if mother not in references or len(daughters) != 2:
-            continue
-        areas = [looks.area[(crops.track == d) & (crops.frame == first[d])] for d in daughters]
-        if all(len(found) == 1 for found in areas):
-            both = np.concatenate(areas)
-            sums.append(both.sum() / references[mother][0])
-            shares.append(both[0] / both.sum())
-    if not sums:
-        return 1.0, 0.0
-    return float(np.median(sums)), float(np.sqrt(np.mean((np.array(shares) - 0.5) ** 2)))
+    children = daughters_of(tracks)
+    ratios: dict[int, list[float]] = {}
+    for mother, (body, _) in references.items():
+        for daughter in children[mother]:
+            rows = np.flatnonzero(crops.track == daughter)
+            for age, size in zip(
+                crops.frame[rows] - first[daughter], looks.area[rows], strict=True
+            ):
+                ratios.setdefault(int(age), []).append(float(size) / body)
+    least = max(2, len(ratios.get(0, [])) / 4)
+    curve = list(
+        itertools.takewhile(
+            lambda seen: len(seen) >= least, (ratios.get(age, []) for age in itertools.count())
+        )
+    )
+    # Where no newborn is seen whole, half of the mother is the best guess.
+    return np.maximum.accumulate([np.median(seen) for seen in curve] or [0.5])
 
 
-def _growth(crops: Crops, looks: Appearance, tracks: npt.NDArray[np.int32]) -> float:
-    """Time constant with which a newborn's log area approaches that of a grown one, frames."""
-    first = dict(zip(tracks[:, 0].tolist(), tracks[:, 1].tolist(), strict=True))
-    curves = []
-    for daughters in daughters_of(tracks).values():
-        for daughter in daughters:
-            rows = crops.track == daughter
-            age = crops.frame[rows] - first[daughter]
-            if len(age) > _GROWN and np.array_equal(age[: _GROWN + 1], np.arange(_GROWN + 1)):
-                curves.append(np.log(looks.area[rows][: _GROWN + 1]))
-    if not curves:
-        return 6.0
-    mean = np.median(np.array(curves), axis=0)
-    age = np.arange(_GROWN + 1.0)
-
-    def curve(age: Array, end: float, start: float, constant: float) -> Array:
-        grown: Array = end + start * np.exp(-age / constant)
-        return grown
-
-    bounds = ([-np.inf, -5, 0.5], [np.inf, 0, 50])
-    found, _ = optimize.curve_fit(curve, age, mean, p0=(mean[-1], -0.5, 6), bounds=bounds)
-    return float(found[2])
+def _area_of_stage(
+    crops: Crops,
+    looks: Appearance,
+    stages: npt.NDArray[np.int8],
+    references: dict[int, tuple[float, float]],
+) -> Array:
+    """Median area of mothers in each stage over their own before, ``[S]``; 1 where none is seen."""
+    body = np.array([references.get(int(t), (np.nan, 0.0))[0] for t in crops.track])
+    ratio = looks.area / body
+    shares = np.ones(len(STAGES))
+    for stage in range(1, len(STAGES)):
+        seen = ratio[(stages == stage) & np.isfinite(ratio)]
+        if len(seen):
+            shares[stage] = np.median(seen)
+    return shares

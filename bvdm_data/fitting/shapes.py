@@ -20,7 +20,8 @@ MOST_CONTOURS = 3000
 LEAST_OVERLAP = 0.95
 """Masks that their own contour reproduces worse (flaws of the truth) are left out."""
 
-_RAY = np.arange(0.25, 48, 0.25)
+_STEP = 0.25
+_RAY = np.arange(_STEP, 48, _STEP)
 
 
 def contour(mask: npt.NDArray[np.bool_]) -> Array:
@@ -47,7 +48,8 @@ def contour(mask: npt.NDArray[np.bool_]) -> Array:
     x = centre[1] + np.sin(angle)[:, None] * _RAY
     inside = ndimage.map_coordinates(mask.astype(np.float32), [y, x], order=1) >= 0.5
     last = len(_RAY) - 1 - inside[:, ::-1].argmax(1)
-    radii: Array = np.where(inside.any(1), _RAY[last], _RAY[0])
+    # The outline lies between the last sample inside and the next one.
+    radii: Array = np.where(inside.any(1), _RAY[last], _RAY[0]) + _STEP / 2
     return radii
 
 
@@ -88,8 +90,8 @@ def fit_shapes(
 ) -> tuple[ShapeModel, float]:
     """Fit mean and covariance of the contours of each stage.
 
-    A nucleus has no head: every contour enters in all four mirrored versions. A stage without a
-    nucleus takes the contours of interphase, scaled to its area where that is known.
+    A nucleus has no head: every contour enters in all four mirrored versions. A stage of fewer
+    than two nuclei takes the contours of interphase.
 
     Args:
         crops: Nuclei cut out of the video.

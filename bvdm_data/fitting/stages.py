@@ -153,8 +153,7 @@ def assign_stages(
         around = sum(rules.longest[:2])
         rows = [place.get((mother, span[mother][1] - back)) for back in range(around)]
         young = [
-            [place.get((d, span[d][0] + age)) for age in range(rules.longest[2] + 1)]
-            for d in daughters
+            [place.get((d, span[d][0] + age)) for age in range(rules.longest[2])] for d in daughters
         ]
         if mother not in references:
             for row in (*rows, *(r for each in young for r in each)):

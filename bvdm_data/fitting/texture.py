@@ -119,12 +119,13 @@ def fit_texture(
     """
     loss_at, held_out = texture_losses(textures, training, held_out_share=held_out_share)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream(training.seed, "texture", "weights").initial_seed())
+        seed = stream(training.seed, "texture", "weights").initial_seed()
+        torch.default_generator.manual_seed(seed)
         unet = UNet(network)
     unet = unet.to(memory_format=torch.channels_last)
     purpose = purpose_of(
         "texture", unet.settings, training.batch, training.rate, training.average, training.seed,
-        held_out_share, textures.track.tolist(), round(float(textures.pictures.double().mean()), 6),
+        held_out_share, textures.track, textures.pictures,
     )  # fmt: skip
     log = train(
         unet, loss_at, held_out, training, checkpoint=checkpoint, purpose=purpose, progress=progress

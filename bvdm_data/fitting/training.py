@@ -134,12 +134,19 @@ def purpose_of(*parts: object) -> str:
     """Return a short text that differs when any of the parts differs.
 
     Args:
-        *parts: Settings, names, arrays' digests: whatever the result depends on.
+        *parts: Settings, names, tensors: whatever the result depends on.
 
     Returns:
-        A hexadecimal digest.
+        A hexadecimal digest; of tensors, all bytes count.
     """
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            digest.update(f"{part.dtype} {tuple(part.shape)}".encode())
+            digest.update(part.contiguous().numpy().tobytes())
+        else:
+            digest.update(repr(part).encode())
+    return digest.hexdigest()[:16]
 
 
 def _update_average(

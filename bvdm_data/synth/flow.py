@@ -106,11 +106,12 @@ def warp(
     return moved
 
 
-def invert(flow: Float[Tensor, "N 2 H W"], rounds: int = 20) -> Float[Tensor, "N 2 H W"]:
+def invert(flow: Float[Tensor, "N 2 H W"], rounds: int = 24) -> Float[Tensor, "N 2 H W"]:
     """Turn a backward flow into the forward one: where does a pixel of frame f go?
 
-    Solves ``v(p) = -u(p + v(p))`` by fixed-point iteration (Chen et al. 2008), which converges
-    where the flow changes by less than a pixel from one pixel to the next.
+    Solves ``v(p) = -u(p + v(p))`` by a fixed-point iteration (Chen et al. 2008) that goes half of
+    every step. A whole step would not settle where the flow stretches the rim of a nucleus to more
+    than twice its width, which that of FlowNet often does.
 
     Args:
         flow: Backward displacement ``u``: pixel ``q`` of frame f + 1 comes from ``q + u(q)``.
@@ -121,5 +122,5 @@ def invert(flow: Float[Tensor, "N 2 H W"], rounds: int = 20) -> Float[Tensor, "N
     """
     forward = -flow
     for _ in range(rounds):
-        forward = -warp(flow, forward)
+        forward = 0.5 * (forward - warp(flow, forward))
     return forward

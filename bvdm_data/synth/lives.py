@@ -31,10 +31,16 @@ class LifeModel:
             from 0 to 1, in grey values above the background, ``[Q]``.
         stage_brightness: Median and (robust) standard deviation of the logarithm of the
             brightness in each stage over that of the same nucleus in interphase, ``[S, 2]``.
-        birth_area: Area of both daughters in their first frame over that of their mother in
-            interphase.
-        birth_split: Standard deviation of a daughter's share of that area, around one half.
-        growth: Time constant of the growth after birth, frames.
+        sister_spread: Standard deviation of a newborn's log brightness around that of both
+            daughters.
+        body: Area of the video's grown nuclei, before they divide, at equally spaced quantiles
+            from 0 to 1, px^2, ``[Q]``.
+        area_of_age: Area 0, 1, ... frames after birth over the grown mother's, ``[A]``; it stays
+            at the last value.
+        area_of_stage: Area in each stage over that of the same nucleus, grown, ``[S]``; used
+            from prophase to metaphase.
+        birth_split: Standard deviation of a daughter's share of the mother's body, around one
+            half.
         minutes: Time between two frames.
     """
 
@@ -42,9 +48,11 @@ class LifeModel:
     cycle: Array
     brightness: Array
     stage_brightness: Array
-    birth_area: float
+    sister_spread: float
+    body: Array
+    area_of_age: Array
+    area_of_stage: Array
     birth_split: float
-    growth: float
     minutes: float
 
 
@@ -80,9 +88,10 @@ class Life:
 class _Ancestry:
     """What a nucleus has from its mother."""
 
-    area: float  # of its own body at birth, px^2
+    body: float  # area of the grown nucleus, px^2
     quantile: float  # of the brightness among the video's nuclei
-    contour: Array | None  # None for founders
+    mitosis: float  # how bright its mother's mitosis was, in standard deviations
+    founder: bool = False  # no mother in the film, so its age is drawn
 
 
 def grow_family(
@@ -98,7 +107,8 @@ def grow_family(
 
     The founder's age is drawn from the ages in an exponentially growing population. Stages follow
     in the order of the cycle with the durations of the video; outlines are the paper's
-    Gaussian-weighted mean of one template a stage.
+    Gaussian-weighted mean of one template a stage, scaled to the area that the video's nuclei
+    have at that age.
 
     Args:
         shapes: Outlines of each stage.
@@ -111,9 +121,11 @@ def grow_family(
     Returns:
         The lives, mothers before daughters.
     """
-    birth = shapes.sample(_INTERPHASE, generator)
     founder = _Ancestry(
-        area=float(area(birth)) * model.birth_area / 2, quantile=generator.random(), contour=None
+        body=_at_quantile(model.body, generator.random()),
+        quantile=generator.random(),
+        mitosis=float(generator.standard_normal()),
+        founder=True,
     )
     waiting = [(founder, 0, 0)]
     lives: list[Life] = []
@@ -139,17 +151,17 @@ def _live(
     identity: int,
     jitter: float,
 ) -> tuple[Life, list[_Ancestry]]:
-    stages, age = _timeline(model, generator, founder=ancestry.contour is None)
+    stages, age = _timeline(model, generator, founder=ancestry.founder)
     shown = np.arange(age, min(len(stages), age + frames - first))
     weights, anchors = template_weights(stages)
     templates = np.stack([shapes.sample(s, generator) for s in stages[anchors].tolist()])
-    offsets = model.stage_brightness[stages[anchors]]
-    offsets = offsets[:, 0] + offsets[:, 1] * generator.standard_normal(len(anchors))
+    mitosis = float(generator.standard_normal())
+    offsets = _brightness_offsets(model, stages[anchors], ancestry.mitosis, mitosis, generator)
     radii = weights @ templates
-    radii *= _birth_scale(radii[0], ancestry.area, model.growth, len(stages))[:, None]
+    wanted = ancestry.body * _relative_area(model, stages)
+    radii *= np.sqrt(wanted / area(radii))[:, None]
     noise = np.stack([shapes.deviation(s, generator) for s in stages[shown].tolist()])
     outlines = np.maximum(radii[shown] + jitter * noise, radii[shown].mean(1)[:, None] / 4)
-    base = np.interp(ancestry.quantile, np.linspace(0, 1, len(model.brightness)), model.brightness)
     divides = shown[-1] == len(stages) - 1 and first + len(shown) < frames
     life = Life(
         identity=identity,
@@ -157,34 +169,52 @@ def _live(
         first=first,
         radii=outlines,
         stages=stages[shown],
-        brightness=base * np.exp(weights[shown] @ offsets),
+        brightness=_at_quantile(model.brightness, ancestry.quantile)
+        * np.exp(weights[shown] @ offsets),
         divides=bool(divides),
     )
-    return life, _daughters(model, ancestry, stages, radii, generator) if divides else []
+    return life, _daughters(model, ancestry, mitosis, generator) if divides else []
 
 
 def _daughters(
-    model: LifeModel,
-    mother: _Ancestry,
-    stages: npt.NDArray[np.int64],
-    radii: Array,
-    generator: np.random.Generator,
+    model: LifeModel, mother: _Ancestry, mitosis: float, generator: np.random.Generator
 ) -> list[_Ancestry]:
-    """Share the mother's area, taken at the end of her interphase, between two daughters."""
-    grown = np.flatnonzero(stages == _INTERPHASE)
-    body = float(area(radii[grown[-1] if len(grown) else 0]))
+    """Share the mother's body between two daughters; each may grow to twice its share."""
     share = float(np.clip(0.5 + model.birth_split * generator.standard_normal(), 0.3, 0.7))
     return [
-        _Ancestry(body * model.birth_area * part, mother.quantile, radii[-1])
-        for part in (share, 1 - share)
+        _Ancestry(2 * part * mother.body, mother.quantile, mitosis) for part in (share, 1 - share)
     ]
 
 
-def _birth_scale(newborn: Array, target: float, growth: float, frames: int) -> Array:
-    """Scale that gives the newborn its area and is forgotten as it grows, ``[n]``."""
-    start = 0.5 * math.log(target / float(area(newborn)))
-    scale: Array = np.exp(start * np.exp(-np.arange(frames) / growth))
-    return scale
+def _relative_area(model: LifeModel, stages: npt.NDArray[np.int64]) -> Array:
+    """Area of every frame of a life over that of the grown nucleus, ``[n]``."""
+    age = np.minimum(np.arange(len(stages)), len(model.area_of_age) - 1)
+    dividing = np.isin(stages, AFTER_INTERPHASE)
+    return np.where(dividing, model.area_of_stage[stages], model.area_of_age[age])
+
+
+def _brightness_offsets(
+    model: LifeModel,
+    stages: npt.NDArray[np.int64],
+    born: float,
+    mitosis: float,
+    generator: np.random.Generator,
+) -> Array:
+    """Log brightness of every template: one draw a mitosis, shared by mother and daughters."""
+    own = generator.standard_normal(len(stages))
+    sister = model.sister_spread * float(generator.standard_normal())
+    newborn = np.isin(stages, BEFORE_INTERPHASE)
+    drawn = np.where(newborn, born, np.where(stages == _INTERPHASE, own, mitosis))
+    offsets: Array = (
+        model.stage_brightness[stages, 0]
+        + model.stage_brightness[stages, 1] * drawn
+        + sister * newborn
+    )
+    return offsets
+
+
+def _at_quantile(table: Array, quantile: float) -> float:
+    return float(np.interp(quantile, np.linspace(0, 1, len(table)), table))
 
 
 def _timeline(

@@ -120,6 +120,18 @@ def film(
     return _move(founders, motion, frames, generator)
 
 
+def _no_room(nuclei: int | None, wanted: int, size: tuple[int, int], seen: int, placed: int) -> str:
+    if nuclei is None:
+        return (
+            f"the density of the fitted video asks for {wanted} nuclei in and around size={size}, "
+            f"but only {placed} found a free place. Give nuclei= a number"
+        )
+    return (
+        f"nuclei={nuclei} do not fit into size={size}: only {seen} found a free place. "
+        "Give fewer nuclei or a larger size"
+    )
+
+
 @dataclass
 class _Founder:
     family: list[Life]
@@ -160,10 +172,7 @@ def _place(
         family = grow_family(shapes, lives, frames, generator, identity, jitter=jitter)
         centre = _free_place(crowd, float(_mean_radius(family[0].radii[0])), size, generator)
         if centre is None or tries == _TRIES:
-            raise ValueError(
-                f"nuclei={wanted} do not fit into size={size}: only {seen or len(founders)} found "
-                "a free place. Give fewer nuclei or a larger size"
-            )
+            raise ValueError(_no_room(nuclei, wanted, size, seen, len(founders)))
         turn = generator.uniform(0, 2 * math.pi)
         founder = _Founder(family, centre, turn)
         pixels = _covered(founder, size)

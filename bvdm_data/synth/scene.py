@@ -184,7 +184,7 @@ class CameraModel:
 
     Attributes:
         level: Mean background light of a frame.
-        level_spread: Standard deviation of that level from frame to frame.
+        level_spread: Standard deviation of that level over the video; it drifts slowly.
         field_spread: Standard deviation of the slowly varying background over a frame.
         field_width: Correlation length of that background, px.
         noise: Standard deviation of the camera's noise.
@@ -220,13 +220,13 @@ def expose(
     """
     frames, size = len(light), light.shape[1:]
     field = _smooth_field(size, camera, generator)
-    levels = camera.level + camera.level_spread * generator.standard_normal(frames)
+    level = camera.level + camera.level_spread * float(generator.standard_normal())
     seen = np.empty_like(light)
     for frame in range(frames):
         # One-sided, as in the authors' scenes: light spreads, nuclei do not fade.
         glow = ndimage.gaussian_filter(light[frame], camera.halo)
         noise = ndimage.convolve1d(generator.standard_normal(size), camera.streak, axis=1)
-        grey = np.maximum(light[frame], glow) + levels[frame] + field + camera.noise * noise
+        grey = np.maximum(light[frame], glow) + level + field + camera.noise * noise
         seen[frame] = grey
     steps = camera.full - camera.offset
     return (np.clip(np.rint(seen * steps), 0, steps) / steps).astype(np.float32)

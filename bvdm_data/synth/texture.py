@@ -61,8 +61,8 @@ class Painted:
     """Textured nuclei.
 
     Attributes:
-        texture: Relative light, ``mask_level`` on average inside, ``[N, F, H, W]`` float32; 0 in
-            frames in which a nucleus is not there.
+        texture: Relative light, ``[N, F, H, W]`` float32, about ``mask_level`` on average inside
+            (nothing enforces it); 0 in frames in which a nucleus is not there.
         flow: Backward displacement ``(dy, dx)`` in pixels from frame f + 1 to f by which the
             texture was moved, ``[N, F - 1, 2, H, W]`` float32; 0 where nothing was moved. Without
             frames if it was not wanted.

@@ -15,7 +15,8 @@ class UNetSettings:
 
     The authors' network (0.90 M parameters, 1.85 GFLOP a 96 x 96 picture) spends half its
     arithmetic on 128 channels at half resolution; ours puts a pixel-unshuffle in front instead.
-    ``benchmarks/bench_unet.py`` prints both beside each other: time and held-out loss.
+    ``benchmarks/compare_unets.py`` prints the held-out losses of both, ``benchmarks/bench_clip.py``
+    what they cost.
 
     Attributes:
         channels: Channels at 1/2, 1/4 and 1/8 of the picture's resolution; multiples of 8.
