@@ -12,7 +12,7 @@ import torch
 
 from bvdm_data import STAGES, CTCVideos, PaperSettings, SyntheticHeLaVideos
 from bvdm_data.datasets.ctc import read_sequence
-from bvdm_data.evaluation.pictures import animation, contact_sheet, grid
+from bvdm_data.evaluation.pictures import contact_sheet, grid
 from bvdm_data.fitting.crops import MASK_LEVEL, Crops, cut_nuclei
 from bvdm_data.fitting.stages import assign_stages
 from bvdm_data.fitting.video import read_video
@@ -130,14 +130,17 @@ def draw_time(generator: Generator, crops: Crops) -> None:
 
 def draw_scenes(root: Path, model: str) -> None:
     """Whole scenes, real beside synthetic, at the same grey scale."""
-    real = CTCVideos(root, sequence="01", frames=8, seed=1)
-    synthetic = SyntheticHeLaVideos(frames=8, model=model)
+    real = CTCVideos(root, sequence="01", frames=7, size=(192, 192), seed=1)
+    synthetic = SyntheticHeLaVideos(frames=7, size=(192, 192), model=model, nuclei=(5, 9))
+    # As crowded as the synthetic ones: most windows of the real video are next to empty.
+    crowded = [
+        clip for clip in map(real.clip, range(60)) if 5 <= len(clip["masks"][0].unique()) <= 10
+    ]
     clips = {
-        "real 1": real.clip(3), "synthetic 1": synthetic.clip(0),
-        "real 2": real.clip(7), "synthetic 2": synthetic.clip(1),
+        "real 1": crowded[0], "synthetic 1": synthetic.clip(0),
+        "real 2": crowded[1], "synthetic 2": synthetic.clip(1),
     }  # fmt: skip
-    contact_sheet(clips, DOCS / "scenes.png", frames=[0, 2, 4, 6])
-    animation(synthetic.clip(2), DOCS / "clip.gif")
+    contact_sheet(clips, DOCS / "scenes.png", frames=[0, 3, 6])
 
 
 def main() -> None:

@@ -84,7 +84,7 @@ def test_two_sequences_of_an_export_differ(whole):
 
 def test_the_manifest_tells_how_the_videos_were_made(whole):
     said = json.loads((whole / MANIFEST).read_text())
-    assert list(said) == ["model", "frames", "size", "seed", "method", "nuclei"]
+    assert list(said) == ["version", "model", "frames", "size", "seed", "method", "nuclei"]
     assert (said["frames"], said["size"], said["seed"], said["nuclei"]) == (5, [64, 72], 3, 5)
     assert len(said["model"]) == 64
 
@@ -174,7 +174,7 @@ def test_export_refuses_a_folder_that_holds_something_else(tmp_path, tiny_model)
 @pytest.mark.parametrize("text", ["", "{", "[1]"])
 def test_export_refuses_a_folder_whose_manifest_is_damaged(copy, tiny_model, text):
     (copy / MANIFEST).write_text(text)
-    with pytest.raises(ValueError, match=r"is damaged|was begun with model=None"):
+    with pytest.raises(ValueError, match=r"is damaged|was begun with version=None"):
         exported(copy, tiny_model)
 
 

