@@ -81,6 +81,7 @@ def cli() -> None:
 @click.option("--full", type=int, help="Camera count of full scale. [default: guessed]")
 @click.option("--texture-steps", default=10_000, show_default=True, help="Training of the DDPM.")
 @click.option("--flow-steps", default=2_000, show_default=True, help="Training of FlowNet.")
+@click.option("--device", default="cpu", show_default=True, help="Where to train: cpu, cuda.")
 @click.option(
     "--work-dir", type=click.Path(path_type=Path), help="Checkpoints. [default: NAME.fit]"
 )
@@ -98,6 +99,7 @@ def fit(
     full: int | None,
     texture_steps: int,
     flow_steps: int,
+    device: str,
     work_dir: Path | None,
     seed: int,
     quiet: bool,
@@ -131,6 +133,7 @@ def fit(
         scale=scale,
         work_dir=work_dir,
         settings=settings,
+        device=device,
         progress=not quiet,
     )
     click.echo(json.dumps(generator.card, indent=2))

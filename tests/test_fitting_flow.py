@@ -77,3 +77,18 @@ def test_fit_flow_refuses_a_checkpoint_of_other_masks(tmp_path):
     fit_flow(shifted_discs(4), checkpoint=path, training=training, progress=False)
     with pytest.raises(ValueError, match="belongs to a training with other data or settings"):
         fit_flow(shifted_discs(5), checkpoint=path, training=training, progress=False)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_fit_flow_trains_on_a_gpu_and_gives_the_network_back_on_the_cpu(tmp_path):
+    few = TrainingSettings(steps=3, batch=4, rate=1e-4, average=0.9, check_every=2)
+    pairs = shifted_discs()
+    network, _, _ = fit_flow(
+        pairs,
+        checkpoint=tmp_path / "flow.safetensors",
+        training=few,
+        device=torch.device("cuda"),
+        progress=False,
+    )
+    assert next(network.parameters()).device.type == "cpu"

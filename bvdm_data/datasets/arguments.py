@@ -4,6 +4,8 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import SupportsIndex, TypeVar
 
+import torch
+
 from bvdm_data.camera_scale import CameraScale
 
 Given = TypeVar("Given", bound=Callable[..., object] | None)
@@ -160,6 +162,27 @@ def check_scale(scale: CameraScale | None) -> CameraScale | None:
     if scale is not None and not isinstance(scale, CameraScale):
         raise TypeError(f"scale must be a CameraScale or None, got {scale!r}")
     return scale
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """Return the device that is meant.
+
+    Args:
+        device: A device, or its name.
+
+    Returns:
+        The device.
+
+    Raises:
+        ValueError: If torch does not know it, or finds no CUDA where that is asked for.
+    """
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be one that torch knows, got {device!r}") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={device!r} asks for CUDA, but torch finds none; use device='cpu'")
+    return found
 
 
 def check_transform(transform: Given) -> Given:

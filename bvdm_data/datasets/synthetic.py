@@ -12,6 +12,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from bvdm_data.camera_scale import CameraScale
 from bvdm_data.clip import DEFAULT_MAX_CELLS, Clip, check_annotations
 from bvdm_data.datasets.arguments import (
+    check_device,
     check_epoch,
     check_frames,
     check_length,
@@ -110,7 +111,7 @@ class SyntheticHeLaVideos(IterableDataset[Clip]):
         self.annotations = check_annotations(annotations)
         self.max_cells = check_max_cells(max_cells)
         self.nuclei = check_nuclei(nuclei, self.max_cells)
-        self.device = _check_device(device)
+        self.device = check_device(device)
         self.transform = check_transform(transform)
         self.epoch = 0
         generator = load(self.model)
@@ -272,13 +273,3 @@ def check_room(size: tuple[int, int], generator: Generator) -> None:
             f"size must not be smaller than a nucleus of the model "
             f"({generator.nucleus_diameter:.0f} px across), got {size}"
         )
-
-
-def _check_device(device: str | torch.device) -> torch.device:
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device must be one that torch knows, got {device!r}") from error
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={device!r} asks for CUDA, but torch finds none; use device='cpu'")
-    return found

@@ -6,10 +6,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from bvdm_data.camera_scale import CameraScale
 from bvdm_data.clip import STAGES
-from bvdm_data.datasets.arguments import check_scale, check_seed, check_whole_number
+from bvdm_data.datasets.arguments import (
+    check_device,
+    check_scale,
+    check_seed,
+    check_whole_number,
+)
 from bvdm_data.datasets.ctc import CTCSequence, guess_scale, read_sequence
 from bvdm_data.datasets.real import DEFAULT_BORDER
 from bvdm_data.fitting.camera import fit_camera
@@ -73,6 +79,7 @@ def fit(
     scale: CameraScale | None = None,
     work_dir: str | Path | None = None,
     settings: FitSettings | None = None,
+    device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> Generator:
     """Fit a generator to one annotated video and write it to one file.
@@ -88,6 +95,7 @@ def fit(
         scale: How counts become grey values; None: guessed from the video.
         work_dir: Folder of the checkpoints; None: ``NAME.fit`` beside output.
         settings: Trainings, frame interval, seed.
+        device: Where the networks are trained.
         progress: Show progress bars.
 
     Returns:
@@ -104,6 +112,7 @@ def fit(
     path = Path(output)
     if path.suffix != ".safetensors":
         raise ValueError(f"output must end in .safetensors, got {str(path)!r}")
+    place = check_device(device)
     folder = Path(work_dir) if work_dir is not None else path.with_suffix(".fit")
     source = read_sequence(root, sequence, truth)
     _check_border(settings.border, source.shape)
@@ -119,6 +128,7 @@ def fit(
         pair_masks(crops),
         checkpoint=folder / "flow.safetensors",
         training=settings.flow,
+        device=place,
         progress=progress,
     )
     unet, texture_log = fit_texture(
@@ -126,6 +136,7 @@ def fit(
         checkpoint=folder / "texture.safetensors",
         network=settings.network,
         training=settings.texture,
+        device=place,
         progress=progress,
     )
     card = {

@@ -89,6 +89,7 @@ def fit_flow(
     checkpoint: Path,
     training: TrainingSettings = FLOW_TRAINING,
     held_out_share: float = 0.15,
+    device: torch.device | None = None,
     progress: bool = True,
 ) -> tuple[FlowNet, TrainingLog, Overlap]:
     """Train FlowNet: mean squared error of the warped mask + .01 x squared gradient of the flow.
@@ -98,15 +99,17 @@ def fit_flow(
         checkpoint: Where the state is kept; the same call goes on from there.
         training: Steps, batch, rate, seed.
         held_out_share: Share of the tracks that are only looked at.
+        device: Where to train; None: on the CPU.
         progress: Show a progress bar.
 
     Returns:
-        The network, the losses, and the overlap on held-out tracks before and after warping.
+        The network, on the CPU, the losses, and the overlap on held-out tracks before and after
+        warping.
     """
     learn, held = split_tracks(pairs.track, share=held_out_share, seed=training.seed)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(stream(training.seed, "flow", "weights").initial_seed())
-        network = FlowNet()
+        network = FlowNet().to(device)
     order = torch.randperm(len(held), generator=stream(training.seed, "flow", "held out"))
     check = pairs.masks[held[order[:512]]]
 
@@ -115,11 +118,11 @@ def fit_flow(
         chosen = learn[torch.randint(len(learn), (training.batch,), generator=generator)]
         turn = torch.randint(8, (training.batch,), generator=generator).tolist()
         masks = [symmetry(pairs.masks[i], k) for i, k in zip(chosen.tolist(), turn, strict=True)]
-        return flow_loss(model, torch.stack(masks))
+        return flow_loss(model, torch.stack(masks).to(device))
 
     def held_out(model: nn.Module) -> float:
         parts = check.split(64)  # type: ignore[no-untyped-call]
-        return float(torch.stack([flow_loss(model, part) for part in parts]).mean())
+        return float(torch.stack([flow_loss(model, part.to(device)) for part in parts]).mean())
 
     purpose = purpose_of(
         "flow", training.batch, training.rate, training.average, training.seed, held_out_share,
@@ -134,6 +137,7 @@ def fit_flow(
         purpose=purpose,
         progress=progress,
     )
+    network = network.cpu()
     return network, log, mask_overlap(network, check)
 
 
@@ -149,7 +153,7 @@ def flow_loss(model: nn.Module, masks: Tensor) -> Tensor:
         difference of the flow, a scalar.
     """
     source, target = masks.float().split(1, 1)  # type: ignore[no-untyped-call]
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(masks.device.type, torch.bfloat16):
         flow = model(source, target)
     return F.mse_loss(warp(source, flow), target) + SMOOTHNESS * _roughness(flow)
 

@@ -102,6 +102,7 @@ def fit_texture(
     network: UNetSettings | None = None,
     training: TrainingSettings = TEXTURE_TRAINING,
     held_out_share: float = 0.15,
+    device: torch.device | None = None,
     progress: bool = True,
 ) -> tuple[UNet, TrainingLog]:
     """Train the DDPM; T = 1000, cosine schedule, mean squared error of the noise.
@@ -112,17 +113,18 @@ def fit_texture(
         network: Size of the U-Net.
         training: Steps, batch, rate, seed.
         held_out_share: Share of the tracks that are only looked at (.15 in the authors' code).
+        device: Where to train; None: on the CPU.
         progress: Show a progress bar.
 
     Returns:
-        The network with averaged weights, and the losses.
+        The network with averaged weights, on the CPU, and the losses.
     """
     loss_at, held_out = texture_losses(textures, training, held_out_share=held_out_share)
     with torch.random.fork_rng(devices=[]):
         seed = stream(training.seed, "texture", "weights").initial_seed()
         torch.default_generator.manual_seed(seed)
         unet = UNet(network)
-    unet = unet.to(memory_format=torch.channels_last)
+    unet = unet.to(device).to(memory_format=torch.channels_last)
     purpose = purpose_of(
         "texture", unet.settings, training.batch, training.rate, training.average, training.seed,
         held_out_share, textures.track, textures.pictures,
@@ -130,7 +132,7 @@ def fit_texture(
     log = train(
         unet, loss_at, held_out, training, checkpoint=checkpoint, purpose=purpose, progress=progress
     )
-    return unet, log
+    return unet.cpu(), log
 
 
 def texture_losses(
@@ -164,9 +166,12 @@ def texture_losses(
 
 
 def _loss(model: nn.Module, pictures: Tensor, noise: Tensor, step: Tensor) -> Tensor:
+    # Drawn on the CPU, whatever the device, so that all devices see the same numbers.
+    device = next(model.parameters()).device
+    pictures, noise, step = pictures.to(device), noise.to(device), step.to(device)
     noisy = add_noise(pictures, noise, step, _SCHEDULE)
     noisy = noisy.contiguous(memory_format=torch.channels_last)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16):
         predicted = model(noisy, step)
     return F.mse_loss(predicted.float(), noise)
 

@@ -187,11 +187,11 @@ def _save(
     log: TrainingLog,
     purpose: str,
 ) -> None:
-    tensors = {f"network.{n}": v.detach().contiguous() for n, v in network.named_parameters()}
-    tensors |= {f"average.{name}": value.contiguous() for name, value in average.items()}
+    tensors = {f"network.{n}": v.detach().cpu().contiguous() for n, v in network.named_parameters()}
+    tensors |= {f"average.{name}": value.cpu().contiguous() for name, value in average.items()}
     for name, parameter in network.named_parameters():
         for key, value in optimizer.state[parameter].items():
-            tensors[f"optimizer.{name}.{key}"] = value.contiguous()
+            tensors[f"optimizer.{name}.{key}"] = value.cpu().contiguous()
     header = {
         "purpose": purpose,
         "step": step,
@@ -229,7 +229,11 @@ def _load(
         average[name].copy_(tensors[f"average.{name}"])
         start = f"optimizer.{name}."
         state = {n.removeprefix(start): v for n, v in tensors.items() if n.startswith(start)}
-        optimizer.state[parameter] = state
+        # The optimiser counts its steps on the CPU.
+        optimizer.state[parameter] = {
+            key: value if key == "step" else value.to(parameter.device)
+            for key, value in state.items()
+        }
     log.train = [(int(step), float(loss)) for step, loss in header["train"]]
     log.held_out = [(int(step), float(loss)) for step, loss in header["held_out"]]
     log.recent = [float(loss) for loss in header.get("recent", [])]
