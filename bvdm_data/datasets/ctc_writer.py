@@ -141,6 +141,6 @@ def _move_into_place(staging: Path, folder: Path, name: str) -> None:
     (staging / truth.name).rename(truth)
     try:
         (staging / name).rename(folder / name)
-    except OSError:
+    except BaseException:  # Ctrl-C, too: half a sequence must not stay
         shutil.rmtree(truth, ignore_errors=True)
         raise

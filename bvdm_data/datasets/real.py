@@ -123,7 +123,7 @@ class CTCVideos(Dataset[Clip]):
         self.border = check_whole_number("border", DEFAULT_BORDER if border is None else border, 0)
         self.transform = check_transform(transform)
         self.epoch = 0
-        self.source = read_sequence(root, sequence, truth)
+        self.source = read_sequence(Path(root).absolute(), sequence, truth)
         self._room = _room(self.source.shape, self.border, self.size)
         used = _frames_used(self.source, start, stop)
         self._starts = _window_starts(self.source, used, self.frames, bool(self.annotations))
