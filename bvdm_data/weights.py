@@ -70,7 +70,7 @@ def find_model(model: str | Path) -> Path:
     known = known_models()
     if isinstance(model, str) and model in known:
         return known[model].absolute()
-    path = Path(model)
+    path = Path(model).expanduser()
     if path.is_file():
         return path.absolute()
     if isinstance(model, Path) or path.suffix or len(path.parts) > 1:

@@ -69,7 +69,7 @@ def export(
     scene = SceneSettings(frames=frames, size=check_size(size), nuclei=nuclei)
     path = find_model(model)
     check_room(scene.size, load(path))
-    folder = Path(directory)
+    folder = Path(directory).expanduser()
     _claim(
         folder,
         {

@@ -67,7 +67,9 @@ class CTCVideos(Dataset[Clip]):
         scale: How counts become grey values. None: :func:`guess_scale`.
         start: Number of the first frame used.
         stop: Number after that of the last frame used; None: to the end.
-        transform: Called on the finished clip, with ``video`` and ``masks`` as tv_tensors.
+        transform: Called on the finished clip, with ``video`` and ``masks`` as tv_tensors. One
+            that moves pixels makes ``tracks``, ``flow``, ``boxes`` and ``centroids`` untrue; one
+            that draws from the global random state makes clips differ from call to call.
 
     Attributes:
         source: The video's :class:`CTCSequence`.
@@ -123,7 +125,7 @@ class CTCVideos(Dataset[Clip]):
         self.border = check_whole_number("border", DEFAULT_BORDER if border is None else border, 0)
         self.transform = check_transform(transform)
         self.epoch = 0
-        self.source = read_sequence(Path(root).absolute(), sequence, truth)
+        self.source = read_sequence(Path(root).expanduser().absolute(), sequence, truth)
         self._room = _room(self.source.shape, self.border, self.size)
         used = _frames_used(self.source, start, stop)
         self._starts = _window_starts(self.source, used, self.frames, bool(self.annotations))

@@ -37,7 +37,7 @@ class SyntheticHeLaVideos(IterableDataset[Clip]):
     Clip ``i`` of epoch ``e`` is a pure function of the model, the arguments, the seed, ``e`` and
     ``i``: the same for any number of workers, in any order. No global random state is touched.
 
-    With ``length``, every epoch has the same clips unless :meth:`set_epoch` is called; a loader
+    Every pass over the stream has the same clips unless :meth:`set_epoch` is called; a loader
     with ``persistent_workers=True`` holds copies of the data set that do not hear of it. In a
     distributed job, give every rank a seed of its own: ranks do not share the clips out.
 
@@ -57,7 +57,9 @@ class SyntheticHeLaVideos(IterableDataset[Clip]):
         max_cells: Rows of the padded tables; a clip with more nuclei is an error, never cut.
         device: Where the networks run, and where the clips are; other than ``"cpu"`` needs a
             loader with ``num_workers=0``.
-        transform: Called on the finished clip, with ``video`` and ``masks`` as tv_tensors.
+        transform: Called on the finished clip, with ``video`` and ``masks`` as tv_tensors. One
+            that moves pixels makes ``tracks``, ``flow``, ``boxes`` and ``centroids`` untrue; one
+            that draws from the global random state makes clips differ from call to call.
 
     Attributes:
         frames: Frames of a clip.
