@@ -1,8 +1,7 @@
 """Trains our U-Net and the authors' on the same batches and prints their held-out losses.
 
 Run ``python -m benchmarks.compare_unets [DATA_ROOT] --steps 300``; DATA_ROOT is the folder of
-Fluo-N2DL-HeLa. Both see the same pictures, noise and steps; 2,000 steps of the authors' network
-take hours on two cores. It resumes.
+Fluo-N2DL-HeLa. Both see the same pictures, noise and steps. It resumes.
 """
 
 import argparse
