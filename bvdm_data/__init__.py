@@ -6,6 +6,7 @@ from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets.mixed import MixedVideos
 from bvdm_data.datasets.real import CTCVideos
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
+from bvdm_data.synth.procedural import ProceduralSettings
 from bvdm_data.synth.texture import PaperSettings
 
 __version__ = "0.1.0"
@@ -17,6 +18,7 @@ __all__ = [
     "Clip",
     "MixedVideos",
     "PaperSettings",
+    "ProceduralSettings",
     "SyntheticHeLaVideos",
     "TooManyNucleiError",
     "check_clip",

@@ -15,7 +15,7 @@ from bvdm_data.fitting.texture import fit_texture
 from bvdm_data.synth.unet import UNetSettings
 from bvdm_data.weights import load
 
-COMMANDS = ("fit", "info", "preview", "export", "fetch")
+COMMANDS = ("fit", "info", "preview", "export", "evaluate", "fetch")
 FEW = ["--first-steps", "2", "--later-steps", "1"]
 
 

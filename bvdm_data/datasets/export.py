@@ -15,6 +15,7 @@ from bvdm_data.datasets.ctc_writer import is_complete, write_sequence
 from bvdm_data.datasets.synthetic import check_method, check_nuclei, check_room
 from bvdm_data.files import whole_file
 from bvdm_data.synth.generator import SceneSettings, synthesise
+from bvdm_data.synth.procedural import ProceduralSettings
 from bvdm_data.synth.texture import PaperSettings
 from bvdm_data.weights import find_model, load, model_digest
 
@@ -33,7 +34,7 @@ def export(
     sequences: int = 2,
     seed: int = 0,
     model: str | Path = "hela",
-    method: str | PaperSettings = "paper",
+    method: str | PaperSettings | ProceduralSettings = "paper",
     nuclei: int | tuple[int, int] | None = None,
     progress: bool = True,
 ) -> list[str]:
@@ -99,7 +100,7 @@ def _write_one(
     name: str,
     model: Path,
     scene: SceneSettings,
-    texture: PaperSettings,
+    texture: PaperSettings | ProceduralSettings,
     seed: int,
     index: int,
     bar: "tqdm[Any]",

@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import SupportsIndex
 
@@ -24,10 +24,14 @@ from bvdm_data.datasets.arguments import (
 )
 from bvdm_data.datasets.transform import Transform, transformed
 from bvdm_data.synth.generator import Generator, SceneSettings, synthesise, to_clip
+from bvdm_data.synth.procedural import ProceduralSettings
 from bvdm_data.synth.texture import PaperSettings
 from bvdm_data.weights import find_model, load
 
-METHODS = {"paper": PaperSettings()}
+METHODS: Mapping[str, PaperSettings | ProceduralSettings] = {
+    "paper": PaperSettings(),
+    "procedural": ProceduralSettings(),
+}
 """Ways of painting nuclei that have a name."""
 
 
@@ -48,8 +52,9 @@ class SyntheticHeLaVideos(IterableDataset[Clip]):
         seed: Seed of all clips.
         model: A name that ships with the package, or the path of a file made by
             ``bvdm-data fit``.
-        method: How nuclei are painted: ``"paper"`` (Yilmaz et al. 2024, step by step), or a
-            :class:`PaperSettings` with other numbers of steps.
+        method: How nuclei are painted: ``"paper"`` (Yilmaz et al. 2024, step by step),
+            ``"procedural"`` (noise and flow from formulas, no network, much faster), or a
+            :class:`PaperSettings` or :class:`ProceduralSettings` with other numbers.
         nuclei: Nuclei in the first frame; a pair: a random number from low to high; None: the
             density of the fitted video.
         annotations: Keys beside ``video``: ``"masks"``, ``"tracks"``, ``"flow"``, ``"stages"``,
@@ -96,7 +101,7 @@ class SyntheticHeLaVideos(IterableDataset[Clip]):
         length: int | None = None,
         seed: int = 0,
         model: str | Path = "hela",
-        method: str | PaperSettings = "paper",
+        method: str | PaperSettings | ProceduralSettings = "paper",
         nuclei: int | tuple[int, int] | None = None,
         annotations: Collection[str] = ("masks", "tracks"),
         max_cells: int = DEFAULT_MAX_CELLS,
@@ -201,7 +206,9 @@ def _moved(clip: Clip, device: torch.device) -> Clip:
     return {key: value.to(device) for key, value in clip.items()}  # type: ignore[return-value, attr-defined]
 
 
-def check_method(method: str | PaperSettings) -> PaperSettings:
+def check_method(
+    method: str | PaperSettings | ProceduralSettings,
+) -> PaperSettings | ProceduralSettings:
     """Return the settings of a method.
 
     Args:
@@ -214,13 +221,14 @@ def check_method(method: str | PaperSettings) -> PaperSettings:
         TypeError: If method is neither.
         ValueError: If there is no method of that name.
     """
-    if isinstance(method, PaperSettings):
+    if isinstance(method, (PaperSettings, ProceduralSettings)):
         return method
+    settings = "PaperSettings or ProceduralSettings"
     if not isinstance(method, str):
-        raise TypeError(f"method must be a name or PaperSettings, got {method!r}")
+        raise TypeError(f"method must be a name, {settings}, got {method!r}")
     if method not in METHODS:
         names = ", ".join(repr(name) for name in METHODS)
-        raise ValueError(f"method must be one of {names}, or PaperSettings, got {method!r}")
+        raise ValueError(f"method must be one of {names}, or {settings}, got {method!r}")
     return METHODS[method]
 
 

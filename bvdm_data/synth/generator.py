@@ -16,9 +16,10 @@ from bvdm_data.randomness import numpy_stream, stream
 from bvdm_data.synth.flow import FLOW_SIZE, FlowNet
 from bvdm_data.synth.lives import LifeModel
 from bvdm_data.synth.motion import MotionModel, Trajectory, film
+from bvdm_data.synth.procedural import ProceduralSettings, paint_procedurally
 from bvdm_data.synth.scene import CameraModel, Labels, displace, expose, label, lighten
 from bvdm_data.synth.shapes import ShapeModel, area, rasterise
-from bvdm_data.synth.texture import PaperSettings, paint
+from bvdm_data.synth.texture import Painted, PaperSettings, paint
 from bvdm_data.synth.unet import UNet
 
 JITTER = 0.1
@@ -115,7 +116,7 @@ def _one_thread() -> Iterator[None]:
 def synthesise(
     generator: Generator,
     scene: SceneSettings,
-    texture: PaperSettings,
+    texture: PaperSettings | ProceduralSettings,
     *,
     seed: int,
     name: tuple[str | int, ...],
@@ -129,7 +130,7 @@ def synthesise(
     Args:
         generator: The fitted models.
         scene: What the film shows.
-        texture: Steps of the diffusion.
+        texture: How nuclei are painted; its type says which painter does it.
         seed: Seed of the data set.
         name: The film's place in the data set, such as ``("clip", epoch, index)``; seed and name
             decide every random number.
@@ -156,17 +157,9 @@ def synthesise(
         jitter=JITTER,
     )
     labels = label(everyone, scene.frames, scene.size)
-    paths, masks = _patches(everyone, labels)
+    paths, views = _visible(everyone, labels)
     streams = [stream(seed, *name, "texture", path.life.identity) for path in paths]
-    painted = paint(
-        masks,
-        generator.unet,
-        generator.flownet,
-        texture,
-        streams,
-        keep_flow=scene.flow,
-        on_frame=on_frame,
-    )
+    painted = _paint(generator, paths, views, scene, texture, streams, on_frame)
     light = lighten(paths, labels, painted.texture.cpu(), texture.mask_level)
     video = expose(light, generator.camera, numpy_stream(seed, *name, "camera"))
     flow = displace(paths, labels, painted.flow.cpu()) if scene.flow else None
@@ -175,26 +168,50 @@ def synthesise(
     return Film(video, visible, table, _stages(paths, table, old, scene.frames), flow)
 
 
-def _patches(
+def _visible(
     everyone: Sequence[Trajectory], labels: Labels
-) -> tuple[list[Trajectory], Bool[Tensor, "N F P P"]]:
-    """Draw the mask films of the nuclei that are seen, from their first to their last view."""
-    frames = len(labels)
+) -> tuple[list[Trajectory], list[tuple[int, int]]]:
+    """Choose the nuclei that are seen; tell the frames of their first and last view."""
     views: dict[int, list[int]] = {}
-    for frame in range(frames):
+    for frame in range(len(labels)):
         for identity in np.unique(labels[frame]):
             views.setdefault(int(identity), []).append(frame)
     paths = [path for path in everyone if path.life.identity in views]
+    return paths, [(views[p.life.identity][0], views[p.life.identity][-1]) for p in paths]
+
+
+def _paint(
+    generator: Generator,
+    paths: Sequence[Trajectory],
+    views: Sequence[tuple[int, int]],
+    scene: SceneSettings,
+    texture: PaperSettings | ProceduralSettings,
+    streams: Sequence[torch.Generator],
+    on_frame: Callable[[], object] | None,
+) -> Painted:
+    if isinstance(texture, ProceduralSettings):
+        lives = [path.life for path in paths]
+        return paint_procedurally(
+            lives, scene.frames, texture, streams, keep_flow=scene.flow, on_frame=on_frame
+        )
+    masks = _patches(paths, views, scene.frames)
+    unet, flownet = generator.unet, generator.flownet
+    return paint(masks, unet, flownet, texture, streams, keep_flow=scene.flow, on_frame=on_frame)
+
+
+def _patches(
+    paths: Sequence[Trajectory], views: Sequence[tuple[int, int]], frames: int
+) -> Bool[Tensor, "N F P P"]:
+    """Draw the mask films of nuclei, from their first to their last view."""
     masks = torch.zeros(len(paths), frames, FLOW_SIZE, FLOW_SIZE, dtype=torch.bool)
     grid = torch.arange(FLOW_SIZE) - (FLOW_SIZE - 1) / 2
-    for row, path in enumerate(paths):
+    for row, (path, (first, last)) in enumerate(zip(paths, views, strict=True)):
         life = path.life
-        first, last = views[life.identity][0], views[life.identity][-1]
         radii = torch.from_numpy(life.radii[first - life.first : last + 1 - life.first]).float()
         shape = (len(radii), FLOW_SIZE, FLOW_SIZE)
         y, x = grid[:, None].expand(shape), grid[None].expand(shape)
         masks[row, first : last + 1] = rasterise(radii, y, x)
-    return paths, masks
+    return masks
 
 
 def _stages(

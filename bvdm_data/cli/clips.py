@@ -1,0 +1,137 @@
+"""Commands that make clips or fetch videos: preview, export, fetch."""
+
+import time
+from pathlib import Path
+
+import click
+
+from bvdm_data.cli.options import (
+    MODEL,
+    MOST_NUCLEI,
+    QUIET,
+    SEED,
+    Nuclei,
+    Size,
+    method_options,
+    method_settings,
+)
+
+
+@click.command()
+@MODEL
+@click.option(
+    "--output",
+    default="preview",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Folder.",
+)
+@click.option("--frames", default=8, show_default=True)
+@click.option("--size", default="256x256", show_default=True, type=Size())
+@click.option("--nuclei", type=Nuclei(), help="In the first frame. [default: as in the video]")
+@click.option("--clips", default=2, show_default=True, help="How many clips to stream.")
+@click.option("--workers", default=0, show_default=True, help="Processes of the DataLoader.")
+@method_options
+@SEED
+def preview(
+    model: str,
+    output: Path,
+    frames: int,
+    size: tuple[int, int],
+    nuclei: int | tuple[int, int] | None,
+    clips: int,
+    workers: int,
+    method: str,
+    first_steps: int | None,
+    later_steps: int | None,
+    seed: int,
+) -> None:
+    """Stream clips through a DataLoader; write a contact sheet (PNG) and an animation (GIF)."""
+    from torch.utils.data import DataLoader
+
+    from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
+    from bvdm_data.evaluation.pictures import animation, contact_sheet
+
+    if clips < 1:
+        raise click.UsageError(f"--clips must be at least 1, got {clips}")
+    videos = SyntheticHeLaVideos(
+        frames=frames,
+        size=size,
+        length=clips,
+        seed=seed,
+        model=model,
+        nuclei=nuclei,
+        max_cells=MOST_NUCLEI,
+        method=method_settings(method, first_steps, later_steps),
+    )
+    begun = time.perf_counter()
+    made = []
+    for clip in DataLoader(videos, batch_size=None, num_workers=workers):
+        made.append(clip)
+        seconds = time.perf_counter() - begun
+        cells = int((clip["tracks"][:, 0] > 0).sum())
+        click.echo(f"clip {int(clip['index'])}: {cells} nuclei, after {seconds:.1f} s")
+    click.echo(
+        f"{clips / seconds:.3f} clips a second ({frames} frames of {size[0]} x {size[1]}, "
+        f"{workers} workers, {videos.method})"
+    )
+    made.sort(key=lambda clip: int(clip["index"]))
+    sheet, film = output / "contact_sheet.png", output / "clip.gif"
+    contact_sheet({f"clip {int(clip['index'])}": clip for clip in made[:4]}, sheet)
+    animation(made[0], film)
+    click.echo(f"wrote {sheet} and {film}")
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@MODEL
+@click.option("--frames", default=92, show_default=True)
+@click.option("--size", default="700x1100", show_default=True, type=Size())
+@click.option("--sequences", default=2, show_default=True, help="How many videos.")
+@click.option("--nuclei", type=Nuclei(), help="In the first frame. [default: as in the video]")
+@method_options
+@SEED
+@QUIET
+def export(
+    directory: Path,
+    model: str,
+    frames: int,
+    size: tuple[int, int],
+    sequences: int,
+    nuclei: int | tuple[int, int] | None,
+    method: str,
+    first_steps: int | None,
+    later_steps: int | None,
+    seed: int,
+    quiet: bool,
+) -> None:
+    """Write synthetic videos with their truth to DIRECTORY, as the Cell Tracking Challenge does.
+
+    Killed, the same command goes on with the videos that are missing.
+    """
+    from bvdm_data.datasets.export import export as write
+
+    written = write(
+        directory,
+        frames=frames,
+        size=size,
+        sequences=sequences,
+        seed=seed,
+        model=model,
+        method=method_settings(method, first_steps, later_steps),
+        nuclei=nuclei,
+        progress=not quiet,
+    )
+    click.echo(f"wrote {', '.join(written) if written else 'nothing: all is there'} to {directory}")
+
+
+@click.command()
+@click.argument("name")
+@click.option("--directory", default=".", show_default=True, type=click.Path(path_type=Path))
+@click.option("--split", default="training", show_default=True, help="training or test.")
+@QUIET
+def fetch(name: str, directory: Path, split: str, quiet: bool) -> None:
+    """Download a data set, such as Fluo-N2DL-HeLa, from the Cell Tracking Challenge."""
+    from bvdm_data.datasets.fetch import fetch as download
+
+    click.echo(f"wrote {download(name, directory, split=split, progress=not quiet)}")

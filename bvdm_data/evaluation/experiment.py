@@ -1,0 +1,290 @@
+"""Experiment: train the same segmenter on each arm's data, test it on the held-out video."""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bvdm_data.datasets.real import DEFAULT_BORDER
+from bvdm_data.evaluation import segmenter as recipe
+from bvdm_data.evaluation.seg_tra import (
+    Reference,
+    Scores,
+    clear_border,
+    found_share,
+    score,
+)
+from bvdm_data.evaluation.segmentation_training import (
+    Clips,
+    Samples,
+    SegmenterSettings,
+    train_segmenter,
+)
+from bvdm_data.evaluation.segmenter import Labels, instances, predict
+from bvdm_data.evaluation.tracker import track
+from bvdm_data.files import whole_file
+from bvdm_data.fitting.training import purpose_of
+
+BASELINE = "real"
+"""Name of the arm that all others are compared to."""
+
+FIGURES = ("seg", "det", "tra", "lnk", "bc", "valid", "found", "found_dim")
+"""What is measured of each trained network, in the order of tables."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One kind of training data.
+
+    Attributes:
+        name: What tables call it.
+        clips: Its clips, by number, without end.
+        identity: Digest of all that decides the clips: equal identities mean equal clips.
+        augmentation: ``"plain"``, as for every arm, or ``"strong"``.
+    """
+
+    name: str
+    clips: Clips
+    identity: str
+    augmentation: str = "plain"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One network trained on an arm, tested on the held-out video.
+
+    Attributes:
+        arm: Name of the arm.
+        seed: Seed of the weights, of the choice of samples and of the augmentation.
+        seg: Mean overlap (Jaccard) of matched nuclei, 0 to 1.
+        det: Detection, 0 to 1.
+        tra: Tracking, 0 to 1.
+        lnk: Linking, 0 to 1.
+        bc: F1 of divisions in the right frame or one beside it, BC(1); NaN without divisions.
+        valid: 1 if the challenge would accept the result.
+        found: Share of reference nuclei that a prediction covers by more than half.
+        found_dim: The same of the dimmest tenth.
+        seconds: Time of training and testing.
+    """
+
+    arm: str
+    seed: int
+    seg: float
+    det: float
+    tra: float
+    lnk: float
+    bc: float
+    valid: float
+    found: float
+    found_dim: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """All trials of one arm.
+
+    Attributes:
+        arm: Name of the arm.
+        seeds: How many trials there are.
+        mean: Mean of each figure.
+        spread: Standard deviation over the seeds; NaN for one seed.
+        gain: Mean over the seeds of the difference to the baseline with the same seed; NaN where
+            there is no baseline.
+        error: Standard error of that difference; NaN for one seed.
+        seeds_needed: Seeds for which the difference would be twice its standard error; NaN where
+            it cannot be said.
+    """
+
+    arm: str
+    seeds: int
+    mean: dict[str, float]
+    spread: dict[str, float]
+    gain: dict[str, float]
+    error: dict[str, float]
+    seeds_needed: dict[str, float]
+
+
+def training_value(
+    arms: Iterable[Arm],
+    reference: Reference,
+    *,
+    folder: Path,
+    seeds: Sequence[int] = (0, 1, 2),
+    settings: SegmenterSettings | None = None,
+    workers: int = 0,
+    progress: bool = True,
+    done: Callable[[Trial], object] | None = None,
+) -> list[Trial]:
+    """Train and test one network for every arm and seed.
+
+    Seeds are gone through one after the other, so that an interrupted experiment has something to
+    say of every arm. A trial that was made before, with the same clips, settings, seed and
+    reference, is read from ``folder``; one that was interrupted goes on.
+
+    Args:
+        arms: The kinds of training data.
+        reference: The held-out video; never trained on.
+        folder: Where trials and checkpoints are kept.
+        seeds: Seeds; three at the least say something of the noise.
+        settings: How each network is trained.
+        workers: Processes of the DataLoader.
+        progress: Show progress bars.
+        done: Called with every trial, for example to print it.
+
+    Returns:
+        The trials, by seed and then by arm.
+    """
+    chosen = settings or SegmenterSettings()
+    tested = _digest_of(reference)
+    trials = []
+    listed = list(arms)
+    for seed in seeds:
+        for arm in listed:
+            trial = _trial(arm, seed, reference, tested, chosen, folder, workers, progress)
+            trials.append(trial)
+            if done is not None:
+                done(trial)
+    return trials
+
+
+def ceiling(reference: Reference) -> Scores:
+    """Score the tracker on the reference masks: what a perfect segmenter would reach.
+
+    Args:
+        reference: An annotated video.
+
+    Returns:
+        SEG is 1; the rest is the tracker's.
+    """
+    masks, tracks = track(reference.masks)
+    return score(masks, tracks, reference.masks, reference.tracks)
+
+
+def segment(
+    network: recipe.Segmenter, video: npt.NDArray[np.float32], border: int = DEFAULT_BORDER
+) -> Labels:
+    """Segment a video frame by frame, and clear the border band.
+
+    Args:
+        network: A trained segmenter.
+        video: Grey values ``[F, H, W]``.
+        border: Width of the band in pixels.
+
+    Returns:
+        Labels of each frame, without any link between frames, ``[F, H, W]``.
+    """
+    found = np.stack([instances(predict(network, frame)) for frame in video])
+    return clear_border(found, border)
+
+
+def compare(trials: Sequence[Trial], baseline: str = BASELINE) -> list[Row]:
+    """Summarise trials by arm, with paired differences to the baseline.
+
+    Two trials are a pair if they have the same seed: the same weights to start from and
+    the same draws of the augmentation.
+
+    Args:
+        trials: What :func:`training_value` gave.
+        baseline: Name of the arm to compare with.
+
+    Returns:
+        One row an arm, in the order in which the arms first come.
+    """
+    base = {trial.seed: trial for trial in trials if trial.arm == baseline}
+    names = list(dict.fromkeys(trial.arm for trial in trials))
+    return [_row(name, [trial for trial in trials if trial.arm == name], base) for name in names]
+
+
+def _row(name: str, trials: Sequence[Trial], base: dict[int, Trial]) -> Row:
+    mean, spread, gain, error, needed = {}, {}, {}, {}, {}
+    for figure in FIGURES:
+        values = np.array([getattr(trial, figure) for trial in trials], float)
+        pairs = [t for t in trials if t.seed in base]
+        steps = np.array([getattr(t, figure) - getattr(base[t.seed], figure) for t in pairs], float)
+        mean[figure] = float(values.mean())
+        spread[figure] = float(values.std(ddof=1)) if len(values) > 1 else math.nan
+        gain[figure] = float(steps.mean()) if len(steps) else math.nan
+        deviation = float(steps.std(ddof=1)) if len(steps) > 1 else math.nan
+        error[figure] = deviation / math.sqrt(len(steps)) if len(steps) > 1 else math.nan
+        needed[figure] = _seeds_needed(gain[figure], deviation)
+    return Row(name, len(trials), mean, spread, gain, error, needed)
+
+
+def _seeds_needed(gain: float, deviation: float) -> float:
+    if not (math.isfinite(gain) and math.isfinite(deviation)) or gain == 0:
+        return math.nan
+    return float(max(2, math.ceil((2 * deviation / gain) ** 2)))
+
+
+def _trial(
+    arm: Arm,
+    seed: int,
+    reference: Reference,
+    tested: str,
+    settings: SegmenterSettings,
+    folder: Path,
+    workers: int,
+    progress: bool,
+) -> Trial:
+    thresholds = (recipe.CHANNELS, recipe.FOREGROUND, recipe.SEED_DISTANCE, recipe.LEAST_AREA)
+    # The first samples stand for the code that cuts, augments and turns them into targets.
+    samples = Samples(arm.clips, arm.augmentation, seed, settings.batch)
+    first = [samples[number][part] for number in range(settings.batch) for part in samples[0]]
+    key = purpose_of("trial", arm.identity, settings, seed, tested, thresholds, *first)
+    kept = folder / f"{key}.json"
+    if kept.is_file():
+        said = json.loads(kept.read_text())
+        figures: dict[str, Any] = {k: math.nan if v is None else v for k, v in said.items()}
+        figures["arm"] = arm.name
+        return Trial(**figures)
+    begun = time.monotonic()
+    network = train_segmenter(
+        arm.clips,
+        settings,
+        checkpoint=folder / f"{key}.safetensors",
+        identity=arm.identity,
+        augmentation=arm.augmentation,
+        seed=seed,
+        workers=workers,
+        progress=progress,
+    )
+    labels = segment(network, reference.video, reference.border)
+    masks, tracks = track(labels)
+    scores = score(masks, tracks, reference.masks, reference.tracks)
+    found, dim = found_share(labels, reference.masks, reference.video)
+    seconds = round(time.monotonic() - begun, 1)
+    trial = Trial(arm.name, seed, **asdict(scores), found=found, found_dim=dim, seconds=seconds)
+    with whole_file(kept) as temporary:
+        temporary.write_text(json.dumps(without_nan(asdict(trial)), indent=2) + "\n")
+    return trial
+
+
+def without_nan(value: Any) -> Any:
+    """Put None in the place of NaN, which JSON does not know.
+
+    Args:
+        value: JSON values, nested in dicts and lists.
+
+    Returns:
+        The same without NaN.
+    """
+    if isinstance(value, dict):
+        return {key: without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _digest_of(reference: Reference) -> str:
+    digest = hashlib.sha256()
+    for array in (reference.video, reference.masks, reference.tracks):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]

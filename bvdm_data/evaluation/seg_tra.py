@@ -1,0 +1,286 @@
+"""SEG and TRA: masks and tracks scored by the measures of the Cell Tracking Challenge."""
+
+import contextlib
+import io
+import math
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from bvdm_data.clip import unbroken_tracks
+from bvdm_data.datasets.ctc import guess_scale, read_sequence
+from bvdm_data.datasets.ctc_writer import write_sequence
+from bvdm_data.datasets.real import DEFAULT_BORDER
+from bvdm_data.datasets.tiff import write_image
+from bvdm_data.datasets.track_table import check_track_table, write_track_table
+from bvdm_data.evaluation.extras import need
+from bvdm_data.fitting.video import background_light
+
+METRICS = ("Valid", "SEG", "TRA", "DET", "LNK", "BC")
+"""What py-ctcmetrics is asked for."""
+
+Labels = npt.NDArray[np.integer]
+Tracked = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of one result, each from 0 (worst) to 1; NaN where a measure is not defined.
+
+    Attributes:
+        seg: SEG, the mean Jaccard index over the reference nuclei, 0 for a missed one (Maška et
+            al. 2014).
+        det: DET, the cost of the missed, superfluous and merged nuclei (Matula et al. 2015).
+        tra: TRA, DET with the links; nearly all of it is DET.
+        lnk: LNK, the links alone.
+        bc: BC(1), the F1 score of the divisions found within one frame (Ulman et al. 2017); NaN
+            where the reference has none.
+        valid: 1 where every track is there in each frame from its first to its last, else 0 and
+            the others NaN. 0 for a result without any nucleus, whose other scores are 0.
+    """
+
+    seg: float
+    det: float
+    tra: float
+    lnk: float
+    bc: float
+    valid: float
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """An annotated real video, made ready for scoring by :func:`read_reference`.
+
+    Attributes:
+        video: Grey values in [0, 1], ``[F, H, W]`` float32.
+        masks: Ids of the tracks, ``[F, H, W]`` int32.
+        tracks: Id, first frame, last frame, parent, ``[n, 4]`` int32.
+        border: Width in pixels of the band that was cleared, and is to be cleared in results.
+    """
+
+    video: npt.NDArray[np.float32]
+    masks: npt.NDArray[np.int32]
+    tracks: npt.NDArray[np.int32]
+    border: int = DEFAULT_BORDER
+
+
+def read_reference(
+    root: str | Path,
+    sequence: str = "02",
+    *,
+    stop: int | None = None,
+    border: int = DEFAULT_BORDER,
+) -> Reference:
+    """Read an annotated video up to its first frame without masks, and clear the border.
+
+    Args:
+        root: Folder of the data set; see :func:`bvdm_data.datasets.ctc.read_sequence`.
+        sequence: Name of the video.
+        stop: Number after that of the last frame read; None: to the end.
+        border: Width in pixels of the band that is cleared.
+
+    Returns:
+        The reference; ids count from 1, frames from 0.
+
+    Raises:
+        FileNotFoundError: If the video or its truth is missing.
+        ValueError: If fewer than two frames are left, or a file is damaged.
+    """
+    source = read_sequence(root, sequence)
+    scale = guess_scale(source)
+    grey, labels = [], []
+    for number in source.numbers:
+        masks = None if stop is not None and number >= stop else source.masks(number)
+        if masks is None:
+            break
+        grey.append(scale.to_grey(source.frame(number)))
+        labels.append(masks)
+    if len(grey) < 2:
+        raise ValueError(
+            f"sequence {sequence!r} of {root} must have masks in at least its first 2 frames to be "
+            f"a reference, got {len(grey)} (stop={stop})"
+        )
+    masks, tracks = cleared(np.stack(labels), source.tracks, border)
+    return Reference(np.stack(grey), masks, tracks, border)
+
+
+def clear_border(masks: Labels, border: int = DEFAULT_BORDER) -> npt.NDArray[np.int32]:
+    """Remove, frame by frame, the nuclei that lie wholly in a band at the edge.
+
+    What is left is the challenge's field of interest. To be done to a result and to its
+    reference alike.
+
+    Args:
+        masks: Labels ``[F, H, W]``, 0 in the background.
+        border: Width of the band in pixels; the challenge's own is 25 for this data set.
+
+    Returns:
+        The masks ``[F, H, W]`` int32 without these nuclei.
+
+    Raises:
+        ValueError: If masks is not ``[F, H, W]``, or the band leaves nothing.
+    """
+    if masks.ndim != 3:
+        raise ValueError(f"masks must be [F, H, W], got the shape {masks.shape}")
+    height, width = masks.shape[1:]
+    if not 0 <= 2 * border < min(height, width):
+        raise ValueError(
+            f"border must be from 0 to below half of the frame's {height} x {width} pixels, got "
+            f"{border}"
+        )
+    found = np.zeros(masks.shape, np.int32)
+    for out, frame in zip(found, masks, strict=True):
+        inside = np.unique(frame[border : height - border, border : width - border])
+        np.copyto(out, frame, where=np.isin(frame, inside), casting="unsafe")
+    return found
+
+
+def cleared(masks: Labels, tracks: Labels, border: int = DEFAULT_BORDER) -> Tracked:
+    """Clear the border of tracked masks and make their table anew.
+
+    A track that goes through the band and comes back goes on under a new id, whose parent is its
+    former one.
+
+    Args:
+        masks: Ids of tracks, ``[F, H, W]``.
+        tracks: Id, first frame, last frame, parent, ``[n, 4]``; zeros may pad it.
+        border: Width of the band in pixels; see :func:`clear_border`.
+
+    Returns:
+        Masks ``[F, H, W]`` and table ``[m, 4]``, both int32, the ids counting from 1; a valid
+        result of the challenge.
+
+    Raises:
+        ValueError: If masks is not ``[F, H, W]``, or the band leaves nothing.
+    """
+    parents = {int(row[0]): int(row[3]) for row in tracks}
+    renamed, table, _ = unbroken_tracks(clear_border(masks, border), parents)
+    return renamed, table
+
+
+def score(
+    masks: Labels, tracks: Labels, reference_masks: Labels, reference_tracks: Labels
+) -> Scores:
+    """Score a result with py-ctcmetrics, the measures of the Cell Tracking Challenge.
+
+    The reference's masks are its segmentation and its tracking truth at once.
+
+    Args:
+        masks: The result's ids ``[F, H, W]``, at most 65535.
+        tracks: The result's id, first frame, last frame, parent, ``[n, 4]``; zeros may pad it.
+        reference_masks: The same of the truth.
+        reference_tracks: The same of the truth.
+
+    Returns:
+        The scores.
+
+    Raises:
+        ModuleNotFoundError: If py-ctcmetrics is not installed.
+        TypeError: If masks or tracks are not integers.
+        ValueError: If the shapes differ, there are fewer than two frames, the reference is empty,
+            its masks and tracks disagree, or a table is impossible.
+    """
+    if masks.shape != reference_masks.shape or masks.ndim != 3 or len(masks) < 2:
+        raise ValueError(
+            "masks and reference_masks must be [F, H, W] of one shape with F at least 2, got "
+            f"{masks.shape} and {reference_masks.shape}"
+        )
+    if not reference_masks.any():
+        raise ValueError("reference_masks must hold at least one nucleus, got none")
+    if masks.min() < 0 or masks.max() > 65535:
+        raise ValueError(f"masks must hold ids from 0 to 65535, got {masks.min()}, {masks.max()}")
+    table = check_track_table(tracks, len(masks))
+    if not len(table) and not masks.any():
+        _, counts = np.unique(reference_tracks[reference_tracks[:, 3] > 0, 3], return_counts=True)
+        return Scores(0.0, 0.0, 0.0, 0.0, 0.0 if (counts > 1).any() else math.nan, 0.0)
+    if not len(table):
+        return Scores(math.nan, math.nan, math.nan, math.nan, math.nan, 0.0)
+    with tempfile.TemporaryDirectory() as folder:
+        empty = np.zeros(masks.shape, np.uint16)
+        write_sequence(folder, "01", empty, reference_masks, reference_tracks)
+        _write_result(Path(folder) / "01_RES", masks, table)
+        found = _evaluated(Path(folder))
+    names = ("SEG", "DET", "TRA", "LNK", "BC(1)", "Valid")
+    values = [found.get(name) for name in names]
+    return Scores(*[math.nan if value is None else float(value) for value in values])
+
+
+def found_share(
+    masks: Labels,
+    reference_masks: Labels,
+    video: npt.NDArray[np.float32],
+    *,
+    dimmest: float = 0.1,
+) -> tuple[float, float]:
+    """Measure which share of the reference nuclei is found, of all and of the dim ones.
+
+    A nucleus counts once in each frame. It is found where one label of the result covers more
+    than half of it, which is the challenge's rule of matching.
+
+    Args:
+        masks: Labels of the result, ``[F, H, W]``; tracks do not matter.
+        reference_masks: Labels of the truth, ``[F, H, W]``.
+        video: Grey values ``[F, H, W]``.
+        dimmest: The share of the nuclei that counts as dim, by the mean light above the local
+            background (our choice: the tenth that a weak training set misses first).
+
+    Returns:
+        The share of all nuclei that is found, and that of the dim ones.
+
+    Raises:
+        ValueError: If shapes differ, the reference is empty, or dimmest is not in (0, 1].
+    """
+    if not masks.shape == reference_masks.shape == video.shape or masks.ndim != 3:
+        raise ValueError(
+            "masks, reference_masks and video must be [F, H, W] of one shape, got "
+            f"{masks.shape}, {reference_masks.shape} and {video.shape}"
+        )
+    if not reference_masks.any():
+        raise ValueError("reference_masks must hold at least one nucleus, got none")
+    if not 0 < dimmest <= 1:
+        raise ValueError(f"dimmest must be above 0, at most 1, got {dimmest}")
+    rows = [_found_and_light(*frame) for frame in zip(masks, reference_masks, video, strict=True)]
+    found = np.concatenate([row[0] for row in rows])
+    light = np.concatenate([row[1] for row in rows])
+    dim = np.argsort(light, kind="stable")[: math.ceil(dimmest * len(light))]
+    return float(found.mean()), float(found[dim].mean())
+
+
+def _write_result(folder: Path, masks: Labels, table: Labels) -> None:
+    folder.mkdir()
+    digits = max(3, len(str(len(masks) - 1)))
+    for number, mask in enumerate(masks):
+        write_image(folder / f"mask{number:0{digits}d}.tif", mask.astype(np.uint16))
+    write_track_table(folder / "res_track.txt", table)
+
+
+def _evaluated(folder: Path) -> dict[str, float | None]:
+    need("ctc_metrics")
+    library = need("ctc_metrics.scripts.evaluate")
+    # One thread: the library's pool would fork a process in which torch has run.
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found: dict[str, float | None] = library.evaluate_sequence(
+            str(folder / "01_RES"), str(folder / "01_GT"), metrics=list(METRICS), threads=1
+        )
+    return found
+
+
+def _found_and_light(
+    masks: Labels, reference: Labels, grey: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
+    """Return for each nucleus of one frame whether it is found, and its light."""
+    where = reference > 0
+    if not where.any():
+        return np.zeros(0, bool), np.zeros(0)
+    names, rows = np.unique(reference[where], return_inverse=True)
+    labels, columns = np.unique(masks[where], return_inverse=True)
+    pairs = np.bincount(rows * len(labels) + columns, minlength=len(names) * len(labels))
+    covered = pairs.reshape(len(names), len(labels)) * (labels > 0)
+    area = np.bincount(rows)
+    above = (grey - background_light(grey, reference.astype(np.int32)))[where]
+    return covered.max(axis=1) * 2 > area, np.bincount(rows, weights=above) / area

@@ -1,0 +1,1 @@
+"""The judge: which clips are compared, and how good they are."""

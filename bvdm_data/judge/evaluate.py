@@ -1,0 +1,158 @@
+"""Evaluate: judge a fitted model by every part of the evaluation that is asked for."""
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bvdm_data.datasets.synthetic import check_method
+from bvdm_data.evaluation.experiment import without_nan
+from bvdm_data.evaluation.pictures import contact_sheet as write_report  # TEMP
+from bvdm_data.evaluation.seg_tra import read_reference
+from bvdm_data.judge.arms import Data, synthetic_videos
+from bvdm_data.judge.linking import judge_linking
+from bvdm_data.judge.looks import judge_distance, judge_realism, write_pictures
+from bvdm_data.judge.steps import judge_steps
+from bvdm_data.judge.training import (
+    Budget,
+    Say,
+    judge_scarcity,
+    judge_training,
+)
+from bvdm_data.weights import model_digest
+
+PARTS = ("distance", "realism", "training", "linking", "scarcity", "steps")
+"""Parts of the evaluation, the quickest first."""
+
+DEFAULT_PARTS = ("distance", "realism", "training", "linking")
+"""What is done where nothing else is said; the others take hours."""
+
+DEFAULT_ARMS = ("real", "copy-paste", "synthetic", "real+synthetic", "procedural")
+"""Arms that are trained where nothing else is said."""
+
+_PACKAGES = ("bvdm-data", "torch", "numpy", "scipy", "kornia", "py-ctcmetrics", "laptrack")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Questions:
+    """What is to be judged.
+
+    Attributes:
+        parts: Out of ``PARTS``.
+        arms: Out of ``ARMS``, for the training value.
+        linking_arms: Arms whose clips train a linker; stills cannot.
+        budget: Seeds, clips, steps.
+    """
+
+    parts: Sequence[str] = DEFAULT_PARTS
+    arms: Sequence[str] = DEFAULT_ARMS
+    linking_arms: Sequence[str] = ("real", "synthetic")
+    budget: Budget = Budget()  # noqa: RUF009  # frozen
+
+    def __post_init__(self) -> None:
+        """Refuse parts that do not exist."""
+        unknown = [part for part in self.parts if part not in PARTS]
+        if unknown:
+            raise ValueError(f"parts must be out of {', '.join(PARTS)}; got {unknown[0]!r}")
+
+
+def evaluate(
+    data: Data,
+    questions: Questions | None = None,
+    *,
+    report: str | Path | None = None,
+    say: Say = lambda line: None,
+) -> dict[str, Any]:
+    """Judge a model: what its clips are worth for training, and how they look.
+
+    Killed, the same call goes on: clips, trained networks and scores are kept in ``data.folder``,
+    each under a digest of all that decides it.
+
+    Args:
+        data: The videos, the model, the method, the folder.
+        questions: Which parts, which arms, how many seeds.
+        report: Folder for ``index.html`` and ``report.json``; None: no report.
+        say: Called with lines of text while it goes on.
+
+    Returns:
+        Every figure as JSON values, by part.
+
+    Raises:
+        FileNotFoundError: If a video or the model is missing.
+        ModuleNotFoundError: If a package of the extra ``evaluate`` is missing.
+        ValueError: If a part or an arm does not exist, or a video cannot be used.
+    """
+    asked = questions or Questions()
+    reference = read_reference(data.root, data.test, stop=data.test_stop, border=data.border)
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "distance": lambda: judge_distance(data, asked.arms, asked.budget, say),
+        "realism": lambda: judge_realism(data, say),
+        "training": lambda: judge_training(data, asked.arms, reference, asked.budget, say),
+        "linking": lambda: judge_linking(data, asked.linking_arms, reference, asked.budget, say),
+        "scarcity": lambda: judge_scarcity(data, reference, asked.budget, say),
+        "steps": lambda: judge_steps(data, reference, asked.budget, say),
+    }
+    results: dict[str, Any] = {"about": _about(data, asked)}
+    for name in PARTS:
+        if name in asked.parts:
+            say(f"{name}:")
+            results[name] = parts[name]()
+    results = without_nan(results)
+    if report is not None:
+        folder = Path(report)
+        pictures = write_pictures(data, folder) if "realism" in asked.parts else {}
+        say(f"wrote {write_report(results, folder, pictures=pictures)}")
+    return results
+
+
+def _about(data: Data, questions: Questions) -> dict[str, Any]:
+    videos = synthetic_videos(data)
+    return {
+        "made": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "model": str(data.model),
+        "model_digest": model_digest(data.model),
+        "method": repr(check_method(data.method)),
+        "data_set": data.root.resolve().name,
+        "train": data.train,
+        "test": data.test,
+        "clip": {"frames": videos.frames, "size": list(videos.size), "seed": videos.seed},
+        "arms": list(questions.arms),
+        "budget": asdict(questions.budget),
+        "machine": _machine(),
+        "versions": _versions(),
+    }
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "threads": torch.get_num_threads(),
+        "system": platform.system(),
+    }
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

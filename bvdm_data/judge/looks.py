@@ -1,0 +1,130 @@
+"""Looks: how synthetic clips look beside the real videos, by networks, by numbers, by eye."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from bvdm_data.clip import Clip
+from bvdm_data.datasets.real import CTCVideos
+from bvdm_data.evaluation.features import CROP, TILE, Clips, lite0_features
+from bvdm_data.evaluation.frechet import PictureDistance, picture_distance
+from bvdm_data.evaluation.pictures import contact_sheet
+from bvdm_data.evaluation.realism import Line, compare, measure
+from bvdm_data.evaluation.tile_distance import tile_distance
+from bvdm_data.judge.arms import Data, full_count, pasted_clips, synthetic_clips
+from bvdm_data.judge.films import real_film, synthetic_film
+from bvdm_data.judge.training import Budget, Say
+
+PASTED = 200
+"""Stills of the copy-paste arm that are looked at."""
+
+_METHODS = {"paper": "paper", "procedural": "procedural"}
+
+
+def judge_distance(data: Data, names: Sequence[str], budget: Budget, say: Say) -> dict[str, Any]:
+    """Measure the picture distance of synthetic clips to the training video (paper, table 1).
+
+    Args:
+        data: What is judged.
+        names: Arms; those whose clips are made, not read, are looked at.
+        budget: Numbers of pictures, equal for all sets, since the Frechet distance falls with them.
+        say: Called with a line of text for every row.
+
+    Returns:
+        JSON values: ``crops`` and ``tiles``, each a list of :class:`PictureDistance`.
+    """
+    reference = real_film(data, data.train, stop=data.stop)
+    sets = _sets(data, names)
+    features = lite0_features()
+    crops = picture_distance(sets, reference, count=budget.crops, features=features)
+    side = min(TILE, *data.size)
+    tiles = tile_distance(sets, reference, count=budget.tiles, features=features, size=side)
+    for kind, rows in (("crops", crops), ("tiles", tiles)):
+        for row in rows:
+            say(_said(kind, row))
+    note = (
+        f"{budget.crops} crops of {CROP} x {CROP} around nuclei and {budget.tiles} tiles of {side} "
+        f"x {side} of each set, against as many of video {data.train}."
+    )
+    return {
+        "crops": [asdict(row) for row in crops],
+        "tiles": [asdict(row) for row in tiles],
+        "note": note,
+    }
+
+
+def judge_realism(data: Data, say: Say) -> dict[str, Any]:
+    """Lay a synthetic film, the training video and the held-out video side by side.
+
+    Args:
+        data: What is judged.
+        say: Called with a line of text for every quantity.
+
+    Returns:
+        JSON values: ``lines``, a list of :class:`Line`.
+    """
+    reference = real_film(data, data.train, stop=data.stop)
+    other = real_film(data, data.test, stop=data.test_stop)
+    height, width = reference["masks"].shape[1:]
+    film = synthetic_film(data, frames=len(reference["video"]), size=(height, width))
+    lines = compare(measure(film[0]), measure(reference), measure(other))
+    for line in lines:
+        say(_line(line))
+    return {"lines": [asdict(line) for line in lines]}
+
+
+def write_pictures(data: Data, folder: Path) -> dict[str, Path]:
+    """Write a sheet of real, held-out and synthetic frames at one grey scale.
+
+    Args:
+        data: What is judged.
+        folder: Where to write.
+
+    Returns:
+        Path of each picture by its caption.
+    """
+    clips: dict[str, Clip] = {}
+    for number in (data.train, data.test):
+        video = CTCVideos(
+            data.root, sequence=number, frames=data.frames, size=data.size, border=data.border
+        )
+        clips[f"real {number}"] = video.clip(3)
+    synthetic = synthetic_clips(data, full_count(data))
+    clips["synthetic a"], clips["synthetic b"] = synthetic[0], synthetic[1]
+    sheet = folder / "scenes.png"
+    contact_sheet(clips, sheet, frames=range(0, data.frames, 2))
+    return {"Real and synthetic clips at the same grey scale, every second frame": sheet}
+
+
+def _sets(data: Data, names: Sequence[str]) -> dict[str, Clip | Clips]:
+    count = full_count(data)
+    sets: dict[str, Clip | Clips] = {
+        f"real {data.test}": real_film(data, data.test, stop=data.test_stop),
+        "synthetic": synthetic_clips(data, count),
+    }
+    for name in names:
+        if name in _METHODS:
+            sets[name] = synthetic_clips(replace(data, method=_METHODS[name]), count)
+        if name == "copy-paste":
+            pasted = pasted_clips(data)
+            sets[name] = [pasted.clip(number) for number in range(PASTED)]
+    return sets
+
+
+def _said(kind: str, row: PictureDistance) -> str:
+    return (
+        f"{kind:>6}  {row.name:>12}  KID-{row.features} x 1000 {row.kernel.value:8.1f} +- "
+        f"{row.kernel.error:4.1f}  FD-{row.features} {row.frechet:7.1f}  n {row.count}"
+    )
+
+
+def _line(line: Line) -> str:
+    def number(value: float | None) -> str:
+        return f"{value:9.3f}" if value is not None else "        -"
+
+    films = (line.synthetic, line.reference, line.other)
+    return (
+        f"{line.name:>40}  {'  '.join(number(film.median) for film in films)}  distance "
+        f"{number(line.distance)}  yardstick {number(line.yardstick)}  ratio {number(line.ratio)}"
+    )

@@ -1,0 +1,200 @@
+"""Training value: what networks are worth that were trained on each kind of data."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bvdm_data.evaluation.experiment import (
+    BASELINE,
+    Arm,
+    Trial,
+    ceiling,
+    compare,
+    training_value,
+)
+from bvdm_data.evaluation.linking import LinkerSettings
+from bvdm_data.evaluation.seg_tra import Reference
+from bvdm_data.evaluation.segmentation_training import SegmenterSettings
+from bvdm_data.fitting.fit import FitSettings, fit
+from bvdm_data.fitting.flow import FLOW_TRAINING
+from bvdm_data.fitting.texture import TEXTURE_TRAINING
+from bvdm_data.judge.arms import SCARCE, Data, make_arms
+
+SCARCE_FRAMES = (1, 4, 10, 30)
+"""Numbers of annotated frames on the scarcity curve, beside the whole video."""
+
+SCARCE_STEPS = {"texture": 1_500, "flow": 500}
+"""Steps of the trainings of a model that is fitted to a few frames (the paper: 10,000, 2,000)."""
+
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How much an experiment may cost.
+
+    Attributes:
+        seeds: Trials of each arm.
+        clips: Synthetic clips of an arm; None: as many as hold the pixels of the training video.
+        segmenter: How each network is trained.
+        scarce_frames: Numbers of annotated frames on the scarcity curve.
+        scarce_steps: Steps of the trainings of a model fitted to a few frames, by network.
+        steps_clips: Synthetic clips of each row of the comparison of diffusion steps.
+        steps_frames: Frames of these clips.
+        steps_crops: Nuclei of these clips whose picture distance is measured.
+        steps_training: Training steps of a segmenter of that comparison, which has one seed.
+        crops: Nuclei of each set whose picture distance is measured.
+        tiles: Tiles of each set whose picture distance is measured.
+        linker_seeds: Linkers trained on each arm.
+        linker: How each linker is trained.
+    """
+
+    seeds: int = 3
+    clips: int | None = None
+    segmenter: SegmenterSettings = SegmenterSettings()  # noqa: RUF009  # frozen
+    scarce_frames: tuple[int, ...] = SCARCE_FRAMES
+    scarce_steps: tuple[int, int] = (SCARCE_STEPS["texture"], SCARCE_STEPS["flow"])
+    steps_clips: int = 12
+    steps_frames: int = 4
+    steps_crops: int = 120
+    steps_training: int = 250
+    crops: int = 900
+    tiles: int = 300
+    linker_seeds: int = 1
+    linker: LinkerSettings = LinkerSettings()  # noqa: RUF009  # frozen
+
+
+def judge_training(
+    data: Data, names: Sequence[str], reference: Reference, budget: Budget, say: Say
+) -> dict[str, Any]:
+    """Train and test one network for every arm and seed (paper, table 1).
+
+    Args:
+        data: What the experiment is made from.
+        names: Arms out of ``ARMS``.
+        reference: The held-out video.
+        budget: Seeds and steps.
+        say: Called with a line of text for every trial.
+
+    Returns:
+        JSON values: trials, rows by arm, the tracker's ceiling, the settings.
+    """
+    trials: list[Trial] = []
+    for seed in range(budget.seeds):
+        # One arm at a time: its clips are made when it is its turn.
+        for name in names:
+            arm = make_arms(data, [name], budget.clips)
+            trials += try_arms(arm, [seed], data, reference, budget, say)
+    return summary(trials, budget) | {"ceiling": asdict(ceiling(reference))}
+
+
+def judge_scarcity(data: Data, reference: Reference, budget: Budget, say: Say) -> dict[str, Any]:
+    """Train and test with only the first frames of the video, for fitting and training alike.
+
+    Args:
+        data: What the experiment is made from.
+        reference: The held-out video.
+        budget: Numbers of frames, steps.
+        say: Called with a line of text for every trial.
+
+    Returns:
+        JSON values: for each number of frames the trials, rows by arm, and why an arm is missing.
+    """
+    found: dict[str, Any] = {}
+    for frames in budget.scarce_frames:
+        scarce, missing = replace(data, stop=frames), {}
+        trials: list[Trial] = []
+        for name in SCARCE:
+            try:
+                if "synthetic" in name:
+                    scarce = replace(scarce, model=_fitted(scarce, budget))
+                arms = make_arms(scarce, [name], budget.clips)
+            except ValueError as error:
+                missing[name] = str(error)
+                say(f"{frames} frames, {name}: not possible ({error})")
+                continue
+            trials += try_arms(
+                arms, range(budget.seeds), scarce, reference, budget, _prefixed(say, frames)
+            )
+        found[str(frames)] = summary(trials, budget) | {"missing": missing}
+    return found
+
+
+def _fitted(data: Data, budget: Budget) -> Path:
+    """Fit a model to the first frames of the video; killed, the same call goes on."""
+    texture, flow = budget.scarce_steps
+    folder = data.folder / "models"
+    path = folder / f"{data.train}-{data.stop}-{texture}-{flow}.safetensors"
+    if not path.is_file():
+        settings = FitSettings(
+            texture=replace(TEXTURE_TRAINING, steps=texture),
+            flow=replace(FLOW_TRAINING, steps=flow),
+            stop=data.stop,
+        )
+        fit(data.root, path, sequence=data.train, settings=settings, progress=data.progress)
+    return path
+
+
+def try_arms(
+    arms: Sequence[Arm],
+    seeds: Sequence[int],
+    data: Data,
+    reference: Reference,
+    budget: Budget,
+    say: Say,
+) -> list[Trial]:
+    """Train and test one network for every arm and seed, and say each in a line.
+
+    Args:
+        arms: Kinds of training data.
+        seeds: Seeds.
+        data: What the experiment is made from.
+        reference: The held-out video.
+        budget: How each network is trained.
+        say: Called with the lines.
+
+    Returns:
+        The trials.
+    """
+    return training_value(
+        arms,
+        reference,
+        folder=data.folder / "trials",
+        seeds=seeds,
+        settings=budget.segmenter,
+        progress=data.progress,
+        done=lambda trial: say(said(trial)),
+    )
+
+
+def said(trial: Trial) -> str:
+    """Return a trial in one line of text.
+
+    Args:
+        trial: A tested network.
+    """
+    return (
+        f"{trial.arm:>14}  seed {trial.seed}  SEG {trial.seg:.4f}  DET {trial.det:.4f}  "
+        f"TRA {trial.tra:.4f}  LNK {trial.lnk:.4f}  BC(1) {trial.bc:.3f}  "
+        f"dim found {trial.found_dim:.3f}  {trial.seconds:.0f} s"
+    )
+
+
+def summary(trials: Sequence[Trial], budget: Budget) -> dict[str, Any]:
+    """Return trials, rows by arm and the settings as JSON values.
+
+    Args:
+        trials: Tested networks.
+        budget: What they cost.
+    """
+    return {
+        "trials": [asdict(trial) for trial in trials],
+        "rows": [asdict(row) for row in compare(trials)],
+        "baseline": BASELINE,
+        "settings": asdict(budget.segmenter),
+    }
+
+
+def _prefixed(say: Say, frames: int) -> Say:
+    return lambda line: say(f"{frames:>3} frames {line}")

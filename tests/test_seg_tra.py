@@ -1,0 +1,296 @@
+"""SEG, TRA and their sisters: a perfect result, damage of growing strength, border, reading."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from bvdm_data.clip import unbroken_tracks
+from bvdm_data.datasets.ctc import guess_scale, read_sequence
+from bvdm_data.datasets.ctc_writer import write_sequence
+from bvdm_data.evaluation.seg_tra import (
+    Scores,
+    clear_border,
+    cleared,
+    found_share,
+    read_reference,
+    score,
+)
+
+
+@pytest.fixture(scope="module")
+def truth():
+    """Return masks [8, 96, 96] and tracks of 16 discs; one divides in frame 4."""
+    y, x = np.mgrid[:96, :96]
+    masks = np.zeros((8, 96, 96), np.int32)
+    for number in range(16):
+        row, column = 12 + 24 * (number // 4), 12 + 24 * (number % 4)
+        for frame in range(8):
+            if number == 5 and frame >= 4:
+                masks[frame][np.hypot(y - row - 5, x - column) < 4.5] = 17
+                masks[frame][np.hypot(y - row + 5, x - column) < 4.5] = 18
+            else:
+                masks[frame][np.hypot(y - row, x - column - frame / 2) < 7.5] = number + 1
+    renamed, tracks, _ = unbroken_tracks(masks, {17: 6, 18: 6})
+    return renamed, tracks
+
+
+def damaged(truth, masks):
+    """Score other masks, with the table that belongs to them."""
+    parents = {int(row[0]): int(row[3]) for row in truth[1]}
+    renamed, tracks, _ = unbroken_tracks(masks, parents)
+    return score(renamed, tracks, *truth)
+
+
+def eroded(masks, pixels):
+    if pixels == 0:
+        return masks
+    thin = [
+        sum(ndimage.binary_erosion(frame == one, iterations=pixels) * one for one in range(1, 19))
+        for frame in masks
+    ]
+    return np.stack(thin).astype(np.int32)
+
+
+def with_some_left_out(masks, share):
+    draws = np.random.default_rng(1)
+    kept = masks.copy()
+    for frame in kept:
+        for one in np.unique(frame[frame > 0]):
+            if draws.random() < share:
+                frame[frame == one] = 0
+    return kept
+
+
+def with_ids_swapped(masks, pairs):
+    """Swap the ids of pairs of neighbours in every second frame."""
+    swapped = masks.copy()
+    for first in range(1, 2 * pairs, 2):
+        for frame in range(1, 4, 2):
+            swapped[frame][masks[frame] == first] = first + 1
+            swapped[frame][masks[frame] == first + 1] = first
+    return swapped
+
+
+def test_a_perfect_result_scores_one_everywhere(truth):
+    assert score(*truth, *truth) == Scores(1, 1, 1, 1, 1, 1)
+
+
+def test_padding_and_other_ids_make_no_difference(truth):
+    masks, tracks = truth
+    moved = tracks.copy()
+    moved[:, 0] += 100
+    moved[:, 3] += 100 * (moved[:, 3] > 0)
+    padded = np.concatenate([moved, np.zeros((5, 4), np.int32)])
+    assert score(np.where(masks, masks + 100, 0), padded, *truth) == Scores(1, 1, 1, 1, 1, 1)
+
+
+def test_thinner_masks_have_a_lower_seg_and_the_same_tra(truth):
+    scores = [damaged(truth, eroded(truth[0], pixels)) for pixels in (0, 1, 2)]
+    seg = [one.seg for one in scores]
+    assert seg[0] == 1
+    assert seg[0] - 0.15 > seg[1] > seg[2] + 0.15
+    # Half a radius less is less than half of the area: not found any more.
+    assert scores[1].tra == scores[1].det == 1
+    assert scores[2].det < 1
+
+
+def test_seg_of_eroded_masks_is_the_mean_share_of_the_area_that_is_left(truth):
+    thin = eroded(truth[0], 1)
+    shares = [
+        (frame_thin == one).sum() / (frame == one).sum()
+        for frame, frame_thin in zip(truth[0], thin, strict=True)
+        for one in np.unique(frame[frame > 0])
+    ]
+    assert damaged(truth, thin).seg == pytest.approx(np.mean(shares), abs=1e-9)
+
+
+def test_missing_masks_lower_every_score(truth):
+    scores = [damaged(truth, with_some_left_out(truth[0], share)) for share in (0, 0.1, 0.3)]
+    for name in ("seg", "det", "tra", "lnk"):
+        values = [getattr(one, name) for one in scores]
+        assert values[0] == 1
+        assert values[0] - 0.05 > values[1] > values[2] + 0.05
+    assert [one.valid for one in scores] == [1, 1, 1]
+
+
+def test_swapped_ids_lower_the_links_and_nothing_else(truth):
+    scores = [damaged(truth, with_ids_swapped(truth[0], pairs)) for pairs in (0, 1, 2)]
+    links = [one.lnk for one in scores]
+    assert 1 == links[0] > links[1] > links[2]
+    assert [one.seg for one in scores] == [one.det for one in scores] == [1, 1, 1]
+    assert scores[2].tra < scores[0].tra
+
+
+def test_a_division_that_is_missed_lowers_bc(truth):
+    masks, tracks = truth
+    alone = tracks.copy()
+    alone[:, 3] = 0
+    missed = score(masks, alone, masks, tracks)
+    assert (missed.bc, missed.seg, missed.det) == (0, 1, 1)
+    assert missed.lnk < 1
+
+
+def test_bc_is_not_a_number_where_the_reference_has_no_division(truth):
+    masks, tracks = truth[0][:3], truth[1][truth[1][:, 1] < 3]
+    tracks = np.column_stack([tracks[:, :2], np.minimum(tracks[:, 2], 2), tracks[:, 3]])
+    found = score(masks, tracks, masks, tracks)
+    assert math.isnan(found.bc)
+    assert found.tra == 1
+
+
+def test_a_label_that_the_table_does_not_have_makes_a_result_invalid(truth):
+    masks, tracks = truth
+    found = score(masks, tracks[tracks[:, 0] != 2], masks, tracks)
+    assert found.valid == 0
+    assert math.isnan(found.seg)
+    assert math.isnan(found.tra)
+
+
+def test_an_empty_result_scores_zero(truth):
+    nothing = np.zeros_like(truth[0])
+    assert score(nothing, np.zeros((0, 4), np.int32), *truth) == Scores(0, 0, 0, 0, 0, 0)
+
+
+def test_score_says_nothing_and_leaves_nothing_behind(truth, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    score(truth[0], truth[1][1:], *truth)
+    assert capsys.readouterr().out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda m, t: (m[:, :50], t, m, t), "of one shape"),
+        (lambda m, t: (m[:1], t, m[:1], t), "F at least 2"),
+        (lambda m, t: (m, t, np.zeros_like(m), t), "reference_masks must hold at least one"),
+        (lambda m, t: (m * 4000, t, m, t), "ids from 0 to 65535"),
+        (lambda m, t: (m, t, m, t[1:]), "masks and tracks must hold the same ids"),
+    ],
+)
+def test_score_refuses_what_cannot_be_scored(truth, change, words):
+    with pytest.raises(ValueError, match=words):
+        score(*change(*truth))
+
+
+# The border
+
+
+def test_clear_border_takes_only_what_lies_wholly_in_the_band():
+    masks = np.zeros((2, 20, 20), np.int64)
+    masks[0, 0:5, 0:5] = 1  # wholly in a band of 5
+    masks[0, 15:20, 8:12] = 2
+    masks[1, 0:6, 0:6] = 1  # one pixel is inside
+    kept = clear_border(masks, 5)
+    assert kept.dtype == np.int32
+    assert [np.unique(frame).tolist() for frame in kept] == [[0], [0, 1]]
+    assert np.array_equal(kept[1], masks[1])
+    assert np.array_equal(clear_border(masks, 0), masks)
+
+
+@pytest.mark.parametrize("border", [-1, 10])
+def test_clear_border_refuses_a_band_that_leaves_nothing(border):
+    with pytest.raises(ValueError, match="border must be from 0 to below half of the frame's 20"):
+        clear_border(np.zeros((1, 20, 30), int), border)
+
+
+def test_cleared_tracks_are_valid_and_go_on_as_daughters_of_themselves():
+    masks = np.zeros((5, 30, 30), np.int32)
+    for frame, row in enumerate([12, 6, 0, 6, 12]):
+        masks[frame, row : row + 4, 10:14] = 7
+    masks[:, 20:24, 10:14] = 3
+    tracks = np.array([[7, 0, 4, 0], [3, 0, 4, 0], [0, 0, 0, 0]], np.int32)
+    found = cleared(masks, tracks, 6)
+    assert found[1].tolist() == [[1, 0, 4, 0], [2, 0, 1, 0], [3, 3, 4, 2]]
+    assert score(*found, *found) == Scores(1, 1, 1, 1, pytest.approx(math.nan, nan_ok=True), 1)
+
+
+def test_what_is_in_the_border_does_not_count_in_result_or_reference(truth):
+    masks, tracks = truth
+    # Only the result, then only the reference, has nuclei in the band.
+    inner = clear_border(masks, 25)
+    assert 0 < len(np.unique(inner)) < len(np.unique(masks))
+    reduced = cleared(masks, tracks, 25)
+    assert score(*reduced, *cleared(inner, tracks, 25)).tra == 1
+    assert score(*cleared(inner, tracks, 25), *reduced).tra == 1
+    assert score(masks, tracks, *reduced).det < 1
+
+
+# Reading and finding
+
+
+def test_read_reference_gives_the_video_with_its_border_cleared(tiny_ctc, tiny_video):
+    video, masks, tracks = tiny_video
+    found = read_reference(tiny_ctc, "01", stop=9, border=20)
+    scale = guess_scale(read_sequence(tiny_ctc, "01"))
+    assert np.array_equal(found.video, scale.to_grey(video[:9]))
+    assert np.array_equal(found.masks > 0, clear_border(masks[:9], 20) > 0)
+    assert score(found.masks, found.tracks, found.masks, found.tracks).valid == 1
+    # Nucleus 2 divides; nucleus 6 comes in from the border.
+    assert np.unique(found.tracks[found.tracks[:, 3] > 0, 3]).tolist() == [2]
+    whole = read_reference(tiny_ctc, "01", border=0)
+    assert np.array_equal(whole.tracks[:, 1:3], tracks[np.argsort(tracks[:, 1]), 1:3])
+
+
+def test_read_reference_refuses_a_single_frame(tiny_ctc):
+    with pytest.raises(ValueError, match=r"must have masks in at least its first 2 frames.*got 1"):
+        read_reference(tiny_ctc, "01", stop=1)
+
+
+def test_read_reference_of_the_real_video_is_a_valid_result(hela, tmp_path):
+    found = read_reference(hela, "02", stop=3)
+    assert found.video.shape == found.masks.shape == (3, 700, 1100)
+    assert found.video.dtype == np.float32
+    assert len(found.tracks) > 100
+    counts = np.zeros(found.masks.shape, np.uint16)
+    write_sequence(tmp_path, "02", counts, found.masks, found.tracks)  # checks every frame
+    edge = found.masks.copy()
+    edge[:, 25:-25, 25:-25] = 0
+    inside = np.unique(found.masks[:, 25:-25, 25:-25])
+    assert np.isin(edge, inside).all()
+
+
+def test_found_share_counts_all_and_the_dim_nuclei(truth):
+    masks, _ = truth
+    names = np.unique(masks[0][masks[0] > 0])
+    light = np.zeros(int(masks.max()) + 1, np.float32)
+    light[names] = np.linspace(0.05, 0.5, len(names))
+    light[light == 0] = 0.5
+    light[0] = 0
+    video = 0.1 + light[masks]
+    assert found_share(masks, masks, video) == (1, 1)
+    dim = names[:2]
+    without = np.where(np.isin(masks, dim), 0, masks)
+    everything = sum(len(np.unique(frame)) - 1 for frame in masks)
+    missed = sum(np.isin(dim, frame).sum() for frame in masks)
+    found, found_dim = found_share(without, masks, video, dimmest=missed / everything)
+    assert found == pytest.approx(1 - missed / everything)
+    assert found_dim == 0
+    bright = np.where(np.isin(masks, names[-2:]), 0, masks)
+    assert found_share(bright, masks, video)[1] == 1
+
+
+def test_found_share_needs_one_label_over_more_than_half():
+    reference = np.zeros((1, 20, 20), np.int32)
+    reference[0, 5:9, 5:15] = 1
+    video = reference.astype(np.float32)
+    half, split = np.zeros_like(reference), np.zeros_like(reference)
+    half[0, 5:9, 5:10] = 4
+    split[0, 5:9, 5:10], split[0, 5:9, 10:15] = 1, 2
+    assert found_share(half, reference, video) == (0, 0)
+    assert found_share(split, reference, video) == (0, 0)
+    half[0, 5, 10] = 4
+    assert found_share(half, reference, video) == (1, 1)
+
+
+def test_found_share_refuses_what_it_cannot_measure(truth):
+    masks = truth[0]
+    video = masks.astype(np.float32)
+    with pytest.raises(ValueError, match="of one shape"):
+        found_share(masks[:1], masks, video)
+    with pytest.raises(ValueError, match="reference_masks must hold at least one nucleus"):
+        found_share(masks, 0 * masks, video)
+    with pytest.raises(ValueError, match="dimmest must be above 0, at most 1, got 0"):
+        found_share(masks, masks, video, dimmest=0)

@@ -1,0 +1,182 @@
+import numpy as np
+import pytest
+import torch
+
+from bvdm_data.evaluation.segmentation_training import (
+    Samples,
+    SegmenterSettings,
+    train_segmenter,
+)
+from bvdm_data.evaluation.segmenter import (
+    LEAST_AREA,
+    Prediction,
+    Segmenter,
+    adapted,
+    instances,
+    predict,
+    segmentation_loss,
+    targets,
+)
+
+SETTINGS = SegmenterSettings(steps=4, batch=2)
+
+
+class Discs:
+    """Clips of one frame with bright discs, some of them touching."""
+
+    frames = 1
+
+    def __init__(self, seed=0):
+        self.seed = seed
+
+    def clip(self, index):
+        draws = np.random.default_rng((self.seed, index))
+        masks = np.zeros((64, 64), np.int32)
+        y, x = np.mgrid[:64, :64]
+        for number in range(1, 5):
+            centre = draws.uniform(8, 56, 2)
+            masks[(y - centre[0]) ** 2 + (x - centre[1]) ** 2 < 64] = number
+        grey = 0.07 + 0.1 * (masks > 0) + draws.normal(0, 0.002, masks.shape)
+        return {
+            "video": torch.from_numpy(grey).float()[None, None],
+            "masks": torch.from_numpy(masks)[None],
+        }
+
+
+def touching():
+    labels = np.zeros((40, 60), np.int32)
+    y, x = np.mgrid[:40, :60]
+    labels[(y - 20) ** 2 + (x - 20) ** 2 < 100] = 1
+    labels[((y - 20) ** 2 + (x - 39) ** 2 < 100) & (labels == 0)] = 2
+    return labels
+
+
+def test_the_network_has_the_size_that_is_said():
+    assert round(sum(p.numel() for p in Segmenter().parameters()) / 1e6, 2) == 0.49
+
+
+def test_dim_nuclei_are_not_lost_in_the_input():
+    grey = torch.tensor([0.073, 0.098, 0.9])  # background, dimmest nuclei, brightest
+    background, dim, bright = adapted(grey).tolist()
+    noise = float(adapted(torch.tensor(0.073 + 0.0023)) - background)
+    assert dim - background > 8 * noise
+    assert bright < 4
+
+
+def test_targets_of_touching_nuclei_fall_to_zero_between_them():
+    foreground, distance = targets(touching())
+    assert foreground[20, 20] == foreground[20, 39] == 1
+    assert distance.max() == pytest.approx(1)
+    assert distance[20, 20] > 0.9
+    assert distance[20, 29] < 0.3
+    assert not distance[foreground == 0].any()
+
+
+def test_targets_of_an_empty_picture_are_zero():
+    foreground, distance = targets(np.zeros((8, 8), np.int32))
+    assert not foreground.any()
+    assert not distance.any()
+
+
+def test_perfect_maps_give_the_nuclei_back():
+    labels = touching()
+    found = instances(Prediction(*targets(labels)))
+    assert found.max() == 2
+    for number in (1, 2):
+        mine = found == found[labels == number][len(found[labels == number]) // 2]
+        both = (mine & (labels == number)).sum()
+        assert both / (mine | (labels == number)).sum() > 0.9
+
+
+def test_crumbs_are_dropped_and_a_flat_nucleus_is_kept():
+    foreground = np.zeros((40, 40), np.float32)
+    foreground[:10, :10] = 1  # no seed of its own, since its distance is flat
+    foreground[30:33, 30:33] = 1
+    assert foreground[30:33, 30:33].sum() < LEAST_AREA
+    found = instances(Prediction(foreground, np.zeros((40, 40), np.float32)))
+    assert found.max() == 1
+    assert (found[:10, :10] == 1).all()
+
+
+def test_a_frame_of_any_size_is_predicted_whole():
+    network = Segmenter().eval()
+    found = predict(network, np.full((37, 50), 0.1, np.float32))
+    assert found.foreground.shape == found.distance.shape == (37, 50)
+
+
+def test_the_loss_is_least_for_the_truth():
+    foreground, distance = (torch.from_numpy(one)[None] for one in targets(touching()))
+    right = torch.stack([20 * (foreground - 0.5), distance], 1)
+    wrong = torch.stack([20 * (0.5 - foreground), distance], 1)
+    assert segmentation_loss(right, foreground, distance) < 1e-3
+    assert segmentation_loss(wrong, foreground, distance) > 1
+
+
+def test_samples_are_a_pure_function_of_seed_and_number():
+    one, two = Samples(Discs(), "plain", 3, 10), Samples(Discs(), "plain", 3, 10)
+    two[5]
+    for key, value in one[7].items():
+        assert torch.equal(value, two[7][key])
+    assert not torch.equal(one[7]["grey"], one[8]["grey"])
+    assert not torch.equal(one[7]["grey"], Samples(Discs(), "plain", 4, 10)[7]["grey"])
+    with pytest.raises(IndexError, match="from 0 to 9, got 10"):
+        one[10]
+
+
+def test_arms_differ_in_nothing_but_their_clips(tmp_path):
+    """Two arms of equal clips give the same network, bit by bit; other clips another one."""
+    state = torch.get_rng_state()
+    networks = [
+        train_segmenter(
+            Discs(seed),
+            SETTINGS,
+            checkpoint=tmp_path / f"{name}.safetensors",
+            identity=name,
+            progress=False,
+        )
+        for name, seed in (("one", 0), ("two", 0), ("other", 1))
+    ]
+    assert torch.equal(state, torch.get_rng_state())
+    one, two, other = (dict(network.state_dict()) for network in networks)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_an_interrupted_training_ends_in_the_same_network(tmp_path, monkeypatch):
+    settings = SegmenterSettings(steps=120, batch=1)
+
+    def trained(name, clips):
+        return train_segmenter(
+            clips,
+            settings,
+            checkpoint=tmp_path / f"{name}.safetensors",
+            identity="discs",
+            progress=False,
+        )
+
+    class Broken(Discs):
+        def clip(self, index):
+            if index == 110:
+                raise KeyboardInterrupt
+            return super().clip(index)
+
+    whole = trained("whole", Discs())
+    with pytest.raises(KeyboardInterrupt):
+        trained("broken", Broken())
+    resumed = trained("broken", Discs())
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_training_learns_the_discs(tmp_path):
+    network = train_segmenter(
+        Discs(),
+        SegmenterSettings(steps=100, batch=2, average=0.9),
+        checkpoint=tmp_path / "discs.safetensors",
+        identity="discs",
+        progress=False,
+    )
+    clip = Discs().clip(10**6)
+    found = instances(predict(network, clip["video"][0, 0].numpy()))
+    truth = clip["masks"][0].numpy() > 0
+    assert ((found > 0) & truth).sum() / ((found > 0) | truth).sum() > 0.7

@@ -1,0 +1,104 @@
+"""The tracker: moving blobs, a division, arbitrary labels, and what the real video gives."""
+
+import numpy as np
+import pytest
+
+from bvdm_data.evaluation.seg_tra import read_reference, score
+from bvdm_data.evaluation.tracker import linked, track
+
+
+def moving_blobs(frames=8):
+    """Return masks and tracks: three steps of 4 px a frame; blob 3 divides in frame 4."""
+    masks = np.zeros((frames, 120, 120), np.int32)
+    y, x = np.mgrid[:120, :120]
+    for frame in range(frames):
+        masks[frame][np.hypot(y - 20, x - 20 - 4 * frame) < 7] = 1
+        masks[frame][np.hypot(y - 100 + 3 * frame, x - 100) < 7] = 2
+        if frame < 4:
+            masks[frame][np.hypot(y - 60, x - 30 - 2 * frame) < 8] = 3
+        else:
+            masks[frame][np.hypot(y - 60 + 3 + 2 * (frame - 2), x - 38) < 5] = 4
+            masks[frame][np.hypot(y - 60 - 3 - 2 * (frame - 2), x - 38) < 5] = 5
+    last = frames - 1
+    tracks = [[1, 0, last, 0], [2, 0, last, 0], [3, 0, 3, 0], [4, 4, last, 3], [5, 4, last, 3]]
+    return masks, np.array(tracks, np.int32)
+
+
+def shuffled(masks):
+    """Give the nuclei of each frame other numbers, with gaps between them."""
+    draws = np.random.default_rng(3)
+    names = [np.r_[0, 1 + draws.permutation(50)[: masks.max()]] for _ in masks]
+    return np.stack([new[frame] for new, frame in zip(names, masks, strict=True)])
+
+
+def test_track_follows_blobs_and_finds_the_division():
+    masks, tracks = moving_blobs()
+    found = track(shuffled(masks))
+    assert found[0].dtype == found[1].dtype == np.int32
+    scores = score(*found, masks, tracks)
+    assert (scores.valid, scores.lnk, scores.bc, scores.tra) == (1, 1, 1, 1)
+    assert np.array_equal(found[0] > 0, masks > 0)
+    assert np.bincount(found[1][:, 3]).tolist().count(2) == 1
+
+
+def test_track_does_not_depend_on_the_labels():
+    masks, _ = moving_blobs()
+    first, second = track(masks), track(masks)
+    assert np.array_equal(first[0], second[0])
+    assert np.array_equal(first[1], second[1])
+    again = track(np.where(masks, 77 + masks, 0))
+    assert np.array_equal(again[0], first[0])
+
+
+def test_track_begins_anew_after_a_jump_or_a_gap():
+    masks = np.zeros((4, 80, 80), np.int32)
+    masks[0, 5:10, 5:10] = masks[1, 5:10, 5:10] = 1
+    masks[2:, 65:70, 65:70] = 1
+    assert track(masks)[1].tolist() == [[1, 0, 1, 0], [2, 2, 3, 0]]
+    masks[1] = 0
+    assert [row[:3] for row in track(masks)[1].tolist()] == [[1, 0, 0], [2, 2, 3]]
+
+
+@pytest.mark.parametrize("empty", [(0,), (2,), (3,), (0, 3), (0, 1, 2, 3)])
+def test_track_takes_frames_without_nuclei(empty):
+    masks, _ = moving_blobs(4)
+    masks[list(empty)] = 0
+    found, table = track(masks)
+    assert np.array_equal(found > 0, masks > 0)
+    for identity, first, last, _ in table.tolist():
+        there = np.flatnonzero((found == identity).any((1, 2)))
+        assert there.tolist() == list(range(first, last + 1))
+
+
+def test_track_takes_one_frame():
+    masks, _ = moving_blobs(4)
+    assert track(masks[:1])[1].tolist() == [[1, 0, 0, 0], [2, 0, 0, 0], [3, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (0, 4, 4)])
+def test_track_refuses_another_shape(shape):
+    with pytest.raises(ValueError, match=r"labels must be \[F, H, W\] with F at least 1"):
+        track(np.zeros(shape, int))
+
+
+def test_linked_makes_daughters_where_a_nucleus_has_two_successors():
+    labels = np.array([[[5, 0, 0]], [[2, 0, 0]], [[1, 0, 9]], [[1, 0, 3]]])
+    edges = [((0, 5), (1, 2)), ((1, 2), (2, 1)), ((1, 2), (2, 9)), ((2, 9), (3, 3))]
+    masks, table = linked(labels, edges)
+    assert table.tolist() == [[1, 0, 1, 0], [2, 2, 2, 1], [3, 2, 3, 1], [4, 3, 3, 0]]
+    assert masks[:, 0, [0, 2]].tolist() == [[1, 0], [1, 0], [2, 3], [4, 3]]
+
+
+def test_linked_keeps_the_first_of_two_predecessors():
+    labels = np.array([[[1, 2]], [[1, 0]]])
+    _, table = linked(labels, [((0, 2), (1, 1)), ((0, 1), (1, 1))])
+    assert table.tolist() == [[1, 0, 0, 0], [2, 0, 1, 0]]
+
+
+def test_track_links_the_reference_masks_of_the_real_video(hela):
+    reference = read_reference(hela, "02", stop=6)
+    found = track(reference.masks)
+    scores = score(*found, reference.masks, reference.tracks)
+    assert scores.valid == scores.det == 1
+    assert scores.lnk > 0.97
+    assert scores.bc > 0.7
