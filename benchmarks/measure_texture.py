@@ -12,21 +12,19 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from bvdm_data import STAGES, CameraScale, ProceduralSettings
-from bvdm_data.datasets.ctc import guess_scale, read_sequence
+from bvdm_data import STAGES, CameraScale, Clip, CTCVideos, SyntheticHeLaVideos
+from bvdm_data.evaluation.measures import sight
+from bvdm_data.evaluation.persistence import measure_persistence
 from bvdm_data.fitting.crops import Crops, cut_nuclei
 from bvdm_data.fitting.stages import assign_stages
-from bvdm_data.fitting.video import Frame, Video, background_light, read_video
-from bvdm_data.synth.generator import SceneSettings, synthesise
+from bvdm_data.fitting.video import Frame, Video, background_light
 from bvdm_data.weights import load
 
 DEPTHS = np.arange(0.5, 9.5)
 """Distances from the edge of the mask at which light is measured, px; pixels are .5 apart."""
 
 SHIFTS = (1, 2, 3, 4, 5, 6, 8, 10)
-LAGS = (1, 2, 4, 7)
-SIDE = 24
-"""Half side of the square that a turned nucleus is compared in, px."""
+"""Distances at which light is compared with itself, px."""
 
 
 def relative_light(crops: Crops) -> np.ndarray:
@@ -90,96 +88,49 @@ def print_stages(crops: Crops, stages: np.ndarray, noise: float) -> None:
         print(f"  {math.sqrt(max(power, 0)):.3f} |", np.round(correlation, 2))
 
 
-def turned(picture: np.ndarray, mask: np.ndarray, angle: float) -> np.ndarray:
-    """Cut a square around the centroid, turned by an angle; outside the mask NaN."""
-    y, x = np.mgrid[-SIDE : SIDE + 1, -SIDE : SIDE + 1]
-    centre = np.argwhere(mask).mean(0)
-    places = [
-        centre[0] + math.cos(angle) * y - math.sin(angle) * x,
-        centre[1] + math.sin(angle) * y + math.cos(angle) * x,
-    ]
-    light = ndimage.map_coordinates(picture, places, order=1)
-    inside = ndimage.map_coordinates(mask.astype(np.float32), places, order=1) > 0.5
-    return np.where(inside, light, np.nan)
+def print_persistence(clip: Clip) -> None:
+    """Print how alike the inside of a nucleus is to itself later, and to another one's."""
+    found = measure_persistence([clip], sight([clip]))
+    lags = ", ".join(f"{lag}: {np.median(values):.3f}" for lag, values in found.lags.items())
+    print(f"correlation of the inside by lag: {lags}; unrelated: {np.median(found.unrelated):.3f}")
 
 
-def correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Return the correlation where both are inside."""
-    both = ~np.isnan(one) & ~np.isnan(other)
-    return float(np.corrcoef(one[both], other[both])[0, 1]) if both.sum() > 50 else math.nan
-
-
-def best_correlation(light: np.ndarray, masks: np.ndarray, one: int, other: int) -> float:
-    """Return the correlation after the best turn, from -30 to 30 degrees."""
-    resting = turned(light[one], masks[one], 0.0)
-    angles = np.deg2rad(np.arange(-30, 31, 5))
-    return max(correlation(resting, turned(light[other], masks[other], a)) for a in angles)
-
-
-def print_times(crops: Crops, stages: np.ndarray, tracks: int = 60) -> None:
-    """Print how alike a nucleus in interphase is to itself later, and to another one."""
-    light = crops.light.astype(np.float32)
-    place = {pair: i for i, pair in enumerate(zip(crops.track, crops.frame, strict=True))}
-    draws = np.random.default_rng(0)
-    starts = []
-    for track in draws.permutation(np.unique(crops.track)):
-        rows = np.flatnonzero((crops.track == track) & (stages == 0))
-        if len(rows) > max(LAGS) + 1:
-            starts.append(int(draws.choice(rows[: -max(LAGS)])))
-    starts = starts[:tracks]
-    for lag in LAGS:
-        ends = [place.get((crops.track[row], crops.frame[row] + lag)) for row in starts]
-        found = [
-            best_correlation(light, crops.masks, row, end)
-            for row, end in zip(starts, ends, strict=True)
-            if end is not None and stages[end] == 0
-        ]
-        print(f"  lag {lag}: {np.nanmedian(found):.3f} of {len(found)}")
-    found = [
-        best_correlation(light, crops.masks, a, b)
-        for a, b in zip(starts, [*starts[1:], starts[0]], strict=True)
-    ]
-    print(f"  another nucleus: {np.nanmedian(found):.3f}")
-
-
-def made_video(frames: int, seed: int, settings: ProceduralSettings) -> Video:
-    """Make a video by the procedural method, as it would be read."""
-    generator = load("hela")
-    scene = SceneSettings(frames=frames, size=(500, 700))
-    film = synthesise(generator, scene, settings, seed=seed, name=("measure",))
-    shown = tuple(
-        Frame(number, grey, masks, background_light(grey, masks))
-        for number, (grey, masks) in enumerate(zip(film.video, film.masks, strict=True))
+def as_video(clip: Clip, scale: CameraScale) -> Video:
+    """Return a clip as the fitting reads videos."""
+    grey, masks = clip["video"][:, 0].numpy(), clip["masks"].numpy()
+    frames = tuple(
+        Frame(number, light, mask, background_light(light, mask))
+        for number, (light, mask) in enumerate(zip(grey, masks, strict=True))
     )
-    scale = CameraScale(generator.camera.offset, generator.camera.full)
-    return Video(shown, film.tracks, scale)
-
-
-def report(video: Video, noise: float) -> None:
-    """Print all tables of a video."""
-    crops = cut_nuclei(video)
-    stages = assign_stages(crops, video.tracks)
-    print_stages(crops, stages, noise)
-    print("correlation of the inside in interphase, after the best turn (median)")
-    print_times(crops, stages)
+    tracks = clip["tracks"].numpy()
+    return Video(frames, tracks[tracks[:, 0] > 0], scale)
 
 
 def main() -> None:
     """Print the tables of video 01 and of a procedural one."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("root", help="folder of Fluo-N2DL-HeLa")
-    parser.add_argument("--frames", type=int, default=40, help="length of the procedural video")
     parser.add_argument("--only", choices=("real", "procedural"))
     given = parser.parse_args()
     torch.set_num_threads(1)
     noise = load("hela").camera.noise
+    shape = {"frames": 92, "size": (650, 1050), "max_cells": 1000}
     if given.only != "procedural":
-        sequence = read_sequence(given.root, "01")
         print("## video 01")
-        report(read_video(sequence, guess_scale(sequence), progress=False), noise)
+        real = CTCVideos(given.root, sequence="01", **shape)
+        clip = real.clip(0)
+        video = as_video(clip, real.scale)
+        crops = cut_nuclei(video)
+        print_stages(crops, assign_stages(crops, video.tracks), noise)
+        print_persistence(clip)
     if given.only != "real":
         print("## procedural")
-        report(made_video(given.frames, 0, ProceduralSettings()), noise)
+        wanted = ("masks", "tracks", "stages")
+        made = SyntheticHeLaVideos(method="procedural", annotations=wanted, **shape)
+        clip = made.clip(0)
+        crops = cut_nuclei(as_video(clip, made.scale))
+        print_stages(crops, clip["stages"].numpy()[crops.track - 1, crops.frame], noise)
+        print_persistence(clip)
 
 
 if __name__ == "__main__":

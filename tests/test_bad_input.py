@@ -11,7 +11,14 @@ from doors import Place
 from PIL import Image
 from safetensors.torch import save_file
 
-from bvdm_data import CameraScale, CTCVideos, MixedVideos, PaperSettings, files
+from bvdm_data import (
+    CameraScale,
+    CTCVideos,
+    MixedVideos,
+    PaperSettings,
+    ProceduralSettings,
+    files,
+)
 from bvdm_data.datasets import ctc_writer, fetch
 from bvdm_data.datasets.ctc import read_sequence, write_sequence
 from bvdm_data.evaluation.pictures import animation, contact_sheet
@@ -133,9 +140,10 @@ SYNTHETIC = [
      r"annotations must be out of \('masks', .*got 'mask'"),
     ("annotations a string", {"annotations": "masks"}, TypeError,
      r"collection of names, got the string 'masks'; write \('masks',\)"),
-    ("an unknown method", {"method": "magic"}, ValueError, r"one of 'paper', .*got 'magic'"),
+    ("an unknown method", {"method": "magic"}, ValueError, 
+     r"one of 'paper', 'procedural', or PaperSettings or ProceduralSettings, got 'magic'"),
     ("a method of a wrong type", {"method": 200}, TypeError,
-     r"method must be a name or PaperSettings, got 200"),
+     r"method must be a name, PaperSettings or ProceduralSettings, got 200"),
     ("an unknown model", {"model": "hella"}, ValueError,
      r"no weights called 'hella'; there are: .*\"bvdm-data fit\""),
     ("a missing model file", {"model": "no/model.safetensors"}, FileNotFoundError,
@@ -156,6 +164,11 @@ CLIPS = [
      r"max_cells=2 is too small for this clip: it holds \d+ nuclei\. Give max_cells=\d+ or more"),
     ("more real nuclei than max_cells", lambda p: p.real(frames=12, size=108, max_cells=1).clip(0),
      ValueError, r"max_cells=1 is too small for this clip: it holds \d nuclei"),
+    ("procedural settings out of range", lambda p: p.synthetic(method=ProceduralSettings(memory=2)),
+     ValueError, r"memory must be from 0 to 1, got 2"),
+    ("a number where each stage needs one", lambda p: p.synthetic(
+        method=ProceduralSettings(contrast=0.2)),
+     TypeError, r"contrast must be a tuple of 6 numbers, one a stage, got 0\.2"),
     ("an index below zero", lambda p: p.synthetic().clip(-1), IndexError,
      r"index must be 0 or more, got -1"),
     ("a float index", lambda p: p.synthetic().clip(1.0), TypeError,

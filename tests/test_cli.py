@@ -220,6 +220,15 @@ def test_a_full_disk_is_one_line(run, tiny_model, tmp_path, monkeypatch):
         (["preview", "--nuclei", "-3"], "must look like 20 or 10-30, got '-3'"),
         (["preview", "--clips", "0"], "--clips must be at least 1, got 0"),
         (["preview", "--seed", "one"], "'one' is not a valid integer"),
+        (["preview", "--method", "magic"], "'magic' is not one of 'paper', 'procedural'"),
+        (
+            ["preview", "--method", "procedural", "--first-steps", "4"],
+            "--first-steps is for --method paper; procedural has no diffusion steps",
+        ),
+        (
+            ["export", "x", "--method", "procedural", "--later-steps", "0"],
+            "--later-steps is for --method paper; procedural has no diffusion steps",
+        ),
         (["export"], "Missing argument 'DIRECTORY'"),
         (["export", "x", "--size", "7x"], "must look like 256x256"),
         (["fetch"], "Missing argument 'NAME'"),

@@ -20,10 +20,10 @@ LINKER = LinkerSettings(
 )
 BUDGET = Budget(
     seeds=2,
-    clips=3,
+    clips=12,
     segmenter=SegmenterSettings(steps=2, batch=1),
     scarce_frames=(4,),
-    crops=6,
+    crops=2,
     tiles=6,
     linker=LINKER,
 )
@@ -114,6 +114,11 @@ def test_unknown_names_are_refused(data):
         Questions(parts=["colour"])
 
 
+def test_clips_that_cannot_be_turned_are_refused(data):
+    with pytest.raises(ValueError, match=r"size must be a square .* got \(96, 104\)"):
+        replace(data, size=(96, 104))
+
+
 def test_as_many_clips_as_the_video_has_pixels(data):
     assert full_count(data) == -(-12 * 120 * 152 // (4 * 96 * 96))
     assert full_count(replace(data, stop=5)) == full_count(data)
@@ -123,7 +128,10 @@ def test_a_real_film_is_whole_and_has_stages(data):
     film = real_film(data, "01")
     assert film["video"].shape == (12, 1, 120, 152)
     present = np.stack(
-        [[(film["masks"][f] == row + 1).any() for f in range(12)] for row in range(len(film["tracks"]))]
+        [
+            [(film["masks"][f] == row + 1).any() for f in range(12)]
+            for row in range(len(film["tracks"]))
+        ]
     )
     assert (film["stages"].numpy()[~present] == -1).all()
     assert (film["stages"].numpy() >= 0).any()
@@ -144,6 +152,7 @@ def test_the_whole_judge_runs_and_goes_on_where_it_was(data, tmp_path):
         budget=BUDGET,
     )
     said = []
+    data = replace(data, size=(120, 120))  # so that a crop of 96 x 96 fits in
     results = evaluate(data, questions, report=tmp_path / "report", say=said.append)
     assert [part for part in PARTS if part in results] == list(questions.parts)
     rows = {row["arm"]: row for row in results["training"]["rows"]}

@@ -18,6 +18,7 @@ LEAST_AREA = 20
 """Smallest part of a nucleus, in pixels, that stays a label after :func:`strong`."""
 
 Sample = tuple[Float[Tensor, "1 H W"], Int[Tensor, "H W"]]
+"""Image, grey values, and labels, instance ids with 0 in the background."""
 
 
 def plain(
@@ -31,7 +32,7 @@ def plain(
         generator: Decides.
 
     Returns:
-        Image and labels, changed alike; a side may change places with the other.
+        Image and labels, changed alike; height and width may change places.
     """
     turns, mirrored = _whole(4, generator), _whole(2, generator)
     gain = _log_uniform(0.8, 1.25, generator)
@@ -55,7 +56,8 @@ def strong(
         generator: Decides.
 
     Returns:
-        Image and labels, changed alike.
+        Image, which noise may take a little out of [0, 1], and labels, int32, numbered from 1;
+        both changed alike and of the shape that came.
 
     Raises:
         ModuleNotFoundError: If scikit-image is missing.

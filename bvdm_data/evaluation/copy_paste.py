@@ -258,9 +258,13 @@ def _before(source: CTCSequence, stop: int | None) -> CTCSequence:
     numbers = tuple(n for n in source.numbers if n < stop)
     if not numbers:
         raise ValueError(f"stop must be above the first frame, {source.numbers[0]}, got {stop}")
-    names = ("frame_names", "mask_names", "marker_names")
-    cut = {n: {k: v for k, v in getattr(source, n).items() if k < stop} for n in names}
-    return dataclasses.replace(source, numbers=numbers, **cut)
+    frames, masks, markers = (
+        {number: name for number, name in names.items() if number < stop}
+        for names in (source.frame_names, source.mask_names, source.marker_names)
+    )
+    return dataclasses.replace(
+        source, numbers=numbers, frame_names=frames, mask_names=masks, marker_names=markers
+    )
 
 
 def _field(shape: tuple[int, int], border: int, size: tuple[int, int]) -> tuple[int, int]:

@@ -39,8 +39,13 @@ TRIES = 20
 _GRID, _WIDTH = 4, 32.0
 
 Grey = npt.NDArray[np.float32]
+"""Grey values, or differences of them."""
+
 Half = npt.NDArray[np.float16]
+"""The same, kept in half the memory."""
+
 Bool = npt.NDArray[np.bool_]
+"""One of two answers a pixel."""
 
 
 class Background(NamedTuple):
@@ -72,7 +77,17 @@ def split_background(grey: Grey, masks: npt.NDArray[np.int32]) -> tuple[Grey, Gr
     """Return the background light on its grid and in full, and what empty places have beside it.
 
     The light is that of ``fitting.video.background_light``, on a grid of 4 px, which is 20 times
-    as fast. What is bright once noise is smoothed away is a nucleus, labelled or not.
+    as fast. What is bright once noise is smoothed away (above 5 standard deviations of the frame
+    after a Gaussian of 2 px; our choice) is a nucleus, labelled or not, and so is a rim of 4 px.
+
+    Args:
+        grey: A frame, ``[H, W]``.
+        masks: Its nuclei, ``[H, W]``; 0 in the background.
+
+    Returns:
+        The light on its grid, ``[ceil(H / 4), ceil(W / 4)]``; the light in full, ``[H, W]``; and
+        the frame less that light, ``[H, W]``, NaN where a nucleus is near. All are grey values,
+        float32.
     """
     free = empty_places(grey, masks)
     if not free.any():
@@ -98,6 +113,14 @@ def _reduced(image: Grey) -> Grey:
 
 
 def enlarged(grid: Grey) -> Grey:
+    """Enlarge the background light from its grid of 4 px, linearly.
+
+    Args:
+        grid: Grey values, ``[h, w]``.
+
+    Returns:
+        Grey values, ``[4 * h, 4 * w]``: up to 3 px more a side than the frame has.
+    """
     found = interpolate(torch.from_numpy(grid)[None, None], scale_factor=_GRID, mode="bilinear")
     return cast(Grey, found[0, 0].numpy())
 
@@ -105,7 +128,20 @@ def enlarged(grid: Grey) -> Grey:
 def fill_holes(
     rest: Half, place: tuple[int, int], size: tuple[int, int], random: np.random.Generator
 ) -> Grey:
-    """Fill the holes of a window of rest with whole patches of other places of the frame."""
+    """Fill the holes of a window of rest with whole patches of other places of the frame.
+
+    The window is laid over random places of the frame, which goes on at the opposite side, up to
+    ``TRIES`` times; each fills what holes are left. What still is a hole becomes 0.
+
+    Args:
+        rest: Grey values less the background light, ``[H, W]``; NaN in the holes.
+        place: Top row and left column of the window, px.
+        size: Height and width of the window, px.
+        random: Decides where patches come from.
+
+    Returns:
+        The window without holes, ``size``, float32.
+    """
     rows, columns = (np.arange(p, p + s) for p, s in zip(place, size, strict=True))
     tile = rest[np.ix_(rows, columns)].astype(np.float32)
     for _ in range(TRIES):
@@ -119,7 +155,17 @@ def fill_holes(
 
 
 def isolated_nuclei(light: Grey, masks: npt.NDArray[np.int32], border: int) -> Iterator[Nucleus]:
-    """Cut out the nuclei in one piece that are off all others and off the border."""
+    """Cut out the nuclei in one piece that are off all others and off the border.
+
+    Args:
+        light: Grey values less the background light, ``[H, W]``.
+        masks: The nuclei of the frame, ``[H, W]``; 0 in the background.
+        border: Width of the band at the edge of the frame that no nucleus may touch, px; at least
+            ``ISOLATION`` is taken.
+
+    Yields:
+        The nuclei of which no other label is within ``ISOLATION``, in the order of their ids.
+    """
     height, width = masks.shape
     around = max(border, ISOLATION)
     for number, box in enumerate(ndimage.find_objects(masks), start=1):
@@ -137,7 +183,16 @@ def isolated_nuclei(light: Grey, masks: npt.NDArray[np.int32], border: int) -> I
 
 
 def changed(one: Nucleus, random: np.random.Generator) -> tuple[Grey, Bool]:
-    """Turn, perhaps mirror, and brighten a nucleus; its light ends 3 px off its mask."""
+    """Turn, perhaps mirror, and brighten a nucleus; its light ends 3 px off its mask.
+
+    Args:
+        one: The nucleus.
+        random: Decides the angle, the mirroring and the gain.
+
+    Returns:
+        Its light, grey values float32, and its mask, bool; both ``[d, d]``, where d is the
+        diagonal of the nucleus' cut-out, rounded up, in pixels.
+    """
     angle, mirrored = random.uniform(0, 2 * math.pi), random.random() < 0.5
     gain = math.exp(random.uniform(*np.log(BRIGHTNESS)))
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
@@ -155,7 +210,16 @@ def changed(one: Nucleus, random: np.random.Generator) -> tuple[Grey, Bool]:
 def overlap(
     place: tuple[int, ...], shape: tuple[int, ...], wide: tuple[int, ...]
 ) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Return what a patch centred at place covers of the canvas, and which part of it that is."""
+    """Return what a patch centred at place covers of the canvas, and which part of it that is.
+
+    Args:
+        place: Row and column of the patch's centre on the canvas, px.
+        shape: Height and width of the patch, px.
+        wide: Height and width of the canvas, px.
+
+    Returns:
+        Rows and columns of the canvas, and those of the patch, of the same lengths.
+    """
     starts = [p - s // 2 for p, s in zip(place, shape, strict=True)]
     spans = [(max(a, 0), min(a + s, w)) for a, s, w in zip(starts, shape, wide, strict=True)]
     here = tuple(slice(*span) for span in spans)
@@ -166,7 +230,18 @@ def overlap(
 def has_room(
     labels: npt.NDArray[np.int32], here: tuple[slice, ...], mask: Bool, areas: list[int]
 ) -> bool:
-    """Say whether neither the new mask nor one below it is hidden too far."""
+    """Say whether neither the new mask nor one below it is hidden too far.
+
+    Args:
+        labels: Nuclei pasted so far, counted from 1, ``[H, W]``, with ``MARGIN`` around the tile.
+        here: Rows and columns of the canvas that the new mask lies on.
+        mask: The new mask, as far as it lies on the canvas, ``[h, w]``.
+        areas: Area of each nucleus pasted so far, px; that of the background comes first.
+
+    Returns:
+        True where at most ``MOST_COVERED`` of the new mask and of each one below would lie over,
+        or under, others, and each either shows ``LEAST_VISIBLE`` pixels in the tile or none.
+    """
     covered = labels[here][mask]
     if np.count_nonzero(covered) > MOST_COVERED * mask.sum():
         return False

@@ -19,6 +19,9 @@ from bvdm_data.weights import model_digest
 Method = PaperSettings | ProceduralSettings
 """Settings of a way of painting nuclei."""
 
+LEVELS = 8
+"""Pixels of a side that the segmenter's deepest level sees as one."""
+
 ANNOTATIONS = ("masks", "tracks")
 """What a clip that trains a network needs."""
 
@@ -58,6 +61,15 @@ class Data:
     folder: Path
     workers: int = 0
     progress: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse clips that a segmenter cannot be trained on."""
+        height, width = self.size
+        if height != width or height % LEVELS:
+            raise ValueError(
+                f"size must be a square whose side is a multiple of {LEVELS} pixels, since samples "
+                f"are turned by 90 degrees and halved three times, got {self.size}"
+            )
 
 
 def real_clips(data: Data) -> CTCVideos:

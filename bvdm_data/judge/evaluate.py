@@ -13,7 +13,7 @@ import torch
 
 from bvdm_data.datasets.synthetic import check_method
 from bvdm_data.evaluation.experiment import without_nan
-from bvdm_data.evaluation.pictures import contact_sheet as write_report  # TEMP
+from bvdm_data.evaluation.report import write_report
 from bvdm_data.evaluation.seg_tra import read_reference
 from bvdm_data.judge.arms import Data, synthetic_videos
 from bvdm_data.judge.linking import judge_linking

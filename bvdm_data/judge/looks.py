@@ -16,6 +16,10 @@ from bvdm_data.judge.arms import Data, full_count, pasted_clips, synthetic_clips
 from bvdm_data.judge.films import real_film, synthetic_film
 from bvdm_data.judge.training import Budget, Say
 
+FILM_SHARE = 2
+"""The synthetic film is as long as the real one, and each side of it one half: a quarter of the
+cost."""
+
 PASTED = 200
 """Stills of the copy-paste arm that are looked at."""
 
@@ -35,7 +39,7 @@ def judge_distance(data: Data, names: Sequence[str], budget: Budget, say: Say) -
         JSON values: ``crops`` and ``tiles``, each a list of :class:`PictureDistance`.
     """
     reference = real_film(data, data.train, stop=data.stop)
-    sets = _sets(data, names)
+    sets = _sets(data, names, budget.clips)
     features = lite0_features()
     crops = picture_distance(sets, reference, count=budget.crops, features=features)
     side = min(TILE, *data.size)
@@ -66,7 +70,7 @@ def judge_realism(data: Data, say: Say) -> dict[str, Any]:
     """
     reference = real_film(data, data.train, stop=data.stop)
     other = real_film(data, data.test, stop=data.test_stop)
-    height, width = reference["masks"].shape[1:]
+    height, width = (side // FILM_SHARE for side in reference["masks"].shape[1:])
     film = synthetic_film(data, frames=len(reference["video"]), size=(height, width))
     lines = compare(measure(film[0]), measure(reference), measure(other))
     for line in lines:
@@ -90,15 +94,15 @@ def write_pictures(data: Data, folder: Path) -> dict[str, Path]:
             data.root, sequence=number, frames=data.frames, size=data.size, border=data.border
         )
         clips[f"real {number}"] = video.clip(3)
-    synthetic = synthetic_clips(data, full_count(data))
+    synthetic = synthetic_clips(data, 2)
     clips["synthetic a"], clips["synthetic b"] = synthetic[0], synthetic[1]
     sheet = folder / "scenes.png"
     contact_sheet(clips, sheet, frames=range(0, data.frames, 2))
     return {"Real and synthetic clips at the same grey scale, every second frame": sheet}
 
 
-def _sets(data: Data, names: Sequence[str]) -> dict[str, Clip | Clips]:
-    count = full_count(data)
+def _sets(data: Data, names: Sequence[str], clips: int | None) -> dict[str, Clip | Clips]:
+    count = full_count(data) if clips is None else clips
     sets: dict[str, Clip | Clips] = {
         f"real {data.test}": real_film(data, data.test, stop=data.test_stop),
         "synthetic": synthetic_clips(data, count),

@@ -24,7 +24,7 @@ from bvdm_data.judge.arms import SCARCE, Data, make_arms
 SCARCE_FRAMES = (1, 4, 10, 30)
 """Numbers of annotated frames on the scarcity curve, beside the whole video."""
 
-SCARCE_STEPS = {"texture": 1_500, "flow": 500}
+SCARCE_STEPS = {"texture": 800, "flow": 300}
 """Steps of the trainings of a model that is fitted to a few frames (the paper: 10,000, 2,000)."""
 
 Say = Callable[[str], object]
@@ -55,10 +55,10 @@ class Budget:
     segmenter: SegmenterSettings = SegmenterSettings()  # noqa: RUF009  # frozen
     scarce_frames: tuple[int, ...] = SCARCE_FRAMES
     scarce_steps: tuple[int, int] = (SCARCE_STEPS["texture"], SCARCE_STEPS["flow"])
-    steps_clips: int = 12
+    steps_clips: int = 8
     steps_frames: int = 4
-    steps_crops: int = 120
-    steps_training: int = 250
+    steps_crops: int = 80
+    steps_training: int = 200
     crops: int = 900
     tiles: int = 300
     linker_seeds: int = 1

@@ -24,8 +24,10 @@ _RANGES = {
     "clump_share": (0.0, 1.0),
     "contrast": (0.0, 0.5),
     "memory": (0.0, 1.0),
+    "fresh": (0.0, 1.0),
     "nucleolus_size": (0.5, 16.0),
     "nucleolus_depth": (0.0, 1.0),
+    "dome": (0.0, 2.0),
     "blur": (0.5, 16.0),
     "inset": (-8.0, 8.0),
 }
@@ -55,11 +57,15 @@ class ProceduralSettings:
         contrast: Standard deviation of the chromatin's light over its mean, in each of the six
             ``STAGES``.
         memory: Correlation of the chromatin with that of the frame before, in the nucleus' own
-            coordinates; 1: frozen, 0: new in every frame.
+            coordinates, but for what is fresh; 1: frozen, 0: new in every frame.
+        fresh: Share of the grain's variance that is new in every frame, as chromatin comes into
+            focus and leaves it; clumps have none.
         nucleoli: Least and most number of dark spots in a nucleus. They stay at their places in
             it; half of their depth is left in prophase, nothing in the later stages.
         nucleolus_size: Standard deviation of the Gaussian profile of a spot, px.
         nucleolus_depth: Share of the light that is missing in the middle of a spot.
+        dome: How much thicker a nucleus is in its middle: at a share s of the way to its end the
+            light is ``(1 - s^2)^dome``; 0: a flat plate, .5: an ellipsoid.
         blur: Standard deviation of the Gaussian blur that softens the edge, px.
         inset: How far inside the outline the lit body ends before it is blurred, in each of the
             six ``STAGES``, px; negative: outside.
@@ -70,16 +76,18 @@ class ProceduralSettings:
         ValueError: If a value is out of its range.
     """
 
-    grain: float = 1.3
-    clumps: float = 4.0
+    grain: float = 1.0
+    clumps: float = 5.5
     clump_share: float = 0.5
-    contrast: tuple[float, ...] = (0.16, 0.2, 0.2, 0.15, 0.15, 0.15)
-    memory: float = 0.97
+    contrast: tuple[float, ...] = (0.16, 0.18, 0.28, 0.25, 0.22, 0.14)
+    memory: float = 0.93
+    fresh: float = 0.35
     nucleoli: tuple[int, int] = (1, 3)
     nucleolus_size: float = 2.0
-    nucleolus_depth: float = 0.3
-    blur: float = 2.2
-    inset: tuple[float, ...] = (1.2, 1.2, 2.2, 2.5, 2.2, 1.8)
+    nucleolus_depth: float = 0.25
+    dome: float = 0.2
+    blur: float = 1.5
+    inset: tuple[float, ...] = (0.9, 0.9, 2.4, 2.9, 2.6, 1.8)
     mask_level: float = 150 / 255
 
     def __post_init__(self) -> None:
@@ -87,12 +95,10 @@ class ProceduralSettings:
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             for one in _of_stages(name, value) if name in ("contrast", "inset") else (value,):
-                _check_number(name, one)
-                if not low <= one <= high:
+                if not low <= _number(name, one) <= high:
                     raise ValueError(f"{name} must be from {low:g} to {high:g}, got {one}")
         _check_nucleoli(self.nucleoli)
-        _check_number("mask_level", self.mask_level)
-        if not 0 < self.mask_level <= 1:
+        if not 0 < _number("mask_level", self.mask_level) <= 1:
             raise ValueError(f"mask_level must be above 0 and at most 1, got {self.mask_level}")
 
 
@@ -105,9 +111,10 @@ def _of_stages(name: str, values: object) -> tuple[object, ...]:
     return values
 
 
-def _check_number(name: str, value: object) -> None:
+def _number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {value!r}")
+    return value
 
 
 def _check_nucleoli(nucleoli: object) -> None:
@@ -192,8 +199,10 @@ def _body(
     """Draw what is lit evenly, as the microscope blurs it."""
     inset = torch.tensor(settings.inset)[stages][:, None, None]
     end = torch.maximum(outline - inset, outline / 4)
-    covered = (end - pixels.square().sum(0).sqrt() + 0.5).clamp(0, 1)
-    return _filtered(covered, _gaussian(settings.blur))
+    distance = pixels.square().sum(0).sqrt()
+    covered = (end - distance + 0.5).clamp(0, 1)
+    thickness = (1 - (distance / (end + 0.5)).square()).clamp(min=0) ** settings.dome
+    return _filtered(covered * thickness, _gaussian(settings.blur))
 
 
 def _chromatin(
@@ -223,15 +232,17 @@ def _chromatin(
 def _grain(
     frames: int, settings: ProceduralSettings, generator: torch.Generator
 ) -> Float[Tensor, "n P P"]:
-    """Draw smoothed noise of unit variance that forgets itself from frame to frame."""
-    noise = torch.randn((frames, FLOW_SIZE, FLOW_SIZE), generator=generator)
-    fresh = math.sqrt(1 - settings.memory**2)
-    for before, now in itertools.pairwise(noise):
-        now.mul_(fresh).add_(before, alpha=settings.memory)
+    """Draw chromatin of unit variance: fine and coarse noise that forgets itself in time."""
+    shape = (2, frames, FLOW_SIZE, FLOW_SIZE)
+    lasting, passing = torch.randn(shape, generator=generator)
+    renewed = math.sqrt(1 - settings.memory**2)
+    for before, now in itertools.pairwise(lasting):
+        now.mul_(renewed).add_(before, alpha=settings.memory)
     fine, coarse = (_gaussian(width).square() for width in (settings.grain, settings.clumps))
-    power = (1 - settings.clump_share) * fine / fine.mean()
-    power += settings.clump_share * coarse / coarse.mean()
-    return _filtered(noise, power.sqrt())
+    fine *= (1 - settings.clump_share) / fine.mean()
+    coarse *= settings.clump_share / coarse.mean()
+    kept = (coarse + (1 - settings.fresh) * fine).sqrt()
+    return _filtered(lasting, kept) + _filtered(passing, (settings.fresh * fine).sqrt())
 
 
 def _nucleoli(
@@ -263,4 +274,5 @@ def _filtered(pictures: Float[Tensor, "n P P"], gain: Float[Tensor, "P P"]) -> T
     """Return pictures whose frequencies are multiplied by a gain."""
     spectrum = torch.fft.rfft2(pictures)
     half = gain[:, : spectrum.shape[-1]]
-    return torch.fft.irfft2(spectrum * half, s=pictures.shape[-2:])
+    filtered: Tensor = torch.fft.irfft2(spectrum * half, s=pictures.shape[-2:])
+    return filtered

@@ -1,0 +1,196 @@
+"""Prints the figures of an evaluation as the Markdown tables of docs/evaluation.md.
+
+Run ``python -m benchmarks.tables docs/evaluation/report.json``; that file was written by
+``bvdm-data evaluate ROOT --report docs/evaluation``.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Results = Mapping[str, Any]
+
+PAPER = {"real": (0.823, 0.976), "synthetic": (0.829, 0.979), "procedural": (0.822, 0.972)}
+"""SEG and TRA of the paper's table 1; its classical rival is MitoGen."""
+
+PAPER_STEPS = {
+    "100/10": (0.822, 0.967),
+    "200/10": (0.829, 0.979),
+    "400/10": (0.815, 0.960),
+    "600/10": (0.786, 0.947),
+    "200/0": (0.820, 0.972),
+    "200/30": (0.827, 0.970),
+    "200/50": (0.821, 0.965),
+    "200/200": (0.813, 0.941),
+}
+"""SEG and TRA of the paper's table 2."""
+
+FEWEST = 20
+"""Values that a quantity must have in each film to be listed."""
+
+
+def number(value: float | None, digits: int = 3, sign: bool = False) -> str:
+    """Return a number in few digits, without its leading zero."""
+    if value is None:
+        return "-"
+    text = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
+    return text.replace("0.", ".", 1) if text.lstrip("+-").startswith("0.") else text
+
+
+def row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [row(*head), row(*["---"] * len(head)), *(row(*cells) for cells in rows)]
+    return "\n".join(lines)
+
+
+def spread(figures: Mapping[str, Any], figure: str) -> str:
+    mean, deviation = figures["mean"][figure], figures["spread"][figure]
+    return f"{number(mean)} ± {number(deviation)}" if deviation is not None else number(mean)
+
+
+def gain(figures: Mapping[str, Any], figure: str) -> str:
+    found, error = figures["gain"][figure], figures["error"][figure]
+    if found is None or figures["arm"] == "real":
+        return "-"
+    return f"{number(found, sign=True)}" + (f" ± {number(error)}" if error is not None else "")
+
+
+def training(results: Results) -> str:
+    kid = {one["name"]: one["kernel"][0] for one in results.get("distance", {}).get("crops", [])}
+    rows = []
+    for one in results["training"]["rows"]:
+        arm = one["arm"]
+        seg, tra = (number(value) for value in PAPER.get(arm, (None, None)))
+        rows.append(
+            [
+                arm,
+                str(one["seeds"]),
+                *(spread(one, figure) for figure in ("seg", "det", "tra", "lnk", "bc")),
+                spread(one, "found_dim"),
+                gain(one, "seg"),
+                gain(one, "tra"),
+                number(kid.get(arm), 0),
+                f"{seg} / {tra}" if arm in PAPER else "-",
+            ]
+        )
+    head = "trained on, seeds, SEG, DET, TRA, LNK, BC(1), dim found, SEG - real, TRA - real"
+    return table([*head.split(", "), "KID-Lite0 x 1000", "paper: SEG / TRA"], rows)
+
+
+def scarcity(results: Results) -> str:
+    arms: dict[str, dict[str, str]] = {}
+    for frames, part in results["scarcity"].items():
+        for one in part["rows"]:
+            arms.setdefault(one["arm"], {})[frames] = spread(one, "seg")
+    for one in results.get("training", {}).get("rows", []):
+        if one["arm"] in arms:
+            arms[one["arm"]]["all"] = spread(one, "seg")
+    columns = [*sorted(results["scarcity"], key=int), "all"]
+    rows = [[arm, *(found.get(column, "-") for column in columns)] for arm, found in arms.items()]
+    return table(["SEG, trained on the first frames:", *columns], rows)
+
+
+def steps(results: Results) -> str:
+    rows = []
+    for name, one in results["steps"].items():
+        (figures,) = one["rows"]
+        seg, tra = PAPER_STEPS[name]
+        rows.append(
+            [
+                name,
+                *(number(figures["mean"][figure]) for figure in ("seg", "det", "tra")),
+                f"{one['kid']:.0f} ± {one['kid_error']:.0f}",
+                number(one["agreement"]),
+                *(number(value) for value in one["correlation"]),
+                f"{one['seconds_per_clip']:.1f}",
+                f"{number(seg)} / {number(tra)}",
+            ]
+        )
+    head = "T_f=0 / T_f>0, SEG, DET, TRA, KID-Lite0 x 1000, label agreement, texture after 1"
+    return table([*head.split(", "), "after 2 frames", "s a clip", "paper: SEG / TRA"], rows)
+
+
+def linking(results: Results) -> str:
+    part = results["linking"]
+    figures = ("lnk", "bc", "tra")
+    rows = [["LapTrack, not trained", "-", *(number(part["laptrack"][f], 4) for f in figures)]]
+    for one in part["rows"]:
+        rows.append(
+            [
+                f"Trackastra on {one['arm']}",
+                str(one["seeds"]),
+                *(number(one[figure], 4) for figure in figures),
+            ]
+        )
+    return table(["linker", "seeds", "LNK", "BC(1)", "TRA"], rows)
+
+
+def distance(results: Results) -> str:
+    part = results["distance"]
+    tiles = {one["name"]: one for one in part["tiles"]}
+    rows = []
+    for one in part["crops"]:
+        other = tiles[one["name"]]
+        rows.append(
+            [
+                one["name"],
+                *(f"{r['kernel'][0]:.1f} ± {r['kernel'][1]:.1f}" for r in (one, other)),
+                *(f"{r['frechet']:.1f}" for r in (one, other)),
+            ]
+        )
+    head = "to video 01, KID-Lite0 x 1000 of crops, of tiles, FD-Lite0 of crops, of tiles"
+    return table(head.split(", "), rows)
+
+
+def realism(results: Results) -> str:
+    rows = []
+    for one in results["realism"]["lines"]:
+        films = (one["synthetic"], one["reference"], one["other"])
+        if one["distance"] is None or any(film["median"] is None for film in films):
+            continue
+        if films[0]["count"] < FEWEST:
+            continue
+        name = f"{one['name']} ({one['unit']})" if one["unit"] else one["name"]
+        rows.append(
+            [
+                name,
+                *(number(film["median"]) for film in films),
+                number(one["distance"]),
+                number(one["yardstick"]),
+                number(one["ratio"], 1),
+            ]
+        )
+    return table(["quantity", "synthetic", "01", "02", "distance", "yardstick", "ratio"], rows)
+
+
+TABLES = {
+    "training": training,
+    "scarcity": scarcity,
+    "steps": steps,
+    "linking": linking,
+    "distance": distance,
+    "realism": realism,
+}
+
+
+def tables(results: Results) -> Iterator[tuple[str, str]]:
+    """Yield name and Markdown of each part that was judged."""
+    for name, made in TABLES.items():
+        if name in results:
+            yield name, made(results)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("report", type=Path, help="report.json of bvdm-data evaluate")
+    for name, text in tables(json.loads(parser.parse_args().report.read_text())):
+        print(f"## {name}\n\n{text}\n")
+
+
+if __name__ == "__main__":
+    main()

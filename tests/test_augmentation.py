@@ -1,0 +1,195 @@
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from bvdm_data.evaluation.augmentation import DARK, LEAST_AREA, plain, strong
+
+BOTH = pytest.mark.parametrize("augment", [plain, strong])
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def scene(height=96, width=128, seed=0):
+    """Bright discs of different size on dark noise, and their labels."""
+    draw = np.random.default_rng(seed)
+    labels = np.zeros((height, width), np.int32)
+    y, x = np.mgrid[:height, :width]
+    for row in range(16, height - 8, 32):
+        for column in range(16, width - 8, 32):
+            inside = (y - row) ** 2 + (x - column) ** 2 < draw.uniform(7, 11) ** 2
+            labels[inside] = labels.max() + 3  # ids with gaps
+    image = DARK + draw.normal(0, 0.002, labels.shape) + 0.3 * (labels > 0)
+    return torch.from_numpy(image[None].astype(np.float32)), torch.from_numpy(labels)
+
+
+def gain_of(lit, image):
+    return float((lit - DARK).abs().sum() / (image - DARK).abs().sum())
+
+
+@pytest.mark.parametrize("size", [(40, 40), (24, 40), (31, 18)])
+def test_plain_moves_image_and_labels_alike(size):
+    labels = torch.arange(size[0] * size[1], dtype=torch.int32).reshape(size)
+    image = labels[None] / labels.numel()
+    for seed in range(20):
+        lit, moved = plain(image, labels, seeded(seed))
+        assert lit.shape[1:] == moved.shape
+        assert sorted(moved.shape) == sorted(size)
+        assert moved.dtype == torch.int32
+        assert moved.is_contiguous()
+        assert lit.is_contiguous()
+        expected = (moved / labels.numel() - DARK) * gain_of(lit, image) + DARK
+        torch.testing.assert_close(lit[0], expected, atol=1e-5, rtol=0)
+
+
+def test_plain_has_all_eight_symmetries_about_equally_often():
+    labels = torch.arange(12, dtype=torch.int32).reshape(3, 4)
+    image = labels[None].float()
+    turned = [torch.rot90(labels, turns) for turns in range(4)]
+    expected = {repr(one.tolist()) for turn in turned for one in (turn, turn.flip(1))}
+    found = [repr(plain(image, labels, seeded(seed))[1].tolist()) for seed in range(240)]
+    assert set(found) == expected
+    assert len(expected) == 8
+    assert min(map(found.count, expected)) >= 12  # of 30 expected
+
+
+def test_the_gain_of_plain_leaves_dark_as_it_is_and_stays_in_its_range():
+    image = torch.full((1, 4, 4), DARK)
+    image[0, 1, 2] = DARK + 0.5
+    gains = []
+    for seed in range(200):
+        lit, _ = plain(image, torch.zeros(4, 4, dtype=torch.int32), seeded(seed))
+        values = lit.flatten().sort().values
+        torch.testing.assert_close(values[:-1], torch.full((15,), DARK))
+        gains.append(float(values[-1] - DARK) / 0.5)
+    assert 0.8 - 1e-5 <= min(gains) < 0.83
+    assert 1.2 < max(gains) <= 1.25 + 1e-5
+    assert np.mean(np.log(gains)) == pytest.approx(0, abs=0.03)
+
+
+@BOTH
+def test_a_sample_depends_on_the_generator_alone(augment):
+    image, labels = scene()
+    state, before = torch.get_rng_state(), (image.clone(), labels.clone())
+    first = augment(image, labels, seeded(5))
+    again = augment(image, labels, seeded(5))
+    other = augment(image, labels, seeded(6))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], other[0])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(image, before[0])
+    assert torch.equal(labels, before[1])
+
+
+@BOTH
+def test_the_global_random_state_has_no_say(augment):
+    image, labels = scene()
+    samples = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        samples.append(augment(image, labels, seeded(5)))
+    assert all(torch.equal(a, b) for a, b in zip(*samples, strict=True))
+
+
+@pytest.mark.parametrize("size", [(96, 128), (128, 96), (80, 80), (50, 33)])
+def test_strong_gives_whole_instances_in_a_picture_of_the_same_shape(size):
+    image, labels = scene(*size)
+    for seed in range(15):
+        found, moved = strong(image, labels, seeded(seed))
+        assert found.shape == image.shape
+        assert found.dtype == torch.float32
+        assert torch.isfinite(found).all()
+        assert moved.shape == labels.shape
+        assert moved.dtype == torch.int32
+        ids, areas = np.unique(moved, return_counts=True)
+        assert ids.tolist() == list(range(moved.max() + 1))
+        assert (areas[ids > 0] >= LEAST_AREA).all()
+        for label in ids[ids > 0]:
+            assert ndimage.label(moved.numpy() == label)[1] == 1
+
+
+def test_strong_parts_nuclei_and_drops_what_is_too_small():
+    labels = torch.zeros(200, 200, dtype=torch.int32)
+    labels[75:90, 80:120] = 4  # two nuclei that touch
+    labels[90:105, 80:120] = 9
+    labels[115:130, 72:84] = labels[115:130, 116:128] = 7  # one nucleus in two pieces
+    labels[114:116, 99:102] = 5  # 6 px, at a scale of 1.33 still below 20
+    image = DARK + 0.3 * (labels > 0)[None].float()
+    y, x = np.mgrid[:200, :200] - 99.5
+    near = y**2 + x**2 < 85**2  # copies mirrored at the edge are further off
+    for seed in range(40):
+        moved = strong(image, labels, seeded(seed))[1].numpy()
+        areas = np.bincount(moved[near])[1:]
+        areas = areas[areas > 0]
+        assert len(areas) == 4
+        assert areas.max() < 600 * 1.33**2 * 1.2  # those that touch are not one
+
+
+def test_strong_keeps_label_and_picture_together():
+    image, labels = scene(128, 160)
+    for seed in range(40):
+        found, moved = strong(image, labels, seeded(seed))
+        picture, inside = found[0].numpy(), moved.numpy() > 0
+        if not inside.any():
+            continue
+        core = ndimage.binary_erosion(inside, iterations=2)
+        far = ~ndimage.binary_dilation(inside, iterations=3)
+        half = (np.median(picture[core]) + np.median(picture[far])) / 2
+        # Small cut pieces at the edge have lost their labels and stay bright.
+        assert np.mean(picture[core] > half) > 0.99
+        assert np.mean(picture[far] < half) > 0.98
+        assert half > DARK
+
+
+def test_strong_turns_scales_and_mirrors():
+    labels = torch.zeros(129, 129, dtype=torch.int32)
+    labels[30:100, 55:75] = 1  # an L, which is not its own mirror image
+    labels[80:100, 55:105] = 1
+    image = DARK + 0.3 * (labels > 0)[None].float()
+    angles, hands, areas = [], [], []
+    for seed in range(60):
+        moved = strong(image, labels, seeded(seed))[1].numpy()
+        y, x = (
+            part - part.mean()
+            for part in np.nonzero(moved == np.bincount(moved.ravel())[1:].argmax() + 1)
+        )
+        areas.append(len(y) / int(labels.sum()))
+        angles.append(0.5 * np.arctan2(2 * (x * y).mean(), (x * x - y * y).mean()))
+        long = np.cos(angles[-1]) * x + np.sin(angles[-1]) * y
+        wide = -np.sin(angles[-1]) * x + np.cos(angles[-1]) * y
+        hands.append(np.sign((long**3).mean() * (wide**3).mean()))
+    assert np.histogram(angles, 6, (-np.pi / 2, np.pi / 2))[0].min() > 0
+    assert 10 < hands.count(1) < 50
+    assert min(areas) < 0.7
+    assert max(areas) > 1.4
+
+
+def test_strong_fills_what_comes_from_beyond_the_edge_by_mirroring():
+    labels = torch.ones(64, 96, dtype=torch.int32)
+    image = torch.full((1, 64, 96), 0.3)
+    for seed in range(20):
+        found, moved = strong(image, labels, seeded(seed))
+        assert (moved == 1).all()
+        assert float(found.std()) < 0.01  # noise alone: nothing dark has come in
+
+
+def test_strong_makes_do_without_any_nucleus():
+    image = torch.full((1, 40, 50), DARK)
+    found, moved = strong(image, torch.zeros(40, 50, dtype=torch.int32), seeded(0))
+    assert not moved.any()
+    assert torch.isfinite(found).all()
+
+
+def test_strong_keeps_the_background_about_where_it_was_and_changes_the_contrast():
+    image, labels = scene(128, 128)
+    levels, contrasts = [], []
+    for seed in range(60):
+        found, moved = strong(image, labels, seeded(seed))
+        far = ~ndimage.binary_dilation(moved.numpy() > 0, iterations=4)
+        levels.append(float(found[0][torch.from_numpy(far)].median()))
+        contrasts.append(float(found[0][moved > 0].median()) - levels[-1])
+    # Brightness moves it by -0.01 to 0.02, which gamma 0.8 makes -0.026 to 0.044.
+    assert DARK - 0.03 < min(levels) < max(levels) < DARK + 0.05
+    assert max(contrasts) > 2 * min(contrasts) > 0

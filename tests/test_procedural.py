@@ -1,0 +1,441 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from ctc_metrics.scripts.validate import validate_sequence
+from test_export import as_result
+from torch.utils.data import DataLoader
+
+from bvdm_data.cli import cli
+from bvdm_data.clip import ANNOTATIONS, STAGES
+from bvdm_data.clip_check import check_clip
+from bvdm_data.datasets.ctc import read_sequence
+from bvdm_data.datasets.export import MANIFEST, export
+from bvdm_data.datasets.synthetic import METHODS, SyntheticHeLaVideos
+from bvdm_data.randomness import stream
+from bvdm_data.synth.flow import FLOW_SIZE, FlowNet, warp
+from bvdm_data.synth.generator import SceneSettings, synthesise
+from bvdm_data.synth.lives import Life
+from bvdm_data.synth.procedural import ProceduralSettings, paint_procedurally
+from bvdm_data.synth.unet import UNet
+from bvdm_data.weights import load
+
+SIX = (0.1,) * 6
+EVEN = {"contrast": (0.0,) * 6, "nucleoli": (0, 0)}
+"""A nucleus without any texture."""
+
+
+def made_life(first=0, frames=4, *, start=(11.0, 9.0), growth=0.0, stages=0, identity=1):
+    """Live as an ellipse of two half axes (y, x), px, that grows by a share in each frame."""
+    angle = np.arange(60) * 2 * np.pi / 60
+    (y, x), factor = start, 1 + growth * np.arange(frames)[:, None]
+    # The major axis turns rounder, so that the map between two outlines is no mere zoom.
+    y, x = y * factor, x * factor**2
+    radii = x * y / np.hypot(x * np.cos(angle), y * np.sin(angle))
+    return Life(
+        identity=identity,
+        parent=0,
+        first=first,
+        radii=radii,
+        stages=np.broadcast_to(np.asarray(stages), (frames,)).copy(),
+        brightness=np.ones(frames),
+        divides=False,
+    )
+
+
+def painted(lives, settings=None, *, seed=0, **how):
+    frames = max(life.last for life in lives) + 1 if lives else 5
+    streams = [stream(seed, "nucleus", life.identity) for life in lives]
+    return paint_procedurally(lives, frames, settings or ProceduralSettings(), streams, **how)
+
+
+def distance():
+    """Distance of every pixel of a patch from its middle, px."""
+    line = torch.arange(FLOW_SIZE) - (FLOW_SIZE - 1) / 2
+    return line[:, None].hypot(line)
+
+
+def inside(life, frame, inset=0.0):
+    """Pixels of a patch at least a depth inside the smallest circle in an outline."""
+    return distance() < float(life.radii[frame].min()) - inset
+
+
+def chromatin(lives, settings, **how):
+    """Light of a nucleus over that of the same without texture, about 1."""
+    even = ProceduralSettings(**vars(settings) | EVEN)
+    return painted(lives, settings, **how).texture / painted(lives, even).texture.clamp(min=1e-6)
+
+
+def correlation(one, other, here):
+    """Correlation of two films of nuclei, about each one's mean, over the pixels in here."""
+    a, b = (each[..., here] for each in (one, other))
+    a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
+    return float((a * b).sum() / (a.square().sum() * b.square().sum()).sqrt())
+
+
+@pytest.fixture
+def tiny(tiny_model):
+    """Make a data set of small procedural clips; the keywords replace arguments."""
+
+    def tiny(**changes):
+        arguments = {
+            "frames": 4,
+            "size": (48, 56),
+            "model": tiny_model,
+            "method": "procedural",
+            "nuclei": 2,
+            "max_cells": 24,
+            "annotations": ANNOTATIONS,
+        }
+        return SyntheticHeLaVideos(**arguments | changes)
+
+    return tiny
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(
+        torch.equal(one[key].nan_to_num(-9), other[key].nan_to_num(-9)) for key in one
+    )
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"grain": 0}, "grain must be from 0.5 to 16, got 0"),
+        ({"clumps": 17}, "clumps must be from 0.5 to 16, got 17"),
+        ({"clump_share": -0.1}, "clump_share must be from 0 to 1, got -0.1"),
+        ({"clump_share": 1.1}, "clump_share must be from 0 to 1, got 1.1"),
+        ({"contrast": (*SIX[1:], 0.6)}, r"contrast must be from 0 to 0\.5, got 0\.6"),
+        ({"contrast": SIX[1:]}, "contrast must be a tuple of 6 numbers, one a stage, got"),
+        ({"contrast": ()}, r"contrast must be a tuple of 6 numbers, one a stage, got \(\)"),
+        ({"memory": 1.01}, "memory must be from 0 to 1, got 1.01"),
+        ({"memory": -1}, "memory must be from 0 to 1, got -1"),
+        ({"memory": float("nan")}, "memory must be from 0 to 1, got nan"),
+        ({"fresh": 1.2}, "fresh must be from 0 to 1, got 1.2"),
+        ({"nucleoli": (3, 1)}, r"nucleoli must be 0 <= least <= most <= 20, got \(3, 1\)"),
+        ({"nucleoli": (-1, 1)}, r"nucleoli must be 0 <= least <= most <= 20, got \(-1, 1\)"),
+        ({"nucleoli": (0, 21)}, r"nucleoli must be 0 <= least <= most <= 20, got \(0, 21\)"),
+        ({"nucleolus_size": 0.1}, "nucleolus_size must be from 0.5 to 16, got 0.1"),
+        ({"nucleolus_depth": 2}, "nucleolus_depth must be from 0 to 1, got 2"),
+        ({"blur": float("inf")}, "blur must be from 0.5 to 16, got inf"),
+        ({"inset": (*SIX[1:], -9)}, "inset must be from -8 to 8, got -9"),
+        ({"inset": (*SIX, 0.1)}, "inset must be a tuple of 6 numbers, one a stage, got"),
+        ({"mask_level": 0}, "mask_level must be above 0 and at most 1, got 0"),
+        ({"mask_level": 1.5}, "mask_level must be above 0 and at most 1, got 1.5"),
+        ({"mask_level": float("nan")}, "mask_level must be above 0 .* got nan"),
+    ],
+)
+def test_settings_refuse_numbers_that_make_no_picture(changes, words):
+    with pytest.raises(ValueError, match=words):
+        ProceduralSettings(**changes)
+
+
+NUMBERS = ("grain", "clumps", "clump_share", "memory", "fresh", "nucleolus_size", "nucleolus_depth")
+
+
+@pytest.mark.parametrize("name", [*NUMBERS, "blur", "mask_level"])
+@pytest.mark.parametrize("value", ["1", None, True, (1.0,)])
+def test_settings_refuse_what_is_no_number(name, value):
+    with pytest.raises(TypeError, match=f"{name} must be a number, got "):
+        ProceduralSettings(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["contrast", "inset"])
+def test_settings_refuse_what_is_no_tuple_of_numbers(name):
+    for value in (0.1, list(SIX), None):
+        with pytest.raises(TypeError, match=f"{name} must be a tuple of 6 numbers, one a stage"):
+            ProceduralSettings(**{name: value})
+    with pytest.raises(TypeError, match=f"{name} must be a number, got '1'"):
+        ProceduralSettings(**{name: (*SIX[1:], "1")})
+
+
+@pytest.mark.parametrize("value", [2, None, [1, 3], (1,), (1, 2, 3), (1, 2.0), (False, True)])
+def test_settings_refuse_nucleoli_that_are_no_pair_of_ints(value):
+    with pytest.raises(TypeError, match=r"nucleoli must be a pair \(least, most\) of ints, got "):
+        ProceduralSettings(nucleoli=value)
+
+
+def test_the_ends_of_all_ranges_paint_a_picture():
+    life = made_life(stages=range(6), frames=6)
+    for end, share, nucleoli, inset in ((0.5, 0, (20, 20), -8), (16, 1, (1, 1), 8)):
+        sizes = dict.fromkeys(("grain", "clumps", "nucleolus_size", "blur"), end)
+        settings = ProceduralSettings(
+            **sizes, memory=share, fresh=share, clump_share=share, contrast=(share / 2,) * 6,
+            nucleoli=nucleoli, nucleolus_depth=1, inset=(inset,) * 6, mask_level=1,
+        )  # fmt: skip
+        texture = painted([life], settings).texture
+        assert texture.isfinite().all()
+        assert texture.flatten(2).any(2).all()
+
+
+# Painting
+
+
+def test_frames_without_the_nucleus_are_0():
+    lives = [made_life(1, 3, growth=0.02), made_life(0, 5), made_life(4, 1)]
+    both = painted(lives)
+    assert both.texture.shape == (3, 5, FLOW_SIZE, FLOW_SIZE)
+    assert both.flow.shape == (3, 4, 2, FLOW_SIZE, FLOW_SIZE)
+    assert both.texture.dtype == both.flow.dtype == torch.float32
+    assert both.texture.flatten(2).any(2).tolist() == [
+        [False, True, True, True, False],
+        [True, True, True, True, True],
+        [False, False, False, False, True],
+    ]
+    # The second keeps its outline, so nothing in it moves.
+    moved = both.flow.flatten(2).any(2)
+    assert moved.tolist() == [[False, True, True, False], [False] * 4, [False] * 4]
+
+
+def test_no_nucleus_and_a_single_frame_can_be_painted():
+    assert painted([]).texture.shape == (0, 5, FLOW_SIZE, FLOW_SIZE)
+    one = painted([made_life(frames=1)])
+    assert one.flow.shape == (1, 0, 2, FLOW_SIZE, FLOW_SIZE)
+    assert one.texture.any()
+
+
+def test_a_nucleus_does_not_depend_on_its_neighbours():
+    lives = [made_life(n % 2, 4 - n % 2, growth=0.03 * n, identity=n + 1) for n in range(4)]
+    together = painted(lives)
+    for n, life in enumerate(lives):
+        alone = painted([life])
+        assert torch.equal(together.texture[n, : life.last + 1], alone.texture[0])
+        assert torch.equal(together.flow[n, : life.last], alone.flow[0])
+
+
+def test_the_noise_of_a_nucleus_is_that_of_its_own_generator():
+    one, other = made_life(identity=1), made_life(identity=2)
+    assert not torch.equal(painted([one]).texture, painted([other]).texture)
+    assert not torch.equal(painted([one]).texture, painted([one], seed=1).texture)
+
+
+def test_painting_leaves_the_global_random_state_and_the_lives_alone():
+    life, state = made_life(growth=0.05), torch.get_rng_state()
+    radii = life.radii.copy()
+    painted([life])
+    assert torch.equal(torch.get_rng_state(), state)
+    np.testing.assert_array_equal(life.radii, radii)
+
+
+def test_painting_without_flow_gives_the_same_texture():
+    lives = [made_life(growth=0.05), made_life(1, 2, identity=2)]
+    lean = painted(lives, keep_flow=False)
+    assert torch.equal(painted(lives).texture, lean.texture)
+    assert lean.flow.numel() == 0
+
+
+def test_painting_calls_back_once_a_frame():
+    calls = []
+    painted([made_life(), made_life(1, 3)], on_frame=lambda: calls.append(1))
+    assert len(calls) == 4
+
+
+@pytest.mark.parametrize("level", [150 / 255, 0.3])
+def test_the_mean_inside_the_outline_is_mask_level(level):
+    # A circle, so that the test knows the inside without asking the painter.
+    life = made_life(start=(10.2, 10.2), frames=6, stages=range(6))
+    texture = painted([life], ProceduralSettings(mask_level=level)).texture[0]
+    here = distance() <= 10.2 * np.cos(np.pi / 60)
+    means = torch.stack([frame[here].mean() for frame in texture])
+    torch.testing.assert_close(means, torch.full((6,), level), rtol=0.01, atol=0)
+    assert texture.min() > -1e-3
+
+
+@pytest.mark.parametrize("memory", [0.0, 0.5, 0.9, 1.0])
+def test_memory_is_the_correlation_of_a_frame_with_the_one_before(memory):
+    lives = [made_life(identity=n + 1, frames=4) for n in range(30)]
+    settings = ProceduralSettings(memory=memory, fresh=0, nucleoli=(0, 0), clump_share=0)
+    film = chromatin(lives, settings)
+    here = inside(lives[0], 0, inset=1)
+    for lag in (1, 2, 3):
+        found = correlation(film[:, lag:], film[:, :-lag], here)
+        assert found == pytest.approx(memory**lag, abs=0.05)
+    if memory == 1:
+        torch.testing.assert_close(film[:, 0][:, here], film[:, 3][:, here], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("clump_share", "kept"), [(0.0, 0.6), (1.0, 1.0)])
+def test_fresh_is_the_share_of_the_grain_that_is_new_in_every_frame(clump_share, kept):
+    lives = [made_life(identity=n + 1, frames=3) for n in range(30)]
+    settings = ProceduralSettings(
+        memory=1, fresh=0.4, nucleoli=(0, 0), clump_share=clump_share, clumps=3.0
+    )
+    film, here = chromatin(lives, settings), inside(lives[0], 0, inset=1)
+    for lag in (1, 2):
+        assert correlation(film[:, lag:], film[:, :-lag], here) == pytest.approx(kept, abs=0.05)
+
+
+def test_texture_moves_as_its_flow_says():
+    life = made_life(start=(13.0, 9.0), growth=0.06)
+    # Coarse, so that reading it at the places of the flow changes nothing.
+    settings = ProceduralSettings(
+        memory=1, fresh=0, grain=3.0, nucleolus_size=4, contrast=(0.3,) * 6
+    )
+    film = chromatin([life], settings)
+    flow = painted([life], settings).flow
+    for frame in range(3):
+        here = inside(life, frame, inset=1)
+        now, before = film[:, frame + 1], film[:, frame]
+        moved = warp(before[None], flow[:, frame])[0]
+        assert correlation(now, moved, here) > 0.999
+        assert correlation(now, before, here) < 0.99
+        error, unmoved = ((each - now)[:, here].std() for each in (moved, before))
+        assert error < 0.2 * unmoved
+
+
+def test_flow_carries_an_outline_to_the_one_before():
+    life = made_life(start=(13.0, 9.0), growth=0.06)
+    flow = painted([life]).flow[0]
+    middle = FLOW_SIZE // 2
+    offset = middle - (FLOW_SIZE - 1) / 2
+    for frame in range(3):
+        for place, axis in (((0, middle + 8, middle), 0), ((1, middle, middle + 8), 15)):
+            before, now = life.radii[frame, axis], life.radii[frame + 1, axis]
+            expected = (before / now - 1) * (8 + offset)
+            assert float(flow[(frame, *place)]) == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("stage", range(len(STAGES)))
+def test_the_contrast_of_a_stage_is_that_of_its_setting(stage):
+    lives = [made_life(identity=n + 1, frames=2, stages=stage) for n in range(30)]
+    contrast = tuple(0.25 if n == stage else 0.0 for n in range(6))
+    settings = ProceduralSettings(contrast=contrast, grain=1.0, clump_share=0, nucleoli=(0, 0))
+    values = chromatin(lives, settings)[..., inside(lives[0], 0, inset=1)]
+    assert float(values.std()) == pytest.approx(0.25, rel=0.1)
+    others = ProceduralSettings(**vars(settings) | {"contrast": tuple(0.25 - c for c in contrast)})
+    assert float(chromatin(lives, others)[..., inside(lives[0], 0, inset=1)].std()) < 1e-3
+
+
+def test_nucleoli_are_dark_and_dissolve_in_prophase():
+    life = made_life(frames=6, stages=range(6))
+    settings = ProceduralSettings(contrast=(0.0,) * 6, nucleoli=(1, 1), nucleolus_depth=0.5)
+    film = chromatin([life], settings)[0][:, inside(life, 0)]
+    depth = 1 - film.amin(1) / film.amax(1)
+    assert depth[0] > 0.35
+    assert float(depth[1]) == pytest.approx(float(depth[0]) / 2, rel=0.05)
+    assert depth[2:].max() < 1e-3
+
+
+def test_inset_ends_the_lit_body_further_inside():
+    life = made_life(stages=[0, 1, 2, 3])
+    settings = {"inset": (0.0, 1.0, 2.0, 3.0, 0.0, 0.0), **EVEN}
+    texture = painted([life], ProceduralSettings(**settings)).texture[0]
+    middle = FLOW_SIZE // 2
+    edge = texture[:, middle + 10, middle] / texture[:, middle, middle]
+    assert (edge.diff() < -0.05).all()
+
+
+# Clips
+
+
+def test_the_method_has_a_name(tiny):
+    assert METHODS["procedural"] == tiny().method == ProceduralSettings()
+    assert same(tiny().clip(0), tiny(method=ProceduralSettings()).clip(0))
+    assert not same(tiny().clip(0), tiny(method=ProceduralSettings(grain=2)).clip(0))
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker")
+def test_a_clip_is_a_pure_function_of_its_arguments(tiny):
+    dataset = tiny(length=4, frames=2)
+    clips = [dataset.clip(n) for n in (3, 0, 2, 1)]
+    clips = {int(clip["index"]): clip for clip in clips}
+    assert same(tiny(frames=2).clip(2), clips[2])
+    loader = DataLoader(dataset, batch_size=None, num_workers=2)
+    streamed = list(loader)
+    assert len(streamed) == 4
+    assert all(same(clip, clips[int(clip["index"])]) for clip in streamed)
+    assert not torch.equal(clips[0]["video"], clips[1]["video"])
+    assert not torch.equal(tiny(seed=1, frames=2).clip(0)["video"], clips[0]["video"])
+
+
+def test_clips_hold_together_with_all_annotations(tiny):
+    divisions = 0
+    for seed in range(3):
+        dataset = tiny(seed=seed, nuclei=3)
+        for index in range(3):
+            clip = dataset.clip(index)
+            check_clip(clip)
+            assert clip["flow"].any()
+            parents = clip["tracks"][:, 3]
+            divisions += int((parents[parents > 0].bincount() == 2).sum())
+    assert divisions > 0
+
+
+@pytest.mark.parametrize("changes", [{"frames": 1}, {"nuclei": 0}])
+def test_clips_of_one_frame_and_clips_without_nuclei_hold_together(tiny, changes):
+    check_clip(tiny(**changes).clip(0))
+
+
+def test_masks_and_tracks_do_not_depend_on_the_method(tiny):
+    wanted = ("masks", "tracks", "stages")
+    one = tiny(annotations=wanted).clip(0)
+    other = tiny(annotations=wanted, method=ProceduralSettings(memory=0.1, blur=1)).clip(0)
+    assert all(torch.equal(one[key], other[key]) for key in wanted)
+    assert not torch.equal(one["video"], other["video"])
+
+
+def test_nuclei_are_brighter_than_the_background(tiny):
+    clip = tiny(size=(64, 64), nuclei=3).clip(0)
+    video, here = clip["video"][:, 0], clip["masks"] > 0
+    assert video[here].median() > 1.3 * video[~here].median()
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Fail where a network is run."""
+
+    def refuse(*_, **__):
+        pytest.fail("a network was run")
+
+    for network in (UNet, FlowNet):
+        monkeypatch.setattr(network, "forward", refuse)
+
+
+def test_no_network_is_run(tiny, no_network):
+    check_clip(tiny().clip(0))
+    with pytest.raises(pytest.fail.Exception, match="a network was run"):
+        tiny(method="paper").clip(0)
+
+
+# Doors
+
+
+def test_an_exported_sequence_is_valid_and_holds_the_film(tiny_model, tmp_path):
+    scene = {"frames": 3, "size": (64, 72), "nuclei": 4}
+    folder, rest = tmp_path / "data", {"model": tiny_model, "sequences": 1, "seed": 3}
+    rest |= {"method": "procedural", "progress": False}
+    assert export(folder, **scene, **rest) == ["01"]
+    result = as_result(folder, "01", tmp_path / "result")
+    assert validate_sequence(result, threads=1) == {"Valid": 1}
+    film = synthesise(
+        load(tiny_model), SceneSettings(**scene), ProceduralSettings(), seed=3, name=("export", 0)
+    )
+    sequence = read_sequence(folder, "01")
+    np.testing.assert_array_equal(sequence.tracks, film.tracks)
+    for number in range(3):
+        np.testing.assert_array_equal(sequence.masks(number), film.masks[number])
+    assert json.loads((folder / MANIFEST).read_text())["method"] == repr(ProceduralSettings())
+    with pytest.raises(ValueError, match=r"was begun with method='ProceduralSettings\("):
+        export(folder, **scene, **rest | {"method": "paper"})
+
+
+def test_preview_paints_procedurally(tiny_model, tmp_path, no_network):
+    command = f"preview --model {tiny_model} --output {tmp_path} --method procedural"
+    few = "--frames 2 --size 64x64 --nuclei 3"
+    result = CliRunner().invoke(cli, [*command.split(), *few.split()])
+    assert result.exit_code == 0, result.output
+    assert "ProceduralSettings(" in result.output
+    assert (tmp_path / "contact_sheet.png").is_file()
+    assert (tmp_path / "clip.gif").is_file()
+
+
+@pytest.mark.parametrize("option", ["--first-steps", "--later-steps"])
+def test_preview_refuses_diffusion_steps_where_there_is_no_diffusion(option):
+    result = CliRunner().invoke(cli, ["preview", "--method", "procedural", option, "4"])
+    assert result.exit_code == 2
+    assert f"{option} is for --method paper; procedural has no diffusion steps" in result.output
