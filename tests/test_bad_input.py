@@ -140,7 +140,7 @@ SYNTHETIC = [
      r"annotations must be out of \('masks', .*got 'mask'"),
     ("annotations a string", {"annotations": "masks"}, TypeError,
      r"collection of names, got the string 'masks'; write \('masks',\)"),
-    ("an unknown method", {"method": "magic"}, ValueError, 
+    ("an unknown method", {"method": "magic"}, ValueError,
      r"one of 'paper', 'procedural', or PaperSettings or ProceduralSettings, got 'magic'"),
     ("a method of a wrong type", {"method": 200}, TypeError,
      r"method must be a name, PaperSettings or ProceduralSettings, got 200"),

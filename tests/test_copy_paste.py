@@ -173,12 +173,15 @@ def test_has_room_asks_how_much_of_either_would_be_covered(place, answer):
     assert pasting.has_room(labels, here, mask[part], [0, int(mask.sum())]) is answer
 
 
-def test_has_room_forgives_a_little_cover_of_a_large_one_but_not_of_a_small_one():
+def test_has_room_forgives_no_small_one_that_lies_over_a_large_one_or_under_it():
     large, small = disc((41, 41), (20, 20), 20), disc((9, 9), (4, 4), 4)
     labels = disc((128, 128), (64, 64), 4).astype(np.int32)
     here, part = pasting.overlap((64, 64), large.shape, labels.shape)
     # 49 of 1257 px is little of the large one, but all of the small one.
     assert not pasting.has_room(labels, here, large[part], [0, int(small.sum())])
+    labels = disc((128, 128), (64, 64), 20).astype(np.int32)
+    here, part = pasting.overlap((64, 64), small.shape, labels.shape)
+    assert not pasting.has_room(labels, here, small[part], [0, int(large.sum())])
 
 
 def test_has_room_wants_no_sliver_at_the_edge_of_the_tile():
@@ -260,6 +263,25 @@ def test_empty_places_stay_as_the_camera_saw_them(emptied, tiny_video):
     far = ~ndimage.binary_dilation(masks[0] > 0, iterations=20)
     same = np.isclose(emptied[far], video[0][far] - 32768.0, atol=0.51)
     assert same.mean() > 0.98  # less rare bright noise, which is taken for a nucleus
+
+
+def test_a_tile_shows_one_place_of_the_frame_with_the_light_of_that_place(tiny_video, tmp_path):
+    video, masks, tracks = (part.copy() for part in tiny_video)
+    slope = np.arange(128)[:, None] + 2 * np.arange(160)
+    video = (video + slope).astype(np.uint16)
+    ctc.write_sequence(tmp_path, "01", video, masks, tracks)
+    dataset = tiny(tmp_path, stop=1, nuclei=(0, 0))
+    frame = video[0][8:-8, 8:-8] - 32768.0
+    windows = np.lib.stride_tricks.sliding_window_view(frame, (64, 80))
+    places = set()
+    for index in range(4):
+        # Most of a tile is what the camera saw, so that its median difference is 0 there.
+        away = np.median(
+            np.abs(windows[:, :, ::5, ::5] - counts(dataset.clip(index))[::5, ::5]), (2, 3)
+        )
+        assert away.min() < 0.51
+        places.add(np.unravel_index(away.argmin(), away.shape))
+    assert len(places) == 4
 
 
 def test_background_clips_have_the_noise_of_the_video(tiny_ctc):

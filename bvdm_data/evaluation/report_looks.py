@@ -59,7 +59,7 @@ def largest_gaps(lines: Sequence[Values], count: int = 3) -> list[Values]:
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     known = [line for line in lines if _is_number(line["ratio"])]
-    return sorted(known, key=lambda line: float(line["ratio"]), reverse=False)[:count]
+    return sorted(known, key=lambda line: float(line["ratio"]), reverse=True)[:count]
 
 
 def film_names(part: Values, about: Values) -> dict[str, str]:
@@ -113,7 +113,8 @@ def realism(part: Values, names: Mapping[str, str]) -> str:
     judged = text(names["synthetic"])
     explained = (
         f"Each quantity is measured on the judged film ({judged}) and on two real ones, "
-        f"{reference} and {other}. Distance: from {judged} to {reference}; yardstick: the same from {other} to {reference}; "
+        f"{reference} and {other}. Distance: from {judged} to {reference}; yardstick: the same "
+        f"from {other} to {reference}; "
         "ratio: distance over yardstick. \N{BLACK UP-POINTING TRIANGLE} marks a ratio above 1: "
         "further away than another real film. Medians with the range from the 10th to the 90th "
         "percentile; n: values, or what is behind a number. Mind n: few values lie apart by chance."

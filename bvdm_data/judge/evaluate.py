@@ -15,7 +15,7 @@ from bvdm_data.datasets.synthetic import check_method
 from bvdm_data.evaluation.experiment import without_nan
 from bvdm_data.evaluation.report import write_report
 from bvdm_data.evaluation.seg_tra import read_reference
-from bvdm_data.judge.arms import Data, synthetic_videos
+from bvdm_data.judge.arms import Data, real_clips, synthetic_videos
 from bvdm_data.judge.linking import judge_linking
 from bvdm_data.judge.looks import judge_distance, judge_realism, write_pictures
 from bvdm_data.judge.steps import judge_steps
@@ -120,6 +120,7 @@ def _about(data: Data, questions: Questions) -> dict[str, Any]:
         "method": repr(check_method(data.method)),
         "data_set": data.root.resolve().name,
         "train": data.train,
+        "train_frames": len(real_clips(data).source),
         "test": data.test,
         "clip": {"frames": videos.frames, "size": list(videos.size), "seed": videos.seed},
         "arms": list(questions.arms),
