@@ -1,4 +1,5 @@
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -108,10 +109,29 @@ def test_twice_the_clips_hold_the_first_ones(data):
 
 
 def test_unknown_names_are_refused(data):
-    with pytest.raises(ValueError, match="arms must be out of real, .*; got 'gan'"):
+    with pytest.raises(ValueError, match=r"arms must be out of real, .*; got 'gan'"):
         make_arms(data, ["gan"])
-    with pytest.raises(ValueError, match="parts must be out of distance, .*; got 'colour'"):
+    with pytest.raises(ValueError, match=r"parts must be out of distance, .*; got 'colour'"):
         Questions(parts=["colour"])
+    with pytest.raises(ValueError, match=r"arms must be out of real, .*; got 'gan'"):
+        Questions(arms=["real", "gan"])
+    with pytest.raises(ValueError, match=r"linking_arms must be out of real, .*; got 'gan'"):
+        Questions(linking_arms=["gan"])
+
+
+@pytest.mark.parametrize("name", ["seeds", "clips", "steps_clips", "crops"])
+def test_budgets_of_nothing_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        Budget(**{name: 0})
+
+
+def test_a_missing_package_is_named_before_anything_is_done(data, monkeypatch):
+    monkeypatch.setitem(sys.modules, "laptrack", None)
+    with pytest.raises(
+        ModuleNotFoundError, match=r"'laptrack'.*pip install \"bvdm-data\[evaluate\]\""
+    ):
+        evaluate(data, Questions(parts=["training"], budget=BUDGET))
+    assert not data.folder.exists()
 
 
 def test_clips_that_cannot_be_turned_are_refused(data):
@@ -187,7 +207,7 @@ def test_an_arm_that_cannot_be_made_says_why(data):
 
 def test_stills_cannot_teach_links(data):
     questions = Questions(parts=["linking"], linking_arms=["copy-paste"], budget=BUDGET)
-    with pytest.raises(ValueError, match="clips of 1 frames.*stills cannot teach links"):
+    with pytest.raises(ValueError, match=r"clips of 1 frames.*stills cannot teach links"):
         evaluate(data, questions)
 
 

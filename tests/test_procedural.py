@@ -439,3 +439,9 @@ def test_preview_refuses_diffusion_steps_where_there_is_no_diffusion(option):
     result = CliRunner().invoke(cli, ["preview", "--method", "procedural", option, "4"])
     assert result.exit_code == 2
     assert f"{option} is for --method paper; procedural has no diffusion steps" in result.output
+
+
+def test_settings_that_leave_a_nucleus_black_give_no_infinite_light(tiny_model):
+    black = ProceduralSettings(nucleoli=(20, 20), nucleolus_depth=1.0, nucleolus_size=16.0)
+    videos = SyntheticHeLaVideos(frames=2, size=(96, 96), model=tiny_model, method=black)
+    assert videos.clip(0)["video"].isfinite().all()

@@ -23,7 +23,7 @@ def main() -> None:
     """Run the command line; errors of the user are one line, not a traceback."""
     try:
         cli()
-    except (ValueError, TypeError, OSError, IndexError) as error:
+    except (ValueError, TypeError, OSError, IndexError, ImportError) as error:
         click.echo(f"bvdm-data: {_one_line(error)}", err=True)
         sys.exit(1)
 

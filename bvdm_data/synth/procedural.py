@@ -166,7 +166,7 @@ def paint_procedurally(
         inside = pixels.square().sum(0).sqrt() <= outline
         mean = (light * inside).sum((1, 2)) / inside.sum((1, 2))
         texture[row, life.first : life.last + 1] = (
-            light * (settings.mask_level / mean)[:, None, None]
+            light * (settings.mask_level / mean.clamp(min=1e-3))[:, None, None]
         )
         if keep_flow:
             # A point is where it was on the way from the centroid to the outline.
@@ -196,7 +196,7 @@ def _body(
     pixels: Float[Tensor, "2 P P"],
     settings: ProceduralSettings,
 ) -> Float[Tensor, "n P P"]:
-    """Draw what is lit evenly, as the microscope blurs it."""
+    """Draw the body without its chromatin, as the microscope blurs it."""
     inset = torch.tensor(settings.inset)[stages][:, None, None]
     end = torch.maximum(outline - inset, outline / 4)
     distance = pixels.square().sum(0).sqrt()
