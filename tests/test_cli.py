@@ -12,6 +12,8 @@ from bvdm_data.cli import cli, main
 from bvdm_data.datasets import fetch as fetching
 from bvdm_data.datasets.ctc import read_sequence
 from bvdm_data.fitting.texture import fit_texture
+from bvdm_data.judge import evaluate as judging
+from bvdm_data.synth.procedural import ProceduralSettings
 from bvdm_data.synth.unet import UNetSettings
 from bvdm_data.weights import load
 
@@ -241,3 +243,49 @@ def test_wrong_usage_ends_with_code_2(run, arguments, words):
     assert code == 2
     assert words in err + out
     assert "Traceback" not in err
+
+
+def test_evaluate_asks_the_judge_for_what_was_said(run, monkeypatch, tmp_path):
+    asked = {}
+
+    def judged(data, questions, *, report, say):
+        asked.update(data=data, questions=questions, report=report)
+        say("judged")
+
+    monkeypatch.setattr(judging, "evaluate", judged)
+    out = run_well(
+        run, "evaluate", tmp_path, "--part", "realism", "--part", "training", "--arm", "real",
+        "--seeds", 2, "--steps", 7, "--clips", 5, "--scarce-frames", "4,10", "--seed", 3,
+        "--method", "procedural", "--work-dir", tmp_path / "work", "--report", tmp_path / "page",
+    )  # fmt: skip
+    assert out == "judged\n"
+    data, questions = asked["data"], asked["questions"]
+    assert (data.root, data.train, data.test, data.seed) == (tmp_path, "01", "02", 3)
+    assert data.method == ProceduralSettings()
+    assert data.folder == tmp_path / "work"
+    assert asked["report"] == tmp_path / "page"
+    assert tuple(questions.parts) == ("realism", "training")
+    assert tuple(questions.arms) == ("real",)
+    budget = questions.budget
+    assert (budget.seeds, budget.clips, budget.segmenter.steps) == (2, 5, 7)
+    assert budget.scarce_frames == (4, 10)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (["--part", "colour"], "parts must be out of distance"),
+        (["--arm", "gan"], "arms must be out of real"),
+        (["--seeds", "0"], "seeds must be at least 1, got 0"),
+        (["--steps", "0"], "steps must be at least 1, got 0"),
+        (["--scarce-frames", "four"], "--scarce-frames must look like 1,4,10"),
+        (["--method", "procedural", "--first-steps", "4"], "has no diffusion steps"),
+        ([], "no folder"),
+    ],
+)
+def test_evaluate_refuses_what_it_cannot_judge_and_leaves_nothing(run, tmp_path, wrong, words):
+    code, out, err = run("evaluate", tmp_path / "nowhere", "--work-dir", tmp_path / "work", *wrong)
+    assert code != 0
+    assert words in err
+    assert "Traceback" not in err
+    assert not work.exists()

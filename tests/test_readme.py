@@ -1,14 +1,16 @@
 """What the front door promises must run."""
 
+import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks.tables import tables
 from bvdm_data.cli import cli
 from bvdm_data.datasets.ctc import write_sequence
-from bvdm_data.weights import known_models, read_card
+from bvdm_data.weights import known_models, model_digest, read_card
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -39,7 +41,9 @@ def test_every_command_of_the_readme_exists(command):
     assert command in cli.commands
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/method.md", "docs/hela.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/method.md", "docs/hela.md", "docs/evaluation.md"]
+)
 def test_every_link_of_a_page_into_the_project_leads_somewhere(page):
     text = (ROOT / page).read_text()
     links = re.findall(r"\]\(([^)#]+)\)", text)
@@ -76,3 +80,18 @@ def test_every_figure_of_the_model_card_is_what_the_model_says_of_itself():
     card = read_card("hela")
     assert len(rows) > 10
     assert {path: str(entry_of(card, path)) for path, _ in rows} == dict(rows)
+
+
+def test_every_table_of_the_evaluation_is_that_of_its_report():
+    page = (ROOT / "docs/evaluation.md").read_text()
+    results = json.loads((ROOT / "docs/evaluation/report.json").read_text())
+    made = dict(tables(results))
+    assert {"training", "linking", "distance", "realism"} <= set(made)
+    missing = [name for name, text in made.items() if text not in page]
+    assert missing == []
+
+
+def test_the_evaluation_is_that_of_the_model_that_ships():
+    about = json.loads((ROOT / "docs/evaluation/report.json").read_text())["about"]
+    assert about["model_digest"] == model_digest("hela")
+    assert (about["train"], about["test"]) == ("01", "02")
