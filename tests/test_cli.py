@@ -284,7 +284,8 @@ def test_evaluate_asks_the_judge_for_what_was_said(run, monkeypatch, tmp_path):
     ],
 )
 def test_evaluate_refuses_what_it_cannot_judge_and_leaves_nothing(run, tmp_path, wrong, words):
-    code, out, err = run("evaluate", tmp_path / "nowhere", "--work-dir", tmp_path / "work", *wrong)
+    work = tmp_path / "work"
+    code, _, err = run("evaluate", tmp_path / "nowhere", "--work-dir", work, *wrong)
     assert code != 0
     assert words in err
     assert "Traceback" not in err
