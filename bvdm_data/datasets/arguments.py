@@ -200,3 +200,26 @@ def check_transform(transform: Given) -> Given:
     if transform is not None and not callable(transform):
         raise TypeError(f"transform must be a callable that takes a clip, got {transform!r}")
     return transform
+
+
+def check_place(index: SupportsIndex, length: int) -> int:
+    """Return the number of a clip of an epoch.
+
+    Args:
+        index: From 0 to length - 1, or from -length to -1 to count from the end.
+        length: Clips an epoch.
+
+    Returns:
+        The number, 0 or more.
+
+    Raises:
+        IndexError: If index is out of that range.
+        TypeError: If index is not a whole number.
+    """
+    number = check_whole_number("index", index)
+    if not -length <= number < length:
+        raise IndexError(
+            f"index must be from {-length} to {length - 1}, got {number}; use clip(index) for the "
+            "endless series"
+        )
+    return number % length

@@ -18,6 +18,7 @@ from bvdm_data.datasets.arguments import (
     check_frames,
     check_length,
     check_max_cells,
+    check_place,
     check_scale,
     check_seed,
     check_size,
@@ -151,13 +152,7 @@ class CTCVideos(Dataset[Clip]):
             IndexError: If index is past the end.
             TypeError: If index is not a whole number.
         """
-        number = check_whole_number("index", index)
-        if not -self.length <= number < self.length:
-            raise IndexError(
-                f"index must be from {-self.length} to {self.length - 1}, got {number}; use "
-                "clip(index) for the endless series"
-            )
-        return self.clip(number % self.length)
+        return self.clip(check_place(index, self.length))
 
     def clip(self, index: SupportsIndex) -> Clip:
         """Return clip ``index`` of an endless series of random windows.
