@@ -12,6 +12,7 @@ from fitted import FRAMES, LEVEL, OFFSET, fitted_video, write_fitted
 from bvdm_data.camera_scale import CameraScale
 from bvdm_data.clip import ANNOTATIONS, STAGES
 from bvdm_data.clip_check import check_clip
+from bvdm_data.datasets import ctc
 from bvdm_data.datasets.ctc import write_sequence
 from bvdm_data.fitting import training as trainings
 from bvdm_data.fitting.fit import FitSettings, fit
@@ -261,3 +262,17 @@ def test_fit_settings_take_numpy_integers_and_share_one_seed():
     settings = FitSettings(seed=np.int64(3), border=np.int32(4), stop=np.int64(30))
     assert json.dumps([settings.seed, settings.border, settings.stop]) == "[3, 4, 30]"
     assert settings.texture.seed == settings.flow.seed == 3
+
+
+def test_fit_opens_no_image_of_another_video_and_none_after_the_last_frame(
+    copy, tmp_path, monkeypatch
+):
+    write_fitted(copy, "02", stop=4)
+    opened, read_image = [], ctc.read_image
+    monkeypatch.setattr(ctc, "read_image", lambda path: opened.append(path) or read_image(path))
+    scale = CameraScale(OFFSET, OFFSET + 4095)
+    few = replace(FEW, stop=30)
+    fit(copy, tmp_path / "model.safetensors", settings=few, scale=scale, progress=False)
+    folders = {path.relative_to(copy).parts[0] for path in opened}
+    assert folders <= {"01", "01_ST", "01_GT"}
+    assert {int(path.stem[-3:]) for path in opened} == set(range(30))
