@@ -124,11 +124,9 @@ def test_the_density_is_what_was_asked_for(tiny_ctc):
 
 def test_the_density_is_drawn_from_the_whole_range(tiny_ctc):
     found = densities(tiny(tiny_ctc, size=(108, 140), nuclei=(200, 1000)), 30)
-    spread = 200  # a tile of 4 to 20 nuclei does not know its density better
-    assert found.min() > 200 - spread
-    assert found.max() < 1000 + spread
-    assert found.min() < 400
-    assert found.max() > 750
+    # A tile shows 4 to 20 nuclei of 100 to 250 px, and so its density to about 1 in 3.
+    assert 0 < found.min() < 400
+    assert 750 < found.max() < 1350
     assert found.mean() == pytest.approx(600, rel=0.2)
 
 

@@ -9,7 +9,7 @@ from bvdm_data.evaluation.features import lite0_features
 from bvdm_data.evaluation.frechet import PictureDistance, picture_distance
 from bvdm_data.evaluation.quantities import Measurements, measure
 from bvdm_data.evaluation.seg_tra import Reference
-from bvdm_data.judge.arms import Data, make_arms, synthetic_clips, synthetic_videos
+from bvdm_data.judge.arms import Data, make_arms, synthetic_videos
 from bvdm_data.judge.films import real_film
 from bvdm_data.judge.training import Budget, Say, summary, try_arms
 from bvdm_data.synth.texture import PaperSettings
@@ -41,7 +41,7 @@ def judge_steps(data: Data, reference: Reference, budget: Budget, say: Say) -> d
         (median overlap of label and picture), ``correlation`` of the texture at ``LAGS``, and
         ``seconds_per_clip`` on one core.
     """
-    film = real_film(data, data.train, stop=data.stop)
+    film, features = real_film(data, data.train, stop=data.stop), lite0_features()
     short = replace(data, frames=budget.steps_frames)
     one = replace(
         budget,
@@ -55,13 +55,11 @@ def judge_steps(data: Data, reference: Reference, budget: Budget, say: Say) -> d
         changed = replace(short, method=method)
         (arm,) = make_arms(changed, ["synthetic"], budget.steps_clips)
         trials = try_arms([replace(arm, name=name)], [0], changed, reference, one, say)
-        clips = synthetic_clips(changed, budget.steps_clips)
-        rows = picture_distance(
-            {name: clips}, film, count=budget.steps_crops, features=lite0_features()
-        )
+        clips = [arm.clips.clip(number) for number in range(budget.steps_clips)]
+        rows = picture_distance({name: clips}, film, count=budget.steps_crops, features=features)
         looks = _looks(
             next(row for row in rows if row.name == name),
-            measure([clips[number] for number in range(len(clips))]),
+            measure(clips),
         )
         seconds = _seconds_per_clip(changed)
         say(f"{name:>14}  {_line(looks)}  {seconds:.1f} s a clip")

@@ -90,11 +90,13 @@ def judge_training(
         JSON values: trials, rows by arm, the tracker's ceiling, the settings.
     """
     trials: list[Trial] = []
+    made: dict[str, Arm] = {}
     for seed in range(budget.seeds):
-        # One arm at a time: its clips are made when it is its turn.
         for name in names:
-            arm = make_arms(data, [name], budget.clips)
-            trials += try_arms(arm, [seed], data, reference, budget, say)
+            # An arm's clips are made when it is its turn for the first time.
+            if name not in made:
+                (made[name],) = make_arms(data, [name], budget.clips)
+            trials += try_arms([made[name]], [seed], data, reference, budget, say)
     return summary(trials, budget) | {"ceiling": asdict(ceiling(reference))}
 
 
