@@ -166,6 +166,17 @@ def test_strong_turns_scales_and_mirrors():
     assert 1.4 < max(areas) < 1.33**2 * 1.1
 
 
+def test_strong_keeps_a_disc_round_in_a_picture_that_is_not_square():
+    row, column = np.mgrid[:120, :220]
+    disc = (row - 59.5) ** 2 + (column - 109.5) ** 2 < 20**2
+    labels = torch.from_numpy(disc.astype(np.int32))
+    for seed in range(20):
+        moved = strong(0.3 * labels[None].float(), labels, seeded(seed))[1].numpy() > 0
+        moved &= (row - 59.5) ** 2 + (column - 109.5) ** 2 < 50**2  # no mirrored copy
+        small, large = np.linalg.eigvalsh(np.cov(np.nonzero(moved)))
+        assert small > 0.6 * large  # the picture's sides are as 1 to 1.8, squared 3.4
+
+
 def test_strong_fills_what_comes_from_beyond_the_edge_by_mirroring():
     labels = torch.ones(64, 96, dtype=torch.int32)
     image = torch.full((1, 64, 96), 0.3)

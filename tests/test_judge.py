@@ -1,4 +1,5 @@
 import json
+import shutil
 import sys
 from dataclasses import replace
 
@@ -23,7 +24,7 @@ BUDGET = Budget(
     seeds=2,
     clips=12,
     segmenter=SegmenterSettings(steps=2, batch=1),
-    scarce_frames=(4,),
+    scarce_frames=(3,),
     crops=2,
     tiles=6,
     linker=LINKER,
@@ -119,6 +120,21 @@ def test_unknown_names_are_refused(data):
         Questions(linking_arms=["gan"])
 
 
+def test_an_arm_named_twice_is_refused():
+    with pytest.raises(ValueError, match="arms must name each once, got real, real"):
+        Questions(arms=["real", "real"])
+
+
+def test_a_test_on_what_was_trained_on_is_refused(data, root, tmp_path):
+    with pytest.raises(ValueError, match="test must be another video than train, got '01'"):
+        replace(data, test="01")
+    place = shutil.copytree(root, tmp_path / "Fluo-N2DL-HeLa")
+    seen = replace(data, root=place, model="hela", train="02", test="01")
+    with pytest.raises(ValueError, match="'hela' was fitted to sequence '01'"):
+        evaluate(seen, Questions(parts=["realism"], budget=BUDGET))
+    assert not data.folder.exists()
+
+
 @pytest.mark.parametrize("name", ["seeds", "clips", "steps_clips", "crops"])
 def test_budgets_of_nothing_are_refused(name):
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
@@ -202,13 +218,15 @@ def test_an_arm_that_cannot_be_made_says_why(data):
     (few,) = found.values()
     assert {row["arm"] for row in few["rows"]} == {"real", "copy-paste"}
     assert set(few["missing"]) == {"synthetic", "real+synthetic"}
-    assert "divisions" in few["missing"]["synthetic"]
+    assert "at least the 4 frames of a clip, got 3" in few["missing"]["synthetic"]
 
 
 def test_stills_cannot_teach_links(data):
-    questions = Questions(parts=["linking"], linking_arms=["copy-paste"], budget=BUDGET)
-    with pytest.raises(ValueError, match=r"clips of 1 frames.*stills cannot teach links"):
-        evaluate(data, questions)
+    with pytest.raises(ValueError, match=r"linking_arms must be out of .*; got 'copy-paste'"):
+        Questions(linking_arms=["copy-paste"])
+    questions = Questions(parts=["linking"], linking_arms=["real"], budget=BUDGET)
+    with pytest.raises(ValueError, match=r"looks at 4; stills cannot teach links"):
+        evaluate(replace(data, frames=3), questions)
 
 
 def test_steps_are_those_of_the_paper():

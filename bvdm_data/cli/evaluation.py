@@ -20,10 +20,17 @@ from bvdm_data.cli.options import MODEL, QUIET, SEED, method_options, method_set
     help="distance, realism, training, linking, scarcity or steps; may be repeated. "
     "[default: the first four]",
 )
-@click.option("--arm", "arms", multiple=True, help="Kind of training data; may be repeated.")
+@click.option(
+    "--arm",
+    "arms",
+    multiple=True,
+    help="Kind of training data: real, synthetic, copy-paste, real+synthetic, procedural, paper, "
+    "synthetic-2x or real-strong; may be repeated. [default: the first five]",
+)
 @click.option("--seeds", default=3, show_default=True, help="Networks trained on each arm.")
 @click.option("--steps", default=400, show_default=True, help="Training steps of a segmenter.")
 @click.option("--clips", type=int, help="Clips of an arm. [default: as many pixels as the video]")
+@click.option("--crops", default=900, show_default=True, help="Nuclei of the picture distance.")
 @click.option(
     "--scarce-frames", default="1,4,10,30", show_default=True, help="Of the scarcity curve."
 )
@@ -53,6 +60,7 @@ def evaluate(
     seeds: int,
     steps: int,
     clips: int | None,
+    crops: int,
     scarce_frames: str,
     work_dir: Path,
     report: Path | None,
@@ -86,6 +94,7 @@ def evaluate(
     budget = Budget(
         seeds=seeds,
         clips=clips,
+        crops=crops,
         segmenter=SegmenterSettings(steps=steps),
         scarce_frames=tuple(int(number) for number in scarce_frames.split(",")),
     )

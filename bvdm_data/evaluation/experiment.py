@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 from bvdm_data.datasets.real import DEFAULT_BORDER
 from bvdm_data.evaluation import segmenter as recipe
@@ -28,12 +29,18 @@ from bvdm_data.evaluation.segmentation_training import (
     train_segmenter,
 )
 from bvdm_data.evaluation.segmenter import Labels, instances, predict
-from bvdm_data.evaluation.tracker import track
+from bvdm_data.evaluation.tracker import LINK_REACH, SPLIT_REACH, track
 from bvdm_data.files import whole_file
 from bvdm_data.fitting.training import purpose_of
 
+MOST_SEEDS = 10_000
+"""Numbers of seeds that are looked through."""
+
 BASELINE = "real"
 """Name of the arm that all others are compared to."""
+
+RECIPE = 1
+"""Version of segmenter, loss and scoring; with another number nothing kept is used again."""
 
 FIGURES = ("seg", "det", "tra", "lnk", "bc", "valid", "found", "found_dim")
 """What is measured of each trained network, in the order of tables."""
@@ -71,7 +78,7 @@ class Trial:
         valid: 1 if the challenge would accept the result.
         found: Share of reference nuclei that a prediction covers by more than half.
         found_dim: The same of the dimmest tenth.
-        seconds: Time of training and testing.
+        seconds: Time of training and testing, since the last interruption.
     """
 
     arm: str
@@ -98,9 +105,10 @@ class Row:
         spread: Standard deviation over the seeds; NaN for one seed.
         gain: Mean over the seeds of the difference to the baseline with the same seed; NaN where
             there is no baseline.
-        error: Standard error of that difference; NaN for one seed.
-        seeds_needed: Seeds for which the difference would be twice its standard error; NaN where
-            it cannot be said.
+        error: Standard error of that difference; NaN for one seed. It holds for these clips: the
+            seeds of *synthetic* share one set of clips, those of *real* have windows of their own.
+        seeds_needed: Seeds for which a t-test at 5 % would call a difference of this size and
+            spread one; NaN where it cannot be said.
     """
 
     arm: str
@@ -143,7 +151,7 @@ def training_value(
         The trials, by seed and then by arm.
     """
     chosen = settings or SegmenterSettings()
-    tested = _digest_of(reference)
+    tested = digest_of(reference)
     trials = []
     listed = list(arms)
     for seed in seeds:
@@ -221,7 +229,11 @@ def _row(name: str, trials: Sequence[Trial], base: dict[int, Trial]) -> Row:
 def _seeds_needed(gain: float, deviation: float) -> float:
     if not (math.isfinite(gain) and math.isfinite(deviation)) or gain == 0:
         return math.nan
-    return float(max(2, math.ceil((2 * deviation / gain) ** 2)))
+    for seeds in range(2, MOST_SEEDS):
+        bound = float(stats.t.ppf(0.975, seeds - 1)) * deviation / math.sqrt(seeds)
+        if abs(gain) >= bound:
+            return float(seeds)
+    return math.nan
 
 
 def _trial(
@@ -234,11 +246,19 @@ def _trial(
     workers: int,
     progress: bool,
 ) -> Trial:
-    thresholds = (recipe.CHANNELS, recipe.FOREGROUND, recipe.SEED_DISTANCE, recipe.LEAST_AREA)
+    fixed = (
+        recipe.CHANNELS,
+        recipe.FOREGROUND,
+        recipe.SEED_DISTANCE,
+        recipe.LEAST_AREA,
+        LINK_REACH,
+        SPLIT_REACH,
+        RECIPE,
+    )
     # The first samples stand for the code that cuts, augments and turns them into targets.
     samples = Samples(arm.clips, arm.augmentation, seed, settings.batch)
     first = [samples[number][part] for number in range(settings.batch) for part in samples[0]]
-    key = purpose_of("trial", arm.identity, settings, seed, tested, thresholds, *first)
+    key = purpose_of("trial", arm.identity, settings, seed, tested, fixed, *first)
     kept = folder / f"{key}.json"
     if kept.is_file():
         said = json.loads(kept.read_text())
@@ -283,7 +303,12 @@ def without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _digest_of(reference: Reference) -> str:
+def digest_of(reference: Reference) -> str:
+    """Return a digest of a reference: video, masks and tracks.
+
+    Args:
+        reference: An annotated video.
+    """
     digest = hashlib.sha256()
     for array in (reference.video, reference.masks, reference.tracks):
         digest.update(np.ascontiguousarray(array).tobytes())

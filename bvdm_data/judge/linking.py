@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bvdm_data.evaluation.experiment import Arm, ceiling, without_nan
+from bvdm_data.evaluation.experiment import Arm, ceiling, digest_of, without_nan
 from bvdm_data.evaluation.linking import LinkerSettings, link, train_linker
 from bvdm_data.evaluation.seg_tra import Reference, Scores, score
 from bvdm_data.files import whole_file
@@ -37,7 +37,7 @@ def judge_linking(
         JSON values: rows by arm, LapTrack's scores beside them, the settings.
 
     Raises:
-        ValueError: If an arm has clips of one frame.
+        ValueError: If the clips of an arm have fewer frames than a linker looks at.
     """
     laptrack = ceiling(reference)
     say(_line("LapTrack", 0, laptrack))
@@ -65,7 +65,7 @@ def _trial(arm: Arm, seed: int, data: Data, reference: Reference, budget: Budget
             f"the arm {arm.name!r} has clips of {frames} frames, and a linker looks at "
             f"{settings.window}; stills cannot teach links"
         )
-    key = purpose_of("linker", arm.identity, settings)
+    key = purpose_of("linker", arm.identity, settings, digest_of(reference))
     kept = Path(data.folder) / "linkers" / f"{key}.json"
     if kept.is_file():
         said = json.loads(kept.read_text())

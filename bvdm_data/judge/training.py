@@ -21,6 +21,7 @@ from bvdm_data.fitting.fit import FitSettings, fit
 from bvdm_data.fitting.flow import FLOW_TRAINING
 from bvdm_data.fitting.texture import TEXTURE_TRAINING
 from bvdm_data.fitting.training import purpose_of
+from bvdm_data.fitting.video import TooLittleVideoError
 from bvdm_data.judge.arms import SCARCE, Data, make_arms, real_clips
 
 SCARCE_FRAMES = (1, 4, 10, 30)
@@ -114,17 +115,19 @@ def judge_scarcity(data: Data, reference: Reference, budget: Budget, say: Say) -
     """
     found: dict[str, Any] = {}
     for frames in budget.scarce_frames:
-        scarce, missing = replace(data, stop=frames), {}
+        scarce = replace(data, stop=frames)
         trials: list[Trial] = []
+        missing: dict[str, str] = {}
         for name in SCARCE:
-            try:
-                if "synthetic" in name:
+            if "synthetic" in name and scarce.model == data.model:
+                try:
                     scarce = replace(scarce, model=_fitted(scarce, budget))
-                arms = make_arms(scarce, [name], budget.clips)
-            except ValueError as error:
-                missing[name] = str(error)
-                say(f"{frames} frames, {name}: not possible ({error})")
+                except TooLittleVideoError as error:
+                    missing = {one: str(error) for one in SCARCE if "synthetic" in one}
+                    say(f"{frames} frames, synthetic: not possible ({error})")
+            if name in missing:
                 continue
+            arms = make_arms(scarce, [name], budget.clips)
             trials += try_arms(
                 arms, range(budget.seeds), scarce, reference, budget, _prefixed(say, frames)
             )
@@ -134,15 +137,21 @@ def judge_scarcity(data: Data, reference: Reference, budget: Budget, say: Say) -
 
 def _fitted(data: Data, budget: Budget) -> Path:
     """Fit a model to the first frames of the video; killed, the same call goes on."""
+    if data.stop is not None and data.stop < data.frames:
+        raise TooLittleVideoError(
+            f"a model must be fitted to at least the {data.frames} frames of a clip, got "
+            f"{data.stop}"
+        )
     texture, flow = budget.scarce_steps
-    seen = purpose_of(data.train, data.stop, texture, flow, clip_digest(real_clips(data).clip(0)))
+    settings = FitSettings(
+        texture=replace(TEXTURE_TRAINING, steps=texture),
+        flow=replace(FLOW_TRAINING, steps=flow),
+        border=data.border,
+        stop=data.stop,
+    )
+    seen = purpose_of(data.train, settings, clip_digest(real_clips(data).clip(0)))
     path = data.folder / "models" / f"{seen}.safetensors"
     if not path.is_file():
-        settings = FitSettings(
-            texture=replace(TEXTURE_TRAINING, steps=texture),
-            flow=replace(FLOW_TRAINING, steps=flow),
-            stop=data.stop,
-        )
         fit(data.root, path, sequence=data.train, settings=settings, progress=data.progress)
     return path
 
