@@ -1,5 +1,6 @@
 """Looks: how synthetic clips look beside the real videos, by networks, by numbers, by eye."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -117,9 +118,10 @@ def _sets(data: Data, names: Sequence[str], clips: int | None) -> dict[str, Clip
 
 
 def _said(kind: str, row: PictureDistance) -> str:
+    error = "" if math.isnan(row.kernel.error) else f" +- {row.kernel.error:.1f}"
     return (
-        f"{kind:>6}  {row.name:>12}  KID-{row.features} x 1000 {row.kernel.value:8.1f} +- "
-        f"{row.kernel.error:4.1f}  FD-{row.features} {row.frechet:7.1f}  n {row.count}"
+        f"{kind:>6}  {row.name:>12}  KID-{row.features} x 1000 {row.kernel.value:8.1f}{error}  "
+        f"FD-{row.features} {row.frechet:7.1f}  n {row.count}"
     )
 
 
