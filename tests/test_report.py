@@ -14,7 +14,7 @@ from PIL import Image
 from bvdm_data.clip import STAGES
 from bvdm_data.evaluation.experiment import FIGURES, Trial, compare, without_nan
 from bvdm_data.evaluation.frechet import Estimate, PictureDistance
-from bvdm_data.evaluation.quantities import CURVE, DISTRIBUTION, QUANTITIES
+from bvdm_data.evaluation.quantities import CURVE, DISTRIBUTION, QUANTITIES, SCALAR
 from bvdm_data.evaluation.realism import Line, Summary
 from bvdm_data.evaluation.report import largest_gaps, write_report
 
@@ -422,7 +422,10 @@ def test_report_keeps_no_figure_and_no_setting_of_matplotlib(tmp_path):
 
 
 def test_largest_gaps_come_in_order_and_without_those_that_have_no_ratio():
-    known = [{"name": str(ratio), "ratio": ratio} for ratio in (0.5, None, 3.0, 2.0, math.nan, 7.0)]
+    ratios = (0.5, None, 3.0, 2.0, math.nan, 7.0)
+    known = [{"name": f"{r}", "ratio": r, "group": f"{r}", "measure": CURVE} for r in ratios]
+    known.append({"name": "of the same group", "ratio": 4.0, "group": "7.0", "measure": CURVE})
+    known.append({"name": "a single number", "ratio": 9.0, "group": "9", "measure": SCALAR})
     assert [line["name"] for line in largest_gaps(known)] == ["7.0", "3.0", "2.0"]
     assert [line["name"] for line in largest_gaps(known, 1)] == ["7.0"]
     assert len(largest_gaps(known, 9)) == 4

@@ -7,6 +7,7 @@ from typing import Any
 from bvdm_data.clip import STAGES
 from bvdm_data.evaluation.frechet import DAMAGED, FLOOR
 from bvdm_data.evaluation.neighbourhoods import RINGS
+from bvdm_data.evaluation.quantities import SCALAR
 from bvdm_data.evaluation.report_html import (
     MISSING,
     Row,
@@ -45,21 +46,27 @@ Values = Mapping[str, Any]
 def largest_gaps(lines: Sequence[Values], count: int = 3) -> list[Values]:
     """Find the quantities in which the judged film is furthest from the reference.
 
+    One of each group, since its quantities say the same again and again. Single numbers are left
+    out: two films can agree in one by chance, and then any ratio is large.
+
     Args:
         lines: :class:`bvdm_data.evaluation.realism.Line` as dicts.
         count: How many.
 
     Returns:
-        The lines with the largest ratio of distance to yardstick, the largest first; lines
-        without a ratio are left out.
+        The lines with the largest ratio of distance to yardstick in their group, the largest
+        first; lines without a ratio are left out.
 
     Raises:
         ValueError: If count is below 1.
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
-    known = [line for line in lines if _is_number(line["ratio"])]
-    return sorted(known, key=lambda line: float(line["ratio"]), reverse=True)[:count]
+    known = [ln for ln in lines if _is_number(ln["ratio"]) and ln["measure"] != SCALAR]
+    first: dict[str, Values] = {}
+    for line in sorted(known, key=lambda line: float(line["ratio"]), reverse=True):
+        first.setdefault(line["group"], line)
+    return list(first.values())[:count]
 
 
 def film_names(part: Values, about: Values) -> dict[str, str]:

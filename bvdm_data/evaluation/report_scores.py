@@ -143,8 +143,8 @@ def _caution(seeds: int) -> str:
     return paragraph(
         "Networks of the same seed are paired. Grey: smaller than two standard errors, so within "
         f"the noise. With {seeds} seeds, noise alone exceeds two standard errors in "
-        f"{100 * share:.0f} % of cases. Seeds needed: with so many, this difference would be two "
-        "standard errors."
+        f"{100 * share:.0f} % of cases. Seeds needed: with so many, a t-test at 5 % would call "
+        "this difference one."
     )
 
 
