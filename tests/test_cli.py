@@ -96,9 +96,7 @@ def test_preview_writes_a_sheet_and_an_animation_that_open(run, tiny_model, tmp_
     )  # fmt: skip
     assert "clip 0: " in out
     assert "clip 1: " in out
-    assert (
-        "clips a second (3 frames of 64 x 80, 0 workers, PaperSettings(first_steps=2, later_" in out
-    )
+    assert "clips a second (3 frames of 64 x 80, 0 workers, T_f=0 = 2, T_f>0 = 1)" in out
     with Image.open(tmp_path / "look" / "contact_sheet.png") as sheet:
         assert (sheet.format, sheet.size[0] > 200) == ("PNG", True)
         sheet.load()

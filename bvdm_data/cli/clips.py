@@ -14,6 +14,7 @@ from bvdm_data.cli.options import (
     Size,
     method_options,
     method_settings,
+    method_words,
 )
 
 
@@ -73,7 +74,7 @@ def preview(
         click.echo(f"clip {int(clip['index'])}: {cells} nuclei, after {seconds:.1f} s")
     click.echo(
         f"{clips / seconds:.3f} clips a second ({frames} frames of {size[0]} x {size[1]}, "
-        f"{workers} workers, {videos.method})"
+        f"{workers} workers, {method_words(videos.method)})"
     )
     made.sort(key=lambda clip: int(clip["index"]))
     sheet, film = output / "contact_sheet.png", output / "clip.gif"

@@ -86,3 +86,12 @@ def method_settings(
         option = f"--{name.replace('_', '-')}"
         raise click.UsageError(f"{option} is for --method paper; {method} has no diffusion steps")
     return ProceduralSettings()
+
+
+def method_words(settings: "PaperSettings | ProceduralSettings") -> str:
+    """Return what a line of output says of a method: its steps, or that there are none."""
+    from bvdm_data.synth.texture import PaperSettings
+
+    if isinstance(settings, PaperSettings):
+        return f"T_f=0 = {settings.first_steps}, T_f>0 = {settings.later_steps}"
+    return "procedural"

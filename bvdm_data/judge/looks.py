@@ -24,7 +24,7 @@ cost."""
 PASTED = 200
 """Stills of the copy-paste arm that are looked at."""
 
-_METHODS = {"paper": "paper", "procedural": "procedural"}
+_METHODS = ("paper", "procedural")
 
 
 def judge_distance(data: Data, names: Sequence[str], budget: Budget, say: Say) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def _sets(data: Data, names: Sequence[str], clips: int | None) -> dict[str, Clip
     }
     for name in names:
         if name in _METHODS:
-            sets[name] = synthetic_clips(replace(data, method=_METHODS[name]), count)
+            sets[name] = synthetic_clips(replace(data, method=name), count)
         if name == "copy-paste":
             pasted = pasted_clips(data)
             sets[name] = [pasted.clip(number) for number in range(PASTED)]
