@@ -429,7 +429,7 @@ def test_preview_paints_procedurally(tiny_model, tmp_path, no_network):
     few = "--frames 2 --size 64x64 --nuclei 3"
     result = CliRunner().invoke(cli, [*command.split(), *few.split()])
     assert result.exit_code == 0, result.output
-    assert "ProceduralSettings(" in result.output
+    assert "0 workers, procedural)" in result.output
     assert (tmp_path / "contact_sheet.png").is_file()
     assert (tmp_path / "clip.gif").is_file()
 
