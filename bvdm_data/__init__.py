@@ -6,6 +6,7 @@ from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets.mixed import MixedVideos
 from bvdm_data.datasets.real import CTCVideos
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
+from bvdm_data.synth.fast import FastSettings
 from bvdm_data.synth.procedural import ProceduralSettings
 from bvdm_data.synth.texture import PaperSettings
 
@@ -16,6 +17,7 @@ __all__ = [
     "CTCVideos",
     "CameraScale",
     "Clip",
+    "FastSettings",
     "MixedVideos",
     "PaperSettings",
     "ProceduralSettings",

@@ -15,19 +15,27 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from bvdm_data.files import write_tensors
+from bvdm_data.synth.fast import TextureModel
 from bvdm_data.synth.flow import FlowNet
 from bvdm_data.synth.generator import Generator
 from bvdm_data.synth.lives import LifeModel
 from bvdm_data.synth.motion import MotionModel
+from bvdm_data.synth.painter import Painter, PainterSettings
 from bvdm_data.synth.scene import CameraModel
 from bvdm_data.synth.shapes import ShapeModel
 from bvdm_data.synth.unet import UNet, UNetSettings
 
-FORMAT = "bvdm-data generator 1"
+FORMAT = "bvdm-data generator 2"
 """Says that a file holds a generator, and in which layout."""
 
-_PARTS = {"shapes": ShapeModel, "lives": LifeModel, "motion": MotionModel, "camera": CameraModel}
-_NETWORKS = ("unet", "flownet")
+_PARTS = {
+    "shapes": ShapeModel,
+    "lives": LifeModel,
+    "motion": MotionModel,
+    "camera": CameraModel,
+    "texture": TextureModel,
+}
+_NETWORKS = ("unet", "flownet", "painter")
 _Part = TypeVar("_Part")
 
 
@@ -130,7 +138,8 @@ def save(generator: Generator, path: str | Path) -> None:
         raise ValueError(f"path must end in .safetensors, got {str(path)!r}")
     tensors: dict[str, Tensor] = {}
     header: dict[str, Any] = {"format": FORMAT, "card": dict(generator.card)}
-    header["unet"] = asdict(generator.unet.settings)
+    header["painter"] = asdict(generator.painter.settings)
+    header["unet"] = None if generator.unet is None else asdict(generator.unet.settings)
     for name in _PARTS:
         part = asdict(getattr(generator, name))
         arrays = {key: value for key, value in part.items() if isinstance(value, np.ndarray)}
@@ -138,8 +147,8 @@ def save(generator: Generator, path: str | Path) -> None:
             tensors[f"{name}.{key}"] = torch.from_numpy(np.ascontiguousarray(value))
         header[name] = {key: value for key, value in part.items() if key not in arrays}
     for name in _NETWORKS:
-        network: nn.Module = getattr(generator, name)
-        for key, value in network.state_dict().items():
+        network: nn.Module | None = getattr(generator, name)
+        for key, value in network.state_dict().items() if network is not None else ():
             tensors[f"{name}.{key}"] = value.detach().cpu().contiguous()
     _check_finite(tensors)
     header["digest"] = _digest(tensors, header)
@@ -221,15 +230,22 @@ def _assembled(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Gene
     parts: dict[str, Any] = {
         name: _part(kind, name, tensors, header[name]) for name, kind in _PARTS.items()
     }
-    settings = UNetSettings(**{**header["unet"], "channels": tuple(header["unet"]["channels"])})
+    sizes = {
+        name: {**said, "channels": tuple(said["channels"])}
+        for name in ("painter", "unet")
+        if (said := header[name]) is not None
+    }
     # Without memory, so that no starting weights are drawn from the global random state.
     with torch.device("meta"):
-        unet, flownet = UNet(settings), FlowNet()
-    for name, network in zip(_NETWORKS, (unet, flownet), strict=True):
+        networks: dict[str, nn.Module] = {"painter": Painter(PainterSettings(**sizes["painter"]))}
+        if "unet" in sizes:
+            networks |= {"unet": UNet(UNetSettings(**sizes["unet"])), "flownet": FlowNet()}
+    for name, network in networks.items():
         network.load_state_dict(_below(tensors, name), assign=True)
         network.eval().requires_grad_(False)
-    unet.to(memory_format=torch.channels_last)
-    return Generator(**parts, unet=unet, flownet=flownet, card=header["card"])
+        if name in sizes:
+            network.to(memory_format=torch.channels_last)
+    return Generator(**parts, **networks, card=header["card"])  # type: ignore[arg-type]
 
 
 def _below(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -10,10 +10,12 @@ import torch
 from bvdm_data import weights
 from bvdm_data.clip import STAGES
 from bvdm_data.datasets.ctc import write_sequence
+from bvdm_data.synth.fast import TextureModel
 from bvdm_data.synth.flow import FlowNet
 from bvdm_data.synth.generator import Generator
 from bvdm_data.synth.lives import LifeModel
 from bvdm_data.synth.motion import MotionModel
+from bvdm_data.synth.painter import Painter, PainterSettings
 from bvdm_data.synth.scene import CameraModel
 from bvdm_data.synth.shapes import CONTOUR_POINTS, ShapeModel
 from bvdm_data.synth.unet import UNet, UNetSettings
@@ -82,7 +84,14 @@ def tiny_shapes():
     mean = [y * x / np.hypot(x * np.cos(angle), y * np.sin(angle)) for y, x in AXES]
     waves = [wave(n * angle) for n in (2, 4) for wave in (np.cos, np.sin)]
     modes = np.stack([np.array(waves) * size for size in (0.5, 0.5, 0.4, 0.3, 0.3, 0.3)])
-    return ShapeModel(np.array(mean), modes, np.arange(20.0, 26.0))
+    return ShapeModel(
+        np.array(mean),
+        modes,
+        np.arange(20.0, 26.0),
+        memory=np.array([0.95, 0.9, 0.8, 0.5]),
+        fresh=np.array([0.1, 0.2, 0.5, 0.8]),
+        wobble=0.02,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -102,6 +111,8 @@ def tiny_lives():
         area_of_age=np.array([0.4, 0.6, 0.8, 1.0]),
         area_of_stage=np.array([1.0, 1.0, 0.7, 0.5, 1.0, 1.0]),
         birth_split=0.05,
+        mitoses=np.array([[1.0, 1.0, 1.0], [0.0, 0.0, 1.0], [2.0, 1.0, 0.0]]),
+        births=np.array([[1.0, 1.0], [0.0, 2.0]]),
         minutes=30.0,
     )
 
@@ -110,7 +121,16 @@ def tiny_lives():
 def tiny_motion():
     """Return motion with heavy tails, at a density of about six nuclei in 96 x 96 pixels."""
     density = np.linspace(6e-4, 7e-4, 10)
-    return MotionModel(np.array([1.0, 3.0]), 0.1, np.array([np.log(12), 0.1]), density)
+    return MotionModel(
+        np.array([1.0, 3.0]),
+        0.1,
+        np.array([np.log(12), 0.1]),
+        density,
+        pace=np.array([1.0, 0.4, 0.9, 2.0, 4.0]),
+        drift=np.array([[0.5, -0.5]] * 9),
+        sisters=np.array([[np.log(22), 0.2], [np.log(24), 0.2], [np.log(26), 0.3]]),
+        closest=0.85,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -130,6 +150,9 @@ def tiny_camera():
     )
 
 
+TINY_PAINTER = PainterSettings(patch=48, channels=(8, 8, 8), condition_channels=16)
+
+
 def seeded(network, seed, spread):
     """Draw all weights anew, whatever the library's way of drawing them is."""
     generator = torch.Generator().manual_seed(seed)
@@ -146,6 +169,8 @@ def tiny_generator(tiny_shapes, tiny_lives, tiny_motion, tiny_camera):
         lives=tiny_lives,
         motion=tiny_motion,
         camera=tiny_camera,
+        texture=TextureModel(memory=0.9, fresh=0.3),
+        painter=seeded(Painter(TINY_PAINTER), 3, 0.1),
         unet=seeded(UNet(UNetSettings(channels=(8, 8, 8), middle=1)), 1, 0.1),
         flownet=seeded(FlowNet(), 2, 0.05),
         card={"data": "made up", "held_out": {"loss": 0.5}, "seeds": [1, 2]},

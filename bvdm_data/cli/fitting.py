@@ -24,8 +24,15 @@ from bvdm_data.cli.options import MODEL, QUIET, SEED
 @click.option("--border", default=25, show_default=True, help="Pixels without complete truth.")
 @click.option("--offset", type=int, help="Camera count of no light. [default: guessed]")
 @click.option("--full", type=int, help="Camera count of full scale. [default: guessed]")
-@click.option("--texture-steps", default=10_000, show_default=True, help="Training of the DDPM.")
-@click.option("--flow-steps", default=2_000, show_default=True, help="Training of FlowNet.")
+@click.option("--painter-steps", default=10_000, show_default=True, help="Training of the painter.")
+@click.option("--paper", is_flag=True, help="Train the networks of the paper's method, too.")
+@click.option("--start-from", help="Model to train on; for a few annotated frames.")
+@click.option(
+    "--texture-steps", default=10_000, show_default=True, help="Of --paper: training of the DDPM."
+)
+@click.option(
+    "--flow-steps", default=2_000, show_default=True, help="Of --paper: training of FlowNet."
+)
 @click.option("--device", default="cpu", show_default=True, help="Where to train: cpu, cuda.")
 @click.option(
     "--work-dir", type=click.Path(path_type=Path), help="Checkpoints. [default: NAME.fit]"
@@ -42,6 +49,9 @@ def fit(
     border: int,
     offset: int | None,
     full: int | None,
+    painter_steps: int,
+    paper: bool,
+    start_from: str | None,
     texture_steps: int,
     flow_steps: int,
     device: str,
@@ -51,18 +61,22 @@ def fit(
 ) -> None:
     """Fit a model to one annotated video in the folder ROOT of the Cell Tracking Challenge.
 
-    Takes hours on a CPU. Killed, the same command goes on where it was.
+    Takes most of an hour on a CPU, and hours more with --paper. Killed, the same command goes on
+    where it was.
     """
     from bvdm_data.camera_scale import CameraScale
     from bvdm_data.fitting.fit import FitSettings
     from bvdm_data.fitting.fit import fit as fit_video
     from bvdm_data.fitting.flow import FLOW_TRAINING
+    from bvdm_data.fitting.painter import PAINTER_TRAINING
     from bvdm_data.fitting.texture import TEXTURE_TRAINING
 
     if (offset is None) != (full is None):
         raise click.UsageError("give both --offset and --full, or neither")
     scale = None if offset is None or full is None else CameraScale(offset, full)
     settings = FitSettings(
+        painter=replace(PAINTER_TRAINING, steps=painter_steps),
+        paper=paper,
         texture=replace(TEXTURE_TRAINING, steps=texture_steps),
         flow=replace(FLOW_TRAINING, steps=flow_steps),
         minutes=minutes,
@@ -78,6 +92,7 @@ def fit(
         scale=scale,
         work_dir=work_dir,
         settings=settings,
+        start_from=start_from,
         device=device,
         progress=not quiet,
     )

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from bvdm_data.synth.procedural import ProceduralSettings
-    from bvdm_data.synth.texture import PaperSettings
+    from bvdm_data.synth.generator import Method
 
 MODEL = click.option(
     "--model", default="hela", show_default=True, help="Name of a model, or path of its file."
@@ -59,23 +58,26 @@ class Nuclei(click.ParamType[Any]):
 def method_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add ``--method``, ``--first-steps`` and ``--later-steps`` to a command."""
     name = click.option(
-        "--method", type=click.Choice(["paper", "procedural"]), default="paper", show_default=True,
+        "--method",
+        type=click.Choice(["fast", "paper", "procedural"]),
+        default="fast",
+        show_default=True,
         help="How nuclei are painted.",
-    )  # fmt: skip
+    )
     first = click.option(
-        "--first-steps", type=int, help="Diffusion steps at the first frame. [default: 200]"
+        "--first-steps",
+        type=int,
+        help="Of paper: steps at frame 0. [default: 200]",
     )
     later = click.option(
-        "--later-steps", type=int, help="Diffusion steps at later frames. [default: 10]"
+        "--later-steps", type=int, help="Of paper: steps at later frames. [default: 10]"
     )
     return name(first(later(command)))
 
 
-def method_settings(
-    method: str, first_steps: int | None, later_steps: int | None
-) -> "PaperSettings | ProceduralSettings":
-    """Return the settings that these options ask for; refuse steps where there is no diffusion."""
-    from bvdm_data.synth.procedural import ProceduralSettings
+def method_settings(method: str, first_steps: int | None, later_steps: int | None) -> "Method":
+    """Return the settings that these options ask for; refuse the paper's steps elsewhere."""
+    from bvdm_data.datasets.synthetic import METHODS
     from bvdm_data.synth.texture import PaperSettings
 
     given = {"first_steps": first_steps, "later_steps": later_steps}
@@ -84,14 +86,15 @@ def method_settings(
         return PaperSettings(**steps)
     for name in steps:
         option = f"--{name.replace('_', '-')}"
-        raise click.UsageError(f"{option} is for --method paper; {method} has no diffusion steps")
-    return ProceduralSettings()
+        raise click.UsageError(f"{option} is for --method paper, got --method {method}")
+    return METHODS[method]
 
 
-def method_words(settings: "PaperSettings | ProceduralSettings") -> str:
+def method_words(settings: "Method") -> str:
     """Return what a line of output says of a method: its steps, or that there are none."""
+    from bvdm_data.synth.fast import FastSettings
     from bvdm_data.synth.texture import PaperSettings
 
     if isinstance(settings, PaperSettings):
         return f"T_f=0 = {settings.first_steps}, T_f>0 = {settings.later_steps}"
-    return "procedural"
+    return f"fast, {settings.steps} steps" if isinstance(settings, FastSettings) else "procedural"

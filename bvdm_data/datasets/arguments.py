@@ -223,3 +223,24 @@ def check_place(index: SupportsIndex, length: int) -> int:
             "endless series"
         )
     return number % length
+
+
+def check_share(name: str, value: object) -> float:
+    """Return a number from 0 to 1.
+
+    Args:
+        name: What the caller calls it.
+        value: What came.
+
+    Returns:
+        The number.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is below 0 or above 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number from 0 to 1, got {value!r}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be from 0 to 1, got {value!r}")
+    return float(value)

@@ -14,9 +14,7 @@ from bvdm_data.datasets.arguments import check_frames, check_seed, check_size, c
 from bvdm_data.datasets.ctc_writer import is_complete, write_sequence
 from bvdm_data.datasets.synthetic import check_method, check_nuclei, check_room
 from bvdm_data.files import whole_file
-from bvdm_data.synth.generator import SceneSettings, synthesise
-from bvdm_data.synth.procedural import ProceduralSettings
-from bvdm_data.synth.texture import PaperSettings
+from bvdm_data.synth.generator import Method, SceneSettings, synthesise
 from bvdm_data.weights import find_model, load, model_digest
 
 MANIFEST = "bvdm_data.json"
@@ -34,7 +32,7 @@ def export(
     sequences: int = 2,
     seed: int = 0,
     model: str | Path = "hela",
-    method: str | PaperSettings | ProceduralSettings = "paper",
+    method: str | Method = "fast",
     nuclei: int | tuple[int, int] | None = None,
     progress: bool = True,
 ) -> list[str]:
@@ -100,7 +98,7 @@ def _write_one(
     name: str,
     model: Path,
     scene: SceneSettings,
-    texture: PaperSettings | ProceduralSettings,
+    texture: Method,
     seed: int,
     index: int,
     bar: "tqdm[Any]",

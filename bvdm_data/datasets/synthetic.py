@@ -18,17 +18,27 @@ from bvdm_data.datasets.arguments import (
     check_length,
     check_max_cells,
     check_seed,
+    check_share,
     check_size,
     check_transform,
     check_whole_number,
 )
 from bvdm_data.datasets.transform import Transform, transformed
-from bvdm_data.synth.generator import Generator, SceneSettings, synthesise, to_clip
+from bvdm_data.synth.fast import FastSettings
+from bvdm_data.synth.generator import (
+    NOT_FITTED,
+    Generator,
+    Method,
+    SceneSettings,
+    synthesise,
+    to_clip,
+)
 from bvdm_data.synth.procedural import ProceduralSettings
 from bvdm_data.synth.texture import PaperSettings
 from bvdm_data.weights import find_model, load
 
-METHODS: Mapping[str, PaperSettings | ProceduralSettings] = {
+METHODS: Mapping[str, Method] = {
+    "fast": FastSettings(),
     "paper": PaperSettings(),
     "procedural": ProceduralSettings(),
 }
@@ -52,11 +62,16 @@ class SyntheticHeLaVideos(IterableDataset[Clip]):
         seed: Seed of all clips.
         model: A name that ships with the package, or the path of a file made by
             ``bvdm-data fit``.
-        method: How nuclei are painted: ``"paper"`` (Yilmaz et al. 2024, step by step),
-            ``"procedural"`` (noise and flow from formulas, no network, much faster), or a
+        method: How nuclei live and are painted: ``"fast"`` (the library's own: families that
+            move as in the video, painted by a network that knows outline, brightness and stage),
+            ``"paper"`` (Yilmaz et al. 2024, step by step), ``"procedural"`` (noise and flow from
+            formulas, no network, the fastest), or a :class:`FastSettings`,
             :class:`PaperSettings` or :class:`ProceduralSettings` with other numbers.
         nuclei: Nuclei in the first frame; a pair: a random number from low to high; None: the
             density of the fitted video.
+        variation: How far brightness, size, density, blur and noise of a clip may leave those of
+            the fitted video, from 0 (not at all) to 1 (widely): for networks that must work on
+            other videos.
         annotations: Keys beside ``video``: ``"masks"``, ``"tracks"``, ``"flow"``, ``"stages"``,
             ``"boxes"``, ``"centroids"``; see :class:`Clip`.
         max_cells: Rows of the padded tables; a clip with more nuclei is an error, never cut.
@@ -74,6 +89,7 @@ class SyntheticHeLaVideos(IterableDataset[Clip]):
         model: Path of the model's file.
         method: How nuclei are painted.
         nuclei: Nuclei in the first frame.
+        variation: How far clips may leave the fitted video.
         annotations: Keys of a clip beside ``video``.
         max_cells: Rows of the padded tables.
         device: Where the clips are.
@@ -101,8 +117,9 @@ class SyntheticHeLaVideos(IterableDataset[Clip]):
         length: int | None = None,
         seed: int = 0,
         model: str | Path = "hela",
-        method: str | PaperSettings | ProceduralSettings = "paper",
+        method: str | Method = "fast",
         nuclei: int | tuple[int, int] | None = None,
+        variation: float = 0.0,
         annotations: Collection[str] = ("masks", "tracks"),
         max_cells: int = DEFAULT_MAX_CELLS,
         device: str | torch.device = "cpu",
@@ -118,6 +135,7 @@ class SyntheticHeLaVideos(IterableDataset[Clip]):
         self.annotations = check_annotations(annotations)
         self.max_cells = check_max_cells(max_cells)
         self.nuclei = check_nuclei(nuclei, self.max_cells)
+        self.variation = check_share("variation", variation)
         self.device = check_device(device)
         self.transform = check_transform(transform)
         self.epoch = 0
@@ -125,6 +143,8 @@ class SyntheticHeLaVideos(IterableDataset[Clip]):
         camera = generator.camera
         self.scale = CameraScale(camera.offset, camera.full)
         check_room(self.size, generator)
+        if isinstance(self.method, PaperSettings) and generator.unet is None:
+            raise ValueError(NOT_FITTED)
 
     def clip(self, index: SupportsIndex) -> Clip:
         """Make one clip.
@@ -155,6 +175,7 @@ class SyntheticHeLaVideos(IterableDataset[Clip]):
             size=self.size,
             nuclei=self.nuclei,
             flow="flow" in self.annotations,
+            variation=self.variation,
         )
         name = ("clip", self.epoch, number)
         generator = _on_device(self.model, self.device)
@@ -206,9 +227,7 @@ def _moved(clip: Clip, device: torch.device) -> Clip:
     return {key: value.to(device) for key, value in clip.items()}  # type: ignore[return-value, attr-defined]
 
 
-def check_method(
-    method: str | PaperSettings | ProceduralSettings,
-) -> PaperSettings | ProceduralSettings:
+def check_method(method: str | Method) -> Method:
     """Return the settings of a method.
 
     Args:
@@ -221,9 +240,9 @@ def check_method(
         TypeError: If method is neither.
         ValueError: If there is no method of that name.
     """
-    if isinstance(method, (PaperSettings, ProceduralSettings)):
+    if isinstance(method, Method):
         return method
-    settings = "PaperSettings or ProceduralSettings"
+    settings = "FastSettings, PaperSettings or ProceduralSettings"
     if not isinstance(method, str):
         raise TypeError(f"method must be a name, {settings}, got {method!r}")
     if method not in METHODS:

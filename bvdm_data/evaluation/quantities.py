@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from bvdm_data.alignment import LAGS
 from bvdm_data.clip import STAGES, Clip
 from bvdm_data.evaluation.background import NOISE_KEYS, measure_noise
 from bvdm_data.evaluation.histories import measure_lives, measure_motion
 from bvdm_data.evaluation.measures import Looks, Sightings, look_at_all, sight
 from bvdm_data.evaluation.neighbourhoods import RINGS
-from bvdm_data.evaluation.persistence import LAGS, PAIRS, measure_persistence
+from bvdm_data.evaluation.persistence import PAIRS, measure_persistence
 
 NOISE_FRAMES = 24
 """About how many frames background and noise are measured on, shared out evenly over the clips;

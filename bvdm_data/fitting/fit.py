@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from bvdm_data.camera_scale import CameraScale
@@ -21,16 +22,22 @@ from bvdm_data.datasets.real import DEFAULT_BORDER
 from bvdm_data.fitting.camera import fit_camera
 from bvdm_data.fitting.crops import Crops, cut_nuclei
 from bvdm_data.fitting.flow import FLOW_TRAINING, Overlap, fit_flow, pair_masks
-from bvdm_data.fitting.lives import fit_lives, whole_cycles
-from bvdm_data.fitting.motion import fit_motion
+from bvdm_data.fitting.lives import QUANTILES, fit_lives, whole_cycles
+from bvdm_data.fitting.memory import USUAL, fit_memory
+from bvdm_data.fitting.motion import fit_density, fit_motion
+from bvdm_data.fitting.painter import PAINTER_TRAINING, fit_painter
+from bvdm_data.fitting.portraits import cut_portraits
 from bvdm_data.fitting.shapes import fit_shapes
-from bvdm_data.fitting.stages import daughters_of
+from bvdm_data.fitting.stages import assign_stages, daughters_of
 from bvdm_data.fitting.texture import TEXTURE_TRAINING, fit_texture, normalise
 from bvdm_data.fitting.training import TrainingLog, TrainingSettings
-from bvdm_data.fitting.video import Video, read_video
+from bvdm_data.fitting.video import TooLittleVideoError, Video, read_video
+from bvdm_data.synth.flow import FlowNet
 from bvdm_data.synth.generator import Generator
-from bvdm_data.synth.unet import UNetSettings
-from bvdm_data.weights import save
+from bvdm_data.synth.lives import LifeModel
+from bvdm_data.synth.motion import MotionModel
+from bvdm_data.synth.unet import UNet, UNetSettings
+from bvdm_data.weights import load, save
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +45,10 @@ class FitSettings:
     """How a generator is fitted.
 
     Attributes:
-        texture: Training of the DDPM; the paper's recipe. Its seed becomes ``seed``.
-        flow: Training of FlowNet; the paper's recipe. Its seed becomes ``seed``.
+        painter: Training of the painter, our recipe. Its seed becomes ``seed``.
+        paper: Whether the networks of the paper's method are trained, too.
+        texture: Training of its DDPM; the paper's recipe. Its seed becomes ``seed``.
+        flow: Training of its FlowNet; the paper's recipe. Its seed becomes ``seed``.
         network: Size of the DDPM's U-Net.
         minutes: Time between two frames; 30 in Fluo-N2DL-HeLa.
         border: Width in pixels of the band at the frame's edge without complete truth.
@@ -47,6 +56,8 @@ class FitSettings:
         stop: Frame number after the last one that is used; None: all.
     """
 
+    painter: TrainingSettings = PAINTER_TRAINING
+    paper: bool = False
     texture: TrainingSettings = TEXTURE_TRAINING
     flow: TrainingSettings = FLOW_TRAINING
     network: UNetSettings = UNetSettings()  # noqa: RUF009  # frozen
@@ -66,7 +77,7 @@ class FitSettings:
             object.__setattr__(self, "stop", check_whole_number("stop", self.stop))
             if self.stop < 2:
                 raise ValueError(f"stop must leave at least 2 frames, got {self.stop}")
-        for part in ("texture", "flow"):
+        for part in ("painter", "texture", "flow"):
             object.__setattr__(self, part, replace(getattr(self, part), seed=self.seed))
 
 
@@ -79,13 +90,15 @@ def fit(
     scale: CameraScale | None = None,
     work_dir: str | Path | None = None,
     settings: FitSettings | None = None,
+    start_from: str | Path | None = None,
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> Generator:
     """Fit a generator to one annotated video and write it to one file.
 
-    The statistics take seconds, the two networks hours on a CPU. Both trainings keep checkpoints
-    in ``work_dir``; the same call goes on where a killed one was.
+    The statistics take a minute, the painter most of an hour on a CPU, the two networks of the
+    paper's method hours. All trainings keep checkpoints in ``work_dir``; the same call goes on
+    where a killed one was.
 
     Args:
         root: Folder of a data set in the layout of the Cell Tracking Challenge.
@@ -95,6 +108,10 @@ def fit(
         scale: How counts become grey values; None: guessed from the video.
         work_dir: Folder of the checkpoints; None: ``NAME.fit`` beside output.
         settings: Trainings, frame interval, seed.
+        start_from: A model to start from, as for :func:`bvdm_data.weights.load`: its painter is
+            trained on, and what a short video cannot tell (lives where it shows fewer than two
+            divisions, motion, the texture's memory) is taken over, as are the networks of the
+            paper's method. The card says what was. None: from nothing.
         device: Where the networks are trained.
         progress: Show progress bars.
 
@@ -119,41 +136,119 @@ def fit(
     scale = check_scale(scale) or guess_scale(source)
     video = read_video(source, scale, stop=settings.stop, progress=progress)
     crops = cut_nuclei(video)
-    textures = normalise(crops)
-    lives, stages = fit_lives(crops, video.tracks, minutes=settings.minutes)
+    start = None if start_from is None else load(start_from)
+    taken: list[str] = []
+    lives, stages = _lives(crops, video, settings, start, taken)
     shapes, outline_overlap = fit_shapes(crops, stages, seed=settings.seed)
-    motion = fit_motion(video, crops, stages, border=settings.border)
+    motion = _motion(video, crops, stages, settings, start, taken)
     camera = fit_camera(video)
-    flownet, flow_log, overlap = fit_flow(
-        pair_masks(crops),
-        checkpoint=folder / "flow.safetensors",
-        training=settings.flow,
+    portraits = cut_portraits(video, crops, stages)
+    painter, painter_log = fit_painter(
+        portraits,
+        noise=camera.noise,
+        checkpoint=folder / "painter.safetensors",
+        training=settings.painter,
+        start=None if start is None else start.painter,
         device=place,
         progress=progress,
     )
-    unet, texture_log = fit_texture(
-        textures,
-        checkpoint=folder / "texture.safetensors",
-        network=settings.network,
-        training=settings.texture,
-        device=place,
-        progress=progress,
-    )
+    memory, kept = fit_memory(crops, stages, portraits, painter, seed=settings.seed)
+    if len(kept) < 2:
+        memory = USUAL if start is None else start.texture
+        taken.append("memory of the texture")
+    unet, flownet, trained = _paper_networks(crops, settings, folder, place, progress)
+    if start is not None and unet is None and start.unet is not None:
+        unet, flownet = start.unet, start.flownet
+        taken.append("networks of the paper's method")
     card = {
         "data": _data(source, video, crops),
         "measured": {
             "stages": {name: int((stages == stage).sum()) for stage, name in enumerate(STAGES)},
             "cycle_hours_median": round(float(np.exp(lives.cycle[0])) * settings.minutes / 60, 2),
             "outline_overlap": round(outline_overlap, 4),
+            "texture_correlation": {str(lag): round(r, 4) for lag, r in kept.items()},
+            "texture_memory": round(memory.memory, 4),
+            "texture_fresh": round(memory.fresh, 4),
         },
-        "texture": _trained(texture_log, settings.texture),
-        "flow": _trained(flow_log, settings.flow) | _overlaps(overlap),
+        "started_from": None if start is None else dict(start.card).get("data"),
+        "taken_over": taken,
+        "painter": _trained(painter_log, settings.painter),
+        **trained,
         "settings": asdict(settings),
         "versions": _versions(),
     }
-    generator = Generator(shapes, lives, motion, camera, unet, flownet, card)
+    generator = Generator(shapes, lives, motion, camera, memory, painter, unet, flownet, card=card)
     save(generator, path)
     return generator
+
+
+def _lives(
+    crops: Crops,
+    video: Video,
+    settings: FitSettings,
+    start: Generator | None,
+    taken: list[str],
+) -> tuple[LifeModel, npt.NDArray[np.int8]]:
+    """Fit lives; where the video shows too few divisions, take those of the starting model."""
+    try:
+        return fit_lives(crops, video.tracks, minutes=settings.minutes)
+    except TooLittleVideoError:
+        if start is None:
+            raise
+    taken.append("lives but for brightness and size")
+    stages = assign_stages(crops, video.tracks)
+    rows = stages == 0
+    if not rows.any():
+        raise TooLittleVideoError("the video must show whole nuclei in interphase, got none")
+    bright = np.quantile(np.maximum(crops.brightness[rows], 1e-4), np.linspace(0, 1, QUANTILES))
+    size = np.median(crops.masks[rows].sum((1, 2))) / start.nucleus_area
+    return replace(start.lives, brightness=bright, body=start.lives.body * size), stages
+
+
+def _motion(
+    video: Video,
+    crops: Crops,
+    stages: npt.NDArray[np.int8],
+    settings: FitSettings,
+    start: Generator | None,
+    taken: list[str],
+) -> MotionModel:
+    """Fit motion; where too few nuclei can be followed, take that of the starting model."""
+    try:
+        return fit_motion(video, crops, stages, border=settings.border)
+    except ValueError:
+        if start is None:
+            raise
+    taken.append("motion but for density")
+    return replace(start.motion, density=fit_density(video, settings.border))
+
+
+def _paper_networks(
+    crops: Crops, settings: FitSettings, folder: Path, device: torch.device, progress: bool
+) -> tuple[UNet | None, FlowNet | None, dict[str, object]]:
+    """Train the networks of the paper's method where they are wanted; and what the card says."""
+    if not settings.paper:
+        return None, None, {}
+    flownet, flow_log, overlap = fit_flow(
+        pair_masks(crops),
+        checkpoint=folder / "flow.safetensors",
+        training=settings.flow,
+        device=device,
+        progress=progress,
+    )
+    unet, texture_log = fit_texture(
+        normalise(crops),
+        checkpoint=folder / "texture.safetensors",
+        network=settings.network,
+        training=settings.texture,
+        device=device,
+        progress=progress,
+    )
+    said: dict[str, object] = {
+        "texture": _trained(texture_log, settings.texture),
+        "flow": _trained(flow_log, settings.flow) | _overlaps(overlap),
+    }
+    return unet, flownet, said
 
 
 def _check_border(border: int, shape: tuple[int, int]) -> None:

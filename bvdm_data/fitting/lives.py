@@ -22,6 +22,7 @@ from bvdm_data.fitting.stages import (
 )
 from bvdm_data.fitting.video import TooLittleVideoError
 from bvdm_data.synth.lives import LifeModel
+from bvdm_data.synth.timeline import AFTER_INTERPHASE, BEFORE_INTERPHASE
 
 QUANTILES = 33
 """Points of the brightness distribution that are kept."""
@@ -70,9 +71,28 @@ def fit_lives(
         area_of_age=_area_of_age(crops, looks, tracks, references),
         area_of_stage=_area_of_stage(crops, looks, stages, references),
         birth_split=_birth_split(born),
+        **_short_stages(crops, stages, tracks, references),
         minutes=minutes,
     )
     return model, stages
+
+
+def _short_stages(
+    crops: Crops,
+    stages: npt.NDArray[np.int8],
+    tracks: npt.NDArray[np.int32],
+    references: dict[int, tuple[float, float]],
+) -> dict[str, Array]:
+    """Count the frames of the short stages of every mitosis and of every newborn."""
+    children = daughters_of(tracks)
+
+    def frames(track: int, wanted: tuple[int, ...]) -> list[int]:
+        own = stages[crops.track == track]
+        return [min(LONGEST, int((own == stage).sum())) for stage in wanted]
+
+    mitoses = [frames(mother, AFTER_INTERPHASE) for mother in references]
+    births = [frames(d, BEFORE_INTERPHASE) for m in references for d in children[m]]
+    return {"mitoses": np.array(mitoses, float), "births": np.array(births, float)}
 
 
 def fit_cycle(tracks: npt.NDArray[np.int32]) -> Array:

@@ -10,12 +10,24 @@ from bvdm_data.fitting.crops import Crops
 from bvdm_data.fitting.shapes import orientation
 from bvdm_data.fitting.stages import INTERPHASE, appearance, daughters_of
 from bvdm_data.fitting.video import Video
+from bvdm_data.randomness import numpy_stream
 from bvdm_data.synth.motion import MotionModel
+from bvdm_data.synth.placing import CONTACT
 
 ELONGATED = 1.4
 """Ratio of axes from which the direction of a nucleus' major axis can be told (our choice)."""
 
+LEAST_STEPS = 5
+"""Steps, or pairs of them, that a figure must rest on; with fewer it stays neutral."""
+
 _LARGEST_TURN = math.pi / 4
+_SHORT = 0.3  # px, added to the length of a step: masks have errors, too
+_LATER = 8  # frames: lag at which only the lasting pace is left
+_OLDEST = 40  # frames
+_SIMULATED = 20_000
+_FREEDOMS = (2.5, 3.0, 4.0, 6.0, 10.0, 30.0)
+
+Array = npt.NDArray[np.float64]
 
 
 def fit_motion(
@@ -45,12 +57,17 @@ def fit_motion(
         )
     first, second = np.array(pairs).T
     steps = (crops.centre[second] - crops.centre[first]).astype(float).ravel()
+    drift = field_drift(crops)
     freedom, _, scale = stats.t.fit(steps[np.isfinite(steps)], floc=0)
     return MotionModel(
         step=np.array([scale, max(freedom, 1.5)]),
         turn=_turn(crops, first, second),
         separation=_separation(crops, video.tracks),
-        density=_density(video, border),
+        density=fit_density(video, border),
+        pace=fit_pace(crops, stages, drift),
+        drift=drift,
+        sisters=_sisters(crops, video.tracks),
+        closest=_closest(crops),
     )
 
 
@@ -82,8 +99,16 @@ def _separation(crops: Crops, tracks: npt.NDArray[np.int32]) -> npt.NDArray[np.f
     return np.array([np.mean(distances), np.std(distances)])
 
 
-def _density(video: Video, border: int) -> npt.NDArray[np.float64]:
-    """Nuclei for each pixel of the field of interest, in every frame."""
+def fit_density(video: Video, border: int) -> npt.NDArray[np.float64]:
+    """Count the nuclei for each pixel of the field of interest, in every frame.
+
+    Args:
+        video: The annotated video.
+        border: Width in pixels of the band at the frame's edge without complete truth.
+
+    Returns:
+        ``[F]``.
+    """
     found = []
     for frame in video.frames:
         height, width = frame.masks.shape
@@ -93,3 +118,140 @@ def _density(video: Video, border: int) -> npt.NDArray[np.float64]:
         inside = (y >= border) & (y < height - border) & (x >= border) & (x < width - border)
         found.append(inside.sum() / ((height - 2 * border) * (width - 2 * border)))
     return np.array(found)
+
+
+def field_drift(crops: Crops) -> Array:
+    """Return the median step of all nuclei from each frame to the next, ``[F - 1, 2]`` px.
+
+    Args:
+        crops: Nuclei cut out of the video.
+    """
+    last = int(crops.frame.max(initial=0))
+    steps = _steps(crops)
+    found = np.zeros((last, 2))
+    for frame in range(last):
+        here = [step for (_, moment), step in steps.items() if moment == frame]
+        if len(here) >= LEAST_STEPS:
+            found[frame] = np.median(here, axis=0)
+    return found
+
+
+def fit_pace(crops: Crops, stages: npt.NDArray[np.int8], drift: Array) -> Array:
+    """Fit how fast nuclei are, and how long a fast one stays fast.
+
+    The logarithm of the length of a nucleus' step is the sum of its lasting pace, whose
+    correlation falls geometrically, and of what is new in every frame; the two are told apart by
+    the correlations at lags of 1 and 8 frames.
+
+    Args:
+        crops: Nuclei cut out of the video.
+        stages: Their stages.
+        drift: From :func:`field_drift`.
+
+    Returns:
+        :attr:`MotionModel.pace`.
+    """
+    stage_of = dict(
+        zip(
+            zip(crops.track.tolist(), crops.frame.tolist(), strict=True),
+            stages.tolist(),
+            strict=True,
+        )
+    )
+    own = {key: step - drift[key[1]] for key, step in _steps(crops).items()}
+    calm = {
+        key: step
+        for key, step in own.items()
+        if not stage_of[key] and not stage_of[key[0], key[1] + 1]
+    }
+    excited = [np.hypot(*step) for key, step in own.items() if stage_of[key] > 0]
+    calm = calm or own
+    length = {key: math.log(np.hypot(*step) + _SHORT) for key, step in calm.items()}
+    near, far = (_lag_correlation(length, lag) for lag in (1, _LATER))
+    memory = (
+        float(np.clip((far / max(near, 1e-3)) ** (1 / (_LATER - 1)), 0, 0.98)) if far > 0 else 0.0
+    )
+    spread = math.sqrt(max(near, 0.0) * float(np.var(list(length.values()))))
+    along = np.abs(np.array(list(calm.values())).ravel())
+    middle, far_end = np.quantile(along, [0.5, 0.95])
+    # Quantiles of simulated steps for some degrees of freedom: the nearest ratio wins.
+    draws = numpy_stream(0, "fit", "pace")
+    factor = np.exp(spread * draws.standard_normal(_SIMULATED))
+    found = []
+    for freedom in _FREEDOMS:
+        tried = np.abs(factor * draws.standard_t(freedom, _SIMULATED))
+        half, tail = np.quantile(tried, [0.5, 0.95])
+        miss = abs(math.log(max(tail / half, 1e-6) * max(middle, 1e-6) / max(far_end, 1e-6)))
+        found.append((miss, freedom, float(middle / half)))
+    _, freedom, pace = min(found)
+    ratio = 1.0
+    if len(excited) >= LEAST_STEPS:
+        ratio = float(
+            np.median(excited) / max(np.median([np.hypot(*s) for s in calm.values()]), 1e-6)
+        )
+    return np.array([pace, spread, memory, ratio, freedom])
+
+
+def _steps(crops: Crops) -> dict[tuple[int, int], Array]:
+    """Return the step of every nucleus from each frame to the next, by track and frame."""
+    place = {
+        key: row
+        for row, key in enumerate(zip(crops.track.tolist(), crops.frame.tolist(), strict=True))
+    }
+    return {
+        (track, frame): (crops.centre[place[track, frame + 1]] - crops.centre[row]).astype(float)
+        for (track, frame), row in place.items()
+        if (track, frame + 1) in place
+    }
+
+
+def _lag_correlation(values: dict[tuple[int, int], float], lag: int) -> float:
+    pairs = [
+        (value, values[track, frame + lag])
+        for (track, frame), value in values.items()
+        if (track, frame + lag) in values
+    ]
+    if len(pairs) < LEAST_STEPS:
+        return 0.0
+    found = float(np.corrcoef(np.array(pairs).T)[0, 1])
+    return found if math.isfinite(found) else 0.0
+
+
+def _sisters(crops: Crops, tracks: npt.NDArray[np.int32]) -> Array:
+    """Mean and deviation of the log distance of sisters by age: straight lines, ``[A, 2]``."""
+    birth = dict(zip(tracks[:, 0].tolist(), tracks[:, 1].tolist(), strict=True))
+    place = {
+        key: row
+        for row, key in enumerate(zip(crops.track.tolist(), crops.frame.tolist(), strict=True))
+    }
+    ages, logs = [], []
+    for daughters in daughters_of(tracks).values():
+        one, other = daughters[:2]
+        for age in range(_OLDEST):
+            rows = [place.get((d, birth[d] + age)) for d in (one, other)]
+            if None not in rows:
+                apart = crops.centre[rows[0]] - crops.centre[rows[1]]
+                ages.append(age)
+                logs.append(math.log(max(float(np.hypot(*apart)), 1.0)))
+    if len(ages) < LEAST_STEPS:
+        return np.array([[math.log(30.0), 0.3]])
+    age, log = np.sqrt(np.array(ages, float)), np.array(logs)
+    mean = np.polynomial.Polynomial.fit(age, log, 1)
+    rest = np.polynomial.Polynomial.fit(age, np.abs(log - mean(age)) * math.sqrt(math.pi / 2), 1)
+    grid = np.sqrt(np.arange(max(ages) + 1))
+    return np.stack([mean(grid), np.maximum(rest(grid), 0.05)], 1)
+
+
+def _closest(crops: Crops) -> float:
+    """Distance of nearest neighbours over the sum of their mean radii: the 5 % quantile."""
+    radius = np.sqrt(crops.masks.sum((1, 2)) / math.pi)
+    found: list[float] = []
+    for frame in np.unique(crops.frame):
+        rows = np.flatnonzero(crops.frame == frame)
+        if len(rows) < 2:
+            continue
+        apart = crops.centre[rows][:, None] - crops.centre[rows][None]
+        ratio = np.hypot(apart[..., 0], apart[..., 1]) / (radius[rows][:, None] + radius[rows])
+        np.fill_diagonal(ratio, np.inf)
+        found += ratio.min(1).tolist()
+    return float(np.clip(np.quantile(found, 0.05), 0.7, 1.1)) if found else CONTACT

@@ -12,12 +12,8 @@ from bvdm_data.evaluation.clip_store import StoredClips, clip_digest, keep_clips
 from bvdm_data.evaluation.copy_paste import CopyPaste
 from bvdm_data.evaluation.experiment import Arm
 from bvdm_data.fitting.training import purpose_of
-from bvdm_data.synth.procedural import ProceduralSettings
-from bvdm_data.synth.texture import PaperSettings
+from bvdm_data.synth.generator import Method
 from bvdm_data.weights import model_digest
-
-Method = PaperSettings | ProceduralSettings
-"""Settings of a way of painting nuclei."""
 
 LEVELS = 8
 """Pixels of a side that the segmenter's deepest level sees as one."""
@@ -41,6 +37,7 @@ class Data:
         test_stop: The same of ``test``.
         model: The fitted model: a name, or the path of a file.
         method: How synthetic nuclei are painted.
+        variation: How far synthetic clips may leave the fitted video, from 0 to 1.
         seed: Seed of the synthetic clips.
         frames: Frames of the clips of all arms.
         size: Height and width of the clips of all arms, pixels.
@@ -56,7 +53,8 @@ class Data:
     stop: int | None = None
     test_stop: int | None = None
     model: str | Path = "hela"
-    method: str | Method = "paper"
+    method: str | Method = "fast"
+    variation: float = 0.0
     seed: int = 0
     frames: int = 8
     size: tuple[int, int] = (256, 256)
@@ -128,6 +126,7 @@ def synthetic_videos(data: Data) -> SyntheticHeLaVideos:
         seed=data.seed,
         model=data.model,
         method=data.method,
+        variation=data.variation,
         annotations=(*ANNOTATIONS, "stages"),
     )
 
@@ -145,6 +144,7 @@ def synthetic_settings(videos: SyntheticHeLaVideos) -> dict[str, object]:
         "seed": videos.seed,
         "method": repr(videos.method),
         "nuclei": videos.nuclei,
+        "variation": videos.variation,
     }
 
 

@@ -4,23 +4,47 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Bool
-from torch import Tensor
+from scipy import ndimage
+from torch import Tensor, nn
 
 from bvdm_data.clip import Clip, annotated, padded, unbroken_tracks
 from bvdm_data.randomness import numpy_stream, stream
+from bvdm_data.synth.colony import colony
+from bvdm_data.synth.fast import FastSettings, TextureModel, paint_fast
 from bvdm_data.synth.flow import FLOW_SIZE, FlowNet
 from bvdm_data.synth.lives import LifeModel
 from bvdm_data.synth.motion import MotionModel, Trajectory, film
+from bvdm_data.synth.painter import Painter
 from bvdm_data.synth.procedural import ProceduralSettings, paint_procedurally
-from bvdm_data.synth.scene import CameraModel, Labels, displace, expose, label, lighten
+from bvdm_data.synth.scene import (
+    CameraModel,
+    Labels,
+    add_up,
+    displace,
+    expose,
+    label,
+    lighten,
+)
 from bvdm_data.synth.shapes import ShapeModel, area, rasterise
 from bvdm_data.synth.texture import Painted, PaperSettings, paint
 from bvdm_data.synth.unet import UNet
+from bvdm_data.synth.variation import vary
+
+Method = FastSettings | PaperSettings | ProceduralSettings
+"""Settings of a way of painting nuclei; their type says which."""
+
+NOT_FITTED = (
+    "method must be one that the model was fitted for, got 'paper'; fit the model with "
+    '"bvdm-data fit --paper", or give method="fast" or method="procedural"'
+)
+"""Says that a model lacks the networks of the paper's method."""
 
 JITTER = 0.1
 """Amount of fresh shape noise in each frame (authors' code)."""
@@ -35,8 +59,11 @@ class Generator:
         lives: Stages, brightness, growth.
         motion: Steps, turns, density.
         camera: Background, blur, noise, scale.
-        unet: Predicts the noise in a picture of a nucleus.
-        flownet: Predicts the flow between two masks.
+        texture: How long a texture lasts.
+        painter: Draws a nucleus from outline, brightness and stage; the method ``"fast"``.
+        unet: Predicts the noise in a picture of a nucleus, for the paper's method; None where
+            that was not fitted.
+        flownet: Predicts the flow between two masks, for the paper's method; or None.
         card: What it was fitted to, how, and how well; JSON values.
     """
 
@@ -44,21 +71,38 @@ class Generator:
     lives: LifeModel
     motion: MotionModel
     camera: CameraModel
-    unet: UNet
-    flownet: FlowNet
+    texture: TextureModel
+    painter: Painter
+    unet: UNet | None = None
+    flownet: FlowNet | None = None
     card: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def nucleus_diameter(self) -> float:
         """Diameter of the mean interphase nucleus, px."""
-        return float(2 * np.sqrt(area(self.shapes.mean[0]) / np.pi))
+        return float(2 * np.sqrt(self.nucleus_area / np.pi))
+
+    @property
+    def nucleus_area(self) -> float:
+        """Area of the mean interphase nucleus, px^2."""
+        return float(area(self.shapes.mean[0]))
 
     def to(self, device: torch.device) -> "Generator":
         """Return a copy whose networks are on a device; the statistics stay on the CPU."""
         # Copied, not made anew: that would draw from the global random state.
-        unet, flownet = deepcopy(self.unet), deepcopy(self.flownet)
-        unet = unet.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return replace(self, unet=unet.eval(), flownet=flownet.to(device).eval())
+        painter = _moved(self.painter, device)
+        unet = None if self.unet is None else _moved(self.unet, device)
+        flownet = None if self.flownet is None else deepcopy(self.flownet).to(device).eval()
+        return replace(self, painter=painter, unet=unet, flownet=flownet)
+
+
+_Network = TypeVar("_Network", bound=nn.Module)
+
+
+def _moved(network: _Network, device: torch.device) -> _Network:
+    copied = deepcopy(network).to(device).eval()
+    copied.to(memory_format=torch.channels_last)
+    return copied
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +115,15 @@ class SceneSettings:
         nuclei: Nuclei in the first frame; a pair: a random number from low to high; None: the
             density of the fitted video.
         flow: Whether the displacement of every pixel is wanted.
+        variation: How far brightness, size, density, blur and noise may leave those of the fitted
+            video, from 0 (not at all) to 1; see :func:`bvdm_data.synth.variation.vary`.
     """
 
     frames: int
     size: tuple[int, int]
     nuclei: int | tuple[int, int] | None = None
     flow: bool = False
+    variation: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -116,7 +163,7 @@ def _one_thread() -> Iterator[None]:
 def synthesise(
     generator: Generator,
     scene: SceneSettings,
-    texture: PaperSettings | ProceduralSettings,
+    texture: Method,
     *,
     seed: int,
     name: tuple[str | int, ...],
@@ -146,22 +193,25 @@ def synthesise(
     nuclei = scene.nuclei
     if isinstance(nuclei, tuple):
         nuclei = int(draws.integers(nuclei[0], nuclei[1] + 1))
-    everyone = film(
-        generator.shapes,
-        generator.lives,
-        generator.motion,
-        frames=scene.frames,
-        size=scene.size,
-        nuclei=nuclei,
-        generator=draws,
-        jitter=JITTER,
-    )
+    varied = vary(
+        generator.shapes, generator.lives, generator.motion, generator.camera,
+        scene.variation, numpy_stream(seed, *name, "variation"),
+    )  # fmt: skip
+    models = (varied.shapes, varied.lives, varied.motion)
+    own = isinstance(texture, FastSettings)
+    live = colony if own else partial(film, jitter=JITTER)
+    everyone = live(*models, frames=scene.frames, size=scene.size, nuclei=nuclei, generator=draws)
     labels = label(everyone, scene.frames, scene.size)
     paths, views = _visible(everyone, labels)
     streams = [stream(seed, *name, "texture", path.life.identity) for path in paths]
     painted = _paint(generator, paths, views, scene, texture, streams, on_frame)
-    light = lighten(paths, labels, painted.texture.cpu(), texture.mask_level)
-    video = expose(light, generator.camera, numpy_stream(seed, *name, "camera"))
+    if isinstance(texture, FastSettings):
+        light = add_up(paths, labels, painted.texture)
+    else:
+        light = lighten(paths, labels, painted.texture.cpu(), texture.mask_level)
+    if varied.blur:
+        light = ndimage.gaussian_filter(light, (0, varied.blur, varied.blur))
+    video = expose(light, varied.camera, numpy_stream(seed, *name, "camera"), glow=not own)
     flow = displace(paths, labels, painted.flow.cpu()) if scene.flow else None
     parents = {path.life.identity: path.life.parent for path in paths}
     visible, table, old = unbroken_tracks(labels, parents)
@@ -185,17 +235,24 @@ def _paint(
     paths: Sequence[Trajectory],
     views: Sequence[tuple[int, int]],
     scene: SceneSettings,
-    texture: PaperSettings | ProceduralSettings,
+    texture: Method,
     streams: Sequence[torch.Generator],
     on_frame: Callable[[], object] | None,
 ) -> Painted:
+    lives = [path.life for path in paths]
+    if isinstance(texture, FastSettings):
+        return paint_fast(
+            lives, views, scene.frames, generator.painter, generator.texture, texture, streams,
+            keep_flow=scene.flow, on_frame=on_frame,
+        )  # fmt: skip
     if isinstance(texture, ProceduralSettings):
-        lives = [path.life for path in paths]
         return paint_procedurally(
             lives, scene.frames, texture, streams, keep_flow=scene.flow, on_frame=on_frame
         )
     masks = _patches(paths, views, scene.frames)
     unet, flownet = generator.unet, generator.flownet
+    if unet is None or flownet is None:
+        raise ValueError(NOT_FITTED)
     return paint(masks, unet, flownet, texture, streams, keep_flow=scene.flow, on_frame=on_frame)
 
 

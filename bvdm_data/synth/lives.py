@@ -1,21 +1,24 @@
 """Life: one nucleus' stages, outlines and brightness, frame by frame, and its daughters'."""
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from bvdm_data.clip import STAGES
-from bvdm_data.synth.shapes import Array, ShapeModel, area
+from bvdm_data.synth.shapes import Array, ShapeModel, area, autoregressive
+from bvdm_data.synth.timeline import (
+    AFTER_INTERPHASE,
+    BEFORE_INTERPHASE,
+    INTERPHASE,
+    draw_cycle_and_age,
+    draw_each_length,
+    lay_out,
+    take_lengths,
+    template_weights,
+)
 
-BEFORE_INTERPHASE = (STAGES.index("anaphase"), STAGES.index("telophase"))
-"""Stages from birth to interphase, in order."""
-
-AFTER_INTERPHASE = tuple(STAGES.index(name) for name in ("prophase", "prometaphase", "metaphase"))
-"""Stages from interphase to division, in order."""
-
-_INTERPHASE = STAGES.index("interphase")
+BRIGHTNESS_MEMORY = 0.9
+"""Correlation of a nucleus' drifting brightness with that of the frame before (our choice)."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class LifeModel:
             from prophase to metaphase.
         birth_split: Standard deviation of a daughter's share of the mother's body, around one
             half.
+        mitoses: Frames of pro-, prometa- and metaphase in each mitosis of the video, ``[n, 3]``.
+        births: Frames of ana- and telophase of each newborn of the video, ``[m, 2]``.
         minutes: Time between two frames.
     """
 
@@ -53,6 +58,8 @@ class LifeModel:
     area_of_age: Array
     area_of_stage: Array
     birth_split: float
+    mitoses: Array
+    births: Array
     minutes: float
 
 
@@ -68,6 +75,7 @@ class Life:
         stages: Stage in each frame, ``[n]``.
         brightness: Mean light in each frame, grey values above the background, ``[n]``.
         divides: Whether two daughters follow in the frame after the last.
+        age: Frames since its birth when it appears.
     """
 
     identity: int
@@ -77,6 +85,7 @@ class Life:
     stages: npt.NDArray[np.int64]
     brightness: Array
     divides: bool
+    age: int = 0
 
     @property
     def last(self) -> int:
@@ -92,6 +101,7 @@ class _Ancestry:
     quantile: float  # of the brightness among the video's nuclei
     mitosis: float  # how bright its mother's mitosis was, in standard deviations
     founder: bool = False  # no mother in the film, so its age is drawn
+    age: int | None = None  # of a founder, where it is known
 
 
 def grow_family(
@@ -101,7 +111,9 @@ def grow_family(
     generator: np.random.Generator,
     first_identity: int,
     *,
-    jitter: float = 0.1,
+    jitter: float | None = 0.1,
+    quantile: float | None = None,
+    age: int | None = None,
 ) -> list[Life]:
     """Live a founder and all its offspring through a film.
 
@@ -116,16 +128,20 @@ def grow_family(
         frames: Length of the film.
         generator: Where the random numbers come from.
         first_identity: Number of the founder; its offspring follow.
-        jitter: Amount of fresh shape noise in each frame (authors' code: .1).
+        jitter: Amount of fresh shape noise in each frame (authors' code: .1); None: outlines that
+            move as the video's do.
+        quantile: Where the founder's brightness lies among the video's nuclei; None: drawn.
+        age: Frames since the founder's birth; None: drawn.
 
     Returns:
         The lives, mothers before daughters.
     """
     founder = _Ancestry(
         body=_at_quantile(model.body, generator.random()),
-        quantile=generator.random(),
+        quantile=generator.random() if quantile is None else quantile,
         mitosis=float(generator.standard_normal()),
         founder=True,
+        age=age,
     )
     waiting = [(founder, 0, 0)]
     lives: list[Life] = []
@@ -149,19 +165,19 @@ def _live(
     frames: int,
     generator: np.random.Generator,
     identity: int,
-    jitter: float,
+    jitter: float | None,
 ) -> tuple[Life, list[_Ancestry]]:
-    stages, age = _timeline(model, generator, founder=ancestry.founder)
+    lengths = (
+        take_lengths(model.mitoses, model.births, generator)
+        if jitter is None
+        else draw_each_length(model.durations, generator)
+    )
+    cycle, age = draw_cycle_and_age(model.cycle, generator, founder=ancestry.founder)
+    stages = lay_out(lengths, cycle)
+    age = min(age if ancestry.age is None else ancestry.age, len(stages) - 1)
     shown = np.arange(age, min(len(stages), age + frames - first))
-    weights, anchors = template_weights(stages)
-    templates = np.stack([shapes.sample(s, generator) for s in stages[anchors].tolist()])
-    mitosis = float(generator.standard_normal())
-    offsets = _brightness_offsets(model, stages[anchors], ancestry.mitosis, mitosis, generator)
-    radii = weights @ templates
-    wanted = ancestry.body * _relative_area(model, stages)
-    radii *= np.sqrt(wanted / area(radii))[:, None]
-    noise = np.stack([shapes.deviation(s, generator) for s in stages[shown].tolist()])
-    outlines = np.maximum(radii[shown] + jitter * noise, radii[shown].mean(1)[:, None] / 4)
+    course = _Course(shapes, model, ancestry, stages, shown, generator)
+    outlines, offsets = course.drifting() if jitter is None else course.templated(jitter)
     divides = shown[-1] == len(stages) - 1 and first + len(shown) < frames
     life = Life(
         identity=identity,
@@ -169,11 +185,73 @@ def _live(
         first=first,
         radii=outlines,
         stages=stages[shown],
-        brightness=_at_quantile(model.brightness, ancestry.quantile)
-        * np.exp(weights[shown] @ offsets),
+        brightness=_at_quantile(model.brightness, ancestry.quantile) * np.exp(offsets),
         divides=bool(divides),
+        age=age,
     )
-    return life, _daughters(model, ancestry, mitosis, generator) if divides else []
+    return life, _daughters(model, ancestry, course.mitosis, generator) if divides else []
+
+
+class _Course:
+    """Draws the outlines of a life, and the logarithm of its brightness over that in interphase.
+
+    Attributes:
+        mitosis: How bright its mitosis is, in standard deviations.
+    """
+
+    def __init__(
+        self,
+        shapes: ShapeModel,
+        model: LifeModel,
+        ancestry: _Ancestry,
+        stages: npt.NDArray[np.int64],
+        shown: npt.NDArray[np.int64],
+        generator: np.random.Generator,
+    ) -> None:
+        self.shapes, self.model, self.ancestry = shapes, model, ancestry
+        self.stages, self.shown, self.generator = stages, shown, generator
+        weights, self.anchors = template_weights(stages)
+        self.all_weights, self.weights = weights, weights[shown]
+
+    def templated(self, jitter: float) -> tuple[Array, Array]:
+        """One template a stage, and fresh noise in every frame; ``[n, K]`` px and ``[n]``."""
+        shapes, generator = self.shapes, self.generator
+        anchored = self.stages[self.anchors].tolist()
+        templates = np.stack([shapes.sample(stage, generator) for stage in anchored])
+        brightness = self._brightness()
+        radii = self.all_weights @ templates
+        wanted = self.ancestry.body * _relative_area(self.model.area_of_age, self)
+        radii *= np.sqrt(wanted / area(radii))[:, None]
+        shown = self.stages[self.shown].tolist()
+        noise = np.stack([shapes.deviation(stage, generator) for stage in shown])
+        radii = radii[self.shown]
+        return np.maximum(radii + jitter * noise, radii.mean(1)[:, None] / 4), brightness
+
+    def drifting(self) -> tuple[Array, Array]:
+        """Scores and brightness that drift as the video's do; ``[n, K]`` px and ``[n]``."""
+        shapes, generator, count = self.shapes, self.generator, len(self.shown)
+        scores = shapes.scores(count, generator)
+        radii = np.zeros((count, shapes.mean.shape[1]))
+        for weight, stage in zip(self.weights.T, self.stages[self.anchors].tolist(), strict=True):
+            radii += weight[:, None] * (shapes.mean[stage] + scores @ shapes.modes[stage])
+        bounded = np.maximum(radii, radii.mean(1)[:, None] / 4)
+        # The curve of growth ends at 1: a nucleus that divides is as large as one that divides.
+        curve = self.model.area_of_age
+        curve = curve / np.linspace(1, curve[-1], len(curve))
+        wanted = self.ancestry.body * _relative_area(curve, self)[self.shown]
+        wanted *= np.exp(shapes.wobble * generator.standard_normal(count))
+        drift = autoregressive(count, np.array([BRIGHTNESS_MEMORY]), generator)[:, 0]
+        brightness = self._brightness() + self.model.stage_brightness[INTERPHASE, 1] * drift
+        return bounded * np.sqrt(wanted / area(bounded))[:, None], brightness
+
+    def _brightness(self) -> Array:
+        self.mitosis = float(self.generator.standard_normal())
+        offsets = _brightness_offsets(
+            self.model, self.stages[self.anchors], self.ancestry.mitosis, self.mitosis,
+            self.generator,
+        )  # fmt: skip
+        known: Array = self.weights @ offsets
+        return known
 
 
 def _daughters(
@@ -186,11 +264,11 @@ def _daughters(
     ]
 
 
-def _relative_area(model: LifeModel, stages: npt.NDArray[np.int64]) -> Array:
+def _relative_area(area_of_age: Array, course: _Course) -> Array:
     """Area of every frame of a life over that of the grown nucleus, ``[n]``."""
-    age = np.minimum(np.arange(len(stages)), len(model.area_of_age) - 1)
-    dividing = np.isin(stages, AFTER_INTERPHASE)
-    return np.where(dividing, model.area_of_stage[stages], model.area_of_age[age])
+    age = np.minimum(np.arange(len(course.stages)), len(area_of_age) - 1)
+    dividing = np.isin(course.stages, AFTER_INTERPHASE)
+    return np.where(dividing, course.model.area_of_stage[course.stages], area_of_age[age])
 
 
 def _brightness_offsets(
@@ -204,7 +282,7 @@ def _brightness_offsets(
     own = generator.standard_normal(len(stages))
     sister = model.sister_spread * float(generator.standard_normal())
     newborn = np.isin(stages, BEFORE_INTERPHASE)
-    drawn = np.where(newborn, born, np.where(stages == _INTERPHASE, own, mitosis))
+    drawn = np.where(newborn, born, np.where(stages == INTERPHASE, own, mitosis))
     offsets: Array = (
         model.stage_brightness[stages, 0]
         + model.stage_brightness[stages, 1] * drawn
@@ -215,71 +293,3 @@ def _brightness_offsets(
 
 def _at_quantile(table: Array, quantile: float) -> float:
     return float(np.interp(quantile, np.linspace(0, 1, len(table)), table))
-
-
-def _timeline(
-    model: LifeModel, generator: np.random.Generator, *, founder: bool
-) -> tuple[npt.NDArray[np.int64], int]:
-    """Draw the stage of every frame from birth to division, and the age at which it is met."""
-    lengths = np.array([_draw(row, generator) for row in model.durations])
-    short = int(lengths[list(BEFORE_INTERPHASE + AFTER_INTERPHASE)].sum())
-    cycle, age = _cycle_and_age(model, generator, founder=founder)
-    interphase = max(1, cycle - short)
-    runs = [(s, lengths[s]) for s in BEFORE_INTERPHASE]
-    runs += [(_INTERPHASE, interphase), *((s, lengths[s]) for s in AFTER_INTERPHASE)]
-    stages = np.concatenate([np.full(n, s, np.int64) for s, n in runs])
-    return stages, min(age, len(stages) - 1)
-
-
-def _cycle_and_age(
-    model: LifeModel, generator: np.random.Generator, *, founder: bool
-) -> tuple[int, int]:
-    """Draw the length of a cycle; for a founder also its age.
-
-    In a population that grows at rate k, ages ``a`` of cycles of length ``L`` are met in
-    proportion to ``f(L) exp(-k a)``, ``0 <= a < L`` (Euler-Lotka).
-    """
-    mean, deviation = model.cycle
-    if not founder:
-        return max(1, round(math.exp(mean + deviation * generator.standard_normal()))), 0
-    lengths = np.arange(1, math.ceil(math.exp(mean + 4 * deviation)) + 1)
-    density = np.exp(-0.5 * ((np.log(lengths) - mean) / deviation) ** 2) / lengths
-    rate = math.log(2) / math.exp(mean + deviation**2 / 2)
-    cycle = int(lengths[_draw(density * (1 - np.exp(-rate * lengths)), generator)])
-    return cycle, _draw(np.exp(-rate * np.arange(cycle)), generator)
-
-
-def _draw(weights: Array, generator: np.random.Generator) -> int:
-    total = weights.cumsum()
-    return int(np.searchsorted(total, generator.random() * total[-1], side="right"))
-
-
-def template_weights(
-    stages: npt.NDArray[np.int64],
-) -> tuple[Array, npt.NDArray[np.int64]]:
-    """Weigh the templates of a life in each of its frames.
-
-    A template stands at the first frame of every stage and at the last frame; its weight is a
-    Gaussian around that frame, as wide as the stage is long, and weights add up to 1
-    (Bähr et al. 2021, as in the authors' code).
-
-    Args:
-        stages: Stage of every frame, ``[n]``.
-
-    Returns:
-        Weights ``[n, A]`` and the frames of the templates ``[A]``.
-
-    Examples:
-        >>> weights, anchors = template_weights(np.array([0, 0, 0, 1]))
-        >>> anchors.tolist(), weights.sum(1).round(6).tolist()
-        ([0, 3], [1.0, 1.0, 1.0, 1.0])
-    """
-    count = len(stages)
-    changes = np.flatnonzero(np.diff(stages, prepend=stages[0] - 1))
-    anchors = np.unique(np.append(changes, count - 1))
-    width = np.array([max(1, int((stages == stages[a]).sum())) for a in anchors], float)
-    distance = np.arange(count)[:, None] - anchors[None]
-    weights = np.exp(-0.5 * (distance / width) ** 2) / width
-    # Far from every anchor all densities may underflow; the widest one then decides.
-    weights = np.maximum(weights, 1e-300)
-    return weights / weights.sum(1, keepdims=True), anchors

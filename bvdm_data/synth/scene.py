@@ -57,21 +57,14 @@ def spots(paths: Sequence[Trajectory], frame: int, size: tuple[int, int]) -> Ite
         moment = frame - path.life.first
         radii = torch.from_numpy(path.life.radii[moment]).float()[None]
         centre, turn = path.centres[moment], float(path.turns[moment])
-        reach = math.ceil(float(radii.max())) + 1
-        window = tuple(
-            slice(max(0, math.floor(c) - reach), max(0, min(n, math.floor(c) + reach + 2)))
-            for c, n in zip(centre, size, strict=True)
-        )
-        if any(side.start >= side.stop for side in window):
+        window = _window(centre, math.ceil(float(radii.max())) + 1, size)
+        if window is None:
             continue
-        dy = torch.arange(window[0].start, window[0].stop)[:, None] - float(centre[0])
-        dx = torch.arange(window[1].start, window[1].stop)[None] - float(centre[1])
-        y = math.cos(turn) * dy + math.sin(turn) * dx
-        x = -math.sin(turn) * dy + math.cos(turn) * dx
+        y, x = _own_coordinates(window, centre, turn)
         inside = rasterise(radii, y[None], x[None])[0]
         if bool(inside.any()):
             edge = y.hypot(x) - radius_towards(radii, y[None], x[None])[0]
-            yield Spot(row, (window[0], window[1]), y, x, inside, edge)
+            yield Spot(row, window, y, x, inside, edge)
 
 
 def label(paths: Sequence[Trajectory], frames: int, size: tuple[int, int]) -> Labels:
@@ -126,6 +119,60 @@ def lighten(
             grey *= float(life.brightness[frame - life.first]) / mask_level
             light[frame][spot.window][seen] = grey.numpy()[seen]
     return light
+
+
+def add_up(
+    paths: Sequence[Trajectory], labels: Labels, light: Float[Tensor, "N F P P"]
+) -> npt.NDArray[np.float32]:
+    """Put painted nuclei, halo and all, in their places; where they meet, their light adds up.
+
+    Args:
+        paths: All nuclei.
+        labels: Identities, ``[F, H, W]``; only its size is used.
+        light: Light of each nucleus above the background, in its own orientation, grey values.
+
+    Returns:
+        Light above the background, grey values, ``[F, H, W]``.
+    """
+    total = np.zeros(labels.shape, np.float32)
+    half = light.shape[-1] // 2
+    for frame in range(len(labels)):
+        for row, path in enumerate(paths):
+            moment = frame - path.life.first
+            if not 0 <= moment < len(path.life.stages):
+                continue
+            window = _window(path.centres[moment], half, labels.shape[1:])
+            if window is None:
+                continue
+            y, x = _own_coordinates(window, path.centres[moment], float(path.turns[moment]))
+            grid = torch.stack([x, y], -1)[None] / half
+            read = F.grid_sample(
+                light[row, frame][None, None], grid, "bicubic", "zeros", align_corners=False
+            )
+            total[frame][window] += read[0, 0].numpy()
+    return total
+
+
+def _window(
+    centre: npt.NDArray[np.float64], reach: int, size: Sequence[int]
+) -> tuple[slice, slice] | None:
+    """Return the rows and columns of a picture around a centre; None where there are none."""
+    sides = [
+        slice(max(0, math.floor(c) - reach), max(0, min(n, math.floor(c) + reach + 2)))
+        for c, n in zip(centre, size, strict=True)
+    ]
+    return None if any(side.start >= side.stop for side in sides) else (sides[0], sides[1])
+
+
+def _own_coordinates(
+    window: tuple[slice, slice], centre: npt.NDArray[np.float64], turn: float
+) -> tuple[Tensor, Tensor]:
+    """Return the offset of every pixel of a window along a nucleus' major axis, and across it."""
+    dy = torch.arange(window[0].start, window[0].stop)[:, None] - float(centre[0])
+    dx = torch.arange(window[1].start, window[1].stop)[None] - float(centre[1])
+    y = math.cos(turn) * dy + math.sin(turn) * dx
+    x = -math.sin(turn) * dy + math.cos(turn) * dx
+    return y, x
 
 
 def _blurred(picture: Float[Tensor, "P P"], width: float = 1.0) -> Float[Tensor, "P P"]:
@@ -206,7 +253,11 @@ class CameraModel:
 
 
 def expose(
-    light: npt.NDArray[np.float32], camera: CameraModel, generator: np.random.Generator
+    light: npt.NDArray[np.float32],
+    camera: CameraModel,
+    generator: np.random.Generator,
+    *,
+    glow: bool = True,
 ) -> npt.NDArray[np.float32]:
     """Add the glow around the nuclei, the background and the noise; round to camera counts.
 
@@ -214,6 +265,8 @@ def expose(
         light: Light of the nuclei above the background, grey values, ``[F, H, W]``.
         camera: Measured from the video.
         generator: Where the random numbers come from.
+        glow: Whether the blur that surrounds nuclei is to be added; not where they were painted
+            with it.
 
     Returns:
         Grey values in [0, 1] that are whole counts of the camera, ``[F, H, W]``.
@@ -223,10 +276,12 @@ def expose(
     level = camera.level + camera.level_spread * float(generator.standard_normal())
     seen = np.empty_like(light)
     for frame in range(frames):
-        # One-sided, as in the authors' scenes: light spreads, nuclei do not fade.
-        glow = ndimage.gaussian_filter(light[frame], camera.halo)
+        lit = light[frame]
+        if glow:
+            # One-sided, as in the authors' scenes: light spreads, nuclei do not fade.
+            lit = np.maximum(lit, ndimage.gaussian_filter(lit, camera.halo))
         noise = ndimage.convolve1d(generator.standard_normal(size), camera.streak, axis=1)
-        grey = np.maximum(light[frame], glow) + level + field + camera.noise * noise
+        grey = lit + level + field + camera.noise * noise
         seen[frame] = grey
     steps = camera.full - camera.offset
     return (np.clip(np.rint(seen * steps), 0, steps) / steps).astype(np.float32)

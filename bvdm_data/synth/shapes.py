@@ -1,5 +1,6 @@
 """ShapeModel: how the outlines of nuclei look in each stage of the cell cycle."""
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -26,11 +27,18 @@ class ShapeModel:
         mean: Mean radii of each stage, ``[S, K]`` px.
         modes: Principal components, each as long as its standard deviation, ``[S, M, K]`` px.
         counts: Contours that each stage was fitted to, ``[S]``.
+        memory: Correlation of the lasting part of each component's score with that of the frame
+            before, ``[M]``.
+        fresh: Share of each score's variance that is new in every frame, ``[M]``.
+        wobble: Standard deviation of the logarithm of the area around its smooth course.
     """
 
     mean: Array
     modes: Array
     counts: Array
+    memory: Array
+    fresh: Array
+    wobble: float
 
     def sample(self, stage: int, generator: np.random.Generator, amount: float = 1.0) -> Array:
         """Draw a contour of a stage.
@@ -53,6 +61,40 @@ class ShapeModel:
         modes = self.modes[stage]
         drawn: Array = generator.standard_normal(len(modes)) @ modes
         return drawn
+
+    def scores(self, frames: int, generator: np.random.Generator) -> Array:
+        """Draw the scores of a nucleus in consecutive frames: they drift, and they flicker.
+
+        Args:
+            frames: How many.
+            generator: Where the random numbers come from.
+
+        Returns:
+            ``[frames, M]``, each of unit variance.
+        """
+        lasting = autoregressive(frames, self.memory, generator)
+        passing = generator.standard_normal(lasting.shape)
+        drawn: Array = np.sqrt(1 - self.fresh) * lasting + np.sqrt(self.fresh) * passing
+        return drawn
+
+
+def autoregressive(frames: int, memory: Array, generator: np.random.Generator) -> Array:
+    """Draw stationary first-order autoregressive processes of unit variance.
+
+    Args:
+        frames: Length.
+        memory: Correlation with the frame before, from 0 to 1, ``[M]``.
+        generator: Where the random numbers come from.
+
+    Returns:
+        ``[frames, M]``.
+    """
+    drawn = generator.standard_normal((frames, len(memory)))
+    renewed = np.sqrt(1 - memory**2)
+    for before, now in itertools.pairwise(drawn):
+        now *= renewed
+        now += memory * before
+    return drawn
 
 
 def area(radii: Array) -> Array:

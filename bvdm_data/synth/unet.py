@@ -38,10 +38,17 @@ class UNetSettings:
             raise ValueError(f"time_channels must be even and at least 8, got {self.time_channels}")
 
 
-class _Block(nn.Module):
-    """Two convolutions with a shortcut; the diffusion step is added between them."""
+class Block(nn.Module):
+    """Two convolutions with a shortcut; the diffusion step is added between them.
+
+    Args:
+        inputs: Channels that come in.
+        outputs: Channels that go out.
+        time_channels: Length of the embedding of the step, or of any other condition.
+    """
 
     def __init__(self, inputs: int, outputs: int, time_channels: int) -> None:
+        """Make the block; at first it passes its input on."""
         super().__init__()
         self.norm1 = nn.GroupNorm(8, inputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
@@ -52,6 +59,7 @@ class _Block(nn.Module):
         nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """Return what becomes of maps ``[N, C, H, W]``, given an embedding ``[N, T]``."""
         hidden = self.conv1(F.silu(self.norm1(x)))
         hidden = hidden + self.time(time)[:, :, None, None]
         out: Tensor = self.shortcut(x) + self.conv2(F.silu(self.norm2(hidden)))
@@ -73,15 +81,15 @@ class UNet(nn.Module):
         t = self.settings.time_channels
         self.embed = nn.Sequential(nn.Linear(t, t), nn.SiLU(), nn.Linear(t, t), nn.SiLU())
         self.inlet = nn.Conv2d(4, a, 3, padding=1)
-        self.down1 = _Block(a, a, t)
+        self.down1 = Block(a, a, t)
         self.shrink1 = nn.Conv2d(a, b, 3, stride=2, padding=1)
-        self.down2 = _Block(b, b, t)
+        self.down2 = Block(b, b, t)
         self.shrink2 = nn.Conv2d(b, c, 3, stride=2, padding=1)
-        self.middle = nn.ModuleList(_Block(c, c, t) for _ in range(self.settings.middle))
+        self.middle = nn.ModuleList(Block(c, c, t) for _ in range(self.settings.middle))
         self.grow2 = nn.Conv2d(c, b, 1)
-        self.up2 = _Block(2 * b, b, t)
+        self.up2 = Block(2 * b, b, t)
         self.grow1 = nn.Conv2d(b, a, 1)
-        self.up1 = _Block(2 * a, a, t)
+        self.up1 = Block(2 * a, a, t)
         self.norm = nn.GroupNorm(8, a)
         self.outlet = nn.Conv2d(a, 4, 3, padding=1)
 
@@ -99,7 +107,7 @@ class UNet(nn.Module):
         Returns:
             The predicted noise, float32.
         """
-        time = self.embed(_sinusoids(step, self.settings.time_channels))
+        time = self.embed(sinusoids(step, self.settings.time_channels))
         skip1 = self.down1(self.inlet(F.pixel_unshuffle(x, 2)), time)
         skip2 = self.down2(self.shrink1(skip1), time)
         low = self.shrink2(skip2)
@@ -112,7 +120,7 @@ class UNet(nn.Module):
         return F.pixel_shuffle(self.outlet(F.silu(self.norm(low))), 2).float()
 
 
-def _sinusoids(step: Int[Tensor, " M"], channels: int) -> Float[Tensor, "M C"]:
+def sinusoids(step: Int[Tensor, " M"], channels: int) -> Float[Tensor, "M C"]:
     """Embed a step as sines and cosines of geometric frequencies (Vaswani et al. 2017, 3.5)."""
     half = channels // 2
     rate = torch.exp(-math.log(10_000) * torch.arange(half, device=step.device) / (half - 1))

@@ -1,0 +1,190 @@
+"""Colony: families of nuclei that lie and move as those of the video do."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from bvdm_data.synth.lives import Life, LifeModel, grow_family
+from bvdm_data.synth.motion import MotionModel, Trajectory, divide, push_apart
+from bvdm_data.synth.placing import (
+    MARGIN,
+    TRIES,
+    Crowd,
+    Founder,
+    covered,
+    mean_radius,
+    no_room,
+)
+from bvdm_data.synth.shapes import Array, ShapeModel
+
+PAIRED = 0.8
+"""Share of the founders that come with a sister (our choice: in a growing population every nucleus
+has one, but some have divided, and some of the video's have left)."""
+
+
+def colony(
+    shapes: ShapeModel,
+    lives: LifeModel,
+    motion: MotionModel,
+    *,
+    frames: int,
+    size: tuple[int, int],
+    nuclei: int | None,
+    generator: np.random.Generator,
+) -> list[Trajectory]:
+    """Place families, let them live and move.
+
+    Other than in :func:`bvdm_data.synth.motion.film`, founders come in pairs of sisters, as far
+    apart as sisters of their age are in the video; their brightness is spread evenly over that of
+    the video's nuclei; a fast nucleus stays fast for a while; and the whole field moves as that of
+    the video did.
+
+    Args:
+        shapes: Outlines.
+        lives: Stages, brightness, growth.
+        motion: Steps, turns, density, sisters.
+        frames: Length of the film.
+        size: Height and width of the picture, px.
+        nuclei: Nuclei that the first frame shows; None: the video's density at a random time.
+        generator: Where the random numbers come from.
+
+    Returns:
+        All nuclei, also those that stay outside the picture.
+
+    Raises:
+        ValueError: If so many nuclei do not fit into the picture.
+    """
+    founders = _Placing(shapes, lives, motion, frames, size, generator).place(nuclei)
+    return _move(founders, motion, frames, generator)
+
+
+class _Placing:
+    """Puts founders, in pairs of sisters where there is room, at free places."""
+
+    def __init__(
+        self,
+        shapes: ShapeModel,
+        lives: LifeModel,
+        motion: MotionModel,
+        frames: int,
+        size: tuple[int, int],
+        generator: np.random.Generator,
+    ) -> None:
+        self.models = (shapes, lives)
+        self.motion = motion
+        self.frames = frames
+        self.size = size
+        self.generator = generator
+        self.crowd = Crowd([], [], [], np.zeros(size[0] * size[1], np.int64))
+        self.founders: list[Founder] = []
+        self.identity = 1
+        self.seen = 0
+        self.quantile = float(generator.random())
+
+    def place(self, nuclei: int | None) -> list[Founder]:
+        height, width = self.size
+        canvas = (height + 2 * MARGIN) * (width + 2 * MARGIN)
+        wanted = nuclei
+        if wanted is None:
+            start = self.generator.integers(max(1, len(self.motion.density) - self.frames + 1))
+            wanted = int(self.generator.poisson(self.motion.density[start] * canvas))
+        tries = 0
+        while (self.seen if nuclei is not None else len(self.founders)) < wanted:
+            founder = self._founder(None)
+            if founder is None or tries == TRIES:
+                raise ValueError(no_room(nuclei, wanted, self.size, self.seen, len(self.founders)))
+            if not self._take(founder, nuclei):
+                tries += 1
+                continue
+            there = self.seen if nuclei is not None else len(self.founders)
+            if there < wanted and self.generator.random() < PAIRED:
+                sister = self._founder(founder)
+                if sister is not None:
+                    self._take(sister, nuclei)
+        return self.founders
+
+    def _founder(self, sister: Founder | None) -> Founder | None:
+        """Draw a founder and a free place for it; None where there is none."""
+        if sister is None:
+            # Evenly spread, so that a film of few nuclei shows dim and bright ones, too.
+            self.quantile = (self.quantile + (math.sqrt(5) - 1) / 2) % 1
+        family = grow_family(
+            *self.models,
+            self.frames,
+            self.generator,
+            self.identity,
+            jitter=None,
+            quantile=self.quantile,
+            age=None if sister is None else sister.family[0].age,
+        )
+        radius = float(mean_radius(family[0].radii[0]))
+        for _ in range(TRIES if sister is None else 30):
+            centre = self._somewhere(sister)
+            if self.crowd.fits(centre, radius, self.motion.closest):
+                return Founder(family, centre, self.generator.uniform(0, 2 * math.pi))
+        return None
+
+    def _somewhere(self, sister: Founder | None) -> Array:
+        height, width = self.size
+        if sister is None:
+            return self.generator.uniform([-MARGIN, -MARGIN], [height + MARGIN, width + MARGIN])
+        known = self.motion.sisters[min(sister.family[0].age, len(self.motion.sisters) - 1)]
+        distance = math.exp(known[0] + known[1] * self.generator.standard_normal())
+        angle = self.generator.uniform(0, 2 * math.pi)
+        return sister.centre + distance * np.array([math.cos(angle), math.sin(angle)])
+
+    def _take(self, founder: Founder, nuclei: int | None) -> bool:
+        pixels = covered(founder, self.size)
+        if nuclei is not None and not self.crowd.stays_in_view(pixels):
+            return False
+        self.crowd.add(founder, pixels)
+        self.founders.append(founder)
+        self.seen += len(pixels) > 0
+        self.identity += len(founder.family)
+        return True
+
+
+def _move(
+    founders: Sequence[Founder], motion: MotionModel, frames: int, generator: np.random.Generator
+) -> list[Trajectory]:
+    lives = {life.identity: life for founder in founders for life in founder.family}
+    centres = {founder.family[0].identity: [founder.centre] for founder in founders}
+    turns = {founder.family[0].identity: [founder.turn] for founder in founders}
+    paces = {identity: float(generator.standard_normal()) for identity in lives}
+    start = int(generator.integers(max(1, len(motion.drift) - frames + 2)))
+    way = np.sign(generator.random(2) - 0.5)  # the stage has no side of its own
+    for frame in range(1, frames):
+        row = start + frame - 1
+        drift = way * motion.drift[row] if row < len(motion.drift) else np.zeros(2)
+        for life in lives.values():
+            if life.first < frame <= life.last:
+                moved = _step(life, frame, paces, motion, generator)
+                centres[life.identity].append(centres[life.identity][-1] + moved + drift)
+                turn = turns[life.identity][-1] + motion.turn * generator.standard_normal()
+                turns[life.identity].append(turn)
+        divide(lives, centres, turns, frame, motion, generator)
+        push_apart(lives, centres, frame, closest=motion.closest)
+    order = generator.permutation(len(lives))
+    return [
+        Trajectory(life, np.array(centres[i]), np.array(turns[i]), float(depth))
+        for depth, (i, life) in zip(order, lives.items(), strict=True)
+    ]
+
+
+def _step(
+    life: Life,
+    frame: int,
+    paces: dict[int, float],
+    motion: MotionModel,
+    generator: np.random.Generator,
+) -> Array:
+    """Draw a nucleus' own step; its pace changes slowly, and is another one in mitosis."""
+    pace, spread, memory, mitotic, freedom = motion.pace
+    renewed = math.sqrt(1 - memory**2) * generator.standard_normal()
+    paces[life.identity] = memory * paces[life.identity] + renewed
+    scale = pace * math.exp(spread * paces[life.identity])
+    if life.stages[frame - life.first]:
+        scale *= mitotic
+    drawn: Array = scale * generator.standard_t(freedom, 2)
+    return drawn

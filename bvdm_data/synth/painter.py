@@ -1,0 +1,241 @@
+"""Painter: a network that draws a nucleus, with its halo, from outline, brightness and stage."""
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bvdm_data.clip import STAGES
+from bvdm_data.synth.shapes import radius_towards
+from bvdm_data.synth.unet import Block, sinusoids
+
+START = 0.995
+"""Noise level at which painting begins; at 1 there is no signal, and its logarithm is endless."""
+
+SPACING = 1.5
+"""How much closer together noise levels lie where little noise is left (our choice, by the
+contrast and the edge profile of nuclei painted in 4 steps)."""
+
+REACH = 8.0
+"""Distance from the outline, px, beyond which all points look the same to the network."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PainterSettings:
+    """How large the network is, and the scale on which it sees light.
+
+    Attributes:
+        patch: Side of a picture in pixels; a multiple of 8.
+        floor: Light that is added, in squares, to the brightness that pictures are divided by, in
+            grey values; without it the dimmest nuclei would be nothing but enlarged noise.
+        channels: Channels at 1/2, 1/4 and 1/8 of the picture's resolution; multiples of 8.
+        middle: Residual blocks at the lowest resolution.
+        condition_channels: Length of the embedding of noise level, brightness and stage.
+    """
+
+    patch: int = 64
+    floor: float = 0.012
+    channels: tuple[int, int, int] = (32, 64, 96)
+    middle: int = 1
+    condition_channels: int = 96
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that make no network."""
+        if self.patch < 16 or self.patch % 8:
+            raise ValueError(f"patch must be a multiple of 8 from 16 on, got {self.patch}")
+        if not self.floor > 0:
+            raise ValueError(f"floor must be above 0, got {self.floor}")
+        if len(self.channels) != 3 or any(c < 8 or c % 8 for c in self.channels):
+            raise ValueError(f"channels must be three multiples of 8, got {self.channels}")
+        if self.middle < 1:
+            raise ValueError(f"middle must be at least 1, got {self.middle}")
+        if self.condition_channels < 8 or self.condition_channels % 2:
+            raise ValueError(
+                f"condition_channels must be even and at least 8, got {self.condition_channels}"
+            )
+
+
+class Painter(nn.Module):
+    """Predicts the velocity of a noisy picture of one nucleus, given what the nucleus is like.
+
+    A lean U-Net behind a pixel-unshuffle by 2. It is told the outline (as the distance of every
+    pixel from it), the brightness and the stage, so that picture and label agree as they do in
+    the video, and plates look like plates.
+
+    Args:
+        settings: How large it is.
+    """
+
+    def __init__(self, settings: PainterSettings | None = None) -> None:
+        """Make the network, its weights drawn at random."""
+        super().__init__()
+        self.settings = settings or PainterSettings()
+        a, b, c = self.settings.channels
+        t = self.settings.condition_channels
+        self.embed = nn.Sequential(
+            nn.Linear(t + 1 + len(STAGES), t), nn.SiLU(), nn.Linear(t, t), nn.SiLU()
+        )
+        self.inlet = nn.Conv2d(8, a, 3, padding=1)
+        self.down1 = Block(a, a, t)
+        self.shrink1 = nn.Conv2d(a, b, 3, stride=2, padding=1)
+        self.down2 = Block(b, b, t)
+        self.shrink2 = nn.Conv2d(b, c, 3, stride=2, padding=1)
+        self.middle = nn.ModuleList(Block(c, c, t) for _ in range(self.settings.middle))
+        self.grow2 = nn.Conv2d(c, b, 1)
+        self.up2 = Block(2 * b, b, t)
+        self.grow1 = nn.Conv2d(b, a, 1)
+        self.up1 = Block(2 * a, a, t)
+        self.norm = nn.GroupNorm(8, a)
+        self.outlet = nn.Conv2d(a, 4, 3, padding=1)
+
+    def forward(
+        self,
+        noisy: Float[Tensor, "N 1 P P"],
+        level: Float[Tensor, " M"],
+        edge: Float[Tensor, "N 1 P P"],
+        brightness: Float[Tensor, " N"],
+        stage: Int[Tensor, " N"],
+    ) -> Float[Tensor, "N 1 P P"]:
+        """Predict ``cos(a) noise - sin(a) picture``, where ``a = level * pi / 2``.
+
+        That is the v-parametrisation (Salimans & Ho 2022, section 4) on the angle of a schedule
+        that keeps the variance.
+
+        Args:
+            noisy: ``cos(a) picture + sin(a) noise``.
+            level: From 0 (no noise) to 1 (nothing but noise); one for each picture, or one for all.
+            edge: From :func:`edge_map`.
+            brightness: Mean light inside the outline, grey values.
+            stage: Index into ``STAGES``, -1 where it is not known.
+
+        Returns:
+            The velocity, float32.
+        """
+        known = self._condition(level.expand(len(noisy)), brightness, stage)
+        time = self.embed(known)
+        planes = torch.cat([noisy, edge], 1).contiguous(memory_format=torch.channels_last)
+        skip1 = self.down1(self.inlet(F.pixel_unshuffle(planes, 2)), time)
+        skip2 = self.down2(self.shrink1(skip1), time)
+        low = self.shrink2(skip2)
+        for block in self.middle:
+            low = block(low, time)
+        low = F.interpolate(self.grow2(low), scale_factor=2.0, mode="nearest")
+        low = self.up2(torch.cat([low, skip2], 1), time)
+        low = F.interpolate(self.grow1(low), scale_factor=2.0, mode="nearest")
+        low = self.up1(torch.cat([low, skip1], 1), time)
+        return F.pixel_shuffle(self.outlet(F.silu(self.norm(low))), 2).float()
+
+    def _condition(
+        self, level: Float[Tensor, " N"], brightness: Float[Tensor, " N"], stage: Int[Tensor, " N"]
+    ) -> Float[Tensor, "N C"]:
+        """Put noise level, brightness and stage side by side; an unknown stage is all zeros."""
+        time = sinusoids(1000 * level, self.settings.condition_channels)
+        light = (brightness.clamp(min=0) / self.settings.floor).log1p()[:, None] - 2
+        stages = F.one_hot(stage.long() + 1, len(STAGES) + 1)[:, 1:].float()
+        return torch.cat([time, light, stages], 1)
+
+    def to_picture(
+        self, light: Float[Tensor, "N P P"], brightness: Float[Tensor, " N"]
+    ) -> Float[Tensor, "N 1 P P"]:
+        """Bring light to the scale of the network: background -1, a bright nucleus about 1.
+
+        Args:
+            light: Grey values above the background.
+            brightness: Mean light inside the outlines, grey values.
+
+        Returns:
+            Pictures.
+        """
+        return (2 * light / self._scale(brightness) - 1)[:, None]
+
+    def to_light(
+        self, picture: Float[Tensor, "N 1 P P"], brightness: Float[Tensor, " N"]
+    ) -> Float[Tensor, "N P P"]:
+        """Undo :meth:`to_picture`.
+
+        Args:
+            picture: On the scale of the network.
+            brightness: Mean light inside the outlines, grey values.
+
+        Returns:
+            Grey values above the background.
+        """
+        return (picture[:, 0] + 1) / 2 * self._scale(brightness)
+
+    def _scale(self, brightness: Float[Tensor, " N"]) -> Float[Tensor, "N 1 1"]:
+        return (brightness.square() + self.settings.floor**2).sqrt()[:, None, None]
+
+
+def patch_grid(patch: int) -> Float[Tensor, "2 P P"]:
+    """Return the offset (y, x) of every pixel from the middle of a patch, px.
+
+    Args:
+        patch: Side of the patch in pixels.
+
+    Returns:
+        Offsets; the middle lies between the two central pixels.
+    """
+    line = torch.arange(patch) - (patch - 1) / 2
+    return torch.stack(torch.meshgrid(line, line, indexing="ij"))
+
+
+def edge_map(radii: Float[Tensor, "N K"], patch: int) -> Float[Tensor, "N 1 P P"]:
+    """Draw how far every pixel is from an outline, along the ray from the centroid.
+
+    Args:
+        radii: Contours, px; the centroid is the middle of the patch.
+        patch: Side of the patch in pixels.
+
+    Returns:
+        From -1 (``REACH`` px inside, or more) over 0 (on the outline) to 1 (``REACH`` px outside).
+    """
+    y, x = patch_grid(patch).to(radii)[:, None].expand(2, len(radii), -1, -1)
+    outside = torch.hypot(y, x) - radius_towards(radii, y, x)
+    scaled: Tensor = (outside / REACH).clamp(-1, 1)[:, None]
+    return scaled
+
+
+def denoise(
+    painter: Painter,
+    noise: Float[Tensor, "N 1 P P"],
+    steps: int,
+    edge: Float[Tensor, "N 1 P P"],
+    brightness: Float[Tensor, " N"],
+    stage: Int[Tensor, " N"],
+) -> Float[Tensor, "N 1 P P"]:
+    """Follow the probability flow from pure noise to pictures.
+
+    DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order, one call of the network a step,
+    deterministic, so that noise which changes a little gives a picture that changes a little. The
+    angles of the noise levels fall as ``(1 - k / steps) ** SPACING``.
+
+    Args:
+        painter: Predicts the velocity.
+        noise: Standard normal numbers.
+        steps: Calls of the network, at least 1.
+        edge: From :func:`edge_map`.
+        brightness: Mean light inside the outlines, grey values.
+        stage: Index into ``STAGES``.
+
+    Returns:
+        Pictures on the scale of the network.
+    """
+    angles = [START * math.pi / 2 * (1 - k / steps) ** SPACING for k in range(steps)]
+    x, before, last = noise, None, 0.0
+    for angle, following in itertools.zip_longest(angles, angles[1:]):
+        level = torch.tensor([2 * angle / math.pi], device=x.device)
+        velocity = painter(x, level, edge, brightness, stage)
+        clean: Tensor = math.cos(angle) * x - math.sin(angle) * velocity
+        if following is None:
+            break
+        # Step in the logarithm of signal over noise.
+        step = math.log(math.tan(angle) / math.tan(following))
+        ahead = clean if before is None else clean + (clean - before) * step / (2 * last)
+        x = math.sin(following) / math.sin(angle) * x
+        x = x + math.cos(following) * (1 - math.exp(-step)) * ahead
+        before, last = clean, step
+    return clean

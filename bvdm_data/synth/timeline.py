@@ -1,0 +1,128 @@
+"""Timeline: how long a nucleus stays in each stage of its cycle."""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from bvdm_data.clip import STAGES
+
+BEFORE_INTERPHASE = (STAGES.index("anaphase"), STAGES.index("telophase"))
+"""Stages from birth to interphase, in order."""
+
+AFTER_INTERPHASE = tuple(STAGES.index(name) for name in ("prophase", "prometaphase", "metaphase"))
+"""Stages from interphase to division, in order."""
+
+INTERPHASE = STAGES.index("interphase")
+
+Array = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+def lay_out(lengths: Ints, cycle: int) -> Ints:
+    """Lay out the stage of every frame from birth to division.
+
+    Args:
+        lengths: Frames of each stage, ``[S]``; interphase fills the rest of the cycle.
+        cycle: Frames from birth to division.
+
+    Returns:
+        Stage of each frame, ``[n]``; at least one frame is interphase.
+    """
+    short = int(lengths[list(BEFORE_INTERPHASE + AFTER_INTERPHASE)].sum())
+    runs = [(stage, int(lengths[stage])) for stage in BEFORE_INTERPHASE]
+    runs.append((INTERPHASE, max(1, cycle - short)))
+    runs += [(stage, int(lengths[stage])) for stage in AFTER_INTERPHASE]
+    return np.concatenate([np.full(n, stage, np.int64) for stage, n in runs])
+
+
+def draw_each_length(durations: Array, generator: np.random.Generator) -> Ints:
+    """Draw how long each stage lasts, one by one.
+
+    Args:
+        durations: Probability of a stage lasting 0, 1, ... frames, ``[S, D]``.
+        generator: Where the random numbers come from.
+
+    Returns:
+        Frames, ``[S]``.
+    """
+    return np.array([_draw(row, generator) for row in durations])
+
+
+def take_lengths(mitoses: Array, births: Array, generator: np.random.Generator) -> Ints:
+    """Take the short stages of one mitosis of the video, and of one of its newborns.
+
+    Args:
+        mitoses: Frames of pro-, prometa- and metaphase, ``[n, 3]``.
+        births: Frames of ana- and telophase, ``[m, 2]``.
+        generator: Where the random numbers come from.
+
+    Returns:
+        Frames, ``[S]``; 0 for interphase.
+    """
+    lengths = np.zeros(len(STAGES), np.int64)
+    lengths[list(AFTER_INTERPHASE)] = mitoses[generator.integers(len(mitoses))]
+    lengths[list(BEFORE_INTERPHASE)] = births[generator.integers(len(births))]
+    return lengths
+
+
+def draw_cycle_and_age(
+    law: Array, generator: np.random.Generator, *, founder: bool
+) -> tuple[int, int]:
+    """Draw the length of a cycle; for a founder also its age.
+
+    In a population that grows at rate k, ages ``a`` of cycles of length ``L`` are met in
+    proportion to ``f(L) exp(-k a)``, ``0 <= a < L`` (Euler-Lotka).
+
+    Args:
+        law: Mean and standard deviation of the logarithm of the cycle in frames, ``[2]``.
+        generator: Where the random numbers come from.
+        founder: Whether its age is drawn, too; else it is 0.
+
+    Returns:
+        Frames of the cycle, and the age in frames.
+    """
+    mean, deviation = law
+    if not founder:
+        return max(1, round(math.exp(mean + deviation * generator.standard_normal()))), 0
+    lengths = np.arange(1, math.ceil(math.exp(mean + 4 * deviation)) + 1)
+    density = np.exp(-0.5 * ((np.log(lengths) - mean) / deviation) ** 2) / lengths
+    rate = math.log(2) / math.exp(mean + deviation**2 / 2)
+    cycle = int(lengths[_draw(density * (1 - np.exp(-rate * lengths)), generator)])
+    return cycle, _draw(np.exp(-rate * np.arange(cycle)), generator)
+
+
+def template_weights(
+    stages: npt.NDArray[np.int64],
+) -> tuple[Array, npt.NDArray[np.int64]]:
+    """Weigh the templates of a life in each of its frames.
+
+    A template stands at the first frame of every stage and at the last frame; its weight is a
+    Gaussian around that frame, as wide as the stage is long, and weights add up to 1
+    (Bähr et al. 2021, as in the authors' code).
+
+    Args:
+        stages: Stage of every frame, ``[n]``.
+
+    Returns:
+        Weights ``[n, A]`` and the frames of the templates ``[A]``.
+
+    Examples:
+        >>> weights, anchors = template_weights(np.array([0, 0, 0, 1]))
+        >>> anchors.tolist(), weights.sum(1).round(6).tolist()
+        ([0, 3], [1.0, 1.0, 1.0, 1.0])
+    """
+    count = len(stages)
+    changes = np.flatnonzero(np.diff(stages, prepend=stages[0] - 1))
+    anchors = np.unique(np.append(changes, count - 1))
+    width = np.array([max(1, int((stages == stages[a]).sum())) for a in anchors], float)
+    distance = np.arange(count)[:, None] - anchors[None]
+    weights = np.exp(-0.5 * (distance / width) ** 2) / width
+    # Far from every anchor all densities may underflow; the widest one then decides.
+    weights = np.maximum(weights, 1e-300)
+    return weights / weights.sum(1, keepdims=True), anchors
+
+
+def _draw(weights: Array, generator: np.random.Generator) -> int:
+    total = weights.cumsum()
+    return int(np.searchsorted(total, generator.random() * total[-1], side="right"))

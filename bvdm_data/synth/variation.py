@@ -1,0 +1,77 @@
+"""Variation: widens what a clip may look like beyond the fitted video (domain randomisation)."""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from bvdm_data.synth.lives import LifeModel
+from bvdm_data.synth.motion import MotionModel
+from bvdm_data.synth.scene import CameraModel
+from bvdm_data.synth.shapes import ShapeModel
+
+SIZE, BRIGHTNESS, NOISE = 0.1, 0.3, 0.3
+"""Standard deviation of the logarithm of a clip's factor on lengths of nuclei, on their light and
+on the camera's noise, at a variation of 1 (our choice)."""
+
+DENSITY = (0.8, 2.5)
+"""Least and largest factor on the density at a variation of 1, drawn evenly in its logarithm (our
+choice; one frame of the HeLa video may hold three times the nuclei of another)."""
+
+BLUR = 0.7
+"""Largest extra blur at a variation of 1, px (our choice: half of the microscope's)."""
+
+
+@dataclass(frozen=True)
+class Varied:
+    """The models of one clip.
+
+    Attributes:
+        shapes: Outlines.
+        lives: Brightness, growth.
+        motion: Density.
+        camera: Noise.
+        blur: Standard deviation of an extra Gaussian blur of all light, px.
+    """
+
+    shapes: ShapeModel
+    lives: LifeModel
+    motion: MotionModel
+    camera: CameraModel
+    blur: float
+
+
+def vary(
+    shapes: ShapeModel,
+    lives: LifeModel,
+    motion: MotionModel,
+    camera: CameraModel,
+    amount: float,
+    generator: np.random.Generator,
+) -> Varied:
+    """Draw the models of one clip.
+
+    Args:
+        shapes: Outlines of the fitted video.
+        lives: Brightness and growth of the fitted video.
+        motion: Density of the fitted video.
+        camera: Camera of the fitted video.
+        amount: 0: the fitted video; 1: as wide as the constants of this module say.
+        generator: Where the random numbers come from; as many are drawn for any amount.
+
+    Returns:
+        The models.
+    """
+    size, brightness, noise = np.exp(
+        amount * np.array([SIZE, BRIGHTNESS, NOISE]) * generator.standard_normal(3)
+    )
+    low, high = np.log(DENSITY)
+    density = math.exp(amount * generator.uniform(low, high))
+    blur = amount * BLUR * generator.random()
+    return Varied(
+        shapes=replace(shapes, mean=size * shapes.mean, modes=size * shapes.modes),
+        lives=replace(lives, body=size**2 * lives.body, brightness=brightness * lives.brightness),
+        motion=replace(motion, density=density * motion.density),
+        camera=replace(camera, noise=noise * camera.noise),
+        blur=float(blur),
+    )
