@@ -108,6 +108,24 @@ def steps(results: Results) -> str:
     return table([*head.split(", "), "after 2 frames", "s a clip", "paper: SEG / TRA"], rows)
 
 
+def ablation(results: Results) -> str:
+    rows = []
+    for name, one in results["ablation"].items():
+        (figures,) = one["rows"]
+        rows.append(
+            [
+                name,
+                *(spread(figures, figure) for figure in ("seg", "det", "tra", "bc")),
+                f"{one['kid']:.0f} ± {one['kid_error']:.0f}",
+                number(one["agreement"]),
+                *(number(value) for value in one["correlation"]),
+                f"{one['seconds_per_clip']:.1f}",
+            ]
+        )
+    head = "variant, SEG, DET, TRA, BC(1), KID-Lite0 x 1000, label agreement, texture after 1"
+    return table([*head.split(", "), "after 2 frames", "s a clip"], rows)
+
+
 def linking(results: Results) -> str:
     part = results["linking"]
     figures = ("lnk", "bc", "tra")
@@ -166,6 +184,7 @@ TABLES = {
     "training": training,
     "scarcity": scarcity,
     "steps": steps,
+    "ablation": ablation,
     "linking": linking,
     "distance": distance,
     "realism": realism,

@@ -91,6 +91,7 @@ def tiny_shapes():
         memory=np.array([0.95, 0.9, 0.8, 0.5]),
         fresh=np.array([0.1, 0.2, 0.5, 0.8]),
         wobble=0.02,
+        ragged=np.array([0.9, 0.1]),
     )
 
 
@@ -111,6 +112,8 @@ def tiny_lives():
         area_of_age=np.array([0.4, 0.6, 0.8, 1.0]),
         area_of_stage=np.array([1.0, 1.0, 0.7, 0.5, 1.0, 1.0]),
         birth_split=0.05,
+        split=0.03,
+        stage_spread=np.array([0.0, 0.1, 0.1, 0.1, 0.0, 0.0]),
         mitoses=np.array([[1.0, 1.0, 1.0], [0.0, 0.0, 1.0], [2.0, 1.0, 0.0]]),
         births=np.array([[1.0, 1.0], [0.0, 2.0]]),
         minutes=30.0,

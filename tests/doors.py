@@ -7,7 +7,7 @@ import numpy as np
 import tifffile
 import torch
 
-from bvdm_data import CTCVideos, MixedVideos, PaperSettings, SyntheticHeLaVideos
+from bvdm_data import CTCVideos, MixedVideos, SyntheticHeLaVideos
 from bvdm_data.datasets import export
 from bvdm_data.datasets.ctc import read_sequence
 from bvdm_data.fitting.fit import fit
@@ -67,8 +67,7 @@ class Place:
         return CTCVideos(self.data, **{"frames": 4, "size": 64, "border": 10} | changes)
 
     def synthetic(self, **changes):
-        steps = PaperSettings(first_steps=2, later_steps=1)
-        given = {"frames": 2, "size": 64, "model": self.model, "method": steps} | changes
+        given = {"frames": 2, "size": 64, "model": self.model} | changes
         return SyntheticHeLaVideos(**given)
 
     def mixed(self, one=None, other=None, **changes):
@@ -81,8 +80,7 @@ class Place:
 
     def export(self, **changes):
         given = {"frames": 1, "size": 48, "nuclei": 2, "progress": False} | changes
-        steps = PaperSettings(first_steps=2, later_steps=1)
-        given = {"model": self.model, "method": steps, "sequences": 1} | given
+        given = {"model": self.model, "sequences": 1} | given
         return export.export(self.folder / "exported", **given)
 
     def clip(self):

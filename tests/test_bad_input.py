@@ -2,6 +2,7 @@
 
 import pickle
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from bvdm_data import (
     CameraScale,
     CTCVideos,
+    FastSettings,
     MixedVideos,
     PaperSettings,
     ProceduralSettings,
@@ -96,6 +98,8 @@ FILES = [
     ("masks in one frame to fit", lambda p: (shutil.copy(p.remove("01_GT/SEG").data
      / "01_GT/TRA/man_track004.tif", p.folder_of("01_ST/SEG") / "man_seg004.tif"), p.fit()),
      ValueError, r"masks in at least 2 frames to fit shapes and motion, got 1; give a longer"),
+    ("an unknown model to start from", lambda p: p.fit(start_from="hella"), ValueError,
+     r"no weights called 'hella'; there are: "),
     ("one frame to fit", lambda p: p.fit(settings=FitSettings(stop=1)), ValueError,
      r"stop must leave at least 2 frames, got 1"),
     ("a model of another suffix to fit", lambda p: fit(p.data, p.folder / "m.pt"), ValueError,
@@ -141,9 +145,15 @@ SYNTHETIC = [
     ("annotations a string", {"annotations": "masks"}, TypeError,
      r"collection of names, got the string 'masks'; write \('masks',\)"),
     ("an unknown method", {"method": "magic"}, ValueError,
-     r"one of 'paper', 'procedural', or PaperSettings or ProceduralSettings, got 'magic'"),
+     r"of 'fast', 'paper', 'procedural', or FastSettings, PaperSettings or Proc.*, got 'magic'"),
     ("a method of a wrong type", {"method": 200}, TypeError,
-     r"method must be a name, PaperSettings or ProceduralSettings, got 200"),
+     r"method must be a name, FastSettings, PaperSettings or ProceduralSettings, got 200"),
+    ("variation below zero", {"variation": -1}, ValueError,
+     r"variation must be from 0 to 1, got -1"),
+    ("variation of NaN", {"variation": float("nan")}, ValueError,
+     r"variation must be from 0 to 1, got nan"),
+    ("variation a string", {"variation": "wide"}, TypeError,
+     r"variation must be a number from 0 to 1, got 'wide'"),
     ("an unknown model", {"model": "hella"}, ValueError,
      r"no weights called 'hella'; there are: .*\"bvdm-data fit\""),
     ("a missing model file", {"model": "no/model.safetensors"}, FileNotFoundError,
@@ -164,6 +174,18 @@ CLIPS = [
      r"max_cells=2 is too small for this clip: it holds \d+ nuclei\. Give max_cells=\d+ or more"),
     ("more real nuclei than max_cells", lambda p: p.real(frames=12, size=108, max_cells=1).clip(0),
      ValueError, r"max_cells=1 is too small for this clip: it holds \d nuclei"),
+    ("no steps of the fast method", lambda p: p.synthetic(method=FastSettings(steps=0)),
+     ValueError, r"steps must be from 1 to 1000, got 0"),
+    ("steps of the fast method as a float", lambda p: p.synthetic(method=FastSettings(steps=6.0)),
+     TypeError, r"steps must be an int, got 6\.0"),
+    ("a memory of the fast method out of range", lambda p: FastSettings(memory=1.5), ValueError,
+     r"memory must be from 0 to 1, got 1\.5"),
+    ("a fresh share that is no number", lambda p: FastSettings(fresh="0.2"), TypeError,
+     r"fresh must be a number or None, got '0\.2'"),
+    ("the paper's method of a model without it", lambda p: (
+        save(replace(p.generator, unet=None, flownet=None), p.folder / "lean.safetensors"),
+        p.synthetic(model=p.folder / "lean.safetensors", method="paper")), ValueError,
+     r"that the model was fitted for, got 'paper'; fit the model with \"bvdm-data fit --paper\""),
     ("procedural settings out of range", lambda p: p.synthetic(method=ProceduralSettings(memory=2)),
      ValueError, r"memory must be from 0 to 1, got 2"),
     ("a number where each stage needs one", lambda p: p.synthetic(

@@ -11,14 +11,17 @@ from bvdm_data import __version__
 from bvdm_data.cli import cli, main
 from bvdm_data.datasets import fetch as fetching
 from bvdm_data.datasets.ctc import read_sequence
+from bvdm_data.datasets.export import MANIFEST
+from bvdm_data.fitting import memory
 from bvdm_data.fitting.texture import fit_texture
 from bvdm_data.judge import evaluate as judging
+from bvdm_data.synth.fast import FastSettings
 from bvdm_data.synth.procedural import ProceduralSettings
 from bvdm_data.synth.unet import UNetSettings
 from bvdm_data.weights import load
 
 COMMANDS = ("fit", "info", "preview", "export", "evaluate", "fetch")
-FEW = ["--first-steps", "2", "--later-steps", "1"]
+FEW = ["--method", "paper", "--first-steps", "2", "--later-steps", "1"]
 
 
 @pytest.fixture
@@ -69,8 +72,10 @@ def test_fit_writes_a_model_and_prints_its_card(run, tmp_path, monkeypatch):
         "bvdm_data.fitting.fit.fit_texture",
         lambda textures, **given: fit_texture(textures, **given | {"network": small}),
     )
+    monkeypatch.setattr(memory, "PAIRS", memory.LEAST_PAIRS)
     root, model = write_fitted(tmp_path / "data", stop=24), tmp_path / "my.safetensors"
-    few = ["--texture-steps", 1, "--flow-steps", 1, "--minutes", 10, "--seed", 2, "--quiet"]
+    few = ["--painter-steps", 1, "--paper", "--texture-steps", 1, "--flow-steps", 1]
+    few += ["--minutes", 10, "--seed", 2, "--quiet"]
     scale = ["--offset", 32768, "--full", 36863, "--border", 20, "--stop", 23]
     out = run_well(run, "fit", root, "--output", model, *few, *scale)
     card = json.loads(out[: out.rindex("}") + 1])
@@ -79,8 +84,11 @@ def test_fit_writes_a_model_and_prints_its_card(run, tmp_path, monkeypatch):
     assert card["settings"]["minutes"] == 10
     assert card["settings"]["seed"] == 2
     assert card["settings"]["border"] == 20
+    assert card["settings"]["paper"] is True
+    assert [card[name]["steps"] for name in ("painter", "texture", "flow")] == [1, 1, 1]
     assert f"wrote {model} (" in out
-    assert (tmp_path / "my.fit" / "texture.safetensors").is_file()
+    names = sorted(path.name for path in (tmp_path / "my.fit").iterdir())
+    assert names == ["flow.safetensors", "painter.safetensors", "texture.safetensors"]
 
 
 def test_info_prints_what_a_model_says_of_itself(run, tiny_model):
@@ -89,14 +97,25 @@ def test_info_prints_what_a_model_says_of_itself(run, tiny_model):
     assert out.strip().endswith("MB")
 
 
-def test_preview_writes_a_sheet_and_an_animation_that_open(run, tiny_model, tmp_path):
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ([], "fast, 6 steps"),
+        (["--variation", "0.5"], "fast, 6 steps"),
+        (FEW, "T_f=0 = 2, T_f>0 = 1"),
+    ],
+    ids=["default", "varied", "paper"],
+)
+def test_preview_writes_a_sheet_and_an_animation_that_open(
+    run, tiny_model, tmp_path, method, words
+):
     out = run_well(
         run, "preview", "--model", tiny_model, "--output", tmp_path / "look", "--frames", 3,
-        "--size", "64x80", "--nuclei", "2-4", "--seed", 5, *FEW,
+        "--size", "64x80", "--nuclei", "2-4", "--seed", 5, *method,
     )  # fmt: skip
     assert "clip 0: " in out
     assert "clip 1: " in out
-    assert "clips a second (3 frames of 64 x 80, 0 workers, T_f=0 = 2, T_f>0 = 1)" in out
+    assert f"clips a second (3 frames of 64 x 80, 0 workers, {words})" in out
     with Image.open(tmp_path / "look" / "contact_sheet.png") as sheet:
         assert (sheet.format, sheet.size[0] > 200) == ("PNG", True)
         sheet.load()
@@ -107,18 +126,19 @@ def test_preview_writes_a_sheet_and_an_animation_that_open(run, tiny_model, tmp_
 def test_preview_shows_more_nuclei_than_a_clip_usually_may_hold(run, tiny_model, tmp_path):
     out = run_well(
         run, "preview", "--model", tiny_model, "--output", tmp_path, "--frames", 1, "--clips", 1,
-        "--size", "320x320", "--nuclei", 140, *FEW,
+        "--size", "320x320", "--nuclei", 140, "--method", "procedural",
     )  # fmt: skip
     assert "clip 0: 140 nuclei" in out
 
 
 def test_export_writes_sequences_and_goes_on_where_it_was(run, tiny_model, tmp_path):
     command = ["export", tmp_path, "--model", tiny_model, "--frames", 2, "--size", "48x64"]
-    command += ["--nuclei", 3, "--quiet", *FEW]
+    command += ["--nuclei", 3, "--quiet"]
     assert "wrote 01 to" in run_well(run, *command, "--sequences", 1)
     assert "wrote 02 to" in run_well(run, *command, "--sequences", 2)
     assert "wrote nothing: all is there to" in run_well(run, *command, "--sequences", 2)
     assert read_sequence(tmp_path, "02").shape == (48, 64)
+    assert json.loads((tmp_path / MANIFEST).read_text())["method"] == repr(FastSettings())
 
 
 def test_fetch_hands_its_arguments_on(run, monkeypatch, tmp_path):
@@ -142,12 +162,21 @@ def test_fetch_hands_its_arguments_on(run, monkeypatch, tmp_path):
     [
         (["fit", "nowhere", "--output", "m.safetensors"], "no folder nowhere; it should hold"),
         (["fit", "nowhere", "--output", "m.pt"], "output must end in .safetensors, got 'm.pt'"),
+        (["fit", "x", "--output", "m.safetensors", "--painter-steps", "0"], "at least 1, got 0"),
         (["fit", "x", "--output", "m.safetensors", "--flow-steps", "0"], "at least 1, got 0"),
         (["info", "--model", "hella"], "no weights called 'hella'; there are: "),
         (["info", "--model", "no/such.safetensors"], "no model file 'no/such.safetensors'"),
         (["preview", "--model", "MODEL", "--frames", "0"], "frames must be 1 or more, got 0"),
         (["preview", "--model", "MODEL", "--size", "3x64"], "must not be smaller than a nucleus"),
-        (["preview", "--model", "MODEL", "--first-steps", "0"], "first_steps must be from 1 to"),
+        (
+            ["preview", "--model", "MODEL", "--method", "paper", "--first-steps", "0"],
+            "first_steps must be from 1 to",
+        ),
+        (["preview", "--model", "MODEL", "--variation", "2"], "variation must be from 0 to 1, got"),
+        (
+            ["export", "new", "--model", "MODEL", "--variation", "-1"],
+            "variation must be from 0 to 1, got",
+        ),
         (["preview", "--model", "MODEL", "--nuclei", "9-3"], "low <= high, got (9, 3)"),
         (["export", "FILE", "--model", "MODEL"], "holds something else; give another one"),
         (["export", "new", "--model", "MODEL", "--sequences", "0"], "sequences must be 1 or more"),
@@ -179,7 +208,7 @@ def test_an_error_of_the_user_is_one_line_and_no_traceback(
 def test_an_error_in_a_workers_process_is_one_line_too(run, tiny_model, tmp_path):
     code, _, err = run(
         "preview", "--model", tiny_model, "--output", tmp_path, "--frames", 1, "--clips", 1,
-        "--size", "64x64", "--nuclei", 500, "--workers", 1, *FEW,
+        "--size", "64x64", "--nuclei", 500, "--workers", 1,
     )  # fmt: skip
     assert code == 1
     assert err.startswith("bvdm-data: nuclei=500 do not fit into size=(64, 64): only ")
@@ -200,7 +229,7 @@ def test_a_full_disk_is_one_line(run, tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr("bvdm_data.datasets.ctc_writer.write_image", fill)
     code, _, err = run(
         "export", tmp_path / "data", "--model", tiny_model, "--frames", 1, "--size", "48x48",
-        "--nuclei", 2, "--quiet", *FEW,
+        "--nuclei", 2, "--quiet",
     )  # fmt: skip
     assert code == 1
     assert err.count("\n") == 1
@@ -222,14 +251,14 @@ def test_a_full_disk_is_one_line(run, tiny_model, tmp_path, monkeypatch):
         (["preview", "--nuclei", "-3"], "must look like 20 or 10-30, got '-3'"),
         (["preview", "--clips", "0"], "--clips must be at least 1, got 0"),
         (["preview", "--seed", "one"], "'one' is not a valid integer"),
-        (["preview", "--method", "magic"], "'magic' is not one of 'paper', 'procedural'"),
+        (["preview", "--method", "magic"], "'magic' is not one of 'fast', 'paper', 'procedural'"),
         (
             ["preview", "--method", "procedural", "--first-steps", "4"],
-            "--first-steps is for --method paper; procedural has no diffusion steps",
+            "--first-steps is for --method paper, got --method procedural",
         ),
         (
-            ["export", "x", "--method", "procedural", "--later-steps", "0"],
-            "--later-steps is for --method paper; procedural has no diffusion steps",
+            ["export", "x", "--later-steps", "0"],
+            "--later-steps is for --method paper, got --method fast",
         ),
         (["export"], "Missing argument 'DIRECTORY'"),
         (["export", "x", "--size", "7x"], "must look like 256x256"),
@@ -254,12 +283,13 @@ def test_evaluate_asks_the_judge_for_what_was_said(run, monkeypatch, tmp_path):
     out = run_well(
         run, "evaluate", tmp_path, "--part", "realism", "--part", "training", "--arm", "real",
         "--seeds", 2, "--steps", 7, "--clips", 5, "--scarce-frames", "4,10", "--seed", 3,
-        "--method", "procedural", "--work-dir", tmp_path / "work", "--report", tmp_path / "page",
+        "--method", "procedural", "--variation", 0.5,
+        "--work-dir", tmp_path / "work", "--report", tmp_path / "page",
     )  # fmt: skip
     assert out == "judged\n"
     data, questions = asked["data"], asked["questions"]
     assert (data.root, data.train, data.test, data.seed) == (tmp_path, "01", "02", 3)
-    assert data.method == ProceduralSettings()
+    assert (data.method, data.variation) == (ProceduralSettings(), 0.5)
     assert data.folder == tmp_path / "work"
     assert asked["report"] == tmp_path / "page"
     assert tuple(questions.parts) == ("realism", "training")
@@ -277,7 +307,7 @@ def test_evaluate_asks_the_judge_for_what_was_said(run, monkeypatch, tmp_path):
         (["--seeds", "0"], "seeds must be at least 1, got 0"),
         (["--steps", "0"], "steps must be at least 1, got 0"),
         (["--scarce-frames", "four"], "--scarce-frames must look like 1,4,10"),
-        (["--method", "procedural", "--first-steps", "4"], "has no diffusion steps"),
+        (["--method", "procedural", "--first-steps", "4"], "is for --method paper, got --method"),
         ([], "no folder"),
     ],
 )

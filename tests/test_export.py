@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,16 +15,17 @@ from bvdm_data.camera_scale import CameraScale
 from bvdm_data.datasets import export as exporting
 from bvdm_data.datasets.ctc import read_sequence
 from bvdm_data.datasets.export import MANIFEST, export
+from bvdm_data.synth.fast import FastSettings
 from bvdm_data.synth.generator import SceneSettings, synthesise
 from bvdm_data.synth.texture import PaperSettings
-from bvdm_data.weights import load
+from bvdm_data.weights import load, save
 
 STEPS = PaperSettings(first_steps=2, later_steps=1)
 SCENE = {"frames": 5, "size": (64, 72), "nuclei": 5}
 
 
 def exported(folder, model, **changes):
-    given = {**SCENE, "sequences": 2, "seed": 3, "method": STEPS, "progress": False} | changes
+    given = {**SCENE, "sequences": 2, "seed": 3, "progress": False} | changes
     return export(folder, model=model, **given)
 
 
@@ -62,12 +64,19 @@ def test_an_exported_sequence_is_valid_and_scores_one_against_itself(whole, tmp_
     assert (found["SEG"], found["TRA"]) == (1.0, 1.0)
 
 
-def test_an_exported_sequence_holds_counts_and_masks_of_the_synthesised_film(whole, tiny_model):
+@pytest.mark.parametrize("method", [FastSettings(), STEPS], ids=["fast", "paper"])
+def test_an_exported_sequence_holds_counts_and_masks_of_the_synthesised_film(
+    whole, tiny_model, tmp_path, method
+):
+    folder = whole
+    if method == STEPS:
+        folder = tmp_path / "data"
+        assert exported(folder, tiny_model, method=method) == ["01", "02"]
     generator = load(tiny_model)
     scale = CameraScale(generator.camera.offset, generator.camera.full)
     for index in range(2):
-        film = synthesise(generator, SceneSettings(**SCENE), STEPS, seed=3, name=("export", index))
-        sequence = read_sequence(whole, f"{index + 1:02d}")
+        film = synthesise(generator, SceneSettings(**SCENE), method, seed=3, name=("export", index))
+        sequence = read_sequence(folder, f"{index + 1:02d}")
         np.testing.assert_array_equal(sequence.tracks, film.tracks)
         for number in range(5):
             np.testing.assert_array_equal(
@@ -84,8 +93,9 @@ def test_two_sequences_of_an_export_differ(whole):
 
 def test_the_manifest_tells_how_the_videos_were_made(whole):
     said = json.loads((whole / MANIFEST).read_text())
-    assert list(said) == ["version", "model", "frames", "size", "seed", "method", "nuclei"]
-    assert (said["frames"], said["size"], said["seed"], said["nuclei"]) == (5, [64, 72], 3, 5)
+    asked = ["frames", "size", "seed", "method", "nuclei", "variation"]
+    assert list(said) == ["version", "model", *asked]
+    assert [said[key] for key in asked] == [5, [64, 72], 3, repr(FastSettings()), 5, 0]
     assert len(said["model"]) == 64
 
 
@@ -109,15 +119,13 @@ import sys, time
 from pathlib import Path
 from bvdm_data.datasets import ctc_writer
 from bvdm_data.datasets.export import export
-from bvdm_data.synth.texture import PaperSettings
 move = ctc_writer._move_into_place
 def slow(staging, folder, name):
     if name == "02":
         time.sleep(60)
     move(staging, folder, name)
 ctc_writer._move_into_place = slow
-export(sys.argv[1], model=sys.argv[2], frames=5, size=(64, 72), nuclei=5, seed=3,
-       method=PaperSettings(first_steps=2, later_steps=1), progress=False)
+export(sys.argv[1], model=sys.argv[2], frames=5, size=(64, 72), nuclei=5, seed=3, progress=False)
 """
 
 
@@ -145,7 +153,9 @@ def test_a_killed_export_that_is_called_again_ends_in_the_same_files(whole, tmp_
         ({"seed": 4}, r"begun with seed=3, got 4"),
         ({"nuclei": None}, r"begun with nuclei=5, got None"),
         ({"nuclei": (2, 5)}, r"begun with nuclei=5, got \[2, 5\]"),
-        ({"method": "paper"}, r"begun with method='PaperSettings\(first_steps=2.*got 'Paper.*=200"),
+        ({"method": "paper"}, r"begun with method='FastSettings\(steps=6.*got 'Paper.*steps=200"),
+        ({"method": FastSettings(steps=5)}, r"method='FastSettings\(steps=6.*got 'Fast.*steps=5"),
+        ({"variation": 1}, r"begun with variation=0\.0, got 1\.0"),
     ],
 )
 def test_export_refuses_other_arguments_in_the_same_folder(copy, tiny_model, changes, words):
@@ -189,7 +199,9 @@ def test_export_refuses_a_folder_whose_manifest_is_damaged(copy, tiny_model, tex
         ({"size": (4, 64)}, ValueError, r"size must not be smaller than a nucleus.*got \(4, 64\)"),
         ({"seed": -1}, ValueError, "seed must be 0 or more, got -1"),
         ({"nuclei": (5, 2)}, ValueError, r"low <= high, got \(5, 2\)"),
-        ({"method": "magic"}, ValueError, "method must be one of 'paper', .*got 'magic'"),
+        ({"method": "magic"}, ValueError, "one of 'fast', 'paper', 'procedural'.*got 'magic'"),
+        ({"variation": 2}, ValueError, "variation must be from 0 to 1, got 2"),
+        ({"variation": "wide"}, TypeError, "variation must be a number from 0 to 1, got 'wide'"),
         ({"model": "hella.safetensors"}, FileNotFoundError, "there is no model file 'hella"),
     ],
 )
@@ -200,3 +212,18 @@ def test_export_refuses_a_bad_argument_before_it_makes_the_folder(
     with pytest.raises(error, match=words):
         exported(tmp_path / "data", **given)
     assert not (tmp_path / "data").exists()
+
+
+def test_export_refuses_the_papers_method_of_a_model_without_its_networks(tiny_generator, tmp_path):
+    path = tmp_path / "lean.safetensors"
+    save(replace(tiny_generator, unet=None, flownet=None), path)
+    with pytest.raises(ValueError, match=r"fitted for, got 'paper'; fit .*bvdm-data fit --paper"):
+        exported(tmp_path / "data", path, method="paper")
+    assert not (tmp_path / "data").exists()
+
+
+def test_export_varies_its_videos_when_it_is_asked_to(whole, tiny_model, tmp_path):
+    assert exported(tmp_path / "data", tiny_model, sequences=1, variation=1) == ["01"]
+    varied, plain = (read_sequence(folder, "01").frame(0) for folder in (tmp_path / "data", whole))
+    assert not np.array_equal(varied, plain)
+    assert json.loads((tmp_path / "data" / MANIFEST).read_text())["variation"] == 1

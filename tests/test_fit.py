@@ -14,19 +14,36 @@ from bvdm_data.clip import ANNOTATIONS, STAGES
 from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets import ctc
 from bvdm_data.datasets.ctc import write_sequence
+from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
+from bvdm_data.fitting import memory
 from bvdm_data.fitting import training as trainings
 from bvdm_data.fitting.fit import FitSettings, fit
+from bvdm_data.fitting.painter import PAINTER_TRAINING
 from bvdm_data.fitting.training import TrainingSettings
+from bvdm_data.synth.fast import FastSettings
 from bvdm_data.synth.generator import SceneSettings, synthesise, to_clip
 from bvdm_data.synth.texture import PaperSettings
 from bvdm_data.synth.unet import UNetSettings
 from bvdm_data.weights import load, read_card
 
 FEW = FitSettings(
+    painter=replace(PAINTER_TRAINING, steps=2, batch=4),
+    paper=True,
     texture=TrainingSettings(steps=4, batch=4),
     flow=TrainingSettings(steps=4, batch=4),
     network=UNetSettings(channels=(8, 8, 8), middle=1),
 )
+
+
+LEAN = replace(FEW, paper=False, stop=24)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_pairs():
+    """Compare as few pairs of pictures as the texture's memory can be measured on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "PAIRS", memory.LEAST_PAIRS)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +58,21 @@ def fitted(root, tmp_path_factory):
     return path, fit(root, path, settings=FEW, progress=False)
 
 
+@pytest.fixture(scope="module")
+def lean(root, tmp_path_factory):
+    """Return the file of a generator without the paper's networks, and the generator."""
+    path = tmp_path_factory.mktemp("lean") / "model.safetensors"
+    return path, fit(root, path, settings=LEAN, progress=False)
+
+
 @pytest.fixture
 def copy(root, tmp_path):
     return shutil.copytree(root, tmp_path / "copy")
 
 
 def tensors_of(generator):
-    networks = (generator.unet.state_dict(), generator.flownet.state_dict())
-    return [value for network in networks for value in network.values()]
+    networks = (generator.painter, generator.unet, generator.flownet)
+    return [value for network in networks for value in network.state_dict().values()]
 
 
 def test_fit_writes_a_generator_that_load_gives_back(fitted):
@@ -63,13 +87,27 @@ def test_fit_writes_a_generator_that_load_gives_back(fitted):
 def test_fit_keeps_its_checkpoints_beside_the_file(fitted):
     path, _ = fitted
     names = sorted(file.name for file in path.parent.rglob("*"))
-    assert names == ["flow.safetensors", "model.fit", "model.safetensors", "texture.safetensors"]
+    networks = [f"{name}.safetensors" for name in ("flow", "painter", "texture")]
+    assert names == sorted(["model.fit", "model.safetensors", *networks])
 
 
-def test_a_fitted_generator_synthesises_a_clip_that_passes_the_check(fitted):
+def test_fit_trains_the_papers_networks_only_where_they_are_wanted(lean):
+    path, generator = lean
+    assert not FitSettings().paper
+    assert [file.name for file in path.with_suffix(".fit").iterdir()] == ["painter.safetensors"]
+    for found in (generator, load(path)):
+        assert (found.unet, found.flownet) == (None, None)
+        assert not {"texture", "flow"} & set(found.card)
+    with pytest.raises(ValueError, match="bvdm-data fit --paper"):
+        SyntheticHeLaVideos(model=path, method="paper")
+
+
+@pytest.mark.parametrize(
+    "method", [FastSettings(), PaperSettings(first_steps=3, later_steps=1)], ids=["fast", "paper"]
+)
+def test_a_fitted_generator_synthesises_a_clip_that_passes_the_check(fitted, method):
     scene = SceneSettings(frames=4, size=(96, 112), nuclei=6, flow=True)
-    steps = PaperSettings(first_steps=3, later_steps=1)
-    film = synthesise(load(fitted[0]), scene, steps, seed=0, name=("clip", 0, 0))
+    film = synthesise(load(fitted[0]), scene, method, seed=0, name=("clip", 0, 0))
     clip = to_clip(film, ANNOTATIONS, 32, 0)
     check_clip(clip)
     assert len(film.tracks) >= 6
@@ -92,7 +130,9 @@ def test_the_card_tells_data_measurements_trainings_settings_and_versions(fitted
     path, generator = fitted
     card = read_card(path)
     assert json.loads(json.dumps(generator.card)) == card
-    assert list(card) == ["data", "measured", "texture", "flow", "settings", "versions"]
+    parts = ["data", "measured", "started_from", "taken_over", "painter", "texture", "flow"]
+    assert list(card) == [*parts, "settings", "versions"]
+    assert (card["started_from"], card["taken_over"]) == (None, [])
     tracks = fitted_video()[2]
     assert card["data"] == {
         "data_set": root.name,
@@ -108,10 +148,17 @@ def test_the_card_tells_data_measurements_trainings_settings_and_versions(fitted
     assert list(card["measured"]["stages"]) == list(STAGES)
     assert card["measured"]["outline_overlap"] > 0.97
     assert card["measured"]["cycle_hours_median"] == pytest.approx(8, abs=0.7)
+    assert set(card["measured"]["texture_correlation"]) <= {"1", "2", "4", "7"}
+    assert len(card["measured"]["texture_correlation"]) >= 2
+    texture = generator.texture
+    assert card["measured"]["texture_memory"] == pytest.approx(texture.memory, abs=1e-4)
+    assert card["measured"]["texture_fresh"] == pytest.approx(texture.fresh, abs=1e-4)
+    assert (card["painter"]["steps"], card["painter"]["checked_at"]) == (2, [2])
     assert (card["texture"]["steps"], card["texture"]["checked_at"]) == (4, [4])
     assert len(card["flow"]["held_out_loss"]) == len(card["flow"]["loss"]) == 1
     assert card["flow"]["held_out_pairs"] > 10
     assert card["settings"]["network"]["channels"] == [8, 8, 8]
+    assert card["settings"]["paper"] is True
     assert set(card["versions"]) == {"python", "bvdm-data", "torch", "numpy", "scipy", "kornia"}
 
 
@@ -125,9 +172,11 @@ def test_fit_called_again_takes_no_training_step(fitted, root, tmp_path, monkeyp
     assert taken == []
     pairs = zip(tensors_of(generator), tensors_of(again), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
-    more = replace(FEW, texture=replace(FEW.texture, steps=5))
+    more = replace(
+        FEW, texture=replace(FEW.texture, steps=5), painter=replace(FEW.painter, steps=4)
+    )
     fit(root, tmp_path / "more.safetensors", settings=more, work_dir=work, progress=False)
-    assert taken == [1]
+    assert taken == [1, 1, 1]
 
 
 def test_fit_of_the_same_seed_writes_the_same_file_and_of_another_seed_another(
@@ -144,17 +193,38 @@ def test_fit_of_the_same_seed_writes_the_same_file_and_of_another_seed_another(
     assert not all(torch.equal(one, other) for one, other in pairs)
 
 
-def test_fit_with_stop_sees_fewer_frames(root, tmp_path):
-    settings = replace(FEW, stop=30)
-    found = fit(root, tmp_path / "short.safetensors", settings=settings, progress=False)
-    assert found.card["data"]["frames"] == len(found.motion.density) == 30
+def test_fit_with_stop_sees_fewer_frames(lean):
+    found = lean[1]
+    assert found.card["data"]["frames"] == len(found.motion.density) == 24
+
+
+def test_fit_that_starts_from_a_model_takes_over_what_a_short_video_cannot_tell(
+    fitted, root, tmp_path
+):
+    path, known = fitted
+    short = replace(LEAN, stop=6, painter=replace(LEAN.painter, steps=1))
+    output = tmp_path / "short.safetensors"
+    found = fit(root, output, settings=short, start_from=path, progress=False)
+    assert found.card["started_from"] == known.card["data"]
+    taken = found.card["taken_over"]
+    assert "lives but for brightness and size" in taken
+    assert "networks of the paper's method" in taken
+    for name in ("durations", "cycle", "stage_brightness", "area_of_age"):
+        np.testing.assert_array_equal(getattr(found.lives, name), getattr(known.lives, name))
+    for name in ("unet", "flownet"):
+        before, after = (getattr(one, name).state_dict() for one in (known, found))
+        assert all(torch.equal(before[key], after[key]) for key in before)
+    assert found.painter.settings == known.painter.settings
+    before, after = known.painter.state_dict(), found.painter.state_dict()
+    apart = max(float((after[key] - before[key]).abs().max()) for key in before)
+    assert 0 < apart < 0.1  # trained on from there, not from weights drawn anew
+    assert len(found.motion.density) == 6
 
 
 def test_fit_takes_a_scale_that_is_given(root, tmp_path, monkeypatch):
     monkeypatch.setattr(trainings, "_save", lambda *_: None)
     scale = CameraScale(OFFSET - 100, OFFSET + 8000)
-    settings = replace(FEW, stop=24)
-    found = fit(root, tmp_path / "m.safetensors", settings=settings, scale=scale, progress=False)
+    found = fit(root, tmp_path / "m.safetensors", settings=LEAN, scale=scale, progress=False)
     assert (found.camera.offset, found.camera.full) == (scale.offset, scale.full)
     assert found.camera.level * 8100 - 100 == pytest.approx(LEVEL, abs=4)
 
@@ -186,13 +256,14 @@ def test_fit_refuses_a_video_of_one_frame(copy, tmp_path):
     refused(ValueError, words, copy, tmp_path / "m.safetensors", replace(FEW, stop=2), truth="GT")
 
 
-def test_fit_refuses_masks_that_are_not_brighter_than_the_background(copy, tmp_path):
+@pytest.mark.parametrize("settings", [FEW, LEAN], ids=["paper", "fast"])
+def test_fit_refuses_masks_that_are_not_brighter_than_the_background(copy, tmp_path, settings):
     for path in (copy / "01").iterdir():
         tifffile.imwrite(path, 2 * OFFSET + 4095 - tifffile.imread(path).astype(np.int32) - OFFSET)
     for path in (copy / "01").iterdir():
         tifffile.imwrite(path, tifffile.imread(path).astype(np.uint16))
     words = r"nuclei of the video must be brighter than its background, got .*; are the masks those"
-    refused(ValueError, words, copy, tmp_path / "m.safetensors")
+    refused(ValueError, words, copy, tmp_path / "m.safetensors", settings)
 
 
 def test_fit_refuses_a_video_of_too_few_divisions(root, tmp_path):
@@ -207,12 +278,13 @@ def test_fit_refuses_a_video_in_which_nobody_is_seen_in_consecutive_frames(copy,
     refused(ValueError, words, copy, tmp_path / "m.safetensors", truth="GT")
 
 
-def test_fit_refuses_nuclei_that_all_touch_the_border(tmp_path):
+@pytest.mark.parametrize("paper", [True, False])
+def test_fit_refuses_nuclei_that_all_touch_the_border(tmp_path, paper):
     masks = np.zeros((3, 20, 60), np.int32)
     masks[:, :, 10:30] = 1
     video = np.full((3, 20, 60), OFFSET + 500, np.uint16)
     write_sequence(tmp_path, "01", video, masks, np.array([[1, 0, 2, 0]]))
-    settings = replace(FEW, border=0)
+    settings = replace(FEW, border=0, paper=paper)
     words = "must show whole nuclei that belong to tracks, got none"
     refused(ValueError, words, tmp_path, tmp_path / "m.safetensors", settings)
 
@@ -225,7 +297,7 @@ def test_fit_refuses_a_border_that_leaves_nothing(root, tmp_path):
 def test_fit_refuses_checkpoints_of_another_video(fitted, copy, tmp_path):
     work = shutil.copytree(fitted[0].with_suffix(".fit"), tmp_path / "work")
     settings = replace(FEW, stop=35)
-    words = r"flow\.safetensors belongs to a training with other data or settings; give another"
+    words = r"painter\.safetensors belongs to a training with other data or settings; give anot"
     refused(ValueError, words, copy, tmp_path / "m.safetensors", settings, work_dir=work)
 
 
@@ -246,6 +318,7 @@ def test_fit_settings_refuse_numbers_that_fit_nothing(changes, words):
 @pytest.mark.slow
 def test_fit_of_the_real_video_measures_what_is_known_of_it(hela, tmp_path):
     settings = replace(FEW, texture=TrainingSettings(steps=3), flow=TrainingSettings(steps=3))
+    settings = replace(settings, painter=TrainingSettings(steps=3))
     found = fit(hela, tmp_path / "hela.safetensors", settings=settings, progress=False)
     data, camera = found.card["data"], found.camera
     assert (data["frames"], data["tracks"], data["divisions"]) == (92, 268, 94)
@@ -261,7 +334,7 @@ def test_fit_of_the_real_video_measures_what_is_known_of_it(hela, tmp_path):
 def test_fit_settings_take_numpy_integers_and_share_one_seed():
     settings = FitSettings(seed=np.int64(3), border=np.int32(4), stop=np.int64(30))
     assert json.dumps([settings.seed, settings.border, settings.stop]) == "[3, 4, 30]"
-    assert settings.texture.seed == settings.flow.seed == 3
+    assert settings.painter.seed == settings.texture.seed == settings.flow.seed == 3
 
 
 def test_fit_opens_no_image_of_another_video_and_none_after_the_last_frame(
@@ -271,8 +344,7 @@ def test_fit_opens_no_image_of_another_video_and_none_after_the_last_frame(
     opened, read_image = [], ctc.read_image
     monkeypatch.setattr(ctc, "read_image", lambda path: opened.append(path) or read_image(path))
     scale = CameraScale(OFFSET, OFFSET + 4095)
-    few = replace(FEW, stop=30)
-    fit(copy, tmp_path / "model.safetensors", settings=few, scale=scale, progress=False)
+    fit(copy, tmp_path / "model.safetensors", settings=LEAN, scale=scale, progress=False)
     folders = {path.relative_to(copy).parts[0] for path in opened}
     assert folders <= {"01", "01_ST", "01_GT"}
-    assert {int(path.stem[-3:]) for path in opened} == set(range(30))
+    assert {int(path.stem[-3:]) for path in opened} == set(range(24))

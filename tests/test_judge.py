@@ -11,11 +11,12 @@ from bvdm_data.datasets.ctc import write_sequence
 from bvdm_data.evaluation.linking import LINKER_TRAINING, LinkerSettings
 from bvdm_data.evaluation.seg_tra import read_reference
 from bvdm_data.evaluation.segmentation_training import SegmenterSettings, train_segmenter
-from bvdm_data.judge.arms import ARMS, Data, full_count, make_arms
+from bvdm_data.judge.arms import ARMS, Data, full_count, make_arms, synthetic_videos
 from bvdm_data.judge.evaluate import PARTS, Questions, evaluate
 from bvdm_data.judge.films import real_film, synthetic_film
 from bvdm_data.judge.steps import step_pairs
 from bvdm_data.judge.training import Budget, judge_scarcity
+from bvdm_data.synth.fast import FastSettings
 
 LINKER = LinkerSettings(
     width=16, heads=2, layers=1, window=4, training=replace(LINKER_TRAINING, steps=2, batch=2)
@@ -69,9 +70,9 @@ def read(monkeypatch):
 
 
 def test_no_frame_of_the_test_video_is_read_by_any_arm(data, read, tmp_path):
-    paper = replace(data, method="procedural")
+    fast = replace(data, method="fast")
     names = [name for name in ARMS if name != "paper"]
-    for arm in make_arms(paper, names, 2):
+    for arm in make_arms(fast, names, 2):
         train_segmenter(
             arm.clips,
             SegmenterSettings(steps=2, batch=1),
@@ -101,6 +102,10 @@ def test_arms_have_identities_of_their_own(data):
     fewer = make_arms(replace(data, stop=6), ["real", "copy-paste"], 2)
     assert fewer[0].identity != arms["real"].identity
     assert fewer[1].identity != arms["copy-paste"].identity
+    (varied,) = make_arms(replace(data, variation=0.5), ["synthetic"], 2)
+    assert varied.identity != arms["synthetic"].identity
+    (fast,) = make_arms(replace(data, method="fast"), ["synthetic"], 2)
+    assert fast.identity != arms["synthetic"].identity
 
 
 def test_twice_the_clips_hold_the_first_ones(data):
@@ -139,6 +144,11 @@ def test_a_test_on_what_was_trained_on_is_refused(data, root, tmp_path):
 def test_budgets_of_nothing_are_refused(name):
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
         Budget(**{name: 0})
+
+
+def test_the_default_method_is_the_fast_one(root, tiny_model, tmp_path):
+    data = Data(root=root, model=tiny_model, folder=tmp_path)
+    assert (synthetic_videos(data).method, synthetic_videos(data).variation) == (FastSettings(), 0)
 
 
 def test_a_missing_package_is_named_before_anything_is_done(data, monkeypatch):

@@ -3,7 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bvdm_data.synth.motion import CONTACT, MARGIN, film
+from bvdm_data.synth.motion import film
+from bvdm_data.synth.placing import CONTACT, MARGIN
 from bvdm_data.synth.scene import label
 from bvdm_data.synth.shapes import area
 

@@ -6,12 +6,11 @@ import torch
 from films import as_clip, draw_film, grain
 from scipy import ndimage
 
+from bvdm_data.alignment import LAGS, aligned_correlation
 from bvdm_data.datasets.real import CTCVideos
 from bvdm_data.evaluation.measures import sight
 from bvdm_data.evaluation.persistence import (
-    LAGS,
     Persistence,
-    aligned_correlation,
     cut_picture,
     measure_persistence,
     pairs_at,

@@ -18,6 +18,7 @@ from bvdm_data.randomness import stream
 from bvdm_data.synth.flow import FLOW_SIZE, FlowNet, warp
 from bvdm_data.synth.generator import SceneSettings, synthesise
 from bvdm_data.synth.lives import Life
+from bvdm_data.synth.painter import Painter
 from bvdm_data.synth.procedural import ProceduralSettings, paint_procedurally
 from bvdm_data.synth.unet import UNet
 from bvdm_data.weights import load
@@ -392,14 +393,15 @@ def no_network(monkeypatch):
     def refuse(*_, **__):
         pytest.fail("a network was run")
 
-    for network in (UNet, FlowNet):
+    for network in (Painter, UNet, FlowNet):
         monkeypatch.setattr(network, "forward", refuse)
 
 
 def test_no_network_is_run(tiny, no_network):
     check_clip(tiny().clip(0))
-    with pytest.raises(pytest.fail.Exception, match="a network was run"):
-        tiny(method="paper").clip(0)
+    for method in ("fast", "paper"):
+        with pytest.raises(pytest.fail.Exception, match="a network was run"):
+            tiny(method=method).clip(0)
 
 
 # Doors
@@ -420,8 +422,9 @@ def test_an_exported_sequence_is_valid_and_holds_the_film(tiny_model, tmp_path):
     for number in range(3):
         np.testing.assert_array_equal(sequence.masks(number), film.masks[number])
     assert json.loads((folder / MANIFEST).read_text())["method"] == repr(ProceduralSettings())
-    with pytest.raises(ValueError, match=r"was begun with method='ProceduralSettings\("):
-        export(folder, **scene, **rest | {"method": "paper"})
+    for method in ("fast", "paper"):
+        with pytest.raises(ValueError, match=r"was begun with method='ProceduralSettings\("):
+            export(folder, **scene, **rest | {"method": method})
 
 
 def test_preview_paints_procedurally(tiny_model, tmp_path, no_network):
@@ -438,7 +441,7 @@ def test_preview_paints_procedurally(tiny_model, tmp_path, no_network):
 def test_preview_refuses_diffusion_steps_where_there_is_no_diffusion(option):
     result = CliRunner().invoke(cli, ["preview", "--method", "procedural", option, "4"])
     assert result.exit_code == 2
-    assert f"{option} is for --method paper; procedural has no diffusion steps" in result.output
+    assert f"{option} is for --method paper, got --method procedural" in result.output
 
 
 def test_settings_that_leave_a_nucleus_black_give_no_infinite_light(tiny_model):

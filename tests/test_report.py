@@ -101,6 +101,11 @@ def made_up():
             "correlation": [0.801, 0.733],
             "seconds_per_clip": 12.25,
         }
+    ablation = {
+        name: summary(trials_of({name: 0.8}, 2, np.random.default_rng(number)))
+        | {"kid": 70.5 + number, "agreement": 0.9 + number / 100, "seconds_per_clip": 2.0 + number}
+        for number, name in enumerate(("fast", "frozen <texture>"))
+    }
     linking = [
         {"arm": arm, "seeds": 1, "lnk": 0.99 + gain, "bc": 0.61 + gain, "tra": 0.9941 + gain}
         | {f"{figure}_spread": math.nan for figure in ("lnk", "bc", "tra")}
@@ -129,6 +134,7 @@ def made_up():
         },
         "scarcity": scarcity,
         "steps": steps,
+        "ablation": ablation,
         "linking": {
             "rows": linking,
             "laptrack": {"lnk": 0.9871, "bc": 0.7135, "tra": 0.9982},
@@ -270,6 +276,19 @@ def test_every_number_of_steps_is_on_the_page(page):
     assert "1 / 2 frames" in words
     assert "0.871" in words
     assert "12.25" in words
+
+
+def test_every_number_of_the_ablation_is_on_the_page(page):
+    words = page.words()
+    part = words.split("Each row: networks trained on a few clips of a variant")[1]
+    for name, row in without_nan(made_up())["ablation"].items():
+        assert name in part
+        means = [row["rows"][0]["mean"][figure] for figure in ("seg", "det", "tra")]
+        for value in [*means, *(trial[one] for trial in row["trials"] for one in FIGURES)]:
+            assert shown(part, value, "{:.4f}".format), (name, value)
+        assert shown(part, row["kid"], "{:.1f}".format)
+        assert shown(part, row["agreement"], "{:.3f}".format)
+    assert "paper: SEG" not in part.split("Networks of")[0]
 
 
 def test_every_number_of_looks_is_on_the_page(page):

@@ -1,5 +1,6 @@
 import pickle
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,9 +15,12 @@ from bvdm_data.clip import ANNOTATIONS, TooManyNucleiError
 from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets.mixed import MixedVideos
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
+from bvdm_data.synth.fast import FastSettings
+from bvdm_data.synth.procedural import ProceduralSettings
 from bvdm_data.synth.texture import PaperSettings
 
 QUICK = PaperSettings(first_steps=2, later_steps=1)
+either_method = pytest.mark.parametrize("method", ["fast", QUICK], ids=["fast", "paper"])
 
 # On a machine with one core PyTorch warns of two workers.
 two_workers = pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker")
@@ -31,7 +35,6 @@ def tiny(tiny_model):
             "frames": 4,
             "size": (48, 56),
             "model": tiny_model,
-            "method": QUICK,
             "nuclei": 2,
             "max_cells": 24,
         }
@@ -46,8 +49,9 @@ def same(one, other):
     )
 
 
-def test_a_clip_has_the_wanted_keys_with_their_shapes_and_dtypes(tiny):
-    clip = tiny(annotations=ANNOTATIONS).clip(0)
+@either_method
+def test_a_clip_has_the_wanted_keys_with_their_shapes_and_dtypes(tiny, method):
+    clip = tiny(annotations=ANNOTATIONS, method=method).clip(0)
     assert {key: (tuple(value.shape), value.dtype) for key, value in clip.items()} == {
         "video": ((4, 1, 48, 56), torch.float32),
         "masks": ((4, 48, 56), torch.int32),
@@ -73,8 +77,9 @@ def test_a_clip_without_annotations_is_video_alone(tiny):
     assert set(tiny(annotations=()).clip(0)) == {"video", "index", "source"}
 
 
-def test_clips_with_divisions_hold_together(tiny):
-    dataset = tiny(annotations=ANNOTATIONS, frames=5, nuclei=3, size=(48, 56))
+@either_method
+def test_clips_with_divisions_hold_together(tiny, method):
+    dataset = tiny(annotations=ANNOTATIONS, frames=5, nuclei=3, size=(48, 56), method=method)
     divisions = lost = 0
     for index in range(20):
         clip = dataset.clip(index)
@@ -87,26 +92,32 @@ def test_clips_with_divisions_hold_together(tiny):
     assert lost > divisions
 
 
-def test_clips_of_one_frame_hold_together_with_all_annotations(tiny):
-    clip = tiny(annotations=ANNOTATIONS, frames=1).clip(0)
+@either_method
+def test_clips_of_one_frame_hold_together_with_all_annotations(tiny, method):
+    clip = tiny(annotations=ANNOTATIONS, frames=1, method=method).clip(0)
     check_clip(clip)
     assert clip["flow"].shape == (0, 2, 48, 56)
 
 
-def test_clips_without_nuclei_hold_together(tiny):
-    clip = tiny(annotations=ANNOTATIONS, nuclei=0).clip(0)
+@either_method
+def test_clips_without_nuclei_hold_together(tiny, method):
+    clip = tiny(annotations=ANNOTATIONS, nuclei=0, method=method).clip(0)
     check_clip(clip)
     assert not clip["masks"].any()
     assert clip["video"].std() > 0
 
 
-def test_clips_of_the_density_of_the_video_hold_together(tiny):
-    clip = tiny(annotations=ANNOTATIONS, nuclei=None, frames=3, size=(80, 72), max_cells=64).clip(0)
-    check_clip(clip)
+@either_method
+def test_clips_of_the_density_of_the_video_hold_together(tiny, method):
+    given = {"nuclei": None, "frames": 3, "size": (80, 72), "max_cells": 64, "method": method}
+    check_clip(tiny(annotations=ANNOTATIONS, **given).clip(0))
 
 
-def test_nuclei_are_brighter_than_the_background(tiny):
-    clip = tiny(size=(64, 64), nuclei=3, method=PaperSettings(first_steps=1, later_steps=0)).clip(0)
+@pytest.mark.parametrize(
+    "method", ["fast", PaperSettings(first_steps=1, later_steps=0)], ids=["fast", "paper"]
+)
+def test_nuclei_are_brighter_than_the_background(tiny, method):
+    clip = tiny(size=(64, 64), nuclei=3, method=method).clip(0)
     video, inside = clip["video"][:, 0], clip["masks"] > 0
     assert video[inside].median() > 1.3 * video[~inside].median()
 
@@ -118,9 +129,10 @@ def test_grey_values_are_whole_counts_on_the_scale_of_the_model(tiny):
     torch.testing.assert_close(counts, counts.round(), rtol=0, atol=1e-3)
 
 
+@either_method
 @pytest.mark.parametrize(("nuclei", "possible"), [(3, {3}), ((1, 3), {1, 2, 3})])
-def test_the_first_frame_shows_the_nuclei_that_were_asked_for(tiny, nuclei, possible):
-    dataset = tiny(nuclei=nuclei, frames=1)
+def test_the_first_frame_shows_the_nuclei_that_were_asked_for(tiny, nuclei, possible, method):
+    dataset = tiny(nuclei=nuclei, frames=1, method=method)
     found = {len(dataset.clip(n)["masks"][0].unique()) - 1 for n in range(16)}
     assert found == possible
 
@@ -133,21 +145,26 @@ def test_default_loader_batches_clips_without_a_collate_function(tiny):
 
 
 @two_workers
-@pytest.mark.parametrize("workers", [0, 1, 2])
-def test_a_clip_does_not_depend_on_the_worker(tiny, workers):
-    dataset = tiny(length=5, annotations=ANNOTATIONS, frames=2)
+@pytest.mark.parametrize(
+    ("workers", "method"),
+    [(0, "fast"), (1, "fast"), (2, "fast"), (2, QUICK)],
+    ids=["0", "1", "2", "2-paper"],
+)
+def test_a_clip_does_not_depend_on_the_worker(tiny, workers, method):
+    dataset = tiny(length=5, annotations=ANNOTATIONS, frames=2, method=method)
     loader = DataLoader(dataset, batch_size=None, num_workers=workers)
     clips = {int(clip["index"]): clip for clip in loader}
     assert sorted(clips) == [0, 1, 2, 3, 4]
     assert all(same(clips[index], dataset.clip(index)) for index in clips)
 
 
-def test_a_clip_does_not_depend_on_the_clips_before_it(tiny):
-    dataset = tiny()
+@either_method
+def test_a_clip_does_not_depend_on_the_clips_before_it(tiny, method):
+    dataset = tiny(method=method)
     third = dataset.clip(3)
     dataset.clip(0)
     assert same(third, dataset.clip(3))
-    assert same(third, tiny().clip(3))
+    assert same(third, tiny(method=method).clip(3))
 
 
 def test_another_seed_epoch_or_index_makes_another_clip(tiny):
@@ -161,8 +178,9 @@ def test_another_seed_epoch_or_index_makes_another_clip(tiny):
         assert not any(torch.equal(video, other) for other in videos[:n])
 
 
-def test_a_clip_does_not_depend_on_the_number_of_threads(tiny):
-    dataset, before = tiny(annotations=ANNOTATIONS), torch.get_num_threads()
+@either_method
+def test_a_clip_does_not_depend_on_the_number_of_threads(tiny, method):
+    dataset, before = tiny(annotations=ANNOTATIONS, method=method), torch.get_num_threads()
     clips = []
     try:
         for threads in (1, 2):
@@ -174,11 +192,14 @@ def test_a_clip_does_not_depend_on_the_number_of_threads(tiny):
     assert same(*clips)
 
 
-def test_making_clips_leaves_the_global_random_state_alone(tiny, tiny_generator, tmp_path, request):
+@either_method
+def test_making_clips_leaves_the_global_random_state_alone(
+    tiny, tiny_generator, tmp_path, request, method
+):
     path = tmp_path / "fresh.safetensors"
     weights.save(tiny_generator, path)
     states = [torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()]  # noqa: NPY002
-    tiny(model=path).clip(0)
+    tiny(model=path, method=method).clip(0)
     assert torch.equal(torch.get_rng_state(), states[0])
     assert np.array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002
     if not request.config.getoption("jaxtyping_packages", None):  # beartype draws from it
@@ -189,7 +210,7 @@ def test_a_generator_on_a_device_is_a_copy_with_the_same_weights(tiny_generator)
     state = torch.get_rng_state()
     moved = tiny_generator.to(torch.device("cpu"))
     assert torch.equal(torch.get_rng_state(), state)
-    for name in ("unet", "flownet"):
+    for name in ("painter", "unet", "flownet"):
         before, after = getattr(tiny_generator, name), getattr(moved, name)
         assert before is not after
         assert not after.training
@@ -245,11 +266,48 @@ def test_arguments_can_be_numpy_numbers_and_lists(tiny):
     check_clip(dataset.clip(np.int64(1)))
 
 
-def test_the_papers_method_is_the_default(tiny_model):
+def test_the_fast_method_is_the_default(tiny_model):
     dataset = SyntheticHeLaVideos(model=tiny_model)
-    assert dataset.method == PaperSettings()
+    assert dataset.method == FastSettings()
+    assert dataset.variation == 0
     assert dataset.size == (256, 256)
     assert dataset.annotations == ("masks", "tracks")
+
+
+def test_every_method_has_a_name_and_makes_clips_of_its_own(tiny):
+    named = {"fast": FastSettings(), "paper": PaperSettings(), "procedural": ProceduralSettings()}
+    assert {name: tiny(method=name).method for name in named} == named
+    videos = [tiny(method=method).clip(0)["video"] for method in ("fast", QUICK, "procedural")]
+    assert torch.equal(tiny(method=FastSettings()).clip(0)["video"], videos[0])
+    videos.append(tiny(method=FastSettings(steps=2)).clip(0)["video"])
+    for number, video in enumerate(videos):
+        assert not any(torch.equal(video, other) for other in videos[:number])
+
+
+def test_a_model_without_the_papers_networks_has_all_other_methods(tiny, tiny_generator, tmp_path):
+    path = tmp_path / "lean.safetensors"
+    weights.save(replace(tiny_generator, unet=None, flownet=None), path)
+    for method in ("fast", "procedural"):
+        check_clip(tiny(model=path, method=method, annotations=ANNOTATIONS).clip(0))
+        assert same(tiny(model=path, method=method).clip(0), tiny(method=method).clip(0))
+    for method in ("paper", QUICK):
+        with pytest.raises(ValueError, match=r"fitted for, got 'paper'; fit .*bvdm-data fit --pa"):
+            tiny(model=path, method=method)
+
+
+@pytest.mark.parametrize(
+    "method", ["fast", QUICK, "procedural"], ids=["fast", "paper", "procedural"]
+)
+def test_varied_clips_hold_together_and_are_others(tiny, method):
+    dataset, plain = (
+        tiny(variation=variation, annotations=ANNOTATIONS, method=method) for variation in (1, 0)
+    )
+    for index in range(3):
+        clip = dataset.clip(index)
+        check_clip(clip)
+        assert same(clip, dataset.clip(index))
+        assert not torch.equal(clip["video"], plain.clip(index)["video"])
+    assert same(plain.clip(0), tiny(annotations=ANNOTATIONS, method=method).clip(0))
 
 
 def test_synthetic_videos_refuses_too_many_nuclei_and_names_the_number(tiny):
@@ -304,7 +362,13 @@ def test_clip_refuses_what_is_no_whole_number(tiny, index):
         ({"max_cells": 0}, "max_cells must be 1 or more, got 0"),
         ({"annotations": ("mask",)}, r"annotations must be out of .*got 'mask'"),
         ({"model": "no such model"}, "no weights called 'no such model'; there are:"),
-        ({"method": "magic"}, "method must be one of 'paper', 'procedural', or .*, got 'magic'"),
+        (
+            {"method": "magic"},
+            "method must be one of 'fast', 'paper', 'procedural', or FastSettings, .* got 'magic'",
+        ),
+        ({"variation": -0.1}, r"variation must be from 0 to 1, got -0\.1"),
+        ({"variation": 1.1}, r"variation must be from 0 to 1, got 1\.1"),
+        ({"variation": float("nan")}, "variation must be from 0 to 1, got nan"),
         ({"nuclei": -1}, "nuclei must be 0 or more, got -1"),
         ({"nuclei": (4, 2)}, r"\(low, high\) with low <= high, got \(4, 2\)"),
         ({"nuclei": (1, 2, 3)}, r"a number or a pair \(low, high\), got \(1, 2, 3\)"),
@@ -328,7 +392,10 @@ def test_synthetic_videos_refuses_values_out_of_range(tiny, changes, words):
         ({"length": "3"}, "length must be a whole number, got '3'"),
         ({"seed": None}, "seed must be a whole number, got None"),
         ({"model": 3}, "model must be a name or the path of a file, got 3"),
-        ({"method": None}, "method must be a name, PaperSettings or .*, got None"),
+        ({"method": None}, "method must be a name, FastSettings, PaperSettings or .*, got None"),
+        ({"variation": "1"}, "variation must be a number from 0 to 1, got '1'"),
+        ({"variation": True}, "variation must be a number from 0 to 1, got True"),
+        ({"variation": None}, "variation must be a number from 0 to 1, got None"),
         ({"nuclei": 2.5}, r"nuclei must be a whole number, got 2\.5"),
         ({"nuclei": (1, None)}, "nuclei must be a whole number, got None"),
         ({"annotations": "masks"}, "got the string 'masks'"),

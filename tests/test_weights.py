@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from bvdm_data import files, weights
 from bvdm_data.synth.unet import UNet, UNetSettings
 
-PARTS = ("shapes", "lives", "motion", "camera")
+PARTS = ("shapes", "lives", "motion", "camera", "texture")
+NETWORKS = ("painter", "unet", "flownet")
 
 
 @pytest.fixture
@@ -41,24 +42,41 @@ def test_a_generator_comes_back_with_every_number(tiny_generator, tiny_model):
             np.testing.assert_array_equal(after[key], value)
             assert type(after[key]) is type(value)
             assert getattr(after[key], "dtype", None) == getattr(value, "dtype", None)
-    for name in ("unet", "flownet"):
+    for name in NETWORKS:
         before = getattr(tiny_generator, name).state_dict()
         after = getattr(found, name).state_dict()
         assert before.keys() == after.keys()
         assert all(torch.equal(before[key], after[key]) for key in before)
     assert found.unet.settings == tiny_generator.unet.settings
+    assert found.painter.settings == tiny_generator.painter.settings
     assert found.card == tiny_generator.card
 
 
 def test_a_network_that_is_loaded_is_ready_to_run(tiny_model):
     found = weights.load(tiny_model)
-    for network in (found.unet, found.flownet):
+    for network in (found.painter, found.unet, found.flownet):
         assert not network.training
         assert not any(value.requires_grad for value in network.parameters())
         assert {value.device.type for value in network.parameters()} == {"cpu"}
     x = torch.ones(1, 1, 16, 16)
     assert found.unet(x, torch.tensor([3])).isfinite().all()
     assert found.flownet(x, x).isfinite().all()
+    bright, stage = torch.tensor([0.2]), torch.tensor([0])
+    assert found.painter(x, torch.tensor([0.5]), x, bright, stage).isfinite().all()
+
+
+def test_a_model_without_the_networks_of_the_papers_method_comes_back_without_them(
+    tiny_generator, tmp_path
+):
+    path = tmp_path / "lean.safetensors"
+    weights.save(replace(tiny_generator, unet=None, flownet=None), path)
+    found = weights.load(path)
+    assert (found.unet, found.flownet) == (None, None)
+    before, after = tiny_generator.painter.state_dict(), found.painter.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert not any(name.startswith(("unet.", "flownet.")) for name in load_file(path))
+    weights.save(found, tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
 
 
 def test_save_writes_the_same_bytes_again(tiny_generator, tiny_model, tmp_path):
@@ -150,7 +168,8 @@ def test_find_model_refuses_what_is_neither_a_name_nor_a_path(model):
 
 
 @pytest.mark.parametrize(
-    "name", ["shapes.modes", "motion.step", "unet.outlet.bias", "flownet.flow"]
+    "name",
+    ["shapes.modes", "motion.sisters", "painter.outlet.bias", "unet.outlet.bias", "flownet.flow"],
 )
 def test_load_refuses_a_file_with_a_damaged_byte_in_a_tensor(copy, name):
     content = bytearray(copy.read_bytes())
@@ -182,7 +201,12 @@ def test_load_refuses_a_file_that_is_cut(copy, share):
 
 @pytest.mark.parametrize(
     "metadata",
-    [None, {"bvdm_data": json.dumps({"format": "bvdm-data generator 99"})}, {"bvdm_data": "[1]"}],
+    [
+        None,
+        {"bvdm_data": json.dumps({"format": "bvdm-data generator 1"})},
+        {"bvdm_data": json.dumps({"format": "bvdm-data generator 99"})},
+        {"bvdm_data": "[1]"},
+    ],
 )
 def test_load_refuses_a_foreign_safetensors_file(tmp_path, metadata):
     path = tmp_path / "foreign.safetensors"
@@ -242,4 +266,4 @@ def test_save_leaves_the_old_file_and_no_other_when_the_disk_is_full(
 def test_the_file_holds_tensors_alone_and_its_settings_in_the_header(tiny_model):
     names = set(load_file(tiny_model))
     assert {"shapes.mean", "lives.durations", "motion.density", "camera.streak"} <= names
-    assert all(name.split(".")[0] in (*PARTS, "unet", "flownet") for name in names)
+    assert all(name.split(".")[0] in (*PARTS, *NETWORKS) for name in names)

@@ -10,6 +10,7 @@ from bvdm_data.cli.options import (
     MOST_NUCLEI,
     QUIET,
     SEED,
+    VARIATION,
     Nuclei,
     Size,
     method_options,
@@ -32,6 +33,7 @@ from bvdm_data.cli.options import (
 @click.option("--nuclei", type=Nuclei(), help="In the first frame. [default: as in the video]")
 @click.option("--clips", default=2, show_default=True, help="How many clips to stream.")
 @click.option("--workers", default=0, show_default=True, help="Processes of the DataLoader.")
+@VARIATION
 @method_options
 @SEED
 def preview(
@@ -45,6 +47,7 @@ def preview(
     method: str,
     first_steps: int | None,
     later_steps: int | None,
+    variation: float,
     seed: int,
 ) -> None:
     """Stream clips through a DataLoader; write a contact sheet (PNG) and an animation (GIF)."""
@@ -62,6 +65,7 @@ def preview(
         seed=seed,
         model=model,
         nuclei=nuclei,
+        variation=variation,
         max_cells=MOST_NUCLEI,
         method=method_settings(method, first_steps, later_steps),
     )
@@ -90,6 +94,7 @@ def preview(
 @click.option("--size", default="700x1100", show_default=True, type=Size())
 @click.option("--sequences", default=2, show_default=True, help="How many videos.")
 @click.option("--nuclei", type=Nuclei(), help="In the first frame. [default: as in the video]")
+@VARIATION
 @method_options
 @SEED
 @QUIET
@@ -103,6 +108,7 @@ def export(
     method: str,
     first_steps: int | None,
     later_steps: int | None,
+    variation: float,
     seed: int,
     quiet: bool,
 ) -> None:
@@ -121,6 +127,7 @@ def export(
         model=model,
         method=method_settings(method, first_steps, later_steps),
         nuclei=nuclei,
+        variation=variation,
         progress=not quiet,
     )
     click.echo(f"wrote {', '.join(written) if written else 'nothing: all is there'} to {directory}")

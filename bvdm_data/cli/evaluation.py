@@ -4,12 +4,13 @@ from pathlib import Path
 
 import click
 
-from bvdm_data.cli.options import MODEL, QUIET, SEED, method_options, method_settings
+from bvdm_data.cli.options import MODEL, QUIET, SEED, VARIATION, method_options, method_settings
 
 
 @click.command()
 @click.argument("root", type=click.Path(path_type=Path))
 @MODEL
+@VARIATION
 @method_options
 @click.option("--train", default="01", show_default=True, help="Video to train on.")
 @click.option("--test", default="02", show_default=True, help="Held-out video to test on.")
@@ -17,7 +18,7 @@ from bvdm_data.cli.options import MODEL, QUIET, SEED, method_options, method_set
     "--part",
     "parts",
     multiple=True,
-    help="distance, realism, training, linking, scarcity or steps; may be repeated. "
+    help="distance, realism, training, linking, scarcity, steps or ablation; may be repeated. "
     "[default: the first four]",
 )
 @click.option(
@@ -53,6 +54,7 @@ def evaluate(
     method: str,
     first_steps: int | None,
     later_steps: int | None,
+    variation: float,
     train: str,
     test: str,
     parts: tuple[str, ...],
@@ -86,6 +88,7 @@ def evaluate(
         test=test,
         model=model,
         method=method_settings(method, first_steps, later_steps),
+        variation=variation,
         seed=seed,
         folder=work_dir,
         workers=workers,

@@ -55,6 +55,13 @@ class Nuclei(click.ParamType[Any]):
         return (int(low), int(high)) if dash else int(low)
 
 
+VARIATION = click.option(
+    "--variation", default=0.0, show_default=True,
+    help="How far clips may leave the fitted video, from 0 to 1.",
+)  # fmt: skip
+"""How much wider than the fitted video."""
+
+
 def method_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add ``--method``, ``--first-steps`` and ``--later-steps`` to a command."""
     name = click.option(

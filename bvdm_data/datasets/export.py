@@ -10,9 +10,15 @@ import numpy as np
 from tqdm import tqdm
 
 from bvdm_data.camera_scale import CameraScale
-from bvdm_data.datasets.arguments import check_frames, check_seed, check_size, check_whole_number
+from bvdm_data.datasets.arguments import (
+    check_frames,
+    check_seed,
+    check_share,
+    check_size,
+    check_whole_number,
+)
 from bvdm_data.datasets.ctc_writer import is_complete, write_sequence
-from bvdm_data.datasets.synthetic import check_method, check_nuclei, check_room
+from bvdm_data.datasets.synthetic import check_fitted, check_method, check_nuclei, check_room
 from bvdm_data.files import whole_file
 from bvdm_data.synth.generator import Method, SceneSettings, synthesise
 from bvdm_data.weights import find_model, load, model_digest
@@ -34,6 +40,7 @@ def export(
     model: str | Path = "hela",
     method: str | Method = "fast",
     nuclei: int | tuple[int, int] | None = None,
+    variation: float = 0.0,
     progress: bool = True,
 ) -> list[str]:
     """Write synthetic videos in the layout of the challenge: ``01/t000.tif`` and its truth.
@@ -50,6 +57,7 @@ def export(
         model: A name or the path of a file made by ``bvdm-data fit``.
         method: How nuclei are painted.
         nuclei: Nuclei in the first frame; None: the density of the fitted video.
+        variation: How far each video may leave the fitted one, from 0 to 1.
         progress: Show a progress bar.
 
     Returns:
@@ -65,9 +73,15 @@ def export(
         raise ValueError(f"sequences must be at most {MOST_SEQUENCES}, got {number}")
     frames, seed = check_frames(frames), check_seed(seed)
     texture, nuclei = check_method(method), check_nuclei(nuclei)
-    scene = SceneSettings(frames=frames, size=check_size(size), nuclei=nuclei)
+    scene = SceneSettings(
+        frames=frames,
+        size=check_size(size),
+        nuclei=nuclei,
+        variation=check_share("variation", variation),
+    )
     path = find_model(model)
     check_room(scene.size, load(path))
+    check_fitted(texture, load(path))
     folder = Path(directory).expanduser()
     _claim(
         folder,
@@ -79,6 +93,7 @@ def export(
             "seed": seed,
             "method": repr(texture),
             "nuclei": nuclei if isinstance(nuclei, int) or nuclei is None else list(nuclei),
+            "variation": scene.variation,
         },
     )
     written = []

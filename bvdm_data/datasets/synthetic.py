@@ -143,8 +143,7 @@ class SyntheticHeLaVideos(IterableDataset[Clip]):
         camera = generator.camera
         self.scale = CameraScale(camera.offset, camera.full)
         check_room(self.size, generator)
-        if isinstance(self.method, PaperSettings) and generator.unet is None:
-            raise ValueError(NOT_FITTED)
+        check_fitted(self.method, generator)
 
     def clip(self, index: SupportsIndex) -> Clip:
         """Make one clip.
@@ -249,6 +248,20 @@ def check_method(method: str | Method) -> Method:
         names = ", ".join(repr(name) for name in METHODS)
         raise ValueError(f"method must be one of {names}, or {settings}, got {method!r}")
     return METHODS[method]
+
+
+def check_fitted(method: Method, generator: Generator) -> None:
+    """Refuse a method whose networks the model does not have.
+
+    Args:
+        method: Settings of the method.
+        generator: The fitted models.
+
+    Raises:
+        ValueError: If it is the paper's and the model was fitted without it.
+    """
+    if isinstance(method, PaperSettings) and generator.unet is None:
+        raise ValueError(NOT_FITTED)
 
 
 def check_nuclei(

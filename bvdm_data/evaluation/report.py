@@ -52,6 +52,7 @@ def write_report(
               that row, where known: ``kid`` (KID-Lite0 x 1000) with ``kid_error``,
               ``agreement``, ``correlation`` (after 1, 2, 4, 7 frames, or the first of these), and
               ``seconds_per_clip``.
+            - ``"ablation"``: the same by the name of the variant.
             - ``"linking"``: ``rows`` (``arm``, ``seeds``, ``lnk``, ``bc``, ``tra``, each figure
               also with ``_spread``), ``laptrack`` (the three figures), ``settings``.
             - ``"distance"``: ``crops`` and ``tiles``, lists of
@@ -99,6 +100,8 @@ def _sections(results: Values, pictures: Mapping[str, Path]) -> list[tuple[str, 
         found.append(("scarcity", "Scarcity curve", curve))
     if "steps" in results:
         found.append(("steps", "Diffusion steps", training.steps(results["steps"])))
+    if "ablation" in results:
+        found.append(("ablation", "Ablation", training.ablation(results["ablation"])))
     if "linking" in results:
         found.append(("linking", "Tracking value", training.linking(results["linking"])))
     if pictures:

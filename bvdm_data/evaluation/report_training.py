@@ -173,6 +173,26 @@ def steps(part: Values) -> str:
     )
 
 
+def ablation(part: Values) -> str:
+    """Return the HTML of the comparison of variants.
+
+    Args:
+        part: What :func:`bvdm_data.evaluation.report.write_report` takes under ``"ablation"``.
+    """
+    known = [name for name, one in part.items() if one["rows"]]
+    return "\n".join(
+        [
+            paragraph(
+                "Each row: networks trained on a few clips of a variant, all with the same number "
+                "of clips and steps and the same seeds."
+            ),
+            _steps_table("Variants", known, part, paper=False),
+            settings_line(part[known[0]]) if known else "",
+            all_networks([trial for name in known for trial in part[name].get("trials", [])]),
+        ]
+    )
+
+
 def linking(part: Values) -> str:
     """Return the HTML of the tracking value.
 
@@ -233,7 +253,7 @@ def _paper_arms() -> str:
     )
 
 
-def _steps_table(title: str, pairs: Sequence[str], part: Values) -> str:
+def _steps_table(title: str, pairs: Sequence[str], part: Values, *, paper: bool = True) -> str:
     if not pairs:
         return ""
     found = {pair: {**part[pair], **part[pair]["rows"][0], "arm": pair} for pair in pairs}
@@ -247,12 +267,13 @@ def _steps_table(title: str, pairs: Sequence[str], part: Values) -> str:
     extra = {key: head for key, head in extra.items() if any(key in r for r in found.values())}
     rows = []
     for pair, row in found.items():
-        paper = [fixed(score, 3) for score in PAPER_STEPS.get(pair, ())] or ["", ""]
-        context = [f'<td class="soft">{score}</td>' for score in paper]
+        scores = [fixed(score, 3) for score in PAPER_STEPS.get(pair, ())] or ["", ""]
+        context = [f'<td class="soft">{score}</td>' for score in scores] if paper else []
         further = [_further(key, row) for key in extra]
         rows.append(Row([*means(row, STEP_FIGURES), *further, *context]))
-    titles = [*heads(STEP_FIGURES), *extra.values(), "paper: SEG", "paper: TRA"]
-    return table(title, ["first/later", "seeds", *titles], rows)
+    titles = [*heads(STEP_FIGURES), *extra.values()]
+    titles += ["paper: SEG", "paper: TRA"] if paper else []
+    return table(title, ["first/later" if paper else "variant", "seeds", *titles], rows)
 
 
 def _further(key: str, row: Values) -> str:

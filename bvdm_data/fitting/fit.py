@@ -152,7 +152,7 @@ def fit(
         device=place,
         progress=progress,
     )
-    memory, kept = fit_memory(crops, stages, portraits, painter, seed=settings.seed)
+    memory, kept = fit_memory(crops, stages, shapes, painter, seed=settings.seed)
     if len(kept) < 2:
         memory = USUAL if start is None else start.texture
         taken.append("memory of the texture")

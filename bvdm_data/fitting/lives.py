@@ -71,6 +71,8 @@ def fit_lives(
         area_of_age=_area_of_age(crops, looks, tracks, references),
         area_of_stage=_area_of_stage(crops, looks, stages, references),
         birth_split=_birth_split(born),
+        split=_split(born),
+        stage_spread=_stage_spread(crops, looks, stages, references),
         **_short_stages(crops, stages, tracks, references),
         minutes=minutes,
     )
@@ -200,6 +202,14 @@ def _birth_split(born: Array) -> float:
     return float(np.sqrt(np.mean((share - 0.5) ** 2)))
 
 
+def _split(born: Array) -> float:
+    """Robust deviation of a daughter's share of both areas from one half."""
+    if not len(born):
+        return 0.0
+    share = born[:, 0, 0] / born[:, :, 0].sum(1)
+    return float(1.4826 * np.median(np.abs(share - 0.5)))
+
+
 def _sister_spread(born: Array) -> float:
     """Robust deviation of a newborn's log brightness from the mean of both sisters'."""
     if not len(born):
@@ -236,6 +246,23 @@ def _area_of_age(
     )
     # Where no newborn is seen whole, half of the mother is the best guess.
     return np.maximum.accumulate([np.median(seen) for seen in curve] or [0.5])
+
+
+def _stage_spread(
+    crops: Crops,
+    looks: Appearance,
+    stages: npt.NDArray[np.int8],
+    references: dict[int, tuple[float, float]],
+) -> Array:
+    """Robust deviation of a mother's log area around the median of her stage, ``[S]``."""
+    body = np.array([references.get(int(t), (np.nan, 0.0))[0] for t in crops.track])
+    ratio = looks.area / body
+    spread = np.zeros(len(STAGES))
+    for stage in AFTER_INTERPHASE:
+        seen = ratio[(stages == stage) & np.isfinite(ratio)]
+        if len(seen) >= 2:
+            spread[stage] = stats.median_abs_deviation(np.log(seen), scale="normal")
+    return spread
 
 
 def _area_of_stage(

@@ -9,10 +9,10 @@ from scipy import ndimage
 
 from bvdm_data.alignment import AREA_RATIO, DEPTH, HALF, LAGS, Picture, aligned_correlation
 from bvdm_data.fitting.crops import Crops
-from bvdm_data.fitting.portraits import Portraits
 from bvdm_data.randomness import numpy_stream, stream
 from bvdm_data.synth.fast import BATCH, FastSettings, TextureModel, paint_moments
 from bvdm_data.synth.painter import Painter, edge_map
+from bvdm_data.synth.shapes import ShapeModel, area
 
 PAIRS = 120
 """Pairs of pictures that are compared at each lag, and at each correlation of the noise."""
@@ -23,7 +23,7 @@ LEAST_PAIRS = 20
 USUAL = TextureModel(memory=0.97, fresh=0.2)
 """What is taken where a video shows too few pairs (close to that of the HeLa video)."""
 
-_NOISES = (0.0, 0.4, 0.6, 0.75, 0.85, 0.92, 0.97, 1.0)
+_NOISES = (0.0, 0.5, 0.7, 0.85, 0.95, 1.0)
 
 Array = npt.NDArray[np.float64]
 
@@ -31,7 +31,7 @@ Array = npt.NDArray[np.float64]
 def fit_memory(
     crops: Crops,
     stages: npt.NDArray[np.int8],
-    portraits: Portraits,
+    shapes: ShapeModel,
     painter: Painter,
     *,
     seed: int = 0,
@@ -39,32 +39,31 @@ def fit_memory(
     """Find the noise whose textures last as long as the video's.
 
     The insides of one nucleus ``LAGS`` frames apart are laid onto each other and correlated.
-    Then pairs of portraits are painted from noises of known correlation and measured in the same
-    way. That gives the correlation that the noise must have at each lag; ``(1 - fresh) *
-    memory ** lag`` is fitted to the four of them.
+    Then nuclei whose outlines drift as those of the video are painted from noises of known
+    correlation and measured in the same way. That gives the correlation that the noise must have
+    at each lag; ``(1 - fresh) * memory ** lag`` is fitted to the four of them.
 
     Args:
         crops: Nuclei cut out of the video.
         stages: Their stages.
-        portraits: The same nuclei as the painter learnt them.
+        shapes: The fitted outlines.
         painter: The fitted painter.
         seed: Which pairs and which noise.
 
     Returns:
-        The model, and the median correlation in the video at each lag; ``USUAL`` and nothing
-        where the video shows too few pairs.
+        The model, and the median correlation in the video at each lag; ``USUAL`` where the video
+        shows too few pairs at all lags but one.
     """
     real = _of_video(crops, stages, seed)
     if len(real) < 2:
-        return USUAL, {}
-    painted = np.array([_of_noise(portraits, painter, noise, seed) for noise in _NOISES])
-    if not np.isfinite(painted).all():
         return USUAL, real
-    painted = np.maximum.accumulate(painted)
+    brightness = np.maximum(crops.brightness[stages == 0].astype(float), 1e-4)
     memory, fresh = np.meshgrid(1 - np.geomspace(0.001, 0.3, 60), np.linspace(0, 0.8, 81))
     miss = np.zeros_like(memory)
     for lag, wanted in real.items():
-        miss += (np.interp((1 - fresh) * memory**lag, _NOISES, painted) - wanted) ** 2
+        painted = [_of_noise(shapes, painter, brightness, lag, one, seed) for one in _NOISES]
+        rising = np.maximum.accumulate(np.nan_to_num(painted))
+        miss += (np.interp((1 - fresh) * memory**lag, _NOISES, rising) - wanted) ** 2
     best = np.unravel_index(miss.argmin(), miss.shape)
     return TextureModel(memory=float(memory[best]), fresh=float(fresh[best])), real
 
@@ -93,7 +92,12 @@ def _of_video(crops: Crops, stages: npt.NDArray[np.int8], seed: int) -> dict[int
 
 def _of_crop(crops: Crops, row: int) -> Picture:
     mask = crops.masks[row]
-    return _picture(crops.light[row].astype(np.float32), mask, np.argwhere(mask).mean(0))
+    return _picture(crops.light[row].astype(np.float32), mask, _centre(mask))
+
+
+def _centre(mask: npt.NDArray[np.bool_]) -> Array:
+    centre: Array = np.argwhere(mask).mean(0)
+    return centre
 
 
 def _picture(light: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_], centre: Array) -> Picture:
@@ -109,34 +113,41 @@ def _picture(light: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_], centre
     return Picture(*(torch.from_numpy(part) for part in (light, inside, rest)))
 
 
-def _of_noise(portraits: Portraits, painter: Painter, noise: float, seed: int) -> float:
-    """Return the median correlation of nuclei painted twice, from noises correlated so far."""
-    rows = np.flatnonzero(portraits.stage == 0)
-    rows = numpy_stream(seed, "fit", "memory", "noise").permutation(rows)[:PAIRS]
+def _of_noise(
+    shapes: ShapeModel,
+    painter: Painter,
+    brightness: npt.NDArray[np.float64],
+    lag: int,
+    noise: float,
+    seed: int,
+) -> float:
+    """Return the median correlation of painted nuclei with themselves some frames later.
+
+    Their noise is correlated so far; their outlines change as they do in a film.
+    """
+    draws = numpy_stream(seed, "fit", "memory", "lives")
     patch = painter.settings.patch
-    radii = torch.from_numpy(portraits.radii[rows])
-    drawn = torch.randn((2, len(rows), patch, patch), generator=stream(seed, "fit", "memory"))
-    both = (drawn[0], noise * drawn[0] + math.sqrt(1 - noise**2) * drawn[1])
-    painted = [
-        torch.cat(
-            [
-                paint_moments(
-                    painter,
-                    some[part],
-                    radii[part],
-                    torch.from_numpy(portraits.brightness[rows])[part],
-                    torch.zeros(len(part), dtype=torch.long),
-                    steps=FastSettings().steps,
-                )
-                for part in torch.arange(len(rows)).split(BATCH)  # type: ignore[no-untyped-call]
-            ]
-        ).numpy()
-        for some in both
-    ]
-    masks = (edge_map(radii, patch)[:, 0] <= 0).numpy()
-    middle = np.full(2, (patch - 1) / 2)
-    values = [
-        aligned_correlation(_picture(one, mask, middle), _picture(other, mask, middle))
-        for one, other, mask in zip(*painted, masks, strict=True)
-    ]
-    return float(np.nanmedian(values))
+    scores = np.stack([shapes.scores(lag + 1, draws)[[0, -1]] for _ in range(PAIRS)], 1)
+    outlines = np.maximum(shapes.mean[0] + scores @ shapes.modes[0], shapes.mean[0].mean() / 4)
+    outlines[1] *= np.sqrt(area(outlines[0]) / area(outlines[1]))[:, None]
+    outlines *= np.minimum(1, (patch / 2 - 1) / outlines.max(2, keepdims=True))
+    level = torch.from_numpy(draws.choice(brightness, PAIRS)).float()
+    drawn = torch.randn((2, PAIRS, patch, patch), generator=stream(seed, "fit", "memory"))
+    drawn[1] = noise * drawn[0] + math.sqrt(1 - noise**2) * drawn[1]
+    pictures = []
+    for some, radii in zip(drawn, torch.from_numpy(outlines).float(), strict=True):
+        painted = [
+            paint_moments(
+                painter,
+                some[part],
+                radii[part],
+                level[part],
+                torch.zeros(len(part), dtype=torch.long),
+                steps=FastSettings().steps,
+            )
+            for part in torch.arange(PAIRS).split(BATCH)  # type: ignore[no-untyped-call]
+        ]
+        masks = (edge_map(radii, patch)[:, 0] <= 0).numpy()
+        found = zip(torch.cat(painted).numpy(), masks, strict=True)
+        pictures.append([_picture(one, mask, _centre(mask)) for one, mask in found])
+    return float(np.nanmedian([aligned_correlation(*pair) for pair in zip(*pictures, strict=True)]))

@@ -22,6 +22,7 @@ LEAST_OVERLAP = 0.95
 
 _LATER = 4
 _LEAST_PAIRS = 20
+_LEAST_POWER = 1e-4
 _STEP = 0.25
 _RAY = np.arange(_STEP, 48, _STEP)
 
@@ -123,6 +124,7 @@ def fit_shapes(
         )
     fitted = [_principal(found if len(found) >= 2 else contours[0]) for found in contours]
     memory, fresh, wobble = _course(crops, stages, *fitted[0])
+    ragged = _ragged(contours[0], *fitted[0])
     model = ShapeModel(
         mean=np.stack([mean for mean, _ in fitted]),
         modes=np.stack([modes for _, modes in fitted]),
@@ -130,6 +132,7 @@ def fit_shapes(
         memory=memory,
         fresh=fresh,
         wobble=wobble,
+        ragged=ragged,
     )
     return model, float(np.median(overlaps))
 
@@ -144,6 +147,22 @@ def _principal(contours: Array) -> tuple[Array, Array]:
     values, vectors = np.linalg.eigh(np.cov(every.T))
     order = np.argsort(values)[::-1][:MODES]
     return mean, (vectors[:, order] * np.sqrt(np.maximum(values[order], 0))).T
+
+
+def _ragged(contours: Array, mean: Array, modes: Array) -> Array:
+    """Measure how irregular nuclei are: median and log deviation of the size of their scores."""
+    kept = (modes**2).sum(1) > _LEAST_POWER * (modes**2).sum()
+    kept[:2] = False
+    count = int(kept.sum())
+    if count < 2 or len(contours) < _LEAST_PAIRS:
+        return np.array([1.0, 0.0])
+    scores = (contours - mean) @ modes[kept].T / (modes[kept] ** 2).sum(1)
+    size = np.log(np.sqrt((scores**2).mean(1)))
+    middle = float(np.median(size))
+    spread = 1.4826 * float(np.median(np.abs(size - middle)))
+    # The size of so many independent scores varies, too; only what is beyond is the nucleus' own.
+    own = math.sqrt(max(spread**2 - 1 / (2 * count), 0.0))
+    return np.array([math.exp(middle), own])
 
 
 def _course(

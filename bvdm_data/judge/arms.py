@@ -144,7 +144,7 @@ def synthetic_settings(videos: SyntheticHeLaVideos) -> dict[str, object]:
         "seed": videos.seed,
         "method": repr(videos.method),
         "nuclei": videos.nuclei,
-        "variation": videos.variation,
+        **({"variation": videos.variation} if videos.variation else {}),
     }
 
 

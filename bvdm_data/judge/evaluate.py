@@ -16,6 +16,7 @@ from bvdm_data.evaluation.experiment import without_nan
 from bvdm_data.evaluation.extras import need
 from bvdm_data.evaluation.report import write_report
 from bvdm_data.evaluation.seg_tra import read_reference
+from bvdm_data.judge.ablation import judge_ablation
 from bvdm_data.judge.arms import ARMS, LINKABLE, Data, real_clips, synthetic_videos
 from bvdm_data.judge.linking import judge_linking
 from bvdm_data.judge.looks import judge_distance, judge_realism, write_pictures
@@ -28,7 +29,7 @@ from bvdm_data.judge.training import (
 )
 from bvdm_data.weights import model_digest, read_card
 
-PARTS = ("distance", "realism", "training", "linking", "scarcity", "steps")
+PARTS = ("distance", "realism", "training", "linking", "scarcity", "steps", "ablation")
 """Parts of the evaluation, the quickest first."""
 
 DEFAULT_PARTS = ("distance", "realism", "training", "linking")
@@ -52,6 +53,8 @@ NEEDED = {
     ),
 }
 """Packages of the extra ``evaluate`` that each part needs, looked for before hours are spent."""
+
+NEEDED["ablation"] = NEEDED["steps"]
 
 _PACKAGES = ("bvdm-data", "torch", "numpy", "scipy", "kornia", "py-ctcmetrics", "laptrack")
 
@@ -123,6 +126,7 @@ def evaluate(
         "linking": lambda: judge_linking(data, asked.linking_arms, reference, asked.budget, say),
         "scarcity": lambda: judge_scarcity(data, reference, asked.budget, say),
         "steps": lambda: judge_steps(data, reference, asked.budget, say),
+        "ablation": lambda: judge_ablation(data, reference, asked.budget, say),
     }
     results: dict[str, Any] = {"about": _about(data, asked)}
     results["about"]["test_frames"] = len(reference.video)

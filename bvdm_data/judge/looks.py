@@ -8,6 +8,7 @@ from typing import Any
 
 from bvdm_data.clip import Clip
 from bvdm_data.datasets.real import CTCVideos
+from bvdm_data.datasets.synthetic import check_method
 from bvdm_data.evaluation.features import CROP, TILE, Clips, lite0_features
 from bvdm_data.evaluation.frechet import PictureDistance, picture_distance
 from bvdm_data.evaluation.pictures import contact_sheet
@@ -16,10 +17,11 @@ from bvdm_data.evaluation.tile_distance import tile_distance
 from bvdm_data.judge.arms import Data, full_count, pasted_clips, synthetic_clips
 from bvdm_data.judge.films import real_film, synthetic_film
 from bvdm_data.judge.training import Budget, Say
+from bvdm_data.synth.texture import PaperSettings
 
 FILM_SHARE = 2
-"""The synthetic film is as long as the real one, and each side of it one half: a quarter of the
-cost."""
+"""A film of the paper's method is as long as the real one, but each side of it is one half: a
+quarter of the cost."""
 
 PASTED = 200
 """Stills of the copy-paste arm that are looked at."""
@@ -71,7 +73,8 @@ def judge_realism(data: Data, say: Say) -> dict[str, Any]:
     """
     reference = real_film(data, data.train, stop=data.stop)
     other = real_film(data, data.test, stop=data.test_stop)
-    height, width = (side // FILM_SHARE for side in reference["masks"].shape[1:])
+    share = FILM_SHARE if isinstance(check_method(data.method), PaperSettings) else 1
+    height, width = (side // share for side in reference["masks"].shape[1:])
     film = synthetic_film(data, frames=len(reference["video"]), size=(height, width))
     lines = compare(measure(film[0]), measure(reference), measure(other))
     for line in lines:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -36,34 +37,58 @@ def judge_steps(data: Data, reference: Reference, budget: Budget, say: Say) -> d
         say: Called with a line of text for every row.
 
     Returns:
-        JSON values by ``"first/later"`` steps: ``trials`` and ``rows`` of the network, ``kid``
-        (KID-Lite0 x 1000 to the training video, with ``kid_error`` and ``crops``), ``agreement``
-        (median overlap of label and picture), ``correlation`` of the texture at ``LAGS``, and
-        ``seconds_per_clip`` on one core.
+        What :func:`judge_variants` says, by ``"first/later"`` steps.
     """
-    film, features = real_film(data, data.train, stop=data.stop), lite0_features()
     short = replace(data, frames=budget.steps_frames)
-    one = replace(
-        budget,
-        seeds=1,
-        segmenter=replace(budget.segmenter, steps=budget.steps_training),
-    )
-    found: dict[str, Any] = {}
-    for first, later in step_pairs():
-        name = f"{first}/{later}"
-        method = PaperSettings(first_steps=first, later_steps=later)
-        changed = replace(short, method=method)
-        (arm,) = make_arms(changed, ["synthetic"], budget.steps_clips)
-        trials = try_arms([replace(arm, name=name)], [0], changed, reference, one, say)
-        clips = [arm.clips.clip(number) for number in range(budget.steps_clips)]
-        rows = picture_distance({name: clips}, film, count=budget.steps_crops, features=features)
-        looks = _looks(
-            next(row for row in rows if row.name == name),
-            measure(clips),
+    variants = {
+        f"{first}/{later}": replace(
+            short, method=PaperSettings(first_steps=first, later_steps=later)
         )
+        for first, later in step_pairs()
+    }
+    return judge_variants(variants, reference, budget, say)
+
+
+def judge_variants(
+    variants: Mapping[str, Data],
+    reference: Reference,
+    budget: Budget,
+    say: Say,
+    *,
+    clips: int | None = None,
+    seeds: int = 1,
+) -> dict[str, Any]:
+    """Train networks on a few clips of each variant of a method, and measure their looks.
+
+    Args:
+        variants: What each is made from, by name; all of the same videos.
+        reference: The held-out video.
+        budget: Clips, training steps.
+        say: Called with a line of text for every row.
+        clips: Clips of each variant; None: ``budget.steps_clips``.
+        seeds: Networks trained on each.
+
+    Returns:
+        JSON values by name: ``trials`` and ``rows`` of the networks, ``kid`` (KID-Lite0 x 1000 to
+        the training video, with ``kid_error`` and ``crops``), ``agreement`` (median overlap of
+        label and picture), ``correlation`` of the texture at ``LAGS``, and ``seconds_per_clip`` on
+        one core.
+    """
+    count = budget.steps_clips if clips is None else clips
+    data = next(iter(variants.values()))
+    film, features = real_film(data, data.train, stop=data.stop), lite0_features()
+    segmenter = replace(budget.segmenter, steps=budget.steps_training)
+    less = replace(budget, seeds=seeds, segmenter=segmenter)
+    found: dict[str, Any] = {}
+    for name, changed in variants.items():
+        (arm,) = make_arms(changed, ["synthetic"], count)
+        trials = try_arms([replace(arm, name=name)], range(seeds), changed, reference, less, say)
+        made = [arm.clips.clip(number) for number in range(count)]
+        rows = picture_distance({name: made}, film, count=budget.steps_crops, features=features)
+        looks = _looks(next(row for row in rows if row.name == name), measure(made))
         seconds = _seconds_per_clip(changed)
         say(f"{name:>14}  {_line(looks)}  {seconds:.1f} s a clip")
-        found[name] = summary(trials, one) | looks | {"seconds_per_clip": seconds}
+        found[name] = summary(trials, less) | looks | {"seconds_per_clip": seconds}
     return found
 
 

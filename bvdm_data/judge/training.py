@@ -18,8 +18,7 @@ from bvdm_data.evaluation.linking import LinkerSettings
 from bvdm_data.evaluation.seg_tra import Reference
 from bvdm_data.evaluation.segmentation_training import SegmenterSettings
 from bvdm_data.fitting.fit import FitSettings, fit
-from bvdm_data.fitting.flow import FLOW_TRAINING
-from bvdm_data.fitting.texture import TEXTURE_TRAINING
+from bvdm_data.fitting.painter import PAINTER_TRAINING
 from bvdm_data.fitting.training import purpose_of
 from bvdm_data.fitting.video import TooLittleVideoError
 from bvdm_data.judge.arms import SCARCE, Data, make_arms, real_clips
@@ -27,8 +26,8 @@ from bvdm_data.judge.arms import SCARCE, Data, make_arms, real_clips
 SCARCE_FRAMES = (1, 4, 10, 30)
 """Numbers of annotated frames on the scarcity curve, beside the whole video."""
 
-SCARCE_STEPS = {"texture": 800, "flow": 300}
-"""Steps of the trainings of a model that is fitted to a few frames (the paper: 10,000, 2,000)."""
+SCARCE_STEPS = 2500
+"""Training steps of the painter of a model that is fitted to a few frames."""
 
 Say = Callable[[str], object]
 
@@ -42,7 +41,7 @@ class Budget:
         clips: Synthetic clips of an arm; None: as many as hold the pixels of the training video.
         segmenter: How each network is trained.
         scarce_frames: Numbers of annotated frames on the scarcity curve.
-        scarce_steps: Steps of the trainings of a model fitted to a few frames, by network.
+        scarce_steps: Training steps of the painter of a model fitted to a few frames.
         steps_clips: Synthetic clips of each row of the comparison of diffusion steps.
         steps_frames: Frames of these clips.
         steps_crops: Nuclei of these clips whose picture distance is measured.
@@ -57,7 +56,7 @@ class Budget:
     clips: int | None = None
     segmenter: SegmenterSettings = SegmenterSettings()  # noqa: RUF009  # frozen
     scarce_frames: tuple[int, ...] = SCARCE_FRAMES
-    scarce_steps: tuple[int, int] = (SCARCE_STEPS["texture"], SCARCE_STEPS["flow"])
+    scarce_steps: int = SCARCE_STEPS
     steps_clips: int = 8
     steps_frames: int = 4
     steps_crops: int = 50
@@ -142,10 +141,8 @@ def _fitted(data: Data, budget: Budget) -> Path:
             f"a model must be fitted to at least the {data.frames} frames of a clip, got "
             f"{data.stop}"
         )
-    texture, flow = budget.scarce_steps
     settings = FitSettings(
-        texture=replace(TEXTURE_TRAINING, steps=texture),
-        flow=replace(FLOW_TRAINING, steps=flow),
+        painter=replace(PAINTER_TRAINING, steps=budget.scarce_steps),
         border=data.border,
         stop=data.stop,
     )

@@ -44,6 +44,8 @@ class FastSettings:
 
     Attributes:
         steps: Calls of the network a picture.
+        families: Whether nuclei live and move as those of the video do, see
+            :func:`bvdm_data.synth.colony.colony`; False: as in the paper's scenes.
         memory: As in :class:`TextureModel`; None: that of the fitted video.
         fresh: As in :class:`TextureModel`; None: that of the fitted video.
 
@@ -53,6 +55,7 @@ class FastSettings:
     """
 
     steps: int = 6
+    families: bool = True
     memory: float | None = None
     fresh: float | None = None
 
@@ -62,6 +65,8 @@ class FastSettings:
             raise TypeError(f"steps must be an int, got {self.steps!r}")
         if not 1 <= self.steps <= 1000:
             raise ValueError(f"steps must be from 1 to 1000, got {self.steps}")
+        if not isinstance(self.families, bool):
+            raise TypeError(f"families must be True or False, got {self.families!r}")
         for name in ("memory", "fresh"):
             value = getattr(self, name)
             if value is None:

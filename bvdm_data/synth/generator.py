@@ -199,7 +199,8 @@ def synthesise(
     )  # fmt: skip
     models = (varied.shapes, varied.lives, varied.motion)
     own = isinstance(texture, FastSettings)
-    live = colony if own else partial(film, jitter=JITTER)
+    families = isinstance(texture, FastSettings) and texture.families
+    live = colony if families else partial(film, jitter=JITTER)
     everyone = live(*models, frames=scene.frames, size=scene.size, nuclei=nuclei, generator=draws)
     labels = label(everyone, scene.frames, scene.size)
     paths, views = _visible(everyone, labels)

@@ -44,6 +44,9 @@ class LifeModel:
             from prophase to metaphase.
         birth_split: Standard deviation of a daughter's share of the mother's body, around one
             half.
+        split: The same without the outliers, which are flaws of the masks.
+        stage_spread: Robust standard deviation of the logarithm of the area in each stage around
+            ``area_of_stage``, ``[S]``; 0 but from prophase to metaphase.
         mitoses: Frames of pro-, prometa- and metaphase in each mitosis of the video, ``[n, 3]``.
         births: Frames of ana- and telophase of each newborn of the video, ``[m, 2]``.
         minutes: Time between two frames.
@@ -58,6 +61,8 @@ class LifeModel:
     area_of_age: Array
     area_of_stage: Array
     birth_split: float
+    split: float
+    stage_spread: Array
     mitoses: Array
     births: Array
     minutes: float
@@ -178,6 +183,7 @@ def _live(
     shown = np.arange(age, min(len(stages), age + frames - first))
     course = _Course(shapes, model, ancestry, stages, shown, generator)
     outlines, offsets = course.drifting() if jitter is None else course.templated(jitter)
+    split = model.split if jitter is None else model.birth_split
     divides = shown[-1] == len(stages) - 1 and first + len(shown) < frames
     life = Life(
         identity=identity,
@@ -189,7 +195,7 @@ def _live(
         divides=bool(divides),
         age=age,
     )
-    return life, _daughters(model, ancestry, course.mitosis, generator) if divides else []
+    return life, _daughters(split, ancestry, course.mitosis, generator) if divides else []
 
 
 class _Course:
@@ -239,7 +245,8 @@ class _Course:
         curve = self.model.area_of_age
         curve = curve / np.linspace(1, curve[-1], len(curve))
         wanted = self.ancestry.body * _relative_area(curve, self)[self.shown]
-        wanted *= np.exp(shapes.wobble * generator.standard_normal(count))
+        spread = np.hypot(shapes.wobble, self.model.stage_spread[self.stages[self.shown]])
+        wanted *= np.exp(spread * generator.standard_normal(count))
         drift = autoregressive(count, np.array([BRIGHTNESS_MEMORY]), generator)[:, 0]
         brightness = self._brightness() + self.model.stage_brightness[INTERPHASE, 1] * drift
         return bounded * np.sqrt(wanted / area(bounded))[:, None], brightness
@@ -255,10 +262,10 @@ class _Course:
 
 
 def _daughters(
-    model: LifeModel, mother: _Ancestry, mitosis: float, generator: np.random.Generator
+    split: float, mother: _Ancestry, mitosis: float, generator: np.random.Generator
 ) -> list[_Ancestry]:
     """Share the mother's body between two daughters; each may grow to twice its share."""
-    share = float(np.clip(0.5 + model.birth_split * generator.standard_normal(), 0.3, 0.7))
+    share = float(np.clip(0.5 + split * generator.standard_normal(), 0.3, 0.7))
     return [
         _Ancestry(2 * part * mother.body, mother.quantile, mitosis) for part in (share, 1 - share)
     ]

@@ -31,6 +31,9 @@ class ShapeModel:
             before, ``[M]``.
         fresh: Share of each score's variance that is new in every frame, ``[M]``.
         wobble: Standard deviation of the logarithm of the area around its smooth course.
+        ragged: Median, and standard deviation of the logarithm, of how irregular a nucleus is: the
+            root mean square of its scores but for the first two, which are size and length,
+            ``[2]``.
     """
 
     mean: Array
@@ -39,6 +42,7 @@ class ShapeModel:
     memory: Array
     fresh: Array
     wobble: float
+    ragged: Array
 
     def sample(self, stage: int, generator: np.random.Generator, amount: float = 1.0) -> Array:
         """Draw a contour of a stage.
@@ -65,16 +69,19 @@ class ShapeModel:
     def scores(self, frames: int, generator: np.random.Generator) -> Array:
         """Draw the scores of a nucleus in consecutive frames: they drift, and they flicker.
 
+        Most nuclei are smoother, and a few much more irregular, than independent scores would be.
+
         Args:
             frames: How many.
             generator: Where the random numbers come from.
 
         Returns:
-            ``[frames, M]``, each of unit variance.
+            ``[frames, M]``, each of about unit variance over many nuclei.
         """
         lasting = autoregressive(frames, self.memory, generator)
         passing = generator.standard_normal(lasting.shape)
         drawn: Array = np.sqrt(1 - self.fresh) * lasting + np.sqrt(self.fresh) * passing
+        drawn[:, 2:] *= self.ragged[0] * math.exp(self.ragged[1] * generator.standard_normal())
         return drawn
 
 

@@ -1,0 +1,444 @@
+"""Colonies: families of nuclei that lie and move as those of the video do."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bvdm_data.clip import STAGES
+from bvdm_data.synth import colony as colonies
+from bvdm_data.synth.colony import colony
+from bvdm_data.synth.lives import grow_family
+from bvdm_data.synth.placing import MARGIN, mean_radius
+from bvdm_data.synth.scene import label
+from bvdm_data.synth.shapes import area, autoregressive
+from bvdm_data.synth.timeline import (
+    AFTER_INTERPHASE,
+    BEFORE_INTERPHASE,
+    INTERPHASE,
+    take_lengths,
+)
+
+SIZE = (96, 128)
+
+
+@pytest.fixture
+def play(tiny_shapes, tiny_lives, tiny_motion):
+    """Make a colony; the keywords replace parts of it."""
+
+    def play(seed, **changes):
+        scene = {"frames": 8, "size": SIZE, "nuclei": 4}
+        models = {"shapes": tiny_shapes, "lives": tiny_lives, "motion": tiny_motion} | {
+            key: changes.pop(key) for key in ("shapes", "lives", "motion") if key in changes
+        }
+        return colony(**models, **scene | changes, generator=np.random.default_rng(seed))
+
+    return play
+
+
+@pytest.fixture
+def still(tiny_motion):
+    """Nuclei that neither move nor turn nor push each other."""
+    return replace(
+        tiny_motion,
+        pace=np.array([0.0, 0.0, 0.0, 1.0, 30.0]),
+        drift=np.zeros((9, 2)),
+        turn=0.0,
+        closest=0.0,
+    )
+
+
+@pytest.fixture
+def bright(tiny_lives):
+    """Lives whose brightness is that of their founder, in all stages."""
+    return replace(tiny_lives, stage_brightness=np.zeros((len(STAGES), 2)), sister_spread=0.0)
+
+
+def founders(paths):
+    return [path for path in paths if path.life.first == 0]
+
+
+# Places
+
+
+@pytest.mark.parametrize("nuclei", [0, 1, 3, 8])
+def test_the_number_of_nuclei_asked_for_shows_in_the_first_frame(play, nuclei):
+    for seed in range(15):
+        labels = label(play(seed, nuclei=nuclei, frames=1), 1, SIZE)
+        assert len(np.unique(labels[labels > 0])) == nuclei
+
+
+def test_without_a_number_the_density_is_that_of_the_video(play, tiny_motion):
+    canvas = (SIZE[0] + 2 * MARGIN) * (SIZE[1] + 2 * MARGIN)
+    counts = [len(founders(play(seed, nuclei=None, frames=2))) for seed in range(40)]
+    assert np.mean(counts) == pytest.approx(tiny_motion.density.mean() * canvas, rel=0.07)
+
+
+@pytest.mark.parametrize("closest", [0.85, 1.1])
+def test_no_two_founders_are_closer_than_the_closest_of_the_video(play, tiny_motion, closest):
+    motion = replace(tiny_motion, closest=closest)
+    for seed in range(6):
+        first = founders(play(seed, nuclei=8, motion=motion))
+        radii = [float(mean_radius(path.life.radii[0])) for path in first]
+        places = [path.centres[0] for path in first]
+        for one, other in itertools.combinations(range(len(first)), 2):
+            apart = math.dist(places[one], places[other])
+            assert apart >= closest * (radii[one] + radii[other]) - 1e-9
+
+
+def test_nuclei_that_do_not_fit_are_refused(play):
+    with pytest.raises(ValueError, match=r"nuclei=60 do not fit into size=\(40, 40\): only \d+ "):
+        play(0, nuclei=60, size=(40, 40))
+
+
+def test_a_density_that_does_not_fit_is_refused(play, tiny_motion):
+    motion = replace(tiny_motion, density=np.full(10, 0.02))
+    words = r"density of the fitted video asks for \d+ nuclei .*only \d+ found a free place"
+    with pytest.raises(ValueError, match=words):
+        play(0, nuclei=None, size=(32, 32), motion=motion)
+
+
+# Sisters
+
+
+def paired(paths):
+    """Return pairs of founders that were placed one after the other and are of one age."""
+    first = sorted(founders(paths), key=lambda path: path.life.identity)
+    return [(a, b) for a, b in itertools.pairwise(first) if a.life.age == b.life.age]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_founders_have_a_sister_at_the_distance_of_their_age(play, still, monkeypatch, share):
+    monkeypatch.setattr(colonies, "PAIRED", share)
+    table = np.stack([np.log(25 + 2.0 * np.arange(12)), np.zeros(12)], 1)
+    motion = replace(still, sisters=table)
+    met = alone = 0
+    for seed in range(6):
+        first = founders(play(seed, nuclei=None, size=(200, 200), motion=motion, frames=1))
+        for path in first:
+            wanted = math.exp(table[min(path.life.age, 11), 0])
+            apart = [math.dist(path.centres[0], other.centres[0]) for other in first]
+            near = any(abs(distance - wanted) < 1e-6 for distance in apart)
+            met, alone = met + near, alone + (not near)
+    # Of founders that are offered a sister with this probability, 2 p / (1 + p) end in a pair.
+    assert met / (met + alone) == pytest.approx(2 * share / (1 + share), abs=0.1)
+
+
+def test_the_distance_of_sisters_spreads_as_in_the_video(play, still):
+    motion = replace(still, sisters=np.array([[math.log(40), 0.25]]))
+    found = []
+    for seed in range(120):
+        for one, other in paired(play(seed, nuclei=2, size=(300, 300), motion=motion, frames=1)):
+            log = math.log(math.dist(one.centres[0], other.centres[0]) / 40)
+            found += [log] if abs(log) < 0.9 else []
+    assert len(found) > 60
+    assert np.mean(found) == pytest.approx(0, abs=0.08)
+    assert np.std(found) == pytest.approx(0.25, rel=0.2)
+
+
+def test_sisters_are_as_bright_as_each_other(play, bright, still):
+    motion = replace(still, sisters=np.array([[math.log(30), 0.0]]))
+    pairs = []
+    for seed in range(10):
+        paths = play(seed, nuclei=2, size=(260, 260), motion=motion, lives=bright)
+        pairs += [
+            (a, b)
+            for a, b in paired(paths)
+            if math.dist(a.centres[0], b.centres[0]) == pytest.approx(30)
+        ]
+    assert len(pairs) >= 4
+    for one, other in pairs:
+        np.testing.assert_allclose(one.life.brightness[0], other.life.brightness[0])
+
+
+def test_the_brightness_of_founders_is_spread_evenly_over_that_of_the_video(
+    play, bright, monkeypatch
+):
+    monkeypatch.setattr(colonies, "PAIRED", 0.0)
+    worst = []
+    for seed in range(4):
+        first = founders(play(seed, nuclei=None, lives=bright, frames=1))
+        values = np.sort([path.life.brightness[0] for path in first])
+        even = np.interp(np.linspace(0, 1, len(values)), [0, 0.5, 1], bright.brightness)
+        worst.append(np.abs(values - even).max() / (bright.brightness[-1] - bright.brightness[0]))
+        assert len(values) > 20
+    assert max(worst) < 0.08
+
+
+# Divisions
+
+
+def daughters_of(paths):
+    """Return mother and daughters of every division."""
+    known = {path.life.identity: path for path in paths}
+    children = {}
+    for path in paths:
+        if path.life.parent:
+            children.setdefault(path.life.parent, []).append(path)
+    return [(known[mother], found) for mother, found in children.items()]
+
+
+def test_every_division_has_two_daughters_that_follow_their_mother(play):
+    divisions = 0
+    for seed in range(6):
+        paths = play(seed, frames=20)
+        ids = [path.life.identity for path in paths]
+        assert len(set(ids)) == len({path.depth for path in paths}) == len(paths)
+        found = daughters_of(paths)
+        divisions += len(found)
+        assert {m.life.identity for m, _ in found} == {
+            path.life.identity for path in paths if path.life.divides
+        }
+        for mother, daughters in found:
+            assert len(daughters) == 2
+            assert all(d.life.first == mother.life.last + 1 for d in daughters)
+            assert all(d.life.age == 0 for d in daughters)
+    assert divisions > 20
+
+
+def test_daughters_are_born_on_both_sides_of_the_major_axis(play, still, tiny_motion):
+    logs = []
+    for seed in range(12):
+        for mother, (one, other) in daughters_of(play(seed, frames=20, motion=still)):
+            middle = (one.centres[0] + other.centres[0]) / 2
+            np.testing.assert_allclose(middle, mother.centres[-1], atol=1e-9)
+            apart = one.centres[0] - other.centres[0]
+            axis = np.array([math.cos(mother.turns[-1]), math.sin(mother.turns[-1])])
+            assert apart @ axis == pytest.approx(0, abs=1e-9)
+            logs.append(math.log(np.hypot(*apart)))
+    mean, spread = tiny_motion.separation
+    assert len(logs) > 60
+    assert np.mean(logs) == pytest.approx(mean, abs=4 * spread / math.sqrt(len(logs)))
+    assert np.std(logs) == pytest.approx(spread, rel=0.3)
+
+
+# Motion
+
+
+def test_the_drift_of_the_field_moves_all_nuclei_alike(play, still):
+    table = np.stack([np.arange(1.0, 10.0), 10 * np.arange(1.0, 10.0)], 1)
+    seen = set()
+    for seed in range(12):
+        paths = play(seed, frames=6, motion=replace(still, drift=table))
+        for path in paths:
+            steps = np.diff(path.centres, axis=0)
+            for moment, step in enumerate(steps):
+                seen.add((seed, path.life.first + moment, *np.round(step, 6)))
+    by_frame = {}
+    for seed, frame, *step in seen:
+        by_frame.setdefault((seed, frame), []).append(step)
+    assert all(len(steps) == 1 for steps in by_frame.values())
+    starts = set()
+    for seed in range(12):
+        film = np.array([by_frame[seed, frame][0] for frame in range(5)])
+        # Consecutive rows of the table, mirrored or not, from any row on.
+        first = abs(film[0, 0])
+        starts.add(first)
+        np.testing.assert_allclose(np.abs(film[:, 0]), first + np.arange(5))
+        np.testing.assert_allclose(np.abs(film[:, 1]), 10 * (first + np.arange(5)))
+        assert len(set(np.sign(film[:, 0]))) == len(set(np.sign(film[:, 1]))) == 1
+    assert len(starts) > 2
+    signs = {tuple(np.sign(by_frame[seed, 0][0])) for seed in range(12)}
+    assert len(signs) > 1
+
+
+def test_the_drift_of_the_field_moves_the_newborn_too(play, still):
+    drift = replace(still, drift=np.tile([2.0, 5.0], (30, 1)))
+    found = []
+    for seed in range(4):
+        for mother, (one, other) in daughters_of(play(seed, frames=20, motion=drift)):
+            middle = (one.centres[0] + other.centres[0]) / 2
+            found.append(np.abs(middle - mother.centres[-1]))
+    assert len(found) > 10
+    np.testing.assert_allclose(found, np.tile([2.0, 5.0], (len(found), 1)))
+
+
+def test_a_film_longer_than_the_video_drifts_as_far_as_that_is_known(play, still):
+    table = np.tile([1.0, 1.0], (3, 1))
+    paths = play(1, frames=7, motion=replace(still, drift=table), nuclei=3)
+    longest = max(paths, key=lambda path: len(path.centres))
+    steps = np.abs(np.diff(longest.centres, axis=0))
+    assert 1 <= (steps > 0).all(1).sum() <= 3
+
+
+def steps_of(paths, mitotic):
+    """Return all steps into frames that lie in mitosis, or that do not, [n, 2]."""
+    found = [np.diff(p.centres, axis=0)[(p.life.stages[1:] > 0) == mitotic] for p in paths]
+    return np.concatenate(found)
+
+
+def test_steps_have_the_pace_of_the_video_and_another_one_in_mitosis(play, still):
+    motion = replace(still, pace=np.array([1.5, 0.0, 0.9, 3.0, 1e6]))
+    films = [play(seed, frames=20, motion=motion) for seed in range(8)]
+    paths = [path for film in films for path in film]
+    assert steps_of(paths, False).std() == pytest.approx(1.5, rel=0.06)
+    assert steps_of(paths, True).std() == pytest.approx(4.5, rel=0.1)
+
+
+def log_lengths(play, motion):
+    """Return the log lengths of the steps of many nuclei, less their common mean, in pairs."""
+    pairs = []
+    for seed in range(10):
+        for path in play(seed, frames=20, motion=motion):
+            lengths = np.log(np.hypot(*np.diff(path.centres, axis=0).T))
+            pairs += list(itertools.pairwise(lengths))
+    return np.array(pairs)
+
+
+def test_a_fast_nucleus_stays_fast_for_as_long_as_its_memory_says(play, still):
+    # Of the log length's variance, 1 is the pace's and pi^2 / 24 the Rayleigh law's.
+    share = 1 / (1 + math.pi**2 / 24)
+    for memory in (0.0, 0.9):
+        motion = replace(still, pace=np.array([1.0, 1.0, memory, 1.0, 1e6]))
+        pairs = log_lengths(play, motion)
+        assert np.corrcoef(pairs.T)[0, 1] == pytest.approx(memory * share, abs=0.1)
+
+
+def test_nuclei_that_move_are_kept_apart(play, tiny_motion):
+    fast = replace(tiny_motion, pace=np.array([4.0, 0.0, 0.0, 1.0, 30.0]), closest=0.9)
+    ratios = []
+    for seed in range(4):
+        paths = play(seed, nuclei=8, motion=fast)
+        for frame in range(8):
+            here = [p for p in paths if p.life.first <= frame <= p.life.last]
+            for one, other in itertools.combinations(here, 2):
+                moments = (frame - one.life.first, frame - other.life.first)
+                apart = math.dist(one.centres[moments[0]], other.centres[moments[1]])
+                radii = mean_radius(one.life.radii[moments[0]])
+                radii += mean_radius(other.life.radii[moments[1]])
+                ratios.append(apart / float(radii))
+    # Five rounds of pushing leave little; in a crowd not nothing.
+    assert np.quantile(ratios, 0.002) > 0.8
+    assert min(ratios) > 0.6
+
+
+def test_a_colony_is_reproducible_and_another_seed_makes_another(play):
+    one, same, other = play(3), play(3), play(4)
+    assert len(one) == len(same)
+    for a, b in zip(one, same, strict=True):
+        assert a.life.identity == b.life.identity
+        for name in ("radii", "stages", "brightness"):
+            np.testing.assert_array_equal(getattr(a.life, name), getattr(b.life, name))
+        np.testing.assert_array_equal(a.centres, b.centres)
+        np.testing.assert_array_equal(a.turns, b.turns)
+        assert a.depth == b.depth
+    assert not np.array_equal(one[0].centres[0], other[0].centres[0])
+
+
+# Lives
+
+
+@settings(max_examples=20, deadline=None)
+@given(memory=st.floats(0, 1), seed=st.integers(0, 10**6))
+def test_an_autoregressive_process_is_stationary_with_its_memory(memory, seed):
+    drawn = autoregressive(5, np.full(4000, memory), np.random.default_rng(seed))
+    assert drawn.shape == (5, 4000)
+    np.testing.assert_allclose(drawn.var(1), 1, atol=0.12)
+    np.testing.assert_allclose(drawn.mean(1), 0, atol=0.09)
+    for lag in (1, 4):
+        pairs = drawn[:-lag].ravel(), drawn[lag:].ravel()
+        assert np.corrcoef(*pairs)[0, 1] == pytest.approx(memory**lag, abs=0.08)
+
+
+def test_autoregressive_columns_have_memories_of_their_own():
+    drawn = autoregressive(4000, np.array([0.0, 0.5, 1.0]), np.random.default_rng(0))
+    lagged = [(drawn[1:, n] * drawn[:-1, n]).mean() for n in (0, 1)]
+    assert lagged == pytest.approx([0, 0.5], abs=0.06)
+    assert np.ptp(drawn[:, 2]) == 0
+
+
+def test_scores_last_and_flicker_as_the_model_says(tiny_shapes):
+    draws = np.random.default_rng(1)
+    scores = np.stack([tiny_shapes.scores(6, draws) for _ in range(1500)])
+    assert scores.shape == (1500, 6, 4)
+    np.testing.assert_allclose(scores.var((0, 1)), 1, atol=0.08)
+    for lag in (1, 3):
+        found = (scores[:, lag:] * scores[:, :-lag]).mean((0, 1))
+        wanted = (1 - tiny_shapes.fresh) * tiny_shapes.memory**lag
+        np.testing.assert_allclose(found, wanted, atol=0.06)
+
+
+def test_take_lengths_gives_rows_of_the_tables_and_nothing_else():
+    mitoses = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    births = np.array([[1.0, 0.0], [2.0, 3.0], [0.0, 4.0]])
+    draws = np.random.default_rng(0)
+    taken = [take_lengths(mitoses, births, draws) for _ in range(120)]
+    assert all(lengths.dtype == np.int64 and lengths[INTERPHASE] == 0 for lengths in taken)
+    after = {tuple(lengths[list(AFTER_INTERPHASE)]) for lengths in taken}
+    before = {tuple(lengths[list(BEFORE_INTERPHASE)]) for lengths in taken}
+    assert after == {(1, 2, 3), (4, 5, 6)}
+    assert before == {(1, 0), (2, 3), (0, 4)}
+
+
+@pytest.fixture
+def family(tiny_shapes, tiny_lives):
+    """Grow a family whose outlines drift; the keywords replace arguments."""
+
+    def family(seed, frames=10, shapes=tiny_shapes, lives=tiny_lives, **changes):
+        draws = np.random.default_rng(seed)
+        return grow_family(shapes, lives, frames, draws, 1, **{"jitter": None} | changes)
+
+    return family
+
+
+def test_stages_of_a_founder_are_of_one_mitosis_and_one_birth_of_the_video(family, tiny_lives):
+    lives = replace(tiny_lives, cycle=np.array([math.log(15), 0.05]))
+    seen = set()
+    for seed in range(60):
+        stages = family(seed, 40, lives=lives, age=0)[0].stages
+        counts = tuple(int((stages == stage).sum()) for stage in AFTER_INTERPHASE)
+        seen.add(counts)
+    assert seen == {tuple(row) for row in tiny_lives.mitoses.astype(int)}
+
+
+def test_a_founder_of_a_known_age_and_brightness_has_them(family, tiny_lives, bright):
+    for quantile, wanted in ((0.0, 0.1), (0.25, 0.15), (1.0, 0.3)):
+        life = family(0, lives=bright, quantile=quantile, age=3)[0]
+        assert life.age == 3
+        np.testing.assert_allclose(life.brightness, wanted)
+    assert len({family(seed)[0].age for seed in range(20)}) > 4
+
+
+def test_the_drifting_brightness_keeps_the_spread_of_interphase(family, tiny_lives):
+    lives = replace(
+        tiny_lives,
+        stage_brightness=np.array([[0, 0.2]] + [[0, 0.0]] * 5),
+        cycle=np.array([math.log(200), 0.01]),
+    )
+    logs = []
+    for seed in range(150):
+        life = family(seed, 6, lives=lives, quantile=0.5, age=20)[0]
+        logs.append(np.log(life.brightness / 0.2))
+    logs = np.array(logs)
+    steps = np.diff(logs, axis=1)
+    # A lasting offset, and a drift of memory 0.9, each of the deviation 0.2.
+    assert logs.std() == pytest.approx(0.2 * math.sqrt(2), rel=0.12)
+    assert steps.std() == pytest.approx(0.2 * math.sqrt(2 * (1 - 0.9)), rel=0.1)
+
+
+def test_areas_wobble_around_the_curve_of_growth(family, tiny_shapes, tiny_lives):
+    lives = replace(tiny_lives, cycle=np.array([math.log(60), 0.01]), body=np.full(3, 400.0))
+    wild = replace(tiny_shapes, wobble=0.1)
+    areas = np.array([area(family(s, 8, shapes=wild, lives=lives, age=20)[0].radii)
+                      for s in range(60)])  # fmt: skip
+    assert np.log(areas / 400).mean() == pytest.approx(0, abs=0.02)
+    assert np.log(areas / 400).std() == pytest.approx(0.1, rel=0.1)
+    calm = replace(tiny_shapes, wobble=0.0)
+    np.testing.assert_allclose(
+        area(family(0, 8, shapes=calm, lives=lives, age=20)[0].radii), 400, rtol=1e-9
+    )
+
+
+def test_outlines_keep_what_lasts_and_stay_positive(family, tiny_shapes, tiny_lives):
+    lives = replace(tiny_lives, cycle=np.array([math.log(60), 0.01]))
+    frozen = replace(tiny_shapes, memory=np.ones(4), fresh=np.zeros(4), wobble=0.0)
+    radii = family(5, 8, shapes=frozen, lives=lives, age=20)[0].radii
+    assert np.ptp(radii, axis=0).max() < 0.05 * radii.mean()
+    rough = replace(tiny_shapes, modes=30 * tiny_shapes.modes)
+    for seed in range(10):
+        for life in family(seed, shapes=rough):
+            assert (life.radii > 0).all()

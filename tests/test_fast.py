@@ -1,0 +1,281 @@
+"""Nuclei painted all at once: their light, their outlines, and noise that drifts."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from painters import LinearPainter, random_painter, still_life, wavy
+
+from bvdm_data.randomness import stream
+from bvdm_data.synth import fast
+from bvdm_data.synth.fast import (
+    BRIGHTEST,
+    DARKEST,
+    FastSettings,
+    TextureModel,
+    paint_fast,
+    paint_moments,
+)
+from bvdm_data.synth.painter import REACH, edge_map, patch_grid
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("error", "changes", "words"),
+    [
+        (TypeError, {"steps": 2.0}, "steps must be an int, got 2.0"),
+        (TypeError, {"steps": True}, "steps must be an int, got True"),
+        (ValueError, {"steps": 0}, "steps must be from 1 to 1000, got 0"),
+        (ValueError, {"steps": 1001}, "steps must be from 1 to 1000, got 1001"),
+        (TypeError, {"memory": "long"}, "memory must be a number or None, got 'long'"),
+        (TypeError, {"fresh": False}, "fresh must be a number or None, got False"),
+        (ValueError, {"memory": 1.1}, "memory must be from 0 to 1, got 1.1"),
+        (ValueError, {"memory": math.nan}, "memory must be from 0 to 1, got nan"),
+        (ValueError, {"fresh": -0.1}, "fresh must be from 0 to 1, got -0.1"),
+    ],
+)
+def test_fast_settings_refuse_numbers_that_make_no_picture(error, changes, words):
+    with pytest.raises(error, match=words):
+        FastSettings(**changes)
+
+
+def test_fast_settings_take_the_ends_of_their_ranges():
+    assert FastSettings(steps=1, memory=0, fresh=1).memory == 0
+    assert FastSettings(steps=1000, memory=1.0, fresh=0.0).steps == 1000
+
+
+# Moments
+
+
+def noise_of(count, seed=0):
+    return torch.randn((count, 48, 48), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def moments():
+    """Paint some nuclei of different outlines and brightness; return light and edge maps."""
+
+    def paint(painter, count=6, seed=0, steps=3):
+        radii = torch.from_numpy(wavy(count, seed)).float()
+        brightness = torch.linspace(0.03, 0.4, count)
+        stage = torch.arange(count) % 6
+        light = paint_moments(painter, noise_of(count, seed), radii, brightness, stage, steps=steps)
+        return light, edge_map(radii, 48)[:, 0], brightness
+
+    return paint
+
+
+def test_the_mean_light_inside_the_outline_is_the_brightness(moments):
+    light, edge, brightness = moments(LinearPainter(spread=0.3))
+    for picture, own, wanted in zip(light, edge, brightness, strict=True):
+        assert picture[own <= 0].mean() == pytest.approx(float(wanted), rel=1e-4)
+
+
+def test_there_is_no_light_beyond_the_reach_of_the_outline(moments):
+    light, edge, _ = moments(LinearPainter(spread=1.0))
+    assert (edge == 1).any()
+    assert not light[edge == 1].any()
+    near = (edge > 0) & (edge * REACH < 4)
+    assert (light[near] != 0).all()
+
+
+def test_the_light_of_a_painter_that_learnt_nothing_stays_in_bounds(moments):
+    light, edge, brightness = moments(random_painter())
+    share = light / brightness[:, None, None]
+    assert light.isfinite().all()
+    assert share.min() >= 2 * DARKEST
+    assert share.max() <= 2 * BRIGHTEST
+    assert not light[edge == 1].any()
+
+
+def test_a_painter_that_gives_no_numbers_gives_darkness(moments):
+    class Broken(LinearPainter):
+        def forward(self, noisy, level, edge, brightness, stage):
+            return torch.full_like(noisy, math.nan)
+
+    assert not moments(Broken())[0].any()
+
+
+def test_a_nucleus_without_light_is_dark():
+    radii = torch.full((1, 60), 10.0)
+    light = paint_moments(
+        LinearPainter(), noise_of(1), radii, torch.zeros(1), torch.zeros(1, dtype=int), steps=2
+    )
+    assert not light.any()
+
+
+# Films
+
+
+def painted(lives, frames=4, painter=None, *, memory=0.9, fresh=0.2, seed=0, views=None, **changes):
+    """Paint lives; each has a stream of random numbers of its own."""
+    arguments = {
+        "texture": TextureModel(memory=memory, fresh=fresh),
+        "settings": FastSettings(steps=2),
+        "generators": [stream(seed, "texture", life.identity) for life in lives],
+    }
+    views = views or [(life.first, life.last) for life in lives]
+    painter = painter or LinearPainter()
+    return paint_fast(lives, views, frames, painter, **arguments | changes)
+
+
+def insides(texture, radius=12.0):
+    """Return the light well inside of round nuclei, as rows of numbers of mean 0."""
+    inside = torch.hypot(*patch_grid(48)) < radius - 1
+    values = texture[..., inside]
+    return values - values.mean(-1, keepdim=True)
+
+
+def alike(one, other):
+    """Return the correlation of all numbers of two tensors."""
+    return float((one * other).sum() / (one.square().sum() * other.square().sum()).sqrt())
+
+
+def test_a_nucleus_is_painted_where_it_is_seen_and_nowhere_else():
+    lives = [still_life(1, frames=6), still_life(2, first=2, frames=3)]
+    result = painted(lives, 6, views=[(1, 4), (3, 3)])
+    assert result.texture.shape == (2, 6, 48, 48)
+    shown = result.texture.flatten(2).any(2)
+    assert shown.tolist() == [[0, 1, 1, 1, 1, 0], [0, 0, 0, 1, 0, 0]]
+
+
+def test_no_nuclei_make_an_empty_film():
+    frames = []
+    result = painted([], 3, on_frame=lambda: frames.append(1))
+    assert result.texture.shape == (0, 3, 48, 48)
+    assert result.flow.shape == (0, 2, 2, 48, 48)
+    assert len(frames) == 3
+
+
+def test_a_nucleus_looks_the_same_with_and_without_others_beside_it():
+    own = still_life(5, frames=3, radii=wavy(3), brightness=0.2)
+    others = [still_life(n, frames=3, radii=wavy(3, n), brightness=0.1) for n in (1, 2, 3)]
+    for painter in (LinearPainter(), random_painter()):
+        alone = painted([own], 3, painter).texture[0]
+        among = painted([*others, own], 3, painter).texture[3]
+        torch.testing.assert_close(alone, among, rtol=0, atol=0.2 * 0.02)
+
+
+def test_how_many_pictures_share_the_network_changes_nothing(monkeypatch):
+    lives = [still_life(n, frames=5, radii=wavy(5, n)) for n in (1, 2)]
+    whole = painted(lives, 5).texture
+    monkeypatch.setattr(fast, "BATCH", 3)
+    torch.testing.assert_close(painted(lives, 5).texture, whole, rtol=0, atol=1e-6)
+
+
+def test_with_all_memory_and_nothing_fresh_a_texture_stands_still():
+    film = painted([still_life()], memory=1.0, fresh=0.0).texture[0]
+    assert film[0].std() > 0
+    for frame in film[1:]:
+        torch.testing.assert_close(frame, film[0], rtol=0, atol=1e-6)
+
+
+def test_without_memory_every_frame_has_a_texture_of_its_own():
+    film = insides(painted([still_life(n) for n in range(1, 7)], memory=0.0, fresh=0.0).texture)
+    assert abs(alike(film[:, :-1], film[:, 1:])) < 0.05
+    assert film.std() > 0
+
+
+@settings(max_examples=6, deadline=None)
+@given(memory=st.floats(0, 1), fresh=st.floats(0, 1))
+def test_the_noise_correlates_as_its_memory_and_its_fresh_part_say(memory, fresh):
+    lives = [still_life(n, frames=6) for n in range(1, 9)]
+    film = insides(painted(lives, 6, memory=memory, fresh=fresh).texture)
+    for lag in (1, 3):
+        found = alike(film[:, :-lag], film[:, lag:])
+        assert found == pytest.approx((1 - fresh) * memory**lag, abs=0.06)
+    # However it drifts, the contrast stays that of the painter.
+    assert film[:, -1].std() == pytest.approx(float(film[:, 0].std()), rel=0.1)
+
+
+def test_settings_overrule_the_memory_of_the_video():
+    lives = [still_life()]
+    frozen = painted(
+        lives, memory=0.1, fresh=0.9, settings=FastSettings(steps=2, memory=1, fresh=0)
+    )
+    assert torch.equal(frozen.texture, painted(lives, memory=1.0, fresh=0.0).texture)
+    renewed = painted(lives, memory=1.0, fresh=0.9, settings=FastSettings(steps=2, fresh=0))
+    assert torch.equal(renewed.texture, frozen.texture)
+
+
+def test_daughters_begin_with_the_texture_of_their_mother():
+    family = [
+        still_life(1, frames=2),
+        still_life(2, parent=1, first=2, frames=2),
+        still_life(3, parent=1, first=2, frames=2),
+        still_life(4, first=2, frames=2),
+    ]
+    film = insides(painted(family, memory=1.0, fresh=0.0).texture)
+    for daughter in (1, 2):
+        assert alike(film[0, 1], film[daughter, 2]) > 0.999
+    assert abs(alike(film[0, 1], film[3, 2])) < 0.2
+
+
+def test_daughters_forget_their_mother_each_in_its_own_way():
+    family = []
+    for n in range(0, 24, 3):
+        family.append(still_life(n + 1, frames=2))
+        family += [still_life(n + k, parent=n + 1, first=2, frames=2) for k in (2, 3)]
+    film = insides(painted(family, memory=0.8, fresh=0.0).texture)
+    mother, one, other = film[::3, 1], film[1::3, 2], film[2::3, 2]
+    assert alike(mother, one) == pytest.approx(0.8, abs=0.05)
+    assert alike(mother, other) == pytest.approx(0.8, abs=0.05)
+    assert alike(one, other) == pytest.approx(0.64, abs=0.06)
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 40])
+def test_the_progress_bar_hears_of_every_frame_once(count):
+    heard = []
+    lives = [still_life(n, frames=7) for n in range(1, count + 1)]
+    painted(lives, 7, on_frame=lambda: heard.append(1))
+    assert len(heard) == 7
+
+
+# Flow
+
+
+def test_the_flow_keeps_every_point_at_its_share_of_the_way_to_the_outline():
+    first, frames = 1, 3
+    radii = wavy(frames, seed=4)
+    flow = painted([still_life(1, first=first, frames=frames, radii=radii)], 6).flow[0]
+    assert flow.shape == (5, 2, 48, 48)
+    y, x = patch_grid(48).numpy()
+    angle = np.arctan2(x, y) % (2 * np.pi)
+    grid = np.arange(61) * 2 * np.pi / 60
+    for frame in range(frames - 1):
+        before, after = (
+            np.interp(angle, grid, np.append(radii[n], radii[n][0])) for n in (frame, frame + 1)
+        )
+        down, right = flow[first + frame].numpy()
+        np.testing.assert_allclose(
+            np.hypot(y + down, x + right) / before, np.hypot(y, x) / after, rtol=1e-4
+        )
+        np.testing.assert_allclose((y + down) * x, (x + right) * y, atol=1e-3)
+    for frame in (0, 3, 4):
+        assert not flow[frame].any()
+
+
+def test_a_flow_that_is_not_wanted_takes_no_memory():
+    lives = [still_life()]
+    result = painted(lives, keep_flow=False)
+    assert result.flow.numel() == 0
+    assert torch.equal(result.texture, painted(lives).texture)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"brightness": np.array([0.1, 0.3])}, {"stages": np.array([0, 3])}],
+    ids=["brightness", "stage"],
+)
+def test_the_brightness_and_the_stage_of_each_moment_are_painted(changes):
+    painter, life = random_painter(), still_life(frames=2)
+    plain, film = (
+        painted([one], 2, painter).texture[0] for one in (life, replace(life, **changes))
+    )
+    torch.testing.assert_close(film[0], plain[0], rtol=0, atol=1e-3)
+    assert (film[1] - plain[1]).abs().max() > 0.01
