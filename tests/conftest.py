@@ -132,7 +132,7 @@ def tiny_motion():
         pace=np.array([1.0, 0.4, 0.9, 2.0, 4.0]),
         drift=np.array([[0.5, -0.5]] * 9),
         sisters=np.array([[np.log(22), 0.2], [np.log(24), 0.2], [np.log(26), 0.3]]),
-        closest=0.85,
+        closest=np.array([0.8, 0.85, 1.0, 1.5]),
     )
 
 

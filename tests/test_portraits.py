@@ -27,7 +27,7 @@ def glow(along, across, long, short):
     """Return smooth, lopsided light of a nucleus with a halo."""
     distance = np.hypot(along / long, across / short)
     waves = 1 + 0.02 * along + 0.04 * across
-    return 0.2 * waves / (1 + np.exp(6 * (distance - 1)))
+    return 0.2 * waves / (1 + np.exp(10 * (distance - 1)))
 
 
 def shot(nuclei, *, number=0, stray=None):
@@ -122,7 +122,7 @@ def test_the_light_of_a_neighbour_and_what_is_near_it_is_masked_out():
     assert known[nucleus].all()
     assert not known[(distance < NEIGHBOUR - 1.5) & ~nucleus].any()
     assert not light[~known].any()
-    assert known[(distance > NEIGHBOUR + 1.5)].all()
+    assert known[distance > NEIGHBOUR + 1.5].all()
     assert (~known).sum() > 50
 
 

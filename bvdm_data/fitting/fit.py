@@ -152,9 +152,10 @@ def fit(
         device=place,
         progress=progress,
     )
-    memory, kept = fit_memory(crops, stages, shapes, painter, seed=settings.seed)
+    base = Generator(shapes, lives, motion, camera, USUAL, painter)
+    memory, kept = fit_memory(crops, stages, base, seed=settings.seed)
     if len(kept) < 2:
-        memory = USUAL if start is None else start.texture
+        memory = memory if start is None else start.texture
         taken.append("memory of the texture")
     unet, flownet, trained = _paper_networks(crops, settings, folder, place, progress)
     if start is not None and unet is None and start.unet is not None:
@@ -177,7 +178,7 @@ def fit(
         "settings": asdict(settings),
         "versions": _versions(),
     }
-    generator = Generator(shapes, lives, motion, camera, memory, painter, unet, flownet, card=card)
+    generator = replace(base, texture=memory, unet=unet, flownet=flownet, card=card)
     save(generator, path)
     return generator
 

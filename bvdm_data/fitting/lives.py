@@ -27,6 +27,9 @@ from bvdm_data.synth.timeline import AFTER_INTERPHASE, BEFORE_INTERPHASE
 QUANTILES = 33
 """Points of the brightness distribution that are kept."""
 
+WHOLE = 3
+"""Frames before, or after, a division in which a nucleus must be whole for its stages to count."""
+
 LONGEST = 4
 """Longest duration of a short stage in the table, frames."""
 
@@ -85,16 +88,25 @@ def _short_stages(
     tracks: npt.NDArray[np.int32],
     references: dict[int, tuple[float, float]],
 ) -> dict[str, Array]:
-    """Count the frames of the short stages of every mitosis and of every newborn."""
+    """Count the frames of the short stages of every mitosis and newborn that is seen whole."""
     children = daughters_of(tracks)
+    span = {identity: (first, last) for identity, first, last, _ in tracks.tolist()}
+    place = _places(crops)
 
     def frames(track: int, wanted: tuple[int, ...]) -> list[int]:
         own = stages[crops.track == track]
         return [min(LONGEST, int((own == stage).sum())) for stage in wanted]
 
-    mitoses = [frames(mother, AFTER_INTERPHASE) for mother in references]
-    births = [frames(d, BEFORE_INTERPHASE) for m in references for d in children[m]]
-    return {"mitoses": np.array(mitoses, float), "births": np.array(births, float)}
+    def whole(track: int, start: int) -> bool:
+        return all((track, start + frame) in place for frame in range(WHOLE))
+
+    mothers = [m for m in references if whole(m, span[m][1] - WHOLE + 1)] or list(references)
+    born = [d for m in references for d in children[m]]
+    seen = [d for d in born if whole(d, span[d][0])] or born
+    return {
+        "mitoses": np.array([frames(mother, AFTER_INTERPHASE) for mother in mothers], float),
+        "births": np.array([frames(daughter, BEFORE_INTERPHASE) for daughter in seen], float),
+    }
 
 
 def fit_cycle(tracks: npt.NDArray[np.int32]) -> Array:

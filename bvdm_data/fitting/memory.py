@@ -1,6 +1,7 @@
 """Memory: measures how long textures last in the video, and which noise lasts as long."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -8,14 +9,26 @@ import torch
 from scipy import ndimage
 
 from bvdm_data.alignment import AREA_RATIO, DEPTH, HALF, LAGS, Picture, aligned_correlation
-from bvdm_data.fitting.crops import Crops
+from bvdm_data.camera_scale import CameraScale
+from bvdm_data.fitting.crops import Crops, cut_nuclei
+from bvdm_data.fitting.video import Frame, Video, background_light
 from bvdm_data.randomness import numpy_stream, stream
 from bvdm_data.synth.fast import BATCH, FastSettings, TextureModel, paint_moments
-from bvdm_data.synth.painter import Painter, edge_map
-from bvdm_data.synth.shapes import ShapeModel, area
+from bvdm_data.synth.generator import Generator, SceneSettings, synthesise
+from bvdm_data.synth.painter import edge_map
+from bvdm_data.synth.shapes import area
 
-PAIRS = 120
-"""Pairs of pictures that are compared at each lag, and at each correlation of the noise."""
+PAIRS = 300
+"""Pairs of pictures that are compared at each lag."""
+
+PAINTED = 100
+"""Nuclei that are painted for each correlation of the noise."""
+
+ROUNDS = 3
+"""Films that are made to correct what pairs alone do not show."""
+
+FILM = SceneSettings(frames=12, size=(400, 400), nuclei=28)
+"""The films."""
 
 LEAST_PAIRS = 20
 """With fewer pairs at a lag nothing can be told."""
@@ -29,26 +42,22 @@ Array = npt.NDArray[np.float64]
 
 
 def fit_memory(
-    crops: Crops,
-    stages: npt.NDArray[np.int8],
-    shapes: ShapeModel,
-    painter: Painter,
-    *,
-    seed: int = 0,
+    crops: Crops, stages: npt.NDArray[np.int8], generator: Generator, *, seed: int = 0
 ) -> tuple[TextureModel, dict[int, float]]:
     """Find the noise whose textures last as long as the video's.
 
     The insides of one nucleus ``LAGS`` frames apart are laid onto each other and correlated.
     Then nuclei whose outlines drift as those of the video are painted from noises of known
     correlation and measured in the same way. That gives the correlation that the noise must have
-    at each lag; ``(1 - fresh) * memory ** lag`` is fitted to the four of them.
+    at each lag; ``(1 - fresh) * memory ** lag`` is fitted to the four of them. What else changes
+    textures in a film, such as turns, growth and neighbours, is found by making one and measuring
+    it; the targets are moved by what it misses, ``ROUNDS`` times, and the best round wins.
 
     Args:
         crops: Nuclei cut out of the video.
         stages: Their stages.
-        shapes: The fitted outlines.
-        painter: The fitted painter.
-        seed: Which pairs and which noise.
+        generator: All that is fitted; its texture model is not used.
+        seed: Which pairs, which noise and which film.
 
     Returns:
         The model, and the median correlation in the video at each lag; ``USUAL`` where the video
@@ -58,14 +67,51 @@ def fit_memory(
     if len(real) < 2:
         return USUAL, real
     brightness = np.maximum(crops.brightness[stages == 0].astype(float), 1e-4)
+    tables = {lag: _of_noises(generator, brightness, lag, seed) for lag in real}
+    wanted, rounds = dict(real), []
+    for _ in range(ROUNDS):
+        model = _best(tables, wanted)
+        seen = _of_film(replace(generator, texture=model), seed)
+        if not real.keys() <= seen.keys():
+            return model, real
+        missed = {lag: real[lag] - seen[lag] for lag in real}
+        rounds.append((sum(miss**2 for miss in missed.values()), model.memory, model.fresh))
+        wanted = {lag: wanted[lag] + missed[lag] for lag in real}
+    _, memory, fresh = min(rounds)
+    return TextureModel(memory=memory, fresh=fresh), real
+
+
+def _best(tables: dict[int, Array], wanted: dict[int, float]) -> TextureModel:
+    """Return the model whose noise comes nearest to the correlations that are wanted."""
     memory, fresh = np.meshgrid(1 - np.geomspace(0.001, 0.3, 60), np.linspace(0, 0.8, 81))
     miss = np.zeros_like(memory)
-    for lag, wanted in real.items():
-        painted = [_of_noise(shapes, painter, brightness, lag, one, seed) for one in _NOISES]
-        rising = np.maximum.accumulate(np.nan_to_num(painted))
-        miss += (np.interp((1 - fresh) * memory**lag, _NOISES, rising) - wanted) ** 2
+    for lag, table in tables.items():
+        painted = np.interp((1 - fresh) * memory**lag, _NOISES, table)
+        miss += (painted - min(wanted[lag], table[-1])) ** 2
     best = np.unravel_index(miss.argmin(), miss.shape)
-    return TextureModel(memory=float(memory[best]), fresh=float(fresh[best])), real
+    return TextureModel(memory=float(memory[best]), fresh=float(fresh[best]))
+
+
+def _of_film(generator: Generator, seed: int) -> dict[int, float]:
+    """Return what :func:`_of_video` finds in a film."""
+    film = synthesise(generator, FILM, FastSettings(), seed=seed, name=("fit", "memory"))
+    frames = tuple(
+        Frame(number, grey, masks, background_light(grey, masks))
+        for number, (grey, masks) in enumerate(zip(film.video, film.masks, strict=True))
+    )
+    camera = generator.camera
+    video = Video(frames, film.tracks, CameraScale(camera.offset, camera.full))
+    crops = cut_nuclei(video)
+    return _of_video(crops, film.stages[crops.track - 1, crops.frame], seed)
+
+
+def _of_noises(
+    generator: Generator, brightness: npt.NDArray[np.float64], lag: int, seed: int
+) -> Array:
+    """Return what :func:`_of_noise` finds for each of ``_NOISES``; never falling."""
+    found = [_of_noise(generator, brightness, lag, noise, seed) for noise in _NOISES]
+    rising: Array = np.maximum.accumulate(np.nan_to_num(found))
+    return rising
 
 
 def _of_video(crops: Crops, stages: npt.NDArray[np.int8], seed: int) -> dict[int, float]:
@@ -114,8 +160,7 @@ def _picture(light: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_], centre
 
 
 def _of_noise(
-    shapes: ShapeModel,
-    painter: Painter,
+    generator: Generator,
     brightness: npt.NDArray[np.float64],
     lag: int,
     noise: float,
@@ -125,14 +170,15 @@ def _of_noise(
 
     Their noise is correlated so far; their outlines change as they do in a film.
     """
+    shapes, painter, camera = generator.shapes, generator.painter, generator.camera
     draws = numpy_stream(seed, "fit", "memory", "lives")
     patch = painter.settings.patch
-    scores = np.stack([shapes.scores(lag + 1, draws)[[0, -1]] for _ in range(PAIRS)], 1)
+    scores = np.stack([shapes.scores(lag + 1, draws)[[0, -1]] for _ in range(PAINTED)], 1)
     outlines = np.maximum(shapes.mean[0] + scores @ shapes.modes[0], shapes.mean[0].mean() / 4)
     outlines[1] *= np.sqrt(area(outlines[0]) / area(outlines[1]))[:, None]
     outlines *= np.minimum(1, (patch / 2 - 1) / outlines.max(2, keepdims=True))
-    level = torch.from_numpy(draws.choice(brightness, PAIRS)).float()
-    drawn = torch.randn((2, PAIRS, patch, patch), generator=stream(seed, "fit", "memory"))
+    level = torch.from_numpy(draws.choice(brightness, PAINTED)).float()
+    drawn = torch.randn((2, PAINTED, patch, patch), generator=stream(seed, "fit", "memory"))
     drawn[1] = noise * drawn[0] + math.sqrt(1 - noise**2) * drawn[1]
     pictures = []
     for some, radii in zip(drawn, torch.from_numpy(outlines).float(), strict=True):
@@ -145,9 +191,12 @@ def _of_noise(
                 torch.zeros(len(part), dtype=torch.long),
                 steps=FastSettings().steps,
             )
-            for part in torch.arange(PAIRS).split(BATCH)  # type: ignore[no-untyped-call]
+            for part in torch.arange(PAINTED).split(BATCH)  # type: ignore[no-untyped-call]
         ]
         masks = (edge_map(radii, patch)[:, 0] <= 0).numpy()
-        found = zip(torch.cat(painted).numpy(), masks, strict=True)
+        grain = draws.standard_normal(masks.shape)
+        grain = camera.noise * ndimage.convolve1d(grain, camera.streak, axis=2)
+        seen = torch.cat(painted).numpy() + grain.astype(np.float32)
+        found = zip(seen, masks, strict=True)
         pictures.append([_picture(one, mask, _centre(mask)) for one, mask in found])
     return float(np.nanmedian([aligned_correlation(*pair) for pair in zip(*pictures, strict=True)]))

@@ -24,6 +24,7 @@ _LARGEST_TURN = math.pi / 4
 _SHORT = 0.3  # px, added to the length of a step: masks have errors, too
 _LATER = 8  # frames: lag at which only the lasting pace is left
 _OLDEST = 40  # frames
+_LEVELS = 33
 _SIMULATED = 20_000
 _FREEDOMS = (2.5, 3.0, 4.0, 6.0, 10.0, 30.0)
 
@@ -242,8 +243,8 @@ def _sisters(crops: Crops, tracks: npt.NDArray[np.int32]) -> Array:
     return np.stack([mean(grid), np.maximum(rest(grid), 0.05)], 1)
 
 
-def _closest(crops: Crops) -> float:
-    """Distance of nearest neighbours over the sum of their mean radii: the 5 % quantile."""
+def _closest(crops: Crops) -> Array:
+    """Distance of nearest neighbours over the sum of their mean radii: quantiles, ``[Q]``."""
     radius = np.sqrt(crops.masks.sum((1, 2)) / math.pi)
     found: list[float] = []
     for frame in np.unique(crops.frame):
@@ -254,4 +255,5 @@ def _closest(crops: Crops) -> float:
         ratio = np.hypot(apart[..., 0], apart[..., 1]) / (radius[rows][:, None] + radius[rows])
         np.fill_diagonal(ratio, np.inf)
         found += ratio.min(1).tolist()
-    return float(np.clip(np.quantile(found, 0.05), 0.7, 1.1)) if found else CONTACT
+    levels = np.linspace(0, 1, _LEVELS)
+    return np.maximum(np.quantile(found, levels), 0.5) if found else np.full(_LEVELS, CONTACT)

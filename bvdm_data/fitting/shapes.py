@@ -23,6 +23,7 @@ LEAST_OVERLAP = 0.95
 _LATER = 4
 _LEAST_PAIRS = 20
 _LEAST_POWER = 1e-4
+_REDRAWN = 300
 _STEP = 0.25
 _RAY = np.arange(_STEP, 48, _STEP)
 
@@ -124,7 +125,7 @@ def fit_shapes(
         )
     fitted = [_principal(found if len(found) >= 2 else contours[0]) for found in contours]
     memory, fresh, wobble = _course(crops, stages, *fitted[0])
-    ragged = _ragged(contours[0], *fitted[0])
+    ragged = _ragged(contours[0], *fitted[0], seed)
     model = ShapeModel(
         mean=np.stack([mean for mean, _ in fitted]),
         modes=np.stack([modes for _, modes in fitted]),
@@ -149,20 +150,46 @@ def _principal(contours: Array) -> tuple[Array, Array]:
     return mean, (vectors[:, order] * np.sqrt(np.maximum(values[order], 0))).T
 
 
-def _ragged(contours: Array, mean: Array, modes: Array) -> Array:
-    """Measure how irregular nuclei are: median and log deviation of the size of their scores."""
+def _ragged(contours: Array, mean: Array, modes: Array, seed: int) -> Array:
+    """Measure how irregular nuclei are: median and log deviation of the size of their scores.
+
+    The raster of the mask adds to it, and will do so again; so much is taken off as it adds to
+    drawn outlines.
+    """
     kept = (modes**2).sum(1) > _LEAST_POWER * (modes**2).sum()
     kept[:2] = False
     count = int(kept.sum())
     if count < 2 or len(contours) < _LEAST_PAIRS:
         return np.array([1.0, 0.0])
-    scores = (contours - mean) @ modes[kept].T / (modes[kept] ** 2).sum(1)
-    size = np.log(np.sqrt((scores**2).mean(1)))
+
+    def sizes(radii: Array) -> Array:
+        scores = (radii - mean) @ modes[kept].T / (modes[kept] ** 2).sum(1)
+        return np.asarray(np.log(np.sqrt((scores**2).mean(1))))
+
+    size = sizes(contours)
     middle = float(np.median(size))
     spread = 1.4826 * float(np.median(np.abs(size - middle)))
     # The size of so many independent scores varies, too; only what is beyond is the nucleus' own.
     own = math.sqrt(max(spread**2 - 1 / (2 * count), 0.0))
-    return np.array([math.exp(middle), own])
+    draws = numpy_stream(seed, "fit", "ragged")
+    scores = draws.standard_normal((_REDRAWN, len(modes)))
+    scores[:, 2:] *= math.exp(middle)
+    again = np.stack([contour(_raster(radii, draws)) for radii in mean + scores @ modes])
+    return np.array([math.exp(2 * middle - float(np.median(sizes(again)))), own])
+
+
+def _raster(radii: Array, draws: np.random.Generator) -> npt.NDArray[np.bool_]:
+    """Draw a contour as a mask, turned and shifted at random."""
+    half = math.ceil(radii.max()) + 2
+    shift, turn = draws.uniform(-0.5, 0.5, 2), draws.uniform(0, 2 * math.pi)
+    y, x = np.meshgrid(*[np.arange(-half, half + 1)] * 2, indexing="ij")
+    y, x = y - shift[0], x - shift[1]
+    angle = (np.arctan2(x, y) - turn) % (2 * math.pi)
+    grid = 2 * math.pi * np.arange(len(radii) + 1) / len(radii)
+    filled: npt.NDArray[np.bool_] = np.hypot(y, x) <= np.interp(
+        angle, grid, np.append(radii, radii[0])
+    )
+    return filled
 
 
 def _course(

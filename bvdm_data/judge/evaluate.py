@@ -143,15 +143,18 @@ def evaluate(
 
 
 def _check_unseen(data: Data) -> None:
-    """Refuse a model that was fitted to the video that everything is tested on."""
-    fitted = read_card(data.model).get("data")
-    known = fitted if isinstance(fitted, dict) else {}
+    """Refuse a model that has seen the video that everything is tested on."""
+    card = read_card(data.model)
     name = data.root.resolve().name
-    if (known.get("data_set"), known.get("sequence")) == (name, data.test):
-        raise ValueError(
-            f"model must not have seen the test video, but {str(data.model)!r} was fitted to "
-            f"sequence {data.test!r} of {name}; give another --test, or another model"
-        )
+    for key, did in (("data", "was fitted to"), ("started_from", "started from a model of")):
+        known = card.get(key)
+        if not isinstance(known, dict):
+            continue
+        if (known.get("data_set"), known.get("sequence")) == (name, data.test):
+            raise ValueError(
+                f"model must not have seen the test video, but {str(data.model)!r} {did} "
+                f"sequence {data.test!r} of {name}; give another --test, or another model"
+            )
 
 
 def _about(data: Data, questions: Questions) -> dict[str, Any]:

@@ -23,6 +23,11 @@ PAIRED = 0.8
 has one, but some have divided, and some of the video's have left)."""
 
 
+WIDEST = 1.1
+"""Nuclei farther apart than this share of the sum of their mean radii do not push each other (our
+choice: outlines that touch lie near 1)."""
+
+
 def colony(
     shapes: ShapeModel,
     lives: LifeModel,
@@ -118,11 +123,12 @@ class _Placing:
             quantile=self.quantile,
             age=None if sister is None else sister.family[0].age,
         )
-        radius = float(mean_radius(family[0].radii[0]))
+        space = _space(self.motion, self.generator)
+        keep_off = space * float(mean_radius(family[0].radii[0]))
         for _ in range(TRIES if sister is None else 30):
             centre = self._somewhere(sister)
-            if self.crowd.fits(centre, radius, self.motion.closest):
-                return Founder(family, centre, self.generator.uniform(0, 2 * math.pi))
+            if self.crowd.fits(centre, keep_off):
+                return Founder(family, centre, self.generator.uniform(0, 2 * math.pi), space)
         return None
 
     def _somewhere(self, sister: Founder | None) -> Array:
@@ -151,6 +157,8 @@ def _move(
     lives = {life.identity: life for founder in founders for life in founder.family}
     centres = {founder.family[0].identity: [founder.centre] for founder in founders}
     turns = {founder.family[0].identity: [founder.turn] for founder in founders}
+    spaces = {founder.family[0].identity: founder.space for founder in founders}
+    spaces |= {i: _space(motion, generator) for i in lives if i not in spaces}
     paces = {identity: float(generator.standard_normal()) for identity in lives}
     start = int(generator.integers(max(1, len(motion.drift) - frames + 2)))
     way = np.sign(generator.random(2) - 0.5)  # the stage has no side of its own
@@ -164,12 +172,18 @@ def _move(
                 turn = turns[life.identity][-1] + motion.turn * generator.standard_normal()
                 turns[life.identity].append(turn)
         divide(lives, centres, turns, frame, motion, generator)
-        push_apart(lives, centres, frame, closest=motion.closest)
+        push_apart(lives, centres, frame, spaces=spaces)
     order = generator.permutation(len(lives))
     return [
         Trajectory(life, np.array(centres[i]), np.array(turns[i]), float(depth))
         for depth, (i, life) in zip(order, lives.items(), strict=True)
     ]
+
+
+def _space(motion: MotionModel, generator: np.random.Generator) -> float:
+    """Draw the radius of the disc that others keep off a nucleus, over its mean radius."""
+    grid = np.linspace(0, 1, len(motion.closest))
+    return float(min(np.interp(generator.random(), grid, motion.closest), WIDEST))
 
 
 def _step(

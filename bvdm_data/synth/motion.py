@@ -1,6 +1,7 @@
 """Film: where every nucleus of a clip is in every frame, and how it is turned."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,8 +40,8 @@ class MotionModel:
             the video to the next, px, ``[F - 1, 2]``.
         sisters: Mean and standard deviation of the logarithm of the distance between two sisters
             0, 1, ... frames after birth, px, ``[A, 2]``.
-        closest: Distance of the nearest two nuclei over the sum of their mean radii (5 % lie below
-            it in the video).
+        closest: Distance of a nucleus to its nearest neighbour over the sum of their mean radii,
+            at equally spaced quantiles from 0 to 1, ``[Q]``.
     """
 
     step: Array
@@ -50,7 +51,7 @@ class MotionModel:
     pace: Array
     drift: Array
     sisters: Array
-    closest: float
+    closest: Array
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,9 @@ def _place(
     seen, identity, tries = 0, 1, 0
     while (seen if nuclei is not None else len(founders)) < wanted:
         family = grow_family(shapes, lives, frames, generator, identity, jitter=jitter)
-        centre = free_place(crowd, float(mean_radius(family[0].radii[0])), size, generator)
+        centre = free_place(
+            crowd, CONTACT * float(mean_radius(family[0].radii[0])), size, generator
+        )
         if centre is None or tries == TRIES:
             raise ValueError(no_room(nuclei, wanted, size, seen, len(founders)))
         turn = generator.uniform(0, 2 * math.pi)
@@ -207,7 +210,7 @@ def push_apart(
     centres: dict[int, list[Array]],
     frame: int,
     *,
-    closest: float = CONTACT,
+    spaces: Mapping[int, float] | None = None,
     rounds: int = 5,
 ) -> None:
     """Move nuclei that overlap too far apart, each by half of what is missing.
@@ -216,15 +219,22 @@ def push_apart(
         lives: All nuclei.
         centres: Way of each so far; the last place may change.
         frame: The frame that is made.
-        closest: Least distance over the sum of the mean radii.
+        spaces: Radius of the disc that others keep off each nucleus, over its mean radius; None:
+            ``CONTACT`` for all.
         rounds: How often all are moved.
     """
     here = [life for life in lives.values() if life.first <= frame <= life.last]
     if len(here) < 2:
         return
     place = np.array([centres[life.identity][-1] for life in here])
-    radius = np.array([mean_radius(life.radii[frame - life.first]) for life in here])
-    least = closest * (radius[:, None] + radius[None])
+    known = spaces or {}
+    radius = np.array(
+        [
+            known.get(life.identity, CONTACT) * mean_radius(life.radii[frame - life.first])
+            for life in here
+        ]
+    )
+    least = radius[:, None] + radius[None]
     np.fill_diagonal(least, 0)
     for _ in range(rounds):
         apart = place[:, None] - place[None]

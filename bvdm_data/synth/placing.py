@@ -29,16 +29,16 @@ class Crowd:
     """Nuclei that are placed already: what a new one must keep away from, and must not hide."""
 
     centres: list[Array]
-    radii: list[float]
+    radii: list[float]  # of the disc that others keep off
     pixels: list[Pixels]  # of the picture, under each nucleus
     layers: npt.NDArray[np.int64]  # nuclei over each pixel of the picture
 
-    def fits(self, centre: Array, radius: float, closest: float = CONTACT) -> bool:
+    def fits(self, centre: Array, radius: float) -> bool:
         """Tell whether a nucleus would be far enough from all others."""
         if not self.centres:
             return True
         distance = np.hypot(*(np.array(self.centres) - centre).T)
-        return bool((distance >= closest * (np.array(self.radii) + radius)).all())
+        return bool((distance >= np.array(self.radii) + radius).all())
 
     def stays_in_view(self, pixels: Pixels) -> bool:
         """Tell whether all keep a pixel of their own when one more nucleus covers these."""
@@ -50,7 +50,7 @@ class Crowd:
     def add(self, founder: "Founder", pixels: Pixels) -> None:
         """Remember a nucleus that was placed."""
         self.centres.append(founder.centre)
-        self.radii.append(founder.radius)
+        self.radii.append(founder.keep_off)
         self.pixels.append(pixels)
         self.layers[pixels] += 1
 
@@ -63,16 +63,19 @@ class Founder:
         family: Its life, and those of its offspring.
         centre: Centroid ``(y, x)``, px.
         turn: Angle of its major axis, radians.
+        space: Radius of the disc that others keep off, over its mean radius.
     """
 
     family: list[Life]
     centre: Array
     turn: float
 
+    space: float = CONTACT
+
     @property
-    def radius(self) -> float:
-        """Mean radius in the first frame, px."""
-        return float(mean_radius(self.family[0].radii[0]))
+    def keep_off(self) -> float:
+        """Radius of the disc that others keep off in the first frame, px."""
+        return self.space * float(mean_radius(self.family[0].radii[0]))
 
 
 def no_room(nuclei: int | None, wanted: int, size: tuple[int, int], seen: int, placed: int) -> str:
@@ -106,7 +109,7 @@ def free_place(
 
     Args:
         crowd: Nuclei that are there.
-        radius: Mean radius of the new one, px.
+        radius: Radius of the disc that others keep off the new one, px.
         size: Height and width of the picture, px.
         generator: Where the random numbers come from.
 
