@@ -13,11 +13,14 @@ import torch
 from bvdm_data import STAGES, CTCVideos, PaperSettings, SyntheticHeLaVideos
 from bvdm_data.datasets.ctc import read_sequence
 from bvdm_data.evaluation.pictures import contact_sheet, grid
-from bvdm_data.fitting.crops import MASK_LEVEL, Crops, cut_nuclei
+from bvdm_data.fitting.crops import MASK_LEVEL, cut_nuclei
+from bvdm_data.fitting.portraits import Portraits, cut_portraits
 from bvdm_data.fitting.stages import assign_stages
 from bvdm_data.fitting.video import read_video
 from bvdm_data.randomness import numpy_stream, stream
+from bvdm_data.synth.fast import FastSettings, paint_fast, paint_moments
 from bvdm_data.synth.generator import Generator
+from bvdm_data.synth.lives import Life
 from bvdm_data.synth.shapes import rasterise
 from bvdm_data.synth.texture import paint
 from bvdm_data.weights import load
@@ -25,6 +28,7 @@ from bvdm_data.weights import load
 DOCS = Path(__file__).parents[1] / "docs" / "pictures"
 SIDE = 64
 COLUMNS = 12
+FLOOR = 0.014
 
 
 def outline_masks(radii: np.ndarray) -> torch.Tensor:
@@ -39,12 +43,6 @@ def middle(pictures: np.ndarray) -> np.ndarray:
     """Cut the middle out of patches."""
     edge = (pictures.shape[-1] - SIDE) // 2
     return pictures[..., edge : edge + SIDE, edge : edge + SIDE]
-
-
-def relative(crops: Crops, rows: np.ndarray) -> np.ndarray:
-    """Return crops on the scale on which the DDPM sees them."""
-    gain = MASK_LEVEL / crops.brightness[rows][:, None, None]
-    return crops.light[rows].astype(np.float32) * gain
 
 
 def draw_modes(generator: Generator) -> None:
@@ -66,22 +64,31 @@ def draw_modes(generator: Generator) -> None:
     )  # fmt: skip
 
 
-def draw_stages(generator: Generator, crops: Crops, stages: np.ndarray) -> None:
-    """Real nuclei of each stage above synthetic ones, on the scale of the DDPM."""
+def relative(light: np.ndarray, brightness: np.ndarray) -> np.ndarray:
+    """Return portraits on the scale on which the painter sees them, of the middle of the patch."""
+    return middle(light.astype(np.float32) / np.hypot(brightness, FLOOR)[:, None, None])
+
+
+def draw_stages(generator: Generator, portraits: Portraits) -> None:
+    """Real nuclei of each stage above synthetic ones of the same outlines and brightness."""
     draws = numpy_stream(0, "figures")
     sheets, titles = [], []
     for stage, name in enumerate(STAGES):
-        rows = draws.permutation(np.flatnonzero(stages == stage))[:COLUMNS]
-        sheets.append(middle(relative(crops, rows)))
-        radii = np.stack([generator.shapes.sample(stage, draws) for _ in range(COLUMNS)])
-        masks = outline_masks(radii)[:, None]
-        streams = [stream(0, "figures", stage, i) for i in range(COLUMNS)]
-        made = paint(masks, generator.unet, generator.flownet, PaperSettings(), streams)
-        sheets.append(middle((made.texture[:, 0] * masks[:, 0]).numpy()))
+        rows = draws.permutation(np.flatnonzero(portraits.stage == stage))[:COLUMNS]
+        brightness = portraits.brightness[rows]
+        sheets.append(relative(portraits.light[rows], brightness))
+        patch = generator.painter.settings.patch
+        noise = torch.randn((len(rows), patch, patch), generator=stream(0, "figures", stage))
+        made = paint_moments(
+            generator.painter, noise, torch.from_numpy(portraits.radii[rows]),
+            torch.from_numpy(brightness), torch.full((len(rows),), stage),
+            steps=FastSettings().steps,
+        )  # fmt: skip
+        sheets.append(relative(made.numpy(), brightness))
         titles += [f"{name}, real", "synthetic"]
     grid(
         np.concatenate(sheets), DOCS / "stages.png", columns=COLUMNS, row_titles=titles,
-        grey_range=(0, 1.2),
+        grey_range=(0, 2),
     )  # fmt: skip
 
 
@@ -104,27 +111,28 @@ def draw_noise_levels(generator: Generator) -> None:
     )  # fmt: skip
 
 
-def draw_time(generator: Generator, crops: Crops) -> None:
+def draw_time(generator: Generator, portraits: Portraits) -> None:
     """Real and synthetic nuclei through eight frames; outlines of the synthetic are real ones."""
-    long = [t for t in np.unique(crops.track) if (crops.track == t).sum() >= 8]
+    long = [t for t in np.unique(portraits.track) if (portraits.track == t).sum() >= 8]
     chosen = numpy_stream(5, "figures").permutation(long)[:4]
     sheets, titles = [], []
     for number, track in enumerate(chosen):
-        rows = np.flatnonzero(crops.track == track)[:8]
-        sheets.append(middle(relative(crops, rows)))
-        masks = torch.from_numpy(crops.masks[rows])[None]
-        made = paint(
-            masks,
-            generator.unet,
-            generator.flownet,
-            PaperSettings(),
-            [stream(5, "figures", number)],
-        )
-        sheets.append(middle((made.texture[0] * masks[0]).numpy()))
-        titles += [f"real nucleus {number + 1}", "its masks, painted"]
+        rows = np.flatnonzero(portraits.track == track)[:8]
+        brightness = portraits.brightness[rows]
+        sheets.append(relative(portraits.light[rows], brightness))
+        life = Life(
+            1, 0, 0, portraits.radii[rows].astype(float), portraits.stage[rows].clip(0).astype(int),
+            brightness.astype(float), divides=False,
+        )  # fmt: skip
+        made = paint_fast(
+            [life], [(0, 7)], 8, generator.painter, generator.texture, FastSettings(),
+            [stream(5, "figures", number)], keep_flow=False,
+        )  # fmt: skip
+        sheets.append(relative(made.texture[0].numpy(), brightness))
+        titles += [f"real nucleus {number + 1}", "its outlines, painted"]
     grid(
         np.concatenate(sheets), DOCS / "time.png", columns=8, row_titles=titles,
-        titles=[f"frame {f}" for f in range(8)], grey_range=(0, 1.2),
+        titles=[f"frame {f}" for f in range(8)], grey_range=(0, 2),
     )  # fmt: skip
 
 
@@ -157,8 +165,9 @@ def main() -> None:
     crops = cut_nuclei(video)
     draw_modes(generator)
     draw_noise_levels(generator)
-    draw_stages(generator, crops, assign_stages(crops, video.tracks))
-    draw_time(generator, crops)
+    portraits = cut_portraits(video, crops, assign_stages(crops, video.tracks))
+    draw_stages(generator, portraits)
+    draw_time(generator, portraits)
     draw_scenes(given.root, given.model)
     print(f"wrote {', '.join(sorted(p.name for p in DOCS.iterdir()))} to {DOCS}")
 

@@ -153,7 +153,7 @@ def tiny_camera():
     )
 
 
-TINY_PAINTER = PainterSettings(patch=48, channels=(8, 8, 8), condition_channels=16)
+TINY_PAINTER = PainterSettings(patch=48, channels=(16, 16, 16), condition_channels=16)
 
 
 def seeded(network, seed, spread):

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from bvdm_data.datasets.ctc import write_sequence
+from bvdm_data.fitting import memory
 from bvdm_data.fitting.crops import Crops
 from bvdm_data.fitting.training import TrainingSettings, train
+from bvdm_data.synth.generator import SceneSettings
 from bvdm_data.synth.shapes import CONTOUR_POINTS
 
 FRAMES, HEIGHT, WIDTH = 40, 200, 240
@@ -124,6 +126,14 @@ def write_fitted(root, name="01", stop=FRAMES):
     tracks[:, 2] = np.minimum(tracks[:, 2], stop - 1)
     write_sequence(root, name, video[:stop], masks[:stop], tracks)
     return root
+
+
+def quick_memory(patch):
+    """Let the texture's memory be measured on as little as it can be."""
+    patch.setattr(memory, "PAIRS", memory.LEAST_PAIRS)
+    patch.setattr(memory, "PAINTED", memory.LEAST_PAIRS)
+    patch.setattr(memory, "ROUNDS", 1)
+    patch.setattr(memory, "FILM", SceneSettings(frames=9, size=(160, 160), nuclei=8))
 
 
 ANGLES = 2 * math.pi * np.arange(CONTOUR_POINTS) / CONTOUR_POINTS

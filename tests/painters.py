@@ -13,7 +13,7 @@ class LinearPainter(Painter):
     """Gives the exact velocity of pictures that are white noise around an evenly lit nucleus."""
 
     def __init__(self, spread=0.2, patch=48):
-        super().__init__(PainterSettings(patch=patch, channels=(8, 8, 8), condition_channels=16))
+        super().__init__(PainterSettings(patch=patch, channels=(16, 16, 16), condition_channels=16))
         self.spread = spread
         self.levels = []
 

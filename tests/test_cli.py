@@ -4,7 +4,7 @@ import sys
 
 import pytest
 from click.testing import CliRunner
-from fitted import write_fitted
+from fitted import quick_memory, write_fitted
 from PIL import Image
 
 from bvdm_data import __version__
@@ -12,7 +12,6 @@ from bvdm_data.cli import cli, main
 from bvdm_data.datasets import fetch as fetching
 from bvdm_data.datasets.ctc import read_sequence
 from bvdm_data.datasets.export import MANIFEST
-from bvdm_data.fitting import memory
 from bvdm_data.fitting.texture import fit_texture
 from bvdm_data.judge import evaluate as judging
 from bvdm_data.synth.fast import FastSettings
@@ -72,7 +71,7 @@ def test_fit_writes_a_model_and_prints_its_card(run, tmp_path, monkeypatch):
         "bvdm_data.fitting.fit.fit_texture",
         lambda textures, **given: fit_texture(textures, **given | {"network": small}),
     )
-    monkeypatch.setattr(memory, "PAIRS", memory.LEAST_PAIRS)
+    quick_memory(monkeypatch)
     root, model = write_fitted(tmp_path / "data", stop=24), tmp_path / "my.safetensors"
     few = ["--painter-steps", 1, "--paper", "--texture-steps", 1, "--flow-steps", 1]
     few += ["--minutes", 10, "--seed", 2, "--quiet"]

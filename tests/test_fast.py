@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from painters import LinearPainter, random_painter, still_life, wavy
+from scipy import ndimage
 
 from bvdm_data.randomness import stream
 from bvdm_data.synth import fast
@@ -20,7 +21,9 @@ from bvdm_data.synth.fast import (
     paint_fast,
     paint_moments,
 )
-from bvdm_data.synth.painter import REACH, edge_map, patch_grid
+from bvdm_data.synth.motion import Trajectory
+from bvdm_data.synth.painter import REACH, edge_map, patch_grid, patch_scale
+from bvdm_data.synth.scene import add_up, label
 
 # Settings
 
@@ -32,6 +35,7 @@ from bvdm_data.synth.painter import REACH, edge_map, patch_grid
         (TypeError, {"steps": True}, "steps must be an int, got True"),
         (ValueError, {"steps": 0}, "steps must be from 1 to 1000, got 0"),
         (ValueError, {"steps": 1001}, "steps must be from 1 to 1000, got 1001"),
+        (TypeError, {"families": 1}, "families must be True or False, got 1"),
         (TypeError, {"memory": "long"}, "memory must be a number or None, got 'long'"),
         (TypeError, {"fresh": False}, "fresh must be a number or None, got False"),
         (ValueError, {"memory": 1.1}, "memory must be from 0 to 1, got 1.1"),
@@ -148,7 +152,7 @@ def test_no_nuclei_make_an_empty_film():
     frames = []
     result = painted([], 3, on_frame=lambda: frames.append(1))
     assert result.texture.shape == (0, 3, 48, 48)
-    assert result.flow.shape == (0, 2, 2, 48, 48)
+    assert result.flow.shape[:3] == (0, 2, 2)
     assert len(frames) == 3
 
 
@@ -243,8 +247,10 @@ def test_the_flow_keeps_every_point_at_its_share_of_the_way_to_the_outline():
     first, frames = 1, 3
     radii = wavy(frames, seed=4)
     flow = painted([still_life(1, first=first, frames=frames, radii=radii)], 6).flow[0]
-    assert flow.shape == (5, 2, 48, 48)
-    y, x = patch_grid(48).numpy()
+    side = flow.shape[-1]
+    assert side >= 2 * radii.max()
+    assert flow.shape == (5, 2, side, side)
+    y, x = patch_grid(side).numpy()
     angle = np.arctan2(x, y) % (2 * np.pi)
     grid = np.arange(61) * 2 * np.pi / 60
     for frame in range(frames - 1):
@@ -279,3 +285,21 @@ def test_the_brightness_and_the_stage_of_each_moment_are_painted(changes):
     )
     torch.testing.assert_close(film[0], plain[0], rtol=0, atol=1e-3)
     assert (film[1] - plain[1]).abs().max() > 0.01
+
+
+def test_a_nucleus_too_large_for_the_patch_is_painted_smaller_and_put_back_in_its_size():
+    painter = random_painter()
+    small = still_life(1, radii=np.full((1, 60), 15.0))
+    large = still_life(1, radii=np.full((1, 60), 35.0))
+    assert float(patch_scale(torch.full((1, 60), 15.0), 48)) == 1
+    size = (128, 128)
+    sums = {}
+    for life in (small, large):
+        path = Trajectory(life, np.full((1, 2), 63.5), np.zeros(1), 0.0)
+        light = painted([life], 1, painter).texture
+        labels = label([path], 1, size)
+        inside = labels[0] == 1
+        lit = add_up([path], labels, light)[0]
+        sums[life is large] = lit[inside].mean()
+        assert np.abs(lit[inside & ~ndimage.binary_erosion(inside, iterations=3)]).mean() > 0
+    assert sums[True] == pytest.approx(sums[False], rel=0.1)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from fitted import FRAMES, LEVEL, OFFSET, fitted_video, write_fitted
+from fitted import FRAMES, LEVEL, OFFSET, fitted_video, quick_memory, write_fitted
 
 from bvdm_data.camera_scale import CameraScale
 from bvdm_data.clip import ANNOTATIONS, STAGES
@@ -15,7 +15,6 @@ from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets import ctc
 from bvdm_data.datasets.ctc import write_sequence
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
-from bvdm_data.fitting import memory
 from bvdm_data.fitting import training as trainings
 from bvdm_data.fitting.fit import FitSettings, fit
 from bvdm_data.fitting.painter import PAINTER_TRAINING
@@ -39,10 +38,9 @@ LEAN = replace(FEW, paper=False, stop=24)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def few_pairs():
-    """Compare as few pairs of pictures as the texture's memory can be measured on."""
+def quick():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(memory, "PAIRS", memory.LEAST_PAIRS)
+        quick_memory(patch)
         yield
 
 

@@ -10,6 +10,8 @@ from painters import LinearPainter
 
 from bvdm_data.fitting import memory as memories
 from bvdm_data.fitting.memory import LEAST_PAIRS, USUAL, fit_memory
+from bvdm_data.synth.fast import TextureModel
+from bvdm_data.synth.generator import SceneSettings
 from bvdm_data.synth.shapes import ShapeModel, autoregressive
 
 LAGS = (1, 2, 4, 7)
@@ -33,8 +35,8 @@ def textured(memory, fresh, tracks=6, frames=8, seed=0):
 
 
 @pytest.fixture
-def models(tiny_camera):
-    """Return ellipses that all are the same, a painter of white noise, a camera without noise."""
+def generator(tiny_generator):
+    """A generator of like ellipses, painted in white noise before a camera without noise."""
     shapes = ShapeModel(
         mean=np.repeat(ellipse(13, 10)[None], 6, 0),
         modes=np.zeros((6, 1, 60)),
@@ -44,55 +46,102 @@ def models(tiny_camera):
         wobble=0.0,
         ragged=np.array([1.0, 0.0]),
     )
-    return shapes, LinearPainter(spread=0.3), replace(tiny_camera, noise=0.0)
+    camera = replace(tiny_generator.camera, noise=0.0)
+    return replace(tiny_generator, shapes=shapes, camera=camera, painter=LinearPainter(0.3))
 
 
-def measured(monkeypatch, real, painted):
-    """Fit a made-up curve of the video to a made-up answer of the painter."""
+def measured(monkeypatch, generator, real, painted, filmed=None):
+    """Fit a made-up curve of the video to made-up answers of the painter, and of films.
+
+    painted: correlation by the noise's and the lag; filmed: by the texture model and the lag.
+    """
     monkeypatch.setattr(memories, "_of_video", lambda *_: real)
-    monkeypatch.setattr(memories, "_of_noise", lambda *given: painted(given[5], given[4]))
+    monkeypatch.setattr(memories, "_of_noise", lambda _, __, lag, noise, ___: painted(noise, lag))
+
+    def film(given, seed):
+        return {lag: filmed(given.texture, lag) if filmed else real[lag] for lag in real}
+
+    monkeypatch.setattr(memories, "_of_film", film)
     crops = crops_of(np.ones((2, 3, 3), bool), [1, 2], [0, 0])
-    return fit_memory(crops, np.zeros(2, np.int8), None, None, None)
+    return fit_memory(crops, np.zeros(2, np.int8), generator)
+
+
+def kept(texture, lag):
+    return (1 - texture.fresh) * texture.memory**lag
 
 
 @pytest.mark.parametrize(("memory", "fresh"), [(0.97, 0.2), (0.9, 0.0), (0.8, 0.5), (0.995, 0.7)])
 @pytest.mark.parametrize("power", [1, 2])
-def test_a_known_curve_gives_the_noise_it_was_made_from(monkeypatch, memory, fresh, power):
+def test_a_known_curve_gives_the_noise_it_was_made_from(
+    monkeypatch, generator, memory, fresh, power
+):
     noises = memories._NOISES
 
     def painted(noise, lag):
         return 0.1 + (0.8 - 0.02 * lag) * noise**power
 
     # Between the noises that are tried, the painter's answer is taken as a straight line.
-    kept = {lag: (1 - fresh) * memory**lag for lag in LAGS}
+    planted = {lag: (1 - fresh) * memory**lag for lag in LAGS}
     real = {
         lag: float(np.interp(value, noises, [painted(noise, lag) for noise in noises]))
-        for lag, value in kept.items()
+        for lag, value in planted.items()
     }
-    found, told = measured(monkeypatch, real, painted)
+    found, told = measured(monkeypatch, generator, real, painted)
     assert told == real
     for lag in LAGS:
-        assert (1 - found.fresh) * found.memory**lag == pytest.approx(kept[lag], abs=0.02)
+        assert kept(found, lag) == pytest.approx(planted[lag], abs=0.02)
     assert found.memory == pytest.approx(memory, abs=0.015)
     assert found.fresh == pytest.approx(fresh, abs=0.06)
 
 
-def test_a_video_whose_textures_never_change_has_the_longest_memory(monkeypatch):
-    found, _ = measured(monkeypatch, dict.fromkeys(LAGS, 1.0), lambda noise, lag: noise)
+def test_a_video_whose_textures_never_change_has_the_longest_memory(monkeypatch, generator):
+    found, _ = measured(monkeypatch, generator, dict.fromkeys(LAGS, 1.0), lambda noise, lag: noise)
     assert found.fresh == 0
     assert found.memory == pytest.approx(0.999)
 
 
-def test_an_answer_that_falls_by_chance_is_made_to_rise(monkeypatch):
+def test_an_answer_that_falls_by_chance_is_made_to_rise(monkeypatch, generator):
     real = {lag: 0.9 * 0.95**lag for lag in LAGS}
-    found, _ = measured(monkeypatch, real, lambda noise, _: noise - 0.2 * (noise == 0.7))
-    assert (1 - found.fresh) * found.memory == pytest.approx(0.9 * 0.95, abs=0.02)
+    found, _ = measured(monkeypatch, generator, real, lambda noise, _: noise - 0.2 * (noise == 0.7))
+    assert kept(found, 1) == pytest.approx(0.9 * 0.95, abs=0.02)
 
 
-def test_with_one_lag_or_none_the_usual_memory_is_taken(monkeypatch):
+def test_with_one_lag_or_none_the_usual_memory_is_taken(monkeypatch, generator):
     for real in ({}, {1: 0.9}):
-        found = measured(monkeypatch, real, lambda *_: pytest.fail("painted"))
+        found = measured(monkeypatch, generator, real, lambda *_: pytest.fail("painted"))
         assert found == (USUAL, real)
+
+
+def test_what_a_film_loses_beside_is_made_up_for_by_noise_that_lasts(monkeypatch, generator):
+    real = {lag: 0.8 * 0.95**lag for lag in LAGS}
+    found, _ = measured(
+        monkeypatch, generator, real, lambda noise, _: noise,
+        filmed=lambda texture, lag: kept(texture, lag) - 0.08,
+    )  # fmt: skip
+    for lag in LAGS:
+        assert kept(found, lag) == pytest.approx(real[lag] + 0.08, abs=0.03)
+
+
+def test_of_all_rounds_the_best_is_kept(monkeypatch, generator):
+    real, tried = dict.fromkeys(LAGS, 0.5), []
+
+    def filmed(texture, lag):
+        if texture not in tried:
+            tried.append(texture)
+        # The first film is right, and all later ones are wrong.
+        return 0.45 if len(tried) == 1 else 0.1
+
+    found, _ = measured(monkeypatch, generator, real, lambda noise, _: noise, filmed)
+    assert len(tried) > 1
+    assert found == tried[0]
+
+
+def test_a_film_that_shows_too_little_corrects_nothing(monkeypatch, generator):
+    real = {1: 0.8, 2: 0.7}
+    once, _ = measured(monkeypatch, generator, real, lambda noise, _: noise)
+    monkeypatch.setattr(memories, "_of_film", lambda *_: {1: 0.2})
+    crops = crops_of(np.ones((2, 3, 3), bool), [1, 2], [0, 0])
+    assert fit_memory(crops, np.zeros(2, np.int8), generator) == (once, real)
 
 
 # The video
@@ -103,10 +152,10 @@ def of_video(crops, stages=None):
     return memories._of_video(crops, stages, 0)
 
 
-def test_a_video_of_few_pairs_tells_nothing(models):
+def test_a_video_of_few_pairs_tells_nothing(generator):
     crops = textured(0.9, 0.1, tracks=LEAST_PAIRS // 7, frames=8)
     assert of_video(crops) == {}
-    found = fit_memory(crops, np.zeros(len(crops.track), np.int8), *models)
+    found = fit_memory(crops, np.zeros(len(crops.track), np.int8), generator)
     assert found == (USUAL, {})
 
 
@@ -140,34 +189,46 @@ def test_only_pairs_in_interphase_and_of_like_area_are_compared(monkeypatch):
 # Back and forth
 
 
-def of_noise(models, noise, lag=1):
-    return memories._of_noise(*models, np.array([0.2]), lag, noise, 0)
+def of_noise(generator, noise, lag=1):
+    return memories._of_noise(generator, np.array([0.2]), lag, noise, 0)
 
 
-def test_noise_that_is_kept_gives_textures_that_are_kept(models, monkeypatch):
-    monkeypatch.setattr(memories, "PAIRS", 10)
-    assert of_noise(models, 1.0) > 0.999
-    assert of_noise(models, 0.0) < 0.35
-    assert of_noise(models, 0.75) == pytest.approx(0.75, abs=0.08)
+def test_noise_that_is_kept_gives_textures_that_are_kept(generator, monkeypatch):
+    monkeypatch.setattr(memories, "PAINTED", 10)
+    assert of_noise(generator, 1.0) > 0.999
+    assert of_noise(generator, 0.0) < 0.35
+    assert of_noise(generator, 0.75) == pytest.approx(0.75, abs=0.08)
 
 
-def test_the_noise_of_the_camera_makes_textures_less_alike(models, monkeypatch):
-    monkeypatch.setattr(memories, "PAIRS", 10)
-    shapes, painter, camera = models
+def test_the_noise_of_the_camera_makes_textures_less_alike(generator, monkeypatch):
+    monkeypatch.setattr(memories, "PAINTED", 10)
     # As strong as the texture: half of what is seen stays.
-    texture = 0.3 * 0.2 / 2
-    noisy = replace(camera, noise=texture)
-    assert of_noise((shapes, painter, noisy), 1.0) == pytest.approx(0.5, abs=0.12)
+    camera = replace(generator.camera, noise=0.3 * 0.2 / 2)
+    assert of_noise(replace(generator, camera=camera), 1.0) == pytest.approx(0.5, abs=0.12)
 
 
-def test_what_was_planted_in_a_video_is_found_through_the_painter(models, monkeypatch):
+def test_what_was_planted_in_a_video_is_found_through_the_painter(generator, monkeypatch):
     monkeypatch.setattr(memories, "PAIRS", 20)
+    monkeypatch.setattr(memories, "PAINTED", 20)
     monkeypatch.setattr(memories, "_NOISES", (0.0, 0.6, 0.85, 1.0))
+    monkeypatch.setattr(memories, "_of_film", lambda *_: {})
     crops = textured(0.95, 0.15, tracks=20)
     state = torch.get_rng_state()
-    found, real = fit_memory(crops, np.zeros(len(crops.track), np.int8), *models)
+    found, real = fit_memory(crops, np.zeros(len(crops.track), np.int8), generator)
     assert torch.equal(torch.get_rng_state(), state)
     assert set(real) == set(LAGS)
     for lag in LAGS:
-        kept = (1 - found.fresh) * found.memory**lag
-        assert kept == pytest.approx(0.85 * 0.95**lag, abs=0.1)
+        assert kept(found, lag) == pytest.approx(0.85 * 0.95**lag, abs=0.1)
+
+
+def test_a_film_is_measured_as_the_video_is(generator, monkeypatch):
+    monkeypatch.setattr(memories, "FILM", SceneSettings(frames=6, size=(220, 220), nuclei=14))
+    lives = replace(generator.lives, cycle=np.array([5.0, 0.1]))
+    long, short = (
+        memories._of_film(
+            replace(generator, lives=lives, texture=TextureModel(memory=memory, fresh=0.0)), 0
+        )
+        for memory in (1.0, 0.0)
+    )
+    assert {1, 2} <= set(long) & set(short)
+    assert long[1] > short[1] + 0.2

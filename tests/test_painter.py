@@ -31,9 +31,9 @@ from bvdm_data.synth.shapes import rasterise
         ({"patch": 60}, "patch must be a multiple of 8 from 16 on, got 60"),
         ({"floor": 0.0}, "floor must be above 0, got 0.0"),
         ({"floor": math.nan}, "floor must be above 0, got nan"),
-        ({"channels": (8, 8)}, r"channels must be three multiples of 8, got \(8, 8\)"),
-        ({"channels": (8, 12, 8)}, r"channels must be three multiples of 8, got \(8, 12, 8\)"),
-        ({"channels": (0, 8, 8)}, "channels must be three multiples of 8"),
+        ({"channels": (16, 16)}, r"channels must be three multiples of 16, got \(16, 16\)"),
+        ({"channels": (8, 12, 8)}, r"channels must be three multiples of 16, got \(8, 12, 8\)"),
+        ({"channels": (0, 8, 8)}, "channels must be three multiples of 16"),
         ({"middle": 0}, "middle must be at least 1, got 0"),
         ({"condition_channels": 6}, "condition_channels must be even and at least 8, got 6"),
         ({"condition_channels": 9}, "condition_channels must be even and at least 8, got 9"),
@@ -104,7 +104,7 @@ def test_darkness_below_zero_is_taken_as_zero(asked):
 )
 def test_to_light_undoes_to_picture(brightness, floor, value):
     with torch.random.fork_rng(devices=[]):
-        painter = Painter(PainterSettings(patch=16, floor=floor, channels=(8, 8, 8)))
+        painter = Painter(PainterSettings(patch=16, floor=floor, channels=(16, 16, 16)))
     light = torch.full((1, 16, 16), value)
     light[0, 3, 4] = 0
     given_light = torch.tensor([brightness])

@@ -24,7 +24,7 @@ from bvdm_data.fitting.crops import Crops, cut_nuclei
 from bvdm_data.fitting.flow import FLOW_TRAINING, Overlap, fit_flow, pair_masks
 from bvdm_data.fitting.lives import QUANTILES, fit_lives, whole_cycles
 from bvdm_data.fitting.memory import USUAL, fit_memory
-from bvdm_data.fitting.motion import fit_density, fit_motion
+from bvdm_data.fitting.motion import LEAST_STEPS, fit_density, fit_motion
 from bvdm_data.fitting.painter import PAINTER_TRAINING, fit_painter
 from bvdm_data.fitting.portraits import cut_portraits
 from bvdm_data.fitting.shapes import fit_shapes
@@ -214,14 +214,18 @@ def _motion(
     start: Generator | None,
     taken: list[str],
 ) -> MotionModel:
-    """Fit motion; where too few nuclei can be followed, take that of the starting model."""
+    """Fit motion; what too few nuclei or divisions cannot tell comes from the starting model."""
     try:
-        return fit_motion(video, crops, stages, border=settings.border)
+        motion = fit_motion(video, crops, stages, border=settings.border)
     except ValueError:
         if start is None:
             raise
-    taken.append("motion but for density")
-    return replace(start.motion, density=fit_density(video, settings.border))
+        taken.append("motion but for density")
+        return replace(start.motion, density=fit_density(video, settings.border))
+    if start is not None and len(daughters_of(video.tracks)) < LEAST_STEPS:
+        taken.append("distances of sisters")
+        return replace(motion, separation=start.motion.separation, sisters=start.motion.sisters)
+    return motion
 
 
 def _paper_networks(

@@ -68,6 +68,8 @@ def fit_memory(
         return USUAL, real
     brightness = np.maximum(crops.brightness[stages == 0].astype(float), 1e-4)
     tables = {lag: _of_noises(generator, brightness, lag, seed) for lag in real}
+    if not all(table.any() for table in tables.values()):
+        return USUAL, real
     wanted, rounds = dict(real), []
     for _ in range(ROUNDS):
         model = _best(tables, wanted)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +114,9 @@ def fit_painter(
     if start is None:
         settings = PainterSettings(patch=portraits.patch, floor=FLOOR * max(noise, 1e-5))
     else:
-        settings = start.settings
+        # The weights do not depend on the side of the patch.
+        patch = max(start.settings.patch, portraits.patch)
+        settings = replace(start.settings, patch=patch)
     with torch.random.fork_rng(devices=[]):
         seed = stream(training.seed, "painter", "weights").initial_seed()
         torch.default_generator.manual_seed(seed)

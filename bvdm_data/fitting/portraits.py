@@ -120,6 +120,9 @@ class _Sheet:
         place = (rows.clip(0, height - 1), columns.clip(0, width - 1))
         labels = self.masks[place]
         own = labels == identity
-        alone = ndimage.distance_transform_edt(own | (labels == 0)) > NEIGHBOUR
+        others = ~own & (labels > 0)
+        alone = np.ones_like(own)
+        if others.any():  # or there would be nothing to measure a distance to
+            alone = ndimage.distance_transform_edt(~others) > NEIGHBOUR
         known &= own | (alone & ~self.stray[place])
         return np.where(known, light, 0).astype(np.float16), known

@@ -32,6 +32,8 @@ _METHODS = ("paper", "procedural")
 def judge_distance(data: Data, names: Sequence[str], budget: Budget, say: Say) -> dict[str, Any]:
     """Measure the picture distance of synthetic clips to the training video (paper, table 1).
 
+    Clips are made without variation, since that is meant to leave the video.
+
     Args:
         data: What is judged.
         names: Arms; those whose clips are made, not read, are looked at.
@@ -41,6 +43,7 @@ def judge_distance(data: Data, names: Sequence[str], budget: Budget, say: Say) -
     Returns:
         JSON values: ``crops`` and ``tiles``, each a list of :class:`PictureDistance`.
     """
+    data = replace(data, variation=0.0)
     reference = real_film(data, data.train, stop=data.stop)
     sets = _sets(data, names, budget.clips)
     features = lite0_features()
@@ -64,6 +67,8 @@ def judge_distance(data: Data, names: Sequence[str], budget: Budget, say: Say) -
 def judge_realism(data: Data, say: Say) -> dict[str, Any]:
     """Lay a synthetic film, the training video and the held-out video side by side.
 
+    The film is made without variation, since that is meant to leave the video.
+
     Args:
         data: What is judged.
         say: Called with a line of text for every quantity.
@@ -71,6 +76,7 @@ def judge_realism(data: Data, say: Say) -> dict[str, Any]:
     Returns:
         JSON values: ``lines``, a list of :class:`Line`.
     """
+    data = replace(data, variation=0.0)
     reference = real_film(data, data.train, stop=data.stop)
     other = real_film(data, data.test, stop=data.test_stop)
     share = FILM_SHARE if isinstance(check_method(data.method), PaperSettings) else 1
@@ -92,6 +98,7 @@ def write_pictures(data: Data, folder: Path) -> dict[str, Path]:
     Returns:
         Path of each picture by its caption.
     """
+    data = replace(data, variation=0.0)
     clips: dict[str, Clip] = {}
     for number in (data.train, data.test):
         video = CTCVideos(

@@ -172,6 +172,9 @@ def _move(
                 turn = turns[life.identity][-1] + motion.turn * generator.standard_normal()
                 turns[life.identity].append(turn)
         divide(lives, centres, turns, frame, motion, generator)
+        for life in lives.values():
+            if life.parent and life.first == frame:
+                centres[life.identity][-1] = centres[life.identity][-1] + drift
         push_apart(lives, centres, frame, spaces=spaces)
     order = generator.permutation(len(lives))
     return [

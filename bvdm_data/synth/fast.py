@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bvdm_data.synth.lives import Life
-from bvdm_data.synth.painter import REACH, Painter, denoise, edge_map, patch_grid
+from bvdm_data.synth.painter import REACH, Painter, denoise, edge_map, patch_grid, patch_scale
 from bvdm_data.synth.shapes import radius_towards
 from bvdm_data.synth.texture import Painted
 
@@ -135,7 +135,7 @@ def paint_fast(
             done += 1
     for _ in range(frames - done if on_frame is not None else 0):
         on_frame()  # type: ignore[misc]
-    flow = _flow(lives, frames, patch) if keep_flow else torch.zeros(len(lives), 0, 2, patch, patch)
+    flow = _flow(lives, frames) if keep_flow else torch.zeros(len(lives), 0, 2, patch, patch)
     return Painted(light, flow)
 
 
@@ -161,8 +161,11 @@ def paint_moments(
 
     Returns:
         Light above the background, grey values; its mean inside the outline is the brightness.
+        What does not fit into the patch is painted smaller, see
+        :func:`bvdm_data.synth.painter.patch_scale`.
     """
     patch = noise.shape[-1]
+    radii = radii * patch_scale(radii, patch)[:, None]
     edge = edge_map(radii, patch).to(noise.device)
     brightness, stage = brightness.to(noise.device), stage.to(noise.device)
     with torch.autocast(noise.device.type, torch.bfloat16):
@@ -208,8 +211,9 @@ def _drifting_noise(
     return found
 
 
-def _flow(lives: Sequence[Life], frames: int, patch: int) -> Float[Tensor, "N E 2 P P"]:
+def _flow(lives: Sequence[Life], frames: int) -> Float[Tensor, "N E 2 Q Q"]:
     """Return the backward flow: a point keeps its share of the way from centroid to outline."""
+    patch = 2 * math.ceil(max((life.radii.max() for life in lives), default=0.0)) + 4
     flow = torch.zeros(len(lives), frames - 1, 2, patch, patch)
     pixels = patch_grid(patch)
     for row, life in enumerate(lives):

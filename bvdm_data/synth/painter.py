@@ -20,6 +20,9 @@ SPACING = 1.5
 """How much closer together noise levels lie where little noise is left (our choice, by the
 contrast and the edge profile of nuclei painted in 4 steps)."""
 
+RIM = 3.0
+"""Pixels of a patch that must be left around the farthest point of an outline."""
+
 REACH = 8.0
 """Distance from the outline, px, beyond which all points look the same to the network."""
 
@@ -32,7 +35,8 @@ class PainterSettings:
         patch: Side of a picture in pixels; a multiple of 8.
         floor: Light that is added, in squares, to the brightness that pictures are divided by, in
             grey values; without it the dimmest nuclei would be nothing but enlarged noise.
-        channels: Channels at 1/2, 1/4 and 1/8 of the picture's resolution; multiples of 8.
+        channels: Channels at 1/2, 1/4 and 1/8 of the picture's resolution; multiples of 16, since
+            8 groups of one channel each would take the condition off again.
         middle: Residual blocks at the lowest resolution.
         condition_channels: Length of the embedding of noise level, brightness and stage.
     """
@@ -49,8 +53,8 @@ class PainterSettings:
             raise ValueError(f"patch must be a multiple of 8 from 16 on, got {self.patch}")
         if not self.floor > 0:
             raise ValueError(f"floor must be above 0, got {self.floor}")
-        if len(self.channels) != 3 or any(c < 8 or c % 8 for c in self.channels):
-            raise ValueError(f"channels must be three multiples of 8, got {self.channels}")
+        if len(self.channels) != 3 or any(c < 16 or c % 16 for c in self.channels):
+            raise ValueError(f"channels must be three multiples of 16, got {self.channels}")
         if self.middle < 1:
             raise ValueError(f"middle must be at least 1, got {self.middle}")
         if self.condition_channels < 8 or self.condition_channels % 2:
@@ -197,6 +201,19 @@ def edge_map(radii: Float[Tensor, "N K"], patch: int) -> Float[Tensor, "N 1 P P"
     outside = torch.hypot(y, x) - radius_towards(radii, y, x)
     scaled: Tensor = (outside / REACH).clamp(-1, 1)[:, None]
     return scaled
+
+
+def patch_scale(radii: Float[Tensor, "N K"], patch: int) -> Float[Tensor, " N"]:
+    """Return by how much outlines must shrink to fit into a patch, with a rim for their halo.
+
+    Args:
+        radii: Contours, px.
+        patch: Side of the patch in pixels.
+
+    Returns:
+        1 where they fit.
+    """
+    return ((patch / 2 - RIM) / radii.amax(1)).clamp(max=1)
 
 
 def denoise(

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from bvdm_data.synth.flow import invert
 from bvdm_data.synth.motion import Trajectory
+from bvdm_data.synth.painter import patch_scale
 from bvdm_data.synth.shapes import radius_towards, rasterise
 
 Labels = npt.NDArray[np.int32]
@@ -141,11 +142,13 @@ def add_up(
             moment = frame - path.life.first
             if not 0 <= moment < len(path.life.stages):
                 continue
-            window = _window(path.centres[moment], half, labels.shape[1:])
+            radii = torch.from_numpy(path.life.radii[moment]).float()[None]
+            scale = float(patch_scale(radii, light.shape[-1]))
+            window = _window(path.centres[moment], math.ceil(half / scale), labels.shape[1:])
             if window is None:
                 continue
             y, x = _own_coordinates(window, path.centres[moment], float(path.turns[moment]))
-            grid = torch.stack([x, y], -1)[None] / half
+            grid = torch.stack([x, y], -1)[None] * (scale / half)
             read = F.grid_sample(
                 light[row, frame][None, None], grid, "bicubic", "zeros", align_corners=False
             )
