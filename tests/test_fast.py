@@ -289,8 +289,8 @@ def test_the_brightness_and_the_stage_of_each_moment_are_painted(changes):
 
 def test_a_nucleus_too_large_for_the_patch_is_painted_smaller_and_put_back_in_its_size():
     painter = random_painter()
-    small = still_life(1, radii=np.full((1, 60), 15.0))
-    large = still_life(1, radii=np.full((1, 60), 35.0))
+    small = still_life(1, frames=1, radii=np.full((1, 60), 15.0))
+    large = still_life(1, frames=1, radii=np.full((1, 60), 35.0))
     assert float(patch_scale(torch.full((1, 60), 15.0), 48)) == 1
     size = (128, 128)
     sums = {}

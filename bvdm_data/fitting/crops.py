@@ -13,6 +13,11 @@ from bvdm_data.synth.flow import FLOW_SIZE
 PATCH = FLOW_SIZE
 """Side of a crop in pixels, 96 in the authors' code; nuclei are painted in patches as large."""
 
+DIM_SHARE = 0.125
+"""Share of the nuclei, the dimmest, that the networks of the paper's method do not learn, because
+scaling them up would teach the camera's noise as texture (our choice: below it the noise of the
+HeLa video is more than a tenth of the light)."""
+
 MASK_LEVEL = 150 / 255
 """Grey value of a flat mask where diffusion starts (authors' code)."""
 
@@ -65,6 +70,33 @@ def cut_nuclei(video: Video, *, patch: int = PATCH) -> Crops:
         brightness=np.array([row[4] for row in rows], np.float32),
         centre=np.array([row[5] for row in rows], np.float32).reshape(-1, 2),
     )
+
+
+def check_usable(crops: Crops, dim_share: float = DIM_SHARE) -> float:
+    """Refuse a video that shows nothing to fit a generator to.
+
+    Args:
+        crops: Nuclei cut out of the video.
+        dim_share: Share of the nuclei that may be no brighter than the background.
+
+    Returns:
+        Brightness that this share lies below, grey values.
+
+    Raises:
+        ValueError: If there is no nucleus, or they are not brighter than the background.
+    """
+    if len(crops.brightness) == 0:
+        raise ValueError(
+            "the video must show whole nuclei that belong to tracks, got none: all masks touch the "
+            "border of the frame, are larger than the patch, or are in no track"
+        )
+    least = float(np.quantile(crops.brightness, dim_share))
+    if least <= 0:
+        raise ValueError(
+            "the nuclei of the video must be brighter than its background, got a mean brightness "
+            f"of {least:.4f} at quantile {dim_share}; are the masks those of the video?"
+        )
+    return least
 
 
 _Row = tuple[npt.NDArray[np.float16], npt.NDArray[np.bool_], int, int, float, tuple[float, float]]

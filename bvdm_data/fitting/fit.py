@@ -20,7 +20,7 @@ from bvdm_data.datasets.arguments import (
 from bvdm_data.datasets.ctc import CTCSequence, guess_scale, read_sequence
 from bvdm_data.datasets.real import DEFAULT_BORDER
 from bvdm_data.fitting.camera import fit_camera
-from bvdm_data.fitting.crops import Crops, cut_nuclei
+from bvdm_data.fitting.crops import Crops, check_usable, cut_nuclei
 from bvdm_data.fitting.flow import FLOW_TRAINING, Overlap, fit_flow, pair_masks
 from bvdm_data.fitting.lives import QUANTILES, fit_lives, whole_cycles
 from bvdm_data.fitting.memory import USUAL, fit_memory
@@ -136,6 +136,7 @@ def fit(
     scale = check_scale(scale) or guess_scale(source)
     video = read_video(source, scale, stop=settings.stop, progress=progress)
     crops = cut_nuclei(video)
+    check_usable(crops)
     start = None if start_from is None else load(start_from)
     taken: list[str] = []
     lives, stages = _lives(crops, video, settings, start, taken)

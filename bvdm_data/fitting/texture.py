@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bvdm_data.fitting.crops import MASK_LEVEL, Crops
+from bvdm_data.fitting.crops import DIM_SHARE, MASK_LEVEL, Crops, check_usable
 from bvdm_data.fitting.training import TrainingLog, TrainingSettings, purpose_of, train
 from bvdm_data.randomness import stream
 from bvdm_data.synth.diffusion import add_noise, cosine_schedule
@@ -33,7 +33,7 @@ class Textures:
     track: Tensor
 
 
-def normalise(crops: Crops, *, dim_share: float = 0.125, most: float = 1.5) -> Textures:
+def normalise(crops: Crops, *, dim_share: float = DIM_SHARE, most: float = 1.5) -> Textures:
     """Bring every nucleus to the mean at which inference starts.
 
     The authors scale all crops by one range, so that hardly any real nucleus is as bright as the
@@ -42,9 +42,7 @@ def normalise(crops: Crops, *, dim_share: float = 0.125, most: float = 1.5) -> T
 
     Args:
         crops: Nuclei cut out of the video.
-        dim_share: Share of the nuclei, the dimmest, that is left out, because scaling them up
-            would teach the camera's noise as texture (our choice: below it the noise of the HeLa
-            video is more than a tenth of the light).
+        dim_share: Share of the nuclei, the dimmest, that is left out.
         most: Where relative light is clipped (above the 99.9th percentile of the HeLa video).
 
     Returns:
@@ -53,17 +51,7 @@ def normalise(crops: Crops, *, dim_share: float = 0.125, most: float = 1.5) -> T
     Raises:
         ValueError: If there is no nucleus, or they are not brighter than the background.
     """
-    if len(crops.brightness) == 0:
-        raise ValueError(
-            "the video must show whole nuclei that belong to tracks, got none: all masks touch the "
-            "border of the frame, are larger than the patch, or are in no track"
-        )
-    least = np.quantile(crops.brightness, dim_share)
-    if least <= 0:
-        raise ValueError(
-            "the nuclei of the video must be brighter than its background, got a mean brightness "
-            f"of {least:.4f} at quantile {dim_share}; are the masks those of the video?"
-        )
+    least = check_usable(crops, dim_share)
     keep = np.flatnonzero(crops.brightness >= least)
     gain = (MASK_LEVEL / crops.brightness[keep])[:, None, None]
     pictures = np.clip(crops.light[keep].astype(np.float32) * gain, 0, most)

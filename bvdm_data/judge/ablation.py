@@ -9,7 +9,7 @@ from bvdm_data.judge.steps import judge_variants
 from bvdm_data.judge.training import Budget, Say
 from bvdm_data.synth.fast import FastSettings
 
-CLIPS = 40
+CLIPS = 24
 """Clips of each variant."""
 
 SEEDS = 2
@@ -40,7 +40,7 @@ def variants(data: Data) -> dict[str, Data]:
     Returns:
         By name; the method as it is comes first.
     """
-    full = replace(data, method=FastSettings())
+    full = replace(data, method=FastSettings(), variation=0.0)
 
     def fast(**changes: Any) -> Data:
         return replace(full, method=FastSettings(**changes))
@@ -54,5 +54,5 @@ def variants(data: Data) -> dict[str, Data]:
         "lives of the paper": fast(families=False),
         "variation 0.5": replace(full, variation=0.5),
         "variation 1": replace(full, variation=1.0),
-        "procedural": replace(data, method="procedural"),
+        "procedural": replace(full, method="procedural"),
     }

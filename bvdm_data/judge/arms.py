@@ -199,11 +199,13 @@ def _both(data: Data, count: int) -> Arm:
 
 
 def _paper(data: Data, count: int) -> Arm:
-    return replace(_synthetic(replace(data, method="paper"), count), name="paper")
+    return replace(_synthetic(replace(data, method="paper", variation=0.0), count), name="paper")
 
 
 def _procedural(data: Data, count: int) -> Arm:
-    return replace(_synthetic(replace(data, method="procedural"), count), name="procedural")
+    return replace(
+        _synthetic(replace(data, method="procedural", variation=0.0), count), name="procedural"
+    )
 
 
 ARMS: dict[str, Callable[[Data, int], Arm]] = {
