@@ -22,10 +22,11 @@ from bvdm_data.weights import load, save
 
 STEPS = PaperSettings(first_steps=2, later_steps=1)
 SCENE = {"frames": 5, "size": (64, 72), "nuclei": 5}
+VIDEO = {"variation": 0.0}
 
 
 def exported(folder, model, **changes):
-    given = {**SCENE, "sequences": 2, "seed": 3, "progress": False} | changes
+    given = {**SCENE, **VIDEO, "sequences": 2, "seed": 3, "progress": False} | changes
     return export(folder, model=model, **given)
 
 
@@ -125,7 +126,7 @@ def slow(staging, folder, name):
         time.sleep(60)
     move(staging, folder, name)
 ctc_writer._move_into_place = slow
-export(sys.argv[1], model=sys.argv[2], frames=5, size=(64, 72), nuclei=5, seed=3, progress=False)
+export(sys.argv[1], model=sys.argv[2], frames=5, size=(64, 72), nuclei=5, seed=3, progress=False, variation=0)
 """
 
 

@@ -148,7 +148,7 @@ def test_budgets_of_nothing_are_refused(name):
 
 def test_the_default_method_is_the_fast_one(root, tiny_model, tmp_path):
     data = Data(root=root, model=tiny_model, folder=tmp_path)
-    assert (synthetic_videos(data).method, synthetic_videos(data).variation) == (FastSettings(), 0)
+    assert (synthetic_videos(data).method, synthetic_videos(data).variation) == (FastSettings(), 1)
 
 
 def test_a_missing_package_is_named_before_anything_is_done(data, monkeypatch):

@@ -47,7 +47,7 @@ def preview(
     method: str,
     first_steps: int | None,
     later_steps: int | None,
-    variation: float,
+    variation: float | None,
     seed: int,
 ) -> None:
     """Stream clips through a DataLoader; write a contact sheet (PNG) and an animation (GIF)."""
@@ -108,7 +108,7 @@ def export(
     method: str,
     first_steps: int | None,
     later_steps: int | None,
-    variation: float,
+    variation: float | None,
     seed: int,
     quiet: bool,
 ) -> None:

@@ -54,7 +54,7 @@ def evaluate(
     method: str,
     first_steps: int | None,
     later_steps: int | None,
-    variation: float,
+    variation: float | None,
     train: str,
     test: str,
     parts: tuple[str, ...],

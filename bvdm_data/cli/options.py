@@ -56,8 +56,8 @@ class Nuclei(click.ParamType[Any]):
 
 
 VARIATION = click.option(
-    "--variation", default=0.0, show_default=True,
-    help="How far clips may leave the fitted video, from 0 to 1.",
+    "--variation", type=float,
+    help="How far clips may leave the fitted video, from 0 to 1. [default: 1 with fast, else 0]",
 )  # fmt: skip
 """How much wider than the fitted video."""
 

@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import SupportsIndex, TypeVar
 
 import torch
@@ -239,8 +240,9 @@ def check_share(name: str, value: object) -> float:
         TypeError: If it is no number.
         ValueError: If it is below 0 or above 1.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number from 0 to 1, got {value!r}")
-    if not 0 <= value <= 1:
+    share = float(value)
+    if not 0 <= share <= 1:
         raise ValueError(f"{name} must be from 0 to 1, got {value!r}")
-    return float(value)
+    return share

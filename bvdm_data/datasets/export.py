@@ -13,12 +13,17 @@ from bvdm_data.camera_scale import CameraScale
 from bvdm_data.datasets.arguments import (
     check_frames,
     check_seed,
-    check_share,
     check_size,
     check_whole_number,
 )
 from bvdm_data.datasets.ctc_writer import is_complete, write_sequence
-from bvdm_data.datasets.synthetic import check_fitted, check_method, check_nuclei, check_room
+from bvdm_data.datasets.synthetic import (
+    check_fitted,
+    check_method,
+    check_nuclei,
+    check_room,
+    check_variation,
+)
 from bvdm_data.files import whole_file
 from bvdm_data.synth.generator import Method, SceneSettings, synthesise
 from bvdm_data.weights import find_model, load, model_digest
@@ -40,7 +45,7 @@ def export(
     model: str | Path = "hela",
     method: str | Method = "fast",
     nuclei: int | tuple[int, int] | None = None,
-    variation: float = 0.0,
+    variation: float | None = None,
     progress: bool = True,
 ) -> list[str]:
     """Write synthetic videos in the layout of the challenge: ``01/t000.tif`` and its truth.
@@ -57,7 +62,8 @@ def export(
         model: A name or the path of a file made by ``bvdm-data fit``.
         method: How nuclei are painted.
         nuclei: Nuclei in the first frame; None: the density of the fitted video.
-        variation: How far each video may leave the fitted one, from 0 to 1.
+        variation: How far each video may leave the fitted one, from 0 to 1; None: what is usual
+            for the method.
         progress: Show a progress bar.
 
     Returns:
@@ -77,7 +83,7 @@ def export(
         frames=frames,
         size=check_size(size),
         nuclei=nuclei,
-        variation=check_share("variation", variation),
+        variation=check_variation(variation, texture),
     )
     path = find_model(model)
     check_room(scene.size, load(path))

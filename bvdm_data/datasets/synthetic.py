@@ -37,6 +37,10 @@ from bvdm_data.synth.procedural import ProceduralSettings
 from bvdm_data.synth.texture import PaperSettings
 from bvdm_data.weights import find_model, load
 
+FAST_VARIATION = 1.0
+"""The variation of the method ``"fast"`` where nothing else is said: what served a held-out video
+best, see docs/evaluation.md."""
+
 METHODS: Mapping[str, Method] = {
     "fast": FastSettings(),
     "paper": PaperSettings(),
@@ -68,10 +72,11 @@ class SyntheticHeLaVideos(IterableDataset[Clip]):
             formulas, no network, the fastest), or a :class:`FastSettings`,
             :class:`PaperSettings` or :class:`ProceduralSettings` with other numbers.
         nuclei: Nuclei in the first frame; a pair: a random number from low to high; None: the
-            density of the fitted video.
-        variation: How far brightness, size, density, blur and noise of a clip may leave those of
-            the fitted video, from 0 (not at all) to 1 (widely): for networks that must work on
-            other videos.
+            density of the fitted video, as far as ``variation`` keeps it.
+        variation: How far brightness, size, density, crowding, blur and noise of a clip may leave
+            those of the fitted video, from 0 (not at all, for clips that look like it) to 1
+            (widely, for networks that must work on other videos, too). None: 1 with ``"fast"``,
+            0 with the other methods.
         annotations: Keys beside ``video``: ``"masks"``, ``"tracks"``, ``"flow"``, ``"stages"``,
             ``"boxes"``, ``"centroids"``; see :class:`Clip`.
         max_cells: Rows of the padded tables; a clip with more nuclei is an error, never cut.
@@ -119,7 +124,7 @@ class SyntheticHeLaVideos(IterableDataset[Clip]):
         model: str | Path = "hela",
         method: str | Method = "fast",
         nuclei: int | tuple[int, int] | None = None,
-        variation: float = 0.0,
+        variation: float | None = None,
         annotations: Collection[str] = ("masks", "tracks"),
         max_cells: int = DEFAULT_MAX_CELLS,
         device: str | torch.device = "cpu",
@@ -135,7 +140,7 @@ class SyntheticHeLaVideos(IterableDataset[Clip]):
         self.annotations = check_annotations(annotations)
         self.max_cells = check_max_cells(max_cells)
         self.nuclei = check_nuclei(nuclei, self.max_cells)
-        self.variation = check_share("variation", variation)
+        self.variation = check_variation(variation, self.method)
         self.device = check_device(device)
         self.transform = check_transform(transform)
         self.epoch = 0
@@ -248,6 +253,25 @@ def check_method(method: str | Method) -> Method:
         names = ", ".join(repr(name) for name in METHODS)
         raise ValueError(f"method must be one of {names}, or {settings}, got {method!r}")
     return METHODS[method]
+
+
+def check_variation(variation: float | None, method: Method) -> float:
+    """Return how far clips may leave the fitted video.
+
+    Args:
+        variation: From 0 to 1; None: what is usual for the method.
+        method: Settings of the method.
+
+    Returns:
+        From 0 to 1.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is below 0 or above 1.
+    """
+    if variation is None:
+        return FAST_VARIATION if isinstance(method, FastSettings) else 0.0
+    return check_share("variation", variation)
 
 
 def check_fitted(method: Method, generator: Generator) -> None:

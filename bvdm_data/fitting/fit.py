@@ -130,6 +130,7 @@ def fit(
     if path.suffix != ".safetensors":
         raise ValueError(f"output must end in .safetensors, got {str(path)!r}")
     place = check_device(device)
+    start = None if start_from is None else load(start_from)
     folder = Path(work_dir) if work_dir is not None else path.with_suffix(".fit")
     source = read_sequence(root, sequence, truth)
     _check_border(settings.border, source.shape)
@@ -137,7 +138,6 @@ def fit(
     video = read_video(source, scale, stop=settings.stop, progress=progress)
     crops = cut_nuclei(video)
     check_usable(crops)
-    start = None if start_from is None else load(start_from)
     taken: list[str] = []
     lives, stages = _lives(crops, video, settings, start, taken)
     shapes, outline_overlap = fit_shapes(crops, stages, seed=settings.seed)
@@ -155,8 +155,8 @@ def fit(
     )
     base = Generator(shapes, lives, motion, camera, USUAL, painter)
     memory, kept = fit_memory(crops, stages, base, seed=settings.seed)
-    if len(kept) < 2:
-        memory = memory if start is None else start.texture
+    if len(kept) < 2 and start is not None:
+        memory = start.texture
         taken.append("memory of the texture")
     unet, flownet, trained = _paper_networks(crops, settings, folder, place, progress)
     if start is not None and unet is None and start.unet is not None:

@@ -96,7 +96,10 @@ def _best(tables: dict[int, Array], wanted: dict[int, float]) -> TextureModel:
 
 def _of_film(generator: Generator, seed: int) -> dict[int, float]:
     """Return what :func:`_of_video` finds in a film."""
-    film = synthesise(generator, FILM, FastSettings(), seed=seed, name=("fit", "memory"))
+    try:
+        film = synthesise(generator, FILM, FastSettings(), seed=seed, name=("fit", "memory"))
+    except ValueError:  # nuclei so large that they do not fit
+        return {}
     frames = tuple(
         Frame(number, grey, masks, background_light(grey, masks))
         for number, (grey, masks) in enumerate(zip(film.video, film.masks, strict=True))

@@ -37,7 +37,8 @@ class Data:
         test_stop: The same of ``test``.
         model: The fitted model: a name, or the path of a file.
         method: How synthetic nuclei are painted.
-        variation: How far synthetic clips may leave the fitted video, from 0 to 1.
+        variation: How far synthetic clips may leave the fitted video, from 0 to 1; None: what is
+            usual for the method.
         seed: Seed of the synthetic clips.
         frames: Frames of the clips of all arms.
         size: Height and width of the clips of all arms, pixels.
@@ -54,7 +55,7 @@ class Data:
     test_stop: int | None = None
     model: str | Path = "hela"
     method: str | Method = "fast"
-    variation: float = 0.0
+    variation: float | None = None
     seed: int = 0
     frames: int = 8
     size: tuple[int, int] = (256, 256)
@@ -199,12 +200,12 @@ def _both(data: Data, count: int) -> Arm:
 
 
 def _paper(data: Data, count: int) -> Arm:
-    return replace(_synthetic(replace(data, method="paper", variation=0.0), count), name="paper")
+    return replace(_synthetic(replace(data, method="paper", variation=None), count), name="paper")
 
 
 def _procedural(data: Data, count: int) -> Arm:
     return replace(
-        _synthetic(replace(data, method="procedural", variation=0.0), count), name="procedural"
+        _synthetic(replace(data, method="procedural", variation=None), count), name="procedural"
     )
 
 

@@ -85,6 +85,7 @@ def synthetic_film(data: Data, *, frames: int, size: tuple[int, int]) -> StoredC
         model=data.model,
         method=data.method,
         annotations=(*ANNOTATIONS, "stages"),
+        variation=data.variation,
         max_cells=MOST_NUCLEI,
     )
     return keep_clips(

@@ -39,7 +39,7 @@ def judge_steps(data: Data, reference: Reference, budget: Budget, say: Say) -> d
     Returns:
         What :func:`judge_variants` says, by ``"first/later"`` steps.
     """
-    short = replace(data, frames=budget.steps_frames, variation=0.0)
+    short = replace(data, frames=budget.steps_frames, variation=None)
     variants = {
         f"{first}/{later}": replace(
             short, method=PaperSettings(first_steps=first, later_steps=later)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from bvdm_data.synth.lives import Life
@@ -145,7 +145,7 @@ def paint_moments(
     noise: Float[Tensor, "N P P"],
     radii: Float[Tensor, "N K"],
     brightness: Float[Tensor, " N"],
-    stage: Float[Tensor, " N"],
+    stage: Int[Tensor, " N"],
     *,
     steps: int,
 ) -> Float[Tensor, "N P P"]:

@@ -18,6 +18,10 @@ DENSITY = (0.8, 2.5)
 """Least and largest factor on the density at a variation of 1, drawn evenly in its logarithm (our
 choice; one frame of the HeLa video may hold three times the nuclei of another)."""
 
+CROWDING = 0.3
+"""How far the logarithm of the room that nuclei leave each other may fall at a variation of 1 (our
+choice: in half of the clips nuclei touch and overlap more than in the HeLa video)."""
+
 BLUR = 0.7
 """Largest extra blur at a variation of 1, px (our choice: half of the microscope's)."""
 
@@ -29,7 +33,7 @@ class Varied:
     Attributes:
         shapes: Outlines.
         lives: Brightness, growth.
-        motion: Density.
+        motion: Density, crowding.
         camera: Noise.
         blur: Standard deviation of an extra Gaussian blur of all light, px.
     """
@@ -54,7 +58,7 @@ def vary(
     Args:
         shapes: Outlines of the fitted video.
         lives: Brightness and growth of the fitted video.
-        motion: Density of the fitted video.
+        motion: Density and crowding of the fitted video.
         camera: Camera of the fitted video.
         amount: 0: the fitted video; 1: as wide as the constants of this module say.
         generator: Where the random numbers come from; as many are drawn for any amount.
@@ -68,10 +72,11 @@ def vary(
     low, high = np.log(DENSITY)
     density = math.exp(amount * generator.uniform(low, high))
     blur = amount * BLUR * generator.random()
+    room = np.exp(-amount * generator.uniform(0, CROWDING))
     return Varied(
         shapes=replace(shapes, mean=size * shapes.mean, modes=size * shapes.modes),
         lives=replace(lives, body=size**2 * lives.body, brightness=brightness * lives.brightness),
-        motion=replace(motion, density=density * motion.density),
+        motion=replace(motion, density=density * motion.density, closest=room * motion.closest),
         camera=replace(camera, noise=noise * camera.noise),
         blur=float(blur),
     )
