@@ -126,7 +126,8 @@ def slow(staging, folder, name):
         time.sleep(60)
     move(staging, folder, name)
 ctc_writer._move_into_place = slow
-export(sys.argv[1], model=sys.argv[2], frames=5, size=(64, 72), nuclei=5, seed=3, progress=False, variation=0)
+given = {"frames": 5, "size": (64, 72), "nuclei": 5, "seed": 3, "variation": 0}
+export(sys.argv[1], model=sys.argv[2], progress=False, **given)
 """
 
 
