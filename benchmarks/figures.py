@@ -139,7 +139,9 @@ def draw_time(generator: Generator, portraits: Portraits) -> None:
 def draw_scenes(root: Path, model: str) -> None:
     """Whole scenes, real beside synthetic, at the same grey scale."""
     real = CTCVideos(root, sequence="01", frames=7, size=(192, 192), seed=1)
-    synthetic = SyntheticHeLaVideos(frames=7, size=(192, 192), model=model, nuclei=(5, 9))
+    synthetic = SyntheticHeLaVideos(
+        frames=7, size=(192, 192), model=model, nuclei=(5, 9), variation=0
+    )
     # As crowded as the synthetic ones: most windows of the real video are next to empty.
     crowded = [
         clip for clip in map(real.clip, range(60)) if 5 <= len(clip["masks"][0].unique()) <= 10
