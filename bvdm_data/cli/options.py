@@ -84,7 +84,7 @@ def method_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def method_settings(method: str, first_steps: int | None, later_steps: int | None) -> "Method":
     """Return the settings that these options ask for; refuse the paper's steps elsewhere."""
-    from bvdm_data.datasets.synthetic import METHODS
+    from bvdm_data.datasets.methods import METHODS
     from bvdm_data.synth.texture import PaperSettings
 
     given = {"first_steps": first_steps, "later_steps": later_steps}

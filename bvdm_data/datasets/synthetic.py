@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import SupportsIndex
 
@@ -18,35 +18,20 @@ from bvdm_data.datasets.arguments import (
     check_length,
     check_max_cells,
     check_seed,
-    check_share,
     check_size,
     check_transform,
     check_whole_number,
 )
+from bvdm_data.datasets.methods import check_fitted, check_method, check_variation
 from bvdm_data.datasets.transform import Transform, transformed
-from bvdm_data.synth.fast import FastSettings
 from bvdm_data.synth.generator import (
-    NOT_FITTED,
     Generator,
     Method,
     SceneSettings,
     synthesise,
     to_clip,
 )
-from bvdm_data.synth.procedural import ProceduralSettings
-from bvdm_data.synth.texture import PaperSettings
 from bvdm_data.weights import find_model, load
-
-FAST_VARIATION = 1.0
-"""The variation of the method ``"fast"`` where nothing else is said: what served a held-out video
-best, see docs/evaluation.md."""
-
-METHODS: Mapping[str, Method] = {
-    "fast": FastSettings(),
-    "paper": PaperSettings(),
-    "procedural": ProceduralSettings(),
-}
-"""Ways of painting nuclei that have a name."""
 
 
 class SyntheticHeLaVideos(IterableDataset[Clip]):
@@ -229,63 +214,6 @@ def _moved(clip: Clip, device: torch.device) -> Clip:
     if device.type == "cpu":
         return clip
     return {key: value.to(device) for key, value in clip.items()}  # type: ignore[return-value, attr-defined]
-
-
-def check_method(method: str | Method) -> Method:
-    """Return the settings of a method.
-
-    Args:
-        method: A name out of ``METHODS``, or settings.
-
-    Returns:
-        The settings.
-
-    Raises:
-        TypeError: If method is neither.
-        ValueError: If there is no method of that name.
-    """
-    if isinstance(method, Method):
-        return method
-    settings = "FastSettings, PaperSettings or ProceduralSettings"
-    if not isinstance(method, str):
-        raise TypeError(f"method must be a name, {settings}, got {method!r}")
-    if method not in METHODS:
-        names = ", ".join(repr(name) for name in METHODS)
-        raise ValueError(f"method must be one of {names}, or {settings}, got {method!r}")
-    return METHODS[method]
-
-
-def check_variation(variation: float | None, method: Method) -> float:
-    """Return how far clips may leave the fitted video.
-
-    Args:
-        variation: From 0 to 1; None: what is usual for the method.
-        method: Settings of the method.
-
-    Returns:
-        From 0 to 1.
-
-    Raises:
-        TypeError: If it is no number.
-        ValueError: If it is below 0 or above 1.
-    """
-    if variation is None:
-        return FAST_VARIATION if isinstance(method, FastSettings) else 0.0
-    return check_share("variation", variation)
-
-
-def check_fitted(method: Method, generator: Generator) -> None:
-    """Refuse a method whose networks the model does not have.
-
-    Args:
-        method: Settings of the method.
-        generator: The fitted models.
-
-    Raises:
-        ValueError: If it is the paper's and the model was fitted without it.
-    """
-    if isinstance(method, PaperSettings) and generator.unet is None:
-        raise ValueError(NOT_FITTED)
 
 
 def check_nuclei(

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from bvdm_data.datasets.synthetic import check_method
+from bvdm_data.datasets.methods import check_method
 from bvdm_data.evaluation.experiment import without_nan
 from bvdm_data.evaluation.extras import need
 from bvdm_data.evaluation.report import write_report

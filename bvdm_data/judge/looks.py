@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from bvdm_data.clip import Clip
+from bvdm_data.datasets.methods import check_method
 from bvdm_data.datasets.real import CTCVideos
-from bvdm_data.datasets.synthetic import check_method
 from bvdm_data.evaluation.features import CROP, TILE, Clips, lite0_features
 from bvdm_data.evaluation.frechet import PictureDistance, picture_distance
 from bvdm_data.evaluation.pictures import contact_sheet
