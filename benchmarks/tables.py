@@ -16,7 +16,7 @@ Results = Mapping[str, Any]
 
 PAPER = {
     "real": PAPER_ARMS["real"],
-    "synthetic": PAPER_ARMS["BVDM"],
+    "paper": PAPER_ARMS["BVDM"],
 }
 """SEG and TRA of the paper's table 1."""
 

@@ -13,7 +13,8 @@ from bvdm_data.clip import ANNOTATIONS, STAGES
 from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets.ctc import read_sequence
 from bvdm_data.datasets.export import MANIFEST, export
-from bvdm_data.datasets.synthetic import METHODS, SyntheticHeLaVideos
+from bvdm_data.datasets.methods import METHODS
+from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.randomness import stream
 from bvdm_data.synth.flow import FLOW_SIZE, FlowNet, warp
 from bvdm_data.synth.generator import SceneSettings, synthesise
