@@ -260,6 +260,14 @@ def _area_of_age(
     return np.maximum.accumulate([np.median(seen) for seen in curve] or [0.5])
 
 
+def _relative_areas(
+    crops: Crops, looks: Appearance, references: dict[int, tuple[float, float]]
+) -> Array:
+    """Area of every crop over that of the same mother before; NaN where she has no reference."""
+    body = np.array([references.get(int(t), (np.nan, 0.0))[0] for t in crops.track])
+    return np.asarray(looks.area / body)
+
+
 def _stage_spread(
     crops: Crops,
     looks: Appearance,
@@ -267,8 +275,7 @@ def _stage_spread(
     references: dict[int, tuple[float, float]],
 ) -> Array:
     """Robust deviation of a mother's log area around the median of her stage, ``[S]``."""
-    body = np.array([references.get(int(t), (np.nan, 0.0))[0] for t in crops.track])
-    ratio = looks.area / body
+    ratio = _relative_areas(crops, looks, references)
     spread = np.zeros(len(STAGES))
     for stage in AFTER_INTERPHASE:
         seen = ratio[(stages == stage) & np.isfinite(ratio)]
@@ -284,8 +291,7 @@ def _area_of_stage(
     references: dict[int, tuple[float, float]],
 ) -> Array:
     """Median area of mothers in each stage over their own before, ``[S]``; 1 where none is seen."""
-    body = np.array([references.get(int(t), (np.nan, 0.0))[0] for t in crops.track])
-    ratio = looks.area / body
+    ratio = _relative_areas(crops, looks, references)
     shares = np.ones(len(STAGES))
     for stage in range(1, len(STAGES)):
         seen = ratio[(stages == stage) & np.isfinite(ratio)]

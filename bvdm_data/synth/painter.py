@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from bvdm_data.clip import STAGES
 from bvdm_data.synth.shapes import radius_towards
-from bvdm_data.synth.unet import Block, sinusoids
+from bvdm_data.synth.unet import Trunk, sinusoids
 
 START = 0.995
 """Noise level at which painting begins; at 1 there is no signal, and its logarithm is endless."""
@@ -63,10 +63,10 @@ class PainterSettings:
             )
 
 
-class Painter(nn.Module):
+class Painter(Trunk):
     """Predicts the velocity of a noisy picture of one nucleus, given what the nucleus is like.
 
-    A lean U-Net behind a pixel-unshuffle by 2. It is told the outline (as the distance of every
+    It is told the outline (as the distance of every
     pixel from it), the brightness and the stage, so that picture and label agree as they do in
     the video, and plates look like plates.
 
@@ -76,25 +76,10 @@ class Painter(nn.Module):
 
     def __init__(self, settings: PainterSettings | None = None) -> None:
         """Make the network, its weights drawn at random."""
-        super().__init__()
-        self.settings = settings or PainterSettings()
-        a, b, c = self.settings.channels
-        t = self.settings.condition_channels
-        self.embed = nn.Sequential(
-            nn.Linear(t + 1 + len(STAGES), t), nn.SiLU(), nn.Linear(t, t), nn.SiLU()
-        )
-        self.inlet = nn.Conv2d(8, a, 3, padding=1)
-        self.down1 = Block(a, a, t)
-        self.shrink1 = nn.Conv2d(a, b, 3, stride=2, padding=1)
-        self.down2 = Block(b, b, t)
-        self.shrink2 = nn.Conv2d(b, c, 3, stride=2, padding=1)
-        self.middle = nn.ModuleList(Block(c, c, t) for _ in range(self.settings.middle))
-        self.grow2 = nn.Conv2d(c, b, 1)
-        self.up2 = Block(2 * b, b, t)
-        self.grow1 = nn.Conv2d(b, a, 1)
-        self.up1 = Block(2 * a, a, t)
-        self.norm = nn.GroupNorm(8, a)
-        self.outlet = nn.Conv2d(a, 4, 3, padding=1)
+        size = settings or PainterSettings()
+        t = size.condition_channels
+        super().__init__(2, size.channels, size.middle, t + 1 + len(STAGES), t)
+        self.settings = size
 
     def forward(
         self,
@@ -120,18 +105,8 @@ class Painter(nn.Module):
             The velocity, float32.
         """
         known = self._condition(level.expand(len(noisy)), brightness, stage)
-        time = self.embed(known)
         planes = torch.cat([noisy, edge], 1).contiguous(memory_format=torch.channels_last)
-        skip1 = self.down1(self.inlet(F.pixel_unshuffle(planes, 2)), time)
-        skip2 = self.down2(self.shrink1(skip1), time)
-        low = self.shrink2(skip2)
-        for block in self.middle:
-            low = block(low, time)
-        low = F.interpolate(self.grow2(low), scale_factor=2.0, mode="nearest")
-        low = self.up2(torch.cat([low, skip2], 1), time)
-        low = F.interpolate(self.grow1(low), scale_factor=2.0, mode="nearest")
-        low = self.up1(torch.cat([low, skip1], 1), time)
-        return F.pixel_shuffle(self.outlet(F.silu(self.norm(low))), 2).float()
+        return self.run(planes, known)
 
     def _condition(
         self, level: Float[Tensor, " N"], brightness: Float[Tensor, " N"], stage: Int[Tensor, " N"]

@@ -66,8 +66,62 @@ class Block(nn.Module):
         return out
 
 
-class UNet(nn.Module):
-    """A lean U-Net behind a pixel-unshuffle by 2, with two skip connections.
+class Trunk(nn.Module):
+    """A lean U-Net behind a pixel-unshuffle by 2, with two skip connections and a condition.
+
+    Args:
+        planes: Channels of what comes in, at full resolution; one channel goes out.
+        channels: Channels at 1/2, 1/4 and 1/8 of the picture's resolution.
+        middle: Residual blocks at the lowest resolution.
+        known: Length of the condition.
+        embedding: Length of its embedding.
+    """
+
+    def __init__(
+        self,
+        planes: int,
+        channels: tuple[int, int, int],
+        middle: int,
+        known: int,
+        embedding: int,
+    ) -> None:
+        """Make the network, its weights drawn at random."""
+        super().__init__()
+        a, b, c = channels
+        t = embedding
+        self.embed = nn.Sequential(nn.Linear(known, t), nn.SiLU(), nn.Linear(t, t), nn.SiLU())
+        self.inlet = nn.Conv2d(4 * planes, a, 3, padding=1)
+        self.down1 = Block(a, a, t)
+        self.shrink1 = nn.Conv2d(a, b, 3, stride=2, padding=1)
+        self.down2 = Block(b, b, t)
+        self.shrink2 = nn.Conv2d(b, c, 3, stride=2, padding=1)
+        self.middle = nn.ModuleList(Block(c, c, t) for _ in range(middle))
+        self.grow2 = nn.Conv2d(c, b, 1)
+        self.up2 = Block(2 * b, b, t)
+        self.grow1 = nn.Conv2d(b, a, 1)
+        self.up1 = Block(2 * a, a, t)
+        self.norm = nn.GroupNorm(8, a)
+        self.outlet = nn.Conv2d(a, 4, 3, padding=1)
+
+    def run(
+        self, planes: Float[Tensor, "N P H W"], known: Float[Tensor, "M K"]
+    ) -> Float[Tensor, "N 1 H W"]:
+        """Return what becomes of planes, given a condition; float32."""
+        time = self.embed(known)
+        skip1 = self.down1(self.inlet(F.pixel_unshuffle(planes, 2)), time)
+        skip2 = self.down2(self.shrink1(skip1), time)
+        low = self.shrink2(skip2)
+        for block in self.middle:
+            low = block(low, time)
+        low = F.interpolate(self.grow2(low), scale_factor=2.0, mode="nearest")
+        low = self.up2(torch.cat([low, skip2], 1), time)
+        low = F.interpolate(self.grow1(low), scale_factor=2.0, mode="nearest")
+        low = self.up1(torch.cat([low, skip1], 1), time)
+        return F.pixel_shuffle(self.outlet(F.silu(self.norm(low))), 2).float()
+
+
+class UNet(Trunk):
+    """Predicts the noise in a picture of one nucleus.
 
     Args:
         settings: How large it is.
@@ -75,23 +129,10 @@ class UNet(nn.Module):
 
     def __init__(self, settings: UNetSettings | None = None) -> None:
         """Make the network, its weights drawn at random."""
-        super().__init__()
-        self.settings = settings or UNetSettings()
-        a, b, c = self.settings.channels
-        t = self.settings.time_channels
-        self.embed = nn.Sequential(nn.Linear(t, t), nn.SiLU(), nn.Linear(t, t), nn.SiLU())
-        self.inlet = nn.Conv2d(4, a, 3, padding=1)
-        self.down1 = Block(a, a, t)
-        self.shrink1 = nn.Conv2d(a, b, 3, stride=2, padding=1)
-        self.down2 = Block(b, b, t)
-        self.shrink2 = nn.Conv2d(b, c, 3, stride=2, padding=1)
-        self.middle = nn.ModuleList(Block(c, c, t) for _ in range(self.settings.middle))
-        self.grow2 = nn.Conv2d(c, b, 1)
-        self.up2 = Block(2 * b, b, t)
-        self.grow1 = nn.Conv2d(b, a, 1)
-        self.up1 = Block(2 * a, a, t)
-        self.norm = nn.GroupNorm(8, a)
-        self.outlet = nn.Conv2d(a, 4, 3, padding=1)
+        size = settings or UNetSettings()
+        t = size.time_channels
+        super().__init__(1, size.channels, size.middle, t, t)
+        self.settings = size
 
     def forward(
         self, x: Float[Tensor, "N 1 H W"], step: Int[Tensor, " M"]
@@ -107,17 +148,7 @@ class UNet(nn.Module):
         Returns:
             The predicted noise, float32.
         """
-        time = self.embed(sinusoids(step, self.settings.time_channels))
-        skip1 = self.down1(self.inlet(F.pixel_unshuffle(x, 2)), time)
-        skip2 = self.down2(self.shrink1(skip1), time)
-        low = self.shrink2(skip2)
-        for block in self.middle:
-            low = block(low, time)
-        low = F.interpolate(self.grow2(low), scale_factor=2.0, mode="nearest")
-        low = self.up2(torch.cat([low, skip2], 1), time)
-        low = F.interpolate(self.grow1(low), scale_factor=2.0, mode="nearest")
-        low = self.up1(torch.cat([low, skip1], 1), time)
-        return F.pixel_shuffle(self.outlet(F.silu(self.norm(low))), 2).float()
+        return self.run(x, sinusoids(step, self.settings.time_channels))
 
 
 def sinusoids(step: Int[Tensor, " M"], channels: int) -> Float[Tensor, "M C"]:
