@@ -80,7 +80,7 @@ def draw_stages(generator: Generator, portraits: Portraits) -> None:
         patch = generator.painter.settings.patch
         noise = torch.randn((len(rows), patch, patch), generator=stream(0, "figures", stage))
         made = paint_moments(
-            generator.painter, noise, torch.from_numpy(portraits.radii[rows]),
+            generator.distilled, noise, torch.from_numpy(portraits.radii[rows]),
             torch.from_numpy(brightness), torch.full((len(rows),), stage),
             steps=FastSettings().steps,
         )  # fmt: skip
@@ -125,10 +125,10 @@ def draw_time(generator: Generator, portraits: Portraits) -> None:
             brightness.astype(float), divides=False,
         )  # fmt: skip
         made = paint_fast(
-            [life], [(0, 7)], 8, generator.painter, generator.texture, FastSettings(),
-            [stream(5, "figures", number)], keep_flow=False,
+            [life], [(0, 7)], generator.painter, generator.texture, FastSettings(),
+            [stream(5, "figures", number)],
         )  # fmt: skip
-        sheets.append(relative(made.texture[0].numpy(), brightness))
+        sheets.append(relative(made[0].light.numpy(), brightness))
         titles += [f"real nucleus {number + 1}", "its outlines, painted"]
     grid(
         np.concatenate(sheets), DOCS / "time.png", columns=8, row_titles=titles,

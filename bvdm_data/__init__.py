@@ -7,6 +7,7 @@ from bvdm_data.datasets.mixed import MixedVideos
 from bvdm_data.datasets.real import CTCVideos
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.synth.fast import FastSettings
+from bvdm_data.synth.pool import PoolSettings
 from bvdm_data.synth.procedural import ProceduralSettings
 from bvdm_data.synth.texture import PaperSettings
 
@@ -20,6 +21,7 @@ __all__ = [
     "FastSettings",
     "MixedVideos",
     "PaperSettings",
+    "PoolSettings",
     "ProceduralSettings",
     "SyntheticHeLaVideos",
     "TooManyNucleiError",

@@ -117,6 +117,26 @@ def unbroken_tracks(
     present = np.zeros((top, frames), bool)
     for frame in range(frames):
         present[np.unique(masks[frame]), frame] = True
+    new_of, table, old = number_tracks(present, parents)
+    renamed = np.stack([new_of[masks[frame], frame] for frame in range(frames)])
+    return renamed, table, old
+
+
+def number_tracks(
+    present: npt.NDArray[np.bool_], parents: Mapping[int, int]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Find the unbroken tracks of nuclei of which is known when they are visible.
+
+    Args:
+        present: Whether each old id is visible in each frame, ``[ids, F]``; id 0 is background.
+        parents: As for :func:`unbroken_tracks`.
+
+    Returns:
+        The new id of every old one in every frame, ``[ids, F]``, 0 where it is not visible; the
+        table and the old ids, as for :func:`unbroken_tracks`.
+    """
+    top, frames = present.shape
+    present = present.copy()
     present[0] = False
     starts = present & ~np.roll(present, 1, axis=1)
     starts[:, 0] = present[:, 0]
@@ -133,8 +153,7 @@ def unbroken_tracks(
         if parent == 0 and 0 < mother < top and not present[mother, frame]:
             parent = int(new_of[mother, :frame].max(initial=0))
         table[number - 1] = number, frame, last, parent
-    renamed = np.stack([new_of[masks[frame], frame] for frame in range(frames)])
-    return renamed, table, old.astype(np.int64)
+    return new_of, table, old.astype(np.int64)
 
 
 def padded(table: npt.NDArray[np.generic], rows: int, fill: int | float) -> Tensor:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from bvdm_data.files import write_tensors
+from bvdm_data.synth.distilled import DistilledPainter, DistilledSettings
 from bvdm_data.synth.fast import TextureModel
 from bvdm_data.synth.flow import FlowNet
 from bvdm_data.synth.generator import Generator
@@ -25,7 +26,7 @@ from bvdm_data.synth.scene import CameraModel
 from bvdm_data.synth.shapes import ShapeModel
 from bvdm_data.synth.unet import UNet, UNetSettings
 
-FORMAT = "bvdm-data generator 2"
+FORMAT = "bvdm-data generator 3"
 """Says that a file holds a generator, and in which layout."""
 
 _PARTS = {
@@ -35,7 +36,7 @@ _PARTS = {
     "camera": CameraModel,
     "texture": TextureModel,
 }
-_NETWORKS = ("unet", "flownet", "painter")
+_NETWORKS = ("unet", "flownet", "painter", "distilled")
 _Part = TypeVar("_Part")
 
 
@@ -139,6 +140,7 @@ def save(generator: Generator, path: str | Path) -> None:
     tensors: dict[str, Tensor] = {}
     header: dict[str, Any] = {"format": FORMAT, "card": dict(generator.card)}
     header["painter"] = asdict(generator.painter.settings)
+    header["distilled"] = asdict(generator.distilled.settings)
     header["unet"] = None if generator.unet is None else asdict(generator.unet.settings)
     for name in _PARTS:
         part = asdict(getattr(generator, name))
@@ -232,12 +234,15 @@ def _assembled(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Gene
     }
     sizes = {
         name: {**said, "channels": tuple(said["channels"])}
-        for name in ("painter", "unet")
+        for name in ("painter", "distilled", "unet")
         if (said := header[name]) is not None
     }
     # Without memory, so that no starting weights are drawn from the global random state.
     with torch.device("meta"):
-        networks: dict[str, nn.Module] = {"painter": Painter(PainterSettings(**sizes["painter"]))}
+        networks: dict[str, nn.Module] = {
+            "painter": Painter(PainterSettings(**sizes["painter"])),
+            "distilled": DistilledPainter(DistilledSettings(**sizes["distilled"])),
+        }
         if "unet" in sizes:
             networks |= {"unet": UNet(UNetSettings(**sizes["unet"])), "flownet": FlowNet()}
     for name, network in networks.items():

@@ -10,6 +10,7 @@ import torch
 from bvdm_data import weights
 from bvdm_data.clip import STAGES
 from bvdm_data.datasets.ctc import write_sequence
+from bvdm_data.synth.distilled import DistilledPainter, DistilledSettings
 from bvdm_data.synth.fast import TextureModel
 from bvdm_data.synth.flow import FlowNet
 from bvdm_data.synth.generator import Generator
@@ -154,6 +155,7 @@ def tiny_camera():
 
 
 TINY_PAINTER = PainterSettings(patch=48, channels=(16, 16, 16), condition_channels=16)
+TINY_DISTILLED = DistilledSettings(patch=48, narrow=32, channels=(8, 8, 8), condition_channels=8)
 
 
 def seeded(network, seed, spread):
@@ -174,6 +176,7 @@ def tiny_generator(tiny_shapes, tiny_lives, tiny_motion, tiny_camera):
         camera=tiny_camera,
         texture=TextureModel(memory=0.9, fresh=0.3),
         painter=seeded(Painter(TINY_PAINTER), 3, 0.1),
+        distilled=seeded(DistilledPainter(TINY_DISTILLED), 4, 0.1),
         unet=seeded(UNet(UNetSettings(channels=(8, 8, 8), middle=1)), 1, 0.1),
         flownet=seeded(FlowNet(), 2, 0.05),
         card={"data": "made up", "held_out": {"loss": 0.5}, "seeds": [1, 2]},

@@ -25,6 +25,12 @@ from bvdm_data.cli.options import MODEL, QUIET, SEED
 @click.option("--offset", type=int, help="Camera count of no light. [default: guessed]")
 @click.option("--full", type=int, help="Camera count of full scale. [default: guessed]")
 @click.option("--painter-steps", default=10_000, show_default=True, help="Training of the painter.")
+@click.option(
+    "--distilled-steps",
+    default=4_000,
+    show_default=True,
+    help="Training of the network that draws in one call what the painter draws in several.",
+)
 @click.option("--paper", is_flag=True, help="Train the networks of the paper's method, too.")
 @click.option("--start-from", help="Model to train on; for a few annotated frames.")
 @click.option(
@@ -50,6 +56,7 @@ def fit(
     offset: int | None,
     full: int | None,
     painter_steps: int,
+    distilled_steps: int,
     paper: bool,
     start_from: str | None,
     texture_steps: int,
@@ -65,6 +72,7 @@ def fit(
     where it was.
     """
     from bvdm_data.camera_scale import CameraScale
+    from bvdm_data.fitting.distilled import DISTILLED_TRAINING
     from bvdm_data.fitting.fit import FitSettings
     from bvdm_data.fitting.fit import fit as fit_video
     from bvdm_data.fitting.flow import FLOW_TRAINING
@@ -76,6 +84,7 @@ def fit(
     scale = None if offset is None or full is None else CameraScale(offset, full)
     settings = FitSettings(
         painter=replace(PAINTER_TRAINING, steps=painter_steps),
+        distilled=replace(DISTILLED_TRAINING, steps=distilled_steps),
         paper=paper,
         texture=replace(TEXTURE_TRAINING, steps=texture_steps),
         flow=replace(FLOW_TRAINING, steps=flow_steps),

@@ -20,7 +20,9 @@ from bvdm_data.datasets.ctc_writer import is_complete, write_sequence
 from bvdm_data.datasets.methods import check_fitted, check_method, check_variation
 from bvdm_data.datasets.synthetic import check_nuclei, check_room
 from bvdm_data.files import whole_file
-from bvdm_data.synth.generator import Method, SceneSettings, synthesise
+from bvdm_data.synth.generator import Method
+from bvdm_data.synth.plan import SceneSettings
+from bvdm_data.synth.synthesis import synthesise
 from bvdm_data.weights import find_model, load, model_digest
 
 MANIFEST = "bvdm_data.json"

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from bvdm_data.datasets.arguments import check_share
 from bvdm_data.synth.fast import FastSettings
 from bvdm_data.synth.generator import NOT_FITTED, Generator, Method
+from bvdm_data.synth.pool import PoolSettings
 from bvdm_data.synth.procedural import ProceduralSettings
 from bvdm_data.synth.texture import PaperSettings
 
@@ -61,6 +62,32 @@ def check_variation(variation: float | None, method: Method) -> float:
     if variation is None:
         return FAST_VARIATION if isinstance(method, FastSettings) else 0.0
     return check_share("variation", variation)
+
+
+def check_pool(pool: PoolSettings | bool | None, method: Method) -> PoolSettings | None:
+    """Return how nuclei are shared by clips.
+
+    Args:
+        pool: Settings; True: the usual ones; None or False: not at all.
+        method: Settings of the method.
+
+    Returns:
+        Settings, or None.
+
+    Raises:
+        TypeError: If pool is none of these.
+        ValueError: If the method cannot share nuclei.
+    """
+    if pool is None or pool is False:
+        return None
+    if not isinstance(pool, PoolSettings) and pool is not True:
+        raise TypeError(f"pool must be True, None or PoolSettings, got {pool!r}")
+    if not (isinstance(method, FastSettings) and method.families):
+        raise ValueError(
+            "pool must be None unless the method is 'fast' with families, got "
+            f"{type(method).__name__}; leave pool out, or give method='fast'"
+        )
+    return PoolSettings() if pool is True else pool
 
 
 def check_fitted(method: Method, generator: Generator) -> None:

@@ -21,6 +21,7 @@ from bvdm_data.datasets.ctc import CTCSequence, guess_scale, read_sequence
 from bvdm_data.datasets.real import DEFAULT_BORDER
 from bvdm_data.fitting.camera import fit_camera
 from bvdm_data.fitting.crops import Crops, check_usable, cut_nuclei
+from bvdm_data.fitting.distilled import DISTILLED_TRAINING, draw_pairs, fit_distilled
 from bvdm_data.fitting.flow import FLOW_TRAINING, Overlap, fit_flow, pair_masks
 from bvdm_data.fitting.lives import QUANTILES, fit_lives, whole_cycles
 from bvdm_data.fitting.memory import USUAL, fit_memory
@@ -46,6 +47,8 @@ class FitSettings:
 
     Attributes:
         painter: Training of the painter, our recipe. Its seed becomes ``seed``.
+        distilled: Training of the network that draws in one call, our recipe. Its seed becomes
+            ``seed``.
         paper: Whether the networks of the paper's method are trained, too.
         texture: Training of its DDPM; the paper's recipe. Its seed becomes ``seed``.
         flow: Training of its FlowNet; the paper's recipe. Its seed becomes ``seed``.
@@ -57,6 +60,7 @@ class FitSettings:
     """
 
     painter: TrainingSettings = PAINTER_TRAINING
+    distilled: TrainingSettings = DISTILLED_TRAINING
     paper: bool = False
     texture: TrainingSettings = TEXTURE_TRAINING
     flow: TrainingSettings = FLOW_TRAINING
@@ -77,7 +81,7 @@ class FitSettings:
             object.__setattr__(self, "stop", check_whole_number("stop", self.stop))
             if self.stop < 2:
                 raise ValueError(f"stop must leave at least 2 frames, got {self.stop}")
-        for part in ("painter", "texture", "flow"):
+        for part in ("painter", "distilled", "texture", "flow"):
             object.__setattr__(self, part, replace(getattr(self, part), seed=self.seed))
 
 
@@ -109,9 +113,10 @@ def fit(
         work_dir: Folder of the checkpoints; None: ``NAME.fit`` beside output.
         settings: Trainings, frame interval, seed.
         start_from: A model to start from, as for :func:`bvdm_data.weights.load`: its painter is
-            trained on, and what a short video cannot tell (lives where it shows fewer than two
-            divisions, motion, the texture's memory) is taken over, as are the networks of the
-            paper's method. The card says what was. None: from nothing.
+            trained on, as is the network distilled from it, and what a short video cannot tell
+            (lives where it shows fewer than two divisions, motion, the texture's memory) is taken
+            over, as are the networks of the paper's method. The card says what was. None: from
+            nothing.
         device: Where the networks are trained.
         progress: Show progress bars.
 
@@ -153,7 +158,18 @@ def fit(
         device=place,
         progress=progress,
     )
-    base = Generator(shapes, lives, motion, camera, USUAL, painter)
+    pairs = draw_pairs(painter, shapes, lives, seed=settings.seed, device=place, progress=progress)
+    distilled, distilled_log = fit_distilled(
+        pairs,
+        painter,
+        checkpoint=folder / "distilled.safetensors",
+        training=settings.distilled,
+        start=None if start is None else start.distilled,
+        device=place,
+        progress=progress,
+    )
+    painter = painter.cpu()
+    base = Generator(shapes, lives, motion, camera, USUAL, painter, distilled)
     memory, kept = fit_memory(crops, stages, base, seed=settings.seed)
     if len(kept) < 2 and start is not None:
         memory = start.texture
@@ -175,6 +191,7 @@ def fit(
         "started_from": None if start is None else dict(start.card).get("data"),
         "taken_over": taken,
         "painter": _trained(painter_log, settings.painter),
+        "distilled": _trained(distilled_log, settings.distilled),
         **trained,
         "settings": asdict(settings),
         "versions": _versions(),

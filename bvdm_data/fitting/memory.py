@@ -14,9 +14,11 @@ from bvdm_data.fitting.crops import Crops, cut_nuclei
 from bvdm_data.fitting.video import Frame, Video, background_light
 from bvdm_data.randomness import numpy_stream, stream
 from bvdm_data.synth.fast import BATCH, FastSettings, TextureModel, paint_moments
-from bvdm_data.synth.generator import Generator, SceneSettings, synthesise
+from bvdm_data.synth.generator import Generator
 from bvdm_data.synth.painter import edge_map
+from bvdm_data.synth.plan import SceneSettings
 from bvdm_data.synth.shapes import area
+from bvdm_data.synth.synthesis import synthesise
 
 PAIRS = 300
 """Pairs of pictures that are compared at each lag."""
@@ -175,7 +177,9 @@ def _of_noise(
 
     Their noise is correlated so far; their outlines change as they do in a film.
     """
-    shapes, painter, camera = generator.shapes, generator.painter, generator.camera
+    settings = FastSettings()
+    painter = generator.painter_for(settings)
+    shapes, camera = generator.shapes, generator.camera
     draws = numpy_stream(seed, "fit", "memory", "lives")
     patch = painter.settings.patch
     scores = np.stack([shapes.scores(lag + 1, draws)[[0, -1]] for _ in range(PAINTED)], 1)
@@ -194,7 +198,7 @@ def _of_noise(
                 radii[part],
                 level[part],
                 torch.zeros(len(part), dtype=torch.long),
-                steps=FastSettings().steps,
+                steps=settings.steps,
             )
             for part in torch.arange(PAINTED).split(BATCH)  # type: ignore[no-untyped-call]
         ]

@@ -47,6 +47,7 @@ def variants(data: Data) -> dict[str, Data]:
 
     return {
         "fast": full,
+        "6 steps": fast(steps=6),
         "2 steps": fast(steps=2),
         "12 steps": fast(steps=12),
         "frozen texture": fast(memory=1.0, fresh=0.0),

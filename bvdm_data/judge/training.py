@@ -17,6 +17,7 @@ from bvdm_data.evaluation.experiment import (
 from bvdm_data.evaluation.linking import LinkerSettings
 from bvdm_data.evaluation.seg_tra import Reference
 from bvdm_data.evaluation.segmentation_training import SegmenterSettings
+from bvdm_data.fitting.distilled import DISTILLED_TRAINING
 from bvdm_data.fitting.fit import FitSettings, fit
 from bvdm_data.fitting.painter import PAINTER_TRAINING
 from bvdm_data.fitting.training import purpose_of
@@ -41,7 +42,8 @@ class Budget:
         clips: Synthetic clips of an arm; None: as many as hold the pixels of the training video.
         segmenter: How each network is trained.
         scarce_frames: Numbers of annotated frames on the scarcity curve.
-        scarce_steps: Training steps of the painter of a model fitted to a few frames.
+        scarce_steps: Training steps of the painter of a model fitted to a few frames, and of the
+            network distilled from it.
         steps_clips: Synthetic clips of each row of the comparison of diffusion steps.
         steps_frames: Frames of these clips.
         steps_crops: Nuclei of these clips whose picture distance is measured.
@@ -143,6 +145,7 @@ def _fitted(data: Data, budget: Budget) -> Path:
         )
     settings = FitSettings(
         painter=replace(PAINTER_TRAINING, steps=budget.scarce_steps),
+        distilled=replace(DISTILLED_TRAINING, steps=budget.scarce_steps),
         border=data.border,
         stop=data.stop,
     )

@@ -1,7 +1,7 @@
 """Colony: families of nuclei that lie and move as those of the video do."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from bvdm_data.synth.placing import (
     no_room,
 )
 from bvdm_data.synth.shapes import Array, ShapeModel
+
+Grow = Callable[[int, Founder | None], list[Life]]
+"""Gives a family whose founder has a number, the sister of another founder or of nobody."""
 
 PAIRED = 0.8
 """Share of the founders that come with a sister (our choice: in a growing population every nucleus
@@ -37,6 +40,8 @@ def colony(
     size: tuple[int, int],
     nuclei: int | None,
     generator: np.random.Generator,
+    grow: Grow | None = None,
+    contact: float = 0.0,
 ) -> list[Trajectory]:
     """Place families, let them live and move.
 
@@ -53,6 +58,8 @@ def colony(
         size: Height and width of the picture, px.
         nuclei: Nuclei that the first frame shows; None: the video's density at a random time.
         generator: Where the random numbers come from.
+        grow: Gives families; None: they are drawn from the models.
+        contact: Share of the founders without a sister that are put against another.
 
     Returns:
         All nuclei, also those that stay outside the picture.
@@ -60,8 +67,34 @@ def colony(
     Raises:
         ValueError: If so many nuclei do not fit into the picture.
     """
-    founders = _Placing(shapes, lives, motion, frames, size, generator).place(nuclei)
+    grow = grow or _Growth(shapes, lives, frames, generator)
+    founders = _Placing(motion, frames, size, generator, grow, contact).place(nuclei)
     return _move(founders, motion, frames, generator)
+
+
+TOUCH = (0.9, 1.02)
+"""Least and largest distance of a founder from the one that it is put against, over that at which
+their outlines meet (our choice)."""
+
+AGAINST = 10
+"""How often a place against another is looked for."""
+
+
+class _Growth:
+    """Draws families from the models."""
+
+    def __init__(
+        self, shapes: ShapeModel, lives: LifeModel, frames: int, generator: np.random.Generator
+    ) -> None:
+        self.models = (shapes, lives, frames, generator)
+        self.quantile = float(generator.random())
+
+    def __call__(self, identity: int, sister: Founder | None) -> list[Life]:
+        if sister is None:
+            # Evenly spread, so that a film of few nuclei shows dim and bright ones, too.
+            self.quantile = (self.quantile + (math.sqrt(5) - 1) / 2) % 1
+        age = None if sister is None else sister.family[0].age
+        return grow_family(*self.models, identity, jitter=None, quantile=self.quantile, age=age)
 
 
 class _Placing:
@@ -69,14 +102,15 @@ class _Placing:
 
     def __init__(
         self,
-        shapes: ShapeModel,
-        lives: LifeModel,
         motion: MotionModel,
         frames: int,
         size: tuple[int, int],
         generator: np.random.Generator,
+        grow: Grow,
+        contact: float,
     ) -> None:
-        self.models = (shapes, lives)
+        self.grow = grow
+        self.contact = contact
         self.motion = motion
         self.frames = frames
         self.size = size
@@ -85,7 +119,6 @@ class _Placing:
         self.founders: list[Founder] = []
         self.identity = 1
         self.seen = 0
-        self.quantile = float(generator.random())
 
     def place(self, nuclei: int | None) -> list[Founder]:
         height, width = self.size
@@ -111,24 +144,34 @@ class _Placing:
 
     def _founder(self, sister: Founder | None) -> Founder | None:
         """Draw a founder and a free place for it; None where there is none."""
-        if sister is None:
-            # Evenly spread, so that a film of few nuclei shows dim and bright ones, too.
-            self.quantile = (self.quantile + (math.sqrt(5) - 1) / 2) % 1
-        family = grow_family(
-            *self.models,
-            self.frames,
-            self.generator,
-            self.identity,
-            jitter=None,
-            quantile=self.quantile,
-            age=None if sister is None else sister.family[0].age,
-        )
+        family = self.grow(self.identity, sister)
         space = _space(self.motion, self.generator)
+        turn = self.generator.uniform(0, 2 * math.pi)
+        if sister is None and self.contact and self.generator.random() < self.contact:
+            against = self._against(family, turn, space)
+            if against is not None:
+                return against
         keep_off = space * float(mean_radius(family[0].radii[0]))
         for _ in range(TRIES if sister is None else 30):
             centre = self._somewhere(sister)
             if self.crowd.fits(centre, keep_off):
-                return Founder(family, centre, self.generator.uniform(0, 2 * math.pi), space)
+                return Founder(family, centre, turn, space)
+        return None
+
+    def _against(self, family: list[Life], turn: float, space: float) -> Founder | None:
+        """Put a founder against one that is there; None where there is no room at any."""
+        radii = family[0].radii[0]
+        for _ in range(AGAINST if self.founders else 0):
+            other = self.founders[self.generator.integers(len(self.founders))]
+            angle = self.generator.uniform(0, 2 * math.pi)
+            reach = _outline(other.family[0].radii[0], angle - other.turn)
+            reach += _outline(radii, angle + math.pi - turn)
+            distance = reach * self.generator.uniform(*TOUCH)
+            centre = other.centre + distance * np.array([math.cos(angle), math.sin(angle)])
+            # As close as they lie now they may stay.
+            narrow = min(space, (distance - other.keep_off) / float(mean_radius(radii)))
+            if narrow > 0 and self.crowd.fits(centre, narrow * float(mean_radius(radii)) - 1e-6):
+                return Founder(family, centre, turn, narrow)
         return None
 
     def _somewhere(self, sister: Founder | None) -> Array:
@@ -181,6 +224,12 @@ def _move(
         Trajectory(life, np.array(centres[i]), np.array(turns[i]), float(depth))
         for depth, (i, life) in zip(order, lives.items(), strict=True)
     ]
+
+
+def _outline(radii: Array, angle: float) -> float:
+    """Return how far an outline is in a direction, px."""
+    grid = np.linspace(0, 2 * math.pi, len(radii) + 1)
+    return float(np.interp(angle % (2 * math.pi), grid, np.append(radii, radii[0])))
 
 
 def _space(motion: MotionModel, generator: np.random.Generator) -> float:

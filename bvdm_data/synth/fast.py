@@ -4,17 +4,20 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bvdm_data.synth.distilled import DistilledPainter
 from bvdm_data.synth.lives import Life
-from bvdm_data.synth.painter import REACH, Painter, denoise, edge_map, patch_grid, patch_scale
-from bvdm_data.synth.shapes import radius_towards
-from bvdm_data.synth.texture import Painted
+from bvdm_data.synth.painter import REACH, Painter, denoise, edge_map, patch_scale
 
 BATCH = 64
 """Pictures that go through the network together."""
+
+DISTILLED_STEPS = 6
+"""Calls of the painter whose outcome the distilled network learns."""
 
 DARKEST, BRIGHTEST = -0.5, 4.0
 """Light over brightness at which a picture is clipped; none of the HeLa video's is beyond it."""
@@ -43,7 +46,8 @@ class FastSettings:
     """How nuclei are painted by the library's own method.
 
     Attributes:
-        steps: Calls of the network a picture.
+        steps: Calls of the network a picture. 1: by the distilled network, which learnt to draw
+            at once what the painter draws in ``DISTILLED_STEPS``; more: by the painter itself.
         families: Whether nuclei live and move as those of the video do, see
             :func:`bvdm_data.synth.colony.colony`; False: as in the paper's scenes.
         memory: As in :class:`TextureModel`; None: that of the fitted video.
@@ -54,7 +58,7 @@ class FastSettings:
         ValueError: If a value is out of its range.
     """
 
-    steps: int = 6
+    steps: int = 1
     families: bool = True
     memory: float | None = None
     fresh: float | None = None
@@ -77,18 +81,35 @@ class FastSettings:
                 raise ValueError(f"{name} must be from 0 to 1, got {value}")
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """Painted nuclei of one size of picture.
+
+    Attributes:
+        light: Light above the background in grey values, halo included, each in its own
+            orientation, ``[M, P, P]``; where the network is.
+        rows: Which nucleus each shows, ``[M]``; on the CPU.
+        moments: In which frame of the film, ``[M]``.
+        zoom: Pixels of the picture to a pixel of the film, ``[M]``: 1 but for nuclei that are
+            too large for their picture.
+    """
+
+    light: Tensor
+    rows: Tensor
+    moments: Tensor
+    zoom: Tensor
+
+
 def paint_fast(
     lives: Sequence[Life],
     views: Sequence[tuple[int, int]],
-    frames: int,
-    painter: Painter,
+    painter: Painter | DistilledPainter,
     texture: TextureModel,
     settings: FastSettings,
     generators: Sequence[torch.Generator],
     *,
-    keep_flow: bool = True,
-    on_frame: Callable[[], object] | None = None,
-) -> Painted:
+    on_part: Callable[[float], object] | None = None,
+) -> list[Pictures]:
     """Paint nuclei, all frames at once.
 
     The paper carries a texture from frame to frame by a flow and refreshes it by a few diffusion
@@ -101,47 +122,62 @@ def paint_fast(
     Args:
         lives: The nuclei; mothers before daughters.
         views: First and last frame in which each is seen.
-        frames: Length of the film.
         painter: Draws a nucleus.
         texture: How long a texture lasts.
         settings: Steps; may overrule the texture's memory.
         generators: One for each nucleus, so that its noise does not depend on its neighbours.
-        keep_flow: Whether the flow is wanted; it takes twice the memory of the textures.
-        on_frame: Called once for each frame of the film.
+        on_part: Called with the share that is done.
 
     Returns:
-        Light above the background in grey values, halo included, and the flow of the map between
-        outlines; on the CPU.
+        The pictures of every nucleus in the frames in which it is seen; where the painter draws
+        small nuclei in smaller pictures, in two groups.
     """
     patch = painter.settings.patch
-    device = next(painter.parameters()).device
     noise = _drifting_noise(lives, patch, texture, settings, generators)
-    rows = [(n, f) for n, (first, last) in enumerate(views) for f in range(first, last + 1)]
-    light = torch.zeros(len(lives), frames, patch, patch)
-    done = 0
-    for start in range(0, len(rows), BATCH):
-        part = rows[start : start + BATCH]
-        moments = [(lives[n], f - lives[n].first) for n, f in part]
-        light[tuple(zip(*part, strict=True))] = paint_moments(
-            painter,
-            torch.stack([noise[n][f - lives[n].first] for n, f in part]).to(device),
-            torch.stack([torch.from_numpy(life.radii[m]).float() for life, m in moments]),
-            torch.tensor([float(life.brightness[m]) for life, m in moments]),
-            torch.tensor([int(life.stages[m]) for life, m in moments]),
-            steps=settings.steps,
-        ).cpu()
-        while on_frame is not None and done < frames * (start + len(part)) // len(rows):
-            on_frame()
-            done += 1
-    for _ in range(frames - done if on_frame is not None else 0):
-        on_frame()  # type: ignore[misc]
-    flow = _flow(lives, frames) if keep_flow else torch.zeros(len(lives), 0, 2, patch, patch)
-    return Painted(light, flow)
+    seen = [(n, f) for n, (first, last) in enumerate(views) for f in range(first, last + 1)]
+    if not seen:
+        return []
+    rows, moments = torch.tensor(seen).unbind(1)
+    shown = [(lives[n], f - lives[n].first) for n, f in seen]
+    radii = torch.from_numpy(np.stack([life.radii[m] for life, m in shown])).float()
+    brightness = torch.tensor([float(life.brightness[m]) for life, m in shown])
+    stage = torch.tensor([int(life.stages[m]) for life, m in shown])
+    drawn = torch.stack([noise[n][f - lives[n].first] for n, f in seen])
+    found, done = [], 0
+    for side, group in _by_side(painter, radii):
+        light = []
+        rim = (patch - side) // 2
+        inner = slice(rim, patch - rim)
+        for part in group.tensor_split(math.ceil(len(group) / BATCH)):
+            light.append(
+                paint_moments(
+                    painter, drawn[part, inner, inner], radii[part], brightness[part],
+                    stage[part], steps=settings.steps,
+                )
+            )  # fmt: skip
+            done += len(part)
+            if on_part is not None:
+                on_part(done / len(seen))
+        zoom = patch_scale(radii[group], side)
+        found.append(Pictures(torch.cat(light), rows[group], moments[group], zoom))
+    return found
+
+
+def _by_side(
+    painter: Painter | DistilledPainter, radii: Float[Tensor, "N K"]
+) -> list[tuple[int, Tensor]]:
+    """Group nuclei by the side of the picture that they need."""
+    narrow = torch.zeros(len(radii), dtype=torch.bool)
+    side = painter.settings.patch
+    if isinstance(painter, DistilledPainter):
+        narrow, side = painter.fits_narrow(radii), painter.settings.narrow
+    groups = [(side, narrow.nonzero()[:, 0]), (painter.settings.patch, (~narrow).nonzero()[:, 0])]
+    return [(side, group) for side, group in groups if len(group)]
 
 
 @torch.no_grad()
 def paint_moments(
-    painter: Painter,
+    painter: Painter | DistilledPainter,
     noise: Float[Tensor, "N P P"],
     radii: Float[Tensor, "N K"],
     brightness: Float[Tensor, " N"],
@@ -157,7 +193,7 @@ def paint_moments(
         radii: Outlines, px.
         brightness: Mean light inside the outlines, grey values.
         stage: Index into ``STAGES``; -1 where it is not known.
-        steps: Calls of the network.
+        steps: Calls of the network; a distilled one is called once.
 
     Returns:
         Light above the background, grey values; its mean inside the outline is the brightness.
@@ -165,14 +201,19 @@ def paint_moments(
         :func:`bvdm_data.synth.painter.patch_scale`.
     """
     patch = noise.shape[-1]
+    device = next(painter.parameters()).device
     radii = radii * patch_scale(radii, patch)[:, None]
-    edge = edge_map(radii, patch).to(noise.device)
-    brightness, stage = brightness.to(noise.device), stage.to(noise.device)
-    with torch.autocast(noise.device.type, torch.bfloat16):
-        picture = denoise(painter, noise[:, None], steps, edge, brightness, stage)
+    edge = edge_map(radii, patch).to(device)
+    brightness, stage = brightness.to(device), stage.to(device)
+    start = noise[:, None].to(device)
+    with torch.autocast(device.type, torch.bfloat16):
+        if isinstance(painter, DistilledPainter):
+            picture = painter(start, edge, brightness, stage)
+        else:
+            picture = denoise(painter, start, steps, edge, brightness, stage)
     light = painter.to_light(picture, brightness).nan_to_num(0)
     wanted = brightness[:, None, None]
-    light = light.clamp(DARKEST * wanted, BRIGHTEST * wanted) * _fade(edge)
+    light = light.clamp(DARKEST * wanted, BRIGHTEST * wanted) * fade(edge)
     inside = (edge[:, 0] <= 0).float()
     mean = (light * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
     # The network meets the brightness that it is given within a few per cent.
@@ -180,8 +221,12 @@ def paint_moments(
     return light * gain[:, None, None]
 
 
-def _fade(edge: Float[Tensor, "N 1 P P"]) -> Float[Tensor, "N P P"]:
-    """Return 1 up to some pixels outside an outline, falling to 0 at ``REACH``."""
+def fade(edge: Float[Tensor, "N 1 P P"]) -> Float[Tensor, "N P P"]:
+    """Return the share of the light that is kept: 1, but falling to 0 towards ``REACH``.
+
+    Args:
+        edge: From :func:`bvdm_data.synth.painter.edge_map`.
+    """
     return ((1 - edge[:, 0]) * (REACH / _FADE)).clamp(0, 1)
 
 
@@ -209,16 +254,3 @@ def _drifting_noise(
         ends[life.identity] = lasting[-1]
         found.append(math.sqrt(1 - fresh) * lasting + math.sqrt(fresh) * passing)
     return found
-
-
-def _flow(lives: Sequence[Life], frames: int) -> Float[Tensor, "N E 2 Q Q"]:
-    """Return the backward flow: a point keeps its share of the way from centroid to outline."""
-    patch = 2 * math.ceil(max((life.radii.max() for life in lives), default=0.0)) + 4
-    flow = torch.zeros(len(lives), frames - 1, 2, patch, patch)
-    pixels = patch_grid(patch)
-    for row, life in enumerate(lives):
-        y, x = pixels[:, None].expand(2, len(life.radii), -1, -1)
-        outline = radius_towards(torch.from_numpy(life.radii).float(), y, x)
-        stretch = outline[:-1] / outline[1:]
-        flow[row, life.first : life.last] = (stretch - 1)[:, None] * pixels
-    return flow

@@ -63,7 +63,64 @@ class PainterSettings:
             )
 
 
-class Painter(Trunk):
+class LightScale:
+    """How networks see light and what a nucleus is like.
+
+    Attributes:
+        floor: As in :class:`PainterSettings`.
+    """
+
+    floor: float
+
+    def condition(
+        self, brightness: Float[Tensor, " N"], stage: Int[Tensor, " N"]
+    ) -> Float[Tensor, "N C"]:
+        """Put brightness and stage side by side as a network sees them.
+
+        Args:
+            brightness: Mean light inside the outlines, grey values.
+            stage: Index into ``STAGES``; where it is -1, unknown, all of them are 0.
+
+        Returns:
+            The logarithm of the brightness over the floor, and one number for each stage.
+        """
+        light = (brightness.clamp(min=0) / self.floor).log1p()[:, None] - 2
+        stages = F.one_hot(stage.long() + 1, len(STAGES) + 1)[:, 1:].float()
+        return torch.cat([light, stages], 1)
+
+    def to_picture(
+        self, light: Float[Tensor, "N P P"], brightness: Float[Tensor, " N"]
+    ) -> Float[Tensor, "N 1 P P"]:
+        """Bring light to the scale of the network: background -1, a bright nucleus about 1.
+
+        Args:
+            light: Grey values above the background.
+            brightness: Mean light inside the outlines, grey values.
+
+        Returns:
+            Pictures.
+        """
+        return (2 * light / self._scale(brightness) - 1)[:, None]
+
+    def to_light(
+        self, picture: Float[Tensor, "N 1 P P"], brightness: Float[Tensor, " N"]
+    ) -> Float[Tensor, "N P P"]:
+        """Undo :meth:`to_picture`.
+
+        Args:
+            picture: On the scale of the network.
+            brightness: Mean light inside the outlines, grey values.
+
+        Returns:
+            Grey values above the background.
+        """
+        return (picture[:, 0] + 1) / 2 * self._scale(brightness)
+
+    def _scale(self, brightness: Float[Tensor, " N"]) -> Float[Tensor, "N 1 1"]:
+        return (brightness.square() + self.floor**2).sqrt()[:, None, None]
+
+
+class Painter(Trunk, LightScale):
     """Predicts the velocity of a noisy picture of one nucleus, given what the nucleus is like.
 
     It is told the outline (as the distance of every
@@ -80,6 +137,7 @@ class Painter(Trunk):
         t = size.condition_channels
         super().__init__(2, size.channels, size.middle, t + 1 + len(STAGES), t)
         self.settings = size
+        self.floor = size.floor
 
     def forward(
         self,
@@ -111,42 +169,8 @@ class Painter(Trunk):
     def _condition(
         self, level: Float[Tensor, " N"], brightness: Float[Tensor, " N"], stage: Int[Tensor, " N"]
     ) -> Float[Tensor, "N C"]:
-        """Put noise level, brightness and stage side by side; an unknown stage is all zeros."""
         time = sinusoids(1000 * level, self.settings.condition_channels)
-        light = (brightness.clamp(min=0) / self.settings.floor).log1p()[:, None] - 2
-        stages = F.one_hot(stage.long() + 1, len(STAGES) + 1)[:, 1:].float()
-        return torch.cat([time, light, stages], 1)
-
-    def to_picture(
-        self, light: Float[Tensor, "N P P"], brightness: Float[Tensor, " N"]
-    ) -> Float[Tensor, "N 1 P P"]:
-        """Bring light to the scale of the network: background -1, a bright nucleus about 1.
-
-        Args:
-            light: Grey values above the background.
-            brightness: Mean light inside the outlines, grey values.
-
-        Returns:
-            Pictures.
-        """
-        return (2 * light / self._scale(brightness) - 1)[:, None]
-
-    def to_light(
-        self, picture: Float[Tensor, "N 1 P P"], brightness: Float[Tensor, " N"]
-    ) -> Float[Tensor, "N P P"]:
-        """Undo :meth:`to_picture`.
-
-        Args:
-            picture: On the scale of the network.
-            brightness: Mean light inside the outlines, grey values.
-
-        Returns:
-            Grey values above the background.
-        """
-        return (picture[:, 0] + 1) / 2 * self._scale(brightness)
-
-    def _scale(self, brightness: Float[Tensor, " N"]) -> Float[Tensor, "N 1 1"]:
-        return (brightness.square() + self.settings.floor**2).sqrt()[:, None, None]
+        return torch.cat([time, self.condition(brightness, stage)], 1)
 
 
 def patch_grid(patch: int) -> Float[Tensor, "2 P P"]:

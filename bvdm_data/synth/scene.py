@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from bvdm_data.synth.flow import invert
 from bvdm_data.synth.motion import Trajectory
-from bvdm_data.synth.painter import patch_scale
 from bvdm_data.synth.shapes import radius_towards, rasterise
 
 Labels = npt.NDArray[np.int32]
@@ -68,24 +67,6 @@ def spots(paths: Sequence[Trajectory], frame: int, size: tuple[int, int]) -> Ite
             yield Spot(row, window, y, x, inside, edge)
 
 
-def label(paths: Sequence[Trajectory], frames: int, size: tuple[int, int]) -> Labels:
-    """Draw the instance masks; where nuclei overlap, the one of the larger depth is seen.
-
-    Args:
-        paths: All nuclei.
-        frames: Length of the film.
-        size: Height and width of the picture.
-
-    Returns:
-        Identities, 0 in the background, ``[F, H, W]``.
-    """
-    labels = np.zeros((frames, *size), np.int32)
-    for frame in range(frames):
-        for spot in spots(paths, frame, size):
-            labels[frame][spot.window][spot.inside.numpy()] = paths[spot.row].life.identity
-    return labels
-
-
 def lighten(
     paths: Sequence[Trajectory],
     labels: Labels,
@@ -120,40 +101,6 @@ def lighten(
             grey *= float(life.brightness[frame - life.first]) / mask_level
             light[frame][spot.window][seen] = grey.numpy()[seen]
     return light
-
-
-def add_up(
-    paths: Sequence[Trajectory], labels: Labels, light: Float[Tensor, "N F P P"]
-) -> npt.NDArray[np.float32]:
-    """Put painted nuclei, halo and all, in their places; where they meet, their light adds up.
-
-    Args:
-        paths: All nuclei.
-        labels: Identities, ``[F, H, W]``; only its size is used.
-        light: Light of each nucleus above the background, in its own orientation, grey values.
-
-    Returns:
-        Light above the background, grey values, ``[F, H, W]``.
-    """
-    total = np.zeros(labels.shape, np.float32)
-    half = light.shape[-1] // 2
-    for frame in range(len(labels)):
-        for row, path in enumerate(paths):
-            moment = frame - path.life.first
-            if not 0 <= moment < len(path.life.stages):
-                continue
-            radii = torch.from_numpy(path.life.radii[moment]).float()[None]
-            scale = float(patch_scale(radii, light.shape[-1]))
-            window = _window(path.centres[moment], math.ceil(half / scale), labels.shape[1:])
-            if window is None:
-                continue
-            y, x = _own_coordinates(window, path.centres[moment], float(path.turns[moment]))
-            grid = torch.stack([x, y], -1)[None] * (scale / half)
-            read = F.grid_sample(
-                light[row, frame][None, None], grid, "bicubic", "zeros", align_corners=False
-            )
-            total[frame][window] += read[0, 0].numpy()
-    return total
 
 
 def _window(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -135,14 +136,31 @@ def radius_towards(
     Returns:
         Distance of the outline from the centroid, px, linear between two angles.
     """
-    count = radii.shape[1]
-    place = x.atan2(y).remainder(2 * math.pi) * (count / (2 * math.pi))
-    low = place.floor().long().remainder(count)
-    share = place - place.floor()
-    flat = low.flatten(1)
-    here = radii.gather(1, flat).view_as(share)
-    there = radii.gather(1, (flat + 1).remainder(count)).view_as(share)
+    closed = torch.cat([radii, radii[:, :1]], 1)
+    corner, share = corners_towards(y, x, radii.shape[1])
+    flat = corner.flatten(1)
+    here = closed.gather(1, flat).view_as(share)
+    there = closed.gather(1, flat + 1).view_as(share)
     return here + share * (there - here)
+
+
+def corners_towards(y: Tensor, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Tell between which corners of an outline a direction lies.
+
+    Args:
+        y: Offset from the centroid along the major axis, px, any shape.
+        x: Offset across it, px.
+        count: Corners of the outline.
+
+    Returns:
+        Index of the corner before, from 0 to count - 1, int64, and the share of the way to the
+        next.
+    """
+    place = x.atan2(y) * (count / (2 * math.pi))
+    low = place.floor()
+    corner = low.long()
+    corner += count * (corner < 0)
+    return corner, place - low
 
 
 def rasterise(

@@ -22,6 +22,10 @@ CROWDING = 0.3
 """How far the logarithm of the room that nuclei leave each other may fall at a variation of 1 (our
 choice: in half of the clips nuclei touch and overlap more than in the HeLa video)."""
 
+CONTACT = 0.4
+"""Largest share of the founders that are put against another at a variation of 1 (our choice: a
+segmenter learns to part nuclei from those that touch, which few of the HeLa video's do)."""
+
 BLUR = 0.7
 """Largest extra blur at a variation of 1, px (our choice: half of the microscope's)."""
 
@@ -35,6 +39,9 @@ class Varied:
         lives: Brightness, growth.
         motion: Density, crowding.
         camera: Noise.
+        size: Factor on lengths of nuclei, which shapes and lives have already.
+        brightness: Factor on their light, which lives have already.
+        contact: Share of the founders that are put against another.
         blur: Standard deviation of an extra Gaussian blur of all light, px.
     """
 
@@ -42,6 +49,9 @@ class Varied:
     lives: LifeModel
     motion: MotionModel
     camera: CameraModel
+    size: float
+    brightness: float
+    contact: float
     blur: float
 
 
@@ -78,5 +88,8 @@ def vary(
         lives=replace(lives, body=size**2 * lives.body, brightness=brightness * lives.brightness),
         motion=replace(motion, density=density * motion.density, closest=room * motion.closest),
         camera=replace(camera, noise=noise * camera.noise),
+        size=float(size),
+        brightness=float(brightness),
+        contact=float(amount * generator.uniform(0, CONTACT)),
         blur=float(blur),
     )

@@ -1,0 +1,217 @@
+"""Synthesis: the way from the fitted models and a seed to an annotated film."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Bool
+from scipy import ndimage
+from torch import Tensor
+
+from bvdm_data.clip import Clip, annotated, padded
+from bvdm_data.randomness import numpy_stream, stream
+from bvdm_data.synth.fast import FastSettings, Pictures, paint_fast
+from bvdm_data.synth.flow import FLOW_SIZE
+from bvdm_data.synth.generator import NOT_FITTED, Generator, Method
+from bvdm_data.synth.motion import Trajectory
+from bvdm_data.synth.plan import Plan, SceneSettings, make_plan
+from bvdm_data.synth.pool import Pool
+from bvdm_data.synth.procedural import ProceduralSettings, paint_procedurally
+from bvdm_data.synth.raster import add_up
+from bvdm_data.synth.scene import Labels, displace, expose, lighten
+from bvdm_data.synth.shapes import rasterise
+from bvdm_data.synth.texture import Painted, PaperSettings, paint
+
+
+@dataclass(frozen=True)
+class Film:
+    """An annotated film of any number of nuclei.
+
+    Attributes:
+        video: Grey values that are whole camera counts, ``[F, H, W]`` float32.
+        masks: Ids 1 to n, ``[F, H, W]`` int32.
+        tracks: Id, first, last, parent, ``[n, 4]`` int32.
+        stages: Stage of each nucleus in each frame, -1 where it is not seen, ``[n, F]`` int8.
+        flow: Displacement of every pixel, ``[F - 1, 2, H, W]`` float32, if it was wanted.
+    """
+
+    video: npt.NDArray[np.float32]
+    masks: Labels
+    tracks: npt.NDArray[np.int32]
+    stages: npt.NDArray[np.int8]
+    flow: npt.NDArray[np.float32] | None
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Run torch in one thread: sums, and the ends of vectors, are rounded otherwise in another.
+
+    A loader's workers have one thread each; without this, clips made outside them would differ.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_thread()
+def synthesise(
+    generator: Generator,
+    scene: SceneSettings,
+    method: Method,
+    *,
+    seed: int,
+    name: tuple[str | int, ...],
+    pool: tuple[Pool, int, int] | None = None,
+    on_frame: Callable[[], object] | None = None,
+) -> Film:
+    """Make one film: lives and paths, labels, textures, light, camera (paper, figure 1 b).
+
+    On the CPU the film is made in one thread, so that it is the same on any number of cores; use
+    several workers to use them all.
+
+    Args:
+        generator: The fitted models.
+        scene: What the film shows.
+        method: How nuclei are painted; its type says which painter does it.
+        seed: Seed of the data set.
+        name: The film's place in the data set, such as ``("clip", epoch, index)``; seed and name
+            decide every random number.
+        pool: Nuclei that other films have shown, too, the number of the film among those that
+            share them, and the number of their era; only for :class:`FastSettings` with families.
+        on_frame: Called after each painted frame, for a progress bar.
+
+    Returns:
+        The film.
+
+    Raises:
+        ValueError: If the nuclei asked for do not fit.
+    """
+    plan = make_plan(generator, scene, method, seed, name, pool)
+    streams = (
+        [stream(seed, *name, "texture", path.life.identity) for path in plan.shown]
+        if plan.cast is None
+        else []
+    )
+    flow = plan.flow
+    if isinstance(method, FastSettings):
+        groups = _fast_pictures(generator, plan, method, streams, _by_frame(on_frame, scene.frames))
+        light = add_up(plan.tables, groups, scene.size).cpu().numpy()
+    else:
+        painted = _paint(generator, plan, scene, method, streams, on_frame)
+        light = lighten(plan.shown, plan.labels, painted.texture.cpu(), method.mask_level)
+        if scene.flow:
+            flow = displace(plan.shown, plan.labels, painted.flow.cpu())
+    if plan.blur:
+        light = ndimage.gaussian_filter(light, (0, plan.blur, plan.blur))
+    glow = not isinstance(method, FastSettings)
+    video = expose(light, plan.camera, numpy_stream(seed, *name, "camera"), glow=glow)
+    return Film(video, plan.masks, plan.tracks, plan.stages, flow)
+
+
+def _fast_pictures(
+    generator: Generator,
+    plan: Plan,
+    method: FastSettings,
+    streams: Sequence[torch.Generator],
+    on_part: Callable[[float], object] | None,
+) -> list[Pictures]:
+    if plan.cast is not None:
+        identities = [path.life.identity for path in plan.shown]
+        shown = list(zip(identities, plan.rows.tolist(), plan.views, strict=True))
+        groups = plan.cast.pictures(shown, method)
+        if on_part is not None:
+            on_part(1.0)
+        return groups
+    groups = paint_fast(
+        [path.life for path in plan.shown], plan.views, generator.painter_for(method),
+        generator.texture, method, streams, on_part=on_part,
+    )  # fmt: skip
+    return [replace(group, rows=plan.rows[group.rows]) for group in groups]
+
+
+def _by_frame(
+    on_frame: Callable[[], object] | None, frames: int
+) -> Callable[[float], object] | None:
+    """Tell of frames as the shares that are done go up."""
+    if on_frame is None:
+        return None
+    told = 0
+
+    def on_part(share: float) -> None:
+        nonlocal told
+        while told < int(frames * share + 1e-6):
+            on_frame()
+            told += 1
+
+    return on_part
+
+
+def _paint(
+    generator: Generator,
+    plan: Plan,
+    scene: SceneSettings,
+    method: PaperSettings | ProceduralSettings,
+    streams: Sequence[torch.Generator],
+    on_frame: Callable[[], object] | None,
+) -> Painted:
+    if isinstance(method, ProceduralSettings):
+        lives = [path.life for path in plan.shown]
+        return paint_procedurally(
+            lives, scene.frames, method, streams, keep_flow=scene.flow, on_frame=on_frame
+        )
+    masks = _patches(plan.shown, plan.views, scene.frames)
+    unet, flownet = generator.unet, generator.flownet
+    if unet is None or flownet is None:
+        raise ValueError(NOT_FITTED)
+    return paint(masks, unet, flownet, method, streams, keep_flow=scene.flow, on_frame=on_frame)
+
+
+def _patches(
+    paths: Sequence[Trajectory], views: Sequence[tuple[int, int]], frames: int
+) -> Bool[Tensor, "N F P P"]:
+    """Draw the mask films of nuclei, from their first to their last view."""
+    masks = torch.zeros(len(paths), frames, FLOW_SIZE, FLOW_SIZE, dtype=torch.bool)
+    grid = torch.arange(FLOW_SIZE) - (FLOW_SIZE - 1) / 2
+    for row, (path, (first, last)) in enumerate(zip(paths, views, strict=True)):
+        life = path.life
+        radii = torch.from_numpy(life.radii[first - life.first : last + 1 - life.first]).float()
+        shape = (len(radii), FLOW_SIZE, FLOW_SIZE)
+        y, x = grid[:, None].expand(shape), grid[None].expand(shape)
+        masks[row, first : last + 1] = rasterise(radii, y, x)
+    return masks
+
+
+def to_clip(film: Film, annotations: Sequence[str], max_cells: int, index: int) -> Clip:
+    """Turn a film into the fixed-size tensors of a data set's sample.
+
+    Args:
+        film: What :func:`synthesise` made.
+        annotations: Which keys are wanted beside ``video``.
+        max_cells: Rows of the padded tables.
+        index: Number of the clip.
+
+    Returns:
+        The clip.
+
+    Raises:
+        TooManyNucleiError: If the film shows more than max_cells nuclei.
+    """
+    found = annotated(film.masks, film.tracks, annotations, max_cells)
+    if "flow" in annotations and film.flow is not None:
+        found["flow"] = torch.from_numpy(film.flow)
+    if "stages" in annotations:
+        found["stages"] = padded(film.stages, max_cells, -1)
+    ordered = {key: found[key] for key in annotations}
+    clip: Clip = Clip(
+        video=torch.from_numpy(film.video)[:, None],
+        **ordered,  # type: ignore[typeddict-item]
+        index=torch.tensor(index),
+        source=torch.tensor(1, dtype=torch.int8),
+    )
+    return clip
