@@ -239,7 +239,7 @@ def test_an_endless_stream_goes_on_and_has_no_length(tiny):
     dataset = tiny(frames=1, nuclei=1)
     stream = iter(dataset)
     assert [int(next(stream)["index"]) for _ in range(4)] == [0, 1, 2, 3]
-    with pytest.raises(TypeError, match="this stream is endless; give length= to make it finite"):
+    with pytest.raises(TypeError, match=r"endless and has no len\(\); give it a length"):
         len(dataset)
 
 

@@ -1,22 +1,17 @@
 """MixedVideos: clips of several sources, for example real and synthetic, in one stream."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Protocol, SupportsIndex, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
 
 from bvdm_data.camera_scale import CameraScale
 from bvdm_data.clip import Clip
-from bvdm_data.datasets.arguments import (
-    check_epoch,
-    check_length,
-    check_seed,
-    check_whole_number,
-)
+from bvdm_data.datasets.arguments import check_whole_number
+from bvdm_data.datasets.stream import ClipStream
 from bvdm_data.randomness import stream
 
 BLOCK = 1024
@@ -60,15 +55,14 @@ class ClipSource(Protocol):
         """Let the clips be those of another epoch."""
 
 
-class MixedVideos(IterableDataset[Clip]):
+class MixedVideos(ClipStream):
     """Clips of several sources in one stream, each source as often as its weight says.
 
     Which source clip ``i`` is from is drawn from a random stream of (seed, epoch, i // 1024)
     alone, and it is that source's next own clip: the k-th pick of a source is its clip k, so that
-    no clip of a source is skipped or repeated. A clip thus depends on neither workers nor order.
-
-    A loader with ``persistent_workers=True`` holds copies of the data set that do not hear of
-    ``set_epoch``.
+    no clip of a source is skipped or repeated. A clip thus depends on neither ranks, workers nor
+    order; the mix is what is split over them and resumed (see :class:`ClipStream`), never its
+    sources.
 
     Attributes:
         sources: The sources by name.
@@ -80,6 +74,8 @@ class MixedVideos(IterableDataset[Clip]):
         scale: How counts of the camera and grey values belong together.
         length: Clips an epoch; None is without end.
         seed: Seed of the draws.
+        batch_size: The loader's, or None.
+        shard: Number of this rank, and of all ranks.
         epoch: Number of the epoch, 0 at first.
 
     Examples:
@@ -97,6 +93,8 @@ class MixedVideos(IterableDataset[Clip]):
         weights: Mapping[str, float] | None = None,
         length: int | None = None,
         seed: int = 0,
+        batch_size: int | None = None,
+        shard: Sequence[int] | None = None,
     ) -> None:
         """Mix the sources.
 
@@ -105,28 +103,31 @@ class MixedVideos(IterableDataset[Clip]):
                 max_cells and scale.
             weights: How often each source is picked, relative to the others, under the same
                 names; None: all equally often.
-            length: Clips an epoch; None: an endless stream.
+            length: Clips an epoch, of all ranks together; None: an endless stream.
             seed: Seed of the draws; the sources keep their own seeds.
+            batch_size: The loader's (1 for a loader with ``batch_size=None``), so that its
+                batches are the same for any number of workers. None: not known; then each worker
+                makes every n-th clip.
+            shard: Number of this rank from 0, and of all ranks. None: those of the distributed
+                job; see :class:`ClipStream`.
 
         Raises:
             TypeError: If a source does not deliver clips by number, a weight is not a number, or
-                length or seed is not a whole number.
+                length, seed or
+                batch_size is not a whole number, or shard is no pair of them.
             ValueError: If there is no source, two sources differ in what their clips hold, a
                 weight is missing, unknown, negative, not finite, or all are 0, length is below 1,
                 or seed below 0.
         """
-        super().__init__()
+        super().__init__(length=length, seed=seed, batch_size=batch_size, shard=shard)
         self.sources = _check_sources(sources)
         self.weights = _check_weights(weights, self.sources)
-        self.length = check_length(length)
-        self.seed = check_seed(seed)
         first = next(iter(self.sources.values()))
         self.frames = first.frames
         self.size = first.size
         self.annotations = first.annotations
         self.max_cells = first.max_cells
         self.scale = first.scale
-        self.epoch = 0
         self._picks_before = [torch.zeros(len(self.sources), dtype=torch.int64)]
 
     def clip(self, index: SupportsIndex) -> Clip:
@@ -153,7 +154,7 @@ class MixedVideos(IterableDataset[Clip]):
         clip["index"] = torch.tensor(number)
         return clip
 
-    def set_epoch(self, epoch: int) -> None:
+    def set_epoch(self, epoch: SupportsIndex) -> None:
         """Let the stream, and those of the sources, be those of another epoch.
 
         Args:
@@ -163,28 +164,10 @@ class MixedVideos(IterableDataset[Clip]):
             TypeError: If epoch is not a whole number.
             ValueError: If epoch is negative.
         """
-        self.epoch = check_epoch(epoch)
+        super().set_epoch(epoch)
         for source in self.sources.values():
             source.set_epoch(self.epoch)
         del self._picks_before[1:]
-
-    def __iter__(self) -> Iterator[Clip]:
-        """Yield the clips in order; worker w of n yields clips w, w + n, w + 2 n, ..."""
-        worker = get_worker_info()
-        index, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        while self.length is None or index < self.length:
-            yield self.clip(index)
-            index += step
-
-    def __len__(self) -> int:
-        """Return the clips an epoch.
-
-        Raises:
-            TypeError: If the stream is endless.
-        """
-        if self.length is None:
-            raise TypeError("this MixedVideos is endless and has no len(); give it a length")
-        return self.length
 
     def _picks(self, block: int) -> Tensor:
         """Draw the sources of one block of clips, ``[BLOCK]`` int64."""

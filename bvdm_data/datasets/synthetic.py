@@ -1,28 +1,25 @@
 """SyntheticHeLaVideos: an endless stream of annotated clips."""
 
 import functools
-import itertools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import SupportsIndex
 
 import torch
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import get_worker_info
 
 from bvdm_data.camera_scale import CameraScale
 from bvdm_data.clip import DEFAULT_MAX_CELLS, Clip, check_annotations
 from bvdm_data.datasets.arguments import (
     check_device,
-    check_epoch,
     check_frames,
-    check_length,
     check_max_cells,
-    check_seed,
     check_size,
     check_transform,
     check_whole_number,
 )
 from bvdm_data.datasets.methods import check_fitted, check_method, check_variation
+from bvdm_data.datasets.stream import ClipStream
 from bvdm_data.datasets.transform import Transform, transformed
 from bvdm_data.synth.generator import (
     Generator,
@@ -34,20 +31,21 @@ from bvdm_data.synth.generator import (
 from bvdm_data.weights import find_model, load
 
 
-class SyntheticHeLaVideos(IterableDataset[Clip]):
+class SyntheticHeLaVideos(ClipStream):
     """Annotated clips of dividing nuclei, synthesised while you train.
 
     Clip ``i`` of epoch ``e`` is a pure function of the model, the arguments, the seed, ``e`` and
-    ``i``: the same for any number of workers, in any order. No global random state is touched.
+    ``i``: the same for any number of ranks and workers, in any order, and after a resume. No
+    global random state is touched. Ranks and workers share the clips out, each is made once; see
+    :class:`ClipStream`.
 
-    Every pass over the stream has the same clips unless :meth:`set_epoch` is called; a loader
-    with ``persistent_workers=True`` holds copies of the data set that do not hear of it. In a
-    distributed job, give every rank a seed of its own: ranks do not share the clips out.
+    Every pass over the stream has the same clips unless :meth:`set_epoch` is called.
+    :meth:`state_dict` and :meth:`load_state_dict` go on in the middle of an epoch.
 
     Args:
         frames: Frames of a clip.
         size: Height and width of a clip in pixels, any rectangle; one number makes a square.
-        length: Clips an epoch; None: an endless stream.
+        length: Clips an epoch, of all ranks together; None: an endless stream.
         seed: Seed of all clips.
         model: A name that ships with the package, or the path of a file made by
             ``bvdm-data fit``.
@@ -70,12 +68,19 @@ class SyntheticHeLaVideos(IterableDataset[Clip]):
         transform: Called on the finished clip, with ``video`` and ``masks`` as tv_tensors. One
             that moves pixels makes ``tracks``, ``flow``, ``boxes`` and ``centroids`` untrue; one
             that draws from the global random state makes clips differ from call to call.
+        batch_size: The loader's (1 for a loader with ``batch_size=None``), so that its batches
+            are the same for any number of workers. None: not known; then each worker makes every
+            n-th clip.
+        shard: Number of this rank from 0, and of all ranks. None: those of the distributed job;
+            see :class:`ClipStream`.
 
     Attributes:
         frames: Frames of a clip.
         size: Height and width of a clip in pixels.
         length: Clips an epoch, or None.
         seed: Seed of all clips.
+        batch_size: The loader's, or None.
+        shard: Number of this rank, and of all ranks.
         model: Path of the model's file.
         method: How nuclei are painted.
         nuclei: Nuclei in the first frame.
@@ -114,12 +119,13 @@ class SyntheticHeLaVideos(IterableDataset[Clip]):
         max_cells: int = DEFAULT_MAX_CELLS,
         device: str | torch.device = "cpu",
         transform: Transform | None = None,
+        batch_size: int | None = None,
+        shard: Sequence[int] | None = None,
     ) -> None:
         """Check the arguments and load the model."""
+        super().__init__(length=length, seed=seed, batch_size=batch_size, shard=shard)
         self.frames = check_frames(frames)
         self.size = check_size(size)
-        self.length = check_length(length)
-        self.seed = check_seed(seed)
         self.model = find_model(model)
         self.method = check_method(method)
         self.annotations = check_annotations(annotations)
@@ -128,7 +134,6 @@ class SyntheticHeLaVideos(IterableDataset[Clip]):
         self.variation = check_variation(variation, self.method)
         self.device = check_device(device)
         self.transform = check_transform(transform)
-        self.epoch = 0
         generator = load(self.model)
         camera = generator.camera
         self.scale = CameraScale(camera.offset, camera.full)
@@ -171,32 +176,6 @@ class SyntheticHeLaVideos(IterableDataset[Clip]):
         film = synthesise(generator, scene, self.method, seed=self.seed, name=name)
         clip = to_clip(film, self.annotations, self.max_cells, number)
         return transformed(_moved(clip, self.device), self.transform)
-
-    def set_epoch(self, epoch: SupportsIndex) -> None:
-        """Choose the epoch: other clips for every index.
-
-        Args:
-            epoch: 0 or more.
-        """
-        self.epoch = check_epoch(epoch)
-
-    def __iter__(self) -> Iterator[Clip]:
-        """Yield the clips of the epoch; with workers, each yields its share of them."""
-        worker = get_worker_info()
-        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        endless = self.length is None
-        for number in itertools.count(first, step) if endless else range(first, len(self), step):
-            yield self.clip(number)
-
-    def __len__(self) -> int:
-        """Return the clips of an epoch.
-
-        Raises:
-            TypeError: If the stream is endless.
-        """
-        if self.length is None:
-            raise TypeError("this stream is endless; give length= to make it finite")
-        return self.length
 
 
 @functools.lru_cache(maxsize=4)
