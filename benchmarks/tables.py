@@ -126,6 +126,15 @@ def ablation(results: Results) -> str:
     return table([*head.split(", "), "after 2 frames", "s a clip"], rows)
 
 
+def reuse(results: Results) -> str:
+    rows = []
+    for name, one in results["reuse"].items():
+        (figures,) = one["rows"]
+        scores = [spread(figures, figure) for figure in ("seg", "det", "tra")]
+        rows.append([name, *scores, f"{one['seconds_per_clip']:.3f}"])
+    return table(["stream", "SEG", "DET", "TRA", "s a clip of 2 frames"], rows)
+
+
 def linking(results: Results) -> str:
     part = results["linking"]
     figures = ("lnk", "bc", "tra")
@@ -185,6 +194,7 @@ TABLES = {
     "scarcity": scarcity,
     "steps": steps,
     "ablation": ablation,
+    "reuse": reuse,
     "linking": linking,
     "distance": distance,
     "realism": realism,

@@ -18,16 +18,19 @@ from bvdm_data.datasets.arguments import (
     check_transform,
     check_whole_number,
 )
-from bvdm_data.datasets.methods import check_fitted, check_method, check_variation
+from bvdm_data.datasets.methods import (
+    check_fitted,
+    check_method,
+    check_pool,
+    check_variation,
+)
 from bvdm_data.datasets.stream import ClipStream
 from bvdm_data.datasets.transform import Transform, transformed
-from bvdm_data.synth.generator import (
-    Generator,
-    Method,
-    SceneSettings,
-    synthesise,
-    to_clip,
-)
+from bvdm_data.synth.generator import Generator, Method
+from bvdm_data.synth.parts import part
+from bvdm_data.synth.plan import SceneSettings
+from bvdm_data.synth.pool import Pool, PoolSettings
+from bvdm_data.synth.synthesis import synthesise, to_clip
 from bvdm_data.weights import find_model, load
 
 
@@ -60,6 +63,9 @@ class SyntheticHeLaVideos(ClipStream):
             those of the fitted video, from 0 (not at all, for clips that look like it) to 1
             (widely, for networks that must work on other videos, too). None: 1 with ``"fast"``,
             0 with the other methods.
+        pool: Paint nuclei once and show them in many clips, for loops that would otherwise wait
+            for clips: True, or a :class:`PoolSettings` that says how many are kept and how soon
+            they are replaced. None: every clip has nuclei of its own. Only for ``"fast"``.
         annotations: Keys beside ``video``: ``"masks"``, ``"tracks"``, ``"flow"``, ``"stages"``,
             ``"boxes"``, ``"centroids"``; see :class:`Clip`.
         max_cells: Rows of the padded tables; a clip with more nuclei is an error, never cut.
@@ -85,6 +91,7 @@ class SyntheticHeLaVideos(ClipStream):
         method: How nuclei are painted.
         nuclei: Nuclei in the first frame.
         variation: How far clips may leave the fitted video.
+        pool: How nuclei are shared by clips, or None.
         annotations: Keys of a clip beside ``video``.
         max_cells: Rows of the padded tables.
         device: Where the clips are.
@@ -115,6 +122,7 @@ class SyntheticHeLaVideos(ClipStream):
         method: str | Method = "fast",
         nuclei: int | tuple[int, int] | None = None,
         variation: float | None = None,
+        pool: PoolSettings | bool | None = None,
         annotations: Collection[str] = ("masks", "tracks"),
         max_cells: int = DEFAULT_MAX_CELLS,
         device: str | torch.device = "cpu",
@@ -132,6 +140,8 @@ class SyntheticHeLaVideos(ClipStream):
         self.max_cells = check_max_cells(max_cells)
         self.nuclei = check_nuclei(nuclei, self.max_cells)
         self.variation = check_variation(variation, self.method)
+        self.pool = check_pool(pool, self.method)
+        self._pool = None if self.pool is None else Pool(self.pool, self.seed)
         self.device = check_device(device)
         self.transform = check_transform(transform)
         generator = load(self.model)
@@ -173,9 +183,18 @@ class SyntheticHeLaVideos(ClipStream):
         )
         name = ("clip", self.epoch, number)
         generator = _on_device(self.model, self.device)
-        film = synthesise(generator, scene, self.method, seed=self.seed, name=name)
-        clip = to_clip(film, self.annotations, self.max_cells, number)
+        pool = None if self._pool is None else (self._pool, *self._place_in_pool(number))
+        film = synthesise(generator, scene, self.method, seed=self.seed, name=name, pool=pool)
+        with part("annotations"):
+            clip = to_clip(film, self.annotations, self.max_cells, number)
         return transformed(_moved(clip, self.device), self.transform)
+
+    def _place_in_pool(self, number: int) -> tuple[int, int]:
+        """Return the number of a clip among those that share a pool, and of their era."""
+        if self.length is None or number >= self.length:
+            return number, self.epoch
+        # The clips of an epoch go on with the nuclei of the one before.
+        return self.epoch * self.length + number, 0
 
 
 @functools.lru_cache(maxsize=4)

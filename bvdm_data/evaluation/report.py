@@ -53,6 +53,7 @@ def write_report(
               ``agreement``, ``correlation`` (after 1, 2, 4, 7 frames, or the first of these), and
               ``seconds_per_clip``.
             - ``"ablation"``: the same by the name of the variant.
+            - ``"reuse"``: the same by how often nuclei are shown.
             - ``"linking"``: ``rows`` (``arm``, ``seeds``, ``lnk``, ``bc``, ``tra``, each figure
               also with ``_spread``), ``laptrack`` (the three figures), ``settings``.
             - ``"distance"``: ``crops`` and ``tiles``, lists of
@@ -102,6 +103,8 @@ def _sections(results: Values, pictures: Mapping[str, Path]) -> list[tuple[str, 
         found.append(("steps", "Diffusion steps", training.steps(results["steps"])))
     if "ablation" in results:
         found.append(("ablation", "Ablation", training.ablation(results["ablation"])))
+    if "reuse" in results:
+        found.append(("reuse", "Reuse", training.reuse(results["reuse"])))
     if "linking" in results:
         found.append(("linking", "Tracking value", training.linking(results["linking"])))
     if pictures:

@@ -179,14 +179,34 @@ def ablation(part: Values) -> str:
     Args:
         part: What :func:`bvdm_data.evaluation.report.write_report` takes under ``"ablation"``.
     """
+    return _variants(
+        "Variants",
+        "Each row: networks trained on a few clips of a variant, all with the same number of clips "
+        "and steps and the same seeds.",
+        part,
+    )
+
+
+def reuse(part: Values) -> str:
+    """Return the HTML of what it costs to show nuclei again.
+
+    Args:
+        part: What :func:`bvdm_data.evaluation.report.write_report` takes under ``"reuse"``.
+    """
+    return _variants(
+        "Painted nuclei that are shown again",
+        "Each row: networks trained on an endless stream, every sample from another clip. From row "
+        "to row the same nuclei are shown more often.",
+        part,
+    )
+
+
+def _variants(title: str, explained: str, part: Values) -> str:
     known = [name for name, one in part.items() if one["rows"]]
     return "\n".join(
         [
-            paragraph(
-                "Each row: networks trained on a few clips of a variant, all with the same number "
-                "of clips and steps and the same seeds."
-            ),
-            _steps_table("Variants", known, part, paper=False),
+            paragraph(explained),
+            _steps_table(title, known, part, paper=False),
             settings_line(part[known[0]]) if known else "",
             all_networks([trial for name in known for trial in part[name].get("trials", [])]),
         ]

@@ -20,6 +20,7 @@ from bvdm_data.judge.ablation import judge_ablation
 from bvdm_data.judge.arms import ARMS, LINKABLE, Data, real_clips, synthetic_videos
 from bvdm_data.judge.linking import judge_linking
 from bvdm_data.judge.looks import judge_distance, judge_realism, write_pictures
+from bvdm_data.judge.reuse import judge_reuse
 from bvdm_data.judge.steps import judge_steps
 from bvdm_data.judge.training import (
     Budget,
@@ -29,7 +30,7 @@ from bvdm_data.judge.training import (
 )
 from bvdm_data.weights import model_digest, read_card
 
-PARTS = ("distance", "realism", "training", "linking", "scarcity", "steps", "ablation")
+PARTS = ("distance", "realism", "training", "linking", "scarcity", "steps", "ablation", "reuse")
 """Parts of the evaluation, the quickest first."""
 
 DEFAULT_PARTS = ("distance", "realism", "training", "linking")
@@ -55,6 +56,7 @@ NEEDED = {
 """Packages of the extra ``evaluate`` that each part needs, looked for before hours are spent."""
 
 NEEDED["ablation"] = NEEDED["steps"]
+NEEDED["reuse"] = NEEDED["training"]
 
 _PACKAGES = ("bvdm-data", "torch", "numpy", "scipy", "kornia", "py-ctcmetrics", "laptrack")
 
@@ -127,6 +129,7 @@ def evaluate(
         "scarcity": lambda: judge_scarcity(data, reference, asked.budget, say),
         "steps": lambda: judge_steps(data, reference, asked.budget, say),
         "ablation": lambda: judge_ablation(data, reference, asked.budget, say),
+        "reuse": lambda: judge_reuse(data, reference, asked.budget, say),
     }
     results: dict[str, Any] = {"about": _about(data, asked)}
     results["about"]["test_frames"] = len(reference.video)

@@ -12,6 +12,7 @@ from torch import Tensor
 from bvdm_data.synth.distilled import DistilledPainter
 from bvdm_data.synth.lives import Life
 from bvdm_data.synth.painter import REACH, Painter, denoise, edge_map, patch_scale
+from bvdm_data.synth.parts import part
 
 BATCH = 64
 """Pictures that go through the network together."""
@@ -133,9 +134,12 @@ def paint_fast(
         small nuclei in smaller pictures, in two groups.
     """
     patch = painter.settings.patch
-    noise = _drifting_noise(lives, patch, texture, settings, generators)
+    with part("noise"):
+        noise = _drifting_noise(lives, patch, texture, settings, generators)
     seen = [(n, f) for n, (first, last) in enumerate(views) for f in range(first, last + 1)]
     if not seen:
+        if on_part is not None:
+            on_part(1.0)
         return []
     rows, moments = torch.tensor(seen).unbind(1)
     shown = [(lives[n], f - lives[n].first) for n, f in seen]
@@ -148,14 +152,14 @@ def paint_fast(
         light = []
         rim = (patch - side) // 2
         inner = slice(rim, patch - rim)
-        for part in group.tensor_split(math.ceil(len(group) / BATCH)):
+        for some in group.tensor_split(math.ceil(len(group) / BATCH)):
             light.append(
                 paint_moments(
-                    painter, drawn[part, inner, inner], radii[part], brightness[part],
-                    stage[part], steps=settings.steps,
+                    painter, drawn[some, inner, inner], radii[some], brightness[some],
+                    stage[some], steps=settings.steps,
                 )
             )  # fmt: skip
-            done += len(part)
+            done += len(some)
             if on_part is not None:
                 on_part(done / len(seen))
         zoom = patch_scale(radii[group], side)
@@ -202,11 +206,12 @@ def paint_moments(
     """
     patch = noise.shape[-1]
     device = next(painter.parameters()).device
-    radii = radii * patch_scale(radii, patch)[:, None]
-    edge = edge_map(radii, patch).to(device)
+    with part("outlines"):
+        radii = radii * patch_scale(radii, patch)[:, None]
+        edge = edge_map(radii, patch).to(device)
     brightness, stage = brightness.to(device), stage.to(device)
     start = noise[:, None].to(device)
-    with torch.autocast(device.type, torch.bfloat16):
+    with part("network"), torch.autocast(device.type, torch.bfloat16):
         if isinstance(painter, DistilledPainter):
             picture = painter(start, edge, brightness, stage)
         else:

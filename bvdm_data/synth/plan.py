@@ -15,6 +15,7 @@ from bvdm_data.synth.colony import colony
 from bvdm_data.synth.fast import FastSettings
 from bvdm_data.synth.generator import Generator, Method
 from bvdm_data.synth.motion import Trajectory, film
+from bvdm_data.synth.parts import part
 from bvdm_data.synth.pool import Cast, Pool
 from bvdm_data.synth.raster import Tables, displace_radially, label_rows, tabulate
 from bvdm_data.synth.scene import CameraModel, Labels
@@ -126,31 +127,32 @@ def make_plan(
     families = isinstance(method, FastSettings) and method.families
     own = partial(colony, grow=cast, contact=varied.contact)
     live = own if families else partial(film, jitter=JITTER)
-    everyone = live(*models, frames=scene.frames, size=scene.size, nuclei=nuclei, generator=draws)
-    tables = tabulate(everyone, scene.frames)
-    seen = label_rows(tables, scene.size)
-    present = torch.zeros(scene.frames, len(everyone) + 1, dtype=torch.bool)
-    present.scatter_(1, seen.flatten(1).long(), True)
-    visible = present.T.numpy()
+    with part("lives"):
+        everyone = live(
+            *models, frames=scene.frames, size=scene.size, nuclei=nuclei, generator=draws
+        )
+    with part("labels"):
+        tables = tabulate(everyone, scene.frames)
+        seen = label_rows(tables, scene.size)
+        visible = presence(seen, len(everyone))
     row_of = {path.life.identity: row for row, path in enumerate(everyone, start=1)}
     parents = {row: row_of.get(path.life.parent, 0) for row, path in enumerate(everyone, start=1)}
-    new_of, tracks, old = number_tracks(visible, parents)
-    names = torch.from_numpy(new_of)
-    masks = torch.stack(
-        [names[:, f].index_select(0, flat) for f, flat in enumerate(seen.flatten(1))]
-    )
+    with part("labels"):
+        new_of, tracks, old = number_tracks(visible, parents)
+        masks = renamed(seen, new_of)
     rows = np.flatnonzero(visible[1:].any(1))
     ends = [(int(v.argmax()), scene.frames - 1 - int(v[::-1].argmax())) for v in visible[rows + 1]]
     flow = None
     if scene.flow and isinstance(method, FastSettings):
-        flow = displace_radially(tables, seen).numpy()
+        with part("flow"):
+            flow = displace_radially(tables, seen).numpy()
     return Plan(
         shown=[everyone[row] for row in rows],
         rows=torch.from_numpy(rows),
         views=ends,
         tables=tables,
         seen=seen,
-        masks=masks.view_as(seen).numpy(),
+        masks=masks,
         tracks=tracks,
         stages=_stages(everyone, tracks, old, scene.frames),
         flow=flow,
@@ -158,6 +160,37 @@ def make_plan(
         blur=varied.blur,
         cast=cast,
     )
+
+
+def presence(seen: Tensor, count: int) -> npt.NDArray[np.bool_]:
+    """Tell which nucleus is seen in which frame.
+
+    Args:
+        seen: Row of the nucleus that is seen at each pixel, from 1, ``[F, H, W]``.
+        count: Number of nuclei.
+
+    Returns:
+        By row, from 0 for the background, and frame, ``[count + 1, F]``.
+    """
+    present = torch.zeros(len(seen), count + 1, dtype=torch.bool, device=seen.device)
+    present.scatter_(1, seen.flatten(1).long(), True)
+    return present.T.cpu().numpy()
+
+
+def renamed(seen: Tensor, new_of: npt.NDArray[np.int32]) -> Labels:
+    """Put ids in the place of rows.
+
+    Args:
+        seen: Row of the nucleus that is seen at each pixel, ``[F, H, W]``.
+        new_of: Id of each row in each frame, ``[rows, F]``.
+
+    Returns:
+        Ids, ``[F, H, W]``.
+    """
+    names = torch.from_numpy(new_of)
+    ids = [names[:, frame].index_select(0, flat) for frame, flat in enumerate(seen.flatten(1))]
+    masks: Labels = torch.stack(ids).view_as(seen).numpy()
+    return masks
 
 
 def _stages(

@@ -17,6 +17,7 @@ from bvdm_data.synth.fast import FastSettings, Pictures, paint_fast
 from bvdm_data.synth.flow import FLOW_SIZE
 from bvdm_data.synth.generator import NOT_FITTED, Generator, Method
 from bvdm_data.synth.motion import Trajectory
+from bvdm_data.synth.parts import part
 from bvdm_data.synth.plan import Plan, SceneSettings, make_plan
 from bvdm_data.synth.pool import Pool
 from bvdm_data.synth.procedural import ProceduralSettings, paint_procedurally
@@ -101,16 +102,18 @@ def synthesise(
     flow = plan.flow
     if isinstance(method, FastSettings):
         groups = _fast_pictures(generator, plan, method, streams, _by_frame(on_frame, scene.frames))
-        light = add_up(plan.tables, groups, scene.size).cpu().numpy()
+        with part("scene"):
+            light = add_up(plan.tables, groups, scene.size).cpu().numpy()
     else:
         painted = _paint(generator, plan, scene, method, streams, on_frame)
         light = lighten(plan.shown, plan.labels, painted.texture.cpu(), method.mask_level)
         if scene.flow:
             flow = displace(plan.shown, plan.labels, painted.flow.cpu())
-    if plan.blur:
-        light = ndimage.gaussian_filter(light, (0, plan.blur, plan.blur))
     glow = not isinstance(method, FastSettings)
-    video = expose(light, plan.camera, numpy_stream(seed, *name, "camera"), glow=glow)
+    with part("camera"):
+        if plan.blur:
+            light = ndimage.gaussian_filter(light, (0, plan.blur, plan.blur))
+        video = expose(light, plan.camera, numpy_stream(seed, *name, "camera"), glow=glow)
     return Film(video, plan.masks, plan.tracks, plan.stages, flow)
 
 

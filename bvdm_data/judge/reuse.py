@@ -1,0 +1,91 @@
+"""Reuse: what it costs in training value to show a painted nucleus more than once."""
+
+import time
+from dataclasses import asdict, replace
+from typing import Any
+
+from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
+from bvdm_data.evaluation.experiment import Arm
+from bvdm_data.evaluation.seg_tra import Reference
+from bvdm_data.fitting.training import purpose_of
+from bvdm_data.judge.arms import ANNOTATIONS, Data, synthetic_settings
+from bvdm_data.judge.training import Budget, Say, summary, try_arms
+from bvdm_data.synth.pool import PoolSettings
+
+POOLS: dict[str, PoolSettings | None] = {
+    "fresh nuclei": None,
+    "pool, 1 pair renewed a clip": PoolSettings(),
+    "pool, 0.1 pairs renewed a clip": PoolSettings(renew=0.1),
+    "64 pairs, none renewed": PoolSettings(pairs=64, renew=0),
+    "16 pairs, none renewed": PoolSettings(pairs=16, renew=0),
+}
+"""What is compared, by name."""
+
+SEEDS = 2
+"""Networks trained on each."""
+
+FRAMES = 2
+"""Frames of a clip; a network sees one of them, and every sample is from another clip."""
+
+_TIMED = 20
+
+
+def judge_reuse(data: Data, reference: Reference, budget: Budget, say: Say) -> dict[str, Any]:
+    """Train networks on endless streams that show nuclei more and more often.
+
+    Every sample is a clip that was never seen before, straight from the data set.
+
+    Args:
+        data: What the experiment is made from; its method is not used.
+        reference: The held-out video.
+        budget: Training steps.
+        say: Called with a line of text for every row.
+
+    Returns:
+        JSON values by name: ``trials`` and ``rows`` of the networks, ``seconds_per_clip`` on one
+        core, once the pool is full, and ``pool``.
+    """
+    found: dict[str, Any] = {}
+    for name, pool in POOLS.items():
+        videos = streamed(data, pool)
+        identity = purpose_of("stream", synthetic_settings(videos), pool)
+        trials = try_arms([Arm(name, videos, identity)], range(SEEDS), data, reference, budget, say)
+        seconds = seconds_per_clip(videos)
+        say(f"{name:>14}  {seconds:.3f} s a clip")
+        found[name] = summary(trials, replace(budget, seeds=SEEDS)) | {
+            "seconds_per_clip": seconds,
+            "pool": None if pool is None else asdict(pool),
+        }
+    return found
+
+
+def streamed(data: Data, pool: PoolSettings | None) -> SyntheticHeLaVideos:
+    """Return an endless stream of short clips.
+
+    Args:
+        data: What the experiment is made from.
+        pool: How nuclei are shared by clips; None: not at all.
+    """
+    return SyntheticHeLaVideos(
+        frames=FRAMES,
+        size=data.size,
+        seed=data.seed,
+        model=data.model,
+        annotations=ANNOTATIONS,
+        pool=pool,
+    )
+
+
+def seconds_per_clip(videos: SyntheticHeLaVideos) -> float:
+    """Time clips, the pool filled by as many before them as it holds pairs.
+
+    Args:
+        videos: The data set.
+    """
+    filled = videos.pool.pairs if videos.pool is not None else 1
+    for number in range(filled):
+        videos.clip(number)
+    begun = time.perf_counter()
+    for number in range(filled, filled + _TIMED):
+        videos.clip(number)
+    return round((time.perf_counter() - begun) / _TIMED, 4)
