@@ -4,13 +4,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bvdm_data.camera_scale import CameraScale
 from bvdm_data.datasets.ctc_writer import is_complete, write_sequence
-from bvdm_data.datasets.tiff import image_shape, read_image
+from bvdm_data.datasets.tiff import PartialImage, image_shape, read_image
 from bvdm_data.datasets.track_labels import check_labels, follow_markers
 from bvdm_data.datasets.track_table import read_track_table
 
@@ -77,12 +78,26 @@ class CTCSequence:
             ValueError: If the file is damaged or of another size or kind than the others.
         """
         image = self._read(self.frame_names[self._known(number)])
-        if image.dtype not in (np.uint8, np.uint16):
-            raise ValueError(
-                f"{self.folder / self.frame_names[number]} must be uint8 or uint16, got "
-                f"{image.dtype}"
-            )
+        _check_grey(self.folder / self.frame_names[number], image.dtype)
         return image  # type: ignore[return-value]  # the dtype is checked above
+
+    def partial_frame(self, number: int) -> PartialImage:
+        """Open one frame of which only what is asked for gets decoded.
+
+        Args:
+            number: The frame's number, as in its file name.
+
+        Returns:
+            The frame, uint8 or uint16; no pixel has been decoded.
+
+        Raises:
+            IndexError: If there is no frame of that number.
+            ValueError: If the file is damaged or of another size or kind than the others.
+        """
+        image = PartialImage(self.folder / self.frame_names[self._known(number)])
+        self._check_shape(image.path, image.shape)
+        _check_grey(image.path, image.dtype)
+        return image
 
     def masks(self, number: int) -> npt.NDArray[np.int32] | None:
         """Read the masks of one frame.
@@ -132,12 +147,14 @@ class CTCSequence:
 
     def _read(self, name: str) -> npt.NDArray[np.integer]:
         image = read_image(self.folder / name)
-        if image.shape != self.shape:
-            raise ValueError(
-                f"{self.folder / name} must have the size of the first frame, {self.shape} pixels, "
-                f"got {image.shape}"
-            )
+        self._check_shape(self.folder / name, image.shape)
         return image
+
+    def _check_shape(self, path: Path, shape: tuple[int, ...]) -> None:
+        if shape != self.shape:
+            raise ValueError(
+                f"{path} must have the size of the first frame, {self.shape} pixels, got {shape}"
+            )
 
     def _read_labels(self, name: str) -> npt.NDArray[np.int32]:
         labels = self._read(name)
@@ -226,6 +243,11 @@ def guess_scale(sequence: CTCSequence) -> CameraScale:
     offset = next(offset for offset in _OFFSETS if low >= offset)
     span = next(span for span in _RANGES if high - offset <= span)
     return CameraScale(offset, min(offset + span, int(np.iinfo(images[0].dtype).max)))
+
+
+def _check_grey(path: Path, dtype: np.dtype[Any]) -> None:
+    if dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"{path} must be uint8 or uint16, got {dtype}")
 
 
 def _find_frames(folder: Path, sequence: str) -> dict[int, str]:

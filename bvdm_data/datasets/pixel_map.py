@@ -180,7 +180,7 @@ class PixelMap:
     def _search(self, places: Planes, wanted: Planes, newton: bool) -> Planes:
         """Return the places that were at ``wanted`` before the transform, as far as found.
 
-        Steps go by the affine part, which converges where the rest is gentle, or by Newton's method.
+        Steps go by the affine part, which will do where the rest is gentle, or by Newton's method.
         """
         for _ in range(STEPS):
             step = self._inverse @ (wanted - self._source(places))
@@ -196,7 +196,8 @@ class PixelMap:
         jacobian = (slopes + self._matrix[:, :, None]).transpose(2, 0, 1)
         # Beyond the picture there may be no inverse: steps are kept finite, and short.
         step: Planes = np.einsum("nij,jn->in", np.linalg.pinv(jacobian, rcond=1e-3), missing)
-        return step / np.maximum(1, np.hypot(*step) / 4)
+        step /= np.maximum(1, np.hypot(*step) / 4)
+        return step
 
     def _missed(self, ends: Planes, wanted: Planes) -> npt.NDArray[np.bool_]:
         missed: npt.NDArray[np.bool_] = np.hypot(*(self._source(ends) - wanted)) > CLOSE

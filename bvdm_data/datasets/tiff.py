@@ -1,7 +1,9 @@
 """One grey TIFF image on disk; the only file that knows the format."""
 
+import math
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +57,83 @@ def read_image(path: Path) -> npt.NDArray[np.integer]:
         raise _explained(error, path) from error
 
 
+class PartialImage:
+    """An image of which only the strips or tiles are decoded that are asked for.
+
+    Decoded ones are kept. A file that holds its image in one piece is decoded as a whole.
+
+    Args:
+        path: A TIFF file with one grey image of integers.
+
+    Attributes:
+        path: The file.
+        shape: Height and width in pixels.
+        dtype: Of the pixels, in the byte order of the machine.
+        nbytes: Bytes of the whole image, decoded.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged or holds something else than one grey image of integers.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read the header."""
+        self.path = path
+        try:
+            with tifffile.TiffFile(path) as file:
+                page = _checked_page(file, path)
+                height, width = page.shape
+                self.dtype: np.dtype[Any] = np.dtype(page.dtype).newbyteorder("=")
+                self._pieces = _pieces(page)
+        except _DAMAGED as error:
+            raise _explained(error, path) from error
+        self.shape: tuple[int, int] = (height, width)
+        self.nbytes = math.prod(self.shape) * self.dtype.itemsize
+        self._image: npt.NDArray[np.integer] = np.empty(self.shape, self.dtype)
+        self._missing = set(range(len(self._pieces)))
+
+    def cut(self, rows: slice, columns: slice) -> npt.NDArray[np.integer]:
+        """Return a window of the image.
+
+        Args:
+            rows: Of the window, without a step.
+            columns: Of the window, without a step.
+
+        Returns:
+            ``[rows, columns]``, in memory of its own.
+
+        Raises:
+            FileNotFoundError: If the file has gone.
+            ValueError: If what the window needs of the file is damaged.
+        """
+        wanted = {
+            number for number in self._missing if _overlap(self._pieces[number], (rows, columns))
+        }
+        if wanted:
+            try:
+                self._decode(wanted)
+            except _DAMAGED as error:
+                raise _explained(error, self.path) from error
+        return self._image[rows, columns].copy()
+
+    def _decode(self, wanted: set[int]) -> None:
+        with tifffile.TiffFile(self.path) as file:
+            page = _checked_page(file, self.path)
+            if len(self._pieces) == 1:
+                self._image[:] = page.asarray()
+            else:
+                for number in sorted(wanted):
+                    file.filehandle.seek(page.dataoffsets[number])
+                    data = file.filehandle.read(page.databytecounts[number])
+                    pixels = page.decode(data, number)[0]
+                    if pixels is None:
+                        raise ValueError("a part of it is missing")
+                    rows, columns = self._pieces[number]
+                    piece = self._image[rows, columns]
+                    piece[:] = pixels[0, : piece.shape[0], : piece.shape[1], 0]
+        self._missing -= wanted
+
+
 def write_image(path: Path, image: npt.NDArray[np.uint16]) -> None:
     """Write an image as LZW-compressed TIFF.
 
@@ -66,6 +145,23 @@ def write_image(path: Path, image: npt.NDArray[np.uint16]) -> None:
         OSError: If the file cannot be written.
     """
     tifffile.imwrite(path, image, compression="lzw", photometric="minisblack", metadata=None)
+
+
+def _pieces(page: tifffile.TiffPage) -> list[tuple[slice, slice]]:
+    """Return which rows and columns each strip or tile holds."""
+    height, width = page.shape
+    if len(page.dataoffsets) == 1 or page.jpegtables is not None:
+        return [(slice(0, height), slice(0, width))]
+    tall, wide = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, width)
+    return [
+        (slice(top, min(top + tall, height)), slice(left, min(left + wide, width)))
+        for top in range(0, height, tall)
+        for left in range(0, width, wide)
+    ]
+
+
+def _overlap(one: tuple[slice, slice], other: tuple[slice, slice]) -> bool:
+    return all(a.start < b.stop and b.start < a.stop for a, b in zip(one, other, strict=True))
 
 
 class _WrongImageError(ValueError):
