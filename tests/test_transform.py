@@ -1,0 +1,480 @@
+import functools
+import random
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from torch.utils.data import DataLoader
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from bvdm_data.clip import ANNOTATIONS, TooManyNucleiError, annotated, padded
+from bvdm_data.clip_check import check_clip
+from bvdm_data.datasets.real import CTCVideos
+from bvdm_data.datasets.transform import TransformError, transformed
+
+# Of the nuclei of the tiny video: how far each goes in a frame, (dy, dx) in pixels.
+SPEEDS = {1: (0.5, 1.0), 2: (0.0, 0.5), 3: (0.3, 4.0), 4: (-0.8, 0.5), 5: (0.8, 0.5), 6: (-3, 0.2)}
+
+SMOOTH = v2.InterpolationMode.BILINEAR
+CUBIC = v2.InterpolationMode.BICUBIC
+TURN = v2.RandomRotation((30, 40), SMOOTH)
+
+GEOMETRIC = {
+    "horizontal flip": v2.RandomHorizontalFlip(p=1),
+    "vertical flip": v2.RandomVerticalFlip(p=1),
+    "quarter turn": v2.RandomRotation((90, 90), expand=True),
+    "rotation": v2.RandomRotation(40, SMOOTH),
+    "rotation by nearest pixels": v2.RandomRotation(40),
+    "rotation of all": v2.RandomRotation((20, 60), SMOOTH, expand=True),
+    "affine": v2.RandomAffine(30, (0.1, 0.1), (0.8, 1.3), shear=8, interpolation=SMOOTH),
+    "resized crop": v2.RandomResizedCrop((96, 80), scale=(0.3, 0.8)),
+    "bicubic resized crop": v2.RandomResizedCrop(90, interpolation=CUBIC),
+    "centre crop": v2.CenterCrop(70),
+    "crop": v2.RandomCrop((60, 90)),
+    "crop with a rim": v2.RandomCrop((150, 150), pad_if_needed=True, fill=0.2),
+    "smaller": v2.Resize((80, 100)),
+    "larger": v2.Resize((200, 240)),
+    "rim": v2.Pad((3, 9, 11, 4)),
+    "zoom out": v2.RandomZoomOut(p=1, fill=3),
+    "perspective": v2.RandomPerspective(distortion_scale=0.3, p=1),
+    "elastic": v2.ElasticTransform(),
+    "strongly elastic": v2.ElasticTransform(alpha=120.0, sigma=8.0),
+    "sometimes": v2.RandomApply([TURN], p=0.99),
+    "one of them": v2.RandomChoice([TURN, v2.RandomVerticalFlip(p=1)]),
+    "one after the other": v2.Compose(
+        [
+            v2.RandomRotation(25, SMOOTH, fill={tv_tensors.Video: 0.07, tv_tensors.Mask: 0}),
+            v2.GaussianBlur(3),
+            v2.ElasticTransform(30.0),
+            v2.RandomCrop(100),
+            v2.RandomHorizontalFlip(),
+        ]
+    ),
+}  # fmt: skip
+
+PHOTOMETRIC = {
+    "blur": v2.GaussianBlur(5, (0.5, 1.5)),
+    "noise": v2.GaussianNoise(sigma=0.02),
+    "jitter": v2.ColorJitter(brightness=0.3, contrast=0.3),
+    "sharpness": v2.RandomAdjustSharpness(2, p=1),
+    "inverted": v2.RandomInvert(p=1),
+    "rectangles": v2.RandomErasing(p=1),
+    "rarely": v2.RandomApply([TURN], p=0),
+    "nothing": v2.RandomRotation((0, 0)),
+}
+
+both = pytest.mark.filterwarnings("ignore:RandomErasing:UserWarning")
+
+
+@pytest.fixture(scope="module")
+def film(tiny_video):
+    """Return a clip with all annotations, of which everything is known."""
+    counts, masks, tracks = tiny_video
+    frames, count = len(masks), len(tracks)
+    # Ids in the order of unbroken_tracks: 6 comes before the daughters 4 and 5.
+    order = [1, 2, 3, 6, 4, 5]
+    renamed = np.zeros_like(masks)
+    table = np.zeros((count, 4), np.int32)
+    flow = np.zeros((frames - 1, 2, *masks.shape[1:]), np.float32)
+    stages = np.full((count, frames), -1, np.int8)
+    for new, old in enumerate(order, start=1):
+        _, first, last, parent = tracks[old - 1]
+        renamed[masks == old] = new
+        table[new - 1] = new, first, last, order.index(parent) + 1 if parent else 0
+        stages[new - 1, first : last + 1] = (new + np.arange(first, last + 1)) % 6
+        for frame in range(first, last):
+            flow[frame][:, masks[frame] == old] = np.array(SPEEDS[old])[:, None]
+    clip = {"video": torch.from_numpy((counts - 32768.0).astype(np.float32) / 4095)[:, None]}
+    clip |= annotated(renamed, table, ANNOTATIONS, 12)
+    clip["flow"] = torch.from_numpy(flow)
+    clip["stages"] = padded(stages, 12, -1)
+    clip["index"] = torch.tensor(7)
+    clip["source"] = torch.tensor(1, dtype=torch.int8)
+    check_clip(clip)
+    return clip
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(
+        torch.equal(one[key].nan_to_num(-9), other[key].nan_to_num(-9)) for key in one
+    )
+
+
+def as_torchvision_alone(film, transform):
+    """Return video and masks as the transform leaves them where nothing else is in the sample."""
+    sample = {
+        "video": tv_tensors.Video(film["video"]),
+        "masks": tv_tensors.Mask(film["masks"]),
+    }
+    return transform(sample)
+
+
+def witnesses(film):
+    """Return what tells of every pixel, after a transform, where it was: exactly, and smoothly."""
+    height, width = film["masks"].shape[-2:]
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return {
+        "numbers": tv_tensors.Mask((y * width + x)[None].int()),
+        "places": tv_tensors.Image(torch.stack([y, x, torch.ones_like(y)]).double()),
+    }
+
+
+def errors_of_flow(film, clip, numbers, places):
+    """Return by how many pixels of film, (dy, dx), flow of clip leads to another place."""
+    width, found = film["masks"].shape[-1], []
+    for frame, ways in enumerate(clip["flow"].numpy()):
+        here, there = clip["masks"][frame].numpy(), clip["masks"][frame + 1].numpy()
+        goes_on = (here > 0) & np.isin(here, there)
+        starts = np.stack(np.nonzero(goes_on))
+        was, is_now = (
+            np.stack([ndimage.map_coordinates(plane, some, order=1, cval=-9) for plane in places])
+            for some in (starts, starts + ways[:, goes_on])
+        )
+        y, x = np.divmod(numbers[0].numpy()[goes_on], width)
+        errors = is_now[:2] - was[:2] - film["flow"][frame].numpy()[:, y, x]
+        whole = (np.abs(was[2] - 1) < 1e-6) & (np.abs(is_now[2] - 1) < 1e-6)
+        found.append(errors[:, whole])
+    return np.concatenate(found, axis=1)
+
+
+# Transforms that move pixels
+
+
+@both
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("name", GEOMETRIC)
+def test_annotations_stay_true_when_pixels_move(film, name, seed):
+    transform = GEOMETRIC[name]
+    clip = transformed(film | witnesses(film), transform, seed=seed)
+    numbers, places = clip.pop("numbers"), clip.pop("places")
+    assert clip.keys() == film.keys()
+    assert all(type(value) is torch.Tensor for value in clip.values())
+    check_clip({**clip, "video": clip["video"].clamp(0, 1)})
+    errors = errors_of_flow(film, clip, numbers, places)
+    assert errors.shape[1] > 400
+    assert np.abs(errors).max() < (1.5 if "nearest" in name else 0.6)
+    assert np.abs(errors).mean() < (0.3 if "nearest" in name else 0.04)
+
+
+@pytest.mark.parametrize("name", GEOMETRIC)
+def test_video_and_masks_are_moved_as_torchvision_moves_them(film, name):
+    torch.manual_seed(5)
+    expected = as_torchvision_alone(film, GEOMETRIC[name])
+    torch.manual_seed(5)
+    clip = transformed(film, GEOMETRIC[name])
+    assert torch.equal(clip["video"], expected["video"].as_subclass(torch.Tensor))
+    ids = expected["masks"].as_subclass(torch.Tensor)
+    if name in ("crop with a rim", "zoom out"):  # of which the fill is no id
+        ids = torch.where(clip["masks"] > 0, ids, 0)
+    assert torch.equal(ids > 0, clip["masks"] > 0)
+    # Every new id is a part of one old one, and has its stages.
+    for row, first, last, parent in clip["tracks"][clip["tracks"][:, 0] > 0].tolist():
+        (old,) = ids[clip["masks"] == row].unique().tolist()
+        stages = clip["stages"][row - 1].tolist()
+        assert stages[first : last + 1] == film["stages"][old - 1, first : last + 1].tolist()
+        if parent:
+            former = ids[clip["masks"] == parent].unique().tolist()
+            assert former in ([old], [film["tracks"][old - 1, 3]])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["horizontal flip", "vertical flip", "rotation", "affine", "crop", "smaller", "perspective"],
+)
+def test_flow_goes_where_torchvision_takes_both_of_its_ends(film, name):
+    masks, flow = film["masks"], film["flow"]
+    frame = 3
+    places = masks[frame].nonzero()[::17].float()
+    y, x = places.long().T
+    ends = places + flow[frame][:, y, x].T
+    points = tv_tensors.KeyPoints(torch.cat([places, ends]).flip(-1), canvas_size=masks.shape[-2:])
+    clip = transformed(film | {"points": points}, GEOMETRIC[name], seed=1)
+    start, end = clip["points"].flip(-1).chunk(2)
+    y, x = start.round().long().T
+    height, width = clip["masks"].shape[-2:]
+    shown = (y >= 0) & (x >= 0) & (y < height) & (x < width)
+    shown[shown.clone()] = clip["masks"][frame, y[shown], x[shown]] > 0
+    assert shown.sum() > 10
+    got = clip["flow"][frame][:, y[shown], x[shown]].T
+    torch.testing.assert_close(got, (end - start)[shown], atol=0.05, rtol=0)
+
+
+def test_a_flip_is_exact_and_undone_by_another(film):
+    flipped = transformed(film, GEOMETRIC["horizontal flip"])
+    signs = torch.tensor([1.0, -1.0])[:, None, None]
+    assert torch.equal(flipped["flow"], film["flow"].flip(-1) * signs)
+    for key in ("tracks", "stages"):
+        assert torch.equal(flipped[key], film[key])
+    width = film["masks"].shape[-1]
+    boxes = film["boxes"][..., [2, 1, 0, 3]] * torch.tensor([-1, 1, -1, 1])
+    expected = boxes + torch.tensor([width, 0, width, 0])
+    assert torch.equal(flipped["boxes"].nan_to_num(-9), expected.nan_to_num(-9))
+    assert same(transformed(flipped, GEOMETRIC["horizontal flip"]), film)
+
+
+def test_nuclei_that_a_crop_leaves_out_lose_their_rows(film):
+    # Nucleus 3 is beyond the left half, the others are in it all the time.
+    clip = transformed(film, v2.Lambda(lambda x: F.crop(x, 0, 0, 128, 118), tv_tensors.TVTensor))
+    assert clip["tracks"][:6].tolist() == [
+        [1, 0, 11, 0],
+        [2, 0, 5, 0],
+        [3, 4, 11, 0],
+        [4, 6, 11, 2],
+        [5, 6, 11, 2],
+        [0, 0, 0, 0],
+    ]
+    assert torch.equal(clip["stages"][2], film["stages"][3])
+    check_clip(clip)
+
+
+def test_a_nucleus_that_is_out_of_the_picture_for_a_while_goes_on_under_a_new_id(film):
+    masks = torch.zeros_like(film["masks"])
+    masks[:3, 60:66, 60:66] = 1
+    masks[3:6, 60:66, 4:10] = 1
+    masks[6:, 60:66, 60:66] = 1
+    tracks = torch.zeros_like(film["tracks"])
+    tracks[0] = torch.tensor([1, 0, 11, 0])
+    clip = {key: film[key] for key in ("video", "index", "source")}
+    clip |= {"masks": masks, "tracks": tracks}
+    cropped = transformed(clip, v2.CenterCrop(100))
+    assert cropped["tracks"][:3].tolist() == [[1, 0, 2, 0], [2, 6, 11, 1], [0, 0, 0, 0]]
+    check_clip(cropped)
+    with pytest.raises(TransformError, match="max_cells=1 is too small") as caught:
+        transformed(clip | {"tracks": tracks[:1]}, v2.CenterCrop(100))
+    assert isinstance(caught.value.__cause__, TooManyNucleiError)
+
+
+def test_a_picture_without_nuclei_has_no_flow(film):
+    clip = transformed(film, v2.Lambda(lambda x: F.crop(x, 0, 0, 5, 5), tv_tensors.TVTensor))
+    assert clip["flow"].shape == (11, 2, 5, 5)
+    assert not clip["flow"].any()
+    check_clip(clip)
+
+
+def test_clips_of_one_frame_can_be_moved(film):
+    clip = {key: film[key][:1] for key in ("video", "masks")}
+    clip |= {key: film[key] for key in ("index", "source")}
+    table = film["tracks"][:3].numpy().copy()
+    table[:, 2] = 0
+    clip |= annotated(film["masks"][:1].numpy(), table, ANNOTATIONS, 12)
+    clip["flow"] = film["flow"][:0]
+    moved = transformed(clip, v2.RandomRotation((30, 40)), seed=0)
+    assert moved["flow"].shape == (0, 2, 128, 160)
+    check_clip(moved)
+
+
+@pytest.mark.parametrize("key", ["tracks", "flow", "stages", "boxes", "centroids"])
+def test_one_annotation_is_the_same_as_among_all(film, key):
+    transform = GEOMETRIC["affine"]
+    alone = {name: film[name] for name in ("video", "masks", key, "index", "source")}
+    got = transformed(alone, transform, seed=2)
+    assert torch.equal(
+        got[key].nan_to_num(-9) if key != "tracks" else got[key][:, :3],
+        transformed(film, transform, seed=2)[key].nan_to_num(-9)
+        if key != "tracks"
+        else transformed(film, transform, seed=2)[key][:, :3],
+    )
+
+
+def test_masks_that_nobody_asked_for_are_left_out_again(film):
+    clip = transformed(film, GEOMETRIC["affine"], annotations=("boxes",), seed=0)
+    assert "masks" not in clip
+    assert "boxes" in clip
+
+
+# Transforms that do not move pixels
+
+
+@both
+@pytest.mark.parametrize("name", PHOTOMETRIC)
+def test_transforms_of_grey_values_leave_annotations_alone(film, name):
+    clip = transformed(film, PHOTOMETRIC[name], seed=0)
+    rest = film.keys() - {"video"}
+    assert clip.keys() == film.keys()
+    assert same({key: clip[key] for key in rest}, {key: film[key] for key in rest})
+    assert clip["video"].shape == film["video"].shape
+
+
+def test_a_change_of_dtype_reaches_masks_and_nothing_else(film):
+    dtypes = {tv_tensors.Mask: torch.int64, tv_tensors.Video: torch.float16, "others": None}
+    turn = v2.Compose([v2.ToDtype(dtypes), v2.RandomHorizontalFlip(p=1)])
+    clip = transformed(film, turn)
+    assert clip["masks"].dtype == torch.int64
+    assert clip["video"].dtype == torch.float16
+    assert torch.equal(clip["flow"], transformed(film, v2.RandomHorizontalFlip(p=1))["flow"])
+
+
+# Functions of the user's own
+
+
+def test_other_values_for_masks_are_kept_and_tables_stay_true(film):
+    def foreground(clip):
+        return clip | {"masks": clip["masks"] > 0}
+
+    turned = transformed(film, v2.Compose([GEOMETRIC["quarter turn"], foreground]))
+    expected = transformed(film, GEOMETRIC["quarter turn"])
+    assert torch.equal(turned["masks"], expected["masks"] > 0)
+    assert same(turned | {"masks": 0 * turned["video"]}, expected | {"masks": 0 * turned["video"]})
+
+
+def test_masks_moved_by_name_take_the_tables_along(film):
+    def mirror(clip):
+        return clip | {key: clip[key].flip(-1) for key in ("video", "masks")}
+
+    clip = {key: film[key] for key in film if key != "flow"}
+    mirrored = transformed(clip, mirror)
+    check_clip(mirrored)
+    assert same(mirrored, transformed(clip, GEOMETRIC["horizontal flip"]))
+    with pytest.raises(TransformError, match=r"moves 'masks' but not 'flow'; .*leave 'flow' out"):
+        transformed(film, mirror)
+
+
+def test_flow_that_the_user_moves_is_believed(film):
+    def mirror(clip):
+        flow = clip["flow"].flip(-1) * torch.tensor([1.0, -1.0])[:, None, None]
+        return clip | {key: clip[key].flip(-1) for key in ("video", "masks")} | {"flow": flow}
+
+    assert same(transformed(film, mirror), transformed(film, GEOMETRIC["horizontal flip"]))
+
+
+def test_a_transform_may_return_only_the_keys_it_knows(film):
+    def few(clip):
+        return {key: clip[key] for key in ("video", "masks", "tracks")}
+
+    kept = transformed(film, few)
+    assert same(kept, {key: film[key] for key in ("video", "masks", "tracks")})
+    turned = transformed(film, v2.Compose([GEOMETRIC["rotation"], few]), seed=4)
+    whole = transformed(film, GEOMETRIC["rotation"], seed=4)
+    assert same(turned, {key: whole[key] for key in turned})
+
+
+def test_a_transform_may_return_a_tuple(film):
+    video, masks = transformed(film, lambda clip: (clip["video"], clip["masks"]))
+    assert torch.equal(video, film["video"])
+    assert torch.equal(masks, film["masks"])
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda clip: clip | {"masks": clip["masks"].flip(0)}, "changes 'masks' so that"),
+        (lambda clip: clip | {"masks": clip["masks"][..., ::2, ::2]}, "'video' and 'masks' alike"),
+        (lambda clip: clip | {"masks": clip["masks"][:2]}, "changes 'masks' so that"),
+        (lambda clip: clip | {"masks": torch.rand(12, 128, 160)}, "changes 'masks' so that"),
+        (lambda clip: clip | {"masks": torch.full((12, 128, 140), 9)}, "changes 'masks' so that"),
+        (lambda clip: clip | {"video": clip["video"][:, :, 1:]}, "alike and keep all frames"),
+        (v2.UniformTemporalSubsample(5), r"got \[5, 1, 128, 160\] and \[12, 128, 160\]"),
+        (
+            lambda clip: {key: clip[key] for key in clip if key != "masks"},
+            "must hand on 'masks', without which 'tracks'",
+        ),
+        (v2.RandomIoUCrop(), "requires input sample to contain"),
+    ],
+)
+def test_what_annotations_cannot_follow_is_refused(film, function, words):
+    with pytest.raises(TransformError, match=words):
+        transformed(film, function)
+
+
+def test_a_mirrored_or_smeared_rim_is_refused_for_flow_alone(film):
+    rest = {key: film[key] for key in film if key != "flow"}
+    for mode in ("reflect", "symmetric", "edge"):
+        rim = v2.Pad(20, padding_mode=mode)
+        with pytest.raises(TransformError, match=r"folds, mirrors or smears .*leave 'flow' out"):
+            transformed(film, rim)
+        check_clip(transformed(rest, rim))
+
+
+def test_a_deformation_that_folds_the_picture_is_refused_for_flow_alone(film):
+    torn = v2.ElasticTransform(alpha=2000.0, sigma=5.0)
+    with pytest.raises(TransformError, match=r"folds, .*deform less"):
+        transformed(film, torn, seed=0)
+    check_clip(transformed({key: film[key] for key in film if key != "flow"}, torn, seed=0))
+
+
+def test_a_picture_that_is_too_small_to_follow_flow_is_refused(film):
+    row = v2.Lambda(lambda x: F.crop(x, 40, 0, 1, 160), tv_tensors.TVTensor)
+    with pytest.raises(TransformError, match=r"too little of the picture .*leave 'flow' out"):
+        transformed(film, row)
+    rest = {key: film[key] for key in film if key != "flow"}
+    check_clip(transformed(rest, row))
+
+
+# Randomness
+
+
+def states():
+    numpy_state = np.random.get_state()  # noqa: NPY002
+    return torch.get_rng_state().tolist(), numpy_state[1].tolist(), random.getstate()
+
+
+def draws_of_all(clip):
+    numbers = [random.random(), np.random.random(), float(torch.rand(()))]  # noqa: NPY002
+    return clip | {"draws": torch.tensor(numbers, dtype=torch.float64)}
+
+
+def test_random_transforms_depend_on_seed_epoch_and_index_alone(film):
+    before = states()
+    first = transformed(film, draws_of_all, seed=1)["draws"]
+    assert states() == before
+    random.random(), np.random.random(), torch.rand(1)  # noqa: NPY002
+    assert torch.equal(transformed(film, draws_of_all, seed=1)["draws"], first)
+    others = [
+        transformed(film, draws_of_all, seed=2),
+        transformed(film, draws_of_all, seed=1, epoch=1),
+        transformed(film | {"index": torch.tensor(8)}, draws_of_all, seed=1),
+    ]
+    for other in others:
+        assert not (other["draws"] == first).any()
+
+
+def test_a_failing_transform_leaves_the_random_states_alone(film):
+    before = states()
+    with pytest.raises(TransformError):
+        transformed(film, lambda clip: draws_of_all(clip)["no such key"], seed=1)
+    assert states() == before
+
+
+def test_a_transform_gives_the_same_in_any_worker(tiny_ctc):
+    turn = v2.Compose([v2.RandomRotation(90), v2.ElasticTransform(), v2.GaussianNoise()])
+    videos = CTCVideos(
+        tiny_ctc, frames=4, size=64, border=0, max_cells=16, length=4, transform=turn
+    )
+    alone = [videos[index] for index in range(4)]
+    for workers in (0, 2):
+        clips = list(DataLoader(videos, batch_size=None, num_workers=workers))
+        assert all(same(one, other) for one, other in zip(clips, alone, strict=True))
+
+
+# Failure
+
+
+def fails_at(number, clip):
+    if clip["index"] == number:
+        raise ZeroDivisionError("no such angle")
+    return clip
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_failing_transform_names_the_clip_and_how_to_make_it_alone(tiny_ctc, workers):
+    videos = CTCVideos(
+        tiny_ctc, frames=4, size=64, border=0, length=6, transform=functools.partial(fails_at, 5)
+    )
+    videos.set_epoch(2)
+    words = (
+        r"clip 5 of epoch 2 of CTCVideos.*01.*ZeroDivisionError: no such angle.*"
+        r"videos\.set_epoch\(2\); videos\.clip\(5\)"
+    )
+    with pytest.raises(TransformError, match=f"(?s){words}") as caught:
+        list(DataLoader(videos, batch_size=2, num_workers=workers))
+    if workers == 0:
+        assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    else:
+        assert "in fails_at" in str(caught.value)
+    with pytest.raises(TransformError, match="clip 5 of epoch 2"):
+        videos.clip(5)
+    videos.transform = None
+    check_clip(videos.clip(5))
