@@ -1,0 +1,142 @@
+"""Streams of numbers in place of clips, and loops over them that are started as programs."""
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed
+from torch.utils.data import DataLoader
+
+from bvdm_data.clip import ANNOTATIONS
+from bvdm_data.datasets.stream import ClipStream
+from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
+
+SETTINGS = [{"method": "procedural"}, {"method": "fast"}, {"method": "fast", "pool": True}]
+"""What the clips of two ranks are compared with those of one process for."""
+
+
+class Numbers(ClipStream):
+    """Clips that say their number and epoch; ``log`` gets the number of each that is made."""
+
+    def __init__(self, log=None, **arguments):
+        super().__init__(**arguments)
+        self.log = log
+
+    def clip(self, index):
+        if self.log is not None:
+            descriptor = os.open(self.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            os.write(descriptor, f"{index}\n".encode())
+            os.close(descriptor)
+        return {"index": torch.tensor(index), "epoch": torch.tensor(self.epoch)}
+
+
+def batches(loader):
+    """Return the numbers of the clips in each batch."""
+    return [batch["index"].reshape(-1).tolist() for batch in loader]
+
+
+def indices(loader):
+    """Return the numbers of all clips in their order."""
+    return [index for batch in batches(loader) for index in batch]
+
+
+def logged(log):
+    """Return the numbers of the clips that were made, in order of number."""
+    text = Path(log).read_text() if Path(log).exists() else ""
+    return sorted(int(line) for line in text.split())
+
+
+def loop(folder, workers, batch_size, length, epoch):
+    """Train in a program that can be killed: after each batch the checkpoint is written whole."""
+    checkpoint = Path(folder) / "checkpoint.json"
+    videos = Numbers(length=length, batch_size=batch_size, log=Path(folder) / f"{workers}.txt")
+    videos.set_epoch(epoch)
+    before = []
+    if checkpoint.exists():
+        said = json.loads(checkpoint.read_text())
+        before = said["seen"]
+        videos.load_state_dict(said["videos"])
+    seen = list(before)
+    loader = DataLoader(videos, batch_size=batch_size, num_workers=workers)
+    for step, batch in enumerate(loader, start=1):
+        seen += batch["index"].tolist()
+        consumed = min(step * batch_size, length - len(before))
+        said = {"seen": seen, "videos": videos.state_dict(consumed=consumed)}
+        partial = checkpoint.with_suffix(".partial")
+        partial.write_text(json.dumps(said))
+        partial.replace(checkpoint)
+        print(step, flush=True)  # noqa: T201 - the test waits for it
+        sys.stdin.readline()
+
+
+def real(model, **arguments):
+    """Return a data set of four small clips."""
+    return SyntheticHeLaVideos(
+        frames=2, size=40, length=4, model=model, nuclei=2, annotations=ANNOTATIONS, **arguments
+    )
+
+
+def digest(clip):
+    """Return the SHA-256 of all that a clip holds."""
+    found = hashlib.sha256()
+    for key in sorted(clip):
+        found.update(clip[key].numpy().tobytes())
+    return found.hexdigest()
+
+
+def rank(folder, model):
+    """Be one rank of a job: go over streams in step with the others, and tell what was seen."""
+    told = {}
+    # Made before the process group, as in many scripts.
+    early = Numbers(length=11, batch_size=2)
+    torch.distributed.init_process_group("gloo")
+    number = torch.distributed.get_rank()
+
+    def passes(videos, stop=None, **how):
+        found = []
+        loader = DataLoader(videos, batch_size=2, num_workers=2, **how)
+        for step, batch in enumerate(loader, start=1):
+            # A rank with fewer batches than the others would let them wait for ever.
+            torch.distributed.all_reduce(torch.ones(1))
+            found += batch["index"].tolist()
+            if step == stop:
+                break
+        torch.distributed.barrier()
+        return found
+
+    told["finite"] = passes(early)
+    told["length"] = len(early)
+    told["spawned"] = passes(early, multiprocessing_context="spawn")
+    # What the process group says holds, whatever the environment says.
+    os.environ |= {"RANK": "0", "WORLD_SIZE": "7"}
+    told["unknown batch size"] = passes(Numbers(length=11))
+    endless = Numbers(batch_size=2)
+    told["endless"] = passes(endless, stop=4)
+    state = endless.state_dict(consumed=8)
+    told["state"] = state
+    resumed = Numbers(batch_size=2)
+    resumed.load_state_dict(state)
+    told["endless, resumed"] = passes(resumed, stop=3)
+    early.load_state_dict({"epoch": 0, "seed": 0, "start": 4})
+    told["finite, resumed"] = passes(early)
+    told["given"] = passes(Numbers(length=4, batch_size=2, shard=(0, 1)))
+    found = {}
+    for settings in SETTINGS:
+        videos = real(model, batch_size=1, **settings)
+        videos.set_epoch(2)
+        for clip in DataLoader(videos, batch_size=None, num_workers=2):
+            found[f"{settings} {int(clip['index'])}"] = digest(clip)
+    told["real"] = found
+    (Path(folder) / f"{number}.json").write_text(json.dumps(told))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if sys.argv[1] == "rank":
+        rank(*sys.argv[2:])
+    else:
+        loop(sys.argv[2], *map(int, sys.argv[3:]))
