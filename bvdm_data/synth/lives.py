@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from bvdm_data.clip import STAGES
 from bvdm_data.synth.shapes import Array, ShapeModel, area, autoregressive
 from bvdm_data.synth.timeline import (
     AFTER_INTERPHASE,
@@ -19,6 +20,11 @@ from bvdm_data.synth.timeline import (
 
 BRIGHTNESS_MEMORY = 0.9
 """Correlation of a nucleus' drifting brightness with that of the frame before (our choice)."""
+
+
+_DIVIDING, _NEWBORN = (
+    np.isin(np.arange(len(STAGES)), stages) for stages in (AFTER_INTERPHASE, BEFORE_INTERPHASE)
+)
 
 
 @dataclass(frozen=True)
@@ -274,8 +280,9 @@ def _daughters(
 def _relative_area(area_of_age: Array, course: _Course) -> Array:
     """Area of every frame of a life over that of the grown nucleus, ``[n]``."""
     age = np.minimum(np.arange(len(course.stages)), len(area_of_age) - 1)
-    dividing = np.isin(course.stages, AFTER_INTERPHASE)
-    return np.where(dividing, course.model.area_of_stage[course.stages], area_of_age[age])
+    return np.where(
+        _DIVIDING[course.stages], course.model.area_of_stage[course.stages], area_of_age[age]
+    )
 
 
 def _brightness_offsets(
@@ -288,7 +295,7 @@ def _brightness_offsets(
     """Log brightness of every template: one draw a mitosis, shared by mother and daughters."""
     own = generator.standard_normal(len(stages))
     sister = model.sister_spread * float(generator.standard_normal())
-    newborn = np.isin(stages, BEFORE_INTERPHASE)
+    newborn = _NEWBORN[stages]
     drawn = np.where(newborn, born, np.where(stages == INTERPHASE, own, mitosis))
     offsets: Array = (
         model.stage_brightness[stages, 0]

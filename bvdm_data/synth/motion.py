@@ -228,12 +228,8 @@ def push_apart(
         return
     place = np.array([centres[life.identity][-1] for life in here])
     known = spaces or {}
-    radius = np.array(
-        [
-            known.get(life.identity, CONTACT) * mean_radius(life.radii[frame - life.first])
-            for life in here
-        ]
-    )
+    space = np.array([known.get(life.identity, CONTACT) for life in here])
+    radius = space * mean_radius(np.stack([life.radii[frame - life.first] for life in here]))
     least = radius[:, None] + radius[None]
     np.fill_diagonal(least, 0)
     for _ in range(rounds):

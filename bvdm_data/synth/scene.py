@@ -225,16 +225,23 @@ def expose(
     field = _smooth_field(size, camera, generator)
     level = camera.level + camera.level_spread * float(generator.standard_normal())
     seen = np.empty_like(light)
+    white, noise = np.empty((2, *size))
     for frame in range(frames):
         lit = light[frame]
         if glow:
             # One-sided, as in the authors' scenes: light spreads, nuclei do not fade.
             lit = np.maximum(lit, ndimage.gaussian_filter(lit, camera.halo))
-        noise = ndimage.convolve1d(generator.standard_normal(size), camera.streak, axis=1)
-        grey = lit + level + field + camera.noise * noise
-        seen[frame] = grey
+        generator.standard_normal(out=white)
+        ndimage.convolve1d(white, camera.streak, axis=1, output=noise)
+        noise *= camera.noise
+        noise += lit + level + field
+        seen[frame] = noise
     steps = camera.full - camera.offset
-    return (np.clip(np.rint(seen * steps), 0, steps) / steps).astype(np.float32)
+    seen *= steps
+    np.rint(seen, out=seen)
+    np.clip(seen, 0, steps, out=seen)
+    seen /= steps
+    return seen.astype(np.float32, copy=False)
 
 
 def _smooth_field(

@@ -119,7 +119,7 @@ def area(radii: Array) -> Array:
         314
     """
     angle = 2 * math.pi / radii.shape[-1]
-    shifted = np.roll(radii, -1, axis=-1)
+    shifted = np.concatenate([radii[..., 1:], radii[..., :1]], -1)
     return np.asarray(0.5 * math.sin(angle) * (radii * shifted).sum(-1))
 
 

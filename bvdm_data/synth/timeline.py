@@ -1,5 +1,6 @@
 """Timeline: how long a nucleus stays in each stage of its cycle."""
 
+import functools
 import math
 
 import numpy as np
@@ -18,6 +19,8 @@ INTERPHASE = STAGES.index("interphase")
 Array = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
+_ORDER = np.array([*BEFORE_INTERPHASE, INTERPHASE, *AFTER_INTERPHASE])
+
 
 def lay_out(lengths: Ints, cycle: int) -> Ints:
     """Lay out the stage of every frame from birth to division.
@@ -30,10 +33,9 @@ def lay_out(lengths: Ints, cycle: int) -> Ints:
         Stage of each frame, ``[n]``; at least one frame is interphase.
     """
     short = int(lengths[list(BEFORE_INTERPHASE + AFTER_INTERPHASE)].sum())
-    runs = [(stage, int(lengths[stage])) for stage in BEFORE_INTERPHASE]
-    runs.append((INTERPHASE, max(1, cycle - short)))
-    runs += [(stage, int(lengths[stage])) for stage in AFTER_INTERPHASE]
-    return np.concatenate([np.full(n, stage, np.int64) for stage, n in runs])
+    runs = lengths.copy()
+    runs[INTERPHASE] = max(1, cycle - short)
+    return np.repeat(_ORDER, runs[_ORDER])
 
 
 def draw_each_length(durations: Array, generator: np.random.Generator) -> Ints:
@@ -85,11 +87,18 @@ def draw_cycle_and_age(
     mean, deviation = law
     if not founder:
         return max(1, round(math.exp(mean + deviation * generator.standard_normal()))), 0
+    cycles, ages = _of_founders(float(mean), float(deviation))
+    cycle = 1 + _draw(cycles, generator)
+    return cycle, _draw(ages[:cycle], generator)
+
+
+@functools.lru_cache(maxsize=16)
+def _of_founders(mean: float, deviation: float) -> tuple[Array, Array]:
+    """Return how often cycles of 1, 2, ... frames are met, and ages of 0, 1, ... frames."""
     lengths = np.arange(1, math.ceil(math.exp(mean + 4 * deviation)) + 1)
     density = np.exp(-0.5 * ((np.log(lengths) - mean) / deviation) ** 2) / lengths
     rate = math.log(2) / math.exp(mean + deviation**2 / 2)
-    cycle = int(lengths[_draw(density * (1 - np.exp(-rate * lengths)), generator)])
-    return cycle, _draw(np.exp(-rate * np.arange(cycle)), generator)
+    return density * (1 - np.exp(-rate * lengths)), np.exp(-rate * np.arange(len(lengths)))
 
 
 def template_weights(
@@ -113,9 +122,9 @@ def template_weights(
         ([0, 3], [1.0, 1.0, 1.0, 1.0])
     """
     count = len(stages)
-    changes = np.flatnonzero(np.diff(stages, prepend=stages[0] - 1))
-    anchors = np.unique(np.append(changes, count - 1))
-    width = np.array([max(1, int((stages == stages[a]).sum())) for a in anchors], float)
+    starts = np.flatnonzero(stages[1:] != stages[:-1]) + 1
+    anchors = np.array(sorted({0, *starts.tolist(), count - 1}))
+    width = np.bincount(stages)[stages[anchors]].astype(float)
     distance = np.arange(count)[:, None] - anchors[None]
     weights = np.exp(-0.5 * (distance / width) ** 2) / width
     # Far from every anchor all densities may underflow; the widest one then decides.
