@@ -12,11 +12,12 @@ from bvdm_data.synth.placing import (
     TRIES,
     Crowd,
     Founder,
+    Pixels,
     covered,
     mean_radius,
     no_room,
 )
-from bvdm_data.synth.shapes import Array, ShapeModel
+from bvdm_data.synth.shapes import Array, ShapeModel, quantiles
 
 Grow = Callable[[int, Founder | None], list[Life]]
 """Gives a family whose founder has a number, the sister of another founder or of nobody."""
@@ -78,6 +79,8 @@ their outlines meet (our choice)."""
 
 AGAINST = 10
 """How often a place against another is looked for."""
+
+_NOTHING: Pixels = np.zeros(0, np.int64)
 
 
 class _Growth:
@@ -184,7 +187,8 @@ class _Placing:
         return sister.centre + distance * np.array([math.cos(angle), math.sin(angle)])
 
     def _take(self, founder: Founder, nuclei: int | None) -> bool:
-        pixels = covered(founder, self.size)
+        # Only where a number in view is asked for does it matter what each one covers.
+        pixels = _NOTHING if nuclei is None else covered(founder, self.size)
         if nuclei is not None and not self.crowd.stays_in_view(pixels):
             return False
         self.crowd.add(founder, pixels)
@@ -234,8 +238,8 @@ def _outline(radii: Array, angle: float) -> float:
 
 def _space(motion: MotionModel, generator: np.random.Generator) -> float:
     """Draw the radius of the disc that others keep off a nucleus, over its mean radius."""
-    grid = np.linspace(0, 1, len(motion.closest))
-    return float(min(np.interp(generator.random(), grid, motion.closest), WIDEST))
+    drawn = np.interp(generator.random(), quantiles(len(motion.closest)), motion.closest)
+    return float(min(drawn, WIDEST))
 
 
 def _step(

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bvdm_data.clip import STAGES
-from bvdm_data.synth.shapes import Array, ShapeModel, area, autoregressive
+from bvdm_data.synth.shapes import Array, ShapeModel, area, autoregressive, quantiles
 from bvdm_data.synth.timeline import (
     AFTER_INTERPHASE,
     BEFORE_INTERPHASE,
@@ -306,4 +306,4 @@ def _brightness_offsets(
 
 
 def _at_quantile(table: Array, quantile: float) -> float:
-    return float(np.interp(quantile, np.linspace(0, 1, len(table)), table))
+    return float(np.interp(quantile, quantiles(len(table)), table))

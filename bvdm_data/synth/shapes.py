@@ -1,5 +1,6 @@
 """ShapeModel: how the outlines of nuclei look in each stage of the cell cycle."""
 
+import functools
 import itertools
 import math
 from dataclasses import dataclass
@@ -103,6 +104,14 @@ def autoregressive(frames: int, memory: Array, generator: np.random.Generator) -
         now *= renewed
         now += memory * before
     return drawn
+
+
+@functools.lru_cache(maxsize=64)
+def quantiles(count: int) -> Array:
+    """Return so many numbers from 0 to 1, equally spaced; not to be changed, ``[count]``."""
+    places = np.linspace(0, 1, count)
+    places.setflags(write=False)
+    return places
 
 
 def area(radii: Array) -> Array:
