@@ -66,7 +66,7 @@ PHOTOMETRIC = {
     "nothing": v2.RandomRotation((0, 0)),
 }
 
-both = pytest.mark.filterwarnings("ignore:RandomErasing:UserWarning")
+erasing = pytest.mark.filterwarnings("ignore:RandomErasing:UserWarning")
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ def errors_of_flow(film, clip, numbers, places):
 # Transforms that move pixels
 
 
-@both
+@erasing
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("name", GEOMETRIC)
 def test_annotations_stay_true_when_pixels_move(film, name, seed):
@@ -285,10 +285,17 @@ def test_masks_that_nobody_asked_for_are_left_out_again(film):
     assert "boxes" in clip
 
 
+def test_tables_without_masks_are_refused_where_pixels_move(film):
+    clip = {key: film[key] for key in ("video", "boxes", "index", "source")}
+    assert same(transformed(clip, v2.GaussianBlur(3)) | {"video": clip["video"]}, clip)
+    with pytest.raises(TransformError, match=r"'boxes'.* without masks; add 'masks' to"):
+        transformed(clip, v2.CenterCrop(70))
+
+
 # Transforms that do not move pixels
 
 
-@both
+@erasing
 @pytest.mark.parametrize("name", PHOTOMETRIC)
 def test_transforms_of_grey_values_leave_annotations_alone(film, name):
     clip = transformed(film, PHOTOMETRIC[name], seed=0)

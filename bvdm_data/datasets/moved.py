@@ -24,13 +24,16 @@ def with_planes(clip: Mapping[str, Any]) -> dict[str, Any]:
     """Give the clip planes that tell afterwards what a transform has done.
 
     Args:
-        clip: A clip, with ``masks`` if it has any other annotation.
+        clip: A clip; without ``masks``, other annotations cannot follow what moves.
 
     Returns:
-        The clip, with two more keys where it has annotations.
+        The clip, with more keys where it has annotations.
     """
     if "masks" not in clip:
-        return dict(clip)
+        if not any(key in clip for key in (*_TABLES, "flow")):
+            return dict(clip)
+        height, width = clip["video"].shape[-2:]
+        return {**clip, COORDINATES: coordinates(height, width, clip["video"].device)}
     masks = clip["masks"].as_subclass(Tensor)
     frames, height, width = masks.shape
     planes = [masks.new_ones((1, height, width)), masks]
@@ -65,6 +68,11 @@ def settled(before: Clip, result: Mapping[str, Any]) -> dict[str, Any]:
     after = {key: _plain(value) for key, value in result.items()}
     carried, planes = after.pop(CARRIED, None), after.pop(COORDINATES, None)
     kept = [key for key in (*_TABLES, "flow") if key in after and key in before]
+    if "masks" not in before and planes is not None and not _same(planes, before["video"]):
+        raise ValueError(
+            f"it moves pixels, which {kept or 'tables'} cannot follow without masks; add 'masks' "
+            "to annotations"
+        )
     if "masks" not in before or not (kept or "masks" in after):
         return after
     old = before["masks"]

@@ -280,7 +280,7 @@ class CTCVideos(Dataset[Clip]):
         masks = np.zeros((self.frames, *self.size), np.int32)
         for place, (frame, cut) in enumerate(shown):
             masks[place] = self._cache.masks(frame)[cut]
-        parents = nearest_ancestors(self.source.tracks.tolist(), window.frames)
+        parents = nearest_ancestors(self.source.tracks, window.frames)
         if window.track > 1:  # its id is the smallest, so that the clip counts from it
             masks, parents = _exchanged(masks, parents, window.track)
         renamed, table, _ = unbroken_tracks(masks, parents)

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from bvdm_data.datasets.arguments import check_whole_number
@@ -229,28 +231,31 @@ def clips_that_hold(field: tuple[int, int], frames_used: int, clip: tuple[int, i
     return math.ceil(frames_used * math.prod(field) / math.prod(clip))
 
 
-def nearest_ancestors(tracks: Sequence[Sequence[int]], shown: Sequence[int]) -> dict[int, int]:
+def nearest_ancestors(tracks: npt.NDArray[np.integer], shown: Sequence[int]) -> dict[int, int]:
     """Return the parent of each track, jumping over generations that live between two frames.
 
     Args:
-        tracks: Rows of id, first frame, last frame and parent.
+        tracks: Rows of id, first frame, last frame and parent, ``[n, 4]``.
         shown: Numbers of the frames that a clip shows.
 
     Returns:
-        By id, the nearest ancestor that lives in one of these frames, or else the first one;
-        0 for none.
+        By id of a track that lives in one of these frames: the nearest ancestor that does so, or
+        else the first of all; 0 for none.
+
+    Examples:
+        >>> tracks = np.array([[1, 0, 3, 0], [2, 4, 4, 1], [3, 5, 9, 2]])
+        >>> nearest_ancestors(tracks, [3, 5]), nearest_ancestors(tracks, [3, 4, 5])
+        ({1: 0, 3: 1}, {1: 0, 2: 1, 3: 2})
     """
-    lives = {row[0]: (row[1], row[2], row[3]) for row in tracks}
-    seen = {
-        identity
-        for identity, (first, last, _) in lives.items()
-        if any(first <= number <= last for number in shown)
-    }
+    number = np.array(shown)[:, None]
+    there = ((tracks[:, 1] <= number) & (number <= tracks[:, 2])).any(axis=0)
+    seen = set(tracks[there, 0].tolist())
+    parents: dict[int, int] = dict(tracks[:, [0, 3]].tolist())
     found = {}
-    for identity in seen:
-        ancestor = lives[identity][2]
-        while ancestor in lives and ancestor not in seen and lives[ancestor][2]:
-            ancestor = lives[ancestor][2]
+    for identity in sorted(seen):
+        ancestor = parents[identity]
+        while ancestor not in seen and parents.get(ancestor):
+            ancestor = parents[ancestor]
         found[identity] = ancestor
     return found
 

@@ -1,0 +1,43 @@
+import runpy
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture(scope="module")
+def on_device():
+    return runpy.run_path(str(EXAMPLES / "augment_on_device.py"))
+
+
+def test_every_example_is_run_by_a_test():
+    assert [path.name for path in EXAMPLES.glob("*.py")] == ["augment_on_device.py"]
+
+
+def test_a_network_learns_from_batches_augmented_on_the_device(on_device, capsys):
+    small = ["--steps", "16", "--frames", "2", "--size", "64", "--batch-size", "2"]
+    losses = on_device["main"]([*small, "--workers", "0", "--device", "cpu"])
+    assert len(losses) == 16
+    assert statistics.median(losses[-6:]) < 0.7 * statistics.median(losses[:3])
+    assert "after 16 steps" in capsys.readouterr().out
+
+
+def test_augmentation_on_the_device_moves_video_and_masks_together(on_device):
+    torch.manual_seed(0)
+    masks = torch.zeros(3, 4, 48, 48, dtype=torch.int32)
+    masks[:, :, 10:24, 8:20] = 17
+    masks[:, :, 30:40, 24:44] = 200
+    masks[:, 2:, 30:40, 24:44] = 0
+    video = masks[:, :, None].float() / 200
+    moved_video, moved = on_device["augmented"](on_device["augmentation"](), video, masks)
+    assert moved.dtype == torch.int32
+    assert set(moved.unique().tolist()) == {0, 17, 200}
+    # The same way in all frames, another one in every clip.
+    assert torch.equal(moved[:, 0], moved[:, 1])
+    assert torch.equal(moved[:, 2] == 17, moved[:, 0] == 17)
+    assert not (moved[0] == moved[1]).all()
+    assert not (moved[0] == masks[0]).all()
+    assert ((moved_video[:, :, 0] - moved / 200).abs() > 0.05).float().mean() < 0.05
