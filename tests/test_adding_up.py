@@ -8,11 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from painters import still_life
+from rasters import label, put
 from scipy import ndimage
 
 from bvdm_data.synth.motion import Trajectory
 from bvdm_data.synth.painter import patch_grid
-from bvdm_data.synth.scene import add_up, expose, label
+from bvdm_data.synth.scene import expose
 
 SIZE = (90, 100)
 
@@ -33,15 +34,10 @@ def blob(long=6.0, short=4.0, light=0.2):
     return light * torch.exp(-0.5 * ((y / long) ** 2 + (x / short) ** 2)) * (y.hypot(x) < 22)
 
 
-def put(paths, textures, frames=1, size=SIZE):
-    """Add nuclei up that have one texture each, the same in all frames."""
-    light = torch.stack(textures)[:, None].expand(-1, frames, -1, -1).contiguous()
-    return add_up(paths, np.zeros((frames, *size), np.int32), light)
-
-
 def test_a_nucleus_between_pixels_of_its_patch_is_put_down_unchanged():
     texture = torch.randn((48, 48), generator=torch.Generator().manual_seed(0))
-    found = put([path((40.5, 50.5))], [texture])[0]
+    # So wide that its halo fills the patch.
+    found = put([path((40.5, 50.5), radii=16.0)], [texture])[0]
     np.testing.assert_allclose(found[17:65, 27:75], texture.numpy(), atol=1e-4)
     # The spline that reads it may not reach farther than two pixels.
     found[15:67, 25:77] = 0
@@ -109,7 +105,7 @@ def test_a_nucleus_far_outside_lights_nothing(centre):
 
 
 def test_no_nuclei_give_darkness():
-    found = add_up([], np.zeros((2, *SIZE), np.int32), torch.zeros(0, 2, 48, 48))
+    found = put([], [], frames=2)
     assert found.shape == (2, *SIZE)
     assert not found.any()
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rasters import label
 
 from bvdm_data.clip import STAGES
 from bvdm_data.synth import colony as colonies
 from bvdm_data.synth.colony import colony
 from bvdm_data.synth.lives import grow_family
 from bvdm_data.synth.placing import MARGIN, mean_radius
-from bvdm_data.synth.scene import label
 from bvdm_data.synth.shapes import area, autoregressive
 from bvdm_data.synth.timeline import (
     AFTER_INTERPHASE,

@@ -9,11 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from painters import LinearPainter, random_painter, still_life, wavy
+from rasters import label
 from scipy import ndimage
 
 from bvdm_data.randomness import stream
 from bvdm_data.synth import fast
 from bvdm_data.synth.fast import (
+    BATCH,
     BRIGHTEST,
     DARKEST,
     FastSettings,
@@ -21,9 +23,10 @@ from bvdm_data.synth.fast import (
     paint_fast,
     paint_moments,
 )
+from bvdm_data.synth.distilled import DistilledPainter, DistilledSettings
 from bvdm_data.synth.motion import Trajectory
 from bvdm_data.synth.painter import REACH, edge_map, patch_grid, patch_scale
-from bvdm_data.synth.scene import add_up, label
+from bvdm_data.synth.raster import add_up, tabulate
 
 # Settings
 
@@ -46,6 +49,10 @@ from bvdm_data.synth.scene import add_up, label
 def test_fast_settings_refuse_numbers_that_make_no_picture(error, changes, words):
     with pytest.raises(error, match=words):
         FastSettings(**changes)
+
+
+def test_a_picture_takes_one_call_unless_more_are_asked_for():
+    assert FastSettings().steps == 1
 
 
 def test_fast_settings_take_the_ends_of_their_ranges():
@@ -116,7 +123,7 @@ def test_a_nucleus_without_light_is_dark():
 # Films
 
 
-def painted(lives, frames=4, painter=None, *, memory=0.9, fresh=0.2, seed=0, views=None, **changes):
+def groups_of(lives, painter=None, *, memory=0.9, fresh=0.2, seed=0, views=None, **changes):
     """Paint lives; each has a stream of random numbers of its own."""
     arguments = {
         "texture": TextureModel(memory=memory, fresh=fresh),
@@ -124,8 +131,15 @@ def painted(lives, frames=4, painter=None, *, memory=0.9, fresh=0.2, seed=0, vie
         "generators": [stream(seed, "texture", life.identity) for life in lives],
     }
     views = views or [(life.first, life.last) for life in lives]
-    painter = painter or LinearPainter()
-    return paint_fast(lives, views, frames, painter, **arguments | changes)
+    return paint_fast(lives, views, painter or LinearPainter(), **arguments | changes)
+
+
+def painted(lives, frames=4, painter=None, **changes):
+    """Return the light of lives as a film [N, F, P, P]; zeros where nothing was painted."""
+    film = torch.zeros(len(lives), frames, 48, 48)
+    for group in groups_of(lives, painter, **changes):
+        film[group.rows, group.moments] = group.light
+    return film
 
 
 def insides(texture, radius=12.0):
@@ -142,45 +156,45 @@ def alike(one, other):
 
 def test_a_nucleus_is_painted_where_it_is_seen_and_nowhere_else():
     lives = [still_life(1, frames=6), still_life(2, first=2, frames=3)]
-    result = painted(lives, 6, views=[(1, 4), (3, 3)])
-    assert result.texture.shape == (2, 6, 48, 48)
-    shown = result.texture.flatten(2).any(2)
-    assert shown.tolist() == [[0, 1, 1, 1, 1, 0], [0, 0, 0, 1, 0, 0]]
+    (group,) = groups_of(lives, views=[(1, 4), (3, 3)])
+    assert group.light.shape == (5, 48, 48)
+    assert group.light.flatten(1).any(1).all()
+    assert group.rows.tolist() == [0, 0, 0, 0, 1]
+    assert group.moments.tolist() == [1, 2, 3, 4, 3]
+    assert group.zoom.tolist() == [1] * 5
 
 
-def test_no_nuclei_make_an_empty_film():
-    frames = []
-    result = painted([], 3, on_frame=lambda: frames.append(1))
-    assert result.texture.shape == (0, 3, 48, 48)
-    assert result.flow.shape[:3] == (0, 2, 2)
-    assert len(frames) == 3
+def test_no_nuclei_make_no_pictures():
+    heard = []
+    assert groups_of([], on_part=heard.append) == []
+    assert heard == [1]
 
 
 def test_a_nucleus_looks_the_same_with_and_without_others_beside_it():
     own = still_life(5, frames=3, radii=wavy(3), brightness=0.2)
     others = [still_life(n, frames=3, radii=wavy(3, n), brightness=0.1) for n in (1, 2, 3)]
     for painter in (LinearPainter(), random_painter()):
-        alone = painted([own], 3, painter).texture[0]
-        among = painted([*others, own], 3, painter).texture[3]
+        alone = painted([own], 3, painter)[0]
+        among = painted([*others, own], 3, painter)[3]
         torch.testing.assert_close(alone, among, rtol=0, atol=0.2 * 0.02)
 
 
 def test_how_many_pictures_share_the_network_changes_nothing(monkeypatch):
     lives = [still_life(n, frames=5, radii=wavy(5, n)) for n in (1, 2)]
-    whole = painted(lives, 5).texture
+    whole = painted(lives, 5)
     monkeypatch.setattr(fast, "BATCH", 3)
-    torch.testing.assert_close(painted(lives, 5).texture, whole, rtol=0, atol=1e-6)
+    torch.testing.assert_close(painted(lives, 5), whole, rtol=0, atol=1e-6)
 
 
 def test_with_all_memory_and_nothing_fresh_a_texture_stands_still():
-    film = painted([still_life()], memory=1.0, fresh=0.0).texture[0]
+    film = painted([still_life()], memory=1.0, fresh=0.0)[0]
     assert film[0].std() > 0
     for frame in film[1:]:
         torch.testing.assert_close(frame, film[0], rtol=0, atol=1e-6)
 
 
 def test_without_memory_every_frame_has_a_texture_of_its_own():
-    film = insides(painted([still_life(n) for n in range(1, 7)], memory=0.0, fresh=0.0).texture)
+    film = insides(painted([still_life(n) for n in range(1, 7)], memory=0.0, fresh=0.0))
     assert abs(alike(film[:, :-1], film[:, 1:])) < 0.05
     assert film.std() > 0
 
@@ -189,7 +203,7 @@ def test_without_memory_every_frame_has_a_texture_of_its_own():
 @given(memory=st.floats(0, 1), fresh=st.floats(0, 1))
 def test_the_noise_correlates_as_its_memory_and_its_fresh_part_say(memory, fresh):
     lives = [still_life(n, frames=6) for n in range(1, 9)]
-    film = insides(painted(lives, 6, memory=memory, fresh=fresh).texture)
+    film = insides(painted(lives, 6, memory=memory, fresh=fresh))
     for lag in (1, 3):
         found = alike(film[:, :-lag], film[:, lag:])
         assert found == pytest.approx((1 - fresh) * memory**lag, abs=0.06)
@@ -202,9 +216,9 @@ def test_settings_overrule_the_memory_of_the_video():
     frozen = painted(
         lives, memory=0.1, fresh=0.9, settings=FastSettings(steps=2, memory=1, fresh=0)
     )
-    assert torch.equal(frozen.texture, painted(lives, memory=1.0, fresh=0.0).texture)
+    assert torch.equal(frozen, painted(lives, memory=1.0, fresh=0.0))
     renewed = painted(lives, memory=1.0, fresh=0.9, settings=FastSettings(steps=2, fresh=0))
-    assert torch.equal(renewed.texture, frozen.texture)
+    assert torch.equal(renewed, frozen)
 
 
 def test_daughters_begin_with_the_texture_of_their_mother():
@@ -214,7 +228,7 @@ def test_daughters_begin_with_the_texture_of_their_mother():
         still_life(3, parent=1, first=2, frames=2),
         still_life(4, first=2, frames=2),
     ]
-    film = insides(painted(family, memory=1.0, fresh=0.0).texture)
+    film = insides(painted(family, memory=1.0, fresh=0.0))
     for daughter in (1, 2):
         assert alike(film[0, 1], film[daughter, 2]) > 0.999
     assert abs(alike(film[0, 1], film[3, 2])) < 0.2
@@ -225,52 +239,20 @@ def test_daughters_forget_their_mother_each_in_its_own_way():
     for n in range(0, 24, 3):
         family.append(still_life(n + 1, frames=2))
         family += [still_life(n + k, parent=n + 1, first=2, frames=2) for k in (2, 3)]
-    film = insides(painted(family, memory=0.8, fresh=0.0).texture)
+    film = insides(painted(family, memory=0.8, fresh=0.0))
     mother, one, other = film[::3, 1], film[1::3, 2], film[2::3, 2]
     assert alike(mother, one) == pytest.approx(0.8, abs=0.05)
     assert alike(mother, other) == pytest.approx(0.8, abs=0.05)
     assert alike(one, other) == pytest.approx(0.64, abs=0.06)
 
 
-@pytest.mark.parametrize("count", [0, 1, 5, 40])
-def test_the_progress_bar_hears_of_every_frame_once(count):
+@pytest.mark.parametrize("count", [1, 5, 40])
+def test_the_progress_rises_to_all_of_the_work(count):
     heard = []
-    lives = [still_life(n, frames=7) for n in range(1, count + 1)]
-    painted(lives, 7, on_frame=lambda: heard.append(1))
-    assert len(heard) == 7
-
-
-# Flow
-
-
-def test_the_flow_keeps_every_point_at_its_share_of_the_way_to_the_outline():
-    first, frames = 1, 3
-    radii = wavy(frames, seed=4)
-    flow = painted([still_life(1, first=first, frames=frames, radii=radii)], 6).flow[0]
-    side = flow.shape[-1]
-    assert side >= 2 * radii.max()
-    assert flow.shape == (5, 2, side, side)
-    y, x = patch_grid(side).numpy()
-    angle = np.arctan2(x, y) % (2 * np.pi)
-    grid = np.arange(61) * 2 * np.pi / 60
-    for frame in range(frames - 1):
-        before, after = (
-            np.interp(angle, grid, np.append(radii[n], radii[n][0])) for n in (frame, frame + 1)
-        )
-        down, right = flow[first + frame].numpy()
-        np.testing.assert_allclose(
-            np.hypot(y + down, x + right) / before, np.hypot(y, x) / after, rtol=1e-4
-        )
-        np.testing.assert_allclose((y + down) * x, (x + right) * y, atol=1e-3)
-    for frame in (0, 3, 4):
-        assert not flow[frame].any()
-
-
-def test_a_flow_that_is_not_wanted_takes_no_memory():
-    lives = [still_life()]
-    result = painted(lives, keep_flow=False)
-    assert result.flow.numel() == 0
-    assert torch.equal(result.texture, painted(lives).texture)
+    groups_of([still_life(n, frames=7) for n in range(1, count + 1)], on_part=heard.append)
+    assert heard == sorted(set(heard))
+    assert len(heard) == math.ceil(7 * count / BATCH)
+    assert (heard[0] > 0, heard[-1]) == (True, 1)
 
 
 @pytest.mark.parametrize(
@@ -281,7 +263,7 @@ def test_a_flow_that_is_not_wanted_takes_no_memory():
 def test_the_brightness_and_the_stage_of_each_moment_are_painted(changes):
     painter, life = random_painter(), still_life(frames=2)
     plain, film = (
-        painted([one], 2, painter).texture[0] for one in (life, replace(life, **changes))
+        painted([one], 2, painter)[0] for one in (life, replace(life, **changes))
     )
     torch.testing.assert_close(film[0], plain[0], rtol=0, atol=1e-3)
     assert (film[1] - plain[1]).abs().max() > 0.01
@@ -296,10 +278,10 @@ def test_a_nucleus_too_large_for_the_patch_is_painted_smaller_and_put_back_in_it
     sums = {}
     for life in (small, large):
         path = Trajectory(life, np.full((1, 2), 63.5), np.zeros(1), 0.0)
-        light = painted([life], 1, painter).texture
-        labels = label([path], 1, size)
-        inside = labels[0] == 1
-        lit = add_up([path], labels, light)[0]
+        inside = label([path], 1, size)[0] == 1
+        groups = groups_of([life], painter)
+        assert float(groups[0].zoom) == pytest.approx(min(1, 21 / life.radii.max()))
+        lit = add_up(tabulate([path], 1), groups, size)[0].numpy()
         sums[life is large] = lit[inside].mean()
         assert np.abs(lit[inside & ~ndimage.binary_erosion(inside, iterations=3)]).mean() > 0
     assert sums[True] == pytest.approx(sums[False], rel=0.1)

@@ -13,7 +13,8 @@ from bvdm_data.clip import ANNOTATIONS
 from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.synth.fast import FastSettings
-from bvdm_data.synth.generator import SceneSettings, synthesise
+from bvdm_data.synth.plan import SceneSettings
+from bvdm_data.synth.synthesis import synthesise
 from bvdm_data.synth.texture import PaperSettings
 
 two_workers = pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker")

@@ -2,10 +2,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from rasters import label
 
 from bvdm_data.synth.motion import film
 from bvdm_data.synth.placing import CONTACT, MARGIN
-from bvdm_data.synth.scene import label
 from bvdm_data.synth.shapes import area
 
 SIZE = (96, 128)

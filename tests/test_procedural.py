@@ -16,11 +16,13 @@ from bvdm_data.datasets.export import MANIFEST, export
 from bvdm_data.datasets.methods import METHODS
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.randomness import stream
+from bvdm_data.synth.distilled import DistilledPainter
 from bvdm_data.synth.flow import FLOW_SIZE, FlowNet, warp
-from bvdm_data.synth.generator import SceneSettings, synthesise
 from bvdm_data.synth.lives import Life
 from bvdm_data.synth.painter import Painter
+from bvdm_data.synth.plan import SceneSettings
 from bvdm_data.synth.procedural import ProceduralSettings, paint_procedurally
+from bvdm_data.synth.synthesis import synthesise
 from bvdm_data.synth.unet import UNet
 from bvdm_data.weights import load
 
@@ -394,7 +396,7 @@ def no_network(monkeypatch):
     def refuse(*_, **__):
         pytest.fail("a network was run")
 
-    for network in (Painter, UNet, FlowNet):
+    for network in (Painter, DistilledPainter, UNet, FlowNet):
         monkeypatch.setattr(network, "forward", refuse)
 
 

@@ -4,12 +4,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from rasters import label
 from scipy import ndimage
 
 from bvdm_data.synth.flow import FLOW_SIZE
 from bvdm_data.synth.lives import Life
 from bvdm_data.synth.motion import Trajectory
-from bvdm_data.synth.scene import displace, expose, label, lighten, spots
+from bvdm_data.synth.scene import displace, expose, lighten, spots
 
 SIZE = (48, 64)
 OVAL = (9.0, 6.0)

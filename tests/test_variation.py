@@ -8,11 +8,21 @@ import pytest
 import torch
 
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
-from bvdm_data.synth import generator as generators
+from bvdm_data.synth import plan as plans
 from bvdm_data.synth.fast import FastSettings
-from bvdm_data.synth.generator import SceneSettings, synthesise
+from bvdm_data.synth.plan import SceneSettings
 from bvdm_data.synth.procedural import ProceduralSettings
-from bvdm_data.synth.variation import BLUR, BRIGHTNESS, DENSITY, NOISE, SIZE, Varied, vary
+from bvdm_data.synth.synthesis import synthesise
+from bvdm_data.synth.variation import (
+    BLUR,
+    BRIGHTNESS,
+    CONTACT,
+    DENSITY,
+    NOISE,
+    SIZE,
+    Varied,
+    vary,
+)
 
 
 @pytest.fixture
@@ -26,7 +36,7 @@ def test_no_variation_gives_the_models_of_the_video(
     varied, tiny_shapes, tiny_lives, tiny_motion, tiny_camera
 ):
     found = varied(0.0, 3)
-    assert found.blur == 0
+    assert (found.blur, found.contact, found.size, found.brightness) == (0, 0, 1, 1)
     for name, model in (
         ("shapes", tiny_shapes),
         ("lives", tiny_lives),
@@ -39,7 +49,7 @@ def test_no_variation_gives_the_models_of_the_video(
 
 
 def factors(varied, amount, seed, tiny):
-    """Return the factors on length, light, noise and density, and the extra blur."""
+    """Return the factors on length, light, noise and density, the extra blur, the contact."""
     found = varied(amount, seed)
     shapes, lives, motion, camera = tiny
     ratios = (
@@ -49,7 +59,9 @@ def factors(varied, amount, seed, tiny):
         found.motion.density / motion.density,
     )
     assert all(np.ptp(ratio) < 1e-9 for ratio in ratios)
-    return [float(np.mean(ratio)) for ratio in ratios] + [found.blur]
+    assert ratios[0].mean() == pytest.approx(found.size)
+    assert ratios[1].mean() == pytest.approx(found.brightness)
+    return [float(np.mean(ratio)) for ratio in ratios] + [found.blur, found.contact]
 
 
 @pytest.fixture
@@ -66,17 +78,18 @@ def test_factors_spread_as_wide_as_the_constants_say(varied, tiny):
     assert drawn[:, 3].max() <= DENSITY[1]
     middle = math.sqrt(DENSITY[0] * DENSITY[1])
     assert np.median(drawn[:, 3]) == pytest.approx(middle, rel=0.1)
-    assert 0 <= drawn[:, 4].min() < 0.05 * BLUR
-    assert 0.95 * BLUR < drawn[:, 4].max() <= BLUR
+    for column, most in ((4, BLUR), (5, CONTACT)):
+        assert 0 <= drawn[:, column].min() < 0.05 * most
+        assert 0.95 * most < drawn[:, column].max() <= most
     # They do not hang together.
-    assert np.abs(np.corrcoef(drawn.T) - np.eye(5)).max() < 0.15
+    assert np.abs(np.corrcoef(drawn.T) - np.eye(6)).max() < 0.15
 
 
 def test_half_the_variation_goes_half_the_way(varied, tiny):
     for seed in range(5):
         whole, half = (factors(varied, amount, seed, tiny) for amount in (1.0, 0.5))
         np.testing.assert_allclose(np.log(half[:4]), np.log(whole[:4]) / 2, atol=1e-12)
-        assert half[4] == pytest.approx(whole[4] / 2)
+        np.testing.assert_allclose(half[4:], np.array(whole[4:]) / 2)
 
 
 def test_larger_nuclei_are_larger_in_all_that_has_a_length(varied, tiny):
@@ -101,7 +114,8 @@ def test_without_variation_a_film_is_that_of_the_fitted_models_byte_for_byte(
     tiny_generator, monkeypatch, texture
 ):
     found = film(tiny_generator, 0.0, texture)
-    monkeypatch.setattr(generators, "vary", lambda *given: Varied(*given[:4], blur=0.0))
+    rest = {"size": 1.0, "brightness": 1.0, "contact": 0.0, "blur": 0.0}
+    monkeypatch.setattr(plans, "vary", lambda *given: Varied(*given[:4], **rest))
     plain = film(tiny_generator, 0.7, texture)
     for name in ("video", "masks", "tracks", "stages", "flow"):
         assert getattr(found, name).tobytes() == getattr(plain, name).tobytes()
@@ -128,7 +142,8 @@ def test_the_extra_blur_softens_the_light_and_not_the_labels(tiny_generator, mon
             tiny_generator.shapes, tiny_generator.lives, tiny_generator.motion,
             replace(tiny_generator.camera, noise=0.0),
         )  # fmt: skip
-        monkeypatch.setattr(generators, "vary", lambda *_: Varied(*models, blur=amount))
+        rest = {"size": 1.0, "brightness": 1.0, "contact": 0.0, "blur": amount}
+        monkeypatch.setattr(plans, "vary", lambda *_: Varied(*models, **rest))
         return film(tiny_generator, 0.5)
 
     sharp, soft = blurred(0.0), blurred(0.7)

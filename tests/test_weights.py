@@ -12,7 +12,7 @@ from bvdm_data import files, weights
 from bvdm_data.synth.unet import UNet, UNetSettings
 
 PARTS = ("shapes", "lives", "motion", "camera", "texture")
-NETWORKS = ("painter", "unet", "flownet")
+NETWORKS = ("painter", "distilled", "unet", "flownet")
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ def tabulate(paths: Sequence[Trajectory], frames: int) -> Tables:
     for row, path in enumerate(paths):
         life = path.life
         shown = slice(life.first, min(life.last + 1, frames))
-        length = shown.stop - shown.start
+        length = max(0, shown.stop - shown.start)
         there[row, shown] = True
         centres[row, shown] = path.centres[:length]
         axes[row, shown] = np.stack([np.cos(path.turns), np.sin(path.turns)], 1)[:length]
