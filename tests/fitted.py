@@ -12,7 +12,7 @@ from bvdm_data.datasets.ctc import write_sequence
 from bvdm_data.fitting import memory
 from bvdm_data.fitting.crops import Crops
 from bvdm_data.fitting.training import TrainingSettings, train
-from bvdm_data.synth.generator import SceneSettings
+from bvdm_data.synth.plan import SceneSettings
 from bvdm_data.synth.shapes import CONTOUR_POINTS
 
 FRAMES, HEIGHT, WIDTH = 40, 200, 240

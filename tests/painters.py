@@ -5,6 +5,7 @@ import math
 import numpy as np
 import torch
 
+from bvdm_data.synth.distilled import DistilledPainter, DistilledSettings
 from bvdm_data.synth.lives import Life
 from bvdm_data.synth.painter import Painter, PainterSettings
 
@@ -29,6 +30,21 @@ class LinearPainter(Painter):
         rest = rest / (angle.cos() ** 2 * variance + angle.sin() ** 2)
         clean = mean + angle.cos() * variance * rest
         return angle.cos() * angle.sin() * rest - angle.sin() * clean
+
+
+class OneCallPainter(DistilledPainter):
+    """Draws in one call what the probability flow of a linear painter ends in."""
+
+    def __init__(self, painter, narrow=32):
+        patch = painter.settings.patch
+        settings = DistilledSettings(
+            patch=patch, narrow=narrow, channels=(8, 8, 8), condition_channels=8
+        )
+        super().__init__(settings)
+        self.painter = painter
+
+    def forward(self, noise, edge, brightness, stage):
+        return self.painter.mean(edge, brightness) + self.painter.spread * noise
 
 
 def still_life(identity=1, parent=0, first=0, frames=4, radii=12.0, brightness=0.1, stage=0):

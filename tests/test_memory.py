@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from fitted import crops_of, ellipse, filled
-from painters import LinearPainter
+from painters import LinearPainter, OneCallPainter
 
 from bvdm_data.fitting import memory as memories
 from bvdm_data.fitting.memory import LEAST_PAIRS, USUAL, fit_memory
 from bvdm_data.synth.fast import TextureModel
-from bvdm_data.synth.generator import SceneSettings
+from bvdm_data.synth.plan import SceneSettings
 from bvdm_data.synth.shapes import ShapeModel, autoregressive
 
 LAGS = (1, 2, 4, 7)
@@ -47,7 +47,8 @@ def generator(tiny_generator):
         ragged=np.array([1.0, 0.0]),
     )
     camera = replace(tiny_generator.camera, noise=0.0)
-    return replace(tiny_generator, shapes=shapes, camera=camera, painter=LinearPainter(0.3))
+    painter = OneCallPainter(LinearPainter(0.3))
+    return replace(tiny_generator, shapes=shapes, camera=camera, distilled=painter)
 
 
 def measured(monkeypatch, generator, real, painted, filmed=None):
