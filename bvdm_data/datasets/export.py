@@ -17,6 +17,7 @@ from bvdm_data.datasets.arguments import (
     check_whole_number,
 )
 from bvdm_data.datasets.ctc_writer import is_complete, write_sequence
+from bvdm_data.datasets.failures import naming
 from bvdm_data.datasets.methods import check_fitted, check_method, check_variation
 from bvdm_data.datasets.synthetic import check_nuclei, check_room
 from bvdm_data.files import whole_file
@@ -122,14 +123,15 @@ def _write_one(
     bar: "tqdm[Any]",
 ) -> None:
     generator = load(model)
-    film = synthesise(
-        generator,
-        scene,
-        texture,
-        seed=seed,
-        name=("export", index),
-        on_frame=bar.update,
-    )
+    with naming(f"It is sequence {name} of {folder}; the same call goes on there"):
+        film = synthesise(
+            generator,
+            scene,
+            texture,
+            seed=seed,
+            name=("export", index),
+            on_frame=bar.update,
+        )
     scale = CameraScale(generator.camera.offset, generator.camera.full)
     counts = np.stack([scale.to_counts(frame) for frame in film.video])
     write_sequence(folder, name, counts, film.masks, film.tracks)

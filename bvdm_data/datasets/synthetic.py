@@ -18,6 +18,7 @@ from bvdm_data.datasets.arguments import (
     check_transform,
     check_whole_number,
 )
+from bvdm_data.datasets.failures import naming_clip
 from bvdm_data.datasets.methods import (
     check_fitted,
     check_method,
@@ -25,7 +26,7 @@ from bvdm_data.datasets.methods import (
     check_variation,
 )
 from bvdm_data.datasets.stream import ClipStream
-from bvdm_data.datasets.transform import Transform, transformed
+from bvdm_data.datasets.transform import Transform, transformed, wanted_with
 from bvdm_data.synth.generator import Generator, Method
 from bvdm_data.synth.parts import part
 from bvdm_data.synth.plan import SceneSettings
@@ -71,9 +72,9 @@ class SyntheticHeLaVideos(ClipStream):
         max_cells: Rows of the padded tables; a clip with more nuclei is an error, never cut.
         device: Where the networks run, and where the clips are; other than ``"cpu"`` needs a
             loader with ``num_workers=0``.
-        transform: Called on the finished clip, with ``video`` and ``masks`` as tv_tensors. One
-            that moves pixels makes ``tracks``, ``flow``, ``boxes`` and ``centroids`` untrue; one
-            that draws from the global random state makes clips differ from call to call.
+        transform: Called on the finished clip, with ``video`` and ``masks`` as tv_tensors.
+            Annotations follow where it moves pixels, or a :class:`TransformError` says that they
+            cannot. The global random states that it draws from are set for each clip.
         batch_size: The loader's (1 for a loader with ``batch_size=None``), so that its batches
             are the same for any number of workers. None: not known; then each worker makes every
             n-th clip.
@@ -160,10 +161,15 @@ class SyntheticHeLaVideos(ClipStream):
             The clip, as the loader would get it.
 
         Raises:
+            FileNotFoundError: If the model's file has been removed.
             IndexError: If there is no such clip.
+            MemoryError: If memory runs out; torch raises a RuntimeError.
             RuntimeError: If a loader's worker is asked for clips on another device than the CPU.
             TooManyNucleiError: If it shows more than ``max_cells`` nuclei.
-            ValueError: If the nuclei asked for do not fit into the picture.
+            TransformError: If the transform fails.
+            ValueError: If the nuclei asked for do not fit into the picture, or the model's file
+                has been damaged. Whatever fails while the clip is made, the message names the
+                clip and the way to make it again alone.
         """
         number = check_whole_number("index", index)
         if number < 0:
@@ -174,11 +180,26 @@ class SyntheticHeLaVideos(ClipStream):
                 "cannot use it. Use device='cpu', or make the clips ahead with "
                 '"bvdm-data export".'
             )
+        name = f"SyntheticHeLaVideos(seed={self.seed})"
+        with naming_clip(name, self.epoch, number):
+            clip = self._made(number)
+        return transformed(
+            clip,
+            self.transform,
+            name=name,
+            seed=self.seed,
+            epoch=self.epoch,
+            annotations=self.annotations,
+        )
+
+    def _made(self, number: int) -> Clip:
+        """Return a clip ahead of its transform."""
+        wanted = wanted_with(self.annotations, self.transform)
         scene = SceneSettings(
             frames=self.frames,
             size=self.size,
             nuclei=self.nuclei,
-            flow="flow" in self.annotations,
+            flow="flow" in wanted,
             variation=self.variation,
         )
         name = ("clip", self.epoch, number)
@@ -186,8 +207,8 @@ class SyntheticHeLaVideos(ClipStream):
         pool = None if self._pool is None else (self._pool, *self._place_in_pool(number))
         film = synthesise(generator, scene, self.method, seed=self.seed, name=name, pool=pool)
         with part("annotations"):
-            clip = to_clip(film, self.annotations, self.max_cells, number)
-        return transformed(_moved(clip, self.device), self.transform)
+            clip = to_clip(film, wanted, self.max_cells, number)
+        return _moved(clip, self.device)
 
     def _place_in_pool(self, number: int) -> tuple[int, int]:
         """Return the number of a clip among those that share a pool, and of their era."""
