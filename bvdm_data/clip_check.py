@@ -8,15 +8,19 @@ import torch
 from torch import Tensor
 
 from bvdm_data.clip import STAGES, Clip, measure_boxes
+from bvdm_data.flow_check import Presence, check_flow, presence
 
 FARTHEST = 0.5
 """How far a centroid may lie from that of its mask, px (our choice)."""
 
-_Presence = npt.NDArray[np.bool_]
-
 
 def check_clip(clip: Clip) -> None:
     """Check that the parts of a clip agree; a clip that this library makes passes.
+
+    Values must be finite and in their ranges, all annotations there where, and only where, the
+    masks show a nucleus, tracks unbroken and after their parents, boxes and centroids those of the
+    masks. Flow must carry most pixels to the same nucleus and whole nuclei as their centroids
+    move. Without masks, the other annotations are checked against each other.
 
     Args:
         clip: One clip (not a batch), on any device.
@@ -36,8 +40,13 @@ def check_clip(clip: Clip) -> None:
     found = _check_forms(parts, sides)
     if "stages" in found:
         _check_codes(found["stages"].numpy())
+    if int(parts["index"]) < 0:
+        raise ValueError(f"index must be 0 or more, got {int(parts['index'])}")
+    if "flow" in found and not bool(found["flow"].isfinite().all()):
+        raise ValueError("flow must be finite")
     if "masks" in found:
         _check_against_masks(found, found["masks"].numpy())
+    _check_tables(found, sides)
 
 
 def _check_form(
@@ -114,63 +123,116 @@ def _check_against_masks(found: dict[str, Tensor], masks: npt.NDArray[np.int32])
     if "tracks" in found:
         _check_tracks(masks, found["tracks"].numpy())
     if "flow" in found:
-        _check_flow(masks, found["flow"].numpy())
+        check_flow(masks, found["flow"].numpy())
     if "stages" in found:
         stages = found["stages"].numpy()
-        _check_places("stages", stages >= 0, stages < 0, _presence(masks, len(stages)))
+        _check_places("stages", stages >= 0, stages < 0, presence(masks, len(stages)), "masks")
     if "boxes" in found or "centroids" in found:
         _check_measures(found, masks)
 
 
-def _presence(masks: npt.NDArray[np.int32], count: int) -> _Presence:
-    present = np.zeros((count + 1, len(masks)), bool)
-    for frame, mask in enumerate(masks):
-        present[np.unique(mask), frame] = True
-    return present[1:]
-
-
 def _check_tracks(masks: npt.NDArray[np.int32], tracks: npt.NDArray[np.int32]) -> None:
-    ids = tracks[:, 0].tolist()
-    count = sum(identity > 0 for identity in ids)
-    if ids[:count] != list(range(1, count + 1)) or tracks[count:].any():
-        raise ValueError(f"tracks must list the ids 1 to n and then zeros, got {ids}")
+    count = _check_ids(tracks)
     if masks.max() > count:
         raise ValueError(f"tracks must list every id of masks, got no row for id {masks.max()}")
-    present = _presence(masks, count)
-    for identity, first, last, parent in tracks[:count].tolist():
+    present = presence(masks, count)
+    for identity, first, last in tracks[:count, :3].tolist():
         seen = np.flatnonzero(present[identity - 1]).tolist()
         unbroken = seen and len(seen) == seen[-1] - seen[0] + 1
         if not unbroken or (seen[0], seen[-1]) != (first, last):
             raise ValueError(
                 f"track {identity} must be visible in frames {first} to {last}, got {seen}"
             )
+    _check_parents(tracks[:count])
+
+
+def _check_ids(tracks: npt.NDArray[np.int32]) -> int:
+    """Return the number of tracks."""
+    ids = tracks[:, 0].tolist()
+    count = int((tracks[:, 0] > 0).sum())
+    if ids[:count] != list(range(1, count + 1)) or tracks[count:].any():
+        raise ValueError(f"tracks must list the ids 1 to n and then zeros, got {ids}")
+    return count
+
+
+def _check_parents(tracks: npt.NDArray[np.int32]) -> None:
+    for identity, first, _, parent in tracks.tolist():
         if parent and not (0 < parent < identity and tracks[parent - 1, 2] < first):
             raise ValueError(f"track {identity} must begin after its parent {parent} ends")
 
 
-def _check_flow(masks: npt.NDArray[np.int32], flow: npt.NDArray[np.float32]) -> None:
-    if not np.isfinite(flow).all():
-        raise ValueError("flow must be finite")
-    for frame, step in enumerate(flow):
-        moved = step.any(0)
-        if moved[masks[frame] == 0].any():
+def _check_tables(found: dict[str, Tensor], sides: tuple[int, int, int]) -> None:
+    """Check the tables against each other, which is all there is where masks are left out."""
+    tables: dict[str, npt.NDArray[Any]] = {
+        key: found[key].numpy()
+        for key in ("tracks", "stages", "boxes", "centroids")
+        if key in found
+    }
+    rows = {key: len(table) for key, table in tables.items()}
+    if len(set(rows.values())) > 1:
+        raise ValueError(f"tables must have the same number of rows, max_cells, got {rows}")
+    if "tracks" in tables:
+        _check_spans(tables["tracks"], sides[0])
+    places = {key: _places(key, table, sides[0]) for key, table in tables.items()}
+    for key, (given, left_out) in places.items():
+        by = next(iter(places))
+        _check_places(key, given, left_out, places[by][0], by)
+    _check_in_picture(tables, sides)
+
+
+def _check_spans(tracks: npt.NDArray[np.int32], frames: int) -> None:
+    count = _check_ids(tracks)
+    for identity, first, last, _ in tracks[:count].tolist():
+        if not 0 <= first <= last < frames:
             raise ValueError(
-                f"flow must be 0 in the background, got a displacement in frame {frame}"
+                f"track {identity} must lie within the frames 0 to {frames - 1}, got {first} to "
+                f"{last}"
             )
-        lost = masks[frame][moved & ~np.isin(masks[frame], masks[frame + 1])]
-        if len(lost):
+    _check_parents(tracks[:count])
+
+
+def _places(key: str, table: npt.NDArray[Any], frames: int) -> tuple[Presence, Presence]:
+    """Tell where a table says that nuclei are, and where that they are not, ``[max_cells, F]``."""
+    if key == "tracks":
+        time = np.arange(frames)
+        there = (table[:, :1] > 0) & (table[:, 1:2] <= time) & (time <= table[:, 2:3])
+        return there, ~there
+    if key == "stages":
+        return table >= 0, table < 0
+    empty = np.isnan(table)
+    return ~empty.any(-1), empty.all(-1)
+
+
+def _check_in_picture(tables: dict[str, npt.NDArray[Any]], sides: tuple[int, int, int]) -> None:
+    _, height, width = sides
+    boxes, centroids = tables.get("boxes"), tables.get("centroids")
+    wrong = {}
+    if boxes is not None:
+        left, top, right, bottom = np.moveaxis(boxes, -1, 0)
+        fits = (left >= 0) & (left < right) & (right <= width)
+        fits &= (top >= 0) & (top < bottom) & (bottom <= height)
+        wrong["boxes"] = ~fits & ~np.isnan(left)
+    if centroids is not None:
+        y, x = np.moveaxis(centroids, -1, 0)
+        near = (np.abs(y - height / 2) <= height / 2) & (np.abs(x - width / 2) <= width / 2)
+        wrong["centroids"] = ~near & ~np.isnan(y)
+    for key, where in wrong.items():
+        if where.any():
+            row, frame = np.argwhere(where)[0].tolist()
             raise ValueError(
-                "flow must be 0 where a nucleus is not there in the next frame, got a "
-                f"displacement of id {lost[0]} in frame {frame}"
+                f"{key} must lie in the picture, got {tables[key][row, frame].tolist()} for id "
+                f"{row + 1} in frame {frame}"
             )
 
 
-def _check_places(key: str, given: _Presence, left_out: _Presence, present: _Presence) -> None:
+def _check_places(
+    key: str, given: Presence, left_out: Presence, present: Presence, by: str
+) -> None:
     wrong = np.argwhere((given != present) | (left_out == present))
     if len(wrong):
         row, frame = wrong[0].tolist()
         raise ValueError(
-            f"{key} must be given where, and only where, a nucleus is visible in masks; this does "
+            f"{key} must be given where, and only where, a nucleus is visible in {by}; this does "
             f"not hold for id {row + 1} in frame {frame}"
         )
 
@@ -185,7 +247,8 @@ def _check_measures(found: dict[str, Tensor], masks: npt.NDArray[np.int32]) -> N
             continue
         given = found[key].numpy()
         empty = np.isnan(given)
-        _check_places(key, ~empty.any(-1), empty.all(-1), _presence(masks, len(given)))
+        present = presence(masks, len(given))
+        _check_places(key, ~empty.any(-1), empty.all(-1), present, "masks")
         wrong = np.argwhere((np.abs(given[: len(measured)] - measured) > far).any(-1))
         if len(wrong):
             row, frame = wrong[0].tolist()
