@@ -69,13 +69,17 @@ def check_annotations(annotations: Collection[str]) -> tuple[str, ...]:
         The same names, each once.
 
     Raises:
-        TypeError: If annotations is a single string.
+        TypeError: If annotations is a single string, or no collection.
         ValueError: If one of them is not known.
     """
     if isinstance(annotations, str):
         raise TypeError(
             f"annotations must be a collection of names, got the string {annotations!r}; "
             f"write ({annotations!r},)"
+        )
+    if not isinstance(annotations, Collection):
+        raise TypeError(
+            f"annotations must be a collection of names, got {annotations!r}; write () for none"
         )
     unknown = [name for name in annotations if name not in ANNOTATIONS]
     if unknown:

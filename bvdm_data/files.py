@@ -51,6 +51,21 @@ def _explained(error: OSError, path: Path) -> OSError:
     return OSError(message) if error.errno is None else OSError(error.errno, message)
 
 
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that nothing can be written into, ahead of work that would be lost.
+
+    Args:
+        folder: The folder; it is made if need be.
+
+    Raises:
+        OSError: If it cannot be made, or no file in it.
+    """
+    try:
+        _temporary_beside(folder / "any").unlink()
+    except OSError as error:
+        raise _explained(error, folder) from error
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors and text to a safetensors file, whole or not at all.
 

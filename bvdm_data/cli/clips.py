@@ -55,6 +55,7 @@ def preview(
 
     from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
     from bvdm_data.evaluation.pictures import animation, contact_sheet
+    from bvdm_data.files import check_folder
 
     if clips < 1:
         raise click.UsageError(f"--clips must be at least 1, got {clips}")
@@ -69,6 +70,7 @@ def preview(
         max_cells=MOST_NUCLEI,
         method=method_settings(method, first_steps, later_steps),
     )
+    check_folder(output)
     begun = time.perf_counter()
     made = []
     for clip in DataLoader(videos, batch_size=None, num_workers=workers):

@@ -5,7 +5,9 @@ from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import SupportsIndex, TypeVar
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from bvdm_data.camera_scale import CameraScale
 
@@ -62,7 +64,7 @@ def check_size(size: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, int]
     """Return height and width of a clip.
 
     Args:
-        size: A pair (height, width) in pixels; a single number makes a square.
+        size: A pair (height, width) in pixels, also as an array; a single number makes a square.
 
     Returns:
         Height and width.
@@ -75,6 +77,8 @@ def check_size(size: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, int]
         >>> check_size(64), check_size([64, 96])
         ((64, 64), (64, 96))
     """
+    if isinstance(size, np.ndarray | Tensor):
+        size = size.tolist()
     if isinstance(size, str) or not isinstance(size, Sequence | SupportsIndex):
         raise TypeError(f"size must be (height, width) in pixels, got {size!r}")
     pair = tuple(size) if isinstance(size, Sequence) else (size, size)

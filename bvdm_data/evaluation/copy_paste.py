@@ -236,13 +236,18 @@ class CopyPaste(Dataset[Clip]):
 
 
 def _check_nuclei(nuclei: tuple[float, float] | None) -> tuple[float, float]:
-    low, high = NUCLEI if nuclei is None else nuclei
+    try:
+        low, high = (float(one) for one in (NUCLEI if nuclei is None else nuclei))
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"nuclei must be a pair, the fewest and the most per 700 x 1100 px, got {nuclei!r}"
+        ) from None
     if not 0 <= low <= high < math.inf:
         raise ValueError(
             f"nuclei must be the fewest and the most per 700 x 1100 px, 0 <= fewest <= most, got "
             f"{nuclei}"
         )
-    return float(low), float(high)
+    return low, high
 
 
 def _before(source: CTCSequence, stop: int | None) -> CTCSequence:

@@ -16,6 +16,7 @@ from bvdm_data.evaluation.experiment import without_nan
 from bvdm_data.evaluation.extras import need
 from bvdm_data.evaluation.report import write_report
 from bvdm_data.evaluation.seg_tra import read_reference
+from bvdm_data.files import check_folder
 from bvdm_data.judge.ablation import judge_ablation
 from bvdm_data.judge.arms import ARMS, LINKABLE, Data, real_clips, synthetic_videos
 from bvdm_data.judge.linking import judge_linking
@@ -112,6 +113,7 @@ def evaluate(
     Raises:
         FileNotFoundError: If a video or the model is missing.
         ModuleNotFoundError: If a package of the extra ``evaluate`` is missing.
+        OSError: If the folder of the report cannot be written into.
         ValueError: If a part or an arm does not exist, or a video cannot be used.
     """
     asked = questions or Questions()
@@ -121,6 +123,8 @@ def evaluate(
         need("matplotlib")
     _check_unseen(data)
     reference = read_reference(data.root, data.test, stop=data.test_stop, border=data.border)
+    if report is not None:
+        check_folder(Path(report))
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "distance": lambda: judge_distance(data, asked.arms, asked.budget, say),
         "realism": lambda: judge_realism(data, say),
