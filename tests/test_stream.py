@@ -1,6 +1,7 @@
 import copy
 import pickle
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ from hypothesis import strategies as st
 from streams import Numbers, batches, indices, logged
 from torch.utils.data import DataLoader
 
+from bvdm_data.datasets import shared
 from bvdm_data.datasets.mixed import MixedVideos
 from bvdm_data.datasets.shards import Share
+from bvdm_data.datasets.shared import SharedEpoch
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 
 several_workers = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -169,6 +172,21 @@ def test_streams_pickle_small_also_after_clips_were_made(tiny):
     assert len(pickle.dumps(mix)) < 8_000
 
 
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's list of pages")
+def test_weights_are_mapped_from_their_file_whose_pages_processes_share(tiny, tiny_model):
+    tiny()
+    mapped, of_model, private = 0, False, 0
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, *rest = line.split()
+        if not name.endswith(":"):
+            of_model = line.endswith(str(tiny_model))
+        elif of_model and name in ("Size:", "Private_Dirty:"):
+            mapped += int(rest[0]) * (name == "Size:")
+            private += int(rest[0]) * (name == "Private_Dirty:")
+    assert mapped * 1024 >= tiny_model.stat().st_size
+    assert private == 0
+
+
 @pytest.mark.parametrize("twin", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
 def test_copies_go_their_own_ways(twin):
     videos = Numbers(length=6)
@@ -176,6 +194,8 @@ def test_copies_go_their_own_ways(twin):
     next(iter(videos))
     other = twin(videos)
     assert other.epoch == 2
+    assert videos.state_dict()["start"] == 1
+    assert other.state_dict()["start"] == 0
     other.set_epoch(5)
     videos.set_epoch(4)
     assert (videos.epoch, other.epoch) == (4, 5)
@@ -233,9 +253,12 @@ def test_another_epoch_forgets_the_place_that_was_loaded():
 def test_a_second_loop_counts_from_where_the_first_was_resumed():
     videos = Numbers(length=20, batch_size=2)
     videos.load_state_dict({"epoch": 0, "seed": 0, "start": 6})
+    assert videos.state_dict(consumed=4)["start"] == 10
     steps = iter(DataLoader(videos, batch_size=2, num_workers=1))
     assert [next(steps)["index"].tolist() for _ in range(2)] == [[6, 7], [8, 9]]
     assert videos.state_dict(consumed=4)["start"] == 10
+    videos.set_epoch(1)
+    assert videos.state_dict(consumed=4)["start"] == 4
 
 
 def test_one_process_knows_its_place_after_every_clip():
@@ -291,8 +314,13 @@ def test_state_dict_refuses_to_guess_what_workers_have_handed_over():
         videos.state_dict()
     videos.set_epoch(1)
     assert videos.state_dict()["start"] == 0
-    list(DataLoader(videos, batch_size=2))
+    list(DataLoader(videos, batch_size=2, num_workers=1))
+    clips = iter(videos)
+    assert videos.state_dict()["start"] == 0
+    list(clips)
     assert videos.state_dict()["start"] == 8
+    iter(videos)
+    assert videos.state_dict()["start"] == 0
 
 
 @pytest.mark.parametrize(
@@ -361,6 +389,24 @@ def test_the_environment_says_the_shard_where_there_is_no_process_group(monkeypa
     assert indices(videos) == [1, 4, 0]
     assert len(videos) == 3
     assert Numbers(length=7, shard=(0, 1)).shard == (0, 1)
+
+
+def test_a_copy_does_not_keep_the_shard_of_the_original(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    packed = pickle.dumps(Numbers(length=4))
+    monkeypatch.delenv("RANK")
+    videos = pickle.loads(packed)
+    assert videos.shard == (0, 1)
+    assert indices(DataLoader(videos, batch_size=None, num_workers=1)) == [0, 1, 2, 3]
+
+
+def test_a_worker_chooses_no_epoch_for_the_others(monkeypatch):
+    epoch = SharedEpoch()
+    epoch.set(3)
+    monkeypatch.setattr(shared, "get_worker_info", lambda: "a worker")
+    epoch.set(2)
+    assert (epoch.number, epoch.asked_for) == (2, 3)
 
 
 @pytest.mark.parametrize(("rank", "world"), [("3", "3"), ("one", "3"), ("0", "0")])

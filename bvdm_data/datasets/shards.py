@@ -64,6 +64,12 @@ class FoundShard:
         carried = self._carried if get_worker_info() else (os.getpid(), self.find())
         return {"given": self.given, "_carried": carried}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Forget the shard where this is a copy in the same process."""
+        self.__dict__.update(state)
+        if self._carried is not None and self._carried[0] == os.getpid():
+            self._carried = None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Share:

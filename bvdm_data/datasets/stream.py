@@ -40,6 +40,9 @@ class ClipStream(IterableDataset[Clip]):
     :meth:`set_epoch` also reaches workers that are kept (``persistent_workers=True``). Call it
     before a loop over the loader, not in it.
 
+    Lightning takes a batch ahead from an endless stream, and its checkpoints count it as seen;
+    give a ``length``, as long as you like, where it must resume exactly.
+
     Args:
         length: Clips an epoch, of all ranks together; None: an endless stream.
         seed: Seed of all clips.
@@ -149,9 +152,10 @@ class ClipStream(IterableDataset[Clip]):
         """Return where the stream is, to go on from there with :meth:`load_state_dict`.
 
         Args:
-            consumed: Clips that the loop has got so far from this rank's loader, counted from the
-                start of the loop. Needed where workers make the clips: they are ahead of it. None:
-                all that this process itself has yielded.
+            consumed: Clips that the loop has got so far from this rank's loader (one that keeps
+                the order, ``in_order=True``), counted from the start of the loop. Needed where
+                workers make the clips: they are ahead of it. None: all that this process itself
+                has yielded.
 
         Returns:
             Whole numbers. In a job of several ranks they are the same for all, and hold for any
