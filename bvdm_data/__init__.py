@@ -6,6 +6,7 @@ from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets.mixed import MixedVideos
 from bvdm_data.datasets.real import CTCVideos
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
+from bvdm_data.datasets.transform import TransformError
 from bvdm_data.synth.fast import FastSettings
 from bvdm_data.synth.pool import PoolSettings
 from bvdm_data.synth.procedural import ProceduralSettings
@@ -25,5 +26,6 @@ __all__ = [
     "ProceduralSettings",
     "SyntheticHeLaVideos",
     "TooManyNucleiError",
+    "TransformError",
     "check_clip",
 ]

@@ -18,6 +18,9 @@ from bvdm_data.weights import model_digest
 LEVELS = 8
 """Pixels of a side that the segmenter's deepest level sees as one."""
 
+MIX = {"real": 1, "synthetic": 3}
+"""How often each is shown in the arm ``"real+synthetic"``."""
+
 ANNOTATIONS = ("masks", "tracks")
 """What a clip that trains a network needs."""
 
@@ -194,8 +197,8 @@ def _synthetic_twice(data: Data, count: int) -> Arm:
 
 def _both(data: Data, count: int) -> Arm:
     real, synthetic = real_clips(data), synthetic_clips(data, count).only(ANNOTATIONS)
-    mix = MixedVideos({"real": real, "synthetic": synthetic})
-    identity = purpose_of(_identity("real", data, real), synthetic.key, count)
+    mix = MixedVideos({"real": real, "synthetic": synthetic}, weights=MIX)
+    identity = purpose_of(_identity("real", data, real), synthetic.key, count, MIX)
     return Arm("real+synthetic", mix, identity)
 
 
