@@ -24,7 +24,9 @@ class FlowNet(nn.Module):
         self.decoder = nn.ModuleList(_convolution(c, 32) for c in (32, 64, 64, 64))
         self.last = nn.ModuleList([_convolution(64, 32), _convolution(32, 16)])
         self.flow = nn.Conv2d(16, 2, 3, padding=1)
-        nn.init.normal_(self.flow.weight, std=1e-5)  # so that training starts at no flow
+        # On the meta device there is nothing to draw, and PyTorch would import its compiler.
+        if not self.flow.weight.is_meta:
+            nn.init.normal_(self.flow.weight, std=1e-5)  # so that training starts at no flow
         nn.init.zeros_(self.flow.bias)  # type: ignore[arg-type]
 
     def forward(
