@@ -4,6 +4,7 @@ import sys
 
 import click
 
+from bvdm_data.cli.bench import bench
 from bvdm_data.cli.clips import export, fetch, preview
 from bvdm_data.cli.evaluation import evaluate
 from bvdm_data.cli.fitting import fit, info
@@ -15,7 +16,7 @@ def cli() -> None:
     """Annotated live-cell video clips, synthesised while you train."""
 
 
-for _command in (fit, info, preview, export, evaluate, fetch):
+for _command in (fit, info, preview, export, evaluate, bench, fetch):
     cli.add_command(_command)
 
 
@@ -23,7 +24,7 @@ def main() -> None:
     """Run the command line; errors of the user are one line, not a traceback."""
     try:
         cli()
-    except (ValueError, TypeError, OSError, IndexError, ImportError) as error:
+    except (ValueError, TypeError, OSError, IndexError, ImportError, MemoryError) as error:
         click.echo(f"bvdm-data: {_one_line(error)}", err=True)
         sys.exit(1)
 

@@ -1,0 +1,1 @@
+"""Bench: how fast clips come, what the time goes to, and whether a training loop waits."""
