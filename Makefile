@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint bench figures
+.PHONY: demo test lint bench speed figures
 
 demo: $(INSTALLED)
 	$(BIN)/bvdm-data preview --output demo --clips 4 --workers 2
@@ -21,6 +21,9 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest benchmarks -m slow -s
+
+speed: $(INSTALLED)
+	$(BIN)/python -m benchmarks.speed
 
 figures: $(INSTALLED)
 	$(BIN)/python -m benchmarks.figures

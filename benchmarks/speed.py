@@ -1,0 +1,68 @@
+"""Measures all of docs/performance.md and fills it: run ``python -m benchmarks.speed``.
+
+On a quiet machine, some minutes. ``--part`` measures again what is named, and keeps the rest.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from datetime import datetime, timezone
+from typing import Any
+
+from benchmarks import curves, speed_measures
+from benchmarks.speed_tables import filled
+from bvdm_data.files import whole_file
+from bvdm_data.machine import machine, versions
+
+PAGE = curves.DOCS / "performance.md"
+
+PARTS: dict[str, Callable[[float], Any]] = {
+    "start": lambda _: speed_measures.start(),
+    "arithmetic": speed_measures.arithmetic,
+    "parts": speed_measures.parts,
+    "reading": lambda _: speed_measures.against_reading(),
+    "training": lambda seconds: speed_measures.training(2 * seconds),
+    "presets": speed_measures.presets,
+    "curves": lambda seconds: curves.measure(seconds / 3),
+    "memory": lambda _: speed_measures.memory(),
+    "paper": speed_measures.against_paper,
+}
+"""What is measured, by the name that ``--part`` takes; each is given seconds."""
+
+
+def _load() -> float:
+    return round(os.getloadavg()[0], 2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--part", action="append", choices=PARTS, help="may be repeated")
+    parser.add_argument("--seconds", type=float, default=6, help="time of each measurement")
+    given = parser.parse_args()
+    results = json.loads(curves.RESULTS.read_text()) if curves.RESULTS.exists() else {}
+    before = _load()
+    for name, measure in PARTS.items():
+        if given.part and name not in given.part:
+            continue
+        if name == "reading" and not speed_measures.REAL.is_dir():
+            print(f"reading: left out, no folder {speed_measures.REAL}", flush=True)
+            continue
+        results[name] = measure(given.seconds)
+        print(f"{name}: {json.dumps(results[name])}", flush=True)
+        results["about"] = {
+            "made": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+            "machine": machine(),
+            "versions": versions(),
+            "load": [before, _load()],
+        }
+        with whole_file(curves.RESULTS) as temporary:
+            temporary.write_text(json.dumps(results, indent=1) + "\n")
+    if "curves" in results:
+        curves.draw(results["curves"])
+    PAGE.write_text(filled(PAGE.read_text(), results))
+    print(f"wrote {curves.RESULTS} and filled {PAGE}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,305 @@
+"""What is measured of the speed: one function a figure, each a ratio taken in one run.
+
+``python -m benchmarks.speed`` runs them all; ``python -m pytest benchmarks -m slow -s`` those that
+have a bar. Everything runs in one thread but the training.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, default_collate
+from torch.utils.flop_counter import FlopCounterMode
+
+from bvdm_data import (
+    CTCVideos,
+    FastSettings,
+    PoolSettings,
+    ProceduralSettings,
+    SyntheticHeLaVideos,
+)
+from bvdm_data.bench.pace import MATRIX, fill, measure_costs, measure_pace
+from bvdm_data.clip import ANNOTATIONS
+from bvdm_data.evaluation.segmenter import Segmenter
+from bvdm_data.synth.fast import BATCH
+from bvdm_data.synth.painter import edge_map
+from bvdm_data.weights import load
+
+FRAMES, SIZE = 8, (256, 256)
+
+DENSITIES = {"01": 8, "02": 14}
+"""Nuclei in 256 x 256 px of both videos of Fluo-N2DL-HeLa, the mean of all frames."""
+
+PROFILED = 20
+
+DATA = Path(os.environ.get("BVDM_DATA_ROOT", Path(__file__).parents[2] / "shared" / "data"))
+REAL = DATA / "Fluo-N2DL-HeLa"
+
+
+def clips(**changes: Any) -> SyntheticHeLaVideos:
+    """Return a data set of whole clips at the density of video 01, with all annotations."""
+    usual = {
+        "frames": FRAMES, "size": SIZE, "nuclei": DENSITIES["01"], "variation": 0.0,
+        "annotations": ANNOTATIONS,
+    }  # fmt: skip
+    return SyntheticHeLaVideos(**{**usual, **changes})
+
+
+def pace_of(videos: SyntheticHeLaVideos, seconds: float) -> dict[str, float]:
+    """Time clips, the models loaded and the pool filled."""
+    found = measure_pace(videos, fill(videos), seconds)
+    return {
+        "clips": found.clips,
+        "clips_per_second": found.clips_per_second,
+        "nuclei": found.nuclei,
+    }
+
+
+def against_paper(seconds: float) -> dict[str, Any]:
+    """The fast method, fresh and pooled, against the paper's: clips of the same settings."""
+    fast, pooled = pace_of(clips(), seconds), pace_of(clips(pool=True), seconds)
+    made = measure_pace(clips(method="paper"), 0, 0)
+    paper = {
+        "clips": made.clips,
+        "clips_per_second": made.clips_per_second,
+        "nuclei": made.nuclei,
+    }
+    again = pace_of(clips(), seconds)
+    fresh = (fast["clips_per_second"] + again["clips_per_second"]) / 2
+    return {
+        "fast": {**fast, "clips_per_second": fresh},
+        "pool": pooled,
+        "paper": paper,
+        "ratio": fresh / paper["clips_per_second"],
+        "ratio_pool": pooled["clips_per_second"] / paper["clips_per_second"],
+    }
+
+
+def arithmetic(seconds: float) -> dict[str, float]:
+    """The distilled network against a product of matrices of its type, taken in turns."""
+    network = load("hela").distilled
+    side, draws = network.settings.narrow, torch.Generator().manual_seed(0)
+    noise = torch.randn((BATCH, 1, side, side), generator=draws)
+    edge = edge_map(torch.full((BATCH, 60), 11.0), side)
+    brightness, stage = torch.full((BATCH,), 0.1), torch.zeros(BATCH, dtype=torch.long)
+    one, other = torch.rand((2, MATRIX, MATRIX), generator=draws).bfloat16()
+
+    def forward() -> None:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            network(noise, edge, brightness, stage)
+
+    with _threads(1):
+        with FlopCounterMode(display=False) as counter:
+            forward()
+        pairs, end = [], time.perf_counter() + seconds
+        while time.perf_counter() < end or len(pairs) < 5:
+            pairs.append((_seconds(forward), _seconds(lambda: torch.mm(one, other))))
+    flop = counter.get_total_flops()
+    rates = [(flop / mine / 1e9, 2 * MATRIX**3 / theirs / 1e9) for mine, theirs in pairs]
+    return {
+        "pairs": len(pairs),
+        "gflops": statistics.median(mine for mine, _ in rates),
+        "matrix_gflops": statistics.median(theirs for _, theirs in rates),
+        "share": statistics.median(mine / theirs for mine, theirs in rates),
+        "milliseconds_a_picture": 1000 * statistics.median(mine for mine, _ in pairs) / BATCH,
+    }
+
+
+def parts(seconds: float) -> dict[str, Any]:
+    """What a clip costs, by part, at the density of both videos, fresh and pooled."""
+    found = {}
+    for video, nuclei in DENSITIES.items():
+        for name, pool in (("fresh", None), ("pool", True)):
+            videos = clips(nuclei=nuclei, pool=pool)
+            number = fill(videos)
+            pace = measure_pace(videos, number, seconds)
+            costs = measure_costs(videos, number + pace.clips, PROFILED)
+            found[f"{name}, density of {video}"] = {
+                "clips_per_second": pace.clips_per_second,
+                "nuclei": pace.nuclei,
+                "milliseconds": costs.milliseconds,
+                "outside": 1 - costs.shares["network"],
+            }
+    return found
+
+
+def against_reading(rounds: int = 12) -> dict[str, float]:
+    """A clip, fresh and pooled, against one of the same form read from TIFFs, not cached."""
+    wanted = {"annotations": ("masks", "tracks")}
+    fresh, pooled = clips(**wanted), clips(pool=True, **wanted)
+    numbers = [fill(videos) for videos in (fresh, pooled)]
+    times: dict[str, list[float]] = {"reading": [], "fresh": [], "pool": []}
+    for n in range(rounds):
+        real = CTCVideos(REAL, sequence="01", frames=FRAMES, size=SIZE, **wanted)
+        _forget(real)
+        times["reading"].append(_seconds(lambda real=real, n=n: real.clip(n)))
+        times["fresh"].append(_seconds(lambda n=n: fresh.clip(numbers[0] + n)))
+        times["pool"].append(_seconds(lambda n=n: pooled.clip(numbers[1] + n)))
+    middle = {name: statistics.median(some) for name, some in times.items()}
+    return {
+        **{f"{name}_ms": 1000 * value for name, value in middle.items()},
+        "fresh_ratio": middle["fresh"] / middle["reading"],
+        "pool_ratio": middle["pool"] / middle["reading"],
+    }
+
+
+def training(seconds: float) -> dict[str, Any]:
+    """Steps a second of a U-Net: from memory, and from a loader with one worker."""
+    found: dict[str, Any] = {"batch_size": 1, "threads": {}}
+    for threads in (1, 2):
+        rates: dict[str, float] = {}
+        with _threads(threads):
+            kept = [default_collate([clips().clip(n)]) for n in range(8)]
+            rates["memory"] = _steps_a_second(_again_and_again(kept), seconds)
+            for name, pool in (("pool", True), ("fresh", None)):
+                videos = clips(pool=pool, batch_size=1)
+                start = fill(videos)
+                videos.load_state_dict({"epoch": 0, "seed": videos.seed, "start": start})
+                batches = iter(DataLoader(videos, batch_size=1, num_workers=1))
+                rates[name] = _steps_a_second(batches, seconds)
+                del batches
+            rates["memory again"] = _steps_a_second(_again_and_again(kept), seconds)
+        memory = (rates["memory"] + rates["memory again"]) / 2
+        found["threads"][str(threads)] = {
+            **rates, "pool_share": rates["pool"] / memory, "fresh_share": rates["fresh"] / memory
+        }  # fmt: skip
+    found["parameters"] = sum(value.numel() for value in Segmenter().parameters())
+    return found
+
+
+def start() -> dict[str, float]:
+    """Import beyond torch, and the first clip, in fresh processes."""
+    runs = [_in_a_process(_START) for _ in range(4)][1:]
+    names = ("torch", "import", "construction", "first_clip")
+    return {name: statistics.median(run[n] for run in runs) for n, name in enumerate(names)} | {
+        "runs": len(runs)
+    }
+
+
+def presets(seconds: float) -> dict[str, Any]:
+    """Clips a second of what may be chosen, at the usual variation and at both densities."""
+    some: dict[str, dict[str, Any]] = {
+        "fresh": {},
+        "pool": {"pool": True},
+        "pool, renew=0.1": {"pool": PoolSettings(renew=0.1)},
+        "pool, renew=0": {"pool": PoolSettings(renew=0)},
+        "steps=4": {"method": FastSettings(steps=4)},
+        "steps=6": {"method": FastSettings(steps=6)},
+        "procedural": {"method": ProceduralSettings()},
+    }
+    return {
+        name: {
+            video: pace_of(clips(nuclei=nuclei, **changes), seconds)
+            for video, nuclei in DENSITIES.items()
+        }
+        for name, changes in some.items()
+    }
+
+
+def memory() -> dict[str, float]:
+    """Most memory of a process, MB: torch alone, fresh, pooled, pooled for long, a whole video."""
+    return {name: _in_a_process(code)[0] for name, code in _MEMORY.items()}
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Run torch in so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _forget(real: CTCVideos) -> None:
+    """Take the files of a video out of the cache of the system, as far as it lets us."""
+    for names in (real.source.frame_names, real.source.mask_names, real.source.marker_names):
+        for name in names.values():
+            handle = os.open(real.source.folder / name, os.O_RDONLY)
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(handle)
+
+
+def _again_and_again(kept: list[Any]) -> Iterator[Any]:
+    while True:
+        yield from kept
+
+
+def _steps_a_second(batches: Iterator[Any], seconds: float) -> float:
+    torch.manual_seed(0)
+    network = Segmenter().to(memory_format=torch.channels_last)
+    optimiser = torch.optim.Adam(network.parameters())
+
+    def step() -> None:
+        batch = next(batches)
+        grey = batch["video"].flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        nuclei = (batch["masks"].flatten(0, 1) > 0).float()
+        loss = F.binary_cross_entropy_with_logits(network(grey)[:, 0], nuclei)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+    for _ in range(3):
+        step()
+    steps, begun = 0, time.perf_counter()
+    while (passed := time.perf_counter() - begun) < seconds or steps < 5:
+        step()
+        steps += 1
+    return steps / passed
+
+
+_START = """
+import time
+times = [time.perf_counter()]
+import torch
+times.append(time.perf_counter())
+import bvdm_data
+times.append(time.perf_counter())
+videos = bvdm_data.SyntheticHeLaVideos(frames=8, size=(256, 256))
+times.append(time.perf_counter())
+videos.clip(0)
+times.append(time.perf_counter())
+print(*(b - a for a, b in zip(times, times[1:])))
+"""
+
+_CLIPS = """
+from bvdm_data.machine import peak_megabytes
+from benchmarks.speed_measures import clips
+videos = clips({arguments})
+for number in range({count}):
+    videos.clip(number)
+print(peak_megabytes())
+"""
+
+_MEMORY = {
+    "bvdm_data imported": _CLIPS.format(arguments="", count=0),
+    "200 fresh clips": _CLIPS.format(arguments="", count=200),
+    "200 clips with a pool": _CLIPS.format(arguments="pool=True", count=200),
+    "1000 clips with a pool": _CLIPS.format(arguments="pool=True", count=1000),
+    "a clip of 92 frames of 700 x 1100": _CLIPS.format(
+        arguments="frames=92, size=(700, 1100), nuclei=None, max_cells=1000", count=1
+    ),
+}
+
+
+def _in_a_process(code: str) -> list[float]:
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        cwd=Path(__file__).parents[1], env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    return [float(value) for value in run.stdout.split()]
