@@ -65,5 +65,7 @@ def _told(error: Exception, place: str) -> Exception:
         except Exception:
             continue
         if isinstance(again, Exception) and str(again) == message:
+            if isinstance(again, OSError) and isinstance(error, OSError):
+                again.errno = error.errno
             return again
     return RuntimeError(message)
