@@ -19,7 +19,7 @@ from bvdm_data.synth.procedural import ProceduralSettings
 from bvdm_data.synth.unet import UNetSettings
 from bvdm_data.weights import load
 
-COMMANDS = ("fit", "info", "preview", "export", "evaluate", "fetch")
+COMMANDS = ("fit", "info", "preview", "export", "evaluate", "bench", "fetch")
 FEW = ["--method", "paper", "--first-steps", "2", "--later-steps", "1"]
 
 
@@ -74,7 +74,7 @@ def test_fit_writes_a_model_and_prints_its_card(run, tmp_path, monkeypatch):
     quick_memory(monkeypatch)
     root, model = write_fitted(tmp_path / "data", stop=24), tmp_path / "my.safetensors"
     few = ["--painter-steps", 1, "--paper", "--texture-steps", 1, "--flow-steps", 1]
-    few += ["--minutes", 10, "--seed", 2, "--quiet"]
+    few += ["--distilled-steps", 1, "--pairs", 12, "--minutes", 10, "--seed", 2, "--quiet"]
     scale = ["--offset", 32768, "--full", 36863, "--border", 20, "--stop", 23]
     out = run_well(run, "fit", root, "--output", model, *few, *scale)
     card = json.loads(out[: out.rindex("}") + 1])
@@ -84,10 +84,14 @@ def test_fit_writes_a_model_and_prints_its_card(run, tmp_path, monkeypatch):
     assert card["settings"]["seed"] == 2
     assert card["settings"]["border"] == 20
     assert card["settings"]["paper"] is True
-    assert [card[name]["steps"] for name in ("painter", "texture", "flow")] == [1, 1, 1]
+    assert card["settings"]["pairs"] == 12
+    trained = ("painter", "distilled", "texture", "flow")
+    assert [card[name]["steps"] for name in trained] == [1] * 4
     assert f"wrote {model} (" in out
     names = sorted(path.name for path in (tmp_path / "my.fit").iterdir())
-    assert names == ["flow.safetensors", "painter.safetensors", "texture.safetensors"]
+    assert names == [
+        f"{name}.safetensors" for name in ("distilled-1", "flow", "painter", "texture")
+    ]
 
 
 def test_info_prints_what_a_model_says_of_itself(run, tiny_model):
@@ -99,8 +103,8 @@ def test_info_prints_what_a_model_says_of_itself(run, tiny_model):
 @pytest.mark.parametrize(
     ("method", "words"),
     [
-        ([], "fast, 6 steps"),
-        (["--variation", "0.5"], "fast, 6 steps"),
+        ([], "fast, 1 step"),
+        (["--variation", "0.5"], "fast, 1 step"),
         (FEW, "T_f=0 = 2, T_f>0 = 1"),
     ],
     ids=["default", "varied", "paper"],
@@ -163,6 +167,7 @@ def test_fetch_hands_its_arguments_on(run, monkeypatch, tmp_path):
         (["fit", "nowhere", "--output", "m.pt"], "output must end in .safetensors, got 'm.pt'"),
         (["fit", "x", "--output", "m.safetensors", "--painter-steps", "0"], "at least 1, got 0"),
         (["fit", "x", "--output", "m.safetensors", "--flow-steps", "0"], "at least 1, got 0"),
+        (["fit", "x", "--output", "m.safetensors", "--pairs", "3"], "pairs must be 4 or more"),
         (["info", "--model", "hella"], "no weights called 'hella'; there are: "),
         (["info", "--model", "no/such.safetensors"], "no model file 'no/such.safetensors'"),
         (["preview", "--model", "MODEL", "--frames", "0"], "frames must be 1 or more, got 0"),

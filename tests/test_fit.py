@@ -16,17 +16,21 @@ from bvdm_data.datasets import ctc
 from bvdm_data.datasets.ctc import write_sequence
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.fitting import training as trainings
+from bvdm_data.fitting.distilled import DISTILLED_TRAINING
 from bvdm_data.fitting.fit import FitSettings, fit
 from bvdm_data.fitting.painter import PAINTER_TRAINING
 from bvdm_data.fitting.training import TrainingSettings
 from bvdm_data.synth.fast import FastSettings
-from bvdm_data.synth.generator import SceneSettings, synthesise, to_clip
+from bvdm_data.synth.plan import SceneSettings
+from bvdm_data.synth.synthesis import synthesise, to_clip
 from bvdm_data.synth.texture import PaperSettings
 from bvdm_data.synth.unet import UNetSettings
 from bvdm_data.weights import load, read_card
 
 FEW = FitSettings(
     painter=replace(PAINTER_TRAINING, steps=2, batch=4),
+    distilled=replace(DISTILLED_TRAINING, steps=2, batch=4),
+    pairs=16,
     paper=True,
     texture=TrainingSettings(steps=4, batch=4),
     flow=TrainingSettings(steps=4, batch=4),
@@ -34,6 +38,8 @@ FEW = FitSettings(
 )
 
 
+# The distilled network learnt from a painter of two steps.
+NETWORKS = ("distilled-2", "flow", "painter", "texture")
 LEAN = replace(FEW, paper=False, stop=24)
 
 
@@ -69,7 +75,7 @@ def copy(root, tmp_path):
 
 
 def tensors_of(generator):
-    networks = (generator.painter, generator.unet, generator.flownet)
+    networks = (generator.painter, generator.distilled, generator.unet, generator.flownet)
     return [value for network in networks for value in network.state_dict().values()]
 
 
@@ -85,14 +91,15 @@ def test_fit_writes_a_generator_that_load_gives_back(fitted):
 def test_fit_keeps_its_checkpoints_beside_the_file(fitted):
     path, _ = fitted
     names = sorted(file.name for file in path.parent.rglob("*"))
-    networks = [f"{name}.safetensors" for name in ("flow", "painter", "texture")]
+    networks = [f"{name}.safetensors" for name in NETWORKS]
     assert names == sorted(["model.fit", "model.safetensors", *networks])
 
 
 def test_fit_trains_the_papers_networks_only_where_they_are_wanted(lean):
     path, generator = lean
     assert not FitSettings().paper
-    assert [file.name for file in path.with_suffix(".fit").iterdir()] == ["painter.safetensors"]
+    files = sorted(file.stem for file in path.with_suffix(".fit").iterdir())
+    assert files == ["distilled-2", "painter"]
     for found in (generator, load(path)):
         assert (found.unet, found.flownet) == (None, None)
         assert not {"texture", "flow"} & set(found.card)
@@ -128,8 +135,9 @@ def test_the_card_tells_data_measurements_trainings_settings_and_versions(fitted
     path, generator = fitted
     card = read_card(path)
     assert json.loads(json.dumps(generator.card)) == card
-    parts = ["data", "measured", "started_from", "taken_over", "painter", "texture", "flow"]
-    assert list(card) == [*parts, "settings", "versions"]
+    parts = ["data", "measured", "started_from", "taken_over"]
+    trainings = ["painter", "distilled", "texture", "flow"]
+    assert list(card) == [*parts, *trainings, "settings", "versions"]
     assert (card["started_from"], card["taken_over"]) == (None, [])
     tracks = fitted_video()[2]
     assert card["data"] == {
@@ -152,6 +160,8 @@ def test_the_card_tells_data_measurements_trainings_settings_and_versions(fitted
     assert card["measured"]["texture_memory"] == pytest.approx(texture.memory, abs=1e-4)
     assert card["measured"]["texture_fresh"] == pytest.approx(texture.fresh, abs=1e-4)
     assert (card["painter"]["steps"], card["painter"]["checked_at"]) == (2, [2])
+    assert (card["distilled"]["steps"], card["distilled"]["checked_at"]) == (2, [2])
+    assert card["settings"]["pairs"] == 16
     assert (card["texture"]["steps"], card["texture"]["checked_at"]) == (4, [4])
     assert len(card["flow"]["held_out_loss"]) == len(card["flow"]["loss"]) == 1
     assert card["flow"]["held_out_pairs"] > 10
@@ -174,7 +184,8 @@ def test_fit_called_again_takes_no_training_step(fitted, root, tmp_path, monkeyp
         FEW, texture=replace(FEW.texture, steps=5), painter=replace(FEW.painter, steps=4)
     )
     fit(root, tmp_path / "more.safetensors", settings=more, work_dir=work, progress=False)
-    assert taken == [1, 1, 1]
+    # Two of the painter, two of the network that learns from it anew, one of the texture.
+    assert taken == [1] * 5
 
 
 def test_fit_of_the_same_seed_writes_the_same_file_and_of_another_seed_another(
@@ -212,10 +223,12 @@ def test_fit_that_starts_from_a_model_takes_over_what_a_short_video_cannot_tell(
     for name in ("unet", "flownet"):
         before, after = (getattr(one, name).state_dict() for one in (known, found))
         assert all(torch.equal(before[key], after[key]) for key in before)
-    assert found.painter.settings == known.painter.settings
-    before, after = known.painter.state_dict(), found.painter.state_dict()
-    apart = max(float((after[key] - before[key]).abs().max()) for key in before)
-    assert 0 < apart < 0.1  # trained on from there, not from weights drawn anew
+    for name in ("painter", "distilled"):
+        one, other = getattr(known, name), getattr(found, name)
+        assert other.settings == one.settings
+        before, after = one.state_dict(), other.state_dict()
+        apart = max(float((after[key] - before[key]).abs().max()) for key in before)
+        assert 0 < apart < 0.1  # trained on from there, not from weights drawn anew
     assert len(found.motion.density) == 6
 
 
@@ -306,6 +319,7 @@ def test_fit_refuses_checkpoints_of_another_video(fitted, copy, tmp_path):
         ({"minutes": float("nan")}, "minutes must be above 0, got nan"),
         ({"border": -1}, "border must be 0 or more, got -1"),
         ({"stop": 1}, "stop must leave at least 2 frames, got 1"),
+        ({"pairs": 3}, "pairs must be 4 or more, got 3"),
     ],
 )
 def test_fit_settings_refuse_numbers_that_fit_nothing(changes, words):
@@ -330,9 +344,13 @@ def test_fit_of_the_real_video_measures_what_is_known_of_it(hela, tmp_path):
 
 
 def test_fit_settings_take_numpy_integers_and_share_one_seed():
-    settings = FitSettings(seed=np.int64(3), border=np.int32(4), stop=np.int64(30))
-    assert json.dumps([settings.seed, settings.border, settings.stop]) == "[3, 4, 30]"
-    assert settings.painter.seed == settings.texture.seed == settings.flow.seed == 3
+    settings = FitSettings(
+        seed=np.int64(3), border=np.int32(4), stop=np.int64(30), pairs=np.int16(8)
+    )
+    whole = [settings.seed, settings.border, settings.stop, settings.pairs]
+    assert json.dumps(whole) == "[3, 4, 30, 8]"
+    for training in (settings.painter, settings.distilled, settings.texture, settings.flow):
+        assert training.seed == 3
 
 
 def test_fit_opens_no_image_of_another_video_and_none_after_the_last_frame(

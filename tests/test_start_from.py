@@ -17,7 +17,8 @@ from bvdm_data.fitting.fit import FitSettings, fit
 from bvdm_data.fitting.training import TrainingSettings
 from bvdm_data.synth.fast import FastSettings
 
-FEW = FitSettings(painter=TrainingSettings(steps=2, batch=2), border=10)
+QUICK = TrainingSettings(steps=2, batch=2)
+FEW = FitSettings(painter=QUICK, distilled=QUICK, pairs=8, border=10)
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +79,11 @@ def test_the_texture_and_the_networks_of_the_paper_are_taken_over(started, tiny_
             assert torch.equal(a, b)
 
 
-def test_the_painter_goes_on_from_that_of_the_start(started, tiny_generator):
-    _, found = started
-    pairs = zip(
-        found.painter.state_dict().values(),
-        tiny_generator.painter.state_dict().values(),
-        strict=True,
-    )
+@pytest.mark.parametrize("name", ["painter", "distilled"])
+def test_the_networks_go_on_from_those_of_the_start(started, tiny_generator, name):
+    one, other = getattr(started[1], name), getattr(tiny_generator, name)
+    assert one.settings.channels == other.settings.channels
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
     moved = [float((a - b).abs().max()) for a, b in pairs]
     assert 0 < max(moved) < 0.02
 

@@ -31,6 +31,9 @@ from bvdm_data.cli.options import MODEL, QUIET, SEED
     show_default=True,
     help="Training of the network that draws in one call what the painter draws in several.",
 )
+@click.option(
+    "--pairs", default=16_384, show_default=True, help="Pictures of the painter it learns from."
+)
 @click.option("--paper", is_flag=True, help="Train the networks of the paper's method, too.")
 @click.option("--start-from", help="Model to train on; for a few annotated frames.")
 @click.option(
@@ -57,6 +60,7 @@ def fit(
     full: int | None,
     painter_steps: int,
     distilled_steps: int,
+    pairs: int,
     paper: bool,
     start_from: str | None,
     texture_steps: int,
@@ -85,6 +89,7 @@ def fit(
     settings = FitSettings(
         painter=replace(PAINTER_TRAINING, steps=painter_steps),
         distilled=replace(DISTILLED_TRAINING, steps=distilled_steps),
+        pairs=pairs,
         paper=paper,
         texture=replace(TEXTURE_TRAINING, steps=texture_steps),
         flow=replace(FLOW_TRAINING, steps=flow_steps),

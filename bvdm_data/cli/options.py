@@ -104,4 +104,6 @@ def method_words(settings: "Method") -> str:
 
     if isinstance(settings, PaperSettings):
         return f"T_f=0 = {settings.first_steps}, T_f>0 = {settings.later_steps}"
-    return f"fast, {settings.steps} steps" if isinstance(settings, FastSettings) else "procedural"
+    if not isinstance(settings, FastSettings):
+        return "procedural"
+    return f"fast, {settings.steps} step{'s' * (settings.steps > 1)}"

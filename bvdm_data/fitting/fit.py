@@ -1,7 +1,5 @@
 """Fit: from one annotated video to a generator's file, by one call that can be continued."""
 
-import importlib.metadata
-import platform
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -17,13 +15,20 @@ from bvdm_data.datasets.arguments import (
     check_seed,
     check_whole_number,
 )
-from bvdm_data.datasets.ctc import CTCSequence, guess_scale, read_sequence
+from bvdm_data.datasets.ctc import guess_scale, read_sequence
 from bvdm_data.datasets.real import DEFAULT_BORDER
+from bvdm_data.files import check_folder
 from bvdm_data.fitting.camera import fit_camera
+from bvdm_data.fitting.card import overlaps, trained, versions, what_was_read
 from bvdm_data.fitting.crops import Crops, check_usable, cut_nuclei
-from bvdm_data.fitting.distilled import DISTILLED_TRAINING, draw_pairs, fit_distilled
-from bvdm_data.fitting.flow import FLOW_TRAINING, Overlap, fit_flow, pair_masks
-from bvdm_data.fitting.lives import QUANTILES, fit_lives, whole_cycles
+from bvdm_data.fitting.distilled import (
+    DISTILLED_TRAINING,
+    PAIRS,
+    draw_pairs,
+    fit_distilled,
+)
+from bvdm_data.fitting.flow import FLOW_TRAINING, fit_flow, pair_masks
+from bvdm_data.fitting.lives import QUANTILES, fit_lives
 from bvdm_data.fitting.memory import USUAL, fit_memory
 from bvdm_data.fitting.motion import LEAST_STEPS, fit_density, fit_motion
 from bvdm_data.fitting.painter import PAINTER_TRAINING, fit_painter
@@ -31,7 +36,7 @@ from bvdm_data.fitting.portraits import cut_portraits
 from bvdm_data.fitting.shapes import fit_shapes
 from bvdm_data.fitting.stages import assign_stages, daughters_of
 from bvdm_data.fitting.texture import TEXTURE_TRAINING, fit_texture, normalise
-from bvdm_data.fitting.training import TrainingLog, TrainingSettings
+from bvdm_data.fitting.training import TrainingSettings
 from bvdm_data.fitting.video import TooLittleVideoError, Video, read_video
 from bvdm_data.synth.flow import FlowNet
 from bvdm_data.synth.generator import Generator
@@ -49,6 +54,8 @@ class FitSettings:
         painter: Training of the painter, our recipe. Its seed becomes ``seed``.
         distilled: Training of the network that draws in one call, our recipe. Its seed becomes
             ``seed``.
+        pairs: Pictures that the painter draws for it to learn from, at least 4: a quarter of
+            them, or 512, is held out.
         paper: Whether the networks of the paper's method are trained, too.
         texture: Training of its DDPM; the paper's recipe. Its seed becomes ``seed``.
         flow: Training of its FlowNet; the paper's recipe. Its seed becomes ``seed``.
@@ -61,6 +68,7 @@ class FitSettings:
 
     painter: TrainingSettings = PAINTER_TRAINING
     distilled: TrainingSettings = DISTILLED_TRAINING
+    pairs: int = PAIRS
     paper: bool = False
     texture: TrainingSettings = TEXTURE_TRAINING
     flow: TrainingSettings = FLOW_TRAINING
@@ -76,6 +84,7 @@ class FitSettings:
             raise ValueError(f"minutes must be above 0, got {self.minutes}")
         # Plain ints, since the card is written as JSON; one seed for all parts.
         object.__setattr__(self, "seed", check_seed(self.seed))
+        object.__setattr__(self, "pairs", check_whole_number("pairs", self.pairs, least=4))
         object.__setattr__(self, "border", check_whole_number("border", self.border, least=0))
         if self.stop is not None:
             object.__setattr__(self, "stop", check_whole_number("stop", self.stop))
@@ -139,6 +148,7 @@ def fit(
     folder = Path(work_dir) if work_dir is not None else path.with_suffix(".fit")
     source = read_sequence(root, sequence, truth)
     _check_border(settings.border, source.shape)
+    check_folder(path.parent)
     scale = check_scale(scale) or guess_scale(source)
     video = read_video(source, scale, stop=settings.stop, progress=progress)
     crops = cut_nuclei(video)
@@ -158,11 +168,15 @@ def fit(
         device=place,
         progress=progress,
     )
-    pairs = draw_pairs(painter, shapes, lives, seed=settings.seed, device=place, progress=progress)
+    pairs = draw_pairs(
+        painter, shapes, lives, count=settings.pairs, seed=settings.seed, device=place,
+        progress=progress,
+    )  # fmt: skip
     distilled, distilled_log = fit_distilled(
         pairs,
         painter,
-        checkpoint=folder / "distilled.safetensors",
+        # After more steps the painter's pictures are others, and so is this training.
+        checkpoint=folder / f"distilled-{settings.painter.steps}.safetensors",
         training=settings.distilled,
         start=None if start is None else start.distilled,
         device=place,
@@ -174,12 +188,12 @@ def fit(
     if len(kept) < 2 and start is not None:
         memory = start.texture
         taken.append("memory of the texture")
-    unet, flownet, trained = _paper_networks(crops, settings, folder, place, progress)
+    unet, flownet, said = _paper_networks(crops, settings, folder, place, progress)
     if start is not None and unet is None and start.unet is not None:
         unet, flownet = start.unet, start.flownet
         taken.append("networks of the paper's method")
     card = {
-        "data": _data(source, video, crops),
+        "data": what_was_read(source, video, crops),
         "measured": {
             "stages": {name: int((stages == stage).sum()) for stage, name in enumerate(STAGES)},
             "cycle_hours_median": round(float(np.exp(lives.cycle[0])) * settings.minutes / 60, 2),
@@ -190,11 +204,11 @@ def fit(
         },
         "started_from": None if start is None else dict(start.card).get("data"),
         "taken_over": taken,
-        "painter": _trained(painter_log, settings.painter),
-        "distilled": _trained(distilled_log, settings.distilled),
-        **trained,
+        "painter": trained(painter_log, settings.painter),
+        "distilled": trained(distilled_log, settings.distilled),
+        **said,
         "settings": asdict(settings),
-        "versions": _versions(),
+        "versions": versions(),
     }
     generator = replace(base, texture=memory, unet=unet, flownet=flownet, card=card)
     save(generator, path)
@@ -268,8 +282,8 @@ def _paper_networks(
         progress=progress,
     )
     said: dict[str, object] = {
-        "texture": _trained(texture_log, settings.texture),
-        "flow": _trained(flow_log, settings.flow) | _overlaps(overlap),
+        "texture": trained(texture_log, settings.texture),
+        "flow": trained(flow_log, settings.flow) | overlaps(overlap),
     }
     return unet, flownet, said
 
@@ -280,44 +294,3 @@ def _check_border(border: int, shape: tuple[int, int]) -> None:
             f"border must leave something of frames of {shape} pixels, got {border}; give at most "
             f"{(min(shape) - 1) // 2}"
         )
-
-
-def _data(source: CTCSequence, video: Video, crops: Crops) -> dict[str, object]:
-    return {
-        "data_set": source.folder.resolve().name,
-        "sequence": source.name,
-        "truth": source.truth,
-        "frames": len(video.frames),
-        "size": list(source.shape),
-        "tracks": len(video.tracks),
-        "divisions": len(daughters_of(video.tracks)),
-        "whole_cycles": len(whole_cycles(video.tracks)),
-        "nuclei": len(crops.track),
-    }
-
-
-def _trained(log: TrainingLog, settings: TrainingSettings) -> dict[str, object]:
-    return {
-        "steps": settings.steps,
-        "batch": settings.batch,
-        "rate": settings.rate,
-        "average": settings.average,
-        "loss": [round(loss, 6) for _, loss in log.train],
-        "held_out_loss": [round(loss, 6) for _, loss in log.held_out],
-        "checked_at": [step for step, _ in log.held_out],
-        "hours": round(log.seconds / 3600, 3),
-    }
-
-
-def _overlaps(overlap: Overlap) -> dict[str, object]:
-    return {
-        "held_out_pairs": overlap.pairs,
-        "overlap_before": round(overlap.before, 4),
-        "overlap_after": round(overlap.after, 4),
-    }
-
-
-def _versions() -> dict[str, str]:
-    names = ("bvdm-data", "torch", "numpy", "scipy", "kornia")
-    found = {name: importlib.metadata.version(name) for name in names}
-    return {"python": platform.python_version(), **found}
