@@ -23,7 +23,6 @@ from bvdm_data.synth.fast import (
     paint_fast,
     paint_moments,
 )
-from bvdm_data.synth.distilled import DistilledPainter, DistilledSettings
 from bvdm_data.synth.motion import Trajectory
 from bvdm_data.synth.painter import REACH, edge_map, patch_grid, patch_scale
 from bvdm_data.synth.raster import add_up, tabulate
@@ -262,9 +261,7 @@ def test_the_progress_rises_to_all_of_the_work(count):
 )
 def test_the_brightness_and_the_stage_of_each_moment_are_painted(changes):
     painter, life = random_painter(), still_life(frames=2)
-    plain, film = (
-        painted([one], 2, painter)[0] for one in (life, replace(life, **changes))
-    )
+    plain, film = (painted([one], 2, painter)[0] for one in (life, replace(life, **changes)))
     torch.testing.assert_close(film[0], plain[0], rtol=0, atol=1e-3)
     assert (film[1] - plain[1]).abs().max() > 0.01
 

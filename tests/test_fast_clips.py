@@ -157,13 +157,30 @@ def test_a_film_without_flow_has_the_same_pictures(tiny_generator):
     np.testing.assert_array_equal(with_flow.video, without.video)
 
 
-def test_the_progress_of_a_film_is_told_once_a_frame(tiny_generator):
+@pytest.mark.parametrize("method", [QUICK, FastSettings(), FastSettings(families=False)], ids=repr)
+@pytest.mark.parametrize("nuclei", [0, 2, 5])
+def test_the_progress_of_a_film_is_told_once_a_frame(tiny_generator, method, nuclei):
     heard = []
-    scene = SceneSettings(frames=5, size=(64, 64), nuclei=2)
+    scene = SceneSettings(frames=5, size=(64, 64), nuclei=nuclei)
     synthesise(
-        tiny_generator, scene, QUICK, seed=0, name=("clip", 0, 0), on_frame=lambda: heard.append(1)
+        tiny_generator, scene, method, seed=0, name=("clip", 0, 0), on_frame=lambda: heard.append(1)
     )
     assert len(heard) == 5
+
+
+def test_a_film_in_which_nothing_is_seen_shows_the_background_and_tells_of_every_frame(clean):
+    far, heard = replace(clean.motion, density=np.zeros(10)), []
+    scene = SceneSettings(frames=3, size=(40, 50), flow=True)
+    found = synthesise(
+        replace(clean, motion=far), scene, FastSettings(), seed=0, name=("clip", 0, 0),
+        on_frame=lambda: heard.append(1),
+    )  # fmt: skip
+    assert len(heard) == 3
+    assert np.ptp(found.video) == 0
+    assert not found.masks.any()
+    assert found.flow.shape == (2, 2, 40, 50)
+    assert not found.flow.any()
+    assert (found.tracks.shape, found.stages.shape) == ((0, 4), (0, 3))
 
 
 # Models without the networks of the paper's method
