@@ -1,5 +1,6 @@
 """Arguments that the data sets have in common, checked at the door."""
 
+import importlib
 import operator
 from collections.abc import Callable, Sequence
 from numbers import Real
@@ -204,6 +205,9 @@ def check_transform(transform: Given) -> Given:
     """
     if transform is not None and not callable(transform):
         raise TypeError(f"transform must be a callable that takes a clip, got {transform!r}")
+    if transform is not None:
+        # Here, so that forked workers do not each import torchvision, which takes seconds.
+        importlib.import_module("bvdm_data.datasets.moved")
     return transform
 
 
