@@ -124,11 +124,16 @@ def draw_time(generator: Generator, portraits: Portraits) -> None:
             1, 0, 0, portraits.radii[rows].astype(float), portraits.stage[rows].clip(0).astype(int),
             brightness.astype(float), divides=False,
         )  # fmt: skip
-        made = paint_fast(
-            [life], [(0, 7)], generator.painter, generator.texture, FastSettings(),
+        groups = paint_fast(
+            [life], [(0, 7)], generator.distilled, generator.texture, FastSettings(),
             [stream(5, "figures", number)],
         )  # fmt: skip
-        sheets.append(relative(made[0].light.numpy(), brightness))
+        made = np.zeros_like(portraits.light[rows])
+        for group in groups:
+            rim = (made.shape[-1] - group.light.shape[-1]) // 2
+            inner = slice(rim, made.shape[-1] - rim)
+            made[group.moments.numpy(), inner, inner] = group.light.numpy()
+        sheets.append(relative(made, brightness))
         titles += [f"real nucleus {number + 1}", "its outlines, painted"]
     grid(
         np.concatenate(sheets), DOCS / "time.png", columns=8, row_titles=titles,

@@ -39,12 +39,6 @@ class Tables:
     radii: Float[Tensor, "N F K"]
     rank: Int[Tensor, " N"]
 
-    def to(self, device: torch.device) -> "Tables":
-        """Return the same tables on a device."""
-        return Tables(
-            *(getattr(self, name).to(device, non_blocking=True) for name in self.__annotations__)
-        )
-
 
 def tabulate(paths: Sequence[Trajectory], frames: int) -> Tables:
     """Lay the ways and outlines of nuclei out as tables.

@@ -130,11 +130,11 @@ def _blurred(picture: Float[Tensor, "P P"], width: float = 1.0) -> Float[Tensor,
     return blurred
 
 
-def _sample(layers: Float[Tensor, "C P P"], spot: Spot, mode: str = "bilinear") -> Tensor:
+def _sample(layers: Float[Tensor, "C P P"], spot: Spot) -> Tensor:
     """Read patches at the pixels of a spot; the centroid is the middle of the patch."""
     half = layers.shape[-1] / 2
     grid = torch.stack([spot.x, spot.y], -1)[None] / half
-    read = F.grid_sample(layers[None], grid, mode, padding_mode="border", align_corners=False)
+    read = F.grid_sample(layers[None], grid, padding_mode="border", align_corners=False)
     return read[0]
 
 
