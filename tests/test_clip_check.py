@@ -296,3 +296,98 @@ def test_check_clip_refuses(spoil, message):
     spoil(clip)
     with pytest.raises(ValueError, match=message):
         check_clip(clip)
+
+
+def a_moving_clip():
+    """Six discs that go 2 px to the right a frame, with their flow."""
+    y, x = np.mgrid[:60, :90]
+    masks = np.zeros((3, 60, 90), np.int32)
+    flow = np.zeros((2, 2, 60, 90), np.float32)
+    for number in range(6):
+        for frame in range(3):
+            down, right = 15 + 30 * (number // 3), 12 + 28 * (number % 3) + 2 * frame
+            masks[frame][(y - down) ** 2 + (x - right) ** 2 < 64] = number + 1
+    flow[:, 1] = 2 * (masks[:2] > 0)
+    table = np.array([[n, 0, 2, 0] for n in range(1, 7)], np.int32)
+    return with_tracks(masks, table) | {"flow": torch.from_numpy(flow)}
+
+
+def test_check_clip_passes_flow_that_moves_nuclei_where_they_go():
+    check_clip(a_moving_clip())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (torch.neg, r"whole nuclei as their centroids move, within 1.0 px .*, got 4.00 px"),
+        (torch.zeros_like, r"whole nuclei as their centroids move, .*, got 2.00 px"),
+        (lambda flow: flow.flip(1), r"whole nuclei as their centroids move, .*, got 2.00 px"),
+        (lambda flow: 8 * flow, r"carry most pixels of a nucleus to the same id .*, got \d+% of"),
+    ],
+    ids=["the wrong way", "none", "of swapped axes", "eight times too fast"],
+)
+def test_check_clip_refuses_flow(change, message):
+    clip = a_moving_clip()
+    with pytest.raises(ValueError, match=f"flow must .*{message}"):
+        check_clip(clip | {"flow": change(clip["flow"])})
+
+
+def test_check_clip_passes_tables_without_masks():
+    clip = a_clip()
+    del clip["masks"]
+    check_clip(clip)
+    for key in ("tracks", "stages", "boxes", "centroids"):
+        del clip[key]
+        check_clip(clip)
+
+
+UNMASKED = {
+    "flow with NaN": (changed("flow", (0, 0, 0, 0), torch.nan), "flow must be finite"),
+    "a missing stage": (
+        changed("stages", (0, 0), -1),
+        "stages must be given where, and only where, a nucleus is visible in tracks; .* id 1 in",
+    ),
+    "a missing box": (changed("boxes", (0, 0), torch.nan), "boxes must be .* visible in tracks"),
+    "half a box of nobody": (changed("boxes", (3, 2, 0), 1.0), "boxes must .* id 4 in frame 2"),
+    "a centroid of nobody": (changed("centroids", (3, 2), 1.0), "centroids must be given where"),
+    "a track past the last frame": (
+        changed("tracks", (1, 2), 3),
+        "track 2 must lie within the frames 0 to 2, got 1 to 3",
+    ),
+    "a track that ends before it begins": (
+        changed("tracks", (1, 2), 0),
+        "track 2 must lie within the frames 0 to 2, got 1 to 0",
+    ),
+    "ids with a hole": (changed("tracks", (1, 0), 5), "tracks must list the ids 1 to n"),
+    "a parent that still lives": (
+        changed("tracks", (2, 3), 2),
+        "track 3 must begin after its parent 2",
+    ),
+    "a box beyond the edge": (
+        changed("boxes", (0, 0, 2), 4.0),
+        r"boxes must lie in the picture, got \[0.0, 0.0, 4.0, 2.0\] for id 1 in frame 0",
+    ),
+    "a box of no width": (changed("boxes", (0, 0, 2), 0.0), "boxes must lie in the picture"),
+    "an infinite centroid": (
+        changed("centroids", (1, 2, 0), torch.inf),
+        r"centroids must lie in the picture, got \[inf, 0.0\] for id 2 in frame 2",
+    ),
+    "tables of other lengths": (
+        replaced("boxes", lambda b: b[:3]),
+        r"same number of rows, max_cells, got .*'boxes': 3",
+    ),
+}
+
+
+@pytest.mark.parametrize(("spoil", "message"), UNMASKED.values(), ids=UNMASKED.keys())
+def test_check_clip_refuses_without_masks(spoil, message):
+    clip = a_clip()
+    del clip["masks"]
+    spoil(clip)
+    with pytest.raises(ValueError, match=message):
+        check_clip(clip)
+
+
+def test_check_clip_refuses_a_negative_index():
+    with pytest.raises(ValueError, match="index must be 0 or more, got -1"):
+        check_clip(a_clip() | {"index": torch.tensor(-1)})

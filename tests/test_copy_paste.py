@@ -422,6 +422,12 @@ def test_bad_arguments_are_named(tiny_ctc, changes, message):
         tiny(tiny_ctc, **changes)
 
 
+@pytest.mark.parametrize("nuclei", [5, (5,), (1, 2, 3), ("few", "many")])
+def test_nuclei_that_are_no_pair_of_numbers_are_refused(tiny_ctc, nuclei):
+    with pytest.raises(TypeError, match=r"nuclei must be a pair, .* 700 x 1100 px, got [(5]"):
+        tiny(tiny_ctc, nuclei=nuclei)
+
+
 def test_a_stop_before_the_first_frame_is_named(tmp_path, tiny_video):
     ctc.write_sequence(tmp_path, "01", *tiny_video)
     for folder in ("01", "01_ST/SEG", "01_GT/SEG", "01_GT/TRA"):

@@ -252,6 +252,26 @@ def test_the_transform_moves_video_and_masks_alike(tiny):
     assert torch.equal(after["tracks"], before["tracks"])
 
 
+def test_annotations_follow_the_transform(tiny):
+    given = {"annotations": ANNOTATIONS, "frames": 5, "nuclei": 3}
+    plain, dataset = tiny(**given), tiny(transform=v2.RandomAffine(80, scale=(0.8, 1.2)), **given)
+    for index in range(4):
+        clip = dataset.clip(index)
+        check_clip(clip)
+        assert not torch.equal(clip["masks"], plain.clip(index)["masks"])
+    hidden = tiny(transform=dataset.transform, **given | {"annotations": ("tracks", "boxes")})
+    clip = hidden.clip(3)
+    check_clip(clip)
+    assert set(clip) == {"video", "tracks", "boxes", "index", "source"}
+
+
+@two_workers
+def test_a_random_transform_is_a_function_of_the_clip(tiny):
+    dataset = tiny(length=3, transform=v2.RandomAffine(80), annotations=("masks", "flow"))
+    seen = {int(clip["index"]): clip for clip in DataLoader(dataset, None, num_workers=2)}
+    assert all(same(seen[index], dataset.clip(index)) for index in (2, 0, 1))
+
+
 def test_the_transform_sees_tv_tensors(tiny):
     seen = {}
     tiny(transform=lambda clip: seen.update(clip) or clip).clip(0)
@@ -263,6 +283,8 @@ def test_arguments_can_be_numpy_numbers_and_lists(tiny):
     dataset = tiny(frames=np.int64(2), size=[48, 48], nuclei=[1, 2], seed=np.uint8(3))
     assert dataset.nuclei == (1, 2)
     assert dataset.size == (48, 48)
+    for size in (np.int64(48), np.array([48, 48]), torch.tensor([48, 48]), torch.Size([48, 48])):
+        assert tiny(size=size).size == (48, 48)
     check_clip(dataset.clip(np.int64(1)))
 
 
