@@ -5,12 +5,16 @@ import numpy.typing as npt
 
 from bvdm_data.clip import measure_boxes
 
-FEWEST_PIXELS, FEWEST_NUCLEI = 100, 5
-"""How many pixels and nuclei flow is judged by at least (our choice)."""
+FEWEST_PIXELS, FEWEST_NUCLEI = 100, 10
+"""How many pixels, and steps of nuclei, flow is judged by at least (our choice)."""
+
+STEADY = 0.1
+"""By what share the area of a nucleus may change in a step in which its flow is judged (our choice):
+one that changes more may be cut, by the edge that a transform has turned into the picture."""
 
 FARTHEST_FLOW = 1.0
 """How far the mean flow of a whole nucleus may be off the way of its centroid, px, in the median
-over the clip; clips of all methods stay below 0.4 px for every nucleus (our measurement)."""
+over the clip (our choice); ``benchmarks/soak.py`` measures how far it is in clips of all methods."""
 
 Presence = npt.NDArray[np.bool_]
 
@@ -51,18 +55,19 @@ def flow_errors(
 
     Returns:
         The larger of both axes in pixels, for every nucleus and step in which it touches neither
-        the edge nor another nucleus, before and after.
+        the edge nor another nucleus, before and after, and keeps its area but for ``STEADY``.
     """
     count = int(masks.max())
     whole = _whole(masks, count)
     centroids = measure_boxes(masks, count)[1]
+    areas = np.stack([np.bincount(mask.ravel(), minlength=count + 1)[1:] for mask in masks], -1)
+    steady = np.abs(np.diff(areas)) <= STEADY * areas[:, :-1]
     found = []
     for frame, step in enumerate(flow):
         flat = masks[frame].ravel()
-        area = np.bincount(flat, minlength=count + 1)[1:]
         sums = [np.bincount(flat, one.ravel(), count + 1)[1:] for one in step]
-        rows = np.flatnonzero(whole[:, frame] & whole[:, frame + 1])
-        mean = np.stack(sums, -1)[rows] / area[rows, None]
+        rows = np.flatnonzero(whole[:, frame] & whole[:, frame + 1] & steady[:, frame])
+        mean = np.stack(sums, -1)[rows] / areas[rows, frame, None]
         way = centroids[rows, frame + 1] - centroids[rows, frame]
         found.append(np.abs(mean - way).max(-1, initial=0))
     return np.concatenate(found) if found else np.zeros(0)
