@@ -9,12 +9,13 @@ FEWEST_PIXELS, FEWEST_NUCLEI = 100, 10
 """How many pixels, and steps of nuclei, flow is judged by at least (our choice)."""
 
 STEADY = 0.1
-"""By what share the area of a nucleus may change in a step in which its flow is judged (our choice):
-one that changes more may be cut, by the edge that a transform has turned into the picture."""
+"""By what share the area of a nucleus may change in a step in which its flow is judged (our
+choice): one that changes more may be cut, by the edge that a transform has turned into the
+picture."""
 
 FARTHEST_FLOW = 1.0
 """How far the mean flow of a whole nucleus may be off the way of its centroid, px, in the median
-over the clip (our choice); ``benchmarks/soak.py`` measures how far it is in clips of all methods."""
+over the clip (our choice); ``benchmarks/soak.py`` measures how far it is with all methods."""
 
 Presence = npt.NDArray[np.bool_]
 
