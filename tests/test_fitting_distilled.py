@@ -264,7 +264,7 @@ def test_the_loss_falls_far_below_that_of_a_network_that_does_not_see_the_noise(
     painter = LinearPainter(spread=2.0, patch=32)
     training = TrainingSettings(steps=100, batch=8, rate=1e-2, average=0.9)
     network, log = learn(draw(80, painter), training, painter)
-    assert log.held_out[-1][1] < 0.4
+    assert log.held_out[-1][1] < 0.25
     assert not network.training
     assert network.settings == DistilledSettings(patch=32, narrow=24, floor=painter.floor)
 
