@@ -18,8 +18,8 @@ from bvdm_data.cli.options import MODEL, QUIET, SEED, VARIATION, method_options,
     "--part",
     "parts",
     multiple=True,
-    help="distance, realism, training, linking, scarcity, steps, ablation or reuse; may be repeated. "
-    "[default: the first four]",
+    help="distance, realism, training, linking, scarcity, steps, ablation or reuse; may be "
+    "repeated. [default: the first four]",
 )
 @click.option(
     "--arm",
