@@ -254,10 +254,10 @@ def _steps_a_second(batches: Iterator[Any], seconds: float) -> float:
         loss.backward()
         optimiser.step()
 
-    for _ in range(3):
+    for _ in range(2):
         step()
     steps, begun = 0, time.perf_counter()
-    while (passed := time.perf_counter() - begun) < seconds or steps < 5:
+    while (passed := time.perf_counter() - begun) < seconds or steps < 4:
         step()
         steps += 1
     return steps / passed

@@ -140,17 +140,7 @@ def advise(pace: Pace, loop: Loop, wait: Wait, changes: list[Change], cores: int
     if wait.share <= KEEPS_UP:
         return [f"The loader keeps up: the loop waits {wait.share:.1%} of its time; {asks}."]
     told = [f"Synthesis is the bottleneck: the loop waits {wait.share:.0%} of its time; {asks}."]
-    if loop.workers < needed <= cores:
-        told.append(f"num_workers={needed}: as many processes make what the loop asks for.")
-    elif loop.workers < cores:
-        told.append(
-            f"num_workers={cores}, one for each core: about {cores * one:.3g} clips/s. The loop "
-            f"would need {needed}."
-        )
-    elif needed > cores:
-        told.append(
-            f"More workers do not help: {_cores(cores)} make about {cores * one:.3g} clips/s."
-        )
+    told.append(_about_workers(loop.workers, needed, cores, one))
     told += [
         f"{change.words}: {change.clips_per_second:.3g} clips/s, {change.gain:.1f} times as many; "
         f"{change.workers} worker{'s' * (change.workers > 1)} would do."
@@ -162,6 +152,22 @@ def advise(pace: Pace, loop: Loop, wait: Wait, changes: list[Change], cores: int
         f"{minutes:.2g} minutes on {_cores(min(cores, needed))}, once."
     )
     return told
+
+
+def _about_workers(workers: int, needed: int, cores: int, one: float) -> str:
+    if workers < needed <= cores:
+        return f"num_workers={needed}: as many processes make what the loop asks for."
+    if workers >= needed:
+        return (
+            f"{workers} workers should be enough: something else uses the cores, or the workers "
+            "still fill their pools."
+        )
+    if workers < cores:
+        return (
+            f"num_workers={cores}, one for each core: about {cores * one:.3g} clips/s. The loop "
+            f"would need {needed}."
+        )
+    return f"More workers do not help: {_cores(cores)} can make about {cores * one:.3g} clips/s."
 
 
 def _cores(count: int) -> str:

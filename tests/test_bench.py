@@ -1,0 +1,591 @@
+"""The bench: what it measures adds up, what it says follows from that, and its page is its JSON."""
+
+import json
+import sys
+import time
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from benchmarks import curves
+from benchmarks.speed_tables import TABLES, filled
+from bvdm_data.bench import advice, pace
+from bvdm_data.bench import bench as benching
+from bvdm_data.bench import loop as loops
+from bvdm_data.bench.advice import Change, advise, alike, try_changes, workers_for
+from bvdm_data.bench.bench import bench
+from bvdm_data.bench.loop import Loop, Wait, measure_wait
+from bvdm_data.bench.pace import (
+    Pace,
+    fill,
+    matrix_gflops,
+    measure_arithmetic,
+    measure_costs,
+    measure_pace,
+    nuclei_of,
+)
+from bvdm_data.bench.words import words
+from bvdm_data.cli import cli
+from bvdm_data.clip import ANNOTATIONS
+from bvdm_data.datasets import synthetic
+from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
+from bvdm_data.machine import machine, peak_megabytes, usable_cores, versions
+from bvdm_data.synth.fast import FastSettings
+from bvdm_data.synth.parts import PARTS, part
+from bvdm_data.synth.pool import PoolSettings
+from bvdm_data.weights import load
+
+SOON = 1e-6
+
+
+@pytest.fixture
+def tiny(tiny_model):
+    """Make a data set of small clips; the keywords replace arguments."""
+
+    def tiny(**changes):
+        arguments = {
+            "frames": 2, "size": (64, 72), "model": tiny_model, "nuclei": 3, "max_cells": 32
+        }  # fmt: skip
+        return SyntheticHeLaVideos(**arguments | changes)
+
+    return tiny
+
+
+class Clock:
+    """A clock that goes on only when somebody sleeps or works."""
+
+    def __init__(self, patch):
+        self.now = 0.0
+        patch.setattr(time, "perf_counter", lambda: self.now)
+        patch.setattr(time, "sleep", self.pass_by)
+
+    def pass_by(self, seconds):
+        self.now += seconds
+
+
+@pytest.fixture
+def slow_clips(monkeypatch):
+    """Let every clip take a quarter of a second of a clock that only that and sleep move."""
+    clock, made = Clock(monkeypatch), []
+    real = SyntheticHeLaVideos.clip
+
+    def clip(videos, index):
+        clock.pass_by(0.25)
+        made.append(int(index))
+        return real(videos, index)
+
+    monkeypatch.setattr(SyntheticHeLaVideos, "clip", clip)
+    return made
+
+
+# Pace
+
+
+def test_the_pace_is_that_of_the_clips(tiny, slow_clips):
+    videos = tiny()
+    found = measure_pace(videos, 5, 2.0)
+    assert slow_clips == list(range(5, 13))
+    assert (found.clips, found.clips_per_second, found.frames_per_second) == (8, 4.0, 8.0)
+    counted = [nuclei_of(videos.clip(number)) for number in range(5, 13)]
+    assert found.nuclei == pytest.approx(sum(counted) / 8)
+    size = sum(value.nbytes for value in videos.clip(5).values())
+    assert found.megabytes == pytest.approx(size / 1e6)
+
+
+def test_one_clip_is_made_however_long_it_takes(tiny, slow_clips):
+    assert measure_pace(tiny(), 0, SOON).clips == 1
+
+
+@pytest.mark.parametrize("annotations", [("tracks",), ("masks",)])
+def test_nuclei_are_counted_by_tracks_or_masks(tiny, annotations):
+    whole = tiny().clip(0)
+    assert nuclei_of(tiny(annotations=annotations).clip(0)) == nuclei_of(whole) >= 3
+
+
+def test_nuclei_of_a_clip_without_annotations_are_not_known(tiny):
+    assert nuclei_of(tiny(annotations=()).clip(0)) == 0
+
+
+def test_a_pool_is_full_when_it_has_been_filled(tiny):
+    videos = tiny(pool=PoolSettings(pairs=6, renew=0))
+    clips = fill(videos)
+    assert clips >= 6
+    kept = videos._pool._kept
+    assert len(kept) == 6
+    assert sum(pair.painted is not None for pair in kept.values()) >= 5
+
+
+def test_without_a_pool_one_clip_warms_up(tiny, slow_clips):
+    assert fill(tiny()) == 1
+    assert slow_clips == [0]
+
+
+def test_the_costs_name_every_part_of_the_work_and_add_up(tiny):
+    costs = measure_costs(tiny(annotations=ANNOTATIONS), 0, 2)
+    assert set(costs.milliseconds) == {*PARTS, "other"}
+    assert all(value >= 0 for value in costs.milliseconds.values())
+    assert all(costs.milliseconds[name] > 0 for name in PARTS)
+    assert sum(costs.shares.values()) == pytest.approx(1)
+
+
+def test_a_part_that_takes_long_costs_most(tiny, monkeypatch):
+    real = synthetic.to_clip
+
+    def slow(*arguments):
+        end = time.perf_counter() + 0.3
+        while time.perf_counter() < end:
+            pass
+        return real(*arguments)
+
+    monkeypatch.setattr(synthetic, "to_clip", slow)
+    costs = measure_costs(tiny(), 0, 2)
+    assert costs.milliseconds["annotations"] >= 300
+    assert max(costs.shares, key=costs.shares.get) == "annotations"
+
+
+def test_work_outside_the_parts_is_called_other(tiny):
+    def lingering(clip):
+        with part("lives"):
+            pass
+        end = time.perf_counter() + 0.2
+        while time.perf_counter() < end:
+            pass
+        return clip
+
+    assert measure_costs(tiny(transform=lingering), 0, 1).milliseconds["other"] >= 200
+
+
+@pytest.mark.parametrize(("steps", "calls"), [(1, 1), (3, 3)])
+def test_calls_of_the_network_are_counted(tiny, steps, calls):
+    # All nuclei of such a clip share a call: they are few and small enough for one patch.
+    videos = tiny(method=FastSettings(steps=steps), nuclei=1, size=64, frames=1)
+    seen = []
+    network = tiny_network(videos)
+    hook = network.register_forward_hook(lambda *_: seen.append(1))
+    found = measure_costs(videos, 0, 2).calls
+    hook.remove()
+    assert found == len(seen) / 2 >= calls
+
+
+def tiny_network(videos):
+    return load(videos.model).painter_for(videos.method)
+
+
+def test_a_method_without_a_network_calls_none(tiny):
+    costs = measure_costs(tiny(method="procedural"), 0, 1)
+    assert costs.calls == 0
+    assert "network" not in costs.milliseconds
+    assert costs.milliseconds["lives"] > 0
+
+
+def test_the_arithmetic_is_that_of_the_convolutions(tiny):
+    videos = tiny(nuclei=2)
+    network, shapes = tiny_network(videos), []
+
+    def count(module, given, made):
+        per_output = module.weight[0].numel()
+        shapes.append(2 * per_output * made.numel())
+
+    layers = [m for m in network.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    videos.clip(0)
+    for hook in hooks:
+        hook.remove()
+    found = measure_arithmetic(videos, 0, 1)
+    assert found.gflop_per_clip == pytest.approx(sum(shapes) / 1e9)
+    assert found.share == pytest.approx(found.gflops / found.matrix_gflops)
+    assert found.gflops > 0
+
+
+def test_the_matrix_product_leaves_the_number_of_threads_alone(monkeypatch):
+    monkeypatch.setattr(pace, "MATRIX", 64)
+    before = torch.get_num_threads()
+    assert matrix_gflops(torch.float32, SOON) > 0
+    assert torch.get_num_threads() == before
+
+
+# Loop
+
+
+@pytest.mark.parametrize(
+    ("error", "changes", "words"),
+    [
+        (TypeError, {"batch_size": 2.0}, "batch_size must be a whole number, got 2.0"),
+        (ValueError, {"batch_size": 0}, "batch_size must be 1 or more, got 0"),
+        (TypeError, {"workers": True}, "workers must be a whole number, got True"),
+        (ValueError, {"workers": -1}, "workers must be 0 or more, got -1"),
+        (TypeError, {"step_seconds": "1"}, "step_seconds must be a number of seconds, got '1'"),
+        (ValueError, {"step_seconds": 0}, "step_seconds must be a number of seconds above 0, got"),
+        (ValueError, {"step_seconds": float("nan")}, "step_seconds must be .* above 0, got nan"),
+        (ValueError, {"step_seconds": float("inf")}, "step_seconds must be .* above 0, got inf"),
+    ],
+)
+def test_a_loop_refuses_numbers_that_go_nowhere(error, changes, words):
+    with pytest.raises(error, match=words):
+        Loop(**changes)
+
+
+def test_a_loop_asks_for_its_batch_in_every_step():
+    assert Loop(batch_size=6, step_seconds=0.5).wanted == 12
+
+
+@pytest.mark.parametrize(("step", "share"), [(0.5, 0.5), (4.5, 0.1)])
+def test_a_loop_that_makes_its_own_clips_waits_for_all_of_them(tiny, slow_clips, step, share):
+    loop = Loop(batch_size=2, workers=0, step_seconds=step)
+    wait = measure_wait(tiny(batch_size=2), loop, 20.0, first=4)
+    assert wait.first_seconds == 0.5
+    assert wait.wait_seconds == pytest.approx(0.5)
+    assert wait.share == pytest.approx(share)
+    assert wait.clips_per_second == pytest.approx(2 / (step + 0.5))
+    # The first batch, whole steps up to the limit, in order.
+    assert slow_clips == list(range(4, 4 + 2 * (wait.steps + 1)))
+    assert wait.steps * (step + 0.5) >= 20 > (wait.steps - 1) * (step + 0.5)
+
+
+def test_a_loop_takes_some_steps_however_short_the_time(tiny, slow_clips):
+    loop = Loop(batch_size=1, workers=0, step_seconds=9)
+    assert measure_wait(tiny(batch_size=1), loop, SOON).steps == loops.LEAST_STEPS
+
+
+def test_a_loop_with_a_worker_hardly_waits_for_tiny_clips(tiny):
+    loop = Loop(batch_size=1, workers=1, step_seconds=0.6)
+    wait = measure_wait(tiny(batch_size=1), loop, SOON)
+    assert 0 <= wait.share < 1
+    assert wait.clips_per_second <= 1 / 0.6
+
+
+# Advice
+
+
+def paced(clips_per_second):
+    return Pace(10, clips_per_second, 8 * clips_per_second, 9.0, 4.0)
+
+
+def waiting(share):
+    return Wait(9, 1.0, 0.1, share, 5.0)
+
+
+def test_a_loop_needs_as_many_workers_as_make_what_it_asks_for():
+    loop = Loop(batch_size=4, step_seconds=0.5)
+    assert [workers_for(loop, one) for one in (20, 8, 7.9, 1)] == [1, 1, 2, 8]
+
+
+def test_a_loop_that_does_not_wait_is_told_so_and_nothing_else():
+    said = advise(paced(20), Loop(), waiting(0.04), [], 4)
+    assert said == [
+        "The loader keeps up: the loop waits 4.0% of its time; the loop asks for 40 clips/s and "
+        "one process makes 20."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("one", "workers", "cores", "told"),
+    [
+        (12, 1, 8, "num_workers=4: as many processes make what the loop asks for."),
+        (12, 1, 2, "num_workers=2, one for each core: about 24 clips/s. The loop would need 4."),
+        (12, 2, 2, "More workers do not help: 2 cores can make about 24 clips/s."),
+        (12, 1, 1, "More workers do not help: 1 core can make about 12 clips/s."),
+    ],
+)
+def test_workers_are_advised_as_far_as_there_are_cores(one, workers, cores, told):
+    said = advise(paced(one), Loop(workers=workers), waiting(0.6), [], cores)
+    assert said[0].startswith("Synthesis is the bottleneck: the loop waits 60% of its time; ")
+    assert said[1] == told
+    assert "bvdm-data export" in said[-1]
+
+
+def test_enough_workers_that_still_wait_are_not_told_to_be_more():
+    said = advise(paced(30), Loop(workers=2), waiting(0.2), [], 4)
+    assert said[1].startswith("2 workers should be enough: something else uses the cores")
+    assert not any("num_workers" in line or "More workers" in line for line in said)
+
+
+def test_what_was_tried_is_told_with_what_it_did():
+    changes = [Change("pool=True", 36.0, 3.0, 2), Change("frames=4", 40.0, 3.3, 1)]
+    said = advise(paced(12), Loop(), waiting(0.6), changes, 4)
+    assert "pool=True: 36 clips/s, 3.0 times as many; 2 workers would do." in said
+    assert "frames=4: 40 clips/s, 3.3 times as many; 1 worker would do." in said
+
+
+def tried(videos, monkeypatch, speeds):
+    """Try changes; a data set is as fast as speeds says of it."""
+    monkeypatch.setattr(advice, "fill", lambda _: 1)
+    monkeypatch.setattr(advice, "measure_pace", lambda changed, *_: paced(speeds(changed)))
+    heard = []
+    found = try_changes(videos, paced(10), Loop(), SOON, heard.append)
+    return found, heard
+
+
+def test_what_can_be_changed_is_tried_and_what_helps_is_sorted(tiny, monkeypatch):
+    videos = tiny(annotations=ANNOTATIONS, nuclei=None, size=(128, 160), frames=6)
+
+    def speeds(changed):
+        if changed.pool:
+            return 50
+        if changed.size == (64, 80):
+            return 30
+        return 5 if changed.frames == 3 else 20
+
+    found, heard = tried(videos, monkeypatch, speeds)
+    assert heard == [
+        "trying pool=True", "trying annotations=('masks', 'tracks')", "trying size=(64, 80)",
+        "trying frames=3",
+    ]  # fmt: skip
+    assert [(c.words, c.gain, c.workers) for c in found] == [
+        ("pool=True", 5, 1), ("size=(64, 80)", 3, 2), ("annotations=('masks', 'tracks')", 2, 2),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "first"),
+    [
+        ({"method": "procedural"}, 'trying method="fast"'),
+        ({"method": FastSettings(steps=4)}, "trying FastSettings(steps=1)"),
+        ({"pool": PoolSettings(pairs=9)}, "trying PoolSettings(pairs=9, renew=0.1)"),
+    ],
+)
+def test_what_is_tried_first_depends_on_the_method(tiny, monkeypatch, changes, first):
+    _, heard = tried(tiny(**changes), monkeypatch, lambda _: 20)
+    assert heard[0] == first
+
+
+def test_a_cheap_data_set_leaves_nothing_to_try(tiny, monkeypatch):
+    videos = tiny(frames=1, pool=PoolSettings(renew=0.1))
+    assert tried(videos, monkeypatch, lambda _: 20) == ([], [])
+
+
+def test_a_change_that_cannot_be_made_is_left_out(tiny, monkeypatch):
+    def refuse(_):
+        raise ValueError("nuclei do not fit")
+
+    monkeypatch.setattr(advice, "fill", refuse)
+    assert try_changes(tiny(), paced(1), Loop(), SOON, lambda _: None) == []
+
+
+def test_an_alike_data_set_makes_the_same_clips(tiny):
+    videos = tiny(
+        seed=3, length=5, variation=0.5, pool=PoolSettings(pairs=4), annotations=("stages",),
+        method=FastSettings(steps=2),
+    )  # fmt: skip
+    other = alike(videos, batch_size=2)
+    assert (other.length, other.batch_size, videos.batch_size) == (None, 2, None)
+    one, two = videos.clip(1), other.clip(1)
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+# Bench
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Let the matrix be small, and pools that are tried stay empty."""
+    monkeypatch.setattr(pace, "MATRIX", 64)
+    monkeypatch.setattr(advice, "fill", lambda _: 1)
+
+
+def test_a_bench_finds_all_figures_and_writes_them(tiny, tmp_path, quick):
+    path, heard = tmp_path / "new" / "bench.json", []
+    loop = Loop(batch_size=2, workers=1, step_seconds=1e-4)
+    videos = tiny(pool=PoolSettings(pairs=2), annotations=("masks", "tracks", "flow"))
+    found = bench(videos, loop, seconds=0.05, report=path, say=heard.append)
+    assert json.loads(path.read_text()) == found
+    assert found["clips"]["pool"] == {"pairs": 2, "renew": 1.0}
+    assert found["clips"]["annotations"] == ["masks", "tracks", "flow"]
+    assert found["clips"]["method"]["kind"] == "FastSettings"
+    assert found["pace"]["clips_per_second"] > 0
+    assert found["parts"]["milliseconds"]["flow"] > 0
+    assert found["network"]["calls_per_second"] == pytest.approx(
+        found["network"]["calls_per_clip"] * found["pace"]["clips_per_second"]
+    )
+    assert found["loop"]["wanted"] == pytest.approx(20_000)
+    assert found["loop"]["share"] > 0.5
+    assert found["memory"]["process_mb"] > found["memory"]["clip_mb"] > 0
+    assert found["memory"]["worker_mb"] > 0
+    assert found["advice"][0].startswith("Synthesis is the bottleneck")
+    assert heard[0] == "filling the pool"
+    assert any(line.startswith("trying ") for line in heard)
+
+
+def test_a_loop_that_keeps_up_tries_nothing(tiny, quick, monkeypatch):
+    monkeypatch.setattr(benching, "measure_wait", lambda *_, **__: waiting(0.01))
+    heard = []
+    found = bench(tiny(), Loop(workers=0), seconds=SOON, say=heard.append)
+    assert found["changes"] == []
+    assert found["memory"]["worker_mb"] is None
+    assert found["advice"][0].startswith("The loader keeps up")
+    assert not any(line.startswith("trying") for line in heard)
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), "10"])
+def test_a_bench_refuses_a_time_that_is_none(tiny, seconds):
+    with pytest.raises((TypeError, ValueError), match="seconds must be a number of seconds"):
+        bench(tiny(), Loop(), seconds=seconds)
+
+
+def test_a_report_that_cannot_be_written_is_found_out_first(tiny, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setattr(benching, "fill", lambda _: pytest.fail("measured"))
+    with pytest.raises(OSError, match=r"cannot write .*bench\.json"):
+        bench(tiny(), Loop(), report=tmp_path / "file" / "bench.json")
+
+
+def test_a_bench_that_fails_leaves_no_file(tiny, tmp_path):
+    with pytest.raises(ValueError, match="do not fit"):
+        bench(tiny(nuclei=30), Loop(), report=tmp_path / "bench.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_words_tell_every_figure(tiny, quick):
+    found = bench(tiny(pool=PoolSettings(pairs=4)), Loop(workers=0), seconds=SOON)
+    said = words(found)
+    for name in found["parts"]["milliseconds"]:
+        assert f"\n{name} " in said
+    assert "a pool of 4 pairs, 1 renewed a clip" in said
+    assert f"{found['pace']['clips_per_second']:.3g} clips/s" in said
+    assert f"{found['loop']['share']:.1%} of its time" in said
+    assert "0 workers: " in said
+    assert found["advice"][0] in said
+    assert said.isascii()
+
+
+def test_the_words_of_a_method_without_a_network_leave_it_out(tiny):
+    found = bench(tiny(method="procedural"), Loop(workers=0), seconds=SOON)
+    assert found["network"] is None
+    assert "network" not in words(found).replace("outside", "")
+
+
+# Machine
+
+
+def test_the_machine_says_what_times_depend_on():
+    found = machine()
+    assert found["processor"]
+    assert 1 <= found["cores"] == usable_cores()
+    assert found["threads"] == torch.get_num_threads()
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_versions_are_those_that_are_installed():
+    found = versions(("torch", "no-such-package"))
+    assert found["torch"] == torch.__version__.partition("+")[0] or found["torch"]
+    assert "no-such-package" not in found
+
+
+def test_the_peak_of_memory_never_falls():
+    before = peak_megabytes()
+    assert 10 < before <= peak_megabytes()
+
+
+def test_where_the_system_does_not_tell_memory_it_is_none(monkeypatch):
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert peak_megabytes() is None
+
+
+# Command line
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli, ["bench", *map(str, arguments)])
+
+
+@pytest.fixture
+def small(tiny_model):
+    return [
+        "--model", tiny_model, "--frames", 2, "--size", "64x64", "--nuclei", 2, "--seconds", 1e-6,
+        "--step-seconds", 1e-4,
+    ]  # fmt: skip
+
+
+def test_the_command_prints_what_it_found_and_writes_json(small, tmp_path, quick):
+    path = tmp_path / "bench.json"
+    result = run(
+        *small, "--workers", 0, "--pool", "--pairs", 2, "--renew", 0.5, "--annotations", "all",
+        "--json", path, "--quiet",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    found = json.loads(path.read_text())
+    assert result.stdout.strip() == words(found)
+    assert result.stderr == ""
+    assert found["clips"]["pool"] == {"pairs": 2, "renew": 0.5}
+    assert found["clips"]["annotations"] == list(ANNOTATIONS)
+    assert found["loop"]["workers"] == 0
+
+
+def test_the_command_tells_what_it_does_on_standard_error(small, quick):
+    result = run(*small, "--workers", 0, "--annotations", "none")
+    assert result.exit_code == 0, result.output
+    assert "making clips ..." in result.stderr.splitlines()
+    assert "making clips ..." not in result.stdout.splitlines()
+    assert ": video\n" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--renew", "1"], "--renew is for --pool; give --pool, too"),
+        (["--pairs", "3"], "--pairs is for --pool; give --pool, too"),
+        (["--workers", "two"], "'two' is not a valid integer"),
+    ],
+)
+def test_wrong_usage_of_the_command_ends_with_code_2(arguments, said):
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert said in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--annotations", "masks,mask"], "annotations must be out of .* got 'mask'"),
+        (["--batch-size", 0], "batch_size must be 1 or more, got 0"),
+        (["--step-seconds", 0], "step_seconds must be a number of seconds above 0, got 0.0"),
+        (["--seconds", -1], "seconds must be a number of seconds above 0, got -1.0"),
+        (["--pool", "--renew", 500], "renew must be from 0 .* got 500.0"),
+        (["--pool", "--method", "procedural"], "pool must be None unless the method is 'fast'"),
+        (["--max-cells", 0], "max_cells must be 1 or more, got 0"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(small, arguments, said):
+    result = run(*small, *arguments)
+    with pytest.raises(ValueError, match=said):
+        raise result.exception
+
+
+# Page
+
+
+def test_every_table_of_the_page_is_that_of_its_json():
+    page = (curves.DOCS / "performance.md").read_text()
+    results = json.loads(curves.RESULTS.read_text())
+    assert filled(page, results) == page
+    assert "Not measured yet." not in page
+
+
+def test_a_page_is_filled_between_its_marks_alone():
+    page = "".join(f"before\n<!-- table: {name} -->\nold\n<!-- end -->\n" for name in TABLES)
+    results = json.loads(curves.RESULTS.read_text())
+    new = filled(page, results)
+    assert "old" not in new
+    assert new.count("before\n<!-- table: ") == len(TABLES)
+    assert filled(new, results) == new
+    assert "Not measured yet." in filled(page, {})
+
+
+def test_a_page_without_the_marks_of_a_table_is_refused():
+    with pytest.raises(ValueError, match="marks of the table 'about' once"):
+        filled("", {})
+
+
+def test_a_line_through_points_on_a_line_is_that_line():
+    found = curves.line([1, 2, 4, 8], [5, 7, 11, 19])
+    assert found["slope"] == pytest.approx(2)
+    assert found["start"] == pytest.approx(3)
+    assert found["straight"] == pytest.approx(1)
+
+
+def test_the_curves_are_drawn(tmp_path):
+    axes = ("size", "frames", "nuclei", "batch")
+    found = {axis: {"x": [1, 2], "fresh": [3, 4], "pool": [1, 2]} for axis in axes}
+    curves.draw(found, tmp_path / "speed.png")
+    assert (tmp_path / "speed.png").stat().st_size > 10_000
