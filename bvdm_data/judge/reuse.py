@@ -1,7 +1,7 @@
 """Reuse: what it costs in training value to show a painted nucleus more than once."""
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
@@ -21,9 +21,6 @@ POOLS: dict[str, PoolSettings | None] = {
 }
 """What is compared, by name."""
 
-SEEDS = 2
-"""Networks trained on each."""
-
 FRAMES = 2
 """Frames of a clip; a network sees one of them, and every sample is from another clip."""
 
@@ -38,7 +35,7 @@ def judge_reuse(data: Data, reference: Reference, budget: Budget, say: Say) -> d
     Args:
         data: What the experiment is made from; its method is not used.
         reference: The held-out video.
-        budget: Training steps.
+        budget: Seeds and training steps.
         say: Called with a line of text for every row.
 
     Returns:
@@ -49,10 +46,12 @@ def judge_reuse(data: Data, reference: Reference, budget: Budget, say: Say) -> d
     for name, pool in POOLS.items():
         videos = streamed(data, pool)
         identity = purpose_of("stream", synthetic_settings(videos), pool)
-        trials = try_arms([Arm(name, videos, identity)], range(SEEDS), data, reference, budget, say)
+        trials = try_arms(
+            [Arm(name, videos, identity)], range(budget.seeds), data, reference, budget, say
+        )
         seconds = seconds_per_clip(videos)
         say(f"{name:>14}  {seconds:.3f} s a clip")
-        found[name] = summary(trials, replace(budget, seeds=SEEDS)) | {
+        found[name] = summary(trials, budget) | {
             "seconds_per_clip": seconds,
             "pool": None if pool is None else asdict(pool),
         }
