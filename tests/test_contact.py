@@ -70,9 +70,7 @@ def test_without_contact_nothing_is_drawn_for_it(tiny_shapes, tiny_lives, lonely
     assert [path.centres.tolist() for path in again] == [path.centres.tolist() for path in plain]
 
 
-def test_variation_draws_contact_up_to_its_most(
-    tiny_shapes, tiny_lives, tiny_motion, tiny_camera
-):
+def test_variation_draws_contact_up_to_its_most(tiny_shapes, tiny_lives, tiny_motion, tiny_camera):
     def drawn(amount):
         models = (tiny_shapes, tiny_lives, tiny_motion, tiny_camera)
         return [vary(*models, amount, np.random.default_rng(s)).contact for s in range(50)]
