@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> list[float]:
         pin_memory=device.type == "cuda",
     )
     losses = train(loader, device)
-    print(f"loss {losses[0]:.3f} at first, {losses[-1]:.3f} after {len(losses)} steps")  # noqa: T201
+    print(f"loss {losses[0]:.3f} at first, {losses[-1]:.3f} after {len(losses)} steps")
     return losses
 
 
