@@ -27,7 +27,9 @@ def _bars(results: Results) -> Iterator[list[str]]:
     if (found := results.get("paper")) is not None:
         yield [
             "fast / paper, clips a second, one thread", "at least 300 times",
-            f"{found['ratio']:.0f} times; with a pool {found['ratio_pool']:.0f}", "paper",
+            f"{found['ratio']:.0f} times, a nucleus {found['ratio_a_nucleus']:.0f}; with a pool "
+            f"{found['ratio_pool']:.0f}",
+            "paper",
         ]  # fmt: skip
     if (found := results.get("arithmetic")) is not None:
         yield [
