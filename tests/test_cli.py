@@ -19,7 +19,7 @@ from bvdm_data.synth.procedural import ProceduralSettings
 from bvdm_data.synth.unet import UNetSettings
 from bvdm_data.weights import load
 
-COMMANDS = ("fit", "info", "preview", "export", "evaluate", "bench", "fetch")
+COMMANDS = ("fit", "info", "preview", "export", "shards", "evaluate", "bench", "fetch")
 FEW = ["--method", "paper", "--first-steps", "2", "--later-steps", "1"]
 
 

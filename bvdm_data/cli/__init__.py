@@ -8,6 +8,7 @@ from bvdm_data.cli.bench import bench
 from bvdm_data.cli.clips import export, fetch, preview
 from bvdm_data.cli.evaluation import evaluate
 from bvdm_data.cli.fitting import fit, info
+from bvdm_data.cli.shards import shards
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -16,7 +17,7 @@ def cli() -> None:
     """Annotated live-cell video clips, synthesised while you train."""
 
 
-for _command in (fit, info, preview, export, evaluate, bench, fetch):
+for _command in (fit, info, preview, export, shards, evaluate, bench, fetch):
     cli.add_command(_command)
 
 

@@ -1,0 +1,7 @@
+"""Storage: clips on disk, by the million, as shards that any number of machines write together."""
+
+from bvdm_data.storage.manifest import read_manifest
+from bvdm_data.storage.reading import as_clip, read_shard
+from bvdm_data.storage.writing import write_shards
+
+__all__ = ["as_clip", "read_manifest", "read_shard", "write_shards"]
