@@ -11,12 +11,14 @@ from bvdm_data.datasets.ctc import write_sequence
 from bvdm_data.evaluation.linking import LINKER_TRAINING, LinkerSettings
 from bvdm_data.evaluation.seg_tra import read_reference
 from bvdm_data.evaluation.segmentation_training import SegmenterSettings, train_segmenter
+from bvdm_data.judge import reuse
 from bvdm_data.judge.arms import ARMS, Data, full_count, make_arms, synthetic_videos
 from bvdm_data.judge.evaluate import PARTS, Questions, evaluate
 from bvdm_data.judge.films import real_film, synthetic_film
 from bvdm_data.judge.steps import step_pairs
 from bvdm_data.judge.training import Budget, judge_scarcity
 from bvdm_data.synth.fast import FastSettings
+from bvdm_data.synth.pool import PoolSettings
 
 LINKER = LinkerSettings(
     width=16, heads=2, layers=1, window=4, training=replace(LINKER_TRAINING, steps=2, batch=2)
@@ -229,6 +231,19 @@ def test_an_arm_that_cannot_be_made_says_why(data):
     assert {row["arm"] for row in few["rows"]} == {"real", "copy-paste"}
     assert set(few["missing"]) == {"synthetic", "real+synthetic"}
     assert "at least the 4 frames of a clip, got 3" in few["missing"]["synthetic"]
+
+
+def test_the_cost_of_reuse_is_judged_stream_by_stream(data, monkeypatch):
+    pools = {"fresh": None, "pool": PoolSettings(pairs=2, renew=0)}
+    monkeypatch.setattr(reuse, "POOLS", pools)
+    monkeypatch.setattr(reuse, "_TIMED", 1)
+    reference = read_reference(data.root, "02", border=4)
+    found = reuse.judge_reuse(data, reference, replace(BUDGET, seeds=1), lambda line: None)
+    assert list(found) == ["fresh", "pool"]
+    assert [row["arm"] for one in found.values() for row in one["rows"]] == ["fresh", "pool"]
+    assert [one["pool"] for one in found.values()] == [None, {"pairs": 2, "renew": 0}]
+    assert all(one["seconds_per_clip"] > 0 for one in found.values())
+    assert reuse.streamed(data, pools["pool"]).pool == pools["pool"]
 
 
 def test_stills_cannot_teach_links(data):

@@ -106,6 +106,11 @@ def made_up():
         | {"kid": 70.5 + number, "agreement": 0.9 + number / 100, "seconds_per_clip": 2.0 + number}
         for number, name in enumerate(("fast", "frozen <texture>"))
     }
+    reuse = {
+        name: summary(trials_of({name: 0.8}, 2, np.random.default_rng(10 + number)))
+        | {"seconds_per_clip": 0.25 + number, "pool": None}
+        for number, name in enumerate(("fresh nuclei", "16 pairs, <none> renewed"))
+    }
     linking = [
         {"arm": arm, "seeds": 1, "lnk": 0.99 + gain, "bc": 0.61 + gain, "tra": 0.9941 + gain}
         | {f"{figure}_spread": math.nan for figure in ("lnk", "bc", "tra")}
@@ -135,6 +140,7 @@ def made_up():
         "scarcity": scarcity,
         "steps": steps,
         "ablation": ablation,
+        "reuse": reuse,
         "linking": {
             "rows": linking,
             "laptrack": {"lnk": 0.9871, "bc": 0.7135, "tra": 0.9982},
@@ -289,6 +295,16 @@ def test_every_number_of_the_ablation_is_on_the_page(page):
         assert shown(part, row["kid"], "{:.1f}".format)
         assert shown(part, row["agreement"], "{:.3f}".format)
     assert "paper: SEG" not in part.split("Networks of")[0]
+
+
+def test_every_number_of_the_reuse_of_nuclei_is_on_the_page(page):
+    part = page.words().split("every sample from another clip")[1]
+    for name, row in without_nan(made_up())["reuse"].items():
+        assert name in part
+        means = [row["rows"][0]["mean"][figure] for figure in ("seg", "det", "tra")]
+        for value in [*means, *(trial[one] for trial in row["trials"] for one in FIGURES)]:
+            assert shown(part, value, "{:.4f}".format), (name, value)
+        assert shown(part, row["seconds_per_clip"], "{:.2f}".format)
 
 
 def test_every_number_of_looks_is_on_the_page(page):

@@ -48,8 +48,6 @@ def variants(data: Data) -> dict[str, Data]:
     return {
         "fast": full,
         "6 steps": fast(steps=6),
-        "2 steps": fast(steps=2),
-        "12 steps": fast(steps=12),
         "frozen texture": fast(memory=1.0, fresh=0.0),
         "new texture in every frame": fast(fresh=1.0),
         "lives of the paper": fast(families=False),
