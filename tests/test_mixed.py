@@ -1,46 +1,18 @@
 import pickle
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
+from mixes import FakeVideos, own_number
 from torch.utils.data import DataLoader
 
 from bvdm_data.camera_scale import CameraScale
 from bvdm_data.datasets.mixed import BLOCK, MixedVideos
 
 
-@dataclass
-class FakeVideos:
-    """Clips that say which source they are from, which number they had there, which epoch."""
-
-    kind: int = 0
-    frames: int = 2
-    size: tuple[int, int] = (4, 6)
-    annotations: tuple[str, ...] = ("masks",)
-    max_cells: int = 5
-    scale: CameraScale = CameraScale(0, 255)  # noqa: RUF009 - it is frozen
-    epoch: int = 0
-
-    def clip(self, index):
-        return {
-            "video": torch.full((self.frames, 1, *self.size), index / 1e6),
-            "masks": torch.full((self.frames, *self.size), self.epoch, dtype=torch.int32),
-            "index": torch.tensor(index),
-            "source": torch.tensor(self.kind, dtype=torch.int8),
-        }
-
-    def set_epoch(self, epoch):
-        self.epoch = epoch
-
-
 def a_mix(length=None, weights=None, seed=0):
     sources = {"real": FakeVideos(kind=0), "synthetic": FakeVideos(kind=1)}
     return MixedVideos(sources, weights=weights, length=length, seed=seed)
-
-
-def own_number(clip):
-    return round(clip["video"][0, 0, 0, 0].item() * 1e6)
 
 
 def origins(mix, numbers):
@@ -203,7 +175,7 @@ def test_mixed_videos_refuse_a_source_without_clips_by_number():
     with pytest.raises(
         TypeError, match=r"sources\['x'\] must be a data set of clips.*list has no 'clip'"
     ):
-        MixedVideos({"good": FakeVideos(), "x": []})
+        MixedVideos({"good": FakeVideos(), "x": [1, 2]})
 
 
 def test_mixed_videos_refuse_sources_without_names():

@@ -1,96 +1,109 @@
 """MixedVideos: clips of several sources, for example real and synthetic, in one stream."""
 
-import math
 from collections.abc import Mapping, Sequence
-from numbers import Real
-from typing import Protocol, SupportsIndex, runtime_checkable
+from dataclasses import asdict
+from typing import Any, SupportsIndex, cast
 
 import torch
 from torch import Tensor
 
-from bvdm_data.camera_scale import CameraScale
 from bvdm_data.clip import Clip
 from bvdm_data.datasets.arguments import check_whole_number
+from bvdm_data.datasets.mixing import AT_END, ORDERS, ByQuota, GroupedShare, Mixing
+from bvdm_data.datasets.mixing_agreement import SHARED, agree
+from bvdm_data.datasets.mixing_draws import BLOCK, BySchedule, ByWeight
+from bvdm_data.datasets.mixing_members import ClipSource, MapStyle
+from bvdm_data.datasets.mixing_weights import Schedule, Weights, check_quotas
+from bvdm_data.datasets.shards import Share
 from bvdm_data.datasets.stream import ClipStream
-from bvdm_data.randomness import stream
 
-BLOCK = 1024
-"""Clips whose sources are drawn together, from one random stream."""
-
-SHARED = ("frames", "size", "annotations", "max_cells", "scale")
-"""What all sources of a mix must have in common, so that their clips fit into one batch."""
+__all__ = ["BLOCK", "SHARED", "ClipSource", "MapStyle", "MixedClip", "MixedVideos", "Schedule"]
 
 
-@runtime_checkable
-class ClipSource(Protocol):
-    """What a mix asks of its sources: endless clips by number, all of one form.
+class MixedClip(Clip):
+    """A clip of a mix.
 
-    ``SyntheticHeLaVideos``, ``CTCVideos`` and ``MixedVideos`` itself are such sources.
+    Attributes:
+        member: Which source it is from, int64 scalar; ``list(mix.sources)[member]`` is its name.
     """
 
-    @property
-    def frames(self) -> int:
-        """Frames of a clip."""
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of a clip in pixels."""
-
-    @property
-    def annotations(self) -> tuple[str, ...]:
-        """Keys of a clip beside ``video``, out of ``ANNOTATIONS``."""
-
-    @property
-    def max_cells(self) -> int:
-        """Rows of the padded tables."""
-
-    @property
-    def scale(self) -> CameraScale:
-        """How counts of the camera and grey values belong together."""
-
-    def clip(self, index: int) -> Clip:
-        """Return clip ``index``, for any index >= 0."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Let the clips be those of another epoch."""
+    member: Tensor
 
 
 class MixedVideos(ClipStream):
-    """Clips of several sources in one stream, each source as often as its weight says.
+    """Clips of several sources in one stream: each as often as its weight or its quota says.
 
-    Which source clip ``i`` is from is drawn from a random stream of (seed, epoch, i // 1024)
-    alone, and it is that source's next own clip: the k-th pick of a source is its clip k, so that
-    no clip of a source is skipped or repeated. A clip thus depends on neither ranks, workers nor
-    order; the mix is what is split over them and resumed (see :class:`ClipStream`), never its
-    sources.
+    Which source clip ``i`` is from is a function of (seed, epoch, i) and the arguments alone, and
+    it is that source's next own clip: the k-th pick of a source is its clip k, so that no clip of
+    a source is skipped or repeated. A clip thus depends on neither ranks, workers nor order; the
+    mix is what is split over them and resumed (see :class:`ClipStream`), never its sources.
+
+    With ``weights``, sources are drawn at random; with weights that do not change, every 1,024
+    clips have as many of each as they say, but for rounding. With ``quotas``, every batch has
+    exactly so many clips of each, in every worker and on every rank: workers make whole batches,
+    and ranks share out whole batches. The loader's ``batch_size`` must be the sum of the quotas,
+    or a multiple of it that the mix is told, too.
+
+    Sources may be ``SyntheticHeLaVideos``, ``CTCVideos``, other mixes, anything else with
+    ``clip(index)``, and map-style data sets or lists of clips, whose items must be functions of
+    their index. An iterable data set without ``clip(index)`` is refused: no clip of it could be
+    made again, and no loop resumed. Give it that method, or keep its first clips in a list.
+
+    Any clip is found at once, and so is the place of a resume, but with a schedule: that is called
+    for every clip ahead of the one asked for, once in each process and epoch.
+
+    What happens where a source has given all clips of its epoch is said by ``at_end``:
+
+    - ``"restart"``: it goes on. A data set with ``clip(index)`` goes on in its endless series, with
+      new windows or new nuclei; a map-style one begins anew.
+    - ``"stop"``: the epoch of the mix ends with the last clip ahead of that, or batch of quotas.
+    - ``"drop"``: the others carry on without it, and the epoch ends with the last of them.
 
     Attributes:
         sources: The sources by name.
-        weights: How often each is picked, as fractions of 1.
+        weights: How often each is picked, as fractions of 1, or the schedule.
+        quotas: Clips of each in a batch, or None.
+        order: How the sources follow each other in a batch of quotas.
+        at_end: What happens where a source ends.
+        shuffle: Whether sources that end are shown in another order in every pass.
         frames: Frames of a clip.
         size: Height and width of a clip in pixels.
         annotations: Keys of a clip beside ``video``.
-        max_cells: Rows of the padded tables.
-        scale: How counts of the camera and grey values belong together.
-        length: Clips an epoch; None is without end.
+        max_cells: Rows of the padded tables; None where there are none.
+        scale: How counts of the camera and grey values belong together; None: no source says.
+        form: Type, shape and device of each key of a clip.
+        length: Most clips an epoch, or None.
         seed: Seed of the draws.
         batch_size: The loader's, or None.
         shard: Number of this rank, and of all ranks.
         epoch: Number of the epoch, 0 at first.
 
     Examples:
-        A training on one real clip to three synthetic ones::
+        A training on batches of one real clip and three synthetic ones::
 
-            MixedVideos(
-                {"real": real, "synthetic": synthetic}, weights={"real": 1, "synthetic": 3}
+            mix = MixedVideos(
+                {"real": real, "synthetic": synthetic}, quotas={"real": 1, "synthetic": 3}
             )
+            loader = DataLoader(mix, batch_size=4, num_workers=2)
+
+        From synthetic clips to real ones within the first 10,000 clips::
+
+            def weights(epoch, index):
+                real = min(index / 10_000, 1)
+                return {"real": real, "synthetic": 1 - real}
+
+            MixedVideos({"real": real, "synthetic": synthetic}, weights=weights)
     """
 
     def __init__(
         self,
-        sources: Mapping[str, ClipSource],
+        sources: Mapping[str, ClipSource | MapStyle],
         *,
-        weights: Mapping[str, float] | None = None,
+        weights: Mapping[str, float] | Schedule | None = None,
+        quotas: Mapping[str, int] | None = None,
+        order: str = "shuffled",
+        at_end: str = "restart",
+        shuffle: bool = False,
         length: int | None = None,
         seed: int = 0,
         batch_size: int | None = None,
@@ -99,60 +112,87 @@ class MixedVideos(ClipStream):
         """Mix the sources.
 
         Args:
-            sources: Data sets of clips by name; all of the same frames, size, annotations,
-                max_cells and scale.
+            sources: Data sets of clips by name; all of the same keys, types, frames, size,
+                max_cells and scale, as far as they say one. A clip without ``source`` counts as
+                real. Their epoch becomes that of the mix.
             weights: How often each source is picked, relative to the others, under the same
-                names; None: all equally often.
-            length: Clips an epoch, of all ranks together; None: an endless stream.
+                names; None: all equally often. Or a schedule: a function of the epoch and of the
+                clip's number in it (below ``length``; over all ranks) that returns such weights.
+                It must return the same for the same numbers; for workers that are not forked it
+                must be defined at the top of a module.
+            quotas: Clips of each source in every batch, in place of weights.
+            order: Of a batch of quotas: ``"shuffled"``, anew for every batch, or ``"fixed"``, that
+                of the sources.
+            at_end: ``"restart"``, ``"stop"`` or ``"drop"``; a schedule needs a length for the
+                latter two, and quotas cannot hold with ``"drop"``.
+            shuffle: Show the clips of sources that end in another order in every pass over them,
+                a function of (seed, epoch, name, pass). For sources of at most 1,000,000 clips.
+            length: Most clips an epoch, of all ranks together; None: an endless stream, unless
+                ``at_end`` ends it. With quotas, in whole batches.
             seed: Seed of the draws; the sources keep their own seeds.
             batch_size: The loader's (1 for a loader with ``batch_size=None``), so that its
-                batches are the same for any number of workers. None: not known; then each worker
-                makes every n-th clip.
+                batches are the same for any number of workers. None: with quotas, their sum;
+                else not known, then each worker makes every n-th clip.
             shard: Number of this rank from 0, and of all ranks. None: those of the distributed
                 job; see :class:`ClipStream`.
 
         Raises:
-            TypeError: If a source does not deliver clips by number, a weight is not a number, or
-                length, seed or
-                batch_size is not a whole number, or shard is no pair of them.
-            ValueError: If there is no source, two sources differ in what their clips hold, a
-                weight is missing, unknown, negative, not finite, or all are 0, length is below 1,
-                or seed below 0.
+            TypeError: If a source is no data set of clips, or an argument is of the wrong type.
+            ValueError: If there is no source, one is empty, two differ in what their clips hold,
+                names are missing or unknown, or an argument is out of its range or cannot be
+                together with another.
         """
         super().__init__(length=length, seed=seed, batch_size=batch_size, shard=shard)
-        self.sources = _check_sources(sources)
-        self.weights = _check_weights(weights, self.sources)
-        first = next(iter(self.sources.values()))
-        self.frames = first.frames
-        self.size = first.size
-        self.annotations = first.annotations
-        self.max_cells = first.max_cells
-        self.scale = first.scale
-        self._picks_before = [torch.zeros(len(self.sources), dtype=torch.int64)]
+        agreed = agree(sources)
+        self.sources = dict(sources)
+        self._members = agreed.members
+        self.frames, self.size = agreed.frames, agreed.size
+        self.annotations, self.max_cells = agreed.annotations, agreed.max_cells
+        self.scale, self.form = agreed.scale, agreed.form
+        self.at_end = _check_choice("at_end", at_end, AT_END)
+        self.order = _check_choice("order", order, ORDERS)
+        self.shuffle = _check_switch("shuffle", shuffle)
+        self.quotas = None if quotas is None else check_quotas(quotas, sources)
+        if self.quotas is not None and weights is not None:
+            raise ValueError("weights must be None where quotas are given; leave out one of them")
+        self._weights = Weights(self.quotas if weights is None else weights, sources)
+        self._plan: tuple[int, Mixing] | None = None
+        self._check_together()
+        self.set_epoch(self.epoch)
+        for member in self._members if self.shuffle else ():
+            member.shuffled(0, seed=self.seed, epoch=self.epoch)
 
-    def clip(self, index: SupportsIndex) -> Clip:
+    @property
+    def weights(self) -> Mapping[str, float] | Schedule:
+        """How often each source is picked, as fractions of 1, or the schedule."""
+        return self._weights.given
+
+    def clip(self, index: SupportsIndex) -> MixedClip:
         """Return clip ``index`` of the mix.
 
         Args:
             index: From 0; ``length`` ends the iteration, it is no limit here.
 
         Returns:
-            A clip of one of the sources; its ``index`` is the one of the mix.
+            A clip of one of the sources; its ``index`` is the one of the mix, its ``member`` the
+            place of the source among ``sources``.
 
         Raises:
+            Exception: What the source raises; the message names the clip and the source.
+            IndexError: If index is negative, or all sources have ended ahead of it.
             TypeError: If index is not a whole number.
-            IndexError: If index is negative.
+            ValueError: If the clip does not fit into a batch with the others.
         """
-        number = check_whole_number("index", index, least=-(2**63))
+        number = check_whole_number("index", index)
         if number < 0:
             raise IndexError(f"index must be 0 or more, got {number}")
-        block, place = divmod(number, BLOCK)
-        picks = self._picks(block)
-        name = list(self.sources)[int(picks[place])]
-        own = int(self._before(block)[picks[place]] + (picks[:place] == picks[place]).sum())
-        clip = self.sources[name].clip(own).copy()
-        clip["index"] = torch.tensor(number)
-        return clip
+        place, own = self._mixing(self.epoch).pick(number)
+        member = self._members[place]
+        if self.shuffle:
+            own = member.shuffled(own, seed=self.seed, epoch=self.epoch)
+        found = member.clip(own, number=number, epoch=self.epoch)
+        found |= {"index": torch.tensor(number), "member": torch.tensor(place)}
+        return cast(MixedClip, found)
 
     def set_epoch(self, epoch: SupportsIndex) -> None:
         """Let the stream, and those of the sources, be those of another epoch.
@@ -165,67 +205,113 @@ class MixedVideos(ClipStream):
             ValueError: If epoch is negative.
         """
         super().set_epoch(epoch)
-        for source in self.sources.values():
-            source.set_epoch(self.epoch)
-        del self._picks_before[1:]
+        for member in self._members:
+            member.set_epoch(self.epoch)
 
-    def _picks(self, block: int) -> Tensor:
-        """Draw the sources of one block of clips, ``[BLOCK]`` int64."""
-        generator = stream(self.seed, "mix", self.epoch, block)
-        weights = torch.tensor(list(self.weights.values()), dtype=torch.float64)
-        return torch.multinomial(weights, BLOCK, replacement=True, generator=generator)
+    def length_in(self, epoch: int) -> int | None:
+        """Return the clips of an epoch, of all ranks together.
 
-    def _before(self, block: int) -> Tensor:
-        """Count the picks of every source ahead of a block; the counts are kept."""
-        for earlier in range(len(self._picks_before) - 1, block):
-            counts = torch.bincount(self._picks(earlier), minlength=len(self.sources))
-            self._picks_before.append(self._picks_before[-1] + counts)
-        return self._picks_before[block]
+        Args:
+            epoch: Number of the epoch; where ``at_end`` ends it, the draws of the epoch say when.
 
+        Returns:
+            Their number, or None without end.
+        """
+        return self._mixing(epoch).end
 
-def _check_sources(sources: Mapping[str, ClipSource]) -> dict[str, ClipSource]:
-    if not isinstance(sources, Mapping):
-        raise TypeError(
-            "sources must map names to data sets, such as {'real': real, 'synthetic': synthetic}, "
-            f"got {type(sources).__name__}"
-        )
-    if not sources:
-        raise ValueError("sources must name at least one data set, got none")
-    for name, source in sources.items():
-        missing = [part for part in ("clip", "set_epoch", *SHARED) if not hasattr(source, part)]
-        if missing:
-            raise TypeError(
-                f"sources[{name!r}] must be a data set of clips, such as SyntheticHeLaVideos or "
-                f"CTCVideos; {type(source).__name__} has no {missing[0]!r}"
+    def __len__(self) -> int:
+        """Return the clips of the epoch that this rank gets.
+
+        Raises:
+            TypeError: If the stream is endless.
+        """
+        clips = self._shared_out(self._whole()).of_rank
+        return super().__len__() if clips is None else clips
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what can be found again."""
+        return {**super().__getstate__(), "_plan": None}
+
+    def _mixing(self, epoch: int) -> Mixing:
+        """Return which clips those of an epoch are; those of the latest are kept."""
+        if self._plan is None or self._plan[0] != epoch:
+            lengths = [member.length(epoch) for member in self._members]
+            how: dict[str, Any] = {"at_end": self.at_end, "length": self.length}
+            how |= {"seed": self.seed, "epoch": epoch}
+            mixing: Mixing
+            if self.quotas is not None:
+                mixing = ByQuota(list(self.quotas.values()), lengths, order=self.order, **how)
+            elif self._weights.is_schedule:
+                mixing = BySchedule(self._weights, lengths, **how)
+            else:
+                mixing = ByWeight(self._weights.at(epoch, 0), lengths, **how)
+            self._plan = (epoch, mixing)
+        return self._plan[1]
+
+    @property
+    def _together(self) -> int:
+        return 1 if self.quotas is None else sum(self.quotas.values())
+
+    def _next_pass(self) -> Share:
+        return self._shared_out(super()._next_pass())
+
+    def _shared_out(self, share: Share) -> GroupedShare:
+        changes = {"length": self.length_in(share.epoch), "together": self._together}
+        return GroupedShare(**{**asdict(share), **changes})
+
+    def _check_state(self, state: Mapping[str, Any]) -> dict[str, int]:
+        found = super()._check_state(state)
+        end = self.length_in(found["epoch"])
+        if end is not None and found["start"] > end:
+            raise ValueError(
+                f"state_dict must start within the {end} clips of epoch {found['epoch']}, got "
+                f"start={found['start']}; is it that of a mix of the same sources?"
             )
-    first, *others = sources
-    for part in SHARED:
-        wanted = getattr(sources[first], part)
-        for other in others:
-            got = getattr(sources[other], part)
-            if got != wanted:
+        if found["start"] % self._together:
+            raise ValueError(
+                f"state_dict must start with a whole batch of quotas={self.quotas}, got start="
+                f"{found['start']}; is it that of a mix with the same quotas?"
+            )
+        return found
+
+    def _check_together(self) -> None:
+        """Check what only holds or fails for several arguments together."""
+        if self.quotas is None:
+            if self.order != "shuffled":
+                raise ValueError(f"order must be left out without quotas, got {self.order!r}")
+            if self._weights.is_schedule and self.at_end != "restart" and self.length is None:
                 raise ValueError(
-                    f"sources must have the same {part}: sources[{first!r}] has {wanted}, "
-                    f"sources[{other!r}] has {got}; make both with the same {part}"
+                    f"length must be given with at_end={self.at_end!r} and weights that are a "
+                    "function: when a source ends, if ever, can only be found by trying"
                 )
-    return dict(sources)
+            return
+        total = self._together
+        if self.at_end == "drop":
+            raise ValueError(
+                "at_end must be 'restart' or 'stop' with quotas, got 'drop': without one of the "
+                "sources they cannot hold"
+            )
+        self.batch_size = self.batch_size or total
+        for name, number in (("batch_size", self.batch_size), ("length", self.length)):
+            if number is not None and number % total:
+                raise ValueError(
+                    f"{name} must be a multiple of {total}, the sum of the quotas, got {number}; "
+                    f"give {max(number // total, 1) * total}"
+                )
+        if self.length_in(self.epoch) == 0:
+            raise ValueError(
+                f"quotas must not be above the clips of a source with at_end='stop', got "
+                f"{self.quotas}; give smaller quotas, or at_end='restart'"
+            )
 
 
-def _check_weights(
-    weights: Mapping[str, float] | None, sources: Mapping[str, ClipSource]
-) -> dict[str, float]:
-    if weights is None:
-        weights = dict.fromkeys(sources, 1.0)
-    if set(weights) != set(sources):
-        raise ValueError(
-            f"weights must have the names of the sources, {sorted(sources)}, got {sorted(weights)}"
-        )
-    for name, weight in weights.items():
-        if isinstance(weight, bool) or not isinstance(weight, Real):
-            raise TypeError(f"weights[{name!r}] must be a number, got {weight!r}")
-        if not (math.isfinite(weight) and weight >= 0):
-            raise ValueError(f"weights[{name!r}] must be finite and at least 0, got {weight}")
-    total = math.fsum(weights.values())
-    if total <= 0:
-        raise ValueError("weights must not all be 0; give at least one source a weight above 0")
-    return {name: weights[name] / total for name in sources}
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> str:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    return value
+
+
+def _check_switch(name: str, value: bool) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
