@@ -7,6 +7,7 @@ from bvdm_data.datasets.mixed import MixedVideos
 from bvdm_data.datasets.real import CTCVideos
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.datasets.transform import TransformError
+from bvdm_data.datasets.twin import twin
 from bvdm_data.synth.fast import FastSettings
 from bvdm_data.synth.pool import PoolSettings
 from bvdm_data.synth.procedural import ProceduralSettings
@@ -28,4 +29,5 @@ __all__ = [
     "TooManyNucleiError",
     "TransformError",
     "check_clip",
+    "twin",
 ]
