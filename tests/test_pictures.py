@@ -261,7 +261,7 @@ def test_grid_refuses(tmp_path, arguments, message):
 def test_pictures_refuse_a_path_of_another_suffix(tmp_path):
     with pytest.raises(ValueError, match=r"path must end in '.png', got '.*a.jpg'"):
         contact_sheet({"a": a_clip()}, tmp_path / "a.jpg")
-    with pytest.raises(ValueError, match=r"path must end in '.gif', got '.*a.png'"):
+    with pytest.raises(ValueError, match=r"path must end in '.gif' or '.mp4', got '.*a.png'"):
         animation(a_clip(), tmp_path / "a.png")
     with pytest.raises(ValueError, match=r"path must end in '.png', got '.*a'"):
         grid(torch.zeros(1, 2, 2), str(tmp_path / "a"), columns=1)

@@ -1,5 +1,6 @@
 """Options that several commands share, and the kinds of values they take."""
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,26 @@ class Nuclei(click.ParamType[Any]):
         if not low.isdigit() or (dash and not high.isdigit()):
             self.fail(f"must look like 20 or 10-30, got {value!r}")
         return (int(low), int(high)) if dash else int(low)
+
+
+class Factors(click.ParamType[Any]):
+    """Factors such as 0.5,1,2."""
+
+    name = "FACTOR,..."
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
+        """Return the factors, all above 0."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            factors = tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            factors = ()
+        if not factors or not all(0 < factor < math.inf for factor in factors):
+            self.fail(f"must look like 0.5,1,2 (numbers above 0), got {value!r}")
+        return factors
 
 
 VARIATION = click.option(

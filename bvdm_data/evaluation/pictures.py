@@ -10,9 +10,10 @@ from torch import Tensor
 
 from bvdm_data.clip import Clip, measure_boxes
 from bvdm_data.evaluation.drawing import COLOURS, Row, as_array, render_frame, sheet
+from bvdm_data.evaluation.mp4 import write_mp4
 from bvdm_data.files import whole_file
 
-__all__ = ["GAMMA", "animation", "contact_sheet", "grid", "render_frame"]
+__all__ = ["GAMMA", "Range", "animation", "common_range", "contact_sheet", "grid", "render_frame"]
 
 GAMMA = 0.6
 """Exponent of the displayed grey where nothing else is said: below 1, dim nuclei are seen."""
@@ -56,7 +57,7 @@ def contact_sheet(
     if not clips:
         raise ValueError("clips must hold at least one clip, got none")
     if grey_range is None:
-        grey_range = _common_range([clip["video"] for clip in clips.values()])
+        grey_range = common_range([clip["video"] for clip in clips.values()])
     rows = []
     for name, clip in clips.items():
         chosen = _chosen(name, len(clip["video"]), frames)
@@ -77,7 +78,7 @@ def animation(
     grey_range: Range | None = None,
     gamma: float = GAMMA,
 ) -> None:
-    """Write a clip as an endless GIF: the plain video, and beside it the outlines and ids.
+    """Write a clip as an endless GIF or as MP4: the plain video, beside it the outlines and ids.
 
     In the frame in which a track with a parent begins, a thin line leads to it from the place
     where the parent was last seen. Clips of up to 256 pixels are magnified by nearest neighbour.
@@ -85,20 +86,21 @@ def animation(
     Args:
         clip: The clip; without ``masks`` only the plain video is shown, without ``tracks`` there
             are no lines.
-        path: Where to write; ends in ``.gif``.
+        path: Where to write; ends in ``.gif``, or in ``.mp4`` (needs the extra ``preview``).
         frames_per_second: Speed, up to 50.
         grey_range: The grey values that become black and white; None: the 0.5 and 99.8
             percentile of the clip.
         gamma: Exponent of the displayed grey; below 1, dim nuclei are seen.
 
     Raises:
+        ModuleNotFoundError: If an MP4 is asked for and the extra ``preview`` is not installed.
         ValueError: If path, frames_per_second, grey_range or gamma is wrong.
     """
-    target = _target(path, ".gif")
+    target = _target(path, ".gif", ".mp4")
     if not 0 < frames_per_second <= 50:
         raise ValueError(f"frames_per_second must be above 0, at most 50, got {frames_per_second}")
     if grey_range is None:
-        grey_range = _common_range([clip["video"]])
+        grey_range = common_range([clip["video"]])
     chosen = range(len(clip["video"]))
     panels = [_plain(clip, chosen, grey_range, gamma, ANIMATION_SIDE)]
     if "masks" in clip:
@@ -109,7 +111,24 @@ def animation(
         sheet([Row("", images, (caption, "outlines and ids")[: len(images)])])
         for caption, *images in zip(captions, *panels, strict=True)
     ]
-    _save(pictures, target, round(1000 / frames_per_second))
+    if target.suffix.lower() == ".mp4":
+        write_mp4(pictures, target, frames_per_second)
+    else:
+        _save(pictures, target, round(1000 / frames_per_second))
+
+
+def common_range(videos: Sequence[Tensor]) -> Range:
+    """Return the grey values that become black and white where nothing else is said.
+
+    Args:
+        videos: Grey values of any shape.
+
+    Returns:
+        The percentiles ``PERCENTILES`` of all of them together.
+    """
+    values = np.concatenate([as_array(video).ravel() for video in videos])
+    low, high = np.percentile(values, PERCENTILES)
+    return _widened(float(low), float(high))
 
 
 def grid(
@@ -220,12 +239,6 @@ def _births(clip: Clip) -> list[tuple[int, int, Line]]:
     return births
 
 
-def _common_range(videos: Sequence[Tensor]) -> Range:
-    values = np.concatenate([as_array(video).ravel() for video in videos])
-    low, high = np.percentile(values, PERCENTILES)
-    return _widened(float(low), float(high))
-
-
 def _widened(low: float, high: float) -> Range:
     # An even image has no range of its own; it is shown black.
     return (low, high) if high > low else (low, low + 1)
@@ -236,10 +249,11 @@ def _check_count(name: str, titles: Sequence[str], most: int) -> None:
         raise ValueError(f"{name} must be at most {most} for these images, got {len(titles)}")
 
 
-def _target(path: str | Path, suffix: str) -> Path:
+def _target(path: str | Path, *suffixes: str) -> Path:
     target = Path(path)
-    if target.suffix.lower() != suffix:
-        raise ValueError(f"path must end in {suffix!r}, got {str(path)!r}")
+    if target.suffix.lower() not in suffixes:
+        wanted = " or ".join(map(repr, suffixes))
+        raise ValueError(f"path must end in {wanted}, got {str(path)!r}")
     return target
 
 

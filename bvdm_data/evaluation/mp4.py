@@ -1,0 +1,65 @@
+"""MP4: pictures as a film that players and slides take."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+from PIL import Image
+
+from bvdm_data.files import whole_file
+
+QUALITY = 7
+"""Quality of the film, from 0 to 10 (our choice: thin outlines stay thin)."""
+
+
+def need_ffmpeg() -> ModuleType:
+    """Import what writes films, the package of the extra ``preview``.
+
+    Returns:
+        The module ``imageio_ffmpeg``.
+
+    Raises:
+        ModuleNotFoundError: If it is not installed, with the way to install it.
+    """
+    try:
+        import imageio_ffmpeg
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"an MP4 needs the package {error.name!r}, which is not installed; "
+            'pip install "bvdm-data[preview]"'
+        ) from error
+    return imageio_ffmpeg  # type: ignore[no-any-return]
+
+
+def write_mp4(pictures: Sequence[Image.Image], path: Path, frames_per_second: float) -> None:
+    """Write pictures as a film, H.264 with colours at half resolution, which any player takes.
+
+    Args:
+        pictures: RGB images of one size. Where a side is odd, its last row or column is shown
+            twice, because the format needs even ones.
+        path: The file to make.
+        frames_per_second: Speed.
+
+    Raises:
+        ModuleNotFoundError: If the extra ``preview`` is not installed.
+        OSError: If the film cannot be written.
+    """
+    ffmpeg = need_ffmpeg()
+    width, height = (side + side % 2 for side in pictures[0].size)
+    with whole_file(path) as unfinished:
+        film = ffmpeg.write_frames(
+            unfinished, (width, height), fps=frames_per_second, quality=QUALITY, macro_block_size=2
+        )
+        film.send(None)
+        try:
+            for picture in pictures:
+                film.send(_even(picture, width, height))
+        finally:
+            film.close()
+
+
+def _even(picture: Image.Image, width: int, height: int) -> bytes:
+    pixels = np.asarray(picture)
+    missing = (0, height - picture.height), (0, width - picture.width), (0, 0)
+    return np.pad(pixels, missing, mode="edge").tobytes()

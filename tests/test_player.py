@@ -1,0 +1,246 @@
+import builtins
+import io
+import json
+import re
+import shutil
+import subprocess
+from base64 import b64decode
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from bvdm_data.cli import cli
+from bvdm_data.clip import annotated, unbroken_tracks
+from bvdm_data.evaluation.drawing import COLOURS
+from bvdm_data.evaluation.pictures import animation
+from bvdm_data.evaluation.player import player
+
+SEEDS, DENSITIES = ("3", "4"), ("1 x", "2 x", "3 x")
+
+
+def a_clip(seed=0, frames=5, size=(40, 48), first_id=1):
+    """A nucleus that divides in frame 2, and one beside it, on a ramp that grows with time."""
+    masks = np.zeros((frames, *size), np.int32)
+    masks[:2, 10:20, 5 + seed : 15 + seed] = 1
+    masks[2:, 4:12, 0:12] = 2
+    masks[2:, 12:20, 0:12] = 3
+    masks[:, 30:39, 20:48] = 4
+    renamed, table, _ = unbroken_tracks(masks, {2: 1, 3: 1})
+    ramp = np.linspace(0, 0.3, size[1], dtype=np.float32) + 0.05 * np.arange(frames)[:, None, None]
+    clip = {
+        "video": torch.from_numpy((ramp + 0.4 * (masks > 0)).astype(np.float32))[:, None],
+        **annotated(renamed, table, ("masks", "tracks"), 8),
+    }
+    if first_id > 1:
+        clip["masks"] = torch.where(clip["masks"] > 0, clip["masks"] + first_id - 1, 0)
+    return clip
+
+
+@pytest.fixture(scope="module")
+def clips():
+    return {
+        (seed, density): a_clip(int(seed), frames=5 + row)
+        for seed in SEEDS
+        for row, density in enumerate(DENSITIES)
+    }
+
+
+@pytest.fixture(scope="module")
+def page(clips, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "player.html"
+    player(clips, path, title="A < B", note="Made for a test.", grey_range=(0, 1), gamma=1)
+    return path.read_text(encoding="utf-8")
+
+
+def data_of(page):
+    (found,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page)
+    return json.loads(found)
+
+
+def shown_masks(packed):
+    """Paint the runs as the page does."""
+    masks = np.zeros((packed["frames"], packed["height"], packed["width"]), np.int64)
+    for mask, runs in zip(masks, packed["masks"], strict=True):
+        for identity, y, x, length in np.frombuffer(b64decode(runs), "<u2").reshape(-1, 4).tolist():
+            assert (mask[y, x : x + length] == 0).all()
+            mask[y, x : x + length] = identity
+    return masks
+
+
+def shown_video(packed):
+    head, content = packed["sheet"].split(",")
+    assert head == "data:image/webp;base64"
+    sheet = np.asarray(Image.open(io.BytesIO(b64decode(content))).convert("L")) / 255
+    high, wide, columns = packed["height"], packed["width"], packed["columns"]
+    corners = [divmod(frame, columns) for frame in range(packed["frames"])]
+    return np.stack([sheet[r * high :, c * wide :][:high, :wide] for r, c in corners])
+
+
+def test_a_page_has_the_frames_of_every_clip_under_its_two_settings(clips, page):
+    data = data_of(page)
+    assert (data["axes"], data["values"]) == (["seed", "density"], [list(SEEDS), list(DENSITIES)])
+    assert len(data["clips"]) == 6
+    for packed, clip in zip(data["clips"], clips.values(), strict=True):
+        video = clip["video"][:, 0].clamp(0, 1).numpy()
+        assert shown_video(packed).shape == video.shape
+        # The loss of WebP is far below what tells one frame from the next.
+        assert np.abs(shown_video(packed) - video).mean(axis=(1, 2)).max() < 0.012
+        assert np.abs(video[1:] - video[:-1]).mean(axis=(1, 2)).min() > 0.03
+
+
+def test_ids_lineage_and_colours_of_a_page_are_those_of_the_clips(clips, page):
+    data = data_of(page)
+    for packed, clip in zip(data["clips"], clips.values(), strict=True):
+        assert (shown_masks(packed) == clip["masks"].numpy()).all()
+        assert packed["tracks"] == clip["tracks"][:4].tolist()
+        assert [row[3] for row in packed["tracks"]] == [0, 0, 1, 1]
+    assert [bytes.fromhex(colour[1:]) for colour in data["colours"]] == [*map(bytes, COLOURS)]
+
+
+def test_an_id_above_8_bits_is_kept(tmp_path):
+    path = tmp_path / "player.html"
+    clip = a_clip(first_id=60_000)
+    player({("0", "1"): clip}, path)
+    (packed,) = data_of(path.read_text(encoding="utf-8"))["clips"]
+    assert (shown_masks(packed) == clip["masks"].numpy()).all()
+    clip["masks"][0, 0, 0] = 65_536
+    with pytest.raises(ValueError, match=r"ids up to 65535, got id 65536 in clip \('0', '1'\)"):
+        player({("0", "1"): clip}, path)
+
+
+def test_all_clips_of_a_page_have_one_grey_scale(tmp_path):
+    path = tmp_path / "player.html"
+    dim, bright = a_clip(), a_clip()
+    dim["video"] = dim["video"] / 4
+    player({("0", "dim"): dim, ("0", "bright"): bright}, path, gamma=1)
+    page = path.read_text(encoding="utf-8")
+    first, second = map(shown_video, data_of(page)["clips"])
+    low, high = np.percentile(torch.stack([dim["video"], bright["video"]]).numpy(), (0.5, 99.8))
+    assert f"Black: grey {low:.3g}, white: grey {high:.3g}, gamma 1, in all clips." in page
+    assert first.max() < 0.35 < 0.9 < second.max()
+
+
+def test_a_page_needs_no_other_file_and_no_network(page):
+    assert re.findall(r"https?:|//[a-z]+\.|@import|<link|src=\"|<iframe|fetch\(", page) == []
+    assert "default-src 'none'; img-src data:;" in page
+    assert re.findall(r"@[A-Z]+@", page) == []
+
+
+def test_titles_are_text_and_a_value_cannot_end_the_script(page, tmp_path):
+    assert "<title>A &lt; B</title>" in page
+    path = tmp_path / "player.html"
+    player({("</script><b>", "1"): a_clip()}, path)
+    hostile = path.read_text(encoding="utf-8")
+    assert "</script><b>" not in hostile
+    assert data_of(hostile)["values"][0] == ["</script><b>"]
+
+
+def without(clip, key):
+    return {name: value for name, value in clip.items() if name != key}
+
+
+@pytest.mark.parametrize(
+    ("clips", "message"),
+    [
+        ({}, "clips must hold at least one clip, got none"),
+        (
+            {("0", "1"): a_clip(), ("1", "2"): a_clip()},
+            r"every value of one setting .* got no clip \('0', '2'\)",
+        ),
+        ({("0", "1"): without(a_clip(), "tracks")}, r"got no tracks in clip \('0', '1'\); ask the"),
+        (
+            {("0", "1"): {**a_clip(), "video": torch.zeros(9, 1, 2, 6000)}},
+            "at most 16383 pixels a side, got 9 frames of 2 x 6000 in clip .*, 18000 pixels; show",
+        ),
+    ],
+    ids=["none", "no grid", "no tracks", "large"],
+)
+def test_clips_that_no_page_can_show_are_refused(clips, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        player(clips, tmp_path / "player.html")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_page_has_the_end_of_its_kind(tmp_path):
+    with pytest.raises(ValueError, match=r"path must end in '.html', got '.*page.htm'"):
+        player({("0", "1"): a_clip()}, tmp_path / "page.htm")
+
+
+def test_preview_writes_a_page_of_seeds_and_densities_and_a_film(tiny_model, tmp_path):
+    pytest.importorskip("imageio_ffmpeg", reason="the extra preview is not installed")
+    command = f"preview --model {tiny_model} --output {tmp_path} --frames 2 --clips 1 --seed 5 "
+    command += "--size 96x96 --page --page-seeds 2 --page-densities 0.5,2 --page-frames 3 --mp4"
+    result = CliRunner().invoke(cli, command.split(), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert f"wrote {tmp_path / 'clip.mp4'}" in result.output
+    assert re.search(r"player\.html \(0\.\d MB, 4 clips\)", result.output)
+    data = data_of((tmp_path / "player.html").read_text(encoding="utf-8"))
+    assert data["values"] == [["5", "6"], ["0.5 x (3 nuclei)", "2 x (12 nuclei)"]]
+    counts = [len(np.unique(shown_masks(packed)[0])) - 1 for packed in data["clips"]]
+    assert counts == [3, 12, 3, 12]
+    assert not np.array_equal(*(shown_masks(data["clips"][place]) for place in (0, 2)))
+    assert {packed["frames"] for packed in data["clips"]} == {3}
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--page-seeds 0", "--page-seeds must be at least 1, got 0"),
+        ("--page-frames 0", "--page-frames must be at least 1, got 0"),
+        ("--page-densities 1,-2", "must look like 0.5,1,2 (numbers above 0), got '1,-2'"),
+        ("--page-densities inf", "must look like 0.5,1,2 (numbers above 0), got 'inf'"),
+        ("--page-densities some", "must look like 0.5,1,2 (numbers above 0), got 'some'"),
+    ],
+)
+def test_preview_refuses_a_page_of_nothing(option, message):
+    result = CliRunner().invoke(cli, ["preview", "--page", *option.split()])
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+
+
+def test_a_film_shows_the_frames_of_the_clip_one_after_the_other(tmp_path):
+    ffmpeg = pytest.importorskip("imageio_ffmpeg", reason="the extra preview is not installed")
+    clip = {"video": torch.linspace(0, 1, 6)[:, None, None, None].expand(6, 1, 31, 33)}
+    animation(clip, tmp_path / "clip.mp4", frames_per_second=5, grey_range=(0, 1), gamma=1)
+    reader = ffmpeg.read_frames(tmp_path / "clip.mp4")
+    about = next(reader)
+    width, height = about["size"]
+    assert (width % 2, height % 2) == (0, 0)
+    assert (about["fps"], about["codec"]) == (5, "h264")
+    shown = [np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader]
+    greys = [float(np.median(frame[height // 2 :, width // 3 : width // 2])) for frame in shown]
+    np.testing.assert_allclose(greys, np.linspace(0, 255, 6), atol=4)
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
+
+
+def test_a_film_without_its_extra_says_how_to_get_it_ahead_of_the_work(monkeypatch, tmp_path):
+    real = builtins.__import__
+
+    def missing(name, *rest):
+        if name == "imageio_ffmpeg":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    message = r'needs the package \'imageio_ffmpeg\', .* pip install "bvdm-data\[preview\]"'
+    with pytest.raises(ModuleNotFoundError, match=message):
+        animation(a_clip(), tmp_path / "clip.mp4")
+    command = ["preview", "--mp4", "--output", str(tmp_path)]
+    with pytest.raises(ModuleNotFoundError, match=message):
+        CliRunner().invoke(cli, command, catch_exceptions=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the browser chromium")
+def test_a_browser_draws_the_page_and_its_tree(page, tmp_path):
+    path = tmp_path / "player.html"
+    path.write_text(page, encoding="utf-8")
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000"]
+    result = subprocess.run([*command, path.as_uri()], capture_output=True, text=True, check=True)
+    assert "4 nuclei in 6 frames of 40 \N{MULTIPLICATION SIGN} 48 pixels." in result.stdout
+    assert 'aria-label="Frame 0: 2 nuclei"' in result.stdout
+    assert re.findall(r'<g data-id="(\d)"', result.stdout) == ["3", "1", "4", "2"]
