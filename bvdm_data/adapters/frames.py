@@ -1,0 +1,221 @@
+"""Frames of clips: as pairs of tensors, as lists of arrays, and as sequences made on demand."""
+
+import operator
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol, SupportsIndex, overload
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from bvdm_data.clip import Clip
+from bvdm_data.datasets.arguments import check_whole_number
+
+
+class Videos(Protocol):
+    """A data set with random access: the synthetic, the real and the mixed one."""
+
+    def clip(self, index: SupportsIndex) -> Any:
+        """Return the clip with this number."""
+
+
+def video_and_masks(clip: Clip) -> tuple[Tensor, Tensor]:
+    """Return grey values and ids of a clip as plain tensors.
+
+    Args:
+        clip: With ``video`` and ``masks``.
+
+    Returns:
+        Video ``[F, C, H, W]`` float32 and masks ``[F, H, W]`` int32.
+
+    Raises:
+        ValueError: If the clip is a batch of clips, or without masks.
+    """
+    _check_keys(clip, ("video", "masks"))
+    video = clip["video"].as_subclass(Tensor)
+    if video.ndim != 4:
+        raise ValueError(
+            f"video must be [F, C, H, W], got the shape {list(video.shape)}; give single clips, "
+            "or the function as collate_fn= to the loader"
+        )
+    return video.float(), clip["masks"].as_subclass(Tensor).to(torch.int32)
+
+
+def stacked(clips: Sequence[Clip]) -> tuple[Tensor, Tensor]:
+    """Return the frames of all clips behind each other.
+
+    Args:
+        clips: With ``video`` and ``masks``, all of one height and width.
+
+    Returns:
+        Video ``[N, C, H, W]`` float32 and masks ``[N, H, W]`` int32, N frames of all clips.
+
+    Raises:
+        ValueError: If a clip is without masks, or the sizes differ.
+    """
+    pairs = [video_and_masks(clip) for clip in clips]
+    sizes = sorted({tuple(video.shape[1:]) for video, _ in pairs})
+    if len(sizes) != 1:
+        raise ValueError(
+            f"clips of a batch must have one (C, H, W), got {sizes}; "
+            "give all data sets of a mixture the same size="
+        )
+    return torch.cat([video for video, _ in pairs]), torch.cat([masks for _, masks in pairs])
+
+
+def frame_lists(
+    clips: Iterable[Clip],
+) -> tuple[list[npt.NDArray[np.float32]], list[npt.NDArray[np.int32]]]:
+    """Return images and labels as lists, for trainers that hold all data in memory.
+
+    Cellpose's ``train_seg(net, train_data=images, train_labels=labels)`` and StarDist's
+    ``model.train(images, labels, ...)`` take them as they are. Cellpose leaves out images with
+    fewer than ``min_train_masks`` (5) nuclei.
+
+    Args:
+        clips: Single clips with ``video`` and ``masks``; an endless data set does not end.
+
+    Returns:
+        One image ``[H, W]`` float32 (``[H, W, C]`` where C is above 1) and one label image
+        ``[H, W]`` int32 a frame. Each owns its memory, as cellpose renumbers labels in place.
+
+    Raises:
+        ValueError: If a clip is without masks, or is a batch.
+
+    Examples:
+        >>> clip = {"video": torch.rand(2, 1, 8, 8), "masks": torch.ones(2, 8, 8)}
+        >>> images, labels = frame_lists([clip, clip])
+        >>> len(images), images[0].shape, labels[3].dtype
+        (4, (8, 8), dtype('int32'))
+    """
+    images: list[npt.NDArray[np.float32]] = []
+    labels: list[npt.NDArray[np.int32]] = []
+    for clip in clips:
+        of_clip, ids = _as_arrays(clip)
+        images += [image.copy() for image in of_clip]
+        labels += [label.copy() for label in ids]
+    return images, labels
+
+
+def frame_sequences(
+    videos: Videos,
+    clips: SupportsIndex | None = None,
+    *,
+    transform: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]] | None = None,
+    kept: SupportsIndex | None = None,
+) -> tuple["FrameSequence", "FrameSequence"]:
+    """Return images and labels as two sequences whose clips are made when they are first asked for.
+
+    StarDist's ``model.train(images, labels, ...)`` takes them, as it takes any objects with
+    ``__len__`` and ``__getitem__``. It asks in a random order, epoch after epoch; a clip that was
+    not kept is made again, the same.
+
+    Args:
+        videos: A data set with ``clip(i)``, whose clips have ``masks``.
+        clips: How many clips, from the first; None: the ``length`` of the data set.
+        transform: What is done to each image, such as StarDist's normalisation by percentiles.
+        kept: Most clips in memory, the latest used ones; None: all.
+
+    Returns:
+        Images ``[H, W]`` float32 (``[H, W, C]`` where C is above 1) and labels ``[H, W]`` int32;
+        frame f of clip i is item ``i * F + f`` of both.
+
+    Raises:
+        TypeError: If clips or kept is no whole number.
+        ValueError: If clips or kept is smaller than 1, the data set is endless and clips is not
+            given, or its clips are without masks.
+    """
+    if clips is None:
+        clips = getattr(videos, "length", None)
+        if clips is None:
+            raise ValueError("clips must be given for an endless data set; write clips=100")
+    count = check_whole_number("clips", clips, least=1)
+    most = None if kept is None else check_whole_number("kept", kept, least=1)
+    memory = _Memory(videos, transform, most)
+    frames = len(memory[0][1])
+    return FrameSequence(memory, 0, count, frames), FrameSequence(memory, 1, count, frames)
+
+
+class FrameSequence(Sequence[npt.NDArray[Any]]):
+    """Images, or labels, of a data set by number; made by :func:`frame_sequences`.
+
+    Arrays are shared with the memory of the sequence: copy one before you change it.
+    """
+
+    def __init__(self, memory: "_Memory", part: int, clips: int, frames: int) -> None:
+        """Take part 0 (images) or 1 (labels) of so many clips with so many frames each."""
+        self._memory, self._part, self._clips, self._frames = memory, part, clips, frames
+
+    def __len__(self) -> int:
+        """Return the number of frames of all clips."""
+        return self._clips * self._frames
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> npt.NDArray[Any]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[npt.NDArray[Any]]: ...
+
+    def __getitem__(
+        self, index: SupportsIndex | slice
+    ) -> npt.NDArray[Any] | list[npt.NDArray[Any]]:
+        """Return one frame, or a list of them for a slice."""
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        number = operator.index(index)
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"index must be in [-{len(self)}, {len(self)}), got {number}")
+        clip, frame = divmod(number % len(self), self._frames)
+        found: npt.NDArray[Any] = self._memory[clip][self._part][frame]
+        return found
+
+
+class _Memory:
+    """The latest used clips of the epoch; threads may share it."""
+
+    def __init__(
+        self, videos: Videos, transform: Callable[..., Any] | None, most: int | None
+    ) -> None:
+        self._videos, self._transform, self._most = videos, transform, most
+        self._held: dict[tuple[int, int], tuple[list[Any], list[Any]]] = {}
+        self._lock = threading.Lock()
+
+    def __getitem__(self, index: int) -> tuple[list[Any], list[Any]]:
+        with self._lock:
+            key = (getattr(self._videos, "epoch", 0), index)
+            found = self._held.pop(key, None) or self._made(index)
+            self._held[key] = found
+            stale = [old for old in self._held if old[0] != key[0]]
+            extra = [] if self._most is None else list(self._held)[: -self._most]
+            for old in {*stale, *extra}:
+                del self._held[old]
+            return found
+
+    def _made(self, index: int) -> tuple[list[Any], list[Any]]:
+        images, labels = _as_arrays(self._videos.clip(index))
+        if self._transform is not None:
+            images = [self._transform(image) for image in images]
+        return images, labels
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_lock": None, "_held": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+
+def _as_arrays(clip: Clip) -> tuple[list[npt.NDArray[Any]], list[npt.NDArray[Any]]]:
+    video, masks = video_and_masks(clip)
+    images = video[:, 0] if video.shape[1] == 1 else video.movedim(1, -1)
+    return list(images.contiguous().cpu().numpy()), list(masks.cpu().numpy())
+
+
+def _check_keys(clip: Clip, keys: Sequence[str]) -> None:
+    for key in keys:
+        if key not in clip:
+            raise ValueError(
+                f"clips must hold {key!r}, got the keys {sorted(clip)}; put {key!r} into "
+                "annotations= of the data set"
+            )

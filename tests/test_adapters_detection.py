@@ -1,0 +1,166 @@
+"""Detection targets, and torchvision's Mask R-CNN trained on them."""
+
+import functools
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from torchvision import tv_tensors
+from torchvision.ops import masks_to_boxes
+from torchvision.transforms import v2
+
+from bvdm_data import SyntheticHeLaVideos
+from bvdm_data.adapters.detection import collate_detection, detection_targets
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture(scope="module")
+def example():
+    return runpy.run_path(str(EXAMPLES / "train_mask_rcnn.py"))
+
+
+def videos(model, **settings):
+    settings = {"frames": 3, "size": (64, 80), "length": 4, **settings}
+    return SyntheticHeLaVideos(model=model, method="procedural", **settings)
+
+
+def drawn():
+    """Nucleus 2 in both frames, nucleus 5, one pixel wide, in the second; nothing in the third."""
+    masks = torch.zeros(3, 20, 30, dtype=torch.int32)
+    masks[:2, 3:9, 10:14] = 2
+    masks[1, 12:19, 29] = 5
+    return {"video": torch.rand(3, 1, 20, 30), "masks": masks, "index": torch.tensor(7)}
+
+
+def test_targets_hold_the_nuclei_of_each_frame_and_no_others():
+    first, second, third = detection_targets(drawn())
+    assert first["boxes"].tolist() == [[10, 3, 14, 9]]
+    assert second["boxes"].tolist() == [[10, 3, 14, 9], [29, 12, 30, 19]]
+    assert second["area"].tolist() == [24, 7]
+    assert second["track_ids"].tolist() == [2, 5]
+    assert second["labels"].tolist() == [1, 1]
+    assert second["iscrowd"].tolist() == [0, 0]
+    assert torch.equal(second["masks"][1].bool(), drawn()["masks"][1] == 5)
+    assert [target["image_id"] for target in (first, second, third)] == [21, 22, 23]
+    assert [list(third[key].shape) for key in ("boxes", "labels", "masks", "area")] == [
+        [0, 4],
+        [0],
+        [0, 20, 30],
+        [0],
+    ]
+
+
+@pytest.mark.parametrize("frame", [1, 2])
+def test_targets_have_the_types_that_torchvision_documents(frame):
+    target = detection_targets(drawn())[frame]
+    dtypes = {key: value.dtype for key, value in target.items() if key != "image_id"}
+    assert dtypes == {
+        "boxes": torch.float32,
+        "labels": torch.int64,
+        "masks": torch.uint8,
+        "area": torch.float32,
+        "iscrowd": torch.int64,
+        "track_ids": torch.int64,
+    }
+    assert type(target["image_id"]) is int
+    assert isinstance(target["boxes"], tv_tensors.BoundingBoxes)
+    assert target["boxes"].canvas_size == (20, 30)
+
+
+def test_boxes_are_those_of_the_clip_and_of_torchvision(tiny_model):
+    clip = videos(tiny_model, annotations=("masks", "boxes"), nuclei=6).clip(0)
+    assert len(detection_targets(clip)[0]["boxes"]) > 2
+    for frame, target in enumerate(detection_targets(clip)):
+        own = clip["boxes"][target["track_ids"] - 1, frame]
+        assert torch.equal(target["boxes"].as_subclass(torch.Tensor), own)
+        inclusive = masks_to_boxes(target["masks"])
+        far = torch.tensor([0.0, 0.0, 1.0, 1.0])
+        assert torch.equal(target["boxes"].as_subclass(torch.Tensor), inclusive + far)
+
+
+def test_labels_may_be_the_stages_of_the_cell_cycle(tiny_model):
+    clip = videos(tiny_model, annotations=("masks", "stages"), nuclei=6).clip(0)
+    for frame, target in enumerate(detection_targets(clip, classes="stage")):
+        stages = clip["stages"][target["track_ids"] - 1, frame]
+        assert len(stages) > 0
+        assert torch.equal(target["labels"], stages.long() + 1)
+
+
+def test_transforms_of_torchvision_take_targets_along():
+    image, target = drawn()["video"][1], detection_targets(drawn())[1]
+    _, moved = v2.RandomHorizontalFlip(p=1)(image, target)
+    assert moved["boxes"].tolist() == [[16, 3, 20, 9], [0, 12, 1, 19]]
+    assert torch.equal(moved["masks"], target["masks"].flip(-1))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_gives_lists_of_images_and_targets(tiny_model, workers):
+    collate = functools.partial(collate_detection, channels=3)
+    data = videos(tiny_model, batch_size=2)
+    loader = DataLoader(data, batch_size=2, num_workers=workers, collate_fn=collate)
+    (images, targets), _ = loader
+    assert [image.shape for image in images] == [(3, 64, 80)] * 6
+    assert [target["image_id"] for target in targets] == list(range(6))
+    clip = videos(tiny_model).clip(1)
+    assert torch.equal(images[4][2], clip["video"][1, 0])
+    union = targets[4]["masks"].as_subclass(torch.Tensor).amax(0)
+    assert union.any()
+    assert torch.equal(union > 0, clip["masks"][1] > 0)
+
+
+def test_mask_rcnn_takes_frames_without_nuclei(example):
+    torch.manual_seed(0)
+    clip = drawn() | {"video": torch.rand(3, 1, 64, 64)}
+    masks = torch.zeros(3, 64, 64, dtype=torch.int32)
+    masks[0, 10:30, 20:36] = 1
+    for clips in ([clip | {"masks": masks}], [clip | {"masks": 0 * masks}]):
+        images, targets = collate_detection(clips)
+        losses = example["detector"](64).train()(images, targets)
+        assert set(losses) == {
+            "loss_classifier",
+            "loss_box_reg",
+            "loss_mask",
+            "loss_objectness",
+            "loss_rpn_box_reg",
+        }
+        assert all(torch.isfinite(loss) for loss in losses.values())
+    assert losses["loss_mask"] == 0
+
+
+def test_mask_rcnn_learns_from_a_loader(example, capsys):
+    small = ["--steps", "20", "--frames", "1", "--size", "64", "--batch-size", "2"]
+    losses = example["main"]([*small, "--workers", "0", "--device", "cpu"])
+    assert np.isfinite(losses).all()
+    assert np.median(losses[-6:]) < 0.8 * np.median(losses[:3])
+    assert "after 20 steps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "arguments", "said"),
+    [
+        (("masks",), {"classes": "cell"}, "classes must be one of .*'cell'"),
+        (("masks",), {"classes": "stage"}, "'stages' into annotations="),
+        ((), {}, "must hold 'masks'.*annotations="),
+        (("masks",), {"channels": 0}, "channels must be 1 or more, got 0"),
+    ],
+)
+def test_what_cannot_be_given_is_refused_with_the_way_out(tiny_model, given, arguments, said):
+    clip = videos(tiny_model, annotations=given).clip(0)
+    with pytest.raises(ValueError, match=said):
+        collate_detection([clip], **arguments)
+
+
+def test_a_real_clip_without_stages_is_not_labelled_by_them():
+    clip = drawn() | {"stages": torch.full((5, 3), -1, dtype=torch.int8)}
+    with pytest.raises(ValueError, match=r"stages of frame 0 must be.*got \[-1\]"):
+        detection_targets(clip, classes="stage")
+
+
+def test_channels_that_are_not_grey_are_not_repeated():
+    clip = drawn() | {"video": torch.rand(3, 2, 20, 30)}
+    with pytest.raises(ValueError, match="channels must be that of the video, 2, got 3"):
+        collate_detection([clip], channels=3)

@@ -1,0 +1,331 @@
+"""Targets for segmentation networks, against the packages that they are made for."""
+
+import functools
+import pickle
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from films import ellipse
+from skimage.segmentation import find_boundaries
+from stardist.geometry import star_dist
+from stardist.utils import edt_prob
+from torch.utils.data import DataLoader
+
+from bvdm_data import SyntheticHeLaVideos
+from bvdm_data.adapters.frames import frame_lists, frame_sequences
+from bvdm_data.adapters.segmentation import (
+    cellpose_flows,
+    collate_stardist,
+    collate_unet,
+    object_probability,
+    star_distances,
+    unet_targets,
+)
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def crowd(seed=0, shape=(72, 90), count=25):
+    """Labels that touch, overlap, leave the frame, have holes and gaps in their numbers."""
+    draws = np.random.default_rng(seed)
+    masks = np.zeros(shape, np.int32)
+    for number in range(1, count + 1):
+        centre, radii = draws.uniform((0, 0), shape), draws.uniform(2, 12, 2)
+        masks[ellipse(shape, centre, radii)] = 3 * number
+    masks[30:50, 40:60] = 200
+    masks[36:44, 46:54] = 0
+    masks[0, 0], masks[-1, -1] = 250, 251
+    return masks
+
+
+@pytest.fixture(scope="module")
+def crowds():
+    blank = np.zeros((72, 90), np.int32)
+    return torch.from_numpy(np.stack([crowd(0), crowd(1), blank, np.full_like(blank, 7)]))
+
+
+def videos(model, **settings):
+    settings = {"frames": 3, "size": (64, 80), "length": 4, "annotations": ("masks",), **settings}
+    return SyntheticHeLaVideos(model=model, method="procedural", **settings)
+
+
+@pytest.mark.parametrize("rays", [3, 7, 12, 32, 64])
+def test_star_distances_are_those_of_stardist(crowds, rays):
+    found = star_distances(crowds, rays)
+    assert (found.shape, found.dtype) == ((4, rays, 72, 90), torch.float32)
+    for masks, of_frame in zip(crowds.numpy(), found, strict=True):
+        known = np.moveaxis(star_dist(masks, rays, mode="cpp"), -1, 0)
+        np.testing.assert_allclose(of_frame.numpy(), known, rtol=1e-5, atol=1e-5)
+
+
+def test_rays_of_a_nucleus_start_to_the_right_and_turn_downwards():
+    masks = torch.zeros(1, 21, 31, dtype=torch.int32)
+    masks[0, 4:15, 6:27] = 1
+    right, down, left, up = star_distances(masks, 4)[0, :, 6, 10].tolist()
+    assert (right, down, left, up) == (16.5, 8.5, 4.5, 2.5)
+
+
+@pytest.mark.filterwarnings("ignore:EDT of constant label image")
+def test_object_probability_is_that_of_stardist(crowds):
+    found = object_probability(crowds)
+    known = [edt_prob(masks) for masks in crowds.numpy()]
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found.numpy(), known, atol=1e-6)
+    assert found[:2].amax((1, 2)).tolist() == [1, 1]
+
+
+def test_boundary_is_on_both_sides_of_each_change_of_id(crowds):
+    maps = unet_targets(crowds)
+    known = [find_boundaries(masks, mode="thick") for masks in crowds.numpy()]
+    assert np.array_equal(maps["boundary"][:, 0].numpy(), np.stack(known))
+    assert torch.equal(maps["foreground"][:, 0] > 0, crowds > 0)
+    assert {(value.dtype, value.shape) for value in maps.values()} == {
+        (torch.float32, (4, 1, 72, 90))
+    }
+
+
+def test_a_frame_without_nuclei_has_targets_of_zeros():
+    masks = torch.zeros(2, 8, 9, dtype=torch.int32)
+    assert star_distances(masks).count_nonzero() == 0
+    assert sum(value.count_nonzero() for value in unet_targets(masks).values()) == 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_gives_frames_with_their_maps(tiny_model, workers):
+    data = videos(tiny_model, batch_size=2)
+    loader = DataLoader(data, batch_size=2, num_workers=workers, collate_fn=collate_unet)
+    first, second = loader
+    clips = [videos(tiny_model).clip(number) for number in range(4)]
+    assert torch.equal(first["image"], torch.cat([clip["video"] for clip in clips[:2]]))
+    masks = torch.cat([clip["masks"] for clip in clips[2:]])
+    assert second["foreground"].any()
+    for name, value in unet_targets(masks).items():
+        assert torch.equal(second[name], value)
+
+
+def test_a_loader_gives_frames_with_rays_for_a_stardist_in_pytorch(tiny_model):
+    collate = functools.partial(collate_stardist, rays=8)
+    batch = next(iter(DataLoader(videos(tiny_model), batch_size=2, collate_fn=collate)))
+    shapes = {name: list(value.shape) for name, value in batch.items()}
+    assert shapes == {
+        "image": [6, 1, 64, 80],
+        "probability": [6, 1, 64, 80],
+        "distances": [6, 8, 64, 80],
+    }
+    inside = batch["probability"] > 0
+    assert inside.any()
+    assert torch.equal((batch["distances"] > 0).all(1, keepdim=True), inside)
+
+
+def test_clips_of_other_sizes_are_no_batch(tiny_model):
+    clips = [videos(tiny_model, size=side).clip(0) for side in (48, 64)]
+    with pytest.raises(ValueError, match=r"must have one \(C, H, W\).*same size="):
+        collate_unet(clips)
+
+
+def test_clips_without_masks_are_refused_with_the_way_out(tiny_model):
+    clip = videos(tiny_model, annotations=()).clip(0)
+    for make in (collate_unet, collate_stardist, frame_lists):
+        with pytest.raises(ValueError, match=r"must hold 'masks'.*annotations="):
+            make([clip])
+
+
+def test_a_batch_in_place_of_clips_is_refused(tiny_model):
+    batch = next(iter(DataLoader(videos(tiny_model), batch_size=2)))
+    with pytest.raises(ValueError, match=r"video must be \[F, C, H, W\].*collate_fn="):
+        frame_lists([batch])
+
+
+@pytest.mark.parametrize(
+    ("masks", "said"),
+    [
+        (torch.zeros(8, 8, dtype=torch.int32), r"whole numbers \[N, H, W\]"),
+        (torch.zeros(1, 8, 8), "float32"),
+        (torch.full((1, 8, 8), -1), "0 or more, got -1"),
+    ],
+)
+def test_masks_that_are_no_ids_are_refused(masks, said):
+    for make in (unet_targets, object_probability, star_distances, cellpose_flows):
+        with pytest.raises(ValueError, match=said):
+            make(masks)
+
+
+def test_too_few_rays_are_refused(crowds):
+    with pytest.raises(ValueError, match="rays must be 3 or more, got 2"):
+        star_distances(crowds, 2)
+
+
+def test_lists_have_one_image_and_one_label_image_of_their_own_a_frame(tiny_model):
+    clips = [videos(tiny_model).clip(number) for number in range(2)]
+    images, labels = frame_lists(clips)
+    assert [image.shape for image in images] == [(64, 80)] * 6
+    assert {label.dtype for label in labels} == {np.dtype("int32")}
+    assert np.array_equal(images[4], clips[1]["video"][1, 0])
+    assert np.array_equal(labels[4], clips[1]["masks"][1])
+    labels[4][:] = 0
+    assert clips[1]["masks"][1].any()
+
+
+def test_channels_of_an_image_come_last():
+    clip = {
+        "video": torch.rand(2, 3, 8, 9),
+        "masks": torch.ones(2, 8, 9, dtype=torch.int32),
+    }
+    images, _ = frame_lists([clip])
+    assert np.array_equal(images[1], clip["video"][1].permute(1, 2, 0))
+
+
+class Counted(SyntheticHeLaVideos):
+    """Says which clips were made."""
+
+    made = ()
+
+    def clip(self, index):
+        self.made += (index,)
+        return super().clip(index)
+
+
+def counted(model):
+    return Counted(model=model, method="procedural", frames=2, size=48, length=3, nuclei=2)
+
+
+def test_sequences_make_each_clip_once_and_when_it_is_asked_for(tiny_model):
+    data = counted(tiny_model)
+    images, labels = frame_sequences(data)
+    assert (len(images), len(labels), data.made) == (6, 6, (0,))
+    assert np.array_equal(labels[5], data.clip(2)["masks"][1])
+    assert np.array_equal(images[-1], data.clip(2)["video"][1, 0])
+    data.made = ()
+    assert [image.shape for image in images] == [(48, 48)] * 6
+    assert data.made == (1,)
+    assert np.array_equal(images[2:4], [images[2], images[3]])
+    for index in (6, -7):
+        with pytest.raises(IndexError, match=r"index must be in \[-6, 6\)"):
+            images[index]
+
+
+def test_sequences_keep_no_more_clips_than_they_are_told(tiny_model):
+    data = counted(tiny_model)
+    images, labels = frame_sequences(data, 3, kept=2)
+    for number in (0, 2, 0, 4, 0, 2):
+        assert np.array_equal(images[number] * 0, labels[number] * 0)
+    assert data.made == (0, 1, 2, 1)
+
+
+def test_sequences_follow_the_epoch_of_the_data_set(tiny_model):
+    data = counted(tiny_model)
+    images, _ = frame_sequences(data)
+    before = images[0]
+    data.set_epoch(1)
+    assert not np.array_equal(images[0], before)
+    assert np.array_equal(images[0], data.clip(0)["video"][0, 0])
+
+
+def test_sequences_transform_images_and_leave_labels(tiny_model):
+    data = counted(tiny_model)
+    images, labels = frame_sequences(data, transform=np.negative)
+    assert np.array_equal(images[1], -data.clip(0)["video"][1, 0].numpy())
+    assert np.array_equal(labels[1], data.clip(0)["masks"][1])
+
+
+def test_sequences_go_to_another_process(tiny_model):
+    images, labels = frame_sequences(videos(tiny_model))
+    image, label = pickle.loads(pickle.dumps((images, labels)))
+    assert np.array_equal(image[7], images[7])
+    assert np.array_equal(label[7], labels[7])
+
+
+def test_an_endless_data_set_needs_a_number_of_clips(tiny_model):
+    with pytest.raises(ValueError, match=r"clips must be given.*clips=100"):
+        frame_sequences(videos(tiny_model, length=None))
+
+
+def heat_flows(masks, label):
+    """Diffuse heat from the centre of one nucleus, pixel by pixel, and follow its gradient."""
+    places = {tuple(place) for place in np.argwhere(masks == label)}
+    spots = np.array(sorted(places))
+    middle = np.rint(spots.mean(0))
+    centre = tuple(spots[((spots - middle) ** 2).sum(1).argmin()])
+    heat = dict.fromkeys(places, 0.0)
+    around = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+    for _ in range(2 * int((np.ptp(spots, axis=0) + 2).sum())):
+        heat[centre] += 1
+        heat = {
+            (y, x): sum(heat.get((y + dy, x + dx), 0.0) for dy, dx in around) / 9 for y, x in places
+        }
+    flows = np.zeros((2, *masks.shape))
+    for y, x in places:
+        down = heat.get((y + 1, x), 0) - heat.get((y - 1, x), 0)
+        right = heat.get((y, x + 1), 0) - heat.get((y, x - 1), 0)
+        if np.hypot(down, right) > 1e-9:  # not so in the centre of a symmetric nucleus
+            flows[:, y, x] = np.array([down, right]) / np.hypot(down, right)
+    return flows
+
+
+def test_flows_of_cellpose_climb_the_heat_of_each_nucleus():
+    pytest.importorskip("cellpose", reason="needs the extra cellpose")
+    masks = np.zeros((40, 44), np.int32)
+    masks[ellipse(masks.shape, (14, 15), (9, 7))] = 5
+    flows = cellpose_flows(torch.from_numpy(masks[None]))
+    assert (flows.shape, flows.dtype) == ((1, 4, 40, 44), torch.float32)
+    np.testing.assert_allclose(flows[0, 2:].numpy(), heat_flows(masks, 5), atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+def test_cellpose_finds_the_nuclei_again_in_their_flows(tiny_model):
+    pytest.importorskip("cellpose", reason="needs the extra cellpose")
+    from cellpose.dynamics import compute_masks
+
+    masks = videos(tiny_model, nuclei=6).clip(0)["masks"]
+    kept = masks.clone()
+    masks[1] = 0
+    flows = cellpose_flows(masks)
+    assert torch.equal(masks[2], kept[2])
+    assert flows[1].count_nonzero() == 0
+    assert torch.equal(flows[0, 1] > 0, masks[0] > 0)
+    found = compute_masks(5 * flows[0, 2:].numpy(), 10 * flows[0, 1].numpy() - 5, niter=200)
+    ids, areas = masks[0].unique(return_counts=True)
+    # Cellpose leaves out what has fewer than 15 pixels.
+    large = ids[(ids > 0) & (areas > 30)]
+    assert len(large) > 1
+    for number in large:
+        own = (masks[0] == number).numpy()
+        best = np.bincount(found[own].ravel()).argmax()
+        assert (own & (found == best)).sum() / (own | (found == best)).sum() > 0.9
+
+
+def test_flows_without_cellpose_name_the_extra(monkeypatch, crowds):
+    monkeypatch.setitem(__import__("sys").modules, "cellpose.dynamics", None)
+    with pytest.raises(ImportError, match=r"bvdm-data\[cellpose\]"):
+        cellpose_flows(crowds)
+
+
+def test_a_unet_learns_the_maps_from_a_loader(capsys):
+    example = runpy.run_path(str(EXAMPLES / "train_unet.py"))
+    small = ["--steps", "24", "--frames", "1", "--size", "64", "--batch-size", "4"]
+    losses = example["main"]([*small, "--workers", "0", "--device", "cpu"])
+    assert np.median(losses[-6:]) < 0.7 * np.median(losses[:3])
+    assert "after 24 steps" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_cellpose_trains_on_lists_of_frames(tmp_path, capsys):
+    pytest.importorskip("cellpose", reason="needs the extra cellpose")
+    example = runpy.run_path(str(EXAMPLES / "train_cellpose.py"))
+    losses = example["main"](["--clips", "6", "--epochs", "12", "--output", str(tmp_path)])
+    assert losses[-1] < 0.8 * losses[1]
+    assert len(list((tmp_path / "models").iterdir())) == 1
+    assert "saved to" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_stardist_trains_on_frames_made_on_demand(capsys):
+    pytest.importorskip("tensorflow", reason="needs the extra stardist")
+    example = runpy.run_path(str(EXAMPLES / "train_stardist.py"))
+    losses = example["main"](["--clips", "6", "--epochs", "4", "--size", "64"])
+    assert losses[-1] < losses[0]
+    assert "after 4 epochs" in capsys.readouterr().out
