@@ -1,0 +1,221 @@
+import importlib
+import importlib.metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import default_collate
+
+from bvdm_data.adapters import napari as adapter
+from bvdm_data.datasets.ctc import write_sequence
+from bvdm_data.datasets.export import export
+from bvdm_data.datasets.real import CTCVideos
+from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
+from bvdm_data.datasets.tiff import write_image
+
+MANIFEST = Path(adapter.__file__).with_name("napari.yaml")
+
+
+@pytest.fixture(scope="module")
+def clip(tiny_ctc):
+    """Return the tiny video: nucleus 2 divides into 5 and 6, 4 enters late, 3 leaves."""
+    return CTCVideos(tiny_ctc, frames=12, size=(128, 160), border=0, windows="grid").clip(0)
+
+
+def kinds(made):
+    return [(about["name"], kind) for _, about, kind in made]
+
+
+def centres(masks):
+    """Rows (id, frame, y, x) of all masks, found pixel by pixel."""
+    rows = []
+    for identity in range(1, int(masks.max()) + 1):
+        for frame, mask in enumerate(masks):
+            places = np.argwhere(mask == identity)
+            if len(places):
+                rows.append((identity, frame, *places.mean(0)))
+    return np.array(rows)
+
+
+def test_a_clip_becomes_an_image_labels_and_tracks(clip):
+    made = adapter.layers(clip, "mine")
+    assert kinds(made) == [
+        ("mine video", "image"),
+        ("mine masks", "labels"),
+        ("mine tracks", "tracks"),
+    ]
+    video, masks, tracks = (data for data, _, _ in made)
+    assert (video == clip["video"][:, 0].numpy()).all()
+    assert (masks == clip["masks"].numpy()).all()
+    assert (video.shape, masks.shape, masks.dtype) == ((12, 128, 160), (12, 128, 160), np.int32)
+    np.testing.assert_allclose(tracks, centres(masks))
+    low, high = made[0][1]["contrast_limits"]
+    assert video.min() <= low < high <= video.max()
+
+
+def test_the_graph_of_the_tracks_has_the_parent_of_every_daughter(clip):
+    table = clip["tracks"].numpy()
+    divided = {int(row[0]): [int(row[3])] for row in table if row[3]}
+    assert divided == {5: [2], 6: [2]}
+    assert adapter.layers(clip)[2][1]["graph"] == divided
+
+
+def test_layers_are_those_that_the_clip_has(clip):
+    video = {"video": clip["video"]}
+    assert kinds(adapter.layers(video)) == [("video", "image")]
+    assert kinds(adapter.layers({**video, "masks": clip["masks"]})) == [
+        ("video", "image"),
+        ("masks", "labels"),
+    ]
+    empty = {**clip, "masks": torch.zeros_like(clip["masks"])}
+    assert len(adapter.layers({**empty, "tracks": torch.zeros_like(clip["tracks"])})) == 2
+    black = adapter.layers({"video": torch.zeros_like(clip["video"])})
+    assert black[0][1]["contrast_limits"] == (0, 1)
+
+
+def test_a_batch_of_clips_is_refused(clip):
+    with pytest.raises(ValueError, match="clip must be one clip with video"):
+        adapter.layers(default_collate([clip, clip]))
+
+
+@pytest.mark.parametrize("inner", ["", "01", "01_GT/TRA/man_track.txt"])
+def test_a_video_of_the_challenge_is_read_under_any_of_its_names(inner, tiny_ctc, tiny_video):
+    path = str(tiny_ctc / inner)
+    assert adapter.reader(path) is adapter.read
+    made = adapter.read(path)
+    assert kinds(made) == [("01 video", "image"), ("01 masks", "labels"), ("01 tracks", "tracks")]
+    counts, masks, tracks = tiny_video
+    assert made[0][0].dtype == np.uint16
+    assert (made[0][0] == counts).all()
+    assert (made[1][0] == masks).all()
+    np.testing.assert_allclose(made[2][0], centres(masks))
+    assert made[2][1]["graph"] == {int(row[0]): [int(row[3])] for row in tracks if row[3]}
+
+
+def test_a_folder_with_several_videos_is_read_as_a_whole(tiny_video, tmp_path):
+    write_sequence(tmp_path, "01", *tiny_video)
+    write_sequence(tmp_path, "02", *tiny_video)
+    names = [about["name"] for _, about, _ in adapter.read(str(tmp_path))]
+    assert names == [
+        f"{video} {kind}" for video in ("01", "02") for kind in ("video", "masks", "tracks")
+    ]
+    assert len(adapter.read(str(tmp_path / "02"))) == 3
+
+
+def test_a_video_without_truth_is_read_without_labels(tiny_ctc, tmp_path):
+    (tmp_path / "01").symlink_to(tiny_ctc / "01")
+    assert kinds(adapter.read(str(tmp_path))) == [("01 video", "image")]
+
+
+def test_what_export_writes_is_read_with_its_lineage(tiny_model, tmp_path):
+    export(
+        tmp_path, frames=14, size=(96, 96), sequences=1, model=tiny_model, nuclei=6, progress=False
+    )
+    video, masks, tracks = adapter.read(str(tmp_path))
+    assert video[0].shape == masks[0].shape == (14, 96, 96)
+    table = np.loadtxt(tmp_path / "01_GT" / "TRA" / "man_track.txt", int, ndmin=2)
+    assert set(tracks[0][:, 0].astype(int)) == set(table[:, 0])
+    assert tracks[1]["graph"] == {
+        child: [parent] for child, _, _, parent in table.tolist() if parent
+    }
+    assert tracks[1]["graph"]
+
+
+def test_masks_that_belong_to_no_track_are_labels_without_one(tiny_video, tmp_path):
+    counts, masks, tracks = tiny_video
+    root = tmp_path / "data"
+    write_sequence(root, "01", counts, masks, tracks)
+    silver = masks[0].copy()
+    silver[2:8, 2:8] = 9
+    (root / "01_ST" / "SEG").mkdir(parents=True)
+    write_image(root / "01_ST" / "SEG" / "man_seg000.tif", silver.astype(np.uint16))
+    _, labels, places = adapter.read(str(root))
+    assert len(np.unique(labels[0][0])) == len(np.unique(masks[0])) + 1
+    assert not labels[0][1:].any()
+    assert places[0][:, 0].tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["missing", "t000.tif", "empty"])
+def test_other_paths_are_left_to_other_readers(name, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "t000.tif").touch()
+    path = str(tmp_path / name)
+    assert adapter.reader(path) is None
+    assert adapter.reader([path]) is None
+    with pytest.raises(FileNotFoundError, match="path must be a folder in the layout of the Cell"):
+        adapter.read(path)
+
+
+def test_the_sample_is_a_clip_of_the_shipped_model(monkeypatch):
+    monkeypatch.setattr(adapter, "SAMPLE_FRAMES", 3)
+    video, masks, tracks = adapter.sample()
+    clip = SyntheticHeLaVideos(frames=3, size=256).clip(0)
+    assert (video[0] == clip["video"][:, 0].numpy()).all()
+    assert (masks[0] == clip["masks"].numpy()).all()
+    assert len(tracks[0]) > 3
+
+
+def test_the_package_tells_napari_of_the_manifest():
+    (entry,) = importlib.metadata.entry_points(group="napari.manifest", name="bvdm-data")
+    package, _, name = entry.value.partition(":")
+    found = Path(importlib.import_module(package).__file__).with_name(name)
+    assert found == MANIFEST
+    lines = [line.split(":", 1) for line in found.read_text().splitlines() if "python_name" in line]
+    for _, value in lines:
+        module, _, function = value.strip().partition(":")
+        assert callable(getattr(importlib.import_module(module), function))
+    assert len(lines) == 2
+
+
+def test_without_napari_a_view_says_how_to_get_it(clip, monkeypatch):
+    real = importlib.import_module
+
+    def missing(name, *rest):
+        if name == "napari":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(ImportError, match=r"'napari', .* pip install 'bvdm-data\[napari\]'"):
+        adapter.view(clip)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_napari_finds_a_manifest_without_a_fault():
+    npe2 = pytest.importorskip("npe2", reason="the extra napari is not installed")
+    manifest = npe2.PluginManifest.from_distribution("bvdm-data")
+    manifest.validate_imports()
+    assert manifest.contributions.sample_data[0].key == "clip"
+    assert manifest.contributions.readers[0].accepts_directories
+
+
+@pytest.fixture
+def viewer():
+    """Return all of a viewer but its window, which would need a screen."""
+    pytest.importorskip("napari", reason="the extra napari is not installed")
+    from napari.components import ViewerModel
+    from npe2 import PluginManager
+
+    PluginManager.instance().discover()
+    return ViewerModel()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_napari_shows_a_clip_with_its_lineage(clip, viewer):
+    assert adapter.view(clip, viewer) is viewer
+    _, masks, tracks = viewer.layers
+    assert [type(layer).__name__ for layer in viewer.layers] == ["Image", "Labels", "Tracks"]
+    assert tuple(viewer.dims.range[0])[:2] == (0, 11)
+    np.testing.assert_array_equal(masks.data, clip["masks"].numpy())
+    np.testing.assert_allclose(tracks.data, centres(clip["masks"].numpy()))
+    assert tracks.graph == {5: [2], 6: [2]}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_napari_opens_a_folder_and_the_sample_by_the_manifest(tiny_ctc, viewer, monkeypatch):
+    opened = viewer.open(str(tiny_ctc), plugin="bvdm-data")
+    assert [layer.name for layer in opened] == ["01 video", "01 masks", "01 tracks"]
+    monkeypatch.setattr(adapter, "SAMPLE_FRAMES", 2)
+    made = viewer.open_sample("bvdm-data", "clip")
+    assert [type(layer).__name__ for layer in made] == ["Image", "Labels", "Tracks"]
