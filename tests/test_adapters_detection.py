@@ -1,6 +1,7 @@
 """Detection targets, and torchvision's Mask R-CNN trained on them."""
 
 import functools
+import re
 import runpy
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from torchvision.transforms import v2
 from bvdm_data import SyntheticHeLaVideos
 from bvdm_data.adapters.detection import collate_detection, detection_targets
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +139,15 @@ def test_mask_rcnn_learns_from_a_loader(example, capsys):
     assert np.isfinite(losses).all()
     assert np.median(losses[-6:]) < 0.8 * np.median(losses[:3])
     assert "after 20 steps" in capsys.readouterr().out
+
+
+def test_the_snippet_of_the_page_of_consumers_runs(capsys):
+    page = (ROOT / "docs" / "consumers.md").read_text()
+    section = page.split("\n## Detection:")[1].split("\n## ")[0]
+    (snippet,) = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    torch.manual_seed(0)
+    exec(compile(snippet, "consumers.md", "exec"), {})
+    assert "'loss_mask': " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

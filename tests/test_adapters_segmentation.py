@@ -2,6 +2,7 @@
 
 import functools
 import pickle
+import re
 import runpy
 from pathlib import Path
 
@@ -25,7 +26,8 @@ from bvdm_data.adapters.segmentation import (
     unet_targets,
 )
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
 
 
 def crowd(seed=0, shape=(72, 90), count=25):
@@ -311,7 +313,18 @@ def test_a_unet_learns_the_maps_from_a_loader(capsys):
     assert "after 24 steps" in capsys.readouterr().out
 
 
+def test_the_snippet_of_the_page_of_consumers_runs(capsys):
+    page = (ROOT / "docs" / "consumers.md").read_text()
+    section = page.split("\n## Segmentation:")[1].split("\n## ")[0]
+    (snippet,) = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    exec(compile(snippet, "consumers.md", "exec"), {})
+    said = capsys.readouterr().out
+    assert "'boundary': (4, 1, 128, 128)" in said
+    assert said.endswith("8 (128, 128)\n8 int32\n")
+
+
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:In CPU autocast")
 def test_cellpose_trains_on_lists_of_frames(tmp_path, capsys):
     pytest.importorskip("cellpose", reason="needs the extra cellpose")
     example = runpy.run_path(str(EXAMPLES / "train_cellpose.py"))
