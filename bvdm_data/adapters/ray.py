@@ -40,8 +40,8 @@ def ray_export(
         clips_per_shard: Clips of a shard.
         format: ``"webdataset"`` or ``"zarr"``.
         compress: Whether shards are compressed.
-        retries: How often a shard is tried again when its worker is lost, and when the disk
-            fails.
+        retries: How often a task tries its shard again when the disk fails, after 1, 2, 4, ...
+            seconds. When its worker is lost, Ray starts the task again by itself.
         concurrency: Most tasks at a time; None: as many as the cluster has cores.
 
     Returns:
@@ -69,11 +69,7 @@ def ray_export(
     )
     claim(plan)
     numbers = data.range(plan.count, override_num_blocks=plan.count)
-    made = numbers.map(
-        functools.partial(_made, plan=plan, retries=tries),
-        concurrency=concurrency,
-        max_retries=tries,
-    )
+    made = numbers.map(functools.partial(_made, plan=plan, retries=tries), concurrency=concurrency)
     return sorted(row["shard"] for row in made.iter_rows() if row["written"])
 
 

@@ -56,7 +56,7 @@ def as_clip(sample: Mapping[str, Any]) -> Clip:
         TypeError: If the sample was not decoded.
 
     Examples:
-        Clips of all shards of a folder, for a loader::
+        Clips of all shards of a folder, for a loader; webdataset adds ``__key__`` to each::
 
             from webdataset import WebDataset
 
