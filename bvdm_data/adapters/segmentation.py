@@ -16,6 +16,9 @@ from bvdm_data.datasets.arguments import check_whole_number
 RAYS = 32
 """Rays of a nucleus where the user names no other number: StarDist's default."""
 
+TIE = 0.01
+"""Pixels from half a pixel within which single precision may round either way."""
+
 
 def collate_unet(clips: Sequence[Clip]) -> dict[str, Tensor]:
     """Return the frames of clips with foreground, distance and boundary, ready for a loss.
@@ -163,30 +166,39 @@ def star_distances(masks: Tensor, rays: SupportsIndex = RAYS) -> Tensor:
     """
     masks, count = _checked(masks), check_whole_number("rays", rays, least=3)
     frames, height, width = masks.shape
-    padded = torch.nn.functional.pad(masks, (1, 1, 1, 1))
-    flat, label_at = padded.flatten(), masks.flatten()
-    inside = label_at.nonzero().squeeze(1)
-    frame, place = inside // (height * width), inside % (height * width)
-    row, column = place // width, place % width
-    corner = frame * (height + 2) * (width + 2) + (width + 2) + 1
-    out = torch.zeros(count, frames * height * width, device=masks.device)
+    padded = torch.nn.functional.pad(masks.int(), (1, 1, 1, 1))
+    flat, inside = padded.flatten(), padded.flatten().nonzero().squeeze(1)
+    out = torch.zeros(count, len(flat), dtype=torch.float32, device=masks.device)
     # In single precision, as there, where ties of the rounding turn on it.
     step = np.float32(2 * np.pi / count)
     for ray in range(count):
         dy, dx = np.sin(step * np.float32(ray)), np.cos(step * np.float32(ray))
         overshoot = 0.5 / max(abs(float(dy)), abs(float(dx)))
-        walking, steps = torch.arange(len(inside), device=masks.device), 0
         down = right = np.float32(0)
+        walking, label, steps = inside, flat[inside], 0
         while len(walking):
             steps += 1
             down, right = down + dy, right + dx
-            y = (row[walking].float() + float(down)).round().long()
-            x = (column[walking].float() + float(right)).round().long()
-            there = flat[corner[walking] + y * (width + 2) + x]
-            left = there != label_at[inside[walking]]
-            out[ray, inside[walking[left]]] = steps - 1 + overshoot
-            walking = walking[~left]
-    return out.view(count, frames, height, width).movedim(0, 1).contiguous()
+            there = flat[walking + _way(walking, (float(down), float(right)), padded.shape)]
+            stays = there == label
+            out[ray, walking[~stays]] = steps - 1 + overshoot
+            kept = stays.nonzero().squeeze(1)
+            walking, label = walking[kept], label[kept]
+    out = out.view(count, frames, height + 2, width + 2)[..., 1:-1, 1:-1]
+    return out.movedim(0, 1).contiguous()
+
+
+def _way(place: Tensor, step: tuple[float, float], shape: Sequence[int]) -> Tensor | int:
+    """Return how far on the pixel nearest to each place plus the step lies in a padded stack."""
+    _, height, width = shape
+    if all(abs(abs(length) % 1 - 0.5) > TIE for length in step):
+        return round(step[0]) * width + round(step[1])
+    # Which way a tie is rounded depends on the place.
+    y, x = place // width % height - 1, place % width - 1
+    down, right = (
+        (axis.float() + by).round().long() - axis for axis, by in ((y, step[0]), (x, step[1]))
+    )
+    return down * width + right
 
 
 def cellpose_flows(masks: Tensor) -> Tensor:
