@@ -1,0 +1,95 @@
+"""Optical-flow networks: pairs of frames with flow, as torchvision's data sets give them."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from bvdm_data.adapters.parts import coloured, part
+from bvdm_data.clip import Clip
+
+
+class FlowPair(NamedTuple):
+    """Two frames and the flow between them, in the order and form of torchvision's ``KittiFlow``.
+
+    Attributes:
+        image1: Grey values in [0, 1], the same in three channels, ``[3, H, W]`` float32.
+        image2: The next frame, the same.
+        flow: Displacement ``(dx, dy)`` in pixels, ``[2, H, W]`` float32. Mind the order: a clip
+            has ``(dy, dx)``.
+        valid: Where flow is known, ``[H, W]`` bool: in the nuclei of image1 that are also in
+            image2.
+    """
+
+    image1: Tensor
+    image2: Tensor
+    flow: Tensor
+    valid: Tensor
+
+
+def flow_pairs(clip: Clip) -> list[FlowPair]:
+    """Make a pair of every two frames in a row.
+
+    Args:
+        clip: One clip with ``flow`` and ``masks``.
+
+    Returns:
+        F - 1 pairs.
+
+    Raises:
+        ValueError: If flow or masks are missing, or the clip is a batch.
+    """
+    flow, masks = part(clip, "flow").flip(1), part(clip, "masks")
+    images = coloured(clip)
+    return [
+        FlowPair(
+            images[frame],
+            images[frame + 1],
+            flow[frame],
+            # A nucleus keeps its id until it divides or is lost; then its flow is not known.
+            (masks[frame] > 0) & torch.isin(masks[frame], masks[frame + 1]),
+        )
+        for frame in range(len(flow))
+    ]
+
+
+class FlowPairs(IterableDataset[FlowPair]):
+    """The pairs of a stream of clips, for a training loop that is fed ``KittiFlow`` or ``HD1K``.
+
+    Workers and ranks share the clips out as those of the stream do. The pairs of a clip follow
+    each other.
+
+    Args:
+        clips: A data set of clips with ``flow`` and ``masks``.
+        transforms: As for torchvision's data sets: called with ``image1, image2, flow, valid``,
+            returns the four. None: pairs as :func:`flow_pairs` makes them.
+
+    Examples:
+        Batches for ``torchvision.models.optical_flow.raft_small``::
+
+            videos = SyntheticHeLaVideos(size=128, annotations=("masks", "flow"))
+            for image1, image2, flow, valid in DataLoader(FlowPairs(videos), batch_size=8):
+                predictions = network(2 * image1 - 1, 2 * image2 - 1)
+    """
+
+    def __init__(
+        self,
+        clips: Iterable[Clip],
+        transforms: Callable[
+            [Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]
+        ]
+        | None = None,
+    ) -> None:
+        """Keep the arguments; see the class."""
+        if transforms is not None and not callable(transforms):
+            raise TypeError(f"transforms must be a function of four tensors, got {transforms!r}")
+        self.clips = clips
+        self.transforms = transforms
+
+    def __iter__(self) -> Iterator[FlowPair]:
+        """Yield pair after pair."""
+        for clip in self.clips:
+            for pair in flow_pairs(clip):
+                yield pair if self.transforms is None else FlowPair(*self.transforms(*pair))

@@ -1,0 +1,204 @@
+"""What adapters share: foreign packages, the parts of a clip they need, and lines of descent."""
+
+import importlib
+import logging
+import math
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from numbers import Real
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from bvdm_data.clip import Clip
+from bvdm_data.datasets.track_table import check_track_table
+
+PIXEL_SIZE = 0.645
+"""Side of a pixel of Fluo-N2DL-HeLa, micrometres (celltrackingchallenge.net/2d-datasets)."""
+
+MINUTES = 30.0
+"""Time between two frames of Fluo-N2DL-HeLa, minutes (celltrackingchallenge.net/2d-datasets)."""
+
+
+def need(name: str, extra: str) -> ModuleType:
+    """Import a package, without what it does to the logging of the process and its warnings.
+
+    Args:
+        name: Name of the module.
+        extra: The extra that installs it.
+
+    Returns:
+        The module.
+
+    Raises:
+        ImportError: If it is not installed, with the way to install it.
+    """
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"this adapter needs the package {error.name!r}, which is not installed; "
+            f"pip install 'bvdm-data[{extra}]'"
+        ) from error
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
+def part(clip: Clip, key: str) -> Tensor:
+    """Return a part of one clip on the CPU.
+
+    Args:
+        clip: One clip (not a batch).
+        key: Its name.
+
+    Returns:
+        The tensor, with the shape that :class:`Clip` gives.
+
+    Raises:
+        ValueError: If the clip does not have it, or is a batch of clips.
+    """
+    if key not in clip:
+        raise ValueError(
+            f"clip must have the key {key!r}, got the keys {tuple(clip)}; give the data set "
+            f"annotations=(..., {key!r})"
+        )
+    if clip["video"].ndim != 4:
+        raise ValueError(
+            "clip must be one clip with video [F, 1, H, W], got video "
+            f"{list(clip['video'].shape)}; take clips from the data set, or a batch apart"
+        )
+    found: Tensor = clip[key]  # type: ignore[literal-required]
+    return found.as_subclass(Tensor).detach().cpu()
+
+
+def coloured(clip: Clip) -> Tensor:
+    """Return the video in three channels, for networks that were made for photographs.
+
+    Args:
+        clip: One clip; its one channel is repeated, three are left as they are.
+
+    Returns:
+        Grey values in [0, 1], ``[F, 3, H, W]`` float32.
+
+    Raises:
+        ValueError: If the clip is a batch, or has another number of channels.
+    """
+    video = part(clip, "video").float()
+    if video.shape[1] not in (1, 3):
+        raise ValueError(f"clip must have a video of 1 or 3 channels, got {list(video.shape)}")
+    return video.repeat(1, 3 // video.shape[1], 1, 1)
+
+
+def grey(clip: Clip) -> npt.NDArray[np.float32]:
+    """Return the only channel of the video.
+
+    Args:
+        clip: One clip.
+
+    Returns:
+        Grey values ``[F, H, W]`` float32.
+
+    Raises:
+        ValueError: If the clip is a batch, or has more channels.
+    """
+    video = part(clip, "video").float()
+    if video.shape[1] != 1:
+        raise ValueError(f"clip must have a video of 1 channel, got {list(video.shape)}")
+    found: npt.NDArray[np.float32] = video[:, 0].numpy()
+    return found
+
+
+def tracks_of(clip: Clip) -> npt.NDArray[np.int32]:
+    """Return the table of tracks of a clip, checked against its masks.
+
+    Args:
+        clip: One clip with ``masks`` and ``tracks``.
+
+    Returns:
+        ``[n, 4]`` id, first frame, last frame and parent, without padding.
+
+    Raises:
+        ValueError: If one of them is missing or wrong, or they hold other ids in a frame.
+    """
+    masks = part(clip, "masks").numpy()
+    table = check_track_table(part(clip, "tracks").numpy(), len(masks))
+    for frame, mask in enumerate(masks):
+        alive = table[(table[:, 1] <= frame) & (frame <= table[:, 2]), 0]
+        odd = np.setxor1d(np.unique(mask[mask > 0]), alive)
+        if len(odd):
+            raise ValueError(
+                "clip must have masks and tracks with the same ids in every frame, got id "
+                f"{odd[0]} in frame {frame} only in {'tracks' if odd[0] in alive else 'masks'}"
+            )
+    return table
+
+
+def lines_of_descent(table: npt.NDArray[np.integer]) -> dict[int, list[int]]:
+    """Follow each track back to its first ancestor.
+
+    Args:
+        table: ``[n, 4]``, as :func:`tracks_of` gives it.
+
+    Returns:
+        For each id the ids from itself, over its parent, to the first of the family.
+
+    Examples:
+        >>> lines_of_descent(np.array([[1, 0, 1, 0], [2, 2, 3, 1], [3, 4, 5, 2]]))
+        {1: [1], 2: [2, 1], 3: [3, 2, 1]}
+    """
+    lines: dict[int, list[int]] = {}
+    for identity, _, _, parent in sorted(table.tolist(), key=lambda row: row[1]):
+        # A parent ends before its daughter begins, so its line is known.
+        lines[identity] = [identity, *lines.get(parent, [])]
+    return lines
+
+
+def check_above_zero(name: str, value: float) -> None:
+    """Refuse what is no number above 0.
+
+    Args:
+        name: Name of the argument, for the message.
+        value: What came.
+
+    Raises:
+        TypeError: If it is not a number.
+        ValueError: If it is not finite and above 0.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number above 0, got {value!r}")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be above 0, got {value}")
+
+
+@contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """Give a temporary folder that takes the place of ``path`` when all went well.
+
+    Args:
+        path: The folder to make; the one it lies in is made if need be.
+
+    Yields:
+        The path of a folder that is still to be made.
+
+    Raises:
+        FileExistsError: If there is something at path.
+        OSError: If it cannot be written; nothing half-written is left.
+    """
+    target = Path(path).expanduser()
+    if target.exists():
+        raise FileExistsError(f"{target} is there already; remove it or give another path")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as staging:
+        folder = Path(staging) / target.name
+        yield folder
+        folder.rename(target)

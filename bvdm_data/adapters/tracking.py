@@ -1,0 +1,138 @@
+"""Trackers that learn: training windows of Trackastra, and folders of the challenge."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from bvdm_data.adapters.parts import grey, lines_of_descent, need, part, tracks_of
+from bvdm_data.camera_scale import CameraScale
+from bvdm_data.clip import Clip
+from bvdm_data.datasets.arguments import check_whole_number
+from bvdm_data.datasets.ctc_writer import write_sequence
+
+Window = Mapping[str, Tensor]
+
+
+def trackastra_windows(clip: Clip, window: int = 6) -> list[Window]:
+    """Cut a clip into the training windows of Trackastra.
+
+    They are the items of its ``CTCData`` with ``features="wrfeat"`` and no augmentation, of the
+    same clip written as a folder; ``trackastra.data.collate_sequence_padding`` makes batches.
+
+    Args:
+        clip: One clip with ``masks`` and ``tracks``.
+        window: Frames of a window.
+
+    Returns:
+        A window for each run of frames in which there is a nucleus. For its N nuclei, ordered by
+        frame and id: ``coords`` and ``coords0`` ``[N, 3]`` float32, frame and centroid
+        ``(t, y, x)`` in pixels; ``features`` ``[N, 7]`` float32; ``timepoints`` and ``labels``
+        ``[N]`` int64, frame and id; ``assoc_matrix`` ``[N, N]`` float32, 1 where one is the
+        other, its ancestor or its descendant.
+
+    Raises:
+        ImportError: If Trackastra is not installed.
+        TypeError: If window is not a whole number.
+        ValueError: If window is below 2 or longer than the clip, or the clip has no masks or
+            tracks, or they do not agree.
+    """
+    frames = check_whole_number("window", window, least=2)
+    table = tracks_of(clip)
+    masks, video = part(clip, "masks").numpy(), grey(clip)
+    if len(video) < frames:
+        raise ValueError(
+            f"window must be at most the {len(video)} frames of the clip, got {window}"
+        )
+    measures = need("trackastra.data", "tracking").WRFeatures
+    normalize = need("trackastra.utils", "tracking").normalize
+    found = [
+        measures.from_mask_img(mask[None], normalize(image)[None], t_start=time)
+        for time, (mask, image) in enumerate(zip(masks, video, strict=True))
+    ]
+    lines = lines_of_descent(table)
+    related = torch.zeros((max(lines, default=0) + 1,) * 2)
+    for identity, line in lines.items():
+        related[identity, line] = related[line, identity] = 1.0
+    cuts = [
+        measures.concat(found[start : start + frames]) for start in range(len(video) - frames + 1)
+    ]
+    return [_window(cut, related) for cut in cuts if len(cut)]
+
+
+class TrackastraWindows(IterableDataset[Window]):
+    """The training windows of a stream of clips.
+
+    Workers and ranks share the clips out as those of the stream do. The windows of a clip follow
+    each other; a loader's batch mixes clips where it holds more than a clip's windows.
+
+    Args:
+        clips: A data set of clips with ``masks`` and ``tracks``.
+        window: Frames of a window.
+
+    Raises:
+        TypeError: If window is not a whole number.
+        ValueError: If window is below 2.
+
+    Examples:
+        Batches for a ``TrackingTransformer``::
+
+            from trackastra.data import collate_sequence_padding
+
+            windows = TrackastraWindows(SyntheticHeLaVideos(frames=8), window=4)
+            loader = DataLoader(windows, batch_size=16, collate_fn=collate_sequence_padding)
+    """
+
+    def __init__(self, clips: Iterable[Clip], window: int = 6) -> None:
+        """Check the arguments; see the class."""
+        self.clips = clips
+        self.window = check_whole_number("window", window, least=2)
+
+    def __iter__(self) -> Iterator[Window]:
+        """Yield window after window; see :func:`trackastra_windows`."""
+        for clip in self.clips:
+            yield from trackastra_windows(clip, self.window)
+
+
+def write_ctc(clip: Clip, root: str | Path, *, name: str, scale: CameraScale) -> None:
+    """Write one clip as a sequence of the Cell Tracking Challenge.
+
+    The folder is read by Trackastra's ``CTCData``, ``traccuracy``, ``py-ctcmetrics``, EmbedTrack
+    and :class:`CTCVideos`. See :func:`bvdm_data.datasets.ctc_writer.write_sequence` for its files;
+    ``bvdm-data export`` writes many whole videos and goes on where it was killed.
+
+    Args:
+        clip: One clip with ``masks`` and ``tracks``.
+        root: Folder of the data set; made if it is not there.
+        name: Name of the sequence, two or more digits, for example ``"01"``.
+        scale: How grey values and counts belong together: the ``scale`` of the data set.
+
+    Raises:
+        FileExistsError: If the sequence is there already.
+        OSError: If it cannot be written; nothing is left behind.
+        ValueError: If the name is wrong, or the clip has no masks or tracks, or they do not agree.
+    """
+    counts = scale.to_counts(grey(clip))
+    write_sequence(
+        Path(root).expanduser(), name, counts, part(clip, "masks").numpy(), tracks_of(clip)
+    )
+
+
+def _window(measured: "object", related: Tensor) -> Window:
+    coords, times, ids = (
+        torch.from_numpy(np.asarray(getattr(measured, key)))
+        for key in ("coords", "timepoints", "labels")
+    )
+    places = torch.cat([times[:, None].float(), coords.float()], dim=1)
+    ids = ids.long()
+    return {
+        "features": torch.from_numpy(measured.features_stacked).float(),  # type: ignore[attr-defined]
+        "coords0": places,
+        "coords": places.clone(),
+        "assoc_matrix": related[ids][:, ids],
+        "timepoints": times.long(),
+        "labels": ids,
+    }

@@ -1,0 +1,340 @@
+"""Clips as what learns to track eats: Trackastra, folders, flow networks, SAM 2."""
+
+import logging
+import runpy
+import shutil
+import statistics
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ctc_metrics.scripts.evaluate import evaluate_sequence
+from ctc_metrics.scripts.validate import validate_sequence
+from torch.utils.data import DataLoader, default_collate
+from torchvision.transforms._presets import OpticalFlow
+
+from bvdm_data.adapters.optical_flow import FlowPairs, flow_pairs
+from bvdm_data.adapters.parts import lines_of_descent, need
+from bvdm_data.adapters.tracking import TrackastraWindows, trackastra_windows, write_ctc
+from bvdm_data.adapters.video_objects import RawVideos, video_datapoint
+from bvdm_data.camera_scale import CameraScale
+from bvdm_data.clip import annotated
+from bvdm_data.datasets.ctc import read_sequence
+from bvdm_data.datasets.export import export
+from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SCALE = CameraScale(offset=32768, full=36863)
+
+
+@pytest.fixture(scope="module")
+def clip(tiny_video):
+    """Return the tiny film of six nuclei as a clip; one divides, one leaves, one comes in."""
+    video, masks, tracks = tiny_video
+    return {
+        "video": torch.from_numpy(SCALE.to_grey(video))[:, None],
+        **annotated(masks, tracks, ("masks", "tracks"), 9),
+        "index": torch.tensor(7),
+        "source": torch.tensor(1, dtype=torch.int8),
+    }
+
+
+@pytest.fixture(scope="module")
+def videos(tiny_model):
+    return SyntheticHeLaVideos(
+        frames=4,
+        size=64,
+        length=3,
+        model=tiny_model,
+        nuclei=4,
+        annotations=("masks", "tracks", "flow"),
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(clip, tmp_path_factory):
+    """Return a folder with the clip as sequence 01; do not change it."""
+    root = tmp_path_factory.mktemp("ctc")
+    write_ctc(clip, root, name="01", scale=SCALE)
+    return root
+
+
+# Trackastra
+
+
+def test_a_window_holds_the_nuclei_of_its_frames_and_who_is_of_whose_line(clip):
+    window = trackastra_windows(clip, 3)[4]
+    times, ids = window["timepoints"].tolist(), window["labels"].tolist()
+    assert list(zip(times, ids, strict=True)) == [
+        *((4, one) for one in (1, 2, 3, 6)),
+        *((5, one) for one in (1, 2, 3, 6)),
+        *((6, one) for one in (1, 3, 4, 5, 6)),
+    ]
+    for i, first in enumerate(ids):
+        for j, second in enumerate(ids):
+            family = first == second or {first, second} in ({2, 4}, {2, 5})
+            assert window["assoc_matrix"][i, j] == family
+    inside = np.argwhere(clip["masks"][4].numpy() == 1).mean(0)
+    np.testing.assert_allclose(window["coords"][0], [4, *inside], rtol=1e-5)
+
+
+def test_the_association_matrix_is_that_of_trackastras_own_function(clip):
+    data = need("trackastra.data.data", "tracking")
+    pandas = pytest.importorskip("pandas")
+    rows = [row for row in clip["tracks"].tolist() if row[0]]
+    table = pandas.DataFrame(rows, columns=["label", "t1", "t2", "parent"])
+    masks = clip["masks"].numpy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _, _, graph = data._ctc_lineages(table, masks)
+    same = {time: {one: one for one in range(1, 7)} for time in range(len(masks))}
+    for window in trackastra_windows(clip, 5):
+        ids, times = window["labels"].numpy(), window["timepoints"].numpy()
+        theirs = data._ctc_assoc_matrix(ids, times, graph, same)
+        np.testing.assert_array_equal(window["assoc_matrix"].numpy() > 0, theirs)
+
+
+@pytest.mark.slow
+def test_windows_of_a_clip_are_what_trackastra_reads_from_its_folder(clip, folder):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = need("trackastra.data", "tracking").CTCData(str(folder / "01"), window_size=4)
+        items = [theirs[number] for number in range(len(theirs))]
+    ours = trackastra_windows(clip, 4)
+    assert len(ours) == len(items) == 9
+    for one, other in zip(ours, items, strict=True):
+        assert list(one) == list(other)
+        for key, value in one.items():
+            assert value.dtype == other[key].dtype
+            torch.testing.assert_close(value, other[key], rtol=1e-4, atol=1e-5)
+
+
+def test_windows_without_a_nucleus_are_left_out(clip):
+    masks, tracks = clip["masks"].clone(), clip["tracks"].clone()
+    masks[2:] = 0
+    tracks = tracks[tracks[:, 1] < 2]
+    tracks[tracks[:, 0] > 0, 2] = 1
+    windows = trackastra_windows({**clip, "masks": masks, "tracks": tracks}, 2)
+    assert [one["timepoints"].unique().tolist() for one in windows] == [[0, 1], [1]]
+
+
+def test_windows_leave_the_logging_of_the_process_alone(clip):
+    root = logging.getLogger()
+    before = list(root.handlers), root.level
+    trackastra_windows(clip, 2)
+    assert (root.handlers, root.level) == before
+
+
+def test_windows_of_a_stream_are_collated_by_trackastra(videos):
+    collate = need("trackastra.data", "tracking").collate_sequence_padding
+    loader = DataLoader(TrackastraWindows(videos, 3), batch_size=4, collate_fn=collate)
+    batches = list(loader)
+    assert sum(len(batch["coords"]) for batch in batches) == 3 * 2
+    first = batches[0]
+    count = first["coords"].shape[1]
+    assert first["assoc_matrix"].shape == (4, count, count)
+    assert first["features"].shape == (4, count, 7)
+
+
+@pytest.mark.parametrize(
+    ("changes", "window", "words"),
+    [
+        ({}, 13, "window must be at most the 12 frames of the clip, got 13"),
+        ({}, 1, "window must be 2 or more, got 1"),
+        ({"tracks": None}, 3, r"clip must have the key 'tracks', got .*annotations=\(\.\.\., 'tr"),
+        ({"tracks": torch.zeros(9, 4, dtype=torch.int32)}, 3, "got id 1 in frame 0 only in masks"),
+        ({"video": torch.zeros(2, 12, 1, 8, 8)}, 3, r"clip must be one clip .*got video \[2, 12"),
+    ],
+)
+def test_windows_refuse_what_is_no_whole_clip(clip, changes, window, words):
+    given = {key: value for key, value in {**clip, **changes}.items() if value is not None}
+    with pytest.raises(ValueError, match=words):
+        trackastra_windows(given, window)
+
+
+def test_a_missing_package_is_named_with_its_extra():
+    with pytest.raises(ImportError, match=r"'no_such_package'.*bvdm-data\[tracking\]"):
+        need("no_such_package", "tracking")
+
+
+def test_lines_of_descent_do_not_need_parents_to_come_first_in_the_table():
+    table = np.array([[1, 4, 5, 3], [3, 2, 3, 8], [8, 0, 1, 0]])
+    assert lines_of_descent(table) == {8: [8], 3: [3, 8], 1: [1, 3, 8]}
+
+
+# Folders
+
+
+def test_a_clip_written_as_a_folder_comes_back_as_it_was(clip, folder):
+    again = read_sequence(folder, "01")
+    for number in range(12):
+        grey = SCALE.to_grey(again.frame(number))
+        np.testing.assert_allclose(grey, clip["video"][number, 0], atol=1e-6)
+        np.testing.assert_array_equal(again.masks(number), clip["masks"][number])
+    assert again.tracks.tolist() == clip["tracks"][:6].tolist()
+
+
+def test_a_clip_written_as_a_folder_is_valid_for_the_challenge(folder, tmp_path):
+    result = tmp_path / "01_RES"
+    result.mkdir()
+    for path in (folder / "01_GT/TRA").iterdir():
+        shutil.copy(path, result / path.name.replace("man_track", "mask"))
+    (result / "mask.txt").rename(result / "res_track.txt")
+    assert validate_sequence(str(result), threads=1) == {"Valid": 1}
+    found = evaluate_sequence(str(result), str(folder / "01_GT"), ["SEG", "TRA"], threads=1)
+    assert (found["SEG"], found["TRA"]) == (1.0, 1.0)
+
+
+def test_a_clip_written_as_a_folder_passes_the_checks_of_traccuracy(clip, folder):
+    loaders = pytest.importorskip("traccuracy.loaders", reason="traccuracy: extra interop")
+    truth = folder / "01_GT/TRA"
+    graph = loaders.load_ctc_data(str(truth), str(truth / "man_track.txt"), run_checks=True).graph
+    name = {key: (node["segmentation_id"], node["t"]) for key, node in graph.nodes(data=True)}
+    rows = clip["tracks"][:6].tolist()
+    wanted = {((2, 5), (4, 6)), ((2, 5), (5, 6))}
+    for one, first, last, _ in rows:
+        wanted |= {((one, time), (one, time + 1)) for time in range(first, last)}
+    assert {(name[source], name[target]) for source, target in graph.edges} == wanted
+
+
+def test_exported_videos_pass_the_checks_of_traccuracy(tiny_model, tmp_path):
+    loaders = pytest.importorskip("traccuracy.loaders", reason="traccuracy: extra interop")
+    given = {"frames": 12, "size": 96, "nuclei": 6, "sequences": 2, "progress": False}
+    for name in export(tmp_path / "data", model=tiny_model, **given):
+        truth = tmp_path / f"data/{name}_GT/TRA"
+        table = truth / "man_track.txt"
+        graph = loaders.load_ctc_data(str(truth), str(table), run_checks=True).graph
+        rows = np.loadtxt(table, int, ndmin=2)
+        assert graph.number_of_nodes() == int((rows[:, 2] - rows[:, 1] + 1).sum())
+        assert max(degree for _, degree in graph.out_degree) == 2  # a nucleus divides
+
+
+def test_write_ctc_refuses_a_clip_whose_masks_and_tracks_differ(clip, tmp_path):
+    masks = clip["masks"].clone()
+    masks[3][masks[3] == 1] = 0
+    with pytest.raises(ValueError, match="got id 1 in frame 3 only in tracks"):
+        write_ctc({**clip, "masks": masks}, tmp_path / "data", name="01", scale=SCALE)
+    assert not (tmp_path / "data").exists()
+
+
+# Optical flow
+
+
+def test_a_flow_pair_leads_from_a_nucleus_to_itself_in_order_dx_dy(videos):
+    clip = videos.clip(0)
+    for frame, (image1, image2, flow, valid) in enumerate(flow_pairs(clip)):
+        assert image1.shape == image2.shape == (3, 64, 64)
+        assert torch.equal(image2[2], clip["video"][frame + 1, 0])
+        assert torch.equal(flow[0], clip["flow"][frame, 1])
+        assert torch.equal(flow[1], clip["flow"][frame, 0])
+        now, then = clip["masks"][frame], clip["masks"][frame + 1]
+        y, x = torch.nonzero(valid, as_tuple=True)
+        right = (x + flow[0, y, x]).round().long().clamp(0, 63)
+        down = (y + flow[1, y, x]).round().long().clamp(0, 63)
+        assert (then[down, right] == now[y, x]).float().mean() > 0.8
+        assert not flow[:, ~valid].any()
+
+
+def test_flow_is_not_valid_where_a_nucleus_divides(clip):
+    pairs = flow_pairs({**clip, "flow": torch.zeros(11, 2, 128, 160)})
+    before, at = pairs[4].valid, pairs[5].valid
+    assert before[clip["masks"][4] == 2].all()
+    assert not at[clip["masks"][5] == 2].any()
+    assert at[clip["masks"][5] == 1].all()
+    assert not at[clip["masks"][5] == 0].any()
+
+
+def test_flow_pairs_take_the_transforms_of_torchvision(videos):
+    preset = OpticalFlow()
+
+    def transforms(image1, image2, flow, valid):
+        return *preset(image1, image2), flow, valid
+
+    plain, changed = (default_collate(list(FlowPairs(videos, one))) for one in (None, transforms))
+    assert [tuple(one.shape) for one in plain] == [
+        (9, 3, 64, 64), (9, 3, 64, 64), (9, 2, 64, 64), (9, 64, 64),
+    ]  # fmt: skip
+    assert plain.valid.dtype == torch.bool
+    torch.testing.assert_close(changed.image1, 2 * plain.image1 - 1)
+    with pytest.raises(TypeError, match="transforms must be a function of four tensors, got 3"):
+        FlowPairs(videos, 3)
+
+
+# SAM 2
+
+
+def test_a_datapoint_has_the_same_objects_in_every_frame(clip):
+    point = video_datapoint(clip)
+    assert (point.video_id, point.size, len(point.frames)) == (7, (128, 160), 12)
+    for number, frame in enumerate(point.frames):
+        assert frame.data.shape == (3, 128, 160)
+        assert [one.object_id for one in frame.objects] == [1, 2, 3]
+        for one in frame.objects:
+            assert one.frame_index == number
+            assert one.segment.dtype == torch.uint8
+            assert torch.equal(one.segment > 0, clip["masks"][number] == one.object_id)
+    assert not point.frames[6].objects[1].segment.any()  # it has divided
+
+
+def test_datapoints_hold_what_the_collate_of_sam_2_stacks(clip):
+    points = [video_datapoint(clip, most_objects=2), video_datapoint(clip, most_objects=1)]
+    images = torch.stack([torch.stack([f.data for f in one.frames]) for one in points], dim=1)
+    assert images.shape == (12, 2, 3, 128, 160)
+    per_frame = [
+        torch.stack([o.segment.bool() for one in points for o in one.frames[time].objects])
+        for time in range(12)
+    ]
+    assert torch.stack(per_frame).shape == (12, 3, 128, 160)
+    with pytest.raises(ValueError, match="most_objects must be 1 or more, got 0"):
+        video_datapoint(clip, most_objects=0)
+    with pytest.raises(ValueError, match="must show a nucleus in its first frame, got none"):
+        video_datapoint({**clip, "masks": 0 * clip["masks"]})
+
+
+def test_raw_videos_are_videos_and_segments_in_memory(videos):
+    raw = RawVideos(videos)
+    assert len(raw) == 3
+    video, segments = raw.get_video(2)
+    clip = videos.clip(2)
+    assert (video.video_name, video.video_id, len(video)) == ("2", 2, 4)
+    for number, frame in enumerate(video.frames):
+        assert frame.frame_idx == number
+        assert torch.equal(frame.data[0], clip["video"][number, 0])
+        found = segments.load(number)
+        assert sorted(found) == [one for one in clip["masks"][number].unique().tolist() if one]
+        assert all(torch.equal(m, clip["masks"][number] == one) for one, m in found.items())
+    with pytest.raises(IndexError, match="idx must be from 0 to 2, got 3"):
+        raw.get_video(3)
+
+
+def test_raw_videos_of_an_endless_stream_need_a_length(tiny_model):
+    endless = SyntheticHeLaVideos(model=tiny_model)
+    with pytest.raises(TypeError, match=r"endless.*give it a length"):
+        RawVideos(endless)
+    assert len(RawVideos(endless, length=5)) == 5
+
+
+# Examples
+
+
+@pytest.mark.slow
+def test_trackastra_learns_from_streamed_clips(capsys):
+    main = runpy.run_path(str(EXAMPLES / "train_trackastra.py"))["main"]
+    small = ["--workers", "0", "--steps", "20", "--size", "128", "--frames", "5"]
+    losses = main([*small, "--method", "procedural"])
+    assert len(losses) == 20
+    assert statistics.median(losses[-5:]) < 0.7 * statistics.median(losses[:3])
+    assert "after 20 steps" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_raft_learns_from_streamed_clips(capsys):
+    main = runpy.run_path(str(EXAMPLES / "train_raft.py"))["main"]
+    small = ["--workers", "0", "--steps", "16", "--updates", "2", "--batch-size", "3"]
+    losses = main([*small, "--method", "procedural"])
+    assert len(losses) == 16
+    assert np.isfinite(losses).all()
+    assert statistics.median(losses[-5:]) < statistics.median(losses[:5])
+    assert "after 16 steps" in capsys.readouterr().out
