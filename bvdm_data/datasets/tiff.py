@@ -1,7 +1,8 @@
-"""One grey TIFF image on disk; the only file that knows the format."""
+"""Grey TIFF images on disk; the only file that knows the format."""
 
 import math
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,42 @@ def write_image(path: Path, image: npt.NDArray[np.uint16]) -> None:
         OSError: If the file cannot be written.
     """
     tifffile.imwrite(path, image, compression="lzw", photometric="minisblack", metadata=None)
+
+
+def write_ome_image(
+    path: Path,
+    stack: npt.NDArray[np.uint16],
+    *,
+    channels: Sequence[str],
+    pixel_size: float,
+    minutes: float,
+) -> None:
+    """Write a video as OME-TIFF (OME model 2016-06), zlib-compressed.
+
+    Args:
+        path: Where to; a file that is there is replaced.
+        stack: ``[F, C, H, W]`` uint16.
+        channels: A name for each of the C.
+        pixel_size: Side of a pixel, micrometres.
+        minutes: Time between two frames.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    metadata = {
+        "axes": "TCYX",
+        "Channel": {"Name": list(channels)},
+        "PhysicalSizeX": pixel_size,
+        "PhysicalSizeXUnit": "µm",
+        "PhysicalSizeY": pixel_size,
+        "PhysicalSizeYUnit": "µm",
+        "TimeIncrement": minutes,
+        "TimeIncrementUnit": "min",
+    }
+    # zlib, not LZW: readers without imagecodecs know it, too.
+    tifffile.imwrite(
+        path, stack, ome=True, photometric="minisblack", compression="zlib", metadata=metadata
+    )
 
 
 def _pieces(page: tifffile.TiffPage) -> list[tuple[slice, slice]]:

@@ -1,0 +1,134 @@
+"""GEFF: the lineage of a clip as a graph exchange file, for motile, napari, tracksdata, ultrack."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from bvdm_data.adapters.parts import (
+    MINUTES,
+    PIXEL_SIZE,
+    check_above_zero,
+    lines_of_descent,
+    need,
+    part,
+    tracks_of,
+    whole_folder,
+)
+from bvdm_data.clip import Clip, measure_boxes
+
+
+def write_geff(
+    clip: Clip,
+    path: str | Path,
+    *,
+    pixel_size: float = PIXEL_SIZE,
+    minutes: float = MINUTES,
+    labels: str | None = None,
+) -> None:
+    """Write the nuclei of a clip and their lineage as a GEFF.
+
+    A node is a nucleus in a frame. Its properties: ``t`` (frame), ``y`` and ``x`` (centroid,
+    pixels), ``seg_id`` (its id in ``masks`` and ``tracks``), ``tracklet`` and ``lineage`` (in the
+    sense of the GEFF specification: a parent with one daughter only goes on in it; the lineage is
+    named after its first ancestor), and ``stage`` (index into ``STAGES``) if the clip has
+    ``stages``. Edges lead from frame to frame within a track, and from the last frame of a parent
+    to the first of its daughters. The axes say how frames become minutes and pixels micrometres.
+
+    Args:
+        clip: One clip with ``masks`` and ``tracks``.
+        path: Folder to write, in Zarr 2 as GEFF's own writer does.
+        pixel_size: Side of a pixel, micrometres.
+        minutes: Time between two frames.
+        labels: Path of the masks from within the new folder, for example
+            ``"../labels/nuclei/0"`` where it lies in a folder of :func:`write_ome_zarr`; None: the
+            file names no masks.
+
+    Raises:
+        FileExistsError: If there is something at path.
+        ImportError: If ``geff`` is not installed.
+        OSError: If it cannot be written; nothing is left behind.
+        ValueError: If a number is not above 0, or the clip has no masks or tracks, or they do not
+            agree.
+    """
+    check_above_zero("pixel_size", pixel_size)
+    check_above_zero("minutes", minutes)
+    core = need("geff.core_io", "lineage")
+    spec = need("geff_spec", "lineage")
+    table = tracks_of(clip)
+    nodes, edges = _graph(clip, table)
+    space = {"type": "space", "unit": "pixel", "scale": pixel_size, "scaled_unit": "micrometer"}
+    time = {"type": "time", "unit": "frame", "scale": minutes, "scaled_unit": "minute"}
+    related = (
+        [spec.RelatedObject(type="labels", path=labels, node_prop="seg_id")] if labels else None
+    )
+    metadata = spec.GeffMetadata(
+        directed=True,
+        axes=[
+            spec.Axis(name="t", **time),
+            spec.Axis(name="y", **space),
+            spec.Axis(name="x", **space),
+        ],
+        node_props_metadata={},
+        edge_props_metadata={},
+        track_node_props={"tracklet": "tracklet", "lineage": "lineage"},
+        display_hints=spec.DisplayHint(
+            display_horizontal="x", display_vertical="y", display_time="t"
+        ),
+        related_objects=related,
+    )
+    properties = {name: {"values": values, "missing": None} for name, values in nodes.items()}
+    with whole_folder(path) as folder:
+        core.write_arrays(
+            folder,
+            node_ids=np.arange(len(nodes["t"]), dtype=np.uint64),
+            node_props=properties,
+            edge_ids=edges,
+            edge_props={},
+            metadata=metadata,
+        )
+
+
+def _graph(
+    clip: Clip, table: npt.NDArray[np.int32]
+) -> tuple[dict[str, npt.NDArray[np.generic]], npt.NDArray[np.uint64]]:
+    """Return the properties of the nodes, ordered by track and frame, and the edges [e, 2]."""
+    masks = part(clip, "masks").numpy()
+    top = int(table[:, 0].max(initial=0))
+    _, centroids = measure_boxes(masks, top)
+    first_node: dict[int, int] = {}
+    ids: list[int] = []
+    frames: list[int] = []
+    for identity, first, last, _ in table.tolist():
+        first_node[identity] = len(ids)
+        ids += [identity] * (last - first + 1)
+        frames += range(first, last + 1)
+    edges = []
+    for identity, first, last, parent in table.tolist():
+        start = first_node[identity]
+        edges += [(node, node + 1) for node in range(start, start + last - first)]
+        if parent:
+            _, begun, ended, _ = table[table[:, 0] == parent][0].tolist()
+            edges.append((first_node[parent] + ended - begun, start))
+    rows, times = np.array(ids, np.int64), np.array(frames, np.int64)
+    lines, tracklets = lines_of_descent(table), _tracklets(table)
+    nodes: dict[str, npt.NDArray[np.generic]] = {
+        "t": times,
+        "y": centroids[rows - 1, times, 0],
+        "x": centroids[rows - 1, times, 1],
+        "seg_id": rows,
+        "tracklet": np.array([tracklets[one] for one in ids], np.int64),
+        "lineage": np.array([lines[one][-1] for one in ids], np.int64),
+    }
+    if "stages" in clip:
+        nodes["stage"] = part(clip, "stages").numpy()[rows - 1, times]
+    return nodes, np.array(edges, np.uint64).reshape(-1, 2)
+
+
+def _tracklets(table: npt.NDArray[np.int32]) -> dict[int, int]:
+    """Name tracklets after their first track; an only daughter goes on in her parent's."""
+    daughters = np.bincount(table[:, 3], minlength=int(table[:, 0].max(initial=0)) + 1)
+    names: dict[int, int] = {}
+    for identity, _, _, parent in sorted(table.tolist(), key=lambda row: row[1]):
+        names[identity] = names[parent] if parent and daughters[parent] == 1 else identity
+    return names

@@ -1,0 +1,143 @@
+"""OME: clips as OME-TIFF and OME-Zarr, for Fiji, napari, QuPath, OMERO and viewers of the web."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bvdm_data.adapters.parts import (
+    MINUTES,
+    PIXEL_SIZE,
+    check_above_zero,
+    grey,
+    need,
+    part,
+    whole_folder,
+)
+from bvdm_data.camera_scale import LARGEST_COUNT, CameraScale
+from bvdm_data.clip import Clip
+from bvdm_data.datasets.tiff import write_ome_image
+from bvdm_data.files import whole_file
+
+AXES = [
+    {"name": "t", "type": "time", "unit": "minute"},
+    {"name": "y", "type": "space", "unit": "micrometer"},
+    {"name": "x", "type": "space", "unit": "micrometer"},
+]
+"""Axes of images in an OME-Zarr, in the words of its specification 0.5."""
+
+LABELS = "nuclei"
+"""Name of the label image in an OME-Zarr."""
+
+
+def write_ome_tiff(
+    clip: Clip,
+    path: str | Path,
+    *,
+    scale: CameraScale,
+    pixel_size: float = PIXEL_SIZE,
+    minutes: float = MINUTES,
+) -> None:
+    """Write a clip as OME-TIFF ``TCYX`` uint16: channel ``video``, and ``masks`` if there are any.
+
+    Args:
+        clip: One clip.
+        path: Where to, by custom ``*.ome.tif``; a file that is there is replaced.
+        scale: How grey values and counts belong together: the ``scale`` of the data set.
+        pixel_size: Side of a pixel, micrometres.
+        minutes: Time between two frames.
+
+    Raises:
+        OSError: If the file cannot be written; what stood at path before is still there.
+        ValueError: If a number is not above 0, the clip is a batch, or an id is above 65535.
+    """
+    check_above_zero("pixel_size", pixel_size)
+    check_above_zero("minutes", minutes)
+    channels = {"video": scale.to_counts(grey(clip))}
+    if "masks" in clip:
+        masks = part(clip, "masks").numpy()
+        if masks.max(initial=0) > LARGEST_COUNT:
+            raise ValueError(f"clip must have ids up to {LARGEST_COUNT}, got {masks.max()}")
+        channels["masks"] = masks.astype(np.uint16)
+    with whole_file(Path(path).expanduser()) as temporary:
+        write_ome_image(
+            temporary,
+            np.stack(list(channels.values()), axis=1),
+            channels=list(channels),
+            pixel_size=float(pixel_size),
+            minutes=float(minutes),
+        )
+
+
+def write_ome_zarr(
+    clip: Clip,
+    path: str | Path,
+    *,
+    scale: CameraScale,
+    pixel_size: float = PIXEL_SIZE,
+    minutes: float = MINUTES,
+) -> None:
+    """Write a clip as OME-Zarr 0.5: the image ``TYX`` uint16, the masks under ``labels``.
+
+    The masks are the label image ``labels/nuclei`` ``TYX`` int32. Both have one resolution and
+    the axes of :func:`write_geff`. The name of the channel and the range of its counts are in the
+    ``omero`` part, so that viewers show the nuclei.
+
+    Args:
+        clip: One clip; without ``masks`` there are no labels.
+        path: Folder to write, by custom ``*.ome.zarr``.
+        scale: How grey values and counts belong together: the ``scale`` of the data set.
+        pixel_size: Side of a pixel, micrometres.
+        minutes: Time between two frames.
+
+    Raises:
+        FileExistsError: If there is something at path.
+        ImportError: If ``zarr`` is not installed.
+        OSError: If it cannot be written; nothing is left behind.
+        ValueError: If a number is not above 0, or the clip is a batch.
+    """
+    check_above_zero("pixel_size", pixel_size)
+    check_above_zero("minutes", minutes)
+    zarr = need("zarr", "ome")
+    counts = scale.to_counts(grey(clip))
+    steps = [float(minutes), float(pixel_size), float(pixel_size)]
+    with whole_folder(path) as folder:
+        image = zarr.open_group(folder, mode="w", zarr_format=3)
+        _write_level(image, counts, Path(path).name, steps, {"omero": _shown(counts, scale)})
+        if "masks" in clip:
+            labels = image.create_group("labels", attributes=_ome({"labels": [LABELS]}))
+            masks = part(clip, "masks").numpy()
+            source = {"image-label": {"source": {"image": "../../"}}}
+            _write_level(labels.create_group(LABELS), masks, LABELS, steps, source)
+
+
+def _write_level(
+    group: Any,
+    frames: npt.NDArray[np.integer],
+    name: str,
+    steps: list[float],
+    more: dict[str, Any],
+) -> None:
+    """Write ``[F, H, W]`` as the only resolution of an image, one chunk a frame."""
+    group.create_array(
+        "0",
+        data=frames,
+        chunks=(1, *frames.shape[1:]),
+        dimension_names=[axis["name"] for axis in AXES],
+    )
+    level = {"path": "0", "coordinateTransformations": [{"type": "scale", "scale": steps}]}
+    multiscales = [{"name": name, "axes": AXES, "datasets": [level]}]
+    group.attrs.update(_ome({"multiscales": multiscales, **more}))
+
+
+def _ome(metadata: dict[str, Any]) -> dict[str, Any]:
+    return {"ome": {"version": "0.5", **metadata}}
+
+
+def _shown(counts: npt.NDArray[np.uint16], scale: CameraScale) -> dict[str, Any]:
+    """Return the ``omero`` part: the channel, and from which to which count it is shown."""
+    low, high = int(counts.min()), int(counts.max())
+    window = {"min": scale.offset, "max": scale.full, "start": low, "end": max(high, low + 1)}
+    channel = {"label": "video", "color": "FFFFFF", "active": True, "window": window}
+    return {"channels": [channel], "rdefs": {"model": "greyscale"}}

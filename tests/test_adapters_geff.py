@@ -1,0 +1,162 @@
+"""The lineage of a clip as GEFF, checked and read by the package geff."""
+
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bvdm_data.adapters.geff import write_geff
+from bvdm_data.clip import annotated
+
+geff = pytest.importorskip("geff", reason="the package geff: extra lineage")
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture(scope="module")
+def clip(tiny_video):
+    video, masks, tracks = tiny_video
+    return {
+        "video": torch.from_numpy(video / np.float32(65535))[:, None],
+        **annotated(masks, tracks, ("masks", "tracks", "centroids"), 9),
+        "stages": torch.arange(9 * 12, dtype=torch.int8).reshape(9, 12) % 6,
+        "index": torch.tensor(0),
+        "source": torch.tensor(1, dtype=torch.int8),
+    }
+
+
+@pytest.fixture(scope="module")
+def path(clip, tmp_path_factory):
+    path = tmp_path_factory.mktemp("geff") / "tracks.geff"
+    write_geff(clip, path, labels="../masks")
+    return path
+
+
+def in_memory(path):
+    """Read a file with all the checks that the package knows."""
+    from geff.core_io import read_to_memory
+    from geff.validate.data import ValidationConfig
+
+    checks = ValidationConfig(graph=True, lineage=True, tracklet=True)
+    return read_to_memory(path, data_validation=checks)
+
+
+def test_the_file_passes_all_checks_of_geff(clip, path):
+    geff.validate_structure(path)
+    found = in_memory(path)
+    rows = clip["tracks"][:6].tolist()
+    assert len(found["node_ids"]) == sum(last - first + 1 for _, first, last, _ in rows)
+
+
+def test_every_nucleus_of_every_frame_is_a_node_at_its_centroid(clip, path):
+    graph, _ = geff.read(path)
+    seen = set()
+    for _, node in graph.nodes(data=True):
+        row, time = int(node["seg_id"]) - 1, int(node["t"])
+        y, x = clip["centroids"][row, time].tolist()
+        assert (node["y"], node["x"]) == pytest.approx((y, x))
+        assert node["stage"] == clip["stages"][row, time]
+        seen.add((time, row + 1))
+    there = {(t, one) for t in range(12) for one in clip["masks"][t].unique().tolist() if one}
+    assert seen == there
+
+
+def test_edges_follow_tracks_and_lead_from_parents_to_daughters(clip, path):
+    graph, _ = geff.read(path)
+    name = {key: (int(node["seg_id"]), int(node["t"])) for key, node in graph.nodes(data=True)}
+    edges = {(name[source], name[target]) for source, target in graph.edges}
+    wanted = {((2, 5), (4, 6)), ((2, 5), (5, 6))}
+    for one, first, last, _ in clip["tracks"][:6].tolist():
+        wanted |= {((one, time), (one, time + 1)) for time in range(first, last)}
+    assert edges == wanted
+    assert len(graph.edges) == len(wanted)
+
+
+def test_lineages_are_families_and_tracklets_are_tracks(path):
+    graph, metadata = geff.read(path)
+    assert metadata.track_node_props == {"tracklet": "tracklet", "lineage": "lineage"}
+    family = {node["seg_id"]: node["lineage"] for _, node in graph.nodes(data=True)}
+    assert family == {1: 1, 2: 2, 3: 3, 4: 2, 5: 2, 6: 6}
+    assert all(node["tracklet"] == node["seg_id"] for _, node in graph.nodes(data=True))
+
+
+def test_an_only_daughter_goes_on_in_the_tracklet_of_her_parent(tmp_path):
+    masks = np.zeros((3, 8, 8), np.int32)
+    masks[0, 2:5, 2:5], masks[2, 2:5, 3:6] = 1, 2  # hidden in frame 1
+    table = np.array([[1, 0, 0, 0], [2, 2, 2, 1]])
+    one = {"video": torch.zeros(3, 1, 8, 8), **annotated(masks, table, ("masks", "tracks"), 4)}
+    write_geff(one, tmp_path / "a.geff")
+    found = in_memory(tmp_path / "a.geff")
+    assert found["node_props"]["tracklet"]["values"].tolist() == [1, 1]
+    assert found["node_props"]["seg_id"]["values"].tolist() == [1, 2]
+
+
+def test_axes_say_how_frames_become_minutes_and_pixels_micrometres(path):
+    metadata = geff.GeffMetadata.read(path)
+    said = [(a.name, a.type, a.unit, a.scale, a.scaled_unit) for a in metadata.axes]
+    assert said == [
+        ("t", "time", "frame", 30.0, "minute"),
+        ("y", "space", "pixel", 0.645, "micrometer"),
+        ("x", "space", "pixel", 0.645, "micrometer"),
+    ]
+    (related,) = metadata.related_objects
+    assert (related.type, related.path, related.node_prop) == ("labels", "../masks", "seg_id")
+
+
+def test_a_clip_without_nuclei_makes_an_empty_graph(tmp_path):
+    nothing = {
+        "video": torch.zeros(2, 1, 8, 8),
+        "masks": torch.zeros(2, 8, 8, dtype=torch.int32),
+        "tracks": torch.zeros(4, 4, dtype=torch.int32),
+    }
+    write_geff(nothing, tmp_path / "a.geff")
+    assert len(in_memory(tmp_path / "a.geff")["node_ids"]) == 0
+
+
+def test_write_geff_replaces_nothing_and_leaves_nothing_behind(clip, tmp_path, monkeypatch):
+    place = tmp_path / "a.geff"
+    place.mkdir()
+    with pytest.raises(FileExistsError, match=r"a\.geff is there already; remove it or give"):
+        write_geff(clip, place)
+    from geff import core_io
+
+    def full(folder, **_):
+        folder.mkdir()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(core_io, "write_arrays", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_geff(clip, tmp_path / "b.geff")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.geff"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"pixel_size": 0}, ValueError, "pixel_size must be above 0, got 0"),
+        ({"minutes": float("nan")}, ValueError, "minutes must be above 0, got nan"),
+        ({"minutes": "30"}, TypeError, "minutes must be a number above 0, got '30'"),
+    ],
+)
+def test_write_geff_refuses_wrong_numbers(clip, tmp_path, changes, error, words):
+    with pytest.raises(error, match=words):
+        write_geff(clip, tmp_path / "a.geff", **changes)
+
+
+def test_the_example_writes_a_lineage_that_names_its_masks(tmp_path, capsys):
+    pytest.importorskip("zarr", minversion="3", reason="zarr 3: extra ome")
+    main = runpy.run_path(str(EXAMPLES / "export_lineage.py"))["main"]
+    small = ["--frames", "3", "--size", "96", "--method", "procedural"]
+    place = main([str(tmp_path / "out"), *small])
+    names = {path.name for path in place.iterdir()}
+    assert names == {"clip.ome.zarr", "clip.ome.tif", "ctc"}
+    assert "clip.ome.zarr" in capsys.readouterr().out
+    tracks = place / "clip.ome.zarr" / "tracks.geff"
+    (related,) = geff.GeffMetadata.read(tracks).related_objects
+    assert (tracks / related.path / "zarr.json").is_file()
+    loaders = pytest.importorskip("traccuracy.loaders", reason="traccuracy: extra interop")
+    masks = tracks / related.path
+    graph = loaders.load_geff_data(str(tracks), seg_path=str(masks), seg_property="seg_id")
+    assert graph.segmentation.shape == (3, 96, 96)
