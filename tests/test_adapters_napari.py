@@ -1,5 +1,6 @@
 import importlib
 import importlib.metadata
+import re
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +155,16 @@ def test_the_sample_is_a_clip_of_the_shipped_model(monkeypatch):
     assert (video[0] == clip["video"][:, 0].numpy()).all()
     assert (masks[0] == clip["masks"].numpy()).all()
     assert len(tracks[0]) > 3
+
+
+def test_the_snippet_of_the_page_of_consumers_runs(capsys):
+    page = (Path(__file__).parents[1] / "docs" / "consumers.md").read_text()
+    section = page.split("\n## Looking:")[1].split("\n## ")[0]
+    (snippet,) = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    exec(compile(snippet, "consumers.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["image video (8, 128, 128)", "labels masks (8, 128, 128)"]
+    assert lines[2].startswith("tracks tracks (")
 
 
 def test_the_package_tells_napari_of_the_manifest():
