@@ -1,6 +1,7 @@
 """Clips as what learns to track eats: Trackastra, folders, flow networks, SAM 2."""
 
 import logging
+import re
 import runpy
 import shutil
 import statistics
@@ -316,7 +317,19 @@ def test_raw_videos_of_an_endless_stream_need_a_length(tiny_model):
     assert len(RawVideos(endless, length=5)) == 5
 
 
-# Examples
+# Examples and documents
+
+
+@pytest.mark.parametrize("title", ["Tracking: ", "Files: "])
+def test_the_snippet_of_the_document_runs(title, tmp_path, monkeypatch):
+    page = (EXAMPLES.parent / "docs" / "consumers.md").read_text()
+    section = page.split(f"## {title}")[1].split("\n## ")[0]
+    (snippet,) = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    if title == "Files: ":
+        pytest.importorskip("geff", reason="the package geff: extra lineage")
+        pytest.importorskip("zarr", minversion="3", reason="zarr 3: extra ome")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet, "consumers.md", "exec"), {})
 
 
 @pytest.mark.slow
