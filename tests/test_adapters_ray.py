@@ -97,6 +97,7 @@ def test_a_shard_whose_worker_is_killed_is_made_by_another(cluster, tmp_path, ti
     def kill():
         until = time.monotonic() + 200
         while not killed and time.monotonic() < until:
+            time.sleep(0.01)
             for link in Path("/proc").glob("[0-9]*/fd/*"):
                 process = int(link.parts[2])
                 if ".shard-" in _target(link) and process != os.getpid():
