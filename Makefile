@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint bench speed figures
+.PHONY: demo test lint release bench speed figures
 
 demo: $(INSTALLED)
 	$(BIN)/bvdm-data preview --output demo --clips 4 --workers 2
@@ -18,6 +18,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+release: $(INSTALLED)
+	$(BIN)/python -m pytest tests/test_release.py -m release
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest benchmarks -m slow -s

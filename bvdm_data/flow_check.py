@@ -13,6 +13,10 @@ STEADY = 0.1
 choice): one that changes more may be cut, by the edge that a transform has turned into the
 picture."""
 
+LOSS = 0.25
+"""What share of its area a nucleus may lose in a step in which its pixels must meet it again (our
+choice): one that loses more may be leaving."""
+
 FARTHEST_FLOW = 1.0
 """How far the mean flow of a whole nucleus may be off the way of its centroid, px, in the median
 over the clip (our choice); ``benchmarks/soak.py`` measures how far it is with all methods."""
@@ -61,7 +65,7 @@ def flow_errors(
     count = int(masks.max())
     whole = _whole(masks, count)
     centroids = measure_boxes(masks, count)[1]
-    areas = np.stack([np.bincount(mask.ravel(), minlength=count + 1)[1:] for mask in masks], -1)
+    areas = _areas(masks, count)
     steady = np.abs(np.diff(areas)) <= STEADY * areas[:, :-1]
     found = []
     for frame, step in enumerate(flow):
@@ -90,13 +94,19 @@ def presence(masks: npt.NDArray[np.int32], count: int) -> Presence:
     return present[1:]
 
 
+def _areas(masks: npt.NDArray[np.int32], count: int) -> npt.NDArray[np.int64]:
+    """Count the pixels of nuclei, ``[n, F]``."""
+    return np.stack([np.bincount(mask.ravel(), minlength=count + 1)[1:] for mask in masks], -1)
+
+
 def _check_carried(masks: npt.NDArray[np.int32], flow: npt.NDArray[np.float32]) -> None:
     """Check that flow carries nuclei to where they are in the next frame."""
     frame, y, x = np.nonzero(masks[:-1])
     ids = masks[frame, y, x]
     down = np.rint(y + flow[frame, 0, y, x]).astype(np.int64)
     right = np.rint(x + flow[frame, 1, y, x]).astype(np.int64)
-    stays = presence(masks, int(masks.max()))[ids - 1, frame + 1]
+    areas = _areas(masks, int(masks.max()))
+    stays = areas[ids - 1, frame + 1] >= (1 - LOSS) * areas[ids - 1, frame]
     inside = (down >= 0) & (down < masks.shape[1]) & (right >= 0) & (right < masks.shape[2])
     judged = np.flatnonzero(stays & inside)
     met = masks[frame[judged] + 1, down[judged], right[judged]] == ids[judged]

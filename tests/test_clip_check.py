@@ -332,6 +332,20 @@ def test_check_clip_refuses_flow(change, message):
         check_clip(clip | {"flow": change(clip["flow"])})
 
 
+def test_check_clip_passes_a_nucleus_that_leaves_at_an_edge_within_the_picture():
+    """Where a transform has turned the edge into the picture, pixels are carried into nothing."""
+    clip = a_moving_clip()
+    flow, masks = clip["flow"].clone(), clip["masks"].clone()
+    masks[masks > 1] = 0
+    flow[:, 1] = 12.0 * (masks[:2] > 0)
+    for frame in range(3):
+        masks[frame] = masks[0].roll(12 * frame, 1)
+    masks[:, :, 22:] = 0  # a third of it is left after the first step
+    flow[1] = 0
+    table = np.array([[1, 0, 1, 0]], np.int32)
+    check_clip(with_tracks(masks.numpy(), table) | {"flow": flow})
+
+
 def test_check_clip_passes_tables_without_masks():
     clip = a_clip()
     del clip["masks"]
