@@ -2,6 +2,7 @@ import builtins
 import io
 import json
 import re
+import resource
 import shutil
 import subprocess
 from base64 import b64decode
@@ -205,15 +206,27 @@ def test_a_film_shows_the_frames_of_the_clip_one_after_the_other(tmp_path):
     ffmpeg = pytest.importorskip("imageio_ffmpeg", reason="the extra preview is not installed")
     clip = {"video": torch.linspace(0, 1, 6)[:, None, None, None].expand(6, 1, 31, 33)}
     animation(clip, tmp_path / "clip.mp4", frames_per_second=5, grey_range=(0, 1), gamma=1)
-    reader = ffmpeg.read_frames(tmp_path / "clip.mp4")
-    about = next(reader)
-    width, height = about["size"]
+    command = [ffmpeg.get_ffmpeg_exe(), "-i", str(tmp_path / "clip.mp4"), "-f", "rawvideo"]
+    read = subprocess.run([*command, "-pix_fmt", "rgb24", "-"], capture_output=True, check=True)
+    about = re.search(r"Video: h264 .* yuv420p.* (\d+)x(\d+).* 5 fps", read.stderr.decode())
+    width, height = map(int, about.groups())
     assert (width % 2, height % 2) == (0, 0)
-    assert (about["fps"], about["codec"]) == (5, "h264")
-    shown = [np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader]
+    shown = np.frombuffer(read.stdout, np.uint8).reshape(6, height, width, 3)
     greys = [float(np.median(frame[height // 2 :, width // 3 : width // 2])) for frame in shown]
     np.testing.assert_allclose(greys, np.linspace(0, 255, 6), atol=4)
     assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
+
+
+def test_a_film_on_a_full_disk_leaves_nothing(tmp_path):
+    pytest.importorskip("imageio_ffmpeg", reason="the extra preview is not installed")
+    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2048, allowed[1]))
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*clip\.mp4: .*ffmpeg ended with"):
+            animation(a_clip(), tmp_path / "clip.mp4")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_film_without_its_extra_says_how_to_get_it_ahead_of_the_work(monkeypatch, tmp_path):
