@@ -84,13 +84,13 @@ def write_zarr(
         clips: Clips in the order of their numbers.
         count: How many.
         schema: Their keys.
-        compress: Whether chunks are compressed (Blosc: zstd of bit-shuffled values).
+        compress: Whether chunks are compressed (zstd).
 
     Raises:
         ImportError: If zarr is missing.
     """
     zarr = zarr_package()
-    codec = zarr.codecs.BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle")
+    codec = zarr.codecs.ZstdCodec(level=1)
     held: dict[str, Any] = {}
     group = zarr.create_group(store=zarr.storage.MemoryStore(held), zarr_format=3)
     arrays = {

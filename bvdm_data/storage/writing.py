@@ -56,7 +56,7 @@ def write_shards(
             each key of a clip, which the package of that name decodes. ``"zarr"``:
             ``shard-000000.zip``, a zarr group with one array a key and one chunk a clip.
         compress: Whether members are gzipped (``.npy.gz``, which webdataset decodes, too) or
-            chunks compressed (Blosc).
+            chunks compressed (zstd).
         workers: Processes of this rank; 0: none beside this one. Each is started anew, so a
             script needs ``if __name__ == "__main__":``.
         shard: Number of this rank from 0, and of all ranks. None: those of the job; see

@@ -1,0 +1,128 @@
+"""Measures making, writing and reading of clips, and fills docs/scaling.md with what follows.
+
+Run ``python -m benchmarks.scaling`` on a quiet machine, some minutes. Everything runs in one
+process, and what is measured is its time on a core, which other processes hardly change.
+``--fill`` prints the tables anew from the figures that are there.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.curves import POOLS
+from benchmarks.scaling_tables import TABLES, filled
+from bvdm_data import SyntheticHeLaVideos
+from bvdm_data.bench.pace import fill
+from bvdm_data.files import whole_file
+from bvdm_data.machine import machine, versions
+from bvdm_data.storage import as_clip, read_shard
+from bvdm_data.storage.containers import WRITERS
+from bvdm_data.storage.recipe import schema_of
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE, RESULTS = DOCS / "scaling.md", DOCS / "scaling.json"
+
+KINDS: dict[str, dict[str, Any]] = {
+    "256 x 256": {"size": (256, 256), "nuclei": 8},
+    "700 x 1100": {"size": (700, 1100), "nuclei": 94},
+}
+"""Clips of 8 frames at the density of video 01: a crop, and the whole field of a HeLa video."""
+
+POOLED = "256 x 256"
+"""The kind that is made with a pool, too: as small as in ``curves.py``, so that it is soon full."""
+
+STORED = 4
+"""Clips that are held in memory, to be written and read again and again."""
+
+
+def videos_of(kind: str, **changes: Any) -> SyntheticHeLaVideos:
+    given = {"frames": 8, "variation": 0.0, "max_cells": 512, **KINDS[kind], **changes}
+    return SyntheticHeLaVideos(**given)
+
+
+def rate(work: Callable[[], Iterable[Any]], seconds: float) -> float:
+    """Return how many things come in a second on a core, in at least one whole round."""
+    made, begun = 0, time.process_time()
+    while not made or time.process_time() - begun < seconds:
+        for _ in work():
+            made += 1
+    return made / (time.process_time() - begun)
+
+
+def measure(kind: str, seconds: float) -> dict[str, Any]:
+    """Return clips a second made, fresh and pooled, and those of both formats."""
+    videos = videos_of(kind)
+    clips = [videos.clip(index) for index in range(STORED)]
+    fresh, schema = itertools.count(STORED), schema_of(videos)
+    found: dict[str, Any] = {
+        "made": rate(lambda: [videos.clip(next(fresh))], seconds),
+        "bytes": sum(value.numpy().nbytes for value in clips[0].values()),
+        "stored": {},
+    }
+    if kind == POOLED:
+        pooled = videos_of(kind, pool=POOLS["pool"])
+        shown = itertools.count(fill(pooled))
+        found["pooled"] = rate(lambda: [pooled.clip(next(shown))], seconds)
+    with tempfile.TemporaryDirectory() as folder:
+        for format, (suffix, write) in WRITERS.items():
+            for compress in (False, True):
+                path = Path(folder) / f"shard-{compress}{suffix}"
+
+                def written(
+                    path: Path = path, write: Any = write, compress: bool = compress
+                ) -> list[Any]:
+                    write(path, clips, len(clips), schema, compress)
+                    return clips
+
+                one = {"written": rate(written, seconds)}
+                one["bytes"] = path.stat().st_size / STORED
+                one["read"] = rate(lambda path=path: read_shard(path), seconds)
+                if format == "webdataset":
+                    one["package"] = rate(lambda path=path: through_package(path), seconds)
+                found["stored"][f"{format}{', compressed' * compress}"] = one
+    found["made_again"] = rate(lambda: [videos.clip(next(fresh))], seconds)
+    return found
+
+
+def through_package(path: Path) -> Iterable[Any]:
+    """Read a tar as the package webdataset does."""
+    from webdataset import WebDataset
+
+    return WebDataset(str(path), shardshuffle=False).decode().map(as_clip)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=5, help="time of each measurement")
+    parser.add_argument("--fill", action="store_true", help="measure nothing")
+    given = parser.parse_args()
+    if not given.fill:
+        torch.set_num_threads(1)
+        before = round(os.getloadavg()[0], 2)
+        results: dict[str, Any] = {"kinds": {}}
+        for kind in KINDS:
+            results["kinds"][kind] = measure(kind, given.seconds)
+            print(f"{kind}: {json.dumps(results['kinds'][kind])}", flush=True)
+        results["about"] = {
+            "made": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+            "machine": machine(),
+            "versions": versions(("bvdm-data", "torch", "numpy", "webdataset", "zarr")),
+            "load": [before, round(os.getloadavg()[0], 2)],
+        }
+        with whole_file(RESULTS) as temporary:
+            temporary.write_text(json.dumps(results, indent=1) + "\n")
+    PAGE.write_text(filled(PAGE.read_text(), json.loads(RESULTS.read_text())))
+    print(f"filled {len(TABLES)} tables of {PAGE}")
+
+
+if __name__ == "__main__":
+    main()
