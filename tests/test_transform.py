@@ -180,6 +180,9 @@ def test_video_and_masks_are_moved_as_torchvision_moves_them(film, name):
             assert former in ([old], [film["tracks"][old - 1, 3]])
 
 
+@pytest.mark.skipif(
+    not hasattr(tv_tensors, "KeyPoints"), reason="needs torchvision with key points (0.23)"
+)
 @pytest.mark.parametrize(
     "name",
     ["horizontal flip", "vertical flip", "rotation", "affine", "crop", "smaller", "perspective"],
