@@ -273,8 +273,8 @@ def test_the_real_video_yields_clips_that_hold_together(hela):
 def test_masks_of_more_than_65535_ids_survive_the_cache(tiny_ctc, tmp_path):
     root = shutil.copytree(tiny_ctc, tmp_path / "copy")
     for path in (root / "01_GT/SEG").iterdir():
-        mask = tifffile.imread(path)
-        tifffile.imwrite(path, np.where(mask == 6, 70_000, mask).astype(np.uint32))
+        mask = tifffile.imread(path).astype(np.uint32)
+        tifffile.imwrite(path, np.where(mask == 6, np.uint32(70_000), mask))
     shutil.rmtree(root / "01_GT/TRA")
     whole = {"frames": 12, "size": (128, 160)}
     clip = tiny(root, truth="GT", annotations=("masks",), **whole).clip(0)
