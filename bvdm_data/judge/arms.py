@@ -21,6 +21,9 @@ LEVELS = 8
 MIX = {"real": 1, "synthetic": 3}
 """How often each is shown in the arm ``"real+synthetic"``."""
 
+_DRAWN = 32
+"""Clips of a mix whose sources belong to what it is known by."""
+
 ANNOTATIONS = ("masks", "tracks")
 """What a clip that trains a network needs."""
 
@@ -198,7 +201,8 @@ def _synthetic_twice(data: Data, count: int) -> Arm:
 def _both(data: Data, count: int) -> Arm:
     real, synthetic = real_clips(data), synthetic_clips(data, count).only(ANNOTATIONS)
     mix = MixedVideos({"real": real, "synthetic": synthetic}, weights=MIX)
-    identity = purpose_of(_identity("real", data, real), synthetic.key, count, MIX)
+    drawn = [int(mix.clip(number)["member"]) for number in range(_DRAWN)]
+    identity = purpose_of(_identity("real", data, real), synthetic.key, count, MIX, drawn)
     return Arm("real+synthetic", mix, identity)
 
 
