@@ -164,7 +164,8 @@ def distance(results: Results) -> str:
                 *(f"{r['frechet']:.1f}" for r in (one, other)),
             ]
         )
-    head = "to video 01, KID-Lite0 x 1000 of crops, of tiles, FD-Lite0 of crops, of tiles"
+    train = results["about"]["train"]
+    head = f"to video {train}, KID-Lite0 x 1000 of crops, of tiles, FD-Lite0 of crops, of tiles"
     return table(head.split(", "), rows)
 
 
@@ -186,7 +187,8 @@ def realism(results: Results) -> str:
                 number(one["ratio"], 1),
             ]
         )
-    return table(["quantity", "synthetic", "01", "02", "distance", "yardstick", "ratio"], rows)
+    videos = (results["about"][name] for name in ("train", "test"))
+    return table(["quantity", "synthetic", *videos, "distance", "yardstick", "ratio"], rows)
 
 
 TABLES = {
