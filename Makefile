@@ -4,8 +4,9 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DOCUMENTING := $(VENV)/.documenting
 
-.PHONY: demo test lint release bench speed figures
+.PHONY: demo test lint release docs bench speed figures
 
 demo: $(INSTALLED)
 	$(BIN)/bvdm-data preview --output demo --clips 4 --workers 2
@@ -22,6 +23,9 @@ lint: $(INSTALLED)
 release: $(INSTALLED)
 	$(BIN)/python -m pytest tests/test_release.py -m release
 
+docs: $(DOCUMENTING)
+	$(BIN)/sphinx-build --fail-on-warning --keep-going -d build/doctrees docs site
+
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest benchmarks -m slow -s
 
@@ -34,4 +38,8 @@ figures: $(INSTALLED)
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+$(DOCUMENTING): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	touch $@

@@ -42,11 +42,11 @@ def test_every_command_of_the_readme_exists(command):
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/method.md", "docs/hela.md", "docs/evaluation.md"]
+    "page", ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 )
 def test_every_link_of_a_page_into_the_project_leads_somewhere(page):
     text = (ROOT / page).read_text()
-    links = re.findall(r"\]\(([^)#]+)\)", text)
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text)
     missing = [
         link for link in links if "://" not in link and not ((ROOT / page).parent / link).exists()
     ]

@@ -41,7 +41,7 @@ class SyntheticHeLaVideos(ClipStream):
     Clip ``i`` of epoch ``e`` is a pure function of the model, the arguments, the seed, ``e`` and
     ``i``: the same for any number of ranks and workers, in any order, and after a resume. No
     global random state is touched. Ranks and workers share the clips out, each is made once; see
-    :class:`ClipStream`.
+    :class:`~bvdm_data.datasets.stream.ClipStream`.
 
     Every pass over the stream has the same clips unless :meth:`set_epoch` is called.
     :meth:`state_dict` and :meth:`load_state_dict` go on in the middle of an epoch.
@@ -79,7 +79,7 @@ class SyntheticHeLaVideos(ClipStream):
             are the same for any number of workers. None: not known; then each worker makes every
             n-th clip.
         shard: Number of this rank from 0, and of all ranks. None: those of the distributed job;
-            see :class:`ClipStream`.
+            see :class:`~bvdm_data.datasets.stream.ClipStream`.
 
     Attributes:
         frames: Frames of a clip.

@@ -1,0 +1,153 @@
+"""The pages of the documentation: all are found, none leads astray, and the site is built."""
+
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_readme import entry_of, write_stand_in
+
+import bvdm_data
+from bvdm_data.cli import cli
+from bvdm_data.fitting.crops import PATCH
+from bvdm_data.fitting.motion import LEAST_STEPS
+from bvdm_data.fitting.shapes import LEAST_OVERLAP
+from bvdm_data.fitting.stages import StageRules
+from bvdm_data.synth.shapes import CONTOUR_POINTS
+from bvdm_data.weights import read_card
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(path.stem for path in DOCS.glob("*.md"))
+SNIPPETS = [
+    (page, number, text)
+    for page in ("index", "fitting", "faq")
+    for number, text in enumerate(
+        re.findall(r"```python\n(.*?)```", (DOCS / f"{page}.md").read_text(), flags=re.DOTALL)
+    )
+]
+FITTING = (DOCS / "fitting.md").read_text()
+REFERENCE = "".join(path.read_text() for path in DOCS.glob("reference*.md"))
+
+
+def test_every_page_is_in_the_navigation():
+    trees = re.findall(r"```\{toctree\}\n(.*?)```", (DOCS / "index.md").read_text(), re.DOTALL)
+    named = [line for tree in trees for line in tree.splitlines() if re.fullmatch(r"\w+", line)]
+    assert sorted([*named, "index"]) == PAGES
+
+
+@pytest.mark.parametrize(
+    ("page", "number", "snippet"), SNIPPETS, ids=[f"{p}-{n}" for p, n, _ in SNIPPETS]
+)
+def test_every_python_snippet_of_a_page_runs(page, number, snippet, tmp_path, monkeypatch):
+    write_stand_in(tmp_path / "Fluo-N2DL-HeLa")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet, f"{page}.md", "exec"), {})
+
+
+def test_the_snippet_on_epochs_prints_other_numbers_each_time(capsys):
+    (snippet,) = [text for page, _, text in SNIPPETS if page == "faq" and "set_epoch" in text]
+    exec(compile(snippet, "faq.md", "exec"), {})
+    first, second = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert (first[0], second[0]) == ("0", "1")
+    assert first[1] != second[1]
+
+
+def test_the_snippet_on_arrays_writes_what_fit_reads(tmp_path, monkeypatch):
+    (snippet,) = [text for page, _, text in SNIPPETS if page == "fitting" and "write_" in text]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet, "fitting.md", "exec"), {})
+    clip = bvdm_data.CTCVideos("MyCells", frames=3, size=(64, 64), border=0).clip(0)
+    assert clip["tracks"][0].tolist() == [1, 0, 2, 0]
+    assert torch.equal(clip["masks"][0] > 0, clip["video"][0, 0] > clip["video"][0, 0].min())
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_of_a_page_exists_with_its_options(page):
+    text = (DOCS / f"{page}.md").read_text()
+    lines = re.findall(r"(?:^|`|m )bvdm-data ([a-z]+)((?: [^\n`#]+)?)", text, re.MULTILINE)
+    for command, rest in lines:
+        known = {flag for option in cli.commands[command].params for flag in option.opts}
+        assert set(re.findall(r"--[a-z-]+", rest)) <= known, (command, rest)
+
+
+def test_every_public_name_has_its_reference():
+    named = set(re.findall(r"auto(?!module)\w+:: bvdm_data\.(\w+)$", REFERENCE, re.MULTILINE))
+    assert named == set(bvdm_data.__all__)
+
+
+def test_every_adapter_has_its_reference():
+    folder = ROOT / "bvdm_data" / "adapters"
+    names = {path.stem for path in folder.glob("*.py")} - {"__init__", "parts"}  # parts: shared
+    named = set(re.findall(r"automodule:: bvdm_data\.adapters\.(\w+)$", REFERENCE, re.MULTILINE))
+    assert named == names
+
+
+def test_every_name_that_the_reference_asks_for_exists_and_says_what_it_is():
+    blocks = re.findall(r"automodule:: ([\w.]+)\n   :members: (.+)", REFERENCE)
+    wanted = [(module, name.strip()) for module, names in blocks for name in names.split(",")]
+    wanted += [
+        tuple(path.rsplit(".", 1))
+        for path in re.findall(r"auto\w+:: (bvdm_data\.\w+\.\S+\.\w+)", REFERENCE)
+    ]
+    assert len(wanted) > 10
+    found = [getattr(importlib.import_module(module), name) for module, name in wanted]
+    assert all(inspect.getdoc(thing) for thing in found)
+
+
+def test_every_figure_of_the_page_on_fitting_is_what_the_model_says_of_itself():
+    rows = re.findall(r"^\| `([\w.-]+)` \| ([\d.]+) \|", FITTING, re.MULTILINE)
+    card = read_card("hela")
+    assert len(rows) > 10
+    assert {path: str(entry_of(card, path)) for path, _ in rows} == dict(rows)
+
+
+def test_every_message_of_the_page_on_fitting_is_one_of_the_fit():
+    table = FITTING.split("| message |")[1].split("\n\n")[0]
+    told = re.findall(r"^\| \*(.+?)\* \|", table, re.MULTILINE)
+    source = "".join(path.read_text() for path in (ROOT / "bvdm_data" / "fitting").glob("*.py"))
+    joined = re.sub(r'"\s+f?"', "", source)
+    assert len(told) > 5
+    assert [text for text in told if text not in joined] == []
+
+
+def test_the_rules_of_the_page_on_fitting_are_those_of_the_code():
+    rules = StageRules()
+    near, far = rules.reference
+    page = " ".join(FITTING.split())
+    assert f"frames {near} to {far}, counted back" in page
+    prophase, condensed, telophase = rules.longest
+    assert (
+        f"prophase lasts at most {prophase} frames, the condensed stages {condensed}, "
+        f"telophase {telophase}"
+    ) in page
+    assert f"at most {PATCH} px" in page
+    assert f"below {LEAST_OVERLAP} are left out" in page
+    assert f"sisters below {LEAST_STEPS} divisions" in page
+    assert f"outline of {CONTOUR_POINTS} rays" in page
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning(tmp_path):
+    pytest.importorskip("furo", reason="needs the extra docs: pip install '.[docs]'")
+    command = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--keep-going", "-q"]
+    done = subprocess.run(
+        [*command, "-d", str(tmp_path / "trees"), str(DOCS), str(tmp_path / "site")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    site = {path.stem: path.read_text() for path in (tmp_path / "site").glob("*.html")}
+    assert set(PAGES) <= set(site)
+    for name in bvdm_data.__all__:
+        assert f'id="bvdm_data.{name}"' in site["reference"], name
+    for command in cli.commands:
+        assert f'id="bvdm-data-{command}"' in site["reference_commands"], command
+    for page, text in site.items():
+        for link in re.findall(r'href="([^"#?:]+)["#?]', text):
+            assert (tmp_path / "site" / link).exists(), (page, link)
