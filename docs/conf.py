@@ -37,6 +37,14 @@ napoleon_custom_sections = [("Attributes", "params_style")]
 napoleon_use_rtype = False
 
 
+def keep_sentences(
+    app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]
+) -> None:
+    """Keep napoleon from taking what is ahead of a colon for the type of a constant."""
+    if what in ("data", "attribute", "property"):
+        lines[:0] = ["..", ""]  # an empty comment
+
+
 def nest_sections(app: Sphinx, doctree: nodes.document) -> None:
     """Put all sections of a page below its first title, so that it is one entry in the contents."""
     sections = [node for node in doctree.children if isinstance(node, nodes.section)]
@@ -54,5 +62,6 @@ def open_files(app: Sphinx, doctree: nodes.document, page: str) -> None:
 
 def setup(app: Sphinx) -> None:
     """Add what the extensions do not do."""
+    app.connect("autodoc-process-docstring", keep_sentences, priority=100)  # ahead of napoleon
     app.connect("doctree-read", nest_sections, priority=100)  # ahead of the table of contents
     app.connect("doctree-resolved", open_files)
