@@ -1,6 +1,6 @@
 """Stream clips as a Hugging Face data set: shuffled, mapped and batched by the package datasets.
 
-Clips are made by the loader's workers while the network trains; nothing is downloaded and nothing
+Clips are made by the loader's workers while the network trains; nothing is downloaded and no clip
 is written to the disk. Needs ``pip install 'bvdm-data[huggingface]'``.
 
     python examples/stream_huggingface.py --steps 50

@@ -19,8 +19,12 @@ EVERY = ("masks", "tracks", "flow", "stages", "boxes", "centroids")
 
 
 @pytest.fixture(scope="module")
-def datasets():
-    return pytest.importorskip("datasets", reason="needs the extra huggingface")
+def datasets(tmp_path_factory):
+    """Return the package, which writes locks for its cache even where it caches nothing."""
+    package = pytest.importorskip("datasets", reason="needs the extra huggingface")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(package.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield package
 
 
 def videos(model, **changes):

@@ -26,7 +26,7 @@ class Cut(Exception):
     """Ends a training in the middle."""
 
 
-def train(folder, module, stop=None, resume=None, estimate=False, tell=None, **how):
+def train(folder, module, stop=None, resume=None, estimate=False, tell=None, more=(), **how):
     """Train until it is cut off; return trainer's epoch, epoch and numbers of each batch."""
     # Takes long to import.
     import lightning.pytorch as lightning
@@ -65,7 +65,9 @@ def train(folder, module, stop=None, resume=None, estimate=False, tell=None, **h
         folder, every_n_epochs=1, save_top_k=-1, filename="end-{epoch}",
         save_on_train_epoch_end=True,
     )  # fmt: skip
-    trainer = lightning.Trainer(**CPU, callbacks=[steps, epochs], enable_model_summary=False, **how)
+    trainer = lightning.Trainer(
+        **CPU, callbacks=[steps, epochs, *more], enable_model_summary=False, **how
+    )
     with contextlib.suppress(Cut):
         trainer.fit(Net(), module, ckpt_path=resume)
     train.checked = checked
@@ -141,9 +143,32 @@ def test_a_training_that_was_resumed_can_be_resumed(tmp_path):
     assert seen == whole[:7]
 
 
+@pytest.mark.parametrize("estimate", [False, True])
+def test_a_training_resumes_from_checkpoints_of_other_moments(estimate, tmp_path):
+    from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
+
+    def module():
+        return numbers(8, val=Numbers(length=2))
+
+    how = {"max_epochs": 2, "val_check_interval": 2, "estimate": estimate}
+    after = {"filename": "checked-{step}", "save_top_k": -1, "save_on_train_epoch_end": False}
+    # Lightning tells two that save at the end of an epoch apart by their mode.
+    checked = ModelCheckpoint(tmp_path, mode="max", **after)
+    whole = train(tmp_path, module(), more=[checked], **how)
+    assert len(whole) == 8
+    for step in (2, 4, 6, 8):
+        path = tmp_path / f"checked-step={step}.ckpt"
+        assert train(tmp_path / "on", module(), resume=path, **how) == whole[step:]
+    for stop in (1, 5):
+        cut = OnExceptionCheckpoint(tmp_path, filename=f"cut-{stop}")
+        assert train(tmp_path / "on", module(), stop, more=[cut], **how) == whole[:stop]
+        path = tmp_path / f"cut-{stop}.ckpt"
+        assert train(tmp_path / "on", module(), resume=path, **how) == whole[stop:]
+
+
 def test_validation_shows_the_same_clips_and_leaves_the_training_alone(tmp_path):
     def module():
-        others = {"val": Numbers(length=3), "test": lambda: Numbers(length=2)}
+        others = {"val": Numbers(length=3), "test": lambda: Numbers(length=4, batch_size=3)}
         return numbers(4, 2, workers=0, **others)
 
     how = {"max_epochs": 2, "val_check_interval": 1, "num_sanity_val_steps": 0}
@@ -151,7 +176,7 @@ def test_validation_shows_the_same_clips_and_leaves_the_training_alone(tmp_path)
     assert whole == [(e, [e], [n, n + 1]) for e in (0, 1) for n in (0, 2)]
     assert train.checked == [[0, 1], [2]] * 4
     train.test()
-    assert train.checked[8:] == [[0, 1]]
+    assert train.checked[8:] == [[0, 1, 2], [3]]
     for stop in (1, 2, 3):
         rest = train(tmp_path, module(), resume=tmp_path / f"step={stop}.ckpt", **how)
         assert rest == whole[stop:]

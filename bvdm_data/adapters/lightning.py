@@ -56,7 +56,8 @@ class ClipDataModule(_DataModule):
         val: The same for validation; a list of data sets: one loader each. None: no validation.
         test: The same for testing.
         batch_size: Clips of a batch, in each rank. None: the ``batch_size`` of ``train`` where it
-            has one, else 1. A stream is told it.
+            has one, else 1. Streams without one are told it; in validation and testing, one that
+            has its own keeps it.
         num_workers: Processes that make clips, for each loader.
         pin_memory: Whether batches lie in memory that is copied to a GPU faster.
         persistent_workers: Whether workers are kept from one epoch to the next.
@@ -238,11 +239,13 @@ class ClipDataModule(_DataModule):
 
     def _loaders(self, name: str) -> list[DataLoader[Clip]]:
         self.setup({"val": "validate"}.get(name, name))
+        loaders = []
         for videos in self._others[name]:
+            size = getattr(videos, "batch_size", None) or self.batch_size or 1
             if isinstance(videos, ClipStream):
-                videos.batch_size = videos.batch_size or self.batch_size or 1
-        size = self.batch_size or 1
-        return [DataLoader(one, batch_size=size, **self._options) for one in self._others[name]]
+                videos.batch_size = size
+            loaders.append(DataLoader(videos, batch_size=size, **self._options))
+        return loaders
 
 
 class _TrainLoader(DataLoader[Clip]):
