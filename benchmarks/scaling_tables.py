@@ -1,10 +1,9 @@
 """Tables of docs/scaling.md: what was measured, and arithmetic from it and named assumptions."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.tables import table
+from benchmarks.tables import between_marks, table
 
 Results = Mapping[str, Any]
 
@@ -204,17 +203,7 @@ TABLES = {
 
 def filled(page: str, results: Results) -> str:
     """Return the page with the tables of these results, each between its two marks."""
-    for name, made in TABLES.items():
-        text = made(results)
-        page, count = re.subn(
-            rf"(<!-- table: {name} -->\n).*?(<!-- end -->)",
-            lambda marks, text=text: f"{marks[1]}\n{text}\n\n{marks[2]}",
-            page,
-            flags=re.DOTALL,
-        )
-        if count != 1:
-            raise ValueError(f"the page must have the marks of the table {name!r} once")
-    return page
+    return between_marks(page, {name: made(results) for name, made in TABLES.items()})
 
 
 def number(value: float) -> str:

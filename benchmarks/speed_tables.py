@@ -1,12 +1,21 @@
 """Tables of docs/performance.md, out of docs/performance.json; ``python -m benchmarks.speed``."""
 
-import re
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from benchmarks.tables import table
+from benchmarks.tables import PAGE, between_marks, number, table
 
 Results = Mapping[str, Any]
+
+JUDGED = PAGE.parent / "evaluation" / "report.json"
+
+STREAMS = {
+    "fresh": "fresh nuclei",
+    "pool": "pool, 1 pair renewed a clip",
+    "pool, renew=0.1": "pool, 0.1 pairs renewed a clip",
+}
+"""Names in the part ``reuse`` of the evaluation."""
 
 
 def share(value: float) -> str:
@@ -81,14 +90,26 @@ def parts(results: Results) -> str:
 def presets(results: Results) -> str:
     found = results["presets"]
     videos = list(next(iter(found.values())))
-    rows = [
-        [name, *(rate(one[video]["clips_per_second"]) for video in videos)]
-        for name, one in found.items()
-    ]
+    rates = {name: [rate(one[video]["clips_per_second"]) for video in videos]
+             for name, one in found.items()}  # fmt: skip
     if (paper := results.get("paper")) is not None:
-        made = [rate(paper["paper"]["clips_per_second"]), *["-"] * (len(videos) - 1)]
-        rows.append(["paper", *made])
-    return table(["clips a second", *(f"density of {video}" for video in videos)], rows)
+        rates["paper"] = [rate(paper["paper"]["clips_per_second"]), *["-"] * (len(videos) - 1)]
+    judged = json.loads(JUDGED.read_text())
+    rows = [[name, *one, *_quality(name, judged)] for name, one in rates.items()]
+    heads = [f"density of {video}" for video in videos]
+    return table(["clips a second", *heads, "SEG", "KID-Lite0 x 1000"], rows)
+
+
+def _quality(name: str, judged: Results) -> list[str]:
+    """Return what networks trained on clips of a preset reach, and how near its nuclei look."""
+    stream = judged["reuse"].get(STREAMS.get(name, ""))
+    rows = stream["rows"] if stream else judged["training"]["rows"]
+    arm = STREAMS.get(name, name)
+    seg = next((number(row["mean"]["seg"]) for row in rows if row["arm"] == arm), "-")
+    looks = {"fresh": "synthetic"}.get(name, name)
+    crops = judged["distance"]["crops"]
+    kid = next((f"{one['kernel'][0]:.0f}" for one in crops if one["name"] == looks), "-")
+    return [seg, kid]
 
 
 def training(results: Results) -> str:
@@ -142,14 +163,8 @@ TABLES = {
 
 def filled(page: str, results: Results) -> str:
     """Return the page with the tables of these results, each between its two marks."""
-    for name, (made, needed) in TABLES.items():
-        text = made(results) if needed in results else "Not measured yet."
-        page, count = re.subn(
-            rf"(<!-- table: {name} -->\n).*?(<!-- end -->)",
-            lambda marks, text=text: f"{marks[1]}\n{text}\n\n{marks[2]}",
-            page,
-            flags=re.DOTALL,
-        )
-        if count != 1:
-            raise ValueError(f"the page must have the marks of the table {name!r} once")
-    return page
+    texts = {
+        name: made(results) if needed in results else "Not measured yet."
+        for name, (made, needed) in TABLES.items()
+    }
+    return between_marks(page, texts)

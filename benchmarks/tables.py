@@ -1,11 +1,12 @@
-"""Prints the figures of an evaluation as the Markdown tables of docs/evaluation.md.
+"""Prints the figures of an evaluation as Markdown tables, or fills docs/evaluation.md with them.
 
 Run ``python -m benchmarks.tables docs/evaluation/report.json``; that file was written by
-``bvdm-data evaluate ROOT --report docs/evaluation``.
+``bvdm-data evaluate ROOT --report docs/evaluation``. ``--fill`` writes them into the page.
 """
 
 import argparse
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ PAPER = {
     "paper": PAPER_ARMS["BVDM"],
 }
 """SEG and TRA of the paper's table 1."""
+
+PAGE = Path(__file__).parents[1] / "docs" / "evaluation.md"
 
 FEWEST = 20
 """Values that a quantity must have in each film to be listed."""
@@ -55,10 +58,12 @@ def gain(figures: Mapping[str, Any], figure: str) -> str:
 
 def training(results: Results) -> str:
     kid = {one["name"]: one["kernel"][0] for one in results.get("distance", {}).get("crops", [])}
+    # The paper was trained on video 01, too.
+    paper = PAPER if results["about"]["train"] == "01" else {}
     rows = []
     for one in results["training"]["rows"]:
         arm = one["arm"]
-        seg, tra = (number(value) for value in PAPER.get(arm, (None, None)))
+        seg, tra = (number(value) for value in paper.get(arm, (None, None)))
         rows.append(
             [
                 arm,
@@ -68,7 +73,7 @@ def training(results: Results) -> str:
                 gain(one, "seg"),
                 gain(one, "tra"),
                 number(kid.get(arm), 0),
-                f"{seg} / {tra}" if arm in PAPER else "-",
+                f"{seg} / {tra}" if arm in paper else "-",
             ]
         )
     head = "trained on, seeds, SEG, DET, TRA, LNK, BC(1), dim found, SEG - real, TRA - real"
@@ -210,11 +215,37 @@ def tables(results: Results) -> Iterator[tuple[str, str]]:
             yield name, made(results)
 
 
+def between_marks(page: str, texts: Mapping[str, str]) -> str:
+    """Return the page with each text between the marks ``table: NAME`` and ``end``."""
+    for name, text in texts.items():
+        page, count = re.subn(
+            rf"(<!-- table: {name} -->\n).*?(<!-- end -->)",
+            lambda marks, text=text: f"{marks[1]}\n{text}\n\n{marks[2]}",
+            page,
+            flags=re.DOTALL,
+        )
+        if count != 1:
+            raise ValueError(f"the page must have the marks of the table {name!r} once")
+    return page
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("report", type=Path, help="report.json of bvdm-data evaluate")
-    for name, text in tables(json.loads(parser.parse_args().report.read_text())):
-        print(f"## {name}\n\n{text}\n")
+    parser.add_argument("--fill", action="store_true", help=f"the tables of {PAGE.name}")
+    given = parser.parse_args()
+    results = json.loads(given.report.read_text())
+    made = dict(tables(results))
+    if not given.fill:
+        for name, text in made.items():
+            print(f"## {name}\n\n{text}\n")
+        return
+    if results["about"]["train"] != "01":
+        made = {f"{name} of {results['about']['train']}": text for name, text in made.items()}
+    text = PAGE.read_text()
+    here = {name: one for name, one in made.items() if f"<!-- table: {name} -->" in text}
+    PAGE.write_text(between_marks(text, here))
+    print(f"filled {', '.join(here)} of {PAGE}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.tables import tables
+from benchmarks.tables import between_marks, tables
 from bvdm_data.cli import cli
 from bvdm_data.datasets.ctc import write_sequence
 from bvdm_data.weights import known_models, model_digest, read_card
@@ -84,11 +84,19 @@ def test_every_figure_of_the_model_card_is_what_the_model_says_of_itself():
 
 def test_every_table_of_the_evaluation_is_that_of_its_report():
     page = (ROOT / "docs/evaluation.md").read_text()
-    results = json.loads((ROOT / "docs/evaluation/report.json").read_text())
-    made = dict(tables(results))
-    assert {"training", "linking", "distance", "realism"} <= set(made)
-    missing = [name for name, text in made.items() if text not in page]
-    assert missing == []
+    made = dict(tables(json.loads((ROOT / "docs/evaluation/report.json").read_text())))
+    assert {"training", "linking", "distance", "realism", "reuse"} <= set(made)
+    assert between_marks(page, made) == page
+    other = dict(tables(json.loads((ROOT / "docs/evaluation/report_of_02.json").read_text())))
+    shown = {f"{name} of 02": other[name] for name in ("training", "distance")}
+    assert between_marks(page, shown) == page
+
+
+def test_the_marks_of_a_table_are_there_once():
+    page = "a\n<!-- table: one -->\nold\n<!-- end -->\nb\n"
+    assert between_marks(page, {"one": "new"}) == page.replace("old\n", "\nnew\n\n")
+    with pytest.raises(ValueError, match="marks of the table 'two' once"):
+        between_marks(page, {"two": "new"})
 
 
 def test_the_evaluation_is_that_of_the_model_that_ships():

@@ -168,7 +168,7 @@ def _about(data: Data, questions: Questions) -> dict[str, Any]:
     videos = synthetic_videos(data)
     return {
         "made": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "model": str(data.model),
+        "model": Path(data.model).name,
         "model_digest": model_digest(data.model),
         "method": repr(check_method(data.method)),
         "data_set": data.root.resolve().name,
