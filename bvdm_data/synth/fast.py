@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -13,6 +12,7 @@ from bvdm_data.synth.distilled import DistilledPainter
 from bvdm_data.synth.lives import Life
 from bvdm_data.synth.painter import REACH, Painter, denoise, edge_map, patch_scale
 from bvdm_data.synth.parts import part
+from bvdm_data.synth.unpainted import Unpainted, prepare
 
 BATCH = 64
 """Pictures that go through the network together."""
@@ -81,6 +81,17 @@ class FastSettings:
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, got {value}")
 
+    def drift(self, texture: TextureModel) -> tuple[float, float]:
+        """Return memory and fresh share of textures.
+
+        Args:
+            texture: Of the fitted video, for what is not overruled.
+        """
+        return (
+            texture.memory if self.memory is None else self.memory,
+            texture.fresh if self.fresh is None else self.fresh,
+        )
+
 
 @dataclass(frozen=True)
 class Pictures:
@@ -133,50 +144,45 @@ def paint_fast(
         The pictures of every nucleus in the frames in which it is seen; where the painter draws
         small nuclei in smaller pictures, in two groups.
     """
-    patch = painter.settings.patch
-    with part("noise"):
-        noise = _drifting_noise(lives, patch, texture, settings, generators)
-    seen = [(n, f) for n, (first, last) in enumerate(views) for f in range(first, last + 1)]
-    if not seen:
-        if on_part is not None:
-            on_part(1.0)
-        return []
-    rows, moments = torch.tensor(seen).unbind(1)
-    shown = [(lives[n], f - lives[n].first) for n, f in seen]
-    radii = torch.from_numpy(np.stack([life.radii[m] for life, m in shown])).float()
-    brightness = torch.tensor([float(life.brightness[m]) for life, m in shown])
-    stage = torch.tensor([int(life.stages[m]) for life, m in shown])
-    drawn = torch.stack([noise[n][f - lives[n].first] for n, f in seen])
-    found, done = [], 0
-    for side, group in _by_side(painter, radii):
+    groups = prepare(lives, views, painter, *settings.drift(texture), generators)
+    return paint_prepared(groups, painter, settings, on_part=on_part)
+
+
+def paint_prepared(
+    groups: Sequence[Unpainted],
+    painter: Painter | DistilledPainter,
+    settings: FastSettings,
+    *,
+    on_part: Callable[[float], object] | None = None,
+) -> list[Pictures]:
+    """Paint nuclei whose noise is there.
+
+    Args:
+        groups: From :func:`bvdm_data.synth.unpainted.prepare`.
+        painter: Draws a nucleus.
+        settings: Steps.
+        on_part: Called with the share that is done.
+
+    Returns:
+        As :func:`paint_fast`.
+    """
+    count, found, done = sum(len(group.rows) for group in groups), [], 0
+    if not groups and on_part is not None:
+        on_part(1.0)
+    for group in groups:
         light = []
-        rim = (patch - side) // 2
-        inner = slice(rim, patch - rim)
-        for some in group.tensor_split(math.ceil(len(group) / BATCH)):
+        for some in torch.arange(len(group.rows)).tensor_split(math.ceil(len(group.rows) / BATCH)):
             light.append(
                 paint_moments(
-                    painter, drawn[some, inner, inner], radii[some], brightness[some],
-                    stage[some], steps=settings.steps,
+                    painter, group.noise[some], group.radii[some], group.brightness[some],
+                    group.stage[some], steps=settings.steps,
                 )
             )  # fmt: skip
             done += len(some)
             if on_part is not None:
-                on_part(done / len(seen))
-        zoom = patch_scale(radii[group], side)
-        found.append(Pictures(torch.cat(light), rows[group], moments[group], zoom))
+                on_part(done / count)
+        found.append(Pictures(torch.cat(light), group.rows, group.moments, group.zoom))
     return found
-
-
-def _by_side(
-    painter: Painter | DistilledPainter, radii: Float[Tensor, "N K"]
-) -> list[tuple[int, Tensor]]:
-    """Group nuclei by the side of the picture that they need."""
-    narrow = torch.zeros(len(radii), dtype=torch.bool)
-    side = painter.settings.patch
-    if isinstance(painter, DistilledPainter):
-        narrow, side = painter.fits_narrow(radii), painter.settings.narrow
-    groups = [(side, narrow.nonzero()[:, 0]), (painter.settings.patch, (~narrow).nonzero()[:, 0])]
-    return [(side, group) for side, group in groups if len(group)]
 
 
 @torch.no_grad()
@@ -233,29 +239,3 @@ def fade(edge: Float[Tensor, "N 1 P P"]) -> Float[Tensor, "N P P"]:
         edge: From :func:`bvdm_data.synth.painter.edge_map`.
     """
     return ((1 - edge[:, 0]) * (REACH / _FADE)).clamp(0, 1)
-
-
-def _drifting_noise(
-    lives: Sequence[Life],
-    patch: int,
-    texture: TextureModel,
-    settings: FastSettings,
-    generators: Sequence[torch.Generator],
-) -> list[Float[Tensor, "n P P"]]:
-    """Draw the noise of every life, frame by frame."""
-    memory = texture.memory if settings.memory is None else settings.memory
-    fresh = texture.fresh if settings.fresh is None else settings.fresh
-    renewed = math.sqrt(1 - memory**2)
-    ends: dict[int, Tensor] = {}
-    found = []
-    for life, generator in zip(lives, generators, strict=True):
-        count = len(life.stages)
-        lasting, passing = torch.randn((2, count, patch, patch), generator=generator)
-        before = ends.get(life.parent)
-        for now in lasting:
-            if before is not None:
-                now.mul_(renewed).add_(before, alpha=memory)
-            before = now
-        ends[life.identity] = lasting[-1]
-        found.append(math.sqrt(1 - fresh) * lasting + math.sqrt(fresh) * passing)
-    return found

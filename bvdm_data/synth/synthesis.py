@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bvdm_data.clip import Clip, annotated, padded
 from bvdm_data.randomness import numpy_stream, stream
-from bvdm_data.synth.fast import FastSettings, Pictures, paint_fast
+from bvdm_data.synth.fast import FastSettings
 from bvdm_data.synth.flow import FLOW_SIZE
 from bvdm_data.synth.generator import NOT_FITTED, Generator, Method
 from bvdm_data.synth.motion import Trajectory
@@ -21,9 +21,9 @@ from bvdm_data.synth.parts import part
 from bvdm_data.synth.plan import Plan, SceneSettings, make_plan
 from bvdm_data.synth.pool import Pool
 from bvdm_data.synth.procedural import ProceduralSettings, paint_procedurally
-from bvdm_data.synth.raster import add_up
 from bvdm_data.synth.scene import Labels, displace, expose, lighten
 from bvdm_data.synth.shapes import rasterise
+from bvdm_data.synth.sketch import painted, sketched
 from bvdm_data.synth.texture import Painted, PaperSettings, paint
 
 
@@ -94,48 +94,20 @@ def synthesise(
         ValueError: If the nuclei asked for do not fit.
     """
     plan = make_plan(generator, scene, method, seed, name, pool)
-    streams = (
-        [stream(seed, *name, "texture", path.life.identity) for path in plan.shown]
-        if plan.cast is None
-        else []
-    )
-    flow = plan.flow
     if isinstance(method, FastSettings):
-        groups = _fast_pictures(generator, plan, method, streams, _by_frame(on_frame, scene.frames))
-        with part("scene"):
-            light = add_up(plan.tables, groups, scene.size).cpu().numpy()
-    else:
-        painted = _paint(generator, plan, scene, method, streams, on_frame)
-        light = lighten(plan.shown, plan.labels, painted.texture.cpu(), method.mask_level)
-        if scene.flow:
-            flow = displace(plan.shown, plan.labels, painted.flow.cpu())
-    glow = not isinstance(method, FastSettings)
+        drawn = sketched(generator, plan, method, scene.size, seed, name)
+        on_part = _by_frame(on_frame, scene.frames)
+        video = painted(drawn, generator, method, on_part=on_part)
+        return Film(video, plan.masks, plan.tracks, plan.stages, plan.flow)
+    streams = [stream(seed, *name, "texture", path.life.identity) for path in plan.shown]
+    texture = _paint(generator, plan, scene, method, streams, on_frame)
+    light = lighten(plan.shown, plan.labels, texture.texture.cpu(), method.mask_level)
+    flow = displace(plan.shown, plan.labels, texture.flow.cpu()) if scene.flow else None
     with part("camera"):
         if plan.blur:
             light = ndimage.gaussian_filter(light, (0, plan.blur, plan.blur))
-        video = expose(light, plan.camera, numpy_stream(seed, *name, "camera"), glow=glow)
+        video = expose(light, plan.camera, numpy_stream(seed, *name, "camera"))
     return Film(video, plan.masks, plan.tracks, plan.stages, flow)
-
-
-def _fast_pictures(
-    generator: Generator,
-    plan: Plan,
-    method: FastSettings,
-    streams: Sequence[torch.Generator],
-    on_part: Callable[[float], object] | None,
-) -> list[Pictures]:
-    if plan.cast is not None:
-        identities = [path.life.identity for path in plan.shown]
-        shown = list(zip(identities, plan.rows.tolist(), plan.views, strict=True))
-        groups = plan.cast.pictures(shown, method)
-        if on_part is not None:
-            on_part(1.0)
-        return groups
-    groups = paint_fast(
-        [path.life for path in plan.shown], plan.views, generator.painter_for(method),
-        generator.texture, method, streams, on_part=on_part,
-    )  # fmt: skip
-    return [replace(group, rows=plan.rows[group.rows]) for group in groups]
 
 
 def _by_frame(
