@@ -244,15 +244,26 @@ def expose(
     return seen.astype(np.float32, copy=False)
 
 
+def field_grid(camera: CameraModel) -> tuple[int, float, int]:
+    """Return on what grid the background is drawn.
+
+    Args:
+        camera: Measured from the video.
+
+    Returns:
+        Pixels between two points of it; correlation length of the background in such steps; how
+        many points lie around the picture on each side.
+    """
+    coarse = max(1, int(camera.field_width // 4))
+    return coarse, camera.field_width / coarse, math.ceil(4 * camera.field_width / coarse)
+
+
 def _smooth_field(
     size: Sequence[int], camera: CameraModel, generator: np.random.Generator
 ) -> npt.NDArray[np.float64]:
     """Draw a smooth random field of the video's spread and width, ``[H, W]``."""
-    coarse = max(1, int(camera.field_width // 4))
-    shape = [math.ceil(n / coarse) + 2 for n in size]
-    pad = math.ceil(4 * camera.field_width / coarse)
-    drawn = generator.standard_normal([n + 2 * pad for n in shape])
-    width = camera.field_width / coarse
+    coarse, width, pad = field_grid(camera)
+    drawn = generator.standard_normal([math.ceil(n / coarse) + 2 + 2 * pad for n in size])
     smooth = ndimage.gaussian_filter(drawn, width) * (2 * math.sqrt(math.pi) * width)
     smooth = smooth[pad:-pad, pad:-pad]
     fine = ndimage.zoom(smooth, coarse, order=1, grid_mode=True, mode="nearest")

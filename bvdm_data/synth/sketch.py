@@ -1,12 +1,15 @@
 """Sketch: what the light of a film of the fast method depends on, small enough to be sent."""
 
 import copy
-from collections.abc import Callable
+import pickle
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy import ndimage
+from torch import Tensor
 
 from bvdm_data.randomness import numpy_stream, stream
 from bvdm_data.synth.fast import FastSettings, Pictures, paint_prepared
@@ -126,6 +129,26 @@ def painted(
             light = ndimage.gaussian_filter(light, (0, sketch.blur, sketch.blur))
         draws = numpy_stream(sketch.seed, *sketch.name, "camera")
         return expose(light, sketch.camera, draws, glow=False)
+
+
+def packed(sketches: Sequence[Sketch]) -> Tensor:
+    """Return sketches as bytes: a tensor that a worker hands over whole, uint8.
+
+    Args:
+        sketches: To be sent to another process.
+    """
+    data = pickle.dumps([sketch.detached() for sketch in sketches], pickle.HIGHEST_PROTOCOL)
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def unpacked(data: Tensor) -> list[Sketch]:
+    """Undo :func:`packed`; a cast still lacks its pool.
+
+    Args:
+        data: What it has returned, in this process or in a worker of it.
+    """
+    sketches: list[Sketch] = pickle.loads(data.numpy().tobytes())
+    return sketches
 
 
 def _pictures(
