@@ -3,6 +3,7 @@
 from bvdm_data.camera_scale import CameraScale
 from bvdm_data.clip import STAGES, Clip, TooManyNucleiError
 from bvdm_data.clip_check import check_clip
+from bvdm_data.datasets.device_loader import DeviceLoader
 from bvdm_data.datasets.mixed import MixedVideos
 from bvdm_data.datasets.real import CTCVideos
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
@@ -20,6 +21,7 @@ __all__ = [
     "CTCVideos",
     "CameraScale",
     "Clip",
+    "DeviceLoader",
     "FastSettings",
     "MixedVideos",
     "PaperSettings",

@@ -7,6 +7,7 @@ from typing import SupportsIndex
 
 import torch
 from torch.utils.data import get_worker_info
+from typing_extensions import TypedDict
 
 from bvdm_data.camera_scale import CameraScale
 from bvdm_data.clip import DEFAULT_MAX_CELLS, Clip, check_annotations
@@ -33,6 +34,14 @@ from bvdm_data.synth.plan import SceneSettings
 from bvdm_data.synth.pool import Pool, PoolSettings
 from bvdm_data.synth.synthesis import synthesise, to_clip
 from bvdm_data.weights import find_model, load
+
+
+class _Place(TypedDict):
+    """Where a clip is in a data set, as :func:`synthesise` wants to know."""
+
+    seed: int
+    name: tuple[str | int, ...]
+    pool: tuple[Pool, int, int] | None
 
 
 class SyntheticHeLaVideos(ClipStream):
@@ -71,7 +80,7 @@ class SyntheticHeLaVideos(ClipStream):
             ``"boxes"``, ``"centroids"``; see :class:`Clip`.
         max_cells: Rows of the padded tables; a clip with more nuclei is an error, never cut.
         device: Where the networks run, and where the clips are; other than ``"cpu"`` needs a
-            loader with ``num_workers=0``.
+            loader with ``num_workers=0``. :class:`DeviceLoader` paints whole batches on a GPU.
         transform: Called on the finished clip, with ``video`` and ``masks`` as tv_tensors.
             Annotations follow where it moves pixels, or a :class:`TransformError` says that they
             cannot. The global random states that it draws from are set for each clip.
@@ -177,7 +186,7 @@ class SyntheticHeLaVideos(ClipStream):
         if self.device.type != "cpu" and get_worker_info() is not None:
             raise RuntimeError(
                 f"num_workers must be 0 when device is {str(self.device)!r}: a forked worker "
-                "cannot use it. Use device='cpu', or make the clips ahead with "
+                "cannot use it. Use device='cpu', or a DeviceLoader, or make the clips ahead with "
                 '"bvdm-data export".'
             )
         name = f"SyntheticHeLaVideos(seed={self.seed})"
@@ -195,20 +204,24 @@ class SyntheticHeLaVideos(ClipStream):
     def _made(self, number: int) -> Clip:
         """Return a clip ahead of its transform."""
         wanted = wanted_with(self.annotations, self.transform)
-        scene = SceneSettings(
+        generator = _on_device(self.model, self.device)
+        film = synthesise(generator, self._scene(wanted), self.method, **self._place(number))
+        with part("annotations"):
+            clip = to_clip(film, wanted, self.max_cells, number)
+        return _moved(clip, self.device)
+
+    def _scene(self, wanted: Collection[str]) -> SceneSettings:
+        return SceneSettings(
             frames=self.frames,
             size=self.size,
             nuclei=self.nuclei,
             flow="flow" in wanted,
             variation=self.variation,
         )
-        name = ("clip", self.epoch, number)
-        generator = _on_device(self.model, self.device)
+
+    def _place(self, number: int) -> _Place:
         pool = None if self._pool is None else (self._pool, *self._place_in_pool(number))
-        film = synthesise(generator, scene, self.method, seed=self.seed, name=name, pool=pool)
-        with part("annotations"):
-            clip = to_clip(film, wanted, self.max_cells, number)
-        return _moved(clip, self.device)
+        return {"seed": self.seed, "name": ("clip", self.epoch, number), "pool": pool}
 
     def _place_in_pool(self, number: int) -> tuple[int, int]:
         """Return the number of a clip among those that share a pool, and of their era."""

@@ -47,7 +47,7 @@ class Film:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Run torch in one thread: sums, and the ends of vectors, are rounded otherwise in another.
 
     A loader's workers have one thread each; without this, clips made outside them would differ.
@@ -60,7 +60,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-@_one_thread()
+@one_thread()
 def synthesise(
     generator: Generator,
     scene: SceneSettings,
@@ -177,16 +177,32 @@ def to_clip(film: Film, annotations: Sequence[str], max_cells: int, index: int) 
     Raises:
         TooManyNucleiError: If the film shows more than max_cells nuclei.
     """
+    found = annotations_of(film, annotations, max_cells)
+    clip: Clip = Clip(
+        video=torch.from_numpy(film.video)[:, None],
+        **found,  # type: ignore[typeddict-item]
+        index=torch.tensor(index),
+        source=torch.tensor(1, dtype=torch.int8),
+    )
+    return clip
+
+
+def annotations_of(
+    film: Film | Plan, annotations: Sequence[str], max_cells: int
+) -> dict[str, Tensor]:
+    """Return the annotations of a film, in the order in which they are named.
+
+    Args:
+        film: A film, or the plan of one.
+        annotations: Which keys are wanted.
+        max_cells: Rows of the padded tables.
+
+    Raises:
+        TooManyNucleiError: If the film shows more than max_cells nuclei.
+    """
     found = annotated(film.masks, film.tracks, annotations, max_cells)
     if "flow" in annotations and film.flow is not None:
         found["flow"] = torch.from_numpy(film.flow)
     if "stages" in annotations:
         found["stages"] = padded(film.stages, max_cells, -1)
-    ordered = {key: found[key] for key in annotations}
-    clip: Clip = Clip(
-        video=torch.from_numpy(film.video)[:, None],
-        **ordered,  # type: ignore[typeddict-item]
-        index=torch.tensor(index),
-        source=torch.tensor(1, dtype=torch.int8),
-    )
-    return clip
+    return {key: found[key] for key in annotations}

@@ -1,0 +1,618 @@
+"""DeviceLoader: on the CPU the bytes of DataLoader; the other way of painting tried there, too."""
+
+import gc
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, get_worker_info
+
+from bvdm_data import DeviceLoader, FastSettings, PoolSettings, SyntheticHeLaVideos, weights
+from bvdm_data.clip import ANNOTATIONS, TooManyNucleiError
+from bvdm_data.clip_check import check_clip
+from bvdm_data.datasets import device_loader, sheets
+from bvdm_data.datasets.lanes import CudaLane, Lane, lane_of
+from bvdm_data.datasets.sheets import Together
+
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def tiny(tiny_model):
+    """Make a data set of small clips; the keywords replace arguments."""
+
+    def tiny(**changes):
+        arguments = {
+            "frames": 3, "size": (56, 64), "model": tiny_model, "nuclei": 3, "max_cells": 32,
+            "annotations": ANNOTATIONS, "batch_size": 2, "length": 5,
+        }  # fmt: skip
+        return SyntheticHeLaVideos(**arguments | changes)
+
+    return tiny
+
+
+@pytest.fixture(scope="module")
+def quiet_model(tiny_generator, tmp_path_factory):
+    """Return the file of a model whose camera adds neither noise nor a random background."""
+    path = tmp_path_factory.mktemp("quiet") / "quiet.safetensors"
+    camera = replace(tiny_generator.camera, noise=0.0, field_spread=0.0, level_spread=0.0)
+    weights.save(replace(tiny_generator, camera=camera), path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    yield
+    gc.collect()
+    assert [t for t in threading.enumerate() if t.name == "bvdm_data ahead"] == []
+
+
+def on_cpu(videos, batch_size=2, **how):
+    return DeviceLoader(videos, batch_size=batch_size, device="cpu", **how)
+
+
+def numbers(batches):
+    return [batch["index"].tolist() for batch in batches]
+
+
+def same(one, other):
+    return list(one) == list(other) and all(
+        one[key].dtype == other[key].dtype
+        and torch.equal(one[key].nan_to_num(-9), other[key].nan_to_num(-9))
+        for key in one
+    )
+
+
+def assert_same(found, wanted):
+    found, wanted = list(found), list(wanted)
+    assert len(found) == len(wanted) > 0
+    assert all(same(*pair) for pair in zip(found, wanted, strict=True))
+
+
+def darker(clip):
+    """Turn a clip by chance, and make it darker."""
+    if torch.rand(()) < 0.5:
+        clip["video"] = clip["video"] * 0.5
+    clip["video"] = clip["video"] * torch.rand(())
+    return clip
+
+
+# The bytes of DataLoader
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("pool", [None, PoolSettings(pairs=3)], ids=["fresh", "pool"])
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_on_the_cpu_batches_are_those_of_data_loader(tiny, workers, pool, batch_size):
+    videos = tiny(pool=pool, batch_size=batch_size or 1)
+    wanted = list(DataLoader(videos, batch_size=batch_size, num_workers=0))
+    with on_cpu(videos, batch_size, num_workers=workers) as loader:
+        assert_same(loader, wanted)
+        # A second loop goes over the same clips, a pool being filled or not.
+        assert_same(loader, wanted)
+        assert len(loader) == len(DataLoader(videos, batch_size=batch_size)) == len(wanted)
+
+
+@pytest.mark.parametrize("changes", [
+    {"method": FastSettings(steps=2)}, {"method": FastSettings(families=False)},
+    {"nuclei": 0}, {"annotations": ()}, {"variation": 0, "nuclei": (0, 4)}, {"frames": 1},
+])  # fmt: skip
+def test_all_clips_of_the_method_can_be_loaded(tiny, changes):
+    videos = tiny(**changes)
+    assert_same(on_cpu(videos), DataLoader(videos, batch_size=2))
+
+
+@pytest.mark.parametrize("annotations", [ANNOTATIONS, ("tracks",), ()])
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_a_transform_does_what_it_does_in_data_loader(tiny, annotations, batch_size):
+    videos = tiny(transform=darker, annotations=annotations, batch_size=batch_size or 1, length=3)
+    before, states, found = torch.get_rng_state(), [], []
+    for loader in (on_cpu(videos, batch_size), DataLoader(videos, batch_size=batch_size)):
+        torch.set_rng_state(before)
+        found.append(list(loader))
+        states.append(torch.get_rng_state())
+    assert_same(*found)
+    # A loop of DataLoader draws the seed of its workers, and nothing else is drawn.
+    assert torch.equal(*states)
+
+
+def test_a_transform_that_cannot_be_sent_stays_in_the_main_process(tiny):
+    videos = tiny(transform=lambda clip: {**clip, "process": get_worker_info() is None}, length=2)
+    with on_cpu(videos, num_workers=1, multiprocessing_context="spawn") as loader:
+        (batch,) = loader
+    assert batch["process"].tolist() == [True, True]
+    videos.transform = None
+    (wanted,) = DataLoader(videos, batch_size=2)
+    assert torch.equal(batch["video"], wanted["video"])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unknown_batch_size_of_the_data_set_is_that_of_data_loader(tiny, workers):
+    videos = tiny(batch_size=None)
+    assert_same(
+        on_cpu(videos, num_workers=workers), DataLoader(videos, batch_size=2, num_workers=workers)
+    )
+
+
+def test_an_incomplete_batch_can_be_dropped(tiny):
+    assert numbers(on_cpu(tiny(), drop_last=True)) == [[0, 1], [2, 3]]
+
+
+# Epochs, ranks, places
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_an_epoch_that_is_chosen_between_loops_reaches_workers(tiny, kept):
+    videos = tiny()
+    with on_cpu(videos, num_workers=2, persistent_workers=kept) as loader:
+        for epoch in (0, 3):
+            videos.set_epoch(epoch)
+            assert_same(loader, DataLoader(videos, batch_size=2))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_ranks_share_the_clips_out(tiny, workers):
+    loaders = [on_cpu(tiny(shard=(rank, 2)), num_workers=workers) for rank in (0, 1)]
+    assert [numbers(loader) for loader in loaders] == [[[0, 2], [4]], [[1, 3], [0]]]
+    assert [len(loader) for loader in loaders] == [2, 2]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_endless_stream_goes_on_and_has_no_length(tiny, workers):
+    loader = on_cpu(tiny(length=None), num_workers=workers)
+    loop = iter(loader)
+    assert numbers(next(loop) for _ in range(4)) == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    with pytest.raises(TypeError, match="this SyntheticHeLaVideos is endless and has no len"):
+        len(loader)
+
+
+@pytest.mark.parametrize(("workers", "kept"), [(0, False), (2, False), (2, True)])
+@pytest.mark.parametrize("steps", [0, 3])
+def test_a_loop_is_resumed_where_it_was(tiny, workers, steps, kept):
+    videos = tiny(length=7)
+    videos.set_epoch(2)
+    whole = numbers(on_cpu(videos))
+    loader = on_cpu(videos, num_workers=workers, persistent_workers=kept)
+    loop = iter(loader)
+    seen = numbers(next(loop) for _ in range(steps))
+    state = loader.state_dict()
+    assert state == {"epoch": 2, "seed": 0, "start": 2 * steps}
+    assert state == videos.state_dict(consumed=2 * steps)
+    fresh = tiny(length=7)
+    others = on_cpu(fresh, num_workers=workers, persistent_workers=kept)
+    others.load_state_dict(state)
+    assert fresh.epoch == 2
+    assert seen + numbers(others) == whole
+    # Only the next loop goes on there.
+    assert numbers(others) == whole
+    plain = tiny(length=7)
+    plain.load_state_dict(state)
+    assert seen + numbers(DataLoader(plain, batch_size=2)) == whole
+    # The same loader can go back, too.
+    loader.load_state_dict(state)
+    assert loader.state_dict() == state
+    assert seen + numbers(loader) == whole
+    assert numbers(DataLoader(videos, batch_size=2)) == whole
+
+
+def test_a_new_epoch_begins_at_its_start(tiny):
+    videos = tiny()
+    loader = on_cpu(videos)
+    next(iter(loader))
+    videos.set_epoch(1)
+    assert loader.state_dict() == {"epoch": 1, "seed": 0, "start": 0}
+    assert loader.state_dict(consumed=2)["start"] == 2
+
+
+def test_the_data_set_cannot_say_how_far_a_loop_is_that_is_behind_it(tiny):
+    videos = tiny()
+    loop = iter(on_cpu(videos))
+    next(loop)
+    with pytest.raises(RuntimeError, match="consumed must be given"):
+        videos.state_dict()
+
+
+def test_the_place_is_not_known_without_a_batch_size(tiny):
+    loader = on_cpu(tiny(batch_size=None))
+    next(iter(loader))
+    with pytest.raises(ValueError, match="give the data set the batch_size of the loader"):
+        loader.state_dict()
+
+
+def test_an_epoch_that_is_chosen_in_a_loop_is_an_error(tiny):
+    videos = tiny(length=None)
+    loop = iter(on_cpu(videos))
+    next(loop)
+    videos.set_epoch(1)
+    with pytest.raises(RuntimeError, match="in the middle of a pass over epoch 0"):
+        list(loop)
+
+
+# Errors
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_in_a_plan_names_the_clip_and_the_loader_can_be_used_again(tiny, workers):
+    videos = tiny(length=40, nuclei=(0, 3), max_cells=3)
+    loader = on_cpu(videos, num_workers=workers)
+    loop = iter(loader)
+    with pytest.raises(TooManyNucleiError, match=r"It is clip \d+ of epoch 0 of Synthetic"):
+        for _ in loop:
+            pass
+    assert list(loop) == []
+    videos.set_epoch(0)
+    assert next(iter(loader))["index"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_the_painter_names_the_clip(tiny, workers, monkeypatch):
+    real = sheets.painted
+
+    def painted(sketch, *rest):
+        if sketch.name[2] == 3:
+            raise MemoryError
+        return real(sketch, *rest)
+
+    monkeypatch.setattr(sheets, "painted", painted)
+    loop = iter(on_cpu(tiny(), num_workers=workers))
+    assert next(loop)["index"].tolist() == [0, 1]
+    with pytest.raises(MemoryError, match=r"memory ran out.*It is clip 3 of epoch 0"):
+        next(loop)
+
+
+def test_an_error_on_a_device_names_the_clips_of_the_batch(tiny, together, monkeypatch):
+    def paint(*_):
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(sheets.DevicePainter, "paint", paint)
+    videos = tiny()
+    videos.set_epoch(4)
+    words = r"memory ran out.*batch of the clips 0, 1 of epoch 4 .*seed=0\); to make them one by"
+    with pytest.raises(RuntimeError, match=words):
+        next(iter(on_cpu(videos)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "given", "error", "words"),
+    [
+        ({"method": "procedural"}, {}, ValueError, "videos must have the method 'fast'.*Procedur"),
+        ({}, {"batch_size": 3}, ValueError, "batch_size must be that of videos, 2, got 3"),
+        ({}, {"batch_size": None}, ValueError, "batch_size must be that of videos, 2, got None"),
+        ({}, {"batch_size": 0}, ValueError, "batch_size must be 1 or more, got 0"),
+        ({}, {"num_workers": -1}, ValueError, "num_workers must be 0 or more, got -1"),
+        ({}, {"num_workers": 1.5}, TypeError, "num_workers must be a whole number, got 1.5"),
+        ({}, {"prefetch": 0}, ValueError, "prefetch must be 1 or more, got 0"),
+        ({}, {"device": "meta"}, ValueError, "device must be a CUDA device or 'cpu', got 'meta'"),
+        ({}, {"device": "gpu"}, ValueError, "device must be one that torch knows, got 'gpu'"),
+        ({"device": "meta"}, {}, ValueError, "videos must have device='cpu'.*got device='meta'"),
+        ({}, {"pictures": 8}, ValueError, "pictures must be None with device='cpu'"),
+        ({}, {"shuffle": True}, TypeError, "only drop_last, .*, got 'shuffle'"),
+    ],
+)
+def test_what_cannot_be_loaded_is_refused(tiny, changes, given, error, words):
+    with pytest.raises(error, match=words):
+        DeviceLoader(tiny(**changes), **{"batch_size": 2, "device": "cpu"} | given)
+
+
+def test_another_data_set_is_refused():
+    with pytest.raises(TypeError, match=r"videos must be SyntheticHeLaVideos, got \[\]"):
+        DeviceLoader([], device="cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
+def test_cuda_is_refused_where_there_is_none(tiny):
+    with pytest.raises(ValueError, match="asks for CUDA, but torch finds none; use device='cpu'"):
+        DeviceLoader(tiny(), batch_size=2)
+
+
+# Ends
+
+
+def test_a_new_loop_closes_the_one_before(tiny):
+    loader = on_cpu(tiny())
+    first = iter(loader)
+    next(first)
+    assert numbers(loader) == [[0, 1], [2, 3], [4]]
+    with pytest.raises(RuntimeError, match="a new one was begun"):
+        next(first)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_close_ends_all_workers_and_a_loader_can_be_used_again(tiny, kept):
+    with on_cpu(tiny(length=None), num_workers=2, persistent_workers=kept) as loader:
+        loop = iter(loader)
+        next(loop)
+        assert len(torch.multiprocessing.active_children()) == 2
+        loader.close()
+        assert torch.multiprocessing.active_children() == []
+        assert next(iter(loader))["index"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loop_that_is_left_ends_thread_and_workers(tiny, workers):
+    def leave():
+        loader = on_cpu(tiny(length=None), num_workers=workers)
+        for batch in loader:
+            assert batch["index"].tolist() == [0, 1]
+            return
+
+    leave()
+    gc.collect()
+    assert [t for t in threading.enumerate() if t.name == "bvdm_data ahead"] == []
+    assert torch.multiprocessing.active_children() == []
+
+
+def test_a_loop_outlives_the_name_of_its_loader(tiny):
+    loop = iter(on_cpu(tiny(), num_workers=1, persistent_workers=True))
+    gc.collect()
+    assert numbers(loop) == [[0, 1], [2, 3], [4]]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_interpreter_exits_in_the_middle_of_a_loop(tiny_model, workers):
+    script = f"""
+from bvdm_data import DeviceLoader, SyntheticHeLaVideos
+videos = SyntheticHeLaVideos(frames=2, size=48, nuclei=1, model={str(tiny_model)!r})
+loop = iter(DeviceLoader(videos, device="cpu", num_workers={workers}))
+print(next(loop)["index"].tolist(), flush=True)
+"""
+    command = [sys.executable, "-W", "error", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[0]\n", "")
+
+
+# Painted together
+
+
+@pytest.fixture
+def together(monkeypatch):
+    """Let loaders paint on the CPU as they would on another device; return whose pictures."""
+    pictures = [16]
+
+    def painter(videos, method, device, _):
+        return Together(videos, method, device, pictures[0]), True
+
+    monkeypatch.setattr(device_loader, "_painter_of", painter)
+    return pictures
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("pool", [None, PoolSettings(pairs=3)], ids=["fresh", "pool"])
+def test_painted_together_all_but_the_noise_is_the_same(tiny, together, workers, pool, quiet_model):
+    for model in ({}, {"model": quiet_model}):
+        videos = tiny(pool=pool, length=4, **model)
+        found = list(on_cpu(videos, num_workers=workers))
+        wanted = list(DataLoader(videos, batch_size=2))
+        for one, other in zip(found, wanted, strict=True):
+            assert list(one) == list(other)
+            assert one["video"].shape == other["video"].shape
+            assert one["video"].dtype == other["video"].dtype
+            assert same(*({**batch, "video": torch.zeros(1)} for batch in (one, other)))
+            apart = ((one["video"] - other["video"]) * 4095).round().abs()
+            if model:
+                assert apart.max() <= 1
+                assert (apart > 0).float().mean() < 0.01
+            else:
+                assert (apart > 0).float().mean() > 0.5
+            for place in range(2):
+                check_clip({key: value[place] for key, value in one.items()})
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_painted_together_a_clip_is_a_function_of_its_number(tiny, together, workers):
+    def clips(batch_size, epoch, **changes):
+        videos = tiny(batch_size=batch_size, **changes)
+        videos.set_epoch(epoch)
+        loader = on_cpu(videos, batch_size, num_workers=workers)
+        return {int(n): v for batch in loader for n, v in zip(batch["index"], batch["video"])}  # noqa: B905
+
+    one, other = clips(2, 1), clips(5, 1)
+    assert one.keys() == other.keys() == set(range(5))
+    assert all(torch.equal(one[number], other[number]) for number in one)
+    assert not torch.equal(one[0], clips(2, 2)[0])
+    assert not torch.equal(one[0], clips(2, 1, seed=1)[0])
+
+
+def test_painted_together_a_transform_runs_in_the_loop(tiny, together):
+    def marked(clip):
+        return {**clip, "thread": threading.current_thread() is threading.main_thread()}
+
+    (batch,) = on_cpu(tiny(transform=marked, length=2))
+    assert batch["thread"].tolist() == [True, True]
+
+
+class Noted(Lane):
+    """A lane that writes down what is asked of it, and by which thread."""
+
+    def __init__(self):
+        self.said = []
+
+    def note(self, what):
+        main = threading.current_thread() is threading.main_thread()
+        self.said.append((what, "loop" if main else "thread"))
+
+    def begin(self):
+        self.note("begin")
+
+    @contextmanager
+    def held(self):
+        self.note("held")
+        yield
+        self.note("left")
+
+    @contextmanager
+    def painting(self):
+        self.note("painting")
+        yield
+        self.note("painted")
+
+    def done(self):
+        self.note("done")
+        return len(self.said)
+
+    def hand_over(self, batch, done):
+        assert self.said[done - 1] == ("done", "thread")
+        self.note(f"hand over {batch['index'].tolist()}")
+
+
+def test_what_a_lane_is_asked_comes_in_order(tiny, monkeypatch):
+    lane = Noted()
+    monkeypatch.setattr(device_loader, "lane_of", lambda _: lane)
+    list(on_cpu(tiny(length=2)))
+    assert lane.said[0] == ("begin", "loop")
+    thread = [what for what, who in lane.said if who == "thread"]
+    assert thread == ["held", "painting", "done", "painted", "left"]
+    assert [what for what, who in lane.said if who == "loop"] == ["begin", "hand over [0, 1]"]
+
+
+# CUDA's streams, a stand-in for them
+
+
+class Stream:
+    def __init__(self, name, said):
+        self.name, self.said = name, said
+
+    def wait_stream(self, other):
+        self.said.append(f"{self.name} waits for {other.name}")
+
+    def wait_event(self, event):
+        self.said.append(f"{self.name} waits for {event}")
+
+    def record_event(self):
+        self.said.append(f"event of {self.name}")
+        return f"the event of {self.name}"
+
+    def synchronize(self):
+        self.said.append(f"all of {self.name} is done")
+
+
+@pytest.fixture
+def streams(monkeypatch):
+    """Put stand-ins in the place of CUDA's streams; return what they are asked for."""
+    said, loop = [], None
+
+    def stream(device):
+        assert device == torch.device("cuda", 1)
+        return Stream("side", said)
+
+    @contextmanager
+    def within(stream):
+        said.append(f"on {stream.name}")
+        yield
+        said.append(f"off {stream.name}")
+
+    loop = Stream("loop", said)
+    monkeypatch.setattr(torch.cuda, "Stream", stream)
+    monkeypatch.setattr(torch.cuda, "stream", within)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: loop)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: said.append(f"device {device}"))
+    monkeypatch.setattr(
+        torch.Tensor,
+        "record_stream",
+        lambda self, by: said.append(f"{len(self)} used by {by.name}"),
+    )
+    return said
+
+
+def test_a_cuda_lane_orders_the_streams(tiny, together, monkeypatch, streams):
+    monkeypatch.setattr(device_loader, "lane_of", lambda _: lane_of(torch.device("cuda", 1)))
+    videos = tiny(length=2, annotations=("masks",))
+    loader = on_cpu(videos)
+    assert isinstance(loader._lane, CudaLane)
+    # A second loop has the same stream.
+    for _ in range(2):
+        streams.clear()
+        (batch,) = loader
+        assert list(batch) == ["video", "masks", "index", "source"]
+        order = {said: place for place, said in enumerate(streams)}
+        assert streams[:5] == [
+            "side waits for loop", "device cuda:1", "on side", "event of side", "off side",
+        ]  # fmt: skip
+        assert order["loop waits for the event of side"] < order["2 used by loop"]
+        assert streams.count("2 used by loop") == 4
+        assert streams.count("all of side is done") == 1
+
+
+def test_a_device_without_streams_has_a_lane_that_waits_for_nothing():
+    assert type(lane_of(CPU)) is Lane
+
+
+# On a GPU
+
+
+@pytest.fixture
+def on_cuda(tiny):
+    def on_cuda(videos, **how):
+        return DeviceLoader(videos, batch_size=2, device="cuda", **how)
+
+    return on_cuda
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("pool", [None, PoolSettings(pairs=3)], ids=["fresh", "pool"])
+def test_with_cuda_batches_stay_there_and_all_but_the_noise_is_the_same(
+    tiny, on_cuda, workers, pool, quiet_model
+):
+    for model in ({}, {"model": quiet_model}):
+        videos = tiny(pool=pool, **model)
+        with on_cuda(videos, num_workers=workers) as loader:
+            found = [list(loader) for _ in range(2)]
+        for one, again, other in zip(*found, DataLoader(videos, batch_size=2), strict=True):
+            assert all(value.device.type == "cuda" for value in one.values())
+            assert all(torch.equal(one[k].nan_to_num(-9), again[k].nan_to_num(-9)) for k in one)
+            for key in set(one) - {"video"}:
+                assert torch.equal(one[key].cpu().nan_to_num(-9), other[key].nan_to_num(-9))
+            video = one["video"].cpu()
+            if model:
+                # The network sums up in another order there, in eight bits.
+                torch.testing.assert_close(video, other["video"], rtol=0, atol=0.02)
+            torch.testing.assert_close(video * 4095, (video * 4095).round(), rtol=0, atol=1e-3)
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_with_cuda_painting_never_makes_the_host_wait(tiny, on_cuda, monkeypatch):
+    videos = tiny(length=8)
+    list(on_cuda(videos))  # what is made once may wait
+    real = sheets.Together.__call__
+
+    def strict(self, sheet):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return real(self, sheet)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(sheets.Together, "__call__", strict)
+    assert len(list(on_cuda(videos))) == 4
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_with_cuda_a_loop_that_is_busy_gets_whole_batches(tiny, on_cuda):
+    videos = tiny(length=20)
+    wanted = [batch["video"].clone() for batch in on_cuda(videos)]
+    weights, sums = torch.randn(2000, 2000, device="cuda"), []
+    for batch in on_cuda(videos, num_workers=1, prefetch=1):
+        for _ in range(20):
+            weights = (weights @ weights).tanh()
+        sums.append(batch["video"].clone())
+        del batch
+    assert all(torch.equal(*pair) for pair in zip(sums, wanted, strict=True))
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_a_camera_with_cuda_has_whole_counts_and_repeats_itself(tiny, on_cuda):
+    videos = tiny(length=2)
+    one, other = (next(iter(on_cuda(videos, pictures=32)))["video"] for _ in range(2))
+    assert torch.equal(one, other)
+    assert float((one * 4095 - (one * 4095).round()).abs().max()) < 1e-3
