@@ -99,6 +99,13 @@ def test_on_the_cpu_batches_are_those_of_data_loader(tiny, workers, pool, batch_
         assert len(loader) == len(DataLoader(videos, batch_size=batch_size)) == len(wanted)
 
 
+def test_the_pool_of_the_data_set_is_left_to_the_loop(tiny, together):
+    # Two threads that fill one pool would get in each other's way.
+    videos = tiny(pool=PoolSettings(pairs=3))
+    list(on_cpu(videos))
+    assert videos._pool._kept == {}
+
+
 @pytest.mark.parametrize("changes", [
     {"method": FastSettings(steps=2)}, {"method": FastSettings(families=False)},
     {"nuclei": 0}, {"annotations": ()}, {"variation": 0, "nuclei": (0, 4)}, {"frames": 1},

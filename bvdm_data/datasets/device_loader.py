@@ -119,8 +119,9 @@ class DeviceLoader:
         self._lane.begin()
         # Workers are started here: this thread is the one that hears of their deaths.
         loop = _Loop(
-            iter(self._loader), self._painter, self._lane, self._prefetch, self._progress, self
-        )
+            iter(self._loader), self._painter, self._lane, self._prefetch, self._progress,
+            self.videos, self.batch_size,
+        )  # fmt: skip
         self._running = weakref.ref(loop)
         return loop
 
@@ -210,9 +211,10 @@ class _Loop(Iterator[Any]):
         lane: Lane,
         prefetch: int,
         progress: _Progress,
-        loader: DeviceLoader,
+        videos: SyntheticHeLaVideos,
+        batch_size: int | None,
     ) -> None:
-        # What the thread works with leads neither to the loop nor to the loader.
+        # What the thread works with does not lead to the loop, which would else never be lost.
         def work(sheet: Sheet) -> tuple[dict[str, Tensor], Any, int]:
             with lane.painting():
                 batch = painter(sheet)
@@ -225,13 +227,13 @@ class _Loop(Iterator[Any]):
         self._ahead = Ahead(held(), work, prefetch)
         self._lane = lane
         self._progress = progress
-        # Workers that are kept live as long as the loader: it must not be lost before the loop.
-        self._loader = loader
+        self._videos = videos
+        self._batch_size = batch_size
 
     def __next__(self) -> Any:
         batch, done, epoch = next(self._ahead)
         self._lane.hand_over(batch, done)
-        finished = _finished(batch, self._loader.videos, self._loader.batch_size, epoch)
+        finished = _finished(batch, self._videos, self._batch_size, epoch)
         self._progress.clips += len(batch["video"])
         return finished
 

@@ -74,7 +74,9 @@ def prepare(
     for side, group in _by_side(painter, radii):
         rim = (patch - side) // 2
         inner = slice(rim, patch - rim)
-        drawn = [noise[n][f - lives[n].first, inner, inner] for n, f in (seen[g] for g in group)]
+        drawn = [
+            noise[n][f - lives[n].first, inner, inner] for n, f in (seen[g] for g in group.tolist())
+        ]
         found.append(
             Unpainted(
                 torch.stack(drawn), radii[group], brightness[group], stage[group],
