@@ -3,7 +3,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
+import zipfile
 from dataclasses import replace
 
 import pytest
@@ -405,6 +407,19 @@ def test_a_damaged_manifest_is_refused(copy, tiny_model, text):
         read_manifest(copy)
 
 
+@pytest.mark.parametrize("lacking", ["settings", "model", "seed", "size", "clips"])
+def test_a_manifest_that_lacks_an_entry_is_refused(copy, tiny_model, lacking):
+    said = json.loads((copy / MANIFEST).read_text())
+    (said if lacking in said else said["settings"]).pop(lacking)
+    (copy / MANIFEST).write_text(json.dumps(said))
+    if lacking == "clips":
+        with pytest.raises(ValueError, match=r"is damaged \(it lacks 'clips'\)"):
+            written(copy, small(tiny_model))
+    else:
+        with pytest.raises(ValueError, match=rf"is damaged \(it lacks '{lacking}'\)"):
+            read_manifest(copy)
+
+
 # Manifest
 
 
@@ -476,6 +491,54 @@ def test_what_is_no_shard_is_refused(tmp_path):
         next(read_shard("clips.npz"))
     with pytest.raises(FileNotFoundError, match="there is no shard"):
         next(read_shard(tmp_path / NAMES[0]))
+
+
+@pytest.mark.parametrize(
+    ("place", "whole"), [("within a member", 2), ("between samples", 1), ("between members", 2)]
+)
+def test_a_shard_that_was_cut_off_gives_no_clip_in_part_and_an_error(copy, place, whole):
+    path = copy / NAMES[0]
+    with tarfile.open(path) as archive:
+        members = archive.getmembers()
+    third = next(one for one in members if one.name == "000000002.video.npy")
+    inside = next(one for one in members if one.name == "000000002.tracks.npy")
+    ends = {"between samples": third.offset, "between members": inside.offset}
+    end = ends.get(place, inside.offset_data + 100)
+    path.write_bytes(path.read_bytes()[:end])
+    clips = read_shard(path)
+    found = [next(clips) for _ in range(whole)]
+    assert [clip["index"].item() for clip in found] == [*range(whole)]
+    assert len({frozenset(clip) for clip in found}) == 1
+    with pytest.raises(ValueError, match=rf"{NAMES[0]} is damaged, or no shard \(.*makes it again"):
+        next(clips)
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 2000, "tar", "zip"])
+@pytest.mark.parametrize("suffix", [".tar", pytest.param(".zip", marks=needs_zarr)])
+def test_a_file_that_holds_no_shard_is_refused(tmp_path, suffix, content):
+    path = tmp_path / f"foreign{suffix}"
+    (tmp_path / "note").write_text("text")
+    if content == "tar":
+        with tarfile.open(path, "w") as archive:
+            archive.add(tmp_path / "note", "note")
+    elif content == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.write(tmp_path / "note", "note")
+    else:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"foreign{suffix} is damaged, or no shard \("):
+        list(read_shard(path))
+
+
+@needs_zarr
+def test_a_zarr_shard_with_a_wrong_byte_is_refused(tmp_path, tiny_model):
+    written(tmp_path / "data", small(tiny_model), clips=1, format="zarr")
+    path = tmp_path / "data" / "shard-000000.zip"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"shard-000000\.zip is damaged, or no shard \(Bad CRC-32"):
+        list(read_shard(path))
 
 
 # Arguments

@@ -56,9 +56,12 @@ def read_tar(path: Path) -> Iterator[dict[str, npt.NDArray[Any]]]:
 
     Args:
         path: The file.
+
+    Raises:
+        EOFError: If the file was cut off between two members.
     """
     with tarfile.open(path, "r:") as archive:
-        sample, arrays = "", dict[str, npt.NDArray[Any]]()
+        sample, arrays, end = "", dict[str, npt.NDArray[Any]](), 0
         for member in archive:
             name, key, _, *gz = member.name.split(".")
             if name != sample and arrays:
@@ -67,7 +70,9 @@ def read_tar(path: Path) -> Iterator[dict[str, npt.NDArray[Any]]]:
             sample = name
             file = archive.extractfile(member)
             data = b"" if file is None else file.read()
+            end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
             arrays[key] = np.load(io.BytesIO(gzip.decompress(data) if gz else data))
+        _check_end(path, end)
         if arrays:
             yield arrays
 
@@ -119,8 +124,11 @@ def read_zarr(path: Path) -> Iterator[dict[str, npt.NDArray[Any]]]:
 
     Raises:
         ImportError: If zarr is missing.
+        zipfile.BadZipFile: If it is no zip, or has lost its end.
     """
     zarr = zarr_package()
+    if not zipfile.is_zipfile(path):  # which ZipStore does not survive
+        raise zipfile.BadZipFile("it has not the end of a zip")
     store = zarr.storage.ZipStore(path, mode="r")
     try:
         group = zarr.open_group(store, mode="r")
@@ -169,6 +177,14 @@ WRITERS: Mapping[str, tuple[str, Writer]] = {
     "zarr": (".zip", write_zarr),
 }
 """End of a shard's name, and what writes it, by the name of the format."""
+
+
+def _check_end(path: Path, end: int) -> None:
+    """Refuse a tar that was cut off between two members, which tarfile takes for its end."""
+    with path.open("rb") as file:
+        file.seek(end)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise EOFError("the end of the archive is missing")
 
 
 def _npy(array: npt.NDArray[Any]) -> bytes:

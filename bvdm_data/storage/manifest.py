@@ -143,6 +143,8 @@ def claim(plan: Plan) -> None:
         begun = _read(path)
         if begun.get("layout") != LAYOUT:
             raise ValueError(_foreign(plan.folder))
+        if "clips" not in begun:
+            raise ValueError(_damaged(path, "it lacks 'clips'"))
         _check_same(plan, begun, said)
         if begun["clips"] == plan.clips:
             return
@@ -187,8 +189,11 @@ def read_manifest(directory: str | Path, *, model: str | Path | None = None) -> 
             f"{path} is no manifest of shards: its layout is {said.get('layout')!r} where "
             f"{LAYOUT!r} is expected"
         )
-    recipe = {**said["settings"], **said["model"], "seed": said["seed"], "epoch": said["epoch"]}
-    return videos_of(recipe, model)
+    try:
+        recipe = {**said["settings"], **said["model"], "seed": said["seed"], "epoch": said["epoch"]}
+        return videos_of(recipe, model)
+    except KeyError as error:
+        raise ValueError(_damaged(path, f"it lacks {error}")) from error
 
 
 def _check_same(plan: Plan, begun: Mapping[str, Any], said: Mapping[str, Any]) -> None:
@@ -248,7 +253,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         said = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(
-            f"{path} is damaged ({error}); give another directory, or remove this file"
-        ) from error
+        raise ValueError(_damaged(path, error)) from error
     return said if isinstance(said, dict) else {}
+
+
+def _damaged(path: Path, why: object) -> str:
+    return f"{path} is damaged ({why}); give another directory, or remove this file"

@@ -1,5 +1,9 @@
 """Reading: clips out of shards."""
 
+import gzip
+import tarfile
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -9,6 +13,19 @@ import torch
 
 from bvdm_data.clip import Clip
 from bvdm_data.storage.containers import read_tar, read_zarr
+
+_DAMAGED = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    gzip.BadGzipFile,
+    zlib.error,
+    EOFError,
+    FileNotFoundError,  # of zarr, where there is no group
+    LookupError,
+    RuntimeError,
+    ValueError,
+)
+"""What the readers raise for a file that is damaged, or holds something else."""
 
 _READERS: Mapping[str, Callable[[Path], Iterator[dict[str, Any]]]] = {
     ".tar": read_tar,
@@ -28,7 +45,8 @@ def read_shard(path: str | Path) -> Iterator[Clip]:
     Raises:
         FileNotFoundError: If there is no such file.
         ImportError: If it is a zarr group and zarr is missing.
-        ValueError: If the name is not that of a shard.
+        ValueError: If the name is not that of a shard, or the file is damaged, cut off or holds
+            something else; clips ahead of that have been yielded.
     """
     file = Path(path).expanduser()
     if file.suffix not in _READERS:
@@ -38,8 +56,14 @@ def read_shard(path: str | Path) -> Iterator[Clip]:
         )
     if not file.is_file():
         raise FileNotFoundError(f"there is no shard {file}; give the path of one that is there")
-    for arrays in _READERS[file.suffix](file):
-        yield _clip(arrays)
+    try:
+        for arrays in _READERS[file.suffix](file):
+            yield _clip(arrays)
+    except _DAMAGED as error:
+        raise ValueError(
+            f"{file} is damaged, or no shard ({error or type(error).__name__}); remove it, and "
+            "write_shards makes it again"
+        ) from error
 
 
 def as_clip(sample: Mapping[str, Any]) -> Clip:
