@@ -170,15 +170,11 @@ def paint_prepared(
     if not groups and on_part is not None:
         on_part(1.0)
     for group in groups:
-        light = []
-        for some in torch.arange(len(group.rows)).tensor_split(math.ceil(len(group.rows) / BATCH)):
-            light.append(
-                paint_moments(
-                    painter, group.noise[some], group.radii[some], group.brightness[some],
-                    group.stage[some], steps=settings.steps,
-                )
-            )  # fmt: skip
-            done += len(some)
+        told = (group.noise, group.radii, group.brightness, group.stage)
+        calls, light = math.ceil(len(group.rows) / BATCH), []
+        for some in zip(*(numbers.tensor_split(calls) for numbers in told), strict=True):
+            light.append(paint_moments(painter, *some, steps=settings.steps))
+            done += len(some[0])
             if on_part is not None:
                 on_part(done / count)
         found.append(Pictures(torch.cat(light), group.rows, group.moments, group.zoom))
