@@ -494,9 +494,9 @@ def test_what_is_no_shard_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("place", "whole"), [("within a member", 2), ("between samples", 1), ("between members", 2)]
+    ("place", "count"), [("within a member", 2), ("between samples", 1), ("between members", 2)]
 )
-def test_a_shard_that_was_cut_off_gives_no_clip_in_part_and_an_error(copy, place, whole):
+def test_a_shard_that_was_cut_off_gives_no_clip_in_part_and_an_error(copy, place, count):
     path = copy / NAMES[0]
     with tarfile.open(path) as archive:
         members = archive.getmembers()
@@ -506,8 +506,8 @@ def test_a_shard_that_was_cut_off_gives_no_clip_in_part_and_an_error(copy, place
     end = ends.get(place, inside.offset_data + 100)
     path.write_bytes(path.read_bytes()[:end])
     clips = read_shard(path)
-    found = [next(clips) for _ in range(whole)]
-    assert [clip["index"].item() for clip in found] == [*range(whole)]
+    found = [next(clips) for _ in range(count)]
+    assert [clip["index"].item() for clip in found] == [*range(count)]
     assert len({frozenset(clip) for clip in found}) == 1
     with pytest.raises(ValueError, match=rf"{NAMES[0]} is damaged, or no shard \(.*makes it again"):
         next(clips)
