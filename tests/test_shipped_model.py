@@ -6,7 +6,7 @@ import torch
 from scipy import ndimage
 
 from bvdm_data import FastSettings, PaperSettings, SyntheticHeLaVideos, check_clip
-from bvdm_data.synth import synthesis
+from bvdm_data.synth import sketch, synthesis
 from bvdm_data.synth.plan import SceneSettings
 from bvdm_data.synth.synthesis import synthesise
 from bvdm_data.weights import bundled_folder, load, read_card
@@ -81,16 +81,16 @@ def test_the_ddpm_of_the_shipped_model_takes_noise_away():
 
 
 @pytest.mark.parametrize(
-    ("name", "method", "least"),
+    ("place", "name", "method", "least"),
     [
         # The noise stays; but every outline is painted anew, and light of neighbours is added.
-        ("add_up", FastSettings(memory=1.0, fresh=0.0), 0.8),
+        (sketch, "add_up", FastSettings(memory=1.0, fresh=0.0), 0.8),
         # Nothing but the warp changes the light.
-        ("lighten", PaperSettings(first_steps=20, later_steps=0), 0.8),
+        (synthesis, "lighten", PaperSettings(first_steps=20, later_steps=0), 0.8),
     ],
     ids=["fast", "paper"],
 )
-def test_flow_says_where_the_light_goes(monkeypatch, name, method, least):
+def test_flow_says_where_the_light_goes(monkeypatch, place, name, method, least):
     seen = {}
 
     def lit(*given):
@@ -98,8 +98,8 @@ def test_flow_says_where_the_light_goes(monkeypatch, name, method, least):
         seen["light"] = np.asarray(found)
         return found
 
-    original = getattr(synthesis, name)
-    monkeypatch.setattr(synthesis, name, lit)
+    original = getattr(place, name)
+    monkeypatch.setattr(place, name, lit)
     film = synthesise(
         load("hela"),
         SceneSettings(frames=3, size=(200, 200), nuclei=8, flow=True),
