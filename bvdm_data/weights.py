@@ -19,14 +19,14 @@ from bvdm_data.synth.distilled import DistilledPainter, DistilledSettings
 from bvdm_data.synth.fast import TextureModel
 from bvdm_data.synth.flow import FlowNet
 from bvdm_data.synth.generator import Generator
-from bvdm_data.synth.lives import LifeModel
+from bvdm_data.synth.life_model import LifeModel
 from bvdm_data.synth.motion import MotionModel
 from bvdm_data.synth.painter import Painter, PainterSettings
 from bvdm_data.synth.scene import CameraModel
 from bvdm_data.synth.shapes import ShapeModel
 from bvdm_data.synth.unet import UNet, UNetSettings
 
-FORMAT = "bvdm-data generator 3"
+FORMAT = "bvdm-data generator 4"
 """Says that a file holds a generator, and in which layout."""
 
 _PARTS = {

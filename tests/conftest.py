@@ -14,7 +14,7 @@ from bvdm_data.synth.distilled import DistilledPainter, DistilledSettings
 from bvdm_data.synth.fast import TextureModel
 from bvdm_data.synth.flow import FlowNet
 from bvdm_data.synth.generator import Generator
-from bvdm_data.synth.lives import LifeModel
+from bvdm_data.synth.life_model import LifeModel
 from bvdm_data.synth.motion import MotionModel
 from bvdm_data.synth.painter import Painter, PainterSettings
 from bvdm_data.synth.scene import CameraModel
@@ -115,6 +115,9 @@ def tiny_lives():
         birth_split=0.05,
         split=0.03,
         stage_spread=np.array([0.0, 0.1, 0.1, 0.1, 0.0, 0.0]),
+        grown=np.array([300.0, 400.0, 500.0]),
+        area_in_interphase=np.array([0.5, 0.6, 0.8, 1.0]),
+        size=np.array([0.05, 0.9]),
         mitoses=np.array([[1.0, 1.0, 1.0], [0.0, 0.0, 1.0], [2.0, 1.0, 0.0]]),
         births=np.array([[1.0, 1.0], [0.0, 2.0]]),
         minutes=30.0,
@@ -131,6 +134,8 @@ def tiny_motion():
         np.array([np.log(12), 0.1]),
         density,
         pace=np.array([1.0, 0.4, 0.9, 2.0, 4.0]),
+        pace_of_age=np.array([1.5, 1.5, 1.2, 1.0]),
+        shift=1.0,
         drift=np.array([[0.5, -0.5]] * 9),
         sisters=np.array([[np.log(22), 0.2], [np.log(24), 0.2], [np.log(26), 0.3]]),
         closest=np.array([0.8, 0.85, 1.0, 1.5]),

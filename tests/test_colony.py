@@ -13,6 +13,7 @@ from rasters import label
 from bvdm_data.clip import STAGES
 from bvdm_data.synth import colony as colonies
 from bvdm_data.synth.colony import colony
+from bvdm_data.synth.life_model import GROWN, growth
 from bvdm_data.synth.lives import grow_family
 from bvdm_data.synth.placing import MARGIN, mean_radius
 from bvdm_data.synth.shapes import area, autoregressive
@@ -46,6 +47,8 @@ def still(tiny_motion):
     return replace(
         tiny_motion,
         pace=np.array([0.0, 0.0, 0.0, 1.0, 30.0]),
+        pace_of_age=np.ones(1),
+        shift=0.0,
         drift=np.zeros((9, 2)),
         turn=0.0,
         closest=np.zeros(2),
@@ -265,9 +268,12 @@ def test_a_film_longer_than_the_video_drifts_as_far_as_that_is_known(play, still
     assert 1 <= (steps > 0).all(1).sum() <= 3
 
 
-def steps_of(paths, mitotic):
-    """Return all steps into frames that lie in mitosis, or that do not, [n, 2]."""
-    found = [np.diff(p.centres, axis=0)[(p.life.stages[1:] > 0) == mitotic] for p in paths]
+def steps_of(paths, dividing):
+    """Return all steps into frames of nuclei that divide, or of others, [n, 2]."""
+    found = [
+        np.diff(p.centres, axis=0)[np.isin(p.life.stages[1:], AFTER_INTERPHASE) == dividing]
+        for p in paths
+    ]
     return np.concatenate(found)
 
 
@@ -277,6 +283,27 @@ def test_steps_have_the_pace_of_the_video_and_another_one_in_mitosis(play, still
     paths = [path for film in films for path in film]
     assert steps_of(paths, False).std() == pytest.approx(1.5, rel=0.06)
     assert steps_of(paths, True).std() == pytest.approx(4.5, rel=0.1)
+
+
+def test_the_young_are_as_fast_as_the_video_says(play, still):
+    curve = np.array([9.0, 4.0, 2.0, 1.0])
+    motion = replace(still, pace=np.array([1.5, 0.0, 0.9, 1.0, 1e6]), pace_of_age=curve)
+    steps = {}
+    for seed in range(12):
+        for path in play(seed, frames=20, motion=motion):
+            for moment, step in enumerate(np.diff(path.centres, axis=0), start=1):
+                steps.setdefault(min(path.life.age + moment, 3), []).append(step)
+    for age, factor in ((1, 4.0), (2, 2.0), (3, 1.0)):
+        assert np.std(steps[age]) == pytest.approx(1.5 * factor, rel=0.12)
+
+
+def test_the_newborn_lie_around_a_place_that_is_not_quite_the_mothers(play, still):
+    motion, shifts = replace(still, shift=3.0), []
+    for seed in range(12):
+        for mother, (one, other) in daughters_of(play(seed, frames=20, motion=motion)):
+            shifts.append((one.centres[0] + other.centres[0]) / 2 - mother.centres[-1])
+    assert len(shifts) > 60
+    assert np.std(shifts) == pytest.approx(3.0, rel=0.2)
 
 
 def log_lengths(play, motion):
@@ -435,8 +462,8 @@ def test_the_drifting_brightness_keeps_the_spread_of_interphase(family, tiny_liv
 
 
 def test_areas_wobble_around_the_curve_of_growth(family, tiny_shapes, tiny_lives):
-    lives = replace(tiny_lives, cycle=np.array([math.log(60), 0.01]), body=np.full(3, 400.0))
-    lives = replace(lives, stage_spread=np.zeros(6))
+    lives = replace(tiny_lives, cycle=np.array([math.log(60), 0.01]), grown=np.full(3, 400.0))
+    lives = replace(lives, stage_spread=np.zeros(6), size=np.zeros(2))
     wild = replace(tiny_shapes, wobble=0.1)
     areas = np.array([area(family(s, 8, shapes=wild, lives=lives, age=20)[0].radii)
                       for s in range(60)])  # fmt: skip
@@ -446,6 +473,56 @@ def test_areas_wobble_around_the_curve_of_growth(family, tiny_shapes, tiny_lives
     np.testing.assert_allclose(
         area(family(0, 8, shapes=calm, lives=lives, age=20)[0].radii), 400, rtol=1e-9
     )
+
+
+def test_a_nucleus_stays_as_large_as_its_memory_of_size_says(family, tiny_shapes, tiny_lives):
+    lives = replace(tiny_lives, cycle=np.array([math.log(60), 0.01]), grown=np.full(3, 400.0))
+    lives = replace(lives, stage_spread=np.zeros(6), size=np.array([0.2, 0.9]))
+    calm = replace(tiny_shapes, wobble=0.0)
+    areas = np.array([area(family(s, 8, shapes=calm, lives=lives, age=20)[0].radii)
+                      for s in range(150)])  # fmt: skip
+    logs = np.log(areas / 400)
+    assert logs.std() == pytest.approx(0.2, rel=0.12)
+    for lag in (1, 5):
+        found = np.corrcoef(logs[:, :-lag].ravel(), logs[:, lag:].ravel())[0, 1]
+        assert found == pytest.approx(0.9**lag, abs=0.06)
+
+
+def test_sisters_are_as_condensed_and_as_large_as_each_other(family, tiny_shapes, tiny_lives):
+    lives = replace(tiny_lives, size=np.array([0.3, 0.9]), split=0.0)
+    lives = replace(lives, stage_spread=np.array([0.0, 0.1, 0.1, 0.1, 0.3, 0.3]))
+    calm = replace(tiny_shapes, wobble=0.0)
+    births, ratios = [], []
+    for seed in range(80):
+        lives_of = family(seed, 20, shapes=calm, lives=lives)
+        for mother in lives_of:
+            pair = [life for life in lives_of if life.parent == mother.identity]
+            if len(pair) == 2 and mother.parent == 0:
+                one, other = (float(area(life.radii[0])) for life in pair)
+                assert one == pytest.approx(other)
+                assert pair[0].stages[0] == pair[1].stages[0]
+                births.append(int(pair[0].stages[0]))
+                ratios.append(one / float(area(mother.radii[-1])))
+    assert len(set(births)) == 2
+    assert np.std(np.log(ratios)) > 0.3
+
+
+@pytest.mark.parametrize("cycle", [14, 20, 45])
+def test_a_nucleus_is_grown_before_it_divides_however_short_its_cycle(tiny_lives, cycle):
+    lives = replace(tiny_lives, area_in_interphase=np.linspace(0.5, 1, 31))
+    stages = np.zeros(cycle, np.int64)
+    stages[0], stages[-2:] = 4, 3
+    found = growth(lives, stages)
+    assert found[cycle - GROWN] == pytest.approx(1)
+    assert (np.diff(found[1:-2]) >= 0).all()
+    np.testing.assert_allclose(found[[0, -1]], lives.area_of_stage[[4, 3]])
+
+
+def test_growth_of_a_cycle_too_short_to_grow_up_is_that_of_the_video(tiny_lives):
+    stages = np.zeros(GROWN - 2, np.int64)
+    curve = tiny_lives.area_in_interphase
+    wanted = np.concatenate([curve, np.full(len(stages) - len(curve), curve[-1])])
+    np.testing.assert_array_equal(growth(tiny_lives, stages), wanted)
 
 
 def test_outlines_keep_what_lasts_and_stay_positive(family, tiny_shapes, tiny_lives):

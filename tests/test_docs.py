@@ -14,7 +14,7 @@ from test_readme import entry_of, write_stand_in
 import bvdm_data
 from bvdm_data.cli import cli
 from bvdm_data.fitting.crops import PATCH
-from bvdm_data.fitting.motion import LEAST_STEPS
+from bvdm_data.fitting.pace import LEAST_STEPS
 from bvdm_data.fitting.shapes import LEAST_OVERLAP
 from bvdm_data.fitting.stages import StageRules
 from bvdm_data.synth.shapes import CONTOUR_POINTS

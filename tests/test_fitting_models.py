@@ -10,8 +10,11 @@ from scipy import ndimage
 from bvdm_data.camera_scale import CameraScale
 from bvdm_data.clip import STAGES
 from bvdm_data.fitting.camera import STREAK, fit_camera, streak_kernel
+from bvdm_data.fitting.growth import _size
 from bvdm_data.fitting.lives import fit_cycle, fit_lives, whole_cycles
 from bvdm_data.fitting.motion import fit_motion
+from bvdm_data.fitting.pace import births_of, fit_pace_of_age
+from bvdm_data.fitting.stages import Appearance
 from bvdm_data.fitting.video import Frame, Video, background_light
 
 SCALE = CameraScale(32768, 36863)
@@ -88,6 +91,10 @@ def test_fit_lives_finds_planted_body_split_and_growth():
     assert len(age) == 30
     np.testing.assert_allclose(model.area_of_age, np.exp(start * np.exp(-age / 5)), atol=0.02)
     assert model.area_of_stage[STAGES.index("prometaphase")] == pytest.approx(0.5, abs=0.02)
+    # In interphase, which ends a frame before and begins a frame after the division.
+    wanted = np.exp(start * np.exp(-np.arange(1, 30) / 5))
+    np.testing.assert_allclose(model.area_in_interphase[1:], wanted, atol=0.02)
+    assert model.size[0] == 0
     assert model.sister_spread == 0
     assert model.minutes == 30
     assert (stages[crops.frame == 15] == STAGES.index("prometaphase")).all()
@@ -108,6 +115,27 @@ def test_fit_lives_refuses_a_video_of_one_division():
     crops, tracks = family(mothers=1)
     with pytest.raises(ValueError, match=r"at least 2 divisions .*got 1 of 1 divisions; give a"):
         fit_lives(crops, tracks, minutes=30.0)
+
+
+def test_fit_lives_finds_the_planted_spread_of_sizes():
+    draws = np.random.default_rng(2)
+    tracks = np.array([[number, 0, 30, 999] for number in range(1, 61)], np.int32)
+    sizes = 0.2 * draws.standard_normal((60, 31))
+    for now in range(1, 31):
+        sizes[:, now] = 0.95 * sizes[:, now - 1] + math.sqrt(1 - 0.95**2) * sizes[:, now]
+    track, frame = np.repeat(np.arange(1, 61), 31), np.tile(np.arange(31), 60)
+    areas = 400 * np.exp(sizes.ravel())
+    looks = Appearance(areas, np.ones(len(areas)), np.ones(len(areas)))
+    crops = crops_of(np.ones((len(areas), 3, 3), bool), track, frame)
+    body = np.full(33, 600.0)
+    deviation, memory = _size(crops, looks, np.zeros(len(areas), np.int8), tracks, body)
+    assert deviation == pytest.approx(0.2, rel=0.15)
+    assert memory == pytest.approx(0.95, abs=0.02)
+    # What bodies spread by is not counted twice, and too few births tell nothing.
+    wide = np.exp(np.random.default_rng(0).normal(6, 0.5, 33))
+    assert _size(crops, looks, np.zeros(len(areas), np.int8), tracks, wide)[0] == 0
+    unborn = tracks * np.array([1, 1, 1, 0], np.int32)
+    assert _size(crops, looks, np.zeros(len(areas), np.int8), unborn, body).tolist() == [0.0, 0.9]
 
 
 # Motion
@@ -160,6 +188,60 @@ def test_fit_motion_measures_the_distance_of_newborn_daughters():
     crops.centre[:] += 0.001 * draws.standard_normal(crops.centre.shape)
     found = fit_motion(video, crops, np.zeros(len(crops.track), np.int8), border=0)
     np.testing.assert_allclose(found.separation, [math.log(15), 0], atol=1e-3)
+
+
+def wandering(curve, shift, mothers=60, frames=12, old=3.0):
+    """Return crops and tracks of newborn whose pace falls with age, and of their old mothers."""
+    draws = np.random.default_rng(4)
+    track, frame, centre, rows = [], [], [], []
+    for number in range(mothers):
+        mother, place = 3 * number + 1, draws.uniform(200, 400, 2)
+        rows.append((mother, 0, 3, 0))
+        for time in range(4):
+            place = place + old * draws.standard_normal(2)
+            track, frame, centre = [*track, mother], [*frame, time], [*centre, place]
+        middle = place + shift * draws.standard_normal(2)
+        for side, daughter in ((-1, mother + 1), (1, mother + 2)):
+            rows.append((daughter, 4, 3 + frames, mother))
+            steps = draws.standard_normal((frames, 2)) * np.array(curve)[:, None]
+            steps[0] = 0
+            way = middle + np.array([15.0 * side, 0]) + steps.cumsum(0)
+            track += [daughter] * frames
+            frame, centre = [*frame, *range(4, 4 + frames)], [*centre, *way]
+    crops = crops_of(np.ones((len(track), 9, 9), bool), track, frame, centres=centre)
+    return crops, np.array(rows, np.int32)
+
+
+def test_fit_motion_finds_the_planted_pace_of_the_young_and_the_planted_shift():
+    curve = np.array([4.0, 4.0, 3.0, 2.0, *[1.0] * 8])
+    crops, tracks = wandering(curve, shift=5.0)
+    labels = np.ones((40, 40), np.int32)
+    video = Video((Frame(0, labels, labels, labels),), tracks, SCALE)
+    found = fit_motion(video, crops, np.zeros(len(crops.track), np.int8), border=0)
+    own = found.pace_of_age * found.pace[0]
+    np.testing.assert_allclose(own[1:], curve[1:], rtol=0.2)
+    assert (np.diff(found.pace_of_age) <= 0).all()
+    assert found.shift == pytest.approx(5.0, rel=0.2)
+    # What age explains is no lasting pace of single nuclei.
+    assert found.pace[1] < 0.2
+
+
+def test_nuclei_whose_birth_is_not_seen_say_how_fast_the_old_are():
+    curves = []
+    for old in (0.5, 5.0):
+        crops, tracks = wandering(np.full(4, 4.0), shift=0.0, frames=4, old=old)
+        births, drift = births_of(crops, tracks), np.zeros((8, 2))
+        curves.append(fit_pace_of_age(crops, np.zeros(len(crops.track), np.int8), drift, births))
+    # Slower ones come after the oldest that are known, faster ones say nothing.
+    slow, fast = curves
+    np.testing.assert_allclose(slow[:-1], 1, atol=0.15)
+    assert slow[-1] == pytest.approx(0.5 / 4, rel=0.15)
+    assert len(fast) == len(slow) - 1
+
+
+def test_fit_motion_of_a_video_without_births_knows_no_pace_of_the_young(moving):
+    assert moving.pace_of_age.tolist() == [1.0]
+    assert moving.shift == 0
 
 
 def test_fit_motion_refuses_a_video_in_which_nothing_can_be_followed():

@@ -19,6 +19,7 @@ from bvdm_data.synth.variation import (
     CONTACT,
     DENSITY,
     NOISE,
+    PACE,
     SIZE,
     Varied,
     vary,
@@ -46,6 +47,12 @@ def test_no_variation_gives_the_models_of_the_video(
         for item in fields(model):
             one, other = getattr(getattr(found, name), item.name), getattr(model, item.name)
             np.testing.assert_array_equal(one, other)
+
+
+def test_nuclei_of_a_clip_are_all_faster_or_all_slower(varied, tiny_motion):
+    ratios = np.array([varied(1.0, seed).motion.pace / tiny_motion.pace for seed in range(300)])
+    np.testing.assert_array_equal(ratios[:, 1:], 1)
+    assert np.log(ratios[:, 0]).std() == pytest.approx(PACE, rel=0.15)
 
 
 def factors(varied, amount, seed, tiny):

@@ -33,7 +33,7 @@ from bvdm_data.evaluation.tracker import linked
 from bvdm_data.fitting.training import TrainingLog, TrainingSettings, purpose_of, train
 from bvdm_data.randomness import stream
 
-LINKER_TRAINING = TrainingSettings(steps=600, batch=8, rate=5e-4, average=0.99)
+LINKER_TRAINING = TrainingSettings(steps=2400, batch=8, rate=5e-4, average=0.99)
 """Batch 8 as in Trackastra's example for this data set; the rest is ours, to fit two cores."""
 
 DIVISION_WEIGHT = 20.0

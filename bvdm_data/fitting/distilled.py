@@ -15,7 +15,8 @@ from bvdm_data.fitting.training import TrainingLog, TrainingSettings, purpose_of
 from bvdm_data.randomness import numpy_stream, stream
 from bvdm_data.synth.distilled import DistilledPainter, DistilledSettings
 from bvdm_data.synth.fast import BATCH, DISTILLED_STEPS, fade
-from bvdm_data.synth.lives import LifeModel, grow_family
+from bvdm_data.synth.life_model import LifeModel
+from bvdm_data.synth.lives import grow_family
 from bvdm_data.synth.painter import RIM, Painter, denoise, edge_map, patch_scale
 from bvdm_data.synth.shapes import ShapeModel
 from bvdm_data.synth.variation import BRIGHTNESS, SIZE

@@ -28,9 +28,11 @@ from bvdm_data.fitting.distilled import (
     fit_distilled,
 )
 from bvdm_data.fitting.flow import FLOW_TRAINING, fit_flow, pair_masks
-from bvdm_data.fitting.lives import QUANTILES, fit_lives
+from bvdm_data.fitting.growth import QUANTILES
+from bvdm_data.fitting.lives import fit_lives
 from bvdm_data.fitting.memory import USUAL, fit_memory
-from bvdm_data.fitting.motion import LEAST_STEPS, fit_density, fit_motion
+from bvdm_data.fitting.motion import fit_density, fit_motion
+from bvdm_data.fitting.pace import LEAST_STEPS
 from bvdm_data.fitting.painter import PAINTER_TRAINING, fit_painter
 from bvdm_data.fitting.portraits import cut_portraits
 from bvdm_data.fitting.shapes import fit_shapes
@@ -40,7 +42,7 @@ from bvdm_data.fitting.training import TrainingSettings
 from bvdm_data.fitting.video import TooLittleVideoError, Video, read_video
 from bvdm_data.synth.flow import FlowNet
 from bvdm_data.synth.generator import Generator
-from bvdm_data.synth.lives import LifeModel
+from bvdm_data.synth.life_model import LifeModel
 from bvdm_data.synth.motion import MotionModel
 from bvdm_data.synth.unet import UNet, UNetSettings
 from bvdm_data.weights import load, save
@@ -235,7 +237,9 @@ def _lives(
         raise TooLittleVideoError("the video must show whole nuclei in interphase, got none")
     bright = np.quantile(np.maximum(crops.brightness[rows], 1e-4), np.linspace(0, 1, QUANTILES))
     size = np.median(crops.masks[rows].sum((1, 2))) / start.nucleus_area
-    return replace(start.lives, brightness=bright, body=start.lives.body * size), stages
+    known = start.lives
+    lives = replace(known, brightness=bright, body=known.body * size, grown=known.grown * size)
+    return lives, stages
 
 
 def _motion(

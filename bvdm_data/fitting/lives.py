@@ -1,7 +1,7 @@
 """Lives: measures durations, brightness and growth from the tracks of the video."""
 
-import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +9,7 @@ from scipy import stats
 
 from bvdm_data.clip import STAGES
 from bvdm_data.fitting.crops import Crops
+from bvdm_data.fitting.growth import QUANTILES, drawn_area, fit_growth
 from bvdm_data.fitting.stages import (
     INTERPHASE,
     Appearance,
@@ -21,11 +22,11 @@ from bvdm_data.fitting.stages import (
     interphase_references,
 )
 from bvdm_data.fitting.video import TooLittleVideoError
-from bvdm_data.synth.lives import LifeModel
-from bvdm_data.synth.timeline import AFTER_INTERPHASE, BEFORE_INTERPHASE
-
-QUANTILES = 33
-"""Points of the brightness distribution that are kept."""
+from bvdm_data.synth.life_model import LifeModel
+from bvdm_data.synth.timeline import (
+    AFTER_INTERPHASE,
+    BEFORE_INTERPHASE,
+)
 
 WHOLE = 3
 """Frames before, or after, a division in which a nucleus must be whole for its stages to count."""
@@ -70,16 +71,14 @@ def fit_lives(
         ),
         stage_brightness=_stage_brightness(crops, looks, stages, tracks, references),
         sister_spread=_sister_spread(born),
-        body=np.quantile([body for body, _ in references.values()], np.linspace(0, 1, QUANTILES)),
-        area_of_age=_area_of_age(crops, looks, tracks, references),
-        area_of_stage=_area_of_stage(crops, looks, stages, references),
         birth_split=_birth_split(born),
         split=_split(born),
-        stage_spread=_stage_spread(crops, looks, stages, references),
+        **fit_growth(crops, looks, stages, tracks, references),
         **_short_stages(crops, stages, tracks, references),
         minutes=minutes,
     )
-    return model, stages
+    usual = float(np.median(looks.area[stages == INTERPHASE]))
+    return replace(model, grown=model.grown * usual / drawn_area(model)), stages
 
 
 def _short_stages(
@@ -228,73 +227,3 @@ def _sister_spread(born: Array) -> float:
         return 0.0
     light = np.log(np.maximum(born[:, :, 1], 1e-4))
     return float(1.4826 * np.median(np.abs(light[:, 0] - light[:, 1])) / math.sqrt(2))
-
-
-def _area_of_age(
-    crops: Crops,
-    looks: Appearance,
-    tracks: npt.NDArray[np.int32],
-    references: dict[int, tuple[float, float]],
-) -> Array:
-    """Median area of daughters at each age over their grown mother's, never falling, ``[A]``.
-
-    Ages that fewer than a quarter of the daughters are seen at are left out.
-    """
-    first = dict(zip(tracks[:, 0].tolist(), tracks[:, 1].tolist(), strict=True))
-    children = daughters_of(tracks)
-    ratios: dict[int, list[float]] = {}
-    for mother, (body, _) in references.items():
-        for daughter in children[mother]:
-            rows = np.flatnonzero(crops.track == daughter)
-            for age, size in zip(
-                crops.frame[rows] - first[daughter], looks.area[rows], strict=True
-            ):
-                ratios.setdefault(int(age), []).append(float(size) / body)
-    least = max(2, len(ratios.get(0, [])) / 4)
-    curve = list(
-        itertools.takewhile(
-            lambda seen: len(seen) >= least, (ratios.get(age, []) for age in itertools.count())
-        )
-    )
-    # Where no newborn is seen whole, half of the mother is the best guess.
-    return np.maximum.accumulate([np.median(seen) for seen in curve] or [0.5])
-
-
-def _relative_areas(
-    crops: Crops, looks: Appearance, references: dict[int, tuple[float, float]]
-) -> Array:
-    """Area of every crop over that of the same mother before; NaN where she has no reference."""
-    body = np.array([references.get(int(t), (np.nan, 0.0))[0] for t in crops.track])
-    return np.asarray(looks.area / body)
-
-
-def _stage_spread(
-    crops: Crops,
-    looks: Appearance,
-    stages: npt.NDArray[np.int8],
-    references: dict[int, tuple[float, float]],
-) -> Array:
-    """Robust deviation of a mother's log area around the median of her stage, ``[S]``."""
-    ratio = _relative_areas(crops, looks, references)
-    spread = np.zeros(len(STAGES))
-    for stage in AFTER_INTERPHASE:
-        seen = ratio[(stages == stage) & np.isfinite(ratio)]
-        if len(seen) >= 2:
-            spread[stage] = stats.median_abs_deviation(np.log(seen), scale="normal")
-    return spread
-
-
-def _area_of_stage(
-    crops: Crops,
-    looks: Appearance,
-    stages: npt.NDArray[np.int8],
-    references: dict[int, tuple[float, float]],
-) -> Array:
-    """Median area of mothers in each stage over their own before, ``[S]``; 1 where none is seen."""
-    ratio = _relative_areas(crops, looks, references)
-    shares = np.ones(len(STAGES))
-    for stage in range(1, len(STAGES)):
-        seen = ratio[(stages == stage) & np.isfinite(ratio)]
-        if len(seen):
-            shares[stage] = np.median(seen)
-    return shares

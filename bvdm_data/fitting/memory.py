@@ -20,16 +20,16 @@ from bvdm_data.synth.plan import SceneSettings
 from bvdm_data.synth.shapes import area
 from bvdm_data.synth.synthesis import synthesise
 
-PAIRS = 300
+PAIRS = 600
 """Pairs of pictures that are compared at each lag."""
 
-PAINTED = 100
+PAINTED = 200
 """Nuclei that are painted for each correlation of the noise."""
 
-ROUNDS = 3
+ROUNDS = 4
 """Films that are made to correct what pairs alone do not show."""
 
-FILM = SceneSettings(frames=12, size=(400, 400), nuclei=28)
+FILM = SceneSettings(frames=16, size=(640, 640), nuclei=72)
 """The films."""
 
 LEAST_PAIRS = 20

@@ -7,26 +7,26 @@ import numpy.typing as npt
 from scipy import ndimage, stats
 
 from bvdm_data.fitting.crops import Crops
+from bvdm_data.fitting.pace import (
+    LEAST_STEPS,
+    births_of,
+    field_drift,
+    fit_pace,
+    fit_pace_of_age,
+    fit_shift,
+)
 from bvdm_data.fitting.shapes import orientation
 from bvdm_data.fitting.stages import INTERPHASE, appearance, daughters_of
 from bvdm_data.fitting.video import Video
-from bvdm_data.randomness import numpy_stream
 from bvdm_data.synth.motion import MotionModel
 from bvdm_data.synth.placing import CONTACT
 
 ELONGATED = 1.4
 """Ratio of axes from which the direction of a nucleus' major axis can be told (our choice)."""
 
-LEAST_STEPS = 5
-"""Steps, or pairs of them, that a figure must rest on; with fewer it stays neutral."""
-
 _LARGEST_TURN = math.pi / 4
-_SHORT = 0.3  # px, added to the length of a step: masks have errors, too
-_LATER = 8  # frames: lag at which only the lasting pace is left
 _OLDEST = 40  # frames
 _LEVELS = 33
-_SIMULATED = 20_000
-_FREEDOMS = (2.5, 3.0, 4.0, 6.0, 10.0, 30.0)
 
 Array = npt.NDArray[np.float64]
 
@@ -59,13 +59,17 @@ def fit_motion(
     first, second = np.array(pairs).T
     steps = (crops.centre[second] - crops.centre[first]).astype(float).ravel()
     drift = field_drift(crops)
+    births = births_of(crops, video.tracks)
+    curve = fit_pace_of_age(crops, stages, drift, births)
     freedom, _, scale = stats.t.fit(steps[np.isfinite(steps)], floc=0)
     return MotionModel(
         step=np.array([scale, max(freedom, 1.5)]),
         turn=_turn(crops, first, second),
         separation=_separation(crops, video.tracks),
         density=fit_density(video, border),
-        pace=fit_pace(crops, stages, drift),
+        pace=fit_pace(crops, stages, drift, births, curve),
+        pace_of_age=curve,
+        shift=fit_shift(crops, video.tracks, drift),
         drift=drift,
         sisters=_sisters(crops, video.tracks),
         closest=_closest(crops),
@@ -119,103 +123,6 @@ def fit_density(video: Video, border: int) -> npt.NDArray[np.float64]:
         inside = (y >= border) & (y < height - border) & (x >= border) & (x < width - border)
         found.append(inside.sum() / ((height - 2 * border) * (width - 2 * border)))
     return np.array(found)
-
-
-def field_drift(crops: Crops) -> Array:
-    """Return the median step of all nuclei from each frame to the next, ``[F - 1, 2]`` px.
-
-    Args:
-        crops: Nuclei cut out of the video.
-    """
-    last = int(crops.frame.max(initial=0))
-    steps = _steps(crops)
-    found = np.zeros((last, 2))
-    for frame in range(last):
-        here = [step for (_, moment), step in steps.items() if moment == frame]
-        if len(here) >= LEAST_STEPS:
-            found[frame] = np.median(here, axis=0)
-    return found
-
-
-def fit_pace(crops: Crops, stages: npt.NDArray[np.int8], drift: Array) -> Array:
-    """Fit how fast nuclei are, and how long a fast one stays fast.
-
-    The logarithm of the length of a nucleus' step is the sum of its lasting pace, whose
-    correlation falls geometrically, and of what is new in every frame; the two are told apart by
-    the correlations at lags of 1 and 8 frames.
-
-    Args:
-        crops: Nuclei cut out of the video.
-        stages: Their stages.
-        drift: From :func:`field_drift`.
-
-    Returns:
-        :attr:`MotionModel.pace`.
-    """
-    stage_of = dict(
-        zip(
-            zip(crops.track.tolist(), crops.frame.tolist(), strict=True),
-            stages.tolist(),
-            strict=True,
-        )
-    )
-    own = {key: step - drift[key[1]] for key, step in _steps(crops).items()}
-    calm = {
-        key: step
-        for key, step in own.items()
-        if not stage_of[key] and not stage_of[key[0], key[1] + 1]
-    }
-    excited = [np.hypot(*step) for key, step in own.items() if stage_of[key] > 0]
-    calm = calm or own
-    length = {key: math.log(np.hypot(*step) + _SHORT) for key, step in calm.items()}
-    near, far = (_lag_correlation(length, lag) for lag in (1, _LATER))
-    memory = (
-        float(np.clip((far / max(near, 1e-3)) ** (1 / (_LATER - 1)), 0, 0.98)) if far > 0 else 0.0
-    )
-    spread = math.sqrt(max(near, 0.0) * float(np.var(list(length.values()))))
-    along = np.abs(np.array(list(calm.values())).ravel())
-    middle, far_end = np.quantile(along, [0.5, 0.95])
-    # Quantiles of simulated steps for some degrees of freedom: the nearest ratio wins.
-    draws = numpy_stream(0, "fit", "pace")
-    factor = np.exp(spread * draws.standard_normal(_SIMULATED))
-    found = []
-    for freedom in _FREEDOMS:
-        tried = np.abs(factor * draws.standard_t(freedom, _SIMULATED))
-        half, tail = np.quantile(tried, [0.5, 0.95])
-        miss = abs(math.log(max(tail / half, 1e-6) * max(middle, 1e-6) / max(far_end, 1e-6)))
-        found.append((miss, freedom, float(middle / half)))
-    _, freedom, pace = min(found)
-    ratio = 1.0
-    if len(excited) >= LEAST_STEPS:
-        ratio = float(
-            np.median(excited) / max(np.median([np.hypot(*s) for s in calm.values()]), 1e-6)
-        )
-    return np.array([pace, spread, memory, ratio, freedom])
-
-
-def _steps(crops: Crops) -> dict[tuple[int, int], Array]:
-    """Return the step of every nucleus from each frame to the next, by track and frame."""
-    place = {
-        key: row
-        for row, key in enumerate(zip(crops.track.tolist(), crops.frame.tolist(), strict=True))
-    }
-    return {
-        (track, frame): (crops.centre[place[track, frame + 1]] - crops.centre[row]).astype(float)
-        for (track, frame), row in place.items()
-        if (track, frame + 1) in place
-    }
-
-
-def _lag_correlation(values: dict[tuple[int, int], float], lag: int) -> float:
-    pairs = [
-        (value, values[track, frame + lag])
-        for (track, frame), value in values.items()
-        if (track, frame + lag) in values
-    ]
-    if len(pairs) < LEAST_STEPS:
-        return 0.0
-    found = float(np.corrcoef(np.array(pairs).T)[0, 1])
-    return found if math.isfinite(found) else 0.0
 
 
 def _sisters(crops: Crops, tracks: npt.NDArray[np.int32]) -> Array:

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from bvdm_data.synth.lives import Life, LifeModel, grow_family
+from bvdm_data.synth.life_model import LifeModel
+from bvdm_data.synth.lives import Life, grow_family
 from bvdm_data.synth.motion import MotionModel, Trajectory, divide, push_apart
 from bvdm_data.synth.placing import (
     MARGIN,
@@ -18,6 +19,7 @@ from bvdm_data.synth.placing import (
     no_room,
 )
 from bvdm_data.synth.shapes import Array, ShapeModel, quantiles
+from bvdm_data.synth.timeline import AFTER_INTERPHASE
 
 Grow = Callable[[int, Founder | None], list[Life]]
 """Gives a family whose founder has a number, the sister of another founder or of nobody."""
@@ -48,8 +50,8 @@ def colony(
 
     Other than in :func:`bvdm_data.synth.motion.film`, founders come in pairs of sisters, as far
     apart as sisters of their age are in the video; their brightness is spread evenly over that of
-    the video's nuclei; a fast nucleus stays fast for a while; and the whole field moves as that of
-    the video did.
+    the video's nuclei; the young are fast, and a fast nucleus stays fast for a while; a mother's
+    newborn do not lie evenly around her place; and the whole field moves as that of the video did.
 
     Args:
         shapes: Outlines.
@@ -219,9 +221,12 @@ def _move(
                 turn = turns[life.identity][-1] + motion.turn * generator.standard_normal()
                 turns[life.identity].append(turn)
         divide(lives, centres, turns, frame, motion, generator)
+        shifts: dict[int, Array] = {}
         for life in lives.values():
             if life.parent and life.first == frame:
-                centres[life.identity][-1] = centres[life.identity][-1] + drift
+                if life.parent not in shifts:
+                    shifts[life.parent] = drift + motion.shift * generator.standard_normal(2)
+                centres[life.identity][-1] = centres[life.identity][-1] + shifts[life.parent]
         push_apart(lives, centres, frame, spaces=spaces)
     order = generator.permutation(len(lives))
     return [
@@ -249,12 +254,13 @@ def _step(
     motion: MotionModel,
     generator: np.random.Generator,
 ) -> Array:
-    """Draw a nucleus' own step; its pace changes slowly, and is another one in mitosis."""
+    """Draw a nucleus' own step: the young are fast, those that divide, too, some always."""
     pace, spread, memory, mitotic, freedom = motion.pace
     renewed = math.sqrt(1 - memory**2) * generator.standard_normal()
     paces[life.identity] = memory * paces[life.identity] + renewed
-    scale = pace * math.exp(spread * paces[life.identity])
-    if life.stages[frame - life.first]:
+    age = min(life.age + frame - life.first, len(motion.pace_of_age) - 1)
+    scale = pace * math.exp(spread * paces[life.identity]) * motion.pace_of_age[age]
+    if life.stages[frame - life.first] in AFTER_INTERPHASE:
         scale *= mitotic
     drawn: Array = scale * generator.standard_t(freedom, 2)
     return drawn

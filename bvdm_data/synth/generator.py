@@ -12,7 +12,7 @@ from torch import nn
 from bvdm_data.synth.distilled import DistilledPainter
 from bvdm_data.synth.fast import FastSettings, TextureModel
 from bvdm_data.synth.flow import FlowNet
-from bvdm_data.synth.lives import LifeModel
+from bvdm_data.synth.life_model import LifeModel
 from bvdm_data.synth.motion import MotionModel
 from bvdm_data.synth.painter import Painter
 from bvdm_data.synth.procedural import ProceduralSettings

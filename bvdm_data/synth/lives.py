@@ -1,11 +1,13 @@
 """Life: one nucleus' stages, outlines and brightness, frame by frame, and its daughters'."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from bvdm_data.clip import STAGES
+from bvdm_data.synth.life_model import LifeModel, growth
 from bvdm_data.synth.shapes import Array, ShapeModel, area, autoregressive, quantiles
 from bvdm_data.synth.timeline import (
     AFTER_INTERPHASE,
@@ -21,57 +23,9 @@ from bvdm_data.synth.timeline import (
 BRIGHTNESS_MEMORY = 0.9
 """Correlation of a nucleus' drifting brightness with that of the frame before (our choice)."""
 
-
 _DIVIDING, _NEWBORN = (
     np.isin(np.arange(len(STAGES)), stages) for stages in (AFTER_INTERPHASE, BEFORE_INTERPHASE)
 )
-
-
-@dataclass(frozen=True)
-class LifeModel:
-    """How long nuclei stay in each stage, how bright they are, how they grow; from the video.
-
-    Attributes:
-        durations: Probability of a stage lasting 0, 1, ... frames, ``[S, D]``; the row of
-            interphase is not used, since it fills the rest of the cycle.
-        cycle: Mean and standard deviation of the logarithm of the time from birth to division in
-            frames (a log-normal law), ``[2]``.
-        brightness: Brightness of the video's nuclei in interphase at equally spaced quantiles
-            from 0 to 1, in grey values above the background, ``[Q]``.
-        stage_brightness: Median and (robust) standard deviation of the logarithm of the
-            brightness in each stage over that of the same nucleus in interphase, ``[S, 2]``.
-        sister_spread: Standard deviation of a newborn's log brightness around that of both
-            daughters.
-        body: Area of the video's grown nuclei, before they divide, at equally spaced quantiles
-            from 0 to 1, px^2, ``[Q]``.
-        area_of_age: Area 0, 1, ... frames after birth over the grown mother's, ``[A]``; it stays
-            at the last value.
-        area_of_stage: Area in each stage over that of the same nucleus, grown, ``[S]``; used
-            from prophase to metaphase.
-        birth_split: Standard deviation of a daughter's share of the mother's body, around one
-            half.
-        split: The same without the outliers, which are flaws of the masks.
-        stage_spread: Robust standard deviation of the logarithm of the area in each stage around
-            ``area_of_stage``, ``[S]``; 0 but from prophase to metaphase.
-        mitoses: Frames of pro-, prometa- and metaphase in each mitosis of the video, ``[n, 3]``.
-        births: Frames of ana- and telophase of each newborn of the video, ``[m, 2]``.
-        minutes: Time between two frames.
-    """
-
-    durations: Array
-    cycle: Array
-    brightness: Array
-    stage_brightness: Array
-    sister_spread: float
-    body: Array
-    area_of_age: Array
-    area_of_stage: Array
-    birth_split: float
-    split: float
-    stage_spread: Array
-    mitoses: Array
-    births: Array
-    minutes: float
 
 
 @dataclass(frozen=True)
@@ -111,6 +65,8 @@ class _Ancestry:
     body: float  # area of the grown nucleus, px^2
     quantile: float  # of the brightness among the video's nuclei
     mitosis: float  # how bright its mother's mitosis was, in standard deviations
+    size: float = 0.0  # how large it is, in standard deviations
+    birth: float | None = None  # whose ana- and telophase it has, from 0 to 1
     founder: bool = False  # no mother in the film, so its age is drawn
     age: int | None = None  # of a founder, where it is known
 
@@ -148,7 +104,7 @@ def grow_family(
         The lives, mothers before daughters.
     """
     founder = _Ancestry(
-        body=_at_quantile(model.body, generator.random()),
+        body=_at_quantile(model.grown if jitter is None else model.body, generator.random()),
         quantile=generator.random() if quantile is None else quantile,
         mitosis=float(generator.standard_normal()),
         founder=True,
@@ -179,7 +135,7 @@ def _live(
     jitter: float | None,
 ) -> tuple[Life, list[_Ancestry]]:
     lengths = (
-        take_lengths(model.mitoses, model.births, generator)
+        take_lengths(model.mitoses, model.births, generator, ancestry.birth)
         if jitter is None
         else draw_each_length(model.durations, generator)
     )
@@ -189,7 +145,9 @@ def _live(
     shown = np.arange(age, min(len(stages), age + frames - first))
     course = _Course(shapes, model, ancestry, stages, shown, generator)
     outlines, offsets = course.drifting() if jitter is None else course.templated(jitter)
-    split = model.split if jitter is None else model.birth_split
+    # Of what sisters differ by, the wobble of both areas comes on top.
+    own = math.sqrt(max(model.split**2 - shapes.wobble**2 / 8, 0.0))
+    split = own if jitter is None else model.birth_split
     divides = shown[-1] == len(stages) - 1 and first + len(shown) < frames
     life = Life(
         identity=identity,
@@ -201,7 +159,14 @@ def _live(
         divides=bool(divides),
         age=age,
     )
-    return life, _daughters(split, ancestry, course.mitosis, generator) if divides else []
+    if not divides:
+        return life, []
+    heirs = _daughters(split, ancestry, course.mitosis, generator)
+    if jitter is None:
+        # Sisters are as large and as condensed as each other, and part from there.
+        size, birth = float(generator.standard_normal()), float(generator.random())
+        heirs = [replace(heir, size=size, birth=birth) for heir in heirs]
+    return life, heirs
 
 
 class _Course:
@@ -247,15 +212,25 @@ class _Course:
         for weight, stage in zip(self.weights.T, self.stages[self.anchors].tolist(), strict=True):
             radii += weight[:, None] * (shapes.mean[stage] + scores @ shapes.modes[stage])
         bounded = np.maximum(radii, radii.mean(1)[:, None] / 4)
-        # The curve of growth ends at 1: a nucleus that divides is as large as one that divides.
-        curve = self.model.area_of_age
-        curve = curve / np.linspace(1, curve[-1], len(curve))
-        wanted = self.ancestry.body * _relative_area(curve, self)[self.shown]
-        spread = np.hypot(shapes.wobble, self.model.stage_spread[self.stages[self.shown]])
-        wanted *= np.exp(spread * generator.standard_normal(count))
+        wanted = self.ancestry.body * growth(self.model, self.stages)[self.shown]
+        wanted *= np.exp(self._sizes(count))
         drift = autoregressive(count, np.array([BRIGHTNESS_MEMORY]), generator)[:, 0]
         brightness = self._brightness() + self.model.stage_brightness[INTERPHASE, 1] * drift
         return bounded * np.sqrt(wanted / area(bounded))[:, None], brightness
+
+    def _sizes(self, count: int) -> Array:
+        """Log area over that of its body, age and stage, ``[n]``."""
+        generator, (deviation, memory) = self.generator, self.model.size
+        lasting = autoregressive(count, np.array([memory]), generator)[:, 0]
+        if not self.ancestry.founder:
+            lasting += (self.ancestry.size - lasting[0]) * memory ** np.arange(count)
+        stages = self.stages[self.shown]
+        spread, newborn = self.model.stage_spread[stages], _NEWBORN[stages]
+        flicker = np.hypot(self.shapes.wobble, np.where(newborn, 0, spread))
+        sizes = deviation * lasting + flicker * generator.standard_normal(count)
+        # What is bright at birth is still condensed, so it is small.
+        condensed: Array = np.where(newborn, spread * self.ancestry.mitosis, 0)
+        return np.asarray(sizes - condensed)
 
     def _brightness(self) -> Array:
         self.mitosis = float(self.generator.standard_normal())

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bvdm_data.synth.lives import Life, LifeModel, grow_family
+from bvdm_data.synth.life_model import LifeModel
+from bvdm_data.synth.lives import Life, grow_family
 from bvdm_data.synth.placing import (
     CONTACT,
     MARGIN,
@@ -34,8 +35,12 @@ class MotionModel:
         density: Nuclei for each pixel of the field in every frame of the video, ``[F]``.
         pace: Scale of a nucleus' step along each axis in interphase, px a frame; standard
             deviation of the logarithm of its own lasting pace; memory of that from frame to
-            frame; pace in mitosis over that in interphase; and degrees of freedom of the Student
-            t law of what is left, ``[5]``.
+            frame; pace of a dividing nucleus, from prophase on, over that in interphase; and
+            degrees of freedom of the Student t law of what is left, ``[5]``.
+        pace_of_age: Pace at 0, 1, ... frames after birth over that of all nuclei in interphase,
+            ``[A]``; it stays at the last value. That at 0 is not used.
+        shift: Standard deviation along each axis of the step from the mother to the middle
+            between her two newborn, px.
         drift: Step of the whole field, such as that of the microscope's stage, from each frame of
             the video to the next, px, ``[F - 1, 2]``.
         sisters: Mean and standard deviation of the logarithm of the distance between two sisters
@@ -49,6 +54,8 @@ class MotionModel:
     separation: Array
     density: Array
     pace: Array
+    pace_of_age: Array
+    shift: float
     drift: Array
     sisters: Array
     closest: Array

@@ -51,20 +51,24 @@ def draw_each_length(durations: Array, generator: np.random.Generator) -> Ints:
     return np.array([_draw(row, generator) for row in durations])
 
 
-def take_lengths(mitoses: Array, births: Array, generator: np.random.Generator) -> Ints:
+def take_lengths(
+    mitoses: Array, births: Array, generator: np.random.Generator, birth: float | None = None
+) -> Ints:
     """Take the short stages of one mitosis of the video, and of one of its newborns.
 
     Args:
         mitoses: Frames of pro-, prometa- and metaphase, ``[n, 3]``.
         births: Frames of ana- and telophase, ``[m, 2]``.
         generator: Where the random numbers come from.
+        birth: Which newborn, from 0 to below 1; None: drawn.
 
     Returns:
         Frames, ``[S]``; 0 for interphase.
     """
     lengths = np.zeros(len(STAGES), np.int64)
     lengths[list(AFTER_INTERPHASE)] = mitoses[generator.integers(len(mitoses))]
-    lengths[list(BEFORE_INTERPHASE)] = births[generator.integers(len(births))]
+    chosen = generator.integers(len(births)) if birth is None else int(birth * len(births))
+    lengths[list(BEFORE_INTERPHASE)] = births[chosen]
     return lengths
 
 

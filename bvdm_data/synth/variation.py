@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bvdm_data.synth.lives import LifeModel
+from bvdm_data.synth.life_model import LifeModel
 from bvdm_data.synth.motion import MotionModel
 from bvdm_data.synth.scene import CameraModel
 from bvdm_data.synth.shapes import ShapeModel
@@ -26,6 +26,10 @@ CONTACT = 0.4
 """Largest share of the founders that are put against another at a variation of 1 (our choice: a
 segmenter learns to part nuclei from those that touch, which few of the HeLa video's do)."""
 
+PACE = 0.3
+"""Standard deviation of the logarithm of a clip's factor on the steps of its nuclei, at a variation
+of 1 (our choice: as if frames were taken more or less often)."""
+
 BLUR = 0.7
 """Largest extra blur at a variation of 1, px (our choice: half of the microscope's)."""
 
@@ -37,7 +41,7 @@ class Varied:
     Attributes:
         shapes: Outlines.
         lives: Brightness, growth.
-        motion: Density, crowding.
+        motion: Density, crowding, steps.
         camera: Noise.
         size: Factor on lengths of nuclei, which shapes and lives have already.
         brightness: Factor on their light, which lives have already.
@@ -68,7 +72,7 @@ def vary(
     Args:
         shapes: Outlines of the fitted video.
         lives: Brightness and growth of the fitted video.
-        motion: Density and crowding of the fitted video.
+        motion: Density, crowding and steps of the fitted video.
         camera: Camera of the fitted video.
         amount: 0: the fitted video; 1: as wide as the constants of this module say.
         generator: Where the random numbers come from; as many are drawn for any amount.
@@ -83,13 +87,23 @@ def vary(
     density = math.exp(amount * generator.uniform(low, high))
     blur = amount * BLUR * generator.random()
     room = np.exp(-amount * generator.uniform(0, CROWDING))
+    contact = amount * generator.uniform(0, CONTACT)
+    # The first is the pace itself, the others say how it varies.
+    pace = motion.pace * np.append(math.exp(amount * PACE * generator.standard_normal()), [1.0] * 4)
     return Varied(
         shapes=replace(shapes, mean=size * shapes.mean, modes=size * shapes.modes),
-        lives=replace(lives, body=size**2 * lives.body, brightness=brightness * lives.brightness),
-        motion=replace(motion, density=density * motion.density, closest=room * motion.closest),
+        lives=replace(
+            lives,
+            body=size**2 * lives.body,
+            grown=size**2 * lives.grown,
+            brightness=brightness * lives.brightness,
+        ),
+        motion=replace(
+            motion, density=density * motion.density, closest=room * motion.closest, pace=pace
+        ),
         camera=replace(camera, noise=noise * camera.noise),
         size=float(size),
         brightness=float(brightness),
-        contact=float(amount * generator.uniform(0, CONTACT)),
+        contact=float(contact),
         blur=float(blur),
     )
