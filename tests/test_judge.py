@@ -14,7 +14,7 @@ from bvdm_data.evaluation.segmentation_training import SegmenterSettings, train_
 from bvdm_data.judge import reuse
 from bvdm_data.judge.arms import ARMS, Data, full_count, make_arms, synthetic_videos
 from bvdm_data.judge.evaluate import PARTS, Questions, evaluate
-from bvdm_data.judge.films import real_film, synthetic_film
+from bvdm_data.judge.films import real_film, synthetic_films
 from bvdm_data.judge.steps import step_pairs
 from bvdm_data.judge.training import Budget, judge_scarcity
 from bvdm_data.synth.fast import FastSettings
@@ -186,10 +186,10 @@ def test_a_real_film_is_whole_and_has_stages(data):
 
 
 def test_a_synthetic_film_is_made_once(data):
-    film = synthetic_film(data, frames=5, size=(110, 130))
+    film = synthetic_films(data, 1, frames=5, size=(110, 130))
     assert film[0]["video"].shape == (5, 1, 110, 130)
     made = (film.folder / "clip_00000.safetensors").stat().st_mtime_ns
-    again = synthetic_film(data, frames=5, size=(110, 130))
+    again = synthetic_films(data, 1, frames=5, size=(110, 130))
     assert (again.folder / "clip_00000.safetensors").stat().st_mtime_ns == made
 
 

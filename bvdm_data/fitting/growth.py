@@ -28,6 +28,7 @@ LEAST_AT_AGE = 20
 
 _LATER = 8  # frames between the two sizes whose correlation is taken
 _DRAWN = 2000
+_TRIES = 10 * _DRAWN  # nearly all are in interphase, unless cycles are shorter than mitoses
 
 References = dict[int, tuple[float, float]]
 """Area and brightness of each mother before her division, by her track."""
@@ -77,7 +78,9 @@ def drawn_area(model: LifeModel) -> float:
     """
     draws = numpy_stream(0, "fit", "lives")
     found: list[float] = []
-    while len(found) < _DRAWN:
+    for _ in range(_TRIES):
+        if len(found) == _DRAWN:
+            break
         lengths = take_lengths(model.mitoses, model.births, draws)
         cycle, age = draw_cycle_and_age(model.cycle, draws, founder=True)
         stages = lay_out(lengths, cycle)
@@ -86,7 +89,7 @@ def drawn_area(model: LifeModel) -> float:
             spread = math.exp(model.size[0] * draws.standard_normal())
             body = np.interp(draws.random(), np.linspace(0, 1, QUANTILES), model.grown)
             found.append(body * growth(model, stages)[age] * spread)
-    return float(np.median(found))
+    return float(np.median(found or model.grown))
 
 
 def _size(

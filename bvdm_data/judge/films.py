@@ -67,16 +67,17 @@ def _stages(
     return stages
 
 
-def synthetic_film(data: Data, *, frames: int, size: tuple[int, int]) -> StoredClips:
-    """Make one synthetic film as long and as large as a real one, and keep it.
+def synthetic_films(data: Data, count: int, *, frames: int, size: tuple[int, int]) -> StoredClips:
+    """Make synthetic films as long and as large as a real one, and keep them.
 
     Args:
         data: What is judged.
+        count: How many.
         frames: Length.
         size: Height and width, px.
 
     Returns:
-        A store of one clip.
+        A store of so many clips.
     """
     videos = SyntheticHeLaVideos(
         frames=frames,
@@ -90,7 +91,7 @@ def synthetic_film(data: Data, *, frames: int, size: tuple[int, int]) -> StoredC
     )
     return keep_clips(
         videos,
-        1,
+        count,
         data.folder / "clips",
         settings=synthetic_settings(videos),
         probe=synthetic_videos(data),
