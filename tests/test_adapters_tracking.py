@@ -24,6 +24,7 @@ from bvdm_data.camera_scale import CameraScale
 from bvdm_data.clip import annotated
 from bvdm_data.datasets.ctc import read_sequence
 from bvdm_data.datasets.export import export
+from bvdm_data.datasets.mixed import MixedVideos
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -146,6 +147,7 @@ def test_windows_of_a_stream_are_collated_by_trackastra(videos):
         ({}, 1, "window must be 2 or more, got 1"),
         ({"tracks": None}, 3, r"clip must have the key 'tracks', got .*annotations=\(\.\.\., 'tr"),
         ({"tracks": torch.zeros(9, 4, dtype=torch.int32)}, 3, "got id 1 in frame 0 only in masks"),
+        ({"video": None}, 3, r"clip must have the key 'video', got the keys \('masks', [^;]*$"),
         ({"video": torch.zeros(2, 12, 1, 8, 8)}, 3, r"clip must be one clip .*got video \[2, 12"),
     ],
 )
@@ -210,6 +212,17 @@ def test_exported_videos_pass_the_checks_of_traccuracy(tiny_model, tmp_path):
         rows = np.loadtxt(table, int, ndmin=2)
         assert graph.number_of_nodes() == int((rows[:, 2] - rows[:, 1] + 1).sum())
         assert max(degree for _, degree in graph.out_degree) == 2  # a nucleus divides
+
+
+def test_write_ctc_needs_a_scale(clip, tmp_path):
+    with pytest.raises(TypeError, match=r"scale must be a CameraScale, got None; .*CameraScale\(0"):
+        write_ctc(clip, tmp_path, name="01", scale=None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_write_ctc_refuses_a_name_that_is_a_number(clip, tmp_path):
+    with pytest.raises(ValueError, match='name must be two or more digits, like "01", got 1'):
+        write_ctc(clip, tmp_path, name=1, scale=SCALE)
 
 
 def test_write_ctc_refuses_a_clip_whose_masks_and_tracks_differ(clip, tmp_path):
@@ -312,9 +325,22 @@ def test_raw_videos_are_videos_and_segments_in_memory(videos):
 
 def test_raw_videos_of_an_endless_stream_need_a_length(tiny_model):
     endless = SyntheticHeLaVideos(model=tiny_model)
-    with pytest.raises(TypeError, match=r"endless.*give it a length"):
+    with pytest.raises(ValueError, match="length must be given for an endless data set"):
         RawVideos(endless)
     assert len(RawVideos(endless, length=5)) == 5
+
+
+def test_raw_videos_are_those_of_all_ranks(tiny_model):
+    videos = SyntheticHeLaVideos(model=tiny_model, length=4, shard=(0, 2))
+    assert len(RawVideos(videos)) == 4
+    mix = MixedVideos({"a": videos, "b": videos}, at_end="drop", shard=(1, 2))
+    assert len(RawVideos(mix)) == 8
+
+
+def test_raw_videos_need_clips_by_number(clip):
+    for given, name in (([clip], "list"), (clip["video"], "Tensor")):
+        with pytest.raises(TypeError, match=rf"videos must be .* with clip\(index\).*got {name}"):
+            RawVideos(given)
 
 
 # Examples and documents

@@ -235,6 +235,8 @@ def cellpose_flows(masks: Tensor) -> Tensor:
 
 def _checked(masks: Tensor) -> Tensor:
     """Return the masks as int64."""
+    if not isinstance(masks, Tensor):
+        raise TypeError(f"masks must be a tensor, got {type(masks).__name__}; see torch.as_tensor")
     masks = masks.as_subclass(Tensor)
     whole = not (masks.is_floating_point() or masks.is_complex() or masks.dtype == torch.bool)
     if masks.ndim != 3 or not whole or not math.prod(masks.shape):
@@ -242,6 +244,7 @@ def _checked(masks: Tensor) -> Tensor:
             f"masks must be whole numbers [N, H, W], got {masks.dtype} {list(masks.shape)}; "
             "give the masks of one clip"
         )
+    masks = masks.long()
     if int(masks.min()) < 0:
         raise ValueError(f"masks must be 0 or more, got {int(masks.min())}")
-    return masks.long()
+    return masks

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from bvdm_data.adapters.parts import grey, lines_of_descent, need, part, tracks_of
+from bvdm_data.adapters.parts import counts_of, grey, lines_of_descent, need, part, tracks_of
 from bvdm_data.camera_scale import CameraScale
 from bvdm_data.clip import Clip
 from bvdm_data.datasets.arguments import check_whole_number
@@ -113,9 +113,10 @@ def write_ctc(clip: Clip, root: str | Path, *, name: str, scale: CameraScale) ->
     Raises:
         FileExistsError: If the sequence is there already.
         OSError: If it cannot be written; nothing is left behind.
+        TypeError: If scale is no CameraScale.
         ValueError: If the name is wrong, or the clip has no masks or tracks, or they do not agree.
     """
-    counts = scale.to_counts(grey(clip))
+    counts = counts_of(clip, scale)
     write_sequence(
         Path(root).expanduser(), name, counts, part(clip, "masks").numpy(), tracks_of(clip)
     )
