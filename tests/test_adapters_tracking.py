@@ -13,7 +13,7 @@ import pytest
 import torch
 from ctc_metrics.scripts.evaluate import evaluate_sequence
 from ctc_metrics.scripts.validate import validate_sequence
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms._presets import OpticalFlow
 
 from bvdm_data.adapters.optical_flow import FlowPairs, flow_pairs
@@ -274,6 +274,73 @@ def test_flow_pairs_take_the_transforms_of_torchvision(videos):
     torch.testing.assert_close(changed.image1, 2 * plain.image1 - 1)
     with pytest.raises(TypeError, match="transforms must be a function of four tensors, got 3"):
         FlowPairs(videos, 3)
+
+
+# Lists of clips in workers and ranks
+
+
+class Kept(Dataset):
+    """Clips without an end that iteration would find."""
+
+    def __init__(self, clips):
+        self.clips = clips
+
+    def __len__(self):
+        return len(self.clips)
+
+    def __getitem__(self, index):
+        return self.clips[index % len(self.clips)]
+
+
+def one_nucleus(number):
+    """Return a clip of one pair and one window, whose only nucleus has this id."""
+    masks = np.zeros((2, 8, 8), np.int32)
+    masks[:, 2:6, 2:6] = number
+    video = torch.full((2, 1, 8, 8), number / 10)
+    video[:, :, 2:6, 2:6] = 1
+    tables = annotated(masks, np.array([[number, 0, 1, 0]]), ("masks", "tracks"), 1)
+    return {"video": video, "flow": torch.zeros(1, 2, 8, 8), **tables}
+
+
+def numbers_in(items):
+    """Return the numbers of the clips of pairs or windows, in their order."""
+    return [
+        round(10 * float(one.image1[0, 0, 0])) if isinstance(one, tuple) else int(one["labels"][0])
+        for one in items
+    ]
+
+
+@pytest.mark.parametrize("make", [FlowPairs, lambda clips: TrackastraWindows(clips, 2)])
+@pytest.mark.parametrize("kind", [list, Kept])
+def test_workers_share_out_a_list_of_clips(make, kind):
+    data = make(kind([one_nucleus(number) for number in range(1, 6)]))
+    assert numbers_in(data) == [1, 2, 3, 4, 5]
+    for _ in range(2):
+        loader = DataLoader(data, batch_size=None, num_workers=2)
+        assert numbers_in(loader) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("by", ["environment", "process group"])
+def test_ranks_share_out_a_list_of_clips_in_equal_parts(by, monkeypatch):
+    data, found = FlowPairs([one_nucleus(number) for number in range(1, 6)]), []
+    for rank in range(2):
+        if by == "environment":
+            monkeypatch.setenv("RANK", str(rank))
+            monkeypatch.setenv("WORLD_SIZE", "2")
+        else:
+            said = {"is_initialized": True, "get_rank": rank, "get_world_size": 2}
+            for name, value in said.items():
+                monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+        found.append([numbers_in(DataLoader(data, None, num_workers=n)) for n in (0, 2)])
+    assert found == [[[1, 3, 5]] * 2, [[2, 4, 1]] * 2]
+
+
+@pytest.mark.parametrize("make", [FlowPairs, TrackastraWindows])
+def test_a_single_clip_is_no_list_of_clips(make):
+    with pytest.raises(TypeError, match=r"clips must be a data set or .*got dict; write \[clip\]"):
+        make(one_nucleus(1))
+    with pytest.raises(TypeError, match="clips must be a data set or a list of clips, got int"):
+        make(3)
 
 
 # SAM 2
