@@ -165,6 +165,18 @@ def test_clips_that_no_page_can_show_are_refused(clips, message, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["01", 3, ("0",), (0, 1), ("0", np.int64(1))])
+def test_clips_that_are_not_by_pairs_of_texts_are_refused(name, tmp_path):
+    with pytest.raises(TypeError, match="clips must be by pairs of texts, the values of the two"):
+        player({name: a_clip()}, tmp_path / "player.html")
+
+
+def test_a_batch_is_no_clip_of_a_page(tmp_path):
+    batch = {key: torch.stack([value, value]) for key, value in a_clip().items()}
+    with pytest.raises(ValueError, match=r"clips must be single ones with video \[F, 1, H, W\]"):
+        player({("0", "1"): batch}, tmp_path / "player.html")
+
+
 def test_a_page_has_the_end_of_its_kind(tmp_path):
     with pytest.raises(ValueError, match=r"path must end in '.html', got '.*page.htm'"):
         player({("0", "1"): a_clip()}, tmp_path / "page.htm")
