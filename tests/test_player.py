@@ -16,6 +16,7 @@ from PIL import Image
 from bvdm_data.cli import cli
 from bvdm_data.clip import annotated, unbroken_tracks
 from bvdm_data.evaluation.drawing import COLOURS
+from bvdm_data.evaluation.mp4 import write_mp4
 from bvdm_data.evaluation.pictures import animation
 from bvdm_data.evaluation.player import player
 
@@ -227,6 +228,21 @@ def test_a_film_shows_the_frames_of_the_clip_one_after_the_other(tmp_path):
     greys = [float(np.median(frame[height // 2 :, width // 3 : width // 2])) for frame in shown]
     np.testing.assert_allclose(greys, np.linspace(0, 255, 6), atol=4)
     assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("pictures", "message"),
+    [
+        ([], "pictures must hold at least one picture, got none"),
+        ([("RGB", 8, 6), ("RGB", 6, 8)], r"same width and height, got \[\(6, 8\), \(8, 6\)\]"),
+        ([("RGB", 8, 6), ("L", 8, 6)], r"pictures must be RGB, got the mode 'L'; see Image\.conv"),
+    ],
+)
+def test_pictures_that_make_no_film_are_refused(pictures, message, tmp_path):
+    given = [Image.new(mode, size) for mode, *size in pictures]
+    with pytest.raises(ValueError, match=message):
+        write_mp4(given, tmp_path / "clip.mp4", 4)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_film_on_a_full_disk_leaves_nothing(tmp_path):
