@@ -10,6 +10,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from bvdm_data.adapters.frames import stacked
+from bvdm_data.adapters.parts import need
 from bvdm_data.clip import Clip
 from bvdm_data.datasets.arguments import check_whole_number
 
@@ -220,13 +221,7 @@ def cellpose_flows(masks: Tensor) -> Tensor:
         ValueError: If masks are not whole numbers of 0 or more, ``[N, H, W]``.
     """
     masks = _checked(masks)
-    try:
-        from cellpose.dynamics import labels_to_flows
-    except ImportError as error:
-        raise ImportError(
-            f"the flows of Cellpose need the package cellpose ({error}); run "
-            "pip install 'bvdm-data[cellpose]'"
-        ) from error
+    labels_to_flows = need("cellpose.dynamics", "cellpose").labels_to_flows
     # It renumbers in place, and shows a bar for more than one image.
     images = [image.astype(np.int32) for image in masks.cpu().numpy()]
     flows = [labels_to_flows([image], device=masks.device)[0] for image in images]
