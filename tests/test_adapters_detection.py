@@ -155,7 +155,7 @@ def test_the_snippet_of_the_page_of_consumers_runs(capsys):
     [
         (("masks",), {"classes": "cell"}, "classes must be one of .*'cell'"),
         (("masks",), {"classes": "stage"}, "'stages' into annotations="),
-        ((), {}, "must hold 'masks'.*annotations="),
+        ((), {}, "must have the key 'masks'.*annotations="),
         (("masks",), {"channels": 0}, "channels must be 1 or more, got 0"),
     ],
 )
@@ -169,6 +169,20 @@ def test_a_real_clip_without_stages_is_not_labelled_by_them():
     clip = drawn() | {"stages": torch.full((5, 3), -1, dtype=torch.int8)}
     with pytest.raises(ValueError, match=r"stages of frame 0 must be.*got \[-1\]"):
         detection_targets(clip, classes="stage")
+
+
+def test_a_clip_without_its_number_is_refused(tiny_model):
+    clip = SyntheticHeLaVideos(frames=1, size=40, nuclei=2, model=tiny_model).clip(0)
+    del clip["index"]
+    with pytest.raises(ValueError, match="clip must have the key 'index', got the keys"):
+        detection_targets(clip)
+
+
+@pytest.mark.parametrize("key", ["video", "masks"])
+def test_a_clip_of_arrays_is_refused(key):
+    clip = {**drawn(), key: drawn()[key].numpy()}
+    with pytest.raises(TypeError, match=f"clip must hold tensors, got ndarray for '{key}'"):
+        detection_targets(clip)
 
 
 def test_channels_that_are_not_grey_are_not_repeated():

@@ -115,6 +115,13 @@ def test_a_clip_without_nuclei_makes_an_empty_graph(tmp_path):
     assert len(in_memory(tmp_path / "a.geff")["node_ids"]) == 0
 
 
+@pytest.mark.parametrize("labels", [Path("..") / "masks", "https://disk.example/masks"])
+def test_the_place_of_the_masks_may_be_a_path_or_any_text(labels, clip, tmp_path):
+    write_geff(clip, tmp_path / "a.geff", labels=labels)
+    metadata = geff.GeffMetadata.read(tmp_path / "a.geff")
+    assert [one.path for one in metadata.related_objects] == [str(labels)]
+
+
 def test_write_geff_replaces_nothing_and_leaves_nothing_behind(clip, tmp_path, monkeypatch):
     place = tmp_path / "a.geff"
     place.mkdir()

@@ -34,7 +34,8 @@ def videos(model, **changes):
 
 def test_datasets_that_is_missing_is_asked_for_by_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ImportError, match=r"pip install 'bvdm-data\[huggingface\]'"):
+    said = r"needs the package 'datasets', .*pip install 'bvdm-data\[huggingface\]'"
+    with pytest.raises(ImportError, match=said):
         to_huggingface(Numbers(length=2))
 
 
@@ -111,6 +112,8 @@ def test_real_and_mixed_clips_are_rows_too(datasets, tiny_ctc):
     rows = list(to_huggingface(real).with_format("torch"))
     assert torch.equal(rows[1]["masks"], real.clip(1)["masks"])
     assert [row["index"].item() for row in rows] == [0, 1]
+    mix = MixedVideos({"a": real, "b": real}, quotas={"a": 1, "b": 1}, at_end="stop")
+    assert [row["index"] for row in to_huggingface(mix)] == [0, 1, 2, 3]
     mix = MixedVideos({"a": real, "b": real}, length=3)
     rows = list(to_huggingface(mix).with_format("torch"))
     assert [row["member"].item() for row in rows] == [
@@ -135,7 +138,7 @@ def test_vectors_are_rows_and_what_does_not_fit_is_refused(datasets, tiny_model)
         to_huggingface(Made("a"), clips=1)
     with pytest.raises(ValueError, match="at most 5 axes, got value of the shape"):
         to_huggingface(Made(torch.zeros(1, 1, 1, 1, 1, 1)), clips=1)
-    with pytest.raises(TypeError, match="videos must be a data set of clips"):
+    with pytest.raises(TypeError, match=r"videos must be a data set with clip\(index\).*got list"):
         to_huggingface([1, 2])
     with pytest.raises(ValueError, match="clips must be given for an endless data set"):
         to_huggingface(videos(tiny_model))

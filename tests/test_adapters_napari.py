@@ -137,6 +137,10 @@ def test_masks_that_belong_to_no_track_are_labels_without_one(tiny_video, tmp_pa
     assert places[0][:, 0].tolist() == [1, 2, 3]
 
 
+def test_a_table_at_the_root_of_the_disk_is_left_to_other_readers():
+    assert adapter.reader("/man_track.txt") is None
+
+
 @pytest.mark.parametrize("name", ["missing", "t000.tif", "empty"])
 def test_other_paths_are_left_to_other_readers(name, tmp_path):
     (tmp_path / "empty").mkdir()

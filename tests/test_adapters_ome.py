@@ -131,6 +131,13 @@ def test_an_ome_zarr_replaces_nothing(clip, folder):
         write_ome_zarr(clip, folder, scale=SCALE)
 
 
+@pytest.mark.parametrize("write", [write_ome_tiff, write_ome_zarr])
+def test_counts_need_a_scale(clip, tmp_path, write):
+    with pytest.raises(TypeError, match="scale must be a CameraScale, got None; give that of"):
+        write(clip, tmp_path / "a", scale=None)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_ome_zarr_refuses_a_batch(clip, tmp_path):
     batch = {key: torch.stack([value, value]) for key, value in clip.items()}
     with pytest.raises(ValueError, match="clip must be one clip with video"):

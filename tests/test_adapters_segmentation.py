@@ -15,7 +15,7 @@ from stardist.geometry import star_dist
 from stardist.utils import edt_prob
 from torch.utils.data import DataLoader
 
-from bvdm_data import SyntheticHeLaVideos
+from bvdm_data import MixedVideos, SyntheticHeLaVideos
 from bvdm_data.adapters.frames import frame_lists, frame_sequences
 from bvdm_data.adapters.segmentation import (
     cellpose_flows,
@@ -131,14 +131,32 @@ def test_clips_of_other_sizes_are_no_batch(tiny_model):
 def test_clips_without_masks_are_refused_with_the_way_out(tiny_model):
     clip = videos(tiny_model, annotations=()).clip(0)
     for make in (collate_unet, collate_stardist, frame_lists):
-        with pytest.raises(ValueError, match=r"must hold 'masks'.*annotations="):
+        with pytest.raises(ValueError, match=r"must have the key 'masks'.*annotations="):
             make([clip])
 
 
 def test_a_batch_in_place_of_clips_is_refused(tiny_model):
     batch = next(iter(DataLoader(videos(tiny_model), batch_size=2)))
-    with pytest.raises(ValueError, match=r"video must be \[F, C, H, W\].*collate_fn="):
+    with pytest.raises(ValueError, match=r"one clip with video \[F, C, H, W\].*collate_fn="):
         frame_lists([batch])
+
+
+@pytest.mark.parametrize("make", [collate_unet, collate_stardist, frame_lists])
+def test_a_clip_in_place_of_a_list_of_clips_is_refused(make, tiny_model):
+    with pytest.raises(TypeError, match=r"clip must be a dict.*got str; .*give a list of them"):
+        make(videos(tiny_model).clip(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int16])
+def test_ids_may_be_of_any_integer_type(dtype):
+    masks = torch.zeros(1, 8, 8, dtype=dtype)
+    masks[0, 2:5, 2:5] = 3
+    assert torch.equal(object_probability(masks), object_probability(masks.int()))
+
+
+def test_masks_that_are_no_tensor_are_refused():
+    with pytest.raises(TypeError, match=r"masks must be a tensor, got ndarray; see torch\.as"):
+        unet_targets(np.ones((1, 8, 8), int))
 
 
 @pytest.mark.parametrize(
@@ -245,6 +263,19 @@ def test_an_endless_data_set_needs_a_number_of_clips(tiny_model):
         frame_sequences(videos(tiny_model, length=None))
 
 
+def test_sequences_of_a_mix_end_where_its_sources_end(tiny_model):
+    sources = {"a": videos(tiny_model, length=2), "b": videos(tiny_model, length=3)}
+    quotas = {"a": 1, "b": 1}
+    mix = MixedVideos(sources, quotas=quotas, at_end="stop", shard=(1, 2))
+    images, _ = frame_sequences(mix)
+    assert len(images) == 4 * mix.frames
+
+
+def test_sequences_refuse_what_has_no_clip_by_number(tiny_model):
+    with pytest.raises(TypeError, match=r"videos must be a data set with clip\(index\).*got list"):
+        frame_sequences([videos(tiny_model).clip(0)], clips=1)
+
+
 def heat_flows(masks, label):
     """Diffuse heat from the centre of one nucleus, pixel by pixel, and follow its gradient."""
     places = {tuple(place) for place in np.argwhere(masks == label)}
@@ -301,7 +332,7 @@ def test_cellpose_finds_the_nuclei_again_in_their_flows(tiny_model):
 
 def test_flows_without_cellpose_name_the_extra(monkeypatch, crowds):
     monkeypatch.setitem(__import__("sys").modules, "cellpose.dynamics", None)
-    with pytest.raises(ImportError, match=r"bvdm-data\[cellpose\]"):
+    with pytest.raises(ImportError, match=r"needs the package 'cellpose.*bvdm-data\[cellpose\]"):
         cellpose_flows(crowds)
 
 

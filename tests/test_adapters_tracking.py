@@ -13,7 +13,7 @@ import pytest
 import torch
 from ctc_metrics.scripts.evaluate import evaluate_sequence
 from ctc_metrics.scripts.validate import validate_sequence
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms._presets import OpticalFlow
 
 from bvdm_data.adapters.optical_flow import FlowPairs, flow_pairs
@@ -24,6 +24,7 @@ from bvdm_data.camera_scale import CameraScale
 from bvdm_data.clip import annotated
 from bvdm_data.datasets.ctc import read_sequence
 from bvdm_data.datasets.export import export
+from bvdm_data.datasets.mixed import MixedVideos
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -146,6 +147,7 @@ def test_windows_of_a_stream_are_collated_by_trackastra(videos):
         ({}, 1, "window must be 2 or more, got 1"),
         ({"tracks": None}, 3, r"clip must have the key 'tracks', got .*annotations=\(\.\.\., 'tr"),
         ({"tracks": torch.zeros(9, 4, dtype=torch.int32)}, 3, "got id 1 in frame 0 only in masks"),
+        ({"video": None}, 3, r"clip must have the key 'video', got the keys \('masks', [^;]*$"),
         ({"video": torch.zeros(2, 12, 1, 8, 8)}, 3, r"clip must be one clip .*got video \[2, 12"),
     ],
 )
@@ -212,6 +214,17 @@ def test_exported_videos_pass_the_checks_of_traccuracy(tiny_model, tmp_path):
         assert max(degree for _, degree in graph.out_degree) == 2  # a nucleus divides
 
 
+def test_write_ctc_needs_a_scale(clip, tmp_path):
+    with pytest.raises(TypeError, match=r"scale must be a CameraScale, got None; .*CameraScale\(0"):
+        write_ctc(clip, tmp_path, name="01", scale=None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_write_ctc_refuses_a_name_that_is_a_number(clip, tmp_path):
+    with pytest.raises(ValueError, match='name must be two or more digits, like "01", got 1'):
+        write_ctc(clip, tmp_path, name=1, scale=SCALE)
+
+
 def test_write_ctc_refuses_a_clip_whose_masks_and_tracks_differ(clip, tmp_path):
     masks = clip["masks"].clone()
     masks[3][masks[3] == 1] = 0
@@ -263,6 +276,73 @@ def test_flow_pairs_take_the_transforms_of_torchvision(videos):
         FlowPairs(videos, 3)
 
 
+# Lists of clips in workers and ranks
+
+
+class Kept(Dataset):
+    """Clips without an end that iteration would find."""
+
+    def __init__(self, clips):
+        self.clips = clips
+
+    def __len__(self):
+        return len(self.clips)
+
+    def __getitem__(self, index):
+        return self.clips[index % len(self.clips)]
+
+
+def one_nucleus(number):
+    """Return a clip of one pair and one window, whose only nucleus has this id."""
+    masks = np.zeros((2, 8, 8), np.int32)
+    masks[:, 2:6, 2:6] = number
+    video = torch.full((2, 1, 8, 8), number / 10)
+    video[:, :, 2:6, 2:6] = 1
+    tables = annotated(masks, np.array([[number, 0, 1, 0]]), ("masks", "tracks"), 1)
+    return {"video": video, "flow": torch.zeros(1, 2, 8, 8), **tables}
+
+
+def numbers_in(items):
+    """Return the numbers of the clips of pairs or windows, in their order."""
+    return [
+        round(10 * float(one.image1[0, 0, 0])) if isinstance(one, tuple) else int(one["labels"][0])
+        for one in items
+    ]
+
+
+@pytest.mark.parametrize("make", [FlowPairs, lambda clips: TrackastraWindows(clips, 2)])
+@pytest.mark.parametrize("kind", [list, Kept])
+def test_workers_share_out_a_list_of_clips(make, kind):
+    data = make(kind([one_nucleus(number) for number in range(1, 6)]))
+    assert numbers_in(data) == [1, 2, 3, 4, 5]
+    for _ in range(2):
+        loader = DataLoader(data, batch_size=None, num_workers=2)
+        assert numbers_in(loader) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("by", ["environment", "process group"])
+def test_ranks_share_out_a_list_of_clips_in_equal_parts(by, monkeypatch):
+    data, found = FlowPairs([one_nucleus(number) for number in range(1, 6)]), []
+    for rank in range(2):
+        if by == "environment":
+            monkeypatch.setenv("RANK", str(rank))
+            monkeypatch.setenv("WORLD_SIZE", "2")
+        else:
+            said = {"is_initialized": True, "get_rank": rank, "get_world_size": 2}
+            for name, value in said.items():
+                monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+        found.append([numbers_in(DataLoader(data, None, num_workers=n)) for n in (0, 2)])
+    assert found == [[[1, 3, 5]] * 2, [[2, 4, 1]] * 2]
+
+
+@pytest.mark.parametrize("make", [FlowPairs, TrackastraWindows])
+def test_a_single_clip_is_no_list_of_clips(make):
+    with pytest.raises(TypeError, match=r"clips must be a data set or .*got dict; write \[clip\]"):
+        make(one_nucleus(1))
+    with pytest.raises(TypeError, match="clips must be a data set or a list of clips, got int"):
+        make(3)
+
+
 # SAM 2
 
 
@@ -312,9 +392,22 @@ def test_raw_videos_are_videos_and_segments_in_memory(videos):
 
 def test_raw_videos_of_an_endless_stream_need_a_length(tiny_model):
     endless = SyntheticHeLaVideos(model=tiny_model)
-    with pytest.raises(TypeError, match=r"endless.*give it a length"):
+    with pytest.raises(ValueError, match="length must be given for an endless data set"):
         RawVideos(endless)
     assert len(RawVideos(endless, length=5)) == 5
+
+
+def test_raw_videos_are_those_of_all_ranks(tiny_model):
+    videos = SyntheticHeLaVideos(model=tiny_model, length=4, shard=(0, 2))
+    assert len(RawVideos(videos)) == 4
+    mix = MixedVideos({"a": videos, "b": videos}, at_end="drop", shard=(1, 2))
+    assert len(RawVideos(mix)) == 8
+
+
+def test_raw_videos_need_clips_by_number(clip):
+    for given, name in (([clip], "list"), (clip["video"], "Tensor")):
+        with pytest.raises(TypeError, match=rf"videos must be .* with clip\(index\).*got {name}"):
+            RawVideos(given)
 
 
 # Examples and documents

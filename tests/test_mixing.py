@@ -193,6 +193,21 @@ def test_a_schedule_is_asked_for_clips_of_the_epoch_alone():
     assert asked == {(0, 0), *((3, number) for number in range(1500))}
 
 
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, np.int8, Fraction])
+def test_weights_may_be_numbers_of_any_kind(kind):
+    weights = {"a": kind(1), "b": kind(2), "c": kind(5)}
+    mixes = three(weights=weights), three(weights=lambda epoch, index: weights)
+    plain = {"a": 1, "b": 2, "c": 5}
+    others = three(weights=plain), three(weights=lambda epoch, index: plain)
+    for mix, other in zip(mixes, others, strict=True):
+        assert picked(mix, range(20)) == picked(other, range(20))
+
+
+def test_weights_whose_sum_is_no_number_are_refused():
+    with pytest.raises(ValueError, match=r"weights must have a finite sum, got .*smaller ones"):
+        three(weights={"a": 1e308, "b": 1e308, "c": 1})
+
+
 def test_a_schedule_that_says_no_weights_is_refused_at_the_clip():
     def broken(epoch, index):
         return THREE if index < 1000 else {"a": 1}
@@ -212,6 +227,7 @@ def test_a_schedule_that_says_no_weights_is_refused_at_the_clip():
         ({**THREE, "a": -1}, ValueError, "must be finite and at least 0, got -1"),
         ({**THREE, "a": float("nan")}, ValueError, "must be finite and at least 0, got nan"),
         (dict.fromkeys("abc", 0), ValueError, "must not all be 0"),
+        (dict.fromkeys("abc", 1e308), ValueError, "must have a finite sum"),
     ],
 )
 def test_a_schedule_whose_later_weights_are_wrong_names_the_clip(later, error, words):

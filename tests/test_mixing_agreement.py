@@ -1,5 +1,6 @@
 """What the sources of a mix must agree on, and what is said where they do not."""
 
+import numpy as np
 import pytest
 import torch
 from mixes import FakeVideos, listed
@@ -98,6 +99,9 @@ class Mapped(Dataset):
         ("Fluo-N2DL-HeLa", r"must be a data set of clips.*str has no 'clip'"),
         ([torch.zeros(2, 1, 4, 6)], r"list has no 'clip' and gives .* in place of a dict with the"),
         ([{"masks": 1}], r"gives a dict of \['masks'\] in place of a dict with the tensor 'video'"),
+        (FakeVideos, r"must be a data set of clips.*got the class FakeVideos; write FakeVideos\("),
+        (torch.zeros(2, 2, 1, 4, 6), r"must be a data set of clips.*got Tensor of .*\(2, 2, 1, 4"),
+        (np.zeros((2, 1, 4, 6)), r"must be a data set of clips.*got ndarray of .*\[\{'video'"),
         (DataLoader(listed(3)), r"must be a data set of clips.*DataLoader has no 'clip'"),
     ],
 )

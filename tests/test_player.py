@@ -16,6 +16,7 @@ from PIL import Image
 from bvdm_data.cli import cli
 from bvdm_data.clip import annotated, unbroken_tracks
 from bvdm_data.evaluation.drawing import COLOURS
+from bvdm_data.evaluation.mp4 import write_mp4
 from bvdm_data.evaluation.pictures import animation
 from bvdm_data.evaluation.player import player
 
@@ -165,6 +166,18 @@ def test_clips_that_no_page_can_show_are_refused(clips, message, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["01", 3, ("0",), (0, 1), ("0", np.int64(1))])
+def test_clips_that_are_not_by_pairs_of_texts_are_refused(name, tmp_path):
+    with pytest.raises(TypeError, match="clips must be by pairs of texts, the values of the two"):
+        player({name: a_clip()}, tmp_path / "player.html")
+
+
+def test_a_batch_is_no_clip_of_a_page(tmp_path):
+    batch = {key: torch.stack([value, value]) for key, value in a_clip().items()}
+    with pytest.raises(ValueError, match=r"clips must be single ones with video \[F, 1, H, W\]"):
+        player({("0", "1"): batch}, tmp_path / "player.html")
+
+
 def test_a_page_has_the_end_of_its_kind(tmp_path):
     with pytest.raises(ValueError, match=r"path must end in '.html', got '.*page.htm'"):
         player({("0", "1"): a_clip()}, tmp_path / "page.htm")
@@ -215,6 +228,21 @@ def test_a_film_shows_the_frames_of_the_clip_one_after_the_other(tmp_path):
     greys = [float(np.median(frame[height // 2 :, width // 3 : width // 2])) for frame in shown]
     np.testing.assert_allclose(greys, np.linspace(0, 255, 6), atol=4)
     assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("pictures", "message"),
+    [
+        ([], "pictures must hold at least one picture, got none"),
+        ([("RGB", 8, 6), ("RGB", 6, 8)], r"same width and height, got \[\(6, 8\), \(8, 6\)\]"),
+        ([("RGB", 8, 6), ("L", 8, 6)], r"pictures must be RGB, got the mode 'L'; see Image\.conv"),
+    ],
+)
+def test_pictures_that_make_no_film_are_refused(pictures, message, tmp_path):
+    given = [Image.new(mode, size) for mode, *size in pictures]
+    with pytest.raises(ValueError, match=message):
+        write_mp4(given, tmp_path / "clip.mp4", 4)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_film_on_a_full_disk_leaves_nothing(tmp_path):

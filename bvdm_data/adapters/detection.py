@@ -8,6 +8,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from bvdm_data.adapters.frames import video_and_masks
+from bvdm_data.adapters.parts import check_clip
 from bvdm_data.clip import STAGES, Clip, measure_boxes
 from bvdm_data.datasets.arguments import check_whole_number
 
@@ -67,7 +68,7 @@ def detection_targets(
     transforms of torchvision v2 on ``(image, target)`` take them along.
 
     Args:
-        clip: With ``video`` and ``masks``, and with ``stages`` for ``classes="stage"``.
+        clip: With ``video``, ``masks`` and ``index``, and with ``stages`` for ``classes="stage"``.
         classes: ``"nucleus"``: all labels are 1. ``"stage"``: the label is 1 + the index into
             ``STAGES``, 1 to 6. 0 is the background of the detector.
 
@@ -79,11 +80,13 @@ def detection_targets(
         clip. An empty frame has n = 0, a negative sample.
 
     Raises:
-        ValueError: If classes is not known, the clip is without masks, or without the stage of a
-            nucleus where ``classes="stage"``.
+        TypeError: If it is no clip.
+        ValueError: If classes is not known, the clip is without masks or index, or without the
+            stage of a nucleus where ``classes="stage"``.
     """
     if classes not in CLASSES:
         raise ValueError(f"classes must be one of {CLASSES}, got {classes!r}")
+    check_clip(clip, "masks", "index")
     if classes == "stage" and "stages" not in clip:
         raise ValueError(
             f"classes='stage' needs clips with 'stages', got the keys {sorted(clip)}; put "

@@ -3,22 +3,16 @@
 import operator
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol, SupportsIndex, overload
+from typing import Any, SupportsIndex, overload
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from bvdm_data.adapters.parts import Videos, check_clip, clips_in
 from bvdm_data.clip import Clip
 from bvdm_data.datasets.arguments import check_whole_number
-
-
-class Videos(Protocol):
-    """A data set with random access: the synthetic, the real and the mixed one."""
-
-    def clip(self, index: SupportsIndex) -> Any:
-        """Return the clip with this number."""
 
 
 def video_and_masks(clip: Clip) -> tuple[Tensor, Tensor]:
@@ -31,16 +25,12 @@ def video_and_masks(clip: Clip) -> tuple[Tensor, Tensor]:
         Video ``[F, C, H, W]`` float32 and masks ``[F, H, W]`` int32.
 
     Raises:
+        TypeError: If it is no clip.
         ValueError: If the clip is a batch of clips, or without masks.
     """
-    _check_keys(clip, ("video", "masks"))
-    video = clip["video"].as_subclass(Tensor)
-    if video.ndim != 4:
-        raise ValueError(
-            f"video must be [F, C, H, W], got the shape {list(video.shape)}; give single clips, "
-            "or the function as collate_fn= to the loader"
-        )
-    return video.float(), clip["masks"].as_subclass(Tensor).to(torch.int32)
+    check_clip(clip, "masks")
+    video, masks = clip["video"].as_subclass(Tensor), clip["masks"].as_subclass(Tensor)
+    return video.float(), masks.to(torch.int32)
 
 
 def stacked(clips: Sequence[Clip]) -> tuple[Tensor, Tensor]:
@@ -114,7 +104,7 @@ def frame_sequences(
 
     Args:
         videos: A data set with ``clip(i)``, whose clips have ``masks``.
-        clips: How many clips, from the first; None: the ``length`` of the data set.
+        clips: How many clips, from the first; None: those of an epoch.
         transform: What is done to each image, such as StarDist's normalisation by percentiles.
         kept: Most clips in memory, the latest used ones; None: all.
 
@@ -123,15 +113,11 @@ def frame_sequences(
         frame f of clip i is item ``i * F + f`` of both.
 
     Raises:
-        TypeError: If clips or kept is no whole number.
+        TypeError: If videos has no ``clip``, or clips or kept is no whole number.
         ValueError: If clips or kept is smaller than 1, the data set is endless and clips is not
             given, or its clips are without masks.
     """
-    if clips is None:
-        clips = getattr(videos, "length", None)
-        if clips is None:
-            raise ValueError("clips must be given for an endless data set; write clips=100")
-    count = check_whole_number("clips", clips, least=1)
+    count = clips_in(videos, clips)
     most = None if kept is None else check_whole_number("kept", kept, least=1)
     memory = _Memory(videos, transform, most)
     frames = len(memory[0][1])
@@ -210,12 +196,3 @@ def _as_arrays(clip: Clip) -> tuple[list[npt.NDArray[Any]], list[npt.NDArray[Any
     video, masks = video_and_masks(clip)
     images = video[:, 0] if video.shape[1] == 1 else video.movedim(1, -1)
     return list(images.contiguous().cpu().numpy()), list(masks.cpu().numpy())
-
-
-def _check_keys(clip: Clip, keys: Sequence[str]) -> None:
-    for key in keys:
-        if key not in clip:
-            raise ValueError(
-                f"clips must hold {key!r}, got the keys {sorted(clip)}; put {key!r} into "
-                "annotations= of the data set"
-            )

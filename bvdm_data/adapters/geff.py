@@ -24,7 +24,7 @@ def write_geff(
     *,
     pixel_size: float = PIXEL_SIZE,
     minutes: float = MINUTES,
-    labels: str | None = None,
+    labels: str | Path | None = None,
 ) -> None:
     """Write the nuclei of a clip and their lineage as a GEFF.
 
@@ -59,9 +59,8 @@ def write_geff(
     nodes, edges = _graph(clip, table)
     space = {"type": "space", "unit": "pixel", "scale": pixel_size, "scaled_unit": "micrometer"}
     time = {"type": "time", "unit": "frame", "scale": minutes, "scaled_unit": "minute"}
-    related = (
-        [spec.RelatedObject(type="labels", path=labels, node_prop="seg_id")] if labels else None
-    )
+    place = labels.as_posix() if isinstance(labels, Path) else labels
+    related = [spec.RelatedObject(type="labels", path=place, node_prop="seg_id")] if place else None
     metadata = spec.GeffMetadata(
         directed=True,
         axes=[

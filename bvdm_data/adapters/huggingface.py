@@ -2,23 +2,17 @@
 
 import copy
 from collections.abc import Iterator
-from typing import Any, Protocol, SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from bvdm_data.adapters.parts import Videos, clips_in, need
 from bvdm_data.datasets.arguments import check_whole_number
 
 MOST_AXES = 5
 """Most axes of an array that the package datasets has a feature for, ``Array5D``."""
-
-
-class Videos(Protocol):
-    """A data set with random access: the synthetic, the real and the mixed one."""
-
-    def clip(self, index: SupportsIndex) -> Any:
-        """Return the clip with this number."""
 
 
 def to_huggingface(
@@ -36,7 +30,7 @@ def to_huggingface(
         videos: :class:`SyntheticHeLaVideos`, :class:`CTCVideos`, :class:`MixedVideos`, or anything
             with a method ``clip(index)`` whose clips have one shape. The result keeps a copy, in
             the epoch of the call; call ``videos.set_epoch`` and then this for other clips.
-        clips: How many; None: the ``length`` of the data set.
+        clips: How many; None: those of an epoch, of all ranks together.
         clips_per_shard: Clips of a shard. A shard is an entry of a list: for millions of clips,
             more than 1 takes less memory.
 
@@ -58,16 +52,8 @@ def to_huggingface(
             for batch in DataLoader(rows, batch_size=4, num_workers=2):
                 step(batch["video"], batch["masks"])
     """
-    datasets = _datasets()
-    if not callable(getattr(videos, "clip", None)):
-        raise TypeError(
-            f"videos must be a data set of clips with a method clip(index), such as "
-            f"SyntheticHeLaVideos or CTCVideos, got {videos!r}"
-        )
-    length = getattr(videos, "length", None)
-    number = length if clips is None else check_whole_number("clips", clips, least=1)
-    if number is None:
-        raise ValueError("clips must be given for an endless data set; say how many clips")
+    datasets = need("datasets", "huggingface")
+    number = clips_in(videos, clips)
     size = check_whole_number("clips_per_shard", clips_per_shard, least=1)
     videos = copy.deepcopy(videos)
     shards = [(first, min(first + size, number)) for first in range(0, number, size)]
@@ -110,13 +96,3 @@ def _feature(datasets: Any, key: str, array: npt.NDArray[np.generic]) -> Any:
     if array.ndim == 1:
         return datasets.Sequence(datasets.Value(dtype), length=len(array))
     return getattr(datasets, f"Array{array.ndim}D")(shape=array.shape, dtype=dtype)
-
-
-def _datasets() -> Any:
-    try:
-        import datasets
-    except ImportError as error:
-        raise ImportError(
-            f"the package datasets is missing ({error}); run pip install 'bvdm-data[huggingface]'"
-        ) from error
-    return datasets

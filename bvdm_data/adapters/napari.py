@@ -129,8 +129,9 @@ def read(path: str) -> list[Layer]:
 def _sequences(path: Path) -> list[tuple[Path, str]]:
     """Return folder and name of the videos that are meant by a path."""
     path = path.expanduser().absolute()
-    if path.name == "man_track.txt" and path.parents[1].name.endswith("_GT"):
-        path = path.parents[2] / path.parents[1].name.removesuffix("_GT")
+    truth = path.parent.parent
+    if path.name == "man_track.txt" and truth.name.endswith("_GT"):
+        path = truth.parent / truth.name.removesuffix("_GT")
     if _is_sequence(path):
         return [(path.parent, path.name)]
     if not path.is_dir():

@@ -10,7 +10,7 @@ from bvdm_data.adapters.parts import (
     MINUTES,
     PIXEL_SIZE,
     check_above_zero,
-    grey,
+    counts_of,
     need,
     part,
     whole_folder,
@@ -50,11 +50,12 @@ def write_ome_tiff(
 
     Raises:
         OSError: If the file cannot be written; what stood at path before is still there.
+        TypeError: If a number is none, or scale is no CameraScale.
         ValueError: If a number is not above 0, the clip is a batch, or an id is above 65535.
     """
     check_above_zero("pixel_size", pixel_size)
     check_above_zero("minutes", minutes)
-    channels = {"video": scale.to_counts(grey(clip))}
+    channels = {"video": counts_of(clip, scale)}
     if "masks" in clip:
         masks = part(clip, "masks").numpy()
         if masks.max(initial=0) > LARGEST_COUNT:
@@ -95,12 +96,13 @@ def write_ome_zarr(
         FileExistsError: If there is something at path.
         ImportError: If ``zarr`` is not installed.
         OSError: If it cannot be written; nothing is left behind.
+        TypeError: If a number is none, or scale is no CameraScale.
         ValueError: If a number is not above 0, or the clip is a batch.
     """
     check_above_zero("pixel_size", pixel_size)
     check_above_zero("minutes", minutes)
     zarr = need("zarr", "ome")
-    counts = scale.to_counts(grey(clip))
+    counts = counts_of(clip, scale)
     steps = [float(minutes), float(pixel_size), float(pixel_size)]
     with whole_folder(path) as folder:
         image = zarr.open_group(folder, mode="w", zarr_format=3)

@@ -1,6 +1,6 @@
 """Optical-flow networks: pairs of frames with flow, as torchvision's data sets give them."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from bvdm_data.adapters.parts import coloured, part
+from bvdm_data.adapters.sharing import Clips, SharedClips
 from bvdm_data.clip import Clip
 
 
@@ -58,13 +59,16 @@ def flow_pairs(clip: Clip) -> list[FlowPair]:
 class FlowPairs(IterableDataset[FlowPair]):
     """The pairs of a stream of clips, for a training loop that is fed ``KittiFlow`` or ``HD1K``.
 
-    Workers and ranks share the clips out as those of the stream do. The pairs of a clip follow
-    each other.
+    Workers and ranks share the clips out as those of the stream do, also of a list or a map-style
+    data set. The pairs of a clip follow each other.
 
     Args:
-        clips: A data set of clips with ``flow`` and ``masks``.
+        clips: A data set, or a list, of clips with ``flow`` and ``masks``.
         transforms: As for torchvision's data sets: called with ``image1, image2, flow, valid``,
             returns the four. None: pairs as :func:`flow_pairs` makes them.
+
+    Raises:
+        TypeError: If clips is no data set, or transforms no function.
 
     Examples:
         Batches for ``torchvision.models.optical_flow.raft_small``::
@@ -76,7 +80,7 @@ class FlowPairs(IterableDataset[FlowPair]):
 
     def __init__(
         self,
-        clips: Iterable[Clip],
+        clips: Clips,
         transforms: Callable[
             [Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]
         ]
@@ -86,10 +90,11 @@ class FlowPairs(IterableDataset[FlowPair]):
         if transforms is not None and not callable(transforms):
             raise TypeError(f"transforms must be a function of four tensors, got {transforms!r}")
         self.clips = clips
+        self._shared = SharedClips(clips)
         self.transforms = transforms
 
     def __iter__(self) -> Iterator[FlowPair]:
         """Yield pair after pair."""
-        for clip in self.clips:
+        for clip in self._shared:
             for pair in flow_pairs(clip):
                 yield pair if self.transforms is None else FlowPair(*self.transforms(*pair))

@@ -5,24 +5,34 @@ import logging
 import math
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Real
 from pathlib import Path
 from types import ModuleType
+from typing import Any, Protocol, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from bvdm_data.clip import Clip
-from bvdm_data.datasets.track_table import check_track_table
+from bvdm_data.camera_scale import CameraScale
+from bvdm_data.clip import ANNOTATIONS, Clip
+from bvdm_data.datasets.arguments import check_whole_number
+from bvdm_data.datasets.track_table import check_same_ids, check_track_table
 
 PIXEL_SIZE = 0.645
 """Side of a pixel of Fluo-N2DL-HeLa, micrometres (celltrackingchallenge.net/2d-datasets)."""
 
 MINUTES = 30.0
 """Time between two frames of Fluo-N2DL-HeLa, minutes (celltrackingchallenge.net/2d-datasets)."""
+
+
+class Videos(Protocol):
+    """A data set with random access: the synthetic, the real and the mixed one."""
+
+    def clip(self, index: SupportsIndex) -> Any:
+        """Return the clip with this number."""
 
 
 def need(name: str, extra: str) -> ModuleType:
@@ -54,6 +64,40 @@ def need(name: str, extra: str) -> ModuleType:
         root.setLevel(level)
 
 
+def check_clip(clip: Clip, *keys: str) -> None:
+    """Refuse what is not one clip with all that is needed.
+
+    Args:
+        clip: What came.
+        keys: Names of the parts that are needed beside ``video``.
+
+    Raises:
+        TypeError: If it is no clip, or a part is no tensor.
+        ValueError: If it is a batch of clips, or a part is missing.
+    """
+    if not isinstance(clip, Mapping):
+        raise TypeError(
+            f"clip must be a dict with 'video', as data sets of clips give it, got "
+            f"{type(clip).__name__}; where clips are asked for, give a list of them"
+        )
+    for key in ("video", *keys):
+        if key not in clip:
+            of_set = f"; give the data set annotations=(..., {key!r})" * (key in ANNOTATIONS)
+            raise ValueError(f"clip must have the key {key!r}, got the keys {tuple(clip)}{of_set}")
+        found = clip[key]  # type: ignore[literal-required]
+        if key in ("video", *ANNOTATIONS) and not isinstance(found, Tensor):
+            raise TypeError(
+                f"clip must hold tensors, got {type(found).__name__} for {key!r}; see "
+                "torch.as_tensor"
+            )
+    if clip["video"].ndim != 4:
+        raise ValueError(
+            "clip must be one clip with video [F, C, H, W], got video "
+            f"{list(clip['video'].shape)}; take clips from the data set, or from the loader by "
+            "collate_fn="
+        )
+
+
 def part(clip: Clip, key: str) -> Tensor:
     """Return a part of one clip on the CPU.
 
@@ -65,18 +109,10 @@ def part(clip: Clip, key: str) -> Tensor:
         The tensor, with the shape that :class:`Clip` gives.
 
     Raises:
+        TypeError: If it is no clip.
         ValueError: If the clip does not have it, or is a batch of clips.
     """
-    if key not in clip:
-        raise ValueError(
-            f"clip must have the key {key!r}, got the keys {tuple(clip)}; give the data set "
-            f"annotations=(..., {key!r})"
-        )
-    if clip["video"].ndim != 4:
-        raise ValueError(
-            "clip must be one clip with video [F, 1, H, W], got video "
-            f"{list(clip['video'].shape)}; take clips from the data set, or a batch apart"
-        )
+    check_clip(clip, key)
     found: Tensor = clip[key]  # type: ignore[literal-required]
     return found.as_subclass(Tensor).detach().cpu()
 
@@ -118,6 +154,28 @@ def grey(clip: Clip) -> npt.NDArray[np.float32]:
     return found
 
 
+def counts_of(clip: Clip, scale: CameraScale) -> npt.NDArray[np.uint16]:
+    """Return the only channel of the video in counts of the camera.
+
+    Args:
+        clip: One clip.
+        scale: How grey values and counts belong together.
+
+    Returns:
+        Counts ``[F, H, W]`` uint16.
+
+    Raises:
+        TypeError: If scale is no CameraScale.
+        ValueError: If the clip is a batch, or has more channels.
+    """
+    if not isinstance(scale, CameraScale):
+        raise TypeError(
+            f"scale must be a CameraScale, got {scale!r}; give that of the data set, or "
+            "CameraScale(0, 65535) where none is known"
+        )
+    return scale.to_counts(grey(clip))
+
+
 def tracks_of(clip: Clip) -> npt.NDArray[np.int32]:
     """Return the table of tracks of a clip, checked against its masks.
 
@@ -132,15 +190,41 @@ def tracks_of(clip: Clip) -> npt.NDArray[np.int32]:
     """
     masks = part(clip, "masks").numpy()
     table = check_track_table(part(clip, "tracks").numpy(), len(masks))
-    for frame, mask in enumerate(masks):
-        alive = table[(table[:, 1] <= frame) & (frame <= table[:, 2]), 0]
-        odd = np.setxor1d(np.unique(mask[mask > 0]), alive)
-        if len(odd):
-            raise ValueError(
-                "clip must have masks and tracks with the same ids in every frame, got id "
-                f"{odd[0]} in frame {frame} only in {'tracks' if odd[0] in alive else 'masks'}"
-            )
+    check_same_ids(masks, table)
     return table
+
+
+def clips_in(videos: Videos, clips: SupportsIndex | None, *, name: str = "clips") -> int:
+    """Return how many clips of a data set are meant.
+
+    Args:
+        videos: With ``clip(index)``.
+        clips: How many; None: those of an epoch, of all ranks together.
+        name: Name of the argument, for messages.
+
+    Returns:
+        Their number.
+
+    Raises:
+        TypeError: If videos has no ``clip``, or clips is no whole number.
+        ValueError: If clips is below 1, or not given for an endless data set.
+    """
+    # An array has a method clip that limits its values.
+    if isinstance(videos, Tensor | np.ndarray) or not callable(getattr(videos, "clip", None)):
+        raise TypeError(
+            "videos must be a data set with clip(index), such as SyntheticHeLaVideos or CTCVideos, "
+            f"got {type(videos).__name__}"
+        )
+    if clips is None:
+        # Not len(), which counts the clips of one rank.
+        in_epoch = getattr(videos, "length_in", None)
+        if callable(in_epoch):
+            clips = in_epoch(getattr(videos, "epoch", 0))
+        else:
+            clips = getattr(videos, "length", None)
+    if clips is None:
+        raise ValueError(f"{name} must be given for an endless data set; write {name}=100")
+    return check_whole_number(name, clips, least=1)
 
 
 def lines_of_descent(table: npt.NDArray[np.integer]) -> dict[int, list[int]]:

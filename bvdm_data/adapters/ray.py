@@ -7,6 +7,7 @@ from typing import Any, SupportsIndex
 
 import torch
 
+from bvdm_data.adapters.parts import clips_in, need
 from bvdm_data.datasets.arguments import check_whole_number
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.storage.manifest import CLIPS_PER_SHARD, Plan, claim, plan_shards
@@ -57,7 +58,7 @@ def ray_export(
 
             ray_export(SyntheticHeLaVideos(), "/shared/shards", clips=1_000_000)
     """
-    data = _ray_data()
+    data = need("ray.data", "ray")
     tries = check_whole_number("retries", retries, least=0)
     plan = plan_shards(
         videos,
@@ -104,11 +105,9 @@ def ray_dataset(
             for batch in ray_dataset(videos, clips=1000).iter_batches(batch_size=4):
                 step(torch.from_numpy(batch["video"]), torch.from_numpy(batch["masks"]))
     """
-    data = _ray_data()
+    data = need("ray.data", "ray")
     recipe_of(videos)
-    number = videos.length if clips is None else check_whole_number("clips", clips, least=1)
-    if number is None:
-        raise ValueError("clips must be given for an endless data set; say how many clips")
+    number = clips_in(videos, clips)
     size = check_whole_number("clips_per_task", clips_per_task, least=1)
     numbers = data.range(number, override_num_blocks=-(-number // size))
     return numbers.map(functools.partial(_row, videos=videos), concurrency=concurrency)
@@ -134,13 +133,3 @@ def _row(row: dict[str, Any], videos: SyntheticHeLaVideos) -> dict[str, Any]:
         for key, value in videos.clip(int(row["id"])).items()
     }
     return {key: array if array.ndim else array.item() for key, array in arrays.items()}
-
-
-def _ray_data() -> Any:
-    try:
-        import ray.data
-    except ImportError as error:
-        raise ImportError(
-            f"Ray Data is missing ({error}); run pip install 'bvdm-data[ray]'"
-        ) from error
-    return ray.data

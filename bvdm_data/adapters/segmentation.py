@@ -10,6 +10,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from bvdm_data.adapters.frames import stacked
+from bvdm_data.adapters.parts import need
 from bvdm_data.clip import Clip
 from bvdm_data.datasets.arguments import check_whole_number
 
@@ -220,13 +221,7 @@ def cellpose_flows(masks: Tensor) -> Tensor:
         ValueError: If masks are not whole numbers of 0 or more, ``[N, H, W]``.
     """
     masks = _checked(masks)
-    try:
-        from cellpose.dynamics import labels_to_flows
-    except ImportError as error:
-        raise ImportError(
-            f"the flows of Cellpose need the package cellpose ({error}); run "
-            "pip install 'bvdm-data[cellpose]'"
-        ) from error
+    labels_to_flows = need("cellpose.dynamics", "cellpose").labels_to_flows
     # It renumbers in place, and shows a bar for more than one image.
     images = [image.astype(np.int32) for image in masks.cpu().numpy()]
     flows = [labels_to_flows([image], device=masks.device)[0] for image in images]
@@ -235,6 +230,8 @@ def cellpose_flows(masks: Tensor) -> Tensor:
 
 def _checked(masks: Tensor) -> Tensor:
     """Return the masks as int64."""
+    if not isinstance(masks, Tensor):
+        raise TypeError(f"masks must be a tensor, got {type(masks).__name__}; see torch.as_tensor")
     masks = masks.as_subclass(Tensor)
     whole = not (masks.is_floating_point() or masks.is_complex() or masks.dtype == torch.bool)
     if masks.ndim != 3 or not whole or not math.prod(masks.shape):
@@ -242,6 +239,7 @@ def _checked(masks: Tensor) -> Tensor:
             f"masks must be whole numbers [N, H, W], got {masks.dtype} {list(masks.shape)}; "
             "give the masks of one clip"
         )
+    masks = masks.long()
     if int(masks.min()) < 0:
         raise ValueError(f"masks must be 0 or more, got {int(masks.min())}")
-    return masks.long()
+    return masks

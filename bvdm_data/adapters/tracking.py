@@ -1,6 +1,6 @@
 """Trackers that learn: training windows of Trackastra, and folders of the challenge."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from bvdm_data.adapters.parts import grey, lines_of_descent, need, part, tracks_of
+from bvdm_data.adapters.parts import counts_of, grey, lines_of_descent, need, part, tracks_of
+from bvdm_data.adapters.sharing import Clips, SharedClips
 from bvdm_data.camera_scale import CameraScale
 from bvdm_data.clip import Clip
 from bvdm_data.datasets.arguments import check_whole_number
@@ -66,15 +67,16 @@ def trackastra_windows(clip: Clip, window: int = 6) -> list[Window]:
 class TrackastraWindows(IterableDataset[Window]):
     """The training windows of a stream of clips.
 
-    Workers and ranks share the clips out as those of the stream do. The windows of a clip follow
-    each other; a loader's batch mixes clips where it holds more than a clip's windows.
+    Workers and ranks share the clips out as those of the stream do, also of a list or a map-style
+    data set. The windows of a clip follow each other; a loader's batch mixes clips where it holds
+    more than a clip's windows.
 
     Args:
-        clips: A data set of clips with ``masks`` and ``tracks``.
+        clips: A data set, or a list, of clips with ``masks`` and ``tracks``.
         window: Frames of a window.
 
     Raises:
-        TypeError: If window is not a whole number.
+        TypeError: If clips is no data set, or window not a whole number.
         ValueError: If window is below 2.
 
     Examples:
@@ -86,14 +88,15 @@ class TrackastraWindows(IterableDataset[Window]):
             loader = DataLoader(windows, batch_size=16, collate_fn=collate_sequence_padding)
     """
 
-    def __init__(self, clips: Iterable[Clip], window: int = 6) -> None:
+    def __init__(self, clips: Clips, window: int = 6) -> None:
         """Check the arguments; see the class."""
         self.clips = clips
+        self._shared = SharedClips(clips)
         self.window = check_whole_number("window", window, least=2)
 
     def __iter__(self) -> Iterator[Window]:
         """Yield window after window; see :func:`trackastra_windows`."""
-        for clip in self.clips:
+        for clip in self._shared:
             yield from trackastra_windows(clip, self.window)
 
 
@@ -113,9 +116,10 @@ def write_ctc(clip: Clip, root: str | Path, *, name: str, scale: CameraScale) ->
     Raises:
         FileExistsError: If the sequence is there already.
         OSError: If it cannot be written; nothing is left behind.
+        TypeError: If scale is no CameraScale.
         ValueError: If the name is wrong, or the clip has no masks or tracks, or they do not agree.
     """
-    counts = scale.to_counts(grey(clip))
+    counts = counts_of(clip, scale)
     write_sequence(
         Path(root).expanduser(), name, counts, part(clip, "masks").numpy(), tracks_of(clip)
     )

@@ -5,13 +5,12 @@ Classes and fields have the names of its ``training/utils/data_utils.py`` and
 """
 
 from dataclasses import dataclass
-from typing import Protocol, SupportsIndex
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bvdm_data.adapters.parts import coloured, part
+from bvdm_data.adapters.parts import Videos, check_clip, clips_in, coloured, part
 from bvdm_data.clip import Clip
 from bvdm_data.datasets.arguments import check_whole_number
 
@@ -66,19 +65,20 @@ def video_datapoint(clip: Clip, most_objects: int | None = None) -> VideoDatapoi
     daughters, and nuclei that come in later, are no objects.
 
     Args:
-        clip: One clip with ``masks``.
+        clip: One clip with ``masks`` and ``index``.
         most_objects: How many objects at most, those with the smallest ids; None: all.
 
     Returns:
         The datapoint.
 
     Raises:
-        TypeError: If most_objects is not a whole number.
-        ValueError: If most_objects is below 1, masks are missing, or the first frame shows no
-            nucleus.
+        TypeError: If most_objects is not a whole number, or clip is no clip.
+        ValueError: If most_objects is below 1, masks or index are missing, or the first frame shows
+            no nucleus.
     """
     if most_objects is not None:
         most_objects = check_whole_number("most_objects", most_objects, least=1)
+    check_clip(clip, "masks", "index")
     masks = part(clip, "masks")
     identities = _seen(masks[0])[:most_objects]
     if not identities:
@@ -146,13 +146,6 @@ class Segments:
         return {one: mask == one for one in _seen(mask)}
 
 
-class ClipSource(Protocol):
-    """A data set whose clips can be made alone, by number."""
-
-    def clip(self, index: SupportsIndex) -> Clip:
-        """Return clip number index."""
-
-
 class RawVideos:
     """The ``VOSRawDataset`` of SAM 2's training, out of clips in memory.
 
@@ -161,21 +154,17 @@ class RawVideos:
 
     Args:
         videos: A data set with a method ``clip``, whose clips have ``masks``.
-        length: How many videos; None: the length of videos.
+        length: How many videos; None: the clips of an epoch, of all ranks together.
 
     Raises:
-        TypeError: If length is not a whole number, or missing for an endless stream.
-        ValueError: If length is below 1.
+        TypeError: If videos has no ``clip``, or length is not a whole number.
+        ValueError: If length is below 1, or missing for an endless stream.
     """
 
-    def __init__(self, videos: ClipSource, length: int | None = None) -> None:
+    def __init__(self, videos: Videos, length: int | None = None) -> None:
         """Check the arguments; see the class."""
-        if length is None:
-            # len() of a stream counts the clips of one rank; a sampler wants those of all.
-            total = getattr(videos, "length", None)
-            length = len(videos) if total is None else total  # type: ignore[arg-type]
+        self._length = clips_in(videos, length, name="length")
         self.videos = videos
-        self._length = check_whole_number("length", length, least=1)
 
     def __len__(self) -> int:
         """Return the number of videos."""

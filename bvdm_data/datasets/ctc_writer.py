@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bvdm_data.datasets.tiff import write_image
-from bvdm_data.datasets.track_table import check_track_table, write_track_table
+from bvdm_data.datasets.track_table import check_same_ids, check_track_table, write_track_table
 
 
 def write_sequence(
@@ -78,7 +78,7 @@ def _checked(
     tracks: npt.NDArray[np.integer],
 ) -> npt.NDArray[np.int32]:
     """Check the arguments of :func:`write_sequence`; return the table without padding."""
-    if not re.fullmatch(r"\d{2,}", name):
+    if not isinstance(name, str) or not re.fullmatch(r"\d{2,}", name):
         raise ValueError(f'name must be two or more digits, like "01", got {name!r}')
     if video.dtype != np.uint16:
         raise TypeError(f"video must hold uint16 counts, got {video.dtype}; see CameraScale")
@@ -91,15 +91,7 @@ def _checked(
     if masks.min() < 0 or masks.max() > 65535:
         raise ValueError(f"masks must hold ids from 0 to 65535, got {masks.min()} to {masks.max()}")
     table = check_track_table(tracks, len(video))
-    for frame, mask in enumerate(masks):
-        alive = table[(table[:, 1] <= frame) & (frame <= table[:, 2]), 0]
-        odd = np.setxor1d(np.unique(mask[mask > 0]), alive)
-        if len(odd):
-            where = "masks" if odd[0] not in alive else "tracks"
-            raise ValueError(
-                f"masks and tracks must hold the same ids in every frame, got id {odd[0]} in frame "
-                f"{frame} only in {where}"
-            )
+    check_same_ids(masks, table)
     return table
 
 

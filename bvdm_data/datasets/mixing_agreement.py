@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
@@ -93,9 +94,17 @@ def agree(sources: Mapping[str, Any]) -> Agreement:
 def _check_source(name: Any, source: Any) -> None:
     if not isinstance(name, str):
         raise TypeError(f"sources must have names (strings), got {name!r}")
+    said = f"sources[{name!r}] must be {GOOD}"
+    if isinstance(source, type):
+        raise TypeError(f"{said}, got the class {source.__name__}; write {source.__name__}(...)")
+    # Their methods named clip limit values.
+    if isinstance(source, Tensor | np.ndarray):
+        raise TypeError(
+            f"{said}, got {type(source).__name__} of the shape {tuple(source.shape)}; write "
+            "[{'video': video} for video in ...] if these are videos [F, C, H, W]"
+        )
     if callable(getattr(source, "clip", None)):
         return
-    said = f"sources[{name!r}] must be {GOOD}"
     if isinstance(source, IterableDataset):
         raise TypeError(
             f"{said}; {type(source).__name__} is iterable and has no 'clip' that gives one by its "

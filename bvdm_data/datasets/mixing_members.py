@@ -158,9 +158,11 @@ class Member:
             own %= length
         clip = self.source[own] if self._is_map_style else self.source.clip(own)
         if not isinstance(clip, Mapping) or not isinstance(clip.get("video"), Tensor):
-            lacks = "" if not self._is_map_style else f"{type(self.source).__name__} has no 'clip' "
+            lacks = "it"
+            if self._is_map_style:
+                lacks = f"{type(self.source).__name__} has no 'clip' and"
             raise TypeError(
-                f"sources[{self.name!r}] must be {GOOD}: {lacks}and gives "
+                f"sources[{self.name!r}] must be {GOOD}: {lacks} gives "
                 f"{_shortly(clip)} in place of a dict with the tensor 'video'"
             )
         if clip["video"].ndim != 4:

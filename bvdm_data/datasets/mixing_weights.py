@@ -76,14 +76,12 @@ class Weights:
             rows = np.array([[one[name] for name in self._names] for one in found])
         except (KeyError, TypeError, ValueError):
             rows = np.array(None)
-        if (
-            rows.dtype.kind in "iuf"
-            and {*map(len, found)} == {len(self._names)}
-            and np.isfinite(rows).all()
-            and (rows >= 0).all()
-            and rows.any(1).all()
-        ):
-            return rows.astype(np.float64)
+        if rows.dtype.kind in "iuf" and {*map(len, found)} == {len(self._names)}:
+            rows = rows.astype(np.float64)
+            with np.errstate(over="ignore", invalid="ignore"):
+                total = rows.sum(1)
+            if (rows >= 0).all() and (total > 0).all() and np.isfinite(total).all():
+                return rows
         # Slower, with a message for the first one that is wrong.
         return np.array([self.at(epoch, number) for number in numbers])
 
@@ -137,10 +135,13 @@ def _fractions(what: str, weights: Mapping[str, float], names: tuple[str, ...]) 
             raise TypeError(f"{what}[{name!r}] must be a number, got {weight!r}")
         if not (math.isfinite(weight) and weight >= 0):
             raise ValueError(f"{what}[{name!r}] must be finite and at least 0, got {weight}")
-    total = math.fsum(weights.values())
+    plain = {name: float(weights[name]) for name in names}
+    if not math.isfinite(sum(plain.values())):
+        raise ValueError(f"{what} must have a finite sum, got {plain}; give smaller ones")
+    total = math.fsum(plain.values())
     if total <= 0:
         raise ValueError(f"{what} must not all be 0; give at least one source a weight above 0")
-    return {name: weights[name] / total for name in names}
+    return {name: weight / total for name, weight in plain.items()}
 
 
 def _check_names(what: str, given: Any, names: tuple[str, ...], meant: str) -> None:

@@ -73,6 +73,26 @@ def check_track_table(tracks: npt.NDArray[np.integer], frames: int) -> npt.NDArr
     return tracks[used].astype(np.int32)
 
 
+def check_same_ids(masks: npt.NDArray[np.integer], table: npt.NDArray[np.integer]) -> None:
+    """Check that masks show the tracks of a table, in every frame.
+
+    Args:
+        masks: Ids ``[F, H, W]``.
+        table: As :func:`check_track_table` returns it.
+
+    Raises:
+        ValueError: If an id is in a frame in only one of them.
+    """
+    for frame, mask in enumerate(masks):
+        alive = table[(table[:, 1] <= frame) & (frame <= table[:, 2]), 0]
+        odd = np.setxor1d(np.unique(mask[mask > 0]), alive)
+        if len(odd):
+            raise ValueError(
+                "masks and tracks must hold the same ids in every frame, got id "
+                f"{odd[0]} in frame {frame} only in {'tracks' if odd[0] in alive else 'masks'}"
+            )
+
+
 def _parsed(line: str, place: str) -> list[int]:
     words = line.split()
     try:

@@ -45,7 +45,9 @@ def write_mp4(pictures: Sequence[Image.Image], path: Path, frames_per_second: fl
     Raises:
         ModuleNotFoundError: If the extra ``preview`` is not installed.
         OSError: If the film cannot be written.
+        ValueError: If there is no picture, their sizes differ, or one is not RGB.
     """
+    _check(pictures)
     program = need_ffmpeg().get_ffmpeg_exe()
     width, height = (side + side % 2 for side in pictures[0].size)
     with whole_file(path) as unfinished:
@@ -58,6 +60,22 @@ def write_mp4(pictures: Sequence[Image.Image], path: Path, frames_per_second: fl
         if done.returncode:
             said = done.stderr.decode(errors="replace").strip().splitlines() or ["ffmpeg failed"]
             raise OSError(f"{said[-1]} (ffmpeg ended with {done.returncode})")
+
+
+def _check(pictures: Sequence[Image.Image]) -> None:
+    if not pictures:
+        raise ValueError("pictures must hold at least one picture, got none")
+    sizes = sorted({picture.size for picture in pictures})
+    if len(sizes) > 1:
+        raise ValueError(
+            f"pictures must all have the same width and height, got {sizes}; write a film of each "
+            "clip, or bring the pictures to one size by Image.resize"
+        )
+    modes = {picture.mode for picture in pictures} - {"RGB"}
+    if modes:
+        raise ValueError(
+            f"pictures must be RGB, got the mode {min(modes)!r}; see Image.convert('RGB')"
+        )
 
 
 def _even(picture: Image.Image, width: int, height: int) -> bytes:

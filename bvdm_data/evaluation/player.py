@@ -59,8 +59,9 @@ def player(
 
     Raises:
         OSError: If the page cannot be written.
-        ValueError: If there is no clip, one is missing, has no masks or tracks or is too large,
-            or path, grey_range or gamma is wrong.
+        TypeError: If clips are not by pairs of texts.
+        ValueError: If there is no clip, one is missing, has no masks or tracks, is too large
+            or a batch, or path, grey_range or gamma is wrong.
     """
     target = Path(path)
     if target.suffix.lower() != ".html":
@@ -90,6 +91,12 @@ def _values(clips: Mapping[tuple[str, str], Clip]) -> tuple[list[str], list[str]
     """Return the values of each setting, in the order in which they first appear."""
     if not clips:
         raise ValueError("clips must hold at least one clip, got none")
+    for name in clips:
+        if not (isinstance(name, tuple) and [*map(type, name)] == [str, str]):
+            raise TypeError(
+                "clips must be by pairs of texts, the values of the two settings, such as "
+                f"('0', '1 x'), got {name!r}"
+            )
     first, second = (list(dict.fromkeys(name[axis] for name in clips)) for axis in (0, 1))
     missing = [name for name in itertools.product(first, second) if name not in clips]
     if missing:
@@ -106,6 +113,11 @@ def _check(name: tuple[str, str], clip: Clip) -> None:
         raise ValueError(
             f"clips must have masks and tracks, got no {lacking[0]} in clip {name}; "
             'ask the data set for annotations=("masks", "tracks")'
+        )
+    if clip["video"].ndim != 4:
+        raise ValueError(
+            f"clips must be single ones with video [F, 1, H, W], got {list(clip['video'].shape)} "
+            f"in clip {name}; take them from the data set, not from batches"
         )
     frames, _, height, width = clip["video"].shape
     columns = _columns(frames)
