@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+from scipy import special
 
 from bvdm_data.clip import STAGES
 from bvdm_data.synth.life_model import LifeModel, growth
@@ -20,8 +21,12 @@ from bvdm_data.synth.timeline import (
     template_weights,
 )
 
-BRIGHTNESS_MEMORY = 0.9
-"""Correlation of a nucleus' drifting brightness with that of the frame before (our choice)."""
+COARSE = 4
+"""Every so many points of the table of brightness are those that scenes of the paper's method use:
+their figures were measured with them."""
+
+FARTHEST = 4.0
+"""Normal score of the brightest nuclei, and less 1 of the dimmest (our choice: 1 in 30,000)."""
 
 _DIVIDING, _NEWBORN = (
     np.isin(np.arange(len(STAGES)), stages) for stages in (AFTER_INTERPHASE, BEFORE_INTERPHASE)
@@ -67,6 +72,7 @@ class _Ancestry:
     mitosis: float  # how bright its mother's mitosis was, in standard deviations
     size: float = 0.0  # how large it is, in standard deviations
     birth: float | None = None  # whose ana- and telophase it has, from 0 to 1
+    drift: Array | None = None  # what is new in its brightness and in its sister's
     founder: bool = False  # no mother in the film, so its age is drawn
     age: int | None = None  # of a founder, where it is known
 
@@ -144,7 +150,7 @@ def _live(
     age = min(age if ancestry.age is None else ancestry.age, len(stages) - 1)
     shown = np.arange(age, min(len(stages), age + frames - first))
     course = _Course(shapes, model, ancestry, stages, shown, generator)
-    outlines, offsets = course.drifting() if jitter is None else course.templated(jitter)
+    outlines, brightness = course.drifting() if jitter is None else course.templated(jitter)
     # Of what sisters differ by, the wobble of both areas comes on top.
     own = math.sqrt(max(model.split**2 - shapes.wobble**2 / 8, 0.0))
     split = own if jitter is None else model.birth_split
@@ -155,7 +161,7 @@ def _live(
         first=first,
         radii=outlines,
         stages=stages[shown],
-        brightness=_at_quantile(model.brightness, ancestry.quantile) * np.exp(offsets),
+        brightness=brightness,
         divides=bool(divides),
         age=age,
     )
@@ -163,17 +169,26 @@ def _live(
         return life, []
     heirs = _daughters(split, ancestry, course.mitosis, generator)
     if jitter is None:
-        # Sisters are as large and as condensed as each other, and part from there.
-        size, birth = float(generator.standard_normal()), float(generator.random())
-        heirs = [replace(heir, size=size, birth=birth) for heir in heirs]
+        # Sisters are as large, as bright and as condensed as each other, and part from there.
+        shared = _Ancestry(
+            body=0.0,
+            quantile=course.quantile,
+            mitosis=course.mitosis,
+            size=course.size,
+            birth=float(generator.random()),
+            drift=generator.standard_normal(frames - first - len(shown)),
+        )
+        heirs = [replace(shared, body=heir.body) for heir in heirs]
     return life, heirs
 
 
 class _Course:
-    """Draws the outlines of a life, and the logarithm of its brightness over that in interphase.
+    """Draws the outlines and the brightness of a life.
 
     Attributes:
         mitosis: How bright its mitosis is, in standard deviations.
+        quantile: Of its brightness among the video's nuclei, in the end.
+        size: How large it is, in standard deviations, in the end.
     """
 
     def __init__(
@@ -189,13 +204,15 @@ class _Course:
         self.stages, self.shown, self.generator = stages, shown, generator
         weights, self.anchors = template_weights(stages)
         self.all_weights, self.weights = weights, weights[shown]
+        self.quantile, self.size = ancestry.quantile, ancestry.size
 
     def templated(self, jitter: float) -> tuple[Array, Array]:
         """One template a stage, and fresh noise in every frame; ``[n, K]`` px and ``[n]``."""
         shapes, generator = self.shapes, self.generator
         anchored = self.stages[self.anchors].tolist()
         templates = np.stack([shapes.sample(stage, generator) for stage in anchored])
-        brightness = self._brightness()
+        usual = _at_quantile(self.model.brightness[::COARSE], self.quantile)
+        brightness = usual * np.exp(self._offsets())
         radii = self.all_weights @ templates
         wanted = self.ancestry.body * _relative_area(self.model.area_of_age, self)
         radii *= np.sqrt(wanted / area(radii))[:, None]
@@ -214,9 +231,30 @@ class _Course:
         bounded = np.maximum(radii, radii.mean(1)[:, None] / 4)
         wanted = self.ancestry.body * growth(self.model, self.stages)[self.shown]
         wanted *= np.exp(self._sizes(count))
-        drift = autoregressive(count, np.array([BRIGHTNESS_MEMORY]), generator)[:, 0]
-        brightness = self._brightness() + self.model.stage_brightness[INTERPHASE, 1] * drift
+        brightness = self._drifting_light(count) * np.exp(self._offsets(settled=True))
         return bounded * np.sqrt(wanted / area(bounded))[:, None], brightness
+
+    def _drifting_light(self, count: int) -> Array:
+        """Brightness in interphase: that of a rank among the video's nuclei which drifts, ``[n]``.
+
+        So nuclei are as bright as the video's at all times, and the dim, which differ more from
+        each other, change more.
+        """
+        model, generator = self.model, self.generator
+        new, memory = generator.standard_normal(count), model.brightness_memory
+        if self.ancestry.drift is not None:
+            shared = model.brightness_shared
+            new = math.sqrt(shared) * self.ancestry.drift[:count] + math.sqrt(1 - shared) * new
+        new *= math.sqrt(1 - memory**2)
+        score = float(np.clip(special.ndtri(self.quantile), -FARTHEST, FARTHEST))
+        scores = np.zeros(count)
+        for moment in range(count):
+            # A founder begins where it was put, a newborn one step after its mother's end.
+            if moment or not self.ancestry.founder:
+                score = memory * score + float(new[moment])
+            scores[moment] = score
+        self.quantile = float(special.ndtr(score))
+        return np.interp(special.ndtr(scores), quantiles(len(model.brightness)), model.brightness)
 
     def _sizes(self, count: int) -> Array:
         """Log area over that of its body, age and stage, ``[n]``."""
@@ -224,6 +262,7 @@ class _Course:
         lasting = autoregressive(count, np.array([memory]), generator)[:, 0]
         if not self.ancestry.founder:
             lasting += (self.ancestry.size - lasting[0]) * memory ** np.arange(count)
+        self.size = float(lasting[-1])
         stages = self.stages[self.shown]
         spread, newborn = self.model.stage_spread[stages], _NEWBORN[stages]
         flicker = np.hypot(self.shapes.wobble, np.where(newborn, 0, spread))
@@ -232,12 +271,15 @@ class _Course:
         condensed: Array = np.where(newborn, spread * self.ancestry.mitosis, 0)
         return np.asarray(sizes - condensed)
 
-    def _brightness(self) -> Array:
+    def _offsets(self, *, settled: bool = False) -> Array:
+        """Log brightness over that in interphase, ``[n]``; settled: none within interphase."""
         self.mitosis = float(self.generator.standard_normal())
+        stages = self.stages[self.anchors]
         offsets = _brightness_offsets(
-            self.model, self.stages[self.anchors], self.ancestry.mitosis, self.mitosis,
-            self.generator,
-        )  # fmt: skip
+            self.model, stages, self.ancestry.mitosis, self.mitosis, self.generator
+        )
+        if settled:
+            offsets = np.where(stages == INTERPHASE, 0, offsets)
         known: Array = self.weights @ offsets
         return known
 
