@@ -199,6 +199,8 @@ def fit(
         "measured": {
             "stages": {name: int((stages == stage).sum()) for stage, name in enumerate(STAGES)},
             "cycle_hours_median": round(float(np.exp(lives.cycle[0])) * settings.minutes / 60, 2),
+            "brightness_memory": round(lives.brightness_memory, 4),
+            "brightness_shared": round(lives.brightness_shared, 4),
             "outline_overlap": round(outline_overlap, 4),
             "texture_correlation": {str(lag): round(r, 4) for lag, r in kept.items()},
             "texture_memory": round(memory.memory, 4),
