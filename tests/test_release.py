@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -85,14 +86,24 @@ def test_the_archives_are_fit_for_the_index(built):
     _run(sys.executable, "-m", "twine", "check", "--strict", *built)
 
 
-@pytest.mark.release
-def test_the_wheel_streams_in_an_environment_with_nothing_else(built, tmp_path):
+@pytest.fixture
+def alone(built, tmp_path):
+    """An environment with the wheel and what it asks for; of gigabytes, so it does not stay."""
     wheel, _ = built
-    _run(sys.executable, "-m", "venv", tmp_path / "env")
-    python = tmp_path / "env" / "bin" / "python"
-    _run(python, "-m", "pip", "install", "--quiet", wheel)
+    place = tmp_path / "env"
+    try:
+        _run(sys.executable, "-m", "venv", place)
+        _run(place / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-cache-dir", wheel)
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+@pytest.mark.release
+def test_the_wheel_streams_in_an_environment_with_nothing_else(alone, tmp_path):
+    python = alone / "bin" / "python"
     told = json.loads(_run(python, "-c", STREAM, cwd=tmp_path).splitlines()[-1])
-    assert Path(told["place"]).is_relative_to(tmp_path / "env")
+    assert Path(told["place"]).is_relative_to(alone)
     assert told["version"] == bvdm_data.__version__
     assert told["video"] == [2, 3, 1, 96, 96]
     assert "Fluo-N2DL-HeLa" in _run(python.with_name("bvdm-data"), "info", cwd=tmp_path)
