@@ -140,10 +140,10 @@ def test_fit_brightness_finds_the_planted_drift(memory, shared):
     crops, looks, tracks = drifting(memory, shared)
     stages = np.zeros(len(crops.track), np.int8)
     found = fit_brightness(crops, looks, stages, tracks, {})
-    assert found["brightness_memory"] == pytest.approx(memory, abs=0.005)
-    assert found["brightness_shared"] == pytest.approx(shared, abs=0.15)
+    assert found.memory == pytest.approx(memory, abs=0.005)
+    assert found.shared == pytest.approx(shared, abs=0.15)
     wanted = np.quantile(looks.brightness, [0, 0.5, 1])
-    np.testing.assert_allclose(found["brightness"][[0, 64, 128]], wanted)
+    np.testing.assert_allclose(found.table[[0, 64, 128]], wanted)
 
 
 def test_a_drift_that_a_video_does_not_tell_is_that_of_the_hela_video():
@@ -155,8 +155,8 @@ def test_a_drift_that_a_video_does_not_tell_is_that_of_the_hela_video():
     ):
         stages = np.zeros(len(crops.track), np.int8)
         found = fit_brightness(crops, looks, stages, tracks, {})
-        assert found["brightness_memory"] == MEMORY
-        assert found["brightness_shared"] == SHARED
+        assert found.memory == MEMORY
+        assert found.shared == SHARED
 
 
 def test_fit_lives_refuses_a_video_of_one_division():

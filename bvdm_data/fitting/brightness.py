@@ -1,5 +1,7 @@
 """Brightness: measures how bright nuclei are, how this drifts, and what mitosis adds."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
@@ -26,6 +28,23 @@ _DRIFT = 16  # frames over which the drift of sisters is taken
 _SETTLED = 6  # age from which it is: telophase is over
 
 
+@dataclass(frozen=True)
+class Brightness:
+    """How bright nuclei are; see :class:`bvdm_data.synth.life_model.LifeModel`.
+
+    Attributes:
+        table: Its ``brightness``.
+        memory: Its ``brightness_memory``.
+        shared: Its ``brightness_shared``.
+        of_stage: Its ``stage_brightness``.
+    """
+
+    table: Array
+    memory: float
+    shared: float
+    of_stage: Array
+
+
 def brightness_table(brightness: Array) -> Array:
     """Return the distribution of brightness, ``[BRIGHTNESSES]`` grey values.
 
@@ -41,7 +60,7 @@ def fit_brightness(
     stages: npt.NDArray[np.int8],
     tracks: npt.NDArray[np.int32],
     references: References,
-) -> dict[str, Array | float]:
+) -> Brightness:
     """Measure brightness.
 
     Args:
@@ -52,15 +71,15 @@ def fit_brightness(
         references: From :func:`bvdm_data.fitting.stages.interphase_references`.
 
     Returns:
-        What :class:`bvdm_data.synth.life_model.LifeModel` has of brightness, by name.
+        How bright nuclei are.
     """
     scores = _normal_scores(crops, looks, stages)
-    return {
-        "brightness": brightness_table(looks.brightness[stages == INTERPHASE]),
-        "brightness_memory": _memory(scores),
-        "brightness_shared": _shared(scores, tracks),
-        "stage_brightness": _stage_brightness(crops, looks, stages, tracks, references),
-    }
+    return Brightness(
+        table=brightness_table(looks.brightness[stages == INTERPHASE]),
+        memory=_memory(scores),
+        shared=_shared(scores, tracks),
+        of_stage=_stage_brightness(crops, looks, stages, tracks, references),
+    )
 
 
 Scores = dict[tuple[int, int], float]

@@ -62,13 +62,17 @@ def fit_lives(
             "longer video"
         )
     born = _newborn_pairs(crops, looks, tracks)
+    light = fit_brightness(crops, looks, stages, tracks, references)
     model = LifeModel(
         durations=durations(crops, stages, tracks, references, LONGEST),
         cycle=fit_cycle(tracks),
         sister_spread=_sister_spread(born),
         birth_split=_birth_split(born),
         split=_split(born),
-        **fit_brightness(crops, looks, stages, tracks, references),
+        brightness=light.table,
+        brightness_memory=light.memory,
+        brightness_shared=light.shared,
+        stage_brightness=light.of_stage,
         **fit_growth(crops, looks, stages, tracks, references),
         **_short_stages(crops, stages, tracks, references),
         minutes=minutes,
