@@ -27,7 +27,7 @@ from bvdm_data.cli.options import MODEL, QUIET, SEED
 @click.option("--painter-steps", default=10_000, show_default=True, help="Training of the painter.")
 @click.option(
     "--distilled-steps",
-    default=4_000,
+    default=8_000,
     show_default=True,
     help="Training of the network that draws in one call what the painter draws in several.",
 )

@@ -137,7 +137,9 @@ class Course:
                 score = memory * score + float(new[moment])
             scores[moment] = score
         self.quantile = float(special.ndtr(score))
-        return np.interp(special.ndtr(scores), quantiles(len(model.brightness)), model.brightness)
+        table = model.brightness
+        light: Array = np.interp(special.ndtr(scores), quantiles(len(table)), table)
+        return light
 
     def _sizes(self, count: int) -> Array:
         """Log area over that of its body, age and stage, ``[n]``."""
