@@ -72,7 +72,7 @@ def fit(
 ) -> None:
     """Fit a model to one annotated video in the folder ROOT of the Cell Tracking Challenge.
 
-    Takes most of an hour on a CPU, and hours more with --paper. Killed, the same command goes on
+    Takes an hour or so on a CPU, and hours more with --paper. Killed, the same command goes on
     where it was.
     """
     from bvdm_data.camera_scale import CameraScale

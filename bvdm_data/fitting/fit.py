@@ -111,7 +111,7 @@ def fit(
 ) -> Generator:
     """Fit a generator to one annotated video and write it to one file.
 
-    The statistics take a minute, the painter most of an hour on a CPU, the two networks of the
+    The statistics take a minute, the networks an hour or so on a CPU, the two networks of the
     paper's method hours. All trainings keep checkpoints in ``work_dir``; the same call goes on
     where a killed one was.
 
