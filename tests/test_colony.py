@@ -14,6 +14,7 @@ from scipy import special
 from bvdm_data.clip import STAGES
 from bvdm_data.synth import colony as colonies
 from bvdm_data.synth.colony import colony
+from bvdm_data.synth.course import sister_quantile
 from bvdm_data.synth.life_model import GROWN, growth
 from bvdm_data.synth.lives import grow_family
 from bvdm_data.synth.placing import MARGIN, mean_radius
@@ -148,7 +149,8 @@ def test_sisters_are_as_bright_as_each_other(play, bright, still):
     motion = replace(still, sisters=np.array([[math.log(30), 0.0]]))
     pairs = []
     for seed in range(10):
-        paths = play(seed, nuclei=2, size=(260, 260), motion=motion, lives=bright)
+        alike = replace(bright, brightness_shared=1.0)
+        paths = play(seed, nuclei=2, size=(260, 260), motion=motion, lives=alike)
         pairs += [
             (a, b)
             for a, b in paired(paths)
@@ -388,6 +390,15 @@ def test_nuclei_are_as_long_as_those_of_the_video(tiny_shapes):
     assert scores[:, :, 0].min() < -2
 
 
+def test_a_long_nucleus_is_long_in_all_stages_whatever_the_sign_of_their_components(tiny_shapes):
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], tiny_shapes.modes.shape[:2])
+    mixed = replace(tiny_shapes, modes=tiny_shapes.modes * signs[:, :, None])
+    for stage in range(6):
+        along = (mixed.alike(stage) * mixed.modes[0]).sum(1)
+        assert (along > 0).all()
+        np.testing.assert_array_equal(np.abs(mixed.alike(stage)), np.abs(mixed.modes[stage]))
+
+
 def test_scores_last_and_flicker_as_the_model_says(tiny_shapes):
     draws, shapes = np.random.default_rng(1), replace(tiny_shapes, ragged=np.array([1.0, 0.0]))
     scores = np.stack([shapes.scores(6, draws) for _ in range(1500)])
@@ -498,12 +509,20 @@ def test_sisters_begin_where_their_mother_ended_and_drift_in_part_together(famil
     for seed in range(250):
         everyone = family(seed, 22, lives=lives, age=12)
         one, other = (life for life in everyone if life.parent == 1)
-        births.append(np.log([one.brightness[0] / everyone[0].brightness[-1]]))
-        ends = [np.log(life.brightness[6] / everyone[0].brightness[-1]) for life in (one, other)]
-        changes.append(ends)
-    # One step of a process of memory .9 from the mother's last score; seven of them.
+        begun = math.log(everyone[0].brightness[-1])
+        births.append(math.log(one.brightness[0]) - begun)
+        # What is new after seven steps of a process of memory .9.
+        changes.append([math.log(x.brightness[6]) - 0.9**7 * begun for x in (one, other)])
     assert np.std(births) == pytest.approx(math.sqrt(1 - 0.9**2), rel=0.25)
-    assert np.corrcoef(np.array(changes).T)[0, 1] == pytest.approx(0.6, abs=0.15)
+    assert np.corrcoef(np.array(changes).T)[0, 1] == pytest.approx(0.6, abs=0.1)
+
+
+def test_sisters_of_the_first_frame_have_drifted_apart_since_their_birth(drifting):
+    draws = np.random.default_rng(3)
+    for age in (0, 7, 500):
+        pairs = [(q, sister_quantile(drifting, q, age, draws)) for q in draws.random(3000)]
+        found = np.corrcoef(special.ndtri(np.array(pairs)).T)[0, 1]
+        assert found == pytest.approx(0.6 + 0.4 * 0.9 ** (2 * age + 2), abs=0.04)
 
 
 def test_areas_wobble_around_the_curve_of_growth(family, tiny_shapes, tiny_lives):

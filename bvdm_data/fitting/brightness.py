@@ -14,8 +14,9 @@ from bvdm_data.fitting.stages import INTERPHASE, Appearance, Array, daughters_of
 BRIGHTNESSES = 129
 """Points of the distribution of brightness that are kept: it has a long tail."""
 
-MEMORY = 0.9945
-"""Memory of the rank of brightness where a video is too short to tell it: as in the HeLa video."""
+MEMORY = 0.998
+"""Memory of the rank of brightness where a video is too short to tell it: as in the HeLa video, at
+its 30 minutes a frame."""
 
 SHARED = 0.56
 """What sisters share of its drift where a video shows too few of them: as in the HeLa video."""
@@ -74,10 +75,11 @@ def fit_brightness(
         How bright nuclei are.
     """
     scores = _normal_scores(crops, looks, stages)
+    memory = _memory(scores)
     return Brightness(
         table=brightness_table(looks.brightness[stages == INTERPHASE]),
-        memory=_memory(scores),
-        shared=_shared(scores, tracks),
+        memory=memory,
+        shared=_shared(scores, tracks, memory),
         of_stage=_stage_brightness(crops, looks, stages, tracks, references),
     )
 
@@ -96,18 +98,24 @@ def _normal_scores(crops: Crops, looks: Appearance, stages: npt.NDArray[np.int8]
 
 
 def _memory(scores: Scores) -> float:
-    """Correlation of a score with that of the frame before."""
-    pairs = [
-        (now, scores[track, frame + _LATER])
+    """Correlation of a score with that of the frame before, from how much most nuclei change.
+
+    A robust spread: a few masks that jump from one nucleus to its neighbour would decide the
+    correlation itself.
+    """
+    changes = [
+        scores[track, frame + _LATER] - now
         for (track, frame), now in scores.items()
         if (track, frame + _LATER) in scores
     ]
-    later = _correlation(pairs)
-    return MEMORY if later is None else later ** (1 / _LATER)
+    if len(changes) < LEAST_AT_AGE:
+        return MEMORY
+    kept = 1 - stats.median_abs_deviation(changes, scale="normal") ** 2 / 2
+    return MEMORY if kept in (0, 1) or kept < 0 else float(kept) ** (1 / _LATER)
 
 
-def _shared(scores: Scores, tracks: npt.NDArray[np.int32]) -> float:
-    """Correlation between sisters of how their scores change."""
+def _shared(scores: Scores, tracks: npt.NDArray[np.int32], memory: float) -> float:
+    """Correlation between sisters of what is new in their scores."""
     first = dict(zip(tracks[:, 0].tolist(), tracks[:, 1].tolist(), strict=True))
     pairs = []
     for daughters in daughters_of(tracks).values():
@@ -118,7 +126,8 @@ def _shared(scores: Scores, tracks: npt.NDArray[np.int32]) -> float:
         ]
         if len(daughters) == 2 and all(moment in scores for moment in moments):
             one, one_later, other, other_later = (scores[moment] for moment in moments)
-            pairs.append((one_later - one, other_later - other))
+            kept = memory**_DRIFT
+            pairs.append((one_later - kept * one, other_later - kept * other))
     together = _correlation(pairs)
     return SHARED if together is None else together
 

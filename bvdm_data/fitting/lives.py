@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from bvdm_data.fitting.brightness import fit_brightness
+from bvdm_data.fitting.brightness import DIMMEST, fit_brightness
 from bvdm_data.fitting.crops import Crops
 from bvdm_data.fitting.growth import drawn_area, fit_growth
 from bvdm_data.fitting.stages import (
@@ -186,5 +186,5 @@ def _sister_spread(born: Array) -> float:
     """Robust deviation of a newborn's log brightness from the mean of both sisters'."""
     if not len(born):
         return 0.0
-    light = np.log(np.maximum(born[:, :, 1], 1e-4))
+    light = np.log(np.maximum(born[:, :, 1], DIMMEST))
     return float(1.4826 * np.median(np.abs(light[:, 0] - light[:, 1])) / math.sqrt(2))

@@ -17,13 +17,13 @@ from bvdm_data.synth.timeline import (
     template_weights,
 )
 
-COARSE = 4
-"""Every so many points of the table of brightness are those that scenes of the paper's method use:
-their figures were measured with them."""
+COARSE = 33
+"""Quantiles of the table of brightness that scenes of the paper's method are drawn from: their
+figures were measured with so many."""
 
 FARTHEST = 4.0
-"""Normal score of the brightest nuclei, and of the dimmest with the other sign (our choice: one in
-30,000 is beyond)."""
+"""Largest normal score of the brightness of a founder, up or down (our choice: one in 15,000 is
+beyond)."""
 
 _DIVIDING, _NEWBORN = (
     np.isin(np.arange(len(STAGES)), stages) for stages in (AFTER_INTERPHASE, BEFORE_INTERPHASE)
@@ -40,8 +40,8 @@ class Ancestry:
         mitosis: How bright its mother's mitosis was, in standard deviations.
         size: How large it is, in standard deviations.
         birth: Whose ana- and telophase it has, from 0 to 1; None: drawn.
-        drift: What is new, frame by frame, in its brightness and in its sister's alike; None: it
-            has no sister.
+        drift: What is new, frame by frame, in its brightness and in its sister's alike; None: all
+            is its own.
         founder: It has no mother in the film, so its age is drawn.
         age: Of a founder, where it is known, in frames.
     """
@@ -94,7 +94,8 @@ class Course:
         shapes, generator = self.shapes, self.generator
         anchored = self.stages[self.anchors].tolist()
         templates = np.stack([shapes.sample(stage, generator) for stage in anchored])
-        usual = at_quantile(self.model.brightness[::COARSE], self.quantile)
+        table = at_quantile(self.model.brightness, quantiles(COARSE))
+        usual = float(at_quantile(table, self.quantile))
         brightness = usual * np.exp(self._offsets())
         radii = self.all_weights @ templates
         wanted = self.ancestry.body * _relative_area(self.model.area_of_age, self)
@@ -110,7 +111,7 @@ class Course:
         scores = shapes.scores(count, generator)
         radii = np.zeros((count, shapes.mean.shape[1]))
         for weight, stage in zip(self.weights.T, self.stages[self.anchors].tolist(), strict=True):
-            radii += weight[:, None] * (shapes.mean[stage] + scores @ shapes.modes[stage])
+            radii += weight[:, None] * (shapes.mean[stage] + scores @ shapes.alike(stage))
         bounded = np.maximum(radii, radii.mean(1)[:, None] / 4)
         wanted = self.ancestry.body * growth(self.model, self.stages)[self.shown]
         wanted *= np.exp(self._sizes(count))
@@ -137,9 +138,7 @@ class Course:
                 score = memory * score + float(new[moment])
             scores[moment] = score
         self.quantile = float(special.ndtr(score))
-        table = model.brightness
-        light: Array = np.interp(special.ndtr(scores), quantiles(len(table)), table)
-        return light
+        return at_quantile(model.brightness, special.ndtr(scores))
 
     def _sizes(self, count: int) -> Array:
         """Log area over that of its body, age and stage, ``[n]``."""
@@ -197,11 +196,31 @@ def _brightness_offsets(
     return offsets
 
 
-def at_quantile(table: Array, quantile: float) -> float:
-    """Return what a distribution has at a quantile.
+def sister_quantile(
+    model: LifeModel, quantile: float, age: int, generator: np.random.Generator
+) -> float:
+    """Draw how bright the sister of a founder is: they drift apart from birth on.
+
+    Args:
+        model: How brightness drifts.
+        quantile: Of the founder's brightness among the video's nuclei.
+        age: Frames since their birth.
+        generator: Where the random numbers come from.
+
+    Returns:
+        The quantile of the sister's.
+    """
+    own = (1 - model.brightness_shared) * (1 - model.brightness_memory ** (2 * age + 2))
+    score = float(np.clip(special.ndtri(quantile), -FARTHEST, FARTHEST))
+    drawn = (1 - own) * score + math.sqrt(own * (2 - own)) * float(generator.standard_normal())
+    return float(special.ndtr(drawn))
+
+
+def at_quantile(table: Array, quantile: float | Array) -> Array:
+    """Return what a distribution has at quantiles.
 
     Args:
         table: Its values at equally spaced quantiles from 0 to 1.
-        quantile: From 0 to 1.
+        quantile: From 0 to 1, of any shape.
     """
-    return float(np.interp(quantile, quantiles(len(table)), table))
+    return np.asarray(np.interp(quantile, quantiles(len(table)), table))

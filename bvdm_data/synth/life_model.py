@@ -25,7 +25,7 @@ class LifeModel:
         brightness: Brightness of the video's nuclei in interphase at equally spaced quantiles
             from 0 to 1, in grey values above the background, ``[B]``.
         brightness_memory: A nucleus' rank among these drifts: correlation of its normal score with
-            that of the frame before.
+            that of the frame before, of most nuclei.
         brightness_shared: Correlation between sisters of what is new in this score.
         stage_brightness: Median and (robust) standard deviation of the logarithm of the
             brightness in each stage over that of the same nucleus in interphase, ``[S, 2]``.

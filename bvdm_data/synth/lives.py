@@ -57,6 +57,7 @@ def grow_family(
     jitter: float | None = 0.1,
     quantile: float | None = None,
     age: int | None = None,
+    drift: Array | None = None,
 ) -> list[Life]:
     """Live a founder and all its offspring through a film.
 
@@ -75,16 +76,19 @@ def grow_family(
             move as the video's do.
         quantile: Where the founder's brightness lies among the video's nuclei; None: drawn.
         age: Frames since the founder's birth; None: drawn.
+        drift: What is new in its brightness in each frame of the film, as in a sister's: standard
+            normal numbers, ``[frames]``; None: all is its own.
 
     Returns:
         The lives, mothers before daughters.
     """
     founder = Ancestry(
-        body=at_quantile(model.grown if jitter is None else model.body, generator.random()),
+        body=float(at_quantile(model.grown if jitter is None else model.body, generator.random())),
         quantile=generator.random() if quantile is None else quantile,
         mitosis=float(generator.standard_normal()),
         founder=True,
         age=age,
+        drift=drift,
     )
     waiting = [(founder, 0, 0)]
     lives: list[Life] = []

@@ -72,6 +72,21 @@ class ShapeModel:
         drawn: Array = generator.standard_normal(len(modes)) @ modes
         return drawn
 
+    def alike(self, stage: int) -> Array:
+        """Return the components of a stage, each pointing where that of interphase does.
+
+        A component has no sign of its own; with these, a long nucleus is long in all stages.
+
+        Args:
+            stage: Index into ``STAGES``.
+
+        Returns:
+            ``[M, K]`` px.
+        """
+        against = (self.modes[stage] * self.modes[0]).sum(1, keepdims=True) < 0
+        found: Array = np.where(against, -self.modes[stage], self.modes[stage])
+        return found
+
     def scores(self, frames: int, generator: np.random.Generator) -> Array:
         """Draw the scores of a nucleus in consecutive frames: they drift, and they flicker.
 
