@@ -37,8 +37,9 @@ class ShapeModel:
         ragged: Median, and standard deviation of the logarithm, of how irregular a nucleus is: the
             root mean square of its scores but for the first two, which are size and length,
             ``[2]``.
-        length: Second score of the video's nuclei, which is how long they are, at equally spaced
-            quantiles from 0 to 1, ``[Q]``: it is not normal, for no nucleus is shorter than round.
+        length: Second score of the video's nuclei at equally spaced quantiles from 0 to 1, ``[Q]``.
+            It is how long they are, where they differ most in size, and not normal, for no nucleus
+            is shorter than round.
     """
 
     mean: Array
