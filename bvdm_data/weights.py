@@ -26,7 +26,7 @@ from bvdm_data.synth.scene import CameraModel
 from bvdm_data.synth.shapes import ShapeModel
 from bvdm_data.synth.unet import UNet, UNetSettings
 
-FORMAT = "bvdm-data generator 4"
+FORMAT = "bvdm-data generator 5"
 """Says that a file holds a generator, and in which layout."""
 
 _PARTS = {

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import special
 
 from bvdm_data import weights
 from bvdm_data.clip import STAGES
@@ -93,6 +94,7 @@ def tiny_shapes():
         fresh=np.array([0.1, 0.2, 0.5, 0.8]),
         wobble=0.02,
         ragged=np.array([0.9, 0.1]),
+        length=special.ndtri(np.linspace(0.001, 0.999, 129)),
     )
 
 
@@ -106,12 +108,15 @@ def tiny_lives():
     return LifeModel(
         durations=durations,
         cycle=np.array([np.log(12), 0.2]),
-        brightness=np.array([0.1, 0.2, 0.3]),
+        brightness=np.linspace(0.1, 0.3, 9),
+        brightness_memory=0.98,
+        brightness_shared=0.5,
         stage_brightness=np.array(offsets, float),
         sister_spread=0.05,
         body=np.array([300.0, 400.0, 500.0]),
         area_of_age=np.array([0.4, 0.6, 0.8, 1.0]),
         area_of_stage=np.array([1.0, 1.0, 0.7, 0.5, 1.0, 1.0]),
+        area_at_birth=np.array([1.0, 1.0, 1.0, 1.0, 0.3, 0.4]),
         birth_split=0.05,
         split=0.03,
         stage_spread=np.array([0.0, 0.1, 0.1, 0.1, 0.0, 0.0]),

@@ -12,6 +12,7 @@ from bvdm_data.cli import cli, main
 from bvdm_data.datasets import fetch as fetching
 from bvdm_data.datasets.ctc import read_sequence
 from bvdm_data.datasets.export import MANIFEST
+from bvdm_data.fitting.fit import FitSettings
 from bvdm_data.fitting.texture import fit_texture
 from bvdm_data.judge import evaluate as judging
 from bvdm_data.synth.fast import FastSettings
@@ -63,6 +64,14 @@ def test_the_module_runs_and_tells_its_version():
     arguments = [sys.executable, "-m", "bvdm_data.cli", "--version"]
     result = subprocess.run(arguments, capture_output=True, text=True, check=True)
     assert result.stdout.strip().endswith(f"version {__version__}")
+
+
+def test_fit_has_the_recipe_of_the_library_unless_told_otherwise():
+    usual, told = FitSettings(), {one.name: one.default for one in cli.commands["fit"].params}
+    for part in ("painter", "distilled", "texture", "flow"):
+        assert told[f"{part}_steps"] == getattr(usual, part).steps
+    for name in ("pairs", "minutes", "border", "seed"):
+        assert told[name] == getattr(usual, name), name
 
 
 def test_fit_writes_a_model_and_prints_its_card(run, tmp_path, monkeypatch):

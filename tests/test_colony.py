@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasters import label
+from scipy import special
 
 from bvdm_data.clip import STAGES
 from bvdm_data.synth import colony as colonies
 from bvdm_data.synth.colony import colony
+from bvdm_data.synth.course import sister_quantile
 from bvdm_data.synth.life_model import GROWN, growth
 from bvdm_data.synth.lives import grow_family
 from bvdm_data.synth.placing import MARGIN, mean_radius
@@ -147,7 +149,8 @@ def test_sisters_are_as_bright_as_each_other(play, bright, still):
     motion = replace(still, sisters=np.array([[math.log(30), 0.0]]))
     pairs = []
     for seed in range(10):
-        paths = play(seed, nuclei=2, size=(260, 260), motion=motion, lives=bright)
+        alike = replace(bright, brightness_shared=1.0)
+        paths = play(seed, nuclei=2, size=(260, 260), motion=motion, lives=alike)
         pairs += [
             (a, b)
             for a, b in paired(paths)
@@ -166,7 +169,7 @@ def test_the_brightness_of_founders_is_spread_evenly_over_that_of_the_video(
     for seed in range(4):
         first = founders(play(seed, nuclei=None, lives=bright, frames=1))
         values = np.sort([path.life.brightness[0] for path in first])
-        even = np.interp(np.linspace(0, 1, len(values)), [0, 0.5, 1], bright.brightness)
+        even = np.interp(np.linspace(0, 1, len(values)), np.linspace(0, 1, 9), bright.brightness)
         worst.append(np.abs(values - even).max() / (bright.brightness[-1] - bright.brightness[0]))
         assert len(values) > 20
     assert max(worst) < 0.08
@@ -378,6 +381,24 @@ def test_autoregressive_columns_have_memories_of_their_own():
     assert np.ptp(drawn[:, 2]) == 0
 
 
+def test_nuclei_are_as_long_as_those_of_the_video(tiny_shapes):
+    draws, lengths = np.random.default_rng(2), np.array([-0.5, -0.4, 0.0, 2.0])
+    shapes = replace(tiny_shapes, length=lengths)
+    scores = np.stack([shapes.scores(4, draws) for _ in range(2000)])
+    found = np.quantile(scores[:, :, 1], [0.001, 1 / 3, 2 / 3, 0.999])
+    np.testing.assert_allclose(found, lengths, atol=0.07)
+    assert scores[:, :, 0].min() < -2
+
+
+def test_a_long_nucleus_is_long_in_all_stages_whatever_the_sign_of_their_components(tiny_shapes):
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], tiny_shapes.modes.shape[:2])
+    mixed = replace(tiny_shapes, modes=tiny_shapes.modes * signs[:, :, None])
+    for stage in range(6):
+        along = (mixed.alike(stage) * mixed.modes[0]).sum(1)
+        assert (along > 0).all()
+        np.testing.assert_array_equal(np.abs(mixed.alike(stage)), np.abs(mixed.modes[stage]))
+
+
 def test_scores_last_and_flicker_as_the_model_says(tiny_shapes):
     draws, shapes = np.random.default_rng(1), replace(tiny_shapes, ragged=np.array([1.0, 0.0]))
     scores = np.stack([shapes.scores(6, draws) for _ in range(1500)])
@@ -438,27 +459,70 @@ def test_stages_of_a_founder_are_of_one_mitosis_and_one_birth_of_the_video(famil
 
 def test_a_founder_of_a_known_age_and_brightness_has_them(family, tiny_lives, bright):
     for quantile, wanted in ((0.0, 0.1), (0.25, 0.15), (1.0, 0.3)):
-        life = family(0, lives=bright, quantile=quantile, age=3)[0]
+        lasting = replace(bright, brightness_memory=1.0)
+        life = family(0, lives=lasting, quantile=quantile, age=3)[0]
         assert life.age == 3
-        np.testing.assert_allclose(life.brightness, wanted)
+        np.testing.assert_allclose(life.brightness, wanted, rtol=1e-4)
     assert len({family(seed)[0].age for seed in range(20)}) > 4
 
 
-def test_the_drifting_brightness_keeps_the_spread_of_interphase(family, tiny_lives):
-    lives = replace(
+@pytest.fixture
+def drifting(tiny_lives):
+    """Lives whose brightness is e to the power of a normal score, and drifts."""
+    scores = special.ndtri(np.linspace(0.0005, 0.9995, 1000))
+    return replace(
         tiny_lives,
-        stage_brightness=np.array([[0, 0.2]] + [[0, 0.0]] * 5),
+        brightness=np.exp(scores),
+        brightness_memory=0.9,
+        brightness_shared=0.6,
+        stage_brightness=np.zeros((6, 2)),
+        sister_spread=0.0,
         cycle=np.array([math.log(200), 0.01]),
     )
-    logs = []
-    for seed in range(150):
-        life = family(seed, 6, lives=lives, quantile=0.5, age=20)[0]
-        logs.append(np.log(life.brightness / 0.2))
-    logs = np.array(logs)
-    steps = np.diff(logs, axis=1)
-    # A lasting offset, and a drift of memory 0.9, each of the deviation 0.2.
-    assert logs.std() == pytest.approx(0.2 * math.sqrt(2), rel=0.12)
-    assert steps.std() == pytest.approx(0.2 * math.sqrt(2 * (1 - 0.9)), rel=0.1)
+
+
+def test_nuclei_that_drift_stay_as_bright_as_those_of_the_video(family, drifting):
+    founders = np.linspace(0.001, 0.999, 400)
+    scores = np.log(
+        [family(n, 12, lives=drifting, quantile=q, age=20)[0].brightness
+         for n, q in enumerate(founders)]
+    )  # fmt: skip
+    np.testing.assert_allclose(scores[5:-5, 0], special.ndtri(founders[5:-5]), atol=0.02)
+    for moment in (0, 5, 11):
+        assert scores[:, moment].std() == pytest.approx(1, abs=0.1)
+        assert scores[:, moment].mean() == pytest.approx(0, abs=0.12)
+    for lag in (1, 5):
+        found = np.corrcoef(scores[:, :-lag].ravel(), scores[:, lag:].ravel())[0, 1]
+        assert found == pytest.approx(0.9**lag, abs=0.05)
+
+
+def test_nuclei_whose_brightness_lasts_do_not_change(family, drifting):
+    lives = replace(drifting, brightness_memory=1.0, cycle=np.array([math.log(14), 0.05]))
+    for seed in range(5):
+        light = np.concatenate([life.brightness for life in family(seed, 30, lives=lives)])
+        np.testing.assert_allclose(light, light[0], rtol=1e-6)
+
+
+def test_sisters_begin_where_their_mother_ended_and_drift_in_part_together(family, drifting):
+    lives = replace(drifting, cycle=np.array([math.log(14), 0.05]))
+    births, changes = [], []
+    for seed in range(250):
+        everyone = family(seed, 22, lives=lives, age=12)
+        one, other = (life for life in everyone if life.parent == 1)
+        begun = math.log(everyone[0].brightness[-1])
+        births.append(math.log(one.brightness[0]) - begun)
+        # What is new after seven steps of a process of memory .9.
+        changes.append([math.log(x.brightness[6]) - 0.9**7 * begun for x in (one, other)])
+    assert np.std(births) == pytest.approx(math.sqrt(1 - 0.9**2), rel=0.25)
+    assert np.corrcoef(np.array(changes).T)[0, 1] == pytest.approx(0.6, abs=0.1)
+
+
+def test_sisters_of_the_first_frame_have_drifted_apart_since_their_birth(drifting):
+    draws = np.random.default_rng(3)
+    for age in (0, 7, 500):
+        pairs = [(q, sister_quantile(drifting, q, age, draws)) for q in draws.random(3000)]
+        found = np.corrcoef(special.ndtri(np.array(pairs)).T)[0, 1]
+        assert found == pytest.approx(0.6 + 0.4 * 0.9 ** (2 * age + 2), abs=0.04)
 
 
 def test_areas_wobble_around_the_curve_of_growth(family, tiny_shapes, tiny_lives):
@@ -507,6 +571,23 @@ def test_sisters_are_as_condensed_and_as_large_as_each_other(family, tiny_shapes
     assert np.std(np.log(ratios)) > 0.3
 
 
+def test_the_newborn_have_the_area_of_their_first_frame_and_are_as_large_as_their_mother(
+    family, tiny_shapes, tiny_lives
+):
+    calm = replace(tiny_shapes, wobble=0.0)
+    lives = replace(tiny_lives, size=np.array([0.4, 0.9]), split=0.0, stage_spread=np.zeros(6))
+    seen = set()
+    for seed in range(60):
+        everyone = family(seed, 20, shapes=calm, lives=lives)
+        mother, pair = everyone[0], [life for life in everyone if life.parent == 1]
+        for life in pair:
+            first, last = float(area(life.radii[0])), float(area(mother.radii[-1]))
+            wanted = lives.area_at_birth[life.stages[0]] / lives.area_of_stage[mother.stages[-1]]
+            assert first / last == pytest.approx(wanted)
+            seen.add(int(life.stages[0]))
+    assert seen == {4, 5}
+
+
 @pytest.mark.parametrize("cycle", [14, 20, 45])
 def test_a_nucleus_is_grown_before_it_divides_however_short_its_cycle(tiny_lives, cycle):
     lives = replace(tiny_lives, area_in_interphase=np.linspace(0.5, 1, 31))
@@ -515,7 +596,7 @@ def test_a_nucleus_is_grown_before_it_divides_however_short_its_cycle(tiny_lives
     found = growth(lives, stages)
     assert found[cycle - GROWN] == pytest.approx(1)
     assert (np.diff(found[1:-2]) >= 0).all()
-    np.testing.assert_allclose(found[[0, -1]], lives.area_of_stage[[4, 3]])
+    assert (found[0], found[-1]) == (lives.area_at_birth[4], lives.area_of_stage[3])
 
 
 def test_growth_of_a_cycle_too_short_to_grow_up_is_that_of_the_video(tiny_lives):

@@ -17,7 +17,6 @@ from bvdm_data.synth import fast
 from bvdm_data.synth.fast import (
     BATCH,
     BRIGHTEST,
-    DARKEST,
     FastSettings,
     TextureModel,
     paint_fast,
@@ -95,10 +94,12 @@ def test_there_is_no_light_beyond_the_reach_of_the_outline(moments):
 
 
 def test_the_light_of_a_painter_that_learnt_nothing_stays_in_bounds(moments):
-    light, edge, brightness = moments(random_painter())
+    painter = random_painter()
+    light, edge, brightness = moments(painter)
     share = light / brightness[:, None, None]
     assert light.isfinite().all()
-    assert share.min() >= 2 * DARKEST
+    assert light.min() >= -2 * painter.floor
+    assert light.min() < -painter.floor / 2
     assert share.max() <= 2 * BRIGHTEST
     assert not light[edge == 1].any()
 

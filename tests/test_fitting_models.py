@@ -9,6 +9,7 @@ from scipy import ndimage
 
 from bvdm_data.camera_scale import CameraScale
 from bvdm_data.clip import STAGES
+from bvdm_data.fitting.brightness import MEMORY, SHARED, fit_brightness
 from bvdm_data.fitting.camera import STREAK, fit_camera, streak_kernel
 from bvdm_data.fitting.growth import _size
 from bvdm_data.fitting.lives import fit_cycle, fit_lives, whole_cycles
@@ -91,6 +92,9 @@ def test_fit_lives_finds_planted_body_split_and_growth():
     assert len(age) == 30
     np.testing.assert_allclose(model.area_of_age, np.exp(start * np.exp(-age / 5)), atol=0.02)
     assert model.area_of_stage[STAGES.index("prometaphase")] == pytest.approx(0.5, abs=0.02)
+    # In telophase: .72 of the share of each daughter.
+    born = STAGES.index("telophase")
+    assert model.area_at_birth[born] == pytest.approx(0.36, abs=0.02)
     # In interphase, which ends a frame before and begins a frame after the division.
     wanted = np.exp(start * np.exp(-np.arange(1, 30) / 5))
     np.testing.assert_allclose(model.area_in_interphase[1:], wanted, atol=0.02)
@@ -109,6 +113,50 @@ def test_fit_lives_measures_the_planted_brightness_of_each_stage():
     assert medians["telophase"] == pytest.approx(math.log(1.5), abs=1e-3)
     np.testing.assert_allclose(model.brightness, 0.2, rtol=1e-3)
     np.testing.assert_array_equal(model.durations[STAGES.index("prometaphase")], [0, 1, 0, 0, 0])
+
+
+def drifting(memory, shared, pairs=150, frames=40):
+    """Return crops, tracks and appearance of sisters whose log brightness drifts."""
+    draws = np.random.default_rng(5)
+    new = draws.standard_normal((pairs, 1, frames)) * math.sqrt(shared)
+    new = new + math.sqrt(1 - shared) * draws.standard_normal((pairs, 2, frames))
+    scores = np.repeat(draws.standard_normal((pairs, 1, 1)), 2, 1) * np.ones(frames)
+    for now in range(1, frames):
+        step = math.sqrt(1 - memory**2) * new[:, :, now]
+        scores[:, :, now] = memory * scores[:, :, now - 1] + step
+    mothers = 3 * np.arange(pairs) + 1
+    tracks = [(m, 0, 0, 0) for m in mothers]
+    tracks += [(m + d, 1, frames, m) for m in mothers for d in (1, 2)]
+    track = np.repeat([m + d for m in mothers for d in (1, 2)], frames)
+    frame = np.tile(1 + np.arange(frames), 2 * pairs)
+    crops = crops_of(np.ones((len(track), 3, 3), bool), track, frame)
+    light = 0.1 * np.exp(scores.ravel())
+    looks = Appearance(np.full(len(track), 400.0), light, np.ones(len(track)))
+    return crops, looks, np.array(tracks, np.int32)
+
+
+@pytest.mark.parametrize(("memory", "shared"), [(0.95, 0.7), (0.99, 0.2)])
+def test_fit_brightness_finds_the_planted_drift(memory, shared):
+    crops, looks, tracks = drifting(memory, shared)
+    stages = np.zeros(len(crops.track), np.int8)
+    found = fit_brightness(crops, looks, stages, tracks, {})
+    assert found.memory == pytest.approx(memory, abs=0.005)
+    assert found.shared == pytest.approx(shared, abs=0.15)
+    wanted = np.quantile(looks.brightness, [0, 0.5, 1])
+    np.testing.assert_allclose(found.table[[0, 64, 128]], wanted)
+
+
+def test_a_drift_that_a_video_does_not_tell_is_that_of_the_hela_video():
+    for crops, looks, tracks in (
+        drifting(0.95, 0.5, pairs=2, frames=9),
+        (lambda c, a, t: (c, Appearance(a.area, np.ones_like(a.area), a.aspect), t))(
+            *drifting(0.95, 0.5)
+        ),
+    ):
+        stages = np.zeros(len(crops.track), np.int8)
+        found = fit_brightness(crops, looks, stages, tracks, {})
+        assert found.memory == MEMORY
+        assert found.shared == SHARED
 
 
 def test_fit_lives_refuses_a_video_of_one_division():

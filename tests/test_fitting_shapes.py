@@ -104,3 +104,18 @@ def test_fit_shapes_leaves_out_masks_that_their_contour_does_not_reproduce():
 
 def test_the_area_of_a_planted_disc_is_known():
     assert area(contour(filled(np.full(60, 12.0)))) == pytest.approx(math.pi * 144, rel=0.04)
+
+
+def test_drawn_outlines_are_as_long_as_the_planted_ones():
+    draws = np.random.default_rng(4)
+    # Most a little longer than round, few much longer: nothing that a normal law would draw.
+    ratios = 1.1 + 0.25 * draws.gamma(1.5, size=300)
+    sizes = 13 * np.exp(0.25 * draws.standard_normal(300)) * np.sqrt([ratios, 1 / ratios])
+    masks = [filled(ellipse(*axes)) for axes in sizes.T]
+    crops = crops_of(masks, range(1, 301), [0] * 300)
+    model, _ = fit_shapes(crops, np.zeros(300, np.int8))
+    scores = np.concatenate([model.scores(1, draws) for _ in range(3000)])
+    radii = model.mean[0] + scores @ model.modes[0]
+    found = radii[:, [0, 30]].mean(1) / radii[:, [15, 45]].mean(1)
+    for share in (0.05, 0.25, 0.5, 0.75, 0.95):
+        assert np.quantile(found, share) == pytest.approx(np.quantile(ratios, share), rel=0.08)

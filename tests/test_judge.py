@@ -8,11 +8,24 @@ import pytest
 
 from bvdm_data.datasets import ctc
 from bvdm_data.datasets.ctc import write_sequence
+from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.evaluation.linking import LINKER_TRAINING, LinkerSettings
 from bvdm_data.evaluation.seg_tra import read_reference
-from bvdm_data.evaluation.segmentation_training import SegmenterSettings, train_segmenter
+from bvdm_data.evaluation.segmentation_training import (
+    Samples,
+    SegmenterSettings,
+    train_segmenter,
+)
 from bvdm_data.judge import reuse
-from bvdm_data.judge.arms import ARMS, Data, full_count, make_arms, synthetic_videos
+from bvdm_data.judge.arms import (
+    ARMS,
+    STREAMED_FRAMES,
+    Data,
+    full_count,
+    make_arms,
+    streamed_videos,
+    synthetic_videos,
+)
 from bvdm_data.judge.evaluate import PARTS, Questions, evaluate
 from bvdm_data.judge.films import real_film, synthetic_films
 from bvdm_data.judge.steps import step_pairs
@@ -97,7 +110,7 @@ def test_only_the_frames_in_use_are_read(data, read):
 
 
 def test_arms_have_identities_of_their_own(data):
-    arms = {arm.name: arm for arm in make_arms(data, list(ARMS)[:5], 2)}
+    arms = {arm.name: arm for arm in make_arms(data, list(ARMS)[:6], 2)}
     # Here the judged method is the procedural one.
     assert arms["synthetic"].identity == arms["procedural"].identity
     assert len({arm.identity for arm in arms.values()}) == len(arms) - 1
@@ -114,6 +127,18 @@ def test_twice_the_clips_hold_the_first_ones(data):
     one, two = make_arms(data, ["synthetic", "synthetic-2x"], 2)
     assert (one.clips.count, two.clips.count) == (2, 4)
     assert one.clips.folder == two.clips.folder
+
+
+def test_a_stream_shows_new_clips_to_every_seed(data):
+    (arm,) = make_arms(data, ["synthetic-stream"], 2)
+    assert isinstance(arm.clips, SyntheticHeLaVideos)
+    first, second = (Samples(arm.clips, "plain", seed, 4) for seed in (0, 1))
+    greys = [sample["grey"] for samples in (first, second) for sample in samples]
+    assert len({grey.numpy().tobytes() for grey in greys}) == 8
+    assert len(arm.clips.clip(0)["video"]) == STREAMED_FRAMES
+    (varied,) = make_arms(replace(data, variation=0.5), ["synthetic-stream"], 2)
+    assert varied.clips.variation == 0.5
+    assert varied.identity != arm.identity
 
 
 def test_unknown_names_are_refused(data):
@@ -243,7 +268,8 @@ def test_the_cost_of_reuse_is_judged_stream_by_stream(data, monkeypatch):
     assert [row["arm"] for one in found.values() for row in one["rows"]] == ["fresh", "pool"]
     assert [one["pool"] for one in found.values()] == [None, {"pairs": 2, "renew": 0}]
     assert all(one["seconds_per_clip"] > 0 for one in found.values())
-    assert reuse.streamed(data, pools["pool"]).pool == pools["pool"]
+    fast = replace(data, method="fast")
+    assert streamed_videos(fast, pools["pool"]).pool == pools["pool"]
 
 
 def test_stills_cannot_teach_links(data):

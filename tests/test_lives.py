@@ -184,6 +184,17 @@ def test_brightness_is_that_of_the_video_times_that_of_the_stage(tiny_shapes, ti
         np.testing.assert_allclose(life.brightness, 0.6)
 
 
+def test_scenes_of_the_paper_see_33_quantiles_of_the_brightness(tiny_shapes, tiny_lives):
+    fine = np.random.default_rng(0).random(129).cumsum()
+    for seed in range(5):
+        one, other = (
+            family(tiny_shapes, replace(tiny_lives, brightness=table), seed)
+            for table in (fine, fine[::4])
+        )
+        for some, same in zip(one, other, strict=True):
+            np.testing.assert_array_equal(some.brightness, same.brightness)
+
+
 def test_brightness_of_a_family_is_that_of_one_quantile(tiny_shapes, tiny_lives):
     plain = replace(tiny_lives, stage_brightness=np.zeros((6, 2)), sister_spread=0.0)
     lives = family(tiny_shapes, plain, 3)

@@ -45,6 +45,7 @@ def generator(tiny_generator):
         fresh=np.zeros(1),
         wobble=0.0,
         ragged=np.array([1.0, 0.0]),
+        length=np.zeros(3),
     )
     camera = replace(tiny_generator.camera, noise=0.0)
     painter = OneCallPainter(LinearPainter(0.3))

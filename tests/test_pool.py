@@ -310,9 +310,11 @@ def mirrored(radii):
 
 def test_sisters_have_one_age(tiny_generator):
     pool = Pool(PoolSettings(pairs=12), 0)
-    ages = []
+    # All cycles are equally long: a nucleus is no older than its own lasts.
+    lives = replace(tiny_generator.lives, cycle=np.array([np.log(40), 1e-6]))
+    generator, ages = replace(tiny_generator, lives=lives), []
     for slot in range(12):
-        one, other = pool.pair(slot, 0, 0, tiny_generator, FRAMES).families
+        one, other = pool.pair(slot, 0, 0, generator, FRAMES).families
         assert one[0].age == other[0].age
         ages.append(one[0].age)
     assert len(set(ages)) > 2
@@ -520,7 +522,7 @@ def test_areas_of_a_pool_are_those_of_fresh_nuclei(tiny_generator):
     some = [pool.pair(slot, 0, 0, tiny_generator, 1).families[0][0] for slot in range(40)]
     sizes = [float(area(life.radii[0])) for life in some]
     body = tiny_generator.lives.body
-    assert 0.3 * body.min() < min(sizes) < np.median(sizes) < max(sizes) < 1.3 * body.max()
+    assert 0.3 * body.min() < min(sizes) < np.median(sizes) < max(sizes) < 1.6 * body.max()
 
 
 def test_the_brightness_of_a_pool_is_spread_evenly(tiny_generator):

@@ -22,7 +22,7 @@ def test_the_shipped_model_was_fitted_to_video_01_alone_by_the_recipes():
     assert (card["started_from"], card["taken_over"]) == (None, [])
     painter, distilled, texture = card["painter"], card["distilled"], card["texture"]
     assert (painter["steps"], painter["batch"], painter["rate"]) == (10_000, 32, 1e-3)
-    assert (distilled["steps"], distilled["batch"], distilled["rate"]) == (4_000, 64, 1e-3)
+    assert (distilled["steps"], distilled["batch"], distilled["rate"]) == (8_000, 64, 1e-3)
     assert (texture["steps"], texture["batch"], texture["rate"]) == (10_000, 32, 5e-4)
     assert (card["flow"]["steps"], card["flow"]["batch"], card["flow"]["rate"]) == (2_000, 32, 1e-4)
 

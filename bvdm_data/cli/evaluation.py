@@ -26,7 +26,7 @@ from bvdm_data.cli.options import MODEL, QUIET, SEED, VARIATION, method_options,
     "arms",
     multiple=True,
     help="Kind of training data: real, synthetic, copy-paste, real+synthetic, procedural, paper, "
-    "synthetic-2x or real-strong; may be repeated. [default: the first five]",
+    "synthetic-2x, synthetic-stream or real-strong; may be repeated. [default: the first five]",
 )
 @click.option("--seeds", default=3, show_default=True, help="Networks trained on each arm.")
 @click.option("--steps", default=400, show_default=True, help="Training steps of a segmenter.")

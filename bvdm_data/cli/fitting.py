@@ -27,7 +27,7 @@ from bvdm_data.cli.options import MODEL, QUIET, SEED
 @click.option("--painter-steps", default=10_000, show_default=True, help="Training of the painter.")
 @click.option(
     "--distilled-steps",
-    default=4_000,
+    default=8_000,
     show_default=True,
     help="Training of the network that draws in one call what the painter draws in several.",
 )
@@ -72,7 +72,7 @@ def fit(
 ) -> None:
     """Fit a model to one annotated video in the folder ROOT of the Cell Tracking Challenge.
 
-    Takes most of an hour on a CPU, and hours more with --paper. Killed, the same command goes on
+    Takes an hour or so on a CPU, and hours more with --paper. Killed, the same command goes on
     where it was.
     """
     from bvdm_data.camera_scale import CameraScale

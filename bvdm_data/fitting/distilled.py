@@ -21,7 +21,7 @@ from bvdm_data.synth.painter import RIM, Painter, denoise, edge_map, patch_scale
 from bvdm_data.synth.shapes import ShapeModel
 from bvdm_data.synth.variation import BRIGHTNESS, SIZE
 
-DISTILLED_TRAINING = TrainingSettings(steps=4000, batch=64, rate=1e-3)
+DISTILLED_TRAINING = TrainingSettings(steps=8000, batch=64, rate=1e-3)
 """Our recipe; ``bvdm-data info`` prints the losses that it came to."""
 
 PAIRS = 16_384

@@ -18,6 +18,7 @@ from bvdm_data.datasets.arguments import (
 from bvdm_data.datasets.ctc import guess_scale, read_sequence
 from bvdm_data.datasets.real import DEFAULT_BORDER
 from bvdm_data.files import check_folder
+from bvdm_data.fitting.brightness import brightness_table
 from bvdm_data.fitting.camera import fit_camera
 from bvdm_data.fitting.card import overlaps, trained, versions, what_was_read
 from bvdm_data.fitting.crops import Crops, check_usable, cut_nuclei
@@ -28,7 +29,6 @@ from bvdm_data.fitting.distilled import (
     fit_distilled,
 )
 from bvdm_data.fitting.flow import FLOW_TRAINING, fit_flow, pair_masks
-from bvdm_data.fitting.growth import QUANTILES
 from bvdm_data.fitting.lives import fit_lives
 from bvdm_data.fitting.memory import USUAL, fit_memory
 from bvdm_data.fitting.motion import fit_density, fit_motion
@@ -111,7 +111,7 @@ def fit(
 ) -> Generator:
     """Fit a generator to one annotated video and write it to one file.
 
-    The statistics take a minute, the painter most of an hour on a CPU, the two networks of the
+    The statistics take a minute, the networks an hour or so on a CPU, the two networks of the
     paper's method hours. All trainings keep checkpoints in ``work_dir``; the same call goes on
     where a killed one was.
 
@@ -199,6 +199,8 @@ def fit(
         "measured": {
             "stages": {name: int((stages == stage).sum()) for stage, name in enumerate(STAGES)},
             "cycle_hours_median": round(float(np.exp(lives.cycle[0])) * settings.minutes / 60, 2),
+            "brightness_memory": round(lives.brightness_memory, 4),
+            "brightness_shared": round(lives.brightness_shared, 4),
             "outline_overlap": round(outline_overlap, 4),
             "texture_correlation": {str(lag): round(r, 4) for lag, r in kept.items()},
             "texture_memory": round(memory.memory, 4),
@@ -235,7 +237,7 @@ def _lives(
     rows = stages == 0
     if not rows.any():
         raise TooLittleVideoError("the video must show whole nuclei in interphase, got none")
-    bright = np.quantile(np.maximum(crops.brightness[rows], 1e-4), np.linspace(0, 1, QUANTILES))
+    bright = brightness_table(crops.brightness[rows])
     size = np.median(crops.masks[rows].sum((1, 2))) / start.nucleus_area
     known = start.lives
     lives = replace(known, brightness=bright, body=known.body * size, grown=known.grown * size)

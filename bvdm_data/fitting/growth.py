@@ -21,7 +21,7 @@ from bvdm_data.synth.timeline import (
 )
 
 QUANTILES = 33
-"""Points of a distribution that are kept."""
+"""Points of a distribution of areas that are kept."""
 
 LEAST_AT_AGE = 20
 """Nuclei of an age, or pairs of them, that a figure must rest on."""
@@ -55,7 +55,6 @@ def fit_growth(
         yet scaled, see :func:`drawn_area`.
     """
     body = np.quantile([area for area, _ in references.values()], np.linspace(0, 1, QUANTILES))
-    size = _size(crops, looks, stages, tracks, body)
     shares = _of_stages(crops, looks, stages, tracks, references)
     return {
         "body": body,
@@ -65,8 +64,11 @@ def fit_growth(
             crops, looks, tracks, references, rows=stages == INTERPHASE
         ),
         "area_of_stage": _area_of_stage(shares),
-        "stage_spread": _stage_spread(shares, float(size[0])),
-        "size": size,
+        "area_at_birth": _area_of_stage(
+            _of_stages(crops, looks, stages, tracks, references, newborn=True)
+        ),
+        "stage_spread": _stage_spread(shares),
+        "size": _size(crops, looks, stages, tracks, body),
     }
 
 
@@ -168,14 +170,23 @@ def _of_stages(
     stages: npt.NDArray[np.int8],
     tracks: npt.NDArray[np.int32],
     references: References,
+    *,
+    newborn: bool = False,
 ) -> dict[int, Array]:
-    """Return the areas in each stage of mitosis over that of the same mother before, or of hers."""
+    """Return the areas in each stage of mitosis over that of the same mother before, or of hers.
+
+    Of newborn: only in their first frame.
+    """
+    first = dict(zip(tracks[:, 0].tolist(), tracks[:, 1].tolist(), strict=True))
+    begun = np.array([first.get(int(track), -1) for track in crops.track])
+    wanted = crops.frame == begun if newborn else np.ones(len(begun), bool)
     mother_of = {d: m for m, daughters in daughters_of(tracks).items() for d in daughters}
     of_mother = {d: references[m] for d, m in mother_of.items() if m in references}
     found: dict[int, Array] = {}
     for some, known in ((AFTER_INTERPHASE, references), (BEFORE_INTERPHASE, of_mother)):
         ratio = _relative_areas(crops, looks, known)
-        found |= {stage: ratio[(stages == stage) & np.isfinite(ratio)] for stage in some}
+        known_rows = wanted & np.isfinite(ratio)
+        found |= {stage: ratio[(stages == stage) & known_rows] for stage in some}
     return found
 
 
@@ -194,15 +205,10 @@ def _area_of_stage(shares: dict[int, Array]) -> Array:
     return found
 
 
-def _stage_spread(shares: dict[int, Array], size: float) -> Array:
-    """Robust deviation of log area around the median of its stage, ``[S]``.
-
-    What a newborn keeps, ``size``, is left out.
-    """
+def _stage_spread(shares: dict[int, Array]) -> Array:
+    """Robust deviation of log area around the median of its stage, ``[S]``."""
     spread = np.zeros(len(STAGES))
     for stage, ratio in shares.items():
-        kept = size if stage in BEFORE_INTERPHASE else 0.0
         if len(ratio) >= 2:
-            found = stats.median_abs_deviation(np.log(ratio), scale="normal")
-            spread[stage] = math.sqrt(max(found**2 - kept**2, 0.0))
+            spread[stage] = stats.median_abs_deviation(np.log(ratio), scale="normal")
     return spread

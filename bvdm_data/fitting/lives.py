@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from bvdm_data.clip import STAGES
+from bvdm_data.fitting.brightness import DIMMEST, fit_brightness
 from bvdm_data.fitting.crops import Crops
-from bvdm_data.fitting.growth import QUANTILES, drawn_area, fit_growth
+from bvdm_data.fitting.growth import drawn_area, fit_growth
 from bvdm_data.fitting.stages import (
     INTERPHASE,
     Appearance,
@@ -62,17 +62,17 @@ def fit_lives(
             "longer video"
         )
     born = _newborn_pairs(crops, looks, tracks)
+    light = fit_brightness(crops, looks, stages, tracks, references)
     model = LifeModel(
         durations=durations(crops, stages, tracks, references, LONGEST),
         cycle=fit_cycle(tracks),
-        brightness=np.quantile(
-            np.maximum(looks.brightness[stages == INTERPHASE], 1e-4),
-            np.linspace(0, 1, QUANTILES),
-        ),
-        stage_brightness=_stage_brightness(crops, looks, stages, tracks, references),
         sister_spread=_sister_spread(born),
         birth_split=_birth_split(born),
         split=_split(born),
+        brightness=light.table,
+        brightness_memory=light.memory,
+        brightness_shared=light.shared,
+        stage_brightness=light.of_stage,
         **fit_growth(crops, looks, stages, tracks, references),
         **_short_stages(crops, stages, tracks, references),
         minutes=minutes,
@@ -149,45 +149,6 @@ def whole_cycles(tracks: npt.NDArray[np.int32]) -> list[int]:
     return [b - a + 1 for i, a, b, _ in tracks.tolist() if i in born and i in mothers]
 
 
-def _stage_brightness(
-    crops: Crops,
-    looks: Appearance,
-    stages: npt.NDArray[np.int8],
-    tracks: npt.NDArray[np.int32],
-    references: dict[int, tuple[float, float]],
-) -> Array:
-    """Median and robust deviation of log brightness against interphase, ``[S, 2]``."""
-    against: dict[int, float] = {}
-    children = daughters_of(tracks)
-    for mother, (_, brightness) in references.items():
-        for identity in (mother, *children[mother]):
-            against.setdefault(identity, brightness)
-    table = np.zeros((len(STAGES), 2))
-    known = np.array([int(t) in against for t in crops.track])
-    base = np.array([against.get(int(t), 1.0) for t in crops.track])
-    ratio = np.log(np.maximum(looks.brightness, 1e-4) / base)
-    for stage in range(1, len(STAGES)):
-        rows = known & (stages == stage)
-        if rows.sum() >= 2:
-            table[stage] = (
-                np.median(ratio[rows]),
-                stats.median_abs_deviation(ratio[rows], scale="normal"),
-            )
-    table[INTERPHASE, 1] = _within_interphase(crops, looks, stages)
-    return table
-
-
-def _within_interphase(crops: Crops, looks: Appearance, stages: npt.NDArray[np.int8]) -> float:
-    """Typical deviation of a nucleus' log brightness from its own median in interphase."""
-    light = np.log(np.maximum(looks.brightness, 1e-4))
-    spreads = []
-    for track in np.unique(crops.track):
-        rows = (crops.track == track) & (stages == INTERPHASE)
-        if rows.sum() >= 5:
-            spreads.append(float(light[rows].std()))
-    return float(np.median(spreads)) if spreads else 0.0
-
-
 def _newborn_pairs(crops: Crops, looks: Appearance, tracks: npt.NDArray[np.int32]) -> Array:
     """Area and brightness of both daughters in their first frame, ``[n, 2 daughters, 2]``."""
     first = dict(zip(tracks[:, 0].tolist(), tracks[:, 1].tolist(), strict=True))
@@ -225,5 +186,5 @@ def _sister_spread(born: Array) -> float:
     """Robust deviation of a newborn's log brightness from the mean of both sisters'."""
     if not len(born):
         return 0.0
-    light = np.log(np.maximum(born[:, :, 1], 1e-4))
+    light = np.log(np.maximum(born[:, :, 1], DIMMEST))
     return float(1.4826 * np.median(np.abs(light[:, 0] - light[:, 1])) / math.sqrt(2))

@@ -17,6 +17,9 @@ MODES = 30
 MOST_CONTOURS = 3000
 """Contours of a stage that are used; more change nothing."""
 
+QUANTILES = 129
+"""Points of the distribution of lengths that are kept."""
+
 LEAST_OVERLAP = 0.95
 """Masks that their own contour reproduces worse (flaws of the truth) are left out."""
 
@@ -124,7 +127,7 @@ def fit_shapes(
             f"{len(contours[0])} whose mask is a filled, rounded shape"
         )
     fitted = [_principal(found if len(found) >= 2 else contours[0]) for found in contours]
-    memory, fresh, wobble = _course(crops, stages, *fitted[0])
+    memory, fresh, wobble, length = _course(crops, stages, *fitted[0])
     ragged = _ragged(contours[0], *fitted[0], seed)
     model = ShapeModel(
         mean=np.stack([mean for mean, _ in fitted]),
@@ -134,6 +137,7 @@ def fit_shapes(
         fresh=fresh,
         wobble=wobble,
         ragged=ragged,
+        length=length,
     )
     return model, float(np.median(overlaps))
 
@@ -194,8 +198,8 @@ def _raster(radii: Array, draws: np.random.Generator) -> npt.NDArray[np.bool_]:
 
 def _course(
     crops: Crops, stages: npt.NDArray[np.int8], mean: Array, modes: Array
-) -> tuple[Array, Array, float]:
-    """Measure how the scores of interphase nuclei, and their areas, change from frame to frame.
+) -> tuple[Array, Array, float, Array]:
+    """Measure the scores of interphase nuclei, and how they and areas change from frame to frame.
 
     A score is the sum of a lasting part, whose correlation falls geometrically with time, and of
     what is new in every frame; they are told apart by the correlations at lags of 1 and 4 frames.
@@ -211,6 +215,7 @@ def _course(
     scores, turned_scores = (
         (some * scale - mean) @ modes.T / np.maximum(power, 1e-12) for some in (radii, turned)
     )
+    length = np.quantile(scores[:, 1], np.linspace(0, 1, QUANTILES))
     later = {
         lag: np.array(
             [(n, place[t, f + lag]) for (t, f), n in place.items() if (t, f + lag) in place]
@@ -220,7 +225,7 @@ def _course(
         for lag in (1, _LATER)
     }
     if min(len(pairs) for pairs in later.values()) < _LEAST_PAIRS:
-        return np.full(len(modes), 0.9), np.zeros(len(modes)), 0.02
+        return np.full(len(modes), 0.9), np.zeros(len(modes)), 0.02, length
     found = []
     for pairs in later.values():
         one, other = radii[pairs[:, 0]], radii[pairs[:, 1]]
@@ -233,7 +238,7 @@ def _course(
     fresh = np.clip(1 - near / np.maximum(memory, 1e-3), 0.0, 1.0)
     growth = np.log(areas[later[1][:, 1]] / areas[later[1][:, 0]])
     wobble = 1.4826 * np.median(np.abs(growth - np.median(growth))) / math.sqrt(2)
-    return memory, fresh, float(wobble)
+    return memory, fresh, float(wobble), length
 
 
 def _correlations(one: Array, other: Array) -> Array:

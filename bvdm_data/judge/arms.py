@@ -13,6 +13,7 @@ from bvdm_data.evaluation.copy_paste import CopyPaste
 from bvdm_data.evaluation.experiment import Arm
 from bvdm_data.fitting.training import purpose_of
 from bvdm_data.synth.generator import Method
+from bvdm_data.synth.pool import PoolSettings
 from bvdm_data.weights import model_digest
 
 LEVELS = 8
@@ -26,6 +27,9 @@ _DRAWN = 32
 
 ANNOTATIONS = ("masks", "tracks")
 """What a clip that trains a network needs."""
+
+STREAMED_FRAMES = 2
+"""Frames of a clip of a stream; a segmenter sees one of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +142,25 @@ def synthetic_videos(data: Data) -> SyntheticHeLaVideos:
     )
 
 
+def streamed_videos(data: Data, pool: PoolSettings | None = None) -> SyntheticHeLaVideos:
+    """Return the endless data set whose clips train networks as they are made, none of them twice.
+
+    Args:
+        data: What the experiment is made from; clips have ``STREAMED_FRAMES`` frames.
+        pool: How nuclei are shared by clips; None: not at all.
+    """
+    return SyntheticHeLaVideos(
+        frames=STREAMED_FRAMES,
+        size=data.size,
+        seed=data.seed,
+        model=data.model,
+        method=data.method,
+        variation=data.variation,
+        annotations=ANNOTATIONS,
+        pool=pool,
+    )
+
+
 def synthetic_settings(videos: SyntheticHeLaVideos) -> dict[str, object]:
     """Say in JSON values what decides the clips of a synthetic data set.
 
@@ -198,6 +221,11 @@ def _synthetic_twice(data: Data, count: int) -> Arm:
     return replace(_synthetic(data, 2 * count), name="synthetic-2x")
 
 
+def _streamed(data: Data, count: int) -> Arm:
+    videos = streamed_videos(data)
+    return Arm("synthetic-stream", videos, purpose_of("stream", synthetic_settings(videos), None))
+
+
 def _both(data: Data, count: int) -> Arm:
     real, synthetic = real_clips(data), synthetic_clips(data, count).only(ANNOTATIONS)
     mix = MixedVideos({"real": real, "synthetic": synthetic}, weights=MIX)
@@ -222,6 +250,7 @@ ARMS: dict[str, Callable[[Data, int], Arm]] = {
     "copy-paste": _copy_paste,
     "real+synthetic": _both,
     "procedural": _procedural,
+    "synthetic-stream": _streamed,
     "paper": _paper,
     "synthetic-2x": _synthetic_twice,
     "real-strong": _real_strong,

@@ -1,14 +1,14 @@
 """Reuse: what it costs in training value to show a painted nucleus more than once."""
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.evaluation.experiment import Arm
 from bvdm_data.evaluation.seg_tra import Reference
 from bvdm_data.fitting.training import purpose_of
-from bvdm_data.judge.arms import ANNOTATIONS, Data, synthetic_settings
+from bvdm_data.judge.arms import Data, streamed_videos, synthetic_settings
 from bvdm_data.judge.training import Budget, Say, summary, try_arms
 from bvdm_data.synth.pool import PoolSettings
 
@@ -21,9 +21,6 @@ POOLS: dict[str, PoolSettings | None] = {
 }
 """What is compared, by name."""
 
-FRAMES = 2
-"""Frames of a clip; a network sees one of them, and every sample is from another clip."""
-
 _TIMED = 20
 
 
@@ -33,7 +30,7 @@ def judge_reuse(data: Data, reference: Reference, budget: Budget, say: Say) -> d
     Every sample is a clip that was never seen before, straight from the data set.
 
     Args:
-        data: What the experiment is made from; its method is not used.
+        data: What the experiment is made from; its method and variation are not used.
         reference: The held-out video.
         budget: Seeds and training steps.
         say: Called with a line of text for every row.
@@ -43,8 +40,9 @@ def judge_reuse(data: Data, reference: Reference, budget: Budget, say: Say) -> d
         core, once the pool is full, and ``pool``.
     """
     found: dict[str, Any] = {}
+    data = replace(data, method="fast", variation=None)
     for name, pool in POOLS.items():
-        videos = streamed(data, pool)
+        videos = streamed_videos(data, pool)
         identity = purpose_of("stream", synthetic_settings(videos), pool)
         trials = try_arms(
             [Arm(name, videos, identity)], range(budget.seeds), data, reference, budget, say
@@ -56,23 +54,6 @@ def judge_reuse(data: Data, reference: Reference, budget: Budget, say: Say) -> d
             "pool": None if pool is None else asdict(pool),
         }
     return found
-
-
-def streamed(data: Data, pool: PoolSettings | None) -> SyntheticHeLaVideos:
-    """Return an endless stream of short clips.
-
-    Args:
-        data: What the experiment is made from.
-        pool: How nuclei are shared by clips; None: not at all.
-    """
-    return SyntheticHeLaVideos(
-        frames=FRAMES,
-        size=data.size,
-        seed=data.seed,
-        model=data.model,
-        annotations=ANNOTATIONS,
-        pool=pool,
-    )
 
 
 def seconds_per_clip(videos: SyntheticHeLaVideos) -> float:

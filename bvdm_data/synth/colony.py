@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from bvdm_data.synth.course import sister_quantile
 from bvdm_data.synth.life_model import LifeModel
 from bvdm_data.synth.lives import Life, grow_family
 from bvdm_data.synth.motion import MotionModel, Trajectory, divide, push_apart
@@ -93,13 +94,21 @@ class _Growth:
     ) -> None:
         self.models = (shapes, lives, frames, generator)
         self.quantile = float(generator.random())
+        self.drift = np.zeros(frames)
 
     def __call__(self, identity: int, sister: Founder | None) -> list[Life]:
+        _, lives, frames, generator = self.models
         if sister is None:
             # Evenly spread, so that a film of few nuclei shows dim and bright ones, too.
             self.quantile = (self.quantile + (math.sqrt(5) - 1) / 2) % 1
-        age = None if sister is None else sister.family[0].age
-        return grow_family(*self.models, identity, jitter=None, quantile=self.quantile, age=age)
+            self.drift = generator.standard_normal(frames)
+            quantile, age = self.quantile, None
+        else:
+            age = sister.family[0].age
+            quantile = sister_quantile(lives, self.quantile, age, generator)
+        return grow_family(
+            *self.models, identity, jitter=None, quantile=quantile, age=age, drift=self.drift
+        )
 
 
 class _Placing:

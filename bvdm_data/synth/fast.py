@@ -20,7 +20,7 @@ BATCH = 64
 DISTILLED_STEPS = 6
 """Calls of the painter whose outcome the distilled network learns."""
 
-DARKEST, BRIGHTEST = -0.5, 4.0
+BRIGHTEST = 4.0
 """Light over brightness at which a picture is clipped; none of the HeLa video's is beyond it."""
 
 _FADE = 3.0
@@ -219,8 +219,9 @@ def paint_moments(
         else:
             picture = denoise(painter, start, steps, edge, brightness, stage)
     light = painter.to_light(picture, brightness).nan_to_num(0)
-    wanted = brightness[:, None, None]
-    light = light.clamp(DARKEST * wanted, BRIGHTEST * wanted) * fade(edge)
+    most = BRIGHTEST * brightness[:, None, None]
+    # No nucleus makes its surroundings darker than the noise of the background does.
+    light = light.clamp(-most.clamp(max=painter.floor), most) * fade(edge)
     inside = (edge[:, 0] <= 0).float()
     mean = (light * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
     # The network meets the brightness that it is given within a few per cent.

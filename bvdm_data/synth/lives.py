@@ -6,25 +6,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from bvdm_data.clip import STAGES
-from bvdm_data.synth.life_model import LifeModel, growth
-from bvdm_data.synth.shapes import Array, ShapeModel, area, autoregressive, quantiles
+from bvdm_data.synth.course import Ancestry, Course, at_quantile
+from bvdm_data.synth.life_model import LifeModel
+from bvdm_data.synth.shapes import Array, ShapeModel
 from bvdm_data.synth.timeline import (
-    AFTER_INTERPHASE,
-    BEFORE_INTERPHASE,
-    INTERPHASE,
     draw_cycle_and_age,
     draw_each_length,
     lay_out,
     take_lengths,
-    template_weights,
-)
-
-BRIGHTNESS_MEMORY = 0.9
-"""Correlation of a nucleus' drifting brightness with that of the frame before (our choice)."""
-
-_DIVIDING, _NEWBORN = (
-    np.isin(np.arange(len(STAGES)), stages) for stages in (AFTER_INTERPHASE, BEFORE_INTERPHASE)
 )
 
 
@@ -58,19 +47,6 @@ class Life:
         return self.first + len(self.stages) - 1
 
 
-@dataclass(frozen=True)
-class _Ancestry:
-    """What a nucleus has from its mother."""
-
-    body: float  # area of the grown nucleus, px^2
-    quantile: float  # of the brightness among the video's nuclei
-    mitosis: float  # how bright its mother's mitosis was, in standard deviations
-    size: float = 0.0  # how large it is, in standard deviations
-    birth: float | None = None  # whose ana- and telophase it has, from 0 to 1
-    founder: bool = False  # no mother in the film, so its age is drawn
-    age: int | None = None  # of a founder, where it is known
-
-
 def grow_family(
     shapes: ShapeModel,
     model: LifeModel,
@@ -81,6 +57,7 @@ def grow_family(
     jitter: float | None = 0.1,
     quantile: float | None = None,
     age: int | None = None,
+    drift: Array | None = None,
 ) -> list[Life]:
     """Live a founder and all its offspring through a film.
 
@@ -99,16 +76,19 @@ def grow_family(
             move as the video's do.
         quantile: Where the founder's brightness lies among the video's nuclei; None: drawn.
         age: Frames since the founder's birth; None: drawn.
+        drift: What is new in its brightness in each frame of the film, as in a sister's: standard
+            normal numbers, ``[frames]``; None: all is its own.
 
     Returns:
         The lives, mothers before daughters.
     """
-    founder = _Ancestry(
-        body=_at_quantile(model.grown if jitter is None else model.body, generator.random()),
+    founder = Ancestry(
+        body=float(at_quantile(model.grown if jitter is None else model.body, generator.random())),
         quantile=generator.random() if quantile is None else quantile,
         mitosis=float(generator.standard_normal()),
         founder=True,
         age=age,
+        drift=drift,
     )
     waiting = [(founder, 0, 0)]
     lives: list[Life] = []
@@ -126,14 +106,14 @@ def grow_family(
 def _live(
     shapes: ShapeModel,
     model: LifeModel,
-    ancestry: _Ancestry,
+    ancestry: Ancestry,
     parent: int,
     first: int,
     frames: int,
     generator: np.random.Generator,
     identity: int,
     jitter: float | None,
-) -> tuple[Life, list[_Ancestry]]:
+) -> tuple[Life, list[Ancestry]]:
     lengths = (
         take_lengths(model.mitoses, model.births, generator, ancestry.birth)
         if jitter is None
@@ -143,8 +123,8 @@ def _live(
     stages = lay_out(lengths, cycle)
     age = min(age if ancestry.age is None else ancestry.age, len(stages) - 1)
     shown = np.arange(age, min(len(stages), age + frames - first))
-    course = _Course(shapes, model, ancestry, stages, shown, generator)
-    outlines, offsets = course.drifting() if jitter is None else course.templated(jitter)
+    course = Course(shapes, model, ancestry, stages, shown, generator)
+    outlines, brightness = course.drifting() if jitter is None else course.templated(jitter)
     # Of what sisters differ by, the wobble of both areas comes on top.
     own = math.sqrt(max(model.split**2 - shapes.wobble**2 / 8, 0.0))
     split = own if jitter is None else model.birth_split
@@ -155,7 +135,7 @@ def _live(
         first=first,
         radii=outlines,
         stages=stages[shown],
-        brightness=_at_quantile(model.brightness, ancestry.quantile) * np.exp(offsets),
+        brightness=brightness,
         divides=bool(divides),
         age=age,
     )
@@ -163,122 +143,24 @@ def _live(
         return life, []
     heirs = _daughters(split, ancestry, course.mitosis, generator)
     if jitter is None:
-        # Sisters are as large and as condensed as each other, and part from there.
-        size, birth = float(generator.standard_normal()), float(generator.random())
-        heirs = [replace(heir, size=size, birth=birth) for heir in heirs]
+        # Sisters are as large, as bright and as condensed as each other, and part from there.
+        shared = Ancestry(
+            body=0.0,
+            quantile=course.quantile,
+            mitosis=course.mitosis,
+            size=course.size,
+            birth=float(generator.random()),
+            drift=generator.standard_normal(frames - first - len(shown)),
+        )
+        heirs = [replace(shared, body=heir.body) for heir in heirs]
     return life, heirs
 
 
-class _Course:
-    """Draws the outlines of a life, and the logarithm of its brightness over that in interphase.
-
-    Attributes:
-        mitosis: How bright its mitosis is, in standard deviations.
-    """
-
-    def __init__(
-        self,
-        shapes: ShapeModel,
-        model: LifeModel,
-        ancestry: _Ancestry,
-        stages: npt.NDArray[np.int64],
-        shown: npt.NDArray[np.int64],
-        generator: np.random.Generator,
-    ) -> None:
-        self.shapes, self.model, self.ancestry = shapes, model, ancestry
-        self.stages, self.shown, self.generator = stages, shown, generator
-        weights, self.anchors = template_weights(stages)
-        self.all_weights, self.weights = weights, weights[shown]
-
-    def templated(self, jitter: float) -> tuple[Array, Array]:
-        """One template a stage, and fresh noise in every frame; ``[n, K]`` px and ``[n]``."""
-        shapes, generator = self.shapes, self.generator
-        anchored = self.stages[self.anchors].tolist()
-        templates = np.stack([shapes.sample(stage, generator) for stage in anchored])
-        brightness = self._brightness()
-        radii = self.all_weights @ templates
-        wanted = self.ancestry.body * _relative_area(self.model.area_of_age, self)
-        radii *= np.sqrt(wanted / area(radii))[:, None]
-        shown = self.stages[self.shown].tolist()
-        noise = np.stack([shapes.deviation(stage, generator) for stage in shown])
-        radii = radii[self.shown]
-        return np.maximum(radii + jitter * noise, radii.mean(1)[:, None] / 4), brightness
-
-    def drifting(self) -> tuple[Array, Array]:
-        """Scores and brightness that drift as the video's do; ``[n, K]`` px and ``[n]``."""
-        shapes, generator, count = self.shapes, self.generator, len(self.shown)
-        scores = shapes.scores(count, generator)
-        radii = np.zeros((count, shapes.mean.shape[1]))
-        for weight, stage in zip(self.weights.T, self.stages[self.anchors].tolist(), strict=True):
-            radii += weight[:, None] * (shapes.mean[stage] + scores @ shapes.modes[stage])
-        bounded = np.maximum(radii, radii.mean(1)[:, None] / 4)
-        wanted = self.ancestry.body * growth(self.model, self.stages)[self.shown]
-        wanted *= np.exp(self._sizes(count))
-        drift = autoregressive(count, np.array([BRIGHTNESS_MEMORY]), generator)[:, 0]
-        brightness = self._brightness() + self.model.stage_brightness[INTERPHASE, 1] * drift
-        return bounded * np.sqrt(wanted / area(bounded))[:, None], brightness
-
-    def _sizes(self, count: int) -> Array:
-        """Log area over that of its body, age and stage, ``[n]``."""
-        generator, (deviation, memory) = self.generator, self.model.size
-        lasting = autoregressive(count, np.array([memory]), generator)[:, 0]
-        if not self.ancestry.founder:
-            lasting += (self.ancestry.size - lasting[0]) * memory ** np.arange(count)
-        stages = self.stages[self.shown]
-        spread, newborn = self.model.stage_spread[stages], _NEWBORN[stages]
-        flicker = np.hypot(self.shapes.wobble, np.where(newborn, 0, spread))
-        sizes = deviation * lasting + flicker * generator.standard_normal(count)
-        # What is bright at birth is still condensed, so it is small.
-        condensed: Array = np.where(newborn, spread * self.ancestry.mitosis, 0)
-        return np.asarray(sizes - condensed)
-
-    def _brightness(self) -> Array:
-        self.mitosis = float(self.generator.standard_normal())
-        offsets = _brightness_offsets(
-            self.model, self.stages[self.anchors], self.ancestry.mitosis, self.mitosis,
-            self.generator,
-        )  # fmt: skip
-        known: Array = self.weights @ offsets
-        return known
-
-
 def _daughters(
-    split: float, mother: _Ancestry, mitosis: float, generator: np.random.Generator
-) -> list[_Ancestry]:
+    split: float, mother: Ancestry, mitosis: float, generator: np.random.Generator
+) -> list[Ancestry]:
     """Share the mother's body between two daughters; each may grow to twice its share."""
     share = float(np.clip(0.5 + split * generator.standard_normal(), 0.3, 0.7))
     return [
-        _Ancestry(2 * part * mother.body, mother.quantile, mitosis) for part in (share, 1 - share)
+        Ancestry(2 * part * mother.body, mother.quantile, mitosis) for part in (share, 1 - share)
     ]
-
-
-def _relative_area(area_of_age: Array, course: _Course) -> Array:
-    """Area of every frame of a life over that of the grown nucleus, ``[n]``."""
-    age = np.minimum(np.arange(len(course.stages)), len(area_of_age) - 1)
-    return np.where(
-        _DIVIDING[course.stages], course.model.area_of_stage[course.stages], area_of_age[age]
-    )
-
-
-def _brightness_offsets(
-    model: LifeModel,
-    stages: npt.NDArray[np.int64],
-    born: float,
-    mitosis: float,
-    generator: np.random.Generator,
-) -> Array:
-    """Log brightness of every template: one draw a mitosis, shared by mother and daughters."""
-    own = generator.standard_normal(len(stages))
-    sister = model.sister_spread * float(generator.standard_normal())
-    newborn = _NEWBORN[stages]
-    drawn = np.where(newborn, born, np.where(stages == INTERPHASE, own, mitosis))
-    offsets: Array = (
-        model.stage_brightness[stages, 0]
-        + model.stage_brightness[stages, 1] * drawn
-        + sister * newborn
-    )
-    return offsets
-
-
-def _at_quantile(table: Array, quantile: float) -> float:
-    return float(np.interp(quantile, quantiles(len(table)), table))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bvdm_data.randomness import numpy_stream, stream
+from bvdm_data.synth.course import sister_quantile
 from bvdm_data.synth.fast import FastSettings, Pictures, paint_fast
 from bvdm_data.synth.generator import Generator
 from bvdm_data.synth.lives import Life, grow_family
@@ -114,8 +115,13 @@ class Pool:
         # Evenly spread over the slots, so that a small pool has dim and bright nuclei, too.
         quantile = (slot + draws.random()) / self.settings.pairs
         models = (generator.shapes, generator.lives, frames, draws)
-        one = grow_family(*models, 1, jitter=None, quantile=quantile)
-        other = grow_family(*models, 1 + len(one), jitter=None, quantile=quantile, age=one[0].age)
+        drift = draws.standard_normal(frames)
+        one = grow_family(*models, 1, jitter=None, quantile=quantile, drift=drift)
+        age = one[0].age
+        other = grow_family(
+            *models, 1 + len(one), jitter=None, age=age, drift=drift,
+            quantile=sister_quantile(generator.lives, quantile, age, draws),
+        )  # fmt: skip
         return one, other
 
     def paint(

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Bool, Float
+from scipy import special
 from torch import Tensor
 
 CONTOUR_POINTS = 60
@@ -36,6 +37,9 @@ class ShapeModel:
         ragged: Median, and standard deviation of the logarithm, of how irregular a nucleus is: the
             root mean square of its scores but for the first two, which are size and length,
             ``[2]``.
+        length: Second score of the video's nuclei at equally spaced quantiles from 0 to 1, ``[Q]``.
+            It is how long they are, where they differ most in size, and not normal, for no nucleus
+            is shorter than round.
     """
 
     mean: Array
@@ -45,6 +49,7 @@ class ShapeModel:
     fresh: Array
     wobble: float
     ragged: Array
+    length: Array
 
     def sample(self, stage: int, generator: np.random.Generator, amount: float = 1.0) -> Array:
         """Draw a contour of a stage.
@@ -68,6 +73,21 @@ class ShapeModel:
         drawn: Array = generator.standard_normal(len(modes)) @ modes
         return drawn
 
+    def alike(self, stage: int) -> Array:
+        """Return the components of a stage, each pointing where that of interphase does.
+
+        A component has no sign of its own; with these, a long nucleus is long in all stages.
+
+        Args:
+            stage: Index into ``STAGES``.
+
+        Returns:
+            ``[M, K]`` px.
+        """
+        against = (self.modes[stage] * self.modes[0]).sum(1, keepdims=True) < 0
+        found: Array = np.where(against, -self.modes[stage], self.modes[stage])
+        return found
+
     def scores(self, frames: int, generator: np.random.Generator) -> Array:
         """Draw the scores of a nucleus in consecutive frames: they drift, and they flicker.
 
@@ -78,12 +98,16 @@ class ShapeModel:
             generator: Where the random numbers come from.
 
         Returns:
-            ``[frames, M]``, each of about unit variance over many nuclei.
+            ``[frames, M]``, each of about unit variance over many nuclei, the second as the
+            video's are.
         """
         lasting = autoregressive(frames, self.memory, generator)
         passing = generator.standard_normal(lasting.shape)
         drawn: Array = np.sqrt(1 - self.fresh) * lasting + np.sqrt(self.fresh) * passing
         drawn[:, 2:] *= self.ragged[0] * math.exp(self.ragged[1] * generator.standard_normal())
+        drawn[:, 1:2] = np.interp(
+            special.ndtr(drawn[:, 1:2]), quantiles(len(self.length)), self.length
+        )
         return drawn
 
 
