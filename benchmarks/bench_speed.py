@@ -8,7 +8,7 @@ import json
 import pytest
 
 from benchmarks import speed_measures
-from bvdm_data.machine import machine, versions
+from bvdm_data.system import machine, versions
 
 pytestmark = pytest.mark.slow
 

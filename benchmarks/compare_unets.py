@@ -13,8 +13,8 @@ import torch
 
 from benchmarks.reference_unet import ReferenceUNet
 from bvdm_data.datasets.ctc import guess_scale, read_sequence
-from bvdm_data.fitting.crops import cut_nuclei
-from bvdm_data.fitting.texture import TEXTURE_TRAINING, normalise, texture_losses
+from bvdm_data.fitting.nuclei import cut_nuclei
+from bvdm_data.fitting.paper_networks import TEXTURE_TRAINING, normalise, texture_losses
 from bvdm_data.fitting.training import purpose_of, train
 from bvdm_data.fitting.video import read_video
 from bvdm_data.synth.unet import UNet

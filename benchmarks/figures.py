@@ -12,17 +12,17 @@ import torch
 
 from bvdm_data import STAGES, CTCVideos, PaperSettings, SyntheticHeLaVideos
 from bvdm_data.datasets.ctc import read_sequence
-from bvdm_data.evaluation.pictures import contact_sheet, grid
-from bvdm_data.fitting.crops import MASK_LEVEL, cut_nuclei
-from bvdm_data.fitting.portraits import Portraits, cut_portraits
+from bvdm_data.fitting.denoiser import Portraits, cut_portraits
+from bvdm_data.fitting.nuclei import MASK_LEVEL, cut_nuclei
 from bvdm_data.fitting.stages import assign_stages
 from bvdm_data.fitting.video import read_video
-from bvdm_data.randomness import numpy_stream, stream
-from bvdm_data.synth.fast import FastSettings, paint_fast, paint_moments
-from bvdm_data.synth.generator import Generator
-from bvdm_data.synth.lives import Life
-from bvdm_data.synth.shapes import rasterise
-from bvdm_data.synth.texture import paint
+from bvdm_data.rng import numpy_stream, stream
+from bvdm_data.synth.cells import Life
+from bvdm_data.synth.contours import rasterise
+from bvdm_data.synth.model import Generator
+from bvdm_data.synth.paper import paint
+from bvdm_data.synth.textures import FastSettings, paint_fast, paint_moments
+from bvdm_data.viz.pictures import contact_sheet, grid
 from bvdm_data.weights import load
 
 DOCS = Path(__file__).parents[1] / "docs" / "pictures"

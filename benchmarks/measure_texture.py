@@ -13,9 +13,9 @@ import torch
 from scipy import ndimage
 
 from bvdm_data import STAGES, CameraScale, Clip, CTCVideos, SyntheticHeLaVideos
-from bvdm_data.evaluation.measures import sight
-from bvdm_data.evaluation.persistence import measure_persistence
-from bvdm_data.fitting.crops import Crops, cut_nuclei
+from bvdm_data.evaluation.nucleus_features import sight
+from bvdm_data.evaluation.video_statistics import measure_persistence
+from bvdm_data.fitting.nuclei import Crops, cut_nuclei
 from bvdm_data.fitting.stages import assign_stages
 from bvdm_data.fitting.video import Frame, Video, background_light
 from bvdm_data.weights import load

@@ -21,12 +21,12 @@ import torch
 from benchmarks.curves import POOLS
 from benchmarks.scaling_tables import TABLES, filled
 from bvdm_data import SyntheticHeLaVideos
-from bvdm_data.bench.pace import fill
+from bvdm_data.bench import fill
 from bvdm_data.files import whole_file
-from bvdm_data.machine import machine, versions
 from bvdm_data.storage import as_clip, read_shard
-from bvdm_data.storage.containers import WRITERS
-from bvdm_data.storage.recipe import schema_of
+from bvdm_data.storage.formats import WRITERS
+from bvdm_data.storage.shards import schema_of
+from bvdm_data.system import machine, versions
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE, RESULTS = DOCS / "scaling.md", DOCS / "scaling.json"

@@ -22,8 +22,8 @@ from torchvision.transforms import v2
 
 from bvdm_data import PaperSettings, PoolSettings, SyntheticHeLaVideos, check_clip
 from bvdm_data.clip import ANNOTATIONS, Clip
+from bvdm_data.clip_check import FARTHEST_FLOW, flow_errors
 from bvdm_data.datasets.stream import ClipStream
-from bvdm_data.flow_check import FARTHEST_FLOW, flow_errors
 
 TABLES = ("tracks", "stages", "boxes", "centroids")
 MOVES = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomCrop((80, 72)), v2.RandomRotation(90)])

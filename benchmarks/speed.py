@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks import curves, speed_measures
 from benchmarks.speed_tables import filled
 from bvdm_data.files import whole_file
-from bvdm_data.machine import machine, versions
+from bvdm_data.system import machine, versions
 
 PAGE = curves.DOCS / "performance.md"
 

@@ -26,11 +26,11 @@ from bvdm_data import (
     ProceduralSettings,
     SyntheticHeLaVideos,
 )
-from bvdm_data.bench.pace import MATRIX, fill, measure_costs, measure_pace
+from bvdm_data.bench import MATRIX, fill, measure_costs, measure_pace
 from bvdm_data.clip import ANNOTATIONS
 from bvdm_data.evaluation.segmenter import Segmenter
-from bvdm_data.synth.fast import BATCH
-from bvdm_data.synth.painter import edge_map
+from bvdm_data.synth.denoiser import edge_map
+from bvdm_data.synth.textures import BATCH
 from bvdm_data.weights import load
 
 FRAMES, SIZE = 8, (256, 256)
@@ -280,7 +280,7 @@ print(*(b - a for a, b in zip(times, times[1:])))
 """
 
 _CLIPS = """
-from bvdm_data.machine import peak_megabytes
+from bvdm_data.system import peak_megabytes
 from benchmarks.speed_measures import clips
 videos = clips({arguments})
 for number in range({count}):

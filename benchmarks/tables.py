@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bvdm_data.evaluation.report_training import PAPER_ARMS, PAPER_STEPS
+from bvdm_data.evaluation.report import PAPER_ARMS, PAPER_STEPS
 
 Results = Mapping[str, Any]
 

@@ -15,15 +15,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from bvdm_data.files import write_tensors
-from bvdm_data.synth.distilled import DistilledPainter, DistilledSettings
-from bvdm_data.synth.fast import TextureModel
+from bvdm_data.synth.camera import CameraModel
+from bvdm_data.synth.cell_cycle import LifeModel
+from bvdm_data.synth.contours import ShapeModel
+from bvdm_data.synth.denoiser import DistilledPainter, DistilledSettings, Painter, PainterSettings
 from bvdm_data.synth.flow import FlowNet
-from bvdm_data.synth.generator import Generator
-from bvdm_data.synth.life_model import LifeModel
+from bvdm_data.synth.model import Generator
 from bvdm_data.synth.motion import MotionModel
-from bvdm_data.synth.painter import Painter, PainterSettings
-from bvdm_data.synth.scene import CameraModel
-from bvdm_data.synth.shapes import ShapeModel
+from bvdm_data.synth.textures import TextureModel
 from bvdm_data.synth.unet import UNet, UNetSettings
 
 FORMAT = "bvdm-data generator 5"

@@ -11,15 +11,14 @@ from scipy import special
 from bvdm_data import weights
 from bvdm_data.clip import STAGES
 from bvdm_data.datasets.ctc import write_sequence
-from bvdm_data.synth.distilled import DistilledPainter, DistilledSettings
-from bvdm_data.synth.fast import TextureModel
+from bvdm_data.synth.camera import CameraModel
+from bvdm_data.synth.cell_cycle import LifeModel
+from bvdm_data.synth.contours import CONTOUR_POINTS, ShapeModel
+from bvdm_data.synth.denoiser import DistilledPainter, DistilledSettings, Painter, PainterSettings
 from bvdm_data.synth.flow import FlowNet
-from bvdm_data.synth.generator import Generator
-from bvdm_data.synth.life_model import LifeModel
+from bvdm_data.synth.model import Generator
 from bvdm_data.synth.motion import MotionModel
-from bvdm_data.synth.painter import Painter, PainterSettings
-from bvdm_data.synth.scene import CameraModel
-from bvdm_data.synth.shapes import CONTOUR_POINTS, ShapeModel
+from bvdm_data.synth.textures import TextureModel
 from bvdm_data.synth.unet import UNet, UNetSettings
 
 NAME = "Fluo-N2DL-HeLa"

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from bvdm_data.datasets.ctc import write_sequence
-from bvdm_data.fitting import memory
-from bvdm_data.fitting.crops import Crops
+from bvdm_data.fitting import texture_noise as memory
+from bvdm_data.fitting.nuclei import Crops
 from bvdm_data.fitting.training import TrainingSettings, train
-from bvdm_data.synth.plan import SceneSettings
-from bvdm_data.synth.shapes import CONTOUR_POINTS
+from bvdm_data.synth.contours import CONTOUR_POINTS
+from bvdm_data.synth.scene import SceneSettings
 
 FRAMES, HEIGHT, WIDTH = 40, 200, 240
 OFFSET = 32768

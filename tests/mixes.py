@@ -9,7 +9,7 @@ import torch
 import torch.distributed
 from torch.utils.data import DataLoader
 
-from bvdm_data.camera_scale import CameraScale
+from bvdm_data.clip import CameraScale
 from bvdm_data.datasets.mixed import MixedVideos
 
 

@@ -5,9 +5,8 @@ import math
 import numpy as np
 import torch
 
-from bvdm_data.synth.distilled import DistilledPainter, DistilledSettings
-from bvdm_data.synth.lives import Life
-from bvdm_data.synth.painter import Painter, PainterSettings
+from bvdm_data.synth.cells import Life
+from bvdm_data.synth.denoiser import DistilledPainter, DistilledSettings, Painter, PainterSettings
 
 
 class LinearPainter(Painter):

@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
-from bvdm_data.synth.fast import Pictures
-from bvdm_data.synth.painter import patch_scale
-from bvdm_data.synth.raster import add_up, label_rows, tabulate
+from bvdm_data.synth.denoiser import patch_scale
+from bvdm_data.synth.render import add_up, label_rows, tabulate
+from bvdm_data.synth.textures import Pictures
 
 
 def label(paths, frames, size):

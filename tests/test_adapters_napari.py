@@ -10,8 +10,8 @@ from torch.utils.data import default_collate
 
 from bvdm_data.adapters import napari as adapter
 from bvdm_data.datasets.ctc import write_sequence
+from bvdm_data.datasets.ctc_videos import CTCVideos
 from bvdm_data.datasets.export import export
-from bvdm_data.datasets.real import CTCVideos
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.datasets.tiff import write_image
 

@@ -9,8 +9,7 @@ import tifffile
 import torch
 
 from bvdm_data.adapters.ome import write_ome_tiff, write_ome_zarr
-from bvdm_data.camera_scale import CameraScale
-from bvdm_data.clip import annotated
+from bvdm_data.clip import CameraScale, annotated
 
 zarr = pytest.importorskip("zarr", minversion="3", reason="zarr 3: extra ome")
 

@@ -16,12 +16,11 @@ from ctc_metrics.scripts.validate import validate_sequence
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms._presets import OpticalFlow
 
+from bvdm_data.adapters.common import lines_of_descent, need
 from bvdm_data.adapters.optical_flow import FlowPairs, flow_pairs
-from bvdm_data.adapters.parts import lines_of_descent, need
 from bvdm_data.adapters.tracking import TrackastraWindows, trackastra_windows, write_ctc
 from bvdm_data.adapters.video_objects import RawVideos, video_datapoint
-from bvdm_data.camera_scale import CameraScale
-from bvdm_data.clip import annotated
+from bvdm_data.clip import CameraScale, annotated
 from bvdm_data.datasets.ctc import read_sequence
 from bvdm_data.datasets.export import export
 from bvdm_data.datasets.mixed import MixedVideos

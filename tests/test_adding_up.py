@@ -11,9 +11,9 @@ from painters import still_life
 from rasters import label, put
 from scipy import ndimage
 
+from bvdm_data.synth.camera import expose
+from bvdm_data.synth.denoiser import patch_grid
 from bvdm_data.synth.motion import Trajectory
-from bvdm_data.synth.painter import patch_grid
-from bvdm_data.synth.scene import expose
 
 SIZE = (90, 100)
 

@@ -9,7 +9,7 @@ import weakref
 
 import pytest
 
-from bvdm_data.datasets.ahead import Ahead
+from bvdm_data.datasets.device_loader import Ahead
 
 
 def threads():
@@ -163,7 +163,7 @@ def test_the_interpreter_exits_while_a_thread_is_ahead(state):
     # Waits for room, or is in the middle of an item.
     script = f"""
 import threading
-from bvdm_data.datasets.ahead import Ahead
+from bvdm_data.datasets.device_loader import Ahead
 begun = threading.Event()
 def work(number):
     begun.set()

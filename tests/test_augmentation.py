@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from bvdm_data.evaluation.augmentation import DARK, LEAST_AREA, plain, strong
+from bvdm_data.evaluation.segmenter import DARK, LEAST_AREA, plain, strong
 
 BOTH = pytest.mark.parametrize("augment", [plain, strong])
 

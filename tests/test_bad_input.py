@@ -21,10 +21,11 @@ from bvdm_data import (
     ProceduralSettings,
     files,
 )
-from bvdm_data.datasets import ctc_writer, fetch
+from bvdm_data.datasets import ctc as ctc_writer
+from bvdm_data.datasets import fetch
 from bvdm_data.datasets.ctc import read_sequence, write_sequence
-from bvdm_data.evaluation.pictures import animation, contact_sheet
 from bvdm_data.fitting.fit import FitSettings, fit
+from bvdm_data.viz.pictures import animation, contact_sheet
 from bvdm_data.weights import load, save
 
 

@@ -10,30 +10,36 @@ from click.testing import CliRunner
 
 from benchmarks import curves
 from benchmarks.speed_tables import TABLES, filled
-from bvdm_data.bench import advice, pace
-from bvdm_data.bench import bench as benching
-from bvdm_data.bench import loop as loops
-from bvdm_data.bench.advice import Change, advise, alike, try_changes, workers_for
-from bvdm_data.bench.bench import bench
-from bvdm_data.bench.loop import Loop, Wait, measure_wait
-from bvdm_data.bench.pace import (
+from bvdm_data import bench as advice
+from bvdm_data import bench as benching
+from bvdm_data import bench as loops
+from bvdm_data import bench as pace
+from bvdm_data.bench import (
+    Change,
+    Loop,
     Pace,
+    Wait,
+    advise,
+    alike,
+    bench,
     fill,
     matrix_gflops,
     measure_arithmetic,
     measure_costs,
     measure_pace,
+    measure_wait,
     nuclei_of,
+    try_changes,
+    words,
+    workers_for,
 )
-from bvdm_data.bench.words import words
 from bvdm_data.cli import cli
 from bvdm_data.clip import ANNOTATIONS
 from bvdm_data.datasets import synthetic
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
-from bvdm_data.machine import machine, peak_megabytes, usable_cores, versions
-from bvdm_data.synth.fast import FastSettings
-from bvdm_data.synth.parts import PARTS, part
-from bvdm_data.synth.pool import PoolSettings
+from bvdm_data.synth.cell_bank import PoolSettings
+from bvdm_data.synth.textures import FastSettings
+from bvdm_data.system import PARTS, machine, part, peak_megabytes, usable_cores, versions
 from bvdm_data.weights import load
 
 SOON = 1e-6

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bvdm_data.camera_scale import CameraScale
+from bvdm_data.clip import CameraScale
 
 
 @pytest.mark.parametrize(("offset", "full"), [(0, 255), (32768, 36863), (0, 65535), (65534, 65535)])

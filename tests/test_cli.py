@@ -12,11 +12,11 @@ from bvdm_data.cli import cli, main
 from bvdm_data.datasets import fetch as fetching
 from bvdm_data.datasets.ctc import read_sequence
 from bvdm_data.datasets.export import MANIFEST
+from bvdm_data.evaluation import evaluate as judging
 from bvdm_data.fitting.fit import FitSettings
-from bvdm_data.fitting.texture import fit_texture
-from bvdm_data.judge import evaluate as judging
-from bvdm_data.synth.fast import FastSettings
+from bvdm_data.fitting.paper_networks import fit_texture
 from bvdm_data.synth.procedural import ProceduralSettings
+from bvdm_data.synth.textures import FastSettings
 from bvdm_data.synth.unet import UNetSettings
 from bvdm_data.weights import load
 
@@ -239,7 +239,7 @@ def test_a_full_disk_is_one_line(run, tiny_model, tmp_path, monkeypatch):
     def fill(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("bvdm_data.datasets.ctc_writer.write_image", fill)
+    monkeypatch.setattr("bvdm_data.datasets.ctc.write_image", fill)
     code, _, err = run(
         "export", tmp_path / "data", "--model", tiny_model, "--frames", 1, "--size", "48x48",
         "--nuclei", 2, "--quiet",

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bvdm_data import CTCVideos, MixedVideos, SyntheticHeLaVideos
-from bvdm_data.evaluation.clip_store import clip_digest, keep_clips
+from bvdm_data.evaluation.clip_cache import clip_digest, keep_clips
 
 
 class Counted:

@@ -12,19 +12,19 @@ from rasters import label
 from scipy import special
 
 from bvdm_data.clip import STAGES
-from bvdm_data.synth import colony as colonies
-from bvdm_data.synth.colony import colony
-from bvdm_data.synth.course import sister_quantile
-from bvdm_data.synth.life_model import GROWN, growth
-from bvdm_data.synth.lives import grow_family
-from bvdm_data.synth.placing import MARGIN, mean_radius
-from bvdm_data.synth.shapes import area, autoregressive
-from bvdm_data.synth.timeline import (
+from bvdm_data.synth import motion as colonies
+from bvdm_data.synth.cell_cycle import (
     AFTER_INTERPHASE,
     BEFORE_INTERPHASE,
+    GROWN,
     INTERPHASE,
+    growth,
     take_lengths,
 )
+from bvdm_data.synth.cells import grow_family, sister_quantile
+from bvdm_data.synth.contours import area, autoregressive
+from bvdm_data.synth.motion import colony
+from bvdm_data.synth.placement import MARGIN, mean_radius
 
 SIZE = (96, 128)
 

@@ -9,9 +9,9 @@ import pytest
 from rasters import label
 from scipy import ndimage
 
-from bvdm_data.synth.colony import TOUCH, colony
-from bvdm_data.synth.placing import mean_radius
-from bvdm_data.synth.variation import CONTACT, vary
+from bvdm_data.synth.model import CONTACT, vary
+from bvdm_data.synth.motion import TOUCH, colony
+from bvdm_data.synth.placement import mean_radius
 
 SIZE = (160, 160)
 

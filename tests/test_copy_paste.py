@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader
 from bvdm_data.clip import TooManyNucleiError
 from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets import ctc
-from bvdm_data.evaluation import copy_paste, pasting
-from bvdm_data.evaluation.clip_store import clip_digest
-from bvdm_data.evaluation.copy_paste import FRAME_AREA, CopyPaste
-from bvdm_data.evaluation.pasting import Nucleus
+from bvdm_data.evaluation import copy_paste
+from bvdm_data.evaluation import copy_paste as pasting
+from bvdm_data.evaluation.clip_cache import clip_digest
+from bvdm_data.evaluation.copy_paste import FRAME_AREA, CopyPaste, Nucleus
 from bvdm_data.fitting.video import background_light, empty_places
 
 LEVEL, NOISE, FULL = 300, 9, 4095  # of the tiny video, counts

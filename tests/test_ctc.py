@@ -9,8 +9,8 @@ import pytest
 import tifffile
 from ctc_metrics.scripts.validate import validate_sequence
 
-from bvdm_data.camera_scale import CameraScale
-from bvdm_data.datasets import ctc_writer
+from bvdm_data.clip import CameraScale
+from bvdm_data.datasets import ctc as ctc_writer
 from bvdm_data.datasets.ctc import (
     UNTRACKED_PER_FRAME,
     guess_scale,

@@ -8,17 +8,14 @@ import torch
 from scipy import ndimage
 
 from bvdm_data.synth import device as painting
-from bvdm_data.synth import layout as laying
+from bvdm_data.synth import render as laying
+from bvdm_data.synth.camera import DeviceCamera, blur_taps, camera_seed, expose
+from bvdm_data.synth.cell_bank import Pool, PoolSettings
 from bvdm_data.synth.device import DevicePainter, gather, pictures_at_once
-from bvdm_data.synth.exposure import DeviceCamera, blur_taps, camera_seed
-from bvdm_data.synth.fast import FastSettings, Pictures, paint_prepared
-from bvdm_data.synth.layout import add_light, lay_out, pile_up, spare_cells
-from bvdm_data.synth.plan import SceneSettings, make_plan
-from bvdm_data.synth.pool import Pool, PoolSettings
-from bvdm_data.synth.raster import add_up
-from bvdm_data.synth.scene import expose
-from bvdm_data.synth.sketch import packed, painted, sketched, unpacked
-from bvdm_data.synth.variation import vary
+from bvdm_data.synth.model import vary
+from bvdm_data.synth.render import add_light, add_up, lay_out, pile_up, spare_cells
+from bvdm_data.synth.scene import SceneSettings, make_plan, packed, painted, sketched, unpacked
+from bvdm_data.synth.textures import FastSettings, Pictures, paint_prepared
 
 CPU = torch.device("cpu")
 STEPS = 4095

@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader, get_worker_info
 from bvdm_data import DeviceLoader, FastSettings, PoolSettings, SyntheticHeLaVideos, weights
 from bvdm_data.clip import ANNOTATIONS, TooManyNucleiError
 from bvdm_data.clip_check import check_clip
-from bvdm_data.datasets import device_loader, sheets
-from bvdm_data.datasets.lanes import CudaLane, Lane, lane_of
-from bvdm_data.datasets.sheets import Together
+from bvdm_data.datasets import device_loader
+from bvdm_data.datasets import device_loader as sheets
+from bvdm_data.datasets.device_loader import CudaLane, Lane, Together, lane_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from bvdm_data.synth.diffusion import Schedule, add_noise, cosine_schedule, denoise_ancestral
+from bvdm_data.synth.unet import Schedule, add_noise, cosine_schedule, denoise_ancestral
 
 
 def noises(count, shape, seed=0):

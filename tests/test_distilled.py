@@ -9,19 +9,18 @@ import torch
 from painters import LinearPainter, OneCallPainter, random_painter, still_life, wavy
 from torch.nn import functional as F
 
-from bvdm_data.randomness import stream
-from bvdm_data.synth.distilled import DistilledSettings
-from bvdm_data.synth.fast import (
+from bvdm_data.rng import stream
+from bvdm_data.synth.cells import grow_family
+from bvdm_data.synth.denoiser import RIM, DistilledSettings, edge_map
+from bvdm_data.synth.scene import SceneSettings
+from bvdm_data.synth.synthesis import synthesise
+from bvdm_data.synth.textures import (
     DISTILLED_STEPS,
     FastSettings,
     TextureModel,
     paint_fast,
     paint_moments,
 )
-from bvdm_data.synth.lives import grow_family
-from bvdm_data.synth.painter import RIM, edge_map
-from bvdm_data.synth.plan import SceneSettings
-from bvdm_data.synth.synthesis import synthesise
 from bvdm_data.weights import load
 
 

@@ -13,11 +13,11 @@ from test_readme import entry_of, write_stand_in
 
 import bvdm_data
 from bvdm_data.cli import cli
-from bvdm_data.fitting.crops import PATCH
-from bvdm_data.fitting.pace import LEAST_STEPS
-from bvdm_data.fitting.shapes import LEAST_OVERLAP
+from bvdm_data.fitting.contours import LEAST_OVERLAP
+from bvdm_data.fitting.motion import LEAST_STEPS
+from bvdm_data.fitting.nuclei import PATCH
 from bvdm_data.fitting.stages import StageRules
-from bvdm_data.synth.shapes import CONTOUR_POINTS
+from bvdm_data.synth.contours import CONTOUR_POINTS
 from bvdm_data.weights import read_card
 
 ROOT = Path(__file__).parents[1]

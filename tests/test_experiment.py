@@ -17,8 +17,7 @@ from bvdm_data.evaluation.experiment import (
     without_nan,
 )
 from bvdm_data.evaluation.seg_tra import read_reference
-from bvdm_data.evaluation.segmentation_training import SegmenterSettings
-from bvdm_data.evaluation.segmenter import Segmenter
+from bvdm_data.evaluation.segmenter import Segmenter, SegmenterSettings
 
 SETTINGS = SegmenterSettings(steps=3, batch=1)
 

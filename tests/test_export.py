@@ -11,14 +11,14 @@ import pytest
 from ctc_metrics.scripts.evaluate import evaluate_sequence
 from ctc_metrics.scripts.validate import validate_sequence
 
-from bvdm_data.camera_scale import CameraScale
+from bvdm_data.clip import CameraScale
 from bvdm_data.datasets import export as exporting
 from bvdm_data.datasets.ctc import read_sequence
 from bvdm_data.datasets.export import MANIFEST, export
-from bvdm_data.synth.fast import FastSettings
-from bvdm_data.synth.plan import SceneSettings
+from bvdm_data.synth.paper import PaperSettings
+from bvdm_data.synth.scene import SceneSettings
 from bvdm_data.synth.synthesis import synthesise
-from bvdm_data.synth.texture import PaperSettings
+from bvdm_data.synth.textures import FastSettings
 from bvdm_data.weights import load, save
 
 STEPS = PaperSettings(first_steps=2, later_steps=1)

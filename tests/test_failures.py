@@ -23,12 +23,12 @@ from bvdm_data.clip import TooManyNucleiError
 from bvdm_data.datasets import synthetic
 from bvdm_data.datasets.ctc import write_sequence
 from bvdm_data.datasets.export import export
-from bvdm_data.datasets.failures import ADVICE, naming_clip
-from bvdm_data.datasets.transform import TransformError
+from bvdm_data.datasets.transforms import TransformError
+from bvdm_data.evaluation import evaluate as judging
+from bvdm_data.evaluation.arms import Data
 from bvdm_data.fitting import fit as fitting
 from bvdm_data.fitting.training import TrainingSettings, train
-from bvdm_data.judge import evaluate as judging
-from bvdm_data.judge.arms import Data
+from bvdm_data.validate import ADVICE, naming_clip
 from bvdm_data.weights import load, save
 
 ALONE = r"clip 3 of epoch 2 of SyntheticHeLaVideos\(seed=5\); to make it alone: "

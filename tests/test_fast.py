@@ -12,9 +12,12 @@ from painters import LinearPainter, random_painter, still_life, wavy
 from rasters import label
 from scipy import ndimage
 
-from bvdm_data.randomness import stream
-from bvdm_data.synth import fast
-from bvdm_data.synth.fast import (
+from bvdm_data.rng import stream
+from bvdm_data.synth import textures as fast
+from bvdm_data.synth.denoiser import REACH, edge_map, patch_grid, patch_scale
+from bvdm_data.synth.motion import Trajectory
+from bvdm_data.synth.render import add_up, tabulate
+from bvdm_data.synth.textures import (
     BATCH,
     BRIGHTEST,
     FastSettings,
@@ -22,9 +25,6 @@ from bvdm_data.synth.fast import (
     paint_fast,
     paint_moments,
 )
-from bvdm_data.synth.motion import Trajectory
-from bvdm_data.synth.painter import REACH, edge_map, patch_grid, patch_scale
-from bvdm_data.synth.raster import add_up, tabulate
 
 # Settings
 

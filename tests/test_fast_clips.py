@@ -12,10 +12,10 @@ from bvdm_data import weights
 from bvdm_data.clip import ANNOTATIONS
 from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
-from bvdm_data.synth.fast import FastSettings
-from bvdm_data.synth.plan import SceneSettings
+from bvdm_data.synth.paper import PaperSettings
+from bvdm_data.synth.scene import SceneSettings
 from bvdm_data.synth.synthesis import synthesise
-from bvdm_data.synth.texture import PaperSettings
+from bvdm_data.synth.textures import FastSettings
 
 two_workers = pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker")
 QUICK = FastSettings(steps=2)

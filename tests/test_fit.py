@@ -9,21 +9,20 @@ import tifffile
 import torch
 from fitted import FRAMES, LEVEL, OFFSET, fitted_video, quick_memory, write_fitted
 
-from bvdm_data.camera_scale import CameraScale
-from bvdm_data.clip import ANNOTATIONS, STAGES
+from bvdm_data.clip import ANNOTATIONS, STAGES, CameraScale
 from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets import ctc
 from bvdm_data.datasets.ctc import write_sequence
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.fitting import training as trainings
-from bvdm_data.fitting.distilled import DISTILLED_TRAINING
+from bvdm_data.fitting.denoiser import PAINTER_TRAINING
 from bvdm_data.fitting.fit import FitSettings, fit
-from bvdm_data.fitting.painter import PAINTER_TRAINING
+from bvdm_data.fitting.student import DISTILLED_TRAINING
 from bvdm_data.fitting.training import TrainingSettings
-from bvdm_data.synth.fast import FastSettings
-from bvdm_data.synth.plan import SceneSettings
+from bvdm_data.synth.paper import PaperSettings
+from bvdm_data.synth.scene import SceneSettings
 from bvdm_data.synth.synthesis import synthesise, to_clip
-from bvdm_data.synth.texture import PaperSettings
+from bvdm_data.synth.textures import FastSettings
 from bvdm_data.synth.unet import UNetSettings
 from bvdm_data.weights import load, read_card
 

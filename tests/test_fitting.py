@@ -5,10 +5,9 @@ import pytest
 from fitted import FOUNDERS, LEVEL, OFFSET, crops_of, fitted_video, write_fitted
 from scipy import ndimage
 
-from bvdm_data.camera_scale import CameraScale
-from bvdm_data.clip import STAGES
+from bvdm_data.clip import STAGES, CameraScale
 from bvdm_data.datasets.ctc import read_sequence, write_sequence
-from bvdm_data.fitting.crops import MASK_LEVEL, Crops, cut_nuclei
+from bvdm_data.fitting.nuclei import MASK_LEVEL, Crops, cut_nuclei
 from bvdm_data.fitting.stages import (
     INTERPHASE,
     METAPHASE,
@@ -22,13 +21,7 @@ from bvdm_data.fitting.stages import (
     durations,
     interphase_references,
 )
-from bvdm_data.fitting.video import (
-    Frame,
-    Video,
-    background_light,
-    empty_places,
-    read_video,
-)
+from bvdm_data.fitting.video import Frame, Video, background_light, empty_places, read_video
 
 SCALE = CameraScale(OFFSET, OFFSET + 4095)
 

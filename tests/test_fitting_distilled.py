@@ -10,9 +10,9 @@ from painters import LinearPainter
 from torch import nn
 
 from bvdm_data.clip import STAGES
-from bvdm_data.fitting import distilled as distilling
+from bvdm_data.fitting import student as distilling
 from bvdm_data.fitting import training as trainings
-from bvdm_data.fitting.distilled import (
+from bvdm_data.fitting.student import (
     RARE,
     WIDE,
     Pairs,
@@ -22,9 +22,8 @@ from bvdm_data.fitting.distilled import (
     narrow_of,
 )
 from bvdm_data.fitting.training import TrainingSettings
-from bvdm_data.synth.distilled import DistilledPainter, DistilledSettings
-from bvdm_data.synth.fast import DISTILLED_STEPS
-from bvdm_data.synth.painter import RIM, denoise, edge_map
+from bvdm_data.synth.denoiser import RIM, DistilledPainter, DistilledSettings, denoise, edge_map
+from bvdm_data.synth.textures import DISTILLED_STEPS
 
 QUICK = TrainingSettings(steps=6, batch=4, rate=1e-3, save_every=2, check_every=3)
 

@@ -7,7 +7,13 @@ from fitted import crops_of, ellipse, filled
 from torch import nn
 from torch.nn import functional as F
 
-from bvdm_data.fitting.flow import MaskPairs, fit_flow, flow_loss, mask_overlap, pair_masks
+from bvdm_data.fitting.paper_networks import (
+    MaskPairs,
+    fit_flow,
+    flow_loss,
+    mask_overlap,
+    pair_masks,
+)
 from bvdm_data.fitting.training import TrainingSettings
 
 

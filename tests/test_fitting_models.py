@@ -7,16 +7,26 @@ import pytest
 from fitted import crops_of, ellipse, filled
 from scipy import ndimage
 
-from bvdm_data.camera_scale import CameraScale
-from bvdm_data.clip import STAGES
-from bvdm_data.fitting.brightness import MEMORY, SHARED, fit_brightness
-from bvdm_data.fitting.camera import STREAK, fit_camera, streak_kernel
-from bvdm_data.fitting.growth import _size
-from bvdm_data.fitting.lives import fit_cycle, fit_lives, whole_cycles
-from bvdm_data.fitting.motion import fit_motion
-from bvdm_data.fitting.pace import births_of, fit_pace_of_age
+from bvdm_data.clip import STAGES, CameraScale
+from bvdm_data.fitting.cell_cycle import (
+    MEMORY,
+    SHARED,
+    _size,
+    fit_brightness,
+    fit_cycle,
+    fit_lives,
+    whole_cycles,
+)
+from bvdm_data.fitting.motion import births_of, fit_motion, fit_pace_of_age
 from bvdm_data.fitting.stages import Appearance
-from bvdm_data.fitting.video import Frame, Video, background_light
+from bvdm_data.fitting.video import (
+    STREAK,
+    Frame,
+    Video,
+    background_light,
+    fit_camera,
+    streak_kernel,
+)
 
 SCALE = CameraScale(32768, 36863)
 

@@ -9,11 +9,10 @@ from fitted import ellipse
 from painters import LinearPainter, random_painter
 from safetensors.torch import load_file
 
-from bvdm_data.fitting import painter as fitting
-from bvdm_data.fitting.painter import fit_painter, painter_losses, to_samples
-from bvdm_data.fitting.portraits import Portraits
+from bvdm_data.fitting import denoiser as fitting
+from bvdm_data.fitting.denoiser import Portraits, fit_painter, painter_losses, to_samples
 from bvdm_data.fitting.training import TrainingSettings
-from bvdm_data.synth.painter import edge_map
+from bvdm_data.synth.denoiser import edge_map
 
 
 def portraits(count=24, patch=32, tracks=8, seed=0):

@@ -7,8 +7,8 @@ import pytest
 from fitted import ANGLES, crops_of, ellipse, filled
 
 from bvdm_data.clip import STAGES
-from bvdm_data.fitting.shapes import contour, fit_shapes, orientation, overlap_with_contour
-from bvdm_data.synth.shapes import CONTOUR_POINTS, area
+from bvdm_data.fitting.contours import contour, fit_shapes, orientation, overlap_with_contour
+from bvdm_data.synth.contours import CONTOUR_POINTS, area
 
 
 @pytest.mark.parametrize("turn", [-1.4, -0.7, 0.0, 0.4, 1.1])

@@ -14,13 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from bvdm_data.fitting.crops import MASK_LEVEL
-from bvdm_data.fitting.texture import (
-    fit_texture,
-    normalise,
-    split_tracks,
-    symmetry,
-)
+from bvdm_data.fitting.nuclei import MASK_LEVEL
+from bvdm_data.fitting.paper_networks import fit_texture, normalise, split_tracks, symmetry
 from bvdm_data.fitting.training import TrainingSettings, purpose_of, train
 from bvdm_data.synth.unet import UNetSettings
 

@@ -7,23 +7,21 @@ import torch
 from scipy import linalg
 
 from bvdm_data.clip import annotated, unbroken_tracks
-from bvdm_data.datasets.real import CTCVideos
-from bvdm_data.evaluation import features as module
-from bvdm_data.evaluation.features import (
+from bvdm_data.datasets.ctc_videos import CTCVideos
+from bvdm_data.evaluation import distances as module
+from bvdm_data.evaluation.distances import (
     BLACK,
     WHITE,
     Features,
+    damaged,
     displayed,
     frame_tiles,
+    frechet_distance,
+    kernel_distance,
     lite0_features,
     load_features,
     load_video_features,
     nucleus_crops,
-)
-from bvdm_data.evaluation.frechet import (
-    damaged,
-    frechet_distance,
-    kernel_distance,
     picture_distance,
 )
 
@@ -297,7 +295,7 @@ def test_table_grows_with_the_damage(monkeypatch):
     reference = [a_clip(seed) for seed in range(20)]
     found = []
     for blur in (0.3, 0.6, 1.0, 2.0):
-        monkeypatch.setattr("bvdm_data.evaluation.frechet.BLUR", blur)
+        monkeypatch.setattr("bvdm_data.evaluation.distances.BLUR", blur)
         rows = picture_distance({}, reference, count=100, features=QUICK, size=24)
         row = next(row for row in rows if row.name == "blurred")
         found.append((row.kernel.value, row.frechet))

@@ -9,15 +9,9 @@ import pytest
 from bvdm_data.datasets import ctc
 from bvdm_data.datasets.ctc import write_sequence
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
-from bvdm_data.evaluation.linking import LINKER_TRAINING, LinkerSettings
-from bvdm_data.evaluation.seg_tra import read_reference
-from bvdm_data.evaluation.segmentation_training import (
-    Samples,
-    SegmenterSettings,
-    train_segmenter,
-)
-from bvdm_data.judge import reuse
-from bvdm_data.judge.arms import (
+from bvdm_data.evaluation import study_reuse as reuse
+from bvdm_data.evaluation.appearance import real_film, synthetic_films
+from bvdm_data.evaluation.arms import (
     ARMS,
     STREAMED_FRAMES,
     Data,
@@ -26,12 +20,14 @@ from bvdm_data.judge.arms import (
     streamed_videos,
     synthetic_videos,
 )
-from bvdm_data.judge.evaluate import PARTS, Questions, evaluate
-from bvdm_data.judge.films import real_film, synthetic_films
-from bvdm_data.judge.steps import step_pairs
-from bvdm_data.judge.training import Budget, judge_scarcity
-from bvdm_data.synth.fast import FastSettings
-from bvdm_data.synth.pool import PoolSettings
+from bvdm_data.evaluation.evaluate import PARTS, Questions, evaluate
+from bvdm_data.evaluation.linker import LINKER_TRAINING, LinkerSettings
+from bvdm_data.evaluation.seg_tra import read_reference
+from bvdm_data.evaluation.segmenter import Samples, SegmenterSettings, train_segmenter
+from bvdm_data.evaluation.study_steps import step_pairs
+from bvdm_data.evaluation.training_value import Budget, judge_scarcity
+from bvdm_data.synth.cell_bank import PoolSettings
+from bvdm_data.synth.textures import FastSettings
 
 LINKER = LinkerSettings(
     width=16, heads=2, layers=1, window=4, training=replace(LINKER_TRAINING, steps=2, batch=2)

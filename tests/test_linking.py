@@ -7,12 +7,18 @@ import pytest
 import torch
 
 from bvdm_data.clip import annotated
-from bvdm_data.evaluation import linking
-from bvdm_data.evaluation.link_windows import clip_windows, soon_after, vary_window
-from bvdm_data.evaluation.linking import LinkerSettings, link, train_linker
+from bvdm_data.evaluation import linker as linking
+from bvdm_data.evaluation.linker import (
+    LinkerSettings,
+    clip_windows,
+    link,
+    soon_after,
+    train_linker,
+    vary_window,
+)
 from bvdm_data.evaluation.seg_tra import score
 from bvdm_data.fitting.training import TrainingSettings
-from bvdm_data.randomness import stream
+from bvdm_data.rng import stream
 
 
 def a_clip(seed=0, frames=5, size=96):

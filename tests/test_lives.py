@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from bvdm_data.clip import STAGES
-from bvdm_data.synth.lives import grow_family
-from bvdm_data.synth.shapes import area
-from bvdm_data.synth.timeline import AFTER_INTERPHASE, BEFORE_INTERPHASE, template_weights
+from bvdm_data.synth.cell_cycle import AFTER_INTERPHASE, BEFORE_INTERPHASE, template_weights
+from bvdm_data.synth.cells import grow_family
+from bvdm_data.synth.contours import area
 
 ORDER = (*BEFORE_INTERPHASE, 0, *AFTER_INTERPHASE)
 

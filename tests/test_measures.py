@@ -4,10 +4,14 @@ from films import LEVEL, as_clip, draw_film, ellipse, grain, still_clip
 from scipy import ndimage
 from scipy.stats import norm
 
-from bvdm_data.evaluation.background import local_background, measure_noise
-from bvdm_data.evaluation.histories import measure_lives, measure_motion
-from bvdm_data.evaluation.measures import look_at_all, sight
-from bvdm_data.evaluation.neighbourhoods import RINGS
+from bvdm_data.evaluation.nucleus_features import (
+    RINGS,
+    local_background,
+    look_at_all,
+    measure_noise,
+    sight,
+)
+from bvdm_data.evaluation.video_statistics import measure_lives, measure_motion
 from bvdm_data.fitting.video import background_light
 
 SHAPE = (120, 160)

@@ -8,11 +8,11 @@ import torch
 from fitted import crops_of, ellipse, filled
 from painters import LinearPainter, OneCallPainter
 
-from bvdm_data.fitting import memory as memories
-from bvdm_data.fitting.memory import LEAST_PAIRS, USUAL, fit_memory
-from bvdm_data.synth.fast import TextureModel
-from bvdm_data.synth.plan import SceneSettings
-from bvdm_data.synth.shapes import ShapeModel, autoregressive
+from bvdm_data.fitting import texture_noise as memories
+from bvdm_data.fitting.texture_noise import LEAST_PAIRS, USUAL, fit_memory
+from bvdm_data.synth.contours import ShapeModel, autoregressive
+from bvdm_data.synth.scene import SceneSettings
+from bvdm_data.synth.textures import TextureModel
 
 LAGS = (1, 2, 4, 7)
 

@@ -6,7 +6,7 @@ import torch
 from mixes import FakeVideos, own_number
 from torch.utils.data import DataLoader
 
-from bvdm_data.camera_scale import CameraScale
+from bvdm_data.clip import CameraScale
 from bvdm_data.datasets.mixed import BLOCK, MixedVideos
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mixes import FakeVideos, FiniteVideos, by_quotas, later_real, listed, own_numbers, picked
 
-from bvdm_data.datasets import mixing_draws
+from bvdm_data.datasets import mixture as mixing_draws
 from bvdm_data.datasets.mixed import BLOCK, MixedVideos
 
 THREE = {"a": 5, "b": 0.3, "c": 2}

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from rasters import label
 
+from bvdm_data.synth.contours import area
 from bvdm_data.synth.motion import film
-from bvdm_data.synth.placing import CONTACT, MARGIN
-from bvdm_data.synth.shapes import area
+from bvdm_data.synth.placement import CONTACT, MARGIN
 
 SIZE = (96, 128)
 

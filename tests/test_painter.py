@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from painters import LinearPainter, random_painter, wavy
 
-from bvdm_data.synth.painter import (
+from bvdm_data.synth.contours import rasterise
+from bvdm_data.synth.denoiser import (
     REACH,
     START,
     Painter,
@@ -19,7 +20,6 @@ from bvdm_data.synth.painter import (
     edge_map,
     patch_grid,
 )
-from bvdm_data.synth.shapes import rasterise
 
 # Settings
 

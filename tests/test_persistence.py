@@ -6,15 +6,15 @@ import torch
 from films import as_clip, draw_film, grain
 from scipy import ndimage
 
-from bvdm_data.alignment import LAGS, aligned_correlation
-from bvdm_data.datasets.real import CTCVideos
-from bvdm_data.evaluation.measures import sight
-from bvdm_data.evaluation.persistence import (
+from bvdm_data.datasets.ctc_videos import CTCVideos
+from bvdm_data.evaluation.nucleus_features import sight
+from bvdm_data.evaluation.video_statistics import (
     Persistence,
     cut_picture,
     measure_persistence,
     pairs_at,
 )
+from bvdm_data.fitting.texture_noise import LAGS, aligned_correlation
 
 
 def persistence_of(*clips, pairs=90):

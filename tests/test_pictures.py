@@ -4,8 +4,7 @@ import torch
 from PIL import Image
 
 from bvdm_data.clip import annotated, unbroken_tracks
-from bvdm_data.evaluation.drawing import COLOURS
-from bvdm_data.evaluation.pictures import animation, contact_sheet, grid, render_frame
+from bvdm_data.viz.pictures import COLOURS, animation, contact_sheet, grid, render_frame
 
 
 def a_clip(frames=3, size=(40, 48), grey=0.5):

@@ -15,10 +15,8 @@ from PIL import Image
 
 from bvdm_data.cli import cli
 from bvdm_data.clip import annotated, unbroken_tracks
-from bvdm_data.evaluation.drawing import COLOURS
-from bvdm_data.evaluation.mp4 import write_mp4
-from bvdm_data.evaluation.pictures import animation
-from bvdm_data.evaluation.player import player
+from bvdm_data.viz.pictures import COLOURS, animation, write_mp4
+from bvdm_data.viz.player import player
 
 SEEDS, DENSITIES = ("3", "4"), ("1 x", "2 x", "3 x")
 

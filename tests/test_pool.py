@@ -14,18 +14,18 @@ from torch.utils.data import DataLoader
 from bvdm_data.clip import ANNOTATIONS
 from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
-from bvdm_data.randomness import numpy_stream
-from bvdm_data.synth import plan
-from bvdm_data.synth import pool as pools
-from bvdm_data.synth.colony import colony
-from bvdm_data.synth.fast import FastSettings
-from bvdm_data.synth.placing import Founder
-from bvdm_data.synth.plan import SceneSettings
-from bvdm_data.synth.pool import Cast, Pool, PoolSettings
+from bvdm_data.rng import numpy_stream
+from bvdm_data.synth import cell_bank as pools
+from bvdm_data.synth import scene as plan
+from bvdm_data.synth.cell_bank import Cast, Pool, PoolSettings
+from bvdm_data.synth.contours import area
+from bvdm_data.synth.motion import colony
+from bvdm_data.synth.paper import PaperSettings
+from bvdm_data.synth.placement import Founder
 from bvdm_data.synth.procedural import ProceduralSettings
-from bvdm_data.synth.shapes import area
+from bvdm_data.synth.scene import SceneSettings
 from bvdm_data.synth.synthesis import synthesise
-from bvdm_data.synth.texture import PaperSettings
+from bvdm_data.synth.textures import FastSettings
 
 two_workers = pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker")
 SMALL = PoolSettings(pairs=6, renew=0.5)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from fitted import ANGLES, ellipse
 
-from bvdm_data.camera_scale import CameraScale
-from bvdm_data.fitting.crops import cut_nuclei
-from bvdm_data.fitting.portraits import HALO, NEIGHBOUR, cut_portraits
+from bvdm_data.clip import CameraScale
+from bvdm_data.fitting.denoiser import HALO, NEIGHBOUR, cut_portraits
+from bvdm_data.fitting.nuclei import cut_nuclei
 from bvdm_data.fitting.video import Frame, Video
-from bvdm_data.synth.shapes import CONTOUR_POINTS
+from bvdm_data.synth.contours import CONTOUR_POINTS
 
 SIZE = (120, 140)
 LEVEL, NOISE = 0.07, 0.0015

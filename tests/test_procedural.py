@@ -13,15 +13,13 @@ from bvdm_data.clip import ANNOTATIONS, STAGES
 from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets.ctc import read_sequence
 from bvdm_data.datasets.export import MANIFEST, export
-from bvdm_data.datasets.methods import METHODS
-from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
-from bvdm_data.randomness import stream
-from bvdm_data.synth.distilled import DistilledPainter
+from bvdm_data.datasets.synthetic import METHODS, SyntheticHeLaVideos
+from bvdm_data.rng import stream
+from bvdm_data.synth.cells import Life
+from bvdm_data.synth.denoiser import DistilledPainter, Painter
 from bvdm_data.synth.flow import FLOW_SIZE, FlowNet, warp
-from bvdm_data.synth.lives import Life
-from bvdm_data.synth.painter import Painter
-from bvdm_data.synth.plan import SceneSettings
 from bvdm_data.synth.procedural import ProceduralSettings, paint_procedurally
+from bvdm_data.synth.scene import SceneSettings
 from bvdm_data.synth.synthesis import synthesise
 from bvdm_data.synth.unet import UNet
 from bvdm_data.weights import load

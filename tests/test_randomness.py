@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from bvdm_data.randomness import numpy_stream, stream
+from bvdm_data.rng import numpy_stream, stream
 
 
 def draw(seed, *path):

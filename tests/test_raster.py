@@ -9,11 +9,11 @@ from painters import still_life, wavy
 from rasters import label
 from torch.nn import functional as F
 
-from bvdm_data.synth import raster
-from bvdm_data.synth.fast import Pictures, fade
+from bvdm_data.synth import render as raster
+from bvdm_data.synth.denoiser import edge_map, patch_scale
 from bvdm_data.synth.motion import Trajectory
-from bvdm_data.synth.painter import edge_map, patch_scale
-from bvdm_data.synth.raster import add_up, displace_radially, label_rows, tabulate
+from bvdm_data.synth.render import add_up, displace_radially, label_rows, tabulate
+from bvdm_data.synth.textures import Pictures, fade
 
 SIZE = (70, 90)
 CORNERS = 2 * np.pi * np.arange(61) / 60

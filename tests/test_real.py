@@ -8,10 +8,9 @@ import torch
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from bvdm_data.camera_scale import CameraScale
-from bvdm_data.clip import TooManyNucleiError
+from bvdm_data.clip import CameraScale, TooManyNucleiError
 from bvdm_data.clip_check import check_clip
-from bvdm_data.datasets.real import CTCVideos
+from bvdm_data.datasets.ctc_videos import CTCVideos
 
 EVERY = ("masks", "tracks", "boxes", "centroids")
 

@@ -8,9 +8,8 @@ from films import as_clip, draw_film
 from scipy import ndimage
 
 from bvdm_data.clip import STAGES
-from bvdm_data.datasets.real import CTCVideos
-from bvdm_data.evaluation.quantities import QUANTITIES
-from bvdm_data.evaluation.realism import compare, measure
+from bvdm_data.datasets.ctc_videos import CTCVideos
+from bvdm_data.evaluation.realism import QUANTITIES, compare, measure
 
 PAIRS = 30
 

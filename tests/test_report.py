@@ -12,10 +12,9 @@ import pytest
 from PIL import Image
 
 from bvdm_data.clip import STAGES
+from bvdm_data.evaluation.distances import Estimate, PictureDistance
 from bvdm_data.evaluation.experiment import FIGURES, Trial, compare, without_nan
-from bvdm_data.evaluation.frechet import Estimate, PictureDistance
-from bvdm_data.evaluation.quantities import CURVE, DISTRIBUTION, QUANTITIES, SCALAR
-from bvdm_data.evaluation.realism import Line, Summary
+from bvdm_data.evaluation.realism import CURVE, DISTRIBUTION, QUANTITIES, SCALAR, Line, Summary
 from bvdm_data.evaluation.report import largest_gaps, write_report
 
 SHOWN = [figure for figure in FIGURES if figure != "valid"]

@@ -7,10 +7,11 @@ import torch
 from rasters import label
 from scipy import ndimage
 
+from bvdm_data.synth.camera import expose
+from bvdm_data.synth.cells import Life
 from bvdm_data.synth.flow import FLOW_SIZE
-from bvdm_data.synth.lives import Life
 from bvdm_data.synth.motion import Trajectory
-from bvdm_data.synth.scene import displace, expose, lighten, spots
+from bvdm_data.synth.render import displace, lighten, spots
 
 SIZE = (48, 64)
 OVAL = (9.0, 6.0)

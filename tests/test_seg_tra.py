@@ -7,8 +7,7 @@ import pytest
 from scipy import ndimage
 
 from bvdm_data.clip import unbroken_tracks
-from bvdm_data.datasets.ctc import guess_scale, read_sequence
-from bvdm_data.datasets.ctc_writer import write_sequence
+from bvdm_data.datasets.ctc import guess_scale, read_sequence, write_sequence
 from bvdm_data.evaluation.seg_tra import (
     Scores,
     clear_border,

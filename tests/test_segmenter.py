@@ -2,20 +2,18 @@ import numpy as np
 import pytest
 import torch
 
-from bvdm_data.evaluation.segmentation_training import (
-    Samples,
-    SegmenterSettings,
-    train_segmenter,
-)
 from bvdm_data.evaluation.segmenter import (
     LEAST_AREA,
     Prediction,
+    Samples,
     Segmenter,
+    SegmenterSettings,
     adapted,
     instances,
     predict,
     segmentation_loss,
     targets,
+    train_segmenter,
 )
 
 SETTINGS = SegmenterSettings(steps=4, batch=2)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bvdm_data.synth.shapes import CONTOUR_POINTS, area, radius_towards, rasterise
+from bvdm_data.synth.contours import CONTOUR_POINTS, area, radius_towards, rasterise
 
 STAGE = 3
 

@@ -23,8 +23,9 @@ from bvdm_data import (
 from bvdm_data.cli import cli
 from bvdm_data.clip import ANNOTATIONS
 from bvdm_data.datasets.export import MANIFEST, export
-from bvdm_data.storage import as_clip, read_manifest, read_shard, write_shards, writing
-from bvdm_data.storage.recipe import schema_of
+from bvdm_data.storage import as_clip, read_manifest, read_shard, write_shards
+from bvdm_data.storage import shards as writing
+from bvdm_data.storage.shards import schema_of
 from bvdm_data.weights import save
 
 needs_zarr = pytest.mark.skipif(sys.version_info < (3, 11), reason="zarr 3 needs Python 3.11")

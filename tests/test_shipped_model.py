@@ -6,8 +6,9 @@ import torch
 from scipy import ndimage
 
 from bvdm_data import FastSettings, PaperSettings, SyntheticHeLaVideos, check_clip
-from bvdm_data.synth import sketch, synthesis
-from bvdm_data.synth.plan import SceneSettings
+from bvdm_data.synth import scene as sketch
+from bvdm_data.synth import synthesis
+from bvdm_data.synth.scene import SceneSettings
 from bvdm_data.synth.synthesis import synthesise
 from bvdm_data.weights import bundled_folder, load, read_card
 

@@ -9,13 +9,13 @@ import torch
 from fitted import write_fitted
 
 from bvdm_data import weights
-from bvdm_data.camera_scale import CameraScale
+from bvdm_data.clip import CameraScale
 from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
-from bvdm_data.fitting import painter as fitting
+from bvdm_data.fitting import denoiser as fitting
 from bvdm_data.fitting.fit import FitSettings, fit
 from bvdm_data.fitting.training import TrainingSettings
-from bvdm_data.synth.fast import FastSettings
+from bvdm_data.synth.textures import FastSettings
 
 QUICK = TrainingSettings(steps=2, batch=2)
 FEW = FitSettings(painter=QUICK, distilled=QUICK, pairs=8, border=10)

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from streams import Numbers, batches, indices, logged
 from torch.utils.data import DataLoader
 
-from bvdm_data.datasets import shared
+from bvdm_data.datasets import stream as shared
 from bvdm_data.datasets.mixed import MixedVideos
-from bvdm_data.datasets.shards import Share
-from bvdm_data.datasets.shared import SharedEpoch
+from bvdm_data.datasets.sharding import Share
+from bvdm_data.datasets.stream import SharedEpoch
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 
 several_workers = pytest.mark.filterwarnings("ignore:This DataLoader will create")

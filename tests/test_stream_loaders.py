@@ -5,8 +5,8 @@ import torch
 from streams import Numbers, batches, logged
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from bvdm_data.datasets.ctc_videos import CTCVideos
 from bvdm_data.datasets.mixed import MixedVideos
-from bvdm_data.datasets.real import CTCVideos
 
 # torchdata calls what this PyTorch has given up.
 pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")

@@ -10,14 +10,13 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from bvdm_data import weights
-from bvdm_data.camera_scale import CameraScale
-from bvdm_data.clip import ANNOTATIONS, TooManyNucleiError
+from bvdm_data.clip import ANNOTATIONS, CameraScale, TooManyNucleiError
 from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets.mixed import MixedVideos
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
-from bvdm_data.synth.fast import FastSettings
+from bvdm_data.synth.paper import PaperSettings
 from bvdm_data.synth.procedural import ProceduralSettings
-from bvdm_data.synth.texture import PaperSettings
+from bvdm_data.synth.textures import FastSettings
 
 QUICK = PaperSettings(first_steps=2, later_steps=1)
 either_method = pytest.mark.parametrize("method", ["fast", QUICK], ids=["fast", "paper"])

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from bvdm_data.randomness import stream
+from bvdm_data.rng import stream
 from bvdm_data.synth.flow import FlowNet, warp
-from bvdm_data.synth.texture import PaperSettings, paint
+from bvdm_data.synth.paper import PaperSettings, paint
 from bvdm_data.synth.unet import UNet, UNetSettings
 
 SHORT = PaperSettings(first_steps=3, later_steps=2, total_steps=1000)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from bvdm_data.evaluation.linker import linked, track
 from bvdm_data.evaluation.seg_tra import read_reference, score
-from bvdm_data.evaluation.tracker import linked, track
 
 
 def moving_blobs(frames=8):

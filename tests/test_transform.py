@@ -12,8 +12,8 @@ from torchvision.transforms.v2 import functional as F
 
 from bvdm_data.clip import ANNOTATIONS, TooManyNucleiError, annotated, padded
 from bvdm_data.clip_check import check_clip
-from bvdm_data.datasets.real import CTCVideos
-from bvdm_data.datasets.transform import TransformError, transformed
+from bvdm_data.datasets.ctc_videos import CTCVideos
+from bvdm_data.datasets.transforms import TransformError, transformed
 
 # Of the nuclei of the tiny video: how far each goes in a frame, (dy, dx) in pixels.
 SPEEDS = {1: (0.5, 1.0), 2: (0.0, 0.5), 3: (0.3, 4.0), 4: (-0.8, 0.5), 5: (0.8, 0.5), 6: (-3, 0.2)}

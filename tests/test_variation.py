@@ -8,12 +8,8 @@ import pytest
 import torch
 
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
-from bvdm_data.synth import plan as plans
-from bvdm_data.synth.fast import FastSettings
-from bvdm_data.synth.plan import SceneSettings
-from bvdm_data.synth.procedural import ProceduralSettings
-from bvdm_data.synth.synthesis import synthesise
-from bvdm_data.synth.variation import (
+from bvdm_data.synth import scene as plans
+from bvdm_data.synth.model import (
     BLUR,
     BRIGHTNESS,
     CONTACT,
@@ -24,6 +20,10 @@ from bvdm_data.synth.variation import (
     Varied,
     vary,
 )
+from bvdm_data.synth.procedural import ProceduralSettings
+from bvdm_data.synth.scene import SceneSettings
+from bvdm_data.synth.synthesis import synthesise
+from bvdm_data.synth.textures import FastSettings
 
 
 @pytest.fixture

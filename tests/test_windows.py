@@ -9,13 +9,12 @@ import tifffile
 import torch
 from torch.utils.data import DataLoader
 
-from bvdm_data.camera_scale import CameraScale
-from bvdm_data.clip import TooManyNucleiError
+from bvdm_data.clip import CameraScale, TooManyNucleiError
 from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets import ctc
 from bvdm_data.datasets.ctc import write_sequence
+from bvdm_data.datasets.ctc_videos import CTCVideos
 from bvdm_data.datasets.mixed import MixedVideos
-from bvdm_data.datasets.real import CTCVideos
 from bvdm_data.datasets.tiff import PartialImage
 from bvdm_data.datasets.windows import steps
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torchvision import tv_tensors
 
+from bvdm_data.adapters.common import check_clip
 from bvdm_data.adapters.frames import video_and_masks
-from bvdm_data.adapters.parts import check_clip
 from bvdm_data.clip import STAGES, Clip, measure_boxes
-from bvdm_data.datasets.arguments import check_whole_number
+from bvdm_data.validate import check_whole_number
 
 CLASSES = ("nucleus", "stage")
 """What labels may tell apart: nuclei from background, or also the stages of the cell cycle."""

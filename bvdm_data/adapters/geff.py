@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bvdm_data.adapters.parts import (
+from bvdm_data.adapters.common import (
     MINUTES,
     PIXEL_SIZE,
     check_above_zero,

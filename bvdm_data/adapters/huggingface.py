@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from bvdm_data.adapters.parts import Videos, clips_in, need
-from bvdm_data.datasets.arguments import check_whole_number
+from bvdm_data.adapters.common import Videos, clips_in, need
+from bvdm_data.validate import check_whole_number
 
 MOST_AXES = 5
 """Most axes of an array that the package datasets has a feature for, ``Array5D``."""

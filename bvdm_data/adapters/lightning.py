@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from bvdm_data.clip import Clip
-from bvdm_data.datasets.arguments import check_seed, check_whole_number
-from bvdm_data.datasets.shards import check_batch_size
+from bvdm_data.datasets.sharding import check_batch_size
 from bvdm_data.datasets.stream import ClipStream
-from bvdm_data.randomness import stream as random_stream
+from bvdm_data.rng import stream as random_stream
+from bvdm_data.validate import check_seed, check_whole_number
 
 _MISSING: ImportError | None = None
 try:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from bvdm_data.adapters.parts import grey, need, part
+from bvdm_data.adapters.common import grey, need, part
 from bvdm_data.clip import Clip
 from bvdm_data.datasets.ctc import CTCSequence, read_sequence
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bvdm_data.adapters.parts import (
+from bvdm_data.adapters.common import (
     MINUTES,
     PIXEL_SIZE,
     check_above_zero,
@@ -15,8 +15,7 @@ from bvdm_data.adapters.parts import (
     part,
     whole_folder,
 )
-from bvdm_data.camera_scale import LARGEST_COUNT, CameraScale
-from bvdm_data.clip import Clip
+from bvdm_data.clip import LARGEST_COUNT, CameraScale, Clip
 from bvdm_data.datasets.tiff import write_ome_image
 from bvdm_data.files import whole_file
 

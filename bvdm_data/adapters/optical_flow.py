@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from bvdm_data.adapters.parts import coloured, part
-from bvdm_data.adapters.sharing import Clips, SharedClips
+from bvdm_data.adapters.common import Clips, SharedClips, coloured, part
 from bvdm_data.clip import Clip
 
 

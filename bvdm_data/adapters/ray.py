@@ -7,12 +7,17 @@ from typing import Any, SupportsIndex
 
 import torch
 
-from bvdm_data.adapters.parts import clips_in, need
-from bvdm_data.datasets.arguments import check_whole_number
+from bvdm_data.adapters.common import clips_in, need
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
-from bvdm_data.storage.manifest import CLIPS_PER_SHARD, Plan, claim, plan_shards
-from bvdm_data.storage.recipe import recipe_of
-from bvdm_data.storage.writing import make_shard
+from bvdm_data.storage.shards import (
+    CLIPS_PER_SHARD,
+    Plan,
+    claim,
+    make_shard,
+    plan_shards,
+    recipe_of,
+)
+from bvdm_data.validate import check_whole_number
 
 PAUSE = 1.0
 """Seconds before a task tries a shard again after an error of the disk; doubled each time."""

@@ -9,10 +9,10 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from bvdm_data.adapters.common import need
 from bvdm_data.adapters.frames import stacked
-from bvdm_data.adapters.parts import need
 from bvdm_data.clip import Clip
-from bvdm_data.datasets.arguments import check_whole_number
+from bvdm_data.validate import check_whole_number
 
 RAYS = 32
 """Rays of a nucleus where the user names no other number: StarDist's default."""

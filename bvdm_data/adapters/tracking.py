@@ -8,12 +8,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from bvdm_data.adapters.parts import counts_of, grey, lines_of_descent, need, part, tracks_of
-from bvdm_data.adapters.sharing import Clips, SharedClips
-from bvdm_data.camera_scale import CameraScale
-from bvdm_data.clip import Clip
-from bvdm_data.datasets.arguments import check_whole_number
-from bvdm_data.datasets.ctc_writer import write_sequence
+from bvdm_data.adapters.common import (
+    Clips,
+    SharedClips,
+    counts_of,
+    grey,
+    lines_of_descent,
+    need,
+    part,
+    tracks_of,
+)
+from bvdm_data.clip import CameraScale, Clip
+from bvdm_data.datasets.ctc import write_sequence
+from bvdm_data.validate import check_whole_number
 
 Window = Mapping[str, Tensor]
 
@@ -104,7 +111,7 @@ def write_ctc(clip: Clip, root: str | Path, *, name: str, scale: CameraScale) ->
     """Write one clip as a sequence of the Cell Tracking Challenge.
 
     The folder is read by Trackastra's ``CTCData``, ``traccuracy``, ``py-ctcmetrics``, EmbedTrack
-    and :class:`CTCVideos`. See :func:`bvdm_data.datasets.ctc_writer.write_sequence` for its files;
+    and :class:`CTCVideos`. See :func:`bvdm_data.datasets.ctc.write_sequence` for its files;
     ``bvdm-data export`` writes many whole videos and goes on where it was killed.
 
     Args:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bvdm_data.adapters.parts import Videos, check_clip, clips_in, coloured, part
+from bvdm_data.adapters.common import Videos, check_clip, clips_in, coloured, part
 from bvdm_data.clip import Clip
-from bvdm_data.datasets.arguments import check_whole_number
+from bvdm_data.validate import check_whole_number
 
 
 @dataclass

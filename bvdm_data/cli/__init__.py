@@ -4,11 +4,7 @@ import sys
 
 import click
 
-from bvdm_data.cli.bench import bench
-from bvdm_data.cli.clips import export, fetch, preview
-from bvdm_data.cli.evaluation import evaluate
-from bvdm_data.cli.fitting import fit, info
-from bvdm_data.cli.shards import shards
+from bvdm_data.cli.commands import bench, evaluate, export, fetch, fit, info, preview, shards
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

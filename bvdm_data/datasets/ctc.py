@@ -1,6 +1,7 @@
 """CTCSequence: one video of a Cell Tracking Challenge folder, read lazily."""
 
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,11 +10,347 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bvdm_data.camera_scale import CameraScale
-from bvdm_data.datasets.ctc_writer import is_complete, write_sequence
-from bvdm_data.datasets.tiff import PartialImage, image_shape, read_image
-from bvdm_data.datasets.track_labels import check_labels, follow_markers
-from bvdm_data.datasets.track_table import read_track_table
+from bvdm_data.clip import CameraScale
+from bvdm_data.datasets.tiff import PartialImage, image_shape, read_image, write_image
+
+
+def read_track_table(path: Path) -> npt.NDArray[np.int32]:
+    """Read a ``man_track.txt``.
+
+    Args:
+        path: The file; each line holds id, first frame, last frame and parent id (0: none).
+
+    Returns:
+        The rows in the order of the file, ``[n, 4]`` int32.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a line is malformed or contradicts another; the message names the line.
+    """
+    rows: list[list[int]] = []
+    places: list[str] = []
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
+        if line.strip():
+            places.append(f"{path}, line {number}")
+            rows.append(_parsed(line, places[-1]))
+    _check_rows(rows, places)
+    return np.array(rows, np.int32).reshape(-1, 4)
+
+
+def write_track_table(path: Path, tracks: npt.NDArray[np.integer]) -> None:
+    """Write a ``man_track.txt``.
+
+    Args:
+        path: Where to; a file that is there is replaced.
+        tracks: ``[n, 4]`` id, first frame, last frame and parent id.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    path.write_text("".join(" ".join(map(str, row)) + "\n" for row in tracks.tolist()))
+
+
+def check_track_table(tracks: npt.NDArray[np.integer], frames: int) -> npt.NDArray[np.int32]:
+    """Check a table of tracks and leave out the rows of zeros that pad it.
+
+    Args:
+        tracks: ``[n, 4]`` id, first frame, last frame and parent id.
+        frames: Number of frames of the video.
+
+    Returns:
+        The rows that hold a track, ``[m, 4]`` int32.
+
+    Raises:
+        TypeError: If tracks does not hold integers.
+        ValueError: If the shape is wrong or a row is impossible; the message names the row.
+    """
+    if not np.issubdtype(tracks.dtype, np.integer):
+        raise TypeError(f"tracks must hold integers, got the dtype {tracks.dtype}")
+    if tracks.ndim != 2 or tracks.shape[1] != 4:
+        raise ValueError(
+            f"tracks must be [n, 4] (id, first, last, parent), got the shape {tracks.shape}"
+        )
+    used = np.flatnonzero(tracks.any(axis=1))
+    _check_rows(tracks[used].tolist(), [f"tracks, row {row}" for row in used])
+    late = np.flatnonzero(tracks[:, 2] >= frames)
+    if len(late):
+        raise ValueError(
+            f"tracks, row {late[0]}: the last frame must be at most {frames - 1} in a video of "
+            f"{frames} frames, got {tracks[late[0], 2]}"
+        )
+    return tracks[used].astype(np.int32)
+
+
+def check_same_ids(masks: npt.NDArray[np.integer], table: npt.NDArray[np.integer]) -> None:
+    """Check that masks show the tracks of a table, in every frame.
+
+    Args:
+        masks: Ids ``[F, H, W]``.
+        table: As :func:`check_track_table` returns it.
+
+    Raises:
+        ValueError: If an id is in a frame in only one of them.
+    """
+    for frame, mask in enumerate(masks):
+        alive = table[(table[:, 1] <= frame) & (frame <= table[:, 2]), 0]
+        odd = np.setxor1d(np.unique(mask[mask > 0]), alive)
+        if len(odd):
+            raise ValueError(
+                "masks and tracks must hold the same ids in every frame, got id "
+                f"{odd[0]} in frame {frame} only in {'tracks' if odd[0] in alive else 'masks'}"
+            )
+
+
+def _parsed(line: str, place: str) -> list[int]:
+    words = line.split()
+    try:
+        row = [int(word) for word in words]
+    except ValueError:
+        row = []
+    if len(row) != 4 or max(row) > np.iinfo(np.int32).max:
+        raise ValueError(
+            f"{place}: must be four whole numbers (id, first frame, last frame, parent), got "
+            f"{line.strip()!r}"
+        )
+    return row
+
+
+def _check_rows(rows: list[list[int]], places: list[str]) -> None:
+    """Refuse rows that are impossible, alone or together."""
+    known: dict[int, list[int]] = {}
+    for (identity, first, last, parent), place in zip(rows, places, strict=True):
+        if identity < 1 or first < 0 or last < first or parent < 0:
+            raise ValueError(
+                f"{place}: must have id >= 1, 0 <= first frame <= last frame and parent >= 0, got "
+                f"{(identity, first, last, parent)}"
+            )
+        if identity in known:
+            raise ValueError(f"{place}: id {identity} must be given once, got it a second time")
+        known[identity] = [first, last]
+    for (identity, first, _, parent), place in zip(rows, places, strict=True):
+        if parent and parent not in known:
+            raise ValueError(f"{place}: parent {parent} of track {identity} does not exist")
+        if parent and known[parent][1] >= first:
+            raise ValueError(
+                f"{place}: parent {parent} must end before track {identity} begins in frame "
+                f"{first}, got its last frame {known[parent][1]}"
+            )
+
+
+def write_sequence(
+    root: str | Path,
+    name: str,
+    video: npt.NDArray[np.uint16],
+    masks: npt.NDArray[np.integer],
+    tracks: npt.NDArray[np.integer],
+) -> None:
+    """Write a video with its truth in the layout of the Cell Tracking Challenge.
+
+    Makes ``<name>/t000.tif``, ``<name>_GT/SEG/man_seg000.tif``, ``<name>_GT/TRA/man_track000.tif``
+    for each frame and ``<name>_GT/TRA/man_track.txt``; numbers have four digits when there are more
+    than 1000 frames. All is written under the hidden name ``.<name>.writing`` and then moved into
+    place, the raw video last: where the folder ``<name>`` exists, the rest is whole. What a killed
+    writer has left behind is replaced by the next one.
+
+    Args:
+        root: Folder of the data set; made if it is not there.
+        name: Name of the sequence, two or more digits, for example ``"01"``.
+        video: Counts of the camera, ``[F, H, W]`` uint16.
+        masks: Ids of the tracks, 0 in the background, ``[F, H, W]``, at most 65535.
+        tracks: Id, first frame, last frame and parent id (0: none), ``[n, 4]``; rows of zeros are
+            left out. Each track must be visible in masks from its first to its last frame.
+
+    Raises:
+        FileExistsError: If the sequence or its truth is there already.
+        OSError: If the disk is full or the folder cannot be written; nothing is left behind.
+        TypeError: If video is not uint16, or masks or tracks are not integers.
+        ValueError: If name or a shape is wrong, or masks and tracks do not agree.
+    """
+    table = _checked(name, video, masks, tracks)
+    folder = Path(root)
+    staging = folder / f".{name}.writing"
+    _clear_place(folder, name, staging)
+    try:
+        _write_files(staging, name, video, masks.astype(np.uint16), table)
+        _move_into_place(staging, folder, name)
+    except OSError as error:
+        place = folder / name
+        raise OSError(error.errno, f"could not write the sequence {place}: {error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def is_complete(root: str | Path, name: str) -> bool:
+    """Tell whether a sequence is there with a mask and a marker for each frame and its tracks.
+
+    Args:
+        root: Folder of the data set.
+        name: Name of the sequence, for example ``"01"``.
+
+    Returns:
+        True if so; the images are counted, not opened.
+    """
+    folder, truth = Path(root) / name, Path(root) / f"{name}_GT"
+    frames = len(list(folder.glob("t*.tif")))
+    masks = len(list(truth.glob("SEG/man_seg*.tif")))
+    markers = len(list(truth.glob("TRA/man_track*.tif")))
+    return 0 < frames == masks == markers and (truth / "TRA" / "man_track.txt").is_file()
+
+
+def _checked(
+    name: str,
+    video: npt.NDArray[np.uint16],
+    masks: npt.NDArray[np.integer],
+    tracks: npt.NDArray[np.integer],
+) -> npt.NDArray[np.int32]:
+    """Check the arguments of :func:`write_sequence`; return the table without padding."""
+    if not isinstance(name, str) or not re.fullmatch(r"\d{2,}", name):
+        raise ValueError(f'name must be two or more digits, like "01", got {name!r}')
+    if video.dtype != np.uint16:
+        raise TypeError(f"video must hold uint16 counts, got {video.dtype}; see CameraScale")
+    if video.ndim != 3 or 0 in video.shape:
+        raise ValueError(f"video must be [F, H, W] and not empty, got the shape {video.shape}")
+    if not np.issubdtype(masks.dtype, np.integer):
+        raise TypeError(f"masks must hold integers, got the dtype {masks.dtype}")
+    if masks.shape != video.shape:
+        raise ValueError(f"masks must have the shape of video, {video.shape}, got {masks.shape}")
+    if masks.min() < 0 or masks.max() > 65535:
+        raise ValueError(f"masks must hold ids from 0 to 65535, got {masks.min()} to {masks.max()}")
+    table = check_track_table(tracks, len(video))
+    check_same_ids(masks, table)
+    return table
+
+
+def _clear_place(folder: Path, name: str, staging: Path) -> None:
+    """Remove what a killed writer has left; refuse to replace anything else."""
+    truth = folder / f"{name}_GT"
+    # Moved by a writer that was killed before it could move the raw video.
+    if (staging / name).is_dir() and not (staging / truth.name).exists():
+        shutil.rmtree(truth, ignore_errors=True)
+    shutil.rmtree(staging, ignore_errors=True)
+    for path in (folder / name, truth):
+        if path.exists():
+            raise FileExistsError(
+                f"{path} is there already; remove it or give another name than {name!r}"
+            )
+
+
+def _write_files(
+    staging: Path,
+    name: str,
+    video: npt.NDArray[np.uint16],
+    masks: npt.NDArray[np.uint16],
+    table: npt.NDArray[np.int32],
+) -> None:
+    truth = staging / f"{name}_GT"
+    # The raw folder comes last: where it is there without the truth, the truth has been moved.
+    for folder in (truth / "SEG", truth / "TRA", staging / name):
+        folder.mkdir(parents=True)
+    digits = max(3, len(str(len(video) - 1)))
+    for number, (frame, mask) in enumerate(zip(video, masks, strict=True)):
+        write_image(staging / name / f"t{number:0{digits}d}.tif", frame)
+        write_image(truth / "SEG" / f"man_seg{number:0{digits}d}.tif", mask)
+        write_image(truth / "TRA" / f"man_track{number:0{digits}d}.tif", mask)
+    write_track_table(truth / "TRA" / "man_track.txt", table)
+
+
+def _move_into_place(staging: Path, folder: Path, name: str) -> None:
+    truth = folder / f"{name}_GT"
+    (staging / truth.name).rename(truth)
+    try:
+        (staging / name).rename(folder / name)
+    except BaseException:  # Ctrl-C, too: half a sequence must not stay
+        shutil.rmtree(truth, ignore_errors=True)
+        raise
+
+
+Labels = npt.NDArray[np.int32]
+
+
+def check_labels(labels: Labels, alive: npt.NDArray[np.int32], complete: bool, path: Path) -> None:
+    """Refuse labels without a track and, on demand, tracks without a label.
+
+    Args:
+        labels: ``[H, W]``, 0 in the background.
+        alive: Ids of the tracks that are there in this frame, ``[n]``.
+        complete: Whether every one of them must have a label.
+        path: The file of labels, for the message.
+
+    Raises:
+        ValueError: If a label has no track, or a track has no label though it must.
+    """
+    found = np.unique(labels[labels > 0])
+    unlisted = np.setdiff1d(found, alive)
+    if len(unlisted):
+        raise ValueError(
+            f"{path} must hold ids of tracks only, got label {unlisted[0]}, which has no track in "
+            "man_track.txt in this frame"
+        )
+    missing = np.setdiff1d(alive, found)
+    if complete and len(missing):
+        raise ValueError(
+            f"{path} must hold every track that man_track.txt has in this frame, got no label "
+            f"{missing[0]}"
+        )
+
+
+def follow_markers(
+    labels: Labels, markers: Labels, alive: npt.NDArray[np.int32], spare: int
+) -> Labels:
+    """Give each mask the id of its track, found by the markers of the tracking truth.
+
+    Where every label lies on the marker of the same number, or on none, labels are ids already.
+    Else each mask gets the id of the marker that it overlaps most. Where two masks want one
+    marker, it goes to the larger overlap.
+
+    Args:
+        labels: Masks ``[H, W]`` under any positive labels, 0 in the background.
+        markers: ``[H, W]``, the id of the track in each marker.
+        alive: Ids of the tracks that are there in this frame, ``[n]``.
+        spare: The first of the ids for masks that belong to no track.
+
+    Returns:
+        The masks under the ids of their tracks, ``[H, W]``.
+
+    Examples:
+        >>> labels = np.array([[1, 1, 0, 2, 2, 0, 3]], np.int32)
+        >>> markers = np.array([[0, 7, 0, 5, 0, 0, 0]], np.int32)
+        >>> follow_markers(labels, markers, np.array([5, 7], np.int32), spare=100).tolist()
+        [[7, 7, 0, 5, 5, 0, 100]]
+    """
+    if np.array_equal(labels, markers):
+        return labels
+    where = labels > 0
+    found, rows = np.unique(labels[where], return_inverse=True)
+    ids, columns = np.unique(markers[where], return_inverse=True)
+    pairs = np.bincount(rows * len(ids) + columns, minlength=len(found) * len(ids))
+    overlap = pairs.reshape(len(found), len(ids)) * (ids > 0)
+    own = (overlap * (found[:, None] == ids)).sum(axis=1) > 0
+    if own.any() and (own | ~overlap.any(axis=1)).all():
+        new = np.where(np.isin(found, alive), found, 0)
+    else:
+        new = _best(overlap, ids)
+    lost = np.flatnonzero(new == 0)
+    new[lost] = spare + np.arange(len(lost))
+    tracked = np.zeros_like(labels)
+    tracked[where] = new[rows]
+    return tracked
+
+
+def _best(overlap: npt.NDArray[np.int64], ids: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Return the marker of each mask, 0 for none; no marker is given twice."""
+    new = np.zeros(len(overlap), ids.dtype)
+    if not overlap.size:
+        return new
+    best = overlap.argmax(axis=1)
+    most = overlap.max(axis=1)
+    taken: set[int] = set()
+    for row in np.argsort(-most, kind="stable").tolist():
+        if most[row] > 0 and int(best[row]) not in taken:
+            taken.add(int(best[row]))
+            new[row] = ids[best[row]]
+    return new
+
 
 __all__ = ["TRUTHS", "CTCSequence", "guess_scale", "is_complete", "read_sequence", "write_sequence"]
 

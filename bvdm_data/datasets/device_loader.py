@@ -1,20 +1,462 @@
 """DeviceLoader: workers plan clips on the CPU, the main process paints them on a GPU."""
 
+import atexit
+import copy
+import queue
+import threading
 import weakref
-from collections.abc import Iterator, Mapping
-from typing import Any, SupportsIndex
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Protocol, SupportsIndex, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate, default_convert
 
-from bvdm_data.datasets.ahead import Ahead
-from bvdm_data.datasets.arguments import check_device, check_whole_number
-from bvdm_data.datasets.lanes import Lane, lane_of
-from bvdm_data.datasets.sheets import Collate, OneByOne, Plans, Sheet, SheetPainter, Together
+from bvdm_data.datasets.stream import _BY_WORKERS, _LOADS
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
-from bvdm_data.datasets.transform import transformed
-from bvdm_data.synth.fast import FastSettings
+from bvdm_data.datasets.transforms import transformed, wanted_with
+from bvdm_data.synth.cell_bank import Pool
+from bvdm_data.synth.device import DevicePainter, Films, gather, pictures_at_once
+from bvdm_data.synth.scene import Sketch, make_plan, packed, painted, sketched, unpacked
+from bvdm_data.synth.synthesis import annotations_of, one_thread
+from bvdm_data.synth.textures import FastSettings
+from bvdm_data.system import part
+from bvdm_data.validate import check_device, check_whole_number, naming, naming_clip
+from bvdm_data.weights import load
+
+Planned = tuple[dict[str, Tensor], Sketch]
+"""A clip without its video, and what that is painted from."""
+
+
+class Plans(SyntheticHeLaVideos):
+    """The stream of a data set, with plans in the place of clips.
+
+    Epoch, ranks and workers are those of the data set, and what is loaded into it is loaded here.
+
+    Args:
+        videos: Clips of the fast method.
+    """
+
+    def __init__(self, videos: SyntheticHeLaVideos) -> None:
+        """Share everything but the pool, which belongs to one thread."""
+        self.__dict__.update(videos.__dict__)
+        self._pass = self._loaded = None
+        self._videos = videos
+        self._wanted = wanted_with(videos.annotations, videos.transform)
+        # It stays in the main process, and may not be one that can be sent.
+        self.transform = None
+        self._pool = None if self.pool is None else Pool(self.pool, self.seed)
+
+    def clips(self, indices: Sequence[int]) -> Iterable[Planned]:  # type: ignore[override]
+        """Return the plans of several clips of the epoch, in their order.
+
+        Args:
+            indices: Their numbers.
+        """
+        return map(self.planned, indices)
+
+    def planned(self, number: int) -> Planned:
+        """Return the plan of one clip.
+
+        Args:
+            number: 0 or more.
+
+        Raises:
+            Exception: As :meth:`SyntheticHeLaVideos.clip`.
+        """
+        with (
+            naming_clip(f"SyntheticHeLaVideos(seed={self.seed})", self.epoch, number),
+            one_thread(),
+        ):
+            generator, place, method = load(self.model), self._place(number), self.method
+            if not isinstance(method, FastSettings):
+                raise TypeError(f"method must be FastSettings, got {method!r}")
+            plan = make_plan(generator, self._scene(self._wanted), method, **place)
+            sketch = sketched(generator, plan, method, self.size, place["seed"], place["name"])
+            with part("annotations"):
+                clip = annotations_of(plan, self._wanted, self.max_cells)
+        clip["index"] = torch.tensor(number)
+        clip["source"] = torch.tensor(1, dtype=torch.int8)
+        return clip, sketch
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the transform behind."""
+        videos = copy.copy(self._videos)
+        videos.transform = None
+        return {**super().__getstate__(), "_videos": videos}
+
+    @property
+    def starts(self) -> int:
+        """How often a state was loaded or an epoch begun."""
+        return self._shared[_LOADS]
+
+    @property
+    def _loads_used(self) -> int:
+        # Whether this stream or that of the data set has gone on where a state was is all one.
+        return self._videos._loads_used
+
+    @_loads_used.setter
+    def _loads_used(self, number: int) -> None:
+        self._videos._loads_used = number
+
+    def _begin(self) -> Any:
+        begun = super()._begin()
+        # Ahead of the loop, as workers are.
+        self._shared[_BY_WORKERS] = 1
+        return begun
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A batch of clips ahead of its light.
+
+    Attributes:
+        clips: What is known of them, collated.
+        epoch: Of the clips.
+        films: For a device; or, packed, for the CPU.
+    """
+
+    clips: dict[str, Tensor]
+    epoch: int
+    films: Films | Tensor
+
+    def pin_memory(self) -> "Sheet":
+        """Return the batch in pinned memory."""
+        clips = {key: value.pin_memory() for key, value in self.clips.items()}
+        return replace(self, clips=clips, films=self.films.pin_memory())
+
+
+@dataclass(frozen=True)
+class Collate:
+    """Makes a sheet of plans, in the process that has drawn them.
+
+    Attributes:
+        together: Whether a device will paint all films at once.
+    """
+
+    together: bool
+
+    def __call__(self, plans: Sequence[Planned] | Planned) -> Sheet:
+        """Return a sheet; of a single plan where it is not in a list."""
+        batch: Sequence[Planned] = [plans] if isinstance(plans, tuple) else plans
+        sketches = [sketch for _, sketch in batch]
+        films = gather(sketches) if self.together else packed(sketches)
+        return Sheet(default_collate([clip for clip, _ in batch]), int(sketches[0].name[1]), films)
+
+
+class SheetPainter(Protocol):
+    """Paints sheets."""
+
+    def __call__(self, sheet: Sheet) -> dict[str, Tensor]:
+        """Return the batch, with its videos, where it is painted."""
+
+
+class OneByOne:
+    """Paints on the CPU, clip by clip, to the same bytes as :meth:`SyntheticHeLaVideos.clip`.
+
+    Args:
+        videos: Whose clips they are.
+        method: How nuclei are painted.
+    """
+
+    def __init__(self, videos: SyntheticHeLaVideos, method: FastSettings) -> None:
+        """Load the model."""
+        self.videos = videos
+        self.method = method
+        self.generator = load(videos.model)
+        self.pool = None if videos.pool is None else Pool(videos.pool, videos.seed)
+
+    def __call__(self, sheet: Sheet) -> dict[str, Tensor]:
+        """Return the batch, with its videos.
+
+        Args:
+            sheet: Of packed films.
+        """
+        if not isinstance(sheet.films, Tensor):
+            raise TypeError("sheet must hold packed films")
+        name = f"SyntheticHeLaVideos(seed={self.videos.seed})"
+        painting = []
+        for sketch, number in zip(unpacked(sheet.films), sheet.clips["index"], strict=True):
+            with naming_clip(name, sheet.epoch, int(number)), one_thread():
+                whole = sketch.attached(self.pool, self.generator)
+                painting.append(torch.from_numpy(painted(whole, self.generator, self.method)))
+        return {"video": torch.stack(painting)[:, :, None], **sheet.clips}
+
+
+class Together:
+    """Paints on a device, all clips of a batch at once.
+
+    Args:
+        videos: Whose clips they are.
+        method: How nuclei are painted.
+        device: Where.
+        pictures: How many go through the network together; None: as the free memory allows.
+    """
+
+    def __init__(
+        self,
+        videos: SyntheticHeLaVideos,
+        method: FastSettings,
+        device: torch.device,
+        pictures: int | None,
+    ) -> None:
+        """Bring the networks to the device."""
+        self.videos = videos
+        self.device = device
+        self.painter = DevicePainter(
+            load(videos.model), method, videos.frames, videos.size, device,
+            pictures=pictures or pictures_at_once(device),
+            pool=None if videos.pool is None else Pool(videos.pool, videos.seed),
+        )  # fmt: skip
+
+    def __call__(self, sheet: Sheet) -> dict[str, Tensor]:
+        """Return the batch, with its videos, on the device.
+
+        Args:
+            sheet: Of gathered films.
+        """
+        if not isinstance(sheet.films, Films):
+            raise TypeError("sheet must hold gathered films")
+        with naming(_place(self.videos, sheet)):
+            video = self.painter.paint(sheet.films)
+            rest = {
+                key: value.to(self.device, non_blocking=True) for key, value in sheet.clips.items()
+            }
+        return {"video": video, **rest}
+
+
+def _place(videos: SyntheticHeLaVideos, sheet: Sheet) -> str:
+    # On the CPU still: nothing waits for a device.
+    numbers = sheet.clips["index"].tolist()
+    return (
+        f"It is in the batch of the clips {', '.join(map(str, numbers))} of epoch {sheet.epoch} of "
+        f"SyntheticHeLaVideos(seed={videos.seed}); to make them one by one: "
+        f"videos.set_epoch({sheet.epoch}); videos.clip({numbers[0]}), ..."
+    )
+
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
+_PATIENCE = 0.1
+"""Seconds after which the thread, waiting for room, looks whether it is still wanted."""
+
+
+class Ahead(Generic[Made]):
+    """Iterator over what a thread makes of the items of another iterator, some items ahead.
+
+    The thread is ended and waited for by :meth:`close`, with the last reference to the iterator,
+    and when the interpreter exits; it is in the middle of one item at most. An error in the other
+    iterator or in the work is raised by ``next``, after the items ahead of it.
+
+    Args:
+        source: Where the items come from; used by the thread alone.
+        work: Called with each.
+        room: How many results may wait, 1 or more.
+    """
+
+    def __init__(self, source: Iterator[Item], work: Callable[[Item], Made], room: int) -> None:
+        """Start the thread."""
+        self._over = False
+        self._shelf = _Shelf(queue.Queue(room))
+        # It holds no reference to the iterator, which would else never be lost.
+        self._thread = threading.Thread(
+            target=_run, args=(self._shelf, source, work), name="bvdm_data ahead", daemon=True
+        )
+        self._finish = weakref.finalize(self, _end, self._shelf, self._thread)
+        # Later than the loader of the items has asked for the same, so this comes first.
+        self._shelf.leave = self._finish
+        atexit.register(self._finish)
+        self._thread.start()
+
+    def __iter__(self) -> "Ahead[Made]":
+        """Return the iterator."""
+        return self
+
+    def __next__(self) -> Made:
+        """Return the next result.
+
+        Raises:
+            Exception: What was raised in the thread.
+            RuntimeError: If the iterator was closed ahead of its end.
+        """
+        if self._over:
+            raise StopIteration
+        told = self._taken()
+        if isinstance(told, _Result):
+            made: Made = told.value
+            return made
+        self._over = True
+        self.close()
+        if told.error is None:
+            raise StopIteration
+        raise told.error
+
+    def close(self) -> None:
+        """End the thread, and wait until it is in the middle of nothing."""
+        self._finish()
+
+    def _taken(self) -> "_Result | _End":
+        while not self._shelf.unwanted:
+            try:
+                return self._shelf.results.get(timeout=1)
+            except queue.Empty:
+                continue
+        raise RuntimeError(
+            "the loop was closed ahead of its end, by close() or because a new one was begun"
+        )
+
+
+@dataclass(frozen=True)
+class _Result:
+    value: Any
+
+
+@dataclass(frozen=True)
+class _End:
+    error: BaseException | None
+
+
+@dataclass
+class _Shelf:
+    """What thread and iterator share."""
+
+    results: "queue.Queue[_Result | _End]"
+    unwanted: bool = False
+    leave: Callable[[], object] | None = None
+
+    def put(self, told: "_Result | _End") -> bool:
+        """Wait for room; return whether the result is wanted."""
+        while not self.unwanted:
+            try:
+                self.results.put(told, timeout=_PATIENCE)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+
+def _run(shelf: _Shelf, source: Iterator[Item], work: Callable[[Item], Made]) -> None:
+    try:
+        for item in source:
+            if shelf.unwanted or not shelf.put(_Result(work(item))):
+                return
+        shelf.put(_End(None))
+    except StopIteration as error:
+        # Raised by next, it would end the loop as if all had been made.
+        again = RuntimeError("what is done in the thread raised StopIteration")
+        again.__cause__ = error
+        shelf.put(_End(again))
+    except BaseException as error:
+        shelf.put(_End(error))
+    finally:
+        # Not left to whoever keeps the error, and with it this frame.
+        close = getattr(source, "close", None)
+        if close is not None:
+            close()
+
+
+def _end(shelf: _Shelf, thread: threading.Thread) -> None:
+    # A mere flag: locks could be held by whom the garbage collector has interrupted.
+    shelf.unwanted = True
+    if threading.current_thread() is not thread:
+        thread.join()
+    if shelf.leave is not None:
+        atexit.unregister(shelf.leave)
+        shelf.leave = None
+
+
+class Lane:
+    """A device that does one thing after the other: nothing is to be waited for."""
+
+    def begin(self) -> None:
+        """Begin a loop; called by the loop itself."""
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Do all of a loop in this block; called by the thread."""
+        yield
+
+    @contextmanager
+    def painting(self) -> Iterator[None]:
+        """Paint in this block, within :meth:`held`."""
+        yield
+
+    def done(self) -> Any:
+        """Return what tells that all is painted that was asked for so far; in that block."""
+        return None
+
+    def hand_over(self, batch: Mapping[str, Any], done: Any) -> None:
+        """Let the loop use what was painted.
+
+        Args:
+            batch: Tensors by name.
+            done: From :meth:`done`.
+        """
+
+
+class CudaLane(Lane):
+    """A stream of its own on a CUDA device; neither the loop nor the thread waits for the other.
+
+    Never run on a CUDA device.
+
+    Args:
+        device: Which, with its index.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """Make the stream, one for all loops: memory that one has freed is used by the next."""
+        self.device = device
+        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def begin(self) -> None:
+        """Let the stream begin after what the loop has asked for: the networks come from there."""
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Make the device that of this thread, and leave nothing under way."""
+        torch.cuda.set_device(self.device)
+        try:
+            yield
+        finally:
+            # Networks may be freed now; their memory belongs to another stream.
+            self.stream.synchronize()
+
+    @contextmanager
+    def painting(self) -> Iterator[None]:
+        """Paint on the stream: the current stream is that of the calling thread alone."""
+        with torch.cuda.stream(self.stream):
+            yield
+
+    def done(self) -> Any:
+        """Return an event of the stream."""
+        return self.stream.record_event()
+
+    def hand_over(self, batch: Mapping[str, Any], done: Any) -> None:
+        """Let the loop's stream wait for the event, and keep the memory until it is through.
+
+        Args:
+            batch: Tensors by name.
+            done: From :meth:`done`.
+        """
+        current = torch.cuda.current_stream(self.device)
+        current.wait_event(done)
+        for value in batch.values():
+            if isinstance(value, Tensor):
+                value.record_stream(current)
+
+
+def lane_of(device: torch.device) -> Lane:
+    """Return the lane of a device.
+
+    Args:
+        device: A CUDA device with its index, or the CPU.
+    """
+    return CudaLane(device) if device.type == "cuda" else Lane()
+
 
 _PASSED_ON = (
     "drop_last", "multiprocessing_context", "persistent_workers", "prefetch_factor", "timeout",

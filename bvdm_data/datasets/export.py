@@ -9,21 +9,20 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from bvdm_data.camera_scale import CameraScale
-from bvdm_data.datasets.arguments import (
-    check_frames,
-    check_seed,
-    check_size,
-    check_whole_number,
+from bvdm_data.clip import CameraScale
+from bvdm_data.datasets.ctc import is_complete, write_sequence
+from bvdm_data.datasets.synthetic import (
+    check_fitted,
+    check_method,
+    check_nuclei,
+    check_room,
+    check_variation,
 )
-from bvdm_data.datasets.ctc_writer import is_complete, write_sequence
-from bvdm_data.datasets.failures import naming
-from bvdm_data.datasets.methods import check_fitted, check_method, check_variation
-from bvdm_data.datasets.synthetic import check_nuclei, check_room
 from bvdm_data.files import whole_file
-from bvdm_data.synth.generator import Method
-from bvdm_data.synth.plan import SceneSettings
+from bvdm_data.synth.model import Method
+from bvdm_data.synth.scene import SceneSettings
 from bvdm_data.synth.synthesis import synthesise
+from bvdm_data.validate import check_frames, check_seed, check_size, check_whole_number, naming
 from bvdm_data.weights import find_model, load, model_digest
 
 MANIFEST = "bvdm_data.json"

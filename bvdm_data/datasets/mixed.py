@@ -2,20 +2,32 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, SupportsIndex, cast
 
 import torch
 from torch import Tensor
 
 from bvdm_data.clip import Clip
-from bvdm_data.datasets.arguments import check_whole_number
-from bvdm_data.datasets.mixing import AT_END, ORDERS, ByQuota, GroupedShare, Mixing
-from bvdm_data.datasets.mixing_agreement import SHARED, agree
-from bvdm_data.datasets.mixing_draws import BLOCK, BySchedule, ByWeight
-from bvdm_data.datasets.mixing_members import ClipSource, MapStyle
-from bvdm_data.datasets.mixing_weights import Schedule, Weights, check_quotas
-from bvdm_data.datasets.shards import Share
+from bvdm_data.datasets.ctc_videos import CTCVideos
+from bvdm_data.datasets.mixture import (
+    AT_END,
+    BLOCK,
+    ORDERS,
+    ByQuota,
+    BySchedule,
+    ByWeight,
+    GroupedShare,
+    Mixing,
+    Schedule,
+    Weights,
+    check_quotas,
+)
+from bvdm_data.datasets.sharding import Share
+from bvdm_data.datasets.sources import SHARED, ClipSource, MapStyle, agree
 from bvdm_data.datasets.stream import ClipStream
+from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
+from bvdm_data.validate import check_whole_number
 
 __all__ = ["BLOCK", "SHARED", "ClipSource", "MapStyle", "MixedClip", "MixedVideos", "Schedule"]
 
@@ -315,3 +327,72 @@ def _check_switch(name: str, value: bool) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}")
     return value
+
+
+TWIN_WEIGHTS = {"real": 1, "synthetic": 3}
+"""How often each is shown where nothing else is said (our choice)."""
+
+
+def twin(
+    real: CTCVideos,
+    *,
+    model: str | Path = "hela",
+    synthetic: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    **mix: Any,
+) -> MixedVideos:
+    """Mix a real video with synthetic clips of the model that was fitted to it.
+
+    Frames, size, annotations, max_cells and transform of the synthetic clips are those of the real
+    ones. How far they may leave the look of the video is said by ``variation`` in ``synthetic``.
+
+    Args:
+        real: The real video.
+        model: A name that ships with the package, or the path of a file made by
+            ``bvdm-data fit`` from that video.
+        synthetic: Other arguments of ``SyntheticHeLaVideos``.
+        seed: Seed of the draws and of the synthetic clips.
+        **mix: Other arguments of ``MixedVideos``. Without weights or quotas, one clip in four is
+            real.
+
+    Returns:
+        The mix of ``"real"`` and ``"synthetic"``.
+
+    Raises:
+        FileNotFoundError: If there is no such model.
+        TypeError: If real is no CTCVideos, or an argument is unknown or of the wrong type.
+        ValueError: If the model is on another scale than the real video, the video's stride is not
+            1, synthetic has an argument that is settled elsewhere, or another argument is refused.
+
+    Examples:
+        One line for a training on both::
+
+            mix = twin(CTCVideos("Fluo-N2DL-HeLa", sequence="01"), batch_size=4)
+    """
+    if not isinstance(real, CTCVideos):
+        raise TypeError(f"real must be a CTCVideos, got {type(real).__name__}")
+    if real.stride != 1:
+        raise ValueError(
+            f"real must have stride=1, got stride={real.stride}: synthetic nuclei move as between "
+            "neighbouring frames of the video. To mix such clips all the same, use MixedVideos"
+        )
+    settled: dict[str, Any] = {
+        "frames": real.frames,
+        "size": real.size,
+        "annotations": real.annotations,
+        "max_cells": real.max_cells,
+    }
+    own = {"transform": real.transform, "seed": seed, **(synthetic or {})}
+    for name in sorted(own.keys() & {*settled, "model"}):
+        where = "is an argument of twin" if name == "model" else "is that of the real video"
+        raise ValueError(f"synthetic must be without {name!r}, which {where}")
+    made = SyntheticHeLaVideos(model=model, **settled, **own)
+    if made.scale != real.scale:
+        raise ValueError(
+            f"model must have the scale of the real video, {real.scale}, got {made.scale} of "
+            f"{made.model}; fit a model to the video with 'bvdm-data fit', or, where counts mean "
+            "the same, give CTCVideos(..., scale=...) that of the model"
+        )
+    if mix.get("weights") is None and mix.get("quotas") is None:
+        mix["weights"] = TWIN_WEIGHTS
+    return MixedVideos({"real": real, "synthetic": made}, seed=seed, **mix)

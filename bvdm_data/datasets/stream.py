@@ -4,17 +4,80 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, SupportsIndex
 
+import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from bvdm_data.clip import Clip
-from bvdm_data.datasets.arguments import (
-    check_epoch,
-    check_length,
-    check_seed,
-    check_whole_number,
-)
-from bvdm_data.datasets.shards import PLACE, SAME, FoundShard, Share, check_batch_size, loop_of
-from bvdm_data.datasets.shared import SharedEpoch, SharedNumbers
+from bvdm_data.datasets.sharding import PLACE, SAME, FoundShard, Share, check_batch_size, loop_of
+from bvdm_data.validate import check_epoch, check_length, check_seed, check_whole_number
+
+
+class SharedNumbers:
+    """A few whole numbers in shared memory.
+
+    Workers see them change, however they were started (fork, forkserver or spawn); a pickle or a
+    copy of them is a new memory with the same numbers.
+
+    Args:
+        count: How many; all 0 at first.
+    """
+
+    def __init__(self, count: int) -> None:
+        """Take the memory."""
+        self._numbers = torch.zeros(count, dtype=torch.int64)
+        self._share()
+
+    def __getitem__(self, place: int) -> int:
+        """Return a number."""
+        return int(self._numbers[place])
+
+    def __setitem__(self, place: int, number: int) -> None:
+        """Change a number, here and in all workers."""
+        self._numbers[place] = number
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Come out of a pickle; one that was not made for a worker is no shared memory yet."""
+        self.__dict__.update(state)
+        if not self._numbers.is_shared():  # type: ignore[no-untyped-call]
+            self._share()
+
+    def _share(self) -> None:
+        self._numbers.share_memory_()  # type: ignore[no-untyped-call]
+
+
+class SharedEpoch:
+    """Number of an epoch, 0 at first, that reaches workers which are already there.
+
+    A worker that sets it sets its own alone, so that workers which are ahead or behind do not
+    disturb each other.
+    """
+
+    def __init__(self) -> None:
+        """Start with epoch 0."""
+        self._shared = SharedNumbers(1)
+        self._own: int | None = None
+
+    @property
+    def number(self) -> int:
+        """Number of the epoch."""
+        return self.asked_for if self._own is None else self._own
+
+    @property
+    def asked_for(self) -> int:
+        """Number of the epoch that the main process has set last."""
+        return self._shared[0]
+
+    def set(self, number: int) -> None:
+        """Choose the epoch.
+
+        Args:
+            number: 0 or more.
+        """
+        if get_worker_info() is None:
+            self._shared[0] = number
+        else:
+            self._own = number
+
 
 _START, _LOADS, _CLAIM, _BEGAN, _BY_WORKERS = range(5)
 """Places in the shared memory: the clip that a loaded state starts with; how often a state was

@@ -2,16 +2,22 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy import ndimage
 
-from bvdm_data.datasets.arguments import check_whole_number
-from bvdm_data.randomness import stream
+from bvdm_data.clip import check_annotations
+from bvdm_data.datasets.ctc import CTCSequence
+from bvdm_data.datasets.tiff import PartialImage
+from bvdm_data.rng import stream
+from bvdm_data.validate import check_frames, check_whole_number
 
 WINDOWS = ("random", "grid", "tracks", "lineages")
 """How windows may be chosen."""
@@ -264,3 +270,471 @@ def _runs(numbers: Iterable[int], there: set[int]) -> list[list[int]]:
     """Return the numbers that are there, in lists that no missing one interrupts."""
     groups = itertools.groupby(numbers, there.__contains__)
     return [list(group) for known, group in groups if known]
+
+
+Box = tuple[int, int, int, int]
+"""Top, left, bottom and right of a nucleus in pixels; the far edges are exclusive."""
+
+Places = Mapping[int, Mapping[int, Box]]
+"""Where a nucleus is, by id and number of the frame."""
+
+
+@dataclass(frozen=True)
+class FollowingWindows:
+    """One window for each nucleus or family, several where it lives longer than a clip.
+
+    Each begins in a frame in which the nucleus is visible. The middle of the window is that of the
+    nucleus, as far as the field of interest allows; when the nucleus is gone, the window stays.
+
+    Attributes:
+        windows: The windows, by nucleus or family and then by time.
+    """
+
+    windows: Sequence[Window]
+
+    @property
+    def count(self) -> int:
+        """How many windows there are."""
+        return len(self.windows)
+
+    def window(self, index: int, epoch: int) -> Window:
+        """Return window ``index``, 0 or more; after the last comes the first again."""
+        return self.windows[index % self.count]
+
+
+@dataclass(frozen=True)
+class Follower:
+    """What decides about the windows of one data set.
+
+    Attributes:
+        frames: Frames of a clip; None: as many as the longest needs.
+        stride: From one of its frames to the next.
+        overlap: Frames that the clips of one nucleus share.
+        size: Height and width of a window.
+        field: First row, first column, end of the rows and end of the columns of interest.
+        have: Numbers of the frames in use that have masks.
+    """
+
+    frames: int | None
+    stride: int
+    overlap: int
+    size: tuple[int, int]
+    field: Box
+    have: frozenset[int]
+
+    def follow(
+        self, groups: Sequence[Sequence[int]], places: Places
+    ) -> tuple[FollowingWindows, int]:
+        """Return the windows of groups of nuclei, and the frames of each.
+
+        Args:
+            groups: Ids of the nuclei that one window follows together, the most important first.
+            places: Where they are.
+
+        Returns:
+            The windows, and the number of frames of a clip.
+
+        Raises:
+            ValueError: If none of the nuclei is ever visible.
+        """
+        lives = [(group, run) for group in groups for run in self._lives(group, places)]
+        if not lives:
+            raise ValueError(
+                "windows must follow nuclei, but no track of man_track.txt has a mask in the "
+                "frames and the field of interest in use; give windows='random', another truth, "
+                "start, stop or border"
+            )
+        frames = self.frames or max(len(run) for _, run in lives)
+        found = []
+        for group, run in lives:
+            for place in range(0, max(len(run) - self.overlap, 1), frames - self.overlap):
+                found.append(self._window(group, run[place], frames, places))
+        return FollowingWindows(tuple(found)), frames
+
+    def _lives(self, group: Sequence[int], places: Places) -> list[list[int]]:
+        """Return the frames in which one of them is visible, in runs ``stride`` apart."""
+        seen = sorted({number for one in group for number in places.get(one, ())})
+        if not seen:
+            return []
+        runs: list[list[int]] = [[]]
+        there = set(seen)
+        for number in range(seen[0], seen[-1] + 1, self.stride):
+            if number in there:
+                runs[-1].append(number)
+            elif runs[-1]:
+                runs.append([])
+        return [run for run in runs if run]
+
+    def _window(self, group: Sequence[int], first: int, frames: int, places: Places) -> Window:
+        shown: list[int] = []
+        corners: list[tuple[int, int]] = []
+        track = next(one for one in group if first in places.get(one, ()))
+        for number in range(first, first + frames * self.stride, self.stride):
+            if number not in self.have:
+                break
+            boxes = [places[one][number] for one in group if number in places.get(one, ())]
+            shown.append(number)
+            corners.append(self._corner(boxes) if boxes else corners[-1])
+        return Window(tuple(shown), tuple(corners), track)
+
+    def _corner(self, boxes: Sequence[Box]) -> tuple[int, int]:
+        """Return the corner of a window that holds the first box and others as far as they fit."""
+        held = boxes[0]
+        for box in boxes[1:]:
+            both = (
+                min(held[0], box[0]),
+                min(held[1], box[1]),
+                max(held[2], box[2]),
+                max(held[3], box[3]),
+            )
+            if both[2] - both[0] <= self.size[0] and both[3] - both[1] <= self.size[1]:
+                held = both
+        top, left = (
+            min(
+                max((held[axis] + held[axis + 2] - self.size[axis]) // 2, self.field[axis]),
+                self.field[axis + 2] - self.size[axis],
+            )
+            for axis in (0, 1)
+        )
+        return top, left
+
+
+def families(tracks: npt.NDArray[np.integer]) -> list[list[int]]:
+    """Return the ids of every family, the founder first and then branch by branch.
+
+    Args:
+        tracks: Rows of id, first frame, last frame and parent, ``[n, 4]``.
+
+    Returns:
+        One list a family, ordered by the id of the founder.
+
+    Examples:
+        >>> families(np.array([[1, 0, 4, 0], [2, 5, 9, 1], [3, 5, 9, 1], [4, 0, 9, 0]]))
+        [[1, 2, 3], [4]]
+    """
+    children: dict[int, list[int]] = {}
+    for identity, _, _, parent in sorted(tracks.tolist()):
+        children.setdefault(parent, []).append(identity)
+    found = []
+    for founder in children.get(0, []):
+        family, waiting = [], [founder]
+        while waiting:
+            family.append(waiting.pop())
+            waiting += reversed(children.get(family[-1], []))
+        found.append(family)
+    return found
+
+
+def find_places(
+    masks: Iterable[tuple[int, npt.NDArray[np.integer]]], ids: Iterable[int], field: Box
+) -> Places:
+    """Find nuclei in the field of interest.
+
+    Args:
+        masks: Numbers of frames and their masks ``[H, W]``, under the ids of tracks.
+        ids: The nuclei.
+        field: First row, first column, end of the rows and end of the columns of interest.
+
+    Returns:
+        The box of the visible part of each, by id and number of the frame.
+    """
+    top, left, bottom, right = field
+    places: dict[int, dict[int, Box]] = {int(one): {} for one in ids}
+    for number, mask in masks:
+        labels, inverse = np.unique(mask[top:bottom, left:right], return_inverse=True)
+        found = ndimage.find_objects(inverse.reshape(bottom - top, right - left) + 1)
+        for label, (rows, columns) in zip(labels.tolist(), found, strict=True):
+            if label in places:
+                places[label][number] = (
+                    top + rows.start,
+                    left + columns.start,
+                    top + rows.stop,
+                    left + columns.stop,
+                )
+    return places
+
+
+Image = npt.NDArray[np.integer]
+
+
+class FrameCache:
+    """Windows of frames and masks; the frames that were used last are kept.
+
+    Of a frame, only the strips or tiles of its file are decoded that a window shows. Masks are
+    decoded whole: their ids depend on the markers of the whole frame.
+
+    Each process has a cache of its own; a pickle holds none of it.
+
+    Args:
+        source: The video.
+        limit: Bytes to keep at most; a single frame may be more while it is cut.
+
+    Attributes:
+        source: The video.
+        limit: Bytes to keep at most.
+    """
+
+    def __init__(self, source: CTCSequence, limit: int) -> None:
+        """Start empty."""
+        self.source = source
+        self.limit = limit
+        self._start()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the frames that are kept, as if they were decoded whole."""
+        return sum(one.nbytes for one in self._kept.values())
+
+    def frame(self, number: int, rows: slice, columns: slice) -> Image:
+        """Return a window of a frame, ``[rows, columns]`` in the dtype of the file.
+
+        Args:
+            number: Of the frame.
+            rows: Of the window.
+            columns: Of the window.
+
+        Raises:
+            ValueError: If its file is damaged.
+        """
+        with self._lock:
+            key = ("frame", number)
+            image = self._kept.get(key)
+            if not isinstance(image, PartialImage):
+                image = self.source.partial_frame(number)
+            self._keep(key, image)
+            return image.cut(rows, columns)
+
+    def masks(self, number: int) -> Image:
+        """Return the masks of a frame, ``[H, W]``; do not change them.
+
+        Args:
+            number: Of a frame that has masks.
+
+        Raises:
+            ValueError: If its file is damaged.
+        """
+        with self._lock:
+            key = ("masks", number)
+            masks = self._kept.get(key)
+            if not isinstance(masks, np.ndarray):
+                masks = _compact(self.source.masks(number))
+            self._keep(key, masks)
+            return masks
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the decoded frames out of a pickle."""
+        return {"source": self.source, "limit": self.limit}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Come out of a pickle, empty."""
+        self.__dict__.update(state)
+        self._start()
+
+    def _start(self) -> None:
+        self._kept: OrderedDict[tuple[str, int], PartialImage | Image] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def _keep(self, key: tuple[str, int], image: PartialImage | Image) -> None:
+        """Keep an image as the last used one; the oldest ones give way."""
+        if image.nbytes > self.limit:
+            return
+        self._kept[key] = image
+        self._kept.move_to_end(key)
+        while self.nbytes > self.limit:
+            self._kept.popitem(last=False)
+
+
+def _compact(masks: npt.NDArray[np.int32] | None) -> Image:
+    """Store masks in 16 bits where their ids allow it: half the memory."""
+    if masks is None:
+        raise ValueError("the frame has no masks")
+    if masks.max(initial=0) > np.iinfo(np.uint16).max:
+        return masks
+    return masks.astype(np.uint16)
+
+
+_POSSIBLE = ("masks", "tracks", "boxes", "centroids")
+
+
+@dataclass
+class Choice:
+    """What the user wants to see of a video; checked, as far as that needs no video.
+
+    Attributes:
+        windows: How windows are chosen.
+        frames: Frames of a clip, or None.
+        size: Height and width of a clip in pixels.
+        stride: From one frame of a clip to the next.
+        overlap: Frames, rows and columns that neighbouring windows share.
+        border: Width of the band of pixels that is left out.
+        start: Number of the first frame used.
+        stop: Number after that of the last frame used, or None.
+        seed: Seed of random windows.
+
+    Raises:
+        TypeError: If one is of the wrong type.
+        ValueError: If one is out of its range.
+    """
+
+    windows: str
+    frames: int | None
+    size: tuple[int, int]
+    stride: int
+    overlap: Sequence[int]
+    border: int
+    start: int
+    stop: int | None
+    seed: int
+
+    @property
+    def follows(self) -> bool:
+        """Whether windows follow nuclei."""
+        return self.windows in ("tracks", "lineages")
+
+    def __post_init__(self) -> None:
+        """Check the choice."""
+        self.windows = check_windows(self.windows)
+        self.stride = check_whole_number("stride", self.stride, least=1)
+        if self.frames is not None:
+            self.frames = check_frames(self.frames)
+        elif not self.follows:
+            raise TypeError(
+                f"frames must be a whole number, got None, with windows={self.windows!r}; None is "
+                "for windows='tracks' or 'lineages'"
+            )
+        self.overlap = check_overlap(self.overlap, self.windows, (self.frames or 1, *self.size))
+
+
+def choose_windows(
+    choice: Choice, cache: FrameCache, annotations: Sequence[str]
+) -> tuple[Windows, int]:
+    """Return the windows of a video, and the frames of each.
+
+    Args:
+        choice: What the user wants.
+        cache: The video; its masks are read where windows follow nuclei.
+        annotations: What must be there in all frames.
+
+    Returns:
+        The windows and the number of frames of a clip.
+
+    Raises:
+        ValueError: If the video has no such windows.
+    """
+    source, (height, width) = cache.source, choice.size
+    room = _room(source.shape, choice.border, choice.size)
+    used = _frames_used(source, choice.start, choice.stop)
+    _check_tracks(choice, source, annotations)
+    have = set(source.mask_names).intersection(used) if annotations else set(used)
+    if choice.frames is None or choice.follows:
+        return _following(choice, cache, used)
+    times = range(0, choice.frames * choice.stride, choice.stride)
+    starts = random_starts(used, have, times)
+    _check_starts(starts, choice, source, used)
+    if choice.windows == "grid":
+        frames, rows, columns = choice.overlap
+        starts = grid_starts(used, have, choice.frames, choice.stride, frames)
+        tops = [choice.border + top for top in steps(room[0] + height - 1, height, rows)]
+        lefts = [choice.border + left for left in steps(room[1] + width - 1, width, columns)]
+        return GridWindows(starts, times, tops, lefts), choice.frames
+    field = (room[0] + height - 1, room[1] + width - 1)
+    count = clips_that_hold(field, len(used), (choice.frames, height, width))
+    return RandomWindows(count, choice.seed, starts, times, choice.border, room), choice.frames
+
+
+def check_possible(annotations: Collection[str], truth: str | None) -> tuple[str, ...]:
+    """Return the annotations that a real video is asked for.
+
+    Args:
+        annotations: Keys of a clip.
+        truth: Where masks come from; None: nowhere.
+
+    Returns:
+        The same, in their order.
+
+    Raises:
+        TypeError: If it is a single string.
+        ValueError: If one is not known, or a real video has none such.
+    """
+    wanted = check_annotations(annotations)
+    impossible = [name for name in wanted if name not in _POSSIBLE]
+    if impossible:
+        raise ValueError(
+            f"annotations of a real video must be out of {_POSSIBLE}, got {impossible[0]!r}: it "
+            "has no truth for that"
+        )
+    if wanted and truth is None:
+        raise ValueError(f"annotations must be () when truth is None, got {wanted}")
+    return wanted
+
+
+def _check_tracks(choice: Choice, source: CTCSequence, annotations: Sequence[str]) -> None:
+    """Refuse to call mere labels tracks."""
+    told = len(source.tracks) or source.truth == "TRA" or choice.frames == 1
+    if "tracks" in annotations and not told:
+        raise ValueError(
+            f"annotations must be without 'tracks' for sequence {source.name!r} in "
+            f"{source.folder}: it has no man_track.txt, and labels of truth={source.truth!r} need "
+            "not be the same nucleus in two frames. Give annotations=('masks',), or frames=1"
+        )
+
+
+def _following(choice: Choice, cache: FrameCache, used: range) -> tuple[Windows, int]:
+    source, border = cache.source, choice.border
+    if source.truth is None or not len(source.tracks):
+        lacks = "no masks (truth=None)" if source.truth is None else "no man_track.txt"
+        raise ValueError(
+            f"windows={choice.windows!r} needs masks and tracks, and sequence {source.name!r} in "
+            f"{source.folder} has {lacks}; give windows='random' or 'grid'"
+        )
+    field = (border, border, source.shape[0] - border, source.shape[1] - border)
+    have = sorted(set(source.mask_names).intersection(used))
+    ids = np.sort(source.tracks[:, 0])
+    places = find_places(((number, cache.masks(number)) for number in have), ids, field)
+    groups = [[one] for one in ids.tolist()]
+    if choice.windows == "lineages":
+        groups = families(source.tracks)
+    follower = Follower(
+        choice.frames, choice.stride, choice.overlap[0], choice.size, field, frozenset(have)
+    )
+    return follower.follow(groups, places)
+
+
+def _room(shape: tuple[int, int], border: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Return how many places there are for a window, down and across."""
+    field = (shape[0] - 2 * border, shape[1] - 2 * border)
+    if size[0] > field[0] or size[1] > field[1]:
+        raise ValueError(
+            f"size must fit into the field of interest of {field} pixels (frames of {shape} less a "
+            f"border of {border} on each side), got {size}; give a smaller size or border"
+        )
+    return field[0] - size[0] + 1, field[1] - size[1] + 1
+
+
+def _frames_used(source: CTCSequence, start: int, stop: int | None) -> range:
+    first, end = source.numbers[0], source.numbers[-1] + 1
+    low = check_whole_number("start", start, least=0)
+    high = end if stop is None else check_whole_number("stop", stop, least=1)
+    if not low < high <= end or high <= first:
+        raise ValueError(
+            f"start and stop must be frame numbers with start < stop <= {end} in a video of frames "
+            f"{first} to {end - 1}, got start={low} and stop={high}"
+        )
+    return range(max(low, first), high)
+
+
+def _check_starts(starts: Sequence[int], choice: Choice, source: CTCSequence, used: range) -> None:
+    """Refuse a choice that leaves no window."""
+    frames, stride = choice.frames or 1, choice.stride
+    if (frames - 1) * stride >= len(used):
+        apart = f" with stride={stride}" if stride > 1 else ""
+        raise ValueError(
+            f"frames must be at most the {-(-len(used) // stride)} frames in use{apart}, got "
+            f"{frames}"
+        )
+    if not starts:
+        raise ValueError(
+            f"frames={frames} is too long: nowhere in frames {used.start} to {used.stop - 1} has "
+            f"truth={source.truth!r} masks in {frames} frames in a row. Give fewer frames, another "
+            "truth, or annotations=()"
+        )

@@ -13,23 +13,19 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from bvdm_data.datasets.real import DEFAULT_BORDER
+from bvdm_data.datasets.ctc_videos import DEFAULT_BORDER
 from bvdm_data.evaluation import segmenter as recipe
-from bvdm_data.evaluation.seg_tra import (
-    Reference,
-    Scores,
-    clear_border,
-    found_share,
-    score,
-)
-from bvdm_data.evaluation.segmentation_training import (
+from bvdm_data.evaluation.linker import LINK_REACH, SPLIT_REACH, track
+from bvdm_data.evaluation.seg_tra import Reference, Scores, clear_border, found_share, score
+from bvdm_data.evaluation.segmenter import (
     Clips,
+    Labels,
     Samples,
     SegmenterSettings,
+    instances,
+    predict,
     train_segmenter,
 )
-from bvdm_data.evaluation.segmenter import Labels, instances, predict
-from bvdm_data.evaluation.tracker import LINK_REACH, SPLIT_REACH, track
 from bvdm_data.files import whole_file
 from bvdm_data.fitting.training import purpose_of
 

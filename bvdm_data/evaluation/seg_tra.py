@@ -12,13 +12,17 @@ import numpy as np
 import numpy.typing as npt
 
 from bvdm_data.clip import unbroken_tracks
-from bvdm_data.datasets.ctc import guess_scale, read_sequence
-from bvdm_data.datasets.ctc_writer import write_sequence
-from bvdm_data.datasets.real import DEFAULT_BORDER
+from bvdm_data.datasets.ctc import (
+    check_track_table,
+    guess_scale,
+    read_sequence,
+    write_sequence,
+    write_track_table,
+)
+from bvdm_data.datasets.ctc_videos import DEFAULT_BORDER
 from bvdm_data.datasets.tiff import write_image
-from bvdm_data.datasets.track_table import check_track_table, write_track_table
-from bvdm_data.evaluation.extras import need
 from bvdm_data.fitting.video import background_light
+from bvdm_data.system import need
 
 METRICS = ("Valid", "SEG", "TRA", "DET", "LNK", "BC")
 """What py-ctcmetrics is asked for."""

@@ -1,16 +1,25 @@
 """Segmenter: a plain U-Net with foreground and distance heads, then watershed."""
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2 import functional as transforms
 
-from bvdm_data.evaluation.extras import need
+from bvdm_data.clip import Clip
+from bvdm_data.fitting.training import TrainingSettings, purpose_of, train
+from bvdm_data.rng import stream
+from bvdm_data.system import need
 
 CHANNELS = (16, 32, 64, 128)
 """Channels of the four levels; 0.49 million parameters."""
@@ -190,3 +199,301 @@ def instances(prediction: Prediction) -> Labels:
     names = np.cumsum(large) * large
     nuclei: Labels = names[found].astype(np.int32)
     return nuclei
+
+
+DARK = 0.07
+"""Grey value below which a gain does not reach: about that of empty background in video 01."""
+
+LEAST_AREA = 20
+"""Smallest part of a nucleus, in pixels, that stays a label after :func:`strong`."""
+
+Sample = tuple[Float[Tensor, "1 H W"], Int[Tensor, "H W"]]
+"""Image, grey values, and labels, instance ids with 0 in the background."""
+
+
+def plain(
+    image: Float[Tensor, "1 H W"], labels: Int[Tensor, "H W"], generator: torch.Generator
+) -> Sample:
+    """Apply one of the eight symmetries of the square, and a gain of the light of 0.8 to 1.25.
+
+    Args:
+        image: Grey values in [0, 1].
+        labels: Instance ids.
+        generator: Decides.
+
+    Returns:
+        Image and labels, changed alike; height and width may change places.
+    """
+    turns, mirrored = _whole(4, generator), _whole(2, generator)
+    gain = _log_uniform(0.8, 1.25, generator)
+    lit = (image - DARK) * gain + DARK
+    return _symmetric(lit, turns, mirrored), _symmetric(labels, turns, mirrored)
+
+
+def strong(
+    image: Float[Tensor, "1 H W"], labels: Int[Tensor, "H W"], generator: torch.Generator
+) -> Sample:
+    """Do what a careful user of few real images would do.
+
+    Any rotation, mirroring, a scale of 0.75 to 1.33, an elastic deformation of up to some pixels
+    (smooth over 32 px), contrast 0.6 to 1.6 and brightness -0.01 to 0.02, gamma 0.8 to 1.25; with
+    a chance of 1 in 2 a Gaussian blur of 0.3 to 1.2 px; Gaussian noise of up to 0.006. Beyond the
+    edge the picture is mirrored; every connected part of a nucleus is an instance of its own.
+
+    Args:
+        image: Grey values in [0, 1].
+        labels: Instance ids.
+        generator: Decides.
+
+    Returns:
+        Image, which noise may take a little out of [0, 1], and labels, int32, numbered from 1;
+        both changed alike and of the shape that came.
+
+    Raises:
+        ModuleNotFoundError: If scikit-image is missing.
+    """
+    grid = _deformed_grid(image.shape[1:], generator)
+    moved = F.grid_sample(
+        image[None], grid, "bilinear", padding_mode="reflection", align_corners=False
+    )[0]
+    names = F.grid_sample(
+        labels[None, None].float(), grid, "nearest", padding_mode="reflection", align_corners=False
+    )
+    changed = _relit(moved, generator)
+    parts = need("skimage.measure").label(names[0, 0].int().numpy(), connectivity=1)
+    areas = np.bincount(parts.ravel())
+    large = areas >= LEAST_AREA
+    large[0] = False
+    return changed, torch.from_numpy((np.cumsum(large) * large)[parts].astype(np.int32))
+
+
+def _deformed_grid(size: torch.Size, generator: torch.Generator) -> Float[Tensor, "1 H W 2"]:
+    """Return where every pixel looks, in units of half the picture, ``(x, y)``."""
+    height, width = size
+    angle = 2 * math.pi * float(torch.rand((), generator=generator))
+    scale = _log_uniform(0.75, 1.33, generator)
+    mirror = 1 - 2 * _whole(2, generator)
+    y = torch.arange(height) - (height - 1) / 2
+    x = torch.arange(width) - (width - 1) / 2
+    y, x = torch.meshgrid(y, x, indexing="ij")
+    turned_y = (math.cos(angle) * y + math.sin(angle) * x) / scale
+    turned_x = mirror * (-math.sin(angle) * y + math.cos(angle) * x) / scale
+    coarse = torch.randn(1, 2, height // 32 + 2, width // 32 + 2, generator=generator)
+    amount = 3 * float(torch.rand((), generator=generator))
+    bend = amount * F.interpolate(coarse, (height, width), mode="bicubic", align_corners=True)[0]
+    return torch.stack(
+        [(turned_x + bend[0]) / (width / 2), (turned_y + bend[1]) / (height / 2)], -1
+    )[None]
+
+
+def _relit(image: Float[Tensor, "1 H W"], generator: torch.Generator) -> Float[Tensor, "1 H W"]:
+    contrast = _log_uniform(0.6, 1.6, generator)
+    brightness = -0.01 + 0.03 * float(torch.rand((), generator=generator))
+    gamma = _log_uniform(0.8, 1.25, generator)
+    lit = ((image - DARK) * contrast + DARK + brightness).clamp(0, 1)
+    # Gamma bends the curve about the background, so that dim nuclei stay above it.
+    lit = DARK + torch.sign(lit - DARK) * (lit - DARK).abs() ** gamma
+    blur = 0.3 + 0.9 * float(torch.rand((), generator=generator))
+    if _whole(2, generator):
+        lit = transforms.gaussian_blur(lit, [7, 7], [blur, blur])
+    noise = 0.006 * float(torch.rand((), generator=generator))
+    return lit + noise * torch.randn(lit.shape, generator=generator)
+
+
+def _symmetric(values: Tensor, turns: int, mirrored: int) -> Tensor:
+    turned = torch.rot90(values, turns, (-2, -1))
+    return (turned.flip(-1) if mirrored else turned).contiguous()
+
+
+def _whole(below: int, generator: torch.Generator) -> int:
+    return int(torch.randint(below, (), generator=generator))
+
+
+def _log_uniform(low: float, high: float, generator: torch.Generator) -> float:
+    return math.exp(
+        float(torch.empty(()).uniform_(math.log(low), math.log(high), generator=generator))
+    )
+
+
+AUGMENTATIONS = {"plain": plain, "strong": strong}
+"""What may be done to a training sample; ``"plain"`` for every arm but the one named after it."""
+
+STATISTICS_BATCHES = 32
+"""Batches over which the normalisation of the finished network is measured."""
+
+
+class Clips(Protocol):
+    """Where an arm takes its samples from."""
+
+    def clip(self, index: int) -> Clip:
+        """Return clip ``index`` of an endless series."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmenterSettings:
+    """How a segmenter is trained; the same for all arms.
+
+    Attributes:
+        steps: Optimiser steps.
+        batch: Samples a step, each one frame of one clip.
+        rate: Learning rate of RAdam.
+        average: Decay of the exponential moving average of the weights, which makes the
+            result quieter.
+    """
+
+    steps: int = 400
+    batch: int = 4
+    rate: float = 2e-3
+    average: float = 0.98
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that train nothing."""
+        for name in ("steps", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+class Samples(Dataset[dict[str, Tensor]]):
+    """Training samples of one arm: sample ``i`` is a pure function of (clips, seed, ``i``).
+
+    Args:
+        clips: The arm's data.
+        augmentation: Out of ``AUGMENTATIONS``.
+        seed: Seed of the choice of frames and of the augmentation.
+        count: How many samples there are.
+    """
+
+    def __init__(self, clips: Clips, augmentation: str, seed: int, count: int) -> None:
+        """Remember where the samples come from; see the class."""
+        self.clips = clips
+        self.augmentation = augmentation
+        self.seed = seed
+        self.count = count
+
+    def __len__(self) -> int:
+        """Return how many samples there are."""
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """Take the next clip; draw a frame of it, and its augmentation."""
+        if not 0 <= index < self.count:
+            raise IndexError(f"index must be from 0 to {self.count - 1}, got {index}")
+        generator = stream(self.seed, "sample", index)
+        clip = self.clips.clip(self.seed * self.count + index)
+        frame = int(torch.randint(len(clip["video"]), (), generator=generator))
+        image, labels = AUGMENTATIONS[self.augmentation](
+            clip["video"][frame], clip["masks"][frame], generator
+        )
+        foreground, distance = targets(labels.numpy())
+        return {
+            "grey": image,
+            "foreground": torch.from_numpy(foreground),
+            "distance": torch.from_numpy(distance),
+        }
+
+
+def train_segmenter(
+    clips: Clips,
+    settings: SegmenterSettings,
+    *,
+    checkpoint: Path,
+    identity: str,
+    augmentation: str = "plain",
+    seed: int = 0,
+    workers: int = 0,
+    progress: bool = True,
+) -> Segmenter:
+    """Train a segmenter on clips; killed, the same call goes on.
+
+    The start of the weights, the numbers of the samples' draws and the order are decided by the
+    seed alone, so that two arms differ in nothing but their clips.
+
+    Args:
+        clips: Where the samples come from.
+        settings: Steps, rate.
+        checkpoint: Where to keep the state.
+        identity: Digest of what the clips are; a checkpoint of other clips is refused.
+        augmentation: Out of ``AUGMENTATIONS``.
+        seed: Seed of everything.
+        workers: Processes of the DataLoader.
+        progress: Show a progress bar.
+
+    Returns:
+        The trained network.
+
+    Raises:
+        ValueError: If the checkpoint belongs to another training.
+    """
+    network = _new(seed)
+    samples = Samples(clips, augmentation, seed, settings.steps * settings.batch)
+    batches: list[Iterator[dict[str, Tensor]]] = []
+
+    def loss_at(net: nn.Module, step: int) -> Tensor:
+        if not batches:
+            rest = range(step * settings.batch, len(samples))
+            batches.append(iter(_loader(samples, rest, settings.batch, workers)))
+        return _loss(net, next(batches[0]))
+
+    train(
+        network,
+        loss_at,
+        _nothing_held_out,
+        TrainingSettings(
+            steps=settings.steps,
+            batch=settings.batch,
+            rate=settings.rate,
+            average=settings.average,
+            seed=seed,
+            save_every=100,
+            check_every=100,
+        ),
+        checkpoint=checkpoint,
+        purpose=purpose_of("segmenter", settings, identity, augmentation, seed),
+        progress=progress,
+    )
+    measured = range(min(STATISTICS_BATCHES * settings.batch, len(samples)))
+    _measure_normalisation(network, _loader(samples, measured, settings.batch, workers))
+    return network
+
+
+def _new(seed: int) -> Segmenter:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(stream(seed, "segmenter", "weights").initial_seed())
+        return Segmenter().to(memory_format=torch.channels_last)
+
+
+def _loader(
+    samples: Samples, numbers: range, batch: int, workers: int
+) -> DataLoader[dict[str, Tensor]]:
+    return DataLoader(
+        samples,
+        batch_size=batch,
+        sampler=numbers,
+        num_workers=workers,
+        generator=torch.Generator(),  # or the loader would draw from the global random state
+    )
+
+
+def _loss(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    grey = batch["grey"].contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        predicted = network(grey)
+    return segmentation_loss(predicted.float(), batch["foreground"], batch["distance"])
+
+
+def _nothing_held_out(network: nn.Module) -> float:
+    """The test video is the only judge; thresholds and steps are fixed."""
+    return 0.0
+
+
+@torch.no_grad()
+def _measure_normalisation(network: nn.Module, loader: DataLoader[dict[str, Tensor]]) -> None:
+    """Give the averaged weights the means and variances that belong to them."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None  # a plain average over all batches
+    network.train()
+    for batch in loader:
+        _loss(network, batch)
+    network.eval()

@@ -1,5 +1,7 @@
 """Fit: from one annotated video to a generator's file, by one call that can be continued."""
 
+import importlib.metadata
+import platform
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -7,45 +9,96 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bvdm_data.camera_scale import CameraScale
-from bvdm_data.clip import STAGES
-from bvdm_data.datasets.arguments import (
-    check_device,
-    check_scale,
-    check_seed,
-    check_whole_number,
-)
-from bvdm_data.datasets.ctc import guess_scale, read_sequence
-from bvdm_data.datasets.real import DEFAULT_BORDER
+from bvdm_data.clip import STAGES, CameraScale
+from bvdm_data.datasets.ctc import CTCSequence, guess_scale, read_sequence
+from bvdm_data.datasets.ctc_videos import DEFAULT_BORDER
 from bvdm_data.files import check_folder
-from bvdm_data.fitting.brightness import brightness_table
-from bvdm_data.fitting.camera import fit_camera
-from bvdm_data.fitting.card import overlaps, trained, versions, what_was_read
-from bvdm_data.fitting.crops import Crops, check_usable, cut_nuclei
-from bvdm_data.fitting.distilled import (
-    DISTILLED_TRAINING,
-    PAIRS,
-    draw_pairs,
-    fit_distilled,
+from bvdm_data.fitting.cell_cycle import brightness_table, fit_lives, whole_cycles
+from bvdm_data.fitting.contours import fit_shapes
+from bvdm_data.fitting.denoiser import PAINTER_TRAINING, cut_portraits, fit_painter
+from bvdm_data.fitting.motion import LEAST_STEPS, fit_density, fit_motion
+from bvdm_data.fitting.nuclei import Crops, check_usable, cut_nuclei
+from bvdm_data.fitting.paper_networks import (
+    FLOW_TRAINING,
+    TEXTURE_TRAINING,
+    Overlap,
+    fit_flow,
+    fit_texture,
+    normalise,
+    pair_masks,
 )
-from bvdm_data.fitting.flow import FLOW_TRAINING, fit_flow, pair_masks
-from bvdm_data.fitting.lives import fit_lives
-from bvdm_data.fitting.memory import USUAL, fit_memory
-from bvdm_data.fitting.motion import fit_density, fit_motion
-from bvdm_data.fitting.pace import LEAST_STEPS
-from bvdm_data.fitting.painter import PAINTER_TRAINING, fit_painter
-from bvdm_data.fitting.portraits import cut_portraits
-from bvdm_data.fitting.shapes import fit_shapes
 from bvdm_data.fitting.stages import assign_stages, daughters_of
-from bvdm_data.fitting.texture import TEXTURE_TRAINING, fit_texture, normalise
-from bvdm_data.fitting.training import TrainingSettings
-from bvdm_data.fitting.video import TooLittleVideoError, Video, read_video
+from bvdm_data.fitting.student import DISTILLED_TRAINING, PAIRS, draw_pairs, fit_distilled
+from bvdm_data.fitting.texture_noise import USUAL, fit_memory
+from bvdm_data.fitting.training import TrainingLog, TrainingSettings
+from bvdm_data.fitting.video import TooLittleVideoError, Video, fit_camera, read_video
+from bvdm_data.synth.cell_cycle import LifeModel
 from bvdm_data.synth.flow import FlowNet
-from bvdm_data.synth.generator import Generator
-from bvdm_data.synth.life_model import LifeModel
+from bvdm_data.synth.model import Generator
 from bvdm_data.synth.motion import MotionModel
 from bvdm_data.synth.unet import UNet, UNetSettings
+from bvdm_data.validate import check_device, check_scale, check_seed, check_whole_number
 from bvdm_data.weights import load, save
+
+
+def what_was_read(source: CTCSequence, video: Video, crops: Crops) -> dict[str, object]:
+    """Return what the card says of the data, as JSON values.
+
+    Args:
+        source: The video's files.
+        video: What was read of them.
+        crops: Nuclei cut out of it.
+    """
+    return {
+        "data_set": source.folder.resolve().name,
+        "sequence": source.name,
+        "truth": source.truth,
+        "frames": len(video.frames),
+        "size": list(source.shape),
+        "tracks": len(video.tracks),
+        "divisions": len(daughters_of(video.tracks)),
+        "whole_cycles": len(whole_cycles(video.tracks)),
+        "nuclei": len(crops.track),
+    }
+
+
+def trained(log: TrainingLog, settings: TrainingSettings) -> dict[str, object]:
+    """Return what the card says of a training, as JSON values.
+
+    Args:
+        log: Its losses.
+        settings: Steps, batch, rate.
+    """
+    return {
+        "steps": settings.steps,
+        "batch": settings.batch,
+        "rate": settings.rate,
+        "average": settings.average,
+        "loss": [round(loss, 6) for _, loss in log.train],
+        "held_out_loss": [round(loss, 6) for _, loss in log.held_out],
+        "checked_at": [step for step, _ in log.held_out],
+        "hours": round(log.seconds / 3600, 3),
+    }
+
+
+def overlaps(overlap: Overlap) -> dict[str, object]:
+    """Return what the card says of how well the flow carries masks, as JSON values.
+
+    Args:
+        overlap: Before and after.
+    """
+    return {
+        "held_out_pairs": overlap.pairs,
+        "overlap_before": round(overlap.before, 4),
+        "overlap_after": round(overlap.after, 4),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide what is fitted."""
+    names = ("bvdm-data", "torch", "numpy", "scipy", "kornia")
+    found = {name: importlib.metadata.version(name) for name in names}
+    return {"python": platform.python_version(), **found}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bvdm_data.clip import STAGES
-from bvdm_data.fitting.crops import Crops
+from bvdm_data.fitting.nuclei import Crops
 
 Array = npt.NDArray[np.float64]
 

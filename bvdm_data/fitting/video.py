@@ -1,5 +1,6 @@
 """Video: the annotated frames that everything is fitted to, with the background found."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,8 +8,9 @@ import numpy.typing as npt
 from scipy import ndimage
 from tqdm import tqdm
 
-from bvdm_data.camera_scale import CameraScale
+from bvdm_data.clip import CameraScale
 from bvdm_data.datasets.ctc import CTCSequence
+from bvdm_data.synth.camera import CameraModel
 
 
 @dataclass(frozen=True)
@@ -138,3 +140,119 @@ def background_light(
         weight > 1e-3, total / np.maximum(weight, 1e-3), middle
     ).astype(np.float32)
     return found
+
+
+Array = npt.NDArray[np.float64]
+
+STREAK = 9
+"""Length of the kernel that correlates noise along rows (HeLa: no correlation beyond 4 px)."""
+
+FRAMES = 24
+"""Frames that noise and blur are measured on, evenly spread over the video."""
+
+_LAG = 50
+
+
+def fit_camera(video: Video) -> CameraModel:
+    """Measure the background, the noise and the blur.
+
+    Args:
+        video: The annotated video.
+
+    Returns:
+        The model.
+    """
+    levels = np.array([float(np.median(frame.background)) for frame in video.frames])
+    middle = float(np.median(levels))
+    spread = 1.4826 * float(np.median(np.abs(levels - middle)))
+    fields = [frame.background - np.median(frame.background) for frame in video.frames]
+    chosen = [video.frames[i] for i in _spread_out(len(video.frames))]
+    noise, correlation = _noise(chosen)
+    return CameraModel(
+        level=middle,
+        level_spread=spread,
+        field_spread=float(np.mean([field.std() for field in fields])),
+        field_width=_field_width([fields[i] for i in _spread_out(len(fields))]),
+        noise=noise,
+        streak=streak_kernel(correlation),
+        halo=_halo(chosen),
+        offset=video.scale.offset,
+        full=video.scale.full,
+    )
+
+
+def streak_kernel(correlation: Array) -> Array:
+    """Return the symmetric kernel that gives white noise a correlation along rows.
+
+    Its spectrum is the square root of the spectrum that belongs to the correlation
+    (Wiener-Khinchin).
+
+    Args:
+        correlation: At lags 1, 2, ... px.
+
+    Returns:
+        Kernel of unit energy, ``[STREAK]``.
+
+    Examples:
+        >>> streak_kernel(np.zeros(3)).round(3).tolist()
+        [0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+    """
+    angle = 2 * math.pi * np.arange(64) / 64
+    power = 1 + 2 * sum(r * np.cos(k * angle) for k, r in enumerate(correlation, start=1))
+    whole = np.fft.ifft(np.sqrt(np.maximum(power, 0))).real
+    kernel = np.roll(whole, STREAK // 2)[:STREAK]
+    return np.asarray(kernel / np.sqrt((kernel**2).sum()))
+
+
+def _spread_out(count: int) -> list[int]:
+    return sorted({round(i) for i in np.linspace(0, count - 1, min(count, FRAMES))})
+
+
+def _noise(frames: list[Frame]) -> tuple[float, Array]:
+    """Robust standard deviation of the noise, and its correlation along rows at lags 1 to 4."""
+    spreads, correlations = [], []
+    for frame in frames:
+        free = empty_places(frame.grey, frame.masks)
+        rest = np.where(free, frame.grey - frame.background, 0).astype(float)
+        # What varies over 8 px and more is background, not noise.
+        share = ndimage.gaussian_filter(free.astype(float), 8)
+        rest = np.where(free, rest - ndimage.gaussian_filter(rest, 8) / np.maximum(share, 0.1), 0)
+        spreads.append(1.4826 * float(np.median(np.abs(rest[free]))))
+        power = max(float((rest[free] ** 2).mean()), 1e-12)  # 0 without noise
+        row = []
+        for lag in range(1, STREAK // 2 + 1):
+            both = free[:, lag:] & free[:, :-lag]
+            row.append((rest[:, lag:] * rest[:, :-lag])[both].mean() / power)
+        correlations.append(row)
+    return float(np.median(spreads)), np.median(np.array(correlations), axis=0)
+
+
+def _field_width(fields: list[npt.NDArray[np.float32]]) -> float:
+    """Width of the Gaussian that gives white noise the correlation of the field.
+
+    It is found at a lag of 50 px; where the field is even, it is 50 px.
+    """
+    found = []
+    for field in fields:
+        if not field.std() > 0:
+            continue
+        lag = min(_LAG, field.shape[1] // 4)
+        one, other = field[:, lag:].ravel(), field[:, :-lag].ravel()
+        correlation = float(np.clip(np.corrcoef(one, other)[0, 1], 0.05, 0.99))
+        found.append(lag / (2 * math.sqrt(-math.log(correlation))))
+    return float(np.median(found)) if found else float(_LAG)
+
+
+def _halo(frames: list[Frame]) -> float:
+    """Width of the Gaussian whose glow best explains the light just outside the outlines, px."""
+    widths = np.arange(0.6, 4.01, 0.2)
+    errors = np.zeros(len(widths))
+    for frame in frames[:: max(1, len(frames) // 8)]:
+        inside = frame.masks > 0
+        light = np.where(inside, frame.grey - frame.background, 0)
+        distance = ndimage.distance_transform_edt(~inside)
+        rim = (distance > 0) & (distance <= 5)
+        outside = (frame.grey - frame.background)[rim]
+        for i, width in enumerate(widths):
+            errors[i] += ((ndimage.gaussian_filter(light, width)[rim] - outside) ** 2).mean()
+    return float(widths[errors.argmin()])

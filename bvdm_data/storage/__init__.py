@@ -1,7 +1,6 @@
 """Storage: clips on disk, by the million, as shards that any number of machines write together."""
 
-from bvdm_data.storage.manifest import read_manifest
-from bvdm_data.storage.reading import as_clip, read_shard
-from bvdm_data.storage.writing import write_shards
+from bvdm_data.storage.formats import as_clip, read_shard
+from bvdm_data.storage.shards import read_manifest, write_shards
 
 __all__ = ["as_clip", "read_manifest", "read_shard", "write_shards"]

@@ -8,10 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from bvdm_data.synth.exposure import DeviceCamera, blur_taps, camera_seed
-from bvdm_data.synth.fast import BATCH, FastSettings, Pictures, paint_moments
-from bvdm_data.synth.generator import Generator
-from bvdm_data.synth.layout import (
+from bvdm_data.synth.camera import DeviceCamera, blur_taps, camera_seed
+from bvdm_data.synth.cell_bank import Pool
+from bvdm_data.synth.model import Generator
+from bvdm_data.synth.render import (
     Layout,
     Pile,
     add_light,
@@ -21,8 +21,8 @@ from bvdm_data.synth.layout import (
     pinned,
     spare_cells,
 )
-from bvdm_data.synth.pool import Pool
-from bvdm_data.synth.sketch import Sketch, packed, unpacked
+from bvdm_data.synth.scene import Sketch, packed, unpacked
+from bvdm_data.synth.textures import BATCH, FastSettings, Pictures, paint_moments
 
 MOST_PICTURES = 256
 """Most pictures that go through the network together on a GPU (our choice, never measured)."""

@@ -1,25 +1,26 @@
 """Film: where every nucleus of a clip is in every frame, and how it is turned."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from bvdm_data.synth.life_model import LifeModel
-from bvdm_data.synth.lives import Life, grow_family
-from bvdm_data.synth.placing import (
+from bvdm_data.synth.cell_cycle import AFTER_INTERPHASE, LifeModel
+from bvdm_data.synth.cells import Life, grow_family, sister_quantile
+from bvdm_data.synth.contours import Array, ShapeModel, quantiles
+from bvdm_data.synth.placement import (
     CONTACT,
     MARGIN,
     TRIES,
     Crowd,
     Founder,
+    Pixels,
     covered,
     free_place,
     mean_radius,
     no_room,
 )
-from bvdm_data.synth.shapes import Array, ShapeModel
 
 
 @dataclass(frozen=True)
@@ -249,3 +250,256 @@ def push_apart(
         place = place + 0.5 * (missing[..., None] * away).sum(1)
     for life, centre in zip(here, place, strict=True):
         centres[life.identity][-1] = centre
+
+
+Grow = Callable[[int, Founder | None], list[Life]]
+"""Gives a family whose founder has a number, the sister of another founder or of nobody."""
+
+PAIRED = 0.8
+"""Share of the founders that come with a sister (our choice: in a growing population every nucleus
+has one, but some have divided, and some of the video's have left)."""
+
+
+WIDEST = 1.1
+"""Nuclei farther apart than this share of the sum of their mean radii do not push each other (our
+choice: outlines that touch lie near 1)."""
+
+
+def colony(
+    shapes: ShapeModel,
+    lives: LifeModel,
+    motion: MotionModel,
+    *,
+    frames: int,
+    size: tuple[int, int],
+    nuclei: int | None,
+    generator: np.random.Generator,
+    grow: Grow | None = None,
+    contact: float = 0.0,
+) -> list[Trajectory]:
+    """Place families, let them live and move.
+
+    Other than in :func:`bvdm_data.synth.motion.film`, founders come in pairs of sisters, as far
+    apart as sisters of their age are in the video; their brightness is spread evenly over that of
+    the video's nuclei; the young are fast, and a fast nucleus stays fast for a while; a mother's
+    newborn do not lie evenly around her place; and the whole field moves as that of the video did.
+
+    Args:
+        shapes: Outlines.
+        lives: Stages, brightness, growth.
+        motion: Steps, turns, density, sisters.
+        frames: Length of the film.
+        size: Height and width of the picture, px.
+        nuclei: Nuclei that the first frame shows; None: the video's density at a random time.
+        generator: Where the random numbers come from.
+        grow: Gives families; None: they are drawn from the models.
+        contact: Share of the founders without a sister that are put against another.
+
+    Returns:
+        All nuclei, also those that stay outside the picture.
+
+    Raises:
+        ValueError: If so many nuclei do not fit into the picture.
+    """
+    grow = grow or _Growth(shapes, lives, frames, generator)
+    founders = _Placing(motion, frames, size, generator, grow, contact).place(nuclei)
+    return _colony_move(founders, motion, frames, generator)
+
+
+TOUCH = (0.9, 1.02)
+"""Least and largest distance of a founder from the one that it is put against, over that at which
+their outlines meet (our choice)."""
+
+AGAINST = 10
+"""How often a place against another is looked for."""
+
+_NOTHING: Pixels = np.zeros(0, np.int64)
+
+
+class _Growth:
+    """Draws families from the models."""
+
+    def __init__(
+        self, shapes: ShapeModel, lives: LifeModel, frames: int, generator: np.random.Generator
+    ) -> None:
+        self.models = (shapes, lives, frames, generator)
+        self.quantile = float(generator.random())
+        self.drift = np.zeros(frames)
+
+    def __call__(self, identity: int, sister: Founder | None) -> list[Life]:
+        _, lives, frames, generator = self.models
+        if sister is None:
+            # Evenly spread, so that a film of few nuclei shows dim and bright ones, too.
+            self.quantile = (self.quantile + (math.sqrt(5) - 1) / 2) % 1
+            self.drift = generator.standard_normal(frames)
+            quantile, age = self.quantile, None
+        else:
+            age = sister.family[0].age
+            quantile = sister_quantile(lives, self.quantile, age, generator)
+        return grow_family(
+            *self.models, identity, jitter=None, quantile=quantile, age=age, drift=self.drift
+        )
+
+
+class _Placing:
+    """Puts founders, in pairs of sisters where there is room, at free places."""
+
+    def __init__(
+        self,
+        motion: MotionModel,
+        frames: int,
+        size: tuple[int, int],
+        generator: np.random.Generator,
+        grow: Grow,
+        contact: float,
+    ) -> None:
+        self.grow = grow
+        self.contact = contact
+        self.motion = motion
+        self.frames = frames
+        self.size = size
+        self.generator = generator
+        self.crowd = Crowd([], [], [], np.zeros(size[0] * size[1], np.int64))
+        self.founders: list[Founder] = []
+        self.identity = 1
+        self.seen = 0
+
+    def place(self, nuclei: int | None) -> list[Founder]:
+        height, width = self.size
+        canvas = (height + 2 * MARGIN) * (width + 2 * MARGIN)
+        wanted = nuclei
+        if wanted is None:
+            start = self.generator.integers(max(1, len(self.motion.density) - self.frames + 1))
+            wanted = int(self.generator.poisson(self.motion.density[start] * canvas))
+        tries = 0
+        while (self.seen if nuclei is not None else len(self.founders)) < wanted:
+            founder = self._founder(None)
+            if founder is None or tries == TRIES:
+                raise ValueError(no_room(nuclei, wanted, self.size, self.seen, len(self.founders)))
+            if not self._take(founder, nuclei):
+                tries += 1
+                continue
+            there = self.seen if nuclei is not None else len(self.founders)
+            if there < wanted and self.generator.random() < PAIRED:
+                sister = self._founder(founder)
+                if sister is not None:
+                    self._take(sister, nuclei)
+        return self.founders
+
+    def _founder(self, sister: Founder | None) -> Founder | None:
+        """Draw a founder and a free place for it; None where there is none."""
+        family = self.grow(self.identity, sister)
+        space = _space(self.motion, self.generator)
+        turn = self.generator.uniform(0, 2 * math.pi)
+        if sister is None and self.contact and self.generator.random() < self.contact:
+            against = self._against(family, turn, space)
+            if against is not None:
+                return against
+        keep_off = space * float(mean_radius(family[0].radii[0]))
+        for _ in range(TRIES if sister is None else 30):
+            centre = self._somewhere(sister)
+            if self.crowd.fits(centre, keep_off):
+                return Founder(family, centre, turn, space)
+        return None
+
+    def _against(self, family: list[Life], turn: float, space: float) -> Founder | None:
+        """Put a founder against one that is there; None where there is no room at any."""
+        radii = family[0].radii[0]
+        for _ in range(AGAINST if self.founders else 0):
+            other = self.founders[self.generator.integers(len(self.founders))]
+            angle = self.generator.uniform(0, 2 * math.pi)
+            reach = _outline(other.family[0].radii[0], angle - other.turn)
+            reach += _outline(radii, angle + math.pi - turn)
+            distance = reach * self.generator.uniform(*TOUCH)
+            centre = other.centre + distance * np.array([math.cos(angle), math.sin(angle)])
+            # As close as they lie now they may stay.
+            narrow = min(space, (distance - other.keep_off) / float(mean_radius(radii)))
+            if narrow > 0 and self.crowd.fits(centre, narrow * float(mean_radius(radii)) - 1e-6):
+                return Founder(family, centre, turn, narrow)
+        return None
+
+    def _somewhere(self, sister: Founder | None) -> Array:
+        height, width = self.size
+        if sister is None:
+            return self.generator.uniform([-MARGIN, -MARGIN], [height + MARGIN, width + MARGIN])
+        known = self.motion.sisters[min(sister.family[0].age, len(self.motion.sisters) - 1)]
+        distance = math.exp(known[0] + known[1] * self.generator.standard_normal())
+        angle = self.generator.uniform(0, 2 * math.pi)
+        return sister.centre + distance * np.array([math.cos(angle), math.sin(angle)])
+
+    def _take(self, founder: Founder, nuclei: int | None) -> bool:
+        # Only where a number in view is asked for does it matter what each one covers.
+        pixels = _NOTHING if nuclei is None else covered(founder, self.size)
+        if nuclei is not None and not self.crowd.stays_in_view(pixels):
+            return False
+        self.crowd.add(founder, pixels)
+        self.founders.append(founder)
+        self.seen += len(pixels) > 0
+        self.identity += len(founder.family)
+        return True
+
+
+def _colony_move(
+    founders: Sequence[Founder], motion: MotionModel, frames: int, generator: np.random.Generator
+) -> list[Trajectory]:
+    lives = {life.identity: life for founder in founders for life in founder.family}
+    centres = {founder.family[0].identity: [founder.centre] for founder in founders}
+    turns = {founder.family[0].identity: [founder.turn] for founder in founders}
+    spaces = {founder.family[0].identity: founder.space for founder in founders}
+    spaces |= {i: _space(motion, generator) for i in lives if i not in spaces}
+    paces = {identity: float(generator.standard_normal()) for identity in lives}
+    start = int(generator.integers(max(1, len(motion.drift) - frames + 2)))
+    way = np.sign(generator.random(2) - 0.5)  # the stage has no side of its own
+    for frame in range(1, frames):
+        row = start + frame - 1
+        drift = way * motion.drift[row] if row < len(motion.drift) else np.zeros(2)
+        for life in lives.values():
+            if life.first < frame <= life.last:
+                moved = _step(life, frame, paces, motion, generator)
+                centres[life.identity].append(centres[life.identity][-1] + moved + drift)
+                turn = turns[life.identity][-1] + motion.turn * generator.standard_normal()
+                turns[life.identity].append(turn)
+        divide(lives, centres, turns, frame, motion, generator)
+        shifts: dict[int, Array] = {}
+        for life in lives.values():
+            if life.parent and life.first == frame:
+                if life.parent not in shifts:
+                    shifts[life.parent] = drift + motion.shift * generator.standard_normal(2)
+                centres[life.identity][-1] = centres[life.identity][-1] + shifts[life.parent]
+        push_apart(lives, centres, frame, spaces=spaces)
+    order = generator.permutation(len(lives))
+    return [
+        Trajectory(life, np.array(centres[i]), np.array(turns[i]), float(depth))
+        for depth, (i, life) in zip(order, lives.items(), strict=True)
+    ]
+
+
+def _outline(radii: Array, angle: float) -> float:
+    """Return how far an outline is in a direction, px."""
+    grid = np.linspace(0, 2 * math.pi, len(radii) + 1)
+    return float(np.interp(angle % (2 * math.pi), grid, np.append(radii, radii[0])))
+
+
+def _space(motion: MotionModel, generator: np.random.Generator) -> float:
+    """Draw the radius of the disc that others keep off a nucleus, over its mean radius."""
+    drawn = np.interp(generator.random(), quantiles(len(motion.closest)), motion.closest)
+    return float(min(drawn, WIDEST))
+
+
+def _step(
+    life: Life,
+    frame: int,
+    paces: dict[int, float],
+    motion: MotionModel,
+    generator: np.random.Generator,
+) -> Array:
+    """Draw a nucleus' own step: the young are fast, those that divide, too, some always."""
+    pace, spread, memory, mitotic, freedom = motion.pace
+    renewed = math.sqrt(1 - memory**2) * generator.standard_normal()
+    paces[life.identity] = memory * paces[life.identity] + renewed
+    age = min(life.age + frame - life.first, len(motion.pace_of_age) - 1)
+    scale = pace * math.exp(spread * paces[life.identity]) * motion.pace_of_age[age]
+    if life.stages[frame - life.first] in AFTER_INTERPHASE:
+        scale *= mitotic
+    drawn: Array = scale * generator.standard_t(freedom, 2)
+    return drawn

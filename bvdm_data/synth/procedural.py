@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bvdm_data.clip import STAGES
+from bvdm_data.synth.cells import Life
+from bvdm_data.synth.contours import radius_towards
 from bvdm_data.synth.flow import FLOW_SIZE
-from bvdm_data.synth.lives import Life
-from bvdm_data.synth.shapes import radius_towards
-from bvdm_data.synth.texture import Painted
+from bvdm_data.synth.paper import Painted
 
 _RANGES = {
     "grain": (0.5, 16.0),

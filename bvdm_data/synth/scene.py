@@ -1,271 +1,353 @@
-"""Scene: many painted nuclei on one background, seen by one camera; picture and labels agree."""
+"""Plan: all of a film but its light, that is lives, ways, labels and what follows from them."""
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import copy
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float
 from scipy import ndimage
 from torch import Tensor
-from torch.nn import functional as F
 
-from bvdm_data.synth.flow import invert
-from bvdm_data.synth.motion import Trajectory
-from bvdm_data.synth.shapes import radius_towards, rasterise
+from bvdm_data.clip import number_tracks
+from bvdm_data.rng import numpy_stream, stream
+from bvdm_data.synth.camera import CameraModel, expose
+from bvdm_data.synth.cell_bank import Cast, Pool
+from bvdm_data.synth.model import Generator, Method, vary
+from bvdm_data.synth.motion import Trajectory, colony, film
+from bvdm_data.synth.render import Labels, Tables, add_up, displace_radially, label_rows, tabulate
+from bvdm_data.synth.textures import FastSettings, Pictures, Unpainted, paint_prepared, prepare
+from bvdm_data.system import part
 
-Labels = npt.NDArray[np.int32]
+JITTER = 0.1
+"""Amount of fresh shape noise in each frame (authors' code)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneSettings:
+    """What a film shows.
+
+    Attributes:
+        frames: Length.
+        size: Height and width, px.
+        nuclei: Nuclei in the first frame; a pair: a random number from low to high; None: the
+            density of the fitted video.
+        flow: Whether the displacement of every pixel is wanted.
+        variation: How far brightness, size, density, blur and noise may leave those of the fitted
+            video, from 0 (not at all) to 1; see :func:`bvdm_data.synth.model.vary`.
+    """
+
+    frames: int
+    size: tuple[int, int]
+    nuclei: int | tuple[int, int] | None = None
+    flow: bool = False
+    variation: float = 0.0
 
 
 @dataclass(frozen=True)
-class Spot:
-    """One nucleus in one frame: which pixels of the picture it may cover.
+class Plan:
+    """All of a film but its light.
 
     Attributes:
-        row: Index of the nucleus among the paths.
-        window: The part of the picture, rows and columns.
-        y: Offset of each pixel along the nucleus' major axis, ``[h, w]`` px.
-        x: Offset across it.
-        inside: Which pixels lie within the outline, ``[h, w]`` bool.
-        edge: Distance of each pixel from the centroid less that of the outline, ``[h, w]`` px.
+        shown: The nuclei that are seen.
+        rows: Their rows in the tables.
+        views: First and last frame in which each is seen.
+        tables: Where all nuclei are.
+        masks: Ids 1 to n, ``[F, H, W]``.
+        tracks: Id, first, last, parent, ``[n, 4]``.
+        stages: Stage of each nucleus in each frame, ``[n, F]``.
+        flow: Displacement of every pixel, where the method knows it before the light.
+        seen: Row of the nucleus that is seen at each pixel, from 1.
+        camera: Of this film.
+        blur: Standard deviation of an extra blur of all light, px.
+        cast: Knows their pictures, if they come out of a pool.
     """
 
-    row: int
-    window: tuple[slice, slice]
-    y: Tensor
-    x: Tensor
-    inside: Tensor
-    edge: Tensor
+    shown: list[Trajectory]
+    rows: Tensor
+    views: list[tuple[int, int]]
+    tables: Tables
+    seen: Tensor
+    masks: Labels
+    tracks: npt.NDArray[np.int32]
+    stages: npt.NDArray[np.int8]
+    flow: npt.NDArray[np.float32] | None
+    camera: CameraModel
+    blur: float
+    cast: Cast | None
+
+    @property
+    def labels(self) -> Labels:
+        """Identity of the nucleus that is seen at each pixel."""
+        identities = np.zeros(len(self.tables.rank) + 1, np.int32)
+        identities[self.rows.numpy() + 1] = [path.life.identity for path in self.shown]
+        labels: Labels = identities[self.seen.numpy()]
+        return labels
 
 
-def spots(paths: Sequence[Trajectory], frame: int, size: tuple[int, int]) -> Iterator[Spot]:
-    """Find the pixels of every nucleus that is there in a frame, from the deepest up.
+def make_plan(
+    generator: Generator,
+    scene: SceneSettings,
+    method: Method,
+    seed: int,
+    name: tuple[str | int, ...],
+    pool: tuple[Pool, int, int] | None,
+) -> Plan:
+    """Draw lives and ways, and the labels that follow from them.
 
     Args:
-        paths: All nuclei.
-        frame: Which frame.
+        generator: The fitted models.
+        scene: What the film shows.
+        method: How nuclei are painted.
+        seed: Seed of the data set.
+        name: The film's place in the data set.
+        pool: As for :func:`bvdm_data.synth.synthesis.synthesise`.
+
+    Raises:
+        ValueError: If the nuclei asked for do not fit.
+    """
+    draws = numpy_stream(seed, *name, "lives")
+    nuclei = scene.nuclei
+    if isinstance(nuclei, tuple):
+        nuclei = int(draws.integers(nuclei[0], nuclei[1] + 1))
+    varied = vary(
+        generator.shapes, generator.lives, generator.motion, generator.camera,
+        scene.variation, numpy_stream(seed, *name, "variation"),
+    )  # fmt: skip
+    models = (varied.shapes, varied.lives, varied.motion)
+    cast = None
+    if pool is not None:
+        kept, number, era = pool
+        cast = Cast(
+            kept, generator, scene.frames, number, era, draws,
+            size=varied.size, brightness=varied.brightness,
+        )  # fmt: skip
+    families = isinstance(method, FastSettings) and method.families
+    own = partial(colony, grow=cast, contact=varied.contact)
+    live = own if families else partial(film, jitter=JITTER)
+    with part("lives"):
+        everyone = live(
+            *models, frames=scene.frames, size=scene.size, nuclei=nuclei, generator=draws
+        )
+    with part("labels"):
+        tables = tabulate(everyone, scene.frames)
+        seen = label_rows(tables, scene.size)
+        visible = presence(seen, len(everyone))
+    row_of = {path.life.identity: row for row, path in enumerate(everyone, start=1)}
+    parents = {row: row_of.get(path.life.parent, 0) for row, path in enumerate(everyone, start=1)}
+    with part("labels"):
+        new_of, tracks, old = number_tracks(visible, parents)
+        masks = renamed(seen, new_of)
+    rows = np.flatnonzero(visible[1:].any(1))
+    ends = [(int(v.argmax()), scene.frames - 1 - int(v[::-1].argmax())) for v in visible[rows + 1]]
+    flow = None
+    if scene.flow and isinstance(method, FastSettings):
+        with part("flow"):
+            flow = displace_radially(tables, seen).numpy()
+    return Plan(
+        shown=[everyone[row] for row in rows],
+        rows=torch.from_numpy(rows),
+        views=ends,
+        tables=tables,
+        seen=seen,
+        masks=masks,
+        tracks=tracks,
+        stages=_stages(everyone, tracks, old, scene.frames),
+        flow=flow,
+        camera=varied.camera,
+        blur=varied.blur,
+        cast=cast,
+    )
+
+
+def presence(seen: Tensor, count: int) -> npt.NDArray[np.bool_]:
+    """Tell which nucleus is seen in which frame.
+
+    Args:
+        seen: Row of the nucleus that is seen at each pixel, from 1, ``[F, H, W]``.
+        count: Number of nuclei.
+
+    Returns:
+        By row, from 0 for the background, and frame, ``[count + 1, F]``.
+    """
+    present = torch.zeros(len(seen), count + 1, dtype=torch.bool, device=seen.device)
+    present.scatter_(1, seen.flatten(1).long(), True)
+    return present.T.cpu().numpy()
+
+
+def renamed(seen: Tensor, new_of: npt.NDArray[np.int32]) -> Labels:
+    """Put ids in the place of rows.
+
+    Args:
+        seen: Row of the nucleus that is seen at each pixel, ``[F, H, W]``.
+        new_of: Id of each row in each frame, ``[rows, F]``.
+
+    Returns:
+        Ids, ``[F, H, W]``.
+    """
+    names = torch.from_numpy(new_of)
+    ids = [names[:, frame].index_select(0, flat) for frame, flat in enumerate(seen.flatten(1))]
+    masks: Labels = torch.stack(ids).view_as(seen).numpy()
+    return masks
+
+
+def _stages(
+    everyone: Sequence[Trajectory],
+    table: npt.NDArray[np.int32],
+    old: npt.NDArray[np.int64],
+    frames: int,
+) -> npt.NDArray[np.int8]:
+    stages = np.full((len(table), frames), -1, np.int8)
+    for (identity, first, last, _), row in zip(table, old, strict=True):
+        life = everyone[row - 1].life
+        stages[identity - 1, first : last + 1] = life.stages[
+            first - life.first : last + 1 - life.first
+        ]
+    return stages
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """A film of the fast method ahead of its light; can be pickled.
+
+    Attributes:
         size: Height and width of the picture.
-
-    Yields:
-        One spot for each nucleus with a pixel in the picture.
+        tables: Where all nuclei are.
+        groups: Nuclei to be painted, their rows those of the tables; none if there is a cast.
+        cast: Knows their pictures, if they come out of a pool.
+        shown: Identity, row in the tables, first and last frame in view of each nucleus.
+        camera: Of this film.
+        blur: Standard deviation of an extra blur of all light, px.
+        seed: Seed of the data set.
+        name: The film's place in the data set.
     """
-    here = [r for r, p in enumerate(paths) if p.life.first <= frame <= p.life.last]
-    for row in sorted(here, key=lambda r: paths[r].depth):
-        path = paths[row]
-        moment = frame - path.life.first
-        radii = torch.from_numpy(path.life.radii[moment]).float()[None]
-        centre, turn = path.centres[moment], float(path.turns[moment])
-        window = _window(centre, math.ceil(float(radii.max())) + 1, size)
-        if window is None:
-            continue
-        y, x = _own_coordinates(window, centre, turn)
-        inside = rasterise(radii, y[None], x[None])[0]
-        if bool(inside.any()):
-            edge = y.hypot(x) - radius_towards(radii, y[None], x[None])[0]
-            yield Spot(row, window, y, x, inside, edge)
+
+    size: tuple[int, int]
+    tables: Tables
+    groups: list[Unpainted]
+    cast: Cast | None
+    shown: list[tuple[int, int, tuple[int, int]]]
+    camera: CameraModel
+    blur: float
+    seed: int
+    name: tuple[str | int, ...]
+
+    def detached(self) -> "Sketch":
+        """Return a copy that can be sent: without the pool, and the networks of its cast."""
+        if self.cast is None:
+            return self
+        cast = copy.copy(self.cast)
+        del cast.pool, cast.generator, cast.draws
+        return replace(self, cast=cast)
+
+    def attached(self, pool: Pool | None, generator: Generator) -> "Sketch":
+        """Undo :meth:`detached`.
+
+        Args:
+            pool: One of the same settings and seed.
+            generator: The fitted models.
+        """
+        if self.cast is None or pool is None:
+            return self
+        cast = copy.copy(self.cast)
+        cast.pool, cast.generator = pool, generator
+        return replace(self, cast=cast)
 
 
-def lighten(
-    paths: Sequence[Trajectory],
-    labels: Labels,
-    texture: Float[Tensor, "N F P P"],
-    mask_level: float,
-) -> npt.NDArray[np.float32]:
-    """Put the painted nuclei in their places, each where its label is.
-
-    Textures are scaled to the brightness of the nucleus, and blurred in a band of 2 px along the
-    outline (authors' code).
+def sketched(
+    generator: Generator,
+    plan: Plan,
+    method: FastSettings,
+    size: tuple[int, int],
+    seed: int,
+    name: tuple[str | int, ...],
+) -> Sketch:
+    """Draw the noise of the nuclei of a plan, and keep of it what its light depends on.
 
     Args:
-        paths: All nuclei.
-        labels: Identities, ``[F, H, W]``.
-        texture: Relative light of each nucleus, in its own orientation.
-        mask_level: Relative light of a nucleus of mean brightness.
-
-    Returns:
-        Light above the background, grey values, ``[F, H, W]``.
+        generator: The fitted models.
+        plan: Made by :func:`bvdm_data.synth.scene.make_plan` with the same arguments.
+        method: How nuclei are painted.
+        size: Height and width of the picture.
+        seed: Seed of the data set.
+        name: The film's place in the data set.
     """
-    light = np.zeros(labels.shape, np.float32)
-    for frame in range(len(labels)):
-        for spot in spots(paths, frame, labels.shape[1:]):
-            life = paths[spot.row].life
-            seen = labels[frame][spot.window] == life.identity
-            if not seen.any():
-                continue
-            picture = texture[spot.row, frame].clamp(min=0)
-            layers = torch.stack([picture, _blurred(picture)])
-            sharp, soft = _sample(layers, spot)
-            grey = torch.where(spot.edge.abs() <= 1, soft, sharp)
-            grey *= float(life.brightness[frame - life.first]) / mask_level
-            light[frame][spot.window][seen] = grey.numpy()[seen]
-    return light
+    groups = []
+    if plan.cast is None:
+        unpainted = prepare(
+            [path.life for path in plan.shown], plan.views, generator.painter_for(method),
+            *method.drift(generator.texture),
+            [stream(seed, *name, "texture", path.life.identity) for path in plan.shown],
+        )  # fmt: skip
+        groups = [replace(group, rows=plan.rows[group.rows]) for group in unpainted]
+    identities = [path.life.identity for path in plan.shown]
+    shown = list(zip(identities, plan.rows.tolist(), plan.views, strict=True))
+    return Sketch(
+        size, plan.tables, groups, plan.cast, shown, plan.camera, plan.blur, seed, name
+    )  # fmt: skip
 
 
-def _window(
-    centre: npt.NDArray[np.float64], reach: int, size: Sequence[int]
-) -> tuple[slice, slice] | None:
-    """Return the rows and columns of a picture around a centre; None where there are none."""
-    sides = [
-        slice(max(0, math.floor(c) - reach), max(0, min(n, math.floor(c) + reach + 2)))
-        for c, n in zip(centre, size, strict=True)
-    ]
-    return None if any(side.start >= side.stop for side in sides) else (sides[0], sides[1])
-
-
-def _own_coordinates(
-    window: tuple[slice, slice], centre: npt.NDArray[np.float64], turn: float
-) -> tuple[Tensor, Tensor]:
-    """Return the offset of every pixel of a window along a nucleus' major axis, and across it."""
-    dy = torch.arange(window[0].start, window[0].stop)[:, None] - float(centre[0])
-    dx = torch.arange(window[1].start, window[1].stop)[None] - float(centre[1])
-    y = math.cos(turn) * dy + math.sin(turn) * dx
-    x = -math.sin(turn) * dy + math.cos(turn) * dx
-    return y, x
-
-
-def _blurred(picture: Float[Tensor, "P P"], width: float = 1.0) -> Float[Tensor, "P P"]:
-    blurred: Tensor = torch.from_numpy(ndimage.gaussian_filter(picture.numpy(), width))
-    return blurred
-
-
-def _sample(layers: Float[Tensor, "C P P"], spot: Spot) -> Tensor:
-    """Read patches at the pixels of a spot; the centroid is the middle of the patch."""
-    half = layers.shape[-1] / 2
-    grid = torch.stack([spot.x, spot.y], -1)[None] / half
-    read = F.grid_sample(layers[None], grid, padding_mode="border", align_corners=False)
-    return read[0]
-
-
-def displace(
-    paths: Sequence[Trajectory], labels: Labels, flow: Float[Tensor, "N E 2 P P"]
-) -> npt.NDArray[np.float32]:
-    """Follow every pixel of a nucleus into the next frame.
-
-    The flow that moved the texture is inverted, and the nucleus' turn and step are added.
-
-    Args:
-        paths: All nuclei.
-        labels: Identities, ``[F, H, W]``.
-        flow: Backward flow of each nucleus, in its own orientation.
-
-    Returns:
-        Displacement ``(dy, dx)`` in pixels, ``[F - 1, 2, H, W]``; 0 in the background and where
-        the nucleus is not seen in the next frame.
-    """
-    frames, *size = labels.shape
-    moved = np.zeros((frames - 1, 2, *size), np.float32)
-    for frame in range(frames - 1):
-        for spot in spots(paths, frame, labels.shape[1:]):
-            path = paths[spot.row]
-            seen = labels[frame][spot.window] == path.life.identity
-            if not seen.any() or path.life.identity not in labels[frame + 1]:
-                continue
-            along, across = _sample(invert(flow[spot.row, frame, None])[0], spot)
-            y, x = spot.y + along, spot.x + across
-            moment = frame + 1 - path.life.first
-            turn, centre = float(path.turns[moment]), path.centres[moment]
-            rows = torch.arange(spot.window[0].start, spot.window[0].stop)[:, None]
-            columns = torch.arange(spot.window[1].start, spot.window[1].stop)[None]
-            dy = math.cos(turn) * y - math.sin(turn) * x + float(centre[0]) - rows
-            dx = math.sin(turn) * y + math.cos(turn) * x + float(centre[1]) - columns
-            place = moved[frame][(slice(None), *spot.window)]
-            place[:, seen] = torch.stack([dy, dx]).numpy()[:, seen]
-    return moved
-
-
-@dataclass(frozen=True)
-class CameraModel:
-    """Background, blur and noise of the video, in grey values and pixels.
-
-    Attributes:
-        level: Mean background light of a frame.
-        level_spread: Standard deviation of that level over the video; it drifts slowly.
-        field_spread: Standard deviation of the slowly varying background over a frame.
-        field_width: Correlation length of that background, px.
-        noise: Standard deviation of the camera's noise.
-        streak: Kernel that correlates the noise along rows, of unit energy, ``[k]``.
-        halo: Standard deviation of the blur that surrounds nuclei with light, px.
-        offset: Camera count of grey value 0.
-        full: Camera count of grey value 1.
-    """
-
-    level: float
-    level_spread: float
-    field_spread: float
-    field_width: float
-    noise: float
-    streak: npt.NDArray[np.float64]
-    halo: float
-    offset: int
-    full: int
-
-
-def expose(
-    light: npt.NDArray[np.float32],
-    camera: CameraModel,
-    generator: np.random.Generator,
+def painted(
+    sketch: Sketch,
+    generator: Generator,
+    method: FastSettings,
     *,
-    glow: bool = True,
+    on_part: Callable[[float], object] | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Add the glow around the nuclei, the background and the noise; round to camera counts.
+    """Paint a film, as it is made on the CPU.
 
     Args:
-        light: Light of the nuclei above the background, grey values, ``[F, H, W]``.
-        camera: Measured from the video.
-        generator: Where the random numbers come from.
-        glow: Whether the blur that surrounds nuclei is to be added; not where they were painted
-            with it.
+        sketch: What is to be painted.
+        generator: The fitted models.
+        method: How nuclei are painted.
+        on_part: Called with the share of the painting that is done.
 
     Returns:
-        Grey values in [0, 1] that are whole counts of the camera, ``[F, H, W]``.
+        Grey values that are whole counts of the camera, ``[F, H, W]``.
     """
-    frames, size = len(light), light.shape[1:]
-    field = _smooth_field(size, camera, generator)
-    level = camera.level + camera.level_spread * float(generator.standard_normal())
-    seen = np.empty_like(light)
-    white, noise = np.empty((2, *size))
-    for frame in range(frames):
-        lit = light[frame]
-        if glow:
-            # One-sided, as in the authors' scenes: light spreads, nuclei do not fade.
-            lit = np.maximum(lit, ndimage.gaussian_filter(lit, camera.halo))
-        generator.standard_normal(out=white)
-        ndimage.convolve1d(white, camera.streak, axis=1, output=noise)
-        noise *= camera.noise
-        noise += lit + level + field
-        seen[frame] = noise
-    steps = camera.full - camera.offset
-    seen *= steps
-    np.rint(seen, out=seen)
-    np.clip(seen, 0, steps, out=seen)
-    seen /= steps
-    return seen.astype(np.float32, copy=False)
+    pictures = _pictures(sketch, generator, method, on_part)
+    with part("scene"):
+        light = add_up(sketch.tables, pictures, sketch.size).cpu().numpy()
+    with part("camera"):
+        if sketch.blur:
+            light = ndimage.gaussian_filter(light, (0, sketch.blur, sketch.blur))
+        draws = numpy_stream(sketch.seed, *sketch.name, "camera")
+        return expose(light, sketch.camera, draws, glow=False)
 
 
-def field_grid(camera: CameraModel) -> tuple[int, float, int]:
-    """Return on what grid the background is drawn.
+def packed(sketches: Sequence[Sketch]) -> Tensor:
+    """Return sketches as bytes: a tensor that a worker hands over whole, uint8.
 
     Args:
-        camera: Measured from the video.
-
-    Returns:
-        Pixels between two points of it; correlation length of the background in such steps; how
-        many points lie around the picture on each side.
+        sketches: To be sent to another process.
     """
-    coarse = max(1, int(camera.field_width // 4))
-    return coarse, camera.field_width / coarse, math.ceil(4 * camera.field_width / coarse)
+    data = pickle.dumps([sketch.detached() for sketch in sketches], pickle.HIGHEST_PROTOCOL)
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
-def _smooth_field(
-    size: Sequence[int], camera: CameraModel, generator: np.random.Generator
-) -> npt.NDArray[np.float64]:
-    """Draw a smooth random field of the video's spread and width, ``[H, W]``."""
-    coarse, width, pad = field_grid(camera)
-    drawn = generator.standard_normal([math.ceil(n / coarse) + 2 + 2 * pad for n in size])
-    smooth = ndimage.gaussian_filter(drawn, width) * (2 * math.sqrt(math.pi) * width)
-    smooth = smooth[pad:-pad, pad:-pad]
-    fine = ndimage.zoom(smooth, coarse, order=1, grid_mode=True, mode="nearest")
-    field: npt.NDArray[np.float64] = camera.field_spread * fine[: size[0], : size[1]]
-    return field
+def unpacked(data: Tensor) -> list[Sketch]:
+    """Undo :func:`packed`; a cast still lacks its pool.
+
+    Args:
+        data: What it has returned, in this process or in a worker of it.
+    """
+    sketches: list[Sketch] = pickle.loads(data.numpy().tobytes())
+    return sketches
+
+
+def _pictures(
+    sketch: Sketch,
+    generator: Generator,
+    method: FastSettings,
+    on_part: Callable[[float], object] | None,
+) -> list[Pictures]:
+    if sketch.cast is None:
+        painter = generator.painter_for(method)
+        return paint_prepared(sketch.groups, painter, method, on_part=on_part)
+    groups = sketch.cast.pictures(sketch.shown, method)
+    if on_part is not None:
+        on_part(1.0)
+    return groups

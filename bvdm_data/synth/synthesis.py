@@ -12,19 +12,19 @@ from scipy import ndimage
 from torch import Tensor
 
 from bvdm_data.clip import Clip, annotated, padded
-from bvdm_data.randomness import numpy_stream, stream
-from bvdm_data.synth.fast import FastSettings
+from bvdm_data.rng import numpy_stream, stream
+from bvdm_data.synth.camera import expose
+from bvdm_data.synth.cell_bank import Pool
+from bvdm_data.synth.contours import rasterise
 from bvdm_data.synth.flow import FLOW_SIZE
-from bvdm_data.synth.generator import NOT_FITTED, Generator, Method
+from bvdm_data.synth.model import NOT_FITTED, Generator, Method
 from bvdm_data.synth.motion import Trajectory
-from bvdm_data.synth.parts import part
-from bvdm_data.synth.plan import Plan, SceneSettings, make_plan
-from bvdm_data.synth.pool import Pool
+from bvdm_data.synth.paper import Painted, PaperSettings, paint
 from bvdm_data.synth.procedural import ProceduralSettings, paint_procedurally
-from bvdm_data.synth.scene import Labels, displace, expose, lighten
-from bvdm_data.synth.shapes import rasterise
-from bvdm_data.synth.sketch import painted, sketched
-from bvdm_data.synth.texture import Painted, PaperSettings, paint
+from bvdm_data.synth.render import Labels, displace, lighten
+from bvdm_data.synth.scene import Plan, SceneSettings, make_plan, painted, sketched
+from bvdm_data.synth.textures import FastSettings
+from bvdm_data.system import part
 
 
 @dataclass(frozen=True)

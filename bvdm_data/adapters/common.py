@@ -1,0 +1,344 @@
+"""What adapters share: foreign packages, the parts of a clip they need, and lines of descent."""
+
+import importlib
+import logging
+import math
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from numbers import Real
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol, SupportsIndex
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from bvdm_data.clip import ANNOTATIONS, CameraScale, Clip
+from bvdm_data.datasets.ctc import check_same_ids, check_track_table
+from bvdm_data.datasets.sharding import FoundShard, Share
+from bvdm_data.datasets.sources import MapStyle
+from bvdm_data.validate import check_whole_number
+
+PIXEL_SIZE = 0.645
+"""Side of a pixel of Fluo-N2DL-HeLa, micrometres (celltrackingchallenge.net/2d-datasets)."""
+
+MINUTES = 30.0
+"""Time between two frames of Fluo-N2DL-HeLa, minutes (celltrackingchallenge.net/2d-datasets)."""
+
+
+class Videos(Protocol):
+    """A data set with random access: the synthetic, the real and the mixed one."""
+
+    def clip(self, index: SupportsIndex) -> Any:
+        """Return the clip with this number."""
+
+
+def need(name: str, extra: str) -> ModuleType:
+    """Import a package, without what it does to the logging of the process and its warnings.
+
+    Args:
+        name: Name of the module.
+        extra: The extra that installs it.
+
+    Returns:
+        The module.
+
+    Raises:
+        ImportError: If it is not installed, with the way to install it.
+    """
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"this adapter needs the package {error.name!r}, which is not installed; "
+            f"pip install 'bvdm-data[{extra}]'"
+        ) from error
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
+def check_clip(clip: Clip, *keys: str) -> None:
+    """Refuse what is not one clip with all that is needed.
+
+    Args:
+        clip: What came.
+        keys: Names of the parts that are needed beside ``video``.
+
+    Raises:
+        TypeError: If it is no clip, or a part is no tensor.
+        ValueError: If it is a batch of clips, or a part is missing.
+    """
+    if not isinstance(clip, Mapping):
+        raise TypeError(
+            f"clip must be a dict with 'video', as data sets of clips give it, got "
+            f"{type(clip).__name__}; where clips are asked for, give a list of them"
+        )
+    for key in ("video", *keys):
+        if key not in clip:
+            of_set = f"; give the data set annotations=(..., {key!r})" * (key in ANNOTATIONS)
+            raise ValueError(f"clip must have the key {key!r}, got the keys {tuple(clip)}{of_set}")
+        found = clip[key]  # type: ignore[literal-required]
+        if key in ("video", *ANNOTATIONS) and not isinstance(found, Tensor):
+            raise TypeError(
+                f"clip must hold tensors, got {type(found).__name__} for {key!r}; see "
+                "torch.as_tensor"
+            )
+    if clip["video"].ndim != 4:
+        raise ValueError(
+            "clip must be one clip with video [F, C, H, W], got video "
+            f"{list(clip['video'].shape)}; take clips from the data set, or from the loader by "
+            "collate_fn="
+        )
+
+
+def part(clip: Clip, key: str) -> Tensor:
+    """Return a part of one clip on the CPU.
+
+    Args:
+        clip: One clip (not a batch).
+        key: Its name.
+
+    Returns:
+        The tensor, with the shape that :class:`Clip` gives.
+
+    Raises:
+        TypeError: If it is no clip.
+        ValueError: If the clip does not have it, or is a batch of clips.
+    """
+    check_clip(clip, key)
+    found: Tensor = clip[key]  # type: ignore[literal-required]
+    return found.as_subclass(Tensor).detach().cpu()
+
+
+def coloured(clip: Clip) -> Tensor:
+    """Return the video in three channels, for networks that were made for photographs.
+
+    Args:
+        clip: One clip; its one channel is repeated, three are left as they are.
+
+    Returns:
+        Grey values in [0, 1], ``[F, 3, H, W]`` float32.
+
+    Raises:
+        ValueError: If the clip is a batch, or has another number of channels.
+    """
+    video = part(clip, "video").float()
+    if video.shape[1] not in (1, 3):
+        raise ValueError(f"clip must have a video of 1 or 3 channels, got {list(video.shape)}")
+    return video.repeat(1, 3 // video.shape[1], 1, 1)
+
+
+def grey(clip: Clip) -> npt.NDArray[np.float32]:
+    """Return the only channel of the video.
+
+    Args:
+        clip: One clip.
+
+    Returns:
+        Grey values ``[F, H, W]`` float32.
+
+    Raises:
+        ValueError: If the clip is a batch, or has more channels.
+    """
+    video = part(clip, "video").float()
+    if video.shape[1] != 1:
+        raise ValueError(f"clip must have a video of 1 channel, got {list(video.shape)}")
+    found: npt.NDArray[np.float32] = video[:, 0].numpy()
+    return found
+
+
+def counts_of(clip: Clip, scale: CameraScale) -> npt.NDArray[np.uint16]:
+    """Return the only channel of the video in counts of the camera.
+
+    Args:
+        clip: One clip.
+        scale: How grey values and counts belong together.
+
+    Returns:
+        Counts ``[F, H, W]`` uint16.
+
+    Raises:
+        TypeError: If scale is no CameraScale.
+        ValueError: If the clip is a batch, or has more channels.
+    """
+    if not isinstance(scale, CameraScale):
+        raise TypeError(
+            f"scale must be a CameraScale, got {scale!r}; give that of the data set, or "
+            "CameraScale(0, 65535) where none is known"
+        )
+    return scale.to_counts(grey(clip))
+
+
+def tracks_of(clip: Clip) -> npt.NDArray[np.int32]:
+    """Return the table of tracks of a clip, checked against its masks.
+
+    Args:
+        clip: One clip with ``masks`` and ``tracks``.
+
+    Returns:
+        ``[n, 4]`` id, first frame, last frame and parent, without padding.
+
+    Raises:
+        ValueError: If one of them is missing or wrong, or they hold other ids in a frame.
+    """
+    masks = part(clip, "masks").numpy()
+    table = check_track_table(part(clip, "tracks").numpy(), len(masks))
+    check_same_ids(masks, table)
+    return table
+
+
+def clips_in(videos: Videos, clips: SupportsIndex | None, *, name: str = "clips") -> int:
+    """Return how many clips of a data set are meant.
+
+    Args:
+        videos: With ``clip(index)``.
+        clips: How many; None: those of an epoch, of all ranks together.
+        name: Name of the argument, for messages.
+
+    Returns:
+        Their number.
+
+    Raises:
+        TypeError: If videos has no ``clip``, or clips is no whole number.
+        ValueError: If clips is below 1, or not given for an endless data set.
+    """
+    # An array has a method clip that limits its values.
+    if isinstance(videos, Tensor | np.ndarray) or not callable(getattr(videos, "clip", None)):
+        raise TypeError(
+            "videos must be a data set with clip(index), such as SyntheticHeLaVideos or CTCVideos, "
+            f"got {type(videos).__name__}"
+        )
+    if clips is None:
+        # Not len(), which counts the clips of one rank.
+        in_epoch = getattr(videos, "length_in", None)
+        if callable(in_epoch):
+            clips = in_epoch(getattr(videos, "epoch", 0))
+        else:
+            clips = getattr(videos, "length", None)
+    if clips is None:
+        raise ValueError(f"{name} must be given for an endless data set; write {name}=100")
+    return check_whole_number(name, clips, least=1)
+
+
+def lines_of_descent(table: npt.NDArray[np.integer]) -> dict[int, list[int]]:
+    """Follow each track back to its first ancestor.
+
+    Args:
+        table: ``[n, 4]``, as :func:`tracks_of` gives it.
+
+    Returns:
+        For each id the ids from itself, over its parent, to the first of the family.
+
+    Examples:
+        >>> lines_of_descent(np.array([[1, 0, 1, 0], [2, 2, 3, 1], [3, 4, 5, 2]]))
+        {1: [1], 2: [2, 1], 3: [3, 2, 1]}
+    """
+    lines: dict[int, list[int]] = {}
+    for identity, _, _, parent in sorted(table.tolist(), key=lambda row: row[1]):
+        # A parent ends before its daughter begins, so its line is known.
+        lines[identity] = [identity, *lines.get(parent, [])]
+    return lines
+
+
+def check_above_zero(name: str, value: float) -> None:
+    """Refuse what is no number above 0.
+
+    Args:
+        name: Name of the argument, for the message.
+        value: What came.
+
+    Raises:
+        TypeError: If it is not a number.
+        ValueError: If it is not finite and above 0.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number above 0, got {value!r}")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be above 0, got {value}")
+
+
+@contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """Give a temporary folder that takes the place of ``path`` when all went well.
+
+    Args:
+        path: The folder to make; the one it lies in is made if need be.
+
+    Yields:
+        The path of a folder that is still to be made.
+
+    Raises:
+        FileExistsError: If there is something at path.
+        OSError: If it cannot be written; nothing half-written is left.
+    """
+    target = Path(path).expanduser()
+    if target.exists():
+        raise FileExistsError(f"{target} is there already; remove it or give another path")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as staging:
+        folder = Path(staging) / target.name
+        yield folder
+        folder.rename(target)
+
+
+Clips = Iterable[Clip] | MapStyle
+"""A stream of clips, or a map-style data set or a list of them."""
+
+
+class SharedClips:
+    """Clips of which each process makes its own.
+
+    An iterable data set knows which of its clips are whose, and is left to it. Of a list and of a
+    map-style data set every process has all; here each gets those that it would get of a
+    :class:`ClipStream` as long: rank ``r`` of ``R`` every R-th one, from the r-th on, all ranks
+    equally many; worker ``w`` of ``n`` every n-th one of its rank.
+
+    Args:
+        clips: The data set.
+
+    Raises:
+        TypeError: If it is none, or a single clip.
+    """
+
+    def __init__(self, clips: Clips) -> None:
+        """Check the argument; see the class."""
+        self._is_map_style = not isinstance(clips, IterableDataset) and all(
+            hasattr(clips, name) for name in ("__len__", "__getitem__")
+        )
+        is_data_set = self._is_map_style or isinstance(clips, Iterable)
+        if isinstance(clips, type | str | Mapping) or not is_data_set:
+            raise TypeError(
+                "clips must be a data set or a list of clips, got "
+                f"{clips if isinstance(clips, type) else type(clips).__name__}; write [clip] for "
+                "one clip"
+            )
+        self._clips: Any = clips
+        self._shard = FoundShard(None)
+
+    def __iter__(self) -> Iterator[Clip]:
+        """Yield the clips of this process."""
+        if not self._is_map_style:
+            yield from self._clips
+            return
+        rank, ranks = self._shard.find()
+        worker = get_worker_info()
+        share = Share(
+            epoch=0,
+            length=len(self._clips),
+            batch_size=1,
+            rank=rank,
+            ranks=ranks,
+            worker=worker.id if worker else 0,
+            workers=worker.num_workers if worker else 1,
+        )
+        for (number,) in share.runs():
+            yield self._clips[number]

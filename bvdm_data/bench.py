@@ -1,0 +1,679 @@
+"""Bench: everything about the speed of a data set and of the loop that it feeds, in one run."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
+
+from bvdm_data.clip import Clip
+from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
+from bvdm_data.files import whole_file
+from bvdm_data.synth.cell_bank import PoolSettings
+from bvdm_data.synth.textures import FastSettings
+from bvdm_data.system import MARK, PARTS, machine, peak_megabytes, usable_cores, versions
+from bvdm_data.validate import check_whole_number
+
+MOST_PROFILED = 20
+"""Clips that are profiled at most; a profile keeps all that it saw in memory."""
+
+MATRIX = 2048
+"""Side of the matrices whose product says what the processor can do at best."""
+
+_WHOLE = "clip"
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast one process makes clips.
+
+    Attributes:
+        clips: How many were timed.
+        clips_per_second: Clips over seconds.
+        frames_per_second: Frames of these clips over seconds.
+        nuclei: Nuclei of a clip, on average.
+        megabytes: Memory of the tensors of a clip, MB.
+    """
+
+    clips: int
+    clips_per_second: float
+    frames_per_second: float
+    nuclei: float
+    megabytes: float
+
+
+def fill(videos: SyntheticHeLaVideos) -> int:
+    """Make the first clips: models are loaded, and a pool is filled as far as it ever is.
+
+    A clip shows pairs at random, so ``n`` clips leave ``exp(-n pairs of a clip / pairs)`` of a pool
+    unseen: a twentieth after three times as many clips as would hold all pairs once.
+
+    Args:
+        videos: The data set.
+
+    Returns:
+        How many clips that took.
+    """
+    clip = videos.clip(0)
+    if videos.pool is None:
+        return 1
+    shown = max(1, nuclei_of(clip) // 2)
+    clips = math.ceil(3 * videos.pool.pairs / shown)
+    for number in range(1, clips):
+        videos.clip(number)
+    return clips
+
+
+def nuclei_of(clip: Clip) -> int:
+    """Return how many nuclei a clip shows; by its tracks, or else its masks, or 0."""
+    if "tracks" in clip:
+        return int((clip["tracks"][:, 0] > 0).sum())
+    return int(clip["masks"].max()) if "masks" in clip else 0
+
+
+def measure_pace(videos: SyntheticHeLaVideos, first: int, seconds: float) -> Pace:
+    """Make clips one after the other for a while.
+
+    Args:
+        videos: The data set.
+        first: Number of the first clip.
+        seconds: For how long; at least one clip is made.
+    """
+    made, nuclei, size, begun = 0, 0, 0, time.perf_counter()
+    passed = 0.0
+    while passed < seconds or not made:
+        clip = videos.clip(first + made)
+        passed = time.perf_counter() - begun
+        made += 1
+        nuclei += nuclei_of(clip)
+        size += sum(value.nbytes for value in clip.values())  # type: ignore[attr-defined]
+    return Pace(
+        clips=made,
+        clips_per_second=made / passed,
+        frames_per_second=made * videos.frames / passed,
+        nuclei=nuclei / made,
+        megabytes=size / made / 1e6,
+    )
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a clip costs under a profiler.
+
+    Attributes:
+        clips: How many were profiled.
+        milliseconds: Time a clip, by part: those of ``PARTS`` that were met, and ``other``.
+        calls: Calls of the network a clip.
+    """
+
+    clips: int
+    milliseconds: dict[str, float]
+    calls: float
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of the time, by part."""
+        whole = sum(self.milliseconds.values())
+        return {name: part / whole for name, part in self.milliseconds.items()}
+
+
+def measure_costs(videos: SyntheticHeLaVideos, first: int, clips: int) -> Costs:
+    """Profile clips with ``torch.profiler``, by the names that the parts of the work have.
+
+    Args:
+        videos: The data set.
+        first: Number of the first clip.
+        clips: How many.
+    """
+    # Of no use without a GPU: libkineto's own lines on standard error.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    with profile(activities=[ProfilerActivity.CPU]) as record:
+        for number in range(first, first + clips):
+            with record_function(MARK + _WHOLE):
+                videos.clip(number)
+    found = {
+        event.key.removeprefix(MARK): (event.cpu_time_total / 1000 / clips, event.count / clips)
+        for event in record.key_averages()
+        if event.key.startswith(MARK)
+    }
+    milliseconds = {name: found[name][0] for name in PARTS if name in found}
+    milliseconds["other"] = max(0.0, found[_WHOLE][0] - sum(milliseconds.values()))
+    method = videos.method
+    steps = method.steps if isinstance(method, FastSettings) else 0
+    return Costs(clips, milliseconds, steps * found.get("network", (0.0, 0.0))[1])
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How well the network uses the processor.
+
+    Attributes:
+        gflop_per_clip: Arithmetic of the networks for a clip of nuclei of its own.
+        gflops: What they achieve, GFLOP a second.
+        matrix_gflops: What a product of two matrices of the same type does.
+    """
+
+    gflop_per_clip: float
+    gflops: float
+    matrix_gflops: float
+
+    @property
+    def share(self) -> float:
+        """What is achieved over what a product of matrices does."""
+        return self.gflops / self.matrix_gflops
+
+
+def measure_arithmetic(videos: SyntheticHeLaVideos, first: int, clips: int) -> Arithmetic:
+    """Count the arithmetic of the networks of the fast method, and time it.
+
+    Args:
+        videos: A data set without a pool, so that every clip calls the network equally often.
+        first: Number of the first clip.
+        clips: How many.
+    """
+    with FlopCounterMode(display=False) as counter:
+        for number in range(first, first + clips):
+            videos.clip(number)
+    gflop = counter.get_total_flops() / clips / 1e9
+    milliseconds = measure_costs(videos, first, clips).milliseconds["network"]
+    return Arithmetic(gflop, 1000 * gflop / milliseconds, matrix_gflops(torch.bfloat16))
+
+
+def matrix_gflops(dtype: torch.dtype, seconds: float = 1.0) -> float:
+    """Return what the best of several products of two matrices does in one thread, GFLOP/s.
+
+    Args:
+        dtype: Type of the numbers.
+        seconds: How long it is tried, after a first one.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        one, other = torch.rand((2, MATRIX, MATRIX), generator=torch.Generator()).to(dtype)
+        best, end = math.inf, math.inf
+        while time.perf_counter() < end or end == math.inf:
+            begun = time.perf_counter()
+            torch.mm(one, other)
+            last = time.perf_counter()
+            if end == math.inf:
+                end = last + seconds
+            best = min(best, last - begun)
+    finally:
+        torch.set_num_threads(threads)
+    return 2 * MATRIX**3 / best / 1e9
+
+
+LEAST_STEPS = 3
+"""Steps that are taken at least, however long they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """A training loop.
+
+    Attributes:
+        batch_size: Clips a step.
+        workers: Processes of the loader; 0: the loop's own process makes the clips.
+        step_seconds: How long a step takes without the loader.
+
+    Raises:
+        TypeError: If a value is of the wrong type.
+        ValueError: If a value is out of its range.
+    """
+
+    batch_size: int = 4
+    workers: int = 1
+    step_seconds: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse loops that go nowhere."""
+        check_whole_number("batch_size", self.batch_size, least=1)
+        check_whole_number("workers", self.workers, least=0)
+        check_seconds("step_seconds", self.step_seconds)
+
+    @property
+    def wanted(self) -> float:
+        """Clips a second that the loop would use up if it never waited."""
+        return self.batch_size / self.step_seconds
+
+
+def check_seconds(name: str, value: float) -> float:
+    """Return a time above 0.
+
+    Args:
+        name: What the caller calls it.
+        value: What came, seconds.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is not above 0, or endless.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number of seconds, got {value!r}")
+    seconds = float(value)
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"{name} must be a number of seconds above 0, got {value!r}")
+    return seconds
+
+
+@dataclass(frozen=True)
+class Wait:
+    """How long a loop waits for its loader.
+
+    Attributes:
+        steps: Steps that were timed.
+        first_seconds: From the start of the loop to its first batch.
+        wait_seconds: Time that each later step waits for its batch, on average.
+        share: Share of the loop's time that it waits.
+        clips_per_second: What it gets.
+    """
+
+    steps: int
+    first_seconds: float
+    wait_seconds: float
+    share: float
+    clips_per_second: float
+
+
+def measure_wait(
+    videos: SyntheticHeLaVideos, loop: Loop, seconds: float, *, first: int = 0
+) -> Wait:
+    """Run a loop that sleeps in place of its steps.
+
+    A step that sleeps uses no core, as one on a GPU hardly does. The first batch, for which
+    workers start and models are loaded, does not count.
+
+    Args:
+        videos: The data set, of the loop's batch size.
+        loop: The loop.
+        seconds: For how long, after the first batch.
+        first: Number of the clip to begin with, in whole batches.
+    """
+    videos.load_state_dict({"epoch": videos.epoch, "seed": videos.seed, "start": first})
+    loader = DataLoader(videos, batch_size=loop.batch_size, num_workers=loop.workers)
+    begun = time.perf_counter()
+    batches = iter(loader)
+    next(batches)
+    counted = ready = time.perf_counter()
+    steps, waited = 0, 0.0
+    while ready - counted < seconds or steps < LEAST_STEPS:
+        time.sleep(loop.step_seconds)
+        asked = time.perf_counter()
+        next(batches)
+        ready = time.perf_counter()
+        waited += ready - asked
+        steps += 1
+    # Ends the workers now, so that what they held can be told.
+    del batches, loader
+    passed = ready - counted
+    return Wait(
+        steps=steps,
+        first_seconds=counted - begun,
+        wait_seconds=waited / steps,
+        share=waited / passed,
+        clips_per_second=steps * loop.batch_size / passed,
+    )
+
+
+KEEPS_UP = 0.05
+"""Share of its time that a loop may wait before something is worth changing (our choice)."""
+
+CHEAP = ("masks", "tracks")
+"""Annotations of data sets where nothing else is said."""
+
+SELDOM = 0.1
+"""Pairs renewed with every clip by a pool that is to cost next to nothing; what it does to a
+network that is trained from it: docs/evaluation.md."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change of the data set that was tried.
+
+    Attributes:
+        words: What to write.
+        clips_per_second: Of one process, with the change.
+        gain: That over the pace without the change.
+        workers: Workers that the loop would then need.
+    """
+
+    words: str
+    clips_per_second: float
+    gain: float
+    workers: int
+
+
+def workers_for(loop: Loop, clips_per_second: float) -> int:
+    """Return how many workers of a pace a loop needs.
+
+    Args:
+        loop: The loop.
+        clips_per_second: What one process makes.
+    """
+    return math.ceil(loop.wanted / clips_per_second)
+
+
+def alike(videos: SyntheticHeLaVideos, **changes: Any) -> SyntheticHeLaVideos:
+    """Return the same data set with other arguments, as an endless stream.
+
+    Args:
+        videos: The data set.
+        **changes: Arguments of :class:`SyntheticHeLaVideos`.
+    """
+    kept = {
+        name: getattr(videos, name)
+        for name in (
+            "frames", "size", "seed", "model", "method", "nuclei", "variation", "pool",
+            "annotations", "max_cells", "device", "transform", "batch_size", "shard",
+        )
+    }  # fmt: skip
+    return SyntheticHeLaVideos(**{**kept, **changes})
+
+
+def try_changes(
+    videos: SyntheticHeLaVideos,
+    pace: Pace,
+    loop: Loop,
+    seconds: float,
+    say: Callable[[str], object],
+) -> list[Change]:
+    """Measure what makes clips cheaper; those that do not are left out.
+
+    Args:
+        videos: The data set.
+        pace: What one process makes of it.
+        loop: The loop.
+        seconds: How long each change is tried.
+        say: Told what is tried.
+
+    Returns:
+        The changes, that which helps most first.
+    """
+    found = []
+    for words, changes in _changes(videos):
+        say(f"trying {words}")
+        changed = alike(videos, **changes)
+        try:
+            made = measure_pace(changed, fill(changed), seconds).clips_per_second
+        except ValueError:
+            # Such a clip cannot be made; the others may help.
+            continue
+        if made > pace.clips_per_second:
+            gain = made / pace.clips_per_second
+            found.append(Change(words, made, gain, workers_for(loop, made)))
+    return sorted(found, key=lambda change: -change.gain)
+
+
+def _changes(videos: SyntheticHeLaVideos) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    method, pool = videos.method, videos.pool
+    if not isinstance(method, FastSettings):
+        yield 'method="fast"', {"method": "fast", "variation": None}
+    elif method.steps > 1:
+        yield "FastSettings(steps=1)", {"method": FastSettings(families=method.families)}
+    if isinstance(method, FastSettings) and method.families:
+        if pool is None:
+            yield "pool=True", {"pool": True}
+        elif pool.renew > SELDOM:
+            seldom = PoolSettings(pairs=pool.pairs, renew=SELDOM)
+            yield f"PoolSettings(pairs={pool.pairs}, renew={SELDOM})", {"pool": seldom}
+    fewer = tuple(name for name in videos.annotations if name in CHEAP)
+    if fewer != videos.annotations:
+        yield f"annotations={fewer}", {"annotations": fewer}
+    if videos.nuclei is None and min(videos.size) >= 128:
+        half = tuple(side // 2 for side in videos.size)
+        yield f"size={half}", {"size": half}
+    if videos.frames > 1:
+        yield f"frames={videos.frames // 2}", {"frames": videos.frames // 2}
+
+
+def advise(pace: Pace, loop: Loop, wait: Wait, changes: list[Change], cores: int) -> list[str]:
+    """Say whether synthesis is what the loop waits for, and what to do.
+
+    Args:
+        pace: What one process makes.
+        loop: The loop.
+        wait: How long it waits.
+        changes: From :func:`try_changes`.
+        cores: That may be used.
+
+    Returns:
+        Sentences, the verdict first.
+    """
+    one, needed = pace.clips_per_second, workers_for(loop, pace.clips_per_second)
+    asks = f"the loop asks for {loop.wanted:.3g} clips/s and one process makes {one:.3g}"
+    if wait.share <= KEEPS_UP:
+        return [f"The loader keeps up: the loop waits {wait.share:.1%} of its time; {asks}."]
+    told = [f"Synthesis is the bottleneck: the loop waits {wait.share:.0%} of its time; {asks}."]
+    told.append(_about_workers(loop.workers, needed, cores, one))
+    told += [
+        f"{change.words}: {change.clips_per_second:.3g} clips/s, {change.gain:.1f} times as many; "
+        f"{change.workers} worker{'s' * (change.workers > 1)} would do."
+        for change in changes
+    ]
+    minutes = 1000 / one / min(cores, needed) / 60
+    told.append(
+        f'"bvdm-data export" ahead of the training, read by CTCVideos: 1,000 clips take about '
+        f"{minutes:.2g} minutes on {_cores(min(cores, needed))}, once."
+    )
+    return told
+
+
+def _about_workers(workers: int, needed: int, cores: int, one: float) -> str:
+    if workers < needed <= cores:
+        return f"num_workers={needed}: as many processes make what the loop asks for."
+    if workers >= needed:
+        return (
+            f"{workers} workers should be enough: something else uses the cores, or the workers "
+            "still fill their pools."
+        )
+    if workers < cores:
+        return (
+            f"num_workers={cores}, one for each core: about {cores * one:.3g} clips/s. The loop "
+            f"would need {needed}."
+        )
+    return f"More workers do not help: {_cores(cores)} can make about {cores * one:.3g} clips/s."
+
+
+def _cores(count: int) -> str:
+    return f"{count} core{'s' * (count != 1)}"
+
+
+_COUNTED = 5
+
+
+def bench(
+    videos: SyntheticHeLaVideos,
+    loop: Loop,
+    *,
+    seconds: float = 10.0,
+    report: Path | None = None,
+    say: Callable[[str], object] = lambda _: None,
+) -> dict[str, Any]:
+    """Measure how fast clips come, what they cost, and whether a loop waits for them.
+
+    A pool is filled before anything is timed. Where workers are forked they begin with what it
+    holds; elsewhere they fill one of their own, and the loop waits longer at first.
+
+    Args:
+        videos: The data set; it is measured as an endless stream.
+        loop: The training loop.
+        seconds: How long each measurement goes on. Clips that take longer are waited for.
+        report: JSON file to write; its folder is made if need be.
+        say: Told what is measured.
+
+    Returns:
+        JSON values: ``machine``, ``versions``, ``clips`` (what was asked for), ``pace`` (of one
+        process), ``parts`` (milliseconds a clip and their shares), ``network`` (None where none is
+        profiled), ``memory``, ``loop``, ``changes`` and ``advice``.
+
+    Raises:
+        OSError: If the report cannot be written; found out before anything is measured.
+        TypeError: If seconds is no number.
+        ValueError: If seconds is not above 0, or the clips cannot be made.
+    """
+    limit = check_seconds("seconds", seconds)
+    if report is None:
+        return _measured(videos, loop, limit, say)
+    with whole_file(report) as temporary:
+        found = _measured(videos, loop, limit, say)
+        temporary.write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def _measured(
+    videos: SyntheticHeLaVideos, loop: Loop, limit: float, say: Callable[[str], object]
+) -> dict[str, Any]:
+    found: dict[str, Any] = {"machine": machine(), "versions": versions()}
+    videos = alike(videos, batch_size=loop.batch_size)
+    say("filling the pool" if videos.pool else "making a first clip")
+    number = fill(videos)
+    say("making clips")
+    pace = measure_pace(videos, number, limit)
+    number += pace.clips
+    memory = {"process_mb": peak_megabytes(), "clip_mb": pace.megabytes}
+    say("profiling clips")
+    profiled = max(1, min(MOST_PROFILED, int(limit / 2 * pace.clips_per_second)))
+    costs = measure_costs(videos, number, profiled)
+    number += profiled
+    network = None
+    if "network" in costs.milliseconds:
+        say("counting arithmetic")
+        network = measure_arithmetic(alike(videos, pool=None), 0, min(_COUNTED, profiled))
+    say("running the loop")
+    start = -(-number // loop.batch_size) * loop.batch_size
+    wait = measure_wait(videos, loop, limit, first=start)
+    memory["worker_mb"] = peak_megabytes(children=True) if loop.workers else None
+    changes: list[Change] = []
+    if wait.share > KEEPS_UP:
+        changes = try_changes(videos, pace, loop, limit / 4, say)
+    found["clips"] = _asked(videos)
+    found["pace"] = asdict(pace)
+    found["parts"] = {
+        "clips": costs.clips, "milliseconds": costs.milliseconds, "shares": costs.shares
+    }  # fmt: skip
+    found["network"] = network and _network(network, costs.calls, pace.clips_per_second)
+    found["memory"] = memory
+    found["loop"] = asdict(loop) | {"wanted": loop.wanted} | asdict(wait)
+    found["changes"] = [asdict(change) for change in changes]
+    found["advice"] = advise(pace, loop, wait, changes, usable_cores())
+    return found
+
+
+def _network(network: Arithmetic, calls: float, clips_per_second: float) -> dict[str, float]:
+    return {
+        "calls_per_clip": calls,
+        "calls_per_second": calls * clips_per_second,
+        **asdict(network),
+        "share": network.share,
+    }
+
+
+def _asked(videos: SyntheticHeLaVideos) -> dict[str, Any]:
+    method = videos.method
+    return {
+        "frames": videos.frames,
+        "size": list(videos.size),
+        "nuclei": videos.nuclei,
+        "variation": videos.variation,
+        "method": {"kind": type(method).__name__, **asdict(method)},
+        "pool": None if videos.pool is None else asdict(videos.pool),
+        "annotations": list(videos.annotations),
+        "seed": videos.seed,
+        "model": videos.model.name,
+    }
+
+
+OUTSIDE = "network"
+"""The part whose share is also told the other way round."""
+
+
+def words(found: Mapping[str, Any]) -> str:
+    """Return what :func:`bvdm_data.bench.bench` found, in lines.
+
+    Args:
+        found: Its JSON values.
+    """
+    return "\n".join(_lines(found))
+
+
+def _lines(found: Mapping[str, Any]) -> Iterator[str]:
+    yield from _head(found)
+    yield ""
+    yield from _pace(found)
+    yield ""
+    yield from _parts(found["parts"])
+    yield ""
+    yield from _loop(found["loop"])
+    yield ""
+    verdict, *advice = found["advice"]
+    yield verdict
+    if advice:
+        yield "What would help:"
+        yield from (f"  - {line}" for line in advice)
+
+
+def _head(found: Mapping[str, Any]) -> Iterator[str]:
+    asked, here = found["clips"], found["machine"]
+    height, width = asked["size"]
+    pool = asked["pool"]
+    shared = f", a pool of {pool['pairs']} pairs, {pool['renew']:g} renewed a clip" if pool else ""
+    keys = ", ".join(("video", *asked["annotations"]))
+    yield (
+        f"{asked['frames']} frames of {height} x {width}, {asked['method']['kind']}, variation "
+        f"{asked['variation']:g}{shared}: {keys}"
+    )
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    load = "" if here["load"] is None else f", load {here['load']}"
+    yield f"{here['processor']}, cores: {here['cores']}, 1 thread a process{load}; {versions}"
+
+
+def _pace(found: Mapping[str, Any]) -> Iterator[str]:
+    pace, network, memory = found["pace"], found["network"], found["memory"]
+    yield (
+        f"one process  {pace['clips_per_second']:.3g} clips/s, {pace['frames_per_second']:.3g} "
+        f"frames/s; {pace['nuclei']:.1f} nuclei a clip ({pace['clips']} clips)"
+    )
+    if network is not None:
+        yield (
+            f"network      {network['calls_per_second']:.3g} calls/s, "
+            f"{network['calls_per_clip']:.3g} a clip; {network['gflop_per_clip']:.3g} GFLOP a clip "
+            f"of new nuclei, at {network['gflops']:.3g} GFLOP/s ({network['share']:.0%} of the "
+            f"{network['matrix_gflops']:.3g} of a matrix product)"
+        )
+    held = [
+        f"{memory[name]:.0f} MB {who} at most"
+        for name, who in (("process_mb", "this process"), ("worker_mb", "a worker"))
+        if memory.get(name) is not None
+    ]
+    held.append(f"a clip has {memory['clip_mb']:.1f} MB")
+    yield f"memory       {', '.join(held)}"
+
+
+def _parts(parts: Mapping[str, Any]) -> Iterator[str]:
+    yield f"part          ms a clip  share   (profiled, {parts['clips']} clips)"
+    for name, milliseconds in parts["milliseconds"].items():
+        yield f"{name:<13} {milliseconds:>9.2f}  {parts['shares'][name]:>5.1%}"
+    if OUTSIDE in parts["shares"]:
+        yield f"outside the network       {1 - parts['shares'][OUTSIDE]:.1%}"
+
+
+def _loop(loop: Mapping[str, Any]) -> Iterator[str]:
+    workers = loop["workers"]
+    yield (
+        f"loop         {loop['batch_size']} clips a step of {loop['step_seconds']:g} s, "
+        f"{workers} worker{'s' * (workers != 1)}: waits {loop['wait_seconds']:.3f} s a step, "
+        f"{loop['share']:.1%} of its time ({loop['steps']} steps)"
+    )
+    yield (
+        f"             gets {loop['clips_per_second']:.3g} of the {loop['wanted']:.3g} clips/s it "
+        f"asks for; first batch after {loop['first_seconds']:.1f} s"
+    )

@@ -1,1 +1,0 @@
-"""Bench: how fast clips come, what the time goes to, and whether a training loop waits."""

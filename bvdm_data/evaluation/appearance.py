@@ -1,0 +1,260 @@
+"""Looks: how synthetic clips look beside the real videos, by networks, by numbers, by eye."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bvdm_data.clip import Clip, padded, unbroken_tracks
+from bvdm_data.datasets.ctc import guess_scale, read_sequence
+from bvdm_data.datasets.ctc_videos import CTCVideos
+from bvdm_data.datasets.synthetic import SyntheticHeLaVideos, check_method
+from bvdm_data.evaluation.arms import (
+    ANNOTATIONS,
+    Data,
+    full_count,
+    pasted_clips,
+    synthetic_clips,
+    synthetic_settings,
+    synthetic_videos,
+)
+from bvdm_data.evaluation.clip_cache import StoredClips, keep_clips
+from bvdm_data.evaluation.distances import (
+    CROP,
+    TILE,
+    Clips,
+    PictureDistance,
+    lite0_features,
+    picture_distance,
+    tile_distance,
+)
+from bvdm_data.evaluation.realism import Line, compare, measure
+from bvdm_data.evaluation.training_value import Budget, Say
+from bvdm_data.fitting.nuclei import cut_nuclei
+from bvdm_data.fitting.stages import assign_stages
+from bvdm_data.fitting.video import Video, read_video
+from bvdm_data.synth.paper import PaperSettings
+from bvdm_data.viz.pictures import contact_sheet
+
+MOST_NUCLEI = 10_000
+"""Rows of the tables of a whole film."""
+
+
+def real_film(data: Data, sequence: str, *, stop: int | None = None) -> Clip:
+    """Read a whole real video, less the border band, with the stages that a rule assigns.
+
+    The rule is the one that a model is fitted with, :func:`assign_stages`; a nucleus whose stage
+    it does not know has -1.
+
+    Args:
+        data: What is judged.
+        sequence: Name of the video.
+        stop: Frame number after the last one; None: all.
+
+    Returns:
+        One clip of all frames: ``video``, ``masks``, ``tracks``, ``stages``.
+    """
+    source = read_sequence(data.root, sequence)
+    video = read_video(source, guess_scale(source), stop=stop, progress=data.progress)
+    crops = cut_nuclei(video)
+    assigned = assign_stages(crops, video.tracks)
+    known = {
+        (int(track), int(frame)): int(stage)
+        for track, frame, stage in zip(crops.track, crops.frame, assigned, strict=True)
+    }
+    down, right = (slice(data.border, side - data.border) for side in source.shape)
+    masks = np.stack([frame.masks[down, right] for frame in video.frames])
+    grey = np.stack([frame.grey[down, right] for frame in video.frames])
+    parents = {int(row[0]): int(row[3]) for row in video.tracks}
+    renamed, tracks, old = unbroken_tracks(masks, parents)
+    return Clip(
+        video=torch.from_numpy(grey)[:, None],
+        masks=torch.from_numpy(renamed),
+        tracks=torch.from_numpy(tracks),
+        stages=padded(_stages(video, tracks, old, known), len(tracks), -1),
+        index=torch.tensor(0),
+        source=torch.tensor(0, dtype=torch.int8),
+    )
+
+
+def _stages(
+    video: Video,
+    tracks: "np.typing.NDArray[np.int32]",
+    old: "np.typing.NDArray[np.int64]",
+    known: dict[tuple[int, int], int],
+) -> "np.typing.NDArray[np.int8]":
+    stages = np.full((len(tracks), len(video.frames)), -1, np.int8)
+    numbers = [frame.number for frame in video.frames]
+    for row, ((_, first, last, _), former) in enumerate(zip(tracks.tolist(), old, strict=True)):
+        for moment in range(first, last + 1):
+            stages[row, moment] = known.get((int(former), numbers[moment]), -1)
+    return stages
+
+
+def synthetic_films(data: Data, count: int, *, frames: int, size: tuple[int, int]) -> StoredClips:
+    """Make synthetic films as long and as large as a real one, and keep them.
+
+    Args:
+        data: What is judged.
+        count: How many.
+        frames: Length.
+        size: Height and width, px.
+
+    Returns:
+        A store of so many clips.
+    """
+    videos = SyntheticHeLaVideos(
+        frames=frames,
+        size=size,
+        seed=data.seed,
+        model=data.model,
+        method=data.method,
+        annotations=(*ANNOTATIONS, "stages"),
+        variation=data.variation,
+        max_cells=MOST_NUCLEI,
+    )
+    return keep_clips(
+        videos,
+        count,
+        data.folder / "clips",
+        settings=synthetic_settings(videos),
+        probe=synthetic_videos(data),
+        progress=data.progress,
+    )
+
+
+FILM_SHARE = 2
+"""A film of the paper's method is as long as the real one, but each side of it is one half: a
+quarter of the cost."""
+
+FILMS = 3
+"""Films of the other methods, measured as one: nuclei live long, so one film shows few of them."""
+
+PASTED = 200
+"""Stills of the copy-paste arm that are looked at."""
+
+_METHODS = ("paper", "procedural")
+
+
+def judge_distance(data: Data, names: Sequence[str], budget: Budget, say: Say) -> dict[str, Any]:
+    """Measure the picture distance of synthetic clips to the training video (paper, table 1).
+
+    Clips are made without variation, since that is meant to leave the video.
+
+    Args:
+        data: What is judged.
+        names: Arms; those whose clips are made, not read, are looked at.
+        budget: Numbers of pictures, equal for all sets, since the Frechet distance falls with them.
+        say: Called with a line of text for every row.
+
+    Returns:
+        JSON values: ``crops`` and ``tiles``, each a list of :class:`PictureDistance`.
+    """
+    data = replace(data, variation=0.0)
+    reference = real_film(data, data.train, stop=data.stop)
+    sets = _sets(data, names, budget.clips)
+    features = lite0_features()
+    crops = picture_distance(sets, reference, count=budget.crops, features=features)
+    side = min(TILE, *data.size)
+    tiles = tile_distance(sets, reference, count=budget.tiles, features=features, size=side)
+    for kind, rows in (("crops", crops), ("tiles", tiles)):
+        for row in rows:
+            say(_said(kind, row))
+    note = (
+        f"{budget.crops} crops of {CROP} x {CROP} around nuclei and {budget.tiles} tiles of {side} "
+        f"x {side} of each set, against as many of video {data.train}."
+    )
+    return {
+        "crops": [asdict(row) for row in crops],
+        "tiles": [asdict(row) for row in tiles],
+        "note": note,
+    }
+
+
+def judge_realism(data: Data, say: Say) -> dict[str, Any]:
+    """Lay synthetic films, the training video and the held-out video side by side.
+
+    The films are made without variation, since that is meant to leave the video.
+
+    Args:
+        data: What is judged.
+        say: Called with a line of text for every quantity.
+
+    Returns:
+        JSON values: ``lines``, a list of :class:`Line`, and the number of
+        ``synthetic_films``.
+    """
+    data = replace(data, variation=0.0)
+    reference = real_film(data, data.train, stop=data.stop)
+    other = real_film(data, data.test, stop=data.test_stop)
+    slow = isinstance(check_method(data.method), PaperSettings)
+    share, count = (FILM_SHARE, 1) if slow else (1, FILMS)
+    height, width = (side // share for side in reference["masks"].shape[1:])
+    films = synthetic_films(data, count, frames=len(reference["video"]), size=(height, width))
+    made = [films[number] for number in range(count)]
+    lines = compare(measure(made), measure(reference), measure(other))
+    for line in lines:
+        say(_line(line))
+    return {"lines": [asdict(line) for line in lines], "synthetic_films": count}
+
+
+def write_pictures(data: Data, folder: Path) -> dict[str, Path]:
+    """Write a sheet of real, held-out and synthetic frames at one grey scale.
+
+    Args:
+        data: What is judged.
+        folder: Where to write.
+
+    Returns:
+        Path of each picture by its caption.
+    """
+    data = replace(data, variation=0.0)
+    clips: dict[str, Clip] = {}
+    for number in (data.train, data.test):
+        video = CTCVideos(
+            data.root, sequence=number, frames=data.frames, size=data.size, border=data.border
+        )
+        clips[f"real {number}"] = video.clip(3)
+    synthetic = synthetic_clips(data, 2)
+    clips["synthetic a"], clips["synthetic b"] = synthetic[0], synthetic[1]
+    sheet = folder / "scenes.png"
+    contact_sheet(clips, sheet, frames=range(0, data.frames, 2))
+    return {"Real and synthetic clips at the same grey scale, every second frame": sheet}
+
+
+def _sets(data: Data, names: Sequence[str], clips: int | None) -> dict[str, Clip | Clips]:
+    count = full_count(data) if clips is None else clips
+    sets: dict[str, Clip | Clips] = {
+        f"real {data.test}": real_film(data, data.test, stop=data.test_stop),
+        "synthetic": synthetic_clips(data, count),
+    }
+    for name in names:
+        if name in _METHODS:
+            sets[name] = synthetic_clips(replace(data, method=name), count)
+        if name == "copy-paste":
+            pasted = pasted_clips(data)
+            sets[name] = [pasted.clip(number) for number in range(PASTED)]
+    return sets
+
+
+def _said(kind: str, row: PictureDistance) -> str:
+    error = "" if math.isnan(row.kernel.error) else f" +- {row.kernel.error:.1f}"
+    return (
+        f"{kind:>6}  {row.name:>12}  KID-{row.features} x 1000 {row.kernel.value:8.1f}{error}  "
+        f"FD-{row.features} {row.frechet:7.1f}  n {row.count}"
+    )
+
+
+def _line(line: Line) -> str:
+    def number(value: float | None) -> str:
+        return f"{value:9.3f}" if value is not None else "        -"
+
+    films = (line.synthetic, line.reference, line.other)
+    return (
+        f"{line.name:>40}  {'  '.join(number(film.median) for film in films)}  distance "
+        f"{number(line.distance)}  yardstick {number(line.yardstick)}  ratio {number(line.ratio)}"
+    )

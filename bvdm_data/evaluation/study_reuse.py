@@ -1,0 +1,71 @@
+"""Reuse: what it costs in training value to show a painted nucleus more than once."""
+
+import time
+from dataclasses import asdict, replace
+from typing import Any
+
+from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
+from bvdm_data.evaluation.arms import Data, streamed_videos, synthetic_settings
+from bvdm_data.evaluation.experiment import Arm
+from bvdm_data.evaluation.seg_tra import Reference
+from bvdm_data.evaluation.training_value import Budget, Say, summary, try_arms
+from bvdm_data.fitting.training import purpose_of
+from bvdm_data.synth.cell_bank import PoolSettings
+
+POOLS: dict[str, PoolSettings | None] = {
+    "fresh nuclei": None,
+    "pool, 1 pair renewed a clip": PoolSettings(),
+    "pool, 0.1 pairs renewed a clip": PoolSettings(renew=0.1),
+    "64 pairs, none renewed": PoolSettings(pairs=64, renew=0),
+    "16 pairs, none renewed": PoolSettings(pairs=16, renew=0),
+}
+"""What is compared, by name."""
+
+_TIMED = 20
+
+
+def judge_reuse(data: Data, reference: Reference, budget: Budget, say: Say) -> dict[str, Any]:
+    """Train networks on endless streams that show nuclei more and more often.
+
+    Every sample is a clip that was never seen before, straight from the data set.
+
+    Args:
+        data: What the experiment is made from; its method and variation are not used.
+        reference: The held-out video.
+        budget: Seeds and training steps.
+        say: Called with a line of text for every row.
+
+    Returns:
+        JSON values by name: ``trials`` and ``rows`` of the networks, ``seconds_per_clip`` on one
+        core, once the pool is full, and ``pool``.
+    """
+    found: dict[str, Any] = {}
+    data = replace(data, method="fast", variation=None)
+    for name, pool in POOLS.items():
+        videos = streamed_videos(data, pool)
+        identity = purpose_of("stream", synthetic_settings(videos), pool)
+        trials = try_arms(
+            [Arm(name, videos, identity)], range(budget.seeds), data, reference, budget, say
+        )
+        seconds = seconds_per_clip(videos)
+        say(f"{name:>14}  {seconds:.3f} s a clip")
+        found[name] = summary(trials, budget) | {
+            "seconds_per_clip": seconds,
+            "pool": None if pool is None else asdict(pool),
+        }
+    return found
+
+
+def seconds_per_clip(videos: SyntheticHeLaVideos) -> float:
+    """Time clips, the pool filled by as many before them as it holds pairs.
+
+    Args:
+        videos: The data set.
+    """
+    filled = videos.pool.pairs if videos.pool is not None else 1
+    for number in range(filled):
+        videos.clip(number)
+    begun = time.perf_counter()
+    for number in range(filled, filled + _TIMED):
+        videos.clip(number)
+    return round((time.perf_counter() - begun) / _TIMED, 4)

@@ -1,0 +1,304 @@
+"""Training value: what networks are worth that were trained on each kind of data."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bvdm_data.evaluation.arms import SCARCE, Data, make_arms, real_clips
+from bvdm_data.evaluation.clip_cache import clip_digest
+from bvdm_data.evaluation.experiment import (
+    BASELINE,
+    Arm,
+    Trial,
+    ceiling,
+    compare,
+    digest_of,
+    training_value,
+    without_nan,
+)
+from bvdm_data.evaluation.linker import LinkerSettings, link, train_linker
+from bvdm_data.evaluation.seg_tra import Reference, Scores, score
+from bvdm_data.evaluation.segmenter import SegmenterSettings
+from bvdm_data.files import whole_file
+from bvdm_data.fitting.denoiser import PAINTER_TRAINING
+from bvdm_data.fitting.fit import FitSettings, fit
+from bvdm_data.fitting.student import DISTILLED_TRAINING
+from bvdm_data.fitting.training import purpose_of
+from bvdm_data.fitting.video import TooLittleVideoError
+
+SCARCE_FRAMES = (1, 4, 10, 30)
+"""Numbers of annotated frames on the scarcity curve, beside the whole video."""
+
+SCARCE_STEPS = 2500
+"""Training steps of the painter of a model that is fitted to a few frames."""
+
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How much an experiment may cost.
+
+    Attributes:
+        seeds: Trials of each arm.
+        clips: Synthetic clips of an arm; None: as many as hold the pixels of the training video.
+        segmenter: How each network is trained.
+        scarce_frames: Numbers of annotated frames on the scarcity curve.
+        scarce_steps: Training steps of the painter of a model fitted to a few frames, and of the
+            network distilled from it.
+        steps_clips: Synthetic clips of each row of the comparison of diffusion steps.
+        steps_frames: Frames of these clips.
+        steps_crops: Nuclei of these clips whose picture distance is measured.
+        steps_training: Training steps of a segmenter of that comparison, which has one seed.
+        crops: Nuclei of each set whose picture distance is measured.
+        tiles: Tiles of each set whose picture distance is measured.
+        linker_seeds: Linkers trained on each arm.
+        linker: How each linker is trained.
+    """
+
+    seeds: int = 3
+    clips: int | None = None
+    segmenter: SegmenterSettings = SegmenterSettings()  # noqa: RUF009  # frozen
+    scarce_frames: tuple[int, ...] = SCARCE_FRAMES
+    scarce_steps: int = SCARCE_STEPS
+    steps_clips: int = 8
+    steps_frames: int = 4
+    steps_crops: int = 50
+    steps_training: int = 200
+    crops: int = 900
+    tiles: int = 300
+    linker_seeds: int = 1
+    linker: LinkerSettings = LinkerSettings()  # noqa: RUF009  # frozen
+
+    def __post_init__(self) -> None:
+        """Refuse budgets for nothing."""
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"{one.name} must be at least 1, got {value}")
+
+
+def judge_training(
+    data: Data, names: Sequence[str], reference: Reference, budget: Budget, say: Say
+) -> dict[str, Any]:
+    """Train and test one network for every arm and seed (paper, table 1).
+
+    Args:
+        data: What the experiment is made from.
+        names: Arms out of ``ARMS``.
+        reference: The held-out video.
+        budget: Seeds and steps.
+        say: Called with a line of text for every trial.
+
+    Returns:
+        JSON values: trials, rows by arm, the tracker's ceiling, the settings.
+    """
+    trials: list[Trial] = []
+    made: dict[str, Arm] = {}
+    for seed in range(budget.seeds):
+        for name in names:
+            # An arm's clips are made when it is its turn for the first time.
+            if name not in made:
+                (made[name],) = make_arms(data, [name], budget.clips)
+            trials += try_arms([made[name]], [seed], data, reference, budget, say)
+    return summary(trials, budget) | {"ceiling": asdict(ceiling(reference))}
+
+
+def judge_scarcity(data: Data, reference: Reference, budget: Budget, say: Say) -> dict[str, Any]:
+    """Train and test with only the first frames of the video, for fitting and training alike.
+
+    Args:
+        data: What the experiment is made from.
+        reference: The held-out video.
+        budget: Numbers of frames, steps.
+        say: Called with a line of text for every trial.
+
+    Returns:
+        JSON values: for each number of frames the trials, rows by arm, and why an arm is missing.
+    """
+    found: dict[str, Any] = {}
+    for frames in budget.scarce_frames:
+        scarce = replace(data, stop=frames)
+        trials: list[Trial] = []
+        missing: dict[str, str] = {}
+        for name in SCARCE:
+            if "synthetic" in name and scarce.model == data.model:
+                try:
+                    scarce = replace(scarce, model=_fitted(scarce, budget))
+                except TooLittleVideoError as error:
+                    missing = {one: str(error) for one in SCARCE if "synthetic" in one}
+                    say(f"{frames} frames, synthetic: not possible ({error})")
+            if name in missing:
+                continue
+            arms = make_arms(scarce, [name], budget.clips)
+            trials += try_arms(
+                arms, range(budget.seeds), scarce, reference, budget, _prefixed(say, frames)
+            )
+        found[str(frames)] = summary(trials, budget) | {"missing": missing}
+    return found
+
+
+def _fitted(data: Data, budget: Budget) -> Path:
+    """Fit a model to the first frames of the video; killed, the same call goes on."""
+    if data.stop is not None and data.stop < data.frames:
+        raise TooLittleVideoError(
+            f"a model must be fitted to at least the {data.frames} frames of a clip, got "
+            f"{data.stop}"
+        )
+    settings = FitSettings(
+        painter=replace(PAINTER_TRAINING, steps=budget.scarce_steps),
+        distilled=replace(DISTILLED_TRAINING, steps=budget.scarce_steps),
+        border=data.border,
+        stop=data.stop,
+    )
+    seen = purpose_of(data.train, settings, clip_digest(real_clips(data).clip(0)))
+    path = data.folder / "models" / f"{seen}.safetensors"
+    if not path.is_file():
+        fit(data.root, path, sequence=data.train, settings=settings, progress=data.progress)
+    return path
+
+
+def try_arms(
+    arms: Sequence[Arm],
+    seeds: Sequence[int],
+    data: Data,
+    reference: Reference,
+    budget: Budget,
+    say: Say,
+) -> list[Trial]:
+    """Train and test one network for every arm and seed, and say each in a line.
+
+    Args:
+        arms: Kinds of training data.
+        seeds: Seeds.
+        data: What the experiment is made from.
+        reference: The held-out video.
+        budget: How each network is trained.
+        say: Called with the lines.
+
+    Returns:
+        The trials.
+    """
+    return training_value(
+        arms,
+        reference,
+        folder=data.folder / "trials",
+        seeds=seeds,
+        settings=budget.segmenter,
+        progress=data.progress,
+        done=lambda trial: say(said(trial)),
+    )
+
+
+def said(trial: Trial) -> str:
+    """Return a trial in one line of text.
+
+    Args:
+        trial: A tested network.
+    """
+    return (
+        f"{trial.arm:>14}  seed {trial.seed}  SEG {trial.seg:.4f}  DET {trial.det:.4f}  "
+        f"TRA {trial.tra:.4f}  LNK {trial.lnk:.4f}  BC(1) {trial.bc:.3f}  "
+        f"dim found {trial.found_dim:.3f}  {trial.seconds:.0f} s"
+    )
+
+
+def summary(trials: Sequence[Trial], budget: Budget) -> dict[str, Any]:
+    """Return trials, rows by arm and the settings as JSON values.
+
+    Args:
+        trials: Tested networks.
+        budget: What they cost.
+    """
+    return {
+        "trials": [asdict(trial) for trial in trials],
+        "rows": [asdict(row) for row in compare(trials)],
+        "baseline": BASELINE,
+        "settings": asdict(budget.segmenter),
+    }
+
+
+def _prefixed(say: Say, frames: int) -> Say:
+    return lambda line: say(f"{frames:>3} frames {line}")
+
+
+FIGURES = ("lnk", "bc", "tra")
+"""What says how good links are; SEG and DET are 1, since the masks are those of the reference."""
+
+
+def judge_linking(
+    data: Data, names: Sequence[str], reference: Reference, budget: Budget, say: Say
+) -> dict[str, Any]:
+    """Train a linker on each arm's clips and let it link the reference masks.
+
+    Args:
+        data: What the experiment is made from.
+        names: Arms of clips with more than one frame.
+        reference: The held-out video.
+        budget: Seeds and the training of the linker.
+        say: Called with a line of text for every linker.
+
+    Returns:
+        JSON values: rows by arm, LapTrack's scores beside them, the settings.
+
+    Raises:
+        ValueError: If the clips of an arm have fewer frames than a linker looks at.
+    """
+    laptrack = ceiling(reference)
+    say(_line("LapTrack", 0, laptrack))
+    rows = []
+    for name in names:
+        (arm,) = make_arms(data, [name], budget.clips)
+        scores = [_trial(arm, seed, data, reference, budget) for seed in range(budget.linker_seeds)]
+        for seed, one in enumerate(scores):
+            say(_line(name, seed, one))
+        rows.append(_row(name, scores))
+    return {
+        "rows": rows,
+        "laptrack": {figure: getattr(laptrack, figure) for figure in FIGURES},
+        "settings": asdict(budget.linker),
+    }
+
+
+def _trial(arm: Arm, seed: int, data: Data, reference: Reference, budget: Budget) -> Scores:
+    training = replace(budget.linker.training, seed=seed)
+    settings: LinkerSettings = replace(budget.linker, training=training)
+    clips: Any = arm.clips
+    frames = len(clips.clip(0)["video"])
+    if frames < settings.window:
+        raise ValueError(
+            f"the arm {arm.name!r} has clips of {frames} frames, and a linker looks at "
+            f"{settings.window}; stills cannot teach links"
+        )
+    key = purpose_of("linker", arm.identity, settings, digest_of(reference))
+    kept = data.folder / "linkers" / f"{key}.json"
+    if kept.is_file():
+        said = json.loads(kept.read_text())
+        return Scores(**{name: math.nan if v is None else v for name, v in said.items()})
+    linker = train_linker(
+        clips, settings, checkpoint=kept.with_suffix(".safetensors"), progress=data.progress
+    )
+    masks, tracks = link(linker, reference.video, reference.masks)
+    found = score(masks, tracks, reference.masks, reference.tracks)
+    with whole_file(kept) as temporary:
+        temporary.write_text(json.dumps(without_nan(asdict(found)), indent=2) + "\n")
+    return found
+
+
+def _row(name: str, scores: Sequence[Scores]) -> dict[str, Any]:
+    row: dict[str, Any] = {"arm": name, "seeds": len(scores)}
+    for figure in FIGURES:
+        values = np.array([getattr(one, figure) for one in scores])
+        row[figure] = float(values.mean())
+        row[f"{figure}_spread"] = float(values.std(ddof=1)) if len(values) > 1 else math.nan
+    return row
+
+
+def _line(name: str, seed: int, scores: Scores) -> str:
+    figures = "  ".join(f"{figure.upper()} {getattr(scores, figure):.4f}" for figure in FIGURES)
+    return f"{name:>14}  seed {seed}  {figures}"

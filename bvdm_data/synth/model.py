@@ -1,0 +1,191 @@
+"""Generator: the models that are fitted to a video."""
+
+import math
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from bvdm_data.synth.camera import CameraModel
+from bvdm_data.synth.cell_cycle import LifeModel
+from bvdm_data.synth.contours import ShapeModel, area
+from bvdm_data.synth.denoiser import DistilledPainter, Painter
+from bvdm_data.synth.flow import FlowNet
+from bvdm_data.synth.motion import MotionModel
+from bvdm_data.synth.paper import PaperSettings
+from bvdm_data.synth.procedural import ProceduralSettings
+from bvdm_data.synth.textures import FastSettings, TextureModel
+from bvdm_data.synth.unet import UNet
+
+Method = FastSettings | PaperSettings | ProceduralSettings
+"""Settings of a way of painting nuclei; their type says which."""
+
+NOT_FITTED = (
+    "method must be one that the model was fitted for, got 'paper'; fit the model with "
+    '"bvdm-data fit --paper", or give method="fast" or method="procedural"'
+)
+"""Says that a model lacks the networks of the paper's method."""
+
+
+@dataclass(frozen=True)
+class Generator:
+    """Everything that is fitted to one video.
+
+    Attributes:
+        shapes: Outlines of nuclei.
+        lives: Stages, brightness, growth.
+        motion: Steps, turns, density.
+        camera: Background, blur, noise, scale.
+        texture: How long a texture lasts.
+        painter: Draws a nucleus from outline, brightness and stage; the method ``"fast"``.
+        distilled: Draws the same in one call.
+        unet: Predicts the noise in a picture of a nucleus, for the paper's method; None where
+            that was not fitted.
+        flownet: Predicts the flow between two masks, for the paper's method; or None.
+        card: What it was fitted to, how, and how well; JSON values.
+    """
+
+    shapes: ShapeModel
+    lives: LifeModel
+    motion: MotionModel
+    camera: CameraModel
+    texture: TextureModel
+    painter: Painter
+    distilled: DistilledPainter
+    unet: UNet | None = None
+    flownet: FlowNet | None = None
+    card: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def nucleus_diameter(self) -> float:
+        """Diameter of the mean interphase nucleus, px."""
+        return float(2 * np.sqrt(self.nucleus_area / np.pi))
+
+    @property
+    def nucleus_area(self) -> float:
+        """Area of the mean interphase nucleus, px^2."""
+        return float(area(self.shapes.mean[0]))
+
+    def painter_for(self, settings: FastSettings) -> Painter | DistilledPainter:
+        """Return the network that paints with so many steps."""
+        return self.distilled if settings.steps == 1 else self.painter
+
+    def to(self, device: torch.device) -> "Generator":
+        """Return a copy whose networks are on a device; the statistics stay on the CPU."""
+        # Copied, not made anew: that would draw from the global random state.
+        painter, distilled = _moved(self.painter, device), _moved(self.distilled, device)
+        unet = None if self.unet is None else _moved(self.unet, device)
+        flownet = None if self.flownet is None else deepcopy(self.flownet).to(device).eval()
+        return replace(self, painter=painter, distilled=distilled, unet=unet, flownet=flownet)
+
+
+_Network = TypeVar("_Network", bound=nn.Module)
+
+
+def _moved(network: _Network, device: torch.device) -> _Network:
+    copied = deepcopy(network).to(device).eval()
+    copied.to(memory_format=torch.channels_last)
+    return copied
+
+
+SIZE, BRIGHTNESS, NOISE = 0.1, 0.3, 0.3
+"""Standard deviation of the logarithm of a clip's factor on lengths of nuclei, on their light and
+on the camera's noise, at a variation of 1 (our choice)."""
+
+DENSITY = (0.8, 2.5)
+"""Least and largest factor on the density at a variation of 1, drawn evenly in its logarithm (our
+choice; one frame of the HeLa video may hold three times the nuclei of another)."""
+
+CROWDING = 0.3
+"""How far the logarithm of the room that nuclei leave each other may fall at a variation of 1 (our
+choice: in half of the clips nuclei touch and overlap more than in the HeLa video)."""
+
+CONTACT = 0.4
+"""Largest share of the founders that are put against another at a variation of 1 (our choice: a
+segmenter learns to part nuclei from those that touch, which few of the HeLa video's do)."""
+
+PACE = 0.3
+"""Standard deviation of the logarithm of a clip's factor on the steps of its nuclei, at a variation
+of 1 (our choice: as if frames were taken more or less often)."""
+
+BLUR = 0.7
+"""Largest extra blur at a variation of 1, px (our choice: half of the microscope's)."""
+
+
+@dataclass(frozen=True)
+class Varied:
+    """The models of one clip.
+
+    Attributes:
+        shapes: Outlines.
+        lives: Brightness, growth.
+        motion: Density, crowding, steps.
+        camera: Noise.
+        size: Factor on lengths of nuclei, which shapes and lives have already.
+        brightness: Factor on their light, which lives have already.
+        contact: Share of the founders that are put against another.
+        blur: Standard deviation of an extra Gaussian blur of all light, px.
+    """
+
+    shapes: ShapeModel
+    lives: LifeModel
+    motion: MotionModel
+    camera: CameraModel
+    size: float
+    brightness: float
+    contact: float
+    blur: float
+
+
+def vary(
+    shapes: ShapeModel,
+    lives: LifeModel,
+    motion: MotionModel,
+    camera: CameraModel,
+    amount: float,
+    generator: np.random.Generator,
+) -> Varied:
+    """Draw the models of one clip.
+
+    Args:
+        shapes: Outlines of the fitted video.
+        lives: Brightness and growth of the fitted video.
+        motion: Density, crowding and steps of the fitted video.
+        camera: Camera of the fitted video.
+        amount: 0: the fitted video; 1: as wide as the constants of this module say.
+        generator: Where the random numbers come from; as many are drawn for any amount.
+
+    Returns:
+        The models.
+    """
+    size, brightness, noise = np.exp(
+        amount * np.array([SIZE, BRIGHTNESS, NOISE]) * generator.standard_normal(3)
+    )
+    low, high = np.log(DENSITY)
+    density = math.exp(amount * generator.uniform(low, high))
+    blur = amount * BLUR * generator.random()
+    room = np.exp(-amount * generator.uniform(0, CROWDING))
+    contact = amount * generator.uniform(0, CONTACT)
+    # The first is the pace itself, the others say how it varies.
+    pace = motion.pace * np.append(math.exp(amount * PACE * generator.standard_normal()), [1.0] * 4)
+    return Varied(
+        shapes=replace(shapes, mean=size * shapes.mean, modes=size * shapes.modes),
+        lives=replace(
+            lives,
+            body=size**2 * lives.body,
+            grown=size**2 * lives.grown,
+            brightness=brightness * lives.brightness,
+        ),
+        motion=replace(
+            motion, density=density * motion.density, closest=room * motion.closest, pace=pace
+        ),
+        camera=replace(camera, noise=noise * camera.noise),
+        size=float(size),
+        brightness=float(brightness),
+        contact=float(contact),
+        blur=float(blur),
+    )

@@ -1,0 +1,172 @@
+"""Texture: paints nuclei by the paper's recursion of flow, warp and a few diffusion steps."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from bvdm_data.synth.flow import FlowNet, warp
+from bvdm_data.synth.unet import (
+    NoisePredictor,
+    Schedule,
+    UNet,
+    add_noise,
+    cosine_schedule,
+    denoise_ancestral,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperSettings:
+    """How a mask becomes a picture of a nucleus (Yilmaz et al. 2024, section 2 and table 2).
+
+    Attributes:
+        first_steps: Diffusion steps at a nucleus' first frame, T_f=0; table 2a.
+        later_steps: Diffusion steps at each later frame, T_f>0; table 2b. 0: warp only.
+        total_steps: Length of the noise schedule; the authors' code.
+        mask_level: Grey value of the flat mask that is noised; 150 / 255 in the authors' code.
+    """
+
+    first_steps: int = 200
+    later_steps: int = 10
+    total_steps: int = 1000
+    mask_level: float = 150 / 255
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot make a picture."""
+        for name in ("first_steps", "later_steps", "total_steps"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} must be an int, got {value!r}")
+        if self.total_steps < 2:
+            raise ValueError(f"total_steps must be at least 2, got {self.total_steps}")
+        if not 0 < self.first_steps <= self.total_steps:
+            raise ValueError(
+                f"first_steps must be from 1 to total_steps={self.total_steps}, "
+                f"got {self.first_steps}"
+            )
+        if not 0 <= self.later_steps <= self.first_steps:
+            raise ValueError(
+                f"later_steps must be from 0 to first_steps={self.first_steps}, "
+                f"got {self.later_steps}"
+            )
+        if not 0 < self.mask_level <= 1:
+            raise ValueError(f"mask_level must be above 0 and at most 1, got {self.mask_level}")
+
+
+@dataclass(frozen=True)
+class Painted:
+    """Textured nuclei.
+
+    Attributes:
+        texture: Relative light, ``[N, F, H, W]`` float32, about ``mask_level`` on average inside
+            (nothing enforces it); 0 in frames in which a nucleus is not there.
+        flow: Backward displacement ``(dy, dx)`` in pixels from frame f + 1 to f by which the
+            texture was moved, ``[N, F - 1, 2, H, W]`` float32; 0 where nothing was moved. Without
+            frames if it was not wanted.
+    """
+
+    texture: Float[Tensor, "N F H W"]
+    flow: Float[Tensor, "N E 2 H W"]
+
+
+def paint(
+    masks: Bool[Tensor, "N F H W"],
+    unet: UNet,
+    flownet: FlowNet,
+    settings: PaperSettings,
+    generators: Sequence[torch.Generator],
+    *,
+    keep_flow: bool = True,
+    on_frame: Callable[[], object] | None = None,
+) -> Painted:
+    """Paint all nuclei, frame by frame, in one batch (paper, figures 1 b.1 and b.2).
+
+    In its first frame a nucleus' flat mask is noised by ``first_steps`` steps and denoised. In
+    each later frame the flow between its masks carries its texture on, what lies outside the new
+    mask is dropped, and ``later_steps`` steps of noise and denoising refresh it.
+
+    Args:
+        masks: Masks of every nucleus; all False where it is not there. Each must be there in one
+            unbroken run of frames.
+        unet: Predicts noise.
+        flownet: Predicts the flow between masks.
+        settings: Numbers of steps.
+        generators: One for each nucleus, so that its noise does not depend on its neighbours.
+        keep_flow: Whether the flow is wanted; it takes twice the memory of the textures.
+        on_frame: Called after each frame, for a progress bar.
+
+    Returns:
+        Textures and flows, on the device of the networks.
+    """
+    device = next(unet.parameters()).device
+    schedule = cosine_schedule(settings.total_steps)
+    film = masks.to(device)
+    present = masks.flatten(2).any(2)
+    texture = torch.zeros(film.shape, device=device)
+    edges = film.shape[1] - 1 if keep_flow else 0
+    flow = torch.zeros((film.shape[0], edges, 2, *film.shape[2:]), device=device)
+    for frame in range(film.shape[1]):
+        before = present[:, frame - 1] if frame else torch.zeros_like(present[:, 0])
+        born = (present[:, frame] & ~before).nonzero()[:, 0].tolist()
+        staying = (present[:, frame] & before).nonzero()[:, 0].tolist()
+        if born:
+            flat = settings.mask_level * film[born, frame, None].float()
+            noise = [generators[n] for n in born]
+            texture[born, frame] = _refresh(flat, unet, settings.first_steps, schedule, noise)[:, 0]
+        if staying:
+            step = _flow_between(flownet, film[staying, frame - 1], film[staying, frame])
+            moved = warp(texture[staying, frame - 1, None], step) * film[staying, frame, None]
+            noise = [generators[n] for n in staying]
+            if keep_flow:
+                flow[staying, frame - 1] = step
+            fresh = _refresh(moved, unet, settings.later_steps, schedule, noise)
+            texture[staying, frame] = fresh[:, 0]
+        if on_frame is not None:
+            on_frame()
+    return Painted(texture, flow)
+
+
+@torch.no_grad()
+def _flow_between(
+    flownet: FlowNet, source: Bool[Tensor, "N H W"], target: Bool[Tensor, "N H W"]
+) -> Float[Tensor, "N 2 H W"]:
+    flow: Tensor = flownet(source[:, None].float(), target[:, None].float())
+    return flow
+
+
+@torch.no_grad()
+def _refresh(
+    picture: Float[Tensor, "N 1 H W"],
+    unet: UNet,
+    steps: int,
+    schedule: Schedule,
+    generators: Sequence[torch.Generator],
+) -> Float[Tensor, "N 1 H W"]:
+    if steps == 0:
+        return picture
+    noise = _noise(picture, generators)
+    noisy = add_noise(picture, next(noise), torch.tensor([steps - 1]), schedule)
+    return denoise_ancestral(_in_bfloat16(unet), noisy, steps, schedule, noise)
+
+
+def _noise(
+    like: Float[Tensor, "N 1 H W"], generators: Sequence[torch.Generator]
+) -> Iterator[Float[Tensor, "N 1 H W"]]:
+    """Draw on the CPU, whatever the device, so that all devices start from the same numbers."""
+    while True:
+        drawn = [torch.randn(like.shape[1:], generator=generator) for generator in generators]
+        yield torch.stack(drawn).to(like.device)
+
+
+def _in_bfloat16(unet: UNet) -> NoisePredictor:
+    """Run the network as it was trained: bfloat16 inside, channels last."""
+
+    def predict(noisy: Tensor, step: Tensor) -> Tensor:
+        with torch.autocast(noisy.device.type, torch.bfloat16):
+            predicted: Tensor = unet(noisy.contiguous(memory_format=torch.channels_last), step)
+        return predicted
+
+    return predict

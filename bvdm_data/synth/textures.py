@@ -1,0 +1,352 @@
+"""Fast texture: every frame of every nucleus is drawn at once, from noise that drifts."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from bvdm_data.synth.cells import Life
+from bvdm_data.synth.denoiser import (
+    REACH,
+    DistilledPainter,
+    Painter,
+    denoise,
+    edge_map,
+    patch_scale,
+)
+from bvdm_data.system import part
+
+
+@dataclass(frozen=True)
+class Unpainted:
+    """What the network is told about nuclei of one size of picture; on the CPU.
+
+    Attributes:
+        noise: Standard normal numbers, ``[M, P, P]``.
+        radii: Outlines, px, ``[M, K]``.
+        brightness: Mean light inside the outlines, grey values, ``[M]``.
+        stage: Index into ``STAGES``, ``[M]``.
+        rows: As in :class:`bvdm_data.synth.textures.Pictures`.
+        moments: As in :class:`bvdm_data.synth.textures.Pictures`.
+        zoom: As in :class:`bvdm_data.synth.textures.Pictures`.
+    """
+
+    noise: Tensor
+    radii: Tensor
+    brightness: Tensor
+    stage: Tensor
+    rows: Tensor
+    moments: Tensor
+    zoom: Tensor
+
+
+def prepare(
+    lives: Sequence[Life],
+    views: Sequence[tuple[int, int]],
+    painter: Painter | DistilledPainter,
+    memory: float,
+    fresh: float,
+    generators: Sequence[torch.Generator],
+) -> list[Unpainted]:
+    """Draw the noise of nuclei, and tell what else the network must know to paint them.
+
+    Args:
+        lives: The nuclei; mothers before daughters.
+        views: First and last frame in which each is seen.
+        painter: Will draw them.
+        memory: As in :class:`bvdm_data.synth.textures.TextureModel`.
+        fresh: As in :class:`bvdm_data.synth.textures.TextureModel`.
+        generators: One for each nucleus.
+
+    Returns:
+        The pictures to be painted, grouped by their side, on the CPU.
+    """
+    patch = painter.settings.patch
+    with part("noise"):
+        noise = _drifting_noise(lives, patch, memory, fresh, generators)
+    seen = [(n, f) for n, (first, last) in enumerate(views) for f in range(first, last + 1)]
+    if not seen:
+        return []
+    rows, moments = torch.tensor(seen).unbind(1)
+    shown = [(lives[n], f - lives[n].first) for n, f in seen]
+    radii = torch.from_numpy(np.stack([life.radii[m] for life, m in shown])).float()
+    brightness = torch.tensor([float(life.brightness[m]) for life, m in shown])
+    stage = torch.tensor([int(life.stages[m]) for life, m in shown])
+    found = []
+    for side, group in _by_side(painter, radii):
+        rim = (patch - side) // 2
+        inner = slice(rim, patch - rim)
+        drawn = [
+            noise[n][f - lives[n].first, inner, inner] for n, f in (seen[g] for g in group.tolist())
+        ]
+        found.append(
+            Unpainted(
+                torch.stack(drawn), radii[group], brightness[group], stage[group],
+                rows[group], moments[group], patch_scale(radii[group], side),
+            )
+        )  # fmt: skip
+    return found
+
+
+def _by_side(
+    painter: Painter | DistilledPainter, radii: Float[Tensor, "N K"]
+) -> list[tuple[int, Tensor]]:
+    """Group nuclei by the side of the picture that they need."""
+    narrow = torch.zeros(len(radii), dtype=torch.bool)
+    side = painter.settings.patch
+    if isinstance(painter, DistilledPainter):
+        narrow, side = painter.fits_narrow(radii), painter.settings.narrow
+    groups = [(side, narrow.nonzero()[:, 0]), (painter.settings.patch, (~narrow).nonzero()[:, 0])]
+    return [(side, group) for side, group in groups if len(group)]
+
+
+def _drifting_noise(
+    lives: Sequence[Life],
+    patch: int,
+    memory: float,
+    fresh: float,
+    generators: Sequence[torch.Generator],
+) -> list[Float[Tensor, "n P P"]]:
+    """Draw the noise of every life, frame by frame."""
+    renewed = math.sqrt(1 - memory**2)
+    ends: dict[int, Tensor] = {}
+    found = []
+    for life, generator in zip(lives, generators, strict=True):
+        count = len(life.stages)
+        lasting, passing = torch.randn((2, count, patch, patch), generator=generator)
+        before = ends.get(life.parent)
+        for now in lasting:
+            if before is not None:
+                now.mul_(renewed).add_(before, alpha=memory)
+            before = now
+        ends[life.identity] = lasting[-1]
+        found.append(math.sqrt(1 - fresh) * lasting + math.sqrt(fresh) * passing)
+    return found
+
+
+BATCH = 64
+"""Pictures that go through the network together."""
+
+DISTILLED_STEPS = 6
+"""Calls of the painter whose outcome the distilled network learns."""
+
+BRIGHTEST = 4.0
+"""Light over brightness at which a picture is clipped; none of the HeLa video's is beyond it."""
+
+_FADE = 3.0
+"""Width in pixels of the rim over which the halo fades to nothing at ``REACH``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextureModel:
+    """How long a texture lasts; from the video.
+
+    The noise from which a nucleus is painted has a lasting part and a fresh one.
+
+    Attributes:
+        memory: Correlation of the lasting part with that of the frame before, from 0 to 1.
+        fresh: Share of the variance that is new in every frame, from 0 to 1.
+    """
+
+    memory: float
+    fresh: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastSettings:
+    """How nuclei are painted by the library's own method.
+
+    Attributes:
+        steps: Calls of the network a picture. 1: by the distilled network, which learnt to draw
+            at once what the painter draws in ``DISTILLED_STEPS``; more: by the painter itself.
+        families: Whether nuclei live and move as those of the video do, see
+            :func:`bvdm_data.synth.motion.colony`; False: as in the paper's scenes.
+        memory: As in :class:`TextureModel`; None: that of the fitted video.
+        fresh: As in :class:`TextureModel`; None: that of the fitted video.
+
+    Raises:
+        TypeError: If a value is of the wrong type.
+        ValueError: If a value is out of its range.
+    """
+
+    steps: int = 1
+    families: bool = True
+    memory: float | None = None
+    fresh: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot make a picture."""
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int):
+            raise TypeError(f"steps must be an int, got {self.steps!r}")
+        if not 1 <= self.steps <= 1000:
+            raise ValueError(f"steps must be from 1 to 1000, got {self.steps}")
+        if not isinstance(self.families, bool):
+            raise TypeError(f"families must be True or False, got {self.families!r}")
+        for name in ("memory", "fresh"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise TypeError(f"{name} must be a number or None, got {value!r}")
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must be from 0 to 1, got {value}")
+
+    def drift(self, texture: TextureModel) -> tuple[float, float]:
+        """Return memory and fresh share of textures.
+
+        Args:
+            texture: Of the fitted video, for what is not overruled.
+        """
+        return (
+            texture.memory if self.memory is None else self.memory,
+            texture.fresh if self.fresh is None else self.fresh,
+        )
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Painted nuclei of one size of picture.
+
+    Attributes:
+        light: Light above the background in grey values, halo included, each in its own
+            orientation, ``[M, P, P]``; where the network is.
+        rows: Which nucleus each shows, ``[M]``; on the CPU.
+        moments: In which frame of the film, ``[M]``.
+        zoom: Pixels of the picture to a pixel of the film, ``[M]``: 1 but for nuclei that are
+            too large for their picture.
+    """
+
+    light: Tensor
+    rows: Tensor
+    moments: Tensor
+    zoom: Tensor
+
+
+def paint_fast(
+    lives: Sequence[Life],
+    views: Sequence[tuple[int, int]],
+    painter: Painter | DistilledPainter,
+    texture: TextureModel,
+    settings: FastSettings,
+    generators: Sequence[torch.Generator],
+    *,
+    on_part: Callable[[float], object] | None = None,
+) -> list[Pictures]:
+    """Paint nuclei, all frames at once.
+
+    The paper carries a texture from frame to frame by a flow and refreshes it by a few diffusion
+    steps. Here what is carried is the noise that a texture grows from: it belongs to the nucleus,
+    turns with it and drifts as slowly as the video's textures do, and every frame is painted from
+    it anew, for the outline, the brightness and the stage of that frame. Nothing is resampled, so
+    nothing blurs or drifts apart from its outline, and no frame waits for the one before.
+    Daughters begin with the noise of their mother.
+
+    Args:
+        lives: The nuclei; mothers before daughters.
+        views: First and last frame in which each is seen.
+        painter: Draws a nucleus.
+        texture: How long a texture lasts.
+        settings: Steps; may overrule the texture's memory.
+        generators: One for each nucleus, so that its noise does not depend on its neighbours.
+        on_part: Called with the share that is done.
+
+    Returns:
+        The pictures of every nucleus in the frames in which it is seen; where the painter draws
+        small nuclei in smaller pictures, in two groups.
+    """
+    groups = prepare(lives, views, painter, *settings.drift(texture), generators)
+    return paint_prepared(groups, painter, settings, on_part=on_part)
+
+
+def paint_prepared(
+    groups: Sequence[Unpainted],
+    painter: Painter | DistilledPainter,
+    settings: FastSettings,
+    *,
+    on_part: Callable[[float], object] | None = None,
+) -> list[Pictures]:
+    """Paint nuclei whose noise is there.
+
+    Args:
+        groups: From :func:`bvdm_data.synth.textures.prepare`.
+        painter: Draws a nucleus.
+        settings: Steps.
+        on_part: Called with the share that is done.
+
+    Returns:
+        As :func:`paint_fast`.
+    """
+    count, found, done = sum(len(group.rows) for group in groups), [], 0
+    if not groups and on_part is not None:
+        on_part(1.0)
+    for group in groups:
+        told = (group.noise, group.radii, group.brightness, group.stage)
+        calls, light = math.ceil(len(group.rows) / BATCH), []
+        for some in zip(*(numbers.tensor_split(calls) for numbers in told), strict=True):
+            light.append(paint_moments(painter, *some, steps=settings.steps))
+            done += len(some[0])
+            if on_part is not None:
+                on_part(done / count)
+        found.append(Pictures(torch.cat(light), group.rows, group.moments, group.zoom))
+    return found
+
+
+@torch.no_grad()
+def paint_moments(
+    painter: Painter | DistilledPainter,
+    noise: Float[Tensor, "N P P"],
+    radii: Float[Tensor, "N K"],
+    brightness: Float[Tensor, " N"],
+    stage: Int[Tensor, " N"],
+    *,
+    steps: int,
+) -> Float[Tensor, "N P P"]:
+    """Paint nuclei from noise.
+
+    Args:
+        painter: Draws a nucleus; runs where its weights are.
+        noise: Standard normal numbers.
+        radii: Outlines, px.
+        brightness: Mean light inside the outlines, grey values.
+        stage: Index into ``STAGES``; -1 where it is not known.
+        steps: Calls of the network; a distilled one is called once.
+
+    Returns:
+        Light above the background, grey values; its mean inside the outline is the brightness.
+        What does not fit into the patch is painted smaller, see
+        :func:`bvdm_data.synth.denoiser.patch_scale`.
+    """
+    patch = noise.shape[-1]
+    device = next(painter.parameters()).device
+    with part("outlines"):
+        radii = radii * patch_scale(radii, patch)[:, None]
+        edge = edge_map(radii, patch).to(device)
+    brightness, stage = brightness.to(device), stage.to(device)
+    start = noise[:, None].to(device)
+    with part("network"), torch.autocast(device.type, torch.bfloat16):
+        if isinstance(painter, DistilledPainter):
+            picture = painter(start, edge, brightness, stage)
+        else:
+            picture = denoise(painter, start, steps, edge, brightness, stage)
+    light = painter.to_light(picture, brightness).nan_to_num(0)
+    most = BRIGHTEST * brightness[:, None, None]
+    # No nucleus makes its surroundings darker than the noise of the background does.
+    light = light.clamp(-most.clamp(max=painter.floor), most) * fade(edge)
+    inside = (edge[:, 0] <= 0).float()
+    mean = (light * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
+    # The network meets the brightness that it is given within a few per cent.
+    gain = (brightness / mean.clamp(min=1e-6)).clamp(0.5, 2)
+    return light * gain[:, None, None]
+
+
+def fade(edge: Float[Tensor, "N 1 P P"]) -> Float[Tensor, "N P P"]:
+    """Return the share of the light that is kept: 1, but falling to 0 towards ``REACH``.
+
+    Args:
+        edge: From :func:`bvdm_data.synth.denoiser.edge_map`.
+    """
+    return ((1 - edge[:, 0]) * (REACH / _FADE)).clamp(0, 1)

@@ -1,0 +1,121 @@
+"""Machine: what measured times depend on, so that they can be read without it."""
+
+import importlib
+import importlib.metadata
+import os
+import platform
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch.profiler import record_function
+
+
+def machine() -> dict[str, Any]:
+    """Return what this machine is, and how busy.
+
+    Returns:
+        JSON values: ``processor``, ``cores`` that this process may use, ``load`` (mean number of
+        running processes over the last minute; None where it is not known), ``threads`` of torch,
+        ``system``.
+    """
+    return {
+        "processor": _processor(),
+        "cores": usable_cores(),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "threads": torch.get_num_threads(),
+        "system": platform.system(),
+    }
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def versions(packages: Sequence[str] = ("bvdm-data", "torch", "numpy", "scipy")) -> dict[str, str]:
+    """Return the versions of Python and of packages.
+
+    Args:
+        packages: Names of distributions; those that are not installed are left out.
+    """
+    found = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def peak_megabytes(*, children: bool = False) -> float | None:
+    """Return the most memory that this process has held so far.
+
+    Args:
+        children: Of the child process that has held most, out of those that have ended, instead.
+
+    Returns:
+        Resident set, pages that are shared with other processes included, MB; None on a system
+        that does not tell (Windows).
+    """
+    try:
+        import resource
+    except ModuleNotFoundError:
+        return None
+    who = resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF
+    found = resource.getrusage(who).ru_maxrss
+    return found / 1e6 if platform.system() == "Darwin" else found * 1024 / 1e6
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def need(name: str) -> ModuleType:
+    """Import a package of the extra ``evaluate``.
+
+    Args:
+        name: Name of the module.
+
+    Returns:
+        The module.
+
+    Raises:
+        ModuleNotFoundError: If it is not installed, with the way to install it.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"the evaluation needs the package {error.name!r}, which is not installed; "
+            'pip install "bvdm-data[evaluate]"'
+        ) from error
+
+
+PARTS = (
+    "lives", "labels", "flow", "noise", "outlines", "network", "scene", "camera", "annotations",
+)  # fmt: skip
+"""What making a clip by the fast method consists of, in order."""
+
+MARK = "bvdm_data::"
+"""What the names of the parts begin with in a profile."""
+
+
+def part(name: str) -> AbstractContextManager[object]:
+    """Mark a part of the work for ``torch.profiler``; costs some microseconds.
+
+    Args:
+        name: Out of ``PARTS``.
+    """
+    mark: AbstractContextManager[object] = record_function(MARK + name)
+    return mark

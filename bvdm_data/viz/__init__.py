@@ -1,0 +1,1 @@
+"""Viewing: pictures of clips, contact sheets, films and a page that plays them."""

@@ -1,0 +1,175 @@
+"""Player: one HTML page that plays annotated clips, with outlines, ids and the lineage tree."""
+
+import io
+import itertools
+import json
+import math
+from base64 import b64encode
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from bvdm_data.clip import Clip
+from bvdm_data.evaluation.html import embedded, text
+from bvdm_data.files import whole_file
+from bvdm_data.viz.pictures import COLOURS, GAMMA, Range, as_array, common_range, render_frame
+
+TEMPLATE = Path(__file__).with_name("player.html")
+"""The page without its clips."""
+
+QUALITY = 80
+"""Quality of the embedded WebP pictures, from 0 to 100 (our choice: noise stays visible)."""
+
+MOST_PIXELS = 16383
+"""Longest side of a WebP picture (the format stores it in 14 bits)."""
+
+
+def player(
+    clips: Mapping[tuple[str, str], Clip],
+    path: str | Path,
+    *,
+    axes: tuple[str, str] = ("seed", "density"),
+    title: str = "Annotated clips",
+    note: str = "",
+    grey_range: Range | None = None,
+    gamma: float = GAMMA,
+) -> None:
+    """Write a page that plays clips in any browser and needs no other file and no network.
+
+    The page has a slider for each of two settings, and shows the clip that was made with them. All
+    clips have the same grey scale. Pictures are embedded as WebP, which is not free of loss; ids
+    and the table of tracks are embedded as they are.
+
+    Args:
+        clips: The clips, with ``masks`` and ``tracks``, by the values of the two settings; every
+            value of the one must be there with every value of the other. They may differ in
+            length and size.
+        path: Where to write; ends in ``.html``.
+        axes: Names of the two settings.
+        title: Title of the page, plain text.
+        note: What is printed below the title, plain text.
+        grey_range: The grey values that become black and white; None: the 0.5 and 99.8
+            percentile of all clips together.
+        gamma: Exponent of the displayed grey; below 1, dim nuclei are seen.
+
+    Raises:
+        OSError: If the page cannot be written.
+        TypeError: If clips are not by pairs of texts.
+        ValueError: If there is no clip, one is missing, has no masks or tracks, is too large
+            or a batch, or path, grey_range or gamma is wrong.
+    """
+    target = Path(path)
+    if target.suffix.lower() != ".html":
+        raise ValueError(f"path must end in '.html', got {str(path)!r}")
+    values = _values(clips)
+    for name, clip in clips.items():
+        _check(name, clip)
+    if grey_range is None:
+        grey_range = common_range([clip["video"] for clip in clips.values()])
+    low, high = grey_range
+    data = {
+        "axes": axes,
+        "values": values,
+        "colours": ["#{:02x}{:02x}{:02x}".format(*colour) for colour in COLOURS.tolist()],
+        "clips": [_packed(clips[name], grey_range, gamma) for name in itertools.product(*values)],
+    }
+    scale = f"Black: grey {low:.3g}, white: grey {high:.3g}, gamma {gamma:g}, in all clips."
+    page = TEMPLATE.read_text(encoding="utf-8")
+    page = page.replace("@TITLE@", text(title)).replace("@NOTE@", text(f"{note} {scale}".strip()))
+    # A "<" in a script could end it.
+    page = page.replace("@DATA@", json.dumps(data).replace("<", "\\u003c"))
+    with whole_file(target) as unfinished:
+        unfinished.write_text(page, encoding="utf-8")
+
+
+def _values(clips: Mapping[tuple[str, str], Clip]) -> tuple[list[str], list[str]]:
+    """Return the values of each setting, in the order in which they first appear."""
+    if not clips:
+        raise ValueError("clips must hold at least one clip, got none")
+    for name in clips:
+        if not (isinstance(name, tuple) and [*map(type, name)] == [str, str]):
+            raise TypeError(
+                "clips must be by pairs of texts, the values of the two settings, such as "
+                f"('0', '1 x'), got {name!r}"
+            )
+    first, second = (list(dict.fromkeys(name[axis] for name in clips)) for axis in (0, 1))
+    missing = [name for name in itertools.product(first, second) if name not in clips]
+    if missing:
+        raise ValueError(
+            f"clips must hold every value of one setting with every value of the other, got no "
+            f"clip {missing[0]}"
+        )
+    return first, second
+
+
+def _check(name: tuple[str, str], clip: Clip) -> None:
+    lacking = [key for key in ("masks", "tracks") if key not in clip]
+    if lacking:
+        raise ValueError(
+            f"clips must have masks and tracks, got no {lacking[0]} in clip {name}; "
+            'ask the data set for annotations=("masks", "tracks")'
+        )
+    if clip["video"].ndim != 4:
+        raise ValueError(
+            f"clips must be single ones with video [F, 1, H, W], got {list(clip['video'].shape)} "
+            f"in clip {name}; take them from the data set, not from batches"
+        )
+    frames, _, height, width = clip["video"].shape
+    columns = _columns(frames)
+    longest = max(columns * width, -(-frames // columns) * height)
+    if longest > MOST_PIXELS:
+        raise ValueError(
+            f"clips must fit on a sheet of at most {MOST_PIXELS} pixels a side, got {frames} "
+            f"frames of {height} x {width} in clip {name}, {longest} pixels; show fewer frames or "
+            "a smaller size"
+        )
+    top = int(clip["masks"].max())
+    if top > np.iinfo(np.uint16).max:
+        raise ValueError(f"clips must have ids up to 65535, got id {top} in clip {name}")
+
+
+def _columns(frames: int) -> int:
+    return math.ceil(math.sqrt(frames))
+
+
+def _packed(clip: Clip, grey_range: Range, gamma: float) -> dict[str, Any]:
+    masks = as_array(clip["masks"]).astype(np.uint16)
+    tracks = as_array(clip["tracks"]).astype(int)
+    frames, height, width = masks.shape
+    return {
+        "frames": frames,
+        "height": height,
+        "width": width,
+        "columns": _columns(frames),
+        "sheet": embedded(_sheet(clip, grey_range, gamma), "image/webp"),
+        "masks": [b64encode(_runs(mask).astype("<u2").tobytes()).decode() for mask in masks],
+        "tracks": tracks[tracks[:, 0] > 0].tolist(),
+    }
+
+
+def _sheet(clip: Clip, grey_range: Range, gamma: float) -> bytes:
+    """Return all frames as one picture, row by row."""
+    video = clip["video"]
+    frames, _, height, width = video.shape
+    columns = _columns(frames)
+    sheet = Image.new("L", (columns * width, -(-frames // columns) * height))
+    for frame in range(frames):
+        picture = render_frame(video[frame], grey_range=grey_range, gamma=gamma).convert("L")
+        sheet.paste(picture, (frame % columns * width, frame // columns * height))
+    file = io.BytesIO()
+    sheet.save(file, "WEBP", quality=QUALITY)
+    return file.getvalue()
+
+
+def _runs(mask: npt.NDArray[np.uint16]) -> npt.NDArray[np.integer]:
+    """Return rows (id, y, first x, number of pixels) of the runs of one id, ``[n, 4]``."""
+    framed = np.pad(mask, ((0, 0), (1, 1)))
+    y, x = np.nonzero(framed[:, 1:] != framed[:, :-1])
+    identity = framed[y, x + 1]
+    # A row ends in background, so the next change is always in the same row.
+    length = np.diff(x, append=0)
+    return np.stack([identity, y, x, length], axis=1)[identity > 0]
