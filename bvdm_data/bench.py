@@ -34,21 +34,13 @@ _WHOLE = "clip"
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast one process makes clips.
+    """How fast one process makes clips."""
 
-    Attributes:
-        clips: How many were timed.
-        clips_per_second: Clips over seconds.
-        frames_per_second: Frames of these clips over seconds.
-        nuclei: Nuclei of a clip, on average.
-        megabytes: Memory of the tensors of a clip, MB.
-    """
-
-    clips: int
-    clips_per_second: float
-    frames_per_second: float
-    nuclei: float
-    megabytes: float
+    clips: int  # how many were timed
+    clips_per_second: float  # clips over seconds
+    frames_per_second: float  # frames of these clips over seconds
+    nuclei: float  # nuclei of a clip, on average
+    megabytes: float  # memory of the tensors of a clip, MB
 
 
 def fill(videos: SyntheticHeLaVideos) -> int:
@@ -56,12 +48,6 @@ def fill(videos: SyntheticHeLaVideos) -> int:
 
     A clip shows pairs at random, so ``n`` clips leave ``exp(-n pairs of a clip / pairs)`` of a pool
     unseen: a twentieth after three times as many clips as would hold all pairs once.
-
-    Args:
-        videos: The data set.
-
-    Returns:
-        How many clips that took.
     """
     clip = videos.clip(0)
     if videos.pool is None:
@@ -81,13 +67,7 @@ def nuclei_of(clip: Clip) -> int:
 
 
 def measure_pace(videos: SyntheticHeLaVideos, first: int, seconds: float) -> Pace:
-    """Make clips one after the other for a while.
-
-    Args:
-        videos: The data set.
-        first: Number of the first clip.
-        seconds: For how long; at least one clip is made.
-    """
+    """Make clips one after the other for a while."""
     made, nuclei, size, begun = 0, 0, 0, time.perf_counter()
     passed = 0.0
     while passed < seconds or not made:
@@ -107,17 +87,11 @@ def measure_pace(videos: SyntheticHeLaVideos, first: int, seconds: float) -> Pac
 
 @dataclass(frozen=True)
 class Costs:
-    """What a clip costs under a profiler.
+    """What a clip costs under a profiler."""
 
-    Attributes:
-        clips: How many were profiled.
-        milliseconds: Time a clip, by part: those of ``PARTS`` that were met, and ``other``.
-        calls: Calls of the network a clip.
-    """
-
-    clips: int
-    milliseconds: dict[str, float]
-    calls: float
+    clips: int  # how many were profiled
+    milliseconds: dict[str, float]  # time a clip, by part: those of PARTS that were met, and other
+    calls: float  # calls of the network a clip
 
     @property
     def shares(self) -> dict[str, float]:
@@ -127,13 +101,7 @@ class Costs:
 
 
 def measure_costs(videos: SyntheticHeLaVideos, first: int, clips: int) -> Costs:
-    """Profile clips with ``torch.profiler``, by the names that the parts of the work have.
-
-    Args:
-        videos: The data set.
-        first: Number of the first clip.
-        clips: How many.
-    """
+    """Profile clips with ``torch.profiler``, by the names that the parts of the work have."""
     # Of no use without a GPU: libkineto's own lines on standard error.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     with profile(activities=[ProfilerActivity.CPU]) as record:
@@ -154,17 +122,11 @@ def measure_costs(videos: SyntheticHeLaVideos, first: int, clips: int) -> Costs:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How well the network uses the processor.
+    """How well the network uses the processor."""
 
-    Attributes:
-        gflop_per_clip: Arithmetic of the networks for a clip of nuclei of its own.
-        gflops: What they achieve, GFLOP a second.
-        matrix_gflops: What a product of two matrices of the same type does.
-    """
-
-    gflop_per_clip: float
-    gflops: float
-    matrix_gflops: float
+    gflop_per_clip: float  # arithmetic of the networks for a clip of nuclei of its own
+    gflops: float  # what they achieve, GFLOP a second
+    matrix_gflops: float  # what a product of two matrices of the same type does
 
     @property
     def share(self) -> float:
@@ -173,13 +135,7 @@ class Arithmetic:
 
 
 def measure_arithmetic(videos: SyntheticHeLaVideos, first: int, clips: int) -> Arithmetic:
-    """Count the arithmetic of the networks of the fast method, and time it.
-
-    Args:
-        videos: A data set without a pool, so that every clip calls the network equally often.
-        first: Number of the first clip.
-        clips: How many.
-    """
+    """Count the arithmetic of the networks of the fast method, and time it."""
     with FlopCounterMode(display=False) as counter:
         for number in range(first, first + clips):
             videos.clip(number)
@@ -189,12 +145,7 @@ def measure_arithmetic(videos: SyntheticHeLaVideos, first: int, clips: int) -> A
 
 
 def matrix_gflops(dtype: torch.dtype, seconds: float = 1.0) -> float:
-    """Return what the best of several products of two matrices does in one thread, GFLOP/s.
-
-    Args:
-        dtype: Type of the numbers.
-        seconds: How long it is tried, after a first one.
-    """
+    """Return what the best of several products of two matrices does in one thread, GFLOP/s."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -218,21 +169,11 @@ LEAST_STEPS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Loop:
-    """A training loop.
+    """A training loop."""
 
-    Attributes:
-        batch_size: Clips a step.
-        workers: Processes of the loader; 0: the loop's own process makes the clips.
-        step_seconds: How long a step takes without the loader.
-
-    Raises:
-        TypeError: If a value is of the wrong type.
-        ValueError: If a value is out of its range.
-    """
-
-    batch_size: int = 4
-    workers: int = 1
-    step_seconds: float = 0.1
+    batch_size: int = 4  # clips a step
+    workers: int = 1  # processes of the loader; 0: the loop's own process makes the clips
+    step_seconds: float = 0.1  # how long a step takes without the loader
 
     def __post_init__(self) -> None:
         """Refuse loops that go nowhere."""
@@ -247,16 +188,7 @@ class Loop:
 
 
 def check_seconds(name: str, value: float) -> float:
-    """Return a time above 0.
-
-    Args:
-        name: What the caller calls it.
-        value: What came, seconds.
-
-    Raises:
-        TypeError: If it is no number.
-        ValueError: If it is not above 0, or endless.
-    """
+    """Return a time above 0."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number of seconds, got {value!r}")
     seconds = float(value)
@@ -267,21 +199,13 @@ def check_seconds(name: str, value: float) -> float:
 
 @dataclass(frozen=True)
 class Wait:
-    """How long a loop waits for its loader.
+    """How long a loop waits for its loader."""
 
-    Attributes:
-        steps: Steps that were timed.
-        first_seconds: From the start of the loop to its first batch.
-        wait_seconds: Time that each later step waits for its batch, on average.
-        share: Share of the loop's time that it waits.
-        clips_per_second: What it gets.
-    """
-
-    steps: int
-    first_seconds: float
-    wait_seconds: float
-    share: float
-    clips_per_second: float
+    steps: int  # steps that were timed
+    first_seconds: float  # from the start of the loop to its first batch
+    wait_seconds: float  # time that each later step waits for its batch, on average
+    share: float  # share of the loop's time that it waits
+    clips_per_second: float  # what it gets
 
 
 def measure_wait(
@@ -291,12 +215,6 @@ def measure_wait(
 
     A step that sleeps uses no core, as one on a GPU hardly does. The first batch, for which
     workers start and models are loaded, does not count.
-
-    Args:
-        videos: The data set, of the loop's batch size.
-        loop: The loop.
-        seconds: For how long, after the first batch.
-        first: Number of the clip to begin with, in whole batches.
     """
     videos.load_state_dict({"epoch": videos.epoch, "seed": videos.seed, "start": first})
     loader = DataLoader(videos, batch_size=loop.batch_size, num_workers=loop.workers)
@@ -337,38 +255,21 @@ network that is trained from it: docs/evaluation.md."""
 
 @dataclass(frozen=True)
 class Change:
-    """One change of the data set that was tried.
+    """One change of the data set that was tried."""
 
-    Attributes:
-        words: What to write.
-        clips_per_second: Of one process, with the change.
-        gain: That over the pace without the change.
-        workers: Workers that the loop would then need.
-    """
-
-    words: str
-    clips_per_second: float
-    gain: float
-    workers: int
+    words: str  # what to write
+    clips_per_second: float  # of one process, with the change
+    gain: float  # that over the pace without the change
+    workers: int  # workers that the loop would then need
 
 
 def workers_for(loop: Loop, clips_per_second: float) -> int:
-    """Return how many workers of a pace a loop needs.
-
-    Args:
-        loop: The loop.
-        clips_per_second: What one process makes.
-    """
+    """Return how many workers of a pace a loop needs."""
     return math.ceil(loop.wanted / clips_per_second)
 
 
 def alike(videos: SyntheticHeLaVideos, **changes: Any) -> SyntheticHeLaVideos:
-    """Return the same data set with other arguments, as an endless stream.
-
-    Args:
-        videos: The data set.
-        **changes: Arguments of :class:`SyntheticHeLaVideos`.
-    """
+    """Return the same data set with other arguments, as an endless stream."""
     kept = {
         name: getattr(videos, name)
         for name in (
@@ -386,18 +287,7 @@ def try_changes(
     seconds: float,
     say: Callable[[str], object],
 ) -> list[Change]:
-    """Measure what makes clips cheaper; those that do not are left out.
-
-    Args:
-        videos: The data set.
-        pace: What one process makes of it.
-        loop: The loop.
-        seconds: How long each change is tried.
-        say: Told what is tried.
-
-    Returns:
-        The changes, that which helps most first.
-    """
+    """Measure what makes clips cheaper; those that do not are left out."""
     found = []
     for words, changes in _changes(videos):
         say(f"trying {words}")
@@ -436,18 +326,7 @@ def _changes(videos: SyntheticHeLaVideos) -> Iterator[tuple[str, Mapping[str, An
 
 
 def advise(pace: Pace, loop: Loop, wait: Wait, changes: list[Change], cores: int) -> list[str]:
-    """Say whether synthesis is what the loop waits for, and what to do.
-
-    Args:
-        pace: What one process makes.
-        loop: The loop.
-        wait: How long it waits.
-        changes: From :func:`try_changes`.
-        cores: That may be used.
-
-    Returns:
-        Sentences, the verdict first.
-    """
+    """Say whether synthesis is what the loop waits for, and what to do."""
     one, needed = pace.clips_per_second, workers_for(loop, pace.clips_per_second)
     asks = f"the loop asks for {loop.wanted:.3g} clips/s and one process makes {one:.3g}"
     if wait.share <= KEEPS_UP:
@@ -502,23 +381,6 @@ def bench(
 
     A pool is filled before anything is timed. Where workers are forked they begin with what it
     holds; elsewhere they fill one of their own, and the loop waits longer at first.
-
-    Args:
-        videos: The data set; it is measured as an endless stream.
-        loop: The training loop.
-        seconds: How long each measurement goes on. Clips that take longer are waited for.
-        report: JSON file to write; its folder is made if need be.
-        say: Told what is measured.
-
-    Returns:
-        JSON values: ``machine``, ``versions``, ``clips`` (what was asked for), ``pace`` (of one
-        process), ``parts`` (milliseconds a clip and their shares), ``network`` (None where none is
-        profiled), ``memory``, ``loop``, ``changes`` and ``advice``.
-
-    Raises:
-        OSError: If the report cannot be written; found out before anything is measured.
-        TypeError: If seconds is no number.
-        ValueError: If seconds is not above 0, or the clips cannot be made.
     """
     limit = check_seconds("seconds", seconds)
     if report is None:
@@ -597,11 +459,7 @@ OUTSIDE = "network"
 
 
 def words(found: Mapping[str, Any]) -> str:
-    """Return what :func:`bvdm_data.bench.bench` found, in lines.
-
-    Args:
-        found: Its JSON values.
-    """
+    """Return what :func:`bvdm_data.bench.bench` found, in lines."""
     return "\n".join(_lines(found))
 
 

@@ -61,18 +61,7 @@ class TooManyNucleiError(ValueError):
 
 
 def check_annotations(annotations: Collection[str]) -> tuple[str, ...]:
-    """Return the wanted annotations in the order of ``ANNOTATIONS``.
-
-    Args:
-        annotations: Names out of ``ANNOTATIONS``.
-
-    Returns:
-        The same names, each once.
-
-    Raises:
-        TypeError: If annotations is a single string, or no collection.
-        ValueError: If one of them is not known.
-    """
+    """Return the wanted annotations in the order of ``ANNOTATIONS``."""
     if isinstance(annotations, str):
         raise TypeError(
             f"annotations must be a collection of names, got the string {annotations!r}; "
@@ -97,16 +86,8 @@ def unbroken_tracks(
     one, as the Cell Tracking Challenge has it. A parent becomes 0 where it was never visible
     before, or is still visible when its daughter appears.
 
-    Args:
-        masks: ``[F, H, W]``, any non-negative ids.
-        parents: Parent of each id of masks; a missing one counts as 0 (no parent).
-
-    Returns:
-        masks with the new ids, ``[F, H, W]``; the table ``[n, 4]`` of id, first frame, last
-        frame and parent, ordered by id; and for every new id the old one, ``[n]``.
-
-    Raises:
-        ValueError: If masks has no frame.
+    masks with the new ids, ``[F, H, W]``; the table ``[n, 4]`` of id, first frame, last frame
+    and parent, ordered by id; and for every new id the old one, ``[n]``.
 
     Examples:
         >>> masks = np.zeros((3, 1, 2), int)
@@ -132,13 +113,8 @@ def number_tracks(
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int64]]:
     """Find the unbroken tracks of nuclei of which is known when they are visible.
 
-    Args:
-        present: Whether each old id is visible in each frame, ``[ids, F]``; id 0 is background.
-        parents: As for :func:`unbroken_tracks`.
-
-    Returns:
-        The new id of every old one in every frame, ``[ids, F]``, 0 where it is not visible; the
-        table and the old ids, as for :func:`unbroken_tracks`.
+    The new id of every old one in every frame, ``[ids, F]``, 0 where it is not visible; the
+    table and the old ids, as for :func:`unbroken_tracks`.
     """
     top, frames = present.shape
     present = present.copy()
@@ -164,16 +140,7 @@ def number_tracks(
 def padded(table: npt.NDArray[np.generic], rows: int, fill: int | float) -> Tensor:
     """Return the table as a tensor with ``rows`` rows, the missing ones filled.
 
-    Args:
-        table: ``[n, ...]``, n at most rows.
-        rows: ``max_cells`` of the data set.
-        fill: The number in the rows that are added.
-
-    Returns:
-        ``[rows, ...]``, the dtype of table.
-
-    Raises:
-        TooManyNucleiError: If the table has more than rows rows.
+    ``[rows, ...]``, the dtype of table.
     """
     if len(table) > rows:
         raise TooManyNucleiError(
@@ -190,13 +157,8 @@ def measure_boxes(
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Measure the bounding box and the centroid of every nucleus in every frame.
 
-    Args:
-        masks: ``[F, H, W]`` with ids 1 to count.
-        count: Number of nuclei.
-
-    Returns:
-        Boxes ``[count, F, 4]`` as ``(x1, y1, x2, y2)`` with exclusive far edges, and centroids
-        ``[count, F, 2]`` as ``(y, x)``; NaN where a nucleus is not there.
+    Boxes ``[count, F, 4]`` as ``(x1, y1, x2, y2)`` with exclusive far edges, and centroids
+    ``[count, F, 2]`` as ``(y, x)``; NaN where a nucleus is not there.
     """
     frames, _, width = masks.shape
     boxes = np.full((count, frames, 4), np.nan, np.float32)
@@ -226,20 +188,7 @@ def annotated(
     annotations: Collection[str],
     max_cells: int,
 ) -> dict[str, Tensor]:
-    """Make the annotations that follow from the masks alone: all but ``flow`` and ``stages``.
-
-    Args:
-        masks: ``[F, H, W]`` with ids 1 to n, as :func:`unbroken_tracks` gives them.
-        table: ``[n, 4]`` id, first, last, parent.
-        annotations: Which of the keys are wanted.
-        max_cells: Rows of the padded tables.
-
-    Returns:
-        The wanted ones of ``masks``, ``tracks``, ``boxes`` and ``centroids``; see :class:`Clip`.
-
-    Raises:
-        TooManyNucleiError: If there are more than max_cells nuclei.
-    """
+    """Make the annotations that follow from the masks alone: all but ``flow`` and ``stages``."""
     found = {"masks": torch.from_numpy(np.ascontiguousarray(masks, np.int32))}
     found["tracks"] = padded(table.astype(np.int32), max_cells, 0)
     if "boxes" in annotations or "centroids" in annotations:

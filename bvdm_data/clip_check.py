@@ -29,15 +29,7 @@ Presence = npt.NDArray[np.bool_]
 
 
 def check_flow(masks: npt.NDArray[np.int32], flow: npt.NDArray[np.float32]) -> None:
-    """Check that flow moves the nuclei of masks, and nothing else, to where they go.
-
-    Args:
-        masks: ``[F, H, W]``, ids from 1.
-        flow: ``[F - 1, 2, H, W]``, finite.
-
-    Raises:
-        ValueError: Naming the rule that is broken.
-    """
+    """Check that flow moves the nuclei of masks, and nothing else, to where they go."""
     for frame, step in enumerate(flow):
         moved = step.any(0)
         if moved[masks[frame] == 0].any():
@@ -56,16 +48,7 @@ def check_flow(masks: npt.NDArray[np.int32], flow: npt.NDArray[np.float32]) -> N
 def flow_errors(
     masks: npt.NDArray[np.int32], flow: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float64]:
-    """Measure how far the mean flow of nuclei is off the ways of their centroids.
-
-    Args:
-        masks: ``[F, H, W]``, ids from 1.
-        flow: ``[F - 1, 2, H, W]``.
-
-    Returns:
-        The larger of both axes in pixels, for every nucleus and step in which it touches neither
-        the edge nor another nucleus, before and after, and keeps its area but for ``STEADY``.
-    """
+    """Measure how far the mean flow of nuclei is off the ways of their centroids."""
     count = int(masks.max())
     whole = _whole(masks, count)
     centroids = measure_boxes(masks, count)[1]
@@ -85,12 +68,7 @@ def flow_errors(
 def presence(masks: npt.NDArray[np.int32], count: int) -> Presence:
     """Tell in which frames nuclei are visible.
 
-    Args:
-        masks: ``[F, H, W]``, ids from 1 to at most count.
-        count: Number of ids.
-
-    Returns:
-        ``[count, F]``.
+    ``[count, F]``.
     """
     present = np.zeros((count + 1, len(masks)), bool)
     for frame, mask in enumerate(masks):

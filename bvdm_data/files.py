@@ -13,18 +13,7 @@ from torch import Tensor
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` that takes its place when all went well.
-
-    Args:
-        path: The file to make; its folder is made if need be.
-
-    Yields:
-        Where to write.
-
-    Raises:
-        OSError: If it cannot be written, for example because the disk is full; what stood at path
-            before is still there, and nothing half-written is left.
-    """
+    """Give a temporary path beside ``path`` that takes its place when all went well."""
     try:
         temporary = _temporary_beside(path)
     except OSError as error:
@@ -52,14 +41,7 @@ def _explained(error: OSError, path: Path) -> OSError:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder that nothing can be written into, ahead of work that would be lost.
-
-    Args:
-        folder: The folder; it is made if need be.
-
-    Raises:
-        OSError: If it cannot be made, or no file in it.
-    """
+    """Refuse a folder that nothing can be written into, ahead of work that would be lost."""
     try:
         _temporary_beside(folder / "any").unlink()
     except OSError as error:
@@ -67,16 +49,7 @@ def check_folder(folder: Path) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors and text to a safetensors file, whole or not at all.
-
-    Args:
-        path: The file to make.
-        tensors: Named tensors, contiguous.
-        metadata: Named texts for the header.
-
-    Raises:
-        OSError: If it cannot be written; see :func:`whole_file`.
-    """
+    """Write tensors and text to a safetensors file, whole or not at all."""
     with whole_file(path) as temporary:
         try:
             save_file(dict(tensors), temporary, dict(metadata))

@@ -17,14 +17,6 @@ def stream(seed: int, *path: str | int) -> torch.Generator:
     The same arguments give the same numbers in any process, worker, order or
     batch; two different paths give unrelated numbers.
 
-    Args:
-        seed: The seed of the data set or of the training.
-        *path: What the numbers are for, from coarse to fine, for example
-            ``("clip", 17, "texture", 3)``.
-
-    Returns:
-        A CPU generator that nobody else holds.
-
     Examples:
         >>> a = stream(0, "clip", 17, "motion")
         >>> b = stream(0, "clip", 17, "motion")
@@ -36,13 +28,6 @@ def stream(seed: int, *path: str | int) -> torch.Generator:
 
 def numpy_stream(seed: int, *path: str | int) -> np.random.Generator:
     """Return the numpy generator that belongs to one random act; see :func:`stream`.
-
-    Args:
-        seed: The seed of the data set or of the training.
-        *path: What the numbers are for, from coarse to fine.
-
-    Returns:
-        A generator that nobody else holds.
 
     Examples:
         >>> first = numpy_stream(0, "clip", 17).random()

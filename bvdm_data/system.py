@@ -15,13 +15,7 @@ from torch.profiler import record_function
 
 
 def machine() -> dict[str, Any]:
-    """Return what this machine is, and how busy.
-
-    Returns:
-        JSON values: ``processor``, ``cores`` that this process may use, ``load`` (mean number of
-        running processes over the last minute; None where it is not known), ``threads`` of torch,
-        ``system``.
-    """
+    """Return what this machine is, and how busy."""
     return {
         "processor": _processor(),
         "cores": usable_cores(),
@@ -39,11 +33,7 @@ def usable_cores() -> int:
 
 
 def versions(packages: Sequence[str] = ("bvdm-data", "torch", "numpy", "scipy")) -> dict[str, str]:
-    """Return the versions of Python and of packages.
-
-    Args:
-        packages: Names of distributions; those that are not installed are left out.
-    """
+    """Return the versions of Python and of packages."""
     found = {"python": platform.python_version()}
     for name in packages:
         try:
@@ -54,15 +44,7 @@ def versions(packages: Sequence[str] = ("bvdm-data", "torch", "numpy", "scipy"))
 
 
 def peak_megabytes(*, children: bool = False) -> float | None:
-    """Return the most memory that this process has held so far.
-
-    Args:
-        children: Of the child process that has held most, out of those that have ended, instead.
-
-    Returns:
-        Resident set, pages that are shared with other processes included, MB; None on a system
-        that does not tell (Windows).
-    """
+    """Return the most memory that this process has held so far."""
     try:
         import resource
     except ModuleNotFoundError:
@@ -82,17 +64,7 @@ def _processor() -> str:
 
 
 def need(name: str) -> ModuleType:
-    """Import a package of the extra ``evaluate``.
-
-    Args:
-        name: Name of the module.
-
-    Returns:
-        The module.
-
-    Raises:
-        ModuleNotFoundError: If it is not installed, with the way to install it.
-    """
+    """Import a package of the extra ``evaluate``."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -112,10 +84,6 @@ MARK = "bvdm_data::"
 
 
 def part(name: str) -> AbstractContextManager[object]:
-    """Mark a part of the work for ``torch.profiler``; costs some microseconds.
-
-    Args:
-        name: Out of ``PARTS``.
-    """
+    """Mark a part of the work for ``torch.profiler``; costs some microseconds."""
     mark: AbstractContextManager[object] = record_function(MARK + name)
     return mark

@@ -19,18 +19,6 @@ Given = TypeVar("Given", bound=Callable[..., object] | None)
 def check_whole_number(name: str, value: SupportsIndex, least: int | None = None) -> int:
     """Return a whole number as an int; numpy's integers are welcome, bool is not.
 
-    Args:
-        name: Name of the argument, for the message.
-        value: What came.
-        least: The smallest number allowed; None for any.
-
-    Returns:
-        The number.
-
-    Raises:
-        TypeError: If value is not a whole number.
-        ValueError: If value is smaller than least.
-
     Examples:
         >>> check_whole_number("frames", 8, least=1)
         8
@@ -47,33 +35,12 @@ def check_whole_number(name: str, value: SupportsIndex, least: int | None = None
 
 
 def check_frames(frames: SupportsIndex) -> int:
-    """Return the number of frames of a clip.
-
-    Args:
-        frames: 1 or more.
-
-    Returns:
-        The number.
-
-    Raises:
-        TypeError: If frames is not a whole number.
-        ValueError: If frames is smaller than 1.
-    """
+    """Return the number of frames of a clip."""
     return check_whole_number("frames", frames, least=1)
 
 
 def check_size(size: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, int]:
     """Return height and width of a clip.
-
-    Args:
-        size: A pair (height, width) in pixels, also as an array; a single number makes a square.
-
-    Returns:
-        Height and width.
-
-    Raises:
-        TypeError: If size is neither a whole number nor a pair of them.
-        ValueError: If there are not two numbers, or one is smaller than 1.
 
     Examples:
         >>> check_size(64), check_size([64, 96])
@@ -91,98 +58,34 @@ def check_size(size: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, int]
 
 
 def check_length(length: SupportsIndex | None) -> int | None:
-    """Return the number of clips an epoch.
-
-    Args:
-        length: 1 or more, or None.
-
-    Returns:
-        The number, or None.
-
-    Raises:
-        TypeError: If length is neither a whole number nor None.
-        ValueError: If length is smaller than 1.
-    """
+    """Return the number of clips an epoch."""
     return None if length is None else check_whole_number("length", length, least=1)
 
 
 def check_seed(seed: SupportsIndex) -> int:
-    """Return the seed.
-
-    Args:
-        seed: 0 or more.
-
-    Returns:
-        The seed.
-
-    Raises:
-        TypeError: If seed is not a whole number.
-        ValueError: If seed is negative.
-    """
+    """Return the seed."""
     return check_whole_number("seed", seed, least=0)
 
 
 def check_epoch(epoch: SupportsIndex) -> int:
-    """Return the number of an epoch.
-
-    Args:
-        epoch: 0 or more.
-
-    Returns:
-        The number.
-
-    Raises:
-        TypeError: If epoch is not a whole number.
-        ValueError: If epoch is negative.
-    """
+    """Return the number of an epoch."""
     return check_whole_number("epoch", epoch, least=0)
 
 
 def check_max_cells(max_cells: SupportsIndex) -> int:
-    """Return the number of rows of the padded tables.
-
-    Args:
-        max_cells: 1 or more.
-
-    Returns:
-        The number.
-
-    Raises:
-        TypeError: If max_cells is not a whole number.
-        ValueError: If max_cells is smaller than 1.
-    """
+    """Return the number of rows of the padded tables."""
     return check_whole_number("max_cells", max_cells, least=1)
 
 
 def check_scale(scale: CameraScale | None) -> CameraScale | None:
-    """Return the camera's scale.
-
-    Args:
-        scale: A scale, or None to guess it.
-
-    Returns:
-        The same object.
-
-    Raises:
-        TypeError: If scale is neither.
-    """
+    """Return the camera's scale."""
     if scale is not None and not isinstance(scale, CameraScale):
         raise TypeError(f"scale must be a CameraScale or None, got {scale!r}")
     return scale
 
 
 def check_device(device: str | torch.device) -> torch.device:
-    """Return the device that is meant.
-
-    Args:
-        device: A device, or its name.
-
-    Returns:
-        The device.
-
-    Raises:
-        ValueError: If torch does not know it, or finds no CUDA where that is asked for.
-    """
+    """Return the device that is meant."""
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError) as error:
@@ -193,17 +96,7 @@ def check_device(device: str | torch.device) -> torch.device:
 
 
 def check_transform(transform: Given) -> Given:
-    """Return the transform.
-
-    Args:
-        transform: Something to be called on each clip, or None.
-
-    Returns:
-        The same object.
-
-    Raises:
-        TypeError: If transform is neither None nor callable.
-    """
+    """Return the transform."""
     if transform is not None and not callable(transform):
         raise TypeError(f"transform must be a callable that takes a clip, got {transform!r}")
     if transform is not None:
@@ -213,19 +106,7 @@ def check_transform(transform: Given) -> Given:
 
 
 def check_place(index: SupportsIndex, length: int) -> int:
-    """Return the number of a clip of an epoch.
-
-    Args:
-        index: From 0 to length - 1, or from -length to -1 to count from the end.
-        length: Clips an epoch.
-
-    Returns:
-        The number, 0 or more.
-
-    Raises:
-        IndexError: If index is out of that range.
-        TypeError: If index is not a whole number.
-    """
+    """Return the number of a clip of an epoch."""
     number = check_whole_number("index", index)
     if not -length <= number < length:
         raise IndexError(
@@ -236,19 +117,7 @@ def check_place(index: SupportsIndex, length: int) -> int:
 
 
 def check_share(name: str, value: object) -> float:
-    """Return a number from 0 to 1.
-
-    Args:
-        name: What the caller calls it.
-        value: What came.
-
-    Returns:
-        The number.
-
-    Raises:
-        TypeError: If it is no number.
-        ValueError: If it is below 0 or above 1.
-    """
+    """Return a number from 0 to 1."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number from 0 to 1, got {value!r}")
     share = float(value)
@@ -266,19 +135,7 @@ _NO_MEMORY = ("allocate memory", "out of memory", "bad_alloc")
 
 @contextmanager
 def naming_clip(name: str, epoch: int, index: int) -> Iterator[None]:
-    """Let errors name the clip that is being made, and the way to make it again alone.
-
-    Args:
-        name: The data set, with its seed.
-        epoch: Epoch of the clip.
-        index: Number of the clip.
-
-    Yields:
-        Nothing; make the clip in this block.
-
-    Raises:
-        Exception: What is raised in the block, of the same type; see :func:`naming`.
-    """
+    """Let errors name the clip that is being made, and the way to make it again alone."""
     place = f"It is clip {index} of epoch {epoch} of {name}; to make it alone: "
     with naming(f"{place}videos.set_epoch({epoch}); videos.clip({index})"):
         yield
@@ -292,15 +149,6 @@ def naming(place: str) -> Iterator[None]:
     there when a loader's worker hands it to the main process, which makes it again from its type
     and message. A type that cannot be made from a message alone is replaced by the nearest of its
     bases that can.
-
-    Args:
-        place: A sentence without its full stop.
-
-    Yields:
-        Nothing; the work is done in the block.
-
-    Raises:
-        Exception: What is raised in the block, of the same type.
     """
     try:
         yield

@@ -38,18 +38,7 @@ class Videos(Protocol):
 
 
 def need(name: str, extra: str) -> ModuleType:
-    """Import a package, without what it does to the logging of the process and its warnings.
-
-    Args:
-        name: Name of the module.
-        extra: The extra that installs it.
-
-    Returns:
-        The module.
-
-    Raises:
-        ImportError: If it is not installed, with the way to install it.
-    """
+    """Import a package, without what it does to the logging of the process and its warnings."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     try:
@@ -101,19 +90,7 @@ def check_clip(clip: Clip, *keys: str) -> None:
 
 
 def part(clip: Clip, key: str) -> Tensor:
-    """Return a part of one clip on the CPU.
-
-    Args:
-        clip: One clip (not a batch).
-        key: Its name.
-
-    Returns:
-        The tensor, with the shape that :class:`Clip` gives.
-
-    Raises:
-        TypeError: If it is no clip.
-        ValueError: If the clip does not have it, or is a batch of clips.
-    """
+    """Return a part of one clip on the CPU."""
     check_clip(clip, key)
     found: Tensor = clip[key]  # type: ignore[literal-required]
     return found.as_subclass(Tensor).detach().cpu()
@@ -122,14 +99,7 @@ def part(clip: Clip, key: str) -> Tensor:
 def coloured(clip: Clip) -> Tensor:
     """Return the video in three channels, for networks that were made for photographs.
 
-    Args:
-        clip: One clip; its one channel is repeated, three are left as they are.
-
-    Returns:
-        Grey values in [0, 1], ``[F, 3, H, W]`` float32.
-
-    Raises:
-        ValueError: If the clip is a batch, or has another number of channels.
+    Grey values in [0, 1], ``[F, 3, H, W]`` float32.
     """
     video = part(clip, "video").float()
     if video.shape[1] not in (1, 3):
@@ -140,14 +110,7 @@ def coloured(clip: Clip) -> Tensor:
 def grey(clip: Clip) -> npt.NDArray[np.float32]:
     """Return the only channel of the video.
 
-    Args:
-        clip: One clip.
-
-    Returns:
-        Grey values ``[F, H, W]`` float32.
-
-    Raises:
-        ValueError: If the clip is a batch, or has more channels.
+    Grey values ``[F, H, W]`` float32.
     """
     video = part(clip, "video").float()
     if video.shape[1] != 1:
@@ -159,16 +122,7 @@ def grey(clip: Clip) -> npt.NDArray[np.float32]:
 def counts_of(clip: Clip, scale: CameraScale) -> npt.NDArray[np.uint16]:
     """Return the only channel of the video in counts of the camera.
 
-    Args:
-        clip: One clip.
-        scale: How grey values and counts belong together.
-
-    Returns:
-        Counts ``[F, H, W]`` uint16.
-
-    Raises:
-        TypeError: If scale is no CameraScale.
-        ValueError: If the clip is a batch, or has more channels.
+    Counts ``[F, H, W]`` uint16.
     """
     if not isinstance(scale, CameraScale):
         raise TypeError(
@@ -181,14 +135,7 @@ def counts_of(clip: Clip, scale: CameraScale) -> npt.NDArray[np.uint16]:
 def tracks_of(clip: Clip) -> npt.NDArray[np.int32]:
     """Return the table of tracks of a clip, checked against its masks.
 
-    Args:
-        clip: One clip with ``masks`` and ``tracks``.
-
-    Returns:
-        ``[n, 4]`` id, first frame, last frame and parent, without padding.
-
-    Raises:
-        ValueError: If one of them is missing or wrong, or they hold other ids in a frame.
+    ``[n, 4]`` id, first frame, last frame and parent, without padding.
     """
     masks = part(clip, "masks").numpy()
     table = check_track_table(part(clip, "tracks").numpy(), len(masks))
@@ -197,20 +144,7 @@ def tracks_of(clip: Clip) -> npt.NDArray[np.int32]:
 
 
 def clips_in(videos: Videos, clips: SupportsIndex | None, *, name: str = "clips") -> int:
-    """Return how many clips of a data set are meant.
-
-    Args:
-        videos: With ``clip(index)``.
-        clips: How many; None: those of an epoch, of all ranks together.
-        name: Name of the argument, for messages.
-
-    Returns:
-        Their number.
-
-    Raises:
-        TypeError: If videos has no ``clip``, or clips is no whole number.
-        ValueError: If clips is below 1, or not given for an endless data set.
-    """
+    """Return how many clips of a data set are meant."""
     # An array has a method clip that limits its values.
     if isinstance(videos, Tensor | np.ndarray) or not callable(getattr(videos, "clip", None)):
         raise TypeError(
@@ -232,12 +166,6 @@ def clips_in(videos: Videos, clips: SupportsIndex | None, *, name: str = "clips"
 def lines_of_descent(table: npt.NDArray[np.integer]) -> dict[int, list[int]]:
     """Follow each track back to its first ancestor.
 
-    Args:
-        table: ``[n, 4]``, as :func:`tracks_of` gives it.
-
-    Returns:
-        For each id the ids from itself, over its parent, to the first of the family.
-
     Examples:
         >>> lines_of_descent(np.array([[1, 0, 1, 0], [2, 2, 3, 1], [3, 4, 5, 2]]))
         {1: [1], 2: [2, 1], 3: [3, 2, 1]}
@@ -250,16 +178,7 @@ def lines_of_descent(table: npt.NDArray[np.integer]) -> dict[int, list[int]]:
 
 
 def check_above_zero(name: str, value: float) -> None:
-    """Refuse what is no number above 0.
-
-    Args:
-        name: Name of the argument, for the message.
-        value: What came.
-
-    Raises:
-        TypeError: If it is not a number.
-        ValueError: If it is not finite and above 0.
-    """
+    """Refuse what is no number above 0."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number above 0, got {value!r}")
     if not 0 < value < math.inf:
@@ -268,18 +187,7 @@ def check_above_zero(name: str, value: float) -> None:
 
 @contextmanager
 def whole_folder(path: str | Path) -> Iterator[Path]:
-    """Give a temporary folder that takes the place of ``path`` when all went well.
-
-    Args:
-        path: The folder to make; the one it lies in is made if need be.
-
-    Yields:
-        The path of a folder that is still to be made.
-
-    Raises:
-        FileExistsError: If there is something at path.
-        OSError: If it cannot be written; nothing half-written is left.
-    """
+    """Give a temporary folder that takes the place of ``path`` when all went well."""
     target = Path(path).expanduser()
     if target.exists():
         raise FileExistsError(f"{target} is there already; remove it or give another path")
@@ -301,12 +209,6 @@ class SharedClips:
     map-style data set every process has all; here each gets those that it would get of a
     :class:`ClipStream` as long: rank ``r`` of ``R`` every R-th one, from the r-th on, all ranks
     equally many; worker ``w`` of ``n`` every n-th one of its rank.
-
-    Args:
-        clips: The data set.
-
-    Raises:
-        TypeError: If it is none, or a single clip.
     """
 
     def __init__(self, clips: Clips) -> None:

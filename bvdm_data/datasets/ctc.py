@@ -17,15 +17,7 @@ from bvdm_data.datasets.tiff import PartialImage, image_shape, read_image, write
 def read_track_table(path: Path) -> npt.NDArray[np.int32]:
     """Read a ``man_track.txt``.
 
-    Args:
-        path: The file; each line holds id, first frame, last frame and parent id (0: none).
-
-    Returns:
-        The rows in the order of the file, ``[n, 4]`` int32.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If a line is malformed or contradicts another; the message names the line.
+    The rows in the order of the file, ``[n, 4]`` int32.
     """
     rows: list[list[int]] = []
     places: list[str] = []
@@ -38,31 +30,14 @@ def read_track_table(path: Path) -> npt.NDArray[np.int32]:
 
 
 def write_track_table(path: Path, tracks: npt.NDArray[np.integer]) -> None:
-    """Write a ``man_track.txt``.
-
-    Args:
-        path: Where to; a file that is there is replaced.
-        tracks: ``[n, 4]`` id, first frame, last frame and parent id.
-
-    Raises:
-        OSError: If the file cannot be written.
-    """
+    """Write a ``man_track.txt``."""
     path.write_text("".join(" ".join(map(str, row)) + "\n" for row in tracks.tolist()))
 
 
 def check_track_table(tracks: npt.NDArray[np.integer], frames: int) -> npt.NDArray[np.int32]:
     """Check a table of tracks and leave out the rows of zeros that pad it.
 
-    Args:
-        tracks: ``[n, 4]`` id, first frame, last frame and parent id.
-        frames: Number of frames of the video.
-
-    Returns:
-        The rows that hold a track, ``[m, 4]`` int32.
-
-    Raises:
-        TypeError: If tracks does not hold integers.
-        ValueError: If the shape is wrong or a row is impossible; the message names the row.
+    The rows that hold a track, ``[m, 4]`` int32.
     """
     if not np.issubdtype(tracks.dtype, np.integer):
         raise TypeError(f"tracks must hold integers, got the dtype {tracks.dtype}")
@@ -82,15 +57,7 @@ def check_track_table(tracks: npt.NDArray[np.integer], frames: int) -> npt.NDArr
 
 
 def check_same_ids(masks: npt.NDArray[np.integer], table: npt.NDArray[np.integer]) -> None:
-    """Check that masks show the tracks of a table, in every frame.
-
-    Args:
-        masks: Ids ``[F, H, W]``.
-        table: As :func:`check_track_table` returns it.
-
-    Raises:
-        ValueError: If an id is in a frame in only one of them.
-    """
+    """Check that masks show the tracks of a table, in every frame."""
     for frame, mask in enumerate(masks):
         alive = table[(table[:, 1] <= frame) & (frame <= table[:, 2]), 0]
         odd = np.setxor1d(np.unique(mask[mask > 0]), alive)
@@ -151,20 +118,6 @@ def write_sequence(
     than 1000 frames. All is written under the hidden name ``.<name>.writing`` and then moved into
     place, the raw video last: where the folder ``<name>`` exists, the rest is whole. What a killed
     writer has left behind is replaced by the next one.
-
-    Args:
-        root: Folder of the data set; made if it is not there.
-        name: Name of the sequence, two or more digits, for example ``"01"``.
-        video: Counts of the camera, ``[F, H, W]`` uint16.
-        masks: Ids of the tracks, 0 in the background, ``[F, H, W]``, at most 65535.
-        tracks: Id, first frame, last frame and parent id (0: none), ``[n, 4]``; rows of zeros are
-            left out. Each track must be visible in masks from its first to its last frame.
-
-    Raises:
-        FileExistsError: If the sequence or its truth is there already.
-        OSError: If the disk is full or the folder cannot be written; nothing is left behind.
-        TypeError: If video is not uint16, or masks or tracks are not integers.
-        ValueError: If name or a shape is wrong, or masks and tracks do not agree.
     """
     table = _checked(name, video, masks, tracks)
     folder = Path(root)
@@ -181,15 +134,7 @@ def write_sequence(
 
 
 def is_complete(root: str | Path, name: str) -> bool:
-    """Tell whether a sequence is there with a mask and a marker for each frame and its tracks.
-
-    Args:
-        root: Folder of the data set.
-        name: Name of the sequence, for example ``"01"``.
-
-    Returns:
-        True if so; the images are counted, not opened.
-    """
+    """Tell whether a sequence is there with a mask and a marker for each frame and its tracks."""
     folder, truth = Path(root) / name, Path(root) / f"{name}_GT"
     frames = len(list(folder.glob("t*.tif")))
     masks = len(list(truth.glob("SEG/man_seg*.tif")))
@@ -268,17 +213,7 @@ Labels = npt.NDArray[np.int32]
 
 
 def check_labels(labels: Labels, alive: npt.NDArray[np.int32], complete: bool, path: Path) -> None:
-    """Refuse labels without a track and, on demand, tracks without a label.
-
-    Args:
-        labels: ``[H, W]``, 0 in the background.
-        alive: Ids of the tracks that are there in this frame, ``[n]``.
-        complete: Whether every one of them must have a label.
-        path: The file of labels, for the message.
-
-    Raises:
-        ValueError: If a label has no track, or a track has no label though it must.
-    """
+    """Refuse labels without a track and, on demand, tracks without a label."""
     found = np.unique(labels[labels > 0])
     unlisted = np.setdiff1d(found, alive)
     if len(unlisted):
@@ -303,14 +238,7 @@ def follow_markers(
     Else each mask gets the id of the marker that it overlaps most. Where two masks want one
     marker, it goes to the larger overlap.
 
-    Args:
-        labels: Masks ``[H, W]`` under any positive labels, 0 in the background.
-        markers: ``[H, W]``, the id of the track in each marker.
-        alive: Ids of the tracks that are there in this frame, ``[n]``.
-        spare: The first of the ids for masks that belong to no track.
-
-    Returns:
-        The masks under the ids of their tracks, ``[H, W]``.
+    The masks under the ids of their tracks, ``[H, W]``.
 
     Examples:
         >>> labels = np.array([[1, 1, 0, 2, 2, 0, 3]], np.int32)

@@ -193,18 +193,7 @@ class CTCVideos(Dataset[Clip]):
         return self.length
 
     def __getitem__(self, index: SupportsIndex) -> Clip:
-        """Return a clip of the epoch.
-
-        Args:
-            index: From 0 to ``len - 1``, or from ``-len`` to -1 to count from the end.
-
-        Returns:
-            The clip, as :meth:`clip` gives it.
-
-        Raises:
-            IndexError: If index is past the end.
-            TypeError: If index is not a whole number.
-        """
+        """Return a clip of the epoch."""
         return self.clip(check_place(index, self.length))
 
     def clip(self, index: SupportsIndex) -> Clip:

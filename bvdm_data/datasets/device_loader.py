@@ -34,9 +34,6 @@ class Plans(SyntheticHeLaVideos):
     """The stream of a data set, with plans in the place of clips.
 
     Epoch, ranks and workers are those of the data set, and what is loaded into it is loaded here.
-
-    Args:
-        videos: Clips of the fast method.
     """
 
     def __init__(self, videos: SyntheticHeLaVideos) -> None:
@@ -50,22 +47,11 @@ class Plans(SyntheticHeLaVideos):
         self._pool = None if self.pool is None else Pool(self.pool, self.seed)
 
     def clips(self, indices: Sequence[int]) -> Iterable[Planned]:  # type: ignore[override]
-        """Return the plans of several clips of the epoch, in their order.
-
-        Args:
-            indices: Their numbers.
-        """
+        """Return the plans of several clips of the epoch, in their order."""
         return map(self.planned, indices)
 
     def planned(self, number: int) -> Planned:
-        """Return the plan of one clip.
-
-        Args:
-            number: 0 or more.
-
-        Raises:
-            Exception: As :meth:`SyntheticHeLaVideos.clip`.
-        """
+        """Return the plan of one clip."""
         with (
             naming_clip(f"SyntheticHeLaVideos(seed={self.seed})", self.epoch, number),
             one_thread(),
@@ -110,17 +96,11 @@ class Plans(SyntheticHeLaVideos):
 
 @dataclass(frozen=True)
 class Sheet:
-    """A batch of clips ahead of its light.
+    """A batch of clips ahead of its light."""
 
-    Attributes:
-        clips: What is known of them, collated.
-        epoch: Of the clips.
-        films: For a device; or, packed, for the CPU.
-    """
-
-    clips: dict[str, Tensor]
-    epoch: int
-    films: Films | Tensor
+    clips: dict[str, Tensor]  # what is known of them, collated
+    epoch: int  # of the clips
+    films: Films | Tensor  # for a device; or, packed, for the CPU
 
     def pin_memory(self) -> "Sheet":
         """Return the batch in pinned memory."""
@@ -130,13 +110,9 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Collate:
-    """Makes a sheet of plans, in the process that has drawn them.
+    """Makes a sheet of plans, in the process that has drawn them."""
 
-    Attributes:
-        together: Whether a device will paint all films at once.
-    """
-
-    together: bool
+    together: bool  # whether a device will paint all films at once
 
     def __call__(self, plans: Sequence[Planned] | Planned) -> Sheet:
         """Return a sheet; of a single plan where it is not in a list."""
@@ -154,12 +130,7 @@ class SheetPainter(Protocol):
 
 
 class OneByOne:
-    """Paints on the CPU, clip by clip, to the same bytes as :meth:`SyntheticHeLaVideos.clip`.
-
-    Args:
-        videos: Whose clips they are.
-        method: How nuclei are painted.
-    """
+    """Paints on the CPU, clip by clip, to the same bytes as :meth:`SyntheticHeLaVideos.clip`."""
 
     def __init__(self, videos: SyntheticHeLaVideos, method: FastSettings) -> None:
         """Load the model."""
@@ -169,11 +140,7 @@ class OneByOne:
         self.pool = None if videos.pool is None else Pool(videos.pool, videos.seed)
 
     def __call__(self, sheet: Sheet) -> dict[str, Tensor]:
-        """Return the batch, with its videos.
-
-        Args:
-            sheet: Of packed films.
-        """
+        """Return the batch, with its videos."""
         if not isinstance(sheet.films, Tensor):
             raise TypeError("sheet must hold packed films")
         name = f"SyntheticHeLaVideos(seed={self.videos.seed})"
@@ -186,14 +153,7 @@ class OneByOne:
 
 
 class Together:
-    """Paints on a device, all clips of a batch at once.
-
-    Args:
-        videos: Whose clips they are.
-        method: How nuclei are painted.
-        device: Where.
-        pictures: How many go through the network together; None: as the free memory allows.
-    """
+    """Paints on a device, all clips of a batch at once."""
 
     def __init__(
         self,
@@ -212,11 +172,7 @@ class Together:
         )  # fmt: skip
 
     def __call__(self, sheet: Sheet) -> dict[str, Tensor]:
-        """Return the batch, with its videos, on the device.
-
-        Args:
-            sheet: Of gathered films.
-        """
+        """Return the batch, with its videos, on the device."""
         if not isinstance(sheet.films, Films):
             raise TypeError("sheet must hold gathered films")
         with naming(_place(self.videos, sheet)):
@@ -250,11 +206,6 @@ class Ahead(Generic[Made]):
     The thread is ended and waited for by :meth:`close`, with the last reference to the iterator,
     and when the interpreter exits; it is in the middle of one item at most. An error in the other
     iterator or in the work is raised by ``next``, after the items ahead of it.
-
-    Args:
-        source: Where the items come from; used by the thread alone.
-        work: Called with each.
-        room: How many results may wait, 1 or more.
     """
 
     def __init__(self, source: Iterator[Item], work: Callable[[Item], Made], room: int) -> None:
@@ -276,12 +227,7 @@ class Ahead(Generic[Made]):
         return self
 
     def __next__(self) -> Made:
-        """Return the next result.
-
-        Raises:
-            Exception: What was raised in the thread.
-            RuntimeError: If the iterator was closed ahead of its end.
-        """
+        """Return the next result."""
         if self._over:
             raise StopIteration
         told = self._taken()
@@ -389,21 +335,13 @@ class Lane:
         return None
 
     def hand_over(self, batch: Mapping[str, Any], done: Any) -> None:
-        """Let the loop use what was painted.
-
-        Args:
-            batch: Tensors by name.
-            done: From :meth:`done`.
-        """
+        """Let the loop use what was painted."""
 
 
 class CudaLane(Lane):
     """A stream of its own on a CUDA device; neither the loop nor the thread waits for the other.
 
     Never run on a CUDA device.
-
-    Args:
-        device: Which, with its index.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -436,12 +374,7 @@ class CudaLane(Lane):
         return self.stream.record_event()
 
     def hand_over(self, batch: Mapping[str, Any], done: Any) -> None:
-        """Let the loop's stream wait for the event, and keep the memory until it is through.
-
-        Args:
-            batch: Tensors by name.
-            done: From :meth:`done`.
-        """
+        """Let the loop's stream wait for the event, and keep the memory until it is through."""
         current = torch.cuda.current_stream(self.device)
         current.wait_event(done)
         for value in batch.values():
@@ -450,11 +383,7 @@ class CudaLane(Lane):
 
 
 def lane_of(device: torch.device) -> Lane:
-    """Return the lane of a device.
-
-    Args:
-        device: A CUDA device with its index, or the CPU.
-    """
+    """Return the lane of a device."""
     return CudaLane(device) if device.type == "cuda" else Lane()
 
 
@@ -568,11 +497,7 @@ class DeviceLoader:
         return loop
 
     def __len__(self) -> int:
-        """Return the batches of an epoch that this rank gets.
-
-        Raises:
-            TypeError: If the stream is endless.
-        """
+        """Return the batches of an epoch that this rank gets."""
         len(self.videos)
         return len(self._loader)
 
@@ -632,11 +557,7 @@ class DeviceLoader:
 
 
 class _Progress:
-    """How far a loop is.
-
-    Args:
-        starts: How often the stream had begun anew before.
-    """
+    """How far a loop is."""
 
     def __init__(self, starts: int) -> None:
         self.starts = starts

@@ -49,27 +49,6 @@ def export(
 
     Each sequence is written whole or not at all; a second call with the same arguments goes on
     where a killed one was, and ends in the same files.
-
-    Args:
-        directory: Folder to write; it must be missing, empty, or begun by the same call.
-        frames: Length of each video; 92 in Fluo-N2DL-HeLa.
-        size: Height and width in pixels.
-        sequences: Number of videos, from 1 to 99.
-        seed: Seed of all videos.
-        model: A name or the path of a file made by ``bvdm-data fit``.
-        method: How nuclei are painted.
-        nuclei: Nuclei in the first frame; None: the density of the fitted video.
-        variation: How far each video may leave the fitted one, from 0 to 1; None: what is usual
-            for the method.
-        progress: Show a progress bar.
-
-    Returns:
-        The names of the sequences that this call has written.
-
-    Raises:
-        TypeError: If an argument is of the wrong type.
-        ValueError: If an argument is out of its range, or the folder holds something else.
-        OSError: If a file cannot be written.
     """
     number = check_whole_number("sequences", sequences, least=1)
     if number > MOST_SEQUENCES:

@@ -33,13 +33,9 @@ __all__ = ["BLOCK", "SHARED", "ClipSource", "MapStyle", "MixedClip", "MixedVideo
 
 
 class MixedClip(Clip):
-    """A clip of a mix.
+    """A clip of a mix."""
 
-    Attributes:
-        member: Which source it is from, int64 scalar; ``list(mix.sources)[member]`` is its name.
-    """
-
-    member: Tensor
+    member: Tensor  # which source it is from, int64 scalar; list(mix.sources)[member] is its name
 
 
 class MixedVideos(ClipStream):
@@ -232,11 +228,7 @@ class MixedVideos(ClipStream):
         return self._mixing(epoch).end
 
     def __len__(self) -> int:
-        """Return the clips of the epoch that this rank gets.
-
-        Raises:
-            TypeError: If the stream is endless.
-        """
+        """Return the clips of the epoch that this rank gets."""
         clips = self._shared_out(self._whole()).of_rank
         return super().__len__() if clips is None else clips
 

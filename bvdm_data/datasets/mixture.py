@@ -25,39 +25,18 @@ ORDERS = ("shuffled", "fixed")
 
 
 class Mixing(Protocol):
-    """Which clips the clips of one epoch of a mix are.
+    """Which clips the clips of one epoch of a mix are."""
 
-    Attributes:
-        end: Clips of the epoch; None: without end.
-    """
-
-    end: int | None
+    end: int | None  # clips of the epoch; None: without end
 
     def pick(self, number: int) -> tuple[int, int]:
-        """Return the place of a source among all, and the number of a clip of it.
-
-        Args:
-            number: Number of the clip in the mix, 0 or more.
-
-        Raises:
-            IndexError: If all sources have ended before.
-        """
+        """Return the place of a source among all, and the number of a clip of it."""
 
 
 class ByQuota:
     """Exactly so many clips of each source in every batch.
 
-    Args:
-        quotas: Clips of each source in a batch.
-        lengths: Clips of each source; None: without end.
-        order: One of ``ORDERS``.
-        at_end: ``"restart"`` or ``"stop"``.
-        length: Most clips of the epoch; None: as many as there are.
-        seed: Seed of the order.
-        epoch: Number of the epoch.
-
-    Attributes:
-        end: Clips of the epoch, of whole batches; None: without end.
+    ``end``: Clips of the epoch, of whole batches; None: without end
     """
 
     def __init__(
@@ -98,13 +77,9 @@ class ByQuota:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupedShare(Share):
-    """A share in which groups of clips in a row stay on one rank, for quotas that hold on each.
+    """A share in which groups of clips in a row stay on one rank, for quotas that hold on each."""
 
-    Attributes:
-        together: Clips of a group; ``batch_size`` and ``length`` are multiples of it.
-    """
-
-    together: int = 1
+    together: int = 1  # clips of a group; batch_size and length are multiples of it
 
     @property
     def of_rank(self) -> int | None:
@@ -142,16 +117,7 @@ Schedule = Callable[[int, int], Mapping[str, float]]
 class Weights:
     """How often sources are picked: equally throughout, or as a function of epoch and clip.
 
-    Args:
-        given: Weights by name, a :data:`Schedule`, or None for equal ones.
-        names: Those of the sources, in their order.
-
-    Attributes:
-        given: Fractions of 1 by name, or the function.
-
-    Raises:
-        TypeError: If it is neither, or a weight is not a number.
-        ValueError: If a weight is missing, unknown, negative, not finite, or all are 0.
+    ``given``: Fractions of 1 by name, or the function
     """
 
     def __init__(self, given: Mapping[str, float] | Schedule | None, names: Iterable[str]) -> None:
@@ -181,16 +147,7 @@ class Weights:
     def rows(self, epoch: int, numbers: Sequence[int]) -> npt.NDArray[np.float64]:
         """Return the weights of several clips, in the order of the sources.
 
-        Args:
-            epoch: Number of the epoch.
-            numbers: Those of the clips.
-
-        Returns:
-            ``[n, sources]``, at least 0 and not all 0, with any sum.
-
-        Raises:
-            TypeError: If the function returns other than numbers for one of the clips.
-            ValueError: If it returns numbers for one that are no weights.
+        ``[n, sources]``, at least 0 and not all 0, with any sum.
         """
         told = self.given
         if not callable(told):
@@ -227,19 +184,7 @@ class Weights:
 
 
 def check_quotas(quotas: Mapping[str, int], names: Iterable[str]) -> dict[str, int]:
-    """Return the clips of each source in a batch, in the order of the sources.
-
-    Args:
-        quotas: Whole numbers by name, 0 or more.
-        names: Those of the sources.
-
-    Returns:
-        The same.
-
-    Raises:
-        TypeError: If it is no mapping, or of other than whole numbers.
-        ValueError: If a name is missing or unknown, a number is negative, or all are 0.
-    """
+    """Return the clips of each source in a batch, in the order of the sources."""
     wanted = tuple(names)
     _check_names("quotas", quotas, wanted, "clips in a batch, such as {'real': 1, 'synthetic': 3}")
     found = {name: check_whole_number(f"quotas[{name!r}]", quotas[name], 0) for name in wanted}
@@ -294,16 +239,7 @@ class ByWeight:
     itself and the later ones, and u a random number from 0 to 1, one for each source and epoch.
     The mean of that is t p. Any clip is thus found at once, without drawing those ahead of it.
 
-    Args:
-        weights: How often, as fractions of 1.
-        lengths: Clips of each source; None: without end.
-        at_end: One of ``AT_END``.
-        length: Most clips of the epoch; None: as many as there are.
-        seed: Seed of the draws.
-        epoch: Number of the epoch.
-
-    Attributes:
-        end: Clips of the epoch; None: without end.
+    ``end``: Clips of the epoch; None: without end
     """
 
     def __init__(
@@ -400,19 +336,12 @@ class ByWeight:
 
 @dataclass(frozen=True)
 class _Stretch:
-    """Clips in a row that are drawn with the same weights.
+    """Clips in a row that are drawn with the same weights."""
 
-    Attributes:
-        start: Number of the first one.
-        before: Clips of each source ahead of it.
-        shares: Of each source, among itself and the later ones.
-        phases: Of the rounding of each, from 0 to 1.
-    """
-
-    start: int
-    before: npt.NDArray[np.int64]
-    shares: tuple[Fraction, ...]
-    phases: tuple[Fraction, ...]
+    start: int  # number of the first one
+    before: npt.NDArray[np.int64]  # clips of each source ahead of it
+    shares: tuple[Fraction, ...]  # of each source, among itself and the later ones
+    phases: tuple[Fraction, ...]  # of the rounding of each, from 0 to 1
 
     def counts(self, clips: int) -> npt.NDArray[np.int64]:
         """Count the clips of each source ahead of one that has this place in the stretch."""
@@ -429,16 +358,7 @@ class BySchedule:
     Every clip is drawn by itself. Which clip of its source it is can only be said after all draws
     ahead of it, with a call of the function for each; the counts are kept.
 
-    Args:
-        weights: How often.
-        lengths: Clips of each source; None: without end.
-        at_end: One of ``AT_END``.
-        length: Most clips of the epoch; None only where at_end is ``"restart"``.
-        seed: Seed of the draws.
-        epoch: Number of the epoch.
-
-    Attributes:
-        end: Clips of the epoch; None: without end.
+    ``end``: Clips of the epoch; None: without end
     """
 
     def __init__(

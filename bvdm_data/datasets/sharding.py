@@ -28,13 +28,6 @@ class FoundShard:
     Without a given one it is, in this order, that of ``torch.distributed`` where a process group
     has been made, that of the environment variables ``RANK`` and ``WORLD_SIZE`` (which torchrun
     sets), and else all. A worker of a loader belongs to the process that started it.
-
-    Args:
-        given: Rank and number of ranks; None: to be found.
-
-    Raises:
-        TypeError: If it is no pair of whole numbers.
-        ValueError: If the rank is not below the number of ranks.
     """
 
     def __init__(self, given: Sequence[int] | None) -> None:
@@ -43,11 +36,7 @@ class FoundShard:
         self._carried: tuple[int, Shard] | None = None
 
     def find(self) -> Shard:
-        """Return rank and number of ranks.
-
-        Raises:
-            ValueError: If RANK and WORLD_SIZE are no such numbers.
-        """
+        """Return rank and number of ranks."""
         if self.given is not None:
             return self.given
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -73,29 +62,17 @@ class FoundShard:
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """What one process makes in one pass over an epoch, and how far it is.
+    """What one process makes in one pass over an epoch, and how far it is."""
 
-    Attributes:
-        epoch: Number of the epoch.
-        start: Clips of the epoch that are behind all ranks before the pass.
-        length: Clips of the epoch; None: without end.
-        made: Clips that this process has yielded in the pass.
-        batch_size: Clips in a row that one worker makes.
-        rank: Number of this rank.
-        ranks: How many there are.
-        worker: Number of this worker of the rank.
-        workers: How many there are.
-    """
-
-    epoch: int
-    start: int = 0
-    length: int | None
-    made: int = 0
-    batch_size: int
-    rank: int
-    ranks: int
-    worker: int
-    workers: int
+    epoch: int  # number of the epoch
+    start: int = 0  # clips of the epoch that are behind all ranks before the pass
+    length: int | None  # clips of the epoch; None: without end
+    made: int = 0  # clips that this process has yielded in the pass
+    batch_size: int  # clips in a row that one worker makes
+    rank: int  # number of this rank
+    ranks: int  # how many there are
+    worker: int  # number of this worker of the rank
+    workers: int  # how many there are
 
     def runs(self) -> Iterator[list[int]]:
         """Yield the numbers of the clips that are left to this process, a batch at a time."""
@@ -130,14 +107,7 @@ class Share:
         return {name: value for name, value in asdict(self).items() if name != "length"}
 
     def resumed(self, state: Mapping[str, int]) -> "Share":
-        """Return the share with the place of a state.
-
-        Args:
-            state: What :meth:`state` gave, or only where a pass of all ranks is to begin.
-
-        Raises:
-            ValueError: If it is the state of another share of the clips.
-        """
+        """Return the share with the place of a state."""
         for name in SAME:
             here = getattr(self, name)
             if state.get(name, here) != here:
@@ -157,18 +127,7 @@ class Share:
 
 
 def check_batch_size(batch_size: SupportsIndex | None) -> int | None:
-    """Return the batch size of the loader.
-
-    Args:
-        batch_size: 1 or more, or None where it is not known.
-
-    Returns:
-        The number, or None.
-
-    Raises:
-        TypeError: If batch_size is neither a whole number nor None.
-        ValueError: If batch_size is smaller than 1.
-    """
+    """Return the batch size of the loader."""
     return None if batch_size is None else check_whole_number("batch_size", batch_size, least=1)
 
 

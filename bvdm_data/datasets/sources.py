@@ -76,17 +76,11 @@ class MapStyle(Protocol):
 
 @dataclass(frozen=True)
 class Member:
-    """A source of a mix, asked for clips by number.
+    """A source of a mix, asked for clips by number."""
 
-    Attributes:
-        name: Its name in the mix.
-        source: The data set.
-        form: Of its clips; None: not known yet.
-    """
-
-    name: str
-    source: Any
-    form: Form | None = None
+    name: str  # its name in the mix
+    source: Any  # the data set
+    form: Form | None = None  # of its clips; None: not known yet
 
     def length(self, epoch: int) -> int | None:
         """Return the clips of an epoch of the source; None: without end."""
@@ -103,21 +97,7 @@ class Member:
             self.source.set_epoch(epoch)
 
     def clip(self, own: int, *, number: int, epoch: int) -> dict[str, Any]:
-        """Return a clip of the source, in a dict of its own.
-
-        Args:
-            own: Its number there; a source that cannot go on after its end begins anew.
-            number: Its number in the mix, for messages.
-            epoch: Epoch of the mix.
-
-        Returns:
-            The clip, with ``source``.
-
-        Raises:
-            Exception: What the source raises; the message names the clip.
-            TypeError: If the source has given no clip.
-            ValueError: If the clip has another form than those before.
-        """
+        """Return a clip of the source, in a dict of its own."""
         name = f"MixedVideos, which is clip {own} of sources[{self.name!r}]"
         with naming_clip(name, epoch, number):
             found = self._taken(own, epoch)
@@ -127,19 +107,7 @@ class Member:
         return found
 
     def shuffled(self, own: int, *, seed: int, epoch: int) -> int:
-        """Return the number of the clip that is shown in place of the source's next one.
-
-        Args:
-            own: Number of the next one.
-            seed: Seed of the mix.
-            epoch: Epoch of the mix.
-
-        Returns:
-            A number in the same pass over the source; the same one for a source without end.
-
-        Raises:
-            ValueError: If the source has too many clips.
-        """
+        """Return the number of the clip that is shown in place of the source's next one."""
         length = self.length(epoch)
         if length is None:
             return own
@@ -183,29 +151,12 @@ def _order(seed: int, name: str, epoch: int, times: int, length: int) -> npt.NDA
 
 
 def form_of(clip: Mapping[str, Any]) -> Form:
-    """Return the form of a clip, but for the keys that the mix sets.
-
-    Args:
-        clip: What a source gave.
-
-    Returns:
-        Type, shape and device of each key.
-    """
+    """Return the form of a clip, but for the keys that the mix sets."""
     return {key: _form_of_one(value) for key, value in clip.items() if key not in _OF_THE_MIX}
 
 
 def difference(one: str, form: Form, other: str, another: Form) -> str:
-    """Say in what two forms differ first.
-
-    Args:
-        one: Name of a source.
-        form: Of a clip of it.
-        other: Name of another, or the same.
-        another: Form of a clip of that.
-
-    Returns:
-        The message of an error.
-    """
+    """Say in what two forms differ first."""
     if form.keys() != another.keys():
         return (
             f"sources must give clips of the same keys: one of sources[{one!r}] has "
@@ -239,25 +190,16 @@ SHARED = ("frames", "size", "annotations", "max_cells", "scale")
 
 @dataclass(frozen=True)
 class Agreement:
-    """What the sources of a mix have in common.
+    """What the sources of a mix have in common."""
 
-    Attributes:
-        members: The sources.
-        frames: Frames of a clip.
-        size: Height and width of a clip in pixels.
-        annotations: Keys of a clip beside ``video``.
-        max_cells: Rows of the padded tables; None: there are none.
-        scale: How counts of the camera and grey values belong together; None: not known.
-        form: Type, shape and device of each key of a clip.
-    """
-
-    members: tuple[Member, ...]
-    frames: int
-    size: tuple[int, int]
-    annotations: tuple[str, ...]
-    max_cells: int | None
+    members: tuple[Member, ...]  # the sources
+    frames: int  # frames of a clip
+    size: tuple[int, int]  # height and width of a clip in pixels
+    annotations: tuple[str, ...]  # keys of a clip beside video
+    max_cells: int | None  # rows of the padded tables; None: there are none
+    # how counts of the camera and grey values belong together; None: not known
     scale: CameraScale | None
-    form: Form
+    form: Form  # type, shape and device of each key of a clip
 
 
 def agree(sources: Mapping[str, Any]) -> Agreement:
@@ -265,16 +207,6 @@ def agree(sources: Mapping[str, Any]) -> Agreement:
 
     A source that says all of :class:`ClipSource` and has no transform is believed. Of others,
     clip 0 is made.
-
-    Args:
-        sources: Data sets by name.
-
-    Returns:
-        The sources and what they agree on.
-
-    Raises:
-        TypeError: If sources is no mapping of names to data sets of clips.
-        ValueError: If there is none, one is empty, or two differ in what their clips hold.
     """
     if not isinstance(sources, Mapping):
         raise TypeError(

@@ -17,9 +17,6 @@ class SharedNumbers:
 
     Workers see them change, however they were started (fork, forkserver or spawn); a pickle or a
     copy of them is a new memory with the same numbers.
-
-    Args:
-        count: How many; all 0 at first.
     """
 
     def __init__(self, count: int) -> None:
@@ -68,11 +65,7 @@ class SharedEpoch:
         return self._shared[0]
 
     def set(self, number: int) -> None:
-        """Choose the epoch.
-
-        Args:
-            number: 0 or more.
-        """
+        """Choose the epoch."""
         if get_worker_info() is None:
             self._shared[0] = number
         else:
@@ -200,11 +193,7 @@ class ClipStream(IterableDataset[Clip]):
         return self._make(self._begin() if finished else None)
 
     def __len__(self) -> int:
-        """Return the clips of an epoch that this rank gets.
-
-        Raises:
-            TypeError: If the stream is endless.
-        """
+        """Return the clips of an epoch that this rank gets."""
         if self.length is None:
             raise TypeError(
                 f"this {type(self).__name__} is endless and has no len(); give it a length"

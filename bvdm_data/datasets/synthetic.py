@@ -45,18 +45,7 @@ METHODS: Mapping[str, Method] = {
 
 
 def check_method(method: str | Method) -> Method:
-    """Return the settings of a method.
-
-    Args:
-        method: A name out of ``METHODS``, or settings.
-
-    Returns:
-        The settings.
-
-    Raises:
-        TypeError: If method is neither.
-        ValueError: If there is no method of that name.
-    """
+    """Return the settings of a method."""
     if isinstance(method, Method):
         return method
     settings = "FastSettings, PaperSettings or ProceduralSettings"
@@ -69,38 +58,14 @@ def check_method(method: str | Method) -> Method:
 
 
 def check_variation(variation: float | None, method: Method) -> float:
-    """Return how far clips may leave the fitted video.
-
-    Args:
-        variation: From 0 to 1; None: what is usual for the method.
-        method: Settings of the method.
-
-    Returns:
-        From 0 to 1.
-
-    Raises:
-        TypeError: If it is no number.
-        ValueError: If it is below 0 or above 1.
-    """
+    """Return how far clips may leave the fitted video."""
     if variation is None:
         return FAST_VARIATION if isinstance(method, FastSettings) else 0.0
     return check_share("variation", variation)
 
 
 def check_pool(pool: PoolSettings | bool | None, method: Method) -> PoolSettings | None:
-    """Return how nuclei are shared by clips.
-
-    Args:
-        pool: Settings; True: the usual ones; None or False: not at all.
-        method: Settings of the method.
-
-    Returns:
-        Settings, or None.
-
-    Raises:
-        TypeError: If pool is none of these.
-        ValueError: If the method cannot share nuclei.
-    """
+    """Return how nuclei are shared by clips."""
     if pool is None or pool is False:
         return None
     if not isinstance(pool, PoolSettings) and pool is not True:
@@ -114,15 +79,7 @@ def check_pool(pool: PoolSettings | bool | None, method: Method) -> PoolSettings
 
 
 def check_fitted(method: Method, generator: Generator) -> None:
-    """Refuse a method whose networks the model does not have.
-
-    Args:
-        method: Settings of the method.
-        generator: The fitted models.
-
-    Raises:
-        ValueError: If it is the paper's and the model was fitted without it.
-    """
+    """Refuse a method whose networks the model does not have."""
     if isinstance(method, PaperSettings) and generator.unet is None:
         raise ValueError(NOT_FITTED)
 
@@ -342,20 +299,7 @@ def _moved(clip: Clip, device: torch.device) -> Clip:
 def check_nuclei(
     nuclei: int | tuple[int, int] | None, max_cells: int | None = None
 ) -> int | tuple[int, int] | None:
-    """Return the wanted number of nuclei in the first frame.
-
-    Args:
-        nuclei: A number, a pair (low, high), or None for the density of the fitted video.
-        max_cells: The most that is possible; None: any.
-
-    Returns:
-        The same, pairs as tuples.
-
-    Raises:
-        TypeError: If it is not made of whole numbers.
-        ValueError: If a number is negative, a pair is no pair or not in order, or there are more
-            than max_cells.
-    """
+    """Return the wanted number of nuclei in the first frame."""
     if nuclei is None:
         return None
     wanted: int | tuple[int, int]
@@ -376,15 +320,7 @@ def check_nuclei(
 
 
 def check_room(size: tuple[int, int], generator: Generator) -> None:
-    """Refuse a picture that no nucleus fits into.
-
-    Args:
-        size: Height and width in pixels.
-        generator: The fitted models.
-
-    Raises:
-        ValueError: If a side is smaller than a nucleus.
-    """
+    """Refuse a picture that no nucleus fits into."""
     if min(size) < generator.nucleus_diameter:
         raise ValueError(
             f"size must not be smaller than a nucleus of the model "

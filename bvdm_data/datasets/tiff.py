@@ -16,18 +16,7 @@ _DAMAGED = (ValueError, RuntimeError, TypeError, struct.error, LookupError, Arit
 
 
 def image_shape(path: Path) -> tuple[int, int]:
-    """Read the size of an image from its header.
-
-    Args:
-        path: A TIFF file with one grey image of integers.
-
-    Returns:
-        Height and width in pixels.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged or holds something else than one grey image of integers.
-    """
+    """Read the size of an image from its header."""
     try:
         with tifffile.TiffFile(path) as file:
             height, width = _checked_page(file, path).shape
@@ -39,15 +28,7 @@ def image_shape(path: Path) -> tuple[int, int]:
 def read_image(path: Path) -> npt.NDArray[np.integer]:
     """Read an image.
 
-    Args:
-        path: A TIFF file with one grey image of integers.
-
-    Returns:
-        ``[H, W]`` in the integer dtype of the file.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged or holds something else than one grey image of integers.
+    ``[H, W]`` in the integer dtype of the file.
     """
     try:
         with tifffile.TiffFile(path) as file:
@@ -62,19 +43,6 @@ class PartialImage:
     """An image of which only the strips or tiles are decoded that are asked for.
 
     Decoded ones are kept. A file that holds its image in one piece is decoded as a whole.
-
-    Args:
-        path: A TIFF file with one grey image of integers.
-
-    Attributes:
-        path: The file.
-        shape: Height and width in pixels.
-        dtype: Of the pixels, in the byte order of the machine.
-        nbytes: Bytes of the whole image, decoded.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged or holds something else than one grey image of integers.
     """
 
     def __init__(self, path: Path) -> None:
@@ -96,16 +64,7 @@ class PartialImage:
     def cut(self, rows: slice, columns: slice) -> npt.NDArray[np.integer]:
         """Return a window of the image.
 
-        Args:
-            rows: Of the window, without a step.
-            columns: Of the window, without a step.
-
-        Returns:
-            ``[rows, columns]``, in memory of its own.
-
-        Raises:
-            FileNotFoundError: If the file has gone.
-            ValueError: If what the window needs of the file is damaged.
+        ``[rows, columns]``, in memory of its own.
         """
         wanted = {
             number for number in self._missing if _overlap(self._pieces[number], (rows, columns))
@@ -136,15 +95,7 @@ class PartialImage:
 
 
 def write_image(path: Path, image: npt.NDArray[np.uint16]) -> None:
-    """Write an image as LZW-compressed TIFF.
-
-    Args:
-        path: Where to; a file that is there is replaced.
-        image: ``[H, W]`` uint16.
-
-    Raises:
-        OSError: If the file cannot be written.
-    """
+    """Write an image as LZW-compressed TIFF."""
     tifffile.imwrite(path, image, compression="lzw", photometric="minisblack", metadata=None)
 
 
@@ -156,18 +107,7 @@ def write_ome_image(
     pixel_size: float,
     minutes: float,
 ) -> None:
-    """Write a video as OME-TIFF (OME model 2016-06), zlib-compressed.
-
-    Args:
-        path: Where to; a file that is there is replaced.
-        stack: ``[F, C, H, W]`` uint16.
-        channels: A name for each of the C.
-        pixel_size: Side of a pixel, micrometres.
-        minutes: Time between two frames.
-
-    Raises:
-        OSError: If the file cannot be written.
-    """
+    """Write a video as OME-TIFF (OME model 2016-06), zlib-compressed."""
     metadata = {
         "axes": "TCYX",
         "Channel": {"Name": list(channels)},

@@ -27,15 +27,7 @@ class TransformError(RuntimeError):
 
 
 def wanted_with(annotations: tuple[str, ...], transform: Transform | None) -> tuple[str, ...]:
-    """Return the annotations that a clip must have ahead of its transform.
-
-    Args:
-        annotations: What the user has asked for.
-        transform: The user's transform, or None.
-
-    Returns:
-        The same; with a transform also ``masks``, from which the others are made anew.
-    """
+    """Return the annotations that a clip must have ahead of its transform."""
     if transform is None or not annotations or annotations == ("masks",):
         return annotations
     return tuple(dict.fromkeys(("masks", *annotations)))
@@ -56,23 +48,6 @@ def transformed(
     pixels, the annotations follow: masks and tables are numbered anew from the masks, and ``flow``
     is carried along; see :func:`bvdm_data.datasets.transforms.settled`. A transform that returns
     something else than a mapping answers for its content itself.
-
-    Args:
-        clip: The clip; it is not changed.
-        transform: What to call, or None for nothing.
-        name: The data set, for messages.
-        seed: Seed of the data set. The global random states of torch, numpy and Python are a
-            function of seed, epoch and index while the transform runs, and afterwards what they
-            were before. None: they are left alone.
-        epoch: Epoch of the clip.
-        annotations: Those to keep, out of what the clip has; None: all.
-
-    Returns:
-        What the transform has returned; in a dict, tv_tensors have become plain tensors again.
-
-    Raises:
-        TransformError: If the transform raises, or moves pixels in a way that the annotations
-            cannot follow; the message names the clip and the way to make it again.
     """
     if transform is None:
         return clip
@@ -191,13 +166,7 @@ class CarriedPlanes(tv_tensors.TVTensor):  # type: ignore[misc]  # torchvision h
 def coordinates(height: int, width: int, device: torch.device) -> Coordinates:
     """Return the planes of a picture that nothing has moved.
 
-    Args:
-        height: Pixels down.
-        width: Pixels across.
-        device: Where the clip is.
-
-    Returns:
-        ``(y, x, 1)``, ``[3, height, width]`` float64.
+    ``(y, x, 1)``, ``[3, height, width]`` float64.
     """
     y = torch.arange(height, dtype=torch.float64, device=device)
     x = torch.arange(width, dtype=torch.float64, device=device)
@@ -206,19 +175,10 @@ def coordinates(height: int, width: int, device: torch.device) -> Coordinates:
 
 
 class PixelMap:
-    """The map of a transform between pixels of the picture it got and of the one it gave.
+    """The map of a transform between pixels of the picture it got and of the one it gave."""
 
-    Attributes:
-        linear: ``[2, 2]`` float64, how a short way ``(dy, dx)`` of the picture that the transform
-            got lies in the one it gave; None where the map is not affine.
-
-    Args:
-        planes: :class:`Coordinates` after the transform, ``[3, H', W']``.
-
-    Raises:
-        ValueError: If too little of the picture is left to tell, or parts of it are folded.
-    """
-
+    # [2, 2] float64, how a short way (dy, dx) of the picture that the transform got lies in the
+    # one it gave; None where the map is not affine
     linear: Planes | None
 
     def __init__(self, planes: Tensor) -> None:
@@ -257,15 +217,7 @@ class PixelMap:
     def moved(self, places: Planes, ways: Planes) -> Planes:
         """Return ways as they lie after the transform.
 
-        Args:
-            places: Where they begin, ``(y, x)`` after the transform, ``[2, n]``.
-            ways: ``(dy, dx)`` before the transform, ``[2, n]``.
-
-        Returns:
-            ``(dy, dx)`` after it, ``[2, n]``.
-
-        Raises:
-            ValueError: If the end of a way cannot be found.
+        ``(dy, dx)`` after it, ``[2, n]``.
         """
         if self.linear is not None:
             return self.linear @ ways
@@ -375,14 +327,7 @@ _Masks = npt.NDArray[np.int32]
 
 
 def with_planes(clip: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the clip planes that tell afterwards what a transform has done.
-
-    Args:
-        clip: A clip; without ``masks``, other annotations cannot follow what moves.
-
-    Returns:
-        The clip, with more keys where it has annotations.
-    """
+    """Give the clip planes that tell afterwards what a transform has done."""
     if "masks" not in clip:
         if not any(key in clip for key in (*_TABLES, "flow")):
             return dict(clip)
@@ -407,17 +352,6 @@ def settled(before: Clip, result: Mapping[str, Any]) -> dict[str, Any]:
     of ``tracks``, ``stages``, ``boxes`` and ``centroids`` follow, a nucleus that is out of the
     picture for a while goes on under a new id, and ``flow`` is that between the moved pixels.
     Beyond the edge of the old picture is background.
-
-    Args:
-        before: The clip ahead of the transform.
-        result: What the transform has made of :func:`with_planes` of it.
-
-    Returns:
-        The clip without the planes that rode along.
-
-    Raises:
-        TooManyNucleiError: If nuclei in parts need more than max_cells ids.
-        ValueError: If the transform has done what annotations cannot follow.
     """
     after = {key: _plain(value) for key, value in result.items()}
     carried, planes = after.pop(CARRIED, None), after.pop(COORDINATES, None)

@@ -25,18 +25,15 @@ WINDOWS = ("random", "grid", "tracks", "lineages")
 
 @dataclass(frozen=True)
 class Window:
-    """What a clip shows of a video.
+    """What a clip shows of a video."""
 
-    Attributes:
-        frames: Numbers of the frames, as in their file names. Where the video ends before the
-            clip they are fewer than its frames.
-        corners: Row and column of the upper left pixel, in each of these frames.
-        track: Id in ``man_track.txt`` of the nucleus that the window follows, or of the first
-            nucleus of the family; 0 where it follows none.
-    """
-
+    # numbers of the frames, as in their file names. Where the video ends before the clip they are
+    # fewer than its frames
     frames: tuple[int, ...]
+    # row and column of the upper left pixel, in each of these frames
     corners: tuple[tuple[int, int], ...]
+    # id in man_track.txt of the nucleus that the window follows, or of the first nucleus of the
+    # family; 0 where it follows none
     track: int = 0
 
 
@@ -53,23 +50,14 @@ class Windows(Protocol):
 
 @dataclass(frozen=True)
 class RandomWindows:
-    """Windows at random places, a pure function of seed, epoch and index.
+    """Windows at random places, a pure function of seed, epoch and index."""
 
-    Attributes:
-        count: How many hold as many pixels as the field of interest.
-        seed: Seed of the places.
-        starts: Numbers of the frames that a window may begin with.
-        times: Where its frames are, counted from its first.
-        border: Width of the band of pixels that is left out.
-        room: How many places there are for a window, down and across.
-    """
-
-    count: int
-    seed: int
-    starts: Sequence[int]
-    times: Sequence[int]
-    border: int
-    room: tuple[int, int]
+    count: int  # how many hold as many pixels as the field of interest
+    seed: int  # seed of the places
+    starts: Sequence[int]  # numbers of the frames that a window may begin with
+    times: Sequence[int]  # where its frames are, counted from its first
+    border: int  # width of the band of pixels that is left out
+    room: tuple[int, int]  # how many places there are for a window, down and across
 
     def window(self, index: int, epoch: int) -> Window:
         """Return window ``index``, 0 or more, of an epoch."""
@@ -84,19 +72,12 @@ class RandomWindows:
 
 @dataclass(frozen=True)
 class GridWindows:
-    """Windows that cover the field of interest, ordered by first frame, then row, then column.
+    """Windows that cover the field of interest, ordered by first frame, then row, then column."""
 
-    Attributes:
-        starts: Numbers of the first frames.
-        times: Where the frames of a window are, counted from its first.
-        tops: Their upper rows.
-        lefts: Their left columns.
-    """
-
-    starts: Sequence[int]
-    times: Sequence[int]
-    tops: Sequence[int]
-    lefts: Sequence[int]
+    starts: Sequence[int]  # numbers of the first frames
+    times: Sequence[int]  # where the frames of a window are, counted from its first
+    tops: Sequence[int]  # their upper rows
+    lefts: Sequence[int]  # their left columns
 
     @property
     def count(self) -> int:
@@ -112,16 +93,7 @@ class GridWindows:
 
 
 def random_starts(used: range, have: Iterable[int], times: Sequence[int]) -> tuple[int, ...]:
-    """Return the first frames of all windows that show only frames there are.
-
-    Args:
-        used: Numbers of the frames in use.
-        have: Those that have what a clip must show.
-        times: Where the frames of a window are, counted from its first.
-
-    Returns:
-        Their numbers, ascending.
-    """
+    """Return the first frames of all windows that show only frames there are."""
     there = set(have)
     last = used.stop - 1 - times[-1]
     return tuple(
@@ -132,21 +104,7 @@ def random_starts(used: range, have: Iterable[int], times: Sequence[int]) -> tup
 def grid_starts(
     used: range, have: Iterable[int], frames: int, stride: int, overlap: int
 ) -> tuple[int, ...]:
-    """Return first frames of windows that show every frame there is.
-
-    Args:
-        used: Numbers of the frames in use.
-        have: Those that have what a clip must show.
-        frames: Frames of a window.
-        stride: From one of its frames to the next.
-        overlap: Frames that a window shares at least with the one after it.
-
-    Returns:
-        Their numbers, ascending.
-
-    Raises:
-        ValueError: If a frame fits into no window.
-    """
+    """Return first frames of windows that show every frame there is."""
     there, starts, alone = set(have), [], []
     for phase in range(stride):
         for run in _runs(used[phase::stride], there):
@@ -167,14 +125,6 @@ def grid_starts(
 def steps(total: int, size: int, overlap: int) -> list[int]:
     """Return where pieces of a length begin that cover a whole; the last one ends with it.
 
-    Args:
-        total: Length of the whole, at least size.
-        size: Length of a piece.
-        overlap: What a piece shares at least with the next one; less than size.
-
-    Returns:
-        The beginnings, ascending from 0.
-
     Examples:
         >>> steps(10, 4, 0), steps(10, 4, 1), steps(4, 4, 0)
         ([0, 4, 6], [0, 3, 6], [0])
@@ -183,17 +133,7 @@ def steps(total: int, size: int, overlap: int) -> list[int]:
 
 
 def check_windows(windows: str) -> str:
-    """Return how windows are chosen.
-
-    Args:
-        windows: One of ``WINDOWS``.
-
-    Returns:
-        The same.
-
-    Raises:
-        ValueError: If it is none of them.
-    """
+    """Return how windows are chosen."""
     if windows not in WINDOWS:
         raise ValueError(f"windows must be one of {WINDOWS}, got {windows!r}")
     return windows
@@ -202,20 +142,7 @@ def check_windows(windows: str) -> str:
 def check_overlap(
     overlap: Sequence[int], windows: str, clip: tuple[int, int, int]
 ) -> tuple[int, int, int]:
-    """Return how many frames, rows and columns neighbouring windows share.
-
-    Args:
-        overlap: Three whole numbers.
-        windows: How windows are chosen.
-        clip: Frames, height and width of a window.
-
-    Returns:
-        The numbers.
-
-    Raises:
-        TypeError: If it is not three whole numbers.
-        ValueError: If a number is negative, or not smaller than the window, or windows are random.
-    """
+    """Return how many frames, rows and columns neighbouring windows share."""
     if isinstance(overlap, str) or not isinstance(overlap, Sequence) or len(overlap) != 3:
         raise TypeError(f"overlap must be (frames, rows, columns), got {overlap!r}")
     shared = tuple(check_whole_number("overlap", one, least=0) for one in overlap)
@@ -239,14 +166,6 @@ def clips_that_hold(field: tuple[int, int], frames_used: int, clip: tuple[int, i
 
 def nearest_ancestors(tracks: npt.NDArray[np.integer], shown: Sequence[int]) -> dict[int, int]:
     """Return the parent of each track, jumping over generations that live between two frames.
-
-    Args:
-        tracks: Rows of id, first frame, last frame and parent, ``[n, 4]``.
-        shown: Numbers of the frames that a clip shows.
-
-    Returns:
-        By id of a track that lives in one of these frames: the nearest ancestor that does so, or
-        else the first of all; 0 for none.
 
     Examples:
         >>> tracks = np.array([[1, 0, 3, 0], [2, 4, 4, 1], [3, 5, 9, 2]])
@@ -285,12 +204,9 @@ class FollowingWindows:
 
     Each begins in a frame in which the nucleus is visible. The middle of the window is that of the
     nucleus, as far as the field of interest allows; when the nucleus is gone, the window stays.
-
-    Attributes:
-        windows: The windows, by nucleus or family and then by time.
     """
 
-    windows: Sequence[Window]
+    windows: Sequence[Window]  # the windows, by nucleus or family and then by time
 
     @property
     def count(self) -> int:
@@ -304,39 +220,19 @@ class FollowingWindows:
 
 @dataclass(frozen=True)
 class Follower:
-    """What decides about the windows of one data set.
+    """What decides about the windows of one data set."""
 
-    Attributes:
-        frames: Frames of a clip; None: as many as the longest needs.
-        stride: From one of its frames to the next.
-        overlap: Frames that the clips of one nucleus share.
-        size: Height and width of a window.
-        field: First row, first column, end of the rows and end of the columns of interest.
-        have: Numbers of the frames in use that have masks.
-    """
-
-    frames: int | None
-    stride: int
-    overlap: int
-    size: tuple[int, int]
-    field: Box
-    have: frozenset[int]
+    frames: int | None  # frames of a clip; None: as many as the longest needs
+    stride: int  # from one of its frames to the next
+    overlap: int  # frames that the clips of one nucleus share
+    size: tuple[int, int]  # height and width of a window
+    field: Box  # first row, first column, end of the rows and end of the columns of interest
+    have: frozenset[int]  # numbers of the frames in use that have masks
 
     def follow(
         self, groups: Sequence[Sequence[int]], places: Places
     ) -> tuple[FollowingWindows, int]:
-        """Return the windows of groups of nuclei, and the frames of each.
-
-        Args:
-            groups: Ids of the nuclei that one window follows together, the most important first.
-            places: Where they are.
-
-        Returns:
-            The windows, and the number of frames of a clip.
-
-        Raises:
-            ValueError: If none of the nuclei is ever visible.
-        """
+        """Return the windows of groups of nuclei, and the frames of each."""
         lives = [(group, run) for group in groups for run in self._lives(group, places)]
         if not lives:
             raise ValueError(
@@ -402,12 +298,6 @@ class Follower:
 def families(tracks: npt.NDArray[np.integer]) -> list[list[int]]:
     """Return the ids of every family, the founder first and then branch by branch.
 
-    Args:
-        tracks: Rows of id, first frame, last frame and parent, ``[n, 4]``.
-
-    Returns:
-        One list a family, ordered by the id of the founder.
-
     Examples:
         >>> families(np.array([[1, 0, 4, 0], [2, 5, 9, 1], [3, 5, 9, 1], [4, 0, 9, 0]]))
         [[1, 2, 3], [4]]
@@ -428,16 +318,7 @@ def families(tracks: npt.NDArray[np.integer]) -> list[list[int]]:
 def find_places(
     masks: Iterable[tuple[int, npt.NDArray[np.integer]]], ids: Iterable[int], field: Box
 ) -> Places:
-    """Find nuclei in the field of interest.
-
-    Args:
-        masks: Numbers of frames and their masks ``[H, W]``, under the ids of tracks.
-        ids: The nuclei.
-        field: First row, first column, end of the rows and end of the columns of interest.
-
-    Returns:
-        The box of the visible part of each, by id and number of the frame.
-    """
+    """Find nuclei in the field of interest."""
     top, left, bottom, right = field
     places: dict[int, dict[int, Box]] = {int(one): {} for one in ids}
     for number, mask in masks:
@@ -465,13 +346,7 @@ class FrameCache:
 
     Each process has a cache of its own; a pickle holds none of it.
 
-    Args:
-        source: The video.
-        limit: Bytes to keep at most; a single frame may be more while it is cut.
-
-    Attributes:
-        source: The video.
-        limit: Bytes to keep at most.
+    ``source``: The video; ``limit``: Bytes to keep at most
     """
 
     def __init__(self, source: CTCSequence, limit: int) -> None:
@@ -486,16 +361,7 @@ class FrameCache:
         return sum(one.nbytes for one in self._kept.values())
 
     def frame(self, number: int, rows: slice, columns: slice) -> Image:
-        """Return a window of a frame, ``[rows, columns]`` in the dtype of the file.
-
-        Args:
-            number: Of the frame.
-            rows: Of the window.
-            columns: Of the window.
-
-        Raises:
-            ValueError: If its file is damaged.
-        """
+        """Return a window of a frame, ``[rows, columns]`` in the dtype of the file."""
         with self._lock:
             key = ("frame", number)
             image = self._kept.get(key)
@@ -505,14 +371,7 @@ class FrameCache:
             return image.cut(rows, columns)
 
     def masks(self, number: int) -> Image:
-        """Return the masks of a frame, ``[H, W]``; do not change them.
-
-        Args:
-            number: Of a frame that has masks.
-
-        Raises:
-            ValueError: If its file is damaged.
-        """
+        """Return the masks of a frame, ``[H, W]``; do not change them."""
         with self._lock:
             key = ("masks", number)
             masks = self._kept.get(key)
@@ -558,33 +417,17 @@ _POSSIBLE = ("masks", "tracks", "boxes", "centroids")
 
 @dataclass
 class Choice:
-    """What the user wants to see of a video; checked, as far as that needs no video.
+    """What the user wants to see of a video; checked, as far as that needs no video."""
 
-    Attributes:
-        windows: How windows are chosen.
-        frames: Frames of a clip, or None.
-        size: Height and width of a clip in pixels.
-        stride: From one frame of a clip to the next.
-        overlap: Frames, rows and columns that neighbouring windows share.
-        border: Width of the band of pixels that is left out.
-        start: Number of the first frame used.
-        stop: Number after that of the last frame used, or None.
-        seed: Seed of random windows.
-
-    Raises:
-        TypeError: If one is of the wrong type.
-        ValueError: If one is out of its range.
-    """
-
-    windows: str
-    frames: int | None
-    size: tuple[int, int]
-    stride: int
-    overlap: Sequence[int]
-    border: int
-    start: int
-    stop: int | None
-    seed: int
+    windows: str  # how windows are chosen
+    frames: int | None  # frames of a clip, or None
+    size: tuple[int, int]  # height and width of a clip in pixels
+    stride: int  # from one frame of a clip to the next
+    overlap: Sequence[int]  # frames, rows and columns that neighbouring windows share
+    border: int  # width of the band of pixels that is left out
+    start: int  # number of the first frame used
+    stop: int | None  # number after that of the last frame used, or None
+    seed: int  # seed of random windows
 
     @property
     def follows(self) -> bool:
@@ -608,19 +451,7 @@ class Choice:
 def choose_windows(
     choice: Choice, cache: FrameCache, annotations: Sequence[str]
 ) -> tuple[Windows, int]:
-    """Return the windows of a video, and the frames of each.
-
-    Args:
-        choice: What the user wants.
-        cache: The video; its masks are read where windows follow nuclei.
-        annotations: What must be there in all frames.
-
-    Returns:
-        The windows and the number of frames of a clip.
-
-    Raises:
-        ValueError: If the video has no such windows.
-    """
+    """Return the windows of a video, and the frames of each."""
     source, (height, width) = cache.source, choice.size
     room = _room(source.shape, choice.border, choice.size)
     used = _frames_used(source, choice.start, choice.stop)
@@ -643,19 +474,7 @@ def choose_windows(
 
 
 def check_possible(annotations: Collection[str], truth: str | None) -> tuple[str, ...]:
-    """Return the annotations that a real video is asked for.
-
-    Args:
-        annotations: Keys of a clip.
-        truth: Where masks come from; None: nowhere.
-
-    Returns:
-        The same, in their order.
-
-    Raises:
-        TypeError: If it is a single string.
-        ValueError: If one is not known, or a real video has none such.
-    """
+    """Return the annotations that a real video is asked for."""
     wanted = check_annotations(annotations)
     impossible = [name for name in wanted if name not in _POSSIBLE]
     if impossible:

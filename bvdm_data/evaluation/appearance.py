@@ -49,14 +49,6 @@ def real_film(data: Data, sequence: str, *, stop: int | None = None) -> Clip:
 
     The rule is the one that a model is fitted with, :func:`assign_stages`; a nucleus whose stage
     it does not know has -1.
-
-    Args:
-        data: What is judged.
-        sequence: Name of the video.
-        stop: Frame number after the last one; None: all.
-
-    Returns:
-        One clip of all frames: ``video``, ``masks``, ``tracks``, ``stages``.
     """
     source = read_sequence(data.root, sequence)
     video = read_video(source, guess_scale(source), stop=stop, progress=data.progress)
@@ -96,17 +88,7 @@ def _stages(
 
 
 def synthetic_films(data: Data, count: int, *, frames: int, size: tuple[int, int]) -> StoredClips:
-    """Make synthetic films as long and as large as a real one, and keep them.
-
-    Args:
-        data: What is judged.
-        count: How many.
-        frames: Length.
-        size: Height and width, px.
-
-    Returns:
-        A store of so many clips.
-    """
+    """Make synthetic films as long and as large as a real one, and keep them."""
     videos = SyntheticHeLaVideos(
         frames=frames,
         size=size,
@@ -144,15 +126,6 @@ def judge_distance(data: Data, names: Sequence[str], budget: Budget, say: Say) -
     """Measure the picture distance of synthetic clips to the training video (paper, table 1).
 
     Clips are made without variation, since that is meant to leave the video.
-
-    Args:
-        data: What is judged.
-        names: Arms; those whose clips are made, not read, are looked at.
-        budget: Numbers of pictures, equal for all sets, since the Frechet distance falls with them.
-        say: Called with a line of text for every row.
-
-    Returns:
-        JSON values: ``crops`` and ``tiles``, each a list of :class:`PictureDistance`.
     """
     data = replace(data, variation=0.0)
     reference = real_film(data, data.train, stop=data.stop)
@@ -179,14 +152,6 @@ def judge_realism(data: Data, say: Say) -> dict[str, Any]:
     """Lay synthetic films, the training video and the held-out video side by side.
 
     The films are made without variation, since that is meant to leave the video.
-
-    Args:
-        data: What is judged.
-        say: Called with a line of text for every quantity.
-
-    Returns:
-        JSON values: ``lines``, a list of :class:`Line`, and the number of
-        ``synthetic_films``.
     """
     data = replace(data, variation=0.0)
     reference = real_film(data, data.train, stop=data.stop)
@@ -203,15 +168,7 @@ def judge_realism(data: Data, say: Say) -> dict[str, Any]:
 
 
 def write_pictures(data: Data, folder: Path) -> dict[str, Path]:
-    """Write a sheet of real, held-out and synthetic frames at one grey scale.
-
-    Args:
-        data: What is judged.
-        folder: Where to write.
-
-    Returns:
-        Path of each picture by its caption.
-    """
+    """Write a sheet of real, held-out and synthetic frames at one grey scale."""
     data = replace(data, variation=0.0)
     clips: dict[str, Clip] = {}
     for number in (data.train, data.test):

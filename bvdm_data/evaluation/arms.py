@@ -90,11 +90,7 @@ class Data:
 
 
 def real_clips(data: Data) -> CTCVideos:
-    """Return the windows of the training video, always new ones.
-
-    Args:
-        data: What the experiment is made from.
-    """
+    """Return the windows of the training video, always new ones."""
     frames = data.frames if data.stop is None else min(data.frames, data.stop)
     return CTCVideos(
         data.root,
@@ -108,12 +104,7 @@ def real_clips(data: Data) -> CTCVideos:
 
 
 def synthetic_clips(data: Data, count: int) -> StoredClips:
-    """Return synthetic clips, drawn from the data set by a DataLoader and kept.
-
-    Args:
-        data: What the experiment is made from.
-        count: How many; a larger count adds to a smaller one.
-    """
+    """Return synthetic clips, drawn from the data set by a DataLoader and kept."""
     videos = synthetic_videos(data)
     return keep_clips(
         videos,
@@ -126,11 +117,7 @@ def synthetic_clips(data: Data, count: int) -> StoredClips:
 
 
 def synthetic_videos(data: Data) -> SyntheticHeLaVideos:
-    """Return the endless data set that synthetic clips are drawn from.
-
-    Args:
-        data: What the experiment is made from.
-    """
+    """Return the endless data set that synthetic clips are drawn from."""
     return SyntheticHeLaVideos(
         frames=data.frames,
         size=data.size,
@@ -143,12 +130,7 @@ def synthetic_videos(data: Data) -> SyntheticHeLaVideos:
 
 
 def streamed_videos(data: Data, pool: PoolSettings | None = None) -> SyntheticHeLaVideos:
-    """Return the endless data set whose clips train networks as they are made, none of them twice.
-
-    Args:
-        data: What the experiment is made from; clips have ``STREAMED_FRAMES`` frames.
-        pool: How nuclei are shared by clips; None: not at all.
-    """
+    """Return the endless data set whose clips train networks as they are made, none of them twice."""
     return SyntheticHeLaVideos(
         frames=STREAMED_FRAMES,
         size=data.size,
@@ -162,11 +144,7 @@ def streamed_videos(data: Data, pool: PoolSettings | None = None) -> SyntheticHe
 
 
 def synthetic_settings(videos: SyntheticHeLaVideos) -> dict[str, object]:
-    """Say in JSON values what decides the clips of a synthetic data set.
-
-    Args:
-        videos: The data set.
-    """
+    """Say in JSON values what decides the clips of a synthetic data set."""
     return {
         "model": model_digest(videos.model),
         "frames": videos.frames,
@@ -179,22 +157,14 @@ def synthetic_settings(videos: SyntheticHeLaVideos) -> dict[str, object]:
 
 
 def pasted_clips(data: Data) -> CopyPaste:
-    """Return the stills of the rival: real nuclei pasted on real background.
-
-    Args:
-        data: What the experiment is made from.
-    """
+    """Return the stills of the rival: real nuclei pasted on real background."""
     return CopyPaste(
         data.root, sequence=data.train, size=data.size, stop=data.stop, border=data.border
     )
 
 
 def full_count(data: Data) -> int:
-    """Return how many clips hold as many pixels as the training video.
-
-    Args:
-        data: What the experiment is made from.
-    """
+    """Return how many clips hold as many pixels as the training video."""
     return len(real_clips(replace(data, stop=None)))
 
 
@@ -265,19 +235,7 @@ SCARCE = ("real", "copy-paste", "synthetic", "real+synthetic")
 
 
 def make_arms(data: Data, names: Sequence[str], count: int | None = None) -> list[Arm]:
-    """Make arms ready for training; the clips that are missing are made.
-
-    Args:
-        data: What the experiment is made from.
-        names: Out of ``ARMS``.
-        count: Synthetic clips of an arm; None: as many as hold the pixels of the training video.
-
-    Returns:
-        The arms in the order of names.
-
-    Raises:
-        ValueError: If there is no arm of a name, or count is below 1.
-    """
+    """Make arms ready for training; the clips that are missing are made."""
     unknown = [name for name in names if name not in ARMS]
     if unknown:
         raise ValueError(f"arms must be out of {', '.join(ARMS)}; got {unknown[0]!r}")

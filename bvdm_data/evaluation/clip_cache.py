@@ -20,24 +20,7 @@ from bvdm_data.files import whole_file, write_tensors
 
 
 class StoredClips(Dataset[Clip]):
-    """The first clips of a data set, read from disk again and again.
-
-    Args:
-        folder: Where :func:`keep_clips` wrote them.
-        count: How many there are.
-        key: Digest of what made them.
-        source: The data set that they came from; says what form its clips have.
-
-    Attributes:
-        folder: Where they are.
-        count: How many there are.
-        key: Digest of what made them.
-        frames: Frames of a clip.
-        size: Height and width of a clip in pixels.
-        annotations: Keys of a clip beside ``video``.
-        max_cells: Rows of the padded tables.
-        scale: How counts of the camera and grey values belong together.
-    """
+    """The first clips of a data set, read from disk again and again."""
 
     def __init__(self, folder: Path, count: int, key: str, source: ClipSource) -> None:
         """Remember where the clips are; see the class."""
@@ -51,11 +34,7 @@ class StoredClips(Dataset[Clip]):
         self.scale = source.scale
 
     def only(self, annotations: Collection[str]) -> "StoredClips":
-        """Return the same clips with fewer keys.
-
-        Args:
-            annotations: Keys beside ``video``, out of those that were kept.
-        """
+        """Return the same clips with fewer keys."""
         fewer = copy(self)
         fewer.annotations = tuple(name for name in self.annotations if name in annotations)
         return fewer
@@ -65,12 +44,7 @@ class StoredClips(Dataset[Clip]):
         return self.count
 
     def __getitem__(self, index: int) -> Clip:
-        """Read a clip.
-
-        Raises:
-            IndexError: If there is no such clip.
-            ValueError: If its file is damaged.
-        """
+        """Read a clip."""
         if not 0 <= index < self.count:
             raise IndexError(f"index must be from 0 to {self.count - 1}, got {index}")
         return self.clip(index)
@@ -91,14 +65,7 @@ class StoredClips(Dataset[Clip]):
 
 
 def clip_digest(clip: Mapping[str, object]) -> str:
-    """Return a digest of all tensors of a clip.
-
-    Args:
-        clip: A sample of a data set.
-
-    Returns:
-        16 hexadecimal digits.
-    """
+    """Return a digest of all tensors of a clip."""
     digest = hashlib.sha256()
     for key in sorted(clip):
         value = clip[key]
@@ -123,23 +90,6 @@ def keep_clips(
     What is kept belongs to the settings *and* to the bytes of a first clip that is always made
     anew: when the code that makes clips changes, they are made again. A larger count adds to a
     smaller.
-
-    Args:
-        source: The data set; clip ``i`` must be a pure function of it and ``i``.
-        count: How many clips.
-        folder: Where to keep all stores; each has a folder of its own in it.
-        settings: What made the data set, as JSON values.
-        probe: A data set of smaller clips made by the same code, whose clip 0 is made anew instead
-            of that of source.
-        workers: Processes of the DataLoader.
-        progress: Show a progress bar.
-
-    Returns:
-        The clips, to be read at random.
-
-    Raises:
-        ValueError: If count is below 1.
-        OSError: If a clip cannot be written.
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")

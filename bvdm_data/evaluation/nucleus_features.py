@@ -41,21 +41,13 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Neighbourhood:
-    """A nucleus that does not touch the edge of the frame, cut out with 8 px around its box.
+    """A nucleus that does not touch the edge of the frame, cut out with 8 px around its box."""
 
-    Attributes:
-        own: Its mask, ``[h, w]``.
-        others: Masks of all other nuclei, ``[h, w]``.
-        light: Grey values above the local background, ``[h, w]`` float32.
-        depth: Distance of a pixel of the nucleus to the nearest pixel outside, px, ``[h, w]``.
-        distance: Distance of a pixel outside to the nearest one of the nucleus, px, ``[h, w]``.
-    """
-
-    own: Bools
-    others: Bools
-    light: npt.NDArray[np.float32]
-    depth: Array
-    distance: Array
+    own: Bools  # its mask, [h, w]
+    others: Bools  # masks of all other nuclei, [h, w]
+    light: npt.NDArray[np.float32]  # grey values above the local background, [h, w] float32
+    depth: Array  # distance of a pixel of the nucleus to the nearest pixel outside, px, [h, w]
+    distance: Array  # distance of a pixel outside to the nearest one of the nucleus, px, [h, w]
 
 
 def cut_out(
@@ -64,17 +56,7 @@ def cut_out(
     identity: int,
     box: tuple[int, int, int, int],
 ) -> Neighbourhood:
-    """Cut a nucleus out of its frame.
-
-    Args:
-        masks: The frame's nuclei, ``[H, W]``.
-        light: Its light above the local background, ``[H, W]``.
-        identity: The nucleus.
-        box: First row, first column, last row + 1, last column + 1 of the nucleus.
-
-    Returns:
-        The neighbourhood.
-    """
+    """Cut a nucleus out of its frame."""
     top, left, bottom, right = box
     place = (
         slice(max(top - MARGIN, 0), bottom + MARGIN),
@@ -98,13 +80,6 @@ def label_agreement(around: Neighbourhood) -> float:
     those are found whose light above the local background is at least half of the median light
     of the label's own pixels (half maximum); the largest connected part of them (4 neighbours)
     is the nucleus. The rule sees no label but that of the neighbours and knows no shape.
-
-    Args:
-        around: The nucleus.
-
-    Returns:
-        Intersection over union of the label and the part found, 0 where the label is no brighter
-        than the background.
     """
     level = float(np.median(around.light[around.own])) / 2
     if not level > 0:
@@ -120,14 +95,7 @@ def label_agreement(around: Neighbourhood) -> float:
 
 
 def touches_neighbour(around: Neighbourhood) -> bool:
-    """Tell whether another nucleus has a pixel within 2 px.
-
-    Args:
-        around: The nucleus.
-
-    Returns:
-        True in contact.
-    """
+    """Tell whether another nucleus has a pixel within 2 px."""
     return bool((around.others & (around.distance <= CONTACT)).any())
 
 
@@ -137,12 +105,8 @@ def edge_profile(around: Neighbourhood) -> Array:
     The interior is what lies more than 4 px off the outline. Pixels within 4 px of another
     nucleus are left out, since its glow adds to them.
 
-    Args:
-        around: The nucleus.
-
-    Returns:
-        At the signed distances ``RINGS``, ``[8]``; NaN where a ring has no pixel, and all NaN
-        where there is no interior or it is no brighter than the background.
+    At the signed distances ``RINGS``, ``[8]``; NaN where a ring has no pixel, and all NaN where
+    there is no interior or it is no brighter than the background.
     """
     half = len(RINGS) // 2
     middle = around.light[around.depth > half]
@@ -165,14 +129,6 @@ def texture(around: Neighbourhood) -> Array:
     The interior is what lies more than 2 px off the outline. Its light, less its mean and 0
     outside, is Fourier-transformed; the power of all waves is shared out by their wavelength.
     The camera's noise is part of what is measured.
-
-    Args:
-        around: The nucleus.
-
-    Returns:
-        Standard deviation over mean, and the shares of the power at wavelengths above 8 px, of
-        4 to 8 px and below 4 px, ``[4]``; NaN where the interior has fewer than 30 px or is no
-        brighter than the background.
     """
     inside = around.depth > _INTERIOR
     values = around.light[inside].astype(float)
@@ -220,12 +176,7 @@ def local_background(
     The same as :func:`bvdm_data.fitting.video.background_light` to some per mille, but averaged
     over blocks of 4 x 4 pixels first, which takes a tenth of the time.
 
-    Args:
-        grey: A frame in [0, 1], ``[H, W]``.
-        masks: Its nuclei, 0 in the background, ``[H, W]``.
-
-    Returns:
-        Grey values, ``[H, W]``.
+    Grey values, ``[H, W]``.
     """
     free = _empty(grey, masks)
     middle = float(np.median(grey[free])) if free.any() else float(np.median(grey))
@@ -248,16 +199,6 @@ def measure_noise(
 
     The mean over 8 px around is taken off before, which lowers all correlations by some
     hundredths, in every film alike.
-
-    Args:
-        grey: A frame in [0, 1], ``[H, W]``.
-        masks: Its nuclei, ``[H, W]``.
-
-    Returns:
-        ``"level"``: median grey value of the empty places; ``"std"``: standard deviation, grey
-        values (1.4826 times the median absolute deviation); by the names ``NOISE_KEYS``: the
-        correlation of two pixels of one row (column) that are 1, 2 or 4 px apart. All NaN where
-        fewer than 100 pixels are empty.
     """
     free = _empty(grey, masks)
     if free.sum() < 100:
@@ -297,23 +238,14 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Sightings:
-    """Every nucleus in every frame of some clips; one row of each array is one nucleus in a frame.
+    """Every nucleus in every frame of some clips; one row of each array is one nucleus in a frame."""
 
-    Attributes:
-        clip: Number of the clip in the sequence of clips, ``[n]``.
-        frame: Number of the frame in the clip, ``[n]``.
-        identity: Id in the clip's masks, ``[n]``.
-        area: Pixels, ``[n]``.
-        centre: Centroid ``(y, x)`` in pixels, ``[n, 2]``.
-        whole: False where the nucleus touches the edge of the frame, ``[n]``.
-    """
-
-    clip: Ints
-    frame: Ints
-    identity: Ints
-    area: Array
-    centre: Array
-    whole: npt.NDArray[np.bool_]
+    clip: Ints  # number of the clip in the sequence of clips, [n]
+    frame: Ints  # number of the frame in the clip, [n]
+    identity: Ints  # id in the clip's masks, [n]
+    area: Array  # pixels, [n]
+    centre: Array  # centroid (y, x) in pixels, [n, 2]
+    whole: npt.NDArray[np.bool_]  # false where the nucleus touches the edge of the frame, [n]
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -326,61 +258,28 @@ class Looks:
 
     NaN (-1 for ``contact``) where a nucleus touches the edge of the frame or has fewer than 30
     pixels.
-
-    Attributes:
-        eccentricity: Of the ellipse with the same second moments, 0 to 1, ``[n]``.
-        solidity: Area over area of the convex hull, ``[n]``.
-        brightness: Mean grey value above the local background, ``[n]``.
-        texture: Contrast and shares of power, see :func:`neighbourhoods.texture`, ``[n, 4]``.
-        profile: Relative light along the outline, see :func:`neighbourhoods.edge_profile`,
-            ``[n, 8]``.
-        agreement: Overlap of label and picture, see :func:`neighbourhoods.label_agreement`,
-            ``[n]``.
-        contact: 1 where another nucleus is within 2 px, 0 where none is, ``[n]``.
-        neighbour: Distance to the nearest other centroid, px, ``[n]``; NaN within 40 px of the
-            edge and where the frame has no other nucleus.
-        stage: Index into ``bvdm_data.clip.STAGES``; -1 where it is not known, ``[n]``.
     """
 
-    eccentricity: Array
-    solidity: Array
-    brightness: Array
-    texture: Array
-    profile: Array
-    agreement: Array
-    contact: Ints
+    eccentricity: Array  # of the ellipse with the same second moments, 0 to 1, [n]
+    solidity: Array  # area over area of the convex hull, [n]
+    brightness: Array  # mean grey value above the local background, [n]
+    texture: Array  # contrast and shares of power, see neighbourhoods.texture, [n, 4]
+    profile: Array  # relative light along the outline, see neighbourhoods.edge_profile, [n, 8]
+    agreement: Array  # overlap of label and picture, see neighbourhoods.label_agreement, [n]
+    contact: Ints  # 1 where another nucleus is within 2 px, 0 where none is, [n]
+    # distance to the nearest other centroid, px, [n]; NaN within 40 px of the edge and where the
+    # frame has no other nucleus
     neighbour: Array
-    stage: Ints
+    stage: Ints  # index into bvdm_data.clip.STAGES; -1 where it is not known, [n]
 
 
 def sight(clips: Sequence[Clip]) -> Sightings:
-    """Find every nucleus in every frame.
-
-    Args:
-        clips: Clips with ``masks``.
-
-    Returns:
-        One row a nucleus and frame, ordered by clip, frame and id.
-
-    Raises:
-        ValueError: If a clip has no masks.
-    """
+    """Find every nucleus in every frame."""
     return _joined([_sight(clips[number], number) for number in range(len(clips))])
 
 
 def look_at_all(clips: Sequence[Clip], seen: Sightings) -> Looks:
-    """Measure the look of all nuclei.
-
-    Args:
-        clips: Clips with ``masks``, and ``stages`` where they are known.
-        seen: Their nuclei, from :func:`sight`.
-
-    Returns:
-        The same number of rows.
-
-    Raises:
-        ModuleNotFoundError: If scikit-image is missing.
-    """
+    """Measure the look of all nuclei."""
     found = _unknown(len(seen))
     for number in range(len(clips)):
         clip = clips[number]

@@ -28,34 +28,18 @@ Number = float | None
 
 @dataclass(frozen=True)
 class Series:
-    """A line of a plot.
+    """A line of a plot."""
 
-    Attributes:
-        x: Places.
-        y: Values; None where there is none.
-        error: Half lengths of the error bars; None: no bars, or none at this place.
-        level: A value drawn as a dashed line across, of the same colour.
-        colour: Its colour; None: the next of ``COLOURS``.
-    """
-
-    x: Sequence[float]
-    y: Sequence[Number]
+    x: Sequence[float]  # places
+    y: Sequence[Number]  # values; None where there is none
+    # half lengths of the error bars; None: no bars, or none at this place
     error: Sequence[Number] | None = None
-    level: Number = None
-    colour: str | None = None
+    level: Number = None  # A value drawn as a dashed line across, of the same colour
+    colour: str | None = None  # its colour; None: the next of COLOURS
 
 
 def dots(values: Mapping[str, Sequence[Number]], label: str, baseline: str) -> str:
-    """Draw every value as a dot, a line of dots for every name, the mean as a bar.
-
-    Args:
-        values: Values by name, the first one on top.
-        label: What the values are.
-        baseline: The name whose mean is drawn as a line across all.
-
-    Returns:
-        The plot as a ``data:`` URI.
-    """
+    """Draw every value as a dot, a line of dots for every name, the mean as a bar."""
     shown = {name: _known(found) for name, found in values.items()}
     figure, axes = _axes(0.75 + 0.36 * len(shown))
     for place, (name, found) in enumerate(shown.items()):
@@ -76,17 +60,7 @@ def dots(values: Mapping[str, Sequence[Number]], label: str, baseline: str) -> s
 
 
 def curves(series: Mapping[str, Series], x_label: str, y_label: str, *, log: bool = False) -> str:
-    """Draw lines with marks.
-
-    Args:
-        series: Lines by name.
-        x_label: What x is.
-        y_label: What y is.
-        log: Logarithmic x, with a tick at each x.
-
-    Returns:
-        The plot as a ``data:`` URI.
-    """
+    """Draw lines with marks."""
     figure, axes = _axes(3.1)
     for number, (name, one) in enumerate(series.items()):
         colour = one.colour or COLOURS[number % len(COLOURS)]
@@ -122,16 +96,7 @@ def curves(series: Mapping[str, Series], x_label: str, y_label: str, *, log: boo
 def bars(
     values: Mapping[str, tuple[Number, Number]], label: str, colours: Mapping[str, str]
 ) -> str:
-    """Draw a lying bar for every name, with its error.
-
-    Args:
-        values: Value and error by name, the first one on top.
-        label: What the values are.
-        colours: Colour of every name.
-
-    Returns:
-        The plot as a ``data:`` URI.
-    """
+    """Draw a lying bar for every name, with its error."""
     figure, axes = _axes(0.75 + 0.3 * len(values))
     for place, (name, (value, error)) in enumerate(values.items()):
         known = None if error is None or value is None else error
@@ -157,17 +122,7 @@ def grouped_bars(
     label: str,
     colours: Mapping[str, str],
 ) -> str:
-    """Draw standing bars, those of one group side by side.
-
-    Args:
-        groups: Names below the bars.
-        values: One value a group, by name.
-        label: What the values are.
-        colours: Colour of every name.
-
-    Returns:
-        The plot as a ``data:`` URI.
-    """
+    """Draw standing bars, those of one group side by side."""
     figure, axes = _axes(3.1)
     width = 0.8 / max(len(values), 1)
     for number, (name, found) in enumerate(values.items()):

@@ -41,33 +41,24 @@ Found = Iterator[tuple[str, npt.ArrayLike, int | None]]
 
 @dataclass(frozen=True)
 class Quantity:
-    """Something that is measured on a film.
+    """Something that is measured on a film."""
 
-    Attributes:
-        name: What it is called.
-        unit: Its unit; empty for a pure number.
-        group: What it is about: shape, light, texture, edge, camera, motion, lives, layout,
-            labels or persistence.
-        distance: How two films are compared in it: ``DISTRIBUTION``, ``SCALAR`` or ``CURVE``.
-    """
-
-    name: str
-    unit: str
+    name: str  # what it is called
+    unit: str  # its unit; empty for a pure number
+    # what it is about: shape, light, texture, edge, camera, motion, lives, layout, labels or
+    # persistence
     group: str
-    distance: str = DISTRIBUTION
+    distance: str = DISTRIBUTION  # how two films are compared in it: DISTRIBUTION, SCALAR or CURVE
 
 
 @dataclass(frozen=True, eq=False)
 class Measurements:
-    """Everything measured on one film, or on many clips treated as one.
+    """Everything measured on one film, or on many clips treated as one."""
 
-    Attributes:
-        values: By name of the quantity: the values of a distribution ``[n]``, one number ``[1]``,
-            or a curve ``[k]``; all finite, empty where the film does not show it.
-        counts: Number of values, or of things behind the number or the curve, by name.
-    """
-
+    # by name of the quantity: the values of a distribution [n], one number [1], or a curve [k];
+    # all finite, empty where the film does not show it
     values: Mapping[str, Array]
+    # number of values, or of things behind the number or the curve, by name
     counts: Mapping[str, int]
 
 
@@ -115,19 +106,6 @@ def measure(clips: Clip | Sequence[Clip], *, pairs: int = PAIRS, seed: int = 0) 
     Nuclei that touch the edge of the frame are left out of all measures of shape, light, texture,
     motion and stages. Small windows cut large nuclei more often than small ones and show no long
     cycles: compare films of about the same window and length.
-
-    Args:
-        clips: A clip or a sequence of clips with ``masks`` and ``tracks``; ``stages`` where they
-            are known. Grey values must be of one scale.
-        pairs: Most pairs of pictures at each lag of the texture's correlation in time.
-        seed: Which pairs are drawn.
-
-    Returns:
-        The values of all ``QUANTITIES``.
-
-    Raises:
-        ModuleNotFoundError: If scikit-image is missing.
-        ValueError: If there is no clip, or one has no masks or tracks, or pairs is below 1.
     """
     some = [clips] if isinstance(clips, Mapping) else clips
     if len(some) == 0:
@@ -232,50 +210,30 @@ LEAST_VALUES = 5
 
 @dataclass(frozen=True)
 class Summary:
-    """One film's values of one quantity.
+    """One film's values of one quantity."""
 
-    Attributes:
-        count: Values of the distribution, or things behind the number or the curve.
-        median: Median; of a single number, the number. None where there is none.
-        low: 10th percentile of a distribution, else None.
-        high: 90th percentile of a distribution, else None.
-        curve: The curve, else empty.
-    """
-
-    count: int
-    median: float | None = None
-    low: float | None = None
-    high: float | None = None
-    curve: tuple[float, ...] = ()
+    count: int  # values of the distribution, or things behind the number or the curve
+    median: float | None = None  # median; of a single number, the number. None where there is none
+    low: float | None = None  # 10th percentile of a distribution, else None
+    high: float | None = None  # 90th percentile of a distribution, else None
+    curve: tuple[float, ...] = ()  # the curve, else empty
 
 
 @dataclass(frozen=True)
 class Line:
-    """One quantity in three films; :func:`dataclasses.asdict` makes it ready for JSON.
+    """One quantity in three films; :func:`dataclasses.asdict` makes it ready for JSON."""
 
-    Attributes:
-        name: What was measured.
-        unit: Its unit; empty for a pure number.
-        group: What it is about.
-        synthetic: The judged film.
-        reference: The real film that it should be like.
-        other: A second real film, the yardstick.
-        measure: Which distance: ``DISTRIBUTION``, ``SCALAR`` or ``CURVE``.
-        distance: From the judged film to the reference; None where one of them does not show it.
-        yardstick: The same distance from the other real film to the reference.
-        ratio: Distance over yardstick; None where the yardstick is missing or 0.
-    """
-
-    name: str
-    unit: str
-    group: str
-    synthetic: Summary
-    reference: Summary
-    other: Summary
-    measure: str
+    name: str  # what was measured
+    unit: str  # its unit; empty for a pure number
+    group: str  # what it is about
+    synthetic: Summary  # the judged film
+    reference: Summary  # the real film that it should be like
+    other: Summary  # A second real film, the yardstick
+    measure: str  # which distance: DISTRIBUTION, SCALAR or CURVE
+    # from the judged film to the reference; None where one of them does not show it
     distance: float | None
-    yardstick: float | None
-    ratio: float | None
+    yardstick: float | None  # the same distance from the other real film to the reference
+    ratio: float | None  # distance over yardstick; None where the yardstick is missing or 0
 
 
 def compare(synthetic: Measurements, reference: Measurements, other: Measurements) -> list[Line]:
@@ -286,14 +244,6 @@ def compare(synthetic: Measurements, reference: Measurements, other: Measurement
     film is from the reference than another real film is. Two films of few values lie apart by
     chance alone, and two real films may agree by chance in a single number: mind the counts and
     the distances beside the ratio.
-
-    Args:
-        synthetic: The judged film.
-        reference: The real film that it should be like.
-        other: A second real film, the yardstick.
-
-    Returns:
-        One line for each of ``QUANTITIES``.
 
     Examples:
         >>> film = Measurements({q.name: np.arange(9.0) for q in QUANTITIES}, {})

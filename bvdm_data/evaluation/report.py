@@ -50,17 +50,6 @@ def largest_gaps(lines: Sequence[Values], count: int = 3) -> list[Values]:
 
     One of each group, since its quantities say the same again and again. Single numbers are left
     out: two films can agree in one by chance, and then any ratio is large.
-
-    Args:
-        lines: :class:`bvdm_data.evaluation.realism.Line` as dicts.
-        count: How many.
-
-    Returns:
-        The lines with the largest ratio of distance to yardstick in their group, the largest
-        first; lines without a ratio are left out.
-
-    Raises:
-        ValueError: If count is below 1.
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
@@ -72,26 +61,14 @@ def largest_gaps(lines: Sequence[Values], count: int = 3) -> list[Values]:
 
 
 def film_names(part: Values, about: Values) -> dict[str, str]:
-    """Return what the films of the realism are called.
-
-    Args:
-        part: What :func:`bvdm_data.evaluation.report.write_report` takes under ``"realism"``.
-        about: The same under ``"about"``.
-
-    Returns:
-        A name for each of ``FILMS``, all different.
-    """
+    """Return what the films of the realism are called."""
     given = part.get("films", {})
     usual = {"synthetic": "synthetic", "reference": about.get("train"), "other": about.get("test")}
     return {film: str(given.get(film) or usual[film] or film) for film in FILMS}
 
 
 def distance(part: Values) -> str:
-    """Return the HTML of the picture distance.
-
-    Args:
-        part: What :func:`bvdm_data.evaluation.report.write_report` takes under ``"distance"``.
-    """
+    """Return the HTML of the picture distance."""
     kinds = [(title, part[key]) for key, title in _TILES.items() if part.get(key)]
     return "\n".join(
         [
@@ -111,12 +88,7 @@ def distance(part: Values) -> str:
 
 
 def realism(part: Values, names: Mapping[str, str]) -> str:
-    """Return the HTML of the realism.
-
-    Args:
-        part: What :func:`bvdm_data.evaluation.report.write_report` takes under ``"realism"``.
-        names: What the films are called, by ``FILMS``.
-    """
+    """Return the HTML of the realism."""
     lines = part["lines"]
     reference, other = text(names["reference"]), text(names["other"])
     judged = text(names["synthetic"])
@@ -144,12 +116,7 @@ def realism(part: Values, names: Mapping[str, str]) -> str:
 
 
 def gaps(part: Values, names: Mapping[str, str]) -> str:
-    """Return the HTML of the largest gaps.
-
-    Args:
-        part: What :func:`bvdm_data.evaluation.report.write_report` takes under ``"realism"``.
-        names: What the films are called, by ``FILMS``.
-    """
+    """Return the HTML of the largest gaps."""
     items = "".join(f"<li>{_gap(line, names)}</li>" for line in largest_gaps(part["lines"]))
     return f"<ol>{items}</ol>" if items else paragraph("No quantity has a ratio.")
 
@@ -332,45 +299,6 @@ def write_report(
 
     The page holds its plots and pictures itself and loads nothing. A part that is missing in the
     results is left out of it. NaN is null in the JSON and "n/a" on the page.
-
-    Args:
-        results: JSON values by part, each optional:
-
-            - ``"about"``: what was judged; ``model``, ``model_digest``, ``method``, ``data_set``,
-              ``train``, ``test``, ``clip``, ``budget``, ``machine``, ``versions``, ``made`` and
-              ``train_frames`` (annotated frames of the whole training video, the last place of the
-              scarcity curve), each optional; anything else is listed under its own name.
-            - ``"training"``: ``rows`` and ``trials``
-              (:class:`bvdm_data.evaluation.experiment.Row` and ``Trial`` as dicts), ``baseline``,
-              ``settings``, ``ceiling`` (:class:`bvdm_data.evaluation.seg_tra.Scores` as a dict).
-            - ``"scarcity"``: by number of frames (a string): the same without ``ceiling``, and
-              ``missing``, reasons by arm.
-            - ``"steps"``: by ``"first/later"``: the same with one row, and beside ``rows`` or in
-              that row, where known: ``kid`` (KID-Lite0 x 1000) with ``kid_error``,
-              ``agreement``, ``correlation`` (after 1, 2, 4, 7 frames, or the first of these), and
-              ``seconds_per_clip``.
-            - ``"ablation"``: the same by the name of the variant.
-            - ``"reuse"``: the same by how often nuclei are shown.
-            - ``"linking"``: ``rows`` (``arm``, ``seeds``, ``lnk``, ``bc``, ``tra``, each figure
-              also with ``_spread``), ``laptrack`` (the three figures), ``settings``.
-            - ``"distance"``: ``crops`` and ``tiles``, lists of
-              :class:`bvdm_data.evaluation.distances.PictureDistance` as dicts, and ``note``. Sets
-              whose names begin with ``real`` are drawn dark.
-            - ``"realism"``: ``lines``, :class:`bvdm_data.evaluation.realism.Line` as dicts;
-              ``films``, names of ``reference`` and ``other`` (else ``train`` and ``test`` of
-              ``"about"``); ``curves``, further plots by title, each with ``x``, ``lines`` (values
-              by name), ``x_label``, ``y_label``.
-        folder: Where to write; made if need be.
-        pictures: Files (PNG, JPEG or GIF) by caption.
-
-    Returns:
-        Path of the page.
-
-    Raises:
-        FileNotFoundError: If a picture is missing; nothing is written.
-        ModuleNotFoundError: If matplotlib is missing; nothing is written.
-        OSError: If a file cannot be written; what stood there before is still there.
-        ValueError: If a picture is of another kind, or a number is infinite; nothing is written.
     """
     plain = without_nan(results)
     figures = json.dumps(plain, indent=2, allow_nan=False) + "\n"
@@ -478,49 +406,24 @@ is not 1. ± is the standard deviation over the seeds."""
 
 
 def heads(figures: Sequence[str] = FIGURES) -> list[str]:
-    """Return the heads of the columns of scores.
-
-    Args:
-        figures: Which scores.
-    """
+    """Return the heads of the columns of scores."""
     return [TITLES[one] for one in figures]
 
 
 def columns(rows: Sequence[Values]) -> list[str]:
-    """Return the scores that tables show: ``valid`` only where some result is not.
-
-    Args:
-        rows: :class:`bvdm_data.evaluation.experiment.Row` as dicts.
-    """
+    """Return the scores that tables show: ``valid`` only where some result is not."""
     all_valid = all(row["mean"].get("valid") == 1 for row in rows)
     return [one for one in FIGURES if one != "valid" or not all_valid]
 
 
 def means(row: Values, figures: Sequence[str] = FIGURES) -> list[str]:
-    """Return the cells of the mean scores of an arm.
-
-    Args:
-        row: :class:`bvdm_data.evaluation.experiment.Row` as a dict.
-        figures: Which scores.
-
-    Returns:
-        Name, number of seeds, and each score with its spread.
-    """
+    """Return the cells of the mean scores of an arm."""
     scores = [with_error(row["mean"].get(one), row["spread"].get(one)) for one in figures]
     return [text(row["arm"]), str(row["seeds"]), *scores]
 
 
 def differences(rows: Sequence[Values], baseline: str, prefix: str = "") -> str:
-    """Return a table of the differences to the baseline, those within the noise in grey.
-
-    Args:
-        rows: What :func:`bvdm_data.evaluation.experiment.compare` gave, as JSON values.
-        baseline: Name of the arm that is compared with.
-        prefix: Put before the title.
-
-    Returns:
-        HTML; empty where there is nothing to compare.
-    """
+    """Return a table of the differences to the baseline, those within the noise in grey."""
     compared = [row for row in rows if row["arm"] != baseline and _any(row["gain"])]
     if not compared:
         return ""
@@ -536,28 +439,14 @@ def differences(rows: Sequence[Values], baseline: str, prefix: str = "") -> str:
 
 
 def settings_line(part: Values) -> str:
-    """Return how networks were trained.
-
-    Args:
-        part: What may have ``settings``.
-
-    Returns:
-        HTML; empty without settings.
-    """
+    """Return how networks were trained."""
     if not part.get("settings"):
         return ""
     return paragraph(f'<span class="soft">Settings: {settings_text(part["settings"])}.</span>')
 
 
 def all_networks(trials: Sequence[Values]) -> str:
-    """Return a table of every single network, to be opened by the reader.
-
-    Args:
-        trials: :class:`bvdm_data.evaluation.experiment.Trial` as dicts.
-
-    Returns:
-        HTML; empty without trials.
-    """
+    """Return a table of every single network, to be opened by the reader."""
     rows = []
     for trial in trials:
         scores = [fixed(trial[one]) for one in FIGURES]
@@ -624,11 +513,7 @@ STEP_FIGURES = ("seg", "det", "tra")
 
 
 def training(part: Values) -> str:
-    """Return the HTML of the training value.
-
-    Args:
-        part: What :func:`bvdm_data.evaluation.report.write_report` takes under ``"training"``.
-    """
+    """Return the HTML of the training value."""
     rows, baseline = part["rows"], part.get("baseline", BASELINE)
     shown = columns(rows)
     cells = [Row(means(row, shown)) for row in rows]
@@ -662,13 +547,7 @@ def training(part: Values) -> str:
 
 
 def scarcity(part: Values, *, whole: Values | None, whole_frames: int | None) -> str:
-    """Return the HTML of the scarcity curve.
-
-    Args:
-        part: What :func:`bvdm_data.evaluation.report.write_report` takes under ``"scarcity"``.
-        whole: The part ``"training"``, whose arms have the whole video; None: left out.
-        whole_frames: How many frames that is; None: not known, and not drawn.
-    """
+    """Return the HTML of the scarcity curve."""
     levels = sorted(((int(frames), level) for frames, level in part.items()), key=lambda it: it[0])
     named = [(str(frames), level) for frames, level in levels]
     arms = list(dict.fromkeys(row["arm"] for _, level in levels for row in level["rows"]))
@@ -708,11 +587,7 @@ def scarcity(part: Values, *, whole: Values | None, whole_frames: int | None) ->
 
 
 def steps(part: Values) -> str:
-    """Return the HTML of the comparison of diffusion steps.
-
-    Args:
-        part: What :func:`bvdm_data.evaluation.report.write_report` takes under ``"steps"``.
-    """
+    """Return the HTML of the comparison of diffusion steps."""
     known = [pair for pair, one in part.items() if one["rows"]]
     pairs = sorted(known, key=lambda pair: [int(number) for number in pair.split("/")])
     first = [pair for pair in pairs if pair.endswith("/10")]
@@ -739,11 +614,7 @@ def steps(part: Values) -> str:
 
 
 def ablation(part: Values) -> str:
-    """Return the HTML of the comparison of variants.
-
-    Args:
-        part: What :func:`bvdm_data.evaluation.report.write_report` takes under ``"ablation"``.
-    """
+    """Return the HTML of the comparison of variants."""
     return _variants(
         "Variants",
         "Each row: networks trained on a few clips of a variant, all with the same number of clips "
@@ -753,11 +624,7 @@ def ablation(part: Values) -> str:
 
 
 def reuse(part: Values) -> str:
-    """Return the HTML of what it costs to show nuclei again.
-
-    Args:
-        part: What :func:`bvdm_data.evaluation.report.write_report` takes under ``"reuse"``.
-    """
+    """Return the HTML of what it costs to show nuclei again."""
     return _variants(
         "Painted nuclei that are shown again",
         "Each row: networks trained on an endless stream, every sample from another clip. From row "
@@ -779,11 +646,7 @@ def _variants(title: str, explained: str, part: Values) -> str:
 
 
 def linking(part: Values) -> str:
-    """Return the HTML of the tracking value.
-
-    Args:
-        part: What :func:`bvdm_data.evaluation.report.write_report` takes under ``"linking"``.
-    """
+    """Return the HTML of the tracking value."""
     figures = ("lnk", "bc", "tra")
     rows = []
     for row in part["rows"]:

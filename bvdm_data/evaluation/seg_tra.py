@@ -33,42 +33,29 @@ Tracked = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of one result, each from 0 (worst) to 1; NaN where a measure is not defined.
+    """Scores of one result, each from 0 (worst) to 1; NaN where a measure is not defined."""
 
-    Attributes:
-        seg: SEG, the mean Jaccard index over the reference nuclei, 0 for a missed one (Maška et
-            al. 2014).
-        det: DET, the cost of the missed, superfluous and merged nuclei (Matula et al. 2015).
-        tra: TRA, DET with the links; nearly all of it is DET.
-        lnk: LNK, the links alone.
-        bc: BC(1), the F1 score of the divisions found within one frame (Ulman et al. 2017); NaN
-            where the reference has none.
-        valid: 1 where every track is there in each frame from its first to its last, else 0 and
-            the others NaN. 0 for a result without any nucleus, whose other scores are 0.
-    """
-
+    # SEG, the mean Jaccard index over the reference nuclei, 0 for a missed one (Maška et al. 2014)
     seg: float
-    det: float
-    tra: float
-    lnk: float
+    det: float  # DET, the cost of the missed, superfluous and merged nuclei (Matula et al. 2015)
+    tra: float  # TRA, DET with the links; nearly all of it is DET
+    lnk: float  # LNK, the links alone
+    # BC(1), the F1 score of the divisions found within one frame (Ulman et al. 2017); NaN where
+    # the reference has none
     bc: float
+    # 1 where every track is there in each frame from its first to its last, else 0 and the others
+    # NaN. 0 for a result without any nucleus, whose other scores are 0
     valid: float
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """An annotated real video, made ready for scoring by :func:`read_reference`.
+    """An annotated real video, made ready for scoring by :func:`read_reference`."""
 
-    Attributes:
-        video: Grey values in [0, 1], ``[F, H, W]`` float32.
-        masks: Ids of the tracks, ``[F, H, W]`` int32.
-        tracks: Id, first frame, last frame, parent, ``[n, 4]`` int32.
-        border: Width in pixels of the band that was cleared, and is to be cleared in results.
-    """
-
-    video: npt.NDArray[np.float32]
-    masks: npt.NDArray[np.int32]
-    tracks: npt.NDArray[np.int32]
+    video: npt.NDArray[np.float32]  # grey values in [0, 1], [F, H, W] float32
+    masks: npt.NDArray[np.int32]  # ids of the tracks, [F, H, W] int32
+    tracks: npt.NDArray[np.int32]  # id, first frame, last frame, parent, [n, 4] int32
+    # width in pixels of the band that was cleared, and is to be cleared in results
     border: int = DEFAULT_BORDER
 
 
@@ -79,21 +66,7 @@ def read_reference(
     stop: int | None = None,
     border: int = DEFAULT_BORDER,
 ) -> Reference:
-    """Read an annotated video up to its first frame without masks, and clear the border.
-
-    Args:
-        root: Folder of the data set; see :func:`bvdm_data.datasets.ctc.read_sequence`.
-        sequence: Name of the video.
-        stop: Number after that of the last frame read; None: to the end.
-        border: Width in pixels of the band that is cleared.
-
-    Returns:
-        The reference; ids count from 1, frames from 0.
-
-    Raises:
-        FileNotFoundError: If the video or its truth is missing.
-        ValueError: If fewer than two frames are left, or a file is damaged.
-    """
+    """Read an annotated video up to its first frame without masks, and clear the border."""
     source = read_sequence(root, sequence)
     scale = guess_scale(source)
     grey, labels = [], []
@@ -118,15 +91,7 @@ def clear_border(masks: Labels, border: int = DEFAULT_BORDER) -> npt.NDArray[np.
     What is left is the challenge's field of interest. To be done to a result and to its
     reference alike.
 
-    Args:
-        masks: Labels ``[F, H, W]``, 0 in the background.
-        border: Width of the band in pixels; the challenge's own is 25 for this data set.
-
-    Returns:
-        The masks ``[F, H, W]`` int32 without these nuclei.
-
-    Raises:
-        ValueError: If masks is not ``[F, H, W]``, or the band leaves nothing.
+    The masks ``[F, H, W]`` int32 without these nuclei.
     """
     if masks.ndim != 3:
         raise ValueError(f"masks must be [F, H, W], got the shape {masks.shape}")
@@ -149,17 +114,8 @@ def cleared(masks: Labels, tracks: Labels, border: int = DEFAULT_BORDER) -> Trac
     A track that goes through the band and comes back goes on under a new id, whose parent is its
     former one.
 
-    Args:
-        masks: Ids of tracks, ``[F, H, W]``.
-        tracks: Id, first frame, last frame, parent, ``[n, 4]``; zeros may pad it.
-        border: Width of the band in pixels; see :func:`clear_border`.
-
-    Returns:
-        Masks ``[F, H, W]`` and table ``[m, 4]``, both int32, the ids counting from 1; a valid
-        result of the challenge.
-
-    Raises:
-        ValueError: If masks is not ``[F, H, W]``, or the band leaves nothing.
+    Masks ``[F, H, W]`` and table ``[m, 4]``, both int32, the ids counting from 1; a valid
+    result of the challenge.
     """
     parents = {int(row[0]): int(row[3]) for row in tracks}
     renamed, table, _ = unbroken_tracks(clear_border(masks, border), parents)
@@ -172,21 +128,6 @@ def score(
     """Score a result with py-ctcmetrics, the measures of the Cell Tracking Challenge.
 
     The reference's masks are its segmentation and its tracking truth at once.
-
-    Args:
-        masks: The result's ids ``[F, H, W]``, at most 65535.
-        tracks: The result's id, first frame, last frame, parent, ``[n, 4]``; zeros may pad it.
-        reference_masks: The same of the truth.
-        reference_tracks: The same of the truth.
-
-    Returns:
-        The scores.
-
-    Raises:
-        ModuleNotFoundError: If py-ctcmetrics is not installed.
-        TypeError: If masks or tracks are not integers.
-        ValueError: If the shapes differ, there are fewer than two frames, the reference is empty,
-            its masks and tracks disagree, or a table is impossible.
     """
     if masks.shape != reference_masks.shape or masks.ndim != 3 or len(masks) < 2:
         raise ValueError(
@@ -224,19 +165,6 @@ def found_share(
 
     A nucleus counts once in each frame. It is found where one label of the result covers more
     than half of it, which is the challenge's rule of matching.
-
-    Args:
-        masks: Labels of the result, ``[F, H, W]``; tracks do not matter.
-        reference_masks: Labels of the truth, ``[F, H, W]``.
-        video: Grey values ``[F, H, W]``.
-        dimmest: The share of the nuclei that counts as dim, by the mean light above the local
-            background (our choice: the tenth that a weak training set misses first).
-
-    Returns:
-        The share of all nuclei that is found, and that of the dim ones.
-
-    Raises:
-        ValueError: If shapes differ, the reference is empty, or dimmest is not in (0, 1].
     """
     if not masks.shape == reference_masks.shape == video.shape or masks.ndim != 3:
         raise ValueError(

@@ -48,14 +48,7 @@ class Segmenter(nn.Module):
         self.heads = nn.Conv2d(CHANNELS[0], 2, 1)
 
     def forward(self, grey: Float[Tensor, "N 1 H W"]) -> Float[Tensor, "N 2 H W"]:
-        """Predict the logit of foreground, and the normalised distance.
-
-        Args:
-            grey: Grey values in [0, 1]; height and width are multiples of 8.
-
-        Returns:
-            Logit and distance.
-        """
+        """Predict the logit of foreground, and the normalised distance."""
         x = adapted(grey)
         skips = []
         for block in self.down[:-1]:
@@ -82,26 +75,15 @@ def _convolutions(inputs: int, outputs: int) -> nn.Sequential:
 
 
 def adapted(grey: Tensor) -> Tensor:
-    """Return the logarithm of the grey value, about centred, so that dim nuclei are not lost.
-
-    Args:
-        grey: Grey values in [0, 1], any shape.
-
-    Returns:
-        The same shape; 0 at a grey value of .11.
-    """
+    """Return the logarithm of the grey value, about centred, so that dim nuclei are not lost."""
     return (grey.clamp(min=0.02).log() + 2.2) / 0.6
 
 
 def targets(labels: npt.NDArray[np.integer]) -> tuple[npt.NDArray[np.float32], ...]:
     """Return what a segmenter should predict for a label image.
 
-    Args:
-        labels: Instance ids, 0 background, ``[H, W]``.
-
-    Returns:
-        Foreground, 0 or 1, and distance to the nearest pixel that is another nucleus or
-        background, divided by the largest in its nucleus; both ``[H, W]`` float32.
+    Foreground, 0 or 1, and distance to the nearest pixel that is another nucleus or background,
+    divided by the largest in its nucleus; both ``[H, W]`` float32.
     """
     foreground = labels > 0
     edge = np.zeros(labels.shape, bool)
@@ -123,44 +105,22 @@ def segmentation_loss(
     foreground: Float[Tensor, "N H W"],
     distance: Float[Tensor, "N H W"],
 ) -> Tensor:
-    """Return binary cross-entropy of the foreground plus squared error of the distance.
-
-    Args:
-        predicted: What the segmenter gave.
-        foreground: 0 or 1.
-        distance: Normalised distance, 0 outside.
-
-    Returns:
-        Scalar.
-    """
+    """Return binary cross-entropy of the foreground plus squared error of the distance."""
     entropy = F.binary_cross_entropy_with_logits(predicted[:, 0], foreground)
     return entropy + 4 * F.mse_loss(predicted[:, 1], distance)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a segmenter says of one frame, before the watershed.
+    """What a segmenter says of one frame, before the watershed."""
 
-    Attributes:
-        foreground: Probability, ``[H, W]`` float32.
-        distance: Normalised distance, ``[H, W]`` float32.
-    """
-
-    foreground: npt.NDArray[np.float32]
-    distance: npt.NDArray[np.float32]
+    foreground: npt.NDArray[np.float32]  # probability, [H, W] float32
+    distance: npt.NDArray[np.float32]  # normalised distance, [H, W] float32
 
 
 @torch.inference_mode()
 def predict(network: nn.Module, grey: npt.NDArray[np.float32]) -> Prediction:
-    """Run a segmenter on a whole frame.
-
-    Args:
-        network: A trained :class:`Segmenter`.
-        grey: Grey values ``[H, W]``.
-
-    Returns:
-        Its two maps.
-    """
+    """Run a segmenter on a whole frame."""
     height, width = grey.shape
     down, right = -height % 8, -width % 8
     padded = F.pad(torch.from_numpy(grey)[None, None], (0, right, 0, down), mode="replicate")
@@ -173,14 +133,7 @@ def predict(network: nn.Module, grey: npt.NDArray[np.float32]) -> Prediction:
 def instances(prediction: Prediction) -> Labels:
     """Split the foreground into nuclei by a watershed from the middles of the distance map.
 
-    Args:
-        prediction: What the network said.
-
-    Returns:
-        Instance ids from 1, 0 background, ``[H, W]``.
-
-    Raises:
-        ModuleNotFoundError: If scikit-image is missing.
+    Instance ids from 1, 0 background, ``[H, W]``.
     """
     segmentation = need("skimage.segmentation")
     foreground = prediction.foreground > FOREGROUND
@@ -214,16 +167,7 @@ Sample = tuple[Float[Tensor, "1 H W"], Int[Tensor, "H W"]]
 def plain(
     image: Float[Tensor, "1 H W"], labels: Int[Tensor, "H W"], generator: torch.Generator
 ) -> Sample:
-    """Apply one of the eight symmetries of the square, and a gain of the light of 0.8 to 1.25.
-
-    Args:
-        image: Grey values in [0, 1].
-        labels: Instance ids.
-        generator: Decides.
-
-    Returns:
-        Image and labels, changed alike; height and width may change places.
-    """
+    """Apply one of the eight symmetries of the square, and a gain of the light of 0.8 to 1.25."""
     turns, mirrored = _whole(4, generator), _whole(2, generator)
     gain = _log_uniform(0.8, 1.25, generator)
     lit = (image - DARK) * gain + DARK
@@ -239,18 +183,6 @@ def strong(
     (smooth over 32 px), contrast 0.6 to 1.6 and brightness -0.01 to 0.02, gamma 0.8 to 1.25; with
     a chance of 1 in 2 a Gaussian blur of 0.3 to 1.2 px; Gaussian noise of up to 0.006. Beyond the
     edge the picture is mirrored; every connected part of a nucleus is an instance of its own.
-
-    Args:
-        image: Grey values in [0, 1].
-        labels: Instance ids.
-        generator: Decides.
-
-    Returns:
-        Image, which noise may take a little out of [0, 1], and labels, int32, numbered from 1;
-        both changed alike and of the shape that came.
-
-    Raises:
-        ModuleNotFoundError: If scikit-image is missing.
     """
     grid = _deformed_grid(image.shape[1:], generator)
     moved = F.grid_sample(
@@ -331,19 +263,12 @@ class Clips(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class SegmenterSettings:
-    """How a segmenter is trained; the same for all arms.
+    """How a segmenter is trained; the same for all arms."""
 
-    Attributes:
-        steps: Optimiser steps.
-        batch: Samples a step, each one frame of one clip.
-        rate: Learning rate of RAdam.
-        average: Decay of the exponential moving average of the weights, which makes the
-            result quieter.
-    """
-
-    steps: int = 400
-    batch: int = 4
-    rate: float = 2e-3
+    steps: int = 400  # optimiser steps
+    batch: int = 4  # samples a step, each one frame of one clip
+    rate: float = 2e-3  # learning rate of RAdam
+    # decay of the exponential moving average of the weights, which makes the result quieter
     average: float = 0.98
 
     def __post_init__(self) -> None:
@@ -354,14 +279,7 @@ class SegmenterSettings:
 
 
 class Samples(Dataset[dict[str, Tensor]]):
-    """Training samples of one arm: sample ``i`` is a pure function of (clips, seed, ``i``).
-
-    Args:
-        clips: The arm's data.
-        augmentation: Out of ``AUGMENTATIONS``.
-        seed: Seed of the choice of frames and of the augmentation.
-        count: How many samples there are.
-    """
+    """Training samples of one arm: sample ``i`` is a pure function of (clips, seed, ``i``)."""
 
     def __init__(self, clips: Clips, augmentation: str, seed: int, count: int) -> None:
         """Remember where the samples come from; see the class."""
@@ -407,22 +325,6 @@ def train_segmenter(
 
     The start of the weights, the numbers of the samples' draws and the order are decided by the
     seed alone, so that two arms differ in nothing but their clips.
-
-    Args:
-        clips: Where the samples come from.
-        settings: Steps, rate.
-        checkpoint: Where to keep the state.
-        identity: Digest of what the clips are; a checkpoint of other clips is refused.
-        augmentation: Out of ``AUGMENTATIONS``.
-        seed: Seed of everything.
-        workers: Processes of the DataLoader.
-        progress: Show a progress bar.
-
-    Returns:
-        The trained network.
-
-    Raises:
-        ValueError: If the checkpoint belongs to another training.
     """
     network = _new(seed)
     samples = Samples(clips, augmentation, seed, settings.steps * settings.batch)

@@ -17,29 +17,12 @@ SEEDS = 2
 
 
 def judge_ablation(data: Data, reference: Reference, budget: Budget, say: Say) -> dict[str, Any]:
-    """Compare variants of the fast method, each with the same few clips, budget and seeds.
-
-    Args:
-        data: What the experiment is made from; its method is not used.
-        reference: The held-out video.
-        budget: Training steps.
-        say: Called with a line of text for every row.
-
-    Returns:
-        What :func:`bvdm_data.evaluation.study_steps.judge_variants` says, by variant.
-    """
+    """Compare variants of the fast method, each with the same few clips, budget and seeds."""
     return judge_variants(variants(data), reference, budget, say, clips=CLIPS, seeds=SEEDS)
 
 
 def variants(data: Data) -> dict[str, Data]:
-    """Return what each variant is made from.
-
-    Args:
-        data: What is judged.
-
-    Returns:
-        By name; the method as it is comes first.
-    """
+    """Return what each variant is made from."""
     full = replace(data, method=FastSettings(), variation=0.0)
 
     def fast(**changes: Any) -> Data:

@@ -28,16 +28,6 @@ def judge_reuse(data: Data, reference: Reference, budget: Budget, say: Say) -> d
     """Train networks on endless streams that show nuclei more and more often.
 
     Every sample is a clip that was never seen before, straight from the data set.
-
-    Args:
-        data: What the experiment is made from; its method and variation are not used.
-        reference: The held-out video.
-        budget: Seeds and training steps.
-        say: Called with a line of text for every row.
-
-    Returns:
-        JSON values by name: ``trials`` and ``rows`` of the networks, ``seconds_per_clip`` on one
-        core, once the pool is full, and ``pool``.
     """
     found: dict[str, Any] = {}
     data = replace(data, method="fast", variation=None)
@@ -57,11 +47,7 @@ def judge_reuse(data: Data, reference: Reference, budget: Budget, say: Say) -> d
 
 
 def seconds_per_clip(videos: SyntheticHeLaVideos) -> float:
-    """Time clips, the pool filled by as many before them as it holds pairs.
-
-    Args:
-        videos: The data set.
-    """
+    """Time clips, the pool filled by as many before them as it holds pairs."""
     filled = videos.pool.pairs if videos.pool is not None else 1
     for number in range(filled):
         videos.clip(number)

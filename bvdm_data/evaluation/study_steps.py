@@ -28,15 +28,6 @@ def judge_steps(data: Data, reference: Reference, budget: Budget, say: Say) -> d
     """Compare numbers of diffusion steps (paper, table 2), with few and short clips of each.
 
     Every row costs its clips, one network of one seed, and the measuring of its looks.
-
-    Args:
-        data: What the experiment is made from; its method is not used.
-        reference: The held-out video.
-        budget: Clips, frames, training steps.
-        say: Called with a line of text for every row.
-
-    Returns:
-        What :func:`judge_variants` says, by ``"first/later"`` steps.
     """
     short = replace(data, frames=budget.steps_frames, variation=None)
     variants = {
@@ -57,22 +48,7 @@ def judge_variants(
     clips: int | None = None,
     seeds: int = 1,
 ) -> dict[str, Any]:
-    """Train networks on a few clips of each variant of a method, and measure their looks.
-
-    Args:
-        variants: What each is made from, by name; all of the same videos.
-        reference: The held-out video.
-        budget: Clips, training steps.
-        say: Called with a line of text for every row.
-        clips: Clips of each variant; None: ``budget.steps_clips``.
-        seeds: Networks trained on each.
-
-    Returns:
-        JSON values by name: ``trials`` and ``rows`` of the networks, ``kid`` (KID-Lite0 x 1000 to
-        the training video, with ``kid_error`` and ``crops``), ``agreement`` (median overlap of
-        label and picture), ``correlation`` of the texture at ``LAGS``, and ``seconds_per_clip`` on
-        one core.
-    """
+    """Train networks on a few clips of each variant of a method, and measure their looks."""
     count = budget.steps_clips if clips is None else clips
     data = next(iter(variants.values()))
     film, features = real_film(data, data.train, stop=data.stop), lite0_features()

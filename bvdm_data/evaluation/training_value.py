@@ -42,37 +42,25 @@ Say = Callable[[str], object]
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How much an experiment may cost.
+    """How much an experiment may cost."""
 
-    Attributes:
-        seeds: Trials of each arm.
-        clips: Synthetic clips of an arm; None: as many as hold the pixels of the training video.
-        segmenter: How each network is trained.
-        scarce_frames: Numbers of annotated frames on the scarcity curve.
-        scarce_steps: Training steps of the painter of a model fitted to a few frames, and of the
-            network distilled from it.
-        steps_clips: Synthetic clips of each row of the comparison of diffusion steps.
-        steps_frames: Frames of these clips.
-        steps_crops: Nuclei of these clips whose picture distance is measured.
-        steps_training: Training steps of a segmenter of that comparison, which has one seed.
-        crops: Nuclei of each set whose picture distance is measured.
-        tiles: Tiles of each set whose picture distance is measured.
-        linker_seeds: Linkers trained on each arm.
-        linker: How each linker is trained.
-    """
-
-    seeds: int = 3
+    seeds: int = 3  # trials of each arm
+    # synthetic clips of an arm; None: as many as hold the pixels of the training video
     clips: int | None = None
     segmenter: SegmenterSettings = SegmenterSettings()  # noqa: RUF009  # frozen
+    # numbers of annotated frames on the scarcity curve
     scarce_frames: tuple[int, ...] = SCARCE_FRAMES
+    # training steps of the painter of a model fitted to a few frames, and of the network distilled
+    # from it
     scarce_steps: int = SCARCE_STEPS
-    steps_clips: int = 8
-    steps_frames: int = 4
-    steps_crops: int = 50
+    steps_clips: int = 8  # synthetic clips of each row of the comparison of diffusion steps
+    steps_frames: int = 4  # frames of these clips
+    steps_crops: int = 50  # nuclei of these clips whose picture distance is measured
+    # training steps of a segmenter of that comparison, which has one seed
     steps_training: int = 200
-    crops: int = 900
-    tiles: int = 300
-    linker_seeds: int = 1
+    crops: int = 900  # nuclei of each set whose picture distance is measured
+    tiles: int = 300  # tiles of each set whose picture distance is measured
+    linker_seeds: int = 1  # linkers trained on each arm
     linker: LinkerSettings = LinkerSettings()  # noqa: RUF009  # frozen
 
     def __post_init__(self) -> None:
@@ -86,18 +74,7 @@ class Budget:
 def judge_training(
     data: Data, names: Sequence[str], reference: Reference, budget: Budget, say: Say
 ) -> dict[str, Any]:
-    """Train and test one network for every arm and seed (paper, table 1).
-
-    Args:
-        data: What the experiment is made from.
-        names: Arms out of ``ARMS``.
-        reference: The held-out video.
-        budget: Seeds and steps.
-        say: Called with a line of text for every trial.
-
-    Returns:
-        JSON values: trials, rows by arm, the tracker's ceiling, the settings.
-    """
+    """Train and test one network for every arm and seed (paper, table 1)."""
     trials: list[Trial] = []
     made: dict[str, Arm] = {}
     for seed in range(budget.seeds):
@@ -110,17 +87,7 @@ def judge_training(
 
 
 def judge_scarcity(data: Data, reference: Reference, budget: Budget, say: Say) -> dict[str, Any]:
-    """Train and test with only the first frames of the video, for fitting and training alike.
-
-    Args:
-        data: What the experiment is made from.
-        reference: The held-out video.
-        budget: Numbers of frames, steps.
-        say: Called with a line of text for every trial.
-
-    Returns:
-        JSON values: for each number of frames the trials, rows by arm, and why an arm is missing.
-    """
+    """Train and test with only the first frames of the video, for fitting and training alike."""
     found: dict[str, Any] = {}
     for frames in budget.scarce_frames:
         scarce = replace(data, stop=frames)
@@ -171,19 +138,7 @@ def try_arms(
     budget: Budget,
     say: Say,
 ) -> list[Trial]:
-    """Train and test one network for every arm and seed, and say each in a line.
-
-    Args:
-        arms: Kinds of training data.
-        seeds: Seeds.
-        data: What the experiment is made from.
-        reference: The held-out video.
-        budget: How each network is trained.
-        say: Called with the lines.
-
-    Returns:
-        The trials.
-    """
+    """Train and test one network for every arm and seed, and say each in a line."""
     return training_value(
         arms,
         reference,
@@ -196,11 +151,7 @@ def try_arms(
 
 
 def said(trial: Trial) -> str:
-    """Return a trial in one line of text.
-
-    Args:
-        trial: A tested network.
-    """
+    """Return a trial in one line of text."""
     return (
         f"{trial.arm:>14}  seed {trial.seed}  SEG {trial.seg:.4f}  DET {trial.det:.4f}  "
         f"TRA {trial.tra:.4f}  LNK {trial.lnk:.4f}  BC(1) {trial.bc:.3f}  "
@@ -209,12 +160,7 @@ def said(trial: Trial) -> str:
 
 
 def summary(trials: Sequence[Trial], budget: Budget) -> dict[str, Any]:
-    """Return trials, rows by arm and the settings as JSON values.
-
-    Args:
-        trials: Tested networks.
-        budget: What they cost.
-    """
+    """Return trials, rows by arm and the settings as JSON values."""
     return {
         "trials": [asdict(trial) for trial in trials],
         "rows": [asdict(row) for row in compare(trials)],
@@ -234,21 +180,7 @@ FIGURES = ("lnk", "bc", "tra")
 def judge_linking(
     data: Data, names: Sequence[str], reference: Reference, budget: Budget, say: Say
 ) -> dict[str, Any]:
-    """Train a linker on each arm's clips and let it link the reference masks.
-
-    Args:
-        data: What the experiment is made from.
-        names: Arms of clips with more than one frame.
-        reference: The held-out video.
-        budget: Seeds and the training of the linker.
-        say: Called with a line of text for every linker.
-
-    Returns:
-        JSON values: rows by arm, LapTrack's scores beside them, the settings.
-
-    Raises:
-        ValueError: If the clips of an arm have fewer frames than a linker looks at.
-    """
+    """Train a linker on each arm's clips and let it link the reference masks."""
     laptrack = ceiling(reference)
     say(_line("LapTrack", 0, laptrack))
     rows = []

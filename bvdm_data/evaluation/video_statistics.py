@@ -37,53 +37,33 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Motion:
-    """Movement and growth from frame to frame, of nuclei that do not touch the frame's edge.
+    """Movement and growth from frame to frame, of nuclei that do not touch the frame's edge."""
 
-    Attributes:
-        step: Distance of the centroids of one nucleus in two consecutive frames, px, ``[n]``.
-        turning: Angle between two consecutive steps of at least 1 px each, degrees from 0
-            (straight on) to 180, ``[m]``.
-        growth: Area in a frame over area in the frame before, ``[n]``.
-    """
-
-    step: Array
+    step: Array  # distance of the centroids of one nucleus in two consecutive frames, px, [n]
+    # angle between two consecutive steps of at least 1 px each, degrees from 0 (straight on) to
+    # 180, [m]
     turning: Array
-    growth: Array
+    growth: Array  # area in a frame over area in the frame before, [n]
 
 
 @dataclass(frozen=True, eq=False)
 class Lives:
-    """Divisions; a nucleus divides where the table of tracks has two or more daughters of it.
+    """Divisions; a nucleus divides where the table of tracks has two or more daughters of it."""
 
-    Attributes:
-        cycle: Frames from birth to division of the nuclei for which both were seen, ``[n]``; no
-            cycle is longer than its clip, so compare clips of one length only.
-        divisions: Number of divisions.
-        chances: Nuclei in all frames that have a next frame: so often one could have divided.
-        daughter: Area of a daughter in its first frame over that of the mother before mitosis,
-            ``[n]``.
-        sisters: Area of the smaller sister over that of the larger one in their first frame,
-            ``[n]``.
-        dip: Smallest area of the mother in her last 3 frames over that before mitosis, ``[n]``.
-    """
-
+    # frames from birth to division of the nuclei for which both were seen, [n]; no cycle is longer
+    # than its clip, so compare clips of one length only
     cycle: Array
-    divisions: int
-    chances: int
+    divisions: int  # number of divisions
+    chances: int  # nuclei in all frames that have a next frame: so often one could have divided
+    # area of a daughter in its first frame over that of the mother before mitosis, [n]
     daughter: Array
+    # area of the smaller sister over that of the larger one in their first frame, [n]
     sisters: Array
-    dip: Array
+    dip: Array  # smallest area of the mother in her last 3 frames over that before mitosis, [n]
 
 
 def measure_motion(seen: Sightings) -> Motion:
-    """Measure steps, turns and growth.
-
-    Args:
-        seen: All nuclei, from :func:`bvdm_data.evaluation.nucleus_features.sight`.
-
-    Returns:
-        The measures; a pair or triple of frames counts where the nucleus is whole in all of them.
-    """
+    """Measure steps, turns and growth."""
     order = np.lexsort((seen.frame, seen.identity, seen.clip))
     clip, frame, identity = (part[order] for part in (seen.clip, seen.frame, seen.identity))
     whole, area, centre = seen.whole[order], seen.area[order], seen.centre[order]
@@ -103,16 +83,6 @@ def measure_lives(clips: Sequence[Clip], seen: Sightings) -> Lives:
 
     Areas count only where the nucleus does not touch the edge of the frame. The area of a mother
     before mitosis is the median of the 5 frames before her last 3.
-
-    Args:
-        clips: Clips with ``tracks``.
-        seen: All their nuclei, from :func:`bvdm_data.evaluation.nucleus_features.sight`.
-
-    Returns:
-        The measures.
-
-    Raises:
-        ValueError: If a clip has no tracks.
     """
     cycle: list[int] = []
     daughter: list[float] = []
@@ -185,29 +155,17 @@ PAIRS = 200
 
 @dataclass(frozen=True, eq=False)
 class Persistence:
-    """Correlations of the insides of nuclei.
+    """Correlations of the insides of nuclei."""
 
-    Attributes:
-        lags: Correlation of a nucleus with itself so many frames later, one number a pair,
-            ``[n]``; empty where the clips are too short.
-        unrelated: Correlation of two different nuclei, ``[n]``: what is left when nothing of the
-            texture stays, since all nuclei are brighter in the middle and the best turn is
-            searched for.
-    """
-
+    # correlation of a nucleus with itself so many frames later, one number a pair, [n]; empty
+    # where the clips are too short
     lags: Mapping[int, Array]
+    # correlation of two different nuclei, [n]: what is left when nothing of the texture stays,
+    # since all nuclei are brighter in the middle and the best turn is searched for
     unrelated: Array
 
     def kept(self, lag: int) -> float:
-        """Return the share of the texture that is still there: 1 all of it, 0 nothing.
-
-        Args:
-            lag: Frames between the pictures.
-
-        Returns:
-            ``(r - u) / (1 - u)`` with the median correlations r at the lag and u of unrelated
-            nuclei; NaN where there are no pairs.
-        """
+        """Return the share of the texture that is still there: 1 all of it, 0 nothing."""
         if not len(self.lags[lag]) or not len(self.unrelated):
             return math.nan
         chance = float(np.median(self.unrelated))
@@ -227,18 +185,6 @@ def measure_persistence(
     search finds more likeness by chance. What is returned is the correlation (Pearson) of the
     grey values more than 2 px inside both outlines. Unrelated pairs, of two ids of one clip or of
     two clips, go through the same search after their long axes have been laid onto each other.
-
-    Args:
-        clips: Clips with ``masks``.
-        seen: All their nuclei, from :func:`bvdm_data.evaluation.nucleus_features.sight`.
-        pairs: Most pairs a lag, at least 1.
-        seed: Which pairs are drawn.
-
-    Returns:
-        The correlations; pairs with fewer than 40 common pixels are left out.
-
-    Raises:
-        ValueError: If pairs is below 1.
     """
     if pairs < 1:
         raise ValueError(f"pairs must be at least 1, got {pairs}")
@@ -265,12 +211,7 @@ def measure_persistence(
 def pairs_at(seen: Sightings, lag: int) -> Ints:
     """Find the pairs of pictures of one nucleus that may be compared.
 
-    Args:
-        seen: All nuclei.
-        lag: Frames from the first to the second picture.
-
-    Returns:
-        Rows of seen, ``[n, 2]``.
+    Rows of seen, ``[n, 2]``.
     """
     place = {
         key: row
@@ -293,17 +234,7 @@ def cut_picture(
     identity: int,
     centre: npt.NDArray[np.float64],
 ) -> Picture:
-    """Cut a nucleus out of its frame.
-
-    Args:
-        grey: The frame, ``[H, W]``.
-        masks: Its nuclei, ``[H, W]``.
-        identity: The nucleus.
-        centre: Its centroid ``(y, x)``, px.
-
-    Returns:
-        The square of 49 x 49 pixels around it.
-    """
+    """Cut a nucleus out of its frame."""
     middle = np.rint(centre).astype(int)
     side = 2 * HALF + 1
     low = np.maximum(middle - HALF, 0)

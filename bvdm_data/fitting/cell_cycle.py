@@ -54,19 +54,7 @@ def fit_growth(
     tracks: npt.NDArray[np.int32],
     references: References,
 ) -> dict[str, Array]:
-    """Measure areas.
-
-    Args:
-        crops: Nuclei cut out of the video.
-        looks: Their appearance.
-        stages: Their stages.
-        tracks: The lineage.
-        references: From :func:`bvdm_data.fitting.stages.interphase_references`.
-
-    Returns:
-        What :class:`bvdm_data.synth.cell_cycle.LifeModel` has of areas, by name; ``grown`` is not
-        yet scaled, see :func:`drawn_area`.
-    """
+    """Measure areas."""
     body = np.quantile([area for area, _ in references.values()], np.linspace(0, 1, QUANTILES))
     shares = _of_stages(crops, looks, stages, tracks, references)
     return {
@@ -86,11 +74,7 @@ def fit_growth(
 
 
 def drawn_area(model: LifeModel) -> float:
-    """Return the median area in interphase of nuclei of all ages, drawn from a model, px^2.
-
-    Args:
-        model: Lives; its ``grown`` is looked at.
-    """
+    """Return the median area in interphase of nuclei of all ages, drawn from a model, px^2."""
     draws = numpy_stream(0, "fit", "lives")
     found: list[float] = []
     for _ in range(_TRIES):
@@ -247,27 +231,16 @@ _SETTLED = 6  # age from which it is: telophase is over
 
 @dataclass(frozen=True)
 class Brightness:
-    """How bright nuclei are; see :class:`bvdm_data.synth.cell_cycle.LifeModel`.
+    """How bright nuclei are; see :class:`bvdm_data.synth.cell_cycle.LifeModel`."""
 
-    Attributes:
-        table: Its ``brightness``.
-        memory: Its ``brightness_memory``.
-        shared: Its ``brightness_shared``.
-        of_stage: Its ``stage_brightness``.
-    """
-
-    table: Array
-    memory: float
-    shared: float
-    of_stage: Array
+    table: Array  # its brightness
+    memory: float  # its brightness_memory
+    shared: float  # its brightness_shared
+    of_stage: Array  # its stage_brightness
 
 
 def brightness_table(brightness: Array) -> Array:
-    """Return the distribution of brightness, ``[BRIGHTNESSES]`` grey values.
-
-    Args:
-        brightness: Of nuclei in interphase, grey values.
-    """
+    """Return the distribution of brightness, ``[BRIGHTNESSES]`` grey values."""
     return np.quantile(np.maximum(brightness, DIMMEST), np.linspace(0, 1, BRIGHTNESSES))
 
 
@@ -278,18 +251,7 @@ def fit_brightness(
     tracks: npt.NDArray[np.int32],
     references: References,
 ) -> Brightness:
-    """Measure brightness.
-
-    Args:
-        crops: Nuclei cut out of the video.
-        looks: Their appearance.
-        stages: Their stages.
-        tracks: The lineage.
-        references: From :func:`bvdm_data.fitting.stages.interphase_references`.
-
-    Returns:
-        How bright nuclei are.
-    """
+    """Measure brightness."""
     scores = _normal_scores(crops, looks, stages)
     memory = _memory(scores)
     return Brightness(
@@ -405,19 +367,7 @@ LONGEST = 4
 def fit_lives(
     crops: Crops, tracks: npt.NDArray[np.int32], *, minutes: float
 ) -> tuple[LifeModel, npt.NDArray[np.int8]]:
-    """Measure how nuclei live.
-
-    Args:
-        crops: Nuclei cut out of the video.
-        tracks: The lineage.
-        minutes: Time between two frames.
-
-    Returns:
-        The model, and the stage of every crop.
-
-    Raises:
-        ValueError: If the video shows fewer than two divisions.
-    """
+    """Measure how nuclei live."""
     rules = StageRules()
     looks = appearance(crops)
     stages = assign_stages(crops, tracks, rules)
@@ -481,11 +431,7 @@ def fit_cycle(tracks: npt.NDArray[np.int32]) -> Array:
     Most cycles are cut by the ends of the video; they count as at least as long as was seen
     (right-censored maximum likelihood, ``scipy.stats.CensoredData``).
 
-    Args:
-        tracks: The lineage.
-
-    Returns:
-        Mean and standard deviation of the logarithm of the cycle in frames, ``[2]``.
+    Mean and standard deviation of the logarithm of the cycle in frames, ``[2]``.
     """
     mothers = daughters_of(tracks)
     born = {d for daughters in mothers.values() for d in daughters}
@@ -503,14 +449,7 @@ def fit_cycle(tracks: npt.NDArray[np.int32]) -> Array:
 
 
 def whole_cycles(tracks: npt.NDArray[np.int32]) -> list[int]:
-    """Return the length in frames of every cycle that is seen from birth to division.
-
-    Args:
-        tracks: The lineage.
-
-    Returns:
-        Frames.
-    """
+    """Return the length in frames of every cycle that is seen from birth to division."""
     mothers = daughters_of(tracks)
     born = {d for daughters in mothers.values() for d in daughters}
     return [b - a + 1 for i, a, b, _ in tracks.tolist() if i in born and i in mothers]

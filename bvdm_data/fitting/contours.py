@@ -36,14 +36,7 @@ def contour(mask: npt.NDArray[np.bool_]) -> Array:
 
     Angle 0 is the major axis of the ellipse with the same second moments.
 
-    Args:
-        mask: One nucleus, ``[P, P]``.
-
-    Returns:
-        Distance of the outline at ``CONTOUR_POINTS`` equally spaced angles, ``[K]`` px.
-
-    Raises:
-        ValueError: If the mask is empty.
+    Distance of the outline at ``CONTOUR_POINTS`` equally spaced angles, ``[K]`` px.
     """
     points = np.argwhere(mask)
     if len(points) == 0:
@@ -61,29 +54,14 @@ def contour(mask: npt.NDArray[np.bool_]) -> Array:
 
 
 def orientation(mask: npt.NDArray[np.bool_]) -> float:
-    """Return the angle from the y axis to the major axis of a mask, in radians.
-
-    Args:
-        mask: One nucleus.
-
-    Returns:
-        From -pi/2 to pi/2; positive turns from y towards x.
-    """
+    """Return the angle from the y axis to the major axis of a mask, in radians."""
     points = np.argwhere(mask)
     y, x = (points - points.mean(0)).T
     return 0.5 * math.atan2(2 * float((x * y).mean()), float((y * y).mean() - (x * x).mean()))
 
 
 def overlap_with_contour(mask: npt.NDArray[np.bool_], radii: Array) -> float:
-    """Return the intersection over union of a mask and its own contour.
-
-    Args:
-        mask: One nucleus.
-        radii: Its contour, ``[K]`` px.
-
-    Returns:
-        From 0 to 1.
-    """
+    """Return the intersection over union of a mask and its own contour."""
     centre = np.argwhere(mask).mean(0)
     dy, dx = (np.indices(mask.shape).T - centre).T
     angle = (np.arctan2(dx, dy) - orientation(mask)) % (2 * math.pi)
@@ -99,17 +77,6 @@ def fit_shapes(
 
     A nucleus has no head: every contour enters in all four mirrored versions. A stage of fewer
     than two nuclei takes the contours of interphase.
-
-    Args:
-        crops: Nuclei cut out of the video.
-        stages: Their stages; -1 is left out.
-        seed: Which contours are used where there are many.
-
-    Returns:
-        The model, and the median overlap of masks with their contours.
-
-    Raises:
-        ValueError: If fewer than two nuclei are in interphase.
     """
     draws = numpy_stream(seed, "fit", "shapes")
     contours, overlaps = [], []

@@ -30,26 +30,17 @@ _EDGE = 8  # px: unlabelled light farther off the outline than this is not the n
 
 @dataclass(frozen=True)
 class Portraits:
-    """Nuclei as the video shows them; the major axis lies along y.
+    """Nuclei as the video shows them; the major axis lies along y."""
 
-    Attributes:
-        light: Light above the background, grey values, 0 where a neighbour is, ``[n, P, P]``
-            float16.
-        known: Which pixels show this nucleus, its halo or empty background, ``[n, P, P]`` bool.
-        radii: Contours, ``[n, K]`` px.
-        brightness: Mean light inside the outline, grey values, ``[n]`` float32.
-        stage: Index into ``STAGES``, -1 where it is not known, ``[n]`` int8.
-        track: Track id, ``[n]``.
-        frame: Frame number, ``[n]``.
-    """
-
+    # light above the background, grey values, 0 where a neighbour is, [n, P, P] float16
     light: npt.NDArray[np.float16]
+    # which pixels show this nucleus, its halo or empty background, [n, P, P] bool
     known: npt.NDArray[np.bool_]
-    radii: npt.NDArray[np.float32]
-    brightness: npt.NDArray[np.float32]
-    stage: npt.NDArray[np.int8]
-    track: npt.NDArray[np.int64]
-    frame: npt.NDArray[np.int64]
+    radii: npt.NDArray[np.float32]  # contours, [n, K] px
+    brightness: npt.NDArray[np.float32]  # mean light inside the outline, grey values, [n] float32
+    stage: npt.NDArray[np.int8]  # index into STAGES, -1 where it is not known, [n] int8
+    track: npt.NDArray[np.int64]  # track id, [n]
+    frame: npt.NDArray[np.int64]  # frame number, [n]
 
     @property
     def patch(self) -> int:
@@ -63,14 +54,6 @@ def cut_portraits(video: Video, crops: Crops, stages: npt.NDArray[np.int8]) -> P
     The side of the portraits holds all but the largest half percent of the nuclei, with a rim of
     ``HALO`` px, and is a multiple of 8. Nuclei that their own contour does not reproduce are left
     out.
-
-    Args:
-        video: The annotated video.
-        crops: Its whole nuclei.
-        stages: Stage of every crop.
-
-    Returns:
-        The portraits, ordered as the crops.
     """
     radii = np.stack([contour(mask) for mask in crops.masks])
     turns = np.array([orientation(mask) for mask in crops.masks])
@@ -153,23 +136,14 @@ _CHECKED = 256
 
 @dataclass(frozen=True)
 class Samples:
-    """Portraits on the scale of the network, as tensors.
+    """Portraits on the scale of the network, as tensors."""
 
-    Attributes:
-        picture: ``[n, 1, P, P]`` float16.
-        known: Which pixels count, ``[n, 1, P, P]`` bool.
-        radii: Contours, ``[n, K]`` px float32.
-        brightness: ``[n]`` float32.
-        stage: ``[n]`` int64.
-        track: ``[n]`` int64.
-    """
-
-    picture: Tensor
-    known: Tensor
-    radii: Tensor
-    brightness: Tensor
-    stage: Tensor
-    track: Tensor
+    picture: Tensor  # [n, 1, P, P] float16
+    known: Tensor  # which pixels count, [n, 1, P, P] bool
+    radii: Tensor  # contours, [n, K] px float32
+    brightness: Tensor  # [n] float32
+    stage: Tensor  # [n] int64
+    track: Tensor  # [n] int64
 
     def at(self, rows: Tensor) -> "Samples":
         """Return the samples of some rows."""
@@ -177,18 +151,7 @@ class Samples:
 
 
 def to_samples(portraits: Portraits, painter: Painter) -> Samples:
-    """Bring portraits to the scale of a network.
-
-    Args:
-        portraits: Nuclei as the video shows them.
-        painter: The network.
-
-    Returns:
-        Tensors.
-
-    Raises:
-        ValueError: If there are none.
-    """
+    """Bring portraits to the scale of a network."""
     if not len(portraits.track):
         raise ValueError(
             "the video must show whole nuclei that belong to tracks, got none: all masks touch the "
@@ -217,21 +180,7 @@ def fit_painter(
     device: torch.device | None = None,
     progress: bool = True,
 ) -> tuple[Painter, TrainingLog]:
-    """Train the painter: v-prediction, noise levels drawn evenly, all four mirrorings.
-
-    Args:
-        portraits: Nuclei as the video shows them.
-        noise: Standard deviation of the camera's noise, grey values.
-        checkpoint: Where the state is kept; the same call goes on from there.
-        training: Steps, batch, rate, seed.
-        start: A painter to go on from; None: weights drawn at random.
-        held_out_share: Share of the tracks that are only looked at.
-        device: Where to train; None: on the CPU.
-        progress: Show a progress bar.
-
-    Returns:
-        The network with averaged weights, on the CPU, and the losses.
-    """
+    """Train the painter: v-prediction, noise levels drawn evenly, all four mirrorings."""
     if start is None:
         settings = PainterSettings(patch=portraits.patch, floor=FLOOR * max(noise, 1e-5))
     else:
@@ -262,17 +211,7 @@ def fit_painter(
 def painter_losses(
     samples: Samples, training: TrainingSettings, *, held_out_share: float = 0.15
 ) -> tuple[Callable[[nn.Module, int], Tensor], Callable[[nn.Module], float]]:
-    """Return what the painter learns to make small, and the same on tracks it never sees.
-
-    Args:
-        samples: Portraits on the scale of the network.
-        training: Batch and seed.
-        held_out_share: Share of the tracks that are only looked at.
-
-    Returns:
-        The loss of a network at a step, and its mean loss on 256 held-out portraits with fixed
-        noise and levels.
-    """
+    """Return what the painter learns to make small, and the same on tracks it never sees."""
     learn, held = split_tracks(samples.track, share=held_out_share, seed=training.seed)
     common, rare = _groups(samples, learn)
     check = stream(training.seed, "painter", "held out")

@@ -42,13 +42,7 @@ from bvdm_data.weights import load, save
 
 
 def what_was_read(source: CTCSequence, video: Video, crops: Crops) -> dict[str, object]:
-    """Return what the card says of the data, as JSON values.
-
-    Args:
-        source: The video's files.
-        video: What was read of them.
-        crops: Nuclei cut out of it.
-    """
+    """Return what the card says of the data, as JSON values."""
     return {
         "data_set": source.folder.resolve().name,
         "sequence": source.name,
@@ -63,12 +57,7 @@ def what_was_read(source: CTCSequence, video: Video, crops: Crops) -> dict[str, 
 
 
 def trained(log: TrainingLog, settings: TrainingSettings) -> dict[str, object]:
-    """Return what the card says of a training, as JSON values.
-
-    Args:
-        log: Its losses.
-        settings: Steps, batch, rate.
-    """
+    """Return what the card says of a training, as JSON values."""
     return {
         "steps": settings.steps,
         "batch": settings.batch,
@@ -82,11 +71,7 @@ def trained(log: TrainingLog, settings: TrainingSettings) -> dict[str, object]:
 
 
 def overlaps(overlap: Overlap) -> dict[str, object]:
-    """Return what the card says of how well the flow carries masks, as JSON values.
-
-    Args:
-        overlap: Before and after.
-    """
+    """Return what the card says of how well the flow carries masks, as JSON values."""
     return {
         "held_out_pairs": overlap.pairs,
         "overlap_before": round(overlap.before, 4),

@@ -29,11 +29,7 @@ Array = npt.NDArray[np.float64]
 
 
 def field_drift(crops: Crops) -> Array:
-    """Return the median step of all nuclei from each frame to the next, ``[F - 1, 2]`` px.
-
-    Args:
-        crops: Nuclei cut out of the video.
-    """
+    """Return the median step of all nuclei from each frame to the next, ``[F - 1, 2]`` px."""
     last = int(crops.frame.max(initial=0))
     steps = _steps(crops)
     found = np.zeros((last, 2))
@@ -45,12 +41,7 @@ def field_drift(crops: Crops) -> Array:
 
 
 def births_of(crops: Crops, tracks: npt.NDArray[np.int32]) -> dict[int, int]:
-    """Return the frame in which each nucleus was born whose birth the video shows, by track.
-
-    Args:
-        crops: Nuclei cut out of the video.
-        tracks: The lineage.
-    """
+    """Return the frame in which each nucleus was born whose birth the video shows, by track."""
     seen = set(crops.track.tolist())
     return {i: first for i, first, _, parent in tracks.tolist() if parent and i in seen}
 
@@ -63,15 +54,8 @@ def fit_pace_of_age(
     In a short video no nucleus whose birth is seen grows old; where those whose birth is not seen
     are slower than the oldest of them, they say what comes after.
 
-    Args:
-        crops: Nuclei cut out of the video.
-        stages: Their stages.
-        drift: From :func:`field_drift`.
-        births: From :func:`births_of`.
-
-    Returns:
-        :attr:`bvdm_data.synth.motion.MotionModel.pace_of_age`; ``[1.]`` where the video shows too
-        few births.
+    :attr:`bvdm_data.synth.motion.MotionModel.pace_of_age`; ``[1.]`` where the video shows too
+    few births.
     """
     stage_of = _stage_of(crops, stages)
     lengths: dict[int, list[float]] = {}
@@ -106,17 +90,6 @@ def fit_pace(
     The logarithm of the length of a nucleus' step is the sum of its lasting pace, whose
     correlation falls geometrically, and of what is new in every frame; the two are told apart by
     the correlations at lags of 1 and 8 frames.
-
-    Args:
-        crops: Nuclei cut out of the video.
-        stages: Their stages.
-        drift: From :func:`field_drift`.
-        births: From :func:`births_of`.
-        pace_of_age: From :func:`fit_pace_of_age`; where it says something, only nuclei whose
-            birth is seen are looked at.
-
-    Returns:
-        :attr:`bvdm_data.synth.motion.MotionModel.pace`.
     """
     stage_of = _stage_of(crops, stages)
     oldest = len(pace_of_age) - 1
@@ -164,16 +137,7 @@ def fit_pace(
 
 
 def fit_shift(crops: Crops, tracks: npt.NDArray[np.int32], drift: Array) -> float:
-    """Return the robust deviation of the step from a mother to the middle of her newborn.
-
-    Args:
-        crops: Nuclei cut out of the video.
-        tracks: The lineage.
-        drift: From :func:`field_drift`.
-
-    Returns:
-        :attr:`bvdm_data.synth.motion.MotionModel.shift`; 0 where the video shows too few births.
-    """
+    """Return the robust deviation of the step from a mother to the middle of her newborn."""
     birth = dict(zip(tracks[:, 0].tolist(), tracks[:, 1].tolist(), strict=True))
     place = {
         key: row
@@ -233,20 +197,7 @@ _LEVELS = 33
 def fit_motion(
     video: Video, crops: Crops, stages: npt.NDArray[np.int8], *, border: int
 ) -> MotionModel:
-    """Measure how nuclei move.
-
-    Args:
-        video: The annotated video.
-        crops: Nuclei cut out of it.
-        stages: Their stages.
-        border: Width in pixels of the band at the frame's edge without complete truth.
-
-    Returns:
-        The model.
-
-    Raises:
-        ValueError: If too few nuclei can be followed.
-    """
+    """Measure how nuclei move."""
     here = np.flatnonzero(stages == INTERPHASE)
     place = {(int(crops.track[i]), int(crops.frame[i])): i for i in here}
     pairs = [(i, place[t, f + 1]) for (t, f), i in place.items() if (t, f + 1) in place]
@@ -306,12 +257,7 @@ def _separation(crops: Crops, tracks: npt.NDArray[np.int32]) -> npt.NDArray[np.f
 def fit_density(video: Video, border: int) -> npt.NDArray[np.float64]:
     """Count the nuclei for each pixel of the field of interest, in every frame.
 
-    Args:
-        video: The annotated video.
-        border: Width in pixels of the band at the frame's edge without complete truth.
-
-    Returns:
-        ``[F]``.
+    ``[F]``.
     """
     found = []
     for frame in video.frames:

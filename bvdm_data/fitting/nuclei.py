@@ -24,24 +24,16 @@ MASK_LEVEL = 150 / 255
 
 @dataclass(frozen=True)
 class Crops:
-    """Every whole nucleus of a video, centred in a patch.
+    """Every whole nucleus of a video, centred in a patch."""
 
-    Attributes:
-        light: Light above the background inside the nucleus and 0 outside, in grey values,
-            ``[n, 96, 96]`` float16.
-        masks: Which pixels are the nucleus, ``[n, 96, 96]`` bool.
-        track: Track id, ``[n]``.
-        frame: Frame number, ``[n]``.
-        brightness: Mean of light inside the nucleus, ``[n]`` float32.
-        centre: Centroid ``(y, x)`` in the frame, ``[n, 2]`` float32.
-    """
-
+    # light above the background inside the nucleus and 0 outside, in grey values, [n, 96, 96]
+    # float16
     light: npt.NDArray[np.float16]
-    masks: npt.NDArray[np.bool_]
-    track: npt.NDArray[np.int64]
-    frame: npt.NDArray[np.int64]
-    brightness: npt.NDArray[np.float32]
-    centre: npt.NDArray[np.float32]
+    masks: npt.NDArray[np.bool_]  # which pixels are the nucleus, [n, 96, 96] bool
+    track: npt.NDArray[np.int64]  # track id, [n]
+    frame: npt.NDArray[np.int64]  # frame number, [n]
+    brightness: npt.NDArray[np.float32]  # mean of light inside the nucleus, [n] float32
+    centre: npt.NDArray[np.float32]  # centroid (y, x) in the frame, [n, 2] float32
 
 
 def cut_nuclei(video: Video, *, patch: int = PATCH) -> Crops:
@@ -50,13 +42,6 @@ def cut_nuclei(video: Video, *, patch: int = PATCH) -> Crops:
     As in the authors' extraction, a crop shows one nucleus and nothing else. Left out are nuclei
     that touch the border of the frame, because they are cut, masks that belong to no track, and
     nuclei larger than the patch.
-
-    Args:
-        video: The annotated video.
-        patch: Side of a crop in pixels.
-
-    Returns:
-        The crops, ordered by frame and then by track.
     """
     tracked = {int(track) for track in video.tracks[:, 0]}
     rows = [row for frame in video.frames for row in _cut_frame(frame, patch) if row[2] in tracked]
@@ -73,18 +58,7 @@ def cut_nuclei(video: Video, *, patch: int = PATCH) -> Crops:
 
 
 def check_usable(crops: Crops, dim_share: float = DIM_SHARE) -> float:
-    """Refuse a video that shows nothing to fit a generator to.
-
-    Args:
-        crops: Nuclei cut out of the video.
-        dim_share: Share of the nuclei that may be no brighter than the background.
-
-    Returns:
-        Brightness that this share lies below, grey values.
-
-    Raises:
-        ValueError: If there is no nucleus, or they are not brighter than the background.
-    """
+    """Refuse a video that shows nothing to fit a generator to."""
     if len(crops.brightness) == 0:
         raise ValueError(
             "the video must show whole nuclei that belong to tracks, got none: all masks touch the "

@@ -22,16 +22,11 @@ TEXTURE_TRAINING = TrainingSettings(steps=10_000, batch=32, rate=5e-4)
 
 @dataclass(frozen=True)
 class Textures:
-    """Normalised crops: what the DDPM learns.
+    """Normalised crops: what the DDPM learns."""
 
-    Attributes:
-        pictures: Relative light, ``[n, 1, 96, 96]`` float16: 0 outside the nucleus, a mean of
-            ``MASK_LEVEL`` inside.
-        track: Track id, ``[n]`` int64.
-    """
-
+    # relative light, [n, 1, 96, 96] float16: 0 outside the nucleus, a mean of MASK_LEVEL inside
     pictures: Tensor
-    track: Tensor
+    track: Tensor  # track id, [n] int64
 
 
 def normalise(crops: Crops, *, dim_share: float = DIM_SHARE, most: float = 1.5) -> Textures:
@@ -40,17 +35,6 @@ def normalise(crops: Crops, *, dim_share: float = DIM_SHARE, most: float = 1.5) 
     The authors scale all crops by one range, so that hardly any real nucleus is as bright as the
     flat mask from which their inference starts. Here every crop is divided by its own mean, so
     that training and inference meet at ``MASK_LEVEL``; brightness comes back in the scene.
-
-    Args:
-        crops: Nuclei cut out of the video.
-        dim_share: Share of the nuclei, the dimmest, that is left out.
-        most: Where relative light is clipped (above the 99.9th percentile of the HeLa video).
-
-    Returns:
-        The normalised pictures.
-
-    Raises:
-        ValueError: If there is no nucleus, or they are not brighter than the background.
     """
     least = check_usable(crops, dim_share)
     keep = np.flatnonzero(crops.brightness >= least)
@@ -62,19 +46,7 @@ def normalise(crops: Crops, *, dim_share: float = DIM_SHARE, most: float = 1.5) 
 
 
 def split_tracks(track: Tensor, *, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Split by track: no nucleus is on both sides.
-
-    Args:
-        track: Track id of each sample, ``[n]``.
-        share: Share of the tracks that are held out.
-        seed: Which tracks.
-
-    Returns:
-        Indices of the training and of the held-out samples.
-
-    Raises:
-        ValueError: If there are fewer than two tracks.
-    """
+    """Split by track: no nucleus is on both sides."""
     tracks = track.unique()  # type: ignore[no-untyped-call]
     if len(tracks) < 2:
         raise ValueError(f"at least 2 tracks are needed to hold some out, got {len(tracks)}")
@@ -94,20 +66,7 @@ def fit_texture(
     device: torch.device | None = None,
     progress: bool = True,
 ) -> tuple[UNet, TrainingLog]:
-    """Train the DDPM; T = 1000, cosine schedule, mean squared error of the noise.
-
-    Args:
-        textures: Normalised crops.
-        checkpoint: Where the state is kept; the same call goes on from there.
-        network: Size of the U-Net.
-        training: Steps, batch, rate, seed.
-        held_out_share: Share of the tracks that are only looked at (.15 in the authors' code).
-        device: Where to train; None: on the CPU.
-        progress: Show a progress bar.
-
-    Returns:
-        The network with averaged weights, on the CPU, and the losses.
-    """
+    """Train the DDPM; T = 1000, cosine schedule, mean squared error of the noise."""
     loss_at, held_out = texture_losses(textures, training, held_out_share=held_out_share)
     with torch.random.fork_rng(devices=[]):
         seed = stream(training.seed, "texture", "weights").initial_seed()
@@ -127,17 +86,7 @@ def fit_texture(
 def texture_losses(
     textures: Textures, training: TrainingSettings, *, held_out_share: float = 0.15
 ) -> tuple[Callable[[nn.Module, int], Tensor], Callable[[nn.Module], float]]:
-    """Return what the DDPM learns to make small, and the same on tracks it never sees.
-
-    Args:
-        textures: Normalised crops.
-        training: Batch and seed.
-        held_out_share: Share of the tracks that are only looked at.
-
-    Returns:
-        The loss of a network at a step, and its mean loss on 256 held-out pictures with fixed
-        steps and noise.
-    """
+    """Return what the DDPM learns to make small, and the same on tracks it never sees."""
     learn, held = split_tracks(textures.track, share=held_out_share, seed=training.seed)
     members = _by_track(textures.track, learn)
     check = _held_out_batch(textures.pictures, held, training.seed)
@@ -184,15 +133,7 @@ def _draw(
 
 
 def symmetry(picture: Tensor, which: int) -> Tensor:
-    """Return one of the eight symmetries of a square: four quarter turns, plain or mirrored.
-
-    Args:
-        picture: ``[..., H, H]``.
-        which: From 0 (unchanged) to 7.
-
-    Returns:
-        The turned picture.
-    """
+    """Return one of the eight symmetries of a square: four quarter turns, plain or mirrored."""
     turned = picture.rot90(which % 4, (-2, -1))
     return turned.flip(-1) if which >= 4 else turned
 
@@ -225,30 +166,19 @@ SMOOTHNESS = 0.01
 
 @dataclass(frozen=True)
 class MaskPairs:
-    """Masks of the same nuclei in two consecutive frames, each centred in its patch.
+    """Masks of the same nuclei in two consecutive frames, each centred in its patch."""
 
-    Attributes:
-        masks: Source and target, ``[n, 2, P, P]`` bool.
-        track: Track id, ``[n]`` int64.
-    """
-
-    masks: Tensor
-    track: Tensor
+    masks: Tensor  # source and target, [n, 2, P, P] bool
+    track: Tensor  # track id, [n] int64
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """How well masks agree with the next frame's, on average over pairs.
+    """How well masks agree with the next frame's, on average over pairs."""
 
-    Attributes:
-        before: Intersection over union of the centred masks as they are.
-        after: The same after the first was warped by the predicted flow.
-        pairs: Number of pairs.
-    """
-
-    before: float
-    after: float
-    pairs: int
+    before: float  # intersection over union of the centred masks as they are
+    after: float  # the same after the first was warped by the predicted flow
+    pairs: int  # number of pairs
 
 
 def pair_masks(crops: Crops) -> MaskPairs:
@@ -257,15 +187,6 @@ def pair_masks(crops: Crops) -> MaskPairs:
     The patch is cut down to the smallest multiple of 32 px that holds every nucleus with a rim of
     4 px: beyond it both masks are empty, so nothing could be learned there. (Of 32, so that the
     network's grids of 16 px lie as in the whole patch.)
-
-    Args:
-        crops: Nuclei cut out of the video.
-
-    Returns:
-        The pairs, ordered as the crops.
-
-    Raises:
-        ValueError: If no nucleus is there in two consecutive frames.
     """
     place = {
         (int(t), int(f)): i for i, (t, f) in enumerate(zip(crops.track, crops.frame, strict=True))
@@ -292,20 +213,7 @@ def fit_flow(
     device: torch.device | None = None,
     progress: bool = True,
 ) -> tuple[FlowNet, TrainingLog, Overlap]:
-    """Train FlowNet: mean squared error of the warped mask + .01 x squared gradient of the flow.
-
-    Args:
-        pairs: Masks of consecutive frames.
-        checkpoint: Where the state is kept; the same call goes on from there.
-        training: Steps, batch, rate, seed.
-        held_out_share: Share of the tracks that are only looked at.
-        device: Where to train; None: on the CPU.
-        progress: Show a progress bar.
-
-    Returns:
-        The network, on the CPU, the losses, and the overlap on held-out tracks before and after
-        warping.
-    """
+    """Train FlowNet: mean squared error of the warped mask + .01 x squared gradient of the flow."""
     learn, held = split_tracks(pairs.track, share=held_out_share, seed=training.seed)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(stream(training.seed, "flow", "weights").initial_seed())
@@ -342,16 +250,7 @@ def fit_flow(
 
 
 def flow_loss(model: nn.Module, masks: Tensor) -> Tensor:
-    """Return what FlowNet learns to make small (authors' code).
-
-    Args:
-        model: FlowNet.
-        masks: Source and target, ``[n, 2, P, P]`` bool.
-
-    Returns:
-        Mean squared error of the warped source + ``SMOOTHNESS`` x mean squared forward
-        difference of the flow, a scalar.
-    """
+    """Return what FlowNet learns to make small (authors' code)."""
     source, target = masks.float().split(1, 1)  # type: ignore[no-untyped-call]
     with torch.autocast(masks.device.type, torch.bfloat16):
         flow = model(source, target)
@@ -366,15 +265,7 @@ def _roughness(flow: Float[Tensor, "N 2 H W"]) -> Tensor:
 
 @torch.no_grad()
 def mask_overlap(network: nn.Module, masks: Tensor) -> Overlap:
-    """Measure how well warping brings each mask onto the next.
-
-    Args:
-        network: FlowNet.
-        masks: Source and target, ``[n, 2, P, P]`` bool.
-
-    Returns:
-        Mean intersection over union before and after; a warped mask counts where it is above .5.
-    """
+    """Measure how well warping brings each mask onto the next."""
     before, after = [], []
     for part in masks.split(64):  # type: ignore[no-untyped-call]
         source, target = part.float().split(1, 1)

@@ -22,52 +22,35 @@ UNKNOWN = -1
 
 @dataclass(frozen=True)
 class StageRules:
-    """Thresholds, chosen by looking at the nuclei of each stage of Fluo-N2DL-HeLa 01.
+    """Thresholds, chosen by looking at the nuclei of each stage of Fluo-N2DL-HeLa 01."""
 
-    Attributes:
-        reference: First and last frame before the division, counted back from the mother's last
-            frame, whose median is what "in interphase" means.
-        condensed: A mother's frame counts as condensed from this ratio of brightness over area,
-            both relative to interphase.
-        prophase: The same for prophase, directly before the condensed frames.
-        plate: A condensed nucleus is a metaphase or anaphase plate from this ratio of its axes.
-        young: A daughter is in ana- or telophase as long as this ratio of brightness over twice
-            the area is reached.
-        longest: Most frames of prophase, of condensed stages, and of telophase.
-    """
-
+    # first and last frame before the division, counted back from the mother's last frame, whose
+    # median is what "in interphase" means
     reference: tuple[int, int] = (5, 14)
+    # A mother's frame counts as condensed from this ratio of brightness over area, both relative
+    # to interphase
     condensed: float = 2.0
-    prophase: float = 1.3
+    prophase: float = 1.3  # the same for prophase, directly before the condensed frames
+    # A condensed nucleus is a metaphase or anaphase plate from this ratio of its axes
     plate: float = 1.6
+    # A daughter is in ana- or telophase as long as this ratio of brightness over twice the area is
+    # reached
     young: float = 1.3
+    # most frames of prophase, of condensed stages, and of telophase
     longest: tuple[int, int, int] = (2, 4, 4)
 
 
 @dataclass(frozen=True)
 class Appearance:
-    """What the stages are told from.
+    """What the stages are told from."""
 
-    Attributes:
-        area: Pixels of each mask, ``[n]``.
-        brightness: Mean light, ``[n]``.
-        aspect: Ratio of the axes of the ellipse with the same second moments, ``[n]``.
-    """
-
-    area: Array
-    brightness: Array
-    aspect: Array
+    area: Array  # pixels of each mask, [n]
+    brightness: Array  # mean light, [n]
+    aspect: Array  # ratio of the axes of the ellipse with the same second moments, [n]
 
 
 def appearance(crops: Crops) -> Appearance:
-    """Measure every crop.
-
-    Args:
-        crops: Nuclei cut out of the video.
-
-    Returns:
-        Area, brightness, ratio of axes.
-    """
+    """Measure every crop."""
     aspect = np.empty(len(crops.masks))
     for i, mask in enumerate(crops.masks):
         spread = np.cov(np.argwhere(mask).T) if mask.sum() > 2 else np.eye(2)
@@ -78,14 +61,7 @@ def appearance(crops: Crops) -> Appearance:
 
 
 def daughters_of(tracks: npt.NDArray[np.int32]) -> dict[int, list[int]]:
-    """List the divisions: a track that two or more others name as their parent.
-
-    Args:
-        tracks: Id, first, last, parent, ``[n, 4]``.
-
-    Returns:
-        The daughters of each mother. A parent of one is an interrupted track, not a division.
-    """
+    """List the divisions: a track that two or more others name as their parent."""
     children: dict[int, list[int]] = {}
     for identity, _, _, parent in tracks.tolist():
         if parent:
@@ -96,17 +72,7 @@ def daughters_of(tracks: npt.NDArray[np.int32]) -> dict[int, list[int]]:
 def interphase_references(
     crops: Crops, looks: Appearance, tracks: npt.NDArray[np.int32], rules: StageRules
 ) -> dict[int, tuple[float, float]]:
-    """Return the median area and brightness of every mother before her division.
-
-    Args:
-        crops: Nuclei cut out of the video.
-        looks: Their appearance.
-        tracks: The lineage.
-        rules: Which frames count.
-
-    Returns:
-        Area in px and brightness in grey values, of those mothers that have three such frames.
-    """
+    """Return the median area and brightness of every mother before her division."""
     last = dict(zip(tracks[:, 0].tolist(), tracks[:, 2].tolist(), strict=True))
     near, far = rules.reference
     found = {}
@@ -133,13 +99,7 @@ def assign_stages(
     the brightness is that of interphase. All else is interphase. Mitoses whose mother has no
     reference, because she has fewer than three whole frames before, are unknown.
 
-    Args:
-        crops: Nuclei cut out of the video.
-        tracks: The lineage.
-        rules: Thresholds.
-
-    Returns:
-        Index into ``STAGES`` or -1 (unknown), ``[n]``.
+    Index into ``STAGES`` or -1 (unknown), ``[n]``.
     """
     rules = rules or StageRules()
     looks = appearance(crops)
@@ -217,16 +177,8 @@ def durations(
 ) -> Array:
     """Count how many frames the short stages last.
 
-    Args:
-        crops: Nuclei cut out of the video.
-        stages: Their stages.
-        tracks: The lineage.
-        mothers: The mothers whose mitosis is known.
-        longest: Largest number of frames in the table.
-
-    Returns:
-        Share of mitoses whose stage lasts 0, 1, ... frames, ``[S, longest + 1]``; the row of
-        interphase is 0.
+    Share of mitoses whose stage lasts 0, 1, ... frames, ``[S, longest + 1]``; the row of
+    interphase is 0.
     """
     table = np.zeros((len(STAGES), longest + 1))
     children = daughters_of(tracks)

@@ -48,21 +48,13 @@ _HELD_OUT = 512
 
 @dataclass(frozen=True)
 class Pairs:
-    """Noise, what a nucleus is like, and what the painter draws.
+    """Noise, what a nucleus is like, and what the painter draws."""
 
-    Attributes:
-        noise: ``[n, 1, P, P]`` bfloat16.
-        picture: ``[n, 1, P, P]`` bfloat16, on the scale of the network.
-        radii: Outlines that fit into the patch, px, ``[n, K]`` float32.
-        brightness: ``[n]`` float32.
-        stage: ``[n]`` int64.
-    """
-
-    noise: Tensor
-    picture: Tensor
-    radii: Tensor
-    brightness: Tensor
-    stage: Tensor
+    noise: Tensor  # [n, 1, P, P] bfloat16
+    picture: Tensor  # [n, 1, P, P] bfloat16, on the scale of the network
+    radii: Tensor  # outlines that fit into the patch, px, [n, K] float32
+    brightness: Tensor  # [n] float32
+    stage: Tensor  # [n] int64
 
 
 def draw_pairs(
@@ -75,23 +67,7 @@ def draw_pairs(
     device: torch.device | None = None,
     progress: bool = True,
 ) -> Pairs:
-    """Let the painter draw moments out of lives, as large and as bright as clips may vary them.
-
-    Args:
-        painter: The fitted painter.
-        shapes: Outlines.
-        lives: Stages, brightness, growth.
-        count: Number of pictures.
-        seed: Which lives and which noise.
-        device: Where to paint; None: on the CPU.
-        progress: Show a progress bar.
-
-    Returns:
-        Pairs on the CPU.
-
-    Raises:
-        ValueError: If count is below 1.
-    """
+    """Let the painter draw moments out of lives, as large and as bright as clips may vary them."""
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     radii, brightness, stage = _moments(shapes, lives, count, seed)
@@ -151,20 +127,7 @@ def fit_distilled(
     device: torch.device | None = None,
     progress: bool = True,
 ) -> tuple[DistilledPainter, TrainingLog]:
-    """Train the distilled network on pairs (Luhman & Luhman 2021).
-
-    Args:
-        pairs: From :func:`draw_pairs`.
-        painter: Who drew them.
-        checkpoint: Where the state is kept; the same call goes on from there.
-        training: Steps, batch, rate, seed.
-        start: A network to go on from; None: weights drawn at random.
-        device: Where to train; None: on the CPU.
-        progress: Show a progress bar.
-
-    Returns:
-        The network with averaged weights, on the CPU, and the losses.
-    """
+    """Train the distilled network on pairs (Luhman & Luhman 2021)."""
     patch, floor = painter.settings.patch, painter.settings.floor
     if start is None:
         settings = DistilledSettings(patch=patch, narrow=narrow_of(patch), floor=floor)
@@ -198,9 +161,6 @@ def narrow_of(patch: int) -> int:
 
     Our choice: the most common nuclei fit, and a picture costs little more than half.
 
-    Args:
-        patch: Side of the wide ones in pixels.
-
     Examples:
         >>> narrow_of(64)
         48
@@ -211,17 +171,7 @@ def narrow_of(patch: int) -> int:
 def distilled_losses(
     pairs: Pairs, settings: DistilledSettings, training: TrainingSettings
 ) -> tuple[Callable[[nn.Module, int], Tensor], Callable[[nn.Module], float]]:
-    """Return what the network learns to make small, and the same on pairs that it never sees.
-
-    Args:
-        pairs: Noise and pictures.
-        settings: Sides of the pictures.
-        training: Batch and seed.
-
-    Returns:
-        The loss of a network at a step, and its mean loss on held-out pairs: the mean square of
-        what it misses over the variance of the painter's light inside outlines.
-    """
+    """Return what the network learns to make small, and the same on pairs that it never sees."""
     rows = torch.arange(len(pairs.radii))
     held = min(_HELD_OUT, len(rows) // 4)
     fits = pairs.radii.amax(1) <= settings.narrow / 2 - RIM

@@ -45,31 +45,15 @@ _SEARCH = (
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """One nucleus with its centroid near the middle of a square of 49 x 49 pixels.
+    """One nucleus with its centroid near the middle of a square of 49 x 49 pixels."""
 
-    Attributes:
-        light: Grey values less their mean, ``[49, 49]`` float32.
-        inside: True more than 2 px inside the outline, ``[49, 49]``.
-        rest: Centroid ``(y, x)`` less the middle of the square, px, ``[2]`` float32.
-    """
-
-    light: Tensor
-    inside: Tensor
-    rest: Tensor
+    light: Tensor  # grey values less their mean, [49, 49] float32
+    inside: Tensor  # true more than 2 px inside the outline, [49, 49]
+    rest: Tensor  # centroid (y, x) less the middle of the square, px, [2] float32
 
 
 def aligned_correlation(one: Picture, other: Picture, *, start: float = 0.0) -> float:
-    """Move one picture onto another and correlate what both show of the inside.
-
-    Args:
-        one: The picture that stays.
-        other: The picture that is turned and shifted.
-        start: The turn around which turns are tried, radians; a point of one
-            at the angle a (from x to y) is looked for at the angle a - turn in other.
-
-    Returns:
-        The correlation; NaN where fewer than 40 pixels are in both insides.
-    """
+    """Move one picture onto another and correlate what both show of the inside."""
     if int(one.inside.sum()) < _LEAST_COMMON:
         return math.nan
     best = torch.tensor([start, 0.0, 0.0], dtype=torch.float32)
@@ -95,14 +79,8 @@ def turn_of_axes(one: Picture, other: Picture) -> float:
 def _scores(one: Picture, other: Picture, tried: Tensor) -> tuple[Tensor, Tensor]:
     """Score rigid motions of a picture onto the inside of another.
 
-    Args:
-        one: The picture that stays.
-        other: The picture that is moved.
-        tried: Turn (radians) and shift down and right (px), ``[N, 3]``.
-
-    Returns:
-        Overlap of the insides plus correlation, -inf with too few common pixels; and the
-        correlation; ``[N]`` each.
+    Overlap of the insides plus correlation, -inf with too few common pixels; and the
+    correlation; ``[N]`` each.
     """
     places = one.inside.nonzero()
     light = one.light[places[:, 0], places[:, 1]]
@@ -165,16 +143,6 @@ def fit_memory(
     at each lag; ``(1 - fresh) * memory ** lag`` is fitted to the four of them. What else changes
     textures in a film, such as turns, growth and neighbours, is found by making one and measuring
     it; the targets are moved by what it misses, ``ROUNDS`` times, and the best round wins.
-
-    Args:
-        crops: Nuclei cut out of the video.
-        stages: Their stages.
-        generator: All that is fitted; its texture model is not used.
-        seed: Which pairs, which noise and which film.
-
-    Returns:
-        The model, and the median correlation in the video at each lag; ``USUAL`` where the video
-        shows too few pairs at all lags but one.
     """
     real = _of_video(crops, stages, seed)
     if len(real) < 2:

@@ -50,19 +50,14 @@ class TrainingSettings:
 
 @dataclass
 class TrainingLog:
-    """What a training printed.
+    """What a training printed."""
 
-    Attributes:
-        train: Pairs of step and mean training loss since the last pair.
-        held_out: Pairs of step and loss on held-out tracks, by the averaged weights.
-        recent: Training losses since the last pair.
-        seconds: Time spent in all runs together.
-    """
-
+    # pairs of step and mean training loss since the last pair
     train: list[tuple[int, float]] = field(default_factory=list)
+    # pairs of step and loss on held-out tracks, by the averaged weights
     held_out: list[tuple[int, float]] = field(default_factory=list)
-    recent: list[float] = field(default_factory=list)
-    seconds: float = 0.0
+    recent: list[float] = field(default_factory=list)  # training losses since the last pair
+    seconds: float = 0.0  # time spent in all runs together
 
 
 def train(
@@ -75,25 +70,7 @@ def train(
     purpose: str,
     progress: bool = True,
 ) -> TrainingLog:
-    """Train a network, keep the moving average of its weights, and survive a kill.
-
-    Args:
-        network: Trained in place; ends with the averaged weights.
-        loss_at: Gives the loss of the network at a step; must depend on nothing but these.
-        held_out: Gives the loss on held-out data.
-        settings: Steps, rate, seed.
-        checkpoint: Where to keep the state; an existing one is continued.
-        purpose: What is trained, on what: a checkpoint of another purpose is refused. Two equal
-            purposes must mean equal data and settings.
-        progress: Show a progress bar.
-
-    Returns:
-        The losses and the time.
-
-    Raises:
-        ValueError: If the checkpoint belongs to another training, has more steps behind it than
-            are asked for, or is damaged.
-    """
+    """Train a network, keep the moving average of its weights, and survive a kill."""
     average = {name: value.detach().clone() for name, value in network.named_parameters()}
     optimizer = torch.optim.RAdam(network.parameters(), lr=settings.rate)
     log, start = TrainingLog(), 0
@@ -131,14 +108,7 @@ def train(
 
 
 def purpose_of(*parts: object) -> str:
-    """Return a short text that differs when any of the parts differs.
-
-    Args:
-        *parts: Settings, names, tensors: whatever the result depends on.
-
-    Returns:
-        A hexadecimal digest; of tensors, all bytes count.
-    """
+    """Return a short text that differs when any of the parts differs."""
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, Tensor):

@@ -15,34 +15,21 @@ from bvdm_data.synth.camera import CameraModel
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame of the fitted video.
+    """One frame of the fitted video."""
 
-    Attributes:
-        number: Frame number.
-        grey: Picture in [0, 1], ``[H, W]`` float32.
-        masks: Track ids, ``[H, W]`` int32.
-        background: Smooth background light, ``[H, W]`` float32.
-    """
-
-    number: int
-    grey: npt.NDArray[np.float32]
-    masks: npt.NDArray[np.int32]
-    background: npt.NDArray[np.float32]
+    number: int  # frame number
+    grey: npt.NDArray[np.float32]  # picture in [0, 1], [H, W] float32
+    masks: npt.NDArray[np.int32]  # track ids, [H, W] int32
+    background: npt.NDArray[np.float32]  # smooth background light, [H, W] float32
 
 
 @dataclass(frozen=True)
 class Video:
-    """An annotated video.
+    """An annotated video."""
 
-    Attributes:
-        frames: Its frames in order.
-        tracks: Id, first frame, last frame, parent, ``[n, 4]``.
-        scale: How counts became grey values.
-    """
-
-    frames: tuple[Frame, ...]
-    tracks: npt.NDArray[np.int32]
-    scale: CameraScale
+    frames: tuple[Frame, ...]  # its frames in order
+    tracks: npt.NDArray[np.int32]  # id, first frame, last frame, parent, [n, 4]
+    scale: CameraScale  # how counts became grey values
 
 
 class TooLittleVideoError(ValueError):
@@ -52,21 +39,7 @@ class TooLittleVideoError(ValueError):
 def read_video(
     sequence: CTCSequence, scale: CameraScale, *, stop: int | None = None, progress: bool = True
 ) -> Video:
-    """Read the frames that have masks.
-
-    Args:
-        sequence: An annotated sequence.
-        scale: How counts become grey values.
-        stop: Frame number after the last one that is used; None: to the end.
-        progress: Show a progress bar.
-
-    Returns:
-        The video.
-
-    Raises:
-        TooLittleVideoError: If fewer than two frames have masks.
-        ValueError: If there are no tracks.
-    """
+    """Read the frames that have masks."""
     if not len(sequence.tracks):
         raise ValueError(
             f"sequence {sequence.name!r} of {sequence.folder} has no man_track.txt: lives and "
@@ -101,16 +74,7 @@ def _tracks_before(tracks: npt.NDArray[np.int32], stop: int | None) -> npt.NDArr
 def empty_places(
     grey: npt.NDArray[np.float32], masks: npt.NDArray[np.int32]
 ) -> npt.NDArray[np.bool_]:
-    """Find the pixels that show background and nothing else.
-
-    Args:
-        grey: A frame, ``[H, W]``.
-        masks: Its nuclei.
-
-    Returns:
-        True at least 7 px off every outline, where the halo of the microscope's blur is gone, and
-        where no unlabelled nucleus (the truth has them at the border) is bright; ``[H, W]``.
-    """
+    """Find the pixels that show background and nothing else."""
     free: npt.NDArray[np.bool_] = ~ndimage.binary_dilation(masks > 0, iterations=7)
     if not free.any():
         free = masks == 0
@@ -124,13 +88,7 @@ def background_light(
 ) -> npt.NDArray[np.float32]:
     """Estimate the background under the nuclei by a Gaussian mean of what lies between them.
 
-    Args:
-        grey: A frame, ``[H, W]``.
-        masks: Its nuclei.
-        width: Standard deviation of the Gaussian in pixels (our choice: wider than a nucleus).
-
-    Returns:
-        The background, ``[H, W]``, of the same unit as grey.
+    The background, ``[H, W]``, of the same unit as grey.
     """
     free = empty_places(grey, masks)
     middle = np.median(grey[free])
@@ -154,14 +112,7 @@ _LAG = 50
 
 
 def fit_camera(video: Video) -> CameraModel:
-    """Measure the background, the noise and the blur.
-
-    Args:
-        video: The annotated video.
-
-    Returns:
-        The model.
-    """
+    """Measure the background, the noise and the blur."""
     levels = np.array([float(np.median(frame.background)) for frame in video.frames])
     middle = float(np.median(levels))
     spread = 1.4826 * float(np.median(np.abs(levels - middle)))
@@ -187,11 +138,7 @@ def streak_kernel(correlation: Array) -> Array:
     Its spectrum is the square root of the spectrum that belongs to the correlation
     (Wiener-Khinchin).
 
-    Args:
-        correlation: At lags 1, 2, ... px.
-
-    Returns:
-        Kernel of unit energy, ``[STREAK]``.
+    Kernel of unit energy, ``[STREAK]``.
 
     Examples:
         >>> streak_kernel(np.zeros(3)).round(3).tolist()

@@ -32,13 +32,6 @@ def write_tar(
     """Write a WebDataset tar: members ``000000012.video.npy`` of sample ``000000012``.
 
     The headers hold no time and no user, so that equal clips make equal files.
-
-    Args:
-        path: The file to make.
-        clips: Clips in the order of their numbers.
-        count: How many.
-        schema: Their keys.
-        compress: Whether each member is gzipped, with ``.gz`` at the end of its name.
     """
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
         for clip in clips:
@@ -54,14 +47,7 @@ def write_tar(
 
 
 def read_tar(path: Path) -> Iterator[dict[str, npt.NDArray[Any]]]:
-    """Yield the arrays of each clip of a tar by their keys, in the order of the file.
-
-    Args:
-        path: The file.
-
-    Raises:
-        EOFError: If the file was cut off between two members.
-    """
+    """Yield the arrays of each clip of a tar by their keys, in the order of the file."""
     with tarfile.open(path, "r:") as archive:
         sample, arrays, end = "", dict[str, npt.NDArray[Any]](), 0
         for member in archive:
@@ -85,16 +71,6 @@ def write_zarr(
     """Write a zarr group (format 3) into a zip: one array a key, one chunk a clip.
 
     Clips are written one by one, and members hold no time, so that equal clips make equal files.
-
-    Args:
-        path: The file to make.
-        clips: Clips in the order of their numbers.
-        count: How many.
-        schema: Their keys.
-        compress: Whether chunks are compressed (zstd).
-
-    Raises:
-        ImportError: If zarr is missing.
     """
     zarr = zarr_package()
     codec = zarr.codecs.ZstdCodec(level=1)
@@ -119,15 +95,7 @@ def write_zarr(
 
 
 def read_zarr(path: Path) -> Iterator[dict[str, npt.NDArray[Any]]]:
-    """Yield the arrays of each clip of a zarr group by their keys.
-
-    Args:
-        path: The zip.
-
-    Raises:
-        ImportError: If zarr is missing.
-        zipfile.BadZipFile: If it is no zip, or has lost its end.
-    """
+    """Yield the arrays of each clip of a zarr group by their keys."""
     zarr = zarr_package()
     if not zipfile.is_zipfile(path):  # which ZipStore does not survive
         raise zipfile.BadZipFile("it has not the end of a zip")
@@ -142,11 +110,7 @@ def read_zarr(path: Path) -> Iterator[dict[str, npt.NDArray[Any]]]:
 
 
 def zarr_package() -> Any:
-    """Return the package zarr.
-
-    Raises:
-        ImportError: If it is missing or too old.
-    """
+    """Return the package zarr."""
     try:
         import zarr
         import zarr.codecs
@@ -162,12 +126,7 @@ def zarr_package() -> Any:
 
 
 def arrays_of(clip: Clip, schema: Schema) -> dict[str, npt.NDArray[Any]]:
-    """Return the tensors of a clip as arrays, in the order of the schema.
-
-    Args:
-        clip: The clip.
-        schema: Its keys.
-    """
+    """Return the tensors of a clip as arrays, in the order of the schema."""
     tensors: Mapping[str, Any] = clip
     return {key: tensors[key].cpu().contiguous().numpy() for key in schema}
 

@@ -35,19 +35,7 @@ _PLAIN = ("frames", "length", "seed", "variation", "max_cells")
 
 
 def recipe_of(videos: SyntheticHeLaVideos) -> dict[str, Any]:
-    """Return what the clips of a data set follow from.
-
-    Args:
-        videos: The data set, in the epoch whose clips are meant.
-
-    Returns:
-        JSON values: ``model`` (its name, or the path of its file), ``digest`` of the model,
-        ``epoch``, and the arguments of the data set.
-
-    Raises:
-        TypeError: If it is no such data set.
-        ValueError: If it has a transform, which no text can tell.
-    """
+    """Return what the clips of a data set follow from."""
     if not isinstance(videos, SyntheticHeLaVideos):
         raise TypeError(
             f"videos must be a SyntheticHeLaVideos, got {type(videos).__name__}: only its clips "
@@ -75,19 +63,7 @@ def recipe_of(videos: SyntheticHeLaVideos) -> dict[str, Any]:
 
 
 def videos_of(recipe: Mapping[str, Any], model: str | Path | None = None) -> SyntheticHeLaVideos:
-    """Return the data set that a recipe tells of.
-
-    Args:
-        recipe: What :func:`recipe_of` gave.
-        model: Name or file of the model where it is elsewhere now; None: as the recipe says.
-
-    Returns:
-        The data set, in the epoch of the recipe.
-
-    Raises:
-        FileNotFoundError: If the model's file is not where the recipe says.
-        ValueError: If the model is another one, or the recipe tells of no data set.
-    """
+    """Return the data set that a recipe tells of."""
     name = recipe["model"] if model is None else model
     try:
         digest = model_digest(name)
@@ -119,14 +95,7 @@ def videos_of(recipe: Mapping[str, Any], model: str | Path | None = None) -> Syn
 
 
 def schema_of(videos: SyntheticHeLaVideos) -> dict[str, dict[str, Any]]:
-    """Return dtype and shape of each key of a clip; see :class:`bvdm_data.Clip`.
-
-    Args:
-        videos: The data set.
-
-    Returns:
-        ``{"dtype": ..., "shape": [...]}`` by key, in the order in which shards hold them.
-    """
+    """Return dtype and shape of each key of a clip; see :class:`bvdm_data.Clip`."""
     frames, size, rows = videos.frames, list(videos.size), videos.max_cells
     every: dict[str, tuple[str, list[int]]] = {
         "video": ("float32", [frames, 1, *size]),
@@ -167,25 +136,15 @@ _MAY_DIFFER = ("versions", "clips", "shards")
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Shards of a folder: shard k holds the clips from ``k * clips_per_shard`` on.
+    """Shards of a folder: shard k holds the clips from ``k * clips_per_shard`` on."""
 
-    Attributes:
-        folder: Where they are.
-        recipe: What the clips follow from; see :func:`recipe_of`.
-        schema: Dtype and shape of each key; see :func:`schema_of`.
-        format: ``"webdataset"`` or ``"zarr"``.
-        compress: Whether they are compressed.
-        clips: Clips of all shards.
-        clips_per_shard: Clips of every shard but perhaps the last.
-    """
-
-    folder: Path
-    recipe: Mapping[str, Any]
-    schema: Mapping[str, Any]
-    format: str
-    compress: bool
-    clips: int
-    clips_per_shard: int
+    folder: Path  # where they are
+    recipe: Mapping[str, Any]  # what the clips follow from; see recipe_of
+    schema: Mapping[str, Any]  # dtype and shape of each key; see schema_of
+    format: str  # "webdataset" or "zarr"
+    compress: bool  # whether they are compressed
+    clips: int  # clips of all shards
+    clips_per_shard: int  # clips of every shard but perhaps the last
 
     @property
     def count(self) -> int:
@@ -193,19 +152,11 @@ class Plan:
         return -(-self.clips // self.clips_per_shard)
 
     def path(self, number: int) -> Path:
-        """Return the file of a shard.
-
-        Args:
-            number: From 0.
-        """
+        """Return the file of a shard."""
         return self.folder / f"shard-{number:06d}{WRITERS[self.format][0]}"
 
     def indices(self, number: int) -> range:
-        """Return the numbers of the clips of a shard.
-
-        Args:
-            number: From 0.
-        """
+        """Return the numbers of the clips of a shard."""
         first = number * self.clips_per_shard
         return range(first, min(first + self.clips_per_shard, self.clips))
 
@@ -270,13 +221,6 @@ def claim(plan: Plan) -> None:
     """Write the manifest into a new folder, or check that of a folder that was begun.
 
     Any number of processes may do so at once: they all write the same.
-
-    Args:
-        plan: What is to be written.
-
-    Raises:
-        OSError: If it cannot be written.
-        ValueError: If the folder was begun with other settings, or holds something else.
     """
     path, said = plan.folder / MANIFEST, plan.said()
     if path.is_file():
@@ -482,19 +426,7 @@ def write_shards(
 
 
 def make_shard(plan: Plan, number: int) -> bool:
-    """Make one shard, if it is not there.
-
-    Args:
-        plan: What is written.
-        number: Number of the shard, from 0.
-
-    Returns:
-        Whether this call has made it.
-
-    Raises:
-        Exception: What the data set raises where a clip fails, or an OSError where the disk does;
-            no half shard is left.
-    """
+    """Make one shard, if it is not there."""
     path = plan.path(number)
     if path.exists():
         return False

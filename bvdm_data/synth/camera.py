@@ -16,29 +16,18 @@ from bvdm_data.rng import stream
 
 @dataclass(frozen=True)
 class CameraModel:
-    """Background, blur and noise of the video, in grey values and pixels.
+    """Background, blur and noise of the video, in grey values and pixels."""
 
-    Attributes:
-        level: Mean background light of a frame.
-        level_spread: Standard deviation of that level over the video; it drifts slowly.
-        field_spread: Standard deviation of the slowly varying background over a frame.
-        field_width: Correlation length of that background, px.
-        noise: Standard deviation of the camera's noise.
-        streak: Kernel that correlates the noise along rows, of unit energy, ``[k]``.
-        halo: Standard deviation of the blur that surrounds nuclei with light, px.
-        offset: Camera count of grey value 0.
-        full: Camera count of grey value 1.
-    """
-
-    level: float
-    level_spread: float
-    field_spread: float
-    field_width: float
-    noise: float
+    level: float  # mean background light of a frame
+    level_spread: float  # standard deviation of that level over the video; it drifts slowly
+    field_spread: float  # standard deviation of the slowly varying background over a frame
+    field_width: float  # correlation length of that background, px
+    noise: float  # standard deviation of the camera's noise
+    # kernel that correlates the noise along rows, of unit energy, [k]
     streak: npt.NDArray[np.float64]
-    halo: float
-    offset: int
-    full: int
+    halo: float  # standard deviation of the blur that surrounds nuclei with light, px
+    offset: int  # camera count of grey value 0
+    full: int  # camera count of grey value 1
 
 
 def expose(
@@ -50,15 +39,7 @@ def expose(
 ) -> npt.NDArray[np.float32]:
     """Add the glow around the nuclei, the background and the noise; round to camera counts.
 
-    Args:
-        light: Light of the nuclei above the background, grey values, ``[F, H, W]``.
-        camera: Measured from the video.
-        generator: Where the random numbers come from.
-        glow: Whether the blur that surrounds nuclei is to be added; not where they were painted
-            with it.
-
-    Returns:
-        Grey values in [0, 1] that are whole counts of the camera, ``[F, H, W]``.
+    Grey values in [0, 1] that are whole counts of the camera, ``[F, H, W]``.
     """
     frames, size = len(light), light.shape[1:]
     field = _smooth_field(size, camera, generator)
@@ -84,15 +65,7 @@ def expose(
 
 
 def field_grid(camera: CameraModel) -> tuple[int, float, int]:
-    """Return on what grid the background is drawn.
-
-    Args:
-        camera: Measured from the video.
-
-    Returns:
-        Pixels between two points of it; correlation length of the background in such steps; how
-        many points lie around the picture on each side.
-    """
+    """Return on what grid the background is drawn."""
     coarse = max(1, int(camera.field_width // 4))
     return coarse, camera.field_width / coarse, math.ceil(4 * camera.field_width / coarse)
 
@@ -116,14 +89,7 @@ class DeviceCamera:
     The numbers that are drawn are others, their distribution is the same. Nothing that is done
     with a film waits for the device.
 
-    Args:
-        camera: Measured from the video; films may differ in their noise.
-        frames: Frames of a film.
-        size: Height and width of a picture.
-        device: Where films are.
-
-    Attributes:
-        draws: How many normal numbers a film needs.
+    ``draws``: How many normal numbers a film needs
     """
 
     def __init__(
@@ -150,11 +116,7 @@ class DeviceCamera:
         self.draws = sum(self._shares)
 
     def draw(self, seeds: Sequence[int]) -> Float[Tensor, "B D"]:
-        """Draw the normal numbers of films, each a function of its seed on a kind of device.
-
-        Args:
-            seeds: From :func:`camera_seed`, one for each film.
-        """
+        """Draw the normal numbers of films, each a function of its seed on a kind of device."""
         drawn = torch.empty(len(seeds), self.draws, device=self.device)
         for row, seed in zip(drawn, seeds, strict=True):
             row.normal_(generator=torch.Generator(self.device).manual_seed(seed))
@@ -168,17 +130,7 @@ class DeviceCamera:
         noise: Float[Tensor, " B"],
         blur: Float[Tensor, "B T"] | None,
     ) -> Float[Tensor, "B F H W"]:
-        """Blur light, add the background and the noise; round to camera counts.
-
-        Args:
-            light: Light of the nuclei above the background, grey values.
-            drawn: From :meth:`draw`, or other normal numbers.
-            noise: Standard deviation of each film's noise, grey values.
-            blur: From :func:`blur_taps`, on the device; None: no film is blurred.
-
-        Returns:
-            Grey values in [0, 1] that are whole counts of the camera.
-        """
+        """Blur light, add the background and the noise; round to camera counts."""
         if blur is not None:
             light = _convolved(_convolved(light, blur, 2), blur, 3)
         level, field, white = torch.split(drawn, list(self._shares), 1)
@@ -194,24 +146,12 @@ class DeviceCamera:
 
 
 def camera_seed(seed: int, name: tuple[str | int, ...]) -> int:
-    """Return the seed of what the camera draws for a film.
-
-    Args:
-        seed: Seed of the data set.
-        name: The film's place in the data set.
-    """
+    """Return the seed of what the camera draws for a film."""
     return stream(seed, *name, "camera").initial_seed()
 
 
 def blur_taps(widths: Sequence[float]) -> Float[Tensor, "B T"] | None:
-    """Return the kernels of Gaussian blurs, those of ``scipy.ndimage.gaussian_filter``.
-
-    Args:
-        widths: Standard deviation of the blur of each film, px.
-
-    Returns:
-        As many taps for all, an odd number; None where no width is above 0.
-    """
+    """Return the kernels of Gaussian blurs, those of ``scipy.ndimage.gaussian_filter``."""
     if not any(widths):
         return None
     # scipy cuts a kernel off at 4 standard deviations.

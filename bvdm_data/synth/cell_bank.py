@@ -71,10 +71,6 @@ class Pool:
 
     Pair ``k`` of clip ``i`` is a pure function of the model, the method, the seed, ``k`` and how
     often it was replaced before clip ``i``.
-
-    Args:
-        settings: How many, and how soon they are replaced.
-        seed: Seed of the data set.
     """
 
     def __init__(self, settings: PoolSettings, seed: int) -> None:
@@ -88,15 +84,7 @@ class Pool:
         return {**self.__dict__, "_kept": {}}
 
     def pair(self, slot: int, number: int, era: int, generator: Generator, frames: int) -> _Pair:
-        """Return the pair that a slot holds when a clip is made.
-
-        Args:
-            slot: From 0 to ``pairs - 1``.
-            number: Number of the clip.
-            era: Clips of one era share pairs.
-            generator: The fitted models.
-            frames: Frames of a clip.
-        """
+        """Return the pair that a slot holds when a clip is made."""
         # One slot after the other is renewed, so that a pool never changes all at once.
         times = int((number * self.settings.renew + slot) // self.settings.pairs)
         version = (id(generator), era, frames, times)
@@ -130,12 +118,6 @@ class Pool:
 
         Always the same call, whatever else a clip shows: how many pictures share a call may
         change their last bits.
-
-        Args:
-            slot: Where the pair is kept.
-            pair: The pair.
-            generator: The fitted models.
-            settings: How nuclei are painted.
         """
         if pair.painted is None:
             lives = [life for family in pair.families for life in family]
@@ -161,18 +143,7 @@ class _Role:
 
 
 class Cast:
-    """The nuclei of one clip, taken out of a pool; gives families to a colony, and their pictures.
-
-    Args:
-        pool: Painted nuclei.
-        generator: The fitted models.
-        frames: Frames of the clip.
-        number: Number of the clip.
-        era: Clips of one era share pairs.
-        draws: Where the random numbers come from.
-        size: Factor on lengths of nuclei.
-        brightness: Factor on their light.
-    """
+    """The nuclei of one clip, taken out of a pool; gives families to a colony, and their pictures."""
 
     def __init__(
         self,
@@ -200,12 +171,7 @@ class Cast:
         self._roles: dict[int, _Role] = {}
 
     def __call__(self, identity: int, sister: Founder | None) -> list[Life]:
-        """Return a family whose lives are numbered from ``identity`` on.
-
-        Args:
-            identity: Number of the founder.
-            sister: The founder whose sister is wanted; None: of a new pair.
-        """
+        """Return a family whose lives are numbered from ``identity`` on."""
         if sister is None:
             slot = int(self._order[self._next % len(self._order)])
             self._next += 1
@@ -236,15 +202,7 @@ class Cast:
         shown: Sequence[tuple[int, int, tuple[int, int]]],
         settings: FastSettings,
     ) -> list[Pictures]:
-        """Return the pictures of the nuclei that are seen, those that no clip has shown yet made.
-
-        Args:
-            shown: Identity, row in the tables, first and last frame in view of each.
-            settings: How nuclei are painted.
-
-        Returns:
-            Groups by the side of the pictures.
-        """
+        """Return the pictures of the nuclei that are seen, those that no clip has shown yet made."""
         parts: dict[int, list[Pictures]] = {}
         for identity, row, (first, last) in shown:
             role = self._roles[identity]

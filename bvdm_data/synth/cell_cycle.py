@@ -26,12 +26,7 @@ _ORDER = np.array([*BEFORE_INTERPHASE, INTERPHASE, *AFTER_INTERPHASE])
 def lay_out(lengths: Ints, cycle: int) -> Ints:
     """Lay out the stage of every frame from birth to division.
 
-    Args:
-        lengths: Frames of each stage, ``[S]``; interphase fills the rest of the cycle.
-        cycle: Frames from birth to division.
-
-    Returns:
-        Stage of each frame, ``[n]``; at least one frame is interphase.
+    Stage of each frame, ``[n]``; at least one frame is interphase.
     """
     short = int(lengths[list(BEFORE_INTERPHASE + AFTER_INTERPHASE)].sum())
     runs = lengths.copy()
@@ -42,12 +37,7 @@ def lay_out(lengths: Ints, cycle: int) -> Ints:
 def draw_each_length(durations: Array, generator: np.random.Generator) -> Ints:
     """Draw how long each stage lasts, one by one.
 
-    Args:
-        durations: Probability of a stage lasting 0, 1, ... frames, ``[S, D]``.
-        generator: Where the random numbers come from.
-
-    Returns:
-        Frames, ``[S]``.
+    Frames, ``[S]``.
     """
     return np.array([_draw(row, generator) for row in durations])
 
@@ -57,14 +47,7 @@ def take_lengths(
 ) -> Ints:
     """Take the short stages of one mitosis of the video, and of one of its newborns.
 
-    Args:
-        mitoses: Frames of pro-, prometa- and metaphase, ``[n, 3]``.
-        births: Frames of ana- and telophase, ``[m, 2]``.
-        generator: Where the random numbers come from.
-        birth: Which newborn, from 0 to below 1; None: drawn.
-
-    Returns:
-        Frames, ``[S]``; 0 for interphase.
+    Frames, ``[S]``; 0 for interphase.
     """
     lengths = np.zeros(len(STAGES), np.int64)
     lengths[list(AFTER_INTERPHASE)] = mitoses[generator.integers(len(mitoses))]
@@ -80,14 +63,6 @@ def draw_cycle_and_age(
 
     In a population that grows at rate k, ages ``a`` of cycles of length ``L`` are met in
     proportion to ``f(L) exp(-k a)``, ``0 <= a < L`` (Euler-Lotka).
-
-    Args:
-        law: Mean and standard deviation of the logarithm of the cycle in frames, ``[2]``.
-        generator: Where the random numbers come from.
-        founder: Whether its age is drawn, too; else it is 0.
-
-    Returns:
-        Frames of the cycle, and the age in frames.
     """
     mean, deviation = law
     if not founder:
@@ -115,11 +90,7 @@ def template_weights(
     Gaussian around that frame, as wide as the stage is long, and weights add up to 1
     (Bähr et al. 2021, as in the authors' code).
 
-    Args:
-        stages: Stage of every frame, ``[n]``.
-
-    Returns:
-        Weights ``[n, A]`` and the frames of the templates ``[A]``.
+    Weights ``[n, A]`` and the frames of the templates ``[A]``.
 
     Examples:
         >>> weights, anchors = template_weights(np.array([0, 0, 0, 1]))
@@ -149,67 +120,55 @@ those that a model is fitted to."""
 
 @dataclass(frozen=True)
 class LifeModel:
-    """How long nuclei stay in each stage, how bright they are, how they grow; from the video.
+    """How long nuclei stay in each stage, how bright they are, how they grow; from the video."""
 
-    Attributes:
-        durations: Probability of a stage lasting 0, 1, ... frames, ``[S, D]``; the row of
-            interphase is not used, since it fills the rest of the cycle.
-        cycle: Mean and standard deviation of the logarithm of the time from birth to division in
-            frames (a log-normal law), ``[2]``.
-        brightness: Brightness of the video's nuclei in interphase at equally spaced quantiles
-            from 0 to 1, in grey values above the background, ``[B]``.
-        brightness_memory: A nucleus' rank among these drifts: correlation of its normal score with
-            that of the frame before, of most nuclei.
-        brightness_shared: Correlation between sisters of what is new in this score.
-        stage_brightness: Median and (robust) standard deviation of the logarithm of the
-            brightness in each stage over that of the same nucleus in interphase, ``[S, 2]``.
-        sister_spread: Standard deviation of a newborn's log brightness around that of both
-            daughters.
-        body: Area of the video's grown nuclei, before they divide, at equally spaced quantiles
-            from 0 to 1, px^2, ``[Q]``.
-        area_of_age: Area 0, 1, ... frames after birth over the grown mother's, whatever the
-            stage, ``[A]``; it stays at the last value.
-        area_of_stage: Area in each stage over that of the same nucleus, grown, or of a newborn's
-            mother, ``[S]``.
-        area_at_birth: As ``area_of_stage``, of newborn in their first frame, ``[S]``: in telophase
-            they grow fast.
-        birth_split: Standard deviation of a daughter's share of the mother's body, around one
-            half.
-        split: The same without the outliers, which are flaws of the masks.
-        stage_spread: Robust standard deviation of the logarithm of the area in each stage around
-            ``area_of_stage``, ``[S]``; 0 in interphase.
-        grown: As ``body``, but of all nuclei: mothers that the video shows dividing are larger
-            than others, ``[Q]`` px^2.
-        area_in_interphase: Area in interphase 0, 1, ... frames after birth over the grown
-            mother's, ``[A]``; it stays at the last value.
-        size: Standard deviation of the logarithm of a nucleus' area around what its body and its
-            age say, and the correlation of this deviation with that of the frame before, ``[2]``;
-            newborn begin with their mother's.
-        mitoses: Frames of pro-, prometa- and metaphase in each mitosis of the video, ``[n, 3]``.
-        births: Frames of ana- and telophase of each newborn of the video, ``[m, 2]``.
-        minutes: Time between two frames.
-    """
-
+    # probability of a stage lasting 0, 1, ... frames, [S, D]; the row of interphase is not used,
+    # since it fills the rest of the cycle
     durations: Array
+    # mean and standard deviation of the logarithm of the time from birth to division in frames (a
+    # log-normal law), [2]
     cycle: Array
+    # brightness of the video's nuclei in interphase at equally spaced quantiles from 0 to 1, in
+    # grey values above the background, [B]
     brightness: Array
+    # A nucleus' rank among these drifts: correlation of its normal score with that of the frame
+    # before, of most nuclei
     brightness_memory: float
-    brightness_shared: float
+    brightness_shared: float  # correlation between sisters of what is new in this score
+    # median and (robust) standard deviation of the logarithm of the brightness in each stage over
+    # that of the same nucleus in interphase, [S, 2]
     stage_brightness: Array
+    # standard deviation of a newborn's log brightness around that of both daughters
     sister_spread: float
+    # area of the video's grown nuclei, before they divide, at equally spaced quantiles from 0 to
+    # 1, px^2, [Q]
     body: Array
+    # area 0, 1, ... frames after birth over the grown mother's, whatever the stage, [A]; it stays
+    # at the last value
     area_of_age: Array
+    # area in each stage over that of the same nucleus, grown, or of a newborn's mother, [S]
     area_of_stage: Array
+    # as area_of_stage, of newborn in their first frame, [S]: in telophase they grow fast
     area_at_birth: Array
+    # standard deviation of a daughter's share of the mother's body, around one half
     birth_split: float
-    split: float
+    split: float  # the same without the outliers, which are flaws of the masks
+    # robust standard deviation of the logarithm of the area in each stage around area_of_stage,
+    # [S]; 0 in interphase
     stage_spread: Array
+    # as body, but of all nuclei: mothers that the video shows dividing are larger than others, [Q]
+    # px^2
     grown: Array
+    # area in interphase 0, 1, ... frames after birth over the grown mother's, [A]; it stays at the
+    # last value
     area_in_interphase: Array
+    # standard deviation of the logarithm of a nucleus' area around what its body and its age say,
+    # and the correlation of this deviation with that of the frame before, [2]; newborn begin with
+    # their mother's
     size: Array
-    mitoses: Array
-    births: Array
-    minutes: float
+    mitoses: Array  # frames of pro-, prometa- and metaphase in each mitosis of the video, [n, 3]
+    births: Array  # frames of ana- and telophase of each newborn of the video, [m, 2]
+    minutes: float  # time between two frames
 
 
 def growth(model: LifeModel, stages: npt.NDArray[np.int64]) -> Array:
@@ -218,12 +177,7 @@ def growth(model: LifeModel, stages: npt.NDArray[np.int64]) -> Array:
     The curve of the video is that of all nuclei over their mothers; here it is 1 when the nucleus
     is grown, however short its cycle.
 
-    Args:
-        model: Measured areas.
-        stages: Stage of every frame from birth to division, ``[n]``.
-
-    Returns:
-        ``[n]``.
+    ``[n]``.
     """
     curve = model.area_in_interphase
     usual = curve[np.minimum(np.arange(len(stages)), len(curve) - 1)]

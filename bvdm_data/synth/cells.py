@@ -37,45 +37,26 @@ _DIVIDING, _NEWBORN = (
 
 @dataclass(frozen=True)
 class Ancestry:
-    """What a nucleus has from its mother.
+    """What a nucleus has from its mother."""
 
-    Attributes:
-        body: Area of the grown nucleus, px^2.
-        quantile: Of the brightness among the video's nuclei.
-        mitosis: How bright its mother's mitosis was, in standard deviations.
-        size: How large it is, in standard deviations.
-        birth: Whose ana- and telophase it has, from 0 to 1; None: drawn.
-        drift: What is new, frame by frame, in its brightness and in its sister's alike; None: all
-            is its own.
-        founder: It has no mother in the film, so its age is drawn.
-        age: Of a founder, where it is known, in frames.
-    """
-
-    body: float
-    quantile: float
-    mitosis: float
-    size: float = 0.0
-    birth: float | None = None
+    body: float  # area of the grown nucleus, px^2
+    quantile: float  # of the brightness among the video's nuclei
+    mitosis: float  # how bright its mother's mitosis was, in standard deviations
+    size: float = 0.0  # how large it is, in standard deviations
+    birth: float | None = None  # whose ana- and telophase it has, from 0 to 1; None: drawn
+    # what is new, frame by frame, in its brightness and in its sister's alike; None: all is its
+    # own
     drift: Array | None = None
-    founder: bool = False
-    age: int | None = None
+    founder: bool = False  # it has no mother in the film, so its age is drawn
+    age: int | None = None  # of a founder, where it is known, in frames
 
 
 class Course:
     """Draws the outlines and the brightness of a life.
 
-    Args:
-        shapes: Outlines of each stage.
-        model: Brightness and growth.
-        ancestry: What the nucleus has from its mother.
-        stages: Stage of every frame from birth to division.
-        shown: Which of these frames the film shows.
-        generator: Where the random numbers come from.
-
-    Attributes:
-        mitosis: How bright its mitosis is, in standard deviations.
-        quantile: Of its brightness among the video's nuclei, in the end.
-        size: How large it is, in standard deviations, in the end.
+    ``mitosis``: How bright its mitosis is, in standard deviations; ``quantile``: Of its
+    brightness among the video's nuclei, in the end; ``size``: How large it is, in standard
+    deviations, in the end
     """
 
     def __init__(
@@ -204,17 +185,7 @@ def _brightness_offsets(
 def sister_quantile(
     model: LifeModel, quantile: float, age: int, generator: np.random.Generator
 ) -> float:
-    """Draw how bright the sister of a founder is: they drift apart from birth on.
-
-    Args:
-        model: How brightness drifts.
-        quantile: Of the founder's brightness among the video's nuclei.
-        age: Frames since their birth.
-        generator: Where the random numbers come from.
-
-    Returns:
-        The quantile of the sister's.
-    """
+    """Draw how bright the sister of a founder is: they drift apart from birth on."""
     own = (1 - model.brightness_shared) * (1 - model.brightness_memory ** (2 * age + 2))
     score = float(np.clip(special.ndtri(quantile), -FARTHEST, FARTHEST))
     drawn = (1 - own) * score + math.sqrt(own * (2 - own)) * float(generator.standard_normal())
@@ -222,38 +193,22 @@ def sister_quantile(
 
 
 def at_quantile(table: Array, quantile: float | Array) -> Array:
-    """Return what a distribution has at quantiles.
-
-    Args:
-        table: Its values at equally spaced quantiles from 0 to 1.
-        quantile: From 0 to 1, of any shape.
-    """
+    """Return what a distribution has at quantiles."""
     return np.asarray(np.interp(quantile, quantiles(len(table)), table))
 
 
 @dataclass(frozen=True)
 class Life:
-    """The part of one nucleus' life that a film shows.
+    """The part of one nucleus' life that a film shows."""
 
-    Attributes:
-        identity: Number from 1, unique in its film.
-        parent: The mother's number; 0 without one in the film.
-        first: Frame of the film in which it appears.
-        radii: Outline in each frame, ``[n, K]`` px.
-        stages: Stage in each frame, ``[n]``.
-        brightness: Mean light in each frame, grey values above the background, ``[n]``.
-        divides: Whether two daughters follow in the frame after the last.
-        age: Frames since its birth when it appears.
-    """
-
-    identity: int
-    parent: int
-    first: int
-    radii: Array
-    stages: npt.NDArray[np.int64]
-    brightness: Array
-    divides: bool
-    age: int = 0
+    identity: int  # number from 1, unique in its film
+    parent: int  # the mother's number; 0 without one in the film
+    first: int  # frame of the film in which it appears
+    radii: Array  # outline in each frame, [n, K] px
+    stages: npt.NDArray[np.int64]  # stage in each frame, [n]
+    brightness: Array  # mean light in each frame, grey values above the background, [n]
+    divides: bool  # whether two daughters follow in the frame after the last
+    age: int = 0  # frames since its birth when it appears
 
     @property
     def last(self) -> int:
@@ -279,22 +234,6 @@ def grow_family(
     in the order of the cycle with the durations of the video; outlines are the paper's
     Gaussian-weighted mean of one template a stage, scaled to the area that the video's nuclei
     have at that age.
-
-    Args:
-        shapes: Outlines of each stage.
-        model: Durations, brightness, growth.
-        frames: Length of the film.
-        generator: Where the random numbers come from.
-        first_identity: Number of the founder; its offspring follow.
-        jitter: Amount of fresh shape noise in each frame (authors' code: .1); None: outlines that
-            move as the video's do.
-        quantile: Where the founder's brightness lies among the video's nuclei; None: drawn.
-        age: Frames since the founder's birth; None: drawn.
-        drift: What is new in its brightness in each frame of the film, as in a sister's: standard
-            normal numbers, ``[frames]``; None: all is its own.
-
-    Returns:
-        The lives, mothers before daughters.
     """
     founder = Ancestry(
         body=float(at_quantile(model.grown if jitter is None else model.body, generator.random())),

@@ -25,42 +25,27 @@ class ShapeModel:
     A contour is the distance from the centroid to the outline, in pixels, at ``K`` equally spaced
     angles; angle 0 looks along ``+y``, a quarter turn later along ``+x``. The major axis lies
     along y. Nuclei have no head and no tail: the model is symmetric under half turns and mirrors.
-
-    Attributes:
-        mean: Mean radii of each stage, ``[S, K]`` px.
-        modes: Principal components, each as long as its standard deviation, ``[S, M, K]`` px.
-        counts: Contours that each stage was fitted to, ``[S]``.
-        memory: Correlation of the lasting part of each component's score with that of the frame
-            before, ``[M]``.
-        fresh: Share of each score's variance that is new in every frame, ``[M]``.
-        wobble: Standard deviation of the logarithm of the area around its smooth course.
-        ragged: Median, and standard deviation of the logarithm, of how irregular a nucleus is: the
-            root mean square of its scores but for the first two, which are size and length,
-            ``[2]``.
-        length: Second score of the video's nuclei at equally spaced quantiles from 0 to 1, ``[Q]``.
-            It is how long they are, where they differ most in size, and not normal, for no nucleus
-            is shorter than round.
     """
 
-    mean: Array
-    modes: Array
-    counts: Array
+    mean: Array  # mean radii of each stage, [S, K] px
+    modes: Array  # principal components, each as long as its standard deviation, [S, M, K] px
+    counts: Array  # contours that each stage was fitted to, [S]
+    # correlation of the lasting part of each component's score with that of the frame before, [M]
     memory: Array
-    fresh: Array
-    wobble: float
+    fresh: Array  # share of each score's variance that is new in every frame, [M]
+    wobble: float  # standard deviation of the logarithm of the area around its smooth course
+    # median, and standard deviation of the logarithm, of how irregular a nucleus is: the root mean
+    # square of its scores but for the first two, which are size and length, [2]
     ragged: Array
+    # second score of the video's nuclei at equally spaced quantiles from 0 to 1, [Q]. It is how
+    # long they are, where they differ most in size, and not normal, for no nucleus is shorter than
+    # round
     length: Array
 
     def sample(self, stage: int, generator: np.random.Generator, amount: float = 1.0) -> Array:
         """Draw a contour of a stage.
 
-        Args:
-            stage: Index into ``STAGES``.
-            generator: Where the random numbers come from.
-            amount: Factor on the standard deviation; 0 gives the mean contour.
-
-        Returns:
-            Radii ``[K]`` px, none below a quarter of the mean one.
+        Radii ``[K]`` px, none below a quarter of the mean one.
         """
         mean = self.mean[stage]
         radii = mean + amount * self.deviation(stage, generator)
@@ -78,11 +63,7 @@ class ShapeModel:
 
         A component has no sign of its own; with these, a long nucleus is long in all stages.
 
-        Args:
-            stage: Index into ``STAGES``.
-
-        Returns:
-            ``[M, K]`` px.
+        ``[M, K]`` px.
         """
         against = (self.modes[stage] * self.modes[0]).sum(1, keepdims=True) < 0
         found: Array = np.where(against, -self.modes[stage], self.modes[stage])
@@ -93,13 +74,8 @@ class ShapeModel:
 
         Most nuclei are smoother, and a few much more irregular, than independent scores would be.
 
-        Args:
-            frames: How many.
-            generator: Where the random numbers come from.
-
-        Returns:
-            ``[frames, M]``, each of about unit variance over many nuclei, the second as the
-            video's are.
+        ``[frames, M]``, each of about unit variance over many nuclei, the second as the video's
+        are.
         """
         lasting = autoregressive(frames, self.memory, generator)
         passing = generator.standard_normal(lasting.shape)
@@ -114,13 +90,7 @@ class ShapeModel:
 def autoregressive(frames: int, memory: Array, generator: np.random.Generator) -> Array:
     """Draw stationary first-order autoregressive processes of unit variance.
 
-    Args:
-        frames: Length.
-        memory: Correlation with the frame before, from 0 to 1, ``[M]``.
-        generator: Where the random numbers come from.
-
-    Returns:
-        ``[frames, M]``.
+    ``[frames, M]``.
     """
     drawn = generator.standard_normal((frames, len(memory)))
     renewed = np.sqrt(1 - memory**2)
@@ -141,11 +111,7 @@ def quantiles(count: int) -> Array:
 def area(radii: Array) -> Array:
     """Return the area of contours.
 
-    Args:
-        radii: ``[..., K]`` px.
-
-    Returns:
-        ``[...]`` px^2, the area of the polygon.
+    ``[...]`` px^2, the area of the polygon.
 
     Examples:
         >>> round(float(area(np.full(60, 10.0))))  # a disc of 10 px has 314
@@ -159,16 +125,7 @@ def area(radii: Array) -> Array:
 def radius_towards(
     radii: Float[Tensor, "N K"], y: Float[Tensor, "N H W"], x: Float[Tensor, "N H W"]
 ) -> Float[Tensor, "N H W"]:
-    """Return how far the outline is in the direction of each point.
-
-    Args:
-        radii: Contours, px.
-        y: Offset from the centroid along the major axis, px.
-        x: Offset across it, px.
-
-    Returns:
-        Distance of the outline from the centroid, px, linear between two angles.
-    """
+    """Return how far the outline is in the direction of each point."""
     closed = torch.cat([radii, radii[:, :1]], 1)
     corner, share = corners_towards(y, x, radii.shape[1])
     flat = corner.flatten(1)
@@ -178,17 +135,7 @@ def radius_towards(
 
 
 def corners_towards(y: Tensor, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Tell between which corners of an outline a direction lies.
-
-    Args:
-        y: Offset from the centroid along the major axis, px, any shape.
-        x: Offset across it, px.
-        count: Corners of the outline.
-
-    Returns:
-        Index of the corner before, from 0 to count - 1, int64, and the share of the way to the
-        next.
-    """
+    """Tell between which corners of an outline a direction lies."""
     place = x.atan2(y) * (count / (2 * math.pi))
     low = place.floor()
     corner = low.long()
@@ -199,14 +146,5 @@ def corners_towards(y: Tensor, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
 def rasterise(
     radii: Float[Tensor, "N K"], y: Float[Tensor, "N H W"], x: Float[Tensor, "N H W"]
 ) -> Bool[Tensor, "N H W"]:
-    """Tell which points lie inside contours.
-
-    Args:
-        radii: Contours, px.
-        y: Offset of each point from the centroid along the major axis, px.
-        x: Offset across it, px.
-
-    Returns:
-        True inside and on the outline.
-    """
+    """Tell which points lie inside contours."""
     return x.hypot(y) <= radius_towards(radii, y, x)

@@ -29,23 +29,17 @@ REACH = 8.0
 
 @dataclass(frozen=True, kw_only=True)
 class PainterSettings:
-    """How large the network is, and the scale on which it sees light.
+    """How large the network is, and the scale on which it sees light."""
 
-    Attributes:
-        patch: Side of a picture in pixels; a multiple of 8.
-        floor: Light that is added, in squares, to the brightness that pictures are divided by, in
-            grey values; without it the dimmest nuclei would be nothing but enlarged noise.
-        channels: Channels at 1/2, 1/4 and 1/8 of the picture's resolution; multiples of 16, since
-            8 groups of one channel each would take the condition off again.
-        middle: Residual blocks at the lowest resolution.
-        condition_channels: Length of the embedding of noise level, brightness and stage.
-    """
-
-    patch: int = 64
+    patch: int = 64  # side of a picture in pixels; a multiple of 8
+    # light that is added, in squares, to the brightness that pictures are divided by, in grey
+    # values; without it the dimmest nuclei would be nothing but enlarged noise
     floor: float = 0.012
+    # channels at 1/2, 1/4 and 1/8 of the picture's resolution; multiples of 16, since 8 groups of
+    # one channel each would take the condition off again
     channels: tuple[int, int, int] = (32, 64, 96)
-    middle: int = 1
-    condition_channels: int = 96
+    middle: int = 1  # residual blocks at the lowest resolution
+    condition_channels: int = 96  # length of the embedding of noise level, brightness and stage
 
     def __post_init__(self) -> None:
         """Refuse sizes that make no network."""
@@ -64,26 +58,14 @@ class PainterSettings:
 
 
 class LightScale:
-    """How networks see light and what a nucleus is like.
+    """How networks see light and what a nucleus is like."""
 
-    Attributes:
-        floor: As in :class:`PainterSettings`.
-    """
-
-    floor: float
+    floor: float  # as in PainterSettings
 
     def condition(
         self, brightness: Float[Tensor, " N"], stage: Int[Tensor, " N"]
     ) -> Float[Tensor, "N C"]:
-        """Put brightness and stage side by side as a network sees them.
-
-        Args:
-            brightness: Mean light inside the outlines, grey values.
-            stage: Index into ``STAGES``; where it is -1, unknown, all of them are 0.
-
-        Returns:
-            The logarithm of the brightness over the floor, and one number for each stage.
-        """
+        """Put brightness and stage side by side as a network sees them."""
         light = (brightness.clamp(min=0) / self.floor).log1p()[:, None] - 2
         stages = F.one_hot(stage.long() + 1, len(STAGES) + 1)[:, 1:].float()
         return torch.cat([light, stages], 1)
@@ -91,29 +73,13 @@ class LightScale:
     def to_picture(
         self, light: Float[Tensor, "N P P"], brightness: Float[Tensor, " N"]
     ) -> Float[Tensor, "N 1 P P"]:
-        """Bring light to the scale of the network: background -1, a bright nucleus about 1.
-
-        Args:
-            light: Grey values above the background.
-            brightness: Mean light inside the outlines, grey values.
-
-        Returns:
-            Pictures.
-        """
+        """Bring light to the scale of the network: background -1, a bright nucleus about 1."""
         return (2 * light / self._scale(brightness) - 1)[:, None]
 
     def to_light(
         self, picture: Float[Tensor, "N 1 P P"], brightness: Float[Tensor, " N"]
     ) -> Float[Tensor, "N P P"]:
-        """Undo :meth:`to_picture`.
-
-        Args:
-            picture: On the scale of the network.
-            brightness: Mean light inside the outlines, grey values.
-
-        Returns:
-            Grey values above the background.
-        """
+        """Undo :meth:`to_picture`."""
         return (picture[:, 0] + 1) / 2 * self._scale(brightness)
 
     def _scale(self, brightness: Float[Tensor, " N"]) -> Float[Tensor, "N 1 1"]:
@@ -126,9 +92,6 @@ class Painter(Trunk, LightScale):
     It is told the outline (as the distance of every
     pixel from it), the brightness and the stage, so that picture and label agree as they do in
     the video, and plates look like plates.
-
-    Args:
-        settings: How large it is.
     """
 
     def __init__(self, settings: PainterSettings | None = None) -> None:
@@ -151,16 +114,6 @@ class Painter(Trunk, LightScale):
 
         That is the v-parametrisation (Salimans & Ho 2022, section 4) on the angle of a schedule
         that keeps the variance.
-
-        Args:
-            noisy: ``cos(a) picture + sin(a) noise``.
-            level: From 0 (no noise) to 1 (nothing but noise); one for each picture, or one for all.
-            edge: From :func:`edge_map`.
-            brightness: Mean light inside the outline, grey values.
-            stage: Index into ``STAGES``, -1 where it is not known.
-
-        Returns:
-            The velocity, float32.
         """
         known = self._condition(level.expand(len(noisy)), brightness, stage)
         planes = torch.cat([noisy, edge], 1).contiguous(memory_format=torch.channels_last)
@@ -174,28 +127,13 @@ class Painter(Trunk, LightScale):
 
 
 def patch_grid(patch: int) -> Float[Tensor, "2 P P"]:
-    """Return the offset (y, x) of every pixel from the middle of a patch, px.
-
-    Args:
-        patch: Side of the patch in pixels.
-
-    Returns:
-        Offsets; the middle lies between the two central pixels.
-    """
+    """Return the offset (y, x) of every pixel from the middle of a patch, px."""
     line = torch.arange(patch) - (patch - 1) / 2
     return torch.stack(torch.meshgrid(line, line, indexing="ij"))
 
 
 def edge_map(radii: Float[Tensor, "N K"], patch: int) -> Float[Tensor, "N 1 P P"]:
-    """Draw how far every pixel is from an outline, along the ray from the centroid.
-
-    Args:
-        radii: Contours, px; the centroid is the middle of the patch.
-        patch: Side of the patch in pixels.
-
-    Returns:
-        From -1 (``REACH`` px inside, or more) over 0 (on the outline) to 1 (``REACH`` px outside).
-    """
+    """Draw how far every pixel is from an outline, along the ray from the centroid."""
     y, x = patch_grid(patch).to(radii)[:, None].expand(2, len(radii), -1, -1)
     outside = torch.hypot(y, x) - radius_towards(radii, y, x)
     scaled: Tensor = (outside / REACH).clamp(-1, 1)[:, None]
@@ -203,15 +141,7 @@ def edge_map(radii: Float[Tensor, "N K"], patch: int) -> Float[Tensor, "N 1 P P"
 
 
 def patch_scale(radii: Float[Tensor, "N K"], patch: int) -> Float[Tensor, " N"]:
-    """Return by how much outlines must shrink to fit into a patch, with a rim for their halo.
-
-    Args:
-        radii: Contours, px.
-        patch: Side of the patch in pixels.
-
-    Returns:
-        1 where they fit.
-    """
+    """Return by how much outlines must shrink to fit into a patch, with a rim for their halo."""
     return ((patch / 2 - RIM) / radii.amax(1)).clamp(max=1)
 
 
@@ -228,17 +158,6 @@ def denoise(
     DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order, one call of the network a step,
     deterministic, so that noise which changes a little gives a picture that changes a little. The
     angles of the noise levels fall as ``(1 - k / steps) ** SPACING``.
-
-    Args:
-        painter: Predicts the velocity.
-        noise: Standard normal numbers.
-        steps: Calls of the network, at least 1.
-        edge: From :func:`edge_map`.
-        brightness: Mean light inside the outlines, grey values.
-        stage: Index into ``STAGES``.
-
-    Returns:
-        Pictures on the scale of the network.
     """
     angles = [START * math.pi / 2 * (1 - k / steps) ** SPACING for k in range(steps)]
     x, before, last = noise, None, 0.0
@@ -259,21 +178,14 @@ def denoise(
 
 @dataclass(frozen=True, kw_only=True)
 class DistilledSettings:
-    """How large the distilled network is, and the pictures that it draws.
+    """How large the distilled network is, and the pictures that it draws."""
 
-    Attributes:
-        patch: Side of a picture in pixels, that of the painter; a multiple of 8.
-        narrow: Side of the pictures of nuclei that fit into it; a multiple of 8.
-        floor: As in :class:`bvdm_data.synth.denoiser.PainterSettings`.
-        channels: Channels at 1/2, 1/4 and 1/8 of the picture's resolution.
-        condition_channels: Length of the embedding of brightness and stage.
-    """
-
-    patch: int = 64
-    narrow: int = 48
-    floor: float = 0.012
+    patch: int = 64  # side of a picture in pixels, that of the painter; a multiple of 8
+    narrow: int = 48  # side of the pictures of nuclei that fit into it; a multiple of 8
+    floor: float = 0.012  # as in bvdm_data.synth.denoiser.PainterSettings
+    # channels at 1/2, 1/4 and 1/8 of the picture's resolution
     channels: tuple[int, int, int] = (32, 64, 64)
-    condition_channels: int = 64
+    condition_channels: int = 64  # length of the embedding of brightness and stage
 
     def __post_init__(self) -> None:
         """Refuse sizes that make no network."""
@@ -299,9 +211,6 @@ class DistilledPainter(nn.Module, LightScale):
 
     That map is deterministic, so it can be learnt by regression on pairs (Luhman & Luhman 2021).
     The network has no normalisation: on a CPU that costs as much as the convolutions do.
-
-    Args:
-        settings: How large it is.
     """
 
     def __init__(self, settings: DistilledSettings | None = None) -> None:
@@ -334,17 +243,7 @@ class DistilledPainter(nn.Module, LightScale):
         brightness: Float[Tensor, " N"],
         stage: Int[Tensor, " N"],
     ) -> Float[Tensor, "N 1 P P"]:
-        """Draw nuclei.
-
-        Args:
-            noise: Standard normal numbers.
-            edge: From :func:`bvdm_data.synth.denoiser.edge_map`.
-            brightness: Mean light inside the outlines, grey values.
-            stage: Index into ``STAGES``, -1 where it is not known.
-
-        Returns:
-            Pictures on the scale of the network, float32.
-        """
+        """Draw nuclei."""
         known = self.embed(self.condition(brightness, stage))
         planes = F.pixel_unshuffle(torch.cat([noise, edge], 1), 2)
         planes = planes.contiguous(memory_format=torch.channels_last)
@@ -358,11 +257,7 @@ class DistilledPainter(nn.Module, LightScale):
         return F.pixel_shuffle(self.outlet(F.silu(low)), 2).float()
 
     def fits_narrow(self, radii: Float[Tensor, "N K"]) -> Tensor:
-        """Tell which outlines fit into a narrow picture, ``[N]`` bool.
-
-        Args:
-            radii: Contours, px.
-        """
+        """Tell which outlines fit into a narrow picture, ``[N]`` bool."""
         return radii.amax(1) <= self.settings.narrow / 2 - RIM
 
 

@@ -40,23 +40,14 @@ MEMORY_SHARE = 4
 
 @dataclass(frozen=True)
 class Films:
-    """Films that are to be painted together, as a worker hands them over.
+    """Films that are to be painted together, as a worker hands them over."""
 
-    Attributes:
-        count: How many.
-        seeds: What the camera draws from, for each.
-        noise: Standard deviation of the noise of each, grey values, ``[B]``.
-        blur: Kernels of their extra blurs, ``[B, T]``, or None.
-        piles: Nuclei to be painted.
-        sketches: The films, packed, where a pool has their nuclei; or None.
-    """
-
-    count: int
-    seeds: list[int]
-    noise: Tensor
-    blur: Tensor | None
-    piles: list[Pile]
-    sketches: Tensor | None
+    count: int  # how many
+    seeds: list[int]  # what the camera draws from, for each
+    noise: Tensor  # standard deviation of the noise of each, grey values, [B]
+    blur: Tensor | None  # kernels of their extra blurs, [B, T], or None
+    piles: list[Pile]  # nuclei to be painted
+    sketches: Tensor | None  # the films, packed, where a pool has their nuclei; or None
 
     def pin_memory(self) -> "Films":
         """Return them in pinned memory, from where a GPU reads without waiting."""
@@ -69,11 +60,7 @@ class Films:
 
 
 def gather(sketches: Sequence[Sketch]) -> Films:
-    """Gather films that are to be painted together.
-
-    Args:
-        sketches: Films of one size and one model.
-    """
+    """Gather films that are to be painted together."""
     pooled = any(sketch.cast is not None for sketch in sketches)
     films = [(sketch.tables, sketch.groups) for sketch in sketches]
     return Films(
@@ -87,15 +74,7 @@ def gather(sketches: Sequence[Sketch]) -> Films:
 
 
 def pictures_at_once(device: torch.device) -> int:
-    """Return how many pictures go through the network together.
-
-    Args:
-        device: Where it is.
-
-    Returns:
-        On a GPU a power of two, as large as ``MEMORY_SHARE`` of the memory that is free now
-        allows, from ``LEAST_PICTURES`` to ``MOST_PICTURES``; elsewhere a constant.
-    """
+    """Return how many pictures go through the network together."""
     if device.type != "cuda":
         return BATCH
     free, _ = torch.cuda.mem_get_info(device)
@@ -108,15 +87,6 @@ class DevicePainter:
 
     Every call of the network has equally many pictures, the last one filled up, so that what it
     makes of a nucleus does not depend on its neighbours.
-
-    Args:
-        generator: The fitted models; its networks are copied to the device.
-        method: How nuclei are painted.
-        frames: Frames of a film.
-        size: Height and width of a picture.
-        device: Where films are painted.
-        pictures: How many go through the network together.
-        pool: Nuclei that several films show; of the painter alone. Or None.
     """
 
     def __init__(
@@ -141,14 +111,7 @@ class DevicePainter:
 
     @torch.no_grad()
     def paint(self, films: Films) -> Float[Tensor, "B F 1 H W"]:
-        """Paint films.
-
-        Args:
-            films: From :func:`gather`.
-
-        Returns:
-            Grey values that are whole counts of the camera, on the device.
-        """
+        """Paint films."""
         painted = self._fresh(films) if films.sketches is None else self._pooled(films.sketches)
         frames, height, width = self.film
         cells = films.count * frames * height * width

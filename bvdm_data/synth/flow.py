@@ -32,15 +32,7 @@ class FlowNet(nn.Module):
     def forward(
         self, source: Float[Tensor, "N 1 H W"], target: Float[Tensor, "N 1 H W"]
     ) -> Float[Tensor, "N 2 H W"]:
-        """Predict where the target looks in the source.
-
-        Args:
-            source: Masks at frame f, 1 inside; height and width are multiples of 16.
-            target: Masks at frame f + 1.
-
-        Returns:
-            Backward displacement ``(dy, dx)`` in pixels, for :func:`warp`, float32.
-        """
+        """Predict where the target looks in the source."""
         x = torch.cat([source, target], 1)
         skips = []
         for block in self.encoder:
@@ -70,18 +62,7 @@ def warp(
 
     Output pixel ``p`` is read at ``p + flow[p]``; reads past the border repeat the border.
 
-    Args:
-        image: What to move, for example a textured nucleus at frame f.
-        flow: Displacement in pixels, ``(dy, dx)``: where frame f + 1 looks in frame f.
-
-    Returns:
-        The image in the shape of frame f + 1, same dtype and device.
-
-    Raises:
-        ValueError: If flow has not one (dy, dx) for every pixel of image.
-
-    References:
-        Yilmaz et al. 2024, section 2, "Inference".
+    Source: Yilmaz et al. 2024, section 2, "Inference".
 
     Examples:
         >>> square = torch.zeros(1, 1, 5, 5)
@@ -114,13 +95,6 @@ def invert(flow: Float[Tensor, "N 2 H W"], rounds: int = 24) -> Float[Tensor, "N
     Solves ``v(p) = -u(p + v(p))`` by a fixed-point iteration (Chen et al. 2008) that goes half of
     every step. A whole step would not settle where the flow stretches the rim of a nucleus to more
     than twice its width, which that of FlowNet often does.
-
-    Args:
-        flow: Backward displacement ``u``: pixel ``q`` of frame f + 1 comes from ``q + u(q)``.
-        rounds: Iterations.
-
-    Returns:
-        Forward displacement ``v``: pixel ``p`` of frame f goes to ``p + v(p)``.
     """
     forward = -flow
     for _ in range(rounds):

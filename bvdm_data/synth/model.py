@@ -33,31 +33,21 @@ NOT_FITTED = (
 
 @dataclass(frozen=True)
 class Generator:
-    """Everything that is fitted to one video.
+    """Everything that is fitted to one video."""
 
-    Attributes:
-        shapes: Outlines of nuclei.
-        lives: Stages, brightness, growth.
-        motion: Steps, turns, density.
-        camera: Background, blur, noise, scale.
-        texture: How long a texture lasts.
-        painter: Draws a nucleus from outline, brightness and stage; the method ``"fast"``.
-        distilled: Draws the same in one call.
-        unet: Predicts the noise in a picture of a nucleus, for the paper's method; None where
-            that was not fitted.
-        flownet: Predicts the flow between two masks, for the paper's method; or None.
-        card: What it was fitted to, how, and how well; JSON values.
-    """
-
-    shapes: ShapeModel
-    lives: LifeModel
-    motion: MotionModel
-    camera: CameraModel
-    texture: TextureModel
-    painter: Painter
-    distilled: DistilledPainter
+    shapes: ShapeModel  # outlines of nuclei
+    lives: LifeModel  # stages, brightness, growth
+    motion: MotionModel  # steps, turns, density
+    camera: CameraModel  # background, blur, noise, scale
+    texture: TextureModel  # how long a texture lasts
+    painter: Painter  # draws a nucleus from outline, brightness and stage; the method "fast"
+    distilled: DistilledPainter  # draws the same in one call
+    # predicts the noise in a picture of a nucleus, for the paper's method; None where that was not
+    # fitted
     unet: UNet | None = None
+    # predicts the flow between two masks, for the paper's method; or None
     flownet: FlowNet | None = None
+    # what it was fitted to, how, and how well; JSON values
     card: Mapping[str, object] = field(default_factory=dict)
 
     @property
@@ -118,27 +108,16 @@ BLUR = 0.7
 
 @dataclass(frozen=True)
 class Varied:
-    """The models of one clip.
+    """The models of one clip."""
 
-    Attributes:
-        shapes: Outlines.
-        lives: Brightness, growth.
-        motion: Density, crowding, steps.
-        camera: Noise.
-        size: Factor on lengths of nuclei, which shapes and lives have already.
-        brightness: Factor on their light, which lives have already.
-        contact: Share of the founders that are put against another.
-        blur: Standard deviation of an extra Gaussian blur of all light, px.
-    """
-
-    shapes: ShapeModel
-    lives: LifeModel
-    motion: MotionModel
-    camera: CameraModel
-    size: float
-    brightness: float
-    contact: float
-    blur: float
+    shapes: ShapeModel  # outlines
+    lives: LifeModel  # brightness, growth
+    motion: MotionModel  # density, crowding, steps
+    camera: CameraModel  # noise
+    size: float  # factor on lengths of nuclei, which shapes and lives have already
+    brightness: float  # factor on their light, which lives have already
+    contact: float  # share of the founders that are put against another
+    blur: float  # standard deviation of an extra Gaussian blur of all light, px
 
 
 def vary(
@@ -149,19 +128,7 @@ def vary(
     amount: float,
     generator: np.random.Generator,
 ) -> Varied:
-    """Draw the models of one clip.
-
-    Args:
-        shapes: Outlines of the fitted video.
-        lives: Brightness and growth of the fitted video.
-        motion: Density, crowding and steps of the fitted video.
-        camera: Camera of the fitted video.
-        amount: 0: the fitted video; 1: as wide as the constants of this module say.
-        generator: Where the random numbers come from; as many are drawn for any amount.
-
-    Returns:
-        The models.
-    """
+    """Draw the models of one clip."""
     size, brightness, noise = np.exp(
         amount * np.array([SIZE, BRIGHTNESS, NOISE]) * generator.standard_normal(3)
     )

@@ -25,58 +25,46 @@ from bvdm_data.synth.placement import (
 
 @dataclass(frozen=True)
 class MotionModel:
-    """How nuclei move and how densely they lie; measured from the video.
+    """How nuclei move and how densely they lie; measured from the video."""
 
-    Attributes:
-        step: Scale and degrees of freedom of the Student t law of a nucleus' step along each
-            axis, px a frame, ``[2]``.
-        turn: Standard deviation of the turn in a frame, radians.
-        separation: Mean and standard deviation of the logarithm of the distance between two
-            daughters in their first frame, px, ``[2]``.
-        density: Nuclei for each pixel of the field in every frame of the video, ``[F]``.
-        pace: Scale of a nucleus' step along each axis in interphase, px a frame; standard
-            deviation of the logarithm of its own lasting pace; memory of that from frame to
-            frame; pace of a dividing nucleus, from prophase on, over that in interphase; and
-            degrees of freedom of the Student t law of what is left, ``[5]``.
-        pace_of_age: Pace at 0, 1, ... frames after birth over that of all nuclei in interphase,
-            ``[A]``; it stays at the last value. That at 0 is not used.
-        shift: Standard deviation along each axis of the step from the mother to the middle
-            between her two newborn, px.
-        drift: Step of the whole field, such as that of the microscope's stage, from each frame of
-            the video to the next, px, ``[F - 1, 2]``.
-        sisters: Mean and standard deviation of the logarithm of the distance between two sisters
-            0, 1, ... frames after birth, px, ``[A, 2]``.
-        closest: Distance of a nucleus to its nearest neighbour over the sum of their mean radii,
-            at equally spaced quantiles from 0 to 1, ``[Q]``.
-    """
-
+    # scale and degrees of freedom of the Student t law of a nucleus' step along each axis, px a
+    # frame, [2]
     step: Array
-    turn: float
+    turn: float  # standard deviation of the turn in a frame, radians
+    # mean and standard deviation of the logarithm of the distance between two daughters in their
+    # first frame, px, [2]
     separation: Array
-    density: Array
+    density: Array  # nuclei for each pixel of the field in every frame of the video, [F]
+    # scale of a nucleus' step along each axis in interphase, px a frame; standard deviation of the
+    # logarithm of its own lasting pace; memory of that from frame to frame; pace of a dividing
+    # nucleus, from prophase on, over that in interphase; and degrees of freedom of the Student t
+    # law of what is left, [5]
     pace: Array
+    # pace at 0, 1, ... frames after birth over that of all nuclei in interphase, [A]; it stays at
+    # the last value. That at 0 is not used
     pace_of_age: Array
+    # standard deviation along each axis of the step from the mother to the middle between her two
+    # newborn, px
     shift: float
+    # step of the whole field, such as that of the microscope's stage, from each frame of the video
+    # to the next, px, [F - 1, 2]
     drift: Array
+    # mean and standard deviation of the logarithm of the distance between two sisters 0, 1, ...
+    # frames after birth, px, [A, 2]
     sisters: Array
+    # distance of a nucleus to its nearest neighbour over the sum of their mean radii, at equally
+    # spaced quantiles from 0 to 1, [Q]
     closest: Array
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One nucleus' life with its way through the picture.
+    """One nucleus' life with its way through the picture."""
 
-    Attributes:
-        life: Outlines, stages, brightness.
-        centres: Centroid ``(y, x)`` in pixels of the picture, ``[n, 2]``; may lie outside.
-        turns: Angle from the picture's y axis to the nucleus' major axis, ``[n]`` radians.
-        depth: The nucleus of the larger depth covers the other where two overlap.
-    """
-
-    life: Life
-    centres: Array
-    turns: Array
-    depth: float
+    life: Life  # outlines, stages, brightness
+    centres: Array  # centroid (y, x) in pixels of the picture, [n, 2]; may lie outside
+    turns: Array  # angle from the picture's y axis to the nucleus' major axis, [n] radians
+    depth: float  # the nucleus of the larger depth covers the other where two overlap
 
 
 def film(
@@ -90,24 +78,7 @@ def film(
     generator: np.random.Generator,
     jitter: float,
 ) -> list[Trajectory]:
-    """Place founders, let them and their offspring live and move.
-
-    Args:
-        shapes: Outlines.
-        lives: Stages, brightness, growth.
-        motion: Steps, turns, density.
-        frames: Length of the film.
-        size: Height and width of the picture, px.
-        nuclei: Nuclei that the first frame shows; None: the video's density at a random time.
-        generator: Where the random numbers come from.
-        jitter: Amount of fresh shape noise in each frame.
-
-    Returns:
-        All nuclei, also those that stay outside the picture.
-
-    Raises:
-        ValueError: If so many nuclei do not fit into the picture.
-    """
+    """Place founders, let them and their offspring live and move."""
     founders = _place(shapes, lives, motion, frames, size, nuclei, generator, jitter)
     return _move(founders, motion, frames, generator)
 
@@ -190,16 +161,7 @@ def divide(
     motion: MotionModel,
     generator: np.random.Generator,
 ) -> None:
-    """Put daughters on both sides of the mother's major axis: that is where the plate splits.
-
-    Args:
-        lives: All nuclei.
-        centres: Way of each so far; those of the newborn are added.
-        turns: Angle of each so far; those of the newborn are added.
-        frame: The frame that is made.
-        motion: Distance of the newborn.
-        generator: Where the random numbers come from.
-    """
+    """Put daughters on both sides of the mother's major axis: that is where the plate splits."""
     pairs: dict[int, list[int]] = {}
     for life in lives.values():
         if life.parent and life.first == frame:
@@ -221,16 +183,7 @@ def push_apart(
     spaces: Mapping[int, float] | None = None,
     rounds: int = 5,
 ) -> None:
-    """Move nuclei that overlap too far apart, each by half of what is missing.
-
-    Args:
-        lives: All nuclei.
-        centres: Way of each so far; the last place may change.
-        frame: The frame that is made.
-        spaces: Radius of the disc that others keep off each nucleus, over its mean radius; None:
-            ``CONTACT`` for all.
-        rounds: How often all are moved.
-    """
+    """Move nuclei that overlap too far apart, each by half of what is missing."""
     here = [life for life in lives.values() if life.first <= frame <= life.last]
     if len(here) < 2:
         return
@@ -283,23 +236,6 @@ def colony(
     apart as sisters of their age are in the video; their brightness is spread evenly over that of
     the video's nuclei; the young are fast, and a fast nucleus stays fast for a while; a mother's
     newborn do not lie evenly around her place; and the whole field moves as that of the video did.
-
-    Args:
-        shapes: Outlines.
-        lives: Stages, brightness, growth.
-        motion: Steps, turns, density, sisters.
-        frames: Length of the film.
-        size: Height and width of the picture, px.
-        nuclei: Nuclei that the first frame shows; None: the video's density at a random time.
-        generator: Where the random numbers come from.
-        grow: Gives families; None: they are drawn from the models.
-        contact: Share of the founders without a sister that are put against another.
-
-    Returns:
-        All nuclei, also those that stay outside the picture.
-
-    Raises:
-        ValueError: If so many nuclei do not fit into the picture.
     """
     grow = grow or _Growth(shapes, lives, frames, generator)
     founders = _Placing(motion, frames, size, generator, grow, contact).place(nuclei)

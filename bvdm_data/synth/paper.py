@@ -58,17 +58,14 @@ class PaperSettings:
 
 @dataclass(frozen=True)
 class Painted:
-    """Textured nuclei.
+    """Textured nuclei."""
 
-    Attributes:
-        texture: Relative light, ``[N, F, H, W]`` float32, about ``mask_level`` on average inside
-            (nothing enforces it); 0 in frames in which a nucleus is not there.
-        flow: Backward displacement ``(dy, dx)`` in pixels from frame f + 1 to f by which the
-            texture was moved, ``[N, F - 1, 2, H, W]`` float32; 0 where nothing was moved. Without
-            frames if it was not wanted.
-    """
-
+    # relative light, [N, F, H, W] float32, about mask_level on average inside (nothing enforces
+    # it); 0 in frames in which a nucleus is not there
     texture: Float[Tensor, "N F H W"]
+    # backward displacement (dy, dx) in pixels from frame f + 1 to f by which the texture was
+    # moved, [N, F - 1, 2, H, W] float32; 0 where nothing was moved. Without frames if it was not
+    # wanted
     flow: Float[Tensor, "N E 2 H W"]
 
 
@@ -87,19 +84,6 @@ def paint(
     In its first frame a nucleus' flat mask is noised by ``first_steps`` steps and denoised. In
     each later frame the flow between its masks carries its texture on, what lies outside the new
     mask is dropped, and ``later_steps`` steps of noise and denoising refresh it.
-
-    Args:
-        masks: Masks of every nucleus; all False where it is not there. Each must be there in one
-            unbroken run of frames.
-        unet: Predicts noise.
-        flownet: Predicts the flow between masks.
-        settings: Numbers of steps.
-        generators: One for each nucleus, so that its noise does not depend on its neighbours.
-        keep_flow: Whether the flow is wanted; it takes twice the memory of the textures.
-        on_frame: Called after each frame, for a progress bar.
-
-    Returns:
-        Textures and flows, on the device of the networks.
     """
     device = next(unet.parameters()).device
     schedule = cosine_schedule(settings.total_steps)

@@ -57,20 +57,13 @@ class Crowd:
 
 @dataclass
 class Founder:
-    """A nucleus of the first frame, with its offspring.
+    """A nucleus of the first frame, with its offspring."""
 
-    Attributes:
-        family: Its life, and those of its offspring.
-        centre: Centroid ``(y, x)``, px.
-        turn: Angle of its major axis, radians.
-        space: Radius of the disc that others keep off, over its mean radius.
-    """
+    family: list[Life]  # its life, and those of its offspring
+    centre: Array  # centroid (y, x), px
+    turn: float  # angle of its major axis, radians
 
-    family: list[Life]
-    centre: Array
-    turn: float
-
-    space: float = CONTACT
+    space: float = CONTACT  # radius of the disc that others keep off, over its mean radius
 
     @property
     def keep_off(self) -> float:
@@ -79,18 +72,7 @@ class Founder:
 
 
 def no_room(nuclei: int | None, wanted: int, size: tuple[int, int], seen: int, placed: int) -> str:
-    """Say that nuclei do not fit.
-
-    Args:
-        nuclei: What was asked for; None: the density of the video.
-        wanted: How many that is.
-        size: Height and width of the picture, px.
-        seen: How many are in the picture.
-        placed: How many are in and around it.
-
-    Returns:
-        The text of the error.
-    """
+    """Say that nuclei do not fit."""
     if nuclei is None:
         return (
             f"the density of the fitted video asks for {wanted} nuclei in and around size={size}, "
@@ -105,17 +87,7 @@ def no_room(nuclei: int | None, wanted: int, size: tuple[int, int], seen: int, p
 def free_place(
     crowd: Crowd, radius: float, size: tuple[int, int], generator: np.random.Generator
 ) -> Array | None:
-    """Find a place for a nucleus in and around the picture.
-
-    Args:
-        crowd: Nuclei that are there.
-        radius: Radius of the disc that others keep off the new one, px.
-        size: Height and width of the picture, px.
-        generator: Where the random numbers come from.
-
-    Returns:
-        The centre ``(y, x)``, px; None where none was found.
-    """
+    """Find a place for a nucleus in and around the picture."""
     height, width = size
     for _ in range(TRIES):
         centre = generator.uniform([-MARGIN, -MARGIN], [height + MARGIN, width + MARGIN])
@@ -125,12 +97,7 @@ def free_place(
 
 
 def covered(founder: Founder, size: tuple[int, int]) -> Pixels:
-    """Return the pixels of the picture under a founder in its first frame, ``[n]``.
-
-    Args:
-        founder: The nucleus.
-        size: Height and width of the picture, px.
-    """
+    """Return the pixels of the picture under a founder in its first frame, ``[n]``."""
     radii = founder.family[0].radii[0]
     reach = math.ceil(radii.max())
     y, x = (np.floor(founder.centre) + np.arange(-reach, reach + 1)[:, None]).T
@@ -145,9 +112,5 @@ def covered(founder: Founder, size: tuple[int, int]) -> Pixels:
 
 
 def mean_radius(radii: Array) -> Array:
-    """Return the radius of the disc of the same area, ``[...]`` px.
-
-    Args:
-        radii: Contours, ``[..., K]`` px.
-    """
+    """Return the radius of the disc of the same area, ``[...]`` px."""
     return np.asarray(np.sqrt(area(radii) / math.pi))

@@ -142,18 +142,6 @@ def paint_procedurally(
     share of the way from there to the outline. Chromatin and nucleoli live in them, so they move
     as the outline does, and the flow is known exactly. Every frame is read from them by a single
     interpolation, so nothing blurs as time goes by.
-
-    Args:
-        lives: The nuclei: outlines and stages.
-        frames: Length of the film.
-        settings: How they look.
-        generators: One for each nucleus, so that its noise does not depend on its neighbours.
-        keep_flow: Whether the flow is wanted; it takes twice the memory of the textures.
-        on_frame: Called once for each frame, when all nuclei are painted.
-
-    Returns:
-        Textures, with a mean of ``mask_level`` inside the outline, and flows; on the CPU. The
-        blurred light goes on past the outline.
     """
     texture = torch.zeros(len(lives), frames, FLOW_SIZE, FLOW_SIZE)
     flow = torch.zeros(len(lives), frames - 1 if keep_flow else 0, 2, FLOW_SIZE, FLOW_SIZE)

@@ -29,33 +29,17 @@ STEP = 5
 
 @dataclass(frozen=True)
 class Tables:
-    """Where all nuclei of a film are, as tables; zeros where a nucleus is not there.
+    """Where all nuclei of a film are, as tables; zeros where a nucleus is not there."""
 
-    Attributes:
-        there: Which nucleus is there in which frame, ``[N, F]``.
-        centres: Centroid ``(y, x)``, px, ``[N, F, 2]``.
-        axes: Cosine and sine of the turn of the major axis, ``[N, F, 2]``.
-        radii: Outlines, px, ``[N, F, K]``.
-        rank: Place of each nucleus in the pile, the lowest is 0, ``[N]``.
-    """
-
-    there: Bool[Tensor, "N F"]
-    centres: Float[Tensor, "N F 2"]
-    axes: Float[Tensor, "N F 2"]
-    radii: Float[Tensor, "N F K"]
-    rank: Int[Tensor, " N"]
+    there: Bool[Tensor, "N F"]  # which nucleus is there in which frame, [N, F]
+    centres: Float[Tensor, "N F 2"]  # centroid (y, x), px, [N, F, 2]
+    axes: Float[Tensor, "N F 2"]  # cosine and sine of the turn of the major axis, [N, F, 2]
+    radii: Float[Tensor, "N F K"]  # outlines, px, [N, F, K]
+    rank: Int[Tensor, " N"]  # place of each nucleus in the pile, the lowest is 0, [N]
 
 
 def tabulate(paths: Sequence[Trajectory], frames: int) -> Tables:
-    """Lay the ways and outlines of nuclei out as tables.
-
-    Args:
-        paths: All nuclei.
-        frames: Length of the film.
-
-    Returns:
-        float32 tables on the CPU, a row for each path.
-    """
+    """Lay the ways and outlines of nuclei out as tables."""
     count = len(paths)
     corners = len(paths[0].life.radii[0]) if paths else 1
     there = np.zeros((count, frames), bool)
@@ -75,15 +59,7 @@ def tabulate(paths: Sequence[Trajectory], frames: int) -> Tables:
 
 
 def label_rows(tables: Tables, size: tuple[int, int]) -> Int[Tensor, "F H W"]:
-    """Draw which nucleus is seen where.
-
-    Args:
-        tables: All nuclei.
-        size: Height and width of the picture.
-
-    Returns:
-        Row of the nucleus in the tables, from 1; 0 in the background; int32.
-    """
+    """Draw which nucleus is seen where."""
     count, frames = tables.there.shape
     device = tables.rank.device
     # One cell more, for the pixels that no nucleus covers or no picture holds.
@@ -106,16 +82,7 @@ def label_rows(tables: Tables, size: tuple[int, int]) -> Int[Tensor, "F H W"]:
 def add_up(
     tables: Tables, groups: Sequence[Pictures], size: tuple[int, int]
 ) -> Float[Tensor, "F H W"]:
-    """Put painted nuclei, halo and all, in their places; where they meet, their light adds up.
-
-    Args:
-        tables: All nuclei.
-        groups: Painted nuclei; their rows are those of the tables.
-        size: Height and width of the picture.
-
-    Returns:
-        Light above the background, grey values.
-    """
+    """Put painted nuclei, halo and all, in their places; where they meet, their light adds up."""
     frames, device = tables.there.shape[1], tables.rank.device
     total = torch.zeros(frames * size[0] * size[1] + 1, device=device)
     for group in groups:
@@ -139,14 +106,6 @@ def displace_radially(tables: Tables, seen: Int[Tensor, "F H W"]) -> Float[Tenso
 
     A point keeps its share of the way from the centroid to the outline; the nucleus' turn and step
     are added.
-
-    Args:
-        tables: All nuclei.
-        seen: Row of the nucleus that is seen at each pixel, from 1; 0 in the background.
-
-    Returns:
-        Displacement ``(dy, dx)`` in pixels; 0 in the background and where the nucleus is not seen
-        in the next frame.
     """
     frames, height, width = seen.shape
     count, _, corners = tables.radii.shape
@@ -182,17 +141,12 @@ def displace_radially(tables: Tables, seen: Int[Tensor, "F H W"]) -> Float[Tenso
 
 @dataclass(frozen=True)
 class _Windows:
-    """Squares of pixels around nuclei, ``[S, W, W]``.
+    """Squares of pixels around nuclei, ``[S, W, W]``."""
 
-    Attributes:
-        pixel: Index of each pixel into the flattened film; one past its end if it lies outside.
-        y: Its offset along the nucleus' major axis, px.
-        x: Its offset across it, px.
-    """
-
+    # index of each pixel into the flattened film; one past its end if it lies outside
     pixel: Int[Tensor, "S W W"]
-    y: Float[Tensor, "S W W"]
-    x: Float[Tensor, "S W W"]
+    y: Float[Tensor, "S W W"]  # its offset along the nucleus' major axis, px
+    x: Float[Tensor, "S W W"]  # its offset across it, px
 
 
 def _windows(
@@ -249,36 +203,18 @@ Labels = npt.NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Spot:
-    """One nucleus in one frame: which pixels of the picture it may cover.
+    """One nucleus in one frame: which pixels of the picture it may cover."""
 
-    Attributes:
-        row: Index of the nucleus among the paths.
-        window: The part of the picture, rows and columns.
-        y: Offset of each pixel along the nucleus' major axis, ``[h, w]`` px.
-        x: Offset across it.
-        inside: Which pixels lie within the outline, ``[h, w]`` bool.
-        edge: Distance of each pixel from the centroid less that of the outline, ``[h, w]`` px.
-    """
-
-    row: int
-    window: tuple[slice, slice]
-    y: Tensor
-    x: Tensor
-    inside: Tensor
-    edge: Tensor
+    row: int  # index of the nucleus among the paths
+    window: tuple[slice, slice]  # the part of the picture, rows and columns
+    y: Tensor  # offset of each pixel along the nucleus' major axis, [h, w] px
+    x: Tensor  # offset across it
+    inside: Tensor  # which pixels lie within the outline, [h, w] bool
+    edge: Tensor  # distance of each pixel from the centroid less that of the outline, [h, w] px
 
 
 def spots(paths: Sequence[Trajectory], frame: int, size: tuple[int, int]) -> Iterator[Spot]:
-    """Find the pixels of every nucleus that is there in a frame, from the deepest up.
-
-    Args:
-        paths: All nuclei.
-        frame: Which frame.
-        size: Height and width of the picture.
-
-    Yields:
-        One spot for each nucleus with a pixel in the picture.
-    """
+    """Find the pixels of every nucleus that is there in a frame, from the deepest up."""
     here = [r for r, p in enumerate(paths) if p.life.first <= frame <= p.life.last]
     for row in sorted(here, key=lambda r: paths[r].depth):
         path = paths[row]
@@ -306,14 +242,7 @@ def lighten(
     Textures are scaled to the brightness of the nucleus, and blurred in a band of 2 px along the
     outline (authors' code).
 
-    Args:
-        paths: All nuclei.
-        labels: Identities, ``[F, H, W]``.
-        texture: Relative light of each nucleus, in its own orientation.
-        mask_level: Relative light of a nucleus of mean brightness.
-
-    Returns:
-        Light above the background, grey values, ``[F, H, W]``.
+    Light above the background, grey values, ``[F, H, W]``.
     """
     light = np.zeros(labels.shape, np.float32)
     for frame in range(len(labels)):
@@ -373,14 +302,8 @@ def displace(
 
     The flow that moved the texture is inverted, and the nucleus' turn and step are added.
 
-    Args:
-        paths: All nuclei.
-        labels: Identities, ``[F, H, W]``.
-        flow: Backward flow of each nucleus, in its own orientation.
-
-    Returns:
-        Displacement ``(dy, dx)`` in pixels, ``[F - 1, 2, H, W]``; 0 in the background and where
-        the nucleus is not seen in the next frame.
+    Displacement ``(dy, dx)`` in pixels, ``[F - 1, 2, H, W]``; 0 in the background and where the
+    nucleus is not seen in the next frame.
     """
     frames, *size = labels.shape
     moved = np.zeros((frames - 1, 2, *size), np.float32)
@@ -405,54 +328,34 @@ def displace(
 
 @dataclass(frozen=True)
 class Layout:
-    """Where pictures of one side go.
+    """Where pictures of one side go."""
 
-    Attributes:
-        order: Which pictures are drawn, one after the other, ``[M]``.
-        frames: Frame of each among those of all films, one film after the other, ``[M]``.
-        places: Centroid ``(y, x)``, px, cosine and sine of the turn, pixels of the picture to a
-            pixel of the film, ``[M, 5]``.
-        blocks: First and last but one of the pictures that are drawn together, and how many pixels
-            their windows reach from the centroid.
-    """
-
-    order: Int[Tensor, " M"]
+    order: Int[Tensor, " M"]  # which pictures are drawn, one after the other, [M]
+    # frame of each among those of all films, one film after the other, [M]
     frames: Int[Tensor, " M"]
+    # centroid (y, x), px, cosine and sine of the turn, pixels of the picture to a pixel of the
+    # film, [M, 5]
     places: Float[Tensor, "M 5"]
+    # first and last but one of the pictures that are drawn together, and how many pixels their
+    # windows reach from the centroid
     blocks: tuple[tuple[int, int, int], ...]
 
 
 @dataclass(frozen=True)
 class Pile:
-    """Unpainted nuclei of one side, of several films.
+    """Unpainted nuclei of one side, of several films."""
 
-    Attributes:
-        noise: Standard normal numbers, ``[M, P, P]``.
-        radii: Outlines, px, ``[M, K]``.
-        brightness: Mean light inside the outlines, grey values, ``[M]``.
-        stage: Index into ``STAGES``, ``[M]``.
-        layout: Where they go.
-    """
-
-    noise: Tensor
-    radii: Tensor
-    brightness: Tensor
-    stage: Tensor
-    layout: Layout
+    noise: Tensor  # standard normal numbers, [M, P, P]
+    radii: Tensor  # outlines, px, [M, K]
+    brightness: Tensor  # mean light inside the outlines, grey values, [M]
+    stage: Tensor  # index into STAGES, [M]
+    layout: Layout  # where they go
 
 
 def pile_up(
     films: Sequence[tuple[Tables, Sequence[Unpainted]]], size: tuple[int, int]
 ) -> list[Pile]:
-    """Gather the nuclei of films that are to be painted together.
-
-    Args:
-        films: Where the nuclei of each are, and what is to be painted.
-        size: Height and width of a picture of the films.
-
-    Returns:
-        One pile for each side of the pictures, on the CPU.
-    """
+    """Gather the nuclei of films that are to be painted together."""
     found = []
     for side in sorted({group.noise.shape[-1] for _, groups in films for group in groups}):
         parts = [
@@ -476,12 +379,6 @@ def lay_out(
 
     Those that reach equally far are drawn together, as many as the memory allows; those that do
     not reach into the film are left out. See :func:`bvdm_data.synth.render.add_up`.
-
-    Args:
-        parts: Number of the film, its nuclei, and pictures whose rows are theirs; the pictures
-            are numbered through all parts.
-        side: Side of the pictures, px.
-        size: Height and width of a picture of the films.
     """
     frames, places, reaches = [], [], []
     for number, tables, group in parts:
@@ -509,15 +406,7 @@ def lay_out(
 def add_light(
     total: Float[Tensor, " C"], light: Tensor, layout: Layout, film: Sequence[int]
 ) -> None:
-    """Add painted nuclei to films, where they are; nothing here waits for the device.
-
-    Args:
-        total: Light of all films, flattened, and at least :func:`spare_cells` cells more, for the
-            pixels of windows that lie outside; it is changed.
-        light: The pictures, ``[M, P, P]``.
-        layout: Where they go, on the same device.
-        film: Frames of all films, height and width of a picture.
-    """
+    """Add painted nuclei to films, where they are; nothing here waits for the device."""
     frames, height, width = film
     end, side = frames * height * width, light.shape[-1]
     for start, stop, wide in layout.blocks:

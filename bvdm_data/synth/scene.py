@@ -28,56 +28,36 @@ JITTER = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class SceneSettings:
-    """What a film shows.
+    """What a film shows."""
 
-    Attributes:
-        frames: Length.
-        size: Height and width, px.
-        nuclei: Nuclei in the first frame; a pair: a random number from low to high; None: the
-            density of the fitted video.
-        flow: Whether the displacement of every pixel is wanted.
-        variation: How far brightness, size, density, blur and noise may leave those of the fitted
-            video, from 0 (not at all) to 1; see :func:`bvdm_data.synth.model.vary`.
-    """
-
-    frames: int
-    size: tuple[int, int]
+    frames: int  # length
+    size: tuple[int, int]  # height and width, px
+    # nuclei in the first frame; a pair: a random number from low to high; None: the density of the
+    # fitted video
     nuclei: int | tuple[int, int] | None = None
-    flow: bool = False
+    flow: bool = False  # whether the displacement of every pixel is wanted
+    # how far brightness, size, density, blur and noise may leave those of the fitted video, from 0
+    # (not at all) to 1; see bvdm_data.synth.model.vary
     variation: float = 0.0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All of a film but its light.
+    """All of a film but its light."""
 
-    Attributes:
-        shown: The nuclei that are seen.
-        rows: Their rows in the tables.
-        views: First and last frame in which each is seen.
-        tables: Where all nuclei are.
-        masks: Ids 1 to n, ``[F, H, W]``.
-        tracks: Id, first, last, parent, ``[n, 4]``.
-        stages: Stage of each nucleus in each frame, ``[n, F]``.
-        flow: Displacement of every pixel, where the method knows it before the light.
-        seen: Row of the nucleus that is seen at each pixel, from 1.
-        camera: Of this film.
-        blur: Standard deviation of an extra blur of all light, px.
-        cast: Knows their pictures, if they come out of a pool.
-    """
-
-    shown: list[Trajectory]
-    rows: Tensor
-    views: list[tuple[int, int]]
-    tables: Tables
-    seen: Tensor
-    masks: Labels
-    tracks: npt.NDArray[np.int32]
-    stages: npt.NDArray[np.int8]
+    shown: list[Trajectory]  # the nuclei that are seen
+    rows: Tensor  # their rows in the tables
+    views: list[tuple[int, int]]  # first and last frame in which each is seen
+    tables: Tables  # where all nuclei are
+    seen: Tensor  # row of the nucleus that is seen at each pixel, from 1
+    masks: Labels  # ids 1 to n, [F, H, W]
+    tracks: npt.NDArray[np.int32]  # id, first, last, parent, [n, 4]
+    stages: npt.NDArray[np.int8]  # stage of each nucleus in each frame, [n, F]
+    # displacement of every pixel, where the method knows it before the light
     flow: npt.NDArray[np.float32] | None
-    camera: CameraModel
-    blur: float
-    cast: Cast | None
+    camera: CameraModel  # of this film
+    blur: float  # standard deviation of an extra blur of all light, px
+    cast: Cast | None  # knows their pictures, if they come out of a pool
 
     @property
     def labels(self) -> Labels:
@@ -96,19 +76,7 @@ def make_plan(
     name: tuple[str | int, ...],
     pool: tuple[Pool, int, int] | None,
 ) -> Plan:
-    """Draw lives and ways, and the labels that follow from them.
-
-    Args:
-        generator: The fitted models.
-        scene: What the film shows.
-        method: How nuclei are painted.
-        seed: Seed of the data set.
-        name: The film's place in the data set.
-        pool: As for :func:`bvdm_data.synth.synthesis.synthesise`.
-
-    Raises:
-        ValueError: If the nuclei asked for do not fit.
-    """
+    """Draw lives and ways, and the labels that follow from them."""
     draws = numpy_stream(seed, *name, "lives")
     nuclei = scene.nuclei
     if isinstance(nuclei, tuple):
@@ -166,12 +134,7 @@ def make_plan(
 def presence(seen: Tensor, count: int) -> npt.NDArray[np.bool_]:
     """Tell which nucleus is seen in which frame.
 
-    Args:
-        seen: Row of the nucleus that is seen at each pixel, from 1, ``[F, H, W]``.
-        count: Number of nuclei.
-
-    Returns:
-        By row, from 0 for the background, and frame, ``[count + 1, F]``.
+    By row, from 0 for the background, and frame, ``[count + 1, F]``.
     """
     present = torch.zeros(len(seen), count + 1, dtype=torch.bool, device=seen.device)
     present.scatter_(1, seen.flatten(1).long(), True)
@@ -181,12 +144,7 @@ def presence(seen: Tensor, count: int) -> npt.NDArray[np.bool_]:
 def renamed(seen: Tensor, new_of: npt.NDArray[np.int32]) -> Labels:
     """Put ids in the place of rows.
 
-    Args:
-        seen: Row of the nucleus that is seen at each pixel, ``[F, H, W]``.
-        new_of: Id of each row in each frame, ``[rows, F]``.
-
-    Returns:
-        Ids, ``[F, H, W]``.
+    Ids, ``[F, H, W]``.
     """
     names = torch.from_numpy(new_of)
     ids = [names[:, frame].index_select(0, flat) for frame, flat in enumerate(seen.flatten(1))]
@@ -211,29 +169,19 @@ def _stages(
 
 @dataclass(frozen=True)
 class Sketch:
-    """A film of the fast method ahead of its light; can be pickled.
+    """A film of the fast method ahead of its light; can be pickled."""
 
-    Attributes:
-        size: Height and width of the picture.
-        tables: Where all nuclei are.
-        groups: Nuclei to be painted, their rows those of the tables; none if there is a cast.
-        cast: Knows their pictures, if they come out of a pool.
-        shown: Identity, row in the tables, first and last frame in view of each nucleus.
-        camera: Of this film.
-        blur: Standard deviation of an extra blur of all light, px.
-        seed: Seed of the data set.
-        name: The film's place in the data set.
-    """
-
-    size: tuple[int, int]
-    tables: Tables
+    size: tuple[int, int]  # height and width of the picture
+    tables: Tables  # where all nuclei are
+    # nuclei to be painted, their rows those of the tables; none if there is a cast
     groups: list[Unpainted]
-    cast: Cast | None
+    cast: Cast | None  # knows their pictures, if they come out of a pool
+    # identity, row in the tables, first and last frame in view of each nucleus
     shown: list[tuple[int, int, tuple[int, int]]]
-    camera: CameraModel
-    blur: float
-    seed: int
-    name: tuple[str | int, ...]
+    camera: CameraModel  # of this film
+    blur: float  # standard deviation of an extra blur of all light, px
+    seed: int  # seed of the data set
+    name: tuple[str | int, ...]  # the film's place in the data set
 
     def detached(self) -> "Sketch":
         """Return a copy that can be sent: without the pool, and the networks of its cast."""
@@ -244,12 +192,7 @@ class Sketch:
         return replace(self, cast=cast)
 
     def attached(self, pool: Pool | None, generator: Generator) -> "Sketch":
-        """Undo :meth:`detached`.
-
-        Args:
-            pool: One of the same settings and seed.
-            generator: The fitted models.
-        """
+        """Undo :meth:`detached`."""
         if self.cast is None or pool is None:
             return self
         cast = copy.copy(self.cast)
@@ -265,16 +208,7 @@ def sketched(
     seed: int,
     name: tuple[str | int, ...],
 ) -> Sketch:
-    """Draw the noise of the nuclei of a plan, and keep of it what its light depends on.
-
-    Args:
-        generator: The fitted models.
-        plan: Made by :func:`bvdm_data.synth.scene.make_plan` with the same arguments.
-        method: How nuclei are painted.
-        size: Height and width of the picture.
-        seed: Seed of the data set.
-        name: The film's place in the data set.
-    """
+    """Draw the noise of the nuclei of a plan, and keep of it what its light depends on."""
     groups = []
     if plan.cast is None:
         unpainted = prepare(
@@ -299,14 +233,7 @@ def painted(
 ) -> npt.NDArray[np.float32]:
     """Paint a film, as it is made on the CPU.
 
-    Args:
-        sketch: What is to be painted.
-        generator: The fitted models.
-        method: How nuclei are painted.
-        on_part: Called with the share of the painting that is done.
-
-    Returns:
-        Grey values that are whole counts of the camera, ``[F, H, W]``.
+    Grey values that are whole counts of the camera, ``[F, H, W]``.
     """
     pictures = _pictures(sketch, generator, method, on_part)
     with part("scene"):
@@ -319,21 +246,13 @@ def painted(
 
 
 def packed(sketches: Sequence[Sketch]) -> Tensor:
-    """Return sketches as bytes: a tensor that a worker hands over whole, uint8.
-
-    Args:
-        sketches: To be sent to another process.
-    """
+    """Return sketches as bytes: a tensor that a worker hands over whole, uint8."""
     data = pickle.dumps([sketch.detached() for sketch in sketches], pickle.HIGHEST_PROTOCOL)
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
 def unpacked(data: Tensor) -> list[Sketch]:
-    """Undo :func:`packed`; a cast still lacks its pool.
-
-    Args:
-        data: What it has returned, in this process or in a worker of it.
-    """
+    """Undo :func:`packed`; a cast still lacks its pool."""
     sketches: list[Sketch] = pickle.loads(data.numpy().tobytes())
     return sketches
 

@@ -29,20 +29,14 @@ from bvdm_data.system import part
 
 @dataclass(frozen=True)
 class Film:
-    """An annotated film of any number of nuclei.
+    """An annotated film of any number of nuclei."""
 
-    Attributes:
-        video: Grey values that are whole camera counts, ``[F, H, W]`` float32.
-        masks: Ids 1 to n, ``[F, H, W]`` int32.
-        tracks: Id, first, last, parent, ``[n, 4]`` int32.
-        stages: Stage of each nucleus in each frame, -1 where it is not seen, ``[n, F]`` int8.
-        flow: Displacement of every pixel, ``[F - 1, 2, H, W]`` float32, if it was wanted.
-    """
-
-    video: npt.NDArray[np.float32]
-    masks: Labels
-    tracks: npt.NDArray[np.int32]
+    video: npt.NDArray[np.float32]  # grey values that are whole camera counts, [F, H, W] float32
+    masks: Labels  # ids 1 to n, [F, H, W] int32
+    tracks: npt.NDArray[np.int32]  # id, first, last, parent, [n, 4] int32
+    # stage of each nucleus in each frame, -1 where it is not seen, [n, F] int8
     stages: npt.NDArray[np.int8]
+    # displacement of every pixel, [F - 1, 2, H, W] float32, if it was wanted
     flow: npt.NDArray[np.float32] | None
 
 
@@ -75,23 +69,6 @@ def synthesise(
 
     On the CPU the film is made in one thread, so that it is the same on any number of cores; use
     several workers to use them all.
-
-    Args:
-        generator: The fitted models.
-        scene: What the film shows.
-        method: How nuclei are painted; its type says which painter does it.
-        seed: Seed of the data set.
-        name: The film's place in the data set, such as ``("clip", epoch, index)``; seed and name
-            decide every random number.
-        pool: Nuclei that other films have shown, too, the number of the film among those that
-            share them, and the number of their era; only for :class:`FastSettings` with families.
-        on_frame: Called after each painted frame, for a progress bar.
-
-    Returns:
-        The film.
-
-    Raises:
-        ValueError: If the nuclei asked for do not fit.
     """
     plan = make_plan(generator, scene, method, seed, name, pool)
     if isinstance(method, FastSettings):
@@ -163,20 +140,7 @@ def _patches(
 
 
 def to_clip(film: Film, annotations: Sequence[str], max_cells: int, index: int) -> Clip:
-    """Turn a film into the fixed-size tensors of a data set's sample.
-
-    Args:
-        film: What :func:`synthesise` made.
-        annotations: Which keys are wanted beside ``video``.
-        max_cells: Rows of the padded tables.
-        index: Number of the clip.
-
-    Returns:
-        The clip.
-
-    Raises:
-        TooManyNucleiError: If the film shows more than max_cells nuclei.
-    """
+    """Turn a film into the fixed-size tensors of a data set's sample."""
     found = annotations_of(film, annotations, max_cells)
     clip: Clip = Clip(
         video=torch.from_numpy(film.video)[:, None],
@@ -190,16 +154,7 @@ def to_clip(film: Film, annotations: Sequence[str], max_cells: int, index: int) 
 def annotations_of(
     film: Film | Plan, annotations: Sequence[str], max_cells: int
 ) -> dict[str, Tensor]:
-    """Return the annotations of a film, in the order in which they are named.
-
-    Args:
-        film: A film, or the plan of one.
-        annotations: Which keys are wanted.
-        max_cells: Rows of the padded tables.
-
-    Raises:
-        TooManyNucleiError: If the film shows more than max_cells nuclei.
-    """
+    """Return the annotations of a film, in the order in which they are named."""
     found = annotated(film.masks, film.tracks, annotations, max_cells)
     if "flow" in annotations and film.flow is not None:
         found["flow"] = torch.from_numpy(film.flow)

@@ -23,25 +23,15 @@ from bvdm_data.system import part
 
 @dataclass(frozen=True)
 class Unpainted:
-    """What the network is told about nuclei of one size of picture; on the CPU.
+    """What the network is told about nuclei of one size of picture; on the CPU."""
 
-    Attributes:
-        noise: Standard normal numbers, ``[M, P, P]``.
-        radii: Outlines, px, ``[M, K]``.
-        brightness: Mean light inside the outlines, grey values, ``[M]``.
-        stage: Index into ``STAGES``, ``[M]``.
-        rows: As in :class:`bvdm_data.synth.textures.Pictures`.
-        moments: As in :class:`bvdm_data.synth.textures.Pictures`.
-        zoom: As in :class:`bvdm_data.synth.textures.Pictures`.
-    """
-
-    noise: Tensor
-    radii: Tensor
-    brightness: Tensor
-    stage: Tensor
-    rows: Tensor
-    moments: Tensor
-    zoom: Tensor
+    noise: Tensor  # standard normal numbers, [M, P, P]
+    radii: Tensor  # outlines, px, [M, K]
+    brightness: Tensor  # mean light inside the outlines, grey values, [M]
+    stage: Tensor  # index into STAGES, [M]
+    rows: Tensor  # as in bvdm_data.synth.textures.Pictures
+    moments: Tensor  # as in bvdm_data.synth.textures.Pictures
+    zoom: Tensor  # as in bvdm_data.synth.textures.Pictures
 
 
 def prepare(
@@ -52,19 +42,7 @@ def prepare(
     fresh: float,
     generators: Sequence[torch.Generator],
 ) -> list[Unpainted]:
-    """Draw the noise of nuclei, and tell what else the network must know to paint them.
-
-    Args:
-        lives: The nuclei; mothers before daughters.
-        views: First and last frame in which each is seen.
-        painter: Will draw them.
-        memory: As in :class:`bvdm_data.synth.textures.TextureModel`.
-        fresh: As in :class:`bvdm_data.synth.textures.TextureModel`.
-        generators: One for each nucleus.
-
-    Returns:
-        The pictures to be painted, grouped by their side, on the CPU.
-    """
+    """Draw the noise of nuclei, and tell what else the network must know to paint them."""
     patch = painter.settings.patch
     with part("noise"):
         noise = _drifting_noise(lives, patch, memory, fresh, generators)
@@ -146,14 +124,10 @@ class TextureModel:
     """How long a texture lasts; from the video.
 
     The noise from which a nucleus is painted has a lasting part and a fresh one.
-
-    Attributes:
-        memory: Correlation of the lasting part with that of the frame before, from 0 to 1.
-        fresh: Share of the variance that is new in every frame, from 0 to 1.
     """
 
-    memory: float
-    fresh: float
+    memory: float  # correlation of the lasting part with that of the frame before, from 0 to 1
+    fresh: float  # share of the variance that is new in every frame, from 0 to 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,20 +183,15 @@ class FastSettings:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Painted nuclei of one size of picture.
+    """Painted nuclei of one size of picture."""
 
-    Attributes:
-        light: Light above the background in grey values, halo included, each in its own
-            orientation, ``[M, P, P]``; where the network is.
-        rows: Which nucleus each shows, ``[M]``; on the CPU.
-        moments: In which frame of the film, ``[M]``.
-        zoom: Pixels of the picture to a pixel of the film, ``[M]``: 1 but for nuclei that are
-            too large for their picture.
-    """
-
+    # light above the background in grey values, halo included, each in its own orientation, [M, P,
+    # P]; where the network is
     light: Tensor
-    rows: Tensor
-    moments: Tensor
+    rows: Tensor  # which nucleus each shows, [M]; on the CPU
+    moments: Tensor  # in which frame of the film, [M]
+    # pixels of the picture to a pixel of the film, [M]: 1 but for nuclei that are too large for
+    # their picture
     zoom: Tensor
 
 
@@ -244,19 +213,6 @@ def paint_fast(
     it anew, for the outline, the brightness and the stage of that frame. Nothing is resampled, so
     nothing blurs or drifts apart from its outline, and no frame waits for the one before.
     Daughters begin with the noise of their mother.
-
-    Args:
-        lives: The nuclei; mothers before daughters.
-        views: First and last frame in which each is seen.
-        painter: Draws a nucleus.
-        texture: How long a texture lasts.
-        settings: Steps; may overrule the texture's memory.
-        generators: One for each nucleus, so that its noise does not depend on its neighbours.
-        on_part: Called with the share that is done.
-
-    Returns:
-        The pictures of every nucleus in the frames in which it is seen; where the painter draws
-        small nuclei in smaller pictures, in two groups.
     """
     groups = prepare(lives, views, painter, *settings.drift(texture), generators)
     return paint_prepared(groups, painter, settings, on_part=on_part)
@@ -269,17 +225,7 @@ def paint_prepared(
     *,
     on_part: Callable[[float], object] | None = None,
 ) -> list[Pictures]:
-    """Paint nuclei whose noise is there.
-
-    Args:
-        groups: From :func:`bvdm_data.synth.textures.prepare`.
-        painter: Draws a nucleus.
-        settings: Steps.
-        on_part: Called with the share that is done.
-
-    Returns:
-        As :func:`paint_fast`.
-    """
+    """Paint nuclei whose noise is there."""
     count, found, done = sum(len(group.rows) for group in groups), [], 0
     if not groups and on_part is not None:
         on_part(1.0)
@@ -305,21 +251,7 @@ def paint_moments(
     *,
     steps: int,
 ) -> Float[Tensor, "N P P"]:
-    """Paint nuclei from noise.
-
-    Args:
-        painter: Draws a nucleus; runs where its weights are.
-        noise: Standard normal numbers.
-        radii: Outlines, px.
-        brightness: Mean light inside the outlines, grey values.
-        stage: Index into ``STAGES``; -1 where it is not known.
-        steps: Calls of the network; a distilled one is called once.
-
-    Returns:
-        Light above the background, grey values; its mean inside the outline is the brightness.
-        What does not fit into the patch is painted smaller, see
-        :func:`bvdm_data.synth.denoiser.patch_scale`.
-    """
+    """Paint nuclei from noise."""
     patch = noise.shape[-1]
     device = next(painter.parameters()).device
     with part("outlines"):
@@ -344,9 +276,5 @@ def paint_moments(
 
 
 def fade(edge: Float[Tensor, "N 1 P P"]) -> Float[Tensor, "N P P"]:
-    """Return the share of the light that is kept: 1, but falling to 0 towards ``REACH``.
-
-    Args:
-        edge: From :func:`bvdm_data.synth.denoiser.edge_map`.
-    """
+    """Return the share of the light that is kept: 1, but falling to 0 towards ``REACH``."""
     return ((1 - edge[:, 0]) * (REACH / _FADE)).clamp(0, 1)

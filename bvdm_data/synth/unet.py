@@ -18,16 +18,12 @@ class UNetSettings:
     arithmetic on 128 channels at half resolution; ours puts a pixel-unshuffle in front instead.
     ``benchmarks/compare_unets.py`` prints the held-out losses of both, ``benchmarks/bench_clip.py``
     what they cost.
-
-    Attributes:
-        channels: Channels at 1/2, 1/4 and 1/8 of the picture's resolution; multiples of 8.
-        middle: Residual blocks at the lowest resolution.
-        time_channels: Length of the embedding of the diffusion step.
     """
 
+    # channels at 1/2, 1/4 and 1/8 of the picture's resolution; multiples of 8
     channels: tuple[int, int, int] = (32, 64, 128)
-    middle: int = 2
-    time_channels: int = 128
+    middle: int = 2  # residual blocks at the lowest resolution
+    time_channels: int = 128  # length of the embedding of the diffusion step
 
     def __post_init__(self) -> None:
         """Refuse sizes that make no network."""
@@ -40,13 +36,7 @@ class UNetSettings:
 
 
 class Block(nn.Module):
-    """Two convolutions with a shortcut; the diffusion step is added between them.
-
-    Args:
-        inputs: Channels that come in.
-        outputs: Channels that go out.
-        time_channels: Length of the embedding of the step, or of any other condition.
-    """
+    """Two convolutions with a shortcut; the diffusion step is added between them."""
 
     def __init__(self, inputs: int, outputs: int, time_channels: int) -> None:
         """Make the block; at first it passes its input on."""
@@ -68,15 +58,7 @@ class Block(nn.Module):
 
 
 class Trunk(nn.Module):
-    """A lean U-Net behind a pixel-unshuffle by 2, with two skip connections and a condition.
-
-    Args:
-        planes: Channels of what comes in, at full resolution; one channel goes out.
-        channels: Channels at 1/2, 1/4 and 1/8 of the picture's resolution.
-        middle: Residual blocks at the lowest resolution.
-        known: Length of the condition.
-        embedding: Length of its embedding.
-    """
+    """A lean U-Net behind a pixel-unshuffle by 2, with two skip connections and a condition."""
 
     def __init__(
         self,
@@ -122,11 +104,7 @@ class Trunk(nn.Module):
 
 
 class UNet(Trunk):
-    """Predicts the noise in a picture of one nucleus.
-
-    Args:
-        settings: How large it is.
-    """
+    """Predicts the noise in a picture of one nucleus."""
 
     def __init__(self, settings: UNetSettings | None = None) -> None:
         """Make the network, its weights drawn at random."""
@@ -138,17 +116,7 @@ class UNet(Trunk):
     def forward(
         self, x: Float[Tensor, "N 1 H W"], step: Int[Tensor, " M"]
     ) -> Float[Tensor, "N 1 H W"]:
-        """Predict the noise that was added.
-
-        Args:
-            x: Noisy pictures; height and width are multiples of 8.
-            step: Index of the diffusion step from 0; one for each picture, or a single one for
-                all of them (then its embedding is computed once, so that the result does not
-                depend on how many pictures share the batch).
-
-        Returns:
-            The predicted noise, float32.
-        """
+        """Predict the noise that was added."""
         return self.run(x, sinusoids(step, self.settings.time_channels))
 
 
@@ -166,14 +134,10 @@ NoisePredictor = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Schedule:
-    """A table of noise levels (Ho et al. 2020).
+    """A table of noise levels (Ho et al. 2020)."""
 
-    Attributes:
-        beta: Variance added at each step, ``[T]`` float64.
-        alpha_bar: Share of the picture's variance left after each step, ``[T]`` float64.
-    """
-
-    beta: Float[Tensor, " T"]
+    beta: Float[Tensor, " T"]  # variance added at each step, [T] float64
+    # share of the picture's variance left after each step, [T] float64
     alpha_bar: Float[Tensor, " T"]
 
     @property
@@ -188,12 +152,6 @@ def cosine_schedule(steps: int = 1000) -> Schedule:
     Nichol & Dhariwal 2021, equation 17 with s = .008, each beta kept within [1e-4, .9999] (the
     authors' code). After 10 and 200 of 1,000 steps the noise has a standard deviation of .032
     and .319.
-
-    Args:
-        steps: T; the authors' code has 1,000.
-
-    Returns:
-        The table of T noise levels.
 
     Examples:
         >>> sigma = (1 - cosine_schedule().alpha_bar).sqrt()
@@ -214,17 +172,7 @@ def add_noise(
     step: Int[Tensor, " M"],
     schedule: Schedule,
 ) -> Float[Tensor, "N 1 H W"]:
-    """Noise pictures as ``step + 1`` steps of the forward process would (Ho et al. 2020, eq. 4).
-
-    Args:
-        clean: Pictures without noise.
-        noise: Standard normal numbers.
-        step: Index of the step from 0, one for each picture or one for all.
-        schedule: The noise levels.
-
-    Returns:
-        The noisy pictures.
-    """
+    """Noise pictures as ``step + 1`` steps of the forward process would (Ho et al. 2020, eq. 4)."""
     kept = schedule.alpha_bar[step.cpu()].to(clean.device)[:, None, None, None]
     return kept.sqrt().to(clean.dtype) * clean + (1 - kept).sqrt().to(clean.dtype) * noise
 
@@ -240,16 +188,6 @@ def denoise_ancestral(
 
     The variance is that of the forward process, as in the authors' code ("fixedlarge"); no noise
     is added after the last step.
-
-    Args:
-        network: Predicts the noise.
-        noisy: Pictures noised by :func:`add_noise` with step ``steps - 1``.
-        steps: How many steps to go back, from 1 to T.
-        schedule: The noise levels.
-        noise: At least ``steps - 1`` sets of standard normal numbers.
-
-    Returns:
-        The denoised pictures, not clipped.
     """
     if not 1 <= steps <= schedule.steps:
         raise ValueError(f"steps must be from 1 to {schedule.steps}, got {steps}")

@@ -39,17 +39,11 @@ COLOURS = _bright_colours(60)
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a sheet.
+    """One row of a sheet."""
 
-    Attributes:
-        title: Printed left of the row.
-        images: The images, left to right.
-        captions: Printed above the images, in their order; may be fewer.
-    """
-
-    title: str
-    images: Sequence[Image.Image]
-    captions: Sequence[str] = ()
+    title: str  # printed left of the row
+    images: Sequence[Image.Image]  # the images, left to right
+    captions: Sequence[str] = ()  # printed above the images, in their order; may be fewer
 
 
 def render_frame(
@@ -61,23 +55,7 @@ def render_frame(
     scale: int = 1,
     ids: bool = True,
 ) -> Image.Image:
-    """Draw one frame, with the outlines and ids of its nuclei where a mask is given.
-
-    Args:
-        video_frame: Grey values ``[H, W]`` or ``[1, H, W]``.
-        mask: Instance ids ``[H, W]`` or ``[1, H, W]``; 0 is background.
-        grey_range: The grey values that become black and white.
-        gamma: Exponent of the displayed grey; below 1, dim nuclei are seen.
-        scale: Screen pixels a pixel, by nearest neighbour; outlines stay one screen pixel thin.
-        ids: Whether the ids are printed at the centres of the nuclei.
-
-    Returns:
-        An RGB image, ``scale * W`` wide and ``scale * H`` high.
-
-    Raises:
-        ValueError: If the frame is not one grey image, the mask has another shape, grey_range is
-            not a finite low and high value, or gamma or scale is not above 0.
-    """
+    """Draw one frame, with the outlines and ids of its nuclei where a mask is given."""
     frame = _plane("video_frame", video_frame)
     grey = _magnified(_stretched(frame, grey_range, gamma), scale)
     image = Image.fromarray(grey).convert("RGB")
@@ -96,15 +74,7 @@ def render_frame(
 
 
 def sheet(rows: Sequence[Row], note: str = "") -> Image.Image:
-    """Arrange images in rows and columns on white paper.
-
-    Args:
-        rows: The rows, top down.
-        note: Printed small below them.
-
-    Returns:
-        An RGB image.
-    """
+    """Arrange images in rows and columns on white paper."""
     cells = [image.width for row in rows for image in row.images]
     cells += [_width(text, CAPTION_SIZE) for row in rows for text in row.captions]
     cell = max(cells)
@@ -221,14 +191,7 @@ QUALITY = 20
 
 
 def need_ffmpeg() -> ModuleType:
-    """Import what writes films, the package of the extra ``preview``.
-
-    Returns:
-        The module ``imageio_ffmpeg``.
-
-    Raises:
-        ModuleNotFoundError: If it is not installed, with the way to install it.
-    """
+    """Import what writes films, the package of the extra ``preview``."""
     try:
         import imageio_ffmpeg
     except ModuleNotFoundError as error:
@@ -240,19 +203,7 @@ def need_ffmpeg() -> ModuleType:
 
 
 def write_mp4(pictures: Sequence[Image.Image], path: Path, frames_per_second: float) -> None:
-    """Write pictures as a film, H.264 with colours at half resolution, which any player takes.
-
-    Args:
-        pictures: RGB images of one size. Where a side is odd, its last row or column is shown
-            twice, because the format needs even ones.
-        path: The file to make.
-        frames_per_second: Speed.
-
-    Raises:
-        ModuleNotFoundError: If the extra ``preview`` is not installed.
-        OSError: If the film cannot be written.
-        ValueError: If there is no picture, their sizes differ, or one is not RGB.
-    """
+    """Write pictures as a film, H.264 with colours at half resolution, which any player takes."""
     _check(pictures)
     program = need_ffmpeg().get_ffmpeg_exe()
     width, height = (side + side % 2 for side in pictures[0].size)
@@ -317,18 +268,6 @@ def contact_sheet(
 
     Every clip has a row of plain frames and, if it has masks, a row with outlines and ids. Clips
     of up to 128 pixels are magnified by nearest neighbour.
-
-    Args:
-        clips: The clips by the names that are printed as row titles.
-        path: Where to write; ends in ``.png``.
-        frames: Which frames; None: up to 8, evenly spaced from the first to the last.
-        grey_range: The grey values that become black and white; None: the 0.5 and 99.8
-            percentile of all clips together.
-        gamma: Exponent of the displayed grey; below 1, dim nuclei are seen.
-
-    Raises:
-        ValueError: If there is no clip or no frame, or path, grey_range or gamma is wrong.
-        IndexError: If a clip has no such frame.
     """
     target = _target(path, ".png")
     if not clips:
@@ -359,19 +298,6 @@ def animation(
 
     In the frame in which a track with a parent begins, a thin line leads to it from the place
     where the parent was last seen. Clips of up to 256 pixels are magnified by nearest neighbour.
-
-    Args:
-        clip: The clip; without ``masks`` only the plain video is shown, without ``tracks`` there
-            are no lines.
-        path: Where to write; ends in ``.gif``, or in ``.mp4`` (needs the extra ``preview``).
-        frames_per_second: Speed, up to 50.
-        grey_range: The grey values that become black and white; None: the 0.5 and 99.8
-            percentile of the clip.
-        gamma: Exponent of the displayed grey; below 1, dim nuclei are seen.
-
-    Raises:
-        ModuleNotFoundError: If an MP4 is asked for and the extra ``preview`` is not installed.
-        ValueError: If path, frames_per_second, grey_range or gamma is wrong.
     """
     target = _target(path, ".gif", ".mp4")
     if not 0 < frames_per_second <= 50:
@@ -395,14 +321,7 @@ def animation(
 
 
 def common_range(videos: Sequence[Tensor]) -> Range:
-    """Return the grey values that become black and white where nothing else is said.
-
-    Args:
-        videos: Grey values of any shape.
-
-    Returns:
-        The percentiles ``PERCENTILES`` of all of them together.
-    """
+    """Return the grey values that become black and white where nothing else is said."""
     values = np.concatenate([as_array(video).ravel() for video in videos])
     low, high = np.percentile(values, PERCENTILES)
     return _widened(float(low), float(high))
@@ -418,22 +337,7 @@ def grid(
     grey_range: Range | None = None,
     magnify: int = 1,
 ) -> None:
-    """Write a sheet of grey images, row by row.
-
-    Args:
-        images: ``[N, H, W]``, all shown at the same grey scale.
-        path: Where to write; ends in ``.png``.
-        columns: Images a row.
-        titles: Printed above the images, in their order: one an image, or only one a column, for
-            the first row.
-        row_titles: Printed left of the rows, top down.
-        grey_range: The values that become black and white; None: the smallest and the largest.
-        magnify: Screen pixels a pixel, by nearest neighbour.
-
-    Raises:
-        ValueError: If images is not ``[N, H, W]`` with N at least 1, there are too many titles,
-            or path, columns, grey_range or magnify is wrong.
-    """
+    """Write a sheet of grey images, row by row."""
     target = _target(path, ".png")
     stack = as_array(images)
     if stack.ndim != 3 or len(stack) == 0:

@@ -43,24 +43,6 @@ def player(
     The page has a slider for each of two settings, and shows the clip that was made with them. All
     clips have the same grey scale. Pictures are embedded as WebP, which is not free of loss; ids
     and the table of tracks are embedded as they are.
-
-    Args:
-        clips: The clips, with ``masks`` and ``tracks``, by the values of the two settings; every
-            value of the one must be there with every value of the other. They may differ in
-            length and size.
-        path: Where to write; ends in ``.html``.
-        axes: Names of the two settings.
-        title: Title of the page, plain text.
-        note: What is printed below the title, plain text.
-        grey_range: The grey values that become black and white; None: the 0.5 and 99.8
-            percentile of all clips together.
-        gamma: Exponent of the displayed grey; below 1, dim nuclei are seen.
-
-    Raises:
-        OSError: If the page cannot be written.
-        TypeError: If clips are not by pairs of texts.
-        ValueError: If there is no clip, one is missing, has no masks or tracks, is too large
-            or a batch, or path, grey_range or gamma is wrong.
     """
     target = Path(path)
     if target.suffix.lower() != ".html":
