@@ -8,7 +8,7 @@ import json
 import pytest
 
 from benchmarks import speed_measures
-from bvdm_data.system import machine, versions
+from bvdm_data.system import get_machine_info, list_versions
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +23,7 @@ def measured(benchmark):
 
     def run(measure, *arguments):
         found = benchmark.pedantic(measure, args=arguments, rounds=1, iterations=1)
-        about = {"machine": machine(), "versions": versions()}
+        about = {"machine": get_machine_info(), "versions": list_versions()}
         benchmark.extra_info.update(found)
         print(f"\n{measure.__name__}: {json.dumps(found)}\n{json.dumps(about)}")
         return found

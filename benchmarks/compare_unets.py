@@ -13,9 +13,9 @@ import torch
 
 from benchmarks.reference_unet import ReferenceUNet
 from bvdm_data.datasets.ctc import guess_scale, read_sequence
-from bvdm_data.fitting.nuclei import cut_nuclei
-from bvdm_data.fitting.paper_networks import TEXTURE_TRAINING, normalise, texture_losses
-from bvdm_data.fitting.training import purpose_of, train
+from bvdm_data.fitting.nuclei import extract_crops
+from bvdm_data.fitting.paper_networks import DDPM_TRAINING, make_ddpm_losses, normalize_crops
+from bvdm_data.fitting.training import compute_fingerprint, train
 from bvdm_data.fitting.video import read_video
 from bvdm_data.synth.unet import UNet
 
@@ -30,11 +30,11 @@ def main() -> None:
     given = parser.parse_args()
     source = read_sequence(given.root, "01")
     video = read_video(source, guess_scale(source), progress=False)
-    textures = normalise(cut_nuclei(video))
+    textures = normalize_crops(extract_crops(video))
     training = replace(
-        TEXTURE_TRAINING, steps=given.steps, save_every=20, check_every=min(100, given.steps)
+        DDPM_TRAINING, steps=given.steps, save_every=20, check_every=min(100, given.steps)
     )
-    loss_at, held_out = texture_losses(textures, training)
+    loss_at, held_out = make_ddpm_losses(textures, training)
     losses = {}
     for name, kind in (("ours", UNet), ("authors'", ReferenceUNet)):
         torch.manual_seed(0)
@@ -42,7 +42,7 @@ def main() -> None:
         log = train(
             network, loss_at, held_out, training,
             checkpoint=given.work_dir / f"{kind.__name__}.safetensors",
-            purpose=purpose_of(name, given.steps),
+            purpose=compute_fingerprint(name, given.steps),
         )  # fmt: skip
         losses[name] = log.held_out
         steps = ", ".join(f"{loss:.5f} at {step}" for step, loss in log.held_out)

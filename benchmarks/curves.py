@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.speed_measures import clips
 from bvdm_data import PoolSettings
-from bvdm_data.bench import fill, measure_pace
+from bvdm_data.bench import measure_throughput, warm_up
 
 DOCS = Path(__file__).parents[1] / "docs"
 RESULTS = DOCS / "performance.json"
@@ -62,12 +62,12 @@ def line(x: Any, y: Any) -> dict[str, float]:
 
 def _milliseconds(seconds: float, **changes: Any) -> float:
     videos = clips(max_cells=1000, **changes)
-    return 1000 / measure_pace(videos, fill(videos), seconds).clips_per_second
+    return 1000 / measure_throughput(videos, warm_up(videos), seconds).clips_per_second
 
 
 def _loaded(seconds: float, batch: int, pool: PoolSettings | None) -> float:
     videos = clips(pool=pool, batch_size=batch)
-    start = -(-fill(videos) // batch) * batch
+    start = -(-warm_up(videos) // batch) * batch
     videos.load_state_dict({"epoch": 0, "seed": videos.seed, "start": start})
     batches = iter(DataLoader(videos, batch_size=batch, num_workers=1))
     next(batches)

@@ -12,17 +12,17 @@ import torch
 
 from bvdm_data import STAGES, CTCVideos, PaperSettings, SyntheticHeLaVideos
 from bvdm_data.datasets.ctc import read_sequence
-from bvdm_data.fitting.denoiser import Portraits, cut_portraits
-from bvdm_data.fitting.nuclei import MASK_LEVEL, cut_nuclei
+from bvdm_data.fitting.denoiser import AlignedCrops, extract_aligned_crops
+from bvdm_data.fitting.nuclei import MASK_LEVEL, extract_crops
 from bvdm_data.fitting.stages import assign_stages
 from bvdm_data.fitting.video import read_video
-from bvdm_data.rng import numpy_stream, stream
-from bvdm_data.synth.cells import Life
-from bvdm_data.synth.contours import rasterise
-from bvdm_data.synth.model import Generator
-from bvdm_data.synth.paper import paint
-from bvdm_data.synth.textures import FastSettings, paint_fast, paint_moments
-from bvdm_data.viz.pictures import contact_sheet, grid
+from bvdm_data.rng import numpy_rng, torch_rng
+from bvdm_data.synth.cells import Cell
+from bvdm_data.synth.contours import test_inside
+from bvdm_data.synth.model import Model
+from bvdm_data.synth.paper import render_paper_textures
+from bvdm_data.synth.textures import FastSettings, denoise_patches, render_textures
+from bvdm_data.viz.pictures import write_contact_sheet, write_image_grid
 from bvdm_data.weights import load
 
 DOCS = Path(__file__).parents[1] / "docs" / "pictures"
@@ -36,7 +36,7 @@ def outline_masks(radii: np.ndarray) -> torch.Tensor:
     line = torch.arange(96) - 47.5
     shape = (len(radii), 96, 96)
     y, x = line[:, None].expand(shape), line[None].expand(shape)
-    return rasterise(torch.from_numpy(radii).float(), y, x)
+    return test_inside(torch.from_numpy(radii).float(), y, x)
 
 
 def middle(pictures: np.ndarray) -> np.ndarray:
@@ -45,7 +45,7 @@ def middle(pictures: np.ndarray) -> np.ndarray:
     return pictures[..., edge : edge + SIDE, edge : edge + SIDE]
 
 
-def draw_modes(generator: Generator) -> None:
+def draw_modes(generator: Model) -> None:
     """First four modes of interphase, metaphase and anaphase, from -2 to +2 deviations."""
     sheets, titles = [], []
     for name in ("interphase", "metaphase", "anaphase"):
@@ -58,7 +58,7 @@ def draw_modes(generator: Generator) -> None:
             )
             sheets.append(middle(outline_masks(radii).float().numpy()))
             titles.append(f"{name} {mode + 1}")
-    grid(
+    write_image_grid(
         np.concatenate(sheets), DOCS / "shape_modes.png", columns=5,
         titles=["-2 sd", "-1 sd", "mean", "+1 sd", "+2 sd"], row_titles=titles, grey_range=(0, 1),
     )  # fmt: skip
@@ -69,64 +69,64 @@ def relative(light: np.ndarray, brightness: np.ndarray) -> np.ndarray:
     return middle(light.astype(np.float32) / np.hypot(brightness, FLOOR)[:, None, None])
 
 
-def draw_stages(generator: Generator, portraits: Portraits) -> None:
+def draw_stages(generator: Model, portraits: AlignedCrops) -> None:
     """Real nuclei of each stage above synthetic ones of the same outlines and brightness."""
-    draws = numpy_stream(0, "figures")
+    draws = numpy_rng(0, "figures")
     sheets, titles = [], []
     for stage, name in enumerate(STAGES):
         rows = draws.permutation(np.flatnonzero(portraits.stage == stage))[:COLUMNS]
         brightness = portraits.brightness[rows]
         sheets.append(relative(portraits.light[rows], brightness))
         patch = generator.painter.settings.patch
-        noise = torch.randn((len(rows), patch, patch), generator=stream(0, "figures", stage))
-        made = paint_moments(
+        noise = torch.randn((len(rows), patch, patch), generator=torch_rng(0, "figures", stage))
+        made = denoise_patches(
             generator.distilled, noise, torch.from_numpy(portraits.radii[rows]),
             torch.from_numpy(brightness), torch.full((len(rows),), stage),
             steps=FastSettings().steps,
         )  # fmt: skip
         sheets.append(relative(made.numpy(), brightness))
         titles += [f"{name}, real", "synthetic"]
-    grid(
+    write_image_grid(
         np.concatenate(sheets), DOCS / "stages.png", columns=COLUMNS, row_titles=titles,
         grey_range=(0, 2),
     )  # fmt: skip
 
 
-def draw_noise_levels(generator: Generator) -> None:
+def draw_noise_levels(generator: Model) -> None:
     """The paper's figure 3: the same masks at several T_f=0, nothing cut off outside the mask."""
-    draws = numpy_stream(3, "figures")
+    draws = numpy_rng(3, "figures")
     radii = np.stack([generator.shapes.sample(0, draws) for _ in range(COLUMNS)])
     masks = outline_masks(radii)[:, None]
     sheets = [middle(masks[:, 0].float().numpy() * MASK_LEVEL)]
     titles = ["mask"]
     for steps in (100, 200, 400, 600):
-        streams = [stream(3, "figures", i) for i in range(COLUMNS)]
+        streams = [torch_rng(3, "figures", i) for i in range(COLUMNS)]
         settings = PaperSettings(first_steps=steps)
-        made = paint(masks, generator.unet, generator.flownet, settings, streams)
+        made = render_paper_textures(masks, generator.unet, generator.flownet, settings, streams)
         sheets.append(middle(made.texture[:, 0].numpy()))
         titles.append(f"T_f=0 = {steps}")
-    grid(
+    write_image_grid(
         np.concatenate(sheets), DOCS / "noise_levels.png", columns=COLUMNS, row_titles=titles,
         grey_range=(0, 1.2),
     )  # fmt: skip
 
 
-def draw_time(generator: Generator, portraits: Portraits) -> None:
+def draw_time(generator: Model, portraits: AlignedCrops) -> None:
     """Real and synthetic nuclei through eight frames; outlines of the synthetic are real ones."""
     long = [t for t in np.unique(portraits.track) if (portraits.track == t).sum() >= 8]
-    chosen = numpy_stream(5, "figures").permutation(long)[:4]
+    chosen = numpy_rng(5, "figures").permutation(long)[:4]
     sheets, titles = [], []
     for number, track in enumerate(chosen):
         rows = np.flatnonzero(portraits.track == track)[:8]
         brightness = portraits.brightness[rows]
         sheets.append(relative(portraits.light[rows], brightness))
-        life = Life(
+        life = Cell(
             1, 0, 0, portraits.radii[rows].astype(float), portraits.stage[rows].clip(0).astype(int),
             brightness.astype(float), divides=False,
         )  # fmt: skip
-        groups = paint_fast(
+        groups = render_textures(
             [life], [(0, 7)], generator.distilled, generator.texture, FastSettings(),
-            [stream(5, "figures", number)],
+            [torch_rng(5, "figures", number)],
         )  # fmt: skip
         made = np.zeros_like(portraits.light[rows])
         for group in groups:
@@ -135,7 +135,7 @@ def draw_time(generator: Generator, portraits: Portraits) -> None:
             made[group.moments.numpy(), inner, inner] = group.light.numpy()
         sheets.append(relative(made, brightness))
         titles += [f"real nucleus {number + 1}", "its outlines, painted"]
-    grid(
+    write_image_grid(
         np.concatenate(sheets), DOCS / "time.png", columns=8, row_titles=titles,
         titles=[f"frame {f}" for f in range(8)], grey_range=(0, 2),
     )  # fmt: skip
@@ -155,7 +155,7 @@ def draw_scenes(root: Path, model: str) -> None:
         "real 1": crowded[0], "synthetic 1": synthetic.clip(0),
         "real 2": crowded[1], "synthetic 2": synthetic.clip(1),
     }  # fmt: skip
-    contact_sheet(clips, DOCS / "scenes.png", frames=[0, 3, 6])
+    write_contact_sheet(clips, DOCS / "scenes.png", frames=[0, 3, 6])
 
 
 def main() -> None:
@@ -169,10 +169,10 @@ def main() -> None:
     source = read_sequence(given.root, "01")
     real = CTCVideos(given.root, sequence="01")
     video = read_video(source, real.scale, progress=False)
-    crops = cut_nuclei(video)
+    crops = extract_crops(video)
     draw_modes(generator)
     draw_noise_levels(generator)
-    portraits = cut_portraits(video, crops, assign_stages(crops, video.tracks))
+    portraits = extract_aligned_crops(video, crops, assign_stages(crops, video.tracks))
     draw_stages(generator, portraits)
     draw_time(generator, portraits)
     draw_scenes(given.root, given.model)

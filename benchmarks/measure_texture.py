@@ -13,11 +13,11 @@ import torch
 from scipy import ndimage
 
 from bvdm_data import STAGES, CameraScale, Clip, CTCVideos, SyntheticHeLaVideos
-from bvdm_data.evaluation.nucleus_features import sight
-from bvdm_data.evaluation.video_statistics import measure_persistence
-from bvdm_data.fitting.nuclei import Crops, cut_nuclei
+from bvdm_data.evaluation.nucleus_features import list_detections
+from bvdm_data.evaluation.video_statistics import measure_texture_autocorrelation
+from bvdm_data.fitting.nuclei import Crops, extract_crops
 from bvdm_data.fitting.stages import assign_stages
-from bvdm_data.fitting.video import Frame, Video, background_light
+from bvdm_data.fitting.video import Frame, Video, estimate_background
 from bvdm_data.weights import load
 
 DEPTHS = np.arange(0.5, 9.5)
@@ -90,7 +90,7 @@ def print_stages(crops: Crops, stages: np.ndarray, noise: float) -> None:
 
 def print_persistence(clip: Clip) -> None:
     """Print how alike the inside of a nucleus is to itself later, and to another one's."""
-    found = measure_persistence([clip], sight([clip]))
+    found = measure_texture_autocorrelation([clip], list_detections([clip]))
     lags = ", ".join(f"{lag}: {np.median(values):.3f}" for lag, values in found.lags.items())
     print(f"correlation of the inside by lag: {lags}; unrelated: {np.median(found.unrelated):.3f}")
 
@@ -99,7 +99,7 @@ def as_video(clip: Clip, scale: CameraScale) -> Video:
     """Return a clip as the fitting reads videos."""
     grey, masks = clip["video"][:, 0].numpy(), clip["masks"].numpy()
     frames = tuple(
-        Frame(number, light, mask, background_light(light, mask))
+        Frame(number, light, mask, estimate_background(light, mask))
         for number, (light, mask) in enumerate(zip(grey, masks, strict=True))
     )
     tracks = clip["tracks"].numpy()
@@ -120,7 +120,7 @@ def main() -> None:
         real = CTCVideos(given.root, sequence="01", **shape)
         clip = real.clip(0)
         video = as_video(clip, real.scale)
-        crops = cut_nuclei(video)
+        crops = extract_crops(video)
         print_stages(crops, assign_stages(crops, video.tracks), noise)
         print_persistence(clip)
     if given.only != "real":
@@ -128,7 +128,7 @@ def main() -> None:
         wanted = ("masks", "tracks", "stages")
         made = SyntheticHeLaVideos(method="procedural", annotations=wanted, **shape)
         clip = made.clip(0)
-        crops = cut_nuclei(as_video(clip, made.scale))
+        crops = extract_crops(as_video(clip, made.scale))
         print_stages(crops, clip["stages"].numpy()[crops.track - 1, crops.frame], noise)
         print_persistence(clip)
 

@@ -21,12 +21,12 @@ import torch
 from benchmarks.curves import POOLS
 from benchmarks.scaling_tables import TABLES, filled
 from bvdm_data import SyntheticHeLaVideos
-from bvdm_data.bench import fill
-from bvdm_data.files import whole_file
+from bvdm_data.bench import warm_up
+from bvdm_data.files import open_atomic
 from bvdm_data.storage import as_clip, read_shard
 from bvdm_data.storage.formats import WRITERS
-from bvdm_data.storage.shards import schema_of
-from bvdm_data.system import machine, versions
+from bvdm_data.storage.shards import get_schema
+from bvdm_data.system import get_machine_info, list_versions
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE, RESULTS = DOCS / "scaling.md", DOCS / "scaling.json"
@@ -62,7 +62,7 @@ def measure(kind: str, seconds: float) -> dict[str, Any]:
     """Return clips a second made, fresh and pooled, and those of both formats."""
     videos = videos_of(kind)
     clips = [videos.clip(index) for index in range(STORED)]
-    fresh, schema = itertools.count(STORED), schema_of(videos)
+    fresh, schema = itertools.count(STORED), get_schema(videos)
     found: dict[str, Any] = {
         "made": rate(lambda: [videos.clip(next(fresh))], seconds),
         "bytes": sum(value.numpy().nbytes for value in clips[0].values()),
@@ -70,7 +70,7 @@ def measure(kind: str, seconds: float) -> dict[str, Any]:
     }
     if kind == POOLED:
         pooled = videos_of(kind, pool=POOLS["pool"])
-        shown = itertools.count(fill(pooled))
+        shown = itertools.count(warm_up(pooled))
         found["pooled"] = rate(lambda: [pooled.clip(next(shown))], seconds)
     with tempfile.TemporaryDirectory() as folder:
         for format, (suffix, write) in WRITERS.items():
@@ -114,11 +114,11 @@ def main() -> None:
             print(f"{kind}: {json.dumps(results['kinds'][kind])}", flush=True)
         results["about"] = {
             "made": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-            "machine": machine(),
-            "versions": versions(("bvdm-data", "torch", "numpy", "webdataset", "zarr")),
+            "machine": get_machine_info(),
+            "versions": list_versions(("bvdm-data", "torch", "numpy", "webdataset", "zarr")),
             "load": [before, round(os.getloadavg()[0], 2)],
         }
-        with whole_file(RESULTS) as temporary:
+        with open_atomic(RESULTS) as temporary:
             temporary.write_text(json.dumps(results, indent=1) + "\n")
     PAGE.write_text(filled(PAGE.read_text(), json.loads(RESULTS.read_text())))
     print(f"filled {len(TABLES)} tables of {PAGE}")

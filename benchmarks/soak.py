@@ -22,7 +22,7 @@ from torchvision.transforms import v2
 
 from bvdm_data import PaperSettings, PoolSettings, SyntheticHeLaVideos, check_clip
 from bvdm_data.clip import ANNOTATIONS, Clip
-from bvdm_data.clip_check import FARTHEST_FLOW, flow_errors
+from bvdm_data.clip_check import MAX_FLOW, measure_flow_errors
 from bvdm_data.datasets.stream import ClipStream
 
 TABLES = ("tracks", "stages", "boxes", "centroids")
@@ -119,10 +119,10 @@ def _check(clip: Clip, row: "Counter[str]") -> None:
         row["divisions"] += int((np.bincount(tracks[:, 3])[1:] == 2).sum())
     # Where a transform has cut nuclei in the middle of the picture, their centroids mislead.
     if "flow" in clip and clip["video"].shape[-2:] != MOVES.transforms[1].size:
-        off = flow_errors(clip["masks"].numpy(), clip["flow"].numpy())
+        off = measure_flow_errors(clip["masks"].numpy(), clip["flow"].numpy())
         row["whole nuclei"] += len(off)
         row["flow error, px"] = max(row["flow error, px"], round(float(off.max(initial=0)), 3))
-        if off.max(initial=0) > FARTHEST_FLOW:
+        if off.max(initial=0) > MAX_FLOW:
             raise ValueError(f"flow of a whole nucleus is {off.max():.2f} px off its way")
 
 

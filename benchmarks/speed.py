@@ -12,8 +12,8 @@ from typing import Any
 
 from benchmarks import curves, speed_measures
 from benchmarks.speed_tables import filled
-from bvdm_data.files import whole_file
-from bvdm_data.system import machine, versions
+from bvdm_data.files import open_atomic
+from bvdm_data.system import get_machine_info, list_versions
 
 PAGE = curves.DOCS / "performance.md"
 
@@ -52,11 +52,11 @@ def main() -> None:
         print(f"{name}: {json.dumps(results[name])}", flush=True)
         results["about"] = {
             "made": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-            "machine": machine(),
-            "versions": versions(),
+            "machine": get_machine_info(),
+            "versions": list_versions(),
             "load": [before, _load()],
         }
-        with whole_file(curves.RESULTS) as temporary:
+        with open_atomic(curves.RESULTS) as temporary:
             temporary.write_text(json.dumps(results, indent=1) + "\n")
     if "curves" in results:
         curves.draw(results["curves"])

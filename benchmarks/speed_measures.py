@@ -26,10 +26,10 @@ from bvdm_data import (
     ProceduralSettings,
     SyntheticHeLaVideos,
 )
-from bvdm_data.bench import MATRIX, fill, measure_costs, measure_pace
+from bvdm_data.bench import MATRIX, measure_throughput, profile_clips, warm_up
 from bvdm_data.clip import ANNOTATIONS
 from bvdm_data.evaluation.segmenter import Segmenter
-from bvdm_data.synth.denoiser import edge_map
+from bvdm_data.synth.denoiser import compute_signed_distance_map
 from bvdm_data.synth.textures import BATCH
 from bvdm_data.weights import load
 
@@ -55,7 +55,7 @@ def clips(**changes: Any) -> SyntheticHeLaVideos:
 
 def pace_of(videos: SyntheticHeLaVideos, seconds: float) -> dict[str, float]:
     """Time clips, the models loaded and the pool filled."""
-    found = measure_pace(videos, fill(videos), seconds)
+    found = measure_throughput(videos, warm_up(videos), seconds)
     return {
         "clips": found.clips,
         "clips_per_second": found.clips_per_second,
@@ -67,7 +67,7 @@ def against_paper(seconds: float) -> dict[str, Any]:
     """The fast method, fresh and pooled, against the paper's: clips of the same settings."""
     fast, pooled = pace_of(clips(), seconds), pace_of(clips(pool=True), seconds)
     # Some of its clips have twice as many nuclei as others.
-    made = measure_pace(clips(method="paper"), 0, 10 * seconds)
+    made = measure_throughput(clips(method="paper"), 0, 10 * seconds)
     paper = {
         "clips": made.clips,
         "clips_per_second": made.clips_per_second,
@@ -90,7 +90,7 @@ def arithmetic(seconds: float) -> dict[str, float]:
     network = load("hela").distilled
     side, draws = network.settings.narrow, torch.Generator().manual_seed(0)
     noise = torch.randn((BATCH, 1, side, side), generator=draws)
-    edge = edge_map(torch.full((BATCH, 60), 11.0), side)
+    edge = compute_signed_distance_map(torch.full((BATCH, 60), 11.0), side)
     brightness, stage = torch.full((BATCH,), 0.1), torch.zeros(BATCH, dtype=torch.long)
     one, other = torch.rand((2, MATRIX, MATRIX), generator=draws).bfloat16()
 
@@ -121,9 +121,9 @@ def parts(seconds: float) -> dict[str, Any]:
     for video, nuclei in DENSITIES.items():
         for name, pool in (("fresh", None), ("pool", True)):
             videos = clips(nuclei=nuclei, pool=pool)
-            number = fill(videos)
-            pace = measure_pace(videos, number, seconds)
-            costs = measure_costs(videos, number + pace.clips, PROFILED)
+            number = warm_up(videos)
+            pace = measure_throughput(videos, number, seconds)
+            costs = profile_clips(videos, number + pace.clips, PROFILED)
             found[f"{name}, density of {video}"] = {
                 "clips_per_second": pace.clips_per_second,
                 "nuclei": pace.nuclei,
@@ -137,7 +137,7 @@ def against_reading(rounds: int = 12) -> dict[str, float]:
     """A clip, fresh and pooled, against one of the same form read from TIFFs, not cached."""
     wanted = {"annotations": ("masks", "tracks")}
     fresh, pooled = clips(**wanted), clips(pool=True, **wanted)
-    numbers = [fill(videos) for videos in (fresh, pooled)]
+    numbers = [warm_up(videos) for videos in (fresh, pooled)]
     times: dict[str, list[float]] = {"reading": [], "fresh": [], "pool": []}
     for n in range(rounds):
         real = CTCVideos(REAL, sequence="01", frames=FRAMES, size=SIZE, **wanted)
@@ -163,7 +163,7 @@ def training(seconds: float) -> dict[str, Any]:
             rates["memory"] = _steps_a_second(_again_and_again(kept), seconds)
             for name, pool in (("pool", True), ("fresh", None)):
                 videos = clips(pool=pool, batch_size=1)
-                start = fill(videos)
+                start = warm_up(videos)
                 videos.load_state_dict({"epoch": 0, "seed": videos.seed, "start": start})
                 batches = iter(DataLoader(videos, batch_size=1, num_workers=1))
                 rates[name] = _steps_a_second(batches, seconds)

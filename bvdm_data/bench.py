@@ -17,11 +17,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bvdm_data.clip import Clip
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
-from bvdm_data.files import whole_file
+from bvdm_data.files import open_atomic
 from bvdm_data.synth.cell_bank import PoolSettings
 from bvdm_data.synth.textures import FastSettings
-from bvdm_data.system import MARK, PARTS, machine, peak_megabytes, usable_cores, versions
-from bvdm_data.validate import check_whole_number
+from bvdm_data.system import (
+    SPAN_PREFIX,
+    SPANS,
+    count_usable_cores,
+    get_machine_info,
+    list_versions,
+    measure_peak_megabytes,
+)
+from bvdm_data.validate import as_int
 
 MOST_PROFILED = 20
 """Clips that are profiled at most; a profile keeps all that it saw in memory."""
@@ -33,7 +40,7 @@ _WHOLE = "clip"
 
 
 @dataclass(frozen=True)
-class Pace:
+class Throughput:
     """How fast one process makes clips."""
 
     clips: int  # how many were timed
@@ -43,7 +50,7 @@ class Pace:
     megabytes: float  # memory of the tensors of a clip, MB
 
 
-def fill(videos: SyntheticHeLaVideos) -> int:
+def warm_up(videos: SyntheticHeLaVideos) -> int:
     """Make the first clips: models are loaded, and a pool is filled as far as it ever is.
 
     A clip shows pairs at random, so ``n`` clips leave ``exp(-n pairs of a clip / pairs)`` of a pool
@@ -52,21 +59,21 @@ def fill(videos: SyntheticHeLaVideos) -> int:
     clip = videos.clip(0)
     if videos.pool is None:
         return 1
-    shown = max(1, nuclei_of(clip) // 2)
+    shown = max(1, count_nuclei(clip) // 2)
     clips = math.ceil(3 * videos.pool.pairs / shown)
     for number in range(1, clips):
         videos.clip(number)
     return clips
 
 
-def nuclei_of(clip: Clip) -> int:
+def count_nuclei(clip: Clip) -> int:
     """Return how many nuclei a clip shows; by its tracks, or else its masks, or 0."""
     if "tracks" in clip:
         return int((clip["tracks"][:, 0] > 0).sum())
     return int(clip["masks"].max()) if "masks" in clip else 0
 
 
-def measure_pace(videos: SyntheticHeLaVideos, first: int, seconds: float) -> Pace:
+def measure_throughput(videos: SyntheticHeLaVideos, first: int, seconds: float) -> Throughput:
     """Make clips one after the other for a while."""
     made, nuclei, size, begun = 0, 0, 0, time.perf_counter()
     passed = 0.0
@@ -74,9 +81,9 @@ def measure_pace(videos: SyntheticHeLaVideos, first: int, seconds: float) -> Pac
         clip = videos.clip(first + made)
         passed = time.perf_counter() - begun
         made += 1
-        nuclei += nuclei_of(clip)
+        nuclei += count_nuclei(clip)
         size += sum(value.nbytes for value in clip.values())  # type: ignore[attr-defined]
-    return Pace(
+    return Throughput(
         clips=made,
         clips_per_second=made / passed,
         frames_per_second=made * videos.frames / passed,
@@ -86,7 +93,7 @@ def measure_pace(videos: SyntheticHeLaVideos, first: int, seconds: float) -> Pac
 
 
 @dataclass(frozen=True)
-class Costs:
+class ProfileSummary:
     """What a clip costs under a profiler."""
 
     clips: int  # how many were profiled
@@ -100,28 +107,31 @@ class Costs:
         return {name: part / whole for name, part in self.milliseconds.items()}
 
 
-def measure_costs(videos: SyntheticHeLaVideos, first: int, clips: int) -> Costs:
+def profile_clips(videos: SyntheticHeLaVideos, first: int, clips: int) -> ProfileSummary:
     """Profile clips with ``torch.profiler``, by the names that the parts of the work have."""
     # Of no use without a GPU: libkineto's own lines on standard error.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     with profile(activities=[ProfilerActivity.CPU]) as record:
         for number in range(first, first + clips):
-            with record_function(MARK + _WHOLE):
+            with record_function(SPAN_PREFIX + _WHOLE):
                 videos.clip(number)
     found = {
-        event.key.removeprefix(MARK): (event.cpu_time_total / 1000 / clips, event.count / clips)
+        event.key.removeprefix(SPAN_PREFIX): (
+            event.cpu_time_total / 1000 / clips,
+            event.count / clips,
+        )
         for event in record.key_averages()
-        if event.key.startswith(MARK)
+        if event.key.startswith(SPAN_PREFIX)
     }
-    milliseconds = {name: found[name][0] for name in PARTS if name in found}
+    milliseconds = {name: found[name][0] for name in SPANS if name in found}
     milliseconds["other"] = max(0.0, found[_WHOLE][0] - sum(milliseconds.values()))
     method = videos.method
     steps = method.steps if isinstance(method, FastSettings) else 0
-    return Costs(clips, milliseconds, steps * found.get("network", (0.0, 0.0))[1])
+    return ProfileSummary(clips, milliseconds, steps * found.get("network", (0.0, 0.0))[1])
 
 
 @dataclass(frozen=True)
-class Arithmetic:
+class FlopStats:
     """How well the network uses the processor."""
 
     gflop_per_clip: float  # arithmetic of the networks for a clip of nuclei of its own
@@ -134,17 +144,17 @@ class Arithmetic:
         return self.gflops / self.matrix_gflops
 
 
-def measure_arithmetic(videos: SyntheticHeLaVideos, first: int, clips: int) -> Arithmetic:
+def measure_flops(videos: SyntheticHeLaVideos, first: int, clips: int) -> FlopStats:
     """Count the arithmetic of the networks of the fast method, and time it."""
     with FlopCounterMode(display=False) as counter:
         for number in range(first, first + clips):
             videos.clip(number)
     gflop = counter.get_total_flops() / clips / 1e9
-    milliseconds = measure_costs(videos, first, clips).milliseconds["network"]
-    return Arithmetic(gflop, 1000 * gflop / milliseconds, matrix_gflops(torch.bfloat16))
+    milliseconds = profile_clips(videos, first, clips).milliseconds["network"]
+    return FlopStats(gflop, 1000 * gflop / milliseconds, measure_matrix_gflops(torch.bfloat16))
 
 
-def matrix_gflops(dtype: torch.dtype, seconds: float = 1.0) -> float:
+def measure_matrix_gflops(dtype: torch.dtype, seconds: float = 1.0) -> float:
     """Return what the best of several products of two matrices does in one thread, GFLOP/s."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -177,8 +187,8 @@ class Loop:
 
     def __post_init__(self) -> None:
         """Refuse loops that go nowhere."""
-        check_whole_number("batch_size", self.batch_size, least=1)
-        check_whole_number("workers", self.workers, least=0)
+        as_int("batch_size", self.batch_size, least=1)
+        as_int("workers", self.workers, least=0)
         check_seconds("step_seconds", self.step_seconds)
 
     @property
@@ -198,7 +208,7 @@ def check_seconds(name: str, value: float) -> float:
 
 
 @dataclass(frozen=True)
-class Wait:
+class LoaderStall:
     """How long a loop waits for its loader."""
 
     steps: int  # steps that were timed
@@ -208,9 +218,9 @@ class Wait:
     clips_per_second: float  # what it gets
 
 
-def measure_wait(
+def measure_stall(
     videos: SyntheticHeLaVideos, loop: Loop, seconds: float, *, first: int = 0
-) -> Wait:
+) -> LoaderStall:
     """Run a loop that sleeps in place of its steps.
 
     A step that sleeps uses no core, as one on a GPU hardly does. The first batch, for which
@@ -233,7 +243,7 @@ def measure_wait(
     # Ends the workers now, so that what they held can be told.
     del batches, loader
     passed = ready - counted
-    return Wait(
+    return LoaderStall(
         steps=steps,
         first_seconds=counted - begun,
         wait_seconds=waited / steps,
@@ -254,7 +264,7 @@ network that is trained from it: docs/evaluation.md."""
 
 
 @dataclass(frozen=True)
-class Change:
+class Suggestion:
     """One change of the data set that was tried."""
 
     words: str  # what to write
@@ -263,12 +273,12 @@ class Change:
     workers: int  # workers that the loop would then need
 
 
-def workers_for(loop: Loop, clips_per_second: float) -> int:
+def count_workers_needed(loop: Loop, clips_per_second: float) -> int:
     """Return how many workers of a pace a loop needs."""
     return math.ceil(loop.wanted / clips_per_second)
 
 
-def alike(videos: SyntheticHeLaVideos, **changes: Any) -> SyntheticHeLaVideos:
+def copy_with(videos: SyntheticHeLaVideos, **changes: Any) -> SyntheticHeLaVideos:
     """Return the same data set with other arguments, as an endless stream."""
     kept = {
         name: getattr(videos, name)
@@ -282,24 +292,24 @@ def alike(videos: SyntheticHeLaVideos, **changes: Any) -> SyntheticHeLaVideos:
 
 def try_changes(
     videos: SyntheticHeLaVideos,
-    pace: Pace,
+    pace: Throughput,
     loop: Loop,
     seconds: float,
     say: Callable[[str], object],
-) -> list[Change]:
+) -> list[Suggestion]:
     """Measure what makes clips cheaper; those that do not are left out."""
     found = []
     for words, changes in _changes(videos):
         say(f"trying {words}")
-        changed = alike(videos, **changes)
+        changed = copy_with(videos, **changes)
         try:
-            made = measure_pace(changed, fill(changed), seconds).clips_per_second
+            made = measure_throughput(changed, warm_up(changed), seconds).clips_per_second
         except ValueError:
             # Such a clip cannot be made; the others may help.
             continue
         if made > pace.clips_per_second:
             gain = made / pace.clips_per_second
-            found.append(Change(words, made, gain, workers_for(loop, made)))
+            found.append(Suggestion(words, made, gain, count_workers_needed(loop, made)))
     return sorted(found, key=lambda change: -change.gain)
 
 
@@ -325,9 +335,11 @@ def _changes(videos: SyntheticHeLaVideos) -> Iterator[tuple[str, Mapping[str, An
         yield f"frames={videos.frames // 2}", {"frames": videos.frames // 2}
 
 
-def advise(pace: Pace, loop: Loop, wait: Wait, changes: list[Change], cores: int) -> list[str]:
+def recommend(
+    pace: Throughput, loop: Loop, wait: LoaderStall, changes: list[Suggestion], cores: int
+) -> list[str]:
     """Say whether synthesis is what the loop waits for, and what to do."""
-    one, needed = pace.clips_per_second, workers_for(loop, pace.clips_per_second)
+    one, needed = pace.clips_per_second, count_workers_needed(loop, pace.clips_per_second)
     asks = f"the loop asks for {loop.wanted:.3g} clips/s and one process makes {one:.3g}"
     if wait.share <= KEEPS_UP:
         return [f"The loader keeps up: the loop waits {wait.share:.1%} of its time; {asks}."]
@@ -385,7 +397,7 @@ def bench(
     limit = check_seconds("seconds", seconds)
     if report is None:
         return _measured(videos, loop, limit, say)
-    with whole_file(report) as temporary:
+    with open_atomic(report) as temporary:
         found = _measured(videos, loop, limit, say)
         temporary.write_text(json.dumps(found, indent=1) + "\n")
     return found
@@ -394,27 +406,27 @@ def bench(
 def _measured(
     videos: SyntheticHeLaVideos, loop: Loop, limit: float, say: Callable[[str], object]
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {"machine": machine(), "versions": versions()}
-    videos = alike(videos, batch_size=loop.batch_size)
+    found: dict[str, Any] = {"machine": get_machine_info(), "versions": list_versions()}
+    videos = copy_with(videos, batch_size=loop.batch_size)
     say("filling the pool" if videos.pool else "making a first clip")
-    number = fill(videos)
+    number = warm_up(videos)
     say("making clips")
-    pace = measure_pace(videos, number, limit)
+    pace = measure_throughput(videos, number, limit)
     number += pace.clips
-    memory = {"process_mb": peak_megabytes(), "clip_mb": pace.megabytes}
+    memory = {"process_mb": measure_peak_megabytes(), "clip_mb": pace.megabytes}
     say("profiling clips")
     profiled = max(1, min(MOST_PROFILED, int(limit / 2 * pace.clips_per_second)))
-    costs = measure_costs(videos, number, profiled)
+    costs = profile_clips(videos, number, profiled)
     number += profiled
     network = None
     if "network" in costs.milliseconds:
         say("counting arithmetic")
-        network = measure_arithmetic(alike(videos, pool=None), 0, min(_COUNTED, profiled))
+        network = measure_flops(copy_with(videos, pool=None), 0, min(_COUNTED, profiled))
     say("running the loop")
     start = -(-number // loop.batch_size) * loop.batch_size
-    wait = measure_wait(videos, loop, limit, first=start)
-    memory["worker_mb"] = peak_megabytes(children=True) if loop.workers else None
-    changes: list[Change] = []
+    wait = measure_stall(videos, loop, limit, first=start)
+    memory["worker_mb"] = measure_peak_megabytes(children=True) if loop.workers else None
+    changes: list[Suggestion] = []
     if wait.share > KEEPS_UP:
         changes = try_changes(videos, pace, loop, limit / 4, say)
     found["clips"] = _asked(videos)
@@ -426,11 +438,11 @@ def _measured(
     found["memory"] = memory
     found["loop"] = asdict(loop) | {"wanted": loop.wanted} | asdict(wait)
     found["changes"] = [asdict(change) for change in changes]
-    found["advice"] = advise(pace, loop, wait, changes, usable_cores())
+    found["advice"] = recommend(pace, loop, wait, changes, count_usable_cores())
     return found
 
 
-def _network(network: Arithmetic, calls: float, clips_per_second: float) -> dict[str, float]:
+def _network(network: FlopStats, calls: float, clips_per_second: float) -> dict[str, float]:
     return {
         "calls_per_clip": calls,
         "calls_per_second": calls * clips_per_second,
@@ -458,7 +470,7 @@ OUTSIDE = "network"
 """The part whose share is also told the other way round."""
 
 
-def words(found: Mapping[str, Any]) -> str:
+def format_report(found: Mapping[str, Any]) -> str:
     """Return what :func:`bvdm_data.bench.bench` found, in lines."""
     return "\n".join(_lines(found))
 

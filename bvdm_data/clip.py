@@ -77,7 +77,7 @@ def check_annotations(annotations: Collection[str]) -> tuple[str, ...]:
     return tuple(name for name in ANNOTATIONS if name in annotations)
 
 
-def unbroken_tracks(
+def split_gaps(
     masks: npt.NDArray[np.integer], parents: Mapping[int, int]
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int64]]:
     """Number the visible nuclei 1, 2, ... so that each is there from its first to its last frame.
@@ -137,7 +137,7 @@ def number_tracks(
     return new_of, table, old.astype(np.int64)
 
 
-def padded(table: npt.NDArray[np.generic], rows: int, fill: int | float) -> Tensor:
+def pad_rows(table: npt.NDArray[np.generic], rows: int, fill: int | float) -> Tensor:
     """Return the table as a tensor with ``rows`` rows, the missing ones filled.
 
     ``[rows, ...]``, the dtype of table.
@@ -182,7 +182,7 @@ def measure_boxes(
     return boxes, centroids
 
 
-def annotated(
+def annotate_masks(
     masks: npt.NDArray[np.int32],
     table: npt.NDArray[np.int32],
     annotations: Collection[str],
@@ -190,11 +190,11 @@ def annotated(
 ) -> dict[str, Tensor]:
     """Make the annotations that follow from the masks alone: all but ``flow`` and ``stages``."""
     found = {"masks": torch.from_numpy(np.ascontiguousarray(masks, np.int32))}
-    found["tracks"] = padded(table.astype(np.int32), max_cells, 0)
+    found["tracks"] = pad_rows(table.astype(np.int32), max_cells, 0)
     if "boxes" in annotations or "centroids" in annotations:
         boxes, centroids = measure_boxes(masks, len(table))
-        found["boxes"] = padded(boxes, max_cells, np.nan)
-        found["centroids"] = padded(centroids, max_cells, np.nan)
+        found["boxes"] = pad_rows(boxes, max_cells, np.nan)
+        found["centroids"] = pad_rows(centroids, max_cells, np.nan)
     return {name: value for name, value in found.items() if name in annotations}
 
 

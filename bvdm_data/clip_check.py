@@ -21,7 +21,7 @@ LOSS = 0.25
 """What share of its area a nucleus may lose in a step in which its pixels must meet it again (our
 choice): one that loses more may be leaving."""
 
-FARTHEST_FLOW = 1.0
+MAX_FLOW = 1.0
 """How far the mean flow of a whole nucleus may be off the way of its centroid, px, in the median
 over the clip (our choice); ``benchmarks/soak.py`` measures how far it is with all methods."""
 
@@ -45,7 +45,7 @@ def check_flow(masks: npt.NDArray[np.int32], flow: npt.NDArray[np.float32]) -> N
     _check_carried(masks, flow)
 
 
-def flow_errors(
+def measure_flow_errors(
     masks: npt.NDArray[np.int32], flow: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float64]:
     """Measure how far the mean flow of nuclei is off the ways of their centroids."""
@@ -65,7 +65,7 @@ def flow_errors(
     return np.concatenate(found) if found else np.zeros(0)
 
 
-def presence(masks: npt.NDArray[np.int32], count: int) -> Presence:
+def find_visible(masks: npt.NDArray[np.int32], count: int) -> Presence:
     """Tell in which frames nuclei are visible.
 
     ``[count, F]``.
@@ -97,17 +97,17 @@ def _check_carried(masks: npt.NDArray[np.int32], flow: npt.NDArray[np.float32]) 
             "flow must carry most pixels of a nucleus to the same id in the next frame, got "
             f"{met.mean():.0%} of {len(judged)}"
         )
-    off = flow_errors(masks, flow)
-    if len(off) >= FEWEST_NUCLEI and np.median(off) > FARTHEST_FLOW:
+    off = measure_flow_errors(masks, flow)
+    if len(off) >= FEWEST_NUCLEI and np.median(off) > MAX_FLOW:
         raise ValueError(
-            f"flow must move whole nuclei as their centroids move, within {FARTHEST_FLOW} px in "
+            f"flow must move whole nuclei as their centroids move, within {MAX_FLOW} px in "
             f"the median, got {np.median(off):.2f} px"
         )
 
 
 def _whole(masks: npt.NDArray[np.int32], count: int) -> Presence:
     """Tell where nuclei are visible and touch neither the edge nor another one, ``[n, F]``."""
-    whole = presence(masks, count)
+    whole = find_visible(masks, count)
     for frame, mask in enumerate(masks):
         met = [mask[0], mask[-1], mask[:, 0], mask[:, -1]]
         for one, other in ((mask[1:], mask[:-1]), (mask[:, 1:], mask[:, :-1])):
@@ -118,7 +118,7 @@ def _whole(masks: npt.NDArray[np.int32], count: int) -> Presence:
     return whole
 
 
-FARTHEST = 0.5
+MAX_OUTSIDE = 0.5
 """How far a centroid may lie from that of its mask, px (our choice)."""
 
 
@@ -234,7 +234,7 @@ def _check_against_masks(found: dict[str, Tensor], masks: npt.NDArray[np.int32])
         check_flow(masks, found["flow"].numpy())
     if "stages" in found:
         stages = found["stages"].numpy()
-        _check_places("stages", stages >= 0, stages < 0, presence(masks, len(stages)), "masks")
+        _check_places("stages", stages >= 0, stages < 0, find_visible(masks, len(stages)), "masks")
     if "boxes" in found or "centroids" in found:
         _check_measures(found, masks)
 
@@ -243,7 +243,7 @@ def _check_tracks(masks: npt.NDArray[np.int32], tracks: npt.NDArray[np.int32]) -
     count = _check_ids(tracks)
     if masks.max() > count:
         raise ValueError(f"tracks must list every id of masks, got no row for id {masks.max()}")
-    present = presence(masks, count)
+    present = find_visible(masks, count)
     for identity, first, last in tracks[:count, :3].tolist():
         seen = np.flatnonzero(present[identity - 1]).tolist()
         unbroken = seen and len(seen) == seen[-1] - seen[0] + 1
@@ -349,13 +349,13 @@ def _check_measures(found: dict[str, Tensor], masks: npt.NDArray[np.int32]) -> N
     boxes, centroids = measure_boxes(masks, int(masks.max()))
     for key, measured, far, rule in (
         ("boxes", boxes, 0.0, "enclose exactly the mask"),
-        ("centroids", centroids, FARTHEST, f"lie within {FARTHEST} px of that of the mask"),
+        ("centroids", centroids, MAX_OUTSIDE, f"lie within {MAX_OUTSIDE} px of that of the mask"),
     ):
         if key not in found:
             continue
         given = found[key].numpy()
         empty = np.isnan(given)
-        present = presence(masks, len(given))
+        present = find_visible(masks, len(given))
         _check_places(key, ~empty.any(-1), empty.all(-1), present, "masks")
         wrong = np.argwhere((np.abs(given[: len(measured)] - measured) > far).any(-1))
         if len(wrong):

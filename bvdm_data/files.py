@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def open_atomic(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path`` that takes its place when all went well."""
     try:
         temporary = _temporary_beside(path)
@@ -40,7 +40,7 @@ def _explained(error: OSError, path: Path) -> OSError:
     return OSError(message) if error.errno is None else OSError(error.errno, message)
 
 
-def check_folder(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
     """Refuse a folder that nothing can be written into, ahead of work that would be lost."""
     try:
         _temporary_beside(folder / "any").unlink()
@@ -50,7 +50,7 @@ def check_folder(folder: Path) -> None:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors and text to a safetensors file, whole or not at all."""
-    with whole_file(path) as temporary:
+    with open_atomic(path) as temporary:
         try:
             save_file(dict(tensors), temporary, dict(metadata))
         except SafetensorError as error:

@@ -11,7 +11,7 @@ def _number(seed: int, path: tuple[str | int, ...], size: int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=size).digest(), "big")
 
 
-def stream(seed: int, *path: str | int) -> torch.Generator:
+def torch_rng(seed: int, *path: str | int) -> torch.Generator:
     """Return the torch generator that belongs to one random act.
 
     The same arguments give the same numbers in any process, worker, order or
@@ -26,7 +26,7 @@ def stream(seed: int, *path: str | int) -> torch.Generator:
     return torch.Generator().manual_seed(_number(seed, path, 8) >> 1)
 
 
-def numpy_stream(seed: int, *path: str | int) -> np.random.Generator:
+def numpy_rng(seed: int, *path: str | int) -> np.random.Generator:
     """Return the numpy generator that belongs to one random act; see :func:`stream`.
 
     Examples:

@@ -14,25 +14,27 @@ import torch
 from torch.profiler import record_function
 
 
-def machine() -> dict[str, Any]:
+def get_machine_info() -> dict[str, Any]:
     """Return what this machine is, and how busy."""
     return {
         "processor": _processor(),
-        "cores": usable_cores(),
+        "cores": count_usable_cores(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "threads": torch.get_num_threads(),
         "system": platform.system(),
     }
 
 
-def usable_cores() -> int:
+def count_usable_cores() -> int:
     """Return how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def versions(packages: Sequence[str] = ("bvdm-data", "torch", "numpy", "scipy")) -> dict[str, str]:
+def list_versions(
+    packages: Sequence[str] = ("bvdm-data", "torch", "numpy", "scipy"),
+) -> dict[str, str]:
     """Return the versions of Python and of packages."""
     found = {"python": platform.python_version()}
     for name in packages:
@@ -43,7 +45,7 @@ def versions(packages: Sequence[str] = ("bvdm-data", "torch", "numpy", "scipy"))
     return found
 
 
-def peak_megabytes(*, children: bool = False) -> float | None:
+def measure_peak_megabytes(*, children: bool = False) -> float | None:
     """Return the most memory that this process has held so far."""
     try:
         import resource
@@ -63,7 +65,7 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def need(name: str) -> ModuleType:
+def require(name: str) -> ModuleType:
     """Import a package of the extra ``evaluate``."""
     try:
         return importlib.import_module(name)
@@ -74,16 +76,16 @@ def need(name: str) -> ModuleType:
         ) from error
 
 
-PARTS = (
+SPANS = (
     "lives", "labels", "flow", "noise", "outlines", "network", "scene", "camera", "annotations",
 )  # fmt: skip
 """What making a clip by the fast method consists of, in order."""
 
-MARK = "bvdm_data::"
+SPAN_PREFIX = "bvdm_data::"
 """What the names of the parts begin with in a profile."""
 
 
-def part(name: str) -> AbstractContextManager[object]:
+def profile_span(name: str) -> AbstractContextManager[object]:
     """Mark a part of the work for ``torch.profiler``; costs some microseconds."""
-    mark: AbstractContextManager[object] = record_function(MARK + name)
+    mark: AbstractContextManager[object] = record_function(SPAN_PREFIX + name)
     return mark

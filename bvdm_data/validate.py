@@ -16,7 +16,7 @@ from bvdm_data.clip import CameraScale
 Given = TypeVar("Given", bound=Callable[..., object] | None)
 
 
-def check_whole_number(name: str, value: SupportsIndex, least: int | None = None) -> int:
+def as_int(name: str, value: SupportsIndex, least: int | None = None) -> int:
     """Return a whole number as an int; numpy's integers are welcome, bool is not.
 
     Examples:
@@ -36,7 +36,7 @@ def check_whole_number(name: str, value: SupportsIndex, least: int | None = None
 
 def check_frames(frames: SupportsIndex) -> int:
     """Return the number of frames of a clip."""
-    return check_whole_number("frames", frames, least=1)
+    return as_int("frames", frames, least=1)
 
 
 def check_size(size: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, int]:
@@ -53,28 +53,28 @@ def check_size(size: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, int]
     pair = tuple(size) if isinstance(size, Sequence) else (size, size)
     if len(pair) != 2:
         raise ValueError(f"size must be two numbers, (height, width), got {size!r}")
-    height, width = (check_whole_number("size", side, least=1) for side in pair)
+    height, width = (as_int("size", side, least=1) for side in pair)
     return height, width
 
 
 def check_length(length: SupportsIndex | None) -> int | None:
     """Return the number of clips an epoch."""
-    return None if length is None else check_whole_number("length", length, least=1)
+    return None if length is None else as_int("length", length, least=1)
 
 
 def check_seed(seed: SupportsIndex) -> int:
     """Return the seed."""
-    return check_whole_number("seed", seed, least=0)
+    return as_int("seed", seed, least=0)
 
 
 def check_epoch(epoch: SupportsIndex) -> int:
     """Return the number of an epoch."""
-    return check_whole_number("epoch", epoch, least=0)
+    return as_int("epoch", epoch, least=0)
 
 
 def check_max_cells(max_cells: SupportsIndex) -> int:
     """Return the number of rows of the padded tables."""
-    return check_whole_number("max_cells", max_cells, least=1)
+    return as_int("max_cells", max_cells, least=1)
 
 
 def check_scale(scale: CameraScale | None) -> CameraScale | None:
@@ -105,9 +105,9 @@ def check_transform(transform: Given) -> Given:
     return transform
 
 
-def check_place(index: SupportsIndex, length: int) -> int:
+def as_index(index: SupportsIndex, length: int) -> int:
     """Return the number of a clip of an epoch."""
-    number = check_whole_number("index", index)
+    number = as_int("index", index)
     if not -length <= number < length:
         raise IndexError(
             f"index must be from {-length} to {length - 1}, got {number}; use clip(index) for the "
@@ -116,7 +116,7 @@ def check_place(index: SupportsIndex, length: int) -> int:
     return number % length
 
 
-def check_share(name: str, value: object) -> float:
+def as_fraction(name: str, value: object) -> float:
     """Return a number from 0 to 1."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number from 0 to 1, got {value!r}")
@@ -126,7 +126,7 @@ def check_share(name: str, value: object) -> float:
     return share
 
 
-ADVICE = "memory ran out: use fewer workers, frames or nuclei, or a smaller size"
+OOM_HINT = "memory ran out: use fewer workers, frames or nuclei, or a smaller size"
 """The way out where no memory is left."""
 
 _NO_MEMORY = ("allocate memory", "out of memory", "bad_alloc")
@@ -134,15 +134,15 @@ _NO_MEMORY = ("allocate memory", "out of memory", "bad_alloc")
 
 
 @contextmanager
-def naming_clip(name: str, epoch: int, index: int) -> Iterator[None]:
+def name_clip_in_errors(name: str, epoch: int, index: int) -> Iterator[None]:
     """Let errors name the clip that is being made, and the way to make it again alone."""
     place = f"It is clip {index} of epoch {epoch} of {name}; to make it alone: "
-    with naming(f"{place}videos.set_epoch({epoch}); videos.clip({index})"):
+    with name_source_in_errors(f"{place}videos.set_epoch({epoch}); videos.clip({index})"):
         yield
 
 
 @contextmanager
-def naming(place: str) -> Iterator[None]:
+def name_source_in_errors(place: str) -> Iterator[None]:
     """Let errors say where they happened.
 
     The error is raised anew with a longer message, from the one that came. So the words are still
@@ -159,7 +159,7 @@ def naming(place: str) -> Iterator[None]:
 def _told(error: Exception, place: str) -> Exception:
     words = " ".join(line.strip() for line in str(error).splitlines()) or type(error).__name__
     if isinstance(error, MemoryError) or any(said in words for said in _NO_MEMORY):
-        words = f"{words} ({ADVICE})"
+        words = f"{words} ({OOM_HINT})"
     message = f"{words.removesuffix('.')}. {place}"
     for kind in type(error).__mro__[:-1]:
         try:

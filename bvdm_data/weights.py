@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from bvdm_data.files import write_tensors
 from bvdm_data.synth.camera import CameraModel
-from bvdm_data.synth.cell_cycle import LifeModel
+from bvdm_data.synth.cell_cycle import CellCycleModel
 from bvdm_data.synth.contours import ShapeModel
-from bvdm_data.synth.denoiser import DistilledPainter, DistilledSettings, Painter, PainterSettings
+from bvdm_data.synth.denoiser import Denoiser, DenoiserConfig, Student, StudentConfig
 from bvdm_data.synth.flow import FlowNet
-from bvdm_data.synth.model import Generator
+from bvdm_data.synth.model import Model
 from bvdm_data.synth.motion import MotionModel
 from bvdm_data.synth.textures import TextureModel
 from bvdm_data.synth.unet import UNet, UNetSettings
@@ -30,7 +30,7 @@ FORMAT = "bvdm-data generator 5"
 
 _PARTS = {
     "shapes": ShapeModel,
-    "lives": LifeModel,
+    "lives": CellCycleModel,
     "motion": MotionModel,
     "camera": CameraModel,
     "texture": TextureModel,
@@ -96,7 +96,7 @@ def _listed(known: Mapping[str, Path]) -> str:
     return ", ".join(repr(name) for name in known) or "none"
 
 
-def load(model: str | Path = "hela") -> Generator:
+def load(model: str | Path = "hela") -> Model:
     """Load a generator; the same file is read once a process.
 
     Args:
@@ -117,11 +117,11 @@ def load(model: str | Path = "hela") -> Generator:
 
 
 @functools.lru_cache(maxsize=4)
-def _read_once(path: Path, modified: int, size: int) -> Generator:
+def _read_once(path: Path, modified: int, size: int) -> Model:
     return _read(path)
 
 
-def save(generator: Generator, path: str | Path) -> None:
+def save(generator: Model, path: str | Path) -> None:
     """Write a generator to a file, whole or not at all.
 
     Args:
@@ -202,7 +202,7 @@ def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
     return found.hexdigest()
 
 
-def _read(path: Path) -> Generator:
+def _read(path: Path) -> Model:
     try:
         with safe_open(path, "pt") as file:
             said = (file.metadata() or {}).get("bvdm_data")
@@ -227,7 +227,7 @@ def _read(path: Path) -> Generator:
     return _assembled(tensors, header)
 
 
-def _assembled(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Generator:
+def _assembled(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Model:
     parts: dict[str, Any] = {
         name: _part(kind, name, tensors, header[name]) for name, kind in _PARTS.items()
     }
@@ -239,8 +239,8 @@ def _assembled(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Gene
     # Without memory, so that no starting weights are drawn from the global random state.
     with torch.device("meta"):
         networks: dict[str, nn.Module] = {
-            "painter": Painter(PainterSettings(**sizes["painter"])),
-            "distilled": DistilledPainter(DistilledSettings(**sizes["distilled"])),
+            "painter": Denoiser(DenoiserConfig(**sizes["painter"])),
+            "distilled": Student(StudentConfig(**sizes["distilled"])),
         }
         if "unet" in sizes:
             networks |= {"unet": UNet(UNetSettings(**sizes["unet"])), "flownet": FlowNet()}
@@ -249,7 +249,7 @@ def _assembled(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Gene
         network.eval().requires_grad_(False)
         if name in sizes:
             network.to(memory_format=torch.channels_last)
-    return Generator(**parts, **networks, card=header["card"])  # type: ignore[arg-type]
+    return Model(**parts, **networks, card=header["card"])  # type: ignore[arg-type]
 
 
 def _below(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -12,11 +12,11 @@ from bvdm_data import weights
 from bvdm_data.clip import STAGES
 from bvdm_data.datasets.ctc import write_sequence
 from bvdm_data.synth.camera import CameraModel
-from bvdm_data.synth.cell_cycle import LifeModel
+from bvdm_data.synth.cell_cycle import CellCycleModel
 from bvdm_data.synth.contours import CONTOUR_POINTS, ShapeModel
-from bvdm_data.synth.denoiser import DistilledPainter, DistilledSettings, Painter, PainterSettings
+from bvdm_data.synth.denoiser import Denoiser, DenoiserConfig, Student, StudentConfig
 from bvdm_data.synth.flow import FlowNet
-from bvdm_data.synth.model import Generator
+from bvdm_data.synth.model import Model
 from bvdm_data.synth.motion import MotionModel
 from bvdm_data.synth.textures import TextureModel
 from bvdm_data.synth.unet import UNet, UNetSettings
@@ -104,7 +104,7 @@ def tiny_lives():
     durations[0, 1] = 1
     durations[1:] = [0.2, 0.6, 0.2, 0]
     offsets = [[0, 0.1], [0.1, 0.1], [0.2, 0.1], [0.5, 0.1], [0.4, 0.1], [0.2, 0.1]]
-    return LifeModel(
+    return CellCycleModel(
         durations=durations,
         cycle=np.array([np.log(12), 0.2]),
         brightness=np.linspace(0.1, 0.3, 9),
@@ -163,8 +163,8 @@ def tiny_camera():
     )
 
 
-TINY_PAINTER = PainterSettings(patch=48, channels=(16, 16, 16), condition_channels=16)
-TINY_DISTILLED = DistilledSettings(patch=48, narrow=32, channels=(8, 8, 8), condition_channels=8)
+TINY_PAINTER = DenoiserConfig(patch=48, channels=(16, 16, 16), condition_channels=16)
+TINY_DISTILLED = StudentConfig(patch=48, narrow=32, channels=(8, 8, 8), condition_channels=8)
 
 
 def seeded(network, seed, spread):
@@ -178,14 +178,14 @@ def seeded(network, seed, spread):
 @pytest.fixture(scope="session")
 def tiny_generator(tiny_shapes, tiny_lives, tiny_motion, tiny_camera):
     """Return a made-up generator: ellipses, short lives, networks of random weights."""
-    return Generator(
+    return Model(
         shapes=tiny_shapes,
         lives=tiny_lives,
         motion=tiny_motion,
         camera=tiny_camera,
         texture=TextureModel(memory=0.9, fresh=0.3),
-        painter=seeded(Painter(TINY_PAINTER), 3, 0.1),
-        distilled=seeded(DistilledPainter(TINY_DISTILLED), 4, 0.1),
+        painter=seeded(Denoiser(TINY_PAINTER), 3, 0.1),
+        distilled=seeded(Student(TINY_DISTILLED), 4, 0.1),
         unet=seeded(UNet(UNetSettings(channels=(8, 8, 8), middle=1)), 1, 0.1),
         flownet=seeded(FlowNet(), 2, 0.05),
         card={"data": "made up", "held_out": {"loss": 0.5}, "seeds": [1, 2]},

@@ -5,15 +5,15 @@ import math
 import numpy as np
 import torch
 
-from bvdm_data.synth.cells import Life
-from bvdm_data.synth.denoiser import DistilledPainter, DistilledSettings, Painter, PainterSettings
+from bvdm_data.synth.cells import Cell
+from bvdm_data.synth.denoiser import Denoiser, DenoiserConfig, Student, StudentConfig
 
 
-class LinearPainter(Painter):
+class LinearPainter(Denoiser):
     """Gives the exact velocity of pictures that are white noise around an evenly lit nucleus."""
 
     def __init__(self, spread=0.2, patch=48):
-        super().__init__(PainterSettings(patch=patch, channels=(16, 16, 16), condition_channels=16))
+        super().__init__(DenoiserConfig(patch=patch, channels=(16, 16, 16), condition_channels=16))
         self.spread = spread
         self.levels = []
 
@@ -31,12 +31,12 @@ class LinearPainter(Painter):
         return angle.cos() * angle.sin() * rest - angle.sin() * clean
 
 
-class OneCallPainter(DistilledPainter):
+class OneCallPainter(Student):
     """Draws in one call what the probability flow of a linear painter ends in."""
 
     def __init__(self, painter, narrow=32):
         patch = painter.settings.patch
-        settings = DistilledSettings(
+        settings = StudentConfig(
             patch=patch, narrow=narrow, channels=(8, 8, 8), condition_channels=8
         )
         super().__init__(settings)
@@ -48,7 +48,7 @@ class OneCallPainter(DistilledPainter):
 
 def still_life(identity=1, parent=0, first=0, frames=4, radii=12.0, brightness=0.1, stage=0):
     """Return a life that looks the same in all frames, or has these radii [frames, 60]."""
-    return Life(
+    return Cell(
         identity=identity,
         parent=parent,
         first=first,
@@ -73,9 +73,9 @@ def wavy(count=1, seed=0, size=12.0):
 def random_painter(seed=0, spread=0.4, patch=48):
     """Return a small painter whose weights are random and large, so that all inputs matter."""
     # With 8 channels the norms, of one channel each, would cancel what a nucleus is like.
-    settings = PainterSettings(patch=patch, channels=(16, 16, 16), condition_channels=16)
+    settings = DenoiserConfig(patch=patch, channels=(16, 16, 16), condition_channels=16)
     with torch.random.fork_rng(devices=[]):
-        painter = Painter(settings)
+        painter = Denoiser(settings)
     generator = torch.Generator().manual_seed(seed)
     for value in painter.parameters():
         value.data = spread * torch.randn(value.shape, generator=generator)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bvdm_data.adapters.geff import write_geff
-from bvdm_data.clip import annotated
+from bvdm_data.clip import annotate_masks
 
 geff = pytest.importorskip("geff", reason="the package geff: extra lineage")
 
@@ -20,7 +20,7 @@ def clip(tiny_video):
     video, masks, tracks = tiny_video
     return {
         "video": torch.from_numpy(video / np.float32(65535))[:, None],
-        **annotated(masks, tracks, ("masks", "tracks", "centroids"), 9),
+        **annotate_masks(masks, tracks, ("masks", "tracks", "centroids"), 9),
         "stages": torch.arange(9 * 12, dtype=torch.int8).reshape(9, 12) % 6,
         "index": torch.tensor(0),
         "source": torch.tensor(1, dtype=torch.int8),
@@ -86,7 +86,7 @@ def test_an_only_daughter_goes_on_in_the_tracklet_of_her_parent(tmp_path):
     masks = np.zeros((3, 8, 8), np.int32)
     masks[0, 2:5, 2:5], masks[2, 2:5, 3:6] = 1, 2  # hidden in frame 1
     table = np.array([[1, 0, 0, 0], [2, 2, 2, 1]])
-    one = {"video": torch.zeros(3, 1, 8, 8), **annotated(masks, table, ("masks", "tracks"), 4)}
+    one = {"video": torch.zeros(3, 1, 8, 8), **annotate_masks(masks, table, ("masks", "tracks"), 4)}
     write_geff(one, tmp_path / "a.geff")
     found = in_memory(tmp_path / "a.geff")
     assert found["node_props"]["tracklet"]["values"].tolist() == [1, 1]

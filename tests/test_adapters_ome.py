@@ -9,7 +9,7 @@ import tifffile
 import torch
 
 from bvdm_data.adapters.ome import write_ome_tiff, write_ome_zarr
-from bvdm_data.clip import CameraScale, annotated
+from bvdm_data.clip import CameraScale, annotate_masks
 
 zarr = pytest.importorskip("zarr", minversion="3", reason="zarr 3: extra ome")
 
@@ -21,7 +21,7 @@ def clip(tiny_video):
     video, masks, tracks = tiny_video
     return {
         "video": torch.from_numpy(SCALE.to_grey(video))[:, None],
-        **annotated(masks, tracks, ("masks", "tracks"), 9),
+        **annotate_masks(masks, tracks, ("masks", "tracks"), 9),
         "index": torch.tensor(0),
         "source": torch.tensor(1, dtype=torch.int8),
     }

@@ -16,11 +16,11 @@ from ctc_metrics.scripts.validate import validate_sequence
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms._presets import OpticalFlow
 
-from bvdm_data.adapters.common import lines_of_descent, need
+from bvdm_data.adapters.common import find_ancestors, need
 from bvdm_data.adapters.optical_flow import FlowPairs, flow_pairs
 from bvdm_data.adapters.tracking import TrackastraWindows, trackastra_windows, write_ctc
 from bvdm_data.adapters.video_objects import RawVideos, video_datapoint
-from bvdm_data.clip import CameraScale, annotated
+from bvdm_data.clip import CameraScale, annotate_masks
 from bvdm_data.datasets.ctc import read_sequence
 from bvdm_data.datasets.export import export
 from bvdm_data.datasets.mixed import MixedVideos
@@ -36,7 +36,7 @@ def clip(tiny_video):
     video, masks, tracks = tiny_video
     return {
         "video": torch.from_numpy(SCALE.to_grey(video))[:, None],
-        **annotated(masks, tracks, ("masks", "tracks"), 9),
+        **annotate_masks(masks, tracks, ("masks", "tracks"), 9),
         "index": torch.tensor(7),
         "source": torch.tensor(1, dtype=torch.int8),
     }
@@ -163,7 +163,7 @@ def test_a_missing_package_is_named_with_its_extra():
 
 def test_lines_of_descent_do_not_need_parents_to_come_first_in_the_table():
     table = np.array([[1, 4, 5, 3], [3, 2, 3, 8], [8, 0, 1, 0]])
-    assert lines_of_descent(table) == {8: [8], 3: [3, 8], 1: [1, 3, 8]}
+    assert find_ancestors(table) == {8: [8], 3: [3, 8], 1: [1, 3, 8]}
 
 
 # Folders
@@ -297,7 +297,7 @@ def one_nucleus(number):
     masks[:, 2:6, 2:6] = number
     video = torch.full((2, 1, 8, 8), number / 10)
     video[:, :, 2:6, 2:6] = 1
-    tables = annotated(masks, np.array([[number, 0, 1, 0]]), ("masks", "tracks"), 1)
+    tables = annotate_masks(masks, np.array([[number, 0, 1, 0]]), ("masks", "tracks"), 1)
     return {"video": video, "flow": torch.zeros(1, 2, 8, 8), **tables}
 
 

@@ -12,7 +12,7 @@ from rasters import label, put
 from scipy import ndimage
 
 from bvdm_data.synth.camera import expose
-from bvdm_data.synth.denoiser import patch_grid
+from bvdm_data.synth.denoiser import make_pixel_grid
 from bvdm_data.synth.motion import Trajectory
 
 SIZE = (90, 100)
@@ -30,7 +30,7 @@ def path(centre, turn=0.0, *, identity=1, frames=1, first=0, radii=12.0):
 
 def blob(long=6.0, short=4.0, light=0.2):
     """Return smooth light [48, 48] that fades to nothing well inside its patch."""
-    y, x = patch_grid(48)
+    y, x = make_pixel_grid(48)
     return light * torch.exp(-0.5 * ((y / long) ** 2 + (x / short) ** 2)) * (y.hypot(x) < 22)
 
 
@@ -66,7 +66,7 @@ def test_light_is_turned_as_its_label_is(turn):
     angle = np.arange(60) * 2 * np.pi / 60
     radii = 15 * 8 / np.hypot(8 * np.cos(angle), 15 * np.sin(angle)) + 2 * np.sin(2 * angle)
     where = path((44.2, 51.7), turn, radii=radii)
-    y, x = patch_grid(48).numpy()
+    y, x = make_pixel_grid(48).numpy()
     corners = np.append(angle, 2 * np.pi)
     outline = np.interp(np.arctan2(x, y) % (2 * np.pi), corners, np.append(radii, radii[0]))
     flat = torch.from_numpy((np.hypot(y, x) <= outline).astype(np.float32))

@@ -9,7 +9,7 @@ import weakref
 
 import pytest
 
-from bvdm_data.datasets.device_loader import Ahead
+from bvdm_data.datasets.device_loader import Prefetcher
 
 
 def threads():
@@ -34,20 +34,20 @@ def until(true):
 
 @pytest.mark.parametrize("room", [1, 3, 50])
 def test_results_come_in_their_order_and_then_the_end(room):
-    made = Ahead(iter(range(20)), lambda number: number**2, room)
+    made = Prefetcher(iter(range(20)), lambda number: number**2, room)
     assert iter(made) is made
     assert list(made) == [number**2 for number in range(20)]
     assert list(made) == []
 
 
 def test_an_empty_source_makes_nothing():
-    assert list(Ahead(iter(()), str, 1)) == []
+    assert list(Prefetcher(iter(()), str, 1)) == []
 
 
 @pytest.mark.parametrize("room", [1, 2, 5])
 def test_no_more_is_made_than_there_is_room_for_and_one_that_waits(room):
     made = []
-    ahead = Ahead(iter(range(100)), made.append, room)
+    ahead = Prefetcher(iter(range(100)), made.append, room)
     until(lambda: len(made) == room + 1)
     time.sleep(0.3)
     assert len(made) == room + 1
@@ -57,7 +57,7 @@ def test_no_more_is_made_than_there_is_room_for_and_one_that_waits(room):
 
 
 def test_work_is_done_in_one_other_thread():
-    found = set(Ahead(iter(range(5)), lambda _: threading.get_ident(), 2))
+    found = set(Prefetcher(iter(range(5)), lambda _: threading.get_ident(), 2))
     assert len(found) == 1
     assert threading.get_ident() not in found
 
@@ -75,7 +75,7 @@ def test_an_error_comes_after_what_was_made_before_it(where):
             raise KeyError("lost")
         return number
 
-    ahead = Ahead(source(), work, 1)
+    ahead = Prefetcher(source(), work, 1)
     assert [next(ahead), next(ahead)] == [1, 2]
     with pytest.raises(KeyError, match="lost"):
         next(ahead)
@@ -84,11 +84,11 @@ def test_an_error_comes_after_what_was_made_before_it(where):
 
 def test_an_end_that_the_work_raises_is_no_end_of_the_loop():
     with pytest.raises(RuntimeError, match="StopIteration"):
-        list(Ahead(iter([1]), lambda _: next(iter(())), 1))
+        list(Prefetcher(iter([1]), lambda _: next(iter(())), 1))
 
 
 def test_a_closed_loop_says_so_and_does_not_end_as_if_it_were_over():
-    ahead = Ahead(iter(range(100)), str, 2)
+    ahead = Prefetcher(iter(range(100)), str, 2)
     assert next(ahead) == "0"
     ahead.close()
     ahead.close()
@@ -99,7 +99,7 @@ def test_a_closed_loop_says_so_and_does_not_end_as_if_it_were_over():
 
 def test_who_waits_hears_that_another_thread_has_closed_the_loop():
     go = threading.Event()
-    ahead = Ahead(iter([1]), lambda _: go.wait(), 1)
+    ahead = Prefetcher(iter([1]), lambda _: go.wait(), 1)
     closing = threading.Thread(target=ahead.close)
     closing.start()
     with pytest.raises(RuntimeError, match="the loop was closed"):
@@ -117,7 +117,7 @@ def test_the_source_is_closed_with_the_loop():
         finally:
             closed.append(threading.current_thread().name)
 
-    ahead = Ahead(source(), str, 1)
+    ahead = Prefetcher(source(), str, 1)
     next(ahead)
     ahead.close()
     assert closed == ["bvdm_data ahead"]
@@ -125,7 +125,7 @@ def test_the_source_is_closed_with_the_loop():
 
 def test_a_loop_that_is_lost_ends_its_thread():
     def leave():
-        for number in Ahead(iter(range(100)), int, 1):
+        for number in Prefetcher(iter(range(100)), int, 1):
             if number == 2:
                 break
 
@@ -134,7 +134,7 @@ def test_a_loop_that_is_lost_ends_its_thread():
 
 
 def test_a_loop_that_is_lost_in_a_circle_ends_its_thread():
-    ahead = Ahead(iter(range(100)), int, 1)
+    ahead = Prefetcher(iter(range(100)), int, 1)
     circle = [ahead]
     circle.append(circle)
     lost = weakref.ref(ahead)
@@ -151,7 +151,7 @@ def test_a_loop_that_is_lost_in_its_own_thread_does_not_wait_for_itself():
         gone.wait()
         held.clear()
 
-    held.append(Ahead(iter(range(3)), work, 1))
+    held.append(Prefetcher(iter(range(3)), work, 1))
     (thread,) = threads()
     gone.set()
     thread.join(timeout=60)

@@ -3,9 +3,9 @@ import pytest
 import torch
 from scipy import ndimage
 
-from bvdm_data.evaluation.segmenter import DARK, LEAST_AREA, plain, strong
+from bvdm_data.evaluation.segmenter import DARK, LEAST_AREA, augment_plain, augment_strong
 
-BOTH = pytest.mark.parametrize("augment", [plain, strong])
+BOTH = pytest.mark.parametrize("augment", [augment_plain, augment_strong])
 
 
 def seeded(seed):
@@ -34,7 +34,7 @@ def test_plain_moves_image_and_labels_alike(size):
     labels = torch.arange(size[0] * size[1], dtype=torch.int32).reshape(size)
     image = labels[None] / labels.numel()
     for seed in range(20):
-        lit, moved = plain(image, labels, seeded(seed))
+        lit, moved = augment_plain(image, labels, seeded(seed))
         assert lit.shape[1:] == moved.shape
         assert sorted(moved.shape) == sorted(size)
         assert moved.dtype == torch.int32
@@ -49,7 +49,7 @@ def test_plain_has_all_eight_symmetries_about_equally_often():
     image = labels[None].float()
     turned = [torch.rot90(labels, turns) for turns in range(4)]
     expected = {repr(one.tolist()) for turn in turned for one in (turn, turn.flip(1))}
-    found = [repr(plain(image, labels, seeded(seed))[1].tolist()) for seed in range(240)]
+    found = [repr(augment_plain(image, labels, seeded(seed))[1].tolist()) for seed in range(240)]
     assert set(found) == expected
     assert len(expected) == 8
     assert min(map(found.count, expected)) >= 12  # of 30 expected
@@ -60,7 +60,7 @@ def test_the_gain_of_plain_leaves_dark_as_it_is_and_stays_in_its_range():
     image[0, 1, 2] = DARK + 0.5
     gains = []
     for seed in range(200):
-        lit, _ = plain(image, torch.zeros(4, 4, dtype=torch.int32), seeded(seed))
+        lit, _ = augment_plain(image, torch.zeros(4, 4, dtype=torch.int32), seeded(seed))
         values = lit.flatten().sort().values
         torch.testing.assert_close(values[:-1], torch.full((15,), DARK))
         gains.append(float(values[-1] - DARK) / 0.5)
@@ -97,7 +97,7 @@ def test_the_global_random_state_has_no_say(augment):
 def test_strong_gives_whole_instances_in_a_picture_of_the_same_shape(size):
     image, labels = scene(*size)
     for seed in range(15):
-        found, moved = strong(image, labels, seeded(seed))
+        found, moved = augment_strong(image, labels, seeded(seed))
         assert found.shape == image.shape
         assert found.dtype == torch.float32
         assert torch.isfinite(found).all()
@@ -120,7 +120,7 @@ def test_strong_parts_nuclei_and_drops_what_is_too_small():
     y, x = np.mgrid[:200, :200] - 99.5
     near = y**2 + x**2 < 85**2  # copies mirrored at the edge are further off
     for seed in range(40):
-        moved = strong(image, labels, seeded(seed))[1].numpy()
+        moved = augment_strong(image, labels, seeded(seed))[1].numpy()
         areas = np.bincount(moved[near])[1:]
         areas = areas[areas > 0]
         assert len(areas) == 4
@@ -130,7 +130,7 @@ def test_strong_parts_nuclei_and_drops_what_is_too_small():
 def test_strong_keeps_label_and_picture_together():
     image, labels = scene(128, 160)
     for seed in range(40):
-        found, moved = strong(image, labels, seeded(seed))
+        found, moved = augment_strong(image, labels, seeded(seed))
         picture, inside = found[0].numpy(), moved.numpy() > 0
         if not inside.any():
             continue
@@ -152,7 +152,7 @@ def test_strong_turns_scales_and_mirrors():
     near = row**2 + column**2 < 85**2  # copies mirrored at the edge are further off
     angles, hands, areas = [], [], []
     for seed in range(60):
-        inside = (strong(image, labels, seeded(seed))[1].numpy() > 0) & near
+        inside = (augment_strong(image, labels, seeded(seed))[1].numpy() > 0) & near
         y, x = (part - part.mean() for part in np.nonzero(inside))
         areas.append(len(y) / int(labels.sum()))
         angles.append(0.5 * np.arctan2(2 * (x * y).mean(), (x * x - y * y).mean()))
@@ -171,7 +171,7 @@ def test_strong_keeps_a_disc_round_in_a_picture_that_is_not_square():
     disc = (row - 59.5) ** 2 + (column - 109.5) ** 2 < 20**2
     labels = torch.from_numpy(disc.astype(np.int32))
     for seed in range(20):
-        moved = strong(0.3 * labels[None].float(), labels, seeded(seed))[1].numpy() > 0
+        moved = augment_strong(0.3 * labels[None].float(), labels, seeded(seed))[1].numpy() > 0
         moved &= (row - 59.5) ** 2 + (column - 109.5) ** 2 < 50**2  # no mirrored copy
         small, large = np.linalg.eigvalsh(np.cov(np.nonzero(moved)))
         assert small > 0.6 * large  # the picture's sides are as 1 to 1.8, squared 3.4
@@ -181,14 +181,14 @@ def test_strong_fills_what_comes_from_beyond_the_edge_by_mirroring():
     labels = torch.ones(64, 96, dtype=torch.int32)
     image = torch.full((1, 64, 96), 0.3)
     for seed in range(20):
-        found, moved = strong(image, labels, seeded(seed))
+        found, moved = augment_strong(image, labels, seeded(seed))
         assert (moved == 1).all()
         assert float(found.std()) < 0.01  # noise alone: nothing dark has come in
 
 
 def test_strong_makes_do_without_any_nucleus():
     image = torch.full((1, 40, 50), DARK)
-    found, moved = strong(image, torch.zeros(40, 50, dtype=torch.int32), seeded(0))
+    found, moved = augment_strong(image, torch.zeros(40, 50, dtype=torch.int32), seeded(0))
     assert not moved.any()
     assert torch.isfinite(found).all()
 
@@ -197,7 +197,7 @@ def test_strong_keeps_the_background_about_where_it_was_and_changes_the_contrast
     image, labels = scene(128, 128)
     levels, contrasts = [], []
     for seed in range(60):
-        found, moved = strong(image, labels, seeded(seed))
+        found, moved = augment_strong(image, labels, seeded(seed))
         far = ~ndimage.binary_dilation(moved.numpy() > 0, iterations=4)
         levels.append(float(found[0][torch.from_numpy(far)].median()))
         contrasts.append(float(found[0][moved > 0].median()) - levels[-1])

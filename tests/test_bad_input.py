@@ -25,7 +25,7 @@ from bvdm_data.datasets import ctc as ctc_writer
 from bvdm_data.datasets import fetch
 from bvdm_data.datasets.ctc import read_sequence, write_sequence
 from bvdm_data.fitting.fit import FitSettings, fit
-from bvdm_data.viz.pictures import animation, contact_sheet
+from bvdm_data.viz.pictures import write_animation, write_contact_sheet
 from bvdm_data.weights import load, save
 
 
@@ -264,11 +264,12 @@ MODELS = [
      lambda p: p.full_disk(ctc_writer, "write_image").export(), OSError,
      r"could not write the sequence .*01: .*No space left"),
     ("a disk that is full for a picture", lambda p: (p.full_disk(Image.Image, "save"),
-     contact_sheet({"one": p.clip()}, p.folder / "x.png")), OSError,
+     write_contact_sheet({"one": p.clip()}, p.folder / "x.png")), OSError,
      r"cannot write .*x\.png: No space left"),
-    ("a sheet of another suffix", lambda p: contact_sheet({"one": p.clip()}, p.folder / "x.jpg"),
+    ("a sheet of another suffix", lambda p:
+        write_contact_sheet({"one": p.clip()}, p.folder / "x.jpg"),
      ValueError, r"path must end in '\.png', got .*x\.jpg'"),
-    ("an animation of another suffix", lambda p: animation(p.clip(), p.folder / "x.avi"),
+    ("an animation of another suffix", lambda p: write_animation(p.clip(), p.folder / "x.avi"),
      ValueError, r"path must end in .*'\.gif'.* got .*x\.avi'"),
     ("no sequence to export", lambda p: p.export(sequences=0), ValueError,
      r"sequences must be 1 or more, got 0"),

@@ -15,23 +15,23 @@ from bvdm_data import bench as benching
 from bvdm_data import bench as loops
 from bvdm_data import bench as pace
 from bvdm_data.bench import (
-    Change,
+    LoaderStall,
     Loop,
-    Pace,
-    Wait,
-    advise,
-    alike,
+    Suggestion,
+    Throughput,
     bench,
-    fill,
-    matrix_gflops,
-    measure_arithmetic,
-    measure_costs,
-    measure_pace,
-    measure_wait,
-    nuclei_of,
+    copy_with,
+    count_nuclei,
+    count_workers_needed,
+    format_report,
+    measure_flops,
+    measure_matrix_gflops,
+    measure_stall,
+    measure_throughput,
+    profile_clips,
+    recommend,
     try_changes,
-    words,
-    workers_for,
+    warm_up,
 )
 from bvdm_data.cli import cli
 from bvdm_data.clip import ANNOTATIONS
@@ -39,7 +39,14 @@ from bvdm_data.datasets import synthetic
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.synth.cell_bank import PoolSettings
 from bvdm_data.synth.textures import FastSettings
-from bvdm_data.system import PARTS, machine, part, peak_megabytes, usable_cores, versions
+from bvdm_data.system import (
+    SPANS,
+    count_usable_cores,
+    get_machine_info,
+    list_versions,
+    measure_peak_megabytes,
+    profile_span,
+)
 from bvdm_data.weights import load
 
 SOON = 1e-6
@@ -90,32 +97,32 @@ def slow_clips(monkeypatch):
 
 def test_the_pace_is_that_of_the_clips(tiny, slow_clips):
     videos = tiny()
-    found = measure_pace(videos, 5, 2.0)
+    found = measure_throughput(videos, 5, 2.0)
     assert slow_clips == list(range(5, 13))
     assert (found.clips, found.clips_per_second, found.frames_per_second) == (8, 4.0, 8.0)
-    counted = [nuclei_of(videos.clip(number)) for number in range(5, 13)]
+    counted = [count_nuclei(videos.clip(number)) for number in range(5, 13)]
     assert found.nuclei == pytest.approx(sum(counted) / 8)
     size = sum(value.nbytes for value in videos.clip(5).values())
     assert found.megabytes == pytest.approx(size / 1e6)
 
 
 def test_one_clip_is_made_however_long_it_takes(tiny, slow_clips):
-    assert measure_pace(tiny(), 0, SOON).clips == 1
+    assert measure_throughput(tiny(), 0, SOON).clips == 1
 
 
 @pytest.mark.parametrize("annotations", [("tracks",), ("masks",)])
 def test_nuclei_are_counted_by_tracks_or_masks(tiny, annotations):
     whole = tiny().clip(0)
-    assert nuclei_of(tiny(annotations=annotations).clip(0)) == nuclei_of(whole) >= 3
+    assert count_nuclei(tiny(annotations=annotations).clip(0)) == count_nuclei(whole) >= 3
 
 
 def test_nuclei_of_a_clip_without_annotations_are_not_known(tiny):
-    assert nuclei_of(tiny(annotations=()).clip(0)) == 0
+    assert count_nuclei(tiny(annotations=()).clip(0)) == 0
 
 
 def test_a_pool_is_full_when_it_has_been_filled(tiny):
     videos = tiny(pool=PoolSettings(pairs=6, renew=0))
-    clips = fill(videos)
+    clips = warm_up(videos)
     assert clips >= 6
     kept = videos._pool._kept
     assert len(kept) == 6
@@ -123,15 +130,15 @@ def test_a_pool_is_full_when_it_has_been_filled(tiny):
 
 
 def test_without_a_pool_one_clip_warms_up(tiny, slow_clips):
-    assert fill(tiny()) == 1
+    assert warm_up(tiny()) == 1
     assert slow_clips == [0]
 
 
 def test_the_costs_name_every_part_of_the_work_and_add_up(tiny):
-    costs = measure_costs(tiny(annotations=ANNOTATIONS), 0, 2)
-    assert set(costs.milliseconds) == {*PARTS, "other"}
+    costs = profile_clips(tiny(annotations=ANNOTATIONS), 0, 2)
+    assert set(costs.milliseconds) == {*SPANS, "other"}
     assert all(value >= 0 for value in costs.milliseconds.values())
-    assert all(costs.milliseconds[name] > 0 for name in PARTS)
+    assert all(costs.milliseconds[name] > 0 for name in SPANS)
     assert sum(costs.shares.values()) == pytest.approx(1)
 
 
@@ -145,21 +152,21 @@ def test_a_part_that_takes_long_costs_most(tiny, monkeypatch):
         return real(*arguments)
 
     monkeypatch.setattr(synthetic, "to_clip", slow)
-    costs = measure_costs(tiny(), 0, 2)
+    costs = profile_clips(tiny(), 0, 2)
     assert costs.milliseconds["annotations"] >= 300
     assert max(costs.shares, key=costs.shares.get) == "annotations"
 
 
 def test_work_outside_the_parts_is_called_other(tiny):
     def lingering(clip):
-        with part("lives"):
+        with profile_span("lives"):
             pass
         end = time.perf_counter() + 0.2
         while time.perf_counter() < end:
             pass
         return clip
 
-    assert measure_costs(tiny(transform=lingering), 0, 1).milliseconds["other"] >= 200
+    assert profile_clips(tiny(transform=lingering), 0, 1).milliseconds["other"] >= 200
 
 
 @pytest.mark.parametrize(("steps", "calls"), [(1, 1), (3, 3)])
@@ -169,7 +176,7 @@ def test_calls_of_the_network_are_counted(tiny, steps, calls):
     seen = []
     network = tiny_network(videos)
     hook = network.register_forward_hook(lambda *_: seen.append(1))
-    found = measure_costs(videos, 0, 2).calls
+    found = profile_clips(videos, 0, 2).calls
     hook.remove()
     assert found == len(seen) / 2 >= calls
 
@@ -179,7 +186,7 @@ def tiny_network(videos):
 
 
 def test_a_method_without_a_network_calls_none(tiny):
-    costs = measure_costs(tiny(method="procedural"), 0, 1)
+    costs = profile_clips(tiny(method="procedural"), 0, 1)
     assert costs.calls == 0
     assert "network" not in costs.milliseconds
     assert costs.milliseconds["lives"] > 0
@@ -198,7 +205,7 @@ def test_the_arithmetic_is_that_of_the_convolutions(tiny):
     videos.clip(0)
     for hook in hooks:
         hook.remove()
-    found = measure_arithmetic(videos, 0, 1)
+    found = measure_flops(videos, 0, 1)
     assert found.gflop_per_clip == pytest.approx(sum(shapes) / 1e9)
     assert found.share == pytest.approx(found.gflops / found.matrix_gflops)
     assert found.gflops > 0
@@ -207,7 +214,7 @@ def test_the_arithmetic_is_that_of_the_convolutions(tiny):
 def test_the_matrix_product_leaves_the_number_of_threads_alone(monkeypatch):
     monkeypatch.setattr(pace, "MATRIX", 64)
     before = torch.get_num_threads()
-    assert matrix_gflops(torch.float32, SOON) > 0
+    assert measure_matrix_gflops(torch.float32, SOON) > 0
     assert torch.get_num_threads() == before
 
 
@@ -239,7 +246,7 @@ def test_a_loop_asks_for_its_batch_in_every_step():
 @pytest.mark.parametrize(("step", "share"), [(0.5, 0.5), (4.5, 0.1)])
 def test_a_loop_that_makes_its_own_clips_waits_for_all_of_them(tiny, slow_clips, step, share):
     loop = Loop(batch_size=2, workers=0, step_seconds=step)
-    wait = measure_wait(tiny(batch_size=2), loop, 20.0, first=4)
+    wait = measure_stall(tiny(batch_size=2), loop, 20.0, first=4)
     assert wait.first_seconds == 0.5
     assert wait.wait_seconds == pytest.approx(0.5)
     assert wait.share == pytest.approx(share)
@@ -251,12 +258,12 @@ def test_a_loop_that_makes_its_own_clips_waits_for_all_of_them(tiny, slow_clips,
 
 def test_a_loop_takes_some_steps_however_short_the_time(tiny, slow_clips):
     loop = Loop(batch_size=1, workers=0, step_seconds=9)
-    assert measure_wait(tiny(batch_size=1), loop, SOON).steps == loops.LEAST_STEPS
+    assert measure_stall(tiny(batch_size=1), loop, SOON).steps == loops.LEAST_STEPS
 
 
 def test_a_loop_with_a_worker_hardly_waits_for_tiny_clips(tiny):
     loop = Loop(batch_size=1, workers=1, step_seconds=0.6)
-    wait = measure_wait(tiny(batch_size=1), loop, SOON)
+    wait = measure_stall(tiny(batch_size=1), loop, SOON)
     assert 0 <= wait.share < 1
     assert wait.clips_per_second <= 1 / 0.6
 
@@ -265,20 +272,20 @@ def test_a_loop_with_a_worker_hardly_waits_for_tiny_clips(tiny):
 
 
 def paced(clips_per_second):
-    return Pace(10, clips_per_second, 8 * clips_per_second, 9.0, 4.0)
+    return Throughput(10, clips_per_second, 8 * clips_per_second, 9.0, 4.0)
 
 
 def waiting(share):
-    return Wait(9, 1.0, 0.1, share, 5.0)
+    return LoaderStall(9, 1.0, 0.1, share, 5.0)
 
 
 def test_a_loop_needs_as_many_workers_as_make_what_it_asks_for():
     loop = Loop(batch_size=4, step_seconds=0.5)
-    assert [workers_for(loop, one) for one in (20, 8, 7.9, 1)] == [1, 1, 2, 8]
+    assert [count_workers_needed(loop, one) for one in (20, 8, 7.9, 1)] == [1, 1, 2, 8]
 
 
 def test_a_loop_that_does_not_wait_is_told_so_and_nothing_else():
-    said = advise(paced(20), Loop(), waiting(0.04), [], 4)
+    said = recommend(paced(20), Loop(), waiting(0.04), [], 4)
     assert said == [
         "The loader keeps up: the loop waits 4.0% of its time; the loop asks for 40 clips/s and "
         "one process makes 20."
@@ -295,21 +302,21 @@ def test_a_loop_that_does_not_wait_is_told_so_and_nothing_else():
     ],
 )
 def test_workers_are_advised_as_far_as_there_are_cores(one, workers, cores, told):
-    said = advise(paced(one), Loop(workers=workers), waiting(0.6), [], cores)
+    said = recommend(paced(one), Loop(workers=workers), waiting(0.6), [], cores)
     assert said[0].startswith("Synthesis is the bottleneck: the loop waits 60% of its time; ")
     assert said[1] == told
     assert "bvdm-data export" in said[-1]
 
 
 def test_enough_workers_that_still_wait_are_not_told_to_be_more():
-    said = advise(paced(30), Loop(workers=2), waiting(0.2), [], 4)
+    said = recommend(paced(30), Loop(workers=2), waiting(0.2), [], 4)
     assert said[1].startswith("2 workers should be enough: something else uses the cores")
     assert not any("num_workers" in line or "More workers" in line for line in said)
 
 
 def test_what_was_tried_is_told_with_what_it_did():
-    changes = [Change("pool=True", 36.0, 3.0, 2), Change("frames=4", 40.0, 3.3, 1)]
-    said = advise(paced(12), Loop(), waiting(0.6), changes, 4)
+    changes = [Suggestion("pool=True", 36.0, 3.0, 2), Suggestion("frames=4", 40.0, 3.3, 1)]
+    said = recommend(paced(12), Loop(), waiting(0.6), changes, 4)
     assert "pool=True: 36 clips/s, 3.0 times as many; 2 workers would do." in said
     assert "frames=4: 40 clips/s, 3.3 times as many; 1 worker would do." in said
 
@@ -374,7 +381,7 @@ def test_an_alike_data_set_makes_the_same_clips(tiny):
         seed=3, length=5, variation=0.5, pool=PoolSettings(pairs=4), annotations=("stages",),
         method=FastSettings(steps=2),
     )  # fmt: skip
-    other = alike(videos, batch_size=2)
+    other = copy_with(videos, batch_size=2)
     assert (other.length, other.batch_size, videos.batch_size) == (None, 2, None)
     one, two = videos.clip(1), other.clip(1)
     assert all(torch.equal(one[key], two[key]) for key in one)
@@ -444,7 +451,7 @@ def test_a_bench_that_fails_leaves_no_file(tiny, tmp_path):
 
 def test_the_words_tell_every_figure(tiny, quick):
     found = bench(tiny(pool=PoolSettings(pairs=4)), Loop(workers=0), seconds=SOON)
-    said = words(found)
+    said = format_report(found)
     for name in found["parts"]["milliseconds"]:
         assert f"\n{name} " in said
     assert "a pool of 4 pairs, 1 renewed a clip" in said
@@ -458,34 +465,34 @@ def test_the_words_tell_every_figure(tiny, quick):
 def test_the_words_of_a_method_without_a_network_leave_it_out(tiny):
     found = bench(tiny(method="procedural"), Loop(workers=0), seconds=SOON)
     assert found["network"] is None
-    assert "network" not in words(found).replace("outside", "")
+    assert "network" not in format_report(found).replace("outside", "")
 
 
 # Machine
 
 
 def test_the_machine_says_what_times_depend_on():
-    found = machine()
+    found = get_machine_info()
     assert found["processor"]
-    assert 1 <= found["cores"] == usable_cores()
+    assert 1 <= found["cores"] == count_usable_cores()
     assert found["threads"] == torch.get_num_threads()
     assert json.loads(json.dumps(found)) == found
 
 
 def test_versions_are_those_that_are_installed():
-    found = versions(("torch", "no-such-package"))
+    found = list_versions(("torch", "no-such-package"))
     assert found["torch"] == torch.__version__.partition("+")[0] or found["torch"]
     assert "no-such-package" not in found
 
 
 def test_the_peak_of_memory_never_falls():
-    before = peak_megabytes()
-    assert 10 < before <= peak_megabytes()
+    before = measure_peak_megabytes()
+    assert 10 < before <= measure_peak_megabytes()
 
 
 def test_where_the_system_does_not_tell_memory_it_is_none(monkeypatch):
     monkeypatch.setitem(sys.modules, "resource", None)
-    assert peak_megabytes() is None
+    assert measure_peak_megabytes() is None
 
 
 # Command line
@@ -511,7 +518,7 @@ def test_the_command_prints_what_it_found_and_writes_json(small, tmp_path, quick
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     found = json.loads(path.read_text())
-    assert result.stdout.strip() == words(found)
+    assert result.stdout.strip() == format_report(found)
     assert result.stderr == ""
     assert found["clips"]["pool"] == {"pairs": 2, "renew": 0.5}
     assert found["clips"]["annotations"] == list(ANNOTATIONS)

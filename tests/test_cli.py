@@ -14,7 +14,7 @@ from bvdm_data.datasets.ctc import read_sequence
 from bvdm_data.datasets.export import MANIFEST
 from bvdm_data.evaluation import evaluate as judging
 from bvdm_data.fitting.fit import FitSettings
-from bvdm_data.fitting.paper_networks import fit_texture
+from bvdm_data.fitting.paper_networks import train_ddpm
 from bvdm_data.synth.procedural import ProceduralSettings
 from bvdm_data.synth.textures import FastSettings
 from bvdm_data.synth.unet import UNetSettings
@@ -78,7 +78,7 @@ def test_fit_writes_a_model_and_prints_its_card(run, tmp_path, monkeypatch):
     small = UNetSettings(channels=(8, 8, 8), middle=1)
     monkeypatch.setattr(
         "bvdm_data.fitting.fit.fit_texture",
-        lambda textures, **given: fit_texture(textures, **given | {"network": small}),
+        lambda textures, **given: train_ddpm(textures, **given | {"network": small}),
     )
     quick_memory(monkeypatch)
     root, model = write_fitted(tmp_path / "data", stop=24), tmp_path / "my.safetensors"

@@ -7,11 +7,11 @@ from hypothesis.extra import numpy as hnp
 
 from bvdm_data.clip import (
     TooManyNucleiError,
-    annotated,
+    annotate_masks,
     check_annotations,
     measure_boxes,
-    padded,
-    unbroken_tracks,
+    pad_rows,
+    split_gaps,
 )
 from bvdm_data.clip_check import check_clip
 
@@ -40,7 +40,7 @@ def with_tracks(masks, table):
         "index": torch.tensor(0),
         "source": torch.tensor(0, dtype=torch.int8),
     }
-    return clip | annotated(masks, table, ("masks", "tracks"), max(len(table), 1))
+    return clip | annotate_masks(masks, table, ("masks", "tracks"), max(len(table), 1))
 
 
 @st.composite
@@ -53,7 +53,7 @@ def lineages(draw):
 @given(lineages())
 @settings(max_examples=200, deadline=None)
 def test_unbroken_tracks_of_any_movie_pass_the_check_of_tracks(lineage):
-    masks, table, _ = unbroken_tracks(*lineage)
+    masks, table, _ = split_gaps(*lineage)
     check_clip(with_tracks(masks, table))
 
 
@@ -61,7 +61,7 @@ def test_unbroken_tracks_of_any_movie_pass_the_check_of_tracks(lineage):
 @settings(max_examples=200, deadline=None)
 def test_unbroken_tracks_keep_every_pixel_with_its_nucleus(lineage):
     masks, parents = lineage
-    renamed, table, old = unbroken_tracks(masks, parents)
+    renamed, table, old = split_gaps(masks, parents)
     assert np.array_equal(np.r_[0, old][renamed], masks)
     for frame, again in zip(masks, renamed, strict=True):
         assert len(np.unique(frame)) == len(np.unique(again))
@@ -71,7 +71,7 @@ def test_unbroken_tracks_keep_every_pixel_with_its_nucleus(lineage):
 @given(lineages())
 @settings(max_examples=100, deadline=None)
 def test_unbroken_tracks_give_as_few_ids_as_the_gaps_allow(lineage):
-    masks, table, old = unbroken_tracks(*lineage)
+    masks, table, old = split_gaps(*lineage)
     for identity in range(1, len(table)):
         same = table[old == old[identity - 1]]
         # Two parts of one nucleus have at least one frame without it between them.
@@ -81,72 +81,72 @@ def test_unbroken_tracks_give_as_few_ids_as_the_gaps_allow(lineage):
 
 def test_unbroken_tracks_make_a_nucleus_that_comes_back_the_child_of_itself():
     masks = np.array([1, 0, 1, 1, 0, 1]).reshape(6, 1, 1) * 7
-    _, table, old = unbroken_tracks(masks, {7: 3})
+    _, table, old = split_gaps(masks, {7: 3})
     assert table.tolist() == [[1, 0, 0, 0], [2, 2, 3, 1], [3, 5, 5, 2]]
     assert old.tolist() == [7, 7, 7]
 
 
 def test_unbroken_tracks_follow_a_division():
     masks = np.array([[5, 0], [5, 0], [8, 6]])[:, None]
-    _, table, old = unbroken_tracks(masks, {6: 5, 8: 5})
+    _, table, old = split_gaps(masks, {6: 5, 8: 5})
     assert table.tolist() == [[1, 0, 1, 0], [2, 2, 2, 1], [3, 2, 2, 1]]
     assert old.tolist() == [5, 6, 8]
 
 
 def test_unbroken_tracks_take_the_last_part_of_a_mother_that_was_hidden():
     masks = np.array([1, 0, 1, 2]).reshape(4, 1, 1)
-    _, table, _ = unbroken_tracks(masks, {2: 1})
+    _, table, _ = split_gaps(masks, {2: 1})
     assert table[2].tolist() == [3, 3, 3, 2]
 
 
 def test_unbroken_tracks_forget_a_parent_that_is_never_visible():
     masks = np.array([0, 2]).reshape(2, 1, 1)
-    assert unbroken_tracks(masks, {2: 1})[1].tolist() == [[1, 1, 1, 0]]
-    assert unbroken_tracks(masks, {2: 900})[1].tolist() == [[1, 1, 1, 0]]
+    assert split_gaps(masks, {2: 1})[1].tolist() == [[1, 1, 1, 0]]
+    assert split_gaps(masks, {2: 900})[1].tolist() == [[1, 1, 1, 0]]
 
 
 def test_unbroken_tracks_give_no_parent_that_is_still_visible():
     masks = np.array([[5, 0], [5, 6], [5, 6]])[:, None]
-    _, table, _ = unbroken_tracks(masks, {6: 5})
+    _, table, _ = split_gaps(masks, {6: 5})
     assert table.tolist() == [[1, 0, 2, 0], [2, 1, 2, 0]]
 
 
 def test_unbroken_tracks_give_no_parent_that_is_back_when_its_daughter_appears():
     masks = np.array([[5, 0], [0, 0], [5, 6]])[:, None]
-    _, table, _ = unbroken_tracks(masks, {6: 5})
+    _, table, _ = split_gaps(masks, {6: 5})
     assert table.tolist() == [[1, 0, 0, 0], [2, 2, 2, 1], [3, 2, 2, 0]]
 
 
 def test_unbroken_tracks_give_no_parent_that_comes_later_or_is_the_nucleus_itself():
     masks = np.array([[6, 0], [0, 5]])[:, None]
-    assert unbroken_tracks(masks, {6: 5, 5: 5})[1].tolist() == [[1, 0, 0, 0], [2, 1, 1, 0]]
+    assert split_gaps(masks, {6: 5, 5: 5})[1].tolist() == [[1, 0, 0, 0], [2, 1, 1, 0]]
 
 
 def test_unbroken_tracks_refuse_a_movie_without_frames():
     with pytest.raises(ValueError, match=r"at least one frame, got the shape \(0, 2, 2\)"):
-        unbroken_tracks(np.zeros((0, 2, 2), np.int32), {})
+        split_gaps(np.zeros((0, 2, 2), np.int32), {})
 
 
 def test_unbroken_tracks_of_an_empty_movie_are_an_empty_table():
-    masks, table, old = unbroken_tracks(np.zeros((3, 2, 2), np.uint16), {})
+    masks, table, old = split_gaps(np.zeros((3, 2, 2), np.uint16), {})
     assert not masks.any()
     assert table.shape == (0, 4)
     assert old.shape == (0,)
 
 
 def test_padded_fills_the_rows_that_are_missing():
-    out = padded(np.array([[1, 2]], np.int32), 3, 0)
+    out = pad_rows(np.array([[1, 2]], np.int32), 3, 0)
     assert out.tolist() == [[1, 2], [0, 0], [0, 0]]
     assert out.dtype == torch.int32
 
 
 def test_padded_leaves_a_full_table_as_it_is():
-    assert padded(np.eye(2, dtype=np.float32), 2, np.nan).tolist() == [[1, 0], [0, 1]]
+    assert pad_rows(np.eye(2, dtype=np.float32), 2, np.nan).tolist() == [[1, 0], [0, 1]]
 
 
 def test_padded_refuses_a_table_with_too_many_rows_and_names_the_number():
     with pytest.raises(TooManyNucleiError, match=r"max_cells=2 is too small.*Give max_cells=5"):
-        padded(np.zeros((5, 4), np.int32), 2, 0)
+        pad_rows(np.zeros((5, 4), np.int32), 2, 0)
 
 
 def test_measure_boxes_has_exclusive_far_edges_and_x_first():
@@ -179,14 +179,14 @@ def test_measure_boxes_agrees_with_a_slow_loop(masks):
 
 
 def test_annotated_makes_the_wanted_keys_only():
-    found = annotated(MASKS, TABLE, ("tracks", "centroids"), 6)
+    found = annotate_masks(MASKS, TABLE, ("tracks", "centroids"), 6)
     assert set(found) == {"tracks", "centroids"}
     assert found["tracks"].shape == (6, 4)
     assert found["centroids"].shape == (6, 3, 2)
 
 
 def test_annotated_gives_the_shapes_and_dtypes_of_a_clip():
-    found = annotated(MASKS, TABLE, ("masks", "tracks", "boxes", "centroids"), 6)
+    found = annotate_masks(MASKS, TABLE, ("masks", "tracks", "boxes", "centroids"), 6)
     forms = {key: (tuple(value.shape), value.dtype) for key, value in found.items()}
     assert forms == {
         "masks": ((3, 2, 3), torch.int32),
@@ -198,7 +198,7 @@ def test_annotated_gives_the_shapes_and_dtypes_of_a_clip():
 
 def test_annotated_refuses_more_nuclei_than_there_are_rows():
     with pytest.raises(TooManyNucleiError, match="it holds 3 nuclei"):
-        annotated(MASKS, TABLE, ("masks",), 2)
+        annotate_masks(MASKS, TABLE, ("masks",), 2)
 
 
 def test_check_annotations_orders_the_names_and_drops_doubles():

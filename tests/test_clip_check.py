@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from bvdm_data.clip import annotated, measure_boxes, padded
+from bvdm_data.clip import annotate_masks, measure_boxes, pad_rows
 from bvdm_data.clip_check import check_clip
 
 MASKS = np.array(
@@ -26,9 +26,9 @@ def a_clip(max_cells=4):
     flow[1, 0, 0, 0] = 0.5
     return {
         "video": torch.linspace(0, 1, 18).reshape(3, 1, 2, 3),
-        **annotated(MASKS.copy(), TABLE, ("masks", "tracks", "boxes", "centroids"), max_cells),
+        **annotate_masks(MASKS.copy(), TABLE, ("masks", "tracks", "boxes", "centroids"), max_cells),
         "flow": flow,
-        "stages": padded(stages, max_cells, -1),
+        "stages": pad_rows(stages, max_cells, -1),
         "index": torch.tensor(0),
         "source": torch.tensor(1, dtype=torch.int8),
     }
@@ -40,7 +40,7 @@ def with_tracks(masks, table):
         "index": torch.tensor(0),
         "source": torch.tensor(0, dtype=torch.int8),
     }
-    return clip | annotated(masks, table, ("masks", "tracks"), max(len(table), 1))
+    return clip | annotate_masks(masks, table, ("masks", "tracks"), max(len(table), 1))
 
 
 def test_check_clip_passes_a_good_clip():

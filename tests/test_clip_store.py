@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bvdm_data import CTCVideos, MixedVideos, SyntheticHeLaVideos
-from bvdm_data.evaluation.clip_cache import clip_digest, keep_clips
+from bvdm_data.evaluation.clip_cache import cache_clips, hash_clips
 
 
 class Counted:
@@ -30,7 +30,7 @@ def source(tiny_ctc):
 
 
 def test_kept_clips_are_those_of_the_data_set(source, tmp_path):
-    kept = keep_clips(source, 3, tmp_path, settings={"a": 1}, progress=False)
+    kept = cache_clips(source, 3, tmp_path, settings={"a": 1}, progress=False)
     assert len(kept) == 3
     for number in range(3):
         wanted = source.source.clip(number)
@@ -41,69 +41,69 @@ def test_kept_clips_are_those_of_the_data_set(source, tmp_path):
 
 
 def test_a_second_call_makes_the_first_clip_alone(source, tmp_path):
-    keep_clips(source, 3, tmp_path, settings={}, progress=False)
+    cache_clips(source, 3, tmp_path, settings={}, progress=False)
     source.asked.clear()
-    keep_clips(source, 3, tmp_path, settings={}, progress=False)
+    cache_clips(source, 3, tmp_path, settings={}, progress=False)
     assert source.asked == [0]
 
 
 def test_a_larger_count_adds_what_is_missing_and_keeps_the_place(source, tmp_path):
-    few = keep_clips(source, 2, tmp_path, settings={}, progress=False)
+    few = cache_clips(source, 2, tmp_path, settings={}, progress=False)
     source.asked.clear()
-    more = keep_clips(source, 4, tmp_path, settings={}, progress=False)
+    more = cache_clips(source, 4, tmp_path, settings={}, progress=False)
     assert source.asked == [0, 2, 3]
     assert (few.key, few.folder) == (more.key, more.folder)
 
 
 def test_a_killed_call_goes_on_where_it_was(source, tmp_path):
-    whole = keep_clips(source, 3, tmp_path, settings={}, progress=False)
+    whole = cache_clips(source, 3, tmp_path, settings={}, progress=False)
     (whole.folder / "clip_00001.safetensors").unlink()
     source.asked.clear()
-    again = keep_clips(source, 3, tmp_path, settings={}, progress=False)
+    again = cache_clips(source, 3, tmp_path, settings={}, progress=False)
     assert source.asked == [0, 1]
     assert torch.equal(again[1]["video"], source.source.clip(1)["video"])
 
 
 def test_other_settings_and_other_clips_are_kept_elsewhere(source, tiny_ctc, tmp_path):
-    one = keep_clips(source, 1, tmp_path, settings={"a": 1}, progress=False)
-    two = keep_clips(source, 1, tmp_path, settings={"a": 2}, progress=False)
+    one = cache_clips(source, 1, tmp_path, settings={"a": 1}, progress=False)
+    two = cache_clips(source, 1, tmp_path, settings={"a": 2}, progress=False)
     other = CTCVideos(tiny_ctc, frames=2, size=(64, 64), border=0, max_cells=8, seed=5)
-    three = keep_clips(other, 1, tmp_path, settings={"a": 1}, progress=False)
+    three = cache_clips(other, 1, tmp_path, settings={"a": 1}, progress=False)
     assert len({one.key, two.key, three.key}) == 3
     assert json.loads((one.folder / "settings.json").read_text()) == {"a": 1}
 
 
 def test_a_probe_stands_in_for_a_costly_first_clip(source, tmp_path):
     probe = Counted(source.source)
-    keep_clips(source, 1, tmp_path, settings={}, probe=probe, progress=False)
+    cache_clips(source, 1, tmp_path, settings={}, probe=probe, progress=False)
     source.asked.clear()
     probe.asked.clear()
-    keep_clips(source, 1, tmp_path, settings={}, probe=probe, progress=False)
+    cache_clips(source, 1, tmp_path, settings={}, probe=probe, progress=False)
     assert (source.asked, probe.asked) == ([], [0])
 
 
 def test_workers_keep_the_same_clips(tiny_model, tmp_path):
     videos = SyntheticHeLaVideos(frames=2, size=(96, 96), model=tiny_model, nuclei=2)
-    alone = keep_clips(videos, 3, tmp_path / "a", settings={}, progress=False)
-    shared = keep_clips(videos, 3, tmp_path / "b", settings={}, workers=2, progress=False)
-    assert [clip_digest(alone[i]) for i in range(3)] == [clip_digest(shared[i]) for i in range(3)]
+    alone = cache_clips(videos, 3, tmp_path / "a", settings={}, progress=False)
+    shared = cache_clips(videos, 3, tmp_path / "b", settings={}, workers=2, progress=False)
+    assert [hash_clips(alone[i]) for i in range(3)] == [hash_clips(shared[i]) for i in range(3)]
 
 
 def test_kept_clips_are_endless_and_can_be_mixed(source, tmp_path):
-    kept = keep_clips(source, 2, tmp_path, settings={}, progress=False)
+    kept = cache_clips(source, 2, tmp_path, settings={}, progress=False)
     assert torch.equal(kept.clip(5)["video"], kept[1]["video"])
     mix = MixedVideos({"kept": kept, "real": source.source})
     assert {int(mix.clip(number)["source"]) for number in range(4)} == {0}
 
 
 def test_keys_can_be_left_out(source, tmp_path):
-    kept = keep_clips(source, 1, tmp_path, settings={}, progress=False)
+    kept = cache_clips(source, 1, tmp_path, settings={}, progress=False)
     assert list(kept.only(("masks",))[0]) == ["video", "masks", "index", "source"]
     assert "tracks" in kept[0]
 
 
 def test_a_damaged_file_is_named(source, tmp_path):
-    kept = keep_clips(source, 1, tmp_path, settings={}, progress=False)
+    kept = cache_clips(source, 1, tmp_path, settings={}, progress=False)
     path = kept.folder / "clip_00000.safetensors"
     path.write_bytes(b"no tensors")
     with pytest.raises(ValueError, match=r"clip_00000\.safetensors is damaged"):
@@ -111,8 +111,8 @@ def test_a_damaged_file_is_named(source, tmp_path):
 
 
 def test_numbers_out_of_range_are_refused(source, tmp_path):
-    kept = keep_clips(source, 1, tmp_path, settings={}, progress=False)
+    kept = cache_clips(source, 1, tmp_path, settings={}, progress=False)
     with pytest.raises(IndexError, match="from 0 to 0, got 1"):
         kept[1]
     with pytest.raises(ValueError, match="count must be at least 1, got 0"):
-        keep_clips(source, 0, tmp_path, settings={}, progress=False)
+        cache_clips(source, 0, tmp_path, settings={}, progress=False)

@@ -14,17 +14,17 @@ from scipy import special
 from bvdm_data.clip import STAGES
 from bvdm_data.synth import motion as colonies
 from bvdm_data.synth.cell_cycle import (
-    AFTER_INTERPHASE,
-    BEFORE_INTERPHASE,
     GROWN,
     INTERPHASE,
-    growth,
-    take_lengths,
+    POST_MITOTIC,
+    PRE_MITOTIC,
+    compute_area_curve,
+    resample_durations,
 )
-from bvdm_data.synth.cells import grow_family, sister_quantile
-from bvdm_data.synth.contours import area, autoregressive
-from bvdm_data.synth.motion import colony
-from bvdm_data.synth.placement import MARGIN, mean_radius
+from bvdm_data.synth.cells import sample_sister_quantile, simulate_lineage
+from bvdm_data.synth.contours import compute_polygon_area, draw_ar1
+from bvdm_data.synth.motion import simulate_colony
+from bvdm_data.synth.placement import MARGIN, compute_mean_radius
 
 SIZE = (96, 128)
 
@@ -38,7 +38,7 @@ def play(tiny_shapes, tiny_lives, tiny_motion):
         models = {"shapes": tiny_shapes, "lives": tiny_lives, "motion": tiny_motion} | {
             key: changes.pop(key) for key in ("shapes", "lives", "motion") if key in changes
         }
-        return colony(**models, **scene | changes, generator=np.random.default_rng(seed))
+        return simulate_colony(**models, **scene | changes, generator=np.random.default_rng(seed))
 
     return play
 
@@ -88,7 +88,7 @@ def test_no_two_founders_are_closer_than_the_closest_of_the_video(play, tiny_mot
     motion = replace(tiny_motion, closest=np.full(3, closest))
     for seed in range(4):
         first = founders(play(seed, nuclei=8, motion=motion, frames=1))
-        radii = [float(mean_radius(path.life.radii[0])) for path in first]
+        radii = [float(compute_mean_radius(path.life.radii[0])) for path in first]
         places = [path.centres[0] for path in first]
         for one, other in itertools.combinations(range(len(first)), 2):
             apart = math.dist(places[one], places[other])
@@ -274,7 +274,7 @@ def test_a_film_longer_than_the_video_drifts_as_far_as_that_is_known(play, still
 def steps_of(paths, dividing):
     """Return all steps into frames of nuclei that divide, or of others, [n, 2]."""
     found = [
-        np.diff(p.centres, axis=0)[np.isin(p.life.stages[1:], AFTER_INTERPHASE) == dividing]
+        np.diff(p.centres, axis=0)[np.isin(p.life.stages[1:], PRE_MITOTIC) == dividing]
         for p in paths
     ]
     return np.concatenate(found)
@@ -338,8 +338,8 @@ def test_nuclei_that_move_are_kept_apart(play, tiny_motion):
             for one, other in itertools.combinations(here, 2):
                 moments = (frame - one.life.first, frame - other.life.first)
                 apart = math.dist(one.centres[moments[0]], other.centres[moments[1]])
-                radii = mean_radius(one.life.radii[moments[0]])
-                radii += mean_radius(other.life.radii[moments[1]])
+                radii = compute_mean_radius(one.life.radii[moments[0]])
+                radii += compute_mean_radius(other.life.radii[moments[1]])
                 ratios.append(apart / float(radii))
     # Five rounds of pushing leave little; in a crowd not nothing.
     assert np.quantile(ratios, 0.002) > 0.8
@@ -365,7 +365,7 @@ def test_a_colony_is_reproducible_and_another_seed_makes_another(play):
 @settings(max_examples=20, deadline=None)
 @given(memory=st.floats(0, 1), seed=st.integers(0, 10**6))
 def test_an_autoregressive_process_is_stationary_with_its_memory(memory, seed):
-    drawn = autoregressive(5, np.full(4000, memory), np.random.default_rng(seed))
+    drawn = draw_ar1(5, np.full(4000, memory), np.random.default_rng(seed))
     assert drawn.shape == (5, 4000)
     np.testing.assert_allclose(drawn.var(1), 1, atol=0.12)
     np.testing.assert_allclose(drawn.mean(1), 0, atol=0.09)
@@ -375,7 +375,7 @@ def test_an_autoregressive_process_is_stationary_with_its_memory(memory, seed):
 
 
 def test_autoregressive_columns_have_memories_of_their_own():
-    drawn = autoregressive(4000, np.array([0.0, 0.5, 1.0]), np.random.default_rng(0))
+    drawn = draw_ar1(4000, np.array([0.0, 0.5, 1.0]), np.random.default_rng(0))
     lagged = [(drawn[1:, n] * drawn[:-1, n]).mean() for n in (0, 1)]
     assert lagged == pytest.approx([0, 0.5], abs=0.06)
     assert np.ptp(drawn[:, 2]) == 0
@@ -428,10 +428,10 @@ def test_take_lengths_gives_rows_of_the_tables_and_nothing_else():
     mitoses = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
     births = np.array([[1.0, 0.0], [2.0, 3.0], [0.0, 4.0]])
     draws = np.random.default_rng(0)
-    taken = [take_lengths(mitoses, births, draws) for _ in range(120)]
+    taken = [resample_durations(mitoses, births, draws) for _ in range(120)]
     assert all(lengths.dtype == np.int64 and lengths[INTERPHASE] == 0 for lengths in taken)
-    after = {tuple(lengths[list(AFTER_INTERPHASE)]) for lengths in taken}
-    before = {tuple(lengths[list(BEFORE_INTERPHASE)]) for lengths in taken}
+    after = {tuple(lengths[list(PRE_MITOTIC)]) for lengths in taken}
+    before = {tuple(lengths[list(POST_MITOTIC)]) for lengths in taken}
     assert after == {(1, 2, 3), (4, 5, 6)}
     assert before == {(1, 0), (2, 3), (0, 4)}
 
@@ -442,7 +442,7 @@ def family(tiny_shapes, tiny_lives):
 
     def family(seed, frames=10, shapes=tiny_shapes, lives=tiny_lives, **changes):
         draws = np.random.default_rng(seed)
-        return grow_family(shapes, lives, frames, draws, 1, **{"jitter": None} | changes)
+        return simulate_lineage(shapes, lives, frames, draws, 1, **{"jitter": None} | changes)
 
     return family
 
@@ -452,7 +452,7 @@ def test_stages_of_a_founder_are_of_one_mitosis_and_one_birth_of_the_video(famil
     seen = set()
     for seed in range(60):
         stages = family(seed, 40, lives=lives, age=0)[0].stages
-        counts = tuple(int((stages == stage).sum()) for stage in AFTER_INTERPHASE)
+        counts = tuple(int((stages == stage).sum()) for stage in PRE_MITOTIC)
         seen.add(counts)
     assert seen == {tuple(row) for row in tiny_lives.mitoses.astype(int)}
 
@@ -520,7 +520,7 @@ def test_sisters_begin_where_their_mother_ended_and_drift_in_part_together(famil
 def test_sisters_of_the_first_frame_have_drifted_apart_since_their_birth(drifting):
     draws = np.random.default_rng(3)
     for age in (0, 7, 500):
-        pairs = [(q, sister_quantile(drifting, q, age, draws)) for q in draws.random(3000)]
+        pairs = [(q, sample_sister_quantile(drifting, q, age, draws)) for q in draws.random(3000)]
         found = np.corrcoef(special.ndtri(np.array(pairs)).T)[0, 1]
         assert found == pytest.approx(0.6 + 0.4 * 0.9 ** (2 * age + 2), abs=0.04)
 
@@ -529,13 +529,15 @@ def test_areas_wobble_around_the_curve_of_growth(family, tiny_shapes, tiny_lives
     lives = replace(tiny_lives, cycle=np.array([math.log(60), 0.01]), grown=np.full(3, 400.0))
     lives = replace(lives, stage_spread=np.zeros(6), size=np.zeros(2))
     wild = replace(tiny_shapes, wobble=0.1)
-    areas = np.array([area(family(s, 8, shapes=wild, lives=lives, age=20)[0].radii)
+    areas = np.array([compute_polygon_area(family(s, 8, shapes=wild, lives=lives, age=20)[0].radii)
                       for s in range(60)])  # fmt: skip
     assert np.log(areas / 400).mean() == pytest.approx(0, abs=0.02)
     assert np.log(areas / 400).std() == pytest.approx(0.1, rel=0.1)
     calm = replace(tiny_shapes, wobble=0.0)
     np.testing.assert_allclose(
-        area(family(0, 8, shapes=calm, lives=lives, age=20)[0].radii), 400, rtol=1e-9
+        compute_polygon_area(family(0, 8, shapes=calm, lives=lives, age=20)[0].radii),
+        400,
+        rtol=1e-9,
     )
 
 
@@ -543,7 +545,7 @@ def test_a_nucleus_stays_as_large_as_its_memory_of_size_says(family, tiny_shapes
     lives = replace(tiny_lives, cycle=np.array([math.log(60), 0.01]), grown=np.full(3, 400.0))
     lives = replace(lives, stage_spread=np.zeros(6), size=np.array([0.2, 0.9]))
     calm = replace(tiny_shapes, wobble=0.0)
-    areas = np.array([area(family(s, 8, shapes=calm, lives=lives, age=20)[0].radii)
+    areas = np.array([compute_polygon_area(family(s, 8, shapes=calm, lives=lives, age=20)[0].radii)
                       for s in range(150)])  # fmt: skip
     logs = np.log(areas / 400)
     assert logs.std() == pytest.approx(0.2, rel=0.12)
@@ -562,11 +564,11 @@ def test_sisters_are_as_condensed_and_as_large_as_each_other(family, tiny_shapes
         for mother in lives_of:
             pair = [life for life in lives_of if life.parent == mother.identity]
             if len(pair) == 2 and mother.parent == 0:
-                one, other = (float(area(life.radii[0])) for life in pair)
+                one, other = (float(compute_polygon_area(life.radii[0])) for life in pair)
                 assert one == pytest.approx(other)
                 assert pair[0].stages[0] == pair[1].stages[0]
                 births.append(int(pair[0].stages[0]))
-                ratios.append(one / float(area(mother.radii[-1])))
+                ratios.append(one / float(compute_polygon_area(mother.radii[-1])))
     assert len(set(births)) == 2
     assert np.std(np.log(ratios)) > 0.3
 
@@ -581,7 +583,10 @@ def test_the_newborn_have_the_area_of_their_first_frame_and_are_as_large_as_thei
         everyone = family(seed, 20, shapes=calm, lives=lives)
         mother, pair = everyone[0], [life for life in everyone if life.parent == 1]
         for life in pair:
-            first, last = float(area(life.radii[0])), float(area(mother.radii[-1]))
+            first, last = (
+                float(compute_polygon_area(life.radii[0])),
+                float(compute_polygon_area(mother.radii[-1])),
+            )
             wanted = lives.area_at_birth[life.stages[0]] / lives.area_of_stage[mother.stages[-1]]
             assert first / last == pytest.approx(wanted)
             seen.add(int(life.stages[0]))
@@ -593,7 +598,7 @@ def test_a_nucleus_is_grown_before_it_divides_however_short_its_cycle(tiny_lives
     lives = replace(tiny_lives, area_in_interphase=np.linspace(0.5, 1, 31))
     stages = np.zeros(cycle, np.int64)
     stages[0], stages[-2:] = 4, 3
-    found = growth(lives, stages)
+    found = compute_area_curve(lives, stages)
     assert found[cycle - GROWN] == pytest.approx(1)
     assert (np.diff(found[1:-2]) >= 0).all()
     assert (found[0], found[-1]) == (lives.area_at_birth[4], lives.area_of_stage[3])
@@ -603,7 +608,7 @@ def test_growth_of_a_cycle_too_short_to_grow_up_is_that_of_the_video(tiny_lives)
     stages = np.zeros(GROWN - 2, np.int64)
     curve = tiny_lives.area_in_interphase
     wanted = np.concatenate([curve, np.full(len(stages) - len(curve), curve[-1])])
-    np.testing.assert_array_equal(growth(tiny_lives, stages), wanted)
+    np.testing.assert_array_equal(compute_area_curve(tiny_lives, stages), wanted)
 
 
 def test_outlines_keep_what_lasts_and_stay_positive(family, tiny_shapes, tiny_lives):

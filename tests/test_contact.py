@@ -9,9 +9,9 @@ import pytest
 from rasters import label
 from scipy import ndimage
 
-from bvdm_data.synth.model import CONTACT, vary
-from bvdm_data.synth.motion import TOUCH, colony
-from bvdm_data.synth.placement import mean_radius
+from bvdm_data.synth.model import CONTACT, randomise_model
+from bvdm_data.synth.motion import CONTACT_RANGE, simulate_colony
+from bvdm_data.synth.placement import compute_mean_radius
 
 SIZE = (160, 160)
 
@@ -25,7 +25,7 @@ def lonely(tiny_motion):
 
 
 def founders(shapes, lives, motion, contact, seed=0):
-    return colony(
+    return simulate_colony(
         shapes, lives, motion, frames=1, size=SIZE, nuclei=8,
         generator=np.random.default_rng(seed), contact=contact,
     )  # fmt: skip
@@ -57,13 +57,13 @@ def test_nuclei_that_are_put_against_each_other_hide_little_of_each_other(
         for one, other in itertools.combinations(paths, 2):
             distance = float(np.linalg.norm(one.centres[0] - other.centres[0]))
             # Outlines of the tiny model are no longer than 11 px and no narrower than 3.
-            reach = sum(float(mean_radius(path.life.radii[0])) for path in (one, other))
-            assert distance > 0.5 * TOUCH[0] * reach
+            reach = sum(float(compute_mean_radius(path.life.radii[0])) for path in (one, other))
+            assert distance > 0.5 * CONTACT_RANGE[0] * reach
 
 
 def test_without_contact_nothing_is_drawn_for_it(tiny_shapes, tiny_lives, lonely):
     again = founders(tiny_shapes, tiny_lives, lonely, 0.0)
-    plain = colony(
+    plain = simulate_colony(
         tiny_shapes, tiny_lives, lonely, frames=1, size=SIZE, nuclei=8,
         generator=np.random.default_rng(0),
     )  # fmt: skip
@@ -73,7 +73,9 @@ def test_without_contact_nothing_is_drawn_for_it(tiny_shapes, tiny_lives, lonely
 def test_variation_draws_contact_up_to_its_most(tiny_shapes, tiny_lives, tiny_motion, tiny_camera):
     def drawn(amount):
         models = (tiny_shapes, tiny_lives, tiny_motion, tiny_camera)
-        return [vary(*models, amount, np.random.default_rng(s)).contact for s in range(50)]
+        return [
+            randomise_model(*models, amount, np.random.default_rng(s)).contact for s in range(50)
+        ]
 
     assert set(drawn(0.0)) == {0.0}
     assert 0.8 * CONTACT < max(drawn(1.0)) <= CONTACT

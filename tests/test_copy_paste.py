@@ -13,9 +13,9 @@ from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets import ctc
 from bvdm_data.evaluation import copy_paste
 from bvdm_data.evaluation import copy_paste as pasting
-from bvdm_data.evaluation.clip_cache import clip_digest
+from bvdm_data.evaluation.clip_cache import hash_clips
 from bvdm_data.evaluation.copy_paste import FRAME_AREA, CopyPaste, Nucleus
-from bvdm_data.fitting.video import background_light, empty_places
+from bvdm_data.fitting.video import estimate_background, mask_background
 
 LEVEL, NOISE, FULL = 300, 9, 4095  # of the tiny video, counts
 
@@ -75,29 +75,29 @@ def test_every_nucleus_is_brighter_than_what_is_far_from_labels(pasted):
 
 
 def test_a_clip_depends_on_arguments_and_index_alone(tiny_ctc, pasted):
-    expected = [clip_digest(pasted.clip(index)) for index in range(5)]
+    expected = [hash_clips(pasted.clip(index)) for index in range(5)]
     backwards = tiny(tiny_ctc)
-    assert [clip_digest(backwards.clip(index)) for index in (4, 3, 2, 1, 0)] == expected[::-1]
+    assert [hash_clips(backwards.clip(index)) for index in (4, 3, 2, 1, 0)] == expected[::-1]
     copy = pickle.loads(pickle.dumps(backwards))
     assert backwards._cache
     assert not copy._cache  # workers get no decoded frames
-    assert [clip_digest(copy[index]) for index in range(5)] == expected
+    assert [hash_clips(copy[index]) for index in range(5)] == expected
     assert len(set(expected)) == 5
-    assert clip_digest(tiny(tiny_ctc, seed=1).clip(0)) != expected[0]
+    assert hash_clips(tiny(tiny_ctc, seed=1).clip(0)) != expected[0]
 
 
 def test_workers_draw_the_same_clips(tiny_ctc):
     dataset = tiny(tiny_ctc, length=6)
     loader = DataLoader(dataset, batch_size=None, num_workers=2)
-    found = [clip_digest(clip) for clip in loader]
-    assert found == [clip_digest(dataset.clip(index)) for index in range(6)]
+    found = [hash_clips(clip) for clip in loader]
+    assert found == [hash_clips(dataset.clip(index)) for index in range(6)]
 
 
 def test_a_full_cache_changes_no_clip(tiny_ctc, pasted, monkeypatch):
     monkeypatch.setattr(copy_paste, "CACHE_BYTES", 1)
     dataset = tiny(tiny_ctc)
     for index in range(6):
-        assert clip_digest(dataset.clip(index)) == clip_digest(pasted.clip(index))
+        assert hash_clips(dataset.clip(index)) == hash_clips(pasted.clip(index))
     assert len(dataset._cache) == 1
 
 
@@ -134,7 +134,7 @@ def test_no_nucleus_is_hidden_further_than_the_limits(tiny_ctc, monkeypatch):
     asked = []
 
     def has_room(labels, here, mask, areas):
-        answer = pasting.has_room(labels, here, mask, areas)
+        answer = pasting.is_placeable(labels, here, mask, areas)
         asked.append((labels, areas, answer))
         return answer
 
@@ -166,20 +166,20 @@ def ring(labels):
 def test_has_room_asks_how_much_of_either_would_be_covered(place, answer):
     labels = disc((100, 100), (50, 50), 10).astype(np.int32)
     mask = disc((21, 21), (10, 10), 10)
-    here, part = pasting.overlap(place, mask.shape, labels.shape)
+    here, part = pasting.measure_overlap(place, mask.shape, labels.shape)
     # MARGIN of 32 px on each side leaves a tile of 36 px.
-    assert pasting.has_room(labels, here, mask[part], [0, int(mask.sum())]) is answer
+    assert pasting.is_placeable(labels, here, mask[part], [0, int(mask.sum())]) is answer
 
 
 def test_has_room_forgives_no_small_one_that_lies_over_a_large_one_or_under_it():
     large, small = disc((41, 41), (20, 20), 20), disc((9, 9), (4, 4), 4)
     labels = disc((128, 128), (64, 64), 4).astype(np.int32)
-    here, part = pasting.overlap((64, 64), large.shape, labels.shape)
+    here, part = pasting.measure_overlap((64, 64), large.shape, labels.shape)
     # 49 of 1257 px is little of the large one, but all of the small one.
-    assert not pasting.has_room(labels, here, large[part], [0, int(small.sum())])
+    assert not pasting.is_placeable(labels, here, large[part], [0, int(small.sum())])
     labels = disc((128, 128), (64, 64), 20).astype(np.int32)
-    here, part = pasting.overlap((64, 64), small.shape, labels.shape)
-    assert not pasting.has_room(labels, here, small[part], [0, int(large.sum())])
+    here, part = pasting.measure_overlap((64, 64), small.shape, labels.shape)
+    assert not pasting.is_placeable(labels, here, small[part], [0, int(large.sum())])
 
 
 def test_has_room_wants_no_sliver_at_the_edge_of_the_tile():
@@ -187,15 +187,15 @@ def test_has_room_wants_no_sliver_at_the_edge_of_the_tile():
     mask = disc((21, 21), (10, 10), 10)
     answers = []
     for column in (64, 32 - 2, 32 - 9, 32 - 12):  # within, half, a sliver, outside
-        here, part = pasting.overlap((64, column), mask.shape, labels.shape)
-        answers.append(pasting.has_room(labels, here, mask[part], [0]))
+        here, part = pasting.measure_overlap((64, column), mask.shape, labels.shape)
+        answers.append(pasting.is_placeable(labels, here, mask[part], [0]))
     assert answers == [True, True, False, True]
 
 
 def test_overlap_cuts_a_patch_at_the_canvas():
     canvas = np.zeros((10, 12), int)
     patch = np.arange(1, 26).reshape(5, 5)
-    here, part = pasting.overlap((0, 11), patch.shape, canvas.shape)
+    here, part = pasting.measure_overlap((0, 11), patch.shape, canvas.shape)
     canvas[here] = patch[part]
     assert canvas[0, 11] == patch[2, 2]
     assert np.count_nonzero(canvas) == 9
@@ -206,7 +206,7 @@ def test_neither_another_video_nor_a_frame_from_stop_on_is_opened(
 ):
     for name in ("01", "02"):
         ctc.write_sequence(tmp_path, name, *tiny_video)
-    expected = [clip_digest(tiny(tmp_path, stop=5).clip(index)) for index in range(10)]
+    expected = [hash_clips(tiny(tmp_path, stop=5).clip(index)) for index in range(10)]
     for path in tmp_path.rglob("*.tif"):
         if path.relative_to(tmp_path).parts[0].startswith("02") or number(path) >= 5:
             path.write_bytes(b"damaged")
@@ -219,7 +219,7 @@ def test_neither_another_video_nor_a_frame_from_stop_on_is_opened(
     original = ctc.read_image
     monkeypatch.setattr(ctc, "read_image", read_image)
     dataset = tiny(tmp_path, stop=5)
-    assert [clip_digest(dataset.clip(index)) for index in range(10)] == expected
+    assert [hash_clips(dataset.clip(index)) for index in range(10)] == expected
     assert {path.parts[0][:2] for path in opened} == {"01"}
     assert {number(path) for path in opened} == {0, 1, 2, 3, 4}
     assert len(dataset.source) == 5
@@ -324,7 +324,7 @@ def test_isolated_nuclei_are_whole_and_off_all_others_and_off_the_border():
     masks[90:100, 150:156] = masks[90:100, 158:164] = 9  # in two pieces
     masks[101:111, 100:110] = 11  # at the lower border; there is no 10
     light = np.random.default_rng(0).normal(size=masks.shape).astype(np.float32)
-    found = list(pasting.isolated_nuclei(light, masks, 20))
+    found = list(pasting.find_isolated_nuclei(light, masks, 20))
     wide = [(slice(24, 46), slice(24, 46)), (slice(24, 46), slice(40, 62))]
     wide.append((slice(14, 36), slice(164, 186)))
     assert len(found) == 3
@@ -363,7 +363,7 @@ def test_a_nucleus_is_turned_mirrored_and_brightened():
     one = spots()
     angles, hands, gains = [], set(), []
     for seed in range(40):
-        light, mask = pasting.changed(one, np.random.default_rng(seed))
+        light, mask = pasting.augment_nucleus(one, np.random.default_rng(seed))
         assert light.shape == mask.shape == (87, 87)
         assert mask.sum() == pytest.approx(one.mask.sum(), rel=0.02)
         far = ndimage.distance_transform_edt(~mask) > pasting.HALO
@@ -450,7 +450,7 @@ def test_an_index_out_of_range_is_named(pasted):
             pasted[index]
     with pytest.raises(TypeError, match="index must be a whole number"):
         pasted.clip(0.5)
-    assert clip_digest(pasted[-1]) == clip_digest(pasted.clip(len(pasted) - 1))
+    assert hash_clips(pasted[-1]) == hash_clips(pasted.clip(len(pasted) - 1))
     assert pasted.clip(10**6)["index"] == 10**6
 
 
@@ -469,8 +469,8 @@ def test_the_background_of_the_real_video_keeps_its_level_and_its_noise(hela):
     image = counts(dataset.clip(0))
     band = (slice(25, -25),) * 2
     grey, masks = dataset.scale.to_grey(dataset.source.frame(0)), dataset.source.masks(0)
-    light = background_light(grey, masks)[band] * FULL
-    filled, free = masks[band] > 0, empty_places(grey, masks)[band]
+    light = estimate_background(grey, masks)[band] * FULL
+    filled, free = masks[band] > 0, mask_background(grey, masks)[band]
     assert np.abs(image[filled] - light[filled]).mean() < 4 * (image - light)[free].std()
     assert (image - light)[filled].mean() == pytest.approx(0, abs=2)
     assert (image - light)[filled].std() == pytest.approx((image - light)[free].std(), rel=0.15)
@@ -484,7 +484,7 @@ def test_a_tile_of_the_real_video_looks_like_it(hela):
     check_clip(clip)
     image, masks = counts(clip), clip["masks"][0].numpy()
     real = dataset.scale.to_grey(dataset.source.frame(0))
-    empty = empty_places(real, dataset.source.masks(0))
+    empty = mask_background(real, dataset.source.masks(0))
     off = ~ndimage.binary_dilation(masks > 0, iterations=5)
     assert np.median(image[off]) == pytest.approx(np.median(real[empty]) * FULL, abs=4)
     assert masks.max() > 0

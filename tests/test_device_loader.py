@@ -16,7 +16,7 @@ from bvdm_data.clip import ANNOTATIONS, TooManyNucleiError
 from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets import device_loader
 from bvdm_data.datasets import device_loader as sheets
-from bvdm_data.datasets.device_loader import CudaLane, Lane, Together, lane_of
+from bvdm_data.datasets.device_loader import CudaStream, DeviceRenderer, DeviceStream, make_stream
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
@@ -383,7 +383,7 @@ def together(monkeypatch):
     pictures = [16]
 
     def painter(videos, method, device, _):
-        return Together(videos, method, device, pictures[0]), True
+        return DeviceRenderer(videos, method, device, pictures[0]), True
 
     monkeypatch.setattr(device_loader, "_painter_of", painter)
     return pictures
@@ -434,7 +434,7 @@ def test_painted_together_a_transform_runs_in_the_loop(tiny, together):
     assert batch["thread"].tolist() == [True, True]
 
 
-class Noted(Lane):
+class Noted(DeviceStream):
     """A lane that writes down what is asked of it, and by which thread."""
 
     def __init__(self):
@@ -528,10 +528,10 @@ def streams(monkeypatch):
 
 
 def test_a_cuda_lane_orders_the_streams(tiny, together, monkeypatch, streams):
-    monkeypatch.setattr(device_loader, "lane_of", lambda _: lane_of(torch.device("cuda", 1)))
+    monkeypatch.setattr(device_loader, "lane_of", lambda _: make_stream(torch.device("cuda", 1)))
     videos = tiny(length=2, annotations=("masks",))
     loader = on_cpu(videos)
-    assert isinstance(loader._lane, CudaLane)
+    assert isinstance(loader._lane, CudaStream)
     # A second loop has the same stream.
     for _ in range(2):
         streams.clear()
@@ -547,7 +547,7 @@ def test_a_cuda_lane_orders_the_streams(tiny, together, monkeypatch, streams):
 
 
 def test_a_device_without_streams_has_a_lane_that_waits_for_nothing():
-    assert type(lane_of(CPU)) is Lane
+    assert type(make_stream(CPU)) is DeviceStream
 
 
 # On a GPU
@@ -589,7 +589,7 @@ def test_with_cuda_batches_stay_there_and_all_but_the_noise_is_the_same(
 def test_with_cuda_painting_never_makes_the_host_wait(tiny, on_cuda, monkeypatch):
     videos = tiny(length=8)
     list(on_cuda(videos))  # what is made once may wait
-    real = sheets.Together.__call__
+    real = sheets.DeviceRenderer.__call__
 
     def strict(self, sheet):
         torch.cuda.set_sync_debug_mode("error")
@@ -598,7 +598,7 @@ def test_with_cuda_painting_never_makes_the_host_wait(tiny, on_cuda, monkeypatch
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(sheets.Together, "__call__", strict)
+    monkeypatch.setattr(sheets.DeviceRenderer, "__call__", strict)
     assert len(list(on_cuda(videos))) == 4
 
 

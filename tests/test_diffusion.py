@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from bvdm_data.synth.unet import Schedule, add_noise, cosine_schedule, denoise_ancestral
+from bvdm_data.synth.unet import Schedule, add_noise, make_cosine_schedule, sample_ddpm
 
 
 def noises(count, shape, seed=0):
@@ -28,12 +28,12 @@ def no_noise(x, step):
     ],
 )
 def test_cosine_schedule_has_the_noise_of_the_authors_code(steps, deviation):
-    sigma = (1 - cosine_schedule(1000).alpha_bar).sqrt()
+    sigma = (1 - make_cosine_schedule(1000).alpha_bar).sqrt()
     assert float(sigma[steps - 1]) == pytest.approx(deviation, rel=0.005)
 
 
 def test_cosine_schedule_agrees_with_a_slow_loop():
-    schedule = cosine_schedule(20)
+    schedule = make_cosine_schedule(20)
     kept = 1.0
     for step in range(20):
         levels = [math.cos((t / 20 + 0.008) / 1.008 * math.pi / 2) ** 2 for t in (step, step + 1)]
@@ -44,7 +44,7 @@ def test_cosine_schedule_agrees_with_a_slow_loop():
 
 
 def test_cosine_schedule_ends_in_noise_alone():
-    schedule = cosine_schedule()
+    schedule = make_cosine_schedule()
     assert schedule.steps == 1000
     assert float(schedule.alpha_bar[-1]) < 1e-6
     assert (schedule.alpha_bar.diff() < 0).all()
@@ -53,11 +53,11 @@ def test_cosine_schedule_ends_in_noise_alone():
 @pytest.mark.parametrize("steps", [1, 0, -5])
 def test_cosine_schedule_refuses_fewer_than_two_steps(steps):
     with pytest.raises(ValueError, match=f"steps must be at least 2, got {steps}"):
-        cosine_schedule(steps)
+        make_cosine_schedule(steps)
 
 
 def test_add_noise_keeps_the_mean_and_adds_the_variance_of_the_step():
-    schedule = cosine_schedule(1000)
+    schedule = make_cosine_schedule(1000)
     clean, noise = torch.full((1, 1, 300, 300), 0.5), noises(1, (1, 1, 300, 300))[0].float()
     for step in (9, 199, 599):
         noisy = add_noise(clean, noise, torch.tensor([step]), schedule)
@@ -67,7 +67,7 @@ def test_add_noise_keeps_the_mean_and_adds_the_variance_of_the_step():
 
 
 def test_add_noise_agrees_with_a_step_by_step_forward_process():
-    schedule = cosine_schedule(50)
+    schedule = make_cosine_schedule(50)
     variance, factor = 0.0, 1.0
     for step in range(30):
         beta = float(schedule.beta[step])
@@ -80,7 +80,7 @@ def test_add_noise_agrees_with_a_step_by_step_forward_process():
 
 
 def test_add_noise_of_a_batch_is_that_of_each_picture_alone():
-    schedule, steps = cosine_schedule(), torch.tensor([3, 500, 999])
+    schedule, steps = make_cosine_schedule(), torch.tensor([3, 500, 999])
     clean, noise = (n.float() for n in noises(2, (3, 1, 4, 4)))
     together = add_noise(clean, noise, steps, schedule)
     for row in range(3):
@@ -91,7 +91,7 @@ def test_add_noise_of_a_batch_is_that_of_each_picture_alone():
 
 @pytest.mark.parametrize("steps", [1, 2, 40, 100])
 def test_denoise_with_a_perfect_predictor_gives_the_clean_picture_back(steps):
-    schedule = cosine_schedule(100)
+    schedule = make_cosine_schedule(100)
     clean, first, *fresh = noises(steps + 2, (2, 1, 3, 3))
 
     def perfect(x, step):
@@ -99,18 +99,18 @@ def test_denoise_with_a_perfect_predictor_gives_the_clean_picture_back(steps):
         return (x - math.sqrt(kept) * clean) / math.sqrt(1 - kept)
 
     noisy = add_noise(clean, first, torch.tensor([steps - 1]), schedule)
-    found = denoise_ancestral(perfect, noisy, steps, schedule, fresh)
+    found = sample_ddpm(perfect, noisy, steps, schedule, fresh)
     torch.testing.assert_close(found, clean, rtol=1e-6, atol=1e-6)
 
 
 def test_denoise_agrees_with_a_slow_scalar_loop():
-    schedule = cosine_schedule(60)
+    schedule = make_cosine_schedule(60)
     noisy, *fresh = noises(13, (1, 1, 2, 2))
 
     def network(x, step):
         return 0.3 * x.tanh() + 0.01 * step.double()
 
-    found = denoise_ancestral(network, noisy, 12, schedule, fresh)
+    found = sample_ddpm(network, noisy, 12, schedule, fresh)
     for row, column in ((0, 0), (1, 1), (0, 1)):
         x = float(noisy[0, 0, row, column])
         for count, step in enumerate(reversed(range(12))):
@@ -131,30 +131,30 @@ def test_denoise_asks_for_every_step_once_from_the_last_to_the_first():
         return torch.zeros_like(x)
 
     noisy, *fresh = noises(7, (2, 1, 2, 2))
-    denoise_ancestral(network, noisy, 7, cosine_schedule(10), fresh)
+    sample_ddpm(network, noisy, 7, make_cosine_schedule(10), fresh)
     assert asked == [[6], [5], [4], [3], [2], [1], [0]]
 
 
 def test_denoise_of_nothing_is_still():
     zero = torch.zeros(1, 1, 2, 2)
-    found = denoise_ancestral(no_noise, zero, 5, cosine_schedule(10), [zero] * 4)
+    found = sample_ddpm(no_noise, zero, 5, make_cosine_schedule(10), [zero] * 4)
     assert torch.equal(found, zero)
 
 
 def test_denoise_of_one_step_needs_no_noise_and_scales_by_its_alpha():
     schedule = Schedule(torch.tensor([0.19, 0.5]).double(), torch.tensor([0.81, 0.405]).double())
-    found = denoise_ancestral(no_noise, torch.ones(1, 1, 1, 1), 1, schedule, [])
+    found = sample_ddpm(no_noise, torch.ones(1, 1, 1, 1), 1, schedule, [])
     assert float(found) == pytest.approx(1 / 0.9)
 
 
 def test_denoise_leaves_its_input_as_it_is():
     noisy, *fresh = noises(5, (1, 1, 2, 2))
     before = noisy.clone()
-    denoise_ancestral(no_noise, noisy, 5, cosine_schedule(10), fresh)
+    sample_ddpm(no_noise, noisy, 5, make_cosine_schedule(10), fresh)
     assert torch.equal(noisy, before)
 
 
 @pytest.mark.parametrize("steps", [0, -1, 11])
 def test_denoise_refuses_steps_that_the_schedule_has_not(steps):
     with pytest.raises(ValueError, match=f"steps must be from 1 to 10, got {steps}"):
-        denoise_ancestral(no_noise, torch.zeros(1, 1, 2, 2), steps, cosine_schedule(10), [])
+        sample_ddpm(no_noise, torch.zeros(1, 1, 2, 2), steps, make_cosine_schedule(10), [])

@@ -9,17 +9,17 @@ import torch
 from painters import LinearPainter, OneCallPainter, random_painter, still_life, wavy
 from torch.nn import functional as F
 
-from bvdm_data.rng import stream
-from bvdm_data.synth.cells import grow_family
-from bvdm_data.synth.denoiser import RIM, DistilledSettings, edge_map
+from bvdm_data.rng import torch_rng
+from bvdm_data.synth.cells import simulate_lineage
+from bvdm_data.synth.denoiser import PATCH_MARGIN, StudentConfig, compute_signed_distance_map
 from bvdm_data.synth.scene import SceneSettings
 from bvdm_data.synth.synthesis import synthesise
 from bvdm_data.synth.textures import (
-    DISTILLED_STEPS,
+    STUDENT_STEPS,
     FastSettings,
     TextureModel,
-    paint_fast,
-    paint_moments,
+    denoise_patches,
+    render_textures,
 )
 from bvdm_data.weights import load
 
@@ -40,7 +40,7 @@ from bvdm_data.weights import load
 )
 def test_settings_that_make_no_network_are_refused(changes, words):
     with pytest.raises(ValueError, match=words):
-        DistilledSettings(**changes)
+        StudentConfig(**changes)
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def network(tiny_generator):
 def given(count, side, seed=0):
     """Return noise, edge maps, brightness and stages of some nuclei."""
     noise = torch.randn((count, 1, side, side), generator=torch.Generator().manual_seed(seed))
-    edge = edge_map(torch.from_numpy(wavy(count, seed, 10.0)).float(), side)
+    edge = compute_signed_distance_map(torch.from_numpy(wavy(count, seed, 10.0)).float(), side)
     return noise, edge, torch.linspace(0.05, 0.4, count), torch.arange(count) % 6
 
 
@@ -86,7 +86,7 @@ def test_a_batchs_size_does_not_matter_beyond_rounding(network):
 
     def painted(rows):
         parts = (noise[rows, 0], radii[rows], brightness[rows], stage[rows])
-        return paint_moments(network, *parts, steps=1)
+        return denoise_patches(network, *parts, steps=1)
 
     whole = painted(slice(None))
     alone = torch.cat([painted(slice(n, n + 1)) for n in range(9)])
@@ -97,7 +97,7 @@ def test_a_batchs_size_does_not_matter_beyond_rounding(network):
 
 
 def test_nuclei_fit_into_narrow_pictures_with_a_rim(network):
-    most = 32 / 2 - RIM
+    most = 32 / 2 - PATCH_MARGIN
     radii = torch.full((3, 60), 5.0)
     radii[:, 7] = torch.tensor([most - 0.01, most, most + 0.01])
     assert network.fits_narrow(radii).tolist() == [True, True, False]
@@ -120,8 +120,8 @@ def family():
 def groups_of(lives, painter, **changes):
     texture = TextureModel(memory=0.9, fresh=0.2)
     views = [(life.first, life.last) for life in lives]
-    streams = [stream(0, "texture", life.identity) for life in lives]
-    return paint_fast(lives, views, painter, texture, FastSettings(), streams, **changes)
+    streams = [torch_rng(0, "texture", life.identity) for life in lives]
+    return render_textures(lives, views, painter, texture, FastSettings(), streams, **changes)
 
 
 def test_nuclei_are_painted_in_groups_by_the_side_of_their_pictures(family):
@@ -165,9 +165,9 @@ def test_texture_lasts_when_a_nucleus_outgrows_its_narrow_picture():
     radii = np.repeat(np.array([[12.9], [13.1]]), 60, 1)
     texture = TextureModel(memory=1.0, fresh=0.0)
     life = still_life(1, frames=2, radii=radii)
-    narrow, wide = paint_fast(
+    narrow, wide = render_textures(
         [life], [(0, 1)], OneCallPainter(LinearPainter()), texture, FastSettings(),
-        [stream(0, "texture", 1)],
+        [torch_rng(0, "texture", 1)],
     )  # fmt: skip
     before, after = narrow.light[0, 10:22, 10:22], wide.light[0, 18:30, 18:30]
     assert before.std() > 0
@@ -217,16 +217,16 @@ def test_a_generator_on_a_device_has_a_copy_of_the_distilled_network(tiny_genera
 def test_the_shipped_network_draws_what_the_shipped_painter_does():
     generator, draws = load("hela"), np.random.default_rng(7)
     families = [
-        grow_family(generator.shapes, generator.lives, 3, draws, 1 + 100 * n, jitter=None)
+        simulate_lineage(generator.shapes, generator.lives, 3, draws, 1 + 100 * n, jitter=None)
         for n in range(12)
     ]
     lives = [life for family in families for life in family]
     films = []
-    for settings in (FastSettings(steps=DISTILLED_STEPS), FastSettings()):
+    for settings in (FastSettings(steps=STUDENT_STEPS), FastSettings()):
         film = torch.zeros(len(lives), 3, 64, 64)
-        groups = paint_fast(
+        groups = render_textures(
             lives, [(life.first, life.last) for life in lives], generator.painter_for(settings),
-            generator.texture, settings, [stream(0, "texture", life.identity) for life in lives],
+            generator.texture, settings, [torch_rng(0, "texture", life.identity) for life in lives],
         )  # fmt: skip
         for group in groups:
             rim = (64 - group.light.shape[-1]) // 2
@@ -234,7 +234,7 @@ def test_the_shipped_network_draws_what_the_shipped_painter_does():
         films.append(film)
     missed = spread = 0.0
     for row, life in enumerate(lives):
-        edge = edge_map(torch.from_numpy(life.radii).float(), 64)[:, 0]
+        edge = compute_signed_distance_map(torch.from_numpy(life.radii).float(), 64)[:, 0]
         for frame, inside in enumerate(edge <= 0, start=life.first):
             slow, quick = (
                 film[row, frame][inside] / life.brightness[frame - life.first] for film in films

@@ -10,11 +10,11 @@ from bvdm_data.evaluation import experiment
 from bvdm_data.evaluation.experiment import (
     Arm,
     Trial,
-    ceiling,
-    compare,
+    compare_arms,
+    replace_nan,
+    score_oracle,
     segment,
-    training_value,
-    without_nan,
+    train_and_test,
 )
 from bvdm_data.evaluation.seg_tra import read_reference
 from bvdm_data.evaluation.segmenter import Segmenter, SegmenterSettings
@@ -56,7 +56,7 @@ def trial(arm, seed, **figures):
 def test_every_arm_and_seed_is_tried_once(reference, tmp_path):
     arms = [Arm("real", Windows(reference), "r"), Arm("other", Windows(reference, 0.5), "o")]
     said = []
-    trials = training_value(
+    trials = train_and_test(
         arms,
         reference,
         folder=tmp_path,
@@ -76,7 +76,7 @@ def test_every_arm_and_seed_is_tried_once(reference, tmp_path):
 
 def test_what_was_tried_is_not_tried_again(reference, tmp_path, monkeypatch):
     def tried(arm, settings=SETTINGS, seed=0, seen=reference):
-        return training_value(
+        return train_and_test(
             [arm], seen, folder=tmp_path, seeds=(seed,), settings=settings, progress=False
         )[0]
 
@@ -88,7 +88,7 @@ def test_what_was_tried_is_not_tried_again(reference, tmp_path, monkeypatch):
     )
     again = tried(Arm("renamed", Windows(reference), "r"))
     assert not trained
-    assert without_nan(asdict(again)) == without_nan(asdict(replace(first, arm="renamed")))
+    assert replace_nan(asdict(again)) == replace_nan(asdict(replace(first, arm="renamed")))
     # Each of these is another experiment.
     tried(Arm("real", Windows(reference), "other clips"))
     tried(Arm("real", Windows(reference, 0.9), "r"))
@@ -102,7 +102,7 @@ def test_what_was_tried_is_not_tried_again(reference, tmp_path, monkeypatch):
 
 
 def test_kept_trials_are_plain_json(reference, tmp_path):
-    training_value(
+    train_and_test(
         [Arm("real", Windows(reference), "r")],
         reference,
         folder=tmp_path,
@@ -116,7 +116,7 @@ def test_kept_trials_are_plain_json(reference, tmp_path):
 
 
 def test_the_reference_masks_reach_the_ceiling(reference):
-    best = ceiling(reference)
+    best = score_oracle(reference)
     assert best.seg == best.det == best.valid == 1
     assert best.tra > 0.95
 
@@ -137,7 +137,7 @@ def test_gains_are_paired_by_seed():
         *(trial("real", seed, seg=0.9 + 0.02 * seed) for seed in range(3)),
         *(trial("better", seed, seg=0.91 + 0.02 * seed + 0.001 * seed) for seed in range(3)),
     ]
-    real, better = compare(trials)
+    real, better = compare_arms(trials)
     assert (real.arm, real.seeds, better.arm, better.seeds) == ("real", 3, "better", 3)
     assert real.gain["seg"] == real.error["seg"] == 0
     assert better.mean["seg"] == pytest.approx(0.931)
@@ -152,13 +152,13 @@ def test_a_small_difference_needs_many_seeds():
     steps = [0.01, -0.01, 0.003]
     trials = [trial("real", seed) for seed in range(3)]
     trials += [trial("same", seed, seg=0.5 + step) for seed, step in enumerate(steps)]
-    row = compare(trials)[1]
+    row = compare_arms(trials)[1]
     deviation, gain = np.std(steps, ddof=1), np.mean(steps)
     assert row.seeds_needed["seg"] == pytest.approx((1.97 * deviation / gain) ** 2, rel=0.02)
 
 
 def test_without_a_baseline_or_with_one_seed_nothing_is_claimed():
-    (row,) = compare([trial("alone", 0)])
+    (row,) = compare_arms([trial("alone", 0)])
     assert row.mean["seg"] == 0.5
     assert math.isnan(row.gain["seg"])
     assert math.isnan(row.spread["seg"])
@@ -167,4 +167,4 @@ def test_without_a_baseline_or_with_one_seed_nothing_is_claimed():
 
 
 def test_nan_becomes_null():
-    assert without_nan({"a": [1.0, math.nan], "b": (math.nan,)}) == {"a": [1.0, None], "b": [None]}
+    assert replace_nan({"a": [1.0, math.nan], "b": (math.nan,)}) == {"a": [1.0, None], "b": [None]}

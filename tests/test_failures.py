@@ -28,7 +28,7 @@ from bvdm_data.evaluation import evaluate as judging
 from bvdm_data.evaluation.arms import Data
 from bvdm_data.fitting import fit as fitting
 from bvdm_data.fitting.training import TrainingSettings, train
-from bvdm_data.validate import ADVICE, naming_clip
+from bvdm_data.validate import OOM_HINT, name_clip_in_errors
 from bvdm_data.weights import load, save
 
 ALONE = r"clip 3 of epoch 2 of SyntheticHeLaVideos\(seed=5\); to make it alone: "
@@ -114,11 +114,11 @@ ERRORS = [
     (KeyError("radii"), LookupError, "'radii'. It is"),
     (OddError(1, 2), ValueError, "('odd 1', 2). It is"),
     (UnicodeDecodeError("utf-8", b"x", 0, 1, "bad"), UnicodeError, "'utf-8' codec can't decode"),
-    (array_memory_error(), MemoryError, f"Unable to allocate 1.00 EiB .* ({ADVICE}). It is"),
+    (array_memory_error(), MemoryError, f"Unable to allocate 1.00 EiB .* ({OOM_HINT}). It is"),
     (torch.OutOfMemoryError("CUDA out of memory. Tried"), torch.OutOfMemoryError,
-     f"Tried ({ADVICE}). It is"),
+     f"Tried ({OOM_HINT}). It is"),
     (RuntimeError("DefaultCPUAllocator: can't allocate memory"), RuntimeError,
-     f"memory ({ADVICE}). It is"),
+     f"memory ({OOM_HINT}). It is"),
 ]  # fmt: skip
 
 
@@ -126,7 +126,7 @@ ERRORS = [
     ("error", "kind", "words"), ERRORS, ids=[type(error[0]).__name__ for error in ERRORS]
 )
 def test_an_error_keeps_its_type_and_words_and_names_the_clip(error, kind, words):
-    with pytest.raises(kind) as info, naming_clip("SyntheticHeLaVideos(seed=5)", 2, 3):
+    with pytest.raises(kind) as info, name_clip_in_errors("SyntheticHeLaVideos(seed=5)", 2, 3):
         raise error
     assert type(info.value) is kind
     assert info.value.__cause__ is error
@@ -139,7 +139,7 @@ def test_an_error_keeps_its_type_and_words_and_names_the_clip(error, kind, words
 
 def test_a_key_that_is_pressed_is_no_error_of_a_clip():
     pressed = KeyboardInterrupt()
-    with pytest.raises(KeyboardInterrupt) as info, naming_clip("videos", 0, 0):
+    with pytest.raises(KeyboardInterrupt) as info, name_clip_in_errors("videos", 0, 0):
         raise pressed
     assert info.value is pressed
 

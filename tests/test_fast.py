@@ -12,18 +12,23 @@ from painters import LinearPainter, random_painter, still_life, wavy
 from rasters import label
 from scipy import ndimage
 
-from bvdm_data.rng import stream
+from bvdm_data.rng import torch_rng
 from bvdm_data.synth import textures as fast
-from bvdm_data.synth.denoiser import REACH, edge_map, patch_grid, patch_scale
+from bvdm_data.synth.denoiser import (
+    SDF_CLIP,
+    compute_signed_distance_map,
+    fit_to_patch_scale,
+    make_pixel_grid,
+)
 from bvdm_data.synth.motion import Trajectory
-from bvdm_data.synth.render import add_up, tabulate
+from bvdm_data.synth.render import composite, make_cell_table
 from bvdm_data.synth.textures import (
     BATCH,
     BRIGHTEST,
     FastSettings,
     TextureModel,
-    paint_fast,
-    paint_moments,
+    denoise_patches,
+    render_textures,
 )
 
 # Settings
@@ -73,8 +78,10 @@ def moments():
         radii = torch.from_numpy(wavy(count, seed)).float()
         brightness = torch.linspace(0.03, 0.4, count)
         stage = torch.arange(count) % 6
-        light = paint_moments(painter, noise_of(count, seed), radii, brightness, stage, steps=steps)
-        return light, edge_map(radii, 48)[:, 0], brightness
+        light = denoise_patches(
+            painter, noise_of(count, seed), radii, brightness, stage, steps=steps
+        )
+        return light, compute_signed_distance_map(radii, 48)[:, 0], brightness
 
     return paint
 
@@ -89,7 +96,7 @@ def test_there_is_no_light_beyond_the_reach_of_the_outline(moments):
     light, edge, _ = moments(LinearPainter(spread=1.0))
     assert (edge == 1).any()
     assert not light[edge == 1].any()
-    near = (edge > 0) & (edge * REACH < 4)
+    near = (edge > 0) & (edge * SDF_CLIP < 4)
     assert (light[near] != 0).all()
 
 
@@ -114,7 +121,7 @@ def test_a_painter_that_gives_no_numbers_gives_darkness(moments):
 
 def test_a_nucleus_without_light_is_dark():
     radii = torch.full((1, 60), 10.0)
-    light = paint_moments(
+    light = denoise_patches(
         LinearPainter(), noise_of(1), radii, torch.zeros(1), torch.zeros(1, dtype=int), steps=2
     )
     assert not light.any()
@@ -128,10 +135,10 @@ def groups_of(lives, painter=None, *, memory=0.9, fresh=0.2, seed=0, views=None,
     arguments = {
         "texture": TextureModel(memory=memory, fresh=fresh),
         "settings": FastSettings(steps=2),
-        "generators": [stream(seed, "texture", life.identity) for life in lives],
+        "generators": [torch_rng(seed, "texture", life.identity) for life in lives],
     }
     views = views or [(life.first, life.last) for life in lives]
-    return paint_fast(lives, views, painter or LinearPainter(), **arguments | changes)
+    return render_textures(lives, views, painter or LinearPainter(), **arguments | changes)
 
 
 def painted(lives, frames=4, painter=None, **changes):
@@ -144,7 +151,7 @@ def painted(lives, frames=4, painter=None, **changes):
 
 def insides(texture, radius=12.0):
     """Return the light well inside of round nuclei, as rows of numbers of mean 0."""
-    inside = torch.hypot(*patch_grid(48)) < radius - 1
+    inside = torch.hypot(*make_pixel_grid(48)) < radius - 1
     values = texture[..., inside]
     return values - values.mean(-1, keepdim=True)
 
@@ -271,7 +278,7 @@ def test_a_nucleus_too_large_for_the_patch_is_painted_smaller_and_put_back_in_it
     painter = random_painter()
     small = still_life(1, frames=1, radii=np.full((1, 60), 15.0))
     large = still_life(1, frames=1, radii=np.full((1, 60), 35.0))
-    assert float(patch_scale(torch.full((1, 60), 15.0), 48)) == 1
+    assert float(fit_to_patch_scale(torch.full((1, 60), 15.0), 48)) == 1
     size = (128, 128)
     sums = {}
     for life in (small, large):
@@ -279,7 +286,7 @@ def test_a_nucleus_too_large_for_the_patch_is_painted_smaller_and_put_back_in_it
         inside = label([path], 1, size)[0] == 1
         groups = groups_of([life], painter)
         assert float(groups[0].zoom) == pytest.approx(min(1, 21 / life.radii.max()))
-        lit = add_up(tabulate([path], 1), groups, size)[0].numpy()
+        lit = composite(make_cell_table([path], 1), groups, size)[0].numpy()
         sums[life is large] = lit[inside].mean()
         assert np.abs(lit[inside & ~ndimage.binary_erosion(inside, iterations=3)]).mean() > 0
     assert sums[True] == pytest.approx(sums[False], rel=0.1)

@@ -6,14 +6,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from bvdm_data import files
-from bvdm_data.files import whole_file, write_tensors
+from bvdm_data.files import open_atomic, write_tensors
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3)}
 
 
 def test_whole_file_makes_the_file_and_its_folders(tmp_path):
     path = tmp_path / "deep" / "down" / "text.txt"
-    with whole_file(path) as temporary:
+    with open_atomic(path) as temporary:
         temporary.write_text("all of it")
         assert not path.exists()
         assert temporary.parent == path.parent
@@ -25,7 +25,7 @@ def test_whole_file_makes_the_file_and_its_folders(tmp_path):
 def test_whole_file_takes_the_place_of_an_old_file(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("old")
-    with whole_file(path) as temporary:
+    with open_atomic(path) as temporary:
         temporary.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new"
@@ -37,7 +37,7 @@ def test_whole_file_leaves_the_old_file_and_no_other_when_it_fails(tmp_path, err
     path.write_text("old")
 
     def write_half():
-        with whole_file(path) as temporary:
+        with open_atomic(path) as temporary:
             temporary.write_text("ha")
             raise error
 
@@ -49,7 +49,7 @@ def test_whole_file_leaves_the_old_file_and_no_other_when_it_fails(tmp_path, err
 
 def test_whole_file_names_the_file_that_it_cannot_write(tmp_path):
     wanted = pytest.raises(OSError, match=r"cannot write .*text\.txt: No space left")
-    with wanted as caught, whole_file(tmp_path / "text.txt"):
+    with wanted as caught, open_atomic(tmp_path / "text.txt"):
         raise OSError(errno.ENOSPC, "No space left")
     assert caught.value.errno == errno.ENOSPC
 
@@ -57,7 +57,7 @@ def test_whole_file_names_the_file_that_it_cannot_write(tmp_path):
 def test_whole_file_refuses_the_place_of_a_folder(tmp_path):
     (tmp_path / "folder").mkdir()
     refused = pytest.raises(OSError, match=r"cannot write .*folder")
-    with refused, whole_file(tmp_path / "folder") as temporary:
+    with refused, open_atomic(tmp_path / "folder") as temporary:
         temporary.write_text("text")
     assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
 
@@ -65,7 +65,7 @@ def test_whole_file_refuses_the_place_of_a_folder(tmp_path):
 def test_whole_file_refuses_a_folder_that_is_a_file(tmp_path):
     (tmp_path / "file").write_text("text")
     refused = pytest.raises(FileExistsError, match=r"cannot write .*name\.txt: File exists")
-    with refused, whole_file(tmp_path / "file" / "name.txt"):
+    with refused, open_atomic(tmp_path / "file" / "name.txt"):
         pass
 
 

@@ -15,9 +15,9 @@ from bvdm_data.datasets import ctc
 from bvdm_data.datasets.ctc import write_sequence
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.fitting import training as trainings
-from bvdm_data.fitting.denoiser import PAINTER_TRAINING
+from bvdm_data.fitting.denoiser import DENOISER_TRAINING
 from bvdm_data.fitting.fit import FitSettings, fit
-from bvdm_data.fitting.student import DISTILLED_TRAINING
+from bvdm_data.fitting.student import STUDENT_TRAINING
 from bvdm_data.fitting.training import TrainingSettings
 from bvdm_data.synth.paper import PaperSettings
 from bvdm_data.synth.scene import SceneSettings
@@ -27,8 +27,8 @@ from bvdm_data.synth.unet import UNetSettings
 from bvdm_data.weights import load, read_card
 
 FEW = FitSettings(
-    painter=replace(PAINTER_TRAINING, steps=2, batch=4),
-    distilled=replace(DISTILLED_TRAINING, steps=2, batch=4),
+    painter=replace(DENOISER_TRAINING, steps=2, batch=4),
+    distilled=replace(STUDENT_TRAINING, steps=2, batch=4),
     pairs=16,
     paper=True,
     texture=TrainingSettings(steps=4, batch=4),

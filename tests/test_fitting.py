@@ -7,7 +7,7 @@ from scipy import ndimage
 
 from bvdm_data.clip import STAGES, CameraScale
 from bvdm_data.datasets.ctc import read_sequence, write_sequence
-from bvdm_data.fitting.nuclei import MASK_LEVEL, Crops, cut_nuclei
+from bvdm_data.fitting.nuclei import MASK_LEVEL, Crops, extract_crops
 from bvdm_data.fitting.stages import (
     INTERPHASE,
     METAPHASE,
@@ -15,13 +15,13 @@ from bvdm_data.fitting.stages import (
     TELOPHASE,
     UNKNOWN,
     StageRules,
-    appearance,
     assign_stages,
-    daughters_of,
-    durations,
-    interphase_references,
+    find_daughters,
+    measure_features,
+    measure_interphase,
+    measure_stage_durations,
 )
-from bvdm_data.fitting.video import Frame, Video, background_light, empty_places, read_video
+from bvdm_data.fitting.video import Frame, Video, estimate_background, mask_background, read_video
 
 SCALE = CameraScale(OFFSET, OFFSET + 4095)
 
@@ -38,7 +38,7 @@ def video(root):
 
 @pytest.fixture(scope="module")
 def crops(video):
-    return cut_nuclei(video)
+    return extract_crops(video)
 
 
 def scene(seed=0, size=(200, 240)):
@@ -76,7 +76,7 @@ def test_read_video_with_stop_knows_nothing_of_later_tracks(root):
     short = read_video(source, SCALE, stop=12, progress=False).tracks
     assert short[:, 0].tolist() == tracks[tracks[:, 1] < 12, 0].tolist()
     assert short[:, 2].max() == 11
-    assert len(daughters_of(short)) == 1
+    assert len(find_daughters(short)) == 1
     np.testing.assert_array_equal(source.tracks, tracks)
 
 
@@ -97,7 +97,7 @@ def test_the_background_of_the_planted_video_is_the_planted_level(video):
 
 def test_background_light_recovers_a_planted_field_under_the_nuclei():
     grey, masks, field = scene()
-    found = background_light(grey, masks)
+    found = estimate_background(grey, masks)
     # A mean over 32 px flattens the field of period 500 px by less than a tenth.
     inner = (slice(40, -40), slice(40, -40))
     assert np.abs(found - field)[inner].max() < 0.004
@@ -107,22 +107,22 @@ def test_background_light_recovers_a_planted_field_under_the_nuclei():
 
 def test_background_light_of_an_even_picture_is_that_picture():
     _, masks, _ = scene()
-    found = background_light(np.full(masks.shape, 0.25, np.float32), masks)
+    found = estimate_background(np.full(masks.shape, 0.25, np.float32), masks)
     np.testing.assert_allclose(found, 0.25, atol=1e-5)
 
 
 def test_background_light_does_not_see_bright_things_without_a_label():
     grey, masks, _ = scene()
-    found = background_light(grey, masks)
+    found = estimate_background(grey, masks)
     lit = grey.copy()
     lit[90:110, 50:70] += 0.5
-    assert not empty_places(lit, masks)[90:110, 50:70].any()
-    np.testing.assert_allclose(background_light(lit, masks), found, atol=5e-4)
+    assert not mask_background(lit, masks)[90:110, 50:70].any()
+    np.testing.assert_allclose(estimate_background(lit, masks), found, atol=5e-4)
 
 
 def test_empty_places_keep_seven_pixels_off_the_outlines():
     grey, masks, _ = scene()
-    free = empty_places(grey, masks)
+    free = mask_background(grey, masks)
     steps = ndimage.distance_transform_cdt(masks == 0, "taxicab")
     assert not free[steps <= 7].any()
     assert free[steps > 7].mean() > 0.99
@@ -131,7 +131,7 @@ def test_empty_places_keep_seven_pixels_off_the_outlines():
 def test_empty_places_fall_back_on_all_pixels_between_crowded_nuclei():
     masks = np.ones((40, 40), np.int32)
     masks[::8] = 0
-    free = empty_places(np.full((40, 40), 0.1, np.float32), masks)
+    free = mask_background(np.full((40, 40), 0.1, np.float32), masks)
     np.testing.assert_array_equal(free, masks == 0)
 
 
@@ -147,7 +147,7 @@ def test_cut_nuclei_cuts_whole_tracked_nuclei_only():
     masks[50:59, 35:70] = 5  # larger than the patch
     frame = Frame(7, np.full(masks.shape, 0.3, np.float32), masks, np.zeros_like(masks, np.float32))
     tracks = np.array([[i, 7, 7, 0] for i in (1, 2, 3, 5)], np.int32)
-    crops = cut_nuclei(Video((frame,), tracks, SCALE), patch=32)
+    crops = extract_crops(Video((frame,), tracks, SCALE), patch=32)
     assert crops.track.tolist() == [1]
     assert crops.frame.tolist() == [7]
     assert crops.masks.shape == (1, 32, 32)
@@ -186,7 +186,7 @@ def test_cut_nuclei_of_a_video_without_whole_nuclei_is_empty():
     masks = np.zeros((50, 50), np.int32)
     masks[0, :] = 1
     frame = Frame(0, np.zeros((50, 50), np.float32), masks, np.zeros((50, 50), np.float32))
-    crops = cut_nuclei(Video((frame,), np.array([[1, 0, 0, 0]], np.int32), SCALE))
+    crops = extract_crops(Video((frame,), np.array([[1, 0, 0, 0]], np.int32), SCALE))
     assert crops.light.shape == (0, 96, 96)
     assert crops.centre.shape == (0, 2)
 
@@ -202,14 +202,14 @@ def test_daughters_of_lists_divisions_and_no_interrupted_tracks():
     tracks = np.array(
         [[1, 0, 3, 0], [2, 4, 9, 1], [3, 4, 9, 1], [4, 0, 3, 0], [5, 5, 9, 4]], np.int32
     )
-    assert daughters_of(tracks) == {1: [2, 3]}
+    assert find_daughters(tracks) == {1: [2, 3]}
 
 
 def test_assign_stages_finds_the_planted_mitoses(crops):
     tracks = fitted_video()[2]
     stages = assign_stages(crops, tracks)
     span = {i: (first, last) for i, first, last, _ in tracks.tolist()}
-    mothers = daughters_of(tracks)
+    mothers = find_daughters(tracks)
     parent = dict(zip(tracks[:, 0].tolist(), tracks[:, 3].tolist(), strict=True))
     for row, (track, frame) in enumerate(zip(crops.track, crops.frame, strict=True)):
         first, last = span[int(track)]
@@ -223,7 +223,7 @@ def test_assign_stages_finds_the_planted_mitoses(crops):
 
 def test_assign_stages_takes_a_parent_of_one_child_for_no_division(crops):
     tracks = fitted_video()[2]
-    mother, (_, lost) = next(iter(daughters_of(tracks).items()))
+    mother, (_, lost) = next(iter(find_daughters(tracks).items()))
     tracks[tracks[:, 0] == lost, 3] = 0
     stages = assign_stages(crops, tracks)
     assert (stages[crops.track == mother] == INTERPHASE).all()
@@ -231,13 +231,13 @@ def test_assign_stages_takes_a_parent_of_one_child_for_no_division(crops):
 
 def test_assign_stages_does_not_know_mitoses_of_mothers_seen_too_shortly(crops):
     tracks = fitted_video()[2]
-    mother = next(iter(daughters_of(tracks)))
+    mother = next(iter(find_daughters(tracks)))
     last = tracks[tracks[:, 0] == mother, 2][0]
     late = (crops.track != mother) | (crops.frame > last - 6)
     short = Crops(*(getattr(crops, name)[late] for name in Crops.__dataclass_fields__))
     stages = assign_stages(short, tracks)
     assert set(stages[short.track == mother]) == {UNKNOWN}
-    daughter = short.track == daughters_of(tracks)[mother][0]
+    daughter = short.track == find_daughters(tracks)[mother][0]
     first = short.frame[daughter].min()
     young = short.frame - first < 4
     assert set(stages[daughter & young]) == {UNKNOWN}
@@ -246,8 +246,8 @@ def test_assign_stages_does_not_know_mitoses_of_mothers_seen_too_shortly(crops):
 
 def test_interphase_references_are_the_looks_of_the_mother_before(crops):
     tracks = fitted_video()[2]
-    found = interphase_references(crops, appearance(crops), tracks, StageRules())
-    assert set(found) == set(daughters_of(tracks))
+    found = measure_interphase(crops, measure_features(crops), tracks, StageRules())
+    assert set(found) == set(find_daughters(tracks))
     for number, (last, light) in enumerate(FOUNDERS):
         mother = tracks[(tracks[:, 1] == 0), 0][number]
         area, brightness = found[int(mother)]
@@ -259,7 +259,7 @@ def test_appearance_tells_area_and_ratio_of_axes():
     masks = np.zeros((2, 96, 96), bool)
     masks[0, 40:50, 30:60] = True
     masks[1, 40:50, 40:50] = True
-    looks_like = appearance(crops_of(masks, [1, 2], [0, 0], [0.5, 0.5]))
+    looks_like = measure_features(crops_of(masks, [1, 2], [0, 0], [0.5, 0.5]))
     assert looks_like.area.tolist() == [300, 100]
     np.testing.assert_allclose(looks_like.aspect, [np.sqrt(899 / 99), 1], rtol=1e-6)
     assert looks_like.brightness.tolist() == [0.5, 0.5]
@@ -268,7 +268,7 @@ def test_appearance_tells_area_and_ratio_of_axes():
 def test_durations_are_those_of_the_planted_mitoses(crops):
     tracks = fitted_video()[2]
     stages = assign_stages(crops, tracks)
-    table = durations(crops, stages, tracks, daughters_of(tracks), longest=4)
+    table = measure_stage_durations(crops, stages, tracks, find_daughters(tracks), longest=4)
     assert table.shape == (6, 5)
     assert table[INTERPHASE].tolist() == [0] * 5
     for stage, frames in [(METAPHASE, 1), (PROMETAPHASE, 1), (TELOPHASE, 1), (1, 0), (4, 0)]:

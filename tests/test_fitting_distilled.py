@@ -13,17 +13,23 @@ from bvdm_data.clip import STAGES
 from bvdm_data.fitting import student as distilling
 from bvdm_data.fitting import training as trainings
 from bvdm_data.fitting.student import (
-    RARE,
-    WIDE,
-    Pairs,
-    distilled_losses,
-    draw_pairs,
-    fit_distilled,
-    narrow_of,
+    LARGE_PATCH_EVERY,
+    MITOSIS_FRACTION,
+    DistillationPairs,
+    choose_small_patch,
+    make_student_losses,
+    sample_teacher_pairs,
+    train_student,
 )
 from bvdm_data.fitting.training import TrainingSettings
-from bvdm_data.synth.denoiser import RIM, DistilledPainter, DistilledSettings, denoise, edge_map
-from bvdm_data.synth.textures import DISTILLED_STEPS
+from bvdm_data.synth.denoiser import (
+    PATCH_MARGIN,
+    Student,
+    StudentConfig,
+    compute_signed_distance_map,
+    run_dpm_solver,
+)
+from bvdm_data.synth.textures import STUDENT_STEPS
 
 QUICK = TrainingSettings(steps=6, batch=4, rate=1e-3, save_every=2, check_every=3)
 
@@ -34,7 +40,9 @@ def draw(tiny_shapes, tiny_lives):
 
     def draw(count=40, painter=None, **changes):
         painter = painter or LinearPainter()
-        return draw_pairs(painter, tiny_shapes, tiny_lives, count=count, progress=False, **changes)
+        return sample_teacher_pairs(
+            painter, tiny_shapes, tiny_lives, count=count, progress=False, **changes
+        )
 
     return draw
 
@@ -44,7 +52,7 @@ def learn(tmp_path):
     """Train on pairs; the keywords replace arguments."""
 
     def learn(pairs, training=QUICK, painter=None, name="distilled", **changes):
-        return fit_distilled(
+        return train_student(
             pairs, painter or LinearPainter(), checkpoint=tmp_path / f"{name}.safetensors",
             training=training, progress=False, **changes,
         )  # fmt: skip
@@ -71,9 +79,9 @@ def test_pairs_hold_what_the_painter_draws_from_their_noise(draw):
     assert pairs.noise.dtype == pairs.picture.dtype == torch.bfloat16
     assert (pairs.radii.shape, pairs.radii.dtype) == ((30, 60), torch.float32)
     assert (pairs.brightness.dtype, pairs.stage.dtype) == (torch.float32, torch.int64)
-    noise, edge = pairs.noise.float(), edge_map(pairs.radii, 48)
+    noise, edge = pairs.noise.float(), compute_signed_distance_map(pairs.radii, 48)
     assert noise.std() == pytest.approx(1, abs=0.02)
-    wanted = denoise(painter, noise, DISTILLED_STEPS, edge, pairs.brightness, pairs.stage)
+    wanted = run_dpm_solver(painter, noise, STUDENT_STEPS, edge, pairs.brightness, pairs.stage)
     torch.testing.assert_close(pairs.picture.float(), wanted, rtol=0.02, atol=0.02)
     grain = pairs.picture.float() - painter.mean(edge, pairs.brightness)
     assert float((grain * noise).sum() / (noise.norm() * grain.norm())) > 0.999
@@ -99,10 +107,10 @@ def test_how_many_pictures_share_the_network_changes_no_pair(draw, monkeypatch):
 
 def test_the_stages_of_mitosis_have_their_share_of_the_pairs(draw):
     stage = draw(200).stage
-    assert int((stage > 0).sum()) == RARE * 200
+    assert int((stage > 0).sum()) == MITOSIS_FRACTION * 200
     assert set(stage.tolist()) == set(range(len(STAGES)))
     # In any order.
-    assert 0 < int((stage[:100] > 0).sum()) < RARE * 200
+    assert 0 < int((stage[:100] > 0).sum()) < MITOSIS_FRACTION * 200
 
 
 def test_lives_without_mitosis_give_pairs_too(draw, monkeypatch):
@@ -120,7 +128,7 @@ def test_lives_without_mitosis_give_pairs_too(draw, monkeypatch):
 
 def test_nuclei_fit_into_the_patch_and_differ_in_size_and_brightness(draw):
     pairs = draw(200)
-    assert pairs.radii.amax(1).max() <= 48 / 2 - RIM + 1e-4
+    assert pairs.radii.amax(1).max() <= 48 / 2 - PATCH_MARGIN + 1e-4
     assert pairs.radii.min() > 0
     assert pairs.brightness.min() > 0
     # Wider than the lives alone: their brightness is from 0.1 to 0.3.
@@ -131,7 +139,7 @@ def test_nuclei_fit_into_the_patch_and_differ_in_size_and_brightness(draw):
 
 def test_outlines_too_large_for_the_patch_are_drawn_smaller(draw):
     pairs = draw(20, LinearPainter(patch=16))
-    assert pairs.radii.amax(1).max() == pytest.approx(16 / 2 - RIM)
+    assert pairs.radii.amax(1).max() == pytest.approx(16 / 2 - PATCH_MARGIN)
     assert pairs.picture.shape == (20, 1, 16, 16)
 
 
@@ -163,10 +171,12 @@ def numbered(radii):
     outlines = torch.tensor(radii, dtype=torch.float32)[:, None].expand(count, 60)
     picture = torch.randn((count, 1, 48, 48), generator=torch.Generator().manual_seed(0)).bfloat16()
     number = torch.arange(count).float()
-    return Pairs(picture, picture, outlines, number, torch.zeros(count, dtype=torch.int64))
+    return DistillationPairs(
+        picture, picture, outlines, number, torch.zeros(count, dtype=torch.int64)
+    )
 
 
-SIDES = DistilledSettings(patch=48, narrow=32)
+SIDES = StudentConfig(patch=48, narrow=32)
 
 
 @pytest.mark.parametrize(
@@ -177,18 +187,18 @@ SIDES = DistilledSettings(patch=48, narrow=32)
 def test_every_eighth_batch_is_of_the_other_size_and_half_as_large(radii, usual, rare):
     draws = np.random.default_rng(0)
     spy, training = Spy(), TrainingSettings(steps=1, batch=6)
-    loss_at, _ = distilled_losses(numbered(draws.permutation(radii)), SIDES, training)
-    for step in range(3 * WIDE):
+    loss_at, _ = make_student_losses(numbered(draws.permutation(radii)), SIDES, training)
+    for step in range(3 * LARGE_PATCH_EVERY):
         loss_at(spy, step)
-    wanted = [(usual, 6)] * (WIDE - 1) + [(rare, 3)]
+    wanted = [(usual, 6)] * (LARGE_PATCH_EVERY - 1) + [(rare, 3)]
     assert [(side, len(rows)) for side, rows in spy.seen] == 3 * wanted
 
 
 @pytest.mark.parametrize("radius", [9.0, 16.0])
 def test_where_all_nuclei_need_one_size_all_batches_are_of_it(radius):
     spy, training = Spy(), TrainingSettings(steps=1, batch=6)
-    loss_at, held_out = distilled_losses(numbered([radius] * 12), SIDES, training)
-    for step in range(WIDE):
+    loss_at, held_out = make_student_losses(numbered([radius] * 12), SIDES, training)
+    for step in range(LARGE_PATCH_EVERY):
         loss_at(spy, step)
     with torch.no_grad():
         held_out(spy)
@@ -198,7 +208,9 @@ def test_where_all_nuclei_need_one_size_all_batches_are_of_it(radius):
 def test_held_out_pairs_are_never_learnt_from():
     radii = np.random.default_rng(1).choice([9.0, 16.0], 40)
     spy = Spy()
-    loss_at, held_out = distilled_losses(numbered(radii), SIDES, TrainingSettings(steps=1, batch=8))
+    loss_at, held_out = make_student_losses(
+        numbered(radii), SIDES, TrainingSettings(steps=1, batch=8)
+    )
     for step in range(40):
         loss_at(spy, step)
     learnt = {row for _, rows in spy.seen for row in rows}
@@ -216,7 +228,7 @@ def test_held_out_pairs_are_never_learnt_from():
 def test_a_batch_depends_on_its_step_and_the_seed_alone():
     losses = []
     for seed in (0, 0, 1):
-        loss_at, _ = distilled_losses(
+        loss_at, _ = make_student_losses(
             numbered([9.0] * 40), SIDES, TrainingSettings(steps=1, batch=4, seed=seed)
         )
         order = (5, 2) if len(losses) % 2 else (2, 5)
@@ -228,7 +240,7 @@ def test_a_batch_depends_on_its_step_and_the_seed_alone():
 
 def test_the_held_out_loss_of_evenly_lit_nuclei_is_1_and_that_of_the_truth_is_0():
     pairs = numbered([9.0] * 20 + [16.0] * 20)
-    _, held_out = distilled_losses(pairs, SIDES, TrainingSettings(steps=1))
+    _, held_out = make_student_losses(pairs, SIDES, TrainingSettings(steps=1))
 
     class Knows(Spy):
         def forward(self, noise, edge, brightness, stage):
@@ -243,14 +255,14 @@ def test_the_held_out_loss_of_evenly_lit_nuclei_is_1_and_that_of_the_truth_is_0(
     with torch.no_grad():
         assert held_out(Knows()) == 0
         assert held_out(Even()) == pytest.approx(1, abs=1e-4)
-        assert math.isnan(distilled_losses(numbered([9.0] * 3), SIDES, QUICK)[1](Knows()))
+        assert math.isnan(make_student_losses(numbered([9.0] * 3), SIDES, QUICK)[1](Knows()))
 
 
 def test_light_beyond_the_reach_of_outlines_does_not_count():
     pairs = numbered([9.0] * 8)
-    far = edge_map(pairs.radii, 48) == 1
+    far = compute_signed_distance_map(pairs.radii, 48) == 1
     assert far[..., 8:40, 8:40].any()
-    loss_at, _ = distilled_losses(pairs, SIDES, QUICK)
+    loss_at, _ = make_student_losses(pairs, SIDES, QUICK)
     before = float(loss_at(Spy(), 0).detach())
     pairs.picture[far] = 100
     assert float(loss_at(Spy(), 0).detach()) == before
@@ -265,15 +277,15 @@ def test_the_loss_falls_far_below_that_of_a_network_that_does_not_see_the_noise(
     network, log = learn(draw(80, painter), training, painter)
     assert log.held_out[-1][1] < 0.25
     assert not network.training
-    assert network.settings == DistilledSettings(patch=32, narrow=24, floor=painter.floor)
+    assert network.settings == StudentConfig(patch=32, narrow=24, floor=painter.floor)
 
 
 @pytest.mark.parametrize(
     ("patch", "narrow"), [(16, 16), (24, 16), (32, 24), (48, 32), (56, 40), (64, 48), (128, 96)]
 )
 def test_narrow_pictures_are_three_quarters_of_the_patch(patch, narrow):
-    assert narrow_of(patch) == narrow
-    assert DistilledSettings(patch=patch, narrow=narrow).narrow == narrow
+    assert choose_small_patch(patch) == narrow
+    assert StudentConfig(patch=patch, narrow=narrow).narrow == narrow
 
 
 @pytest.mark.parametrize("patch", [16, 24])
@@ -322,7 +334,7 @@ def test_a_checkpoint_of_other_pairs_is_refused(draw, learn, name):
 
 def test_a_network_goes_on_from_another_of_any_size(draw, learn):
     start = learn(draw(8))[0]
-    small = DistilledPainter(replace(start.settings, channels=(8, 8, 8), condition_channels=8))
+    small = Student(replace(start.settings, channels=(8, 8, 8), condition_channels=8))
     for network in (start, small):
         found, _ = learn(draw(8), replace(QUICK, steps=1), name=str(id(network)), start=network)
         assert found.settings == network.settings
@@ -336,7 +348,7 @@ def test_a_network_goes_on_from_another_of_any_size(draw, learn):
 
 
 def test_a_network_for_another_patch_goes_on_in_pictures_of_the_painter(draw, learn):
-    start = DistilledPainter(DistilledSettings(patch=64, narrow=48, channels=(8, 8, 8)))
+    start = Student(StudentConfig(patch=64, narrow=48, channels=(8, 8, 8)))
     painter = LinearPainter(patch=32)
     found, _ = learn(draw(8, painter), painter=painter, start=start)
     assert (found.settings.patch, found.settings.narrow) == (32, 32)

@@ -9,17 +9,17 @@ from torch.nn import functional as F
 
 from bvdm_data.fitting.paper_networks import (
     MaskPairs,
-    fit_flow,
-    flow_loss,
-    mask_overlap,
-    pair_masks,
+    compute_flow_loss,
+    make_mask_pairs,
+    measure_flow_iou,
+    train_flownet,
 )
 from bvdm_data.fitting.training import TrainingSettings
 
 
 def test_pair_masks_pairs_each_nucleus_with_itself_one_frame_later():
     masks = np.stack([filled(np.full(60, radius)) for radius in (8.0, 9.0, 10.0, 11.0, 12.0)])
-    pairs = pair_masks(crops_of(masks, [1, 2, 1, 2, 1], [0, 0, 1, 1, 3]))
+    pairs = make_mask_pairs(crops_of(masks, [1, 2, 1, 2, 1], [0, 0, 1, 1, 3]))
     assert pairs.track.tolist() == [1, 2]
     assert pairs.masks.shape == (2, 2, 32, 32)
     areas = masks.sum((1, 2))
@@ -29,7 +29,7 @@ def test_pair_masks_pairs_each_nucleus_with_itself_one_frame_later():
 def test_pair_masks_refuses_nuclei_that_are_never_seen_twice_in_a_row():
     masks = np.stack([filled(np.full(60, 8.0))] * 2)
     with pytest.raises(ValueError, match="a nucleus in two consecutive frames, got none"):
-        pair_masks(crops_of(masks, [1, 1], [0, 2]))
+        make_mask_pairs(crops_of(masks, [1, 1], [0, 2]))
 
 
 class Still(nn.Module):
@@ -54,15 +54,15 @@ def shifted_discs(count=24):
 def test_flow_loss_of_no_flow_is_the_mean_squared_difference_of_the_masks():
     masks = shifted_discs().masks
     plain = F.mse_loss(masks[:, :1].float(), masks[:, 1:].float())
-    assert float(flow_loss(Still(), masks)) == pytest.approx(float(plain), rel=1e-6)
+    assert float(compute_flow_loss(Still(), masks)) == pytest.approx(float(plain), rel=1e-6)
 
 
 def test_flow_loss_of_the_true_flow_is_nothing():
-    assert float(flow_loss(Still(-3.0, 1.0), shifted_discs().masks)) < 1e-6
+    assert float(compute_flow_loss(Still(-3.0, 1.0), shifted_discs().masks)) < 1e-6
 
 
 def test_mask_overlap_of_the_true_flow_is_one():
-    found = mask_overlap(Still(-3.0, 1.0), shifted_discs().masks)
+    found = measure_flow_iou(Still(-3.0, 1.0), shifted_discs().masks)
     assert found.after == pytest.approx(1)
     assert found.before < 0.75
     assert found.pairs == 24
@@ -70,7 +70,7 @@ def test_mask_overlap_of_the_true_flow_is_one():
 
 def test_fit_flow_learns_to_bring_a_mask_onto_the_next(tmp_path):
     training = TrainingSettings(steps=60, batch=8, rate=1e-2, average=0.8, check_every=10)
-    _, log, overlap = fit_flow(
+    _, log, overlap = train_flownet(
         shifted_discs(), checkpoint=tmp_path / "f.safetensors", training=training, progress=False
     )
     assert log.held_out[-1][1] < 0.85 * log.held_out[0][1]
@@ -80,9 +80,9 @@ def test_fit_flow_learns_to_bring_a_mask_onto_the_next(tmp_path):
 
 def test_fit_flow_refuses_a_checkpoint_of_other_masks(tmp_path):
     path, training = tmp_path / "flow.safetensors", TrainingSettings(steps=1)
-    fit_flow(shifted_discs(4), checkpoint=path, training=training, progress=False)
+    train_flownet(shifted_discs(4), checkpoint=path, training=training, progress=False)
     with pytest.raises(ValueError, match="belongs to a training with other data or settings"):
-        fit_flow(shifted_discs(5), checkpoint=path, training=training, progress=False)
+        train_flownet(shifted_discs(5), checkpoint=path, training=training, progress=False)
 
 
 @pytest.mark.gpu
@@ -90,7 +90,7 @@ def test_fit_flow_refuses_a_checkpoint_of_other_masks(tmp_path):
 def test_fit_flow_trains_on_a_gpu_and_gives_the_network_back_on_the_cpu(tmp_path):
     few = TrainingSettings(steps=3, batch=4, rate=1e-4, average=0.9, check_every=2)
     pairs = shifted_discs()
-    network, _, _ = fit_flow(
+    network, _, _ = train_flownet(
         pairs,
         checkpoint=tmp_path / "flow.safetensors",
         training=few,

@@ -9,23 +9,23 @@ from scipy import ndimage
 
 from bvdm_data.clip import STAGES, CameraScale
 from bvdm_data.fitting.cell_cycle import (
-    MEMORY,
+    DEFAULT_AUTOCORRELATION,
     SHARED,
     _size,
-    fit_brightness,
-    fit_cycle,
-    fit_lives,
-    whole_cycles,
+    fit_cell_cycle,
+    fit_cycle_length,
+    fit_intensities,
+    list_whole_cycles,
 )
-from bvdm_data.fitting.motion import births_of, fit_motion, fit_pace_of_age
-from bvdm_data.fitting.stages import Appearance
+from bvdm_data.fitting.motion import find_births, fit_motion, fit_speed_by_age
+from bvdm_data.fitting.stages import NucleusFeatures
 from bvdm_data.fitting.video import (
     STREAK,
     Frame,
     Video,
-    background_light,
+    estimate_background,
     fit_camera,
-    streak_kernel,
+    fit_row_noise_kernel,
 )
 
 SCALE = CameraScale(32768, 36863)
@@ -51,16 +51,16 @@ def lineage(frames, mean, deviation, seed=0, founders=60):
 
 def test_fit_cycle_recovers_a_planted_log_normal_law_under_censoring():
     tracks = lineage(60, math.log(25), 0.2)
-    mean, deviation = fit_cycle(tracks)
+    mean, deviation = fit_cycle_length(tracks)
     assert math.exp(mean) == pytest.approx(25, rel=0.08)
     assert deviation == pytest.approx(0.2, abs=0.05)
     # Cycles seen whole alone are too short: that is what censoring is for.
-    assert np.mean(whole_cycles(tracks)) < 25
+    assert np.mean(list_whole_cycles(tracks)) < 25
 
 
 def test_fit_cycle_of_a_short_film_follows_from_the_rate_of_divisions():
     tracks = np.array([[1, 0, 4, 0], [2, 5, 9, 1], [3, 5, 9, 1], [4, 0, 9, 0]], np.int32)
-    mean, deviation = fit_cycle(tracks)
+    mean, deviation = fit_cycle_length(tracks)
     assert math.exp(mean) == pytest.approx(math.log(2) * 25)
     assert deviation == 0.2
 
@@ -69,7 +69,7 @@ def test_whole_cycles_are_those_with_birth_and_division():
     tracks = np.array(
         [[1, 0, 4, 0], [2, 5, 9, 1], [3, 5, 12, 1], [4, 10, 12, 2], [5, 10, 12, 2]], np.int32
     )
-    assert whole_cycles(tracks) == [5]
+    assert list_whole_cycles(tracks) == [5]
 
 
 def family(growth=5.0, grown=22.0, split=0.5, mothers=3):
@@ -94,7 +94,7 @@ def family(growth=5.0, grown=22.0, split=0.5, mothers=3):
 
 def test_fit_lives_finds_planted_body_split_and_growth():
     crops, tracks = family(growth=5.0, split=0.55)
-    model, stages = fit_lives(crops, tracks, minutes=30.0)
+    model, stages = fit_cell_cycle(crops, tracks, minutes=30.0)
     assert model.birth_split == pytest.approx(0.05, abs=0.01)
     np.testing.assert_allclose(model.body, math.pi * 22**2, rtol=0.02)
     age = np.arange(len(model.area_of_age))
@@ -116,7 +116,7 @@ def test_fit_lives_finds_planted_body_split_and_growth():
 
 def test_fit_lives_measures_the_planted_brightness_of_each_stage():
     crops, tracks = family()
-    model, _ = fit_lives(crops, tracks, minutes=30.0)
+    model, _ = fit_cell_cycle(crops, tracks, minutes=30.0)
     medians = dict(zip(STAGES, model.stage_brightness[:, 0], strict=True))
     assert medians["interphase"] == 0
     assert medians["prometaphase"] == pytest.approx(math.log(2), abs=1e-3)
@@ -141,7 +141,7 @@ def drifting(memory, shared, pairs=150, frames=40):
     frame = np.tile(1 + np.arange(frames), 2 * pairs)
     crops = crops_of(np.ones((len(track), 3, 3), bool), track, frame)
     light = 0.1 * np.exp(scores.ravel())
-    looks = Appearance(np.full(len(track), 400.0), light, np.ones(len(track)))
+    looks = NucleusFeatures(np.full(len(track), 400.0), light, np.ones(len(track)))
     return crops, looks, np.array(tracks, np.int32)
 
 
@@ -149,7 +149,7 @@ def drifting(memory, shared, pairs=150, frames=40):
 def test_fit_brightness_finds_the_planted_drift(memory, shared):
     crops, looks, tracks = drifting(memory, shared)
     stages = np.zeros(len(crops.track), np.int8)
-    found = fit_brightness(crops, looks, stages, tracks, {})
+    found = fit_intensities(crops, looks, stages, tracks, {})
     assert found.memory == pytest.approx(memory, abs=0.005)
     assert found.shared == pytest.approx(shared, abs=0.15)
     wanted = np.quantile(looks.brightness, [0, 0.5, 1])
@@ -159,20 +159,20 @@ def test_fit_brightness_finds_the_planted_drift(memory, shared):
 def test_a_drift_that_a_video_does_not_tell_is_that_of_the_hela_video():
     for crops, looks, tracks in (
         drifting(0.95, 0.5, pairs=2, frames=9),
-        (lambda c, a, t: (c, Appearance(a.area, np.ones_like(a.area), a.aspect), t))(
+        (lambda c, a, t: (c, NucleusFeatures(a.area, np.ones_like(a.area), a.aspect), t))(
             *drifting(0.95, 0.5)
         ),
     ):
         stages = np.zeros(len(crops.track), np.int8)
-        found = fit_brightness(crops, looks, stages, tracks, {})
-        assert found.memory == MEMORY
+        found = fit_intensities(crops, looks, stages, tracks, {})
+        assert found.memory == DEFAULT_AUTOCORRELATION
         assert found.shared == SHARED
 
 
 def test_fit_lives_refuses_a_video_of_one_division():
     crops, tracks = family(mothers=1)
     with pytest.raises(ValueError, match=r"at least 2 divisions .*got 1 of 1 divisions; give a"):
-        fit_lives(crops, tracks, minutes=30.0)
+        fit_cell_cycle(crops, tracks, minutes=30.0)
 
 
 def test_fit_lives_finds_the_planted_spread_of_sizes():
@@ -183,7 +183,7 @@ def test_fit_lives_finds_the_planted_spread_of_sizes():
         sizes[:, now] = 0.95 * sizes[:, now - 1] + math.sqrt(1 - 0.95**2) * sizes[:, now]
     track, frame = np.repeat(np.arange(1, 61), 31), np.tile(np.arange(31), 60)
     areas = 400 * np.exp(sizes.ravel())
-    looks = Appearance(areas, np.ones(len(areas)), np.ones(len(areas)))
+    looks = NucleusFeatures(areas, np.ones(len(areas)), np.ones(len(areas)))
     crops = crops_of(np.ones((len(areas), 3, 3), bool), track, frame)
     body = np.full(33, 600.0)
     deviation, memory = _size(crops, looks, np.zeros(len(areas), np.int8), tracks, body)
@@ -288,8 +288,8 @@ def test_nuclei_whose_birth_is_not_seen_say_how_fast_the_old_are():
     curves = []
     for old in (0.5, 5.0):
         crops, tracks = wandering(np.full(4, 4.0), shift=0.0, frames=4, old=old)
-        births, drift = births_of(crops, tracks), np.zeros((8, 2))
-        curves.append(fit_pace_of_age(crops, np.zeros(len(crops.track), np.int8), drift, births))
+        births, drift = find_births(crops, tracks), np.zeros((8, 2))
+        curves.append(fit_speed_by_age(crops, np.zeros(len(crops.track), np.int8), drift, births))
     # Slower ones come after the oldest that are known, faster ones say nothing.
     slow, fast = curves
     np.testing.assert_allclose(slow[:-1], 1, atol=0.15)
@@ -329,7 +329,7 @@ def filmed(halo=0.0, noise=0.0023, kernel=(0.3, 0.9, 0.3), count=6):
         white = draws.standard_normal((160, 200))
         grain = ndimage.correlate1d(white, np.array(kernel) / np.linalg.norm(kernel), 1)
         grey = (0.07 + 0.001 * number + light + noise * grain).astype(np.float32)
-        frames.append(Frame(number, grey, masks, background_light(grey, masks)))
+        frames.append(Frame(number, grey, masks, estimate_background(grey, masks)))
     return Video(tuple(frames), np.zeros((0, 4), np.int32), SCALE)
 
 
@@ -359,7 +359,7 @@ def test_fit_camera_of_a_video_without_noise_has_white_noise_of_no_strength():
 
 @pytest.mark.parametrize("correlation", [(0.6, 0.2), (0.3,), (0.6, 0.15, 0.02, 0.0)])
 def test_streak_kernel_reproduces_a_correlation(correlation):
-    kernel = streak_kernel(np.array(correlation))
+    kernel = fit_row_noise_kernel(np.array(correlation))
     assert len(kernel) == STREAK
     assert (kernel**2).sum() == pytest.approx(1)
     np.testing.assert_allclose(kernel, kernel[::-1], atol=1e-12)

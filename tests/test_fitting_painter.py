@@ -10,9 +10,14 @@ from painters import LinearPainter, random_painter
 from safetensors.torch import load_file
 
 from bvdm_data.fitting import denoiser as fitting
-from bvdm_data.fitting.denoiser import Portraits, fit_painter, painter_losses, to_samples
+from bvdm_data.fitting.denoiser import (
+    AlignedCrops,
+    make_denoiser_losses,
+    make_training_set,
+    train_denoiser,
+)
 from bvdm_data.fitting.training import TrainingSettings
-from bvdm_data.synth.denoiser import edge_map
+from bvdm_data.synth.denoiser import compute_signed_distance_map
 
 
 def portraits(count=24, patch=32, tracks=8, seed=0):
@@ -21,10 +26,10 @@ def portraits(count=24, patch=32, tracks=8, seed=0):
     radii = np.array([ellipse(*size) for size in draws.uniform((8, 5), (11, 8), (count, 2))])
     radii[:, 5:20] += 1.5
     brightness = draws.uniform(0.05, 0.3, count)
-    edge = edge_map(torch.from_numpy(radii).float(), patch)[:, 0].numpy()
+    edge = compute_signed_distance_map(torch.from_numpy(radii).float(), patch)[:, 0].numpy()
     waves = 1 + 0.1 * draws.standard_normal((count, patch, patch))
     light = np.where(edge <= 0, brightness[:, None, None] * waves, 0)
-    return Portraits(
+    return AlignedCrops(
         light=light.astype(np.float16),
         known=np.ones((count, patch, patch), bool),
         radii=radii.astype(np.float32),
@@ -44,7 +49,7 @@ def few_checks(monkeypatch):
 def fitted(folder, steps, *, given=None, **changes):
     start = changes.pop("start", random_painter(1, 0.15, patch=32))
     settings = TrainingSettings(**{"steps": steps, "batch": 4, "check_every": 4} | changes)
-    painter, log = fit_painter(
+    painter, log = train_denoiser(
         given or portraits(),
         noise=0.002,
         checkpoint=folder / "painter.safetensors",
@@ -65,7 +70,7 @@ def same(one, other):
 
 def test_samples_are_pictures_on_the_scale_of_the_network():
     given, painter = portraits(), random_painter()
-    samples = to_samples(given, painter)
+    samples = make_training_set(given, painter)
     assert samples.picture.shape == (24, 1, 32, 32)
     assert samples.picture.dtype == torch.float16
     back = painter.to_light(samples.picture.float(), samples.brightness)
@@ -77,17 +82,19 @@ def test_samples_are_pictures_on_the_scale_of_the_network():
 
 def test_a_video_without_portraits_is_refused():
     given = portraits()
-    none = Portraits(*(getattr(given, name)[:0] for name in given.__dataclass_fields__))
+    none = AlignedCrops(*(getattr(given, name)[:0] for name in given.__dataclass_fields__))
     with pytest.raises(ValueError, match="must show whole nuclei that belong to tracks, got none"):
-        to_samples(none, random_painter())
+        make_training_set(none, random_painter())
 
 
 def test_mirrored_radii_agree_with_mirrored_pictures():
-    samples = to_samples(portraits(40), random_painter())
-    edge = edge_map(samples.radii, 32)
+    samples = make_training_set(portraits(40), random_painter())
+    edge = compute_signed_distance_map(samples.radii, 32)
     samples = replace(samples, picture=edge, known=edge > 0)
     mirrored = fitting._mirrored(samples, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(edge_map(mirrored.radii, 32), mirrored.picture, rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        compute_signed_distance_map(mirrored.radii, 32), mirrored.picture, rtol=0, atol=1e-4
+    )
     assert torch.equal(mirrored.known, mirrored.picture > 0)
     kinds = set()
     for before, after in zip(edge, mirrored.picture, strict=True):
@@ -100,9 +107,9 @@ def test_mirrored_radii_agree_with_mirrored_pictures():
 
 
 def loss_of(given, painter, step=0, **changes):
-    samples = to_samples(given, painter)
+    samples = make_training_set(given, painter)
     settings = TrainingSettings(**{"steps": 1, "batch": 8} | changes)
-    loss_at, held_out = painter_losses(samples, settings)
+    loss_at, held_out = make_denoiser_losses(samples, settings)
     return float(loss_at(painter, step)), held_out(painter)
 
 
@@ -142,8 +149,8 @@ def test_stages_of_mitosis_fill_their_share_of_each_batch(monkeypatch):
         return torch.zeros(())
 
     monkeypatch.setattr(fitting, "_loss", look)
-    samples = to_samples(given, random_painter(patch=32))
-    loss_at, _ = painter_losses(samples, TrainingSettings(steps=1, batch=20))
+    samples = make_training_set(given, random_painter(patch=32))
+    loss_at, _ = make_denoiser_losses(samples, TrainingSettings(steps=1, batch=20))
     for step in range(30):
         loss_at(torch.nn.Linear(1, 1), step)
     stages = torch.stack([stage for stage, _ in seen])
@@ -206,7 +213,7 @@ def test_training_a_painter_leaves_the_global_random_state_and_its_start_alone(t
 def test_a_painter_of_its_own_has_the_size_of_the_portraits_and_the_floor_of_the_noise(tmp_path):
     painter, _ = fitted(tmp_path, 1, given=portraits(8, patch=24), start=None, batch=2)
     assert painter.settings.patch == 24
-    assert painter.settings.floor == pytest.approx(fitting.FLOOR * 0.002)
+    assert painter.settings.floor == pytest.approx(fitting.NOISE_FLOOR_SIGMAS * 0.002)
     again, _ = fitted(tmp_path / "again", 1, given=portraits(8, patch=24), start=None, batch=2)
     assert same(painter, again)
 

@@ -7,13 +7,18 @@ import pytest
 from fitted import ANGLES, crops_of, ellipse, filled
 
 from bvdm_data.clip import STAGES
-from bvdm_data.fitting.contours import contour, fit_shapes, orientation, overlap_with_contour
-from bvdm_data.synth.contours import CONTOUR_POINTS, area
+from bvdm_data.fitting.contours import (
+    fit_shapes,
+    measure_contour_iou,
+    measure_orientation,
+    trace_contour,
+)
+from bvdm_data.synth.contours import CONTOUR_POINTS, compute_polygon_area
 
 
 @pytest.mark.parametrize("turn", [-1.4, -0.7, 0.0, 0.4, 1.1])
 def test_contour_of_an_ellipse_is_its_closed_form_for_any_rotation(turn):
-    found = contour(filled(ellipse(16, 9), turn))
+    found = trace_contour(filled(ellipse(16, 9), turn))
     np.testing.assert_allclose(found, ellipse(16, 9), atol=0.8)
     assert np.abs(found - ellipse(16, 9)).mean() < 0.3
 
@@ -23,33 +28,35 @@ def test_contour_has_the_area_of_its_mask(axes):
     ratios = []
     for turn in (0.1, 0.7, 1.3):
         mask = filled(ellipse(*axes), turn)
-        ratios.append(float(area(contour(mask))) / mask.sum())
+        ratios.append(float(compute_polygon_area(trace_contour(mask))) / mask.sum())
     assert np.mean(ratios) == pytest.approx(1, abs=0.012)
 
 
 @pytest.mark.parametrize("turn", [-1.4, -0.7, 0.0, 0.4, 1.1])
 def test_orientation_is_the_angle_from_y_towards_x(turn):
-    assert orientation(filled(ellipse(16, 9), turn)) == pytest.approx(turn, abs=0.02)
+    assert measure_orientation(filled(ellipse(16, 9), turn)) == pytest.approx(turn, abs=0.02)
 
 
 def test_contour_goes_round_from_the_major_axis_towards_x():
     radii = ellipse(16, 9)
     radii[5:10] += 3  # a bump on the side of +x
-    found = contour(filled(radii))
+    found = trace_contour(filled(radii))
     assert found[5:10].mean() > found[-10:-5].mean() + 1
 
 
 def test_contour_refuses_an_empty_mask():
     with pytest.raises(ValueError, match="mask must show a nucleus, got an empty one"):
-        contour(np.zeros((96, 96), bool))
+        trace_contour(np.zeros((96, 96), bool))
 
 
 def test_overlap_with_contour_is_near_one_for_round_shapes_and_low_for_others():
     mask = filled(ellipse(16, 9), 0.6)
-    assert overlap_with_contour(mask, contour(mask)) > 0.97
-    assert overlap_with_contour(mask, contour(mask) / math.sqrt(2)) == pytest.approx(0.5, abs=0.05)
+    assert measure_contour_iou(mask, trace_contour(mask)) > 0.97
+    assert measure_contour_iou(mask, trace_contour(mask) / math.sqrt(2)) == pytest.approx(
+        0.5, abs=0.05
+    )
     ring = filled(ellipse(16, 16)) & ~filled(ellipse(8, 8))
-    assert overlap_with_contour(ring, contour(ring)) == pytest.approx(0.75, abs=0.05)
+    assert measure_contour_iou(ring, trace_contour(ring)) == pytest.approx(0.75, abs=0.05)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +110,9 @@ def test_fit_shapes_leaves_out_masks_that_their_contour_does_not_reproduce():
 
 
 def test_the_area_of_a_planted_disc_is_known():
-    assert area(contour(filled(np.full(60, 12.0)))) == pytest.approx(math.pi * 144, rel=0.04)
+    assert compute_polygon_area(trace_contour(filled(np.full(60, 12.0)))) == pytest.approx(
+        math.pi * 144, rel=0.04
+    )
 
 
 def test_drawn_outlines_are_as_long_as_the_planted_ones():

@@ -15,8 +15,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bvdm_data.fitting.nuclei import MASK_LEVEL
-from bvdm_data.fitting.paper_networks import fit_texture, normalise, split_tracks, symmetry
-from bvdm_data.fitting.training import TrainingSettings, purpose_of, train
+from bvdm_data.fitting.paper_networks import (
+    draw_symmetry,
+    normalize_crops,
+    split_tracks,
+    train_ddpm,
+)
+from bvdm_data.fitting.training import TrainingSettings, compute_fingerprint, train
 from bvdm_data.synth.unet import UNetSettings
 
 SMALL = UNetSettings(channels=(8, 8, 8), middle=1)
@@ -39,7 +44,7 @@ def lit_crops(brightness):
 
 def test_normalise_brings_every_nucleus_to_the_level_of_the_flat_mask():
     crops = lit_crops([0.05, 0.1, 0.2, 0.4])
-    pictures = normalise(crops, dim_share=0.0).pictures
+    pictures = normalize_crops(crops, dim_share=0.0).pictures
     assert (pictures.shape, pictures.dtype) == ((4, 1, 96, 96), torch.float16)
     for picture, mask in zip(pictures[:, 0].float().numpy(), crops.masks, strict=True):
         assert picture[mask].mean() == pytest.approx(MASK_LEVEL, rel=1e-3)
@@ -48,24 +53,24 @@ def test_normalise_brings_every_nucleus_to_the_level_of_the_flat_mask():
 
 def test_normalise_leaves_out_the_dimmest_share():
     crops = lit_crops(np.linspace(0.05, 0.4, 8))
-    assert normalise(crops).track.tolist() == [2, 3, 4, 5, 6, 7, 8]
-    assert normalise(crops, dim_share=0.5).track.tolist() == [5, 6, 7, 8]
+    assert normalize_crops(crops).track.tolist() == [2, 3, 4, 5, 6, 7, 8]
+    assert normalize_crops(crops, dim_share=0.5).track.tolist() == [5, 6, 7, 8]
 
 
 def test_normalise_clips_what_is_far_brighter_than_the_rest():
     crops = lit_crops([0.1, 0.1])
     crops.light[0, 48, 48] = 5
-    assert normalise(crops, most=1.25).pictures.max() == 1.25
+    assert normalize_crops(crops, most=1.25).pictures.max() == 1.25
 
 
 def test_normalise_refuses_nuclei_that_are_not_brighter_than_the_background():
     with pytest.raises(ValueError, match=r"brighter than its background, got .* of -0\.0\d+ at"):
-        normalise(lit_crops([-0.1, 0.2, 0.3]))
+        normalize_crops(lit_crops([-0.1, 0.2, 0.3]))
 
 
 def test_normalise_refuses_a_video_without_a_whole_nucleus():
     with pytest.raises(ValueError, match="must show whole nuclei that belong to tracks, got none"):
-        normalise(crops_of(np.zeros((0, 96, 96), bool), [], []))
+        normalize_crops(crops_of(np.zeros((0, 96, 96), bool), [], []))
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -91,11 +96,11 @@ def test_split_tracks_refuses_a_single_track():
 
 def test_the_eight_symmetries_are_distinct_and_keep_every_value():
     picture = torch.arange(16.0).view(1, 4, 4)
-    seen = {tuple(symmetry(picture, which).flatten().tolist()) for which in range(8)}
+    seen = {tuple(draw_symmetry(picture, which).flatten().tolist()) for which in range(8)}
     assert len(seen) == 8
-    assert torch.equal(symmetry(picture, 0), picture)
+    assert torch.equal(draw_symmetry(picture, 0), picture)
     for which in range(8):
-        turned = symmetry(picture, which)
+        turned = draw_symmetry(picture, which)
         assert turned.mean() == picture.mean()
         assert turned.shape == picture.shape
 
@@ -104,13 +109,13 @@ def test_the_eight_symmetries_are_distinct_and_keep_every_value():
 
 
 def textures(count=8):
-    return normalise(lit_crops(np.linspace(0.2, 0.4, count)))
+    return normalize_crops(lit_crops(np.linspace(0.2, 0.4, count)))
 
 
 def fitted_texture(folder, steps, **changes):
     training = TrainingSettings(**{"steps": steps, "batch": 2, "check_every": 4} | changes)
     path = folder / "texture.safetensors"
-    unet, log = fit_texture(
+    unet, log = train_ddpm(
         textures(), checkpoint=path, network=SMALL, training=training, progress=False
     )
     return unet.state_dict(), log
@@ -198,15 +203,18 @@ def test_training_settings_refuse_numbers_that_train_nothing(changes, words):
 
 
 def test_purpose_of_differs_when_a_part_differs():
-    assert purpose_of("a", 1, [2]) == purpose_of("a", 1, [2])
-    assert len({purpose_of(*parts) for parts in [("a", 1), ("a", 2), ("a1",), ("a", "1")]}) == 4
+    assert compute_fingerprint("a", 1, [2]) == compute_fingerprint("a", 1, [2])
+    assert (
+        len({compute_fingerprint(*parts) for parts in [("a", 1), ("a", 2), ("a1",), ("a", "1")]})
+        == 4
+    )
 
 
 def test_purpose_of_tensors_tells_every_byte():
     data = torch.arange(12.0).view(3, 4)
-    assert purpose_of(data) == purpose_of(data.clone())
+    assert compute_fingerprint(data) == compute_fingerprint(data.clone())
     others = [data.flip(0), data.view(4, 3), data + 1e-6, data.double()]
-    assert purpose_of(data) not in [purpose_of(other) for other in others]
+    assert compute_fingerprint(data) not in [compute_fingerprint(other) for other in others]
 
 
 RUN = """

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from bvdm_data.synth.flow import FLOW_SIZE, FlowNet, invert, warp
+from bvdm_data.synth.flow import FLOW_SIZE, FlowNet, invert_flow, warp
 
 
 def image(count=2, channels=1, side=12, seed=0):
@@ -58,16 +58,16 @@ def test_warp_refuses_a_flow_that_does_not_fit_the_image(shape):
 
 
 def test_invert_of_no_flow_is_no_flow():
-    assert not invert(torch.zeros(2, 2, 6, 6)).any()
+    assert not invert_flow(torch.zeros(2, 2, 6, 6)).any()
 
 
 def test_invert_of_a_constant_flow_is_its_opposite():
-    torch.testing.assert_close(invert(constant(0.5, -2)), constant(-0.5, 2))
+    torch.testing.assert_close(invert_flow(constant(0.5, -2)), constant(-0.5, 2))
 
 
 def test_invert_of_an_analytic_field_is_right_to_a_fiftieth_of_a_pixel():
     flow, y, x = swirl()
-    forward = invert(flow)[0]
+    forward = invert_flow(flow)[0]
     # The exact flow at the point where a pixel arrives must lead back to the pixel.
     rate, there_y, there_x = 2 * math.pi / 48, y + forward[0], x + forward[1]
     back = torch.stack([2 * (rate * there_x).sin(), 2 * (rate * there_y).cos()])
@@ -83,7 +83,7 @@ def test_invert_settles_where_the_flow_stretches_the_rim():
     shrink = 3 * torch.sigmoid(2 * (radius - 8.5)) * torch.sigmoid(2 * (14 - radius))
     flow = torch.stack([-y / radius * shrink, -x / radius * shrink])[None]
     gradient = flow[..., 1:] - flow[..., :-1]
-    forward = invert(flow)
+    forward = invert_flow(flow)
     error = (forward + warp(flow, forward)).norm(dim=1)[0]
     assert float(gradient.abs().max()) > 1  # a whole step of the iteration would not settle
     assert float(error[radius < 8].max()) < 0.25

@@ -6,23 +6,23 @@ import pytest
 import torch
 from scipy import linalg
 
-from bvdm_data.clip import annotated, unbroken_tracks
+from bvdm_data.clip import annotate_masks, split_gaps
 from bvdm_data.datasets.ctc_videos import CTCVideos
 from bvdm_data.evaluation import distances as module
 from bvdm_data.evaluation.distances import (
     BLACK,
     WHITE,
     Features,
-    damaged,
-    displayed,
-    frame_tiles,
-    frechet_distance,
-    kernel_distance,
-    lite0_features,
+    compute_frechet_distance,
+    compute_kernel_distance,
+    corrupt,
+    cut_tiles,
+    load_efficientnet_lite0,
     load_features,
     load_video_features,
+    measure_feature_distance,
     nucleus_crops,
-    picture_distance,
+    tone_map,
 )
 
 
@@ -33,12 +33,12 @@ def a_clip(seed=0, frames=3, side=64, level=0.2):
     for number, (y, x) in enumerate(np.ndindex(4, 4), start=1):
         top, left = 16 * y + 2, 16 * x + 2
         masks[:, top : top + 12, left : left + 11] = number
-    renamed, table, _ = unbroken_tracks(masks, {})
+    renamed, table, _ = split_gaps(masks, {})
     video = draws.normal(0.07, 0.003, masks.shape)
     video += (masks > 0) * draws.normal(level, 0.05, masks.shape)
     return {
         "video": torch.from_numpy(video.clip(0, 1).astype(np.float32))[:, None],
-        **annotated(renamed, table, ("masks", "tracks"), 20),
+        **annotate_masks(renamed, table, ("masks", "tracks"), 20),
         "index": torch.tensor(0),
         "source": torch.tensor(1, dtype=torch.int8),
     }
@@ -101,14 +101,14 @@ def test_tiles_come_from_all_clips_and_reach_every_edge():
     y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
     for number, clip in enumerate(clips):
         clip["video"] = (10000 * number + 100 * y + x).expand(3, 1, 64, 64)
-    tiles = frame_tiles(clips, 200, size=60)
+    tiles = cut_tiles(clips, 200, size=60)
     assert tiles.shape == (200, 1, 60, 60)
     corners = tiles[:, 0, 0, 0]
     assert set((corners // 10000).tolist()) == {0, 1}
     assert set((corners % 100).tolist()) == set(range(5))
-    assert torch.equal(tiles, frame_tiles(clips, 200, size=60))
+    assert torch.equal(tiles, cut_tiles(clips, 200, size=60))
     with pytest.raises(ValueError, match="at most a frame's 64 px, got 65"):
-        frame_tiles(clips, 1, size=65)
+        cut_tiles(clips, 1, size=65)
 
 
 # Distances
@@ -120,37 +120,39 @@ def test_frechet_distance_is_that_of_the_matrix_square_root():
     root = linalg.sqrtm(covariances[0] @ covariances[1]).real
     expected = float((a.mean(0) - b.mean(0)).square().sum())
     expected += np.trace(covariances[0] + covariances[1] - 2 * root)
-    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
+    assert compute_frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
 
 
 def test_frechet_distance_of_fewer_rows_than_features_is_that_of_the_small_problem():
     a, b = gaussian(0, 8, [0.0] * 3, [1.0] * 3), gaussian(1, 8, [1.0] * 3, [2.0] * 3)
     turn = torch.linalg.qr(torch.randn(40, 3, generator=torch.Generator().manual_seed(0)).double())
     wide = [one @ turn[0].T for one in (a, b)]
-    assert frechet_distance(*wide) == pytest.approx(frechet_distance(a, b), rel=1e-9)
+    assert compute_frechet_distance(*wide) == pytest.approx(
+        compute_frechet_distance(a, b), rel=1e-9
+    )
 
 
 def test_frechet_distance_of_two_gaussians_is_the_analytic_one():
     a = gaussian(0, 100_000, [0.0, 0.0], [1.0, 2.0])
     b = gaussian(1, 100_000, [3.0, 0.0], [2.0, 0.5])
     # Axis by axis: difference of the means squared plus difference of the spreads squared.
-    assert frechet_distance(a, b) == pytest.approx(9 + 1 + 2.25, rel=0.01)
+    assert compute_frechet_distance(a, b) == pytest.approx(9 + 1 + 2.25, rel=0.01)
 
 
 def test_frechet_distance_of_a_set_to_itself_is_0():
     a = gaussian(0, 30, [1.0] * 50, [1.0] * 50)
-    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+    assert compute_frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
 
 
 def test_kernel_distance_is_that_of_a_double_loop():
     a, b = gaussian(0, 7, [0.0] * 4, [1.0] * 4), gaussian(1, 9, [0.7] * 4, [1.5] * 4)
     expected = naive_kernel_distance(a, b)
-    assert kernel_distance(a, b).value == pytest.approx(expected, rel=1e-9)
+    assert compute_kernel_distance(a, b).value == pytest.approx(expected, rel=1e-9)
 
 
 def test_kernel_distance_of_one_distribution_is_0_within_its_error_and_not_biased():
     sets = [gaussian(seed, 40, [0.3] * 5, [1.0] * 5) for seed in range(200)]
-    found = [kernel_distance(a, b) for a, b in zip(sets[::2], sets[1::2], strict=True)]
+    found = [compute_kernel_distance(a, b) for a, b in zip(sets[::2], sets[1::2], strict=True)]
     values = np.array([one.value for one in found])
     assert abs(values.mean()) < 3 * values.std() / 10
     assert (values < 0).any()
@@ -160,7 +162,7 @@ def test_error_of_kernel_distance_is_the_scatter_of_repeats():
     def once(seed):
         a = gaussian(2 * seed, 60, [0.0] * 5, [1.0] * 5)
         b = gaussian(2 * seed + 1, 60, [1.0] * 5, [1.0] * 5)
-        return kernel_distance(a, b)
+        return compute_kernel_distance(a, b)
 
     found = [once(seed) for seed in range(150)]
     scatter = np.std([one.value for one in found])
@@ -172,7 +174,7 @@ def test_error_of_kernel_distance_counts_rows_of_one_group_once():
         a = gaussian(2 * seed, 60, [0.0] * 5, [1.0] * 5).repeat(4, 1)
         b = gaussian(2 * seed + 1, 60, [1.0] * 5, [1.0] * 5)
         groups = np.tile(np.arange(60), 4), np.arange(60)
-        return kernel_distance(a, b, groups=groups)
+        return compute_kernel_distance(a, b, groups=groups)
 
     found = [once(seed) for seed in range(80)]
     scatter = np.std([one.value for one in found])
@@ -194,16 +196,16 @@ def test_jackknife_of_unequal_groups_is_that_of_leaving_each_out():
             shares.append(share)
         terms = [(p - centre) ** 2 / (1 / s - 1) for p, s in zip(pseudo, shares, strict=True)]
         variance += np.mean(terms)
-    error = kernel_distance(a, b, groups=groups).error
+    error = compute_kernel_distance(a, b, groups=groups).error
     assert error == pytest.approx(variance**0.5, rel=1e-6)
 
 
 def test_one_group_has_no_error():
     a = gaussian(0, 8, [0.0] * 3, [1.0] * 3)
-    assert np.isnan(kernel_distance(a, a, groups=(np.zeros(8, int), np.arange(8))).error)
+    assert np.isnan(compute_kernel_distance(a, a, groups=(np.zeros(8, int), np.arange(8))).error)
 
 
-@pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
+@pytest.mark.parametrize("distance", [compute_frechet_distance, compute_kernel_distance])
 def test_features_that_do_not_fit_are_refused(distance):
     with pytest.raises(ValueError, match=r"same D, got \[4, 3\] and \[4, 2\]"):
         distance(torch.zeros(4, 3), torch.zeros(4, 2))
@@ -213,7 +215,9 @@ def test_features_that_do_not_fit_are_refused(distance):
 
 def test_groups_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="each of 4 and 4 rows, got 4 and 3"):
-        kernel_distance(torch.rand(4, 2), torch.rand(4, 2), groups=(np.arange(4), np.arange(3)))
+        compute_kernel_distance(
+            torch.rand(4, 2), torch.rand(4, 2), groups=(np.arange(4), np.arange(3))
+        )
 
 
 # Damage
@@ -222,7 +226,7 @@ def test_groups_that_do_not_fit_are_refused():
 def test_damaged_clips_keep_their_annotations_and_their_order():
     clips = [a_clip(seed) for seed in range(3)]
     before = [clip["video"].clone() for clip in clips]
-    for name, harmed in damaged(clips).items():
+    for name, harmed in corrupt(clips).items():
         assert len(harmed) == 3, name
         for number, clip in enumerate(clips):
             found = harmed[number]
@@ -239,7 +243,7 @@ def test_damaged_clips_keep_their_annotations_and_their_order():
 def test_noise_has_its_size_and_is_another_one_in_each_clip():
     clip = a_clip()
     clip["video"] = torch.full_like(clip["video"], 0.5)
-    harmed = damaged([clip, clip])["noisy"]
+    harmed = corrupt([clip, clip])["noisy"]
     assert float(harmed[0]["video"].std()) == pytest.approx(0.01, rel=0.05)
     assert not torch.equal(harmed[0]["video"], harmed[1]["video"])
 
@@ -247,7 +251,7 @@ def test_noise_has_its_size_and_is_another_one_in_each_clip():
 def test_flattening_changes_the_inside_of_nuclei_only_and_keeps_their_mean():
     clip = a_clip()
     clip["masks"][:, 2:14, 13:18] = 2  # nuclei 1 and 2 touch
-    found, masks = damaged(clip)["flattened"][0]["video"], clip["masks"][:, None]
+    found, masks = corrupt(clip)["flattened"][0]["video"], clip["masks"][:, None]
     outside = masks == 0
     assert torch.equal(found[outside], clip["video"][outside])
     for number in (1, 2, 6):
@@ -264,7 +268,7 @@ def test_blur_stays_in_its_frame():
     clip = a_clip()
     clip["video"] = torch.zeros_like(clip["video"])
     clip["video"][1, 0, 30, 30] = 1
-    found = damaged(clip)["blurred"][0]["video"]
+    found = corrupt(clip)["blurred"][0]["video"]
     assert not found[0].any()
     assert not found[2].any()
     assert found[1, 0, 30, 30] == pytest.approx(1 / (2 * np.pi), rel=0.02)
@@ -276,7 +280,7 @@ def test_blur_stays_in_its_frame():
 def test_table_has_a_floor_the_sets_and_the_damaged_reference():
     reference = [a_clip(seed) for seed in range(20)]
     sets = {"alike": [a_clip(seed) for seed in range(100, 110)], "dim": [a_clip(0, 30, level=0.1)]}
-    rows = picture_distance(sets, reference, count=100, features=QUICK, size=24)
+    rows = measure_feature_distance(sets, reference, count=100, features=QUICK, size=24)
     assert [row.name for row in rows] == ["floor", "alike", "dim", "blurred", "noisy", "flattened"]
     assert {row.count for row in rows} == {100}
     kernel = {row.name: row.kernel for row in rows}
@@ -287,7 +291,7 @@ def test_table_has_a_floor_the_sets_and_the_damaged_reference():
     assert list(rows[0].row()) == [
         "set", "n", "KID-quick x 1000", "KID-quick x 1000 error", "FD-quick",
     ]  # fmt: skip
-    again = picture_distance(sets, reference, count=100, features=QUICK, size=24)
+    again = measure_feature_distance(sets, reference, count=100, features=QUICK, size=24)
     assert again == rows
 
 
@@ -296,7 +300,7 @@ def test_table_grows_with_the_damage(monkeypatch):
     found = []
     for blur in (0.3, 0.6, 1.0, 2.0):
         monkeypatch.setattr("bvdm_data.evaluation.distances.BLUR", blur)
-        rows = picture_distance({}, reference, count=100, features=QUICK, size=24)
+        rows = measure_feature_distance({}, reference, count=100, features=QUICK, size=24)
         row = next(row for row in rows if row.name == "blurred")
         found.append((row.kernel.value, row.frechet))
     for values in zip(*found, strict=True):
@@ -306,14 +310,14 @@ def test_table_grows_with_the_damage(monkeypatch):
 def test_unequal_counts_are_refused():
     reference = [a_clip(seed) for seed in range(4)]
     with pytest.raises(ValueError, match=r"sets\['few'\] must hold 20 nuclei .* got 12"):
-        picture_distance({"few": a_clip()}, reference, count=20, features=QUICK, size=24)
+        measure_feature_distance({"few": a_clip()}, reference, count=20, features=QUICK, size=24)
     with pytest.raises(ValueError, match=r"reference must hold 50 nuclei .* got 48"):
-        picture_distance({}, reference, count=25, features=QUICK, size=24)
+        measure_feature_distance({}, reference, count=25, features=QUICK, size=24)
 
 
 def test_name_of_a_control_is_refused():
     with pytest.raises(ValueError, match=r"must not be called .* got 'noisy'"):
-        picture_distance({"noisy": a_clip()}, a_clip(), count=2, features=QUICK, size=24)
+        measure_feature_distance({"noisy": a_clip()}, a_clip(), count=2, features=QUICK, size=24)
 
 
 # Networks
@@ -321,8 +325,8 @@ def test_name_of_a_control_is_refused():
 
 def test_display_is_the_same_for_every_picture():
     grey = torch.tensor([0.0, BLACK, (BLACK + WHITE) / 2, WHITE, 1.0])
-    assert displayed(grey).tolist() == pytest.approx([0, 0, 0.5**0.6, 1, 1])
-    assert torch.equal(displayed(grey[2:3]), displayed(grey)[2:3])
+    assert tone_map(grey).tolist() == pytest.approx([0, 0, 0.5**0.6, 1, 1])
+    assert torch.equal(tone_map(grey[2:3]), tone_map(grey)[2:3])
 
 
 def test_features_do_not_depend_on_the_batch(monkeypatch):
@@ -344,8 +348,8 @@ def test_network_that_gives_something_else_is_refused():
 def test_lite0_tells_damaged_nuclei_from_real_ones(hela):
     pytest.importorskip("efficientnet_lite_pytorch")
     real = CTCVideos(hela, sequence="01", frames=2, size=(650, 1050), stop=2).clip(0)
-    features = lite0_features()
-    rows = picture_distance({}, real, count=24, features=features)
+    features = load_efficientnet_lite0()
+    rows = measure_feature_distance({}, real, count=24, features=features)
     kernel = {row.name: row.kernel.value for row in rows}
     assert min(kernel[name] for name in ("blurred", "noisy", "flattened")) > 30 + kernel["floor"]
     crops = nucleus_crops(real, 3)
@@ -360,7 +364,7 @@ def test_lite0_tells_damaged_nuclei_from_real_ones(hela):
 def test_missing_package_is_named_with_the_way_to_install_it(monkeypatch, missing):
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ModuleNotFoundError, match=rf"{missing}.*bvdm-data\[evaluate\]"):
-        lite0_features()
+        load_efficientnet_lite0()
 
 
 def save(network, path):

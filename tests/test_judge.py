@@ -10,22 +10,22 @@ from bvdm_data.datasets import ctc
 from bvdm_data.datasets.ctc import write_sequence
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.evaluation import study_reuse as reuse
-from bvdm_data.evaluation.appearance import real_film, synthetic_films
+from bvdm_data.evaluation.appearance import load_full_video, make_full_videos
 from bvdm_data.evaluation.arms import (
     ARMS,
     STREAMED_FRAMES,
     Data,
-    full_count,
+    count_real_clips,
     make_arms,
-    streamed_videos,
-    synthetic_videos,
+    make_streamed_dataset,
+    make_synthetic_dataset,
 )
 from bvdm_data.evaluation.evaluate import PARTS, Questions, evaluate
 from bvdm_data.evaluation.linker import LINKER_TRAINING, LinkerSettings
 from bvdm_data.evaluation.seg_tra import read_reference
 from bvdm_data.evaluation.segmenter import Samples, SegmenterSettings, train_segmenter
-from bvdm_data.evaluation.study_steps import step_pairs
-from bvdm_data.evaluation.training_value import Budget, judge_scarcity
+from bvdm_data.evaluation.study_steps import list_step_pairs
+from bvdm_data.evaluation.training_value import Budget, evaluate_scarcity
 from bvdm_data.synth.cell_bank import PoolSettings
 from bvdm_data.synth.textures import FastSettings
 
@@ -171,7 +171,10 @@ def test_budgets_of_nothing_are_refused(name):
 
 def test_the_default_method_is_the_fast_one(root, tiny_model, tmp_path):
     data = Data(root=root, model=tiny_model, folder=tmp_path)
-    assert (synthetic_videos(data).method, synthetic_videos(data).variation) == (FastSettings(), 1)
+    assert (make_synthetic_dataset(data).method, make_synthetic_dataset(data).variation) == (
+        FastSettings(),
+        1,
+    )
 
 
 def test_a_missing_package_is_named_before_anything_is_done(data, monkeypatch):
@@ -189,12 +192,12 @@ def test_clips_that_cannot_be_turned_are_refused(data):
 
 
 def test_as_many_clips_as_the_video_has_pixels(data):
-    assert full_count(data) == -(-12 * 120 * 152 // (4 * 96 * 96))
-    assert full_count(replace(data, stop=5)) == full_count(data)
+    assert count_real_clips(data) == -(-12 * 120 * 152 // (4 * 96 * 96))
+    assert count_real_clips(replace(data, stop=5)) == count_real_clips(data)
 
 
 def test_a_real_film_is_whole_and_has_stages(data):
-    film = real_film(data, "01")
+    film = load_full_video(data, "01")
     assert film["video"].shape == (12, 1, 120, 152)
     present = np.stack(
         [
@@ -207,10 +210,10 @@ def test_a_real_film_is_whole_and_has_stages(data):
 
 
 def test_a_synthetic_film_is_made_once(data):
-    film = synthetic_films(data, 1, frames=5, size=(110, 130))
+    film = make_full_videos(data, 1, frames=5, size=(110, 130))
     assert film[0]["video"].shape == (5, 1, 110, 130)
     made = (film.folder / "clip_00000.safetensors").stat().st_mtime_ns
-    again = synthetic_films(data, 1, frames=5, size=(110, 130))
+    again = make_full_videos(data, 1, frames=5, size=(110, 130))
     assert (again.folder / "clip_00000.safetensors").stat().st_mtime_ns == made
 
 
@@ -247,7 +250,7 @@ def test_the_whole_judge_runs_and_goes_on_where_it_was(data, tmp_path):
 
 def test_an_arm_that_cannot_be_made_says_why(data):
     reference = read_reference(data.root, "02", border=4)
-    found = judge_scarcity(data, reference, replace(BUDGET, seeds=1), lambda line: None)
+    found = evaluate_scarcity(data, reference, replace(BUDGET, seeds=1), lambda line: None)
     (few,) = found.values()
     assert {row["arm"] for row in few["rows"]} == {"real", "copy-paste"}
     assert set(few["missing"]) == {"synthetic", "real+synthetic"}
@@ -259,13 +262,13 @@ def test_the_cost_of_reuse_is_judged_stream_by_stream(data, monkeypatch):
     monkeypatch.setattr(reuse, "POOLS", pools)
     monkeypatch.setattr(reuse, "_TIMED", 1)
     reference = read_reference(data.root, "02", border=4)
-    found = reuse.judge_reuse(data, reference, replace(BUDGET, seeds=1), lambda line: None)
+    found = reuse.evaluate_reuse(data, reference, replace(BUDGET, seeds=1), lambda line: None)
     assert list(found) == ["fresh", "pool"]
     assert [row["arm"] for one in found.values() for row in one["rows"]] == ["fresh", "pool"]
     assert [one["pool"] for one in found.values()] == [None, {"pairs": 2, "renew": 0}]
     assert all(one["seconds_per_clip"] > 0 for one in found.values())
     fast = replace(data, method="fast")
-    assert streamed_videos(fast, pools["pool"]).pool == pools["pool"]
+    assert make_streamed_dataset(fast, pools["pool"]).pool == pools["pool"]
 
 
 def test_stills_cannot_teach_links(data):
@@ -277,7 +280,7 @@ def test_stills_cannot_teach_links(data):
 
 
 def test_steps_are_those_of_the_paper():
-    assert step_pairs() == [
+    assert list_step_pairs() == [
         (100, 10),
         (200, 10),
         (400, 10),

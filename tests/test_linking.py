@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from bvdm_data.clip import annotated
+from bvdm_data.clip import annotate_masks
 from bvdm_data.evaluation import linker as linking
 from bvdm_data.evaluation.linker import (
     LinkerSettings,
-    clip_windows,
+    augment_window,
+    keep_within_gap,
     link,
-    soon_after,
+    make_clip_windows,
     train_linker,
-    vary_window,
 )
 from bvdm_data.evaluation.seg_tra import score
 from bvdm_data.fitting.training import TrainingSettings
-from bvdm_data.rng import stream
+from bvdm_data.rng import torch_rng
 
 
 def a_clip(seed=0, frames=5, size=96):
@@ -41,7 +41,7 @@ def a_clip(seed=0, frames=5, size=96):
     video = 0.1 + 0.05 * masks + draws.normal(0, 0.002, masks.shape)
     return {
         "video": torch.from_numpy(video.astype(np.float32))[:, None],
-        **annotated(masks, np.array(table, np.int32), ("masks", "tracks"), 9),
+        **annotate_masks(masks, np.array(table, np.int32), ("masks", "tracks"), 9),
         "index": torch.tensor(seed),
         "source": torch.tensor(1, dtype=torch.int8),
     }
@@ -68,7 +68,7 @@ def settings(steps, **changes):
 
 
 def test_clip_windows_link_a_nucleus_with_its_line_of_descent_only():
-    windows = clip_windows(a_clip(), 3)
+    windows = make_clip_windows(a_clip(), 3)
     assert [one["timepoints"].unique().tolist() for one in windows] == [
         [0, 1, 2],
         [1, 2, 3],
@@ -86,7 +86,7 @@ def test_clip_windows_link_a_nucleus_with_its_line_of_descent_only():
 
 def test_clip_windows_measure_the_place_and_the_size():
     clip = a_clip()
-    window = clip_windows(clip, 3)[0]
+    window = make_clip_windows(clip, 3)[0]
     where = np.argwhere(clip["masks"][0].numpy() == 1)
     assert torch.allclose(window["coords"][0], torch.tensor(where.mean(0)).float(), atol=1e-4)
     diameter = np.sqrt(4 / np.pi * len(where))
@@ -98,24 +98,24 @@ def test_clip_windows_leave_out_windows_without_a_link():
     empty = clip["masks"].clone()
     empty[1:] = 0
     tracks = torch.tensor([[n, 0, 0, 0] for n in (1, 2, 3, 4)])
-    assert clip_windows({**clip, "masks": empty, "tracks": tracks}, 3) == []
+    assert make_clip_windows({**clip, "masks": empty, "tracks": tracks}, 3) == []
 
 
 def test_clip_windows_refuse_short_clips_and_clips_without_tracks():
     clip = a_clip(frames=4)
     with pytest.raises(ValueError, match="window must be at most the 4 frames of a clip, got 5"):
-        clip_windows(clip, 5)
+        make_clip_windows(clip, 5)
     del clip["tracks"]
     with pytest.raises(ValueError, match="the clip must have masks and tracks, got"):
-        clip_windows(clip, 3)
+        make_clip_windows(clip, 3)
 
 
 def test_vary_window_moves_nuclei_as_one_and_measures_them_as_the_turned_picture_would_be():
     clip = a_clip()
-    window = clip_windows(clip, 3)[0]
+    window = make_clip_windows(clip, 3)[0]
     # A varied window must keep the shape of the scene and the laws between place and features.
     for seed in range(4):
-        varied = vary_window(window, stream(seed, "test"))
+        varied = augment_window(window, torch_rng(seed, "test"))
         before, after = torch.pdist(window["coords"]), torch.pdist(varied["coords"])
         size = (after / before).mean()
         assert torch.allclose(after, size * before, rtol=1e-3)
@@ -128,7 +128,7 @@ def test_vary_window_moves_nuclei_as_one_and_measures_them_as_the_turned_picture
         assert torch.allclose(new.det(), size**4 * old.det(), rtol=1e-2)
         assert torch.equal(varied["assoc_matrix"], window["assoc_matrix"])
         assert varied["coords"].min() >= 0
-    same = vary_window(window, stream(3, "test"))
+    same = augment_window(window, torch_rng(3, "test"))
     assert torch.equal(same["coords"], varied["coords"])
 
 
@@ -138,10 +138,10 @@ def test_vary_window_turns_the_inertia_with_the_place():
     masks[:, 10:50, 28:31] = 1
     tracks = torch.tensor([[1, 0, 2, 0]])
     long = {"video": masks[:, None].float(), "masks": masks, "tracks": tracks}
-    window = clip_windows(long, 3)[0]
+    window = make_clip_windows(long, 3)[0]
     window["coords"] = torch.tensor([[10.0, 29.0], [50.0, 29.0], [30.0, 29.0]])
     for seed in range(6):
-        varied = vary_window(window, stream(seed, "test"))
+        varied = augment_window(window, torch_rng(seed, "test"))
         axis = varied["coords"][1] - varied["coords"][0]
         inertia = varied["features"][0, 2:6].view(2, 2)
         # The moment of inertia is smallest about the long axis.
@@ -153,7 +153,7 @@ def test_vary_window_turns_the_inertia_with_the_place():
 
 def test_soon_after_is_about_the_next_two_frames():
     times = torch.tensor([0, 1, 1, 2, 3])
-    assert soon_after(times).int().tolist() == [
+    assert keep_within_gap(times).int().tolist() == [
         [0, 1, 1, 1, 0],
         [0, 0, 0, 1, 1],
         [0, 0, 0, 1, 1],

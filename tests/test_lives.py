@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 
 from bvdm_data.clip import STAGES
-from bvdm_data.synth.cell_cycle import AFTER_INTERPHASE, BEFORE_INTERPHASE, template_weights
-from bvdm_data.synth.cells import grow_family
-from bvdm_data.synth.contours import area
+from bvdm_data.synth.cell_cycle import POST_MITOTIC, PRE_MITOTIC, weigh_templates
+from bvdm_data.synth.cells import simulate_lineage
+from bvdm_data.synth.contours import compute_polygon_area
 
-ORDER = (*BEFORE_INTERPHASE, 0, *AFTER_INTERPHASE)
+ORDER = (*POST_MITOTIC, 0, *PRE_MITOTIC)
 
 
 def family(shapes, lives, seed, frames=40, **changes):
-    return grow_family(shapes, lives, frames, np.random.default_rng(seed), 7, **changes)
+    return simulate_lineage(shapes, lives, frames, np.random.default_rng(seed), 7, **changes)
 
 
 def whole_lives(lives, frames=40):
@@ -34,7 +34,7 @@ def test_stages_of_the_cycle_are_all_six_from_anaphase_to_metaphase():
 
 @pytest.mark.parametrize("stages", [[0], [0, 0, 0], [4, 5, 0, 0, 0, 1, 2, 3], [0] * 500 + [1]])
 def test_template_weights_add_up_to_1(stages):
-    weights, anchors = template_weights(np.array(stages))
+    weights, anchors = weigh_templates(np.array(stages))
     assert weights.shape == (len(stages), len(anchors))
     np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-12)
     assert (weights >= 0).all()
@@ -42,7 +42,7 @@ def test_template_weights_add_up_to_1(stages):
 
 def test_template_weights_agree_with_a_slow_loop():
     stages = np.array([4, 5, 5, 0, 0, 0, 0, 1, 2, 3])
-    weights, anchors = template_weights(stages)
+    weights, anchors = weigh_templates(stages)
     assert anchors.tolist() == [0, 1, 3, 7, 8, 9]
     widths = [1, 2, 4, 1, 1, 1]
     for frame in range(len(stages)):
@@ -110,12 +110,14 @@ def test_daughters_share_the_mothers_area_at_birth(tiny_shapes, tiny_lives):
             grown = np.flatnonzero(mother.stages == 0)
             if len(mother.stages) > 4 and grown[-1] >= 3:  # as large as she will be
                 born = [
-                    float(area(life.radii[0])) for life in lives if life.parent == mother.identity
+                    float(compute_polygon_area(life.radii[0]))
+                    for life in lives
+                    if life.parent == mother.identity
                 ]
-                body = float(area(mother.radii[grown[-1]]))
+                body = float(compute_polygon_area(mother.radii[grown[-1]]))
                 small = next(life for life in lives if life.parent == mother.identity).stages[0]
                 share = tiny_lives.area_of_age[0]
-                assert small in BEFORE_INTERPHASE or small == 0
+                assert small in POST_MITOTIC or small == 0
                 assert sum(born) == pytest.approx(2 * share * body, rel=1e-9)
                 assert 0.3 <= born[0] / sum(born) <= 0.7
                 seen += 1
@@ -127,9 +129,9 @@ def test_every_nucleus_has_the_area_of_its_age_and_stage(tiny_shapes, tiny_lives
     for life in family(tiny_shapes, same, 0, jitter=0.0):
         if life.parent:
             age = np.minimum(np.arange(len(life.stages)), 3)
-            dividing = np.isin(life.stages, AFTER_INTERPHASE)
+            dividing = np.isin(life.stages, PRE_MITOTIC)
             relative = np.where(dividing, same.area_of_stage[life.stages], same.area_of_age[age])
-            np.testing.assert_allclose(area(life.radii), 400 * relative)
+            np.testing.assert_allclose(compute_polygon_area(life.radii), 400 * relative)
 
 
 def test_sisters_are_about_as_bright_as_each_other(tiny_shapes, tiny_lives):
@@ -208,7 +210,7 @@ def test_no_jitter_and_no_modes_leave_the_outline_at_the_template(tiny_shapes, t
         mean=np.repeat(tiny_shapes.mean[:1], 6, 0),
         modes=np.zeros_like(tiny_shapes.modes),
     )
-    body = float(area(still.mean[0]))
+    body = float(compute_polygon_area(still.mean[0]))
     grown = replace(
         tiny_lives,
         body=np.array([body, body]),

@@ -6,13 +6,13 @@ from scipy.stats import norm
 
 from bvdm_data.evaluation.nucleus_features import (
     RINGS,
-    local_background,
-    look_at_all,
+    estimate_local_background,
+    list_detections,
+    measure_appearance,
     measure_noise,
-    sight,
 )
-from bvdm_data.evaluation.video_statistics import measure_lives, measure_motion
-from bvdm_data.fitting.video import background_light
+from bvdm_data.evaluation.video_statistics import measure_divisions, measure_motion
+from bvdm_data.fitting.video import estimate_background
 
 SHAPE = (120, 160)
 
@@ -25,8 +25,8 @@ def painted(*ellipses):
 
 
 def looks_of(clip):
-    seen = sight([clip])
-    return seen, look_at_all([clip], seen)
+    seen = list_detections([clip])
+    return seen, measure_appearance([clip], seen)
 
 
 def test_circle_and_ellipse_have_their_known_shape():
@@ -168,7 +168,7 @@ def test_local_background_is_that_of_the_fit():
     slope = np.linspace(0, 0.02, SHAPE[1])[None]
     grey = 0.07 + slope + 0.002 * draws.standard_normal(SHAPE) + 0.1 * (masks > 0)
     grey = grey.astype(np.float32)
-    ours, theirs = local_background(grey, masks), background_light(grey, masks)
+    ours, theirs = estimate_local_background(grey, masks), estimate_background(grey, masks)
     assert ours.dtype == np.float32
     assert np.abs(ours - theirs).max() < 3e-4
 
@@ -200,7 +200,7 @@ def moving(centres, radius=10):
 
 def test_steps_and_turns_are_those_that_were_drawn():
     clip = moving([(60, 60), (60, 64), (60, 68), (63, 68), (63, 68)])
-    motion = measure_motion(sight([clip]))
+    motion = measure_motion(list_detections([clip]))
     assert motion.step.tolist() == [4, 4, 3, 0]
     assert motion.turning.tolist() == [0, 90]  # the last step has no direction
     assert motion.growth.tolist() == [1, 1, 1, 1]
@@ -208,10 +208,10 @@ def test_steps_and_turns_are_those_that_were_drawn():
 
 def test_steps_across_clips_gaps_and_edges_do_not_count():
     clips = [moving([(60, 60), (60, 64)]), moving([(60, 90), (60, 155)])]
-    assert measure_motion(sight(clips)).step.tolist() == [4]
+    assert measure_motion(list_detections(clips)).step.tolist() == [4]
     clip = moving([(60, 60), (60, 64), (60, 68)])
     clip["masks"][1] = 0
-    assert len(measure_motion(sight([clip])).step) == 0
+    assert len(measure_motion(list_detections([clip])).step) == 0
 
 
 def family(frames=14, birth=10):
@@ -228,7 +228,7 @@ def family(frames=14, birth=10):
 
 def test_division_is_measured():
     clip = family()
-    lives = measure_lives([clip], sight([clip]))
+    lives = measure_divisions([clip], list_detections([clip]))
     assert lives.divisions == 1
     assert lives.chances == 10 + 2 * 3
     assert lives.dip.tolist() == [180 / 400]
@@ -239,7 +239,7 @@ def test_division_is_measured():
 
 def test_short_clip_shows_the_sisters_but_not_the_mother_before():
     clip = family(frames=6, birth=4)
-    lives = measure_lives([clip], sight([clip]))
+    lives = measure_divisions([clip], list_detections([clip]))
     assert lives.sisters.tolist() == [0.8]
     assert len(lives.dip) == len(lives.daughter) == 0
 
@@ -249,20 +249,20 @@ def test_cycle_is_seen_from_birth_to_division():
     clip["tracks"] = as_clip(
         [], [], [(1, 0, 2, 0), (2, 3, 9, 1), (3, 3, 13, 1), (4, 10, 13, 2), (5, 10, 13, 2)]
     )["tracks"]
-    assert measure_lives([clip], sight([clip])).cycle.tolist() == [7]
+    assert measure_divisions([clip], list_detections([clip])).cycle.tolist() == [7]
 
 
 def test_track_that_goes_on_under_another_id_is_no_division():
     clip = family()
     clip["tracks"][2] = 0
-    assert measure_lives([clip], sight([clip])).divisions == 0
+    assert measure_divisions([clip], list_detections([clip])).divisions == 0
 
 
 def test_clips_need_masks_and_tracks():
     clip = draw_film(frames=1)
-    seen = sight([clip])
+    seen = list_detections([clip])
     bare = {key: clip[key] for key in ("video", "masks")}
     with pytest.raises(ValueError, match=r"clips must have tracks .* in clip 0"):
-        measure_lives([bare], seen)
+        measure_divisions([bare], seen)
     with pytest.raises(ValueError, match=r"clips must have masks .*\['video'\] in clip 1"):
-        sight([clip, {"video": clip["video"]}])
+        list_detections([clip, {"video": clip["video"]}])

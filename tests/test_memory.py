@@ -9,8 +9,8 @@ from fitted import crops_of, ellipse, filled
 from painters import LinearPainter, OneCallPainter
 
 from bvdm_data.fitting import texture_noise as memories
-from bvdm_data.fitting.texture_noise import LEAST_PAIRS, USUAL, fit_memory
-from bvdm_data.synth.contours import ShapeModel, autoregressive
+from bvdm_data.fitting.texture_noise import DEFAULT, LEAST_PAIRS, fit_noise_autocorrelation
+from bvdm_data.synth.contours import ShapeModel, draw_ar1
 from bvdm_data.synth.scene import SceneSettings
 from bvdm_data.synth.textures import TextureModel
 
@@ -25,7 +25,7 @@ def textured(memory, fresh, tracks=6, frames=8, seed=0):
     track = np.repeat(np.arange(1, tracks + 1), frames)
     crops = crops_of(masks, track, np.tile(np.arange(frames), tracks))
     for number in range(1, tracks + 1):
-        lasting = autoregressive(frames, np.full(mask.sum(), memory), draws)
+        lasting = draw_ar1(frames, np.full(mask.sum(), memory), draws)
         passing = draws.standard_normal(lasting.shape)
         grain = np.sqrt(1 - fresh) * lasting + np.sqrt(fresh) * passing
         light = np.zeros((frames, 96, 96))
@@ -65,7 +65,7 @@ def measured(monkeypatch, generator, real, painted, filmed=None):
 
     monkeypatch.setattr(memories, "_of_film", film)
     crops = crops_of(np.ones((2, 3, 3), bool), [1, 2], [0, 0])
-    return fit_memory(crops, np.zeros(2, np.int8), generator)
+    return fit_noise_autocorrelation(crops, np.zeros(2, np.int8), generator)
 
 
 def kept(texture, lag):
@@ -111,7 +111,7 @@ def test_an_answer_that_falls_by_chance_is_made_to_rise(monkeypatch, generator):
 def test_with_one_lag_or_none_the_usual_memory_is_taken(monkeypatch, generator):
     for real in ({}, {1: 0.9}):
         found = measured(monkeypatch, generator, real, lambda *_: pytest.fail("painted"))
-        assert found == (USUAL, real)
+        assert found == (DEFAULT, real)
 
 
 def test_what_a_film_loses_beside_is_made_up_for_by_noise_that_lasts(monkeypatch, generator):
@@ -143,7 +143,7 @@ def test_a_film_that_shows_too_little_corrects_nothing(monkeypatch, generator):
     once, _ = measured(monkeypatch, generator, real, lambda noise, _: noise)
     monkeypatch.setattr(memories, "_of_film", lambda *_: {1: 0.2})
     crops = crops_of(np.ones((2, 3, 3), bool), [1, 2], [0, 0])
-    assert fit_memory(crops, np.zeros(2, np.int8), generator) == (once, real)
+    assert fit_noise_autocorrelation(crops, np.zeros(2, np.int8), generator) == (once, real)
 
 
 # The video
@@ -151,14 +151,14 @@ def test_a_film_that_shows_too_little_corrects_nothing(monkeypatch, generator):
 
 def of_video(crops, stages=None):
     stages = np.zeros(len(crops.track), np.int8) if stages is None else stages
-    return memories._of_video(crops, stages, 0)
+    return memories._measure_video(crops, stages, 0)
 
 
 def test_a_video_of_few_pairs_tells_nothing(generator):
     crops = textured(0.9, 0.1, tracks=LEAST_PAIRS // 7, frames=8)
     assert of_video(crops) == {}
-    found = fit_memory(crops, np.zeros(len(crops.track), np.int8), generator)
-    assert found == (USUAL, {})
+    found = fit_noise_autocorrelation(crops, np.zeros(len(crops.track), np.int8), generator)
+    assert found == (DEFAULT, {})
 
 
 def test_textures_that_stay_correlate_and_others_do_not(monkeypatch):
@@ -216,7 +216,7 @@ def test_what_was_planted_in_a_video_is_found_through_the_painter(generator, mon
     monkeypatch.setattr(memories, "_of_film", lambda *_: {})
     crops = textured(0.95, 0.15, tracks=20)
     state = torch.get_rng_state()
-    found, real = fit_memory(crops, np.zeros(len(crops.track), np.int8), generator)
+    found, real = fit_noise_autocorrelation(crops, np.zeros(len(crops.track), np.int8), generator)
     assert torch.equal(torch.get_rng_state(), state)
     assert set(real) == set(LAGS)
     for lag in LAGS:
@@ -227,7 +227,7 @@ def test_a_film_is_measured_as_the_video_is(generator, monkeypatch):
     monkeypatch.setattr(memories, "FILM", SceneSettings(frames=6, size=(220, 220), nuclei=14))
     lives = replace(generator.lives, cycle=np.array([5.0, 0.1]))
     long, short = (
-        memories._of_film(
+        memories._measure_synthetic(
             replace(generator, lives=lives, texture=TextureModel(memory=memory, fresh=0.0)), 0
         )
         for memory in (1.0, 0.0)

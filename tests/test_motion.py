@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from rasters import label
 
-from bvdm_data.synth.contours import area
-from bvdm_data.synth.motion import film
+from bvdm_data.synth.contours import compute_polygon_area
+from bvdm_data.synth.motion import simulate_motion
 from bvdm_data.synth.placement import CONTACT, MARGIN
 
 SIZE = (96, 128)
@@ -20,7 +20,7 @@ def play(tiny_shapes, tiny_lives, tiny_motion):
         models = {"shapes": tiny_shapes, "lives": tiny_lives, "motion": tiny_motion} | {
             key: changes.pop(key) for key in ("shapes", "lives", "motion") if key in changes
         }
-        return film(**models, **scene | changes, generator=np.random.default_rng(seed))
+        return simulate_motion(**models, **scene | changes, generator=np.random.default_rng(seed))
 
     return play
 
@@ -70,7 +70,9 @@ def test_without_a_number_the_density_is_that_of_the_video(play, tiny_motion):
 def test_founders_keep_the_distance_of_contact(play):
     for seed in range(5):
         founders = [path for path in play(seed, nuclei=8) if path.life.first == 0]
-        radii = [float(np.sqrt(area(path.life.radii[0]) / np.pi)) for path in founders]
+        radii = [
+            float(np.sqrt(compute_polygon_area(path.life.radii[0]) / np.pi)) for path in founders
+        ]
         for one, path in enumerate(founders):
             for other in range(one):
                 apart = np.linalg.norm(path.centres[0] - founders[other].centres[0])
@@ -89,7 +91,9 @@ def test_daughters_that_are_born_in_one_place_are_pushed_apart(play, lonely):
     assert len(pairs) > 10
     for one, other in pairs:
         apart = np.linalg.norm(one.centres[4] - other.centres[4])
-        radii = sum(np.sqrt(area(twin.life.radii[4]) / np.pi) for twin in (one, other))
+        radii = sum(
+            np.sqrt(compute_polygon_area(twin.life.radii[4]) / np.pi) for twin in (one, other)
+        )
         assert apart > 0.9 * CONTACT * radii
 
 

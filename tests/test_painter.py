@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from painters import LinearPainter, random_painter, wavy
 
-from bvdm_data.synth.contours import rasterise
+from bvdm_data.synth.contours import test_inside
 from bvdm_data.synth.denoiser import (
-    REACH,
-    START,
-    Painter,
-    PainterSettings,
-    denoise,
-    edge_map,
-    patch_grid,
+    SDF_CLIP,
+    T_MAX,
+    Denoiser,
+    DenoiserConfig,
+    compute_signed_distance_map,
+    make_pixel_grid,
+    run_dpm_solver,
 )
 
 # Settings
@@ -41,7 +41,7 @@ from bvdm_data.synth.denoiser import (
 )
 def test_painter_settings_refuse_sizes_that_make_no_network(changes, words):
     with pytest.raises(ValueError, match=words):
-        PainterSettings(**changes)
+        DenoiserConfig(**changes)
 
 
 # The network
@@ -54,7 +54,7 @@ def asked():
     inputs = {
         "noisy": noise,
         "level": torch.tensor([0.4, 0.4]),
-        "edge": edge_map(torch.tensor([[10.0] * 60, [14.0] * 60]), 48),
+        "edge": compute_signed_distance_map(torch.tensor([[10.0] * 60, [14.0] * 60]), 48),
         "brightness": torch.tensor([0.1, 0.2]),
         "stage": torch.tensor([0, 3]),
     }
@@ -72,7 +72,7 @@ def test_the_velocity_has_the_shape_of_the_pictures(asked):
     "changes",
     [
         {"level": torch.tensor([0.5, 0.4])},
-        {"edge": edge_map(torch.tensor([[11.0] * 60, [14.0] * 60]), 48)},
+        {"edge": compute_signed_distance_map(torch.tensor([[11.0] * 60, [14.0] * 60]), 48)},
         {"brightness": torch.tensor([0.12, 0.2])},
         {"stage": torch.tensor([1, 3])},
         {"stage": torch.tensor([-1, 3])},
@@ -104,7 +104,7 @@ def test_darkness_below_zero_is_taken_as_zero(asked):
 )
 def test_to_light_undoes_to_picture(brightness, floor, value):
     with torch.random.fork_rng(devices=[]):
-        painter = Painter(PainterSettings(patch=16, floor=floor, channels=(16, 16, 16)))
+        painter = Denoiser(DenoiserConfig(patch=16, floor=floor, channels=(16, 16, 16)))
     light = torch.full((1, 16, 16), value)
     light[0, 3, 4] = 0
     given_light = torch.tensor([brightness])
@@ -127,7 +127,7 @@ def test_a_bright_nucleus_is_about_one_and_a_dim_one_is_less(tiny_generator):
 
 
 def test_the_middle_of_a_patch_lies_between_its_central_pixels():
-    grid = patch_grid(16)
+    grid = make_pixel_grid(16)
     assert grid.shape == (2, 16, 16)
     assert (grid[:, 7, 8]).tolist() == [-0.5, 0.5]
     assert torch.equal(grid, -grid.flip(1, 2))
@@ -137,7 +137,7 @@ def test_the_middle_of_a_patch_lies_between_its_central_pixels():
 @settings(max_examples=25)
 @given(radii=st.lists(st.floats(3.0, 22.0), min_size=8, max_size=8))
 def test_the_edge_map_is_the_distance_along_the_ray(radii):
-    found = edge_map(torch.tensor([radii, radii[::-1]]), 48)
+    found = compute_signed_distance_map(torch.tensor([radii, radii[::-1]]), 48)
     assert found.shape == (2, 1, 48, 48)
     line = np.arange(48) - 23.5
     y, x = line[:, None], line[None]
@@ -145,14 +145,14 @@ def test_the_edge_map_is_the_distance_along_the_ray(radii):
     corners = np.append(np.arange(8), 8) * np.pi / 4
     for one, plane in zip((radii, radii[::-1]), found[:, 0].numpy(), strict=True):
         outline = np.interp(angle, corners, [*one, one[0]])
-        wanted = np.clip((np.hypot(y, x) - outline) / REACH, -1, 1)
+        wanted = np.clip((np.hypot(y, x) - outline) / SDF_CLIP, -1, 1)
         np.testing.assert_allclose(plane, wanted, atol=1e-4)
 
 
 def test_the_edge_map_is_negative_exactly_inside():
     radii = torch.from_numpy(wavy(4)).float()
-    y, x = patch_grid(48)[:, None].expand(2, 4, -1, -1)
-    assert torch.equal(edge_map(radii, 48)[:, 0] <= 0, rasterise(radii, y, x))
+    y, x = make_pixel_grid(48)[:, None].expand(2, 4, -1, -1)
+    assert torch.equal(compute_signed_distance_map(radii, 48)[:, 0] <= 0, test_inside(radii, y, x))
 
 
 # From noise to pictures
@@ -161,14 +161,14 @@ def test_the_edge_map_is_negative_exactly_inside():
 def given_to(count=1, seed=0):
     """Return noise, outlines as edge maps, brightness and stage of some nuclei."""
     noise = torch.randn((count, 1, 48, 48), generator=torch.Generator().manual_seed(seed))
-    edge = edge_map(torch.from_numpy(wavy(count)).float(), 48)
+    edge = compute_signed_distance_map(torch.from_numpy(wavy(count)).float(), 48)
     return noise, edge, torch.linspace(0.05, 0.3, count), torch.zeros(count, dtype=torch.long)
 
 
 def flowed(painter, noise, edge, brightness):
     """Return where the exact probability flow of normal pictures ends."""
     mean = painter.mean(edge, brightness)
-    start = START * math.pi / 2
+    start = T_MAX * math.pi / 2
     drawn = noise - math.cos(start) * mean
     drawn /= math.hypot(math.cos(start) * painter.spread, math.sin(start))
     return mean + painter.spread * drawn
@@ -177,9 +177,9 @@ def flowed(painter, noise, edge, brightness):
 @pytest.mark.parametrize("steps", [1, 4, 9])
 def test_each_step_calls_the_network_once_at_a_lower_level(steps):
     painter = LinearPainter()
-    denoise(painter, *insert_steps(given_to(), steps))
+    run_dpm_solver(painter, *insert_steps(given_to(), steps))
     assert len(painter.levels) == steps
-    assert painter.levels[0] == pytest.approx(START)
+    assert painter.levels[0] == pytest.approx(T_MAX)
     assert painter.levels == sorted(painter.levels, reverse=True)
     assert len(set(painter.levels)) == steps
     assert painter.levels[-1] > 0
@@ -193,15 +193,15 @@ def insert_steps(inputs, steps):
 def test_pictures_that_are_all_alike_are_met_in_any_number_of_steps(steps):
     painter = LinearPainter(spread=0.0)
     noise, edge, brightness, stage = given_to(3)
-    found = denoise(painter, noise, steps, edge, brightness, stage)
+    found = run_dpm_solver(painter, noise, steps, edge, brightness, stage)
     torch.testing.assert_close(found, painter.mean(edge, brightness), rtol=0, atol=1e-5)
 
 
 def test_one_step_gives_the_expected_picture():
     painter = LinearPainter(spread=0.5)
     noise, edge, brightness, stage = given_to(2)
-    found = denoise(painter, noise, 1, edge, brightness, stage)
-    cos, sin = math.cos(START * math.pi / 2), math.sin(START * math.pi / 2)
+    found = run_dpm_solver(painter, noise, 1, edge, brightness, stage)
+    cos, sin = math.cos(T_MAX * math.pi / 2), math.sin(T_MAX * math.pi / 2)
     mean = painter.mean(edge, brightness)
     wanted = mean + cos * 0.25 / (cos**2 * 0.25 + sin**2) * (noise - cos * mean)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
@@ -213,7 +213,7 @@ def test_more_steps_come_nearer_to_the_flow_of_normal_pictures(spread):
     noise, edge, brightness, stage = given_to(2)
     wanted = flowed(painter, noise, edge, brightness)
     roots = [
-        float((denoise(painter, noise, steps, edge, brightness, stage) - wanted).std())
+        float((run_dpm_solver(painter, noise, steps, edge, brightness, stage) - wanted).std())
         for steps in (2, 8, 32, 64, 128)
     ]
     for more, fewer in itertools.pairwise(roots[::-1]):
@@ -246,10 +246,10 @@ def test_the_steps_are_those_of_the_second_order_multistep_solver():
     noise, edge, brightness, stage = given_to(2)
     painter = random_painter(spread=0.2)
     counter = LinearPainter()
-    denoise(counter, noise, 7, edge, brightness, stage)
+    run_dpm_solver(counter, noise, 7, edge, brightness, stage)
     angles = np.array(counter.levels, float) * math.pi / 2
     wanted = multistep(painter, noise, angles, edge, brightness, stage)
-    found = denoise(painter, noise, 7, edge, brightness, stage)
+    found = run_dpm_solver(painter, noise, 7, edge, brightness, stage)
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
 
 
@@ -258,9 +258,9 @@ def test_noise_that_changes_a_little_gives_a_picture_that_changes_a_little():
     noise, edge, brightness, stage = given_to(2)
     change = torch.randn(noise.shape, generator=torch.Generator().manual_seed(9))
     one, other = (
-        denoise(painter, some, 6, edge, brightness, stage)
+        run_dpm_solver(painter, some, 6, edge, brightness, stage)
         for some in (noise, noise + 0.01 * change)
     )
     assert 0 < (one - other).std() < 0.01
-    again = denoise(painter, noise, 6, edge, brightness, stage)
+    again = run_dpm_solver(painter, noise, 6, edge, brightness, stage)
     assert torch.equal(one, again)

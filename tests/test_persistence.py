@@ -7,18 +7,18 @@ from films import as_clip, draw_film, grain
 from scipy import ndimage
 
 from bvdm_data.datasets.ctc_videos import CTCVideos
-from bvdm_data.evaluation.nucleus_features import sight
+from bvdm_data.evaluation.nucleus_features import list_detections
 from bvdm_data.evaluation.video_statistics import (
-    Persistence,
-    cut_picture,
-    measure_persistence,
-    pairs_at,
+    TextureAutocorrelation,
+    cut_patch,
+    find_pairs_at_lag,
+    measure_texture_autocorrelation,
 )
-from bvdm_data.fitting.texture_noise import LAGS, aligned_correlation
+from bvdm_data.fitting.texture_noise import LAGS, correlate_registered
 
 
 def persistence_of(*clips, pairs=90):
-    return measure_persistence(clips, sight(clips), pairs=pairs)
+    return measure_texture_autocorrelation(clips, list_detections(clips), pairs=pairs)
 
 
 def medians(found):
@@ -101,7 +101,7 @@ def turned_picture(turn):
     moved = ndimage.affine_transform(image, back, offset, order=3, mode="nearest")
     label = ndimage.affine_transform(mask.astype(float), back, offset, order=1) >= 0.5
     return (
-        cut_picture(
+        cut_patch(
             grey.astype(np.float32),
             7 * where.astype(np.int32),
             7,
@@ -114,25 +114,25 @@ def turned_picture(turn):
 @pytest.mark.parametrize("turn", [0, 33, -40])
 def test_picture_is_found_again_after_a_turn_and_a_shift(turn):
     one, other = turned_picture(turn)
-    assert aligned_correlation(one, other) > 0.98
-    assert aligned_correlation(other, one) > 0.98
+    assert correlate_registered(one, other) > 0.98
+    assert correlate_registered(other, one) > 0.98
 
 
 def test_larger_turns_are_found_from_a_start_near_them():
     one, other = turned_picture(100)
-    assert aligned_correlation(one, other) < 0.8
-    found = [aligned_correlation(one, other, start=np.deg2rad(turn)) for turn in (-80, 80)]
+    assert correlate_registered(one, other) < 0.8
+    found = [correlate_registered(one, other, start=np.deg2rad(turn)) for turn in (-80, 80)]
     assert max(found) > 0.98 > 0.8 > min(found)
 
 
 def test_correlation_does_not_see_brightness_and_contrast():
     clip = draw_film(1.0, frames=2)
-    seen = sight([clip])
+    seen = list_detections([clip])
     images, masks = clip["video"][:, 0].numpy(), clip["masks"].numpy()
-    one = cut_picture(images[0], masks[0], 1, seen.centre[0])
+    one = cut_patch(images[0], masks[0], 1, seen.centre[0])
     brighter = replace(one, light=3 * one.light + 0.2)
-    assert aligned_correlation(one, brighter) == pytest.approx(1, abs=1e-3)
-    assert aligned_correlation(one, replace(one, light=-one.light)) < 0.9
+    assert correlate_registered(one, brighter) == pytest.approx(1, abs=1e-3)
+    assert correlate_registered(one, replace(one, light=-one.light)) < 0.9
 
 
 def test_nucleus_without_inside_has_no_correlation():
@@ -141,14 +141,14 @@ def test_nucleus_without_inside_has_no_correlation():
         np.zeros((60, 60), np.int32),
     )
     masks[30:34, 20:40] = 1
-    thin = cut_picture(image, masks, 1, np.array([31.5, 29.5]))
-    assert np.isnan(aligned_correlation(thin, thin))
+    thin = cut_patch(image, masks, 1, np.array([31.5, 29.5]))
+    assert np.isnan(correlate_registered(thin, thin))
 
 
 def test_nuclei_near_the_edge_of_the_frame_can_be_cut():
     image, masks = np.zeros((30, 40), np.float32), np.zeros((30, 40), np.int32)
     masks[2:12, 25:38] = 4
-    picture = cut_picture(image, masks, 4, np.array([6.5, 31.0]))
+    picture = cut_patch(image, masks, 4, np.array([6.5, 31.0]))
     assert picture.light.shape == picture.inside.shape == (49, 49)
     assert int(picture.inside.sum()) == 6 * 9  # more than 2 px deep
     assert picture.rest.tolist() == [0.5, 0.0]
@@ -160,10 +160,10 @@ def test_pairs_keep_away_from_edges_and_mitoses():
     masks[:, 40:60, 10:30] = 2  # touches the edge
     masks[:2, 10:30, 50:70] = 3
     masks[2, 10:20, 50:70] = 3  # half as large
-    seen = sight([as_clip(np.zeros(masks.shape), masks, np.zeros((4, 4)))])
+    seen = list_detections([as_clip(np.zeros(masks.shape), masks, np.zeros((4, 4)))])
 
     def found(lag):
-        rows = pairs_at(seen, lag)
+        rows = find_pairs_at_lag(seen, lag)
         return [(int(seen.identity[a]), int(seen.frame[a]), int(seen.frame[b])) for a, b in rows]
 
     assert found(1) == [(1, 0, 1), (3, 0, 1), (1, 1, 2)]
@@ -179,13 +179,13 @@ def test_short_clips_have_no_long_lags():
 
 def test_pairs_are_drawn_by_the_seed_and_over_all_clips():
     clips = [draw_film(0.5, frames=3, seed=seed) for seed in (0, 1)]
-    seen = sight(clips)
-    first, again = (measure_persistence(clips, seen, pairs=6, seed=3) for _ in range(2))
-    other = measure_persistence(clips, seen, pairs=6, seed=4)
+    seen = list_detections(clips)
+    first, again = (measure_texture_autocorrelation(clips, seen, pairs=6, seed=3) for _ in range(2))
+    other = measure_texture_autocorrelation(clips, seen, pairs=6, seed=4)
     assert np.array_equal(first.lags[1], again.lags[1])
     assert np.array_equal(first.unrelated, again.unrelated)
     assert not np.array_equal(first.lags[1], other.lags[1])
-    everything = measure_persistence(clips, seen, pairs=1000)
+    everything = measure_texture_autocorrelation(clips, seen, pairs=1000)
     assert len(everything.lags[2]) == 18
 
 
@@ -199,7 +199,7 @@ def test_film_of_one_nucleus_has_nothing_unrelated():
 
 
 def test_kept_share_is_0_at_chance_and_1_at_identity():
-    found = Persistence({1: np.array([0.4]), 2: np.array([1.0])}, np.array([0.4, 0.4]))
+    found = TextureAutocorrelation({1: np.array([0.4]), 2: np.array([1.0])}, np.array([0.4, 0.4]))
     assert (found.kept(1), found.kept(2)) == (0, 1)
 
 

@@ -3,8 +3,14 @@ import pytest
 import torch
 from PIL import Image
 
-from bvdm_data.clip import annotated, unbroken_tracks
-from bvdm_data.viz.pictures import COLOURS, animation, contact_sheet, grid, render_frame
+from bvdm_data.clip import annotate_masks, split_gaps
+from bvdm_data.viz.pictures import (
+    COLOURS,
+    render_frame,
+    write_animation,
+    write_contact_sheet,
+    write_image_grid,
+)
 
 
 def a_clip(frames=3, size=(40, 48), grey=0.5):
@@ -13,10 +19,10 @@ def a_clip(frames=3, size=(40, 48), grey=0.5):
     masks[0, 10:20, 10:20] = 1
     masks[1:, 4:12, 4:12] = 2
     masks[1:, 20:28, 30:38] = 3
-    renamed, table, _ = unbroken_tracks(masks, {2: 1, 3: 1})
+    renamed, table, _ = split_gaps(masks, {2: 1, 3: 1})
     return {
         "video": torch.from_numpy((masks > 0) * np.float32(grey))[:, None],
-        **annotated(renamed, table, ("masks", "tracks"), 8),
+        **annotate_masks(renamed, table, ("masks", "tracks"), 8),
         "index": torch.tensor(0),
         "source": torch.tensor(1, dtype=torch.int8),
     }
@@ -131,52 +137,52 @@ def test_render_frame_refuses(arguments, message):
 def test_contact_sheet_shows_all_clips_at_one_grey_scale(tmp_path):
     path = tmp_path / "sheet.png"
     clips = {"bright": a_clip(grey=0.8), "dim": a_clip(grey=0.2)}
-    contact_sheet(clips, path, frames=[0], gamma=1)
+    write_contact_sheet(clips, path, frames=[0], gamma=1)
     dim = round(255 * 0.2 / 0.8)
     # Magnified by 4 a nucleus is 40 x 40, drawn once plain and once with an outline and an id.
     assert 1600 < shown(pixels(path), dim) < 3200
 
 
 def test_contact_sheet_takes_a_given_grey_range(tmp_path):
-    contact_sheet({"a": a_clip()}, tmp_path / "a.png", grey_range=(0, 1), gamma=1, frames=[0])
+    write_contact_sheet({"a": a_clip()}, tmp_path / "a.png", grey_range=(0, 1), gamma=1, frames=[0])
     assert shown(pixels(tmp_path / "a.png"), 128) > 1600
 
 
 def test_contact_sheet_of_a_long_clip_shows_eight_frames(tmp_path):
-    contact_sheet({"long": a_clip(frames=30)}, tmp_path / "long.png")
-    contact_sheet({"long": a_clip(frames=30)}, tmp_path / "all.png", frames=range(30))
+    write_contact_sheet({"long": a_clip(frames=30)}, tmp_path / "long.png")
+    write_contact_sheet({"long": a_clip(frames=30)}, tmp_path / "all.png", frames=range(30))
     assert pixels(tmp_path / "long.png").shape[1] < 9 * 4 * 48 + 100
     assert pixels(tmp_path / "all.png").shape[1] > 30 * 4 * 48
 
 
 def test_contact_sheet_gives_a_clip_without_masks_one_row(tmp_path):
     clip = a_clip()
-    contact_sheet({"a": clip}, tmp_path / "two.png")
-    contact_sheet({"a": {"video": clip["video"]}}, tmp_path / "one.png")
+    write_contact_sheet({"a": clip}, tmp_path / "two.png")
+    write_contact_sheet({"a": {"video": clip["video"]}}, tmp_path / "one.png")
     two, one = (pixels(tmp_path / name).shape[0] for name in ("two.png", "one.png"))
     assert two - one == 4 * 40 + 6
 
 
 def test_contact_sheet_shows_clips_of_different_sizes_and_of_one_grey(tmp_path):
     clips = {"a": a_clip(size=(40, 90)), "b": a_clip(size=(160, 40)), "even": a_clip(grey=0)}
-    contact_sheet(clips, tmp_path / "deep" / "folder" / "sheet.png")
+    write_contact_sheet(clips, tmp_path / "deep" / "folder" / "sheet.png")
     assert (tmp_path / "deep" / "folder" / "sheet.png").is_file()
 
 
 def test_contact_sheet_refuses_a_frame_that_a_clip_has_not(tmp_path):
     with pytest.raises(IndexError, match="frames must be from 0 to 2 for 'short', got 3"):
-        contact_sheet({"short": a_clip()}, tmp_path / "a.png", frames=[0, 3])
+        write_contact_sheet({"short": a_clip()}, tmp_path / "a.png", frames=[0, 3])
     with pytest.raises(ValueError, match="frames must name at least one frame"):
-        contact_sheet({"short": a_clip()}, tmp_path / "a.png", frames=[])
+        write_contact_sheet({"short": a_clip()}, tmp_path / "a.png", frames=[])
 
 
 def test_contact_sheet_refuses_to_show_nothing(tmp_path):
     with pytest.raises(ValueError, match="clips must hold at least one clip, got none"):
-        contact_sheet({}, tmp_path / "a.png")
+        write_contact_sheet({}, tmp_path / "a.png")
 
 
 def test_animation_has_all_frames_at_the_speed_asked_for_and_goes_on_for_ever(tmp_path):
-    animation(a_clip(frames=5), tmp_path / "a.gif", frames_per_second=5)
+    write_animation(a_clip(frames=5), tmp_path / "a.gif", frames_per_second=5)
     with Image.open(tmp_path / "a.gif") as image:
         assert image.n_frames == 5
         assert image.info["duration"] == 200
@@ -184,7 +190,7 @@ def test_animation_has_all_frames_at_the_speed_asked_for_and_goes_on_for_ever(tm
 
 
 def test_animation_shows_the_plain_video_left_and_colours_right(tmp_path):
-    animation(a_clip(), tmp_path / "a.gif")
+    write_animation(a_clip(), tmp_path / "a.gif")
     for frame in gif_frames(tmp_path / "a.gif"):
         coloured = np.ptp(frame, axis=-1) > 20
         middle = frame.shape[1] // 2
@@ -194,9 +200,9 @@ def test_animation_shows_the_plain_video_left_and_colours_right(tmp_path):
 
 def test_animation_draws_a_line_from_the_mother_in_the_frame_of_the_division_only(tmp_path):
     clip = a_clip()
-    animation(clip, tmp_path / "with.gif")
+    write_animation(clip, tmp_path / "with.gif")
     clip["tracks"][:, 3] = 0
-    animation(clip, tmp_path / "without.gif")
+    write_animation(clip, tmp_path / "without.gif")
     pairs = zip(
         gif_frames(tmp_path / "with.gif"), gif_frames(tmp_path / "without.gif"), strict=True
     )
@@ -206,8 +212,8 @@ def test_animation_draws_a_line_from_the_mother_in_the_frame_of_the_division_onl
 
 
 def test_animation_magnifies_small_clips_and_leaves_large_ones(tmp_path):
-    animation(a_clip(size=(250, 256), frames=2), tmp_path / "small.gif")
-    animation({"video": torch.rand(2, 1, 300, 600)}, tmp_path / "large.gif")
+    write_animation(a_clip(size=(250, 256), frames=2), tmp_path / "small.gif")
+    write_animation({"video": torch.rand(2, 1, 300, 600)}, tmp_path / "large.gif")
     with Image.open(tmp_path / "small.gif") as small, Image.open(tmp_path / "large.gif") as large:
         assert small.width > 2 * 512
         assert 600 < large.width < 650
@@ -216,12 +222,12 @@ def test_animation_magnifies_small_clips_and_leaves_large_ones(tmp_path):
 @pytest.mark.parametrize("speed", [0, -1, 51, float("nan")])
 def test_animation_refuses_a_speed_that_no_viewer_shows(tmp_path, speed):
     with pytest.raises(ValueError, match="frames_per_second must be above 0, at most 50, got"):
-        animation(a_clip(), tmp_path / "a.gif", frames_per_second=speed)
+        write_animation(a_clip(), tmp_path / "a.gif", frames_per_second=speed)
 
 
 def test_grid_places_the_images_row_by_row(tmp_path):
     images = torch.tensor([0.0, 0.4, 0.6, 0.8, 1.0]).reshape(5, 1, 1).expand(5, 10, 10)
-    grid(images, tmp_path / "g.png", columns=3, magnify=2)
+    write_image_grid(images, tmp_path / "g.png", columns=3, magnify=2)
     sheet = pixels(tmp_path / "g.png")
     centres = [(20, 20), (20, 46), (20, 72), (46, 20), (46, 46)]
     assert [int(sheet[place][0]) for place in centres] == [0, 102, 153, 204, 255]
@@ -230,9 +236,9 @@ def test_grid_places_the_images_row_by_row(tmp_path):
 
 def test_grid_makes_room_for_titles(tmp_path):
     images = np.random.default_rng(0).random((4, 10, 10))
-    grid(images, tmp_path / "plain.png", columns=2)
-    grid(images, tmp_path / "a.png", columns=2, titles=["mean", "a rather long title"])
-    grid(images, tmp_path / "b.png", columns=2, row_titles=["first", "second"])
+    write_image_grid(images, tmp_path / "plain.png", columns=2)
+    write_image_grid(images, tmp_path / "a.png", columns=2, titles=["mean", "a rather long title"])
+    write_image_grid(images, tmp_path / "b.png", columns=2, row_titles=["first", "second"])
     plain, above, left = (pixels(tmp_path / n).shape for n in ("plain.png", "a.png", "b.png"))
     assert above[0] > plain[0]
     assert above[1] > plain[1]
@@ -254,21 +260,21 @@ def test_grid_makes_room_for_titles(tmp_path):
 def test_grid_refuses(tmp_path, arguments, message):
     given = {"images": torch.zeros(3, 4, 4), "columns": 2, **arguments}
     with pytest.raises(ValueError, match=message):
-        grid(path=tmp_path / "g.png", **given)
+        write_image_grid(path=tmp_path / "g.png", **given)
 
 
 def test_pictures_refuse_a_path_of_another_suffix(tmp_path):
     with pytest.raises(ValueError, match=r"path must end in '.png', got '.*a.jpg'"):
-        contact_sheet({"a": a_clip()}, tmp_path / "a.jpg")
+        write_contact_sheet({"a": a_clip()}, tmp_path / "a.jpg")
     with pytest.raises(ValueError, match=r"path must end in '.gif' or '.mp4', got '.*a.png'"):
-        animation(a_clip(), tmp_path / "a.png")
+        write_animation(a_clip(), tmp_path / "a.png")
     with pytest.raises(ValueError, match=r"path must end in '.png', got '.*a'"):
-        grid(torch.zeros(1, 2, 2), str(tmp_path / "a"), columns=1)
+        write_image_grid(torch.zeros(1, 2, 2), str(tmp_path / "a"), columns=1)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_pictures_leave_nothing_else_in_the_folder_and_replace_what_was_there(tmp_path):
     (tmp_path / "a.png").write_text("old")
-    grid(torch.rand(2, 5, 5), tmp_path / "a.png", columns=2)
+    write_image_grid(torch.rand(2, 5, 5), tmp_path / "a.png", columns=2)
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
     assert pixels(tmp_path / "a.png").ndim == 3

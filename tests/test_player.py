@@ -14,9 +14,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from bvdm_data.cli import cli
-from bvdm_data.clip import annotated, unbroken_tracks
-from bvdm_data.viz.pictures import COLOURS, animation, write_mp4
-from bvdm_data.viz.player import player
+from bvdm_data.clip import annotate_masks, split_gaps
+from bvdm_data.viz.pictures import COLOURS, write_animation, write_mp4
+from bvdm_data.viz.player import write_player
 
 SEEDS, DENSITIES = ("3", "4"), ("1 x", "2 x", "3 x")
 
@@ -28,11 +28,11 @@ def a_clip(seed=0, frames=5, size=(40, 48), first_id=1):
     masks[2:, 4:12, 0:12] = 2
     masks[2:, 12:20, 0:12] = 3
     masks[:, 30:39, 20:48] = 4
-    renamed, table, _ = unbroken_tracks(masks, {2: 1, 3: 1})
+    renamed, table, _ = split_gaps(masks, {2: 1, 3: 1})
     ramp = np.linspace(0, 0.3, size[1], dtype=np.float32) + 0.05 * np.arange(frames)[:, None, None]
     clip = {
         "video": torch.from_numpy((ramp + 0.4 * (masks > 0)).astype(np.float32))[:, None],
-        **annotated(renamed, table, ("masks", "tracks"), 8),
+        **annotate_masks(renamed, table, ("masks", "tracks"), 8),
     }
     if first_id > 1:
         clip["masks"] = torch.where(clip["masks"] > 0, clip["masks"] + first_id - 1, 0)
@@ -51,7 +51,7 @@ def clips():
 @pytest.fixture(scope="module")
 def page(clips, tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "player.html"
-    player(clips, path, title="A < B", note="Made for a test.", grey_range=(0, 1), gamma=1)
+    write_player(clips, path, title="A < B", note="Made for a test.", grey_range=(0, 1), gamma=1)
     return path.read_text(encoding="utf-8")
 
 
@@ -103,19 +103,19 @@ def test_ids_lineage_and_colours_of_a_page_are_those_of_the_clips(clips, page):
 def test_an_id_above_8_bits_is_kept(tmp_path):
     path = tmp_path / "player.html"
     clip = a_clip(first_id=60_000)
-    player({("0", "1"): clip}, path)
+    write_player({("0", "1"): clip}, path)
     (packed,) = data_of(path.read_text(encoding="utf-8"))["clips"]
     assert (shown_masks(packed) == clip["masks"].numpy()).all()
     clip["masks"][0, 0, 0] = 65_536
     with pytest.raises(ValueError, match=r"ids up to 65535, got id 65536 in clip \('0', '1'\)"):
-        player({("0", "1"): clip}, path)
+        write_player({("0", "1"): clip}, path)
 
 
 def test_all_clips_of_a_page_have_one_grey_scale(tmp_path):
     path = tmp_path / "player.html"
     dim, bright = a_clip(), a_clip()
     dim["video"] = dim["video"] / 4
-    player({("0", "dim"): dim, ("0", "bright"): bright}, path, gamma=1)
+    write_player({("0", "dim"): dim, ("0", "bright"): bright}, path, gamma=1)
     page = path.read_text(encoding="utf-8")
     first, second = map(shown_video, data_of(page)["clips"])
     low, high = np.percentile(torch.stack([dim["video"], bright["video"]]).numpy(), (0.5, 99.8))
@@ -132,7 +132,7 @@ def test_a_page_needs_no_other_file_and_no_network(page):
 def test_titles_are_text_and_a_value_cannot_end_the_script(page, tmp_path):
     assert "<title>A &lt; B</title>" in page
     path = tmp_path / "player.html"
-    player({("</script><b>", "1"): a_clip()}, path)
+    write_player({("</script><b>", "1"): a_clip()}, path)
     hostile = path.read_text(encoding="utf-8")
     assert "</script><b>" not in hostile
     assert data_of(hostile)["values"][0] == ["</script><b>"]
@@ -160,25 +160,25 @@ def without(clip, key):
 )
 def test_clips_that_no_page_can_show_are_refused(clips, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        player(clips, tmp_path / "player.html")
+        write_player(clips, tmp_path / "player.html")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["01", 3, ("0",), (0, 1), ("0", np.int64(1))])
 def test_clips_that_are_not_by_pairs_of_texts_are_refused(name, tmp_path):
     with pytest.raises(TypeError, match="clips must be by pairs of texts, the values of the two"):
-        player({name: a_clip()}, tmp_path / "player.html")
+        write_player({name: a_clip()}, tmp_path / "player.html")
 
 
 def test_a_batch_is_no_clip_of_a_page(tmp_path):
     batch = {key: torch.stack([value, value]) for key, value in a_clip().items()}
     with pytest.raises(ValueError, match=r"clips must be single ones with video \[F, 1, H, W\]"):
-        player({("0", "1"): batch}, tmp_path / "player.html")
+        write_player({("0", "1"): batch}, tmp_path / "player.html")
 
 
 def test_a_page_has_the_end_of_its_kind(tmp_path):
     with pytest.raises(ValueError, match=r"path must end in '.html', got '.*page.htm'"):
-        player({("0", "1"): a_clip()}, tmp_path / "page.htm")
+        write_player({("0", "1"): a_clip()}, tmp_path / "page.htm")
 
 
 def test_preview_writes_a_page_of_seeds_and_densities_and_a_film(tiny_model, tmp_path):
@@ -216,7 +216,7 @@ def test_preview_refuses_a_page_of_nothing(option, message):
 def test_a_film_shows_the_frames_of_the_clip_one_after_the_other(tmp_path):
     ffmpeg = pytest.importorskip("imageio_ffmpeg", reason="the extra preview is not installed")
     clip = {"video": torch.linspace(0, 1, 6)[:, None, None, None].expand(6, 1, 31, 33)}
-    animation(clip, tmp_path / "clip.mp4", frames_per_second=5, grey_range=(0, 1), gamma=1)
+    write_animation(clip, tmp_path / "clip.mp4", frames_per_second=5, grey_range=(0, 1), gamma=1)
     command = [ffmpeg.get_ffmpeg_exe(), "-i", str(tmp_path / "clip.mp4"), "-f", "rawvideo"]
     read = subprocess.run([*command, "-pix_fmt", "rgb24", "-"], capture_output=True, check=True)
     about = re.search(r"Video: h264 .* yuv420p.* (\d+)x(\d+).* 5 fps", read.stderr.decode())
@@ -249,7 +249,7 @@ def test_a_film_on_a_full_disk_leaves_nothing(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (2048, allowed[1]))
     try:
         with pytest.raises(OSError, match=r"cannot write .*clip\.mp4: .*ffmpeg ended with"):
-            animation(a_clip(), tmp_path / "clip.mp4")
+            write_animation(a_clip(), tmp_path / "clip.mp4")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
     assert list(tmp_path.iterdir()) == []
@@ -266,7 +266,7 @@ def test_a_film_without_its_extra_says_how_to_get_it_ahead_of_the_work(monkeypat
     monkeypatch.setattr(builtins, "__import__", missing)
     message = r'needs the package \'imageio_ffmpeg\', .* pip install "bvdm-data\[preview\]"'
     with pytest.raises(ModuleNotFoundError, match=message):
-        animation(a_clip(), tmp_path / "clip.mp4")
+        write_animation(a_clip(), tmp_path / "clip.mp4")
     command = ["preview", "--mp4", "--output", str(tmp_path)]
     with pytest.raises(ModuleNotFoundError, match=message):
         CliRunner().invoke(cli, command, catch_exceptions=False)

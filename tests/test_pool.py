@@ -14,14 +14,14 @@ from torch.utils.data import DataLoader
 from bvdm_data.clip import ANNOTATIONS
 from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
-from bvdm_data.rng import numpy_stream
+from bvdm_data.rng import numpy_rng
 from bvdm_data.synth import cell_bank as pools
 from bvdm_data.synth import scene as plan
-from bvdm_data.synth.cell_bank import Cast, Pool, PoolSettings
-from bvdm_data.synth.contours import area
-from bvdm_data.synth.motion import colony
+from bvdm_data.synth.cell_bank import BankSample, CellBank, PoolSettings
+from bvdm_data.synth.contours import compute_polygon_area
+from bvdm_data.synth.motion import simulate_colony
 from bvdm_data.synth.paper import PaperSettings
-from bvdm_data.synth.placement import Founder
+from bvdm_data.synth.placement import InitialCell
 from bvdm_data.synth.procedural import ProceduralSettings
 from bvdm_data.synth.scene import SceneSettings
 from bvdm_data.synth.synthesis import synthesise
@@ -169,7 +169,7 @@ def test_a_clip_does_not_depend_on_what_the_pool_has_held(tiny):
 
 
 def test_a_pool_that_others_had_before_makes_the_same_clips(tiny_generator):
-    kept, other = Pool(SMALL, 0), Pool(SMALL, 0)
+    kept, other = CellBank(SMALL, 0), CellBank(SMALL, 0)
     scene = SceneSettings(frames=FRAMES, size=(64, 72), nuclei=3)
 
     def film(pool, generator, name):
@@ -205,7 +205,7 @@ def test_another_seed_has_another_pool(tiny):
 
 def renewed(settings, clips, generator):
     """Return for every clip but the first the slots that hold another pair than before it."""
-    pool = Pool(settings, 0)
+    pool = CellBank(settings, 0)
 
     def held(number):
         return [pool.pair(slot, number, 0, generator, 2) for slot in range(settings.pairs)]
@@ -232,7 +232,7 @@ def test_slots_are_renewed_one_after_the_other_at_the_stated_rate(tiny_generator
 
 
 def test_a_renewed_slot_has_other_nuclei(tiny_generator):
-    pool = Pool(PoolSettings(pairs=2, renew=2), 0)
+    pool = CellBank(PoolSettings(pairs=2, renew=2), 0)
     one, other = (pool.pair(0, number, 0, tiny_generator, 3).families[0][0] for number in (0, 1))
     assert not np.array_equal(one.radii[0], other.radii[0])
 
@@ -288,13 +288,13 @@ def test_an_endless_stream_has_new_nuclei_in_every_epoch(tiny, painted):
 
 
 def cast_of(generator, pool, number=0, **factors):
-    draws = numpy_stream(number, "test")
-    return Cast(pool, generator, FRAMES, number, 0, draws, **factors)
+    draws = numpy_rng(number, "test")
+    return BankSample(pool, generator, FRAMES, number, 0, draws, **factors)
 
 
 def casts(generator, count, **factors):
     """Show the only pair of a pool in several clips: the pair, and roles with their families."""
-    pool = Pool(PoolSettings(pairs=1, renew=0), 0)
+    pool = CellBank(PoolSettings(pairs=1, renew=0), 0)
     pair = pool.pair(0, 0, 0, generator, FRAMES)
     found = []
     for number in range(count):
@@ -309,7 +309,7 @@ def mirrored(radii):
 
 
 def test_sisters_have_one_age(tiny_generator):
-    pool = Pool(PoolSettings(pairs=12), 0)
+    pool = CellBank(PoolSettings(pairs=12), 0)
     # All cycles are equally long: a nucleus is no older than its own lasts.
     lives = replace(tiny_generator.lives, cycle=np.array([np.log(40), 1e-6]))
     generator, ages = replace(tiny_generator, lives=lives), []
@@ -321,10 +321,10 @@ def test_sisters_have_one_age(tiny_generator):
 
 
 def test_the_sister_of_a_founder_is_of_the_same_pair(tiny_generator):
-    pool = Pool(PoolSettings(pairs=5), 0)
+    pool = CellBank(PoolSettings(pairs=5), 0)
     cast = cast_of(tiny_generator, pool)
     family = cast(1, None)
-    sister = cast(40, Founder(family, np.zeros(2), 0.0))
+    sister = cast(40, InitialCell(family, np.zeros(2), 0.0))
     one, other = pool.pair(cast._roles[1].slot, 0, 0, tiny_generator, FRAMES).families
     assert [life.stages.tolist() for life in family] == [life.stages.tolist() for life in one]
     assert [life.stages.tolist() for life in sister] == [life.stages.tolist() for life in other]
@@ -333,7 +333,7 @@ def test_the_sister_of_a_founder_is_of_the_same_pair(tiny_generator):
 
 
 def test_pairs_are_shown_in_a_new_order_before_any_comes_again(tiny_generator):
-    pool = Pool(PoolSettings(pairs=5, renew=0), 0)
+    pool = CellBank(PoolSettings(pairs=5, renew=0), 0)
     orders = []
     for number in range(3):
         cast = cast_of(tiny_generator, pool, number)
@@ -348,7 +348,7 @@ def test_pairs_are_shown_in_a_new_order_before_any_comes_again(tiny_generator):
 
 
 def test_a_family_keeps_its_lineage_under_new_numbers(tiny_generator):
-    pool = Pool(PoolSettings(pairs=20, renew=0), 0)
+    pool = CellBank(PoolSettings(pairs=20, renew=0), 0)
     cast = cast_of(tiny_generator, pool)
     sizes, identity = [], 100
     for _ in range(20):
@@ -381,7 +381,7 @@ def test_a_nucleus_is_shown_again_mirrored_or_not_brighter_or_dimmer(tiny_genera
 
 
 def test_all_of_a_family_are_mirrored_and_lit_alike(tiny_generator):
-    pool = Pool(PoolSettings(pairs=20, renew=0), 0)
+    pool = CellBank(PoolSettings(pairs=20, renew=0), 0)
     cast = cast_of(tiny_generator, pool)
     identity, divided = 1, 0
     for _ in range(20):
@@ -394,12 +394,12 @@ def test_all_of_a_family_are_mirrored_and_lit_alike(tiny_generator):
 
 
 def test_a_nucleus_is_put_elsewhere_and_turned_in_every_clip(tiny_generator):
-    pool = Pool(PoolSettings(pairs=1, renew=0), 0)
+    pool = CellBank(PoolSettings(pairs=1, renew=0), 0)
     places = []
     for number in range(4):
-        draws = numpy_stream(number, "test")
-        cast = Cast(pool, tiny_generator, FRAMES, number, 0, draws)
-        paths = colony(
+        draws = numpy_rng(number, "test")
+        cast = BankSample(pool, tiny_generator, FRAMES, number, 0, draws)
+        paths = simulate_colony(
             tiny_generator.shapes, tiny_generator.lives, tiny_generator.motion, frames=FRAMES,
             size=(64, 64), nuclei=1, generator=draws, grow=cast,
         )  # fmt: skip
@@ -484,7 +484,7 @@ def film_of(generator, number, pool, variation=0.0):
 
 def agreement(generator, variation=0.0):
     """Return how well the light of films agrees with their labels, as intersection over union."""
-    pool = Pool(PoolSettings(pairs=3, renew=0), 0)
+    pool = CellBank(PoolSettings(pairs=3, renew=0), 0)
     shares = []
     for number in range(6):
         found = film_of(generator, number, pool, variation)
@@ -518,9 +518,9 @@ def test_light_and_labels_of_larger_and_smaller_nuclei_agree(lopsided, monkeypat
 
 
 def test_areas_of_a_pool_are_those_of_fresh_nuclei(tiny_generator):
-    pool = Pool(PoolSettings(pairs=40), 0)
+    pool = CellBank(PoolSettings(pairs=40), 0)
     some = [pool.pair(slot, 0, 0, tiny_generator, 1).families[0][0] for slot in range(40)]
-    sizes = [float(area(life.radii[0])) for life in some]
+    sizes = [float(compute_polygon_area(life.radii[0])) for life in some]
     body = tiny_generator.lives.body
     assert 0.3 * body.min() < min(sizes) < np.median(sizes) < max(sizes) < 1.6 * body.max()
 
@@ -528,7 +528,7 @@ def test_areas_of_a_pool_are_those_of_fresh_nuclei(tiny_generator):
 def test_the_brightness_of_a_pool_is_spread_evenly(tiny_generator):
     lives = replace(tiny_generator.lives, stage_brightness=np.zeros((6, 2)), sister_spread=0.0)
     generator = replace(tiny_generator, lives=lives)
-    pool = Pool(PoolSettings(pairs=10), 0)
+    pool = CellBank(PoolSettings(pairs=10), 0)
     light = [pool.pair(n, 0, 0, generator, 1).families[0][0].brightness[0] for n in range(10)]
     assert light == sorted(light)
     assert np.histogram(light, np.linspace(0.1, 0.3, 6))[0].tolist() == [2] * 5

@@ -7,8 +7,8 @@ import pytest
 from fitted import ANGLES, ellipse
 
 from bvdm_data.clip import CameraScale
-from bvdm_data.fitting.denoiser import HALO, NEIGHBOUR, cut_portraits
-from bvdm_data.fitting.nuclei import cut_nuclei
+from bvdm_data.fitting.denoiser import HALO, NEIGHBOUR_MARGIN, extract_aligned_crops
+from bvdm_data.fitting.nuclei import extract_crops
 from bvdm_data.fitting.video import Frame, Video
 from bvdm_data.synth.contours import CONTOUR_POINTS
 
@@ -46,9 +46,9 @@ def portraits_of(*frames, stages=None):
     ids = np.unique(np.concatenate([np.unique(frame.masks) for frame in frames]))
     tracks = np.array([[n, 0, len(frames) - 1, 0] for n in ids if n], np.int32)
     video = Video(tuple(frames), tracks, CameraScale(32768, 36863))
-    crops = cut_nuclei(video)
+    crops = extract_crops(video)
     stages = np.zeros(len(crops.track), np.int8) if stages is None else np.array(stages, np.int8)
-    return cut_portraits(video, crops, stages), crops
+    return extract_aligned_crops(video, crops, stages), crops
 
 
 def grid(patch):
@@ -120,9 +120,9 @@ def test_the_light_of_a_neighbour_and_what_is_near_it_is_masked_out():
     nucleus = np.hypot(y / 14, x / 8) <= 0.9
     known, light = found.known[0], found.light[0]
     assert known[nucleus].all()
-    assert not known[(distance < NEIGHBOUR - 1.5) & ~nucleus].any()
+    assert not known[(distance < NEIGHBOUR_MARGIN - 1.5) & ~nucleus].any()
     assert not light[~known].any()
-    assert known[distance > NEIGHBOUR + 1.5].all()
+    assert known[distance > NEIGHBOUR_MARGIN + 1.5].all()
     assert (~known).sum() > 50
 
 

@@ -14,11 +14,11 @@ from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets.ctc import read_sequence
 from bvdm_data.datasets.export import MANIFEST, export
 from bvdm_data.datasets.synthetic import METHODS, SyntheticHeLaVideos
-from bvdm_data.rng import stream
-from bvdm_data.synth.cells import Life
-from bvdm_data.synth.denoiser import DistilledPainter, Painter
+from bvdm_data.rng import torch_rng
+from bvdm_data.synth.cells import Cell
+from bvdm_data.synth.denoiser import Denoiser, Student
 from bvdm_data.synth.flow import FLOW_SIZE, FlowNet, warp
-from bvdm_data.synth.procedural import ProceduralSettings, paint_procedurally
+from bvdm_data.synth.procedural import ProceduralSettings, render_procedural_textures
 from bvdm_data.synth.scene import SceneSettings
 from bvdm_data.synth.synthesis import synthesise
 from bvdm_data.synth.unet import UNet
@@ -36,7 +36,7 @@ def made_life(first=0, frames=4, *, start=(11.0, 9.0), growth=0.0, stages=0, ide
     # The major axis turns rounder, so that the map between two outlines is no mere zoom.
     y, x = y * factor, x * factor**2
     radii = x * y / np.hypot(x * np.cos(angle), y * np.sin(angle))
-    return Life(
+    return Cell(
         identity=identity,
         parent=0,
         first=first,
@@ -49,8 +49,10 @@ def made_life(first=0, frames=4, *, start=(11.0, 9.0), growth=0.0, stages=0, ide
 
 def painted(lives, settings=None, *, seed=0, **how):
     frames = max(life.last for life in lives) + 1 if lives else 5
-    streams = [stream(seed, "nucleus", life.identity) for life in lives]
-    return paint_procedurally(lives, frames, settings or ProceduralSettings(), streams, **how)
+    streams = [torch_rng(seed, "nucleus", life.identity) for life in lives]
+    return render_procedural_textures(
+        lives, frames, settings or ProceduralSettings(), streams, **how
+    )
 
 
 def distance():
@@ -394,7 +396,7 @@ def no_network(monkeypatch):
     def refuse(*_, **__):
         pytest.fail("a network was run")
 
-    for network in (Painter, DistilledPainter, UNet, FlowNet):
+    for network in (Denoiser, Student, UNet, FlowNet):
         monkeypatch.setattr(network, "forward", refuse)
 
 

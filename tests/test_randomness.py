@@ -2,15 +2,15 @@ import numpy as np
 import pytest
 import torch
 
-from bvdm_data.rng import numpy_stream, stream
+from bvdm_data.rng import numpy_rng, torch_rng
 
 
 def draw(seed, *path):
-    return torch.rand(4, generator=stream(seed, *path)).tolist()
+    return torch.rand(4, generator=torch_rng(seed, *path)).tolist()
 
 
 def numpy_draw(seed, *path):
-    return numpy_stream(seed, *path).random(4).tolist()
+    return numpy_rng(seed, *path).random(4).tolist()
 
 
 @pytest.mark.parametrize("of", [draw, numpy_draw])
@@ -47,7 +47,7 @@ def test_stream_of_neighbouring_clips_is_uncorrelated(of):
 
 
 def test_stream_is_the_same_in_every_version_of_the_library():
-    assert stream(0, "clip", 17).initial_seed() == 7626303691964734728
+    assert torch_rng(0, "clip", 17).initial_seed() == 7626303691964734728
 
 
 def test_stream_takes_seeds_of_any_size():
@@ -63,6 +63,6 @@ def test_stream_leaves_the_global_random_states_alone():
 
 
 def test_two_streams_of_one_path_are_held_by_nobody_else():
-    first, second = stream(0, "a"), stream(0, "a")
+    first, second = torch_rng(0, "a"), torch_rng(0, "a")
     torch.rand(5, generator=first)
     assert torch.rand(1, generator=second).item() == draw(0, "a")[0]

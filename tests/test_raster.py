@@ -10,10 +10,10 @@ from rasters import label
 from torch.nn import functional as F
 
 from bvdm_data.synth import render as raster
-from bvdm_data.synth.denoiser import edge_map, patch_scale
+from bvdm_data.synth.denoiser import compute_signed_distance_map, fit_to_patch_scale
 from bvdm_data.synth.motion import Trajectory
-from bvdm_data.synth.render import add_up, displace_radially, label_rows, tabulate
-from bvdm_data.synth.textures import Pictures, fade
+from bvdm_data.synth.render import composite, compute_radial_flow, draw_labels, make_cell_table
+from bvdm_data.synth.textures import RenderedPatches, fade_halo
 
 SIZE = (70, 90)
 CORNERS = 2 * np.pi * np.arange(61) / 60
@@ -82,7 +82,7 @@ def assert_labels_are_those_of_a_slow_loop(paths, frames, size=SIZE):
 
 def test_tables_hold_a_row_for_each_nucleus_and_zeros_where_it_is_not_there():
     one = path(7, [(3, 4), (5, 6)], [[9.0] * 60, [8.0] * 60], turns=[0.0, math.pi / 2], first=1)
-    tables = tabulate([one, path(3, [(1, 2)], 5.0, depth=-1)], 4)
+    tables = make_cell_table([one, path(3, [(1, 2)], 5.0, depth=-1)], 4)
     assert tables.there.tolist() == [[False, True, True, False], [True, False, False, False]]
     assert tables.centres[0].tolist() == [[0, 0], [3, 4], [5, 6], [0, 0]]
     torch.testing.assert_close(tables.axes[0, 1:3], torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
@@ -93,7 +93,7 @@ def test_tables_hold_a_row_for_each_nucleus_and_zeros_where_it_is_not_there():
 def test_tables_leave_out_what_is_after_the_last_frame():
     long = path(1, [(n, n) for n in range(5)], 4.0, first=1)
     late = path(2, [(9, 9)], 4.0, first=3)
-    tables = tabulate([long, late], 2)
+    tables = make_cell_table([long, late], 2)
     assert tables.there.tolist() == [[False, True], [False, False]]
     assert np.unique(label([long, late], 2, SIZE)).tolist() == [0, 1]
 
@@ -120,7 +120,7 @@ def test_nuclei_of_all_sizes_share_a_film():
 
 def test_rows_count_from_1_and_are_those_of_the_tables():
     paths = [path(70, [(20, 20)], 8.0, depth=5), path(30, [(20, 60)], 8.0, depth=-3)]
-    seen = label_rows(tabulate(paths, 1), SIZE)
+    seen = draw_labels(make_cell_table(paths, 1), SIZE)
     assert seen.dtype == torch.int32
     assert (seen[0, 20, 20], seen[0, 20, 60], seen[0, 0, 0]) == (1, 2, 0)
 
@@ -161,12 +161,17 @@ def test_a_nucleus_larger_than_the_picture_covers_it():
 
 def pictures(paths, frames, patch, seed=0, zoom=None):
     """Return random light inside the outlines and their halos, for all moments."""
-    tables = tabulate(paths, frames)
+    tables = make_cell_table(paths, frames)
     rows, moments = tables.there.nonzero(as_tuple=True)
     radii = tables.radii[rows, moments]
-    zoom = patch_scale(radii, patch) if zoom is None else torch.full((len(rows),), zoom)
+    zoom = fit_to_patch_scale(radii, patch) if zoom is None else torch.full((len(rows),), zoom)
     light = torch.rand((len(rows), patch, patch), generator=torch.Generator().manual_seed(seed))
-    return Pictures(light * fade(edge_map(radii * zoom[:, None], patch)), rows, moments, zoom)
+    return RenderedPatches(
+        light * fade_halo(compute_signed_distance_map(radii * zoom[:, None], patch)),
+        rows,
+        moments,
+        zoom,
+    )
 
 
 def slow_light(paths, groups, frames, size=SIZE):
@@ -188,7 +193,7 @@ def slow_light(paths, groups, frames, size=SIZE):
 def test_light_is_that_of_a_slow_loop(seed):
     paths = drawn(10, seed=seed)
     groups = [pictures(paths, 3, 48, seed), pictures(paths, 3, 64, seed + 1)]
-    found = add_up(tabulate(paths, 3), groups, SIZE)
+    found = composite(make_cell_table(paths, 3), groups, SIZE)
     torch.testing.assert_close(found, slow_light(paths, groups, 3), rtol=0, atol=1e-4)
     assert found.max() > 1
 
@@ -197,7 +202,7 @@ def test_nuclei_larger_than_their_pictures_are_put_down_in_their_own_size():
     paths = [path(1, [(35, 45)], wavy(1, 1, 33.0), turns=0.7)]
     group = pictures(paths, 1, 48)
     assert float(group.zoom) < 0.7
-    found = add_up(tabulate(paths, 1), [group], SIZE)
+    found = composite(make_cell_table(paths, 1), [group], SIZE)
     torch.testing.assert_close(found, slow_light(paths, [group], 1), rtol=0, atol=1e-4)
     assert (found[0][torch.from_numpy(label(paths, 1, SIZE)[0] > 0)] > 0).float().mean() > 0.95
 
@@ -205,28 +210,28 @@ def test_nuclei_larger_than_their_pictures_are_put_down_in_their_own_size():
 def test_nuclei_smaller_than_their_pictures_are_put_down_in_their_own_size():
     paths = [path(1, [(35, 45)], wavy(1, 1, 8.0), turns=0.7)]
     group = pictures(paths, 1, 48, zoom=1.25)
-    found = add_up(tabulate(paths, 1), [group], SIZE)
+    found = composite(make_cell_table(paths, 1), [group], SIZE)
     torch.testing.assert_close(found, slow_light(paths, [group], 1), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "value"), [("WINDOW_PIXELS", 1), ("STEP", 1), ("STEP", 64)])
 def test_how_the_work_is_shared_out_changes_nothing(monkeypatch, name, value):
     paths = drawn(16, seed=5)
-    tables, groups = tabulate(paths, 3), [pictures(paths, 3, 48)]
-    labels, light = label_rows(tables, SIZE), add_up(tables, groups, SIZE)
+    tables, groups = make_cell_table(paths, 3), [pictures(paths, 3, 48)]
+    labels, light = draw_labels(tables, SIZE), composite(tables, groups, SIZE)
     assert labels.any()
     monkeypatch.setattr(raster, name, value)
-    assert torch.equal(label_rows(tables, SIZE), labels)
-    torch.testing.assert_close(add_up(tables, groups, SIZE), light, rtol=0, atol=1e-4)
+    assert torch.equal(draw_labels(tables, SIZE), labels)
+    torch.testing.assert_close(composite(tables, groups, SIZE), light, rtol=0, atol=1e-4)
 
 
 # Displacement
 
 
 def moved(paths, frames, size=SIZE):
-    tables = tabulate(paths, frames)
-    seen = label_rows(tables, size)
-    return displace_radially(tables, seen).numpy(), seen.numpy()
+    tables = make_cell_table(paths, frames)
+    seen = draw_labels(tables, size)
+    return compute_radial_flow(tables, seen).numpy(), seen.numpy()
 
 
 def ellipses(axes):
@@ -309,12 +314,12 @@ def test_where_two_overlap_the_one_that_is_seen_moves():
 
 
 def test_a_film_without_nuclei_is_empty():
-    tables = tabulate([], 3)
-    seen = label_rows(tables, SIZE)
+    tables = make_cell_table([], 3)
+    seen = draw_labels(tables, SIZE)
     assert (seen.shape, seen.dtype, int(seen.max())) == ((3, *SIZE), torch.int32, 0)
-    assert add_up(tables, [], SIZE).shape == (3, *SIZE)
-    assert not add_up(tables, [], SIZE).any()
-    found = displace_radially(tables, seen)
+    assert composite(tables, [], SIZE).shape == (3, *SIZE)
+    assert not composite(tables, [], SIZE).any()
+    found = compute_radial_flow(tables, seen)
     assert found.shape == (2, 2, *SIZE)
     assert not found.any()
 
@@ -324,7 +329,7 @@ def test_a_film_whose_nuclei_all_lie_outside_is_empty():
     found, seen = moved(paths, 2)
     assert not seen.any()
     assert not found.any()
-    assert not add_up(tabulate(paths, 2), [pictures(paths, 2, 48)], SIZE).any()
+    assert not composite(make_cell_table(paths, 2), [pictures(paths, 2, 48)], SIZE).any()
 
 
 def test_a_film_of_one_frame_has_no_displacement():

@@ -9,13 +9,13 @@ from scipy import ndimage
 
 from bvdm_data.clip import STAGES
 from bvdm_data.datasets.ctc_videos import CTCVideos
-from bvdm_data.evaluation.realism import QUANTITIES, compare, measure
+from bvdm_data.evaluation.realism import QUANTITIES, compare_metrics, measure_clips
 
 PAIRS = 30
 
 
 def measured(clips):
-    return measure(clips, pairs=PAIRS)
+    return measure_clips(clips, pairs=PAIRS)
 
 
 def by_name(lines):
@@ -34,17 +34,17 @@ def real_films(reference):
 
 
 def rows_against(clip, real_films):
-    return by_name(compare(measured(clip), *real_films))
+    return by_name(compare_metrics(measured(clip), *real_films))
 
 
 def test_identical_films_have_no_distance(real_films):
-    lines = compare(real_films[0], *real_films)
+    lines = compare_metrics(real_films[0], *real_films)
     assert [line.name for line in lines] == [one.name for one in QUANTITIES]
     assert {line.distance for line in lines} <= {0.0, None}
     found = by_name(lines)
     assert found["area"].ratio == 0
     assert found["area"].yardstick > 0
-    assert compare(real_films[1], *real_films)[0].ratio == 1
+    assert compare_metrics(real_films[1], *real_films)[0].ratio == 1
 
 
 def video_of(clip):
@@ -144,7 +144,7 @@ def test_dim_and_bright_end_are_quantiles_of_the_brightness(real_films):
 
 
 def test_lines_are_ready_for_json(real_films):
-    lines = compare(real_films[0], *real_films)
+    lines = compare_metrics(real_films[0], *real_films)
     again = json.loads(json.dumps([asdict(line) for line in lines], allow_nan=False))
     assert again[0]["synthetic"].keys() == {"count", "median", "low", "high", "curve"}
     found = by_name(lines)
@@ -157,7 +157,7 @@ def test_lines_are_ready_for_json(real_films):
 
 
 def test_what_a_film_does_not_show_is_not_compared(real_films):
-    found = by_name(compare(real_films[0], *real_films))
+    found = by_name(compare_metrics(real_films[0], *real_films))
     for name in ("cycle length", "dip at mitosis", "share in interphase"):
         assert found[name].distance is found[name].ratio is found[name].synthetic.median is None
     assert found["division rate"].synthetic.median == 0
@@ -204,9 +204,9 @@ def test_film_without_nuclei_is_measured():
     found = measured(empty)
     assert found.values["density"].tolist() == [0]
     assert len(found.values["area"]) == 0
-    assert compare(found, found, found)[0].distance is None
+    assert compare_metrics(found, found, found)[0].distance is None
 
 
 def test_no_clip_is_refused():
     with pytest.raises(ValueError, match="clips must hold at least one clip"):
-        measure([])
+        measure_clips([])

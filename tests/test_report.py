@@ -12,9 +12,16 @@ import pytest
 from PIL import Image
 
 from bvdm_data.clip import STAGES
-from bvdm_data.evaluation.distances import Estimate, PictureDistance
-from bvdm_data.evaluation.experiment import FIGURES, Trial, compare, without_nan
-from bvdm_data.evaluation.realism import CURVE, DISTRIBUTION, QUANTITIES, SCALAR, Line, Summary
+from bvdm_data.evaluation.distances import Estimate, FeatureDistance
+from bvdm_data.evaluation.experiment import FIGURES, Trial, compare_arms, replace_nan
+from bvdm_data.evaluation.realism import (
+    CURVE,
+    DISTRIBUTION,
+    QUANTITIES,
+    SCALAR,
+    MetricComparison,
+    Summary,
+)
 from bvdm_data.evaluation.report import largest_gaps, write_report
 
 SHOWN = [figure for figure in FIGURES if figure != "valid"]
@@ -24,7 +31,7 @@ WILD = '<b>"real" & more</b>'
 
 
 def summary(trials):
-    rows = [asdict(row) for row in compare(trials)]
+    rows = [asdict(row) for row in compare_arms(trials)]
     settings = {"steps": 400, "batch": 4, "rate": 2e-3, "nested": {"average": 0.98}}
     return {
         "trials": [asdict(trial) for trial in trials],
@@ -56,7 +63,7 @@ def distances(scale):
         "flattened": 187.8,
     }
     return [
-        asdict(PictureDistance(name, "Lite0", 900, Estimate(scale * kid, 4.2), 9.1 + kid / 2))
+        asdict(FeatureDistance(name, "Lite0", 900, Estimate(scale * kid, 4.2), 9.1 + kid / 2))
         for name, kid in rows.items()
     ]
 
@@ -76,7 +83,9 @@ def lines():
         ratio = distance / yardstick
         if one.name == "cycle length":
             films[0], distance, ratio = Summary(0), None, None
-        line = Line(one.name, one.unit, one.group, *films, one.distance, distance, yardstick, ratio)
+        line = MetricComparison(
+            one.name, one.unit, one.group, *films, one.distance, distance, yardstick, ratio
+        )
         found.append(asdict(line))
     return found
 
@@ -250,7 +259,7 @@ def test_plots_load_nothing_either(page):
 
 
 def test_every_number_of_networks_is_on_the_page(page):
-    results, words = without_nan(made_up()), page.words()
+    results, words = replace_nan(made_up()), page.words()
     levels = [results["training"], *results["scarcity"].values()]
     for level in levels:
         for row in level["rows"]:
@@ -271,7 +280,7 @@ def test_every_number_of_networks_is_on_the_page(page):
 
 
 def test_every_number_of_steps_is_on_the_page(page):
-    results, words = without_nan(made_up()), page.words()
+    results, words = replace_nan(made_up()), page.words()
     for pair, row in results["steps"].items():
         assert pair in words
         for figure in FIGURES:
@@ -286,7 +295,7 @@ def test_every_number_of_steps_is_on_the_page(page):
 def test_every_number_of_the_ablation_is_on_the_page(page):
     words = page.words()
     part = words.split("Each row: networks trained on a few clips of a variant")[1]
-    for name, row in without_nan(made_up())["ablation"].items():
+    for name, row in replace_nan(made_up())["ablation"].items():
         assert name in part
         means = [row["rows"][0]["mean"][figure] for figure in ("seg", "det", "tra")]
         for value in [*means, *(trial[one] for trial in row["trials"] for one in FIGURES)]:
@@ -298,7 +307,7 @@ def test_every_number_of_the_ablation_is_on_the_page(page):
 
 def test_every_number_of_the_reuse_of_nuclei_is_on_the_page(page):
     part = page.words().split("every sample from another clip")[1]
-    for name, row in without_nan(made_up())["reuse"].items():
+    for name, row in replace_nan(made_up())["reuse"].items():
         assert name in part
         means = [row["rows"][0]["mean"][figure] for figure in ("seg", "det", "tra")]
         for value in [*means, *(trial[one] for trial in row["trials"] for one in FIGURES)]:
@@ -307,7 +316,7 @@ def test_every_number_of_the_reuse_of_nuclei_is_on_the_page(page):
 
 
 def test_every_number_of_looks_is_on_the_page(page):
-    results, words = without_nan(made_up()), page.words()
+    results, words = replace_nan(made_up()), page.words()
     for row in [*results["distance"]["crops"], *results["distance"]["tiles"]]:
         for value in [*row["kernel"], row["frechet"]]:
             assert shown(words, value, "{:.1f}".format), (row["name"], value)
@@ -376,7 +385,7 @@ def test_nan_is_null_in_the_json(written):
     assert "NaN" not in text
     figures = json.loads(text)
     assert figures["linking"]["rows"][0]["lnk_spread"] is None
-    assert figures == json.loads(json.dumps(without_nan(made_up())))
+    assert figures == json.loads(json.dumps(replace_nan(made_up())))
 
 
 @pytest.mark.parametrize("part", [*list(made_up())[1:], "pictures", None])

@@ -8,10 +8,10 @@ from rasters import label
 from scipy import ndimage
 
 from bvdm_data.synth.camera import expose
-from bvdm_data.synth.cells import Life
+from bvdm_data.synth.cells import Cell
 from bvdm_data.synth.flow import FLOW_SIZE
 from bvdm_data.synth.motion import Trajectory
-from bvdm_data.synth.render import displace, lighten, spots
+from bvdm_data.synth.render import composite_masked, compute_texture_flow, iterate_cell_pixels
 
 SIZE = (48, 64)
 OVAL = (9.0, 6.0)
@@ -22,7 +22,7 @@ def a_path(identity, centres, turns=None, depth=0.0, first=0, brightness=0.3, ax
     angle = np.arange(60) * 2 * np.pi / 60
     radii = np.prod(axes) / np.hypot(axes[1] * np.cos(angle), axes[0] * np.sin(angle))
     count = len(centres)
-    life = Life(
+    life = Cell(
         identity=identity,
         parent=0,
         first=first,
@@ -83,7 +83,7 @@ def test_the_nucleus_of_the_larger_depth_is_seen_where_two_overlap(crowd):
 
 def test_light_is_where_labels_are_and_of_the_nucleus_that_is_seen(crowd):
     labels = label(crowd, 2, SIZE)
-    light = lighten(crowd, labels, flat(4, 2), 0.5)
+    light = composite_masked(crowd, labels, flat(4, 2), 0.5)
     expected = np.zeros((2, *SIZE), np.float32)
     for path in crowd:
         expected[labels == path.life.identity] = path.life.brightness[0]
@@ -95,10 +95,10 @@ def test_light_is_where_labels_are_and_of_the_nucleus_that_is_seen(crowd):
 def test_light_in_an_overlap_is_the_texture_of_its_owner(crowd):
     texture = torch.rand(4, 2, FLOW_SIZE, FLOW_SIZE, generator=torch.Generator().manual_seed(0))
     labels = label(crowd, 2, SIZE)
-    together = lighten(crowd, labels, texture + 0.1, 0.5)
+    together = composite_masked(crowd, labels, texture + 0.1, 0.5)
     for row, path in enumerate(crowd):
         own = labels == path.life.identity
-        alone = lighten([path], label([path], 2, SIZE), texture[row : row + 1] + 0.1, 0.5)
+        alone = composite_masked([path], label([path], 2, SIZE), texture[row : row + 1] + 0.1, 0.5)
         assert np.array_equal(together[own], alone[own])
 
 
@@ -106,9 +106,9 @@ def test_light_of_an_unturned_nucleus_is_its_texture_pixel_by_pixel():
     path = a_path(1, [(24, 32)])
     texture = torch.rand(1, 1, FLOW_SIZE, FLOW_SIZE, generator=torch.Generator().manual_seed(0))
     labels = label([path], 1, SIZE)
-    light = lighten([path], labels, texture, 0.5)[0]
+    light = composite_masked([path], labels, texture, 0.5)[0]
     middle = (FLOW_SIZE - 1) / 2
-    inside = next(iter(spots([path], 0, SIZE)))
+    inside = next(iter(iterate_cell_pixels([path], 0, SIZE)))
     for row, column in np.argwhere(labels[0] > 0):
         local = row - inside.window[0].start, column - inside.window[1].start
         if float(inside.edge[local]) < -1:
@@ -123,7 +123,7 @@ def test_light_is_blurred_along_the_outline_alone():
     grid = torch.arange(FLOW_SIZE)
     board = ((grid[:, None] + grid[None]) // 2 % 2).float()[None, None]
     labels = label([path], 1, SIZE)
-    light = lighten([path], labels, board, 1.0)[0]
+    light = composite_masked([path], labels, board, 1.0)[0]
     depth = ndimage.distance_transform_edt(labels[0])
     inner, outer = light[depth > 4], light[(depth > 0) & (depth <= 1)]
     assert inner.std() > 1.5 * outer.std()
@@ -132,12 +132,12 @@ def test_light_is_blurred_along_the_outline_alone():
 def test_light_is_never_negative():
     path = a_path(1, [(24, 32)])
     labels = label([path], 1, SIZE)
-    assert not lighten([path], labels, flat(1, 1, -0.3), 0.5).any()
+    assert not composite_masked([path], labels, flat(1, 1, -0.3), 0.5).any()
 
 
 def test_displace_without_motion_and_flow_is_still():
     path = a_path(1, [(20, 30)] * 3, [0.4] * 3)
-    moved = displace([path], label([path], 3, SIZE), still(1, 3))
+    moved = compute_texture_flow([path], label([path], 3, SIZE), still(1, 3))
     assert moved.shape == (2, 2, *SIZE)
     assert np.abs(moved).max() < 1e-4
 
@@ -145,7 +145,7 @@ def test_displace_without_motion_and_flow_is_still():
 def test_displace_without_flow_is_the_rigid_motion_to_a_thousandth():
     path = a_path(5, [(20.2, 30.6), (22.9, 29.1), (23.0, 33.3)], [0.4, 0.9, 0.6])
     labels = label([path], 3, SIZE)
-    moved = displace([path], labels, still(1, 3))
+    moved = compute_texture_flow([path], labels, still(1, 3))
     for frame, row, column in np.argwhere(labels[:2] > 0):
         angle = path.turns[frame + 1] - path.turns[frame]
         dy, dx = (row, column) - path.centres[frame]
@@ -161,14 +161,14 @@ def test_displace_adds_the_forward_flow_in_the_orientation_of_the_nucleus():
     flow = still(1, 2)
     flow[:, :, 0] = -2.0  # the next frame looks back along the major axis
     labels = label([path], 2, SIZE)
-    inside = displace([path], labels, flow)[0][:, labels[0] > 0]
+    inside = compute_texture_flow([path], labels, flow)[0][:, labels[0] > 0]
     np.testing.assert_allclose(inside[0], 0, atol=1e-3)
     np.testing.assert_allclose(inside[1], 2, atol=1e-3)
 
 
 def test_displace_carries_masks_onto_the_masks_of_the_next_frame(crowd):
     labels = label(crowd[:1], 2, SIZE)
-    moved = displace(crowd[:1], labels, still(1, 2))
+    moved = compute_texture_flow(crowd[:1], labels, still(1, 2))
     places = np.argwhere(labels[0] > 0)
     arrived = np.rint(places + moved[0][:, labels[0] > 0].T).astype(int)
     hits = labels[1][tuple(arrived.T)] > 0
@@ -178,7 +178,7 @@ def test_displace_carries_masks_onto_the_masks_of_the_next_frame(crowd):
 def test_displace_is_0_in_the_background_and_of_nuclei_that_are_gone(crowd):
     short = a_path(11, [(40, 12)], depth=5.0)
     labels = label([*crowd, short], 2, SIZE)
-    moved = displace([*crowd, short], labels, still(5, 2))
+    moved = compute_texture_flow([*crowd, short], labels, still(5, 2))
     assert not moved[0][:, (labels[0] == 0) | (labels[0] == 11)].any()
     assert moved[0][:, labels[0] == 4].any()
 
@@ -191,16 +191,16 @@ def test_displace_is_0_of_a_nucleus_that_leaves_the_picture_or_is_covered():
     labels = label(paths, 2, SIZE)
     assert set(np.unique(labels[0])) == {0, 1, 2, 3}
     assert set(np.unique(labels[1])) == {0, 3}
-    moved = displace(paths, labels, still(3, 2))
+    moved = compute_texture_flow(paths, labels, still(3, 2))
     assert not moved.any()
 
 
 def test_displace_in_an_overlap_is_that_of_the_owner(crowd):
     labels = label(crowd, 2, SIZE)
-    together = displace(crowd, labels, still(4, 2))[0]
+    together = compute_texture_flow(crowd, labels, still(4, 2))[0]
     for path in crowd:
         own = labels[0] == path.life.identity
-        alone = displace([path], label([path], 2, SIZE), still(1, 2))[0]
+        alone = compute_texture_flow([path], label([path], 2, SIZE), still(1, 2))[0]
         assert np.array_equal(together[:, own], alone[:, own])
 
 

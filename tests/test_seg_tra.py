@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from bvdm_data.clip import unbroken_tracks
+from bvdm_data.clip import split_gaps
 from bvdm_data.datasets.ctc import guess_scale, read_sequence, write_sequence
 from bvdm_data.evaluation.seg_tra import (
     Scores,
     clear_border,
-    cleared,
-    found_share,
+    clear_outside,
+    measure_recall,
     read_reference,
     score,
 )
@@ -31,14 +31,14 @@ def truth():
                 masks[frame][np.hypot(y - row + 5, x - column) < 4.5] = 18
             else:
                 masks[frame][np.hypot(y - row, x - column - frame / 2) < 7.5] = number + 1
-    renamed, tracks, _ = unbroken_tracks(masks, {17: 6, 18: 6})
+    renamed, tracks, _ = split_gaps(masks, {17: 6, 18: 6})
     return renamed, tracks
 
 
 def damaged(truth, masks):
     """Score other masks, with the table that belongs to them."""
     parents = {int(row[0]): int(row[3]) for row in truth[1]}
-    renamed, tracks, _ = unbroken_tracks(masks, parents)
+    renamed, tracks, _ = split_gaps(masks, parents)
     return score(renamed, tracks, *truth)
 
 
@@ -201,7 +201,7 @@ def test_cleared_tracks_are_valid_and_go_on_as_daughters_of_themselves():
         masks[frame, row : row + 4, 10:14] = 7
     masks[:, 20:24, 10:14] = 3
     tracks = np.array([[7, 0, 4, 0], [3, 0, 4, 0], [0, 0, 0, 0]], np.int32)
-    found = cleared(masks, tracks, 6)
+    found = clear_outside(masks, tracks, 6)
     assert found[1].tolist() == [[1, 0, 4, 0], [2, 0, 1, 0], [3, 3, 4, 2]]
     assert score(*found, *found) == Scores(1, 1, 1, 1, pytest.approx(math.nan, nan_ok=True), 1)
 
@@ -211,9 +211,9 @@ def test_what_is_in_the_border_does_not_count_in_result_or_reference(truth):
     # Only the result, then only the reference, has nuclei in the band.
     inner = clear_border(masks, 25)
     assert 0 < len(np.unique(inner)) < len(np.unique(masks))
-    reduced = cleared(masks, tracks, 25)
-    assert score(*reduced, *cleared(inner, tracks, 25)).tra == 1
-    assert score(*cleared(inner, tracks, 25), *reduced).tra == 1
+    reduced = clear_outside(masks, tracks, 25)
+    assert score(*reduced, *clear_outside(inner, tracks, 25)).tra == 1
+    assert score(*clear_outside(inner, tracks, 25), *reduced).tra == 1
     assert score(masks, tracks, *reduced).det < 1
 
 
@@ -259,16 +259,16 @@ def test_found_share_counts_all_and_the_dim_nuclei(truth):
     light[light == 0] = 0.5
     light[0] = 0
     video = 0.1 + light[masks]
-    assert found_share(masks, masks, video) == (1, 1)
+    assert measure_recall(masks, masks, video) == (1, 1)
     dim = names[:2]
     without = np.where(np.isin(masks, dim), 0, masks)
     everything = sum(len(np.unique(frame)) - 1 for frame in masks)
     missed = sum(np.isin(dim, frame).sum() for frame in masks)
-    found, found_dim = found_share(without, masks, video, dimmest=missed / everything)
+    found, found_dim = measure_recall(without, masks, video, dimmest=missed / everything)
     assert found == pytest.approx(1 - missed / everything)
     assert found_dim == 0
     bright = np.where(np.isin(masks, names[-2:]), 0, masks)
-    assert found_share(bright, masks, video)[1] == 1
+    assert measure_recall(bright, masks, video)[1] == 1
 
 
 def test_found_share_needs_one_label_over_more_than_half():
@@ -278,18 +278,18 @@ def test_found_share_needs_one_label_over_more_than_half():
     half, split = np.zeros_like(reference), np.zeros_like(reference)
     half[0, 5:9, 5:10] = 4
     split[0, 5:9, 5:10], split[0, 5:9, 10:15] = 1, 2
-    assert found_share(half, reference, video) == (0, 0)
-    assert found_share(split, reference, video) == (0, 0)
+    assert measure_recall(half, reference, video) == (0, 0)
+    assert measure_recall(split, reference, video) == (0, 0)
     half[0, 5, 10] = 4
-    assert found_share(half, reference, video) == (1, 1)
+    assert measure_recall(half, reference, video) == (1, 1)
 
 
 def test_found_share_refuses_what_it_cannot_measure(truth):
     masks = truth[0]
     video = masks.astype(np.float32)
     with pytest.raises(ValueError, match="of one shape"):
-        found_share(masks[:1], masks, video)
+        measure_recall(masks[:1], masks, video)
     with pytest.raises(ValueError, match="reference_masks must hold at least one nucleus"):
-        found_share(masks, 0 * masks, video)
+        measure_recall(masks, 0 * masks, video)
     with pytest.raises(ValueError, match="dimmest must be above 0, at most 1, got 0"):
-        found_share(masks, masks, video, dimmest=0)
+        measure_recall(masks, masks, video, dimmest=0)

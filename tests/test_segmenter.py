@@ -4,15 +4,15 @@ import torch
 
 from bvdm_data.evaluation.segmenter import (
     LEAST_AREA,
-    Prediction,
     Samples,
     Segmenter,
+    SegmenterOutput,
     SegmenterSettings,
-    adapted,
-    instances,
+    compute_segmentation_loss,
+    make_targets,
+    normalize,
     predict,
-    segmentation_loss,
-    targets,
+    separate_instances,
     train_segmenter,
 )
 
@@ -55,14 +55,14 @@ def test_the_network_has_the_size_that_is_said():
 
 def test_dim_nuclei_are_not_lost_in_the_input():
     grey = torch.tensor([0.073, 0.098, 0.9])  # background, dimmest nuclei, brightest
-    background, dim, bright = adapted(grey).tolist()
-    noise = float(adapted(torch.tensor(0.073 + 0.0023)) - background)
+    background, dim, bright = normalize(grey).tolist()
+    noise = float(normalize(torch.tensor(0.073 + 0.0023)) - background)
     assert dim - background > 8 * noise
     assert bright < 4
 
 
 def test_targets_of_touching_nuclei_fall_to_zero_between_them():
-    foreground, distance = targets(touching())
+    foreground, distance = make_targets(touching())
     assert foreground[20, 20] == foreground[20, 39] == 1
     assert distance.max() == pytest.approx(1)
     assert distance[20, 20] > 0.9
@@ -71,14 +71,14 @@ def test_targets_of_touching_nuclei_fall_to_zero_between_them():
 
 
 def test_targets_of_an_empty_picture_are_zero():
-    foreground, distance = targets(np.zeros((8, 8), np.int32))
+    foreground, distance = make_targets(np.zeros((8, 8), np.int32))
     assert not foreground.any()
     assert not distance.any()
 
 
 def test_perfect_maps_give_the_nuclei_back():
     labels = touching()
-    found = instances(Prediction(*targets(labels)))
+    found = separate_instances(SegmenterOutput(*make_targets(labels)))
     assert found.max() == 2
     for number in (1, 2):
         mine = found == found[labels == number][len(found[labels == number]) // 2]
@@ -91,7 +91,7 @@ def test_crumbs_are_dropped_and_a_flat_nucleus_is_kept():
     foreground[:10, :10] = 1  # no seed of its own, since its distance is flat
     foreground[30:33, 30:33] = 1
     assert foreground[30:33, 30:33].sum() < LEAST_AREA
-    found = instances(Prediction(foreground, np.zeros((40, 40), np.float32)))
+    found = separate_instances(SegmenterOutput(foreground, np.zeros((40, 40), np.float32)))
     assert found.max() == 1
     assert (found[:10, :10] == 1).all()
 
@@ -103,11 +103,11 @@ def test_a_frame_of_any_size_is_predicted_whole():
 
 
 def test_the_loss_is_least_for_the_truth():
-    foreground, distance = (torch.from_numpy(one)[None] for one in targets(touching()))
+    foreground, distance = (torch.from_numpy(one)[None] for one in make_targets(touching()))
     right = torch.stack([20 * (foreground - 0.5), distance], 1)
     wrong = torch.stack([20 * (0.5 - foreground), distance], 1)
-    assert segmentation_loss(right, foreground, distance) < 1e-3
-    assert segmentation_loss(wrong, foreground, distance) > 1
+    assert compute_segmentation_loss(right, foreground, distance) < 1e-3
+    assert compute_segmentation_loss(wrong, foreground, distance) > 1
 
 
 def test_samples_are_a_pure_function_of_seed_and_number():
@@ -175,6 +175,6 @@ def test_training_learns_the_discs(tmp_path):
         progress=False,
     )
     clip = Discs().clip(10**6)
-    found = instances(predict(network, clip["video"][0, 0].numpy()))
+    found = separate_instances(predict(network, clip["video"][0, 0].numpy()))
     truth = clip["masks"][0].numpy() > 0
     assert ((found > 0) & truth).sum() / ((found > 0) | truth).sum() > 0.7

@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from bvdm_data.synth.contours import CONTOUR_POINTS, area, radius_towards, rasterise
+from bvdm_data.synth.contours import (
+    CONTOUR_POINTS,
+    compute_polygon_area,
+    interpolate_radius,
+    test_inside,
+)
 
 STAGE = 3
 
@@ -39,12 +44,14 @@ def contours(tiny_shapes):
 
 def test_area_is_that_of_the_polygon(contours):
     expected = [shoelace(outline(radii)) for radii in contours]
-    np.testing.assert_allclose(area(contours), expected, rtol=1e-12)
-    assert float(area(contours[2])) == pytest.approx(expected[2])
+    np.testing.assert_allclose(compute_polygon_area(contours), expected, rtol=1e-12)
+    assert float(compute_polygon_area(contours[2])) == pytest.approx(expected[2])
 
 
 def test_area_grows_with_the_square_of_the_radii(contours):
-    np.testing.assert_allclose(area(3 * contours), 9 * area(contours))
+    np.testing.assert_allclose(
+        compute_polygon_area(3 * contours), 9 * compute_polygon_area(contours)
+    )
 
 
 def test_sample_of_no_amount_is_the_mean(tiny_shapes):
@@ -76,7 +83,7 @@ def test_sample_stays_above_a_quarter_of_the_mean_radius(tiny_shapes):
 def test_radius_towards_a_landmark_is_its_radius(contours):
     angle = torch.arange(CONTOUR_POINTS) * 2 * math.pi / CONTOUR_POINTS
     y, x = (5 * part.expand(6, 1, -1) for part in (angle.cos(), angle.sin()))
-    found = radius_towards(torch.from_numpy(contours).float(), y, x)[:, 0]
+    found = interpolate_radius(torch.from_numpy(contours).float(), y, x)[:, 0]
     np.testing.assert_allclose(found, contours, rtol=1e-5)
 
 
@@ -87,14 +94,14 @@ def test_radius_towards_a_point_between_two_landmarks_is_linear_in_the_angle(con
         y, x = (torch.full((1, 1, 1), 9 * f(angle)) for f in (math.cos, math.sin))
         low, share = int(place), place % 1
         expected = (1 - share) * radii[0, low] + share * radii[0, (low + 1) % CONTOUR_POINTS]
-        assert float(radius_towards(radii, y, x)) == pytest.approx(float(expected), rel=1e-4)
+        assert float(interpolate_radius(radii, y, x)) == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_angle_0_looks_along_y_and_a_quarter_turn_along_x():
     radii = torch.arange(4.0)[None] + 1
     y = torch.tensor([1.0, 0, -1, 0]).reshape(1, 1, 4)
     x = torch.tensor([0.0, 1, 0, -1]).reshape(1, 1, 4)
-    assert radius_towards(radii, y, x).flatten().tolist() == pytest.approx([1, 2, 3, 4])
+    assert interpolate_radius(radii, y, x).flatten().tolist() == pytest.approx([1, 2, 3, 4])
 
 
 def grid(side, count):
@@ -104,7 +111,7 @@ def grid(side, count):
 
 def test_rasterise_agrees_with_a_slow_polygon_test(contours):
     y, x = grid(25, len(contours))
-    found = rasterise(torch.from_numpy(contours).float(), y, x)
+    found = test_inside(torch.from_numpy(contours).float(), y, x)
     for mask, radii in zip(found, contours, strict=True):
         corners = outline(radii)
         for row, column in np.ndindex(25, 25):
@@ -119,12 +126,12 @@ def test_rasterise_agrees_with_a_slow_polygon_test(contours):
 
 def test_rasterise_of_a_disc_is_the_disc_with_its_edge():
     y, x = grid(21, 1)
-    disc = rasterise(torch.full((1, CONTOUR_POINTS), 5.0), y, x)
+    disc = test_inside(torch.full((1, CONTOUR_POINTS), 5.0), y, x)
     assert torch.equal(disc, y.hypot(x) <= 5)
 
 
 def test_rasterise_of_a_batch_is_that_of_each_contour_alone(contours):
     radii = torch.from_numpy(contours).float()
-    together = rasterise(radii, *grid(25, len(radii)))
-    alone = [rasterise(one[None], *grid(25, 1))[0] for one in radii]
+    together = test_inside(radii, *grid(25, len(radii)))
+    alone = [test_inside(one[None], *grid(25, 1))[0] for one in radii]
     assert torch.equal(together, torch.stack(alone))

@@ -25,7 +25,7 @@ from bvdm_data.clip import ANNOTATIONS
 from bvdm_data.datasets.export import MANIFEST, export
 from bvdm_data.storage import as_clip, read_manifest, read_shard, write_shards
 from bvdm_data.storage import shards as writing
-from bvdm_data.storage.shards import schema_of
+from bvdm_data.storage.shards import get_schema
 from bvdm_data.weights import save
 
 needs_zarr = pytest.mark.skipif(sys.version_info < (3, 11), reason="zarr 3 needs Python 3.11")
@@ -131,11 +131,11 @@ def test_the_package_zarr_opens_a_shard_as_a_group_with_a_chunk_a_clip(tmp_path,
 def test_the_schema_is_that_of_the_clips(tiny_model, frames):
     videos = small(tiny_model, frames=frames, annotations=ANNOTATIONS)
     clip = videos.clip(0)
-    assert schema_of(videos) == {
+    assert get_schema(videos) == {
         key: {"dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
         for key, value in clip.items()
     }
-    assert set(schema_of(small(tiny_model, annotations=()))) == {"video", "index", "source"}
+    assert set(get_schema(small(tiny_model, annotations=()))) == {"video", "index", "source"}
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from bvdm_data.datasets import stream as shared
 from bvdm_data.datasets.mixed import MixedVideos
-from bvdm_data.datasets.sharding import Share
+from bvdm_data.datasets.sharding import SampleSplit
 from bvdm_data.datasets.stream import SharedEpoch
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 
@@ -23,7 +23,7 @@ several_workers = pytest.mark.filterwarnings("ignore:This DataLoader will create
 def shares(length, start, ranks, workers, batch_size):
     return [
         [
-            Share(
+            SampleSplit(
                 epoch=0, start=start, length=length, batch_size=batch_size,
                 rank=rank, ranks=ranks, worker=worker, workers=workers,
             )

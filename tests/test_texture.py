@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from bvdm_data.rng import stream
+from bvdm_data.rng import torch_rng
 from bvdm_data.synth.flow import FlowNet, warp
-from bvdm_data.synth.paper import PaperSettings, paint
+from bvdm_data.synth.paper import PaperSettings, render_paper_textures
 from bvdm_data.synth.unet import UNet, UNetSettings
 
 SHORT = PaperSettings(first_steps=3, later_steps=2, total_steps=1000)
@@ -33,7 +33,7 @@ def discs(spans, frames=5, radius=9.0):
 
 
 def streams(count, seed=0):
-    return [stream(seed, "nucleus", n) for n in range(count)]
+    return [torch_rng(seed, "nucleus", n) for n in range(count)]
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def networks(tiny_generator):
 
 
 def test_paint_leaves_the_frames_without_the_nucleus_at_0(networks):
-    painted = paint(discs([(1, 3), (0, 4), (4, 4)]), *networks, SHORT, streams(3))
+    painted = render_paper_textures(discs([(1, 3), (0, 4), (4, 4)]), *networks, SHORT, streams(3))
     lit = painted.texture.flatten(2).any(2)
     assert lit.tolist() == [
         [False, True, True, True, False],
@@ -54,7 +54,7 @@ def test_paint_leaves_the_frames_without_the_nucleus_at_0(networks):
 
 
 def test_paint_gives_texture_and_flow_of_every_nucleus(networks):
-    painted = paint(discs([(0, 4), (1, 2)]), *networks, SHORT, streams(2))
+    painted = render_paper_textures(discs([(0, 4), (1, 2)]), *networks, SHORT, streams(2))
     assert painted.texture.shape == (2, 5, SIDE, SIDE)
     assert painted.flow.shape == (2, 4, 2, SIDE, SIDE)
     assert painted.texture.dtype == painted.flow.dtype == torch.float32
@@ -62,26 +62,31 @@ def test_paint_gives_texture_and_flow_of_every_nucleus(networks):
 
 
 def test_paint_takes_no_nucleus_and_a_single_frame(networks):
-    assert paint(discs([]), *networks, SHORT, []).texture.shape == (0, 5, SIDE, SIDE)
-    painted = paint(discs([(0, 0)], frames=1), *networks, SHORT, streams(1))
+    assert render_paper_textures(discs([]), *networks, SHORT, []).texture.shape == (
+        0,
+        5,
+        SIDE,
+        SIDE,
+    )
+    painted = render_paper_textures(discs([(0, 0)], frames=1), *networks, SHORT, streams(1))
     assert painted.flow.shape == (1, 0, 2, SIDE, SIDE)
     assert painted.texture.any()
 
 
 def test_a_nucleus_does_not_depend_on_its_neighbours_in_the_batch(networks):
     masks = discs([(0, 4), (1, 3), (0, 2)])
-    together = paint(masks, *networks, SHORT, streams(3))
+    together = render_paper_textures(masks, *networks, SHORT, streams(3))
     for n in range(3):
-        alone = paint(masks[n : n + 1], *networks, SHORT, streams(3)[n : n + 1])
+        alone = render_paper_textures(masks[n : n + 1], *networks, SHORT, streams(3)[n : n + 1])
         torch.testing.assert_close(together.texture[n], alone.texture[0], rtol=0, atol=2e-3)
         torch.testing.assert_close(together.flow[n], alone.flow[0], rtol=0, atol=1e-4)
 
 
 def test_the_noise_of_a_nucleus_is_that_of_its_own_generator(networks):
     masks = discs([(0, 4), (0, 4)])
-    one = paint(masks, *networks, SHORT, streams(2))
-    again = paint(masks, *networks, SHORT, streams(2))
-    other = paint(masks, *networks, SHORT, [streams(2)[0], stream(9, "nucleus")])
+    one = render_paper_textures(masks, *networks, SHORT, streams(2))
+    again = render_paper_textures(masks, *networks, SHORT, streams(2))
+    other = render_paper_textures(masks, *networks, SHORT, [streams(2)[0], torch_rng(9, "nucleus")])
     assert torch.equal(one.texture, again.texture)
     assert torch.equal(one.texture[0], other.texture[0])
     assert not torch.equal(one.texture[1], other.texture[1])
@@ -90,7 +95,7 @@ def test_the_noise_of_a_nucleus_is_that_of_its_own_generator(networks):
 def test_no_later_steps_are_the_warp_alone_inside_the_mask(networks):
     masks = discs([(0, 4), (1, 3)])
     settings = PaperSettings(first_steps=3, later_steps=0)
-    painted = paint(masks, *networks, settings, streams(2))
+    painted = render_paper_textures(masks, *networks, settings, streams(2))
     for n, (first, last) in enumerate([(0, 4), (1, 3)]):
         for frame in range(first + 1, last + 1):
             before = painted.texture[n, frame - 1][None, None]
@@ -101,7 +106,7 @@ def test_no_later_steps_are_the_warp_alone_inside_the_mask(networks):
 
 def test_flow_is_that_of_the_network_between_the_two_masks(networks):
     masks = discs([(0, 4)])
-    painted = paint(masks, *networks, SHORT, streams(1))
+    painted = render_paper_textures(masks, *networks, SHORT, streams(1))
     flow = networks[1](masks[:, 1, None].float(), masks[:, 2, None].float())
     torch.testing.assert_close(painted.flow[:, 1], flow)
 
@@ -109,7 +114,9 @@ def test_flow_is_that_of_the_network_between_the_two_masks(networks):
 def test_the_network_is_called_once_a_step_for_all_nuclei_together():
     unet = CountingUNet()
     settings = PaperSettings(first_steps=5, later_steps=2)
-    paint(discs([(0, 2), (0, 2), (1, 2)], frames=3), unet, FlowNet(), settings, streams(3))
+    render_paper_textures(
+        discs([(0, 2), (0, 2), (1, 2)], frames=3), unet, FlowNet(), settings, streams(3)
+    )
     first, later = [4, 3, 2, 1, 0], [1, 0]
     assert unet.calls == [
         *((2, step) for step in first),
@@ -122,7 +129,7 @@ def test_the_network_is_called_once_a_step_for_all_nuclei_together():
 def test_no_later_steps_call_the_network_in_the_first_frame_alone():
     unet = CountingUNet()
     settings = PaperSettings(first_steps=5, later_steps=0)
-    paint(discs([(0, 4)]), unet, FlowNet(), settings, streams(1))
+    render_paper_textures(discs([(0, 4)]), unet, FlowNet(), settings, streams(1))
     assert unet.calls == [(1, step) for step in (4, 3, 2, 1, 0)]
 
 
@@ -136,14 +143,14 @@ def test_a_perfect_network_paints_the_flat_mask():
 
     settings = PaperSettings(first_steps=1, later_steps=0, mask_level=0.5)
     unet = Perfect(UNetSettings(channels=(8, 8, 8), middle=1))
-    painted = paint(masks, unet, FlowNet(), settings, streams(1))
+    painted = render_paper_textures(masks, unet, FlowNet(), settings, streams(1))
     torch.testing.assert_close(painted.texture, 0.5 * masks.float(), rtol=0, atol=1e-5)
 
 
 def test_paint_leaves_the_global_random_state_and_the_masks_alone(networks):
     masks = discs([(0, 4)])
     state, before = torch.get_rng_state(), masks.clone()
-    paint(masks, *networks, SHORT, streams(1))
+    render_paper_textures(masks, *networks, SHORT, streams(1))
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(masks, before)
 
@@ -185,13 +192,15 @@ def test_paper_settings_refuses_steps_that_are_no_int(name, value):
 
 def test_paint_without_flow_gives_the_same_texture(networks):
     masks = discs([(0, 4), (1, 3)])
-    full = paint(masks, *networks, SHORT, streams(2))
-    lean = paint(masks, *networks, SHORT, streams(2), keep_flow=False)
+    full = render_paper_textures(masks, *networks, SHORT, streams(2))
+    lean = render_paper_textures(masks, *networks, SHORT, streams(2), keep_flow=False)
     assert torch.equal(full.texture, lean.texture)
     assert lean.flow.numel() == 0
 
 
 def test_paint_calls_back_after_every_frame(networks):
     calls = []
-    paint(discs([(1, 2)]), *networks, SHORT, streams(1), on_frame=lambda: calls.append(1))
+    render_paper_textures(
+        discs([(1, 2)]), *networks, SHORT, streams(1), on_frame=lambda: calls.append(1)
+    )
     assert len(calls) == 5

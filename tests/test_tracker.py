@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bvdm_data.evaluation.linker import linked, track
+from bvdm_data.evaluation.linker import apply_links, track
 from bvdm_data.evaluation.seg_tra import read_reference, score
 
 
@@ -84,14 +84,14 @@ def test_track_refuses_another_shape(shape):
 def test_linked_makes_daughters_where_a_nucleus_has_two_successors():
     labels = np.array([[[5, 0, 0]], [[2, 0, 0]], [[1, 0, 9]], [[1, 0, 3]]])
     edges = [((0, 5), (1, 2)), ((1, 2), (2, 1)), ((1, 2), (2, 9)), ((2, 9), (3, 3))]
-    masks, table = linked(labels, edges)
+    masks, table = apply_links(labels, edges)
     assert table.tolist() == [[1, 0, 1, 0], [2, 2, 2, 1], [3, 2, 3, 1], [4, 3, 3, 0]]
     assert masks[:, 0, [0, 2]].tolist() == [[1, 0], [1, 0], [2, 3], [4, 3]]
 
 
 def test_linked_keeps_the_first_of_two_predecessors():
     labels = np.array([[[1, 2]], [[1, 0]]])
-    _, table = linked(labels, [((0, 2), (1, 1)), ((0, 1), (1, 1))])
+    _, table = apply_links(labels, [((0, 2), (1, 1)), ((0, 1), (1, 1))])
     assert table.tolist() == [[1, 0, 0, 0], [2, 0, 1, 0]]
 
 

@@ -10,10 +10,10 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from bvdm_data.clip import ANNOTATIONS, TooManyNucleiError, annotated, padded
+from bvdm_data.clip import ANNOTATIONS, TooManyNucleiError, annotate_masks, pad_rows
 from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets.ctc_videos import CTCVideos
-from bvdm_data.datasets.transforms import TransformError, transformed
+from bvdm_data.datasets.transforms import TransformError, apply_transform
 
 # Of the nuclei of the tiny video: how far each goes in a frame, (dy, dx) in pixels.
 SPEEDS = {1: (0.5, 1.0), 2: (0.0, 0.5), 3: (0.3, 4.0), 4: (-0.8, 0.5), 5: (0.8, 0.5), 6: (-3, 0.2)}
@@ -88,9 +88,9 @@ def film(tiny_video):
         for frame in range(first, last):
             flow[frame][:, masks[frame] == old] = np.array(SPEEDS[old])[:, None]
     clip = {"video": torch.from_numpy((counts - 32768.0).astype(np.float32) / 4095)[:, None]}
-    clip |= annotated(renamed, table, ANNOTATIONS, 12)
+    clip |= annotate_masks(renamed, table, ANNOTATIONS, 12)
     clip["flow"] = torch.from_numpy(flow)
-    clip["stages"] = padded(stages, 12, -1)
+    clip["stages"] = pad_rows(stages, 12, -1)
     clip["index"] = torch.tensor(7)
     clip["source"] = torch.tensor(1, dtype=torch.int8)
     check_clip(clip)
@@ -148,7 +148,7 @@ def errors_of_flow(film, clip, numbers, places):
 @pytest.mark.parametrize("name", GEOMETRIC)
 def test_annotations_stay_true_when_pixels_move(film, name, seed):
     transform = GEOMETRIC[name]
-    clip = transformed(film | witnesses(film), transform, seed=seed)
+    clip = apply_transform(film | witnesses(film), transform, seed=seed)
     numbers, places = clip.pop("numbers"), clip.pop("places")
     assert clip.keys() == film.keys()
     assert all(type(value) is torch.Tensor for value in clip.values())
@@ -164,7 +164,7 @@ def test_video_and_masks_are_moved_as_torchvision_moves_them(film, name):
     torch.manual_seed(5)
     expected = as_torchvision_alone(film, GEOMETRIC[name])
     torch.manual_seed(5)
-    clip = transformed(film, GEOMETRIC[name])
+    clip = apply_transform(film, GEOMETRIC[name])
     assert torch.equal(clip["video"], expected["video"].as_subclass(torch.Tensor))
     ids = expected["masks"].as_subclass(torch.Tensor)
     if name in ("crop with a rim", "zoom out"):  # of which the fill is no id
@@ -194,7 +194,7 @@ def test_flow_goes_where_torchvision_takes_both_of_its_ends(film, name):
     y, x = places.long().T
     ends = places + flow[frame][:, y, x].T
     points = tv_tensors.KeyPoints(torch.cat([places, ends]).flip(-1), canvas_size=masks.shape[-2:])
-    clip = transformed(film | {"points": points}, GEOMETRIC[name], seed=1)
+    clip = apply_transform(film | {"points": points}, GEOMETRIC[name], seed=1)
     start, end = clip["points"].flip(-1).chunk(2)
     y, x = start.round().long().T
     height, width = clip["masks"].shape[-2:]
@@ -206,7 +206,7 @@ def test_flow_goes_where_torchvision_takes_both_of_its_ends(film, name):
 
 
 def test_a_flip_is_exact_and_undone_by_another(film):
-    flipped = transformed(film, GEOMETRIC["horizontal flip"])
+    flipped = apply_transform(film, GEOMETRIC["horizontal flip"])
     signs = torch.tensor([1.0, -1.0])[:, None, None]
     assert torch.equal(flipped["flow"], film["flow"].flip(-1) * signs)
     for key in ("tracks", "stages"):
@@ -215,12 +215,14 @@ def test_a_flip_is_exact_and_undone_by_another(film):
     boxes = film["boxes"][..., [2, 1, 0, 3]] * torch.tensor([-1, 1, -1, 1])
     expected = boxes + torch.tensor([width, 0, width, 0])
     assert torch.equal(flipped["boxes"].nan_to_num(-9), expected.nan_to_num(-9))
-    assert same(transformed(flipped, GEOMETRIC["horizontal flip"]), film)
+    assert same(apply_transform(flipped, GEOMETRIC["horizontal flip"]), film)
 
 
 def test_nuclei_that_a_crop_leaves_out_lose_their_rows(film):
     # Nucleus 3 is beyond the left half, the others are in it all the time.
-    clip = transformed(film, v2.Lambda(lambda x: F.crop(x, 0, 0, 128, 118), tv_tensors.TVTensor))
+    clip = apply_transform(
+        film, v2.Lambda(lambda x: F.crop(x, 0, 0, 128, 118), tv_tensors.TVTensor)
+    )
     assert clip["tracks"][:6].tolist() == [
         [1, 0, 11, 0],
         [2, 0, 5, 0],
@@ -242,16 +244,16 @@ def test_a_nucleus_that_is_out_of_the_picture_for_a_while_goes_on_under_a_new_id
     tracks[0] = torch.tensor([1, 0, 11, 0])
     clip = {key: film[key] for key in ("video", "index", "source")}
     clip |= {"masks": masks, "tracks": tracks}
-    cropped = transformed(clip, v2.CenterCrop(100))
+    cropped = apply_transform(clip, v2.CenterCrop(100))
     assert cropped["tracks"][:3].tolist() == [[1, 0, 2, 0], [2, 6, 11, 1], [0, 0, 0, 0]]
     check_clip(cropped)
     with pytest.raises(TransformError, match="max_cells=1 is too small") as caught:
-        transformed(clip | {"tracks": tracks[:1]}, v2.CenterCrop(100))
+        apply_transform(clip | {"tracks": tracks[:1]}, v2.CenterCrop(100))
     assert isinstance(caught.value.__cause__, TooManyNucleiError)
 
 
 def test_a_picture_without_nuclei_has_no_flow(film):
-    clip = transformed(film, v2.Lambda(lambda x: F.crop(x, 0, 0, 5, 5), tv_tensors.TVTensor))
+    clip = apply_transform(film, v2.Lambda(lambda x: F.crop(x, 0, 0, 5, 5), tv_tensors.TVTensor))
     assert clip["flow"].shape == (11, 2, 5, 5)
     assert not clip["flow"].any()
     check_clip(clip)
@@ -262,9 +264,9 @@ def test_clips_of_one_frame_can_be_moved(film):
     clip |= {key: film[key] for key in ("index", "source")}
     table = film["tracks"][:3].numpy().copy()
     table[:, 2] = 0
-    clip |= annotated(film["masks"][:1].numpy(), table, ANNOTATIONS, 12)
+    clip |= annotate_masks(film["masks"][:1].numpy(), table, ANNOTATIONS, 12)
     clip["flow"] = film["flow"][:0]
-    moved = transformed(clip, v2.RandomRotation((30, 40)), seed=0)
+    moved = apply_transform(clip, v2.RandomRotation((30, 40)), seed=0)
     assert moved["flow"].shape == (0, 2, 128, 160)
     check_clip(moved)
 
@@ -273,26 +275,26 @@ def test_clips_of_one_frame_can_be_moved(film):
 def test_one_annotation_is_the_same_as_among_all(film, key):
     transform = GEOMETRIC["affine"]
     alone = {name: film[name] for name in ("video", "masks", key, "index", "source")}
-    got = transformed(alone, transform, seed=2)
+    got = apply_transform(alone, transform, seed=2)
     assert torch.equal(
         got[key].nan_to_num(-9) if key != "tracks" else got[key][:, :3],
-        transformed(film, transform, seed=2)[key].nan_to_num(-9)
+        apply_transform(film, transform, seed=2)[key].nan_to_num(-9)
         if key != "tracks"
-        else transformed(film, transform, seed=2)[key][:, :3],
+        else apply_transform(film, transform, seed=2)[key][:, :3],
     )
 
 
 def test_masks_that_nobody_asked_for_are_left_out_again(film):
-    clip = transformed(film, GEOMETRIC["affine"], annotations=("boxes",), seed=0)
+    clip = apply_transform(film, GEOMETRIC["affine"], annotations=("boxes",), seed=0)
     assert "masks" not in clip
     assert "boxes" in clip
 
 
 def test_tables_without_masks_are_refused_where_pixels_move(film):
     clip = {key: film[key] for key in ("video", "boxes", "index", "source")}
-    assert same(transformed(clip, v2.GaussianBlur(3)) | {"video": clip["video"]}, clip)
+    assert same(apply_transform(clip, v2.GaussianBlur(3)) | {"video": clip["video"]}, clip)
     with pytest.raises(TransformError, match=r"'boxes'.* without masks; add 'masks' to"):
-        transformed(clip, v2.CenterCrop(70))
+        apply_transform(clip, v2.CenterCrop(70))
 
 
 # Transforms that do not move pixels
@@ -301,7 +303,7 @@ def test_tables_without_masks_are_refused_where_pixels_move(film):
 @erasing
 @pytest.mark.parametrize("name", PHOTOMETRIC)
 def test_transforms_of_grey_values_leave_annotations_alone(film, name):
-    clip = transformed(film, PHOTOMETRIC[name], seed=0)
+    clip = apply_transform(film, PHOTOMETRIC[name], seed=0)
     rest = film.keys() - {"video"}
     assert clip.keys() == film.keys()
     assert same({key: clip[key] for key in rest}, {key: film[key] for key in rest})
@@ -311,10 +313,10 @@ def test_transforms_of_grey_values_leave_annotations_alone(film, name):
 def test_a_change_of_dtype_reaches_masks_and_nothing_else(film):
     dtypes = {tv_tensors.Mask: torch.int64, tv_tensors.Video: torch.float16, "others": None}
     turn = v2.Compose([v2.ToDtype(dtypes), v2.RandomHorizontalFlip(p=1)])
-    clip = transformed(film, turn)
+    clip = apply_transform(film, turn)
     assert clip["masks"].dtype == torch.int64
     assert clip["video"].dtype == torch.float16
-    assert torch.equal(clip["flow"], transformed(film, v2.RandomHorizontalFlip(p=1))["flow"])
+    assert torch.equal(clip["flow"], apply_transform(film, v2.RandomHorizontalFlip(p=1))["flow"])
 
 
 # Functions of the user's own
@@ -324,8 +326,8 @@ def test_other_values_for_masks_are_kept_and_tables_stay_true(film):
     def foreground(clip):
         return clip | {"masks": clip["masks"] > 0}
 
-    turned = transformed(film, v2.Compose([GEOMETRIC["quarter turn"], foreground]))
-    expected = transformed(film, GEOMETRIC["quarter turn"])
+    turned = apply_transform(film, v2.Compose([GEOMETRIC["quarter turn"], foreground]))
+    expected = apply_transform(film, GEOMETRIC["quarter turn"])
     assert torch.equal(turned["masks"], expected["masks"] > 0)
     assert same(turned | {"masks": 0 * turned["video"]}, expected | {"masks": 0 * turned["video"]})
 
@@ -335,11 +337,11 @@ def test_masks_moved_by_name_take_the_tables_along(film):
         return clip | {key: clip[key].flip(-1) for key in ("video", "masks")}
 
     clip = {key: film[key] for key in film if key != "flow"}
-    mirrored = transformed(clip, mirror)
+    mirrored = apply_transform(clip, mirror)
     check_clip(mirrored)
-    assert same(mirrored, transformed(clip, GEOMETRIC["horizontal flip"]))
+    assert same(mirrored, apply_transform(clip, GEOMETRIC["horizontal flip"]))
     with pytest.raises(TransformError, match=r"moves 'masks' but not 'flow'; .*leave 'flow' out"):
-        transformed(film, mirror)
+        apply_transform(film, mirror)
 
 
 def test_flow_that_the_user_moves_is_believed(film):
@@ -347,22 +349,22 @@ def test_flow_that_the_user_moves_is_believed(film):
         flow = clip["flow"].flip(-1) * torch.tensor([1.0, -1.0])[:, None, None]
         return clip | {key: clip[key].flip(-1) for key in ("video", "masks")} | {"flow": flow}
 
-    assert same(transformed(film, mirror), transformed(film, GEOMETRIC["horizontal flip"]))
+    assert same(apply_transform(film, mirror), apply_transform(film, GEOMETRIC["horizontal flip"]))
 
 
 def test_a_transform_may_return_only_the_keys_it_knows(film):
     def few(clip):
         return {key: clip[key] for key in ("video", "masks", "tracks")}
 
-    kept = transformed(film, few)
+    kept = apply_transform(film, few)
     assert same(kept, {key: film[key] for key in ("video", "masks", "tracks")})
-    turned = transformed(film, v2.Compose([GEOMETRIC["rotation"], few]), seed=4)
-    whole = transformed(film, GEOMETRIC["rotation"], seed=4)
+    turned = apply_transform(film, v2.Compose([GEOMETRIC["rotation"], few]), seed=4)
+    whole = apply_transform(film, GEOMETRIC["rotation"], seed=4)
     assert same(turned, {key: whole[key] for key in turned})
 
 
 def test_a_transform_may_return_a_tuple(film):
-    video, masks = transformed(film, lambda clip: (clip["video"], clip["masks"]))
+    video, masks = apply_transform(film, lambda clip: (clip["video"], clip["masks"]))
     assert torch.equal(video, film["video"])
     assert torch.equal(masks, film["masks"])
 
@@ -386,7 +388,7 @@ def test_a_transform_may_return_a_tuple(film):
 )
 def test_what_annotations_cannot_follow_is_refused(film, function, words):
     with pytest.raises(TransformError, match=words):
-        transformed(film, function)
+        apply_transform(film, function)
 
 
 def test_a_mirrored_or_smeared_rim_is_refused_for_flow_alone(film):
@@ -394,23 +396,23 @@ def test_a_mirrored_or_smeared_rim_is_refused_for_flow_alone(film):
     for mode in ("reflect", "symmetric", "edge"):
         rim = v2.Pad(20, padding_mode=mode)
         with pytest.raises(TransformError, match=r"folds, mirrors or smears .*leave 'flow' out"):
-            transformed(film, rim)
-        check_clip(transformed(rest, rim))
+            apply_transform(film, rim)
+        check_clip(apply_transform(rest, rim))
 
 
 def test_a_deformation_that_folds_the_picture_is_refused_for_flow_alone(film):
     torn = v2.ElasticTransform(alpha=2000.0, sigma=5.0)
     with pytest.raises(TransformError, match=r"folds, .*deform less"):
-        transformed(film, torn, seed=0)
-    check_clip(transformed({key: film[key] for key in film if key != "flow"}, torn, seed=0))
+        apply_transform(film, torn, seed=0)
+    check_clip(apply_transform({key: film[key] for key in film if key != "flow"}, torn, seed=0))
 
 
 def test_a_picture_that_is_too_small_to_follow_flow_is_refused(film):
     row = v2.Lambda(lambda x: F.crop(x, 40, 0, 1, 160), tv_tensors.TVTensor)
     with pytest.raises(TransformError, match=r"too little of the picture .*leave 'flow' out"):
-        transformed(film, row)
+        apply_transform(film, row)
     rest = {key: film[key] for key in film if key != "flow"}
-    check_clip(transformed(rest, row))
+    check_clip(apply_transform(rest, row))
 
 
 # Randomness
@@ -428,14 +430,14 @@ def draws_of_all(clip):
 
 def test_random_transforms_depend_on_seed_epoch_and_index_alone(film):
     before = states()
-    first = transformed(film, draws_of_all, seed=1)["draws"]
+    first = apply_transform(film, draws_of_all, seed=1)["draws"]
     assert states() == before
     random.random(), np.random.random(), torch.rand(1)  # noqa: NPY002
-    assert torch.equal(transformed(film, draws_of_all, seed=1)["draws"], first)
+    assert torch.equal(apply_transform(film, draws_of_all, seed=1)["draws"], first)
     others = [
-        transformed(film, draws_of_all, seed=2),
-        transformed(film, draws_of_all, seed=1, epoch=1),
-        transformed(film | {"index": torch.tensor(8)}, draws_of_all, seed=1),
+        apply_transform(film, draws_of_all, seed=2),
+        apply_transform(film, draws_of_all, seed=1, epoch=1),
+        apply_transform(film | {"index": torch.tensor(8)}, draws_of_all, seed=1),
     ]
     for other in others:
         assert not (other["draws"] == first).any()
@@ -444,7 +446,7 @@ def test_random_transforms_depend_on_seed_epoch_and_index_alone(film):
 def test_a_failing_transform_leaves_the_random_states_alone(film):
     before = states()
     with pytest.raises(TransformError):
-        transformed(film, lambda clip: draws_of_all(clip)["no such key"], seed=1)
+        apply_transform(film, lambda clip: draws_of_all(clip)["no such key"], seed=1)
     assert states() == before
 
 

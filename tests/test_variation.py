@@ -15,10 +15,10 @@ from bvdm_data.synth.model import (
     CONTACT,
     DENSITY,
     NOISE,
-    PACE,
     SIZE,
-    Varied,
-    vary,
+    SPEED,
+    RandomisedModel,
+    randomise_model,
 )
 from bvdm_data.synth.procedural import ProceduralSettings
 from bvdm_data.synth.scene import SceneSettings
@@ -30,7 +30,7 @@ from bvdm_data.synth.textures import FastSettings
 def varied(tiny_shapes, tiny_lives, tiny_motion, tiny_camera):
     """Draw the models of a clip."""
     models = (tiny_shapes, tiny_lives, tiny_motion, tiny_camera)
-    return lambda amount, seed=0: vary(*models, amount, np.random.default_rng(seed))
+    return lambda amount, seed=0: randomise_model(*models, amount, np.random.default_rng(seed))
 
 
 def test_no_variation_gives_the_models_of_the_video(
@@ -52,7 +52,7 @@ def test_no_variation_gives_the_models_of_the_video(
 def test_nuclei_of_a_clip_are_all_faster_or_all_slower(varied, tiny_motion):
     ratios = np.array([varied(1.0, seed).motion.pace / tiny_motion.pace for seed in range(300)])
     np.testing.assert_array_equal(ratios[:, 1:], 1)
-    assert np.log(ratios[:, 0]).std() == pytest.approx(PACE, rel=0.15)
+    assert np.log(ratios[:, 0]).std() == pytest.approx(SPEED, rel=0.15)
 
 
 def factors(varied, amount, seed, tiny):
@@ -122,7 +122,7 @@ def test_without_variation_a_film_is_that_of_the_fitted_models_byte_for_byte(
 ):
     found = film(tiny_generator, 0.0, texture)
     rest = {"size": 1.0, "brightness": 1.0, "contact": 0.0, "blur": 0.0}
-    monkeypatch.setattr(plans, "vary", lambda *given: Varied(*given[:4], **rest))
+    monkeypatch.setattr(plans, "vary", lambda *given: RandomisedModel(*given[:4], **rest))
     plain = film(tiny_generator, 0.7, texture)
     for name in ("video", "masks", "tracks", "stages", "flow"):
         assert getattr(found, name).tobytes() == getattr(plain, name).tobytes()
@@ -150,7 +150,7 @@ def test_the_extra_blur_softens_the_light_and_not_the_labels(tiny_generator, mon
             replace(tiny_generator.camera, noise=0.0),
         )  # fmt: skip
         rest = {"size": 1.0, "brightness": 1.0, "contact": 0.0, "blur": amount}
-        monkeypatch.setattr(plans, "vary", lambda *_: Varied(*models, **rest))
+        monkeypatch.setattr(plans, "vary", lambda *_: RandomisedModel(*models, **rest))
         return film(tiny_generator, 0.5)
 
     sharp, soft = blurred(0.0), blurred(0.7)

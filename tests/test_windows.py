@@ -15,8 +15,8 @@ from bvdm_data.datasets import ctc
 from bvdm_data.datasets.ctc import write_sequence
 from bvdm_data.datasets.ctc_videos import CTCVideos
 from bvdm_data.datasets.mixed import MixedVideos
-from bvdm_data.datasets.tiff import PartialImage
-from bvdm_data.datasets.windows import steps
+from bvdm_data.datasets.tiff import LazyTiff
+from bvdm_data.datasets.windows import tile_starts
 
 EVERY = ("masks", "tracks", "boxes", "centroids")
 
@@ -126,7 +126,7 @@ def test_a_grid_that_would_leave_out_a_frame_is_refused(copy):
 @pytest.mark.parametrize("size", range(1, 9))
 def test_steps_cover_the_whole_with_the_overlap_asked_for(size):
     for total, overlap in itertools.product(range(size, 20), range(size)):
-        found = steps(total, size, overlap)
+        found = tile_starts(total, size, overlap)
         assert {one for begin in found for one in range(begin, begin + size)} == set(range(total))
         assert all(0 < b - a <= size - overlap for a, b in itertools.pairwise(found))
 
@@ -382,7 +382,7 @@ def test_a_window_decodes_the_strips_that_it_shows_and_no_others(copy, tiny_vide
 def test_parts_of_an_image_are_those_of_the_whole(tmp_path, tiny_video, how):
     image = tiny_video[0][0][:, :150]
     tifffile.imwrite(tmp_path / "image.tif", image, **how)
-    partial = PartialImage(tmp_path / "image.tif")
+    partial = LazyTiff(tmp_path / "image.tif")
     assert partial.shape == (128, 150)
     assert partial.nbytes == image.nbytes
     for rows, columns in [((3, 9), (0, 20)), ((40, 41), (149, 150)), ((0, 128), (0, 150))]:

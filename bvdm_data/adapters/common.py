@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from bvdm_data.clip import ANNOTATIONS, CameraScale, Clip
-from bvdm_data.datasets.ctc import check_same_ids, check_track_table
-from bvdm_data.datasets.sharding import FoundShard, Share
+from bvdm_data.datasets.ctc import check_ids_match, check_track_table
+from bvdm_data.datasets.sharding import DistributedContext, SampleSplit
 from bvdm_data.datasets.sources import MapStyle
-from bvdm_data.validate import check_whole_number
+from bvdm_data.validate import as_int
 
 PIXEL_SIZE = 0.645
 """Side of a pixel of Fluo-N2DL-HeLa, micrometres (celltrackingchallenge.net/2d-datasets)."""
@@ -55,7 +55,7 @@ def need(name: str, extra: str) -> ModuleType:
         root.setLevel(level)
 
 
-def check_clip(clip: Clip, *keys: str) -> None:
+def require_keys(clip: Clip, *keys: str) -> None:
     """Refuse what is not one clip with all that is needed.
 
     Args:
@@ -89,37 +89,37 @@ def check_clip(clip: Clip, *keys: str) -> None:
         )
 
 
-def part(clip: Clip, key: str) -> Tensor:
+def get_tensor(clip: Clip, key: str) -> Tensor:
     """Return a part of one clip on the CPU."""
-    check_clip(clip, key)
+    require_keys(clip, key)
     found: Tensor = clip[key]  # type: ignore[literal-required]
     return found.as_subclass(Tensor).detach().cpu()
 
 
-def coloured(clip: Clip) -> Tensor:
+def convert_to_rgb(clip: Clip) -> Tensor:
     """Return the video in three channels, for networks that were made for photographs.
 
     Grey values in [0, 1], ``[F, 3, H, W]`` float32.
     """
-    video = part(clip, "video").float()
+    video = get_tensor(clip, "video").float()
     if video.shape[1] not in (1, 3):
         raise ValueError(f"clip must have a video of 1 or 3 channels, got {list(video.shape)}")
     return video.repeat(1, 3 // video.shape[1], 1, 1)
 
 
-def grey(clip: Clip) -> npt.NDArray[np.float32]:
+def convert_to_grey(clip: Clip) -> npt.NDArray[np.float32]:
     """Return the only channel of the video.
 
     Grey values ``[F, H, W]`` float32.
     """
-    video = part(clip, "video").float()
+    video = get_tensor(clip, "video").float()
     if video.shape[1] != 1:
         raise ValueError(f"clip must have a video of 1 channel, got {list(video.shape)}")
     found: npt.NDArray[np.float32] = video[:, 0].numpy()
     return found
 
 
-def counts_of(clip: Clip, scale: CameraScale) -> npt.NDArray[np.uint16]:
+def convert_to_counts(clip: Clip, scale: CameraScale) -> npt.NDArray[np.uint16]:
     """Return the only channel of the video in counts of the camera.
 
     Counts ``[F, H, W]`` uint16.
@@ -129,21 +129,21 @@ def counts_of(clip: Clip, scale: CameraScale) -> npt.NDArray[np.uint16]:
             f"scale must be a CameraScale, got {scale!r}; give that of the data set, or "
             "CameraScale(0, 65535) where none is known"
         )
-    return scale.to_counts(grey(clip))
+    return scale.to_counts(convert_to_grey(clip))
 
 
-def tracks_of(clip: Clip) -> npt.NDArray[np.int32]:
+def list_tracks(clip: Clip) -> npt.NDArray[np.int32]:
     """Return the table of tracks of a clip, checked against its masks.
 
     ``[n, 4]`` id, first frame, last frame and parent, without padding.
     """
-    masks = part(clip, "masks").numpy()
-    table = check_track_table(part(clip, "tracks").numpy(), len(masks))
-    check_same_ids(masks, table)
+    masks = get_tensor(clip, "masks").numpy()
+    table = check_track_table(get_tensor(clip, "tracks").numpy(), len(masks))
+    check_ids_match(masks, table)
     return table
 
 
-def clips_in(videos: Videos, clips: SupportsIndex | None, *, name: str = "clips") -> int:
+def count_clips(videos: Videos, clips: SupportsIndex | None, *, name: str = "clips") -> int:
     """Return how many clips of a data set are meant."""
     # An array has a method clip that limits its values.
     if isinstance(videos, Tensor | np.ndarray) or not callable(getattr(videos, "clip", None)):
@@ -160,10 +160,10 @@ def clips_in(videos: Videos, clips: SupportsIndex | None, *, name: str = "clips"
             clips = getattr(videos, "length", None)
     if clips is None:
         raise ValueError(f"{name} must be given for an endless data set; write {name}=100")
-    return check_whole_number(name, clips, least=1)
+    return as_int(name, clips, least=1)
 
 
-def lines_of_descent(table: npt.NDArray[np.integer]) -> dict[int, list[int]]:
+def find_ancestors(table: npt.NDArray[np.integer]) -> dict[int, list[int]]:
     """Follow each track back to its first ancestor.
 
     Examples:
@@ -177,7 +177,7 @@ def lines_of_descent(table: npt.NDArray[np.integer]) -> dict[int, list[int]]:
     return lines
 
 
-def check_above_zero(name: str, value: float) -> None:
+def check_positive(name: str, value: float) -> None:
     """Refuse what is no number above 0."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number above 0, got {value!r}")
@@ -186,7 +186,7 @@ def check_above_zero(name: str, value: float) -> None:
 
 
 @contextmanager
-def whole_folder(path: str | Path) -> Iterator[Path]:
+def open_atomic_folder(path: str | Path) -> Iterator[Path]:
     """Give a temporary folder that takes the place of ``path`` when all went well."""
     target = Path(path).expanduser()
     if target.exists():
@@ -224,7 +224,7 @@ class SharedClips:
                 "one clip"
             )
         self._clips: Any = clips
-        self._shard = FoundShard(None)
+        self._shard = DistributedContext(None)
 
     def __iter__(self) -> Iterator[Clip]:
         """Yield the clips of this process."""
@@ -233,7 +233,7 @@ class SharedClips:
             return
         rank, ranks = self._shard.find()
         worker = get_worker_info()
-        share = Share(
+        share = SampleSplit(
             epoch=0,
             length=len(self._clips),
             batch_size=1,

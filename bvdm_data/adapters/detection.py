@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torchvision import tv_tensors
 
-from bvdm_data.adapters.common import check_clip
+from bvdm_data.adapters.common import require_keys
 from bvdm_data.adapters.frames import video_and_masks
 from bvdm_data.clip import STAGES, Clip, measure_boxes
-from bvdm_data.validate import check_whole_number
+from bvdm_data.validate import as_int
 
 CLASSES = ("nucleus", "stage")
 """What labels may tell apart: nuclei from background, or also the stages of the cell cycle."""
@@ -43,7 +43,7 @@ def collate_detection(
         TypeError: If channels is no whole number.
         ValueError: If classes or channels cannot be given, or a clip is without masks.
     """
-    count = check_whole_number("channels", channels, least=1)
+    count = as_int("channels", channels, least=1)
     images: list[Tensor] = []
     targets: list[Target] = []
     for clip in clips:
@@ -86,7 +86,7 @@ def detection_targets(
     """
     if classes not in CLASSES:
         raise ValueError(f"classes must be one of {CLASSES}, got {classes!r}")
-    check_clip(clip, "masks", "index")
+    require_keys(clip, "masks", "index")
     if classes == "stage" and "stages" not in clip:
         raise ValueError(
             f"classes='stage' needs clips with 'stages', got the keys {sorted(clip)}; put "

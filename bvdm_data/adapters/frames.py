@@ -10,9 +10,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bvdm_data.adapters.common import Videos, check_clip, clips_in
+from bvdm_data.adapters.common import Videos, count_clips, require_keys
 from bvdm_data.clip import Clip
-from bvdm_data.validate import check_whole_number
+from bvdm_data.validate import as_int
 
 
 def video_and_masks(clip: Clip) -> tuple[Tensor, Tensor]:
@@ -28,7 +28,7 @@ def video_and_masks(clip: Clip) -> tuple[Tensor, Tensor]:
         TypeError: If it is no clip.
         ValueError: If the clip is a batch of clips, or without masks.
     """
-    check_clip(clip, "masks")
+    require_keys(clip, "masks")
     video, masks = clip["video"].as_subclass(Tensor), clip["masks"].as_subclass(Tensor)
     return video.float(), masks.to(torch.int32)
 
@@ -117,8 +117,8 @@ def frame_sequences(
         ValueError: If clips or kept is smaller than 1, the data set is endless and clips is not
             given, or its clips are without masks.
     """
-    count = clips_in(videos, clips)
-    most = None if kept is None else check_whole_number("kept", kept, least=1)
+    count = count_clips(videos, clips)
+    most = None if kept is None else as_int("kept", kept, least=1)
     memory = _Memory(videos, transform, most)
     frames = len(memory[0][1])
     return FrameSequence(memory, 0, count, frames), FrameSequence(memory, 1, count, frames)

@@ -8,12 +8,12 @@ import numpy.typing as npt
 from bvdm_data.adapters.common import (
     MINUTES,
     PIXEL_SIZE,
-    check_above_zero,
-    lines_of_descent,
+    check_positive,
+    find_ancestors,
+    get_tensor,
+    list_tracks,
     need,
-    part,
-    tracks_of,
-    whole_folder,
+    open_atomic_folder,
 )
 from bvdm_data.clip import Clip, measure_boxes
 
@@ -51,11 +51,11 @@ def write_geff(
         ValueError: If a number is not above 0, or the clip has no masks or tracks, or they do not
             agree.
     """
-    check_above_zero("pixel_size", pixel_size)
-    check_above_zero("minutes", minutes)
+    check_positive("pixel_size", pixel_size)
+    check_positive("minutes", minutes)
     core = need("geff.core_io", "lineage")
     spec = need("geff_spec", "lineage")
-    table = tracks_of(clip)
+    table = list_tracks(clip)
     nodes, edges = _graph(clip, table)
     space = {"type": "space", "unit": "pixel", "scale": pixel_size, "scaled_unit": "micrometer"}
     time = {"type": "time", "unit": "frame", "scale": minutes, "scaled_unit": "minute"}
@@ -77,7 +77,7 @@ def write_geff(
         related_objects=related,
     )
     properties = {name: {"values": values, "missing": None} for name, values in nodes.items()}
-    with whole_folder(path) as folder:
+    with open_atomic_folder(path) as folder:
         core.write_arrays(
             folder,
             node_ids=np.arange(len(nodes["t"]), dtype=np.uint64),
@@ -92,7 +92,7 @@ def _graph(
     clip: Clip, table: npt.NDArray[np.int32]
 ) -> tuple[dict[str, npt.NDArray[np.generic]], npt.NDArray[np.uint64]]:
     """Return the properties of the nodes, ordered by track and frame, and the edges [e, 2]."""
-    masks = part(clip, "masks").numpy()
+    masks = get_tensor(clip, "masks").numpy()
     top = int(table[:, 0].max(initial=0))
     _, centroids = measure_boxes(masks, top)
     first_node: dict[int, int] = {}
@@ -110,7 +110,7 @@ def _graph(
             _, begun, ended, _ = table[table[:, 0] == parent][0].tolist()
             edges.append((first_node[parent] + ended - begun, start))
     rows, times = np.array(ids, np.int64), np.array(frames, np.int64)
-    lines, tracklets = lines_of_descent(table), _tracklets(table)
+    lines, tracklets = find_ancestors(table), _tracklets(table)
     nodes: dict[str, npt.NDArray[np.generic]] = {
         "t": times,
         "y": centroids[rows - 1, times, 0],
@@ -120,7 +120,7 @@ def _graph(
         "lineage": np.array([lines[one][-1] for one in ids], np.int64),
     }
     if "stages" in clip:
-        nodes["stage"] = part(clip, "stages").numpy()[rows - 1, times]
+        nodes["stage"] = get_tensor(clip, "stages").numpy()[rows - 1, times]
     return nodes, np.array(edges, np.uint64).reshape(-1, 2)
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from bvdm_data.adapters.common import Videos, clips_in, need
-from bvdm_data.validate import check_whole_number
+from bvdm_data.adapters.common import Videos, count_clips, need
+from bvdm_data.validate import as_int
 
 MOST_AXES = 5
 """Most axes of an array that the package datasets has a feature for, ``Array5D``."""
@@ -53,8 +53,8 @@ def to_huggingface(
                 step(batch["video"], batch["masks"])
     """
     datasets = need("datasets", "huggingface")
-    number = clips_in(videos, clips)
-    size = check_whole_number("clips_per_shard", clips_per_shard, least=1)
+    number = count_clips(videos, clips)
+    size = as_int("clips_per_shard", clips_per_shard, least=1)
     videos = copy.deepcopy(videos)
     shards = [(first, min(first + size, number)) for first in range(0, number, size)]
     return datasets.IterableDataset.from_generator(

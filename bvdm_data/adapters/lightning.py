@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from bvdm_data.clip import Clip
 from bvdm_data.datasets.sharding import check_batch_size
 from bvdm_data.datasets.stream import ClipStream
-from bvdm_data.rng import stream as random_stream
-from bvdm_data.validate import check_seed, check_whole_number
+from bvdm_data.rng import torch_rng as random_stream
+from bvdm_data.validate import as_int, check_seed
 
 _MISSING: ImportError | None = None
 try:
@@ -103,7 +103,7 @@ class ClipDataModule(_DataModule):
                 f"Lightning is missing ({_MISSING}); run pip install 'bvdm-data[lightning]'"
             ) from _MISSING
         super().__init__()
-        workers = check_whole_number("num_workers", num_workers, least=0)
+        workers = as_int("num_workers", num_workers, least=0)
         if persistent_workers and not workers:
             raise ValueError(
                 "persistent_workers must be False with num_workers=0, got True: there are no "
@@ -271,7 +271,7 @@ class _ByNumber(ClipStream):
 
     def clip(self, index: SupportsIndex) -> Clip:
         """Return the clip at this place of the epoch's order."""
-        place = check_whole_number("index", index)
+        place = as_int("index", index)
         if self._shuffle:
             if self._order is None or self._order[0] != self.epoch:
                 draws = random_stream(self.seed, "order", self.epoch)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from bvdm_data.adapters.common import grey, need, part
+from bvdm_data.adapters.common import convert_to_grey, get_tensor, need
 from bvdm_data.clip import Clip
 from bvdm_data.datasets.ctc import CTCSequence, read_sequence
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
@@ -46,9 +46,9 @@ def layers(clip: Clip, name: str = "") -> list[Layer]:
     Raises:
         ValueError: If the clip is a batch.
     """
-    video = grey(clip)
-    masks = part(clip, "masks").numpy() if "masks" in clip else None
-    tracks = part(clip, "tracks").numpy() if "tracks" in clip else np.zeros((0, 4), np.int32)
+    video = convert_to_grey(clip)
+    masks = get_tensor(clip, "masks").numpy() if "masks" in clip else None
+    tracks = get_tensor(clip, "tracks").numpy() if "tracks" in clip else np.zeros((0, 4), np.int32)
     return _layers(video, masks, tracks, name)
 
 

@@ -9,15 +9,15 @@ import numpy.typing as npt
 from bvdm_data.adapters.common import (
     MINUTES,
     PIXEL_SIZE,
-    check_above_zero,
-    counts_of,
+    check_positive,
+    convert_to_counts,
+    get_tensor,
     need,
-    part,
-    whole_folder,
+    open_atomic_folder,
 )
 from bvdm_data.clip import LARGEST_COUNT, CameraScale, Clip
 from bvdm_data.datasets.tiff import write_ome_image
-from bvdm_data.files import whole_file
+from bvdm_data.files import open_atomic
 
 AXES = [
     {"name": "t", "type": "time", "unit": "minute"},
@@ -52,15 +52,15 @@ def write_ome_tiff(
         TypeError: If a number is none, or scale is no CameraScale.
         ValueError: If a number is not above 0, the clip is a batch, or an id is above 65535.
     """
-    check_above_zero("pixel_size", pixel_size)
-    check_above_zero("minutes", minutes)
-    channels = {"video": counts_of(clip, scale)}
+    check_positive("pixel_size", pixel_size)
+    check_positive("minutes", minutes)
+    channels = {"video": convert_to_counts(clip, scale)}
     if "masks" in clip:
-        masks = part(clip, "masks").numpy()
+        masks = get_tensor(clip, "masks").numpy()
         if masks.max(initial=0) > LARGEST_COUNT:
             raise ValueError(f"clip must have ids up to {LARGEST_COUNT}, got {masks.max()}")
         channels["masks"] = masks.astype(np.uint16)
-    with whole_file(Path(path).expanduser()) as temporary:
+    with open_atomic(Path(path).expanduser()) as temporary:
         write_ome_image(
             temporary,
             np.stack(list(channels.values()), axis=1),
@@ -98,17 +98,17 @@ def write_ome_zarr(
         TypeError: If a number is none, or scale is no CameraScale.
         ValueError: If a number is not above 0, or the clip is a batch.
     """
-    check_above_zero("pixel_size", pixel_size)
-    check_above_zero("minutes", minutes)
+    check_positive("pixel_size", pixel_size)
+    check_positive("minutes", minutes)
     zarr = need("zarr", "ome")
-    counts = counts_of(clip, scale)
+    counts = convert_to_counts(clip, scale)
     steps = [float(minutes), float(pixel_size), float(pixel_size)]
-    with whole_folder(path) as folder:
+    with open_atomic_folder(path) as folder:
         image = zarr.open_group(folder, mode="w", zarr_format=3)
         _write_level(image, counts, Path(path).name, steps, {"omero": _shown(counts, scale)})
         if "masks" in clip:
             labels = image.create_group("labels", attributes=_ome({"labels": [LABELS]}))
-            masks = part(clip, "masks").numpy()
+            masks = get_tensor(clip, "masks").numpy()
             source = {"image-label": {"source": {"image": "../../"}}}
             _write_level(labels.create_group(LABELS), masks, LABELS, steps, source)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from bvdm_data.adapters.common import Clips, SharedClips, coloured, part
+from bvdm_data.adapters.common import Clips, SharedClips, convert_to_rgb, get_tensor
 from bvdm_data.clip import Clip
 
 
@@ -41,8 +41,8 @@ def flow_pairs(clip: Clip) -> list[FlowPair]:
     Raises:
         ValueError: If flow or masks are missing, or the clip is a batch.
     """
-    flow, masks = part(clip, "flow").flip(1), part(clip, "masks")
-    images = coloured(clip)
+    flow, masks = get_tensor(clip, "flow").flip(1), get_tensor(clip, "masks")
+    images = convert_to_rgb(clip)
     return [
         FlowPair(
             images[frame],

@@ -7,17 +7,17 @@ from typing import Any, SupportsIndex
 
 import torch
 
-from bvdm_data.adapters.common import clips_in, need
+from bvdm_data.adapters.common import count_clips, need
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.storage.shards import (
     CLIPS_PER_SHARD,
-    Plan,
-    claim,
-    make_shard,
+    ShardPlan,
     plan_shards,
-    recipe_of,
+    prepare_manifest,
+    to_config,
+    write_shard,
 )
-from bvdm_data.validate import check_whole_number
+from bvdm_data.validate import as_int
 
 PAUSE = 1.0
 """Seconds before a task tries a shard again after an error of the disk; doubled each time."""
@@ -64,7 +64,7 @@ def ray_export(
             ray_export(SyntheticHeLaVideos(), "/shared/shards", clips=1_000_000)
     """
     data = need("ray.data", "ray")
-    tries = check_whole_number("retries", retries, least=0)
+    tries = as_int("retries", retries, least=0)
     plan = plan_shards(
         videos,
         directory,
@@ -73,7 +73,7 @@ def ray_export(
         format=format,
         compress=compress,
     )
-    claim(plan)
+    prepare_manifest(plan)
     numbers = data.range(plan.count, override_num_blocks=plan.count)
     made = numbers.map(functools.partial(_made, plan=plan, retries=tries), concurrency=concurrency)
     return sorted(row["shard"] for row in made.iter_rows() if row["written"])
@@ -111,19 +111,19 @@ def ray_dataset(
                 step(torch.from_numpy(batch["video"]), torch.from_numpy(batch["masks"]))
     """
     data = need("ray.data", "ray")
-    recipe_of(videos)
-    number = clips_in(videos, clips)
-    size = check_whole_number("clips_per_task", clips_per_task, least=1)
+    to_config(videos)
+    number = count_clips(videos, clips)
+    size = as_int("clips_per_task", clips_per_task, least=1)
     numbers = data.range(number, override_num_blocks=-(-number // size))
     return numbers.map(functools.partial(_row, videos=videos), concurrency=concurrency)
 
 
-def _made(row: dict[str, Any], plan: Plan, retries: int) -> dict[str, Any]:
+def _made(row: dict[str, Any], plan: ShardPlan, retries: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     number, tried = int(row["id"]), 0
     while True:
         try:
-            return {"shard": plan.path(number).name, "written": make_shard(plan, number)}
+            return {"shard": plan.path(number).name, "written": write_shard(plan, number)}
         except OSError:
             if tried == retries:
                 raise

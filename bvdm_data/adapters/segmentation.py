@@ -12,7 +12,7 @@ from torch import Tensor
 from bvdm_data.adapters.common import need
 from bvdm_data.adapters.frames import stacked
 from bvdm_data.clip import Clip
-from bvdm_data.validate import check_whole_number
+from bvdm_data.validate import as_int
 
 RAYS = 32
 """Rays of a nucleus where the user names no other number: StarDist's default."""
@@ -165,7 +165,7 @@ def star_distances(masks: Tensor, rays: SupportsIndex = RAYS) -> Tensor:
         >>> star_distances(torch.ones(1, 3, 7, dtype=torch.int64), rays=4)[0, :, 1, 2].tolist()
         [4.5, 1.5, 2.5, 1.5]
     """
-    masks, count = _checked(masks), check_whole_number("rays", rays, least=3)
+    masks, count = _checked(masks), as_int("rays", rays, least=3)
     frames, height, width = masks.shape
     padded = torch.nn.functional.pad(masks.int(), (1, 1, 1, 1))
     flat, inside = padded.flatten(), padded.flatten().nonzero().squeeze(1)

@@ -11,16 +11,16 @@ from torch.utils.data import IterableDataset
 from bvdm_data.adapters.common import (
     Clips,
     SharedClips,
-    counts_of,
-    grey,
-    lines_of_descent,
+    convert_to_counts,
+    convert_to_grey,
+    find_ancestors,
+    get_tensor,
+    list_tracks,
     need,
-    part,
-    tracks_of,
 )
 from bvdm_data.clip import CameraScale, Clip
 from bvdm_data.datasets.ctc import write_sequence
-from bvdm_data.validate import check_whole_number
+from bvdm_data.validate import as_int
 
 Window = Mapping[str, Tensor]
 
@@ -48,9 +48,9 @@ def trackastra_windows(clip: Clip, window: int = 6) -> list[Window]:
         ValueError: If window is below 2 or longer than the clip, or the clip has no masks or
             tracks, or they do not agree.
     """
-    frames = check_whole_number("window", window, least=2)
-    table = tracks_of(clip)
-    masks, video = part(clip, "masks").numpy(), grey(clip)
+    frames = as_int("window", window, least=2)
+    table = list_tracks(clip)
+    masks, video = get_tensor(clip, "masks").numpy(), convert_to_grey(clip)
     if len(video) < frames:
         raise ValueError(
             f"window must be at most the {len(video)} frames of the clip, got {window}"
@@ -61,7 +61,7 @@ def trackastra_windows(clip: Clip, window: int = 6) -> list[Window]:
         measures.from_mask_img(mask[None], normalize(image)[None], t_start=time)
         for time, (mask, image) in enumerate(zip(masks, video, strict=True))
     ]
-    lines = lines_of_descent(table)
+    lines = find_ancestors(table)
     related = torch.zeros((max(lines, default=0) + 1,) * 2)
     for identity, line in lines.items():
         related[identity, line] = related[line, identity] = 1.0
@@ -99,7 +99,7 @@ class TrackastraWindows(IterableDataset[Window]):
         """Check the arguments; see the class."""
         self.clips = clips
         self._shared = SharedClips(clips)
-        self.window = check_whole_number("window", window, least=2)
+        self.window = as_int("window", window, least=2)
 
     def __iter__(self) -> Iterator[Window]:
         """Yield window after window; see :func:`trackastra_windows`."""
@@ -126,9 +126,9 @@ def write_ctc(clip: Clip, root: str | Path, *, name: str, scale: CameraScale) ->
         TypeError: If scale is no CameraScale.
         ValueError: If the name is wrong, or the clip has no masks or tracks, or they do not agree.
     """
-    counts = counts_of(clip, scale)
+    counts = convert_to_counts(clip, scale)
     write_sequence(
-        Path(root).expanduser(), name, counts, part(clip, "masks").numpy(), tracks_of(clip)
+        Path(root).expanduser(), name, counts, get_tensor(clip, "masks").numpy(), list_tracks(clip)
     )
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bvdm_data.adapters.common import Videos, check_clip, clips_in, coloured, part
+from bvdm_data.adapters.common import Videos, convert_to_rgb, count_clips, get_tensor, require_keys
 from bvdm_data.clip import Clip
-from bvdm_data.validate import check_whole_number
+from bvdm_data.validate import as_int
 
 
 @dataclass
@@ -77,13 +77,13 @@ def video_datapoint(clip: Clip, most_objects: int | None = None) -> VideoDatapoi
             no nucleus.
     """
     if most_objects is not None:
-        most_objects = check_whole_number("most_objects", most_objects, least=1)
-    check_clip(clip, "masks", "index")
-    masks = part(clip, "masks")
+        most_objects = as_int("most_objects", most_objects, least=1)
+    require_keys(clip, "masks", "index")
+    masks = get_tensor(clip, "masks")
     identities = _seen(masks[0])[:most_objects]
     if not identities:
         raise ValueError("clip must show a nucleus in its first frame, got none; leave it out")
-    images = coloured(clip)
+    images = convert_to_rgb(clip)
     frames = [
         Frame(
             image,
@@ -163,7 +163,7 @@ class RawVideos:
 
     def __init__(self, videos: Videos, length: int | None = None) -> None:
         """Check the arguments; see the class."""
-        self._length = clips_in(videos, length, name="length")
+        self._length = count_clips(videos, length, name="length")
         self.videos = videos
 
     def __len__(self) -> int:
@@ -186,9 +186,9 @@ class RawVideos:
         if not 0 <= idx < self._length:
             raise IndexError(f"idx must be from 0 to {self._length - 1}, got {idx}")
         clip = self.videos.clip(idx)
-        images = coloured(clip)
+        images = convert_to_rgb(clip)
         frames = [VideoFrame(number, "", image) for number, image in enumerate(images)]
-        return Video(str(idx), idx, frames), Segments(part(clip, "masks"))
+        return Video(str(idx), idx, frames), Segments(get_tensor(clip, "masks"))
 
 
 def _seen(mask: Tensor) -> list[int]:

@@ -25,7 +25,7 @@ SEED = click.option("--seed", default=0, show_default=True, help="Seed of all ra
 QUIET = click.option("--quiet", is_flag=True, help="No progress bars.")
 """Whether long work shows how far it is."""
 
-MOST_NUCLEI = 10_000
+MAX_NUCLEI = 10_000
 """Rows of a table that nobody sees; enough for any picture."""
 
 
@@ -61,7 +61,7 @@ class Nuclei(click.ParamType[Any]):
         return (int(low), int(high)) if dash else int(low)
 
 
-class Factors(click.ParamType[Any]):
+class Floats(click.ParamType[Any]):
     """Factors such as 0.5,1,2."""
 
     name = "FACTOR,..."
@@ -88,7 +88,7 @@ VARIATION = click.option(
 """How much wider than the fitted video."""
 
 
-def method_options(command: Callable[..., None]) -> Callable[..., None]:
+def add_method_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add ``--method``, ``--first-steps`` and ``--later-steps`` to a command."""
     name = click.option(
         "--method",
@@ -108,7 +108,7 @@ def method_options(command: Callable[..., None]) -> Callable[..., None]:
     return name(first(later(command)))
 
 
-def method_settings(method: str, first_steps: int | None, later_steps: int | None) -> "Method":
+def parse_method(method: str, first_steps: int | None, later_steps: int | None) -> "Method":
     """Return the settings that these options ask for; refuse the paper's steps elsewhere."""
     from bvdm_data.datasets.synthetic import METHODS
     from bvdm_data.synth.paper import PaperSettings
@@ -123,7 +123,7 @@ def method_settings(method: str, first_steps: int | None, later_steps: int | Non
     return METHODS[method]
 
 
-def method_words(settings: "Method") -> str:
+def describe_method(settings: "Method") -> str:
     """Return what a line of output says of a method: its steps, or that there are none."""
     from bvdm_data.synth.paper import PaperSettings
     from bvdm_data.synth.textures import FastSettings
@@ -160,12 +160,12 @@ if TYPE_CHECKING:
     "--page-densities",
     default="0.5,1,2",
     show_default=True,
-    type=Factors(),
+    type=Floats(),
     help="Nuclei in the first frame, as multiples of the fitted video's density.",
 )
 @click.option("--page-frames", default=24, show_default=True, help="Frames of its clips.")
 @VARIATION
-@method_options
+@add_method_options
 @SEED
 def preview(
     model: str,
@@ -194,15 +194,15 @@ def preview(
     from torch.utils.data import DataLoader
 
     from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
-    from bvdm_data.files import check_folder
-    from bvdm_data.viz.pictures import animation, contact_sheet, need_ffmpeg
+    from bvdm_data.files import check_writable
+    from bvdm_data.viz.pictures import require_ffmpeg, write_animation, write_contact_sheet
 
     least_one = {"--clips": clips, "--page-seeds": page_seeds, "--page-frames": page_frames}
     for option, number in least_one.items():
         if number < 1:
             raise click.UsageError(f"{option} must be at least 1, got {number}")
     if mp4:
-        need_ffmpeg()
+        require_ffmpeg()
     videos = SyntheticHeLaVideos(
         frames=frames,
         size=size,
@@ -211,10 +211,10 @@ def preview(
         model=model,
         nuclei=nuclei,
         variation=variation,
-        max_cells=MOST_NUCLEI,
-        method=method_settings(method, first_steps, later_steps),
+        max_cells=MAX_NUCLEI,
+        method=parse_method(method, first_steps, later_steps),
     )
-    check_folder(output)
+    check_writable(output)
     begun = time.perf_counter()
     made = []
     for clip in DataLoader(videos, batch_size=None, num_workers=workers):
@@ -224,15 +224,15 @@ def preview(
         click.echo(f"clip {int(clip['index'])}: {cells} nuclei, after {seconds:.1f} s")
     click.echo(
         f"{clips / seconds:.3f} clips a second ({frames} frames of {size[0]} x {size[1]}, "
-        f"{workers} workers, {method_words(videos.method)})"
+        f"{workers} workers, {describe_method(videos.method)})"
     )
     made.sort(key=lambda clip: int(clip["index"]))
     sheet, film = output / "contact_sheet.png", output / "clip.gif"
-    contact_sheet({f"clip {int(clip['index'])}": clip for clip in made[:4]}, sheet)
-    animation(made[0], film)
+    write_contact_sheet({f"clip {int(clip['index'])}": clip for clip in made[:4]}, sheet)
+    write_animation(made[0], film)
     click.echo(f"wrote {sheet} and {film}")
     if mp4:
-        animation(made[0], output / "clip.mp4")
+        write_animation(made[0], output / "clip.mp4")
         click.echo(f"wrote {output / 'clip.mp4'}")
     if page:
         _write_page(output / "player.html", videos, page_frames, page_seeds, page_densities)
@@ -249,7 +249,7 @@ def _write_page(
     from tqdm import tqdm
 
     from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
-    from bvdm_data.viz.player import player
+    from bvdm_data.viz.player import write_player
     from bvdm_data.weights import load
 
     height, width = videos.size
@@ -260,15 +260,15 @@ def _write_page(
         nuclei = max(1, round(density * fitted))
         stream = SyntheticHeLaVideos(
             frames=frames, size=videos.size, seed=seed, model=videos.model, nuclei=nuclei,
-            variation=videos.variation, max_cells=MOST_NUCLEI, method=videos.method,
+            variation=videos.variation, max_cells=MAX_NUCLEI, method=videos.method,
         )  # fmt: skip
         made[str(seed), f"{density:g} x ({nuclei} nuclei)"] = stream.clip(0)
     note = (
-        f"Synthetic clips of the model {videos.model.stem}, {method_words(videos.method)}, "
+        f"Synthetic clips of the model {videos.model.stem}, {describe_method(videos.method)}, "
         f"variation {videos.variation:g}. Density: nuclei in the first frame against the mean of "
         "the fitted video."
     )
-    player(made, path, title="Synthetic clips of dividing nuclei", note=note)
+    write_player(made, path, title="Synthetic clips of dividing nuclei", note=note)
     click.echo(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB, {len(made)} clips)")
 
 
@@ -280,7 +280,7 @@ def _write_page(
 @click.option("--sequences", default=2, show_default=True, help="How many videos.")
 @click.option("--nuclei", type=Nuclei(), help="In the first frame. [default: as in the video]")
 @VARIATION
-@method_options
+@add_method_options
 @SEED
 @QUIET
 def export(
@@ -310,7 +310,7 @@ def export(
         sequences=sequences,
         seed=seed,
         model=model,
-        method=method_settings(method, first_steps, later_steps),
+        method=parse_method(method, first_steps, later_steps),
         nuclei=nuclei,
         variation=variation,
         progress=not quiet,
@@ -355,7 +355,7 @@ def fetch(name: str, directory: Path, split: str, quiet: bool) -> None:
 @click.option("--nuclei", type=Nuclei(), help="In the first frame. [default: as in the video]")
 @click.option("--max-cells", type=int, help="Rows of the tables. [default: that of the data set]")
 @VARIATION
-@method_options
+@add_method_options
 @click.option("--pool", is_flag=True, help="Show painted nuclei in many clips.")
 @SEED
 @click.option("--epoch", default=0, show_default=True, help="Other clips of the same seed.")
@@ -397,7 +397,7 @@ def shards(
         size=size,
         seed=seed,
         model=model,
-        method=method_settings(method, first_steps, later_steps),
+        method=parse_method(method, first_steps, later_steps),
         nuclei=nuclei,
         variation=variation,
         pool=pool,
@@ -428,7 +428,7 @@ def shards(
 @click.option("--nuclei", type=Nuclei(), help="In the first frame. [default: as in the video]")
 @click.option("--max-cells", type=int, help="Rows of the tables. [default: that of the data set]")
 @VARIATION
-@method_options
+@add_method_options
 @click.option("--pool", is_flag=True, help="Show painted nuclei in many clips.")
 @click.option("--pairs", type=int, help="Of --pool: pairs of nuclei that are kept. [default: 256]")
 @click.option("--renew", type=float, help="Of --pool: pairs renewed with each clip. [default: 1]")
@@ -474,7 +474,7 @@ def bench(
     Tell it the batch size, the workers and the time of a step of your loop, measured on data that
     is in memory. If the loop waits for clips, it tries what would help, and says so.
     """
-    from bvdm_data.bench import Loop, words
+    from bvdm_data.bench import Loop, format_report
     from bvdm_data.bench import bench as measure
     from bvdm_data.clip import ANNOTATIONS, DEFAULT_MAX_CELLS
     from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
@@ -491,7 +491,7 @@ def bench(
         size=size,
         seed=seed,
         model=model,
-        method=method_settings(method, first_steps, later_steps),
+        method=parse_method(method, first_steps, later_steps),
         nuclei=nuclei,
         variation=variation,
         pool=PoolSettings(**given) if pool else None,
@@ -505,7 +505,7 @@ def bench(
             click.echo(f"{text} ...", err=True)
 
     found = measure(videos, loop, seconds=seconds, report=report, say=say)
-    click.echo(words(found))
+    click.echo(format_report(found))
 
 
 @click.command()
@@ -575,21 +575,21 @@ def fit(
     where it was.
     """
     from bvdm_data.clip import CameraScale
-    from bvdm_data.fitting.denoiser import PAINTER_TRAINING
+    from bvdm_data.fitting.denoiser import DENOISER_TRAINING
     from bvdm_data.fitting.fit import FitSettings
     from bvdm_data.fitting.fit import fit as fit_video
-    from bvdm_data.fitting.paper_networks import FLOW_TRAINING, TEXTURE_TRAINING
-    from bvdm_data.fitting.student import DISTILLED_TRAINING
+    from bvdm_data.fitting.paper_networks import DDPM_TRAINING, FLOW_TRAINING
+    from bvdm_data.fitting.student import STUDENT_TRAINING
 
     if (offset is None) != (full is None):
         raise click.UsageError("give both --offset and --full, or neither")
     scale = None if offset is None or full is None else CameraScale(offset, full)
     settings = FitSettings(
-        painter=replace(PAINTER_TRAINING, steps=painter_steps),
-        distilled=replace(DISTILLED_TRAINING, steps=distilled_steps),
+        painter=replace(DENOISER_TRAINING, steps=painter_steps),
+        distilled=replace(STUDENT_TRAINING, steps=distilled_steps),
         pairs=pairs,
         paper=paper,
-        texture=replace(TEXTURE_TRAINING, steps=texture_steps),
+        texture=replace(DDPM_TRAINING, steps=texture_steps),
         flow=replace(FLOW_TRAINING, steps=flow_steps),
         minutes=minutes,
         border=border,
@@ -626,7 +626,7 @@ def info(model: str) -> None:
 @click.argument("root", type=click.Path(path_type=Path))
 @MODEL
 @VARIATION
-@method_options
+@add_method_options
 @click.option("--train", default="01", show_default=True, help="Video to train on.")
 @click.option("--test", default="02", show_default=True, help="Held-out video to test on.")
 @click.option(
@@ -702,7 +702,7 @@ def evaluate(
         train=train,
         test=test,
         model=model,
-        method=method_settings(method, first_steps, later_steps),
+        method=parse_method(method, first_steps, later_steps),
         variation=variation,
         seed=seed,
         folder=work_dir,

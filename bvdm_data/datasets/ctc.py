@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bvdm_data.clip import CameraScale
-from bvdm_data.datasets.tiff import PartialImage, image_shape, read_image, write_image
+from bvdm_data.datasets.tiff import LazyTiff, read_image, read_image_shape, write_image
 
 
 def read_track_table(path: Path) -> npt.NDArray[np.int32]:
@@ -56,7 +56,7 @@ def check_track_table(tracks: npt.NDArray[np.integer], frames: int) -> npt.NDArr
     return tracks[used].astype(np.int32)
 
 
-def check_same_ids(masks: npt.NDArray[np.integer], table: npt.NDArray[np.integer]) -> None:
+def check_ids_match(masks: npt.NDArray[np.integer], table: npt.NDArray[np.integer]) -> None:
     """Check that masks show the tracks of a table, in every frame."""
     for frame, mask in enumerate(masks):
         alive = table[(table[:, 1] <= frame) & (frame <= table[:, 2]), 0]
@@ -162,7 +162,7 @@ def _checked(
     if masks.min() < 0 or masks.max() > 65535:
         raise ValueError(f"masks must hold ids from 0 to 65535, got {masks.min()} to {masks.max()}")
     table = check_track_table(tracks, len(video))
-    check_same_ids(masks, table)
+    check_ids_match(masks, table)
     return table
 
 
@@ -212,7 +212,9 @@ def _move_into_place(staging: Path, folder: Path, name: str) -> None:
 Labels = npt.NDArray[np.int32]
 
 
-def check_labels(labels: Labels, alive: npt.NDArray[np.int32], complete: bool, path: Path) -> None:
+def check_labels_in_tracks(
+    labels: Labels, alive: npt.NDArray[np.int32], complete: bool, path: Path
+) -> None:
     """Refuse labels without a track and, on demand, tracks without a label."""
     found = np.unique(labels[labels > 0])
     unlisted = np.setdiff1d(found, alive)
@@ -229,7 +231,7 @@ def check_labels(labels: Labels, alive: npt.NDArray[np.int32], complete: bool, p
         )
 
 
-def follow_markers(
+def match_masks_to_markers(
     labels: Labels, markers: Labels, alive: npt.NDArray[np.int32], spare: int
 ) -> Labels:
     """Give each mask the id of its track, found by the markers of the tracking truth.
@@ -346,7 +348,7 @@ class CTCSequence:
         _check_grey(self.folder / self.frame_names[number], image.dtype)
         return image  # type: ignore[return-value]  # the dtype is checked above
 
-    def partial_frame(self, number: int) -> PartialImage:
+    def partial_frame(self, number: int) -> LazyTiff:
         """Open one frame of which only what is asked for gets decoded.
 
         Args:
@@ -359,7 +361,7 @@ class CTCSequence:
             IndexError: If there is no frame of that number.
             ValueError: If the file is damaged or of another size or kind than the others.
         """
-        image = PartialImage(self.folder / self.frame_names[self._known(number)])
+        image = LazyTiff(self.folder / self.frame_names[self._known(number)])
         self._check_shape(image.path, image.shape)
         _check_grey(image.path, image.dtype)
         return image
@@ -394,13 +396,13 @@ class CTCSequence:
         alive = self.tracks[(self.tracks[:, 1] <= number) & (number <= self.tracks[:, 2]), 0]
         marker_name = self.marker_names.get(number)
         if self.truth == "TRA" or marker_name is None:
-            check_labels(labels, alive, self.truth == "TRA", self.folder / name)
+            check_labels_in_tracks(labels, alive, self.truth == "TRA", self.folder / name)
             return labels
         markers = self._read_labels(marker_name)
-        check_labels(markers, alive, True, self.folder / marker_name)
+        check_labels_in_tracks(markers, alive, True, self.folder / marker_name)
         top = int(self.tracks[:, 0].max())
         spare = top + 1 + UNTRACKED_PER_FRAME * (number - self.numbers[0])
-        return follow_markers(labels, markers, alive, spare)
+        return match_masks_to_markers(labels, markers, alive, spare)
 
     def _known(self, number: int) -> int:
         if number not in self.frame_names:
@@ -472,7 +474,7 @@ def read_sequence(root: str | Path, sequence: str, truth: str | None = "auto") -
         )
     table = folder / f"{sequence}_GT/TRA/man_track.txt"
     tracks = read_track_table(table) if table.is_file() else np.zeros((0, 4), np.int32)
-    shape = image_shape(folder / frames[min(frames)])
+    shape = read_image_shape(folder / frames[min(frames)])
     return CTCSequence(
         folder=folder,
         name=sequence,

@@ -14,30 +14,30 @@ from bvdm_data.clip import (
     CameraScale,
     Clip,
     TooManyNucleiError,
-    annotated,
-    unbroken_tracks,
+    annotate_masks,
+    split_gaps,
 )
 from bvdm_data.datasets.ctc import guess_scale, read_sequence
 from bvdm_data.datasets.stream import SharedEpoch
-from bvdm_data.datasets.transforms import Transform, transformed, wanted_with
+from bvdm_data.datasets.transforms import Transform, apply_transform, list_required_keys
 from bvdm_data.datasets.windows import (
-    Choice,
     FrameCache,
     Window,
-    check_possible,
-    choose_windows,
-    nearest_ancestors,
+    WindowSpec,
+    check_annotations_available,
+    find_visible_parents,
+    make_windows,
 )
 from bvdm_data.validate import (
+    as_index,
+    as_int,
     check_epoch,
     check_length,
     check_max_cells,
-    check_place,
     check_scale,
     check_seed,
     check_size,
     check_transform,
-    check_whole_number,
 )
 
 DEFAULT_BORDER = 25
@@ -165,19 +165,19 @@ class CTCVideos(Dataset[Clip]):
         self.size = check_size(size)
         self.seed = check_seed(seed)
         self.max_cells = check_max_cells(max_cells)
-        self.border = check_whole_number("border", DEFAULT_BORDER if border is None else border, 0)
+        self.border = as_int("border", DEFAULT_BORDER if border is None else border, 0)
         self.transform = check_transform(transform)
-        self.cache_bytes = check_whole_number("cache_bytes", cache_bytes, 0)
-        choice = Choice(
+        self.cache_bytes = as_int("cache_bytes", cache_bytes, 0)
+        choice = WindowSpec(
             windows, frames, self.size, stride, overlap, self.border, start, stop, self.seed
         )
         self.stride, self.windows = choice.stride, choice.windows
-        self.annotations = check_possible(annotations, truth)
+        self.annotations = check_annotations_available(annotations, truth)
         if truth == "auto" and not (self.annotations or choice.follows):
             truth = None
         self.source = read_sequence(Path(root).expanduser().absolute(), sequence, truth)
         self._cache = FrameCache(self.source, self.cache_bytes)
-        self._windows, self.frames = choose_windows(choice, self._cache, self.annotations)
+        self._windows, self.frames = make_windows(choice, self._cache, self.annotations)
         self.overlap = choice.overlap
         self.length = check_length(length) or self._windows.count
         self.scale = check_scale(scale) or guess_scale(self.source)
@@ -194,7 +194,7 @@ class CTCVideos(Dataset[Clip]):
 
     def __getitem__(self, index: SupportsIndex) -> Clip:
         """Return a clip of the epoch."""
-        return self.clip(check_place(index, self.length))
+        return self.clip(as_index(index, self.length))
 
     def clip(self, index: SupportsIndex) -> Clip:
         """Return clip ``index`` of an endless series of windows.
@@ -223,7 +223,7 @@ class CTCVideos(Dataset[Clip]):
             found |= self._annotations(window, shown, number)
         found["index"] = torch.tensor(number)
         found["source"] = torch.tensor(0, dtype=torch.int8)
-        return transformed(
+        return apply_transform(
             cast(Clip, found),
             self.transform,
             name=self._name,
@@ -280,13 +280,13 @@ class CTCVideos(Dataset[Clip]):
         masks = np.zeros((self.frames, *self.size), np.int32)
         for place, (frame, cut) in enumerate(shown):
             masks[place] = self._cache.masks(frame)[cut]
-        parents = nearest_ancestors(self.source.tracks, window.frames)
+        parents = find_visible_parents(self.source.tracks, window.frames)
         if window.track > 1:  # its id is the smallest, so that the clip counts from it
             masks, parents = _exchanged(masks, parents, window.track)
-        renamed, table, _ = unbroken_tracks(masks, parents)
-        wanted = wanted_with(self.annotations, self.transform)
+        renamed, table, _ = split_gaps(masks, parents)
+        wanted = list_required_keys(self.annotations, self.transform)
         try:
-            return annotated(renamed, table, wanted, self.max_cells)
+            return annotate_masks(renamed, table, wanted, self.max_cells)
         except TooManyNucleiError as error:
             raise TooManyNucleiError(
                 f"{error}. It is clip {number} of epoch {self.epoch} of {self._name}; to make it "
@@ -295,7 +295,7 @@ class CTCVideos(Dataset[Clip]):
 
 
 def _number(index: SupportsIndex) -> int:
-    number = check_whole_number("index", index)
+    number = as_int("index", index)
     if number < 0:
         raise IndexError(f"index must be 0 or more, got {number}")
     return number

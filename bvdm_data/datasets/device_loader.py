@@ -16,21 +16,28 @@ from torch.utils.data import DataLoader, default_collate, default_convert
 
 from bvdm_data.datasets.stream import _BY_WORKERS, _LOADS
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
-from bvdm_data.datasets.transforms import transformed, wanted_with
-from bvdm_data.synth.cell_bank import Pool
-from bvdm_data.synth.device import DevicePainter, Films, gather, pictures_at_once
-from bvdm_data.synth.scene import Sketch, make_plan, packed, painted, sketched, unpacked
-from bvdm_data.synth.synthesis import annotations_of, one_thread
+from bvdm_data.datasets.transforms import apply_transform, list_required_keys
+from bvdm_data.synth.cell_bank import CellBank
+from bvdm_data.synth.device import RenderBatch, VideoRenderer, choose_batch_size, collate_scenes
+from bvdm_data.synth.scene import (
+    SceneRequest,
+    make_request,
+    pickle_requests,
+    render_request,
+    simulate_scene,
+    unpickle_requests,
+)
+from bvdm_data.synth.synthesis import collect_annotations, run_single_threaded
 from bvdm_data.synth.textures import FastSettings
-from bvdm_data.system import part
-from bvdm_data.validate import check_device, check_whole_number, naming, naming_clip
+from bvdm_data.system import profile_span
+from bvdm_data.validate import as_int, check_device, name_clip_in_errors, name_source_in_errors
 from bvdm_data.weights import load
 
-Planned = tuple[dict[str, Tensor], Sketch]
+SceneItem = tuple[dict[str, Tensor], SceneRequest]
 """A clip without its video, and what that is painted from."""
 
 
-class Plans(SyntheticHeLaVideos):
+class SceneStream(SyntheticHeLaVideos):
     """The stream of a data set, with plans in the place of clips.
 
     Epoch, ranks and workers are those of the data set, and what is loaded into it is loaded here.
@@ -41,28 +48,28 @@ class Plans(SyntheticHeLaVideos):
         self.__dict__.update(videos.__dict__)
         self._pass = self._loaded = None
         self._videos = videos
-        self._wanted = wanted_with(videos.annotations, videos.transform)
+        self._wanted = list_required_keys(videos.annotations, videos.transform)
         # It stays in the main process, and may not be one that can be sent.
         self.transform = None
-        self._pool = None if self.pool is None else Pool(self.pool, self.seed)
+        self._pool = None if self.pool is None else CellBank(self.pool, self.seed)
 
-    def clips(self, indices: Sequence[int]) -> Iterable[Planned]:  # type: ignore[override]
+    def clips(self, indices: Sequence[int]) -> Iterable[SceneItem]:  # type: ignore[override]
         """Return the plans of several clips of the epoch, in their order."""
         return map(self.planned, indices)
 
-    def planned(self, number: int) -> Planned:
+    def planned(self, number: int) -> SceneItem:
         """Return the plan of one clip."""
         with (
-            naming_clip(f"SyntheticHeLaVideos(seed={self.seed})", self.epoch, number),
-            one_thread(),
+            name_clip_in_errors(f"SyntheticHeLaVideos(seed={self.seed})", self.epoch, number),
+            run_single_threaded(),
         ):
             generator, place, method = load(self.model), self._place(number), self.method
             if not isinstance(method, FastSettings):
                 raise TypeError(f"method must be FastSettings, got {method!r}")
-            plan = make_plan(generator, self._scene(self._wanted), method, **place)
-            sketch = sketched(generator, plan, method, self.size, place["seed"], place["name"])
-            with part("annotations"):
-                clip = annotations_of(plan, self._wanted, self.max_cells)
+            plan = simulate_scene(generator, self._scene(self._wanted), method, **place)
+            sketch = make_request(generator, plan, method, self.size, place["seed"], place["name"])
+            with profile_span("annotations"):
+                clip = collect_annotations(plan, self._wanted, self.max_cells)
         clip["index"] = torch.tensor(number)
         clip["source"] = torch.tensor(1, dtype=torch.int8)
         return clip, sketch
@@ -95,41 +102,43 @@ class Plans(SyntheticHeLaVideos):
 
 
 @dataclass(frozen=True)
-class Sheet:
+class SceneBatch:
     """A batch of clips ahead of its light."""
 
     clips: dict[str, Tensor]  # what is known of them, collated
     epoch: int  # of the clips
-    films: Films | Tensor  # for a device; or, packed, for the CPU
+    films: RenderBatch | Tensor  # for a device; or, packed, for the CPU
 
-    def pin_memory(self) -> "Sheet":
+    def pin_memory(self) -> "SceneBatch":
         """Return the batch in pinned memory."""
         clips = {key: value.pin_memory() for key, value in self.clips.items()}
         return replace(self, clips=clips, films=self.films.pin_memory())
 
 
 @dataclass(frozen=True)
-class Collate:
+class SceneCollate:
     """Makes a sheet of plans, in the process that has drawn them."""
 
     together: bool  # whether a device will paint all films at once
 
-    def __call__(self, plans: Sequence[Planned] | Planned) -> Sheet:
+    def __call__(self, plans: Sequence[SceneItem] | SceneItem) -> SceneBatch:
         """Return a sheet; of a single plan where it is not in a list."""
-        batch: Sequence[Planned] = [plans] if isinstance(plans, tuple) else plans
+        batch: Sequence[SceneItem] = [plans] if isinstance(plans, tuple) else plans
         sketches = [sketch for _, sketch in batch]
-        films = gather(sketches) if self.together else packed(sketches)
-        return Sheet(default_collate([clip for clip, _ in batch]), int(sketches[0].name[1]), films)
+        films = collate_scenes(sketches) if self.together else pickle_requests(sketches)
+        return SceneBatch(
+            default_collate([clip for clip, _ in batch]), int(sketches[0].name[1]), films
+        )
 
 
-class SheetPainter(Protocol):
+class BatchRenderer(Protocol):
     """Paints sheets."""
 
-    def __call__(self, sheet: Sheet) -> dict[str, Tensor]:
+    def __call__(self, sheet: SceneBatch) -> dict[str, Tensor]:
         """Return the batch, with its videos, where it is painted."""
 
 
-class OneByOne:
+class CpuRenderer:
     """Paints on the CPU, clip by clip, to the same bytes as :meth:`SyntheticHeLaVideos.clip`."""
 
     def __init__(self, videos: SyntheticHeLaVideos, method: FastSettings) -> None:
@@ -137,22 +146,26 @@ class OneByOne:
         self.videos = videos
         self.method = method
         self.generator = load(videos.model)
-        self.pool = None if videos.pool is None else Pool(videos.pool, videos.seed)
+        self.pool = None if videos.pool is None else CellBank(videos.pool, videos.seed)
 
-    def __call__(self, sheet: Sheet) -> dict[str, Tensor]:
+    def __call__(self, sheet: SceneBatch) -> dict[str, Tensor]:
         """Return the batch, with its videos."""
         if not isinstance(sheet.films, Tensor):
             raise TypeError("sheet must hold packed films")
         name = f"SyntheticHeLaVideos(seed={self.videos.seed})"
         painting = []
-        for sketch, number in zip(unpacked(sheet.films), sheet.clips["index"], strict=True):
-            with naming_clip(name, sheet.epoch, int(number)), one_thread():
+        for sketch, number in zip(
+            unpickle_requests(sheet.films), sheet.clips["index"], strict=True
+        ):
+            with name_clip_in_errors(name, sheet.epoch, int(number)), run_single_threaded():
                 whole = sketch.attached(self.pool, self.generator)
-                painting.append(torch.from_numpy(painted(whole, self.generator, self.method)))
+                painting.append(
+                    torch.from_numpy(render_request(whole, self.generator, self.method))
+                )
         return {"video": torch.stack(painting)[:, :, None], **sheet.clips}
 
 
-class Together:
+class DeviceRenderer:
     """Paints on a device, all clips of a batch at once."""
 
     def __init__(
@@ -165,17 +178,17 @@ class Together:
         """Bring the networks to the device."""
         self.videos = videos
         self.device = device
-        self.painter = DevicePainter(
+        self.painter = VideoRenderer(
             load(videos.model), method, videos.frames, videos.size, device,
-            pictures=pictures or pictures_at_once(device),
-            pool=None if videos.pool is None else Pool(videos.pool, videos.seed),
+            pictures=pictures or choose_batch_size(device),
+            pool=None if videos.pool is None else CellBank(videos.pool, videos.seed),
         )  # fmt: skip
 
-    def __call__(self, sheet: Sheet) -> dict[str, Tensor]:
+    def __call__(self, sheet: SceneBatch) -> dict[str, Tensor]:
         """Return the batch, with its videos, on the device."""
-        if not isinstance(sheet.films, Films):
+        if not isinstance(sheet.films, RenderBatch):
             raise TypeError("sheet must hold gathered films")
-        with naming(_place(self.videos, sheet)):
+        with name_source_in_errors(_place(self.videos, sheet)):
             video = self.painter.paint(sheet.films)
             rest = {
                 key: value.to(self.device, non_blocking=True) for key, value in sheet.clips.items()
@@ -183,7 +196,7 @@ class Together:
         return {"video": video, **rest}
 
 
-def _place(videos: SyntheticHeLaVideos, sheet: Sheet) -> str:
+def _place(videos: SyntheticHeLaVideos, sheet: SceneBatch) -> str:
     # On the CPU still: nothing waits for a device.
     numbers = sheet.clips["index"].tolist()
     return (
@@ -196,11 +209,11 @@ def _place(videos: SyntheticHeLaVideos, sheet: Sheet) -> str:
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
-_PATIENCE = 0.1
+_POLL_SECONDS = 0.1
 """Seconds after which the thread, waiting for room, looks whether it is still wanted."""
 
 
-class Ahead(Generic[Made]):
+class Prefetcher(Generic[Made]):
     """Iterator over what a thread makes of the items of another iterator, some items ahead.
 
     The thread is ended and waited for by :meth:`close`, with the last reference to the iterator,
@@ -211,7 +224,7 @@ class Ahead(Generic[Made]):
     def __init__(self, source: Iterator[Item], work: Callable[[Item], Made], room: int) -> None:
         """Start the thread."""
         self._over = False
-        self._shelf = _Shelf(queue.Queue(room))
+        self._shelf = _Queue(queue.Queue(room))
         # It holds no reference to the iterator, which would else never be lost.
         self._thread = threading.Thread(
             target=_run, args=(self._shelf, source, work), name="bvdm_data ahead", daemon=True
@@ -222,7 +235,7 @@ class Ahead(Generic[Made]):
         atexit.register(self._finish)
         self._thread.start()
 
-    def __iter__(self) -> "Ahead[Made]":
+    def __iter__(self) -> "Prefetcher[Made]":
         """Return the iterator."""
         return self
 
@@ -266,7 +279,7 @@ class _End:
 
 
 @dataclass
-class _Shelf:
+class _Queue:
     """What thread and iterator share."""
 
     results: "queue.Queue[_Result | _End]"
@@ -277,14 +290,14 @@ class _Shelf:
         """Wait for room; return whether the result is wanted."""
         while not self.unwanted:
             try:
-                self.results.put(told, timeout=_PATIENCE)
+                self.results.put(told, timeout=_POLL_SECONDS)
             except queue.Full:
                 continue
             return True
         return False
 
 
-def _run(shelf: _Shelf, source: Iterator[Item], work: Callable[[Item], Made]) -> None:
+def _run(shelf: _Queue, source: Iterator[Item], work: Callable[[Item], Made]) -> None:
     try:
         for item in source:
             if shelf.unwanted or not shelf.put(_Result(work(item))):
@@ -304,7 +317,7 @@ def _run(shelf: _Shelf, source: Iterator[Item], work: Callable[[Item], Made]) ->
             close()
 
 
-def _end(shelf: _Shelf, thread: threading.Thread) -> None:
+def _end(shelf: _Queue, thread: threading.Thread) -> None:
     # A mere flag: locks could be held by whom the garbage collector has interrupted.
     shelf.unwanted = True
     if threading.current_thread() is not thread:
@@ -314,7 +327,7 @@ def _end(shelf: _Shelf, thread: threading.Thread) -> None:
         shelf.leave = None
 
 
-class Lane:
+class DeviceStream:
     """A device that does one thing after the other: nothing is to be waited for."""
 
     def begin(self) -> None:
@@ -338,7 +351,7 @@ class Lane:
         """Let the loop use what was painted."""
 
 
-class CudaLane(Lane):
+class CudaStream(DeviceStream):
     """A stream of its own on a CUDA device; neither the loop nor the thread waits for the other.
 
     Never run on a CUDA device.
@@ -382,9 +395,9 @@ class CudaLane(Lane):
                 value.record_stream(current)
 
 
-def lane_of(device: torch.device) -> Lane:
+def make_stream(device: torch.device) -> DeviceStream:
     """Return the lane of a device."""
-    return CudaLane(device) if device.type == "cuda" else Lane()
+    return CudaStream(device) if device.type == "cuda" else DeviceStream()
 
 
 _PASSED_ON = (
@@ -460,8 +473,8 @@ class DeviceLoader:
         self.videos = videos
         self.batch_size = _check_batch_size(batch_size, videos)
         self.device = _check_device(device, videos)
-        workers = check_whole_number("num_workers", num_workers, least=0)
-        self._prefetch = check_whole_number("prefetch", prefetch, least=1)
+        workers = as_int("num_workers", num_workers, least=0)
+        self._prefetch = as_int("prefetch", prefetch, least=1)
         at_once = _check_pictures(pictures, self.device)
         unknown = sorted(set(how) - set(_PASSED_ON))
         if unknown:
@@ -469,16 +482,16 @@ class DeviceLoader:
                 f"DeviceLoader takes of DataLoader's arguments only {', '.join(_PASSED_ON)}, got "
                 f"{unknown[0]!r}"
             )
-        self._plans = Plans(videos)
+        self._plans = SceneStream(videos)
         self._how = {
             "batch_size": self.batch_size,
             "num_workers": workers,
             "pin_memory": self.device.type == "cuda",
             **how,
         }
-        self._painter, together = _painter_of(videos, method, self.device, at_once)
-        self._collate = Collate(together)
-        self._lane = lane_of(self.device)
+        self._painter, together = _make_renderer(videos, method, self.device, at_once)
+        self._collate = SceneCollate(together)
+        self._lane = make_stream(self.device)
         self._loader = self._new_loader()
         self._running: weakref.ref[_Loop] | None = None
         self._progress = _Progress(self._plans.starts)
@@ -569,25 +582,25 @@ class _Loop(Iterator[Any]):
 
     def __init__(
         self,
-        sheets: Iterator[Sheet],
-        painter: SheetPainter,
-        lane: Lane,
+        sheets: Iterator[SceneBatch],
+        painter: BatchRenderer,
+        lane: DeviceStream,
         prefetch: int,
         progress: _Progress,
         videos: SyntheticHeLaVideos,
         batch_size: int | None,
     ) -> None:
         # What the thread works with does not lead to the loop, which would else never be lost.
-        def work(sheet: Sheet) -> tuple[dict[str, Tensor], Any, int]:
+        def work(sheet: SceneBatch) -> tuple[dict[str, Tensor], Any, int]:
             with lane.painting():
                 batch = painter(sheet)
                 return batch, lane.done(), sheet.epoch
 
-        def held() -> Iterator[Sheet]:
+        def held() -> Iterator[SceneBatch]:
             with lane.held():
                 yield from sheets
 
-        self._ahead = Ahead(held(), work, prefetch)
+        self._ahead = Prefetcher(held(), work, prefetch)
         self._lane = lane
         self._progress = progress
         self._videos = videos
@@ -612,7 +625,7 @@ def _finished(
     if videos.transform is None:
         return batch if batch_size is not None else {key: value[0] for key, value in batch.items()}
     clips = [
-        transformed(
+        apply_transform(
             {key: value[place] for key, value in batch.items()},  # type: ignore[arg-type]
             videos.transform,
             name=f"SyntheticHeLaVideos(seed={videos.seed})",
@@ -625,13 +638,13 @@ def _finished(
     return default_collate(clips) if batch_size is not None else default_convert(clips[0])  # type: ignore[no-untyped-call]
 
 
-def _painter_of(
+def _make_renderer(
     videos: SyntheticHeLaVideos, method: FastSettings, device: torch.device, pictures: int | None
-) -> tuple[SheetPainter, bool]:
+) -> tuple[BatchRenderer, bool]:
     """Return who paints on a device, and whether all films of a batch at once."""
     if device.type == "cpu":
-        return OneByOne(videos, method), False
-    return Together(videos, method, device, pictures), True
+        return CpuRenderer(videos, method), False
+    return DeviceRenderer(videos, method, device, pictures), True
 
 
 def _check_videos(videos: SyntheticHeLaVideos) -> FastSettings:
@@ -649,7 +662,7 @@ def _check_videos(videos: SyntheticHeLaVideos) -> FastSettings:
 
 
 def _check_batch_size(batch_size: SupportsIndex | None, videos: SyntheticHeLaVideos) -> int | None:
-    found = None if batch_size is None else check_whole_number("batch_size", batch_size, least=1)
+    found = None if batch_size is None else as_int("batch_size", batch_size, least=1)
     if videos.batch_size not in (None, found or 1):
         raise ValueError(
             f"batch_size must be that of videos, {videos.batch_size}, got {found}; give both the "
@@ -680,4 +693,4 @@ def _check_pictures(pictures: SupportsIndex | None, device: torch.device) -> int
             f"pictures must be None with device='cpu', where clips are painted one by one, got "
             f"{pictures!r}"
         )
-    return check_whole_number("pictures", pictures, least=1)
+    return as_int("pictures", pictures, least=1)

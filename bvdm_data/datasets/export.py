@@ -12,17 +12,17 @@ from tqdm import tqdm
 from bvdm_data.clip import CameraScale
 from bvdm_data.datasets.ctc import is_complete, write_sequence
 from bvdm_data.datasets.synthetic import (
-    check_fitted,
-    check_method,
+    as_method,
+    check_method_fitted,
     check_nuclei,
-    check_room,
+    check_size_fits_nucleus,
     check_variation,
 )
-from bvdm_data.files import whole_file
+from bvdm_data.files import open_atomic
 from bvdm_data.synth.model import Method
 from bvdm_data.synth.scene import SceneSettings
 from bvdm_data.synth.synthesis import synthesise
-from bvdm_data.validate import check_frames, check_seed, check_size, check_whole_number, naming
+from bvdm_data.validate import as_int, check_frames, check_seed, check_size, name_source_in_errors
 from bvdm_data.weights import find_model, load, model_digest
 
 MANIFEST = "bvdm_data.json"
@@ -50,11 +50,11 @@ def export(
     Each sequence is written whole or not at all; a second call with the same arguments goes on
     where a killed one was, and ends in the same files.
     """
-    number = check_whole_number("sequences", sequences, least=1)
+    number = as_int("sequences", sequences, least=1)
     if number > MOST_SEQUENCES:
         raise ValueError(f"sequences must be at most {MOST_SEQUENCES}, got {number}")
     frames, seed = check_frames(frames), check_seed(seed)
-    texture, nuclei = check_method(method), check_nuclei(nuclei)
+    texture, nuclei = as_method(method), check_nuclei(nuclei)
     scene = SceneSettings(
         frames=frames,
         size=check_size(size),
@@ -62,8 +62,8 @@ def export(
         variation=check_variation(variation, texture),
     )
     path = find_model(model)
-    check_room(scene.size, load(path))
-    check_fitted(texture, load(path))
+    check_size_fits_nucleus(scene.size, load(path))
+    check_method_fitted(texture, load(path))
     folder = Path(directory).expanduser()
     _claim(
         folder,
@@ -101,7 +101,7 @@ def _write_one(
     bar: "tqdm[Any]",
 ) -> None:
     generator = load(model)
-    with naming(f"It is sequence {name} of {folder}; the same call goes on there"):
+    with name_source_in_errors(f"It is sequence {name} of {folder}; the same call goes on there"):
         film = synthesise(
             generator,
             scene,
@@ -135,7 +135,7 @@ def _claim(folder: Path, settings: dict[str, object]) -> None:
             f"directory must be new, empty, or begun by the same call, but {folder} holds "
             "something else; give another one"
         )
-    with whole_file(manifest) as temporary:
+    with open_atomic(manifest) as temporary:
         temporary.write_text(json.dumps(settings, indent=2) + "\n")
 
 

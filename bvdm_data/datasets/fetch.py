@@ -128,7 +128,7 @@ class ResumingDownloader:
         """Append what is missing to the unfinished file, or begin it anew."""
         done = self._size()
         with _open(url, done) as response:
-            if done and not _fits(response, done):
+            if done and not _is_resumable(response, done):
                 self.part.unlink()
                 self._transfer(url)
                 return
@@ -164,7 +164,7 @@ def _open(url: str, done: int) -> requests.Response:
     return requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS)
 
 
-def _fits(response: requests.Response, done: int) -> bool:
+def _is_resumable(response: requests.Response, done: int) -> bool:
     """Tell whether the answer to a request for a range is of use to an unfinished file."""
     if response.status_code == requests.codes.partial:
         return response.headers.get("Content-Range", "").startswith(f"bytes {done}-")

@@ -14,20 +14,20 @@ from bvdm_data.datasets.mixture import (
     AT_END,
     BLOCK,
     ORDERS,
-    ByQuota,
-    BySchedule,
-    ByWeight,
-    GroupedShare,
-    Mixing,
+    BatchedSplit,
+    QuotaOrder,
     Schedule,
+    ScheduledOrder,
+    SourceOrder,
+    WeightedOrder,
     Weights,
     check_quotas,
 )
-from bvdm_data.datasets.sharding import Share
-from bvdm_data.datasets.sources import SHARED, ClipSource, MapStyle, agree
+from bvdm_data.datasets.sharding import SampleSplit
+from bvdm_data.datasets.sources import SHARED, ClipSource, MapStyle, check_compatible
 from bvdm_data.datasets.stream import ClipStream
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
-from bvdm_data.validate import check_whole_number
+from bvdm_data.validate import as_int
 
 __all__ = ["BLOCK", "SHARED", "ClipSource", "MapStyle", "MixedClip", "MixedVideos", "Schedule"]
 
@@ -151,7 +151,7 @@ class MixedVideos(ClipStream):
                 together with another.
         """
         super().__init__(length=length, seed=seed, batch_size=batch_size, shard=shard)
-        agreed = agree(sources)
+        agreed = check_compatible(sources)
         self.sources = dict(sources)
         self._members = agreed.members
         self.frames, self.size = agreed.frames, agreed.size
@@ -164,7 +164,7 @@ class MixedVideos(ClipStream):
         if self.quotas is not None and weights is not None:
             raise ValueError("weights must be None where quotas are given; leave out one of them")
         self._weights = Weights(self.quotas if weights is None else weights, sources)
-        self._plan: tuple[int, Mixing] | None = None
+        self._plan: tuple[int, SourceOrder] | None = None
         self._check_together()
         self.set_epoch(self.epoch)
         for member in self._members if self.shuffle else ():
@@ -191,7 +191,7 @@ class MixedVideos(ClipStream):
             TypeError: If index is not a whole number.
             ValueError: If the clip does not fit into a batch with the others.
         """
-        number = check_whole_number("index", index)
+        number = as_int("index", index)
         if number < 0:
             raise IndexError(f"index must be 0 or more, got {number}")
         place, own = self._mixing(self.epoch).pick(number)
@@ -236,19 +236,19 @@ class MixedVideos(ClipStream):
         """Leave out what can be found again."""
         return {**super().__getstate__(), "_plan": None}
 
-    def _mixing(self, epoch: int) -> Mixing:
+    def _mixing(self, epoch: int) -> SourceOrder:
         """Return which clips those of an epoch are; those of the latest are kept."""
         if self._plan is None or self._plan[0] != epoch:
             lengths = [member.length(epoch) for member in self._members]
             how: dict[str, Any] = {"at_end": self.at_end, "length": self.length}
             how |= {"seed": self.seed, "epoch": epoch}
-            mixing: Mixing
+            mixing: SourceOrder
             if self.quotas is not None:
-                mixing = ByQuota(list(self.quotas.values()), lengths, order=self.order, **how)
+                mixing = QuotaOrder(list(self.quotas.values()), lengths, order=self.order, **how)
             elif self._weights.is_schedule:
-                mixing = BySchedule(self._weights, lengths, **how)
+                mixing = ScheduledOrder(self._weights, lengths, **how)
             else:
-                mixing = ByWeight(self._weights.at(epoch, 0), lengths, **how)
+                mixing = WeightedOrder(self._weights.at(epoch, 0), lengths, **how)
             self._plan = (epoch, mixing)
         return self._plan[1]
 
@@ -256,12 +256,12 @@ class MixedVideos(ClipStream):
     def _together(self) -> int:
         return 1 if self.quotas is None else sum(self.quotas.values())
 
-    def _next_pass(self) -> Share:
+    def _next_pass(self) -> SampleSplit:
         return self._shared_out(super()._next_pass())
 
-    def _shared_out(self, share: Share) -> GroupedShare:
+    def _shared_out(self, share: SampleSplit) -> BatchedSplit:
         changes = {"length": self.length_in(share.epoch), "together": self._together}
-        return GroupedShare(**{**asdict(share), **changes})
+        return BatchedSplit(**{**asdict(share), **changes})
 
     def _check_state(self, state: Mapping[str, Any]) -> dict[str, int]:
         found = super()._check_state(state)

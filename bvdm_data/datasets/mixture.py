@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from bvdm_data.datasets.sharding import Share
-from bvdm_data.rng import numpy_stream
-from bvdm_data.validate import check_whole_number
+from bvdm_data.datasets.sharding import SampleSplit
+from bvdm_data.rng import numpy_rng
+from bvdm_data.validate import as_int
 
 AT_END = ("restart", "stop", "drop")
 """What may be done where a source has no more clips."""
@@ -24,7 +24,7 @@ ORDERS = ("shuffled", "fixed")
 """How the sources may follow each other in a batch of quotas."""
 
 
-class Mixing(Protocol):
+class SourceOrder(Protocol):
     """Which clips the clips of one epoch of a mix are."""
 
     end: int | None  # clips of the epoch; None: without end
@@ -33,7 +33,7 @@ class Mixing(Protocol):
         """Return the place of a source among all, and the number of a clip of it."""
 
 
-class ByQuota:
+class QuotaOrder:
     """Exactly so many clips of each source in every batch.
 
     ``end``: Clips of the epoch, of whole batches; None: without end
@@ -68,7 +68,7 @@ class ByQuota:
         batch, place = divmod(number, len(self._batch))
         sources = self._batch
         if self._order == "shuffled":
-            draws = numpy_stream(self._seed, "quota", self._epoch, batch)
+            draws = numpy_rng(self._seed, "quota", self._epoch, batch)
             sources = draws.permutation(sources)
         chosen = int(sources[place])
         ahead = int(np.count_nonzero(sources[:place] == chosen))
@@ -76,7 +76,7 @@ class ByQuota:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupedShare(Share):
+class BatchedSplit(SampleSplit):
     """A share in which groups of clips in a row stay on one rank, for quotas that hold on each."""
 
     together: int = 1  # clips of a group; batch_size and length are multiples of it
@@ -130,7 +130,7 @@ class Weights:
             self.given = given
             self.at(0, 0)
         else:
-            self.given = _fractions("weights", given, self._names)
+            self.given = _normalize_weights("weights", given, self._names)
 
     @property
     def is_schedule(self) -> bool:
@@ -141,7 +141,9 @@ class Weights:
         """Return the fractions of 1, in the order of the sources, for one clip."""
         told = self.given
         if callable(told):
-            told = _fractions(f"weights({epoch}, {number})", told(epoch, number), self._names)
+            told = _normalize_weights(
+                f"weights({epoch}, {number})", told(epoch, number), self._names
+            )
         return list(told.values())
 
     def rows(self, epoch: int, numbers: Sequence[int]) -> npt.NDArray[np.float64]:
@@ -187,13 +189,15 @@ def check_quotas(quotas: Mapping[str, int], names: Iterable[str]) -> dict[str, i
     """Return the clips of each source in a batch, in the order of the sources."""
     wanted = tuple(names)
     _check_names("quotas", quotas, wanted, "clips in a batch, such as {'real': 1, 'synthetic': 3}")
-    found = {name: check_whole_number(f"quotas[{name!r}]", quotas[name], 0) for name in wanted}
+    found = {name: as_int(f"quotas[{name!r}]", quotas[name], 0) for name in wanted}
     if not any(found.values()):
         raise ValueError("quotas must not all be 0; give at least one source a clip in each batch")
     return found
 
 
-def _fractions(what: str, weights: Mapping[str, float], names: tuple[str, ...]) -> dict[str, float]:
+def _normalize_weights(
+    what: str, weights: Mapping[str, float], names: tuple[str, ...]
+) -> dict[str, float]:
     _check_names(
         what, weights, names,
         "numbers, such as {'real': 1, 'synthetic': 3}, or be a function of (epoch, index) that "
@@ -230,7 +234,7 @@ _ENDLESS = 2**62
 _PHASES = 2**53
 
 
-class ByWeight:
+class WeightedOrder:
     """Sources in random order, each as often as its weight says.
 
     Every block of ``BLOCK`` clips is shuffled by itself. How many clips of a source are in it
@@ -264,7 +268,7 @@ class ByWeight:
     def pick(self, number: int) -> tuple[int, int]:
         """Return source and clip, see :class:`Mixing`."""
         if self._last is not None and number >= self._last:
-            raise _all_have_ended(number)
+            raise _have_all_ended(number)
         counts, picks, place = self._around(number)
         chosen = int(picks[place])
         return chosen, int(counts[chosen]) + int(np.count_nonzero(picks[:place] == chosen))
@@ -301,7 +305,7 @@ class ByWeight:
         return min(found, default=None)
 
     @staticmethod
-    def _behind(stretch: "_Stretch", source: int, block: int) -> int:
+    def _behind(stretch: "_Segment", source: int, block: int) -> int:
         return int(stretch.counts(block * BLOCK)[source])
 
     def _around(self, number: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], int]:
@@ -313,14 +317,14 @@ class ByWeight:
         if self._latest is None or self._latest[0] != first:
             counts = stretch.counts(block * BLOCK)
             inside = stretch.counts((block + 1) * BLOCK) - counts
-            draws = numpy_stream(self._seed, "mix", self._epoch, stretch.start, block)
+            draws = numpy_rng(self._seed, "mix", self._epoch, stretch.start, block)
             picks = draws.permutation(np.repeat(np.arange(len(inside)), inside))
             self._latest = (first, counts, picks)
         return self._latest[1], self._latest[2], place
 
     def _stretch(
         self, start: int, before: npt.NDArray[np.int64], ended: Collection[int]
-    ) -> "_Stretch":
+    ) -> "_Segment":
         weights = [
             Fraction() if one in ended else weight for one, weight in enumerate(self._weights)
         ]
@@ -329,13 +333,13 @@ class ByWeight:
             weight / rest if rest else Fraction()
             for weight, rest in zip(weights, later, strict=True)
         ]
-        draws = numpy_stream(self._seed, "phase", self._epoch, start)
+        draws = numpy_rng(self._seed, "phase", self._epoch, start)
         phases = [Fraction(int(one), _PHASES) for one in draws.integers(_PHASES, size=len(weights))]
-        return _Stretch(start, before, tuple(shares), tuple(phases))
+        return _Segment(start, before, tuple(shares), tuple(phases))
 
 
 @dataclass(frozen=True)
-class _Stretch:
+class _Segment:
     """Clips in a row that are drawn with the same weights."""
 
     start: int  # number of the first one
@@ -352,7 +356,7 @@ class _Stretch:
         return self.before + np.array(found, np.int64)
 
 
-class BySchedule:
+class ScheduledOrder:
     """Sources drawn at random, each clip's with the weights that a function says for it.
 
     Every clip is drawn by itself. Which clip of its source it is can only be said after all draws
@@ -387,7 +391,7 @@ class BySchedule:
         picks = self._picks(block)
         chosen = int(picks[place])
         if chosen < 0:
-            raise _all_have_ended(number)
+            raise _have_all_ended(number)
         ahead = int(np.count_nonzero(picks[:place] == chosen))
         return chosen, int(self._before[block][chosen]) + ahead
 
@@ -417,16 +421,16 @@ class BySchedule:
         last = _ENDLESS if self._length is None else self._length - 1
         numbers = [min(number, last) for number in range(block * BLOCK, (block + 1) * BLOCK)]
         weights = self._weights.rows(self._epoch, numbers)
-        draws = numpy_stream(self._seed, "mix", self._epoch, block).random(BLOCK)
+        draws = numpy_rng(self._seed, "mix", self._epoch, block).random(BLOCK)
         if self._at_end != "drop":
-            return _chosen(weights, draws)
+            return _choose_source(weights, draws)
         left = self._limits - self._before[block]
         weights[:, left <= 0] = 0
-        picks = _chosen(weights, draws)
+        picks = _choose_source(weights, draws)
         while (lacking := self._first_lacking(picks, left)) is not None:
             place, source = lacking
             weights[place:, source] = 0
-            picks = _chosen(weights, draws)
+            picks = _choose_source(weights, draws)
         return picks
 
     @staticmethod
@@ -442,7 +446,7 @@ class BySchedule:
         return min(found, default=None)
 
 
-def _all_have_ended(number: int) -> IndexError:
+def _have_all_ended(number: int) -> IndexError:
     """Return the error where no source has a clip left."""
     return IndexError(
         f"index must be below the end of the mix, where all its sources have ended, got {number}; "
@@ -450,7 +454,7 @@ def _all_have_ended(number: int) -> IndexError:
     )
 
 
-def _chosen(
+def _choose_source(
     weights: npt.NDArray[np.float64], draws: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.int64]:
     """Return the source that each number from 0 to 1 falls on, ``[n]``; -1 without weights."""

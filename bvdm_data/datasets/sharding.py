@@ -10,7 +10,7 @@ from typing import Any, SupportsIndex
 import torch.distributed
 from torch.utils.data import get_worker_info
 
-from bvdm_data.validate import check_whole_number
+from bvdm_data.validate import as_int
 
 Shard = tuple[int, int]
 """Number of a rank from 0, and how many ranks there are."""
@@ -22,7 +22,7 @@ SAME = ("batch_size", "rank", "ranks", "worker", "workers")
 """What must be the same for a worker to go on where another one was."""
 
 
-class FoundShard:
+class DistributedContext:
     """The shard of this process: given, or that of the distributed job it belongs to.
 
     Without a given one it is, in this order, that of ``torch.distributed`` where a process group
@@ -46,7 +46,7 @@ class FoundShard:
             process, shard = self._carried
             if process == parent.pid:
                 return shard
-        return _of_environment()
+        return _read_environment()
 
     def __getstate__(self) -> dict[str, object]:
         """Tell a worker of this process, which is no member of its process group, the shard."""
@@ -61,7 +61,7 @@ class FoundShard:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
+class SampleSplit:
     """What one process makes in one pass over an epoch, and how far it is."""
 
     epoch: int  # number of the epoch
@@ -106,7 +106,7 @@ class Share:
         """Return how far the process is, with what that depends on, as whole numbers."""
         return {name: value for name, value in asdict(self).items() if name != "length"}
 
-    def resumed(self, state: Mapping[str, int]) -> "Share":
+    def resumed(self, state: Mapping[str, int]) -> "SampleSplit":
         """Return the share with the place of a state."""
         for name in SAME:
             here = getattr(self, name)
@@ -128,15 +128,15 @@ class Share:
 
 def check_batch_size(batch_size: SupportsIndex | None) -> int | None:
     """Return the batch size of the loader."""
-    return None if batch_size is None else check_whole_number("batch_size", batch_size, least=1)
+    return None if batch_size is None else as_int("batch_size", batch_size, least=1)
 
 
-def loop_of(worker: Any) -> int:
+def get_loader_id(worker: Any) -> int:
     """Return what all workers of one loop over a loader have in common, and no other loop has."""
     return -1 if worker is None else max(worker.seed - worker.id, 1)
 
 
-def _of_environment() -> Shard:
+def _read_environment() -> Shard:
     names = ("RANK", "WORLD_SIZE")
     if not all(os.environ.get(name) for name in names):
         return 0, 1
@@ -153,7 +153,7 @@ def _of_environment() -> Shard:
 def _check_shard(shard: Sequence[int]) -> Shard:
     if isinstance(shard, str) or not isinstance(shard, Sequence) or len(shard) != 2:
         raise TypeError(f"shard must be a pair (rank, number of ranks), got {shard!r}")
-    rank, ranks = (check_whole_number("shard", number) for number in shard)
+    rank, ranks = (as_int("shard", number) for number in shard)
     if not 0 <= rank < ranks:
         raise ValueError(
             f"shard must be (rank, number of ranks) with 0 <= rank < number of ranks, got {shard}"

@@ -12,19 +12,21 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from bvdm_data.clip import ANNOTATIONS, CameraScale, Clip
-from bvdm_data.rng import numpy_stream
-from bvdm_data.validate import naming_clip
+from bvdm_data.rng import numpy_rng
+from bvdm_data.validate import name_clip_in_errors
 
-Form = dict[str, tuple[str, tuple[int, ...], str]]
+ClipSpec = dict[str, tuple[str, tuple[int, ...], str]]
 """Type, shape and device of each key of a clip."""
 
 _OF_THE_MIX = ("index", "source", "member")
 """Keys that the mix sets itself."""
 
-MOST_SHUFFLED = 1_000_000
+MAX_SHUFFLED = 1_000_000
 """Clips of a source that are shuffled at most: their order is kept in memory (our choice)."""
 
-GOOD = "a data set of clips, such as SyntheticHeLaVideos or CTCVideos, or a map-style one of them"
+EXPECTED = (
+    "a data set of clips, such as SyntheticHeLaVideos or CTCVideos, or a map-style one of them"
+)
 
 
 @runtime_checkable
@@ -75,12 +77,12 @@ class MapStyle(Protocol):
 
 
 @dataclass(frozen=True)
-class Member:
+class Source:
     """A source of a mix, asked for clips by number."""
 
     name: str  # its name in the mix
     source: Any  # the data set
-    form: Form | None = None  # of its clips; None: not known yet
+    form: ClipSpec | None = None  # of its clips; None: not known yet
 
     def length(self, epoch: int) -> int | None:
         """Return the clips of an epoch of the source; None: without end."""
@@ -99,11 +101,11 @@ class Member:
     def clip(self, own: int, *, number: int, epoch: int) -> dict[str, Any]:
         """Return a clip of the source, in a dict of its own."""
         name = f"MixedVideos, which is clip {own} of sources[{self.name!r}]"
-        with naming_clip(name, epoch, number):
+        with name_clip_in_errors(name, epoch, number):
             found = self._taken(own, epoch)
-            form = form_of(found)
+            form = get_clip_spec(found)
             if self.form is not None and form != self.form:
-                raise ValueError(difference(self.name, self.form, self.name, form))
+                raise ValueError(describe_mismatch(self.name, self.form, self.name, form))
         return found
 
     def shuffled(self, own: int, *, seed: int, epoch: int) -> int:
@@ -111,9 +113,9 @@ class Member:
         length = self.length(epoch)
         if length is None:
             return own
-        if length > MOST_SHUFFLED:
+        if length > MAX_SHUFFLED:
             raise ValueError(
-                f"shuffle must be False where a source has more than {MOST_SHUFFLED} clips, got "
+                f"shuffle must be False where a source has more than {MAX_SHUFFLED} clips, got "
                 f"{length} of sources[{self.name!r}]; give it a smaller length"
             )
         times, place = divmod(own, length)
@@ -129,7 +131,7 @@ class Member:
             if self._is_map_style:
                 lacks = f"{type(self.source).__name__} has no 'clip' and"
             raise TypeError(
-                f"sources[{self.name!r}] must be {GOOD}: {lacks} gives "
+                f"sources[{self.name!r}] must be {EXPECTED}: {lacks} gives "
                 f"{_shortly(clip)} in place of a dict with the tensor 'video'"
             )
         if clip["video"].ndim != 4:
@@ -147,15 +149,15 @@ class Member:
 
 @functools.lru_cache(maxsize=16)
 def _order(seed: int, name: str, epoch: int, times: int, length: int) -> npt.NDArray[np.int64]:
-    return numpy_stream(seed, "shuffle", name, epoch, times).permutation(length)
+    return numpy_rng(seed, "shuffle", name, epoch, times).permutation(length)
 
 
-def form_of(clip: Mapping[str, Any]) -> Form:
+def get_clip_spec(clip: Mapping[str, Any]) -> ClipSpec:
     """Return the form of a clip, but for the keys that the mix sets."""
-    return {key: _form_of_one(value) for key, value in clip.items() if key not in _OF_THE_MIX}
+    return {key: _get_tensor_spec(value) for key, value in clip.items() if key not in _OF_THE_MIX}
 
 
-def difference(one: str, form: Form, other: str, another: Form) -> str:
+def describe_mismatch(one: str, form: ClipSpec, other: str, another: ClipSpec) -> str:
     """Say in what two forms differ first."""
     if form.keys() != another.keys():
         return (
@@ -171,7 +173,7 @@ def difference(one: str, form: Form, other: str, another: Form) -> str:
     )
 
 
-def _form_of_one(value: Any) -> tuple[str, tuple[int, ...], str]:
+def _get_tensor_spec(value: Any) -> tuple[str, tuple[int, ...], str]:
     if isinstance(value, Tensor):
         return str(value.dtype), tuple(value.shape), value.device.type
     if isinstance(value, np.ndarray):
@@ -189,20 +191,20 @@ SHARED = ("frames", "size", "annotations", "max_cells", "scale")
 
 
 @dataclass(frozen=True)
-class Agreement:
+class CommonSpec:
     """What the sources of a mix have in common."""
 
-    members: tuple[Member, ...]  # the sources
+    members: tuple[Source, ...]  # the sources
     frames: int  # frames of a clip
     size: tuple[int, int]  # height and width of a clip in pixels
     annotations: tuple[str, ...]  # keys of a clip beside video
     max_cells: int | None  # rows of the padded tables; None: there are none
     # how counts of the camera and grey values belong together; None: not known
     scale: CameraScale | None
-    form: Form  # type, shape and device of each key of a clip
+    form: ClipSpec  # type, shape and device of each key of a clip
 
 
-def agree(sources: Mapping[str, Any]) -> Agreement:
+def check_compatible(sources: Mapping[str, Any]) -> CommonSpec:
     """Check that clips of all sources fit into one batch, and say what they have in common.
 
     A source that says all of :class:`ClipSource` and has no transform is believed. Of others,
@@ -228,25 +230,25 @@ def agree(sources: Mapping[str, Any]) -> Agreement:
         for (name, source), told in zip(sources.items(), declared, strict=True)
     ]
     facts = [
-        {**_seen(cast(Form, member.form)), **told}
+        {**_seen(cast(ClipSpec, member.form)), **told}
         for member, told in zip(members, declared, strict=True)
     ]
     _check_facts(list(sources), facts)
     first = members[0]
     for other in members[1:]:
         if first.form != other.form:
-            forms = cast(Form, first.form), cast(Form, other.form)
-            raise ValueError(difference(first.name, forms[0], other.name, forms[1]))
+            forms = cast(ClipSpec, first.form), cast(ClipSpec, other.form)
+            raise ValueError(describe_mismatch(first.name, forms[0], other.name, forms[1]))
     common: dict[str, Any] = {"max_cells": None, "scale": None}
     for fact in facts:
         common |= {part: value for part, value in fact.items() if value is not None}
-    return Agreement(tuple(members), form=cast(Form, first.form), **common)
+    return CommonSpec(tuple(members), form=cast(ClipSpec, first.form), **common)
 
 
 def _check_source(name: Any, source: Any) -> None:
     if not isinstance(name, str):
         raise TypeError(f"sources must have names (strings), got {name!r}")
-    said = f"sources[{name!r}] must be {GOOD}"
+    said = f"sources[{name!r}] must be {EXPECTED}"
     if isinstance(source, type):
         raise TypeError(f"{said}, got the class {source.__name__}; write {source.__name__}(...)")
     # Their methods named clip limit values.
@@ -279,7 +281,7 @@ def _declared(source: Any) -> dict[str, Any]:
     return {part: value for part, value in told.items() if value is not None}
 
 
-def _seen(form: Form) -> dict[str, Any]:
+def _seen(form: ClipSpec) -> dict[str, Any]:
     """Return what a clip shows of the same."""
     frames, _, *size = form["video"][1]
     tables = [form[key][1][0] for key in ("tracks", "stages", "boxes", "centroids") if key in form]
@@ -303,17 +305,17 @@ def _check_facts(names: Sequence[str], facts: Sequence[Mapping[str, Any]]) -> No
                 )
 
 
-def _with_form(name: str, source: Any, told: Mapping[str, Any], is_grey: bool) -> Member:
+def _with_form(name: str, source: Any, told: Mapping[str, Any], is_grey: bool) -> Source:
     """Return the source with the form of its clips; where it is not said, one is made for that."""
     said = getattr(source, "form", None) if hasattr(source, "clip") else None
     if said is not None:
-        return Member(name, source, said)
+        return Source(name, source, said)
     if told.keys() >= set(SHARED):
-        return Member(name, source, _form_said(source, told))
-    clip = Member(name, source).clip(0, number=0, epoch=getattr(source, "epoch", 0))
+        return Source(name, source, _form_said(source, told))
+    clip = Source(name, source).clip(0, number=0, epoch=getattr(source, "epoch", 0))
     if is_grey and "scale" not in told:
         _check_range(name, clip["video"])
-    return Member(name, source, form_of(clip))
+    return Source(name, source, get_clip_spec(clip))
 
 
 def _check_range(name: str, video: Tensor) -> None:
@@ -325,7 +327,7 @@ def _check_range(name: str, video: Tensor) -> None:
         )
 
 
-def _form_said(source: Any, told: Mapping[str, Any]) -> Form:
+def _form_said(source: Any, told: Mapping[str, Any]) -> ClipSpec:
     """Return the form of a :class:`Clip` of which all is said."""
     frames, size, rows = told["frames"], tuple(told["size"]), told["max_cells"]
     device = getattr(source, "device", None)

@@ -8,11 +8,18 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from bvdm_data.clip import Clip
-from bvdm_data.datasets.sharding import PLACE, SAME, FoundShard, Share, check_batch_size, loop_of
-from bvdm_data.validate import check_epoch, check_length, check_seed, check_whole_number
+from bvdm_data.datasets.sharding import (
+    PLACE,
+    SAME,
+    DistributedContext,
+    SampleSplit,
+    check_batch_size,
+    get_loader_id,
+)
+from bvdm_data.validate import as_int, check_epoch, check_length, check_seed
 
 
-class SharedNumbers:
+class SharedInts:
     """A few whole numbers in shared memory.
 
     Workers see them change, however they were started (fork, forkserver or spawn); a pickle or a
@@ -51,7 +58,7 @@ class SharedEpoch:
 
     def __init__(self) -> None:
         """Start with epoch 0."""
-        self._shared = SharedNumbers(1)
+        self._shared = SharedInts(1)
         self._own: int | None = None
 
     @property
@@ -131,11 +138,11 @@ class ClipStream(IterableDataset[Clip]):
         self.length = check_length(length)
         self.seed = check_seed(seed)
         self.batch_size = check_batch_size(batch_size)
-        self._shard = FoundShard(shard)
+        self._shard = DistributedContext(shard)
         self._epoch = SharedEpoch()
-        self._shared = SharedNumbers(5)
-        self._pass: Share | None = None
-        self._loaded: Share | None = None
+        self._shared = SharedInts(5)
+        self._pass: SampleSplit | None = None
+        self._loaded: SampleSplit | None = None
         self._loads_used = 0
 
     def clip(self, index: SupportsIndex) -> Clip:
@@ -229,7 +236,7 @@ class ClipStream(IterableDataset[Clip]):
         """
         now = self._pass or self._next_pass()
         if consumed is not None:
-            return self._after(now, check_whole_number("consumed", consumed, least=0))
+            return self._after(now, as_int("consumed", consumed, least=0))
         if get_worker_info() is not None:
             return {"seed": self.seed, **now.state()}
         if self._shared[_BY_WORKERS]:
@@ -264,7 +271,7 @@ class ClipStream(IterableDataset[Clip]):
         """Leave out the pass that is under way: who unpickles has none."""
         return {**self.__dict__, "_pass": None}
 
-    def _make(self, begun: Share | None) -> Iterator[Clip]:
+    def _make(self, begun: SampleSplit | None) -> Iterator[Clip]:
         # Begun with the first clip: loaders ask for an iterator and then for none of its clips.
         now = begun or self._begin()
         self._pass = now
@@ -279,11 +286,11 @@ class ClipStream(IterableDataset[Clip]):
                         f"{now.epoch}; call it before the loop, or begin a new one"
                     )
 
-    def _begin(self) -> Share:
+    def _begin(self) -> SampleSplit:
         """Begin a pass; the one after a state was loaded begins there, later ones do not."""
         now, worker = self._next_pass(), get_worker_info()
         if self._may_claim():
-            self._shared[_CLAIM] = loop_of(worker)
+            self._shared[_CLAIM] = get_loader_id(worker)
         self._loads_used = self._shared[_LOADS]
         self._loaded = None
         self._shared[_BEGAN] = now.start
@@ -292,7 +299,7 @@ class ClipStream(IterableDataset[Clip]):
             self.set_epoch(now.epoch)
         return now
 
-    def _next_pass(self) -> Share:
+    def _next_pass(self) -> SampleSplit:
         """Return the pass that would begin now."""
         if self._loaded is not None:
             return self._loaded
@@ -301,13 +308,13 @@ class ClipStream(IterableDataset[Clip]):
     def _may_claim(self) -> bool:
         """Say whether the next pass of this process begins where the main process has said."""
         fresh = self._loads_used != self._shared[_LOADS]
-        return fresh and self._shared[_CLAIM] in (0, loop_of(get_worker_info()))
+        return fresh and self._shared[_CLAIM] in (0, get_loader_id(get_worker_info()))
 
-    def _whole(self) -> Share:
+    def _whole(self) -> SampleSplit:
         """Return the share of this process in the whole epoch that was asked for."""
         worker = get_worker_info()
         rank, ranks = self.shard
-        return Share(
+        return SampleSplit(
             epoch=self._epoch.asked_for,
             length=self.length,
             batch_size=self.batch_size or 1,
@@ -323,7 +330,7 @@ class ClipStream(IterableDataset[Clip]):
         self._shared[_LOADS] += 1
         self._shared[_CLAIM] = self._shared[_BY_WORKERS] = 0
 
-    def _after(self, now: Share, consumed: int) -> dict[str, int]:
+    def _after(self, now: SampleSplit, consumed: int) -> dict[str, int]:
         """Return the state after so many clips of this rank."""
         if self.batch_size is None:
             raise ValueError(
@@ -347,7 +354,7 @@ class ClipStream(IterableDataset[Clip]):
     def _check_state(self, state: Mapping[str, Any]) -> dict[str, int]:
         if not isinstance(state, Mapping) or set(state) not in (_PLAIN, _OF_WORKER):
             raise TypeError(f"state_dict must be what state_dict() has given, got {state!r}")
-        found = {name: check_whole_number(name, number, 0) for name, number in state.items()}
+        found = {name: as_int(name, number, 0) for name, number in state.items()}
         if found["seed"] != self.seed:
             raise ValueError(
                 f"state_dict must be that of a data set with seed={self.seed}, got seed="

@@ -11,24 +11,24 @@ from typing_extensions import TypedDict
 
 from bvdm_data.clip import DEFAULT_MAX_CELLS, CameraScale, Clip, check_annotations
 from bvdm_data.datasets.stream import ClipStream
-from bvdm_data.datasets.transforms import Transform, transformed, wanted_with
-from bvdm_data.synth.cell_bank import Pool, PoolSettings
-from bvdm_data.synth.model import NOT_FITTED, Generator, Method
+from bvdm_data.datasets.transforms import Transform, apply_transform, list_required_keys
+from bvdm_data.synth.cell_bank import CellBank, PoolSettings
+from bvdm_data.synth.model import PAPER_NETS_MISSING, Method, Model
 from bvdm_data.synth.paper import PaperSettings
 from bvdm_data.synth.procedural import ProceduralSettings
 from bvdm_data.synth.scene import SceneSettings
 from bvdm_data.synth.synthesis import synthesise, to_clip
 from bvdm_data.synth.textures import FastSettings
-from bvdm_data.system import part
+from bvdm_data.system import profile_span
 from bvdm_data.validate import (
+    as_fraction,
+    as_int,
     check_device,
     check_frames,
     check_max_cells,
-    check_share,
     check_size,
     check_transform,
-    check_whole_number,
-    naming_clip,
+    name_clip_in_errors,
 )
 from bvdm_data.weights import find_model, load
 
@@ -44,7 +44,7 @@ METHODS: Mapping[str, Method] = {
 """Ways of painting nuclei that have a name."""
 
 
-def check_method(method: str | Method) -> Method:
+def as_method(method: str | Method) -> Method:
     """Return the settings of a method."""
     if isinstance(method, Method):
         return method
@@ -61,7 +61,7 @@ def check_variation(variation: float | None, method: Method) -> float:
     """Return how far clips may leave the fitted video."""
     if variation is None:
         return FAST_VARIATION if isinstance(method, FastSettings) else 0.0
-    return check_share("variation", variation)
+    return as_fraction("variation", variation)
 
 
 def check_pool(pool: PoolSettings | bool | None, method: Method) -> PoolSettings | None:
@@ -78,10 +78,10 @@ def check_pool(pool: PoolSettings | bool | None, method: Method) -> PoolSettings
     return PoolSettings() if pool is True else pool
 
 
-def check_fitted(method: Method, generator: Generator) -> None:
+def check_method_fitted(method: Method, generator: Model) -> None:
     """Refuse a method whose networks the model does not have."""
     if isinstance(method, PaperSettings) and generator.unet is None:
-        raise ValueError(NOT_FITTED)
+        raise ValueError(PAPER_NETS_MISSING)
 
 
 class _Place(TypedDict):
@@ -89,7 +89,7 @@ class _Place(TypedDict):
 
     seed: int
     name: tuple[str | int, ...]
-    pool: tuple[Pool, int, int] | None
+    pool: tuple[CellBank, int, int] | None
 
 
 class SyntheticHeLaVideos(ClipStream):
@@ -193,20 +193,20 @@ class SyntheticHeLaVideos(ClipStream):
         self.frames = check_frames(frames)
         self.size = check_size(size)
         self.model = find_model(model)
-        self.method = check_method(method)
+        self.method = as_method(method)
         self.annotations = check_annotations(annotations)
         self.max_cells = check_max_cells(max_cells)
         self.nuclei = check_nuclei(nuclei, self.max_cells)
         self.variation = check_variation(variation, self.method)
         self.pool = check_pool(pool, self.method)
-        self._pool = None if self.pool is None else Pool(self.pool, self.seed)
+        self._pool = None if self.pool is None else CellBank(self.pool, self.seed)
         self.device = check_device(device)
         self.transform = check_transform(transform)
         generator = load(self.model)
         camera = generator.camera
         self.scale = CameraScale(camera.offset, camera.full)
-        check_room(self.size, generator)
-        check_fitted(self.method, generator)
+        check_size_fits_nucleus(self.size, generator)
+        check_method_fitted(self.method, generator)
 
     def clip(self, index: SupportsIndex) -> Clip:
         """Make one clip.
@@ -228,7 +228,7 @@ class SyntheticHeLaVideos(ClipStream):
                 has been damaged. Whatever fails while the clip is made, the message names the
                 clip and the way to make it again alone.
         """
-        number = check_whole_number("index", index)
+        number = as_int("index", index)
         if number < 0:
             raise IndexError(f"index must be 0 or more, got {number}")
         if self.device.type != "cpu" and get_worker_info() is not None:
@@ -238,9 +238,9 @@ class SyntheticHeLaVideos(ClipStream):
                 '"bvdm-data export".'
             )
         name = f"SyntheticHeLaVideos(seed={self.seed})"
-        with naming_clip(name, self.epoch, number):
+        with name_clip_in_errors(name, self.epoch, number):
             clip = self._made(number)
-        return transformed(
+        return apply_transform(
             clip,
             self.transform,
             name=name,
@@ -251,10 +251,10 @@ class SyntheticHeLaVideos(ClipStream):
 
     def _made(self, number: int) -> Clip:
         """Return a clip ahead of its transform."""
-        wanted = wanted_with(self.annotations, self.transform)
+        wanted = list_required_keys(self.annotations, self.transform)
         generator = _on_device(self.model, self.device)
         film = synthesise(generator, self._scene(wanted), self.method, **self._place(number))
-        with part("annotations"):
+        with profile_span("annotations"):
             clip = to_clip(film, wanted, self.max_cells, number)
         return _moved(clip, self.device)
 
@@ -280,11 +280,11 @@ class SyntheticHeLaVideos(ClipStream):
 
 
 @functools.lru_cache(maxsize=4)
-def _placed(model: Path, modified: int, device: torch.device) -> Generator:
+def _placed(model: Path, modified: int, device: torch.device) -> Model:
     return load(model).to(device)
 
 
-def _on_device(model: Path, device: torch.device) -> Generator:
+def _on_device(model: Path, device: torch.device) -> Model:
     if device.type == "cpu":
         return load(model)
     return _placed(model, model.stat().st_mtime_ns, device)
@@ -306,12 +306,12 @@ def check_nuclei(
     if isinstance(nuclei, (tuple, list)):
         if len(nuclei) != 2:
             raise ValueError(f"nuclei must be a number or a pair (low, high), got {nuclei!r}")
-        low, high = (check_whole_number("nuclei", n, least=0) for n in nuclei)
+        low, high = (as_int("nuclei", n, least=0) for n in nuclei)
         if low > high:
             raise ValueError(f"nuclei must be a pair (low, high) with low <= high, got {nuclei!r}")
         wanted = (low, high)
     else:
-        wanted = high = check_whole_number("nuclei", nuclei, least=0)
+        wanted = high = as_int("nuclei", nuclei, least=0)
     if max_cells is not None and high > max_cells:
         raise ValueError(
             f"nuclei must be at most max_cells={max_cells}, got {nuclei!r}; give a larger max_cells"
@@ -319,7 +319,7 @@ def check_nuclei(
     return wanted
 
 
-def check_room(size: tuple[int, int], generator: Generator) -> None:
+def check_size_fits_nucleus(size: tuple[int, int], generator: Model) -> None:
     """Refuse a picture that no nucleus fits into."""
     if min(size) < generator.nucleus_diameter:
         raise ValueError(

@@ -15,7 +15,7 @@ import tifffile
 _DAMAGED = (ValueError, RuntimeError, TypeError, struct.error, LookupError, ArithmeticError)
 
 
-def image_shape(path: Path) -> tuple[int, int]:
+def read_image_shape(path: Path) -> tuple[int, int]:
     """Read the size of an image from its header."""
     try:
         with tifffile.TiffFile(path) as file:
@@ -39,7 +39,7 @@ def read_image(path: Path) -> npt.NDArray[np.integer]:
         raise _explained(error, path) from error
 
 
-class PartialImage:
+class LazyTiff:
     """An image of which only the strips or tiles are decoded that are asked for.
 
     Decoded ones are kept. A file that holds its image in one piece is decoded as a whole.
@@ -53,7 +53,7 @@ class PartialImage:
                 page = _checked_page(file, path)
                 height, width = page.shape
                 self.dtype: np.dtype[Any] = np.dtype(page.dtype).newbyteorder("=")
-                self._pieces = _pieces(page)
+                self._pieces = _list_segments(page)
         except _DAMAGED as error:
             raise _explained(error, path) from error
         self.shape: tuple[int, int] = (height, width)
@@ -124,7 +124,7 @@ def write_ome_image(
     )
 
 
-def _pieces(page: tifffile.TiffPage) -> list[tuple[slice, slice]]:
+def _list_segments(page: tifffile.TiffPage) -> list[tuple[slice, slice]]:
     """Return which rows and columns each strip or tile holds."""
     height, width = page.shape
     if len(page.dataoffsets) == 1 or page.jpegtables is not None:

@@ -15,8 +15,8 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from bvdm_data.clip import Clip, annotated, padded, unbroken_tracks
-from bvdm_data.rng import numpy_stream, stream
+from bvdm_data.clip import Clip, annotate_masks, pad_rows, split_gaps
+from bvdm_data.rng import numpy_rng, torch_rng
 
 Transform = Callable[[Any], Any]
 """Takes a clip and returns one; the transforms of torchvision.transforms.v2 are such."""
@@ -26,14 +26,16 @@ class TransformError(RuntimeError):
     """A transform has failed on a clip; the cause is the exception it is raised from."""
 
 
-def wanted_with(annotations: tuple[str, ...], transform: Transform | None) -> tuple[str, ...]:
+def list_required_keys(
+    annotations: tuple[str, ...], transform: Transform | None
+) -> tuple[str, ...]:
     """Return the annotations that a clip must have ahead of its transform."""
     if transform is None or not annotations or annotations == ("masks",):
         return annotations
     return tuple(dict.fromkeys(("masks", *annotations)))
 
 
-def transformed(
+def apply_transform(
     clip: Clip,
     transform: Transform | None,
     *,
@@ -46,15 +48,15 @@ def transformed(
 
     So torchvision.transforms.v2 moves both alike, masks without interpolation. Where it has moved
     pixels, the annotations follow: masks and tables are numbered anew from the masks, and ``flow``
-    is carried along; see :func:`bvdm_data.datasets.transforms.settled`. A transform that returns
-    something else than a mapping answers for its content itself.
+    is carried along; see :func:`update_annotations`. A transform that returns something else than
+    a mapping answers for its content itself.
     """
     if transform is None:
         return clip
     index = int(clip["index"])
     try:
-        with _random_states(seed, epoch, index, clip["video"].device):
-            result = _applied(clip, transform)
+        with _fork_random_states(seed, epoch, index, clip["video"].device):
+            result = _call_transform(clip, transform)
     except Exception as error:
         raise TransformError(
             f"transform failed on clip {index} of epoch {epoch} of {name}: "
@@ -67,22 +69,22 @@ def transformed(
     return cast(Clip, result)
 
 
-def _applied(clip: Clip, transform: Transform) -> Any:
+def _call_transform(clip: Clip, transform: Transform) -> Any:
     # Imported here: torchvision takes longer to import than the rest of the package.
     from torchvision import tv_tensors
 
     pass
 
-    given = with_planes(clip)
+    given = add_probe_planes(clip)
     given["video"] = tv_tensors.Video(clip["video"])
     if "masks" in clip:
         given["masks"] = tv_tensors.Mask(clip["masks"])
     result = transform(given)
-    return settled(clip, result) if isinstance(result, Mapping) else result
+    return update_annotations(clip, result) if isinstance(result, Mapping) else result
 
 
 @contextmanager
-def _random_states(
+def _fork_random_states(
     seed: int | None, epoch: int, index: int, device: torch.device
 ) -> Iterator[None]:
     """Lend the transform global random states of the clip's own."""
@@ -96,7 +98,7 @@ def _random_states(
     cuda = [device] if device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=cuda):
-            number = stream(seed, *path).initial_seed()
+            number = torch_rng(seed, *path).initial_seed()
             torch.default_generator.manual_seed(number)
             if cuda:
                 torch.cuda.manual_seed(number)
@@ -109,7 +111,7 @@ def _random_states(
 
 
 def _legacy_state(seed: int, path: tuple[str | int, ...]) -> Any:
-    return np.random.MT19937(numpy_stream(seed, *path).integers(2**63)).state
+    return np.random.MT19937(numpy_rng(seed, *path).integers(2**63)).state
 
 
 AFFINE = 1e-3
@@ -131,7 +133,7 @@ _FOLDED = (
     "leave 'flow' out of annotations"
 )
 
-Planes = npt.NDArray[np.float64]
+ProbePlanes = npt.NDArray[np.float64]
 
 _GEOMETRIC = (
     "horizontal_flip",
@@ -148,14 +150,14 @@ _GEOMETRIC = (
 )
 
 
-class Coordinates(tv_tensors.TVTensor):  # type: ignore[misc]  # torchvision has no types
+class CoordinatePlanes(tv_tensors.TVTensor):  # type: ignore[misc]  # torchvision has no types
     """Planes ``(y, x, 1)``, ``[3, H, W]`` float64, that geometric transforms move like an image.
 
     Photometric transforms leave them alone. Pixels from beyond the picture are 0.
     """
 
 
-class CarriedPlanes(tv_tensors.TVTensor):  # type: ignore[misc]  # torchvision has no types
+class LabelPlanes(tv_tensors.TVTensor):  # type: ignore[misc]  # torchvision has no types
     """Planes ``[n, H, W]`` that geometric transforms move exactly as they move masks.
 
     Photometric transforms and changes of dtype leave them alone. Pixels from beyond the picture
@@ -163,7 +165,7 @@ class CarriedPlanes(tv_tensors.TVTensor):  # type: ignore[misc]  # torchvision h
     """
 
 
-def coordinates(height: int, width: int, device: torch.device) -> Coordinates:
+def make_coordinate_planes(height: int, width: int, device: torch.device) -> CoordinatePlanes:
     """Return the planes of a picture that nothing has moved.
 
     ``(y, x, 1)``, ``[3, height, width]`` float64.
@@ -171,15 +173,15 @@ def coordinates(height: int, width: int, device: torch.device) -> Coordinates:
     y = torch.arange(height, dtype=torch.float64, device=device)
     x = torch.arange(width, dtype=torch.float64, device=device)
     down, right = torch.meshgrid(y, x, indexing="ij")
-    return Coordinates(torch.stack([down, right, torch.ones_like(down)]))
+    return CoordinatePlanes(torch.stack([down, right, torch.ones_like(down)]))
 
 
-class PixelMap:
+class CoordinateMap:
     """The map of a transform between pixels of the picture it got and of the one it gave."""
 
     # [2, 2] float64, how a short way (dy, dx) of the picture that the transform got lies in the
     # one it gave; None where the map is not affine
-    linear: Planes | None
+    linear: ProbePlanes | None
 
     def __init__(self, planes: Tensor) -> None:
         """Fit the map; see the class."""
@@ -197,7 +199,7 @@ class PixelMap:
         left = given[:2, inside] - self._affine(places)
         self.linear = None
         if np.abs(left).max() < AFFINE:
-            self.linear = _neat(self._inverse)
+            self.linear = _snap(self._inverse)
             return
         # What is beyond the picture goes on as its nearest pixel inside.
         rest = np.zeros((2, *inside.shape))
@@ -214,7 +216,7 @@ class PixelMap:
         self._tree = spatial.cKDTree(given[:2, inside].T)
         self._places = places
 
-    def moved(self, places: Planes, ways: Planes) -> Planes:
+    def moved(self, places: ProbePlanes, ways: ProbePlanes) -> ProbePlanes:
         """Return ways as they lie after the transform.
 
         ``(dy, dx)`` after it, ``[2, n]``.
@@ -232,7 +234,7 @@ class PixelMap:
             raise ValueError(_FOLDED)
         return ends - places
 
-    def _fit(self, given: Planes, inside: npt.NDArray[np.bool_]) -> None:
+    def _fit(self, given: ProbePlanes, inside: npt.NDArray[np.bool_]) -> None:
         """Fit the affine map that comes closest."""
         if not inside.any():
             raise ValueError(_TOO_LITTLE)
@@ -245,15 +247,15 @@ class PixelMap:
         self._matrix, self._offset = fitted[:2].T, fitted[2][:, None]
         self._inverse = np.linalg.inv(self._matrix)
 
-    def _affine(self, places: Planes) -> Planes:
-        source: Planes = self._matrix @ (places - self._mean) + self._offset
+    def _affine(self, places: ProbePlanes) -> ProbePlanes:
+        source: ProbePlanes = self._matrix @ (places - self._mean) + self._offset
         return source
 
-    def _source(self, places: Planes) -> Planes:
+    def _source(self, places: ProbePlanes) -> ProbePlanes:
         """Return where places after the transform were before it, ``[2, n]``."""
-        return self._affine(places) + _sampled(self._rest, places)
+        return self._affine(places) + _sample(self._rest, places)
 
-    def _search(self, places: Planes, wanted: Planes, newton: bool) -> Planes:
+    def _search(self, places: ProbePlanes, wanted: ProbePlanes, newton: bool) -> ProbePlanes:
         """Return the places that were at ``wanted`` before the transform, as far as found.
 
         Steps go by the affine part, which will do where the rest is gentle, or by Newton's method.
@@ -267,32 +269,32 @@ class PixelMap:
                 break
         return places
 
-    def _newton_step(self, places: Planes, missing: Planes) -> Planes:
-        slopes = np.stack([_sampled(pair, places) for pair in self._slopes])
+    def _newton_step(self, places: ProbePlanes, missing: ProbePlanes) -> ProbePlanes:
+        slopes = np.stack([_sample(pair, places) for pair in self._slopes])
         jacobian = (slopes + self._matrix[:, :, None]).transpose(2, 0, 1)
         # Beyond the picture there may be no inverse: steps are kept finite, and short.
-        step: Planes = np.einsum("nij,jn->in", np.linalg.pinv(jacobian, rcond=1e-3), missing)
+        step: ProbePlanes = np.einsum("nij,jn->in", np.linalg.pinv(jacobian, rcond=1e-3), missing)
         step /= np.maximum(1, np.hypot(*step) / 4)
         return step
 
-    def _missed(self, ends: Planes, wanted: Planes) -> npt.NDArray[np.bool_]:
+    def _missed(self, ends: ProbePlanes, wanted: ProbePlanes) -> npt.NDArray[np.bool_]:
         missed: npt.NDArray[np.bool_] = np.hypot(*(self._source(ends) - wanted)) > CLOSE
         return missed
 
 
-def _sampled(planes: Planes, places: Planes) -> Planes:
+def _sample(planes: ProbePlanes, places: ProbePlanes) -> ProbePlanes:
     return np.stack(
         [ndimage.map_coordinates(one, places, order=1, mode="nearest") for one in planes]
     )
 
 
-def _neat(matrix: Planes) -> Planes:
+def _snap(matrix: ProbePlanes) -> ProbePlanes:
     """Free the matrix of a flip or a quarter turn from the error of the fit."""
     whole = np.round(matrix) + 0.0  # no -0.0
     return whole if np.abs(matrix - whole).max() < 1e-9 else matrix
 
 
-def _register(name: str, kind: type, stand_in: Callable[[Tensor], Any]) -> None:
+def _register_kernels(name: str, kind: type, stand_in: Callable[[Tensor], Any]) -> None:
     """Let a geometric transform treat our planes as it treats an image or a mask."""
     functional = getattr(transforms, name)
     signature = inspect.signature(functional)
@@ -301,7 +303,7 @@ def _register(name: str, kind: type, stand_in: Callable[[Tensor], Any]) -> None:
     def kernel(planes: Tensor, *given: object, **named: object) -> Tensor:
         arguments = signature.bind(planes, *given, **named).arguments
         arguments.pop("fill", None)
-        if kind is Coordinates:  # what gives back a plane that rises evenly as it is
+        if kind is CoordinatePlanes:  # what gives back a plane that rises evenly as it is
             exact = {"interpolation": InterpolationMode.BILINEAR, "antialias": False}
             arguments |= {key: exact[key] for key in exact if key in signature.parameters}
         _, *rest = arguments
@@ -313,8 +315,8 @@ def _register(name: str, kind: type, stand_in: Callable[[Tensor], Any]) -> None:
 
 
 for _name in _GEOMETRIC:
-    _register(_name, Coordinates, tv_tensors.Image)
-    _register(_name, CarriedPlanes, tv_tensors.Mask)
+    _register_kernels(_name, CoordinatePlanes, tv_tensors.Image)
+    _register_kernels(_name, LabelPlanes, tv_tensors.Mask)
 
 
 CARRIED, COORDINATES = "_carried", "_coordinates"
@@ -326,26 +328,26 @@ _ADVICE = "move it by its tv_tensor type, as torchvision.transforms.v2 does"
 _Masks = npt.NDArray[np.int32]
 
 
-def with_planes(clip: Mapping[str, Any]) -> dict[str, Any]:
+def add_probe_planes(clip: Mapping[str, Any]) -> dict[str, Any]:
     """Give the clip planes that tell afterwards what a transform has done."""
     if "masks" not in clip:
         if not any(key in clip for key in (*_TABLES, "flow")):
             return dict(clip)
         height, width = clip["video"].shape[-2:]
-        return {**clip, COORDINATES: coordinates(height, width, clip["video"].device)}
+        return {**clip, COORDINATES: make_coordinate_planes(height, width, clip["video"].device)}
     masks = clip["masks"].as_subclass(Tensor)
     frames, height, width = masks.shape
     planes = [masks.new_ones((1, height, width)), masks]
     given = dict(clip)
     if "flow" in clip:
         planes.append(clip["flow"].reshape(2 * (frames - 1), height, width))
-        given[COORDINATES] = coordinates(height, width, masks.device)
+        given[COORDINATES] = make_coordinate_planes(height, width, masks.device)
     # Ids are at most max_cells: float32 holds them exactly.
-    given[CARRIED] = CarriedPlanes(torch.cat([plane.float() for plane in planes]))
+    given[CARRIED] = LabelPlanes(torch.cat([plane.float() for plane in planes]))
     return given
 
 
-def settled(before: Clip, result: Mapping[str, Any]) -> dict[str, Any]:
+def update_annotations(before: Clip, result: Mapping[str, Any]) -> dict[str, Any]:
     """Make the annotations true again after a transform.
 
     Where masks have been moved, ids count from 1 again in the order of their first frames, rows
@@ -366,7 +368,7 @@ def settled(before: Clip, result: Mapping[str, Any]) -> dict[str, Any]:
     old = before["masks"]
     if "masks" not in after:
         raise ValueError(f"it must hand on 'masks', without which {kept[0]!r} cannot be checked")
-    masks, own_values = _moved_masks(old, after["masks"], carried, bool(kept))
+    masks, own_values = _move_masks(old, after["masks"], carried, bool(kept))
     if masks is None:
         return after
     _check_sides(after, masks)
@@ -374,7 +376,7 @@ def settled(before: Clip, result: Mapping[str, Any]) -> dict[str, Any]:
     still = planes is None or _same(planes, old)
     if untouched and still:
         return after
-    renamed, table, ids = _renamed(masks, old, before)
+    renamed, table, ids = _relabel(masks, old, before)
     device = after["masks"].device
     if not own_values:
         after["masks"] = torch.from_numpy(renamed).to(device, after["masks"].dtype)
@@ -393,11 +395,11 @@ def _plain(value: object) -> Any:
 
 def _same(planes: Tensor, old: Tensor) -> bool:
     height, width = old.shape[-2:]
-    unmoved = coordinates(height, width, old.device).as_subclass(Tensor)
+    unmoved = make_coordinate_planes(height, width, old.device).as_subclass(Tensor)
     return planes.shape == unmoved.shape and torch.equal(planes, unmoved)
 
 
-def _moved_masks(
+def _move_masks(
     old: Tensor, new: Tensor, carried: Tensor | None, needed: bool
 ) -> tuple[Tensor | None, bool]:
     """Return the masks as moved, ids as before, and whether the user has put in other values.
@@ -451,11 +453,11 @@ def _check_sides(after: Mapping[str, Any], masks: Tensor) -> None:
         )
 
 
-def _renamed(
+def _relabel(
     masks: Tensor, old: Tensor, before: Clip
 ) -> tuple[_Masks, npt.NDArray[np.int32], npt.NDArray[np.int64]]:
     rows = before["tracks"].tolist() if "tracks" in before else []
-    return unbroken_tracks(masks.cpu().numpy(), {row[0]: row[3] for row in rows if row[0]})
+    return split_gaps(masks.cpu().numpy(), {row[0]: row[3] for row in rows if row[0]})
 
 
 def _tables(
@@ -469,12 +471,12 @@ def _tables(
     known = [before[key] for key in _TABLES if key in before]  # type: ignore[literal-required]
     if not known:
         return {}
-    made = annotated(renamed, table, kept, len(known[0]))
+    made = annotate_masks(renamed, table, kept, len(known[0]))
     if "stages" in kept:
         stages = before["stages"].cpu().numpy()[ids - 1]
         frame = np.arange(stages.shape[1])
         there = (table[:, 1:2] <= frame) & (frame <= table[:, 2:3])
-        made["stages"] = padded(np.where(there, stages, np.int8(-1)), len(known[0]), -1)
+        made["stages"] = pad_rows(np.where(there, stages, np.int8(-1)), len(known[0]), -1)
     return made
 
 
@@ -500,7 +502,7 @@ def _flow(
     flow = np.zeros((frames - 1, 2, height, width), np.float32)
     if renamed.any():
         ways = carried[1 + frames :].cpu().numpy().reshape(flow.shape).astype(np.float64)
-        pixel_map = PixelMap(planes)
+        pixel_map = CoordinateMap(planes)
         for frame in range(frames - 1):
             here = renamed[frame]
             goes_on = np.isin(here, renamed[frame + 1]) & (here > 0)

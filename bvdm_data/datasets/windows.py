@@ -15,9 +15,9 @@ from scipy import ndimage
 
 from bvdm_data.clip import check_annotations
 from bvdm_data.datasets.ctc import CTCSequence
-from bvdm_data.datasets.tiff import PartialImage
-from bvdm_data.rng import stream
-from bvdm_data.validate import check_frames, check_whole_number
+from bvdm_data.datasets.tiff import LazyTiff
+from bvdm_data.rng import torch_rng
+from bvdm_data.validate import as_int, check_frames
 
 WINDOWS = ("random", "grid", "tracks", "lineages")
 """How windows may be chosen."""
@@ -61,7 +61,7 @@ class RandomWindows:
 
     def window(self, index: int, epoch: int) -> Window:
         """Return window ``index``, 0 or more, of an epoch."""
-        generator = stream(self.seed, "real", epoch, index)
+        generator = torch_rng(self.seed, "real", epoch, index)
         place, down, right = (
             int(torch.randint(choice, (), generator=generator))
             for choice in (len(self.starts), *self.room)
@@ -92,7 +92,7 @@ class GridWindows:
         return Window(frames, tuple((self.tops[row], self.lefts[column]) for _ in frames))
 
 
-def random_starts(used: range, have: Iterable[int], times: Sequence[int]) -> tuple[int, ...]:
+def draw_starts(used: range, have: Iterable[int], times: Sequence[int]) -> tuple[int, ...]:
     """Return the first frames of all windows that show only frames there are."""
     there = set(have)
     last = used.stop - 1 - times[-1]
@@ -101,7 +101,7 @@ def random_starts(used: range, have: Iterable[int], times: Sequence[int]) -> tup
     )
 
 
-def grid_starts(
+def tile_grid(
     used: range, have: Iterable[int], frames: int, stride: int, overlap: int
 ) -> tuple[int, ...]:
     """Return first frames of windows that show every frame there is."""
@@ -111,7 +111,7 @@ def grid_starts(
             if len(run) < frames:
                 alone += run
             else:
-                starts += [run[place] for place in steps(len(run), frames, overlap)]
+                starts += [run[place] for place in tile_starts(len(run), frames, overlap)]
     if alone:
         raise ValueError(
             f"windows='grid' must show every frame, but {len(alone)} of them (the first is frame "
@@ -122,7 +122,7 @@ def grid_starts(
     return tuple(sorted(starts))
 
 
-def steps(total: int, size: int, overlap: int) -> list[int]:
+def tile_starts(total: int, size: int, overlap: int) -> list[int]:
     """Return where pieces of a length begin that cover a whole; the last one ends with it.
 
     Examples:
@@ -145,7 +145,7 @@ def check_overlap(
     """Return how many frames, rows and columns neighbouring windows share."""
     if isinstance(overlap, str) or not isinstance(overlap, Sequence) or len(overlap) != 3:
         raise TypeError(f"overlap must be (frames, rows, columns), got {overlap!r}")
-    shared = tuple(check_whole_number("overlap", one, least=0) for one in overlap)
+    shared = tuple(as_int("overlap", one, least=0) for one in overlap)
     if any(one >= side for one, side in zip(shared, clip, strict=True)):
         raise ValueError(
             f"overlap must be smaller than a window of (frames, rows, columns) {clip}, got {shared}"
@@ -159,12 +159,14 @@ def check_overlap(
     return shared[0], shared[1], shared[2]
 
 
-def clips_that_hold(field: tuple[int, int], frames_used: int, clip: tuple[int, int, int]) -> int:
+def list_clips_with_annotations(
+    field: tuple[int, int], frames_used: int, clip: tuple[int, int, int]
+) -> int:
     """Return how many clips hold as many pixels as the field of interest in all its frames."""
     return math.ceil(frames_used * math.prod(field) / math.prod(clip))
 
 
-def nearest_ancestors(tracks: npt.NDArray[np.integer], shown: Sequence[int]) -> dict[int, int]:
+def find_visible_parents(tracks: npt.NDArray[np.integer], shown: Sequence[int]) -> dict[int, int]:
     """Return the parent of each track, jumping over generations that live between two frames.
 
     Examples:
@@ -194,12 +196,12 @@ def _runs(numbers: Iterable[int], there: set[int]) -> list[list[int]]:
 Box = tuple[int, int, int, int]
 """Top, left, bottom and right of a nucleus in pixels; the far edges are exclusive."""
 
-Places = Mapping[int, Mapping[int, Box]]
+Boxes = Mapping[int, Mapping[int, Box]]
 """Where a nucleus is, by id and number of the frame."""
 
 
 @dataclass(frozen=True)
-class FollowingWindows:
+class TrackWindows:
     """One window for each nucleus or family, several where it lives longer than a clip.
 
     Each begins in a frame in which the nucleus is visible. The middle of the window is that of the
@@ -219,7 +221,7 @@ class FollowingWindows:
 
 
 @dataclass(frozen=True)
-class Follower:
+class TrackWindowPlanner:
     """What decides about the windows of one data set."""
 
     frames: int | None  # frames of a clip; None: as many as the longest needs
@@ -229,9 +231,7 @@ class Follower:
     field: Box  # first row, first column, end of the rows and end of the columns of interest
     have: frozenset[int]  # numbers of the frames in use that have masks
 
-    def follow(
-        self, groups: Sequence[Sequence[int]], places: Places
-    ) -> tuple[FollowingWindows, int]:
+    def follow(self, groups: Sequence[Sequence[int]], places: Boxes) -> tuple[TrackWindows, int]:
         """Return the windows of groups of nuclei, and the frames of each."""
         lives = [(group, run) for group in groups for run in self._lives(group, places)]
         if not lives:
@@ -245,9 +245,9 @@ class Follower:
         for group, run in lives:
             for place in range(0, max(len(run) - self.overlap, 1), frames - self.overlap):
                 found.append(self._window(group, run[place], frames, places))
-        return FollowingWindows(tuple(found)), frames
+        return TrackWindows(tuple(found)), frames
 
-    def _lives(self, group: Sequence[int], places: Places) -> list[list[int]]:
+    def _lives(self, group: Sequence[int], places: Boxes) -> list[list[int]]:
         """Return the frames in which one of them is visible, in runs ``stride`` apart."""
         seen = sorted({number for one in group for number in places.get(one, ())})
         if not seen:
@@ -261,7 +261,7 @@ class Follower:
                 runs.append([])
         return [run for run in runs if run]
 
-    def _window(self, group: Sequence[int], first: int, frames: int, places: Places) -> Window:
+    def _window(self, group: Sequence[int], first: int, frames: int, places: Boxes) -> Window:
         shown: list[int] = []
         corners: list[tuple[int, int]] = []
         track = next(one for one in group if first in places.get(one, ()))
@@ -295,7 +295,7 @@ class Follower:
         return top, left
 
 
-def families(tracks: npt.NDArray[np.integer]) -> list[list[int]]:
+def group_families(tracks: npt.NDArray[np.integer]) -> list[list[int]]:
     """Return the ids of every family, the founder first and then branch by branch.
 
     Examples:
@@ -315,9 +315,9 @@ def families(tracks: npt.NDArray[np.integer]) -> list[list[int]]:
     return found
 
 
-def find_places(
+def find_bounding_boxes(
     masks: Iterable[tuple[int, npt.NDArray[np.integer]]], ids: Iterable[int], field: Box
-) -> Places:
+) -> Boxes:
     """Find nuclei in the field of interest."""
     top, left, bottom, right = field
     places: dict[int, dict[int, Box]] = {int(one): {} for one in ids}
@@ -365,7 +365,7 @@ class FrameCache:
         with self._lock:
             key = ("frame", number)
             image = self._kept.get(key)
-            if not isinstance(image, PartialImage):
+            if not isinstance(image, LazyTiff):
                 image = self.source.partial_frame(number)
             self._keep(key, image)
             return image.cut(rows, columns)
@@ -390,10 +390,10 @@ class FrameCache:
         self._start()
 
     def _start(self) -> None:
-        self._kept: OrderedDict[tuple[str, int], PartialImage | Image] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, int], LazyTiff | Image] = OrderedDict()
         self._lock = threading.Lock()
 
-    def _keep(self, key: tuple[str, int], image: PartialImage | Image) -> None:
+    def _keep(self, key: tuple[str, int], image: LazyTiff | Image) -> None:
         """Keep an image as the last used one; the oldest ones give way."""
         if image.nbytes > self.limit:
             return
@@ -416,7 +416,7 @@ _POSSIBLE = ("masks", "tracks", "boxes", "centroids")
 
 
 @dataclass
-class Choice:
+class WindowSpec:
     """What the user wants to see of a video; checked, as far as that needs no video."""
 
     windows: str  # how windows are chosen
@@ -437,7 +437,7 @@ class Choice:
     def __post_init__(self) -> None:
         """Check the choice."""
         self.windows = check_windows(self.windows)
-        self.stride = check_whole_number("stride", self.stride, least=1)
+        self.stride = as_int("stride", self.stride, least=1)
         if self.frames is not None:
             self.frames = check_frames(self.frames)
         elif not self.follows:
@@ -448,8 +448,8 @@ class Choice:
         self.overlap = check_overlap(self.overlap, self.windows, (self.frames or 1, *self.size))
 
 
-def choose_windows(
-    choice: Choice, cache: FrameCache, annotations: Sequence[str]
+def make_windows(
+    choice: WindowSpec, cache: FrameCache, annotations: Sequence[str]
 ) -> tuple[Windows, int]:
     """Return the windows of a video, and the frames of each."""
     source, (height, width) = cache.source, choice.size
@@ -460,20 +460,20 @@ def choose_windows(
     if choice.frames is None or choice.follows:
         return _following(choice, cache, used)
     times = range(0, choice.frames * choice.stride, choice.stride)
-    starts = random_starts(used, have, times)
+    starts = draw_starts(used, have, times)
     _check_starts(starts, choice, source, used)
     if choice.windows == "grid":
         frames, rows, columns = choice.overlap
-        starts = grid_starts(used, have, choice.frames, choice.stride, frames)
-        tops = [choice.border + top for top in steps(room[0] + height - 1, height, rows)]
-        lefts = [choice.border + left for left in steps(room[1] + width - 1, width, columns)]
+        starts = tile_grid(used, have, choice.frames, choice.stride, frames)
+        tops = [choice.border + top for top in tile_starts(room[0] + height - 1, height, rows)]
+        lefts = [choice.border + left for left in tile_starts(room[1] + width - 1, width, columns)]
         return GridWindows(starts, times, tops, lefts), choice.frames
     field = (room[0] + height - 1, room[1] + width - 1)
-    count = clips_that_hold(field, len(used), (choice.frames, height, width))
+    count = list_clips_with_annotations(field, len(used), (choice.frames, height, width))
     return RandomWindows(count, choice.seed, starts, times, choice.border, room), choice.frames
 
 
-def check_possible(annotations: Collection[str], truth: str | None) -> tuple[str, ...]:
+def check_annotations_available(annotations: Collection[str], truth: str | None) -> tuple[str, ...]:
     """Return the annotations that a real video is asked for."""
     wanted = check_annotations(annotations)
     impossible = [name for name in wanted if name not in _POSSIBLE]
@@ -487,7 +487,7 @@ def check_possible(annotations: Collection[str], truth: str | None) -> tuple[str
     return wanted
 
 
-def _check_tracks(choice: Choice, source: CTCSequence, annotations: Sequence[str]) -> None:
+def _check_tracks(choice: WindowSpec, source: CTCSequence, annotations: Sequence[str]) -> None:
     """Refuse to call mere labels tracks."""
     told = len(source.tracks) or source.truth == "TRA" or choice.frames == 1
     if "tracks" in annotations and not told:
@@ -498,7 +498,7 @@ def _check_tracks(choice: Choice, source: CTCSequence, annotations: Sequence[str
         )
 
 
-def _following(choice: Choice, cache: FrameCache, used: range) -> tuple[Windows, int]:
+def _following(choice: WindowSpec, cache: FrameCache, used: range) -> tuple[Windows, int]:
     source, border = cache.source, choice.border
     if source.truth is None or not len(source.tracks):
         lacks = "no masks (truth=None)" if source.truth is None else "no man_track.txt"
@@ -509,11 +509,11 @@ def _following(choice: Choice, cache: FrameCache, used: range) -> tuple[Windows,
     field = (border, border, source.shape[0] - border, source.shape[1] - border)
     have = sorted(set(source.mask_names).intersection(used))
     ids = np.sort(source.tracks[:, 0])
-    places = find_places(((number, cache.masks(number)) for number in have), ids, field)
+    places = find_bounding_boxes(((number, cache.masks(number)) for number in have), ids, field)
     groups = [[one] for one in ids.tolist()]
     if choice.windows == "lineages":
-        groups = families(source.tracks)
-    follower = Follower(
+        groups = group_families(source.tracks)
+    follower = TrackWindowPlanner(
         choice.frames, choice.stride, choice.overlap[0], choice.size, field, frozenset(have)
     )
     return follower.follow(groups, places)
@@ -532,8 +532,8 @@ def _room(shape: tuple[int, int], border: int, size: tuple[int, int]) -> tuple[i
 
 def _frames_used(source: CTCSequence, start: int, stop: int | None) -> range:
     first, end = source.numbers[0], source.numbers[-1] + 1
-    low = check_whole_number("start", start, least=0)
-    high = end if stop is None else check_whole_number("stop", stop, least=1)
+    low = as_int("start", start, least=0)
+    high = end if stop is None else as_int("stop", stop, least=1)
     if not low < high <= end or high <= first:
         raise ValueError(
             f"start and stop must be frame numbers with start < stop <= {end} in a video of frames "
@@ -542,7 +542,9 @@ def _frames_used(source: CTCSequence, start: int, stop: int | None) -> range:
     return range(max(low, first), high)
 
 
-def _check_starts(starts: Sequence[int], choice: Choice, source: CTCSequence, used: range) -> None:
+def _check_starts(
+    starts: Sequence[int], choice: WindowSpec, source: CTCSequence, used: range
+) -> None:
     """Refuse a choice that leaves no window."""
     frames, stride = choice.frames or 1, choice.stride
     if (frames - 1) * stride >= len(used):

@@ -9,42 +9,42 @@ from typing import Any
 import numpy as np
 import torch
 
-from bvdm_data.clip import Clip, padded, unbroken_tracks
+from bvdm_data.clip import Clip, pad_rows, split_gaps
 from bvdm_data.datasets.ctc import guess_scale, read_sequence
 from bvdm_data.datasets.ctc_videos import CTCVideos
-from bvdm_data.datasets.synthetic import SyntheticHeLaVideos, check_method
+from bvdm_data.datasets.synthetic import SyntheticHeLaVideos, as_method
 from bvdm_data.evaluation.arms import (
     ANNOTATIONS,
     Data,
-    full_count,
-    pasted_clips,
-    synthetic_clips,
-    synthetic_settings,
-    synthetic_videos,
+    count_real_clips,
+    describe_synthetic,
+    make_pasted_clips,
+    make_synthetic_clips,
+    make_synthetic_dataset,
 )
-from bvdm_data.evaluation.clip_cache import StoredClips, keep_clips
+from bvdm_data.evaluation.clip_cache import CachedClips, cache_clips
 from bvdm_data.evaluation.distances import (
     CROP,
     TILE,
     Clips,
-    PictureDistance,
-    lite0_features,
-    picture_distance,
-    tile_distance,
+    FeatureDistance,
+    load_efficientnet_lite0,
+    measure_feature_distance,
+    measure_tile_distance,
 )
-from bvdm_data.evaluation.realism import Line, compare, measure
+from bvdm_data.evaluation.realism import MetricComparison, compare_metrics, measure_clips
 from bvdm_data.evaluation.training_value import Budget, Say
-from bvdm_data.fitting.nuclei import cut_nuclei
+from bvdm_data.fitting.nuclei import extract_crops
 from bvdm_data.fitting.stages import assign_stages
 from bvdm_data.fitting.video import Video, read_video
 from bvdm_data.synth.paper import PaperSettings
-from bvdm_data.viz.pictures import contact_sheet
+from bvdm_data.viz.pictures import write_contact_sheet
 
 MOST_NUCLEI = 10_000
 """Rows of the tables of a whole film."""
 
 
-def real_film(data: Data, sequence: str, *, stop: int | None = None) -> Clip:
+def load_full_video(data: Data, sequence: str, *, stop: int | None = None) -> Clip:
     """Read a whole real video, less the border band, with the stages that a rule assigns.
 
     The rule is the one that a model is fitted with, :func:`assign_stages`; a nucleus whose stage
@@ -52,7 +52,7 @@ def real_film(data: Data, sequence: str, *, stop: int | None = None) -> Clip:
     """
     source = read_sequence(data.root, sequence)
     video = read_video(source, guess_scale(source), stop=stop, progress=data.progress)
-    crops = cut_nuclei(video)
+    crops = extract_crops(video)
     assigned = assign_stages(crops, video.tracks)
     known = {
         (int(track), int(frame)): int(stage)
@@ -62,12 +62,12 @@ def real_film(data: Data, sequence: str, *, stop: int | None = None) -> Clip:
     masks = np.stack([frame.masks[down, right] for frame in video.frames])
     grey = np.stack([frame.grey[down, right] for frame in video.frames])
     parents = {int(row[0]): int(row[3]) for row in video.tracks}
-    renamed, tracks, old = unbroken_tracks(masks, parents)
+    renamed, tracks, old = split_gaps(masks, parents)
     return Clip(
         video=torch.from_numpy(grey)[:, None],
         masks=torch.from_numpy(renamed),
         tracks=torch.from_numpy(tracks),
-        stages=padded(_stages(video, tracks, old, known), len(tracks), -1),
+        stages=pad_rows(_stages(video, tracks, old, known), len(tracks), -1),
         index=torch.tensor(0),
         source=torch.tensor(0, dtype=torch.int8),
     )
@@ -87,7 +87,7 @@ def _stages(
     return stages
 
 
-def synthetic_films(data: Data, count: int, *, frames: int, size: tuple[int, int]) -> StoredClips:
+def make_full_videos(data: Data, count: int, *, frames: int, size: tuple[int, int]) -> CachedClips:
     """Make synthetic films as long and as large as a real one, and keep them."""
     videos = SyntheticHeLaVideos(
         frames=frames,
@@ -99,12 +99,12 @@ def synthetic_films(data: Data, count: int, *, frames: int, size: tuple[int, int
         variation=data.variation,
         max_cells=MOST_NUCLEI,
     )
-    return keep_clips(
+    return cache_clips(
         videos,
         count,
         data.folder / "clips",
-        settings=synthetic_settings(videos),
-        probe=synthetic_videos(data),
+        settings=describe_synthetic(videos),
+        probe=make_synthetic_dataset(data),
         progress=data.progress,
     )
 
@@ -122,18 +122,18 @@ PASTED = 200
 _METHODS = ("paper", "procedural")
 
 
-def judge_distance(data: Data, names: Sequence[str], budget: Budget, say: Say) -> dict[str, Any]:
+def evaluate_distance(data: Data, names: Sequence[str], budget: Budget, say: Say) -> dict[str, Any]:
     """Measure the picture distance of synthetic clips to the training video (paper, table 1).
 
     Clips are made without variation, since that is meant to leave the video.
     """
     data = replace(data, variation=0.0)
-    reference = real_film(data, data.train, stop=data.stop)
+    reference = load_full_video(data, data.train, stop=data.stop)
     sets = _sets(data, names, budget.clips)
-    features = lite0_features()
-    crops = picture_distance(sets, reference, count=budget.crops, features=features)
+    features = load_efficientnet_lite0()
+    crops = measure_feature_distance(sets, reference, count=budget.crops, features=features)
     side = min(TILE, *data.size)
-    tiles = tile_distance(sets, reference, count=budget.tiles, features=features, size=side)
+    tiles = measure_tile_distance(sets, reference, count=budget.tiles, features=features, size=side)
     for kind, rows in (("crops", crops), ("tiles", tiles)):
         for row in rows:
             say(_said(kind, row))
@@ -148,20 +148,20 @@ def judge_distance(data: Data, names: Sequence[str], budget: Budget, say: Say) -
     }
 
 
-def judge_realism(data: Data, say: Say) -> dict[str, Any]:
+def evaluate_realism(data: Data, say: Say) -> dict[str, Any]:
     """Lay synthetic films, the training video and the held-out video side by side.
 
     The films are made without variation, since that is meant to leave the video.
     """
     data = replace(data, variation=0.0)
-    reference = real_film(data, data.train, stop=data.stop)
-    other = real_film(data, data.test, stop=data.test_stop)
-    slow = isinstance(check_method(data.method), PaperSettings)
+    reference = load_full_video(data, data.train, stop=data.stop)
+    other = load_full_video(data, data.test, stop=data.test_stop)
+    slow = isinstance(as_method(data.method), PaperSettings)
     share, count = (FILM_SHARE, 1) if slow else (1, FILMS)
     height, width = (side // share for side in reference["masks"].shape[1:])
-    films = synthetic_films(data, count, frames=len(reference["video"]), size=(height, width))
+    films = make_full_videos(data, count, frames=len(reference["video"]), size=(height, width))
     made = [films[number] for number in range(count)]
-    lines = compare(measure(made), measure(reference), measure(other))
+    lines = compare_metrics(measure_clips(made), measure_clips(reference), measure_clips(other))
     for line in lines:
         say(_line(line))
     return {"lines": [asdict(line) for line in lines], "synthetic_films": count}
@@ -176,29 +176,29 @@ def write_pictures(data: Data, folder: Path) -> dict[str, Path]:
             data.root, sequence=number, frames=data.frames, size=data.size, border=data.border
         )
         clips[f"real {number}"] = video.clip(3)
-    synthetic = synthetic_clips(data, 2)
+    synthetic = make_synthetic_clips(data, 2)
     clips["synthetic a"], clips["synthetic b"] = synthetic[0], synthetic[1]
     sheet = folder / "scenes.png"
-    contact_sheet(clips, sheet, frames=range(0, data.frames, 2))
+    write_contact_sheet(clips, sheet, frames=range(0, data.frames, 2))
     return {"Real and synthetic clips at the same grey scale, every second frame": sheet}
 
 
 def _sets(data: Data, names: Sequence[str], clips: int | None) -> dict[str, Clip | Clips]:
-    count = full_count(data) if clips is None else clips
+    count = count_real_clips(data) if clips is None else clips
     sets: dict[str, Clip | Clips] = {
-        f"real {data.test}": real_film(data, data.test, stop=data.test_stop),
-        "synthetic": synthetic_clips(data, count),
+        f"real {data.test}": load_full_video(data, data.test, stop=data.test_stop),
+        "synthetic": make_synthetic_clips(data, count),
     }
     for name in names:
         if name in _METHODS:
-            sets[name] = synthetic_clips(replace(data, method=name), count)
+            sets[name] = make_synthetic_clips(replace(data, method=name), count)
         if name == "copy-paste":
-            pasted = pasted_clips(data)
+            pasted = make_pasted_clips(data)
             sets[name] = [pasted.clip(number) for number in range(PASTED)]
     return sets
 
 
-def _said(kind: str, row: PictureDistance) -> str:
+def _said(kind: str, row: FeatureDistance) -> str:
     error = "" if math.isnan(row.kernel.error) else f" +- {row.kernel.error:.1f}"
     return (
         f"{kind:>6}  {row.name:>12}  KID-{row.features} x 1000 {row.kernel.value:8.1f}{error}  "
@@ -206,7 +206,7 @@ def _said(kind: str, row: PictureDistance) -> str:
     )
 
 
-def _line(line: Line) -> str:
+def _line(line: MetricComparison) -> str:
     def number(value: float | None) -> str:
         return f"{value:9.3f}" if value is not None else "        -"
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from bvdm_data.datasets.ctc_videos import DEFAULT_BORDER, CTCVideos
 from bvdm_data.datasets.mixed import MixedVideos
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
-from bvdm_data.evaluation.clip_cache import StoredClips, clip_digest, keep_clips
+from bvdm_data.evaluation.clip_cache import CachedClips, cache_clips, hash_clips
 from bvdm_data.evaluation.copy_paste import CopyPaste
 from bvdm_data.evaluation.experiment import Arm
-from bvdm_data.fitting.training import purpose_of
+from bvdm_data.fitting.training import compute_fingerprint
 from bvdm_data.synth.cell_bank import PoolSettings
 from bvdm_data.synth.model import Method
-from bvdm_data.validate import check_whole_number
+from bvdm_data.validate import as_int
 from bvdm_data.weights import model_digest
 
 LEVELS = 8
@@ -89,7 +89,7 @@ class Data:
             )
 
 
-def real_clips(data: Data) -> CTCVideos:
+def make_real_clips(data: Data) -> CTCVideos:
     """Return the windows of the training video, always new ones."""
     frames = data.frames if data.stop is None else min(data.frames, data.stop)
     return CTCVideos(
@@ -103,20 +103,20 @@ def real_clips(data: Data) -> CTCVideos:
     )
 
 
-def synthetic_clips(data: Data, count: int) -> StoredClips:
+def make_synthetic_clips(data: Data, count: int) -> CachedClips:
     """Return synthetic clips, drawn from the data set by a DataLoader and kept."""
-    videos = synthetic_videos(data)
-    return keep_clips(
+    videos = make_synthetic_dataset(data)
+    return cache_clips(
         videos,
         count,
         data.folder / "clips",
-        settings=synthetic_settings(videos),
+        settings=describe_synthetic(videos),
         workers=data.workers,
         progress=data.progress,
     )
 
 
-def synthetic_videos(data: Data) -> SyntheticHeLaVideos:
+def make_synthetic_dataset(data: Data) -> SyntheticHeLaVideos:
     """Return the endless data set that synthetic clips are drawn from."""
     return SyntheticHeLaVideos(
         frames=data.frames,
@@ -129,8 +129,8 @@ def synthetic_videos(data: Data) -> SyntheticHeLaVideos:
     )
 
 
-def streamed_videos(data: Data, pool: PoolSettings | None = None) -> SyntheticHeLaVideos:
-    """Return the endless data set whose clips train networks as they are made, none of them twice."""
+def make_streamed_dataset(data: Data, pool: PoolSettings | None = None) -> SyntheticHeLaVideos:
+    """Return the endless data set whose clips train networks as they are made, none twice."""
     return SyntheticHeLaVideos(
         frames=STREAMED_FRAMES,
         size=data.size,
@@ -143,7 +143,7 @@ def streamed_videos(data: Data, pool: PoolSettings | None = None) -> SyntheticHe
     )
 
 
-def synthetic_settings(videos: SyntheticHeLaVideos) -> dict[str, object]:
+def describe_synthetic(videos: SyntheticHeLaVideos) -> dict[str, object]:
     """Say in JSON values what decides the clips of a synthetic data set."""
     return {
         "model": model_digest(videos.model),
@@ -156,20 +156,20 @@ def synthetic_settings(videos: SyntheticHeLaVideos) -> dict[str, object]:
     }
 
 
-def pasted_clips(data: Data) -> CopyPaste:
+def make_pasted_clips(data: Data) -> CopyPaste:
     """Return the stills of the rival: real nuclei pasted on real background."""
     return CopyPaste(
         data.root, sequence=data.train, size=data.size, stop=data.stop, border=data.border
     )
 
 
-def full_count(data: Data) -> int:
+def count_real_clips(data: Data) -> int:
     """Return how many clips hold as many pixels as the training video."""
-    return len(real_clips(replace(data, stop=None)))
+    return len(make_real_clips(replace(data, stop=None)))
 
 
 def _real(data: Data, count: int) -> Arm:
-    clips = real_clips(data)
+    clips = make_real_clips(data)
     return Arm("real", clips, _identity("real", data, clips))
 
 
@@ -178,13 +178,13 @@ def _real_strong(data: Data, count: int) -> Arm:
 
 
 def _copy_paste(data: Data, count: int) -> Arm:
-    clips = pasted_clips(data)
+    clips = make_pasted_clips(data)
     return Arm("copy-paste", clips, _identity("copy-paste", data, clips))
 
 
 def _synthetic(data: Data, count: int) -> Arm:
-    clips = synthetic_clips(data, count)
-    return Arm("synthetic", clips, purpose_of(clips.key, count))
+    clips = make_synthetic_clips(data, count)
+    return Arm("synthetic", clips, compute_fingerprint(clips.key, count))
 
 
 def _synthetic_twice(data: Data, count: int) -> Arm:
@@ -192,15 +192,17 @@ def _synthetic_twice(data: Data, count: int) -> Arm:
 
 
 def _streamed(data: Data, count: int) -> Arm:
-    videos = streamed_videos(data)
-    return Arm("synthetic-stream", videos, purpose_of("stream", synthetic_settings(videos), None))
+    videos = make_streamed_dataset(data)
+    return Arm(
+        "synthetic-stream", videos, compute_fingerprint("stream", describe_synthetic(videos), None)
+    )
 
 
 def _both(data: Data, count: int) -> Arm:
-    real, synthetic = real_clips(data), synthetic_clips(data, count).only(ANNOTATIONS)
+    real, synthetic = make_real_clips(data), make_synthetic_clips(data, count).only(ANNOTATIONS)
     mix = MixedVideos({"real": real, "synthetic": synthetic}, weights=MIX)
     drawn = [int(mix.clip(number)["member"]) for number in range(_DRAWN)]
-    identity = purpose_of(_identity("real", data, real), synthetic.key, count, MIX, drawn)
+    identity = compute_fingerprint(_identity("real", data, real), synthetic.key, count, MIX, drawn)
     return Arm("real+synthetic", mix, identity)
 
 
@@ -239,10 +241,10 @@ def make_arms(data: Data, names: Sequence[str], count: int | None = None) -> lis
     unknown = [name for name in names if name not in ARMS]
     if unknown:
         raise ValueError(f"arms must be out of {', '.join(ARMS)}; got {unknown[0]!r}")
-    number = full_count(data) if count is None else check_whole_number("clips", count, least=1)
+    number = count_real_clips(data) if count is None else as_int("clips", count, least=1)
     return [ARMS[name](data, number) for name in names]
 
 
 def _identity(kind: str, data: Data, clips: CTCVideos | CopyPaste) -> str:
     """Digest settings and a first clip, so that other files or other code count as another arm."""
-    return purpose_of(kind, data.train, data.stop, clip_digest(clips.clip(0)))
+    return compute_fingerprint(kind, data.train, data.stop, hash_clips(clips.clip(0)))

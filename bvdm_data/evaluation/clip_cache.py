@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from bvdm_data.clip import Clip
 from bvdm_data.datasets.mixed import ClipSource
-from bvdm_data.files import whole_file, write_tensors
+from bvdm_data.files import open_atomic, write_tensors
 
 
-class StoredClips(Dataset[Clip]):
+class CachedClips(Dataset[Clip]):
     """The first clips of a data set, read from disk again and again."""
 
     def __init__(self, folder: Path, count: int, key: str, source: ClipSource) -> None:
@@ -33,7 +33,7 @@ class StoredClips(Dataset[Clip]):
         self.max_cells = source.max_cells
         self.scale = source.scale
 
-    def only(self, annotations: Collection[str]) -> "StoredClips":
+    def only(self, annotations: Collection[str]) -> "CachedClips":
         """Return the same clips with fewer keys."""
         fewer = copy(self)
         fewer.annotations = tuple(name for name in self.annotations if name in annotations)
@@ -64,7 +64,7 @@ class StoredClips(Dataset[Clip]):
         """Do nothing: what is kept is the same in every epoch."""
 
 
-def clip_digest(clip: Mapping[str, object]) -> str:
+def hash_clips(clip: Mapping[str, object]) -> str:
     """Return a digest of all tensors of a clip."""
     digest = hashlib.sha256()
     for key in sorted(clip):
@@ -75,7 +75,7 @@ def clip_digest(clip: Mapping[str, object]) -> str:
     return digest.hexdigest()[:16]
 
 
-def keep_clips(
+def cache_clips(
     source: ClipSource,
     count: int,
     folder: Path,
@@ -84,7 +84,7 @@ def keep_clips(
     probe: ClipSource | None = None,
     workers: int = 0,
     progress: bool = True,
-) -> StoredClips:
+) -> CachedClips:
     """Draw the first clips of a data set and keep them; those that are there already stay.
 
     What is kept belongs to the settings *and* to the bytes of a first clip that is always made
@@ -95,9 +95,9 @@ def keep_clips(
         raise ValueError(f"count must be at least 1, got {count}")
     first = (source if probe is None else probe).clip(0)
     said = json.dumps(dict(settings), sort_keys=True)
-    key = hashlib.sha256(f"{said} {clip_digest(first)}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{said} {hash_clips(first)}".encode()).hexdigest()[:16]
     place = folder / key
-    with whole_file(place / "settings.json") as temporary:
+    with open_atomic(place / "settings.json") as temporary:
         temporary.write_text(json.dumps(dict(settings), indent=2) + "\n")
     if probe is None and not _path(place, 0).exists():
         _write(place, 0, first)
@@ -113,7 +113,7 @@ def keep_clips(
     )
     for number, clip in zip(missing, cast(Iterator[Clip], bar), strict=True):
         _write(place, number, clip)
-    return StoredClips(place, count, key, source)
+    return CachedClips(place, count, key, source)
 
 
 class _Numbered(Dataset[Clip]):

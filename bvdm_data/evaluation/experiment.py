@@ -16,18 +16,18 @@ from scipy import stats
 from bvdm_data.datasets.ctc_videos import DEFAULT_BORDER
 from bvdm_data.evaluation import segmenter as recipe
 from bvdm_data.evaluation.linker import LINK_REACH, SPLIT_REACH, track
-from bvdm_data.evaluation.seg_tra import Reference, Scores, clear_border, found_share, score
+from bvdm_data.evaluation.seg_tra import Reference, Scores, clear_border, measure_recall, score
 from bvdm_data.evaluation.segmenter import (
     Clips,
     Labels,
     Samples,
     SegmenterSettings,
-    instances,
     predict,
+    separate_instances,
     train_segmenter,
 )
-from bvdm_data.files import whole_file
-from bvdm_data.fitting.training import purpose_of
+from bvdm_data.files import open_atomic
+from bvdm_data.fitting.training import compute_fingerprint
 
 MOST_SEEDS = 10_000
 """Numbers of seeds that are looked through."""
@@ -70,7 +70,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Row:
+class ArmSummary:
     """All trials of one arm."""
 
     arm: str  # name of the arm
@@ -88,7 +88,7 @@ class Row:
     seeds_needed: dict[str, float]
 
 
-def training_value(
+def train_and_test(
     arms: Iterable[Arm],
     reference: Reference,
     *,
@@ -106,7 +106,7 @@ def training_value(
     reference, is read from ``folder``; one that was interrupted goes on.
     """
     chosen = settings or SegmenterSettings()
-    tested = digest_of(reference)
+    tested = hash_reference(reference)
     trials = []
     listed = list(arms)
     for seed in seeds:
@@ -118,7 +118,7 @@ def training_value(
     return trials
 
 
-def ceiling(reference: Reference) -> Scores:
+def score_oracle(reference: Reference) -> Scores:
     """Score the tracker on the reference masks: what a perfect segmenter would reach."""
     masks, tracks = track(reference.masks)
     return score(masks, tracks, reference.masks, reference.tracks)
@@ -131,11 +131,11 @@ def segment(
 
     Labels of each frame, without any link between frames, ``[F, H, W]``.
     """
-    found = np.stack([instances(predict(network, frame)) for frame in video])
+    found = np.stack([separate_instances(predict(network, frame)) for frame in video])
     return clear_border(found, border)
 
 
-def compare(trials: Sequence[Trial], baseline: str = BASELINE) -> list[Row]:
+def compare_arms(trials: Sequence[Trial], baseline: str = BASELINE) -> list[ArmSummary]:
     """Summarise trials by arm, with paired differences to the baseline.
 
     Two trials are a pair if they have the same seed: the same weights to start from and
@@ -146,7 +146,7 @@ def compare(trials: Sequence[Trial], baseline: str = BASELINE) -> list[Row]:
     return [_row(name, [trial for trial in trials if trial.arm == name], base) for name in names]
 
 
-def _row(name: str, trials: Sequence[Trial], base: dict[int, Trial]) -> Row:
+def _row(name: str, trials: Sequence[Trial], base: dict[int, Trial]) -> ArmSummary:
     mean, spread, gain, error, needed = {}, {}, {}, {}, {}
     for figure in FIGURES:
         values = np.array([getattr(trial, figure) for trial in trials], float)
@@ -158,7 +158,7 @@ def _row(name: str, trials: Sequence[Trial], base: dict[int, Trial]) -> Row:
         deviation = float(steps.std(ddof=1)) if len(steps) > 1 else math.nan
         error[figure] = deviation / math.sqrt(len(steps)) if len(steps) > 1 else math.nan
         needed[figure] = _seeds_needed(gain[figure], deviation)
-    return Row(name, len(trials), mean, spread, gain, error, needed)
+    return ArmSummary(name, len(trials), mean, spread, gain, error, needed)
 
 
 def _seeds_needed(gain: float, deviation: float) -> float:
@@ -193,7 +193,7 @@ def _trial(
     # The first samples stand for the code that cuts, augments and turns them into targets.
     samples = Samples(arm.clips, arm.augmentation, seed, settings.batch)
     first = [part for number in range(settings.batch) for part in samples[number].values()]
-    key = purpose_of("trial", arm.identity, settings, seed, tested, fixed, *first)
+    key = compute_fingerprint("trial", arm.identity, settings, seed, tested, fixed, *first)
     kept = folder / f"{key}.json"
     if kept.is_file():
         said = json.loads(kept.read_text())
@@ -214,24 +214,24 @@ def _trial(
     labels = segment(network, reference.video, reference.border)
     masks, tracks = track(labels)
     scores = score(masks, tracks, reference.masks, reference.tracks)
-    found, dim = found_share(labels, reference.masks, reference.video)
+    found, dim = measure_recall(labels, reference.masks, reference.video)
     seconds = round(time.monotonic() - begun, 1)
     trial = Trial(arm.name, seed, **asdict(scores), found=found, found_dim=dim, seconds=seconds)
-    with whole_file(kept) as temporary:
-        temporary.write_text(json.dumps(without_nan(asdict(trial)), indent=2) + "\n")
+    with open_atomic(kept) as temporary:
+        temporary.write_text(json.dumps(replace_nan(asdict(trial)), indent=2) + "\n")
     return trial
 
 
-def without_nan(value: Any) -> Any:
+def replace_nan(value: Any) -> Any:
     """Put None in the place of NaN, which JSON does not know."""
     if isinstance(value, dict):
-        return {key: without_nan(inner) for key, inner in value.items()}
+        return {key: replace_nan(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [without_nan(inner) for inner in value]
+        return [replace_nan(inner) for inner in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def digest_of(reference: Reference) -> str:
+def hash_reference(reference: Reference) -> str:
     """Return a digest of a reference: video, masks and tracks."""
     digest = hashlib.sha256()
     for array in (reference.video, reference.masks, reference.tracks):

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from bvdm_data.clip import Clip, measure_boxes, unbroken_tracks
-from bvdm_data.evaluation.clip_cache import clip_digest
-from bvdm_data.fitting.training import TrainingLog, TrainingSettings, purpose_of, train
-from bvdm_data.rng import stream
-from bvdm_data.system import need
+from bvdm_data.clip import Clip, measure_boxes, split_gaps
+from bvdm_data.evaluation.clip_cache import hash_clips
+from bvdm_data.fitting.training import TrainingLog, TrainingSettings, compute_fingerprint, train
+from bvdm_data.rng import torch_rng
+from bvdm_data.system import require
 
 FEATURES = 7
 """Numbers that Trackastra measures: diameter, mean grey, inertia (4), nearness to an edge."""
@@ -45,7 +45,7 @@ NO_BAR = functools.partial(tqdm, disable=True)
 """A progress bar that is not shown."""
 
 
-def clip_windows(clip: Clip, frames: int) -> list[Window]:
+def make_clip_windows(clip: Clip, frames: int) -> list[Window]:
     """Measure the nuclei of a clip and cut it into overlapping windows."""
     if "masks" not in clip or "tracks" not in clip:
         raise ValueError(f"the clip must have masks and tracks, got {sorted(clip)}")
@@ -54,9 +54,9 @@ def clip_windows(clip: Clip, frames: int) -> list[Window]:
             f"window must be at most the {len(clip['video'])} frames of a clip, got {frames}"
         )
     masks = clip["masks"].numpy().astype(np.int32)
-    features = measured(clip["video"][:, 0].numpy(), masks)
-    with quiet():
-        windows: list[Window] = need("trackastra.data").build_windows(
+    features = extract_features(clip["video"][:, 0].numpy(), masks)
+    with silence():
+        windows: list[Window] = require("trackastra.data").build_windows(
             features, frames, progbar_class=NO_BAR, as_torch=True
         )
     related = _related(clip["tracks"])
@@ -64,10 +64,10 @@ def clip_windows(clip: Clip, frames: int) -> list[Window]:
         ids = window["labels"].long()
         window["assoc_matrix"] = related[ids][:, ids].float()
         del window["t1"]
-    return [one for one in windows if one["assoc_matrix"][soon_after(one["timepoints"])].any()]
+    return [one for one in windows if one["assoc_matrix"][keep_within_gap(one["timepoints"])].any()]
 
 
-def vary_window(window: Window, draws: torch.Generator) -> Window:
+def augment_window(window: Window, draws: torch.Generator) -> Window:
     """Turn, mirror, zoom, shift and light a window at random."""
     turn, zoom, factor, shift, down, right, mirror = torch.rand(7, generator=draws).tolist()
     angle = torch.tensor(2 * np.pi * turn)
@@ -88,18 +88,20 @@ def vary_window(window: Window, draws: torch.Generator) -> Window:
     return window | {"coords": coords, "features": features}
 
 
-def measured(video: npt.NDArray[np.float32], masks: npt.NDArray[np.integer]) -> Sequence[Any]:
+def extract_features(
+    video: npt.NDArray[np.float32], masks: npt.NDArray[np.integer]
+) -> Sequence[Any]:
     """Measure the nuclei of each frame with Trackastra."""
     load_trackastra()
-    with quiet():
-        bright = need("trackastra.utils").normalize(video)
-        found: Sequence[Any] = need("trackastra.data").get_features(
+    with silence():
+        bright = require("trackastra.utils").normalize(video)
+        found: Sequence[Any] = require("trackastra.data").get_features(
             masks.astype(np.int32), bright, features="wrfeat", ndim=2, progbar_class=NO_BAR
         )
     return found
 
 
-def soon_after(times: Tensor) -> Tensor:
+def keep_within_gap(times: Tensor) -> Tensor:
     """Tell which pairs of nuclei the loss is about.
 
     True where the second one comes 1 or 2 frames after the first, ``[..., N, N]``.
@@ -112,15 +114,15 @@ def load_trackastra() -> ModuleType:
     """Import Trackastra without letting it set up the logging of the whole process."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
-    with quiet():
-        library = need("trackastra.model")
+    with silence():
+        library = require("trackastra.model")
     root.handlers[:] = handlers
     root.setLevel(level)
     return library
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Hold back the library's progress bars, log lines and warnings."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -169,16 +171,16 @@ def track(
     dense = np.stack([_dense(frame) for frame in labels])
     centres = _centres(dense)
     if not dense.any():
-        return linked(dense, ())
-    laptrack = need("laptrack").LapTrack(
+        return apply_links(dense, ())
+    laptrack = require("laptrack").LapTrack(
         cutoff=LINK_REACH**2, splitting_cutoff=SPLIT_REACH**2, gap_closing_cutoff=False
     )
     graph = laptrack.predict(centres)
     edges = [((int(f), int(i) + 1), (int(g), int(j) + 1)) for (f, i), (g, j) in graph.edges]
-    return linked(dense, edges)
+    return apply_links(dense, edges)
 
 
-def linked(
+def apply_links(
     labels: npt.NDArray[np.integer], edges: Iterable[Edge]
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
     """Turn links between nuclei into tracks: where one has several successors, it divides.
@@ -207,7 +209,7 @@ def linked(
                 parents[track_of[node]] = 0 if mother is None else track_of[mother]
             ids[number] = track_of[node]
         masks[frame] = ids[image]
-    renamed, table, _ = unbroken_tracks(masks, parents)
+    renamed, table, _ = split_gaps(masks, parents)
     return renamed, table
 
 
@@ -297,18 +299,18 @@ def train_linker(
         raise ValueError(f"clips must hold at least 2 (the last is held out), got {len(clips)}")
     training = settings.training
     network = _network(settings)
-    windows_of = functools.cache(lambda number: clip_windows(clips[number], settings.window))
+    windows_of = functools.cache(lambda number: make_clip_windows(clips[number], settings.window))
     known = len(clips) - max(1, int(len(clips) * HELD_OUT))
 
     def loss_at(model: nn.Module, step: int) -> Tensor:
-        draws = stream(training.seed, "linker", "step", step)
+        draws = torch_rng(training.seed, "linker", "step", step)
         batch: list[Window] = []
         for _ in range(TRIES):
             windows = windows_of(int(torch.randint(known, (), generator=draws)))
             place = torch.rand((), generator=draws)
             if windows:
                 chosen = windows[int(place * len(windows))]
-                batch.append(vary_window(chosen, draws))
+                batch.append(augment_window(chosen, draws))
             if len(batch) == training.batch:
                 return _loss(model, batch)
         raise ValueError("clips must show nuclei in two frames in a row, got hardly any")
@@ -318,10 +320,10 @@ def train_linker(
         parts = [found[start : start + 16] for start in range(0, len(found), 16)]
         return float(np.mean([float(_loss(model, part)) for part in parts])) if parts else 0.0
 
-    purpose = purpose_of(
+    purpose = compute_fingerprint(
         "linker", settings.width, settings.heads, settings.layers, settings.window, settings.reach,
         training.batch, training.rate, training.average, training.seed, len(clips),
-        clip_digest(clips[0]), clip_digest(clips[len(clips) - 1]),
+        hash_clips(clips[0]), hash_clips(clips[len(clips) - 1]),
     )  # fmt: skip
     log = train(
         network,
@@ -350,26 +352,26 @@ def link(
         )
     edges = []
     if masks.any():
-        features = measured(video, masks)
-        with quiet():
-            windows = need("trackastra.data").build_windows(
+        features = extract_features(video, masks)
+        with silence():
+            windows = require("trackastra.data").build_windows(
                 features, linker.settings.window, progbar_class=NO_BAR, as_torch=True
             )
-            found = need("trackastra.model.predict").predict_windows(
+            found = require("trackastra.model.predict").predict_windows(
                 windows, features, linker.network, spatial_dim=2, progbar_class=NO_BAR
             )
-            tracking = need("trackastra.tracking")
+            tracking = require("trackastra.tracking")
             reach = linker.settings.reach
             graph = tracking.build_graph(found["nodes"], found["weights"], max_distance=reach)
             solution = tracking.track_greedy(graph)
         nodes = {name: (int(at["time"]), int(at["label"])) for name, at in graph.nodes.items()}
         edges = [(nodes[source], nodes[target]) for source, target in solution.edges]
-    return linked(masks, edges)
+    return apply_links(masks, edges)
 
 
 def _network(settings: LinkerSettings) -> nn.Module:
     model = load_trackastra().TrackingTransformer
-    seed = stream(settings.training.seed, "linker", "weights").initial_seed()
+    seed = torch_rng(settings.training.seed, "linker", "weights").initial_seed()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         # No dropout: it would draw from the global random state.
@@ -390,7 +392,7 @@ def _network(settings: LinkerSettings) -> nn.Module:
 
 def _loss(network: nn.Module, batch: list[Window]) -> Tensor:
     """Return the mean cross-entropy of the links, before and after the parental softmax."""
-    packed = need("trackastra.data").collate_sequence_padding(batch)
+    packed = require("trackastra.data").collate_sequence_padding(batch)
     times, truth, absent = (
         packed["timepoints"].long(),
         packed["assoc_matrix"],
@@ -400,7 +402,7 @@ def _loss(network: nn.Module, batch: list[Window]) -> Tensor:
     logits = network(places, features=packed["features"].float(), padding_mask=absent)
     void = absent.unsqueeze(1) | absent.unsqueeze(2)
     logits = logits.masked_fill(void, 0)
-    utils = need("trackastra.utils")
+    utils = require("trackastra.utils")
     losses = []
     for raw, true, time, gone in zip(logits, truth, times, void, strict=True):
         sure = utils.blockwise_causal_norm(raw, time, mode="quiet_softmax", mask_invalid=gone)
@@ -408,6 +410,6 @@ def _loss(network: nn.Module, batch: list[Window]) -> Tensor:
         loss = loss + F.binary_cross_entropy(sure, true, reduction="none")
         daughters = utils.blockwise_sum(true, time, dim=1)
         weight = 1 + true * torch.where(daughters > 1, DIVISION_WEIGHT, 1.0)
-        counts = soon_after(time) & ~gone
+        counts = keep_within_gap(time) & ~gone
         losses.append((loss * weight)[counts].mean())
     return torch.stack(losses).mean()

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from scipy import ndimage, spatial
 
 from bvdm_data.clip import Clip
-from bvdm_data.fitting.video import empty_places
-from bvdm_data.system import need
+from bvdm_data.fitting.video import mask_background
+from bvdm_data.system import require
 
 RINGS = (-3.5, -2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 3.5)
 """Signed distances of the middles of the rings of the edge profile, pixels; below 0 is inside.
@@ -40,7 +40,7 @@ Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class Neighbourhood:
+class NucleusCrop:
     """A nucleus that does not touch the edge of the frame, cut out with 8 px around its box."""
 
     own: Bools  # its mask, [h, w]
@@ -50,12 +50,12 @@ class Neighbourhood:
     distance: Array  # distance of a pixel outside to the nearest one of the nucleus, px, [h, w]
 
 
-def cut_out(
+def crop_nucleus(
     masks: npt.NDArray[np.integer],
     light: npt.NDArray[np.float32],
     identity: int,
     box: tuple[int, int, int, int],
-) -> Neighbourhood:
+) -> NucleusCrop:
     """Cut a nucleus out of its frame."""
     top, left, bottom, right = box
     place = (
@@ -64,7 +64,7 @@ def cut_out(
     )
     near = masks[place]
     own = near == identity
-    return Neighbourhood(
+    return NucleusCrop(
         own=own,
         others=(near > 0) & ~own,
         light=light[place],
@@ -73,7 +73,7 @@ def cut_out(
     )
 
 
-def label_agreement(around: Neighbourhood) -> float:
+def measure_threshold_iou(around: NucleusCrop) -> float:
     """Compare the label with what a fixed threshold finds in the picture.
 
     The rule: of all pixels up to 6 px outside the label or in it that belong to no other label,
@@ -94,12 +94,12 @@ def label_agreement(around: Neighbourhood) -> float:
     return float((found & around.own).sum() / (found | around.own).sum())
 
 
-def touches_neighbour(around: Neighbourhood) -> bool:
+def has_contact(around: NucleusCrop) -> bool:
     """Tell whether another nucleus has a pixel within 2 px."""
     return bool((around.others & (around.distance <= CONTACT)).any())
 
 
-def edge_profile(around: Neighbourhood) -> Array:
+def measure_edge_profile(around: NucleusCrop) -> Array:
     """Return the mean light of rings along the outline, over the mean light of the interior.
 
     The interior is what lies more than 4 px off the outline. Pixels within 4 px of another
@@ -123,7 +123,7 @@ def edge_profile(around: Neighbourhood) -> Array:
     return mean
 
 
-def texture(around: Neighbourhood) -> Array:
+def measure_spectrum(around: NucleusCrop) -> Array:
     """Measure how uneven the light of the interior is, and how fine its structure.
 
     The interior is what lies more than 2 px off the outline. Its light, less its mean and 0
@@ -156,7 +156,7 @@ def _band_of(side: int) -> npt.NDArray[np.int64]:
 
 WIDTH = 32
 """Standard deviation of the Gaussian mean that is the local background, pixels; as
-:func:`bvdm_data.fitting.video.background_light` has it."""
+:func:`bvdm_data.fitting.video.estimate_background` has it."""
 
 LAGS = (1, 2, 4)
 """Distances at which the noise is correlated, pixels."""
@@ -168,12 +168,12 @@ _BLOCK = 4  # side of the blocks that the background is averaged over first, px
 _COARSE = 8.0  # what varies over this many pixels and more is background, not noise
 
 
-def local_background(
+def estimate_local_background(
     grey: npt.NDArray[np.float32], masks: npt.NDArray[np.integer]
 ) -> npt.NDArray[np.float32]:
     """Estimate the background under the nuclei by a Gaussian mean of what lies between them.
 
-    The same as :func:`bvdm_data.fitting.video.background_light` to some per mille, but averaged
+    The same as :func:`bvdm_data.fitting.video.estimate_background` to some per mille, but averaged
     over blocks of 4 x 4 pixels first, which takes a tenth of the time.
 
     Grey values, ``[H, W]``.
@@ -223,7 +223,7 @@ def _empty(grey: npt.NDArray[np.float32], masks: npt.NDArray[np.integer]) -> npt
     """Return the empty places; none where nuclei cover the whole frame."""
     if (masks > 0).all():
         return np.zeros(grey.shape, bool)
-    return empty_places(grey, masks.astype(np.int32, copy=False))
+    return mask_background(grey, masks.astype(np.int32, copy=False))
 
 
 LEAST_AREA = 30
@@ -237,8 +237,8 @@ Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
-class Sightings:
-    """Every nucleus in every frame of some clips; one row of each array is one nucleus in a frame."""
+class Detections:
+    """Every nucleus in every frame of some clips; one row of each array is one of them."""
 
     clip: Ints  # number of the clip in the sequence of clips, [n]
     frame: Ints  # number of the frame in the clip, [n]
@@ -253,7 +253,7 @@ class Sightings:
 
 
 @dataclass(frozen=True, eq=False)
-class Looks:
+class AppearanceFeatures:
     """How the nuclei of :class:`Sightings` look, row by row.
 
     NaN (-1 for ``contact``) where a nucleus touches the edge of the frame or has fewer than 30
@@ -273,12 +273,12 @@ class Looks:
     stage: Ints  # index into bvdm_data.clip.STAGES; -1 where it is not known, [n]
 
 
-def sight(clips: Sequence[Clip]) -> Sightings:
+def list_detections(clips: Sequence[Clip]) -> Detections:
     """Find every nucleus in every frame."""
     return _joined([_sight(clips[number], number) for number in range(len(clips))])
 
 
-def look_at_all(clips: Sequence[Clip], seen: Sightings) -> Looks:
+def measure_appearance(clips: Sequence[Clip], seen: Detections) -> AppearanceFeatures:
     """Measure the look of all nuclei."""
     found = _unknown(len(seen))
     for number in range(len(clips)):
@@ -293,7 +293,7 @@ def look_at_all(clips: Sequence[Clip], seen: Sightings) -> Looks:
     return found
 
 
-def _sight(clip: Clip, number: int) -> Sightings:
+def _sight(clip: Clip, number: int) -> Detections:
     if "masks" not in clip:
         raise ValueError(
             f"clips must have masks to be measured, got {sorted(clip)} in clip {number}"
@@ -308,7 +308,7 @@ def _sight(clip: Clip, number: int) -> Sightings:
         centre = [np.bincount(flat, axis)[ids] / areas[ids] for axis in (rows, columns)]
         edge = np.unique(np.r_[masks[0], masks[-1], masks[:, 0], masks[:, -1]])
         found.append(
-            Sightings(
+            Detections(
                 clip=np.full(len(ids), number),
                 frame=np.full(len(ids), frame),
                 identity=ids,
@@ -320,11 +320,11 @@ def _sight(clip: Clip, number: int) -> Sightings:
     return _joined(found)
 
 
-def _unknown(count: int) -> Looks:
+def _unknown(count: int) -> AppearanceFeatures:
     def missing(*shape: int) -> Array:
         return np.full((count, *shape), np.nan)
 
-    return Looks(
+    return AppearanceFeatures(
         eccentricity=missing(),
         solidity=missing(),
         brightness=missing(),
@@ -341,26 +341,28 @@ def _measure_frame(
     grey: npt.NDArray[np.float32],
     masks: npt.NDArray[np.int32],
     rows: Ints,
-    seen: Sightings,
-    found: Looks,
+    seen: Detections,
+    found: AppearanceFeatures,
 ) -> None:
     """Fill the rows of one frame in."""
-    light = grey - local_background(grey, masks)
+    light = grey - estimate_local_background(grey, masks)
     found.neighbour[rows] = _nearest(seen.centre[rows], grey.shape)
     boxes = ndimage.find_objects(masks)
-    region = need("skimage.measure").regionprops
+    region = require("skimage.measure").regionprops
     for row in rows[seen.whole[rows] & (seen.area[rows] >= LEAST_AREA)].tolist():
         identity = int(seen.identity[row])
         down, right = boxes[identity - 1]
-        around = cut_out(masks, light, identity, (down.start, right.start, down.stop, right.stop))
+        around = crop_nucleus(
+            masks, light, identity, (down.start, right.start, down.stop, right.stop)
+        )
         shape = region(around.own.view(np.uint8))[0]
         found.eccentricity[row] = shape.eccentricity
         found.solidity[row] = shape.solidity
         found.brightness[row] = around.light[around.own].mean()
-        found.texture[row] = texture(around)
-        found.profile[row] = edge_profile(around)
-        found.agreement[row] = label_agreement(around)
-        found.contact[row] = touches_neighbour(around)
+        found.texture[row] = measure_spectrum(around)
+        found.profile[row] = measure_edge_profile(around)
+        found.agreement[row] = measure_threshold_iou(around)
+        found.contact[row] = has_contact(around)
 
 
 def _nearest(centres: Array, shape: tuple[int, ...]) -> Array:
@@ -373,6 +375,6 @@ def _nearest(centres: Array, shape: tuple[int, ...]) -> Array:
     return np.where(to_edge >= NEIGHBOUR_MARGIN, distance, np.nan)
 
 
-def _joined(parts: Sequence[Sightings]) -> Sightings:
-    names = [one.name for one in fields(Sightings)]
-    return Sightings(**{name: np.concatenate([getattr(p, name) for p in parts]) for name in names})
+def _joined(parts: Sequence[Detections]) -> Detections:
+    names = [one.name for one in fields(Detections)]
+    return Detections(**{name: np.concatenate([getattr(p, name) for p in parts]) for name in names})

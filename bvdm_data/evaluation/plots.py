@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
-from bvdm_data.evaluation.html import embedded
-from bvdm_data.system import need
+from bvdm_data.system import require
+from bvdm_data.viz.html import embedded
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#8A4FA3", "#B8860B", "#444444", "#56B4E9")
 """Colours of series, told apart by most colour-blind readers (after Okabe & Ito 2008)."""
@@ -139,7 +139,7 @@ def grouped_bars(
 
 def _axes(height: float) -> tuple[Any, Any]:
     # A figure of its own, without pyplot: nothing is kept between two reports.
-    figure = need("matplotlib.figure").Figure(figsize=(WIDTH, height), layout="constrained")
+    figure = require("matplotlib.figure").Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.add_subplot()
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=_SIZE, length=3, color=SOFT)
@@ -175,6 +175,6 @@ def _nan(value: Number) -> float:
 def _uri(figure: Any) -> str:
     buffer = BytesIO()
     # Without a salt, the names inside the SVG would be new at every run.
-    with need("matplotlib").rc_context({"svg.hashsalt": "report"}):
+    with require("matplotlib").rc_context({"svg.hashsalt": "report"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return embedded(buffer.getvalue(), "image/svg+xml")

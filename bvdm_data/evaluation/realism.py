@@ -12,17 +12,17 @@ from bvdm_data.clip import STAGES, Clip
 from bvdm_data.evaluation.nucleus_features import (
     NOISE_KEYS,
     RINGS,
-    Looks,
-    Sightings,
-    look_at_all,
+    AppearanceFeatures,
+    Detections,
+    list_detections,
+    measure_appearance,
     measure_noise,
-    sight,
 )
 from bvdm_data.evaluation.video_statistics import (
     PAIRS,
-    measure_lives,
+    measure_divisions,
     measure_motion,
-    measure_persistence,
+    measure_texture_autocorrelation,
 )
 from bvdm_data.fitting.texture_noise import LAGS
 
@@ -36,11 +36,11 @@ the standard deviation within the two real films; the absolute difference of two
 absolute difference of two curves."""
 
 Array = npt.NDArray[np.float64]
-Found = Iterator[tuple[str, npt.ArrayLike, int | None]]
+Samples = Iterator[tuple[str, npt.ArrayLike, int | None]]
 
 
 @dataclass(frozen=True)
-class Quantity:
+class Metric:
     """Something that is measured on a film."""
 
     name: str  # what it is called
@@ -62,45 +62,47 @@ class Measurements:
     counts: Mapping[str, int]
 
 
-QUANTITIES: tuple[Quantity, ...] = (
-    Quantity("area", "px", "shape"),
-    Quantity("eccentricity", "", "shape"),
-    Quantity("solidity", "", "shape"),
-    Quantity("brightness", "grey", "light"),
-    Quantity("brightness, dim end (5 %)", "grey", "light", SCALAR),
-    Quantity("brightness, bright end (95 %)", "grey", "light", SCALAR),
-    Quantity("contrast inside", "", "texture"),
-    Quantity("power above 8 px", "", "texture"),
-    Quantity("power at 4-8 px", "", "texture"),
-    Quantity("power below 4 px", "", "texture"),
-    Quantity("edge profile", "", "edge", CURVE),
-    Quantity("fall of light across the edge", "", "edge"),
-    Quantity("background level", "grey", "camera"),
-    Quantity("noise", "grey", "camera", SCALAR),
-    *(Quantity(f"noise along {key} px", "", "camera", SCALAR) for key in NOISE_KEYS),
-    *(Quantity(f"texture after {lag} frames", "", "persistence") for lag in LAGS),
-    Quantity("texture of unrelated nuclei", "", "persistence"),
-    *(Quantity(f"texture kept after {lag} frames", "", "persistence", SCALAR) for lag in LAGS),
-    Quantity("step", "px/frame", "motion"),
-    Quantity("turning angle", "degrees", "motion"),
-    Quantity("area ratio from frame to frame", "", "motion"),
-    Quantity("cycle length", "frames", "lives"),
-    Quantity("division rate", "1/frame", "lives", SCALAR),
-    Quantity("daughter over mother before mitosis", "", "lives"),
-    Quantity("smaller over larger sister", "", "lives"),
-    Quantity("dip at mitosis", "", "lives"),
-    *(Quantity(f"share in {stage}", "", "lives", SCALAR) for stage in STAGES),
-    Quantity("density", "1/1e5 px", "layout", SCALAR),
-    Quantity("nearest neighbour", "px", "layout"),
-    Quantity("share in contact", "", "layout", SCALAR),
-    Quantity("label agreement", "", "labels"),
-    *(Quantity(f"label agreement, {stage}", "", "labels") for stage in STAGES),
+QUANTITIES: tuple[Metric, ...] = (
+    Metric("area", "px", "shape"),
+    Metric("eccentricity", "", "shape"),
+    Metric("solidity", "", "shape"),
+    Metric("brightness", "grey", "light"),
+    Metric("brightness, dim end (5 %)", "grey", "light", SCALAR),
+    Metric("brightness, bright end (95 %)", "grey", "light", SCALAR),
+    Metric("contrast inside", "", "texture"),
+    Metric("power above 8 px", "", "texture"),
+    Metric("power at 4-8 px", "", "texture"),
+    Metric("power below 4 px", "", "texture"),
+    Metric("edge profile", "", "edge", CURVE),
+    Metric("fall of light across the edge", "", "edge"),
+    Metric("background level", "grey", "camera"),
+    Metric("noise", "grey", "camera", SCALAR),
+    *(Metric(f"noise along {key} px", "", "camera", SCALAR) for key in NOISE_KEYS),
+    *(Metric(f"texture after {lag} frames", "", "persistence") for lag in LAGS),
+    Metric("texture of unrelated nuclei", "", "persistence"),
+    *(Metric(f"texture kept after {lag} frames", "", "persistence", SCALAR) for lag in LAGS),
+    Metric("step", "px/frame", "motion"),
+    Metric("turning angle", "degrees", "motion"),
+    Metric("area ratio from frame to frame", "", "motion"),
+    Metric("cycle length", "frames", "lives"),
+    Metric("division rate", "1/frame", "lives", SCALAR),
+    Metric("daughter over mother before mitosis", "", "lives"),
+    Metric("smaller over larger sister", "", "lives"),
+    Metric("dip at mitosis", "", "lives"),
+    *(Metric(f"share in {stage}", "", "lives", SCALAR) for stage in STAGES),
+    Metric("density", "1/1e5 px", "layout", SCALAR),
+    Metric("nearest neighbour", "px", "layout"),
+    Metric("share in contact", "", "layout", SCALAR),
+    Metric("label agreement", "", "labels"),
+    *(Metric(f"label agreement, {stage}", "", "labels") for stage in STAGES),
 )
 """Everything that is measured, in the order of the report. The edge profile is the median relative
 light at the signed distances ``neighbourhoods.RINGS``; texture is correlation after alignment."""
 
 
-def measure(clips: Clip | Sequence[Clip], *, pairs: int = PAIRS, seed: int = 0) -> Measurements:
+def measure_clips(
+    clips: Clip | Sequence[Clip], *, pairs: int = PAIRS, seed: int = 0
+) -> Measurements:
     """Measure a film, or many clips as if they were one.
 
     Nuclei that touch the edge of the frame are left out of all measures of shape, light, texture,
@@ -110,8 +112,8 @@ def measure(clips: Clip | Sequence[Clip], *, pairs: int = PAIRS, seed: int = 0) 
     some = [clips] if isinstance(clips, Mapping) else clips
     if len(some) == 0:
         raise ValueError("clips must hold at least one clip, got none")
-    seen = sight(some)
-    looks = look_at_all(some, seen)
+    seen = list_detections(some)
+    looks = measure_appearance(some, seen)
     values: dict[str, Array] = {}
     counts: dict[str, int] = {}
     for part in (
@@ -128,7 +130,7 @@ def measure(clips: Clip | Sequence[Clip], *, pairs: int = PAIRS, seed: int = 0) 
     return Measurements({one.name: values[one.name] for one in QUANTITIES}, counts)
 
 
-def _looks(looks: Looks, seen: Sightings) -> Found:
+def _looks(looks: AppearanceFeatures, seen: Detections) -> Samples:
     measured = np.isfinite(looks.brightness)
     yield "area", seen.area[measured], None
     yield "eccentricity", looks.eccentricity, None
@@ -153,7 +155,7 @@ def _looks(looks: Looks, seen: Sightings) -> Found:
         yield f"share in {stage}", share, int(here.sum())
 
 
-def _camera(clips: Sequence[Clip]) -> Found:
+def _camera(clips: Sequence[Clip]) -> Samples:
     each = max(NOISE_FRAMES // len(clips), 1)
     found = []
     for number in range(len(clips)):
@@ -168,8 +170,8 @@ def _camera(clips: Sequence[Clip]) -> Found:
         yield name, np.median(known) if len(known) else [], len(known)
 
 
-def _persistence(clips: Sequence[Clip], seen: Sightings, pairs: int, seed: int) -> Found:
-    found = measure_persistence(clips, seen, pairs=pairs, seed=seed)
+def _persistence(clips: Sequence[Clip], seen: Detections, pairs: int, seed: int) -> Samples:
+    found = measure_texture_autocorrelation(clips, seen, pairs=pairs, seed=seed)
     yield "texture of unrelated nuclei", found.unrelated, None
     for lag, values in found.lags.items():
         yield f"texture after {lag} frames", values, None
@@ -177,12 +179,12 @@ def _persistence(clips: Sequence[Clip], seen: Sightings, pairs: int, seed: int) 
         yield f"texture kept after {lag} frames", kept, len(values)
 
 
-def _histories(clips: Sequence[Clip], seen: Sightings) -> Found:
+def _histories(clips: Sequence[Clip], seen: Detections) -> Samples:
     motion = measure_motion(seen)
     yield "step", motion.step, None
     yield "turning angle", motion.turning, None
     yield "area ratio from frame to frame", motion.growth, None
-    lives = measure_lives(clips, seen)
+    lives = measure_divisions(clips, seen)
     yield "cycle length", lives.cycle, None
     rate = lives.divisions / lives.chances if lives.chances else math.nan
     yield "division rate", rate, lives.divisions
@@ -191,7 +193,7 @@ def _histories(clips: Sequence[Clip], seen: Sightings) -> Found:
     yield "dip at mitosis", lives.dip, None
 
 
-def _layout(clips: Sequence[Clip], seen: Sightings, looks: Looks) -> Found:
+def _layout(clips: Sequence[Clip], seen: Detections, looks: AppearanceFeatures) -> Samples:
     pixels = sum(clips[number]["masks"].numel() for number in range(len(clips)))
     # A nucleus that the edge of the frame cuts is half in.
     nuclei = float(np.where(seen.whole, 1, 0.5).sum())
@@ -202,7 +204,7 @@ def _layout(clips: Sequence[Clip], seen: Sightings, looks: Looks) -> Found:
     yield "share in contact", share, int(known.sum())
 
 
-__all__ = ["Line", "Measurements", "Summary", "compare", "measure"]
+__all__ = ["Measurements", "MetricComparison", "Summary", "compare_metrics", "measure_clips"]
 
 LEAST_VALUES = 5
 """A film with fewer values of a quantity has no distribution of it to compare."""
@@ -220,7 +222,7 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Line:
+class MetricComparison:
     """One quantity in three films; :func:`dataclasses.asdict` makes it ready for JSON."""
 
     name: str  # what was measured
@@ -236,7 +238,9 @@ class Line:
     ratio: float | None  # distance over yardstick; None where the yardstick is missing or 0
 
 
-def compare(synthetic: Measurements, reference: Measurements, other: Measurements) -> list[Line]:
+def compare_metrics(
+    synthetic: Measurements, reference: Measurements, other: Measurements
+) -> list[MetricComparison]:
     """Lay three films beside each other.
 
     Both distances of a distribution are divided by the same standard deviation, the root of the
@@ -255,12 +259,12 @@ def compare(synthetic: Measurements, reference: Measurements, other: Measurement
     return [_line(one, synthetic, reference, other) for one in QUANTITIES]
 
 
-def _line(one: Quantity, *films: Measurements) -> Line:
+def _line(one: Metric, *films: Measurements) -> MetricComparison:
     synthetic, reference, other = (film.values[one.name] for film in films)
     distance = _distance(synthetic, (reference, other), one)
     yardstick = _distance(other, (reference, other), one)
     summaries = [_summary(film, one) for film in films]
-    return Line(
+    return MetricComparison(
         name=one.name,
         unit=one.unit,
         group=one.group,
@@ -274,7 +278,7 @@ def _line(one: Quantity, *films: Measurements) -> Line:
     )
 
 
-def _distance(film: Array, real: Sequence[Array], quantity: Quantity) -> float | None:
+def _distance(film: Array, real: Sequence[Array], quantity: Metric) -> float | None:
     """Return the distance of a film to the first of the real ones."""
     reference = real[0]
     if quantity.distance in (SCALAR, CURVE):
@@ -291,7 +295,7 @@ def _distance(film: Array, real: Sequence[Array], quantity: Quantity) -> float |
     return distance / deviation if deviation > 0 else None
 
 
-def _summary(film: Measurements, quantity: Quantity) -> Summary:
+def _summary(film: Measurements, quantity: Metric) -> Summary:
     values, count = film.values[quantity.name], film.counts.get(quantity.name, 0)
     if not len(values):
         return Summary(count)

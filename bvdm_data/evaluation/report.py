@@ -11,8 +11,12 @@ from scipy import stats
 
 from bvdm_data.clip import STAGES
 from bvdm_data.evaluation.distances import DAMAGED, FLOOR
-from bvdm_data.evaluation.experiment import BASELINE, FIGURES, without_nan
-from bvdm_data.evaluation.html import (
+from bvdm_data.evaluation.experiment import BASELINE, FIGURES, replace_nan
+from bvdm_data.evaluation.nucleus_features import RINGS
+from bvdm_data.evaluation.plots import COLOURS, DARK, SOFT, Series, bars, curves, dots, grouped_bars
+from bvdm_data.evaluation.realism import SCALAR
+from bvdm_data.files import open_atomic
+from bvdm_data.viz.html import (
     MISSING,
     Row,
     details,
@@ -28,10 +32,6 @@ from bvdm_data.evaluation.html import (
     text,
     with_error,
 )
-from bvdm_data.evaluation.nucleus_features import RINGS
-from bvdm_data.evaluation.plots import COLOURS, DARK, SOFT, Series, bars, curves, dots, grouped_bars
-from bvdm_data.evaluation.realism import SCALAR
-from bvdm_data.files import whole_file
 
 FILMS = ("synthetic", "reference", "other")
 """The films of a line, by its keys."""
@@ -300,13 +300,13 @@ def write_report(
     The page holds its plots and pictures itself and loads nothing. A part that is missing in the
     results is left out of it. NaN is null in the JSON and "n/a" on the page.
     """
-    plain = without_nan(results)
+    plain = replace_nan(results)
     figures = json.dumps(plain, indent=2, allow_nan=False) + "\n"
     html = page(TITLE, _sections(plain, pictures), _about(plain.get("about", {})))
-    with whole_file(folder / "report.json") as temporary:
+    with open_atomic(folder / "report.json") as temporary:
         temporary.write_text(figures, encoding="utf-8")
     target = folder / "index.html"
-    with whole_file(target) as temporary:
+    with open_atomic(target) as temporary:
         temporary.write_text(html, encoding="utf-8")
     return target
 

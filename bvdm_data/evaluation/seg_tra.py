@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bvdm_data.clip import unbroken_tracks
+from bvdm_data.clip import split_gaps
 from bvdm_data.datasets.ctc import (
     check_track_table,
     guess_scale,
@@ -21,8 +21,8 @@ from bvdm_data.datasets.ctc import (
 )
 from bvdm_data.datasets.ctc_videos import DEFAULT_BORDER
 from bvdm_data.datasets.tiff import write_image
-from bvdm_data.fitting.video import background_light
-from bvdm_data.system import need
+from bvdm_data.fitting.video import estimate_background
+from bvdm_data.system import require
 
 METRICS = ("Valid", "SEG", "TRA", "DET", "LNK", "BC")
 """What py-ctcmetrics is asked for."""
@@ -81,7 +81,7 @@ def read_reference(
             f"sequence {sequence!r} of {root} must have masks in at least its first 2 frames to be "
             f"a reference, got {len(grey)} (stop={stop})"
         )
-    masks, tracks = cleared(np.stack(labels), source.tracks, border)
+    masks, tracks = clear_outside(np.stack(labels), source.tracks, border)
     return Reference(np.stack(grey), masks, tracks, border)
 
 
@@ -108,7 +108,7 @@ def clear_border(masks: Labels, border: int = DEFAULT_BORDER) -> npt.NDArray[np.
     return found
 
 
-def cleared(masks: Labels, tracks: Labels, border: int = DEFAULT_BORDER) -> Tracked:
+def clear_outside(masks: Labels, tracks: Labels, border: int = DEFAULT_BORDER) -> Tracked:
     """Clear the border of tracked masks and make their table anew.
 
     A track that goes through the band and comes back goes on under a new id, whose parent is its
@@ -118,7 +118,7 @@ def cleared(masks: Labels, tracks: Labels, border: int = DEFAULT_BORDER) -> Trac
     result of the challenge.
     """
     parents = {int(row[0]): int(row[3]) for row in tracks}
-    renamed, table, _ = unbroken_tracks(clear_border(masks, border), parents)
+    renamed, table, _ = split_gaps(clear_border(masks, border), parents)
     return renamed, table
 
 
@@ -154,7 +154,7 @@ def score(
     return Scores(*[math.nan if value is None else float(value) for value in values])
 
 
-def found_share(
+def measure_recall(
     masks: Labels,
     reference_masks: Labels,
     video: npt.NDArray[np.float32],
@@ -191,8 +191,8 @@ def _write_result(folder: Path, masks: Labels, table: Labels) -> None:
 
 
 def _evaluated(folder: Path) -> dict[str, float | None]:
-    need("ctc_metrics")
-    library = need("ctc_metrics.scripts.evaluate")
+    require("ctc_metrics")
+    library = require("ctc_metrics.scripts.evaluate")
     # One thread: the library's pool would fork a process in which torch has run.
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -214,5 +214,5 @@ def _found_and_light(
     pairs = np.bincount(rows * len(labels) + columns, minlength=len(names) * len(labels))
     covered = pairs.reshape(len(names), len(labels)) * (labels > 0)
     area = np.bincount(rows)
-    above = (grey - background_light(grey, reference.astype(np.int32)))[where]
+    above = (grey - estimate_background(grey, reference.astype(np.int32)))[where]
     return covered.max(axis=1) * 2 > area, np.bincount(rows, weights=above) / area

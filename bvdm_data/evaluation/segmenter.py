@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as transforms
 
 from bvdm_data.clip import Clip
-from bvdm_data.fitting.training import TrainingSettings, purpose_of, train
-from bvdm_data.rng import stream
-from bvdm_data.system import need
+from bvdm_data.fitting.training import TrainingSettings, compute_fingerprint, train
+from bvdm_data.rng import torch_rng
+from bvdm_data.system import require
 
 CHANNELS = (16, 32, 64, 128)
 """Channels of the four levels; 0.49 million parameters."""
@@ -49,7 +49,7 @@ class Segmenter(nn.Module):
 
     def forward(self, grey: Float[Tensor, "N 1 H W"]) -> Float[Tensor, "N 2 H W"]:
         """Predict the logit of foreground, and the normalised distance."""
-        x = adapted(grey)
+        x = normalize(grey)
         skips = []
         for block in self.down[:-1]:
             x = block(x)
@@ -74,12 +74,12 @@ def _convolutions(inputs: int, outputs: int) -> nn.Sequential:
     )
 
 
-def adapted(grey: Tensor) -> Tensor:
+def normalize(grey: Tensor) -> Tensor:
     """Return the logarithm of the grey value, about centred, so that dim nuclei are not lost."""
     return (grey.clamp(min=0.02).log() + 2.2) / 0.6
 
 
-def targets(labels: npt.NDArray[np.integer]) -> tuple[npt.NDArray[np.float32], ...]:
+def make_targets(labels: npt.NDArray[np.integer]) -> tuple[npt.NDArray[np.float32], ...]:
     """Return what a segmenter should predict for a label image.
 
     Foreground, 0 or 1, and distance to the nearest pixel that is another nucleus or background,
@@ -100,7 +100,7 @@ def targets(labels: npt.NDArray[np.integer]) -> tuple[npt.NDArray[np.float32], .
     return foreground.astype(np.float32), distance.astype(np.float32)
 
 
-def segmentation_loss(
+def compute_segmentation_loss(
     predicted: Float[Tensor, "N 2 H W"],
     foreground: Float[Tensor, "N H W"],
     distance: Float[Tensor, "N H W"],
@@ -111,7 +111,7 @@ def segmentation_loss(
 
 
 @dataclass(frozen=True)
-class Prediction:
+class SegmenterOutput:
     """What a segmenter says of one frame, before the watershed."""
 
     foreground: npt.NDArray[np.float32]  # probability, [H, W] float32
@@ -119,7 +119,7 @@ class Prediction:
 
 
 @torch.inference_mode()
-def predict(network: nn.Module, grey: npt.NDArray[np.float32]) -> Prediction:
+def predict(network: nn.Module, grey: npt.NDArray[np.float32]) -> SegmenterOutput:
     """Run a segmenter on a whole frame."""
     height, width = grey.shape
     down, right = -height % 8, -width % 8
@@ -127,15 +127,15 @@ def predict(network: nn.Module, grey: npt.NDArray[np.float32]) -> Prediction:
     with torch.autocast("cpu", torch.bfloat16):
         found = network(padded.contiguous(memory_format=torch.channels_last))
     maps = found[0, :, :height, :width].float()
-    return Prediction(maps[0].sigmoid().numpy(), maps[1].numpy())
+    return SegmenterOutput(maps[0].sigmoid().numpy(), maps[1].numpy())
 
 
-def instances(prediction: Prediction) -> Labels:
+def separate_instances(prediction: SegmenterOutput) -> Labels:
     """Split the foreground into nuclei by a watershed from the middles of the distance map.
 
     Instance ids from 1, 0 background, ``[H, W]``.
     """
-    segmentation = need("skimage.segmentation")
+    segmentation = require("skimage.segmentation")
     foreground = prediction.foreground > FOREGROUND
     smooth = ndimage.gaussian_filter(prediction.distance, 1)
     seeds, _ = ndimage.label((smooth > SEED_DISTANCE) & foreground)
@@ -164,7 +164,7 @@ Sample = tuple[Float[Tensor, "1 H W"], Int[Tensor, "H W"]]
 """Image, grey values, and labels, instance ids with 0 in the background."""
 
 
-def plain(
+def augment_plain(
     image: Float[Tensor, "1 H W"], labels: Int[Tensor, "H W"], generator: torch.Generator
 ) -> Sample:
     """Apply one of the eight symmetries of the square, and a gain of the light of 0.8 to 1.25."""
@@ -174,7 +174,7 @@ def plain(
     return _symmetric(lit, turns, mirrored), _symmetric(labels, turns, mirrored)
 
 
-def strong(
+def augment_strong(
     image: Float[Tensor, "1 H W"], labels: Int[Tensor, "H W"], generator: torch.Generator
 ) -> Sample:
     """Do what a careful user of few real images would do.
@@ -192,7 +192,7 @@ def strong(
         labels[None, None].float(), grid, "nearest", padding_mode="reflection", align_corners=False
     )
     changed = _relit(moved, generator)
-    parts = need("skimage.measure").label(names[0, 0].int().numpy(), connectivity=1)
+    parts = require("skimage.measure").label(names[0, 0].int().numpy(), connectivity=1)
     areas = np.bincount(parts.ravel())
     large = areas >= LEAST_AREA
     large[0] = False
@@ -247,7 +247,7 @@ def _log_uniform(low: float, high: float, generator: torch.Generator) -> float:
     )
 
 
-AUGMENTATIONS = {"plain": plain, "strong": strong}
+AUGMENTATIONS = {"plain": augment_plain, "strong": augment_strong}
 """What may be done to a training sample; ``"plain"`` for every arm but the one named after it."""
 
 STATISTICS_BATCHES = 32
@@ -296,13 +296,13 @@ class Samples(Dataset[dict[str, Tensor]]):
         """Take the next clip; draw a frame of it, and its augmentation."""
         if not 0 <= index < self.count:
             raise IndexError(f"index must be from 0 to {self.count - 1}, got {index}")
-        generator = stream(self.seed, "sample", index)
+        generator = torch_rng(self.seed, "sample", index)
         clip = self.clips.clip(self.seed * self.count + index)
         frame = int(torch.randint(len(clip["video"]), (), generator=generator))
         image, labels = AUGMENTATIONS[self.augmentation](
             clip["video"][frame], clip["masks"][frame], generator
         )
-        foreground, distance = targets(labels.numpy())
+        foreground, distance = make_targets(labels.numpy())
         return {
             "grey": image,
             "foreground": torch.from_numpy(foreground),
@@ -339,7 +339,7 @@ def train_segmenter(
     train(
         network,
         loss_at,
-        _nothing_held_out,
+        _skip_validation,
         TrainingSettings(
             steps=settings.steps,
             batch=settings.batch,
@@ -350,7 +350,7 @@ def train_segmenter(
             check_every=100,
         ),
         checkpoint=checkpoint,
-        purpose=purpose_of("segmenter", settings, identity, augmentation, seed),
+        purpose=compute_fingerprint("segmenter", settings, identity, augmentation, seed),
         progress=progress,
     )
     measured = range(min(STATISTICS_BATCHES * settings.batch, len(samples)))
@@ -360,7 +360,7 @@ def train_segmenter(
 
 def _new(seed: int) -> Segmenter:
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(stream(seed, "segmenter", "weights").initial_seed())
+        torch.default_generator.manual_seed(torch_rng(seed, "segmenter", "weights").initial_seed())
         return Segmenter().to(memory_format=torch.channels_last)
 
 
@@ -380,10 +380,10 @@ def _loss(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     grey = batch["grey"].contiguous(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
         predicted = network(grey)
-    return segmentation_loss(predicted.float(), batch["foreground"], batch["distance"])
+    return compute_segmentation_loss(predicted.float(), batch["foreground"], batch["distance"])
 
 
-def _nothing_held_out(network: nn.Module) -> float:
+def _skip_validation(network: nn.Module) -> float:
     """The test video is the only judge; thresholds and steps are fixed."""
     return 0.0
 

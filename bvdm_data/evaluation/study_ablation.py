@@ -5,7 +5,7 @@ from typing import Any
 
 from bvdm_data.evaluation.arms import Data
 from bvdm_data.evaluation.seg_tra import Reference
-from bvdm_data.evaluation.study_steps import judge_variants
+from bvdm_data.evaluation.study_steps import evaluate_variants
 from bvdm_data.evaluation.training_value import Budget, Say
 from bvdm_data.synth.textures import FastSettings
 
@@ -16,12 +16,12 @@ SEEDS = 2
 """Networks trained on each variant."""
 
 
-def judge_ablation(data: Data, reference: Reference, budget: Budget, say: Say) -> dict[str, Any]:
+def evaluate_ablation(data: Data, reference: Reference, budget: Budget, say: Say) -> dict[str, Any]:
     """Compare variants of the fast method, each with the same few clips, budget and seeds."""
-    return judge_variants(variants(data), reference, budget, say, clips=CLIPS, seeds=SEEDS)
+    return evaluate_variants(list_variants(data), reference, budget, say, clips=CLIPS, seeds=SEEDS)
 
 
-def variants(data: Data) -> dict[str, Data]:
+def list_variants(data: Data) -> dict[str, Data]:
     """Return what each variant is made from."""
     full = replace(data, method=FastSettings(), variation=0.0)
 

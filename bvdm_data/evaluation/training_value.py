@@ -9,27 +9,27 @@ from typing import Any
 
 import numpy as np
 
-from bvdm_data.evaluation.arms import SCARCE, Data, make_arms, real_clips
-from bvdm_data.evaluation.clip_cache import clip_digest
+from bvdm_data.evaluation.arms import SCARCE, Data, make_arms, make_real_clips
+from bvdm_data.evaluation.clip_cache import hash_clips
 from bvdm_data.evaluation.experiment import (
     BASELINE,
     Arm,
     Trial,
-    ceiling,
-    compare,
-    digest_of,
-    training_value,
-    without_nan,
+    compare_arms,
+    hash_reference,
+    replace_nan,
+    score_oracle,
+    train_and_test,
 )
 from bvdm_data.evaluation.linker import LinkerSettings, link, train_linker
 from bvdm_data.evaluation.seg_tra import Reference, Scores, score
 from bvdm_data.evaluation.segmenter import SegmenterSettings
-from bvdm_data.files import whole_file
-from bvdm_data.fitting.denoiser import PAINTER_TRAINING
+from bvdm_data.files import open_atomic
+from bvdm_data.fitting.denoiser import DENOISER_TRAINING
 from bvdm_data.fitting.fit import FitSettings, fit
-from bvdm_data.fitting.student import DISTILLED_TRAINING
-from bvdm_data.fitting.training import purpose_of
-from bvdm_data.fitting.video import TooLittleVideoError
+from bvdm_data.fitting.student import STUDENT_TRAINING
+from bvdm_data.fitting.training import compute_fingerprint
+from bvdm_data.fitting.video import VideoTooShortError
 
 SCARCE_FRAMES = (1, 4, 10, 30)
 """Numbers of annotated frames on the scarcity curve, beside the whole video."""
@@ -71,7 +71,7 @@ class Budget:
                 raise ValueError(f"{one.name} must be at least 1, got {value}")
 
 
-def judge_training(
+def evaluate_training(
     data: Data, names: Sequence[str], reference: Reference, budget: Budget, say: Say
 ) -> dict[str, Any]:
     """Train and test one network for every arm and seed (paper, table 1)."""
@@ -82,11 +82,11 @@ def judge_training(
             # An arm's clips are made when it is its turn for the first time.
             if name not in made:
                 (made[name],) = make_arms(data, [name], budget.clips)
-            trials += try_arms([made[name]], [seed], data, reference, budget, say)
-    return summary(trials, budget) | {"ceiling": asdict(ceiling(reference))}
+            trials += train_arms([made[name]], [seed], data, reference, budget, say)
+    return summarize_arms(trials, budget) | {"ceiling": asdict(score_oracle(reference))}
 
 
-def judge_scarcity(data: Data, reference: Reference, budget: Budget, say: Say) -> dict[str, Any]:
+def evaluate_scarcity(data: Data, reference: Reference, budget: Budget, say: Say) -> dict[str, Any]:
     """Train and test with only the first frames of the video, for fitting and training alike."""
     found: dict[str, Any] = {}
     for frames in budget.scarce_frames:
@@ -97,40 +97,40 @@ def judge_scarcity(data: Data, reference: Reference, budget: Budget, say: Say) -
             if "synthetic" in name and scarce.model == data.model:
                 try:
                     scarce = replace(scarce, model=_fitted(scarce, budget))
-                except TooLittleVideoError as error:
+                except VideoTooShortError as error:
                     missing = {one: str(error) for one in SCARCE if "synthetic" in one}
                     say(f"{frames} frames, synthetic: not possible ({error})")
             if name in missing:
                 continue
             arms = make_arms(scarce, [name], budget.clips)
-            trials += try_arms(
+            trials += train_arms(
                 arms, range(budget.seeds), scarce, reference, budget, _prefixed(say, frames)
             )
-        found[str(frames)] = summary(trials, budget) | {"missing": missing}
+        found[str(frames)] = summarize_arms(trials, budget) | {"missing": missing}
     return found
 
 
 def _fitted(data: Data, budget: Budget) -> Path:
     """Fit a model to the first frames of the video; killed, the same call goes on."""
     if data.stop is not None and data.stop < data.frames:
-        raise TooLittleVideoError(
+        raise VideoTooShortError(
             f"a model must be fitted to at least the {data.frames} frames of a clip, got "
             f"{data.stop}"
         )
     settings = FitSettings(
-        painter=replace(PAINTER_TRAINING, steps=budget.scarce_steps),
-        distilled=replace(DISTILLED_TRAINING, steps=budget.scarce_steps),
+        painter=replace(DENOISER_TRAINING, steps=budget.scarce_steps),
+        distilled=replace(STUDENT_TRAINING, steps=budget.scarce_steps),
         border=data.border,
         stop=data.stop,
     )
-    seen = purpose_of(data.train, settings, clip_digest(real_clips(data).clip(0)))
+    seen = compute_fingerprint(data.train, settings, hash_clips(make_real_clips(data).clip(0)))
     path = data.folder / "models" / f"{seen}.safetensors"
     if not path.is_file():
         fit(data.root, path, sequence=data.train, settings=settings, progress=data.progress)
     return path
 
 
-def try_arms(
+def train_arms(
     arms: Sequence[Arm],
     seeds: Sequence[int],
     data: Data,
@@ -139,18 +139,18 @@ def try_arms(
     say: Say,
 ) -> list[Trial]:
     """Train and test one network for every arm and seed, and say each in a line."""
-    return training_value(
+    return train_and_test(
         arms,
         reference,
         folder=data.folder / "trials",
         seeds=seeds,
         settings=budget.segmenter,
         progress=data.progress,
-        done=lambda trial: say(said(trial)),
+        done=lambda trial: say(format_score(trial)),
     )
 
 
-def said(trial: Trial) -> str:
+def format_score(trial: Trial) -> str:
     """Return a trial in one line of text."""
     return (
         f"{trial.arm:>14}  seed {trial.seed}  SEG {trial.seg:.4f}  DET {trial.det:.4f}  "
@@ -159,11 +159,11 @@ def said(trial: Trial) -> str:
     )
 
 
-def summary(trials: Sequence[Trial], budget: Budget) -> dict[str, Any]:
+def summarize_arms(trials: Sequence[Trial], budget: Budget) -> dict[str, Any]:
     """Return trials, rows by arm and the settings as JSON values."""
     return {
         "trials": [asdict(trial) for trial in trials],
-        "rows": [asdict(row) for row in compare(trials)],
+        "rows": [asdict(row) for row in compare_arms(trials)],
         "baseline": BASELINE,
         "settings": asdict(budget.segmenter),
     }
@@ -177,11 +177,11 @@ FIGURES = ("lnk", "bc", "tra")
 """What says how good links are; SEG and DET are 1, since the masks are those of the reference."""
 
 
-def judge_linking(
+def evaluate_linking(
     data: Data, names: Sequence[str], reference: Reference, budget: Budget, say: Say
 ) -> dict[str, Any]:
     """Train a linker on each arm's clips and let it link the reference masks."""
-    laptrack = ceiling(reference)
+    laptrack = score_oracle(reference)
     say(_line("LapTrack", 0, laptrack))
     rows = []
     for name in names:
@@ -207,7 +207,7 @@ def _trial(arm: Arm, seed: int, data: Data, reference: Reference, budget: Budget
             f"the arm {arm.name!r} has clips of {frames} frames, and a linker looks at "
             f"{settings.window}; stills cannot teach links"
         )
-    key = purpose_of("linker", arm.identity, settings, digest_of(reference))
+    key = compute_fingerprint("linker", arm.identity, settings, hash_reference(reference))
     kept = data.folder / "linkers" / f"{key}.json"
     if kept.is_file():
         said = json.loads(kept.read_text())
@@ -217,8 +217,8 @@ def _trial(arm: Arm, seed: int, data: Data, reference: Reference, budget: Budget
     )
     masks, tracks = link(linker, reference.video, reference.masks)
     found = score(masks, tracks, reference.masks, reference.tracks)
-    with whole_file(kept) as temporary:
-        temporary.write_text(json.dumps(without_nan(asdict(found)), indent=2) + "\n")
+    with open_atomic(kept) as temporary:
+        temporary.write_text(json.dumps(replace_nan(asdict(found)), indent=2) + "\n")
     return found
 
 

@@ -10,17 +10,17 @@ import torch
 from scipy import ndimage
 
 from bvdm_data.clip import Clip
-from bvdm_data.evaluation.nucleus_features import LEAST_AREA, Sightings
+from bvdm_data.evaluation.nucleus_features import LEAST_AREA, Detections
 from bvdm_data.fitting.texture_noise import (
     AREA_RATIO,
     DEPTH,
     HALF,
     LAGS,
-    Picture,
-    aligned_correlation,
-    turn_of_axes,
+    NucleusPatch,
+    correlate_registered,
+    measure_angle_between_axes,
 )
-from bvdm_data.rng import numpy_stream
+from bvdm_data.rng import numpy_rng
 
 LEAST_STEP = 1.0
 """Steps shorter than this have no direction, pixels (our choice: masks have errors, too)."""
@@ -36,7 +36,7 @@ Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
-class Motion:
+class MotionStats:
     """Movement and growth from frame to frame, of nuclei that do not touch the frame's edge."""
 
     step: Array  # distance of the centroids of one nucleus in two consecutive frames, px, [n]
@@ -47,7 +47,7 @@ class Motion:
 
 
 @dataclass(frozen=True, eq=False)
-class Lives:
+class DivisionStats:
     """Divisions; a nucleus divides where the table of tracks has two or more daughters of it."""
 
     # frames from birth to division of the nuclei for which both were seen, [n]; no cycle is longer
@@ -62,7 +62,7 @@ class Lives:
     dip: Array  # smallest area of the mother in her last 3 frames over that before mitosis, [n]
 
 
-def measure_motion(seen: Sightings) -> Motion:
+def measure_motion(seen: Detections) -> MotionStats:
     """Measure steps, turns and growth."""
     order = np.lexsort((seen.frame, seen.identity, seen.clip))
     clip, frame, identity = (part[order] for part in (seen.clip, seen.frame, seen.identity))
@@ -75,10 +75,10 @@ def measure_motion(seen: Sightings) -> Motion:
     before, after = way[:-1][twice], way[1:][twice]
     across = before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]
     turning = np.degrees(np.abs(np.arctan2(across, (before * after).sum(1))))
-    return Motion(length[used], turning, (area[1:] / area[:-1])[used])
+    return MotionStats(length[used], turning, (area[1:] / area[:-1])[used])
 
 
-def measure_lives(clips: Sequence[Clip], seen: Sightings) -> Lives:
+def measure_divisions(clips: Sequence[Clip], seen: Detections) -> DivisionStats:
     """Measure cycles and divisions.
 
     Areas count only where the nucleus does not touch the edge of the frame. The area of a mother
@@ -117,7 +117,7 @@ def measure_lives(clips: Sequence[Clip], seen: Sightings) -> Lives:
             daughter += [area / before for area in first]
             if len(round_up) == MITOSIS:
                 dip.append(min(round_up) / before)
-    return Lives(
+    return DivisionStats(
         cycle=np.array(cycle, float),
         divisions=divisions,
         chances=chances,
@@ -136,7 +136,7 @@ def _families(table: dict[int, tuple[int, int, int]]) -> dict[int, list[int]]:
     return {mother: some for mother, some in children.items() if len(some) >= 2}
 
 
-def _whole_areas(seen: Sightings, rows: Ints) -> dict[tuple[int, int], float]:
+def _whole_areas(seen: Detections, rows: Ints) -> dict[tuple[int, int], float]:
     """Return the areas of the nuclei that do not touch the edge, by id and frame."""
     kept = rows[seen.whole[rows]]
     keys = zip(seen.identity[kept].tolist(), seen.frame[kept].tolist(), strict=True)
@@ -154,7 +154,7 @@ PAIRS = 200
 
 
 @dataclass(frozen=True, eq=False)
-class Persistence:
+class TextureAutocorrelation:
     """Correlations of the insides of nuclei."""
 
     # correlation of a nucleus with itself so many frames later, one number a pair, [n]; empty
@@ -172,9 +172,9 @@ class Persistence:
         return (float(np.median(self.lags[lag])) - chance) / (1 - chance)
 
 
-def measure_persistence(
-    clips: Sequence[Clip], seen: Sightings, *, pairs: int = PAIRS, seed: int = 0
-) -> Persistence:
+def measure_texture_autocorrelation(
+    clips: Sequence[Clip], seen: Detections, *, pairs: int = PAIRS, seed: int = 0
+) -> TextureAutocorrelation:
     """Correlate pictures of one nucleus some frames apart, and of unrelated nuclei.
 
     A pair is two pictures of one id, neither touching the edge of the frame, the second .7 to 1.4
@@ -189,26 +189,28 @@ def measure_persistence(
     if pairs < 1:
         raise ValueError(f"pairs must be at least 1, got {pairs}")
     chosen = {
-        lag: _drawn(pairs_at(seen, lag), pairs, numpy_stream(seed, "persistence", lag))
+        lag: _drawn(find_pairs_at_lag(seen, lag), pairs, numpy_rng(seed, "persistence", lag))
         for lag in LAGS
     }
-    others = _unrelated(seen, pairs, numpy_stream(seed, "persistence", "unrelated"))
+    others = _unrelated(seen, pairs, numpy_rng(seed, "persistence", "unrelated"))
     used = np.unique(np.concatenate([*(rows.ravel() for rows in chosen.values()), others.ravel()]))
     pictures = _cut(clips, seen, used)
 
     def compare(rows: Ints, along_axes: bool = False) -> Array:
         found = []
         for one, other in ((pictures[a], pictures[b]) for a, b in rows.tolist()):
-            start = turn_of_axes(one, other) if along_axes else 0.0
-            found.append(aligned_correlation(one, other, start=start))
+            start = measure_angle_between_axes(one, other) if along_axes else 0.0
+            found.append(correlate_registered(one, other, start=start))
         values = np.array(found, float)
         known: Array = values[np.isfinite(values)]
         return known
 
-    return Persistence({lag: compare(rows) for lag, rows in chosen.items()}, compare(others, True))
+    return TextureAutocorrelation(
+        {lag: compare(rows) for lag, rows in chosen.items()}, compare(others, True)
+    )
 
 
-def pairs_at(seen: Sightings, lag: int) -> Ints:
+def find_pairs_at_lag(seen: Detections, lag: int) -> Ints:
     """Find the pairs of pictures of one nucleus that may be compared.
 
     Rows of seen, ``[n, 2]``.
@@ -228,12 +230,12 @@ def pairs_at(seen: Sightings, lag: int) -> Ints:
     return rows[_alike(seen, rows)]
 
 
-def cut_picture(
+def cut_patch(
     grey: npt.NDArray[np.float32],
     masks: npt.NDArray[np.integer],
     identity: int,
     centre: npt.NDArray[np.float64],
-) -> Picture:
+) -> NucleusPatch:
     """Cut a nucleus out of its frame."""
     middle = np.rint(centre).astype(int)
     side = 2 * HALF + 1
@@ -248,10 +250,10 @@ def cut_picture(
     light[here] = grey[there] - grey[there].mean()
     inside = ndimage.distance_transform_edt(own) > DEPTH
     rest = (centre - middle).astype(np.float32)
-    return Picture(*(torch.from_numpy(part) for part in (light, inside, rest)))
+    return NucleusPatch(*(torch.from_numpy(part) for part in (light, inside, rest)))
 
 
-def _alike(seen: Sightings, rows: Ints) -> npt.NDArray[np.bool_]:
+def _alike(seen: Detections, rows: Ints) -> npt.NDArray[np.bool_]:
     first, second = rows.T
     ratio = seen.area[second] / seen.area[first]
     large = np.minimum(seen.area[first], seen.area[second]) >= LEAST_AREA
@@ -266,7 +268,7 @@ def _drawn(rows: Ints, most: int, draws: np.random.Generator) -> Ints:
     return chosen
 
 
-def _unrelated(seen: Sightings, most: int, draws: np.random.Generator) -> Ints:
+def _unrelated(seen: Detections, most: int, draws: np.random.Generator) -> Ints:
     """Draw pairs of different nuclei of about the same area."""
     if not len(seen):
         return np.zeros((0, 2), np.int64)
@@ -277,14 +279,14 @@ def _unrelated(seen: Sightings, most: int, draws: np.random.Generator) -> Ints:
     return chosen
 
 
-def _cut(clips: Sequence[Clip], seen: Sightings, rows: Ints) -> dict[int, Picture]:
+def _cut(clips: Sequence[Clip], seen: Detections, rows: Ints) -> dict[int, NucleusPatch]:
     """Cut the pictures of ascending rows out, each clip being asked for once."""
-    pictures: dict[int, Picture] = {}
+    pictures: dict[int, NucleusPatch] = {}
     for number in np.unique(seen.clip[rows]).tolist():
         clip = clips[number]
         for row in rows[seen.clip[rows] == number].tolist():
             frame = int(seen.frame[row])
             grey, masks = clip["video"][frame, 0].float(), clip["masks"][frame]
             identity = int(seen.identity[row])
-            pictures[row] = cut_picture(grey.numpy(), masks.numpy(), identity, seen.centre[row])
+            pictures[row] = cut_patch(grey.numpy(), masks.numpy(), identity, seen.centre[row])
     return pictures

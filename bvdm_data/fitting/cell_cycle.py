@@ -12,25 +12,25 @@ from bvdm_data.clip import STAGES
 from bvdm_data.fitting.nuclei import Crops
 from bvdm_data.fitting.stages import (
     INTERPHASE,
-    Appearance,
     Array,
+    NucleusFeatures,
     StageRules,
-    appearance,
     assign_stages,
-    daughters_of,
-    durations,
-    interphase_references,
+    find_daughters,
+    measure_features,
+    measure_interphase,
+    measure_stage_durations,
 )
-from bvdm_data.fitting.video import TooLittleVideoError
-from bvdm_data.rng import numpy_stream
+from bvdm_data.fitting.video import VideoTooShortError
+from bvdm_data.rng import numpy_rng
 from bvdm_data.synth.cell_cycle import (
-    AFTER_INTERPHASE,
-    BEFORE_INTERPHASE,
-    LifeModel,
-    draw_cycle_and_age,
-    growth,
-    lay_out,
-    take_lengths,
+    POST_MITOTIC,
+    PRE_MITOTIC,
+    CellCycleModel,
+    compute_area_curve,
+    make_stage_sequence,
+    resample_durations,
+    sample_cycle_and_age,
 )
 
 QUANTILES = 33
@@ -47,9 +47,9 @@ References = dict[int, tuple[float, float]]
 """Area and brightness of each mother before her division, by her track."""
 
 
-def fit_growth(
+def fit_areas(
     crops: Crops,
-    looks: Appearance,
+    looks: NucleusFeatures,
     stages: npt.NDArray[np.int8],
     tracks: npt.NDArray[np.int32],
     references: References,
@@ -73,27 +73,27 @@ def fit_growth(
     }
 
 
-def drawn_area(model: LifeModel) -> float:
+def simulate_median_area(model: CellCycleModel) -> float:
     """Return the median area in interphase of nuclei of all ages, drawn from a model, px^2."""
-    draws = numpy_stream(0, "fit", "lives")
+    draws = numpy_rng(0, "fit", "lives")
     found: list[float] = []
     for _ in range(_TRIES):
         if len(found) == _DRAWN:
             break
-        lengths = take_lengths(model.mitoses, model.births, draws)
-        cycle, age = draw_cycle_and_age(model.cycle, draws, founder=True)
-        stages = lay_out(lengths, cycle)
+        lengths = resample_durations(model.mitoses, model.births, draws)
+        cycle, age = sample_cycle_and_age(model.cycle, draws, founder=True)
+        stages = make_stage_sequence(lengths, cycle)
         age = min(age, len(stages) - 1)
         if stages[age] == INTERPHASE:
             spread = math.exp(model.size[0] * draws.standard_normal())
             body = np.interp(draws.random(), np.linspace(0, 1, QUANTILES), model.grown)
-            found.append(body * growth(model, stages)[age] * spread)
+            found.append(body * compute_area_curve(model, stages)[age] * spread)
     return float(np.median(found or model.grown))
 
 
 def _size(
     crops: Crops,
-    looks: Appearance,
+    looks: NucleusFeatures,
     stages: npt.NDArray[np.int8],
     tracks: npt.NDArray[np.int32],
     body: Array,
@@ -127,7 +127,7 @@ def _size(
 
 def _area_of_age(
     crops: Crops,
-    looks: Appearance,
+    looks: NucleusFeatures,
     tracks: npt.NDArray[np.int32],
     references: References,
     rows: npt.NDArray[np.bool_] | None = None,
@@ -138,7 +138,7 @@ def _area_of_age(
     ``rows`` leaves out; before the first age that is seen the curve is flat.
     """
     first = dict(zip(tracks[:, 0].tolist(), tracks[:, 1].tolist(), strict=True))
-    children = daughters_of(tracks)
+    children = find_daughters(tracks)
     ratios: dict[int, list[float]] = {}
     for mother, (body, _) in references.items():
         for daughter in children[mother]:
@@ -163,7 +163,7 @@ def _area_of_age(
 
 def _of_stages(
     crops: Crops,
-    looks: Appearance,
+    looks: NucleusFeatures,
     stages: npt.NDArray[np.int8],
     tracks: npt.NDArray[np.int32],
     references: References,
@@ -177,17 +177,17 @@ def _of_stages(
     first = dict(zip(tracks[:, 0].tolist(), tracks[:, 1].tolist(), strict=True))
     begun = np.array([first.get(int(track), -1) for track in crops.track])
     wanted = crops.frame == begun if newborn else np.ones(len(begun), bool)
-    mother_of = {d: m for m, daughters in daughters_of(tracks).items() for d in daughters}
+    mother_of = {d: m for m, daughters in find_daughters(tracks).items() for d in daughters}
     of_mother = {d: references[m] for d, m in mother_of.items() if m in references}
     found: dict[int, Array] = {}
-    for some, known in ((AFTER_INTERPHASE, references), (BEFORE_INTERPHASE, of_mother)):
+    for some, known in ((PRE_MITOTIC, references), (POST_MITOTIC, of_mother)):
         ratio = _relative_areas(crops, looks, known)
         known_rows = wanted & np.isfinite(ratio)
         found |= {stage: ratio[(stages == stage) & known_rows] for stage in some}
     return found
 
 
-def _relative_areas(crops: Crops, looks: Appearance, references: References) -> Array:
+def _relative_areas(crops: Crops, looks: NucleusFeatures, references: References) -> Array:
     """Area of every crop over that of the same mother before; NaN where she has no reference."""
     body = np.array([references.get(int(t), (np.nan, 0.0))[0] for t in crops.track])
     return np.asarray(looks.area / body)
@@ -211,10 +211,10 @@ def _stage_spread(shares: dict[int, Array]) -> Array:
     return spread
 
 
-BRIGHTNESSES = 129
+INTENSITY_QUANTILES = 129
 """Points of the distribution of brightness that are kept: it has a long tail."""
 
-MEMORY = 0.998
+DEFAULT_AUTOCORRELATION = 0.998
 """Memory of the rank of brightness where a video is too short to tell it: as in the HeLa video, at
 its 30 minutes a frame."""
 
@@ -230,8 +230,8 @@ _SETTLED = 6  # age from which it is: telophase is over
 
 
 @dataclass(frozen=True)
-class Brightness:
-    """How bright nuclei are; see :class:`bvdm_data.synth.cell_cycle.LifeModel`."""
+class IntensityModel:
+    """How bright nuclei are; see :class:`bvdm_data.synth.cell_cycle.CellCycleModel`."""
 
     table: Array  # its brightness
     memory: float  # its brightness_memory
@@ -239,23 +239,23 @@ class Brightness:
     of_stage: Array  # its stage_brightness
 
 
-def brightness_table(brightness: Array) -> Array:
+def tabulate_intensities(brightness: Array) -> Array:
     """Return the distribution of brightness, ``[BRIGHTNESSES]`` grey values."""
-    return np.quantile(np.maximum(brightness, DIMMEST), np.linspace(0, 1, BRIGHTNESSES))
+    return np.quantile(np.maximum(brightness, DIMMEST), np.linspace(0, 1, INTENSITY_QUANTILES))
 
 
-def fit_brightness(
+def fit_intensities(
     crops: Crops,
-    looks: Appearance,
+    looks: NucleusFeatures,
     stages: npt.NDArray[np.int8],
     tracks: npt.NDArray[np.int32],
     references: References,
-) -> Brightness:
+) -> IntensityModel:
     """Measure brightness."""
     scores = _normal_scores(crops, looks, stages)
     memory = _memory(scores)
-    return Brightness(
-        table=brightness_table(looks.brightness[stages == INTERPHASE]),
+    return IntensityModel(
+        table=tabulate_intensities(looks.brightness[stages == INTERPHASE]),
         memory=memory,
         shared=_shared(scores, tracks, memory),
         of_stage=_stage_brightness(crops, looks, stages, tracks, references),
@@ -266,7 +266,7 @@ Scores = dict[tuple[int, int], float]
 """Normal score of the brightness of a track in a frame."""
 
 
-def _normal_scores(crops: Crops, looks: Appearance, stages: npt.NDArray[np.int8]) -> Scores:
+def _normal_scores(crops: Crops, looks: NucleusFeatures, stages: npt.NDArray[np.int8]) -> Scores:
     """Rank nuclei in interphase by brightness; ranks as if drawn from a normal law."""
     rows = np.flatnonzero(stages == INTERPHASE)
     ranks = stats.rankdata(looks.brightness[rows])
@@ -287,16 +287,20 @@ def _memory(scores: Scores) -> float:
         if (track, frame + _BRIGHTNESS_LATER) in scores
     ]
     if len(changes) < LEAST_AT_AGE:
-        return MEMORY
+        return DEFAULT_AUTOCORRELATION
     kept = 1 - stats.median_abs_deviation(changes, scale="normal") ** 2 / 2
-    return MEMORY if kept in (0, 1) or kept < 0 else float(kept) ** (1 / _BRIGHTNESS_LATER)
+    return (
+        DEFAULT_AUTOCORRELATION
+        if kept in (0, 1) or kept < 0
+        else float(kept) ** (1 / _BRIGHTNESS_LATER)
+    )
 
 
 def _shared(scores: Scores, tracks: npt.NDArray[np.int32], memory: float) -> float:
     """Correlation between sisters of what is new in their scores."""
     first = dict(zip(tracks[:, 0].tolist(), tracks[:, 1].tolist(), strict=True))
     pairs = []
-    for daughters in daughters_of(tracks).values():
+    for daughters in find_daughters(tracks).values():
         moments = [
             (daughter, first[daughter] + age)
             for daughter in daughters
@@ -320,14 +324,14 @@ def _correlation(pairs: list[tuple[float, float]]) -> float | None:
 
 def _stage_brightness(
     crops: Crops,
-    looks: Appearance,
+    looks: NucleusFeatures,
     stages: npt.NDArray[np.int8],
     tracks: npt.NDArray[np.int32],
     references: References,
 ) -> Array:
     """Median and robust deviation of log brightness against interphase, ``[S, 2]``."""
     against: dict[int, float] = {}
-    children = daughters_of(tracks)
+    children = find_daughters(tracks)
     for mother, (_, brightness) in references.items():
         for identity in (mother, *children[mother]):
             against.setdefault(identity, brightness)
@@ -346,7 +350,7 @@ def _stage_brightness(
     return table
 
 
-def _within_interphase(crops: Crops, looks: Appearance, stages: npt.NDArray[np.int8]) -> float:
+def _within_interphase(crops: Crops, looks: NucleusFeatures, stages: npt.NDArray[np.int8]) -> float:
     """Typical deviation of a nucleus' log brightness from its own median in interphase."""
     light = np.log(np.maximum(looks.brightness, DIMMEST))
     spreads = []
@@ -364,25 +368,25 @@ LONGEST = 4
 """Longest duration of a short stage in the table, frames."""
 
 
-def fit_lives(
+def fit_cell_cycle(
     crops: Crops, tracks: npt.NDArray[np.int32], *, minutes: float
-) -> tuple[LifeModel, npt.NDArray[np.int8]]:
+) -> tuple[CellCycleModel, npt.NDArray[np.int8]]:
     """Measure how nuclei live."""
     rules = StageRules()
-    looks = appearance(crops)
+    looks = measure_features(crops)
     stages = assign_stages(crops, tracks, rules)
-    references = interphase_references(crops, looks, tracks, rules)
+    references = measure_interphase(crops, looks, tracks, rules)
     if len(references) < 2:
-        raise TooLittleVideoError(
+        raise VideoTooShortError(
             "the video must show at least 2 divisions whose mothers are seen whole for some frames "
-            f"before, got {len(references)} of {len(daughters_of(tracks))} divisions; give a "
+            f"before, got {len(references)} of {len(find_daughters(tracks))} divisions; give a "
             "longer video"
         )
     born = _newborn_pairs(crops, looks, tracks)
-    light = fit_brightness(crops, looks, stages, tracks, references)
-    model = LifeModel(
-        durations=durations(crops, stages, tracks, references, LONGEST),
-        cycle=fit_cycle(tracks),
+    light = fit_intensities(crops, looks, stages, tracks, references)
+    model = CellCycleModel(
+        durations=measure_stage_durations(crops, stages, tracks, references, LONGEST),
+        cycle=fit_cycle_length(tracks),
         sister_spread=_sister_spread(born),
         birth_split=_birth_split(born),
         split=_split(born),
@@ -390,12 +394,12 @@ def fit_lives(
         brightness_memory=light.memory,
         brightness_shared=light.shared,
         stage_brightness=light.of_stage,
-        **fit_growth(crops, looks, stages, tracks, references),
+        **fit_areas(crops, looks, stages, tracks, references),
         **_short_stages(crops, stages, tracks, references),
         minutes=minutes,
     )
     usual = float(np.median(looks.area[stages == INTERPHASE]))
-    return replace(model, grown=model.grown * usual / drawn_area(model)), stages
+    return replace(model, grown=model.grown * usual / simulate_median_area(model)), stages
 
 
 def _short_stages(
@@ -405,7 +409,7 @@ def _short_stages(
     references: dict[int, tuple[float, float]],
 ) -> dict[str, Array]:
     """Count the frames of the short stages of every mitosis and newborn that is seen whole."""
-    children = daughters_of(tracks)
+    children = find_daughters(tracks)
     span = {identity: (first, last) for identity, first, last, _ in tracks.tolist()}
     place = _places(crops)
 
@@ -420,12 +424,12 @@ def _short_stages(
     born = [d for m in references for d in children[m]]
     seen = [d for d in born if whole(d, span[d][0])] or born
     return {
-        "mitoses": np.array([frames(mother, AFTER_INTERPHASE) for mother in mothers], float),
-        "births": np.array([frames(daughter, BEFORE_INTERPHASE) for daughter in seen], float),
+        "mitoses": np.array([frames(mother, PRE_MITOTIC) for mother in mothers], float),
+        "births": np.array([frames(daughter, POST_MITOTIC) for daughter in seen], float),
     }
 
 
-def fit_cycle(tracks: npt.NDArray[np.int32]) -> Array:
+def fit_cycle_length(tracks: npt.NDArray[np.int32]) -> Array:
     """Fit a log-normal law to the time from birth to division.
 
     Most cycles are cut by the ends of the video; they count as at least as long as was seen
@@ -433,7 +437,7 @@ def fit_cycle(tracks: npt.NDArray[np.int32]) -> Array:
 
     Mean and standard deviation of the logarithm of the cycle in frames, ``[2]``.
     """
-    mothers = daughters_of(tracks)
+    mothers = find_daughters(tracks)
     born = {d for daughters in mothers.values() for d in daughters}
     whole: list[int] = []
     cut: list[int] = []
@@ -448,19 +452,19 @@ def fit_cycle(tracks: npt.NDArray[np.int32]) -> Array:
     return np.array([math.log(median), deviation])
 
 
-def whole_cycles(tracks: npt.NDArray[np.int32]) -> list[int]:
+def list_whole_cycles(tracks: npt.NDArray[np.int32]) -> list[int]:
     """Return the length in frames of every cycle that is seen from birth to division."""
-    mothers = daughters_of(tracks)
+    mothers = find_daughters(tracks)
     born = {d for daughters in mothers.values() for d in daughters}
     return [b - a + 1 for i, a, b, _ in tracks.tolist() if i in born and i in mothers]
 
 
-def _newborn_pairs(crops: Crops, looks: Appearance, tracks: npt.NDArray[np.int32]) -> Array:
+def _newborn_pairs(crops: Crops, looks: NucleusFeatures, tracks: npt.NDArray[np.int32]) -> Array:
     """Area and brightness of both daughters in their first frame, ``[n, 2 daughters, 2]``."""
     first = dict(zip(tracks[:, 0].tolist(), tracks[:, 1].tolist(), strict=True))
     place = _places(crops)
     pairs = []
-    for daughters in daughters_of(tracks).values():
+    for daughters in find_daughters(tracks).values():
         rows = [place.get((d, first[d])) for d in daughters]
         if len(rows) == 2 and None not in rows:
             pairs.append([(looks.area[row], looks.brightness[row]) for row in rows])

@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from bvdm_data.clip import STAGES
 from bvdm_data.fitting.nuclei import Crops
-from bvdm_data.rng import numpy_stream
+from bvdm_data.rng import numpy_rng
 from bvdm_data.synth.contours import CONTOUR_POINTS, Array, ShapeModel
 
 MODES = 30
@@ -31,7 +31,7 @@ _STEP = 0.25
 _RAY = np.arange(_STEP, 48, _STEP)
 
 
-def contour(mask: npt.NDArray[np.bool_]) -> Array:
+def trace_contour(mask: npt.NDArray[np.bool_]) -> Array:
     """Measure the outline of a mask in polar coordinates around its centroid.
 
     Angle 0 is the major axis of the ellipse with the same second moments.
@@ -42,7 +42,7 @@ def contour(mask: npt.NDArray[np.bool_]) -> Array:
     if len(points) == 0:
         raise ValueError("mask must show a nucleus, got an empty one")
     centre = points.mean(0)
-    turn = orientation(mask)
+    turn = measure_orientation(mask)
     angle = turn + 2 * math.pi * np.arange(CONTOUR_POINTS) / CONTOUR_POINTS
     y = centre[0] + np.cos(angle)[:, None] * _RAY
     x = centre[1] + np.sin(angle)[:, None] * _RAY
@@ -53,18 +53,18 @@ def contour(mask: npt.NDArray[np.bool_]) -> Array:
     return radii
 
 
-def orientation(mask: npt.NDArray[np.bool_]) -> float:
+def measure_orientation(mask: npt.NDArray[np.bool_]) -> float:
     """Return the angle from the y axis to the major axis of a mask, in radians."""
     points = np.argwhere(mask)
     y, x = (points - points.mean(0)).T
     return 0.5 * math.atan2(2 * float((x * y).mean()), float((y * y).mean() - (x * x).mean()))
 
 
-def overlap_with_contour(mask: npt.NDArray[np.bool_], radii: Array) -> float:
+def measure_contour_iou(mask: npt.NDArray[np.bool_], radii: Array) -> float:
     """Return the intersection over union of a mask and its own contour."""
     centre = np.argwhere(mask).mean(0)
     dy, dx = (np.indices(mask.shape).T - centre).T
-    angle = (np.arctan2(dx, dy) - orientation(mask)) % (2 * math.pi)
+    angle = (np.arctan2(dx, dy) - measure_orientation(mask)) % (2 * math.pi)
     grid = 2 * math.pi * np.arange(len(radii) + 1) / len(radii)
     filled = np.hypot(dy, dx) <= np.interp(angle, grid, np.append(radii, radii[0]))
     return float((filled & mask).sum() / (filled | mask).sum())
@@ -78,13 +78,13 @@ def fit_shapes(
     A nucleus has no head: every contour enters in all four mirrored versions. A stage of fewer
     than two nuclei takes the contours of interphase.
     """
-    draws = numpy_stream(seed, "fit", "shapes")
+    draws = numpy_rng(seed, "fit", "shapes")
     contours, overlaps = [], []
     for stage in range(len(STAGES)):
         rows = np.flatnonzero(stages == stage)
         rows = np.sort(draws.permutation(rows)[:MOST_CONTOURS])
-        found = [contour(crops.masks[row]) for row in rows]
-        good = [overlap_with_contour(crops.masks[r], c) for r, c in zip(rows, found, strict=True)]
+        found = [trace_contour(crops.masks[row]) for row in rows]
+        good = [measure_contour_iou(crops.masks[r], c) for r, c in zip(rows, found, strict=True)]
         overlaps += good
         kept = [c for c, o in zip(found, good, strict=True) if o >= LEAST_OVERLAP]
         contours.append(np.array(kept).reshape(-1, CONTOUR_POINTS))
@@ -94,8 +94,8 @@ def fit_shapes(
             f"{len(contours[0])} whose mask is a filled, rounded shape"
         )
     fitted = [_principal(found if len(found) >= 2 else contours[0]) for found in contours]
-    memory, fresh, wobble, length = _course(crops, stages, *fitted[0])
-    ragged = _ragged(contours[0], *fitted[0], seed)
+    memory, fresh, wobble, length = _fit_dynamics(crops, stages, *fitted[0])
+    ragged = _fit_roughness(contours[0], *fitted[0], seed)
     model = ShapeModel(
         mean=np.stack([mean for mean, _ in fitted]),
         modes=np.stack([modes for _, modes in fitted]),
@@ -121,7 +121,7 @@ def _principal(contours: Array) -> tuple[Array, Array]:
     return mean, (vectors[:, order] * np.sqrt(np.maximum(values[order], 0))).T
 
 
-def _ragged(contours: Array, mean: Array, modes: Array, seed: int) -> Array:
+def _fit_roughness(contours: Array, mean: Array, modes: Array, seed: int) -> Array:
     """Measure how irregular nuclei are: median and log deviation of the size of their scores.
 
     The raster of the mask adds to it, and will do so again; so much is taken off as it adds to
@@ -142,14 +142,16 @@ def _ragged(contours: Array, mean: Array, modes: Array, seed: int) -> Array:
     spread = 1.4826 * float(np.median(np.abs(size - middle)))
     # The size of so many independent scores varies, too; only what is beyond is the nucleus' own.
     own = math.sqrt(max(spread**2 - 1 / (2 * count), 0.0))
-    draws = numpy_stream(seed, "fit", "ragged")
+    draws = numpy_rng(seed, "fit", "ragged")
     scores = draws.standard_normal((_REDRAWN, len(modes)))
     scores[:, 2:] *= math.exp(middle)
-    again = np.stack([contour(_raster(radii, draws)) for radii in mean + scores @ modes])
+    again = np.stack(
+        [trace_contour(_fill_contour(radii, draws)) for radii in mean + scores @ modes]
+    )
     return np.array([math.exp(2 * middle - float(np.median(sizes(again)))), own])
 
 
-def _raster(radii: Array, draws: np.random.Generator) -> npt.NDArray[np.bool_]:
+def _fill_contour(radii: Array, draws: np.random.Generator) -> npt.NDArray[np.bool_]:
     """Draw a contour as a mask, turned and shifted at random."""
     half = math.ceil(radii.max()) + 2
     shift, turn = draws.uniform(-0.5, 0.5, 2), draws.uniform(0, 2 * math.pi)
@@ -163,7 +165,7 @@ def _raster(radii: Array, draws: np.random.Generator) -> npt.NDArray[np.bool_]:
     return filled
 
 
-def _course(
+def _fit_dynamics(
     crops: Crops, stages: npt.NDArray[np.int8], mean: Array, modes: Array
 ) -> tuple[Array, Array, float, Array]:
     """Measure the scores of interphase nuclei, and how they and areas change from frame to frame.
@@ -173,7 +175,7 @@ def _course(
     """
     rows = np.flatnonzero(stages == 0)
     place = {(int(crops.track[i]), int(crops.frame[i])): n for n, i in enumerate(rows)}
-    radii = np.stack([contour(crops.masks[i]) for i in rows])
+    radii = np.stack([trace_contour(crops.masks[i]) for i in rows])
     areas = crops.masks[rows].sum((1, 2)).astype(float)
     power = (modes**2).sum(1)
     # The score of a shape, less that of its size, which the curve of growth decides.

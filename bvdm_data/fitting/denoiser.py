@@ -11,15 +11,20 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
-from bvdm_data.fitting.contours import LEAST_OVERLAP, contour, orientation, overlap_with_contour
+from bvdm_data.fitting.contours import (
+    LEAST_OVERLAP,
+    measure_contour_iou,
+    measure_orientation,
+    trace_contour,
+)
 from bvdm_data.fitting.nuclei import Crops
 from bvdm_data.fitting.paper_networks import split_tracks
-from bvdm_data.fitting.training import TrainingLog, TrainingSettings, purpose_of, train
-from bvdm_data.fitting.video import Frame, Video, empty_places
-from bvdm_data.rng import stream
-from bvdm_data.synth.denoiser import Painter, PainterSettings, edge_map
+from bvdm_data.fitting.training import TrainingLog, TrainingSettings, compute_fingerprint, train
+from bvdm_data.fitting.video import Frame, Video, mask_background
+from bvdm_data.rng import torch_rng
+from bvdm_data.synth.denoiser import Denoiser, DenoiserConfig, compute_signed_distance_map
 
-NEIGHBOUR = 4
+NEIGHBOUR_MARGIN = 4
 """Distance in pixels from another nucleus within which its light would be taken for a halo."""
 
 HALO = 6
@@ -29,7 +34,7 @@ _EDGE = 8  # px: unlabelled light farther off the outline than this is not the n
 
 
 @dataclass(frozen=True)
-class Portraits:
+class AlignedCrops:
     """Nuclei as the video shows them; the major axis lies along y."""
 
     # light above the background, grey values, 0 where a neighbour is, [n, P, P] float16
@@ -48,17 +53,17 @@ class Portraits:
         return int(self.light.shape[-1])
 
 
-def cut_portraits(video: Video, crops: Crops, stages: npt.NDArray[np.int8]) -> Portraits:
+def extract_aligned_crops(video: Video, crops: Crops, stages: npt.NDArray[np.int8]) -> AlignedCrops:
     """Cut the nuclei out again, each turned upright by a cubic spline.
 
     The side of the portraits holds all but the largest half percent of the nuclei, with a rim of
     ``HALO`` px, and is a multiple of 8. Nuclei that their own contour does not reproduce are left
     out.
     """
-    radii = np.stack([contour(mask) for mask in crops.masks])
-    turns = np.array([orientation(mask) for mask in crops.masks])
+    radii = np.stack([trace_contour(mask) for mask in crops.masks])
+    turns = np.array([measure_orientation(mask) for mask in crops.masks])
     overlaps = np.array(
-        [overlap_with_contour(m, r) for m, r in zip(crops.masks, radii, strict=True)]
+        [measure_contour_iou(m, r) for m, r in zip(crops.masks, radii, strict=True)]
     )
     largest = float(np.quantile(radii.max(1), 0.995))
     patch = 8 * math.ceil((largest + HALO) / 4)
@@ -68,13 +73,13 @@ def cut_portraits(video: Video, crops: Crops, stages: npt.NDArray[np.int8]) -> P
     frames = {frame.number: frame for frame in video.frames}
     for number in np.unique(crops.frame[keep]).tolist():
         rows = np.flatnonzero(crops.frame[keep] == number)
-        sheet = _Sheet(frames[number])
+        sheet = _FrameSampler(frames[number])
         for row in rows.tolist():
             crop = keep[row]
             light[row], known[row] = sheet.cut(
                 int(crops.track[crop]), crops.centre[crop], float(turns[crop]), patch
             )
-    return Portraits(
+    return AlignedCrops(
         light=light,
         known=known,
         radii=radii[keep].astype(np.float32),
@@ -85,7 +90,7 @@ def cut_portraits(video: Video, crops: Crops, stages: npt.NDArray[np.int8]) -> P
     )
 
 
-class _Sheet:
+class _FrameSampler:
     """One frame, ready to be read at any place."""
 
     def __init__(self, frame: Frame) -> None:
@@ -95,7 +100,7 @@ class _Sheet:
         self.spline = ndimage.spline_filter(above, order=3, mode="mirror")
         distance = ndimage.distance_transform_edt(frame.masks == 0)
         # What is bright and far from every outline is a nucleus that the truth leaves out.
-        empty = empty_places(frame.grey, frame.masks)
+        empty = mask_background(frame.grey, frame.masks)
         self.stray = ndimage.binary_dilation((distance > _EDGE) & ~empty, iterations=2)
 
     def cut(
@@ -114,28 +119,28 @@ class _Sheet:
         others = ~own & (labels > 0)
         alone = np.ones_like(own)
         if others.any():  # or there would be nothing to measure a distance to
-            alone = ndimage.distance_transform_edt(~others) > NEIGHBOUR
+            alone = ndimage.distance_transform_edt(~others) > NEIGHBOUR_MARGIN
         known &= own | (alone & ~self.stray[place])
         return np.where(known, light, 0).astype(np.float16), known
 
 
-PAINTER_TRAINING = TrainingSettings(steps=10_000, batch=32, rate=1e-3)
+DENOISER_TRAINING = TrainingSettings(steps=10_000, batch=32, rate=1e-3)
 """Our recipe; ``bvdm-data info`` prints the losses that it came to on the HeLa video."""
 
-RARE = 0.3
+MITOSIS_FRACTION = 0.3
 """Share of each batch that is drawn evenly from the stages of mitosis, which are rare."""
 
-FAR = 0.1
+BACKGROUND_WEIGHT = 0.1
 """Weight in the loss of what lies more than ``REACH`` px off the outline: empty background."""
 
-FLOOR = 6.0
+NOISE_FLOOR_SIGMAS = 6.0
 """Standard deviations of the camera's noise that make :attr:`PainterSettings.floor`."""
 
 _CHECKED = 256
 
 
 @dataclass(frozen=True)
-class Samples:
+class DenoiserSamples:
     """Portraits on the scale of the network, as tensors."""
 
     picture: Tensor  # [n, 1, P, P] float16
@@ -145,12 +150,12 @@ class Samples:
     stage: Tensor  # [n] int64
     track: Tensor  # [n] int64
 
-    def at(self, rows: Tensor) -> "Samples":
+    def at(self, rows: Tensor) -> "DenoiserSamples":
         """Return the samples of some rows."""
-        return Samples(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+        return DenoiserSamples(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
 
-def to_samples(portraits: Portraits, painter: Painter) -> Samples:
+def make_training_set(portraits: AlignedCrops, painter: Denoiser) -> DenoiserSamples:
     """Bring portraits to the scale of a network."""
     if not len(portraits.track):
         raise ValueError(
@@ -159,7 +164,7 @@ def to_samples(portraits: Portraits, painter: Painter) -> Samples:
         )
     brightness = torch.from_numpy(portraits.brightness)
     picture = painter.to_picture(torch.from_numpy(portraits.light).float(), brightness)
-    return Samples(
+    return DenoiserSamples(
         picture=picture.half(),
         known=torch.from_numpy(portraits.known)[:, None],
         radii=torch.from_numpy(portraits.radii),
@@ -169,35 +174,37 @@ def to_samples(portraits: Portraits, painter: Painter) -> Samples:
     )
 
 
-def fit_painter(
-    portraits: Portraits,
+def train_denoiser(
+    portraits: AlignedCrops,
     *,
     noise: float,
     checkpoint: Path,
-    training: TrainingSettings = PAINTER_TRAINING,
-    start: Painter | None = None,
+    training: TrainingSettings = DENOISER_TRAINING,
+    start: Denoiser | None = None,
     held_out_share: float = 0.15,
     device: torch.device | None = None,
     progress: bool = True,
-) -> tuple[Painter, TrainingLog]:
+) -> tuple[Denoiser, TrainingLog]:
     """Train the painter: v-prediction, noise levels drawn evenly, all four mirrorings."""
     if start is None:
-        settings = PainterSettings(patch=portraits.patch, floor=FLOOR * max(noise, 1e-5))
+        settings = DenoiserConfig(
+            patch=portraits.patch, floor=NOISE_FLOOR_SIGMAS * max(noise, 1e-5)
+        )
     else:
         # The weights do not depend on the side of the patch.
         patch = max(start.settings.patch, portraits.patch)
         settings = replace(start.settings, patch=patch)
     with torch.random.fork_rng(devices=[]):
-        seed = stream(training.seed, "painter", "weights").initial_seed()
+        seed = torch_rng(training.seed, "painter", "weights").initial_seed()
         torch.default_generator.manual_seed(seed)
-        painter = Painter(settings)
+        painter = Denoiser(settings)
     if start is not None:
         painter.load_state_dict(start.state_dict())
-    samples = to_samples(portraits, painter)
-    loss_at, held_out = painter_losses(samples, training, held_out_share=held_out_share)
+    samples = make_training_set(portraits, painter)
+    loss_at, held_out = make_denoiser_losses(samples, training, held_out_share=held_out_share)
     painter = painter.to(device).to(memory_format=torch.channels_last)
     begin = () if start is None else tuple(start.state_dict().values())
-    purpose = purpose_of(
+    purpose = compute_fingerprint(
         "painter", settings, training.batch, training.rate, training.average, training.seed,
         held_out_share, samples.track, samples.picture, samples.radii, samples.stage, *begin,
     )  # fmt: skip
@@ -208,20 +215,20 @@ def fit_painter(
     return painter.cpu(), log
 
 
-def painter_losses(
-    samples: Samples, training: TrainingSettings, *, held_out_share: float = 0.15
+def make_denoiser_losses(
+    samples: DenoiserSamples, training: TrainingSettings, *, held_out_share: float = 0.15
 ) -> tuple[Callable[[nn.Module, int], Tensor], Callable[[nn.Module], float]]:
     """Return what the painter learns to make small, and the same on tracks it never sees."""
     learn, held = split_tracks(samples.track, share=held_out_share, seed=training.seed)
     common, rare = _groups(samples, learn)
-    check = stream(training.seed, "painter", "held out")
+    check = torch_rng(training.seed, "painter", "held out")
     fixed = samples.at(held[torch.randint(len(held), (_CHECKED,), generator=check)])
     noise = torch.randn(fixed.picture.shape, generator=check)
     level = torch.rand(_CHECKED, generator=check)
 
     def loss_at(model: nn.Module, step: int) -> Tensor:
-        generator = stream(training.seed, "painter", step)
-        few = round(RARE * training.batch) if rare else 0
+        generator = torch_rng(training.seed, "painter", step)
+        few = round(MITOSIS_FRACTION * training.batch) if rare else 0
         rows = _draw(common, training.batch - few, generator) + _draw(rare, few, generator)
         drawn = _mirrored(samples.at(torch.tensor(rows)), generator)
         drawn_noise = torch.randn(drawn.picture.shape, generator=generator)
@@ -240,7 +247,7 @@ def painter_losses(
     return loss_at, held_out
 
 
-def _groups(samples: Samples, learn: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+def _groups(samples: DenoiserSamples, learn: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """Return the rows of each track, and of each stage of mitosis."""
     track, stage = samples.track[learn], samples.stage[learn]
     tracks = track.unique()  # type: ignore[no-untyped-call]
@@ -256,7 +263,7 @@ def _draw(groups: list[Tensor], count: int, generator: torch.Generator) -> list[
     return [int(groups[g][int(p * len(groups[g]))]) for g, p in zip(chosen, place, strict=True)]
 
 
-def _mirrored(samples: Samples, generator: torch.Generator) -> Samples:
+def _mirrored(samples: DenoiserSamples, generator: torch.Generator) -> DenoiserSamples:
     """Mirror every sample along its axis, across it, along both or not at all."""
     which = torch.randint(4, (len(samples.picture),), generator=generator)
     count = samples.radii.shape[1]
@@ -267,17 +274,17 @@ def _mirrored(samples: Samples, generator: torch.Generator) -> Samples:
     for plane in (samples.picture, samples.known):
         turned = torch.where((which % 2 == 1).view(-1, 1, 1, 1), plane.flip(2), plane)
         planes.append(torch.where((which // 2 == 1).view(-1, 1, 1, 1), turned.flip(3), turned))
-    return Samples(
+    return DenoiserSamples(
         planes[0], planes[1], samples.radii.gather(1, across),
         samples.brightness, samples.stage, samples.track,
     )  # fmt: skip
 
 
-def _loss(model: nn.Module, samples: Samples, noise: Tensor, level: Tensor) -> Tensor:
+def _loss(model: nn.Module, samples: DenoiserSamples, noise: Tensor, level: Tensor) -> Tensor:
     # Drawn on the CPU, whatever the device, so that all devices see the same numbers.
     device = next(model.parameters()).device
     picture, noise, level = samples.picture.float().to(device), noise.to(device), level.to(device)
-    edge = edge_map(samples.radii, picture.shape[-1]).to(device)
+    edge = compute_signed_distance_map(samples.radii, picture.shape[-1]).to(device)
     angle = (level * (math.pi / 2))[:, None, None, None]
     noisy = angle.cos() * picture + angle.sin() * noise
     with torch.autocast(device.type, torch.bfloat16):
@@ -285,7 +292,7 @@ def _loss(model: nn.Module, samples: Samples, noise: Tensor, level: Tensor) -> T
             noisy, level, edge, samples.brightness.to(device), samples.stage.to(device)
         )
     wanted = angle.cos() * noise - angle.sin() * picture
-    weight = samples.known.to(device) * torch.where(edge < 1, 1.0, FAR)
+    weight = samples.known.to(device) * torch.where(edge < 1, 1.0, BACKGROUND_WEIGHT)
     error = (velocity - wanted).square() * weight
     loss: Tensor = error.sum() / weight.sum().clamp(min=1)
     return loss

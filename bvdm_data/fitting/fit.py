@@ -12,36 +12,36 @@ import torch
 from bvdm_data.clip import STAGES, CameraScale
 from bvdm_data.datasets.ctc import CTCSequence, guess_scale, read_sequence
 from bvdm_data.datasets.ctc_videos import DEFAULT_BORDER
-from bvdm_data.files import check_folder
-from bvdm_data.fitting.cell_cycle import brightness_table, fit_lives, whole_cycles
+from bvdm_data.files import check_writable
+from bvdm_data.fitting.cell_cycle import fit_cell_cycle, list_whole_cycles, tabulate_intensities
 from bvdm_data.fitting.contours import fit_shapes
-from bvdm_data.fitting.denoiser import PAINTER_TRAINING, cut_portraits, fit_painter
+from bvdm_data.fitting.denoiser import DENOISER_TRAINING, extract_aligned_crops, train_denoiser
 from bvdm_data.fitting.motion import LEAST_STEPS, fit_density, fit_motion
-from bvdm_data.fitting.nuclei import Crops, check_usable, cut_nuclei
+from bvdm_data.fitting.nuclei import Crops, check_fittable, extract_crops
 from bvdm_data.fitting.paper_networks import (
+    DDPM_TRAINING,
     FLOW_TRAINING,
-    TEXTURE_TRAINING,
-    Overlap,
-    fit_flow,
-    fit_texture,
-    normalise,
-    pair_masks,
+    FlowIoU,
+    make_mask_pairs,
+    normalize_crops,
+    train_ddpm,
+    train_flownet,
 )
-from bvdm_data.fitting.stages import assign_stages, daughters_of
-from bvdm_data.fitting.student import DISTILLED_TRAINING, PAIRS, draw_pairs, fit_distilled
-from bvdm_data.fitting.texture_noise import USUAL, fit_memory
+from bvdm_data.fitting.stages import assign_stages, find_daughters
+from bvdm_data.fitting.student import PAIRS, STUDENT_TRAINING, sample_teacher_pairs, train_student
+from bvdm_data.fitting.texture_noise import DEFAULT, fit_noise_autocorrelation
 from bvdm_data.fitting.training import TrainingLog, TrainingSettings
-from bvdm_data.fitting.video import TooLittleVideoError, Video, fit_camera, read_video
-from bvdm_data.synth.cell_cycle import LifeModel
+from bvdm_data.fitting.video import Video, VideoTooShortError, fit_camera, read_video
+from bvdm_data.synth.cell_cycle import CellCycleModel
 from bvdm_data.synth.flow import FlowNet
-from bvdm_data.synth.model import Generator
+from bvdm_data.synth.model import Model
 from bvdm_data.synth.motion import MotionModel
 from bvdm_data.synth.unet import UNet, UNetSettings
-from bvdm_data.validate import check_device, check_scale, check_seed, check_whole_number
+from bvdm_data.validate import as_int, check_device, check_scale, check_seed
 from bvdm_data.weights import load, save
 
 
-def what_was_read(source: CTCSequence, video: Video, crops: Crops) -> dict[str, object]:
+def describe_video(source: CTCSequence, video: Video, crops: Crops) -> dict[str, object]:
     """Return what the card says of the data, as JSON values."""
     return {
         "data_set": source.folder.resolve().name,
@@ -50,13 +50,13 @@ def what_was_read(source: CTCSequence, video: Video, crops: Crops) -> dict[str, 
         "frames": len(video.frames),
         "size": list(source.shape),
         "tracks": len(video.tracks),
-        "divisions": len(daughters_of(video.tracks)),
-        "whole_cycles": len(whole_cycles(video.tracks)),
+        "divisions": len(find_daughters(video.tracks)),
+        "whole_cycles": len(list_whole_cycles(video.tracks)),
         "nuclei": len(crops.track),
     }
 
 
-def trained(log: TrainingLog, settings: TrainingSettings) -> dict[str, object]:
+def describe_training(log: TrainingLog, settings: TrainingSettings) -> dict[str, object]:
     """Return what the card says of a training, as JSON values."""
     return {
         "steps": settings.steps,
@@ -70,7 +70,7 @@ def trained(log: TrainingLog, settings: TrainingSettings) -> dict[str, object]:
     }
 
 
-def overlaps(overlap: Overlap) -> dict[str, object]:
+def describe_overlap(overlap: FlowIoU) -> dict[str, object]:
     """Return what the card says of how well the flow carries masks, as JSON values."""
     return {
         "held_out_pairs": overlap.pairs,
@@ -79,7 +79,7 @@ def overlaps(overlap: Overlap) -> dict[str, object]:
     }
 
 
-def versions() -> dict[str, str]:
+def list_versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide what is fitted."""
     names = ("bvdm-data", "torch", "numpy", "scipy", "kornia")
     found = {name: importlib.metadata.version(name) for name in names}
@@ -106,11 +106,11 @@ class FitSettings:
         stop: Frame number after the last one that is used; None: all.
     """
 
-    painter: TrainingSettings = PAINTER_TRAINING
-    distilled: TrainingSettings = DISTILLED_TRAINING
+    painter: TrainingSettings = DENOISER_TRAINING
+    distilled: TrainingSettings = STUDENT_TRAINING
     pairs: int = PAIRS
     paper: bool = False
-    texture: TrainingSettings = TEXTURE_TRAINING
+    texture: TrainingSettings = DDPM_TRAINING
     flow: TrainingSettings = FLOW_TRAINING
     network: UNetSettings = UNetSettings()  # noqa: RUF009  # frozen
     minutes: float = 30.0
@@ -124,10 +124,10 @@ class FitSettings:
             raise ValueError(f"minutes must be above 0, got {self.minutes}")
         # Plain ints, since the card is written as JSON; one seed for all parts.
         object.__setattr__(self, "seed", check_seed(self.seed))
-        object.__setattr__(self, "pairs", check_whole_number("pairs", self.pairs, least=4))
-        object.__setattr__(self, "border", check_whole_number("border", self.border, least=0))
+        object.__setattr__(self, "pairs", as_int("pairs", self.pairs, least=4))
+        object.__setattr__(self, "border", as_int("border", self.border, least=0))
         if self.stop is not None:
-            object.__setattr__(self, "stop", check_whole_number("stop", self.stop))
+            object.__setattr__(self, "stop", as_int("stop", self.stop))
             if self.stop < 2:
                 raise ValueError(f"stop must leave at least 2 frames, got {self.stop}")
         for part in ("painter", "distilled", "texture", "flow"):
@@ -146,7 +146,7 @@ def fit(
     start_from: str | Path | None = None,
     device: str | torch.device = "cpu",
     progress: bool = True,
-) -> Generator:
+) -> Model:
     """Fit a generator to one annotated video and write it to one file.
 
     The statistics take a minute, the networks an hour or so on a CPU, the two networks of the
@@ -188,18 +188,18 @@ def fit(
     folder = Path(work_dir) if work_dir is not None else path.with_suffix(".fit")
     source = read_sequence(root, sequence, truth)
     _check_border(settings.border, source.shape)
-    check_folder(path.parent)
+    check_writable(path.parent)
     scale = check_scale(scale) or guess_scale(source)
     video = read_video(source, scale, stop=settings.stop, progress=progress)
-    crops = cut_nuclei(video)
-    check_usable(crops)
+    crops = extract_crops(video)
+    check_fittable(crops)
     taken: list[str] = []
     lives, stages = _lives(crops, video, settings, start, taken)
     shapes, outline_overlap = fit_shapes(crops, stages, seed=settings.seed)
     motion = _motion(video, crops, stages, settings, start, taken)
     camera = fit_camera(video)
-    portraits = cut_portraits(video, crops, stages)
-    painter, painter_log = fit_painter(
+    portraits = extract_aligned_crops(video, crops, stages)
+    painter, painter_log = train_denoiser(
         portraits,
         noise=camera.noise,
         checkpoint=folder / "painter.safetensors",
@@ -208,11 +208,11 @@ def fit(
         device=place,
         progress=progress,
     )
-    pairs = draw_pairs(
+    pairs = sample_teacher_pairs(
         painter, shapes, lives, count=settings.pairs, seed=settings.seed, device=place,
         progress=progress,
     )  # fmt: skip
-    distilled, distilled_log = fit_distilled(
+    distilled, distilled_log = train_student(
         pairs,
         painter,
         # After more steps the painter's pictures are others, and so is this training.
@@ -223,8 +223,8 @@ def fit(
         progress=progress,
     )
     painter = painter.cpu()
-    base = Generator(shapes, lives, motion, camera, USUAL, painter, distilled)
-    memory, kept = fit_memory(crops, stages, base, seed=settings.seed)
+    base = Model(shapes, lives, motion, camera, DEFAULT, painter, distilled)
+    memory, kept = fit_noise_autocorrelation(crops, stages, base, seed=settings.seed)
     if len(kept) < 2 and start is not None:
         memory = start.texture
         taken.append("memory of the texture")
@@ -233,7 +233,7 @@ def fit(
         unet, flownet = start.unet, start.flownet
         taken.append("networks of the paper's method")
     card = {
-        "data": what_was_read(source, video, crops),
+        "data": describe_video(source, video, crops),
         "measured": {
             "stages": {name: int((stages == stage).sum()) for stage, name in enumerate(STAGES)},
             "cycle_hours_median": round(float(np.exp(lives.cycle[0])) * settings.minutes / 60, 2),
@@ -246,11 +246,11 @@ def fit(
         },
         "started_from": None if start is None else dict(start.card).get("data"),
         "taken_over": taken,
-        "painter": trained(painter_log, settings.painter),
-        "distilled": trained(distilled_log, settings.distilled),
+        "painter": describe_training(painter_log, settings.painter),
+        "distilled": describe_training(distilled_log, settings.distilled),
         **said,
         "settings": asdict(settings),
-        "versions": versions(),
+        "versions": list_versions(),
     }
     generator = replace(base, texture=memory, unet=unet, flownet=flownet, card=card)
     save(generator, path)
@@ -261,21 +261,21 @@ def _lives(
     crops: Crops,
     video: Video,
     settings: FitSettings,
-    start: Generator | None,
+    start: Model | None,
     taken: list[str],
-) -> tuple[LifeModel, npt.NDArray[np.int8]]:
+) -> tuple[CellCycleModel, npt.NDArray[np.int8]]:
     """Fit lives; where the video shows too few divisions, take those of the starting model."""
     try:
-        return fit_lives(crops, video.tracks, minutes=settings.minutes)
-    except TooLittleVideoError:
+        return fit_cell_cycle(crops, video.tracks, minutes=settings.minutes)
+    except VideoTooShortError:
         if start is None:
             raise
     taken.append("lives but for brightness and size")
     stages = assign_stages(crops, video.tracks)
     rows = stages == 0
     if not rows.any():
-        raise TooLittleVideoError("the video must show whole nuclei in interphase, got none")
-    bright = brightness_table(crops.brightness[rows])
+        raise VideoTooShortError("the video must show whole nuclei in interphase, got none")
+    bright = tabulate_intensities(crops.brightness[rows])
     size = np.median(crops.masks[rows].sum((1, 2))) / start.nucleus_area
     known = start.lives
     lives = replace(known, brightness=bright, body=known.body * size, grown=known.grown * size)
@@ -287,7 +287,7 @@ def _motion(
     crops: Crops,
     stages: npt.NDArray[np.int8],
     settings: FitSettings,
-    start: Generator | None,
+    start: Model | None,
     taken: list[str],
 ) -> MotionModel:
     """Fit motion; what too few nuclei or divisions cannot tell comes from the starting model."""
@@ -298,7 +298,7 @@ def _motion(
             raise
         taken.append("motion but for density")
         return replace(start.motion, density=fit_density(video, settings.border))
-    if start is not None and len(daughters_of(video.tracks)) < LEAST_STEPS:
+    if start is not None and len(find_daughters(video.tracks)) < LEAST_STEPS:
         taken.append("distances of sisters")
         return replace(motion, separation=start.motion.separation, sisters=start.motion.sisters)
     return motion
@@ -310,15 +310,15 @@ def _paper_networks(
     """Train the networks of the paper's method where they are wanted; and what the card says."""
     if not settings.paper:
         return None, None, {}
-    flownet, flow_log, overlap = fit_flow(
-        pair_masks(crops),
+    flownet, flow_log, overlap = train_flownet(
+        make_mask_pairs(crops),
         checkpoint=folder / "flow.safetensors",
         training=settings.flow,
         device=device,
         progress=progress,
     )
-    unet, texture_log = fit_texture(
-        normalise(crops),
+    unet, texture_log = train_ddpm(
+        normalize_crops(crops),
         checkpoint=folder / "texture.safetensors",
         network=settings.network,
         training=settings.texture,
@@ -326,8 +326,8 @@ def _paper_networks(
         progress=progress,
     )
     said: dict[str, object] = {
-        "texture": trained(texture_log, settings.texture),
-        "flow": trained(flow_log, settings.flow) | overlaps(overlap),
+        "texture": describe_training(texture_log, settings.texture),
+        "flow": describe_training(flow_log, settings.flow) | describe_overlap(overlap),
     }
     return unet, flownet, said
 

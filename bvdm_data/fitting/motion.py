@@ -8,12 +8,12 @@ from scipy import ndimage, stats
 from scipy.optimize import isotonic_regression
 
 from bvdm_data.fitting.cell_cycle import LEAST_AT_AGE
-from bvdm_data.fitting.contours import orientation
+from bvdm_data.fitting.contours import measure_orientation
 from bvdm_data.fitting.nuclei import Crops
-from bvdm_data.fitting.stages import INTERPHASE, appearance, daughters_of
+from bvdm_data.fitting.stages import INTERPHASE, find_daughters, measure_features
 from bvdm_data.fitting.video import Video
-from bvdm_data.rng import numpy_stream
-from bvdm_data.synth.cell_cycle import AFTER_INTERPHASE
+from bvdm_data.rng import numpy_rng
+from bvdm_data.synth.cell_cycle import PRE_MITOTIC
 from bvdm_data.synth.motion import MotionModel
 from bvdm_data.synth.placement import CONTACT
 
@@ -28,7 +28,7 @@ _FREEDOMS = (2.5, 3.0, 4.0, 6.0, 10.0, 30.0)
 Array = npt.NDArray[np.float64]
 
 
-def field_drift(crops: Crops) -> Array:
+def estimate_stage_drift(crops: Crops) -> Array:
     """Return the median step of all nuclei from each frame to the next, ``[F - 1, 2]`` px."""
     last = int(crops.frame.max(initial=0))
     steps = _steps(crops)
@@ -40,13 +40,13 @@ def field_drift(crops: Crops) -> Array:
     return found
 
 
-def births_of(crops: Crops, tracks: npt.NDArray[np.int32]) -> dict[int, int]:
+def find_births(crops: Crops, tracks: npt.NDArray[np.int32]) -> dict[int, int]:
     """Return the frame in which each nucleus was born whose birth the video shows, by track."""
     seen = set(crops.track.tolist())
     return {i: first for i, first, _, parent in tracks.tolist() if parent and i in seen}
 
 
-def fit_pace_of_age(
+def fit_speed_by_age(
     crops: Crops, stages: npt.NDArray[np.int8], drift: Array, births: dict[int, int]
 ) -> Array:
     """Fit how much faster the young are: a median for each age, never rising.
@@ -61,7 +61,7 @@ def fit_pace_of_age(
     lengths: dict[int, list[float]] = {}
     others: list[float] = []
     for (track, frame), step in _steps(crops).items():
-        if stage_of[track, frame + 1] not in AFTER_INTERPHASE:
+        if stage_of[track, frame + 1] not in PRE_MITOTIC:
             born = births.get(track)
             known = others if born is None else lengths.setdefault(frame + 1 - born, [])
             known.append(float(np.hypot(*(step - drift[frame]))))
@@ -78,7 +78,7 @@ def fit_pace_of_age(
     return np.asarray(curve / max(usual, 1e-6))
 
 
-def fit_pace(
+def fit_speed(
     crops: Crops,
     stages: npt.NDArray[np.int8],
     drift: Array,
@@ -107,7 +107,7 @@ def fit_pace(
     excited = [
         np.hypot(*step)
         for (track, frame), step in own.items()
-        if stage_of[track, frame + 1] in AFTER_INTERPHASE
+        if stage_of[track, frame + 1] in PRE_MITOTIC
     ]
     calm = calm or own
     length = {key: math.log(np.hypot(*step) + _SHORT) for key, step in calm.items()}
@@ -119,7 +119,7 @@ def fit_pace(
     along = np.abs(np.array(list(calm.values())).ravel())
     middle, far_end = np.quantile(along, [0.5, 0.95])
     # Quantiles of simulated steps for some degrees of freedom: the nearest ratio wins.
-    draws = numpy_stream(0, "fit", "pace")
+    draws = numpy_rng(0, "fit", "pace")
     factor = np.exp(spread * draws.standard_normal(_SIMULATED))
     found = []
     for freedom in _FREEDOMS:
@@ -136,7 +136,7 @@ def fit_pace(
     return np.array([pace, spread, memory, ratio, freedom])
 
 
-def fit_shift(crops: Crops, tracks: npt.NDArray[np.int32], drift: Array) -> float:
+def fit_division_offset(crops: Crops, tracks: npt.NDArray[np.int32], drift: Array) -> float:
     """Return the robust deviation of the step from a mother to the middle of her newborn."""
     birth = dict(zip(tracks[:, 0].tolist(), tracks[:, 1].tolist(), strict=True))
     place = {
@@ -144,7 +144,7 @@ def fit_shift(crops: Crops, tracks: npt.NDArray[np.int32], drift: Array) -> floa
         for row, key in enumerate(zip(crops.track.tolist(), crops.frame.tolist(), strict=True))
     }
     shifts: list[float] = []
-    for mother, (one, other, *_) in daughters_of(tracks).items():
+    for mother, (one, other, *_) in find_daughters(tracks).items():
         first = birth[one]
         rows = [place.get(key) for key in ((one, first), (other, first), (mother, first - 1))]
         if None not in rows:
@@ -208,18 +208,18 @@ def fit_motion(
         )
     first, second = np.array(pairs).T
     steps = (crops.centre[second] - crops.centre[first]).astype(float).ravel()
-    drift = field_drift(crops)
-    births = births_of(crops, video.tracks)
-    curve = fit_pace_of_age(crops, stages, drift, births)
+    drift = estimate_stage_drift(crops)
+    births = find_births(crops, video.tracks)
+    curve = fit_speed_by_age(crops, stages, drift, births)
     freedom, _, scale = stats.t.fit(steps[np.isfinite(steps)], floc=0)
     return MotionModel(
         step=np.array([scale, max(freedom, 1.5)]),
         turn=_turn(crops, first, second),
         separation=_separation(crops, video.tracks),
         density=fit_density(video, border),
-        pace=fit_pace(crops, stages, drift, births, curve),
+        pace=fit_speed(crops, stages, drift, births, curve),
         pace_of_age=curve,
-        shift=fit_shift(crops, video.tracks, drift),
+        shift=fit_division_offset(crops, video.tracks, drift),
         drift=drift,
         sisters=_sisters(crops, video.tracks),
         closest=_closest(crops),
@@ -228,11 +228,16 @@ def fit_motion(
 
 def _turn(crops: Crops, first: npt.NDArray[np.int64], second: npt.NDArray[np.int64]) -> float:
     """Robust deviation of the turn of elongated nuclei from frame to frame, radians."""
-    long = appearance(crops).aspect >= ELONGATED
+    long = measure_features(crops).aspect >= ELONGATED
     chosen = [(a, b) for a, b in zip(first, second, strict=True) if long[a] and long[b]]
     if not chosen:
         return 0.0
-    turns = np.array([orientation(crops.masks[b]) - orientation(crops.masks[a]) for a, b in chosen])
+    turns = np.array(
+        [
+            measure_orientation(crops.masks[b]) - measure_orientation(crops.masks[a])
+            for a, b in chosen
+        ]
+    )
     turns = (turns + math.pi / 2) % math.pi - math.pi / 2
     turns = turns[np.abs(turns) < _LARGEST_TURN]
     return float(1.4826 * np.median(np.abs(turns)))
@@ -242,7 +247,7 @@ def _separation(crops: Crops, tracks: npt.NDArray[np.int32]) -> npt.NDArray[np.f
     """Mean and deviation of the log distance of daughters in their first frame."""
     birth = dict(zip(tracks[:, 0].tolist(), tracks[:, 1].tolist(), strict=True))
     distances = []
-    for daughters in daughters_of(tracks).values():
+    for daughters in find_daughters(tracks).values():
         rows = [
             np.flatnonzero((crops.track == d) & (crops.frame == birth[d])) for d in daughters[:2]
         ]
@@ -278,7 +283,7 @@ def _sisters(crops: Crops, tracks: npt.NDArray[np.int32]) -> Array:
         for row, key in enumerate(zip(crops.track.tolist(), crops.frame.tolist(), strict=True))
     }
     ages, logs = [], []
-    for daughters in daughters_of(tracks).values():
+    for daughters in find_daughters(tracks).values():
         one, other = daughters[:2]
         for age in range(_OLDEST):
             rows = [place.get((d, birth[d] + age)) for d in (one, other)]

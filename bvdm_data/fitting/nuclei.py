@@ -36,7 +36,7 @@ class Crops:
     centre: npt.NDArray[np.float32]  # centroid (y, x) in the frame, [n, 2] float32
 
 
-def cut_nuclei(video: Video, *, patch: int = PATCH) -> Crops:
+def extract_crops(video: Video, *, patch: int = PATCH) -> Crops:
     """Cut every whole nucleus out of the frames, centred on the middle of its bounding box.
 
     As in the authors' extraction, a crop shows one nucleus and nothing else. Left out are nuclei
@@ -57,7 +57,7 @@ def cut_nuclei(video: Video, *, patch: int = PATCH) -> Crops:
     )
 
 
-def check_usable(crops: Crops, dim_share: float = DIM_SHARE) -> float:
+def check_fittable(crops: Crops, dim_share: float = DIM_SHARE) -> float:
     """Refuse a video that shows nothing to fit a generator to."""
     if len(crops.brightness) == 0:
         raise ValueError(

@@ -10,18 +10,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bvdm_data.fitting.nuclei import DIM_SHARE, MASK_LEVEL, Crops, check_usable
-from bvdm_data.fitting.training import TrainingLog, TrainingSettings, purpose_of, train
-from bvdm_data.rng import stream
+from bvdm_data.fitting.nuclei import DIM_SHARE, MASK_LEVEL, Crops, check_fittable
+from bvdm_data.fitting.training import TrainingLog, TrainingSettings, compute_fingerprint, train
+from bvdm_data.rng import torch_rng
 from bvdm_data.synth.flow import FlowNet, warp
-from bvdm_data.synth.unet import UNet, UNetSettings, add_noise, cosine_schedule
+from bvdm_data.synth.unet import UNet, UNetSettings, add_noise, make_cosine_schedule
 
-TEXTURE_TRAINING = TrainingSettings(steps=10_000, batch=32, rate=5e-4)
+DDPM_TRAINING = TrainingSettings(steps=10_000, batch=32, rate=5e-4)
 """The paper's recipe: 10,000 iterations, batch 32, learning rate 5e-4 (section 3)."""
 
 
 @dataclass(frozen=True)
-class Textures:
+class DdpmCrops:
     """Normalised crops: what the DDPM learns."""
 
     # relative light, [n, 1, 96, 96] float16: 0 outside the nucleus, a mean of MASK_LEVEL inside
@@ -29,18 +29,18 @@ class Textures:
     track: Tensor  # track id, [n] int64
 
 
-def normalise(crops: Crops, *, dim_share: float = DIM_SHARE, most: float = 1.5) -> Textures:
+def normalize_crops(crops: Crops, *, dim_share: float = DIM_SHARE, most: float = 1.5) -> DdpmCrops:
     """Bring every nucleus to the mean at which inference starts.
 
     The authors scale all crops by one range, so that hardly any real nucleus is as bright as the
     flat mask from which their inference starts. Here every crop is divided by its own mean, so
     that training and inference meet at ``MASK_LEVEL``; brightness comes back in the scene.
     """
-    least = check_usable(crops, dim_share)
+    least = check_fittable(crops, dim_share)
     keep = np.flatnonzero(crops.brightness >= least)
     gain = (MASK_LEVEL / crops.brightness[keep])[:, None, None]
     pictures = np.clip(crops.light[keep].astype(np.float32) * gain, 0, most)
-    return Textures(
+    return DdpmCrops(
         torch.from_numpy(pictures.astype(np.float16))[:, None], torch.from_numpy(crops.track[keep])
     )
 
@@ -50,30 +50,30 @@ def split_tracks(track: Tensor, *, share: float, seed: int) -> tuple[Tensor, Ten
     tracks = track.unique()  # type: ignore[no-untyped-call]
     if len(tracks) < 2:
         raise ValueError(f"at least 2 tracks are needed to hold some out, got {len(tracks)}")
-    order = torch.randperm(len(tracks), generator=stream(seed, "split"))
+    order = torch.randperm(len(tracks), generator=torch_rng(seed, "split"))
     held = tracks[order[: max(1, round(share * len(tracks)))]]
     is_held = torch.isin(track, held)
     return (~is_held).nonzero()[:, 0], is_held.nonzero()[:, 0]
 
 
-def fit_texture(
-    textures: Textures,
+def train_ddpm(
+    textures: DdpmCrops,
     *,
     checkpoint: Path,
     network: UNetSettings | None = None,
-    training: TrainingSettings = TEXTURE_TRAINING,
+    training: TrainingSettings = DDPM_TRAINING,
     held_out_share: float = 0.15,
     device: torch.device | None = None,
     progress: bool = True,
 ) -> tuple[UNet, TrainingLog]:
     """Train the DDPM; T = 1000, cosine schedule, mean squared error of the noise."""
-    loss_at, held_out = texture_losses(textures, training, held_out_share=held_out_share)
+    loss_at, held_out = make_ddpm_losses(textures, training, held_out_share=held_out_share)
     with torch.random.fork_rng(devices=[]):
-        seed = stream(training.seed, "texture", "weights").initial_seed()
+        seed = torch_rng(training.seed, "texture", "weights").initial_seed()
         torch.default_generator.manual_seed(seed)
         unet = UNet(network)
     unet = unet.to(device).to(memory_format=torch.channels_last)
-    purpose = purpose_of(
+    purpose = compute_fingerprint(
         "texture", unet.settings, training.batch, training.rate, training.average, training.seed,
         held_out_share, textures.track, textures.pictures,
     )  # fmt: skip
@@ -83,8 +83,8 @@ def fit_texture(
     return unet.cpu(), log
 
 
-def texture_losses(
-    textures: Textures, training: TrainingSettings, *, held_out_share: float = 0.15
+def make_ddpm_losses(
+    textures: DdpmCrops, training: TrainingSettings, *, held_out_share: float = 0.15
 ) -> tuple[Callable[[nn.Module, int], Tensor], Callable[[nn.Module], float]]:
     """Return what the DDPM learns to make small, and the same on tracks it never sees."""
     learn, held = split_tracks(textures.track, share=held_out_share, seed=training.seed)
@@ -92,7 +92,7 @@ def texture_losses(
     check = _held_out_batch(textures.pictures, held, training.seed)
 
     def loss_at(model: nn.Module, step: int) -> Tensor:
-        generator = stream(training.seed, "texture", step)
+        generator = torch_rng(training.seed, "texture", step)
         pictures = _draw(textures.pictures, members, training.batch, generator)
         return _loss(model, pictures, *_noise_and_step(len(pictures), pictures, generator))
 
@@ -128,11 +128,11 @@ def _draw(
     chosen = [members[t][int(p * len(members[t]))] for t, p in zip(tracks, place, strict=True)]
     turn = torch.randint(8, (batch,), generator=generator).tolist()
     return torch.stack(
-        [symmetry(pictures[i].float(), k) for i, k in zip(chosen, turn, strict=True)]
+        [draw_symmetry(pictures[i].float(), k) for i, k in zip(chosen, turn, strict=True)]
     )
 
 
-def symmetry(picture: Tensor, which: int) -> Tensor:
+def draw_symmetry(picture: Tensor, which: int) -> Tensor:
     """Return one of the eight symmetries of a square: four quarter turns, plain or mirrored."""
     turned = picture.rot90(which % 4, (-2, -1))
     return turned.flip(-1) if which >= 4 else turned
@@ -147,13 +147,13 @@ def _noise_and_step(
 
 def _held_out_batch(pictures: Tensor, held: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Draw 256 held-out pictures with fixed noise, so that losses can be compared."""
-    generator = stream(seed, "texture", "held out")
+    generator = torch_rng(seed, "texture", "held out")
     chosen = held[torch.randint(len(held), (256,), generator=generator)]
     images = pictures[chosen].float()
     return images, *_noise_and_step(256, images, generator)
 
 
-_SCHEDULE = cosine_schedule()
+_SCHEDULE = make_cosine_schedule()
 
 
 FLOW_TRAINING = TrainingSettings(steps=2_000, batch=32, rate=1e-4, average=0.99)
@@ -173,7 +173,7 @@ class MaskPairs:
 
 
 @dataclass(frozen=True)
-class Overlap:
+class FlowIoU:
     """How well masks agree with the next frame's, on average over pairs."""
 
     before: float  # intersection over union of the centred masks as they are
@@ -181,7 +181,7 @@ class Overlap:
     pairs: int  # number of pairs
 
 
-def pair_masks(crops: Crops) -> MaskPairs:
+def make_mask_pairs(crops: Crops) -> MaskPairs:
     """Pair the masks of every nucleus with those one frame later.
 
     The patch is cut down to the smallest multiple of 32 px that holds every nucleus with a rim of
@@ -204,7 +204,7 @@ def pair_masks(crops: Crops) -> MaskPairs:
     return MaskPairs(torch.from_numpy(pairs), torch.from_numpy(crops.track[first]))
 
 
-def fit_flow(
+def train_flownet(
     pairs: MaskPairs,
     *,
     checkpoint: Path,
@@ -212,27 +212,33 @@ def fit_flow(
     held_out_share: float = 0.15,
     device: torch.device | None = None,
     progress: bool = True,
-) -> tuple[FlowNet, TrainingLog, Overlap]:
+) -> tuple[FlowNet, TrainingLog, FlowIoU]:
     """Train FlowNet: mean squared error of the warped mask + .01 x squared gradient of the flow."""
     learn, held = split_tracks(pairs.track, share=held_out_share, seed=training.seed)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(stream(training.seed, "flow", "weights").initial_seed())
+        torch.default_generator.manual_seed(
+            torch_rng(training.seed, "flow", "weights").initial_seed()
+        )
         network = FlowNet().to(device)
-    order = torch.randperm(len(held), generator=stream(training.seed, "flow", "held out"))
+    order = torch.randperm(len(held), generator=torch_rng(training.seed, "flow", "held out"))
     check = pairs.masks[held[order[:512]]]
 
     def loss_at(model: nn.Module, step: int) -> Tensor:
-        generator = stream(training.seed, "flow", step)
+        generator = torch_rng(training.seed, "flow", step)
         chosen = learn[torch.randint(len(learn), (training.batch,), generator=generator)]
         turn = torch.randint(8, (training.batch,), generator=generator).tolist()
-        masks = [symmetry(pairs.masks[i], k) for i, k in zip(chosen.tolist(), turn, strict=True)]
-        return flow_loss(model, torch.stack(masks).to(device))
+        masks = [
+            draw_symmetry(pairs.masks[i], k) for i, k in zip(chosen.tolist(), turn, strict=True)
+        ]
+        return compute_flow_loss(model, torch.stack(masks).to(device))
 
     def held_out(model: nn.Module) -> float:
         parts = check.split(64)  # type: ignore[no-untyped-call]
-        return float(torch.stack([flow_loss(model, part.to(device)) for part in parts]).mean())
+        return float(
+            torch.stack([compute_flow_loss(model, part.to(device)) for part in parts]).mean()
+        )
 
-    purpose = purpose_of(
+    purpose = compute_fingerprint(
         "flow", training.batch, training.rate, training.average, training.seed, held_out_share,
         pairs.track, pairs.masks,
     )  # fmt: skip
@@ -246,25 +252,25 @@ def fit_flow(
         progress=progress,
     )
     network = network.cpu()
-    return network, log, mask_overlap(network, check)
+    return network, log, measure_flow_iou(network, check)
 
 
-def flow_loss(model: nn.Module, masks: Tensor) -> Tensor:
+def compute_flow_loss(model: nn.Module, masks: Tensor) -> Tensor:
     """Return what FlowNet learns to make small (authors' code)."""
     source, target = masks.float().split(1, 1)  # type: ignore[no-untyped-call]
     with torch.autocast(masks.device.type, torch.bfloat16):
         flow = model(source, target)
-    return F.mse_loss(warp(source, flow), target) + SMOOTHNESS * _roughness(flow)
+    return F.mse_loss(warp(source, flow), target) + SMOOTHNESS * _penalize_gradient(flow)
 
 
-def _roughness(flow: Float[Tensor, "N 2 H W"]) -> Tensor:
+def _penalize_gradient(flow: Float[Tensor, "N 2 H W"]) -> Tensor:
     down = flow[:, :, 1:] - flow[:, :, :-1]
     right = flow[..., 1:] - flow[..., :-1]
     return (down.square().mean() + right.square().mean()) / 2
 
 
 @torch.no_grad()
-def mask_overlap(network: nn.Module, masks: Tensor) -> Overlap:
+def measure_flow_iou(network: nn.Module, masks: Tensor) -> FlowIoU:
     """Measure how well warping brings each mask onto the next."""
     before, after = [], []
     for part in masks.split(64):  # type: ignore[no-untyped-call]
@@ -272,7 +278,7 @@ def mask_overlap(network: nn.Module, masks: Tensor) -> Overlap:
         moved = warp(source, network(source, target)) > 0.5
         before.append(_overlap(part[:, :1], part[:, 1:]))
         after.append(_overlap(moved, part[:, 1:]))
-    return Overlap(float(torch.cat(before).mean()), float(torch.cat(after).mean()), len(masks))
+    return FlowIoU(float(torch.cat(before).mean()), float(torch.cat(after).mean()), len(masks))
 
 
 def _overlap(one: Tensor, other: Tensor) -> Tensor:

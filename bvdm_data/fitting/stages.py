@@ -41,7 +41,7 @@ class StageRules:
 
 
 @dataclass(frozen=True)
-class Appearance:
+class NucleusFeatures:
     """What the stages are told from."""
 
     area: Array  # pixels of each mask, [n]
@@ -49,7 +49,7 @@ class Appearance:
     aspect: Array  # ratio of the axes of the ellipse with the same second moments, [n]
 
 
-def appearance(crops: Crops) -> Appearance:
+def measure_features(crops: Crops) -> NucleusFeatures:
     """Measure every crop."""
     aspect = np.empty(len(crops.masks))
     for i, mask in enumerate(crops.masks):
@@ -57,10 +57,10 @@ def appearance(crops: Crops) -> Appearance:
         low, high = np.linalg.eigvalsh(spread)
         aspect[i] = np.sqrt(high / max(low, 1e-3))
     area = crops.masks.sum((1, 2)).astype(float)
-    return Appearance(area, crops.brightness.astype(float), aspect)
+    return NucleusFeatures(area, crops.brightness.astype(float), aspect)
 
 
-def daughters_of(tracks: npt.NDArray[np.int32]) -> dict[int, list[int]]:
+def find_daughters(tracks: npt.NDArray[np.int32]) -> dict[int, list[int]]:
     """List the divisions: a track that two or more others name as their parent."""
     children: dict[int, list[int]] = {}
     for identity, _, _, parent in tracks.tolist():
@@ -69,14 +69,14 @@ def daughters_of(tracks: npt.NDArray[np.int32]) -> dict[int, list[int]]:
     return {mother: found for mother, found in children.items() if len(found) >= 2}
 
 
-def interphase_references(
-    crops: Crops, looks: Appearance, tracks: npt.NDArray[np.int32], rules: StageRules
+def measure_interphase(
+    crops: Crops, looks: NucleusFeatures, tracks: npt.NDArray[np.int32], rules: StageRules
 ) -> dict[int, tuple[float, float]]:
     """Return the median area and brightness of every mother before her division."""
     last = dict(zip(tracks[:, 0].tolist(), tracks[:, 2].tolist(), strict=True))
     near, far = rules.reference
     found = {}
-    for mother in daughters_of(tracks):
+    for mother in find_daughters(tracks):
         before = last[mother] - crops.frame
         rows = np.flatnonzero((crops.track == mother) & (before >= near - 1) & (before <= far - 1))
         if len(rows) >= 3:
@@ -102,14 +102,14 @@ def assign_stages(
     Index into ``STAGES`` or -1 (unknown), ``[n]``.
     """
     rules = rules or StageRules()
-    looks = appearance(crops)
+    looks = measure_features(crops)
     stages = np.full(len(crops.track), INTERPHASE, np.int8)
     place = {
         (int(t), int(f)): i for i, (t, f) in enumerate(zip(crops.track, crops.frame, strict=True))
     }
     span = {identity: (first, last) for identity, first, last, _ in tracks.tolist()}
-    references = interphase_references(crops, looks, tracks, rules)
-    for mother, daughters in daughters_of(tracks).items():
+    references = measure_interphase(crops, looks, tracks, rules)
+    for mother, daughters in find_daughters(tracks).items():
         around = sum(rules.longest[:2])
         rows = [place.get((mother, span[mother][1] - back)) for back in range(around)]
         young = [
@@ -129,7 +129,7 @@ def assign_stages(
 def _stage_mother(
     stages: npt.NDArray[np.int8],
     rows: list[int | None],
-    looks: Appearance,
+    looks: NucleusFeatures,
     reference: tuple[float, float],
     rules: StageRules,
 ) -> None:
@@ -154,7 +154,7 @@ def _stage_mother(
 def _stage_daughter(
     stages: npt.NDArray[np.int8],
     rows: list[int | None],
-    looks: Appearance,
+    looks: NucleusFeatures,
     reference: tuple[float, float],
     rules: StageRules,
 ) -> None:
@@ -168,7 +168,7 @@ def _stage_daughter(
         stages[row] = ANAPHASE if is_plate else TELOPHASE
 
 
-def durations(
+def measure_stage_durations(
     crops: Crops,
     stages: npt.NDArray[np.int8],
     tracks: npt.NDArray[np.int32],
@@ -181,7 +181,7 @@ def durations(
     interphase is 0.
     """
     table = np.zeros((len(STAGES), longest + 1))
-    children = daughters_of(tracks)
+    children = find_daughters(tracks)
     for mother in mothers:
         whole = stages[crops.track == mother]
         for stage in (PROPHASE, PROMETAPHASE, METAPHASE):

@@ -11,34 +11,34 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from bvdm_data.fitting.training import TrainingLog, TrainingSettings, purpose_of, train
-from bvdm_data.rng import numpy_stream, stream
-from bvdm_data.synth.cell_cycle import LifeModel
-from bvdm_data.synth.cells import grow_family
+from bvdm_data.fitting.training import TrainingLog, TrainingSettings, compute_fingerprint, train
+from bvdm_data.rng import numpy_rng, torch_rng
+from bvdm_data.synth.cell_cycle import CellCycleModel
+from bvdm_data.synth.cells import simulate_lineage
 from bvdm_data.synth.contours import ShapeModel
 from bvdm_data.synth.denoiser import (
-    RIM,
-    DistilledPainter,
-    DistilledSettings,
-    Painter,
-    denoise,
-    edge_map,
-    patch_scale,
+    PATCH_MARGIN,
+    Denoiser,
+    Student,
+    StudentConfig,
+    compute_signed_distance_map,
+    fit_to_patch_scale,
+    run_dpm_solver,
 )
 from bvdm_data.synth.model import BRIGHTNESS, SIZE
-from bvdm_data.synth.textures import BATCH, DISTILLED_STEPS, fade
+from bvdm_data.synth.textures import BATCH, STUDENT_STEPS, fade_halo
 
-DISTILLED_TRAINING = TrainingSettings(steps=8000, batch=64, rate=1e-3)
+STUDENT_TRAINING = TrainingSettings(steps=8000, batch=64, rate=1e-3)
 """Our recipe; ``bvdm-data info`` prints the losses that it came to."""
 
 PAIRS = 16_384
 """Pictures that the painter draws for the network to learn from (our choice: with half as many
 the held-out loss is the same within 2 %)."""
 
-RARE = 0.25
+MITOSIS_FRACTION = 0.25
 """Share of the pictures that is drawn from the stages of mitosis, which are rare."""
 
-WIDE = 8
+LARGE_PATCH_EVERY = 8
 """One batch out of so many is of the size of picture that fewer nuclei need, mostly the whole
 patch, and half as large."""
 
@@ -47,7 +47,7 @@ _HELD_OUT = 512
 
 
 @dataclass(frozen=True)
-class Pairs:
+class DistillationPairs:
     """Noise, what a nucleus is like, and what the painter draws."""
 
     noise: Tensor  # [n, 1, P, P] bfloat16
@@ -57,23 +57,23 @@ class Pairs:
     stage: Tensor  # [n] int64
 
 
-def draw_pairs(
-    painter: Painter,
+def sample_teacher_pairs(
+    painter: Denoiser,
     shapes: ShapeModel,
-    lives: LifeModel,
+    lives: CellCycleModel,
     *,
     count: int = PAIRS,
     seed: int = 0,
     device: torch.device | None = None,
     progress: bool = True,
-) -> Pairs:
+) -> DistillationPairs:
     """Let the painter draw moments out of lives, as large and as bright as clips may vary them."""
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     radii, brightness, stage = _moments(shapes, lives, count, seed)
     patch = painter.settings.patch
-    radii = radii * patch_scale(radii, patch)[:, None]
-    generator = stream(seed, "distilled", "noise")
+    radii = radii * fit_to_patch_scale(radii, patch)[:, None]
+    generator = torch_rng(seed, "distilled", "noise")
     noise = torch.empty(count, 1, patch, patch, dtype=torch.bfloat16)
     picture = torch.empty_like(noise)
     painter = painter.to(device)
@@ -83,25 +83,25 @@ def draw_pairs(
         for part in tqdm(parts, desc="pairs", disable=not progress):
             noise[part] = torch.randn(len(part), 1, patch, patch, generator=generator).bfloat16()
             start = noise[part].float().to(place)
-            edge = edge_map(radii[part], patch).to(place)
+            edge = compute_signed_distance_map(radii[part], patch).to(place)
             known = brightness[part].to(place), stage[part].to(place)
-            drawn = denoise(painter, start, DISTILLED_STEPS, edge, *known)
+            drawn = run_dpm_solver(painter, start, STUDENT_STEPS, edge, *known)
             picture[part] = drawn.bfloat16().cpu()
-    return Pairs(noise, picture, radii, brightness, stage)
+    return DistillationPairs(noise, picture, radii, brightness, stage)
 
 
 def _moments(
-    shapes: ShapeModel, lives: LifeModel, count: int, seed: int
+    shapes: ShapeModel, lives: CellCycleModel, count: int, seed: int
 ) -> tuple[Float[Tensor, "n K"], Float[Tensor, " n"], Int[Tensor, " n"]]:
     """Draw outlines, brightness and stages out of lives, with more of the rare stages."""
-    draws = numpy_stream(seed, "distilled", "lives")
+    draws = numpy_rng(seed, "distilled", "lives")
     groups: tuple[list[tuple[np.ndarray, float, int]], ...] = ([], [])
-    wanted = (count - int(RARE * count), int(RARE * count))
+    wanted = (count - int(MITOSIS_FRACTION * count), int(MITOSIS_FRACTION * count))
     tries = 0
     while (len(groups[0]) < wanted[0] or len(groups[1]) < wanted[1]) and tries < 4 * count:
         tries += 1
         size, light = np.exp(np.array([SIZE, BRIGHTNESS]) * draws.standard_normal(2))
-        for life in grow_family(shapes, lives, _FILM, draws, 1, jitter=None):
+        for life in simulate_lineage(shapes, lives, _FILM, draws, 1, jitter=None):
             moment = int(draws.integers(len(life.stages)))
             stage = int(life.stages[moment])
             drawn = (size * life.radii[moment], light * life.brightness[moment], stage)
@@ -117,34 +117,34 @@ def _moments(
     )
 
 
-def fit_distilled(
-    pairs: Pairs,
-    painter: Painter,
+def train_student(
+    pairs: DistillationPairs,
+    painter: Denoiser,
     *,
     checkpoint: Path,
-    training: TrainingSettings = DISTILLED_TRAINING,
-    start: DistilledPainter | None = None,
+    training: TrainingSettings = STUDENT_TRAINING,
+    start: Student | None = None,
     device: torch.device | None = None,
     progress: bool = True,
-) -> tuple[DistilledPainter, TrainingLog]:
+) -> tuple[Student, TrainingLog]:
     """Train the distilled network on pairs (Luhman & Luhman 2021)."""
     patch, floor = painter.settings.patch, painter.settings.floor
     if start is None:
-        settings = DistilledSettings(patch=patch, narrow=narrow_of(patch), floor=floor)
+        settings = StudentConfig(patch=patch, narrow=choose_small_patch(patch), floor=floor)
     else:
         # The weights do not depend on the sides of the pictures.
         narrow = min(start.settings.narrow, patch)
         settings = replace(start.settings, patch=patch, narrow=narrow, floor=floor)
     with torch.random.fork_rng(devices=[]):
-        seed = stream(training.seed, "distilled", "weights").initial_seed()
+        seed = torch_rng(training.seed, "distilled", "weights").initial_seed()
         torch.default_generator.manual_seed(seed)
-        network = DistilledPainter(settings)
+        network = Student(settings)
     if start is not None:
         network.load_state_dict(start.state_dict())
-    loss_at, held_out = distilled_losses(pairs, settings, training)
+    loss_at, held_out = make_student_losses(pairs, settings, training)
     network = network.to(device).to(memory_format=torch.channels_last)
     begin = () if start is None else tuple(start.state_dict().values())
-    purpose = purpose_of(
+    purpose = compute_fingerprint(
         "distilled", settings, training.batch, training.rate, training.average, training.seed,
         *(part.view(torch.int16) for part in (pairs.noise, pairs.picture)),
         pairs.radii, pairs.brightness, pairs.stage, *begin,
@@ -156,7 +156,7 @@ def fit_distilled(
     return network.cpu(), log
 
 
-def narrow_of(patch: int) -> int:
+def choose_small_patch(patch: int) -> int:
     """Return the side of narrow pictures: three quarters of the patch, a multiple of 8 from 16 on.
 
     Our choice: the most common nuclei fit, and a picture costs little more than half.
@@ -168,13 +168,13 @@ def narrow_of(patch: int) -> int:
     return max(16, 3 * patch // 32 * 8)
 
 
-def distilled_losses(
-    pairs: Pairs, settings: DistilledSettings, training: TrainingSettings
+def make_student_losses(
+    pairs: DistillationPairs, settings: StudentConfig, training: TrainingSettings
 ) -> tuple[Callable[[nn.Module, int], Tensor], Callable[[nn.Module], float]]:
     """Return what the network learns to make small, and the same on pairs that it never sees."""
     rows = torch.arange(len(pairs.radii))
     held = min(_HELD_OUT, len(rows) // 4)
-    fits = pairs.radii.amax(1) <= settings.narrow / 2 - RIM
+    fits = pairs.radii.amax(1) <= settings.narrow / 2 - PATCH_MARGIN
     sides = {settings.narrow: fits, settings.patch: ~fits}
     if settings.narrow == settings.patch:
         sides = {settings.patch: torch.ones_like(fits)}
@@ -184,9 +184,9 @@ def distilled_losses(
     rare = [group for group in others if len(group[1])]
 
     def loss_at(model: nn.Module, step: int) -> Tensor:
-        generator = stream(training.seed, "distilled", step)
+        generator = torch_rng(training.seed, "distilled", step)
         (side, some), size = usual, training.batch
-        if rare and step % WIDE == WIDE - 1:
+        if rare and step % LARGE_PATCH_EVERY == LARGE_PATCH_EVERY - 1:
             (side, some), size = rare[0], max(1, training.batch // 2)
         drawn = torch.randint(len(some), (size,), generator=generator)
         error, weight, _ = _miss(model, pairs, some[drawn], side)
@@ -207,11 +207,13 @@ def distilled_losses(
     return loss_at, held_out
 
 
-def _edge(pairs: Pairs, rows: Tensor, side: int) -> Float[Tensor, "N 1 P P"]:
-    return edge_map(pairs.radii[rows], side)
+def _edge(pairs: DistillationPairs, rows: Tensor, side: int) -> Float[Tensor, "N 1 P P"]:
+    return compute_signed_distance_map(pairs.radii[rows], side)
 
 
-def _miss(model: nn.Module, pairs: Pairs, rows: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
+def _miss(
+    model: nn.Module, pairs: DistillationPairs, rows: Tensor, side: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return the weighted square of what a network misses, the weight, and the pictures."""
     device = next(model.parameters()).device
     rim = (pairs.noise.shape[-1] - side) // 2
@@ -222,5 +224,5 @@ def _miss(model: nn.Module, pairs: Pairs, rows: Tensor, side: int) -> tuple[Tens
     edge = _edge(pairs, rows, side).to(device)
     with torch.autocast(device.type, torch.bfloat16):
         drawn = model(noise, edge, pairs.brightness[rows].to(device), pairs.stage[rows].to(device))
-    weight = fade(edge)[:, None]  # what lies farther out is not used
+    weight = fade_halo(edge)[:, None]  # what lies farther out is not used
     return (drawn - wanted).square() * weight, weight, wanted

@@ -11,15 +11,15 @@ from scipy import ndimage
 from torch import Tensor
 
 from bvdm_data.clip import CameraScale
-from bvdm_data.fitting.nuclei import Crops, cut_nuclei
-from bvdm_data.fitting.video import Frame, Video, background_light
-from bvdm_data.rng import numpy_stream, stream
-from bvdm_data.synth.contours import area
-from bvdm_data.synth.denoiser import edge_map
-from bvdm_data.synth.model import Generator
+from bvdm_data.fitting.nuclei import Crops, extract_crops
+from bvdm_data.fitting.video import Frame, Video, estimate_background
+from bvdm_data.rng import numpy_rng, torch_rng
+from bvdm_data.synth.contours import compute_polygon_area
+from bvdm_data.synth.denoiser import compute_signed_distance_map
+from bvdm_data.synth.model import Model
 from bvdm_data.synth.scene import SceneSettings
 from bvdm_data.synth.synthesis import synthesise
-from bvdm_data.synth.textures import BATCH, FastSettings, TextureModel, paint_moments
+from bvdm_data.synth.textures import BATCH, FastSettings, TextureModel, denoise_patches
 
 LAGS = (1, 2, 4, 7)
 """Frames between the two pictures of a nucleus that are compared."""
@@ -44,7 +44,7 @@ _SEARCH = (
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
+class NucleusPatch:
     """One nucleus with its centroid near the middle of a square of 49 x 49 pixels."""
 
     light: Tensor  # grey values less their mean, [49, 49] float32
@@ -52,7 +52,7 @@ class Picture:
     rest: Tensor  # centroid (y, x) less the middle of the square, px, [2] float32
 
 
-def aligned_correlation(one: Picture, other: Picture, *, start: float = 0.0) -> float:
+def correlate_registered(one: NucleusPatch, other: NucleusPatch, *, start: float = 0.0) -> float:
     """Move one picture onto another and correlate what both show of the inside."""
     if int(one.inside.sum()) < _LEAST_COMMON:
         return math.nan
@@ -67,7 +67,7 @@ def aligned_correlation(one: Picture, other: Picture, *, start: float = 0.0) -> 
     return float(correlation[found]) if torch.isfinite(score[found]) else math.nan
 
 
-def turn_of_axes(one: Picture, other: Picture) -> float:
+def measure_angle_between_axes(one: NucleusPatch, other: NucleusPatch) -> float:
     """Return the turn that lays the long axes of two insides onto each other, radians."""
     angles = []
     for picture in (one, other):
@@ -76,7 +76,7 @@ def turn_of_axes(one: Picture, other: Picture) -> float:
     return angles[0] - angles[1]
 
 
-def _scores(one: Picture, other: Picture, tried: Tensor) -> tuple[Tensor, Tensor]:
+def _scores(one: NucleusPatch, other: NucleusPatch, tried: Tensor) -> tuple[Tensor, Tensor]:
     """Score rigid motions of a picture onto the inside of another.
 
     Overlap of the insides plus correlation, -inf with too few common pixels; and the
@@ -112,19 +112,19 @@ def _sampled(plane: Tensor, grid: Tensor, mode: str) -> Tensor:
 PAIRS = 600
 """Pairs of pictures that are compared at each lag."""
 
-PAINTED = 200
+CALIBRATION_NUCLEI = 200
 """Nuclei that are painted for each correlation of the noise."""
 
-ROUNDS = 4
+ITERATIONS = 4
 """Films that are made to correct what pairs alone do not show."""
 
-FILM = SceneSettings(frames=16, size=(640, 640), nuclei=72)
+CALIBRATION_SCENE = SceneSettings(frames=16, size=(640, 640), nuclei=72)
 """The films."""
 
 LEAST_PAIRS = 20
 """With fewer pairs at a lag nothing can be told."""
 
-USUAL = TextureModel(memory=0.97, fresh=0.2)
+DEFAULT = TextureModel(memory=0.97, fresh=0.2)
 """What is taken where a video shows too few pairs (close to that of the HeLa video)."""
 
 _NOISES = (0.0, 0.5, 0.7, 0.85, 0.95, 1.0)
@@ -132,8 +132,8 @@ _NOISES = (0.0, 0.5, 0.7, 0.85, 0.95, 1.0)
 Array = npt.NDArray[np.float64]
 
 
-def fit_memory(
-    crops: Crops, stages: npt.NDArray[np.int8], generator: Generator, *, seed: int = 0
+def fit_noise_autocorrelation(
+    crops: Crops, stages: npt.NDArray[np.int8], generator: Model, *, seed: int = 0
 ) -> tuple[TextureModel, dict[int, float]]:
     """Find the noise whose textures last as long as the video's.
 
@@ -144,17 +144,17 @@ def fit_memory(
     textures in a film, such as turns, growth and neighbours, is found by making one and measuring
     it; the targets are moved by what it misses, ``ROUNDS`` times, and the best round wins.
     """
-    real = _of_video(crops, stages, seed)
+    real = _measure_video(crops, stages, seed)
     if len(real) < 2:
-        return USUAL, real
+        return DEFAULT, real
     brightness = np.maximum(crops.brightness[stages == 0].astype(float), 1e-4)
-    tables = {lag: _of_noises(generator, brightness, lag, seed) for lag in real}
+    tables = {lag: _measure_noises(generator, brightness, lag, seed) for lag in real}
     if not all(table.any() for table in tables.values()):
-        return USUAL, real
+        return DEFAULT, real
     wanted, rounds = dict(real), []
-    for _ in range(ROUNDS):
-        model = _best(tables, wanted)
-        seen = _of_film(replace(generator, texture=model), seed)
+    for _ in range(ITERATIONS):
+        model = _search_grid(tables, wanted)
+        seen = _measure_synthetic(replace(generator, texture=model), seed)
         if not real.keys() <= seen.keys():
             return model, real
         missed = {lag: real[lag] - seen[lag] for lag in real}
@@ -164,7 +164,7 @@ def fit_memory(
     return TextureModel(memory=memory, fresh=fresh), real
 
 
-def _best(tables: dict[int, Array], wanted: dict[int, float]) -> TextureModel:
+def _search_grid(tables: dict[int, Array], wanted: dict[int, float]) -> TextureModel:
     """Return the model whose noise comes nearest to the correlations that are wanted."""
     memory, fresh = np.meshgrid(1 - np.geomspace(0.001, 0.3, 60), np.linspace(0, 0.8, 81))
     miss = np.zeros_like(memory)
@@ -175,24 +175,26 @@ def _best(tables: dict[int, Array], wanted: dict[int, float]) -> TextureModel:
     return TextureModel(memory=float(memory[best]), fresh=float(fresh[best]))
 
 
-def _of_film(generator: Generator, seed: int) -> dict[int, float]:
+def _measure_synthetic(generator: Model, seed: int) -> dict[int, float]:
     """Return what :func:`_of_video` finds in a film."""
     try:
-        film = synthesise(generator, FILM, FastSettings(), seed=seed, name=("fit", "memory"))
+        film = synthesise(
+            generator, CALIBRATION_SCENE, FastSettings(), seed=seed, name=("fit", "memory")
+        )
     except ValueError:  # nuclei so large that they do not fit
         return {}
     frames = tuple(
-        Frame(number, grey, masks, background_light(grey, masks))
+        Frame(number, grey, masks, estimate_background(grey, masks))
         for number, (grey, masks) in enumerate(zip(film.video, film.masks, strict=True))
     )
     camera = generator.camera
     video = Video(frames, film.tracks, CameraScale(camera.offset, camera.full))
-    crops = cut_nuclei(video)
-    return _of_video(crops, film.stages[crops.track - 1, crops.frame], seed)
+    crops = extract_crops(video)
+    return _measure_video(crops, film.stages[crops.track - 1, crops.frame], seed)
 
 
-def _of_noises(
-    generator: Generator, brightness: npt.NDArray[np.float64], lag: int, seed: int
+def _measure_noises(
+    generator: Model, brightness: npt.NDArray[np.float64], lag: int, seed: int
 ) -> Array:
     """Return what :func:`_of_noise` finds for each of ``_NOISES``; never falling."""
     found = [_of_noise(generator, brightness, lag, noise, seed) for noise in _NOISES]
@@ -200,7 +202,7 @@ def _of_noises(
     return rising
 
 
-def _of_video(crops: Crops, stages: npt.NDArray[np.int8], seed: int) -> dict[int, float]:
+def _measure_video(crops: Crops, stages: npt.NDArray[np.int8], seed: int) -> dict[int, float]:
     """Return the median correlation of nuclei with themselves at each lag that is seen."""
     rows = np.flatnonzero(stages == 0)
     place = {(int(crops.track[i]), int(crops.frame[i])): int(i) for i in rows}
@@ -211,9 +213,9 @@ def _of_video(crops: Crops, stages: npt.NDArray[np.int8], seed: int) -> dict[int
         pairs = [p for p in pairs if AREA_RATIO[0] <= area[p[1]] / area[p[0]] <= AREA_RATIO[1]]
         if len(pairs) < LEAST_PAIRS:
             continue
-        order = numpy_stream(seed, "fit", "memory", lag).permutation(len(pairs))[:PAIRS]
+        order = numpy_rng(seed, "fit", "memory", lag).permutation(len(pairs))[:PAIRS]
         values = [
-            aligned_correlation(*(_of_crop(crops, row) for row in pairs[number]))
+            correlate_registered(*(_of_crop(crops, row) for row in pairs[number]))
             for number in order.tolist()
         ]
         known = [value for value in values if math.isfinite(value)]
@@ -222,7 +224,7 @@ def _of_video(crops: Crops, stages: npt.NDArray[np.int8], seed: int) -> dict[int
     return found
 
 
-def _of_crop(crops: Crops, row: int) -> Picture:
+def _of_crop(crops: Crops, row: int) -> NucleusPatch:
     mask = crops.masks[row]
     return _picture(crops.light[row].astype(np.float32), mask, _centre(mask))
 
@@ -232,7 +234,9 @@ def _centre(mask: npt.NDArray[np.bool_]) -> Array:
     return centre
 
 
-def _picture(light: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_], centre: Array) -> Picture:
+def _picture(
+    light: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_], centre: Array
+) -> NucleusPatch:
     """Cut the square that is compared out of a patch."""
     pad = HALF + 1
     middle = np.rint(centre).astype(int) + pad
@@ -242,11 +246,11 @@ def _picture(light: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_], centre
     rest = (centre + pad - middle).astype(np.float32)
     light = np.pad(light, pad)[place]
     light = light - light[own].mean()
-    return Picture(*(torch.from_numpy(part) for part in (light, inside, rest)))
+    return NucleusPatch(*(torch.from_numpy(part) for part in (light, inside, rest)))
 
 
 def _of_noise(
-    generator: Generator,
+    generator: Model,
     brightness: npt.NDArray[np.float64],
     lag: int,
     noise: float,
@@ -259,19 +263,25 @@ def _of_noise(
     settings = FastSettings()
     painter = generator.painter_for(settings)
     shapes, camera = generator.shapes, generator.camera
-    draws = numpy_stream(seed, "fit", "memory", "lives")
+    draws = numpy_rng(seed, "fit", "memory", "lives")
     patch = painter.settings.patch
-    scores = np.stack([shapes.scores(lag + 1, draws)[[0, -1]] for _ in range(PAINTED)], 1)
+    scores = np.stack(
+        [shapes.scores(lag + 1, draws)[[0, -1]] for _ in range(CALIBRATION_NUCLEI)], 1
+    )
     outlines = np.maximum(shapes.mean[0] + scores @ shapes.modes[0], shapes.mean[0].mean() / 4)
-    outlines[1] *= np.sqrt(area(outlines[0]) / area(outlines[1]))[:, None]
+    outlines[1] *= np.sqrt(compute_polygon_area(outlines[0]) / compute_polygon_area(outlines[1]))[
+        :, None
+    ]
     outlines *= np.minimum(1, (patch / 2 - 1) / outlines.max(2, keepdims=True))
-    level = torch.from_numpy(draws.choice(brightness, PAINTED)).float()
-    drawn = torch.randn((2, PAINTED, patch, patch), generator=stream(seed, "fit", "memory"))
+    level = torch.from_numpy(draws.choice(brightness, CALIBRATION_NUCLEI)).float()
+    drawn = torch.randn(
+        (2, CALIBRATION_NUCLEI, patch, patch), generator=torch_rng(seed, "fit", "memory")
+    )
     drawn[1] = noise * drawn[0] + math.sqrt(1 - noise**2) * drawn[1]
     pictures = []
     for some, radii in zip(drawn, torch.from_numpy(outlines).float(), strict=True):
         painted = [
-            paint_moments(
+            denoise_patches(
                 painter,
                 some[part],
                 radii[part],
@@ -279,12 +289,14 @@ def _of_noise(
                 torch.zeros(len(part), dtype=torch.long),
                 steps=settings.steps,
             )
-            for part in torch.arange(PAINTED).split(BATCH)  # type: ignore[no-untyped-call]
+            for part in torch.arange(CALIBRATION_NUCLEI).split(BATCH)  # type: ignore[no-untyped-call]
         ]
-        masks = (edge_map(radii, patch)[:, 0] <= 0).numpy()
+        masks = (compute_signed_distance_map(radii, patch)[:, 0] <= 0).numpy()
         grain = draws.standard_normal(masks.shape)
         grain = camera.noise * ndimage.convolve1d(grain, camera.streak, axis=2)
         seen = torch.cat(painted).numpy() + grain.astype(np.float32)
         found = zip(seen, masks, strict=True)
         pictures.append([_picture(one, mask, _centre(mask)) for one, mask in found])
-    return float(np.nanmedian([aligned_correlation(*pair) for pair in zip(*pictures, strict=True)]))
+    return float(
+        np.nanmedian([correlate_registered(*pair) for pair in zip(*pictures, strict=True)])
+    )

@@ -107,7 +107,7 @@ def train(
     return log
 
 
-def purpose_of(*parts: object) -> str:
+def compute_fingerprint(*parts: object) -> str:
     """Return a short text that differs when any of the parts differs."""
     digest = hashlib.sha256()
     for part in parts:

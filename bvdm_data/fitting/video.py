@@ -32,7 +32,7 @@ class Video:
     scale: CameraScale  # how counts became grey values
 
 
-class TooLittleVideoError(ValueError):
+class VideoTooShortError(ValueError):
     """A video shows too little to fit a model to: too few frames or divisions."""
 
 
@@ -51,10 +51,10 @@ def read_video(
         masks = sequence.masks(number)
         if masks is not None and masks.any():
             grey = scale.to_grey(sequence.frame(number))
-            frames.append(Frame(number, grey, masks, background_light(grey, masks)))
+            frames.append(Frame(number, grey, masks, estimate_background(grey, masks)))
     if len(frames) < 2:
         before = "" if stop is None else f" before stop={stop}"
-        raise TooLittleVideoError(
+        raise VideoTooShortError(
             f"sequence {sequence.name!r} of {sequence.folder} must have masks in at least 2 frames "
             f"to fit shapes and motion, got {len(frames)}{before}; give a longer video or another "
             "truth"
@@ -71,7 +71,7 @@ def _tracks_before(tracks: npt.NDArray[np.int32], stop: int | None) -> npt.NDArr
     return known
 
 
-def empty_places(
+def mask_background(
     grey: npt.NDArray[np.float32], masks: npt.NDArray[np.int32]
 ) -> npt.NDArray[np.bool_]:
     """Find the pixels that show background and nothing else."""
@@ -83,14 +83,14 @@ def empty_places(
     return free & (grey < middle + 4 * max(float(spread), 1e-6))
 
 
-def background_light(
+def estimate_background(
     grey: npt.NDArray[np.float32], masks: npt.NDArray[np.int32], *, width: float = 32.0
 ) -> npt.NDArray[np.float32]:
     """Estimate the background under the nuclei by a Gaussian mean of what lies between them.
 
     The background, ``[H, W]``, of the same unit as grey.
     """
-    free = empty_places(grey, masks)
+    free = mask_background(grey, masks)
     middle = np.median(grey[free])
     weight = ndimage.gaussian_filter(free.astype(np.float32), width, truncate=3)
     total = ndimage.gaussian_filter(np.where(free, grey, 0), width, truncate=3)
@@ -125,14 +125,14 @@ def fit_camera(video: Video) -> CameraModel:
         field_spread=float(np.mean([field.std() for field in fields])),
         field_width=_field_width([fields[i] for i in _spread_out(len(fields))]),
         noise=noise,
-        streak=streak_kernel(correlation),
+        streak=fit_row_noise_kernel(correlation),
         halo=_halo(chosen),
         offset=video.scale.offset,
         full=video.scale.full,
     )
 
 
-def streak_kernel(correlation: Array) -> Array:
+def fit_row_noise_kernel(correlation: Array) -> Array:
     """Return the symmetric kernel that gives white noise a correlation along rows.
 
     Its spectrum is the square root of the spectrum that belongs to the correlation
@@ -159,7 +159,7 @@ def _noise(frames: list[Frame]) -> tuple[float, Array]:
     """Robust standard deviation of the noise, and its correlation along rows at lags 1 to 4."""
     spreads, correlations = [], []
     for frame in frames:
-        free = empty_places(frame.grey, frame.masks)
+        free = mask_background(frame.grey, frame.masks)
         rest = np.where(free, frame.grey - frame.background, 0).astype(float)
         # What varies over 8 px and more is background, not noise.
         share = ndimage.gaussian_filter(free.astype(float), 8)

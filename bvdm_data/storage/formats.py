@@ -18,7 +18,7 @@ from bvdm_data.clip import Clip
 Schema = Mapping[str, Mapping[str, Any]]
 """Dtype and shape of each key of a clip."""
 
-OLDEST = (1980, 1, 1, 0, 0, 0)
+ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 """Time of all members of a zip, the first that the format knows, so that equal clips make equal
 files."""
 
@@ -35,7 +35,7 @@ def write_tar(
     """
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
         for clip in clips:
-            arrays = arrays_of(clip, schema)
+            arrays = list_arrays(clip, schema)
             sample = f"{int(arrays['index']):09d}"
             for key, array in arrays.items():
                 data, suffix = _npy(array), "npy"
@@ -72,7 +72,7 @@ def write_zarr(
 
     Clips are written one by one, and members hold no time, so that equal clips make equal files.
     """
-    zarr = zarr_package()
+    zarr = import_zarr()
     codec = zarr.codecs.ZstdCodec(level=1)
     held: dict[str, Any] = {}
     group = zarr.create_group(store=zarr.storage.MemoryStore(held), zarr_format=3)
@@ -87,16 +87,16 @@ def write_zarr(
         for key, said in schema.items()
     }
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        _drain(held, archive)
+        _flush(held, archive)
         for place, clip in enumerate(clips):
-            for key, value in arrays_of(clip, schema).items():
+            for key, value in list_arrays(clip, schema).items():
                 arrays[key][place] = value
-            _drain(held, archive, "/c/")
+            _flush(held, archive, "/c/")
 
 
 def read_zarr(path: Path) -> Iterator[dict[str, npt.NDArray[Any]]]:
     """Yield the arrays of each clip of a zarr group by their keys."""
-    zarr = zarr_package()
+    zarr = import_zarr()
     if not zipfile.is_zipfile(path):  # which ZipStore does not survive
         raise zipfile.BadZipFile("it has not the end of a zip")
     store = zarr.storage.ZipStore(path, mode="r")
@@ -109,7 +109,7 @@ def read_zarr(path: Path) -> Iterator[dict[str, npt.NDArray[Any]]]:
         store.close()
 
 
-def zarr_package() -> Any:
+def import_zarr() -> Any:
     """Return the package zarr."""
     try:
         import zarr
@@ -125,7 +125,7 @@ def zarr_package() -> Any:
     return zarr
 
 
-def arrays_of(clip: Clip, schema: Schema) -> dict[str, npt.NDArray[Any]]:
+def list_arrays(clip: Clip, schema: Schema) -> dict[str, npt.NDArray[Any]]:
     """Return the tensors of a clip as arrays, in the order of the schema."""
     tensors: Mapping[str, Any] = clip
     return {key: tensors[key].cpu().contiguous().numpy() for key in schema}
@@ -161,10 +161,10 @@ def _gzipped(data: bytes) -> bytes:
     return out.getvalue()
 
 
-def _drain(held: dict[str, Any], archive: zipfile.ZipFile, part: str = "") -> None:
+def _flush(held: dict[str, Any], archive: zipfile.ZipFile, part: str = "") -> None:
     """Move what zarr has written to memory into the zip."""
     for name in sorted(name for name in held if part in name):
-        member = zipfile.ZipInfo(name, OLDEST)
+        member = zipfile.ZipInfo(name, ZIP_EPOCH)
         member.external_attr = 0o644 << 16
         archive.writestr(member, held.pop(name).to_bytes())
 

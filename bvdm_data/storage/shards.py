@@ -15,17 +15,17 @@ import torch
 from tqdm import tqdm
 
 from bvdm_data.datasets.export import MANIFEST
-from bvdm_data.datasets.sharding import FoundShard
+from bvdm_data.datasets.sharding import DistributedContext
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
-from bvdm_data.files import whole_file
-from bvdm_data.storage.formats import WRITERS, zarr_package
+from bvdm_data.files import open_atomic
+from bvdm_data.storage.formats import WRITERS, import_zarr
 from bvdm_data.synth.cell_bank import PoolSettings
 from bvdm_data.synth.model import Method
 from bvdm_data.synth.paper import PaperSettings
 from bvdm_data.synth.procedural import ProceduralSettings
 from bvdm_data.synth.textures import FastSettings
-from bvdm_data.system import versions
-from bvdm_data.validate import check_whole_number, naming
+from bvdm_data.system import list_versions
+from bvdm_data.validate import as_int, name_source_in_errors
 from bvdm_data.weights import find_model, known_models, model_digest
 
 _METHODS: Mapping[str, type[Method]] = {
@@ -34,7 +34,7 @@ _METHODS: Mapping[str, type[Method]] = {
 _PLAIN = ("frames", "length", "seed", "variation", "max_cells")
 
 
-def recipe_of(videos: SyntheticHeLaVideos) -> dict[str, Any]:
+def to_config(videos: SyntheticHeLaVideos) -> dict[str, Any]:
     """Return what the clips of a data set follow from."""
     if not isinstance(videos, SyntheticHeLaVideos):
         raise TypeError(
@@ -62,7 +62,7 @@ def recipe_of(videos: SyntheticHeLaVideos) -> dict[str, Any]:
     }
 
 
-def videos_of(recipe: Mapping[str, Any], model: str | Path | None = None) -> SyntheticHeLaVideos:
+def from_config(recipe: Mapping[str, Any], model: str | Path | None = None) -> SyntheticHeLaVideos:
     """Return the data set that a recipe tells of."""
     name = recipe["model"] if model is None else model
     try:
@@ -94,7 +94,7 @@ def videos_of(recipe: Mapping[str, Any], model: str | Path | None = None) -> Syn
     return videos
 
 
-def schema_of(videos: SyntheticHeLaVideos) -> dict[str, dict[str, Any]]:
+def get_schema(videos: SyntheticHeLaVideos) -> dict[str, dict[str, Any]]:
     """Return dtype and shape of each key of a clip; see :class:`bvdm_data.Clip`."""
     frames, size, rows = videos.frames, list(videos.size), videos.max_cells
     every: dict[str, tuple[str, list[int]]] = {
@@ -135,7 +135,7 @@ _MAY_DIFFER = ("versions", "clips", "shards")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class ShardPlan:
     """Shards of a folder: shard k holds the clips from ``k * clips_per_shard`` on."""
 
     folder: Path  # where they are
@@ -166,7 +166,7 @@ class Plan:
         return {
             "layout": LAYOUT,
             "version": importlib.metadata.version("bvdm-data"),
-            "versions": versions(("torch", "numpy", "scipy", "zarr")),
+            "versions": list_versions(("torch", "numpy", "scipy", "zarr")),
             "model": {key: recipe.pop(key) for key in ("model", "digest")},
             **{key: recipe.pop(key) for key in ("seed", "epoch")},
             "settings": recipe,
@@ -190,10 +190,10 @@ def plan_shards(
     clips_per_shard: SupportsIndex,
     format: str,
     compress: bool,
-) -> Plan:
+) -> ShardPlan:
     """Check what is to be written; see :func:`write_shards` for arguments and errors."""
-    recipe = recipe_of(videos)
-    number = videos.length if clips is None else check_whole_number("clips", clips, least=1)
+    recipe = to_config(videos)
+    number = videos.length if clips is None else as_int("clips", clips, least=1)
     if number is None:
         raise ValueError(
             "clips must be given for an endless data set; say how many clips, or give the data set "
@@ -205,19 +205,19 @@ def plan_shards(
     if not isinstance(compress, bool):
         raise TypeError(f"compress must be True or False, got {compress!r}")
     if format == "zarr":
-        zarr_package()
-    return Plan(
+        import_zarr()
+    return ShardPlan(
         folder=Path(directory).expanduser().absolute(),
         recipe=recipe,
-        schema=schema_of(videos),
+        schema=get_schema(videos),
         format=format,
         compress=compress,
         clips=number,
-        clips_per_shard=check_whole_number("clips_per_shard", clips_per_shard, least=1),
+        clips_per_shard=as_int("clips_per_shard", clips_per_shard, least=1),
     )
 
 
-def claim(plan: Plan) -> None:
+def prepare_manifest(plan: ShardPlan) -> None:
     """Write the manifest into a new folder, or check that of a folder that was begun.
 
     Any number of processes may do so at once: they all write the same.
@@ -234,7 +234,7 @@ def claim(plan: Plan) -> None:
             return
     elif plan.folder.exists() and (not plan.folder.is_dir() or any(_others(plan.folder))):
         raise ValueError(_foreign(plan.folder))
-    with whole_file(path) as temporary:
+    with open_atomic(path) as temporary:
         temporary.write_text(_text(said))
 
 
@@ -275,12 +275,12 @@ def read_manifest(directory: str | Path, *, model: str | Path | None = None) -> 
         )
     try:
         recipe = {**said["settings"], **said["model"], "seed": said["seed"], "epoch": said["epoch"]}
-        return videos_of(recipe, model)
+        return from_config(recipe, model)
     except KeyError as error:
         raise ValueError(_damaged(path, f"it lacks {error}")) from error
 
 
-def _check_same(plan: Plan, begun: Mapping[str, Any], said: Mapping[str, Any]) -> None:
+def _check_same(plan: ShardPlan, begun: Mapping[str, Any], said: Mapping[str, Any]) -> None:
     before, now = _flat(begun), _flat(said)
     for key in [*now, *before]:
         if key != "model" and before.get(key) != now.get(key):
@@ -411,9 +411,9 @@ def write_shards(
         format=format,
         compress=compress,
     )
-    processes = check_whole_number("workers", workers, least=0)
-    rank, ranks = FoundShard(shard).find()
-    claim(plan)
+    processes = as_int("workers", workers, least=0)
+    rank, ranks = DistributedContext(shard).find()
+    prepare_manifest(plan)
     mine = range(rank, plan.count, ranks)
     written = []
     total = sum(len(plan.indices(number)) for number in mine)
@@ -425,7 +425,7 @@ def write_shards(
     return sorted(written)
 
 
-def make_shard(plan: Plan, number: int) -> bool:
+def write_shard(plan: ShardPlan, number: int) -> bool:
     """Make one shard, if it is not there."""
     path = plan.path(number)
     if path.exists():
@@ -433,8 +433,10 @@ def make_shard(plan: Plan, number: int) -> bool:
     videos, indices = _videos(json.dumps(plan.recipe)), plan.indices(number)
     try:
         with (
-            naming(f"It is in {path.name} of {path.parent}; the same call goes on there"),
-            whole_file(path) as temporary,
+            name_source_in_errors(
+                f"It is in {path.name} of {path.parent}; the same call goes on there"
+            ),
+            open_atomic(path) as temporary,
         ):
             write = WRITERS[plan.format][1]
             write(temporary, map(videos.clip, indices), len(indices), plan.schema, plan.compress)
@@ -451,15 +453,15 @@ def make_shard(plan: Plan, number: int) -> bool:
 @functools.lru_cache(maxsize=1)
 def _videos(recipe: str) -> SyntheticHeLaVideos:
     """Return the data set of this process, so that a pool of nuclei is painted once."""
-    return videos_of(json.loads(recipe))
+    return from_config(json.loads(recipe))
 
 
-def _made(plan: Plan, numbers: Sequence[int], workers: int) -> Iterator[tuple[int, bool]]:
+def _made(plan: ShardPlan, numbers: Sequence[int], workers: int) -> Iterator[tuple[int, bool]]:
     """Yield the numbers of shards that are there, and whether they are new, as they come."""
     missing = [number for number in numbers if not plan.path(number).exists()]
     yield from ((number, False) for number in sorted({*numbers} - {*missing}))
     if not workers or len(missing) < 1:
-        yield from ((number, make_shard(plan, number)) for number in missing)
+        yield from ((number, write_shard(plan, number)) for number in missing)
         return
     processes = ProcessPoolExecutor(
         min(workers, len(missing)),
@@ -468,7 +470,7 @@ def _made(plan: Plan, numbers: Sequence[int], workers: int) -> Iterator[tuple[in
         initargs=(1,),
     )
     with processes:
-        tasks = {processes.submit(make_shard, plan, number): number for number in missing}
+        tasks = {processes.submit(write_shard, plan, number): number for number in missing}
         try:
             for task in as_completed(tasks):
                 yield tasks[task], task.result()

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from scipy import ndimage
 from torch import Tensor
 
-from bvdm_data.rng import stream
+from bvdm_data.rng import torch_rng
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def expose(
     return seen.astype(np.float32, copy=False)
 
 
-def field_grid(camera: CameraModel) -> tuple[int, float, int]:
+def get_background_grid(camera: CameraModel) -> tuple[int, float, int]:
     """Return on what grid the background is drawn."""
     coarse = max(1, int(camera.field_width // 4))
     return coarse, camera.field_width / coarse, math.ceil(4 * camera.field_width / coarse)
@@ -74,7 +74,7 @@ def _smooth_field(
     size: Sequence[int], camera: CameraModel, generator: np.random.Generator
 ) -> npt.NDArray[np.float64]:
     """Draw a smooth random field of the video's spread and width, ``[H, W]``."""
-    coarse, width, pad = field_grid(camera)
+    coarse, width, pad = get_background_grid(camera)
     drawn = generator.standard_normal([math.ceil(n / coarse) + 2 + 2 * pad for n in size])
     smooth = ndimage.gaussian_filter(drawn, width) * (2 * math.sqrt(math.pi) * width)
     smooth = smooth[pad:-pad, pad:-pad]
@@ -83,7 +83,7 @@ def _smooth_field(
     return field
 
 
-class DeviceCamera:
+class TorchCamera:
     """Does with torch what :func:`bvdm_data.synth.camera.expose` does with numpy, without glow.
 
     The numbers that are drawn are others, their distribution is the same. Nothing that is done
@@ -106,7 +106,7 @@ class DeviceCamera:
         point = np.zeros(2 * middle + 1)
         point[middle] = 1
         self._streak = _taps(ndimage.convolve1d(point, camera.streak)).to(device)
-        _, width, _ = field_grid(camera)
+        _, width, _ = get_background_grid(camera)
         self._spread = camera.field_spread * 2 * math.sqrt(math.pi) * width
         # A tensor: a GPU multiplies by the inverse of a number, which gives other last bits.
         self._steps = torch.tensor(float(camera.full - camera.offset), device=device)
@@ -145,12 +145,12 @@ class DeviceCamera:
         return seen.mul_(steps).round_().clamp_(0, steps).div_(self._steps)
 
 
-def camera_seed(seed: int, name: tuple[str | int, ...]) -> int:
+def derive_camera_seed(seed: int, name: tuple[str | int, ...]) -> int:
     """Return the seed of what the camera draws for a film."""
-    return stream(seed, *name, "camera").initial_seed()
+    return torch_rng(seed, *name, "camera").initial_seed()
 
 
-def blur_taps(widths: Sequence[float]) -> Float[Tensor, "B T"] | None:
+def make_gaussian_kernels(widths: Sequence[float]) -> Float[Tensor, "B T"] | None:
     """Return the kernels of Gaussian blurs, those of ``scipy.ndimage.gaussian_filter``."""
     if not any(widths):
         return None
@@ -166,7 +166,7 @@ def blur_taps(widths: Sequence[float]) -> Float[Tensor, "B T"] | None:
 
 def _field_matrix(camera: CameraModel, length: int) -> np.ndarray:
     """Return what drawn numbers must be multiplied by along one axis to be a smooth field."""
-    coarse, width, pad = field_grid(camera)
+    coarse, width, pad = get_background_grid(camera)
     drawn = np.eye(math.ceil(length / coarse) + 2 + 2 * pad)
     smooth = ndimage.gaussian_filter1d(drawn, width, axis=0)[pad:-pad]
     fine = ndimage.zoom(smooth, (coarse, 1), order=1, grid_mode=True, mode="nearest")

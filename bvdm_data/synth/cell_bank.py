@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bvdm_data.rng import numpy_stream, stream
-from bvdm_data.synth.cells import Life, grow_family, sister_quantile
-from bvdm_data.synth.model import Generator
-from bvdm_data.synth.placement import Founder
-from bvdm_data.synth.textures import FastSettings, Pictures, paint_fast
+from bvdm_data.rng import numpy_rng, torch_rng
+from bvdm_data.synth.cells import Cell, sample_sister_quantile, simulate_lineage
+from bvdm_data.synth.model import Model
+from bvdm_data.synth.placement import InitialCell
+from bvdm_data.synth.textures import FastSettings, RenderedPatches, render_textures
 
 GAIN = 0.1
 """Standard deviation of the logarithm of the light of a nucleus from one showing to the next (our
@@ -58,15 +58,15 @@ class PoolSettings:
 
 
 @dataclass
-class _Pair:
+class _SisterPair:
     """Two families of one age; painted when first seen."""
 
     version: tuple[object, ...]
-    families: tuple[list[Life], list[Life]]
-    painted: list[Pictures] | None = None  # rows count the lives of both families
+    families: tuple[list[Cell], list[Cell]]
+    painted: list[RenderedPatches] | None = None  # rows count the lives of both families
 
 
-class Pool:
+class CellBank:
     """Pairs that a process has grown and painted; what it holds never decides what a clip shows.
 
     Pair ``k`` of clip ``i`` is a pure function of the model, the method, the seed, ``k`` and how
@@ -77,13 +77,13 @@ class Pool:
         """Start empty."""
         self.settings = settings
         self.seed = seed
-        self._kept: dict[int, _Pair] = {}
+        self._kept: dict[int, _SisterPair] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the painted pairs behind: they are cheaper to paint than to send."""
         return {**self.__dict__, "_kept": {}}
 
-    def pair(self, slot: int, number: int, era: int, generator: Generator, frames: int) -> _Pair:
+    def pair(self, slot: int, number: int, era: int, generator: Model, frames: int) -> _SisterPair:
         """Return the pair that a slot holds when a clip is made."""
         # One slot after the other is renewed, so that a pool never changes all at once.
         times = int((number * self.settings.renew + slot) // self.settings.pairs)
@@ -91,29 +91,29 @@ class Pool:
         kept = self._kept.get(slot)
         if kept is None or kept.version != version:
             name = ("pool", era, frames, slot, times)
-            kept = _Pair(version, self._grow(name, slot, generator, frames))
+            kept = _SisterPair(version, self._grow(name, slot, generator, frames))
             self._kept[slot] = kept
         return kept
 
     def _grow(
-        self, name: tuple[str | int, ...], slot: int, generator: Generator, frames: int
-    ) -> tuple[list[Life], list[Life]]:
-        draws = numpy_stream(self.seed, *name, "lives")
+        self, name: tuple[str | int, ...], slot: int, generator: Model, frames: int
+    ) -> tuple[list[Cell], list[Cell]]:
+        draws = numpy_rng(self.seed, *name, "lives")
         # Evenly spread over the slots, so that a small pool has dim and bright nuclei, too.
         quantile = (slot + draws.random()) / self.settings.pairs
         models = (generator.shapes, generator.lives, frames, draws)
         drift = draws.standard_normal(frames)
-        one = grow_family(*models, 1, jitter=None, quantile=quantile, drift=drift)
+        one = simulate_lineage(*models, 1, jitter=None, quantile=quantile, drift=drift)
         age = one[0].age
-        other = grow_family(
+        other = simulate_lineage(
             *models, 1 + len(one), jitter=None, age=age, drift=drift,
-            quantile=sister_quantile(generator.lives, quantile, age, draws),
+            quantile=sample_sister_quantile(generator.lives, quantile, age, draws),
         )  # fmt: skip
         return one, other
 
     def paint(
-        self, slot: int, pair: _Pair, generator: Generator, settings: FastSettings
-    ) -> list[Pictures]:
+        self, slot: int, pair: _SisterPair, generator: Model, settings: FastSettings
+    ) -> list[RenderedPatches]:
         """Return the pictures of all moments of a pair, painted in one call.
 
         Always the same call, whatever else a clip shows: how many pictures share a call may
@@ -123,17 +123,17 @@ class Pool:
             lives = [life for family in pair.families for life in family]
             _, era, frames, times = pair.version
             name = ("pool", era, frames, slot, times, "texture")
-            groups = paint_fast(
+            groups = render_textures(
                 lives, [(life.first, life.last) for life in lives],
                 generator.painter_for(settings), generator.texture, settings,
-                [stream(self.seed, *name, life.identity) for life in lives],  # type: ignore[arg-type]
+                [torch_rng(self.seed, *name, life.identity) for life in lives],  # type: ignore[arg-type]
             )  # fmt: skip
             pair.painted = [replace(group, light=group.light.half()) for group in groups]
         return pair.painted
 
 
 @dataclass(frozen=True)
-class _Role:
+class _Origin:
     """What a nucleus of a clip was taken from."""
 
     slot: int
@@ -142,13 +142,13 @@ class _Role:
     gain: float
 
 
-class Cast:
-    """The nuclei of one clip, taken out of a pool; gives families to a colony, and their pictures."""
+class BankSample:
+    """The nuclei of one clip, taken out of a pool; gives families and their patches."""
 
     def __init__(
         self,
-        pool: Pool,
-        generator: Generator,
+        pool: CellBank,
+        generator: Model,
         frames: int,
         number: int,
         era: int,
@@ -168,9 +168,9 @@ class Cast:
         self.brightness = brightness
         self._order = draws.permutation(pool.settings.pairs)
         self._next = 0
-        self._roles: dict[int, _Role] = {}
+        self._roles: dict[int, _Origin] = {}
 
-    def __call__(self, identity: int, sister: Founder | None) -> list[Life]:
+    def __call__(self, identity: int, sister: InitialCell | None) -> list[Cell]:
         """Return a family whose lives are numbered from ``identity`` on."""
         if sister is None:
             slot = int(self._order[self._next % len(self._order)])
@@ -184,7 +184,7 @@ class Cast:
         shift = identity - family[0].identity
         shown = []
         for row, life in enumerate(family, start=before):
-            self._roles[life.identity + shift] = _Role(slot, row, mirrored, gain)
+            self._roles[life.identity + shift] = _Origin(slot, row, mirrored, gain)
             radii = np.roll(life.radii[:, ::-1], 1, axis=1) if mirrored else life.radii
             shown.append(
                 replace(
@@ -201,9 +201,9 @@ class Cast:
         self,
         shown: Sequence[tuple[int, int, tuple[int, int]]],
         settings: FastSettings,
-    ) -> list[Pictures]:
-        """Return the pictures of the nuclei that are seen, those that no clip has shown yet made."""
-        parts: dict[int, list[Pictures]] = {}
+    ) -> list[RenderedPatches]:
+        """Return the patches of the visible nuclei, making those that no clip has shown yet."""
+        parts: dict[int, list[RenderedPatches]] = {}
         for identity, row, (first, last) in shown:
             role = self._roles[identity]
             for group in self.pool.paint(
@@ -215,7 +215,7 @@ class Cast:
                     continue
                 light = group.light[chosen].float() * role.gain
                 parts.setdefault(light.shape[-1], []).append(
-                    Pictures(
+                    RenderedPatches(
                         light.flip(2) if role.mirrored else light,
                         torch.full((len(chosen),), row),
                         group.moments[chosen],
@@ -224,15 +224,15 @@ class Cast:
                 )
         return [_joined(some) for _, some in sorted(parts.items())]
 
-    def _pair(self, slot: int) -> _Pair:
+    def _pair(self, slot: int) -> _SisterPair:
         return self.pool.pair(slot, self.number, self.era, self.generator, self.frames)
 
     def _gain(self) -> float:
         return float(self.brightness * np.exp(GAIN * self.draws.standard_normal()))
 
 
-def _joined(parts: Sequence[Pictures]) -> Pictures:
+def _joined(parts: Sequence[RenderedPatches]) -> RenderedPatches:
     def of(name: str) -> Tensor:
         return torch.cat([getattr(part, name) for part in parts])
 
-    return Pictures(of("light"), of("rows"), of("moments"), of("zoom"))
+    return RenderedPatches(of("light"), of("rows"), of("moments"), of("zoom"))

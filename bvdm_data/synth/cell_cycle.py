@@ -9,10 +9,10 @@ import numpy.typing as npt
 
 from bvdm_data.clip import STAGES
 
-BEFORE_INTERPHASE = (STAGES.index("anaphase"), STAGES.index("telophase"))
+POST_MITOTIC = (STAGES.index("anaphase"), STAGES.index("telophase"))
 """Stages from birth to interphase, in order."""
 
-AFTER_INTERPHASE = tuple(STAGES.index(name) for name in ("prophase", "prometaphase", "metaphase"))
+PRE_MITOTIC = tuple(STAGES.index(name) for name in ("prophase", "prometaphase", "metaphase"))
 """Stages from interphase to division, in order."""
 
 INTERPHASE = STAGES.index("interphase")
@@ -20,21 +20,21 @@ INTERPHASE = STAGES.index("interphase")
 Array = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-_ORDER = np.array([*BEFORE_INTERPHASE, INTERPHASE, *AFTER_INTERPHASE])
+_ORDER = np.array([*POST_MITOTIC, INTERPHASE, *PRE_MITOTIC])
 
 
-def lay_out(lengths: Ints, cycle: int) -> Ints:
+def make_stage_sequence(lengths: Ints, cycle: int) -> Ints:
     """Lay out the stage of every frame from birth to division.
 
     Stage of each frame, ``[n]``; at least one frame is interphase.
     """
-    short = int(lengths[list(BEFORE_INTERPHASE + AFTER_INTERPHASE)].sum())
+    short = int(lengths[list(POST_MITOTIC + PRE_MITOTIC)].sum())
     runs = lengths.copy()
     runs[INTERPHASE] = max(1, cycle - short)
     return np.repeat(_ORDER, runs[_ORDER])
 
 
-def draw_each_length(durations: Array, generator: np.random.Generator) -> Ints:
+def sample_durations(durations: Array, generator: np.random.Generator) -> Ints:
     """Draw how long each stage lasts, one by one.
 
     Frames, ``[S]``.
@@ -42,7 +42,7 @@ def draw_each_length(durations: Array, generator: np.random.Generator) -> Ints:
     return np.array([_draw(row, generator) for row in durations])
 
 
-def take_lengths(
+def resample_durations(
     mitoses: Array, births: Array, generator: np.random.Generator, birth: float | None = None
 ) -> Ints:
     """Take the short stages of one mitosis of the video, and of one of its newborns.
@@ -50,13 +50,13 @@ def take_lengths(
     Frames, ``[S]``; 0 for interphase.
     """
     lengths = np.zeros(len(STAGES), np.int64)
-    lengths[list(AFTER_INTERPHASE)] = mitoses[generator.integers(len(mitoses))]
+    lengths[list(PRE_MITOTIC)] = mitoses[generator.integers(len(mitoses))]
     chosen = generator.integers(len(births)) if birth is None else int(birth * len(births))
-    lengths[list(BEFORE_INTERPHASE)] = births[chosen]
+    lengths[list(POST_MITOTIC)] = births[chosen]
     return lengths
 
 
-def draw_cycle_and_age(
+def sample_cycle_and_age(
     law: Array, generator: np.random.Generator, *, founder: bool
 ) -> tuple[int, int]:
     """Draw the length of a cycle; for a founder also its age.
@@ -81,7 +81,7 @@ def _of_founders(mean: float, deviation: float) -> tuple[Array, Array]:
     return density * (1 - np.exp(-rate * lengths)), np.exp(-rate * np.arange(len(lengths)))
 
 
-def template_weights(
+def weigh_templates(
     stages: npt.NDArray[np.int64],
 ) -> tuple[Array, npt.NDArray[np.int64]]:
     """Weigh the templates of a life in each of its frames.
@@ -119,7 +119,7 @@ those that a model is fitted to."""
 
 
 @dataclass(frozen=True)
-class LifeModel:
+class CellCycleModel:
     """How long nuclei stay in each stage, how bright they are, how they grow; from the video."""
 
     # probability of a stage lasting 0, 1, ... frames, [S, D]; the row of interphase is not used,
@@ -171,7 +171,7 @@ class LifeModel:
     minutes: float  # time between two frames
 
 
-def growth(model: LifeModel, stages: npt.NDArray[np.int64]) -> Array:
+def compute_area_curve(model: CellCycleModel, stages: npt.NDArray[np.int64]) -> Array:
     """Return the area of every frame of a life over that of the grown nucleus.
 
     The curve of the video is that of all nuclei over their mothers; here it is 1 when the nucleus
@@ -185,6 +185,6 @@ def growth(model: LifeModel, stages: npt.NDArray[np.int64]) -> Array:
     if grown > 0:
         usual = usual / np.interp(np.arange(len(stages)), [0, grown], [1, usual[grown]])
     areas = np.where(stages == INTERPHASE, usual, model.area_of_stage[stages])
-    if stages[0] in BEFORE_INTERPHASE:
+    if stages[0] in POST_MITOTIC:
         areas[0] = model.area_at_birth[stages[0]]
     return areas

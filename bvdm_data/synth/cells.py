@@ -9,18 +9,24 @@ from scipy import special
 
 from bvdm_data.clip import STAGES
 from bvdm_data.synth.cell_cycle import (
-    AFTER_INTERPHASE,
-    BEFORE_INTERPHASE,
     INTERPHASE,
-    LifeModel,
-    draw_cycle_and_age,
-    draw_each_length,
-    growth,
-    lay_out,
-    take_lengths,
-    template_weights,
+    POST_MITOTIC,
+    PRE_MITOTIC,
+    CellCycleModel,
+    compute_area_curve,
+    make_stage_sequence,
+    resample_durations,
+    sample_cycle_and_age,
+    sample_durations,
+    weigh_templates,
 )
-from bvdm_data.synth.contours import Array, ShapeModel, area, autoregressive, quantiles
+from bvdm_data.synth.contours import (
+    Array,
+    ShapeModel,
+    compute_polygon_area,
+    draw_ar1,
+    make_quantile_levels,
+)
 
 COARSE = 33
 """Quantiles of the table of brightness that scenes of the paper's method are drawn from: their
@@ -31,12 +37,12 @@ FARTHEST = 4.0
 beyond)."""
 
 _DIVIDING, _NEWBORN = (
-    np.isin(np.arange(len(STAGES)), stages) for stages in (AFTER_INTERPHASE, BEFORE_INTERPHASE)
+    np.isin(np.arange(len(STAGES)), stages) for stages in (PRE_MITOTIC, POST_MITOTIC)
 )
 
 
 @dataclass(frozen=True)
-class Ancestry:
+class Inherited:
     """What a nucleus has from its mother."""
 
     body: float  # area of the grown nucleus, px^2
@@ -51,7 +57,7 @@ class Ancestry:
     age: int | None = None  # of a founder, where it is known, in frames
 
 
-class Course:
+class CellAppearance:
     """Draws the outlines and the brightness of a life.
 
     ``mitosis``: How bright its mitosis is, in standard deviations; ``quantile``: Of its
@@ -62,8 +68,8 @@ class Course:
     def __init__(
         self,
         shapes: ShapeModel,
-        model: LifeModel,
-        ancestry: Ancestry,
+        model: CellCycleModel,
+        ancestry: Inherited,
         stages: npt.NDArray[np.int64],
         shown: npt.NDArray[np.int64],
         generator: np.random.Generator,
@@ -71,7 +77,7 @@ class Course:
         """Keep what the nucleus is made from."""
         self.shapes, self.model, self.ancestry = shapes, model, ancestry
         self.stages, self.shown, self.generator = stages, shown, generator
-        weights, self.anchors = template_weights(stages)
+        weights, self.anchors = weigh_templates(stages)
         self.all_weights, self.weights = weights, weights[shown]
         self.quantile, self.size = ancestry.quantile, ancestry.size
 
@@ -80,12 +86,12 @@ class Course:
         shapes, generator = self.shapes, self.generator
         anchored = self.stages[self.anchors].tolist()
         templates = np.stack([shapes.sample(stage, generator) for stage in anchored])
-        table = at_quantile(self.model.brightness, quantiles(COARSE))
-        usual = float(at_quantile(table, self.quantile))
+        table = interpolate_quantile(self.model.brightness, make_quantile_levels(COARSE))
+        usual = float(interpolate_quantile(table, self.quantile))
         brightness = usual * np.exp(self._offsets())
         radii = self.all_weights @ templates
         wanted = self.ancestry.body * _relative_area(self.model.area_of_age, self)
-        radii *= np.sqrt(wanted / area(radii))[:, None]
+        radii *= np.sqrt(wanted / compute_polygon_area(radii))[:, None]
         shown = self.stages[self.shown].tolist()
         noise = np.stack([shapes.deviation(stage, generator) for stage in shown])
         radii = radii[self.shown]
@@ -99,10 +105,10 @@ class Course:
         for weight, stage in zip(self.weights.T, self.stages[self.anchors].tolist(), strict=True):
             radii += weight[:, None] * (shapes.mean[stage] + scores @ shapes.alike(stage))
         bounded = np.maximum(radii, radii.mean(1)[:, None] / 4)
-        wanted = self.ancestry.body * growth(self.model, self.stages)[self.shown]
+        wanted = self.ancestry.body * compute_area_curve(self.model, self.stages)[self.shown]
         wanted *= np.exp(self._sizes(count))
         brightness = self._drifting_light(count) * np.exp(self._offsets(settled=True))
-        return bounded * np.sqrt(wanted / area(bounded))[:, None], brightness
+        return bounded * np.sqrt(wanted / compute_polygon_area(bounded))[:, None], brightness
 
     def _drifting_light(self, count: int) -> Array:
         """Brightness in interphase: that of a rank among the video's nuclei which drifts, ``[n]``.
@@ -124,12 +130,12 @@ class Course:
                 score = memory * score + float(new[moment])
             scores[moment] = score
         self.quantile = float(special.ndtr(score))
-        return at_quantile(model.brightness, special.ndtr(scores))
+        return interpolate_quantile(model.brightness, special.ndtr(scores))
 
     def _sizes(self, count: int) -> Array:
         """Log area over that of its body, age and stage, ``[n]``."""
         generator, (deviation, memory) = self.generator, self.model.size
-        lasting = autoregressive(count, np.array([memory]), generator)[:, 0]
+        lasting = draw_ar1(count, np.array([memory]), generator)[:, 0]
         if not self.ancestry.founder:
             lasting += (self.ancestry.size - lasting[0]) * memory ** np.arange(count)
         self.size = float(lasting[-1])
@@ -154,7 +160,7 @@ class Course:
         return known
 
 
-def _relative_area(area_of_age: Array, course: Course) -> Array:
+def _relative_area(area_of_age: Array, course: CellAppearance) -> Array:
     """Area of every frame of a life over that of the grown nucleus, ``[n]``."""
     age = np.minimum(np.arange(len(course.stages)), len(area_of_age) - 1)
     return np.where(
@@ -163,7 +169,7 @@ def _relative_area(area_of_age: Array, course: Course) -> Array:
 
 
 def _brightness_offsets(
-    model: LifeModel,
+    model: CellCycleModel,
     stages: npt.NDArray[np.int64],
     born: float,
     mitosis: float,
@@ -182,8 +188,8 @@ def _brightness_offsets(
     return offsets
 
 
-def sister_quantile(
-    model: LifeModel, quantile: float, age: int, generator: np.random.Generator
+def sample_sister_quantile(
+    model: CellCycleModel, quantile: float, age: int, generator: np.random.Generator
 ) -> float:
     """Draw how bright the sister of a founder is: they drift apart from birth on."""
     own = (1 - model.brightness_shared) * (1 - model.brightness_memory ** (2 * age + 2))
@@ -192,13 +198,13 @@ def sister_quantile(
     return float(special.ndtr(drawn))
 
 
-def at_quantile(table: Array, quantile: float | Array) -> Array:
+def interpolate_quantile(table: Array, quantile: float | Array) -> Array:
     """Return what a distribution has at quantiles."""
-    return np.asarray(np.interp(quantile, quantiles(len(table)), table))
+    return np.asarray(np.interp(quantile, make_quantile_levels(len(table)), table))
 
 
 @dataclass(frozen=True)
-class Life:
+class Cell:
     """The part of one nucleus' life that a film shows."""
 
     identity: int  # number from 1, unique in its film
@@ -216,9 +222,9 @@ class Life:
         return self.first + len(self.stages) - 1
 
 
-def grow_family(
+def simulate_lineage(
     shapes: ShapeModel,
-    model: LifeModel,
+    model: CellCycleModel,
     frames: int,
     generator: np.random.Generator,
     first_identity: int,
@@ -227,7 +233,7 @@ def grow_family(
     quantile: float | None = None,
     age: int | None = None,
     drift: Array | None = None,
-) -> list[Life]:
+) -> list[Cell]:
     """Live a founder and all its offspring through a film.
 
     The founder's age is drawn from the ages in an exponentially growing population. Stages follow
@@ -235,8 +241,10 @@ def grow_family(
     Gaussian-weighted mean of one template a stage, scaled to the area that the video's nuclei
     have at that age.
     """
-    founder = Ancestry(
-        body=float(at_quantile(model.grown if jitter is None else model.body, generator.random())),
+    founder = Inherited(
+        body=float(
+            interpolate_quantile(model.grown if jitter is None else model.body, generator.random())
+        ),
         quantile=generator.random() if quantile is None else quantile,
         mitosis=float(generator.standard_normal()),
         founder=True,
@@ -244,10 +252,10 @@ def grow_family(
         drift=drift,
     )
     waiting = [(founder, 0, 0)]
-    lives: list[Life] = []
+    lives: list[Cell] = []
     while waiting:
         ancestry, parent, first = waiting.pop(0)
-        life, heirs = _live(
+        life, heirs = _simulate_cell(
             shapes, model, ancestry, parent, first, frames, generator,
             first_identity + len(lives), jitter,
         )  # fmt: skip
@@ -256,33 +264,33 @@ def grow_family(
     return lives
 
 
-def _live(
+def _simulate_cell(
     shapes: ShapeModel,
-    model: LifeModel,
-    ancestry: Ancestry,
+    model: CellCycleModel,
+    ancestry: Inherited,
     parent: int,
     first: int,
     frames: int,
     generator: np.random.Generator,
     identity: int,
     jitter: float | None,
-) -> tuple[Life, list[Ancestry]]:
+) -> tuple[Cell, list[Inherited]]:
     lengths = (
-        take_lengths(model.mitoses, model.births, generator, ancestry.birth)
+        resample_durations(model.mitoses, model.births, generator, ancestry.birth)
         if jitter is None
-        else draw_each_length(model.durations, generator)
+        else sample_durations(model.durations, generator)
     )
-    cycle, age = draw_cycle_and_age(model.cycle, generator, founder=ancestry.founder)
-    stages = lay_out(lengths, cycle)
+    cycle, age = sample_cycle_and_age(model.cycle, generator, founder=ancestry.founder)
+    stages = make_stage_sequence(lengths, cycle)
     age = min(age if ancestry.age is None else ancestry.age, len(stages) - 1)
     shown = np.arange(age, min(len(stages), age + frames - first))
-    course = Course(shapes, model, ancestry, stages, shown, generator)
+    course = CellAppearance(shapes, model, ancestry, stages, shown, generator)
     outlines, brightness = course.drifting() if jitter is None else course.templated(jitter)
     # Of what sisters differ by, the wobble of both areas comes on top.
     own = math.sqrt(max(model.split**2 - shapes.wobble**2 / 8, 0.0))
     split = own if jitter is None else model.birth_split
     divides = shown[-1] == len(stages) - 1 and first + len(shown) < frames
-    life = Life(
+    life = Cell(
         identity=identity,
         parent=parent,
         first=first,
@@ -294,10 +302,10 @@ def _live(
     )
     if not divides:
         return life, []
-    heirs = _daughters(split, ancestry, course.mitosis, generator)
+    heirs = _simulate_daughters(split, ancestry, course.mitosis, generator)
     if jitter is None:
         # Sisters are as large, as bright and as condensed as each other, and part from there.
-        shared = Ancestry(
+        shared = Inherited(
             body=0.0,
             quantile=course.quantile,
             mitosis=course.mitosis,
@@ -309,11 +317,11 @@ def _live(
     return life, heirs
 
 
-def _daughters(
-    split: float, mother: Ancestry, mitosis: float, generator: np.random.Generator
-) -> list[Ancestry]:
+def _simulate_daughters(
+    split: float, mother: Inherited, mitosis: float, generator: np.random.Generator
+) -> list[Inherited]:
     """Share the mother's body between two daughters; each may grow to twice its share."""
     share = float(np.clip(0.5 + split * generator.standard_normal(), 0.3, 0.7))
     return [
-        Ancestry(2 * part * mother.body, mother.quantile, mitosis) for part in (share, 1 - share)
+        Inherited(2 * part * mother.body, mother.quantile, mitosis) for part in (share, 1 - share)
     ]

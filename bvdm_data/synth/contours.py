@@ -77,17 +77,17 @@ class ShapeModel:
         ``[frames, M]``, each of about unit variance over many nuclei, the second as the video's
         are.
         """
-        lasting = autoregressive(frames, self.memory, generator)
+        lasting = draw_ar1(frames, self.memory, generator)
         passing = generator.standard_normal(lasting.shape)
         drawn: Array = np.sqrt(1 - self.fresh) * lasting + np.sqrt(self.fresh) * passing
         drawn[:, 2:] *= self.ragged[0] * math.exp(self.ragged[1] * generator.standard_normal())
         drawn[:, 1:2] = np.interp(
-            special.ndtr(drawn[:, 1:2]), quantiles(len(self.length)), self.length
+            special.ndtr(drawn[:, 1:2]), make_quantile_levels(len(self.length)), self.length
         )
         return drawn
 
 
-def autoregressive(frames: int, memory: Array, generator: np.random.Generator) -> Array:
+def draw_ar1(frames: int, memory: Array, generator: np.random.Generator) -> Array:
     """Draw stationary first-order autoregressive processes of unit variance.
 
     ``[frames, M]``.
@@ -101,14 +101,14 @@ def autoregressive(frames: int, memory: Array, generator: np.random.Generator) -
 
 
 @functools.lru_cache(maxsize=64)
-def quantiles(count: int) -> Array:
+def make_quantile_levels(count: int) -> Array:
     """Return so many numbers from 0 to 1, equally spaced; not to be changed, ``[count]``."""
     places = np.linspace(0, 1, count)
     places.setflags(write=False)
     return places
 
 
-def area(radii: Array) -> Array:
+def compute_polygon_area(radii: Array) -> Array:
     """Return the area of contours.
 
     ``[...]`` px^2, the area of the polygon.
@@ -122,19 +122,19 @@ def area(radii: Array) -> Array:
     return np.asarray(0.5 * math.sin(angle) * (radii * shifted).sum(-1))
 
 
-def radius_towards(
+def interpolate_radius(
     radii: Float[Tensor, "N K"], y: Float[Tensor, "N H W"], x: Float[Tensor, "N H W"]
 ) -> Float[Tensor, "N H W"]:
     """Return how far the outline is in the direction of each point."""
     closed = torch.cat([radii, radii[:, :1]], 1)
-    corner, share = corners_towards(y, x, radii.shape[1])
+    corner, share = find_vertices(y, x, radii.shape[1])
     flat = corner.flatten(1)
     here = closed.gather(1, flat).view_as(share)
     there = closed.gather(1, flat + 1).view_as(share)
     return here + share * (there - here)
 
 
-def corners_towards(y: Tensor, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def find_vertices(y: Tensor, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Tell between which corners of an outline a direction lies."""
     place = x.atan2(y) * (count / (2 * math.pi))
     low = place.floor()
@@ -143,8 +143,8 @@ def corners_towards(y: Tensor, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return corner, place - low
 
 
-def rasterise(
+def test_inside(
     radii: Float[Tensor, "N K"], y: Float[Tensor, "N H W"], x: Float[Tensor, "N H W"]
 ) -> Bool[Tensor, "N H W"]:
     """Tell which points lie inside contours."""
-    return x.hypot(y) <= radius_towards(radii, y, x)
+    return x.hypot(y) <= interpolate_radius(radii, y, x)

@@ -10,25 +10,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bvdm_data.clip import STAGES
-from bvdm_data.synth.contours import radius_towards
-from bvdm_data.synth.unet import Trunk, sinusoids
+from bvdm_data.synth.contours import interpolate_radius
+from bvdm_data.synth.unet import UNetBackbone, embed_timesteps
 
-START = 0.995
+T_MAX = 0.995
 """Noise level at which painting begins; at 1 there is no signal, and its logarithm is endless."""
 
-SPACING = 1.5
+RHO = 1.5
 """How much closer together noise levels lie where little noise is left (our choice, by the
 contrast and the edge profile of nuclei painted in 4 steps)."""
 
-RIM = 3.0
+PATCH_MARGIN = 3.0
 """Pixels of a patch that must be left around the farthest point of an outline."""
 
-REACH = 8.0
+SDF_CLIP = 8.0
 """Distance from the outline, px, beyond which all points look the same to the network."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PainterSettings:
+class DenoiserConfig:
     """How large the network is, and the scale on which it sees light."""
 
     patch: int = 64  # side of a picture in pixels; a multiple of 8
@@ -57,7 +57,7 @@ class PainterSettings:
             )
 
 
-class LightScale:
+class IntensityNorm:
     """How networks see light and what a nucleus is like."""
 
     floor: float  # as in PainterSettings
@@ -86,7 +86,7 @@ class LightScale:
         return (brightness.square() + self.floor**2).sqrt()[:, None, None]
 
 
-class Painter(Trunk, LightScale):
+class Denoiser(UNetBackbone, IntensityNorm):
     """Predicts the velocity of a noisy picture of one nucleus, given what the nucleus is like.
 
     It is told the outline (as the distance of every
@@ -94,9 +94,9 @@ class Painter(Trunk, LightScale):
     the video, and plates look like plates.
     """
 
-    def __init__(self, settings: PainterSettings | None = None) -> None:
+    def __init__(self, settings: DenoiserConfig | None = None) -> None:
         """Make the network, its weights drawn at random."""
-        size = settings or PainterSettings()
+        size = settings or DenoiserConfig()
         t = size.condition_channels
         super().__init__(2, size.channels, size.middle, t + 1 + len(STAGES), t)
         self.settings = size
@@ -122,31 +122,33 @@ class Painter(Trunk, LightScale):
     def _condition(
         self, level: Float[Tensor, " N"], brightness: Float[Tensor, " N"], stage: Int[Tensor, " N"]
     ) -> Float[Tensor, "N C"]:
-        time = sinusoids(1000 * level, self.settings.condition_channels)
+        time = embed_timesteps(1000 * level, self.settings.condition_channels)
         return torch.cat([time, self.condition(brightness, stage)], 1)
 
 
-def patch_grid(patch: int) -> Float[Tensor, "2 P P"]:
+def make_pixel_grid(patch: int) -> Float[Tensor, "2 P P"]:
     """Return the offset (y, x) of every pixel from the middle of a patch, px."""
     line = torch.arange(patch) - (patch - 1) / 2
     return torch.stack(torch.meshgrid(line, line, indexing="ij"))
 
 
-def edge_map(radii: Float[Tensor, "N K"], patch: int) -> Float[Tensor, "N 1 P P"]:
+def compute_signed_distance_map(
+    radii: Float[Tensor, "N K"], patch: int
+) -> Float[Tensor, "N 1 P P"]:
     """Draw how far every pixel is from an outline, along the ray from the centroid."""
-    y, x = patch_grid(patch).to(radii)[:, None].expand(2, len(radii), -1, -1)
-    outside = torch.hypot(y, x) - radius_towards(radii, y, x)
-    scaled: Tensor = (outside / REACH).clamp(-1, 1)[:, None]
+    y, x = make_pixel_grid(patch).to(radii)[:, None].expand(2, len(radii), -1, -1)
+    outside = torch.hypot(y, x) - interpolate_radius(radii, y, x)
+    scaled: Tensor = (outside / SDF_CLIP).clamp(-1, 1)[:, None]
     return scaled
 
 
-def patch_scale(radii: Float[Tensor, "N K"], patch: int) -> Float[Tensor, " N"]:
+def fit_to_patch_scale(radii: Float[Tensor, "N K"], patch: int) -> Float[Tensor, " N"]:
     """Return by how much outlines must shrink to fit into a patch, with a rim for their halo."""
-    return ((patch / 2 - RIM) / radii.amax(1)).clamp(max=1)
+    return ((patch / 2 - PATCH_MARGIN) / radii.amax(1)).clamp(max=1)
 
 
-def denoise(
-    painter: Painter,
+def run_dpm_solver(
+    painter: Denoiser,
     noise: Float[Tensor, "N 1 P P"],
     steps: int,
     edge: Float[Tensor, "N 1 P P"],
@@ -159,7 +161,7 @@ def denoise(
     deterministic, so that noise which changes a little gives a picture that changes a little. The
     angles of the noise levels fall as ``(1 - k / steps) ** SPACING``.
     """
-    angles = [START * math.pi / 2 * (1 - k / steps) ** SPACING for k in range(steps)]
+    angles = [T_MAX * math.pi / 2 * (1 - k / steps) ** RHO for k in range(steps)]
     x, before, last = noise, None, 0.0
     for angle, following in itertools.zip_longest(angles, angles[1:]):
         level = torch.tensor([2 * angle / math.pi], device=x.device)
@@ -177,12 +179,12 @@ def denoise(
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistilledSettings:
+class StudentConfig:
     """How large the distilled network is, and the pictures that it draws."""
 
     patch: int = 64  # side of a picture in pixels, that of the painter; a multiple of 8
     narrow: int = 48  # side of the pictures of nuclei that fit into it; a multiple of 8
-    floor: float = 0.012  # as in bvdm_data.synth.denoiser.PainterSettings
+    floor: float = 0.012  # as in bvdm_data.synth.denoiser.DenoiserConfig
     # channels at 1/2, 1/4 and 1/8 of the picture's resolution
     channels: tuple[int, int, int] = (32, 64, 64)
     condition_channels: int = 64  # length of the embedding of brightness and stage
@@ -206,17 +208,17 @@ class DistilledSettings:
             )
 
 
-class DistilledPainter(nn.Module, LightScale):
+class Student(nn.Module, IntensityNorm):
     """Maps noise to the picture that the painter's probability flow ends in, in one call.
 
     That map is deterministic, so it can be learnt by regression on pairs (Luhman & Luhman 2021).
     The network has no normalisation: on a CPU that costs as much as the convolutions do.
     """
 
-    def __init__(self, settings: DistilledSettings | None = None) -> None:
+    def __init__(self, settings: StudentConfig | None = None) -> None:
         """Make the network, its weights drawn at random."""
         super().__init__()
-        size = settings or DistilledSettings()
+        size = settings or StudentConfig()
         a, b, c = size.channels
         t = size.condition_channels
         self.settings = size
@@ -258,7 +260,7 @@ class DistilledPainter(nn.Module, LightScale):
 
     def fits_narrow(self, radii: Float[Tensor, "N K"]) -> Tensor:
         """Tell which outlines fit into a narrow picture, ``[N]`` bool."""
-        return radii.amax(1) <= self.settings.narrow / 2 - RIM
+        return radii.amax(1) <= self.settings.narrow / 2 - PATCH_MARGIN
 
 
 class _Block(nn.Module):

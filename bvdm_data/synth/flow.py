@@ -89,7 +89,7 @@ def warp(
     return moved
 
 
-def invert(flow: Float[Tensor, "N 2 H W"], rounds: int = 24) -> Float[Tensor, "N 2 H W"]:
+def invert_flow(flow: Float[Tensor, "N 2 H W"], rounds: int = 24) -> Float[Tensor, "N 2 H W"]:
     """Turn a backward flow into the forward one: where does a pixel of frame f go?
 
     Solves ``v(p) = -u(p + v(p))`` by a fixed-point iteration (Chen et al. 2008) that goes half of

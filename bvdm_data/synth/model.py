@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from bvdm_data.synth.camera import CameraModel
-from bvdm_data.synth.cell_cycle import LifeModel
-from bvdm_data.synth.contours import ShapeModel, area
-from bvdm_data.synth.denoiser import DistilledPainter, Painter
+from bvdm_data.synth.cell_cycle import CellCycleModel
+from bvdm_data.synth.contours import ShapeModel, compute_polygon_area
+from bvdm_data.synth.denoiser import Denoiser, Student
 from bvdm_data.synth.flow import FlowNet
 from bvdm_data.synth.motion import MotionModel
 from bvdm_data.synth.paper import PaperSettings
@@ -24,7 +24,7 @@ from bvdm_data.synth.unet import UNet
 Method = FastSettings | PaperSettings | ProceduralSettings
 """Settings of a way of painting nuclei; their type says which."""
 
-NOT_FITTED = (
+PAPER_NETS_MISSING = (
     "method must be one that the model was fitted for, got 'paper'; fit the model with "
     '"bvdm-data fit --paper", or give method="fast" or method="procedural"'
 )
@@ -32,16 +32,16 @@ NOT_FITTED = (
 
 
 @dataclass(frozen=True)
-class Generator:
+class Model:
     """Everything that is fitted to one video."""
 
     shapes: ShapeModel  # outlines of nuclei
-    lives: LifeModel  # stages, brightness, growth
+    lives: CellCycleModel  # stages, brightness, growth
     motion: MotionModel  # steps, turns, density
     camera: CameraModel  # background, blur, noise, scale
     texture: TextureModel  # how long a texture lasts
-    painter: Painter  # draws a nucleus from outline, brightness and stage; the method "fast"
-    distilled: DistilledPainter  # draws the same in one call
+    painter: Denoiser  # draws a nucleus from outline, brightness and stage; the method "fast"
+    distilled: Student  # draws the same in one call
     # predicts the noise in a picture of a nucleus, for the paper's method; None where that was not
     # fitted
     unet: UNet | None = None
@@ -58,13 +58,13 @@ class Generator:
     @property
     def nucleus_area(self) -> float:
         """Area of the mean interphase nucleus, px^2."""
-        return float(area(self.shapes.mean[0]))
+        return float(compute_polygon_area(self.shapes.mean[0]))
 
-    def painter_for(self, settings: FastSettings) -> Painter | DistilledPainter:
+    def painter_for(self, settings: FastSettings) -> Denoiser | Student:
         """Return the network that paints with so many steps."""
         return self.distilled if settings.steps == 1 else self.painter
 
-    def to(self, device: torch.device) -> "Generator":
+    def to(self, device: torch.device) -> "Model":
         """Return a copy whose networks are on a device; the statistics stay on the CPU."""
         # Copied, not made anew: that would draw from the global random state.
         painter, distilled = _moved(self.painter, device), _moved(self.distilled, device)
@@ -90,7 +90,7 @@ DENSITY = (0.8, 2.5)
 """Least and largest factor on the density at a variation of 1, drawn evenly in its logarithm (our
 choice; one frame of the HeLa video may hold three times the nuclei of another)."""
 
-CROWDING = 0.3
+SPACING = 0.3
 """How far the logarithm of the room that nuclei leave each other may fall at a variation of 1 (our
 choice: in half of the clips nuclei touch and overlap more than in the HeLa video)."""
 
@@ -98,7 +98,7 @@ CONTACT = 0.4
 """Largest share of the founders that are put against another at a variation of 1 (our choice: a
 segmenter learns to part nuclei from those that touch, which few of the HeLa video's do)."""
 
-PACE = 0.3
+SPEED = 0.3
 """Standard deviation of the logarithm of a clip's factor on the steps of its nuclei, at a variation
 of 1 (our choice: as if frames were taken more or less often)."""
 
@@ -107,11 +107,11 @@ BLUR = 0.7
 
 
 @dataclass(frozen=True)
-class Varied:
+class RandomisedModel:
     """The models of one clip."""
 
     shapes: ShapeModel  # outlines
-    lives: LifeModel  # brightness, growth
+    lives: CellCycleModel  # brightness, growth
     motion: MotionModel  # density, crowding, steps
     camera: CameraModel  # noise
     size: float  # factor on lengths of nuclei, which shapes and lives have already
@@ -120,14 +120,14 @@ class Varied:
     blur: float  # standard deviation of an extra Gaussian blur of all light, px
 
 
-def vary(
+def randomise_model(
     shapes: ShapeModel,
-    lives: LifeModel,
+    lives: CellCycleModel,
     motion: MotionModel,
     camera: CameraModel,
     amount: float,
     generator: np.random.Generator,
-) -> Varied:
+) -> RandomisedModel:
     """Draw the models of one clip."""
     size, brightness, noise = np.exp(
         amount * np.array([SIZE, BRIGHTNESS, NOISE]) * generator.standard_normal(3)
@@ -135,11 +135,13 @@ def vary(
     low, high = np.log(DENSITY)
     density = math.exp(amount * generator.uniform(low, high))
     blur = amount * BLUR * generator.random()
-    room = np.exp(-amount * generator.uniform(0, CROWDING))
+    room = np.exp(-amount * generator.uniform(0, SPACING))
     contact = amount * generator.uniform(0, CONTACT)
     # The first is the pace itself, the others say how it varies.
-    pace = motion.pace * np.append(math.exp(amount * PACE * generator.standard_normal()), [1.0] * 4)
-    return Varied(
+    pace = motion.pace * np.append(
+        math.exp(amount * SPEED * generator.standard_normal()), [1.0] * 4
+    )
+    return RandomisedModel(
         shapes=replace(shapes, mean=size * shapes.mean, modes=size * shapes.modes),
         lives=replace(
             lives,

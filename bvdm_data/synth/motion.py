@@ -6,20 +6,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bvdm_data.synth.cell_cycle import AFTER_INTERPHASE, LifeModel
-from bvdm_data.synth.cells import Life, grow_family, sister_quantile
-from bvdm_data.synth.contours import Array, ShapeModel, quantiles
+from bvdm_data.synth.cell_cycle import PRE_MITOTIC, CellCycleModel
+from bvdm_data.synth.cells import Cell, sample_sister_quantile, simulate_lineage
+from bvdm_data.synth.contours import Array, ShapeModel, make_quantile_levels
 from bvdm_data.synth.placement import (
     CONTACT,
     MARGIN,
     TRIES,
-    Crowd,
-    Founder,
+    InitialCell,
+    Occupancy,
     Pixels,
-    covered,
-    free_place,
-    mean_radius,
-    no_room,
+    compute_mean_radius,
+    explain_no_space,
+    list_covered_pixels,
+    sample_free_position,
 )
 
 
@@ -61,15 +61,15 @@ class MotionModel:
 class Trajectory:
     """One nucleus' life with its way through the picture."""
 
-    life: Life  # outlines, stages, brightness
+    life: Cell  # outlines, stages, brightness
     centres: Array  # centroid (y, x) in pixels of the picture, [n, 2]; may lie outside
     turns: Array  # angle from the picture's y axis to the nucleus' major axis, [n] radians
     depth: float  # the nucleus of the larger depth covers the other where two overlap
 
 
-def film(
+def simulate_motion(
     shapes: ShapeModel,
-    lives: LifeModel,
+    lives: CellCycleModel,
     motion: MotionModel,
     *,
     frames: int,
@@ -85,14 +85,14 @@ def film(
 
 def _place(
     shapes: ShapeModel,
-    lives: LifeModel,
+    lives: CellCycleModel,
     motion: MotionModel,
     frames: int,
     size: tuple[int, int],
     nuclei: int | None,
     generator: np.random.Generator,
     jitter: float,
-) -> list[Founder]:
+) -> list[InitialCell]:
     """Put founders at random places that are free.
 
     Where a number is asked for, places are drawn until so many nuclei show in the picture; none
@@ -105,19 +105,19 @@ def _place(
         wanted = int(generator.poisson(motion.density[start] * canvas))
     else:
         wanted = nuclei
-    crowd = Crowd([], [], [], np.zeros(height * width, np.int64))
-    founders: list[Founder] = []
+    crowd = Occupancy([], [], [], np.zeros(height * width, np.int64))
+    founders: list[InitialCell] = []
     seen, identity, tries = 0, 1, 0
     while (seen if nuclei is not None else len(founders)) < wanted:
-        family = grow_family(shapes, lives, frames, generator, identity, jitter=jitter)
-        centre = free_place(
-            crowd, CONTACT * float(mean_radius(family[0].radii[0])), size, generator
+        family = simulate_lineage(shapes, lives, frames, generator, identity, jitter=jitter)
+        centre = sample_free_position(
+            crowd, CONTACT * float(compute_mean_radius(family[0].radii[0])), size, generator
         )
         if centre is None or tries == TRIES:
-            raise ValueError(no_room(nuclei, wanted, size, seen, len(founders)))
+            raise ValueError(explain_no_space(nuclei, wanted, size, seen, len(founders)))
         turn = generator.uniform(0, 2 * math.pi)
-        founder = Founder(family, centre, turn)
-        pixels = covered(founder, size)
+        founder = InitialCell(family, centre, turn)
+        pixels = list_covered_pixels(founder, size)
         if nuclei is not None and not crowd.stays_in_view(pixels):
             tries += 1
             continue
@@ -129,7 +129,7 @@ def _place(
 
 
 def _move(
-    founders: list[Founder], motion: MotionModel, frames: int, generator: np.random.Generator
+    founders: list[InitialCell], motion: MotionModel, frames: int, generator: np.random.Generator
 ) -> list[Trajectory]:
     lives = {life.identity: life for founder in founders for life in founder.family}
     centres: dict[int, list[Array]] = {}
@@ -144,8 +144,8 @@ def _move(
                 centres[life.identity].append(centres[life.identity][-1] + step)
                 turn = turns[life.identity][-1] + motion.turn * generator.standard_normal()
                 turns[life.identity].append(turn)
-        divide(lives, centres, turns, frame, motion, generator)
-        push_apart(lives, centres, frame)
+        place_daughters(lives, centres, turns, frame, motion, generator)
+        resolve_overlaps(lives, centres, frame)
     order = generator.permutation(len(lives))
     return [
         Trajectory(life, np.array(centres[i]), np.array(turns[i]), float(depth))
@@ -153,8 +153,8 @@ def _move(
     ]
 
 
-def divide(
-    lives: dict[int, Life],
+def place_daughters(
+    lives: dict[int, Cell],
     centres: dict[int, list[Array]],
     turns: dict[int, list[float]],
     frame: int,
@@ -175,8 +175,8 @@ def divide(
             turns[daughter] = [turn]
 
 
-def push_apart(
-    lives: dict[int, Life],
+def resolve_overlaps(
+    lives: dict[int, Cell],
     centres: dict[int, list[Array]],
     frame: int,
     *,
@@ -190,7 +190,9 @@ def push_apart(
     place = np.array([centres[life.identity][-1] for life in here])
     known = spaces or {}
     space = np.array([known.get(life.identity, CONTACT) for life in here])
-    radius = space * mean_radius(np.stack([life.radii[frame - life.first] for life in here]))
+    radius = space * compute_mean_radius(
+        np.stack([life.radii[frame - life.first] for life in here])
+    )
     least = radius[:, None] + radius[None]
     np.fill_diagonal(least, 0)
     for _ in range(rounds):
@@ -205,34 +207,34 @@ def push_apart(
         centres[life.identity][-1] = centre
 
 
-Grow = Callable[[int, Founder | None], list[Life]]
+FamilySampler = Callable[[int, InitialCell | None], list[Cell]]
 """Gives a family whose founder has a number, the sister of another founder or of nobody."""
 
-PAIRED = 0.8
+SISTER_FRACTION = 0.8
 """Share of the founders that come with a sister (our choice: in a growing population every nucleus
 has one, but some have divided, and some of the video's have left)."""
 
 
-WIDEST = 1.1
+MAX_SPACING = 1.1
 """Nuclei farther apart than this share of the sum of their mean radii do not push each other (our
 choice: outlines that touch lie near 1)."""
 
 
-def colony(
+def simulate_colony(
     shapes: ShapeModel,
-    lives: LifeModel,
+    lives: CellCycleModel,
     motion: MotionModel,
     *,
     frames: int,
     size: tuple[int, int],
     nuclei: int | None,
     generator: np.random.Generator,
-    grow: Grow | None = None,
+    grow: FamilySampler | None = None,
     contact: float = 0.0,
 ) -> list[Trajectory]:
     """Place families, let them live and move.
 
-    Other than in :func:`bvdm_data.synth.motion.film`, founders come in pairs of sisters, as far
+    Other than in :func:`simulate_motion`, founders come in pairs of sisters, as far
     apart as sisters of their age are in the video; their brightness is spread evenly over that of
     the video's nuclei; the young are fast, and a fast nucleus stays fast for a while; a mother's
     newborn do not lie evenly around her place; and the whole field moves as that of the video did.
@@ -242,11 +244,11 @@ def colony(
     return _colony_move(founders, motion, frames, generator)
 
 
-TOUCH = (0.9, 1.02)
+CONTACT_RANGE = (0.9, 1.02)
 """Least and largest distance of a founder from the one that it is put against, over that at which
 their outlines meet (our choice)."""
 
-AGAINST = 10
+CONTACT_TRIES = 10
 """How often a place against another is looked for."""
 
 _NOTHING: Pixels = np.zeros(0, np.int64)
@@ -256,13 +258,13 @@ class _Growth:
     """Draws families from the models."""
 
     def __init__(
-        self, shapes: ShapeModel, lives: LifeModel, frames: int, generator: np.random.Generator
+        self, shapes: ShapeModel, lives: CellCycleModel, frames: int, generator: np.random.Generator
     ) -> None:
         self.models = (shapes, lives, frames, generator)
         self.quantile = float(generator.random())
         self.drift = np.zeros(frames)
 
-    def __call__(self, identity: int, sister: Founder | None) -> list[Life]:
+    def __call__(self, identity: int, sister: InitialCell | None) -> list[Cell]:
         _, lives, frames, generator = self.models
         if sister is None:
             # Evenly spread, so that a film of few nuclei shows dim and bright ones, too.
@@ -271,8 +273,8 @@ class _Growth:
             quantile, age = self.quantile, None
         else:
             age = sister.family[0].age
-            quantile = sister_quantile(lives, self.quantile, age, generator)
-        return grow_family(
+            quantile = sample_sister_quantile(lives, self.quantile, age, generator)
+        return simulate_lineage(
             *self.models, identity, jitter=None, quantile=quantile, age=age, drift=self.drift
         )
 
@@ -286,7 +288,7 @@ class _Placing:
         frames: int,
         size: tuple[int, int],
         generator: np.random.Generator,
-        grow: Grow,
+        grow: FamilySampler,
         contact: float,
     ) -> None:
         self.grow = grow
@@ -295,12 +297,12 @@ class _Placing:
         self.frames = frames
         self.size = size
         self.generator = generator
-        self.crowd = Crowd([], [], [], np.zeros(size[0] * size[1], np.int64))
-        self.founders: list[Founder] = []
+        self.crowd = Occupancy([], [], [], np.zeros(size[0] * size[1], np.int64))
+        self.founders: list[InitialCell] = []
         self.identity = 1
         self.seen = 0
 
-    def place(self, nuclei: int | None) -> list[Founder]:
+    def place(self, nuclei: int | None) -> list[InitialCell]:
         height, width = self.size
         canvas = (height + 2 * MARGIN) * (width + 2 * MARGIN)
         wanted = nuclei
@@ -311,18 +313,20 @@ class _Placing:
         while (self.seen if nuclei is not None else len(self.founders)) < wanted:
             founder = self._founder(None)
             if founder is None or tries == TRIES:
-                raise ValueError(no_room(nuclei, wanted, self.size, self.seen, len(self.founders)))
+                raise ValueError(
+                    explain_no_space(nuclei, wanted, self.size, self.seen, len(self.founders))
+                )
             if not self._take(founder, nuclei):
                 tries += 1
                 continue
             there = self.seen if nuclei is not None else len(self.founders)
-            if there < wanted and self.generator.random() < PAIRED:
+            if there < wanted and self.generator.random() < SISTER_FRACTION:
                 sister = self._founder(founder)
                 if sister is not None:
                     self._take(sister, nuclei)
         return self.founders
 
-    def _founder(self, sister: Founder | None) -> Founder | None:
+    def _founder(self, sister: InitialCell | None) -> InitialCell | None:
         """Draw a founder and a free place for it; None where there is none."""
         family = self.grow(self.identity, sister)
         space = _space(self.motion, self.generator)
@@ -331,30 +335,32 @@ class _Placing:
             against = self._against(family, turn, space)
             if against is not None:
                 return against
-        keep_off = space * float(mean_radius(family[0].radii[0]))
+        keep_off = space * float(compute_mean_radius(family[0].radii[0]))
         for _ in range(TRIES if sister is None else 30):
             centre = self._somewhere(sister)
             if self.crowd.fits(centre, keep_off):
-                return Founder(family, centre, turn, space)
+                return InitialCell(family, centre, turn, space)
         return None
 
-    def _against(self, family: list[Life], turn: float, space: float) -> Founder | None:
+    def _against(self, family: list[Cell], turn: float, space: float) -> InitialCell | None:
         """Put a founder against one that is there; None where there is no room at any."""
         radii = family[0].radii[0]
-        for _ in range(AGAINST if self.founders else 0):
+        for _ in range(CONTACT_TRIES if self.founders else 0):
             other = self.founders[self.generator.integers(len(self.founders))]
             angle = self.generator.uniform(0, 2 * math.pi)
             reach = _outline(other.family[0].radii[0], angle - other.turn)
             reach += _outline(radii, angle + math.pi - turn)
-            distance = reach * self.generator.uniform(*TOUCH)
+            distance = reach * self.generator.uniform(*CONTACT_RANGE)
             centre = other.centre + distance * np.array([math.cos(angle), math.sin(angle)])
             # As close as they lie now they may stay.
-            narrow = min(space, (distance - other.keep_off) / float(mean_radius(radii)))
-            if narrow > 0 and self.crowd.fits(centre, narrow * float(mean_radius(radii)) - 1e-6):
-                return Founder(family, centre, turn, narrow)
+            narrow = min(space, (distance - other.keep_off) / float(compute_mean_radius(radii)))
+            if narrow > 0 and self.crowd.fits(
+                centre, narrow * float(compute_mean_radius(radii)) - 1e-6
+            ):
+                return InitialCell(family, centre, turn, narrow)
         return None
 
-    def _somewhere(self, sister: Founder | None) -> Array:
+    def _somewhere(self, sister: InitialCell | None) -> Array:
         height, width = self.size
         if sister is None:
             return self.generator.uniform([-MARGIN, -MARGIN], [height + MARGIN, width + MARGIN])
@@ -363,9 +369,9 @@ class _Placing:
         angle = self.generator.uniform(0, 2 * math.pi)
         return sister.centre + distance * np.array([math.cos(angle), math.sin(angle)])
 
-    def _take(self, founder: Founder, nuclei: int | None) -> bool:
+    def _take(self, founder: InitialCell, nuclei: int | None) -> bool:
         # Only where a number in view is asked for does it matter what each one covers.
-        pixels = _NOTHING if nuclei is None else covered(founder, self.size)
+        pixels = _NOTHING if nuclei is None else list_covered_pixels(founder, self.size)
         if nuclei is not None and not self.crowd.stays_in_view(pixels):
             return False
         self.crowd.add(founder, pixels)
@@ -376,7 +382,10 @@ class _Placing:
 
 
 def _colony_move(
-    founders: Sequence[Founder], motion: MotionModel, frames: int, generator: np.random.Generator
+    founders: Sequence[InitialCell],
+    motion: MotionModel,
+    frames: int,
+    generator: np.random.Generator,
 ) -> list[Trajectory]:
     lives = {life.identity: life for founder in founders for life in founder.family}
     centres = {founder.family[0].identity: [founder.centre] for founder in founders}
@@ -395,14 +404,14 @@ def _colony_move(
                 centres[life.identity].append(centres[life.identity][-1] + moved + drift)
                 turn = turns[life.identity][-1] + motion.turn * generator.standard_normal()
                 turns[life.identity].append(turn)
-        divide(lives, centres, turns, frame, motion, generator)
+        place_daughters(lives, centres, turns, frame, motion, generator)
         shifts: dict[int, Array] = {}
         for life in lives.values():
             if life.parent and life.first == frame:
                 if life.parent not in shifts:
                     shifts[life.parent] = drift + motion.shift * generator.standard_normal(2)
                 centres[life.identity][-1] = centres[life.identity][-1] + shifts[life.parent]
-        push_apart(lives, centres, frame, spaces=spaces)
+        resolve_overlaps(lives, centres, frame, spaces=spaces)
     order = generator.permutation(len(lives))
     return [
         Trajectory(life, np.array(centres[i]), np.array(turns[i]), float(depth))
@@ -418,12 +427,12 @@ def _outline(radii: Array, angle: float) -> float:
 
 def _space(motion: MotionModel, generator: np.random.Generator) -> float:
     """Draw the radius of the disc that others keep off a nucleus, over its mean radius."""
-    drawn = np.interp(generator.random(), quantiles(len(motion.closest)), motion.closest)
-    return float(min(drawn, WIDEST))
+    drawn = np.interp(generator.random(), make_quantile_levels(len(motion.closest)), motion.closest)
+    return float(min(drawn, MAX_SPACING))
 
 
 def _step(
-    life: Life,
+    life: Cell,
     frame: int,
     paces: dict[int, float],
     motion: MotionModel,
@@ -435,7 +444,7 @@ def _step(
     paces[life.identity] = memory * paces[life.identity] + renewed
     age = min(life.age + frame - life.first, len(motion.pace_of_age) - 1)
     scale = pace * math.exp(spread * paces[life.identity]) * motion.pace_of_age[age]
-    if life.stages[frame - life.first] in AFTER_INTERPHASE:
+    if life.stages[frame - life.first] in PRE_MITOTIC:
         scale *= mitotic
     drawn: Array = scale * generator.standard_t(freedom, 2)
     return drawn

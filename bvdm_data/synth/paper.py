@@ -13,8 +13,8 @@ from bvdm_data.synth.unet import (
     Schedule,
     UNet,
     add_noise,
-    cosine_schedule,
-    denoise_ancestral,
+    make_cosine_schedule,
+    sample_ddpm,
 )
 
 
@@ -57,7 +57,7 @@ class PaperSettings:
 
 
 @dataclass(frozen=True)
-class Painted:
+class TexturePatches:
     """Textured nuclei."""
 
     # relative light, [N, F, H, W] float32, about mask_level on average inside (nothing enforces
@@ -69,7 +69,7 @@ class Painted:
     flow: Float[Tensor, "N E 2 H W"]
 
 
-def paint(
+def render_paper_textures(
     masks: Bool[Tensor, "N F H W"],
     unet: UNet,
     flownet: FlowNet,
@@ -78,7 +78,7 @@ def paint(
     *,
     keep_flow: bool = True,
     on_frame: Callable[[], object] | None = None,
-) -> Painted:
+) -> TexturePatches:
     """Paint all nuclei, frame by frame, in one batch (paper, figures 1 b.1 and b.2).
 
     In its first frame a nucleus' flat mask is noised by ``first_steps`` steps and denoised. In
@@ -86,7 +86,7 @@ def paint(
     mask is dropped, and ``later_steps`` steps of noise and denoising refresh it.
     """
     device = next(unet.parameters()).device
-    schedule = cosine_schedule(settings.total_steps)
+    schedule = make_cosine_schedule(settings.total_steps)
     film = masks.to(device)
     present = masks.flatten(2).any(2)
     texture = torch.zeros(film.shape, device=device)
@@ -110,7 +110,7 @@ def paint(
             texture[staying, frame] = fresh[:, 0]
         if on_frame is not None:
             on_frame()
-    return Painted(texture, flow)
+    return TexturePatches(texture, flow)
 
 
 @torch.no_grad()
@@ -133,7 +133,7 @@ def _refresh(
         return picture
     noise = _noise(picture, generators)
     noisy = add_noise(picture, next(noise), torch.tensor([steps - 1]), schedule)
-    return denoise_ancestral(_in_bfloat16(unet), noisy, steps, schedule, noise)
+    return sample_ddpm(_in_bfloat16(unet), noisy, steps, schedule, noise)
 
 
 def _noise(

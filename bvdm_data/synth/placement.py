@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bvdm_data.synth.cells import Life
-from bvdm_data.synth.contours import Array, area
+from bvdm_data.synth.cells import Cell
+from bvdm_data.synth.contours import Array, compute_polygon_area
 
 MARGIN = 64
 """Width of the band around the picture, in pixels, from which nuclei come and go."""
@@ -25,7 +25,7 @@ Pixels = npt.NDArray[np.int64]
 
 
 @dataclass
-class Crowd:
+class Occupancy:
     """Nuclei that are placed already: what a new one must keep away from, and must not hide."""
 
     centres: list[Array]
@@ -47,7 +47,7 @@ class Crowd:
         in_view = [covered for covered in (*self.pixels, pixels) if len(covered)]
         return all((layers[covered] == 1).any() for covered in in_view)
 
-    def add(self, founder: "Founder", pixels: Pixels) -> None:
+    def add(self, founder: "InitialCell", pixels: Pixels) -> None:
         """Remember a nucleus that was placed."""
         self.centres.append(founder.centre)
         self.radii.append(founder.keep_off)
@@ -56,10 +56,10 @@ class Crowd:
 
 
 @dataclass
-class Founder:
+class InitialCell:
     """A nucleus of the first frame, with its offspring."""
 
-    family: list[Life]  # its life, and those of its offspring
+    family: list[Cell]  # its life, and those of its offspring
     centre: Array  # centroid (y, x), px
     turn: float  # angle of its major axis, radians
 
@@ -68,10 +68,12 @@ class Founder:
     @property
     def keep_off(self) -> float:
         """Radius of the disc that others keep off in the first frame, px."""
-        return self.space * float(mean_radius(self.family[0].radii[0]))
+        return self.space * float(compute_mean_radius(self.family[0].radii[0]))
 
 
-def no_room(nuclei: int | None, wanted: int, size: tuple[int, int], seen: int, placed: int) -> str:
+def explain_no_space(
+    nuclei: int | None, wanted: int, size: tuple[int, int], seen: int, placed: int
+) -> str:
     """Say that nuclei do not fit."""
     if nuclei is None:
         return (
@@ -84,8 +86,8 @@ def no_room(nuclei: int | None, wanted: int, size: tuple[int, int], seen: int, p
     )
 
 
-def free_place(
-    crowd: Crowd, radius: float, size: tuple[int, int], generator: np.random.Generator
+def sample_free_position(
+    crowd: Occupancy, radius: float, size: tuple[int, int], generator: np.random.Generator
 ) -> Array | None:
     """Find a place for a nucleus in and around the picture."""
     height, width = size
@@ -96,7 +98,7 @@ def free_place(
     return None
 
 
-def covered(founder: Founder, size: tuple[int, int]) -> Pixels:
+def list_covered_pixels(founder: InitialCell, size: tuple[int, int]) -> Pixels:
     """Return the pixels of the picture under a founder in its first frame, ``[n]``."""
     radii = founder.family[0].radii[0]
     reach = math.ceil(radii.max())
@@ -111,6 +113,6 @@ def covered(founder: Founder, size: tuple[int, int]) -> Pixels:
     return pixels
 
 
-def mean_radius(radii: Array) -> Array:
+def compute_mean_radius(radii: Array) -> Array:
     """Return the radius of the disc of the same area, ``[...]`` px."""
-    return np.asarray(np.sqrt(area(radii) / math.pi))
+    return np.asarray(np.sqrt(compute_polygon_area(radii) / math.pi))

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bvdm_data.clip import STAGES
-from bvdm_data.synth.cells import Life
-from bvdm_data.synth.contours import radius_towards
+from bvdm_data.synth.cells import Cell
+from bvdm_data.synth.contours import interpolate_radius
 from bvdm_data.synth.flow import FLOW_SIZE
-from bvdm_data.synth.paper import Painted
+from bvdm_data.synth.paper import TexturePatches
 
 _RANGES = {
     "grain": (0.5, 16.0),
@@ -127,15 +127,15 @@ def _check_nucleoli(nucleoli: object) -> None:
         raise ValueError(f"nucleoli must be 0 <= least <= most <= {_MOST_NUCLEOLI}, got {nucleoli}")
 
 
-def paint_procedurally(
-    lives: Sequence[Life],
+def render_procedural_textures(
+    lives: Sequence[Cell],
     frames: int,
     settings: ProceduralSettings,
     generators: Sequence[torch.Generator],
     *,
     keep_flow: bool = True,
     on_frame: Callable[[], object] | None = None,
-) -> Painted:
+) -> TexturePatches:
     """Paint nuclei without a network.
 
     A nucleus has coordinates of its own: a point keeps its direction from the centroid, and its
@@ -163,7 +163,7 @@ def paint_procedurally(
     if on_frame is not None:
         for _ in range(frames):
             on_frame()
-    return Painted(texture, flow)
+    return TexturePatches(texture, flow)
 
 
 def _pixels() -> Float[Tensor, "2 P P"]:
@@ -175,7 +175,7 @@ def _pixels() -> Float[Tensor, "2 P P"]:
 def _towards(radii: Float[Tensor, "n K"], pixels: Float[Tensor, "2 P P"]) -> Tensor:
     """Return how far each outline is in the direction of every pixel, ``[n, P, P]`` px."""
     y, x = pixels[:, None].expand(2, len(radii), -1, -1)
-    return radius_towards(radii, y, x)
+    return interpolate_radius(radii, y, x)
 
 
 def _body(
@@ -194,7 +194,7 @@ def _body(
 
 
 def _chromatin(
-    life: Life,
+    life: Cell,
     outline: Float[Tensor, "n P P"],
     stages: Int[Tensor, " n"],
     pixels: Float[Tensor, "2 P P"],
@@ -245,7 +245,7 @@ def _nucleoli(
     turn, way = torch.rand((2, count, 1, 1), generator=generator).unbind(0)
     turn, way = 2 * math.pi * turn, _NUCLEOLUS_REACH * way.sqrt()
     y, x = turn.cos(), turn.sin()
-    way = way * radius_towards(torch.from_numpy(usual).float().expand(count, -1), y, x)
+    way = way * interpolate_radius(torch.from_numpy(usual).float().expand(count, -1), y, x)
     squared = (pixels[0] - way * y).square() + (pixels[1] - way * x).square()
     spots = settings.nucleolus_depth * torch.exp(-0.5 * squared / settings.nucleolus_size**2)
     return 1 - (1 - spots).prod(0)

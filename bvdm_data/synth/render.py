@@ -14,11 +14,11 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
-from bvdm_data.synth.contours import corners_towards, radius_towards, rasterise
-from bvdm_data.synth.denoiser import REACH
-from bvdm_data.synth.flow import invert
+from bvdm_data.synth.contours import find_vertices, interpolate_radius, test_inside
+from bvdm_data.synth.denoiser import SDF_CLIP
+from bvdm_data.synth.flow import invert_flow
 from bvdm_data.synth.motion import Trajectory
-from bvdm_data.synth.textures import Pictures, Unpainted
+from bvdm_data.synth.textures import DenoiserInputs, RenderedPatches
 
 WINDOW_PIXELS = 2**21
 """Pixels of all windows that are worked on together; bounds the memory."""
@@ -28,7 +28,7 @@ STEP = 5
 
 
 @dataclass(frozen=True)
-class Tables:
+class CellTable:
     """Where all nuclei of a film are, as tables; zeros where a nucleus is not there."""
 
     there: Bool[Tensor, "N F"]  # which nucleus is there in which frame, [N, F]
@@ -38,7 +38,7 @@ class Tables:
     rank: Int[Tensor, " N"]  # place of each nucleus in the pile, the lowest is 0, [N]
 
 
-def tabulate(paths: Sequence[Trajectory], frames: int) -> Tables:
+def make_cell_table(paths: Sequence[Trajectory], frames: int) -> CellTable:
     """Lay the ways and outlines of nuclei out as tables."""
     count = len(paths)
     corners = len(paths[0].life.radii[0]) if paths else 1
@@ -55,10 +55,10 @@ def tabulate(paths: Sequence[Trajectory], frames: int) -> Tables:
         radii[row, shown] = life.radii[:length]
     rank = np.empty(count, np.int64)
     rank[np.argsort([path.depth for path in paths], kind="stable")] = np.arange(count)
-    return Tables(*(torch.from_numpy(table) for table in (there, centres, axes, radii, rank)))
+    return CellTable(*(torch.from_numpy(table) for table in (there, centres, axes, radii, rank)))
 
 
-def label_rows(tables: Tables, size: tuple[int, int]) -> Int[Tensor, "F H W"]:
+def draw_labels(tables: CellTable, size: tuple[int, int]) -> Int[Tensor, "F H W"]:
     """Draw which nucleus is seen where."""
     count, frames = tables.there.shape
     device = tables.rank.device
@@ -70,7 +70,7 @@ def label_rows(tables: Tables, size: tuple[int, int]) -> Int[Tensor, "F H W"]:
         rows_here, moments_here = rows[part], moments[part]
         windows = _windows(tables, rows_here, moments_here, wide, size)
         radii = tables.radii[rows_here, moments_here]
-        inside = windows.x.hypot(windows.y) <= radius_towards(radii, windows.y, windows.x)
+        inside = windows.x.hypot(windows.y) <= interpolate_radius(radii, windows.y, windows.x)
         place = windows.pixel.where(inside, len(seen) - 1).flatten()
         value = (tables.rank[rows_here] + 1).int()[:, None, None].expand_as(inside).flatten()
         seen.scatter_reduce_(0, place, value, "amax")
@@ -79,8 +79,8 @@ def label_rows(tables: Tables, size: tuple[int, int]) -> Int[Tensor, "F H W"]:
     return row_of.index_select(0, seen[:-1]).view(frames, *size)
 
 
-def add_up(
-    tables: Tables, groups: Sequence[Pictures], size: tuple[int, int]
+def composite(
+    tables: CellTable, groups: Sequence[RenderedPatches], size: tuple[int, int]
 ) -> Float[Tensor, "F H W"]:
     """Put painted nuclei, halo and all, in their places; where they meet, their light adds up."""
     frames, device = tables.there.shape[1], tables.rank.device
@@ -90,7 +90,7 @@ def add_up(
         patch = light.shape[-1]
         radii, zoom = tables.radii[rows, moments], group.zoom.to(device)
         # Light ends at REACH; a spline reaches two pixels farther.
-        reach = torch.minimum(radii.amax(1) + (REACH + 2) / zoom, (patch / 2 + 2) / zoom)
+        reach = torch.minimum(radii.amax(1) + (SDF_CLIP + 2) / zoom, (patch / 2 + 2) / zoom)
         for part, wide in _blocks(tables, rows, moments, reach, size):
             windows = _windows(tables, rows[part], moments[part], wide, size)
             shrink = (zoom[part] * 2 / patch)[:, None, None]
@@ -101,7 +101,7 @@ def add_up(
     return total[:-1].view(frames, *size)
 
 
-def displace_radially(tables: Tables, seen: Int[Tensor, "F H W"]) -> Float[Tensor, "E 2 H W"]:
+def compute_radial_flow(tables: CellTable, seen: Int[Tensor, "F H W"]) -> Float[Tensor, "E 2 H W"]:
     """Follow every pixel of a nucleus into the next frame.
 
     A point keeps its share of the way from the centroid to the outline; the nucleus' turn and step
@@ -125,7 +125,7 @@ def displace_radially(tables: Tables, seen: Int[Tensor, "F H W"]) -> Float[Tenso
         (down, right), (cosine, sine) = now(tables.centres, frame), now(tables.axes, frame)
         dy, dx = row - down, column - right
         y, x = cosine * dy + sine * dx, cosine * dx - sine * dy
-        corner, share = corners_towards(y, x, corners)
+        corner, share = find_vertices(y, x, corners)
         corner += (nucleus * frames + frame) * (corners + 1)
         before = outlines.take(corner).lerp(outlines.take(corner + 1), share)
         corner += corners + 1
@@ -150,7 +150,7 @@ class _Windows:
 
 
 def _windows(
-    tables: Tables,
+    tables: CellTable,
     rows: Int[Tensor, " S"],
     moments: Int[Tensor, " S"],
     reach: int,
@@ -176,7 +176,7 @@ def _windows(
 
 
 def _blocks(
-    tables: Tables,
+    tables: CellTable,
     rows: Int[Tensor, " S"],
     moments: Int[Tensor, " S"],
     reach: Float[Tensor, " S"],
@@ -202,7 +202,7 @@ Labels = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
-class Spot:
+class CellPixels:
     """One nucleus in one frame: which pixels of the picture it may cover."""
 
     row: int  # index of the nucleus among the paths
@@ -213,7 +213,9 @@ class Spot:
     edge: Tensor  # distance of each pixel from the centroid less that of the outline, [h, w] px
 
 
-def spots(paths: Sequence[Trajectory], frame: int, size: tuple[int, int]) -> Iterator[Spot]:
+def iterate_cell_pixels(
+    paths: Sequence[Trajectory], frame: int, size: tuple[int, int]
+) -> Iterator[CellPixels]:
     """Find the pixels of every nucleus that is there in a frame, from the deepest up."""
     here = [r for r, p in enumerate(paths) if p.life.first <= frame <= p.life.last]
     for row in sorted(here, key=lambda r: paths[r].depth):
@@ -225,13 +227,13 @@ def spots(paths: Sequence[Trajectory], frame: int, size: tuple[int, int]) -> Ite
         if window is None:
             continue
         y, x = _own_coordinates(window, centre, turn)
-        inside = rasterise(radii, y[None], x[None])[0]
+        inside = test_inside(radii, y[None], x[None])[0]
         if bool(inside.any()):
-            edge = y.hypot(x) - radius_towards(radii, y[None], x[None])[0]
-            yield Spot(row, window, y, x, inside, edge)
+            edge = y.hypot(x) - interpolate_radius(radii, y[None], x[None])[0]
+            yield CellPixels(row, window, y, x, inside, edge)
 
 
-def lighten(
+def composite_masked(
     paths: Sequence[Trajectory],
     labels: Labels,
     texture: Float[Tensor, "N F P P"],
@@ -246,7 +248,7 @@ def lighten(
     """
     light = np.zeros(labels.shape, np.float32)
     for frame in range(len(labels)):
-        for spot in spots(paths, frame, labels.shape[1:]):
+        for spot in iterate_cell_pixels(paths, frame, labels.shape[1:]):
             life = paths[spot.row].life
             seen = labels[frame][spot.window] == life.identity
             if not seen.any():
@@ -287,7 +289,7 @@ def _blurred(picture: Float[Tensor, "P P"], width: float = 1.0) -> Float[Tensor,
     return blurred
 
 
-def _sample(layers: Float[Tensor, "C P P"], spot: Spot) -> Tensor:
+def _sample(layers: Float[Tensor, "C P P"], spot: CellPixels) -> Tensor:
     """Read patches at the pixels of a spot; the centroid is the middle of the patch."""
     half = layers.shape[-1] / 2
     grid = torch.stack([spot.x, spot.y], -1)[None] / half
@@ -295,7 +297,7 @@ def _sample(layers: Float[Tensor, "C P P"], spot: Spot) -> Tensor:
     return read[0]
 
 
-def displace(
+def compute_texture_flow(
     paths: Sequence[Trajectory], labels: Labels, flow: Float[Tensor, "N E 2 P P"]
 ) -> npt.NDArray[np.float32]:
     """Follow every pixel of a nucleus into the next frame.
@@ -308,12 +310,12 @@ def displace(
     frames, *size = labels.shape
     moved = np.zeros((frames - 1, 2, *size), np.float32)
     for frame in range(frames - 1):
-        for spot in spots(paths, frame, labels.shape[1:]):
+        for spot in iterate_cell_pixels(paths, frame, labels.shape[1:]):
             path = paths[spot.row]
             seen = labels[frame][spot.window] == path.life.identity
             if not seen.any() or path.life.identity not in labels[frame + 1]:
                 continue
-            along, across = _sample(invert(flow[spot.row, frame, None])[0], spot)
+            along, across = _sample(invert_flow(flow[spot.row, frame, None])[0], spot)
             y, x = spot.y + along, spot.x + across
             moment = frame + 1 - path.life.first
             turn, centre = float(path.turns[moment]), path.centres[moment]
@@ -327,7 +329,7 @@ def displace(
 
 
 @dataclass(frozen=True)
-class Layout:
+class PatchPlacement:
     """Where pictures of one side go."""
 
     order: Int[Tensor, " M"]  # which pictures are drawn, one after the other, [M]
@@ -342,19 +344,19 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Pile:
+class PatchBatch:
     """Unpainted nuclei of one side, of several films."""
 
     noise: Tensor  # standard normal numbers, [M, P, P]
     radii: Tensor  # outlines, px, [M, K]
     brightness: Tensor  # mean light inside the outlines, grey values, [M]
     stage: Tensor  # index into STAGES, [M]
-    layout: Layout  # where they go
+    layout: PatchPlacement  # where they go
 
 
-def pile_up(
-    films: Sequence[tuple[Tables, Sequence[Unpainted]]], size: tuple[int, int]
-) -> list[Pile]:
+def batch_patches(
+    films: Sequence[tuple[CellTable, Sequence[DenoiserInputs]]], size: tuple[int, int]
+) -> list[PatchBatch]:
     """Gather the nuclei of films that are to be painted together."""
     found = []
     for side in sorted({group.noise.shape[-1] for _, groups in films for group in groups}):
@@ -368,17 +370,19 @@ def pile_up(
             name: torch.cat([getattr(group, name) for _, _, group in parts])
             for name in ("noise", "radii", "brightness", "stage")
         }
-        found.append(Pile(**joined, layout=lay_out(parts, side, size)))
+        found.append(PatchBatch(**joined, layout=place_patches(parts, side, size)))
     return found
 
 
-def lay_out(
-    parts: Sequence[tuple[int, Tables, Pictures | Unpainted]], side: int, size: tuple[int, int]
-) -> Layout:
+def place_patches(
+    parts: Sequence[tuple[int, CellTable, RenderedPatches | DenoiserInputs]],
+    side: int,
+    size: tuple[int, int],
+) -> PatchPlacement:
     """Tell where pictures of one side go.
 
     Those that reach equally far are drawn together, as many as the memory allows; those that do
-    not reach into the film are left out. See :func:`bvdm_data.synth.render.add_up`.
+    not reach into the film are left out. See :func:`bvdm_data.synth.render.composite`.
     """
     frames, places, reaches = [], [], []
     for number, tables, group in parts:
@@ -387,7 +391,7 @@ def lay_out(
         places.append(torch.cat([centres, axes, zoom[:, None]], 1))
         frames.append(number * tables.there.shape[1] + moments)
         # Light ends at REACH; a spline reaches two pixels farther.
-        reach = tables.radii[rows, moments].amax(1) + (REACH + 2) / zoom
+        reach = tables.radii[rows, moments].amax(1) + (SDF_CLIP + 2) / zoom
         reaches.append(torch.minimum(reach, (side / 2 + 2) / zoom))
     frame, place, reach = torch.cat(frames), torch.cat(places), torch.cat(reaches)
     outside = torch.maximum(-place[:, :2], place[:, :2] - torch.tensor(size))
@@ -400,11 +404,11 @@ def lay_out(
         most = max(1, WINDOW_PIXELS // (2 * wide + 2) ** 2)
         blocks += [(at, min(at + most, end), wide) for at in range(start, end, most)]
         start = end
-    return Layout(order, frame[order], place[order], tuple(blocks))
+    return PatchPlacement(order, frame[order], place[order], tuple(blocks))
 
 
-def add_light(
-    total: Float[Tensor, " C"], light: Tensor, layout: Layout, film: Sequence[int]
+def composite_batch(
+    total: Float[Tensor, " C"], light: Tensor, layout: PatchPlacement, film: Sequence[int]
 ) -> None:
     """Add painted nuclei to films, where they are; nothing here waits for the device."""
     frames, height, width = film
@@ -430,20 +434,20 @@ def add_light(
         total.index_put_((cell,), read.flatten(), accumulate=True)
 
 
-def spare_cells(layouts: Sequence[Layout]) -> int:
+def count_padding_pixels(layouts: Sequence[PatchPlacement]) -> int:
     """Return how many cells :func:`add_light` needs beside those of the films."""
     return max(((2 * wide + 2) ** 2 for one in layouts for _, _, wide in one.blocks), default=0)
 
 
-_Told = TypeVar("_Told", Layout, Pile)
+_Told = TypeVar("_Told", PatchPlacement, PatchBatch)
 
 
-def moved(told: _Told, device: torch.device) -> _Told:
+def move_to_device(told: _Told, device: torch.device) -> _Told:
     """Return a layout or a pile on a device; nothing waits where it lies in pinned memory."""
     return _each(told, lambda tensor: tensor.to(device, non_blocking=True))
 
 
-def pinned(told: _Told) -> _Told:
+def pin_memory(told: _Told) -> _Told:
     """Return a layout or a pile in pinned memory."""
     return _each(told, Tensor.pin_memory)
 
@@ -454,6 +458,6 @@ def _each(told: _Told, change: Callable[[Tensor], Tensor]) -> _Told:
         value = getattr(told, field.name)
         if isinstance(value, Tensor):
             changed[field.name] = change(value)
-        elif isinstance(value, Layout):
+        elif isinstance(value, PatchPlacement):
             changed[field.name] = _each(value, change)
     return replace(told, **changed)

@@ -13,14 +13,27 @@ from scipy import ndimage
 from torch import Tensor
 
 from bvdm_data.clip import number_tracks
-from bvdm_data.rng import numpy_stream, stream
+from bvdm_data.rng import numpy_rng, torch_rng
 from bvdm_data.synth.camera import CameraModel, expose
-from bvdm_data.synth.cell_bank import Cast, Pool
-from bvdm_data.synth.model import Generator, Method, vary
-from bvdm_data.synth.motion import Trajectory, colony, film
-from bvdm_data.synth.render import Labels, Tables, add_up, displace_radially, label_rows, tabulate
-from bvdm_data.synth.textures import FastSettings, Pictures, Unpainted, paint_prepared, prepare
-from bvdm_data.system import part
+from bvdm_data.synth.cell_bank import BankSample, CellBank
+from bvdm_data.synth.model import Method, Model, randomise_model
+from bvdm_data.synth.motion import Trajectory, simulate_colony, simulate_motion
+from bvdm_data.synth.render import (
+    CellTable,
+    Labels,
+    composite,
+    compute_radial_flow,
+    draw_labels,
+    make_cell_table,
+)
+from bvdm_data.synth.textures import (
+    DenoiserInputs,
+    FastSettings,
+    RenderedPatches,
+    make_denoiser_inputs,
+    run_denoiser_batched,
+)
+from bvdm_data.system import profile_span
 
 JITTER = 0.1
 """Amount of fresh shape noise in each frame (authors' code)."""
@@ -37,18 +50,18 @@ class SceneSettings:
     nuclei: int | tuple[int, int] | None = None
     flow: bool = False  # whether the displacement of every pixel is wanted
     # how far brightness, size, density, blur and noise may leave those of the fitted video, from 0
-    # (not at all) to 1; see bvdm_data.synth.model.vary
+    # (not at all) to 1; see bvdm_data.synth.model.randomise_model
     variation: float = 0.0
 
 
 @dataclass(frozen=True)
-class Plan:
+class Scene:
     """All of a film but its light."""
 
     shown: list[Trajectory]  # the nuclei that are seen
     rows: Tensor  # their rows in the tables
     views: list[tuple[int, int]]  # first and last frame in which each is seen
-    tables: Tables  # where all nuclei are
+    tables: CellTable  # where all nuclei are
     seen: Tensor  # row of the nucleus that is seen at each pixel, from 1
     masks: Labels  # ids 1 to n, [F, H, W]
     tracks: npt.NDArray[np.int32]  # id, first, last, parent, [n, 4]
@@ -57,7 +70,7 @@ class Plan:
     flow: npt.NDArray[np.float32] | None
     camera: CameraModel  # of this film
     blur: float  # standard deviation of an extra blur of all light, px
-    cast: Cast | None  # knows their pictures, if they come out of a pool
+    cast: BankSample | None  # knows their pictures, if they come out of a pool
 
     @property
     def labels(self) -> Labels:
@@ -68,54 +81,54 @@ class Plan:
         return labels
 
 
-def make_plan(
-    generator: Generator,
+def simulate_scene(
+    generator: Model,
     scene: SceneSettings,
     method: Method,
     seed: int,
     name: tuple[str | int, ...],
-    pool: tuple[Pool, int, int] | None,
-) -> Plan:
+    pool: tuple[CellBank, int, int] | None,
+) -> Scene:
     """Draw lives and ways, and the labels that follow from them."""
-    draws = numpy_stream(seed, *name, "lives")
+    draws = numpy_rng(seed, *name, "lives")
     nuclei = scene.nuclei
     if isinstance(nuclei, tuple):
         nuclei = int(draws.integers(nuclei[0], nuclei[1] + 1))
-    varied = vary(
+    varied = randomise_model(
         generator.shapes, generator.lives, generator.motion, generator.camera,
-        scene.variation, numpy_stream(seed, *name, "variation"),
+        scene.variation, numpy_rng(seed, *name, "variation"),
     )  # fmt: skip
     models = (varied.shapes, varied.lives, varied.motion)
     cast = None
     if pool is not None:
         kept, number, era = pool
-        cast = Cast(
+        cast = BankSample(
             kept, generator, scene.frames, number, era, draws,
             size=varied.size, brightness=varied.brightness,
         )  # fmt: skip
     families = isinstance(method, FastSettings) and method.families
-    own = partial(colony, grow=cast, contact=varied.contact)
-    live = own if families else partial(film, jitter=JITTER)
-    with part("lives"):
+    own = partial(simulate_colony, grow=cast, contact=varied.contact)
+    live = own if families else partial(simulate_motion, jitter=JITTER)
+    with profile_span("lives"):
         everyone = live(
             *models, frames=scene.frames, size=scene.size, nuclei=nuclei, generator=draws
         )
-    with part("labels"):
-        tables = tabulate(everyone, scene.frames)
-        seen = label_rows(tables, scene.size)
-        visible = presence(seen, len(everyone))
+    with profile_span("labels"):
+        tables = make_cell_table(everyone, scene.frames)
+        seen = draw_labels(tables, scene.size)
+        visible = find_visible_frames(seen, len(everyone))
     row_of = {path.life.identity: row for row, path in enumerate(everyone, start=1)}
     parents = {row: row_of.get(path.life.parent, 0) for row, path in enumerate(everyone, start=1)}
-    with part("labels"):
+    with profile_span("labels"):
         new_of, tracks, old = number_tracks(visible, parents)
-        masks = renamed(seen, new_of)
+        masks = relabel(seen, new_of)
     rows = np.flatnonzero(visible[1:].any(1))
     ends = [(int(v.argmax()), scene.frames - 1 - int(v[::-1].argmax())) for v in visible[rows + 1]]
     flow = None
     if scene.flow and isinstance(method, FastSettings):
-        with part("flow"):
-            flow = displace_radially(tables, seen).numpy()
-    return Plan(
+        with profile_span("flow"):
+            flow = compute_radial_flow(tables, seen).numpy()
+    return Scene(
         shown=[everyone[row] for row in rows],
         rows=torch.from_numpy(rows),
         views=ends,
@@ -131,7 +144,7 @@ def make_plan(
     )
 
 
-def presence(seen: Tensor, count: int) -> npt.NDArray[np.bool_]:
+def find_visible_frames(seen: Tensor, count: int) -> npt.NDArray[np.bool_]:
     """Tell which nucleus is seen in which frame.
 
     By row, from 0 for the background, and frame, ``[count + 1, F]``.
@@ -141,7 +154,7 @@ def presence(seen: Tensor, count: int) -> npt.NDArray[np.bool_]:
     return present.T.cpu().numpy()
 
 
-def renamed(seen: Tensor, new_of: npt.NDArray[np.int32]) -> Labels:
+def relabel(seen: Tensor, new_of: npt.NDArray[np.int32]) -> Labels:
     """Put ids in the place of rows.
 
     Ids, ``[F, H, W]``.
@@ -168,14 +181,14 @@ def _stages(
 
 
 @dataclass(frozen=True)
-class Sketch:
+class SceneRequest:
     """A film of the fast method ahead of its light; can be pickled."""
 
     size: tuple[int, int]  # height and width of the picture
-    tables: Tables  # where all nuclei are
+    tables: CellTable  # where all nuclei are
     # nuclei to be painted, their rows those of the tables; none if there is a cast
-    groups: list[Unpainted]
-    cast: Cast | None  # knows their pictures, if they come out of a pool
+    groups: list[DenoiserInputs]
+    cast: BankSample | None  # knows their pictures, if they come out of a pool
     # identity, row in the tables, first and last frame in view of each nucleus
     shown: list[tuple[int, int, tuple[int, int]]]
     camera: CameraModel  # of this film
@@ -183,7 +196,7 @@ class Sketch:
     seed: int  # seed of the data set
     name: tuple[str | int, ...]  # the film's place in the data set
 
-    def detached(self) -> "Sketch":
+    def detached(self) -> "SceneRequest":
         """Return a copy that can be sent: without the pool, and the networks of its cast."""
         if self.cast is None:
             return self
@@ -191,7 +204,7 @@ class Sketch:
         del cast.pool, cast.generator, cast.draws
         return replace(self, cast=cast)
 
-    def attached(self, pool: Pool | None, generator: Generator) -> "Sketch":
+    def attached(self, pool: CellBank | None, generator: Model) -> "SceneRequest":
         """Undo :meth:`detached`."""
         if self.cast is None or pool is None:
             return self
@@ -200,33 +213,33 @@ class Sketch:
         return replace(self, cast=cast)
 
 
-def sketched(
-    generator: Generator,
-    plan: Plan,
+def make_request(
+    generator: Model,
+    plan: Scene,
     method: FastSettings,
     size: tuple[int, int],
     seed: int,
     name: tuple[str | int, ...],
-) -> Sketch:
+) -> SceneRequest:
     """Draw the noise of the nuclei of a plan, and keep of it what its light depends on."""
     groups = []
     if plan.cast is None:
-        unpainted = prepare(
+        unpainted = make_denoiser_inputs(
             [path.life for path in plan.shown], plan.views, generator.painter_for(method),
             *method.drift(generator.texture),
-            [stream(seed, *name, "texture", path.life.identity) for path in plan.shown],
+            [torch_rng(seed, *name, "texture", path.life.identity) for path in plan.shown],
         )  # fmt: skip
         groups = [replace(group, rows=plan.rows[group.rows]) for group in unpainted]
     identities = [path.life.identity for path in plan.shown]
     shown = list(zip(identities, plan.rows.tolist(), plan.views, strict=True))
-    return Sketch(
+    return SceneRequest(
         size, plan.tables, groups, plan.cast, shown, plan.camera, plan.blur, seed, name
     )  # fmt: skip
 
 
-def painted(
-    sketch: Sketch,
-    generator: Generator,
+def render_request(
+    sketch: SceneRequest,
+    generator: Model,
     method: FastSettings,
     *,
     on_part: Callable[[float], object] | None = None,
@@ -236,36 +249,36 @@ def painted(
     Grey values that are whole counts of the camera, ``[F, H, W]``.
     """
     pictures = _pictures(sketch, generator, method, on_part)
-    with part("scene"):
-        light = add_up(sketch.tables, pictures, sketch.size).cpu().numpy()
-    with part("camera"):
+    with profile_span("scene"):
+        light = composite(sketch.tables, pictures, sketch.size).cpu().numpy()
+    with profile_span("camera"):
         if sketch.blur:
             light = ndimage.gaussian_filter(light, (0, sketch.blur, sketch.blur))
-        draws = numpy_stream(sketch.seed, *sketch.name, "camera")
+        draws = numpy_rng(sketch.seed, *sketch.name, "camera")
         return expose(light, sketch.camera, draws, glow=False)
 
 
-def packed(sketches: Sequence[Sketch]) -> Tensor:
+def pickle_requests(sketches: Sequence[SceneRequest]) -> Tensor:
     """Return sketches as bytes: a tensor that a worker hands over whole, uint8."""
     data = pickle.dumps([sketch.detached() for sketch in sketches], pickle.HIGHEST_PROTOCOL)
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
-def unpacked(data: Tensor) -> list[Sketch]:
+def unpickle_requests(data: Tensor) -> list[SceneRequest]:
     """Undo :func:`packed`; a cast still lacks its pool."""
-    sketches: list[Sketch] = pickle.loads(data.numpy().tobytes())
+    sketches: list[SceneRequest] = pickle.loads(data.numpy().tobytes())
     return sketches
 
 
 def _pictures(
-    sketch: Sketch,
-    generator: Generator,
+    sketch: SceneRequest,
+    generator: Model,
     method: FastSettings,
     on_part: Callable[[float], object] | None,
-) -> list[Pictures]:
+) -> list[RenderedPatches]:
     if sketch.cast is None:
         painter = generator.painter_for(method)
-        return paint_prepared(sketch.groups, painter, method, on_part=on_part)
+        return run_denoiser_batched(sketch.groups, painter, method, on_part=on_part)
     groups = sketch.cast.pictures(sketch.shown, method)
     if on_part is not None:
         on_part(1.0)

@@ -11,24 +11,24 @@ from jaxtyping import Bool
 from scipy import ndimage
 from torch import Tensor
 
-from bvdm_data.clip import Clip, annotated, padded
-from bvdm_data.rng import numpy_stream, stream
+from bvdm_data.clip import Clip, annotate_masks, pad_rows
+from bvdm_data.rng import numpy_rng, torch_rng
 from bvdm_data.synth.camera import expose
-from bvdm_data.synth.cell_bank import Pool
-from bvdm_data.synth.contours import rasterise
+from bvdm_data.synth.cell_bank import CellBank
+from bvdm_data.synth.contours import test_inside
 from bvdm_data.synth.flow import FLOW_SIZE
-from bvdm_data.synth.model import NOT_FITTED, Generator, Method
+from bvdm_data.synth.model import PAPER_NETS_MISSING, Method, Model
 from bvdm_data.synth.motion import Trajectory
-from bvdm_data.synth.paper import Painted, PaperSettings, paint
-from bvdm_data.synth.procedural import ProceduralSettings, paint_procedurally
-from bvdm_data.synth.render import Labels, displace, lighten
-from bvdm_data.synth.scene import Plan, SceneSettings, make_plan, painted, sketched
+from bvdm_data.synth.paper import PaperSettings, TexturePatches, render_paper_textures
+from bvdm_data.synth.procedural import ProceduralSettings, render_procedural_textures
+from bvdm_data.synth.render import Labels, composite_masked, compute_texture_flow
+from bvdm_data.synth.scene import Scene, SceneSettings, make_request, render_request, simulate_scene
 from bvdm_data.synth.textures import FastSettings
-from bvdm_data.system import part
+from bvdm_data.system import profile_span
 
 
 @dataclass(frozen=True)
-class Film:
+class AnnotatedVideo:
     """An annotated film of any number of nuclei."""
 
     video: npt.NDArray[np.float32]  # grey values that are whole camera counts, [F, H, W] float32
@@ -41,7 +41,7 @@ class Film:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
+def run_single_threaded() -> Iterator[None]:
     """Run torch in one thread: sums, and the ends of vectors, are rounded otherwise in another.
 
     A loader's workers have one thread each; without this, clips made outside them would differ.
@@ -54,37 +54,37 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-@one_thread()
+@run_single_threaded()
 def synthesise(
-    generator: Generator,
+    generator: Model,
     scene: SceneSettings,
     method: Method,
     *,
     seed: int,
     name: tuple[str | int, ...],
-    pool: tuple[Pool, int, int] | None = None,
+    pool: tuple[CellBank, int, int] | None = None,
     on_frame: Callable[[], object] | None = None,
-) -> Film:
+) -> AnnotatedVideo:
     """Make one film: lives and paths, labels, textures, light, camera (paper, figure 1 b).
 
     On the CPU the film is made in one thread, so that it is the same on any number of cores; use
     several workers to use them all.
     """
-    plan = make_plan(generator, scene, method, seed, name, pool)
+    plan = simulate_scene(generator, scene, method, seed, name, pool)
     if isinstance(method, FastSettings):
-        drawn = sketched(generator, plan, method, scene.size, seed, name)
+        drawn = make_request(generator, plan, method, scene.size, seed, name)
         on_part = _by_frame(on_frame, scene.frames)
-        video = painted(drawn, generator, method, on_part=on_part)
-        return Film(video, plan.masks, plan.tracks, plan.stages, plan.flow)
-    streams = [stream(seed, *name, "texture", path.life.identity) for path in plan.shown]
+        video = render_request(drawn, generator, method, on_part=on_part)
+        return AnnotatedVideo(video, plan.masks, plan.tracks, plan.stages, plan.flow)
+    streams = [torch_rng(seed, *name, "texture", path.life.identity) for path in plan.shown]
     texture = _paint(generator, plan, scene, method, streams, on_frame)
-    light = lighten(plan.shown, plan.labels, texture.texture.cpu(), method.mask_level)
-    flow = displace(plan.shown, plan.labels, texture.flow.cpu()) if scene.flow else None
-    with part("camera"):
+    light = composite_masked(plan.shown, plan.labels, texture.texture.cpu(), method.mask_level)
+    flow = compute_texture_flow(plan.shown, plan.labels, texture.flow.cpu()) if scene.flow else None
+    with profile_span("camera"):
         if plan.blur:
             light = ndimage.gaussian_filter(light, (0, plan.blur, plan.blur))
-        video = expose(light, plan.camera, numpy_stream(seed, *name, "camera"))
-    return Film(video, plan.masks, plan.tracks, plan.stages, flow)
+        video = expose(light, plan.camera, numpy_rng(seed, *name, "camera"))
+    return AnnotatedVideo(video, plan.masks, plan.tracks, plan.stages, flow)
 
 
 def _by_frame(
@@ -105,23 +105,25 @@ def _by_frame(
 
 
 def _paint(
-    generator: Generator,
-    plan: Plan,
+    generator: Model,
+    plan: Scene,
     scene: SceneSettings,
     method: PaperSettings | ProceduralSettings,
     streams: Sequence[torch.Generator],
     on_frame: Callable[[], object] | None,
-) -> Painted:
+) -> TexturePatches:
     if isinstance(method, ProceduralSettings):
         lives = [path.life for path in plan.shown]
-        return paint_procedurally(
+        return render_procedural_textures(
             lives, scene.frames, method, streams, keep_flow=scene.flow, on_frame=on_frame
         )
     masks = _patches(plan.shown, plan.views, scene.frames)
     unet, flownet = generator.unet, generator.flownet
     if unet is None or flownet is None:
-        raise ValueError(NOT_FITTED)
-    return paint(masks, unet, flownet, method, streams, keep_flow=scene.flow, on_frame=on_frame)
+        raise ValueError(PAPER_NETS_MISSING)
+    return render_paper_textures(
+        masks, unet, flownet, method, streams, keep_flow=scene.flow, on_frame=on_frame
+    )
 
 
 def _patches(
@@ -135,13 +137,13 @@ def _patches(
         radii = torch.from_numpy(life.radii[first - life.first : last + 1 - life.first]).float()
         shape = (len(radii), FLOW_SIZE, FLOW_SIZE)
         y, x = grid[:, None].expand(shape), grid[None].expand(shape)
-        masks[row, first : last + 1] = rasterise(radii, y, x)
+        masks[row, first : last + 1] = test_inside(radii, y, x)
     return masks
 
 
-def to_clip(film: Film, annotations: Sequence[str], max_cells: int, index: int) -> Clip:
+def to_clip(film: AnnotatedVideo, annotations: Sequence[str], max_cells: int, index: int) -> Clip:
     """Turn a film into the fixed-size tensors of a data set's sample."""
-    found = annotations_of(film, annotations, max_cells)
+    found = collect_annotations(film, annotations, max_cells)
     clip: Clip = Clip(
         video=torch.from_numpy(film.video)[:, None],
         **found,  # type: ignore[typeddict-item]
@@ -151,13 +153,13 @@ def to_clip(film: Film, annotations: Sequence[str], max_cells: int, index: int) 
     return clip
 
 
-def annotations_of(
-    film: Film | Plan, annotations: Sequence[str], max_cells: int
+def collect_annotations(
+    film: AnnotatedVideo | Scene, annotations: Sequence[str], max_cells: int
 ) -> dict[str, Tensor]:
     """Return the annotations of a film, in the order in which they are named."""
-    found = annotated(film.masks, film.tracks, annotations, max_cells)
+    found = annotate_masks(film.masks, film.tracks, annotations, max_cells)
     if "flow" in annotations and film.flow is not None:
         found["flow"] = torch.from_numpy(film.flow)
     if "stages" in annotations:
-        found["stages"] = padded(film.stages, max_cells, -1)
+        found["stages"] = pad_rows(film.stages, max_cells, -1)
     return {key: found[key] for key in annotations}

@@ -9,43 +9,43 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bvdm_data.synth.cells import Life
+from bvdm_data.synth.cells import Cell
 from bvdm_data.synth.denoiser import (
-    REACH,
-    DistilledPainter,
-    Painter,
-    denoise,
-    edge_map,
-    patch_scale,
+    SDF_CLIP,
+    Denoiser,
+    Student,
+    compute_signed_distance_map,
+    fit_to_patch_scale,
+    run_dpm_solver,
 )
-from bvdm_data.system import part
+from bvdm_data.system import profile_span
 
 
 @dataclass(frozen=True)
-class Unpainted:
+class DenoiserInputs:
     """What the network is told about nuclei of one size of picture; on the CPU."""
 
     noise: Tensor  # standard normal numbers, [M, P, P]
     radii: Tensor  # outlines, px, [M, K]
     brightness: Tensor  # mean light inside the outlines, grey values, [M]
     stage: Tensor  # index into STAGES, [M]
-    rows: Tensor  # as in bvdm_data.synth.textures.Pictures
-    moments: Tensor  # as in bvdm_data.synth.textures.Pictures
-    zoom: Tensor  # as in bvdm_data.synth.textures.Pictures
+    rows: Tensor  # as in bvdm_data.synth.textures.RenderedPatches
+    moments: Tensor  # as in bvdm_data.synth.textures.RenderedPatches
+    zoom: Tensor  # as in bvdm_data.synth.textures.RenderedPatches
 
 
-def prepare(
-    lives: Sequence[Life],
+def make_denoiser_inputs(
+    lives: Sequence[Cell],
     views: Sequence[tuple[int, int]],
-    painter: Painter | DistilledPainter,
+    painter: Denoiser | Student,
     memory: float,
     fresh: float,
     generators: Sequence[torch.Generator],
-) -> list[Unpainted]:
+) -> list[DenoiserInputs]:
     """Draw the noise of nuclei, and tell what else the network must know to paint them."""
     patch = painter.settings.patch
-    with part("noise"):
-        noise = _drifting_noise(lives, patch, memory, fresh, generators)
+    with profile_span("noise"):
+        noise = _draw_ar1_noise(lives, patch, memory, fresh, generators)
     seen = [(n, f) for n, (first, last) in enumerate(views) for f in range(first, last + 1)]
     if not seen:
         return []
@@ -55,35 +55,35 @@ def prepare(
     brightness = torch.tensor([float(life.brightness[m]) for life, m in shown])
     stage = torch.tensor([int(life.stages[m]) for life, m in shown])
     found = []
-    for side, group in _by_side(painter, radii):
+    for side, group in _group_by_patch_size(painter, radii):
         rim = (patch - side) // 2
         inner = slice(rim, patch - rim)
         drawn = [
             noise[n][f - lives[n].first, inner, inner] for n, f in (seen[g] for g in group.tolist())
         ]
         found.append(
-            Unpainted(
+            DenoiserInputs(
                 torch.stack(drawn), radii[group], brightness[group], stage[group],
-                rows[group], moments[group], patch_scale(radii[group], side),
+                rows[group], moments[group], fit_to_patch_scale(radii[group], side),
             )
         )  # fmt: skip
     return found
 
 
-def _by_side(
-    painter: Painter | DistilledPainter, radii: Float[Tensor, "N K"]
+def _group_by_patch_size(
+    painter: Denoiser | Student, radii: Float[Tensor, "N K"]
 ) -> list[tuple[int, Tensor]]:
     """Group nuclei by the side of the picture that they need."""
     narrow = torch.zeros(len(radii), dtype=torch.bool)
     side = painter.settings.patch
-    if isinstance(painter, DistilledPainter):
+    if isinstance(painter, Student):
         narrow, side = painter.fits_narrow(radii), painter.settings.narrow
     groups = [(side, narrow.nonzero()[:, 0]), (painter.settings.patch, (~narrow).nonzero()[:, 0])]
     return [(side, group) for side, group in groups if len(group)]
 
 
-def _drifting_noise(
-    lives: Sequence[Life],
+def _draw_ar1_noise(
+    lives: Sequence[Cell],
     patch: int,
     memory: float,
     fresh: float,
@@ -109,7 +109,7 @@ def _drifting_noise(
 BATCH = 64
 """Pictures that go through the network together."""
 
-DISTILLED_STEPS = 6
+STUDENT_STEPS = 6
 """Calls of the painter whose outcome the distilled network learns."""
 
 BRIGHTEST = 4.0
@@ -138,7 +138,7 @@ class FastSettings:
         steps: Calls of the network a picture. 1: by the distilled network, which learnt to draw
             at once what the painter draws in ``DISTILLED_STEPS``; more: by the painter itself.
         families: Whether nuclei live and move as those of the video do, see
-            :func:`bvdm_data.synth.motion.colony`; False: as in the paper's scenes.
+            :func:`bvdm_data.synth.motion.simulate_colony`; False: as in the paper's scenes.
         memory: As in :class:`TextureModel`; None: that of the fitted video.
         fresh: As in :class:`TextureModel`; None: that of the fitted video.
 
@@ -182,7 +182,7 @@ class FastSettings:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class RenderedPatches:
     """Painted nuclei of one size of picture."""
 
     # light above the background in grey values, halo included, each in its own orientation, [M, P,
@@ -195,16 +195,16 @@ class Pictures:
     zoom: Tensor
 
 
-def paint_fast(
-    lives: Sequence[Life],
+def render_textures(
+    lives: Sequence[Cell],
     views: Sequence[tuple[int, int]],
-    painter: Painter | DistilledPainter,
+    painter: Denoiser | Student,
     texture: TextureModel,
     settings: FastSettings,
     generators: Sequence[torch.Generator],
     *,
     on_part: Callable[[float], object] | None = None,
-) -> list[Pictures]:
+) -> list[RenderedPatches]:
     """Paint nuclei, all frames at once.
 
     The paper carries a texture from frame to frame by a flow and refreshes it by a few diffusion
@@ -214,17 +214,17 @@ def paint_fast(
     nothing blurs or drifts apart from its outline, and no frame waits for the one before.
     Daughters begin with the noise of their mother.
     """
-    groups = prepare(lives, views, painter, *settings.drift(texture), generators)
-    return paint_prepared(groups, painter, settings, on_part=on_part)
+    groups = make_denoiser_inputs(lives, views, painter, *settings.drift(texture), generators)
+    return run_denoiser_batched(groups, painter, settings, on_part=on_part)
 
 
-def paint_prepared(
-    groups: Sequence[Unpainted],
-    painter: Painter | DistilledPainter,
+def run_denoiser_batched(
+    groups: Sequence[DenoiserInputs],
+    painter: Denoiser | Student,
     settings: FastSettings,
     *,
     on_part: Callable[[float], object] | None = None,
-) -> list[Pictures]:
+) -> list[RenderedPatches]:
     """Paint nuclei whose noise is there."""
     count, found, done = sum(len(group.rows) for group in groups), [], 0
     if not groups and on_part is not None:
@@ -233,17 +233,17 @@ def paint_prepared(
         told = (group.noise, group.radii, group.brightness, group.stage)
         calls, light = math.ceil(len(group.rows) / BATCH), []
         for some in zip(*(numbers.tensor_split(calls) for numbers in told), strict=True):
-            light.append(paint_moments(painter, *some, steps=settings.steps))
+            light.append(denoise_patches(painter, *some, steps=settings.steps))
             done += len(some[0])
             if on_part is not None:
                 on_part(done / count)
-        found.append(Pictures(torch.cat(light), group.rows, group.moments, group.zoom))
+        found.append(RenderedPatches(torch.cat(light), group.rows, group.moments, group.zoom))
     return found
 
 
 @torch.no_grad()
-def paint_moments(
-    painter: Painter | DistilledPainter,
+def denoise_patches(
+    painter: Denoiser | Student,
     noise: Float[Tensor, "N P P"],
     radii: Float[Tensor, "N K"],
     brightness: Float[Tensor, " N"],
@@ -254,20 +254,20 @@ def paint_moments(
     """Paint nuclei from noise."""
     patch = noise.shape[-1]
     device = next(painter.parameters()).device
-    with part("outlines"):
-        radii = radii * patch_scale(radii, patch)[:, None]
-        edge = edge_map(radii, patch).to(device)
+    with profile_span("outlines"):
+        radii = radii * fit_to_patch_scale(radii, patch)[:, None]
+        edge = compute_signed_distance_map(radii, patch).to(device)
     brightness, stage = brightness.to(device), stage.to(device)
     start = noise[:, None].to(device)
-    with part("network"), torch.autocast(device.type, torch.bfloat16):
-        if isinstance(painter, DistilledPainter):
+    with profile_span("network"), torch.autocast(device.type, torch.bfloat16):
+        if isinstance(painter, Student):
             picture = painter(start, edge, brightness, stage)
         else:
-            picture = denoise(painter, start, steps, edge, brightness, stage)
+            picture = run_dpm_solver(painter, start, steps, edge, brightness, stage)
     light = painter.to_light(picture, brightness).nan_to_num(0)
     most = BRIGHTEST * brightness[:, None, None]
     # No nucleus makes its surroundings darker than the noise of the background does.
-    light = light.clamp(-most.clamp(max=painter.floor), most) * fade(edge)
+    light = light.clamp(-most.clamp(max=painter.floor), most) * fade_halo(edge)
     inside = (edge[:, 0] <= 0).float()
     mean = (light * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
     # The network meets the brightness that it is given within a few per cent.
@@ -275,6 +275,6 @@ def paint_moments(
     return light * gain[:, None, None]
 
 
-def fade(edge: Float[Tensor, "N 1 P P"]) -> Float[Tensor, "N P P"]:
+def fade_halo(edge: Float[Tensor, "N 1 P P"]) -> Float[Tensor, "N P P"]:
     """Return the share of the light that is kept: 1, but falling to 0 towards ``REACH``."""
-    return ((1 - edge[:, 0]) * (REACH / _FADE)).clamp(0, 1)
+    return ((1 - edge[:, 0]) * (SDF_CLIP / _FADE)).clamp(0, 1)

@@ -57,7 +57,7 @@ class Block(nn.Module):
         return out
 
 
-class Trunk(nn.Module):
+class UNetBackbone(nn.Module):
     """A lean U-Net behind a pixel-unshuffle by 2, with two skip connections and a condition."""
 
     def __init__(
@@ -103,7 +103,7 @@ class Trunk(nn.Module):
         return F.pixel_shuffle(self.outlet(F.silu(self.norm(low))), 2).float()
 
 
-class UNet(Trunk):
+class UNet(UNetBackbone):
     """Predicts the noise in a picture of one nucleus."""
 
     def __init__(self, settings: UNetSettings | None = None) -> None:
@@ -117,10 +117,10 @@ class UNet(Trunk):
         self, x: Float[Tensor, "N 1 H W"], step: Int[Tensor, " M"]
     ) -> Float[Tensor, "N 1 H W"]:
         """Predict the noise that was added."""
-        return self.run(x, sinusoids(step, self.settings.time_channels))
+        return self.run(x, embed_timesteps(step, self.settings.time_channels))
 
 
-def sinusoids(step: Int[Tensor, " M"], channels: int) -> Float[Tensor, "M C"]:
+def embed_timesteps(step: Int[Tensor, " M"], channels: int) -> Float[Tensor, "M C"]:
     """Embed a step as sines and cosines of geometric frequencies (Vaswani et al. 2017, 3.5)."""
     half = channels // 2
     rate = torch.exp(-math.log(10_000) * torch.arange(half, device=step.device) / (half - 1))
@@ -146,7 +146,7 @@ class Schedule:
         return len(self.beta)
 
 
-def cosine_schedule(steps: int = 1000) -> Schedule:
+def make_cosine_schedule(steps: int = 1000) -> Schedule:
     """Return the cosine schedule that the authors use.
 
     Nichol & Dhariwal 2021, equation 17 with s = .008, each beta kept within [1e-4, .9999] (the
@@ -177,7 +177,7 @@ def add_noise(
     return kept.sqrt().to(clean.dtype) * clean + (1 - kept).sqrt().to(clean.dtype) * noise
 
 
-def denoise_ancestral(
+def sample_ddpm(
     network: NoisePredictor,
     noisy: Float[Tensor, "N 1 H W"],
     steps: int,

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from bvdm_data.clip import Clip, measure_boxes
-from bvdm_data.files import whole_file
+from bvdm_data.files import open_atomic
 
 Array = npt.NDArray[np.generic]
 
@@ -73,7 +73,7 @@ def render_frame(
     return outlined
 
 
-def sheet(rows: Sequence[Row], note: str = "") -> Image.Image:
+def tile_frames(rows: Sequence[Row], note: str = "") -> Image.Image:
     """Arrange images in rows and columns on white paper."""
     cells = [image.width for row in rows for image in row.images]
     cells += [_width(text, CAPTION_SIZE) for row in rows for text in row.captions]
@@ -94,13 +94,13 @@ def sheet(rows: Sequence[Row], note: str = "") -> Image.Image:
     return paper
 
 
-def as_array(values: Tensor | Array) -> Array:
+def convert_to_array(values: Tensor | Array) -> Array:
     """Return a tensor of any device, or an array, as an array."""
     return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
 
 
 def _plane(name: str, values: Tensor | Array) -> Array:
-    plane = as_array(values)
+    plane = convert_to_array(values)
     if plane.ndim == 3 and plane.shape[0] == 1:
         plane = plane[0]
     if plane.ndim != 2 or plane.size == 0:
@@ -190,7 +190,7 @@ QUALITY = 20
 """Constant rate factor of H.264, from 0 (lossless) to 51 (our choice: thin outlines stay thin)."""
 
 
-def need_ffmpeg() -> ModuleType:
+def require_ffmpeg() -> ModuleType:
     """Import what writes films, the package of the extra ``preview``."""
     try:
         import imageio_ffmpeg
@@ -205,9 +205,9 @@ def need_ffmpeg() -> ModuleType:
 def write_mp4(pictures: Sequence[Image.Image], path: Path, frames_per_second: float) -> None:
     """Write pictures as a film, H.264 with colours at half resolution, which any player takes."""
     _check(pictures)
-    program = need_ffmpeg().get_ffmpeg_exe()
+    program = require_ffmpeg().get_ffmpeg_exe()
     width, height = (side + side % 2 for side in pictures[0].size)
-    with whole_file(path) as unfinished:
+    with open_atomic(path) as unfinished:
         command = [program, "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24"]
         command += ["-s", f"{width}x{height}", "-r", f"{frames_per_second:g}", "-i", "-"]
         command += ["-c:v", "libx264", "-crf", str(QUALITY), "-pix_fmt", "yuv420p"]
@@ -241,7 +241,15 @@ def _even(picture: Image.Image, width: int, height: int) -> bytes:
     return np.pad(pixels, missing, mode="edge").tobytes()
 
 
-__all__ = ["GAMMA", "Range", "animation", "common_range", "contact_sheet", "grid", "render_frame"]
+__all__ = [
+    "GAMMA",
+    "Range",
+    "measure_display_range",
+    "render_frame",
+    "write_animation",
+    "write_contact_sheet",
+    "write_image_grid",
+]
 
 GAMMA = 0.6
 """Exponent of the displayed grey where nothing else is said: below 1, dim nuclei are seen."""
@@ -256,7 +264,7 @@ Range = tuple[float, float]
 Line = tuple[float, float, float, float]
 
 
-def contact_sheet(
+def write_contact_sheet(
     clips: Mapping[str, Clip],
     path: str | Path,
     *,
@@ -273,7 +281,7 @@ def contact_sheet(
     if not clips:
         raise ValueError("clips must hold at least one clip, got none")
     if grey_range is None:
-        grey_range = common_range([clip["video"] for clip in clips.values()])
+        grey_range = measure_display_range([clip["video"] for clip in clips.values()])
     rows = []
     for name, clip in clips.items():
         chosen = _chosen(name, len(clip["video"]), frames)
@@ -283,10 +291,10 @@ def contact_sheet(
             rows.append(Row("", _marked(clip, chosen, grey_range, gamma, SHEET_SIDE)))
     low, high = grey_range
     note = f"black: grey {low:.4g}, white: grey {high:.4g}, gamma {gamma:g}"
-    _save([sheet(rows, note)], target)
+    _save([tile_frames(rows, note)], target)
 
 
-def animation(
+def write_animation(
     clip: Clip,
     path: str | Path,
     *,
@@ -303,7 +311,7 @@ def animation(
     if not 0 < frames_per_second <= 50:
         raise ValueError(f"frames_per_second must be above 0, at most 50, got {frames_per_second}")
     if grey_range is None:
-        grey_range = common_range([clip["video"]])
+        grey_range = measure_display_range([clip["video"]])
     chosen = range(len(clip["video"]))
     panels = [_plain(clip, chosen, grey_range, gamma, ANIMATION_SIDE)]
     if "masks" in clip:
@@ -311,7 +319,7 @@ def animation(
         _draw_lines(panels[1], clip)
     captions = [f"frame {frame} (0 to {chosen[-1]})" for frame in chosen]
     pictures = [
-        sheet([Row("", images, (caption, "outlines and ids")[: len(images)])])
+        tile_frames([Row("", images, (caption, "outlines and ids")[: len(images)])])
         for caption, *images in zip(captions, *panels, strict=True)
     ]
     if target.suffix.lower() == ".mp4":
@@ -320,14 +328,14 @@ def animation(
         _save(pictures, target, round(1000 / frames_per_second))
 
 
-def common_range(videos: Sequence[Tensor]) -> Range:
+def measure_display_range(videos: Sequence[Tensor]) -> Range:
     """Return the grey values that become black and white where nothing else is said."""
-    values = np.concatenate([as_array(video).ravel() for video in videos])
+    values = np.concatenate([convert_to_array(video).ravel() for video in videos])
     low, high = np.percentile(values, PERCENTILES)
     return _widened(float(low), float(high))
 
 
-def grid(
+def write_image_grid(
     images: Tensor | npt.NDArray[np.generic],
     path: str | Path,
     *,
@@ -339,7 +347,7 @@ def grid(
 ) -> None:
     """Write a sheet of grey images, row by row."""
     target = _target(path, ".png")
-    stack = as_array(images)
+    stack = convert_to_array(images)
     if stack.ndim != 3 or len(stack) == 0:
         raise ValueError(f"images must be [N, H, W] with N at least 1, got {stack.shape}")
     if columns < 1:
@@ -357,7 +365,7 @@ def grid(
         Row(left, pictures[start : start + columns], titles[start : start + columns])
         for left, start in zip(lefts, starts, strict=True)
     ]
-    _save([sheet(rows)], target)
+    _save([tile_frames(rows)], target)
 
 
 def _plain(
@@ -406,8 +414,8 @@ def _draw_lines(pictures: Sequence[Image.Image], clip: Clip) -> None:
 def _births(clip: Clip) -> list[tuple[int, int, Line]]:
     if "tracks" not in clip:
         return []
-    tracks = as_array(clip["tracks"]).astype(np.int64)
-    masks = as_array(clip["masks"]).astype(np.int64)
+    tracks = convert_to_array(clip["tracks"]).astype(np.int64)
+    masks = convert_to_array(clip["masks"]).astype(np.int64)
     _, centres = measure_boxes(masks, int(masks.max(initial=0)))
     births = []
     for identity, first, _, parent in tracks[tracks[:, 3] > 0].tolist():
@@ -439,7 +447,7 @@ def _target(path: str | Path, *suffixes: str) -> Path:
 
 
 def _save(pictures: Sequence[Image.Image], target: Path, milliseconds: int = 0) -> None:
-    with whole_file(target) as unfinished:
+    with open_atomic(target) as unfinished:
         if target.suffix.lower() == ".png":
             pictures[0].save(unfinished, "PNG")
             return

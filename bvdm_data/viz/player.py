@@ -14,9 +14,16 @@ import numpy.typing as npt
 from PIL import Image
 
 from bvdm_data.clip import Clip
-from bvdm_data.evaluation.html import embedded, text
-from bvdm_data.files import whole_file
-from bvdm_data.viz.pictures import COLOURS, GAMMA, Range, as_array, common_range, render_frame
+from bvdm_data.files import open_atomic
+from bvdm_data.viz.html import embedded, text
+from bvdm_data.viz.pictures import (
+    COLOURS,
+    GAMMA,
+    Range,
+    convert_to_array,
+    measure_display_range,
+    render_frame,
+)
 
 TEMPLATE = Path(__file__).with_name("player.html")
 """The page without its clips."""
@@ -28,7 +35,7 @@ MOST_PIXELS = 16383
 """Longest side of a WebP picture (the format stores it in 14 bits)."""
 
 
-def player(
+def write_player(
     clips: Mapping[tuple[str, str], Clip],
     path: str | Path,
     *,
@@ -51,7 +58,7 @@ def player(
     for name, clip in clips.items():
         _check(name, clip)
     if grey_range is None:
-        grey_range = common_range([clip["video"] for clip in clips.values()])
+        grey_range = measure_display_range([clip["video"] for clip in clips.values()])
     low, high = grey_range
     data = {
         "axes": axes,
@@ -64,7 +71,7 @@ def player(
     page = page.replace("@TITLE@", text(title)).replace("@NOTE@", text(f"{note} {scale}".strip()))
     # A "<" in a script could end it.
     page = page.replace("@DATA@", json.dumps(data).replace("<", "\\u003c"))
-    with whole_file(target) as unfinished:
+    with open_atomic(target) as unfinished:
         unfinished.write_text(page, encoding="utf-8")
 
 
@@ -119,8 +126,8 @@ def _columns(frames: int) -> int:
 
 
 def _packed(clip: Clip, grey_range: Range, gamma: float) -> dict[str, Any]:
-    masks = as_array(clip["masks"]).astype(np.uint16)
-    tracks = as_array(clip["tracks"]).astype(int)
+    masks = convert_to_array(clip["masks"]).astype(np.uint16)
+    tracks = convert_to_array(clip["tracks"]).astype(int)
     frames, height, width = masks.shape
     return {
         "frames": frames,
