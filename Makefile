@@ -3,43 +3,46 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-INSTALLED := $(VENV)/.installed
-DOCUMENTING := $(VENV)/.documenting
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test lint release docs bench speed figures
+.PHONY: demo test test-all lint release docs bench speed figures
 
-demo: $(INSTALLED)
+demo: $(VENV)/.installed
 	$(BIN)/bvdm-data preview --output demo --clips 4 --workers 2
 
-test: $(INSTALLED)
-	$(BIN)/python -m pytest
+test: $(VENV)/.test
+	$(PYTEST) -n 2 --dist loadgroup
 
-lint: $(INSTALLED)
+test-all: $(VENV)/.test
+	$(PYTEST) -n 2 --dist loadgroup -m 'not slow and not gpu and not release'
+
+lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-release: $(INSTALLED)
-	$(BIN)/python -m pytest tests/test_release.py -m release
+release: $(VENV)/.dev
+	$(PYTEST) tests/test_release.py -m release
 
-docs: $(DOCUMENTING)
+docs: $(VENV)/.docs
 	$(BIN)/sphinx-build --fail-on-warning --keep-going -d build/doctrees docs site
 
-bench: $(INSTALLED)
+bench: $(VENV)/.dev
 	$(BIN)/python -m pytest benchmarks -m slow -s
 
-speed: $(INSTALLED)
+speed: $(VENV)/.test
 	$(BIN)/python -m benchmarks.speed
 
-figures: $(INSTALLED)
+figures: $(VENV)/.test
 	$(BIN)/python -m benchmarks.figures
 
-$(INSTALLED): pyproject.toml
+$(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	touch $@
 
-$(DOCUMENTING): $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+# An environment for each extra's tools: test, lint, dev, docs.
+$(VENV)/.%: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	touch $@
