@@ -124,7 +124,7 @@ def list_imports(tree: ast.Module) -> Iterator[tuple[str, str]]:
             yield alias.asname or alias.name, before + alias.name
 
 
-def count_users(trees: Trees, others: Trees) -> list[int]:
+def count_users(trees: Trees, others: Trees) -> dict[str, int]:
     """Return for each public name of the package how many other files use it."""
     users = {f"{m}.{x.name}": {m} for m in trees for x in list_public(trees[m].body)}
     passed = {f"{m}.{name}": path for m in trees for name, path in list_imports(trees[m])}
@@ -137,7 +137,7 @@ def count_users(trees: Trees, others: Trees) -> list[int]:
                 for _ in range(3):  # as often as files pass a name on to each other
                     path = passed.get(path, path)
                 users.get(path, set()).add(module)
-    return [len(files) - 1 for files in users.values()]
+    return {path: len(files) - 1 for path, files in users.items()}
 
 
 def count_closure(trees: Trees, name: str) -> int | None:
@@ -185,7 +185,7 @@ def measure_house(root: Path, cases: bool = False) -> dict[str, Value]:
     found["nesting, p90 / max"] = summarise(map(count_nesting, functions))[1:]
     found["arguments, p90 / max"] = summarise(map(count_arguments, functions))[1:]
     found["public names"] = len(users)
-    found["public names with one user outside their file"] = users.count(1)
+    found["public names with one user outside their file"] = list(users.values()).count(1)
     found["public functions with the verb first, share"] = measure_verbs(trees)
     for name in ("SyntheticHeLaVideos", "fit", "evaluate"):
         found[f"closure of `{name}`, files"] = count_closure(trees, name)

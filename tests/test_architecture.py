@@ -1,4 +1,4 @@
-import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -6,32 +6,24 @@ import grimp
 import pytest
 from importlinter.cli import lint_imports
 
+from benchmarks import house
+
 ROOT = Path(__file__).parents[1]
-FILES = sorted((ROOT / "bvdm_data").rglob("*.py"))
-MOST_LINES = 320
+MAX_FILE_LINES, MAX_BODY_LINES, MAX_TEST_WORDS = 450, 60, 6
 
 
-def imported_names(file):
-    """Names of all modules that a file imports, wherever in it."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (name.name for name in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{name.name}" for name in node.names)
+@pytest.fixture(scope="module")
+def package():
+    return house.parse_files(ROOT, "bvdm_data/**/*.py")
 
 
-def name_of(file):
-    return str(file.relative_to(ROOT))
-
-
-def test_layers_of_the_package_keep_their_contracts(monkeypatch, capsys):
+def test_floors_keep_their_contracts(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     broken = lint_imports(config_filename="pyproject.toml", no_cache=True, no_logo=True)
     assert broken == 0, capsys.readouterr().out
 
 
-def test_modules_of_the_package_import_each_other_without_a_cycle():
+def test_modules_import_without_a_cycle():
     graph = grimp.build_graph("bvdm_data", cache_dir=None)
     imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
     try:
@@ -40,25 +32,63 @@ def test_modules_of_the_package_import_each_other_without_a_cycle():
         pytest.fail(" imports ".join(reversed(error.args[1])))
 
 
-def test_synth_does_not_know_the_loader():
+def test_synth_knows_no_loader(package):
     # import-linter sees an outer package as one module, torch, which synth may import.
-    knowing = [
-        name_of(file)
-        for file in (ROOT / "bvdm_data" / "synth").rglob("*.py")
-        if any(name.startswith("torch.utils.data") for name in imported_names(file))
+    trees, _ = package
+    loaders = [
+        module
+        for module, tree in trees.items()
+        if module.startswith("bvdm_data.synth")
+        and any(path.startswith("torch.utils.data") for _, path in house.list_imports(tree))
     ]
-    assert knowing == []
+    assert loaders == []
 
 
-def test_no_module_imports_the_root_of_the_package():
-    importing = [
-        name_of(file)
-        for file in FILES
-        if "bvdm_data" in set(imported_names(file)) and file.name != "__main__.py"
+def test_no_module_imports_the_root(package):
+    trees, _ = package
+    imports = {module: dict(house.list_imports(tree)).values() for module, tree in trees.items()}
+    assert [module for module, paths in imports.items() if "bvdm_data" in paths] == []
+
+
+def test_files_hold_one_noun_each(package):
+    _, lines = package
+    assert {m: len(text) for m, text in lines.items() if len(text) > MAX_FILE_LINES} == {}
+
+
+def test_functions_fit_on_a_screen(package):
+    bodies = {x.name: house.count_body(x) for x in house.list_functions(package[0])}
+    assert {name: lines for name, lines in bodies.items() if lines > MAX_BODY_LINES} == {}
+
+
+def test_public_functions_begin_with_verbs(package):
+    documented = "".join(path.read_text() for path in (ROOT / "docs").glob("*.md"))
+    nouns = [
+        f"{module}.{node.name}"
+        for module, tree in package[0].items()
+        for node in house.list_public(tree.body)
+        if isinstance(node, house.Function)
+        and not house.is_command(node)
+        and not house.has_verb_first(node.name)
+        and not re.search(rf"\b{node.name}\b", documented)
     ]
-    assert importing == []
+    assert nouns == []
 
 
-@pytest.mark.parametrize("file", FILES, ids=name_of)
-def test_file_is_short_enough_to_be_read_at_one_sitting(file):
-    assert len(file.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+def test_public_names_are_used_elsewhere(package):
+    others, _ = house.parse_files(ROOT, "benchmarks/**/*.py", "examples/**/*.py")
+    documented = "".join(path.read_text() for path in ROOT.glob("docs/reference*.md"))
+    users = house.count_users(package[0], others)
+    unused = [
+        name
+        for name, count in users.items()
+        if not count
+        and not any(part in documented for part in (name, name.rpartition(".")[0]))
+    ]
+    assert unused == []
+
+
+def test_test_names_are_short():
+    trees, _ = house.parse_files(ROOT, "tests/**/*.py")
+    names = [x.name for x in house.list_functions(trees) if x.name.startswith("test_")]
+    assert [name for name in names if len(name.split("_")) - 1 > MAX_TEST_WORDS] == []
+    assert names
