@@ -231,9 +231,9 @@ def test_a_film_shows_the_frames_of_the_clip_one_after_the_other(tmp_path):
 @pytest.mark.parametrize(
     ("pictures", "message"),
     [
-        ([], "pictures must hold at least one picture, got none"),
+        ([], "images must hold at least one image, got none"),
         ([("RGB", 8, 6), ("RGB", 6, 8)], r"same width and height, got \[\(6, 8\), \(8, 6\)\]"),
-        ([("RGB", 8, 6), ("L", 8, 6)], r"pictures must be RGB, got the mode 'L'; see Image\.conv"),
+        ([("RGB", 8, 6), ("L", 8, 6)], r"images must be RGB, got the mode 'L'; see Image\.conv"),
     ],
 )
 def test_pictures_that_make_no_film_are_refused(pictures, message, tmp_path):
