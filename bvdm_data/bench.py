@@ -295,12 +295,12 @@ def try_changes(
     pace: Throughput,
     loop: Loop,
     seconds: float,
-    say: Callable[[str], object],
+    log: Callable[[str], object],
 ) -> list[Suggestion]:
     """Measure what makes clips cheaper; those that do not are left out."""
     found = []
     for words, changes in _changes(videos):
-        say(f"trying {words}")
+        log(f"trying {words}")
         changed = copy_with(videos, **changes)
         try:
             made = measure_throughput(changed, warm_up(changed), seconds).clips_per_second
@@ -387,7 +387,7 @@ def bench(
     *,
     seconds: float = 10.0,
     report: Path | None = None,
-    say: Callable[[str], object] = lambda _: None,
+    log: Callable[[str], object] = lambda _: None,
 ) -> dict[str, Any]:
     """Measure how fast clips come, what they cost, and whether a loop waits for them.
 
@@ -396,39 +396,39 @@ def bench(
     """
     limit = check_seconds("seconds", seconds)
     if report is None:
-        return _measured(videos, loop, limit, say)
+        return _measured(videos, loop, limit, log)
     with open_atomic(report) as temporary:
-        found = _measured(videos, loop, limit, say)
+        found = _measured(videos, loop, limit, log)
         temporary.write_text(json.dumps(found, indent=1) + "\n")
     return found
 
 
 def _measured(
-    videos: SyntheticHeLaVideos, loop: Loop, limit: float, say: Callable[[str], object]
+    videos: SyntheticHeLaVideos, loop: Loop, limit: float, log: Callable[[str], object]
 ) -> dict[str, Any]:
     found: dict[str, Any] = {"machine": get_machine_info(), "versions": list_versions()}
     videos = copy_with(videos, batch_size=loop.batch_size)
-    say("filling the pool" if videos.pool else "making a first clip")
+    log("filling the pool" if videos.pool else "making a first clip")
     number = warm_up(videos)
-    say("making clips")
+    log("making clips")
     pace = measure_throughput(videos, number, limit)
     number += pace.clips
     memory = {"process_mb": measure_peak_megabytes(), "clip_mb": pace.megabytes}
-    say("profiling clips")
+    log("profiling clips")
     profiled = max(1, min(MOST_PROFILED, int(limit / 2 * pace.clips_per_second)))
     costs = profile_clips(videos, number, profiled)
     number += profiled
     network = None
     if "network" in costs.milliseconds:
-        say("counting arithmetic")
+        log("counting arithmetic")
         network = measure_flops(copy_with(videos, pool=None), 0, min(_COUNTED, profiled))
-    say("running the loop")
+    log("running the loop")
     start = -(-number // loop.batch_size) * loop.batch_size
     wait = measure_stall(videos, loop, limit, first=start)
     memory["worker_mb"] = measure_peak_megabytes(children=True) if loop.workers else None
     changes: list[Suggestion] = []
     if wait.share > KEEPS_UP:
-        changes = try_changes(videos, pace, loop, limit / 4, say)
+        changes = try_changes(videos, pace, loop, limit / 4, log)
     found["clips"] = _asked(videos)
     found["pace"] = asdict(pace)
     found["parts"] = {
