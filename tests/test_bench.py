@@ -401,7 +401,7 @@ def test_a_bench_finds_all_figures_and_writes_them(tiny, tmp_path, quick):
     path, heard = tmp_path / "new" / "bench.json", []
     loop = Loop(batch_size=2, workers=1, step_seconds=1e-4)
     videos = tiny(pool=PoolSettings(pairs=2), annotations=("masks", "tracks", "flow"))
-    found = bench(videos, loop, seconds=0.05, report=path, say=heard.append)
+    found = bench(videos, loop, seconds=0.05, report=path, log=heard.append)
     assert json.loads(path.read_text()) == found
     assert found["clips"]["pool"] == {"pairs": 2, "renew": 1.0}
     assert found["clips"]["annotations"] == ["masks", "tracks", "flow"]
@@ -423,7 +423,7 @@ def test_a_bench_finds_all_figures_and_writes_them(tiny, tmp_path, quick):
 def test_a_loop_that_keeps_up_tries_nothing(tiny, quick, monkeypatch):
     monkeypatch.setattr(benching, "measure_wait", lambda *_, **__: waiting(0.01))
     heard = []
-    found = bench(tiny(), Loop(workers=0), seconds=SOON, say=heard.append)
+    found = bench(tiny(), Loop(workers=0), seconds=SOON, log=heard.append)
     assert found["changes"] == []
     assert found["memory"]["worker_mb"] is None
     assert found["advice"][0].startswith("The loader keeps up")
