@@ -323,8 +323,8 @@ def test_what_was_tried_is_told_with_what_it_did():
 
 def tried(videos, monkeypatch, speeds):
     """Try changes; a data set is as fast as speeds says of it."""
-    monkeypatch.setattr(advice, "fill", lambda _: 1)
-    monkeypatch.setattr(advice, "measure_pace", lambda changed, *_: paced(speeds(changed)))
+    monkeypatch.setattr(advice, "warm_up", lambda _: 1)
+    monkeypatch.setattr(advice, "measure_throughput", lambda changed, *_: paced(speeds(changed)))
     heard = []
     found = try_changes(videos, paced(10), Loop(), SOON, heard.append)
     return found, heard
@@ -372,7 +372,7 @@ def test_a_change_that_cannot_be_made_is_left_out(tiny, monkeypatch):
     def refuse(_):
         raise ValueError("nuclei do not fit")
 
-    monkeypatch.setattr(advice, "fill", refuse)
+    monkeypatch.setattr(advice, "warm_up", refuse)
     assert try_changes(tiny(), paced(1), Loop(), SOON, lambda _: None) == []
 
 
@@ -394,7 +394,7 @@ def test_an_alike_data_set_makes_the_same_clips(tiny):
 def quick(monkeypatch):
     """Let the matrix be small, and pools that are tried stay empty."""
     monkeypatch.setattr(pace, "MATRIX", 64)
-    monkeypatch.setattr(advice, "fill", lambda _: 1)
+    monkeypatch.setattr(advice, "warm_up", lambda _: 1)
 
 
 def test_a_bench_finds_all_figures_and_writes_them(tiny, tmp_path, quick):
@@ -421,7 +421,7 @@ def test_a_bench_finds_all_figures_and_writes_them(tiny, tmp_path, quick):
 
 
 def test_a_loop_that_keeps_up_tries_nothing(tiny, quick, monkeypatch):
-    monkeypatch.setattr(benching, "measure_wait", lambda *_, **__: waiting(0.01))
+    monkeypatch.setattr(benching, "measure_stall", lambda *_, **__: waiting(0.01))
     heard = []
     found = bench(tiny(), Loop(workers=0), seconds=SOON, log=heard.append)
     assert found["changes"] == []
@@ -438,7 +438,7 @@ def test_a_bench_refuses_a_time_that_is_none(tiny, seconds):
 
 def test_a_report_that_cannot_be_written_is_found_out_first(tiny, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("no folder")
-    monkeypatch.setattr(benching, "fill", lambda _: pytest.fail("measured"))
+    monkeypatch.setattr(benching, "warm_up", lambda _: pytest.fail("measured"))
     with pytest.raises(OSError, match=r"cannot write .*bench\.json"):
         bench(tiny(), Loop(), report=tmp_path / "file" / "bench.json")
 

@@ -47,20 +47,20 @@ def shown(image, grey):
     return int((image == grey).all(-1).sum())
 
 
-def test_render_frame_stretches_between_the_two_grey_values():
+def test_render_frame_stretches_the_range():
     frame = torch.tensor([[0.0, 0.1, 0.2, 0.3, 0.9]])
     image = render_frame(frame, grey_range=(0.1, 0.3))
     assert np.asarray(image)[0, :, 0].tolist() == [0, 0, 128, 255, 255]
     assert image.mode == "RGB"
 
 
-def test_render_frame_shows_dim_greys_brighter_with_a_gamma_below_1():
+def test_render_frame_gamma_brightens_dim_greys():
     frame = np.array([[0.0, 0.25, 1.0]])
     image = render_frame(frame, grey_range=(0, 1), gamma=0.5)
     assert np.asarray(image)[0, :, 0].tolist() == [0, 128, 255]
 
 
-def test_render_frame_draws_a_thin_outline_inside_the_nucleus_in_its_colour():
+def test_render_frame_outlines_inside_in_colour():
     mask = torch.zeros(12, 12, dtype=torch.int32)
     mask[3:9, 3:9] = 7
     image = render_frame(torch.zeros(1, 12, 12), mask, grey_range=(0, 1), ids=False)
@@ -69,7 +69,7 @@ def test_render_frame_draws_a_thin_outline_inside_the_nucleus_in_its_colour():
     assert (np.asarray(image)[drawn] == COLOURS[7]).all()
 
 
-def test_render_frame_keeps_the_outline_thin_when_it_magnifies():
+def test_render_frame_magnifies_with_thin_outline():
     mask = np.zeros((12, 12), int)
     mask[3:9, 3:9] = 7
     image = render_frame(np.zeros((12, 12)), mask, grey_range=(0, 1), scale=3, ids=False)
@@ -77,19 +77,19 @@ def test_render_frame_keeps_the_outline_thin_when_it_magnifies():
     assert np.asarray(image).any(-1).sum() == 4 * 17  # the rim of a square of 18 x 18
 
 
-def test_render_frame_draws_no_outline_where_the_image_cuts_a_nucleus():
+def test_render_frame_opens_outline_at_border():
     image = render_frame(np.zeros((5, 5)), np.ones((5, 5), int), grey_range=(0, 1), ids=False)
     assert not np.asarray(image).any()
 
 
-def test_render_frame_parts_two_nuclei_that_touch():
+def test_render_frame_separates_touching_nuclei():
     mask = np.repeat([[1, 1, 1, 2, 2, 2]], 6, axis=0)
     image = np.asarray(render_frame(np.zeros((6, 6)), mask, grey_range=(0, 1), ids=False))
     assert (image[:, 2] == COLOURS[1]).all()
     assert (image[:, 3] == COLOURS[2]).all()
 
 
-def test_render_frame_prints_the_ids_only_when_asked():
+def test_render_frame_prints_ids_on_request():
     mask = np.zeros((30, 30), int)
     mask[5:25, 5:25] = 42
     plain, marked = (
@@ -111,7 +111,7 @@ def test_render_frame_draws_any_mask(mask):
     assert render_frame(np.zeros((9, 9)), mask, grey_range=(0, 1)).size == (9, 9)
 
 
-def test_colours_of_neighbouring_ids_are_far_apart_and_bright():
+def test_colours_of_neighbours_differ():
     colours = COLOURS.astype(int)
     assert np.abs(np.diff(colours, axis=0)).sum(1).min() > 100
     assert colours.max(1).min() == 255
@@ -134,7 +134,7 @@ def test_render_frame_refuses(arguments, message):
         render_frame(**{"video_frame": np.zeros((4, 4)), "grey_range": (0, 1), **arguments})
 
 
-def test_contact_sheet_shows_all_clips_at_one_grey_scale(tmp_path):
+def test_contact_sheet_shares_one_scale(tmp_path):
     path = tmp_path / "sheet.png"
     clips = {"bright": a_clip(grey=0.8), "dim": a_clip(grey=0.2)}
     write_contact_sheet(clips, path, frames=[0], gamma=1)
@@ -143,12 +143,12 @@ def test_contact_sheet_shows_all_clips_at_one_grey_scale(tmp_path):
     assert 1600 < shown(pixels(path), dim) < 3200
 
 
-def test_contact_sheet_takes_a_given_grey_range(tmp_path):
+def test_contact_sheet_takes_a_range(tmp_path):
     write_contact_sheet({"a": a_clip()}, tmp_path / "a.png", grey_range=(0, 1), gamma=1, frames=[0])
     assert shown(pixels(tmp_path / "a.png"), 128) > 1600
 
 
-def test_contact_sheet_of_a_long_clip_shows_eight_frames(tmp_path):
+def test_contact_sheet_shows_eight_frames(tmp_path):
     write_contact_sheet({"long": a_clip(frames=30)}, tmp_path / "long.png")
     write_contact_sheet({"long": a_clip(frames=30)}, tmp_path / "all.png", frames=range(30))
     assert pixels(tmp_path / "long.png").shape[1] < 9 * 4 * 48 + 100
