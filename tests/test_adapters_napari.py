@@ -161,7 +161,7 @@ def test_napari_sample_is_shipped_clip(monkeypatch):
     assert len(tracks[0]) > 3
 
 
-def test_the_snippet_of_the_page_of_consumers_runs(capsys):
+def test_consumers_snippet_runs(capsys):
     page = (Path(__file__).parents[1] / "docs" / "consumers.md").read_text()
     section = page.split("\n## Looking:")[1].split("\n## ")[0]
     (snippet,) = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)

@@ -344,7 +344,7 @@ def test_unet_learns_maps_from_loader(capsys):
     assert "after 24 steps" in capsys.readouterr().out
 
 
-def test_the_snippet_of_the_page_of_consumers_runs(capsys):
+def test_consumers_snippet_runs(capsys):
     page = (ROOT / "docs" / "consumers.md").read_text()
     section = page.split("\n## Segmentation:")[1].split("\n## ")[0]
     (snippet,) = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)

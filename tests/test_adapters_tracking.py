@@ -413,7 +413,7 @@ def test_raw_videos_need_clips_by_number(clip):
 
 
 @pytest.mark.parametrize("title", ["Tracking: ", "Files: "])
-def test_the_snippet_of_the_document_runs(title, tmp_path, monkeypatch):
+def test_consumers_snippet_runs(title, tmp_path, monkeypatch):
     page = (EXAMPLES.parent / "docs" / "consumers.md").read_text()
     section = page.split(f"## {title}")[1].split("\n## ")[0]
     (snippet,) = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
