@@ -82,7 +82,7 @@ def test_every_public_name_has_its_reference():
 
 def test_every_adapter_has_its_reference():
     folder = ROOT / "bvdm_data" / "adapters"
-    shared = {"__init__", "parts", "sharing"}
+    shared = {"__init__", "common"}
     names = {path.stem for path in folder.glob("*.py")} - shared
     named = set(re.findall(r"automodule:: bvdm_data\.adapters\.(\w+)$", REFERENCE, re.MULTILINE))
     assert named == names
