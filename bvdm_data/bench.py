@@ -1,4 +1,4 @@
-"""Bench: everything about the speed of a data set and of the loop that it feeds, in one run."""
+"""The speed of a data set and of the training loop that it feeds, measured in one run."""
 
 import json
 import math
@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from inspect import signature
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,14 @@ from bvdm_data.system import (
 )
 from bvdm_data.validate import as_int
 
-MOST_PROFILED = 20
-"""Clips that are profiled at most; a profile keeps all that it saw in memory."""
+MAX_PROFILED = 20
+"""Clips that are profiled at most; a profile stays in memory."""
 
 MATRIX = 2048
-"""Side of the matrices whose product says what the processor can do at best."""
+"""Side of the matrices whose product shows what the processor can do at best."""
 
-_WHOLE = "clip"
+MAX_COUNTED = 5
+"""Clips whose arithmetic is counted at most."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,10 @@ class Throughput:
 
 
 def warm_up(videos: SyntheticHeLaVideos) -> int:
-    """Make the first clips: models are loaded, and a pool is filled as far as it ever is.
+    """Make the first clips: models are loaded, and a cell bank is filled.
 
-    A clip shows pairs at random, so ``n`` clips leave ``exp(-n pairs of a clip / pairs)`` of a pool
-    unseen: a twentieth after three times as many clips as would hold all pairs once.
+    A clip shows pairs at random, so ``n`` clips leave ``exp(-n pairs of a clip / pairs)`` of a bank
+    unused: a twentieth after three times as many clips as would show all pairs once.
     """
     clip = videos.clip(0)
     if videos.pool is None:
@@ -113,7 +115,7 @@ def profile_clips(videos: SyntheticHeLaVideos, first: int, clips: int) -> Profil
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     with profile(activities=[ProfilerActivity.CPU]) as record:
         for number in range(first, first + clips):
-            with record_function(SPAN_PREFIX + _WHOLE):
+            with record_function(SPAN_PREFIX + "clip"):
                 videos.clip(number)
     found = {
         event.key.removeprefix(SPAN_PREFIX): (
@@ -124,7 +126,7 @@ def profile_clips(videos: SyntheticHeLaVideos, first: int, clips: int) -> Profil
         if event.key.startswith(SPAN_PREFIX)
     }
     milliseconds = {name: found[name][0] for name in SPANS if name in found}
-    milliseconds["other"] = max(0.0, found[_WHOLE][0] - sum(milliseconds.values()))
+    milliseconds["other"] = max(0.0, found["clip"][0] - sum(milliseconds.values()))
     method = videos.method
     steps = method.steps if isinstance(method, FastSettings) else 0
     return ProfileSummary(clips, milliseconds, steps * found.get("network", (0.0, 0.0))[1])
@@ -269,51 +271,44 @@ class Suggestion:
 
     words: str  # what to write
     clips_per_second: float  # of one process, with the change
-    gain: float  # that over the pace without the change
+    gain: float  # that over the throughput without the change
     workers: int  # workers that the loop would then need
 
 
 def count_workers_needed(loop: Loop, clips_per_second: float) -> int:
-    """Return how many workers of a pace a loop needs."""
+    """Return how many workers of this throughput a loop needs."""
     return math.ceil(loop.wanted / clips_per_second)
 
 
 def copy_with(videos: SyntheticHeLaVideos, **changes: Any) -> SyntheticHeLaVideos:
     """Return the same data set with other arguments, as an endless stream."""
-    kept = {
-        name: getattr(videos, name)
-        for name in (
-            "frames", "size", "seed", "model", "method", "nuclei", "variation", "pool",
-            "annotations", "max_cells", "device", "transform", "batch_size", "shard",
-        )
-    }  # fmt: skip
-    return SyntheticHeLaVideos(**{**kept, **changes})
+    names = set(signature(SyntheticHeLaVideos).parameters) - {"length"}
+    return SyntheticHeLaVideos(**{name: getattr(videos, name) for name in names} | changes)
 
 
 def try_changes(
     videos: SyntheticHeLaVideos,
-    pace: Throughput,
+    base: Throughput,
     loop: Loop,
     seconds: float,
-    say: Callable[[str], object],
+    log: Callable[[str], object],
 ) -> list[Suggestion]:
-    """Measure what makes clips cheaper; those that do not are left out."""
-    found = []
-    for words, changes in _changes(videos):
-        say(f"trying {words}")
+    """Measure what makes clips cheaper, the best first; changes that do not help are left out."""
+    helpful = []
+    for words, changes in _list_changes(videos):
+        log(f"trying {words}")
         changed = copy_with(videos, **changes)
         try:
-            made = measure_throughput(changed, warm_up(changed), seconds).clips_per_second
+            speed = measure_throughput(changed, warm_up(changed), seconds).clips_per_second
         except ValueError:
-            # Such a clip cannot be made; the others may help.
-            continue
-        if made > pace.clips_per_second:
-            gain = made / pace.clips_per_second
-            found.append(Suggestion(words, made, gain, count_workers_needed(loop, made)))
-    return sorted(found, key=lambda change: -change.gain)
+            continue  # such a clip cannot be made; the other changes may help
+        if speed > base.clips_per_second:
+            gain, workers = speed / base.clips_per_second, count_workers_needed(loop, speed)
+            helpful.append(Suggestion(words, speed, gain, workers))
+    return sorted(helpful, key=lambda change: -change.gain)
 
 
-def _changes(videos: SyntheticHeLaVideos) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _list_changes(videos: SyntheticHeLaVideos) -> Iterator[tuple[str, Mapping[str, Any]]]:
     method, pool = videos.method, videos.pool
     if not isinstance(method, FastSettings):
         yield 'method="fast"', {"method": "fast", "variation": None}
@@ -336,49 +331,45 @@ def _changes(videos: SyntheticHeLaVideos) -> Iterator[tuple[str, Mapping[str, An
 
 
 def recommend(
-    pace: Throughput, loop: Loop, wait: LoaderStall, changes: list[Suggestion], cores: int
+    throughput: Throughput, loop: Loop, stall: LoaderStall, changes: list[Suggestion], cores: int
 ) -> list[str]:
-    """Say whether synthesis is what the loop waits for, and what to do."""
-    one, needed = pace.clips_per_second, count_workers_needed(loop, pace.clips_per_second)
+    """Return a verdict, whether the loop waits for synthesis, and what to do about it."""
+    one = throughput.clips_per_second
+    needed = count_workers_needed(loop, one)
     asks = f"the loop asks for {loop.wanted:.3g} clips/s and one process makes {one:.3g}"
-    if wait.share <= KEEPS_UP:
-        return [f"The loader keeps up: the loop waits {wait.share:.1%} of its time; {asks}."]
-    told = [f"Synthesis is the bottleneck: the loop waits {wait.share:.0%} of its time; {asks}."]
-    told.append(_about_workers(loop.workers, needed, cores, one))
-    told += [
+    if stall.share <= KEEPS_UP:
+        return [f"The loader keeps up: the loop waits {stall.share:.1%} of its time; {asks}."]
+    lines = [f"Synthesis is the bottleneck: the loop waits {stall.share:.0%} of its time; {asks}."]
+    lines.append(_advise_workers(loop.workers, needed, cores, one))
+    lines += [
         f"{change.words}: {change.clips_per_second:.3g} clips/s, {change.gain:.1f} times as many; "
         f"{change.workers} worker{'s' * (change.workers > 1)} would do."
         for change in changes
     ]
-    minutes = 1000 / one / min(cores, needed) / 60
-    told.append(
+    busy = min(cores, needed)
+    lines.append(
         f'"bvdm-data export" ahead of the training, read by CTCVideos: 1,000 clips take about '
-        f"{minutes:.2g} minutes on {_cores(min(cores, needed))}, once."
+        f"{1000 / one / busy / 60:.2g} minutes on {_count_cores(busy)}, once."
     )
-    return told
+    return lines
 
 
-def _about_workers(workers: int, needed: int, cores: int, one: float) -> str:
+def _advise_workers(workers: int, needed: int, cores: int, one: float) -> str:
     if workers < needed <= cores:
         return f"num_workers={needed}: as many processes make what the loop asks for."
     if workers >= needed:
         return (
             f"{workers} workers should be enough: something else uses the cores, or the workers "
-            "still fill their pools."
+            "still fill their cell banks."
         )
+    most = f"about {cores * one:.3g} clips/s"
     if workers < cores:
-        return (
-            f"num_workers={cores}, one for each core: about {cores * one:.3g} clips/s. The loop "
-            f"would need {needed}."
-        )
-    return f"More workers do not help: {_cores(cores)} can make about {cores * one:.3g} clips/s."
+        return f"num_workers={cores}, one for each core: {most}. The loop would need {needed}."
+    return f"More workers do not help: {_count_cores(cores)} can make {most}."
 
 
-def _cores(count: int) -> str:
+def _count_cores(count: int) -> str:
     return f"{count} core{'s' * (count != 1)}"
-
-
-_COUNTED = 5
 
 
 def bench(
@@ -387,78 +378,75 @@ def bench(
     *,
     seconds: float = 10.0,
     report: Path | None = None,
-    say: Callable[[str], object] = lambda _: None,
+    log: Callable[[str], object] = lambda _: None,
 ) -> dict[str, Any]:
     """Measure how fast clips come, what they cost, and whether a loop waits for them.
 
-    A pool is filled before anything is timed. Where workers are forked they begin with what it
-    holds; elsewhere they fill one of their own, and the loop waits longer at first.
+    A cell bank is filled before anything is timed. Forked workers begin with what it holds; others
+    fill one of their own, and the loop waits longer at first.
     """
     limit = check_seconds("seconds", seconds)
     if report is None:
-        return _measured(videos, loop, limit, say)
+        return _measure(videos, loop, limit, log)
     with open_atomic(report) as temporary:
-        found = _measured(videos, loop, limit, say)
-        temporary.write_text(json.dumps(found, indent=1) + "\n")
-    return found
+        figures = _measure(videos, loop, limit, log)
+        temporary.write_text(json.dumps(figures, indent=1) + "\n")
+    return figures
 
 
-def _measured(
-    videos: SyntheticHeLaVideos, loop: Loop, limit: float, say: Callable[[str], object]
+def _measure(
+    videos: SyntheticHeLaVideos, loop: Loop, limit: float, log: Callable[[str], object]
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {"machine": get_machine_info(), "versions": list_versions()}
     videos = copy_with(videos, batch_size=loop.batch_size)
-    say("filling the pool" if videos.pool else "making a first clip")
+    log("filling the cell bank" if videos.pool else "making a first clip")
     number = warm_up(videos)
-    say("making clips")
-    pace = measure_throughput(videos, number, limit)
-    number += pace.clips
-    memory = {"process_mb": measure_peak_megabytes(), "clip_mb": pace.megabytes}
-    say("profiling clips")
-    profiled = max(1, min(MOST_PROFILED, int(limit / 2 * pace.clips_per_second)))
+    log("making clips")
+    throughput = measure_throughput(videos, number, limit)
+    number += throughput.clips
+    memory = {"process_mb": measure_peak_megabytes(), "clip_mb": throughput.megabytes}
+    log("profiling clips")
+    profiled = max(1, min(MAX_PROFILED, int(limit / 2 * throughput.clips_per_second)))
     costs = profile_clips(videos, number, profiled)
     number += profiled
     network = None
     if "network" in costs.milliseconds:
-        say("counting arithmetic")
-        network = measure_flops(copy_with(videos, pool=None), 0, min(_COUNTED, profiled))
-    say("running the loop")
-    start = -(-number // loop.batch_size) * loop.batch_size
-    wait = measure_stall(videos, loop, limit, first=start)
+        log("counting arithmetic")
+        flops = measure_flops(copy_with(videos, pool=None), 0, min(MAX_COUNTED, profiled))
+        network = {
+            "calls_per_clip": costs.calls,
+            "calls_per_second": costs.calls * throughput.clips_per_second,
+            **asdict(flops),
+            "share": flops.share,
+        }
+    log("running the loop")
+    first = -(-number // loop.batch_size) * loop.batch_size
+    stall = measure_stall(videos, loop, limit, first=first)
     memory["worker_mb"] = measure_peak_megabytes(children=True) if loop.workers else None
-    changes: list[Suggestion] = []
-    if wait.share > KEEPS_UP:
-        changes = try_changes(videos, pace, loop, limit / 4, say)
-    found["clips"] = _asked(videos)
-    found["pace"] = asdict(pace)
-    found["parts"] = {
-        "clips": costs.clips, "milliseconds": costs.milliseconds, "shares": costs.shares
-    }  # fmt: skip
-    found["network"] = network and _network(network, costs.calls, pace.clips_per_second)
-    found["memory"] = memory
-    found["loop"] = asdict(loop) | {"wanted": loop.wanted} | asdict(wait)
-    found["changes"] = [asdict(change) for change in changes]
-    found["advice"] = recommend(pace, loop, wait, changes, count_usable_cores())
-    return found
-
-
-def _network(network: FlopStats, calls: float, clips_per_second: float) -> dict[str, float]:
+    slow = stall.share > KEEPS_UP
+    changes = try_changes(videos, throughput, loop, limit / 4, log) if slow else []
     return {
-        "calls_per_clip": calls,
-        "calls_per_second": calls * clips_per_second,
-        **asdict(network),
-        "share": network.share,
-    }
+        "machine": get_machine_info(),
+        "versions": list_versions(),
+        "clips": _describe_clips(videos),
+        "pace": asdict(throughput),
+        "parts": {
+            "clips": costs.clips, "milliseconds": costs.milliseconds, "shares": costs.shares
+        },
+        "network": network,
+        "memory": memory,
+        "loop": asdict(loop) | {"wanted": loop.wanted} | asdict(stall),
+        "changes": [asdict(change) for change in changes],
+        "advice": recommend(throughput, loop, stall, changes, count_usable_cores()),
+    }  # fmt: skip
 
 
-def _asked(videos: SyntheticHeLaVideos) -> dict[str, Any]:
-    method = videos.method
+def _describe_clips(videos: SyntheticHeLaVideos) -> dict[str, Any]:
     return {
         "frames": videos.frames,
         "size": list(videos.size),
         "nuclei": videos.nuclei,
         "variation": videos.variation,
-        "method": {"kind": type(method).__name__, **asdict(method)},
+        "method": {"kind": type(videos.method).__name__, **asdict(videos.method)},
         "pool": None if videos.pool is None else asdict(videos.pool),
         "annotations": list(videos.annotations),
         "seed": videos.seed,
@@ -466,51 +454,37 @@ def _asked(videos: SyntheticHeLaVideos) -> dict[str, Any]:
     }
 
 
-OUTSIDE = "network"
-"""The part whose share is also told the other way round."""
+def format_report(figures: Mapping[str, Any]) -> str:
+    """Return the figures of :func:`bench` as lines of text."""
+    verdict, *advice = figures["advice"]
+    help_ = ["What would help:", *(f"  - {line}" for line in advice)] if advice else []
+    blocks = (_format_head, _format_throughput, _format_parts, _format_loop)
+    text = "\n\n".join("\n".join(block(figures)) for block in blocks)
+    return "\n".join([text, "", verdict, *help_])
 
 
-def format_report(found: Mapping[str, Any]) -> str:
-    """Return what :func:`bvdm_data.bench.bench` found, in lines."""
-    return "\n".join(_lines(found))
-
-
-def _lines(found: Mapping[str, Any]) -> Iterator[str]:
-    yield from _head(found)
-    yield ""
-    yield from _pace(found)
-    yield ""
-    yield from _parts(found["parts"])
-    yield ""
-    yield from _loop(found["loop"])
-    yield ""
-    verdict, *advice = found["advice"]
-    yield verdict
-    if advice:
-        yield "What would help:"
-        yield from (f"  - {line}" for line in advice)
-
-
-def _head(found: Mapping[str, Any]) -> Iterator[str]:
-    asked, here = found["clips"], found["machine"]
-    height, width = asked["size"]
-    pool = asked["pool"]
-    shared = f", a pool of {pool['pairs']} pairs, {pool['renew']:g} renewed a clip" if pool else ""
-    keys = ", ".join(("video", *asked["annotations"]))
+def _format_head(figures: Mapping[str, Any]) -> Iterator[str]:
+    clips, machine = figures["clips"], figures["machine"]
+    height, width = clips["size"]
+    pool = clips["pool"]
+    bank = f", a pool of {pool['pairs']} pairs, {pool['renew']:g} renewed a clip" if pool else ""
+    keys = ", ".join(("video", *clips["annotations"]))
     yield (
-        f"{asked['frames']} frames of {height} x {width}, {asked['method']['kind']}, variation "
-        f"{asked['variation']:g}{shared}: {keys}"
+        f"{clips['frames']} frames of {height} x {width}, {clips['method']['kind']}, variation "
+        f"{clips['variation']:g}{bank}: {keys}"
     )
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    load = "" if here["load"] is None else f", load {here['load']}"
-    yield f"{here['processor']}, cores: {here['cores']}, 1 thread a process{load}; {versions}"
-
-
-def _pace(found: Mapping[str, Any]) -> Iterator[str]:
-    pace, network, memory = found["pace"], found["network"], found["memory"]
+    versions = ", ".join(f"{name} {version}" for name, version in figures["versions"].items())
+    load = "" if machine["load"] is None else f", load {machine['load']}"
     yield (
-        f"one process  {pace['clips_per_second']:.3g} clips/s, {pace['frames_per_second']:.3g} "
-        f"frames/s; {pace['nuclei']:.1f} nuclei a clip ({pace['clips']} clips)"
+        f"{machine['processor']}, cores: {machine['cores']}, 1 thread a process{load}; {versions}"
+    )
+
+
+def _format_throughput(figures: Mapping[str, Any]) -> Iterator[str]:
+    speed, network, memory = figures["pace"], figures["network"], figures["memory"]
+    yield (
+        f"one process  {speed['clips_per_second']:.3g} clips/s, {speed['frames_per_second']:.3g} "
+        f"frames/s; {speed['nuclei']:.1f} nuclei a clip ({speed['clips']} clips)"
     )
     if network is not None:
         yield (
@@ -519,29 +493,31 @@ def _pace(found: Mapping[str, Any]) -> Iterator[str]:
             f"of new nuclei, at {network['gflops']:.3g} GFLOP/s ({network['share']:.0%} of the "
             f"{network['matrix_gflops']:.3g} of a matrix product)"
         )
-    held = [
-        f"{memory[name]:.0f} MB {who} at most"
-        for name, who in (("process_mb", "this process"), ("worker_mb", "a worker"))
+    clip = f"a clip has {memory['clip_mb']:.1f} MB"
+    peaks = [
+        f"{memory[name]:.0f} MB {process} at most"
+        for name, process in (("process_mb", "this process"), ("worker_mb", "a worker"))
         if memory.get(name) is not None
     ]
-    held.append(f"a clip has {memory['clip_mb']:.1f} MB")
-    yield f"memory       {', '.join(held)}"
+    yield f"memory       {', '.join([*peaks, clip])}"
 
 
-def _parts(parts: Mapping[str, Any]) -> Iterator[str]:
+def _format_parts(figures: Mapping[str, Any]) -> Iterator[str]:
+    parts = figures["parts"]
     yield f"part          ms a clip  share   (profiled, {parts['clips']} clips)"
     for name, milliseconds in parts["milliseconds"].items():
         yield f"{name:<13} {milliseconds:>9.2f}  {parts['shares'][name]:>5.1%}"
-    if OUTSIDE in parts["shares"]:
-        yield f"outside the network       {1 - parts['shares'][OUTSIDE]:.1%}"
+    if "network" in parts["shares"]:
+        yield f"outside the network       {1 - parts['shares']['network']:.1%}"
 
 
-def _loop(loop: Mapping[str, Any]) -> Iterator[str]:
-    workers = loop["workers"]
+def _format_loop(figures: Mapping[str, Any]) -> Iterator[str]:
+    loop = figures["loop"]
     yield (
         f"loop         {loop['batch_size']} clips a step of {loop['step_seconds']:g} s, "
-        f"{workers} worker{'s' * (workers != 1)}: waits {loop['wait_seconds']:.3f} s a step, "
-        f"{loop['share']:.1%} of its time ({loop['steps']} steps)"
+        f"{loop['workers']} worker{'s' * (loop['workers'] != 1)}: waits "
+        f"{loop['wait_seconds']:.3f} s a step, {loop['share']:.1%} of its time "
+        f"({loop['steps']} steps)"
     )
     yield (
         f"             gets {loop['clips_per_second']:.3g} of the {loop['wanted']:.3g} clips/s it "

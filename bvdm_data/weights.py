@@ -1,4 +1,4 @@
-"""A Generator on disk: one safetensors file with a JSON header, found by name or by path."""
+"""Models on disk: one safetensors file with a JSON header, found by name or by path."""
 
 import functools
 import hashlib
@@ -26,7 +26,7 @@ from bvdm_data.synth.textures import TextureModel
 from bvdm_data.synth.unet import UNet, UNetSettings
 
 FORMAT = "bvdm-data generator 5"
-"""Says that a file holds a generator, and in which layout."""
+"""Layout of the file, in its header."""
 
 _PARTS = {
     "shapes": ShapeModel,
@@ -75,57 +75,54 @@ def find_model(model: str | Path) -> Path:
     """
     if not isinstance(model, (str, Path)):
         raise TypeError(f"model must be a name or the path of a file, got {model!r}")
+    path = Path(model).expanduser()
+    if path.is_absolute() and path.is_file():
+        return path
     known = known_models()
     if isinstance(model, str) and model in known:
         return known[model].absolute()
-    path = Path(model).expanduser()
     if path.is_file():
         return path.absolute()
     if isinstance(model, Path) or path.suffix or len(path.parts) > 1:
         raise FileNotFoundError(
             f"there is no model file {str(model)!r}; give the path of a file made by "
-            f'"bvdm-data fit", or one of the names {_listed(known)}'
+            f'"bvdm-data fit", or one of the names {_format_names(known)}'
         )
     raise ValueError(
-        f"no weights called {model!r}; there are: {_listed(known)}. Or give the path of a file "
-        'made by "bvdm-data fit".'
+        f"no weights called {model!r}; there are: {_format_names(known)}. Or give the path of a "
+        'file made by "bvdm-data fit".'
     )
 
 
-def _listed(known: Mapping[str, Path]) -> str:
+def _format_names(known: Mapping[str, Path]) -> str:
     return ", ".join(repr(name) for name in known) or "none"
 
 
 def load(model: str | Path = "hela") -> Model:
-    """Load a generator; the same file is read once a process.
+    """Load a model; a process reads the same file once.
 
     Args:
         model: A name that ships with the package or lies in the user's cache folder, or the path
             of a file made by ``bvdm-data fit``.
 
     Returns:
-        The generator, its networks on the CPU.
+        The model, its networks on the CPU.
 
     Raises:
         TypeError: If model is neither a string nor a path.
-        ValueError: If there is no model of that name, or the file is damaged or no generator.
+        ValueError: If there is no model of that name, or the file is damaged or holds no model.
         FileNotFoundError: If there is no such file.
     """
     path = find_model(model)
     state = path.stat()
-    return _read_once(path, state.st_mtime_ns, state.st_size)
-
-
-@functools.lru_cache(maxsize=4)
-def _read_once(path: Path, modified: int, size: int) -> Model:
-    return _read(path)
+    return _read(path, state.st_mtime_ns, state.st_size)
 
 
 def save(generator: Model, path: str | Path) -> None:
-    """Write a generator to a file, whole or not at all.
+    """Write a model to a file, whole or not at all.
 
     Args:
-        generator: What ``bvdm-data fit`` has fitted.
+        generator: From ``bvdm-data fit``.
         path: The file to make; its name ends in ``.safetensors``.
 
     Raises:
@@ -160,13 +157,13 @@ def _check_finite(tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
             raise ValueError(
-                f"a generator must hold finite numbers, got NaN or infinity in {name!r}; has a "
+                f"a model must hold finite numbers, got NaN or infinity in {name!r}; has a "
                 "training diverged? Try a lower rate"
             )
 
 
 def read_card(model: str | Path = "hela") -> dict[str, Any]:
-    """Return what a model says of itself: data, settings, seeds, held-out figures.
+    """Return the card of a model: data, settings, seeds, held-out figures.
 
     Args:
         model: As for :func:`load`.
@@ -192,22 +189,24 @@ def model_digest(model: str | Path = "hela") -> str:
 
 
 def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of all that a file says."""
-    said = {key: value for key, value in header.items() if key != "digest"}
-    found = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    """Return the SHA-256 of the tensors and the header, but for the digest itself."""
+    signed = {key: value for key, value in header.items() if key != "digest"}
+    digest = hashlib.sha256(json.dumps(signed, sort_keys=True).encode())
     for name in sorted(tensors):
         array = tensors[name].numpy()
-        found.update(f"{name} {array.dtype} {array.shape}".encode())
-        found.update(array.tobytes())
-    return found.hexdigest()
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
-def _read(path: Path) -> Model:
+@functools.lru_cache(maxsize=4)
+def _read(path: Path, modified: int, size: int) -> Model:
+    """Read and check a file, once for each state of it."""
     try:
         with safe_open(path, "pt") as file:
-            said = (file.metadata() or {}).get("bvdm_data")
+            text = (file.metadata() or {}).get("bvdm_data")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        header = json.loads(said) if said else {}
+        header = json.loads(text) if text else {}
     except (SafetensorError, ValueError) as error:
         raise ValueError(
             f"the model file {path} is damaged or no safetensors file ({error}); fit it again with "
@@ -215,7 +214,7 @@ def _read(path: Path) -> Model:
         ) from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ValueError(
-            f"{path} holds no generator of this library: its header says "
+            f"{path} holds no model of this library: its header says "
             f"{header.get('format') if isinstance(header, dict) else None!r} where {FORMAT!r} is "
             'expected. Give a file made by "bvdm-data fit"'
         )
@@ -224,19 +223,19 @@ def _read(path: Path) -> Model:
             f"the model file {path} is damaged: its contents do not have the SHA-256 that it was "
             'written with; fit it again with "bvdm-data fit", or fetch it again'
         )
-    return _assembled(tensors, header)
+    return _build_model(tensors, header)
 
 
-def _assembled(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Model:
+def _build_model(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Model:
     parts: dict[str, Any] = {
-        name: _part(kind, name, tensors, header[name]) for name, kind in _PARTS.items()
+        name: _build_part(kind, name, tensors, header[name]) for name, kind in _PARTS.items()
     }
     sizes = {
-        name: {**said, "channels": tuple(said["channels"])}
+        name: {**config, "channels": tuple(config["channels"])}
         for name in ("painter", "distilled", "unet")
-        if (said := header[name]) is not None
+        if (config := header[name]) is not None
     }
-    # Without memory, so that no starting weights are drawn from the global random state.
+    # On meta, so that no starting weights are drawn from the global random state.
     with torch.device("meta"):
         networks: dict[str, nn.Module] = {
             "painter": Denoiser(DenoiserConfig(**sizes["painter"])),
@@ -245,21 +244,21 @@ def _assembled(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Mode
         if "unet" in sizes:
             networks |= {"unet": UNet(UNetSettings(**sizes["unet"])), "flownet": FlowNet()}
     for name, network in networks.items():
-        network.load_state_dict(_below(tensors, name), assign=True)
+        network.load_state_dict(_select(tensors, name), assign=True)
         network.eval().requires_grad_(False)
         if name in sizes:
             network.to(memory_format=torch.channels_last)
     return Model(**parts, **networks, card=header["card"])  # type: ignore[arg-type]
 
 
-def _below(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+def _select(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     start = f"{name}."
     return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
 
 
-def _part(
+def _build_part(
     kind: type[_Part], name: str, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
 ) -> _Part:
-    arrays = {key: value.numpy() for key, value in _below(tensors, name).items()}
+    arrays = {key: value.numpy() for key, value in _select(tensors, name).items()}
     given = {**arrays, **numbers}
     return kind(**{item.name: given[item.name] for item in fields(kind)})  # type: ignore[arg-type]

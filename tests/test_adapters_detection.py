@@ -38,7 +38,7 @@ def drawn():
     return {"video": torch.rand(3, 1, 20, 30), "masks": masks, "index": torch.tensor(7)}
 
 
-def test_targets_hold_the_nuclei_of_each_frame_and_no_others():
+def test_detection_targets_hold_each_nucleus():
     first, second, third = detection_targets(drawn())
     assert first["boxes"].tolist() == [[10, 3, 14, 9]]
     assert second["boxes"].tolist() == [[10, 3, 14, 9], [29, 12, 30, 19]]
@@ -57,7 +57,7 @@ def test_targets_hold_the_nuclei_of_each_frame_and_no_others():
 
 
 @pytest.mark.parametrize("frame", [1, 2])
-def test_targets_have_the_types_that_torchvision_documents(frame):
+def test_detection_targets_have_torchvision_types(frame):
     target = detection_targets(drawn())[frame]
     dtypes = {key: value.dtype for key, value in target.items() if key != "image_id"}
     assert dtypes == {
@@ -73,7 +73,7 @@ def test_targets_have_the_types_that_torchvision_documents(frame):
     assert target["boxes"].canvas_size == (20, 30)
 
 
-def test_boxes_are_those_of_the_clip_and_of_torchvision(tiny_model):
+def test_detection_boxes_match_clip_and_torchvision(tiny_model):
     clip = videos(tiny_model, annotations=("masks", "boxes"), nuclei=6).clip(0)
     assert len(detection_targets(clip)[0]["boxes"]) > 2
     for frame, target in enumerate(detection_targets(clip)):
@@ -84,7 +84,7 @@ def test_boxes_are_those_of_the_clip_and_of_torchvision(tiny_model):
         assert torch.equal(target["boxes"].as_subclass(torch.Tensor), inclusive + far)
 
 
-def test_labels_may_be_the_stages_of_the_cell_cycle(tiny_model):
+def test_detection_labels_may_be_stages(tiny_model):
     clip = videos(tiny_model, annotations=("masks", "stages"), nuclei=6).clip(0)
     for frame, target in enumerate(detection_targets(clip, classes="stage")):
         stages = clip["stages"][target["track_ids"] - 1, frame]
@@ -100,7 +100,7 @@ def test_transforms_of_torchvision_take_targets_along():
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_loader_gives_lists_of_images_and_targets(tiny_model, workers):
+def test_detection_loader_gives_images_and_targets(tiny_model, workers):
     collate = functools.partial(collate_detection, channels=3)
     data = videos(tiny_model, batch_size=2)
     loader = DataLoader(data, batch_size=2, num_workers=workers, collate_fn=collate)
@@ -141,7 +141,7 @@ def test_mask_rcnn_learns_from_a_loader(example, capsys):
     assert "after 20 steps" in capsys.readouterr().out
 
 
-def test_the_snippet_of_the_page_of_consumers_runs(capsys):
+def test_consumers_snippet_runs(capsys):
     page = (ROOT / "docs" / "consumers.md").read_text()
     section = page.split("\n## Detection:")[1].split("\n## ")[0]
     (snippet,) = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
@@ -159,19 +159,19 @@ def test_the_snippet_of_the_page_of_consumers_runs(capsys):
         (("masks",), {"channels": 0}, "channels must be 1 or more, got 0"),
     ],
 )
-def test_what_cannot_be_given_is_refused_with_the_way_out(tiny_model, given, arguments, said):
+def test_detection_refuses_impossible_arguments(tiny_model, given, arguments, said):
     clip = videos(tiny_model, annotations=given).clip(0)
     with pytest.raises(ValueError, match=said):
         collate_detection([clip], **arguments)
 
 
-def test_a_real_clip_without_stages_is_not_labelled_by_them():
+def test_detection_refuses_missing_stages():
     clip = drawn() | {"stages": torch.full((5, 3), -1, dtype=torch.int8)}
     with pytest.raises(ValueError, match=r"stages of frame 0 must be.*got \[-1\]"):
         detection_targets(clip, classes="stage")
 
 
-def test_a_clip_without_its_number_is_refused(tiny_model):
+def test_detection_refuses_clip_without_index(tiny_model):
     clip = SyntheticHeLaVideos(frames=1, size=40, nuclei=2, model=tiny_model).clip(0)
     del clip["index"]
     with pytest.raises(ValueError, match="clip must have the key 'index', got the keys"):
@@ -185,7 +185,7 @@ def test_a_clip_of_arrays_is_refused(key):
         detection_targets(clip)
 
 
-def test_channels_that_are_not_grey_are_not_repeated():
+def test_detection_repeats_grey_channels_only():
     clip = drawn() | {"video": torch.rand(3, 2, 20, 30)}
     with pytest.raises(ValueError, match="channels must be that of the video, 2, got 3"):
         collate_detection([clip], channels=3)

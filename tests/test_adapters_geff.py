@@ -43,14 +43,14 @@ def in_memory(path):
     return read_to_memory(path, data_validation=checks)
 
 
-def test_the_file_passes_all_checks_of_geff(clip, path):
+def test_geff_validates_the_file(clip, path):
     geff.validate_structure(path)
     found = in_memory(path)
     rows = clip["tracks"][:6].tolist()
     assert len(found["node_ids"]) == sum(last - first + 1 for _, first, last, _ in rows)
 
 
-def test_every_nucleus_of_every_frame_is_a_node_at_its_centroid(clip, path):
+def test_geff_nodes_lie_at_centroids(clip, path):
     graph, _ = geff.read(path)
     seen = set()
     for _, node in graph.nodes(data=True):
@@ -63,7 +63,7 @@ def test_every_nucleus_of_every_frame_is_a_node_at_its_centroid(clip, path):
     assert seen == there
 
 
-def test_edges_follow_tracks_and_lead_from_parents_to_daughters(clip, path):
+def test_geff_edges_follow_tracks_and_divisions(clip, path):
     graph, _ = geff.read(path)
     name = {key: (int(node["seg_id"]), int(node["t"])) for key, node in graph.nodes(data=True)}
     edges = {(name[source], name[target]) for source, target in graph.edges}
@@ -74,7 +74,7 @@ def test_edges_follow_tracks_and_lead_from_parents_to_daughters(clip, path):
     assert len(graph.edges) == len(wanted)
 
 
-def test_lineages_are_families_and_tracklets_are_tracks(path):
+def test_geff_lineages_and_tracklets_match_tracks(path):
     graph, metadata = geff.read(path)
     assert metadata.track_node_props == {"tracklet": "tracklet", "lineage": "lineage"}
     family = {node["seg_id"]: node["lineage"] for _, node in graph.nodes(data=True)}
@@ -82,7 +82,7 @@ def test_lineages_are_families_and_tracklets_are_tracks(path):
     assert all(node["tracklet"] == node["seg_id"] for _, node in graph.nodes(data=True))
 
 
-def test_an_only_daughter_goes_on_in_the_tracklet_of_her_parent(tmp_path):
+def test_geff_only_daughter_continues_tracklet(tmp_path):
     masks = np.zeros((3, 8, 8), np.int32)
     masks[0, 2:5, 2:5], masks[2, 2:5, 3:6] = 1, 2  # hidden in frame 1
     table = np.array([[1, 0, 0, 0], [2, 2, 2, 1]])
@@ -93,7 +93,7 @@ def test_an_only_daughter_goes_on_in_the_tracklet_of_her_parent(tmp_path):
     assert found["node_props"]["seg_id"]["values"].tolist() == [1, 2]
 
 
-def test_axes_say_how_frames_become_minutes_and_pixels_micrometres(path):
+def test_geff_axes_have_units(path):
     metadata = geff.GeffMetadata.read(path)
     said = [(a.name, a.type, a.unit, a.scale, a.scaled_unit) for a in metadata.axes]
     assert said == [
@@ -105,7 +105,7 @@ def test_axes_say_how_frames_become_minutes_and_pixels_micrometres(path):
     assert (related.type, related.path, related.node_prop) == ("labels", "../masks", "seg_id")
 
 
-def test_a_clip_without_nuclei_makes_an_empty_graph(tmp_path):
+def test_geff_of_empty_clip_is_empty(tmp_path):
     nothing = {
         "video": torch.zeros(2, 1, 8, 8),
         "masks": torch.zeros(2, 8, 8, dtype=torch.int32),
@@ -116,13 +116,13 @@ def test_a_clip_without_nuclei_makes_an_empty_graph(tmp_path):
 
 
 @pytest.mark.parametrize("labels", [Path("..") / "masks", "https://disk.example/masks"])
-def test_the_place_of_the_masks_may_be_a_path_or_any_text(labels, clip, tmp_path):
+def test_geff_labels_take_path_or_text(labels, clip, tmp_path):
     write_geff(clip, tmp_path / "a.geff", labels=labels)
     metadata = geff.GeffMetadata.read(tmp_path / "a.geff")
     assert [one.path for one in metadata.related_objects] == [str(labels)]
 
 
-def test_write_geff_replaces_nothing_and_leaves_nothing_behind(clip, tmp_path, monkeypatch):
+def test_write_geff_is_all_or_nothing(clip, tmp_path, monkeypatch):
     place = tmp_path / "a.geff"
     place.mkdir()
     with pytest.raises(FileExistsError, match=r"a\.geff is there already; remove it or give"):
@@ -152,7 +152,7 @@ def test_write_geff_refuses_wrong_numbers(clip, tmp_path, changes, error, words)
         write_geff(clip, tmp_path / "a.geff", **changes)
 
 
-def test_the_example_writes_a_lineage_that_names_its_masks(tmp_path, capsys):
+def test_geff_example_writes_lineage_with_masks(tmp_path, capsys):
     pytest.importorskip("zarr", minversion="3", reason="zarr 3: extra ome")
     main = runpy.run_path(str(EXAMPLES / "export_lineage.py"))["main"]
     small = ["--frames", "3", "--size", "96", "--method", "procedural"]

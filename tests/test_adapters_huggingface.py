@@ -32,14 +32,14 @@ def videos(model, **changes):
     return SyntheticHeLaVideos(model=model, method="procedural", **{**how, **changes})
 
 
-def test_datasets_that_is_missing_is_asked_for_by_its_extra(monkeypatch):
+def test_huggingface_names_its_missing_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     said = r"needs the package 'datasets', .*pip install 'bvdm-data\[huggingface\]'"
     with pytest.raises(ImportError, match=said):
         to_huggingface(Numbers(length=2))
 
 
-def test_rows_are_the_clips_with_their_types_and_shapes(datasets, tiny_model):
+def test_huggingface_rows_keep_types_and_shapes(datasets, tiny_model):
     given = videos(tiny_model)
     given.set_epoch(3)
     rows = to_huggingface(given, clips=3)
@@ -58,7 +58,7 @@ def test_rows_are_the_clips_with_their_types_and_shapes(datasets, tiny_model):
             assert torch.equal(row[key].nan_to_num(-9), known.nan_to_num(-9)), key
 
 
-def test_rows_keep_their_types_as_plain_arrays_and_in_a_table(datasets, tiny_model, tmp_path):
+def test_huggingface_rows_survive_arrays_and_tables(datasets, tiny_model, tmp_path):
     rows = to_huggingface(videos(tiny_model), clips=2)
     clip = videos(tiny_model).clip(1)
     _, row = rows
@@ -96,7 +96,7 @@ def test_ranks_make_each_clip_once(datasets, tmp_path):
     assert logged(log) == [0, *range(6)]
 
 
-def test_a_loop_resumes_and_makes_the_last_clip_alone_again(datasets, tmp_path):
+def test_huggingface_loop_resumes(datasets, tmp_path):
     log = tmp_path / "made.txt"
     begun = to_huggingface(Numbers(length=7))
     steps = iter(begun)
@@ -107,7 +107,7 @@ def test_a_loop_resumes_and_makes_the_last_clip_alone_again(datasets, tmp_path):
     assert logged(log) == [0, 2, 3, 4, 5, 6]
 
 
-def test_real_and_mixed_clips_are_rows_too(datasets, tiny_ctc):
+def test_huggingface_takes_real_and_mixed(datasets, tiny_ctc):
     real = CTCVideos(tiny_ctc, frames=2, size=32, border=0, length=2)
     rows = list(to_huggingface(real).with_format("torch"))
     assert torch.equal(rows[1]["masks"], real.clip(1)["masks"])
@@ -131,7 +131,7 @@ class Made:
         return {"value": self.value}
 
 
-def test_vectors_are_rows_and_what_does_not_fit_is_refused(datasets, tiny_model):
+def test_huggingface_refuses_odd_tensors(datasets, tiny_model):
     (row,) = to_huggingface(Made(torch.arange(3.0)), clips=1).with_format("torch")
     assert row["value"].tolist() == [0, 1, 2]
     with pytest.raises(TypeError, match="clips of tensors, got value='a' in clip 0"):

@@ -81,7 +81,7 @@ def numbers(length=10, batch_size=2, workers=0, log=None, **how):
     )
 
 
-def test_lightning_that_is_missing_is_asked_for_by_its_extra(monkeypatch):
+def test_lightning_names_its_missing_extra(monkeypatch):
     for name in ("lightning", "lightning.pytorch"):
         monkeypatch.setitem(sys.modules, name, None)
     names = runpy.run_path(str(ROOT / "bvdm_data" / "adapters" / "lightning.py"))
@@ -92,9 +92,7 @@ def test_lightning_that_is_missing_is_asked_for_by_its_extra(monkeypatch):
 @pytest.mark.parametrize("estimate", [False, True])
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("stop", [1, 4, 5, 7])
-def test_a_training_resumes_after_any_batch_and_makes_no_clip_again(
-    stop, workers, estimate, tmp_path
-):
+def test_lightning_resumes_after_any_batch(stop, workers, estimate, tmp_path):
     log = tmp_path / "made.txt"
     how = {"max_epochs": 2, "estimate": estimate}
     seen = train(tmp_path, numbers(workers=workers), stop, **how)
@@ -115,7 +113,7 @@ def test_a_training_resumes_after_any_batch_and_makes_no_clip_again(
     ],
     ids=["endless", "endless, limited", "limited", "last batch smaller"],
 )
-def test_a_training_resumes_however_its_epochs_end(length, batches, how, tmp_path):
+def test_lightning_resumes_however_epochs_end(length, batches, how, tmp_path):
     whole = train(tmp_path, numbers(length), **how)
     last = 2 * batches if length is None else min(length, 2 * batches)
     clips = [list(range(n, min(n + 2, last))) for n in range(0, last, 2)]
@@ -125,7 +123,7 @@ def test_a_training_resumes_however_its_epochs_end(length, batches, how, tmp_pat
         assert rest == whole[stop:]
 
 
-def test_a_training_goes_on_from_a_checkpoint_of_the_end_of_an_epoch(tmp_path):
+def test_lightning_resumes_at_epoch_end(tmp_path):
     whole = train(tmp_path, numbers(), max_epochs=3)
     for epoch in (0, 1, 2):
         path = tmp_path / f"end-epoch={epoch}.ckpt"
@@ -134,7 +132,7 @@ def test_a_training_goes_on_from_a_checkpoint_of_the_end_of_an_epoch(tmp_path):
         )
 
 
-def test_a_training_that_was_resumed_can_be_resumed(tmp_path):
+def test_lightning_resumes_twice(tmp_path):
     whole = train(tmp_path / "whole", numbers(), max_epochs=2)
     seen = train(tmp_path, numbers(), 2, max_epochs=2)
     for stop in (1, 4):
@@ -144,7 +142,7 @@ def test_a_training_that_was_resumed_can_be_resumed(tmp_path):
 
 
 @pytest.mark.parametrize("estimate", [False, True])
-def test_a_training_resumes_from_checkpoints_of_other_moments(estimate, tmp_path):
+def test_lightning_resumes_from_other_checkpoints(estimate, tmp_path):
     from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 
     def module():
@@ -166,7 +164,7 @@ def test_a_training_resumes_from_checkpoints_of_other_moments(estimate, tmp_path
         assert train(tmp_path / "on", module(), resume=path, **how) == whole[stop:]
 
 
-def test_validation_shows_the_same_clips_and_leaves_the_training_alone(tmp_path):
+def test_lightning_validation_repeats_its_clips(tmp_path):
     def module():
         others = {"val": Numbers(length=3), "test": lambda: Numbers(length=4, batch_size=3)}
         return numbers(4, 2, workers=0, **others)
@@ -182,7 +180,7 @@ def test_validation_shows_the_same_clips_and_leaves_the_training_alone(tmp_path)
         assert rest == whole[stop:]
 
 
-def test_real_clips_come_in_another_order_in_every_epoch_and_resume(tiny_ctc, tmp_path):
+def test_lightning_shuffles_real_clips_and_resumes(tiny_ctc, tmp_path):
     def module(**how):
         videos = CTCVideos(tiny_ctc, frames=2, size=32, border=0, length=7)
         return ClipDataModule(videos, batch_size=2, **how)
@@ -199,7 +197,7 @@ def test_real_clips_come_in_another_order_in_every_epoch_and_resume(tiny_ctc, tm
     assert [n for _, _, some in plain for n in some] == list(range(7))
 
 
-def test_real_clips_are_those_of_the_epoch(tiny_ctc):
+def test_lightning_sets_epoch_of_real_clips(tiny_ctc):
     videos = CTCVideos(tiny_ctc, frames=2, size=32, border=0, length=3)
     module = ClipDataModule(videos, batch_size=3, shuffle=False)
     module.videos.set_epoch(4)
@@ -212,7 +210,7 @@ def test_real_clips_are_those_of_the_epoch(tiny_ctc):
 
 
 @pytest.mark.parametrize("batch_size", [None, 4])
-def test_a_mix_keeps_its_quotas_and_says_the_batch_size(batch_size, tiny_model, tmp_path):
+def test_lightning_keeps_quotas_of_mix(batch_size, tiny_model, tmp_path):
     def source():
         return SyntheticHeLaVideos(frames=2, size=40, nuclei=1, model=tiny_model)
 
@@ -226,7 +224,7 @@ def test_a_mix_keeps_its_quotas_and_says_the_batch_size(batch_size, tiny_model, 
             ClipDataModule(mix, batch_size=batch_size)
 
 
-def test_a_function_is_called_once_when_the_training_begins(tmp_path):
+def test_lightning_calls_a_factory_once(tmp_path):
     made = []
 
     def make():
@@ -244,7 +242,7 @@ def test_a_function_is_called_once_when_the_training_begins(tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="forks the ranks")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("workers", [0, 1])
-def test_two_ranks_share_the_clips_out_and_resume(workers, tmp_path):
+def test_lightning_ranks_split_clips_and_resume(workers, tmp_path):
     def tell(rank, seen):
         (tmp_path / f"{rank}.json").write_text(json.dumps(seen))
 
@@ -292,20 +290,20 @@ def test_bad_arguments_are_named(train_given, how, error, message):
         ClipDataModule(train_given, **how).setup()
 
 
-def test_the_training_does_not_validate_on_its_own_stream():
+def test_lightning_refuses_training_stream_for_validation():
     videos = Numbers(length=4)
     with pytest.raises(ValueError, match="val must be another data set than train"):
         ClipDataModule(videos, val=[Numbers(length=2), videos])
 
 
-def test_the_state_of_another_seed_is_refused(tmp_path):
+def test_lightning_refuses_state_of_other_seed(tmp_path):
     train(tmp_path, numbers(), 3, max_epochs=1)
     other = ClipDataModule(Numbers(length=10, seed=5), batch_size=2)
     with pytest.raises(ValueError, match="seed=5, got seed=0"):
         train(tmp_path, other, resume=tmp_path / "step=3.ckpt", max_epochs=1)
 
 
-def test_the_example_trains_and_goes_on_where_it_was_cut_off(tmp_path):
+def test_lightning_example_trains_and_resumes(tmp_path):
     main = runpy.run_path(str(ROOT / "examples" / "train_lightning.py"))["main"]
     small = ["--folder", str(tmp_path), "--frames", "2", "--size", "64", "--batch-size", "2"]
     small += ["--workers", "0", "--clips", "8"]

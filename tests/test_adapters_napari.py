@@ -39,7 +39,7 @@ def centres(masks):
     return np.array(rows)
 
 
-def test_a_clip_becomes_an_image_labels_and_tracks(clip):
+def test_napari_layers_are_image_labels_tracks(clip):
     made = adapter.layers(clip, "mine")
     assert kinds(made) == [
         ("mine video", "image"),
@@ -55,14 +55,14 @@ def test_a_clip_becomes_an_image_labels_and_tracks(clip):
     assert video.min() <= low < high <= video.max()
 
 
-def test_the_graph_of_the_tracks_has_the_parent_of_every_daughter(clip):
+def test_napari_graph_has_every_parent(clip):
     table = clip["tracks"].numpy()
     divided = {int(row[0]): [int(row[3])] for row in table if row[3]}
     assert divided == {5: [2], 6: [2]}
     assert adapter.layers(clip)[2][1]["graph"] == divided
 
 
-def test_layers_are_those_that_the_clip_has(clip):
+def test_napari_layers_follow_the_clip(clip):
     video = {"video": clip["video"]}
     assert kinds(adapter.layers(video)) == [("video", "image")]
     assert kinds(adapter.layers({**video, "masks": clip["masks"]})) == [
@@ -81,7 +81,7 @@ def test_a_batch_of_clips_is_refused(clip):
 
 
 @pytest.mark.parametrize("inner", ["", "01", "01_GT/TRA/man_track.txt"])
-def test_a_video_of_the_challenge_is_read_under_any_of_its_names(inner, tiny_ctc, tiny_video):
+def test_napari_reads_ctc_by_any_path(inner, tiny_ctc, tiny_video):
     path = str(tiny_ctc / inner)
     assert adapter.reader(path) is adapter.read
     made = adapter.read(path)
@@ -94,7 +94,7 @@ def test_a_video_of_the_challenge_is_read_under_any_of_its_names(inner, tiny_ctc
     assert made[2][1]["graph"] == {int(row[0]): [int(row[3])] for row in tracks if row[3]}
 
 
-def test_a_folder_with_several_videos_is_read_as_a_whole(tiny_video, tmp_path):
+def test_napari_reads_all_videos_of_folder(tiny_video, tmp_path):
     write_sequence(tmp_path, "01", *tiny_video)
     write_sequence(tmp_path, "02", *tiny_video)
     names = [about["name"] for _, about, _ in adapter.read(str(tmp_path))]
@@ -104,12 +104,12 @@ def test_a_folder_with_several_videos_is_read_as_a_whole(tiny_video, tmp_path):
     assert len(adapter.read(str(tmp_path / "02"))) == 3
 
 
-def test_a_video_without_truth_is_read_without_labels(tiny_ctc, tmp_path):
+def test_napari_reads_video_without_truth(tiny_ctc, tmp_path):
     (tmp_path / "01").symlink_to(tiny_ctc / "01")
     assert kinds(adapter.read(str(tmp_path))) == [("01 video", "image")]
 
 
-def test_what_export_writes_is_read_with_its_lineage(tiny_model, tmp_path):
+def test_napari_reads_export_with_lineage(tiny_model, tmp_path):
     export(
         tmp_path, frames=14, size=(96, 96), sequences=1, model=tiny_model, nuclei=6, progress=False
     )
@@ -123,7 +123,7 @@ def test_what_export_writes_is_read_with_its_lineage(tiny_model, tmp_path):
     assert tracks[1]["graph"]
 
 
-def test_masks_that_belong_to_no_track_are_labels_without_one(tiny_video, tmp_path):
+def test_napari_keeps_untracked_masks(tiny_video, tmp_path):
     counts, masks, tracks = tiny_video
     root = tmp_path / "data"
     write_sequence(root, "01", counts, masks, tracks)
@@ -137,12 +137,12 @@ def test_masks_that_belong_to_no_track_are_labels_without_one(tiny_video, tmp_pa
     assert places[0][:, 0].tolist() == [1, 2, 3]
 
 
-def test_a_table_at_the_root_of_the_disk_is_left_to_other_readers():
+def test_napari_ignores_table_at_root():
     assert adapter.reader("/man_track.txt") is None
 
 
 @pytest.mark.parametrize("name", ["missing", "t000.tif", "empty"])
-def test_other_paths_are_left_to_other_readers(name, tmp_path):
+def test_napari_ignores_other_paths(name, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "t000.tif").touch()
     path = str(tmp_path / name)
@@ -152,7 +152,7 @@ def test_other_paths_are_left_to_other_readers(name, tmp_path):
         adapter.read(path)
 
 
-def test_the_sample_is_a_clip_of_the_shipped_model(monkeypatch):
+def test_napari_sample_is_shipped_clip(monkeypatch):
     monkeypatch.setattr(adapter, "SAMPLE_FRAMES", 3)
     video, masks, tracks = adapter.sample()
     clip = SyntheticHeLaVideos(frames=3, size=256).clip(0)
@@ -161,7 +161,7 @@ def test_the_sample_is_a_clip_of_the_shipped_model(monkeypatch):
     assert len(tracks[0]) > 3
 
 
-def test_the_snippet_of_the_page_of_consumers_runs(capsys):
+def test_consumers_snippet_runs(capsys):
     page = (Path(__file__).parents[1] / "docs" / "consumers.md").read_text()
     section = page.split("\n## Looking:")[1].split("\n## ")[0]
     (snippet,) = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
@@ -171,7 +171,7 @@ def test_the_snippet_of_the_page_of_consumers_runs(capsys):
     assert lines[2].startswith("tracks tracks (")
 
 
-def test_the_package_tells_napari_of_the_manifest():
+def test_napari_manifest_is_registered():
     (entry,) = importlib.metadata.entry_points(group="napari.manifest", name="bvdm-data")
     package, _, name = entry.value.partition(":")
     found = Path(importlib.import_module(package).__file__).with_name(name)
@@ -183,7 +183,7 @@ def test_the_package_tells_napari_of_the_manifest():
     assert len(lines) == 2
 
 
-def test_without_napari_a_view_says_how_to_get_it(clip, monkeypatch):
+def test_napari_names_its_missing_extra(clip, monkeypatch):
     real = importlib.import_module
 
     def missing(name, *rest):
@@ -197,7 +197,7 @@ def test_without_napari_a_view_says_how_to_get_it(clip, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_napari_finds_a_manifest_without_a_fault():
+def test_napari_validates_the_manifest():
     npe2 = pytest.importorskip("npe2", reason="the extra napari is not installed")
     manifest = npe2.PluginManifest.from_distribution("bvdm-data")
     manifest.validate_imports()
@@ -217,7 +217,7 @@ def viewer():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_napari_shows_a_clip_with_its_lineage(clip, viewer):
+def test_napari_shows_clip_with_lineage(clip, viewer):
     assert adapter.view(clip, viewer) is viewer
     _, masks, tracks = viewer.layers
     assert [type(layer).__name__ for layer in viewer.layers] == ["Image", "Labels", "Tracks"]
@@ -228,7 +228,7 @@ def test_napari_shows_a_clip_with_its_lineage(clip, viewer):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_napari_opens_a_folder_and_the_sample_by_the_manifest(tiny_ctc, viewer, monkeypatch):
+def test_napari_opens_folder_and_sample(tiny_ctc, viewer, monkeypatch):
     opened = viewer.open(str(tiny_ctc), plugin="bvdm-data")
     assert [layer.name for layer in opened] == ["01 video", "01 masks", "01 tracks"]
     monkeypatch.setattr(adapter, "SAMPLE_FRAMES", 2)

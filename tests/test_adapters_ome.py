@@ -44,7 +44,7 @@ def imported(name):
 # OME-TIFF
 
 
-def test_an_ome_tiff_holds_video_and_masks_with_names_and_units(clip, tiny_video, tmp_path):
+def test_ome_tiff_holds_video_and_masks(clip, tiny_video, tmp_path):
     path = tmp_path / "clip.ome.tif"
     write_ome_tiff(clip, path, scale=SCALE)
     with tifffile.TiffFile(path) as file:
@@ -64,7 +64,7 @@ def test_an_ome_tiff_holds_video_and_masks_with_names_and_units(clip, tiny_video
     assert [one.get("Name") for one in pixels.findall("o:Channel", space)] == ["video", "masks"]
 
 
-def test_an_ome_tiff_is_read_by_the_schema_of_ome(clip, tmp_path):
+def test_ome_tiff_fits_the_schema(clip, tmp_path):
     ome_types = imported("ome_types")
     path = tmp_path / "clip.ome.tif"
     write_ome_tiff(clip, path, scale=SCALE, pixel_size=0.5, minutes=5)
@@ -74,7 +74,7 @@ def test_an_ome_tiff_is_read_by_the_schema_of_ome(clip, tmp_path):
     assert (pixels.time_increment, pixels.time_increment_unit.value) == (5, "min")
 
 
-def test_an_ome_tiff_without_masks_has_one_channel(clip, tmp_path):
+def test_ome_tiff_without_masks(clip, tmp_path):
     path = tmp_path / "clip.ome.tif"
     plain = {key: value for key, value in clip.items() if key not in ("masks", "tracks")}
     write_ome_tiff(plain, path, scale=SCALE)
@@ -83,7 +83,7 @@ def test_an_ome_tiff_without_masks_has_one_channel(clip, tmp_path):
         assert file.asarray().size == 12 * 128 * 160
 
 
-def test_an_ome_tiff_refuses_ids_that_do_not_fit(clip, tmp_path):
+def test_ome_tiff_refuses_large_ids(clip, tmp_path):
     with pytest.raises(ValueError, match="clip must have ids up to 65535, got 65536"):
         write_ome_tiff(
             {**clip, "masks": clip["masks"] + 65530}, tmp_path / "a.ome.tif", scale=SCALE
@@ -94,7 +94,7 @@ def test_an_ome_tiff_refuses_ids_that_do_not_fit(clip, tmp_path):
 # OME-Zarr
 
 
-def test_an_ome_zarr_is_read_back_by_zarr(clip, tiny_video, folder):
+def test_ome_zarr_reads_back(clip, tiny_video, folder):
     group = zarr.open_group(folder, mode="r")
     image, labels = group["0"], group["labels/nuclei/0"]
     assert (image.dtype, labels.dtype) == (np.uint16, np.int32)
@@ -103,7 +103,7 @@ def test_an_ome_zarr_is_read_back_by_zarr(clip, tiny_video, folder):
     assert group["labels"].attrs["ome"]["labels"] == ["nuclei"]
 
 
-def test_an_ome_zarr_is_what_the_models_of_its_specification_take(folder):
+def test_ome_zarr_fits_the_models(folder):
     models = imported("ome_zarr_models")
     image = models.open_ome_zarr(zarr.open_group(folder, mode="r"))
     (level,) = image.attributes.ome.multiscales[0].datasets
@@ -114,7 +114,7 @@ def test_an_ome_zarr_is_what_the_models_of_its_specification_take(folder):
     assert type(label).__name__ == "ImageLabel"
 
 
-def test_an_ome_zarr_is_read_by_ome_zarr_with_its_labels(clip, folder):
+def test_ome_zarr_reader_finds_labels(clip, folder):
     reader, io = imported("ome_zarr.reader"), imported("ome_zarr.io")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -25,7 +25,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def test_ray_that_is_missing_is_asked_for_by_its_extra(tmp_path, tiny_model, monkeypatch):
+def test_ray_names_its_missing_extra(tmp_path, tiny_model, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.setitem(sys.modules, "ray.data", None)
     said = r"needs the package 'ray.data', .*pip install 'bvdm-data\[ray\]'"
@@ -36,7 +36,7 @@ def test_ray_that_is_missing_is_asked_for_by_its_extra(tmp_path, tiny_model, mon
     assert not (tmp_path / "data").exists()
 
 
-def test_a_task_tries_again_when_the_disk_fails_and_then_gives_up(monkeypatch, tmp_path):
+def test_ray_task_retries_then_gives_up(monkeypatch, tmp_path):
     pauses, left = [], [2]
 
     class Plan:
@@ -76,7 +76,7 @@ noisy = pytest.mark.filterwarnings("ignore")  # by ray
 
 @slow
 @noisy
-def test_the_tasks_of_ray_write_the_shards_that_one_process_writes(cluster, tmp_path, tiny_model):
+def test_ray_shards_equal_one_process(cluster, tmp_path, tiny_model):
     how = {"clips": 10, "clips_per_shard": 4}
     names = write_shards(small(tiny_model), tmp_path / "one", progress=False, **how)
     assert ray_export(small(tiny_model), tmp_path / "ray", **how) == names
@@ -91,7 +91,7 @@ def test_the_tasks_of_ray_write_the_shards_that_one_process_writes(cluster, tmp_
 @slow
 @noisy
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="finds the worker in /proc")
-def test_a_shard_whose_worker_is_killed_is_made_by_another(cluster, tmp_path, tiny_model):
+def test_ray_remakes_shard_of_killed_worker(cluster, tmp_path, tiny_model):
     folder, killed = tmp_path / "ray", []
     videos = small(tiny_model, frames=20, max_cells=200)
 
@@ -126,7 +126,7 @@ def _target(link):
 
 @slow
 @noisy
-def test_the_rows_of_a_ray_data_set_are_the_clips(cluster, tiny_model):
+def test_ray_rows_are_clips(cluster, tiny_model):
     videos = small(tiny_model)
     videos.set_epoch(2)
     rows = sorted(
@@ -148,7 +148,7 @@ def test_the_rows_of_a_ray_data_set_are_the_clips(cluster, tiny_model):
 
 @slow
 @noisy
-def test_an_endless_data_set_and_a_transform_are_refused(cluster, tiny_model):
+def test_ray_refuses_endless_and_transforms(cluster, tiny_model):
     with pytest.raises(ValueError, match="clips must be given for an endless data set"):
         ray_dataset(small(tiny_model))
     with pytest.raises(ValueError, match="videos must have no transform"):

@@ -63,7 +63,7 @@ def test_star_distances_are_those_of_stardist(crowds, rays):
         np.testing.assert_allclose(of_frame.numpy(), known, rtol=1e-5, atol=1e-5)
 
 
-def test_rays_of_a_nucleus_start_to_the_right_and_turn_downwards():
+def test_rays_start_right_and_turn_down():
     masks = torch.zeros(1, 21, 31, dtype=torch.int32)
     masks[0, 4:15, 6:27] = 1
     right, down, left, up = star_distances(masks, 4)[0, :, 6, 10].tolist()
@@ -79,7 +79,7 @@ def test_object_probability_is_that_of_stardist(crowds):
     assert found[:2].amax((1, 2)).tolist() == [1, 1]
 
 
-def test_boundary_is_on_both_sides_of_each_change_of_id(crowds):
+def test_boundary_lies_on_both_sides(crowds):
     maps = unet_targets(crowds)
     known = [find_boundaries(masks, mode="thick") for masks in crowds.numpy()]
     assert np.array_equal(maps["boundary"][:, 0].numpy(), np.stack(known))
@@ -89,14 +89,14 @@ def test_boundary_is_on_both_sides_of_each_change_of_id(crowds):
     }
 
 
-def test_a_frame_without_nuclei_has_targets_of_zeros():
+def test_targets_of_empty_frame_are_zero():
     masks = torch.zeros(2, 8, 9, dtype=torch.int32)
     assert star_distances(masks).count_nonzero() == 0
     assert sum(value.count_nonzero() for value in unet_targets(masks).values()) == 0
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_loader_gives_frames_with_their_maps(tiny_model, workers):
+def test_loader_gives_frames_with_maps(tiny_model, workers):
     data = videos(tiny_model, batch_size=2)
     loader = DataLoader(data, batch_size=2, num_workers=workers, collate_fn=collate_unet)
     first, second = loader
@@ -108,7 +108,7 @@ def test_a_loader_gives_frames_with_their_maps(tiny_model, workers):
         assert torch.equal(second[name], value)
 
 
-def test_a_loader_gives_frames_with_rays_for_a_stardist_in_pytorch(tiny_model):
+def test_loader_gives_frames_with_rays(tiny_model):
     collate = functools.partial(collate_stardist, rays=8)
     batch = next(iter(DataLoader(videos(tiny_model), batch_size=2, collate_fn=collate)))
     shapes = {name: list(value.shape) for name, value in batch.items()}
@@ -122,39 +122,39 @@ def test_a_loader_gives_frames_with_rays_for_a_stardist_in_pytorch(tiny_model):
     assert torch.equal((batch["distances"] > 0).all(1, keepdim=True), inside)
 
 
-def test_clips_of_other_sizes_are_no_batch(tiny_model):
+def test_segmentation_refuses_mixed_sizes(tiny_model):
     clips = [videos(tiny_model, size=side).clip(0) for side in (48, 64)]
     with pytest.raises(ValueError, match=r"must have one \(C, H, W\).*same size="):
         collate_unet(clips)
 
 
-def test_clips_without_masks_are_refused_with_the_way_out(tiny_model):
+def test_segmentation_refuses_clips_without_masks(tiny_model):
     clip = videos(tiny_model, annotations=()).clip(0)
     for make in (collate_unet, collate_stardist, frame_lists):
         with pytest.raises(ValueError, match=r"must have the key 'masks'.*annotations="):
             make([clip])
 
 
-def test_a_batch_in_place_of_clips_is_refused(tiny_model):
+def test_segmentation_refuses_a_batch(tiny_model):
     batch = next(iter(DataLoader(videos(tiny_model), batch_size=2)))
     with pytest.raises(ValueError, match=r"one clip with video \[F, C, H, W\].*collate_fn="):
         frame_lists([batch])
 
 
 @pytest.mark.parametrize("make", [collate_unet, collate_stardist, frame_lists])
-def test_a_clip_in_place_of_a_list_of_clips_is_refused(make, tiny_model):
+def test_segmentation_refuses_a_single_clip(make, tiny_model):
     with pytest.raises(TypeError, match=r"clip must be a dict.*got str; .*give a list of them"):
         make(videos(tiny_model).clip(0))
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int16])
-def test_ids_may_be_of_any_integer_type(dtype):
+def test_ids_take_any_integer_type(dtype):
     masks = torch.zeros(1, 8, 8, dtype=dtype)
     masks[0, 2:5, 2:5] = 3
     assert torch.equal(object_probability(masks), object_probability(masks.int()))
 
 
-def test_masks_that_are_no_tensor_are_refused():
+def test_segmentation_refuses_masks_of_arrays():
     with pytest.raises(TypeError, match=r"masks must be a tensor, got ndarray; see torch\.as"):
         unet_targets(np.ones((1, 8, 8), int))
 
@@ -167,7 +167,7 @@ def test_masks_that_are_no_tensor_are_refused():
         (torch.full((1, 8, 8), -1), "0 or more, got -1"),
     ],
 )
-def test_masks_that_are_no_ids_are_refused(masks, said):
+def test_segmentation_refuses_masks_without_ids(masks, said):
     for make in (unet_targets, object_probability, star_distances, cellpose_flows):
         with pytest.raises(ValueError, match=said):
             make(masks)
@@ -178,7 +178,7 @@ def test_too_few_rays_are_refused(crowds):
         star_distances(crowds, 2)
 
 
-def test_lists_have_one_image_and_one_label_image_of_their_own_a_frame(tiny_model):
+def test_frame_lists_own_their_memory(tiny_model):
     clips = [videos(tiny_model).clip(number) for number in range(2)]
     images, labels = frame_lists(clips)
     assert [image.shape for image in images] == [(64, 80)] * 6
@@ -212,7 +212,7 @@ def counted(model):
     return Counted(model=model, method="procedural", frames=2, size=48, length=3, nuclei=2)
 
 
-def test_sequences_make_each_clip_once_and_when_it_is_asked_for(tiny_model):
+def test_frame_sequences_make_clips_once(tiny_model):
     data = counted(tiny_model)
     images, labels = frame_sequences(data)
     assert (len(images), len(labels), data.made) == (6, 6, (0,))
@@ -227,7 +227,7 @@ def test_sequences_make_each_clip_once_and_when_it_is_asked_for(tiny_model):
             images[index]
 
 
-def test_sequences_keep_no_more_clips_than_they_are_told(tiny_model):
+def test_frame_sequences_limit_kept_clips(tiny_model):
     data = counted(tiny_model)
     images, labels = frame_sequences(data, 3, kept=2)
     for number in (0, 2, 0, 4, 0, 2):
@@ -235,7 +235,7 @@ def test_sequences_keep_no_more_clips_than_they_are_told(tiny_model):
     assert data.made == (0, 1, 2, 1)
 
 
-def test_sequences_follow_the_epoch_of_the_data_set(tiny_model):
+def test_frame_sequences_follow_the_epoch(tiny_model):
     data = counted(tiny_model)
     images, _ = frame_sequences(data)
     before = images[0]
@@ -258,12 +258,12 @@ def test_sequences_go_to_another_process(tiny_model):
     assert np.array_equal(label[7], labels[7])
 
 
-def test_an_endless_data_set_needs_a_number_of_clips(tiny_model):
+def test_frame_sequences_refuse_endless_sets(tiny_model):
     with pytest.raises(ValueError, match=r"clips must be given.*clips=100"):
         frame_sequences(videos(tiny_model, length=None))
 
 
-def test_sequences_of_a_mix_end_where_its_sources_end(tiny_model):
+def test_frame_sequences_of_mix_end(tiny_model):
     sources = {"a": videos(tiny_model, length=2), "b": videos(tiny_model, length=3)}
     quotas = {"a": 1, "b": 1}
     mix = MixedVideos(sources, quotas=quotas, at_end="stop", shard=(1, 2))
@@ -271,7 +271,7 @@ def test_sequences_of_a_mix_end_where_its_sources_end(tiny_model):
     assert len(images) == 4 * mix.frames
 
 
-def test_sequences_refuse_what_has_no_clip_by_number(tiny_model):
+def test_frame_sequences_refuse_lists(tiny_model):
     with pytest.raises(TypeError, match=r"videos must be a data set with clip\(index\).*got list"):
         frame_sequences([videos(tiny_model).clip(0)], clips=1)
 
@@ -298,7 +298,7 @@ def heat_flows(masks, label):
     return flows
 
 
-def test_flows_of_cellpose_climb_the_heat_of_each_nucleus():
+def test_cellpose_flows_climb_the_heat():
     pytest.importorskip("cellpose", reason="needs the extra cellpose")
     masks = np.zeros((40, 44), np.int32)
     masks[ellipse(masks.shape, (14, 15), (9, 7))] = 5
@@ -308,7 +308,7 @@ def test_flows_of_cellpose_climb_the_heat_of_each_nucleus():
 
 
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")
-def test_cellpose_finds_the_nuclei_again_in_their_flows(tiny_model):
+def test_cellpose_recovers_nuclei_from_flows(tiny_model):
     pytest.importorskip("cellpose", reason="needs the extra cellpose")
     from cellpose.dynamics import compute_masks
 
@@ -336,7 +336,7 @@ def test_flows_without_cellpose_name_the_extra(monkeypatch, crowds):
         cellpose_flows(crowds)
 
 
-def test_a_unet_learns_the_maps_from_a_loader(capsys):
+def test_unet_learns_maps_from_loader(capsys):
     example = runpy.run_path(str(EXAMPLES / "train_unet.py"))
     small = ["--steps", "24", "--frames", "1", "--size", "64", "--batch-size", "4"]
     losses = example["main"]([*small, "--workers", "0", "--device", "cpu"])
@@ -344,7 +344,7 @@ def test_a_unet_learns_the_maps_from_a_loader(capsys):
     assert "after 24 steps" in capsys.readouterr().out
 
 
-def test_the_snippet_of_the_page_of_consumers_runs(capsys):
+def test_consumers_snippet_runs(capsys):
     page = (ROOT / "docs" / "consumers.md").read_text()
     section = page.split("\n## Segmentation:")[1].split("\n## ")[0]
     (snippet,) = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
@@ -367,7 +367,7 @@ def test_cellpose_trains_on_lists_of_frames(tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
-def test_stardist_trains_on_frames_made_on_demand(capsys):
+def test_stardist_trains_on_frame_sequences(capsys):
     pytest.importorskip("tensorflow", reason="needs the extra stardist")
     example = runpy.run_path(str(EXAMPLES / "train_stardist.py"))
     losses = example["main"](["--clips", "6", "--epochs", "4", "--size", "64"])

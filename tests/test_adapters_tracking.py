@@ -65,7 +65,7 @@ def folder(clip, tmp_path_factory):
 # Trackastra
 
 
-def test_a_window_holds_the_nuclei_of_its_frames_and_who_is_of_whose_line(clip):
+def test_trackastra_window_holds_nuclei_and_ancestry(clip):
     window = trackastra_windows(clip, 3)[4]
     times, ids = window["timepoints"].tolist(), window["labels"].tolist()
     assert list(zip(times, ids, strict=True)) == [
@@ -81,7 +81,7 @@ def test_a_window_holds_the_nuclei_of_its_frames_and_who_is_of_whose_line(clip):
     np.testing.assert_allclose(window["coords"][0], [4, *inside], rtol=1e-5)
 
 
-def test_the_association_matrix_is_that_of_trackastras_own_function(clip):
+def test_trackastra_association_matches_its_own(clip):
     data = need("trackastra.data.data", "tracking")
     pandas = pytest.importorskip("pandas")
     rows = [row for row in clip["tracks"].tolist() if row[0]]
@@ -98,7 +98,7 @@ def test_the_association_matrix_is_that_of_trackastras_own_function(clip):
 
 
 @pytest.mark.slow
-def test_windows_of_a_clip_are_what_trackastra_reads_from_its_folder(clip, folder):
+def test_trackastra_windows_equal_ctcdata(clip, folder):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         theirs = need("trackastra.data", "tracking").CTCData(str(folder / "01"), window_size=4)
@@ -112,7 +112,7 @@ def test_windows_of_a_clip_are_what_trackastra_reads_from_its_folder(clip, folde
             torch.testing.assert_close(value, other[key], rtol=1e-4, atol=1e-5)
 
 
-def test_windows_without_a_nucleus_are_left_out(clip):
+def test_trackastra_windows_skip_empty_frames(clip):
     masks, tracks = clip["masks"].clone(), clip["tracks"].clone()
     masks[2:] = 0
     tracks = tracks[tracks[:, 1] < 2]
@@ -121,14 +121,14 @@ def test_windows_without_a_nucleus_are_left_out(clip):
     assert [one["timepoints"].unique().tolist() for one in windows] == [[0, 1], [1]]
 
 
-def test_windows_leave_the_logging_of_the_process_alone(clip):
+def test_trackastra_windows_leave_logging_alone(clip):
     root = logging.getLogger()
     before = list(root.handlers), root.level
     trackastra_windows(clip, 2)
     assert (root.handlers, root.level) == before
 
 
-def test_windows_of_a_stream_are_collated_by_trackastra(videos):
+def test_trackastra_collates_streamed_windows(videos):
     collate = need("trackastra.data", "tracking").collate_sequence_padding
     loader = DataLoader(TrackastraWindows(videos, 3), batch_size=4, collate_fn=collate)
     batches = list(loader)
@@ -150,18 +150,18 @@ def test_windows_of_a_stream_are_collated_by_trackastra(videos):
         ({"video": torch.zeros(2, 12, 1, 8, 8)}, 3, r"clip must be one clip .*got video \[2, 12"),
     ],
 )
-def test_windows_refuse_what_is_no_whole_clip(clip, changes, window, words):
+def test_trackastra_windows_refuse_broken_clips(clip, changes, window, words):
     given = {key: value for key, value in {**clip, **changes}.items() if value is not None}
     with pytest.raises(ValueError, match=words):
         trackastra_windows(given, window)
 
 
-def test_a_missing_package_is_named_with_its_extra():
+def test_require_names_the_missing_extra():
     with pytest.raises(ImportError, match=r"'no_such_package'.*bvdm-data\[tracking\]"):
         need("no_such_package", "tracking")
 
 
-def test_lines_of_descent_do_not_need_parents_to_come_first_in_the_table():
+def test_find_ancestors_takes_any_order():
     table = np.array([[1, 4, 5, 3], [3, 2, 3, 8], [8, 0, 1, 0]])
     assert find_ancestors(table) == {8: [8], 3: [3, 8], 1: [1, 3, 8]}
 
@@ -169,7 +169,7 @@ def test_lines_of_descent_do_not_need_parents_to_come_first_in_the_table():
 # Folders
 
 
-def test_a_clip_written_as_a_folder_comes_back_as_it_was(clip, folder):
+def test_write_ctc_reads_back(clip, folder):
     again = read_sequence(folder, "01")
     for number in range(12):
         grey = SCALE.to_grey(again.frame(number))
@@ -178,7 +178,7 @@ def test_a_clip_written_as_a_folder_comes_back_as_it_was(clip, folder):
     assert again.tracks.tolist() == clip["tracks"][:6].tolist()
 
 
-def test_a_clip_written_as_a_folder_is_valid_for_the_challenge(folder, tmp_path):
+def test_write_ctc_is_valid_for_ctcmetrics(folder, tmp_path):
     result = tmp_path / "01_RES"
     result.mkdir()
     for path in (folder / "01_GT/TRA").iterdir():
@@ -189,7 +189,7 @@ def test_a_clip_written_as_a_folder_is_valid_for_the_challenge(folder, tmp_path)
     assert (found["SEG"], found["TRA"]) == (1.0, 1.0)
 
 
-def test_a_clip_written_as_a_folder_passes_the_checks_of_traccuracy(clip, folder):
+def test_write_ctc_passes_traccuracy(clip, folder):
     loaders = pytest.importorskip("traccuracy.loaders", reason="traccuracy: extra interop")
     truth = folder / "01_GT/TRA"
     graph = loaders.load_ctc_data(str(truth), str(truth / "man_track.txt"), run_checks=True).graph
@@ -201,7 +201,7 @@ def test_a_clip_written_as_a_folder_passes_the_checks_of_traccuracy(clip, folder
     assert {(name[source], name[target]) for source, target in graph.edges} == wanted
 
 
-def test_exported_videos_pass_the_checks_of_traccuracy(tiny_model, tmp_path):
+def test_export_passes_traccuracy(tiny_model, tmp_path):
     loaders = pytest.importorskip("traccuracy.loaders", reason="traccuracy: extra interop")
     given = {"frames": 12, "size": 96, "nuclei": 6, "sequences": 2, "progress": False}
     for name in export(tmp_path / "data", model=tiny_model, **given):
@@ -219,12 +219,12 @@ def test_write_ctc_needs_a_scale(clip, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_write_ctc_refuses_a_name_that_is_a_number(clip, tmp_path):
+def test_write_ctc_refuses_a_number_name(clip, tmp_path):
     with pytest.raises(ValueError, match='name must be two or more digits, like "01", got 1'):
         write_ctc(clip, tmp_path, name=1, scale=SCALE)
 
 
-def test_write_ctc_refuses_a_clip_whose_masks_and_tracks_differ(clip, tmp_path):
+def test_write_ctc_refuses_masks_unlike_tracks(clip, tmp_path):
     masks = clip["masks"].clone()
     masks[3][masks[3] == 1] = 0
     with pytest.raises(ValueError, match="got id 1 in frame 3 only in tracks"):
@@ -235,7 +235,7 @@ def test_write_ctc_refuses_a_clip_whose_masks_and_tracks_differ(clip, tmp_path):
 # Optical flow
 
 
-def test_a_flow_pair_leads_from_a_nucleus_to_itself_in_order_dx_dy(videos):
+def test_flow_pairs_follow_nuclei(videos):
     clip = videos.clip(0)
     for frame, (image1, image2, flow, valid) in enumerate(flow_pairs(clip)):
         assert image1.shape == image2.shape == (3, 64, 64)
@@ -250,7 +250,7 @@ def test_a_flow_pair_leads_from_a_nucleus_to_itself_in_order_dx_dy(videos):
         assert not flow[:, ~valid].any()
 
 
-def test_flow_is_not_valid_where_a_nucleus_divides(clip):
+def test_flow_is_invalid_at_divisions(clip):
     pairs = flow_pairs({**clip, "flow": torch.zeros(11, 2, 128, 160)})
     before, at = pairs[4].valid, pairs[5].valid
     assert before[clip["masks"][4] == 2].all()
@@ -259,7 +259,7 @@ def test_flow_is_not_valid_where_a_nucleus_divides(clip):
     assert not at[clip["masks"][5] == 0].any()
 
 
-def test_flow_pairs_take_the_transforms_of_torchvision(videos):
+def test_flow_pairs_take_torchvision_transforms(videos):
     preset = OpticalFlow()
 
     def transforms(image1, image2, flow, valid):
@@ -311,7 +311,7 @@ def numbers_in(items):
 
 @pytest.mark.parametrize("make", [FlowPairs, lambda clips: TrackastraWindows(clips, 2)])
 @pytest.mark.parametrize("kind", [list, Kept])
-def test_workers_share_out_a_list_of_clips(make, kind):
+def test_workers_split_a_list(make, kind):
     data = make(kind([one_nucleus(number) for number in range(1, 6)]))
     assert numbers_in(data) == [1, 2, 3, 4, 5]
     for _ in range(2):
@@ -320,7 +320,7 @@ def test_workers_share_out_a_list_of_clips(make, kind):
 
 
 @pytest.mark.parametrize("by", ["environment", "process group"])
-def test_ranks_share_out_a_list_of_clips_in_equal_parts(by, monkeypatch):
+def test_ranks_split_a_list_equally(by, monkeypatch):
     data, found = FlowPairs([one_nucleus(number) for number in range(1, 6)]), []
     for rank in range(2):
         if by == "environment":
@@ -335,7 +335,7 @@ def test_ranks_share_out_a_list_of_clips_in_equal_parts(by, monkeypatch):
 
 
 @pytest.mark.parametrize("make", [FlowPairs, TrackastraWindows])
-def test_a_single_clip_is_no_list_of_clips(make):
+def test_split_refuses_a_single_clip(make):
     with pytest.raises(TypeError, match=r"clips must be a data set or .*got dict; write \[clip\]"):
         make(one_nucleus(1))
     with pytest.raises(TypeError, match="clips must be a data set or a list of clips, got int"):
@@ -345,7 +345,7 @@ def test_a_single_clip_is_no_list_of_clips(make):
 # SAM 2
 
 
-def test_a_datapoint_has_the_same_objects_in_every_frame(clip):
+def test_datapoint_repeats_objects_in_every_frame(clip):
     point = video_datapoint(clip)
     assert (point.video_id, point.size, len(point.frames)) == (7, (128, 160), 12)
     for number, frame in enumerate(point.frames):
@@ -358,7 +358,7 @@ def test_a_datapoint_has_the_same_objects_in_every_frame(clip):
     assert not point.frames[6].objects[1].segment.any()  # it has divided
 
 
-def test_datapoints_hold_what_the_collate_of_sam_2_stacks(clip):
+def test_datapoints_fit_the_sam2_collate(clip):
     points = [video_datapoint(clip, most_objects=2), video_datapoint(clip, most_objects=1)]
     images = torch.stack([torch.stack([f.data for f in one.frames]) for one in points], dim=1)
     assert images.shape == (12, 2, 3, 128, 160)
@@ -373,7 +373,7 @@ def test_datapoints_hold_what_the_collate_of_sam_2_stacks(clip):
         video_datapoint({**clip, "masks": 0 * clip["masks"]})
 
 
-def test_raw_videos_are_videos_and_segments_in_memory(videos):
+def test_raw_videos_hold_video_and_segments(videos):
     raw = RawVideos(videos)
     assert len(raw) == 3
     video, segments = raw.get_video(2)
@@ -389,14 +389,14 @@ def test_raw_videos_are_videos_and_segments_in_memory(videos):
         raw.get_video(3)
 
 
-def test_raw_videos_of_an_endless_stream_need_a_length(tiny_model):
+def test_raw_videos_refuse_endless_streams(tiny_model):
     endless = SyntheticHeLaVideos(model=tiny_model)
     with pytest.raises(ValueError, match="length must be given for an endless data set"):
         RawVideos(endless)
     assert len(RawVideos(endless, length=5)) == 5
 
 
-def test_raw_videos_are_those_of_all_ranks(tiny_model):
+def test_raw_videos_cover_all_ranks(tiny_model):
     videos = SyntheticHeLaVideos(model=tiny_model, length=4, shard=(0, 2))
     assert len(RawVideos(videos)) == 4
     mix = MixedVideos({"a": videos, "b": videos}, at_end="drop", shard=(1, 2))
@@ -413,7 +413,7 @@ def test_raw_videos_need_clips_by_number(clip):
 
 
 @pytest.mark.parametrize("title", ["Tracking: ", "Files: "])
-def test_the_snippet_of_the_document_runs(title, tmp_path, monkeypatch):
+def test_consumers_snippet_runs(title, tmp_path, monkeypatch):
     page = (EXAMPLES.parent / "docs" / "consumers.md").read_text()
     section = page.split(f"## {title}")[1].split("\n## ")[0]
     (snippet,) = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)

@@ -95,7 +95,7 @@ def slow_clips(monkeypatch):
 # Pace
 
 
-def test_the_pace_is_that_of_the_clips(tiny, slow_clips):
+def test_throughput_counts_clips_and_frames(tiny, slow_clips):
     videos = tiny()
     found = measure_throughput(videos, 5, 2.0)
     assert slow_clips == list(range(5, 13))
@@ -106,21 +106,21 @@ def test_the_pace_is_that_of_the_clips(tiny, slow_clips):
     assert found.megabytes == pytest.approx(size / 1e6)
 
 
-def test_one_clip_is_made_however_long_it_takes(tiny, slow_clips):
+def test_throughput_makes_at_least_one_clip(tiny, slow_clips):
     assert measure_throughput(tiny(), 0, SOON).clips == 1
 
 
 @pytest.mark.parametrize("annotations", [("tracks",), ("masks",)])
-def test_nuclei_are_counted_by_tracks_or_masks(tiny, annotations):
+def test_count_nuclei_by_tracks_or_masks(tiny, annotations):
     whole = tiny().clip(0)
     assert count_nuclei(tiny(annotations=annotations).clip(0)) == count_nuclei(whole) >= 3
 
 
-def test_nuclei_of_a_clip_without_annotations_are_not_known(tiny):
+def test_count_nuclei_without_annotations_is_zero(tiny):
     assert count_nuclei(tiny(annotations=()).clip(0)) == 0
 
 
-def test_a_pool_is_full_when_it_has_been_filled(tiny):
+def test_warm_up_fills_the_cell_bank(tiny):
     videos = tiny(pool=PoolSettings(pairs=6, renew=0))
     clips = warm_up(videos)
     assert clips >= 6
@@ -129,12 +129,12 @@ def test_a_pool_is_full_when_it_has_been_filled(tiny):
     assert sum(pair.painted is not None for pair in kept.values()) >= 5
 
 
-def test_without_a_pool_one_clip_warms_up(tiny, slow_clips):
+def test_warm_up_needs_one_clip_otherwise(tiny, slow_clips):
     assert warm_up(tiny()) == 1
     assert slow_clips == [0]
 
 
-def test_the_costs_name_every_part_of_the_work_and_add_up(tiny):
+def test_profile_names_every_span(tiny):
     costs = profile_clips(tiny(annotations=ANNOTATIONS), 0, 2)
     assert set(costs.milliseconds) == {*SPANS, "other"}
     assert all(value >= 0 for value in costs.milliseconds.values())
@@ -142,7 +142,7 @@ def test_the_costs_name_every_part_of_the_work_and_add_up(tiny):
     assert sum(costs.shares.values()) == pytest.approx(1)
 
 
-def test_a_part_that_takes_long_costs_most(tiny, monkeypatch):
+def test_profile_finds_the_slowest_span(tiny, monkeypatch):
     real = synthetic.to_clip
 
     def slow(*arguments):
@@ -157,7 +157,7 @@ def test_a_part_that_takes_long_costs_most(tiny, monkeypatch):
     assert max(costs.shares, key=costs.shares.get) == "annotations"
 
 
-def test_work_outside_the_parts_is_called_other(tiny):
+def test_profile_counts_other_work(tiny):
     def lingering(clip):
         with profile_span("lives"):
             pass
@@ -185,14 +185,14 @@ def tiny_network(videos):
     return load(videos.model).painter_for(videos.method)
 
 
-def test_a_method_without_a_network_calls_none(tiny):
+def test_profile_without_network_has_no_calls(tiny):
     costs = profile_clips(tiny(method="procedural"), 0, 1)
     assert costs.calls == 0
     assert "network" not in costs.milliseconds
     assert costs.milliseconds["lives"] > 0
 
 
-def test_the_arithmetic_is_that_of_the_convolutions(tiny):
+def test_flops_match_the_convolutions(tiny):
     videos = tiny(nuclei=2)
     network, shapes = tiny_network(videos), []
 
@@ -211,7 +211,7 @@ def test_the_arithmetic_is_that_of_the_convolutions(tiny):
     assert found.gflops > 0
 
 
-def test_the_matrix_product_leaves_the_number_of_threads_alone(monkeypatch):
+def test_matrix_product_keeps_thread_count(monkeypatch):
     monkeypatch.setattr(pace, "MATRIX", 64)
     before = torch.get_num_threads()
     assert measure_matrix_gflops(torch.float32, SOON) > 0
@@ -234,17 +234,17 @@ def test_the_matrix_product_leaves_the_number_of_threads_alone(monkeypatch):
         (ValueError, {"step_seconds": float("inf")}, "step_seconds must be .* above 0, got inf"),
     ],
 )
-def test_a_loop_refuses_numbers_that_go_nowhere(error, changes, words):
+def test_loop_refuses_impossible_numbers(error, changes, words):
     with pytest.raises(error, match=words):
         Loop(**changes)
 
 
-def test_a_loop_asks_for_its_batch_in_every_step():
+def test_loop_wants_its_batch_every_step():
     assert Loop(batch_size=6, step_seconds=0.5).wanted == 12
 
 
 @pytest.mark.parametrize(("step", "share"), [(0.5, 0.5), (4.5, 0.1)])
-def test_a_loop_that_makes_its_own_clips_waits_for_all_of_them(tiny, slow_clips, step, share):
+def test_stall_without_workers_is_all_synthesis(tiny, slow_clips, step, share):
     loop = Loop(batch_size=2, workers=0, step_seconds=step)
     wait = measure_stall(tiny(batch_size=2), loop, 20.0, first=4)
     assert wait.first_seconds == 0.5
@@ -256,12 +256,12 @@ def test_a_loop_that_makes_its_own_clips_waits_for_all_of_them(tiny, slow_clips,
     assert wait.steps * (step + 0.5) >= 20 > (wait.steps - 1) * (step + 0.5)
 
 
-def test_a_loop_takes_some_steps_however_short_the_time(tiny, slow_clips):
+def test_stall_takes_a_few_steps(tiny, slow_clips):
     loop = Loop(batch_size=1, workers=0, step_seconds=9)
     assert measure_stall(tiny(batch_size=1), loop, SOON).steps == loops.LEAST_STEPS
 
 
-def test_a_loop_with_a_worker_hardly_waits_for_tiny_clips(tiny):
+def test_stall_with_a_worker_is_short(tiny):
     loop = Loop(batch_size=1, workers=1, step_seconds=0.6)
     wait = measure_stall(tiny(batch_size=1), loop, SOON)
     assert 0 <= wait.share < 1
@@ -279,12 +279,12 @@ def waiting(share):
     return LoaderStall(9, 1.0, 0.1, share, 5.0)
 
 
-def test_a_loop_needs_as_many_workers_as_make_what_it_asks_for():
+def test_workers_needed_match_the_demand():
     loop = Loop(batch_size=4, step_seconds=0.5)
     assert [count_workers_needed(loop, one) for one in (20, 8, 7.9, 1)] == [1, 1, 2, 8]
 
 
-def test_a_loop_that_does_not_wait_is_told_so_and_nothing_else():
+def test_recommend_says_when_loader_keeps_up():
     said = recommend(paced(20), Loop(), waiting(0.04), [], 4)
     assert said == [
         "The loader keeps up: the loop waits 4.0% of its time; the loop asks for 40 clips/s and "
@@ -301,20 +301,20 @@ def test_a_loop_that_does_not_wait_is_told_so_and_nothing_else():
         (12, 1, 1, "More workers do not help: 1 core can make about 12 clips/s."),
     ],
 )
-def test_workers_are_advised_as_far_as_there_are_cores(one, workers, cores, told):
+def test_recommend_workers_up_to_cores(one, workers, cores, told):
     said = recommend(paced(one), Loop(workers=workers), waiting(0.6), [], cores)
     assert said[0].startswith("Synthesis is the bottleneck: the loop waits 60% of its time; ")
     assert said[1] == told
     assert "bvdm-data export" in said[-1]
 
 
-def test_enough_workers_that_still_wait_are_not_told_to_be_more():
+def test_recommend_no_more_workers_than_enough():
     said = recommend(paced(30), Loop(workers=2), waiting(0.2), [], 4)
     assert said[1].startswith("2 workers should be enough: something else uses the cores")
     assert not any("num_workers" in line or "More workers" in line for line in said)
 
 
-def test_what_was_tried_is_told_with_what_it_did():
+def test_recommend_lists_what_helped():
     changes = [Suggestion("pool=True", 36.0, 3.0, 2), Suggestion("frames=4", 40.0, 3.3, 1)]
     said = recommend(paced(12), Loop(), waiting(0.6), changes, 4)
     assert "pool=True: 36 clips/s, 3.0 times as many; 2 workers would do." in said
@@ -323,14 +323,14 @@ def test_what_was_tried_is_told_with_what_it_did():
 
 def tried(videos, monkeypatch, speeds):
     """Try changes; a data set is as fast as speeds says of it."""
-    monkeypatch.setattr(advice, "fill", lambda _: 1)
-    monkeypatch.setattr(advice, "measure_pace", lambda changed, *_: paced(speeds(changed)))
+    monkeypatch.setattr(advice, "warm_up", lambda _: 1)
+    monkeypatch.setattr(advice, "measure_throughput", lambda changed, *_: paced(speeds(changed)))
     heard = []
     found = try_changes(videos, paced(10), Loop(), SOON, heard.append)
     return found, heard
 
 
-def test_what_can_be_changed_is_tried_and_what_helps_is_sorted(tiny, monkeypatch):
+def test_try_changes_sorts_what_helps(tiny, monkeypatch):
     videos = tiny(annotations=ANNOTATIONS, nuclei=None, size=(128, 160), frames=6)
 
     def speeds(changed):
@@ -358,25 +358,25 @@ def test_what_can_be_changed_is_tried_and_what_helps_is_sorted(tiny, monkeypatch
         ({"pool": PoolSettings(pairs=9)}, "trying PoolSettings(pairs=9, renew=0.1)"),
     ],
 )
-def test_what_is_tried_first_depends_on_the_method(tiny, monkeypatch, changes, first):
+def test_try_changes_depends_on_the_method(tiny, monkeypatch, changes, first):
     _, heard = tried(tiny(**changes), monkeypatch, lambda _: 20)
     assert heard[0] == first
 
 
-def test_a_cheap_data_set_leaves_nothing_to_try(tiny, monkeypatch):
+def test_try_changes_of_cheap_videos(tiny, monkeypatch):
     videos = tiny(frames=1, pool=PoolSettings(renew=0.1))
     assert tried(videos, monkeypatch, lambda _: 20) == ([], [])
 
 
-def test_a_change_that_cannot_be_made_is_left_out(tiny, monkeypatch):
+def test_try_changes_skips_impossible_ones(tiny, monkeypatch):
     def refuse(_):
         raise ValueError("nuclei do not fit")
 
-    monkeypatch.setattr(advice, "fill", refuse)
+    monkeypatch.setattr(advice, "warm_up", refuse)
     assert try_changes(tiny(), paced(1), Loop(), SOON, lambda _: None) == []
 
 
-def test_an_alike_data_set_makes_the_same_clips(tiny):
+def test_copy_with_makes_the_same_clips(tiny):
     videos = tiny(
         seed=3, length=5, variation=0.5, pool=PoolSettings(pairs=4), annotations=("stages",),
         method=FastSettings(steps=2),
@@ -394,14 +394,14 @@ def test_an_alike_data_set_makes_the_same_clips(tiny):
 def quick(monkeypatch):
     """Let the matrix be small, and pools that are tried stay empty."""
     monkeypatch.setattr(pace, "MATRIX", 64)
-    monkeypatch.setattr(advice, "fill", lambda _: 1)
+    monkeypatch.setattr(advice, "warm_up", lambda _: 1)
 
 
-def test_a_bench_finds_all_figures_and_writes_them(tiny, tmp_path, quick):
+def test_bench_writes_all_figures(tiny, tmp_path, quick):
     path, heard = tmp_path / "new" / "bench.json", []
     loop = Loop(batch_size=2, workers=1, step_seconds=1e-4)
     videos = tiny(pool=PoolSettings(pairs=2), annotations=("masks", "tracks", "flow"))
-    found = bench(videos, loop, seconds=0.05, report=path, say=heard.append)
+    found = bench(videos, loop, seconds=0.05, report=path, log=heard.append)
     assert json.loads(path.read_text()) == found
     assert found["clips"]["pool"] == {"pairs": 2, "renew": 1.0}
     assert found["clips"]["annotations"] == ["masks", "tracks", "flow"]
@@ -420,10 +420,10 @@ def test_a_bench_finds_all_figures_and_writes_them(tiny, tmp_path, quick):
     assert any(line.startswith("trying ") for line in heard)
 
 
-def test_a_loop_that_keeps_up_tries_nothing(tiny, quick, monkeypatch):
-    monkeypatch.setattr(benching, "measure_wait", lambda *_, **__: waiting(0.01))
+def test_bench_tries_nothing_when_fast(tiny, quick, monkeypatch):
+    monkeypatch.setattr(benching, "measure_stall", lambda *_, **__: waiting(0.01))
     heard = []
-    found = bench(tiny(), Loop(workers=0), seconds=SOON, say=heard.append)
+    found = bench(tiny(), Loop(workers=0), seconds=SOON, log=heard.append)
     assert found["changes"] == []
     assert found["memory"]["worker_mb"] is None
     assert found["advice"][0].startswith("The loader keeps up")
@@ -431,25 +431,25 @@ def test_a_loop_that_keeps_up_tries_nothing(tiny, quick, monkeypatch):
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), "10"])
-def test_a_bench_refuses_a_time_that_is_none(tiny, seconds):
+def test_bench_refuses_impossible_times(tiny, seconds):
     with pytest.raises((TypeError, ValueError), match="seconds must be a number of seconds"):
         bench(tiny(), Loop(), seconds=seconds)
 
 
-def test_a_report_that_cannot_be_written_is_found_out_first(tiny, tmp_path, monkeypatch):
+def test_bench_checks_the_report_path_first(tiny, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("no folder")
-    monkeypatch.setattr(benching, "fill", lambda _: pytest.fail("measured"))
+    monkeypatch.setattr(benching, "warm_up", lambda _: pytest.fail("measured"))
     with pytest.raises(OSError, match=r"cannot write .*bench\.json"):
         bench(tiny(), Loop(), report=tmp_path / "file" / "bench.json")
 
 
-def test_a_bench_that_fails_leaves_no_file(tiny, tmp_path):
+def test_bench_failure_leaves_no_file(tiny, tmp_path):
     with pytest.raises(ValueError, match="do not fit"):
         bench(tiny(nuclei=30), Loop(), report=tmp_path / "bench.json")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_words_tell_every_figure(tiny, quick):
+def test_report_shows_every_figure(tiny, quick):
     found = bench(tiny(pool=PoolSettings(pairs=4)), Loop(workers=0), seconds=SOON)
     said = format_report(found)
     for name in found["parts"]["milliseconds"]:
@@ -462,7 +462,7 @@ def test_the_words_tell_every_figure(tiny, quick):
     assert said.isascii()
 
 
-def test_the_words_of_a_method_without_a_network_leave_it_out(tiny):
+def test_report_without_network_omits_it(tiny):
     found = bench(tiny(method="procedural"), Loop(workers=0), seconds=SOON)
     assert found["network"] is None
     assert "network" not in format_report(found).replace("outside", "")
@@ -471,7 +471,7 @@ def test_the_words_of_a_method_without_a_network_leave_it_out(tiny):
 # Machine
 
 
-def test_the_machine_says_what_times_depend_on():
+def test_machine_info_is_json():
     found = get_machine_info()
     assert found["processor"]
     assert 1 <= found["cores"] == count_usable_cores()
@@ -490,7 +490,7 @@ def test_the_peak_of_memory_never_falls():
     assert 10 < before <= measure_peak_megabytes()
 
 
-def test_where_the_system_does_not_tell_memory_it_is_none(monkeypatch):
+def test_peak_memory_is_none_without_resource(monkeypatch):
     monkeypatch.setitem(sys.modules, "resource", None)
     assert measure_peak_megabytes() is None
 
@@ -510,7 +510,7 @@ def small(tiny_model):
     ]  # fmt: skip
 
 
-def test_the_command_prints_what_it_found_and_writes_json(small, tmp_path, quick):
+def test_bench_command_prints_and_writes_json(small, tmp_path, quick):
     path = tmp_path / "bench.json"
     result = run(
         *small, "--workers", 0, "--pool", "--pairs", 2, "--renew", 0.5, "--annotations", "all",
@@ -525,7 +525,7 @@ def test_the_command_prints_what_it_found_and_writes_json(small, tmp_path, quick
     assert found["loop"]["workers"] == 0
 
 
-def test_the_command_tells_what_it_does_on_standard_error(small, quick):
+def test_bench_command_logs_to_stderr(small, quick):
     result = run(*small, "--workers", 0, "--annotations", "none")
     assert result.exit_code == 0, result.output
     assert "making clips ..." in result.stderr.splitlines()
@@ -541,7 +541,7 @@ def test_the_command_tells_what_it_does_on_standard_error(small, quick):
         (["--workers", "two"], "'two' is not a valid integer"),
     ],
 )
-def test_wrong_usage_of_the_command_ends_with_code_2(arguments, said):
+def test_bench_command_usage_errors_exit_2(arguments, said):
     result = run(*arguments)
     assert result.exit_code == 2
     assert said in result.output
@@ -568,14 +568,14 @@ def test_what_cannot_be_measured_is_refused(small, arguments, said):
 # Page
 
 
-def test_every_table_of_the_page_is_that_of_its_json():
+def test_performance_page_matches_its_json():
     page = (curves.DOCS / "performance.md").read_text()
     results = json.loads(curves.RESULTS.read_text())
     assert filled(page, results) == page
     assert "Not measured yet." not in page
 
 
-def test_a_page_is_filled_between_its_marks_alone():
+def test_performance_page_fills_between_marks():
     page = "".join(f"before\n<!-- table: {name} -->\nold\n<!-- end -->\n" for name in TABLES)
     results = json.loads(curves.RESULTS.read_text())
     new = filled(page, results)
@@ -585,12 +585,12 @@ def test_a_page_is_filled_between_its_marks_alone():
     assert "Not measured yet." in filled(page, {})
 
 
-def test_a_page_without_the_marks_of_a_table_is_refused():
+def test_performance_page_refuses_missing_marks():
     with pytest.raises(ValueError, match="marks of the table 'about' once"):
         filled("", {})
 
 
-def test_a_line_through_points_on_a_line_is_that_line():
+def test_line_fit_recovers_a_line():
     found = curves.line([1, 2, 4, 8], [5, 7, 11, 19])
     assert found["slope"] == pytest.approx(2)
     assert found["start"] == pytest.approx(3)

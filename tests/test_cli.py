@@ -54,19 +54,19 @@ def test_every_command_has_a_help(command):
     assert CliRunner().invoke(cli, [command, "-h"]).output == result.output
 
 
-def test_the_commands_are_listed_with_a_line_each():
+def test_help_lists_every_command():
     result = CliRunner().invoke(cli, ["--help"])
     assert all(f"\n  {command} " in result.output for command in COMMANDS)
     assert sorted(cli.commands) == sorted(COMMANDS)
 
 
-def test_the_module_runs_and_tells_its_version():
+def test_module_runs_and_prints_version():
     arguments = [sys.executable, "-m", "bvdm_data.cli", "--version"]
     result = subprocess.run(arguments, capture_output=True, text=True, check=True)
     assert result.stdout.strip().endswith(f"version {__version__}")
 
 
-def test_fit_has_the_recipe_of_the_library_unless_told_otherwise():
+def test_fit_defaults_match_the_library():
     usual, told = FitSettings(), {one.name: one.default for one in cli.commands["fit"].params}
     for part in ("painter", "distilled", "texture", "flow"):
         assert told[f"{part}_steps"] == getattr(usual, part).steps
@@ -74,7 +74,7 @@ def test_fit_has_the_recipe_of_the_library_unless_told_otherwise():
         assert told[name] == getattr(usual, name), name
 
 
-def test_fit_writes_a_model_and_prints_its_card(run, tmp_path, monkeypatch):
+def test_fit_writes_model_and_prints_card(run, tmp_path, monkeypatch):
     small = UNetSettings(channels=(8, 8, 8), middle=1)
     monkeypatch.setattr(
         "bvdm_data.fitting.fit.fit_texture",
@@ -103,7 +103,7 @@ def test_fit_writes_a_model_and_prints_its_card(run, tmp_path, monkeypatch):
     ]
 
 
-def test_info_prints_what_a_model_says_of_itself(run, tiny_model):
+def test_info_prints_the_card(run, tiny_model):
     out = run_well(run, "info", "--model", tiny_model)
     assert json.loads(out[: out.rindex("}") + 1])["data"] == "made up"
     assert out.strip().endswith("MB")
@@ -118,9 +118,7 @@ def test_info_prints_what_a_model_says_of_itself(run, tiny_model):
     ],
     ids=["default", "varied", "paper"],
 )
-def test_preview_writes_a_sheet_and_an_animation_that_open(
-    run, tiny_model, tmp_path, method, words
-):
+def test_preview_writes_sheet_and_animation(run, tiny_model, tmp_path, method, words):
     out = run_well(
         run, "preview", "--model", tiny_model, "--output", tmp_path / "look", "--frames", 3,
         "--size", "64x80", "--nuclei", "2-4", "--seed", 5, *method,
@@ -135,7 +133,7 @@ def test_preview_writes_a_sheet_and_an_animation_that_open(
         assert (film.format, film.n_frames) == ("GIF", 3)
 
 
-def test_preview_shows_more_nuclei_than_a_clip_usually_may_hold(run, tiny_model, tmp_path):
+def test_preview_shows_many_nuclei(run, tiny_model, tmp_path):
     out = run_well(
         run, "preview", "--model", tiny_model, "--output", tmp_path, "--frames", 1, "--clips", 1,
         "--size", "320x320", "--nuclei", 140, "--method", "procedural",
@@ -143,7 +141,7 @@ def test_preview_shows_more_nuclei_than_a_clip_usually_may_hold(run, tiny_model,
     assert "clip 0: 140 nuclei" in out
 
 
-def test_export_writes_sequences_and_goes_on_where_it_was(run, tiny_model, tmp_path):
+def test_export_command_writes_and_resumes(run, tiny_model, tmp_path):
     command = ["export", tmp_path, "--model", tiny_model, "--frames", 2, "--size", "48x64"]
     command += ["--nuclei", 3, "--quiet"]
     assert "wrote 01 to" in run_well(run, *command, "--sequences", 1)
@@ -202,9 +200,7 @@ def test_fetch_hands_its_arguments_on(run, monkeypatch, tmp_path):
         ),
     ],
 )
-def test_an_error_of_the_user_is_one_line_and_no_traceback(
-    run, arguments, words, tiny_model, tmp_path, monkeypatch
-):
+def test_user_errors_are_one_line(run, arguments, words, tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file.safetensors").write_text("no model")
     names = {"MODEL": tiny_model, "FILE": tmp_path / "file.safetensors"}
@@ -218,7 +214,7 @@ def test_an_error_of_the_user_is_one_line_and_no_traceback(
     assert [path.name for path in tmp_path.iterdir()] == ["file.safetensors"]
 
 
-def test_an_error_in_a_workers_process_is_one_line_too(run, tiny_model, tmp_path):
+def test_worker_errors_are_one_line(run, tiny_model, tmp_path):
     code, _, err = run(
         "preview", "--model", tiny_model, "--output", tmp_path, "--frames", 1, "--clips", 1,
         "--size", "64x64", "--nuclei", 500, "--workers", 1,
@@ -228,7 +224,7 @@ def test_an_error_in_a_workers_process_is_one_line_too(run, tiny_model, tmp_path
     assert err.count("\n") == 1
 
 
-def test_an_error_of_the_module_is_one_line_on_stderr():
+def test_module_errors_go_to_stderr():
     arguments = [sys.executable, "-m", "bvdm_data.cli", "info", "--model", "hella"]
     result = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (1, "")
@@ -285,7 +281,7 @@ def test_wrong_usage_ends_with_code_2(run, arguments, words):
     assert "Traceback" not in err
 
 
-def test_evaluate_asks_the_judge_for_what_was_said(run, monkeypatch, tmp_path):
+def test_evaluate_command_passes_its_options(run, monkeypatch, tmp_path):
     asked = {}
 
     def judged(data, questions, *, report, say):
@@ -324,7 +320,7 @@ def test_evaluate_asks_the_judge_for_what_was_said(run, monkeypatch, tmp_path):
         ([], "no folder"),
     ],
 )
-def test_evaluate_refuses_what_it_cannot_judge_and_leaves_nothing(run, tmp_path, wrong, words):
+def test_evaluate_command_refuses_impossible_options(run, tmp_path, wrong, words):
     work = tmp_path / "work"
     code, _, err = run("evaluate", tmp_path / "nowhere", "--work-dir", work, *wrong)
     assert code != 0

@@ -52,14 +52,14 @@ def lineages(draw):
 
 @given(lineages())
 @settings(max_examples=200, deadline=None)
-def test_unbroken_tracks_of_any_movie_pass_the_check_of_tracks(lineage):
+def test_split_gaps_passes_the_track_check(lineage):
     masks, table, _ = split_gaps(*lineage)
     check_clip(with_tracks(masks, table))
 
 
 @given(lineages())
 @settings(max_examples=200, deadline=None)
-def test_unbroken_tracks_keep_every_pixel_with_its_nucleus(lineage):
+def test_split_gaps_keeps_every_pixel(lineage):
     masks, parents = lineage
     renamed, table, old = split_gaps(masks, parents)
     assert np.array_equal(np.r_[0, old][renamed], masks)
@@ -70,7 +70,7 @@ def test_unbroken_tracks_keep_every_pixel_with_its_nucleus(lineage):
 
 @given(lineages())
 @settings(max_examples=100, deadline=None)
-def test_unbroken_tracks_give_as_few_ids_as_the_gaps_allow(lineage):
+def test_split_gaps_gives_fewest_ids(lineage):
     masks, table, old = split_gaps(*lineage)
     for identity in range(1, len(table)):
         same = table[old == old[identity - 1]]
@@ -79,7 +79,7 @@ def test_unbroken_tracks_give_as_few_ids_as_the_gaps_allow(lineage):
     assert len(np.unique(masks[masks > 0])) == len(table)
 
 
-def test_unbroken_tracks_make_a_nucleus_that_comes_back_the_child_of_itself():
+def test_split_gaps_links_a_returning_nucleus():
     masks = np.array([1, 0, 1, 1, 0, 1]).reshape(6, 1, 1) * 7
     _, table, old = split_gaps(masks, {7: 3})
     assert table.tolist() == [[1, 0, 0, 0], [2, 2, 3, 1], [3, 5, 5, 2]]
@@ -93,63 +93,63 @@ def test_unbroken_tracks_follow_a_division():
     assert old.tolist() == [5, 6, 8]
 
 
-def test_unbroken_tracks_take_the_last_part_of_a_mother_that_was_hidden():
+def test_split_gaps_links_to_last_part():
     masks = np.array([1, 0, 1, 2]).reshape(4, 1, 1)
     _, table, _ = split_gaps(masks, {2: 1})
     assert table[2].tolist() == [3, 3, 3, 2]
 
 
-def test_unbroken_tracks_forget_a_parent_that_is_never_visible():
+def test_split_gaps_forgets_unseen_parents():
     masks = np.array([0, 2]).reshape(2, 1, 1)
     assert split_gaps(masks, {2: 1})[1].tolist() == [[1, 1, 1, 0]]
     assert split_gaps(masks, {2: 900})[1].tolist() == [[1, 1, 1, 0]]
 
 
-def test_unbroken_tracks_give_no_parent_that_is_still_visible():
+def test_split_gaps_refuses_visible_parents():
     masks = np.array([[5, 0], [5, 6], [5, 6]])[:, None]
     _, table, _ = split_gaps(masks, {6: 5})
     assert table.tolist() == [[1, 0, 2, 0], [2, 1, 2, 0]]
 
 
-def test_unbroken_tracks_give_no_parent_that_is_back_when_its_daughter_appears():
+def test_split_gaps_refuses_returned_parents():
     masks = np.array([[5, 0], [0, 0], [5, 6]])[:, None]
     _, table, _ = split_gaps(masks, {6: 5})
     assert table.tolist() == [[1, 0, 0, 0], [2, 2, 2, 1], [3, 2, 2, 0]]
 
 
-def test_unbroken_tracks_give_no_parent_that_comes_later_or_is_the_nucleus_itself():
+def test_split_gaps_refuses_later_parents():
     masks = np.array([[6, 0], [0, 5]])[:, None]
     assert split_gaps(masks, {6: 5, 5: 5})[1].tolist() == [[1, 0, 0, 0], [2, 1, 1, 0]]
 
 
-def test_unbroken_tracks_refuse_a_movie_without_frames():
+def test_split_gaps_refuses_no_frames():
     with pytest.raises(ValueError, match=r"at least one frame, got the shape \(0, 2, 2\)"):
         split_gaps(np.zeros((0, 2, 2), np.int32), {})
 
 
-def test_unbroken_tracks_of_an_empty_movie_are_an_empty_table():
+def test_split_gaps_of_empty_masks():
     masks, table, old = split_gaps(np.zeros((3, 2, 2), np.uint16), {})
     assert not masks.any()
     assert table.shape == (0, 4)
     assert old.shape == (0,)
 
 
-def test_padded_fills_the_rows_that_are_missing():
+def test_pad_rows_fills_missing_rows():
     out = pad_rows(np.array([[1, 2]], np.int32), 3, 0)
     assert out.tolist() == [[1, 2], [0, 0], [0, 0]]
     assert out.dtype == torch.int32
 
 
-def test_padded_leaves_a_full_table_as_it_is():
+def test_pad_rows_keeps_a_full_table():
     assert pad_rows(np.eye(2, dtype=np.float32), 2, np.nan).tolist() == [[1, 0], [0, 1]]
 
 
-def test_padded_refuses_a_table_with_too_many_rows_and_names_the_number():
+def test_pad_rows_refuses_too_many_rows():
     with pytest.raises(TooManyNucleiError, match=r"max_cells=2 is too small.*Give max_cells=5"):
         pad_rows(np.zeros((5, 4), np.int32), 2, 0)
 
 
-def test_measure_boxes_has_exclusive_far_edges_and_x_first():
+def test_measure_boxes_edges_are_exclusive():
     boxes, centroids = measure_boxes(MASKS, 3)
     assert boxes[0, 0].tolist() == [0, 0, 2, 2]
     assert boxes[2, 1].tolist() == [2, 0, 3, 2]
@@ -157,7 +157,7 @@ def test_measure_boxes_has_exclusive_far_edges_and_x_first():
     assert centroids[2, 1].tolist() == [0.5, 2]
 
 
-def test_measure_boxes_is_nan_where_a_nucleus_is_not_there():
+def test_measure_boxes_is_nan_when_absent():
     boxes, centroids = measure_boxes(MASKS, 4)
     assert np.isnan(boxes[0, 1:]).all()
     assert np.isnan(centroids[3]).all()
@@ -166,7 +166,7 @@ def test_measure_boxes_is_nan_where_a_nucleus_is_not_there():
 
 @given(movies)
 @settings(max_examples=100, deadline=None)
-def test_measure_boxes_agrees_with_a_slow_loop(masks):
+def test_measure_boxes_agrees_with_loop(masks):
     boxes, centroids = measure_boxes(masks, 7)
     for identity, frame in np.ndindex(7, len(masks)):
         y, x = np.nonzero(masks[frame] == identity + 1)
@@ -185,7 +185,7 @@ def test_annotated_makes_the_wanted_keys_only():
     assert found["centroids"].shape == (6, 3, 2)
 
 
-def test_annotated_gives_the_shapes_and_dtypes_of_a_clip():
+def test_annotate_masks_gives_clip_shapes():
     found = annotate_masks(MASKS, TABLE, ("masks", "tracks", "boxes", "centroids"), 6)
     forms = {key: (tuple(value.shape), value.dtype) for key, value in found.items()}
     assert forms == {
@@ -196,12 +196,12 @@ def test_annotated_gives_the_shapes_and_dtypes_of_a_clip():
     }
 
 
-def test_annotated_refuses_more_nuclei_than_there_are_rows():
+def test_annotate_masks_refuses_too_many_nuclei():
     with pytest.raises(TooManyNucleiError, match="it holds 3 nuclei"):
         annotate_masks(MASKS, TABLE, ("masks",), 2)
 
 
-def test_check_annotations_orders_the_names_and_drops_doubles():
+def test_check_annotations_sorts_and_dedups():
     assert check_annotations(["flow", "masks", "flow"]) == ("masks", "flow")
 
 
@@ -210,6 +210,6 @@ def test_check_annotations_refuses_a_single_string():
         check_annotations("masks")
 
 
-def test_check_annotations_refuses_a_name_that_it_does_not_know():
+def test_check_annotations_refuses_unknown_names():
     with pytest.raises(ValueError, match=r"must be out of .*'centroids'.*got 'mask'"):
         check_annotations(("masks", "mask"))

@@ -47,28 +47,28 @@ def test_check_clip_passes_a_good_clip():
     check_clip(a_clip())
 
 
-def test_check_clip_passes_a_clip_of_video_alone():
+def test_check_clip_passes_video_alone():
     clip = a_clip()
     check_clip({key: clip[key] for key in ("video", "index", "source")})
 
 
-def test_check_clip_passes_a_clip_without_nuclei_and_a_clip_of_one_frame():
+def test_check_clip_passes_tiny_clips():
     check_clip(with_tracks(np.zeros((2, 3, 3), np.int32), np.zeros((0, 4), np.int32)))
     check_clip(with_tracks(np.ones((1, 3, 3), np.int32), np.array([[1, 0, 0, 0]], np.int32)))
 
 
-def test_check_clip_passes_a_clip_of_one_frame_with_the_flow_of_no_step():
+def test_check_clip_passes_flow_without_steps():
     clip = with_tracks(np.ones((1, 3, 3), np.int32), np.array([[1, 0, 0, 0]], np.int32))
     check_clip(clip | {"flow": torch.zeros(0, 2, 3, 3)})
 
 
-def test_check_clip_passes_centroids_that_are_half_a_pixel_off():
+def test_check_clip_passes_centroids_half_off():
     clip = a_clip()
     clip["centroids"] += 0.5
     check_clip(clip)
 
 
-def test_check_clip_leaves_the_clip_as_it_is():
+def test_check_clip_leaves_clip_alone():
     clip, before = a_clip(), a_clip()
     check_clip(clip)
     for key, value in before.items():
@@ -77,7 +77,7 @@ def test_check_clip_leaves_the_clip_as_it_is():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_check_clip_takes_a_clip_on_another_device():
+def test_check_clip_takes_other_devices():
     check_clip({key: value.cuda() for key, value in a_clip().items()})
 
 
@@ -91,7 +91,7 @@ def test_check_clip_refuses_a_clip_without(key):
 
 @pytest.mark.parametrize("key", list(a_clip()))
 @pytest.mark.parametrize("value", [None, 0, np.zeros(3), "masks"])
-def test_check_clip_refuses_what_is_no_tensor(key, value):
+def test_check_clip_refuses_non_tensors(key, value):
     with pytest.raises(ValueError, match=f"{key} must be a tensor, got"):
         check_clip(a_clip() | {key: value})
 
@@ -312,7 +312,7 @@ def a_moving_clip():
     return with_tracks(masks, table) | {"flow": torch.from_numpy(flow)}
 
 
-def test_check_clip_passes_flow_that_moves_nuclei_where_they_go():
+def test_check_clip_passes_true_flow():
     check_clip(a_moving_clip())
 
 
@@ -332,7 +332,7 @@ def test_check_clip_refuses_flow(change, message):
         check_clip(clip | {"flow": change(clip["flow"])})
 
 
-def test_check_clip_passes_a_nucleus_that_leaves_at_an_edge_within_the_picture():
+def test_check_clip_passes_nuclei_leaving_inside():
     """Where a transform has turned the edge into the picture, pixels are carried into nothing."""
     clip = a_moving_clip()
     flow, masks = clip["flow"].clone(), clip["masks"].clone()

@@ -43,13 +43,13 @@ def test_every_page_is_in_the_navigation():
 @pytest.mark.parametrize(
     ("page", "number", "snippet"), SNIPPETS, ids=[f"{p}-{n}" for p, n, _ in SNIPPETS]
 )
-def test_every_python_snippet_of_a_page_runs(page, number, snippet, tmp_path, monkeypatch):
+def test_page_snippets_run(page, number, snippet, tmp_path, monkeypatch):
     write_stand_in(tmp_path / "Fluo-N2DL-HeLa")
     monkeypatch.chdir(tmp_path)
     exec(compile(snippet, f"{page}.md", "exec"), {})
 
 
-def test_the_snippet_on_epochs_prints_other_numbers_each_time(capsys):
+def test_epoch_snippet_prints_new_numbers(capsys):
     (snippet,) = [text for page, _, text in SNIPPETS if page == "faq" and "set_epoch" in text]
     exec(compile(snippet, "faq.md", "exec"), {})
     first, second = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -57,7 +57,7 @@ def test_the_snippet_on_epochs_prints_other_numbers_each_time(capsys):
     assert first[1] != second[1]
 
 
-def test_the_snippet_on_arrays_writes_what_fit_reads(tmp_path, monkeypatch):
+def test_array_snippet_writes_fittable_video(tmp_path, monkeypatch):
     (snippet,) = [text for page, _, text in SNIPPETS if page == "fitting" and "write_" in text]
     monkeypatch.chdir(tmp_path)
     exec(compile(snippet, "fitting.md", "exec"), {})
@@ -67,7 +67,7 @@ def test_the_snippet_on_arrays_writes_what_fit_reads(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_command_of_a_page_exists_with_its_options(page):
+def test_page_commands_exist_with_options(page):
     text = (DOCS / f"{page}.md").read_text()
     lines = re.findall(r"(?:^|`|m )bvdm-data ([a-z]+)((?: [^\n`#]+)?)", text, re.MULTILINE)
     for command, rest in lines:
@@ -82,13 +82,13 @@ def test_every_public_name_has_its_reference():
 
 def test_every_adapter_has_its_reference():
     folder = ROOT / "bvdm_data" / "adapters"
-    shared = {"__init__", "parts", "sharing"}
+    shared = {"__init__", "common"}
     names = {path.stem for path in folder.glob("*.py")} - shared
     named = set(re.findall(r"automodule:: bvdm_data\.adapters\.(\w+)$", REFERENCE, re.MULTILINE))
     assert named == names
 
 
-def test_every_name_that_the_reference_asks_for_exists_and_says_what_it_is():
+def test_reference_names_exist_with_docstrings():
     blocks = re.findall(r"automodule:: ([\w.]+)\n   :members: (.+)", REFERENCE)
     wanted = [(module, name.strip()) for module, names in blocks for name in names.split(",")]
     wanted += [
@@ -100,14 +100,14 @@ def test_every_name_that_the_reference_asks_for_exists_and_says_what_it_is():
     assert all(inspect.getdoc(thing) for thing in found)
 
 
-def test_every_figure_of_the_page_on_fitting_is_what_the_model_says_of_itself():
+def test_fitting_figures_match_the_card():
     rows = re.findall(r"^\| `([\w.-]+)` \| ([\d.]+) \|", FITTING, re.MULTILINE)
     card = read_card("hela")
     assert len(rows) > 10
     assert {path: str(entry_of(card, path)) for path, _ in rows} == dict(rows)
 
 
-def test_every_message_of_the_page_on_fitting_is_one_of_the_fit():
+def test_fitting_messages_exist():
     table = FITTING.split("| message |")[1].split("\n\n")[0]
     told = re.findall(r"^\| \*(.+?)\* \|", table, re.MULTILINE)
     source = "".join(path.read_text() for path in (ROOT / "bvdm_data" / "fitting").glob("*.py"))
@@ -116,7 +116,7 @@ def test_every_message_of_the_page_on_fitting_is_one_of_the_fit():
     assert [text for text in told if text not in joined] == []
 
 
-def test_the_rules_of_the_page_on_fitting_are_those_of_the_code():
+def test_fitting_rules_match_the_code():
     rules = StageRules()
     near, far = rules.reference
     page = " ".join(FITTING.split())
@@ -133,7 +133,7 @@ def test_the_rules_of_the_page_on_fitting_are_those_of_the_code():
 
 
 @pytest.mark.slow
-def test_the_site_is_built_without_a_warning(tmp_path):
+def test_site_builds_without_warnings(tmp_path):
     pytest.importorskip("furo", reason="needs the extra docs: pip install '.[docs]'")
     command = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--keep-going", "-q"]
     done = subprocess.run(

@@ -13,14 +13,14 @@ def on_device():
     return runpy.run_path(str(EXAMPLES / "augment_on_device.py"))
 
 
-def test_every_example_is_run_by_a_test():
+def test_every_example_has_a_test():
     tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
     names = [path.name for path in EXAMPLES.glob("*.py")]
     assert names
     assert [name for name in names if f'"{name}"' not in tests] == []
 
 
-def test_a_network_learns_from_batches_augmented_on_the_device(on_device, capsys):
+def test_network_learns_from_device_augmentation(on_device, capsys):
     small = ["--steps", "16", "--frames", "2", "--size", "64", "--batch-size", "2"]
     losses = on_device["main"]([*small, "--workers", "0", "--device", "cpu"])
     assert len(losses) == 16
@@ -28,7 +28,7 @@ def test_a_network_learns_from_batches_augmented_on_the_device(on_device, capsys
     assert "after 16 steps" in capsys.readouterr().out
 
 
-def test_augmentation_on_the_device_moves_video_and_masks_together(on_device):
+def test_device_augmentation_moves_masks_alike(on_device):
     torch.manual_seed(0)
     masks = torch.zeros(3, 4, 48, 48, dtype=torch.int32)
     masks[:, :, 10:24, 8:20] = 17

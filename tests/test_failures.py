@@ -204,7 +204,7 @@ FAULTS = [
     (cut, ValueError, r"model\.safetensors is damaged or no safetensors file .*fetch it again"),
     (flip, ValueError, r"model\.safetensors is damaged: .*SHA-256.*fetch it again"),
     (lambda path: save_file({"w": torch.zeros(1)}, path), ValueError,
-     r"model\.safetensors holds no generator of this library.*Give a file made by"),
+     r"model\.safetensors holds no model of this library.*Give a file made by"),
     (lambda path: path.unlink(), FileNotFoundError, r"there is no model file .*model\.safetensors"),
 ]  # fmt: skip
 

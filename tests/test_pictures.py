@@ -47,20 +47,20 @@ def shown(image, grey):
     return int((image == grey).all(-1).sum())
 
 
-def test_render_frame_stretches_between_the_two_grey_values():
+def test_render_frame_stretches_the_range():
     frame = torch.tensor([[0.0, 0.1, 0.2, 0.3, 0.9]])
     image = render_frame(frame, grey_range=(0.1, 0.3))
     assert np.asarray(image)[0, :, 0].tolist() == [0, 0, 128, 255, 255]
     assert image.mode == "RGB"
 
 
-def test_render_frame_shows_dim_greys_brighter_with_a_gamma_below_1():
+def test_render_frame_gamma_brightens_dim_greys():
     frame = np.array([[0.0, 0.25, 1.0]])
     image = render_frame(frame, grey_range=(0, 1), gamma=0.5)
     assert np.asarray(image)[0, :, 0].tolist() == [0, 128, 255]
 
 
-def test_render_frame_draws_a_thin_outline_inside_the_nucleus_in_its_colour():
+def test_render_frame_outlines_inside_in_colour():
     mask = torch.zeros(12, 12, dtype=torch.int32)
     mask[3:9, 3:9] = 7
     image = render_frame(torch.zeros(1, 12, 12), mask, grey_range=(0, 1), ids=False)
@@ -69,7 +69,7 @@ def test_render_frame_draws_a_thin_outline_inside_the_nucleus_in_its_colour():
     assert (np.asarray(image)[drawn] == COLOURS[7]).all()
 
 
-def test_render_frame_keeps_the_outline_thin_when_it_magnifies():
+def test_render_frame_magnifies_with_thin_outline():
     mask = np.zeros((12, 12), int)
     mask[3:9, 3:9] = 7
     image = render_frame(np.zeros((12, 12)), mask, grey_range=(0, 1), scale=3, ids=False)
@@ -77,19 +77,19 @@ def test_render_frame_keeps_the_outline_thin_when_it_magnifies():
     assert np.asarray(image).any(-1).sum() == 4 * 17  # the rim of a square of 18 x 18
 
 
-def test_render_frame_draws_no_outline_where_the_image_cuts_a_nucleus():
+def test_render_frame_opens_outline_at_border():
     image = render_frame(np.zeros((5, 5)), np.ones((5, 5), int), grey_range=(0, 1), ids=False)
     assert not np.asarray(image).any()
 
 
-def test_render_frame_parts_two_nuclei_that_touch():
+def test_render_frame_separates_touching_nuclei():
     mask = np.repeat([[1, 1, 1, 2, 2, 2]], 6, axis=0)
     image = np.asarray(render_frame(np.zeros((6, 6)), mask, grey_range=(0, 1), ids=False))
     assert (image[:, 2] == COLOURS[1]).all()
     assert (image[:, 3] == COLOURS[2]).all()
 
 
-def test_render_frame_prints_the_ids_only_when_asked():
+def test_render_frame_prints_ids_on_request():
     mask = np.zeros((30, 30), int)
     mask[5:25, 5:25] = 42
     plain, marked = (
@@ -111,7 +111,7 @@ def test_render_frame_draws_any_mask(mask):
     assert render_frame(np.zeros((9, 9)), mask, grey_range=(0, 1)).size == (9, 9)
 
 
-def test_colours_of_neighbouring_ids_are_far_apart_and_bright():
+def test_colours_of_neighbours_differ():
     colours = COLOURS.astype(int)
     assert np.abs(np.diff(colours, axis=0)).sum(1).min() > 100
     assert colours.max(1).min() == 255
@@ -134,7 +134,7 @@ def test_render_frame_refuses(arguments, message):
         render_frame(**{"video_frame": np.zeros((4, 4)), "grey_range": (0, 1), **arguments})
 
 
-def test_contact_sheet_shows_all_clips_at_one_grey_scale(tmp_path):
+def test_contact_sheet_shares_one_scale(tmp_path):
     path = tmp_path / "sheet.png"
     clips = {"bright": a_clip(grey=0.8), "dim": a_clip(grey=0.2)}
     write_contact_sheet(clips, path, frames=[0], gamma=1)
@@ -143,19 +143,19 @@ def test_contact_sheet_shows_all_clips_at_one_grey_scale(tmp_path):
     assert 1600 < shown(pixels(path), dim) < 3200
 
 
-def test_contact_sheet_takes_a_given_grey_range(tmp_path):
+def test_contact_sheet_takes_a_range(tmp_path):
     write_contact_sheet({"a": a_clip()}, tmp_path / "a.png", grey_range=(0, 1), gamma=1, frames=[0])
     assert shown(pixels(tmp_path / "a.png"), 128) > 1600
 
 
-def test_contact_sheet_of_a_long_clip_shows_eight_frames(tmp_path):
+def test_contact_sheet_shows_eight_frames(tmp_path):
     write_contact_sheet({"long": a_clip(frames=30)}, tmp_path / "long.png")
     write_contact_sheet({"long": a_clip(frames=30)}, tmp_path / "all.png", frames=range(30))
     assert pixels(tmp_path / "long.png").shape[1] < 9 * 4 * 48 + 100
     assert pixels(tmp_path / "all.png").shape[1] > 30 * 4 * 48
 
 
-def test_contact_sheet_gives_a_clip_without_masks_one_row(tmp_path):
+def test_contact_sheet_without_masks(tmp_path):
     clip = a_clip()
     write_contact_sheet({"a": clip}, tmp_path / "two.png")
     write_contact_sheet({"a": {"video": clip["video"]}}, tmp_path / "one.png")
@@ -163,13 +163,13 @@ def test_contact_sheet_gives_a_clip_without_masks_one_row(tmp_path):
     assert two - one == 4 * 40 + 6
 
 
-def test_contact_sheet_shows_clips_of_different_sizes_and_of_one_grey(tmp_path):
+def test_contact_sheet_takes_mixed_sizes(tmp_path):
     clips = {"a": a_clip(size=(40, 90)), "b": a_clip(size=(160, 40)), "even": a_clip(grey=0)}
     write_contact_sheet(clips, tmp_path / "deep" / "folder" / "sheet.png")
     assert (tmp_path / "deep" / "folder" / "sheet.png").is_file()
 
 
-def test_contact_sheet_refuses_a_frame_that_a_clip_has_not(tmp_path):
+def test_contact_sheet_refuses_missing_frames(tmp_path):
     with pytest.raises(IndexError, match="frames must be from 0 to 2 for 'short', got 3"):
         write_contact_sheet({"short": a_clip()}, tmp_path / "a.png", frames=[0, 3])
     with pytest.raises(ValueError, match="frames must name at least one frame"):
@@ -181,7 +181,7 @@ def test_contact_sheet_refuses_to_show_nothing(tmp_path):
         write_contact_sheet({}, tmp_path / "a.png")
 
 
-def test_animation_has_all_frames_at_the_speed_asked_for_and_goes_on_for_ever(tmp_path):
+def test_animation_has_all_frames_and_loops(tmp_path):
     write_animation(a_clip(frames=5), tmp_path / "a.gif", frames_per_second=5)
     with Image.open(tmp_path / "a.gif") as image:
         assert image.n_frames == 5
@@ -189,7 +189,7 @@ def test_animation_has_all_frames_at_the_speed_asked_for_and_goes_on_for_ever(tm
         assert image.info["loop"] == 0
 
 
-def test_animation_shows_the_plain_video_left_and_colours_right(tmp_path):
+def test_animation_shows_plain_and_outlined(tmp_path):
     write_animation(a_clip(), tmp_path / "a.gif")
     for frame in gif_frames(tmp_path / "a.gif"):
         coloured = np.ptp(frame, axis=-1) > 20
@@ -198,7 +198,7 @@ def test_animation_shows_the_plain_video_left_and_colours_right(tmp_path):
         assert coloured[:, middle:].any()
 
 
-def test_animation_draws_a_line_from_the_mother_in_the_frame_of_the_division_only(tmp_path):
+def test_animation_draws_a_line_at_division(tmp_path):
     clip = a_clip()
     write_animation(clip, tmp_path / "with.gif")
     clip["tracks"][:, 3] = 0
@@ -211,7 +211,7 @@ def test_animation_draws_a_line_from_the_mother_in_the_frame_of_the_division_onl
     assert differences[1] > 20
 
 
-def test_animation_magnifies_small_clips_and_leaves_large_ones(tmp_path):
+def test_animation_magnifies_small_clips_only(tmp_path):
     write_animation(a_clip(size=(250, 256), frames=2), tmp_path / "small.gif")
     write_animation({"video": torch.rand(2, 1, 300, 600)}, tmp_path / "large.gif")
     with Image.open(tmp_path / "small.gif") as small, Image.open(tmp_path / "large.gif") as large:
@@ -220,12 +220,12 @@ def test_animation_magnifies_small_clips_and_leaves_large_ones(tmp_path):
 
 
 @pytest.mark.parametrize("speed", [0, -1, 51, float("nan")])
-def test_animation_refuses_a_speed_that_no_viewer_shows(tmp_path, speed):
+def test_animation_refuses_impossible_speeds(tmp_path, speed):
     with pytest.raises(ValueError, match="frames_per_second must be above 0, at most 50, got"):
         write_animation(a_clip(), tmp_path / "a.gif", frames_per_second=speed)
 
 
-def test_grid_places_the_images_row_by_row(tmp_path):
+def test_image_grid_fills_rows(tmp_path):
     images = torch.tensor([0.0, 0.4, 0.6, 0.8, 1.0]).reshape(5, 1, 1).expand(5, 10, 10)
     write_image_grid(images, tmp_path / "g.png", columns=3, magnify=2)
     sheet = pixels(tmp_path / "g.png")
@@ -263,7 +263,7 @@ def test_grid_refuses(tmp_path, arguments, message):
         write_image_grid(path=tmp_path / "g.png", **given)
 
 
-def test_pictures_refuse_a_path_of_another_suffix(tmp_path):
+def test_images_refuse_other_suffixes(tmp_path):
     with pytest.raises(ValueError, match=r"path must end in '.png', got '.*a.jpg'"):
         write_contact_sheet({"a": a_clip()}, tmp_path / "a.jpg")
     with pytest.raises(ValueError, match=r"path must end in '.gif' or '.mp4', got '.*a.png'"):
@@ -273,7 +273,7 @@ def test_pictures_refuse_a_path_of_another_suffix(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_pictures_leave_nothing_else_in_the_folder_and_replace_what_was_there(tmp_path):
+def test_images_replace_only_their_file(tmp_path):
     (tmp_path / "a.png").write_text("old")
     write_image_grid(torch.rand(2, 5, 5), tmp_path / "a.png", columns=2)
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]

@@ -79,7 +79,7 @@ def shown_video(packed):
     return np.stack([sheet[r * high :, c * wide :][:high, :wide] for r, c in corners])
 
 
-def test_a_page_has_the_frames_of_every_clip_under_its_two_settings(clips, page):
+def test_player_has_frames_of_every_clip(clips, page):
     data = data_of(page)
     assert (data["axes"], data["values"]) == (["seed", "density"], [list(SEEDS), list(DENSITIES)])
     assert len(data["clips"]) == 6
@@ -91,7 +91,7 @@ def test_a_page_has_the_frames_of_every_clip_under_its_two_settings(clips, page)
         assert np.abs(video[1:] - video[:-1]).mean(axis=(1, 2)).min() > 0.03
 
 
-def test_ids_lineage_and_colours_of_a_page_are_those_of_the_clips(clips, page):
+def test_player_shows_ids_lineage_and_colours(clips, page):
     data = data_of(page)
     for packed, clip in zip(data["clips"], clips.values(), strict=True):
         assert (shown_masks(packed) == clip["masks"].numpy()).all()
@@ -100,7 +100,7 @@ def test_ids_lineage_and_colours_of_a_page_are_those_of_the_clips(clips, page):
     assert [bytes.fromhex(colour[1:]) for colour in data["colours"]] == [*map(bytes, COLOURS)]
 
 
-def test_an_id_above_8_bits_is_kept(tmp_path):
+def test_player_keeps_ids_above_8_bits(tmp_path):
     path = tmp_path / "player.html"
     clip = a_clip(first_id=60_000)
     write_player({("0", "1"): clip}, path)
@@ -111,7 +111,7 @@ def test_an_id_above_8_bits_is_kept(tmp_path):
         write_player({("0", "1"): clip}, path)
 
 
-def test_all_clips_of_a_page_have_one_grey_scale(tmp_path):
+def test_player_shares_one_grey_scale(tmp_path):
     path = tmp_path / "player.html"
     dim, bright = a_clip(), a_clip()
     dim["video"] = dim["video"] / 4
@@ -123,13 +123,13 @@ def test_all_clips_of_a_page_have_one_grey_scale(tmp_path):
     assert first.max() < 0.35 < 0.9 < second.max()
 
 
-def test_a_page_needs_no_other_file_and_no_network(page):
+def test_player_is_one_file(page):
     assert re.findall(r"https?:|//[a-z]+\.|@import|<link|src=\"|<iframe|fetch\(", page) == []
     assert "default-src 'none'; img-src data:;" in page
     assert re.findall(r"@[A-Z]+@", page) == []
 
 
-def test_titles_are_text_and_a_value_cannot_end_the_script(page, tmp_path):
+def test_player_escapes_its_texts(page, tmp_path):
     assert "<title>A &lt; B</title>" in page
     path = tmp_path / "player.html"
     write_player({("</script><b>", "1"): a_clip()}, path)
@@ -158,30 +158,30 @@ def without(clip, key):
     ],
     ids=["none", "no grid", "no tracks", "large"],
 )
-def test_clips_that_no_page_can_show_are_refused(clips, message, tmp_path):
+def test_player_refuses_unshowable_clips(clips, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         write_player(clips, tmp_path / "player.html")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["01", 3, ("0",), (0, 1), ("0", np.int64(1))])
-def test_clips_that_are_not_by_pairs_of_texts_are_refused(name, tmp_path):
+def test_player_refuses_keys_without_pairs(name, tmp_path):
     with pytest.raises(TypeError, match="clips must be by pairs of texts, the values of the two"):
         write_player({name: a_clip()}, tmp_path / "player.html")
 
 
-def test_a_batch_is_no_clip_of_a_page(tmp_path):
+def test_player_refuses_a_batch(tmp_path):
     batch = {key: torch.stack([value, value]) for key, value in a_clip().items()}
     with pytest.raises(ValueError, match=r"clips must be single ones with video \[F, 1, H, W\]"):
         write_player({("0", "1"): batch}, tmp_path / "player.html")
 
 
-def test_a_page_has_the_end_of_its_kind(tmp_path):
+def test_player_refuses_other_suffixes(tmp_path):
     with pytest.raises(ValueError, match=r"path must end in '.html', got '.*page.htm'"):
         write_player({("0", "1"): a_clip()}, tmp_path / "page.htm")
 
 
-def test_preview_writes_a_page_of_seeds_and_densities_and_a_film(tiny_model, tmp_path):
+def test_preview_writes_player_and_mp4(tiny_model, tmp_path):
     pytest.importorskip("imageio_ffmpeg", reason="the extra preview is not installed")
     command = f"preview --model {tiny_model} --output {tmp_path} --frames 2 --clips 1 --seed 5 "
     command += "--size 96x96 --page --page-seeds 2 --page-densities 0.5,2 --page-frames 3 --mp4"
@@ -213,7 +213,7 @@ def test_preview_refuses_a_page_of_nothing(option, message):
     assert message in " ".join(result.output.split())
 
 
-def test_a_film_shows_the_frames_of_the_clip_one_after_the_other(tmp_path):
+def test_mp4_shows_frames_in_order(tmp_path):
     ffmpeg = pytest.importorskip("imageio_ffmpeg", reason="the extra preview is not installed")
     clip = {"video": torch.linspace(0, 1, 6)[:, None, None, None].expand(6, 1, 31, 33)}
     write_animation(clip, tmp_path / "clip.mp4", frames_per_second=5, grey_range=(0, 1), gamma=1)
@@ -231,19 +231,19 @@ def test_a_film_shows_the_frames_of_the_clip_one_after_the_other(tmp_path):
 @pytest.mark.parametrize(
     ("pictures", "message"),
     [
-        ([], "pictures must hold at least one picture, got none"),
+        ([], "images must hold at least one image, got none"),
         ([("RGB", 8, 6), ("RGB", 6, 8)], r"same width and height, got \[\(6, 8\), \(8, 6\)\]"),
-        ([("RGB", 8, 6), ("L", 8, 6)], r"pictures must be RGB, got the mode 'L'; see Image\.conv"),
+        ([("RGB", 8, 6), ("L", 8, 6)], r"images must be RGB, got the mode 'L'; see Image\.conv"),
     ],
 )
-def test_pictures_that_make_no_film_are_refused(pictures, message, tmp_path):
+def test_mp4_refuses_unequal_images(pictures, message, tmp_path):
     given = [Image.new(mode, size) for mode, *size in pictures]
     with pytest.raises(ValueError, match=message):
         write_mp4(given, tmp_path / "clip.mp4", 4)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_film_on_a_full_disk_leaves_nothing(tmp_path):
+def test_mp4_on_full_disk_leaves_nothing(tmp_path):
     pytest.importorskip("imageio_ffmpeg", reason="the extra preview is not installed")
     allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2048, allowed[1]))
@@ -255,7 +255,7 @@ def test_a_film_on_a_full_disk_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_film_without_its_extra_says_how_to_get_it_ahead_of_the_work(monkeypatch, tmp_path):
+def test_mp4_names_its_missing_extra_first(monkeypatch, tmp_path):
     real = builtins.__import__
 
     def missing(name, *rest):
@@ -274,7 +274,7 @@ def test_a_film_without_its_extra_says_how_to_get_it_ahead_of_the_work(monkeypat
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the browser chromium")
-def test_a_browser_draws_the_page_and_its_tree(page, tmp_path):
+def test_browser_draws_player_and_tree(page, tmp_path):
     path = tmp_path / "player.html"
     path.write_text(page, encoding="utf-8")
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]

@@ -30,7 +30,7 @@ def write_stand_in(root):
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
-def test_every_python_snippet_of_the_readme_runs(snippet, tmp_path, monkeypatch):
+def test_readme_snippets_run(snippet, tmp_path, monkeypatch):
     write_stand_in(tmp_path / "Fluo-N2DL-HeLa")
     monkeypatch.chdir(tmp_path)
     exec(compile(snippet, "README.md", "exec"), {})
@@ -44,7 +44,7 @@ def test_every_command_of_the_readme_exists(command):
 @pytest.mark.parametrize(
     "page", ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 )
-def test_every_link_of_a_page_into_the_project_leads_somewhere(page):
+def test_page_links_lead_somewhere(page):
     text = (ROOT / page).read_text()
     links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text)
     missing = [
@@ -53,7 +53,7 @@ def test_every_link_of_a_page_into_the_project_leads_somewhere(page):
     assert missing == []
 
 
-def test_every_source_file_that_a_page_names_exists():
+def test_named_source_files_exist():
     text = (ROOT / "docs/method.md").read_text()
     names = re.findall(r"`((?:fitting|synth|benchmarks)/\w+\.py)`", text)
     missing = [
@@ -65,7 +65,7 @@ def test_every_source_file_that_a_page_names_exists():
     assert missing == []
 
 
-def test_the_readme_needs_a_model_that_ships():
+def test_shipped_model_exists():
     assert "hela" in known_models()
 
 
@@ -75,14 +75,14 @@ def entry_of(card, path):
     return card
 
 
-def test_every_figure_of_the_model_card_is_what_the_model_says_of_itself():
+def test_model_card_figures_match_the_model():
     rows = re.findall(r"^\| `([\w.-]+)` \| ([\d.]+) \|", (ROOT / "docs/hela.md").read_text(), re.M)
     card = read_card("hela")
     assert len(rows) > 10
     assert {path: str(entry_of(card, path)) for path, _ in rows} == dict(rows)
 
 
-def test_every_table_of_the_evaluation_is_that_of_its_report():
+def test_evaluation_tables_match_the_report():
     page = (ROOT / "docs/evaluation.md").read_text()
     made = dict(tables(json.loads((ROOT / "docs/evaluation/report.json").read_text())))
     assert {"training", "linking", "distance", "realism", "reuse"} <= set(made)
@@ -92,14 +92,14 @@ def test_every_table_of_the_evaluation_is_that_of_its_report():
     assert between_marks(page, shown) == page
 
 
-def test_the_marks_of_a_table_are_there_once():
+def test_table_marks_are_unique():
     page = "a\n<!-- table: one -->\nold\n<!-- end -->\nb\n"
     assert between_marks(page, {"one": "new"}) == page.replace("old\n", "\nnew\n\n")
     with pytest.raises(ValueError, match="marks of the table 'two' once"):
         between_marks(page, {"two": "new"})
 
 
-def test_the_evaluation_is_that_of_the_model_that_ships():
+def test_evaluation_is_of_shipped_model():
     about = json.loads((ROOT / "docs/evaluation/report.json").read_text())["about"]
     assert about["model_digest"] == model_digest("hela")
     assert (about["train"], about["test"]) == ("01", "02")

@@ -54,7 +54,7 @@ def built(tmp_path_factory):
 
 
 @pytest.mark.release
-def test_the_wheel_holds_code_and_weights_and_nothing_else(built):
+def test_wheel_holds_code_and_weights_only(built):
     wheel, _ = built
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
@@ -69,7 +69,7 @@ def test_the_wheel_holds_code_and_weights_and_nothing_else(built):
 
 
 @pytest.mark.release
-def test_the_source_archive_holds_what_the_tests_need_and_no_data(built):
+def test_source_archive_holds_tests_without_data(built):
     _, source = built
     with tarfile.open(source) as archive:
         names = [name.partition("/")[2] for name in archive.getnames()]
@@ -82,7 +82,7 @@ def test_the_source_archive_holds_what_the_tests_need_and_no_data(built):
 
 
 @pytest.mark.release
-def test_the_archives_are_fit_for_the_index(built):
+def test_archives_pass_the_index_check(built):
     _run(sys.executable, "-m", "twine", "check", "--strict", *built)
 
 
@@ -100,7 +100,7 @@ def alone(built, tmp_path):
 
 
 @pytest.mark.release
-def test_the_wheel_streams_in_an_environment_with_nothing_else(alone, tmp_path):
+def test_wheel_streams_in_empty_environment(alone, tmp_path):
     python = alone / "bin" / "python"
     told = json.loads(_run(python, "-c", STREAM, cwd=tmp_path).splitlines()[-1])
     assert Path(told["place"]).is_relative_to(alone)

@@ -4,7 +4,8 @@ import sys
 
 import click
 
-from bvdm_data.cli.commands import bench, evaluate, export, fetch, fit, info, preview, shards
+from bvdm_data.cli.clips import bench, export, fetch, preview, shards
+from bvdm_data.cli.models import evaluate, fit, info
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -22,12 +23,12 @@ def main() -> None:
     try:
         cli()
     except (ValueError, TypeError, OSError, IndexError, ImportError, MemoryError) as error:
-        click.echo(f"bvdm-data: {_one_line(error)}", err=True)
+        click.echo(f"bvdm-data: {_shorten(error)}", err=True)
         sys.exit(1)
 
 
-def _one_line(error: Exception) -> str:
-    """Return the words of an error; of one that a loader's worker met, without its traceback."""
+def _shorten(error: Exception) -> str:
+    """Return the message of an error; of one from a loader's worker, without its traceback."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     if any(line.startswith("Original Traceback") for line in lines):
         return lines[-1].partition(": ")[2] or lines[-1]

@@ -1,0 +1,163 @@
+"""Commands that fit, describe and judge models."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bvdm_data.cli.options import (
+    FOLDER,
+    MODEL,
+    QUIET,
+    SEED,
+    VARIATION,
+    add_method_options,
+    option,
+    take_method,
+)
+
+
+@click.command()
+@click.argument("root", type=FOLDER)
+@option("--sequence", default="01", help="Name of the video.")
+@option("--output", required=True, type=FOLDER, help="File to write: NAME.safetensors.")
+@option("--truth", default="auto", help="Masks: auto, ST, GT or TRA.")
+@option("--minutes", default=30.0, help="Time between two frames.")
+@option("--stop", type=int, help="Use only frames with a lower number.")
+@option("--border", default=25, help="Pixels without complete truth.")
+@option("--offset", type=int, help="Camera count of no light. [default: guessed]")
+@option("--full", type=int, help="Camera count of full scale. [default: guessed]")
+@option("--painter-steps", default=10_000, help="Training steps of the denoiser.")
+@option(
+    "--distilled-steps",
+    default=8_000,
+    help="Training steps of the student, which renders in one call what the denoiser renders in "
+    "several.",
+)
+@option("--pairs", default=16_384, help="Patches of the denoiser that the student learns from.")
+@option("--paper", is_flag=True, help="Train the networks of the paper's method, too.")
+@option("--start-from", help="Model to fine-tune; for a few annotated frames.")
+@option("--texture-steps", default=10_000, help="Of --paper: training steps of the DDPM.")
+@option("--flow-steps", default=2_000, help="Of --paper: training steps of FlowNet.")
+@option("--device", default="cpu", help="Where to train: cpu, cuda.")
+@option("--work-dir", type=FOLDER, help="Checkpoints. [default: NAME.fit]")
+@SEED
+@QUIET
+def fit(
+    root: Path,
+    output: Path,
+    offset: int | None,
+    full: int | None,
+    painter_steps: int,
+    distilled_steps: int,
+    texture_steps: int,
+    flow_steps: int,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Fit a model to one annotated video in the folder ROOT of the Cell Tracking Challenge.
+
+    Takes an hour or so on a CPU, and hours more with --paper. Killed, the same command goes on
+    where it was.
+    """
+    from bvdm_data.clip import CameraScale
+    from bvdm_data.fitting.denoiser import DENOISER_TRAINING
+    from bvdm_data.fitting.fit import FitSettings
+    from bvdm_data.fitting.fit import fit as fit_video
+    from bvdm_data.fitting.paper_networks import DDPM_TRAINING, FLOW_TRAINING
+    from bvdm_data.fitting.student import STUDENT_TRAINING
+
+    if (offset is None) != (full is None):
+        raise click.UsageError("give both --offset and --full, or neither")
+    scale = None if offset is None or full is None else CameraScale(offset, full)
+    names = ("pairs", "paper", "minutes", "border", "seed", "stop")
+    settings = FitSettings(
+        painter=replace(DENOISER_TRAINING, steps=painter_steps),
+        distilled=replace(STUDENT_TRAINING, steps=distilled_steps),
+        texture=replace(DDPM_TRAINING, steps=texture_steps),
+        flow=replace(FLOW_TRAINING, steps=flow_steps),
+        **{name: options.pop(name) for name in names},
+    )
+    model = fit_video(root, output, scale=scale, settings=settings, progress=not quiet, **options)
+    click.echo(json.dumps(model.card, indent=2))
+    click.echo(f"wrote {output} ({output.stat().st_size / 1e6:.2f} MB)")
+
+
+@click.command()
+@MODEL
+def info(model: str) -> None:
+    """Print the card of a model: data, settings, held-out figures."""
+    from bvdm_data.weights import find_model, read_card
+
+    click.echo(json.dumps(read_card(model), indent=2))
+    click.echo(f"{find_model(model).stat().st_size / 1e6:.2f} MB")
+
+
+@click.command()
+@click.argument("root", type=FOLDER)
+@MODEL
+@VARIATION
+@add_method_options
+@option("--train", default="01", help="Video to train on.")
+@option("--test", default="02", help="Held-out video to test on.")
+@option(
+    "--part",
+    "parts",
+    multiple=True,
+    help="distance, realism, training, linking, scarcity, steps, ablation or reuse; may be "
+    "repeated. [default: the first four]",
+)
+@option(
+    "--arm",
+    "arms",
+    multiple=True,
+    help="Kind of training data: real, synthetic, copy-paste, real+synthetic, procedural, paper, "
+    "synthetic-2x, synthetic-stream or real-strong; may be repeated. [default: the first five]",
+)
+@option("--seeds", default=3, help="Networks trained on each arm.")
+@option("--steps", default=400, help="Training steps of a segmenter.")
+@option("--clips", type=int, help="Clips of an arm. [default: as many pixels as the video]")
+@option("--crops", default=900, help="Nuclei of the picture distance.")
+@option("--scarce-frames", default="1,4,10,30", help="Of the scarcity curve.")
+@option("--work-dir", default="evaluation", type=FOLDER, help="For clips, networks and scores.")
+@option("--report", type=FOLDER, help="Folder for index.html and report.json.")
+@option("--workers", default=0, help="Processes that make clips.")
+@SEED
+@QUIET
+def evaluate(
+    parts: tuple[str, ...],
+    arms: tuple[str, ...],
+    seeds: int,
+    steps: int,
+    clips: int | None,
+    crops: int,
+    scarce_frames: str,
+    work_dir: Path,
+    report: Path | None,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Judge a model: train on real, on synthetic, on both; test on the held-out video in ROOT.
+
+    Takes hours for all parts. Killed, the same command goes on; what is done is kept.
+    """
+    from bvdm_data.evaluation.arms import Data
+    from bvdm_data.evaluation.evaluate import DEFAULT_ARMS, DEFAULT_PARTS, Questions
+    from bvdm_data.evaluation.evaluate import evaluate as judge
+    from bvdm_data.evaluation.segmenter import SegmenterSettings
+    from bvdm_data.evaluation.training_value import Budget
+
+    if not all(number.isdigit() for number in scarce_frames.split(",")):
+        raise click.UsageError(f"--scarce-frames must look like 1,4,10, got {scarce_frames!r}")
+    data = Data(folder=work_dir, method=take_method(options), progress=not quiet, **options)
+    budget = Budget(
+        seeds=seeds,
+        clips=clips,
+        crops=crops,
+        segmenter=SegmenterSettings(steps=steps),
+        scarce_frames=tuple(int(number) for number in scarce_frames.split(",")),
+    )
+    questions = Questions(parts=parts or DEFAULT_PARTS, arms=arms or DEFAULT_ARMS, budget=budget)
+    judge(data, questions, report=report, say=click.echo)

@@ -1,0 +1,162 @@
+"""Options that several commands share."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from bvdm_data.synth.model import Method
+
+Command = Callable[..., None]
+FOLDER = click.Path(path_type=Path)
+
+
+class Size(click.ParamType[Any]):
+    """An image size such as 700x1100."""
+
+    name = "HEIGHTxWIDTH"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        """Return height and width in pixels."""
+        if isinstance(value, tuple):
+            return value
+        height, cross, width = str(value).partition("x")
+        if not (cross and height.isdigit() and width.isdigit()):
+            self.fail(f"must look like 256x256 (height x width in pixels), got {value!r}")
+        return int(height), int(width)
+
+
+class Nuclei(click.ParamType[Any]):
+    """A number of nuclei such as 20, or a range such as 10-30."""
+
+    name = "N|LOW-HIGH"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | tuple[int, int]:
+        """Return a number, or the lowest and the highest."""
+        low, dash, high = str(value).partition("-")
+        if not low.isdigit() or (dash and not high.isdigit()):
+            self.fail(f"must look like 20 or 10-30, got {value!r}")
+        return (int(low), int(high)) if dash else int(low)
+
+
+class Floats(click.ParamType[Any]):
+    """Factors such as 0.5,1,2."""
+
+    name = "FACTOR,..."
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
+        """Return the factors, all above 0."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            factors = tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            factors = ()
+        if not factors or not all(0 < factor < math.inf for factor in factors):
+            self.fail(f"must look like 0.5,1,2 (numbers above 0), got {value!r}")
+        return factors
+
+
+def option(*names: str, shown: bool = True, **attributes: Any) -> Callable[[Command], Command]:
+    """Return an option whose help shows its default, where it has one."""
+    if not attributes.get("is_flag"):
+        attributes["show_default"] = shown and "default" in attributes
+    return click.option(*names, **attributes)
+
+
+MODEL = option("--model", default="hela", help="Name of a model, or path of its file.")
+SEED = option("--seed", default=0, help="Seed of all random numbers.")
+QUIET = option("--quiet", is_flag=True, help="No progress bars.")
+NUCLEI = option("--nuclei", type=Nuclei(), help="In the first frame. [default: as in the video]")
+VARIATION = option(
+    "--variation",
+    type=float,
+    help="How far clips may leave the fitted video, from 0 to 1. [default: 1 with fast, else 0]",
+)
+POOL = option("--pool", is_flag=True, help="Show nuclei of a cell bank in many clips.")
+ANNOTATIONS = option(
+    "--annotations",
+    default="masks,tracks",
+    help="Beside video: masks, tracks, flow, stages, boxes, centroids; or all, or none.",
+)
+MAX_CELLS = option(
+    "--max-cells", type=int, help="Rows of the tables. [default: that of the data set]"
+)
+
+
+def add_size_options(frames: int, size: str) -> Callable[[Command], Command]:
+    """Return what adds ``--frames`` and ``--size`` with these defaults to a command."""
+    first = option("--frames", default=frames)
+    second = option("--size", default=size, type=Size())
+    return lambda command: first(second(command))
+
+
+def add_method_options(command: Command) -> Command:
+    """Add ``--method``, ``--first-steps`` and ``--later-steps`` to a command."""
+    name = option(
+        "--method",
+        type=click.Choice(["fast", "paper", "procedural"]),
+        default="fast",
+        help="How textures are rendered.",
+    )
+    first = option(
+        "--first-steps", type=int, help="Of paper: diffusion steps at frame 0. [default: 200]"
+    )
+    later = option(
+        "--later-steps", type=int, help="Of paper: diffusion steps at later frames. [default: 10]"
+    )
+    return name(first(later(command)))
+
+
+def parse_method(method: str, first_steps: int | None, later_steps: int | None) -> "Method":
+    """Return the settings that the options name; refuse the paper's steps elsewhere."""
+    from bvdm_data.datasets.synthetic import METHODS
+    from bvdm_data.synth.paper import PaperSettings
+
+    given = {"first_steps": first_steps, "later_steps": later_steps}
+    steps = {name: number for name, number in given.items() if number is not None}
+    if method == "paper":
+        return PaperSettings(**steps)
+    for name in steps:
+        raise click.UsageError(
+            f"--{name.replace('_', '-')} is for --method paper, got --method {method}"
+        )
+    return METHODS[method]
+
+
+def take_method(options: dict[str, Any]) -> "Method":
+    """Take the three options of the method out of those of a command."""
+    return parse_method(*(options.pop(name) for name in ("method", "first_steps", "later_steps")))
+
+
+def take_annotations(options: dict[str, Any]) -> dict[str, Any]:
+    """Take ``--annotations`` and ``--max-cells`` out of the options of a command."""
+    from bvdm_data.clip import ANNOTATIONS, DEFAULT_MAX_CELLS
+
+    names, rows = options.pop("annotations"), options.pop("max_cells")
+    every = {"all": list(ANNOTATIONS), "none": []}
+    return {
+        "annotations": every.get(names, names.split(",")),
+        "max_cells": DEFAULT_MAX_CELLS if rows is None else rows,
+    }
+
+
+def describe_method(settings: "Method") -> str:
+    """Return a line about a method: its steps, if it has any."""
+    from bvdm_data.synth.paper import PaperSettings
+    from bvdm_data.synth.textures import FastSettings
+
+    if isinstance(settings, PaperSettings):
+        return f"T_f=0 = {settings.first_steps}, T_f>0 = {settings.later_steps}"
+    if not isinstance(settings, FastSettings):
+        return "procedural"
+    return f"fast, {settings.steps} step{'s' * (settings.steps > 1)}"
