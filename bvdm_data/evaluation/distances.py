@@ -1,4 +1,4 @@
-"""Picture distance: how far the pictures of clips are from real ones, by a network's features."""
+"""Distances between crops of clips and of real video, by the features of a network."""
 
 import math
 import warnings
@@ -30,7 +30,7 @@ IMAGENET_MEAN, IMAGENET_SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Mean and standard deviation of red, green and blue that ImageNet networks are trained with."""
 
 INPUT_SIDE = 224
-"""Side of the input of EfficientNet-Lite0 and of I3D, pixels."""
+"""Side of the input of EfficientNet-Lite0, pixels."""
 
 BATCH = 16
 """Pictures (or videos) a pass through a network."""
@@ -48,58 +48,49 @@ class Clips(Protocol):
 
 @dataclass(frozen=True)
 class Features:
-    """A network that describes pictures, or videos, by numbers."""
+    """A network that turns images into feature vectors."""
 
     name: str  # distances are called KID-<name> and FD-<name>
-    # gives [n, D] for displayed pictures of three equal channels, [n, 3, H, W] float32, or for
-    # videos [n, F, 3, H, W]
+    # gives [n, D] for tone-mapped images of three equal channels, [n, 3, H, W] float32
     network: Callable[[Tensor], Tensor]
 
-    def __call__(self, pictures: Float[Tensor, "n *F 1 H W"]) -> Float[Tensor, "n D"]:
-        """Describe pictures or videos, a few at a time."""
+    def __call__(self, images: Float[Tensor, "n 1 H W"]) -> Float[Tensor, "n D"]:
+        """Compute the features of images, a few at a time."""
         rows = []
         with torch.inference_mode():
-            for batch in torch.split(pictures, BATCH):
-                shape = (*batch.shape[:-3], 3, *batch.shape[-2:])
-                found = self.network(tone_map(batch).expand(shape)).double()
-                if found.ndim != 2 or len(found) != len(batch) or not found.isfinite().all():
+            for batch in torch.split(images, BATCH):
+                features = self.network(tone_map(batch).expand(-1, 3, -1, -1)).double()
+                if (
+                    features.ndim != 2
+                    or len(features) != len(batch)
+                    or not features.isfinite().all()
+                ):
                     raise ValueError(
                         f"the features {self.name!r} must be finite and of the shape [n, D], got "
-                        f"{list(found.shape)} for n = {len(batch)}; give another network"
+                        f"{list(features.shape)} for n = {len(batch)}; give another network"
                     )
-                rows.append(found)
+                rows.append(features)
         return torch.cat(rows).clone()
 
 
 def tone_map(grey: Tensor) -> Tensor:
-    """Stretch grey values for display, by one and the same curve for every picture."""
+    """Stretch grey values for display, by the same curve for every image."""
     return ((grey - BLACK) / (WHITE - BLACK)).clamp(0, 1) ** GAMMA
-
-
-def nucleus_crops(
-    clips: Clip | Clips, count: int, *, seed: int = 0, size: int = CROP
-) -> Float[Tensor, "n 1 size size"]:
-    """Cut random nuclei, each with its surroundings, out of all frames of some clips.
-
-    The crop is centred on the bounding box. Only nuclei whose whole crop lies in the frame are
-    taken (in small clips many are left out), each in each frame once at the most.
-    """
-    return extract_crops(clips, sample_crops(find_nuclei(clips, size), count, seed, "clips"), size)
 
 
 def cut_tiles(
     clips: Clip | Clips, count: int, *, seed: int = 0, size: int = TILE
 ) -> Float[Tensor, "n 1 size size"]:
     """Cut random tiles, which may overlap, out of all frames of some clips."""
-    several, draws = convert_to_sequence(clips), numpy_rng(seed, "tiles")
+    several, rng = convert_to_sequence(clips), numpy_rng(seed, "tiles")
     if count < 1 or len(several) == 0:
         raise ValueError(f"count and clips must be 1 at least, got {count} and {len(several)}")
     shapes = np.array([several[number]["video"].shape for number in range(len(several))])
     if shapes[:, 2:].min() < size:
         raise ValueError(f"size must be at most a frame's {shapes[:, 2:].min()} px, got {size}")
-    number = draws.integers(len(several), size=count)
+    number = rng.integers(len(several), size=count)
     limits = np.maximum(shapes[number] - np.array([0, 0, size - 1, size - 1]), 1)
-    frame, identity, top, left = draws.integers(limits).T
+    frame, identity, top, left = rng.integers(limits).T
     places = np.stack([number, frame, identity, top, left], 1)
     return extract_crops(several, places, size)
 
@@ -170,14 +161,14 @@ def load_efficientnet_lite0() -> Features:
     network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
     mean, spread = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_SPREAD))
 
-    def described(pictures: Tensor) -> Tensor:
-        coloured = ((_enlarged(pictures) - mean) / spread).to(memory_format=torch.channels_last)
+    def describe(patches: Tensor) -> Tensor:
+        rgb = (F.interpolate(patches, (INPUT_SIDE, INPUT_SIDE), mode="bilinear") - mean) / spread
         with torch.autocast("cpu", torch.bfloat16):
-            last = network.extract_features(coloured.contiguous(memory_format=torch.channels_last))
+            last = network.extract_features(rgb.contiguous(memory_format=torch.channels_last))
         pooled: Tensor = last.float().mean((2, 3))
         return pooled
 
-    return Features("Lite0", described)
+    return Features("Lite0", describe)
 
 
 def load_features(path: str | Path, name: str) -> Features:
@@ -186,43 +177,15 @@ def load_features(path: str | Path, name: str) -> Features:
     With ``inception-2015-12-05.pt`` the Frechet distance is FID (Heusel et al. 2017). It is called
     with uint8, ``[n, 3, H, W]``, and ``return_features=True``. Load only a file that you trust.
     """
-    network = _load(path)
-    return Features(name, lambda x: network((x * 255).round().byte(), return_features=True))
-
-
-def load_video_features(path: str | Path, name: str) -> Features:
-    """Load a network for videos from a TorchScript file, such as StyleGAN-V's I3D.
-
-    With ``i3d_torchscript.pt`` the Frechet distance is FVD (Unterthiner et al. 2018), for videos
-    of more than 8 frames: I3D halves their number three times and then needs two. The network is
-    called with numbers from -1 to 1, ``[n, 3, F, 224, 224]``, and ``rescale=False``,
-    ``resize=False`` and ``return_features=True``. Load only a file that you trust.
-    """
-    network = _load(path)
-
-    def described(videos: Tensor) -> Tensor:
-        large = _enlarged(videos.flatten(0, 1))
-        large = large.reshape(*videos.shape[:2], *large.shape[1:]).transpose(1, 2)
-        found: Tensor = network(large * 2 - 1, rescale=False, resize=False, return_features=True)
-        return found
-
-    return Features(name, described)
-
-
-def _load(path: str | Path) -> Callable[..., Tensor]:
     with warnings.catch_warnings():
         # The published networks exist in this form only.
         warnings.filterwarnings("ignore", r"`torch\.jit")
         try:
-            loaded = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+            network = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"path must be a TorchScript file, got {path}: {error}") from error
-    network: Callable[..., Tensor] = loaded.eval()
-    return network
-
-
-def _enlarged(pictures: Tensor) -> Tensor:
-    return F.interpolate(pictures, (INPUT_SIDE, INPUT_SIDE), mode="bilinear")
+    network.eval()
+    return Features(name, lambda x: network((x * 255).round().byte(), return_features=True))
 
 
 BLUR, NOISE, RIM = 1.0, 0.01, 2
@@ -254,17 +217,6 @@ class FeatureDistance:
     kernel: Estimate  # kernel distance x 1000
     frechet: float  # frechet distance; falls as count grows, so compare equal counts only
 
-    def row(self) -> dict[str, str | int | float]:
-        """Return a row of a table."""
-        kernel = f"KID-{self.features} x 1000"
-        return {
-            "set": self.name,
-            "n": self.count,
-            kernel: self.kernel.value,
-            f"{kernel} error": self.kernel.error,
-            f"FD-{self.features}": self.frechet,
-        }
-
 
 def measure_feature_distance(
     sets: Mapping[str, Clip | Clips],
@@ -293,17 +245,50 @@ def measure_feature_distance(
     for name, clips in corrupt(reference, seed=seed).items():
         chosen[name] = clips, both[count:]
     target, groups = features(extract_crops(reference, both[:count], size)), _nuclei(both[:count])
-    rows = []
-    for name, (clips, places) in chosen.items():
-        found = features(extract_crops(clips, places, size))
-        kernel = compute_kernel_distance(found, target, groups=(_nuclei(places), groups))
-        scaled = Estimate(1000 * kernel.value, 1000 * kernel.error)
-        rows.append(
-            FeatureDistance(
-                name, features.name, count, scaled, compute_frechet_distance(found, target)
-            )
+    return [
+        _compare(
+            name, features(extract_crops(clips, places, size)), target, features.name,
+            (_nuclei(places), groups),
         )
-    return rows
+        for name, (clips, places) in chosen.items()
+    ]  # fmt: skip
+
+
+def measure_tile_distance(
+    sets: Mapping[str, Clip | Clips],
+    reference: Clip | Clips,
+    *,
+    count: int,
+    features: Features,
+    seed: int = 0,
+    size: int = TILE,
+) -> list[FeatureDistance]:
+    """Measure how far tiles of several sets of clips look from those of real clips.
+
+    The rows have the names of :func:`measure_feature_distance`. The controls are other tiles, which
+    may overlap those they are compared to. Tiles of one video overlap and show the same nuclei
+    again, so no error is given.
+    """
+    both = features(cut_tiles(reference, 2 * count, seed=seed, size=size))
+    tiles = {FLOOR: both[count:]}
+    for name, clips in {**sets, **corrupt(reference, seed=seed)}.items():
+        tiles[name] = features(cut_tiles(clips, count, seed=seed + 1, size=size))
+    return [_compare(name, rows, both[:count], features.name) for name, rows in tiles.items()]
+
+
+def _compare(
+    name: str,
+    rows: Tensor,
+    target: Tensor,
+    features: str,
+    groups: tuple[Groups, Groups] | None = None,
+) -> FeatureDistance:
+    kernel = compute_kernel_distance(rows, target, groups=groups)
+    error = math.nan if groups is None else 1000 * kernel.error
+    scaled = Estimate(1000 * kernel.value, error)
+    return FeatureDistance(
+        name, features, len(rows), scaled, compute_frechet_distance(rows, target)
+    )
 
 
 def compute_frechet_distance(a: Float[Tensor, "n D"], b: Float[Tensor, "m D"]) -> float:
@@ -313,7 +298,7 @@ def compute_frechet_distance(a: Float[Tensor, "n D"], b: Float[Tensor, "m D"]) -
     plus the trace of ``A + B - 2 (A B)^(1/2)``, A and B the covariances. Biased upwards, the more
     so the fewer the features: compare equal n only.
     """
-    a, b = _checked(a, b)
+    a, b = _check_features(a, b)
     roots = [_root(one) for one in (a, b)]
     # A = R'R and B = S'S: the eigenvalues of AB are the squared singular values of RS'.
     shared = torch.linalg.svdvals(roots[0] @ roots[1].T).sum()
@@ -334,7 +319,7 @@ def compute_kernel_distance(
     jackknife for groups of unequal size (Busing, Meijer & van der Leeden 1999), of a and b added
     up as if they were independent.
     """
-    a, b = _checked(a, b)
+    a, b = _check_features(a, b)
     if groups is None:
         groups = np.arange(len(a)), np.arange(len(b))
     if [len(one) for one in groups] != [len(a), len(b)]:
@@ -354,7 +339,7 @@ def compute_kernel_distance(
 
 
 def corrupt(clips: Clip | Clips, *, seed: int = 0) -> dict[str, Clips]:
-    """Damage clips in three ways that a picture distance has to notice."""
+    """Damage clips in three ways that a feature distance has to notice."""
 
     def noisy(video: Tensor, _: Tensor, number: int) -> Tensor:
         noise = torch.randn(video.shape, generator=torch_rng(seed, "damage", number))
@@ -403,7 +388,7 @@ def _nuclei(places: Places) -> Groups:
     return found
 
 
-def _checked(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def _check_features(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise ValueError(
             "a and b must be features [n, D] and [m, D] of at least two rows and the same D, got "
@@ -443,32 +428,3 @@ def _jackknife(
     centre = len(sizes) * value - ((1 - share) * without).sum()
     pseudo = value / share - (1 / share - 1) * without
     return float(((pseudo - centre).square() / (1 / share - 1)).mean())
-
-
-def measure_tile_distance(
-    sets: Mapping[str, Clip | Clips],
-    reference: Clip | Clips,
-    *,
-    count: int,
-    features: Features,
-    seed: int = 0,
-    size: int = TILE,
-) -> list[FeatureDistance]:
-    """Measure how far tiles of several sets of clips look from those of real clips.
-
-    The counterpart of :func:`picture_distance` for whole pictures, with rows of the same names. The
-    damaged controls are tiles of their own, which may overlap those compared to. Tiles of one film
-    overlap and show the same nuclei again, so no error is given.
-    """
-    both = features(cut_tiles(reference, 2 * count, seed=seed, size=size))
-    target, rest = both[:count], both[count:]
-    found = {FLOOR: rest}
-    for name, clips in {**sets, **corrupt(reference, seed=seed)}.items():
-        found[name] = features(cut_tiles(clips, count, seed=seed + 1, size=size))
-    rows = []
-    for name, described in found.items():
-        kernel = compute_kernel_distance(described, target)
-        scaled = Estimate(1000 * kernel.value, math.nan)
-        distance = compute_frechet_distance(described, target)
-        rows.append(FeatureDistance(name, features.name, count, scaled, distance))
-    return rows
