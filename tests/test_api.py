@@ -205,6 +205,12 @@ def test_documented_modules_are_all_told():
     assert SAID["documented"].keys() >= documented().keys()
 
 
+@pytest.mark.parametrize("name", ["arms", "evaluate"])
+def test_judge_keeps_its_old_address(name):
+    old, new = (importlib.import_module(f"bvdm_data.{x}.{name}") for x in ("judge", "evaluation"))
+    assert old is new
+
+
 def write():
     told = {module: described_of(module, names) for module, names in documented().items()}
     text = json.dumps(surface() | {"documented": told}, indent=1)

@@ -81,8 +81,7 @@ def test_public_names_are_used_elsewhere(package):
     unused = [
         name
         for name, count in users.items()
-        if not count
-        and not any(part in documented for part in (name, name.rpartition(".")[0]))
+        if not count and not any(part in documented for part in (name, name.rpartition(".")[0]))
     ]
     assert unused == []
 

@@ -56,9 +56,12 @@ CLIPS = {
         "method": bvdm.ProceduralSettings(grain=2, nucleoli=(0, 1)), "size": 64, "variation": 1,
     },
     "paper": {
-        "method": bvdm.PaperSettings(first_steps=4, later_steps=2), "nuclei": 3, "frames": 2, "size": 64,
+        "method": bvdm.PaperSettings(first_steps=4, later_steps=2), "nuclei": 3, "frames": 2,
+        "size": 64,
     },
-    "paper, length given": {"method": bvdm.PaperSettings(first_steps=2, later_steps=0), "length": 5},
+    "paper, length given": {
+        "method": bvdm.PaperSettings(first_steps=2, later_steps=0), "length": 5,
+    },
     "rectangle": {"size": (64, 136), "nuclei": 6},
     "one frame": {"frames": 1, "nuclei": 4},
     "long": {"frames": 24, "nuclei": 4, "max_cells": 64},
