@@ -8,7 +8,7 @@ from typing import Any, SupportsIndex, cast
 import torch
 from torch import Tensor
 
-from bvdm_data.clip import Clip
+from bvdm_data.clip import CameraScale, Clip
 from bvdm_data.datasets.ctc_videos import CTCVideos
 from bvdm_data.datasets.mixture import (
     AT_END,
@@ -24,7 +24,7 @@ from bvdm_data.datasets.mixture import (
     check_quotas,
 )
 from bvdm_data.datasets.sharding import SampleSplit
-from bvdm_data.datasets.sources import SHARED, ClipSource, MapStyle, check_compatible
+from bvdm_data.datasets.sources import SHARED, ClipSource, ClipSpec, MapStyle, check_compatible
 from bvdm_data.datasets.stream import ClipStream
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.validate import as_int
@@ -151,12 +151,14 @@ class MixedVideos(ClipStream):
                 together with another.
         """
         super().__init__(length=length, seed=seed, batch_size=batch_size, shard=shard)
-        agreed = check_compatible(sources)
+        self._members, common = check_compatible(sources)
         self.sources = dict(sources)
-        self._members = agreed.members
-        self.frames, self.size = agreed.frames, agreed.size
-        self.annotations, self.max_cells = agreed.annotations, agreed.max_cells
-        self.scale, self.form = agreed.scale, agreed.form
+        self.form = cast(ClipSpec, self._members[0].spec)
+        self.frames: int = common["frames"]
+        self.size: tuple[int, int] = common["size"]
+        self.annotations: tuple[str, ...] = common["annotations"]
+        self.max_cells: int | None = common["max_cells"]
+        self.scale: CameraScale | None = common["scale"]
         self.at_end = _check_choice("at_end", at_end, AT_END)
         self.order = _check_choice("order", order, ORDERS)
         self.shuffle = _check_switch("shuffle", shuffle)
@@ -168,7 +170,7 @@ class MixedVideos(ClipStream):
         self._check_together()
         self.set_epoch(self.epoch)
         for member in self._members if self.shuffle else ():
-            member.shuffled(0, seed=self.seed, epoch=self.epoch)
+            member.shuffle(0, seed=self.seed, epoch=self.epoch)
 
     @property
     def weights(self) -> Mapping[str, float] | Schedule:
@@ -194,10 +196,10 @@ class MixedVideos(ClipStream):
         number = as_int("index", index)
         if number < 0:
             raise IndexError(f"index must be 0 or more, got {number}")
-        place, own = self._mixing(self.epoch).pick(number)
+        place, own = self._mixing(self.epoch).locate(number)
         member = self._members[place]
         if self.shuffle:
-            own = member.shuffled(own, seed=self.seed, epoch=self.epoch)
+            own = member.shuffle(own, seed=self.seed, epoch=self.epoch)
         found = member.clip(own, number=number, epoch=self.epoch)
         found |= {"index": torch.tensor(number), "member": torch.tensor(place)}
         return cast(MixedClip, found)
@@ -253,14 +255,14 @@ class MixedVideos(ClipStream):
         return self._plan[1]
 
     @property
-    def _together(self) -> int:
+    def _group_size(self) -> int:
         return 1 if self.quotas is None else sum(self.quotas.values())
 
     def _next_pass(self) -> SampleSplit:
         return self._shared_out(super()._next_pass())
 
     def _shared_out(self, share: SampleSplit) -> BatchedSplit:
-        changes = {"length": self.length_in(share.epoch), "together": self._together}
+        changes = {"length": self.length_in(share.epoch), "group_size": self._group_size}
         return BatchedSplit(**{**asdict(share), **changes})
 
     def _check_state(self, state: Mapping[str, Any]) -> dict[str, int]:
@@ -271,7 +273,7 @@ class MixedVideos(ClipStream):
                 f"state_dict must start within the {end} clips of epoch {found['epoch']}, got "
                 f"start={found['start']}; is it that of a mix of the same sources?"
             )
-        if found["start"] % self._together:
+        if found["start"] % self._group_size:
             raise ValueError(
                 f"state_dict must start with a whole batch of quotas={self.quotas}, got start="
                 f"{found['start']}; is it that of a mix with the same quotas?"
@@ -289,7 +291,7 @@ class MixedVideos(ClipStream):
                     "function: when a source ends, if ever, can only be found by trying"
                 )
             return
-        total = self._together
+        total = self._group_size
         if self.at_end == "drop":
             raise ValueError(
                 "at_end must be 'restart' or 'stop' with quotas, got 'drop': without one of the "
