@@ -409,7 +409,7 @@ def test_a_deformation_that_folds_the_picture_is_refused_for_flow_alone(film):
 
 def test_a_picture_that_is_too_small_to_follow_flow_is_refused(film):
     row = v2.Lambda(lambda x: F.crop(x, 40, 0, 1, 160), tv_tensors.TVTensor)
-    with pytest.raises(TransformError, match=r"too little of the picture .*leave 'flow' out"):
+    with pytest.raises(TransformError, match=r"too little of the image .*leave 'flow' out"):
         apply_transform(film, row)
     rest = {key: film[key] for key in film if key != "flow"}
     check_clip(apply_transform(rest, row))
