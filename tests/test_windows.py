@@ -386,7 +386,7 @@ def test_parts_of_an_image_are_those_of_the_whole(tmp_path, tiny_video, how):
     assert partial.shape == (128, 150)
     assert partial.nbytes == image.nbytes
     for rows, columns in [((3, 9), (0, 20)), ((40, 41), (149, 150)), ((0, 128), (0, 150))]:
-        got = partial.cut(slice(*rows), slice(*columns))
+        got = partial.read_window(slice(*rows), slice(*columns))
         assert got.dtype == np.uint16
         np.testing.assert_array_equal(got, image[slice(*rows), slice(*columns)])
 
@@ -536,6 +536,6 @@ def test_whole_lineages_of_the_real_video_hold_together(hela):
 def test_a_window_of_the_real_video_decodes_a_part_of_its_frames(hela):
     sequence = ctc.read_sequence(hela, "01")
     image = sequence.partial_frame(0)
-    window = image.cut(slice(100, 164), slice(0, 1100))
+    window = image.read_window(slice(100, 164), slice(0, 1100))
     np.testing.assert_array_equal(window, sequence.frame(0)[100:164])
     assert len(image._missing) > 200  # of 234 strips
