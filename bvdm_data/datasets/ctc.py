@@ -1,4 +1,4 @@
-"""CTCSequence: one video of a Cell Tracking Challenge folder, read lazily."""
+"""Videos of the Cell Tracking Challenge: read lazily, and written in its layout."""
 
 import re
 import shutil
@@ -12,96 +12,33 @@ import numpy.typing as npt
 
 from bvdm_data.clip import CameraScale
 from bvdm_data.datasets.tiff import LazyTiff, read_image, read_image_shape, write_image
+from bvdm_data.datasets.tracks import (
+    LARGEST_ID,
+    check_ids_match,
+    check_labels_in_tracks,
+    check_track_table,
+    list_alive,
+    match_masks_to_markers,
+    read_track_table,
+)
 
+__all__ = ["TRUTHS", "CTCSequence", "guess_scale", "is_complete", "read_sequence", "write_sequence"]
 
-def read_track_table(path: Path) -> npt.NDArray[np.int32]:
-    """Read a ``man_track.txt``.
+TRUTHS = ("auto", "ST", "GT", "TRA", None)
+"""What the masks of a sequence may be read from."""
 
-    The rows in the order of the file, ``[n, 4]`` int32.
-    """
-    rows: list[list[int]] = []
-    places: list[str] = []
-    for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
-        if line.strip():
-            places.append(f"{path}, line {number}")
-            rows.append(_parsed(line, places[-1]))
-    _check_rows(rows, places)
-    return np.array(rows, np.int32).reshape(-1, 4)
+UNTRACKED_PER_FRAME = 1000
+"""Ids that are kept free in every frame for masks that belong to no track."""
 
+_LAYOUT = (
+    "01/t000.tif, 01/t001.tif, ... with 01_ST/SEG/man_seg000.tif, ... or 01_GT/SEG/man_seg000.tif, "
+    "... or 01_GT/TRA/man_track000.tif, ... and 01_GT/TRA/man_track.txt"
+)
+_OFFSETS = (32768, 0)
+_RANGES = (255, 1023, 4095, 16383, 65535)
 
-def write_track_table(path: Path, tracks: npt.NDArray[np.integer]) -> None:
-    """Write a ``man_track.txt``."""
-    path.write_text("".join(" ".join(map(str, row)) + "\n" for row in tracks.tolist()))
-
-
-def check_track_table(tracks: npt.NDArray[np.integer], frames: int) -> npt.NDArray[np.int32]:
-    """Check a table of tracks and leave out the rows of zeros that pad it.
-
-    The rows that hold a track, ``[m, 4]`` int32.
-    """
-    if not np.issubdtype(tracks.dtype, np.integer):
-        raise TypeError(f"tracks must hold integers, got the dtype {tracks.dtype}")
-    if tracks.ndim != 2 or tracks.shape[1] != 4:
-        raise ValueError(
-            f"tracks must be [n, 4] (id, first, last, parent), got the shape {tracks.shape}"
-        )
-    used = np.flatnonzero(tracks.any(axis=1))
-    _check_rows(tracks[used].tolist(), [f"tracks, row {row}" for row in used])
-    late = np.flatnonzero(tracks[:, 2] >= frames)
-    if len(late):
-        raise ValueError(
-            f"tracks, row {late[0]}: the last frame must be at most {frames - 1} in a video of "
-            f"{frames} frames, got {tracks[late[0], 2]}"
-        )
-    return tracks[used].astype(np.int32)
-
-
-def check_ids_match(masks: npt.NDArray[np.integer], table: npt.NDArray[np.integer]) -> None:
-    """Check that masks show the tracks of a table, in every frame."""
-    for frame, mask in enumerate(masks):
-        alive = table[(table[:, 1] <= frame) & (frame <= table[:, 2]), 0]
-        odd = np.setxor1d(np.unique(mask[mask > 0]), alive)
-        if len(odd):
-            raise ValueError(
-                "masks and tracks must hold the same ids in every frame, got id "
-                f"{odd[0]} in frame {frame} only in {'tracks' if odd[0] in alive else 'masks'}"
-            )
-
-
-def _parsed(line: str, place: str) -> list[int]:
-    words = line.split()
-    try:
-        row = [int(word) for word in words]
-    except ValueError:
-        row = []
-    if len(row) != 4 or max(row) > np.iinfo(np.int32).max:
-        raise ValueError(
-            f"{place}: must be four whole numbers (id, first frame, last frame, parent), got "
-            f"{line.strip()!r}"
-        )
-    return row
-
-
-def _check_rows(rows: list[list[int]], places: list[str]) -> None:
-    """Refuse rows that are impossible, alone or together."""
-    known: dict[int, list[int]] = {}
-    for (identity, first, last, parent), place in zip(rows, places, strict=True):
-        if identity < 1 or first < 0 or last < first or parent < 0:
-            raise ValueError(
-                f"{place}: must have id >= 1, 0 <= first frame <= last frame and parent >= 0, got "
-                f"{(identity, first, last, parent)}"
-            )
-        if identity in known:
-            raise ValueError(f"{place}: id {identity} must be given once, got it a second time")
-        known[identity] = [first, last]
-    for (identity, first, _, parent), place in zip(rows, places, strict=True):
-        if parent and parent not in known:
-            raise ValueError(f"{place}: parent {parent} of track {identity} does not exist")
-        if parent and known[parent][1] >= first:
-            raise ValueError(
-                f"{place}: parent {parent} must end before track {identity} begins in frame "
-                f"{first}, got its last frame {known[parent][1]}"
-            )
+_Table = npt.NDArray[np.int32]
+_Labels = npt.NDArray[np.int32]
 
 
 def write_sequence(
@@ -119,7 +56,7 @@ def write_sequence(
     place, the raw video last: where the folder ``<name>`` exists, the rest is whole. What a killed
     writer has left behind is replaced by the next one.
     """
-    table = _checked(name, video, masks, tracks)
+    table = _check_sequence(name, video, masks, tracks)
     folder = Path(root)
     staging = folder / f".{name}.writing"
     _clear_place(folder, name, staging)
@@ -134,7 +71,7 @@ def write_sequence(
 
 
 def is_complete(root: str | Path, name: str) -> bool:
-    """Tell whether a sequence is there with a mask and a marker for each frame and its tracks."""
+    """Return whether a sequence is there with a mask and a marker for each frame and its tracks."""
     folder, truth = Path(root) / name, Path(root) / f"{name}_GT"
     frames = len(list(folder.glob("t*.tif")))
     masks = len(list(truth.glob("SEG/man_seg*.tif")))
@@ -142,12 +79,12 @@ def is_complete(root: str | Path, name: str) -> bool:
     return 0 < frames == masks == markers and (truth / "TRA" / "man_track.txt").is_file()
 
 
-def _checked(
+def _check_sequence(
     name: str,
     video: npt.NDArray[np.uint16],
     masks: npt.NDArray[np.integer],
     tracks: npt.NDArray[np.integer],
-) -> npt.NDArray[np.int32]:
+) -> _Table:
     """Check the arguments of :func:`write_sequence`; return the table without padding."""
     if not isinstance(name, str) or not re.fullmatch(r"\d{2,}", name):
         raise ValueError(f'name must be two or more digits, like "01", got {name!r}')
@@ -196,7 +133,7 @@ def _write_files(
         write_image(staging / name / f"t{number:0{digits}d}.tif", frame)
         write_image(truth / "SEG" / f"man_seg{number:0{digits}d}.tif", mask)
         write_image(truth / "TRA" / f"man_track{number:0{digits}d}.tif", mask)
-    write_track_table(truth / "TRA" / "man_track.txt", table)
+    np.savetxt(truth / "TRA" / "man_track.txt", table, fmt="%d")
 
 
 def _move_into_place(staging: Path, folder: Path, name: str) -> None:
@@ -207,95 +144,6 @@ def _move_into_place(staging: Path, folder: Path, name: str) -> None:
     except BaseException:  # Ctrl-C, too: half a sequence must not stay
         shutil.rmtree(truth, ignore_errors=True)
         raise
-
-
-Labels = npt.NDArray[np.int32]
-
-
-def check_labels_in_tracks(
-    labels: Labels, alive: npt.NDArray[np.int32], complete: bool, path: Path
-) -> None:
-    """Refuse labels without a track and, on demand, tracks without a label."""
-    found = np.unique(labels[labels > 0])
-    unlisted = np.setdiff1d(found, alive)
-    if len(unlisted):
-        raise ValueError(
-            f"{path} must hold ids of tracks only, got label {unlisted[0]}, which has no track in "
-            "man_track.txt in this frame"
-        )
-    missing = np.setdiff1d(alive, found)
-    if complete and len(missing):
-        raise ValueError(
-            f"{path} must hold every track that man_track.txt has in this frame, got no label "
-            f"{missing[0]}"
-        )
-
-
-def match_masks_to_markers(
-    labels: Labels, markers: Labels, alive: npt.NDArray[np.int32], spare: int
-) -> Labels:
-    """Give each mask the id of its track, found by the markers of the tracking truth.
-
-    Where every label lies on the marker of the same number, or on none, labels are ids already.
-    Else each mask gets the id of the marker that it overlaps most. Where two masks want one
-    marker, it goes to the larger overlap.
-
-    The masks under the ids of their tracks, ``[H, W]``.
-
-    Examples:
-        >>> labels = np.array([[1, 1, 0, 2, 2, 0, 3]], np.int32)
-        >>> markers = np.array([[0, 7, 0, 5, 0, 0, 0]], np.int32)
-        >>> follow_markers(labels, markers, np.array([5, 7], np.int32), spare=100).tolist()
-        [[7, 7, 0, 5, 5, 0, 100]]
-    """
-    if np.array_equal(labels, markers):
-        return labels
-    where = labels > 0
-    found, rows = np.unique(labels[where], return_inverse=True)
-    ids, columns = np.unique(markers[where], return_inverse=True)
-    pairs = np.bincount(rows * len(ids) + columns, minlength=len(found) * len(ids))
-    overlap = pairs.reshape(len(found), len(ids)) * (ids > 0)
-    own = (overlap * (found[:, None] == ids)).sum(axis=1) > 0
-    if own.any() and (own | ~overlap.any(axis=1)).all():
-        new = np.where(np.isin(found, alive), found, 0)
-    else:
-        new = _best(overlap, ids)
-    lost = np.flatnonzero(new == 0)
-    new[lost] = spare + np.arange(len(lost))
-    tracked = np.zeros_like(labels)
-    tracked[where] = new[rows]
-    return tracked
-
-
-def _best(overlap: npt.NDArray[np.int64], ids: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    """Return the marker of each mask, 0 for none; no marker is given twice."""
-    new = np.zeros(len(overlap), ids.dtype)
-    if not overlap.size:
-        return new
-    best = overlap.argmax(axis=1)
-    most = overlap.max(axis=1)
-    taken: set[int] = set()
-    for row in np.argsort(-most, kind="stable").tolist():
-        if most[row] > 0 and int(best[row]) not in taken:
-            taken.add(int(best[row]))
-            new[row] = ids[best[row]]
-    return new
-
-
-__all__ = ["TRUTHS", "CTCSequence", "guess_scale", "is_complete", "read_sequence", "write_sequence"]
-
-TRUTHS = ("auto", "ST", "GT", "TRA", None)
-"""What the masks of a sequence may be read from."""
-
-UNTRACKED_PER_FRAME = 1000
-"""Ids that are kept free in every frame for masks that belong to no track."""
-
-_LAYOUT = (
-    "01/t000.tif, 01/t001.tif, ... with 01_ST/SEG/man_seg000.tif, ... or 01_GT/SEG/man_seg000.tif, "
-    "... or 01_GT/TRA/man_track000.tif, ... and 01_GT/TRA/man_track.txt"
-)
-_OFFSETS = (32768, 0)
-_RANGES = (255, 1023, 4095, 16383, 65535)
 
 
 @dataclass(frozen=True, eq=False)
@@ -322,7 +170,7 @@ class CTCSequence:
     truth: str | None
     numbers: tuple[int, ...]
     shape: tuple[int, int]
-    tracks: npt.NDArray[np.int32] = field(repr=False)
+    tracks: _Table = field(repr=False)
     frame_names: Mapping[int, str] = field(repr=False)
     mask_names: Mapping[int, str] = field(repr=False)
     marker_names: Mapping[int, str] = field(repr=False)
@@ -366,7 +214,7 @@ class CTCSequence:
         _check_grey(image.path, image.dtype)
         return image
 
-    def masks(self, number: int) -> npt.NDArray[np.int32] | None:
+    def masks(self, number: int) -> _Labels | None:
         """Read the masks of one frame.
 
         Masks of the segmentation truths ``"ST"`` and ``"GT"`` may carry labels that are not ids
@@ -393,7 +241,7 @@ class CTCSequence:
         labels = self._read_labels(name)
         if not len(self.tracks):
             return labels
-        alive = self.tracks[(self.tracks[:, 1] <= number) & (number <= self.tracks[:, 2]), 0]
+        alive = list_alive(self.tracks, number)
         marker_name = self.marker_names.get(number)
         if self.truth == "TRA" or marker_name is None:
             check_labels_in_tracks(labels, alive, self.truth == "TRA", self.folder / name)
@@ -423,11 +271,11 @@ class CTCSequence:
                 f"{path} must have the size of the first frame, {self.shape} pixels, got {shape}"
             )
 
-    def _read_labels(self, name: str) -> npt.NDArray[np.int32]:
+    def _read_labels(self, name: str) -> _Labels:
         labels = self._read(name)
-        if labels.min() < 0 or labels.max() > np.iinfo(np.int32).max:
+        if labels.min() < 0 or labels.max() > LARGEST_ID:
             raise ValueError(
-                f"{self.folder / name} must hold labels from 0 to {np.iinfo(np.int32).max}, got "
+                f"{self.folder / name} must hold labels from 0 to {LARGEST_ID}, got "
                 f"{labels.min()} to {labels.max()}"
             )
         return labels.astype(np.int32)

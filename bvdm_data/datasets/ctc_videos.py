@@ -19,13 +19,13 @@ from bvdm_data.clip import (
 )
 from bvdm_data.datasets.ctc import guess_scale, read_sequence
 from bvdm_data.datasets.stream import SharedEpoch
+from bvdm_data.datasets.tracks import find_visible_parents
 from bvdm_data.datasets.transforms import Transform, apply_transform, list_required_keys
 from bvdm_data.datasets.windows import (
     FrameCache,
     Window,
     WindowSpec,
     check_annotations_available,
-    find_visible_parents,
     make_windows,
 )
 from bvdm_data.validate import (

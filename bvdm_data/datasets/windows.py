@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from bvdm_data.clip import check_annotations
 from bvdm_data.datasets.ctc import CTCSequence
+from bvdm_data.datasets.tracks import group_families
 from bvdm_data.rng import torch_rng
 from bvdm_data.validate import as_int, check_frames
 
@@ -382,44 +383,6 @@ def _place_window(boxes: Sequence[Box], size: tuple[int, int], field: Box) -> tu
         for axis in (0, 1)
     )  # fmt: skip
     return y, x
-
-
-def find_visible_parents(tracks: npt.NDArray[np.integer], shown: Sequence[int]) -> dict[int, int]:
-    """Return the parent of each track, jumping over generations that live between two frames.
-
-    Examples:
-        >>> tracks = np.array([[1, 0, 3, 0], [2, 4, 4, 1], [3, 5, 9, 2]])
-        >>> find_visible_parents(tracks, [3, 5]), find_visible_parents(tracks, [3, 4, 5])
-        ({1: 0, 3: 1}, {1: 0, 2: 1, 3: 2})
-    """
-    number = np.array(shown)[:, None]
-    is_shown = ((tracks[:, 1] <= number) & (number <= tracks[:, 2])).any(axis=0)
-    seen = set(tracks[is_shown, 0].tolist())
-    parents: dict[int, int] = dict(tracks[:, [0, 3]].tolist())
-    visible = {}
-    for identity in sorted(seen):
-        ancestor = parents[identity]
-        while ancestor not in seen and parents.get(ancestor):
-            ancestor = parents[ancestor]
-        visible[identity] = ancestor
-    return visible
-
-
-def group_families(tracks: npt.NDArray[np.integer]) -> list[list[int]]:
-    """Return the ids of every family, the founder first and then branch by branch.
-
-    Examples:
-        >>> group_families(np.array([[1, 0, 4, 0], [2, 5, 9, 1], [3, 5, 9, 1], [4, 0, 9, 0]]))
-        [[1, 2, 3], [4]]
-    """
-    children: dict[int, list[int]] = {}
-    for identity, _, _, parent in sorted(tracks.tolist()):
-        children.setdefault(parent, []).append(identity)
-
-    def list_branch(identity: int) -> list[int]:
-        return [identity, *itertools.chain(*map(list_branch, children.get(identity, [])))]
-
-    return [list_branch(founder) for founder in children.get(0, [])]
 
 
 def find_bounding_boxes(
