@@ -63,18 +63,18 @@ def test_a_source_that_is_rarer_than_blocks_is_shown_as_often_as_its_weight_says
 @pytest.mark.parametrize("number", [10**7, 10**15])
 def test_a_clip_far_away_is_found_without_drawing_those_ahead(number, monkeypatch):
     draws = []
-    made = mixing_draws.numpy_stream
+    made = mixing_draws.numpy_rng
 
     def noted(*path):
         draws.append(path)
         return made(*path)
 
-    monkeypatch.setattr(mixing_draws, "numpy_stream", noted)
+    monkeypatch.setattr(mixing_draws, "numpy_rng", noted)
     mix = three(length=10**16)
     mix.load_state_dict({"epoch": 2, "seed": 0, "start": number})
     numbers = {"a": [], "b": [], "c": []}
     for place in range(number, number + 300):
-        source, own = mix._mixing(mix.epoch).pick(place)
+        source, own = mix._find_order(mix.epoch).locate(place)
         numbers["abc"[source]].append(own)
     assert len(draws) < 8
     for name, own in numbers.items():

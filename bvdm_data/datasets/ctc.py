@@ -192,24 +192,16 @@ class CTCSequence:
             IndexError: If there is no frame of that number.
             ValueError: If the file is damaged or of another size or kind than the others.
         """
-        image = self._read(self.frame_names[self._known(number)])
+        image = self._read(self.frame_names[self._check_number(number)])
         _check_grey(self.folder / self.frame_names[number], image.dtype)
         return image  # type: ignore[return-value]  # the dtype is checked above
 
     def partial_frame(self, number: int) -> LazyTiff:
         """Open one frame of which only what is asked for gets decoded.
 
-        Args:
-            number: The frame's number, as in its file name.
-
-        Returns:
-            The frame, uint8 or uint16; no pixel has been decoded.
-
-        Raises:
-            IndexError: If there is no frame of that number.
-            ValueError: If the file is damaged or of another size or kind than the others.
+        Argument and errors are those of :meth:`frame`.
         """
-        image = LazyTiff(self.folder / self.frame_names[self._known(number)])
+        image = LazyTiff(self.folder / self.frame_names[self._check_number(number)])
         self._check_shape(image.path, image.shape)
         _check_grey(image.path, image.dtype)
         return image
@@ -235,7 +227,7 @@ class CTCSequence:
             ValueError: If the file is damaged, of another size than the frames, has negative
                 labels, or labels and tracks do not agree.
         """
-        name = self.mask_names.get(self._known(number))
+        name = self.mask_names.get(self._check_number(number))
         if name is None:
             return None
         labels = self._read_labels(name)
@@ -252,7 +244,7 @@ class CTCSequence:
         spare = top + 1 + UNTRACKED_PER_FRAME * (number - self.numbers[0])
         return match_masks_to_markers(labels, markers, alive, spare)
 
-    def _known(self, number: int) -> int:
+    def _check_number(self, number: int) -> int:
         if number not in self.frame_names:
             raise IndexError(
                 f"number must be a frame of sequence {self.name!r}, from {self.numbers[0]} to "
@@ -307,15 +299,18 @@ def read_sequence(root: str | Path, sequence: str, truth: str | None = "auto") -
         raise ValueError(f"truth must be one of {TRUTHS}, got {truth!r}")
     folder = Path(root)
     frames = _find_frames(folder, sequence)
-    markers = _numbered(folder, f"{sequence}_GT/TRA", "man_track")
+    markers = _list_files(folder, f"{sequence}_GT/TRA", "man_track")
     masks = {
-        "ST": _numbered(folder, f"{sequence}_ST/SEG", "man_seg"),
-        "GT": _numbered(folder, f"{sequence}_GT/SEG", "man_seg"),
+        "ST": _list_files(folder, f"{sequence}_ST/SEG", "man_seg"),
+        "GT": _list_files(folder, f"{sequence}_GT/SEG", "man_seg"),
         "TRA": markers,
     }
-    chosen = _choose_truth(masks, set(frames)) if truth == "auto" else truth
-    found = masks[chosen] if chosen else {}
-    if truth is not None and not frames.keys() & found.keys():
+    chosen = truth
+    if truth == "auto":
+        complete = ["GT"] if masks["GT"].keys() >= frames.keys() else []
+        chosen = next((one for one in ("ST", *complete, "TRA", "GT") if masks[one]), None)
+    names = masks[chosen] if chosen else {}
+    if truth is not None and not frames.keys() & names.keys():
         raise FileNotFoundError(
             f"no masks of truth={truth!r} for sequence {sequence!r} in {folder}; expected "
             f"{_LAYOUT}. Give truth=None to read the frames alone"
@@ -331,7 +326,7 @@ def read_sequence(root: str | Path, sequence: str, truth: str | None = "auto") -
         shape=shape,
         tracks=tracks,
         frame_names=frames,
-        mask_names=found,
+        mask_names=names,
         marker_names=markers,
     )
 
@@ -371,10 +366,10 @@ def _find_frames(folder: Path, sequence: str) -> dict[int, str]:
         raise TypeError(f'sequence must be the name of a folder, like "01", got {sequence!r}')
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}; it should hold {_LAYOUT}")
-    frames = _numbered(folder, sequence, "t")
+    frames = _list_files(folder, sequence, "t")
     if not frames:
         names = sorted(path.name for path in folder.iterdir() if path.is_dir())
-        there = [name for name in names if _numbered(folder, name, "t")]
+        there = [name for name in names if _list_files(folder, name, "t")]
         problem = "no frames (t000.tif, ...) in" if (folder / sequence).is_dir() else "no folder"
         raise FileNotFoundError(
             f"{problem} {folder / sequence}; sequences there: {there or 'none'}. The folder should "
@@ -389,26 +384,16 @@ def _find_frames(folder: Path, sequence: str) -> dict[int, str]:
     return frames
 
 
-def _numbered(folder: Path, inner: str, prefix: str) -> dict[int, str]:
+def _list_files(folder: Path, inner: str, prefix: str) -> dict[int, str]:
     """Return the files ``<prefix><number>.tif`` of a folder, by ascending number."""
-    found: dict[int, str] = {}
-    if not (folder / inner).is_dir():
-        return found
-    for path in sorted((folder / inner).iterdir()):
+    names: dict[int, str] = {}
+    for path in sorted((folder / inner).glob(f"{prefix}*.tif")):
         match = re.fullmatch(rf"{prefix}(\d{{3,}})\.tif", path.name)
-        if match and int(match[1]) in found:
+        if match and int(match[1]) in names:
             raise ValueError(
                 f"{folder / inner} must hold one file a frame, got {path.name} beside "
-                f"{found[int(match[1])]}"
+                f"{names[int(match[1])]}"
             )
         if match:
-            found[int(match[1])] = f"{inner}/{path.name}"
-    return dict(sorted(found.items()))
-
-
-def _choose_truth(masks: Mapping[str, Mapping[int, str]], frames: set[int]) -> str | None:
-    if masks["ST"]:
-        return "ST"
-    if masks["GT"].keys() >= frames or not masks["TRA"]:
-        return "GT" if masks["GT"] else None
-    return "TRA"
+            names[int(match[1])] = f"{inner}/{path.name}"
+    return dict(sorted(names.items()))
