@@ -11,7 +11,13 @@ import pytest
 from bvdm_data.datasets import mixture
 from bvdm_data.datasets.mixed import BLOCK, MixedVideos
 from tests.helpers.mixes import (
-    FakeVideos, FiniteVideos, by_quotas, later_real, locate, make_list, own_numbers,
+    FakeVideos,
+    FiniteVideos,
+    by_quotas,
+    later_real,
+    locate,
+    make_list,
+    own_numbers,
 )  # fmt: skip
 
 WEIGHTS = {"a": 5, "b": 0.3, "c": 2}

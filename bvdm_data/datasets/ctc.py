@@ -57,12 +57,25 @@ def write_sequence(
     writer has left behind is replaced by the next one.
     """
     table = _check_sequence(name, video, masks, tracks)
-    folder = Path(root)
+    folder, truth_name = Path(root), f"{name}_GT"
     staging = folder / f".{name}.writing"
-    _clear_place(folder, name, staging)
+    # The truth has been moved by a writer that was killed before it could move the raw video.
+    if (staging / name).is_dir() and not (staging / truth_name).exists():
+        shutil.rmtree(folder / truth_name, ignore_errors=True)
+    shutil.rmtree(staging, ignore_errors=True)
+    for path in (folder / name, folder / truth_name):
+        if path.exists():
+            raise FileExistsError(
+                f"{path} is there already; remove it or give another name than {name!r}"
+            )
     try:
-        _write_files(staging, name, video, masks.astype(np.uint16), table)
-        _move_into_place(staging, folder, name)
+        _write_files(staging / name, staging / truth_name, video, masks.astype(np.uint16), table)
+        (staging / truth_name).rename(folder / truth_name)
+        try:
+            (staging / name).rename(folder / name)
+        except BaseException:  # Ctrl-C, too: half a sequence must not stay
+            shutil.rmtree(folder / truth_name, ignore_errors=True)
+            raise
     except OSError as error:
         place = folder / name
         raise OSError(error.errno, f"could not write the sequence {place}: {error}") from error
@@ -103,47 +116,22 @@ def _check_sequence(
     return table
 
 
-def _clear_place(folder: Path, name: str, staging: Path) -> None:
-    """Remove what a killed writer has left; refuse to replace anything else."""
-    truth = folder / f"{name}_GT"
-    # Moved by a writer that was killed before it could move the raw video.
-    if (staging / name).is_dir() and not (staging / truth.name).exists():
-        shutil.rmtree(truth, ignore_errors=True)
-    shutil.rmtree(staging, ignore_errors=True)
-    for path in (folder / name, truth):
-        if path.exists():
-            raise FileExistsError(
-                f"{path} is there already; remove it or give another name than {name!r}"
-            )
-
-
 def _write_files(
-    staging: Path,
-    name: str,
+    raw: Path,
+    truth: Path,
     video: npt.NDArray[np.uint16],
     masks: npt.NDArray[np.uint16],
-    table: npt.NDArray[np.int32],
+    table: _Table,
 ) -> None:
-    truth = staging / f"{name}_GT"
     # The raw folder comes last: where it is there without the truth, the truth has been moved.
-    for folder in (truth / "SEG", truth / "TRA", staging / name):
+    for folder in (truth / "SEG", truth / "TRA", raw):
         folder.mkdir(parents=True)
     digits = max(3, len(str(len(video) - 1)))
     for number, (frame, mask) in enumerate(zip(video, masks, strict=True)):
-        write_image(staging / name / f"t{number:0{digits}d}.tif", frame)
+        write_image(raw / f"t{number:0{digits}d}.tif", frame)
         write_image(truth / "SEG" / f"man_seg{number:0{digits}d}.tif", mask)
         write_image(truth / "TRA" / f"man_track{number:0{digits}d}.tif", mask)
     np.savetxt(truth / "TRA" / "man_track.txt", table, fmt="%d")
-
-
-def _move_into_place(staging: Path, folder: Path, name: str) -> None:
-    truth = folder / f"{name}_GT"
-    (staging / truth.name).rename(truth)
-    try:
-        (staging / name).rename(folder / name)
-    except BaseException:  # Ctrl-C, too: half a sequence must not stay
-        shutil.rmtree(truth, ignore_errors=True)
-        raise
 
 
 @dataclass(frozen=True, eq=False)
@@ -391,7 +379,7 @@ def _list_files(folder: Path, inner: str, prefix: str) -> dict[int, str]:
         match = re.fullmatch(rf"{prefix}(\d{{3,}})\.tif", path.name)
         if match and int(match[1]) in names:
             raise ValueError(
-                f"{folder / inner} must hold one file a frame, got {path.name} beside "
+                f"{folder / inner} must hold one file a frame, got {path.name} and "
                 f"{names[int(match[1])]}"
             )
         if match:

@@ -1,5 +1,6 @@
 """Grey TIFF images on disk; the only file that knows the format."""
 
+import itertools
 import math
 import struct
 from collections.abc import Iterator, Sequence
@@ -79,52 +80,40 @@ class LazyTiff:
         with _open_page(path) as page:
             height, width = page.shape
             self.dtype: np.dtype[Any] = np.dtype(page.dtype).newbyteorder("=")
-            self._segments = _list_segments(page)
+            self._is_whole = len(page.dataoffsets) == 1 or page.jpegtables is not None
+            self._chunk = (height, width) if self._is_whole else page.chunks
         self.shape: tuple[int, int] = (height, width)
         self.nbytes = math.prod(self.shape) * self.dtype.itemsize
         self._image: _Image = np.empty(self.shape, self.dtype)
-        self._missing = set(range(len(self._segments)))
+        self._decoded: set[tuple[int, int]] = set()
 
     def read_window(self, rows: slice, columns: slice) -> _Image:
         """Return a copy of a window of the image."""
-        needed = [
-            number
-            for number in sorted(self._missing)
-            for y, x in [self._segments[number]]
-            if y.start < rows.stop and rows.start < y.stop
-            and x.start < columns.stop and columns.start < x.stop
-        ]  # fmt: skip
+        down, across = (
+            range(side.start // size, -(-min(side.stop, total) // size))
+            for side, size, total in zip((rows, columns), self._chunk, self.shape, strict=True)
+        )
+        needed = [one for one in itertools.product(down, across) if one not in self._decoded]
         if needed:
             with _open_page(self.path) as page:
-                self._decode(page, needed)
-            self._missing.difference_update(needed)
+                for row, column in needed:
+                    self._decode(page, row, column)
+            self._decoded.update(needed)
         return self._image[rows, columns].copy()
 
-    def _decode(self, page: tifffile.TiffPage, needed: list[int]) -> None:
-        if len(self._segments) == 1:
+    def _decode(self, page: tifffile.TiffPage, row: int, column: int) -> None:
+        if self._is_whole:
             self._image[:] = page.asarray()
             return
-        for number in needed:
-            file = page.parent.filehandle
-            file.seek(page.dataoffsets[number])
-            pixels = page.decode(file.read(page.databytecounts[number]), number)[0]
-            if pixels is None:
-                raise ValueError("a part of it is missing")
-            segment = self._image[self._segments[number]]
-            segment[:] = pixels[0, : segment.shape[0], : segment.shape[1], 0]
-
-
-def _list_segments(page: tifffile.TiffPage) -> list[tuple[slice, slice]]:
-    """Return which rows and columns each strip or tile holds."""
-    height, width = page.shape
-    if len(page.dataoffsets) == 1 or page.jpegtables is not None:
-        return [(slice(0, height), slice(0, width))]
-    tall, wide = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, width)
-    return [
-        (slice(top, min(top + tall, height)), slice(left, min(left + wide, width)))
-        for top in range(0, height, tall)
-        for left in range(0, width, wide)
-    ]
+        tall, wide = self._chunk
+        number = row * -(-self.shape[1] // wide) + column
+        file = page.parent.filehandle
+        file.seek(page.dataoffsets[number])
+        pixels = page.decode(file.read(page.databytecounts[number]), number)[0]
+        if pixels is None:
+            raise ValueError("a part of it is missing")
+        piece = self._image[row * tall : (row + 1) * tall, column * wide : (column + 1) * wide]
+        piece[:] = pixels[0, : piece.shape[0], : piece.shape[1], 0]
 
 
 def write_image(path: Path, image: npt.NDArray[np.uint16]) -> None:
