@@ -103,15 +103,8 @@ def test_global_random_states_stay():
 def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match=r"weights\['real'\] must be finite .*got inf"):
         make_mix(weights={"real": float("inf"), "synthetic": 1})
-    with pytest.raises(ValueError, match=r"got \['real', 'synthetic', 'x'\]"):
-        make_mix(weights={"real": 1, "synthetic": 1, "x": 1})
-    for name, value in (("length", 0), ("seed", -1)):
-        with pytest.raises(ValueError, match=f"{name} must be .* or more, got"):
-            make_mix(**{name: value})
-    with pytest.raises(IndexError, match="index must be 0 or more, got -1"):
-        make_mix().clip(-1)
-    for index in (1.5, "1", True):
-        with pytest.raises(TypeError, match="index must be a whole number, got"):
+    for error, index in ((IndexError, -1), (TypeError, "1"), (TypeError, True)):
+        with pytest.raises(error, match=f"index must be .*, got {index!r}"):
             make_mix().clip(index)
 
 

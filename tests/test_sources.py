@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from bvdm_data import CameraScale, CTCVideos, MixedVideos, SyntheticHeLaVideos
+from bvdm_data import CTCVideos, MixedVideos, SyntheticHeLaVideos
 from tests.helpers.mixes import FakeVideos, make_list
 
 
@@ -44,8 +44,6 @@ def change(key, value):
         (change("video", torch.zeros(2, 1, 4, 6, dtype=torch.uint8)), r"'video' .* torch.uint8"),
         (change("video", torch.zeros(3, 1, 4, 6)), r"frames: sources\['good'\] has 2, .* has 3"),
         (change("video", torch.zeros(2, 1, 6, 4)), r"same size: .* \(4, 6\), .* \(6, 4\)"),
-        (FakeVideos(frames=3), r"frames: sources\['good'\] has 2, sources\['other'\] has 3"),
-        (FakeVideos(scale=CameraScale(0, 4095)), r"same scale: .*full=255.*full=4095"),
         (FakeVideos(max_cells=9), r"same max_cells: sources\['good'\] has 5, .*has 9"),
         (change("video", torch.zeros(4, 6)), r"'video' as \[F, C, H, W\], got the shape \(4, 6\)"),
         ([], r"sources\['other'\] must hold at least one clip, got none"),
