@@ -233,16 +233,15 @@ class MixedVideos(ClipStream):
     def _find_order(self, epoch: int) -> SourceOrder:
         """Return which clips those of an epoch are; the latest order is kept."""
         if self._order is None or self._order[0] != epoch:
-            lengths = [member.length(epoch) for member in self._members]
-            how: dict[str, Any] = {"at_end": self.at_end, "length": self.length}
-            how |= {"seed": self.seed, "epoch": epoch}
+            how: dict[str, Any] = {"lengths": [one.length(epoch) for one in self._members]}
+            how |= {"at_end": self.at_end, "length": self.length, "seed": self.seed, "epoch": epoch}
             order: SourceOrder
             if self.quotas is not None:
-                order = QuotaOrder(list(self.quotas.values()), lengths, order=self.order, **how)
+                order = QuotaOrder(quotas=list(self.quotas.values()), order=self.order, **how)
             elif self._weights.is_schedule:
-                order = ScheduledOrder(self._weights, lengths, **how)
+                order = ScheduledOrder(weights=self._weights, **how)
             else:
-                order = WeightedOrder(self._weights.at(epoch, 0), lengths, **how)
+                order = WeightedOrder(weights=self._weights.at(epoch, 0), **how)
             self._order = (epoch, order)
         return self._order[1]
 

@@ -5,7 +5,7 @@ import math
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from numbers import Real
 from typing import Any
@@ -160,28 +160,23 @@ def _check_names(what: str, given: Any, names: tuple[str, ...], meaning: str) ->
         )
 
 
+@dataclass(kw_only=True, eq=False)
 class SourceOrder(ABC):
-    """Which clip of which source each clip of one epoch of a mix is.
+    """Which clip of which source each clip of one epoch of a mix is."""
 
-    ``end``: Clips of the epoch; None: without end
-    """
+    lengths: Sequence[int | None]  # clips of each source in the epoch; None: without end
+    at_end: str
+    length: int | None  # most clips of the epoch
+    seed: int
+    epoch: int
+    end: int | None = field(init=False)  # clips of the epoch; None: without end
 
-    end: int | None
-
-    def __init__(
-        self,
-        lengths: Sequence[int | None],
-        *,
-        at_end: str,
-        length: int | None,
-        seed: int,
-        epoch: int,
-    ) -> None:
-        """Keep the arguments; the subclass finds the end."""
-        self._limits = np.array([_ENDLESS if one is None else one for one in lengths])
-        self._at_end, self._length = at_end, length
-        self._seed, self._epoch = seed, epoch
+    def __post_init__(self) -> None:
+        """Find the end."""
+        self._limits = np.array([_ENDLESS if one is None else one for one in self.lengths])
         self._latest: tuple[tuple[int, int], _Ints, _Ints] | None = None
+        ends = [self.length, None if self.at_end == "restart" else self._find_end()]
+        self.end = min((end for end in ends if end is not None), default=None)
 
     def locate(self, number: int) -> tuple[int, int]:
         """Return the position of a source among all, and the number of a clip of it."""
@@ -195,6 +190,10 @@ class SourceOrder(ABC):
         return source, int(counts[source]) + int(np.count_nonzero(picks[:place] == source))
 
     @abstractmethod
+    def _find_end(self) -> int | None:
+        """Return the number of clips until the first source has ended, or all have."""
+
+    @abstractmethod
     def _find_block(self, number: int) -> tuple[_Ints, _Ints, int]:
         """Return counts of the sources ahead of the clip's block, its sources, the place in it."""
 
@@ -203,32 +202,27 @@ class SourceOrder(ABC):
         return added
 
 
+@dataclass(kw_only=True, eq=False)
 class QuotaOrder(SourceOrder):
     """A fixed number of clips of each source in every batch."""
 
-    def __init__(
-        self, quotas: Sequence[int], lengths: Sequence[int | None], *, order: str, **how: Any
-    ) -> None:
-        """Find the end, after whole batches."""
-        super().__init__(lengths, **how)
-        self._quotas, self._order = np.array(quotas), order
-        ends = [] if self._length is None else [self._length]
-        if self._at_end == "stop":
-            ends += [
-                length // quota * sum(quotas)
-                for length, quota in zip(lengths, quotas, strict=True)
-                if length is not None and quota
-            ]
-        self.end = min(ends, default=None)
+    quotas: Sequence[int]
+    order: str
+
+    def _find_end(self) -> int | None:
+        pairs = zip(self.lengths, self.quotas, strict=True)
+        batches = [length // quota for length, quota in pairs if length is not None and quota]
+        return min(batches) * sum(self.quotas) if batches else None
 
     def _find_block(self, number: int) -> tuple[_Ints, _Ints, int]:
-        batch, place = divmod(number, int(self._quotas.sum()))
-        picks = np.repeat(np.arange(len(self._quotas)), self._quotas)
-        if self._order == "shuffled":
-            picks = numpy_rng(self._seed, "quota", self._epoch, batch).permutation(picks)
-        return batch * self._quotas, picks, place
+        batch, place = divmod(number, sum(self.quotas))
+        picks = np.repeat(np.arange(len(self.quotas)), self.quotas)
+        if self.order == "shuffled":
+            picks = numpy_rng(self.seed, "quota", self.epoch, batch).permutation(picks)
+        return batch * np.array(self.quotas), picks, place
 
 
+@dataclass(kw_only=True, eq=False)
 class WeightedOrder(SourceOrder):
     """Sources in random order, each as often as its weight says.
 
@@ -239,17 +233,16 @@ class WeightedOrder(SourceOrder):
     thus found at once, without drawing those ahead of it.
     """
 
-    def __init__(self, weights: Sequence[float], lengths: Sequence[int | None], **how: Any) -> None:
-        """Find the end."""
-        super().__init__(lengths, **how)
+    weights: Sequence[float]
+
+    def __post_init__(self) -> None:
+        """Start with all sources, and find the end."""
         self._segments: list[_Segment] = []
-        start = np.zeros(len(weights), np.int64)
-        self._start_segment(0, start, [Fraction(weight) for weight in weights])
-        ends = [self._length, None if self._at_end == "restart" else self._find_end()]
-        self.end = min((end for end in ends if end is not None), default=None)
+        start = np.zeros(len(self.weights), np.int64)
+        self._start_segment(0, start, [Fraction(weight) for weight in self.weights])
+        super().__post_init__()
 
     def _find_end(self) -> int | None:
-        """Return the number of clips until the first source has ended, or all have."""
         while True:
             segment = self._segments[-1]
             blocks = [
@@ -263,7 +256,7 @@ class WeightedOrder(SourceOrder):
             first = segment.start + (block - 1) * BLOCK
             counts, picks, _ = self._find_block(first)
             place, ended = _find_shortage(picks, self._limits - counts)
-            if self._at_end == "stop":
+            if self.at_end == "stop":
                 return first + place
             weights = list(segment.weights)
             weights[ended] = Fraction()
@@ -272,7 +265,7 @@ class WeightedOrder(SourceOrder):
                 return first + place
 
     def _start_segment(self, start: int, before: _Ints, weights: list[Fraction]) -> None:
-        rng = numpy_rng(self._seed, "phase", self._epoch, start)
+        rng = numpy_rng(self.seed, "phase", self.epoch, start)
         phases = [Fraction(int(one), _PHASES) for one in rng.integers(_PHASES, size=len(weights))]
         self._segments.append(_Segment(start, before, weights, phases))
 
@@ -283,7 +276,7 @@ class WeightedOrder(SourceOrder):
         if self._latest is None or self._latest[0] != (which, block):
             counts = segment.count(block)
             picks = np.repeat(np.arange(len(counts)), segment.count(block + 1) - counts)
-            rng = numpy_rng(self._seed, "mix", self._epoch, segment.start, block)
+            rng = numpy_rng(self.seed, "mix", self.epoch, segment.start, block)
             self._latest = (which, block), counts, rng.permutation(picks)
         return *self._latest[1:], place
 
@@ -312,6 +305,7 @@ class _Segment:
         return bisect.bisect_right(blocks, limit, key=lambda block: int(self.count(block)[source]))
 
 
+@dataclass(kw_only=True, eq=False)
 class ScheduledOrder(SourceOrder):
     """Sources drawn at random, one clip after the other, with the weights of a schedule.
 
@@ -319,27 +313,24 @@ class ScheduledOrder(SourceOrder):
     the schedule; the counts ahead of each block are kept.
     """
 
-    def __init__(self, weights: Weights, lengths: Sequence[int | None], **how: Any) -> None:
-        """Find the end."""
-        super().__init__(lengths, **how)
-        self._weights = weights
-        self._before = [np.zeros(len(lengths), np.int64)]
-        self.end = self._length
-        if self._length is not None and self._at_end != "restart":
-            self.end = self._find_end(self._length)
+    weights: Weights
 
-    def _find_end(self, length: int) -> int:
-        if self._limits.min() >= length:
-            return length
-        for first in range(0, length, BLOCK):
+    def __post_init__(self) -> None:
+        """Start the counts, and find the end."""
+        self._before = [np.zeros(len(self.lengths), np.int64)]
+        super().__post_init__()
+
+    def _find_end(self) -> int | None:
+        length = self.length or 0
+        for first in range(0, length if self._limits.min() < length else 0, BLOCK):
             counts, picks, _ = self._find_block(first)
-            if self._at_end == "stop":
+            if self.at_end == "stop":
                 place, _ = _find_shortage(picks, self._limits - counts)
             else:
                 place = min(np.flatnonzero(picks < 0).tolist(), default=BLOCK)
             if place < BLOCK:
-                return min(first + place, length)
-        return length
+                return first + place
+        return None
 
     def _find_block(self, number: int) -> tuple[_Ints, _Ints, int]:
         block, place = divmod(number, BLOCK)
@@ -352,11 +343,11 @@ class ScheduledOrder(SourceOrder):
 
     def _draw(self, block: int) -> _Ints:
         """Return the sources of a block of clips, ``[BLOCK]``; -1 where all have ended."""
-        last = _ENDLESS if self._length is None else self._length - 1
+        last = _ENDLESS if self.length is None else self.length - 1
         numbers = [min(number, last) for number in range(block * BLOCK, (block + 1) * BLOCK)]
-        weights = np.array([self._weights.at(self._epoch, number) for number in numbers])
-        draws = numpy_rng(self._seed, "mix", self._epoch, block).random(BLOCK)
-        if self._at_end != "drop":
+        weights = np.array([self.weights.at(self.epoch, number) for number in numbers])
+        draws = numpy_rng(self.seed, "mix", self.epoch, block).random(BLOCK)
+        if self.at_end != "drop":
             return _choose_source(weights, draws)
         left = self._limits - self._before[block]
         weights[:, left <= 0] = 0
