@@ -101,7 +101,7 @@ def check_transform(transform: Given) -> Given:
         raise TypeError(f"transform must be a callable that takes a clip, got {transform!r}")
     if transform is not None:
         # Here, so that forked workers do not each import torchvision, which takes seconds.
-        importlib.import_module("bvdm_data.datasets.transforms")
+        importlib.import_module("bvdm_data.datasets.transformed_annotations")
     return transform
 
 

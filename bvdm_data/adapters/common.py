@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from bvdm_data.clip import ANNOTATIONS, CameraScale, Clip
-from bvdm_data.datasets.ctc import check_ids_match, check_track_table
 from bvdm_data.datasets.sharding import DistributedContext, SampleSplit
 from bvdm_data.datasets.sources import MapStyle
+from bvdm_data.datasets.tracks import check_ids_match, check_track_table
 from bvdm_data.validate import as_int
 
 PIXEL_SIZE = 0.645

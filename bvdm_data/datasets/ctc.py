@@ -1,4 +1,4 @@
-"""CTCSequence: one video of a Cell Tracking Challenge folder, read lazily."""
+"""Videos of the Cell Tracking Challenge: read lazily, and written in its layout."""
 
 import re
 import shutil
@@ -12,96 +12,33 @@ import numpy.typing as npt
 
 from bvdm_data.clip import CameraScale
 from bvdm_data.datasets.tiff import LazyTiff, read_image, read_image_shape, write_image
+from bvdm_data.datasets.tracks import (
+    LARGEST_ID,
+    check_ids_match,
+    check_labels_in_tracks,
+    check_track_table,
+    list_alive,
+    match_masks_to_markers,
+    read_track_table,
+)
 
+__all__ = ["TRUTHS", "CTCSequence", "guess_scale", "is_complete", "read_sequence", "write_sequence"]
 
-def read_track_table(path: Path) -> npt.NDArray[np.int32]:
-    """Read a ``man_track.txt``.
+TRUTHS = ("auto", "ST", "GT", "TRA", None)
+"""What the masks of a sequence may be read from."""
 
-    The rows in the order of the file, ``[n, 4]`` int32.
-    """
-    rows: list[list[int]] = []
-    places: list[str] = []
-    for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
-        if line.strip():
-            places.append(f"{path}, line {number}")
-            rows.append(_parsed(line, places[-1]))
-    _check_rows(rows, places)
-    return np.array(rows, np.int32).reshape(-1, 4)
+UNTRACKED_PER_FRAME = 1000
+"""Ids that are kept free in every frame for masks that belong to no track."""
 
+_LAYOUT = (
+    "01/t000.tif, 01/t001.tif, ... with 01_ST/SEG/man_seg000.tif, ... or 01_GT/SEG/man_seg000.tif, "
+    "... or 01_GT/TRA/man_track000.tif, ... and 01_GT/TRA/man_track.txt"
+)
+_OFFSETS = (32768, 0)
+_RANGES = (255, 1023, 4095, 16383, 65535)
 
-def write_track_table(path: Path, tracks: npt.NDArray[np.integer]) -> None:
-    """Write a ``man_track.txt``."""
-    path.write_text("".join(" ".join(map(str, row)) + "\n" for row in tracks.tolist()))
-
-
-def check_track_table(tracks: npt.NDArray[np.integer], frames: int) -> npt.NDArray[np.int32]:
-    """Check a table of tracks and leave out the rows of zeros that pad it.
-
-    The rows that hold a track, ``[m, 4]`` int32.
-    """
-    if not np.issubdtype(tracks.dtype, np.integer):
-        raise TypeError(f"tracks must hold integers, got the dtype {tracks.dtype}")
-    if tracks.ndim != 2 or tracks.shape[1] != 4:
-        raise ValueError(
-            f"tracks must be [n, 4] (id, first, last, parent), got the shape {tracks.shape}"
-        )
-    used = np.flatnonzero(tracks.any(axis=1))
-    _check_rows(tracks[used].tolist(), [f"tracks, row {row}" for row in used])
-    late = np.flatnonzero(tracks[:, 2] >= frames)
-    if len(late):
-        raise ValueError(
-            f"tracks, row {late[0]}: the last frame must be at most {frames - 1} in a video of "
-            f"{frames} frames, got {tracks[late[0], 2]}"
-        )
-    return tracks[used].astype(np.int32)
-
-
-def check_ids_match(masks: npt.NDArray[np.integer], table: npt.NDArray[np.integer]) -> None:
-    """Check that masks show the tracks of a table, in every frame."""
-    for frame, mask in enumerate(masks):
-        alive = table[(table[:, 1] <= frame) & (frame <= table[:, 2]), 0]
-        odd = np.setxor1d(np.unique(mask[mask > 0]), alive)
-        if len(odd):
-            raise ValueError(
-                "masks and tracks must hold the same ids in every frame, got id "
-                f"{odd[0]} in frame {frame} only in {'tracks' if odd[0] in alive else 'masks'}"
-            )
-
-
-def _parsed(line: str, place: str) -> list[int]:
-    words = line.split()
-    try:
-        row = [int(word) for word in words]
-    except ValueError:
-        row = []
-    if len(row) != 4 or max(row) > np.iinfo(np.int32).max:
-        raise ValueError(
-            f"{place}: must be four whole numbers (id, first frame, last frame, parent), got "
-            f"{line.strip()!r}"
-        )
-    return row
-
-
-def _check_rows(rows: list[list[int]], places: list[str]) -> None:
-    """Refuse rows that are impossible, alone or together."""
-    known: dict[int, list[int]] = {}
-    for (identity, first, last, parent), place in zip(rows, places, strict=True):
-        if identity < 1 or first < 0 or last < first or parent < 0:
-            raise ValueError(
-                f"{place}: must have id >= 1, 0 <= first frame <= last frame and parent >= 0, got "
-                f"{(identity, first, last, parent)}"
-            )
-        if identity in known:
-            raise ValueError(f"{place}: id {identity} must be given once, got it a second time")
-        known[identity] = [first, last]
-    for (identity, first, _, parent), place in zip(rows, places, strict=True):
-        if parent and parent not in known:
-            raise ValueError(f"{place}: parent {parent} of track {identity} does not exist")
-        if parent and known[parent][1] >= first:
-            raise ValueError(
-                f"{place}: parent {parent} must end before track {identity} begins in frame "
-                f"{first}, got its last frame {known[parent][1]}"
-            )
+_Table = npt.NDArray[np.int32]
+_Labels = npt.NDArray[np.int32]
 
 
 def write_sequence(
@@ -119,13 +56,26 @@ def write_sequence(
     place, the raw video last: where the folder ``<name>`` exists, the rest is whole. What a killed
     writer has left behind is replaced by the next one.
     """
-    table = _checked(name, video, masks, tracks)
-    folder = Path(root)
+    table = _check_sequence(name, video, masks, tracks)
+    folder, truth_name = Path(root), f"{name}_GT"
     staging = folder / f".{name}.writing"
-    _clear_place(folder, name, staging)
+    # The truth has been moved by a writer that was killed before it could move the raw video.
+    if (staging / name).is_dir() and not (staging / truth_name).exists():
+        shutil.rmtree(folder / truth_name, ignore_errors=True)
+    shutil.rmtree(staging, ignore_errors=True)
+    for path in (folder / name, folder / truth_name):
+        if path.exists():
+            raise FileExistsError(
+                f"{path} is there already; remove it or give another name than {name!r}"
+            )
     try:
-        _write_files(staging, name, video, masks.astype(np.uint16), table)
-        _move_into_place(staging, folder, name)
+        _write_files(staging / name, staging / truth_name, video, masks.astype(np.uint16), table)
+        (staging / truth_name).rename(folder / truth_name)
+        try:
+            (staging / name).rename(folder / name)
+        except BaseException:  # Ctrl-C, too: half a sequence must not stay
+            shutil.rmtree(folder / truth_name, ignore_errors=True)
+            raise
     except OSError as error:
         place = folder / name
         raise OSError(error.errno, f"could not write the sequence {place}: {error}") from error
@@ -134,7 +84,7 @@ def write_sequence(
 
 
 def is_complete(root: str | Path, name: str) -> bool:
-    """Tell whether a sequence is there with a mask and a marker for each frame and its tracks."""
+    """Return whether a sequence is there with a mask and a marker for each frame and its tracks."""
     folder, truth = Path(root) / name, Path(root) / f"{name}_GT"
     frames = len(list(folder.glob("t*.tif")))
     masks = len(list(truth.glob("SEG/man_seg*.tif")))
@@ -142,12 +92,12 @@ def is_complete(root: str | Path, name: str) -> bool:
     return 0 < frames == masks == markers and (truth / "TRA" / "man_track.txt").is_file()
 
 
-def _checked(
+def _check_sequence(
     name: str,
     video: npt.NDArray[np.uint16],
     masks: npt.NDArray[np.integer],
     tracks: npt.NDArray[np.integer],
-) -> npt.NDArray[np.int32]:
+) -> _Table:
     """Check the arguments of :func:`write_sequence`; return the table without padding."""
     if not isinstance(name, str) or not re.fullmatch(r"\d{2,}", name):
         raise ValueError(f'name must be two or more digits, like "01", got {name!r}')
@@ -166,136 +116,22 @@ def _checked(
     return table
 
 
-def _clear_place(folder: Path, name: str, staging: Path) -> None:
-    """Remove what a killed writer has left; refuse to replace anything else."""
-    truth = folder / f"{name}_GT"
-    # Moved by a writer that was killed before it could move the raw video.
-    if (staging / name).is_dir() and not (staging / truth.name).exists():
-        shutil.rmtree(truth, ignore_errors=True)
-    shutil.rmtree(staging, ignore_errors=True)
-    for path in (folder / name, truth):
-        if path.exists():
-            raise FileExistsError(
-                f"{path} is there already; remove it or give another name than {name!r}"
-            )
-
-
 def _write_files(
-    staging: Path,
-    name: str,
+    raw: Path,
+    truth: Path,
     video: npt.NDArray[np.uint16],
     masks: npt.NDArray[np.uint16],
-    table: npt.NDArray[np.int32],
+    table: _Table,
 ) -> None:
-    truth = staging / f"{name}_GT"
     # The raw folder comes last: where it is there without the truth, the truth has been moved.
-    for folder in (truth / "SEG", truth / "TRA", staging / name):
+    for folder in (truth / "SEG", truth / "TRA", raw):
         folder.mkdir(parents=True)
     digits = max(3, len(str(len(video) - 1)))
     for number, (frame, mask) in enumerate(zip(video, masks, strict=True)):
-        write_image(staging / name / f"t{number:0{digits}d}.tif", frame)
+        write_image(raw / f"t{number:0{digits}d}.tif", frame)
         write_image(truth / "SEG" / f"man_seg{number:0{digits}d}.tif", mask)
         write_image(truth / "TRA" / f"man_track{number:0{digits}d}.tif", mask)
-    write_track_table(truth / "TRA" / "man_track.txt", table)
-
-
-def _move_into_place(staging: Path, folder: Path, name: str) -> None:
-    truth = folder / f"{name}_GT"
-    (staging / truth.name).rename(truth)
-    try:
-        (staging / name).rename(folder / name)
-    except BaseException:  # Ctrl-C, too: half a sequence must not stay
-        shutil.rmtree(truth, ignore_errors=True)
-        raise
-
-
-Labels = npt.NDArray[np.int32]
-
-
-def check_labels_in_tracks(
-    labels: Labels, alive: npt.NDArray[np.int32], complete: bool, path: Path
-) -> None:
-    """Refuse labels without a track and, on demand, tracks without a label."""
-    found = np.unique(labels[labels > 0])
-    unlisted = np.setdiff1d(found, alive)
-    if len(unlisted):
-        raise ValueError(
-            f"{path} must hold ids of tracks only, got label {unlisted[0]}, which has no track in "
-            "man_track.txt in this frame"
-        )
-    missing = np.setdiff1d(alive, found)
-    if complete and len(missing):
-        raise ValueError(
-            f"{path} must hold every track that man_track.txt has in this frame, got no label "
-            f"{missing[0]}"
-        )
-
-
-def match_masks_to_markers(
-    labels: Labels, markers: Labels, alive: npt.NDArray[np.int32], spare: int
-) -> Labels:
-    """Give each mask the id of its track, found by the markers of the tracking truth.
-
-    Where every label lies on the marker of the same number, or on none, labels are ids already.
-    Else each mask gets the id of the marker that it overlaps most. Where two masks want one
-    marker, it goes to the larger overlap.
-
-    The masks under the ids of their tracks, ``[H, W]``.
-
-    Examples:
-        >>> labels = np.array([[1, 1, 0, 2, 2, 0, 3]], np.int32)
-        >>> markers = np.array([[0, 7, 0, 5, 0, 0, 0]], np.int32)
-        >>> follow_markers(labels, markers, np.array([5, 7], np.int32), spare=100).tolist()
-        [[7, 7, 0, 5, 5, 0, 100]]
-    """
-    if np.array_equal(labels, markers):
-        return labels
-    where = labels > 0
-    found, rows = np.unique(labels[where], return_inverse=True)
-    ids, columns = np.unique(markers[where], return_inverse=True)
-    pairs = np.bincount(rows * len(ids) + columns, minlength=len(found) * len(ids))
-    overlap = pairs.reshape(len(found), len(ids)) * (ids > 0)
-    own = (overlap * (found[:, None] == ids)).sum(axis=1) > 0
-    if own.any() and (own | ~overlap.any(axis=1)).all():
-        new = np.where(np.isin(found, alive), found, 0)
-    else:
-        new = _best(overlap, ids)
-    lost = np.flatnonzero(new == 0)
-    new[lost] = spare + np.arange(len(lost))
-    tracked = np.zeros_like(labels)
-    tracked[where] = new[rows]
-    return tracked
-
-
-def _best(overlap: npt.NDArray[np.int64], ids: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    """Return the marker of each mask, 0 for none; no marker is given twice."""
-    new = np.zeros(len(overlap), ids.dtype)
-    if not overlap.size:
-        return new
-    best = overlap.argmax(axis=1)
-    most = overlap.max(axis=1)
-    taken: set[int] = set()
-    for row in np.argsort(-most, kind="stable").tolist():
-        if most[row] > 0 and int(best[row]) not in taken:
-            taken.add(int(best[row]))
-            new[row] = ids[best[row]]
-    return new
-
-
-__all__ = ["TRUTHS", "CTCSequence", "guess_scale", "is_complete", "read_sequence", "write_sequence"]
-
-TRUTHS = ("auto", "ST", "GT", "TRA", None)
-"""What the masks of a sequence may be read from."""
-
-UNTRACKED_PER_FRAME = 1000
-"""Ids that are kept free in every frame for masks that belong to no track."""
-
-_LAYOUT = (
-    "01/t000.tif, 01/t001.tif, ... with 01_ST/SEG/man_seg000.tif, ... or 01_GT/SEG/man_seg000.tif, "
-    "... or 01_GT/TRA/man_track000.tif, ... and 01_GT/TRA/man_track.txt"
-)
-_OFFSETS = (32768, 0)
-_RANGES = (255, 1023, 4095, 16383, 65535)
+    np.savetxt(truth / "TRA" / "man_track.txt", table, fmt="%d")
 
 
 @dataclass(frozen=True, eq=False)
@@ -322,7 +158,7 @@ class CTCSequence:
     truth: str | None
     numbers: tuple[int, ...]
     shape: tuple[int, int]
-    tracks: npt.NDArray[np.int32] = field(repr=False)
+    tracks: _Table = field(repr=False)
     frame_names: Mapping[int, str] = field(repr=False)
     mask_names: Mapping[int, str] = field(repr=False)
     marker_names: Mapping[int, str] = field(repr=False)
@@ -344,29 +180,21 @@ class CTCSequence:
             IndexError: If there is no frame of that number.
             ValueError: If the file is damaged or of another size or kind than the others.
         """
-        image = self._read(self.frame_names[self._known(number)])
+        image = self._read(self.frame_names[self._check_number(number)])
         _check_grey(self.folder / self.frame_names[number], image.dtype)
         return image  # type: ignore[return-value]  # the dtype is checked above
 
     def partial_frame(self, number: int) -> LazyTiff:
         """Open one frame of which only what is asked for gets decoded.
 
-        Args:
-            number: The frame's number, as in its file name.
-
-        Returns:
-            The frame, uint8 or uint16; no pixel has been decoded.
-
-        Raises:
-            IndexError: If there is no frame of that number.
-            ValueError: If the file is damaged or of another size or kind than the others.
+        Argument and errors are those of :meth:`frame`.
         """
-        image = LazyTiff(self.folder / self.frame_names[self._known(number)])
+        image = LazyTiff(self.folder / self.frame_names[self._check_number(number)])
         self._check_shape(image.path, image.shape)
         _check_grey(image.path, image.dtype)
         return image
 
-    def masks(self, number: int) -> npt.NDArray[np.int32] | None:
+    def masks(self, number: int) -> _Labels | None:
         """Read the masks of one frame.
 
         Masks of the segmentation truths ``"ST"`` and ``"GT"`` may carry labels that are not ids
@@ -387,13 +215,13 @@ class CTCSequence:
             ValueError: If the file is damaged, of another size than the frames, has negative
                 labels, or labels and tracks do not agree.
         """
-        name = self.mask_names.get(self._known(number))
+        name = self.mask_names.get(self._check_number(number))
         if name is None:
             return None
         labels = self._read_labels(name)
         if not len(self.tracks):
             return labels
-        alive = self.tracks[(self.tracks[:, 1] <= number) & (number <= self.tracks[:, 2]), 0]
+        alive = list_alive(self.tracks, number)
         marker_name = self.marker_names.get(number)
         if self.truth == "TRA" or marker_name is None:
             check_labels_in_tracks(labels, alive, self.truth == "TRA", self.folder / name)
@@ -404,7 +232,7 @@ class CTCSequence:
         spare = top + 1 + UNTRACKED_PER_FRAME * (number - self.numbers[0])
         return match_masks_to_markers(labels, markers, alive, spare)
 
-    def _known(self, number: int) -> int:
+    def _check_number(self, number: int) -> int:
         if number not in self.frame_names:
             raise IndexError(
                 f"number must be a frame of sequence {self.name!r}, from {self.numbers[0]} to "
@@ -423,11 +251,11 @@ class CTCSequence:
                 f"{path} must have the size of the first frame, {self.shape} pixels, got {shape}"
             )
 
-    def _read_labels(self, name: str) -> npt.NDArray[np.int32]:
+    def _read_labels(self, name: str) -> _Labels:
         labels = self._read(name)
-        if labels.min() < 0 or labels.max() > np.iinfo(np.int32).max:
+        if labels.min() < 0 or labels.max() > LARGEST_ID:
             raise ValueError(
-                f"{self.folder / name} must hold labels from 0 to {np.iinfo(np.int32).max}, got "
+                f"{self.folder / name} must hold labels from 0 to {LARGEST_ID}, got "
                 f"{labels.min()} to {labels.max()}"
             )
         return labels.astype(np.int32)
@@ -459,15 +287,18 @@ def read_sequence(root: str | Path, sequence: str, truth: str | None = "auto") -
         raise ValueError(f"truth must be one of {TRUTHS}, got {truth!r}")
     folder = Path(root)
     frames = _find_frames(folder, sequence)
-    markers = _numbered(folder, f"{sequence}_GT/TRA", "man_track")
+    markers = _list_files(folder, f"{sequence}_GT/TRA", "man_track")
     masks = {
-        "ST": _numbered(folder, f"{sequence}_ST/SEG", "man_seg"),
-        "GT": _numbered(folder, f"{sequence}_GT/SEG", "man_seg"),
+        "ST": _list_files(folder, f"{sequence}_ST/SEG", "man_seg"),
+        "GT": _list_files(folder, f"{sequence}_GT/SEG", "man_seg"),
         "TRA": markers,
     }
-    chosen = _choose_truth(masks, set(frames)) if truth == "auto" else truth
-    found = masks[chosen] if chosen else {}
-    if truth is not None and not frames.keys() & found.keys():
+    chosen = truth
+    if truth == "auto":
+        complete = ["GT"] if masks["GT"].keys() >= frames.keys() else []
+        chosen = next((one for one in ("ST", *complete, "TRA", "GT") if masks[one]), None)
+    names = masks[chosen] if chosen else {}
+    if truth is not None and not frames.keys() & names.keys():
         raise FileNotFoundError(
             f"no masks of truth={truth!r} for sequence {sequence!r} in {folder}; expected "
             f"{_LAYOUT}. Give truth=None to read the frames alone"
@@ -483,7 +314,7 @@ def read_sequence(root: str | Path, sequence: str, truth: str | None = "auto") -
         shape=shape,
         tracks=tracks,
         frame_names=frames,
-        mask_names=found,
+        mask_names=names,
         marker_names=markers,
     )
 
@@ -523,10 +354,10 @@ def _find_frames(folder: Path, sequence: str) -> dict[int, str]:
         raise TypeError(f'sequence must be the name of a folder, like "01", got {sequence!r}')
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}; it should hold {_LAYOUT}")
-    frames = _numbered(folder, sequence, "t")
+    frames = _list_files(folder, sequence, "t")
     if not frames:
         names = sorted(path.name for path in folder.iterdir() if path.is_dir())
-        there = [name for name in names if _numbered(folder, name, "t")]
+        there = [name for name in names if _list_files(folder, name, "t")]
         problem = "no frames (t000.tif, ...) in" if (folder / sequence).is_dir() else "no folder"
         raise FileNotFoundError(
             f"{problem} {folder / sequence}; sequences there: {there or 'none'}. The folder should "
@@ -541,26 +372,16 @@ def _find_frames(folder: Path, sequence: str) -> dict[int, str]:
     return frames
 
 
-def _numbered(folder: Path, inner: str, prefix: str) -> dict[int, str]:
+def _list_files(folder: Path, inner: str, prefix: str) -> dict[int, str]:
     """Return the files ``<prefix><number>.tif`` of a folder, by ascending number."""
-    found: dict[int, str] = {}
-    if not (folder / inner).is_dir():
-        return found
-    for path in sorted((folder / inner).iterdir()):
+    names: dict[int, str] = {}
+    for path in sorted((folder / inner).glob(f"{prefix}*.tif")):
         match = re.fullmatch(rf"{prefix}(\d{{3,}})\.tif", path.name)
-        if match and int(match[1]) in found:
+        if match and int(match[1]) in names:
             raise ValueError(
-                f"{folder / inner} must hold one file a frame, got {path.name} beside "
-                f"{found[int(match[1])]}"
+                f"{folder / inner} must hold one file a frame, got {path.name} and "
+                f"{names[int(match[1])]}"
             )
         if match:
-            found[int(match[1])] = f"{inner}/{path.name}"
-    return dict(sorted(found.items()))
-
-
-def _choose_truth(masks: Mapping[str, Mapping[int, str]], frames: set[int]) -> str | None:
-    if masks["ST"]:
-        return "ST"
-    if masks["GT"].keys() >= frames or not masks["TRA"]:
-        return "GT" if masks["GT"] else None
-    return "TRA"
+            names[int(match[1])] = f"{inner}/{path.name}"
+    return dict(sorted(names.items()))

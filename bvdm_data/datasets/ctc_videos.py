@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, SupportsIndex, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
@@ -19,13 +18,13 @@ from bvdm_data.clip import (
 )
 from bvdm_data.datasets.ctc import guess_scale, read_sequence
 from bvdm_data.datasets.stream import SharedEpoch
+from bvdm_data.datasets.tracks import find_visible_parents
 from bvdm_data.datasets.transforms import Transform, apply_transform, list_required_keys
 from bvdm_data.datasets.windows import (
     FrameCache,
     Window,
     WindowSpec,
     check_annotations_available,
-    find_visible_parents,
     make_windows,
 )
 from bvdm_data.validate import (
@@ -53,30 +52,28 @@ class CTCVideos(Dataset[Clip]):
     Clip ``i`` of epoch ``e`` is a pure function of the files, the arguments, the seed, ``e`` and
     ``i``. Nuclei cut by the edge of the window are part of it; ids count from 1 in each clip.
 
-    Windows stay ``border`` pixels away from the edge of the frame. Nuclei that touch the edge are
-    mostly without a mask (the challenge does not score them), so that a network would learn
-    them as background.
+    Windows stay ``border`` pixels away from the edge of the frame. Most nuclei that touch the edge
+    have no mask (the challenge does not score them): a network would learn them as background.
 
-    Which windows there are is said by ``windows``:
+    ``windows`` chooses the windows:
 
     - ``"random"``: anywhere; other places in every epoch.
     - ``"grid"``: a cover of the video, for testing. Every pixel of the field of interest, in every
       frame in use that has what is asked for, is shown at least once, in the order of first frame,
       row, column.
     - ``"tracks"``: one nucleus after the other, from its first frame to its last. Its window moves
-      with it, so that its place in the clip tells nothing of its motion. It has id 1. A clip
+      with it, so that its place in the clip shows nothing of its motion. It has id 1. A clip
       begins in the nucleus's first frame; when the nucleus has divided or gone, the window stays
       where it is, and after the end of the video frames and masks are 0. A nucleus that lives
       longer than ``frames`` has several clips.
     - ``"lineages"``: the same for a founder with all its descendants. The window keeps the family
-      in its middle; where it is too small for all, it goes with the branch of the first daughters.
+      in its middle; where it is too small for all, it follows the branch of the first daughters.
 
-    But for ``"random"`` the windows depend on neither seed nor epoch; after the last one,
-    :meth:`clip` begins anew.
+    All but ``"random"`` depend on neither seed nor epoch; after the last window, :meth:`clip`
+    starts again with the first.
 
-    Nothing but names of files, the header of the first frame, ``man_track.txt`` and, for a guess of
-    the scale, three frames are read at first; ``"tracks"`` and ``"lineages"`` read all masks once,
-    to know where nuclei are.
+    At first, only names of files, the header of the first frame, ``man_track.txt`` and, to guess
+    the scale, three frames are read; ``"tracks"`` and ``"lineages"`` read all masks once.
 
     :meth:`set_epoch` also reaches the workers of a loader with ``persistent_workers=True``.
 
@@ -99,10 +96,10 @@ class CTCVideos(Dataset[Clip]):
         start: Number of the first frame used.
         stop: Number after that of the last frame used; None: to the end.
         stride: From one frame of a clip to the next: 1 for all frames, 2 for every other one.
-            Generations that live in between are jumped over in ``tracks``.
+            ``tracks`` jumps over generations that live in between.
         windows: ``"random"``, ``"grid"``, ``"tracks"`` or ``"lineages"``.
-        overlap: Frames, rows and columns that neighbouring windows of a grid share at least; of
-            which the frames also hold for the clips of one long track or lineage.
+        overlap: Frames, rows and columns that neighbouring windows of a grid share at least; the
+            frames also hold for the clips of one long track or lineage.
         cache_bytes: Memory for decoded frames and masks, in each process; the ones used last are
             kept. 0: none.
         transform: Called on the finished clip, with ``video`` and ``masks`` as tv_tensors.
@@ -111,19 +108,9 @@ class CTCVideos(Dataset[Clip]):
 
     Attributes:
         source: The video's :class:`CTCSequence`.
-        frames: Frames of a clip.
-        size: Height and width of a clip in pixels.
-        length: Clips an epoch.
-        seed: Seed of the windows.
-        annotations: Keys of a clip beside ``video``.
-        max_cells: Rows of the padded tables.
-        border: Width in pixels of the band that is left out.
-        scale: How counts become grey values.
-        stride: From one frame of a clip to the next.
-        windows: How windows are chosen.
-        overlap: Frames, rows and columns that neighbouring windows share.
-        cache_bytes: Memory for decoded images.
-        transform: What is called on the finished clip.
+        frames, size, length, annotations, border, scale, overlap: As used, where an argument left
+            it open.
+        seed, max_cells, stride, windows, cache_bytes, transform: As given.
 
     Raises:
         FileNotFoundError: If the folder, the video or its truth is missing.
@@ -168,17 +155,16 @@ class CTCVideos(Dataset[Clip]):
         self.border = as_int("border", DEFAULT_BORDER if border is None else border, 0)
         self.transform = check_transform(transform)
         self.cache_bytes = as_int("cache_bytes", cache_bytes, 0)
-        choice = WindowSpec(
+        spec = WindowSpec(
             windows, frames, self.size, stride, overlap, self.border, start, stop, self.seed
         )
-        self.stride, self.windows = choice.stride, choice.windows
+        self.stride, self.windows, self.overlap = spec.stride, spec.windows, spec.overlap
         self.annotations = check_annotations_available(annotations, truth)
-        if truth == "auto" and not (self.annotations or choice.follows):
+        if truth == "auto" and not (self.annotations or spec.follows):
             truth = None
         self.source = read_sequence(Path(root).expanduser().absolute(), sequence, truth)
         self._cache = FrameCache(self.source, self.cache_bytes)
-        self._windows, self.frames = make_windows(choice, self._cache, self.annotations)
-        self.overlap = choice.overlap
+        self._windows, self.frames = make_windows(spec, self._cache, self.annotations)
         self.length = check_length(length) or self._windows.count
         self.scale = check_scale(scale) or guess_scale(self.source)
         self._epoch = SharedEpoch()
@@ -212,19 +198,22 @@ class CTCVideos(Dataset[Clip]):
             TypeError: If index is not a whole number.
             ValueError: If a file of the window is damaged.
         """
-        window, number = self.window(index), _number(index)
-        cuts = [self._cut(top, left) for top, left in window.corners]
-        shown = list(zip(window.frames, cuts, strict=True))
+        window, number = self.window(index), _check_number(index)
+        height, width = self.size
+        shown = [
+            (frame, slice(top, top + height), slice(left, left + width))
+            for frame, (top, left) in zip(window.frames, window.corners, strict=True)
+        ]
         video = np.zeros((self.frames, *self.size), np.float32)
-        images = [self._cache.frame(one, *cut) for one, cut in shown]
+        images = [self._cache.frame(frame, rows, columns) for frame, rows, columns in shown]
         video[: len(shown)] = self.scale.to_grey(np.stack(images))
-        found: dict[str, Any] = {"video": torch.from_numpy(video)[:, None]}
+        clip: dict[str, Any] = {"video": torch.from_numpy(video)[:, None]}
         if self.annotations:
-            found |= self._annotations(window, shown, number)
-        found["index"] = torch.tensor(number)
-        found["source"] = torch.tensor(0, dtype=torch.int8)
+            clip |= self._annotate(window, shown, number)
+        clip["index"] = torch.tensor(number)
+        clip["source"] = torch.tensor(0, dtype=torch.int8)
         return apply_transform(
-            cast(Clip, found),
+            cast(Clip, clip),
             self.transform,
             name=self._name,
             seed=self.seed,
@@ -246,17 +235,17 @@ class CTCVideos(Dataset[Clip]):
             TypeError: If index is not a whole number.
 
         Examples:
-            Sew what a network has made of the clips of a grid together again::
+            Put together what a network has made of the clips of a grid::
 
                 for index in range(len(videos)):
                     window = videos.window(index)
                     for frame, (top, left) in zip(window.frames, window.corners):
                         ...
         """
-        return self._windows.window(_number(index), self.epoch)
+        return self._windows.window(_check_number(index), self.epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the clips be those of another epoch, in all workers.
+        """Set the number of the epoch, in all workers.
 
         Args:
             epoch: 0 or more.
@@ -271,22 +260,22 @@ class CTCVideos(Dataset[Clip]):
     def _name(self) -> str:
         return f"CTCVideos({str(self.source.folder)!r}, sequence={self.source.name!r})"
 
-    def _cut(self, top: int, left: int) -> tuple[slice, slice]:
-        return slice(top, top + self.size[0]), slice(left, left + self.size[1])
-
-    def _annotations(
-        self, window: Window, shown: Sequence[tuple[int, tuple[slice, slice]]], number: int
+    def _annotate(
+        self, window: Window, shown: Sequence[tuple[int, slice, slice]], number: int
     ) -> dict[str, Any]:
         masks = np.zeros((self.frames, *self.size), np.int32)
-        for place, (frame, cut) in enumerate(shown):
-            masks[place] = self._cache.masks(frame)[cut]
+        for place, (frame, rows, columns) in enumerate(shown):
+            masks[place] = self._cache.masks(frame)[rows, columns]
         parents = find_visible_parents(self.source.tracks, window.frames)
-        if window.track > 1:  # its id is the smallest, so that the clip counts from it
-            masks, parents = _exchanged(masks, parents, window.track)
-        renamed, table, _ = split_gaps(masks, parents)
-        wanted = list_required_keys(self.annotations, self.transform)
+        if window.track > 1:  # it takes the smallest id, so that the clip counts from it
+            swap = {1: window.track, window.track: 1}
+            ones, track = masks == 1, masks == window.track
+            masks[ones], masks[track] = window.track, 1
+            parents = {swap.get(one, one): swap.get(parents[one], parents[one]) for one in parents}
+        masks, table, _ = split_gaps(masks, parents)
+        required = list_required_keys(self.annotations, self.transform)
         try:
-            return annotate_masks(renamed, table, wanted, self.max_cells)
+            return annotate_masks(masks, table, required, self.max_cells)
         except TooManyNucleiError as error:
             raise TooManyNucleiError(
                 f"{error}. It is clip {number} of epoch {self.epoch} of {self._name}; to make it "
@@ -294,19 +283,8 @@ class CTCVideos(Dataset[Clip]):
             ) from error
 
 
-def _number(index: SupportsIndex) -> int:
+def _check_number(index: SupportsIndex) -> int:
     number = as_int("index", index)
     if number < 0:
         raise IndexError(f"index must be 0 or more, got {number}")
     return number
-
-
-def _exchanged(
-    masks: npt.NDArray[np.int32], parents: dict[int, int], track: int
-) -> tuple[npt.NDArray[np.int32], dict[int, int]]:
-    """Let a track and the one with id 1 change their ids."""
-    other = {1: track, track: 1}
-    changed = np.where(masks == track, 1, np.where(masks == 1, track, masks))
-    return changed.astype(np.int32), {
-        other.get(one, one): other.get(parent, parent) for one, parent in parents.items()
-    }

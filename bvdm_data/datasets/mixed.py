@@ -8,7 +8,7 @@ from typing import Any, SupportsIndex, cast
 import torch
 from torch import Tensor
 
-from bvdm_data.clip import Clip
+from bvdm_data.clip import CameraScale, Clip
 from bvdm_data.datasets.ctc_videos import CTCVideos
 from bvdm_data.datasets.mixture import (
     AT_END,
@@ -24,7 +24,7 @@ from bvdm_data.datasets.mixture import (
     check_quotas,
 )
 from bvdm_data.datasets.sharding import SampleSplit
-from bvdm_data.datasets.sources import SHARED, ClipSource, MapStyle, check_compatible
+from bvdm_data.datasets.sources import SHARED, ClipSource, ClipSpec, MapStyle, check_compatible
 from bvdm_data.datasets.stream import ClipStream
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.validate import as_int
@@ -41,48 +41,38 @@ class MixedClip(Clip):
 class MixedVideos(ClipStream):
     """Clips of several sources in one stream: each as often as its weight or its quota says.
 
-    Which source clip ``i`` is from is a function of (seed, epoch, i) and the arguments alone, and
-    it is that source's next own clip: the k-th pick of a source is its clip k, so that no clip of
-    a source is skipped or repeated. A clip thus depends on neither ranks, workers nor order; the
-    mix is what is split over them and resumed (see :class:`ClipStream`), never its sources.
+    The source of clip ``i`` is a function of (seed, epoch, i) and the arguments alone, and the k-th
+    pick of a source is its clip k, so that no clip of a source is skipped or repeated. A clip thus
+    depends on neither ranks, workers nor order; the mix is split over them and resumed (see
+    :class:`ClipStream`), never its sources.
 
     With ``weights``, sources are drawn at random; with weights that do not change, every 1,024
-    clips have as many of each as they say, but for rounding. With ``quotas``, every batch has
-    exactly so many clips of each, in every worker and on every rank: workers make whole batches,
-    and ranks share out whole batches. The loader's ``batch_size`` must be the sum of the quotas,
-    or a multiple of it that the mix is told, too.
+    clips hold each source as often as its weight says, up to rounding. With ``quotas``, every batch
+    has exactly that many clips of each, in every worker and on every rank: workers make whole
+    batches, and ranks share out whole batches. The loader's ``batch_size`` must be the sum of the
+    quotas, or a multiple of it that is also given to the mix.
 
     Sources may be ``SyntheticHeLaVideos``, ``CTCVideos``, other mixes, anything else with
     ``clip(index)``, and map-style data sets or lists of clips, whose items must be functions of
     their index. An iterable data set without ``clip(index)`` is refused: no clip of it could be
     made again, and no loop resumed. Give it that method, or keep its first clips in a list.
 
-    Any clip is found at once, and so is the place of a resume, but with a schedule: that is called
-    for every clip ahead of the one asked for, once in each process and epoch.
+    Any clip, and the place of a resume, is found at once, except with a schedule: it is called for
+    every clip ahead of the one asked for, once in each process and epoch.
 
-    What happens where a source has given all clips of its epoch is said by ``at_end``:
+    ``at_end`` says what happens where a source has given all clips of its epoch:
 
-    - ``"restart"``: it goes on. A data set with ``clip(index)`` goes on in its endless series, with
-      new windows or new nuclei; a map-style one begins anew.
-    - ``"stop"``: the epoch of the mix ends with the last clip ahead of that, or batch of quotas.
+    - ``"restart"``: a data set with ``clip(index)`` continues its endless series, with new windows
+      or new nuclei; a map-style one starts again.
+    - ``"stop"``: the epoch of the mix ends with the last clip, or batch of quotas, ahead of that.
     - ``"drop"``: the others carry on without it, and the epoch ends with the last of them.
 
     Attributes:
-        sources: The sources by name.
-        weights: How often each is picked, as fractions of 1, or the schedule.
-        quotas: Clips of each in a batch, or None.
-        order: How the sources follow each other in a batch of quotas.
-        at_end: What happens where a source ends.
-        shuffle: Whether sources that end are shown in another order in every pass.
-        frames: Frames of a clip.
-        size: Height and width of a clip in pixels.
-        annotations: Keys of a clip beside ``video``.
-        max_cells: Rows of the padded tables; None where there are none.
-        scale: How counts of the camera and grey values belong together; None: no source says.
+        sources, quotas, order, at_end, shuffle, length, seed, batch_size: As given.
+        weights: How often each source is picked, as fractions of 1, or the schedule.
+        frames, size, annotations, max_cells, scale: Those of all sources; ``max_cells`` is None
+            without tables, ``scale`` where no source has one.
         form: Type, shape and device of each key of a clip.
-        length: Most clips an epoch, or None.
-        seed: Seed of the draws.
-        batch_size: The loader's, or None.
         shard: Number of this rank, and of all ranks.
         epoch: Number of the epoch, 0 at first.
 
@@ -151,24 +141,28 @@ class MixedVideos(ClipStream):
                 together with another.
         """
         super().__init__(length=length, seed=seed, batch_size=batch_size, shard=shard)
-        agreed = check_compatible(sources)
+        self._members, common = check_compatible(sources)
         self.sources = dict(sources)
-        self._members = agreed.members
-        self.frames, self.size = agreed.frames, agreed.size
-        self.annotations, self.max_cells = agreed.annotations, agreed.max_cells
-        self.scale, self.form = agreed.scale, agreed.form
+        self.form = cast(ClipSpec, self._members[0].spec)
+        self.frames: int = common["frames"]
+        self.size: tuple[int, int] = common["size"]
+        self.annotations: tuple[str, ...] = common["annotations"]
+        self.max_cells: int | None = common["max_cells"]
+        self.scale: CameraScale | None = common["scale"]
         self.at_end = _check_choice("at_end", at_end, AT_END)
         self.order = _check_choice("order", order, ORDERS)
-        self.shuffle = _check_switch("shuffle", shuffle)
+        if not isinstance(shuffle, bool):
+            raise TypeError(f"shuffle must be True or False, got {shuffle!r}")
+        self.shuffle = shuffle
         self.quotas = None if quotas is None else check_quotas(quotas, sources)
         if self.quotas is not None and weights is not None:
             raise ValueError("weights must be None where quotas are given; leave out one of them")
         self._weights = Weights(self.quotas if weights is None else weights, sources)
-        self._plan: tuple[int, SourceOrder] | None = None
-        self._check_together()
+        self._order: tuple[int, SourceOrder] | None = None
+        self._check_combination()
         self.set_epoch(self.epoch)
         for member in self._members if self.shuffle else ():
-            member.shuffled(0, seed=self.seed, epoch=self.epoch)
+            member.shuffle(0, seed=self.seed, epoch=self.epoch)
 
     @property
     def weights(self) -> Mapping[str, float] | Schedule:
@@ -182,8 +176,8 @@ class MixedVideos(ClipStream):
             index: From 0; ``length`` ends the iteration, it is no limit here.
 
         Returns:
-            A clip of one of the sources; its ``index`` is the one of the mix, its ``member`` the
-            place of the source among ``sources``.
+            A clip of one of the sources; its ``index`` counts in the mix, its ``member`` is the
+            position of the source among ``sources``.
 
         Raises:
             Exception: What the source raises; the message names the clip and the source.
@@ -194,16 +188,16 @@ class MixedVideos(ClipStream):
         number = as_int("index", index)
         if number < 0:
             raise IndexError(f"index must be 0 or more, got {number}")
-        place, own = self._mixing(self.epoch).pick(number)
+        place, own = self._find_order(self.epoch).locate(number)
         member = self._members[place]
         if self.shuffle:
-            own = member.shuffled(own, seed=self.seed, epoch=self.epoch)
-        found = member.clip(own, number=number, epoch=self.epoch)
-        found |= {"index": torch.tensor(number), "member": torch.tensor(place)}
-        return cast(MixedClip, found)
+            own = member.shuffle(own, seed=self.seed, epoch=self.epoch)
+        clip = member.clip(own, number=number, epoch=self.epoch)
+        clip |= {"index": torch.tensor(number), "member": torch.tensor(place)}
+        return cast(MixedClip, clip)
 
     def set_epoch(self, epoch: SupportsIndex) -> None:
-        """Let the stream, and those of the sources, be those of another epoch.
+        """Set the number of the epoch, also of the sources.
 
         Args:
             epoch: 0 or more.
@@ -225,42 +219,41 @@ class MixedVideos(ClipStream):
         Returns:
             Their number, or None without end.
         """
-        return self._mixing(epoch).end
+        return self._find_order(epoch).end
 
     def __len__(self) -> int:
         """Return the clips of the epoch that this rank gets."""
-        clips = self._shared_out(self._whole()).of_rank
+        clips = self._split_batches(self._whole()).of_rank
         return super().__len__() if clips is None else clips
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what can be found again."""
-        return {**super().__getstate__(), "_plan": None}
+        return {**super().__getstate__(), "_order": None}
 
-    def _mixing(self, epoch: int) -> SourceOrder:
-        """Return which clips those of an epoch are; those of the latest are kept."""
-        if self._plan is None or self._plan[0] != epoch:
-            lengths = [member.length(epoch) for member in self._members]
-            how: dict[str, Any] = {"at_end": self.at_end, "length": self.length}
-            how |= {"seed": self.seed, "epoch": epoch}
-            mixing: SourceOrder
+    def _find_order(self, epoch: int) -> SourceOrder:
+        """Return which clips those of an epoch are; the latest order is kept."""
+        if self._order is None or self._order[0] != epoch:
+            how: dict[str, Any] = {"lengths": [one.length(epoch) for one in self._members]}
+            how |= {"at_end": self.at_end, "length": self.length, "seed": self.seed, "epoch": epoch}
+            order: SourceOrder
             if self.quotas is not None:
-                mixing = QuotaOrder(list(self.quotas.values()), lengths, order=self.order, **how)
+                order = QuotaOrder(quotas=list(self.quotas.values()), order=self.order, **how)
             elif self._weights.is_schedule:
-                mixing = ScheduledOrder(self._weights, lengths, **how)
+                order = ScheduledOrder(weights=self._weights, **how)
             else:
-                mixing = WeightedOrder(self._weights.at(epoch, 0), lengths, **how)
-            self._plan = (epoch, mixing)
-        return self._plan[1]
+                order = WeightedOrder(weights=self._weights.at(epoch, 0), **how)
+            self._order = (epoch, order)
+        return self._order[1]
 
     @property
-    def _together(self) -> int:
+    def _group_size(self) -> int:
         return 1 if self.quotas is None else sum(self.quotas.values())
 
     def _next_pass(self) -> SampleSplit:
-        return self._shared_out(super()._next_pass())
+        return self._split_batches(super()._next_pass())
 
-    def _shared_out(self, share: SampleSplit) -> BatchedSplit:
-        changes = {"length": self.length_in(share.epoch), "together": self._together}
+    def _split_batches(self, share: SampleSplit) -> BatchedSplit:
+        changes = {"length": self.length_in(share.epoch), "group_size": self._group_size}
         return BatchedSplit(**{**asdict(share), **changes})
 
     def _check_state(self, state: Mapping[str, Any]) -> dict[str, int]:
@@ -269,16 +262,16 @@ class MixedVideos(ClipStream):
         if end is not None and found["start"] > end:
             raise ValueError(
                 f"state_dict must start within the {end} clips of epoch {found['epoch']}, got "
-                f"start={found['start']}; is it that of a mix of the same sources?"
+                f"start={found['start']}; is it from a mix of the same sources?"
             )
-        if found["start"] % self._together:
+        if found["start"] % self._group_size:
             raise ValueError(
                 f"state_dict must start with a whole batch of quotas={self.quotas}, got start="
-                f"{found['start']}; is it that of a mix with the same quotas?"
+                f"{found['start']}; is it from a mix with the same quotas?"
             )
         return found
 
-    def _check_together(self) -> None:
+    def _check_combination(self) -> None:
         """Check what only holds or fails for several arguments together."""
         if self.quotas is None:
             if self.order != "shuffled":
@@ -289,7 +282,7 @@ class MixedVideos(ClipStream):
                     "function: when a source ends, if ever, can only be found by trying"
                 )
             return
-        total = self._together
+        total = self._group_size
         if self.at_end == "drop":
             raise ValueError(
                 "at_end must be 'restart' or 'stop' with quotas, got 'drop': without one of the "
@@ -315,14 +308,8 @@ def _check_choice(name: str, value: str, choices: Sequence[str]) -> str:
     return value
 
 
-def _check_switch(name: str, value: bool) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
-    return value
-
-
 TWIN_WEIGHTS = {"real": 1, "synthetic": 3}
-"""How often each is shown where nothing else is said (our choice)."""
+"""How often each is shown by default (our choice)."""
 
 
 def twin(
@@ -336,7 +323,7 @@ def twin(
     """Mix a real video with synthetic clips of the model that was fitted to it.
 
     Frames, size, annotations, max_cells and transform of the synthetic clips are those of the real
-    ones. How far they may leave the look of the video is said by ``variation`` in ``synthetic``.
+    ones. ``variation`` in ``synthetic`` says how far their look may differ from the video.
 
     Args:
         real: The real video.
@@ -354,7 +341,7 @@ def twin(
         FileNotFoundError: If there is no such model.
         TypeError: If real is no CTCVideos, or an argument is unknown or of the wrong type.
         ValueError: If the model is on another scale than the real video, the video's stride is not
-            1, synthetic has an argument that is settled elsewhere, or another argument is refused.
+            1, synthetic has an argument of twin or of the real video, or an argument is refused.
 
     Examples:
         One line for a training on both::
@@ -368,23 +355,20 @@ def twin(
             f"real must have stride=1, got stride={real.stride}: synthetic nuclei move as between "
             "neighbouring frames of the video. To mix such clips all the same, use MixedVideos"
         )
-    settled: dict[str, Any] = {
-        "frames": real.frames,
-        "size": real.size,
-        "annotations": real.annotations,
-        "max_cells": real.max_cells,
+    shared: dict[str, Any] = {
+        name: getattr(real, name) for name in ("frames", "size", "annotations", "max_cells")
     }
     own = {"transform": real.transform, "seed": seed, **(synthetic or {})}
-    for name in sorted(own.keys() & {*settled, "model"}):
-        where = "is an argument of twin" if name == "model" else "is that of the real video"
+    for name in sorted(own.keys() & {*shared, "model"}):
+        where = "is an argument of twin" if name == "model" else "is taken from the real video"
         raise ValueError(f"synthetic must be without {name!r}, which {where}")
-    made = SyntheticHeLaVideos(model=model, **settled, **own)
-    if made.scale != real.scale:
+    videos = SyntheticHeLaVideos(model=model, **shared, **own)
+    if videos.scale != real.scale:
         raise ValueError(
-            f"model must have the scale of the real video, {real.scale}, got {made.scale} of "
-            f"{made.model}; fit a model to the video with 'bvdm-data fit', or, where counts mean "
-            "the same, give CTCVideos(..., scale=...) that of the model"
+            f"model must have the scale of the real video, {real.scale}, got {videos.scale} of "
+            f"{videos.model}; fit a model to the video with 'bvdm-data fit', or, where counts mean "
+            "the same, give CTCVideos(..., scale=...) the scale of the model"
         )
     if mix.get("weights") is None and mix.get("quotas") is None:
         mix["weights"] = TWIN_WEIGHTS
-    return MixedVideos({"real": real, "synthetic": made}, seed=seed, **mix)
+    return MixedVideos({"real": real, "synthetic": videos}, seed=seed, **mix)

@@ -12,15 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bvdm_data.clip import split_gaps
-from bvdm_data.datasets.ctc import (
-    check_track_table,
-    guess_scale,
-    read_sequence,
-    write_sequence,
-    write_track_table,
-)
+from bvdm_data.datasets.ctc import guess_scale, read_sequence, write_sequence
 from bvdm_data.datasets.ctc_videos import DEFAULT_BORDER
 from bvdm_data.datasets.tiff import write_image
+from bvdm_data.datasets.tracks import check_track_table
 from bvdm_data.fitting.video import estimate_background
 from bvdm_data.system import require
 
@@ -187,7 +182,7 @@ def _write_result(folder: Path, masks: Labels, table: Labels) -> None:
     digits = max(3, len(str(len(masks) - 1)))
     for number, mask in enumerate(masks):
         write_image(folder / f"mask{number:0{digits}d}.tif", mask.astype(np.uint16))
-    write_track_table(folder / "res_track.txt", table)
+    np.savetxt(folder / "res_track.txt", table, fmt="%d")
 
 
 def _evaluated(folder: Path) -> dict[str, float | None]:

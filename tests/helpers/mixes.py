@@ -1,4 +1,4 @@
-"""Sources of a mix that say which clip they have given, and a rank of a job that reads one."""
+"""Sources of a mix whose clips show where they are from, and a rank of a job that reads one."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ from bvdm_data.datasets.mixed import MixedVideos
 
 @dataclass
 class FakeVideos:
-    """Clips that say which source they are from, which number they had there, which epoch."""
+    """Clips that show their source, their number there, and the epoch."""
 
     kind: int = 0
     frames: int = 2
@@ -39,7 +39,7 @@ class FakeVideos:
 
 @dataclass
 class FiniteVideos(FakeVideos):
-    """The same, with so many clips an epoch; those behind are other ones."""
+    """The same, with a length; the endless series has other clips behind it."""
 
     clips: int = 5
 
@@ -47,8 +47,8 @@ class FiniteVideos(FakeVideos):
         return self.clips
 
 
-def listed(count, **changes):
-    """Return a list of clips; what they say is as above."""
+def make_list(count, **changes):
+    """Return a list of clips of FakeVideos."""
     return [FakeVideos(**changes).clip(index) for index in range(count)]
 
 
@@ -56,15 +56,15 @@ def own_number(clip):
     return round(clip["video"][0, 0, 0, 0].item() * 1e6)
 
 
-def picked(mix, numbers):
+def locate(mix, numbers):
     """Return which source each of these clips is from, and its number there."""
     clips = [mix.clip(number) for number in numbers]
     return [(list(mix.sources)[int(clip["member"])], own_number(clip)) for clip in clips]
 
 
-def own_numbers(found, name):
+def own_numbers(located, name):
     """Return the numbers that clips had in one source."""
-    return [number for source, number in found if source == name]
+    return [number for source, number in located if source == name]
 
 
 def later_real(epoch, index):
@@ -75,13 +75,13 @@ def later_real(epoch, index):
 
 def by_quotas(**changes):
     """Return a mix of three finite sources: one, three and two clips in a batch."""
-    sources = {"real": listed(7), "synthetic": FakeVideos(kind=1), "more": FiniteVideos(kind=1)}
+    sources = {"real": make_list(7), "synthetic": FakeVideos(kind=1), "more": FiniteVideos(kind=1)}
     arguments = {"quotas": {"more": 2, "real": 1, "synthetic": 3}, "length": 30} | changes
     return MixedVideos(sources, **arguments)
 
 
-def told(loader):
-    """Return what each batch holds: the number, the source and the number there of its clips."""
+def list_batches(loader):
+    """Return number, source and number in the source of the clips of each batch."""
     return [
         [
             [int(index), int(member), own_number({"video": video})]
@@ -93,24 +93,24 @@ def told(loader):
     ]
 
 
-def rank(folder):
-    """Be one rank of a job, and tell its batches of a mix by quotas and of one by weight."""
+def run_rank(folder):
+    """Write the batches that one rank of a job gets of a mix by quotas and of one by weight."""
     torch.distributed.init_process_group("gloo")
     number = torch.distributed.get_rank()
     quotas = by_quotas()
     weights = MixedVideos(by_quotas().sources, length=30, batch_size=3)
     found = {
-        "quotas": told(DataLoader(quotas, batch_size=6, num_workers=2)),
+        "quotas": list_batches(DataLoader(quotas, batch_size=6, num_workers=2)),
         "length": len(quotas),
-        "weights": told(DataLoader(weights, batch_size=3, num_workers=2)),
+        "weights": list_batches(DataLoader(weights, batch_size=3, num_workers=2)),
     }
     state = quotas.state_dict(consumed=12)
     quotas.load_state_dict(state)
-    found |= {"state": state, "rest": told(DataLoader(quotas, batch_size=6, num_workers=1))}
+    found |= {"state": state, "rest": list_batches(DataLoader(quotas, batch_size=6, num_workers=1))}
     (Path(folder) / f"{number}.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    rank(sys.argv[1])
+    run_rank(sys.argv[1])
