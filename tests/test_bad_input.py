@@ -279,7 +279,7 @@ MODELS = [
      p.file("exported/mine.txt"), p.export()), ValueError,
      r"must be new, empty, or begun by the same call, .*exported holds something else; give"),
     ("other arguments for the same folder", lambda p: (p.export(), p.export(seed=5)), ValueError,
-     r"was begun with seed=0, got 5; give the same arguments to go on, or another folder"),
+     r"was begun with seed=0, got 5; give the same arguments to continue, or another folder"),
     ("a picture that no nucleus fits into", lambda p: p.export(size=(6, 64)), ValueError,
      r"size must not be smaller than a nucleus .*got \(6, 64\)"),
     ("an unknown data set to fetch", lambda p: fetch.fetch("HeLa", p.folder), ValueError,

@@ -14,7 +14,8 @@ from ctc_metrics.scripts.validate import validate_sequence
 from bvdm_data.clip import CameraScale
 from bvdm_data.datasets import export as exporting
 from bvdm_data.datasets.ctc import read_sequence
-from bvdm_data.datasets.export import MANIFEST, export
+from bvdm_data.datasets.export import export
+from bvdm_data.files import MANIFEST
 from bvdm_data.synth.paper import PaperSettings
 from bvdm_data.synth.scene import SceneSettings
 from bvdm_data.synth.synthesis import synthesise
@@ -119,14 +120,14 @@ def test_export_called_for_more_sequences_writes_those_that_are_missing(
 RUN = """
 import sys, time
 from pathlib import Path
-from bvdm_data.datasets import ctc_writer
+from bvdm_data.datasets import ctc
 from bvdm_data.datasets.export import export
-move = ctc_writer._move_into_place
+move = ctc._move_into_place
 def slow(staging, folder, name):
     if name == "02":
         time.sleep(60)
     move(staging, folder, name)
-ctc_writer._move_into_place = slow
+ctc._move_into_place = slow
 given = {"frames": 5, "size": (64, 72), "nuclei": 5, "seed": 3, "variation": 0}
 export(sys.argv[1], model=sys.argv[2], progress=False, **given)
 """

@@ -327,7 +327,7 @@ def test_an_export_on_a_full_disk_leaves_no_half_sequence_and_goes_on(tiny_model
 
 
 def test_an_export_whose_film_fails_names_the_sequence(tiny_model, tmp_path):
-    words = r"nuclei=90 do not fit .*It is sequence 01 of .*data; the same call goes on there"
+    words = r"nuclei=90 do not fit .*It is sequence 01 of .*data; the same call continues there"
     with pytest.raises(ValueError, match=words):
         export(tmp_path / "data", frames=1, size=48, nuclei=90, model=tiny_model, progress=False)
 
@@ -389,7 +389,7 @@ def test_a_folder_that_cannot_be_written_into_is_refused_before_the_work(
     monkeypatch.setattr(fitting, "read_video", worked)
     with pytest.raises(OSError, match=r"cannot write .*file/below: "):
         fitting.fit(tiny_ctc, place / "mine.safetensors", progress=False)
-    monkeypatch.setattr(judging, "judge_realism", worked)
+    monkeypatch.setattr(judging, "evaluate_realism", worked)
     for name in ("01", "02"):
         write_sequence(tmp_path / "two", name, *tiny_video)
     data = Data(root=tmp_path / "two", model=tiny_model, border=4, folder=tmp_path / "work")

@@ -22,7 +22,8 @@ from bvdm_data import (
 )
 from bvdm_data.cli import cli
 from bvdm_data.clip import ANNOTATIONS
-from bvdm_data.datasets.export import MANIFEST, export
+from bvdm_data.datasets.export import export
+from bvdm_data.files import MANIFEST
 from bvdm_data.storage import as_clip, read_manifest, read_shard, write_shards
 from bvdm_data.storage import shards as writing
 from bvdm_data.storage.shards import get_schema
@@ -160,7 +161,7 @@ def test_shards_are_byte_for_byte_the_same_whoever_made_them_and_when(
     assert len(written(one, videos, **how)) == 3
     monkeypatch.setattr(time, "time", lambda: 1e9)
     for rank in (1, 0):
-        writing._videos.cache_clear()
+        writing._load_videos.cache_clear()
         assert len(written(other, videos, shard=(rank, 2), **how)) == 2 - rank
     assert contents(one) == contents(other)
 
@@ -295,7 +296,7 @@ def test_a_clip_that_fails_leaves_no_half_shard_and_names_the_shard(
     with monkeypatch.context() as patch:
         patch.setattr(SyntheticHeLaVideos, "clip", failing)
         with pytest.raises(
-            OSError, match=r"No space left.*It is in shard-000001\.tar of .*goes on"
+            OSError, match=r"No space left.*It is in shard-000001\.tar of .*continues"
         ):
             written(tmp_path, small(tiny_model))
     assert sorted(contents(tmp_path)) == [MANIFEST, NAMES[0]]
@@ -395,7 +396,7 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path, tiny_model):
 
 
 def test_export_refuses_a_folder_of_shards(copy, tiny_model):
-    with pytest.raises(ValueError, match="was begun with"):
+    with pytest.raises(ValueError, match="holds something else"):
         export(copy, frames=1, size=40, sequences=1, model=tiny_model, progress=False)
 
 

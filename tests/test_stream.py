@@ -25,7 +25,7 @@ def shares(length, start, ranks, workers, batch_size):
         [
             SampleSplit(
                 epoch=0, start=start, length=length, batch_size=batch_size,
-                rank=rank, ranks=ranks, worker=worker, workers=workers,
+                rank=rank, world_size=ranks, worker_id=worker, num_workers=workers,
             )
             for worker in range(workers)
         ]
@@ -34,7 +34,7 @@ def shares(length, start, ranks, workers, batch_size):
 
 
 def numbers(share):
-    return [number for run in share.runs() for number in run]
+    return [number for run in share.batches() for number in run]
 
 
 sizes = st.integers(1, 5)
@@ -65,7 +65,7 @@ def test_an_endless_stream_never_repeats_and_leaves_nothing_out(
     made = []
     for of_rank in shares(None, start, ranks, workers, batch_size):
         for share in of_rank:
-            runs = share.runs()
+            runs = share.batches()
             made += [number for _ in range(rounds) for number in next(runs)]
     count = ranks * workers * batch_size * rounds
     assert sorted(made) == list(range(start, start + count))
@@ -76,7 +76,7 @@ def test_an_endless_stream_never_repeats_and_leaves_nothing_out(
 def test_a_share_goes_on_after_the_clips_that_were_made(length, ranks, workers, batch_size, made):
     for of_rank in shares(length, 0, ranks, workers, batch_size):
         for share in of_rank:
-            rest = share.resumed({**share.state(), "made": min(made, len(numbers(share)))})
+            rest = share.with_state({**share.to_state(), "made": min(made, len(numbers(share)))})
             assert numbers(rest) == numbers(share)[made:]
             assert rest.is_over == (not numbers(rest))
 
@@ -351,9 +351,9 @@ def test_the_last_batch_may_be_smaller():
         ({"epoch": 0, "seed": 0}, TypeError, "must be what state_dict"),
         ([1, 2], TypeError, r"must be what state_dict\(\) has given, got \[1, 2\]"),
         (
-            {"seed": 0, **shares(10, 0, 1, 2, 1)[0][1].state()},
+            {"seed": 0, **shares(10, 0, 1, 2, 1)[0][1].to_state()},
             ValueError,
-            "must not be that of a worker",
+            "must not be from a worker",
         ),
     ],
 )
@@ -366,8 +366,8 @@ def test_load_state_dict_refuses_what_is_no_state_of_this_stream(state, error, w
 
 def test_a_share_refuses_the_state_of_another_one():
     (first, second), *_ = shares(10, 0, 1, 2, 1)
-    with pytest.raises(ValueError, match=r"worker=0, this process has worker=1.*consumed=\.\.\."):
-        second.resumed(first.state())
+    with pytest.raises(ValueError, match=r"worker_id=0, this process has worker_id=1.*consumed=\.\.\."):
+        second.with_state(first.to_state())
 
 
 def test_an_epoch_that_changes_in_the_middle_of_a_pass_is_an_error():
@@ -406,7 +406,7 @@ def test_a_worker_chooses_no_epoch_for_the_others(monkeypatch):
     epoch.set(3)
     monkeypatch.setattr(shared, "get_worker_info", lambda: "a worker")
     epoch.set(2)
-    assert (epoch.number, epoch.asked_for) == (2, 3)
+    assert (epoch.number, epoch.requested) == (2, 3)
 
 
 @pytest.mark.parametrize(("rank", "world"), [("3", "3"), ("one", "3"), ("0", "0")])
