@@ -1,5 +1,6 @@
 """Checks of arguments and settings, and errors that name the clip they belong to."""
 
+import functools
 import importlib
 import operator
 from collections.abc import Callable, Iterator, Sequence
@@ -35,9 +36,10 @@ def as_int(name: str, value: SupportsIndex, least: int | None = None) -> int:
     return number
 
 
-def check_frames(frames: SupportsIndex) -> int:
-    """Return the number of frames of a clip."""
-    return as_int("frames", frames, least=1)
+check_frames = functools.partial(as_int, "frames", least=1)
+check_seed = functools.partial(as_int, "seed", least=0)
+check_epoch = functools.partial(as_int, "epoch", least=0)
+check_max_cells = functools.partial(as_int, "max_cells", least=1)
 
 
 def check_size(size: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, int]:
@@ -61,21 +63,6 @@ def check_size(size: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, int]
 def check_length(length: SupportsIndex | None) -> int | None:
     """Return the number of clips an epoch."""
     return None if length is None else as_int("length", length, least=1)
-
-
-def check_seed(seed: SupportsIndex) -> int:
-    """Return the seed."""
-    return as_int("seed", seed, least=0)
-
-
-def check_epoch(epoch: SupportsIndex) -> int:
-    """Return the number of an epoch."""
-    return as_int("epoch", epoch, least=0)
-
-
-def check_max_cells(max_cells: SupportsIndex) -> int:
-    """Return the number of rows of the padded tables."""
-    return as_int("max_cells", max_cells, least=1)
 
 
 def check_scale(scale: CameraScale | None) -> CameraScale | None:
@@ -157,17 +144,12 @@ class Rule:
                 raise ValueError(f"{name} must be {self._describe_range()}, got {value}")
 
     def _describe_range(self) -> str:
-        if self.least is not None and self.most is not None:
-            return f"from {self.least:g} to {self.most:g}"
-        if self.least is not None and self.below is not None:
-            return f"from {self.least:g} to below {self.below:g}"
-        bounds = {
-            "at least": self.least,
-            "above": self.above,
-            "at most": self.most,
-            "below": self.below,
-        }
-        return " and ".join(f"{words} {b:g}" for words, b in bounds.items() if b is not None)
+        lower = {"at least": self.least, "above": self.above}
+        upper = {"at most": self.most, "below": self.below}
+        words = [f"{word} {n:g}" for word, n in (lower | upper).items() if n is not None]
+        if self.least is not None and len(words) == 2:
+            return f"from {self.least:g} to {words[1].removeprefix('at most ')}"
+        return " and ".join(words)
 
 
 def check_fields(settings: object, **rules: Rule) -> None:

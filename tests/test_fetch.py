@@ -144,7 +144,7 @@ def test_fetch_takes_the_right_checksum(server, tmp_path):
 
 
 def test_fetch_refuses_a_wrong_checksum_and_leaves_nothing(server, tmp_path):
-    with pytest.raises(ValueError, match=f"not the expected sha256 {'0' * 64}"):
+    with pytest.raises(ValueError, match=f"another sha256 than the expected {'0' * 64}"):
         fetched(server, tmp_path, known_hash="0" * 64)
     assert names(tmp_path) == []
 

@@ -366,7 +366,7 @@ def test_load_state_dict_refuses_what_is_no_state_of_this_stream(state, error, w
 
 def test_a_share_refuses_the_state_of_another_one():
     (first, second), *_ = shares(10, 0, 1, 2, 1)
-    with pytest.raises(ValueError, match=r"worker_id=0, this process has worker_id=1.*consumed=\.\.\."):
+    with pytest.raises(ValueError, match=r"worker_id=0, this .* has worker_id=1.*consumed=\.\.\."):
         second.with_state(first.to_state())
 
 

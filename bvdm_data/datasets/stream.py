@@ -19,19 +19,14 @@ from bvdm_data.datasets.sharding import (
 from bvdm_data.validate import as_int, check_epoch, check_length, check_seed
 
 
-class SharedInt:
-    """A whole number of a :class:`SharedInts`."""
-
+class _SharedInt:
     def __init__(self, place: int) -> None:
-        """Choose its place in the memory."""
         self.place = place
 
     def __get__(self, owner: "SharedInts", kind: type) -> int:
-        """Return the number."""
         return int(owner.memory[self.place])
 
     def __set__(self, owner: "SharedInts", number: int) -> None:
-        """Change the number, here and in all workers."""
         owner.memory[self.place] = number
 
 
@@ -42,12 +37,12 @@ class SharedInts:
     copy has memory of its own, with the same numbers.
     """
 
-    requested_epoch = SharedInt(0)  # epoch that the main process has set last
-    resume_at = SharedInt(1)  # clip that the next pass starts with
-    restarts = SharedInt(2)  # how often a state was loaded or another epoch was set
-    claimed_by = SharedInt(3)  # loader whose pass starts at resume_at; 0: none yet
-    pass_start = SharedInt(4)  # clip that the latest pass started with
-    in_workers = SharedInt(5)  # whether workers make the latest pass
+    requested_epoch = _SharedInt(0)  # epoch that the main process has set last
+    resume_at = _SharedInt(1)  # clip that the next pass starts with
+    restarts = _SharedInt(2)  # how often a state was loaded or another epoch was set
+    claimed_by = _SharedInt(3)  # loader whose pass starts at resume_at; 0: none yet
+    pass_start = _SharedInt(4)  # clip that the latest pass started with
+    in_workers = _SharedInt(5)  # whether workers make the latest pass
 
     def __init__(self) -> None:
         """Allocate the memory."""

@@ -88,11 +88,11 @@ class SyntheticHeLaVideos(ClipStream):
 
     Clip ``i`` of epoch ``e`` is a pure function of the model, the arguments, the seed, ``e`` and
     ``i``: the same for any number of ranks and workers, in any order, and after a resume. No
-    global random state is touched. Ranks and workers share the clips out, each is made once; see
-    :class:`~bvdm_data.datasets.stream.ClipStream`.
+    global random state is touched. Clips are split over ranks and workers, and each is made once;
+    see :class:`~bvdm_data.datasets.stream.ClipStream`.
 
     Every pass over the stream has the same clips unless :meth:`set_epoch` is called.
-    :meth:`state_dict` and :meth:`load_state_dict` go on in the middle of an epoch.
+    :meth:`state_dict` and :meth:`load_state_dict` resume in the middle of an epoch.
 
     Args:
         frames: Frames of a clip.
@@ -108,44 +108,32 @@ class SyntheticHeLaVideos(ClipStream):
             :class:`PaperSettings` or :class:`ProceduralSettings` with other numbers.
         nuclei: Nuclei in the first frame; a pair: a random number from low to high; None: the
             density of the fitted video, as far as ``variation`` keeps it.
-        variation: How far brightness, size, density, crowding, blur and noise of a clip may leave
-            those of the fitted video, from 0 (not at all, for clips that look like it) to 1
-            (widely, for networks that must work on other videos, too). None: 1 with ``"fast"``,
-            0 with the other methods.
+        variation: How far brightness, size, density, crowding, blur and noise of a clip may differ
+            from the fitted video, from 0 (not at all, for clips that look like it) to 1 (widely,
+            for networks that must work on other videos, too). None: 1 with ``"fast"``, 0 with the
+            other methods.
         pool: Paint nuclei once and show them in many clips, for loops that would otherwise wait
-            for clips: True, or a :class:`PoolSettings` that says how many are kept and how soon
-            they are replaced. None: every clip has nuclei of its own. Only for ``"fast"``.
-        annotations: Keys beside ``video``: ``"masks"``, ``"tracks"``, ``"flow"``, ``"stages"``,
+            for clips: True, or a :class:`PoolSettings` with the number of nuclei and how soon they
+            are replaced. None: every clip has new nuclei. Only for ``"fast"``.
+        annotations: Keys in addition to ``video``: ``"masks"``, ``"tracks"``, ``"flow"``, ``"stages"``,
             ``"boxes"``, ``"centroids"``; see :class:`Clip`.
         max_cells: Rows of the padded tables; a clip with more nuclei is an error, never cut.
         device: Where the networks run, and where the clips are; other than ``"cpu"`` needs a
             loader with ``num_workers=0``. :class:`DeviceLoader` paints whole batches on a GPU.
-        transform: Called on the finished clip, with ``video`` and ``masks`` as tv_tensors.
-            Annotations follow where it moves pixels, or a :class:`TransformError` says that they
-            cannot. The global random states that it draws from are set for each clip.
+        transform: Called on the finished clip, with ``video`` and ``masks`` as tv_tensors. Where
+            it moves pixels, annotations follow, or a :class:`TransformError` is raised. The global
+            random states that it uses are set for each clip.
         batch_size: The loader's (1 for a loader with ``batch_size=None``), so that its batches
             are the same for any number of workers. None: not known; then each worker makes every
             n-th clip.
         shard: Number of this rank from 0, and of all ranks. None: those of the distributed job;
             see :class:`~bvdm_data.datasets.stream.ClipStream`.
 
+    All arguments are attributes, too, checked and with defaults filled in.
+
     Attributes:
-        frames: Frames of a clip.
-        size: Height and width of a clip in pixels.
-        length: Clips an epoch, or None.
-        seed: Seed of all clips.
-        batch_size: The loader's, or None.
-        shard: Number of this rank, and of all ranks.
         model: Path of the model's file.
-        method: How nuclei are painted.
-        nuclei: Nuclei in the first frame.
-        variation: How far clips may leave the fitted video.
-        pool: How nuclei are shared by clips, or None.
-        annotations: Keys of a clip beside ``video``.
-        max_cells: Rows of the padded tables.
-        device: Where the clips are.
-        scale: How grey values and camera counts belong together.
-        transform: What is called on the finished clip.
+        scale: Linear scale between grey values and camera counts.
         epoch: Number of the epoch, 0 at first.
 
     Raises:
@@ -210,14 +198,13 @@ class SyntheticHeLaVideos(ClipStream):
 
         Raises:
             FileNotFoundError: If the model's file has been removed.
-            IndexError: If there is no such clip.
+            IndexError: If index is negative.
             MemoryError: If memory runs out; torch raises a RuntimeError.
             RuntimeError: If a loader's worker is asked for clips on another device than the CPU.
             TooManyNucleiError: If it shows more than ``max_cells`` nuclei.
             TransformError: If the transform fails.
-            ValueError: If the nuclei asked for do not fit into the picture, or the model's file
-                has been damaged. Whatever fails while the clip is made, the message names the
-                clip and the way to make it again alone.
+            ValueError: If the wanted nuclei do not fit into the size, or the model's file has been
+                damaged. All messages name the clip, and how to make it again alone.
         """
         number = as_int("index", index)
         if number < 0:
