@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from streams import Numbers, batches, logged
+from tests.helpers.streams import Numbers, batches, logged
 from torch.utils.data import DataLoader
 
 from bvdm_data import CTCVideos, MixedVideos, SyntheticHeLaVideos

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from streams import Numbers, logged
+from tests.helpers.streams import Numbers, logged
 from torch.utils.data import IterableDataset
 
 from bvdm_data import CTCVideos, MixedVideos, SyntheticHeLaVideos

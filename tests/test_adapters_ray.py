@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from streams import digest
+from tests.helpers.streams import digest
 
 from bvdm_data import SyntheticHeLaVideos
 from bvdm_data.adapters import ray as adapter

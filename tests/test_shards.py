@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 from click.testing import CliRunner
-from streams import digest
+from tests.helpers.streams import digest
 
 from bvdm_data import (
     FastSettings,

@@ -115,8 +115,8 @@ class SyntheticHeLaVideos(ClipStream):
         pool: Paint nuclei once and show them in many clips, for loops that would otherwise wait
             for clips: True, or a :class:`PoolSettings` with the number of nuclei and how soon they
             are replaced. None: every clip has new nuclei. Only for ``"fast"``.
-        annotations: Keys in addition to ``video``: ``"masks"``, ``"tracks"``, ``"flow"``, ``"stages"``,
-            ``"boxes"``, ``"centroids"``; see :class:`Clip`.
+        annotations: Keys in addition to ``video``: ``"masks"``, ``"tracks"``, ``"flow"``,
+            ``"stages"``, ``"boxes"``, ``"centroids"``; see :class:`Clip`.
         max_cells: Rows of the padded tables; a clip with more nuclei is an error, never cut.
         device: Where the networks run, and where the clips are; other than ``"cpu"`` needs a
             loader with ``num_workers=0``. :class:`DeviceLoader` paints whole batches on a GPU.
