@@ -11,7 +11,6 @@ from dataclasses import replace
 import pytest
 import torch
 from click.testing import CliRunner
-from tests.helpers.streams import digest
 
 from bvdm_data import (
     FastSettings,
@@ -28,6 +27,7 @@ from bvdm_data.storage import as_clip, read_manifest, read_shard, write_shards
 from bvdm_data.storage import shards as writing
 from bvdm_data.storage.shards import get_schema
 from bvdm_data.weights import save
+from tests.helpers.streams import digest
 
 needs_zarr = pytest.mark.skipif(sys.version_info < (3, 11), reason="zarr 3 needs Python 3.11")
 left_open = pytest.mark.filterwarnings(
