@@ -33,12 +33,14 @@ ALONE += r"videos\.set_epoch\(2\); videos\.clip\(3\)"
 
 
 @pytest.fixture(autouse=True)
-def no_hang():
+def no_hang(monkeypatch):
     """Fail, rather than hang, where no error comes."""
 
     def late(*_):
         raise AssertionError("nothing came within a minute")
 
+    # So long PyTorch waits for workers of a loader that is dropped.
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.3)
     before = signal.signal(signal.SIGALRM, late)
     signal.alarm(60)
     yield

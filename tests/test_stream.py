@@ -33,6 +33,12 @@ pytestmark = [
 PROGRAM = Path(streams.__file__)
 
 
+@pytest.fixture(autouse=True)
+def short_wait(monkeypatch):
+    """Wait shorter for workers of a loader that is dropped."""
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.3)
+
+
 def take(loader, count):
     steps = iter(loader)
     return [next(steps)["index"].tolist() for _ in range(count)]
