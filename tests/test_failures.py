@@ -190,7 +190,6 @@ FAULTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize(("spoil", "kind", "words"), FAULTS, ids=["flipped", "removed"])
 def test_spoilt_weights_fail_in_worker(tiny, tiny_model, tmp_path, spoil, kind, words):
     path = shutil.copy(tiny_model, tmp_path / "model.safetensors")
@@ -261,9 +260,7 @@ def break_clip(clip):
     ("changes", "kind", "words"),
     [
         ({"nuclei": 3, "frames": 8, "max_cells": 3}, TooManyNucleiError, "Give max_cells=\\d+"),
-        pytest.param(
-            {"transform": break_clip}, TransformError, "KeyError: 'stages'", marks=pytest.mark.heavy
-        ),
+        ({"transform": break_clip}, TransformError, "KeyError: 'stages'"),
     ],
     ids=["max_cells", "transform"],
 )

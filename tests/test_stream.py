@@ -1,4 +1,3 @@
-import contextlib
 import copy
 import json
 import pickle
@@ -503,73 +502,6 @@ def test_real_videos_resume(workers, tiny_ctc):
         for one, other in zip(rest, whole[2:], strict=True):
             assert torch.equal(one["video"], other["video"])
     assert batches(whole) != sorted(batches(whole))
-
-
-# Lightning
-
-
-class Cut(Exception):
-    """Ends a training in the middle."""
-
-
-def train(folder, videos, workers, stop=None, resume=None, **how):
-    """Train with Lightning, until it is cut off; return epoch and numbers of each batch."""
-    # Takes long to import.
-    import lightning.pytorch as lightning
-
-    seen = []
-
-    class Noting(lightning.LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.layer = torch.nn.Linear(1, 1)
-
-        def on_train_epoch_start(self):
-            videos.set_epoch(self.current_epoch)
-
-        def training_step(self, batch):
-            if len(seen) == stop:
-                raise Cut
-            seen.append((batch["epoch"].tolist(), batch["index"].tolist()))
-            return self.layer(torch.ones(1, 1)).sum()
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), lr=0.1)
-
-    keeper = lightning.callbacks.ModelCheckpoint(
-        folder, every_n_train_steps=1, save_top_k=-1, filename="{step}"
-    )
-    trainer = lightning.Trainer(
-        accelerator="cpu", logger=False, callbacks=[keeper], enable_progress_bar=False,
-        enable_model_summary=False, **how,
-    )  # fmt: skip
-    loader = StatefulDataLoader(videos, batch_size=2, num_workers=workers)
-    with contextlib.suppress(Cut):
-        trainer.fit(Noting(), loader, ckpt_path=resume, weights_only=False)
-    return seen
-
-
-@pytest.mark.heavy
-@pytest.mark.filterwarnings("ignore:::lightning", "ignore:::pytorch_lightning")
-@pytest.mark.parametrize(
-    ("length", "workers", "stop", "how"),
-    [
-        (14, 0, 9, {"max_epochs": 2}),
-        (14, 2, 3, {"max_epochs": 2}),
-        # Without a length Lightning takes one batch ahead, and counts it as seen.
-        (10**12, 2, 3, {"max_steps": 14}),
-    ],
-)
-def test_lightning_resumes_within_epoch(length, workers, stop, how, tmp_path):
-    log = tmp_path / "made.txt"
-    seen = train(tmp_path, Numbers(length=length, batch_size=2), workers, stop, **how)
-    assert len(seen) == stop
-    videos = Numbers(length=length, batch_size=2, log=log)
-    seen += train(tmp_path, videos, workers, resume=tmp_path / f"step={stop}.ckpt", **how)
-    assert [batch for _, batch in seen] == [[n % length, n % length + 1] for n in range(0, 28, 2)]
-    if length == 14:
-        assert [epochs for epochs, _ in seen] == [[0, 0]] * 7 + [[1, 1]] * 7
-        assert len(logged(log)) == 28 - 2 * stop
 
 
 # Distributed jobs
