@@ -1,9 +1,5 @@
 import json
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -99,37 +95,6 @@ def test_second_call_writes_what_is_missing(whole, copy, tmp_path, tiny_model, m
     monkeypatch.setattr(exporting, "write_sequence", lambda *_: pytest.fail("written again"))
     assert write(copy, tiny_model) == []
     assert contents(copy) == contents(whole)
-
-
-RUN = """
-import sys, time
-from pathlib import Path
-from bvdm_data.datasets import ctc
-from bvdm_data.datasets.export import export
-move = ctc._move_into_place
-def slow(staging, folder, name):
-    if name == "02":
-        time.sleep(60)
-    move(staging, folder, name)
-ctc._move_into_place = slow
-given = {"frames": 5, "size": (64, 72), "nuclei": 5, "seed": 3, "variation": 0}
-export(sys.argv[1], model=sys.argv[2], progress=False, **given)
-"""
-
-
-@pytest.mark.heavy
-def test_killed_export_continues(whole, tmp_path, tiny_model):
-    folder = tmp_path / "data"
-    half = folder / ".02.writing/02_GT/TRA/man_track.txt"
-    with subprocess.Popen([sys.executable, "-c", RUN, str(folder), str(tiny_model)]) as process:
-        until = time.monotonic() + 60
-        while not half.exists() and time.monotonic() < until:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-    assert half.exists()
-    assert not (folder / "02").exists()
-    assert write(folder, tiny_model) == ["02"]
-    assert contents(folder) == contents(whole)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@ import json
 import re
 import runpy
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -198,49 +197,35 @@ def test_second_call_writes_missing_shards(copy, whole, tiny_model, monkeypatch)
 
 
 PROGRAM = """
-import os, signal, sys, time
+import os, signal, sys
 from bvdm_data import SyntheticHeLaVideos
 from bvdm_data.storage import write_shards
 clip = SyntheticHeLaVideos.clip
-def fail(self, index):
+def die(self, index):
     if index == 6:
-        {failure}
+        os.kill(os.getpid(), signal.SIGKILL)
     return clip(self, index)
-SyntheticHeLaVideos.clip = fail
+SyntheticHeLaVideos.clip = die
 if __name__ == "__main__":
-    given = {{"frames": 2, "size": 40, "nuclei": 2, "max_cells": 16, "seed": 3}}
+    given = {"frames": 2, "size": 40, "nuclei": 2, "max_cells": 16, "seed": 3}
     videos = SyntheticHeLaVideos(model=sys.argv[2], **given)
-    how = {{"clips": 10, "clips_per_shard": 4, "compress": False, "progress": False}}
+    how = {"clips": 10, "clips_per_shard": 4, "compress": False, "progress": False}
     try:
-        write_shards(videos, sys.argv[1], workers={workers}, **how)
+        write_shards(videos, sys.argv[1], workers=1, **how)
     except ChildProcessError as error:
         print(error)
 """
 
 
 @pytest.mark.heavy
-def test_killed_call_leaves_whole_shards(whole, tmp_path, tiny_model):
-    folder, program = tmp_path / "data", PROGRAM.format(failure="time.sleep(60)", workers=0)
-    with subprocess.Popen([sys.executable, "-c", program, str(folder), str(tiny_model)]) as process:
-        until, half = time.monotonic() + 60, []
-        while not (half and half[0].stat().st_size) and time.monotonic() < until:
-            time.sleep(0.02)
-            half = list(folder.glob(".shard-000001-*.tar"))
-        process.send_signal(signal.SIGKILL)
-    assert half[0].stat().st_size > 0
-    assert sorted(contents(folder)) == sorted([half[0].name, MANIFEST, NAMES[0]])
-    assert write(folder, make_videos(tiny_model)) == NAMES[1:]
-    assert contents(folder) == contents(whole)
-
-
-@pytest.mark.heavy
 def test_killed_worker_is_an_error(whole, tmp_path, tiny_model):
-    dying = "os.kill(os.getpid(), signal.SIGKILL)"
-    (tmp_path / "dying.py").write_text(PROGRAM.format(failure=dying, workers=1))
+    (tmp_path / "dying.py").write_text(PROGRAM)
     folder = tmp_path / "data"
     line = [sys.executable, tmp_path / "dying.py", folder, tiny_model]
     done = subprocess.run(line, check=True, timeout=200, capture_output=True, text=True)
     assert done.stdout.startswith("one of the workers=1 was killed, by the system if memory ran")
+    # Half of a shard is left under a hidden name, which the next call removes.
+    assert [*folder.glob(".shard-000001-*.tar")]
     assert sorted(name for name in contents(folder) if name[0] != ".") == [MANIFEST, NAMES[0]]
     assert write(folder, make_videos(tiny_model)) == NAMES[1:]
     assert contents(folder) == contents(whole)
@@ -485,8 +470,6 @@ def test_wrong_byte_in_zarr_is_refused(tmp_path, tiny_model):
     ("changes", "error", "words"),
     [
         ({"clips": None}, ValueError, "clips must be given for an endless data set"),
-        ({"clips": 0}, ValueError, "clips must be 1 or more, got 0"),
-        ({"clips_per_shard": 0}, ValueError, "clips_per_shard must be 1 or more, got 0"),
         ({"clips_per_shard": 1.5}, TypeError, r"clips_per_shard must be a whole number, got 1\.5"),
         ({"format": "hdf5"}, ValueError, "format must be 'webdataset' or 'zarr', got 'hdf5'"),
         ({"compress": "gzip"}, TypeError, "compress must be True or False, got 'gzip'"),

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from bvdm_data.clip import build_schema
 from bvdm_data.datasets.sharding import DistributedContext
-from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
+from bvdm_data.datasets.synthetic import METHODS, SyntheticHeLaVideos
 from bvdm_data.files import (
     MANIFEST,
     describe_damage,
@@ -27,10 +27,6 @@ from bvdm_data.files import (
 )
 from bvdm_data.storage.formats import WRITERS, import_zarr
 from bvdm_data.synth.cell_bank import PoolSettings
-from bvdm_data.synth.model import Method
-from bvdm_data.synth.paper import PaperSettings
-from bvdm_data.synth.procedural import ProceduralSettings
-from bvdm_data.synth.textures import FastSettings
 from bvdm_data.system import list_versions
 from bvdm_data.validate import as_int, name_source_in_errors
 from bvdm_data.weights import find_model, known_models, model_digest
@@ -41,9 +37,7 @@ LAYOUT = "bvdm-data shards 1"
 CLIPS_PER_SHARD = 256
 """Default size of a shard: some hundred MB for clips of 8 x 256 x 256 px."""
 
-_METHODS: Mapping[str, type[Method]] = {
-    kind.__name__: kind for kind in (FastSettings, PaperSettings, ProceduralSettings)
-}
+_METHODS = {type(method).__name__: type(method) for method in METHODS.values()}
 _UNCHANGED = ("frames", "size", "length", "seed", "variation", "annotations", "max_cells")
 
 
