@@ -87,30 +87,15 @@ def fetch(
 
 
 class ResumingDownloader:
-    """A downloader for pooch that continues an unfinished file.
-
-    Args:
-        part: Where the unfinished file lies between two calls.
-        progress: Whether to show a progress bar on stderr.
-    """
+    """A downloader for pooch that continues the unfinished file of an earlier call."""
 
     def __init__(self, part: Path, progress: bool) -> None:
-        """Remember the arguments; nothing is read yet."""
+        """Choose where the unfinished file lies."""
         self.part = part
         self.progress = progress
 
     def __call__(self, url: str, output_file: str | Path, pooch: object) -> None:
-        """Fetch the file, from where the last call stopped if the server can.
-
-        Args:
-            url: Address of the file.
-            output_file: Where it goes when it is whole.
-            pooch: Not used; pooch hands it to all downloaders.
-
-        Raises:
-            FileNotFoundError: If the server has no such file.
-            ConnectionError: If the transfer fails.
-        """
+        """Fetch the file, from where the last call stopped if the server can."""
         try:
             self._transfer(url)
         except (requests.RequestException, ConnectionError) as error:

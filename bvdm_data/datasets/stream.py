@@ -116,10 +116,7 @@ class ClipStream(IterableDataset[Clip]):
             where a process group has been made, or else of the environment variables ``RANK`` and
             ``WORLD_SIZE``, or else ``(0, 1)``.
 
-    Attributes:
-        length: Clips an epoch, or None.
-        seed: Seed of all clips.
-        batch_size: The loader's, or None.
+    All arguments are attributes, too.
 
     Raises:
         TypeError: If an argument is of the wrong type.
@@ -175,7 +172,7 @@ class ClipStream(IterableDataset[Clip]):
     def set_epoch(self, epoch: SupportsIndex) -> None:
         """Choose the epoch: other clips for every index, from the first one on.
 
-        To choose the epoch of a loaded state once more keeps the place in it.
+        Choosing the epoch of a loaded state again keeps the loaded position.
 
         Args:
             epoch: 0 or more.
