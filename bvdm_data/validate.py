@@ -85,12 +85,11 @@ def check_device(device: str | torch.device) -> torch.device:
 
 def check_transform(transform: Given) -> Given:
     """Return the transform."""
-    if transform is None:
-        return transform
-    if not callable(transform):
+    if transform is not None and not callable(transform):
         raise TypeError(f"transform must be a callable that takes a clip, got {transform!r}")
-    # Here, so that forked workers do not each import torchvision, which takes seconds.
-    importlib.import_module("bvdm_data.datasets.transforms")
+    if transform is not None:
+        # Here, so that forked workers do not each import torchvision, which takes seconds.
+        importlib.import_module("bvdm_data.datasets.transforms")
     return transform
 
 
