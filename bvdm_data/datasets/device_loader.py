@@ -93,11 +93,9 @@ class SceneStream(SyntheticHeLaVideos):
     def _restarts_seen(self, number: int) -> None:
         self._videos._restarts_seen = number
 
-    def _start_pass(self) -> Any:
-        begun = super()._start_pass()
+    def _start_pass(self, ahead: bool) -> Any:
         # Ahead of the loop, as workers are.
-        self._shared.in_workers = 1
-        return begun
+        return super()._start_pass(ahead=True)
 
 
 @dataclass(frozen=True)

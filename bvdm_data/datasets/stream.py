@@ -1,8 +1,8 @@
 """ClipStream: clips by number, as a stream that is split over ranks and workers and resumed."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, TypeVar
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
@@ -85,6 +85,8 @@ class SharedEpoch:
             self._own = number
 
 
+Item = TypeVar("Item")
+
 _STATE_KEYS = {"seed", *POSITION_KEYS}
 _WORKER_STATE_KEYS = _STATE_KEYS | {"made", *SPLIT_KEYS}
 
@@ -165,6 +167,11 @@ class ClipStream(IterableDataset[Clip]):
         return self._epoch.number
 
     @property
+    def _restarts(self) -> int:
+        """How often a state was loaded or another epoch was set."""
+        return self._shared.restarts
+
+    @property
     def shard(self) -> tuple[int, int]:
         """Number of this rank, and of all ranks."""
         return self._shard.find()
@@ -189,14 +196,20 @@ class ClipStream(IterableDataset[Clip]):
 
     def __iter__(self) -> Iterator[Clip]:
         """Yield this process's share of the clips of the epoch."""
+        return self._iterate_over(self.clips)
+
+    def _iterate_over(
+        self, make: Callable[[Sequence[int]], Iterable[Item]], *, ahead: bool = False
+    ) -> Iterator[Item]:
+        """Yield items of this process's share; ``ahead``: made before the loop asks for them."""
         self._pass = None
         if get_worker_info() is None:
             self._shared.in_workers = 0
         # After a resume at the end of an epoch the first pass is empty, as torchdata's
         # StatefulDataLoader expects; the one after it has the whole epoch. A pass that has clips
         # starts with its first clip: loaders ask for iterators that they then do not use.
-        started = self._start_pass() if self._next_pass().is_over else None
-        return self._iterate(started)
+        started = self._start_pass(ahead) if self._next_pass().is_over else None
+        return self._iterate(make, started, ahead)
 
     def __len__(self) -> int:
         """Return the clips of an epoch that this rank gets."""
@@ -270,21 +283,26 @@ class ClipStream(IterableDataset[Clip]):
         """Leave out the current pass: a copy starts without one."""
         return {**self.__dict__, "_pass": None}
 
-    def _iterate(self, started: SampleSplit | None) -> Iterator[Clip]:
-        split = started or self._start_pass()
+    def _iterate(
+        self,
+        make: Callable[[Sequence[int]], Iterable[Item]],
+        started: SampleSplit | None,
+        ahead: bool,
+    ) -> Iterator[Item]:
+        split = started or self._start_pass(ahead)
         self._pass = split
         for numbers in split.batches():
-            for clip in self.clips(numbers):
+            for item in make(numbers):
                 split = replace(split, made=split.made + 1)
                 self._pass = split
-                yield clip
+                yield item
                 if self.epoch != split.epoch:
                     raise RuntimeError(
                         f"set_epoch({self.epoch}) was called in the middle of a pass over epoch "
                         f"{split.epoch}; call it before the loop, or begin a new one"
                     )
 
-    def _start_pass(self) -> SampleSplit:
+    def _start_pass(self, ahead: bool) -> SampleSplit:
         """Start a pass: at the loaded position the first time, later at the start of the epoch."""
         split, worker = self._next_pass(), get_worker_info()
         if self._can_resume():
@@ -292,7 +310,7 @@ class ClipStream(IterableDataset[Clip]):
         self._restarts_seen = self._shared.restarts
         self._loaded = None
         self._shared.pass_start = split.start
-        self._shared.in_workers = int(worker is not None)
+        self._shared.in_workers = int(ahead or worker is not None)
         if worker is not None:
             self.set_epoch(split.epoch)
         return split
