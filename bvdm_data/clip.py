@@ -56,6 +56,27 @@ class Clip(TypedDict):
     source: Tensor
 
 
+def build_schema(
+    frames: int,
+    size: tuple[int, int],
+    max_cells: int | None,
+    annotations: Collection[str] = ANNOTATIONS,
+) -> dict[str, tuple[torch.dtype, tuple[int | None, ...]]]:
+    """Return dtype and shape of each key of a clip; ``max_cells`` None: any number of rows."""
+    keys: dict[str, tuple[torch.dtype, tuple[int | None, ...]]] = {
+        "video": (torch.float32, (frames, 1, *size)),
+        "masks": (torch.int32, (frames, *size)),
+        "tracks": (torch.int32, (max_cells, 4)),
+        "flow": (torch.float32, (frames - 1, 2, *size)),
+        "stages": (torch.int8, (max_cells, frames)),
+        "boxes": (torch.float32, (max_cells, frames, 4)),
+        "centroids": (torch.float32, (max_cells, frames, 2)),
+        "index": (torch.int64, ()),
+        "source": (torch.int8, ()),
+    }
+    return {key: keys[key] for key in keys if key in annotations or key not in ANNOTATIONS}
+
+
 class TooManyNucleiError(ValueError):
     """A clip holds more nuclei than the padded tables have rows."""
 

@@ -1,11 +1,13 @@
-"""Arguments that the data sets have in common, checked at the door."""
+"""Checks of arguments and settings, and errors that name the clip they belong to."""
 
+import functools
 import importlib
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from numbers import Real
-from typing import SupportsIndex, TypeVar
+from typing import Any, SupportsIndex, TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +22,7 @@ def as_int(name: str, value: SupportsIndex, least: int | None = None) -> int:
     """Return a whole number as an int; numpy's integers are welcome, bool is not.
 
     Examples:
-        >>> check_whole_number("frames", 8, least=1)
+        >>> as_int("frames", 8, least=1)
         8
     """
     if isinstance(value, bool):
@@ -34,9 +36,10 @@ def as_int(name: str, value: SupportsIndex, least: int | None = None) -> int:
     return number
 
 
-def check_frames(frames: SupportsIndex) -> int:
-    """Return the number of frames of a clip."""
-    return as_int("frames", frames, least=1)
+check_frames = functools.partial(as_int, "frames", least=1)
+check_seed = functools.partial(as_int, "seed", least=0)
+check_epoch = functools.partial(as_int, "epoch", least=0)
+check_max_cells = functools.partial(as_int, "max_cells", least=1)
 
 
 def check_size(size: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, int]:
@@ -62,21 +65,6 @@ def check_length(length: SupportsIndex | None) -> int | None:
     return None if length is None else as_int("length", length, least=1)
 
 
-def check_seed(seed: SupportsIndex) -> int:
-    """Return the seed."""
-    return as_int("seed", seed, least=0)
-
-
-def check_epoch(epoch: SupportsIndex) -> int:
-    """Return the number of an epoch."""
-    return as_int("epoch", epoch, least=0)
-
-
-def check_max_cells(max_cells: SupportsIndex) -> int:
-    """Return the number of rows of the padded tables."""
-    return as_int("max_cells", max_cells, least=1)
-
-
 def check_scale(scale: CameraScale | None) -> CameraScale | None:
     """Return the camera's scale."""
     if scale is not None and not isinstance(scale, CameraScale):
@@ -85,14 +73,14 @@ def check_scale(scale: CameraScale | None) -> CameraScale | None:
 
 
 def check_device(device: str | torch.device) -> torch.device:
-    """Return the device that is meant."""
+    """Return the device."""
     try:
-        found = torch.device(device)
+        checked = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"device must be one that torch knows, got {device!r}") from error
-    if found.type == "cuda" and not torch.cuda.is_available():
+    if checked.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={device!r} asks for CUDA, but torch finds none; use device='cpu'")
-    return found
+    return checked
 
 
 def check_transform(transform: Given) -> Given:
@@ -120,22 +108,72 @@ def as_fraction(name: str, value: object) -> float:
     """Return a number from 0 to 1."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number from 0 to 1, got {value!r}")
-    share = float(value)
-    if not 0 <= share <= 1:
+    if not 0 <= float(value) <= 1:
         raise ValueError(f"{name} must be from 0 to 1, got {value!r}")
-    return share
+    return float(value)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What the value of a setting must be; bounds that are None do not bind."""
+
+    kind: type  # int, float (any real number) or bool
+    least: float | None = None  # bounds that belong to the range
+    most: float | None = None
+    above: float | None = None  # bounds that do not
+    below: float | None = None
+    or_none: bool = False  # whether None is allowed, too
+
+    def check(self, name: str, value: Any) -> None:
+        """Refuse a value of the wrong type or outside the range."""
+        if value is None and self.or_none:
+            return
+        kind = Real if self.kind is float else self.kind
+        if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+            noun = {int: "an int", float: "a number", bool: "True or False"}[self.kind]
+            raise TypeError(f"{name} must be {noun}{' or None' * self.or_none}, got {value!r}")
+        bounds: Any = (
+            (operator.ge, self.least),
+            (operator.gt, self.above),
+            (operator.le, self.most),
+            (operator.lt, self.below),
+        )
+        for compare, bound in bounds:
+            if bound is not None and not compare(value, bound):
+                raise ValueError(f"{name} must be {self._describe_range()}, got {value}")
+
+    def _describe_range(self) -> str:
+        lower = {"at least": self.least, "above": self.above}
+        upper = {"at most": self.most, "below": self.below}
+        words = [f"{word} {n:g}" for word, n in (lower | upper).items() if n is not None]
+        if self.least is not None and len(words) == 2:
+            return f"from {self.least:g} to {words[1].removeprefix('at most ')}"
+        return " and ".join(words)
+
+
+def check_fields(settings: object, **rules: Rule) -> None:
+    """Check fields of a dataclass of settings by a rule each.
+
+    Examples:
+        >>> class Settings:
+        ...     steps = 0
+        >>> check_fields(Settings, steps=Rule(int, least=1, most=1000))
+        Traceback (most recent call last):
+        ValueError: steps must be from 1 to 1000, got 0
+    """
+    for name, rule in rules.items():
+        rule.check(name, getattr(settings, name))
 
 
 OOM_HINT = "memory ran out: use fewer workers, frames or nuclei, or a smaller size"
-"""The way out where no memory is left."""
 
-_NO_MEMORY = ("allocate memory", "out of memory", "bad_alloc")
-"""Words of torch's errors where no memory is left, which are RuntimeErrors."""
+_OUT_OF_MEMORY = ("allocate memory", "out of memory", "bad_alloc")
+"""Phrases of torch's RuntimeErrors when memory runs out."""
 
 
 @contextmanager
 def name_clip_in_errors(name: str, epoch: int, index: int) -> Iterator[None]:
-    """Let errors name the clip that is being made, and the way to make it again alone."""
+    """Add to errors which clip was being made, and how to make it again alone."""
     place = f"It is clip {index} of epoch {epoch} of {name}; to make it alone: "
     with name_source_in_errors(f"{place}videos.set_epoch({epoch}); videos.clip({index})"):
         yield
@@ -143,31 +181,30 @@ def name_clip_in_errors(name: str, epoch: int, index: int) -> Iterator[None]:
 
 @contextmanager
 def name_source_in_errors(place: str) -> Iterator[None]:
-    """Let errors say where they happened.
+    """Add to errors where they happened.
 
-    The error is raised anew with a longer message, from the one that came. So the words are still
-    there when a loader's worker hands it to the main process, which makes it again from its type
-    and message. A type that cannot be made from a message alone is replaced by the nearest of its
-    bases that can.
+    The error is raised again with a longer message, so that the message survives when a loader's
+    worker sends it to the main process, which rebuilds errors from type and message. A type that
+    cannot be built from a message alone is replaced by its nearest base that can.
     """
     try:
         yield
     except Exception as error:
-        raise _told(error, place) from error
+        raise _extend_message(error, place) from error
 
 
-def _told(error: Exception, place: str) -> Exception:
+def _extend_message(error: Exception, place: str) -> Exception:
     words = " ".join(line.strip() for line in str(error).splitlines()) or type(error).__name__
-    if isinstance(error, MemoryError) or any(said in words for said in _NO_MEMORY):
+    if isinstance(error, MemoryError) or any(phrase in words for phrase in _OUT_OF_MEMORY):
         words = f"{words} ({OOM_HINT})"
     message = f"{words.removesuffix('.')}. {place}"
     for kind in type(error).__mro__[:-1]:
         try:
-            again = kind(message)
+            extended = kind(message)
         except Exception:
             continue
-        if isinstance(again, Exception) and str(again) == message:
-            if isinstance(again, OSError) and isinstance(error, OSError):
-                again.errno = error.errno
-            return again
+        if isinstance(extended, Exception) and str(extended) == message:
+            if isinstance(extended, OSError) and isinstance(error, OSError):
+                extended.errno = error.errno
+            return extended
     return RuntimeError(message)

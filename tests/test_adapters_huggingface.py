@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from streams import Numbers, batches, logged
 from torch.utils.data import DataLoader
 
 from bvdm_data import CTCVideos, MixedVideos, SyntheticHeLaVideos
 from bvdm_data.adapters.huggingface import to_huggingface
+from tests.helpers.streams import Numbers, batches, logged
 
 ROOT = Path(__file__).parents[1]
 EVERY = ("masks", "tracks", "flow", "stages", "boxes", "centroids")

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from streams import Numbers, logged
 from torch.utils.data import IterableDataset
 
 from bvdm_data import CTCVideos, MixedVideos, SyntheticHeLaVideos
 from bvdm_data.adapters.lightning import ClipDataModule
+from tests.helpers.streams import Numbers, logged
 
 ROOT = Path(__file__).parents[1]
 CPU = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from streams import digest
 
 from bvdm_data import SyntheticHeLaVideos
 from bvdm_data.adapters import ray as adapter
 from bvdm_data.adapters.ray import ray_dataset, ray_export
 from bvdm_data.storage import write_shards
+from tests.helpers.streams import digest
 
 SMALL = {"frames": 2, "size": 40, "nuclei": 2, "max_cells": 16, "seed": 3}
 

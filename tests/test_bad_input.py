@@ -1,4 +1,4 @@
-"""What a user may get wrong, at every door: one line each, with the words that help."""
+"""What a user may get wrong: one line each, with the words of the message that help."""
 
 import pickle
 import shutil
@@ -166,6 +166,10 @@ SYNTHETIC = [
     ("a missing model file", {"model": "no/model.safetensors"}, FileNotFoundError,
      r"no model file 'no/model\.safetensors'; give the path of a file made by"),
     ("a model of a wrong type", {"model": 3}, TypeError, r"a name or the path of a file, got 3"),
+    ("a pair of nuclei above max_cells", {"nuclei": (3, 200)}, ValueError,
+     r"nuclei must be at most max_cells=128, got \(3, 200\)"),
+    ("nuclei a float", {"nuclei": 2.5}, TypeError, r"nuclei must be a whole number, got 2\.5"),
+    ("a device of a wrong type", {"device": 1.5}, ValueError, r"that torch knows, got 1\.5"),
     ("an unknown device", {"device": "gpu"}, ValueError,
      r"device must be one that torch knows, got 'gpu'"),
     ("CUDA without CUDA", {"device": "cuda"}, ValueError,
@@ -198,6 +202,8 @@ CLIPS = [
     ("a number where each stage needs one", lambda p: p.synthetic(
         method=ProceduralSettings(contrast=0.2)),
      TypeError, r"contrast must be a tuple of 6 numbers, one a stage, got 0\.2"),
+    ("an epoch below zero", lambda p: p.synthetic().set_epoch(-1), ValueError,
+     r"epoch must be 0 or more, got -1"),
     ("an index below zero", lambda p: p.synthetic().clip(-1), IndexError,
      r"index must be 0 or more, got -1"),
     ("a float index", lambda p: p.synthetic().clip(1.0), TypeError,
@@ -279,7 +285,7 @@ MODELS = [
      p.file("exported/mine.txt"), p.export()), ValueError,
      r"must be new, empty, or begun by the same call, .*exported holds something else; give"),
     ("other arguments for the same folder", lambda p: (p.export(), p.export(seed=5)), ValueError,
-     r"was begun with seed=0, got 5; give the same arguments to go on, or another folder"),
+     r"was begun with seed=0, got 5; give the same arguments to continue, or another folder"),
     ("a picture that no nucleus fits into", lambda p: p.export(size=(6, 64)), ValueError,
      r"size must not be smaller than a nucleus .*got \(6, 64\)"),
     ("an unknown data set to fetch", lambda p: fetch.fetch("HeLa", p.folder), ValueError,
@@ -306,7 +312,7 @@ EVERY = [*FILES, *SETTINGS, *CLIPS, *MODELS]
 @pytest.mark.parametrize(
     ("call", "error", "words"), [case[1:] for case in EVERY], ids=[case[0] for case in EVERY]
 )
-def test_bad_input_is_refused_with_words_that_help(place, call, error, words, caplog):
+def test_message_helps(place, call, error, words, caplog):
     if "CUDA" in words and torch.cuda.is_available():
         place.patch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(error, match=words) as info:

@@ -11,8 +11,8 @@ from bvdm_data import __version__
 from bvdm_data.cli import cli, main
 from bvdm_data.datasets import fetch as fetching
 from bvdm_data.datasets.ctc import read_sequence
-from bvdm_data.datasets.export import MANIFEST
 from bvdm_data.evaluation import evaluate as judging
+from bvdm_data.files import MANIFEST
 from bvdm_data.fitting.fit import FitSettings
 from bvdm_data.fitting.paper_networks import train_ddpm
 from bvdm_data.synth.procedural import ProceduralSettings

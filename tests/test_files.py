@@ -6,33 +6,30 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from bvdm_data import files
-from bvdm_data.files import open_atomic, write_tensors
+from bvdm_data.files import (
+    open_atomic,
+    open_atomic_folder,
+    prepare_output_dir,
+    write_tensors,
+)
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3)}
 
 
-def test_whole_file_makes_the_file_and_its_folders(tmp_path):
+def test_open_atomic_makes_file_and_folders(tmp_path):
     path = tmp_path / "deep" / "down" / "text.txt"
-    with open_atomic(path) as temporary:
-        temporary.write_text("all of it")
-        assert not path.exists()
-        assert temporary.parent == path.parent
-        assert temporary.suffix == ".txt"
-    assert path.read_text() == "all of it"
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_whole_file_takes_the_place_of_an_old_file(tmp_path):
-    path = tmp_path / "text.txt"
-    path.write_text("old")
-    with open_atomic(path) as temporary:
-        temporary.write_text("new")
-        assert path.read_text() == "old"
-    assert path.read_text() == "new"
+    for text in ("old", "new"):
+        before = path.read_text() if path.exists() else None
+        with open_atomic(path) as temporary:
+            temporary.write_text(text)
+            assert (path.read_text() if path.exists() else None) == before
+            assert (temporary.parent, temporary.suffix) == (path.parent, ".txt")
+        assert path.read_text() == text
+        assert list(path.parent.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()])
-def test_whole_file_leaves_the_old_file_and_no_other_when_it_fails(tmp_path, error):
+def test_failed_write_keeps_old_file(tmp_path, error):
     path = tmp_path / "text.txt"
     path.write_text("old")
 
@@ -41,50 +38,77 @@ def test_whole_file_leaves_the_old_file_and_no_other_when_it_fails(tmp_path, err
             temporary.write_text("ha")
             raise error
 
-    with pytest.raises(type(error)):
+    with pytest.raises(type(error)) as caught:
         write_half()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+    if isinstance(error, OSError):
+        assert str(caught.value).endswith(f"cannot write {path}: No space left")
+        assert caught.value.errno == errno.ENOSPC
 
 
-def test_whole_file_names_the_file_that_it_cannot_write(tmp_path):
-    wanted = pytest.raises(OSError, match=r"cannot write .*text\.txt: No space left")
-    with wanted as caught, open_atomic(tmp_path / "text.txt"):
-        raise OSError(errno.ENOSPC, "No space left")
-    assert caught.value.errno == errno.ENOSPC
-
-
-def test_whole_file_refuses_the_place_of_a_folder(tmp_path):
+def test_open_atomic_refuses_wrong_places(tmp_path):
     (tmp_path / "folder").mkdir()
     refused = pytest.raises(OSError, match=r"cannot write .*folder")
     with refused, open_atomic(tmp_path / "folder") as temporary:
         temporary.write_text("text")
-    assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
-
-
-def test_whole_file_refuses_a_folder_that_is_a_file(tmp_path):
     (tmp_path / "file").write_text("text")
     refused = pytest.raises(FileExistsError, match=r"cannot write .*name\.txt: File exists")
     with refused, open_atomic(tmp_path / "file" / "name.txt"):
         pass
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", "file"}
 
 
-def test_write_tensors_writes_what_can_be_read_back(tmp_path):
-    path = tmp_path / "tensors.safetensors"
-    write_tensors(path, TENSORS, {"made": "by a test"})
-    found = load_file(path)
-    assert found.keys() == TENSORS.keys()
-    assert all(torch.equal(found[name], TENSORS[name]) for name in TENSORS)
-    assert path.stat().st_mode & 0o777 == 0o644
+def test_open_atomic_folder_moves_whole_folders(tmp_path):
+    def fail():
+        with open_atomic_folder(tmp_path / "data") as folder:
+            folder.mkdir()
+            raise RuntimeError("no luck")
+
+    with pytest.raises(RuntimeError, match="no luck"):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+    with open_atomic_folder(tmp_path / "data") as folder:
+        folder.mkdir()
+        (folder / "text").write_text("all")
+    assert (tmp_path / "data" / "text").read_text() == "all"
+    refused = pytest.raises(FileExistsError, match="data is there already; remove it or give")
+    with refused, open_atomic_folder(tmp_path / "data"):
+        pass
 
 
-def test_write_tensors_writes_the_same_bytes_again(tmp_path):
+def test_output_dir_accepts_the_same_manifest(tmp_path):
+    first, grown = {"seed": (1, 2), "clips": 4}, {"seed": (1, 2), "clips": 8}
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / ".part-1").touch()
+    refused = pytest.raises(ValueError, match="must be new, empty, or begun by the same call")
+    with refused:
+        prepare_output_dir(folder, first)
+    assert prepare_output_dir(folder, first, remains=(".part-",)) is None
+    assert prepare_output_dir(folder, first) == {"seed": [1, 2], "clips": 4}
+    begun = prepare_output_dir(folder, grown, identity=lambda manifest: {"seed": manifest["seed"]})
+    assert begun == {"seed": [1, 2], "clips": 4}
+    for may_restart in (False, True):
+        with pytest.raises(ValueError, match="begun with clips=4, got 8; give the same arguments"):
+            prepare_output_dir(folder, grown, may_restart=may_restart)
+    (folder / ".part-1").unlink()
+    assert prepare_output_dir(folder, grown, may_restart=True) is None
+    with pytest.raises(ValueError, match="holds something else"):
+        prepare_output_dir(folder, {**grown, "layout": "other"})
+
+
+def test_write_tensors_writes_equal_files(tmp_path):
     for name in ("one", "other"):
         write_tensors(tmp_path / name, TENSORS, {"made": "by a test"})
+    found = load_file(tmp_path / "one")
+    assert found.keys() == TENSORS.keys()
+    assert all(torch.equal(found[name], TENSORS[name]) for name in TENSORS)
+    assert (tmp_path / "one").stat().st_mode & 0o777 == 0o644
     assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
 
 
-def test_write_tensors_leaves_the_old_file_when_the_writer_fails(tmp_path, monkeypatch):
+def test_failed_write_tensors_keeps_old_file(tmp_path, monkeypatch):
     path = tmp_path / "tensors.safetensors"
     write_tensors(path, TENSORS, {})
     before = path.read_bytes()

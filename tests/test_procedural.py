@@ -12,8 +12,9 @@ from bvdm_data.cli import cli
 from bvdm_data.clip import ANNOTATIONS, STAGES
 from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets.ctc import read_sequence
-from bvdm_data.datasets.export import MANIFEST, export
+from bvdm_data.datasets.export import export
 from bvdm_data.datasets.synthetic import METHODS, SyntheticHeLaVideos
+from bvdm_data.files import MANIFEST
 from bvdm_data.rng import torch_rng
 from bvdm_data.synth.cells import Cell
 from bvdm_data.synth.denoiser import Denoiser, Student

@@ -1,13 +1,10 @@
-"""The model that ships: what it says, and whether its clips keep their promises."""
-
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
 
 from bvdm_data import FastSettings, PaperSettings, SyntheticHeLaVideos, check_clip
-from bvdm_data.synth import scene as sketch
-from bvdm_data.synth import synthesis
+from bvdm_data.synth import scene, synthesis
 from bvdm_data.synth.scene import SceneSettings
 from bvdm_data.synth.synthesis import synthesise
 from bvdm_data.weights import bundled_folder, load, read_card
@@ -16,40 +13,38 @@ QUICK = PaperSettings(first_steps=20, later_steps=2)
 ALL = ("masks", "tracks", "flow", "stages", "boxes", "centroids")
 
 
-def test_the_shipped_model_was_fitted_to_video_01_alone_by_the_recipes():
+def test_card_records_the_recipes():
     card = read_card("hela")
     assert card["data"]["data_set"] == "Fluo-N2DL-HeLa"
     assert (card["data"]["sequence"], card["data"]["frames"]) == ("01", 92)
     assert (card["started_from"], card["taken_over"]) == (None, [])
-    painter, distilled, texture = card["painter"], card["distilled"], card["texture"]
-    assert (painter["steps"], painter["batch"], painter["rate"]) == (10_000, 32, 1e-3)
-    assert (distilled["steps"], distilled["batch"], distilled["rate"]) == (8_000, 64, 1e-3)
-    assert (texture["steps"], texture["batch"], texture["rate"]) == (10_000, 32, 5e-4)
-    assert (card["flow"]["steps"], card["flow"]["batch"], card["flow"]["rate"]) == (2_000, 32, 1e-4)
-
-
-def test_the_shipped_model_is_a_few_megabytes():
+    for part, steps, batch, rate in [
+        ("painter", 10_000, 32, 1e-3),
+        ("distilled", 8_000, 64, 1e-3),
+        ("texture", 10_000, 32, 5e-4),
+        ("flow", 2_000, 32, 1e-4),
+    ]:
+        assert (card[part]["steps"], card[part]["batch"], card[part]["rate"]) == (
+            steps,
+            batch,
+            rate,
+        )
+    assert card["flow"]["overlap_after"] > 0.98 > card["flow"]["overlap_before"]
+    losses = {part: card[part]["held_out_loss"] for part in ("texture", "painter", "distilled")}
+    assert losses["texture"][-1] < 0.5 * losses["texture"][1]
+    assert losses["painter"][-1] < 0.8 * losses["painter"][0]
+    assert losses["distilled"][-1] < 0.01
     assert (bundled_folder() / "hela.safetensors").stat().st_size < 9e6
 
 
-def test_the_shipped_networks_have_learned():
-    card = read_card("hela")
-    assert card["flow"]["overlap_after"] > 0.98 > card["flow"]["overlap_before"]
-    losses = card["texture"]["held_out_loss"]
-    assert losses[-1] < 0.5 * losses[1]
-    losses = card["painter"]["held_out_loss"]
-    assert losses[-1] < 0.8 * losses[0]
-    assert card["distilled"]["held_out_loss"][-1] < 0.01
-
-
 @pytest.mark.parametrize("method", ["fast", QUICK], ids=["fast", "paper"])
-@pytest.mark.parametrize("index", range(3))
-def test_clips_of_the_shipped_model_keep_all_promises(index, method):
+def test_clips_are_consistent(method):
     videos = SyntheticHeLaVideos(frames=4, size=(160, 192), method=method, annotations=ALL)
-    check_clip(videos.clip(index))
+    for index in range(3):
+        check_clip(videos.clip(index))
 
 
-def test_the_painter_of_the_shipped_model_fills_its_outlines_with_light():
+def test_denoiser_fills_the_outlines():
     film = synthesise(
         load("hela"), SceneSettings(frames=1, size=(320, 320), nuclei=30), FastSettings(),
         seed=1, name=("clip", 0, 0),
@@ -69,7 +64,7 @@ def test_the_painter_of_the_shipped_model_fills_its_outlines_with_light():
     assert np.median(overlaps) > 0.78
 
 
-def test_the_ddpm_of_the_shipped_model_takes_noise_away():
+def test_ddpm_removes_noise():
     generator = load("hela")
     clean = torch.zeros(4, 1, 96, 96)
     clean[:, :, 36:60, 38:58] = QUICK.mask_level
@@ -84,14 +79,14 @@ def test_the_ddpm_of_the_shipped_model_takes_noise_away():
 @pytest.mark.parametrize(
     ("place", "name", "method", "least"),
     [
-        # The noise stays; but every outline is painted anew, and light of neighbours is added.
-        (sketch, "add_up", FastSettings(memory=1.0, fresh=0.0), 0.8),
+        # The noise stays, but each outline is painted anew and light of neighbours is added.
+        (scene, "composite", FastSettings(memory=1.0, fresh=0.0), 0.8),
         # Nothing but the warp changes the light.
-        (synthesis, "lighten", PaperSettings(first_steps=20, later_steps=0), 0.8),
+        (synthesis, "composite_masked", PaperSettings(first_steps=20, later_steps=0), 0.8),
     ],
     ids=["fast", "paper"],
 )
-def test_flow_says_where_the_light_goes(monkeypatch, place, name, method, least):
+def test_flow_follows_the_light(monkeypatch, place, name, method, least):
     seen = {}
 
     def lit(*given):

@@ -21,7 +21,8 @@ def run(tiny_model, tmp_path):
     return run
 
 
-def test_a_soak_makes_and_checks_clips_of_all_settings_and_watches_memory(run):
+@pytest.mark.heavy
+def test_soak_checks_all_settings(run):
     clips = 2 * len(soak.CASES)
     code, text, found = run(clips, 1)
     assert (code, found["failures"], found["clips"]) == (0, [], clips)
@@ -36,7 +37,7 @@ def test_a_soak_makes_and_checks_clips_of_all_settings_and_watches_memory(run):
     assert all(name in text for name in soak.CASES)
 
 
-def test_a_soak_lists_what_fails_with_the_way_to_make_it_again_and_goes_on(run, monkeypatch):
+def test_soak_lists_failures(run, monkeypatch):
     real, names = synthetic.synthesise, list(soak.CASES)
 
     def synthesise(generator, scene, method, *, name, **others):
@@ -55,23 +56,15 @@ def test_a_soak_lists_what_fails_with_the_way_to_make_it_again_and_goes_on(run, 
     assert flow["error"].startswith("ValueError: flow ")
     assert "no luck. It is clip 0 of epoch 0" in luck["error"]
     assert luck["error"] in text
-    assert [found["rows"][name].get("failures", 0) for name in names[:8]] == [
-        0,
-        0,
-        0,
-        1,
-        0,
-        0,
-        1,
-        0,
-    ]
+    failures = [found["rows"][name].get("failures", 0) for name in names[:8]]
+    assert failures == [0, 0, 0, 1, 0, 0, 1, 0]
     with pytest.raises(RuntimeError, match="no luck"):
         exec(luck["again"], {})
     monkeypatch.undo()
     exec(luck["again"], {})
 
 
-def test_growth_is_the_slope_of_the_second_half():
+def test_growth_is_slope_of_second_half():
     memory = [{"clip": 10.0 * n, "loop": 50.0 + max(n - 10, 0)} for n in range(1, 21)]
     assert soak._growth(memory, "loop") == {
         "at half": 51.0, "at the end": 60.0, "growth": 9.0, "growth per 1000 clips": 100.0,

@@ -3,19 +3,16 @@
 import importlib
 import logging
 import math
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from numbers import Real
-from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset
 
 from bvdm_data.clip import ANNOTATIONS, CameraScale, Clip
 from bvdm_data.datasets.sharding import DistributedContext, SampleSplit
@@ -185,19 +182,6 @@ def check_positive(name: str, value: float) -> None:
         raise ValueError(f"{name} must be above 0, got {value}")
 
 
-@contextmanager
-def open_atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Give a temporary folder that takes the place of ``path`` when all went well."""
-    target = Path(path).expanduser()
-    if target.exists():
-        raise FileExistsError(f"{target} is there already; remove it or give another path")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as staging:
-        folder = Path(staging) / target.name
-        yield folder
-        folder.rename(target)
-
-
 Clips = Iterable[Clip] | MapStyle
 """A stream of clips, or a map-style data set or a list of them."""
 
@@ -231,16 +215,7 @@ class SharedClips:
         if not self._is_map_style:
             yield from self._clips
             return
-        rank, ranks = self._shard.find()
-        worker = get_worker_info()
-        share = SampleSplit(
-            epoch=0,
-            length=len(self._clips),
-            batch_size=1,
-            rank=rank,
-            ranks=ranks,
-            worker=worker.id if worker else 0,
-            workers=worker.num_workers if worker else 1,
-        )
-        for (number,) in share.runs():
+        length, shard = len(self._clips), self._shard.find()
+        split = SampleSplit.of_process(shard, epoch=0, length=length, batch_size=1)
+        for (number,) in split.batches():
             yield self._clips[number]

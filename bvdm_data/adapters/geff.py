@@ -13,9 +13,9 @@ from bvdm_data.adapters.common import (
     get_tensor,
     list_tracks,
     need,
-    open_atomic_folder,
 )
 from bvdm_data.clip import Clip, measure_boxes
+from bvdm_data.files import open_atomic_folder
 
 
 def write_geff(

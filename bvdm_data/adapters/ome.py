@@ -13,11 +13,10 @@ from bvdm_data.adapters.common import (
     convert_to_counts,
     get_tensor,
     need,
-    open_atomic_folder,
 )
 from bvdm_data.clip import LARGEST_COUNT, CameraScale, Clip
 from bvdm_data.datasets.tiff import write_ome_image
-from bvdm_data.files import open_atomic
+from bvdm_data.files import open_atomic, open_atomic_folder
 
 AXES = [
     {"name": "t", "type": "time", "unit": "minute"},

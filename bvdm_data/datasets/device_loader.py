@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate, default_convert
 
-from bvdm_data.datasets.stream import _BY_WORKERS, _LOADS
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.datasets.transforms import apply_transform, list_required_keys
 from bvdm_data.synth.cell_bank import CellBank
@@ -83,22 +82,20 @@ class SceneStream(SyntheticHeLaVideos):
     @property
     def starts(self) -> int:
         """How often a state was loaded or an epoch begun."""
-        return self._shared[_LOADS]
+        return self._shared.restarts
 
     @property
-    def _loads_used(self) -> int:
+    def _restarts_seen(self) -> int:
         # Whether this stream or that of the data set has gone on where a state was is all one.
-        return self._videos._loads_used
+        return self._videos._restarts_seen
 
-    @_loads_used.setter
-    def _loads_used(self, number: int) -> None:
-        self._videos._loads_used = number
+    @_restarts_seen.setter
+    def _restarts_seen(self, number: int) -> None:
+        self._videos._restarts_seen = number
 
-    def _begin(self) -> Any:
-        begun = super()._begin()
+    def _start_pass(self, ahead: bool) -> Any:
         # Ahead of the loop, as workers are.
-        self._shared[_BY_WORKERS] = 1
-        return begun
+        return super()._start_pass(ahead=True)
 
 
 @dataclass(frozen=True)

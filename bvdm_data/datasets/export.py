@@ -1,10 +1,8 @@
 """Export: synthetic videos as folders of the Cell Tracking Challenge."""
 
 import importlib.metadata
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -18,17 +16,14 @@ from bvdm_data.datasets.synthetic import (
     check_size_fits_nucleus,
     check_variation,
 )
-from bvdm_data.files import open_atomic
+from bvdm_data.files import prepare_output_dir
 from bvdm_data.synth.model import Method
 from bvdm_data.synth.scene import SceneSettings
 from bvdm_data.synth.synthesis import synthesise
 from bvdm_data.validate import as_int, check_frames, check_seed, check_size, name_source_in_errors
 from bvdm_data.weights import find_model, load, model_digest
 
-MANIFEST = "bvdm_data.json"
-"""File in an exported folder that says how it was made."""
-
-MOST_SEQUENCES = 99
+MAX_SEQUENCES = 99
 """Sequences have two digits in the challenge's layout."""
 
 
@@ -47,12 +42,12 @@ def export(
 ) -> list[str]:
     """Write synthetic videos in the layout of the challenge: ``01/t000.tif`` and its truth.
 
-    Each sequence is written whole or not at all; a second call with the same arguments goes on
-    where a killed one was, and ends in the same files.
+    Each sequence is written whole or not at all. A second call with the same arguments continues
+    where a killed one stopped, and the files are the same.
     """
     number = as_int("sequences", sequences, least=1)
-    if number > MOST_SEQUENCES:
-        raise ValueError(f"sequences must be at most {MOST_SEQUENCES}, got {number}")
+    if number > MAX_SEQUENCES:
+        raise ValueError(f"sequences must be at most {MAX_SEQUENCES}, got {number}")
     frames, seed = check_frames(frames), check_seed(seed)
     texture, nuclei = as_method(method), check_nuclei(nuclei)
     scene = SceneSettings(
@@ -62,22 +57,22 @@ def export(
         variation=check_variation(variation, texture),
     )
     path = find_model(model)
-    check_size_fits_nucleus(scene.size, load(path))
-    check_method_fitted(texture, load(path))
+    generator = load(path)
+    check_size_fits_nucleus(scene.size, generator)
+    check_method_fitted(texture, generator)
     folder = Path(directory).expanduser()
-    _claim(
-        folder,
-        {
-            "version": importlib.metadata.version("bvdm-data"),
-            "model": model_digest(path),
-            "frames": frames,
-            "size": list(scene.size),
-            "seed": seed,
-            "method": repr(texture),
-            "nuclei": nuclei if isinstance(nuclei, int) or nuclei is None else list(nuclei),
-            "variation": scene.variation,
-        },
-    )
+    manifest = {
+        "version": importlib.metadata.version("bvdm-data"),
+        "model": model_digest(path),
+        "frames": frames,
+        "size": list(scene.size),
+        "seed": seed,
+        "method": repr(texture),
+        "nuclei": list(nuclei) if isinstance(nuclei, tuple) else nuclei,
+        "variation": scene.variation,
+    }
+    prepare_output_dir(folder, manifest, may_restart=True)
+    scale = CameraScale(generator.camera.offset, generator.camera.full)
     written = []
     with tqdm(total=number * frames, desc="exporting", unit="frame", disable=not progress) as bar:
         for index in range(number):
@@ -85,65 +80,17 @@ def export(
             if is_complete(folder, name):
                 bar.update(frames)
                 continue
-            _write_one(folder, name, path, scene, texture, seed, index, bar)
+            place = f"It is sequence {name} of {folder}; the same call continues there"
+            with name_source_in_errors(place):
+                film = synthesise(
+                    generator,
+                    scene,
+                    texture,
+                    seed=seed,
+                    name=("export", index),
+                    on_frame=bar.update,
+                )
+            counts = np.stack([scale.to_counts(frame) for frame in film.video])
+            write_sequence(folder, name, counts, film.masks, film.tracks)
             written.append(name)
     return written
-
-
-def _write_one(
-    folder: Path,
-    name: str,
-    model: Path,
-    scene: SceneSettings,
-    texture: Method,
-    seed: int,
-    index: int,
-    bar: "tqdm[Any]",
-) -> None:
-    generator = load(model)
-    with name_source_in_errors(f"It is sequence {name} of {folder}; the same call goes on there"):
-        film = synthesise(
-            generator,
-            scene,
-            texture,
-            seed=seed,
-            name=("export", index),
-            on_frame=bar.update,
-        )
-    scale = CameraScale(generator.camera.offset, generator.camera.full)
-    counts = np.stack([scale.to_counts(frame) for frame in film.video])
-    write_sequence(folder, name, counts, film.masks, film.tracks)
-
-
-def _claim(folder: Path, settings: dict[str, object]) -> None:
-    """Write the manifest into a new folder, or check that of a folder that was begun."""
-    manifest = folder / MANIFEST
-    if manifest.is_file():
-        begun = _read_manifest(manifest)
-        differing = [key for key in settings if begun.get(key) != settings[key]]
-        others = [path for path in folder.iterdir() if path != manifest]
-        if differing and others:
-            key = differing[0]
-            raise ValueError(
-                f"{folder} was begun with {key}={begun.get(key)!r}, got {settings[key]!r}; give "
-                "the same arguments to go on, or another folder"
-            )
-        if not differing:
-            return
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(
-            f"directory must be new, empty, or begun by the same call, but {folder} holds "
-            "something else; give another one"
-        )
-    with open_atomic(manifest) as temporary:
-        temporary.write_text(json.dumps(settings, indent=2) + "\n")
-
-
-def _read_manifest(manifest: Path) -> dict[str, object]:
-    try:
-        begun = json.loads(manifest.read_text())
-    except ValueError as error:
-        raise ValueError(
-            f"{manifest} is damaged ({error}); give another directory, or remove this one"
-        ) from error
-    return begun if isinstance(begun, dict) else {}

@@ -1,36 +1,38 @@
-"""Fetching a data set of the Cell Tracking Challenge from the challenge's own address."""
+"""Download of data sets of the Cell Tracking Challenge."""
 
 import re
 import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pooch
 import requests
 from tqdm import tqdm
 
+from bvdm_data.files import open_atomic_folder
+
 ADDRESS = "https://data.celltrackingchallenge.net"
 """Where the challenge keeps its data sets."""
 
-KNOWN_HASHES: dict[str, str | None] = {
-    "BF-C2DL-HSC": None,
-    "BF-C2DL-MuSC": None,
-    "DIC-C2DH-HeLa": None,
-    "Fluo-C2DL-Huh7": None,
-    "Fluo-C2DL-MSC": None,
-    "Fluo-N2DH-GOWT1": None,
-    "Fluo-N2DH-SIM+": None,
-    "Fluo-N2DL-HeLa": None,
-    "PhC-C2DH-U373": None,
-    "PhC-C2DL-PSC": None,
-}
-"""The challenge's 2D data sets and the sha256 of the training archives; None: not published."""
+DATA_SETS = (
+    "BF-C2DL-HSC",
+    "BF-C2DL-MuSC",
+    "DIC-C2DH-HeLa",
+    "Fluo-C2DL-Huh7",
+    "Fluo-C2DL-MSC",
+    "Fluo-N2DH-GOWT1",
+    "Fluo-N2DH-SIM+",
+    "Fluo-N2DL-HeLa",
+    "PhC-C2DH-U373",
+    "PhC-C2DL-PSC",
+)
+"""The challenge's 2D data sets."""
 
 SPLITS = ("training", "test")
 """The two archives of a data set; only the one for training holds truth."""
 
 TIMEOUT_SECONDS = 60
-_CHUNK_BYTES = 2**14
 
 
 def fetch(
@@ -44,16 +46,16 @@ def fetch(
     """Fetch a data set and unpack it, unless that has been done before.
 
     The archive is kept as ``<name>.zip``, an unfinished one as ``<name>.zip.part``, which the next
-    call continues. The challenge publishes no checksums: where none is known, the sha256 of the
-    first archive that unpacks well is written to ``<name>.zip.sha256``, and every later download
-    into this directory must have the same. The test split is stored under ``<name>-test``.
+    call continues. The challenge publishes no checksums. So the sha256 of the first archive that
+    unpacks well is written to ``<name>.zip.sha256``, and later downloads into this directory must
+    have the same. The test split is stored under ``<name>-test``.
 
     Args:
         name: Name of the data set, for example ``"Fluo-N2DL-HeLa"``.
         directory: Where to put it; made if it is not there.
         split: ``"training"``, with truth, or ``"test"``, without.
-        url: Address of the zip archive. None: the challenge's own, for the names it is known to
-            have; the archive must hold one folder, called name.
+        url: Address of the zip archive, which must hold one folder, called name. None: the
+            challenge's own, for its 2D data sets.
         known_hash: sha256 the archive must have, 64 hexadecimal digits. None: see above.
         progress: Whether to show a progress bar on stderr.
 
@@ -62,7 +64,7 @@ def fetch(
 
     Raises:
         FileNotFoundError: If the server has no such file.
-        ConnectionError: If the transfer fails or breaks off; call again to continue it.
+        ConnectionError: If the transfer fails; call again to continue it.
         TypeError: If name is not a string.
         ValueError: If name, split or known_hash is wrong, the archive has another checksum, or it
             is damaged or holds something else than the folder.
@@ -75,7 +77,7 @@ def fetch(
     folder.mkdir(parents=True, exist_ok=True)
     archive = folder / f"{stored}.zip"
     note = folder / f"{archive.name}.sha256"
-    expected = known_hash or (KNOWN_HASHES.get(name) if split == "training" and not url else None)
+    expected = known_hash
     if expected is None and note.is_file():
         expected = note.read_text().strip()
     _download(url or f"{ADDRESS}/{split}-datasets/{name}.zip", archive, expected, progress)
@@ -85,30 +87,15 @@ def fetch(
 
 
 class ResumingDownloader:
-    """A downloader for pooch that continues an unfinished file.
-
-    Args:
-        part: Where the unfinished file lies between two calls.
-        progress: Whether to show a progress bar on stderr.
-    """
+    """A downloader for pooch that continues the unfinished file of an earlier call."""
 
     def __init__(self, part: Path, progress: bool) -> None:
-        """Remember the arguments; nothing is read yet."""
+        """Choose where the unfinished file lies."""
         self.part = part
         self.progress = progress
 
     def __call__(self, url: str, output_file: str | Path, pooch: object) -> None:
-        """Fetch the file, from where the last call broke off if the server can.
-
-        Args:
-            url: Address of the file.
-            output_file: Where it goes when it is whole.
-            pooch: Not used; pooch hands it to all downloaders.
-
-        Raises:
-            FileNotFoundError: If the server has no such file.
-            ConnectionError: If the transfer fails or breaks off.
-        """
+        """Fetch the file, from where the last call stopped if the server can."""
         try:
             self._transfer(url)
         except (requests.RequestException, ConnectionError) as error:
@@ -116,59 +103,50 @@ class ResumingDownloader:
             if response is not None and response.status_code in (404, 410):
                 raise FileNotFoundError(f"{url} is not there ({error})") from error
             raise ConnectionError(
-                f"could not fetch {url} ({error}); {self._size()} bytes are kept in {self.part}, "
-                "call again to continue"
+                f"could not fetch {url} ({error}); {self._count_bytes()} bytes are kept in "
+                f"{self.part}, call again to continue"
             ) from error
         shutil.move(self.part, output_file)
 
-    def _size(self) -> int:
+    def _count_bytes(self) -> int:
         return self.part.stat().st_size if self.part.is_file() else 0
 
     def _transfer(self, url: str) -> None:
-        """Append what is missing to the unfinished file, or begin it anew."""
-        done = self._size()
-        with _open(url, done) as response:
-            if done and not _is_resumable(response, done):
+        """Append what is missing to the unfinished file, or start again."""
+        done = self._count_bytes()
+        # "identity": ranges count the bytes of the file, not those of a compressed stream.
+        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
+        with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response:
+            is_partial = response.status_code == requests.codes.partial
+            unfit = response.status_code == requests.codes.requested_range_not_satisfiable
+            if is_partial:
+                sent = response.headers.get("Content-Range", "")
+                unfit = not sent.startswith(f"bytes {done}-")
+            if done and unfit:
                 self.part.unlink()
                 self._transfer(url)
                 return
             response.raise_for_status()
             # A server that knows no ranges answers 200 and sends the whole file.
-            done = done if response.status_code == requests.codes.partial else 0
-            self._store(response, done)
+            self._store(response, done if is_partial else 0)
 
     def _store(self, response: requests.Response, done: int) -> None:
         """Write the body of an answer behind the first ``done`` bytes."""
         rest = int(response.headers.get("Content-Length", 0))
-        bar = tqdm(
-            total=done + rest if rest else None,
-            initial=done,
-            unit="B",
-            unit_scale=True,
-            desc=self.part.stem,
-            disable=not self.progress,
-        )
-        with bar, self.part.open("ab" if done else "wb") as file:
-            for chunk in response.iter_content(_CHUNK_BYTES):
-                file.write(chunk)
-                bar.update(len(chunk))
-        if rest and self._size() != done + rest:
-            raise ConnectionError(f"got {self._size()} of {done + rest} bytes")
-
-
-def _open(url: str, done: int) -> requests.Response:
-    # "identity": ranges count the bytes of the file, not those of a compressed stream.
-    headers = {"Accept-Encoding": "identity"}
-    if done:
-        headers["Range"] = f"bytes={done}-"
-    return requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS)
-
-
-def _is_resumable(response: requests.Response, done: int) -> bool:
-    """Tell whether the answer to a request for a range is of use to an unfinished file."""
-    if response.status_code == requests.codes.partial:
-        return response.headers.get("Content-Range", "").startswith(f"bytes {done}-")
-    return response.status_code != requests.codes.requested_range_not_satisfiable
+        total = done + rest if rest else None
+        how: dict[str, Any] = {
+            "initial": done,
+            "desc": self.part.stem,
+            "disable": not self.progress,
+        }
+        with (
+            self.part.open("ab" if done else "wb") as file,
+            tqdm.wrapattr(file, "write", total=total, **how) as output,
+        ):
+            for chunk in response.iter_content(2**14):
+                output.write(chunk)
+        if total is not None and self._count_bytes() != total:
+            raise ConnectionError(f"got {self._count_bytes()} of {total} bytes")
 
 
 def _check_arguments(name: str, split: str, url: str | None, known_hash: str | None) -> None:
@@ -176,9 +154,9 @@ def _check_arguments(name: str, split: str, url: str | None, known_hash: str | N
         raise TypeError(f"name must be the name of a data set, got {name!r}")
     if not re.fullmatch(r"\w[\w+.-]*", name):
         raise ValueError(f"name must be the plain name of a folder, got {name!r}")
-    if url is None and name not in KNOWN_HASHES:
-        known = ", ".join(KNOWN_HASHES)
-        raise ValueError(f"no data set called {name!r}; there are: {known}. Or give its url")
+    if url is None and name not in DATA_SETS:
+        names = ", ".join(DATA_SETS)
+        raise ValueError(f"no data set called {name!r}; there are: {names}. Or give its url")
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
     if known_hash is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", known_hash):
@@ -200,30 +178,26 @@ def _download(url: str, archive: Path, expected: str | None, progress: bool) -> 
         )
     except ValueError as error:
         raise ValueError(
-            f"{url} has not the expected sha256 {expected}; the file has been removed. Call again, "
-            f"or, if the data set has been replaced, remove {archive.name}.sha256 or give its "
-            f"known_hash ({error})"
+            f"{url} has another sha256 than the expected {expected}; the file has been removed. "
+            f"Call again, or, if the data set has been replaced, remove {archive.name}.sha256 or "
+            f"give its known_hash ({error})"
         ) from error
 
 
 def _unpack(archive: Path, name: str, target: Path) -> None:
-    """Unpack the archive beside the target and move its folder there when it is whole."""
-    staging = target.with_name(f".{target.name}.unpacking")
-    shutil.rmtree(staging, ignore_errors=True)
+    """Unpack the archive into a temporary folder, and move its folder to the target."""
     try:
-        with zipfile.ZipFile(archive) as file:
-            _check_members(file.namelist(), name, archive)
-            file.extractall(staging)
-        (staging / name).rename(target)
+        with zipfile.ZipFile(archive) as file, open_atomic_folder(target) as folder:
+            _check_members(file.namelist(), name)
+            file.extractall(folder.parent)
+            (folder.parent / name).rename(folder)
     except (zipfile.BadZipFile, ValueError) as error:
         archive.unlink()
         raise ValueError(f"{archive} is damaged or unsafe and has been removed: {error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
-def _check_members(members: list[str], name: str, archive: Path) -> None:
-    """Refuse paths that leave the folder, and archives without it."""
+def _check_members(members: list[str], name: str) -> None:
+    """Refuse paths that lead out of the folder, and archives without the folder."""
     for member in members:
         parts = re.split(r"[/\\]", member)
         if ".." in parts or parts[0] == "" or ":" in parts[0]:

@@ -223,7 +223,7 @@ class MixedVideos(ClipStream):
 
     def __len__(self) -> int:
         """Return the clips of the epoch that this rank gets."""
-        clips = self._split_batches(self._whole()).of_rank
+        clips = self._split_batches(self._full_pass()).len_of_rank
         return super().__len__() if clips is None else clips
 
     def __getstate__(self) -> dict[str, Any]:

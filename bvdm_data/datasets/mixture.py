@@ -42,15 +42,15 @@ class BatchedSplit(SampleSplit):
     group_size: int = 1  # clips of a group; batch_size and length are multiples of it
 
     @property
-    def of_rank(self) -> int | None:
+    def len_of_rank(self) -> int | None:
         """Clips of all workers of this rank in the pass, or None without end."""
         if self.length is None:
             return None
         groups = (self.length - self.start) // self.group_size
-        return -(-groups // self.ranks) * self.group_size
+        return -(-groups // self.world_size) * self.group_size
 
     @property
-    def next_of_all(self) -> int:
+    def global_position(self) -> int:
         """Clips of the epoch that are behind all ranks, where each has a single worker."""
         if self.made % self.group_size:
             raise ValueError(
@@ -58,15 +58,15 @@ class BatchedSplit(SampleSplit):
                 f"which the quotas hold; {self.made} clips have been made. Is that the batch_size "
                 "of the loader?"
             )
-        return super().next_of_all
+        return super().global_position
 
-    def state(self) -> dict[str, int]:
+    def to_state(self) -> dict[str, int]:
         """Return how far the process is, with what that depends on, as whole numbers."""
-        return {name: value for name, value in super().state().items() if name != "group_size"}
+        return {name: value for name, value in super().to_state().items() if name != "group_size"}
 
-    def _number(self, place: int) -> int:
+    def _get_number(self, place: int) -> int:
         group, within = divmod(place, self.group_size)
-        number = self.start + (group * self.ranks + self.rank) * self.group_size + within
+        number = self.start + (group * self.world_size + self.rank) * self.group_size + within
         return number if self.length is None else number % self.length
 
 

@@ -1,4 +1,4 @@
-"""Which clips are whose: ranks of a distributed job, and the workers of their loaders."""
+"""Which process makes which clips: ranks of a distributed job, and the workers of their loaders."""
 
 import itertools
 import os
@@ -9,29 +9,30 @@ from typing import Any, SupportsIndex
 
 import torch.distributed
 from torch.utils.data import get_worker_info
+from typing_extensions import Self
 
 from bvdm_data.validate import as_int
 
 Shard = tuple[int, int]
-"""Number of a rank from 0, and how many ranks there are."""
+"""Rank, from 0, and number of ranks."""
 
-PLACE = ("epoch", "start")
-"""What says where a pass begins."""
+POSITION_KEYS = ("epoch", "start")
+"""Entries of a state that say where a pass starts."""
 
-SAME = ("batch_size", "rank", "ranks", "worker", "workers")
-"""What must be the same for a worker to go on where another one was."""
+SPLIT_KEYS = ("batch_size", "rank", "world_size", "worker_id", "num_workers")
+"""Entries of a state that must be the same where a worker resumes."""
 
 
 class DistributedContext:
-    """The shard of this process: given, or that of the distributed job it belongs to.
+    """The shard of this process: given, or found out from the distributed job.
 
-    Without a given one it is, in this order, that of ``torch.distributed`` where a process group
-    has been made, that of the environment variables ``RANK`` and ``WORLD_SIZE`` (which torchrun
-    sets), and else all. A worker of a loader belongs to the process that started it.
+    Without a given one it is, in this order, the one of ``torch.distributed`` where a process group
+    was made, the one of the environment variables ``RANK`` and ``WORLD_SIZE`` (which torchrun
+    sets), or ``(0, 1)``. A worker of a loader has the shard of the process that started it.
     """
 
     def __init__(self, given: Sequence[int] | None) -> None:
-        """Check what was given."""
+        """Check the given shard."""
         self.given = None if given is None else _check_shard(given)
         self._carried: tuple[int, Shard] | None = None
 
@@ -49,12 +50,12 @@ class DistributedContext:
         return _read_environment()
 
     def __getstate__(self) -> dict[str, object]:
-        """Tell a worker of this process, which is no member of its process group, the shard."""
+        """Carry the shard to a worker, which is no member of this process's process group."""
         carried = self._carried if get_worker_info() else (os.getpid(), self.find())
         return {"given": self.given, "_carried": carried}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Forget the shard where this is a copy in the same process."""
+        """Drop the carried shard where this is a copy in the same process."""
         self.__dict__.update(state)
         if self._carried is not None and self._carried[0] == os.getpid():
             self._carried = None
@@ -62,67 +63,79 @@ class DistributedContext:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSplit:
-    """What one process makes in one pass over an epoch, and how far it is."""
+    """The clips of one process in one pass over an epoch, and how many of them are made."""
 
-    epoch: int  # number of the epoch
-    start: int = 0  # clips of the epoch that are behind all ranks before the pass
-    length: int | None  # clips of the epoch; None: without end
+    epoch: int
+    start: int = 0  # clips of the epoch that all ranks have finished before the pass
+    length: int | None  # clips of the epoch; None: endless
     made: int = 0  # clips that this process has yielded in the pass
     batch_size: int  # clips in a row that one worker makes
-    rank: int  # number of this rank
-    ranks: int  # how many there are
-    worker: int  # number of this worker of the rank
-    workers: int  # how many there are
+    rank: int
+    world_size: int
+    worker_id: int
+    num_workers: int
 
-    def runs(self) -> Iterator[list[int]]:
+    @classmethod
+    def of_process(cls, shard: Shard, **fields: Any) -> Self:
+        """Return the share of this process, which may be a loader's worker."""
+        worker = get_worker_info()
+        return cls(
+            rank=shard[0],
+            world_size=shard[1],
+            worker_id=worker.id if worker else 0,
+            num_workers=worker.num_workers if worker else 1,
+            **fields,
+        )
+
+    def batches(self) -> Iterator[list[int]]:
         """Yield the numbers of the clips that are left to this process, a batch at a time."""
-        skipped, clips = self.made % self.batch_size, self.of_rank
+        skipped, clips = self.made % self.batch_size, self.len_of_rank
         for batch in itertools.count(self.made // self.batch_size):
-            first = (batch * self.workers + self.worker) * self.batch_size
+            first = (batch * self.num_workers + self.worker_id) * self.batch_size
             stop = first + self.batch_size
             places = range(first + skipped, stop if clips is None else min(stop, clips))
             if not places:
                 return
-            yield [self._number(place) for place in places]
+            yield [self._get_number(place) for place in places]
             skipped = 0
 
     @property
-    def of_rank(self) -> int | None:
-        """Clips of all workers of this rank in the pass, or None without end."""
-        return None if self.length is None else -(-(self.length - self.start) // self.ranks)
+    def len_of_rank(self) -> int | None:
+        """Clips of all workers of this rank in the pass, or None if endless."""
+        return None if self.length is None else -(-(self.length - self.start) // self.world_size)
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing is left to this process."""
-        return next(self.runs(), None) is None
+        """Whether no clip is left to this process."""
+        return next(self.batches(), None) is None
 
     @property
-    def next_of_all(self) -> int:
-        """Clips of the epoch that are behind all ranks, where each has a single worker."""
-        number = self.start + self.made * self.ranks
+    def global_position(self) -> int:
+        """Clips of the epoch that all ranks have finished, where each has a single worker."""
+        number = self.start + self.made * self.world_size
         return number if self.length is None else min(number, self.length)
 
-    def state(self) -> dict[str, int]:
-        """Return how far the process is, with what that depends on, as whole numbers."""
+    def to_state(self) -> dict[str, int]:
+        """Return the entries of a worker's state."""
         return {name: value for name, value in asdict(self).items() if name != "length"}
 
-    def resumed(self, state: Mapping[str, int]) -> "SampleSplit":
-        """Return the share with the place of a state."""
-        for name in SAME:
+    def with_state(self, state: Mapping[str, int]) -> Self:
+        """Return the share at the position of a state."""
+        for name in SPLIT_KEYS:
             here = getattr(self, name)
             if state.get(name, here) != here:
                 raise ValueError(
-                    f"state_dict must be that of the same share of the clips: it has {name}="
+                    f"state_dict must be from the same share of the clips: it has {name}="
                     f"{state[name]}, this process has {name}={here}. Resume with the same loader "
                     "and as many ranks, or from state_dict(consumed=...) of the data set, which "
                     "any number of workers and ranks can do"
                 )
-        place = {name: state[name] for name in PLACE}
-        return replace(self, **place, made=state.get("made", 0))
+        position = {name: state[name] for name in POSITION_KEYS}
+        return replace(self, **position, made=state.get("made", 0))
 
-    def _number(self, place: int) -> int:
-        """Return the number of the clip that has this place in the rank's row of clips."""
-        number = self.start + self.rank + place * self.ranks
+    def _get_number(self, place: int) -> int:
+        """Return the number of the clip at this place in the rank's sequence of clips."""
+        number = self.start + self.rank + place * self.world_size
         return number if self.length is None else number % self.length
 
 
@@ -132,7 +145,7 @@ def check_batch_size(batch_size: SupportsIndex | None) -> int | None:
 
 
 def get_loader_id(worker: Any) -> int:
-    """Return what all workers of one loop over a loader have in common, and no other loop has."""
+    """Return a number that the workers of one loop over a loader share, and no other loop has."""
     return -1 if worker is None else max(worker.seed - worker.id, 1)
 
 
@@ -143,19 +156,19 @@ def _read_environment() -> Shard:
     try:
         return _check_shard([int(os.environ[name]) for name in names])
     except ValueError as error:
-        said = ", ".join(f"{name}={os.environ[name]}" for name in names)
+        values = ", ".join(f"{name}={os.environ[name]}" for name in names)
         raise ValueError(
             f"the environment variables RANK and WORLD_SIZE must be whole numbers with "
-            f"0 <= RANK < WORLD_SIZE, got {said}; correct them, or give shard=(rank, ranks)"
+            f"0 <= RANK < WORLD_SIZE, got {values}; correct them, or give shard=(rank, ranks)"
         ) from error
 
 
 def _check_shard(shard: Sequence[int]) -> Shard:
     if isinstance(shard, str) or not isinstance(shard, Sequence) or len(shard) != 2:
         raise TypeError(f"shard must be a pair (rank, number of ranks), got {shard!r}")
-    rank, ranks = (as_int("shard", number) for number in shard)
-    if not 0 <= rank < ranks:
+    rank, world_size = (as_int("shard", number) for number in shard)
+    if not 0 <= rank < world_size:
         raise ValueError(
             f"shard must be (rank, number of ranks) with 0 <= rank < number of ranks, got {shard}"
         )
-    return rank, ranks
+    return rank, world_size

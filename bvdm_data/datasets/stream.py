@@ -1,16 +1,16 @@
 """ClipStream: clips by number, as a stream that is split over ranks and workers and resumed."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, TypeVar
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from bvdm_data.clip import Clip
 from bvdm_data.datasets.sharding import (
-    PLACE,
-    SAME,
+    POSITION_KEYS,
+    SPLIT_KEYS,
     DistributedContext,
     SampleSplit,
     check_batch_size,
@@ -19,77 +19,80 @@ from bvdm_data.datasets.sharding import (
 from bvdm_data.validate import as_int, check_epoch, check_length, check_seed
 
 
-class SharedInts:
-    """A few whole numbers in shared memory.
+class _SharedInt:
+    def __init__(self, place: int) -> None:
+        self.place = place
 
-    Workers see them change, however they were started (fork, forkserver or spawn); a pickle or a
-    copy of them is a new memory with the same numbers.
+    def __get__(self, owner: "SharedInts", kind: type) -> int:
+        return int(owner.memory[self.place])
+
+    def __set__(self, owner: "SharedInts", number: int) -> None:
+        owner.memory[self.place] = number
+
+
+class SharedInts:
+    """Whole numbers in shared memory, 0 at first.
+
+    Workers see them change, however they were started (fork, forkserver or spawn). A pickle or a
+    copy has memory of its own, with the same numbers.
     """
 
-    def __init__(self, count: int) -> None:
-        """Take the memory."""
-        self._numbers = torch.zeros(count, dtype=torch.int64)
-        self._share()
+    requested_epoch = _SharedInt(0)  # epoch that the main process has set last
+    resume_at = _SharedInt(1)  # clip that the next pass starts with
+    restarts = _SharedInt(2)  # how often a state was loaded or another epoch was set
+    claimed_by = _SharedInt(3)  # loader whose pass starts at resume_at; 0: none yet
+    pass_start = _SharedInt(4)  # clip that the latest pass started with
+    in_workers = _SharedInt(5)  # whether workers make the latest pass
 
-    def __getitem__(self, place: int) -> int:
-        """Return a number."""
-        return int(self._numbers[place])
-
-    def __setitem__(self, place: int, number: int) -> None:
-        """Change a number, here and in all workers."""
-        self._numbers[place] = number
+    def __init__(self) -> None:
+        """Allocate the memory."""
+        self.memory = torch.zeros(6, dtype=torch.int64)
+        self.memory.share_memory_()  # type: ignore[no-untyped-call]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Come out of a pickle; one that was not made for a worker is no shared memory yet."""
+        """Share the memory of a copy, unless the copy was made for a worker."""
         self.__dict__.update(state)
-        if not self._numbers.is_shared():  # type: ignore[no-untyped-call]
-            self._share()
-
-    def _share(self) -> None:
-        self._numbers.share_memory_()  # type: ignore[no-untyped-call]
+        if not self.memory.is_shared():  # type: ignore[no-untyped-call]
+            self.memory.share_memory_()  # type: ignore[no-untyped-call]
 
 
 class SharedEpoch:
-    """Number of an epoch, 0 at first, that reaches workers which are already there.
+    """Number of an epoch, 0 at first, that also reaches workers that already run.
 
-    A worker that sets it sets its own alone, so that workers which are ahead or behind do not
-    disturb each other.
+    A worker that sets it changes only its own, so workers that are ahead do not disturb others.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shared: SharedInts | None = None) -> None:
         """Start with epoch 0."""
-        self._shared = SharedInts(1)
+        self._shared = shared or SharedInts()
         self._own: int | None = None
 
     @property
     def number(self) -> int:
         """Number of the epoch."""
-        return self.asked_for if self._own is None else self._own
+        return self.requested if self._own is None else self._own
 
     @property
-    def asked_for(self) -> int:
+    def requested(self) -> int:
         """Number of the epoch that the main process has set last."""
-        return self._shared[0]
+        return self._shared.requested_epoch
 
     def set(self, number: int) -> None:
         """Choose the epoch."""
         if get_worker_info() is None:
-            self._shared[0] = number
+            self._shared.requested_epoch = number
         else:
             self._own = number
 
 
-_START, _LOADS, _CLAIM, _BEGAN, _BY_WORKERS = range(5)
-"""Places in the shared memory: the clip that a loaded state starts with; how often a state was
-loaded or an epoch begun; which pass has taken that start; the clip that the latest pass began
-with; whether workers make it."""
+Item = TypeVar("Item")
 
-_PLAIN = {"seed", *PLACE}
-_OF_WORKER = _PLAIN | {"made", *SAME}
+_STATE_KEYS = {"seed", *POSITION_KEYS}
+_WORKER_STATE_KEYS = _STATE_KEYS | {"made", *SPLIT_KEYS}
 
 
 class ClipStream(IterableDataset[Clip]):
-    """Clips 0, 1, 2, ... of an epoch, in an order that no number of workers changes.
+    """Clips 0, 1, 2, ... of an epoch, in the same order for any number of workers.
 
     A subclass has a method ``clip(index)``, a pure function of its arguments, ``seed``, ``epoch``
     and the index. This class decides which process makes which clips:
@@ -115,10 +118,7 @@ class ClipStream(IterableDataset[Clip]):
             where a process group has been made, or else of the environment variables ``RANK`` and
             ``WORLD_SIZE``, or else ``(0, 1)``.
 
-    Attributes:
-        length: Clips an epoch, or None.
-        seed: Seed of all clips.
-        batch_size: The loader's, or None.
+    All arguments are attributes, too.
 
     Raises:
         TypeError: If an argument is of the wrong type.
@@ -139,11 +139,11 @@ class ClipStream(IterableDataset[Clip]):
         self.seed = check_seed(seed)
         self.batch_size = check_batch_size(batch_size)
         self._shard = DistributedContext(shard)
-        self._epoch = SharedEpoch()
-        self._shared = SharedInts(5)
+        self._shared = SharedInts()
+        self._epoch = SharedEpoch(self._shared)
         self._pass: SampleSplit | None = None
         self._loaded: SampleSplit | None = None
-        self._loads_used = 0
+        self._restarts_seen = 0
 
     def clip(self, index: SupportsIndex) -> Clip:
         """Return one clip of the epoch.
@@ -167,6 +167,11 @@ class ClipStream(IterableDataset[Clip]):
         return self._epoch.number
 
     @property
+    def _restarts(self) -> int:
+        """How often a state was loaded or another epoch was set."""
+        return self._shared.restarts
+
+    @property
     def shard(self) -> tuple[int, int]:
         """Number of this rank, and of all ranks."""
         return self._shard.find()
@@ -174,7 +179,7 @@ class ClipStream(IterableDataset[Clip]):
     def set_epoch(self, epoch: SupportsIndex) -> None:
         """Choose the epoch: other clips for every index, from the first one on.
 
-        To choose the epoch of a loaded state once more keeps the place in it.
+        Choosing the epoch of a loaded state again keeps the loaded position.
 
         Args:
             epoch: 0 or more.
@@ -187,17 +192,24 @@ class ClipStream(IterableDataset[Clip]):
         is_new = number != self.epoch
         self._epoch.set(number)
         if is_new and get_worker_info() is None:
-            self._start_with(0)
+            self._restart_at(0)
 
     def __iter__(self) -> Iterator[Clip]:
         """Yield this process's share of the clips of the epoch."""
+        return self._iterate_over(self.clips)
+
+    def _iterate_over(
+        self, make: Callable[[Sequence[int]], Iterable[Item]], *, ahead: bool = False
+    ) -> Iterator[Item]:
+        """Yield items of this process's share; ``ahead``: made before the loop asks for them."""
         self._pass = None
         if get_worker_info() is None:
-            self._shared[_BY_WORKERS] = 0
-        # Who asks for a pass after the end of an epoch was loaded, as torchdata's loader does to
-        # see that it is over, and asks again, gets the next pass.
-        finished = self._next_pass().is_over
-        return self._make(self._begin() if finished else None)
+            self._shared.in_workers = 0
+        # After a resume at the end of an epoch the first pass is empty, as torchdata's
+        # StatefulDataLoader expects; the one after it has the whole epoch. A pass that has clips
+        # starts with its first clip: loaders ask for iterators that they then do not use.
+        started = self._start_pass(ahead) if self._next_pass().is_over else None
+        return self._iterate(make, started, ahead)
 
     def __len__(self) -> int:
         """Return the clips of an epoch that this rank gets."""
@@ -208,18 +220,18 @@ class ClipStream(IterableDataset[Clip]):
         return -(-self.length // self.shard[1])
 
     def state_dict(self, consumed: SupportsIndex | None = None) -> dict[str, int]:
-        """Return where the stream is, to go on from there with :meth:`load_state_dict`.
+        """Return the position in the stream, for :meth:`load_state_dict`.
 
         Args:
-            consumed: Clips that the loop has got so far from this rank's loader (one that keeps
-                the order, ``in_order=True``), counted from the start of the loop. Needed where
-                workers make the clips: they are ahead of it. None: all that this process itself
-                has yielded.
+            consumed: Clips that the loop has received so far from this rank's loader (one that
+                keeps the order, ``in_order=True``), counted from the start of the loop. Needed
+                where workers make the clips, because they are ahead of the loop. None: all that
+                this process itself has yielded.
 
         Returns:
-            Whole numbers. In a job of several ranks they are the same for all, and hold for any
-            number of ranks, workers and clips a batch; those of a worker (for torchdata's
-            ``StatefulDataLoader``) only for the same numbers.
+            Whole numbers. They are the same for all ranks of a job, and valid for any number of
+            ranks, workers and clips a batch. The state of a worker (for torchdata's
+            ``StatefulDataLoader``) is valid only for the same numbers.
 
         Raises:
             RuntimeError: If ``consumed`` is missing where workers make the clips.
@@ -228,145 +240,145 @@ class ClipStream(IterableDataset[Clip]):
                 ``batch_size`` is not known.
 
         Examples:
-            Loop that can be cut off anywhere::
+            Loop that can be interrupted anywhere::
 
                 for step, batch in enumerate(loader, start=1):
                     train(batch)
                     state = videos.state_dict(consumed=step * videos.batch_size)
         """
-        now = self._pass or self._next_pass()
+        split = self._pass or self._next_pass()
         if consumed is not None:
-            return self._after(now, as_int("consumed", consumed, least=0))
+            return self._state_after(split, as_int("consumed", consumed, least=0))
         if get_worker_info() is not None:
-            return {"seed": self.seed, **now.state()}
-        if self._shared[_BY_WORKERS]:
+            return {"seed": self.seed, **split.to_state()}
+        if self._shared.in_workers:
             raise RuntimeError(
                 "consumed must be given where workers make the clips: they are ahead of your "
-                "loop, and only it knows how many clips it has got. Call "
+                "loop, and only the loop knows how many clips it has received. Call "
                 "state_dict(consumed=steps * batch_size), or use torchdata's StatefulDataLoader"
             )
-        return {"epoch": now.epoch, "seed": self.seed, "start": now.next_of_all}
+        return {"epoch": split.epoch, "seed": self.seed, "start": split.global_position}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Let the next pass go on where :meth:`state_dict` was; no clip is made for that.
+        """Let the next pass continue from a state; no clip is made for that.
 
         Passes after that one have the whole epoch again.
 
         Args:
-            state_dict: What :meth:`state_dict` gave.
+            state_dict: What :meth:`state_dict` returned.
 
         Raises:
             TypeError: If it is no such dict.
-            ValueError: If it is that of a data set with another seed, starts behind the end, or
-                is a worker's and this is not the same worker of as many.
+            ValueError: If it belongs to a data set with another seed, starts behind the end, or
+                belongs to a worker and this is not the same worker of as many.
         """
         state = self._check_state(state_dict)
         if get_worker_info() is None:
             self.set_epoch(state["epoch"])
-            self._start_with(state["start"])
+            self._restart_at(state["start"])
         else:
-            self._loaded = self._whole().resumed(state)
+            self._loaded = self._full_pass().with_state(state)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the pass that is under way: who unpickles has none."""
+        """Leave out the current pass: a copy starts without one."""
         return {**self.__dict__, "_pass": None}
 
-    def _make(self, begun: SampleSplit | None) -> Iterator[Clip]:
-        # Begun with the first clip: loaders ask for an iterator and then for none of its clips.
-        now = begun or self._begin()
-        self._pass = now
-        for numbers in now.runs():
-            for clip in self.clips(numbers):
-                now = replace(now, made=now.made + 1)
-                self._pass = now
-                yield clip
-                if self.epoch != now.epoch:
+    def _iterate(
+        self,
+        make: Callable[[Sequence[int]], Iterable[Item]],
+        started: SampleSplit | None,
+        ahead: bool,
+    ) -> Iterator[Item]:
+        split = started or self._start_pass(ahead)
+        self._pass = split
+        for numbers in split.batches():
+            for item in make(numbers):
+                split = replace(split, made=split.made + 1)
+                self._pass = split
+                yield item
+                if self.epoch != split.epoch:
                     raise RuntimeError(
                         f"set_epoch({self.epoch}) was called in the middle of a pass over epoch "
-                        f"{now.epoch}; call it before the loop, or begin a new one"
+                        f"{split.epoch}; call it before the loop, or begin a new one"
                     )
 
-    def _begin(self) -> SampleSplit:
-        """Begin a pass; the one after a state was loaded begins there, later ones do not."""
-        now, worker = self._next_pass(), get_worker_info()
-        if self._may_claim():
-            self._shared[_CLAIM] = get_loader_id(worker)
-        self._loads_used = self._shared[_LOADS]
+    def _start_pass(self, ahead: bool) -> SampleSplit:
+        """Start a pass: at the loaded position the first time, later at the start of the epoch."""
+        split, worker = self._next_pass(), get_worker_info()
+        if self._can_resume():
+            self._shared.claimed_by = get_loader_id(worker)
+        self._restarts_seen = self._shared.restarts
         self._loaded = None
-        self._shared[_BEGAN] = now.start
-        self._shared[_BY_WORKERS] = int(worker is not None)
+        self._shared.pass_start = split.start
+        self._shared.in_workers = int(ahead or worker is not None)
         if worker is not None:
-            self.set_epoch(now.epoch)
-        return now
+            self.set_epoch(split.epoch)
+        return split
 
     def _next_pass(self) -> SampleSplit:
-        """Return the pass that would begin now."""
+        """Return the pass that would start now."""
         if self._loaded is not None:
             return self._loaded
-        return replace(self._whole(), start=self._shared[_START] if self._may_claim() else 0)
+        return replace(self._full_pass(), start=self._shared.resume_at * self._can_resume())
 
-    def _may_claim(self) -> bool:
-        """Say whether the next pass of this process begins where the main process has said."""
-        fresh = self._loads_used != self._shared[_LOADS]
-        return fresh and self._shared[_CLAIM] in (0, get_loader_id(get_worker_info()))
+    def _can_resume(self) -> bool:
+        """Return whether the next pass of this process starts at the loaded position."""
+        is_new = self._restarts_seen != self._shared.restarts
+        return is_new and self._shared.claimed_by in (0, get_loader_id(get_worker_info()))
 
-    def _whole(self) -> SampleSplit:
-        """Return the share of this process in the whole epoch that was asked for."""
-        worker = get_worker_info()
-        rank, ranks = self.shard
-        return SampleSplit(
-            epoch=self._epoch.asked_for,
+    def _full_pass(self) -> SampleSplit:
+        """Return the share of this process in the whole requested epoch."""
+        return SampleSplit.of_process(
+            self.shard,
+            epoch=self._epoch.requested,
             length=self.length,
             batch_size=self.batch_size or 1,
-            rank=rank,
-            ranks=ranks,
-            worker=worker.id if worker else 0,
-            workers=worker.num_workers if worker else 1,
         )
 
-    def _start_with(self, number: int) -> None:
+    def _restart_at(self, number: int) -> None:
         self._pass = None
-        self._shared[_START] = self._shared[_BEGAN] = number
-        self._shared[_LOADS] += 1
-        self._shared[_CLAIM] = self._shared[_BY_WORKERS] = 0
+        self._shared.resume_at = self._shared.pass_start = number
+        self._shared.restarts += 1
+        self._shared.claimed_by = self._shared.in_workers = 0
 
-    def _after(self, now: SampleSplit, consumed: int) -> dict[str, int]:
-        """Return the state after so many clips of this rank."""
+    def _state_after(self, split: SampleSplit, consumed: int) -> dict[str, int]:
+        """Return the state after ``consumed`` clips of this rank."""
         if self.batch_size is None:
             raise ValueError(
                 "consumed needs to know the batches: give the data set the batch_size of the "
-                "loader (1 for a loader with batch_size=None). Without it, clips of several "
-                "workers come in no order that a number could tell"
+                "loader (1 for a loader with batch_size=None). Without it, the order in which "
+                "clips of several workers arrive is not known"
             )
-        mine = replace(now, start=self._shared[_BEGAN], made=0, worker=0, workers=1)
-        if mine.of_rank is not None and consumed > mine.of_rank:
+        start = self._shared.pass_start
+        rank = replace(split, start=start, made=0, worker_id=0, num_workers=1)
+        if rank.len_of_rank is not None and consumed > rank.len_of_rank:
             raise ValueError(
-                f"consumed must be at most the {mine.of_rank} clips of the loop, got {consumed}"
+                f"consumed must be at most the {rank.len_of_rank} clips of the loop, got {consumed}"
             )
-        if consumed % self.batch_size and consumed != mine.of_rank:
+        if consumed % self.batch_size and consumed != rank.len_of_rank:
             raise ValueError(
                 f"consumed must be in whole batches of batch_size={self.batch_size}, got "
                 f"{consumed}; is that the batch_size of the loader?"
             )
-        after = replace(mine, made=consumed)
-        return {"epoch": self._epoch.asked_for, "seed": self.seed, "start": after.next_of_all}
+        position = replace(rank, made=consumed).global_position
+        return {"epoch": self._epoch.requested, "seed": self.seed, "start": position}
 
     def _check_state(self, state: Mapping[str, Any]) -> dict[str, int]:
-        if not isinstance(state, Mapping) or set(state) not in (_PLAIN, _OF_WORKER):
+        if not isinstance(state, Mapping) or set(state) not in (_STATE_KEYS, _WORKER_STATE_KEYS):
             raise TypeError(f"state_dict must be what state_dict() has given, got {state!r}")
-        found = {name: as_int(name, number, 0) for name, number in state.items()}
-        if found["seed"] != self.seed:
+        checked = {name: as_int(name, number, 0) for name, number in state.items()}
+        if checked["seed"] != self.seed:
             raise ValueError(
-                f"state_dict must be that of a data set with seed={self.seed}, got seed="
-                f"{found['seed']}: the clips that are missing would be others"
+                f"state_dict must be from a data set with seed={self.seed}, got seed="
+                f"{checked['seed']}: the clips that are missing would be others"
             )
-        if self.length is not None and found["start"] > self.length:
+        if self.length is not None and checked["start"] > self.length:
             raise ValueError(
-                f"state_dict must start within length={self.length}, got start={found['start']}"
+                f"state_dict must start within length={self.length}, got start={checked['start']}"
             )
-        if get_worker_info() is None and set(found) == _OF_WORKER:
+        if get_worker_info() is None and set(checked) == _WORKER_STATE_KEYS:
             raise ValueError(
-                "state_dict must not be that of a worker, which only the same worker can resume; "
-                "give that of the loader to the loader, or use videos.state_dict(consumed=...)"
+                "state_dict must not be from a worker, since only the same worker can resume it; "
+                "give the state of the loader to the loader, or use videos.state_dict(consumed=...)"
             )
-        return found
+        return checked

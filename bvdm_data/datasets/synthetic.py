@@ -3,11 +3,10 @@
 import functools
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import SupportsIndex
+from typing import Any, SupportsIndex, cast
 
 import torch
 from torch.utils.data import get_worker_info
-from typing_extensions import TypedDict
 
 from bvdm_data.clip import DEFAULT_MAX_CELLS, CameraScale, Clip, check_annotations
 from bvdm_data.datasets.stream import ClipStream
@@ -33,15 +32,15 @@ from bvdm_data.validate import (
 from bvdm_data.weights import find_model, load
 
 FAST_VARIATION = 1.0
-"""The variation of the method ``"fast"`` where nothing else is said: what served a held-out video
-best, see docs/evaluation.md."""
+"""Default variation of the method ``"fast"``: the best one for a held-out video, see
+docs/evaluation.md."""
 
 METHODS: Mapping[str, Method] = {
     "fast": FastSettings(),
     "paper": PaperSettings(),
     "procedural": ProceduralSettings(),
 }
-"""Ways of painting nuclei that have a name."""
+"""Methods of painting nuclei, by name."""
 
 
 def as_method(method: str | Method) -> Method:
@@ -84,24 +83,16 @@ def check_method_fitted(method: Method, generator: Model) -> None:
         raise ValueError(PAPER_NETS_MISSING)
 
 
-class _Place(TypedDict):
-    """Where a clip is in a data set, as :func:`synthesise` wants to know."""
-
-    seed: int
-    name: tuple[str | int, ...]
-    pool: tuple[CellBank, int, int] | None
-
-
 class SyntheticHeLaVideos(ClipStream):
     """Annotated clips of dividing nuclei, synthesised while you train.
 
     Clip ``i`` of epoch ``e`` is a pure function of the model, the arguments, the seed, ``e`` and
     ``i``: the same for any number of ranks and workers, in any order, and after a resume. No
-    global random state is touched. Ranks and workers share the clips out, each is made once; see
-    :class:`~bvdm_data.datasets.stream.ClipStream`.
+    global random state is touched. Clips are split over ranks and workers, and each is made once;
+    see :class:`~bvdm_data.datasets.stream.ClipStream`.
 
     Every pass over the stream has the same clips unless :meth:`set_epoch` is called.
-    :meth:`state_dict` and :meth:`load_state_dict` go on in the middle of an epoch.
+    :meth:`state_dict` and :meth:`load_state_dict` resume in the middle of an epoch.
 
     Args:
         frames: Frames of a clip.
@@ -117,44 +108,32 @@ class SyntheticHeLaVideos(ClipStream):
             :class:`PaperSettings` or :class:`ProceduralSettings` with other numbers.
         nuclei: Nuclei in the first frame; a pair: a random number from low to high; None: the
             density of the fitted video, as far as ``variation`` keeps it.
-        variation: How far brightness, size, density, crowding, blur and noise of a clip may leave
-            those of the fitted video, from 0 (not at all, for clips that look like it) to 1
-            (widely, for networks that must work on other videos, too). None: 1 with ``"fast"``,
-            0 with the other methods.
+        variation: How far brightness, size, density, crowding, blur and noise of a clip may differ
+            from the fitted video, from 0 (not at all, for clips that look like it) to 1 (widely,
+            for networks that must work on other videos, too). None: 1 with ``"fast"``, 0 with the
+            other methods.
         pool: Paint nuclei once and show them in many clips, for loops that would otherwise wait
-            for clips: True, or a :class:`PoolSettings` that says how many are kept and how soon
-            they are replaced. None: every clip has nuclei of its own. Only for ``"fast"``.
-        annotations: Keys beside ``video``: ``"masks"``, ``"tracks"``, ``"flow"``, ``"stages"``,
-            ``"boxes"``, ``"centroids"``; see :class:`Clip`.
+            for clips: True, or a :class:`PoolSettings` with the number of nuclei and how soon they
+            are replaced. None: every clip has new nuclei. Only for ``"fast"``.
+        annotations: Keys in addition to ``video``: ``"masks"``, ``"tracks"``, ``"flow"``,
+            ``"stages"``, ``"boxes"``, ``"centroids"``; see :class:`Clip`.
         max_cells: Rows of the padded tables; a clip with more nuclei is an error, never cut.
         device: Where the networks run, and where the clips are; other than ``"cpu"`` needs a
             loader with ``num_workers=0``. :class:`DeviceLoader` paints whole batches on a GPU.
-        transform: Called on the finished clip, with ``video`` and ``masks`` as tv_tensors.
-            Annotations follow where it moves pixels, or a :class:`TransformError` says that they
-            cannot. The global random states that it draws from are set for each clip.
+        transform: Called on the finished clip, with ``video`` and ``masks`` as tv_tensors. Where
+            it moves pixels, annotations follow, or a :class:`TransformError` is raised. The global
+            random states that it uses are set for each clip.
         batch_size: The loader's (1 for a loader with ``batch_size=None``), so that its batches
             are the same for any number of workers. None: not known; then each worker makes every
             n-th clip.
         shard: Number of this rank from 0, and of all ranks. None: those of the distributed job;
             see :class:`~bvdm_data.datasets.stream.ClipStream`.
 
+    All arguments are attributes, too, checked and with defaults filled in.
+
     Attributes:
-        frames: Frames of a clip.
-        size: Height and width of a clip in pixels.
-        length: Clips an epoch, or None.
-        seed: Seed of all clips.
-        batch_size: The loader's, or None.
-        shard: Number of this rank, and of all ranks.
         model: Path of the model's file.
-        method: How nuclei are painted.
-        nuclei: Nuclei in the first frame.
-        variation: How far clips may leave the fitted video.
-        pool: How nuclei are shared by clips, or None.
-        annotations: Keys of a clip beside ``video``.
-        max_cells: Rows of the padded tables.
-        device: Where the clips are.
-        scale: How grey values and camera counts belong together.
-        transform: What is called on the finished clip.
+        scale: Linear scale between grey values and camera counts.
         epoch: Number of the epoch, 0 at first.
 
     Raises:
@@ -219,14 +198,13 @@ class SyntheticHeLaVideos(ClipStream):
 
         Raises:
             FileNotFoundError: If the model's file has been removed.
-            IndexError: If there is no such clip.
+            IndexError: If index is negative.
             MemoryError: If memory runs out; torch raises a RuntimeError.
             RuntimeError: If a loader's worker is asked for clips on another device than the CPU.
             TooManyNucleiError: If it shows more than ``max_cells`` nuclei.
             TransformError: If the transform fails.
-            ValueError: If the nuclei asked for do not fit into the picture, or the model's file
-                has been damaged. Whatever fails while the clip is made, the message names the
-                clip and the way to make it again alone.
+            ValueError: If the wanted nuclei do not fit into the size, or the model's file has been
+                damaged. All messages name the clip, and how to make it again alone.
         """
         number = as_int("index", index)
         if number < 0:
@@ -239,7 +217,7 @@ class SyntheticHeLaVideos(ClipStream):
             )
         name = f"SyntheticHeLaVideos(seed={self.seed})"
         with name_clip_in_errors(name, self.epoch, number):
-            clip = self._made(number)
+            clip = self._synthesise(number)
         return apply_transform(
             clip,
             self.transform,
@@ -249,14 +227,17 @@ class SyntheticHeLaVideos(ClipStream):
             annotations=self.annotations,
         )
 
-    def _made(self, number: int) -> Clip:
-        """Return a clip ahead of its transform."""
+    def _synthesise(self, number: int) -> Clip:
+        """Return a clip without the transform."""
         wanted = list_required_keys(self.annotations, self.transform)
-        generator = _on_device(self.model, self.device)
+        if self.device.type == "cpu":
+            generator = load(self.model)
+        else:
+            generator = _load_on(self.device, self.model, self.model.stat().st_mtime_ns)
         film = synthesise(generator, self._scene(wanted), self.method, **self._place(number))
         with profile_span("annotations"):
             clip = to_clip(film, wanted, self.max_cells, number)
-        return _moved(clip, self.device)
+        return cast(Clip, {key: value.to(self.device) for key, value in clip.items()})  # type: ignore[attr-defined]
 
     def _scene(self, wanted: Collection[str]) -> SceneSettings:
         return SceneSettings(
@@ -267,60 +248,44 @@ class SyntheticHeLaVideos(ClipStream):
             variation=self.variation,
         )
 
-    def _place(self, number: int) -> _Place:
-        pool = None if self._pool is None else (self._pool, *self._place_in_pool(number))
+    def _place(self, number: int) -> dict[str, Any]:
+        """Return what the random numbers of a clip follow from, as arguments of synthesise."""
+        pool = None
+        if self._pool is not None and self.length is not None and number < self.length:
+            # The clips of an epoch continue with the nuclei of the epoch before.
+            pool = (self._pool, self.epoch * self.length + number, 0)
+        elif self._pool is not None:
+            pool = (self._pool, number, self.epoch)
         return {"seed": self.seed, "name": ("clip", self.epoch, number), "pool": pool}
-
-    def _place_in_pool(self, number: int) -> tuple[int, int]:
-        """Return the number of a clip among those that share a pool, and of their era."""
-        if self.length is None or number >= self.length:
-            return number, self.epoch
-        # The clips of an epoch go on with the nuclei of the one before.
-        return self.epoch * self.length + number, 0
 
 
 @functools.lru_cache(maxsize=4)
-def _placed(model: Path, modified: int, device: torch.device) -> Model:
+def _load_on(device: torch.device, model: Path, modified: int) -> Model:
     return load(model).to(device)
-
-
-def _on_device(model: Path, device: torch.device) -> Model:
-    if device.type == "cpu":
-        return load(model)
-    return _placed(model, model.stat().st_mtime_ns, device)
-
-
-def _moved(clip: Clip, device: torch.device) -> Clip:
-    if device.type == "cpu":
-        return clip
-    return {key: value.to(device) for key, value in clip.items()}  # type: ignore[return-value, attr-defined]
 
 
 def check_nuclei(
     nuclei: int | tuple[int, int] | None, max_cells: int | None = None
 ) -> int | tuple[int, int] | None:
-    """Return the wanted number of nuclei in the first frame."""
+    """Return the number of nuclei in the first frame, or its range."""
     if nuclei is None:
         return None
-    wanted: int | tuple[int, int]
-    if isinstance(nuclei, (tuple, list)):
-        if len(nuclei) != 2:
-            raise ValueError(f"nuclei must be a number or a pair (low, high), got {nuclei!r}")
-        low, high = (as_int("nuclei", n, least=0) for n in nuclei)
-        if low > high:
-            raise ValueError(f"nuclei must be a pair (low, high) with low <= high, got {nuclei!r}")
-        wanted = (low, high)
-    else:
-        wanted = high = as_int("nuclei", nuclei, least=0)
-    if max_cells is not None and high > max_cells:
+    is_pair = isinstance(nuclei, (tuple, list))
+    given: Any = nuclei if is_pair else (nuclei,)
+    bounds = [as_int("nuclei", number, least=0) for number in given]
+    if is_pair and len(bounds) != 2:
+        raise ValueError(f"nuclei must be a number or a pair (low, high), got {nuclei!r}")
+    if bounds[0] > bounds[-1]:
+        raise ValueError(f"nuclei must be a pair (low, high) with low <= high, got {nuclei!r}")
+    if max_cells is not None and bounds[-1] > max_cells:
         raise ValueError(
             f"nuclei must be at most max_cells={max_cells}, got {nuclei!r}; give a larger max_cells"
         )
-    return wanted
+    return (bounds[0], bounds[1]) if is_pair else bounds[0]
 
 
 def check_size_fits_nucleus(size: tuple[int, int], generator: Model) -> None:
-    """Refuse a picture that no nucleus fits into."""
+    """Refuse a size that no nucleus fits into."""
     if min(size) < generator.nucleus_diameter:
         raise ValueError(
             f"size must not be smaller than a nucleus of the model "

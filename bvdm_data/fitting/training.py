@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from bvdm_data.files import write_tensors
+from bvdm_data.validate import Rule, check_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +40,9 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         """Refuse numbers that train nothing."""
-        for name in ("steps", "batch", "save_every", "check_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.rate > 0:
-            raise ValueError(f"rate must be above 0, got {self.rate}")
-        if not 0 <= self.average < 1:
-            raise ValueError(f"average must be from 0 to below 1, got {self.average}")
+        count = Rule(int, least=1)
+        check_fields(self, steps=count, batch=count, save_every=count, check_every=count)
+        check_fields(self, rate=Rule(float, above=0), average=Rule(float, least=0, below=1))
 
 
 @dataclass

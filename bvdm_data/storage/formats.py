@@ -1,4 +1,4 @@
-"""Containers: the clips of one shard in one file, as a WebDataset tar or a zarr group in a zip."""
+"""Files of one shard: a WebDataset tar, or a zarr group in a zip."""
 
 import gzip
 import io
@@ -18,12 +18,8 @@ from bvdm_data.clip import Clip
 Schema = Mapping[str, Mapping[str, Any]]
 """Dtype and shape of each key of a clip."""
 
-ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
-"""Time of all members of a zip, the first that the format knows, so that equal clips make equal
-files."""
-
-GZIP_LEVEL = 1
-"""The fastest level: storing a clip must cost little beside making it."""
+Arrays = dict[str, npt.NDArray[Any]]
+"""A clip as arrays."""
 
 
 def write_tar(
@@ -35,21 +31,18 @@ def write_tar(
     """
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
         for clip in clips:
-            arrays = list_arrays(clip, schema)
-            sample = f"{int(arrays['index']):09d}"
-            for key, array in arrays.items():
-                data, suffix = _npy(array), "npy"
-                if compress:
-                    data, suffix = _gzipped(data), "npy.gz"
-                member = tarfile.TarInfo(f"{sample}.{key}.{suffix}")
+            for key, array in _list_arrays(clip, schema):
+                data = _to_npy(array, compress)
+                suffix = "npy.gz" if compress else "npy"
+                member = tarfile.TarInfo(f"{int(clip['index']):09d}.{key}.{suffix}")
                 member.size = len(data)
                 archive.addfile(member, io.BytesIO(data))
 
 
-def read_tar(path: Path) -> Iterator[dict[str, npt.NDArray[Any]]]:
+def read_tar(path: Path) -> Iterator[Arrays]:
     """Yield the arrays of each clip of a tar by their keys, in the order of the file."""
     with tarfile.open(path, "r:") as archive:
-        sample, arrays, end = "", dict[str, npt.NDArray[Any]](), 0
+        sample, arrays, end = "", Arrays(), 0
         for member in archive:
             name, key, _, *gz = member.name.split(".")
             if name != sample and arrays:
@@ -60,9 +53,13 @@ def read_tar(path: Path) -> Iterator[dict[str, npt.NDArray[Any]]]:
             data = b"" if file is None else file.read()
             end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
             arrays[key] = np.load(io.BytesIO(gzip.decompress(data) if gz else data))
-        _check_end(path, end)
-        if arrays:
-            yield arrays
+    with path.open("rb") as file:
+        # tarfile takes a file that was cut off between two members for a whole one.
+        file.seek(end)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise EOFError("the end of the archive is missing")
+    if arrays:
+        yield arrays
 
 
 def write_zarr(
@@ -74,31 +71,31 @@ def write_zarr(
     """
     zarr = import_zarr()
     codec = zarr.codecs.ZstdCodec(level=1)
-    held: dict[str, Any] = {}
-    group = zarr.create_group(store=zarr.storage.MemoryStore(held), zarr_format=3)
+    memory: dict[str, Any] = {}
+    group = zarr.create_group(store=zarr.storage.MemoryStore(memory), zarr_format=3)
     arrays = {
         key: group.create_array(
             key,
-            shape=(count, *said["shape"]),
-            dtype=said["dtype"],
-            chunks=(1, *(max(1, side) for side in said["shape"])),
+            shape=(count, *entry["shape"]),
+            dtype=entry["dtype"],
+            chunks=(1, *(max(1, side) for side in entry["shape"])),
             compressors=[codec] if compress else None,
         )
-        for key, said in schema.items()
+        for key, entry in schema.items()
     }
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        _flush(held, archive)
+        _flush(memory, archive)
         for place, clip in enumerate(clips):
-            for key, value in list_arrays(clip, schema).items():
-                arrays[key][place] = value
-            _flush(held, archive, "/c/")
+            for key, array in _list_arrays(clip, schema):
+                arrays[key][place] = array
+            _flush(memory, archive, "/c/")
 
 
-def read_zarr(path: Path) -> Iterator[dict[str, npt.NDArray[Any]]]:
+def read_zarr(path: Path) -> Iterator[Arrays]:
     """Yield the arrays of each clip of a zarr group by their keys."""
     zarr = import_zarr()
-    if not zipfile.is_zipfile(path):  # which ZipStore does not survive
-        raise zipfile.BadZipFile("it has not the end of a zip")
+    if not zipfile.is_zipfile(path):  # ZipStore would fail when it is deleted
+        raise zipfile.BadZipFile("the end of the zip is missing")
     store = zarr.storage.ZipStore(path, mode="r")
     try:
         group = zarr.open_group(store, mode="r")
@@ -125,48 +122,41 @@ def import_zarr() -> Any:
     return zarr
 
 
-def list_arrays(clip: Clip, schema: Schema) -> dict[str, npt.NDArray[Any]]:
-    """Return the tensors of a clip as arrays, in the order of the schema."""
-    tensors: Mapping[str, Any] = clip
-    return {key: tensors[key].cpu().contiguous().numpy() for key in schema}
-
-
 Writer = Callable[[Path, Iterable[Clip], int, Schema, bool], None]
 
 WRITERS: Mapping[str, tuple[str, Writer]] = {
     "webdataset": (".tar", write_tar),
     "zarr": (".zip", write_zarr),
 }
-"""End of a shard's name, and what writes it, by the name of the format."""
+"""Suffix of a shard and the function that writes it, by the name of the format."""
+
+_READERS: Mapping[str, Callable[[Path], Iterator[Arrays]]] = {".tar": read_tar, ".zip": read_zarr}
 
 
-def _check_end(path: Path, end: int) -> None:
-    """Refuse a tar that was cut off between two members, which tarfile takes for its end."""
-    with path.open("rb") as file:
-        file.seek(end)
-        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise EOFError("the end of the archive is missing")
+def _list_arrays(clip: Clip, schema: Schema) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    """Yield keys and tensors of a clip, as arrays, in the order of the schema."""
+    tensors: Mapping[str, Any] = clip
+    return ((key, tensors[key].cpu().contiguous().numpy()) for key in schema)
 
 
-def _npy(array: npt.NDArray[Any]) -> bytes:
+def _to_npy(array: npt.NDArray[Any], compress: bool) -> bytes:
     data = io.BytesIO()
     np.save(data, array, allow_pickle=False)
-    return data.getvalue()
+    if not compress:
+        return data.getvalue()
+    packed = io.BytesIO()
+    # The fastest level: storing a clip must cost little compared with making it.
+    with gzip.GzipFile("", "wb", 1, packed, mtime=0) as file:
+        file.write(data.getvalue())
+    return packed.getvalue()
 
 
-def _gzipped(data: bytes) -> bytes:
-    out = io.BytesIO()
-    with gzip.GzipFile("", "wb", GZIP_LEVEL, out, mtime=0) as file:
-        file.write(data)
-    return out.getvalue()
-
-
-def _flush(held: dict[str, Any], archive: zipfile.ZipFile, part: str = "") -> None:
+def _flush(memory: dict[str, Any], archive: zipfile.ZipFile, part: str = "") -> None:
     """Move what zarr has written to memory into the zip."""
-    for name in sorted(name for name in held if part in name):
-        member = zipfile.ZipInfo(name, ZIP_EPOCH)
+    for name in sorted(name for name in memory if part in name):
+        member = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))  # the first time that zip knows
         member.external_attr = 0o644 << 16
-        archive.writestr(member, held.pop(name).to_bytes())
+        archive.writestr(member, memory.pop(name).to_bytes())
 
 
 _DAMAGED = (
@@ -180,16 +170,11 @@ _DAMAGED = (
     RuntimeError,
     ValueError,
 )
-"""What the readers raise for a file that is damaged, or holds something else."""
-
-_READERS: Mapping[str, Callable[[Path], Iterator[dict[str, Any]]]] = {
-    ".tar": read_tar,
-    ".zip": read_zarr,
-}
+"""What readers raise for a file that is damaged or holds something else."""
 
 
 def read_shard(path: str | Path) -> Iterator[Clip]:
-    """Yield the clips of one shard, as the data set made them.
+    """Yield the clips of one shard.
 
     Args:
         path: A shard of :func:`write_shards`, of either format.
@@ -200,8 +185,8 @@ def read_shard(path: str | Path) -> Iterator[Clip]:
     Raises:
         FileNotFoundError: If there is no such file.
         ImportError: If it is a zarr group and zarr is missing.
-        ValueError: If the name is not that of a shard, or the file is damaged, cut off or holds
-            something else; clips ahead of that have been yielded.
+        ValueError: If the suffix is not one of a shard, or the file is damaged, cut off or holds
+            something else; clips before the damage have been yielded.
     """
     file = Path(path).expanduser()
     if file.suffix not in _READERS:
@@ -213,7 +198,7 @@ def read_shard(path: str | Path) -> Iterator[Clip]:
         raise FileNotFoundError(f"there is no shard {file}; give the path of one that is there")
     try:
         for arrays in _READERS[file.suffix](file):
-            yield _clip(arrays)
+            yield _to_clip(arrays)
     except _DAMAGED as error:
         raise ValueError(
             f"{file} is damaged, or no shard ({error or type(error).__name__}); remove it, and "
@@ -229,7 +214,7 @@ def as_clip(sample: Mapping[str, Any]) -> Clip:
             and ``masks.npy.gz``, and keys that begin with ``__``.
 
     Returns:
-        The clip, as the data set made it.
+        The clip.
 
     Raises:
         TypeError: If the sample was not decoded.
@@ -248,8 +233,8 @@ def as_clip(sample: Mapping[str, Any]) -> Clip:
                 f"sample must be decoded, but {key!r} is {type(value).__name__}; write "
                 "WebDataset(...).decode().map(as_clip)"
             )
-    return _clip(arrays)
+    return _to_clip(arrays)
 
 
-def _clip(arrays: Mapping[str, Any]) -> Clip:
+def _to_clip(arrays: Mapping[str, Any]) -> Clip:
     return cast(Clip, {key: torch.from_numpy(array) for key, array in arrays.items()})

@@ -1,4 +1,4 @@
-"""Writing: shards by ranks of a job, by processes of a machine, again after any of them died."""
+"""Shards: clips written by the ranks of a job and the processes of a machine, and continued."""
 
 import functools
 import importlib.metadata
@@ -14,28 +14,35 @@ from typing import Any, SupportsIndex
 import torch
 from tqdm import tqdm
 
-from bvdm_data.datasets.export import MANIFEST
+from bvdm_data.clip import build_schema
 from bvdm_data.datasets.sharding import DistributedContext
-from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
-from bvdm_data.files import open_atomic
+from bvdm_data.datasets.synthetic import METHODS, SyntheticHeLaVideos
+from bvdm_data.files import (
+    MANIFEST,
+    describe_damage,
+    load_manifest,
+    open_atomic,
+    prepare_output_dir,
+    write_manifest,
+)
 from bvdm_data.storage.formats import WRITERS, import_zarr
 from bvdm_data.synth.cell_bank import PoolSettings
-from bvdm_data.synth.model import Method
-from bvdm_data.synth.paper import PaperSettings
-from bvdm_data.synth.procedural import ProceduralSettings
-from bvdm_data.synth.textures import FastSettings
 from bvdm_data.system import list_versions
 from bvdm_data.validate import as_int, name_source_in_errors
 from bvdm_data.weights import find_model, known_models, model_digest
 
-_METHODS: Mapping[str, type[Method]] = {
-    kind.__name__: kind for kind in (FastSettings, PaperSettings, ProceduralSettings)
-}
-_PLAIN = ("frames", "length", "seed", "variation", "max_cells")
+LAYOUT = "bvdm-data shards 1"
+"""Marks a manifest of shards, and their layout."""
+
+CLIPS_PER_SHARD = 256
+"""Default size of a shard: some hundred MB for clips of 8 x 256 x 256 px."""
+
+_METHODS = {type(method).__name__: type(method) for method in METHODS.values()}
+_UNCHANGED = ("frames", "size", "length", "seed", "variation", "annotations", "max_cells")
 
 
 def to_config(videos: SyntheticHeLaVideos) -> dict[str, Any]:
-    """Return what the clips of a data set follow from."""
+    """Return everything that the clips of a data set follow from, as values for JSON."""
     if not isinstance(videos, SyntheticHeLaVideos):
         raise TypeError(
             f"videos must be a SyntheticHeLaVideos, got {type(videos).__name__}: only its clips "
@@ -43,108 +50,73 @@ def to_config(videos: SyntheticHeLaVideos) -> dict[str, Any]:
         )
     if videos.transform is not None:
         raise ValueError(
-            f"videos must have no transform, got {videos.transform!r}: it could not be told in the "
-            "manifest; apply it to the clips that are read"
+            f"videos must have no transform, got {videos.transform!r}: the manifest cannot record "
+            "it; apply it to the clips that are read"
         )
     names = {path.absolute(): name for name, path in known_models().items()}
-    plain = {name: getattr(videos, name) for name in _PLAIN}
     return {
         "model": names.get(videos.model, str(videos.model)),
         "digest": model_digest(videos.model),
         "epoch": videos.epoch,
-        "size": list(videos.size),
-        "nuclei": list(videos.nuclei) if isinstance(videos.nuclei, tuple) else videos.nuclei,
-        "annotations": list(videos.annotations),
-        "method": {"kind": type(videos.method).__name__, **_listed(asdict(videos.method))},
+        "nuclei": videos.nuclei,
+        "method": {"kind": type(videos.method).__name__, **asdict(videos.method)},
         "pool": None if videos.pool is None else asdict(videos.pool),
         "device": str(videos.device),
-        **plain,
+        **{name: getattr(videos, name) for name in _UNCHANGED},
     }
 
 
-def from_config(recipe: Mapping[str, Any], model: str | Path | None = None) -> SyntheticHeLaVideos:
-    """Return the data set that a recipe tells of."""
-    name = recipe["model"] if model is None else model
+def from_config(config: Mapping[str, Any], model: str | Path | None = None) -> SyntheticHeLaVideos:
+    """Return the data set of a config that was read from JSON."""
+    name = config["model"] if model is None else model
     try:
         digest = model_digest(name)
     except (FileNotFoundError, ValueError) as error:
-        raise type(error)(f"{error}. Or give model=, the file that the clips were made with") from (
-            error
-        )
-    if digest != recipe["digest"]:
+        message = f"{error}. Or give model=, the file that the clips were made with"
+        raise type(error)(message) from error
+    if digest != config["digest"]:
         raise ValueError(
             f"model must be the one that the clips were made with, whose SHA-256 is "
-            f"{recipe['digest']}, but {str(name)!r} ({find_model(name)}) has {digest}; give the "
+            f"{config['digest']}, but {str(name)!r} ({find_model(name)}) has {digest}; give the "
             "right file as model="
         )
-    said = dict(recipe["method"])
-    method = _METHODS[said.pop("kind")](**_tuples(said))
-    nuclei = recipe["nuclei"]
+    method: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in config["method"].items()
+    }
+    nuclei = config["nuclei"]
     videos = SyntheticHeLaVideos(
         model=name,
-        method=method,
-        size=recipe["size"],
+        method=_METHODS[method.pop("kind")](**method),
         nuclei=tuple(nuclei) if isinstance(nuclei, list) else nuclei,
-        annotations=recipe["annotations"],
-        pool=None if recipe["pool"] is None else PoolSettings(**recipe["pool"]),
-        device=recipe["device"],
-        **{key: recipe[key] for key in _PLAIN},
+        pool=None if config["pool"] is None else PoolSettings(**config["pool"]),
+        device=config["device"],
+        **{key: config[key] for key in _UNCHANGED},
     )
-    videos.set_epoch(recipe["epoch"])
+    videos.set_epoch(config["epoch"])
     return videos
 
 
 def get_schema(videos: SyntheticHeLaVideos) -> dict[str, dict[str, Any]]:
-    """Return dtype and shape of each key of a clip; see :class:`bvdm_data.Clip`."""
-    frames, size, rows = videos.frames, list(videos.size), videos.max_cells
-    every: dict[str, tuple[str, list[int]]] = {
-        "video": ("float32", [frames, 1, *size]),
-        "masks": ("int32", [frames, *size]),
-        "tracks": ("int32", [rows, 4]),
-        "flow": ("float32", [frames - 1, 2, *size]),
-        "stages": ("int8", [rows, frames]),
-        "boxes": ("float32", [rows, frames, 4]),
-        "centroids": ("float32", [rows, frames, 2]),
-        "index": ("int64", []),
-        "source": ("int8", []),
-    }
-    wanted = {"video", *videos.annotations, "index", "source"}
+    """Return dtype and shape of each key of a clip, as values for JSON."""
+    schema = build_schema(videos.frames, videos.size, videos.max_cells, videos.annotations)
     return {
-        key: {"dtype": dtype, "shape": shape}
-        for key, (dtype, shape) in every.items()
-        if key in wanted
+        key: {"dtype": str(dtype).removeprefix("torch."), "shape": list(shape)}
+        for key, (dtype, shape) in schema.items()
     }
-
-
-def _listed(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
-
-
-def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-
-
-LAYOUT = "bvdm-data shards 1"
-"""Says that a folder holds shards, and in which layout."""
-
-CLIPS_PER_SHARD = 256
-"""Clips in a shard where nothing else is said: some hundred MB for clips of 8 x 256 x 256 px."""
-
-_MAY_DIFFER = ("versions", "clips", "shards")
-"""What another start into the same folder may have otherwise; clips only more."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardPlan:
     """Shards of a folder: shard k holds the clips from ``k * clips_per_shard`` on."""
 
-    folder: Path  # where they are
-    recipe: Mapping[str, Any]  # what the clips follow from; see recipe_of
-    schema: Mapping[str, Any]  # dtype and shape of each key; see schema_of
+    folder: Path
+    config: Mapping[str, Any]  # what the clips follow from; see to_config
+    schema: Mapping[str, Any]  # dtype and shape of each key; see get_schema
     format: str  # "webdataset" or "zarr"
-    compress: bool  # whether they are compressed
+    compress: bool
     clips: int  # clips of all shards
-    clips_per_shard: int  # clips of every shard but perhaps the last
+    clips_per_shard: int  # clips of every shard, except perhaps the last
 
     @property
     def count(self) -> int:
@@ -160,16 +132,16 @@ class ShardPlan:
         first = number * self.clips_per_shard
         return range(first, min(first + self.clips_per_shard, self.clips))
 
-    def said(self) -> dict[str, Any]:
-        """Return the manifest: JSON values."""
-        recipe = dict(self.recipe)
+    def to_manifest(self) -> dict[str, Any]:
+        """Return the manifest of the folder, as values for JSON."""
+        settings = dict(self.config)
         return {
             "layout": LAYOUT,
             "version": importlib.metadata.version("bvdm-data"),
             "versions": list_versions(("torch", "numpy", "scipy", "zarr")),
-            "model": {key: recipe.pop(key) for key in ("model", "digest")},
-            **{key: recipe.pop(key) for key in ("seed", "epoch")},
-            "settings": recipe,
+            "model": {key: settings.pop(key) for key in ("model", "digest")},
+            **{key: settings.pop(key) for key in ("seed", "epoch")},
+            "settings": settings,
             "format": self.format,
             "compress": self.compress,
             "schema": dict(self.schema),
@@ -191,13 +163,13 @@ def plan_shards(
     format: str,
     compress: bool,
 ) -> ShardPlan:
-    """Check what is to be written; see :func:`write_shards` for arguments and errors."""
-    recipe = to_config(videos)
+    """Check the arguments of :func:`write_shards`."""
+    config = to_config(videos)
     number = videos.length if clips is None else as_int("clips", clips, least=1)
     if number is None:
         raise ValueError(
-            "clips must be given for an endless data set; say how many clips, or give the data set "
-            "a length"
+            "clips must be given for an endless data set; give the number of clips, or give the "
+            "data set a length"
         )
     if format not in WRITERS:
         names = " or ".join(repr(name) for name in WRITERS)
@@ -208,7 +180,7 @@ def plan_shards(
         import_zarr()
     return ShardPlan(
         folder=Path(directory).expanduser().absolute(),
-        recipe=recipe,
+        config=config,
         schema=get_schema(videos),
         format=format,
         compress=compress,
@@ -218,36 +190,47 @@ def plan_shards(
 
 
 def prepare_manifest(plan: ShardPlan) -> None:
-    """Write the manifest into a new folder, or check that of a folder that was begun.
+    """Write the manifest into a new folder, or check and extend the one of a begun folder."""
+    path, manifest = plan.folder / MANIFEST, plan.to_manifest()
+    remains = ("shard-", ".shard-", f".{path.stem}-")
+    begun = prepare_output_dir(plan.folder, manifest, identity=_get_identity, remains=remains)
+    if begun is None:
+        return
+    if "clips" not in begun:
+        raise ValueError(describe_damage(path, "it lacks 'clips'"))
+    clips, size = begun["clips"], plan.clips_per_shard
+    if plan.clips < clips:
+        raise ValueError(
+            f"clips must be at least the {clips} that {plan.folder} was begun with, got "
+            f"{plan.clips}; give {clips} or more, or another folder"
+        )
+    if plan.clips > clips and clips % size:
+        raise ValueError(
+            f"clips must be the {clips} that {plan.folder} was begun with, got {plan.clips}: its "
+            f"last shard is to hold {clips % size} clips, not {size}; give another folder. Only "
+            "whole shards can be followed by more"
+        )
+    if plan.clips > clips:
+        write_manifest(path, manifest)
 
-    Any number of processes may do so at once: they all write the same.
-    """
-    path, said = plan.folder / MANIFEST, plan.said()
-    if path.is_file():
-        begun = _read(path)
-        if begun.get("layout") != LAYOUT:
-            raise ValueError(_foreign(plan.folder))
-        if "clips" not in begun:
-            raise ValueError(_damaged(path, "it lacks 'clips'"))
-        _check_same(plan, begun, said)
-        if begun["clips"] == plan.clips:
-            return
-    elif plan.folder.exists() and (not plan.folder.is_dir() or any(_others(plan.folder))):
-        raise ValueError(_foreign(plan.folder))
-    with open_atomic(path) as temporary:
-        temporary.write_text(_text(said))
+
+def _get_identity(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what must be the same in a later call."""
+    may_differ = ("versions", "clips", "shards", "settings", "model")
+    kept = {key: value for key, value in manifest.items() if key not in may_differ}
+    digest = manifest.get("model", {}).get("digest")
+    return {**kept, **manifest.get("settings", {}), "digest": digest}
 
 
 def read_manifest(directory: str | Path, *, model: str | Path | None = None) -> SyntheticHeLaVideos:
     """Return the data set that the shards of a folder were written from.
 
-    Its ``clip(i)`` makes any of their clips again, whether their shard is there or not. With the
-    versions that the manifest names, on the same kind of processor, it is the same to the last
-    bit.
+    Its ``clip(i)`` makes any of their clips again, even if the shard is missing. With the versions
+    that the manifest names, on the same kind of processor, the clip is the same to the last bit.
 
     Args:
         directory: Folder with the manifest.
-        model: Name or file of the model where it is elsewhere now; None: as the manifest says.
+        model: Name or file of the model if it was moved; None: as in the manifest.
 
     Returns:
         The data set, in the epoch that was written.
@@ -267,82 +250,17 @@ def read_manifest(directory: str | Path, *, model: str | Path | None = None) -> 
             f"directory must hold shards of write_shards, but there is no {path}; give the folder "
             "that they were written to"
         )
-    said = _read(path)
-    if said.get("layout") != LAYOUT:
+    manifest = load_manifest(path)
+    if manifest.get("layout") != LAYOUT:
         raise ValueError(
-            f"{path} is no manifest of shards: its layout is {said.get('layout')!r} where "
+            f"{path} is no manifest of shards: its layout is {manifest.get('layout')!r} where "
             f"{LAYOUT!r} is expected"
         )
     try:
-        recipe = {**said["settings"], **said["model"], "seed": said["seed"], "epoch": said["epoch"]}
-        return from_config(recipe, model)
+        position = {key: manifest[key] for key in ("seed", "epoch")}
+        return from_config({**manifest["settings"], **manifest["model"], **position}, model)
     except KeyError as error:
-        raise ValueError(_damaged(path, f"it lacks {error}")) from error
-
-
-def _check_same(plan: ShardPlan, begun: Mapping[str, Any], said: Mapping[str, Any]) -> None:
-    before, now = _flat(begun), _flat(said)
-    for key in [*now, *before]:
-        if key != "model" and before.get(key) != now.get(key):
-            raise ValueError(
-                f"{plan.folder} was begun with {key}={before.get(key)!r}, got {now.get(key)!r}; "
-                "give the same arguments to go on, or another folder"
-            )
-    clips, size = begun["clips"], plan.clips_per_shard
-    if plan.clips < clips:
-        raise ValueError(
-            f"clips must be at least the {clips} that {plan.folder} was begun with, got "
-            f"{plan.clips}; give {clips} or more, or another folder"
-        )
-    if plan.clips > clips and clips % size:
-        raise ValueError(
-            f"clips must be the {clips} that {plan.folder} was begun with, got {plan.clips}: its "
-            f"last shard is to hold {clips % size} clips, not {size}; give another folder. Only "
-            "whole shards can be followed by more"
-        )
-
-
-def _flat(said: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in said.items() if key not in _MAY_DIFFER}
-    nested = [kept.pop(key, {}) for key in ("settings", "model")]
-    return {**kept, **nested[0], **nested[1]}
-
-
-def _others(folder: Path) -> list[Path]:
-    """Return what is neither a shard nor a file that a killed start has left."""
-    ours = ("shard-", ".shard-", f".{Path(MANIFEST).stem}-")
-    return [path for path in folder.iterdir() if not path.name.startswith(ours)]
-
-
-def _foreign(folder: Path) -> str:
-    return (
-        f"directory must be new, empty, or begun by the same call, but {folder} holds something "
-        "else; give another one"
-    )
-
-
-def _text(said: Mapping[str, Any]) -> str:
-    """Return JSON with a line for each entry of the two outer levels."""
-    lines = []
-    for key, value in said.items():
-        if isinstance(value, dict) and value:
-            inner = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in value.items())
-            lines.append(f" {json.dumps(key)}: {{\n{inner}\n }}")
-        else:
-            lines.append(f" {json.dumps(key)}: {json.dumps(value)}")
-    return "{\n" + ",\n".join(lines) + "\n}\n"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        said = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(_damaged(path, error)) from error
-    return said if isinstance(said, dict) else {}
-
-
-def _damaged(path: Path, why: object) -> str:
-    return f"{path} is damaged ({why}); give another directory, or remove this file"
+        raise ValueError(describe_damage(path, f"it lacks {error}")) from error
 
 
 def write_shards(
@@ -359,18 +277,18 @@ def write_shards(
 ) -> list[str]:
     """Write the clips of a data set to disk, as shards that many machines can make together.
 
-    Shard ``k`` holds the clips from ``k * clips_per_shard`` on, whoever makes it. It is written
-    under a hidden name and moved into place when it is whole. So a second call with the same
-    arguments makes what is missing, after a process was killed or on more machines, and nothing
-    else. ``bvdm_data.json`` in the folder says all that a clip follows from; see
+    Shard ``k`` holds the clips from ``k * clips_per_shard`` on, whichever process makes it. It is
+    written under a hidden name and moved into place when it is whole. So a second call with the
+    same arguments makes only what is missing, after a process was killed or on more machines.
+    ``bvdm_data.json`` in the folder records everything that the clips follow from; see
     :func:`read_manifest`.
 
-    The shards are dealt out to the ranks of a job: started by torchrun, or wherever ``RANK`` and
+    The shards are split over the ranks of a job: under torchrun, or wherever ``RANK`` and
     ``WORLD_SIZE`` are set, rank ``r`` of ``R`` makes the shards ``r``, ``r + R``, ... No process
-    group is needed; the folder must be one that all of them see.
+    group is needed, but all ranks must see the same folder.
 
     Args:
-        videos: The clips, of the epoch that it is in, without a transform.
+        videos: The data set, in the epoch to be written, without a transform.
         directory: Folder to write; it must be missing, empty, or begun by the same call.
         clips: How many, from clip 0 on; None: the ``length`` of the data set. A later call may
             ask for more, if what was asked for before is whole shards.
@@ -380,8 +298,8 @@ def write_shards(
             ``shard-000000.zip``, a zarr group with one array a key and one chunk a clip.
         compress: Whether members are gzipped (``.npy.gz``, which webdataset decodes, too) or
             chunks compressed (zstd).
-        workers: Processes of this rank; 0: none beside this one. Each is started anew, so a
-            script needs ``if __name__ == "__main__":``.
+        workers: Processes of this rank; 0: only this one. They are spawned, so a script needs
+            ``if __name__ == "__main__":``.
         shard: Number of this rank from 0, and of all ranks. None: those of the job; see
             :class:`SyntheticHeLaVideos`.
         progress: Show a progress bar.
@@ -395,7 +313,7 @@ def write_shards(
         TypeError: If an argument is of the wrong type.
         ValueError: If an argument is out of its range, or the folder was begun with other
             settings or holds something else.
-        OSError: If a file cannot be written. Whatever fails, all shards that were whole stay.
+        OSError: If a file cannot be written. After any error, whole shards stay.
 
     Examples:
         A million clips by eight processes::
@@ -412,13 +330,13 @@ def write_shards(
         compress=compress,
     )
     processes = as_int("workers", workers, least=0)
-    rank, ranks = DistributedContext(shard).find()
+    rank, world_size = DistributedContext(shard).find()
     prepare_manifest(plan)
-    mine = range(rank, plan.count, ranks)
+    numbers = range(rank, plan.count, world_size)
     written = []
-    total = sum(len(plan.indices(number)) for number in mine)
+    total = sum(len(plan.indices(number)) for number in numbers)
     with tqdm(total=total, desc="writing", unit="clip", disable=not progress or rank > 0) as bar:
-        for number, is_new in _made(plan, mine, processes):
+        for number, is_new in _write_all(plan, numbers, processes):
             bar.update(len(plan.indices(number)))
             if is_new:
                 written.append(plan.path(number).name)
@@ -426,41 +344,38 @@ def write_shards(
 
 
 def write_shard(plan: ShardPlan, number: int) -> bool:
-    """Make one shard, if it is not there."""
-    path = plan.path(number)
+    """Write one shard, unless it is there; return whether it was written."""
+    path, indices = plan.path(number), plan.indices(number)
     if path.exists():
         return False
-    videos, indices = _videos(json.dumps(plan.recipe)), plan.indices(number)
+    videos = _load_videos(json.dumps(plan.config))
+    place = f"It is in {path.name} of {path.parent}; the same call continues there"
     try:
-        with (
-            name_source_in_errors(
-                f"It is in {path.name} of {path.parent}; the same call goes on there"
-            ),
-            open_atomic(path) as temporary,
-        ):
+        with name_source_in_errors(place), open_atomic(path) as temporary:
             write = WRITERS[plan.format][1]
             write(temporary, map(videos.clip, indices), len(indices), plan.schema, plan.compress)
     except FileNotFoundError:
-        # Somebody else was faster, and has cleared away what they took for remains.
+        # Another process has finished the shard first, and removed this temporary file as a
+        # remainder.
         if path.exists():
             return False
         raise
-    for rest in path.parent.glob(f".{path.stem}-*{path.suffix}"):
-        rest.unlink(missing_ok=True)
+    for remainder in path.parent.glob(f".{path.stem}-*{path.suffix}"):
+        remainder.unlink(missing_ok=True)
     return True
 
 
 @functools.lru_cache(maxsize=1)
-def _videos(recipe: str) -> SyntheticHeLaVideos:
-    """Return the data set of this process, so that a pool of nuclei is painted once."""
-    return from_config(json.loads(recipe))
+def _load_videos(config: str) -> SyntheticHeLaVideos:
+    """Return the data set of this process; it is kept, so that its pool is painted once."""
+    return from_config(json.loads(config))
 
 
-def _made(plan: ShardPlan, numbers: Sequence[int], workers: int) -> Iterator[tuple[int, bool]]:
-    """Yield the numbers of shards that are there, and whether they are new, as they come."""
+def _write_all(plan: ShardPlan, numbers: Sequence[int], workers: int) -> Iterator[tuple[int, bool]]:
+    """Yield the numbers of finished shards in any order, and whether they were written now."""
     missing = [number for number in numbers if not plan.path(number).exists()]
     yield from ((number, False) for number in sorted({*numbers} - {*missing}))
-    if not workers or len(missing) < 1:
+    if not workers or not missing:
         yield from ((number, write_shard(plan, number)) for number in missing)
         return
     processes = ProcessPoolExecutor(
@@ -477,7 +392,7 @@ def _made(plan: ShardPlan, numbers: Sequence[int], workers: int) -> Iterator[tup
         except BrokenProcessPool as error:
             raise ChildProcessError(
                 f"one of the workers={workers} was killed, by the system if memory ran out; all "
-                "whole shards are there, and the same call goes on. Use fewer workers if it "
+                "whole shards are there, and the same call continues. Use fewer workers if it "
                 "happens again"
             ) from error
         finally:

@@ -13,6 +13,7 @@ from bvdm_data.synth.cells import Cell, sample_sister_quantile, simulate_lineage
 from bvdm_data.synth.model import Model
 from bvdm_data.synth.placement import InitialCell
 from bvdm_data.synth.textures import FastSettings, RenderedPatches, render_textures
+from bvdm_data.validate import Rule, check_fields
 
 GAIN = 0.1
 """Standard deviation of the logarithm of the light of a nucleus from one showing to the next (our
@@ -44,12 +45,7 @@ class PoolSettings:
 
     def __post_init__(self) -> None:
         """Refuse pools that hold nothing, or nothing for long."""
-        if isinstance(self.pairs, bool) or not isinstance(self.pairs, int):
-            raise TypeError(f"pairs must be an int, got {self.pairs!r}")
-        if self.pairs < 1:
-            raise ValueError(f"pairs must be at least 1, got {self.pairs}")
-        if isinstance(self.renew, bool) or not isinstance(self.renew, (int, float)):
-            raise TypeError(f"renew must be a number, got {self.renew!r}")
+        check_fields(self, pairs=Rule(int, least=1), renew=Rule(float))
         if not 0 <= self.renew <= self.pairs:
             raise ValueError(
                 f"renew must be from 0 (never replace) to pairs={self.pairs} (a new pool for "

@@ -19,6 +19,7 @@ from bvdm_data.synth.denoiser import (
     run_dpm_solver,
 )
 from bvdm_data.system import profile_span
+from bvdm_data.validate import Rule, check_fields
 
 
 @dataclass(frozen=True)
@@ -154,20 +155,8 @@ class FastSettings:
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot make a picture."""
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int):
-            raise TypeError(f"steps must be an int, got {self.steps!r}")
-        if not 1 <= self.steps <= 1000:
-            raise ValueError(f"steps must be from 1 to 1000, got {self.steps}")
-        if not isinstance(self.families, bool):
-            raise TypeError(f"families must be True or False, got {self.families!r}")
-        for name in ("memory", "fresh"):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise TypeError(f"{name} must be a number or None, got {value!r}")
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must be from 0 to 1, got {value}")
+        share = Rule(float, 0, 1, or_none=True)
+        check_fields(self, steps=Rule(int, 1, 1000), families=Rule(bool), memory=share, fresh=share)
 
     def drift(self, texture: TextureModel) -> tuple[float, float]:
         """Return memory and fresh share of textures.

@@ -15,11 +15,11 @@ from bvdm_data.datasets.stream import ClipStream
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 
 SETTINGS = [{"method": "procedural"}, {"method": "fast"}, {"method": "fast", "pool": True}]
-"""What the clips of two ranks are compared with those of one process for."""
+"""Settings of clips that two ranks make as one process does."""
 
 
 class Numbers(ClipStream):
-    """Clips that say their number and epoch; ``log`` gets the number of each that is made."""
+    """Clips that hold their number and epoch; ``log`` gets the number of each that is made."""
 
     def __init__(self, log=None, **arguments):
         super().__init__(**arguments)
@@ -49,30 +49,30 @@ def logged(log):
     return sorted(int(line) for line in text.split())
 
 
-def loop(folder, workers, batch_size, length, epoch):
+def train_killable(folder, workers, batch_size, length, epoch):
     """Train in a program that can be killed: after each batch the checkpoint is written whole."""
     checkpoint = Path(folder) / "checkpoint.json"
     videos = Numbers(length=length, batch_size=batch_size, log=Path(folder) / f"{workers}.txt")
     videos.set_epoch(epoch)
     before = []
     if checkpoint.exists():
-        said = json.loads(checkpoint.read_text())
-        before = said["seen"]
-        videos.load_state_dict(said["videos"])
+        state = json.loads(checkpoint.read_text())
+        before = state["seen"]
+        videos.load_state_dict(state["videos"])
     seen = list(before)
     loader = DataLoader(videos, batch_size=batch_size, num_workers=workers)
     for step, batch in enumerate(loader, start=1):
         seen += batch["index"].tolist()
         consumed = min(step * batch_size, length - len(before))
-        said = {"seen": seen, "videos": videos.state_dict(consumed=consumed)}
         partial = checkpoint.with_suffix(".partial")
-        partial.write_text(json.dumps(said))
+        state = {"seen": seen, "videos": videos.state_dict(consumed=consumed)}
+        partial.write_text(json.dumps(state))
         partial.replace(checkpoint)
         print(step, flush=True)  # noqa: T201 - the test waits for it
         sys.stdin.readline()
 
 
-def real(model, **arguments):
+def small_clips(model, **arguments):
     """Return a data set of four small clips."""
     return SyntheticHeLaVideos(
         frames=2, size=40, length=4, model=model, nuclei=2, annotations=ANNOTATIONS, **arguments
@@ -80,63 +80,61 @@ def real(model, **arguments):
 
 
 def digest(clip):
-    """Return the SHA-256 of all that a clip holds."""
-    found = hashlib.sha256()
+    """Return the SHA-256 of everything that a clip holds."""
+    total = hashlib.sha256()
     for key in sorted(clip):
-        found.update(clip[key].numpy().tobytes())
-    return found.hexdigest()
+        total.update(clip[key].numpy().tobytes())
+    return total.hexdigest()
 
 
-def rank(folder, model):
-    """Be one rank of a job: go over streams in step with the others, and tell what was seen."""
-    told = {}
+def run_rank(folder, model):
+    """Be one rank of a job: go over streams in step with the others, and write what was seen."""
+    seen = {}
     # Made before the process group, as in many scripts.
     early = Numbers(length=11, batch_size=2)
     torch.distributed.init_process_group("gloo")
     number = torch.distributed.get_rank()
 
-    def passes(videos, stop=None, **how):
-        found = []
+    def run_pass(videos, stop=None, **how):
+        numbers = []
         loader = DataLoader(videos, batch_size=2, num_workers=2, **how)
         for step, batch in enumerate(loader, start=1):
             # A rank with fewer batches than the others would let them wait for ever.
             torch.distributed.all_reduce(torch.ones(1))
-            found += batch["index"].tolist()
+            numbers += batch["index"].tolist()
             if step == stop:
                 break
         torch.distributed.barrier()
-        return found
+        return numbers
 
-    # What the process group says holds, whatever the environment says.
+    # The process group counts, whatever the environment says.
     os.environ |= {"RANK": "0", "WORLD_SIZE": "7"}
-    told["finite"] = passes(early)
-    told["length"] = len(early)
-    told["spawned"] = passes(early, multiprocessing_context="spawn")
-    told["unknown batch size"] = passes(Numbers(length=11))
+    seen["finite"] = run_pass(early)
+    seen["length"] = len(early)
+    seen["spawned"] = run_pass(early, multiprocessing_context="spawn")
+    seen["unknown batch size"] = run_pass(Numbers(length=11))
     endless = Numbers(batch_size=2)
-    told["endless"] = passes(endless, stop=4)
-    state = endless.state_dict(consumed=8)
-    told["state"] = state
+    seen["endless"] = run_pass(endless, stop=4)
+    seen["state"] = endless.state_dict(consumed=8)
     resumed = Numbers(batch_size=2)
-    resumed.load_state_dict(state)
-    told["endless, resumed"] = passes(resumed, stop=3)
+    resumed.load_state_dict(seen["state"])
+    seen["endless, resumed"] = run_pass(resumed, stop=3)
     early.load_state_dict({"epoch": 0, "seed": 0, "start": 4})
-    told["finite, resumed"] = passes(early)
-    told["given"] = passes(Numbers(length=4, batch_size=2, shard=(0, 1)))
-    found = {}
+    seen["finite, resumed"] = run_pass(early)
+    seen["given"] = run_pass(Numbers(length=4, batch_size=2, shard=(0, 1)))
+    seen["clips"] = {}
     for settings in SETTINGS:
-        videos = real(model, batch_size=1, **settings)
+        videos = small_clips(model, batch_size=1, **settings)
         videos.set_epoch(2)
         for clip in DataLoader(videos, batch_size=None, num_workers=2):
-            found[f"{settings} {int(clip['index'])}"] = digest(clip)
-    told["real"] = found
-    (Path(folder) / f"{number}.json").write_text(json.dumps(told))
+            seen["clips"][f"{settings} {int(clip['index'])}"] = digest(clip)
+    (Path(folder) / f"{number}.json").write_text(json.dumps(seen))
     torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1] == "rank":
-        rank(*sys.argv[2:])
+        run_rank(*sys.argv[2:])
     else:
-        loop(sys.argv[2], *map(int, sys.argv[3:]))
+        train_killable(sys.argv[2], *map(int, sys.argv[3:]))
