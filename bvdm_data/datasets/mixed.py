@@ -227,7 +227,7 @@ class MixedVideos(ClipStream):
         return super().__len__() if clips is None else clips
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what can be found again."""
+        """Leave out what can be computed again."""
         return {**super().__getstate__(), "_order": None}
 
     def _find_order(self, epoch: int) -> SourceOrder:
@@ -252,24 +252,24 @@ class MixedVideos(ClipStream):
     def _next_pass(self) -> SampleSplit:
         return self._split_batches(super()._next_pass())
 
-    def _split_batches(self, share: SampleSplit) -> BatchedSplit:
-        changes = {"length": self.length_in(share.epoch), "group_size": self._group_size}
-        return BatchedSplit(**{**asdict(share), **changes})
+    def _split_batches(self, split: SampleSplit) -> BatchedSplit:
+        changes = {"length": self.length_in(split.epoch), "group_size": self._group_size}
+        return BatchedSplit(**{**asdict(split), **changes})
 
     def _check_state(self, state: Mapping[str, Any]) -> dict[str, int]:
-        found = super()._check_state(state)
-        end = self.length_in(found["epoch"])
-        if end is not None and found["start"] > end:
+        checked = super()._check_state(state)
+        end = self.length_in(checked["epoch"])
+        if end is not None and checked["start"] > end:
             raise ValueError(
-                f"state_dict must start within the {end} clips of epoch {found['epoch']}, got "
-                f"start={found['start']}; is it from a mix of the same sources?"
+                f"state_dict must start within the {end} clips of epoch {checked['epoch']}, got "
+                f"start={checked['start']}; is it from a mix of the same sources?"
             )
-        if found["start"] % self._group_size:
+        if checked["start"] % self._group_size:
             raise ValueError(
                 f"state_dict must start with a whole batch of quotas={self.quotas}, got start="
-                f"{found['start']}; is it from a mix with the same quotas?"
+                f"{checked['start']}; is it from a mix with the same quotas?"
             )
-        return found
+        return checked
 
     def _check_combination(self) -> None:
         """Check what only holds or fails for several arguments together."""

@@ -371,14 +371,14 @@ def _follow(
 
 def _place_window(boxes: Sequence[Box], size: tuple[int, int], field: Box) -> tuple[int, int]:
     """Return the corner of a window that holds the first box and others as far as they fit."""
-    held = boxes[0]
+    union = boxes[0]
     for box in boxes[1:]:
-        top, left = (min(held[axis], box[axis]) for axis in (0, 1))
-        bottom, right = (max(held[axis], box[axis]) for axis in (2, 3))
+        top, left = (min(union[axis], box[axis]) for axis in (0, 1))
+        bottom, right = (max(union[axis], box[axis]) for axis in (2, 3))
         if bottom - top <= size[0] and right - left <= size[1]:
-            held = top, left, bottom, right
+            union = top, left, bottom, right
     y, x = (
-        min(max((held[axis] + held[axis + 2] - size[axis]) // 2, field[axis]),
+        min(max((union[axis] + union[axis + 2] - size[axis]) // 2, field[axis]),
             field[axis + 2] - size[axis])
         for axis in (0, 1)
     )  # fmt: skip
