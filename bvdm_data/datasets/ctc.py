@@ -293,11 +293,11 @@ def read_sequence(root: str | Path, sequence: str, truth: str | None = "auto") -
         "GT": _list_files(folder, f"{sequence}_GT/SEG", "man_seg"),
         "TRA": markers,
     }
-    chosen = truth
+    source = truth
     if truth == "auto":
         complete = ["GT"] if masks["GT"].keys() >= frames.keys() else []
-        chosen = next((one for one in ("ST", *complete, "TRA", "GT") if masks[one]), None)
-    names = masks[chosen] if chosen else {}
+        source = next((one for one in ("ST", *complete, "TRA", "GT") if masks[one]), None)
+    names = masks[source] if source else {}
     if truth is not None and not frames.keys() & names.keys():
         raise FileNotFoundError(
             f"no masks of truth={truth!r} for sequence {sequence!r} in {folder}; expected "
@@ -309,7 +309,7 @@ def read_sequence(root: str | Path, sequence: str, truth: str | None = "auto") -
     return CTCSequence(
         folder=folder,
         name=sequence,
-        truth=chosen,
+        truth=source,
         numbers=tuple(frames),
         shape=shape,
         tracks=tracks,

@@ -205,7 +205,7 @@ class CTCVideos(Dataset[Clip]):
             for frame, (top, left) in zip(window.frames, window.corners, strict=True)
         ]
         video = np.zeros((self.frames, *self.size), np.float32)
-        images = [self._cache.frame(frame, rows, columns) for frame, rows, columns in shown]
+        images = [self._cache.read_frame(frame, rows, columns) for frame, rows, columns in shown]
         video[: len(shown)] = self.scale.to_grey(np.stack(images))
         clip: dict[str, Any] = {"video": torch.from_numpy(video)[:, None]}
         if self.annotations:
@@ -242,7 +242,7 @@ class CTCVideos(Dataset[Clip]):
                     for frame, (top, left) in zip(window.frames, window.corners):
                         ...
         """
-        return self._windows.window(_check_number(index), self.epoch)
+        return self._windows.get_window(_check_number(index), self.epoch)
 
     def set_epoch(self, epoch: int) -> None:
         """Set the number of the epoch, in all workers.
@@ -265,7 +265,7 @@ class CTCVideos(Dataset[Clip]):
     ) -> dict[str, Any]:
         masks = np.zeros((self.frames, *self.size), np.int32)
         for place, (frame, rows, columns) in enumerate(shown):
-            masks[place] = self._cache.masks(frame)[rows, columns]
+            masks[place] = self._cache.read_masks(frame)[rows, columns]
         parents = find_visible_parents(self.source.tracks, window.frames)
         if window.track > 1:  # it takes the smallest id, so that the clip counts from it
             swap = {1: window.track, window.track: 1}

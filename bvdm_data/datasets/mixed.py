@@ -111,8 +111,8 @@ class MixedVideos(ClipStream):
 
         Args:
             sources: Data sets of clips by name; all of the same keys, types, frames, size,
-                max_cells and scale, as far as they say one. A clip without ``source`` counts as
-                real. Their epoch becomes that of the mix.
+                max_cells and scale, as far as these are known. A clip without ``source`` counts as
+                real. The mix sets their epoch.
             weights: How often each source is picked, relative to the others, under the same
                 names; None: all equally often. Or a schedule: a function of the epoch and of the
                 clip's number in it (below ``length``; over all ranks) that returns such weights.
@@ -192,7 +192,7 @@ class MixedVideos(ClipStream):
         member = self._members[place]
         if self.shuffle:
             own = member.shuffle(own, seed=self.seed, epoch=self.epoch)
-        clip = member.clip(own, number=number, epoch=self.epoch)
+        clip = member.make_clip(own, number=number, epoch=self.epoch)
         clip |= {"index": torch.tensor(number), "member": torch.tensor(place)}
         return cast(MixedClip, clip)
 
@@ -214,7 +214,7 @@ class MixedVideos(ClipStream):
         """Return the clips of an epoch, of all ranks together.
 
         Args:
-            epoch: Number of the epoch; where ``at_end`` ends it, the draws of the epoch say when.
+            epoch: Number of the epoch; where ``at_end`` ends it, this depends on the draws.
 
         Returns:
             Their number, or None without end.
@@ -227,13 +227,13 @@ class MixedVideos(ClipStream):
         return super().__len__() if clips is None else clips
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what can be found again."""
+        """Leave out what can be computed again."""
         return {**super().__getstate__(), "_order": None}
 
     def _find_order(self, epoch: int) -> SourceOrder:
         """Return which clips those of an epoch are; the latest order is kept."""
         if self._order is None or self._order[0] != epoch:
-            how: dict[str, Any] = {"lengths": [one.length(epoch) for one in self._members]}
+            how: dict[str, Any] = {"lengths": [one.get_length(epoch) for one in self._members]}
             how |= {"at_end": self.at_end, "length": self.length, "seed": self.seed, "epoch": epoch}
             order: SourceOrder
             if self.quotas is not None:
@@ -241,7 +241,7 @@ class MixedVideos(ClipStream):
             elif self._weights.is_schedule:
                 order = ScheduledOrder(weights=self._weights, **how)
             else:
-                order = WeightedOrder(weights=self._weights.at(epoch, 0), **how)
+                order = WeightedOrder(weights=self._weights.get(epoch, 0), **how)
             self._order = (epoch, order)
         return self._order[1]
 
@@ -252,24 +252,24 @@ class MixedVideos(ClipStream):
     def _next_pass(self) -> SampleSplit:
         return self._split_batches(super()._next_pass())
 
-    def _split_batches(self, share: SampleSplit) -> BatchedSplit:
-        changes = {"length": self.length_in(share.epoch), "group_size": self._group_size}
-        return BatchedSplit(**{**asdict(share), **changes})
+    def _split_batches(self, split: SampleSplit) -> BatchedSplit:
+        changes = {"length": self.length_in(split.epoch), "group_size": self._group_size}
+        return BatchedSplit(**{**asdict(split), **changes})
 
     def _check_state(self, state: Mapping[str, Any]) -> dict[str, int]:
-        found = super()._check_state(state)
-        end = self.length_in(found["epoch"])
-        if end is not None and found["start"] > end:
+        checked = super()._check_state(state)
+        end = self.length_in(checked["epoch"])
+        if end is not None and checked["start"] > end:
             raise ValueError(
-                f"state_dict must start within the {end} clips of epoch {found['epoch']}, got "
-                f"start={found['start']}; is it from a mix of the same sources?"
+                f"state_dict must start within the {end} clips of epoch {checked['epoch']}, got "
+                f"start={checked['start']}; is it from a mix of the same sources?"
             )
-        if found["start"] % self._group_size:
+        if checked["start"] % self._group_size:
             raise ValueError(
                 f"state_dict must start with a whole batch of quotas={self.quotas}, got start="
-                f"{found['start']}; is it from a mix with the same quotas?"
+                f"{checked['start']}; is it from a mix with the same quotas?"
             )
-        return found
+        return checked
 
     def _check_combination(self) -> None:
         """Check what only holds or fails for several arguments together."""

@@ -84,7 +84,7 @@ class Weights:
             given = dict.fromkeys(self._names, 1.0)
         if callable(given):
             self.given = given
-            self.at(0, 0)
+            self.get(0, 0)
         else:
             self.given = _normalize_weights("weights", given, self._names)
 
@@ -93,7 +93,7 @@ class Weights:
         """Whether the weights come from a function."""
         return callable(self.given)
 
-    def at(self, epoch: int, number: int) -> list[float]:
+    def get(self, epoch: int, number: int) -> list[float]:
         """Return the fractions of 1, in the order of the sources, for one clip."""
         weights = self.given
         if callable(weights):
@@ -185,7 +185,7 @@ class SourceOrder(ABC):
         if source < 0:
             raise IndexError(
                 "index must be below the end of the mix, where all its sources have ended, got "
-                f"{number}; use at_end='restart' to go on"
+                f"{number}; use at_end='restart' to continue"
             )
         return source, int(counts[source]) + int(np.count_nonzero(picks[:place] == source))
 
@@ -345,7 +345,7 @@ class ScheduledOrder(SourceOrder):
         """Return the sources of a block of clips, ``[BLOCK]``; -1 where all have ended."""
         last = _ENDLESS if self.length is None else self.length - 1
         numbers = [min(number, last) for number in range(block * BLOCK, (block + 1) * BLOCK)]
-        weights = np.array([self.weights.at(self.epoch, number) for number in numbers])
+        weights = np.array([self.weights.get(self.epoch, number) for number in numbers])
         draws = numpy_rng(self.seed, "mix", self.epoch, block).random(BLOCK)
         if self.at_end != "drop":
             return _choose_source(weights, draws)

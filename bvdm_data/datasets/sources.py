@@ -85,12 +85,12 @@ class Source:
     source: Any
     spec: ClipSpec | None = None
 
-    def length(self, epoch: int) -> int | None:
+    def get_length(self, epoch: int) -> int | None:
         """Return the clips of an epoch of the source; None: without end."""
         length_in = getattr(self.source, "length_in", None)
         if callable(length_in):
             return cast(int | None, length_in(epoch))
-        if isinstance(self.source, IterableDataset):  # its len() may be that of a rank alone
+        if isinstance(self.source, IterableDataset):  # its len() may count one rank alone
             return getattr(self.source, "length", None)
         return len(self.source) if hasattr(self.source, "__len__") else None
 
@@ -99,7 +99,7 @@ class Source:
         if callable(getattr(self.source, "set_epoch", None)):
             self.source.set_epoch(epoch)
 
-    def clip(self, own: int, *, number: int, epoch: int) -> dict[str, Any]:
+    def make_clip(self, own: int, *, number: int, epoch: int) -> dict[str, Any]:
         """Return clip ``own`` of the source, as a new dict."""
         name = f"MixedVideos, which is clip {own} of sources[{self.name!r}]"
         with name_clip_in_errors(name, epoch, number):
@@ -111,7 +111,7 @@ class Source:
 
     def shuffle(self, own: int, *, seed: int, epoch: int) -> int:
         """Return the number of the clip that replaces clip ``own`` in a shuffled pass."""
-        length = self.length(epoch)
+        length = self.get_length(epoch)
         if length is None:
             return own
         if length > MAX_SHUFFLED:
@@ -124,7 +124,7 @@ class Source:
 
     def _get_item(self, own: int, epoch: int) -> dict[str, Any]:
         is_map_style = not callable(getattr(self.source, "clip", None))
-        length = self.length(epoch)
+        length = self.get_length(epoch)
         if length and (is_map_style or getattr(self.source, "at_end", None) == "drop"):
             own %= length
         clip = self.source[own] if is_map_style else self.source.clip(own)
@@ -280,13 +280,13 @@ def _check_shared(facts: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _find_spec(name: str, source: Any, facts: Mapping[str, Any], is_grey: bool) -> ClipSpec:
-    """Return the spec of the clips of a source; where it is not declared, that of clip 0."""
+    """Return the spec of the clips of a source; where it is not declared, the spec of clip 0."""
     form = getattr(source, "form", None) if hasattr(source, "clip") else None
     if form is not None:
         return cast(ClipSpec, form)
     if facts.keys() >= set(SHARED):
         return _make_spec(facts, getattr(source, "device", None))
-    clip = Source(name, source).clip(0, number=0, epoch=getattr(source, "epoch", 0))
+    clip = Source(name, source).make_clip(0, number=0, epoch=getattr(source, "epoch", 0))
     video = clip["video"]
     if is_grey and "scale" not in facts and video.is_floating_point():
         low, high = video.min().item(), video.max().item()

@@ -60,8 +60,8 @@ def _register_kernel(name: str, kind: type, stand_in: Callable[[Tensor], Any]) -
     signature = inspect.signature(functional)
 
     @transforms.register_kernel(functional, kind)  # type: ignore[untyped-decorator]
-    def kernel(planes: Tensor, *given: object, **named: object) -> Tensor:
-        arguments = signature.bind(planes, *given, **named).arguments
+    def kernel(planes: Tensor, *args: object, **kwargs: object) -> Tensor:
+        arguments = signature.bind(planes, *args, **kwargs).arguments
         arguments.pop("fill", None)
         if kind is CoordinatePlanes:  # these settings return a linear plane unchanged
             exact = {"interpolation": InterpolationMode.BILINEAR, "antialias": False}
@@ -147,19 +147,19 @@ def _make_coordinate_planes(video: Tensor) -> CoordinatePlanes:
 
 def add_probe_planes(clip: Clip) -> dict[str, Any]:
     """Return the clip as tv_tensors, with planes that show what a transform does to pixels."""
-    given: dict[str, Any] = {**clip, "video": tv_tensors.Video(clip["video"])}
+    sample: dict[str, Any] = {**clip, "video": tv_tensors.Video(clip["video"])}
     has_masks, has_flow = "masks" in clip, "flow" in clip
     if has_flow or (not has_masks and any(key in clip for key in _TABLES)):
-        given[COORDINATES] = _make_coordinate_planes(clip["video"])
+        sample[COORDINATES] = _make_coordinate_planes(clip["video"])
     if has_masks:
         masks = clip["masks"]
-        given["masks"] = tv_tensors.Mask(masks)
+        sample["masks"] = tv_tensors.Mask(masks)
         planes = [torch.ones_like(masks[:1]), masks]
         if has_flow:
             planes.append(clip["flow"].flatten(0, 1))
         # Ids are at most max_cells: float32 holds them exactly.
-        given[LABELS] = LabelPlanes(torch.cat([plane.float() for plane in planes]))
-    return given
+        sample[LABELS] = LabelPlanes(torch.cat([plane.float() for plane in planes]))
+    return sample
 
 
 def update_annotations(before: Clip, result: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,22 +172,22 @@ def update_annotations(before: Clip, result: Mapping[str, Any]) -> dict[str, Any
     """
     after = {key: _to_plain(value) for key, value in result.items()}
     labels, planes = after.pop(LABELS, None), after.pop(COORDINATES, None)
-    kept = [key for key in (*_TABLES, "flow") if key in after and key in before]
+    keys = [key for key in (*_TABLES, "flow") if key in after and key in before]
     still = _to_plain(_make_coordinate_planes(before["video"]))
     has_moved = planes is not None and not _are_equal(planes, still)
     if "masks" not in before and has_moved:
         raise ValueError(
-            f"it moves pixels, which {kept or 'tables'} cannot follow without masks; add 'masks' "
+            f"it moves pixels, which {keys or 'tables'} cannot follow without masks; add 'masks' "
             "to annotations"
         )
-    if "masks" not in before or not (kept or "masks" in after):
+    if "masks" not in before or not (keys or "masks" in after):
         return after
     if "masks" not in after:
-        raise ValueError(f"it must hand on 'masks', without which {kept[0]!r} cannot be checked")
+        raise ValueError(f"it must hand on 'masks', without which {keys[0]!r} cannot be checked")
     old, new = before["masks"], after["masks"]
     ids, has_own_values = _find_ids(old, new, labels)
     if ids is None:
-        if kept:
+        if keys:
             raise ValueError(
                 f"it changes 'masks' so that the other annotations cannot follow; {_ADVICE}"
             )
@@ -199,9 +199,9 @@ def update_annotations(before: Clip, result: Mapping[str, Any]) -> dict[str, Any
     masks, table, old_ids = split_gaps(ids.cpu().numpy(), {row[0]: row[3] for row in rows})
     if not has_own_values:
         after["masks"] = torch.from_numpy(masks).to(new.device, new.dtype)
-    for key, value in _make_tables(before, kept, masks, table, old_ids).items():
+    for key, value in _make_tables(before, keys, masks, table, old_ids).items():
         after[key] = value.to(new.device)
-    if "flow" in kept and after["flow"] is before["flow"]:  # else the user has moved it
+    if "flow" in keys and after["flow"] is before["flow"]:  # else the user has moved it
         after["flow"] = _make_flow(labels, planes, masks).to(new.device)
     return after
 
@@ -254,17 +254,17 @@ def _check_alike(video: object, masks: Tensor) -> None:
 
 def _make_tables(
     before: Clip,
-    kept: list[str],
+    keys: list[str],
     masks: npt.NDArray[np.int32],
     table: npt.NDArray[np.int32],
     old_ids: npt.NDArray[np.int64],
 ) -> dict[str, Tensor]:
-    """Return the tables that are kept, for the new ids."""
+    """Return the tables for the new ids."""
     lengths = [len(before[key]) for key in _TABLES if key in before]  # type: ignore[literal-required]
     if not lengths:
         return {}
-    tables = annotate_masks(masks, table, kept, lengths[0])
-    if "stages" in kept:
+    tables = annotate_masks(masks, table, keys, lengths[0])
+    if "stages" in keys:
         stages = before["stages"].cpu().numpy()[old_ids - 1]
         frame = np.arange(stages.shape[1])
         visible = (table[:, 1:2] <= frame) & (frame <= table[:, 2:3])

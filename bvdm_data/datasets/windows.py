@@ -56,7 +56,7 @@ class RandomWindows:
     border: int  # width of the band of pixels that is left out
     room: tuple[int, int]  # how many places there are for a window, down and across
 
-    def window(self, index: int, epoch: int) -> Window:
+    def get_window(self, index: int, epoch: int) -> Window:
         """Return window ``index``, 0 or more, of an epoch."""
         rng = torch_rng(self.seed, "real", epoch, index)
         place, down, right = (
@@ -78,7 +78,7 @@ class ListedWindows:
         """Number of the windows."""
         return len(self.windows)
 
-    def window(self, index: int, epoch: int) -> Window:
+    def get_window(self, index: int, epoch: int) -> Window:
         """Return window ``index``, 0 or more; after the last comes the first again."""
         return self.windows[index % self.count]
 
@@ -171,14 +171,14 @@ class FrameCache:
         """Bytes of the frames that are kept, as if they were decoded whole."""
         return sum(one.nbytes for one in self._kept.values())
 
-    def frame(self, number: int, rows: slice, columns: slice) -> Image:
+    def read_frame(self, number: int, rows: slice, columns: slice) -> Image:
         """Return a window of a frame, ``[rows, columns]`` in the dtype of the file."""
         with self._lock:
             lazy = self._get("frame", number, self.source.partial_frame)
             window: Image = lazy.read_window(rows, columns)
             return window
 
-    def masks(self, number: int) -> Image:
+    def read_masks(self, number: int) -> Image:
         """Return the masks of a frame, ``[H, W]``; do not change them."""
         with self._lock:
             masks: Image = self._get("masks", number, self._load_masks)
@@ -332,7 +332,7 @@ def _make_track_windows(
     field = border, border, source.shape[0] - border, source.shape[1] - border
     have = sorted(set(source.mask_names).intersection(used))
     ids = np.sort(source.tracks[:, 0]).tolist()
-    boxes = find_bounding_boxes(((number, cache.masks(number)) for number in have), ids, field)
+    boxes = find_bounding_boxes(((number, cache.read_masks(number)) for number in have), ids, field)
     groups = [[one] for one in ids]
     if spec.windows == "lineages":
         groups = group_families(source.tracks)
@@ -371,14 +371,14 @@ def _follow(
 
 def _place_window(boxes: Sequence[Box], size: tuple[int, int], field: Box) -> tuple[int, int]:
     """Return the corner of a window that holds the first box and others as far as they fit."""
-    held = boxes[0]
+    union = boxes[0]
     for box in boxes[1:]:
-        top, left = (min(held[axis], box[axis]) for axis in (0, 1))
-        bottom, right = (max(held[axis], box[axis]) for axis in (2, 3))
+        top, left = (min(union[axis], box[axis]) for axis in (0, 1))
+        bottom, right = (max(union[axis], box[axis]) for axis in (2, 3))
         if bottom - top <= size[0] and right - left <= size[1]:
-            held = top, left, bottom, right
+            union = top, left, bottom, right
     y, x = (
-        min(max((held[axis] + held[axis + 2] - size[axis]) // 2, field[axis]),
+        min(max((union[axis] + union[axis + 2] - size[axis]) // 2, field[axis]),
             field[axis + 2] - size[axis])
         for axis in (0, 1)
     )  # fmt: skip
