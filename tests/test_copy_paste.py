@@ -138,7 +138,7 @@ def test_copy_paste_limits_covered_area(tiny_ctc, monkeypatch):
         asked.append((labels, areas, answer))
         return answer
 
-    monkeypatch.setattr(copy_paste, "has_room", has_room)
+    monkeypatch.setattr(copy_paste, "is_placeable", has_room)
     dataset = tiny(tiny_ctc, nuclei=(2500, 2500))
     hidden = 0.0
     for index in range(6):
