@@ -44,7 +44,7 @@ def test_plain_moves_image_and_labels_alike(size):
         torch.testing.assert_close(lit[0], expected, atol=1e-5, rtol=0)
 
 
-def test_plain_has_all_eight_symmetries_about_equally_often():
+def test_plain_draws_all_eight_symmetries():
     labels = torch.arange(12, dtype=torch.int32).reshape(3, 4)
     image = labels[None].float()
     turned = [torch.rot90(labels, turns) for turns in range(4)]
@@ -55,7 +55,7 @@ def test_plain_has_all_eight_symmetries_about_equally_often():
     assert min(map(found.count, expected)) >= 12  # of 30 expected
 
 
-def test_the_gain_of_plain_leaves_dark_as_it_is_and_stays_in_its_range():
+def test_plain_gain_stays_in_range():
     image = torch.full((1, 4, 4), DARK)
     image[0, 1, 2] = DARK + 0.5
     gains = []
@@ -70,7 +70,7 @@ def test_the_gain_of_plain_leaves_dark_as_it_is_and_stays_in_its_range():
 
 
 @BOTH
-def test_a_sample_depends_on_the_generator_alone(augment):
+def test_augmentation_depends_on_generator_alone(augment):
     image, labels = scene()
     state, before = torch.get_rng_state(), (image.clone(), labels.clone())
     first = augment(image, labels, seeded(5))
@@ -84,7 +84,7 @@ def test_a_sample_depends_on_the_generator_alone(augment):
 
 
 @BOTH
-def test_the_global_random_state_has_no_say(augment):
+def test_augmentation_ignores_global_state(augment):
     image, labels = scene()
     samples = []
     for seed in (1, 2):
@@ -94,7 +94,7 @@ def test_the_global_random_state_has_no_say(augment):
 
 
 @pytest.mark.parametrize("size", [(96, 128), (128, 96), (80, 80), (50, 33)])
-def test_strong_gives_whole_instances_in_a_picture_of_the_same_shape(size):
+def test_strong_keeps_shape_and_instances(size):
     image, labels = scene(*size)
     for seed in range(15):
         found, moved = augment_strong(image, labels, seeded(seed))
@@ -110,7 +110,7 @@ def test_strong_gives_whole_instances_in_a_picture_of_the_same_shape(size):
             assert ndimage.label(moved.numpy() == label)[1] == 1
 
 
-def test_strong_parts_nuclei_and_drops_what_is_too_small():
+def test_strong_splits_and_drops_nuclei():
     labels = torch.zeros(200, 200, dtype=torch.int32)
     labels[75:90, 80:120] = 4  # two nuclei that touch
     labels[90:105, 80:120] = 9
@@ -166,7 +166,7 @@ def test_strong_turns_scales_and_mirrors():
     assert 1.4 < max(areas) < 1.33**2 * 1.1
 
 
-def test_strong_keeps_a_disc_round_in_a_picture_that_is_not_square():
+def test_strong_keeps_discs_round():
     row, column = np.mgrid[:120, :220]
     disc = (row - 59.5) ** 2 + (column - 109.5) ** 2 < 20**2
     labels = torch.from_numpy(disc.astype(np.int32))
@@ -177,7 +177,7 @@ def test_strong_keeps_a_disc_round_in_a_picture_that_is_not_square():
         assert small > 0.6 * large  # the picture's sides are as 1 to 1.8, squared 3.4
 
 
-def test_strong_fills_what_comes_from_beyond_the_edge_by_mirroring():
+def test_strong_mirrors_beyond_the_edge():
     labels = torch.ones(64, 96, dtype=torch.int32)
     image = torch.full((1, 64, 96), 0.3)
     for seed in range(20):
@@ -193,7 +193,7 @@ def test_strong_makes_do_without_any_nucleus():
     assert torch.isfinite(found).all()
 
 
-def test_strong_keeps_the_background_about_where_it_was_and_changes_the_contrast():
+def test_strong_changes_contrast_not_background():
     image, labels = scene(128, 128)
     levels, contrasts = [], []
     for seed in range(60):

@@ -53,7 +53,7 @@ def test_clips_hold_together(pasted):
     }
 
 
-def test_ids_are_compact_and_the_table_lists_each_for_its_one_frame(pasted):
+def test_copy_paste_ids_are_compact(pasted):
     for index in range(20):
         clip = pasted.clip(index)
         ids = np.unique(clip["masks"])[1:]
@@ -62,7 +62,7 @@ def test_ids_are_compact_and_the_table_lists_each_for_its_one_frame(pasted):
         assert clip["tracks"].tolist() == rows + [[0, 0, 0, 0]] * (64 - len(ids))
 
 
-def test_every_nucleus_is_brighter_than_what_is_far_from_labels(pasted):
+def test_copy_paste_nuclei_are_bright(pasted):
     inside = []
     for index in range(20):
         image, masks = counts(pasted.clip(index)), pasted.clip(index)["masks"][0].numpy()
@@ -74,7 +74,7 @@ def test_every_nucleus_is_brighter_than_what_is_far_from_labels(pasted):
     assert min(inside) > LEVEL + 0.85 * 0.7 * 1600
 
 
-def test_a_clip_depends_on_arguments_and_index_alone(tiny_ctc, pasted):
+def test_copy_paste_depends_on_index_alone(tiny_ctc, pasted):
     expected = [hash_clips(pasted.clip(index)) for index in range(5)]
     backwards = tiny(tiny_ctc)
     assert [hash_clips(backwards.clip(index)) for index in (4, 3, 2, 1, 0)] == expected[::-1]
@@ -116,13 +116,13 @@ def densities(dataset, number):
     return np.array(covered) * FRAME_AREA / one
 
 
-def test_the_density_is_what_was_asked_for(tiny_ctc):
+def test_copy_paste_has_requested_density(tiny_ctc):
     # 30 x 11.8 nuclei: the mean is known to about 5 %, and up to 20 % of a nucleus may be hidden.
     found = densities(tiny(tiny_ctc, size=(108, 140), nuclei=(600, 600)), 30)
     assert found.mean() == pytest.approx(600, rel=0.12)
 
 
-def test_the_density_is_drawn_from_the_whole_range(tiny_ctc):
+def test_copy_paste_draws_whole_range(tiny_ctc):
     found = densities(tiny(tiny_ctc, size=(108, 140), nuclei=(200, 1000)), 30)
     # A tile shows 4 to 20 nuclei of 100 to 250 px, and so its density to about 1 in 3.
     assert 0 < found.min() < 400
@@ -130,7 +130,7 @@ def test_the_density_is_drawn_from_the_whole_range(tiny_ctc):
     assert found.mean() == pytest.approx(600, rel=0.2)
 
 
-def test_no_nucleus_is_hidden_further_than_the_limits(tiny_ctc, monkeypatch):
+def test_copy_paste_limits_covered_area(tiny_ctc, monkeypatch):
     asked = []
 
     def has_room(labels, here, mask, areas):
@@ -138,7 +138,7 @@ def test_no_nucleus_is_hidden_further_than_the_limits(tiny_ctc, monkeypatch):
         asked.append((labels, areas, answer))
         return answer
 
-    monkeypatch.setattr(copy_paste, "has_room", has_room)
+    monkeypatch.setattr(copy_paste, "is_placeable", has_room)
     dataset = tiny(tiny_ctc, nuclei=(2500, 2500))
     hidden = 0.0
     for index in range(6):
@@ -163,7 +163,7 @@ def ring(labels):
 @pytest.mark.parametrize(
     ("place", "answer"), [((50, 72), True), ((50, 54), False), ((42, 50), False)]
 )
-def test_has_room_asks_how_much_of_either_would_be_covered(place, answer):
+def test_is_placeable_checks_both_nuclei(place, answer):
     labels = disc((100, 100), (50, 50), 10).astype(np.int32)
     mask = disc((21, 21), (10, 10), 10)
     here, part = pasting.measure_overlap(place, mask.shape, labels.shape)
@@ -171,7 +171,7 @@ def test_has_room_asks_how_much_of_either_would_be_covered(place, answer):
     assert pasting.is_placeable(labels, here, mask[part], [0, int(mask.sum())]) is answer
 
 
-def test_has_room_forgives_no_small_one_that_lies_over_a_large_one_or_under_it():
+def test_is_placeable_refuses_small_on_large():
     large, small = disc((41, 41), (20, 20), 20), disc((9, 9), (4, 4), 4)
     labels = disc((128, 128), (64, 64), 4).astype(np.int32)
     here, part = pasting.measure_overlap((64, 64), large.shape, labels.shape)
@@ -182,7 +182,7 @@ def test_has_room_forgives_no_small_one_that_lies_over_a_large_one_or_under_it()
     assert not pasting.is_placeable(labels, here, small[part], [0, int(large.sum())])
 
 
-def test_has_room_wants_no_sliver_at_the_edge_of_the_tile():
+def test_is_placeable_refuses_slivers():
     labels = np.zeros((128, 128), np.int32)
     mask = disc((21, 21), (10, 10), 10)
     answers = []
@@ -192,7 +192,7 @@ def test_has_room_wants_no_sliver_at_the_edge_of_the_tile():
     assert answers == [True, True, False, True]
 
 
-def test_overlap_cuts_a_patch_at_the_canvas():
+def test_overlap_is_cut_at_canvas():
     canvas = np.zeros((10, 12), int)
     patch = np.arange(1, 26).reshape(5, 5)
     here, part = pasting.measure_overlap((0, 11), patch.shape, canvas.shape)
@@ -201,9 +201,7 @@ def test_overlap_cuts_a_patch_at_the_canvas():
     assert np.count_nonzero(canvas) == 9
 
 
-def test_neither_another_video_nor_a_frame_from_stop_on_is_opened(
-    tiny_video, tmp_path, monkeypatch
-):
+def test_copy_paste_opens_allowed_frames_only(tiny_video, tmp_path, monkeypatch):
     for name in ("01", "02"):
         ctc.write_sequence(tmp_path, name, *tiny_video)
     expected = [hash_clips(tiny(tmp_path, stop=5).clip(index)) for index in range(10)]
@@ -240,7 +238,7 @@ def emptied(tiny_ctc):
     return counts(clip)
 
 
-def test_the_background_has_no_trace_of_a_nucleus(emptied, tiny_video):
+def test_background_has_no_nuclei(emptied, tiny_video):
     assert np.isfinite(emptied).all()
     for label in (1, 2, 3):
         inside = emptied[tiny_video[1][0] == label]
@@ -248,7 +246,7 @@ def test_the_background_has_no_trace_of_a_nucleus(emptied, tiny_video):
         assert inside.max() < LEVEL + 5 * NOISE
 
 
-def test_the_noise_in_the_holes_is_that_of_empty_places(emptied, tiny_video):
+def test_background_holes_have_real_noise(emptied, tiny_video):
     near = ndimage.binary_dilation(tiny_video[1][0] > 0, iterations=6)
     assert near.sum() > 800
     assert emptied[near].std() == pytest.approx(emptied[~near].std(), rel=0.08)
@@ -256,14 +254,14 @@ def test_the_noise_in_the_holes_is_that_of_empty_places(emptied, tiny_video):
     assert np.unique(emptied[near]).size > 30  # noise, and not one value
 
 
-def test_empty_places_stay_as_the_camera_saw_them(emptied, tiny_video):
+def test_background_elsewhere_is_untouched(emptied, tiny_video):
     video, masks, _ = tiny_video
     far = ~ndimage.binary_dilation(masks[0] > 0, iterations=20)
     same = np.isclose(emptied[far], video[0][far] - 32768.0, atol=0.51)
     assert same.mean() > 0.98  # less rare bright noise, which is taken for a nucleus
 
 
-def test_a_tile_shows_one_place_of_the_frame_with_the_light_of_that_place(tiny_video, tmp_path):
+def test_tile_keeps_local_light(tiny_video, tmp_path):
     video, masks, tracks = (part.copy() for part in tiny_video)
     slope = np.arange(128)[:, None] + 2 * np.arange(160)
     video = (video + slope).astype(np.uint16)
@@ -282,7 +280,7 @@ def test_a_tile_shows_one_place_of_the_frame_with_the_light_of_that_place(tiny_v
     assert len(places) == 4
 
 
-def test_background_clips_have_the_noise_of_the_video(tiny_ctc):
+def test_background_clips_have_video_noise(tiny_ctc):
     dataset = tiny(tiny_ctc, nuclei=(0, 0))
     images = np.stack([counts(dataset.clip(index)) for index in range(12)])
     assert np.isfinite(images).all()
@@ -290,7 +288,7 @@ def test_background_clips_have_the_noise_of_the_video(tiny_ctc):
     assert images.std(axis=(1, 2)) == pytest.approx(NOISE, rel=0.06)
 
 
-def test_fill_holes_takes_whole_patches_of_the_frame():
+def test_fill_holes_copies_whole_patches():
     frame = np.arange(30 * 40, dtype=np.float32).reshape(30, 40).astype(np.float16)
     frame[5:12, 6:20] = np.nan
     tile = pasting.fill_holes(frame, (2, 3), (20, 30), np.random.default_rng(0))
@@ -304,14 +302,14 @@ def test_fill_holes_takes_whole_patches_of_the_frame():
     assert np.mean((steps >= 0) & (steps <= 2)) > 0.8
 
 
-def test_fill_holes_leaves_none_even_where_a_frame_has_nothing():
+def test_fill_holes_leaves_none():
     tile = pasting.fill_holes(
         np.full((9, 9), np.nan, np.float16), (1, 1), (5, 6), np.random.default_rng(0)
     )
     assert (tile == np.zeros((5, 6))).all()
 
 
-def test_isolated_nuclei_are_whole_and_off_all_others_and_off_the_border():
+def test_isolated_nuclei_are_whole_and_apart():
     masks = np.zeros((120, 200), np.int32)
     masks[30:40, 30:40] = 1  # 7 px off the next one
     masks[30:40, 46:56] = 2
@@ -333,7 +331,7 @@ def test_isolated_nuclei_are_whole_and_off_all_others_and_off_the_border():
         np.testing.assert_array_equal(one.light, light[place].astype(np.float16))
 
 
-def test_the_library_holds_all_isolated_nuclei_of_the_frames(pasted, tiny_video):
+def test_library_holds_all_isolated_nuclei(pasted, tiny_video):
     expected = []
     for masks in tiny_video[1]:
         for label in np.unique(masks)[1:]:
@@ -359,7 +357,7 @@ def spots():
     return Nucleus(light.astype(np.float16), mask)
 
 
-def test_a_nucleus_is_turned_mirrored_and_brightened():
+def test_augment_nucleus_turns_mirrors_brightens():
     one = spots()
     angles, hands, gains = [], set(), []
     for seed in range(40):
@@ -385,7 +383,7 @@ def test_a_nucleus_is_turned_mirrored_and_brightened():
     assert np.mean(np.log(gains)) == pytest.approx(np.log([low, high]).mean(), abs=0.1)
 
 
-def test_split_background_follows_the_light_and_sees_unlabelled_nuclei():
+def test_split_background_sees_unlabelled_nuclei():
     x = np.mgrid[:130, :161][1]
     ramp = 0.07 + 0.0001 * x
     noise = np.random.default_rng(0).normal(0, 0.002, x.shape)
@@ -423,12 +421,12 @@ def test_bad_arguments_are_named(tiny_ctc, changes, message):
 
 
 @pytest.mark.parametrize("nuclei", [5, (5,), (1, 2, 3), ("few", "many")])
-def test_nuclei_that_are_no_pair_of_numbers_are_refused(tiny_ctc, nuclei):
+def test_copy_paste_refuses_odd_nuclei(tiny_ctc, nuclei):
     with pytest.raises(TypeError, match=r"nuclei must be a pair, .* 700 x 1100 px, got [(5]"):
         tiny(tiny_ctc, nuclei=nuclei)
 
 
-def test_a_stop_before_the_first_frame_is_named(tmp_path, tiny_video):
+def test_copy_paste_refuses_early_stop(tmp_path, tiny_video):
     ctc.write_sequence(tmp_path, "01", *tiny_video)
     for folder in ("01", "01_ST/SEG", "01_GT/SEG", "01_GT/TRA"):
         for path in (tmp_path / folder).glob("*000.tif"):
@@ -442,7 +440,7 @@ def test_a_missing_video_is_named(tiny_ctc):
         tiny(tiny_ctc, sequence="07")
 
 
-def test_an_index_out_of_range_is_named(pasted):
+def test_copy_paste_refuses_outside_index(pasted):
     with pytest.raises(IndexError, match="index must be 0 or more, got -1"):
         pasted.clip(-1)
     for index in (len(pasted), -len(pasted) - 1):
@@ -459,12 +457,12 @@ def test_too_many_nuclei_are_named(tiny_ctc):
         tiny(tiny_ctc, nuclei=(2500, 2500), max_cells=2).clip(0)
 
 
-def test_an_epoch_holds_the_pixels_of_the_field_once(pasted, tiny_ctc):
+def test_copy_paste_epoch_covers_field_once(pasted, tiny_ctc):
     assert len(pasted) == 12 * 112 * 144 // (64 * 80) + 1
     assert len(tiny(tiny_ctc, length=7)) == 7
 
 
-def test_the_background_of_the_real_video_keeps_its_level_and_its_noise(hela):
+def test_real_background_keeps_level_and_noise(hela):
     dataset = CopyPaste(hela, stop=1, size=(650, 1050), nuclei=(0, 0))
     image = counts(dataset.clip(0))
     band = (slice(25, -25),) * 2
@@ -477,7 +475,7 @@ def test_the_background_of_the_real_video_keeps_its_level_and_its_noise(hela):
     assert np.median(image) == pytest.approx(np.median(grey[band][free]) * FULL, abs=2)
 
 
-def test_a_tile_of_the_real_video_looks_like_it(hela):
+def test_real_tile_looks_real(hela):
     dataset = CopyPaste(hela, stop=2)
     assert len(dataset.library) > 40
     clip = dataset.clip(0)

@@ -67,7 +67,7 @@ def settings(steps, **changes):
 # What is fed
 
 
-def test_clip_windows_link_a_nucleus_with_its_line_of_descent_only():
+def test_windows_link_ancestors_only():
     windows = make_clip_windows(a_clip(), 3)
     assert [one["timepoints"].unique().tolist() for one in windows] == [
         [0, 1, 2],
@@ -84,7 +84,7 @@ def test_clip_windows_link_a_nucleus_with_its_line_of_descent_only():
     assert window["features"].shape == (13, 7)
 
 
-def test_clip_windows_measure_the_place_and_the_size():
+def test_windows_measure_position_and_size():
     clip = a_clip()
     window = make_clip_windows(clip, 3)[0]
     where = np.argwhere(clip["masks"][0].numpy() == 1)
@@ -93,7 +93,7 @@ def test_clip_windows_measure_the_place_and_the_size():
     assert float(window["features"][0, 0]) == pytest.approx(diameter, rel=1e-5)
 
 
-def test_clip_windows_leave_out_windows_without_a_link():
+def test_windows_without_links_are_skipped():
     clip = a_clip()
     empty = clip["masks"].clone()
     empty[1:] = 0
@@ -101,7 +101,7 @@ def test_clip_windows_leave_out_windows_without_a_link():
     assert make_clip_windows({**clip, "masks": empty, "tracks": tracks}, 3) == []
 
 
-def test_clip_windows_refuse_short_clips_and_clips_without_tracks():
+def test_windows_refuse_short_or_untracked_clips():
     clip = a_clip(frames=4)
     with pytest.raises(ValueError, match="window must be at most the 4 frames of a clip, got 5"):
         make_clip_windows(clip, 5)
@@ -110,7 +110,7 @@ def test_clip_windows_refuse_short_clips_and_clips_without_tracks():
         make_clip_windows(clip, 3)
 
 
-def test_vary_window_moves_nuclei_as_one_and_measures_them_as_the_turned_picture_would_be():
+def test_augment_window_matches_turned_image():
     clip = a_clip()
     window = make_clip_windows(clip, 3)[0]
     # A varied window must keep the shape of the scene and the laws between place and features.
@@ -132,7 +132,7 @@ def test_vary_window_moves_nuclei_as_one_and_measures_them_as_the_turned_picture
     assert torch.equal(same["coords"], varied["coords"])
 
 
-def test_vary_window_turns_the_inertia_with_the_place():
+def test_augment_window_turns_the_inertia():
     # Two dots of a long thin nucleus tell its direction.
     masks = torch.zeros(3, 60, 60, dtype=torch.int32)
     masks[:, 10:50, 28:31] = 1
@@ -151,7 +151,7 @@ def test_vary_window_turns_the_inertia_with_the_place():
         assert float(aligned) == pytest.approx(1, abs=1e-3)
 
 
-def test_soon_after_is_about_the_next_two_frames():
+def test_keep_within_gap_spans_two_frames():
     times = torch.tensor([0, 1, 1, 2, 3])
     assert keep_within_gap(times).int().tolist() == [
         [0, 1, 1, 1, 0],
@@ -194,7 +194,7 @@ def test_training_lowers_the_loss(trained):
     assert not trained.network.training
 
 
-def test_a_trained_linker_gives_a_valid_result(trained):
+def test_trained_linker_gives_valid_tracks(trained):
     clip = a_clip(99)
     masks = clip["masks"].numpy()
     found = link(trained, clip["video"][:, 0].numpy(), renumbered(masks))
@@ -202,7 +202,7 @@ def test_a_trained_linker_gives_a_valid_result(trained):
     assert scores.valid == scores.seg == scores.det == 1
 
 
-def test_link_follows_the_network_and_finds_the_division(nearest):
+def test_link_follows_network_through_division(nearest):
     clip = a_clip(99)
     masks = clip["masks"].numpy()
     found = link(nearest, clip["video"][:, 0].numpy(), renumbered(masks))
@@ -229,7 +229,7 @@ def test_link_refuses_other_shapes(trained):
         link(trained, video, video[:2].astype(int))
 
 
-def test_training_goes_on_where_it_was_killed(clips, tmp_path, monkeypatch):
+def test_linker_training_resumes(clips, tmp_path, monkeypatch):
     whole = train_linker(clips, settings(6), checkpoint=tmp_path / "a", progress=False)
     calls = []
     honest = linking._loss
@@ -251,7 +251,7 @@ def test_training_goes_on_where_it_was_killed(clips, tmp_path, monkeypatch):
     assert whole.log.train == resumed.log.train
 
 
-def test_training_leaves_the_global_random_state_and_the_logging_alone(clips, tmp_path):
+def test_linker_training_leaves_globals_alone(clips, tmp_path):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -261,7 +261,7 @@ def test_training_leaves_the_global_random_state_and_the_logging_alone(clips, tm
     assert (logging.getLogger().handlers, logging.getLogger().level) == (handlers, level)
 
 
-def test_a_checkpoint_of_other_clips_or_settings_is_refused(clips, tmp_path):
+def test_linker_refuses_other_checkpoints(clips, tmp_path):
     place = tmp_path / "a"
     train_linker(clips, settings(1), checkpoint=place, progress=False)
     for others in ((clips[:-1], settings(1)), (clips, settings(1, seed=1))):
@@ -269,7 +269,7 @@ def test_a_checkpoint_of_other_clips_or_settings_is_refused(clips, tmp_path):
             train_linker(*others, checkpoint=place, progress=False)
 
 
-def test_training_refuses_what_cannot_be_trained_on(clips, tmp_path):
+def test_linker_refuses_untrainable_clips(clips, tmp_path):
     with pytest.raises(ValueError, match=r"clips must hold at least 2 .*got 1"):
         train_linker(clips[:1], settings(1), checkpoint=tmp_path / "a", progress=False)
     empty = [{**clip, "masks": 0 * clip["masks"], "tracks": 0 * clip["tracks"]} for clip in clips]
@@ -285,6 +285,6 @@ def test_training_refuses_what_cannot_be_trained_on(clips, tmp_path):
         ({"layers": 0}, "layers and heads must be at least 1"),
     ],
 )
-def test_settings_refuse_a_network_that_cannot_be_built(changes, words):
+def test_linker_settings_refuse_impossible_networks(changes, words):
     with pytest.raises(ValueError, match=words):
         LinkerSettings(**changes)

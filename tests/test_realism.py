@@ -107,9 +107,7 @@ def shaken(clip):
         (shaken, ["step", "turning angle"]),
     ],
 )
-def test_damage_is_farther_from_the_reference_than_another_film(
-    damage, names, reference, real_films
-):
+def test_damage_is_farther_than_another_video(damage, names, reference, real_films):
     found = rows_against(damage(reference), real_films)
     for name in names:
         assert found[name].distance > 2 * found[name].yardstick, name
@@ -117,13 +115,13 @@ def test_damage_is_farther_from_the_reference_than_another_film(
 
 
 @pytest.mark.parametrize("kept", [0.0, 1.0])
-def test_texture_in_time_is_judged_both_ways(kept, real_films):
+def test_texture_over_time_counts_both_ways(kept, real_films):
     found = rows_against(draw_film(kept, frames=8, seed=0), real_films)
     assert found["texture after 1 frames"].ratio > 2
     assert found["texture kept after 1 frames"].ratio > 2
 
 
-def test_damage_of_a_real_film_is_seen(hela):
+def test_damage_of_real_video_shows(hela):
     def window(sequence, start):
         videos = CTCVideos(
             hela, sequence=sequence, frames=3, size=(320, 480), start=start, stop=start + 3
@@ -136,7 +134,7 @@ def test_damage_of_a_real_film_is_seen(hela):
     assert rows_against(shifted(first), films)["label agreement"].ratio > 2
 
 
-def test_dim_and_bright_end_are_quantiles_of_the_brightness(real_films):
+def test_dim_and_bright_ends_are_quantiles(real_films):
     values = real_films[0].values
     for name, share in (("dim end (5 %)", 0.05), ("bright end (95 %)", 0.95)):
         known = np.quantile(values["brightness"], share)
@@ -156,7 +154,7 @@ def test_lines_are_ready_for_json(real_films):
     assert found["noise"].measure == "abs. difference"
 
 
-def test_what_a_film_does_not_show_is_not_compared(real_films):
+def test_missing_metrics_are_not_compared(real_films):
     found = by_name(compare_metrics(real_films[0], *real_films))
     for name in ("cycle length", "dip at mitosis", "share in interphase"):
         assert found[name].distance is found[name].ratio is found[name].synthetic.median is None
@@ -176,7 +174,7 @@ def test_result_is_the_same_again(reference):
     assert all(np.array_equal(one.values[name], other.values[name]) for name in one.values)
 
 
-def test_stages_are_counted_and_their_labels_judged(reference):
+def test_stages_are_counted_and_judged(reference):
     stages = torch.full((16, 8), -1, dtype=torch.int8)
     stages[:9] = 0
     stages[:3] = STAGES.index("metaphase")
@@ -187,7 +185,7 @@ def test_stages_are_counted_and_their_labels_judged(reference):
     assert len(found["label agreement, metaphase"]) == 24
 
 
-def test_density_counts_nuclei_at_the_edge_by_half():
+def test_density_counts_edge_nuclei_half():
     masks = np.zeros((1, 100, 100), np.int32)
     masks[0, :20, :20] = 1
     masks[0, 40:60, 40:60] = 2

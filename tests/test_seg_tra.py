@@ -76,7 +76,7 @@ def test_a_perfect_result_scores_one_everywhere(truth):
     assert score(*truth, *truth) == Scores(1, 1, 1, 1, 1, 1)
 
 
-def test_padding_and_other_ids_make_no_difference(truth):
+def test_score_ignores_padding_and_ids(truth):
     masks, tracks = truth
     moved = tracks.copy()
     moved[:, 0] += 100
@@ -85,7 +85,7 @@ def test_padding_and_other_ids_make_no_difference(truth):
     assert score(np.where(masks, masks + 100, 0), padded, *truth) == Scores(1, 1, 1, 1, 1, 1)
 
 
-def test_thinner_masks_have_a_lower_seg_and_the_same_tra(truth):
+def test_thinner_masks_lower_seg_only(truth):
     scores = [damaged(truth, eroded(truth[0], pixels)) for pixels in (0, 1, 2)]
     seg = [one.seg for one in scores]
     assert seg[0] == 1
@@ -95,7 +95,7 @@ def test_thinner_masks_have_a_lower_seg_and_the_same_tra(truth):
     assert scores[2].det < 1
 
 
-def test_seg_of_eroded_masks_is_the_mean_share_of_the_area_that_is_left(truth):
+def test_seg_of_eroded_masks_is_exact(truth):
     thin = eroded(truth[0], 1)
     shares = [
         (frame_thin == one).sum() / (frame == one).sum()
@@ -114,7 +114,7 @@ def test_missing_masks_lower_every_score(truth):
     assert [one.valid for one in scores] == [1, 1, 1]
 
 
-def test_swapped_ids_lower_the_links_and_nothing_else(truth):
+def test_swapped_ids_lower_links_only(truth):
     scores = [damaged(truth, with_ids_swapped(truth[0], pairs)) for pairs in (0, 1, 2)]
     links = [one.lnk for one in scores]
     assert 1 == links[0] > links[1] > links[2]
@@ -122,7 +122,7 @@ def test_swapped_ids_lower_the_links_and_nothing_else(truth):
     assert scores[2].tra < scores[0].tra
 
 
-def test_a_division_that_is_missed_lowers_bc(truth):
+def test_missed_division_lowers_bc(truth):
     masks, tracks = truth
     alone = tracks.copy()
     alone[:, 3] = 0
@@ -131,7 +131,7 @@ def test_a_division_that_is_missed_lowers_bc(truth):
     assert missed.lnk < 1
 
 
-def test_bc_is_not_a_number_where_the_reference_has_no_division(truth):
+def test_bc_without_divisions_is_nan(truth):
     masks, tracks = truth[0][:3], truth[1][truth[1][:, 1] < 3]
     tracks = np.column_stack([tracks[:, :2], np.minimum(tracks[:, 2], 2), tracks[:, 3]])
     found = score(masks, tracks, masks, tracks)
@@ -139,7 +139,7 @@ def test_bc_is_not_a_number_where_the_reference_has_no_division(truth):
     assert found.tra == 1
 
 
-def test_a_label_that_the_table_does_not_have_makes_a_result_invalid(truth):
+def test_unlisted_label_makes_result_invalid(truth):
     masks, tracks = truth
     found = score(masks, tracks[tracks[:, 0] != 2], masks, tracks)
     assert found.valid == 0
@@ -152,7 +152,7 @@ def test_an_empty_result_scores_zero(truth):
     assert score(nothing, np.zeros((0, 4), np.int32), *truth) == Scores(0, 0, 0, 0, 0, 0)
 
 
-def test_score_says_nothing_and_leaves_nothing_behind(truth, capsys, tmp_path, monkeypatch):
+def test_score_is_silent_and_clean(truth, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     score(truth[0], truth[1][1:], *truth)
     assert capsys.readouterr().out == ""
@@ -177,7 +177,7 @@ def test_score_refuses_what_cannot_be_scored(truth, change, words):
 # The border
 
 
-def test_clear_border_takes_only_what_lies_wholly_in_the_band():
+def test_clear_border_takes_whole_nuclei_only():
     masks = np.zeros((2, 20, 20), np.int64)
     masks[0, 0:5, 0:5] = 1  # wholly in a band of 5
     masks[0, 15:20, 8:12] = 2
@@ -190,12 +190,12 @@ def test_clear_border_takes_only_what_lies_wholly_in_the_band():
 
 
 @pytest.mark.parametrize("border", [-1, 10])
-def test_clear_border_refuses_a_band_that_leaves_nothing(border):
+def test_clear_border_refuses_too_wide(border):
     with pytest.raises(ValueError, match="border must be from 0 to below half of the frame's 20"):
         clear_border(np.zeros((1, 20, 30), int), border)
 
 
-def test_cleared_tracks_are_valid_and_go_on_as_daughters_of_themselves():
+def test_cleared_tracks_stay_valid():
     masks = np.zeros((5, 30, 30), np.int32)
     for frame, row in enumerate([12, 6, 0, 6, 12]):
         masks[frame, row : row + 4, 10:14] = 7
@@ -206,7 +206,7 @@ def test_cleared_tracks_are_valid_and_go_on_as_daughters_of_themselves():
     assert score(*found, *found) == Scores(1, 1, 1, 1, pytest.approx(math.nan, nan_ok=True), 1)
 
 
-def test_what_is_in_the_border_does_not_count_in_result_or_reference(truth):
+def test_border_counts_on_neither_side(truth):
     masks, tracks = truth
     # Only the result, then only the reference, has nuclei in the band.
     inner = clear_border(masks, 25)
@@ -220,7 +220,7 @@ def test_what_is_in_the_border_does_not_count_in_result_or_reference(truth):
 # Reading and finding
 
 
-def test_read_reference_gives_the_video_with_its_border_cleared(tiny_ctc, tiny_video):
+def test_read_reference_clears_the_border(tiny_ctc, tiny_video):
     video, masks, tracks = tiny_video
     found = read_reference(tiny_ctc, "01", stop=9, border=20)
     scale = guess_scale(read_sequence(tiny_ctc, "01"))
@@ -238,7 +238,7 @@ def test_read_reference_refuses_a_single_frame(tiny_ctc):
         read_reference(tiny_ctc, "01", stop=1)
 
 
-def test_read_reference_of_the_real_video_is_a_valid_result(hela, tmp_path):
+def test_real_reference_is_valid(hela, tmp_path):
     found = read_reference(hela, "02", stop=3)
     assert found.video.shape == found.masks.shape == (3, 700, 1100)
     assert found.video.dtype == np.float32
@@ -251,7 +251,7 @@ def test_read_reference_of_the_real_video_is_a_valid_result(hela, tmp_path):
     assert np.isin(edge, inside).all()
 
 
-def test_found_share_counts_all_and_the_dim_nuclei(truth):
+def test_recall_counts_all_and_dim(truth):
     masks, _ = truth
     names = np.unique(masks[0][masks[0] > 0])
     light = np.zeros(int(masks.max()) + 1, np.float32)
@@ -271,7 +271,7 @@ def test_found_share_counts_all_and_the_dim_nuclei(truth):
     assert measure_recall(bright, masks, video)[1] == 1
 
 
-def test_found_share_needs_one_label_over_more_than_half():
+def test_recall_needs_more_than_half():
     reference = np.zeros((1, 20, 20), np.int32)
     reference[0, 5:9, 5:15] = 1
     video = reference.astype(np.float32)
@@ -284,7 +284,7 @@ def test_found_share_needs_one_label_over_more_than_half():
     assert measure_recall(half, reference, video) == (1, 1)
 
 
-def test_found_share_refuses_what_it_cannot_measure(truth):
+def test_recall_refuses_impossible_input(truth):
     masks = truth[0]
     video = masks.astype(np.float32)
     with pytest.raises(ValueError, match="of one shape"):

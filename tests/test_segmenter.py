@@ -49,11 +49,11 @@ def touching():
     return labels
 
 
-def test_the_network_has_the_size_that_is_said():
+def test_segmenter_has_its_documented_size():
     assert round(sum(p.numel() for p in Segmenter().parameters()) / 1e6, 2) == 0.49
 
 
-def test_dim_nuclei_are_not_lost_in_the_input():
+def test_normalize_keeps_dim_nuclei():
     grey = torch.tensor([0.073, 0.098, 0.9])  # background, dimmest nuclei, brightest
     background, dim, bright = normalize(grey).tolist()
     noise = float(normalize(torch.tensor(0.073 + 0.0023)) - background)
@@ -61,7 +61,7 @@ def test_dim_nuclei_are_not_lost_in_the_input():
     assert bright < 4
 
 
-def test_targets_of_touching_nuclei_fall_to_zero_between_them():
+def test_targets_fall_between_touching_nuclei():
     foreground, distance = make_targets(touching())
     assert foreground[20, 20] == foreground[20, 39] == 1
     assert distance.max() == pytest.approx(1)
@@ -70,7 +70,7 @@ def test_targets_of_touching_nuclei_fall_to_zero_between_them():
     assert not distance[foreground == 0].any()
 
 
-def test_targets_of_an_empty_picture_are_zero():
+def test_targets_of_empty_image():
     foreground, distance = make_targets(np.zeros((8, 8), np.int32))
     assert not foreground.any()
     assert not distance.any()
@@ -86,7 +86,7 @@ def test_perfect_maps_give_the_nuclei_back():
         assert both / (mine | (labels == number)).sum() > 0.9
 
 
-def test_crumbs_are_dropped_and_a_flat_nucleus_is_kept():
+def test_instances_drop_crumbs_only():
     foreground = np.zeros((40, 40), np.float32)
     foreground[:10, :10] = 1  # no seed of its own, since its distance is flat
     foreground[30:33, 30:33] = 1
@@ -96,13 +96,13 @@ def test_crumbs_are_dropped_and_a_flat_nucleus_is_kept():
     assert (found[:10, :10] == 1).all()
 
 
-def test_a_frame_of_any_size_is_predicted_whole():
+def test_predict_takes_any_size():
     network = Segmenter().eval()
     found = predict(network, np.full((37, 50), 0.1, np.float32))
     assert found.foreground.shape == found.distance.shape == (37, 50)
 
 
-def test_the_loss_is_least_for_the_truth():
+def test_loss_is_least_for_truth():
     foreground, distance = (torch.from_numpy(one)[None] for one in make_targets(touching()))
     right = torch.stack([20 * (foreground - 0.5), distance], 1)
     wrong = torch.stack([20 * (0.5 - foreground), distance], 1)
@@ -110,7 +110,7 @@ def test_the_loss_is_least_for_the_truth():
     assert compute_segmentation_loss(wrong, foreground, distance) > 1
 
 
-def test_samples_are_a_pure_function_of_seed_and_number():
+def test_samples_depend_on_seed_and_number():
     one, two = Samples(Discs(), "plain", 3, 10), Samples(Discs(), "plain", 3, 10)
     two[5]
     for key, value in one[7].items():
@@ -121,7 +121,7 @@ def test_samples_are_a_pure_function_of_seed_and_number():
         one[10]
 
 
-def test_arms_differ_in_nothing_but_their_clips(tmp_path):
+def test_arms_differ_only_in_clips(tmp_path):
     """Two arms of equal clips give the same network, bit by bit; other clips another one."""
     state = torch.get_rng_state()
     networks = [
@@ -140,7 +140,7 @@ def test_arms_differ_in_nothing_but_their_clips(tmp_path):
     assert not all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_an_interrupted_training_ends_in_the_same_network(tmp_path, monkeypatch):
+def test_interrupted_training_ends_the_same(tmp_path, monkeypatch):
     settings = SegmenterSettings(steps=120, batch=1)
 
     def trained(name, clips):

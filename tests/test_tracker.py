@@ -31,7 +31,7 @@ def shuffled(masks):
     return np.stack([new[frame] for new, frame in zip(names, masks, strict=True)])
 
 
-def test_track_follows_blobs_and_finds_the_division():
+def test_track_follows_blobs_through_division():
     masks, tracks = moving_blobs()
     found = track(shuffled(masks))
     assert found[0].dtype == found[1].dtype == np.int32
@@ -41,7 +41,7 @@ def test_track_follows_blobs_and_finds_the_division():
     assert np.bincount(found[1][:, 3]).tolist().count(2) == 1
 
 
-def test_track_does_not_depend_on_the_labels():
+def test_track_ignores_label_values():
     masks, _ = moving_blobs()
     first, second = track(masks), track(masks)
     assert np.array_equal(first[0], second[0])
@@ -50,7 +50,7 @@ def test_track_does_not_depend_on_the_labels():
     assert np.array_equal(again[0], first[0])
 
 
-def test_track_begins_anew_after_a_jump_or_a_gap():
+def test_track_restarts_after_gaps():
     masks = np.zeros((4, 80, 80), np.int32)
     masks[0, 5:10, 5:10] = masks[1, 5:10, 5:10] = 1
     masks[2:, 65:70, 65:70] = 1
@@ -81,7 +81,7 @@ def test_track_refuses_another_shape(shape):
         track(np.zeros(shape, int))
 
 
-def test_linked_makes_daughters_where_a_nucleus_has_two_successors():
+def test_apply_links_makes_daughters():
     labels = np.array([[[5, 0, 0]], [[2, 0, 0]], [[1, 0, 9]], [[1, 0, 3]]])
     edges = [((0, 5), (1, 2)), ((1, 2), (2, 1)), ((1, 2), (2, 9)), ((2, 9), (3, 3))]
     masks, table = apply_links(labels, edges)
@@ -89,13 +89,13 @@ def test_linked_makes_daughters_where_a_nucleus_has_two_successors():
     assert masks[:, 0, [0, 2]].tolist() == [[1, 0], [1, 0], [2, 3], [4, 3]]
 
 
-def test_linked_keeps_the_first_of_two_predecessors():
+def test_apply_links_keeps_first_predecessor():
     labels = np.array([[[1, 2]], [[1, 0]]])
     _, table = apply_links(labels, [((0, 2), (1, 1)), ((0, 1), (1, 1))])
     assert table.tolist() == [[1, 0, 0, 0], [2, 0, 1, 0]]
 
 
-def test_track_links_the_reference_masks_of_the_real_video(hela):
+def test_track_links_real_reference_masks(hela):
     reference = read_reference(hela, "02", stop=6)
     found = track(reference.masks)
     scores = score(*found, reference.masks, reference.tracks)

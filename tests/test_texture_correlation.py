@@ -33,12 +33,12 @@ def drawn():
     }
 
 
-def test_frozen_texture_correlates_fully_at_all_lags(drawn):
+def test_frozen_texture_correlates_fully(drawn):
     assert medians(drawn[1.0]).min() > 0.93
     assert min(drawn[1.0].kept(lag) for lag in LAGS) > 0.85
 
 
-def test_texture_made_anew_for_every_frame_is_like_that_of_unrelated_nuclei(drawn):
+def test_new_texture_correlates_like_strangers(drawn):
     assert np.abs(medians(drawn[0.0]) - np.median(drawn[0.0].unrelated)).max() < 0.1
     assert max(abs(drawn[0.0].kept(lag)) for lag in LAGS) < 0.2
 
@@ -79,7 +79,7 @@ def made_anew(clip):
     return as_clip(clip["video"][:, 0].numpy(), masks, clip["tracks"].numpy())
 
 
-def test_real_texture_lies_between_a_frozen_one_and_one_made_anew(real):
+def test_real_texture_lies_in_between(real):
     below, found, above = (
         medians(persistence_of(clip, pairs=60)) for clip in (made_anew(real), real, frozen(real))
     )
@@ -112,20 +112,20 @@ def turned_picture(turn):
 
 
 @pytest.mark.parametrize("turn", [0, 33, -40])
-def test_picture_is_found_again_after_a_turn_and_a_shift(turn):
+def test_patch_is_registered_after_motion(turn):
     one, other = turned_picture(turn)
     assert correlate_registered(one, other) > 0.98
     assert correlate_registered(other, one) > 0.98
 
 
-def test_larger_turns_are_found_from_a_start_near_them():
+def test_large_rotations_need_a_start():
     one, other = turned_picture(100)
     assert correlate_registered(one, other) < 0.8
     found = [correlate_registered(one, other, start=np.deg2rad(turn)) for turn in (-80, 80)]
     assert max(found) > 0.98 > 0.8 > min(found)
 
 
-def test_correlation_does_not_see_brightness_and_contrast():
+def test_correlation_ignores_brightness_and_contrast():
     clip = draw_film(1.0, frames=2)
     seen = list_detections([clip])
     images, masks = clip["video"][:, 0].numpy(), clip["masks"].numpy()
@@ -145,7 +145,7 @@ def test_nucleus_without_inside_has_no_correlation():
     assert np.isnan(correlate_registered(thin, thin))
 
 
-def test_nuclei_near_the_edge_of_the_frame_can_be_cut():
+def test_nuclei_near_edges_are_cut():
     image, masks = np.zeros((30, 40), np.float32), np.zeros((30, 40), np.int32)
     masks[2:12, 25:38] = 4
     picture = cut_patch(image, masks, 4, np.array([6.5, 31.0]))
@@ -154,7 +154,7 @@ def test_nuclei_near_the_edge_of_the_frame_can_be_cut():
     assert picture.rest.tolist() == [0.5, 0.0]
 
 
-def test_pairs_keep_away_from_edges_and_mitoses():
+def test_pairs_avoid_edges_and_mitoses():
     masks = np.zeros((3, 60, 90), np.int32)
     masks[:, 10:30, 10:30] = 1
     masks[:, 40:60, 10:30] = 2  # touches the edge
@@ -177,7 +177,7 @@ def test_short_clips_have_no_long_lags():
     assert np.isnan(found.kept(7))
 
 
-def test_pairs_are_drawn_by_the_seed_and_over_all_clips():
+def test_pairs_depend_on_the_seed():
     clips = [draw_film(0.5, frames=3, seed=seed) for seed in (0, 1)]
     seen = list_detections(clips)
     first, again = (measure_texture_autocorrelation(clips, seen, pairs=6, seed=3) for _ in range(2))
@@ -189,7 +189,7 @@ def test_pairs_are_drawn_by_the_seed_and_over_all_clips():
     assert len(everything.lags[2]) == 18
 
 
-def test_film_of_one_nucleus_has_nothing_unrelated():
+def test_video_of_one_nucleus_lacks_strangers():
     clip = draw_film(1.0, frames=2)
     clip["masks"] = torch.where(clip["masks"] == 5, 5, 0)
     found = persistence_of(clip, pairs=3)
@@ -198,7 +198,7 @@ def test_film_of_one_nucleus_has_nothing_unrelated():
     assert np.isnan(found.kept(1))
 
 
-def test_kept_share_is_0_at_chance_and_1_at_identity():
+def test_kept_share_is_normalized():
     found = TextureAutocorrelation({1: np.array([0.4]), 2: np.array([1.0])}, np.array([0.4, 0.4]))
     assert (found.kept(1), found.kept(2)) == (0, 1)
 

@@ -29,7 +29,7 @@ def looks_of(clip):
     return seen, measure_appearance([clip], seen)
 
 
-def test_circle_and_ellipse_have_their_known_shape():
+def test_shape_features_of_circle_and_ellipse():
     seen, looks = looks_of(still_clip(painted(((60, 40), (12, 12)), ((60, 110), (20, 10)))))
     assert seen.area == pytest.approx([np.pi * 144, np.pi * 200], rel=0.04)
     assert seen.centre.tolist() == [[60, 40], [60, 110]]
@@ -37,7 +37,7 @@ def test_circle_and_ellipse_have_their_known_shape():
     assert looks.solidity.min() > 0.93
 
 
-def test_bean_is_less_solid_than_a_circle():
+def test_bean_is_less_solid():
     masks = painted(((60, 80), (14, 14)))
     masks[ellipse(SHAPE, (52, 80), (6, 6)) & (masks > 0)] = 0
     masks[46:52, 78:83] = 0
@@ -45,7 +45,7 @@ def test_bean_is_less_solid_than_a_circle():
     assert looks.solidity[0] < 0.9
 
 
-def test_nuclei_at_the_edge_and_specks_are_seen_but_not_measured():
+def test_edge_nuclei_and_specks_stay_unmeasured():
     seen, looks = looks_of(still_clip(painted(((8, 40), (12, 12)), ((60, 80), (2, 2)))))
     assert seen.whole.tolist() == [False, True]
     for values in (looks.brightness, looks.eccentricity, looks.agreement, looks.texture[:, 0]):
@@ -69,14 +69,14 @@ def test_contact_reaches_two_pixels(gap, contact):
     assert looks.contact.tolist() == [contact, contact]
 
 
-def test_nearest_neighbour_is_known_away_from_the_edge_only():
+def test_nearest_neighbour_needs_room_around():
     round_ones = [((60, 60), (8, 8)), ((60, 90), (8, 8)), ((20, 90), (8, 8))]
     _, looks = looks_of(still_clip(painted(*round_ones)))
     assert looks.neighbour[:2].tolist() == [30, 30]
     assert np.isnan(looks.neighbour[2])
 
 
-def test_label_agreement_falls_steadily_as_the_label_is_shifted():
+def test_label_agreement_falls_with_shift():
     clip = still_clip(painted(((60, 80), (12, 10))), noise=0.002, blur=1)
     found = []
     for shift in range(7):
@@ -92,7 +92,7 @@ def test_label_agreement_falls_steadily_as_the_label_is_shifted():
 
 
 @pytest.mark.parametrize("size", [-2, 2])
-def test_label_agreement_falls_with_a_wrong_size(size):
+def test_label_agreement_falls_with_size(size):
     clip = still_clip(painted(((60, 80), (12, 12))), noise=0.002, blur=1)
     clip["masks"][0] = as_clip(
         np.zeros((1, *SHAPE)), painted(((60, 80), (12 + size, 12 + size)))[None], np.zeros((1, 4))
@@ -116,7 +116,7 @@ def test_label_on_nothing_agrees_with_nothing():
     assert looks_of(clip)[1].agreement.tolist() == [0]
 
 
-def test_edge_profile_of_a_blurred_disc_is_that_of_the_blur():
+def test_edge_profile_of_disc_is_blur():
     _, sharp = looks_of(still_clip(painted(((60, 80), (16, 16)))))
     assert sharp.profile[0] == pytest.approx([1, 1, 1, 1, 0, 0, 0, 0], abs=1e-3)
     _, blurred = looks_of(still_clip(painted(((60, 80), (16, 16))), blur=1.5))
@@ -124,7 +124,7 @@ def test_edge_profile_of_a_blurred_disc_is_that_of_the_blur():
     assert (np.diff(blurred.profile[0]) < 0).all()
 
 
-def test_edge_profile_does_not_see_the_neighbour():
+def test_edge_profile_ignores_neighbours():
     near = painted(((60, 60), (14, 14)), ((60, 92), (14, 14)))
     _, looks = looks_of(still_clip(near))
     assert looks.profile[0, 4:] == pytest.approx(np.zeros(4), abs=1e-3)
@@ -148,7 +148,7 @@ def test_texture_tells_contrast_and_fineness():
     assert contrasts[2] < contrasts[1] / 2
 
 
-def test_stages_come_from_the_rows_of_the_ids():
+def test_stages_follow_the_ids():
     masks = painted(((60, 40), (12, 12)), ((60, 110), (12, 12)))
     clip = still_clip(masks, frames=2)
     stages = np.full((4, 2), -1)
@@ -162,7 +162,7 @@ def test_stages_come_from_the_rows_of_the_ids():
     ]
 
 
-def test_local_background_is_that_of_the_fit():
+def test_local_background_matches_the_fit():
     draws = np.random.default_rng(0)
     masks = painted(((60, 40), (12, 12)), ((60, 110), (20, 10)))
     slope = np.linspace(0, 0.02, SHAPE[1])[None]
@@ -188,7 +188,7 @@ def test_noise_and_its_correlations_are_found():
     assert found["level"] == pytest.approx(0.07, abs=1e-4)
 
 
-def test_frame_without_an_empty_place_has_no_noise():
+def test_noise_needs_empty_background():
     found = measure_noise(np.ones((9, 9), np.float32), np.ones((9, 9), np.int32))
     assert all(np.isnan(value) for value in found.values())
 
@@ -198,7 +198,7 @@ def moving(centres, radius=10):
     return as_clip(np.zeros(masks.shape), masks, [(1, 0, len(centres) - 1, 0)])
 
 
-def test_steps_and_turns_are_those_that_were_drawn():
+def test_steps_and_rotations_are_recovered():
     clip = moving([(60, 60), (60, 64), (60, 68), (63, 68), (63, 68)])
     motion = measure_motion(list_detections([clip]))
     assert motion.step.tolist() == [4, 4, 3, 0]
@@ -206,7 +206,7 @@ def test_steps_and_turns_are_those_that_were_drawn():
     assert motion.growth.tolist() == [1, 1, 1, 1]
 
 
-def test_steps_across_clips_gaps_and_edges_do_not_count():
+def test_steps_skip_clips_gaps_and_edges():
     clips = [moving([(60, 60), (60, 64)]), moving([(60, 90), (60, 155)])]
     assert measure_motion(list_detections(clips)).step.tolist() == [4]
     clip = moving([(60, 60), (60, 64), (60, 68)])
@@ -237,14 +237,14 @@ def test_division_is_measured():
     assert len(lives.cycle) == 0
 
 
-def test_short_clip_shows_the_sisters_but_not_the_mother_before():
+def test_short_clip_shows_sisters_only():
     clip = family(frames=6, birth=4)
     lives = measure_divisions([clip], list_detections([clip]))
     assert lives.sisters.tolist() == [0.8]
     assert len(lives.dip) == len(lives.daughter) == 0
 
 
-def test_cycle_is_seen_from_birth_to_division():
+def test_cycle_runs_from_birth_to_division():
     clip = family()
     clip["tracks"] = as_clip(
         [], [], [(1, 0, 2, 0), (2, 3, 9, 1), (3, 3, 13, 1), (4, 10, 13, 2), (5, 10, 13, 2)]
@@ -252,7 +252,7 @@ def test_cycle_is_seen_from_birth_to_division():
     assert measure_divisions([clip], list_detections([clip])).cycle.tolist() == [7]
 
 
-def test_track_that_goes_on_under_another_id_is_no_division():
+def test_continued_track_is_no_division():
     clip = family()
     clip["tracks"][2] = 0
     assert measure_divisions([clip], list_detections([clip])).divisions == 0
