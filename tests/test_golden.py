@@ -195,7 +195,17 @@ PARTS = {
 }
 
 
+@pytest.fixture
+def one_thread():
+    """Hold torch to one thread: the sums of a training depend on how many there are."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(usual)
+
+
 @pytest.mark.parametrize("part", PARTS)
+@pytest.mark.usefixtures("one_thread")
 def test_outputs_stay_the_same(part, tmp_path):
     golden, made = json.loads(FILE.read_text()), PARTS[part](tmp_path)
     exact, wanted = golden["environment"] == ENVIRONMENT, golden[part]
@@ -204,6 +214,7 @@ def test_outputs_stay_the_same(part, tmp_path):
 
 
 def write():
+    torch.set_num_threads(1)
     said = {"environment": ENVIRONMENT}
     for part, make in PARTS.items():
         with tempfile.TemporaryDirectory() as folder:
