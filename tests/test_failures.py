@@ -1,4 +1,5 @@
 import contextlib
+import gc
 import json
 import multiprocessing
 import os
@@ -32,15 +33,22 @@ ALONE = r"clip 3 of epoch 2 of SyntheticHeLaVideos\(seed=5\); to make it alone: 
 ALONE += r"videos\.set_epoch\(2\); videos\.clip\(3\)"
 
 
+@pytest.fixture(autouse=True, scope="module")
+def short_wait():
+    """Let PyTorch wait shorter for workers of a loader that is dropped."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.3)
+        yield
+        gc.collect()
+
+
 @pytest.fixture(autouse=True)
-def no_hang(monkeypatch):
+def no_hang():
     """Fail, rather than hang, where no error comes."""
 
     def late(*_):
         raise AssertionError("nothing came within a minute")
 
-    # So long PyTorch waits for workers of a loader that is dropped.
-    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.3)
     before = signal.signal(signal.SIGALRM, late)
     signal.alarm(60)
     yield
@@ -169,7 +177,8 @@ def test_worker_without_memory_names_clip(tiny):
     def leave_little(_):
         with open("/proc/self/statm") as file:
             pages = int(file.read().split()[0])
-        most = pages * resource.getpagesize() + 2**23
+        # Enough to start the thread that sends the error, too little for the clip.
+        most = pages * resource.getpagesize() + 2**25
         resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
     words = r"memory ran out: use fewer workers.*clip 0 of epoch 2 of .*videos\.clip\(0\)"

@@ -1,4 +1,5 @@
 import copy
+import gc
 import json
 import pickle
 import random
@@ -32,10 +33,13 @@ pytestmark = [
 PROGRAM = Path(streams.__file__)
 
 
-@pytest.fixture(autouse=True)
-def short_wait(monkeypatch):
-    """Wait shorter for workers of a loader that is dropped."""
-    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.3)
+@pytest.fixture(autouse=True, scope="module")
+def short_wait():
+    """Let PyTorch wait shorter for workers of a loader that is dropped."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.3)
+        yield
+        gc.collect()
 
 
 def take(loader, count):
