@@ -106,7 +106,7 @@ def test_split_resumes_after_made_clips(length, ranks, workers, batch_size, made
 
 def test_split_refuses_state_of_another():
     (first, second), *_ = split_all(10, 0, 1, 2, 1)
-    with pytest.raises(ValueError, match=r"worker_id=0, this .* has worker_id=1.*consumed=\.\.\."):
+    with pytest.raises(ValueError, match=r"worker=0, this .* has worker=1.*consumed=\.\.\."):
         second.with_state(first.to_state())
 
 

@@ -60,10 +60,6 @@ class BatchedSplit(SampleSplit):
             )
         return super().global_position
 
-    def to_state(self) -> dict[str, int]:
-        """Return how far the process is, with what that depends on, as whole numbers."""
-        return {name: value for name, value in super().to_state().items() if name != "group_size"}
-
     def _get_number(self, place: int) -> int:
         group, within = divmod(place, self.group_size)
         number = self.start + (group * self.world_size + self.rank) * self.group_size + within

@@ -3,7 +3,7 @@
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from multiprocessing import parent_process
 from typing import Any, SupportsIndex
 
@@ -19,8 +19,14 @@ Shard = tuple[int, int]
 POSITION_KEYS = ("epoch", "start")
 """Entries of a state that say where a pass starts."""
 
-SPLIT_KEYS = ("batch_size", "rank", "world_size", "worker_id", "num_workers")
-"""Entries of a state that must be the same where a worker resumes."""
+SPLIT_KEYS = {
+    "batch_size": "batch_size",
+    "rank": "rank",
+    "ranks": "world_size",
+    "worker": "worker_id",
+    "workers": "num_workers",
+}
+"""Entries of a state that must be the same where a worker resumes, and the fields they hold."""
 
 
 class DistributedContext:
@@ -117,16 +123,17 @@ class SampleSplit:
 
     def to_state(self) -> dict[str, int]:
         """Return the entries of a worker's state."""
-        return {name: value for name, value in asdict(self).items() if name != "length"}
+        split = {key: getattr(self, field) for key, field in SPLIT_KEYS.items()}
+        return {"epoch": self.epoch, "start": self.start, "made": self.made, **split}
 
     def with_state(self, state: Mapping[str, int]) -> Self:
         """Return the share at the position of a state."""
-        for name in SPLIT_KEYS:
-            here = getattr(self, name)
-            if state.get(name, here) != here:
+        for key, field in SPLIT_KEYS.items():
+            here = getattr(self, field)
+            if state.get(key, here) != here:
                 raise ValueError(
-                    f"state_dict must be from the same share of the clips: it has {name}="
-                    f"{state[name]}, this process has {name}={here}. Resume with the same loader "
+                    f"state_dict must be from the same share of the clips: it has {key}="
+                    f"{state[key]}, this process has {key}={here}. Resume with the same loader "
                     "and as many ranks, or from state_dict(consumed=...) of the data set, which "
                     "any number of workers and ranks can do"
                 )
