@@ -633,8 +633,7 @@ def info(model: str) -> None:
     "--part",
     "parts",
     multiple=True,
-    help="distance, realism, training, linking, scarcity, steps, ablation or reuse; may be "
-    "repeated. [default: the first four]",
+    help="distance, realism, training or linking; may be repeated. [default: all]",
 )
 @click.option(
     "--arm",
@@ -647,9 +646,7 @@ def info(model: str) -> None:
 @click.option("--steps", default=400, show_default=True, help="Training steps of a segmenter.")
 @click.option("--clips", type=int, help="Clips of an arm. [default: as many pixels as the video]")
 @click.option("--crops", default=900, show_default=True, help="Nuclei of the picture distance.")
-@click.option(
-    "--scarce-frames", default="1,4,10,30", show_default=True, help="Of the scarcity curve."
-)
+@click.option("--scarce-frames", hidden=True, help="For benchmarks.study_scarcity.")
 @click.option(
     "--work-dir",
     default="evaluation",
@@ -678,7 +675,7 @@ def evaluate(
     steps: int,
     clips: int | None,
     crops: int,
-    scarce_frames: str,
+    scarce_frames: str | None,
     work_dir: Path,
     report: Path | None,
     workers: int,
@@ -690,13 +687,15 @@ def evaluate(
     Takes hours for all parts. Killed, the same command goes on; what is done is kept.
     """
     from bvdm_data.evaluation.arms import Data
-    from bvdm_data.evaluation.evaluate import DEFAULT_ARMS, DEFAULT_PARTS, Questions
+    from bvdm_data.evaluation.evaluate import DEFAULT_ARMS, PARTS, Budget, Questions
     from bvdm_data.evaluation.evaluate import evaluate as judge
     from bvdm_data.evaluation.segmenter import SegmenterSettings
-    from bvdm_data.evaluation.training_value import Budget
 
-    if not all(number.isdigit() for number in scarce_frames.split(",")):
-        raise click.UsageError(f"--scarce-frames must look like 1,4,10, got {scarce_frames!r}")
+    if scarce_frames is not None:
+        raise click.UsageError(
+            "--scarce-frames is for the scarcity curve, a study of its own: python -m "
+            "benchmarks.study_scarcity, in a clone of the repository"
+        )
     data = Data(
         root=root,
         train=train,
@@ -714,7 +713,6 @@ def evaluate(
         clips=clips,
         crops=crops,
         segmenter=SegmenterSettings(steps=steps),
-        scarce_frames=tuple(int(number) for number in scarce_frames.split(",")),
     )
-    questions = Questions(parts=parts or DEFAULT_PARTS, arms=arms or DEFAULT_ARMS, budget=budget)
+    questions = Questions(parts=parts or PARTS, arms=arms or DEFAULT_ARMS, budget=budget)
     judge(data, questions, report=report, say=click.echo)
