@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from bvdm_data.evaluation.experiment import (
     Trial,
     format_figures,
     summarize_trials,
-    train_and_test,
 )
 from bvdm_data.evaluation.plots import Series, plot_lines
 from bvdm_data.evaluation.realism import measure_clips
@@ -36,7 +35,7 @@ from bvdm_data.files import open_atomic
 LAGS = (1, 2)
 """Frames between the images whose texture is correlated; the clips are short."""
 
-CROPS = 50
+CROPS = Budget().steps_crops
 """Nuclei of a variant whose feature distance is measured."""
 
 SECTIONS = {
@@ -65,36 +64,16 @@ SECTIONS = {
 """Title and explanation of each study."""
 
 
-@dataclass(frozen=True)
-class Study:
-    """What a study trains and tests with."""
+Measure = Callable[[Run], dict[str, Any]]
 
-    run: Run  # the videos
-    seeds: int
-    clips: int | None  # clips of an arm; None: as many pixels as the training video
-    settings: SegmenterSettings
 
-    @property
-    def data(self) -> Data:
-        return self.run.data
+def train_seeds(run: Run, arm: Arm) -> list[Trial]:
+    """Train and test one network for each seed."""
+    return [run.train(arm, seed) for seed in range(run.questions.budget.seeds)]
 
-    def train(self, arm: Arm) -> list[Trial]:
-        """Train and test one network for each seed."""
-        return [
-            train_and_test(
-                arm,
-                seed,
-                self.run.reference,
-                self.settings,
-                self.data.folder / "trials",
-                progress=self.data.progress,
-                log=self.run.log,
-            )
-            for seed in range(self.seeds)
-        ]
 
-    def summarize(self, trials: Sequence[Trial]) -> dict[str, Any]:
-        return summarize_trials(trials, self.settings)
+def summarize(run: Run, trials: Sequence[Trial]) -> dict[str, Any]:
+    return summarize_trials(trials, run.questions.budget.segmenter)
 
 
 def make_parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
@@ -114,9 +93,7 @@ def make_parser(description: str | None, **defaults: Any) -> argparse.ArgumentPa
     return parser
 
 
-def run_study(
-    name: str, measure: Callable[[Study], dict[str, Any]], given: argparse.Namespace
-) -> None:
+def run_study(name: str, measure: Measure, given: argparse.Namespace) -> None:
     """Measure, print the table, and add the figures to the report."""
     data = Data(
         root=given.root,
@@ -130,8 +107,8 @@ def run_study(
     check_unseen(data)
     settings = SegmenterSettings(steps=given.steps)
     budget = Budget(seeds=given.seeds, clips=given.clips, segmenter=settings)
-    run = Run(data, Questions(parts=(), arms=(), budget=budget), print)
-    figures = nan_to_none(measure(Study(run, given.seeds, given.clips, settings)))
+    run = Run(data, Questions(budget=budget), print)
+    figures = nan_to_none(measure(run))
     if given.report is not None and given.report.is_file():
         results = json.loads(given.report.read_text())
     else:
@@ -143,16 +120,16 @@ def run_study(
             temporary.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
 
 
-def measure_variants(study: Study, variants: Mapping[str, Data]) -> dict[str, Any]:
+def measure_variants(run: Run, variants: Mapping[str, Data]) -> dict[str, Any]:
     """Train networks on a few clips of each variant of a method, and measure their looks."""
-    features = load_efficientnet_lite0()
+    features, count = load_efficientnet_lite0(), run.questions.budget.clips
     results = {}
     for name, data in variants.items():
-        arm = make_arm("synthetic", data, study.clips)
-        trials = study.train(replace(arm, name=name))
-        clips = [arm.clips.clip(index) for index in range(study.clips or 1)]
+        arm = make_arm("synthetic", data, count)
+        trials = train_seeds(run, replace(arm, name=name))
+        clips = [arm.clips.clip(index) for index in range(count)]
         rows = measure_feature_distance(
-            {name: clips}, study.run.train_clip, count=CROPS, features=features
+            {name: clips}, run.train_clip, count=CROPS, features=features
         )
         (row,) = (row for row in rows if row.name == name)
         values = measure_clips(clips).values
@@ -164,8 +141,8 @@ def measure_variants(study: Study, variants: Mapping[str, Data]) -> dict[str, An
             "correlation": [median(values[f"texture after {lag} frames"]) for lag in LAGS],
             "seconds_per_clip": measure_seconds_per_clip(data),
         }
-        study.run.log(format_figures(name, looks))
-        results[name] = study.summarize(trials) | looks
+        run.log(format_figures(name, looks))
+        results[name] = summarize(run, trials) | looks
     return results
 
 

@@ -6,8 +6,9 @@ Run ``python -m benchmarks.study_ablation Fluo-N2DL-HeLa --report docs/evaluatio
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.studies import Study, make_parser, measure_variants, run_study
+from benchmarks.studies import make_parser, measure_variants, run_study
 from bvdm_data.evaluation.arms import Data
+from bvdm_data.evaluation.evaluate import Budget, Run
 from bvdm_data.synth.textures import FastSettings
 
 
@@ -25,9 +26,10 @@ def list_variants(data: Data) -> dict[str, Data]:
     }
 
 
-def measure(study: Study) -> dict[str, Any]:
-    return measure_variants(study, list_variants(study.data))
+def measure(run: Run) -> dict[str, Any]:
+    return measure_variants(run, list_variants(run.data))
 
 
 if __name__ == "__main__":
-    run_study("ablation", measure, make_parser(__doc__, clips=24, seeds=2, steps=200).parse_args())
+    usual = {"clips": 24, "seeds": 2, "steps": Budget().steps_training}
+    run_study("ablation", measure, make_parser(__doc__, **usual).parse_args())

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from benchmarks.studies import Study, make_parser, run_study
+from benchmarks.studies import make_parser, run_study, summarize, train_seeds
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.evaluation.arms import STREAM, Arm, describe_synthetic, make_synthetic_dataset
+from bvdm_data.evaluation.evaluate import Run
 from bvdm_data.evaluation.experiment import format_figures
 from bvdm_data.fitting.training import compute_fingerprint
 from bvdm_data.synth.cell_bank import PoolSettings
@@ -25,18 +26,18 @@ POOLS: dict[str, PoolSettings | None] = {
 
 
 def measure(
-    study: Study, pools: Mapping[str, PoolSettings | None] = POOLS, timed: int = 20
+    run: Run, pools: Mapping[str, PoolSettings | None] = POOLS, timed: int = 20
 ) -> dict[str, Any]:
     """Train networks on endless streams whose nuclei are shown more and more often."""
     results = {}
-    data = replace(study.data, method="fast", variation=None)
+    data = replace(run.data, method="fast", variation=None)
     for name, pool in pools.items():
         videos = make_synthetic_dataset(data, **STREAM, pool=pool)
         identity = compute_fingerprint("stream", describe_synthetic(videos), pool)
-        trials = study.train(Arm(name, videos, identity))
+        trials = train_seeds(run, Arm(name, videos, identity))
         seconds = measure_seconds_per_clip(videos, timed)
-        study.run.log(format_figures(name, {"seconds a clip": seconds}))
-        results[name] = study.summarize(trials) | {
+        run.log(format_figures(name, {"seconds a clip": seconds}))
+        results[name] = summarize(run, trials) | {
             "seconds_per_clip": seconds,
             "pool": None if pool is None else asdict(pool),
         }

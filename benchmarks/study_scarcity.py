@@ -8,34 +8,36 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.studies import Study, make_parser, run_study
+from benchmarks.studies import make_parser, run_study, summarize, train_seeds
 from bvdm_data.evaluation.arms import Data, make_arm, make_real_clips
 from bvdm_data.evaluation.clip_cache import hash_clips
+from bvdm_data.evaluation.evaluate import Budget, Run
 from bvdm_data.fitting.denoiser import DENOISER_TRAINING
 from bvdm_data.fitting.fit import FitSettings, fit
 from bvdm_data.fitting.student import STUDENT_TRAINING
 from bvdm_data.fitting.training import compute_fingerprint
 from bvdm_data.fitting.video import VideoTooShortError
 
+USUAL = Budget()
 ARMS = ("real", "copy-paste", "synthetic", "real+synthetic")
 
 
-def measure(study: Study, frames: Sequence[int], fit_steps: int) -> dict[str, Any]:
+def measure(run: Run, frames: Sequence[int], fit_steps: int) -> dict[str, Any]:
     results = {}
     for stop in frames:
-        data = replace(study.data, stop=stop)
+        data = replace(run.data, stop=stop)
         missing: dict[str, str] = {}
         try:
             fitted = replace(data, model=fit_model(data, fit_steps))
         except VideoTooShortError as error:
             fitted, missing = data, {name: str(error) for name in ARMS if "synthetic" in name}
-            study.run.log(f"{stop} frames, synthetic: not possible ({error})")
+            run.log(f"{stop} frames, synthetic: not possible ({error})")
         trials = []
         for name in ARMS:
             if name not in missing:
-                study.run.log(f"{stop} frames:")
-                trials += study.train(make_arm(name, fitted, study.clips))
-        results[str(stop)] = study.summarize(trials) | {"missing": missing}
+                run.log(f"{stop} frames:")
+                trials += train_seeds(run, make_arm(name, fitted, run.questions.budget.clips))
+        results[str(stop)] = summarize(run, trials) | {"missing": missing}
     return results
 
 
@@ -61,10 +63,10 @@ def fit_model(data: Data, steps: int) -> Path:
 
 def main() -> None:
     parser = make_parser(__doc__, seeds=3)
-    parser.add_argument("--frames", type=int, nargs="+", default=[1, 4, 10, 30])
-    parser.add_argument("--fit-steps", type=int, default=2500, help="of the two networks fitted")
+    parser.add_argument("--frames", type=int, nargs="+", default=USUAL.scarce_frames)
+    parser.add_argument("--fit-steps", type=int, default=USUAL.scarce_steps)
     given = parser.parse_args()
-    run_study("scarcity", lambda study: measure(study, given.frames, given.fit_steps), given)
+    run_study("scarcity", lambda run: measure(run, given.frames, given.fit_steps), given)
 
 
 if __name__ == "__main__":

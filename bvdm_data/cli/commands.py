@@ -646,7 +646,7 @@ def info(model: str) -> None:
 @click.option("--steps", default=400, show_default=True, help="Training steps of a segmenter.")
 @click.option("--clips", type=int, help="Clips of an arm. [default: as many pixels as the video]")
 @click.option("--crops", default=900, show_default=True, help="Nuclei of the picture distance.")
-@click.option("--scarce-frames", hidden=True, help="For benchmarks.study_scarcity.")
+@click.option("--scarce-frames", default="1,4,10,30", hidden=True)
 @click.option(
     "--work-dir",
     default="evaluation",
@@ -675,7 +675,7 @@ def evaluate(
     steps: int,
     clips: int | None,
     crops: int,
-    scarce_frames: str | None,
+    scarce_frames: str,
     work_dir: Path,
     report: Path | None,
     workers: int,
@@ -691,7 +691,7 @@ def evaluate(
     from bvdm_data.evaluation.evaluate import evaluate as judge
     from bvdm_data.evaluation.segmenter import SegmenterSettings
 
-    if scarce_frames is not None:
+    if scarce_frames != "1,4,10,30":
         raise click.UsageError(
             "--scarce-frames is for the scarcity curve, a study of its own: python -m "
             "benchmarks.study_scarcity, in a clone of the repository"

@@ -98,6 +98,14 @@ class Budget:
     # synthetic clips of an arm; None: as many as hold the pixels of the training video
     clips: int | None = None
     segmenter: SegmenterSettings = SegmenterSettings()  # noqa: RUF009  # frozen
+    # Six fields for the studies in the folder benchmarks: frames and training steps of the scarcity
+    # curve; clips of a row, their frames, nuclei, and training steps of the other two
+    scarce_frames: tuple[int, ...] = (1, 4, 10, 30)
+    scarce_steps: int = 2500
+    steps_clips: int = 8
+    steps_frames: int = 4
+    steps_crops: int = 50
+    steps_training: int = 200
     crops: int = 900  # nuclei of each set whose feature distance is measured
     tiles: int = 300  # tiles of each set whose feature distance is measured
     linker_seeds: int = 1  # linkers trained on each arm
@@ -172,6 +180,18 @@ class Run:
     def test_clip(self) -> Clip:
         """The whole test video."""
         return make_full_clip(self.reference)
+
+    def train(self, arm: Arm, seed: int) -> Trial:
+        """Train and test one segmenter."""
+        return train_and_test(
+            arm,
+            seed,
+            self.reference,
+            self.questions.budget.segmenter,
+            self.data.folder / "trials",
+            progress=self.data.progress,
+            log=self.log,
+        )
 
     @property
     def unvaried(self) -> Data:
@@ -248,15 +268,10 @@ def evaluate_distance(run: Run) -> dict[str, Any]:
             pasted = make_pasted_clips(data)
             sets[name] = [pasted.clip(index) for index in range(PASTED)]
     features, side = load_efficientnet_lite0(), min(TILE, *data.size)
-    rows = {
-        "crops": measure_feature_distance(
-            sets, run.train_clip, count=budget.crops, features=features
-        ),
-        "tiles": measure_tile_distance(
-            sets, run.train_clip, count=budget.tiles, features=features, size=side
-        ),
-    }
-    for row in rows["crops"] + rows["tiles"]:
+    given: dict[str, Any] = {"reference": run.train_clip, "features": features}
+    crops = measure_feature_distance(sets, count=budget.crops, **given)
+    tiles = measure_tile_distance(sets, count=budget.tiles, size=side, **given)
+    for row in crops + tiles:
         kernel = f"{row.kernel.value:.1f} +- {row.kernel.error:.1f}"
         figures = {f"KID-{row.features} x 1000": kernel, f"FD-{row.features}": row.frechet}
         run.log(format_figures(row.name, figures | {"n": row.count}))
@@ -264,7 +279,11 @@ def evaluate_distance(run: Run) -> dict[str, Any]:
         f"{budget.crops} crops of {CROP} x {CROP} around nuclei and {budget.tiles} tiles of {side} "
         f"x {side} of each set, against as many of video {data.train}."
     )
-    return {kind: [asdict(row) for row in rows[kind]] for kind in rows} | {"note": note}
+    return {
+        "crops": [asdict(row) for row in crops],
+        "tiles": [asdict(row) for row in tiles],
+        "note": note,
+    }
 
 
 def evaluate_realism(run: Run) -> dict[str, Any]:
@@ -299,18 +318,8 @@ def evaluate_training(run: Run) -> dict[str, Any]:
     for seed in range(budget.seeds):
         for name in run.questions.arms:
             # An arm's clips are made when it is its turn for the first time.
-            arm = arms[name] = arms.get(name) or make_arm(name, data, budget.clips)
-            trials.append(
-                train_and_test(
-                    arm,
-                    seed,
-                    run.reference,
-                    budget.segmenter,
-                    data.folder / "trials",
-                    progress=data.progress,
-                    log=run.log,
-                )
-            )
+            arms[name] = arms.get(name) or make_arm(name, data, budget.clips)
+            trials.append(run.train(arms[name], seed))
     summary = summarize_trials(trials, budget.segmenter)
     return summary | {"ceiling": asdict(score_oracle(run.reference))}
 
@@ -318,23 +327,18 @@ def evaluate_training(run: Run) -> dict[str, Any]:
 def evaluate_linking(run: Run) -> dict[str, Any]:
     """Train a linker on each arm's clips and let it link the reference masks."""
     data, budget = run.data, run.questions.budget
-    laptrack = {figure: getattr(score_oracle(run.reference), figure) for figure in LINK_FIGURES}
+    scores = score_oracle(run.reference)
+    laptrack = {figure: getattr(scores, figure) for figure in LINK_FIGURES}
     run.log(format_figures("LapTrack", laptrack))
     rows = []
     for name in run.questions.linking_arms:
         arm = make_arm(name, data, budget.clips)
-        scores = [
-            train_and_link(
-                arm,
-                seed,
-                run.reference,
-                budget.linker,
-                data.folder / "linkers",
-                progress=data.progress,
-            )
+        place = data.folder / "linkers"
+        linked = [
+            train_and_link(arm, seed, run.reference, budget.linker, place, progress=data.progress)
             for seed in range(budget.linker_seeds)
         ]
-        rows.append(summarize_links(name, scores))
+        rows.append(summarize_links(name, linked))
         run.log(format_figures(name, {figure: rows[-1][figure] for figure in LINK_FIGURES}))
     return {"rows": rows, "laptrack": laptrack, "settings": asdict(budget.linker)}
 
@@ -353,8 +357,7 @@ def make_full_clip(video: Reference) -> Clip:
     crops = extract_crops(Video(frames, video.tracks, CameraScale(0, 1)))
     stages = np.full((len(video.tracks), len(frames)), -1, np.int8)
     stages[crops.track - 1, crops.frame] = assign_stages(crops, video.tracks)
-    height, width = video.video.shape[1:]
-    down, right = (slice(video.border, side - video.border) for side in (height, width))
+    down, right = (slice(video.border, side - video.border) for side in video.video.shape[1:])
     return Clip(
         video=torch.from_numpy(video.video[:, None, down, right].copy()),
         masks=torch.from_numpy(video.masks[:, down, right].copy()),
@@ -397,8 +400,7 @@ def check_unseen(data: Data) -> None:
 
 def describe_run(run: Run) -> dict[str, Any]:
     """Return as JSON values what is judged, on which machine, and when."""
-    data = run.data
-    videos = make_synthetic_dataset(data)
+    data, videos = run.data, make_synthetic_dataset(run.data)
     return {
         "made": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "model": Path(data.model).name,

@@ -13,7 +13,6 @@ import numpy.typing as npt
 from scipy import stats
 from torch import nn
 
-from bvdm_data.datasets.ctc_videos import DEFAULT_BORDER
 from bvdm_data.evaluation import linker, segmenter
 from bvdm_data.evaluation.arms import Arm
 from bvdm_data.evaluation.clip_cache import cached_json
@@ -105,9 +104,7 @@ def train_and_test(
     return trial
 
 
-def segment(
-    network: nn.Module, video: npt.NDArray[np.float32], border: int = DEFAULT_BORDER
-) -> segmenter.Labels:
+def segment(network: nn.Module, video: npt.NDArray[np.float32], border: int) -> segmenter.Labels:
     """Segment a video frame by frame, and clear the border band; labels ``[F, H, W]``."""
     labels = [segmenter.separate_instances(segmenter.predict(network, frame)) for frame in video]
     return clear_border(np.stack(labels), border)
@@ -128,7 +125,7 @@ def summarize_trials(trials: Sequence[Trial], settings: SegmenterSettings) -> di
     }
 
 
-def compare_arms(trials: Sequence[Trial], baseline: str = BASELINE) -> list[dict[str, Any]]:
+def compare_arms(trials: Sequence[Trial]) -> list[dict[str, Any]]:
     """Summarise trials by arm, with differences to the baseline, paired by seed.
 
     Two trials of the same seed start from the same weights and draw the same augmentation. A row
@@ -137,7 +134,7 @@ def compare_arms(trials: Sequence[Trial], baseline: str = BASELINE) -> list[dict
     the standard error of the gain, for these clips; ``seeds_needed``, the seeds for which a t-test
     at 5 % would call a difference of this size and spread one. What is not known is NaN.
     """
-    base = {trial.seed: trial for trial in trials if trial.arm == baseline}
+    base = {trial.seed: trial for trial in trials if trial.arm == BASELINE}
     rows = []
     for name in dict.fromkeys(trial.arm for trial in trials):
         own = [trial for trial in trials if trial.arm == name]

@@ -1,6 +1,7 @@
 """Report: the figures of an evaluation as JSON, and as a page that is read without a network."""
 
 import json
+import mimetypes
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -48,9 +49,6 @@ PAPER_ARMS = {
     "BVDM": (0.829, 0.979),
 }
 """SEG and TRA by training data (paper, table 1)."""
-
-MIME_TYPES = {".png": "image/png", ".gif": "image/gif", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
-"""Pictures that can be embedded, by the end of their names."""
 
 CONTROLS = (FLOOR, *DAMAGED)
 """Sets that a feature distance is compared to."""
@@ -284,7 +282,7 @@ def plot_realism(lines: Sequence[Values], names: Mapping[str, str]) -> list[Plot
 
 
 def _embed_picture(path: Path) -> str:
-    mime = MIME_TYPES.get(path.suffix.lower())
-    if mime is None:
-        raise ValueError(f"pictures must end in {', '.join(MIME_TYPES)}, got {path.name!r}")
+    mime = mimetypes.guess_type(path)[0] or ""
+    if not mime.startswith("image/"):
+        raise ValueError(f"pictures must be images, such as .png or .gif, got {path.name!r}")
     return plots.embed(path.read_bytes(), mime)
