@@ -79,28 +79,22 @@ def shown_video(packed):
     return np.stack([sheet[r * high :, c * wide :][:high, :wide] for r, c in corners])
 
 
-def test_a_page_has_the_frames_of_every_clip_under_its_two_settings(clips, page):
+def test_page_holds_every_clip(clips, page):
     data = data_of(page)
     assert (data["axes"], data["values"]) == (["seed", "density"], [list(SEEDS), list(DENSITIES)])
-    assert len(data["clips"]) == 6
+    assert [bytes.fromhex(colour[1:]) for colour in data["colours"]] == [*map(bytes, COLOURS)]
     for packed, clip in zip(data["clips"], clips.values(), strict=True):
         video = clip["video"][:, 0].clamp(0, 1).numpy()
         assert shown_video(packed).shape == video.shape
-        # The loss of WebP is far below what tells one frame from the next.
+        # The loss of WebP is far below what distinguishes one frame from the next.
         assert np.abs(shown_video(packed) - video).mean(axis=(1, 2)).max() < 0.012
         assert np.abs(video[1:] - video[:-1]).mean(axis=(1, 2)).min() > 0.03
-
-
-def test_ids_lineage_and_colours_of_a_page_are_those_of_the_clips(clips, page):
-    data = data_of(page)
-    for packed, clip in zip(data["clips"], clips.values(), strict=True):
         assert (shown_masks(packed) == clip["masks"].numpy()).all()
         assert packed["tracks"] == clip["tracks"][:4].tolist()
         assert [row[3] for row in packed["tracks"]] == [0, 0, 1, 1]
-    assert [bytes.fromhex(colour[1:]) for colour in data["colours"]] == [*map(bytes, COLOURS)]
 
 
-def test_an_id_above_8_bits_is_kept(tmp_path):
+def test_ids_may_have_16_bits(tmp_path):
     path = tmp_path / "player.html"
     clip = a_clip(first_id=60_000)
     write_player({("0", "1"): clip}, path)
@@ -111,7 +105,7 @@ def test_an_id_above_8_bits_is_kept(tmp_path):
         write_player({("0", "1"): clip}, path)
 
 
-def test_all_clips_of_a_page_have_one_grey_scale(tmp_path):
+def test_clips_share_a_grey_scale(tmp_path):
     path = tmp_path / "player.html"
     dim, bright = a_clip(), a_clip()
     dim["video"] = dim["video"] / 4
@@ -123,13 +117,10 @@ def test_all_clips_of_a_page_have_one_grey_scale(tmp_path):
     assert first.max() < 0.35 < 0.9 < second.max()
 
 
-def test_a_page_needs_no_other_file_and_no_network(page):
+def test_page_is_self_contained_and_escaped(page, tmp_path):
     assert re.findall(r"https?:|//[a-z]+\.|@import|<link|src=\"|<iframe|fetch\(", page) == []
     assert "default-src 'none'; img-src data:;" in page
     assert re.findall(r"@[A-Z]+@", page) == []
-
-
-def test_titles_are_text_and_a_value_cannot_end_the_script(page, tmp_path):
     assert "<title>A &lt; B</title>" in page
     path = tmp_path / "player.html"
     write_player({("</script><b>", "1"): a_clip()}, path)
@@ -138,47 +129,43 @@ def test_titles_are_text_and_a_value_cannot_end_the_script(page, tmp_path):
     assert data_of(hostile)["values"][0] == ["</script><b>"]
 
 
-def without(clip, key):
-    return {name: value for name, value in clip.items() if name != key}
-
-
 @pytest.mark.parametrize(
-    ("clips", "message"),
+    ("clips", "name", "message"),
     [
-        ({}, "clips must hold at least one clip, got none"),
+        ({}, "a.html", "clips must hold at least one clip, got none"),
         (
             {("0", "1"): a_clip(), ("1", "2"): a_clip()},
+            "a.html",
             r"every value of one setting .* got no clip \('0', '2'\)",
         ),
-        ({("0", "1"): without(a_clip(), "tracks")}, r"got no tracks in clip \('0', '1'\); ask the"),
+        (
+            {("0", "1"): {key: value for key, value in a_clip().items() if key != "tracks"}},
+            "a.html",
+            r"got no tracks in clip \('0', '1'\); ask the",
+        ),
         (
             {("0", "1"): {**a_clip(), "video": torch.zeros(9, 1, 2, 6000)}},
+            "a.html",
             "at most 16383 pixels a side, got 9 frames of 2 x 6000 in clip .*, 18000 pixels; show",
         ),
+        (
+            {("0", "1"): {key: torch.stack([value] * 2) for key, value in a_clip().items()}},
+            "a.html",
+            r"clips must be single ones with video \[F, 1, H, W\]",
+        ),
+        ({("0", "1"): a_clip()}, "page.htm", r"path must end in '.html', got '.*page.htm'"),
     ],
-    ids=["none", "no grid", "no tracks", "large"],
 )
-def test_clips_that_no_page_can_show_are_refused(clips, message, tmp_path):
+def test_bad_clips_are_refused(clips, name, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        write_player(clips, tmp_path / "player.html")
+        write_player(clips, tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["01", 3, ("0",), (0, 1), ("0", np.int64(1))])
-def test_clips_that_are_not_by_pairs_of_texts_are_refused(name, tmp_path):
-    with pytest.raises(TypeError, match="clips must be by pairs of texts, the values of the two"):
-        write_player({name: a_clip()}, tmp_path / "player.html")
-
-
-def test_a_batch_is_no_clip_of_a_page(tmp_path):
-    batch = {key: torch.stack([value, value]) for key, value in a_clip().items()}
-    with pytest.raises(ValueError, match=r"clips must be single ones with video \[F, 1, H, W\]"):
-        write_player({("0", "1"): batch}, tmp_path / "player.html")
-
-
-def test_a_page_has_the_end_of_its_kind(tmp_path):
-    with pytest.raises(ValueError, match=r"path must end in '.html', got '.*page.htm'"):
-        write_player({("0", "1"): a_clip()}, tmp_path / "page.htm")
+def test_names_are_pairs_of_text(tmp_path):
+    for name in ("01", 3, ("0",), (0, 1), ("0", np.int64(1))):
+        with pytest.raises(TypeError, match="clips must be by pairs of texts, the values of the"):
+            write_player({name: a_clip()}, tmp_path / "player.html")
 
 
 def test_preview_writes_a_page_of_seeds_and_densities_and_a_film(tiny_model, tmp_path):
