@@ -42,7 +42,7 @@ def measure(run: Run, frames: Sequence[int], fit_steps: int) -> dict[str, Any]:
 
 
 def fit_model(data: Data, steps: int) -> Path:
-    """Fit a model to the first frames of the video; killed, the same call continues."""
+    """Fit a model to the first frames of the video; after a kill, the same call continues."""
     if data.stop is not None and data.stop < data.frames:
         raise VideoTooShortError(
             f"a model must be fitted to at least the {data.frames} frames of a clip, got "

@@ -16,11 +16,9 @@ from bvdm_data.evaluation.arms import (
     Data,
     count_real_clips,
     make_arm,
-    make_synthetic_clips,
     make_synthetic_dataset,
 )
 from bvdm_data.evaluation.evaluate import (
-    PARTS,
     STUDIES,
     Budget,
     Questions,
@@ -145,7 +143,7 @@ def test_questions_refuse_unknown_names(fields, message):
         Questions(**fields)
 
 
-def test_data_refuses_bad_input(data, root, tmp_path):
+def test_data_refuses_bad_input(data):
     with pytest.raises(ValueError, match=r"arms must be out of real, .*; got 'gan'"):
         make_arm("gan", data)
     with pytest.raises(ValueError, match=r"size must be a square .* got \(96, 104\)"):
@@ -157,30 +155,22 @@ def test_data_refuses_bad_input(data, root, tmp_path):
             Budget(**{name: 0})
 
 
-def test_seen_test_video_is_refused(data, root, tmp_path):
+def test_evaluation_is_refused_early(data, root, monkeypatch, tmp_path):
     place = shutil.copytree(root, tmp_path / "Fluo-N2DL-HeLa")
     seen = replace(data, root=place, model="hela", train="02", test="01")
     with pytest.raises(ValueError, match="'hela' was fitted to sequence '01'"):
         evaluate(seen, Questions(parts=["realism"], budget=BUDGET))
-    assert not data.folder.exists()
-
-
-def test_missing_package_is_named_first(data, monkeypatch):
     monkeypatch.setitem(sys.modules, "laptrack", None)
-    with pytest.raises(
-        ModuleNotFoundError, match=r"'laptrack'.*pip install \"bvdm-data\[evaluate\]\""
-    ):
+    with pytest.raises(ModuleNotFoundError, match=r"'laptrack'.*\"bvdm-data\[evaluate\]\""):
         evaluate(data, Questions(parts=["training"], budget=BUDGET))
     assert not data.folder.exists()
 
 
-def test_defaults_are_fast_and_varied(root, tiny_model, tmp_path):
-    videos = make_synthetic_dataset(Data(root=root, model=tiny_model, folder=tmp_path))
+def test_defaults_and_former_names(data):
+    usual = Data(root=data.root, model=data.model, folder=data.folder)
+    videos = make_synthetic_dataset(usual)
     assert (videos.method, videos.variation) == (FastSettings(), 1)
     assert (FormerData, former_evaluate) == (Data, evaluate)
-
-
-def test_clip_count_matches_real_pixels(data):
     assert count_real_clips(data) == -(-12 * 120 * 152 // (4 * 96 * 96))
     assert count_real_clips(replace(data, stop=5)) == count_real_clips(data)
 
@@ -196,36 +186,41 @@ def test_full_clip_has_stages_where_visible(data):
     assert clip["tracks"][:, 0].tolist() == ids.tolist()
 
 
-def test_evaluation_runs_and_continues(data, read, tmp_path):
-    questions = Questions(arms=("real", "copy-paste", "synthetic", "real+synthetic"), budget=BUDGET)
-    lines = []
-    data = replace(data, size=(120, 120))  # so that a crop of 96 x 96 fits in
+def test_evaluation_continues_and_reports(data, tmp_path):
+    questions = Questions(parts=("training", "linking"), arms=("real",), budget=BUDGET)
+    questions = replace(questions, linking_arms=("real",))
+    data, lines = replace(data, test_stop=6), []
     results = evaluate(data, questions, report=tmp_path / "report", say=lines.append)
-    assert [part for part in PARTS if part in results] == list(questions.parts)
-    rows = {row["arm"]: row for row in results["training"]["rows"]}
-    assert list(rows) == list(questions.arms)
-    assert all(row["seeds"] == 2 for row in rows.values())
-    assert rows["real"]["gain"]["seg"] == 0
-    assert {row["arm"] for row in results["linking"]["rows"]} == {"real", "synthetic"}
+    assert list(results) == ["about", *questions.parts[:2]]
+    assert [row["seeds"] for row in results["training"]["rows"]] == [2]
     assert results["training"]["ceiling"]["seg"] == 1
-    names = [row["name"] for row in results["distance"]["crops"]]
-    assert names[:3] == ["floor", "real 02", "synthetic"]
-    assert "copy-paste" in names
-    assert "copy-paste" in (tmp_path / "report" / "index.html").read_text()
-    kept = json.loads((tmp_path / "report" / "report.json").read_text())
-    assert kept["training"]["rows"] == results["training"]["rows"]
-    assert any("SEG" in line.upper() for line in lines)
-    # Beyond the frames that decide the grey scale, the test video is read once.
-    assert len([path for path in read if path.endswith("/02/t003.tif")]) == 1
+    assert [row["arm"] for row in results["linking"]["rows"]] == ["real"]
+    assert sum("seed 1  seg " in line for line in lines) == 1
+    assert "tracker on the reference masks" in (tmp_path / "report" / "index.html").read_text()
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report["training"]["rows"] == results["training"]["rows"]
 
-    films = make_synthetic_clips(
-        replace(data, variation=0.0), 1, frames=12, size=(120, 152), max_cells=10_000
-    )
-    assert len(list(films.folder.glob("clip_*"))) == 3
-    trials = sorted((data.folder / "trials").glob("*.json"))
-    before = [path.stat().st_mtime_ns for path in trials]
-    again = evaluate(data, replace(questions, parts=("training", "linking")))
-    assert [path.stat().st_mtime_ns for path in trials] == before
+    kept = sorted(data.folder.glob("*/*.json"))
+    before = [path.stat().st_mtime_ns for path in kept]
+    again = evaluate(data, questions)
+    assert [path.stat().st_mtime_ns for path in kept] == before
     assert again["training"]["trials"] == results["training"]["trials"]
     with pytest.raises(ValueError, match=r"looks at 4; stills cannot teach links"):
         evaluate(replace(data, frames=3), replace(questions, parts=["linking"]))
+
+
+@pytest.mark.heavy
+def test_looks_are_measured(data, read, monkeypatch, tmp_path):
+    monkeypatch.setattr("bvdm_data.evaluation.evaluate.PASTED", 20)
+    questions = Questions(parts=("distance", "realism"), budget=BUDGET)
+    # A crop of 96 x 96 fits in.
+    results = evaluate(replace(data, size=(120, 120)), questions, report=tmp_path / "report")
+    names = [row["name"] for row in results["distance"]["crops"]]
+    assert names[:5] == ["floor", "real 02", "synthetic", "copy-paste", "procedural"]
+    assert names == [row["name"] for row in results["distance"]["tiles"]]
+    assert results["realism"]["synthetic_films"] == 3
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {
+        "index.html", "report.json", "scenes.png"
+    }  # fmt: skip
+    # Beyond the frames that decide the grey scale, the test video is read once.
+    assert len([path for path in read if path.endswith("/02/t003.tif")]) == 1

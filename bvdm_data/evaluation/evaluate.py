@@ -98,8 +98,8 @@ class Budget:
     # synthetic clips of an arm; None: as many as hold the pixels of the training video
     clips: int | None = None
     segmenter: SegmenterSettings = SegmenterSettings()  # noqa: RUF009  # frozen
-    # Six fields for the studies in the folder benchmarks: frames and training steps of the scarcity
-    # curve; clips of a row, their frames, nuclei, and training steps of the other two
+    # The next six are for the studies in the folder benchmarks: frames and training steps of the
+    # scarcity curve; clips, frames, nuclei and training steps of each row of the others
     scarce_frames: tuple[int, ...] = (1, 4, 10, 30)
     scarce_steps: int = 2500
     steps_clips: int = 8
@@ -121,7 +121,7 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Questions:
-    """What is judged.
+    """What is evaluated.
 
     Raises:
         ValueError: If a part or an arm does not exist, or is named twice.
@@ -140,17 +140,16 @@ class Questions:
 
     def __post_init__(self) -> None:
         """Refuse parts and arms that do not exist, and arms that are named twice."""
+        for part in STUDIES.keys() & set(self.parts):
+            raise ValueError(
+                f"parts must be out of {', '.join(PARTS)}; {part!r} takes hours and is a study of "
+                f"its own: python -m benchmarks.{STUDIES[part]}, in a clone of the repository"
+            )
         for name, known in (("parts", PARTS), ("arms", ARMS), ("linking_arms", LINKABLE)):
             given = getattr(self, name)
-            for value in given:
-                if name == "parts" and value in STUDIES:
-                    raise ValueError(
-                        f"parts must be out of {', '.join(PARTS)}; {value!r} takes hours and is a "
-                        f"study of its own: python -m benchmarks.{STUDIES[value]}, in a clone of "
-                        "the repository"
-                    )
-                if value not in known:
-                    raise ValueError(f"{name} must be out of {', '.join(known)}; got {value!r}")
+            unknown = [value for value in given if value not in known]
+            if unknown:
+                raise ValueError(f"{name} must be out of {', '.join(known)}; got {unknown[0]!r}")
             if len(set(given)) < len(given):
                 raise ValueError(f"{name} must name each once, got {', '.join(given)}")
 
@@ -208,14 +207,14 @@ def evaluate(
 ) -> dict[str, Any]:
     """Judge a model: what its clips are worth for training, and how they look.
 
-    Killed, the same call goes on: clips, trained networks and scores are kept in ``data.folder``,
-    each under a digest of settings, first clips, first samples and the test video.
+    After a kill, the same call continues: clips, trained networks and scores are kept in
+    ``data.folder``, each under a digest of settings, first clips, first samples and the test video.
 
     Args:
         data: The videos, the model, the method, the folder.
         questions: Which parts, which arms, how many seeds.
         report: Folder for ``index.html`` and ``report.json``; None: no report.
-        say: Called with lines of text while it goes on.
+        say: Called with lines of text about the progress.
 
     Returns:
         Every figure as JSON values, by part.

@@ -64,8 +64,8 @@ def train_and_test(
 ) -> Trial:
     """Train a segmenter on an arm and test it.
 
-    The result of the same clips, settings, seed and reference is read from ``folder``. Killed
-    during the training, the same call goes on.
+    The result of the same clips, settings, seed and reference is read from ``folder``. After a
+    kill during the training, the same call continues.
     """
     # The first samples stand for the code that cuts, augments and turns them into targets.
     samples = Samples(arm.clips, arm.augmentation, seed, settings.batch)
@@ -83,7 +83,7 @@ def train_and_test(
         network = segmenter.train_segmenter(
             arm.clips,
             settings,
-            checkpoint=folder / f"{key}.safetensors",
+            checkpoint=folder / f"{key}.pt",
             identity=arm.identity,
             augmentation=arm.augmentation,
             seed=seed,
@@ -178,7 +178,7 @@ def train_and_link(
     key = compute_fingerprint("linker", arm.identity, settings, hash_reference(reference))
 
     def measure() -> dict[str, Any]:
-        checkpoint = folder / f"{key}.safetensors"
+        checkpoint = folder / f"{key}.pt"
         trained = linker.train_linker(clips, settings, checkpoint=checkpoint, progress=progress)
         linked = linker.link(trained, reference.video, reference.masks)
         return asdict(score(*linked, reference.masks, reference.tracks))
