@@ -14,7 +14,7 @@ from bvdm_data.clip import STAGES
 from bvdm_data.evaluation import plots
 from bvdm_data.evaluation.clip_cache import nan_to_none
 from bvdm_data.evaluation.distances import DAMAGED, FLOOR
-from bvdm_data.evaluation.experiment import BASELINE, FIGURES, LINK_FIGURES
+from bvdm_data.evaluation.experiment import FIGURES, LINK_FIGURES
 from bvdm_data.evaluation.nucleus_features import RINGS
 from bvdm_data.evaluation.plots import COLOURS, DARK, SOFT, Series
 from bvdm_data.evaluation.realism import SCALAR
@@ -199,13 +199,12 @@ def compute_noise_share(seeds: int) -> float:
 
 def plot_training(part: Values) -> list[Plot]:
     """Draw the scores of every network."""
-    trials, baseline = part.get("trials", ()), part.get("baseline", BASELINE)
     drawn = []
-    for figure in ("seg", "tra") if trials else ():
-        by_arm: dict[str, list[float | None]] = {trial["arm"]: [] for trial in trials}
-        for trial in trials:
+    for figure in ("seg", "tra"):
+        by_arm: dict[str, list[float | None]] = {t["arm"]: [] for t in part["trials"]}
+        for trial in part["trials"]:
             by_arm[trial["arm"]].append(trial[figure])
-        title = HEADS[figure]
+        title, baseline = HEADS[figure], part["baseline"]
         caption = f"{title} of every network; bars: means; dashed: mean of {baseline}."
         drawn.append((plots.plot_dots(by_arm, title, baseline), caption))
     return drawn
@@ -215,20 +214,11 @@ def plot_distance(part: Values) -> dict[str, Plot]:
     """Draw the kernel distances of crops and of tiles."""
     drawn = {}
     for kind, title in TILES.items():
-        rows = part.get(kind) or []
-        if not rows:
-            continue
-        colours = {
-            row["name"]: SOFT
-            if row["name"] in CONTROLS
-            else DARK
-            if row["name"].startswith("real")
-            else COLOURS[0]
-            for row in rows
-        }
-        label = f"KID-{rows[0]['features']} x 1000"
+        values = {row["name"]: tuple(row["kernel"]) for row in part[kind]}
+        colours = {name: DARK if name.startswith("real") else COLOURS[0] for name in values}
+        colours |= dict.fromkeys(CONTROLS, SOFT)
+        label = f"KID-{part[kind][0]['features']} x 1000"
         caption = f"{title}: {label}, with standard error. Grey: floor and damaged controls."
-        values = {row["name"]: tuple(row["kernel"]) for row in rows}
         drawn[kind] = plots.plot_bars(values, label, colours), caption
     return drawn
 
@@ -236,49 +226,41 @@ def plot_distance(part: Values) -> dict[str, Plot]:
 def plot_realism(lines: Sequence[Values], names: Mapping[str, str]) -> list[Plot]:
     """Draw the texture's correlation, the edge profile and the agreement of labels."""
     by_name = {line["name"]: line for line in lines}
-    drawn = []
-    lags = {
-        int(name.split()[2]): line
-        for name, line in by_name.items()
-        if name.startswith("texture after ")
-    }
-    if lags:
-        unrelated = by_name.get("texture of unrelated nuclei")
-        series = {
-            names[key]: Series(
-                x=list(lags),
-                y=[line[key]["median"] for line in lags.values()],
-                level=unrelated[key]["median"] if unrelated else None,
-                colour=colour,
-            )
-            for key, colour in zip(VIDEOS, _VIDEO_COLOURS, strict=True)
-        }
-        plot = plots.plot_lines(series, "frames between the images", "correlation of the texture")
-        caption = (
-            "Correlation of the inside of a nucleus with itself some frames later, after rigid "
-            "alignment; medians. Dotted: unrelated nuclei."
+    lags = {int(n.split()[2]): n for n in by_name if n.startswith("texture after ")}
+    unrelated, edge = by_name["texture of unrelated nuclei"], by_name["edge profile"]
+    texture_series, edge_series = {}, {}
+    for key, colour in zip(VIDEOS, _VIDEO_COLOURS, strict=True):
+        texture_series[names[key]] = Series(
+            x=list(lags),
+            y=[by_name[name][key]["median"] for name in lags.values()],
+            level=unrelated[key]["median"],
+            colour=colour,
         )
-        drawn.append((plot, caption))
-    edge = by_name.get("edge profile")
-    if edge and any(len(edge[key]["curve"]) == len(RINGS) for key in VIDEOS):
-        series = {
-            names[key]: Series(x=RINGS, y=edge[key]["curve"], colour=colour)
-            for key, colour in zip(VIDEOS, _VIDEO_COLOURS, strict=True)
-            if len(edge[key]["curve"]) == len(RINGS)
-        }
-        x_label = "distance from the outline, px (below 0: inside)"
-        plot = plots.plot_lines(series, x_label, "relative intensity")
-        drawn.append((plot, "Edge profile: median intensity across the outline of a nucleus."))
-    agreement = [stage for stage in STAGES if f"label agreement, {stage}" in by_name]
-    if agreement:
-        values = {
-            names[key]: [by_name[f"label agreement, {stage}"][key]["median"] for stage in agreement]
-            for key in VIDEOS
-        }
-        plot = plots.plot_grouped_bars(agreement, values, "label agreement", _VIDEO_COLOURS)
-        caption = "Label agreement: how well the outline fits the image, by stage; medians."
-        drawn.append((plot, caption))
-    return drawn
+        if edge[key]["curve"]:
+            edge_series[names[key]] = Series(x=RINGS, y=edge[key]["curve"], colour=colour)
+    agreement = {
+        names[key]: [by_name[f"label agreement, {stage}"][key]["median"] for stage in STAGES]
+        for key in VIDEOS
+    }
+    return [
+        (
+            plots.plot_lines(
+                texture_series, "frames between the images", "correlation of the texture"
+            ),
+            "Correlation of the inside of a nucleus with itself some frames later, after rigid "
+            "alignment; medians. Dotted: unrelated nuclei.",
+        ),
+        (
+            plots.plot_lines(
+                edge_series, "distance from the outline, px (below 0: inside)", "relative intensity"
+            ),
+            "Edge profile: median intensity across the outline of a nucleus.",
+        ),
+        (
+            plots.plot_grouped_bars(STAGES, agreement, "label agreement", _VIDEO_COLOURS),
+            "Label agreement: how well the outline fits the image, by stage; medians.",
+        ),
+    ]
 
 
 def _embed_picture(path: Path) -> str:
