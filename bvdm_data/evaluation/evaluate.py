@@ -270,10 +270,11 @@ def evaluate_distance(run: Run) -> dict[str, Any]:
     given: dict[str, Any] = {"reference": run.train_clip, "features": features}
     crops = measure_feature_distance(sets, count=budget.crops, **given)
     tiles = measure_tile_distance(sets, count=budget.tiles, size=side, **given)
-    for row in crops + tiles:
-        kernel = f"{row.kernel.value:.1f} +- {row.kernel.error:.1f}"
-        figures = {f"KID-{row.features} x 1000": kernel, f"FD-{row.features}": row.frechet}
-        run.log(format_figures(row.name, figures | {"n": row.count}))
+    for kind, rows in {"crops": crops, "tiles": tiles}.items():
+        for row in rows:
+            kernel = f"{row.kernel.value:.1f} +- {row.kernel.error:.1f}"
+            figures = {f"KID-{row.features} x 1000": kernel, f"FD-{row.features}": row.frechet}
+            run.log(format_figures(f"{kind}, {row.name}", figures | {"n": row.count}))
     note = (
         f"{budget.crops} crops of {CROP} x {CROP} around nuclei and {budget.tiles} tiles of {side} "
         f"x {side} of each set, against as many of video {data.train}."

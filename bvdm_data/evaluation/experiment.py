@@ -203,7 +203,7 @@ def format_figures(name: str, figures: Mapping[str, object]) -> str:
         for key, value in figures.items()
         if value is not None
     ]
-    return "  ".join([f"{name:>20}", *shown])
+    return "  ".join([f"{name:>36}", *shown])
 
 
 def hash_reference(reference: Reference) -> str:
