@@ -389,7 +389,7 @@ def test_a_folder_that_cannot_be_written_into_is_refused_before_the_work(
     monkeypatch.setattr(fitting, "read_video", worked)
     with pytest.raises(OSError, match=r"cannot write .*file/below: "):
         fitting.fit(tiny_ctc, place / "mine.safetensors", progress=False)
-    monkeypatch.setattr(judging, "evaluate_realism", worked)
+    monkeypatch.setattr(judging, "judge_realism", worked)
     for name in ("01", "02"):
         write_sequence(tmp_path / "two", name, *tiny_video)
     data = Data(root=tmp_path / "two", model=tiny_model, border=4, folder=tmp_path / "work")
