@@ -291,7 +291,7 @@ def test_evaluate_command_passes_its_options(run, monkeypatch, tmp_path):
     monkeypatch.setattr(judging, "evaluate", judged)
     out = run_well(
         run, "evaluate", tmp_path, "--part", "realism", "--part", "training", "--arm", "real",
-        "--seeds", 2, "--steps", 7, "--clips", 5, "--scarce-frames", "4,10", "--seed", 3,
+        "--seeds", 2, "--steps", 7, "--clips", 5, "--seed", 3,
         "--method", "procedural", "--variation", 0.5,
         "--work-dir", tmp_path / "work", "--report", tmp_path / "page",
     )  # fmt: skip
@@ -305,7 +305,6 @@ def test_evaluate_command_passes_its_options(run, monkeypatch, tmp_path):
     assert tuple(questions.arms) == ("real",)
     budget = questions.budget
     assert (budget.seeds, budget.clips, budget.segmenter.steps) == (2, 5, 7)
-    assert budget.scarce_frames == (4, 10)
 
 
 @pytest.mark.parametrize(
@@ -315,7 +314,8 @@ def test_evaluate_command_passes_its_options(run, monkeypatch, tmp_path):
         (["--arm", "gan"], "arms must be out of real"),
         (["--seeds", "0"], "seeds must be at least 1, got 0"),
         (["--steps", "0"], "steps must be at least 1, got 0"),
-        (["--scarce-frames", "four"], "--scarce-frames must look like 1,4,10"),
+        (["--part", "steps"], "python -m benchmarks.study_steps"),
+        (["--scarce-frames", "4"], "python -m benchmarks.study_scarcity"),
         (["--method", "procedural", "--first-steps", "4"], "is for --method paper, got --method"),
         ([], "no folder"),
     ],

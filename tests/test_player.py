@@ -79,28 +79,22 @@ def shown_video(packed):
     return np.stack([sheet[r * high :, c * wide :][:high, :wide] for r, c in corners])
 
 
-def test_player_has_frames_of_every_clip(clips, page):
+def test_page_holds_every_clip(clips, page):
     data = data_of(page)
     assert (data["axes"], data["values"]) == (["seed", "density"], [list(SEEDS), list(DENSITIES)])
-    assert len(data["clips"]) == 6
+    assert [bytes.fromhex(colour[1:]) for colour in data["colours"]] == [*map(bytes, COLOURS)]
     for packed, clip in zip(data["clips"], clips.values(), strict=True):
         video = clip["video"][:, 0].clamp(0, 1).numpy()
         assert shown_video(packed).shape == video.shape
-        # The loss of WebP is far below what tells one frame from the next.
+        # The loss of WebP is far below what distinguishes one frame from the next.
         assert np.abs(shown_video(packed) - video).mean(axis=(1, 2)).max() < 0.012
         assert np.abs(video[1:] - video[:-1]).mean(axis=(1, 2)).min() > 0.03
-
-
-def test_player_shows_ids_lineage_and_colours(clips, page):
-    data = data_of(page)
-    for packed, clip in zip(data["clips"], clips.values(), strict=True):
         assert (shown_masks(packed) == clip["masks"].numpy()).all()
         assert packed["tracks"] == clip["tracks"][:4].tolist()
         assert [row[3] for row in packed["tracks"]] == [0, 0, 1, 1]
-    assert [bytes.fromhex(colour[1:]) for colour in data["colours"]] == [*map(bytes, COLOURS)]
 
 
-def test_player_keeps_ids_above_8_bits(tmp_path):
+def test_ids_may_have_16_bits(tmp_path):
     path = tmp_path / "player.html"
     clip = a_clip(first_id=60_000)
     write_player({("0", "1"): clip}, path)
@@ -111,7 +105,7 @@ def test_player_keeps_ids_above_8_bits(tmp_path):
         write_player({("0", "1"): clip}, path)
 
 
-def test_player_shares_one_grey_scale(tmp_path):
+def test_clips_share_a_grey_scale(tmp_path):
     path = tmp_path / "player.html"
     dim, bright = a_clip(), a_clip()
     dim["video"] = dim["video"] / 4
@@ -123,13 +117,10 @@ def test_player_shares_one_grey_scale(tmp_path):
     assert first.max() < 0.35 < 0.9 < second.max()
 
 
-def test_player_is_one_file(page):
+def test_page_is_self_contained_and_escaped(page, tmp_path):
     assert re.findall(r"https?:|//[a-z]+\.|@import|<link|src=\"|<iframe|fetch\(", page) == []
     assert "default-src 'none'; img-src data:;" in page
     assert re.findall(r"@[A-Z]+@", page) == []
-
-
-def test_player_escapes_its_texts(page, tmp_path):
     assert "<title>A &lt; B</title>" in page
     path = tmp_path / "player.html"
     write_player({("</script><b>", "1"): a_clip()}, path)
@@ -138,50 +129,46 @@ def test_player_escapes_its_texts(page, tmp_path):
     assert data_of(hostile)["values"][0] == ["</script><b>"]
 
 
-def without(clip, key):
-    return {name: value for name, value in clip.items() if name != key}
-
-
 @pytest.mark.parametrize(
-    ("clips", "message"),
+    ("clips", "name", "message"),
     [
-        ({}, "clips must hold at least one clip, got none"),
+        ({}, "a.html", "clips must hold at least one clip, got none"),
         (
             {("0", "1"): a_clip(), ("1", "2"): a_clip()},
+            "a.html",
             r"every value of one setting .* got no clip \('0', '2'\)",
         ),
-        ({("0", "1"): without(a_clip(), "tracks")}, r"got no tracks in clip \('0', '1'\); ask the"),
+        (
+            {("0", "1"): {key: value for key, value in a_clip().items() if key != "tracks"}},
+            "a.html",
+            r"got no tracks in clip \('0', '1'\); ask the",
+        ),
         (
             {("0", "1"): {**a_clip(), "video": torch.zeros(9, 1, 2, 6000)}},
+            "a.html",
             "at most 16383 pixels a side, got 9 frames of 2 x 6000 in clip .*, 18000 pixels; show",
         ),
+        (
+            {("0", "1"): {key: torch.stack([value] * 2) for key, value in a_clip().items()}},
+            "a.html",
+            r"clips must be single ones with video \[F, 1, H, W\]",
+        ),
+        ({("0", "1"): a_clip()}, "page.htm", r"path must end in '.html', got '.*page.htm'"),
     ],
-    ids=["none", "no grid", "no tracks", "large"],
 )
-def test_player_refuses_unshowable_clips(clips, message, tmp_path):
+def test_bad_clips_are_refused(clips, name, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        write_player(clips, tmp_path / "player.html")
+        write_player(clips, tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["01", 3, ("0",), (0, 1), ("0", np.int64(1))])
-def test_player_refuses_keys_without_pairs(name, tmp_path):
-    with pytest.raises(TypeError, match="clips must be by pairs of texts, the values of the two"):
-        write_player({name: a_clip()}, tmp_path / "player.html")
+def test_names_are_pairs_of_text(tmp_path):
+    for name in ("01", 3, ("0",), (0, 1), ("0", np.int64(1))):
+        with pytest.raises(TypeError, match="clips must be by pairs of texts, the values of the"):
+            write_player({name: a_clip()}, tmp_path / "player.html")
 
 
-def test_player_refuses_a_batch(tmp_path):
-    batch = {key: torch.stack([value, value]) for key, value in a_clip().items()}
-    with pytest.raises(ValueError, match=r"clips must be single ones with video \[F, 1, H, W\]"):
-        write_player({("0", "1"): batch}, tmp_path / "player.html")
-
-
-def test_player_refuses_other_suffixes(tmp_path):
-    with pytest.raises(ValueError, match=r"path must end in '.html', got '.*page.htm'"):
-        write_player({("0", "1"): a_clip()}, tmp_path / "page.htm")
-
-
-def test_preview_writes_player_and_mp4(tiny_model, tmp_path):
+def test_preview_writes_a_page_of_seeds_and_densities_and_a_film(tiny_model, tmp_path):
     pytest.importorskip("imageio_ffmpeg", reason="the extra preview is not installed")
     command = f"preview --model {tiny_model} --output {tmp_path} --frames 2 --clips 1 --seed 5 "
     command += "--size 96x96 --page --page-seeds 2 --page-densities 0.5,2 --page-frames 3 --mp4"
@@ -213,7 +200,7 @@ def test_preview_refuses_a_page_of_nothing(option, message):
     assert message in " ".join(result.output.split())
 
 
-def test_mp4_shows_frames_in_order(tmp_path):
+def test_a_film_shows_the_frames_of_the_clip_one_after_the_other(tmp_path):
     ffmpeg = pytest.importorskip("imageio_ffmpeg", reason="the extra preview is not installed")
     clip = {"video": torch.linspace(0, 1, 6)[:, None, None, None].expand(6, 1, 31, 33)}
     write_animation(clip, tmp_path / "clip.mp4", frames_per_second=5, grey_range=(0, 1), gamma=1)
@@ -236,14 +223,14 @@ def test_mp4_shows_frames_in_order(tmp_path):
         ([("RGB", 8, 6), ("L", 8, 6)], r"images must be RGB, got the mode 'L'; see Image\.conv"),
     ],
 )
-def test_mp4_refuses_unequal_images(pictures, message, tmp_path):
+def test_pictures_that_make_no_film_are_refused(pictures, message, tmp_path):
     given = [Image.new(mode, size) for mode, *size in pictures]
     with pytest.raises(ValueError, match=message):
         write_mp4(given, tmp_path / "clip.mp4", 4)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_mp4_on_full_disk_leaves_nothing(tmp_path):
+def test_a_film_on_a_full_disk_leaves_nothing(tmp_path):
     pytest.importorskip("imageio_ffmpeg", reason="the extra preview is not installed")
     allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2048, allowed[1]))
@@ -255,7 +242,7 @@ def test_mp4_on_full_disk_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_mp4_names_its_missing_extra_first(monkeypatch, tmp_path):
+def test_a_film_without_its_extra_says_how_to_get_it_ahead_of_the_work(monkeypatch, tmp_path):
     real = builtins.__import__
 
     def missing(name, *rest):
@@ -274,7 +261,7 @@ def test_mp4_names_its_missing_extra_first(monkeypatch, tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the browser chromium")
-def test_browser_draws_player_and_tree(page, tmp_path):
+def test_a_browser_draws_the_page_and_its_tree(page, tmp_path):
     path = tmp_path / "player.html"
     path.write_text(page, encoding="utf-8")
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]

@@ -60,7 +60,7 @@ def test_wheel_holds_code_and_weights_only(built):
         names = archive.namelist()
     assert "bvdm_data/models/hela.safetensors" in names
     assert "bvdm_data/py.typed" in names
-    kinds = {".py", ".typed", ".safetensors", ".html", ".css", ".js", ".yaml"}
+    kinds = {".py", ".typed", ".safetensors", ".html", ".j2", ".css", ".js", ".yaml"}
     packaged = [name for name in names if ".dist-info/" not in name]
     assert [name for name in packaged if not name.startswith("bvdm_data/")] == []
     assert [name for name in packaged if Path(name).suffix not in kinds | {""}] == []

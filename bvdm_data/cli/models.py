@@ -106,8 +106,7 @@ def info(model: str) -> None:
     "--part",
     "parts",
     multiple=True,
-    help="distance, realism, training, linking, scarcity, steps, ablation or reuse; may be "
-    "repeated. [default: the first four]",
+    help="distance, realism, training or linking; may be repeated. [default: all]",
 )
 @option(
     "--arm",
@@ -120,7 +119,7 @@ def info(model: str) -> None:
 @option("--steps", default=400, help="Training steps of a segmenter.")
 @option("--clips", type=int, help="Clips of an arm. [default: as many pixels as the video]")
 @option("--crops", default=900, help="Nuclei of the picture distance.")
-@option("--scarce-frames", default="1,4,10,30", help="Of the scarcity curve.")
+@click.option("--scarce-frames", default="1,4,10,30", hidden=True)
 @option("--work-dir", default="evaluation", type=FOLDER, help="For clips, networks and scores.")
 @option("--report", type=FOLDER, help="Folder for index.html and report.json.")
 @option("--workers", default=0, help="Processes that make clips.")
@@ -144,20 +143,17 @@ def evaluate(
     Takes hours for all parts. Killed, the same command goes on; what is done is kept.
     """
     from bvdm_data.evaluation.arms import Data
-    from bvdm_data.evaluation.evaluate import DEFAULT_ARMS, DEFAULT_PARTS, Questions
+    from bvdm_data.evaluation.evaluate import DEFAULT_ARMS, PARTS, Budget, Questions
     from bvdm_data.evaluation.evaluate import evaluate as judge
     from bvdm_data.evaluation.segmenter import SegmenterSettings
-    from bvdm_data.evaluation.training_value import Budget
 
-    if not all(number.isdigit() for number in scarce_frames.split(",")):
-        raise click.UsageError(f"--scarce-frames must look like 1,4,10, got {scarce_frames!r}")
+    if scarce_frames != "1,4,10,30":
+        raise click.UsageError(
+            "--scarce-frames is for the scarcity curve, which is a benchmark: run python -m "
+            "benchmarks.study_scarcity in a clone of the repository"
+        )
     data = Data(folder=work_dir, method=take_method(options), progress=not quiet, **options)
-    budget = Budget(
-        seeds=seeds,
-        clips=clips,
-        crops=crops,
-        segmenter=SegmenterSettings(steps=steps),
-        scarce_frames=tuple(int(number) for number in scarce_frames.split(",")),
-    )
-    questions = Questions(parts=parts or DEFAULT_PARTS, arms=arms or DEFAULT_ARMS, budget=budget)
+    segmenter = SegmenterSettings(steps=steps)
+    budget = Budget(seeds=seeds, clips=clips, crops=crops, segmenter=segmenter)
+    questions = Questions(parts=parts or PARTS, arms=arms or DEFAULT_ARMS, budget=budget)
     judge(data, questions, report=report, say=click.echo)

@@ -1,35 +1,44 @@
 """Arms: the kinds of training data that are compared, and where their clips come from."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from bvdm_data.datasets.ctc_videos import DEFAULT_BORDER, CTCVideos
 from bvdm_data.datasets.mixed import MixedVideos
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.evaluation.clip_cache import CachedClips, cache_clips, hash_clips
 from bvdm_data.evaluation.copy_paste import CopyPaste
-from bvdm_data.evaluation.experiment import Arm
+from bvdm_data.evaluation.segmenter import Clips
 from bvdm_data.fitting.training import compute_fingerprint
-from bvdm_data.synth.cell_bank import PoolSettings
 from bvdm_data.synth.model import Method
-from bvdm_data.validate import as_int
 from bvdm_data.weights import model_digest
 
-LEVELS = 8
-"""Pixels of a side that the segmenter's deepest level sees as one."""
+ARMS = (
+    "real",
+    "synthetic",
+    "copy-paste",
+    "real+synthetic",
+    "procedural",
+    "synthetic-stream",
+    "paper",
+    "synthetic-2x",
+    "real-strong",
+)
+"""Every arm."""
+
+LINKABLE = ("real", "synthetic", "synthetic-2x", "paper", "procedural")
+"""Arms that can teach links: a finite number of clips, each longer than one frame."""
 
 MIX = {"real": 1, "synthetic": 3}
 """How often each is shown in the arm ``"real+synthetic"``."""
 
-_DRAWN = 32
-"""Clips of a mix whose sources belong to what it is known by."""
-
 ANNOTATIONS = ("masks", "tracks")
 """What a clip that trains a network needs."""
 
-STREAMED_FRAMES = 2
-"""Frames of a clip of a stream; a segmenter sees one of them."""
+STREAM: dict[str, Any] = {"frames": 2, "annotations": ANNOTATIONS}
+"""Clips of a stream; a segmenter sees one of their frames."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,18 +88,58 @@ class Data:
         if self.train == self.test:
             raise ValueError(
                 f"test must be another video than train, got {self.test!r} for both; a network "
-                "that is tested on what it was trained on says nothing"
+                "cannot be judged by the video that it was trained on"
             )
         height, width = self.size
-        if height != width or height % LEVELS:
+        if height != width or height % 8:
             raise ValueError(
-                f"size must be a square whose side is a multiple of {LEVELS} pixels, since samples "
+                "size must be a square whose side is a multiple of 8 pixels, since samples "
                 f"are turned by 90 degrees and halved three times, got {self.size}"
             )
 
 
+@dataclass(frozen=True)
+class Arm:
+    """One kind of training data."""
+
+    name: str  # its name in tables
+    clips: Clips  # its clips, by number, without end
+    identity: str  # digest of all that decides the clips: equal identities mean equal clips
+    augmentation: str = "plain"  # "plain", as for every arm, or "strong"
+
+
+def make_arm(name: str, data: Data, count: int | None = None) -> Arm:
+    """Make an arm; the clips that are missing are made. None: as many as the video has pixels."""
+    if name not in ARMS:
+        raise ValueError(f"arms must be out of {', '.join(ARMS)}; got {name!r}")
+    if name in ("real", "real-strong"):
+        real = make_real_clips(data)
+        augmentation = "strong" if name == "real-strong" else "plain"
+        return Arm(name, real, _hash_real("real", data, real), augmentation)
+    if name == "copy-paste":
+        pasted = make_pasted_clips(data)
+        return Arm(name, pasted, _hash_real(name, data, pasted))
+    if name == "synthetic-stream":
+        stream = make_synthetic_dataset(data, **STREAM)
+        return Arm(name, stream, compute_fingerprint("stream", describe_synthetic(stream), None))
+    count = count_real_clips(data) if count is None else count
+    if name in ("paper", "procedural"):
+        data = replace(data, method=name, variation=None)
+    if name == "synthetic-2x":
+        count *= 2
+    synthetic = make_synthetic_clips(data, count)
+    if name != "real+synthetic":
+        return Arm(name, synthetic, compute_fingerprint(synthetic.key, count))
+    real = make_real_clips(data)
+    mix = MixedVideos({"real": real, "synthetic": synthetic.select(ANNOTATIONS)}, weights=MIX)
+    # The first choices stand for the code that chooses.
+    members = [int(mix.clip(index)["member"]) for index in range(32)]
+    identity = _hash_real("real", data, real), synthetic.key, count, MIX, members
+    return Arm(name, mix, compute_fingerprint(*identity))
+
+
 def make_real_clips(data: Data) -> CTCVideos:
-    """Return the windows of the training video, always new ones."""
+    """Return random windows of the training video, without end."""
     frames = data.frames if data.stop is None else min(data.frames, data.stop)
     return CTCVideos(
         data.root,
@@ -103,57 +152,9 @@ def make_real_clips(data: Data) -> CTCVideos:
     )
 
 
-def make_synthetic_clips(data: Data, count: int) -> CachedClips:
-    """Return synthetic clips, drawn from the data set by a DataLoader and kept."""
-    videos = make_synthetic_dataset(data)
-    return cache_clips(
-        videos,
-        count,
-        data.folder / "clips",
-        settings=describe_synthetic(videos),
-        workers=data.workers,
-        progress=data.progress,
-    )
-
-
-def make_synthetic_dataset(data: Data) -> SyntheticHeLaVideos:
-    """Return the endless data set that synthetic clips are drawn from."""
-    return SyntheticHeLaVideos(
-        frames=data.frames,
-        size=data.size,
-        seed=data.seed,
-        model=data.model,
-        method=data.method,
-        variation=data.variation,
-        annotations=(*ANNOTATIONS, "stages"),
-    )
-
-
-def make_streamed_dataset(data: Data, pool: PoolSettings | None = None) -> SyntheticHeLaVideos:
-    """Return the endless data set whose clips train networks as they are made, none twice."""
-    return SyntheticHeLaVideos(
-        frames=STREAMED_FRAMES,
-        size=data.size,
-        seed=data.seed,
-        model=data.model,
-        method=data.method,
-        variation=data.variation,
-        annotations=ANNOTATIONS,
-        pool=pool,
-    )
-
-
-def describe_synthetic(videos: SyntheticHeLaVideos) -> dict[str, object]:
-    """Say in JSON values what decides the clips of a synthetic data set."""
-    return {
-        "model": model_digest(videos.model),
-        "frames": videos.frames,
-        "size": list(videos.size),
-        "seed": videos.seed,
-        "method": repr(videos.method),
-        "nuclei": videos.nuclei,
-        **({"variation": videos.variation} if videos.variation else {}),
-    }
+def count_real_clips(data: Data) -> int:
+    """Return how many clips hold as many pixels as the training video."""
+    return len(make_real_clips(replace(data, stop=None)))
 
 
 def make_pasted_clips(data: Data) -> CopyPaste:
@@ -163,88 +164,47 @@ def make_pasted_clips(data: Data) -> CopyPaste:
     )
 
 
-def count_real_clips(data: Data) -> int:
-    """Return how many clips hold as many pixels as the training video."""
-    return len(make_real_clips(replace(data, stop=None)))
+def make_synthetic_dataset(data: Data, **changes: Any) -> SyntheticHeLaVideos:
+    """Return the endless data set of synthetic clips, with arguments changed."""
+    arguments: dict[str, Any] = {
+        "frames": data.frames,
+        "size": data.size,
+        "seed": data.seed,
+        "model": data.model,
+        "method": data.method,
+        "variation": data.variation,
+        "annotations": (*ANNOTATIONS, "stages"),
+    }
+    return SyntheticHeLaVideos(**arguments | changes)
 
 
-def _real(data: Data, count: int) -> Arm:
-    clips = make_real_clips(data)
-    return Arm("real", clips, _identity("real", data, clips))
-
-
-def _real_strong(data: Data, count: int) -> Arm:
-    return replace(_real(data, count), name="real-strong", augmentation="strong")
-
-
-def _copy_paste(data: Data, count: int) -> Arm:
-    clips = make_pasted_clips(data)
-    return Arm("copy-paste", clips, _identity("copy-paste", data, clips))
-
-
-def _synthetic(data: Data, count: int) -> Arm:
-    clips = make_synthetic_clips(data, count)
-    return Arm("synthetic", clips, compute_fingerprint(clips.key, count))
-
-
-def _synthetic_twice(data: Data, count: int) -> Arm:
-    return replace(_synthetic(data, 2 * count), name="synthetic-2x")
-
-
-def _streamed(data: Data, count: int) -> Arm:
-    videos = make_streamed_dataset(data)
-    return Arm(
-        "synthetic-stream", videos, compute_fingerprint("stream", describe_synthetic(videos), None)
+def make_synthetic_clips(data: Data, count: int, **changes: Any) -> CachedClips:
+    """Return synthetic clips that are made once and kept."""
+    dataset = make_synthetic_dataset(data, **changes)
+    return cache_clips(
+        dataset,
+        count,
+        data.folder / "clips",
+        settings=describe_synthetic(dataset),
+        probe=make_synthetic_dataset(data) if changes else None,
+        workers=data.workers,
+        progress=data.progress,
     )
 
 
-def _both(data: Data, count: int) -> Arm:
-    real, synthetic = make_real_clips(data), make_synthetic_clips(data, count).only(ANNOTATIONS)
-    mix = MixedVideos({"real": real, "synthetic": synthetic}, weights=MIX)
-    drawn = [int(mix.clip(number)["member"]) for number in range(_DRAWN)]
-    identity = compute_fingerprint(_identity("real", data, real), synthetic.key, count, MIX, drawn)
-    return Arm("real+synthetic", mix, identity)
+def describe_synthetic(dataset: SyntheticHeLaVideos) -> Mapping[str, object]:
+    """Return as JSON values what decides the clips of a synthetic data set."""
+    return {
+        "model": model_digest(dataset.model),
+        "frames": dataset.frames,
+        "size": list(dataset.size),
+        "seed": dataset.seed,
+        "method": repr(dataset.method),
+        "nuclei": dataset.nuclei,
+        "variation": dataset.variation,
+    }
 
 
-def _paper(data: Data, count: int) -> Arm:
-    return replace(_synthetic(replace(data, method="paper", variation=None), count), name="paper")
-
-
-def _procedural(data: Data, count: int) -> Arm:
-    return replace(
-        _synthetic(replace(data, method="procedural", variation=None), count), name="procedural"
-    )
-
-
-ARMS: dict[str, Callable[[Data, int], Arm]] = {
-    "real": _real,
-    "synthetic": _synthetic,
-    "copy-paste": _copy_paste,
-    "real+synthetic": _both,
-    "procedural": _procedural,
-    "synthetic-stream": _streamed,
-    "paper": _paper,
-    "synthetic-2x": _synthetic_twice,
-    "real-strong": _real_strong,
-}
-"""Every arm by its name, the most telling first; made from the data and the number of clips."""
-
-LINKABLE = ("real", "synthetic", "synthetic-2x", "paper", "procedural")
-"""Arms of clips that can teach links: a finite number of them, with time in them."""
-
-SCARCE = ("real", "copy-paste", "synthetic", "real+synthetic")
-"""The arms of the scarcity curve."""
-
-
-def make_arms(data: Data, names: Sequence[str], count: int | None = None) -> list[Arm]:
-    """Make arms ready for training; the clips that are missing are made."""
-    unknown = [name for name in names if name not in ARMS]
-    if unknown:
-        raise ValueError(f"arms must be out of {', '.join(ARMS)}; got {unknown[0]!r}")
-    number = count_real_clips(data) if count is None else as_int("clips", count, least=1)
-    return [ARMS[name](data, number) for name in names]
-
-
-def _identity(kind: str, data: Data, clips: CTCVideos | CopyPaste) -> str:
-    """Digest settings and a first clip, so that other files or other code count as another arm."""
+def _hash_real(kind: str, data: Data, clips: CTCVideos | CopyPaste) -> str:
+    """Hash settings and a first clip, so that other files or other code make another arm."""
     return compute_fingerprint(kind, data.train, data.stop, hash_clips(clips.clip(0)))

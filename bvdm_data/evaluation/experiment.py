@@ -1,55 +1,38 @@
-"""Experiment: train the same segmenter on each arm's data, test it on the held-out video."""
+"""Experiment: train the same networks on the clips of each arm, test them on the held-out video."""
 
 import hashlib
-import json
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
+from torch import nn
 
-from bvdm_data.datasets.ctc_videos import DEFAULT_BORDER
-from bvdm_data.evaluation import segmenter as recipe
-from bvdm_data.evaluation.linker import LINK_REACH, SPLIT_REACH, track
+from bvdm_data.evaluation import linker, segmenter
+from bvdm_data.evaluation.arms import Arm
+from bvdm_data.evaluation.clip_cache import cached_json
 from bvdm_data.evaluation.seg_tra import Reference, Scores, clear_border, measure_recall, score
-from bvdm_data.evaluation.segmenter import (
-    Clips,
-    Labels,
-    Samples,
-    SegmenterSettings,
-    predict,
-    separate_instances,
-    train_segmenter,
-)
-from bvdm_data.files import open_atomic
+from bvdm_data.evaluation.segmenter import Samples, SegmenterSettings
 from bvdm_data.fitting.training import compute_fingerprint
-
-MOST_SEEDS = 10_000
-"""Numbers of seeds that are looked through."""
 
 BASELINE = "real"
 """Name of the arm that all others are compared to."""
 
-RECIPE = 1
-"""Version of segmenter, loss and scoring; with another number nothing kept is used again."""
+RECIPE = 2
+"""Version of segmenter, loss and scoring; under another number nothing is read from the cache."""
 
 FIGURES = ("seg", "det", "tra", "lnk", "bc", "valid", "found", "found_dim")
 """What is measured of each trained network, in the order of tables."""
 
+LINK_FIGURES = ("lnk", "bc", "tra")
+"""What is measured of links alone, where SEG and DET are 1."""
 
-@dataclass(frozen=True)
-class Arm:
-    """One kind of training data."""
-
-    name: str  # what tables call it
-    clips: Clips  # its clips, by number, without end
-    identity: str  # digest of all that decides the clips: equal identities mean equal clips
-    augmentation: str = "plain"  # "plain", as for every arm, or "strong"
+Log = Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -62,173 +45,165 @@ class Trial:
     det: float  # detection, 0 to 1
     tra: float  # tracking, 0 to 1
     lnk: float  # linking, 0 to 1
-    bc: float  # F1 of divisions in the right frame or one beside it, BC(1); NaN without divisions
+    bc: float  # F1 of divisions within one frame, BC(1); NaN without divisions
     valid: float  # 1 if the challenge would accept the result
-    found: float  # share of reference nuclei that a prediction covers by more than half
-    found_dim: float  # the same of the dimmest tenth
+    found: float  # recall: share of reference nuclei that a prediction covers by more than half
+    found_dim: float  # recall of the dimmest tenth
     seconds: float  # time of training and testing, since the last interruption
 
 
-@dataclass(frozen=True)
-class ArmSummary:
-    """All trials of one arm."""
-
-    arm: str  # name of the arm
-    seeds: int  # how many trials there are
-    mean: dict[str, float]  # mean of each figure
-    spread: dict[str, float]  # standard deviation over the seeds; NaN for one seed
-    # mean over the seeds of the difference to the baseline with the same seed; NaN where there is
-    # no baseline
-    gain: dict[str, float]
-    # standard error of that difference; NaN for one seed. It holds for these clips: the seeds of
-    # *synthetic* share one set of clips, those of *real* have windows of their own
-    error: dict[str, float]
-    # seeds for which a t-test at 5 % would call a difference of this size and spread one; NaN
-    # where it cannot be said
-    seeds_needed: dict[str, float]
-
-
 def train_and_test(
-    arms: Iterable[Arm],
+    arm: Arm,
+    seed: int,
     reference: Reference,
-    *,
+    settings: SegmenterSettings,
     folder: Path,
-    seeds: Sequence[int] = (0, 1, 2),
-    settings: SegmenterSettings | None = None,
-    workers: int = 0,
+    *,
     progress: bool = True,
-    done: Callable[[Trial], object] | None = None,
-) -> list[Trial]:
-    """Train and test one network for every arm and seed.
+    log: Log = lambda line: None,
+) -> Trial:
+    """Train a segmenter on an arm and test it.
 
-    Seeds are gone through one after the other, so that an interrupted experiment has something to
-    say of every arm. A trial that was made before, with the same clips, settings, seed and
-    reference, is read from ``folder``; one that was interrupted goes on.
+    The result of the same clips, settings, seed and reference is read from ``folder``. After a
+    kill during the training, the same call continues.
     """
-    chosen = settings or SegmenterSettings()
-    tested = hash_reference(reference)
-    trials = []
-    listed = list(arms)
-    for seed in seeds:
-        for arm in listed:
-            trial = _trial(arm, seed, reference, tested, chosen, folder, workers, progress)
-            trials.append(trial)
-            if done is not None:
-                done(trial)
-    return trials
+    # The first samples stand for the code that cuts, augments and turns them into targets.
+    samples = Samples(arm.clips, arm.augmentation, seed, settings.batch)
+    first = [part for index in range(settings.batch) for part in samples[index].values()]
+    constants = (
+        segmenter.CHANNELS, segmenter.FOREGROUND, segmenter.SEED_DISTANCE, segmenter.LEAST_AREA,
+        linker.LINK_REACH, linker.SPLIT_REACH, RECIPE,
+    )  # fmt: skip
+    key = compute_fingerprint(
+        "trial", arm.identity, settings, seed, hash_reference(reference), constants, *first
+    )
+
+    def measure() -> dict[str, Any]:
+        begun = time.monotonic()
+        network = segmenter.train_segmenter(
+            arm.clips,
+            settings,
+            checkpoint=folder / f"{key}.pt",
+            identity=arm.identity,
+            augmentation=arm.augmentation,
+            seed=seed,
+            progress=progress,
+        )
+        labels = segment(network, reference.video, reference.border)
+        scores = score(*linker.track(labels), reference.masks, reference.tracks)
+        found, dim = measure_recall(labels, reference.masks, reference.video)
+        seconds = round(time.monotonic() - begun, 1)
+        return asdict(scores) | {"found": found, "found_dim": dim, "seconds": seconds}
+
+    trial = Trial(arm.name, seed, **_none_to_nan(cached_json(folder / f"{key}.json", measure)))
+    log(
+        format_figures(
+            arm.name, {"seed": seed} | {figure: getattr(trial, figure) for figure in FIGURES}
+        )
+    )
+    return trial
+
+
+def segment(network: nn.Module, video: npt.NDArray[np.float32], border: int) -> segmenter.Labels:
+    """Segment a video frame by frame, and clear the border band; labels ``[F, H, W]``."""
+    labels = [segmenter.separate_instances(segmenter.predict(network, frame)) for frame in video]
+    return clear_border(np.stack(labels), border)
 
 
 def score_oracle(reference: Reference) -> Scores:
     """Score the tracker on the reference masks: what a perfect segmenter would reach."""
-    masks, tracks = track(reference.masks)
-    return score(masks, tracks, reference.masks, reference.tracks)
+    return score(*linker.track(reference.masks), reference.masks, reference.tracks)
 
 
-def segment(
-    network: recipe.Segmenter, video: npt.NDArray[np.float32], border: int = DEFAULT_BORDER
-) -> Labels:
-    """Segment a video frame by frame, and clear the border band.
+def summarize_trials(trials: Sequence[Trial], settings: SegmenterSettings) -> dict[str, Any]:
+    """Return trials, rows by arm and the settings as JSON values."""
+    return {
+        "trials": [asdict(trial) for trial in trials],
+        "rows": compare_arms(trials),
+        "baseline": BASELINE,
+        "settings": asdict(settings),
+    }
 
-    Labels of each frame, without any link between frames, ``[F, H, W]``.
+
+def compare_arms(trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """Summarise trials by arm, with differences to the baseline, paired by seed.
+
+    Two trials of the same seed start from the same weights and draw the same augmentation. A row
+    has the name of the ``arm``, the number of ``seeds`` and by figure: ``mean``; ``spread``, the
+    standard deviation over the seeds; ``gain``, the mean difference to the baseline; ``error``,
+    the standard error of the gain, for these clips; ``seeds_needed``, the seeds for which a t-test
+    at 5 % would call a difference of this size and spread one. What is not known is NaN.
     """
-    found = np.stack([separate_instances(predict(network, frame)) for frame in video])
-    return clear_border(found, border)
+    base = {trial.seed: trial for trial in trials if trial.arm == BASELINE}
+    rows = []
+    for name in dict.fromkeys(trial.arm for trial in trials):
+        own = [trial for trial in trials if trial.arm == name]
+        row: dict[str, Any] = {"arm": name, "seeds": len(own)}
+        row |= {key: {} for key in ("mean", "spread", "gain", "error", "seeds_needed")}
+        for figure in FIGURES:
+            gains = [
+                getattr(trial, figure) - getattr(base[trial.seed], figure)
+                for trial in own
+                if trial.seed in base
+            ]
+            gain, deviation = _mean_and_spread(gains)
+            row["mean"][figure], row["spread"][figure] = _mean_and_spread(
+                [getattr(trial, figure) for trial in own]
+            )
+            row["gain"][figure] = gain
+            row["error"][figure] = deviation / math.sqrt(max(len(gains), 1))
+            row["seeds_needed"][figure] = _count_seeds_needed(gain, deviation)
+        rows.append(row)
+    return rows
 
 
-def compare_arms(trials: Sequence[Trial], baseline: str = BASELINE) -> list[ArmSummary]:
-    """Summarise trials by arm, with paired differences to the baseline.
-
-    Two trials are a pair if they have the same seed: the same weights to start from and
-    the same draws of the augmentation.
-    """
-    base = {trial.seed: trial for trial in trials if trial.arm == baseline}
-    names = list(dict.fromkeys(trial.arm for trial in trials))
-    return [_row(name, [trial for trial in trials if trial.arm == name], base) for name in names]
-
-
-def _row(name: str, trials: Sequence[Trial], base: dict[int, Trial]) -> ArmSummary:
-    mean, spread, gain, error, needed = {}, {}, {}, {}, {}
-    for figure in FIGURES:
-        values = np.array([getattr(trial, figure) for trial in trials], float)
-        pairs = [t for t in trials if t.seed in base]
-        steps = np.array([getattr(t, figure) - getattr(base[t.seed], figure) for t in pairs], float)
-        mean[figure] = float(values.mean())
-        spread[figure] = float(values.std(ddof=1)) if len(values) > 1 else math.nan
-        gain[figure] = float(steps.mean()) if len(steps) else math.nan
-        deviation = float(steps.std(ddof=1)) if len(steps) > 1 else math.nan
-        error[figure] = deviation / math.sqrt(len(steps)) if len(steps) > 1 else math.nan
-        needed[figure] = _seeds_needed(gain[figure], deviation)
-    return ArmSummary(name, len(trials), mean, spread, gain, error, needed)
-
-
-def _seeds_needed(gain: float, deviation: float) -> float:
-    if not (math.isfinite(gain) and math.isfinite(deviation)) or gain == 0:
-        return math.nan
-    for seeds in range(2, MOST_SEEDS):
-        bound = float(stats.t.ppf(0.975, seeds - 1)) * deviation / math.sqrt(seeds)
-        if abs(gain) >= bound:
-            return float(seeds)
-    return math.nan
-
-
-def _trial(
+def train_and_link(
     arm: Arm,
     seed: int,
     reference: Reference,
-    tested: str,
-    settings: SegmenterSettings,
+    settings: linker.LinkerSettings,
     folder: Path,
-    workers: int,
-    progress: bool,
-) -> Trial:
-    fixed = (
-        recipe.CHANNELS,
-        recipe.FOREGROUND,
-        recipe.SEED_DISTANCE,
-        recipe.LEAST_AREA,
-        LINK_REACH,
-        SPLIT_REACH,
-        RECIPE,
-    )
-    # The first samples stand for the code that cuts, augments and turns them into targets.
-    samples = Samples(arm.clips, arm.augmentation, seed, settings.batch)
-    first = [part for number in range(settings.batch) for part in samples[number].values()]
-    key = compute_fingerprint("trial", arm.identity, settings, seed, tested, fixed, *first)
-    kept = folder / f"{key}.json"
-    if kept.is_file():
-        said = json.loads(kept.read_text())
-        figures: dict[str, Any] = {k: math.nan if v is None else v for k, v in said.items()}
-        figures["arm"] = arm.name
-        return Trial(**figures)
-    begun = time.monotonic()
-    network = train_segmenter(
-        arm.clips,
-        settings,
-        checkpoint=folder / f"{key}.safetensors",
-        identity=arm.identity,
-        augmentation=arm.augmentation,
-        seed=seed,
-        workers=workers,
-        progress=progress,
-    )
-    labels = segment(network, reference.video, reference.border)
-    masks, tracks = track(labels)
-    scores = score(masks, tracks, reference.masks, reference.tracks)
-    found, dim = measure_recall(labels, reference.masks, reference.video)
-    seconds = round(time.monotonic() - begun, 1)
-    trial = Trial(arm.name, seed, **asdict(scores), found=found, found_dim=dim, seconds=seconds)
-    with open_atomic(kept) as temporary:
-        temporary.write_text(json.dumps(replace_nan(asdict(trial)), indent=2) + "\n")
-    return trial
+    *,
+    progress: bool = True,
+) -> Scores:
+    """Train a linker on an arm and let it link the reference masks; see :func:`train_and_test`."""
+    settings = replace(settings, training=replace(settings.training, seed=seed))
+    clips: Any = arm.clips  # a CachedClips or a real data set, both with len()
+    frames = len(clips[0]["video"])
+    if frames < settings.window:
+        raise ValueError(
+            f"the arm {arm.name!r} has clips of {frames} frames, and a linker looks at "
+            f"{settings.window}; stills cannot teach links"
+        )
+    key = compute_fingerprint("linker", arm.identity, settings, hash_reference(reference))
+
+    def measure() -> dict[str, Any]:
+        checkpoint = folder / f"{key}.pt"
+        trained = linker.train_linker(clips, settings, checkpoint=checkpoint, progress=progress)
+        linked = linker.link(trained, reference.video, reference.masks)
+        return asdict(score(*linked, reference.masks, reference.tracks))
+
+    return Scores(**_none_to_nan(cached_json(folder / f"{key}.json", measure)))
 
 
-def replace_nan(value: Any) -> Any:
-    """Put None in the place of NaN, which JSON does not know."""
-    if isinstance(value, dict):
-        return {key: replace_nan(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [replace_nan(inner) for inner in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+def summarize_links(name: str, scores: Sequence[Scores]) -> dict[str, Any]:
+    """Return mean and spread of the links of an arm as JSON values."""
+    row: dict[str, Any] = {"arm": name, "seeds": len(scores)}
+    for figure in LINK_FIGURES:
+        row[figure], row[f"{figure}_spread"] = _mean_and_spread(
+            [getattr(one, figure) for one in scores]
+        )
+    return row
+
+
+def format_figures(name: str, figures: Mapping[str, object]) -> str:
+    """Return a name and its figures in one line of text."""
+    shown = [
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in figures.items()
+        if value is not None
+    ]
+    return "  ".join([f"{name:>36}", *shown])
 
 
 def hash_reference(reference: Reference) -> str:
@@ -237,3 +212,21 @@ def hash_reference(reference: Reference) -> str:
     for array in (reference.video, reference.masks, reference.tracks):
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]
+
+
+def _mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    mean = float(np.mean(values)) if values else math.nan
+    return mean, float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+
+
+def _count_seeds_needed(gain: float, deviation: float) -> float:
+    if not (math.isfinite(gain) and math.isfinite(deviation)) or gain == 0:
+        return math.nan
+    for seeds in range(2, 10_000):
+        if abs(gain) >= float(stats.t.ppf(0.975, seeds - 1)) * deviation / math.sqrt(seeds):
+            return float(seeds)
+    return math.nan
+
+
+def _none_to_nan(figures: Mapping[str, float | None]) -> dict[str, Any]:
+    return {name: math.nan if value is None else value for name, value in figures.items()}

@@ -6,6 +6,7 @@ import json
 import math
 from base64 import b64encode
 from collections.abc import Mapping
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from PIL import Image
 
 from bvdm_data.clip import Clip
 from bvdm_data.files import open_atomic
-from bvdm_data.viz.html import embedded, text
 from bvdm_data.viz.pictures import (
     COLOURS,
     GAMMA,
@@ -68,7 +68,9 @@ def write_player(
     }
     scale = f"Black: grey {low:.3g}, white: grey {high:.3g}, gamma {gamma:g}, in all clips."
     page = TEMPLATE.read_text(encoding="utf-8")
-    page = page.replace("@TITLE@", text(title)).replace("@NOTE@", text(f"{note} {scale}".strip()))
+    page = page.replace("@TITLE@", escape(title)).replace(
+        "@NOTE@", escape(f"{note} {scale}".strip())
+    )
     # A "<" in a script could end it.
     page = page.replace("@DATA@", json.dumps(data).replace("<", "\\u003c"))
     with open_atomic(target) as unfinished:
@@ -134,14 +136,14 @@ def _packed(clip: Clip, grey_range: Range, gamma: float) -> dict[str, Any]:
         "height": height,
         "width": width,
         "columns": _columns(frames),
-        "sheet": embedded(_sheet(clip, grey_range, gamma), "image/webp"),
+        "sheet": f"data:image/webp;base64,{_sheet(clip, grey_range, gamma)}",
         "masks": [b64encode(_runs(mask).astype("<u2").tobytes()).decode() for mask in masks],
         "tracks": tracks[tracks[:, 0] > 0].tolist(),
     }
 
 
-def _sheet(clip: Clip, grey_range: Range, gamma: float) -> bytes:
-    """Return all frames as one picture, row by row."""
+def _sheet(clip: Clip, grey_range: Range, gamma: float) -> str:
+    """Return all frames as one WebP image, row by row, in base64."""
     video = clip["video"]
     frames, _, height, width = video.shape
     columns = _columns(frames)
@@ -151,7 +153,7 @@ def _sheet(clip: Clip, grey_range: Range, gamma: float) -> bytes:
         sheet.paste(picture, (frame % columns * width, frame // columns * height))
     file = io.BytesIO()
     sheet.save(file, "WEBP", quality=QUALITY)
-    return file.getvalue()
+    return b64encode(file.getvalue()).decode()
 
 
 def _runs(mask: npt.NDArray[np.uint16]) -> npt.NDArray[np.integer]:

@@ -1,0 +1,109 @@
+import json
+import math
+
+import pytest
+import torch
+
+from bvdm_data import CTCVideos, MixedVideos, SyntheticHeLaVideos
+from bvdm_data.evaluation.clip_cache import cache_clips, cached_json, hash_clips, nan_to_none
+
+
+class Counted:
+    """A data set that remembers which clips were asked for."""
+
+    def __init__(self, source):
+        self.source = source
+        self.asked = []
+        for name in ("frames", "size", "annotations", "max_cells", "scale"):
+            setattr(self, name, getattr(source, name))
+
+    def clip(self, index):
+        self.asked.append(index)
+        return self.source.clip(index)
+
+    def set_epoch(self, epoch):
+        self.source.set_epoch(epoch)
+
+
+@pytest.fixture
+def source(tiny_ctc):
+    return Counted(CTCVideos(tiny_ctc, frames=2, size=(64, 64), border=0, max_cells=8))
+
+
+def cache(source, count, folder, settings=None, **options):
+    return cache_clips(source, count, folder, settings=settings or {}, progress=False, **options)
+
+
+def test_cached_clips_equal_the_data_set(source, tmp_path):
+    cached = cache(source, 3, tmp_path)
+    assert len(cached) == 3
+    for index in range(3):
+        clip = source.source.clip(index)
+        assert list(cached[index]) == list(clip)
+        for key, value in clip.items():
+            assert cached[index][key].dtype == value.dtype
+            assert torch.equal(cached[index][key], value)
+    assert torch.equal(cached.clip(5)["video"], cached[2]["video"])
+    mix = MixedVideos({"cached": cached, "real": source.source})
+    assert {int(mix.clip(index)["source"]) for index in range(4)} == {0}
+
+
+def test_only_missing_clips_are_made(source, tmp_path):
+    few = cache(source, 2, tmp_path)
+    source.asked.clear()
+    more = cache(source, 4, tmp_path)
+    assert source.asked == [0, 2, 3]
+    assert (few.key, few.folder) == (more.key, more.folder)
+    source.asked.clear()
+    (more.folder / "clip_00001.safetensors").unlink()
+    again = cache(source, 3, tmp_path)
+    assert source.asked == [0, 1]
+    assert torch.equal(again[1]["video"], source.source.clip(1)["video"])
+
+
+def test_key_depends_on_settings_and_clips(source, tiny_ctc, tmp_path):
+    one, two = (cache(source, 1, tmp_path, {"a": a}) for a in (1, 2))
+    other = CTCVideos(tiny_ctc, frames=2, size=(64, 64), border=0, max_cells=8, seed=5)
+    three = cache(other, 1, tmp_path, {"a": 1})
+    assert len({one.key, two.key, three.key}) == 3
+    assert json.loads((one.folder / "settings.json").read_text()) == {"a": 1}
+
+
+def test_probe_replaces_a_costly_first_clip(source, tmp_path):
+    probe = Counted(source.source)
+    cache(source, 1, tmp_path, probe=probe)
+    source.asked.clear()
+    probe.asked.clear()
+    cache(source, 1, tmp_path, probe=probe)
+    assert (source.asked, probe.asked) == ([], [0])
+
+
+def test_workers_make_the_same_clips(tiny_model, tmp_path):
+    videos = SyntheticHeLaVideos(frames=2, size=(96, 96), model=tiny_model, nuclei=2)
+    alone = cache(videos, 3, tmp_path / "a")
+    shared = cache(videos, 3, tmp_path / "b", workers=2)
+    assert [hash_clips(alone[i]) for i in range(3)] == [hash_clips(shared[i]) for i in range(3)]
+
+
+def test_keys_can_be_selected(source, tmp_path):
+    cached = cache(source, 1, tmp_path)
+    assert list(cached.select(("masks",))[0]) == ["video", "masks", "index", "source"]
+    assert "tracks" in cached[0]
+
+
+def test_bad_clips_are_refused(source, tmp_path):
+    cached = cache(source, 1, tmp_path)
+    with pytest.raises(IndexError, match="from 0 to 0, got 1"):
+        cached[1]
+    with pytest.raises(ValueError, match="count must be at least 1, got 0"):
+        cache(source, 0, tmp_path)
+    (cached.folder / "clip_00000.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(ValueError, match=r"clip_00000\.safetensors is damaged"):
+        cached[0]
+
+
+def test_json_is_computed_once(tmp_path):
+    path = tmp_path / "below" / "a.json"
+    assert cached_json(path, lambda: {"a": math.nan, "b": (1.5,)}) == {"a": None, "b": [1.5]}
+    assert cached_json(path, pytest.fail) == {"a": None, "b": [1.5]}
+    assert nan_to_none({"a": [1.0, math.nan], "b": (math.nan,)}) == {"a": [1.0, None], "b": [None]}

@@ -1,0 +1,226 @@
+import json
+import shutil
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from bvdm_data.judge.arms import Data as FormerData
+from bvdm_data.judge.evaluate import evaluate as former_evaluate
+
+from bvdm_data.datasets import ctc
+from bvdm_data.datasets.ctc import write_sequence
+from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
+from bvdm_data.evaluation.arms import (
+    ARMS,
+    Data,
+    count_real_clips,
+    make_arm,
+    make_synthetic_dataset,
+)
+from bvdm_data.evaluation.evaluate import (
+    STUDIES,
+    Budget,
+    Questions,
+    evaluate,
+    make_full_clip,
+)
+from bvdm_data.evaluation.linker import LINKER_TRAINING, LinkerSettings
+from bvdm_data.evaluation.seg_tra import read_reference
+from bvdm_data.evaluation.segmenter import Samples, SegmenterSettings, train_segmenter
+from bvdm_data.synth.textures import FastSettings
+
+SEGMENTER = SegmenterSettings(steps=2, batch=1)
+LINKER = LinkerSettings(
+    width=16, heads=2, layers=1, window=4, training=replace(LINKER_TRAINING, steps=2, batch=2)
+)
+BUDGET = Budget(seeds=2, clips=12, segmenter=SEGMENTER, crops=2, tiles=6, linker=LINKER)
+
+
+@pytest.fixture(scope="module")
+def root(tiny_video, tmp_path_factory):
+    """Return a data set of two videos; the second one is the first one upside down."""
+    place = tmp_path_factory.mktemp("two")
+    video, masks, tracks = tiny_video
+    write_sequence(place, "01", video, masks, tracks)
+    write_sequence(place, "02", video[:, ::-1], masks[:, ::-1], tracks)
+    return place
+
+
+@pytest.fixture
+def data(root, tiny_model, tmp_path):
+    return Data(
+        root=root,
+        model=tiny_model,
+        method="procedural",
+        frames=4,
+        size=(96, 96),
+        border=4,
+        folder=tmp_path / "work",
+        progress=False,
+    )
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """Return a list that every image that is read adds its path to."""
+    paths, read_image = [], ctc.read_image
+
+    def remember(path):
+        paths.append(str(path))
+        return read_image(path)
+
+    monkeypatch.setattr(ctc, "read_image", remember)
+    return paths
+
+
+def test_no_arm_reads_the_test_video(data, read, tmp_path):
+    fast = replace(data, method="fast")
+    for name in ARMS:
+        if name == "paper":
+            continue
+        arm = make_arm(name, fast, 2)
+        train_segmenter(
+            arm.clips,
+            SEGMENTER,
+            checkpoint=tmp_path / f"{name}.safetensors",
+            identity=arm.identity,
+            augmentation=arm.augmentation,
+            progress=False,
+        )
+    assert any("/01/" in path for path in read)
+    assert not [path for path in read if "/02" in path]
+
+
+def test_arms_read_frames_before_stop(data, read):
+    for name in ("real", "copy-paste"):
+        arm = make_arm(name, replace(data, stop=5))
+        for index in range(8):
+            arm.clips.clip(index)
+    numbers = {int(path[-7:-4]) for path in read if "/01/" in path}
+    # The first, the middle and the last frame also decide the grey scale.
+    assert numbers - {6, 11} <= set(range(5))
+
+
+def test_arms_have_distinct_identities(data):
+    arms = {name: make_arm(name, data, 2) for name in ARMS[:6]}
+    twice = make_arm("synthetic-2x", data, 2).clips
+    assert (twice.count, twice.folder) == (4, arms["synthetic"].clips.folder)
+    # Here the judged method is the procedural one.
+    assert arms["synthetic"].identity == arms["procedural"].identity
+    for name, changes in {
+        "real": {"stop": 6},
+        "copy-paste": {"stop": 6},
+        "synthetic": {"variation": 0.5},
+        "synthetic-stream": {"variation": 0.5},
+        "procedural": {"seed": 1},
+    }.items():
+        arms[str(changes)[:-1] + name] = make_arm(name, replace(data, **changes), 2)
+    assert len({arm.identity for arm in arms.values()}) == len(arms) - 1
+
+
+def test_stream_gives_each_seed_new_clips(data):
+    arm = make_arm("synthetic-stream", data)
+    assert isinstance(arm.clips, SyntheticHeLaVideos)
+    first, second = (Samples(arm.clips, "plain", seed, 4) for seed in (0, 1))
+    greys = [sample["grey"] for samples in (first, second) for sample in samples]
+    assert len({grey.numpy().tobytes() for grey in greys}) == 8
+    assert len(arm.clips.clip(0)["video"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"parts": ["colour"]}, r"parts must be out of distance, .*; got 'colour'"),
+        ({"arms": ["real", "gan"]}, r"arms must be out of real, .*; got 'gan'"),
+        ({"linking_arms": ["copy-paste"]}, r"linking_arms must be out of .*; got 'copy-paste'"),
+        ({"arms": ["real", "real"]}, "arms must name each once, got real, real"),
+        *(({"parts": [name]}, f"benchmarks.{module}") for name, module in STUDIES.items()),
+    ],
+)
+def test_questions_refuse_unknown_names(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Questions(**fields)
+
+
+def test_data_refuses_bad_input(data):
+    with pytest.raises(ValueError, match=r"arms must be out of real, .*; got 'gan'"):
+        make_arm("gan", data)
+    with pytest.raises(ValueError, match=r"size must be a square .* got \(96, 104\)"):
+        replace(data, size=(96, 104))
+    with pytest.raises(ValueError, match="test must be another video than train, got '01'"):
+        replace(data, test="01")
+    for name in ("seeds", "clips", "crops"):
+        with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+            Budget(**{name: 0})
+
+
+def test_evaluation_is_refused_early(data, root, monkeypatch, tmp_path):
+    place = shutil.copytree(root, tmp_path / "Fluo-N2DL-HeLa")
+    seen = replace(data, root=place, model="hela", train="02", test="01")
+    with pytest.raises(ValueError, match="'hela' was fitted to sequence '01'"):
+        evaluate(seen, Questions(parts=["realism"], budget=BUDGET))
+    monkeypatch.setitem(sys.modules, "laptrack", None)
+    with pytest.raises(ModuleNotFoundError, match=r"'laptrack'.*\"bvdm-data\[evaluate\]\""):
+        evaluate(data, Questions(parts=["training"], budget=BUDGET))
+    assert not data.folder.exists()
+
+
+def test_defaults_and_former_names(data):
+    usual = Data(root=data.root, model=data.model, folder=data.folder)
+    videos = make_synthetic_dataset(usual)
+    assert (videos.method, videos.variation) == (FastSettings(), 1)
+    assert (FormerData, former_evaluate) == (Data, evaluate)
+    assert count_real_clips(data) == -(-12 * 120 * 152 // (4 * 96 * 96))
+    assert count_real_clips(replace(data, stop=5)) == count_real_clips(data)
+
+
+def test_full_clip_has_stages_where_visible(data):
+    clip = make_full_clip(read_reference(data.root, "01", border=data.border))
+    assert clip["video"].shape == (12, 1, 120, 152)
+    ids = np.arange(1, len(clip["tracks"]) + 1)
+    masks = clip["masks"].numpy()
+    present = np.stack([(masks == name).any((1, 2)) for name in ids])
+    assert (clip["stages"].numpy()[~present] == -1).all()
+    assert (clip["stages"].numpy() >= 0).any()
+    assert clip["tracks"][:, 0].tolist() == ids.tolist()
+
+
+def test_evaluation_continues_and_reports(data, tmp_path):
+    questions = Questions(parts=("training", "linking"), arms=("real",), budget=BUDGET)
+    questions = replace(questions, linking_arms=("real",))
+    data, lines = replace(data, test_stop=6), []
+    results = evaluate(data, questions, report=tmp_path / "report", say=lines.append)
+    assert list(results) == ["about", *questions.parts[:2]]
+    assert [row["seeds"] for row in results["training"]["rows"]] == [2]
+    assert results["training"]["ceiling"]["seg"] == 1
+    assert [row["arm"] for row in results["linking"]["rows"]] == ["real"]
+    assert sum("seed 1  seg " in line for line in lines) == 1
+    assert "tracker on the reference masks" in (tmp_path / "report" / "index.html").read_text()
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report["training"]["rows"] == results["training"]["rows"]
+
+    kept = sorted(data.folder.glob("*/*.json"))
+    before = [path.stat().st_mtime_ns for path in kept]
+    again = evaluate(data, questions)
+    assert [path.stat().st_mtime_ns for path in kept] == before
+    assert again["training"]["trials"] == results["training"]["trials"]
+    with pytest.raises(ValueError, match=r"looks at 4; stills cannot teach links"):
+        evaluate(replace(data, frames=3), replace(questions, parts=["linking"]))
+
+
+@pytest.mark.heavy
+def test_looks_are_measured(data, read, monkeypatch, tmp_path):
+    monkeypatch.setattr("bvdm_data.evaluation.evaluate.PASTED", 20)
+    questions = Questions(parts=("distance", "realism"), budget=BUDGET)
+    # A crop of 96 x 96 fits in.
+    results = evaluate(replace(data, size=(120, 120)), questions, report=tmp_path / "report")
+    names = [row["name"] for row in results["distance"]["crops"]]
+    assert names[:5] == ["floor", "real 02", "synthetic", "copy-paste", "procedural"]
+    assert names == [row["name"] for row in results["distance"]["tiles"]]
+    assert results["realism"]["synthetic_films"] == 3
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {
+        "index.html", "report.json", "scenes.png"
+    }  # fmt: skip
+    # Beyond the frames that decide the grey scale, the test video is read once.
+    assert len([path for path in read if path.endswith("/02/t003.tif")]) == 1

@@ -1,0 +1,82 @@
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from benchmarks import study_ablation, study_pool, study_scarcity, study_steps
+from benchmarks.studies import make_parser, measure_variants, run_study
+from bvdm_data.datasets.ctc import write_sequence
+from bvdm_data.evaluation.arms import Data
+from bvdm_data.evaluation.evaluate import Budget, Questions, Run
+from bvdm_data.evaluation.segmenter import SegmenterSettings
+from bvdm_data.synth.cell_bank import PoolSettings
+
+
+@pytest.fixture
+def run(tiny_video, tiny_model, tmp_path):
+    video, masks, tracks = tiny_video
+    write_sequence(tmp_path / "two", "01", video, masks, tracks)
+    write_sequence(tmp_path / "two", "02", video[:, ::-1], masks[:, ::-1], tracks)
+    data = Data(
+        root=tmp_path / "two",
+        model=tiny_model,
+        frames=4,
+        size=(96, 96),
+        border=4,
+        folder=tmp_path / "work",
+        progress=False,
+    )
+    budget = Budget(seeds=1, clips=12, segmenter=SegmenterSettings(steps=2, batch=1))
+    return Run(data, Questions(budget=budget), lambda line: None)
+
+
+def test_scarcity_names_missing_arms(run):
+    (level,) = study_scarcity.measure(run, [3], 2).values()
+    assert {row["arm"] for row in level["rows"]} == {"real", "copy-paste"}
+    assert set(level["missing"]) == {"synthetic", "real+synthetic"}
+    assert "at least the 4 frames of a clip, got 3" in level["missing"]["synthetic"]
+
+
+def test_pool_compares_streams(run):
+    pools = {"fresh": None, "pool": PoolSettings(pairs=2, renew=0)}
+    results = study_pool.measure(run, pools, timed=1)
+    assert [row["arm"] for part in results.values() for row in part["rows"]] == ["fresh", "pool"]
+    assert [part["pool"] for part in results.values()] == [None, {"pairs": 2, "renew": 0}]
+    assert all(part["seconds_per_clip"] > 0 for part in results.values())
+
+
+def test_steps_follow_the_paper(run, monkeypatch):
+    monkeypatch.setattr(study_steps, "measure_variants", lambda run, variants: variants)
+    variants = study_steps.measure(run)
+    steps = [(data.method.first_steps, data.method.later_steps) for data in variants.values()]
+    first = [(100, 10), (200, 10), (400, 10), (600, 10)]
+    assert steps == [*first, (200, 0), (200, 30), (200, 50), (200, 200)]
+    assert {data.frames for data in variants.values()} == {4}
+
+
+def test_variants_are_trained_and_measured(run, monkeypatch):
+    monkeypatch.setattr("benchmarks.studies.CROPS", 2)
+    large = replace(run.data, size=(120, 120))  # so that a crop of 96 x 96 fits in
+    variants = study_ablation.list_variants(large)
+    assert len({repr(data) for data in variants.values()}) == len(variants) == 8
+    chosen = {"procedural": variants["procedural"]}
+    (part,) = measure_variants(run, chosen).values()
+    assert [row["arm"] for row in part["rows"]] == ["procedural"]
+    assert (part["crops"], len(part["correlation"])) == (2, 2)
+    assert math.isfinite(part["kid"])
+    assert 0 < part["agreement"] <= 1
+
+
+def test_study_adds_to_the_report(run, tiny_model, tmp_path, capsys):
+    report = tmp_path / "report.json"
+    report.write_text('{"training": {"rows": []}}')
+    options = ["--model", str(tiny_model), "--report", str(report)]
+    given = make_parser("", seeds=2).parse_args([str(run.data.root), *options])
+    assert given.seeds == 2
+    row = {"arm": "x", "mean": dict.fromkeys(("seg", "det", "tra"), 0.9)}
+    row["spread"] = dict.fromkeys(row["mean"])
+    part = {"fresh": {"rows": [row], "seconds_per_clip": 0.5}}
+    run_study("reuse", lambda run: part, given)
+    assert "| fresh | .900 | .900 | .900 | 0.500 |" in capsys.readouterr().out
+    assert list(json.loads(report.read_text())) == ["training", "reuse"]
