@@ -19,7 +19,7 @@ class LinearPainter(Denoiser):
 
     def mean(self, edge, brightness):
         """Return the picture of a nucleus that is evenly lit, without a halo."""
-        return self.to_picture(brightness[:, None, None] * (edge[:, 0] <= 0), brightness)
+        return self.normalize(brightness[:, None, None] * (edge[:, 0] <= 0), brightness)
 
     def forward(self, noisy, level, edge, brightness, stage):
         self.levels.append(float(level[0]))
