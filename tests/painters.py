@@ -37,7 +37,7 @@ class OneCallPainter(Student):
     def __init__(self, painter, narrow=32):
         patch = painter.settings.patch
         settings = StudentConfig(
-            patch=patch, narrow=narrow, channels=(8, 8, 8), condition_channels=8
+            patch=patch, small_patch=narrow, channels=(8, 8, 8), condition_channels=8
         )
         super().__init__(settings)
         self.painter = painter

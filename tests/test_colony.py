@@ -193,7 +193,7 @@ def test_every_division_has_two_daughters_that_follow_their_mother(play):
     for seed in range(6):
         paths = play(seed, frames=20)
         ids = [path.cell.identity for path in paths]
-        assert len(set(ids)) == len({path.depth for path in paths}) == len(paths)
+        assert len(set(ids)) == len({path.z_order for path in paths}) == len(paths)
         found = daughters_of(paths)
         divisions += len(found)
         assert {m.cell.identity for m, _ in found} == {
@@ -355,7 +355,7 @@ def test_a_colony_is_reproducible_and_another_seed_makes_another(play):
             np.testing.assert_array_equal(getattr(a.cell, name), getattr(b.cell, name))
         np.testing.assert_array_equal(a.centres, b.centres)
         np.testing.assert_array_equal(a.angles, b.angles)
-        assert a.depth == b.depth
+        assert a.z_order == b.z_order
     assert not np.array_equal(one[0].centres[0], other[0].centres[0])
 
 

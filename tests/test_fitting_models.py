@@ -72,7 +72,7 @@ def test_whole_cycles_are_those_with_birth_and_division():
     assert list_whole_cycles(tracks) == [5]
 
 
-def family(growth=5.0, adult_area=22.0, split=0.5, mothers=3):
+def family(growth=5.0, grown=22.0, split=0.5, mothers=3):
     """Return crops and tracks of mothers and daughters whose log area grows exponentially."""
     masks, track, frame, light, rows = [], [], [], [], []
     for number in range(mothers):
@@ -227,7 +227,7 @@ def test_fit_motion_finds_the_planted_student_t_law(moving):
 
 
 def test_fit_motion_finds_the_planted_turn(moving):
-    assert moving.turn == pytest.approx(0.09, rel=0.15)
+    assert moving.rotation == pytest.approx(0.09, rel=0.15)
 
 
 def test_fit_motion_counts_nuclei_within_the_border(moving):

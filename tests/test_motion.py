@@ -57,7 +57,7 @@ def test_a_film_has_a_place_and_a_turn_for_every_moment_of_every_life(play):
 def test_ids_and_depths_are_unique_in_a_film(play):
     paths = play(2)
     ids = [path.cell.identity for path in paths]
-    assert len(set(ids)) == len({path.depth for path in paths}) == len(paths)
+    assert len(set(ids)) == len({path.z_order for path in paths}) == len(paths)
     assert all(path.cell.parent in {0, *ids} for path in paths)
 
 
@@ -145,7 +145,7 @@ def test_a_film_is_the_same_for_the_same_seed_and_another_for_another(play):
     for path, same in zip(one, again, strict=True):
         assert np.array_equal(path.centres, same.centres)
         assert np.array_equal(path.angles, same.angles)
-        assert path.depth == same.depth
+        assert path.z_order == same.z_order
     assert not np.array_equal(one[0].centres, other[0].centres)
 
 

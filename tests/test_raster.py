@@ -60,7 +60,7 @@ def slow_labels(paths, frames, size=SIZE):
     """Return identities, and which pixels lie so near an outline that rounding decides."""
     y, x = np.mgrid[: size[0], : size[1]].astype(float)
     labels, close = np.zeros((frames, *size), int), np.zeros((frames, *size), bool)
-    for nucleus in sorted(paths, key=lambda one: one.depth):
+    for nucleus in sorted(paths, key=lambda one: one.z_order):
         for frame in range(nucleus.cell.first, min(frames, nucleus.cell.last + 1)):
             own = own_place(nucleus, frame, y, x)
             radii = nucleus.cell.radii[frame - nucleus.cell.first]

@@ -73,7 +73,7 @@ def test_the_major_axis_lies_along_y_without_a_turn_and_along_x_after_a_quarter(
 
 
 def test_the_nucleus_of_the_larger_depth_is_seen_where_two_overlap(crowd):
-    alone = {path.depth: label([path], 2, SIZE) for path in crowd}
+    alone = {path.z_order: label([path], 2, SIZE) for path in crowd}
     expected = np.zeros((2, *SIZE), np.int32)
     for depth in sorted(alone):
         expected[alone[depth] > 0] = alone[depth][alone[depth] > 0]

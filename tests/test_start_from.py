@@ -51,7 +51,7 @@ def test_lives_of_a_short_video_are_those_of_the_start_but_for_brightness_and_si
     lives, taken = found.lives, tiny_generator.lives
     for name in ("durations", "cycle", "stage_brightness", "area_of_age", "area_of_stage"):
         np.testing.assert_array_equal(getattr(lives, name), getattr(taken, name))
-    for name in ("mitoses", "births"):
+    for name in ("pro_metaphase_frames", "ana_telophase_frames"):
         np.testing.assert_array_equal(getattr(lives, name), getattr(taken, name))
     assert lives.minutes == taken.minutes
     # Six nuclei of 230 px and of 300 to 500 counts were planted.

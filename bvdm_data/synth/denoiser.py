@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from bvdm_data.clip import STAGES
 from bvdm_data.synth.contours import interpolate_radius
-from bvdm_data.synth.unet import UNetBackbone, embed_timesteps
+from bvdm_data.synth.unet import UNetBackbone, check_network_config, embed_timesteps
 
 T_MAX = 0.995
 """Noise level at which sampling begins; at 1 there is no signal, and its logarithm is infinite."""
@@ -43,18 +43,7 @@ class DenoiserConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes that make no network."""
-        if self.patch < 16 or self.patch % 8:
-            raise ValueError(f"patch must be a multiple of 8 from 16 on, got {self.patch}")
-        if not self.floor > 0:
-            raise ValueError(f"floor must be above 0, got {self.floor}")
-        if len(self.channels) != 3 or any(c < 16 or c % 16 for c in self.channels):
-            raise ValueError(f"channels must be three multiples of 16, got {self.channels}")
-        if self.middle < 1:
-            raise ValueError(f"middle must be at least 1, got {self.middle}")
-        if self.condition_channels < 8 or self.condition_channels % 2:
-            raise ValueError(
-                f"condition_channels must be even and at least 8, got {self.condition_channels}"
-            )
+        check_network_config(self, multiple=16, embedding="condition_channels", even=True)
 
 
 class IntensityNorm:
@@ -185,22 +174,10 @@ class StudentConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes that make no network."""
-        for name in ("patch", "small_patch"):
-            if getattr(self, name) < 16 or getattr(self, name) % 8:
-                raise ValueError(
-                    f"{name} must be a multiple of 8 from 16 on, got {getattr(self, name)}"
-                )
+        check_network_config(self, multiple=1, embedding="condition_channels", even=False)
         if self.small_patch > self.patch:
             raise ValueError(
                 f"small_patch must be at most patch={self.patch}, got {self.small_patch}"
-            )
-        if not self.floor > 0:
-            raise ValueError(f"floor must be above 0, got {self.floor}")
-        if len(self.channels) != 3 or any(c < 1 for c in self.channels):
-            raise ValueError(f"channels must be three numbers above 0, got {self.channels}")
-        if self.condition_channels < 1:
-            raise ValueError(
-                f"condition_channels must be at least 1, got {self.condition_channels}"
             )
 
 

@@ -27,16 +27,12 @@ from bvdm_data.synth.placement import (
     TRIES,
     InitialCell,
     Occupancy,
-    Pixels,
     list_covered_pixels,
 )
 
 SISTER_FRACTION = 0.8
 """Share of the founders that come with a sister (our choice: in a growing population every nucleus
 has one, but some have divided, and some of the video's have left)."""
-
-SISTER_TRIES = 30
-"""Places that are tried before a sister is given up."""
 
 MAX_SPACING = 1.1
 """Nuclei farther apart than this share of the sum of their mean radii do not push each other (our
@@ -48,11 +44,6 @@ their outlines meet (our choice)."""
 
 CONTACT_TRIES = 10
 """Places against another nucleus that are tried."""
-
-_PUSHES = 5
-"""Rounds in which overlapping nuclei are pushed apart in a frame."""
-
-_NO_PIXELS: Pixels = np.zeros(0, np.int64)
 
 
 class SpeedModel(NamedTuple):
@@ -248,8 +239,7 @@ class _Simulation:
         )
 
     def _add(self, founder: InitialCell, nuclei: int | None) -> bool:
-        # Only where a number in view is asked for does it matter what each one covers.
-        pixels = _NO_PIXELS if nuclei is None else list_covered_pixels(founder, self.size)
+        pixels = list_covered_pixels(founder, self.size)
         if nuclei is not None and not self.occupancy.keeps_visible(pixels):
             return False
         self.occupancy.add(founder, pixels)
@@ -260,8 +250,7 @@ class _Simulation:
 
     def sample_position(self) -> Array:
         """Draw a centre in and around the image."""
-        height, width = self.size
-        return self.rng.uniform([-MARGIN, -MARGIN], [height + MARGIN, width + MARGIN])
+        return self.rng.uniform(-MARGIN, np.array(self.size) + MARGIN)
 
     def sample_founder(self, sister: InitialCell | None) -> InitialCell | None:
         """Draw a founder and a free place for it; None: there is none."""
@@ -330,21 +319,21 @@ class _ColonySimulation(_Simulation):
         family = self.sample_family(self.identity, sister)
         spacing, angle = self.sample_spacing(), self.rng.uniform(0, 2 * math.pi)
         radius = float(compute_mean_radius(family[0].radii[0]))
-        if sister is None:
-            if self.contact and self.rng.random() < self.contact:
-                founder = self._place_in_contact(family, angle, spacing, radius)
-                if founder is not None:
-                    return founder
-            centre = self.occupancy.find_free(self.sample_position, spacing * radius, TRIES)
-        else:
+        if sister is None and self.contact and self.rng.random() < self.contact:
+            founder = self._place_in_contact(family, angle, spacing, radius)
+            if founder is not None:
+                return founder
+
+        def sample() -> Array:
+            if sister is None:
+                return self.sample_position()
             known = self.motion.sister_distance
             mean, spread = known[min(sister.family[0].age, len(known) - 1)]
+            distance = math.exp(mean + spread * self.rng.standard_normal())
+            return sister.centre + distance * _direction(self.rng.uniform(0, 2 * math.pi))
 
-            def sample() -> Array:
-                distance = math.exp(mean + spread * self.rng.standard_normal())
-                return sister.centre + distance * _direction(self.rng.uniform(0, 2 * math.pi))
-
-            centre = self.occupancy.find_free(sample, spacing * radius, SISTER_TRIES)
+        tries = TRIES if sister is None else 30
+        centre = self.occupancy.find_free(sample, spacing * radius, tries)
         return None if centre is None else InitialCell(family, centre, angle, spacing)
 
     def _place_in_contact(
@@ -411,7 +400,7 @@ def resolve_overlaps(
     radius = share * compute_mean_radius(radii)
     least = radius[:, None] + radius[None]
     np.fill_diagonal(least, 0)
-    for _ in range(_PUSHES):
+    for _ in range(5):
         apart = position[:, None] - position[None]
         distance = np.hypot(apart[..., 0], apart[..., 1])
         missing = np.maximum(least - distance, 0)

@@ -3,11 +3,32 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+def check_network_config(config: Any, *, multiple: int, embedding: str, even: bool) -> None:
+    """Refuse sizes that make no network; ``multiple`` is the rule for the numbers of channels."""
+    for name in ("patch", "small_patch"):
+        side = getattr(config, name, 16)
+        if side < 16 or side % 8:
+            raise ValueError(f"{name} must be a multiple of 8 from 16 on, got {side}")
+    if not getattr(config, "floor", 1) > 0:
+        raise ValueError(f"floor must be above 0, got {config.floor}")
+    if len(config.channels) != 3 or any(c < 1 or c % multiple for c in config.channels):
+        rule = f"multiples of {multiple}" if multiple > 1 else "numbers above 0"
+        raise ValueError(f"channels must be three {rule}, got {config.channels}")
+    if getattr(config, "middle", 1) < 1:
+        raise ValueError(f"middle must be at least 1, got {config.middle}")
+    length = getattr(config, embedding)
+    if even and (length < 8 or length % 2):
+        raise ValueError(f"{embedding} must be even and at least 8, got {length}")
+    if length < 1:
+        raise ValueError(f"{embedding} must be at least 1, got {length}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +46,7 @@ class UNetSettings:
 
     def __post_init__(self) -> None:
         """Refuse sizes that make no network."""
-        if len(self.channels) != 3 or any(c < 8 or c % 8 for c in self.channels):
-            raise ValueError(f"channels must be three multiples of 8, got {self.channels}")
-        if self.middle < 1:
-            raise ValueError(f"middle must be at least 1, got {self.middle}")
-        if self.time_channels < 8 or self.time_channels % 2:
-            raise ValueError(f"time_channels must be even and at least 8, got {self.time_channels}")
+        check_network_config(self, multiple=8, embedding="time_channels", even=True)
 
 
 class Block(nn.Module):
