@@ -191,13 +191,6 @@ def test_slots_are_renewed_in_turn(tiny_generator, pairs, renew):
         assert not np.array_equal(first, last)
 
 
-def test_pairs_are_rendered_once(tiny, rendered):
-    videos = tiny(pool=PoolSettings(pairs=4, renew=0))
-    for index in range(12):
-        videos.clip(index)
-    assert len(rendered) <= 4
-
-
 def test_bank_never_exceeds_its_size(tiny):
     videos = tiny(pool=PoolSettings(pairs=3, renew=1.5), nuclei=None)
     for index in range(8):
@@ -214,21 +207,19 @@ def test_finite_stream_keeps_its_bank(tiny, rendered):
     assert not any(is_same(*clips) for clips in zip(first, second, strict=True))
 
 
-def test_finite_stream_renews_across_epochs(tiny, rendered):
-    videos = tiny(length=4, pool=PoolSettings(pairs=2, renew=0.25), nuclei=6, size=96)
-    for epoch in range(4):
-        videos.set_epoch(epoch)
-        for index in range(4):
-            videos.clip(index)
+def test_streams_renew_across_epochs(tiny, rendered):
+    settings = {"pool": PoolSettings(pairs=2, renew=0.25), "nuclei": 6, "size": 96}
+    finite = tiny(length=4, **settings)
+    for epoch, index in itertools.product(range(4), range(4)):
+        finite.set_epoch(epoch)
+        finite.clip(index)
     # 16 clips replace 16 * .25 pairs, in addition to the first two.
     assert 2 + 2 <= len(rendered) <= 2 + 4
-
-
-def test_endless_stream_renews_each_epoch(tiny, rendered):
-    videos = tiny(pool=PoolSettings(pairs=2, renew=0), nuclei=6, size=96)
+    rendered.clear()
+    endless = tiny(**settings)
     for epoch in (0, 1):
-        videos.set_epoch(epoch)
-        videos.clip(0)
+        endless.set_epoch(epoch)
+        endless.clip(0)
         assert len(rendered) == 2 * (epoch + 1)
 
 

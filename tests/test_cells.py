@@ -82,14 +82,6 @@ def test_cycle_runs_from_anaphase_to_metaphase():
     assert sequence.tolist() == [4, 5, 0, 1, 3, 3]
 
 
-@pytest.mark.parametrize("stages", [[0], [0, 0, 0], [4, 5, 0, 0, 0, 1, 2, 3], [0] * 500 + [1]])
-def test_template_weights_add_up(stages):
-    weights, anchors = weigh_templates(np.array(stages))
-    assert weights.shape == (len(stages), len(anchors))
-    np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-12)
-    assert (weights >= 0).all()
-
-
 def test_template_weights_are_gaussian():
     weights, anchors = weigh_templates(np.array([4, 5, 5, 0, 0, 0, 0, 1, 2, 3]))
     assert anchors.tolist() == [0, 1, 3, 7, 8, 9]
@@ -99,6 +91,9 @@ def test_template_weights_are_gaussian():
             for anchor, width in zip(anchors, (1, 2, 4, 1, 1, 1), strict=True)
         ]
         np.testing.assert_allclose(row, np.array(density) / sum(density), rtol=1e-9)
+    # Far from all anchors the densities underflow.
+    weights, _ = weigh_templates(np.array([0] * 500 + [1]))
+    np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-12)
 
 
 def test_stages_follow_the_durations(families, tiny_lives):
@@ -173,14 +168,6 @@ def test_lineage_is_a_binary_tree(model, request):
             assert len(cell.radii) == len(cell.stages) == len(cell.brightness) > 0
 
 
-def test_lineage_depends_on_the_seed(template):
-    one, again, other = (template(seed) for seed in (1, 1, 2))
-    for cell, same in zip(one, again, strict=True):
-        for name in ("radii", "stages", "brightness"):
-            assert np.array_equal(getattr(cell, name), getattr(same, name))
-    assert not np.array_equal(one[0].radii[0], other[0].radii[0])
-
-
 # The paper's model
 
 
@@ -237,15 +224,6 @@ def test_template_brightness_is_one_quantile(template, tiny_lives):
     np.testing.assert_allclose(thrice[0].brightness, 3 * values[0])
 
 
-def test_templates_use_33_brightness_quantiles(template, tiny_lives):
-    fine = np.random.default_rng(0).random(129).cumsum()
-    for seed in range(3):
-        tables = (fine, fine[::4])
-        pair = (template(seed, lives=replace(tiny_lives, brightness=table)) for table in tables)
-        for cell, same in zip(*pair, strict=True):
-            np.testing.assert_array_equal(cell.brightness, same.brightness)
-
-
 def test_templates_without_noise_stay_mean(template, tiny_shapes, tiny_lives):
     mean = np.repeat(tiny_shapes.mean[:1], 6, 0)
     still = replace(tiny_shapes, mean=mean, modes=np.zeros_like(tiny_shapes.modes))
@@ -294,13 +272,6 @@ def test_brightness_drifts_within_its_distribution(lineage, drifting):
     for lag in (1, 5):
         found = np.corrcoef(scores[:, :-lag].ravel(), scores[:, lag:].ravel())[0, 1]
         assert found == pytest.approx(0.9**lag, abs=0.05)
-
-
-def test_lasting_brightness_never_changes(lineage, drifting):
-    lives = replace(drifting, brightness_autocorrelation=1.0, cycle=np.array([math.log(14), 0.05]))
-    for seed in range(3):
-        light = np.concatenate([cell.brightness for cell in lineage(seed, 30, lives=lives)])
-        np.testing.assert_allclose(light, light[0], rtol=1e-6)
 
 
 def test_sisters_drift_partly_together(lineage, drifting):

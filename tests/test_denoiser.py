@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from bvdm_data.rng import torch_rng
 from bvdm_data.synth.cells import LineageSimulator
-from bvdm_data.synth.contours import test_inside as is_inside
+from bvdm_data.synth.contours import is_inside as is_inside
 from bvdm_data.synth.denoiser import (
     PATCH_MARGIN,
     SDF_CLIP,

@@ -277,14 +277,6 @@ def test_paper_steps_are_student_t(simulate, tiny_motion, tiny_lives):
     assert np.std(rotations) == pytest.approx(tiny_motion.rotation, rel=0.05)
 
 
-def test_still_nuclei_stay(simulate, still):
-    for law in LAWS:
-        for path in simulate(3, law, motion=still, nuclei=1, frames=6, size=(40, 40)):
-            if not path.cell.parent:
-                assert np.ptp(path.angles) == 0
-                assert law == "paper" or np.ptp(path.centres, axis=0).max() == 0
-
-
 def test_stage_drift_moves_the_field(simulate, still):
     table = np.stack([np.arange(1.0, 10.0), 10 * np.arange(1.0, 10.0)], 1)
     starts, signs = set(), set()
