@@ -69,8 +69,8 @@ class MotionModel:
     separation: Array
     density: Array  # nuclei for each pixel of the field in every frame of the video, [F]
     speed: SpeedModel  # of a step that depends on nucleus, age and stage
-    # speed 0, 1, ... frames after birth over the speed of all nuclei in interphase, [A]; it stays at
-    # the last value. The first is not used
+    # speed 0, 1, ... frames after birth over the speed of all nuclei in interphase, [A]; it stays
+    # at the last value. The first is not used
     speed_by_age: Array
     # standard deviation along each axis of the step from the mother to the middle between her two
     # newborn, px
