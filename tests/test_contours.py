@@ -78,10 +78,10 @@ def test_radius_is_linear_between_vertices(contours):
 
 
 def test_angle_zero_looks_along_y():
-    radii = torch.arange(4.0)[None] + 1
-    y = torch.tensor([1.0, 0, -1, 0]).reshape(1, 1, 4)
-    x = torch.tensor([0.0, 1, 0, -1]).reshape(1, 1, 4)
-    assert interpolate_radius(radii, y, x).flatten().tolist() == pytest.approx([1, 2, 3, 4])
+    radii, y = torch.arange(4.0)[None] + 1, torch.tensor([[[1.0, 0, -1, 0]]])
+    assert interpolate_radius(radii, y, y.roll(1, 2)).flatten().tolist() == pytest.approx(
+        [1, 2, 3, 4]
+    )
 
 
 def test_inside_agrees_with_ray_casting(contours):
