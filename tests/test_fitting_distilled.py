@@ -176,7 +176,7 @@ def numbered(radii):
     )
 
 
-SIDES = StudentConfig(patch=48, narrow=32)
+SIDES = StudentConfig(patch=48, small_patch=32)
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_the_loss_falls_far_below_that_of_a_network_that_does_not_see_the_noise(
     network, log = learn(draw(80, painter), training, painter)
     assert log.held_out[-1][1] < 0.25
     assert not network.training
-    assert network.settings == StudentConfig(patch=32, narrow=24, floor=painter.floor)
+    assert network.settings == StudentConfig(patch=32, small_patch=24, floor=painter.floor)
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_the_loss_falls_far_below_that_of_a_network_that_does_not_see_the_noise(
 )
 def test_narrow_pictures_are_three_quarters_of_the_patch(patch, narrow):
     assert choose_small_patch(patch) == narrow
-    assert StudentConfig(patch=patch, narrow=narrow).narrow == narrow
+    assert StudentConfig(patch=patch, small_patch=narrow).small_patch == narrow
 
 
 @pytest.mark.parametrize("patch", [16, 24])
@@ -348,9 +348,9 @@ def test_a_network_goes_on_from_another_of_any_size(draw, learn):
 
 
 def test_a_network_for_another_patch_goes_on_in_pictures_of_the_painter(draw, learn):
-    start = Student(StudentConfig(patch=64, narrow=48, channels=(8, 8, 8)))
+    start = Student(StudentConfig(patch=64, small_patch=48, channels=(8, 8, 8)))
     painter = LinearPainter(patch=32)
     found, _ = learn(draw(8, painter), painter=painter, start=start)
-    assert (found.settings.patch, found.settings.narrow) == (32, 32)
+    assert (found.settings.patch, found.settings.small_patch) == (32, 32)
     assert found.settings.floor == found.floor == painter.floor
     assert found.settings.channels == (8, 8, 8)

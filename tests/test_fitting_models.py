@@ -95,8 +95,8 @@ def family(growth=5.0, grown=22.0, split=0.5, mothers=3):
 def test_fit_lives_finds_planted_body_split_and_growth():
     crops, tracks = family(growth=5.0, split=0.55)
     model, stages = fit_cell_cycle(crops, tracks, minutes=30.0)
-    assert model.birth_split == pytest.approx(0.05, abs=0.01)
-    np.testing.assert_allclose(model.body, math.pi * 22**2, rtol=0.02)
+    assert model.division_asymmetry == pytest.approx(0.05, abs=0.01)
+    np.testing.assert_allclose(model.mother_area, math.pi * 22**2, rtol=0.02)
     age = np.arange(len(model.area_of_age))
     start = (math.log(0.72 * 0.55) + math.log(0.72 * 0.45)) / 2
     assert len(age) == 30
@@ -227,7 +227,7 @@ def test_fit_motion_finds_the_planted_student_t_law(moving):
 
 
 def test_fit_motion_finds_the_planted_turn(moving):
-    assert moving.turn == pytest.approx(0.09, rel=0.15)
+    assert moving.rotation == pytest.approx(0.09, rel=0.15)
 
 
 def test_fit_motion_counts_nuclei_within_the_border(moving):
@@ -276,12 +276,12 @@ def test_fit_motion_finds_the_planted_pace_of_the_young_and_the_planted_shift():
     labels = np.ones((40, 40), np.int32)
     video = Video((Frame(0, labels, labels, labels),), tracks, SCALE)
     found = fit_motion(video, crops, np.zeros(len(crops.track), np.int8), border=0)
-    own = found.pace_of_age * found.pace[0]
+    own = found.speed_by_age * found.speed.scale
     np.testing.assert_allclose(own[1:], curve[1:], rtol=0.2)
-    assert (np.diff(found.pace_of_age) <= 0).all()
-    assert found.shift == pytest.approx(5.0, rel=0.2)
+    assert (np.diff(found.speed_by_age) <= 0).all()
+    assert found.division_offset == pytest.approx(5.0, rel=0.2)
     # What age explains is no lasting pace of single nuclei.
-    assert found.pace[1] < 0.2
+    assert found.speed.spread < 0.2
 
 
 def test_nuclei_whose_birth_is_not_seen_say_how_fast_the_old_are():
@@ -298,8 +298,8 @@ def test_nuclei_whose_birth_is_not_seen_say_how_fast_the_old_are():
 
 
 def test_fit_motion_of_a_video_without_births_knows_no_pace_of_the_young(moving):
-    assert moving.pace_of_age.tolist() == [1.0]
-    assert moving.shift == 0
+    assert moving.speed_by_age.tolist() == [1.0]
+    assert moving.division_offset == 0
 
 
 def test_fit_motion_refuses_a_video_in_which_nothing_can_be_followed():

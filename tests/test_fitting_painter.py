@@ -73,7 +73,7 @@ def test_samples_are_pictures_on_the_scale_of_the_network():
     samples = make_training_set(given, painter)
     assert samples.picture.shape == (24, 1, 32, 32)
     assert samples.picture.dtype == torch.float16
-    back = painter.to_light(samples.picture.float(), samples.brightness)
+    back = painter.denormalize(samples.picture.float(), samples.brightness)
     np.testing.assert_allclose(back.numpy(), given.light.astype(float), atol=2e-3)
     assert (samples.picture[:, 0, 0, 0] == -1).all()
     rows = torch.tensor([3, 1])

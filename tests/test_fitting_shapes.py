@@ -123,7 +123,7 @@ def test_drawn_outlines_are_as_long_as_the_planted_ones():
     masks = [filled(ellipse(*axes)) for axes in sizes.T]
     crops = crops_of(masks, range(1, 301), [0] * 300)
     model, _ = fit_shapes(crops, np.zeros(300, np.int8))
-    scores = np.concatenate([model.scores(1, draws) for _ in range(3000)])
+    scores = np.concatenate([model.sample_scores(1, draws) for _ in range(3000)])
     radii = model.mean[0] + scores @ model.modes[0]
     found = radii[:, [0, 30]].mean(1) / radii[:, [15, 45]].mean(1)
     for share in (0.05, 0.25, 0.5, 0.75, 0.95):

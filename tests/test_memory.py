@@ -41,11 +41,11 @@ def generator(tiny_generator):
         mean=np.repeat(ellipse(13, 10)[None], 6, 0),
         modes=np.zeros((6, 1, 60)),
         counts=np.ones(6),
-        memory=np.ones(1),
-        fresh=np.zeros(1),
-        wobble=0.0,
-        ragged=np.array([1.0, 0.0]),
-        length=np.zeros(3),
+        autocorrelation=np.ones(1),
+        innovation=np.zeros(1),
+        area_jitter=0.0,
+        roughness=np.array([1.0, 0.0]),
+        elongation=np.zeros(3),
     )
     camera = replace(tiny_generator.camera, noise=0.0)
     painter = OneCallPainter(LinearPainter(0.3))

@@ -51,11 +51,11 @@ def test_lives_of_a_short_video_are_those_of_the_start_but_for_brightness_and_si
     lives, taken = found.lives, tiny_generator.lives
     for name in ("durations", "cycle", "stage_brightness", "area_of_age", "area_of_stage"):
         np.testing.assert_array_equal(getattr(lives, name), getattr(taken, name))
-    for name in ("mitoses", "births"):
+    for name in ("pro_metaphase_frames", "ana_telophase_frames"):
         np.testing.assert_array_equal(getattr(lives, name), getattr(taken, name))
     assert lives.minutes == taken.minutes
     # Six nuclei of 230 px and of 300 to 500 counts were planted.
-    ratio = lives.body / taken.body
+    ratio = lives.mother_area / taken.mother_area
     assert np.ptp(ratio) < 1e-9
     assert ratio[0] == pytest.approx(230 / tiny_generator.nucleus_area, rel=0.1)
     assert lives.brightness[0] * 4095 == pytest.approx(300, rel=0.1)
@@ -118,7 +118,7 @@ def test_two_frames_of_few_nuclei_take_the_motion_over_too(
     path = tmp_path / "m.safetensors"
     found = fit(root, path, settings=FEW, start_from=tiny_model, progress=False)
     assert "motion but for density" in found.card["taken_over"]
-    for name in ("step", "separation", "pace", "drift", "sisters"):
+    for name in ("step", "separation", "speed", "stage_drift", "sister_distance"):
         one, other = getattr(found.motion, name), getattr(tiny_generator.motion, name)
         np.testing.assert_array_equal(one, other)
     # Six nuclei within the border of 10 px.

@@ -58,8 +58,8 @@ def fit_areas(
     body = np.quantile([area for area, _ in references.values()], np.linspace(0, 1, QUANTILES))
     shares = _of_stages(crops, looks, stages, tracks, references)
     return {
-        "body": body,
-        "grown": body,
+        "mother_area": body,
+        "adult_area": body,
         "area_of_age": _area_of_age(crops, looks, tracks, references),
         "area_in_interphase": _area_of_age(
             crops, looks, tracks, references, rows=stages == INTERPHASE
@@ -80,15 +80,15 @@ def simulate_median_area(model: CellCycleModel) -> float:
     for _ in range(_TRIES):
         if len(found) == _DRAWN:
             break
-        lengths = resample_durations(model.mitoses, model.births, draws)
+        lengths = resample_durations(model, draws)
         cycle, age = sample_cycle_and_age(model.cycle, draws, founder=True)
         stages = make_stage_sequence(lengths, cycle)
         age = min(age, len(stages) - 1)
         if stages[age] == INTERPHASE:
             spread = math.exp(model.size[0] * draws.standard_normal())
-            body = np.interp(draws.random(), np.linspace(0, 1, QUANTILES), model.grown)
+            body = np.interp(draws.random(), np.linspace(0, 1, QUANTILES), model.adult_area)
             found.append(body * compute_area_curve(model, stages)[age] * spread)
-    return float(np.median(found or model.grown))
+    return float(np.median(found or model.adult_area))
 
 
 def _size(
@@ -234,8 +234,8 @@ class IntensityModel:
     """How bright nuclei are; see :class:`bvdm_data.synth.cell_cycle.CellCycleModel`."""
 
     table: Array  # its brightness
-    memory: float  # its brightness_memory
-    shared: float  # its brightness_shared
+    memory: float  # its brightness_autocorrelation
+    shared: float  # its brightness_sister_correlation
     of_stage: Array  # its stage_brightness
 
 
@@ -388,18 +388,18 @@ def fit_cell_cycle(
         durations=measure_stage_durations(crops, stages, tracks, references, LONGEST),
         cycle=fit_cycle_length(tracks),
         sister_spread=_sister_spread(born),
-        birth_split=_birth_split(born),
-        split=_split(born),
+        division_asymmetry=_birth_split(born),
+        division_asymmetry_robust=_split(born),
         brightness=light.table,
-        brightness_memory=light.memory,
-        brightness_shared=light.shared,
+        brightness_autocorrelation=light.memory,
+        brightness_sister_correlation=light.shared,
         stage_brightness=light.of_stage,
         **fit_areas(crops, looks, stages, tracks, references),
         **_short_stages(crops, stages, tracks, references),
         minutes=minutes,
     )
     usual = float(np.median(looks.area[stages == INTERPHASE]))
-    return replace(model, grown=model.grown * usual / simulate_median_area(model)), stages
+    return replace(model, adult_area=model.adult_area * usual / simulate_median_area(model)), stages
 
 
 def _short_stages(
@@ -424,8 +424,12 @@ def _short_stages(
     born = [d for m in references for d in children[m]]
     seen = [d for d in born if whole(d, span[d][0])] or born
     return {
-        "mitoses": np.array([frames(mother, PRE_MITOTIC) for mother in mothers], float),
-        "births": np.array([frames(daughter, POST_MITOTIC) for daughter in seen], float),
+        "pro_metaphase_frames": np.array(
+            [frames(mother, PRE_MITOTIC) for mother in mothers], float
+        ),
+        "ana_telophase_frames": np.array(
+            [frames(daughter, POST_MITOTIC) for daughter in seen], float
+        ),
     }
 
 

@@ -100,11 +100,11 @@ def fit_shapes(
         mean=np.stack([mean for mean, _ in fitted]),
         modes=np.stack([modes for _, modes in fitted]),
         counts=np.array([len(found) for found in contours], float),
-        memory=memory,
-        fresh=fresh,
-        wobble=wobble,
-        ragged=ragged,
-        length=length,
+        autocorrelation=memory,
+        innovation=fresh,
+        area_jitter=wobble,
+        roughness=ragged,
+        elongation=length,
     )
     return model, float(np.median(overlaps))
 

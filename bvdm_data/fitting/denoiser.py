@@ -163,7 +163,7 @@ def make_training_set(portraits: AlignedCrops, painter: Denoiser) -> DenoiserSam
             "border of the frame, are larger than the patch, or are in no track"
         )
     brightness = torch.from_numpy(portraits.brightness)
-    picture = painter.to_picture(torch.from_numpy(portraits.light).float(), brightness)
+    picture = painter.normalize(torch.from_numpy(portraits.light).float(), brightness)
     return DenoiserSamples(
         picture=picture.half(),
         known=torch.from_numpy(portraits.known)[:, None],

@@ -237,8 +237,8 @@ def fit(
         "measured": {
             "stages": {name: int((stages == stage).sum()) for stage, name in enumerate(STAGES)},
             "cycle_hours_median": round(float(np.exp(lives.cycle[0])) * settings.minutes / 60, 2),
-            "brightness_memory": round(lives.brightness_memory, 4),
-            "brightness_shared": round(lives.brightness_shared, 4),
+            "brightness_memory": round(lives.brightness_autocorrelation, 4),
+            "brightness_shared": round(lives.brightness_sister_correlation, 4),
             "outline_overlap": round(outline_overlap, 4),
             "texture_correlation": {str(lag): round(r, 4) for lag, r in kept.items()},
             "texture_memory": round(memory.memory, 4),
@@ -278,7 +278,12 @@ def _lives(
     bright = tabulate_intensities(crops.brightness[rows])
     size = np.median(crops.masks[rows].sum((1, 2))) / start.nucleus_area
     known = start.lives
-    lives = replace(known, brightness=bright, body=known.body * size, grown=known.grown * size)
+    lives = replace(
+        known,
+        brightness=bright,
+        mother_area=known.mother_area * size,
+        adult_area=known.adult_area * size,
+    )
     return lives, stages
 
 
@@ -300,7 +305,8 @@ def _motion(
         return replace(start.motion, density=fit_density(video, settings.border))
     if start is not None and len(find_daughters(video.tracks)) < LEAST_STEPS:
         taken.append("distances of sisters")
-        return replace(motion, separation=start.motion.separation, sisters=start.motion.sisters)
+        known = start.motion
+        return replace(motion, separation=known.separation, sister_distance=known.sister_distance)
     return motion
 
 

@@ -14,7 +14,7 @@ from bvdm_data.fitting.stages import INTERPHASE, find_daughters, measure_feature
 from bvdm_data.fitting.video import Video
 from bvdm_data.rng import numpy_rng
 from bvdm_data.synth.cell_cycle import PRE_MITOTIC
-from bvdm_data.synth.motion import MotionModel
+from bvdm_data.synth.motion import MotionModel, SpeedModel
 from bvdm_data.synth.placement import CONTACT
 
 LEAST_STEPS = 5
@@ -54,7 +54,7 @@ def fit_speed_by_age(
     In a short video no nucleus whose birth is seen grows old; where those whose birth is not seen
     are slower than the oldest of them, they say what comes after.
 
-    :attr:`bvdm_data.synth.motion.MotionModel.pace_of_age`; ``[1.]`` where the video shows too
+    :attr:`bvdm_data.synth.motion.MotionModel.speed_by_age`; ``[1.]`` where the video shows too
     few births.
     """
     stage_of = _stage_of(crops, stages)
@@ -83,8 +83,8 @@ def fit_speed(
     stages: npt.NDArray[np.int8],
     drift: Array,
     births: dict[int, int],
-    pace_of_age: Array,
-) -> Array:
+    speed_by_age: Array,
+) -> SpeedModel:
     """Fit how fast nuclei are beside what their age does, and how long a fast one stays fast.
 
     The logarithm of the length of a nucleus' step is the sum of its lasting pace, whose
@@ -92,13 +92,13 @@ def fit_speed(
     the correlations at lags of 1 and 8 frames.
     """
     stage_of = _stage_of(crops, stages)
-    oldest = len(pace_of_age) - 1
+    oldest = len(speed_by_age) - 1
     own = {}
     for (track, frame), step in _steps(crops).items():
         if oldest and track not in births:
             continue
         age = min(frame + 1 - births[track], oldest) if oldest else 0
-        own[track, frame] = (step - drift[frame]) / pace_of_age[age]
+        own[track, frame] = (step - drift[frame]) / speed_by_age[age]
     calm = {
         key: step
         for key, step in own.items()
@@ -133,7 +133,7 @@ def fit_speed(
         ratio = float(
             np.median(excited) / max(np.median([np.hypot(*s) for s in calm.values()]), 1e-6)
         )
-    return np.array([pace, spread, memory, ratio, freedom])
+    return SpeedModel(pace, spread, memory, ratio, freedom)
 
 
 def fit_division_offset(crops: Crops, tracks: npt.NDArray[np.int32], drift: Array) -> float:
@@ -214,15 +214,15 @@ def fit_motion(
     freedom, _, scale = stats.t.fit(steps[np.isfinite(steps)], floc=0)
     return MotionModel(
         step=np.array([scale, max(freedom, 1.5)]),
-        turn=_turn(crops, first, second),
+        rotation=_turn(crops, first, second),
         separation=_separation(crops, video.tracks),
         density=fit_density(video, border),
-        pace=fit_speed(crops, stages, drift, births, curve),
-        pace_of_age=curve,
-        shift=fit_division_offset(crops, video.tracks, drift),
-        drift=drift,
-        sisters=_sisters(crops, video.tracks),
-        closest=_closest(crops),
+        speed=fit_speed(crops, stages, drift, births, curve),
+        speed_by_age=curve,
+        division_offset=fit_division_offset(crops, video.tracks, drift),
+        stage_drift=drift,
+        sister_distance=_sisters(crops, video.tracks),
+        neighbour_spacing=_closest(crops),
     )
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from bvdm_data.fitting.training import TrainingLog, TrainingSettings, compute_fingerprint, train
 from bvdm_data.rng import numpy_rng, torch_rng
 from bvdm_data.synth.cell_cycle import CellCycleModel
-from bvdm_data.synth.cells import simulate_lineage
+from bvdm_data.synth.cells import LineageSimulator
 from bvdm_data.synth.contours import ShapeModel
 from bvdm_data.synth.denoiser import (
     PATCH_MARGIN,
@@ -101,7 +101,7 @@ def _moments(
     while (len(groups[0]) < wanted[0] or len(groups[1]) < wanted[1]) and tries < 4 * count:
         tries += 1
         size, light = np.exp(np.array([SIZE, BRIGHTNESS]) * draws.standard_normal(2))
-        for life in simulate_lineage(shapes, lives, _FILM, draws, 1, jitter=None):
+        for life in LineageSimulator(shapes, lives, _FILM, draws).run(1):
             moment = int(draws.integers(len(life.stages)))
             stage = int(life.stages[moment])
             drawn = (size * life.radii[moment], light * life.brightness[moment], stage)
@@ -130,11 +130,11 @@ def train_student(
     """Train the distilled network on pairs (Luhman & Luhman 2021)."""
     patch, floor = painter.settings.patch, painter.settings.floor
     if start is None:
-        settings = StudentConfig(patch=patch, narrow=choose_small_patch(patch), floor=floor)
+        settings = StudentConfig(patch=patch, small_patch=choose_small_patch(patch), floor=floor)
     else:
         # The weights do not depend on the sides of the pictures.
-        narrow = min(start.settings.narrow, patch)
-        settings = replace(start.settings, patch=patch, narrow=narrow, floor=floor)
+        narrow = min(start.settings.small_patch, patch)
+        settings = replace(start.settings, patch=patch, small_patch=narrow, floor=floor)
     with torch.random.fork_rng(devices=[]):
         seed = torch_rng(training.seed, "distilled", "weights").initial_seed()
         torch.default_generator.manual_seed(seed)
@@ -174,9 +174,9 @@ def make_student_losses(
     """Return what the network learns to make small, and the same on pairs that it never sees."""
     rows = torch.arange(len(pairs.radii))
     held = min(_HELD_OUT, len(rows) // 4)
-    fits = pairs.radii.amax(1) <= settings.narrow / 2 - PATCH_MARGIN
-    sides = {settings.narrow: fits, settings.patch: ~fits}
-    if settings.narrow == settings.patch:
+    fits = pairs.radii.amax(1) <= settings.small_patch / 2 - PATCH_MARGIN
+    sides = {settings.small_patch: fits, settings.patch: ~fits}
+    if settings.small_patch == settings.patch:
         sides = {settings.patch: torch.ones_like(fits)}
     checked = [(side, rows[some & (rows < held)]) for side, some in sides.items()]
     learnt = [(side, rows[some & (rows >= held)]) for side, some in sides.items()]

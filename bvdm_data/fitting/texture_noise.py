@@ -266,7 +266,7 @@ def _of_noise(
     draws = numpy_rng(seed, "fit", "memory", "lives")
     patch = painter.settings.patch
     scores = np.stack(
-        [shapes.scores(lag + 1, draws)[[0, -1]] for _ in range(CALIBRATION_NUCLEI)], 1
+        [shapes.sample_scores(lag + 1, draws)[[0, -1]] for _ in range(CALIBRATION_NUCLEI)], 1
     )
     outlines = np.maximum(shapes.mean[0] + scores @ shapes.modes[0], shapes.mean[0].mean() / 4)
     outlines[1] *= np.sqrt(compute_polygon_area(outlines[0]) / compute_polygon_area(outlines[1]))[
