@@ -12,9 +12,10 @@ import torch
 
 from bvdm_data import STAGES, CTCVideos, PaperSettings, SyntheticHeLaVideos
 from bvdm_data.datasets.ctc import read_sequence
+from bvdm_data.fitting.contours import trace_contours
 from bvdm_data.fitting.denoiser import AlignedCrops, extract_aligned_crops
 from bvdm_data.fitting.nuclei import MASK_LEVEL, extract_crops
-from bvdm_data.fitting.stages import assign_stages
+from bvdm_data.fitting.stages import measure_nuclei
 from bvdm_data.fitting.video import read_video
 from bvdm_data.rng import numpy_rng, torch_rng
 from bvdm_data.synth.cells import Cell
@@ -172,7 +173,9 @@ def main() -> None:
     crops = extract_crops(video)
     draw_modes(generator)
     draw_noise_levels(generator)
-    portraits = extract_aligned_crops(video, crops, assign_stages(crops, video.tracks))
+    portraits = extract_aligned_crops(
+        measure_nuclei(crops, video.tracks), trace_contours(crops.masks), video
+    )
     draw_stages(generator, portraits)
     draw_time(generator, portraits)
     draw_scenes(given.root, given.model)

@@ -204,7 +204,7 @@ def _trial(
     network = train_segmenter(
         arm.clips,
         settings,
-        checkpoint=folder / f"{key}.safetensors",
+        checkpoint=folder / f"{key}.pt",
         identity=arm.identity,
         augmentation=arm.augmentation,
         seed=seed,

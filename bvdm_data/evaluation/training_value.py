@@ -213,7 +213,7 @@ def _trial(arm: Arm, seed: int, data: Data, reference: Reference, budget: Budget
         said = json.loads(kept.read_text())
         return Scores(**{name: math.nan if v is None else v for name, v in said.items()})
     linker = train_linker(
-        clips, settings, checkpoint=kept.with_suffix(".safetensors"), progress=data.progress
+        clips, settings, checkpoint=kept.with_suffix(".pt"), progress=data.progress
     )
     masks, tracks = link(linker, reference.video, reference.masks)
     found = score(masks, tracks, reference.masks, reference.tracks)

@@ -1,32 +1,32 @@
-"""The memory of textures: what is measured in the video is found again in the noise."""
+"""How long textures last: what is measured in the video is found again in the noise."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from fitted import crops_of, ellipse, filled
 from painters import LinearPainter, OneCallPainter
 
-from bvdm_data.fitting import texture_noise as memories
+from bvdm_data.fitting import texture_noise
 from bvdm_data.fitting.texture_noise import DEFAULT, LEAST_PAIRS, fit_noise_autocorrelation
 from bvdm_data.synth.contours import ShapeModel, draw_ar1
 from bvdm_data.synth.scene import SceneSettings
 from bvdm_data.synth.textures import TextureModel
+from tests.helpers.fitted import crops_of, ellipse, filled
 
 LAGS = (1, 2, 4, 7)
 
 
 def textured(memory, fresh, tracks=6, frames=8, seed=0):
     """Return crops of upright ellipses whose pixels keep their value as long as planted."""
-    draws = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     mask = filled(ellipse(13, 10))
     masks = np.repeat(mask[None], tracks * frames, 0)
     track = np.repeat(np.arange(1, tracks + 1), frames)
     crops = crops_of(masks, track, np.tile(np.arange(frames), tracks))
     for number in range(1, tracks + 1):
-        lasting = draw_ar1(frames, np.full(mask.sum(), memory), draws)
-        passing = draws.standard_normal(lasting.shape)
+        lasting = draw_ar1(frames, np.full(mask.sum(), memory), rng)
+        passing = rng.standard_normal(lasting.shape)
         grain = np.sqrt(1 - fresh) * lasting + np.sqrt(fresh) * passing
         light = np.zeros((frames, 96, 96))
         light[:, mask] = 0.2 + 0.03 * grain
@@ -57,13 +57,15 @@ def measured(monkeypatch, generator, real, painted, filmed=None):
 
     painted: correlation by the noise's and the lag; filmed: by the texture model and the lag.
     """
-    monkeypatch.setattr(memories, "_of_video", lambda *_: real)
-    monkeypatch.setattr(memories, "_of_noise", lambda _, __, lag, noise, ___: painted(noise, lag))
+    monkeypatch.setattr(texture_noise, "measure_video", lambda *_: real)
+    monkeypatch.setattr(
+        texture_noise, "measure_rendered", lambda _, __, lag, noise, ___: painted(noise, lag)
+    )
 
     def film(given, seed):
         return {lag: filmed(given.texture, lag) if filmed else real[lag] for lag in real}
 
-    monkeypatch.setattr(memories, "_of_film", film)
+    monkeypatch.setattr(texture_noise, "measure_synthetic", film)
     crops = crops_of(np.ones((2, 3, 3), bool), [1, 2], [0, 0])
     return fit_noise_autocorrelation(crops, np.zeros(2, np.int8), generator)
 
@@ -72,12 +74,12 @@ def kept(texture, lag):
     return (1 - texture.fresh) * texture.memory**lag
 
 
-@pytest.mark.parametrize(("memory", "fresh"), [(0.97, 0.2), (0.9, 0.0), (0.8, 0.5), (0.995, 0.7)])
-@pytest.mark.parametrize("power", [1, 2])
-def test_a_known_curve_gives_the_noise_it_was_made_from(
-    monkeypatch, generator, memory, fresh, power
-):
-    noises = memories._NOISES
+@pytest.mark.parametrize(
+    ("memory", "fresh", "power"),
+    [(0.97, 0.2, 1), (0.9, 0.0, 2), (0.8, 0.5, 1), (0.995, 0.7, 2)],
+)
+def test_known_curve_gives_its_noise(monkeypatch, generator, memory, fresh, power):
+    noises = texture_noise._NOISES
 
     def painted(noise, lag):
         return 0.1 + (0.8 - 0.02 * lag) * noise**power
@@ -96,25 +98,25 @@ def test_a_known_curve_gives_the_noise_it_was_made_from(
     assert found.fresh == pytest.approx(fresh, abs=0.06)
 
 
-def test_a_video_whose_textures_never_change_has_the_longest_memory(monkeypatch, generator):
+def test_lasting_textures_have_longest_memory(monkeypatch, generator):
     found, _ = measured(monkeypatch, generator, dict.fromkeys(LAGS, 1.0), lambda noise, lag: noise)
     assert found.fresh == 0
     assert found.memory == pytest.approx(0.999)
 
 
-def test_an_answer_that_falls_by_chance_is_made_to_rise(monkeypatch, generator):
+def test_falling_answer_is_made_to_rise(monkeypatch, generator):
     real = {lag: 0.9 * 0.95**lag for lag in LAGS}
     found, _ = measured(monkeypatch, generator, real, lambda noise, _: noise - 0.2 * (noise == 0.7))
     assert kept(found, 1) == pytest.approx(0.9 * 0.95, abs=0.02)
 
 
-def test_with_one_lag_or_none_the_usual_memory_is_taken(monkeypatch, generator):
+def test_one_lag_gives_the_default(monkeypatch, generator):
     for real in ({}, {1: 0.9}):
         found = measured(monkeypatch, generator, real, lambda *_: pytest.fail("painted"))
         assert found == (DEFAULT, real)
 
 
-def test_what_a_film_loses_beside_is_made_up_for_by_noise_that_lasts(monkeypatch, generator):
+def test_loss_in_videos_is_made_up(monkeypatch, generator):
     real = {lag: 0.8 * 0.95**lag for lag in LAGS}
     found, _ = measured(
         monkeypatch, generator, real, lambda noise, _: noise,
@@ -124,7 +126,7 @@ def test_what_a_film_loses_beside_is_made_up_for_by_noise_that_lasts(monkeypatch
         assert kept(found, lag) == pytest.approx(real[lag] + 0.08, abs=0.03)
 
 
-def test_of_all_rounds_the_best_is_kept(monkeypatch, generator):
+def test_best_round_is_kept(monkeypatch, generator):
     real, tried = dict.fromkeys(LAGS, 0.5), []
 
     def filmed(texture, lag):
@@ -138,10 +140,10 @@ def test_of_all_rounds_the_best_is_kept(monkeypatch, generator):
     assert found == tried[0]
 
 
-def test_a_film_that_shows_too_little_corrects_nothing(monkeypatch, generator):
+def test_empty_video_corrects_nothing(monkeypatch, generator):
     real = {1: 0.8, 2: 0.7}
     once, _ = measured(monkeypatch, generator, real, lambda noise, _: noise)
-    monkeypatch.setattr(memories, "_of_film", lambda *_: {1: 0.2})
+    monkeypatch.setattr(texture_noise, "measure_synthetic", lambda *_: {1: 0.2})
     crops = crops_of(np.ones((2, 3, 3), bool), [1, 2], [0, 0])
     assert fit_noise_autocorrelation(crops, np.zeros(2, np.int8), generator) == (once, real)
 
@@ -151,19 +153,19 @@ def test_a_film_that_shows_too_little_corrects_nothing(monkeypatch, generator):
 
 def of_video(crops, stages=None):
     stages = np.zeros(len(crops.track), np.int8) if stages is None else stages
-    return memories._measure_video(crops, stages, 0)
+    return texture_noise.measure_video(crops, stages, 0)
 
 
-def test_a_video_of_few_pairs_tells_nothing(generator):
+def test_few_pairs_give_the_default(generator):
     crops = textured(0.9, 0.1, tracks=LEAST_PAIRS // 7, frames=8)
     assert of_video(crops) == {}
     found = fit_noise_autocorrelation(crops, np.zeros(len(crops.track), np.int8), generator)
     assert found == (DEFAULT, {})
 
 
-def test_textures_that_stay_correlate_and_others_do_not(monkeypatch):
-    monkeypatch.setattr(memories, "LAGS", (1, 2))
-    monkeypatch.setattr(memories, "PAIRS", 21)
+def test_lasting_textures_correlate(monkeypatch):
+    monkeypatch.setattr(texture_noise, "LAGS", (1, 2))
+    monkeypatch.setattr(texture_noise, "PAIRS", 21)
     stay = of_video(textured(1.0, 0.0))
     assert all(value > 0.97 for value in stay.values())
     change = of_video(textured(0.0, 0.0))
@@ -171,12 +173,11 @@ def test_textures_that_stay_correlate_and_others_do_not(monkeypatch):
     assert set(stay) == set(change) == {1, 2}
 
 
-def test_only_pairs_in_interphase_and_of_like_area_are_compared(monkeypatch):
+def test_only_calm_pairs_are_compared(monkeypatch):
     seen = []
-    monkeypatch.setattr(memories, "LAGS", (1,))
-    monkeypatch.setattr(memories, "_of_crop", lambda crops, row: row)
+    monkeypatch.setattr(texture_noise, "LAGS", (1,))
     monkeypatch.setattr(
-        memories, "aligned_correlation", lambda one, other: seen.append((one, other)) or 0.5
+        texture_noise, "_correlate_crops", lambda crops, *pair: seen.append(pair) or 0.5
     )
     crops = textured(0.9, 0.1, tracks=4, frames=10)
     stages = np.zeros(40, np.int8)
@@ -192,28 +193,28 @@ def test_only_pairs_in_interphase_and_of_like_area_are_compared(monkeypatch):
 
 
 def of_noise(generator, noise, lag=1):
-    return memories._of_noise(generator, np.array([0.2]), lag, noise, 0)
+    return texture_noise.measure_rendered(generator, np.array([0.2]), lag, noise, 0)
 
 
-def test_noise_that_is_kept_gives_textures_that_are_kept(generator, monkeypatch):
-    monkeypatch.setattr(memories, "PAINTED", 10)
+def test_lasting_noise_gives_lasting_textures(generator, monkeypatch):
+    monkeypatch.setattr(texture_noise, "CALIBRATION_NUCLEI", 10)
     assert of_noise(generator, 1.0) > 0.999
     assert of_noise(generator, 0.0) < 0.35
     assert of_noise(generator, 0.75) == pytest.approx(0.75, abs=0.08)
 
 
-def test_the_noise_of_the_camera_makes_textures_less_alike(generator, monkeypatch):
-    monkeypatch.setattr(memories, "PAINTED", 10)
+def test_camera_noise_lowers_correlation(generator, monkeypatch):
+    monkeypatch.setattr(texture_noise, "CALIBRATION_NUCLEI", 10)
     # As strong as the texture: half of what is seen stays.
     camera = replace(generator.camera, noise=0.3 * 0.2 / 2)
     assert of_noise(replace(generator, camera=camera), 1.0) == pytest.approx(0.5, abs=0.12)
 
 
-def test_what_was_planted_in_a_video_is_found_through_the_painter(generator, monkeypatch):
-    monkeypatch.setattr(memories, "PAIRS", 20)
-    monkeypatch.setattr(memories, "PAINTED", 20)
-    monkeypatch.setattr(memories, "_NOISES", (0.0, 0.6, 0.85, 1.0))
-    monkeypatch.setattr(memories, "_of_film", lambda *_: {})
+def test_planted_memory_is_found(generator, monkeypatch):
+    monkeypatch.setattr(texture_noise, "PAIRS", 20)
+    monkeypatch.setattr(texture_noise, "CALIBRATION_NUCLEI", 20)
+    monkeypatch.setattr(texture_noise, "_NOISES", (0.0, 0.6, 0.85, 1.0))
+    monkeypatch.setattr(texture_noise, "measure_synthetic", lambda *_: {})
     crops = textured(0.95, 0.15, tracks=20)
     state = torch.get_rng_state()
     found, real = fit_noise_autocorrelation(crops, np.zeros(len(crops.track), np.int8), generator)
@@ -223,11 +224,13 @@ def test_what_was_planted_in_a_video_is_found_through_the_painter(generator, mon
         assert kept(found, lag) == pytest.approx(0.85 * 0.95**lag, abs=0.1)
 
 
-def test_a_film_is_measured_as_the_video_is(generator, monkeypatch):
-    monkeypatch.setattr(memories, "FILM", SceneSettings(frames=6, size=(220, 220), nuclei=14))
+def test_synthetic_video_is_measured(generator, monkeypatch):
+    monkeypatch.setattr(
+        texture_noise, "CALIBRATION_SCENE", SceneSettings(frames=6, size=(220, 220), nuclei=14)
+    )
     lives = replace(generator.lives, cycle=np.array([5.0, 0.1]))
     long, short = (
-        memories._measure_synthetic(
+        texture_noise.measure_synthetic(
             replace(generator, lives=lives, texture=TextureModel(memory=memory, fresh=0.0)), 0
         )
         for memory in (1.0, 0.0)
