@@ -99,7 +99,7 @@ def test_fit_writes_a_model_and_prints_its_card(run, tmp_path, monkeypatch):
     assert f"wrote {model} (" in out
     names = sorted(path.name for path in (tmp_path / "my.fit").iterdir())
     assert names == [
-        f"{name}.safetensors" for name in ("distilled-1", "flow", "painter", "texture")
+        f"{name}.pt" for name in ("distilled-1", "flow", "painter", "texture")
     ]
 
 

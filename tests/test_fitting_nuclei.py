@@ -6,8 +6,9 @@ from scipy import ndimage
 
 from bvdm_data.clip import STAGES, CameraScale
 from bvdm_data.datasets.ctc import read_sequence, write_sequence
+from bvdm_data.fitting.cell_cycle import count_short_stages
 from bvdm_data.fitting.lineage import Lineage
-from bvdm_data.fitting.nuclei import MASK_LEVEL, Crops, extract_crops, measure_ellipse
+from bvdm_data.fitting.nuclei import Crops, extract_crops, measure_ellipse
 from bvdm_data.fitting.stages import (
     INTERPHASE,
     METAPHASE,
@@ -16,14 +17,12 @@ from bvdm_data.fitting.stages import (
     UNKNOWN,
     assign_stages,
     measure_nuclei,
-    measure_stage_durations,
 )
 from bvdm_data.fitting.video import Frame, Video, estimate_background, mask_background, read_video
 from tests.helpers.fitted import (
     FOUNDERS,
     LEVEL,
     OFFSET,
-    crops_of,
     ellipse,
     filled,
     fitted_video,
@@ -191,10 +190,6 @@ def test_crops_hold_light_above_the_background(video, crops):
         np.testing.assert_allclose(crops.centre[row], np.argwhere(inside).mean(0), rtol=1e-5)
 
 
-def test_flat_mask_has_the_authors_grey():
-    assert round(MASK_LEVEL, 3) == 0.588
-
-
 def test_ellipse_has_angle_and_aspect():
     for turn in (-1.4, -0.7, 0.0, 0.4, 1.1):
         angle, aspect = measure_ellipse(filled(ellipse(16, 9), turn))
@@ -266,18 +261,8 @@ def test_references_are_mothers_in_interphase(nuclei):
         assert brightness * 4095 == pytest.approx(light, rel=0.05)
 
 
-def test_nuclei_have_area_and_brightness():
-    masks = np.zeros((2, 96, 96), bool)
-    masks[0, 40:50, 30:60] = masks[1, 40:50, 40:50] = True
-    crops = crops_of(masks, [1, 2], [0, 0], [0.5, 0.25])
-    nuclei = measure_nuclei(crops, np.zeros((0, 4), np.int32))
-    assert nuclei.area.tolist() == [300, 100]
-    assert nuclei.brightness.tolist() == [0.5, 0.25]
-    np.testing.assert_allclose(nuclei.aspect, [np.sqrt(899 / 99), 1])
-
-
 def test_durations_are_the_planted_ones(nuclei):
-    table = measure_stage_durations(nuclei, nuclei.lineage.daughters, longest=4)
+    table = count_short_stages(nuclei)["durations"]
     assert table.shape == (6, 5)
     assert table[INTERPHASE].tolist() == [0] * 5
     for stage, frames in [(METAPHASE, 1), (PROMETAPHASE, 1), (TELOPHASE, 1), (1, 0), (4, 0)]:

@@ -108,16 +108,6 @@ def test_cell_cycle_finds_planted_growth():
     assert (nuclei.stage[nuclei.crops.frame == 15] == STAGES.index("prometaphase")).all()
 
 
-def test_cell_cycle_finds_planted_brightness():
-    model = fit_cell_cycle(nuclei_of(*family()), minutes=30.0)
-    medians = dict(zip(STAGES, model.stage_brightness[:, 0], strict=True))
-    assert medians["interphase"] == 0
-    assert medians["prometaphase"] == pytest.approx(math.log(2), abs=1e-3)
-    assert medians["telophase"] == pytest.approx(math.log(1.5), abs=1e-3)
-    np.testing.assert_allclose(model.brightness, 0.2, rtol=1e-3)
-    np.testing.assert_array_equal(model.durations[STAGES.index("prometaphase")], [0, 1, 0, 0, 0])
-
-
 def drifting(memory, shared, pairs=150, frames=40):
     """Return crops, tracks and appearance of sisters whose log brightness drifts."""
     rng = np.random.default_rng(5)
@@ -205,12 +195,8 @@ def moving():
         masks += [filled(ellipse(14, 8), turn, 48) for turn in turns]
         track, frame = [*track, *[number] * 40], [*frame, *range(40)]
     crops = crops_of(masks, track, frame, centres=centres)
-    labels = np.zeros((100, 120), np.int32)
-    for number in range(12):
-        labels[10 + 20 * (number // 3), 20 + 30 * (number % 3)] = number + 1
-    empty = np.zeros(labels.shape, np.float32)
-    video = Video((Frame(0, empty, labels, empty),), np.zeros((0, 4), np.int32), SCALE)
-    return fit_motion(nuclei_of(crops, stage=np.zeros(len(track), np.int8)), video, border=15)
+    nuclei = nuclei_of(crops, stage=np.zeros(len(track), np.int8))
+    return fit_motion(nuclei, ONE_FRAME, border=0)
 
 
 def test_motion_finds_planted_steps_and_turns(moving):
@@ -221,21 +207,6 @@ def test_motion_finds_planted_steps_and_turns(moving):
     # Without births there is no speed of the young.
     assert moving.pace_of_age.tolist() == [1.0]
     assert moving.shift == 0
-
-
-def test_density_counts_nuclei_within_border(moving):
-    assert moving.density.tolist() == [9 / (70 * 90)]
-
-
-def test_motion_measures_distance_of_daughters():
-    crops, tracks = family()
-    apart = {2: (0, 0), 3: (12, 9), 5: (0, 0), 6: (15, 0), 8: (0, 0), 9: (0, 15)}
-    centres = np.array([apart.get(int(t), (0, 0)) for t in crops.track], float)
-    centres += 0.001 * np.random.default_rng(0).standard_normal(centres.shape)
-    crops = crops_of(crops.masks, crops.track, crops.frame, crops.brightness, centres)
-    nuclei = nuclei_of(crops, tracks, stage=np.zeros(len(crops.track), np.int8))
-    model = fit_motion(nuclei, ONE_FRAME, border=0)
-    np.testing.assert_allclose(model.separation, [math.log(15), 0], atol=1e-3)
 
 
 def wandering(curve, shift, mothers=60, frames=12, old=3.0):

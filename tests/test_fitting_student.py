@@ -119,15 +119,12 @@ def test_lives_without_mitosis_give_pairs(draw, monkeypatch):
     assert not pairs.stage.any()
 
 
-def test_large_outlines_are_shrunk(draw):
+def test_pairs_fit_count_and_patch(draw):
+    with pytest.raises(ValueError, match="count must be at least 1, got 0"):
+        draw(0)
     pairs = draw(20, LinearPainter(patch=16))
     assert pairs.radii.amax(1).max() == pytest.approx(16 / 2 - PATCH_MARGIN)
     assert pairs.picture.shape == (20, 1, 16, 16)
-
-
-def test_pairs_refuse_a_count_of_0(draw):
-    with pytest.raises(ValueError, match="count must be at least 1, got 0"):
-        draw(0)
 
 
 # Losses
@@ -173,17 +170,6 @@ def test_every_eighth_batch_is_rare(radii, usual, rare):
         train_loss(spy, step)
     wanted = [(usual, 6)] * (LARGE_PATCH_EVERY - 1) + [(rare, 3)]
     assert [(side, len(rows)) for side, rows in spy.seen] == 3 * wanted
-
-
-@pytest.mark.parametrize("radius", [9.0, 16.0])
-def test_batches_have_one_size_if_possible(radius):
-    spy = Spy()
-    train_loss, val_loss = losses_of([radius] * 12)
-    for step in range(LARGE_PATCH_EVERY):
-        train_loss(spy, step)
-    with torch.no_grad():
-        val_loss(spy)
-    assert {side for side, _ in spy.seen} == {32 if radius < 13 else 48}
 
 
 def test_held_out_pairs_are_never_learnt():

@@ -12,7 +12,7 @@ from scipy import stats
 
 from bvdm_data.clip import STAGES
 from bvdm_data.fitting.lineage import Lineage, measure_spread
-from bvdm_data.fitting.stages import INTERPHASE, Array, Nuclei, measure_stage_durations
+from bvdm_data.fitting.stages import INTERPHASE, Array, Nuclei
 from bvdm_data.fitting.video import VideoTooShortError
 from bvdm_data.rng import numpy_rng
 from bvdm_data.synth.cell_cycle import (
@@ -25,31 +25,19 @@ from bvdm_data.synth.cell_cycle import (
     sample_cycle_and_age,
 )
 
-QUANTILES = 33
-"""Points of a distribution of areas that are kept."""
-
+QUANTILES = 33  # points of a distribution of areas that are kept
+# Points of the distribution of brightness that are kept: it has a long tail.
 INTENSITY_QUANTILES = 129
-"""Points of the distribution of brightness that are kept: it has a long tail."""
-
-LEAST_AT_AGE = 20
-"""Nuclei of an age, or pairs of them, that a figure must rest on."""
-
+LEAST_AT_AGE = 20  # nuclei of an age, or pairs of them, that a figure must rest on
+# Autocorrelation of the rank of brightness where a video is too short to measure it: as in the HeLa
+# video, at its 30 minutes a frame.
 DEFAULT_AUTOCORRELATION = 0.998
-"""Autocorrelation of the rank of brightness where a video is too short to measure it: as in the
-HeLa video, at its 30 minutes a frame."""
-
+# What sisters share of its drift where a video shows too few of them: as in the HeLa video.
 SHARED = 0.56
-"""What sisters share of its drift where a video shows too few of them: as in the HeLa video."""
-
-DIMMEST = 1e-4
-"""Least brightness, in grey values; lower ones are raised to it."""
-
+DIMMEST = 1e-4  # least brightness, in grey values; lower ones are raised to it
+# Frames before, or after, a division in which a nucleus must be whole for its stages to count.
 WHOLE = 3
-"""Frames before, or after, a division in which a nucleus must be whole for its stages to count."""
-
-LONGEST = 4
-"""Longest duration of a short stage in the table, frames."""
-
+LONGEST = 4  # longest duration of a short stage in the table, frames
 _LATER = 8  # frames between the two sizes, or brightnesses, whose correlation is taken
 _DRIFT = 16  # frames over which the drift of the brightness of sisters is taken
 _SETTLED = 6  # age from which it is taken: telophase is over
@@ -69,14 +57,13 @@ def fit_cell_cycle(nuclei: Nuclei, *, minutes: float) -> CellCycleModel:
     share = born[:, 0, 0] / born[:, :, 0].sum(1) - 0.5
     light = np.log(np.maximum(born[:, :, 1], DIMMEST))
     model = CellCycleModel(
-        durations=measure_stage_durations(nuclei, nuclei.references, LONGEST),
         cycle=fit_cycle_length(nuclei.lineage),
         sister_spread=measure_spread(light[:, 0] - light[:, 1]) / math.sqrt(2),
         birth_split=math.sqrt((share**2).mean()) if len(share) else 0.0,
         split=measure_spread(share),
         **fit_intensities(nuclei),
         **fit_areas(nuclei),
-        **_count_short_stages(nuclei),
+        **count_short_stages(nuclei),
         minutes=minutes,
     )
     usual = float(np.median(nuclei.area[nuclei.stage == INTERPHASE]))
@@ -110,24 +97,40 @@ def fit_cycle_length(lineage: Lineage) -> Array:
     return np.array([math.log(median), deviation])
 
 
-def _count_short_stages(nuclei: Nuclei) -> dict[str, Any]:
-    """Count the frames of the short stages of every mitosis and newborn that is seen whole."""
+def count_short_stages(nuclei: Nuclei) -> dict[str, Any]:
+    """Count the frames of the short stages of every mitosis and newborn.
+
+    Also the share of mitoses whose stage lasts 0, 1, ... frames, ``[S, LONGEST + 1]``; the row of
+    interphase is 0.
+    """
     lineage = nuclei.lineage
 
-    def count(track: int, stages: tuple[int, ...]) -> list[int]:
-        own = nuclei.stage[nuclei.crops.track == track]
-        return [min(LONGEST, int((own == stage).sum())) for stage in stages]
+    def count(tracks: list[int], stages: tuple[int, ...]) -> npt.NDArray[np.int64]:
+        own = [nuclei.stage[nuclei.crops.track == track] for track in tracks]
+        counts = np.array([[(o == stage).sum() for stage in stages] for o in own], int)
+        for stage, column in zip(stages, counts.T.clip(max=LONGEST), strict=True):
+            durations[stage] = np.bincount(column, minlength=LONGEST + 1) / len(tracks)
+        return counts.clip(max=LONGEST)
 
-    def is_whole(track: int, start: int) -> bool:
-        return all((track, start + frame) in lineage.row_of for frame in range(WHOLE))
+    def find_whole(tracks: list[int], starts: list[int]) -> list[bool]:
+        """Mark the tracks that are seen in all frames from a start on; all, where none is."""
+        frames = range(WHOLE)
+        seen = [
+            all((track, start + frame) in lineage.row_of for frame in frames)
+            for track, start in zip(tracks, starts, strict=True)
+        ]
+        return seen if any(seen) else [True] * len(tracks)
 
-    all_mothers = list(nuclei.references)
-    all_born = [d for mother in all_mothers for d in lineage.daughters[mother]]
-    mothers = [m for m in all_mothers if is_whole(m, lineage.spans[m][1] - WHOLE + 1)]
-    born = [d for d in all_born if is_whole(d, lineage.spans[d][0])]
+    durations = np.zeros((len(STAGES), LONGEST + 1))
+    mothers = list(nuclei.references)
+    born = [d for mother in mothers for d in lineage.daughters[mother]]
+    mitoses, births = count(mothers, PRE_MITOTIC), count(born, POST_MITOTIC)
+    ends = [lineage.spans[mother][1] - WHOLE + 1 for mother in mothers]
+    starts = [lineage.spans[daughter][0] for daughter in born]
     return {
-        "mitoses": np.array([count(m, PRE_MITOTIC) for m in mothers or all_mothers], float),
-        "births": np.array([count(d, POST_MITOTIC) for d in born or all_born], float),
+        "durations": durations,
+        "mitoses": mitoses[find_whole(mothers, ends)].astype(float),
+        "births": births[find_whole(born, starts)].astype(float),
     }
 
 

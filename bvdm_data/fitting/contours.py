@@ -15,18 +15,11 @@ from bvdm_data.fitting.stages import INTERPHASE, Nuclei
 from bvdm_data.rng import numpy_rng
 from bvdm_data.synth.contours import CONTOUR_POINTS, Array, ShapeModel
 
-MODES = 30
-"""Principal components that are kept (99 % of the variance of every stage of HeLa 01)."""
-
-MOST_CONTOURS = 3000
-"""Contours of a stage that are used; more change nothing."""
-
-QUANTILES = 129
-"""Points of the distribution of elongation that are kept."""
-
+MODES = 30  # principal components that are kept (99 % of the variance of every stage of HeLa 01)
+MOST_CONTOURS = 3000  # contours of a stage that are used; more change nothing
+QUANTILES = 129  # points of the distribution of elongation that are kept
+# Masks that their own contour reproduces worse (flaws of the truth) are left out.
 LEAST_OVERLAP = 0.95
-"""Masks that their own contour reproduces worse (flaws of the truth) are left out."""
-
 _LATER = 4  # frames
 _LEAST_PAIRS = 20
 _LEAST_POWER = 1e-4

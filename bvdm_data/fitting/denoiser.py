@@ -26,24 +26,17 @@ from bvdm_data.fitting.video import Frame, Video, mask_background
 from bvdm_data.rng import torch_rng
 from bvdm_data.synth.denoiser import Denoiser, DenoiserConfig, compute_signed_distance_map
 
+# Distance in pixels from another nucleus within which its light would be taken for a halo.
 NEIGHBOUR_MARGIN = 4
-"""Distance in pixels from another nucleus within which its light would be taken for a halo."""
-
-HALO = 6
-"""Width in pixels of the rim around the largest outline that a crop must hold."""
-
+HALO = 6  # width in pixels of the rim around the largest outline that a crop must hold
+# Our recipe; ``bvdm-data info`` prints the losses that it came to on the HeLa video.
 DENOISER_TRAINING = TrainingSettings(steps=10_000, batch=32, rate=1e-3)
-"""Our recipe; ``bvdm-data info`` prints the losses that it came to on the HeLa video."""
-
+# Share of each batch that is drawn evenly from the stages of mitosis, which are rare.
 MITOSIS_FRACTION = 0.3
-"""Share of each batch that is drawn evenly from the stages of mitosis, which are rare."""
-
+# Weight in the loss of what lies more than ``REACH`` px off the outline: empty background.
 BACKGROUND_WEIGHT = 0.1
-"""Weight in the loss of what lies more than ``REACH`` px off the outline: empty background."""
-
+# Standard deviations of the camera's noise that make :attr:`DenoiserConfig.floor`.
 NOISE_FLOOR_SIGMAS = 6.0
-"""Standard deviations of the camera's noise that make :attr:`DenoiserConfig.floor`."""
-
 _EDGE = 8  # px: unlabelled light farther off the outline than this is not the nucleus'
 _CHECKED = 256
 
@@ -52,20 +45,16 @@ _CHECKED = 256
 class AlignedCrops:
     """Nuclei as the video shows them, turned so that the major axis lies along y."""
 
-    # light above the background, grey values, 0 where a neighbour is, [n, P, P] float16
-    light: npt.NDArray[np.float16]
-    # which pixels show this nucleus, its halo or background only, [n, P, P] bool
-    known: npt.NDArray[np.bool_]
-    radii: npt.NDArray[np.float32]  # contours, [n, K] px
-    brightness: npt.NDArray[np.float32]  # mean light inside the outline, grey values, [n] float32
-    stage: npt.NDArray[np.int8]  # index into STAGES, -1 where it is not known, [n] int8
-    track: npt.NDArray[np.int64]  # track id, [n]
-    frame: npt.NDArray[np.int64]  # frame number, [n]
+    light: Tensor  # above the background, grey values, 0 where not known, [n, 1, P, P] float16
+    known: Tensor  # which pixels show this nucleus, its halo or background only, [n, 1, P, P] bool
+    radii: Tensor  # contours, [n, K] px float32
+    brightness: Tensor  # mean light inside the outline, grey values, [n] float32
+    stage: Tensor  # index into STAGES, -1 where it is not known, [n] int64
+    track: Tensor  # track id, [n] int64
 
-    @property
-    def patch(self) -> int:
-        """Side of a crop in pixels."""
-        return int(self.light.shape[-1])
+    def at(self, rows: Tensor) -> "AlignedCrops":
+        """Return some rows."""
+        return AlignedCrops(*(values[rows] for values in vars(self).values()))
 
 
 def extract_aligned_crops(nuclei: Nuclei, contours: Contours, video: Video) -> AlignedCrops:
@@ -78,24 +67,20 @@ def extract_aligned_crops(nuclei: Nuclei, contours: Contours, video: Video) -> A
     crops, reach = nuclei.crops, contours.radii.max(1)
     patch = 8 * math.ceil((float(np.quantile(reach, 0.995)) + HALO) / 4)
     keep = np.flatnonzero((contours.iou >= LEAST_OVERLAP) & (reach <= patch / 2))
-    light = np.zeros((len(keep), patch, patch), np.float16)
-    known = np.zeros((len(keep), patch, patch), bool)
-    frames = {frame.number: frame for frame in video.frames}
-    for number in np.unique(crops.frame[keep]).tolist():
-        sampler = _FrameSampler(frames[number])
-        for row in np.flatnonzero(crops.frame[keep] == number).tolist():
-            crop = keep[row]
-            light[row], known[row] = sampler.cut(
-                int(crops.track[crop]), crops.centre[crop], float(nuclei.angle[crop]), patch
-            )
+    cuts = {}
+    for frame in video.frames:
+        sampler = _FrameSampler(frame)
+        for row in keep[crops.frame[keep] == frame.number].tolist():
+            centre, angle = crops.centre[row], float(nuclei.angle[row])
+            cuts[row] = sampler.cut(int(crops.track[row]), centre, angle, patch)
+    light, known = (np.stack([cuts[row][part] for row in keep.tolist()]) for part in (0, 1))
     return AlignedCrops(
-        light=light,
-        known=known,
-        radii=contours.radii[keep].astype(np.float32),
-        brightness=np.maximum(crops.brightness[keep], 1e-4).astype(np.float32),
-        stage=nuclei.stage[keep],
-        track=crops.track[keep],
-        frame=crops.frame[keep],
+        light=torch.from_numpy(light)[:, None],
+        known=torch.from_numpy(known)[:, None],
+        radii=torch.from_numpy(contours.radii[keep]).float(),
+        brightness=torch.from_numpy(np.maximum(crops.brightness[keep], 1e-4)).float(),
+        stage=torch.from_numpy(nuclei.stage[keep]).long(),
+        track=torch.from_numpy(crops.track[keep]),
     )
 
 
@@ -133,35 +118,6 @@ class _FrameSampler:
         return np.where(known, light, 0).astype(np.float16), known
 
 
-@dataclass(frozen=True)
-class DenoiserSamples:
-    """Aligned crops on the scale of the network, as tensors."""
-
-    picture: Tensor  # [n, 1, P, P] float16
-    known: Tensor  # which pixels count, [n, 1, P, P] bool
-    radii: Tensor  # contours, [n, K] px float32
-    brightness: Tensor  # [n] float32
-    stage: Tensor  # [n] int64
-    track: Tensor  # [n] int64
-
-    def at(self, rows: Tensor) -> "DenoiserSamples":
-        """Return the samples of some rows."""
-        return DenoiserSamples(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
-
-
-def make_training_set(crops: AlignedCrops, network: Denoiser) -> DenoiserSamples:
-    """Bring aligned crops to the scale of a network."""
-    brightness = torch.from_numpy(crops.brightness)
-    return DenoiserSamples(
-        picture=network.to_picture(torch.from_numpy(crops.light).float(), brightness).half(),
-        known=torch.from_numpy(crops.known)[:, None],
-        radii=torch.from_numpy(crops.radii),
-        brightness=brightness,
-        stage=torch.from_numpy(crops.stage.astype(np.int64)),
-        track=torch.from_numpy(crops.track),
-    )
-
-
 def train_denoiser(
     crops: AlignedCrops,
     training: TrainingSettings,
@@ -176,31 +132,36 @@ def train_denoiser(
     """
     if start is None:
         floor = NOISE_FLOOR_SIGMAS * max(noise, 1e-5)
-        settings = DenoiserConfig(patch=crops.patch, floor=floor)
+        settings = DenoiserConfig(patch=crops.light.shape[-1], floor=floor)
     else:
         # The weights do not depend on the side of the patch.
-        patch = max(start.settings.patch, crops.patch)
+        patch = max(start.settings.patch, crops.light.shape[-1])
         settings = replace(start.settings, patch=patch)
     return train_network(
         "painter",
         lambda: Denoiser(settings).to(memory_format=torch.channels_last),
-        lambda network: make_denoiser_losses(make_training_set(crops, network), training),
+        lambda network: make_denoiser_losses(crops, network, training),
         training,
         run,
-        data=(settings, *(torch.from_numpy(values) for values in vars(crops).values())),
+        data=(settings, *vars(crops).values()),
         start=start,
     )
 
 
-def make_denoiser_losses(samples: DenoiserSamples, training: TrainingSettings) -> Losses:
+def make_denoiser_losses(
+    crops: AlignedCrops, network: Denoiser, training: TrainingSettings
+) -> Losses:
     """Return the training loss of the denoiser, and its loss on held-out tracks."""
+    # On the scale of the network from here on.
+    image = network.to_picture(crops.light[:, 0].float(), crops.brightness).half()
+    samples = replace(crops, light=image)
     learn, held = split_tracks(samples.track, training.seed)
     common = list(group_rows(learn, samples.track).values())
     rare = [rows for stage, rows in group_rows(learn, samples.stage).items() if stage > 0]
     few = round(MITOSIS_FRACTION * training.batch) if rare else 0
     generator = torch_rng(training.seed, "painter", "held out")
     check = samples.at(held[torch.randint(len(held), (_CHECKED,), generator=generator)])
-    check_noise = torch.randn(check.picture.shape, generator=generator)
+    check_noise = torch.randn(check.light.shape, generator=generator)
     check_level = torch.rand(_CHECKED, generator=generator)
 
     def train_loss(model: nn.Module, step: int) -> Tensor:
@@ -208,7 +169,7 @@ def make_denoiser_losses(samples: DenoiserSamples, training: TrainingSettings) -
         rows = draw_rows(common, training.batch - few, generator)
         rows += draw_rows(rare, few, generator)
         batch = _mirror(samples.at(torch.tensor(rows)), generator)
-        noise = torch.randn(batch.picture.shape, generator=generator)
+        noise = torch.randn(batch.light.shape, generator=generator)
         # Evenly spread levels make the loss of a batch quieter.
         offset = torch.rand((), generator=generator)
         level = (torch.arange(len(rows)) + offset) / len(rows)
@@ -224,9 +185,9 @@ def make_denoiser_losses(samples: DenoiserSamples, training: TrainingSettings) -
     return train_loss, val_loss
 
 
-def _mirror(samples: DenoiserSamples, generator: torch.Generator) -> DenoiserSamples:
+def _mirror(samples: AlignedCrops, generator: torch.Generator) -> AlignedCrops:
     """Mirror every sample along its axis, across it, along both or not at all."""
-    number = torch.randint(4, (len(samples.picture),), generator=generator)[:, None]
+    number = torch.randint(4, (len(samples.light),), generator=generator)[:, None]
     is_along, is_across = number % 2 == 1, number // 2 == 1
     count = samples.radii.shape[1]
     angle = torch.arange(count)
@@ -239,18 +200,16 @@ def _mirror(samples: DenoiserSamples, generator: torch.Generator) -> DenoiserSam
 
     return replace(
         samples,
-        picture=mirror(samples.picture),
+        light=mirror(samples.light),
         known=mirror(samples.known),
         radii=samples.radii.gather(1, angle),
     )
 
 
-def _compute_loss(
-    model: nn.Module, samples: DenoiserSamples, noise: Tensor, level: Tensor
-) -> Tensor:
+def _compute_loss(model: nn.Module, samples: AlignedCrops, noise: Tensor, level: Tensor) -> Tensor:
     # Drawn on the CPU, whatever the device, so that all devices see the same numbers.
     device = next(model.parameters()).device
-    image, noise, level = samples.picture.float().to(device), noise.to(device), level.to(device)
+    image, noise, level = samples.light.float().to(device), noise.to(device), level.to(device)
     edge = compute_signed_distance_map(samples.radii, image.shape[-1]).to(device)
     angle = (level * (math.pi / 2))[:, None, None, None]
     noisy = angle.cos() * image + angle.sin() * noise

@@ -1,7 +1,5 @@
 """Fit a model to one annotated video and write it to one file; a killed fit can be continued."""
 
-import importlib.metadata
-import platform
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -43,11 +41,11 @@ from bvdm_data.synth.model import Model
 from bvdm_data.synth.motion import MotionModel
 from bvdm_data.synth.textures import TextureModel
 from bvdm_data.synth.unet import UNet, UNetSettings
+from bvdm_data.system import list_versions
 from bvdm_data.validate import as_int, check_device, check_scale, check_seed
 from bvdm_data.weights import load, save
 
-Card = dict[str, object]
-"""Entries of the card of a model: JSON values."""
+Card = dict[str, object]  # entries of the card of a model: JSON values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +186,7 @@ def fit(
         **fast_card,
         **paper_card,
         "settings": asdict(settings),
-        "versions": _list_versions(),
+        "versions": list_versions(("bvdm-data", "torch", "numpy", "scipy", "kornia")),
     }
     model = replace(model, card=card)
     save(model, path)
@@ -340,13 +338,6 @@ def _describe_training(log: TrainingLog, settings: TrainingSettings) -> Card:
         "checked_at": [step for step, _ in log.held_out],
         "hours": round(log.seconds / 3600, 3),
     }
-
-
-def _list_versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide what is fitted."""
-    names = ("bvdm-data", "torch", "numpy", "scipy", "kornia")
-    versions = {name: importlib.metadata.version(name) for name in names}
-    return {"python": platform.python_version(), **versions}
 
 
 def _check_border(border: int, shape: tuple[int, int]) -> None:

@@ -17,12 +17,9 @@ from bvdm_data.synth.cell_cycle import PRE_MITOTIC
 from bvdm_data.synth.motion import MotionModel
 from bvdm_data.synth.placement import CONTACT
 
-LEAST_STEPS = 5
-"""Steps, or pairs of them, that a figure must rest on; with fewer it stays neutral."""
-
+LEAST_STEPS = 5  # steps, or pairs of them, that a figure must rest on; with fewer it stays neutral
+# Ratio of axes from which the direction of a nucleus' major axis can be told (our choice).
 ELONGATED = 1.4
-"""Ratio of axes from which the direction of a nucleus' major axis can be told (our choice)."""
-
 _LARGEST_TURN = math.pi / 4
 _OLDEST = 40  # frames
 _LEVELS = 33

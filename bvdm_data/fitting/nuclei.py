@@ -12,16 +12,13 @@ from scipy import ndimage
 from bvdm_data.fitting.video import Frame, Video
 from bvdm_data.synth.flow import FLOW_SIZE
 
+# Side of a crop in pixels; nuclei are rendered in patches of the same size (authors' code: 96).
 PATCH = FLOW_SIZE
-"""Side of a crop in pixels; nuclei are rendered in patches of the same size (authors' code: 96)."""
-
+# Share of the nuclei, the dimmest, that the networks of the paper's method do not learn: scaling
+# them up would teach camera noise as texture (our choice: below it the noise of the HeLa video is
+# more than a tenth of the light).
 DIM_SHARE = 0.125
-"""Share of the nuclei, the dimmest, that the networks of the paper's method do not learn: scaling
-them up would teach camera noise as texture (our choice: below it the noise of the HeLa video is
-more than a tenth of the light)."""
-
-MASK_LEVEL = 150 / 255
-"""Grey value of a flat mask where diffusion starts (authors' code)."""
+MASK_LEVEL = 150 / 255  # grey value of a flat mask where diffusion starts (authors' code)
 
 
 @dataclass(frozen=True)

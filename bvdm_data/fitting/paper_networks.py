@@ -24,19 +24,13 @@ from bvdm_data.rng import torch_rng
 from bvdm_data.synth.flow import FlowNet, warp
 from bvdm_data.synth.unet import UNet, UNetSettings, add_noise, make_cosine_schedule
 
+# The paper's recipe: 10,000 iterations, batch 32, learning rate 5e-4 (section 3).
 DDPM_TRAINING = TrainingSettings(steps=10_000, batch=32, rate=5e-4)
-"""The paper's recipe: 10,000 iterations, batch 32, learning rate 5e-4 (section 3)."""
-
+# The paper's recipe: 2,000 iterations, batch 32, learning rate 1e-4 (section 3); RAdam where the
+# authors have Adam, and a short moving average of the weights, are ours.
 FLOW_TRAINING = TrainingSettings(steps=2_000, batch=32, rate=1e-4, average=0.99)
-"""The paper's recipe: 2,000 iterations, batch 32, learning rate 1e-4 (section 3); RAdam where the
-authors have Adam, and a short moving average of the weights, are ours."""
-
-SMOOTHNESS = 0.01
-"""Weight of the squared gradient of the flow (authors' code)."""
-
-BRIGHTEST = 1.5
-"""Relative light at which crops are clipped (our choice)."""
-
+SMOOTHNESS = 0.01  # weight of the squared gradient of the flow (authors' code)
+BRIGHTEST = 1.5  # relative light at which crops are clipped (our choice)
 _CHECKED = 256
 _SCHEDULE = make_cosine_schedule()
 

@@ -5,7 +5,6 @@ interphase, and the elongation of its mask, give the rest. At 30 minutes a frame
 two to six frames.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -138,19 +137,3 @@ def _stage_mother(nuclei: Nuclei, rows: list[int | None], ratio: Array) -> None:
             nuclei.stage[row] = PROPHASE
         else:
             return
-
-
-def measure_stage_durations(nuclei: Nuclei, mothers: Mapping[int, object], longest: int) -> Array:
-    """Return the share of mitoses whose stage lasts 0, 1, ... frames, ``[S, longest + 1]``.
-
-    The row of interphase is 0.
-    """
-    table = np.zeros((len(STAGES), longest + 1))
-    for mother in mothers:
-        for track in (mother, *nuclei.lineage.daughters[mother]):
-            stages = nuclei.stage[nuclei.crops.track == track]
-            own = (PROPHASE, PROMETAPHASE, METAPHASE) if track == mother else (ANAPHASE, TELOPHASE)
-            for stage in own:
-                table[stage, min(longest, int((stages == stage).sum()))] += 1
-    shares: Array = table / np.maximum(table.sum(1, keepdims=True), 1)
-    return shares

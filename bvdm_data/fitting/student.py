@@ -26,20 +26,16 @@ from bvdm_data.synth.denoiser import (
 from bvdm_data.synth.model import BRIGHTNESS, SIZE
 from bvdm_data.synth.textures import BATCH, STUDENT_STEPS, fade_halo
 
+# Our recipe; ``bvdm-data info`` prints the losses that it came to.
 STUDENT_TRAINING = TrainingSettings(steps=8000, batch=64, rate=1e-3)
-"""Our recipe; ``bvdm-data info`` prints the losses that it came to."""
-
+# Images that the denoiser renders for the student to learn from (our choice: with half as many the
+# held-out loss is the same within 2 %).
 PAIRS = 16_384
-"""Images that the denoiser renders for the student to learn from (our choice: with half as many
-the held-out loss is the same within 2 %)."""
-
+# Share of the images that is drawn from the stages of mitosis, which are rare.
 MITOSIS_FRACTION = 0.25
-"""Share of the images that is drawn from the stages of mitosis, which are rare."""
-
+# Each batch of this number has the patch size that fewer nuclei need, mostly the whole patch, and
+# is half as large.
 LARGE_PATCH_EVERY = 8
-"""Each batch of this number has the patch size that fewer nuclei need, mostly the whole patch, and
-is half as large."""
-
 _FRAMES = 8  # of the lives that outlines are drawn from
 _HELD_OUT = 512
 

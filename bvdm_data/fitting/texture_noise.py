@@ -23,18 +23,11 @@ from bvdm_data.synth.scene import SceneSettings
 from bvdm_data.synth.synthesis import synthesise
 from bvdm_data.synth.textures import BATCH, FastSettings, TextureModel, denoise_patches
 
-LAGS = (1, 2, 4, 7)
-"""Frames between the two patches of a nucleus that are compared."""
-
+LAGS = (1, 2, 4, 7)  # frames between the two patches of a nucleus that are compared
+# Areas of the two nuclei of a pair, second over first: no mitosis lies between them.
 AREA_RATIO = (0.7, 1.4)
-"""Areas of the two nuclei of a pair, second over first: no mitosis lies between them."""
-
-DEPTH = 2
-"""Only pixels more than this inside the outline are compared, px."""
-
-HALF = 24
-"""Half side of the square in which a nucleus is compared, px."""
-
+DEPTH = 2  # only pixels more than this inside the outline are compared, px
+HALF = 24  # half side of the square in which a nucleus is compared, px
 _LEAST_COMMON = 40  # px of the interior that both patches must show
 
 # Turns (radians) and shifts (px) that are tried, each stage around the best of the one before.
@@ -111,24 +104,13 @@ def _score_motions(
     return score.where(count[:, 0] >= _LEAST_COMMON, torch.tensor(-torch.inf)), correlation
 
 
-PAIRS = 600
-"""Pairs of patches that are compared at each lag."""
-
-CALIBRATION_NUCLEI = 200
-"""Nuclei that are rendered for each correlation of the noise."""
-
-ITERATIONS = 4
-"""Videos that are made to correct what pairs alone do not show."""
-
-CALIBRATION_SCENE = SceneSettings(frames=16, size=(640, 640), nuclei=72)
-"""What these videos show."""
-
-LEAST_PAIRS = 20
-"""With fewer pairs at a lag nothing is measured at it."""
-
+PAIRS = 600  # pairs of patches that are compared at each lag
+CALIBRATION_NUCLEI = 200  # nuclei that are rendered for each correlation of the noise
+ITERATIONS = 4  # videos that are made to correct what pairs alone do not show
+CALIBRATION_SCENE = SceneSettings(frames=16, size=(640, 640), nuclei=72)  # what these videos show
+LEAST_PAIRS = 20  # with fewer pairs at a lag nothing is measured at it
+# Used where a video shows too few pairs (close to that of the HeLa video).
 DEFAULT = TextureModel(memory=0.97, fresh=0.2)
-"""Used where a video shows too few pairs (close to that of the HeLa video)."""
-
 _NOISES = (0.0, 0.5, 0.7, 0.85, 0.95, 1.0)
 
 Array = npt.NDArray[np.float64]

@@ -18,13 +18,11 @@ from bvdm_data.files import open_atomic
 from bvdm_data.rng import torch_rng
 
 CPU = torch.device("cpu")
-
-HELD_OUT = 0.15
-"""Share of the tracks that no network learns from."""
+HELD_OUT = 0.15  # share of the tracks that no network learns from
 
 Network = TypeVar("Network", bound=nn.Module)
+# The training loss of a network at a step, and its validation loss.
 Losses = tuple[Callable[[nn.Module, int], Tensor], Callable[[nn.Module], float]]
-"""The training loss of a network at a step, and its validation loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,8 +183,11 @@ def compute_fingerprint(*parts: object) -> str:
 
 def _save(path: Path, step: int, parts: dict[str, Any], log: TrainingLog, purpose: str) -> None:
     states = {name: part.state_dict() for name, part in parts.items()}
+    # Into memory first: torch hides that a disk is full.
+    content = io.BytesIO()
+    torch.save({"purpose": purpose, "step": step, "log": vars(log), **states}, content)
     with open_atomic(path) as temporary:
-        torch.save({"purpose": purpose, "step": step, "log": vars(log), **states}, temporary)
+        temporary.write_bytes(content.getvalue())
 
 
 def _load(path: Path, parts: dict[str, Any], log: TrainingLog, purpose: str) -> int:

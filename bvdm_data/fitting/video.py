@@ -106,12 +106,9 @@ def estimate_background(
 
 Array = npt.NDArray[np.float64]
 
+# Length of the kernel that correlates noise along rows (HeLa: no correlation beyond 4 px).
 STREAK = 9
-"""Length of the kernel that correlates noise along rows (HeLa: no correlation beyond 4 px)."""
-
-FRAMES = 24
-"""Frames that noise and blur are measured on, evenly spread over the video."""
-
+FRAMES = 24  # frames that noise and blur are measured on, evenly spread over the video
 _LAG = 50
 
 
