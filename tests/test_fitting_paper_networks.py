@@ -122,9 +122,9 @@ def test_flow_loss_and_iou_know_the_truth():
     assert float(compute_flow_loss(Still(), masks)) == pytest.approx(float(wanted))
     assert float(compute_flow_loss(Still(-3.0, 1.0), masks)) < 1e-6
     iou = measure_flow_iou(Still(-3.0, 1.0), masks)
-    assert iou.after == pytest.approx(1)
-    assert iou.before < 0.75
-    assert iou.pairs == 24
+    assert iou["overlap_after"] == pytest.approx(1)
+    assert iou["overlap_before"] < 0.75
+    assert iou["held_out_pairs"] == 24
 
 
 def test_flownet_learns_the_next_mask(tmp_path):
@@ -132,8 +132,8 @@ def test_flownet_learns_the_next_mask(tmp_path):
     run = Run(tmp_path / "flow.pt", progress=False)
     _, log, iou = train_flownet(shifted_discs(), training, run)
     assert log.held_out[-1][1] < 0.85 * log.held_out[0][1]
-    assert iou.after > iou.before + 0.01
-    assert iou.pairs == 4
+    assert iou["overlap_after"] > iou["overlap_before"] + 0.01
+    assert iou["held_out_pairs"] == 4
     with pytest.raises(ValueError, match="belongs to a training with other data or settings"):
         train_flownet(shifted_discs(25), training, run)
 

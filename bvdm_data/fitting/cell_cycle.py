@@ -98,11 +98,7 @@ def fit_cycle_length(lineage: Lineage) -> Array:
 
 
 def count_short_stages(nuclei: Nuclei) -> dict[str, Any]:
-    """Count the frames of the short stages of every mitosis and newborn.
-
-    Also the share of mitoses whose stage lasts 0, 1, ... frames, ``[S, LONGEST + 1]``; the row of
-    interphase is 0.
-    """
+    """Count the frames of the short stages of every mitosis and newborn, and tabulate them."""
     lineage = nuclei.lineage
 
     def count(tracks: list[int], stages: tuple[int, ...]) -> npt.NDArray[np.int64]:
@@ -164,10 +160,7 @@ def fit_areas(nuclei: Nuclei) -> dict[str, Any]:
 
 
 def _measure_mitotic_areas(nuclei: Nuclei) -> dict[int, Array]:
-    """Return areas in each stage of mitosis over that of the mother before, ``[n]``.
-
-    NaN for nuclei of other stages and where the mother has no reference.
-    """
+    """Return areas in each stage of mitosis over the mother's before, ``[n]``, or NaN."""
     lineage, references = nuclei.lineage, nuclei.references
     nothing = (math.nan, 0.0)
     tracks = nuclei.crops.track.tolist()
@@ -190,11 +183,7 @@ def _take_medians(ratios: Mapping[int, Array]) -> Array:
 
 
 def _measure_area_of_age(nuclei: Nuclei, keep: npt.NDArray[np.bool_] | None = None) -> Array:
-    """Return the median area of daughters at each age over their mother's, never falling, ``[A]``.
-
-    Ages at which fewer than a quarter of the daughters are seen are left out, as are crops that
-    ``keep`` does not mark; before the first age that is seen the curve is flat.
-    """
+    """Return the median area of daughters over their mother's by age, never falling, ``[A]``."""
     ratios: dict[int, list[float]] = {}
     for mother, (body, _) in nuclei.references.items():
         for daughter in nuclei.lineage.daughters[mother]:
@@ -203,6 +192,7 @@ def _measure_area_of_age(nuclei: Nuclei, keep: npt.NDArray[np.bool_] | None = No
             ages = nuclei.crops.frame[rows] - nuclei.lineage.spans[daughter][0]
             for age, area in zip(ages.tolist(), nuclei.area[rows], strict=True):
                 ratios.setdefault(age, []).append(float(area) / body)
+    # Ages at which fewer than a quarter of the daughters are seen are left out.
     least = max(2, len(ratios.get(0, [])) / 4)
     youngest = min((age for age, own in ratios.items() if len(own) >= least), default=0)
     of_age = (ratios.get(age, []) for age in itertools.count(youngest))
@@ -213,10 +203,7 @@ def _measure_area_of_age(nuclei: Nuclei, keep: npt.NDArray[np.bool_] | None = No
 
 
 def fit_size_drift(nuclei: Nuclei, body: Array) -> Array:
-    """Fit spread and autocorrelation of the log areas of nuclei of one age, ``[2]``.
-
-    The spread is what is beyond that of the areas of grown nuclei, ``body``.
-    """
+    """Fit spread, beyond that of ``body``, and autocorrelation of log areas at one age, ``[2]``."""
     parents, spans = nuclei.lineage.parents, nuclei.lineage.spans
     by_age: dict[int, list[int]] = {}
     for row in np.flatnonzero(nuclei.stage == INTERPHASE).tolist():
@@ -310,10 +297,7 @@ def _measure_shared_drift(nuclei: Nuclei, score: Array, memory: float) -> float:
 
 
 def _measure_stage_brightness(nuclei: Nuclei) -> Array:
-    """Return median and robust deviation of log brightness against interphase, ``[S, 2]``.
-
-    In interphase: 0, and the typical deviation of a nucleus from its own median.
-    """
+    """Return median and robust deviation of log brightness against interphase, ``[S, 2]``."""
     against: dict[int, float] = {}
     for mother, (_, brightness) in nuclei.references.items():
         for identity in (mother, *nuclei.lineage.daughters[mother]):

@@ -44,10 +44,7 @@ def trace_contours(masks: npt.NDArray[np.bool_]) -> Contours:
 
 
 def trace_contour(mask: npt.NDArray[np.bool_]) -> Array:
-    """Measure the outline of a mask in polar coordinates around its centroid, ``[K]`` px.
-
-    Angle 0 is the major axis of the ellipse with the same second moments.
-    """
+    """Measure the outline of a mask around its centroid, from the major axis on, ``[K]`` px."""
     points = np.argwhere(mask)
     if len(points) == 0:
         raise ValueError("mask must show a nucleus, got an empty one")
@@ -125,11 +122,7 @@ def _fit_components(contours: Array) -> tuple[Array, Array]:
 
 
 def _fit_roughness(contours: Array, mean: Array, modes: Array, seed: int) -> Array:
-    """Measure how irregular nuclei are: median and log deviation of the size of their scores.
-
-    The pixels of the mask add to it, and will do so again when a drawn outline becomes a mask. The
-    median is corrected by what they add to drawn outlines.
-    """
+    """Measure how irregular nuclei are: median and log deviation of the size of their scores."""
     kept = (modes**2).sum(1) > _LEAST_POWER * (modes**2).sum()
     kept[:2] = False
     count = int(kept.sum())
@@ -148,6 +141,7 @@ def _fit_roughness(contours: Array, mean: Array, modes: Array, seed: int) -> Arr
     rng = numpy_rng(seed, "fit", "ragged")
     scores = rng.standard_normal((_REDRAWN, len(modes)))
     scores[:, 2:] *= math.exp(middle)
+    # The pixels of a mask add to it, as they will to masks of drawn outlines: that is taken off.
     again = np.stack([trace_contour(_draw_mask(radii, rng)) for radii in mean + scores @ modes])
     return np.array([math.exp(2 * middle - float(np.median(measure_sizes(again)))), own])
 

@@ -126,10 +126,7 @@ def train_denoiser(
     noise: float,
     start: Denoiser | None = None,
 ) -> tuple[Denoiser, TrainingLog]:
-    """Train the denoiser: v-prediction, noise levels drawn evenly, all four mirrorings.
-
-    ``noise`` is the standard deviation of the camera's noise, in grey values.
-    """
+    """Train the denoiser: v-prediction, noise levels drawn evenly, all four mirrorings."""
     if start is None:
         floor = NOISE_FLOOR_SIGMAS * max(noise, 1e-5)
         settings = DenoiserConfig(patch=crops.light.shape[-1], floor=floor)
@@ -177,10 +174,10 @@ def make_denoiser_losses(
         return _compute_loss(model, batch, noise, level[order])
 
     def val_loss(model: nn.Module) -> float:
-        def check_part(part: Tensor) -> Tensor:
-            return _compute_loss(model, check.at(part), check_noise[part], check_level[part])
-
-        return average_parts(check_part, _CHECKED, 32)
+        parts = (*vars(check).values(), check_noise, check_level)
+        return average_parts(
+            lambda *part: _compute_loss(model, AlignedCrops(*part[:-2]), *part[-2:]), parts, 32
+        )
 
     return train_loss, val_loss
 

@@ -293,12 +293,7 @@ def _train_paper_networks(
     )
     entries: Card = {
         "texture": _describe_training(texture_log, settings.texture),
-        "flow": {
-            **_describe_training(flow_log, settings.flow),
-            "held_out_pairs": iou.pairs,
-            "overlap_before": round(iou.before, 4),
-            "overlap_after": round(iou.after, 4),
-        },
+        "flow": {**_describe_training(flow_log, settings.flow), **iou},
     }
     return unet, flownet, entries, []
 

@@ -63,10 +63,7 @@ class Lineage:
         return None if None in rows else [row for row in rows if row is not None]
 
     def find_pairs(self, lag: int, keep: npt.NDArray[np.bool_] | None = None) -> Rows:
-        """Return the rows of each nucleus now and ``lag`` frames later, ``[n, 2]``.
-
-        With ``keep``, both rows are among those that it marks.
-        """
+        """Return the rows of nuclei now and ``lag`` frames later, both kept, ``[n, 2]``."""
         later = ((row, self.row_of.get((t, f + lag))) for (t, f), row in self.row_of.items())
         pairs = np.array([pair for pair in later if pair[1] is not None], np.int64).reshape(-1, 2)
         return pairs if keep is None else pairs[keep[pairs].all(1)]

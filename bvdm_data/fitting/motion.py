@@ -111,11 +111,7 @@ def fit_speed_by_age(nuclei: Nuclei, pairs: Rows, steps: Array) -> Array:
 
 
 def fit_speed(nuclei: Nuclei, pairs: Rows, steps: Array, by_age: Array) -> Array:
-    """Fit how fast nuclei are apart from their age, and how long a fast one stays fast.
-
-    The logarithm of the length of a nucleus' step is the sum of a lasting speed and of what is new
-    in every frame. Returns the five numbers of :attr:`bvdm_data.synth.motion.MotionModel.pace`.
-    """
+    """Fit the speed apart from age: a log step is a lasting part plus what is new in each frame."""
     if len(by_age) > 1:
         age = _measure_ages(nuclei, pairs[:, 1])
         pairs, steps = pairs[age >= 0], steps[age >= 0]
@@ -147,10 +143,7 @@ def _correlate_later(nuclei: Nuclei, values: Array, lag: int) -> float:
 
 
 def _fit_student_t(lengths: Array, spread: float) -> tuple[float, float]:
-    """Return scale and degrees of freedom of the t law whose quantiles come nearest to lengths.
-
-    Its scale varies by a log-normal factor of this spread, so quantiles are simulated.
-    """
+    """Return scale and freedom of the t law, with a log-normal scale, whose quantiles fit best."""
     middle, end = np.quantile(lengths, [0.5, 0.95])
     rng = numpy_rng(0, "fit", "pace")
     factor = np.exp(spread * rng.standard_normal(_SIMULATED))
@@ -206,10 +199,7 @@ def _measure_separation(nuclei: Nuclei) -> Array:
 
 
 def _fit_sister_distance(nuclei: Nuclei) -> Array:
-    """Fit mean and deviation of the log distance of sisters by age: straight lines, ``[A, 2]``.
-
-    The lines are straight in the square root of age.
-    """
+    """Fit mean and deviation of the log distance of sisters: lines over root age, ``[A, 2]``."""
     ages, logs = _measure_log_distances(nuclei, range(_OLDEST)).T
     if len(ages) < LEAST_STEPS:
         return np.array([[math.log(30.0), 0.3]])
@@ -236,10 +226,7 @@ def fit_density(video: Video, border: int) -> Array:
 
 
 def _measure_spacing(nuclei: Nuclei) -> Array:
-    """Measure the distance of nearest neighbours over the sum of their mean radii, ``[Q]``.
-
-    Quantiles at equally spaced levels.
-    """
+    """Return quantiles of the distance of nearest neighbours over the sum of radii, ``[Q]``."""
     crops, radius = nuclei.crops, np.sqrt(nuclei.area / math.pi)
     ratios: list[float] = []
     for frame in np.unique(crops.frame):

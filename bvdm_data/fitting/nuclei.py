@@ -36,12 +36,7 @@ class Crops:
 
 
 def extract_crops(video: Video, *, patch: int = PATCH) -> Crops:
-    """Cut every whole nucleus out of the frames, centred on the middle of its bounding box.
-
-    As in the authors' extraction, a crop shows one nucleus and nothing else. Left out are nuclei
-    that touch the border of the frame, because they are cut, masks that belong to no track, and
-    nuclei larger than the patch.
-    """
+    """Cut every nucleus that is whole, tracked and fits into a patch out of the frames."""
     tracks = {int(track) for track in video.tracks[:, 0]}
     rows = [row for frame in video.frames for row in _cut_frame(frame, patch) if row[2] in tracks]
     light, masks, track, number, brightness, centre = zip(*rows, strict=True) if rows else [()] * 6
@@ -72,10 +67,7 @@ def check_fittable(crops: Crops) -> float:
 
 
 def measure_ellipse(mask: npt.NDArray[np.bool_]) -> tuple[float, float]:
-    """Return angle and ratio of the axes of the ellipse with the same second moments.
-
-    The angle is that from the y axis to the major axis, in radians.
-    """
+    """Return angle from y (radians) and ratio of the axes of the ellipse with the same moments."""
     y, x = (part - part.mean() for part in np.nonzero(mask))
     if len(y) < 2:
         return 0.0, 1.0
@@ -100,6 +92,7 @@ def _cut_frame(frame: Frame, patch: int) -> Iterator[tuple[Any, ...]]:
         (y0, y1), (x0, x1) = ((side.start, side.stop) for side in box)
         if y0 == 0 or x0 == 0 or y1 == height or x1 == width or max(y1 - y0, x1 - x0) > patch:
             continue
+        # As in the authors' extraction, a crop shows one nucleus and nothing else.
         inside = frame.masks[box] == label
         top = patch // 2 - (y1 - y0) // 2
         left = patch // 2 - (x1 - x0) // 2

@@ -91,10 +91,7 @@ def make_ddpm_losses(crops: DdpmCrops, training: TrainingSettings) -> Losses:
         return _compute_ddpm_loss(model, images, *_draw_noise(images.shape, generator))
 
     def val_loss(model: nn.Module) -> float:
-        def check_part(part: Tensor) -> Tensor:
-            return _compute_ddpm_loss(model, *(values[part] for values in check))
-
-        return average_parts(check_part, _CHECKED, 32)
+        return average_parts(lambda *part: _compute_ddpm_loss(model, *part), check, 32)
 
     return train_loss, val_loss
 
@@ -134,15 +131,6 @@ class MaskPairs:
     track: Tensor  # track id, [n] int64
 
 
-@dataclass(frozen=True)
-class FlowIoU:
-    """How well masks agree with the next frame's, on average over pairs."""
-
-    before: float  # intersection over union of the centred masks as they are
-    after: float  # the same after the first was warped by the predicted flow
-    pairs: int  # number of pairs
-
-
 def make_mask_pairs(crops: Crops, lineage: Lineage) -> MaskPairs:
     """Pair the masks of every nucleus with those one frame later.
 
@@ -166,11 +154,11 @@ def make_mask_pairs(crops: Crops, lineage: Lineage) -> MaskPairs:
 
 def train_flownet(
     pairs: MaskPairs, training: TrainingSettings, run: Run
-) -> tuple[FlowNet, TrainingLog, FlowIoU]:
+) -> tuple[FlowNet, TrainingLog, dict[str, float]]:
     """Train FlowNet: mean squared error of the warped mask + .01 x squared gradient of the flow."""
     learn, held = split_tracks(pairs.track, training.seed)
     order = torch.randperm(len(held), generator=torch_rng(training.seed, "flow", "held out"))
-    check = pairs.masks[held[order[:512]]]
+    check, device = pairs.masks[held[order[:512]]], run.device
 
     def train_loss(model: nn.Module, step: int) -> Tensor:
         generator = torch_rng(training.seed, "flow", step)
@@ -180,10 +168,7 @@ def train_flownet(
         )
 
     def val_loss(model: nn.Module) -> float:
-        def check_part(part: Tensor) -> Tensor:
-            return compute_flow_loss(model, check[part].to(run.device))
-
-        return average_parts(check_part, len(check), 64)
+        return average_parts(lambda part: compute_flow_loss(model, part.to(device)), (check,), 64)
 
     losses, data = (train_loss, val_loss), (pairs.track, pairs.masks)
     network, log = train_network("flow", FlowNet, lambda _: losses, training, run, data=data)
@@ -202,15 +187,17 @@ def compute_flow_loss(model: nn.Module, masks: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def measure_flow_iou(network: nn.Module, masks: Tensor) -> FlowIoU:
-    """Measure how well warping brings each mask onto the next."""
+def measure_flow_iou(network: nn.Module, masks: Tensor) -> dict[str, float]:
+    """Return the mean IoU of masks with the next frame's, before and after warping."""
     before, after = [], []
     for part in masks.split(64):  # type: ignore[no-untyped-call]
         source, target = part.float().split(1, 1)
         warped = warp(source, network(source, target)) > 0.5
         before.append(_compute_iou(part[:, :1], part[:, 1:]))
         after.append(_compute_iou(warped, part[:, 1:]))
-    return FlowIoU(float(torch.cat(before).mean()), float(torch.cat(after).mean()), len(masks))
+    ious = (round(float(torch.cat(parts).mean()), 4) for parts in (before, after))
+    names = ("held_out_pairs", "overlap_before", "overlap_after")
+    return dict(zip(names, (len(masks), *ious), strict=True))
 
 
 def _compute_iou(first: Tensor, second: Tensor) -> Tensor:

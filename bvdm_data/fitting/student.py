@@ -153,10 +153,7 @@ def choose_small_patch(patch: int) -> int:
 def make_student_losses(
     pairs: DistillationPairs, settings: StudentConfig, training: TrainingSettings
 ) -> Losses:
-    """Return the training loss of the student, and its loss on held-out pairs.
-
-    The latter is the share of the texture's variance inside the outlines that it misses.
-    """
+    """Return the training loss, and the share of held-out textures that the student misses."""
     rows = torch.arange(len(pairs.radii))
     is_held = rows < min(_HELD_OUT, len(rows) // 4)
     fits = pairs.radii.amax(1) <= settings.narrow / 2 - PATCH_MARGIN

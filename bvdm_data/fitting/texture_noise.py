@@ -73,11 +73,7 @@ def measure_angle_between_axes(first: NucleusPatch, second: NucleusPatch) -> flo
 def _score_motions(
     first: NucleusPatch, second: NucleusPatch, motions: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Score rigid motions (turn, down, right) ``[N, 3]`` of a patch onto the inside of another.
-
-    Overlap of the insides plus correlation, -inf with too few common pixels; and the
-    correlation; ``[N]`` each.
-    """
+    """Return IoU plus correlation (or -inf), and correlation, after rigid motions, ``[N]``."""
     places = first.inside.nonzero()
     light = first.light[places[:, 0], places[:, 1]]
     y, x = (places - HALF - first.rest).T
@@ -223,10 +219,7 @@ def measure_synthetic(model: Model, seed: int) -> dict[int, float]:
 
 
 def measure_rendered(model: Model, brightness: Array, lag: int, noise: float, seed: int) -> float:
-    """Return the median correlation of rendered nuclei with themselves some frames later.
-
-    Their noise has this correlation; their outlines change as they do in a video.
-    """
+    """Return the median correlation of rendered nuclei whose noise has this correlation."""
     settings, count = FastSettings(), CALIBRATION_NUCLEI
     network = model.painter_for(settings)
     patch = network.settings.patch
@@ -251,10 +244,7 @@ def measure_rendered(model: Model, brightness: Array, lag: int, noise: float, se
 
 
 def _draw_outlines(model: Model, lag: int, patch: int, rng: np.random.Generator) -> Array:
-    """Draw outlines of the same nuclei now and ``lag`` frames later, ``[2, n, K]``.
-
-    Both are of one area and fit into the patch.
-    """
+    """Draw outlines of one area now and ``lag`` frames later, within the patch, ``[2, n, K]``."""
     shapes = model.shapes
     scores = [shapes.scores(lag + 1, rng)[[0, -1]] for _ in range(CALIBRATION_NUCLEI)]
     mean = shapes.mean[0]

@@ -234,7 +234,7 @@ def draw_rows(groups: Sequence[Tensor], count: int, generator: torch.Generator) 
     return [int(groups[g][int(p * len(groups[g]))]) for g, p in zip(chosen, place, strict=True)]
 
 
-def average_parts(loss: Callable[[Tensor], Tensor], count: int, size: int) -> float:
-    """Return the mean of a loss over parts of ``count`` rows, ``size`` rows at a time."""
-    parts = torch.arange(count).split(size)  # type: ignore[no-untyped-call]
-    return float(torch.stack([loss(part) for part in parts]).mean())
+def average_parts(loss: Callable[..., Tensor], batch: Sequence[Tensor], size: int) -> float:
+    """Return the mean of a loss over parts of a batch, ``size`` rows at a time."""
+    parts = zip(*(values.split(size) for values in batch), strict=True)  # type: ignore[no-untyped-call]
+    return float(torch.stack([loss(*part) for part in parts]).mean())

@@ -171,10 +171,7 @@ def _measure_noise(frames: list[Frame]) -> tuple[float, Array]:
 
 
 def _measure_field_width(fields: list[npt.NDArray[np.float32]]) -> float:
-    """Measure the width of the Gaussian that gives white noise the correlation of the field.
-
-    The correlation is measured at 50 px; where the field is even, the width is 50 px.
-    """
+    """Measure the width of the Gaussian that gives white noise the correlation of the field."""
     widths = []
     for field in fields:
         if not field.std() > 0:
