@@ -50,19 +50,18 @@ Card = dict[str, object]  # entries of the card of a model: JSON values
 
 @dataclass(frozen=True, kw_only=True)
 class FitSettings:
-    """How a generator is fitted.
+    """How a model is fitted.
 
     Attributes:
-        painter: Training of the painter, our recipe. Its seed becomes ``seed``.
-        distilled: Training of the network that draws in one call, our recipe. Its seed becomes
-            ``seed``.
-        pairs: Pictures that the painter draws for it to learn from, at least 4: a quarter of
-            them, or 512, is held out.
+        painter: Training of the denoiser, our recipe. Its seed becomes ``seed``.
+        distilled: Training of the one-step student, our recipe. Its seed becomes ``seed``.
+        pairs: Images that the denoiser renders for the student to learn from, at least 4. A
+            quarter of them, at most 512, is held out.
         paper: Whether the networks of the paper's method are trained, too.
-        texture: Training of its DDPM; the paper's recipe. Its seed becomes ``seed``.
-        flow: Training of its FlowNet; the paper's recipe. Its seed becomes ``seed``.
+        texture: Training of the paper's DDPM, by the paper's recipe. Its seed becomes ``seed``.
+        flow: Training of the paper's FlowNet, by the paper's recipe. Its seed becomes ``seed``.
         network: Size of the DDPM's U-Net.
-        minutes: Time between two frames; 30 in Fluo-N2DL-HeLa.
+        minutes: Time between two frames, in minutes; 30 in Fluo-N2DL-HeLa.
         border: Width in pixels of the band at the frame's edge without complete truth.
         seed: Seed of everything.
         stop: Frame number after the last one that is used; None: all.
@@ -81,7 +80,7 @@ class FitSettings:
     stop: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse numbers that fit nothing."""
+        """Check the numbers."""
         if not self.minutes > 0:
             raise ValueError(f"minutes must be above 0, got {self.minutes}")
         # Plain ints, since the card is written as JSON; one seed for all parts.
@@ -109,11 +108,11 @@ def fit(
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> Model:
-    """Fit a generator to one annotated video and write it to one file.
+    """Fit a model to one annotated video and write it to one file.
 
-    The statistics take a minute, the networks an hour or so on a CPU, the two networks of the
-    paper's method hours. All trainings keep checkpoints in ``work_dir``; the same call goes on
-    where a killed one was.
+    The statistics take a minute, the networks about an hour on a CPU, the two networks of the
+    paper's method hours. All trainings keep checkpoints in ``work_dir``: after a kill, the same
+    call continues from them.
 
     Args:
         root: Folder of a data set in the layout of the Cell Tracking Challenge.
@@ -121,18 +120,18 @@ def fit(
         sequence: Name of the video in it.
         truth: Where the masks come from; see ``read_sequence``.
         scale: How counts become grey values; None: guessed from the video.
-        work_dir: Folder of the checkpoints; None: ``NAME.fit`` beside output.
+        work_dir: Folder of the checkpoints; None: ``NAME.fit`` in the folder of output.
         settings: Trainings, frame interval, seed.
-        start_from: A model to start from, as for :func:`bvdm_data.weights.load`: its painter is
-            trained on, as is the network distilled from it, and what a short video cannot tell
-            (lives where it shows fewer than two divisions, motion, the texture's memory) is taken
-            over, as are the networks of the paper's method. The card says what was. None: from
-            nothing.
+        start_from: A model to start from, as for :func:`bvdm_data.weights.load`. Denoiser and
+            student are trained on from it. What a short video shows too little of is copied from
+            it (lives with fewer than two divisions, motion, the autocorrelation of textures), as
+            are the networks of the paper's method. The card lists what was copied. None: start
+            from nothing.
         device: Where the networks are trained.
         progress: Show progress bars.
 
     Returns:
-        The generator that was written.
+        The model that was written.
 
     Raises:
         FileNotFoundError: If the data set or the video is missing.

@@ -33,7 +33,7 @@ class TrainingSettings:
         steps: Optimiser steps.
         batch: Samples a step.
         rate: Learning rate.
-        average: Decay of the exponential moving average of the weights, which is what is kept.
+        average: Decay of the exponential moving average of the weights; the average is the result.
         seed: Step ``i`` draws from a stream of (seed, i), so a resumed run equals an unbroken one.
         save_every: Steps between two checkpoints.
         check_every: Steps between two held-out losses.
@@ -48,7 +48,7 @@ class TrainingSettings:
     check_every: int = 500
 
     def __post_init__(self) -> None:
-        """Refuse numbers that train nothing."""
+        """Check the numbers."""
         for name in ("steps", "batch", "save_every", "check_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
