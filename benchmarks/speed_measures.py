@@ -88,7 +88,7 @@ def against_paper(seconds: float) -> dict[str, Any]:
 def arithmetic(seconds: float) -> dict[str, float]:
     """The distilled network against a product of matrices of its type, taken in turns."""
     network = load("hela").distilled
-    side, draws = network.settings.narrow, torch.Generator().manual_seed(0)
+    side, draws = network.settings.small_patch, torch.Generator().manual_seed(0)
     noise = torch.randn((BATCH, 1, side, side), generator=draws)
     edge = compute_signed_distance_map(torch.full((BATCH, 60), 11.0), side)
     brightness, stage = torch.full((BATCH,), 0.1), torch.zeros(BATCH, dtype=torch.long)

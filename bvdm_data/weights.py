@@ -21,7 +21,7 @@ from bvdm_data.synth.contours import ShapeModel
 from bvdm_data.synth.denoiser import Denoiser, DenoiserConfig, Student, StudentConfig
 from bvdm_data.synth.flow import FlowNet
 from bvdm_data.synth.model import Model
-from bvdm_data.synth.motion import MotionModel
+from bvdm_data.synth.motion import MotionModel, SpeedModel
 from bvdm_data.synth.textures import TextureModel
 from bvdm_data.synth.unet import UNet, UNetSettings
 
@@ -35,6 +35,31 @@ _PARTS = {
     "camera": CameraModel,
     "texture": TextureModel,
 }
+_FILE_KEYS = {
+    "autocorrelation": "memory",
+    "innovation": "fresh",
+    "area_jitter": "wobble",
+    "roughness": "ragged",
+    "elongation": "length",
+    "brightness_autocorrelation": "brightness_memory",
+    "brightness_sister_correlation": "brightness_shared",
+    "mother_area": "body",
+    "adult_area": "grown",
+    "division_asymmetry": "birth_split",
+    "division_asymmetry_robust": "split",
+    "pro_metaphase_frames": "mitoses",
+    "ana_telophase_frames": "births",
+    "rotation": "turn",
+    "speed": "pace",
+    "speed_by_age": "pace_of_age",
+    "division_offset": "shift",
+    "stage_drift": "drift",
+    "sister_distance": "sisters",
+    "neighbour_spacing": "closest",
+    "small_patch": "narrow",
+}
+"""Names of fields in a file, where they differ: files of all versions stay readable."""
+
 _NETWORKS = ("unet", "flownet", "painter", "distilled")
 _Part = TypeVar("_Part")
 
@@ -139,10 +164,10 @@ def save(generator: Model, path: str | Path) -> None:
     tensors: dict[str, Tensor] = {}
     header: dict[str, Any] = {"format": FORMAT, "card": dict(generator.card)}
     header["painter"] = asdict(generator.painter.settings)
-    header["distilled"] = asdict(generator.distilled.settings)
+    header["distilled"] = _to_file_keys(generator.distilled.settings)
     header["unet"] = None if generator.unet is None else asdict(generator.unet.settings)
     for name in _PARTS:
-        part = asdict(getattr(generator, name))
+        part = _to_file_keys(getattr(generator, name))
         arrays = {key: value for key, value in part.items() if isinstance(value, np.ndarray)}
         for key, value in arrays.items():
             tensors[f"{name}.{key}"] = torch.from_numpy(np.ascontiguousarray(value))
@@ -154,6 +179,15 @@ def save(generator: Model, path: str | Path) -> None:
     _check_finite(tensors)
     header["digest"] = _digest(tensors, header)
     write_tensors(path, tensors, {"bvdm_data": json.dumps(header, allow_nan=False)})
+
+
+def _to_file_keys(part: Any) -> dict[str, Any]:
+    values = {_FILE_KEYS.get(key, key): value for key, value in asdict(part).items()}
+    return {k: np.array(v) if isinstance(v, SpeedModel) else v for k, v in values.items()}
+
+
+def _from_file_keys(kind: type[_Part], values: Mapping[str, Any]) -> _Part:
+    return kind(**{f.name: values[_FILE_KEYS.get(f.name, f.name)] for f in fields(kind)})  # type: ignore[arg-type]
 
 
 def _check_finite(tensors: Mapping[str, Tensor]) -> None:
@@ -240,7 +274,7 @@ def _assembled(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Mode
     with torch.device("meta"):
         networks: dict[str, nn.Module] = {
             "painter": Denoiser(DenoiserConfig(**sizes["painter"])),
-            "distilled": Student(StudentConfig(**sizes["distilled"])),
+            "distilled": Student(_from_file_keys(StudentConfig, sizes["distilled"])),
         }
         if "unet" in sizes:
             networks |= {"unet": UNet(UNetSettings(**sizes["unet"])), "flownet": FlowNet()}
@@ -261,5 +295,7 @@ def _part(
     kind: type[_Part], name: str, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
 ) -> _Part:
     arrays = {key: value.numpy() for key, value in _below(tensors, name).items()}
-    given = {**arrays, **numbers}
-    return kind(**{item.name: given[item.name] for item in fields(kind)})  # type: ignore[arg-type]
+    values: dict[str, Any] = {**arrays, **numbers}
+    if kind is MotionModel:
+        values["pace"] = SpeedModel(*arrays["pace"].tolist())
+    return _from_file_keys(kind, values)

@@ -17,7 +17,7 @@ from bvdm_data.synth.contours import CONTOUR_POINTS, ShapeModel
 from bvdm_data.synth.denoiser import Denoiser, DenoiserConfig, Student, StudentConfig
 from bvdm_data.synth.flow import FlowNet
 from bvdm_data.synth.model import Model
-from bvdm_data.synth.motion import MotionModel
+from bvdm_data.synth.motion import MotionModel, SpeedModel
 from bvdm_data.synth.textures import TextureModel
 from bvdm_data.synth.unet import UNet, UNetSettings
 
@@ -89,11 +89,11 @@ def tiny_shapes():
         np.array(mean),
         modes,
         np.arange(20.0, 26.0),
-        memory=np.array([0.95, 0.9, 0.8, 0.5]),
-        fresh=np.array([0.1, 0.2, 0.5, 0.8]),
-        wobble=0.02,
-        ragged=np.array([0.9, 0.1]),
-        length=special.ndtri(np.linspace(0.001, 0.999, 129)),
+        autocorrelation=np.array([0.95, 0.9, 0.8, 0.5]),
+        innovation=np.array([0.1, 0.2, 0.5, 0.8]),
+        area_jitter=0.02,
+        roughness=np.array([0.9, 0.1]),
+        elongation=special.ndtri(np.linspace(0.001, 0.999, 129)),
     )
 
 
@@ -108,22 +108,22 @@ def tiny_lives():
         durations=durations,
         cycle=np.array([np.log(12), 0.2]),
         brightness=np.linspace(0.1, 0.3, 9),
-        brightness_memory=0.98,
-        brightness_shared=0.5,
+        brightness_autocorrelation=0.98,
+        brightness_sister_correlation=0.5,
         stage_brightness=np.array(offsets, float),
         sister_spread=0.05,
-        body=np.array([300.0, 400.0, 500.0]),
+        mother_area=np.array([300.0, 400.0, 500.0]),
         area_of_age=np.array([0.4, 0.6, 0.8, 1.0]),
         area_of_stage=np.array([1.0, 1.0, 0.7, 0.5, 1.0, 1.0]),
         area_at_birth=np.array([1.0, 1.0, 1.0, 1.0, 0.3, 0.4]),
-        birth_split=0.05,
-        split=0.03,
+        division_asymmetry=0.05,
+        division_asymmetry_robust=0.03,
         stage_spread=np.array([0.0, 0.1, 0.1, 0.1, 0.0, 0.0]),
-        grown=np.array([300.0, 400.0, 500.0]),
+        adult_area=np.array([300.0, 400.0, 500.0]),
         area_in_interphase=np.array([0.5, 0.6, 0.8, 1.0]),
         size=np.array([0.05, 0.9]),
-        mitoses=np.array([[1.0, 1.0, 1.0], [0.0, 0.0, 1.0], [2.0, 1.0, 0.0]]),
-        births=np.array([[1.0, 1.0], [0.0, 2.0]]),
+        pro_metaphase_frames=np.array([[1.0, 1.0, 1.0], [0.0, 0.0, 1.0], [2.0, 1.0, 0.0]]),
+        ana_telophase_frames=np.array([[1.0, 1.0], [0.0, 2.0]]),
         minutes=30.0,
     )
 
@@ -137,12 +137,12 @@ def tiny_motion():
         0.1,
         np.array([np.log(12), 0.1]),
         density,
-        pace=np.array([1.0, 0.4, 0.9, 2.0, 4.0]),
-        pace_of_age=np.array([1.5, 1.5, 1.2, 1.0]),
-        shift=1.0,
-        drift=np.array([[0.5, -0.5]] * 9),
-        sisters=np.array([[np.log(22), 0.2], [np.log(24), 0.2], [np.log(26), 0.3]]),
-        closest=np.array([0.8, 0.85, 1.0, 1.5]),
+        speed=SpeedModel(1.0, 0.4, 0.9, 2.0, 4.0),
+        speed_by_age=np.array([1.5, 1.5, 1.2, 1.0]),
+        division_offset=1.0,
+        stage_drift=np.array([[0.5, -0.5]] * 9),
+        sister_distance=np.array([[np.log(22), 0.2], [np.log(24), 0.2], [np.log(26), 0.3]]),
+        neighbour_spacing=np.array([0.8, 0.85, 1.0, 1.5]),
     )
 
 
@@ -164,7 +164,7 @@ def tiny_camera():
 
 
 TINY_PAINTER = DenoiserConfig(patch=48, channels=(16, 16, 16), condition_channels=16)
-TINY_DISTILLED = StudentConfig(patch=48, narrow=32, channels=(8, 8, 8), condition_channels=8)
+TINY_DISTILLED = StudentConfig(patch=48, small_patch=32, channels=(8, 8, 8), condition_channels=8)
 
 
 def seeded(network, seed, spread):

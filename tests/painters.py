@@ -19,7 +19,7 @@ class LinearPainter(Denoiser):
 
     def mean(self, edge, brightness):
         """Return the picture of a nucleus that is evenly lit, without a halo."""
-        return self.to_picture(brightness[:, None, None] * (edge[:, 0] <= 0), brightness)
+        return self.normalize(brightness[:, None, None] * (edge[:, 0] <= 0), brightness)
 
     def forward(self, noisy, level, edge, brightness, stage):
         self.levels.append(float(level[0]))
@@ -37,7 +37,7 @@ class OneCallPainter(Student):
     def __init__(self, painter, narrow=32):
         patch = painter.settings.patch
         settings = StudentConfig(
-            patch=patch, narrow=narrow, channels=(8, 8, 8), condition_channels=8
+            patch=patch, small_patch=narrow, channels=(8, 8, 8), condition_channels=8
         )
         super().__init__(settings)
         self.painter = painter

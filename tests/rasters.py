@@ -10,7 +10,7 @@ from bvdm_data.synth.textures import RenderedPatches
 
 def label(paths, frames, size):
     """Return the identity of the nucleus that is seen at each pixel [F, H, W], as an array."""
-    identities = np.array([0, *(path.life.identity for path in paths)], np.int32)
+    identities = np.array([0, *(path.cell.identity for path in paths)], np.int32)
     return identities[draw_labels(make_cell_table(paths, frames), size).numpy()]
 
 

@@ -49,7 +49,7 @@ def still(tiny_motion):
     return replace(
         tiny_motion,
         pace=np.array([0.0, 0.0, 0.0, 1.0, 30.0]),
-        pace_of_age=np.ones(1),
+        speed_by_age=np.ones(1),
         shift=0.0,
         drift=np.zeros((9, 2)),
         turn=0.0,
@@ -64,7 +64,7 @@ def bright(tiny_lives):
 
 
 def founders(paths):
-    return [path for path in paths if path.life.first == 0]
+    return [path for path in paths if path.cell.first == 0]
 
 
 # Places
@@ -88,7 +88,7 @@ def test_no_two_founders_are_closer_than_the_closest_of_the_video(play, tiny_mot
     motion = replace(tiny_motion, closest=np.full(3, closest))
     for seed in range(4):
         first = founders(play(seed, nuclei=8, motion=motion, frames=1))
-        radii = [float(compute_mean_radius(path.life.radii[0])) for path in first]
+        radii = [float(compute_mean_radius(path.cell.radii[0])) for path in first]
         places = [path.centres[0] for path in first]
         for one, other in itertools.combinations(range(len(first)), 2):
             apart = math.dist(places[one], places[other])
@@ -112,8 +112,8 @@ def test_a_density_that_does_not_fit_is_refused(play, tiny_motion):
 
 def paired(paths):
     """Return pairs of founders that were placed one after the other and are of one age."""
-    first = sorted(founders(paths), key=lambda path: path.life.identity)
-    return [(a, b) for a, b in itertools.pairwise(first) if a.life.age == b.life.age]
+    first = sorted(founders(paths), key=lambda path: path.cell.identity)
+    return [(a, b) for a, b in itertools.pairwise(first) if a.cell.age == b.cell.age]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
@@ -125,7 +125,7 @@ def test_founders_have_a_sister_at_the_distance_of_their_age(play, still, monkey
     for seed in range(4):
         first = founders(play(seed, nuclei=None, size=(200, 200), motion=motion, frames=1))
         for path in first:
-            wanted = math.exp(table[min(path.life.age, 11), 0])
+            wanted = math.exp(table[min(path.cell.age, 11), 0])
             apart = [math.dist(path.centres[0], other.centres[0]) for other in first]
             near = any(abs(distance - wanted) < 1e-6 for distance in apart)
             met, alone = met + near, alone + (not near)
@@ -149,7 +149,7 @@ def test_sisters_are_as_bright_as_each_other(play, bright, still):
     motion = replace(still, sisters=np.array([[math.log(30), 0.0]]))
     pairs = []
     for seed in range(10):
-        alike = replace(bright, brightness_shared=1.0)
+        alike = replace(bright, brightness_sister_correlation=1.0)
         paths = play(seed, nuclei=2, size=(260, 260), motion=motion, lives=alike)
         pairs += [
             (a, b)
@@ -158,7 +158,7 @@ def test_sisters_are_as_bright_as_each_other(play, bright, still):
         ]
     assert len(pairs) >= 4
     for one, other in pairs:
-        np.testing.assert_allclose(one.life.brightness[0], other.life.brightness[0])
+        np.testing.assert_allclose(one.cell.brightness[0], other.cell.brightness[0])
 
 
 def test_the_brightness_of_founders_is_spread_evenly_over_that_of_the_video(
@@ -168,7 +168,7 @@ def test_the_brightness_of_founders_is_spread_evenly_over_that_of_the_video(
     worst = []
     for seed in range(4):
         first = founders(play(seed, nuclei=None, lives=bright, frames=1))
-        values = np.sort([path.life.brightness[0] for path in first])
+        values = np.sort([path.cell.brightness[0] for path in first])
         even = np.interp(np.linspace(0, 1, len(values)), np.linspace(0, 1, 9), bright.brightness)
         worst.append(np.abs(values - even).max() / (bright.brightness[-1] - bright.brightness[0]))
         assert len(values) > 20
@@ -180,11 +180,11 @@ def test_the_brightness_of_founders_is_spread_evenly_over_that_of_the_video(
 
 def daughters_of(paths):
     """Return mother and daughters of every division."""
-    known = {path.life.identity: path for path in paths}
+    known = {path.cell.identity: path for path in paths}
     children = {}
     for path in paths:
-        if path.life.parent:
-            children.setdefault(path.life.parent, []).append(path)
+        if path.cell.parent:
+            children.setdefault(path.cell.parent, []).append(path)
     return [(known[mother], found) for mother, found in children.items()]
 
 
@@ -192,17 +192,17 @@ def test_every_division_has_two_daughters_that_follow_their_mother(play):
     divisions = 0
     for seed in range(6):
         paths = play(seed, frames=20)
-        ids = [path.life.identity for path in paths]
-        assert len(set(ids)) == len({path.depth for path in paths}) == len(paths)
+        ids = [path.cell.identity for path in paths]
+        assert len(set(ids)) == len({path.z_order for path in paths}) == len(paths)
         found = daughters_of(paths)
         divisions += len(found)
-        assert {m.life.identity for m, _ in found} == {
-            path.life.identity for path in paths if path.life.divides
+        assert {m.cell.identity for m, _ in found} == {
+            path.cell.identity for path in paths if path.cell.divides
         }
         for mother, daughters in found:
             assert len(daughters) == 2
-            assert all(d.life.first == mother.life.last + 1 for d in daughters)
-            assert all(d.life.age == 0 for d in daughters)
+            assert all(d.cell.first == mother.cell.last + 1 for d in daughters)
+            assert all(d.cell.age == 0 for d in daughters)
     assert divisions > 20
 
 
@@ -213,7 +213,7 @@ def test_daughters_are_born_on_both_sides_of_the_major_axis(play, still, tiny_mo
             middle = (one.centres[0] + other.centres[0]) / 2
             np.testing.assert_allclose(middle, mother.centres[-1], atol=1e-9)
             apart = one.centres[0] - other.centres[0]
-            axis = np.array([math.cos(mother.turns[-1]), math.sin(mother.turns[-1])])
+            axis = np.array([math.cos(mother.angles[-1]), math.sin(mother.angles[-1])])
             assert apart @ axis == pytest.approx(0, abs=1e-9)
             logs.append(math.log(np.hypot(*apart)))
     mean, spread = tiny_motion.separation
@@ -233,7 +233,7 @@ def test_the_drift_of_the_field_moves_all_nuclei_alike(play, still):
         for path in paths:
             steps = np.diff(path.centres, axis=0)
             for moment, step in enumerate(steps):
-                seen.add((seed, path.life.first + moment, *np.round(step, 6)))
+                seen.add((seed, path.cell.first + moment, *np.round(step, 6)))
     by_frame = {}
     for seed, frame, *step in seen:
         by_frame.setdefault((seed, frame), []).append(step)
@@ -274,7 +274,7 @@ def test_a_film_longer_than_the_video_drifts_as_far_as_that_is_known(play, still
 def steps_of(paths, dividing):
     """Return all steps into frames of nuclei that divide, or of others, [n, 2]."""
     found = [
-        np.diff(p.centres, axis=0)[np.isin(p.life.stages[1:], PRE_MITOTIC) == dividing]
+        np.diff(p.centres, axis=0)[np.isin(p.cell.stages[1:], PRE_MITOTIC) == dividing]
         for p in paths
     ]
     return np.concatenate(found)
@@ -290,12 +290,12 @@ def test_steps_have_the_pace_of_the_video_and_another_one_in_mitosis(play, still
 
 def test_the_young_are_as_fast_as_the_video_says(play, still):
     curve = np.array([9.0, 4.0, 2.0, 1.0])
-    motion = replace(still, pace=np.array([1.5, 0.0, 0.9, 1.0, 1e6]), pace_of_age=curve)
+    motion = replace(still, pace=np.array([1.5, 0.0, 0.9, 1.0, 1e6]), speed_by_age=curve)
     steps = {}
     for seed in range(12):
         for path in play(seed, frames=20, motion=motion):
             for moment, step in enumerate(np.diff(path.centres, axis=0), start=1):
-                steps.setdefault(min(path.life.age + moment, 3), []).append(step)
+                steps.setdefault(min(path.cell.age + moment, 3), []).append(step)
     for age, factor in ((1, 4.0), (2, 2.0), (3, 1.0)):
         assert np.std(steps[age]) == pytest.approx(1.5 * factor, rel=0.12)
 
@@ -334,12 +334,12 @@ def test_nuclei_that_move_are_kept_apart(play, tiny_motion):
     for seed in range(4):
         paths = play(seed, nuclei=8, motion=fast)
         for frame in range(8):
-            here = [p for p in paths if p.life.first <= frame <= p.life.last]
+            here = [p for p in paths if p.cell.first <= frame <= p.cell.last]
             for one, other in itertools.combinations(here, 2):
-                moments = (frame - one.life.first, frame - other.life.first)
+                moments = (frame - one.cell.first, frame - other.cell.first)
                 apart = math.dist(one.centres[moments[0]], other.centres[moments[1]])
-                radii = compute_mean_radius(one.life.radii[moments[0]])
-                radii += compute_mean_radius(other.life.radii[moments[1]])
+                radii = compute_mean_radius(one.cell.radii[moments[0]])
+                radii += compute_mean_radius(other.cell.radii[moments[1]])
                 ratios.append(apart / float(radii))
     # Five rounds of pushing leave little; in a crowd not nothing.
     assert np.quantile(ratios, 0.002) > 0.8
@@ -350,12 +350,12 @@ def test_a_colony_is_reproducible_and_another_seed_makes_another(play):
     one, same, other = play(3), play(3), play(4)
     assert len(one) == len(same)
     for a, b in zip(one, same, strict=True):
-        assert a.life.identity == b.life.identity
+        assert a.cell.identity == b.cell.identity
         for name in ("radii", "stages", "brightness"):
-            np.testing.assert_array_equal(getattr(a.life, name), getattr(b.life, name))
+            np.testing.assert_array_equal(getattr(a.cell, name), getattr(b.cell, name))
         np.testing.assert_array_equal(a.centres, b.centres)
-        np.testing.assert_array_equal(a.turns, b.turns)
-        assert a.depth == b.depth
+        np.testing.assert_array_equal(a.angles, b.angles)
+        assert a.z_order == b.z_order
     assert not np.array_equal(one[0].centres[0], other[0].centres[0])
 
 
@@ -384,7 +384,7 @@ def test_autoregressive_columns_have_memories_of_their_own():
 def test_nuclei_are_as_long_as_those_of_the_video(tiny_shapes):
     draws, lengths = np.random.default_rng(2), np.array([-0.5, -0.4, 0.0, 2.0])
     shapes = replace(tiny_shapes, length=lengths)
-    scores = np.stack([shapes.scores(4, draws) for _ in range(2000)])
+    scores = np.stack([shapes.sample_scores(4, draws) for _ in range(2000)])
     found = np.quantile(scores[:, :, 1], [0.001, 1 / 3, 2 / 3, 0.999])
     np.testing.assert_allclose(found, lengths, atol=0.07)
     assert scores[:, :, 0].min() < -2
@@ -394,14 +394,14 @@ def test_a_long_nucleus_is_long_in_all_stages_whatever_the_sign_of_their_compone
     signs = np.random.default_rng(0).choice([-1.0, 1.0], tiny_shapes.modes.shape[:2])
     mixed = replace(tiny_shapes, modes=tiny_shapes.modes * signs[:, :, None])
     for stage in range(6):
-        along = (mixed.alike(stage) * mixed.modes[0]).sum(1)
+        along = (mixed.align_modes(stage) * mixed.modes[0]).sum(1)
         assert (along > 0).all()
-        np.testing.assert_array_equal(np.abs(mixed.alike(stage)), np.abs(mixed.modes[stage]))
+        np.testing.assert_array_equal(np.abs(mixed.align_modes(stage)), np.abs(mixed.modes[stage]))
 
 
 def test_scores_last_and_flicker_as_the_model_says(tiny_shapes):
     draws, shapes = np.random.default_rng(1), replace(tiny_shapes, ragged=np.array([1.0, 0.0]))
-    scores = np.stack([shapes.scores(6, draws) for _ in range(1500)])
+    scores = np.stack([shapes.sample_scores(6, draws) for _ in range(1500)])
     assert scores.shape == (1500, 6, 4)
     np.testing.assert_allclose(scores.var((0, 1)), 1, atol=0.08)
     for lag in (1, 3):
@@ -415,7 +415,7 @@ def test_some_nuclei_are_more_ragged_than_others_all_their_life(tiny_shapes):
         tiny_shapes, memory=np.zeros(4), fresh=np.zeros(4), ragged=np.array([0.7, 0.4])
     )
     draws = np.random.default_rng(2)
-    sizes = np.stack([shapes.scores(400, draws).std(0) for _ in range(300)])
+    sizes = np.stack([shapes.sample_scores(400, draws).std(0) for _ in range(300)])
     # Size and length are not concerned.
     np.testing.assert_allclose(sizes[:, :2], 1, atol=0.15)
     logs = np.log(sizes[:, 2:])
@@ -454,12 +454,12 @@ def test_stages_of_a_founder_are_of_one_mitosis_and_one_birth_of_the_video(famil
         stages = family(seed, 40, lives=lives, age=0)[0].stages
         counts = tuple(int((stages == stage).sum()) for stage in PRE_MITOTIC)
         seen.add(counts)
-    assert seen == {tuple(row) for row in tiny_lives.mitoses.astype(int)}
+    assert seen == {tuple(row) for row in tiny_lives.pro_metaphase_frames.astype(int)}
 
 
 def test_a_founder_of_a_known_age_and_brightness_has_them(family, tiny_lives, bright):
     for quantile, wanted in ((0.0, 0.1), (0.25, 0.15), (1.0, 0.3)):
-        lasting = replace(bright, brightness_memory=1.0)
+        lasting = replace(bright, brightness_autocorrelation=1.0)
         life = family(0, lives=lasting, quantile=quantile, age=3)[0]
         assert life.age == 3
         np.testing.assert_allclose(life.brightness, wanted, rtol=1e-4)
@@ -473,8 +473,8 @@ def drifting(tiny_lives):
     return replace(
         tiny_lives,
         brightness=np.exp(scores),
-        brightness_memory=0.9,
-        brightness_shared=0.6,
+        brightness_autocorrelation=0.9,
+        brightness_sister_correlation=0.6,
         stage_brightness=np.zeros((6, 2)),
         sister_spread=0.0,
         cycle=np.array([math.log(200), 0.01]),
@@ -497,7 +497,7 @@ def test_nuclei_that_drift_stay_as_bright_as_those_of_the_video(family, drifting
 
 
 def test_nuclei_whose_brightness_lasts_do_not_change(family, drifting):
-    lives = replace(drifting, brightness_memory=1.0, cycle=np.array([math.log(14), 0.05]))
+    lives = replace(drifting, brightness_autocorrelation=1.0, cycle=np.array([math.log(14), 0.05]))
     for seed in range(5):
         light = np.concatenate([life.brightness for life in family(seed, 30, lives=lives)])
         np.testing.assert_allclose(light, light[0], rtol=1e-6)
@@ -526,7 +526,7 @@ def test_sisters_of_the_first_frame_have_drifted_apart_since_their_birth(driftin
 
 
 def test_areas_wobble_around_the_curve_of_growth(family, tiny_shapes, tiny_lives):
-    lives = replace(tiny_lives, cycle=np.array([math.log(60), 0.01]), grown=np.full(3, 400.0))
+    lives = replace(tiny_lives, cycle=np.array([math.log(60), 0.01]), adult_area=np.full(3, 400.0))
     lives = replace(lives, stage_spread=np.zeros(6), size=np.zeros(2))
     wild = replace(tiny_shapes, wobble=0.1)
     areas = np.array([compute_polygon_area(family(s, 8, shapes=wild, lives=lives, age=20)[0].radii)
@@ -542,7 +542,7 @@ def test_areas_wobble_around_the_curve_of_growth(family, tiny_shapes, tiny_lives
 
 
 def test_a_nucleus_stays_as_large_as_its_memory_of_size_says(family, tiny_shapes, tiny_lives):
-    lives = replace(tiny_lives, cycle=np.array([math.log(60), 0.01]), grown=np.full(3, 400.0))
+    lives = replace(tiny_lives, cycle=np.array([math.log(60), 0.01]), adult_area=np.full(3, 400.0))
     lives = replace(lives, stage_spread=np.zeros(6), size=np.array([0.2, 0.9]))
     calm = replace(tiny_shapes, wobble=0.0)
     areas = np.array([compute_polygon_area(family(s, 8, shapes=calm, lives=lives, age=20)[0].radii)

@@ -57,7 +57,7 @@ def test_nuclei_that_are_put_against_each_other_hide_little_of_each_other(
         for one, other in itertools.combinations(paths, 2):
             distance = float(np.linalg.norm(one.centres[0] - other.centres[0]))
             # Outlines of the tiny model are no longer than 11 px and no narrower than 3.
-            reach = sum(float(compute_mean_radius(path.life.radii[0])) for path in (one, other))
+            reach = sum(float(compute_mean_radius(path.cell.radii[0])) for path in (one, other))
             assert distance > 0.5 * CONTACT_RANGE[0] * reach
 
 

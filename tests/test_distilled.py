@@ -100,7 +100,7 @@ def test_nuclei_fit_into_narrow_pictures_with_a_rim(network):
     most = 32 / 2 - PATCH_MARGIN
     radii = torch.full((3, 60), 5.0)
     radii[:, 7] = torch.tensor([most - 0.01, most, most + 0.01])
-    assert network.fits_narrow(radii).tolist() == [True, True, False]
+    assert network.fits_small_patch(radii).tolist() == [True, True, False]
 
 
 # Films

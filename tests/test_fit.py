@@ -159,7 +159,7 @@ def test_fit_finds_what_was_planted(fitted):
     assert math.exp(model.lives.cycle[0]) == pytest.approx(16, abs=1.5)
     assert 2 * model.lives.area_of_age[0] == pytest.approx(0.76, abs=0.1)
     assert math.exp(model.motion.separation[0]) == pytest.approx(15, abs=1.5)
-    assert model.motion.turn == pytest.approx(0.1, abs=0.02)
+    assert model.motion.rotation == pytest.approx(0.1, abs=0.02)
     metaphase, telophase = STAGES.index("metaphase"), STAGES.index("telophase")
     assert model.lives.area_of_stage[metaphase] == pytest.approx(0.5, abs=0.1)
     brightness = model.lives.stage_brightness[[metaphase, telophase], 0]
@@ -245,12 +245,12 @@ def test_fit_depends_on_its_seed_alone(started, start, tmp_path):
 def test_short_lives_come_from_the_start(started, tiny_generator):
     lives, known = started[1].lives, tiny_generator.lives
     names = ("durations", "cycle", "stage_brightness", "area_of_age", "area_of_stage")
-    for name in (*names, "mitoses", "births", "minutes"):
+    for name in (*names, "pro_metaphase_frames", "ana_telophase_frames", "minutes"):
         np.testing.assert_array_equal(getattr(lives, name), getattr(known, name))
     # Six nuclei of 230 px and of 300 to 500 counts were planted.
     assert started[1].nucleus_area == pytest.approx(230, rel=0.1)
     assert started[1].camera.level * 4095 == pytest.approx(300, abs=6)
-    ratio = lives.body / known.body
+    ratio = lives.mother_area / known.mother_area
     assert np.ptp(ratio) < 1e-9
     assert ratio[0] == pytest.approx(230 / tiny_generator.nucleus_area, rel=0.1)
     assert lives.brightness[[0, -1]] * 4095 == pytest.approx([300, 500], rel=0.1)
@@ -289,7 +289,7 @@ def test_two_frames_inherit_the_motion(tmp_path, tiny_generator, tiny_model):
     weights.save(replace(tiny_generator, unet=None, flownet=None), lean)
     model = fit(root, tmp_path / "m.safetensors", settings=SHORT, start_from=lean, progress=False)
     assert "motion but for density" in model.card["taken_over"]
-    for name in ("step", "separation", "pace", "drift", "sisters"):
+    for name in ("step", "separation", "speed", "stage_drift", "sister_distance"):
         inherited, known = getattr(model.motion, name), getattr(tiny_generator.motion, name)
         np.testing.assert_array_equal(inherited, known)
     # Six nuclei within the border of 10 px.

@@ -106,7 +106,7 @@ def test_drawn_outlines_are_as_elongated():
     sizes = 13 * np.exp(0.25 * rng.standard_normal(300)) * np.sqrt([ratios, 1 / ratios])
     masks = [filled(ellipse(*axes)) for axes in sizes.T]
     model, _ = fit_shapes(masks)
-    scores = np.concatenate([model.scores(1, rng) for _ in range(3000)])
+    scores = np.concatenate([model.sample_scores(1, rng) for _ in range(3000)])
     radii = model.mean[0] + scores @ model.modes[0]
     found = radii[:, [0, 30]].mean(1) / radii[:, [15, 45]].mean(1)
     for share in (0.05, 0.25, 0.5, 0.75, 0.95):

@@ -89,8 +89,8 @@ def family(growth=5.0, grown=22.0, split=0.5, mothers=3):
 def test_cell_cycle_finds_planted_growth():
     nuclei = nuclei_of(*family(growth=5.0, split=0.55))
     model = fit_cell_cycle(nuclei, minutes=30.0)
-    assert model.birth_split == pytest.approx(0.05, abs=0.01)
-    np.testing.assert_allclose(model.body, math.pi * 22**2, rtol=0.02)
+    assert model.division_asymmetry == pytest.approx(0.05, abs=0.01)
+    np.testing.assert_allclose(model.mother_area, math.pi * 22**2, rtol=0.02)
     age = np.arange(len(model.area_of_age))
     start = (math.log(0.72 * 0.55) + math.log(0.72 * 0.45)) / 2
     assert len(age) == 30
@@ -132,8 +132,8 @@ def drifting(memory, shared, pairs=150, frames=40):
 def test_brightness_drift_is_the_planted_one(memory, shared):
     nuclei = drifting(memory, shared)
     model = fit_intensities(nuclei)
-    assert model["brightness_memory"] == pytest.approx(memory, abs=0.005)
-    assert model["brightness_shared"] == pytest.approx(shared, abs=0.15)
+    assert model["brightness_autocorrelation"] == pytest.approx(memory, abs=0.005)
+    assert model["brightness_sister_correlation"] == pytest.approx(shared, abs=0.15)
     wanted = np.quantile(nuclei.brightness, [0, 0.5, 1])
     np.testing.assert_allclose(model["brightness"][[0, 64, 128]], wanted)
 
@@ -143,8 +143,8 @@ def test_unknown_drift_is_the_default():
     even.brightness[:] = 1
     for nuclei in (drifting(0.95, 0.5, pairs=2, frames=9), even):
         model = fit_intensities(nuclei)
-        assert model["brightness_memory"] == DEFAULT_AUTOCORRELATION
-        assert model["brightness_shared"] == SHARED
+        assert model["brightness_autocorrelation"] == DEFAULT_AUTOCORRELATION
+        assert model["brightness_sister_correlation"] == SHARED
 
 
 def test_cell_cycle_refuses_one_division():
@@ -203,10 +203,10 @@ def test_motion_finds_planted_steps_and_turns(moving):
     scale, freedom = moving.step
     assert scale == pytest.approx(1.3, rel=0.08)
     assert freedom == pytest.approx(3, rel=0.25)
-    assert moving.turn == pytest.approx(0.09, rel=0.15)
+    assert moving.rotation == pytest.approx(0.09, rel=0.15)
     # Without births there is no speed of the young.
-    assert moving.pace_of_age.tolist() == [1.0]
-    assert moving.shift == 0
+    assert moving.speed_by_age.tolist() == [1.0]
+    assert moving.division_offset == 0
 
 
 def wandering(curve, shift, mothers=60, frames=12, old=3.0):
@@ -234,19 +234,19 @@ def wandering(curve, shift, mothers=60, frames=12, old=3.0):
 def test_motion_finds_planted_speed_by_age():
     curve = np.array([4.0, 4.0, 3.0, 2.0, *[1.0] * 8])
     model = fit_motion(wandering(curve, shift=5.0), ONE_FRAME, border=0)
-    own = model.pace_of_age * model.pace[0]
+    own = model.speed_by_age * model.speed.scale
     np.testing.assert_allclose(own[1:], curve[1:], rtol=0.2)
-    assert (np.diff(model.pace_of_age) <= 0).all()
-    assert model.shift == pytest.approx(5.0, rel=0.2)
+    assert (np.diff(model.speed_by_age) <= 0).all()
+    assert model.division_offset == pytest.approx(5.0, rel=0.2)
     # What age explains is no lasting speed of single nuclei.
-    assert model.pace[1] < 0.2
+    assert model.speed.spread < 0.2
 
 
 def test_old_nuclei_end_the_speed_curve():
     slow, fast = (
         fit_motion(
             wandering(np.full(4, 4.0), shift=0.0, frames=4, old=old), ONE_FRAME, border=0
-        ).pace_of_age
+        ).speed_by_age
         for old in (0.5, 5.0)
     )
     # Slower ones come after the oldest that are known, faster ones do not.

@@ -31,7 +31,7 @@ from bvdm_data.synth.denoiser import (
 from bvdm_data.synth.textures import STUDENT_STEPS
 
 QUICK = TrainingSettings(steps=2, batch=4, rate=1e-3)
-SIDES = StudentConfig(patch=48, narrow=32)
+SIDES = StudentConfig(patch=48, small_patch=32)
 
 
 @pytest.fixture
@@ -107,13 +107,11 @@ def test_pairs_vary_stage_size_and_brightness(draw):
 
 
 def test_lives_without_mitosis_give_pairs(draw, monkeypatch):
-    simulate = student.simulate_lineage
+    class Calm(student.LineageSimulator):
+        def run(self, *given):
+            return [replace(c, stages=np.zeros_like(c.stages)) for c in super().run(*given)]
 
-    def simulate_calm(*given, **changes):
-        family = simulate(*given, **changes)
-        return [replace(life, stages=np.zeros_like(life.stages)) for life in family]
-
-    monkeypatch.setattr(student, "simulate_lineage", simulate_calm)
+    monkeypatch.setattr(student, "LineageSimulator", Calm)
     pairs = draw(12)
     assert len(pairs.stage) == 12
     assert not pairs.stage.any()
@@ -235,14 +233,14 @@ def test_student_learns_what_the_noise_decides(draw, learn):
     network, log = learn(draw(80, painter), training, painter)
     assert log.held_out[-1][1] < 0.25
     assert not network.training
-    assert network.settings == StudentConfig(patch=32, narrow=24, floor=painter.floor)
+    assert network.settings == StudentConfig(patch=32, small_patch=24, floor=painter.floor)
 
 
 def test_small_patch_is_three_quarters(draw, learn):
     sides = {16: 16, 24: 16, 32: 24, 48: 32, 56: 40, 64: 48, 128: 96}
     for patch, narrow in sides.items():
         assert choose_small_patch(patch) == narrow
-        assert StudentConfig(patch=patch, narrow=narrow).narrow == narrow
+        assert StudentConfig(patch=patch, small_patch=narrow).small_patch == narrow
     for patch in (16, 24):
         painter = LinearPainter(patch=patch)
         network, log = learn(draw(8, painter), painter=painter, name=str(patch))
@@ -268,9 +266,9 @@ def test_student_continues_from_another(draw, learn):
         pairs = zip(trained.state_dict().values(), network.state_dict().values(), strict=True)
         assert 0 < max(float((a - b).abs().max()) for a, b in pairs) < 0.01
     # In patches of the painter, whatever its own are.
-    wide = Student(StudentConfig(patch=64, narrow=48, channels=(8, 8, 8)))
+    wide = Student(StudentConfig(patch=64, small_patch=48, channels=(8, 8, 8)))
     painter = LinearPainter(patch=32)
     trained, _ = learn(draw(8, painter), one, painter, name="wide", start=wide)
     settings = trained.settings
-    assert (settings.patch, settings.narrow, settings.channels) == (32, 32, (8, 8, 8))
+    assert (settings.patch, settings.small_patch, settings.channels) == (32, 32, (8, 8, 8))
     assert settings.floor == trained.floor == painter.floor

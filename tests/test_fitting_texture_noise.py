@@ -39,13 +39,13 @@ def generator(tiny_generator):
     """A generator of like ellipses, painted in white noise before a camera without noise."""
     shapes = ShapeModel(
         mean=np.repeat(ellipse(13, 10)[None], 6, 0),
-        modes=np.zeros((6, 1, 60)),
+        modes=np.zeros((6, 2, 60)),
         counts=np.ones(6),
-        memory=np.ones(1),
-        fresh=np.zeros(1),
-        wobble=0.0,
-        ragged=np.array([1.0, 0.0]),
-        length=np.zeros(3),
+        autocorrelation=np.ones(2),
+        innovation=np.zeros(2),
+        area_jitter=0.0,
+        roughness=np.array([1.0, 0.0]),
+        elongation=np.zeros(3),
     )
     camera = replace(tiny_generator.camera, noise=0.0)
     painter = OneCallPainter(LinearPainter(0.3))

@@ -125,7 +125,7 @@ def test_daughters_share_the_mothers_area_at_birth(tiny_shapes, tiny_lives):
 
 
 def test_every_nucleus_has_the_area_of_its_age_and_stage(tiny_shapes, tiny_lives):
-    same = replace(tiny_lives, body=np.array([400.0, 400.0]), birth_split=0.0)
+    same = replace(tiny_lives, body=np.array([400.0, 400.0]), division_asymmetry=0.0)
     for life in family(tiny_shapes, same, 0, jitter=0.0):
         if life.parent:
             age = np.minimum(np.arange(len(life.stages)), 3)
@@ -214,7 +214,7 @@ def test_no_jitter_and_no_modes_leave_the_outline_at_the_template(tiny_shapes, t
     grown = replace(
         tiny_lives,
         body=np.array([body, body]),
-        birth_split=0.0,
+        division_asymmetry=0.0,
         area_of_age=np.ones(1),
         area_of_stage=np.ones(6),
     )

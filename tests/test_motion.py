@@ -47,31 +47,31 @@ def test_a_nucleus_at_the_border_is_not_hidden_by_its_neighbour(play, seed):
 
 def test_a_film_has_a_place_and_a_turn_for_every_moment_of_every_life(play):
     for path in play(1):
-        count = len(path.life.stages)
+        count = len(path.cell.stages)
         assert path.centres.shape == (count, 2)
-        assert path.turns.shape == (count,)
+        assert path.angles.shape == (count,)
         assert np.isfinite(path.centres).all()
-        assert path.life.last <= 7
+        assert path.cell.last <= 7
 
 
 def test_ids_and_depths_are_unique_in_a_film(play):
     paths = play(2)
-    ids = [path.life.identity for path in paths]
-    assert len(set(ids)) == len({path.depth for path in paths}) == len(paths)
-    assert all(path.life.parent in {0, *ids} for path in paths)
+    ids = [path.cell.identity for path in paths]
+    assert len(set(ids)) == len({path.z_order for path in paths}) == len(paths)
+    assert all(path.cell.parent in {0, *ids} for path in paths)
 
 
 def test_without_a_number_the_density_is_that_of_the_video(play, tiny_motion):
     canvas = (SIZE[0] + 2 * MARGIN) * (SIZE[1] + 2 * MARGIN)
-    counts = [sum(p.life.first == 0 for p in play(s, nuclei=None, frames=2)) for s in range(60)]
+    counts = [sum(p.cell.first == 0 for p in play(s, nuclei=None, frames=2)) for s in range(60)]
     assert np.mean(counts) == pytest.approx(tiny_motion.density.mean() * canvas, rel=0.06)
 
 
 def test_founders_keep_the_distance_of_contact(play):
     for seed in range(5):
-        founders = [path for path in play(seed, nuclei=8) if path.life.first == 0]
+        founders = [path for path in play(seed, nuclei=8) if path.cell.first == 0]
         radii = [
-            float(np.sqrt(compute_polygon_area(path.life.radii[0]) / np.pi)) for path in founders
+            float(np.sqrt(compute_polygon_area(path.cell.radii[0]) / np.pi)) for path in founders
         ]
         for one, path in enumerate(founders):
             for other in range(one):
@@ -85,22 +85,22 @@ def test_daughters_that_are_born_in_one_place_are_pushed_apart(play, lonely):
     for seed in range(12):
         families = {}
         for path in play(seed, motion=close, nuclei=1, frames=20, size=(64, 64)):
-            if path.life.parent and len(path.centres) > 4:
-                families.setdefault(path.life.parent, []).append(path)
+            if path.cell.parent and len(path.centres) > 4:
+                families.setdefault(path.cell.parent, []).append(path)
         pairs += [twins for twins in families.values() if len(twins) == 2]
     assert len(pairs) > 10
     for one, other in pairs:
         apart = np.linalg.norm(one.centres[4] - other.centres[4])
         radii = sum(
-            np.sqrt(compute_polygon_area(twin.life.radii[4]) / np.pi) for twin in (one, other)
+            np.sqrt(compute_polygon_area(twin.cell.radii[4]) / np.pi) for twin in (one, other)
         )
         assert apart > 0.9 * CONTACT * radii
 
 
 def test_no_step_and_no_turn_leave_a_nucleus_where_it_is(play, lonely):
     for path in play(3, motion=lonely, nuclei=1, frames=6):
-        if len(path.centres) > 1 and not path.life.parent:
-            assert np.ptp(path.turns) == 0
+        if len(path.centres) > 1 and not path.cell.parent:
+            assert np.ptp(path.angles) == 0
     still = [p for p in play(3, motion=lonely, nuclei=1, frames=2) if len(p.centres) == 2]
     assert any(np.array_equal(path.centres[0], path.centres[1]) for path in still)
 
@@ -111,7 +111,7 @@ def test_steps_and_turns_follow_their_laws(play, tiny_motion, tiny_lives):
     for seed in range(25):
         for path in play(seed, lives=long, nuclei=1, frames=20):
             steps.append(np.diff(path.centres, axis=0).ravel())
-            turns.append(np.diff(path.turns))
+            turns.append(np.diff(path.angles))
     steps, turns = np.concatenate(steps), np.concatenate(turns)
     # Quartiles of the Student t law with 3 degrees of freedom: .765 (tables).
     assert np.median(np.abs(steps)) == pytest.approx(0.765, rel=0.1)
@@ -124,15 +124,15 @@ def test_daughters_lie_on_both_sides_of_the_mothers_major_axis(play, lonely):
     seen = 0
     for seed in range(12):
         paths = play(seed, motion=wide, nuclei=1, frames=14, size=(64, 64))
-        known = {path.life.identity: path for path in paths}
-        if len([p for p in paths if p.life.first == 0]) > 1:
+        known = {path.cell.identity: path for path in paths}
+        if len([p for p in paths if p.cell.first == 0]) > 1:
             continue
         for path in paths:
-            daughters = [p for p in paths if p.life.parent == path.life.identity]
-            if not daughters or path.life.parent:
+            daughters = [p for p in paths if p.cell.parent == path.cell.identity]
+            if not daughters or path.cell.parent:
                 continue
-            one, other = (known[d.life.identity].centres[0] for d in daughters)
-            turn = path.turns[-1]
+            one, other = (known[d.cell.identity].centres[0] for d in daughters)
+            turn = path.angles[-1]
             across = np.array([-np.sin(turn), np.cos(turn)])
             np.testing.assert_allclose(one - other, 30 * across, atol=1e-6)
             np.testing.assert_allclose((one + other) / 2, path.centres[-1], atol=1e-6)
@@ -144,8 +144,8 @@ def test_a_film_is_the_same_for_the_same_seed_and_another_for_another(play):
     one, again, other = play(1), play(1), play(2)
     for path, same in zip(one, again, strict=True):
         assert np.array_equal(path.centres, same.centres)
-        assert np.array_equal(path.turns, same.turns)
-        assert path.depth == same.depth
+        assert np.array_equal(path.angles, same.angles)
+        assert path.z_order == same.z_order
     assert not np.array_equal(one[0].centres, other[0].centres)
 
 

@@ -108,17 +108,19 @@ def test_to_light_undoes_to_picture(brightness, floor, value):
     light = torch.full((1, 16, 16), value)
     light[0, 3, 4] = 0
     given_light = torch.tensor([brightness])
-    picture = painter.to_picture(light, given_light)
+    picture = painter.normalize(light, given_light)
     assert picture.shape == (1, 1, 16, 16)
     assert picture[0, 0, 3, 4] == -1
-    torch.testing.assert_close(painter.to_light(picture, given_light), light, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        painter.denormalize(picture, given_light), light, rtol=1e-4, atol=1e-6
+    )
 
 
 def test_a_bright_nucleus_is_about_one_and_a_dim_one_is_less(tiny_generator):
     painter = tiny_generator.painter
     brightness = torch.tensor([0.4, painter.settings.floor])
     light = brightness[:, None, None].expand(2, 16, 16)
-    bright, dim = painter.to_picture(light, brightness)[:, 0, 0, 0].tolist()
+    bright, dim = painter.normalize(light, brightness)[:, 0, 0, 0].tolist()
     assert bright == pytest.approx(1, abs=0.01)
     assert dim == pytest.approx(math.sqrt(2) - 1, abs=1e-5)
 

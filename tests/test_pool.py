@@ -403,7 +403,7 @@ def test_a_nucleus_is_put_elsewhere_and_turned_in_every_clip(tiny_generator):
             tiny_generator.shapes, tiny_generator.lives, tiny_generator.motion, frames=FRAMES,
             size=(64, 64), nuclei=1, generator=draws, grow=cast,
         )  # fmt: skip
-        places.append((*paths[0].centres[0], paths[0].turns[0] % (2 * math.pi)))
+        places.append((*paths[0].centres[0], paths[0].angles[0] % (2 * math.pi)))
     assert np.ptp(np.array(places), axis=0).min() > 0.3
 
 
@@ -521,7 +521,7 @@ def test_areas_of_a_pool_are_those_of_fresh_nuclei(tiny_generator):
     pool = CellBank(PoolSettings(pairs=40), 0)
     some = [pool.pair(slot, 0, 0, tiny_generator, 1).families[0][0] for slot in range(40)]
     sizes = [float(compute_polygon_area(life.radii[0])) for life in some]
-    body = tiny_generator.lives.body
+    body = tiny_generator.lives.mother_area
     assert 0.3 * body.min() < min(sizes) < np.median(sizes) < max(sizes) < 1.6 * body.max()
 
 

@@ -44,8 +44,8 @@ def drawn(count, frames=3, seed=0, sizes=(4, 14), margin=20):
 
 def own_place(nucleus, frame, y, x):
     """Return the offsets of points along a nucleus' major axis and across it."""
-    moment = frame - nucleus.life.first
-    turn, (down, right) = nucleus.turns[moment], nucleus.centres[moment]
+    moment = frame - nucleus.cell.first
+    turn, (down, right) = nucleus.angles[moment], nucleus.centres[moment]
     dy, dx = y - down, x - right
     return np.cos(turn) * dy + np.sin(turn) * dx, np.cos(turn) * dx - np.sin(turn) * dy
 
@@ -60,12 +60,12 @@ def slow_labels(paths, frames, size=SIZE):
     """Return identities, and which pixels lie so near an outline that rounding decides."""
     y, x = np.mgrid[: size[0], : size[1]].astype(float)
     labels, close = np.zeros((frames, *size), int), np.zeros((frames, *size), bool)
-    for nucleus in sorted(paths, key=lambda one: one.depth):
-        for frame in range(nucleus.life.first, min(frames, nucleus.life.last + 1)):
+    for nucleus in sorted(paths, key=lambda one: one.z_order):
+        for frame in range(nucleus.cell.first, min(frames, nucleus.cell.last + 1)):
             own = own_place(nucleus, frame, y, x)
-            radii = nucleus.life.radii[frame - nucleus.life.first]
+            radii = nucleus.cell.radii[frame - nucleus.cell.first]
             outside = np.hypot(*own) - outline_at(radii, *own)
-            labels[frame][outside <= 0] = nucleus.life.identity
+            labels[frame][outside <= 0] = nucleus.cell.identity
             close[frame] |= np.abs(outside) < 1e-3
     return labels, close
 

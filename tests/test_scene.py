@@ -73,7 +73,7 @@ def test_the_major_axis_lies_along_y_without_a_turn_and_along_x_after_a_quarter(
 
 
 def test_the_nucleus_of_the_larger_depth_is_seen_where_two_overlap(crowd):
-    alone = {path.depth: label([path], 2, SIZE) for path in crowd}
+    alone = {path.z_order: label([path], 2, SIZE) for path in crowd}
     expected = np.zeros((2, *SIZE), np.int32)
     for depth in sorted(alone):
         expected[alone[depth] > 0] = alone[depth][alone[depth] > 0]
@@ -86,7 +86,7 @@ def test_light_is_where_labels_are_and_of_the_nucleus_that_is_seen(crowd):
     light = composite_masked(crowd, labels, flat(4, 2), 0.5)
     expected = np.zeros((2, *SIZE), np.float32)
     for path in crowd:
-        expected[labels == path.life.identity] = path.life.brightness[0]
+        expected[labels == path.cell.identity] = path.cell.brightness[0]
     assert len(np.unique(labels)) == 5
     np.testing.assert_allclose(light, expected, rtol=1e-4)
     assert not light[labels == 0].any()
@@ -97,7 +97,7 @@ def test_light_in_an_overlap_is_the_texture_of_its_owner(crowd):
     labels = label(crowd, 2, SIZE)
     together = composite_masked(crowd, labels, texture + 0.1, 0.5)
     for row, path in enumerate(crowd):
-        own = labels == path.life.identity
+        own = labels == path.cell.identity
         alone = composite_masked([path], label([path], 2, SIZE), texture[row : row + 1] + 0.1, 0.5)
         assert np.array_equal(together[own], alone[own])
 
@@ -147,7 +147,7 @@ def test_displace_without_flow_is_the_rigid_motion_to_a_thousandth():
     labels = label([path], 3, SIZE)
     moved = compute_texture_flow([path], labels, still(1, 3))
     for frame, row, column in np.argwhere(labels[:2] > 0):
-        angle = path.turns[frame + 1] - path.turns[frame]
+        angle = path.angles[frame + 1] - path.angles[frame]
         dy, dx = (row, column) - path.centres[frame]
         # Turns count from y towards x.
         y = math.cos(angle) * dy - math.sin(angle) * dx + path.centres[frame + 1, 0]
@@ -199,7 +199,7 @@ def test_displace_in_an_overlap_is_that_of_the_owner(crowd):
     labels = label(crowd, 2, SIZE)
     together = compute_texture_flow(crowd, labels, still(4, 2))[0]
     for path in crowd:
-        own = labels[0] == path.life.identity
+        own = labels[0] == path.cell.identity
         alone = compute_texture_flow([path], label([path], 2, SIZE), still(1, 2))[0]
         assert np.array_equal(together[:, own], alone[:, own])
 

@@ -50,7 +50,9 @@ def test_no_variation_gives_the_models_of_the_video(
 
 
 def test_nuclei_of_a_clip_are_all_faster_or_all_slower(varied, tiny_motion):
-    ratios = np.array([varied(1.0, seed).motion.pace / tiny_motion.pace for seed in range(300)])
+    ratios = np.array(
+        [varied(1.0, seed).motion.speed / np.array(tiny_motion.speed) for seed in range(300)]
+    )
     np.testing.assert_array_equal(ratios[:, 1:], 1)
     assert np.log(ratios[:, 0]).std() == pytest.approx(SPEED, rel=0.15)
 
@@ -104,7 +106,7 @@ def test_larger_nuclei_are_larger_in_all_that_has_a_length(varied, tiny):
     found = varied(1.0, 4)
     ratio = found.shapes.mean[0, 0] / shapes.mean[0, 0]
     np.testing.assert_allclose(found.shapes.modes, ratio * shapes.modes)
-    np.testing.assert_allclose(found.lives.body, ratio**2 * lives.body)
+    np.testing.assert_allclose(found.lives.mother_area, ratio**2 * lives.mother_area)
 
 
 # Films

@@ -59,15 +59,15 @@ def fit_cell_cycle(nuclei: Nuclei, *, minutes: float) -> CellCycleModel:
     model = CellCycleModel(
         cycle=fit_cycle_length(nuclei.lineage),
         sister_spread=measure_spread(light[:, 0] - light[:, 1]) / math.sqrt(2),
-        birth_split=math.sqrt((share**2).mean()) if len(share) else 0.0,
-        split=measure_spread(share),
+        division_asymmetry=math.sqrt((share**2).mean()) if len(share) else 0.0,
+        division_asymmetry_robust=measure_spread(share),
         **fit_intensities(nuclei),
         **fit_areas(nuclei),
         **count_short_stages(nuclei),
         minutes=minutes,
     )
     usual = float(np.median(nuclei.area[nuclei.stage == INTERPHASE]))
-    return replace(model, grown=model.grown * usual / simulate_median_area(model))
+    return replace(model, adult_area=model.adult_area * usual / simulate_median_area(model))
 
 
 def _list_newborn(nuclei: Nuclei) -> Array:
@@ -125,8 +125,8 @@ def count_short_stages(nuclei: Nuclei) -> dict[str, Any]:
     starts = [lineage.spans[daughter][0] for daughter in born]
     return {
         "durations": durations,
-        "mitoses": mitoses[find_whole(mothers, ends)].astype(float),
-        "births": births[find_whole(born, starts)].astype(float),
+        "pro_metaphase_frames": mitoses[find_whole(mothers, ends)].astype(float),
+        "ana_telophase_frames": births[find_whole(born, starts)].astype(float),
     }
 
 
@@ -146,8 +146,8 @@ def fit_areas(nuclei: Nuclei) -> dict[str, Any]:
         if len(own) >= 2:
             spread[stage] = stats.median_abs_deviation(np.log(own), scale="normal")
     return {
-        "body": body,
-        "grown": body,
+        "mother_area": body,
+        "adult_area": body,
         "area_of_age": _measure_area_of_age(nuclei),
         "area_in_interphase": _measure_area_of_age(nuclei, nuclei.stage == INTERPHASE),
         "area_of_stage": _take_medians(ratios),
@@ -233,15 +233,15 @@ def simulate_median_area(model: CellCycleModel) -> float:
     for _ in range(_TRIES):
         if len(areas) == _DRAWN:
             break
-        lengths = resample_durations(model.mitoses, model.births, rng)
+        lengths = resample_durations(model, rng)
         cycle, age = sample_cycle_and_age(model.cycle, rng, founder=True)
         stages = make_stage_sequence(lengths, cycle)
         age = min(age, len(stages) - 1)
         if stages[age] == INTERPHASE:
             spread = math.exp(model.size[0] * rng.standard_normal())
-            body = np.interp(rng.random(), np.linspace(0, 1, QUANTILES), model.grown)
+            body = np.interp(rng.random(), np.linspace(0, 1, QUANTILES), model.adult_area)
             areas.append(body * compute_area_curve(model, stages)[age] * spread)
-    return float(np.median(areas or model.grown))
+    return float(np.median(areas or model.adult_area))
 
 
 # Brightness
@@ -262,8 +262,8 @@ def fit_intensities(nuclei: Nuclei) -> dict[str, Any]:
     memory = _fit_brightness_memory(nuclei, score)
     return {
         "brightness": tabulate_intensities(nuclei.brightness[calm]),
-        "brightness_memory": memory,
-        "brightness_shared": _measure_shared_drift(nuclei, score, memory),
+        "brightness_autocorrelation": memory,
+        "brightness_sister_correlation": _measure_shared_drift(nuclei, score, memory),
         "stage_brightness": _measure_stage_brightness(nuclei),
     }
 

@@ -101,11 +101,11 @@ def fit_shapes(nuclei: Nuclei, contours: Contours, *, seed: int = 0) -> tuple[Sh
         mean=np.stack([mean for mean, _ in components]),
         modes=np.stack([modes for _, modes in components]),
         counts=np.array([len(own) for own in of_stage], float),
-        memory=memory,
-        fresh=fresh,
-        wobble=wobble,
-        ragged=_fit_roughness(of_stage[0], *components[0], seed),
-        length=length,
+        autocorrelation=memory,
+        innovation=fresh,
+        area_jitter=wobble,
+        roughness=_fit_roughness(of_stage[0], *components[0], seed),
+        elongation=length,
     )
     return model, float(np.median(contours.iou[np.concatenate(drawn)]))
 

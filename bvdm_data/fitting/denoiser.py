@@ -150,7 +150,7 @@ def make_denoiser_losses(
 ) -> Losses:
     """Return the training loss of the denoiser, and its loss on held-out tracks."""
     # On the scale of the network from here on.
-    image = network.to_picture(crops.light[:, 0].float(), crops.brightness).half()
+    image = network.normalize(crops.light[:, 0].float(), crops.brightness).half()
     samples = replace(crops, light=image)
     learn, held = split_tracks(samples.track, training.seed)
     common = list(group_rows(learn, samples.track).values())

@@ -221,8 +221,8 @@ def _fit_lives(nuclei: Nuclei, common: _Common) -> tuple[CellCycleModel, list[st
     lives = replace(
         lives,
         brightness=tabulate_intensities(nuclei.brightness[rows]),
-        body=lives.body * size,
-        grown=lives.grown * size,
+        mother_area=lives.mother_area * size,
+        adult_area=lives.adult_area * size,
     )
     return lives, ["lives but for brightness and size"]
 
@@ -239,8 +239,8 @@ def _fit_motion(nuclei: Nuclei, video: Video, common: _Common) -> tuple[MotionMo
         return replace(start.motion, density=density), ["motion but for density"]
     if start is None or len(nuclei.lineage.daughters) >= LEAST_STEPS:
         return motion, []
-    separation, sisters = start.motion.separation, start.motion.sisters
-    return replace(motion, separation=separation, sisters=sisters), ["distances of sisters"]
+    distances = {name: getattr(start.motion, name) for name in ("separation", "sister_distance")}
+    return replace(motion, **distances), ["distances of sisters"]
 
 
 def _train_networks(
@@ -316,8 +316,8 @@ def _describe_statistics(model: Model, nuclei: Nuclei) -> Card:
     return {
         "stages": {name: int((nuclei.stage == stage).sum()) for stage, name in enumerate(STAGES)},
         "cycle_hours_median": round(float(np.exp(lives.cycle[0])) * lives.minutes / 60, 2),
-        "brightness_memory": round(lives.brightness_memory, 4),
-        "brightness_shared": round(lives.brightness_shared, 4),
+        "brightness_memory": round(lives.brightness_autocorrelation, 4),
+        "brightness_shared": round(lives.brightness_sister_correlation, 4),
     }
 
 

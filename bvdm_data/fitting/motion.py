@@ -14,7 +14,7 @@ from bvdm_data.fitting.stages import INTERPHASE, Nuclei
 from bvdm_data.fitting.video import Video
 from bvdm_data.rng import numpy_rng
 from bvdm_data.synth.cell_cycle import PRE_MITOTIC
-from bvdm_data.synth.motion import MotionModel
+from bvdm_data.synth.motion import MotionModel, SpeedModel
 from bvdm_data.synth.placement import CONTACT
 
 LEAST_STEPS = 5  # steps, or pairs of them, that a figure must rest on; with fewer it stays neutral
@@ -48,15 +48,15 @@ def fit_motion(nuclei: Nuclei, video: Video, *, border: int) -> MotionModel:
     by_age = fit_speed_by_age(nuclei, pairs, steps)
     return MotionModel(
         step=np.array([scale, max(freedom, 1.5)]),
-        turn=_measure_turn(nuclei, calm),
+        rotation=_measure_turn(nuclei, calm),
         separation=_measure_separation(nuclei),
         density=fit_density(video, border),
-        pace=fit_speed(nuclei, pairs, steps, by_age),
-        pace_of_age=by_age,
-        shift=fit_division_offset(nuclei, drift),
-        drift=drift,
-        sisters=_fit_sister_distance(nuclei),
-        closest=_measure_spacing(nuclei),
+        speed=fit_speed(nuclei, pairs, steps, by_age),
+        speed_by_age=by_age,
+        division_offset=fit_division_offset(nuclei, drift),
+        stage_drift=drift,
+        sister_distance=_fit_sister_distance(nuclei),
+        neighbour_spacing=_measure_spacing(nuclei),
     )
 
 
@@ -110,7 +110,7 @@ def fit_speed_by_age(nuclei: Nuclei, pairs: Rows, steps: Array) -> Array:
     return np.asarray(curve / max(usual, 1e-6))
 
 
-def fit_speed(nuclei: Nuclei, pairs: Rows, steps: Array, by_age: Array) -> Array:
+def fit_speed(nuclei: Nuclei, pairs: Rows, steps: Array, by_age: Array) -> SpeedModel:
     """Fit the speed apart from age: a log step is a lasting part plus what is new in each frame."""
     if len(by_age) > 1:
         age = _measure_ages(nuclei, pairs[:, 1])
@@ -130,7 +130,7 @@ def fit_speed(nuclei: Nuclei, pairs: Rows, steps: Array, by_age: Array) -> Array
     if len(dividing) >= LEAST_STEPS:
         usual = max(float(np.median(np.hypot(*steps.T))), 1e-6)
         ratio = float(np.median(np.hypot(*dividing.T))) / usual
-    return np.array([scale, spread, memory, ratio, freedom])
+    return SpeedModel(scale, spread, memory, ratio, freedom)
 
 
 def _correlate_later(nuclei: Nuclei, values: Array, lag: int) -> float:

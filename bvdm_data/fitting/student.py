@@ -12,7 +12,7 @@ from tqdm import tqdm
 from bvdm_data.fitting.training import Losses, Run, TrainingLog, TrainingSettings, train_network
 from bvdm_data.rng import numpy_rng, torch_rng
 from bvdm_data.synth.cell_cycle import CellCycleModel
-from bvdm_data.synth.cells import simulate_lineage
+from bvdm_data.synth.cells import LineageSimulator
 from bvdm_data.synth.contours import ShapeModel
 from bvdm_data.synth.denoiser import (
     PATCH_MARGIN,
@@ -96,7 +96,7 @@ def _draw_conditions(
         if len(calm) >= count - rare and len(mitotic) >= rare:
             break
         size, light = np.exp(np.array([SIZE, BRIGHTNESS]) * rng.standard_normal(2))
-        for life in simulate_lineage(shapes, lives, _FRAMES, rng, 1, jitter=None):
+        for life in LineageSimulator(shapes, lives, _FRAMES, rng).run(1):
             t = int(rng.integers(len(life.stages)))
             stage = int(life.stages[t])
             nucleus = (size * life.radii[t], light * life.brightness[t], stage)
@@ -121,11 +121,11 @@ def train_student(
     """Train the student on pairs (Luhman & Luhman 2021)."""
     patch, floor = teacher.settings.patch, teacher.settings.floor
     if start is None:
-        settings = StudentConfig(patch=patch, narrow=choose_small_patch(patch), floor=floor)
+        settings = StudentConfig(patch=patch, small_patch=choose_small_patch(patch), floor=floor)
     else:
         # The weights do not depend on the sides of the patches.
-        narrow = min(start.settings.narrow, patch)
-        settings = replace(start.settings, patch=patch, narrow=narrow, floor=floor)
+        small = min(start.settings.small_patch, patch)
+        settings = replace(start.settings, patch=patch, small_patch=small, floor=floor)
     images = (values.view(torch.int16) for values in (pairs.noise, pairs.picture))
     return train_network(
         "distilled",
@@ -156,9 +156,9 @@ def make_student_losses(
     """Return the training loss, and the share of held-out textures that the student misses."""
     rows = torch.arange(len(pairs.radii))
     is_held = rows < min(_HELD_OUT, len(rows) // 4)
-    fits = pairs.radii.amax(1) <= settings.narrow / 2 - PATCH_MARGIN
-    sides = {settings.narrow: fits, settings.patch: ~fits}
-    if settings.narrow == settings.patch:
+    fits = pairs.radii.amax(1) <= settings.small_patch / 2 - PATCH_MARGIN
+    sides = {settings.small_patch: fits, settings.patch: ~fits}
+    if settings.small_patch == settings.patch:
         sides = {settings.patch: torch.ones_like(fits)}
     check = [(side, rows[own & is_held]) for side, own in sides.items()]
     learn = [(side, rows[own & ~is_held]) for side, own in sides.items()]

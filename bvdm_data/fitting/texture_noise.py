@@ -246,7 +246,7 @@ def measure_rendered(model: Model, brightness: Array, lag: int, noise: float, se
 def _draw_outlines(model: Model, lag: int, patch: int, rng: np.random.Generator) -> Array:
     """Draw outlines of one area now and ``lag`` frames later, within the patch, ``[2, n, K]``."""
     shapes = model.shapes
-    scores = [shapes.scores(lag + 1, rng)[[0, -1]] for _ in range(CALIBRATION_NUCLEI)]
+    scores = [shapes.sample_scores(lag + 1, rng)[[0, -1]] for _ in range(CALIBRATION_NUCLEI)]
     mean = shapes.mean[0]
     outlines = np.maximum(mean + np.stack(scores, 1) @ shapes.modes[0], mean.mean() / 4)
     now, later = (compute_polygon_area(radii) for radii in outlines)

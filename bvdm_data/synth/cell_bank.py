@@ -1,38 +1,38 @@
-"""Pool: nuclei that are painted once, whole lives with divisions, and shown in many clips."""
+"""Cell bank: nuclei that are rendered once, with all their offspring, and shown in many clips."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from bvdm_data.rng import numpy_rng, torch_rng
-from bvdm_data.synth.cells import Cell, sample_sister_quantile, simulate_lineage
+from bvdm_data.synth.cells import Cell, LineageSimulator, sample_sister_quantile
 from bvdm_data.synth.model import Model
 from bvdm_data.synth.placement import InitialCell
 from bvdm_data.synth.textures import FastSettings, RenderedPatches, render_textures
 
 GAIN = 0.1
-"""Standard deviation of the logarithm of the light of a nucleus from one showing to the next (our
-choice: a third of that between nuclei of the HeLa video)."""
+"""Standard deviation of a nucleus' log brightness from one showing to the next (our choice: a third
+of the spread between nuclei of the HeLa video)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PoolSettings:
-    """How many painted nuclei are kept, and how soon they are replaced.
+    """How many rendered nuclei are kept, and how soon they are replaced.
 
-    A pair of sisters is kept with all its offspring. While it is kept it is shown again and again,
-    each time elsewhere, turned, mirrored or not, brighter or dimmer, under other noise, beside
-    others. It stays for ``pairs / renew`` clips; a clip that shows ``n`` pairs thus shows each of
+    A pair of sisters is kept with all its offspring. It is shown again and again, each time at
+    another place and angle, mirrored or not, brighter or dimmer, under other noise, among other
+    nuclei. It stays for ``pairs / renew`` clips; a clip that shows ``n`` pairs thus shows each of
     them ``n / renew`` times in all, on average.
 
     Attributes:
         pairs: Pairs that are kept; about 0.1 MB each for clips of 8 frames.
-        renew: Pairs that are replaced by new ones with every clip; what painting costs is in
-            proportion to it, and to the number of workers, since each keeps a pool of its own
-            (all equal).
+        renew: Pairs that are replaced by new ones with every clip. The cost of rendering is
+            proportional to it, and to the number of workers, since each keeps its own copy of the
+            same pool.
 
     Raises:
         TypeError: If a value is of the wrong type.
@@ -59,15 +59,16 @@ class PoolSettings:
 
 @dataclass
 class _SisterPair:
-    """Two families of one age; painted when first seen."""
+    """Two families of one age; rendered when first seen."""
 
-    version: tuple[object, ...]
+    model: Model
+    name: tuple[str | int, ...]  # of its random streams: generation, frames, slot and version
     families: tuple[list[Cell], list[Cell]]
-    painted: list[RenderedPatches] | None = None  # rows count the lives of both families
+    patches: list[RenderedPatches] | None = None  # rows count the cells of both families
 
 
 class CellBank:
-    """Pairs that a process has grown and painted; what it holds never decides what a clip shows.
+    """Pairs that a process has simulated and rendered; a cache, which never changes any clip.
 
     Pair ``k`` of clip ``i`` is a pure function of the model, the method, the seed, ``k`` and how
     often it was replaced before clip ``i``.
@@ -77,162 +78,146 @@ class CellBank:
         """Start empty."""
         self.settings = settings
         self.seed = seed
-        self._kept: dict[int, _SisterPair] = {}
+        self._pairs: dict[int, _SisterPair] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the painted pairs behind: they are cheaper to paint than to send."""
-        return {**self.__dict__, "_kept": {}}
+        """Leave the pairs behind: they are cheaper to render than to send."""
+        return {**self.__dict__, "_pairs": {}}
 
-    def pair(self, slot: int, number: int, era: int, generator: Model, frames: int) -> _SisterPair:
-        """Return the pair that a slot holds when a clip is made."""
-        # One slot after the other is renewed, so that a pool never changes all at once.
-        times = int((number * self.settings.renew + slot) // self.settings.pairs)
-        version = (id(generator), era, frames, times)
-        kept = self._kept.get(slot)
-        if kept is None or kept.version != version:
-            name = ("pool", era, frames, slot, times)
-            kept = _SisterPair(version, self._grow(name, slot, generator, frames))
-            self._kept[slot] = kept
-        return kept
+    def get_pair(
+        self, slot: int, number: int, generation: int, model: Model, frames: int
+    ) -> _SisterPair:
+        """Return the pair in a slot when clip ``number`` is made."""
+        # One slot after the other is renewed, so that a bank never changes all at once.
+        version = int((number * self.settings.renew + slot) // self.settings.pairs)
+        name = ("pool", generation, frames, slot, version)
+        pair = self._pairs.get(slot)
+        if pair is None or pair.name != name or pair.model is not model:
+            pair = _SisterPair(model, name, self._simulate(name, slot, model, frames))
+            self._pairs[slot] = pair
+        return pair
 
-    def _grow(
-        self, name: tuple[str | int, ...], slot: int, generator: Model, frames: int
+    def _simulate(
+        self, name: tuple[str | int, ...], slot: int, model: Model, frames: int
     ) -> tuple[list[Cell], list[Cell]]:
-        draws = numpy_rng(self.seed, *name, "lives")
-        # Evenly spread over the slots, so that a small pool has dim and bright nuclei, too.
-        quantile = (slot + draws.random()) / self.settings.pairs
-        models = (generator.shapes, generator.lives, frames, draws)
-        drift = draws.standard_normal(frames)
-        one = simulate_lineage(*models, 1, jitter=None, quantile=quantile, drift=drift)
-        age = one[0].age
-        other = simulate_lineage(
-            *models, 1 + len(one), jitter=None, age=age, drift=drift,
-            quantile=sample_sister_quantile(generator.lives, quantile, age, draws),
-        )  # fmt: skip
-        return one, other
+        rng = numpy_rng(self.seed, *name, "lives")
+        lineages = LineageSimulator(model.shapes, model.lives, frames, rng)
+        # Evenly spread over the slots, so that a small bank has dim and bright nuclei, too.
+        quantile = (slot + rng.random()) / self.settings.pairs
+        noise = rng.standard_normal(frames)
+        family = lineages.run(1, quantile=quantile, shared_noise=noise)
+        age = family[0].age
+        quantile = sample_sister_quantile(model.lives, quantile, age, rng)
+        return family, lineages.run(1 + len(family), quantile=quantile, age=age, shared_noise=noise)
 
-    def paint(
-        self, slot: int, pair: _SisterPair, generator: Model, settings: FastSettings
-    ) -> list[RenderedPatches]:
-        """Return the pictures of all moments of a pair, painted in one call.
+    def render(self, pair: _SisterPair, settings: FastSettings) -> list[RenderedPatches]:
+        """Return the patches of a pair in all frames.
 
-        Always the same call, whatever else a clip shows: how many pictures share a call may
+        They come from one call, whatever else a clip shows: the number of patches in a call may
         change their last bits.
         """
-        if pair.painted is None:
-            lives = [life for family in pair.families for life in family]
-            _, era, frames, times = pair.version
-            name = ("pool", era, frames, slot, times, "texture")
+        if pair.patches is None:
+            cells = [cell for family in pair.families for cell in family]
             groups = render_textures(
-                lives, [(life.first, life.last) for life in lives],
-                generator.painter_for(settings), generator.texture, settings,
-                [torch_rng(self.seed, *name, life.identity) for life in lives],  # type: ignore[arg-type]
+                cells, [(cell.first, cell.last) for cell in cells],
+                pair.model.painter_for(settings), pair.model.texture, settings,
+                [torch_rng(self.seed, *pair.name, "texture", cell.identity) for cell in cells],
             )  # fmt: skip
-            pair.painted = [replace(group, light=group.light.half()) for group in groups]
-        return pair.painted
+            pair.patches = [replace(group, light=group.light.half()) for group in groups]
+        return pair.patches
 
 
 @dataclass(frozen=True)
 class _Origin:
-    """What a nucleus of a clip was taken from."""
+    """Where a nucleus of a clip was taken from."""
 
     slot: int
-    row: int  # among the lives of the pair
+    row: int  # among the cells of the pair
     mirrored: bool
     gain: float
 
 
 class BankSample:
-    """The nuclei of one clip, taken out of a pool; gives families and their patches."""
+    """The nuclei of one clip, taken out of a bank: a sampler of families that has their patches."""
 
     def __init__(
         self,
-        pool: CellBank,
-        generator: Model,
+        bank: CellBank,
+        model: Model,
         frames: int,
         number: int,
-        era: int,
-        draws: np.random.Generator,
+        generation: int,
+        rng: np.random.Generator,
         *,
         size: float = 1.0,
         brightness: float = 1.0,
     ) -> None:
         """Shuffle the slots."""
-        self.pool = pool
-        self.generator = generator
-        self.frames = frames
-        self.number = number
-        self.era = era
-        self.draws = draws
-        self.size = size
-        self.brightness = brightness
-        self._order = draws.permutation(pool.settings.pairs)
-        self._next = 0
-        self._roles: dict[int, _Origin] = {}
+        self.bank, self.model, self.rng = bank, model, rng
+        self.frames, self.number, self.generation = frames, number, generation
+        self.size, self.brightness = size, brightness
+        self._slots = itertools.cycle(rng.permutation(bank.settings.pairs).tolist())
+        self._origins: dict[int, _Origin] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave behind what the process that renders has itself."""
+        left = ("bank", "model", "rng", "_slots")
+        return {key: value for key, value in self.__dict__.items() if key not in left}
 
     def __call__(self, identity: int, sister: InitialCell | None) -> list[Cell]:
-        """Return a family whose lives are numbered from ``identity`` on."""
-        if sister is None:
-            slot = int(self._order[self._next % len(self._order)])
-            self._next += 1
-        else:
-            slot = self._roles[sister.family[0].identity].slot
-        pair = self._pair(slot)
+        """Return a family whose cells are numbered from ``identity`` on."""
+        slot = next(self._slots) if sister is None else self._get_slot(sister)
+        pair = self._get_pair(slot)
         which = int(sister is not None)
         family, before = pair.families[which], which * len(pair.families[0])
-        mirrored, gain = bool(self.draws.random() < 0.5), self._gain()
+        mirrored = bool(self.rng.random() < 0.5)
+        gain = float(self.brightness * np.exp(GAIN * self.rng.standard_normal()))
         shift = identity - family[0].identity
         shown = []
-        for row, life in enumerate(family, start=before):
-            self._roles[life.identity + shift] = _Origin(slot, row, mirrored, gain)
-            radii = np.roll(life.radii[:, ::-1], 1, axis=1) if mirrored else life.radii
+        for row, cell in enumerate(family, start=before):
+            self._origins[cell.identity + shift] = _Origin(slot, row, mirrored, gain)
+            radii = np.roll(cell.radii[:, ::-1], 1, axis=1) if mirrored else cell.radii
             shown.append(
                 replace(
-                    life,
-                    identity=life.identity + shift,
-                    parent=life.parent + shift if life.parent else 0,
+                    cell,
+                    identity=cell.identity + shift,
+                    parent=cell.parent + shift if cell.parent else 0,
                     radii=self.size * radii,
-                    brightness=gain * life.brightness,
+                    brightness=gain * cell.brightness,
                 )
             )
         return shown
 
-    def pictures(
-        self,
-        shown: Sequence[tuple[int, int, tuple[int, int]]],
-        settings: FastSettings,
+    def render(
+        self, shown: Sequence[tuple[int, int, tuple[int, int]]], settings: FastSettings
     ) -> list[RenderedPatches]:
-        """Return the patches of the visible nuclei, making those that no clip has shown yet."""
+        """Return the patches of nuclei, given identity, row, and first and last frame of each."""
         parts: dict[int, list[RenderedPatches]] = {}
         for identity, row, (first, last) in shown:
-            role = self._roles[identity]
-            for group in self.pool.paint(
-                role.slot, self._pair(role.slot), self.generator, settings
-            ):
-                mine = (group.rows == role.row) & (group.moments >= first)
+            origin = self._origins[identity]
+            for group in self.bank.render(self._get_pair(origin.slot), settings):
+                mine = (group.rows == origin.row) & (group.moments >= first)
                 chosen = (mine & (group.moments <= last)).nonzero()[:, 0]
                 if not len(chosen):
                     continue
-                light = group.light[chosen].float() * role.gain
+                light = group.light[chosen].float() * origin.gain
                 parts.setdefault(light.shape[-1], []).append(
                     RenderedPatches(
-                        light.flip(2) if role.mirrored else light,
+                        light.flip(2) if origin.mirrored else light,
                         torch.full((len(chosen),), row),
                         group.moments[chosen],
                         group.zoom[chosen] / self.size,
                     )
                 )
-        return [_joined(some) for _, some in sorted(parts.items())]
+        return [_join_patches(part) for _, part in sorted(parts.items())]
 
-    def _pair(self, slot: int) -> _SisterPair:
-        return self.pool.pair(slot, self.number, self.era, self.generator, self.frames)
+    def _get_slot(self, sister: InitialCell) -> int:
+        return self._origins[sister.family[0].identity].slot
 
-    def _gain(self) -> float:
-        return float(self.brightness * np.exp(GAIN * self.draws.standard_normal()))
+    def _get_pair(self, slot: int) -> _SisterPair:
+        return self.bank.get_pair(slot, self.number, self.generation, self.model, self.frames)
 
 
-def _joined(parts: Sequence[RenderedPatches]) -> RenderedPatches:
-    def of(name: str) -> Tensor:
-        return torch.cat([getattr(part, name) for part in parts])
-
-    return RenderedPatches(of("light"), of("rows"), of("moments"), of("zoom"))
+def _join_patches(parts: Sequence[RenderedPatches]) -> RenderedPatches:
+    names = ("light", "rows", "moments", "zoom")
+    return RenderedPatches(*(torch.cat([getattr(p, name) for p in parts]) for name in names))

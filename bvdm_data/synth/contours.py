@@ -1,7 +1,6 @@
-"""ShapeModel: how the outlines of nuclei look in each stage of the cell cycle."""
+"""Contours: the outline of a nucleus as radii, and the model that contours are drawn from."""
 
 import functools
-import itertools
 import math
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ from scipy import special
 from torch import Tensor
 
 CONTOUR_POINTS = 60
-"""Angles of a contour (Bähr et al. 2021: 60); they reproduce HeLa masks with an IoU of .998."""
+"""Angles of a contour (Bähr et al. 2021: 60). They reproduce HeLa masks with an IoU of .998."""
 
 Array = npt.NDArray[np.float64]
 
@@ -30,91 +29,91 @@ class ShapeModel:
     mean: Array  # mean radii of each stage, [S, K] px
     modes: Array  # principal components, each as long as its standard deviation, [S, M, K] px
     counts: Array  # contours that each stage was fitted to, [S]
-    # correlation of the lasting part of each component's score with that of the frame before, [M]
-    memory: Array
-    fresh: Array  # share of each score's variance that is new in every frame, [M]
-    wobble: float  # standard deviation of the logarithm of the area around its smooth course
+    # AR(1) coefficient of the lasting part of each component's score, from frame to frame, [M]
+    autocorrelation: Array
+    innovation: Array  # share of white noise in each score's variance, [M]
+    area_jitter: float  # standard deviation of the log area around its smooth course
     # median, and standard deviation of the logarithm, of how irregular a nucleus is: the root mean
-    # square of its scores but for the first two, which are size and length, [2]
-    ragged: Array
-    # second score of the video's nuclei at equally spaced quantiles from 0 to 1, [Q]. It is how
-    # long they are, where they differ most in size, and not normal, for no nucleus is shorter than
-    # round
-    length: Array
+    # square of its scores without the first two, which are size and elongation, [2]
+    roughness: Array
+    # second score (elongation) of the video's nuclei at equally spaced quantiles from 0 to 1, [Q];
+    # not normal, since no nucleus is shorter than round
+    elongation: Array
 
-    def sample(self, stage: int, generator: np.random.Generator, amount: float = 1.0) -> Array:
-        """Draw a contour of a stage.
-
-        Radii ``[K]`` px, none below a quarter of the mean one.
-        """
+    def sample(self, stage: int, generator: np.random.Generator) -> Array:
+        """Draw a contour of a stage, ``[K]`` px; no radius is below a quarter of the mean one."""
         mean = self.mean[stage]
-        radii = mean + amount * self.deviation(stage, generator)
-        bounded: Array = np.maximum(radii, mean.mean() / 4)
+        bounded: Array = np.maximum(mean + self.sample_offset(stage, generator), mean.mean() / 4)
         return bounded
 
-    def deviation(self, stage: int, generator: np.random.Generator) -> Array:
-        """Draw how far a contour of a stage is from the mean one, ``[K]`` px."""
+    def sample_offset(self, stage: int, generator: np.random.Generator) -> Array:
+        """Draw the difference between a contour of a stage and the mean one, ``[K]`` px."""
         modes = self.modes[stage]
-        drawn: Array = generator.standard_normal(len(modes)) @ modes
-        return drawn
+        offset: Array = generator.standard_normal(len(modes)) @ modes
+        return offset
 
-    def alike(self, stage: int) -> Array:
-        """Return the components of a stage, each pointing where that of interphase does.
+    def align_modes(self, stage: int) -> Array:
+        """Return the components of a stage, their signs chosen as in interphase, ``[M, K]`` px.
 
-        A component has no sign of its own; with these, a long nucleus is long in all stages.
-
-        ``[M, K]`` px.
+        The sign of a component is arbitrary; aligned, a long nucleus is long in all stages.
         """
-        against = (self.modes[stage] * self.modes[0]).sum(1, keepdims=True) < 0
-        found: Array = np.where(against, -self.modes[stage], self.modes[stage])
-        return found
+        opposite = (self.modes[stage] * self.modes[0]).sum(1, keepdims=True) < 0
+        return np.asarray(np.where(opposite, -self.modes[stage], self.modes[stage]))
 
-    def scores(self, frames: int, generator: np.random.Generator) -> Array:
-        """Draw the scores of a nucleus in consecutive frames: they drift, and they flicker.
+    def sample_scores(self, frames: int, generator: np.random.Generator) -> Array:
+        """Draw the scores of a nucleus in consecutive frames, ``[frames, M]``.
 
-        Most nuclei are smoother, and a few much more irregular, than independent scores would be.
-
-        ``[frames, M]``, each of about unit variance over many nuclei, the second as the video's
-        are.
+        They drift and flicker. Over many nuclei each has about unit variance, and the second is
+        distributed as in the video. Most nuclei are smoother, and a few much more irregular, than
+        independent scores would be.
         """
-        lasting = draw_ar1(frames, self.memory, generator)
-        passing = generator.standard_normal(lasting.shape)
-        drawn: Array = np.sqrt(1 - self.fresh) * lasting + np.sqrt(self.fresh) * passing
-        drawn[:, 2:] *= self.ragged[0] * math.exp(self.ragged[1] * generator.standard_normal())
-        drawn[:, 1:2] = np.interp(
-            special.ndtr(drawn[:, 1:2]), make_quantile_levels(len(self.length)), self.length
-        )
-        return drawn
+        lasting = draw_ar1(frames, self.autocorrelation, generator)
+        flicker = generator.standard_normal(lasting.shape)
+        scores: Array = np.sqrt(1 - self.innovation) * lasting + np.sqrt(self.innovation) * flicker
+        median, spread = self.roughness
+        scores[:, 2:] *= median * math.exp(spread * generator.standard_normal())
+        scores[:, 1] = interpolate_quantile(self.elongation, special.ndtr(scores[:, 1]))
+        return scores
 
 
-def draw_ar1(frames: int, memory: Array, generator: np.random.Generator) -> Array:
-    """Draw stationary first-order autoregressive processes of unit variance.
+def draw_ar1(frames: int, autocorrelation: Array, generator: np.random.Generator) -> Array:
+    """Draw stationary AR(1) processes of unit variance, ``[frames, M]``."""
+    noise = generator.standard_normal((frames, len(autocorrelation)))
+    return filter_ar1(noise, autocorrelation)
 
-    ``[frames, M]``.
+
+def filter_ar1(noise: Array, autocorrelation: Array | float, before: Array | None = None) -> Array:
+    """Turn white noise ``[frames, M]`` into AR(1) processes of unit variance, in place.
+
+    ``before`` is the state ahead of the first frame; None: the first frame is the noise itself.
     """
-    drawn = generator.standard_normal((frames, len(memory)))
-    renewed = np.sqrt(1 - memory**2)
-    for before, now in itertools.pairwise(drawn):
-        now *= renewed
-        now += memory * before
-    return drawn
+    scale = np.sqrt(1 - autocorrelation**2)
+    for now in noise:
+        if before is not None:
+            now *= scale
+            now += autocorrelation * before
+        before = now
+    return noise
 
 
 @functools.lru_cache(maxsize=64)
 def make_quantile_levels(count: int) -> Array:
-    """Return so many numbers from 0 to 1, equally spaced; not to be changed, ``[count]``."""
-    places = np.linspace(0, 1, count)
-    places.setflags(write=False)
-    return places
+    """Return ``count`` equally spaced numbers from 0 to 1; read-only, since they are cached."""
+    levels = np.linspace(0, 1, count)
+    levels.setflags(write=False)
+    return levels
+
+
+def interpolate_quantile(table: Array, quantile: float | Array) -> Array:
+    """Return the values of a distribution, tabulated at equally spaced quantiles, at others."""
+    return np.asarray(np.interp(quantile, make_quantile_levels(len(table)), table))
 
 
 def compute_polygon_area(radii: Array) -> Array:
-    """Return the area of contours.
-
-    ``[...]`` px^2, the area of the polygon.
+    """Return the area of the polygons that contours ``[..., K]`` make, ``[...]`` px^2.
 
     Examples:
-        >>> round(float(area(np.full(60, 10.0))))  # a disc of 10 px has 314
+        >>> round(float(compute_polygon_area(np.full(60, 10.0))))  # a disc of 10 px has 314
         314
     """
     angle = 2 * math.pi / radii.shape[-1]
@@ -122,25 +121,36 @@ def compute_polygon_area(radii: Array) -> Array:
     return np.asarray(0.5 * math.sin(angle) * (radii * shifted).sum(-1))
 
 
+def compute_mean_radius(radii: Array) -> Array:
+    """Return the radius of the disc of the same area, ``[...]`` px."""
+    return np.asarray(np.sqrt(compute_polygon_area(radii) / math.pi))
+
+
+def interpolate_outline(radii: Array, angle: Array | float) -> Array:
+    """Return the distance to one outline ``[K]`` in directions of its own frame, px."""
+    grid = np.linspace(0, 2 * math.pi, len(radii) + 1)
+    return np.asarray(np.interp(angle % (2 * math.pi), grid, np.append(radii, radii[0])))
+
+
 def interpolate_radius(
     radii: Float[Tensor, "N K"], y: Float[Tensor, "N H W"], x: Float[Tensor, "N H W"]
 ) -> Float[Tensor, "N H W"]:
-    """Return how far the outline is in the direction of each point."""
+    """Return the distance to the outline in the direction of each point."""
     closed = torch.cat([radii, radii[:, :1]], 1)
-    corner, share = find_vertices(y, x, radii.shape[1])
-    flat = corner.flatten(1)
+    vertex, share = find_vertices(y, x, radii.shape[1])
+    flat = vertex.flatten(1)
     here = closed.gather(1, flat).view_as(share)
     there = closed.gather(1, flat + 1).view_as(share)
     return here + share * (there - here)
 
 
 def find_vertices(y: Tensor, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Tell between which corners of an outline a direction lies."""
-    place = x.atan2(y) * (count / (2 * math.pi))
-    low = place.floor()
-    corner = low.long()
-    corner += count * (corner < 0)
-    return corner, place - low
+    """Return the vertex before the direction of each point, and the share towards the next."""
+    position = x.atan2(y) * (count / (2 * math.pi))
+    low = position.floor()
+    vertex = low.long()
+    vertex += count * (vertex < 0)
+    return vertex, position - low
 
 
 def test_inside(

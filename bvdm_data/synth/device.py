@@ -147,7 +147,7 @@ class VideoRenderer:
         for number, sent in enumerate(unpickle_requests(data)):
             sketch = sent.attached(self.pool, self.generator)
             if sketch.cast is not None:
-                for group in sketch.cast.pictures(sketch.shown, self.method):
+                for group in sketch.cast.render(sketch.shown, self.method):
                     parts.setdefault(group.light.shape[-1], []).append((number, sketch, group))
         painted = []
         for side, some in sorted(parts.items()):

@@ -1,4 +1,6 @@
-"""Flow: how a texture moves from frame to frame; the paper's FlowNet and warping."""
+"""Optical flow: the paper's FlowNet, and warping."""
+
+import functools
 
 import torch
 from jaxtyping import Float
@@ -12,18 +14,18 @@ FLOW_SIZE = 96
 class FlowNet(nn.Module):
     """Predicts the flow that carries one mask onto the next: a VoxelMorph U-Net in 2D.
 
-    The paper's flow prediction model (section 2, FPMs; Balakrishnan et al. 2019). Encoder and
-    decoder have 32 channels, the displacement is that of every pixel and is not integrated, as in
-    the authors' network (116,370 parameters).
+    The paper's flow prediction model (section 2, FPMs; Balakrishnan et al. 2019), with the 116,370
+    parameters of the authors' network. The displacement is not integrated.
     """
 
     def __init__(self) -> None:
         """Make the network; its flow is next to zero until it is trained."""
         super().__init__()
-        self.encoder = nn.ModuleList(_convolution(c, 32) for c in (2, 32, 32, 32))
-        self.decoder = nn.ModuleList(_convolution(c, 32) for c in (32, 64, 64, 64))
-        self.last = nn.ModuleList([_convolution(64, 32), _convolution(32, 16)])
-        self.flow = nn.Conv2d(16, 2, 3, padding=1)
+        conv = functools.partial(nn.Conv2d, kernel_size=3, padding=1)
+        self.encoder = nn.ModuleList(conv(c, 32) for c in (2, 32, 32, 32))
+        self.decoder = nn.ModuleList(conv(c, 32) for c in (32, 64, 64, 64))
+        self.last = nn.ModuleList([conv(64, 32), conv(32, 16)])
+        self.flow = conv(16, 2)
         # On the meta device there is nothing to draw, and PyTorch would import its compiler.
         if not self.flow.weight.is_meta:
             nn.init.normal_(self.flow.weight, std=1e-5)  # so that training starts at no flow
@@ -32,7 +34,7 @@ class FlowNet(nn.Module):
     def forward(
         self, source: Float[Tensor, "N 1 H W"], target: Float[Tensor, "N 1 H W"]
     ) -> Float[Tensor, "N 2 H W"]:
-        """Predict where the target looks in the source."""
+        """Predict the backward flow, from the target to the source, in pixels."""
         x = torch.cat([source, target], 1)
         skips = []
         for block in self.encoder:
@@ -49,10 +51,6 @@ class FlowNet(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             flow: Tensor = self.flow(x.float())
         return flow
-
-
-def _convolution(inputs: int, outputs: int) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, 3, padding=1)
 
 
 def warp(
@@ -83,20 +81,20 @@ def warp(
         )
     y = torch.arange(height, device=image.device)[:, None] + flow[:, 0]
     x = torch.arange(width, device=image.device)[None, :] + flow[:, 1]
-    moved: Tensor = remap(
+    warped: Tensor = remap(
         image, x.to(image.dtype), y.to(image.dtype), padding_mode="border", align_corners=True
     )
-    return moved
+    return warped
 
 
-def invert_flow(flow: Float[Tensor, "N 2 H W"], rounds: int = 24) -> Float[Tensor, "N 2 H W"]:
+def invert_flow(flow: Float[Tensor, "N 2 H W"]) -> Float[Tensor, "N 2 H W"]:
     """Turn a backward flow into the forward one: where does a pixel of frame f go?
 
-    Solves ``v(p) = -u(p + v(p))`` by a fixed-point iteration (Chen et al. 2008) that goes half of
-    every step. A whole step would not settle where the flow stretches the rim of a nucleus to more
-    than twice its width, which that of FlowNet often does.
+    Solves ``v(p) = -u(p + v(p))`` by a fixed-point iteration (Chen et al. 2008) with half steps.
+    Whole steps would not converge where the flow stretches the rim of a nucleus to more than twice
+    its width, as FlowNet's often does.
     """
     forward = -flow
-    for _ in range(rounds):
+    for _ in range(24):
         forward = 0.5 * (forward - warp(flow, forward))
     return forward

@@ -137,20 +137,21 @@ def randomise_model(
     blur = amount * BLUR * generator.random()
     room = np.exp(-amount * generator.uniform(0, SPACING))
     contact = amount * generator.uniform(0, CONTACT)
-    # The first is the pace itself, the others say how it varies.
-    pace = motion.pace * np.append(
-        math.exp(amount * SPEED * generator.standard_normal()), [1.0] * 4
-    )
+    faster = math.exp(amount * SPEED * generator.standard_normal())
+    speed = motion.speed._replace(scale=faster * motion.speed.scale)
     return RandomisedModel(
         shapes=replace(shapes, mean=size * shapes.mean, modes=size * shapes.modes),
         lives=replace(
             lives,
-            body=size**2 * lives.body,
-            grown=size**2 * lives.grown,
+            mother_area=size**2 * lives.mother_area,
+            adult_area=size**2 * lives.adult_area,
             brightness=brightness * lives.brightness,
         ),
         motion=replace(
-            motion, density=density * motion.density, closest=room * motion.closest, pace=pace
+            motion,
+            density=density * motion.density,
+            neighbour_spacing=room * motion.neighbour_spacing,
+            speed=speed,
         ),
         camera=replace(camera, noise=noise * camera.noise),
         size=float(size),

@@ -41,20 +41,20 @@ class CellTable:
 def make_cell_table(paths: Sequence[Trajectory], frames: int) -> CellTable:
     """Lay the ways and outlines of nuclei out as tables."""
     count = len(paths)
-    corners = len(paths[0].life.radii[0]) if paths else 1
+    corners = len(paths[0].cell.radii[0]) if paths else 1
     there = np.zeros((count, frames), bool)
     centres, axes = np.zeros((2, count, frames, 2), np.float32)
     radii = np.ones((count, frames, corners), np.float32)
     for row, path in enumerate(paths):
-        life = path.life
+        life = path.cell
         shown = slice(life.first, min(life.last + 1, frames))
         length = max(0, shown.stop - shown.start)
         there[row, shown] = True
         centres[row, shown] = path.centres[:length]
-        axes[row, shown] = np.stack([np.cos(path.turns), np.sin(path.turns)], 1)[:length]
+        axes[row, shown] = np.stack([np.cos(path.angles), np.sin(path.angles)], 1)[:length]
         radii[row, shown] = life.radii[:length]
     rank = np.empty(count, np.int64)
-    rank[np.argsort([path.depth for path in paths], kind="stable")] = np.arange(count)
+    rank[np.argsort([path.z_order for path in paths], kind="stable")] = np.arange(count)
     return CellTable(*(torch.from_numpy(table) for table in (there, centres, axes, radii, rank)))
 
 
@@ -217,12 +217,12 @@ def iterate_cell_pixels(
     paths: Sequence[Trajectory], frame: int, size: tuple[int, int]
 ) -> Iterator[CellPixels]:
     """Find the pixels of every nucleus that is there in a frame, from the deepest up."""
-    here = [r for r, p in enumerate(paths) if p.life.first <= frame <= p.life.last]
-    for row in sorted(here, key=lambda r: paths[r].depth):
+    here = [r for r, p in enumerate(paths) if p.cell.first <= frame <= p.cell.last]
+    for row in sorted(here, key=lambda r: paths[r].z_order):
         path = paths[row]
-        moment = frame - path.life.first
-        radii = torch.from_numpy(path.life.radii[moment]).float()[None]
-        centre, turn = path.centres[moment], float(path.turns[moment])
+        moment = frame - path.cell.first
+        radii = torch.from_numpy(path.cell.radii[moment]).float()[None]
+        centre, turn = path.centres[moment], float(path.angles[moment])
         window = _window(centre, math.ceil(float(radii.max())) + 1, size)
         if window is None:
             continue
@@ -249,7 +249,7 @@ def composite_masked(
     light = np.zeros(labels.shape, np.float32)
     for frame in range(len(labels)):
         for spot in iterate_cell_pixels(paths, frame, labels.shape[1:]):
-            life = paths[spot.row].life
+            life = paths[spot.row].cell
             seen = labels[frame][spot.window] == life.identity
             if not seen.any():
                 continue
@@ -312,13 +312,13 @@ def compute_texture_flow(
     for frame in range(frames - 1):
         for spot in iterate_cell_pixels(paths, frame, labels.shape[1:]):
             path = paths[spot.row]
-            seen = labels[frame][spot.window] == path.life.identity
-            if not seen.any() or path.life.identity not in labels[frame + 1]:
+            seen = labels[frame][spot.window] == path.cell.identity
+            if not seen.any() or path.cell.identity not in labels[frame + 1]:
                 continue
             along, across = _sample(invert_flow(flow[spot.row, frame, None])[0], spot)
             y, x = spot.y + along, spot.x + across
-            moment = frame + 1 - path.life.first
-            turn, centre = float(path.turns[moment]), path.centres[moment]
+            moment = frame + 1 - path.cell.first
+            turn, centre = float(path.angles[moment]), path.centres[moment]
             rows = torch.arange(spot.window[0].start, spot.window[0].stop)[:, None]
             columns = torch.arange(spot.window[1].start, spot.window[1].stop)[None]
             dy = math.cos(turn) * y - math.sin(turn) * x + float(centre[0]) - rows

@@ -76,7 +76,7 @@ class Scene:
     def labels(self) -> Labels:
         """Identity of the nucleus that is seen at each pixel."""
         identities = np.zeros(len(self.tables.rank) + 1, np.int32)
-        identities[self.rows.numpy() + 1] = [path.life.identity for path in self.shown]
+        identities[self.rows.numpy() + 1] = [path.cell.identity for path in self.shown]
         labels: Labels = identities[self.seen.numpy()]
         return labels
 
@@ -117,8 +117,8 @@ def simulate_scene(
         tables = make_cell_table(everyone, scene.frames)
         seen = draw_labels(tables, scene.size)
         visible = find_visible_frames(seen, len(everyone))
-    row_of = {path.life.identity: row for row, path in enumerate(everyone, start=1)}
-    parents = {row: row_of.get(path.life.parent, 0) for row, path in enumerate(everyone, start=1)}
+    row_of = {path.cell.identity: row for row, path in enumerate(everyone, start=1)}
+    parents = {row: row_of.get(path.cell.parent, 0) for row, path in enumerate(everyone, start=1)}
     with profile_span("labels"):
         new_of, tracks, old = number_tracks(visible, parents)
         masks = relabel(seen, new_of)
@@ -173,7 +173,7 @@ def _stages(
 ) -> npt.NDArray[np.int8]:
     stages = np.full((len(table), frames), -1, np.int8)
     for (identity, first, last, _), row in zip(table, old, strict=True):
-        life = everyone[row - 1].life
+        life = everyone[row - 1].cell
         stages[identity - 1, first : last + 1] = life.stages[
             first - life.first : last + 1 - life.first
         ]
@@ -198,18 +198,14 @@ class SceneRequest:
 
     def detached(self) -> "SceneRequest":
         """Return a copy that can be sent: without the pool, and the networks of its cast."""
-        if self.cast is None:
-            return self
-        cast = copy.copy(self.cast)
-        del cast.pool, cast.generator, cast.draws
-        return replace(self, cast=cast)
+        return self  # pickling leaves both out
 
     def attached(self, pool: CellBank | None, generator: Model) -> "SceneRequest":
         """Undo :meth:`detached`."""
         if self.cast is None or pool is None:
             return self
         cast = copy.copy(self.cast)
-        cast.pool, cast.generator = pool, generator
+        cast.bank, cast.model = pool, generator
         return replace(self, cast=cast)
 
 
@@ -225,12 +221,12 @@ def make_request(
     groups = []
     if plan.cast is None:
         unpainted = make_denoiser_inputs(
-            [path.life for path in plan.shown], plan.views, generator.painter_for(method),
+            [path.cell for path in plan.shown], plan.views, generator.painter_for(method),
             *method.drift(generator.texture),
-            [torch_rng(seed, *name, "texture", path.life.identity) for path in plan.shown],
+            [torch_rng(seed, *name, "texture", path.cell.identity) for path in plan.shown],
         )  # fmt: skip
         groups = [replace(group, rows=plan.rows[group.rows]) for group in unpainted]
-    identities = [path.life.identity for path in plan.shown]
+    identities = [path.cell.identity for path in plan.shown]
     shown = list(zip(identities, plan.rows.tolist(), plan.views, strict=True))
     return SceneRequest(
         size, plan.tables, groups, plan.cast, shown, plan.camera, plan.blur, seed, name
@@ -279,7 +275,7 @@ def _pictures(
     if sketch.cast is None:
         painter = generator.painter_for(method)
         return run_denoiser_batched(sketch.groups, painter, method, on_part=on_part)
-    groups = sketch.cast.pictures(sketch.shown, method)
+    groups = sketch.cast.render(sketch.shown, method)
     if on_part is not None:
         on_part(1.0)
     return groups

@@ -76,7 +76,7 @@ def synthesise(
         on_part = _by_frame(on_frame, scene.frames)
         video = render_request(drawn, generator, method, on_part=on_part)
         return AnnotatedVideo(video, plan.masks, plan.tracks, plan.stages, plan.flow)
-    streams = [torch_rng(seed, *name, "texture", path.life.identity) for path in plan.shown]
+    streams = [torch_rng(seed, *name, "texture", path.cell.identity) for path in plan.shown]
     texture = _paint(generator, plan, scene, method, streams, on_frame)
     light = composite_masked(plan.shown, plan.labels, texture.texture.cpu(), method.mask_level)
     flow = compute_texture_flow(plan.shown, plan.labels, texture.flow.cpu()) if scene.flow else None
@@ -113,7 +113,7 @@ def _paint(
     on_frame: Callable[[], object] | None,
 ) -> TexturePatches:
     if isinstance(method, ProceduralSettings):
-        lives = [path.life for path in plan.shown]
+        lives = [path.cell for path in plan.shown]
         return render_procedural_textures(
             lives, scene.frames, method, streams, keep_flow=scene.flow, on_frame=on_frame
         )
@@ -133,7 +133,7 @@ def _patches(
     masks = torch.zeros(len(paths), frames, FLOW_SIZE, FLOW_SIZE, dtype=torch.bool)
     grid = torch.arange(FLOW_SIZE) - (FLOW_SIZE - 1) / 2
     for row, (path, (first, last)) in enumerate(zip(paths, views, strict=True)):
-        life = path.life
+        life = path.cell
         radii = torch.from_numpy(life.radii[first - life.first : last + 1 - life.first]).float()
         shape = (len(radii), FLOW_SIZE, FLOW_SIZE)
         y, x = grid[:, None].expand(shape), grid[None].expand(shape)

@@ -77,7 +77,7 @@ def _group_by_patch_size(
     narrow = torch.zeros(len(radii), dtype=torch.bool)
     side = painter.settings.patch
     if isinstance(painter, Student):
-        narrow, side = painter.fits_narrow(radii), painter.settings.narrow
+        narrow, side = painter.fits_small_patch(radii), painter.settings.small_patch
     groups = [(side, narrow.nonzero()[:, 0]), (painter.settings.patch, (~narrow).nonzero()[:, 0])]
     return [(side, group) for side, group in groups if len(group)]
 
@@ -264,7 +264,7 @@ def denoise_patches(
             picture = painter(start, edge, brightness, stage)
         else:
             picture = run_dpm_solver(painter, start, steps, edge, brightness, stage)
-    light = painter.to_light(picture, brightness).nan_to_num(0)
+    light = painter.denormalize(picture, brightness).nan_to_num(0)
     most = BRIGHTEST * brightness[:, None, None]
     # No nucleus makes its surroundings darker than the noise of the background does.
     light = light.clamp(-most.clamp(max=painter.floor), most) * fade_halo(edge)
