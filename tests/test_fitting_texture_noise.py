@@ -36,7 +36,7 @@ def textured(memory, fresh, tracks=6, frames=8, seed=0):
 
 @pytest.fixture
 def generator(tiny_generator):
-    """A generator of like ellipses, painted in white noise before a camera without noise."""
+    """A generator of like ellipses, rendered in white noise before a camera without noise."""
     shapes = ShapeModel(
         mean=np.repeat(ellipse(13, 10)[None], 6, 0),
         modes=np.zeros((6, 2, 60)),
@@ -52,20 +52,20 @@ def generator(tiny_generator):
     return replace(tiny_generator, shapes=shapes, camera=camera, distilled=painter)
 
 
-def measured(monkeypatch, generator, real, painted, filmed=None):
-    """Fit a made-up curve of the video to made-up answers of the painter, and of films.
+def fit_curve(monkeypatch, generator, real, render, simulate=None):
+    """Fit a made-up curve of the video to made-up answers of rendering, and of videos.
 
-    painted: correlation by the noise's and the lag; filmed: by the texture model and the lag.
+    render: correlation by the noise's and the lag; simulate: by the texture model and the lag.
     """
     monkeypatch.setattr(texture_noise, "measure_video", lambda *_: real)
     monkeypatch.setattr(
-        texture_noise, "measure_rendered", lambda _, __, lag, noise, ___: painted(noise, lag)
+        texture_noise, "measure_rendered", lambda _, __, lag, noise, ___: render(noise, lag)
     )
 
-    def film(given, seed):
-        return {lag: filmed(given.texture, lag) if filmed else real[lag] for lag in real}
+    def measure_synthetic(given, seed):
+        return {lag: simulate(given.texture, lag) if simulate else real[lag] for lag in real}
 
-    monkeypatch.setattr(texture_noise, "measure_synthetic", film)
+    monkeypatch.setattr(texture_noise, "measure_synthetic", measure_synthetic)
     crops = crops_of(np.ones((2, 3, 3), bool), [1, 2], [0, 0])
     return fit_noise_autocorrelation(crops, np.zeros(2, np.int8), generator)
 
@@ -80,40 +80,40 @@ def kept(texture, lag):
 def test_known_curve_gives_its_noise(monkeypatch, generator, memory, fresh, power):
     noises = texture_noise._NOISES
 
-    def painted(noise, lag):
+    def render(noise, lag):
         return 0.1 + (0.8 - 0.02 * lag) * noise**power
 
-    # Between the noises that are tried, the painter's answer is taken as a straight line.
+    # Between the noises that are tried, the answer is taken as a straight line.
     planted = {lag: (1 - fresh) * memory**lag for lag in LAGS}
     real = {
-        lag: float(np.interp(value, noises, [painted(noise, lag) for noise in noises]))
+        lag: float(np.interp(value, noises, [render(noise, lag) for noise in noises]))
         for lag, value in planted.items()
     }
-    found, told = measured(monkeypatch, generator, real, painted)
-    assert told == real
+    texture, measured = fit_curve(monkeypatch, generator, real, render)
+    assert measured == real
     for lag in LAGS:
-        assert kept(found, lag) == pytest.approx(planted[lag], abs=0.02)
-    assert found.memory == pytest.approx(memory, abs=0.015)
-    assert found.fresh == pytest.approx(fresh, abs=0.06)
+        assert kept(texture, lag) == pytest.approx(planted[lag], abs=0.02)
+    assert texture.memory == pytest.approx(memory, abs=0.015)
+    assert texture.fresh == pytest.approx(fresh, abs=0.06)
 
 
 def test_lasting_textures_have_longest_memory(monkeypatch, generator):
-    found, _ = measured(monkeypatch, generator, dict.fromkeys(LAGS, 1.0), lambda noise, lag: noise)
+    found, _ = fit_curve(monkeypatch, generator, dict.fromkeys(LAGS, 1.0), lambda noise, lag: noise)
     assert found.fresh == 0
     assert found.memory == pytest.approx(0.999)
 
 
 def test_one_lag_gives_the_default(monkeypatch, generator):
     for real in ({}, {1: 0.9}):
-        found = measured(monkeypatch, generator, real, lambda *_: pytest.fail("painted"))
+        found = fit_curve(monkeypatch, generator, real, lambda *_: pytest.fail("rendered"))
         assert found == (DEFAULT, real)
 
 
 def test_loss_in_videos_is_made_up(monkeypatch, generator):
     real = {lag: 0.8 * 0.95**lag for lag in LAGS}
-    found, _ = measured(
+    found, _ = fit_curve(
         monkeypatch, generator, real, lambda noise, _: noise,
-        filmed=lambda texture, lag: kept(texture, lag) - 0.08,
+        simulate=lambda texture, lag: kept(texture, lag) - 0.08,
     )  # fmt: skip
     for lag in LAGS:
         assert kept(found, lag) == pytest.approx(real[lag] + 0.08, abs=0.03)
@@ -122,13 +122,13 @@ def test_loss_in_videos_is_made_up(monkeypatch, generator):
 def test_best_round_is_kept(monkeypatch, generator):
     real, tried = dict.fromkeys(LAGS, 0.5), []
 
-    def filmed(texture, lag):
+    def simulate(texture, lag):
         if texture not in tried:
             tried.append(texture)
-        # The first film is right, and all later ones are wrong.
+        # The first video is right, and all later ones are wrong.
         return 0.45 if len(tried) == 1 else 0.1
 
-    found, _ = measured(monkeypatch, generator, real, lambda noise, _: noise, filmed)
+    found, _ = fit_curve(monkeypatch, generator, real, lambda noise, _: noise, simulate)
     assert len(tried) > 1
     assert found == tried[0]
 

@@ -104,8 +104,6 @@ def count_short_stages(nuclei: Nuclei) -> dict[str, Any]:
     def count(tracks: list[int], stages: tuple[int, ...]) -> npt.NDArray[np.int64]:
         own = [nuclei.stage[nuclei.crops.track == track] for track in tracks]
         counts = np.array([[(o == stage).sum() for stage in stages] for o in own], int)
-        for stage, column in zip(stages, counts.T.clip(max=LONGEST), strict=True):
-            durations[stage] = np.bincount(column, minlength=LONGEST + 1) / len(tracks)
         return counts.clip(max=LONGEST)
 
     def find_whole(tracks: list[int], starts: list[int]) -> list[bool]:
@@ -117,10 +115,13 @@ def count_short_stages(nuclei: Nuclei) -> dict[str, Any]:
         ]
         return seen if any(seen) else [True] * len(tracks)
 
-    durations = np.zeros((len(STAGES), LONGEST + 1))
     mothers = list(nuclei.references)
     born = [d for mother in mothers for d in lineage.daughters[mother]]
     mitoses, births = count(mothers, PRE_MITOTIC), count(born, POST_MITOTIC)
+    durations = np.zeros((len(STAGES), LONGEST + 1))
+    for stages, counts in ((PRE_MITOTIC, mitoses), (POST_MITOTIC, births)):
+        for stage, column in zip(stages, counts.T, strict=True):
+            durations[stage] = np.bincount(column, minlength=LONGEST + 1) / len(counts)
     ends = [lineage.spans[mother][1] - WHOLE + 1 for mother in mothers]
     starts = [lineage.spans[daughter][0] for daughter in born]
     return {

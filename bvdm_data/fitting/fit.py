@@ -159,18 +159,19 @@ def fit(
     contours = trace_contours(crops.masks)
 
     common = _Common(settings, start, folder, place, progress)
-    lives, own_lives = _fit_lives(nuclei, common)
+    lives, inherited_lives = _fit_lives(nuclei, common)
     shapes, overlap = fit_shapes(nuclei, contours, seed=settings.seed)
-    motion, own_motion = _fit_motion(nuclei, video, common)
+    motion, inherited_motion = _fit_motion(nuclei, video, common)
     camera = fit_camera(video)
 
     samples = extract_aligned_crops(nuclei, contours, video)
     painter, distilled, fast_card = _train_networks(samples, shapes, lives, camera.noise, common)
     model = Model(shapes, lives, motion, camera, DEFAULT, painter, distilled)
-    texture, correlations, own_texture = _fit_texture(model, nuclei, common)
-    unet, flownet, paper_card, own_paper = _train_paper_networks(nuclei, common)
+    texture, correlations, inherited_texture = _fit_texture(model, nuclei, common)
+    unet, flownet, paper_card, inherited_networks = _train_paper_networks(nuclei, common)
 
     model = replace(model, texture=texture, unet=unet, flownet=flownet)
+    inherited = inherited_lives + inherited_motion + inherited_texture + inherited_networks
     card = {
         "data": _describe_data(source, video, nuclei),
         "measured": {
@@ -181,7 +182,7 @@ def fit(
             "texture_fresh": round(texture.fresh, 4),
         },
         "started_from": None if start is None else dict(start.card).get("data"),
-        "taken_over": [*own_lives, *own_motion, *own_texture, *own_paper],
+        "taken_over": inherited,
         **fast_card,
         **paper_card,
         "settings": asdict(settings),
@@ -208,7 +209,7 @@ class _Common:
 
 
 def _fit_lives(nuclei: Nuclei, common: _Common) -> tuple[CellCycleModel, list[str]]:
-    """Fit lives, or take those of the starting model; and return what was taken."""
+    """Fit lives, or take those of the starting model; and return what was inherited."""
     try:
         return fit_cell_cycle(nuclei, minutes=common.settings.minutes), []
     except VideoTooShortError:
@@ -228,7 +229,7 @@ def _fit_lives(nuclei: Nuclei, common: _Common) -> tuple[CellCycleModel, list[st
 
 
 def _fit_motion(nuclei: Nuclei, video: Video, common: _Common) -> tuple[MotionModel, list[str]]:
-    """Fit motion, or take it from the starting model; and return what was taken."""
+    """Fit motion, or take it from the starting model; and return what was inherited."""
     border, start = common.settings.border, common.start
     try:
         motion = fit_motion(nuclei, video, border=border)
@@ -268,7 +269,7 @@ def _train_networks(
 def _fit_texture(
     model: Model, nuclei: Nuclei, common: _Common
 ) -> tuple[TextureModel, dict[int, float], list[str]]:
-    """Fit how long textures last; return also their correlations by lag, and what was taken."""
+    """Fit how long textures last; return also their correlations by lag, and what was inherited."""
     seed = common.settings.seed
     texture, correlations = fit_noise_autocorrelation(nuclei.crops, nuclei.stage, model, seed=seed)
     if len(correlations) < 2 and common.start is not None:
@@ -279,7 +280,7 @@ def _fit_texture(
 def _train_paper_networks(
     nuclei: Nuclei, common: _Common
 ) -> tuple[UNet | None, FlowNet | None, Card, list[str]]:
-    """Train the paper's networks, or take them; return also their card and what was taken."""
+    """Train the paper's networks, or take them; return also their card and what was inherited."""
     settings, start = common.settings, common.start
     if not settings.paper:
         if start is None or start.unet is None:
