@@ -20,7 +20,7 @@ from bvdm_data.fitting.stages import measure_nuclei
 from bvdm_data.fitting.video import read_video
 from bvdm_data.rng import numpy_rng, torch_rng
 from bvdm_data.synth.cells import Cell
-from bvdm_data.synth.contours import test_inside
+from bvdm_data.synth.contours import is_inside
 from bvdm_data.synth.model import Model
 from bvdm_data.synth.paper import render_paper_textures
 from bvdm_data.synth.textures import FastSettings, denoise_patches, render_textures
@@ -38,7 +38,7 @@ def outline_masks(radii: np.ndarray) -> torch.Tensor:
     line = torch.arange(96) - 47.5
     shape = (len(radii), 96, 96)
     y, x = line[:, None].expand(shape), line[None].expand(shape)
-    return test_inside(torch.from_numpy(radii).float(), y, x)
+    return is_inside(torch.from_numpy(radii).float(), y, x)
 
 
 def middle(pictures: np.ndarray) -> np.ndarray:

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from painters import LinearPainter, random_painter
 
 from bvdm_data.clip import CameraScale
 from bvdm_data.fitting import denoiser
@@ -25,6 +24,7 @@ from bvdm_data.fitting.training import Run, TrainingSettings
 from bvdm_data.fitting.video import Frame, Video
 from bvdm_data.synth.contours import CONTOUR_POINTS
 from bvdm_data.synth.denoiser import compute_signed_distance_map
+from tests.helpers.denoisers import LinearDenoiser, make_random_denoiser
 from tests.helpers.fitted import ANGLES, ellipse, nuclei_of
 
 SIZE = (120, 140)
@@ -231,14 +231,14 @@ def losses_of(crops, network, step=0, **changes):
 
 
 def test_exact_velocity_has_the_least_loss():
-    crops, right = made_crops(), LinearPainter(spread=0.2, patch=32)
+    crops, right = made_crops(), LinearDenoiser(spread=0.2, patch=32)
     assert max(losses_of(crops, right)) < 0.3
-    for wrong in (LinearPainter(1.5, patch=32), random_painter(patch=32)):
+    for wrong in (LinearDenoiser(1.5, patch=32), make_random_denoiser(patch=32)):
         assert losses_of(crops, wrong)[1] > 1.5 * losses_of(crops, right)[1]
 
 
 def test_unknown_pixels_do_not_count():
-    crops, network = made_crops(), LinearPainter(patch=32)
+    crops, network = made_crops(), LinearDenoiser(patch=32)
     crops.known[..., :9] = False
     before = losses_of(crops, network)
     crops.light[..., :9] = 5
@@ -248,7 +248,7 @@ def test_unknown_pixels_do_not_count():
 
 
 def test_loss_depends_on_step_and_seed():
-    crops, network = made_crops(), LinearPainter(patch=32)
+    crops, network = made_crops(), LinearDenoiser(patch=32)
     loss = losses_of(crops, network, 3)
     assert losses_of(crops, network, 3) == loss
     assert losses_of(crops, network, 4)[0] != loss[0]
@@ -267,7 +267,7 @@ def test_mitosis_has_its_share_of_batches(monkeypatch):
         return torch.zeros(())
 
     monkeypatch.setattr(denoiser, "_compute_loss", record)
-    network, settings = random_painter(patch=32), TrainingSettings(steps=1, batch=20)
+    network, settings = make_random_denoiser(patch=32), TrainingSettings(steps=1, batch=20)
     train_loss, _ = make_denoiser_losses(crops, network, settings)
     for step in range(30):
         train_loss(torch.nn.Linear(1, 1), step)
@@ -281,7 +281,7 @@ def test_mitosis_has_its_share_of_batches(monkeypatch):
 
 
 def test_denoiser_loss_falls(tmp_path):
-    start = random_painter(1, 0.15, patch=32)
+    start = make_random_denoiser(1, 0.15, patch=32)
     _, log = learn(tmp_path, 45, start=start, rate=1e-2, check_every=15, average=0.8)
     assert [step for step, _ in log.held_out] == [15, 30, 45]
     assert log.train[-1][1] < 0.8 * log.train[0][1]
@@ -295,7 +295,7 @@ def test_new_denoiser_fits_crops_and_noise(tmp_path):
 
 
 def test_started_denoiser_holds_larger_nuclei(tmp_path):
-    start = random_painter(1, 0.15, patch=32)
+    start = make_random_denoiser(1, 0.15, patch=32)
     network, _ = learn(tmp_path, 1, crops=made_crops(8, patch=40), start=start, rate=1e-9)
     assert network.settings.patch >= 40
     for name, value in start.state_dict().items():

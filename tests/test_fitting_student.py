@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from painters import LinearPainter
 from torch import nn
 
 from bvdm_data.clip import STAGES
@@ -29,6 +28,7 @@ from bvdm_data.synth.denoiser import (
     run_dpm_solver,
 )
 from bvdm_data.synth.textures import STUDENT_STEPS
+from tests.helpers.denoisers import LinearDenoiser
 
 QUICK = TrainingSettings(steps=2, batch=4, rate=1e-3)
 SIDES = StudentConfig(patch=48, small_patch=32)
@@ -40,7 +40,7 @@ def draw(tiny_shapes, tiny_lives, tmp_path):
     run = Run(tmp_path / "none.pt", progress=False)
 
     def draw(count=40, painter=None, **changes):
-        painter = painter or LinearPainter()
+        painter = painter or LinearDenoiser()
         return sample_teacher_pairs(painter, tiny_shapes, tiny_lives, run, count=count, **changes)
 
     return draw
@@ -52,7 +52,7 @@ def learn(tmp_path):
 
     def learn(pairs, training=QUICK, painter=None, name="distilled", start=None):
         run = Run(tmp_path / f"{name}.pt", progress=False)
-        return train_student(pairs, painter or LinearPainter(), training, run, start)
+        return train_student(pairs, painter or LinearDenoiser(), training, run, start)
 
     return learn
 
@@ -61,7 +61,7 @@ def learn(tmp_path):
 
 
 def test_pairs_are_rendered_from_their_noise(draw):
-    painter = LinearPainter(spread=0.3)
+    painter = LinearDenoiser(spread=0.3)
     pairs = draw(30, painter)
     assert pairs.noise.shape == pairs.picture.shape == (30, 1, 48, 48)
     assert pairs.noise.dtype == pairs.picture.dtype == torch.bfloat16
@@ -76,7 +76,7 @@ def test_pairs_are_rendered_from_their_noise(draw):
 
 
 def test_pairs_depend_on_their_seed_alone(draw):
-    painter, state = LinearPainter(), torch.get_rng_state()
+    painter, state = LinearDenoiser(), torch.get_rng_state()
     first, again, other = (vars(draw(painter=painter, seed=seed)) for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), state)
     for name in first:
@@ -120,7 +120,7 @@ def test_lives_without_mitosis_give_pairs(draw, monkeypatch):
 def test_pairs_fit_count_and_patch(draw):
     with pytest.raises(ValueError, match="count must be at least 1, got 0"):
         draw(0)
-    pairs = draw(20, LinearPainter(patch=16))
+    pairs = draw(20, LinearDenoiser(patch=16))
     assert pairs.radii.amax(1).max() == pytest.approx(16 / 2 - PATCH_MARGIN)
     assert pairs.picture.shape == (20, 1, 16, 16)
 
@@ -228,7 +228,7 @@ def test_loss_ignores_light_far_outside():
 
 
 def test_student_learns_what_the_noise_decides(draw, learn):
-    painter = LinearPainter(spread=2.0, patch=32)
+    painter = LinearDenoiser(spread=2.0, patch=32)
     training = TrainingSettings(steps=100, batch=8, rate=1e-2, average=0.9)
     network, log = learn(draw(80, painter), training, painter)
     assert log.held_out[-1][1] < 0.25
@@ -242,7 +242,7 @@ def test_small_patch_is_three_quarters(draw, learn):
         assert choose_small_patch(patch) == narrow
         assert StudentConfig(patch=patch, small_patch=narrow).small_patch == narrow
     for patch in (16, 24):
-        painter = LinearPainter(patch=patch)
+        painter = LinearDenoiser(patch=patch)
         network, log = learn(draw(8, painter), painter=painter, name=str(patch))
         assert network.settings.patch == patch
         assert math.isfinite(log.held_out[-1][1])
@@ -267,7 +267,7 @@ def test_student_continues_from_another(draw, learn):
         assert 0 < max(float((a - b).abs().max()) for a, b in pairs) < 0.01
     # In patches of the painter, whatever its own are.
     wide = Student(StudentConfig(patch=64, small_patch=48, channels=(8, 8, 8)))
-    painter = LinearPainter(patch=32)
+    painter = LinearDenoiser(patch=32)
     trained, _ = learn(draw(8, painter), one, painter, name="wide", start=wide)
     settings = trained.settings
     assert (settings.patch, settings.small_patch, settings.channels) == (32, 32, (8, 8, 8))

@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from painters import LinearPainter, OneCallPainter
 
 from bvdm_data.fitting import texture_noise
 from bvdm_data.fitting.texture_noise import DEFAULT, LEAST_PAIRS, fit_noise_autocorrelation
 from bvdm_data.synth.contours import ShapeModel, draw_ar1
 from bvdm_data.synth.scene import SceneSettings
 from bvdm_data.synth.textures import TextureModel
+from tests.helpers.denoisers import LinearDenoiser, OneStepStudent
 from tests.helpers.fitted import crops_of, ellipse, filled
 
 LAGS = (1, 2, 4, 7)
@@ -48,7 +48,7 @@ def generator(tiny_generator):
         elongation=np.zeros(3),
     )
     camera = replace(tiny_generator.camera, noise=0.0)
-    painter = OneCallPainter(LinearPainter(0.3))
+    painter = OneStepStudent(LinearDenoiser(0.3))
     return replace(tiny_generator, shapes=shapes, camera=camera, distilled=painter)
 
 

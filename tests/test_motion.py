@@ -1,154 +1,413 @@
+import itertools
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from rasters import label
+from scipy import ndimage
 
-from bvdm_data.synth.contours import compute_polygon_area
-from bvdm_data.synth.motion import simulate_motion
+from bvdm_data.synth import motion as motion_module
+from bvdm_data.synth.cell_cycle import PRE_MITOTIC
+from bvdm_data.synth.contours import compute_mean_radius
+from bvdm_data.synth.model import CONTACT as MAX_CONTACT
+from bvdm_data.synth.model import randomise_model
+from bvdm_data.synth.motion import CONTACT_RANGE, SpeedModel, simulate_colony, simulate_motion
 from bvdm_data.synth.placement import CONTACT, MARGIN
+from tests.helpers.denoisers import draw_ids
 
 SIZE = (96, 128)
+LAWS = ["paper", "colony"]
 
 
-@pytest.fixture
-def play(tiny_shapes, tiny_lives, tiny_motion):
-    """Make a film; the keywords replace parts of it."""
+@pytest.fixture(scope="module")
+def simulate(tiny_shapes, tiny_lives, tiny_motion):
+    """Simulate a video by the paper's law or the fitted one; the keywords replace arguments."""
 
-    def play(seed, **changes):
-        scene = {"frames": 8, "size": SIZE, "nuclei": 4, "jitter": 0.1}
-        models = {"shapes": tiny_shapes, "lives": tiny_lives, "motion": tiny_motion} | {
-            key: changes.pop(key) for key in ("shapes", "lives", "motion") if key in changes
-        }
-        return simulate_motion(**models, **scene | changes, generator=np.random.default_rng(seed))
+    def simulate(seed, law="colony", lives=tiny_lives, motion=tiny_motion, **changes):
+        arguments = {"frames": 8, "size": SIZE, "nuclei": 4} | changes
+        run = simulate_colony
+        if law == "paper":
+            arguments["jitter"] = 0.1
+            run = simulate_motion
+        rng = np.random.default_rng(seed)
+        return run(tiny_shapes, lives, motion, generator=rng, **arguments)
 
-    return play
-
-
-@pytest.fixture
-def lonely(tiny_motion):
-    """Nuclei that do not move at all."""
-    return replace(tiny_motion, step=np.array([0.0, 3.0]), turn=0.0)
+    return simulate
 
 
-@pytest.mark.parametrize("nuclei", [0, 1, 3, 9])
-def test_the_number_of_nuclei_asked_for_shows_in_the_first_frame(play, nuclei):
-    for seed in range(40):
-        labels = label(play(seed, nuclei=nuclei, frames=1), 1, SIZE)
-        assert len(np.unique(labels[labels > 0])) == nuclei
+@pytest.fixture(scope="module")
+def still(tiny_motion):
+    """Nuclei that neither move nor turn nor push each other."""
+    return replace(
+        tiny_motion, step=np.array([0.0, 3.0]), speed=SpeedModel(0.0, 0.0, 0.0, 1.0, 30.0),
+        speed_by_age=np.ones(1), division_offset=0.0, stage_drift=np.zeros((9, 2)), rotation=0.0,
+        neighbour_spacing=np.zeros(2),
+    )  # fmt: skip
 
 
-@pytest.mark.parametrize("seed", [445, 523, 836, 953, 1051, 1152])
-def test_a_nucleus_at_the_border_is_not_hidden_by_its_neighbour(play, seed):
+@pytest.fixture(scope="module")
+def videos(simulate):
+    """A few videos of each law in which nuclei divide."""
+    return {law: [simulate(seed, law, frames=20) for seed in range(5)] for law in LAWS}
+
+
+def list_founders(paths):
+    return [path for path in paths if path.cell.first == 0]
+
+
+def list_divisions(paths):
+    """List mother and daughters of every division."""
+    by_id = {path.cell.identity: path for path in paths}
+    daughters = {}
+    for path in paths:
+        if path.cell.parent:
+            daughters.setdefault(path.cell.parent, []).append(path)
+    return [(by_id[mother], *pair) for mother, pair in daughters.items()]
+
+
+def measure_spacing(one, other, frame=0):
+    """Return the distance of two nuclei in a frame over the sum of their mean radii."""
+    at = [frame - path.cell.first for path in (one, other)]
+    radii = [compute_mean_radius(p.cell.radii[n]) for p, n in zip((one, other), at, strict=True)]
+    return math.dist(one.centres[at[0]], other.centres[at[1]]) / float(sum(radii))
+
+
+# Placement
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("nuclei", [0, 1, 8])
+def test_asked_number_is_visible(simulate, law, nuclei):
+    for seed in range(8):
+        ids = draw_ids(simulate(seed, law, nuclei=nuclei, frames=1), 1, SIZE)
+        assert len(np.unique(ids[ids > 0])) == nuclei
+
+
+@pytest.mark.parametrize("seed", [445, 953, 1152])
+def test_border_nucleus_is_not_hidden(simulate, seed):
     # These seeds draw first a sliver at the border and then a nucleus that lies right on it.
-    labels = label(play(seed, nuclei=6, frames=1, size=(48, 48)), 1, (48, 48))
-    assert len(np.unique(labels[labels > 0])) == 6
+    paths = simulate(seed, "paper", nuclei=6, frames=1, size=(48, 48))
+    assert len(np.unique(draw_ids(paths, 1, (48, 48)))) == 7
 
 
-def test_a_film_has_a_place_and_a_turn_for_every_moment_of_every_life(play):
-    for path in play(1):
-        count = len(path.cell.stages)
-        assert path.centres.shape == (count, 2)
-        assert path.angles.shape == (count,)
-        assert np.isfinite(path.centres).all()
-        assert path.cell.last <= 7
-
-
-def test_ids_and_depths_are_unique_in_a_film(play):
-    paths = play(2)
-    ids = [path.cell.identity for path in paths]
-    assert len(set(ids)) == len({path.z_order for path in paths}) == len(paths)
-    assert all(path.cell.parent in {0, *ids} for path in paths)
-
-
-def test_without_a_number_the_density_is_that_of_the_video(play, tiny_motion):
+@pytest.mark.parametrize("law", LAWS)
+def test_default_density_is_the_videos(simulate, tiny_motion, law):
     canvas = (SIZE[0] + 2 * MARGIN) * (SIZE[1] + 2 * MARGIN)
-    counts = [sum(p.cell.first == 0 for p in play(s, nuclei=None, frames=2)) for s in range(60)]
-    assert np.mean(counts) == pytest.approx(tiny_motion.density.mean() * canvas, rel=0.06)
+    counts = [len(list_founders(simulate(s, law, nuclei=None, frames=1))) for s in range(14)]
+    assert np.mean(counts) == pytest.approx(tiny_motion.density.mean() * canvas, rel=0.12)
 
 
-def test_founders_keep_the_distance_of_contact(play):
-    for seed in range(5):
-        founders = [path for path in play(seed, nuclei=8) if path.cell.first == 0]
-        radii = [
-            float(np.sqrt(compute_polygon_area(path.cell.radii[0]) / np.pi)) for path in founders
-        ]
-        for one, path in enumerate(founders):
-            for other in range(one):
-                apart = np.linalg.norm(path.centres[0] - founders[other].centres[0])
-                assert apart >= CONTACT * (radii[one] + radii[other])
+@pytest.mark.parametrize(("law", "least"), [("paper", CONTACT), ("colony", 0.7), ("colony", 1.1)])
+def test_founders_keep_their_distance(simulate, tiny_motion, law, least):
+    motion = replace(tiny_motion, neighbour_spacing=np.full(3, least))
+    for seed in range(4):
+        paths = simulate(seed, law, nuclei=8, motion=motion, frames=1)
+        spacings = [measure_spacing(*pair) for pair in itertools.combinations(paths, 2)]
+        assert min(spacings) >= least - 1e-9
 
 
-def test_daughters_that_are_born_in_one_place_are_pushed_apart(play, lonely):
-    close = replace(lonely, separation=np.array([0.0, 0.0]))
-    pairs = []
-    for seed in range(12):
-        families = {}
-        for path in play(seed, motion=close, nuclei=1, frames=20, size=(64, 64)):
-            if path.cell.parent and len(path.centres) > 4:
-                families.setdefault(path.cell.parent, []).append(path)
-        pairs += [twins for twins in families.values() if len(twins) == 2]
-    assert len(pairs) > 10
-    for one, other in pairs:
-        apart = np.linalg.norm(one.centres[4] - other.centres[4])
-        radii = sum(
-            np.sqrt(compute_polygon_area(twin.cell.radii[4]) / np.pi) for twin in (one, other)
-        )
-        assert apart > 0.9 * CONTACT * radii
+@pytest.mark.parametrize("law", LAWS)
+def test_too_many_nuclei_are_refused(simulate, tiny_motion, law):
+    with pytest.raises(ValueError, match=r"nuclei=60 do not fit into size=\(40, 40\): only \d+ "):
+        simulate(0, law, nuclei=60, size=(40, 40))
+    motion = replace(tiny_motion, density=np.full(10, 0.02))
+    words = r"density of the fitted video asks for \d+ nuclei .*only \d+ found a free place"
+    with pytest.raises(ValueError, match=words):
+        simulate(0, law, nuclei=None, size=(32, 32), motion=motion)
 
 
-def test_no_step_and_no_turn_leave_a_nucleus_where_it_is(play, lonely):
-    for path in play(3, motion=lonely, nuclei=1, frames=6):
-        if len(path.centres) > 1 and not path.cell.parent:
-            assert np.ptp(path.angles) == 0
-    still = [p for p in play(3, motion=lonely, nuclei=1, frames=2) if len(p.centres) == 2]
-    assert any(np.array_equal(path.centres[0], path.centres[1]) for path in still)
-
-
-def test_steps_and_turns_follow_their_laws(play, tiny_motion, tiny_lives):
-    long = replace(tiny_lives, cycle=np.array([np.log(300), 0.01]))
-    steps, turns = [], []
-    for seed in range(25):
-        for path in play(seed, lives=long, nuclei=1, frames=20):
-            steps.append(np.diff(path.centres, axis=0).ravel())
-            turns.append(np.diff(path.angles))
-    steps, turns = np.concatenate(steps), np.concatenate(turns)
-    # Quartiles of the Student t law with 3 degrees of freedom: .765 (tables).
-    assert np.median(np.abs(steps)) == pytest.approx(0.765, rel=0.1)
-    assert np.std(turns) == pytest.approx(tiny_motion.turn, rel=0.05)
-
-
-def test_daughters_lie_on_both_sides_of_the_mothers_major_axis(play, lonely):
-    # So far apart that nothing pushes them.
-    wide = replace(lonely, separation=np.array([np.log(30.0), 0.0]))
-    seen = 0
-    for seed in range(12):
-        paths = play(seed, motion=wide, nuclei=1, frames=14, size=(64, 64))
-        known = {path.cell.identity: path for path in paths}
-        if len([p for p in paths if p.cell.first == 0]) > 1:
-            continue
-        for path in paths:
-            daughters = [p for p in paths if p.cell.parent == path.cell.identity]
-            if not daughters or path.cell.parent:
-                continue
-            one, other = (known[d.cell.identity].centres[0] for d in daughters)
-            turn = path.angles[-1]
-            across = np.array([-np.sin(turn), np.cos(turn)])
-            np.testing.assert_allclose(one - other, 30 * across, atol=1e-6)
-            np.testing.assert_allclose((one + other) / 2, path.centres[-1], atol=1e-6)
-            seen += 1
-    assert seen
-
-
-def test_a_film_is_the_same_for_the_same_seed_and_another_for_another(play):
-    one, again, other = play(1), play(1), play(2)
+@pytest.mark.parametrize("law", LAWS)
+def test_video_depends_on_the_seed(simulate, law):
+    one, again, other = (simulate(seed, law) for seed in (3, 3, 4))
     for path, same in zip(one, again, strict=True):
+        for name in ("radii", "stages", "brightness"):
+            assert np.array_equal(getattr(path.cell, name), getattr(same.cell, name))
         assert np.array_equal(path.centres, same.centres)
         assert np.array_equal(path.angles, same.angles)
         assert path.z_order == same.z_order
     assert not np.array_equal(one[0].centres, other[0].centres)
 
 
-def test_film_refuses_nuclei_that_do_not_fit(play):
-    with pytest.raises(ValueError, match=r"nuclei=400 do not fit into size=\(96, 128\): only \d+"):
-        play(0, nuclei=400)
+# Sisters
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_sisters_lie_at_their_distance(simulate, still, monkeypatch, share):
+    monkeypatch.setattr(motion_module._ColonySimulation, "__init__", with_sisters(share))
+    table = np.stack([np.log(25 + 2.0 * np.arange(12)), np.zeros(12)], 1)
+    motion = replace(still, sister_distance=table)
+    near = []
+    for seed in range(3):
+        founders = simulate(seed, nuclei=None, size=(200, 200), motion=motion, frames=1)
+        centres = np.array([path.centres[0] for path in founders])
+        for path in founders:
+            wanted = math.exp(table[min(path.cell.age, 11), 0])
+            distance = np.hypot(*(centres - path.centres[0]).T)
+            near.append((np.abs(distance - wanted) < 1e-6).any())
+    # Of founders that are offered a sister with this probability, 2 p / (1 + p) end in a pair.
+    assert np.mean(near) == pytest.approx(2 * share / (1 + share), abs=0.12)
+
+
+def with_sisters(share):
+    init = motion_module._ColonySimulation.__init__
+    return lambda self, *given, **named: init(self, *given, **named | {"sister_fraction": share})
+
+
+def list_pairs(paths):
+    """List founders that were placed one after the other and are equally old."""
+    founders = sorted(list_founders(paths), key=lambda path: path.cell.identity)
+    return [(a, b) for a, b in itertools.pairwise(founders) if a.cell.age == b.cell.age]
+
+
+def test_sister_distances_are_log_normal(simulate, still):
+    motion = replace(still, sister_distance=np.array([[math.log(40), 0.25]]))
+    logs = []
+    for seed in range(90):
+        for one, other in list_pairs(
+            simulate(seed, nuclei=2, size=(300, 300), motion=motion, frames=1)
+        ):
+            log = math.log(math.dist(one.centres[0], other.centres[0]) / 40)
+            logs += [log] if abs(log) < 0.9 else []
+    assert len(logs) > 45
+    assert np.mean(logs) == pytest.approx(0, abs=0.1)
+    assert np.std(logs) == pytest.approx(0.25, rel=0.25)
+
+
+def test_founders_cover_the_brightness_range(simulate, tiny_lives, still, monkeypatch):
+    plain = replace(
+        tiny_lives, stage_brightness=np.zeros((6, 2)), sister_spread=0.0,
+        brightness_sister_correlation=1.0,
+    )  # fmt: skip
+    motion = replace(still, sister_distance=np.array([[math.log(30), 0.0]]))
+    pairs = 0
+    for seed in range(10):
+        for one, other in list_pairs(
+            simulate(seed, nuclei=2, size=(260, 260), motion=motion, lives=plain)
+        ):
+            if math.dist(one.centres[0], other.centres[0]) == pytest.approx(30):
+                assert one.cell.brightness[0] == pytest.approx(other.cell.brightness[0])
+                pairs += 1
+    assert pairs >= 4
+    monkeypatch.setattr(motion_module._ColonySimulation, "__init__", with_sisters(0.0))
+    for seed in range(3):
+        founders = simulate(seed, nuclei=None, lives=plain, frames=1)
+        values = np.sort([path.cell.brightness[0] for path in founders])
+        levels = np.linspace(0, 1, len(values))
+        even = np.interp(levels, np.linspace(0, 1, 9), plain.brightness)
+        assert len(values) > 20
+        assert np.abs(values - even).max() < 0.08 * np.ptp(plain.brightness)
+
+
+# Divisions
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_daughters_follow_their_mother(videos, law):
+    divisions = 0
+    for paths in videos[law]:
+        ids = [path.cell.identity for path in paths]
+        assert len(set(ids)) == len({path.z_order for path in paths}) == len(paths)
+        assert all(len(path.centres) == len(path.angles) == len(path.cell.stages) for path in paths)
+        assert all(np.isfinite(path.centres).all() and path.cell.last < 20 for path in paths)
+        found = list_divisions(paths)
+        dividing = {path.cell.identity for path in paths if path.cell.divides}
+        assert {mother.cell.identity for mother, *_ in found} == dividing
+        for mother, *daughters in found:
+            assert len(daughters) == 2
+            assert all(d.cell.first == mother.cell.last + 1 for d in daughters)
+        divisions += len(found)
+    assert divisions > 20
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_daughters_lie_across_the_axis(simulate, still, tiny_motion, law):
+    # So far apart that nothing pushes them, in the paper's law, too.
+    mean, spread = math.log(30), tiny_motion.separation[1]
+    motion, logs = replace(still, separation=np.array([mean, spread])), []
+    for seed in range(60 if law == "paper" else 10):
+        paths = simulate(seed, law, frames=14, motion=motion, nuclei=1, size=(64, 64))
+        if law == "paper" and len(list_founders(paths)) > 1:
+            continue
+        for mother, one, other in list_divisions(paths):
+            if mother.cell.parent:
+                continue
+            middle = (one.centres[0] + other.centres[0]) / 2
+            np.testing.assert_allclose(middle, mother.centres[-1], atol=1e-6)
+            apart = one.centres[0] - other.centres[0]
+            axis = np.array([math.cos(mother.angles[-1]), math.sin(mother.angles[-1])])
+            assert apart @ axis == pytest.approx(0, abs=1e-6)
+            logs.append(math.log(np.hypot(*apart)))
+    assert len(logs) > 5
+    assert np.mean(logs) == pytest.approx(mean, abs=4 * spread / math.sqrt(len(logs)))
+    assert 0 < np.std(logs) < 2 * spread
+
+
+def test_close_daughters_are_pushed_apart(simulate, still):
+    close, spacings = replace(still, separation=np.array([0.0, 0.0])), []
+    for seed in range(8):
+        paths = simulate(seed, "paper", motion=close, nuclei=1, frames=20, size=(64, 64))
+        for _, one, other in list_divisions(paths):
+            if min(len(one.centres), len(other.centres)) > 4:
+                spacings.append(measure_spacing(one, other, one.cell.first + 4))
+    assert len(spacings) > 6
+    assert min(spacings) > 0.9 * CONTACT
+
+
+def test_division_offset_moves_newborn(simulate, still):
+    motion, offsets = replace(still, division_offset=3.0), []
+    for seed in range(10):
+        for mother, one, other in list_divisions(simulate(seed, frames=20, motion=motion)):
+            offsets.append((one.centres[0] + other.centres[0]) / 2 - mother.centres[-1])
+    assert len(offsets) > 50
+    assert np.std(offsets) == pytest.approx(3.0, rel=0.2)
+
+
+# Steps
+
+
+def test_paper_steps_are_student_t(simulate, tiny_motion, tiny_lives):
+    long = replace(tiny_lives, cycle=np.array([math.log(300), 0.01]))
+    steps, rotations = [], []
+    for seed in range(20):
+        for path in simulate(seed, "paper", lives=long, nuclei=1, frames=20):
+            steps += np.diff(path.centres, axis=0).ravel().tolist()
+            rotations += np.diff(path.angles).tolist()
+    # Quartiles of the Student t law with 3 degrees of freedom: .765 (tables).
+    assert np.median(np.abs(steps)) == pytest.approx(0.765, rel=0.1)
+    assert np.std(rotations) == pytest.approx(tiny_motion.rotation, rel=0.05)
+
+
+def test_stage_drift_moves_the_field(simulate, still):
+    table = np.stack([np.arange(1.0, 10.0), 10 * np.arange(1.0, 10.0)], 1)
+    starts, signs = set(), set()
+    for seed in range(10):
+        steps = {}
+        for path in simulate(seed, frames=6, motion=replace(still, stage_drift=table)):
+            for frame, step in enumerate(np.diff(path.centres, axis=0), start=path.cell.first):
+                steps.setdefault(frame, []).append(step)
+        # All nuclei move alike.
+        for found in steps.values():
+            np.testing.assert_allclose(found, np.broadcast_to(found[0], np.shape(found)))
+        drift = np.array([steps[frame][0] for frame in range(5)])
+        # Consecutive rows of the table, mirrored or not, from any row on.
+        first = abs(drift[0, 0])
+        np.testing.assert_allclose(np.abs(drift[:, 0]), first + np.arange(5))
+        np.testing.assert_allclose(np.abs(drift[:, 1]), 10 * (first + np.arange(5)))
+        assert np.ptp(np.sign(drift), axis=0).tolist() == [0, 0]
+        starts.add(first)
+        signs.add(tuple(np.sign(drift[0])))
+    assert len(starts) > 2
+    assert len(signs) > 1
+
+
+def test_stage_drift_moves_newborn(simulate, still):
+    motion, offsets = replace(still, stage_drift=np.tile([2.0, 5.0], (30, 1))), []
+    for seed in range(3):
+        for mother, one, other in list_divisions(simulate(seed, frames=20, motion=motion)):
+            middle = (one.centres[0] + other.centres[0]) / 2
+            offsets.append(np.abs(middle - mother.centres[-1]))
+    assert len(offsets) > 10
+    np.testing.assert_allclose(offsets, np.tile([2.0, 5.0], (len(offsets), 1)))
+
+
+def test_stage_drift_ends_with_the_video(simulate, still):
+    motion = replace(still, stage_drift=np.ones((3, 2)))
+    longest = max(simulate(1, frames=7, motion=motion, nuclei=3), key=lambda p: len(p.centres))
+    steps = np.abs(np.diff(longest.centres, axis=0))
+    assert 1 <= (steps > 0).all(1).sum() <= 3
+
+
+def test_speed_depends_on_stage_and_age(simulate, still):
+    motion = replace(
+        still, speed=SpeedModel(1.5, 0.0, 0.9, 3.0, 1e6), speed_by_age=np.array([9.0, 4.0, 2.0, 1])
+    )
+    mitotic, by_age = [], {}
+    for seed in range(10):
+        for path in simulate(seed, frames=20, motion=motion):
+            for frame, step in enumerate(np.diff(path.centres, axis=0), start=1):
+                age = min(path.cell.age + frame, 3)
+                if path.cell.stages[frame] not in PRE_MITOTIC:
+                    by_age.setdefault(age, []).append(step)
+                elif age == 3:
+                    mitotic.append(step)
+    assert np.std(mitotic) == pytest.approx(4.5, rel=0.12)
+    for age, factor in ((1, 4.0), (2, 2.0), (3, 1.0)):
+        assert np.std(by_age[age]) == pytest.approx(1.5 * factor, rel=0.14)
+
+
+@pytest.mark.parametrize("autocorrelation", [0.0, 0.9])
+def test_fast_nuclei_stay_fast(simulate, still, autocorrelation):
+    motion = replace(still, speed=SpeedModel(1.0, 1.0, autocorrelation, 1.0, 1e6))
+    pairs = []
+    for seed in range(8):
+        for path in simulate(seed, frames=20, motion=motion):
+            lengths = np.log(np.hypot(*np.diff(path.centres, axis=0).T))
+            pairs += itertools.pairwise(lengths)
+    # Of the log length's variance, 1 is the lasting speed's and pi^2 / 24 the Rayleigh law's.
+    wanted = autocorrelation / (1 + math.pi**2 / 24)
+    assert np.corrcoef(np.array(pairs).T)[0, 1] == pytest.approx(wanted, abs=0.1)
+
+
+def test_moving_nuclei_are_kept_apart(simulate, tiny_motion):
+    fast = replace(
+        tiny_motion, speed=SpeedModel(4.0, 0.0, 0.0, 1.0, 30.0), neighbour_spacing=np.full(2, 0.9)
+    )
+    spacings = []
+    for seed in range(3):
+        paths = simulate(seed, nuclei=8, motion=fast)
+        for frame in range(8):
+            here = [p for p in paths if p.cell.first <= frame <= p.cell.last]
+            spacings += [measure_spacing(*p, frame) for p in itertools.combinations(here, 2)]
+    # Five rounds of pushing leave little; in a crowd not nothing.
+    assert np.quantile(spacings, 0.002) > 0.8
+    assert min(spacings) > 0.6
+
+
+# Contact
+
+
+@pytest.fixture(scope="module")
+def touching(simulate, tiny_motion):
+    """Six first frames for each share of founders that are put against another."""
+    lonely = replace(
+        tiny_motion, neighbour_spacing=np.full(4, 1.1),
+        sister_distance=np.array([[math.log(60), 0.01]] * 3),
+    )  # fmt: skip
+
+    def place(seed, **contact):
+        return simulate(seed, motion=lonely, frames=1, nuclei=8, size=(160, 160), **contact)
+
+    for path, same in zip(place(0, contact=0.0), place(0), strict=True):
+        assert np.array_equal(path.centres, same.centres)
+    return {c: [place(seed, contact=c) for seed in range(6)] for c in (0.0, 0.5, 1.0)}
+
+
+def measure_share_alone(paths):
+    """Return the share of the nuclei without another within two pixels of their label."""
+    (ids,) = draw_ids(paths, 1, (160, 160))
+    masks = [ids == identity for identity in np.unique(ids)[1:]]
+    near = [ndimage.binary_dilation(mask, iterations=2) & ~mask for mask in masks]
+    return np.mean([not ids[around].any() for around in near])
+
+
+def test_more_contact_touches_more(touching):
+    none, half, full = (np.mean([measure_share_alone(p) for p in v]) for v in touching.values())
+    assert none > half + 0.1 > full + 0.2
+
+
+def test_touching_nuclei_hide_little(touching):
+    for paths in touching[1.0]:
+        spacings = [measure_spacing(*pair) for pair in itertools.combinations(paths, 2)]
+        assert min(spacings) > 0.5 * CONTACT_RANGE[0]
+
+
+def test_variation_limits_contact(tiny_shapes, tiny_lives, tiny_motion, tiny_camera):
+    models = (tiny_shapes, tiny_lives, tiny_motion, tiny_camera)
+
+    def draw(amount):
+        rngs = (np.random.default_rng(seed) for seed in range(50))
+        return [randomise_model(*models, amount, rng).contact for rng in rngs]
+
+    assert set(draw(0.0)) == {0.0}
+    assert 0.8 * MAX_CONTACT < max(draw(1.0)) <= MAX_CONTACT
+    assert max(draw(0.5)) <= MAX_CONTACT / 2

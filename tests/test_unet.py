@@ -1,75 +1,71 @@
+import math
+
 import pytest
 import torch
 
-from bvdm_data.synth.unet import UNet, UNetSettings
+from bvdm_data.synth.unet import (
+    Schedule,
+    UNet,
+    UNetSettings,
+    add_noise,
+    make_cosine_schedule,
+    sample_ddpm,
+)
 
-SMALL = UNetSettings(channels=(8, 16, 24), middle=1, time_channels=16)
+
+def make_noise(*shape, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def predict_nothing(x, step):
+    return torch.zeros_like(x)
+
+
+# The network
 
 
 @pytest.fixture
 def unet():
     generator = torch.Generator().manual_seed(0)
-    network = UNet(SMALL)
+    network = UNet(UNetSettings(channels=(8, 16, 24), middle=1, time_channels=16))
     for value in network.parameters():
         value.data = 0.2 * torch.randn(value.shape, generator=generator)
     return network.eval().requires_grad_(False)
 
 
-def pictures(count, height=24, width=24, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(count, 1, height, width, generator=generator)
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (16, 40), (96, 96)])
+def test_unet_keeps_shapes(unet, height, width):
+    image = unet(make_noise(2, 1, height, width).float(), torch.tensor([5]))
+    assert (image.shape, image.dtype) == ((2, 1, height, width), torch.float32)
 
 
-@pytest.mark.parametrize(("height", "width"), [(8, 8), (16, 40), (96, 96), (24, 8)])
-def test_unet_keeps_the_shape_of_sizes_that_are_multiples_of_8(unet, height, width):
-    found = unet(pictures(2, height, width), torch.tensor([5]))
-    assert found.shape == (2, 1, height, width)
-    assert found.dtype == torch.float32
-
-
-def test_one_step_for_all_is_the_same_step_for_each(unet):
-    x = pictures(3)
-    for step in (0, 17, 999):
-        each = unet(x, torch.full((3,), step))
-        torch.testing.assert_close(unet(x, torch.tensor([step])), each, rtol=1e-5, atol=1e-5)
-
-
-def test_a_picture_in_a_batch_is_the_picture_alone(unet):
-    x, steps = pictures(3), torch.tensor([1, 100, 900])
+def test_unet_treats_images_alone(unet):
+    x, steps = make_noise(3, 1, 24, 24).float(), torch.tensor([1, 100, 900])
     together = unet(x, steps)
     for row in range(3):
-        alone = unet(x[row : row + 1], steps[row : row + 1])
-        torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-5, atol=1e-5)
+        part = slice(row, row + 1)
+        torch.testing.assert_close(together[part], unet(x[part], steps[part]), rtol=1e-5, atol=1e-5)
+    one, each = unet(x, steps[2:]), unet(x, steps[2:].expand(3))
+    torch.testing.assert_close(one, each, rtol=1e-5, atol=1e-5)
+    assert torch.equal(one, unet(x, steps[2:]))
+    assert not torch.allclose(one[0], together[0], atol=1e-3)
+    assert not torch.allclose(one[0], one[1], atol=1e-3)
 
 
-def test_the_step_and_the_picture_both_matter(unet):
-    x = pictures(1)
-    found = unet(x, torch.tensor([10]))
-    assert not torch.allclose(found, unet(x, torch.tensor([500])), atol=1e-3)
-    assert not torch.allclose(found, unet(pictures(1, seed=2), torch.tensor([10])), atol=1e-3)
-
-
-def test_every_pixel_of_a_small_picture_is_seen_by_every_other(unet):
-    x = pictures(1, 16, 16).requires_grad_()
+def test_unet_sees_the_whole_image(unet):
+    x = make_noise(1, 1, 16, 16).float().requires_grad_()
     unet(x, torch.tensor([10]))[0, 0, 0, 0].backward()
     assert (x.grad != 0).all()
 
 
 def test_every_weight_has_a_gradient(unet):
     unet.requires_grad_(True)
-    unet(pictures(2), torch.tensor([3, 400])).square().mean().backward()
+    x = make_noise(2, 1, 24, 24).float()
+    unet(x, torch.tensor([3, 400])).square().mean().backward()
     for name, weight in unet.named_parameters():
         assert weight.grad is not None, name
         assert weight.grad.abs().sum() > 0, name
-
-
-def test_unet_repeats_itself_byte_by_byte(unet):
-    x = pictures(2)
-    assert torch.equal(unet(x, torch.tensor([7])), unet(x, torch.tensor([7])))
-
-
-def test_the_default_settings_make_the_default_network():
-    assert UNet().settings == UNetSettings() == UNetSettings(channels=(32, 64, 128), middle=2)
 
 
 @pytest.mark.parametrize(
@@ -77,13 +73,116 @@ def test_the_default_settings_make_the_default_network():
     [
         ({"channels": (8, 8)}, r"channels must be three multiples of 8, got \(8, 8\)"),
         ({"channels": (8, 8, 12)}, r"three multiples of 8, got \(8, 8, 12\)"),
-        ({"channels": (0, 8, 8)}, r"three multiples of 8, got \(0, 8, 8\)"),
         ({"channels": (-8, 8, 8)}, r"three multiples of 8, got \(-8, 8, 8\)"),
         ({"middle": 0}, "middle must be at least 1, got 0"),
-        ({"time_channels": 7}, "time_channels must be even and at least 8, got 7"),
         ({"time_channels": 9}, "time_channels must be even and at least 8, got 9"),
     ],
 )
-def test_unet_settings_refuses_sizes_that_make_no_network(changes, words):
+def test_settings_refuse_impossible_sizes(changes, words):
     with pytest.raises(ValueError, match=words):
         UNetSettings(**changes)
+
+
+# The schedule
+
+
+def test_schedule_has_the_authors_noise():
+    sigma = (1 - make_cosine_schedule(1000).alpha_bar).sqrt()
+    for steps, deviation in ((10, 0.0316), (30, 0.0611), (100, 0.168), (200, 0.319), (600, 0.812)):
+        assert float(sigma[steps - 1]) == pytest.approx(deviation, rel=0.005)
+    assert float(sigma[-1]) == pytest.approx(1, abs=1e-6)
+    assert (sigma.diff() > 0).all()
+
+
+def test_schedule_is_the_cosine():
+    schedule, kept = make_cosine_schedule(20), 1.0
+    assert schedule.steps == 20
+    for step in range(20):
+        levels = [math.cos((t / 20 + 0.008) / 1.008 * math.pi / 2) ** 2 for t in (step, step + 1)]
+        beta = min(max(1 - levels[1] / levels[0], 1e-4), 0.9999)
+        kept *= 1 - beta
+        assert float(schedule.beta[step]) == pytest.approx(beta, rel=1e-12)
+        assert float(schedule.alpha_bar[step]) == pytest.approx(kept, rel=1e-12)
+
+
+def test_impossible_steps_are_refused():
+    for steps in (1, 0, -5):
+        with pytest.raises(ValueError, match=f"steps must be at least 2, got {steps}"):
+            make_cosine_schedule(steps)
+    for steps in (0, -1, 11):
+        with pytest.raises(ValueError, match=f"steps must be from 1 to 10, got {steps}"):
+            sample_ddpm(
+                predict_nothing, torch.zeros(1, 1, 2, 2), steps, make_cosine_schedule(10), []
+            )
+
+
+# Forwards
+
+
+def test_noise_adds_up_step_by_step():
+    schedule, variance, factor = make_cosine_schedule(50), 0.0, 1.0
+    zero, one = torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
+    for step in range(30):
+        beta = float(schedule.beta[step])
+        variance, factor = (1 - beta) * variance + beta, factor * math.sqrt(1 - beta)
+        index = torch.tensor([step])
+        assert float(add_noise(one, zero, index, schedule)) == pytest.approx(factor, rel=1e-6)
+        sigma = float(add_noise(zero, one, index, schedule))
+        assert sigma**2 == pytest.approx(variance, rel=1e-5)
+
+
+def test_noise_of_a_batch_is_separate():
+    schedule, steps = make_cosine_schedule(), torch.tensor([3, 500, 999])
+    clean, noise = make_noise(2, 3, 1, 4, 4).float()
+    together = add_noise(clean, noise, steps, schedule)
+    for row in range(3):
+        part = slice(row, row + 1)
+        alone = add_noise(clean[part], noise[part], steps[part], schedule)
+        assert torch.equal(together[part], alone)
+
+
+# Backwards
+
+
+@pytest.mark.parametrize("steps", [1, 2, 100])
+def test_perfect_predictor_recovers_the_image(steps):
+    schedule = make_cosine_schedule(100)
+    clean, first, *noise = make_noise(steps + 2, 2, 1, 3, 3)
+
+    def predict(x, step):
+        kept = float(schedule.alpha_bar[step])
+        return (x - math.sqrt(kept) * clean) / math.sqrt(1 - kept)
+
+    noisy = add_noise(clean, first, torch.tensor([steps - 1]), schedule)
+    before = noisy.clone()
+    image = sample_ddpm(predict, noisy, steps, schedule, noise)
+    torch.testing.assert_close(image, clean, rtol=1e-6, atol=1e-6)
+    assert torch.equal(noisy, before)
+
+
+def test_sampler_agrees_with_a_loop():
+    schedule, asked = make_cosine_schedule(60), []
+    noisy, *noise = make_noise(13, 1, 1, 2, 2)
+
+    def network(x, step):
+        asked.append(step.tolist())
+        return 0.3 * x.tanh() + 0.01 * step.double()
+
+    image = sample_ddpm(network, noisy, 12, schedule, noise)
+    assert asked == [[step] for step in reversed(range(12))]
+    for row, column in ((0, 0), (1, 1), (0, 1)):
+        x = float(noisy[0, 0, row, column])
+        for count, step in enumerate(reversed(range(12))):
+            alpha = 1 - float(schedule.beta[step])
+            kept = math.prod(1 - float(beta) for beta in schedule.beta[: step + 1])
+            predicted = 0.3 * math.tanh(x) + 0.01 * step
+            x = (x - (1 - alpha) / math.sqrt(1 - kept) * predicted) / math.sqrt(alpha)
+            if step > 0:
+                x += math.sqrt(1 - alpha) * float(noise[count][0, 0, row, column])
+        assert float(image[0, 0, row, column]) == pytest.approx(x, rel=1e-9)
+
+
+def test_one_step_needs_no_noise():
+    schedule = Schedule(torch.tensor([0.19, 0.5]).double(), torch.tensor([0.81, 0.405]).double())
+    image = sample_ddpm(predict_nothing, torch.ones(1, 1, 1, 1), 1, schedule, [])
+    assert float(image) == pytest.approx(1 / 0.9)

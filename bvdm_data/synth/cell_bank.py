@@ -166,7 +166,10 @@ class BankSample:
 
     def __call__(self, identity: int, sister: InitialCell | None) -> list[Cell]:
         """Return a family whose cells are numbered from ``identity`` on."""
-        slot = next(self._slots) if sister is None else self._get_slot(sister)
+        if sister is None:
+            slot = next(self._slots)
+        else:
+            slot = self._origins[sister.family[0].identity].slot
         pair = self._get_pair(slot)
         which = int(sister is not None)
         family, before = pair.families[which], which * len(pair.families[0])
@@ -210,9 +213,6 @@ class BankSample:
                     )
                 )
         return [_join_patches(part) for _, part in sorted(parts.items())]
-
-    def _get_slot(self, sister: InitialCell) -> int:
-        return self._origins[sister.family[0].identity].slot
 
     def _get_pair(self, slot: int) -> _SisterPair:
         return self.bank.get_pair(slot, self.number, self.generation, self.model, self.frames)

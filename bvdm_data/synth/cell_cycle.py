@@ -42,8 +42,8 @@ class CellCycleModel:
     # AR(1) coefficient of the normal score of a nucleus' rank among these, from frame to frame
     brightness_autocorrelation: float
     brightness_sister_correlation: float  # between sisters, of this score's innovations
-    # median and (robust) standard deviation of the log brightness in each stage over that of the
-    # same nucleus in interphase, [S, 2]
+    # median and (robust) standard deviation of the log brightness in each stage over the interphase
+    # brightness of the same nucleus, [S, 2]
     stage_brightness: Array
     # standard deviation of a newborn's log brightness around the mean of both daughters
     sister_spread: float

@@ -153,8 +153,8 @@ def find_vertices(y: Tensor, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return vertex, position - low
 
 
-def test_inside(
+def is_inside(
     radii: Float[Tensor, "N K"], y: Float[Tensor, "N H W"], x: Float[Tensor, "N H W"]
 ) -> Bool[Tensor, "N H W"]:
-    """Tell which points lie inside contours."""
+    """Return which points lie inside contours."""
     return x.hypot(y) <= interpolate_radius(radii, y, x)

@@ -207,5 +207,5 @@ class Student(UNetBackbone, IntensityNorm):
         return self.run(planes, self.make_conditioning(brightness, stage))
 
     def fits_small_patch(self, radii: Float[Tensor, "N K"]) -> Tensor:
-        """Tell which outlines fit into the small patch, ``[N]`` bool."""
+        """Return which outlines fit into the small patch, ``[N]`` bool."""
         return radii.amax(1) <= self.settings.small_patch / 2 - PATCH_MARGIN

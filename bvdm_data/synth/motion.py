@@ -69,8 +69,8 @@ class MotionModel:
     separation: Array
     density: Array  # nuclei for each pixel of the field in every frame of the video, [F]
     speed: SpeedModel  # of a step that depends on nucleus, age and stage
-    # speed 0, 1, ... frames after birth over that of all nuclei in interphase, [A]; it stays at
-    # the last value. The first is not used
+    # speed 0, 1, ... frames after birth over the speed of all nuclei in interphase, [A]; it stays
+    # at the last value. The first is not used
     speed_by_age: Array
     # standard deviation along each axis of the step from the mother to the middle between her two
     # newborn, px
@@ -128,7 +128,7 @@ def simulate_colony(
     grow: FamilySampler | None = None,
     contact: float = 0.0,
 ) -> list[Trajectory]:
-    """Place families, and let them live and move as those of the video do.
+    """Place families, and let them live and move as in the video.
 
     Other than in :func:`simulate_motion`, founders come in pairs of sisters, as far apart as the
     video's sisters of their age; their brightness is spread evenly over the brightness of the
@@ -173,7 +173,7 @@ class _Simulation:
         self.founders: list[InitialCell] = []
         self.identity, self.visible = 1, 0
         self.spacing: dict[int, float] = {}  # of each cell, as in InitialCell
-        self.drift = np.zeros(2)  # of the whole field in a frame, px
+        self.drifts = np.zeros((self.frames, 2))  # of the whole field into each frame, px
 
     def run(self, nuclei: int | None) -> list[Trajectory]:
         """Place the founders, then move all cells frame by frame."""
@@ -183,11 +183,10 @@ class _Simulation:
         angles = {founder.family[0].identity: [founder.angle] for founder in self.founders}
         self.start(cells)
         for frame in range(1, self.frames):
-            self.start_frame(frame)
             for cell in cells.values():
                 if cell.first < frame <= cell.last:
                     centre, angle = centres[cell.identity], angles[cell.identity]
-                    centre.append(centre[-1] + self.sample_step(cell, frame) + self.drift)
+                    centre.append(centre[-1] + self.sample_step(cell, frame) + self.drifts[frame])
                     angle.append(angle[-1] + self.motion.rotation * self.rng.standard_normal())
             self.place_daughters(cells, centres, angles, frame)
             here = [cell for cell in cells.values() if cell.first <= frame <= cell.last]
@@ -218,25 +217,20 @@ class _Simulation:
         while is_short():
             founder = self.sample_founder(None)
             if founder is None or hidden == TRIES:
-                raise ValueError(self._explain_no_space(nuclei, wanted))
+                raise ValueError(
+                    f"the density of the fitted video asks for {wanted} nuclei in and around "
+                    f"size={self.size}, but only {len(self.founders)} found a free place. Give "
+                    "nuclei= a number"
+                    if nuclei is None
+                    else f"nuclei={nuclei} do not fit into size={self.size}: only {self.visible} "
+                    "found a free place. Give fewer nuclei or a larger size"
+                )
             if not self._add(founder, nuclei):
                 hidden += 1
             elif self.sister_fraction and is_short() and self.rng.random() < self.sister_fraction:
                 sister = self.sample_founder(founder)
                 if sister is not None:
                     self._add(sister, nuclei)
-
-    def _explain_no_space(self, nuclei: int | None, wanted: int) -> str:
-        if nuclei is None:
-            return (
-                f"the density of the fitted video asks for {wanted} nuclei in and around "
-                f"size={self.size}, but only {len(self.founders)} found a free place. Give nuclei= "
-                "a number"
-            )
-        return (
-            f"nuclei={nuclei} do not fit into size={self.size}: only {self.visible} found a free "
-            "place. Give fewer nuclei or a larger size"
-        )
 
     def _add(self, founder: InitialCell, nuclei: int | None) -> bool:
         pixels = list_covered_pixels(founder, self.size)
@@ -264,16 +258,13 @@ class _Simulation:
     def start(self, cells: dict[int, Cell]) -> None:
         """Draw what lasts from frame to frame."""
 
-    def start_frame(self, frame: int) -> None:
-        """Draw what all cells share in a frame."""
-
     def sample_step(self, cell: Cell, frame: int) -> Array:
         """Draw a nucleus' own step, px."""
         scale, freedom = self.motion.step
         return np.asarray(scale * self.rng.standard_t(freedom, 2))
 
     def sample_division_offset(self) -> Array:
-        """Draw the step from a mother to the middle between her newborn, px."""
+        """Draw a mother's own step to the middle between her newborn, px."""
         return np.zeros(2)
 
     def place_daughters(
@@ -297,7 +288,7 @@ class _Simulation:
                 centres[daughter] = [centres[mother][-1] + side * across]
                 angles[daughter] = [angle]
         for daughters in pairs.values():
-            offset = self.sample_division_offset()
+            offset = self.drifts[frame] + self.sample_division_offset()
             for daughter in daughters:
                 centres[daughter][-1] = centres[daughter][-1] + offset
 
@@ -358,14 +349,11 @@ class _ColonySimulation(_Simulation):
         self.spacing = {founder.family[0].identity: founder.spacing for founder in self.founders}
         self.spacing |= {i: self.sample_spacing() for i in cells if i not in self.spacing}
         self.speeds = {identity: float(self.rng.standard_normal()) for identity in cells}
-        count = len(self.motion.stage_drift)
-        self.first = int(self.rng.integers(max(1, count - self.frames + 2)))
-        self.sign = np.sign(self.rng.random(2) - 0.5)  # a stage may drift either way
-
-    def start_frame(self, frame: int) -> None:
-        """Take the next step of the stage; zero after the video's last."""
-        row, drift = self.first + frame - 1, self.motion.stage_drift
-        self.drift = self.sign * drift[row] if row < len(drift) else np.zeros(2)
+        drift = self.motion.stage_drift
+        first = int(self.rng.integers(max(1, len(drift) - self.frames + 2)))
+        sign = np.sign(self.rng.random(2) - 0.5)  # a stage may drift either way
+        steps = sign * drift[first : first + self.frames - 1]
+        self.drifts[1 : 1 + len(steps)] = steps  # zero after the video's last
 
     def sample_step(self, cell: Cell, frame: int) -> Array:
         """Draw a nucleus' own step: the young are fast, the dividing, too, and some always."""
@@ -380,8 +368,8 @@ class _ColonySimulation(_Simulation):
         return np.asarray(scale * self.rng.standard_t(law.freedom, 2))
 
     def sample_division_offset(self) -> Array:
-        """Draw the step from a mother to the middle between her newborn, with the stage's, px."""
-        return np.asarray(self.drift + self.motion.division_offset * self.rng.standard_normal(2))
+        """Draw a mother's own step to the middle between her newborn, px."""
+        return np.asarray(self.motion.division_offset * self.rng.standard_normal(2))
 
 
 def _direction(angle: float) -> Array:

@@ -54,7 +54,7 @@ class Occupancy:
         self.layers = np.zeros(self.size[0] * self.size[1], np.int64)
 
     def is_free(self, centre: Array, radius: float) -> bool:
-        """Tell whether a nucleus would be far enough from all others."""
+        """Return whether a nucleus would be far enough from all others."""
         if not self.centres:
             return True
         distance = np.hypot(*(np.array(self.centres) - centre).T)
@@ -66,7 +66,7 @@ class Occupancy:
         return next((centre for centre in centres if self.is_free(centre, radius)), None)
 
     def keeps_visible(self, pixels: Pixels) -> bool:
-        """Tell whether each nucleus keeps a pixel of its own when a new one covers these."""
+        """Return whether each nucleus keeps a pixel of its own when a new one covers these."""
         layers = self.layers.copy()
         layers[pixels] += 1
         in_view = [covered for covered in (*self.pixels, pixels) if len(covered)]

@@ -14,7 +14,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
-from bvdm_data.synth.contours import find_vertices, interpolate_radius, test_inside
+from bvdm_data.synth.contours import find_vertices, interpolate_radius, is_inside
 from bvdm_data.synth.denoiser import SDF_CLIP
 from bvdm_data.synth.flow import invert_flow
 from bvdm_data.synth.motion import Trajectory
@@ -227,7 +227,7 @@ def iterate_cell_pixels(
         if window is None:
             continue
         y, x = _own_coordinates(window, centre, turn)
-        inside = test_inside(radii, y[None], x[None])[0]
+        inside = is_inside(radii, y[None], x[None])[0]
         if bool(inside.any()):
             edge = y.hypot(x) - interpolate_radius(radii, y[None], x[None])[0]
             yield CellPixels(row, window, y, x, inside, edge)

@@ -15,7 +15,7 @@ from bvdm_data.clip import Clip, annotate_masks, pad_rows
 from bvdm_data.rng import numpy_rng, torch_rng
 from bvdm_data.synth.camera import expose
 from bvdm_data.synth.cell_bank import CellBank
-from bvdm_data.synth.contours import test_inside
+from bvdm_data.synth.contours import is_inside
 from bvdm_data.synth.flow import FLOW_SIZE
 from bvdm_data.synth.model import PAPER_NETS_MISSING, Method, Model
 from bvdm_data.synth.motion import Trajectory
@@ -137,7 +137,7 @@ def _patches(
         radii = torch.from_numpy(life.radii[first - life.first : last + 1 - life.first]).float()
         shape = (len(radii), FLOW_SIZE, FLOW_SIZE)
         y, x = grid[:, None].expand(shape), grid[None].expand(shape)
-        masks[row, first : last + 1] = test_inside(radii, y, x)
+        masks[row, first : last + 1] = is_inside(radii, y, x)
     return masks
 
 

@@ -1,0 +1,378 @@
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from bvdm_data.rng import torch_rng
+from bvdm_data.synth.cells import LineageSimulator
+from bvdm_data.synth.contours import is_inside as is_inside
+from bvdm_data.synth.denoiser import (
+    PATCH_MARGIN,
+    SDF_CLIP,
+    T_MAX,
+    Denoiser,
+    DenoiserConfig,
+    StudentConfig,
+    compute_signed_distance_map,
+    make_pixel_grid,
+    run_dpm_solver,
+)
+from bvdm_data.synth.scene import SceneSettings
+from bvdm_data.synth.synthesis import synthesise
+from bvdm_data.synth.textures import (
+    STUDENT_STEPS,
+    FastSettings,
+    TextureModel,
+    denoise_patches,
+    render_textures,
+)
+from bvdm_data.weights import load
+from tests.helpers.denoisers import (
+    LinearDenoiser,
+    OneStepStudent,
+    make_random_denoiser,
+    make_still_cell,
+    make_wavy_contours,
+)
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "words"),
+    [
+        (DenoiserConfig, {"patch": 8}, "patch must be a multiple of 8 from 16 on, got 8"),
+        (DenoiserConfig, {"floor": math.nan}, "floor must be above 0, got nan"),
+        (DenoiserConfig, {"channels": (16, 16)}, r"three multiples of 16, got \(16, 16\)"),
+        (DenoiserConfig, {"channels": (8, 12, 8)}, r"three multiples of 16, got \(8, 12, 8\)"),
+        (DenoiserConfig, {"channels": (0, 8, 8)}, "channels must be three multiples of 16"),
+        (DenoiserConfig, {"middle": 0}, "middle must be at least 1, got 0"),
+        (DenoiserConfig, {"condition_channels": 6}, "channels must be even and at least 8, got 6"),
+        (DenoiserConfig, {"condition_channels": 9}, "channels must be even and at least 8, got 9"),
+        (StudentConfig, {"patch": 60}, "patch must be a multiple of 8 from 16 on, got 60"),
+        (StudentConfig, {"small_patch": 20}, "small_patch must be a multiple of 8 .*, got 20"),
+        (StudentConfig, {"small_patch": 72}, "small_patch must be at most patch=64, got 72"),
+        (StudentConfig, {"floor": 0.0}, "floor must be above 0, got 0.0"),
+        (StudentConfig, {"channels": (8, 0, 8)}, r"three numbers above 0, got \(8, 0, 8\)"),
+        (StudentConfig, {"condition_channels": 0}, "condition_channels must be at least 1, got 0"),
+    ],
+)
+def test_config_refuses_impossible_sizes(config, changes, words):
+    with pytest.raises(ValueError, match=words):
+        config(**changes)
+
+
+def make_inputs(count=2, side=48, size=12.0):
+    """Return noise, edge maps, brightness and stages of some nuclei."""
+    noise = torch.randn((count, 1, side, side), generator=torch.Generator().manual_seed(0))
+    radii = torch.from_numpy(make_wavy_contours(count, size=size)).float()
+    edge = compute_signed_distance_map(radii, side)
+    return noise, edge, torch.linspace(0.05, 0.3, count), torch.arange(count) % 6
+
+
+# Networks
+
+
+@pytest.fixture(scope="module")
+def networks(tiny_generator):
+    """A denoiser and a student, as functions of the same inputs."""
+    denoiser, student = make_random_denoiser(), tiny_generator.distilled
+    return {
+        "denoiser": lambda n, e, b, s, level=0.4: denoiser(n, torch.tensor([level]), e, b, s),
+        "student": student,
+    }
+
+
+@pytest.mark.parametrize("kind", ["denoiser", "student"])
+@pytest.mark.parametrize("side", [16, 32, 56])
+def test_network_keeps_the_shape(networks, kind, side):
+    image = networks[kind](*make_inputs(3, side, 5.0))
+    assert (image.shape, image.dtype) == ((3, 1, side, side), torch.float32)
+    assert image.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["denoiser", "student"])
+def test_each_condition_changes_one_image(networks, kind):
+    network, inputs = networks[kind], make_inputs()
+    plain = network(*inputs)
+    others = (-inputs[0], inputs[1].roll(3, 2), 2 * inputs[2], torch.tensor([-1, 3]))
+    for position, other in enumerate(others):
+        changed = [part.clone() for part in inputs]
+        changed[position][0] = other[0]
+        image = network(*changed)
+        assert (image[0] - plain[0]).abs().max() > 1e-5
+        torch.testing.assert_close(image[1], plain[1], rtol=0, atol=1e-5)
+    black, dark = ([inputs[0], inputs[1], torch.tensor([b, 0.2]), inputs[3]] for b in (0.0, -0.1))
+    assert torch.equal(network(*black), network(*dark))
+
+
+@pytest.mark.parametrize("kind", ["denoiser", "student"])
+def test_all_stages_differ(networks, kind):
+    noise, edge, brightness, _ = (part[:1].expand(7, *part.shape[1:]) for part in make_inputs())
+    images = networks[kind](noise, edge, brightness, torch.arange(-1, 6))
+    apart = (images[:, None] - images[None]).abs().amax((2, 3, 4)) + torch.eye(7)
+    assert apart.min() > 1e-5
+
+
+def test_levels_may_differ_within_batch():
+    denoiser, (noise, edge, brightness, stage) = make_random_denoiser(), make_inputs()
+    one, each, mixed = (
+        denoiser(noise, torch.tensor(level), edge, brightness, stage)
+        for level in ([0.4], [0.4, 0.4], [0.5, 0.4])
+    )
+    torch.testing.assert_close(one, each, rtol=0, atol=1e-5)
+    assert (mixed[0] - one[0]).abs().max() > 1e-4
+    torch.testing.assert_close(mixed[1], one[1], rtol=0, atol=1e-5)
+
+
+def test_batch_size_changes_only_rounding(tiny_generator):
+    noise, _, brightness, stage = make_inputs(9, 32)
+    radii = torch.from_numpy(make_wavy_contours(9, 0, 10.0)).float()
+
+    def render(rows):
+        parts = (noise[rows, 0], radii[rows], brightness[rows], stage[rows])
+        return denoise_patches(tiny_generator.distilled, *parts, steps=1)
+
+    whole = render(slice(None))
+    alone = torch.cat([render(slice(n, n + 1)) for n in range(9)])
+    # bfloat16 has eight bits.
+    assert ((whole - alone).abs() <= 0.03 * whole.abs().amax((1, 2), keepdim=True)).all()
+    assert whole.std() > 0
+
+
+def test_small_patch_leaves_a_margin(tiny_generator):
+    most = 32 / 2 - PATCH_MARGIN
+    radii = torch.full((3, 60), 5.0)
+    radii[:, 7] = torch.tensor([most - 0.01, most, most + 0.01])
+    assert tiny_generator.distilled.fits_small_patch(radii).tolist() == [True, True, False]
+
+
+# Inputs
+
+
+@given(brightness=st.floats(0, 0.9), floor=st.floats(1e-3, 0.1), value=st.floats(-1, 5))
+def test_denormalize_undoes_normalize(brightness, floor, value):
+    with torch.random.fork_rng(devices=[]):
+        denoiser = Denoiser(DenoiserConfig(patch=16, floor=floor, channels=(16, 16, 16)))
+    light = torch.full((1, 16, 16), value)
+    light[0, 3, 4] = 0
+    level = torch.tensor([brightness])
+    image = denoiser.normalize(light, level)
+    assert image[0, 0, 3, 4] == -1
+    torch.testing.assert_close(denoiser.denormalize(image, level), light, rtol=1e-4, atol=1e-6)
+
+
+def test_bright_nuclei_are_about_one(tiny_generator):
+    denoiser = tiny_generator.painter
+    brightness = torch.tensor([0.4, denoiser.settings.floor])
+    light = brightness[:, None, None].expand(2, 16, 16)
+    bright, dim = denoiser.normalize(light, brightness)[:, 0, 0, 0].tolist()
+    assert bright == pytest.approx(1, abs=0.01)
+    assert dim == pytest.approx(math.sqrt(2) - 1, abs=1e-5)
+
+
+def test_pixel_grid_is_centred():
+    grid = make_pixel_grid(16)
+    assert grid[:, 7, 8].tolist() == [-0.5, 0.5]
+    assert torch.equal(grid, -grid.flip(1, 2))
+    assert torch.equal(grid[0], grid[1].T)
+
+
+@settings(max_examples=20)
+@given(radii=st.lists(st.floats(3.0, 22.0), min_size=8, max_size=8))
+def test_distance_map_follows_the_ray(radii):
+    pair = [radii, radii[::-1]]
+    maps = compute_signed_distance_map(torch.tensor(pair), 48)
+    y, x = make_pixel_grid(48).numpy()
+    angle, vertices = np.arctan2(x, y) % (2 * np.pi), np.arange(9) * np.pi / 4
+    for outline, plane in zip(pair, maps[:, 0].numpy(), strict=True):
+        radius = np.interp(angle, vertices, [*outline, outline[0]])
+        wanted = np.clip((np.hypot(y, x) - radius) / SDF_CLIP, -1, 1)
+        np.testing.assert_allclose(plane, wanted, atol=1e-4)
+
+
+def test_distance_map_is_negative_inside():
+    radii = torch.from_numpy(make_wavy_contours(4)).float()
+    y, x = make_pixel_grid(48)[:, None].expand(2, 4, -1, -1)
+    assert torch.equal(compute_signed_distance_map(radii, 48)[:, 0] <= 0, is_inside(radii, y, x))
+
+
+# The solver
+
+
+def solve(denoiser, steps, inputs):
+    return run_dpm_solver(denoiser, inputs[0], steps, *inputs[1:])
+
+
+@pytest.mark.parametrize("steps", [1, 4, 9])
+def test_solver_calls_once_a_step(steps):
+    denoiser, inputs = LinearDenoiser(spread=0.0), make_inputs(3)
+    image = solve(denoiser, steps, inputs)
+    assert len(set(denoiser.levels)) == len(denoiser.levels) == steps
+    assert denoiser.levels[0] == pytest.approx(T_MAX)
+    assert denoiser.levels == sorted(denoiser.levels, reverse=True)
+    assert denoiser.levels[-1] > 0
+    # Images that are all alike are met in any number of steps.
+    torch.testing.assert_close(image, denoiser.mean(*inputs[1:3]), rtol=0, atol=1e-5)
+
+
+def test_one_step_gives_the_mean():
+    denoiser, inputs = LinearDenoiser(spread=0.5), make_inputs()
+    cos, sin = math.cos(T_MAX * math.pi / 2), math.sin(T_MAX * math.pi / 2)
+    mean = denoiser.mean(*inputs[1:3])
+    wanted = mean + cos * 0.25 / (cos**2 * 0.25 + sin**2) * (inputs[0] - cos * mean)
+    torch.testing.assert_close(solve(denoiser, 1, inputs), wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("spread", [0.2, 0.5])
+def test_solver_is_of_second_order(spread):
+    denoiser, inputs = LinearDenoiser(spread), make_inputs()
+    # Where the exact probability flow of normal images ends.
+    mean, start = denoiser.mean(*inputs[1:3]), T_MAX * math.pi / 2
+    scale = math.hypot(math.cos(start) * spread, math.sin(start))
+    wanted = mean + spread * (inputs[0] - math.cos(start) * mean) / scale
+    errors = [float((solve(denoiser, n, inputs) - wanted).std()) for n in (2, 8, 32, 64, 128)]
+    assert all(more < fewer / 2 for fewer, more in itertools.pairwise(errors))
+    assert errors[-1] < errors[-2] / 3.5
+
+
+def test_solver_is_dpm_plus_plus():
+    noise, *rest = inputs = make_inputs()
+    denoiser, counter = make_random_denoiser(spread=0.2), LinearDenoiser()
+    solve(counter, 7, inputs)
+    angles = np.array(counter.levels) * math.pi / 2
+    alpha, sigma = np.cos(angles), np.sin(angles)
+    h = np.diff(np.log(alpha / sigma))
+    x, clean = noise, []
+    for n, level in enumerate(counter.levels):
+        clean.append(
+            float(alpha[n]) * x - float(sigma[n]) * denoiser(x, torch.tensor([level]), *rest)
+        )
+        if n + 1 < len(angles):
+            ahead = clean[-1]
+            if n:
+                r = h[n - 1] / h[n]
+                ahead = (1 + 1 / (2 * r)) * clean[-1] - 1 / (2 * r) * clean[-2]
+            x = float(sigma[n + 1] / sigma[n]) * x - float(alpha[n + 1] * np.expm1(-h[n])) * ahead
+    torch.testing.assert_close(solve(denoiser, 7, inputs), clean[-1], rtol=1e-3, atol=1e-3)
+
+
+def test_solver_is_continuous_and_deterministic():
+    denoiser, (noise, *rest) = LinearDenoiser(spread=0.5), make_inputs()
+    change = torch.randn(noise.shape, generator=torch.Generator().manual_seed(9))
+    one, again, near = (
+        solve(denoiser, 6, (start, *rest)) for start in (noise, noise, noise + 0.01 * change)
+    )
+    assert torch.equal(one, again)
+    assert 0 < (one - near).std() < 0.01
+
+
+# Patches of two sizes
+
+
+def render(cells, student, memory=0.9, fresh=0.2):
+    texture = TextureModel(memory=memory, fresh=fresh)
+    spans = [(cell.first, cell.last) for cell in cells]
+    rngs = [torch_rng(0, "texture", cell.identity) for cell in cells]
+    return render_textures(cells, spans, student, texture, FastSettings(), rngs)
+
+
+def list_keys(group):
+    return list(zip(group.rows.tolist(), group.moments.tolist(), strict=True))
+
+
+def test_cells_are_grouped_by_patch():
+    growing = np.repeat(np.array([[9.0], [12.0], [15.0], [20.0]]), 60, 1)
+    cells = [
+        make_still_cell(1, radii=growing, brightness=0.1),
+        make_still_cell(2, first=1, frames=2, radii=8.0, brightness=0.3),
+        make_still_cell(3, first=3, frames=1, radii=42.0, brightness=0.2),
+    ]
+    student = OneStepStudent(LinearDenoiser())
+    small, large = render(cells, student)
+    assert small.light.shape == (4, 32, 32)
+    assert large.light.shape == (3, 48, 48)
+    assert list_keys(small) == [(0, 0), (0, 1), (1, 1), (1, 2)]
+    assert list_keys(large) == [(0, 2), (0, 3), (2, 3)]
+    assert small.zoom.tolist() == [1] * 4
+    assert large.zoom.tolist() == pytest.approx([1, 1, 0.5])
+    # Sizes without cells are left out.
+    assert [group.light.shape[-1] for group in render(cells[1:2], student)] == [32]
+    assert [group.light.shape[-1] for group in render(cells[2:], student)] == [48]
+    assert render([], student) == []
+    (group,) = render(cells[:2], OneStepStudent(LinearDenoiser(), small_patch=48))
+    assert group.light.shape == (6, 48, 48)
+
+
+def test_small_patch_is_the_middle():
+    cells = [
+        make_still_cell(n, radii=make_wavy_contours(4, n, 9.0), brightness=0.1 * n) for n in (1, 2)
+    ]
+    students = (OneStepStudent(LinearDenoiser(), small_patch=side) for side in (48, 32))
+    (large,), (small,) = (render(cells, student) for student in students)
+    torch.testing.assert_close(large.light[:, 8:40, 8:40], small.light, rtol=0, atol=1e-6)
+
+
+def test_texture_survives_the_larger_patch():
+    cell = make_still_cell(1, frames=2, radii=np.repeat(np.array([[12.9], [13.1]]), 60, 1))
+    small, large = render([cell], OneStepStudent(LinearDenoiser()), memory=1.0, fresh=0.0)
+    before, after = small.light[0, 10:22, 10:22], large.light[0, 18:30, 18:30]
+    assert before.std() > 0
+    torch.testing.assert_close(before, after, rtol=0.02, atol=1e-4)
+
+
+# Models
+
+
+def test_steps_choose_the_network(tiny_generator):
+    scene = SceneSettings(frames=2, size=(64, 64), nuclei=3)
+    other = replace(tiny_generator, painter=make_random_denoiser(7))
+    for steps, same in ((1, True), (2, False)):
+        method = FastSettings(steps=steps)
+        one, two = (
+            synthesise(model, scene, method, seed=0, name=("clip", 0, 0)).video
+            for model in (tiny_generator, other)
+        )
+        assert np.array_equal(one, two) == same
+
+
+def test_moved_model_copies_the_student(tiny_generator):
+    state, student = torch.get_rng_state(), tiny_generator.distilled
+    moved = tiny_generator.to(torch.device("cpu")).distilled
+    assert torch.equal(torch.get_rng_state(), state)
+    assert moved is not student
+    assert moved.settings == student.settings
+    pairs = zip(moved.state_dict().values(), student.state_dict().values(), strict=True)
+    assert all(torch.equal(*pair) for pair in pairs)
+
+
+def test_shipped_student_matches_the_denoiser():
+    model = load("hela")
+    lineages = LineageSimulator(model.shapes, model.lives, 3, np.random.default_rng(7))
+    cells = [cell for n in range(8) for cell in lineages.run(1 + 100 * n)]
+    videos = []
+    for network, steps in ((model.painter, STUDENT_STEPS), (model.distilled, 1)):
+        video = torch.zeros(len(cells), 3, 64, 64)
+        groups = render_textures(
+            cells, [(cell.first, cell.last) for cell in cells], network, model.texture,
+            FastSettings(steps=steps), [torch_rng(0, "texture", cell.identity) for cell in cells],
+        )  # fmt: skip
+        for group in groups:
+            rim = (64 - group.light.shape[-1]) // 2
+            rows, frames = torch.tensor(list_keys(group)).T
+            video[rows, frames] = F.pad(group.light, [rim] * 4)
+        videos.append(video)
+    error = variance = 0.0
+    for row, cell in enumerate(cells):
+        edge = compute_signed_distance_map(torch.from_numpy(cell.radii).float(), 64)[:, 0]
+        for frame, inside in enumerate(edge <= 0, start=cell.first):
+            level = cell.brightness[frame - cell.first]
+            slow, quick = (video[row, frame][inside] / level for video in videos)
+            error += float((quick - slow).square().sum())
+            variance += float((slow - slow.mean()).square().sum())
+    # Measured: 0.004. A network that lights all nuclei evenly misses all the variance.
+    assert error < 0.01 * variance
