@@ -41,7 +41,7 @@ def main() -> None:
         network = kind().to(memory_format=torch.channels_last)
         log = train(
             network, loss_at, held_out, training,
-            checkpoint=given.work_dir / f"{kind.__name__}.safetensors",
+            checkpoint=given.work_dir / f"{kind.__name__}.pt",
             purpose=compute_fingerprint(name, given.steps),
         )  # fmt: skip
         losses[name] = log.held_out

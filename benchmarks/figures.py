@@ -6,15 +6,17 @@ DATA_ROOT is the folder of Fluo-N2DL-HeLa; only its video 01 is shown.
 import argparse
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 
 from bvdm_data import STAGES, CTCVideos, PaperSettings, SyntheticHeLaVideos
 from bvdm_data.datasets.ctc import read_sequence
-from bvdm_data.fitting.denoiser import AlignedCrops, extract_aligned_crops
+from bvdm_data.fitting.contours import trace_contours
+from bvdm_data.fitting.denoiser import extract_aligned_crops
 from bvdm_data.fitting.nuclei import MASK_LEVEL, extract_crops
-from bvdm_data.fitting.stages import assign_stages
+from bvdm_data.fitting.stages import measure_nuclei
 from bvdm_data.fitting.video import read_video
 from bvdm_data.rng import numpy_rng, torch_rng
 from bvdm_data.synth.cells import Cell
@@ -69,7 +71,7 @@ def relative(light: np.ndarray, brightness: np.ndarray) -> np.ndarray:
     return middle(light.astype(np.float32) / np.hypot(brightness, FLOOR)[:, None, None])
 
 
-def draw_stages(generator: Model, portraits: AlignedCrops) -> None:
+def draw_stages(generator: Model, portraits: SimpleNamespace) -> None:
     """Real nuclei of each stage above synthetic ones of the same outlines and brightness."""
     draws = numpy_rng(0, "figures")
     sheets, titles = [], []
@@ -111,7 +113,7 @@ def draw_noise_levels(generator: Model) -> None:
     )  # fmt: skip
 
 
-def draw_time(generator: Model, portraits: AlignedCrops) -> None:
+def draw_time(generator: Model, portraits: SimpleNamespace) -> None:
     """Real and synthetic nuclei through eight frames; outlines of the synthetic are real ones."""
     long = [t for t in np.unique(portraits.track) if (portraits.track == t).sum() >= 8]
     chosen = numpy_rng(5, "figures").permutation(long)[:4]
@@ -172,7 +174,10 @@ def main() -> None:
     crops = extract_crops(video)
     draw_modes(generator)
     draw_noise_levels(generator)
-    portraits = extract_aligned_crops(video, crops, assign_stages(crops, video.tracks))
+    nuclei = measure_nuclei(crops, video.tracks)
+    aligned = vars(extract_aligned_crops(nuclei, trace_contours(crops.masks), video))
+    portraits = SimpleNamespace(**{name: values.numpy() for name, values in aligned.items()})
+    portraits.light = portraits.light[:, 0]
     draw_stages(generator, portraits)
     draw_time(generator, portraits)
     draw_scenes(given.root, given.model)

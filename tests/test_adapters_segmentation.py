@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from films import ellipse
 from skimage.segmentation import find_boundaries
 from stardist.geometry import star_dist
 from stardist.utils import edt_prob
@@ -25,6 +24,7 @@ from bvdm_data.adapters.segmentation import (
     star_distances,
     unet_targets,
 )
+from tests.helpers.films import ellipse
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"

@@ -260,7 +260,7 @@ MODELS = [
     ("a pickle as a model", lambda p: load(p.file("p.safetensors", pickle.dumps({"w": 1}))),
      ValueError, r"p\.safetensors is damaged or no safetensors file"),
     ("a checkpoint as a model", lambda p: p.synthetic(model=p.checkpoint()), ValueError,
-     r"checkpoint\.safetensors holds no model of this library: .*Give a file made by"),
+     r"checkpoint\.safetensors is damaged or no safetensors file .*; fit it again with"),
     ("a model saved under another suffix", lambda p: save(p.generator, str(p.folder / "m.pt")),
      ValueError, r"path must end in \.safetensors, got .*m\.pt'"),
     ("a disk that is full for a model", lambda p: (p.full_disk(files, "save_file"),

@@ -4,7 +4,6 @@ import sys
 
 import pytest
 from click.testing import CliRunner
-from fitted import quick_memory, write_fitted
 from PIL import Image
 
 from bvdm_data import __version__
@@ -19,6 +18,7 @@ from bvdm_data.synth.procedural import ProceduralSettings
 from bvdm_data.synth.textures import FastSettings
 from bvdm_data.synth.unet import UNetSettings
 from bvdm_data.weights import load
+from tests.helpers.fitted import quick_memory, write_fitted
 
 COMMANDS = ("fit", "info", "preview", "export", "shards", "evaluate", "bench", "fetch")
 FEW = ["--method", "paper", "--first-steps", "2", "--later-steps", "1"]
@@ -77,8 +77,8 @@ def test_fit_defaults_match_the_library():
 def test_fit_writes_model_and_prints_card(run, tmp_path, monkeypatch):
     small = UNetSettings(channels=(8, 8, 8), middle=1)
     monkeypatch.setattr(
-        "bvdm_data.fitting.fit.fit_texture",
-        lambda textures, **given: train_ddpm(textures, **given | {"network": small}),
+        "bvdm_data.fitting.fit.train_ddpm",
+        lambda crops, settings, run, network: train_ddpm(crops, settings, run, small),
     )
     quick_memory(monkeypatch)
     root, model = write_fitted(tmp_path / "data", stop=24), tmp_path / "my.safetensors"
@@ -98,9 +98,7 @@ def test_fit_writes_model_and_prints_card(run, tmp_path, monkeypatch):
     assert [card[name]["steps"] for name in trained] == [1] * 4
     assert f"wrote {model} (" in out
     names = sorted(path.name for path in (tmp_path / "my.fit").iterdir())
-    assert names == [
-        f"{name}.safetensors" for name in ("distilled-1", "flow", "painter", "texture")
-    ]
+    assert names == [f"{name}.pt" for name in ("distilled-1", "flow", "painter", "texture")]
 
 
 def test_info_prints_the_card(run, tiny_model):

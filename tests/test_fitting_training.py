@@ -1,4 +1,4 @@
-"""The two trainings: what they are fed, what they make small, and how they survive a kill."""
+"""The training loop: how it averages, is continued, survives a kill, and refuses checkpoints."""
 
 import signal
 import subprocess
@@ -6,188 +6,211 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from fitted import crops_of, filled, train_line
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from bvdm_data.fitting.nuclei import MASK_LEVEL
-from bvdm_data.fitting.paper_networks import (
-    draw_symmetry,
-    normalize_crops,
+from bvdm_data.fitting.training import (
+    HELD_OUT,
+    Run,
+    TrainingSettings,
+    compute_fingerprint,
+    draw_rows,
+    group_rows,
     split_tracks,
-    train_ddpm,
+    train,
+    train_network,
 )
-from bvdm_data.fitting.training import TrainingSettings, compute_fingerprint, train
-from bvdm_data.synth.unet import UNetSettings
-
-SMALL = UNetSettings(channels=(8, 8, 8), middle=1)
+from tests.helpers.fitted import train_line
 
 
-# What is fed
+def compute_loss(model, step):
+    noise = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+    return (model(noise) - noise.roll(1, 1)).square().mean()
 
 
-def lit_crops(brightness):
-    """Return crops of discs with a texture and these mean brightnesses, one track each."""
-    draws = np.random.default_rng(0)
-    masks = np.stack([filled(np.full(60, 10.0)) for _ in brightness])
-    crops = crops_of(masks, range(1, len(brightness) + 1), [0] * len(brightness), brightness)
-    spots = draws.uniform(0.5, 1.5, masks.shape)
-    light = np.where(masks, spots, 0)
-    light *= (np.array(brightness) / light.sum((1, 2)) * masks.sum((1, 2)))[:, None, None]
-    crops.light[:] = light
-    return crops
+LOSSES = (compute_loss, lambda model: float(model.weight.square().sum()))
 
 
-def test_normalise_brings_every_nucleus_to_the_level_of_the_flat_mask():
-    crops = lit_crops([0.05, 0.1, 0.2, 0.4])
-    pictures = normalize_crops(crops, dim_share=0.0).pictures
-    assert (pictures.shape, pictures.dtype) == ((4, 1, 96, 96), torch.float16)
-    for picture, mask in zip(pictures[:, 0].float().numpy(), crops.masks, strict=True):
-        assert picture[mask].mean() == pytest.approx(MASK_LEVEL, rel=1e-3)
-        assert not picture[~mask].any()
+def learn(folder, steps, *, data=(), start=None, **changes):
+    """Train a matrix; return its weights and the log."""
+    settings = TrainingSettings(**{"steps": steps, "rate": 0.05, "check_every": 4} | changes)
+    run = Run(folder / "line.pt", progress=False)
+    network, log = train_network(
+        "line", lambda: nn.Linear(4, 4), lambda _: LOSSES, settings, run, data=data, start=start
+    )
+    return network.state_dict(), log
 
 
-def test_normalise_leaves_out_the_dimmest_share():
-    crops = lit_crops(np.linspace(0.05, 0.4, 8))
-    assert normalize_crops(crops).track.tolist() == [2, 3, 4, 5, 6, 7, 8]
-    assert normalize_crops(crops, dim_share=0.5).track.tolist() == [5, 6, 7, 8]
+def are_same(first, second):
+    """Compare nested states of networks and optimisers."""
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(are_same(first[k], second[k]) for k in first)
+    return torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
 
 
-def test_normalise_clips_what_is_far_brighter_than_the_rest():
-    crops = lit_crops([0.1, 0.1])
-    crops.light[0, 48, 48] = 5
-    assert normalize_crops(crops, most=1.25).pictures.max() == 1.25
+def load_states(path):
+    state = torch.load(path, weights_only=True)
+    return {name: state[name] for name in ("step", "network", "average", "optimizer")}
 
 
-def test_normalise_refuses_nuclei_that_are_not_brighter_than_the_background():
-    with pytest.raises(ValueError, match=r"brighter than its background, got .* of -0\.0\d+ at"):
-        normalize_crops(lit_crops([-0.1, 0.2, 0.3]))
-
-
-def test_normalise_refuses_a_video_without_a_whole_nucleus():
-    with pytest.raises(ValueError, match="must show whole nuclei that belong to tracks, got none"):
-        normalize_crops(crops_of(np.zeros((0, 96, 96), bool), [], []))
+# Rows
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_split_tracks_puts_no_track_on_both_sides(seed):
+def test_split_puts_tracks_on_one_side(seed):
     track = torch.arange(20).repeat_interleave(3)[torch.randperm(60)]
-    learn, held = split_tracks(track, share=0.15, seed=seed)
+    learn, held = split_tracks(track, seed)
     assert sorted([*learn.tolist(), *held.tolist()]) == list(range(60))
     assert not set(track[learn].tolist()) & set(track[held].tolist())
-    assert len(track[held].unique()) == 3
+    assert len(track[held].unique()) == round(HELD_OUT * 20)
+    assert torch.equal(split_tracks(track, seed)[1], held)
+    assert not torch.equal(split_tracks(track, seed + 2)[1], held)
 
 
-def test_split_tracks_depends_on_the_seed_and_nothing_else():
-    track = torch.arange(40)
-    assert torch.equal(*(split_tracks(track, share=0.2, seed=3)[1] for _ in range(2)))
-    other = split_tracks(track, share=0.2, seed=4)[1]
-    assert not torch.equal(split_tracks(track, share=0.2, seed=3)[1], other)
-
-
-def test_split_tracks_refuses_a_single_track():
+def test_split_refuses_a_single_track():
     with pytest.raises(ValueError, match="at least 2 tracks are needed to hold some out, got 1"):
-        split_tracks(torch.tensor([7, 7, 7]), share=0.15, seed=0)
+        split_tracks(torch.tensor([7, 7, 7]), 0)
 
 
-def test_the_eight_symmetries_are_distinct_and_keep_every_value():
-    picture = torch.arange(16.0).view(1, 4, 4)
-    seen = {tuple(draw_symmetry(picture, which).flatten().tolist()) for which in range(8)}
-    assert len(seen) == 8
-    assert torch.equal(draw_symmetry(picture, 0), picture)
-    for which in range(8):
-        turned = draw_symmetry(picture, which)
-        assert turned.mean() == picture.mean()
-        assert turned.shape == picture.shape
+def test_rows_are_drawn_evenly_by_group():
+    rows, key = torch.arange(1, 12), torch.tensor([9, *[5] * 10, 7])
+    groups = group_rows(rows, key)
+    assert {name: own.tolist() for name, own in groups.items()} == {5: [*range(1, 11)], 7: [11]}
+    drawn = draw_rows([*groups.values()], 2000, torch.Generator().manual_seed(0))
+    assert set(drawn) == set(range(1, 12))
+    assert drawn.count(11) == pytest.approx(1000, abs=100)
 
 
 # Training
 
 
-def textures(count=8):
-    return normalize_crops(lit_crops(np.linspace(0.2, 0.4, count)))
-
-
-def fitted_texture(folder, steps, **changes):
-    training = TrainingSettings(**{"steps": steps, "batch": 2, "check_every": 4} | changes)
-    path = folder / "texture.safetensors"
-    unet, log = train_ddpm(
-        textures(), checkpoint=path, network=SMALL, training=training, progress=False
-    )
-    return unet.state_dict(), log
-
-
-def test_a_training_that_is_resumed_equals_an_unbroken_one_bit_for_bit(tmp_path):
-    whole, whole_log = fitted_texture(tmp_path / "whole", 4)
-    fitted_texture(tmp_path / "broken", 2, check_every=9)
-    resumed, log = fitted_texture(tmp_path / "broken", 4)
-    assert whole.keys() == resumed.keys()
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+def test_resumed_training_equals_unbroken_one(tmp_path):
+    whole, whole_log = learn(tmp_path / "whole", 4)
+    learn(tmp_path / "broken", 2, check_every=9)
+    resumed, log = learn(tmp_path / "broken", 4)
+    assert are_same(whole, resumed)
     assert log.held_out[-1] == whole_log.held_out[-1]
-    states = [load_file(tmp_path / name / "texture.safetensors") for name in ("whole", "broken")]
-    assert states[0].keys() == states[1].keys()
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    states = [load_states(tmp_path / name / "line.pt") for name in ("whole", "broken")]
+    assert are_same(*states)
 
 
-def test_a_training_of_another_seed_ends_elsewhere(tmp_path):
-    one, _ = fitted_texture(tmp_path / "one", 1)
-    other, _ = fitted_texture(tmp_path / "other", 1, seed=1)
-    assert not all(torch.equal(one[name], other[name]) for name in one)
-
-
-def test_a_finished_training_is_not_begun_again(tmp_path, monkeypatch):
-    before, log = fitted_texture(tmp_path, 2)
-    monkeypatch.setattr(torch.optim.RAdam, "step", lambda *_: pytest.fail("trained again"))
-    after, again = fitted_texture(tmp_path, 2)
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    assert (again.train, again.held_out) == (log.train, log.held_out)
-
-
-def test_training_leaves_the_global_random_state_alone(tmp_path):
+def test_training_depends_on_its_seed(tmp_path):
     state = torch.get_rng_state()
-    fitted_texture(tmp_path, 1)
+    first, other = (learn(tmp_path / str(seed), 1, seed=seed)[0] for seed in (0, 1))
     assert torch.equal(torch.get_rng_state(), state)
+    assert not are_same(first, other)
 
 
-def test_training_refuses_a_checkpoint_of_another_purpose(tmp_path):
-    fitted_texture(tmp_path, 1)
-    with pytest.raises(ValueError, match=r"texture\.safetensors belongs to a training with other"):
-        fitted_texture(tmp_path, 1, batch=3)
+def test_finished_training_takes_no_step(tmp_path, monkeypatch):
+    before, log = learn(tmp_path, 2)
+    monkeypatch.setattr(torch.optim.RAdam, "step", lambda *_: pytest.fail("trained again"))
+    after, again = learn(tmp_path, 2)
+    assert are_same(before, after)
+    assert (again.train, again.held_out, again.seconds) == (log.train, log.held_out, log.seconds)
 
 
-def test_training_refuses_a_checkpoint_with_more_steps_behind_it(tmp_path):
-    fitted_texture(tmp_path, 3)
-    with pytest.raises(
-        ValueError, match=r"steps must be at least the 3 that .*got 2; give another"
-    ):
-        fitted_texture(tmp_path, 2)
+def test_training_continues_from_a_start(tmp_path):
+    start = nn.Linear(4, 4)
+    kept = {name: value.clone() for name, value in start.state_dict().items()}
+    near, _ = learn(tmp_path, 1, start=start, rate=1e-9)
+    assert are_same(start.state_dict(), kept)
+    for name in near:
+        torch.testing.assert_close(near[name], kept[name], rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match=r"line\.pt belongs to a training with other data"):
+        learn(tmp_path, 1, start=nn.Linear(4, 4), rate=1e-9)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
-def test_training_refuses_a_checkpoint_whose_end_is_missing(tmp_path, share):
-    fitted_texture(tmp_path, 1)
-    path = tmp_path / "texture.safetensors"
-    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(ValueError, match=r"checkpoint .*texture\.safetensors is damaged.*delete"):
-        fitted_texture(tmp_path, 1)
+def test_averaged_weights_are_kept(tmp_path):
+    network = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(network.weight)
+    settings = TrainingSettings(steps=200, rate=0.05, average=0.99, check_every=10)
+    weights, checkpoint = [], tmp_path / "line.pt"
+
+    def train_loss(model, step):
+        weights.append(model.weight.item())
+        return (model.weight - 1).square().sum()
+
+    def val_loss(model):
+        return float((model.weight - 1).square().sum())
+
+    how = {"checkpoint": checkpoint, "purpose": "line", "progress": False}
+    log = train(network, train_loss, val_loss, settings, **how)
+    state = torch.load(checkpoint, weights_only=True)
+    weights.append(float(state["network"]["weight"]))
+    average = 0.0
+    for step, weight in enumerate(weights[1:]):
+        decay = min(0.99, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * weight
+    assert network.weight.item() == pytest.approx(average, rel=1e-5)
+    assert log.held_out[-1][1] == pytest.approx((average - 1) ** 2, rel=1e-3)
+    assert log.train[-1][1] < log.train[0][1]
+    assert [step for step, _ in log.held_out] == list(range(10, 201, 10))
 
 
-def test_training_refuses_a_file_that_is_no_checkpoint(tmp_path):
-    save_file({"weight": torch.zeros(3)}, tmp_path / "texture.safetensors")
-    with pytest.raises(ValueError, match="is damaged"):
-        fitted_texture(tmp_path, 1)
-    save_file({"weight": torch.zeros(3)}, tmp_path / "texture.safetensors", {"training": "[1]"})
-    with pytest.raises(ValueError, match="belongs to a training with other data"):
-        fitted_texture(tmp_path, 1)
+# Kill
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
+RUN = """
+import sys
+from pathlib import Path
+from tests.helpers.fitted import train_line
+train_line(Path(sys.argv[1]), nap=0.1)
+"""
+
+
+@pytest.mark.heavy
+def test_killed_training_ends_as_unbroken_one(tmp_path):
+    killed, whole = tmp_path / "killed.pt", tmp_path / "whole.pt"
+    root = Path(__file__).parents[1]
+    with subprocess.Popen([sys.executable, "-c", RUN, str(killed)], cwd=root) as process:
+        until = time.monotonic() + 60
+        while not killed.exists() and time.monotonic() < until:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert torch.load(killed, weights_only=True)["step"] == 7
+    ended, log = train_line(killed)
+    unbroken, whole_log = train_line(whole)
+    assert torch.equal(ended.weight, unbroken.weight)
+    assert (log.train, log.held_out) == (whole_log.train, whole_log.held_out)
+    assert are_same(load_states(killed), load_states(whole))
+
+
+# Errors
+
+
+def test_training_refuses_other_data_or_settings(tmp_path):
+    learn(tmp_path, 1)
+    words = r"line\.pt belongs to a training with other data or settings; give another --work-dir"
+    for changes in ({"batch": 3}, {"data": (torch.zeros(2),)}, {"seed": 1}):
+        with pytest.raises(ValueError, match=words):
+            learn(tmp_path, 1, **changes)
+
+
+def test_training_refuses_fewer_steps(tmp_path):
+    learn(tmp_path, 3)
+    words = r"steps must be at least the 3 that .*got 2; give another"
+    with pytest.raises(ValueError, match=words):
+        learn(tmp_path, 2)
+
+
+def test_training_refuses_damaged_checkpoints(tmp_path):
+    path = tmp_path / "line.pt"
+    learn(tmp_path, 1)
+    whole = path.read_bytes()
+    for share in (0.0, 0.01, 0.5, 0.999):
+        path.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(ValueError, match=r"checkpoint .*line\.pt is damaged.*delete it"):
+            learn(tmp_path, 1)
+    for content in ({"weight": torch.zeros(3)}, [1]):
+        torch.save(content, path)
+        with pytest.raises(ValueError, match="belongs to a training with other data"):
+            learn(tmp_path, 1)
+
+
+def test_settings_refuse_what_trains_nothing():
+    for changes, words in (
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"batch": 0}, "batch must be at least 1, got 0"),
         ({"save_every": 0}, "save_every must be at least 1, got 0"),
@@ -195,72 +218,15 @@ def test_training_refuses_a_file_that_is_no_checkpoint(tmp_path):
         ({"rate": 0.0}, "rate must be above 0, got 0.0"),
         ({"rate": float("nan")}, "rate must be above 0, got nan"),
         ({"average": 1.0}, "average must be from 0 to below 1, got 1.0"),
-    ],
-)
-def test_training_settings_refuse_numbers_that_train_nothing(changes, words):
-    with pytest.raises(ValueError, match=words):
-        TrainingSettings(**{"steps": 1} | changes)
+    ):
+        with pytest.raises(ValueError, match=words):
+            TrainingSettings(**{"steps": 1} | changes)
 
 
-def test_purpose_of_differs_when_a_part_differs():
+def test_fingerprint_differs_with_every_part():
     assert compute_fingerprint("a", 1, [2]) == compute_fingerprint("a", 1, [2])
-    assert (
-        len({compute_fingerprint(*parts) for parts in [("a", 1), ("a", 2), ("a1",), ("a", "1")]})
-        == 4
-    )
-
-
-def test_purpose_of_tensors_tells_every_byte():
     data = torch.arange(12.0).view(3, 4)
     assert compute_fingerprint(data) == compute_fingerprint(data.clone())
-    others = [data.flip(0), data.view(4, 3), data + 1e-6, data.double()]
-    assert compute_fingerprint(data) not in [compute_fingerprint(other) for other in others]
-
-
-RUN = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from fitted import train_line
-train_line(Path(sys.argv[2]), nap=0.1)
-"""
-
-
-def test_a_killed_training_that_is_started_again_ends_as_an_unbroken_one(tmp_path):
-    killed = tmp_path / "killed.safetensors"
-    arguments = [sys.executable, "-c", RUN, str(Path(__file__).parent), str(killed)]
-    with subprocess.Popen(arguments) as process:
-        until = time.monotonic() + 60
-        while not killed.exists() and time.monotonic() < until:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
-    with safe_open(killed, "pt") as file:
-        assert '"step": 7' in file.metadata()["training"]
-    ended, log = train_line(killed)
-    whole, whole_log = train_line(tmp_path / "whole.safetensors")
-    assert torch.equal(ended.weight, whole.weight)
-    assert (log.train, log.held_out) == (whole_log.train, whole_log.held_out)
-    states = load_file(killed), load_file(tmp_path / "whole.safetensors")
-    assert states[0].keys() == states[1].keys()
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-
-
-def test_the_averaged_weights_are_kept_and_not_the_last_ones(tmp_path):
-    network = nn.Linear(1, 1, bias=False)
-    nn.init.zeros_(network.weight)
-    settings = TrainingSettings(steps=200, rate=0.05, average=0.99, check_every=10)
-    log = train(
-        network,
-        lambda model, step: (model.weight - 1).square().sum(),
-        lambda model: float((model.weight - 1).square().sum()),
-        settings,
-        checkpoint=tmp_path / "line.safetensors",
-        purpose="line",
-        progress=False,
-    )
-    state = load_file(tmp_path / "line.safetensors")
-    assert torch.equal(state["average.weight"], network.weight)
-    assert not torch.equal(state["network.weight"], network.weight)
-    assert log.train[-1][1] < log.train[0][1]
-    assert [step for step, _ in log.held_out] == list(range(10, 201, 10))
+    tensors = [data, data.flip(0), data.view(4, 3), data + 1e-6, data.double()]
+    parts = [("a", 1), ("a", 2), ("a1",), ("a", "1"), *((tensor,) for tensor in tensors)]
+    assert len({compute_fingerprint(*part) for part in parts}) == len(parts)

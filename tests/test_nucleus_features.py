@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-from films import LEVEL, as_clip, draw_film, ellipse, grain, still_clip
 from scipy import ndimage
 from scipy.stats import norm
 
@@ -13,6 +12,7 @@ from bvdm_data.evaluation.nucleus_features import (
 )
 from bvdm_data.evaluation.video_statistics import measure_divisions, measure_motion
 from bvdm_data.fitting.video import estimate_background
+from tests.helpers.films import LEVEL, as_clip, draw_film, ellipse, grain, still_clip
 
 SHAPE = (120, 160)
 

@@ -4,12 +4,12 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
-from films import as_clip, draw_film
 from scipy import ndimage
 
 from bvdm_data.clip import STAGES
 from bvdm_data.datasets.ctc_videos import CTCVideos
 from bvdm_data.evaluation.realism import QUANTITIES, compare_metrics, measure_clips
+from tests.helpers.films import as_clip, draw_film
 
 PAIRS = 30
 

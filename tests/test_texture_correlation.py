@@ -3,7 +3,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from films import as_clip, draw_film, grain
 from scipy import ndimage
 
 from bvdm_data.datasets.ctc_videos import CTCVideos
@@ -15,6 +14,7 @@ from bvdm_data.evaluation.video_statistics import (
     measure_texture_autocorrelation,
 )
 from bvdm_data.fitting.texture_noise import LAGS, correlate_registered
+from tests.helpers.films import as_clip, draw_film, grain
 
 
 def persistence_of(*clips, pairs=90):

@@ -1,106 +1,67 @@
-"""Fit: from one annotated video to a generator's file, by one call that can be continued."""
+"""Fit a model to one annotated video and write it to one file; a killed fit can be continued."""
 
-import importlib.metadata
-import platform
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from bvdm_data.clip import STAGES, CameraScale
 from bvdm_data.datasets.ctc import CTCSequence, guess_scale, read_sequence
 from bvdm_data.datasets.ctc_videos import DEFAULT_BORDER
 from bvdm_data.files import check_writable
-from bvdm_data.fitting.cell_cycle import fit_cell_cycle, list_whole_cycles, tabulate_intensities
-from bvdm_data.fitting.contours import fit_shapes
-from bvdm_data.fitting.denoiser import DENOISER_TRAINING, extract_aligned_crops, train_denoiser
+from bvdm_data.fitting.cell_cycle import fit_cell_cycle, tabulate_intensities
+from bvdm_data.fitting.contours import fit_shapes, trace_contours
+from bvdm_data.fitting.denoiser import (
+    DENOISER_TRAINING,
+    AlignedCrops,
+    extract_aligned_crops,
+    train_denoiser,
+)
 from bvdm_data.fitting.motion import LEAST_STEPS, fit_density, fit_motion
-from bvdm_data.fitting.nuclei import Crops, check_fittable, extract_crops
+from bvdm_data.fitting.nuclei import check_fittable, extract_crops
 from bvdm_data.fitting.paper_networks import (
     DDPM_TRAINING,
     FLOW_TRAINING,
-    FlowIoU,
     make_mask_pairs,
     normalize_crops,
     train_ddpm,
     train_flownet,
 )
-from bvdm_data.fitting.stages import assign_stages, find_daughters
+from bvdm_data.fitting.stages import INTERPHASE, Nuclei, measure_nuclei
 from bvdm_data.fitting.student import PAIRS, STUDENT_TRAINING, sample_teacher_pairs, train_student
 from bvdm_data.fitting.texture_noise import DEFAULT, fit_noise_autocorrelation
-from bvdm_data.fitting.training import TrainingLog, TrainingSettings
+from bvdm_data.fitting.training import Run, TrainingLog, TrainingSettings
 from bvdm_data.fitting.video import Video, VideoTooShortError, fit_camera, read_video
 from bvdm_data.synth.cell_cycle import CellCycleModel
+from bvdm_data.synth.contours import ShapeModel
+from bvdm_data.synth.denoiser import Denoiser, Student
 from bvdm_data.synth.flow import FlowNet
 from bvdm_data.synth.model import Model
 from bvdm_data.synth.motion import MotionModel
+from bvdm_data.synth.textures import TextureModel
 from bvdm_data.synth.unet import UNet, UNetSettings
+from bvdm_data.system import list_versions
 from bvdm_data.validate import as_int, check_device, check_scale, check_seed
 from bvdm_data.weights import load, save
 
-
-def describe_video(source: CTCSequence, video: Video, crops: Crops) -> dict[str, object]:
-    """Return what the card says of the data, as JSON values."""
-    return {
-        "data_set": source.folder.resolve().name,
-        "sequence": source.name,
-        "truth": source.truth,
-        "frames": len(video.frames),
-        "size": list(source.shape),
-        "tracks": len(video.tracks),
-        "divisions": len(find_daughters(video.tracks)),
-        "whole_cycles": len(list_whole_cycles(video.tracks)),
-        "nuclei": len(crops.track),
-    }
-
-
-def describe_training(log: TrainingLog, settings: TrainingSettings) -> dict[str, object]:
-    """Return what the card says of a training, as JSON values."""
-    return {
-        "steps": settings.steps,
-        "batch": settings.batch,
-        "rate": settings.rate,
-        "average": settings.average,
-        "loss": [round(loss, 6) for _, loss in log.train],
-        "held_out_loss": [round(loss, 6) for _, loss in log.held_out],
-        "checked_at": [step for step, _ in log.held_out],
-        "hours": round(log.seconds / 3600, 3),
-    }
-
-
-def describe_overlap(overlap: FlowIoU) -> dict[str, object]:
-    """Return what the card says of how well the flow carries masks, as JSON values."""
-    return {
-        "held_out_pairs": overlap.pairs,
-        "overlap_before": round(overlap.before, 4),
-        "overlap_after": round(overlap.after, 4),
-    }
-
-
-def list_versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide what is fitted."""
-    names = ("bvdm-data", "torch", "numpy", "scipy", "kornia")
-    found = {name: importlib.metadata.version(name) for name in names}
-    return {"python": platform.python_version(), **found}
+Card = dict[str, object]  # entries of the card of a model: JSON values
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitSettings:
-    """How a generator is fitted.
+    """How a model is fitted.
 
     Attributes:
-        painter: Training of the painter, our recipe. Its seed becomes ``seed``.
-        distilled: Training of the network that draws in one call, our recipe. Its seed becomes
-            ``seed``.
-        pairs: Pictures that the painter draws for it to learn from, at least 4: a quarter of
-            them, or 512, is held out.
+        painter: Training of the denoiser, our recipe. Its seed becomes ``seed``.
+        distilled: Training of the one-step student, our recipe. Its seed becomes ``seed``.
+        pairs: Images that the denoiser renders for the student to learn from, at least 4. A
+            quarter of them, at most 512, is held out.
         paper: Whether the networks of the paper's method are trained, too.
-        texture: Training of its DDPM; the paper's recipe. Its seed becomes ``seed``.
-        flow: Training of its FlowNet; the paper's recipe. Its seed becomes ``seed``.
+        texture: Training of the paper's DDPM, by the paper's recipe. Its seed becomes ``seed``.
+        flow: Training of the paper's FlowNet, by the paper's recipe. Its seed becomes ``seed``.
         network: Size of the DDPM's U-Net.
-        minutes: Time between two frames; 30 in Fluo-N2DL-HeLa.
+        minutes: Time between two frames, in minutes; 30 in Fluo-N2DL-HeLa.
         border: Width in pixels of the band at the frame's edge without complete truth.
         seed: Seed of everything.
         stop: Frame number after the last one that is used; None: all.
@@ -119,7 +80,7 @@ class FitSettings:
     stop: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse numbers that fit nothing."""
+        """Check the numbers."""
         if not self.minutes > 0:
             raise ValueError(f"minutes must be above 0, got {self.minutes}")
         # Plain ints, since the card is written as JSON; one seed for all parts.
@@ -147,11 +108,11 @@ def fit(
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> Model:
-    """Fit a generator to one annotated video and write it to one file.
+    """Fit a model to one annotated video and write it to one file.
 
-    The statistics take a minute, the networks an hour or so on a CPU, the two networks of the
-    paper's method hours. All trainings keep checkpoints in ``work_dir``; the same call goes on
-    where a killed one was.
+    The statistics take a minute, the networks about an hour on a CPU, the two networks of the
+    paper's method hours. All trainings keep checkpoints in ``work_dir``: after a kill, the same
+    call continues from them.
 
     Args:
         root: Folder of a data set in the layout of the Cell Tracking Challenge.
@@ -159,18 +120,18 @@ def fit(
         sequence: Name of the video in it.
         truth: Where the masks come from; see ``read_sequence``.
         scale: How counts become grey values; None: guessed from the video.
-        work_dir: Folder of the checkpoints; None: ``NAME.fit`` beside output.
+        work_dir: Folder of the checkpoints; None: ``NAME.fit`` in the folder of output.
         settings: Trainings, frame interval, seed.
-        start_from: A model to start from, as for :func:`bvdm_data.weights.load`: its painter is
-            trained on, as is the network distilled from it, and what a short video cannot tell
-            (lives where it shows fewer than two divisions, motion, the texture's memory) is taken
-            over, as are the networks of the paper's method. The card says what was. None: from
-            nothing.
+        start_from: A model to start from, as for :func:`bvdm_data.weights.load`. Denoiser and
+            student are trained on from it. What a short video shows too little of is copied from
+            it (lives with fewer than two divisions, motion, the autocorrelation of textures), as
+            are the networks of the paper's method. The card lists what was copied. None: start
+            from nothing.
         device: Where the networks are trained.
         progress: Show progress bars.
 
     Returns:
-        The generator that was written.
+        The model that was written.
 
     Raises:
         FileNotFoundError: If the data set or the video is missing.
@@ -191,151 +152,187 @@ def fit(
     check_writable(path.parent)
     scale = check_scale(scale) or guess_scale(source)
     video = read_video(source, scale, stop=settings.stop, progress=progress)
+
     crops = extract_crops(video)
     check_fittable(crops)
-    taken: list[str] = []
-    lives, stages = _lives(crops, video, settings, start, taken)
-    shapes, outline_overlap = fit_shapes(crops, stages, seed=settings.seed)
-    motion = _motion(video, crops, stages, settings, start, taken)
+    nuclei = measure_nuclei(crops, video.tracks)
+    contours = trace_contours(crops.masks)
+
+    common = _Common(settings, start, folder, place, progress)
+    lives, inherited_lives = _fit_lives(nuclei, common)
+    shapes, overlap = fit_shapes(nuclei, contours, seed=settings.seed)
+    motion, inherited_motion = _fit_motion(nuclei, video, common)
     camera = fit_camera(video)
-    portraits = extract_aligned_crops(video, crops, stages)
-    painter, painter_log = train_denoiser(
-        portraits,
-        noise=camera.noise,
-        checkpoint=folder / "painter.safetensors",
-        training=settings.painter,
-        start=None if start is None else start.painter,
-        device=place,
-        progress=progress,
-    )
-    pairs = sample_teacher_pairs(
-        painter, shapes, lives, count=settings.pairs, seed=settings.seed, device=place,
-        progress=progress,
-    )  # fmt: skip
-    distilled, distilled_log = train_student(
-        pairs,
-        painter,
-        # After more steps the painter's pictures are others, and so is this training.
-        checkpoint=folder / f"distilled-{settings.painter.steps}.safetensors",
-        training=settings.distilled,
-        start=None if start is None else start.distilled,
-        device=place,
-        progress=progress,
-    )
-    painter = painter.cpu()
-    base = Model(shapes, lives, motion, camera, DEFAULT, painter, distilled)
-    memory, kept = fit_noise_autocorrelation(crops, stages, base, seed=settings.seed)
-    if len(kept) < 2 and start is not None:
-        memory = start.texture
-        taken.append("memory of the texture")
-    unet, flownet, said = _paper_networks(crops, settings, folder, place, progress)
-    if start is not None and unet is None and start.unet is not None:
-        unet, flownet = start.unet, start.flownet
-        taken.append("networks of the paper's method")
+
+    samples = extract_aligned_crops(nuclei, contours, video)
+    painter, distilled, fast_card = _train_networks(samples, shapes, lives, camera.noise, common)
+    model = Model(shapes, lives, motion, camera, DEFAULT, painter, distilled)
+    texture, correlations, inherited_texture = _fit_texture(model, nuclei, common)
+    unet, flownet, paper_card, inherited_networks = _train_paper_networks(nuclei, common)
+
+    model = replace(model, texture=texture, unet=unet, flownet=flownet)
+    inherited = inherited_lives + inherited_motion + inherited_texture + inherited_networks
     card = {
-        "data": describe_video(source, video, crops),
+        "data": _describe_data(source, video, nuclei),
         "measured": {
-            "stages": {name: int((stages == stage).sum()) for stage, name in enumerate(STAGES)},
-            "cycle_hours_median": round(float(np.exp(lives.cycle[0])) * settings.minutes / 60, 2),
-            "brightness_memory": round(lives.brightness_autocorrelation, 4),
-            "brightness_shared": round(lives.brightness_sister_correlation, 4),
-            "outline_overlap": round(outline_overlap, 4),
-            "texture_correlation": {str(lag): round(r, 4) for lag, r in kept.items()},
-            "texture_memory": round(memory.memory, 4),
-            "texture_fresh": round(memory.fresh, 4),
+            **_describe_statistics(model, nuclei),
+            "outline_overlap": round(overlap, 4),
+            "texture_correlation": {str(lag): round(r, 4) for lag, r in correlations.items()},
+            "texture_memory": round(texture.memory, 4),
+            "texture_fresh": round(texture.fresh, 4),
         },
         "started_from": None if start is None else dict(start.card).get("data"),
-        "taken_over": taken,
-        "painter": describe_training(painter_log, settings.painter),
-        "distilled": describe_training(distilled_log, settings.distilled),
-        **said,
+        "taken_over": inherited,
+        **fast_card,
+        **paper_card,
         "settings": asdict(settings),
-        "versions": list_versions(),
+        "versions": list_versions(("bvdm-data", "torch", "numpy", "scipy", "kornia")),
     }
-    generator = replace(base, texture=memory, unet=unet, flownet=flownet, card=card)
-    save(generator, path)
-    return generator
+    model = replace(model, card=card)
+    save(model, path)
+    return model
 
 
-def _lives(
-    crops: Crops,
-    video: Video,
-    settings: FitSettings,
-    start: Model | None,
-    taken: list[str],
-) -> tuple[CellCycleModel, npt.NDArray[np.int8]]:
-    """Fit lives; where the video shows too few divisions, take those of the starting model."""
+@dataclass(frozen=True)
+class _Common:
+    """What the steps of a fit have in common."""
+
+    settings: FitSettings
+    start: Model | None  # model to start from
+    folder: Path  # of the checkpoints
+    device: torch.device
+    progress: bool
+
+    def run(self, name: str) -> Run:
+        """Return where a network is trained."""
+        return Run(self.folder / f"{name}.pt", self.device, self.progress)
+
+
+def _fit_lives(nuclei: Nuclei, common: _Common) -> tuple[CellCycleModel, list[str]]:
+    """Fit lives, or take those of the starting model; and return what was inherited."""
     try:
-        return fit_cell_cycle(crops, video.tracks, minutes=settings.minutes)
+        return fit_cell_cycle(nuclei, minutes=common.settings.minutes), []
     except VideoTooShortError:
-        if start is None:
+        if common.start is None:
             raise
-    taken.append("lives but for brightness and size")
-    stages = assign_stages(crops, video.tracks)
-    rows = stages == 0
+    rows = nuclei.stage == INTERPHASE
     if not rows.any():
         raise VideoTooShortError("the video must show whole nuclei in interphase, got none")
-    bright = tabulate_intensities(crops.brightness[rows])
-    size = np.median(crops.masks[rows].sum((1, 2))) / start.nucleus_area
-    known = start.lives
+    size, lives = np.median(nuclei.area[rows]) / common.start.nucleus_area, common.start.lives
     lives = replace(
-        known,
-        brightness=bright,
-        mother_area=known.mother_area * size,
-        adult_area=known.adult_area * size,
+        lives,
+        brightness=tabulate_intensities(nuclei.brightness[rows]),
+        mother_area=lives.mother_area * size,
+        adult_area=lives.adult_area * size,
     )
-    return lives, stages
+    return lives, ["lives but for brightness and size"]
 
 
-def _motion(
-    video: Video,
-    crops: Crops,
-    stages: npt.NDArray[np.int8],
-    settings: FitSettings,
-    start: Model | None,
-    taken: list[str],
-) -> MotionModel:
-    """Fit motion; what too few nuclei or divisions cannot tell comes from the starting model."""
+def _fit_motion(nuclei: Nuclei, video: Video, common: _Common) -> tuple[MotionModel, list[str]]:
+    """Fit motion, or take it from the starting model; and return what was inherited."""
+    border, start = common.settings.border, common.start
     try:
-        motion = fit_motion(video, crops, stages, border=settings.border)
+        motion = fit_motion(nuclei, video, border=border)
     except ValueError:
         if start is None:
             raise
-        taken.append("motion but for density")
-        return replace(start.motion, density=fit_density(video, settings.border))
-    if start is not None and len(find_daughters(video.tracks)) < LEAST_STEPS:
-        taken.append("distances of sisters")
-        known = start.motion
-        return replace(motion, separation=known.separation, sister_distance=known.sister_distance)
-    return motion
+        density = fit_density(video, border)
+        return replace(start.motion, density=density), ["motion but for density"]
+    if start is None or len(nuclei.lineage.daughters) >= LEAST_STEPS:
+        return motion, []
+    distances = {name: getattr(start.motion, name) for name in ("separation", "sister_distance")}
+    return replace(motion, **distances), ["distances of sisters"]
 
 
-def _paper_networks(
-    crops: Crops, settings: FitSettings, folder: Path, device: torch.device, progress: bool
-) -> tuple[UNet | None, FlowNet | None, dict[str, object]]:
-    """Train the networks of the paper's method where they are wanted; and what the card says."""
-    if not settings.paper:
-        return None, None, {}
-    flownet, flow_log, overlap = train_flownet(
-        make_mask_pairs(crops),
-        checkpoint=folder / "flow.safetensors",
-        training=settings.flow,
-        device=device,
-        progress=progress,
+def _train_networks(
+    crops: AlignedCrops, shapes: ShapeModel, lives: CellCycleModel, noise: float, common: _Common
+) -> tuple[Denoiser, Student, Card]:
+    """Train the denoiser, then the student on what it renders; return their entries of the card."""
+    settings, start = common.settings, common.start
+    begin = (None, None) if start is None else (start.painter, start.distilled)
+    painter, painter_log = train_denoiser(
+        crops, settings.painter, common.run("painter"), noise=noise, start=begin[0]
     )
-    unet, texture_log = train_ddpm(
-        normalize_crops(crops),
-        checkpoint=folder / "texture.safetensors",
-        network=settings.network,
-        training=settings.texture,
-        device=device,
-        progress=progress,
+    # After more steps the denoiser renders other images, so that this is another training.
+    run = common.run(f"distilled-{settings.painter.steps}")
+    pairs = sample_teacher_pairs(
+        painter, shapes, lives, run, count=settings.pairs, seed=settings.seed
     )
-    said: dict[str, object] = {
-        "texture": describe_training(texture_log, settings.texture),
-        "flow": describe_training(flow_log, settings.flow) | describe_overlap(overlap),
+    distilled, distilled_log = train_student(pairs, painter, settings.distilled, run, begin[1])
+    entries: Card = {
+        "painter": _describe_training(painter_log, settings.painter),
+        "distilled": _describe_training(distilled_log, settings.distilled),
     }
-    return unet, flownet, said
+    return painter.cpu(), distilled, entries
+
+
+def _fit_texture(
+    model: Model, nuclei: Nuclei, common: _Common
+) -> tuple[TextureModel, dict[int, float], list[str]]:
+    """Fit how long textures last; return also their correlations by lag, and what was inherited."""
+    seed = common.settings.seed
+    texture, correlations = fit_noise_autocorrelation(nuclei.crops, nuclei.stage, model, seed=seed)
+    if len(correlations) < 2 and common.start is not None:
+        return common.start.texture, correlations, ["memory of the texture"]
+    return texture, correlations, []
+
+
+def _train_paper_networks(
+    nuclei: Nuclei, common: _Common
+) -> tuple[UNet | None, FlowNet | None, Card, list[str]]:
+    """Train the paper's networks, or take them; return also their card and what was inherited."""
+    settings, start = common.settings, common.start
+    if not settings.paper:
+        if start is None or start.unet is None:
+            return None, None, {}, []
+        return start.unet, start.flownet, {}, ["networks of the paper's method"]
+    pairs = make_mask_pairs(nuclei.crops, nuclei.lineage)
+    flownet, flow_log, iou = train_flownet(pairs, settings.flow, common.run("flow"))
+    unet, texture_log = train_ddpm(
+        normalize_crops(nuclei.crops), settings.texture, common.run("texture"), settings.network
+    )
+    entries: Card = {
+        "texture": _describe_training(texture_log, settings.texture),
+        "flow": {**_describe_training(flow_log, settings.flow), **iou},
+    }
+    return unet, flownet, entries, []
+
+
+def _describe_data(source: CTCSequence, video: Video, nuclei: Nuclei) -> Card:
+    return {
+        "data_set": source.folder.resolve().name,
+        "sequence": source.name,
+        "truth": source.truth,
+        "frames": len(video.frames),
+        "size": list(source.shape),
+        "tracks": len(video.tracks),
+        "divisions": len(nuclei.lineage.daughters),
+        "whole_cycles": len(nuclei.lineage.whole_cycles),
+        "nuclei": len(nuclei.stage),
+    }
+
+
+def _describe_statistics(model: Model, nuclei: Nuclei) -> Card:
+    lives = model.lives
+    return {
+        "stages": {name: int((nuclei.stage == stage).sum()) for stage, name in enumerate(STAGES)},
+        "cycle_hours_median": round(float(np.exp(lives.cycle[0])) * lives.minutes / 60, 2),
+        "brightness_memory": round(lives.brightness_autocorrelation, 4),
+        "brightness_shared": round(lives.brightness_sister_correlation, 4),
+    }
+
+
+def _describe_training(log: TrainingLog, settings: TrainingSettings) -> Card:
+    return {
+        "steps": settings.steps,
+        "batch": settings.batch,
+        "rate": settings.rate,
+        "average": settings.average,
+        "loss": [round(loss, 6) for _, loss in log.train],
+        "held_out_loss": [round(loss, 6) for _, loss in log.held_out],
+        "checked_at": [step for step, _ in log.held_out],
+        "hours": round(log.seconds / 3600, 3),
+    }
 
 
 def _check_border(border: int, shape: tuple[int, int]) -> None:

@@ -1,6 +1,7 @@
-"""Motion: measures steps, turns, separations and density from the tracks of the video."""
+"""How nuclei move: steps, turns, distances and density."""
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -8,302 +9,226 @@ from scipy import ndimage, stats
 from scipy.optimize import isotonic_regression
 
 from bvdm_data.fitting.cell_cycle import LEAST_AT_AGE
-from bvdm_data.fitting.contours import measure_orientation
-from bvdm_data.fitting.nuclei import Crops
-from bvdm_data.fitting.stages import INTERPHASE, find_daughters, measure_features
+from bvdm_data.fitting.lineage import fit_ar1_plus_noise, measure_spread
+from bvdm_data.fitting.stages import INTERPHASE, Nuclei
 from bvdm_data.fitting.video import Video
 from bvdm_data.rng import numpy_rng
 from bvdm_data.synth.cell_cycle import PRE_MITOTIC
 from bvdm_data.synth.motion import MotionModel, SpeedModel
 from bvdm_data.synth.placement import CONTACT
 
-LEAST_STEPS = 5
-"""Steps, or pairs of them, that a figure must rest on; with fewer it stays neutral."""
-
+LEAST_STEPS = 5  # steps, or pairs of them, that a figure must rest on; with fewer it stays neutral
+# Ratio of axes from which the direction of a nucleus' major axis can be told (our choice).
+ELONGATED = 1.4
+_LARGEST_TURN = math.pi / 4
+_OLDEST = 40  # frames
+_LEVELS = 33
 _SHORT = 0.3  # px, added to the length of a step: masks have errors, too
-_LATER = 8  # frames: lag at which only the lasting pace is left
+_LATER = 8  # frames: lag at which only the lasting speed is left
 _SIMULATED = 20_000
 _FREEDOMS = (2.5, 3.0, 4.0, 6.0, 10.0, 30.0)
 
 Array = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.int64]
 
 
-def estimate_stage_drift(crops: Crops) -> Array:
+def fit_motion(nuclei: Nuclei, video: Video, *, border: int) -> MotionModel:
+    """Measure how nuclei move."""
+    crops, lineage = nuclei.crops, nuclei.lineage
+    calm = lineage.find_pairs(1, nuclei.stage == INTERPHASE)
+    if len(calm) < 10:
+        raise ValueError(
+            "the video must show nuclei in consecutive frames to fit motion, got "
+            f"{len(calm)} such pairs"
+        )
+    freedom, _, scale = stats.t.fit(_measure_steps(nuclei, calm).ravel(), floc=0)
+    pairs = lineage.find_pairs(1)
+    drift = estimate_stage_drift(nuclei, pairs)
+    steps = _measure_steps(nuclei, pairs) - drift[crops.frame[pairs[:, 0]]]
+    by_age = fit_speed_by_age(nuclei, pairs, steps)
+    return MotionModel(
+        step=np.array([scale, max(freedom, 1.5)]),
+        rotation=_measure_turn(nuclei, calm),
+        separation=_measure_separation(nuclei),
+        density=fit_density(video, border),
+        speed=fit_speed(nuclei, pairs, steps, by_age),
+        speed_by_age=by_age,
+        division_offset=fit_division_offset(nuclei, drift),
+        stage_drift=drift,
+        sister_distance=_fit_sister_distance(nuclei),
+        neighbour_spacing=_measure_spacing(nuclei),
+    )
+
+
+def _measure_steps(nuclei: Nuclei, pairs: Rows) -> Array:
+    """Return the step of each pair of rows, ``[n, 2]`` px."""
+    centre = nuclei.crops.centre
+    return (centre[pairs[:, 1]] - centre[pairs[:, 0]]).astype(float)
+
+
+def estimate_stage_drift(nuclei: Nuclei, pairs: Rows) -> Array:
     """Return the median step of all nuclei from each frame to the next, ``[F - 1, 2]`` px."""
-    last = int(crops.frame.max(initial=0))
-    steps = _steps(crops)
-    found = np.zeros((last, 2))
-    for frame in range(last):
-        here = [step for (_, moment), step in steps.items() if moment == frame]
+    frames, steps = nuclei.crops.frame[pairs[:, 0]], _measure_steps(nuclei, pairs)
+    drift = np.zeros((int(nuclei.crops.frame.max(initial=0)), 2))
+    for frame in range(len(drift)):
+        here = steps[frames == frame]
         if len(here) >= LEAST_STEPS:
-            found[frame] = np.median(here, axis=0)
-    return found
+            drift[frame] = np.median(here, axis=0)
+    return drift
 
 
-def find_births(crops: Crops, tracks: npt.NDArray[np.int32]) -> dict[int, int]:
-    """Return the frame in which each nucleus was born whose birth the video shows, by track."""
-    seen = set(crops.track.tolist())
-    return {i: first for i, first, _, parent in tracks.tolist() if parent and i in seen}
+def _measure_ages(nuclei: Nuclei, rows: Rows) -> Rows:
+    """Return the age of rows in frames, ``[n]``; -1 where the birth is not seen."""
+    births = nuclei.lineage.births
+    born = np.array([births.get(track, -1) for track in nuclei.crops.track[rows].tolist()], int)
+    return np.where(born < 0, -1, nuclei.crops.frame[rows] - born)
 
 
-def fit_speed_by_age(
-    crops: Crops, stages: npt.NDArray[np.int8], drift: Array, births: dict[int, int]
-) -> Array:
-    """Fit how much faster the young are: a median for each age, never rising.
+def fit_speed_by_age(nuclei: Nuclei, pairs: Rows, steps: Array) -> Array:
+    """Fit how much faster the young are: a median for each age, never rising, ``[A]``.
 
-    In a short video no nucleus whose birth is seen grows old; where those whose birth is not seen
-    are slower than the oldest of them, they say what comes after.
-
-    :attr:`bvdm_data.synth.motion.MotionModel.speed_by_age`; ``[1.]`` where the video shows too
-    few births.
+    In a short video no nucleus whose birth is seen grows old. Where those whose birth is not seen
+    are slower than the oldest of them, theirs is the speed after that age. ``[1.]`` where the video
+    shows too few births.
     """
-    stage_of = _stage_of(crops, stages)
-    lengths: dict[int, list[float]] = {}
-    others: list[float] = []
-    for (track, frame), step in _steps(crops).items():
-        if stage_of[track, frame + 1] not in PRE_MITOTIC:
-            born = births.get(track)
-            known = others if born is None else lengths.setdefault(frame + 1 - born, [])
-            known.append(float(np.hypot(*(step - drift[frame]))))
-    ages = [age for age in sorted(lengths) if len(lengths[age]) >= LEAST_AT_AGE]
+    later = pairs[:, 1]
+    dividing = np.isin(nuclei.stage[later], PRE_MITOTIC)
+    age = _measure_ages(nuclei, later)[~dividing]
+    length = np.hypot(*steps[~dividing].T)
+    lengths = [length[age == now] for now in range(age.max(initial=-1) + 1)]
+    ages = [now for now, own in enumerate(lengths) if len(own) >= LEAST_AT_AGE]
     if not ages:
         return np.ones(1)
-    medians = np.array([np.median(lengths[age]) for age in ages])
-    weights = np.array([len(lengths[age]) for age in ages], float)
+    medians = np.array([np.median(lengths[now]) for now in ages])
+    weights = np.array([len(lengths[now]) for now in ages], float)
     falling = isotonic_regression(medians, weights=weights, increasing=False).x
-    usual = np.median(np.concatenate([lengths[age] for age in ages]))
     curve = np.interp(np.arange(ages[-1] + 1), ages, falling)
+    others = length[age < 0]
     if len(others) >= LEAST_AT_AGE and np.median(others) < curve[-1]:
         curve = np.append(curve, np.median(others))
+    usual = np.median(np.concatenate([lengths[now] for now in ages]))
     return np.asarray(curve / max(usual, 1e-6))
 
 
-def fit_speed(
-    crops: Crops,
-    stages: npt.NDArray[np.int8],
-    drift: Array,
-    births: dict[int, int],
-    speed_by_age: Array,
-) -> SpeedModel:
-    """Fit how fast nuclei are beside what their age does, and how long a fast one stays fast.
-
-    The logarithm of the length of a nucleus' step is the sum of its lasting pace, whose
-    correlation falls geometrically, and of what is new in every frame; the two are told apart by
-    the correlations at lags of 1 and 8 frames.
-    """
-    stage_of = _stage_of(crops, stages)
-    oldest = len(speed_by_age) - 1
-    own = {}
-    for (track, frame), step in _steps(crops).items():
-        if oldest and track not in births:
-            continue
-        age = min(frame + 1 - births[track], oldest) if oldest else 0
-        own[track, frame] = (step - drift[frame]) / speed_by_age[age]
-    calm = {
-        key: step
-        for key, step in own.items()
-        if not stage_of[key] and not stage_of[key[0], key[1] + 1]
-    }
-    excited = [
-        np.hypot(*step)
-        for (track, frame), step in own.items()
-        if stage_of[track, frame + 1] in PRE_MITOTIC
-    ]
-    calm = calm or own
-    length = {key: math.log(np.hypot(*step) + _SHORT) for key, step in calm.items()}
-    near, far = (_lag_correlation(length, lag) for lag in (1, _LATER))
-    memory = (
-        float(np.clip((far / max(near, 1e-3)) ** (1 / (_LATER - 1)), 0, 0.98)) if far > 0 else 0.0
-    )
-    spread = math.sqrt(max(near, 0.0) * float(np.var(list(length.values()))))
-    along = np.abs(np.array(list(calm.values())).ravel())
-    middle, far_end = np.quantile(along, [0.5, 0.95])
-    # Quantiles of simulated steps for some degrees of freedom: the nearest ratio wins.
-    draws = numpy_rng(0, "fit", "pace")
-    factor = np.exp(spread * draws.standard_normal(_SIMULATED))
-    found = []
-    for freedom in _FREEDOMS:
-        tried = np.abs(factor * draws.standard_t(freedom, _SIMULATED))
-        half, tail = np.quantile(tried, [0.5, 0.95])
-        miss = abs(math.log(max(tail / half, 1e-6) * max(middle, 1e-6) / max(far_end, 1e-6)))
-        found.append((miss, freedom, float(middle / half)))
-    _, freedom, pace = min(found)
+def fit_speed(nuclei: Nuclei, pairs: Rows, steps: Array, by_age: Array) -> SpeedModel:
+    """Fit the speed apart from age: a log step is a lasting part plus what is new in each frame."""
+    if len(by_age) > 1:
+        age = _measure_ages(nuclei, pairs[:, 1])
+        pairs, steps = pairs[age >= 0], steps[age >= 0]
+        steps = steps / by_age[np.minimum(age[age >= 0], len(by_age) - 1)][:, None]
+    calm = (nuclei.stage[pairs] == INTERPHASE).all(1)
+    dividing = steps[np.isin(nuclei.stage[pairs[:, 1]], PRE_MITOTIC)]
+    if calm.any():
+        pairs, steps = pairs[calm], steps[calm]
+    speed = np.full(len(nuclei.stage), np.nan)
+    speed[pairs[:, 0]] = np.log(np.hypot(*steps.T) + _SHORT)
+    near, far = (_correlate_later(nuclei, speed, lag) for lag in (1, _LATER))
+    memory = float(fit_ar1_plus_noise(np.array(near), np.array(far), _LATER)[0])
+    spread = math.sqrt(max(near, 0.0) * float(np.nanvar(speed)))
+    scale, freedom = _fit_student_t(np.abs(steps.ravel()), spread)
     ratio = 1.0
-    if len(excited) >= LEAST_STEPS:
-        ratio = float(
-            np.median(excited) / max(np.median([np.hypot(*s) for s in calm.values()]), 1e-6)
-        )
-    return SpeedModel(pace, spread, memory, ratio, freedom)
+    if len(dividing) >= LEAST_STEPS:
+        usual = max(float(np.median(np.hypot(*steps.T))), 1e-6)
+        ratio = float(np.median(np.hypot(*dividing.T))) / usual
+    return SpeedModel(scale, spread, memory, ratio, freedom)
 
 
-def fit_division_offset(crops: Crops, tracks: npt.NDArray[np.int32], drift: Array) -> float:
-    """Return the robust deviation of the step from a mother to the middle of her newborn."""
-    birth = dict(zip(tracks[:, 0].tolist(), tracks[:, 1].tolist(), strict=True))
-    place = {
-        key: row
-        for row, key in enumerate(zip(crops.track.tolist(), crops.frame.tolist(), strict=True))
-    }
-    shifts: list[float] = []
-    for mother, (one, other, *_) in find_daughters(tracks).items():
-        first = birth[one]
-        rows = [place.get(key) for key in ((one, first), (other, first), (mother, first - 1))]
-        if None not in rows:
-            here, there, before = (crops.centre[row].astype(float) for row in rows)
-            shifts += ((here + there) / 2 - before - drift[first - 1]).tolist()
-    if len(shifts) < 2 * LEAST_STEPS:
-        return 0.0
-    return float(1.4826 * np.median(np.abs(shifts)))
-
-
-def _stage_of(crops: Crops, stages: npt.NDArray[np.int8]) -> dict[tuple[int, int], int]:
-    """Return the stage of every nucleus by track and frame."""
-    keys = zip(crops.track.tolist(), crops.frame.tolist(), strict=True)
-    return dict(zip(keys, stages.tolist(), strict=True))
-
-
-def _steps(crops: Crops) -> dict[tuple[int, int], Array]:
-    """Return the step of every nucleus from each frame to the next, by track and frame."""
-    place = {
-        key: row
-        for row, key in enumerate(zip(crops.track.tolist(), crops.frame.tolist(), strict=True))
-    }
-    return {
-        (track, frame): (crops.centre[place[track, frame + 1]] - crops.centre[row]).astype(float)
-        for (track, frame), row in place.items()
-        if (track, frame + 1) in place
-    }
-
-
-def _lag_correlation(values: dict[tuple[int, int], float], lag: int) -> float:
-    pairs = [
-        (value, values[track, frame + lag])
-        for (track, frame), value in values.items()
-        if (track, frame + lag) in values
-    ]
+def _correlate_later(nuclei: Nuclei, values: Array, lag: int) -> float:
+    """Correlate the values of rows with those of the same nuclei ``lag`` frames later."""
+    pairs = nuclei.lineage.find_pairs(lag, np.isfinite(values))
     if len(pairs) < LEAST_STEPS:
         return 0.0
-    found = float(np.corrcoef(np.array(pairs).T)[0, 1])
-    return found if math.isfinite(found) else 0.0
+    correlation = float(np.corrcoef(*values[pairs].T)[0, 1])
+    return correlation if math.isfinite(correlation) else 0.0
 
 
-ELONGATED = 1.4
-"""Ratio of axes from which the direction of a nucleus' major axis can be told (our choice)."""
-
-_LARGEST_TURN = math.pi / 4
-_OLDEST = 40  # frames
-_LEVELS = 33
-
-
-def fit_motion(
-    video: Video, crops: Crops, stages: npt.NDArray[np.int8], *, border: int
-) -> MotionModel:
-    """Measure how nuclei move."""
-    here = np.flatnonzero(stages == INTERPHASE)
-    place = {(int(crops.track[i]), int(crops.frame[i])): i for i in here}
-    pairs = [(i, place[t, f + 1]) for (t, f), i in place.items() if (t, f + 1) in place]
-    if len(pairs) < 10:
-        raise ValueError(
-            "the video must show nuclei in consecutive frames to fit motion, got "
-            f"{len(pairs)} such pairs"
-        )
-    first, second = np.array(pairs).T
-    steps = (crops.centre[second] - crops.centre[first]).astype(float).ravel()
-    drift = estimate_stage_drift(crops)
-    births = find_births(crops, video.tracks)
-    curve = fit_speed_by_age(crops, stages, drift, births)
-    freedom, _, scale = stats.t.fit(steps[np.isfinite(steps)], floc=0)
-    return MotionModel(
-        step=np.array([scale, max(freedom, 1.5)]),
-        rotation=_turn(crops, first, second),
-        separation=_separation(crops, video.tracks),
-        density=fit_density(video, border),
-        speed=fit_speed(crops, stages, drift, births, curve),
-        speed_by_age=curve,
-        division_offset=fit_division_offset(crops, video.tracks, drift),
-        stage_drift=drift,
-        sister_distance=_sisters(crops, video.tracks),
-        neighbour_spacing=_closest(crops),
-    )
+def _fit_student_t(lengths: Array, spread: float) -> tuple[float, float]:
+    """Return scale and freedom of the t law, with a log-normal scale, whose quantiles fit best."""
+    middle, end = np.quantile(lengths, [0.5, 0.95])
+    rng = numpy_rng(0, "fit", "pace")
+    factor = np.exp(spread * rng.standard_normal(_SIMULATED))
+    tries = []
+    for freedom in _FREEDOMS:
+        drawn = np.abs(factor * rng.standard_t(freedom, _SIMULATED))
+        half, tail = np.quantile(drawn, [0.5, 0.95])
+        miss = abs(math.log(max(tail / half, 1e-6) * max(middle, 1e-6) / max(end, 1e-6)))
+        tries.append((miss, freedom, float(middle / half)))
+    _, freedom, scale = min(tries)
+    return scale, freedom
 
 
-def _turn(crops: Crops, first: npt.NDArray[np.int64], second: npt.NDArray[np.int64]) -> float:
-    """Robust deviation of the turn of elongated nuclei from frame to frame, radians."""
-    long = measure_features(crops).aspect >= ELONGATED
-    chosen = [(a, b) for a, b in zip(first, second, strict=True) if long[a] and long[b]]
-    if not chosen:
-        return 0.0
-    turns = np.array(
-        [
-            measure_orientation(crops.masks[b]) - measure_orientation(crops.masks[a])
-            for a, b in chosen
-        ]
-    )
+def fit_division_offset(nuclei: Nuclei, drift: Array) -> float:
+    """Return the robust deviation of the step from a mother to the middle of her newborn."""
+    lineage, centre = nuclei.lineage, nuclei.crops.centre.astype(float)
+    offsets: list[float] = []
+    for mother, daughters in lineage.daughters.items():
+        first = lineage.spans[daughters[0]][0]
+        rows = lineage.rows_at(daughters[:2])
+        before = lineage.row_of.get((mother, first - 1))
+        if before is not None and rows:
+            offsets += (centre[rows].mean(0) - centre[before] - drift[first - 1]).tolist()
+    return 0.0 if len(offsets) < 2 * LEAST_STEPS else measure_spread(offsets)
+
+
+def _measure_turn(nuclei: Nuclei, pairs: Rows) -> float:
+    """Measure the robust deviation of the turn of elongated nuclei between frames, radians."""
+    pairs = pairs[(nuclei.aspect[pairs] >= ELONGATED).all(1)]
+    turns = nuclei.angle[pairs[:, 1]] - nuclei.angle[pairs[:, 0]]
     turns = (turns + math.pi / 2) % math.pi - math.pi / 2
-    turns = turns[np.abs(turns) < _LARGEST_TURN]
-    return float(1.4826 * np.median(np.abs(turns)))
+    return measure_spread(turns[np.abs(turns) < _LARGEST_TURN])
 
 
-def _separation(crops: Crops, tracks: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
-    """Mean and deviation of the log distance of daughters in their first frame."""
-    birth = dict(zip(tracks[:, 0].tolist(), tracks[:, 1].tolist(), strict=True))
-    distances = []
-    for daughters in find_daughters(tracks).values():
-        rows = [
-            np.flatnonzero((crops.track == d) & (crops.frame == birth[d])) for d in daughters[:2]
-        ]
-        if all(len(row) == 1 for row in rows):
-            apart = crops.centre[rows[0][0]] - crops.centre[rows[1][0]]
-            distances.append(math.log(max(float(np.hypot(*apart)), 1.0)))
-    if not distances:
+def _measure_log_distances(nuclei: Nuclei, ages: Iterable[int]) -> Array:
+    """Return age and log distance (px) of all sisters that are seen at these ages, ``[n, 2]``."""
+    table = []
+    for daughters in nuclei.lineage.daughters.values():
+        for age in ages:
+            rows = nuclei.lineage.rows_at(daughters[:2], age)
+            if rows:
+                apart = nuclei.crops.centre[rows[0]] - nuclei.crops.centre[rows[1]]
+                table.append((age, math.log(max(float(np.hypot(*apart)), 1.0))))
+    return np.array(table, float).reshape(-1, 2)
+
+
+def _measure_separation(nuclei: Nuclei) -> Array:
+    """Measure mean and deviation of the log distance of daughters in their first frame."""
+    distances = _measure_log_distances(nuclei, [0])[:, 1]
+    if not len(distances):
         return np.array([math.log(15.0), 0.2])
-    return np.array([np.mean(distances), np.std(distances)])
+    return np.array([distances.mean(), distances.std()])
 
 
-def fit_density(video: Video, border: int) -> npt.NDArray[np.float64]:
-    """Count the nuclei for each pixel of the field of interest, in every frame.
+def _fit_sister_distance(nuclei: Nuclei) -> Array:
+    """Fit mean and deviation of the log distance of sisters: lines over root age, ``[A, 2]``."""
+    ages, logs = _measure_log_distances(nuclei, range(_OLDEST)).T
+    if len(ages) < LEAST_STEPS:
+        return np.array([[math.log(30.0), 0.3]])
+    root = np.sqrt(ages)
+    mean = np.polynomial.Polynomial.fit(root, logs, 1)
+    # The mean absolute deviation of a normal law is sqrt(2 / pi) of its standard deviation.
+    error = np.abs(logs - mean(root)) * math.sqrt(math.pi / 2)
+    deviation = np.polynomial.Polynomial.fit(root, error, 1)
+    grid = np.sqrt(np.arange(ages.max() + 1))
+    return np.stack([mean(grid), np.maximum(deviation(grid), 0.05)], 1)
 
-    ``[F]``.
-    """
-    found = []
+
+def fit_density(video: Video, border: int) -> Array:
+    """Count the nuclei for each pixel of the field of interest, in every frame, ``[F]``."""
+    density = []
     for frame in video.frames:
         height, width = frame.masks.shape
         labels = np.unique(frame.masks)
         centres = ndimage.center_of_mass(frame.masks > 0, frame.masks, labels[labels > 0])
         y, x = np.array(centres).T
         inside = (y >= border) & (y < height - border) & (x >= border) & (x < width - border)
-        found.append(inside.sum() / ((height - 2 * border) * (width - 2 * border)))
-    return np.array(found)
+        density.append(inside.sum() / ((height - 2 * border) * (width - 2 * border)))
+    return np.array(density)
 
 
-def _sisters(crops: Crops, tracks: npt.NDArray[np.int32]) -> Array:
-    """Mean and deviation of the log distance of sisters by age: straight lines, ``[A, 2]``."""
-    birth = dict(zip(tracks[:, 0].tolist(), tracks[:, 1].tolist(), strict=True))
-    place = {
-        key: row
-        for row, key in enumerate(zip(crops.track.tolist(), crops.frame.tolist(), strict=True))
-    }
-    ages, logs = [], []
-    for daughters in find_daughters(tracks).values():
-        one, other = daughters[:2]
-        for age in range(_OLDEST):
-            rows = [place.get((d, birth[d] + age)) for d in (one, other)]
-            if None not in rows:
-                apart = crops.centre[rows[0]] - crops.centre[rows[1]]
-                ages.append(age)
-                logs.append(math.log(max(float(np.hypot(*apart)), 1.0)))
-    if len(ages) < LEAST_STEPS:
-        return np.array([[math.log(30.0), 0.3]])
-    age, log = np.sqrt(np.array(ages, float)), np.array(logs)
-    mean = np.polynomial.Polynomial.fit(age, log, 1)
-    rest = np.polynomial.Polynomial.fit(age, np.abs(log - mean(age)) * math.sqrt(math.pi / 2), 1)
-    grid = np.sqrt(np.arange(max(ages) + 1))
-    return np.stack([mean(grid), np.maximum(rest(grid), 0.05)], 1)
-
-
-def _closest(crops: Crops) -> Array:
-    """Distance of nearest neighbours over the sum of their mean radii: quantiles, ``[Q]``."""
-    radius = np.sqrt(crops.masks.sum((1, 2)) / math.pi)
-    found: list[float] = []
+def _measure_spacing(nuclei: Nuclei) -> Array:
+    """Return quantiles of the distance of nearest neighbours over the sum of radii, ``[Q]``."""
+    crops, radius = nuclei.crops, np.sqrt(nuclei.area / math.pi)
+    ratios: list[float] = []
     for frame in np.unique(crops.frame):
         rows = np.flatnonzero(crops.frame == frame)
         if len(rows) < 2:
@@ -311,6 +236,6 @@ def _closest(crops: Crops) -> Array:
         apart = crops.centre[rows][:, None] - crops.centre[rows][None]
         ratio = np.hypot(apart[..., 0], apart[..., 1]) / (radius[rows][:, None] + radius[rows])
         np.fill_diagonal(ratio, np.inf)
-        found += ratio.min(1).tolist()
+        ratios += ratio.min(1).tolist()
     levels = np.linspace(0, 1, _LEVELS)
-    return np.maximum(np.quantile(found, levels), 0.5) if found else np.full(_LEVELS, CONTACT)
+    return np.maximum(np.quantile(ratios, levels), 0.5) if ratios else np.full(_LEVELS, CONTACT)

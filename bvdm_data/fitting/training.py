@@ -1,19 +1,29 @@
-"""Training: the loop that both networks share; it is seeded by step and resumes after a kill."""
+"""The training loop that all networks share; it is seeded by step and resumes after a kill."""
 
 import hashlib
-import json
+import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from bvdm_data.files import write_tensors
+from bvdm_data.files import open_atomic
+from bvdm_data.rng import torch_rng
 from bvdm_data.validate import Rule, check_fields
+
+CPU = torch.device("cpu")
+HELD_OUT = 0.15  # share of the tracks that no network learns from
+
+Network = TypeVar("Network", bound=nn.Module)
+# The training loss of a network at a step, and its validation loss.
+Losses = tuple[Callable[[nn.Module, int], Tensor], Callable[[nn.Module], float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +34,7 @@ class TrainingSettings:
         steps: Optimiser steps.
         batch: Samples a step.
         rate: Learning rate.
-        average: Decay of the exponential moving average of the weights, which is what is kept.
+        average: Decay of the exponential moving average of the weights; the average is the result.
         seed: Step ``i`` draws from a stream of (seed, i), so a resumed run equals an unbroken one.
         save_every: Steps between two checkpoints.
         check_every: Steps between two held-out losses.
@@ -47,20 +57,63 @@ class TrainingSettings:
 
 @dataclass
 class TrainingLog:
-    """What a training printed."""
+    """The losses of a training."""
 
-    # pairs of step and mean training loss since the last pair
+    # step, and mean training loss since the step before
     train: list[tuple[int, float]] = field(default_factory=list)
-    # pairs of step and loss on held-out tracks, by the averaged weights
+    # step, and loss of the averaged weights on held-out tracks
     held_out: list[tuple[int, float]] = field(default_factory=list)
-    recent: list[float] = field(default_factory=list)  # training losses since the last pair
+    recent: list[float] = field(default_factory=list)  # training losses since that step
     seconds: float = 0.0  # time spent in all runs together
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a training runs, and what it shows."""
+
+    checkpoint: Path
+    device: torch.device = CPU
+    progress: bool = True
+
+
+def train_network(
+    name: str,
+    make: Callable[[], Network],
+    make_losses: Callable[[Network], Losses],
+    settings: TrainingSettings,
+    run: Run,
+    *,
+    data: Sequence[object],
+    start: Network | None = None,
+) -> tuple[Network, TrainingLog]:
+    """Make a network with seeded weights, or those of ``start``, and train it.
+
+    A checkpoint belongs to this training alone if ``data``, which the losses stand on, is the same.
+    """
+    with torch.random.fork_rng(devices=[]):
+        weights = torch_rng(settings.seed, name, "weights")
+        torch.default_generator.manual_seed(weights.initial_seed())
+        network = make()
+    before: tuple[Tensor, ...] = ()
+    if start is not None:
+        network.load_state_dict(start.state_dict())
+        before = tuple(value.cpu() for value in start.state_dict().values())
+    losses = make_losses(network)
+    network = network.to(run.device)
+    purpose = compute_fingerprint(
+        name, settings.batch, settings.rate, settings.average, settings.seed, *data, *before
+    )
+    shown = run.progress
+    log = train(
+        network, *losses, settings, checkpoint=run.checkpoint, purpose=purpose, progress=shown
+    )
+    return network.cpu(), log
 
 
 def train(
     network: nn.Module,
-    loss_at: Callable[[nn.Module, int], Tensor],
-    held_out: Callable[[nn.Module], float],
+    train_loss: Callable[[nn.Module, int], Tensor],
+    val_loss: Callable[[nn.Module], float],
     settings: TrainingSettings,
     *,
     checkpoint: Path,
@@ -68,11 +121,19 @@ def train(
     progress: bool = True,
 ) -> TrainingLog:
     """Train a network, keep the moving average of its weights, and survive a kill."""
-    average = {name: value.detach().clone() for name, value in network.named_parameters()}
+
+    def average_weights(average: Tensor, value: Tensor, step: Tensor | int) -> Tensor:
+        # Early on the average is short, so that it does not carry the random start along.
+        decay = min(settings.average, int(step) / (9 + int(step)))
+        return average.lerp(value, 1 - decay)
+
+    average = AveragedModel(network, avg_fn=average_weights)
+    average.n_averaged += 1  # the first update is an average, too, not a copy
     optimizer = torch.optim.RAdam(network.parameters(), lr=settings.rate)
+    parts = {"network": network, "average": average, "optimizer": optimizer}
     log, start = TrainingLog(), 0
     if checkpoint.exists():
-        start = _load(checkpoint, network, average, optimizer, log, purpose)
+        start = _load(checkpoint, parts, log, purpose)
     if start > settings.steps:
         raise ValueError(
             f"steps must be at least the {start} that the checkpoint {checkpoint} has behind it, "
@@ -80,26 +141,27 @@ def train(
         )
     network.train()
     bar = tqdm(total=settings.steps, initial=start, desc=checkpoint.stem, disable=not progress)
-    begun = time.monotonic() - log.seconds
-    for step in range(start, settings.steps):
-        loss = loss_at(network, step)
+    begin = time.monotonic() - log.seconds
+    for step in range(start + 1, settings.steps + 1):
+        loss = train_loss(network, step - 1)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        _update_average(average, network, settings.average, step)
+        average.update_parameters(network)
         log.recent.append(float(loss.detach()))
         bar.update()
-        done = step + 1
-        if done % settings.check_every == 0 or done == settings.steps:
-            log.train.append((done, sum(log.recent) / len(log.recent)))
-            log.held_out.append((done, _held_out_of_average(network, average, held_out)))
+        if step % settings.check_every == 0 or step == settings.steps:
+            average.module.eval()
+            with torch.no_grad():
+                log.held_out.append((step, val_loss(average.module)))
+            log.train.append((step, sum(log.recent) / len(log.recent)))
             log.recent = []
             bar.set_postfix(loss=f"{log.train[-1][1]:.5f}", held_out=f"{log.held_out[-1][1]:.5f}")
-        if done % settings.save_every == 0 or done == settings.steps:
-            log.seconds = time.monotonic() - begun
-            _save(checkpoint, done, network, average, optimizer, log, purpose)
+        if step % settings.save_every == 0 or step == settings.steps:
+            log.seconds = time.monotonic() - begin
+            _save(checkpoint, step, parts, log, purpose)
     bar.close()
-    _put(network, average)
+    network.load_state_dict(average.module.state_dict())
     network.eval()
     return log
 
@@ -116,93 +178,60 @@ def compute_fingerprint(*parts: object) -> str:
     return digest.hexdigest()[:16]
 
 
-def _update_average(
-    average: dict[str, Tensor], network: nn.Module, decay: float, step: int
-) -> None:
-    # Early on the average is short, so that it does not carry the random start along.
-    decay = min(decay, (1 + step) / (10 + step))
-    with torch.no_grad():
-        for name, value in network.named_parameters():
-            average[name].lerp_(value, 1 - decay)
+def _save(path: Path, step: int, parts: dict[str, Any], log: TrainingLog, purpose: str) -> None:
+    states = {name: part.state_dict() for name, part in parts.items()}
+    # Into memory first: torch hides that a disk is full.
+    content = io.BytesIO()
+    torch.save({"purpose": purpose, "step": step, "log": vars(log), **states}, content)
+    with open_atomic(path) as temporary:
+        temporary.write_bytes(content.getvalue())
 
 
-def _put(network: nn.Module, values: dict[str, Tensor]) -> None:
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            parameter.copy_(values[name])
-
-
-def _held_out_of_average(
-    network: nn.Module, average: dict[str, Tensor], held_out: Callable[[nn.Module], float]
-) -> float:
-    current = {name: value.detach().clone() for name, value in network.named_parameters()}
-    _put(network, average)
-    network.eval()
-    with torch.no_grad():
-        loss = held_out(network)
-    network.train()
-    _put(network, current)
-    return loss
-
-
-def _save(
-    path: Path,
-    step: int,
-    network: nn.Module,
-    average: dict[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-    log: TrainingLog,
-    purpose: str,
-) -> None:
-    tensors = {f"network.{n}": v.detach().cpu().contiguous() for n, v in network.named_parameters()}
-    tensors |= {f"average.{name}": value.cpu().contiguous() for name, value in average.items()}
-    for name, parameter in network.named_parameters():
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"optimizer.{name}.{key}"] = value.cpu().contiguous()
-    header = {
-        "purpose": purpose,
-        "step": step,
-        "seconds": log.seconds,
-        "train": log.train,
-        "held_out": log.held_out,
-        "recent": log.recent,
-    }
-    write_tensors(path, tensors, {"training": json.dumps(header)})
-
-
-def _load(
-    path: Path,
-    network: nn.Module,
-    average: dict[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-    log: TrainingLog,
-    purpose: str,
-) -> int:
+def _load(path: Path, parts: dict[str, Any], log: TrainingLog, purpose: str) -> int:
+    content = io.BytesIO(path.read_bytes())
     try:
-        with safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {})["training"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, ValueError) as error:
+        states = torch.load(content, map_location="cpu", weights_only=True)
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, UnpicklingError) as error:
         raise ValueError(f"the checkpoint {path} is damaged ({error}); delete it") from error
-    if not isinstance(header, dict) or header.get("purpose") != purpose:
+    if not isinstance(states, dict) or states.get("purpose") != purpose:
         raise ValueError(
             f"the checkpoint {path} belongs to a training with other data or settings; give "
             "another --work-dir, or delete it"
         )
-    _put(
-        network, {n.removeprefix("network."): v for n, v in tensors.items() if n[:8] == "network."}
-    )
-    for name, parameter in network.named_parameters():
-        average[name].copy_(tensors[f"average.{name}"])
-        start = f"optimizer.{name}."
-        state = {n.removeprefix(start): v for n, v in tensors.items() if n.startswith(start)}
-        # The optimiser counts its steps on the CPU.
-        optimizer.state[parameter] = {
-            key: value if key == "step" else value.to(parameter.device)
-            for key, value in state.items()
-        }
-    log.train = [(int(step), float(loss)) for step, loss in header["train"]]
-    log.held_out = [(int(step), float(loss)) for step, loss in header["held_out"]]
-    log.recent = [float(loss) for loss in header.get("recent", [])]
-    log.seconds = float(header["seconds"])
-    return int(header["step"])
+    for name, part in parts.items():
+        part.load_state_dict(states[name])
+    vars(log).update(states["log"])
+    return int(states["step"])
+
+
+# What losses have in common
+
+
+def split_tracks(track: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the rows to learn from and those held out: no track is on both sides."""
+    tracks = track.unique()  # type: ignore[no-untyped-call]
+    if len(tracks) < 2:
+        raise ValueError(f"at least 2 tracks are needed to hold some out, got {len(tracks)}")
+    order = torch.randperm(len(tracks), generator=torch_rng(seed, "split"))
+    held = tracks[order[: max(1, round(HELD_OUT * len(tracks)))]]
+    is_held = torch.isin(track, held)
+    return (~is_held).nonzero()[:, 0], is_held.nonzero()[:, 0]
+
+
+def group_rows(rows: Tensor, key: Tensor) -> dict[int, Tensor]:
+    """Group rows by their key."""
+    own = key[rows]
+    return {int(value): rows[own == value] for value in own.unique()}  # type: ignore[no-untyped-call]
+
+
+def draw_rows(groups: Sequence[Tensor], count: int, generator: torch.Generator) -> list[int]:
+    """Draw a group, then one of its rows, ``count`` times."""
+    chosen = torch.randint(max(1, len(groups)), (count,), generator=generator).tolist()
+    place = torch.rand(count, generator=generator).tolist()
+    return [int(groups[g][int(p * len(groups[g]))]) for g, p in zip(chosen, place, strict=True)]
+
+
+def average_parts(loss: Callable[..., Tensor], batch: Sequence[Tensor], size: int) -> float:
+    """Return the mean of a loss over parts of a batch, ``size`` rows at a time."""
+    parts = zip(*(values.split(size) for values in batch), strict=True)  # type: ignore[no-untyped-call]
+    return float(torch.stack([loss(*part) for part in parts]).mean())

@@ -1,11 +1,14 @@
-"""Video: the annotated frames that everything is fitted to, with the background found."""
+"""The annotated frames that everything is fitted to, their background, and the camera's model."""
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
+import torch.nn.functional as F
 from scipy import ndimage
+from scipy.stats import median_abs_deviation
 from tqdm import tqdm
 
 from bvdm_data.clip import CameraScale
@@ -18,7 +21,7 @@ class Frame:
     """One frame of the fitted video."""
 
     number: int  # frame number
-    grey: npt.NDArray[np.float32]  # picture in [0, 1], [H, W] float32
+    grey: npt.NDArray[np.float32]  # image in [0, 1], [H, W] float32
     masks: npt.NDArray[np.int32]  # track ids, [H, W] int32
     background: npt.NDArray[np.float32]  # smooth background light, [H, W] float32
 
@@ -59,74 +62,71 @@ def read_video(
             f"to fit shapes and motion, got {len(frames)}{before}; give a longer video or another "
             "truth"
         )
-    return Video(tuple(frames), _tracks_before(sequence.tracks, stop), scale)
-
-
-def _tracks_before(tracks: npt.NDArray[np.int32], stop: int | None) -> npt.NDArray[np.int32]:
-    """Cut the lineage where the video is cut, so that nothing is known of what comes later."""
-    if stop is None:
-        return tracks
-    known = tracks[tracks[:, 1] < stop]
-    known[:, 2] = np.minimum(known[:, 2], stop - 1)
-    return known
+    # Cut the lineage where the video is cut, so that nothing is known of what comes later.
+    tracks = sequence.tracks if stop is None else sequence.tracks[sequence.tracks[:, 1] < stop]
+    if stop is not None:
+        tracks[:, 2] = np.minimum(tracks[:, 2], stop - 1)
+    return Video(tuple(frames), tracks, scale)
 
 
 def mask_background(
-    grey: npt.NDArray[np.float32], masks: npt.NDArray[np.int32]
+    grey: npt.NDArray[np.float32], masks: npt.NDArray[np.integer]
 ) -> npt.NDArray[np.bool_]:
-    """Find the pixels that show background and nothing else."""
+    """Mark the pixels that show background only; none where nuclei cover the whole frame."""
     free: npt.NDArray[np.bool_] = ~ndimage.binary_dilation(masks > 0, iterations=7)
     if not free.any():
         free = masks == 0
-    middle = np.median(grey[free])
-    spread = 1.4826 * np.median(np.abs(grey[free] - middle))
-    return free & (grey < middle + 4 * max(float(spread), 1e-6))
+    if not free.any():
+        return free
+    spread = float(median_abs_deviation(grey[free], scale="normal"))
+    return free & (grey < np.median(grey[free]) + 4 * max(spread, 1e-6))
+
+
+_WIDTH, _BLOCK = 32, 4  # px: of the Gaussian of the background, and of what is averaged before it
 
 
 def estimate_background(
-    grey: npt.NDArray[np.float32], masks: npt.NDArray[np.int32], *, width: float = 32.0
+    grey: npt.NDArray[np.float32], masks: npt.NDArray[np.integer]
 ) -> npt.NDArray[np.float32]:
     """Estimate the background under the nuclei by a Gaussian mean of what lies between them.
 
-    The background, ``[H, W]``, of the same unit as grey.
+    Blocks of 4 x 4 pixels are averaged first, which takes a tenth of the time and changes the
+    result by some per mille of its range. ``[H, W]``, in the unit of grey.
     """
     free = mask_background(grey, masks)
-    middle = np.median(grey[free])
-    weight = ndimage.gaussian_filter(free.astype(np.float32), width, truncate=3)
-    total = ndimage.gaussian_filter(np.where(free, grey, 0), width, truncate=3)
-    found: npt.NDArray[np.float32] = np.where(
-        weight > 1e-3, total / np.maximum(weight, 1e-3), middle
-    ).astype(np.float32)
-    return found
+    middle = float(np.median(grey[free] if free.any() else grey))
+    planes = torch.from_numpy(np.stack([free, np.where(free, grey - middle, 0)]).astype(np.float32))
+    blocks = F.avg_pool2d(planes[None], _BLOCK, ceil_mode=True)[0].numpy()
+    weight, total = (ndimage.gaussian_filter(b, _WIDTH / _BLOCK, truncate=3) for b in blocks)
+    coarse = np.where(weight > 1e-3, total / np.maximum(weight, 1e-3), 0).astype(np.float32)
+    fine = F.interpolate(torch.from_numpy(coarse)[None, None], scale_factor=_BLOCK, mode="bilinear")
+    background: npt.NDArray[np.float32] = fine[0, 0].numpy()[: grey.shape[0], : grey.shape[1]]
+    return background + np.float32(middle)
 
 
 Array = npt.NDArray[np.float64]
 
+# Length of the kernel that correlates noise along rows (HeLa: no correlation beyond 4 px).
 STREAK = 9
-"""Length of the kernel that correlates noise along rows (HeLa: no correlation beyond 4 px)."""
-
-FRAMES = 24
-"""Frames that noise and blur are measured on, evenly spread over the video."""
-
+FRAMES = 24  # frames that noise and blur are measured on, evenly spread over the video
 _LAG = 50
 
 
 def fit_camera(video: Video) -> CameraModel:
     """Measure the background, the noise and the blur."""
     levels = np.array([float(np.median(frame.background)) for frame in video.frames])
-    middle = float(np.median(levels))
-    spread = 1.4826 * float(np.median(np.abs(levels - middle)))
-    fields = [frame.background - np.median(frame.background) for frame in video.frames]
-    chosen = [video.frames[i] for i in _spread_out(len(video.frames))]
-    noise, correlation = _noise(chosen)
+    fields = [f.background - level for f, level in zip(video.frames, levels, strict=True)]
+    count = len(fields)
+    chosen = sorted({round(i) for i in np.linspace(0, count - 1, min(count, FRAMES))})
+    noise, correlation = _measure_noise([video.frames[i] for i in chosen])
     return CameraModel(
-        level=middle,
-        level_spread=spread,
+        level=float(np.median(levels)),
+        level_spread=float(median_abs_deviation(levels, scale="normal")),
         field_spread=float(np.mean([field.std() for field in fields])),
-        field_width=_field_width([fields[i] for i in _spread_out(len(fields))]),
+        field_width=_measure_field_width([fields[i] for i in chosen]),
         noise=noise,
         streak=fit_row_noise_kernel(correlation),
-        halo=_halo(chosen),
+        halo=_measure_halo([video.frames[i] for i in chosen]),
         offset=video.scale.offset,
         full=video.scale.full,
     )
@@ -141,7 +141,7 @@ def fit_row_noise_kernel(correlation: Array) -> Array:
     Kernel of unit energy, ``[STREAK]``.
 
     Examples:
-        >>> streak_kernel(np.zeros(3)).round(3).tolist()
+        >>> fit_row_noise_kernel(np.zeros(3)).round(3).tolist()
         [0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0]
     """
     angle = 2 * math.pi * np.arange(64) / 64
@@ -151,12 +151,8 @@ def fit_row_noise_kernel(correlation: Array) -> Array:
     return np.asarray(kernel / np.sqrt((kernel**2).sum()))
 
 
-def _spread_out(count: int) -> list[int]:
-    return sorted({round(i) for i in np.linspace(0, count - 1, min(count, FRAMES))})
-
-
-def _noise(frames: list[Frame]) -> tuple[float, Array]:
-    """Robust standard deviation of the noise, and its correlation along rows at lags 1 to 4."""
+def _measure_noise(frames: list[Frame]) -> tuple[float, Array]:
+    """Measure the robust deviation of the noise, and its correlation along rows, lags 1 to 4."""
     spreads, correlations = [], []
     for frame in frames:
         free = mask_background(frame.grey, frame.masks)
@@ -164,7 +160,7 @@ def _noise(frames: list[Frame]) -> tuple[float, Array]:
         # What varies over 8 px and more is background, not noise.
         share = ndimage.gaussian_filter(free.astype(float), 8)
         rest = np.where(free, rest - ndimage.gaussian_filter(rest, 8) / np.maximum(share, 0.1), 0)
-        spreads.append(1.4826 * float(np.median(np.abs(rest[free]))))
+        spreads.append(float(median_abs_deviation(rest[free], scale="normal")))
         power = max(float((rest[free] ** 2).mean()), 1e-12)  # 0 without noise
         row = []
         for lag in range(1, STREAK // 2 + 1):
@@ -174,24 +170,21 @@ def _noise(frames: list[Frame]) -> tuple[float, Array]:
     return float(np.median(spreads)), np.median(np.array(correlations), axis=0)
 
 
-def _field_width(fields: list[npt.NDArray[np.float32]]) -> float:
-    """Width of the Gaussian that gives white noise the correlation of the field.
-
-    It is found at a lag of 50 px; where the field is even, it is 50 px.
-    """
-    found = []
+def _measure_field_width(fields: list[npt.NDArray[np.float32]]) -> float:
+    """Measure the width of the Gaussian that gives white noise the correlation of the field."""
+    widths = []
     for field in fields:
         if not field.std() > 0:
             continue
         lag = min(_LAG, field.shape[1] // 4)
-        one, other = field[:, lag:].ravel(), field[:, :-lag].ravel()
-        correlation = float(np.clip(np.corrcoef(one, other)[0, 1], 0.05, 0.99))
-        found.append(lag / (2 * math.sqrt(-math.log(correlation))))
-    return float(np.median(found)) if found else float(_LAG)
+        correlation = np.corrcoef(field[:, lag:].ravel(), field[:, :-lag].ravel())[0, 1]
+        correlation = float(np.clip(correlation, 0.05, 0.99))
+        widths.append(lag / (2 * math.sqrt(-math.log(correlation))))
+    return float(np.median(widths)) if widths else float(_LAG)
 
 
-def _halo(frames: list[Frame]) -> float:
-    """Width of the Gaussian whose glow best explains the light just outside the outlines, px."""
+def _measure_halo(frames: list[Frame]) -> float:
+    """Measure the width, px, of the Gaussian that best explains the light around the outlines."""
     widths = np.arange(0.6, 4.01, 0.2)
     errors = np.zeros(len(widths))
     for frame in frames[:: max(1, len(frames) // 8)]:

@@ -1,16 +1,18 @@
-"""A small, lifelike annotated video to fit a generator to, with what was planted in it."""
+"""A small, lifelike annotated video to fit a model to, with known properties."""
 
 import functools
 import math
 import time
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import nn
 
 from bvdm_data.datasets.ctc import write_sequence
-from bvdm_data.fitting import texture_noise as memory
+from bvdm_data.fitting import texture_noise
 from bvdm_data.fitting.nuclei import Crops
+from bvdm_data.fitting.stages import measure_nuclei
 from bvdm_data.fitting.training import TrainingSettings, train
 from bvdm_data.synth.contours import CONTOUR_POINTS
 from bvdm_data.synth.scene import SceneSettings
@@ -39,15 +41,8 @@ def families():
         for side in (-1, 1):
             cycle = _CYCLES[(identity + side) % len(_CYCLES)]
             way = side * apart * (0.9 if generation == 0 else 0.6)
-            live(
-                last + 1,
-                last + cycle,
-                identity,
-                end + 7.5 * side * apart,
-                way,
-                light,
-                generation + 1,
-            )
+            place = end + 7.5 * side * apart
+            live(last + 1, last + cycle, identity, place, way, light, generation + 1)
 
     for number, (last, light) in enumerate(FOUNDERS):
         place = np.array([50.0 + 100 * (number // 3), 40.0 + 80 * (number % 3)])
@@ -85,16 +80,8 @@ def _made():
         for frame in range(first, last + 1):
             area, gain, ratio = looks(frame - first, end - frame, parent > 0)
             centre = start + drift * (frame - first) + steps[frame - first]
-            draw(
-                masks[frame],
-                light[frame],
-                identity,
-                centre,
-                230 * area,
-                ratio,
-                turns[frame - first],
-                bright * gain,
-            )
+            image, turn = (masks[frame], light[frame]), turns[frame - first]
+            draw(*image, identity, centre, 230 * area, ratio, turn, bright * gain)
     white = draws.standard_normal((FRAMES, HEIGHT, WIDTH))
     kernel = np.array(STREAK) / np.linalg.norm(STREAK)
     grain = sum(k * np.roll(white, s, axis=2) for k, s in zip(kernel, (-1, 0, 1), strict=True))
@@ -129,11 +116,12 @@ def write_fitted(root, name="01", stop=FRAMES):
 
 
 def quick_memory(patch):
-    """Let the texture's memory be measured on as little as it can be."""
-    patch.setattr(memory, "PAIRS", memory.LEAST_PAIRS)
-    patch.setattr(memory, "PAINTED", memory.LEAST_PAIRS)
-    patch.setattr(memory, "ROUNDS", 1)
-    patch.setattr(memory, "FILM", SceneSettings(frames=9, size=(160, 160), nuclei=8))
+    """Let the autocorrelation of the noise be measured on as little as it can be."""
+    scene = SceneSettings(frames=9, size=(160, 160), nuclei=8)
+    patch.setattr(texture_noise, "PAIRS", texture_noise.LEAST_PAIRS)
+    patch.setattr(texture_noise, "CALIBRATION_NUCLEI", texture_noise.LEAST_PAIRS)
+    patch.setattr(texture_noise, "ITERATIONS", 1)
+    patch.setattr(texture_noise, "CALIBRATION_SCENE", scene)
 
 
 ANGLES = 2 * math.pi * np.arange(CONTOUR_POINTS) / CONTOUR_POINTS
@@ -167,6 +155,11 @@ def crops_of(masks, tracks, frames, brightness=None, centres=None):
     )
 
 
+def nuclei_of(crops, tracks=(), **changes):
+    """Return the nuclei of crops in these tracks; the keywords replace what was measured."""
+    return replace(measure_nuclei(crops, np.array(tracks, np.int32).reshape(-1, 4)), **changes)
+
+
 def train_line(checkpoint, nap=0.0):
     """Train a matrix to turn its input round by one place, with a nap at each step."""
     network = nn.Linear(4, 4)
@@ -178,13 +171,8 @@ def train_line(checkpoint, nap=0.0):
         noise = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
         return (model(noise) - noise.roll(1, 1)).square().mean()
 
-    log = train(
-        network,
-        loss_at,
-        lambda model: float(model.weight.square().sum()),
-        TrainingSettings(steps=60, rate=0.05, save_every=7, check_every=20),
-        checkpoint=checkpoint,
-        purpose="line",
-        progress=False,
-    )
+    settings = TrainingSettings(steps=60, rate=0.05, save_every=7, check_every=20)
+    losses = (loss_at, lambda model: float(model.weight.square().sum()))
+    how = {"checkpoint": checkpoint, "purpose": "line", "progress": False}
+    log = train(network, *losses, settings, **how)
     return network, log

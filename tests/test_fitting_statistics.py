@@ -1,24 +1,22 @@
-"""The fitted lives, motion and camera: what was planted is found again."""
+"""Cell cycle, motion and camera: what was planted is found again."""
 
 import math
 
 import numpy as np
 import pytest
-from fitted import crops_of, ellipse, filled
 from scipy import ndimage
 
 from bvdm_data.clip import STAGES, CameraScale
 from bvdm_data.fitting.cell_cycle import (
     DEFAULT_AUTOCORRELATION,
     SHARED,
-    _size,
     fit_cell_cycle,
     fit_cycle_length,
     fit_intensities,
-    list_whole_cycles,
+    fit_size_drift,
 )
-from bvdm_data.fitting.motion import find_births, fit_motion, fit_speed_by_age
-from bvdm_data.fitting.stages import NucleusFeatures
+from bvdm_data.fitting.lineage import Lineage, fit_ar1_plus_noise
+from bvdm_data.fitting.motion import fit_motion
 from bvdm_data.fitting.video import (
     STREAK,
     Frame,
@@ -27,19 +25,22 @@ from bvdm_data.fitting.video import (
     fit_camera,
     fit_row_noise_kernel,
 )
+from tests.helpers.fitted import crops_of, ellipse, filled, nuclei_of
 
 SCALE = CameraScale(32768, 36863)
+LABELS = np.ones((40, 40), np.int32)
+ONE_FRAME = Video((Frame(0, LABELS, LABELS, LABELS),), np.zeros((0, 4), np.int32), SCALE)
 
-# Lives
+# Cell cycle
 
 
 def lineage(frames, mean, deviation, seed=0, founders=60):
-    """Return tracks of families whose cycles are log-normal, cut by the ends of a film."""
-    draws = np.random.default_rng(seed)
-    rows, waiting = [], [(-int(draws.integers(0, 25)), 0) for _ in range(founders)]
+    """Return tracks of families whose cycles are log-normal, cut by the ends of a video."""
+    rng = np.random.default_rng(seed)
+    rows, waiting = [], [(-int(rng.integers(0, 25)), 0) for _ in range(founders)]
     while waiting:
         born, parent = waiting.pop()
-        last = born + max(1, round(math.exp(mean + deviation * draws.standard_normal()))) - 1
+        last = born + max(1, round(math.exp(mean + deviation * rng.standard_normal()))) - 1
         if last < 0:
             waiting += [(last + 1, 0)]
             continue
@@ -49,27 +50,20 @@ def lineage(frames, mean, deviation, seed=0, founders=60):
     return np.array(rows, np.int32)
 
 
-def test_fit_cycle_recovers_a_planted_log_normal_law_under_censoring():
-    tracks = lineage(60, math.log(25), 0.2)
+def test_cycle_law_survives_censoring():
+    tracks = Lineage(lineage(60, math.log(25), 0.2))
     mean, deviation = fit_cycle_length(tracks)
     assert math.exp(mean) == pytest.approx(25, rel=0.08)
     assert deviation == pytest.approx(0.2, abs=0.05)
     # Cycles seen whole alone are too short: that is what censoring is for.
-    assert np.mean(list_whole_cycles(tracks)) < 25
+    assert np.mean(tracks.whole_cycles) < 25
 
 
-def test_fit_cycle_of_a_short_film_follows_from_the_rate_of_divisions():
+def test_short_cycle_follows_division_rate():
     tracks = np.array([[1, 0, 4, 0], [2, 5, 9, 1], [3, 5, 9, 1], [4, 0, 9, 0]], np.int32)
-    mean, deviation = fit_cycle_length(tracks)
+    mean, deviation = fit_cycle_length(Lineage(tracks))
     assert math.exp(mean) == pytest.approx(math.log(2) * 25)
     assert deviation == 0.2
-
-
-def test_whole_cycles_are_those_with_birth_and_division():
-    tracks = np.array(
-        [[1, 0, 4, 0], [2, 5, 9, 1], [3, 5, 12, 1], [4, 10, 12, 2], [5, 10, 12, 2]], np.int32
-    )
-    assert list_whole_cycles(tracks) == [5]
 
 
 def family(growth=5.0, grown=22.0, split=0.5, mothers=3):
@@ -92,9 +86,9 @@ def family(growth=5.0, grown=22.0, split=0.5, mothers=3):
     return crops_of(masks, track, frame, light), np.array(rows, np.int32)
 
 
-def test_fit_lives_finds_planted_body_split_and_growth():
-    crops, tracks = family(growth=5.0, split=0.55)
-    model, stages = fit_cell_cycle(crops, tracks, minutes=30.0)
+def test_cell_cycle_finds_planted_growth():
+    nuclei = nuclei_of(*family(growth=5.0, split=0.55))
+    model = fit_cell_cycle(nuclei, minutes=30.0)
     assert model.division_asymmetry == pytest.approx(0.05, abs=0.01)
     np.testing.assert_allclose(model.mother_area, math.pi * 22**2, rtol=0.02)
     age = np.arange(len(model.area_of_age))
@@ -111,26 +105,15 @@ def test_fit_lives_finds_planted_body_split_and_growth():
     assert model.size[0] == 0
     assert model.sister_spread == 0
     assert model.minutes == 30
-    assert (stages[crops.frame == 15] == STAGES.index("prometaphase")).all()
-
-
-def test_fit_lives_measures_the_planted_brightness_of_each_stage():
-    crops, tracks = family()
-    model, _ = fit_cell_cycle(crops, tracks, minutes=30.0)
-    medians = dict(zip(STAGES, model.stage_brightness[:, 0], strict=True))
-    assert medians["interphase"] == 0
-    assert medians["prometaphase"] == pytest.approx(math.log(2), abs=1e-3)
-    assert medians["telophase"] == pytest.approx(math.log(1.5), abs=1e-3)
-    np.testing.assert_allclose(model.brightness, 0.2, rtol=1e-3)
-    np.testing.assert_array_equal(model.durations[STAGES.index("prometaphase")], [0, 1, 0, 0, 0])
+    assert (nuclei.stage[nuclei.crops.frame == 15] == STAGES.index("prometaphase")).all()
 
 
 def drifting(memory, shared, pairs=150, frames=40):
     """Return crops, tracks and appearance of sisters whose log brightness drifts."""
-    draws = np.random.default_rng(5)
-    new = draws.standard_normal((pairs, 1, frames)) * math.sqrt(shared)
-    new = new + math.sqrt(1 - shared) * draws.standard_normal((pairs, 2, frames))
-    scores = np.repeat(draws.standard_normal((pairs, 1, 1)), 2, 1) * np.ones(frames)
+    rng = np.random.default_rng(5)
+    new = rng.standard_normal((pairs, 1, frames)) * math.sqrt(shared)
+    new = new + math.sqrt(1 - shared) * rng.standard_normal((pairs, 2, frames))
+    scores = np.repeat(rng.standard_normal((pairs, 1, 1)), 2, 1) * np.ones(frames)
     for now in range(1, frames):
         step = math.sqrt(1 - memory**2) * new[:, :, now]
         scores[:, :, now] = memory * scores[:, :, now - 1] + step
@@ -141,59 +124,60 @@ def drifting(memory, shared, pairs=150, frames=40):
     frame = np.tile(1 + np.arange(frames), 2 * pairs)
     crops = crops_of(np.ones((len(track), 3, 3), bool), track, frame)
     light = 0.1 * np.exp(scores.ravel())
-    looks = NucleusFeatures(np.full(len(track), 400.0), light, np.ones(len(track)))
-    return crops, looks, np.array(tracks, np.int32)
+    calm, area = np.zeros(len(track), np.int8), np.full(len(track), 400.0)
+    return nuclei_of(crops, tracks, area=area, brightness=light, stage=calm)
 
 
 @pytest.mark.parametrize(("memory", "shared"), [(0.95, 0.7), (0.99, 0.2)])
-def test_fit_brightness_finds_the_planted_drift(memory, shared):
-    crops, looks, tracks = drifting(memory, shared)
-    stages = np.zeros(len(crops.track), np.int8)
-    found = fit_intensities(crops, looks, stages, tracks, {})
-    assert found.memory == pytest.approx(memory, abs=0.005)
-    assert found.shared == pytest.approx(shared, abs=0.15)
-    wanted = np.quantile(looks.brightness, [0, 0.5, 1])
-    np.testing.assert_allclose(found.table[[0, 64, 128]], wanted)
+def test_brightness_drift_is_the_planted_one(memory, shared):
+    nuclei = drifting(memory, shared)
+    model = fit_intensities(nuclei)
+    assert model["brightness_autocorrelation"] == pytest.approx(memory, abs=0.005)
+    assert model["brightness_sister_correlation"] == pytest.approx(shared, abs=0.15)
+    wanted = np.quantile(nuclei.brightness, [0, 0.5, 1])
+    np.testing.assert_allclose(model["brightness"][[0, 64, 128]], wanted)
 
 
-def test_a_drift_that_a_video_does_not_tell_is_that_of_the_hela_video():
-    for crops, looks, tracks in (
-        drifting(0.95, 0.5, pairs=2, frames=9),
-        (lambda c, a, t: (c, NucleusFeatures(a.area, np.ones_like(a.area), a.aspect), t))(
-            *drifting(0.95, 0.5)
-        ),
-    ):
-        stages = np.zeros(len(crops.track), np.int8)
-        found = fit_intensities(crops, looks, stages, tracks, {})
-        assert found.memory == DEFAULT_AUTOCORRELATION
-        assert found.shared == SHARED
+def test_unknown_drift_is_the_default():
+    even = drifting(0.95, 0.5)
+    even.brightness[:] = 1
+    for nuclei in (drifting(0.95, 0.5, pairs=2, frames=9), even):
+        model = fit_intensities(nuclei)
+        assert model["brightness_autocorrelation"] == DEFAULT_AUTOCORRELATION
+        assert model["brightness_sister_correlation"] == SHARED
 
 
-def test_fit_lives_refuses_a_video_of_one_division():
-    crops, tracks = family(mothers=1)
+def test_cell_cycle_refuses_one_division():
     with pytest.raises(ValueError, match=r"at least 2 divisions .*got 1 of 1 divisions; give a"):
-        fit_cell_cycle(crops, tracks, minutes=30.0)
+        fit_cell_cycle(nuclei_of(*family(mothers=1)), minutes=30.0)
 
 
-def test_fit_lives_finds_the_planted_spread_of_sizes():
-    draws = np.random.default_rng(2)
-    tracks = np.array([[number, 0, 30, 999] for number in range(1, 61)], np.int32)
-    sizes = 0.2 * draws.standard_normal((60, 31))
+def test_size_drift_is_the_planted_one():
+    rng = np.random.default_rng(2)
+    tracks = np.array([[999, 0, 0, 0], *([n, 0, 30, 999] for n in range(1, 61))], np.int32)
+    sizes = 0.2 * rng.standard_normal((60, 31))
     for now in range(1, 31):
         sizes[:, now] = 0.95 * sizes[:, now - 1] + math.sqrt(1 - 0.95**2) * sizes[:, now]
     track, frame = np.repeat(np.arange(1, 61), 31), np.tile(np.arange(31), 60)
-    areas = 400 * np.exp(sizes.ravel())
-    looks = NucleusFeatures(areas, np.ones(len(areas)), np.ones(len(areas)))
-    crops = crops_of(np.ones((len(areas), 3, 3), bool), track, frame)
+    crops = crops_of(np.ones((len(track), 3, 3), bool), track, frame)
+    known = {"area": 400 * np.exp(sizes.ravel()), "stage": np.zeros(len(track), np.int8)}
     body = np.full(33, 600.0)
-    deviation, memory = _size(crops, looks, np.zeros(len(areas), np.int8), tracks, body)
+    deviation, memory = fit_size_drift(nuclei_of(crops, tracks, **known), body)
     assert deviation == pytest.approx(0.2, rel=0.15)
     assert memory == pytest.approx(0.95, abs=0.02)
-    # What bodies spread by is not counted twice, and too few births tell nothing.
+    # What bodies spread by is not counted twice, and too few births give the default.
     wide = np.exp(np.random.default_rng(0).normal(6, 0.5, 33))
-    assert _size(crops, looks, np.zeros(len(areas), np.int8), tracks, wide)[0] == 0
-    unborn = tracks * np.array([1, 1, 1, 0], np.int32)
-    assert _size(crops, looks, np.zeros(len(areas), np.int8), unborn, body).tolist() == [0.0, 0.9]
+    assert fit_size_drift(nuclei_of(crops, tracks, **known), wide)[0] == 0
+    unborn = nuclei_of(crops, tracks * np.array([1, 1, 1, 0]), **known)
+    assert fit_size_drift(unborn, body).tolist() == [0.0, 0.9]
+
+
+def test_ar1_plus_noise_is_split():
+    memory, fresh = np.array([0.9, 0.5, 0.0]), np.array([0.2, 0.0, 0.5])
+    near, far = ((1 - fresh) * memory**lag for lag in (1, 4))
+    found = fit_ar1_plus_noise(near, far, 4)
+    np.testing.assert_allclose(found[0], memory, atol=1e-9)
+    np.testing.assert_allclose(found[1][:2], fresh[:2], atol=1e-9)
 
 
 # Motion
@@ -202,112 +186,79 @@ def test_fit_lives_finds_the_planted_spread_of_sizes():
 @pytest.fixture(scope="module")
 def moving():
     """Return the motion fitted to 30 ellipses that wander and turn for 40 frames."""
-    draws = np.random.default_rng(1)
+    rng = np.random.default_rng(1)
     track, frame, masks, centres = [], [], [], []
     for number in range(1, 31):
-        steps = 1.3 * draws.standard_t(3, (40, 2))
-        turns = (0.09 * draws.standard_normal(40)).cumsum()
+        steps = 1.3 * rng.standard_t(3, (40, 2))
+        turns = (0.09 * rng.standard_normal(40)).cumsum()
         centres += list(100 + steps.cumsum(0))
         masks += [filled(ellipse(14, 8), turn, 48) for turn in turns]
         track, frame = [*track, *[number] * 40], [*frame, *range(40)]
     crops = crops_of(masks, track, frame, centres=centres)
-    labels = np.zeros((100, 120), np.int32)
-    for number in range(12):
-        labels[10 + 20 * (number // 3), 20 + 30 * (number % 3)] = number + 1
-    empty = np.zeros(labels.shape, np.float32)
-    tracks = np.array([[number, 0, 39, 0] for number in range(1, 31)], np.int32)
-    video = Video((Frame(0, empty, labels, empty),), tracks, SCALE)
-    return fit_motion(video, crops, np.zeros(len(track), np.int8), border=15)
+    nuclei = nuclei_of(crops, stage=np.zeros(len(track), np.int8))
+    return fit_motion(nuclei, ONE_FRAME, border=0)
 
 
-def test_fit_motion_finds_the_planted_student_t_law(moving):
+def test_motion_finds_planted_steps_and_turns(moving):
     scale, freedom = moving.step
     assert scale == pytest.approx(1.3, rel=0.08)
     assert freedom == pytest.approx(3, rel=0.25)
-
-
-def test_fit_motion_finds_the_planted_turn(moving):
     assert moving.rotation == pytest.approx(0.09, rel=0.15)
-
-
-def test_fit_motion_counts_nuclei_within_the_border(moving):
-    assert moving.density.tolist() == [9 / (70 * 90)]
-
-
-def test_fit_motion_measures_the_distance_of_newborn_daughters():
-    crops, tracks = family()
-    apart = {2: (0, 0), 3: (12, 9), 5: (0, 0), 6: (15, 0), 8: (0, 0), 9: (0, 15)}
-    centres = [apart.get(int(t), (0, 0)) for t in crops.track]
-    crops = crops_of(crops.masks, crops.track, crops.frame, crops.brightness, centres)
-    labels = np.ones((40, 40), np.int32)
-    empty = np.zeros((40, 40), np.float32)
-    video = Video((Frame(0, empty, labels, empty),), tracks, SCALE)
-    draws = np.random.default_rng(0)
-    crops.centre[:] += 0.001 * draws.standard_normal(crops.centre.shape)
-    found = fit_motion(video, crops, np.zeros(len(crops.track), np.int8), border=0)
-    np.testing.assert_allclose(found.separation, [math.log(15), 0], atol=1e-3)
+    # Without births there is no speed of the young.
+    assert moving.speed_by_age.tolist() == [1.0]
+    assert moving.division_offset == 0
 
 
 def wandering(curve, shift, mothers=60, frames=12, old=3.0):
-    """Return crops and tracks of newborn whose pace falls with age, and of their old mothers."""
-    draws = np.random.default_rng(4)
+    """Return newborn nuclei whose speed falls with age, and their old mothers."""
+    rng = np.random.default_rng(4)
     track, frame, centre, rows = [], [], [], []
     for number in range(mothers):
-        mother, place = 3 * number + 1, draws.uniform(200, 400, 2)
+        mother, place = 3 * number + 1, rng.uniform(200, 400, 2)
         rows.append((mother, 0, 3, 0))
         for time in range(4):
-            place = place + old * draws.standard_normal(2)
+            place = place + old * rng.standard_normal(2)
             track, frame, centre = [*track, mother], [*frame, time], [*centre, place]
-        middle = place + shift * draws.standard_normal(2)
+        middle = place + shift * rng.standard_normal(2)
         for side, daughter in ((-1, mother + 1), (1, mother + 2)):
             rows.append((daughter, 4, 3 + frames, mother))
-            steps = draws.standard_normal((frames, 2)) * np.array(curve)[:, None]
+            steps = rng.standard_normal((frames, 2)) * np.array(curve)[:, None]
             steps[0] = 0
             way = middle + np.array([15.0 * side, 0]) + steps.cumsum(0)
             track += [daughter] * frames
             frame, centre = [*frame, *range(4, 4 + frames)], [*centre, *way]
     crops = crops_of(np.ones((len(track), 9, 9), bool), track, frame, centres=centre)
-    return crops, np.array(rows, np.int32)
+    return nuclei_of(crops, rows, stage=np.zeros(len(track), np.int8))
 
 
-def test_fit_motion_finds_the_planted_pace_of_the_young_and_the_planted_shift():
+def test_motion_finds_planted_speed_by_age():
     curve = np.array([4.0, 4.0, 3.0, 2.0, *[1.0] * 8])
-    crops, tracks = wandering(curve, shift=5.0)
-    labels = np.ones((40, 40), np.int32)
-    video = Video((Frame(0, labels, labels, labels),), tracks, SCALE)
-    found = fit_motion(video, crops, np.zeros(len(crops.track), np.int8), border=0)
-    own = found.speed_by_age * found.speed.scale
+    model = fit_motion(wandering(curve, shift=5.0), ONE_FRAME, border=0)
+    own = model.speed_by_age * model.speed.scale
     np.testing.assert_allclose(own[1:], curve[1:], rtol=0.2)
-    assert (np.diff(found.speed_by_age) <= 0).all()
-    assert found.division_offset == pytest.approx(5.0, rel=0.2)
-    # What age explains is no lasting pace of single nuclei.
-    assert found.speed.spread < 0.2
+    assert (np.diff(model.speed_by_age) <= 0).all()
+    assert model.division_offset == pytest.approx(5.0, rel=0.2)
+    # What age explains is no lasting speed of single nuclei.
+    assert model.speed.spread < 0.2
 
 
-def test_nuclei_whose_birth_is_not_seen_say_how_fast_the_old_are():
-    curves = []
-    for old in (0.5, 5.0):
-        crops, tracks = wandering(np.full(4, 4.0), shift=0.0, frames=4, old=old)
-        births, drift = find_births(crops, tracks), np.zeros((8, 2))
-        curves.append(fit_speed_by_age(crops, np.zeros(len(crops.track), np.int8), drift, births))
-    # Slower ones come after the oldest that are known, faster ones say nothing.
-    slow, fast = curves
+def test_old_nuclei_end_the_speed_curve():
+    slow, fast = (
+        fit_motion(
+            wandering(np.full(4, 4.0), shift=0.0, frames=4, old=old), ONE_FRAME, border=0
+        ).speed_by_age
+        for old in (0.5, 5.0)
+    )
+    # Slower ones come after the oldest that are known, faster ones do not.
     np.testing.assert_allclose(slow[:-1], 1, atol=0.15)
     assert slow[-1] == pytest.approx(0.5 / 4, rel=0.15)
     assert len(fast) == len(slow) - 1
 
 
-def test_fit_motion_of_a_video_without_births_knows_no_pace_of_the_young(moving):
-    assert moving.speed_by_age.tolist() == [1.0]
-    assert moving.division_offset == 0
-
-
-def test_fit_motion_refuses_a_video_in_which_nothing_can_be_followed():
+def test_motion_refuses_nuclei_without_successors():
     crops = crops_of(np.ones((3, 9, 9), bool), [1, 2, 3], [0, 2, 4])
-    labels = np.ones((40, 40), np.int32)
-    video = Video((Frame(0, labels, labels, labels),), np.zeros((0, 4), np.int32), SCALE)
     with pytest.raises(ValueError, match="nuclei in consecutive frames to fit motion, got 0 such"):
-        fit_motion(video, crops, np.zeros(3, np.int8), border=0)
+        fit_motion(nuclei_of(crops), ONE_FRAME, border=0)
 
 
 # Camera
@@ -315,7 +266,7 @@ def test_fit_motion_refuses_a_video_in_which_nothing_can_be_followed():
 
 def filmed(halo=0.0, noise=0.0023, kernel=(0.3, 0.9, 0.3), count=6):
     """Return a video of discs: planted level, noise along rows, and glow outside the outlines."""
-    draws = np.random.default_rng(3)
+    rng = np.random.default_rng(3)
     y, x = np.mgrid[:160, :200]
     masks = np.zeros((160, 200), np.int32)
     for number in range(6):
@@ -326,14 +277,14 @@ def filmed(halo=0.0, noise=0.0023, kernel=(0.3, 0.9, 0.3), count=6):
         light = np.where(masks > 0, light, ndimage.gaussian_filter(light, halo))
     frames = []
     for number in range(count):
-        white = draws.standard_normal((160, 200))
+        white = rng.standard_normal((160, 200))
         grain = ndimage.correlate1d(white, np.array(kernel) / np.linalg.norm(kernel), 1)
         grey = (0.07 + 0.001 * number + light + noise * grain).astype(np.float32)
         frames.append(Frame(number, grey, masks, estimate_background(grey, masks)))
     return Video(tuple(frames), np.zeros((0, 4), np.int32), SCALE)
 
 
-def test_fit_camera_finds_planted_level_noise_and_correlation_along_rows():
+def test_camera_finds_planted_level_and_noise():
     found = fit_camera(filmed())
     assert found.level == pytest.approx(0.0725, abs=2e-4)
     assert found.level_spread == pytest.approx(1.4826 * 0.0015, rel=0.05)
@@ -346,11 +297,11 @@ def test_fit_camera_finds_planted_level_noise_and_correlation_along_rows():
 
 
 @pytest.mark.parametrize("halo", [1.0, 1.8, 3.0])
-def test_fit_camera_finds_a_planted_blur_to_one_step_of_its_grid(halo):
+def test_camera_finds_planted_blur(halo):
     assert fit_camera(filmed(halo, noise=0.0005)).halo == pytest.approx(halo, abs=0.2001)
 
 
-def test_fit_camera_of_a_video_without_noise_has_white_noise_of_no_strength():
+def test_camera_without_noise_is_finite():
     found = fit_camera(filmed(noise=0.0))
     assert found.noise < 1e-4
     assert np.isfinite(found.streak).all()
@@ -358,7 +309,7 @@ def test_fit_camera_of_a_video_without_noise_has_white_noise_of_no_strength():
 
 
 @pytest.mark.parametrize("correlation", [(0.6, 0.2), (0.3,), (0.6, 0.15, 0.02, 0.0)])
-def test_streak_kernel_reproduces_a_correlation(correlation):
+def test_row_kernel_reproduces_a_correlation(correlation):
     kernel = fit_row_noise_kernel(np.array(correlation))
     assert len(kernel) == STREAK
     assert (kernel**2).sum() == pytest.approx(1)

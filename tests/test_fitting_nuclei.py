@@ -1,0 +1,271 @@
+"""Frames and their background, crops, lineage and stages."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from bvdm_data.clip import STAGES, CameraScale
+from bvdm_data.datasets.ctc import read_sequence, write_sequence
+from bvdm_data.fitting.cell_cycle import count_short_stages
+from bvdm_data.fitting.lineage import Lineage
+from bvdm_data.fitting.nuclei import Crops, extract_crops, measure_ellipse
+from bvdm_data.fitting.stages import (
+    INTERPHASE,
+    METAPHASE,
+    PROMETAPHASE,
+    TELOPHASE,
+    UNKNOWN,
+    assign_stages,
+    measure_nuclei,
+)
+from bvdm_data.fitting.video import Frame, Video, estimate_background, mask_background, read_video
+from tests.helpers.fitted import (
+    FOUNDERS,
+    LEVEL,
+    OFFSET,
+    ellipse,
+    filled,
+    fitted_video,
+    write_fitted,
+)
+
+SCALE = CameraScale(OFFSET, OFFSET + 4095)
+TRACKS = fitted_video()[2]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_fitted(tmp_path_factory.mktemp("fitted"))
+
+
+@pytest.fixture(scope="module")
+def video(root):
+    return read_video(read_sequence(root, "01"), SCALE, progress=False)
+
+
+@pytest.fixture(scope="module")
+def crops(video):
+    return extract_crops(video)
+
+
+@pytest.fixture(scope="module")
+def nuclei(crops):
+    return measure_nuclei(crops, TRACKS)
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """Return an image of 12 discs on a planted background, their masks, the background."""
+    y, x = np.mgrid[:200, :240]
+    field = 0.07 + 0.02 * np.sin(y / 80) * np.cos(x / 90)
+    masks = np.zeros((200, 240), np.int32)
+    for number in range(12):
+        cy, cx = 30 + 60 * (number // 4), 30 + 60 * (number % 4)
+        masks[(y - cy) ** 2 + (x - cx) ** 2 < 64] = number + 1
+    noise = 0.002 * np.random.default_rng(0).standard_normal(masks.shape)
+    return (field + noise + 0.3 * (masks > 0)).astype(np.float32), masks, field
+
+
+# Video
+
+
+def test_video_keeps_frames_masks_and_tracks(video):
+    counts, masks, tracks = fitted_video()
+    assert [frame.number for frame in video.frames] == list(range(40))
+    np.testing.assert_array_equal(video.tracks, tracks)
+    for number in (0, 17, 39):
+        np.testing.assert_array_equal(SCALE.to_counts(video.frames[number].grey), counts[number])
+        np.testing.assert_array_equal(video.frames[number].masks, masks[number])
+
+
+def test_video_ends_before_stop(root):
+    source = read_sequence(root, "01")
+    short = read_video(source, SCALE, stop=12, progress=False)
+    assert [frame.number for frame in short.frames] == list(range(12))
+    assert short.tracks[:, 0].tolist() == TRACKS[TRACKS[:, 1] < 12, 0].tolist()
+    assert short.tracks[:, 2].max() == 11
+    assert len(Lineage(short.tracks).daughters) == 1
+    np.testing.assert_array_equal(source.tracks, TRACKS)
+
+
+def test_video_leaves_out_empty_frames(tmp_path):
+    masks = np.zeros((4, 60, 60), np.int32)
+    masks[1:, 20:30, 20:30] = 1
+    counts = np.full(masks.shape, OFFSET + 300, np.uint16)
+    write_sequence(tmp_path, "01", counts, masks, np.array([[1, 1, 3, 0]]))
+    (tmp_path / "01_GT/SEG/man_seg003.tif").unlink()
+    short = read_video(read_sequence(tmp_path, "01", "GT"), SCALE, progress=False)
+    assert [frame.number for frame in short.frames] == [1, 2]
+
+
+def test_background_is_the_planted_one(video, scene):
+    levels = [float(np.median(frame.background)) * 4095 for frame in video.frames]
+    assert np.abs(np.array(levels) - LEVEL).max() < 5
+    grey, masks, field = scene
+    background = estimate_background(grey, masks)
+    # A mean over 32 px flattens the field of period 500 px by less than a tenth.
+    assert np.abs(background - field)[40:-40, 40:-40].max() < 0.004
+    assert np.abs(background - field).mean() < 0.004
+    assert background.dtype == np.float32
+    even = estimate_background(np.full((203, 240), 0.25, np.float32), np.zeros((203, 240), int))
+    np.testing.assert_allclose(even, 0.25, atol=1e-5)
+
+
+def test_background_is_a_gaussian_mean(scene):
+    grey, masks, _ = scene
+    free = mask_background(grey, masks)
+    total, weight = (
+        ndimage.gaussian_filter(plane.astype(float), 32, truncate=3)
+        for plane in (np.where(free, grey, 0), free)
+    )
+    wanted = total / weight
+    assert np.abs(estimate_background(grey, masks) - wanted).max() < 0.01 * np.ptp(wanted)
+
+
+def test_background_ignores_unlabelled_light(scene):
+    grey, masks, _ = scene
+    lit = grey.copy()
+    lit[90:110, 50:70] += 0.5
+    assert not mask_background(lit, masks)[90:110, 50:70].any()
+    before = estimate_background(grey, masks)
+    np.testing.assert_allclose(estimate_background(lit, masks), before, atol=5e-4)
+
+
+def test_background_mask_keeps_off_nuclei(scene):
+    grey, masks, _ = scene
+    free = mask_background(grey, masks)
+    steps = ndimage.distance_transform_cdt(masks == 0, "taxicab")
+    assert not free[steps <= 7].any()
+    assert free[steps > 7].mean() > 0.99
+    crowded = np.ones((40, 40), np.int32)
+    crowded[::8] = 0
+    dark = np.full((40, 40), 0.1, np.float32)
+    np.testing.assert_array_equal(mask_background(dark, crowded), crowded == 0)
+    covered = np.ones((40, 40), np.int32)
+    assert not mask_background(dark, covered).any()
+    np.testing.assert_allclose(estimate_background(dark, covered), 0.1)
+
+
+# Crops
+
+
+def test_crops_are_whole_tracked_nuclei():
+    masks = np.zeros((60, 80), np.int32)
+    masks[20:30, 20:34] = 1  # whole
+    masks[0:9, 40:50] = 2  # at the upper edge
+    masks[40:50, 71:80] = 3  # at the right edge
+    masks[40:50, 20:30] = 4  # in no track
+    masks[50:59, 35:70] = 5  # larger than the patch
+    frame = Frame(7, np.full(masks.shape, 0.3, np.float32), masks, np.zeros_like(masks, np.float32))
+    tracks = np.array([[i, 7, 7, 0] for i in (1, 2, 3, 5)], np.int32)
+    crops = extract_crops(Video((frame,), tracks, SCALE), patch=32)
+    assert (crops.track.tolist(), crops.frame.tolist()) == ([1], [7])
+    assert crops.masks.shape == (1, 32, 32)
+    np.testing.assert_allclose(crops.centre, [[24.5, 26.5]])
+    empty = extract_crops(Video((frame,), tracks[1:3], SCALE))
+    assert (empty.light.shape, empty.centre.shape) == ((0, 96, 96), (0, 2))
+
+
+def test_crops_are_centred_and_ordered(crops):
+    for mask in crops.masks[::37]:
+        y, x = np.nonzero(mask)
+        assert abs(y.min() + y.max() + 1 - 96) <= 1
+        assert abs(x.min() + x.max() + 1 - 96) <= 1
+    order = np.lexsort((crops.track, crops.frame))
+    assert order.tolist() == list(range(len(crops.track)))
+    assert len(crops.track) > 400
+
+
+def test_crops_hold_light_above_the_background(video, crops):
+    assert crops.light.dtype == np.float16
+    assert not crops.light[~crops.masks].any()
+    for row in (0, 100, 400):
+        frame = video.frames[crops.frame[row]]
+        inside = frame.masks == crops.track[row]
+        light = (frame.grey - frame.background)[inside]
+        assert crops.masks[row].sum() == inside.sum()
+        assert crops.brightness[row] == pytest.approx(light.mean(), rel=1e-5)
+        own = crops.light[row][crops.masks[row]].astype(float)
+        np.testing.assert_allclose(np.sort(own), np.sort(light), rtol=2e-3)
+        np.testing.assert_allclose(crops.centre[row], np.argwhere(inside).mean(0), rtol=1e-5)
+
+
+def test_ellipse_has_angle_and_aspect():
+    for turn in (-1.4, -0.7, 0.0, 0.4, 1.1):
+        angle, aspect = measure_ellipse(filled(ellipse(16, 9), turn))
+        assert angle == pytest.approx(turn, abs=0.02)
+        assert aspect == pytest.approx(16 / 9, rel=0.03)
+    bar = np.zeros((96, 96), bool)
+    bar[40:50, 30:60] = True
+    assert measure_ellipse(bar)[1] == pytest.approx(np.sqrt(899 / 99))
+    assert measure_ellipse(bar[:41, :31]) == (0.0, 1.0)
+
+
+# Lineage and stages
+
+
+def test_lineage_indexes_tracks_and_rows():
+    tracks = [[1, 0, 3, 0], [2, 4, 8, 1], [3, 4, 9, 1], [4, 0, 3, 0], [5, 5, 9, 4], [6, 9, 9, 2]]
+    tracks = np.array([*tracks, [7, 9, 9, 2]], np.int32)
+    lineage = Lineage(tracks, np.array([1, 2, 3, 2, 2]), np.array([3, 4, 4, 5, 7]))
+    # Track 4 goes on as 5, which is no division.
+    assert lineage.daughters == {1: [2, 3], 2: [6, 7]}
+    assert lineage.mothers == {2: 1, 3: 1, 6: 2, 7: 2}
+    assert lineage.births == {2: 4, 3: 4}
+    assert lineage.whole_cycles == [5]
+    assert lineage.rows_at([2, 3]) == [1, 2]
+    assert lineage.rows_at([2, 3], 1) is None
+    assert lineage.find_pairs(1).tolist() == [[1, 3]]
+    assert lineage.find_pairs(2).tolist() == [[3, 4]]
+    assert lineage.find_pairs(2, np.arange(5) < 4).shape == (0, 2)
+
+
+def test_stages_are_the_planted_mitoses(crops, nuclei):
+    spans, mothers = nuclei.lineage.spans, nuclei.lineage.daughters
+    parent = dict(zip(TRACKS[:, 0].tolist(), TRACKS[:, 3].tolist(), strict=True))
+    for row, (track, frame) in enumerate(zip(crops.track, crops.frame, strict=True)):
+        first, last = spans[int(track)]
+        stage = INTERPHASE
+        if track in mothers and last - frame < 2:
+            stage = METAPHASE if frame == last else PROMETAPHASE
+        elif parent[int(track)] and frame == first:
+            stage = TELOPHASE
+        assert nuclei.stage[row] == stage, (track, frame, STAGES[stage])
+
+
+def test_one_child_is_no_division(crops, nuclei):
+    tracks = TRACKS.copy()
+    mother, (_, lost) = next(iter(nuclei.lineage.daughters.items()))
+    tracks[tracks[:, 0] == lost, 3] = 0
+    assert (assign_stages(crops, tracks)[crops.track == mother] == INTERPHASE).all()
+
+
+def test_mitoses_without_reference_are_unknown(crops, nuclei):
+    mother, daughters = next(iter(nuclei.lineage.daughters.items()))
+    late = (crops.track != mother) | (crops.frame > nuclei.lineage.spans[mother][1] - 6)
+    short = Crops(*(getattr(crops, name)[late] for name in Crops.__dataclass_fields__))
+    stages = assign_stages(short, TRACKS)
+    assert set(stages[short.track == mother]) == {UNKNOWN}
+    daughter = short.track == daughters[0]
+    young = short.frame - short.frame[daughter].min() < 4
+    assert set(stages[daughter & young]) == {UNKNOWN}
+    assert set(stages[daughter & ~young]) <= {INTERPHASE, METAPHASE, PROMETAPHASE}
+
+
+def test_references_are_mothers_in_interphase(nuclei):
+    assert set(nuclei.references) == set(nuclei.lineage.daughters)
+    for number, (last, light) in enumerate(FOUNDERS):
+        mother = TRACKS[(TRACKS[:, 1] == 0), 0][number]
+        area, brightness = nuclei.references[int(mother)]
+        assert area == pytest.approx(230, abs=6), last
+        assert brightness * 4095 == pytest.approx(light, rel=0.05)
+
+
+def test_durations_are_the_planted_ones(nuclei):
+    table = count_short_stages(nuclei)["durations"]
+    assert table.shape == (6, 5)
+    assert table[INTERPHASE].tolist() == [0] * 5
+    for stage, frames in [(METAPHASE, 1), (PROMETAPHASE, 1), (TELOPHASE, 1), (1, 0), (4, 0)]:
+        assert table[stage].argmax() == frames
+        assert table[stage].max() > 0.9
+    np.testing.assert_allclose(table[1:].sum(1), 1)

@@ -1,0 +1,224 @@
+"""How long textures last: what is measured in the video is found again in the noise."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from bvdm_data.fitting import texture_noise
+from bvdm_data.fitting.texture_noise import DEFAULT, LEAST_PAIRS, fit_noise_autocorrelation
+from bvdm_data.synth.contours import ShapeModel, draw_ar1
+from bvdm_data.synth.scene import SceneSettings
+from bvdm_data.synth.textures import TextureModel
+from tests.helpers.denoisers import LinearDenoiser, OneStepStudent
+from tests.helpers.fitted import crops_of, ellipse, filled
+
+LAGS = (1, 2, 4, 7)
+
+
+def textured(memory, fresh, tracks=6, frames=8, seed=0):
+    """Return crops of upright ellipses whose pixels keep their value as long as planted."""
+    rng = np.random.default_rng(seed)
+    mask = filled(ellipse(13, 10))
+    masks = np.repeat(mask[None], tracks * frames, 0)
+    track = np.repeat(np.arange(1, tracks + 1), frames)
+    crops = crops_of(masks, track, np.tile(np.arange(frames), tracks))
+    for number in range(1, tracks + 1):
+        lasting = draw_ar1(frames, np.full(mask.sum(), memory), rng)
+        passing = rng.standard_normal(lasting.shape)
+        grain = np.sqrt(1 - fresh) * lasting + np.sqrt(fresh) * passing
+        light = np.zeros((frames, 96, 96))
+        light[:, mask] = 0.2 + 0.03 * grain
+        crops.light[track == number] = light
+    return crops
+
+
+@pytest.fixture
+def generator(tiny_generator):
+    """A generator of like ellipses, rendered in white noise before a camera without noise."""
+    shapes = ShapeModel(
+        mean=np.repeat(ellipse(13, 10)[None], 6, 0),
+        modes=np.zeros((6, 2, 60)),
+        counts=np.ones(6),
+        autocorrelation=np.ones(2),
+        innovation=np.zeros(2),
+        area_jitter=0.0,
+        roughness=np.array([1.0, 0.0]),
+        elongation=np.zeros(3),
+    )
+    camera = replace(tiny_generator.camera, noise=0.0)
+    painter = OneStepStudent(LinearDenoiser(0.3))
+    return replace(tiny_generator, shapes=shapes, camera=camera, distilled=painter)
+
+
+def fit_curve(monkeypatch, generator, real, render, simulate=None):
+    """Fit a made-up curve of the video to made-up answers of rendering, and of videos.
+
+    render: correlation by the noise's and the lag; simulate: by the texture model and the lag.
+    """
+    monkeypatch.setattr(texture_noise, "measure_video", lambda *_: real)
+    monkeypatch.setattr(
+        texture_noise, "measure_rendered", lambda _, __, lag, noise, ___: render(noise, lag)
+    )
+
+    def measure_synthetic(given, seed):
+        return {lag: simulate(given.texture, lag) if simulate else real[lag] for lag in real}
+
+    monkeypatch.setattr(texture_noise, "measure_synthetic", measure_synthetic)
+    crops = crops_of(np.ones((2, 3, 3), bool), [1, 2], [0, 0])
+    return fit_noise_autocorrelation(crops, np.zeros(2, np.int8), generator)
+
+
+def kept(texture, lag):
+    return (1 - texture.fresh) * texture.memory**lag
+
+
+@pytest.mark.parametrize(
+    ("memory", "fresh", "power"), [(0.97, 0.2, 1), (0.9, 0.0, 2), (0.8, 0.5, 1), (0.995, 0.7, 2)]
+)
+def test_known_curve_gives_its_noise(monkeypatch, generator, memory, fresh, power):
+    noises = texture_noise._NOISES
+
+    def render(noise, lag):
+        return 0.1 + (0.8 - 0.02 * lag) * noise**power
+
+    # Between the noises that are tried, the answer is taken as a straight line.
+    planted = {lag: (1 - fresh) * memory**lag for lag in LAGS}
+    real = {
+        lag: float(np.interp(value, noises, [render(noise, lag) for noise in noises]))
+        for lag, value in planted.items()
+    }
+    texture, measured = fit_curve(monkeypatch, generator, real, render)
+    assert measured == real
+    for lag in LAGS:
+        assert kept(texture, lag) == pytest.approx(planted[lag], abs=0.02)
+    assert texture.memory == pytest.approx(memory, abs=0.015)
+    assert texture.fresh == pytest.approx(fresh, abs=0.06)
+
+
+def test_lasting_textures_have_longest_memory(monkeypatch, generator):
+    found, _ = fit_curve(monkeypatch, generator, dict.fromkeys(LAGS, 1.0), lambda noise, lag: noise)
+    assert found.fresh == 0
+    assert found.memory == pytest.approx(0.999)
+
+
+def test_one_lag_gives_the_default(monkeypatch, generator):
+    for real in ({}, {1: 0.9}):
+        found = fit_curve(monkeypatch, generator, real, lambda *_: pytest.fail("rendered"))
+        assert found == (DEFAULT, real)
+
+
+def test_loss_in_videos_is_made_up(monkeypatch, generator):
+    real = {lag: 0.8 * 0.95**lag for lag in LAGS}
+    found, _ = fit_curve(
+        monkeypatch, generator, real, lambda noise, _: noise,
+        simulate=lambda texture, lag: kept(texture, lag) - 0.08,
+    )  # fmt: skip
+    for lag in LAGS:
+        assert kept(found, lag) == pytest.approx(real[lag] + 0.08, abs=0.03)
+
+
+def test_best_round_is_kept(monkeypatch, generator):
+    real, tried = dict.fromkeys(LAGS, 0.5), []
+
+    def simulate(texture, lag):
+        if texture not in tried:
+            tried.append(texture)
+        # The first video is right, and all later ones are wrong.
+        return 0.45 if len(tried) == 1 else 0.1
+
+    found, _ = fit_curve(monkeypatch, generator, real, lambda noise, _: noise, simulate)
+    assert len(tried) > 1
+    assert found == tried[0]
+
+
+# The video
+
+
+def of_video(crops, stages=None):
+    stages = np.zeros(len(crops.track), np.int8) if stages is None else stages
+    return texture_noise.measure_video(crops, stages, 0)
+
+
+def test_few_pairs_give_the_default(generator):
+    crops = textured(0.9, 0.1, tracks=LEAST_PAIRS // 7, frames=8)
+    assert of_video(crops) == {}
+    found = fit_noise_autocorrelation(crops, np.zeros(len(crops.track), np.int8), generator)
+    assert found == (DEFAULT, {})
+
+
+def test_lasting_textures_correlate(monkeypatch):
+    monkeypatch.setattr(texture_noise, "LAGS", (1, 2))
+    monkeypatch.setattr(texture_noise, "PAIRS", 21)
+    stay = of_video(textured(1.0, 0.0))
+    assert all(value > 0.97 for value in stay.values())
+    change = of_video(textured(0.0, 0.0))
+    assert all(value < 0.35 for value in change.values())
+    assert set(stay) == set(change) == {1, 2}
+
+
+def test_only_calm_pairs_are_compared(monkeypatch):
+    seen = []
+    monkeypatch.setattr(texture_noise, "LAGS", (1,))
+    monkeypatch.setattr(
+        texture_noise, "_correlate_crops", lambda crops, *pair: seen.append(pair) or 0.5
+    )
+    crops = textured(0.9, 0.1, tracks=4, frames=10)
+    stages = np.zeros(40, np.int8)
+    stages[7] = 2
+    crops.masks[13] = filled(ellipse(9, 6))
+    assert of_video(crops, stages) == {1: 0.5}
+    assert all(other == one + 1 for one, other in seen)
+    assert not {7, 13} & {row for pair in seen for row in pair}
+    assert len(seen) == 4 * 9 - 4
+
+
+# Back and forth
+
+
+def of_noise(generator, noise, lag=1):
+    return texture_noise.measure_rendered(generator, np.array([0.2]), lag, noise, 0)
+
+
+def test_lasting_noise_gives_lasting_textures(generator, monkeypatch):
+    monkeypatch.setattr(texture_noise, "CALIBRATION_NUCLEI", 10)
+    assert of_noise(generator, 1.0) > 0.999
+    assert of_noise(generator, 0.0) < 0.35
+    assert of_noise(generator, 0.75) == pytest.approx(0.75, abs=0.08)
+
+
+def test_camera_noise_lowers_correlation(generator, monkeypatch):
+    monkeypatch.setattr(texture_noise, "CALIBRATION_NUCLEI", 10)
+    # As strong as the texture: half of what is seen stays.
+    camera = replace(generator.camera, noise=0.3 * 0.2 / 2)
+    assert of_noise(replace(generator, camera=camera), 1.0) == pytest.approx(0.5, abs=0.12)
+
+
+def test_planted_memory_is_found(generator, monkeypatch):
+    monkeypatch.setattr(texture_noise, "PAIRS", 20)
+    monkeypatch.setattr(texture_noise, "CALIBRATION_NUCLEI", 20)
+    monkeypatch.setattr(texture_noise, "_NOISES", (0.0, 0.6, 0.85, 1.0))
+    monkeypatch.setattr(texture_noise, "measure_synthetic", lambda *_: {})
+    crops = textured(0.95, 0.15, tracks=20)
+    state = torch.get_rng_state()
+    found, real = fit_noise_autocorrelation(crops, np.zeros(len(crops.track), np.int8), generator)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert set(real) == set(LAGS)
+    for lag in LAGS:
+        assert kept(found, lag) == pytest.approx(0.85 * 0.95**lag, abs=0.1)
+
+
+def test_synthetic_video_is_measured(generator, monkeypatch):
+    monkeypatch.setattr(
+        texture_noise, "CALIBRATION_SCENE", SceneSettings(frames=6, size=(220, 220), nuclei=14)
+    )
+    lives = replace(generator.lives, cycle=np.array([5.0, 0.1]))
+    long, short = (
+        texture_noise.measure_synthetic(
+            replace(generator, lives=lives, texture=TextureModel(memory=memory, fresh=0.0)), 0
+        )
+        for memory in (1.0, 0.0)
+    )
+    assert {1, 2} <= set(long) & set(short)
+    assert long[1] > short[1] + 0.2
