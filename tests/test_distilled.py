@@ -126,13 +126,13 @@ def groups_of(lives, painter, **changes):
 
 def test_nuclei_are_painted_in_groups_by_the_side_of_their_pictures(family):
     heard = []
-    narrow, wide = groups_of(family, OneCallPainter(LinearPainter()), on_part=heard.append)
+    narrow, wide = groups_of(family, OneCallPainter(LinearPainter()), progress=heard.append)
     assert narrow.light.shape == (4, 32, 32)
     assert wide.light.shape == (3, 48, 48)
-    assert list(zip(narrow.rows.tolist(), narrow.moments.tolist(), strict=True)) == [
+    assert list(zip(narrow.rows.tolist(), narrow.frames.tolist(), strict=True)) == [
         (0, 0), (0, 1), (1, 1), (1, 2),
     ]  # fmt: skip
-    assert list(zip(wide.rows.tolist(), wide.moments.tolist(), strict=True)) == [
+    assert list(zip(wide.rows.tolist(), wide.frames.tolist(), strict=True)) == [
         (0, 2), (0, 3), (2, 3),
     ]  # fmt: skip
     assert narrow.zoom.tolist() == [1] * 4
@@ -183,8 +183,8 @@ class _Refuses(LinearPainter):
 
 
 def test_one_step_is_painted_by_the_distilled_network_and_more_by_the_painter(tiny_generator):
-    assert tiny_generator.painter_for(FastSettings()) is tiny_generator.distilled
-    assert tiny_generator.painter_for(FastSettings(steps=2)) is tiny_generator.painter
+    assert tiny_generator.get_denoiser(1) is tiny_generator.distilled
+    assert tiny_generator.get_denoiser(2) is tiny_generator.painter
     scene = SceneSettings(frames=2, size=(64, 64), nuclei=3)
     lame = replace(tiny_generator, painter=_Refuses())
 
@@ -225,12 +225,13 @@ def test_the_shipped_network_draws_what_the_shipped_painter_does():
     for settings in (FastSettings(steps=STUDENT_STEPS), FastSettings()):
         film = torch.zeros(len(lives), 3, 64, 64)
         groups = render_textures(
-            lives, [(life.first, life.last) for life in lives], generator.painter_for(settings),
-            generator.texture, settings, [torch_rng(0, "texture", life.identity) for life in lives],
+            lives, [(life.first, life.last) for life in lives],
+            generator.get_denoiser(settings.steps), generator.texture, settings,
+            [torch_rng(0, "texture", life.identity) for life in lives],
         )  # fmt: skip
         for group in groups:
             rim = (64 - group.light.shape[-1]) // 2
-            film[group.rows, group.moments] = F.pad(group.light, [rim] * 4)
+            film[group.rows, group.frames] = F.pad(group.light, [rim] * 4)
         films.append(film)
     missed = spread = 0.0
     for row, life in enumerate(lives):

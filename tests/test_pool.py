@@ -421,11 +421,11 @@ def test_pictures_are_mirrored_and_lit_as_the_outlines_are(tiny_generator):
         ours = {
             (int(row), int(moment)): light
             for group in groups
-            for row, moment, light in zip(group.rows, group.moments, group.light, strict=True)
+            for row, moment, light in zip(group.rows, group.frames, group.light, strict=True)
         }
         seen = 0
         for group in base:
-            for row, moment, light in zip(group.rows, group.moments, group.light, strict=True):
+            for row, moment, light in zip(group.rows, group.frames, group.light, strict=True):
                 if int(row) >= len(family):
                     continue
                 wanted = role.gain * light.float()
@@ -439,7 +439,7 @@ def test_only_the_frames_in_view_are_given(tiny_generator):
     _, ((cast, family),) = casts(tiny_generator, 1)
     life = family[0]
     groups = cast.pictures([(life.identity, 7, (life.first, life.first))], QUICK)
-    assert [group.moments.tolist() for group in groups if len(group.moments)] == [[life.first]]
+    assert [group.frames.tolist() for group in groups if len(group.frames)] == [[life.first]]
     assert groups[0].rows.tolist() == [7]
 
 

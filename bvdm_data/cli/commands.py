@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from bvdm_data.synth.model import Method
+    from bvdm_data.synth.scene import Method
 
 MODEL = click.option(
     "--model", default="hela", show_default=True, help="Name of a model, or path of its file."
@@ -123,18 +123,6 @@ def parse_method(method: str, first_steps: int | None, later_steps: int | None) 
     return METHODS[method]
 
 
-def describe_method(settings: "Method") -> str:
-    """Return what a line of output says of a method: its steps, or that there are none."""
-    from bvdm_data.synth.paper import PaperSettings
-    from bvdm_data.synth.textures import FastSettings
-
-    if isinstance(settings, PaperSettings):
-        return f"T_f=0 = {settings.first_steps}, T_f>0 = {settings.later_steps}"
-    if not isinstance(settings, FastSettings):
-        return "procedural"
-    return f"fast, {settings.steps} step{'s' * (settings.steps > 1)}"
-
-
 if TYPE_CHECKING:
     from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 
@@ -224,7 +212,7 @@ def preview(
         click.echo(f"clip {int(clip['index'])}: {cells} nuclei, after {seconds:.1f} s")
     click.echo(
         f"{clips / seconds:.3f} clips a second ({frames} frames of {size[0]} x {size[1]}, "
-        f"{workers} workers, {describe_method(videos.method)})"
+        f"{workers} workers, {videos.method.describe()})"
     )
     made.sort(key=lambda clip: int(clip["index"]))
     sheet, film = output / "contact_sheet.png", output / "clip.gif"
@@ -264,7 +252,7 @@ def _write_page(
         )  # fmt: skip
         made[str(seed), f"{density:g} x ({nuclei} nuclei)"] = stream.clip(0)
     note = (
-        f"Synthetic clips of the model {videos.model.stem}, {describe_method(videos.method)}, "
+        f"Synthetic clips of the model {videos.model.stem}, {videos.method.describe()}, "
         f"variation {videos.variation:g}. Density: nuclei in the first frame against the mean of "
         "the fitted video."
     )

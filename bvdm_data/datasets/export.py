@@ -13,14 +13,12 @@ from bvdm_data.clip import CameraScale
 from bvdm_data.datasets.ctc import is_complete, write_sequence
 from bvdm_data.datasets.synthetic import (
     as_method,
-    check_method_fitted,
     check_nuclei,
     check_size_fits_nucleus,
     check_variation,
 )
 from bvdm_data.files import open_atomic
-from bvdm_data.synth.model import Method
-from bvdm_data.synth.scene import SceneSettings
+from bvdm_data.synth.scene import Method, SceneSettings
 from bvdm_data.synth.synthesis import synthesise
 from bvdm_data.validate import as_int, check_frames, check_seed, check_size, name_source_in_errors
 from bvdm_data.weights import find_model, load, model_digest
@@ -63,7 +61,7 @@ def export(
     )
     path = find_model(model)
     check_size_fits_nucleus(scene.size, load(path))
-    check_method_fitted(texture, load(path))
+    texture.check_fitted(load(path))
     folder = Path(directory).expanduser()
     _claim(
         folder,
@@ -108,7 +106,7 @@ def _write_one(
             texture,
             seed=seed,
             name=("export", index),
-            on_frame=bar.update,
+            progress=lambda share: bar.update(int((index + share) * scene.frames) - bar.n),
         )
     scale = CameraScale(generator.camera.offset, generator.camera.full)
     counts = np.stack([scale.to_counts(frame) for frame in film.video])

@@ -1,8 +1,8 @@
 """ClipStream: clips by number, as a stream that is split over ranks and workers and resumed."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, TypeVar
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
@@ -83,6 +83,8 @@ _START, _LOADS, _CLAIM, _BEGAN, _BY_WORKERS = range(5)
 """Places in the shared memory: the clip that a loaded state starts with; how often a state was
 loaded or an epoch begun; which pass has taken that start; the clip that the latest pass began
 with; whether workers make it."""
+
+Item = TypeVar("Item")
 
 _PLAIN = {"seed", *PLACE}
 _OF_WORKER = _PLAIN | {"made", *SAME}
@@ -167,6 +169,11 @@ class ClipStream(IterableDataset[Clip]):
         return self._epoch.number
 
     @property
+    def _restarts(self) -> int:
+        """How often a state was loaded or an epoch begun."""
+        return self._shared[_LOADS]
+
+    @property
     def shard(self) -> tuple[int, int]:
         """Number of this rank, and of all ranks."""
         return self._shard.find()
@@ -191,13 +198,19 @@ class ClipStream(IterableDataset[Clip]):
 
     def __iter__(self) -> Iterator[Clip]:
         """Yield this process's share of the clips of the epoch."""
+        return self._iterate_over(self.clips)
+
+    def _iterate_over(
+        self, make: Callable[[Sequence[int]], Iterable[Item]], *, ahead: bool = False
+    ) -> Iterator[Item]:
+        """Yield what is made of this process's share; ``ahead``: before the loop asks for it."""
         self._pass = None
         if get_worker_info() is None:
             self._shared[_BY_WORKERS] = 0
         # Who asks for a pass after the end of an epoch was loaded, as torchdata's loader does to
         # see that it is over, and asks again, gets the next pass.
         finished = self._next_pass().is_over
-        return self._make(self._begin() if finished else None)
+        return self._make(make, self._begin(ahead) if finished else None, ahead)
 
     def __len__(self) -> int:
         """Return the clips of an epoch that this rank gets."""
@@ -271,22 +284,27 @@ class ClipStream(IterableDataset[Clip]):
         """Leave out the pass that is under way: who unpickles has none."""
         return {**self.__dict__, "_pass": None}
 
-    def _make(self, begun: SampleSplit | None) -> Iterator[Clip]:
+    def _make(
+        self,
+        make: Callable[[Sequence[int]], Iterable[Item]],
+        begun: SampleSplit | None,
+        ahead: bool,
+    ) -> Iterator[Item]:
         # Begun with the first clip: loaders ask for an iterator and then for none of its clips.
-        now = begun or self._begin()
+        now = begun or self._begin(ahead)
         self._pass = now
         for numbers in now.runs():
-            for clip in self.clips(numbers):
+            for item in make(numbers):
                 now = replace(now, made=now.made + 1)
                 self._pass = now
-                yield clip
+                yield item
                 if self.epoch != now.epoch:
                     raise RuntimeError(
                         f"set_epoch({self.epoch}) was called in the middle of a pass over epoch "
                         f"{now.epoch}; call it before the loop, or begin a new one"
                     )
 
-    def _begin(self) -> SampleSplit:
+    def _begin(self, ahead: bool) -> SampleSplit:
         """Begin a pass; the one after a state was loaded begins there, later ones do not."""
         now, worker = self._next_pass(), get_worker_info()
         if self._may_claim():
@@ -294,7 +312,7 @@ class ClipStream(IterableDataset[Clip]):
         self._loads_used = self._shared[_LOADS]
         self._loaded = None
         self._shared[_BEGAN] = now.start
-        self._shared[_BY_WORKERS] = int(worker is not None)
+        self._shared[_BY_WORKERS] = int(ahead or worker is not None)
         if worker is not None:
             self.set_epoch(now.epoch)
         return now

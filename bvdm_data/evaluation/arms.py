@@ -12,7 +12,7 @@ from bvdm_data.evaluation.copy_paste import CopyPaste
 from bvdm_data.evaluation.experiment import Arm
 from bvdm_data.fitting.training import compute_fingerprint
 from bvdm_data.synth.cell_bank import PoolSettings
-from bvdm_data.synth.model import Method
+from bvdm_data.synth.scene import Method
 from bvdm_data.validate import as_int
 from bvdm_data.weights import model_digest
 

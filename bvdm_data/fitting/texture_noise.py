@@ -16,10 +16,10 @@ from bvdm_data.fitting.video import Frame, Video, estimate_background
 from bvdm_data.rng import numpy_rng, torch_rng
 from bvdm_data.synth.contours import compute_polygon_area
 from bvdm_data.synth.denoiser import compute_signed_distance_map
-from bvdm_data.synth.model import Model
+from bvdm_data.synth.model import Model, TextureModel
 from bvdm_data.synth.scene import SceneSettings
 from bvdm_data.synth.synthesis import synthesise
-from bvdm_data.synth.textures import BATCH, FastSettings, TextureModel, denoise_patches
+from bvdm_data.synth.textures import BATCH, FastSettings, denoise_patches
 
 LAGS = (1, 2, 4, 7)
 """Frames between the two pictures of a nucleus that are compared."""
@@ -261,7 +261,7 @@ def _of_noise(
     Their noise is correlated so far; their outlines change as they do in a film.
     """
     settings = FastSettings()
-    painter = generator.painter_for(settings)
+    painter = generator.get_denoiser(settings.steps)
     shapes, camera = generator.shapes, generator.camera
     draws = numpy_rng(seed, "fit", "memory", "lives")
     patch = painter.settings.patch

@@ -20,9 +20,9 @@ from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.files import open_atomic
 from bvdm_data.storage.formats import WRITERS, import_zarr
 from bvdm_data.synth.cell_bank import PoolSettings
-from bvdm_data.synth.model import Method
 from bvdm_data.synth.paper import PaperSettings
 from bvdm_data.synth.procedural import ProceduralSettings
+from bvdm_data.synth.scene import Method
 from bvdm_data.synth.textures import FastSettings
 from bvdm_data.system import list_versions
 from bvdm_data.validate import as_int, name_source_in_errors

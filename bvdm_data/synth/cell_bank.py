@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from bvdm_data.rng import numpy_rng, torch_rng
 from bvdm_data.synth.cells import Cell, sample_sister_quantile, simulate_lineage
 from bvdm_data.synth.model import Model
 from bvdm_data.synth.placement import InitialCell
-from bvdm_data.synth.textures import FastSettings, RenderedPatches, render_textures
+from bvdm_data.synth.render import RenderedPatches, join_patches
+from bvdm_data.synth.textures import FastSettings, render_textures
 
 GAIN = 0.1
 """Standard deviation of the logarithm of the light of a nucleus from one showing to the next (our
@@ -125,7 +125,7 @@ class CellBank:
             name = ("pool", era, frames, slot, times, "texture")
             groups = render_textures(
                 lives, [(life.first, life.last) for life in lives],
-                generator.painter_for(settings), generator.texture, settings,
+                generator.get_denoiser(settings.steps), generator.texture, settings,
                 [torch_rng(self.seed, *name, life.identity) for life in lives],  # type: ignore[arg-type]
             )  # fmt: skip
             pair.painted = [replace(group, light=group.light.half()) for group in groups]
@@ -209,8 +209,8 @@ class BankSample:
             for group in self.pool.paint(
                 role.slot, self._pair(role.slot), self.generator, settings
             ):
-                mine = (group.rows == role.row) & (group.moments >= first)
-                chosen = (mine & (group.moments <= last)).nonzero()[:, 0]
+                mine = (group.rows == role.row) & (group.frames >= first)
+                chosen = (mine & (group.frames <= last)).nonzero()[:, 0]
                 if not len(chosen):
                     continue
                 light = group.light[chosen].float() * role.gain
@@ -218,21 +218,18 @@ class BankSample:
                     RenderedPatches(
                         light.flip(2) if role.mirrored else light,
                         torch.full((len(chosen),), row),
-                        group.moments[chosen],
+                        group.frames[chosen],
                         group.zoom[chosen] / self.size,
                     )
                 )
-        return [_joined(some) for _, some in sorted(parts.items())]
+        return [join_patches(some) for _, some in sorted(parts.items())]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what the process that renders has itself: bank, model, and generator."""
+        return {k: v for k, v in vars(self).items() if k not in ("pool", "generator", "draws")}
 
     def _pair(self, slot: int) -> _SisterPair:
         return self.pool.pair(slot, self.number, self.era, self.generator, self.frames)
 
     def _gain(self) -> float:
         return float(self.brightness * np.exp(GAIN * self.draws.standard_normal()))
-
-
-def _joined(parts: Sequence[RenderedPatches]) -> RenderedPatches:
-    def of(name: str) -> Tensor:
-        return torch.cat([getattr(part, name) for part in parts])
-
-    return RenderedPatches(of("light"), of("rows"), of("moments"), of("zoom"))

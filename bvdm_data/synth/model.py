@@ -1,4 +1,4 @@
-"""Generator: the models that are fitted to a video."""
+"""Model: all that is fitted to a video, and how far a clip may differ from it."""
 
 import math
 from collections.abc import Mapping
@@ -16,19 +16,18 @@ from bvdm_data.synth.contours import ShapeModel, compute_polygon_area
 from bvdm_data.synth.denoiser import Denoiser, Student
 from bvdm_data.synth.flow import FlowNet
 from bvdm_data.synth.motion import MotionModel
-from bvdm_data.synth.paper import PaperSettings
-from bvdm_data.synth.procedural import ProceduralSettings
-from bvdm_data.synth.textures import FastSettings, TextureModel
 from bvdm_data.synth.unet import UNet
 
-Method = FastSettings | PaperSettings | ProceduralSettings
-"""Settings of a way of painting nuclei; their type says which."""
 
-PAPER_NETS_MISSING = (
-    "method must be one that the model was fitted for, got 'paper'; fit the model with "
-    '"bvdm-data fit --paper", or give method="fast" or method="procedural"'
-)
-"""Says that a model lacks the networks of the paper's method."""
+@dataclass(frozen=True, kw_only=True)
+class TextureModel:
+    """How long a texture lasts; from the video.
+
+    The noise from which a nucleus is rendered has a lasting part and a fresh one.
+    """
+
+    memory: float  # correlation of the lasting part with that of the frame before, from 0 to 1
+    fresh: float  # share of the variance that is new in every frame, from 0 to 1
 
 
 @dataclass(frozen=True)
@@ -60,9 +59,9 @@ class Model:
         """Area of the mean interphase nucleus, px^2."""
         return float(compute_polygon_area(self.shapes.mean[0]))
 
-    def painter_for(self, settings: FastSettings) -> Denoiser | Student:
-        """Return the network that paints with so many steps."""
-        return self.distilled if settings.steps == 1 else self.painter
+    def get_denoiser(self, steps: int) -> Denoiser | Student:
+        """Return the network that renders a patch in a number of calls."""
+        return self.distilled if steps == 1 else self.painter
 
     def to(self, device: torch.device) -> "Model":
         """Return a copy whose networks are on a device; the statistics stay on the CPU."""

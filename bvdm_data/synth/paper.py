@@ -1,13 +1,19 @@
-"""Texture: paints nuclei by the paper's recursion of flow, warp and a few diffusion steps."""
+"""Paper's method: a texture is warped by a flow and refreshed by a few diffusion steps."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from bvdm_data.synth.flow import FlowNet, warp
+from bvdm_data.synth.cells import Cell
+from bvdm_data.synth.contours import test_inside
+from bvdm_data.synth.denoiser import make_pixel_grid
+from bvdm_data.synth.flow import FLOW_SIZE, FlowNet, warp
+from bvdm_data.synth.model import Model
+from bvdm_data.synth.render import RenderedPatches
+from bvdm_data.synth.scene import Method, Progress, Scene, Textures
 from bvdm_data.synth.unet import (
     NoisePredictor,
     Schedule,
@@ -17,9 +23,14 @@ from bvdm_data.synth.unet import (
     sample_ddpm,
 )
 
+PAPER_NETS_MISSING = (
+    "method must be one that the model was fitted for, got 'paper'; fit the model with "
+    '"bvdm-data fit --paper", or give method="fast" or method="procedural"'
+)
+
 
 @dataclass(frozen=True, kw_only=True)
-class PaperSettings:
+class PaperSettings(Method):
     """How a mask becomes a picture of a nucleus (Yilmaz et al. 2024, section 2 and table 2).
 
     Attributes:
@@ -55,6 +66,27 @@ class PaperSettings:
         if not 0 < self.mask_level <= 1:
             raise ValueError(f"mask_level must be above 0 and at most 1, got {self.mask_level}")
 
+    def describe(self) -> str:
+        """Return the numbers of steps."""
+        return f"T_f=0 = {self.first_steps}, T_f>0 = {self.later_steps}"
+
+    def check_fitted(self, model: Model) -> None:
+        """Refuse a model without the networks of this method."""
+        if model.unet is None or model.flownet is None:
+            raise ValueError(PAPER_NETS_MISSING)
+
+    def render_textures(
+        self, scene: Scene, model: Model, progress: Progress | None = None
+    ) -> Textures:
+        """Render frame by frame, all cells in one batch."""
+        if model.unet is None or model.flownet is None:
+            raise ValueError(PAPER_NETS_MISSING)
+        masks = draw_masks(scene.lives, scene.spans, scene.settings.frames)
+        return render_paper_textures(
+            masks, model.unet, model.flownet, self, scene.make_texture_rngs(),
+            keep_flow=scene.settings.flow, progress=progress,
+        ).finish(scene, self.mask_level)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class TexturePatches:
@@ -68,6 +100,17 @@ class TexturePatches:
     # wanted
     flow: Float[Tensor, "N E 2 H W"]
 
+    def finish(self, scene: Scene, mask_level: float) -> Textures:
+        """Give the cells of a scene their brightness; changes the textures in place."""
+        count, frames, side, _ = self.texture.shape
+        gain = torch.zeros(count, frames)
+        for row, cell in enumerate(scene.lives):
+            gain[row, cell.first : cell.last + 1] = torch.from_numpy(cell.brightness) / mask_level
+        light = self.texture.cpu().clamp_(min=0).mul_(gain[:, :, None, None])
+        rows, frame = torch.cartesian_prod(scene.rows, torch.arange(frames)).unbind(1)
+        patches = RenderedPatches(light.view(-1, side, side), rows, frame, torch.ones(len(rows)))
+        return Textures([patches], self.flow)
+
 
 def render_paper_textures(
     masks: Bool[Tensor, "N F H W"],
@@ -77,7 +120,7 @@ def render_paper_textures(
     generators: Sequence[torch.Generator],
     *,
     keep_flow: bool = True,
-    on_frame: Callable[[], object] | None = None,
+    progress: Progress | None = None,
 ) -> TexturePatches:
     """Paint all nuclei, frame by frame, in one batch (paper, figures 1 b.1 and b.2).
 
@@ -108,9 +151,21 @@ def render_paper_textures(
                 flow[staying, frame - 1] = step
             fresh = _refresh(moved, unet, settings.later_steps, schedule, noise)
             texture[staying, frame] = fresh[:, 0]
-        if on_frame is not None:
-            on_frame()
+        if progress is not None:
+            progress((frame + 1) / film.shape[1])
     return TexturePatches(texture, flow)
+
+
+def draw_masks(
+    cells: Sequence[Cell], spans: Sequence[tuple[int, int]], frames: int
+) -> Bool[Tensor, "N F P P"]:
+    """Draw the masks of cells from their first to their last frame in view, upright."""
+    masks = torch.zeros(len(cells), frames, FLOW_SIZE, FLOW_SIZE, dtype=torch.bool)
+    pixels = make_pixel_grid(FLOW_SIZE)[:, None]
+    for row, (cell, (first, last)) in enumerate(zip(cells, spans, strict=True)):
+        radii = torch.from_numpy(cell.radii[first - cell.first : last + 1 - cell.first]).float()
+        masks[row, first : last + 1] = test_inside(radii, *pixels.expand(2, len(radii), -1, -1))
+    return masks
 
 
 @torch.no_grad()

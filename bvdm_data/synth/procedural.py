@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +15,11 @@ from torch.nn import functional as F
 from bvdm_data.clip import STAGES
 from bvdm_data.synth.cells import Cell
 from bvdm_data.synth.contours import interpolate_radius
+from bvdm_data.synth.denoiser import make_pixel_grid
 from bvdm_data.synth.flow import FLOW_SIZE
+from bvdm_data.synth.model import Model
 from bvdm_data.synth.paper import TexturePatches
+from bvdm_data.synth.scene import Method, Progress, Scene, Textures
 
 _RANGES = {
     "grain": (0.5, 16.0),
@@ -42,7 +45,7 @@ _NUCLEOLUS_SEEN = torch.tensor([1.0, 0.5, 0.0, 0.0, 0.0, 0.0])
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProceduralSettings:
+class ProceduralSettings(Method):
     """How nuclei look that no network paints; in the spirit of MitoGen (Svoboda & Ulman 2017).
 
     The defaults were measured on video 01 of Fluo-N2DL-HeLa: ``benchmarks/measure_texture.py``
@@ -101,6 +104,15 @@ class ProceduralSettings:
         if not 0 < _number("mask_level", self.mask_level) <= 1:
             raise ValueError(f"mask_level must be above 0 and at most 1, got {self.mask_level}")
 
+    def render_textures(
+        self, scene: Scene, model: Model, progress: Progress | None = None
+    ) -> Textures:
+        """Render without a network."""
+        return render_procedural_textures(
+            scene.lives, scene.settings.frames, self, scene.make_texture_rngs(),
+            keep_flow=scene.settings.flow, progress=progress,
+        ).finish(scene, self.mask_level)  # fmt: skip
+
 
 def _of_stages(name: str, values: object) -> tuple[object, ...]:
     words = f"{name} must be a tuple of {len(STAGES)} numbers, one a stage, got {values!r}"
@@ -134,7 +146,7 @@ def render_procedural_textures(
     generators: Sequence[torch.Generator],
     *,
     keep_flow: bool = True,
-    on_frame: Callable[[], object] | None = None,
+    progress: Progress | None = None,
 ) -> TexturePatches:
     """Paint nuclei without a network.
 
@@ -145,7 +157,7 @@ def render_procedural_textures(
     """
     texture = torch.zeros(len(lives), frames, FLOW_SIZE, FLOW_SIZE)
     flow = torch.zeros(len(lives), frames - 1 if keep_flow else 0, 2, FLOW_SIZE, FLOW_SIZE)
-    pixels = _pixels()
+    pixels = make_pixel_grid(FLOW_SIZE)
     for row, (life, generator) in enumerate(zip(lives, generators, strict=True)):
         outline = _towards(torch.from_numpy(life.radii).float(), pixels)
         stages = torch.from_numpy(life.stages)
@@ -160,16 +172,9 @@ def render_procedural_textures(
             # A point is where it was on the way from the centroid to the outline.
             stretch = outline[:-1] / outline[1:]
             flow[row, life.first : life.last] = (stretch - 1)[:, None] * pixels
-    if on_frame is not None:
-        for _ in range(frames):
-            on_frame()
+        if progress is not None:
+            progress((row + 1) / len(lives))
     return TexturePatches(texture, flow)
-
-
-def _pixels() -> Float[Tensor, "2 P P"]:
-    """Return the offset (y, x) of every pixel from the middle of a patch."""
-    line = torch.arange(FLOW_SIZE) - (FLOW_SIZE - 1) / 2
-    return torch.stack(torch.meshgrid(line, line, indexing="ij"))
 
 
 def _towards(radii: Float[Tensor, "n K"], pixels: Float[Tensor, "2 P P"]) -> Tensor:

@@ -1,13 +1,15 @@
-"""Fast texture: every frame of every nucleus is drawn at once, from noise that drifts."""
+"""Fast method: every frame of every nucleus is rendered at once, from noise that drifts."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from bvdm_data.synth.cells import Cell
 from bvdm_data.synth.denoiser import (
@@ -18,20 +20,129 @@ from bvdm_data.synth.denoiser import (
     fit_to_patch_scale,
     run_dpm_solver,
 )
+from bvdm_data.synth.model import Model, RandomisedModel, TextureModel
+from bvdm_data.synth.motion import FamilySampler, Trajectory, simulate_colony
+from bvdm_data.synth.render import RenderedPatches
+from bvdm_data.synth.scene import Method, Progress, Scene, SceneSettings, Textures
 from bvdm_data.system import profile_span
+
+BATCH = 64
+"""Pictures that go through the network together."""
+
+STUDENT_STEPS = 6
+"""Calls of the painter whose outcome the distilled network learns."""
+
+BRIGHTEST = 4.0
+"""Light over brightness at which a picture is clipped; none of the HeLa video's is beyond it."""
+
+_FADE = 3.0
+"""Width in pixels of the rim over which the halo fades to nothing at ``REACH``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastSettings(Method):
+    """How nuclei are painted by the library's own method.
+
+    Attributes:
+        steps: Calls of the network a picture. 1: by the distilled network, which learnt to draw
+            at once what the painter draws in ``DISTILLED_STEPS``; more: by the painter itself.
+        families: Whether nuclei live and move as those of the video do, see
+            :func:`bvdm_data.synth.motion.simulate_colony`; False: as in the paper's scenes.
+        memory: As in :class:`TextureModel`; None: that of the fitted video.
+        fresh: As in :class:`TextureModel`; None: that of the fitted video.
+
+    Raises:
+        TypeError: If a value is of the wrong type.
+        ValueError: If a value is out of its range.
+    """
+
+    masked: ClassVar[bool] = False
+    # What served a held-out video best, see docs/evaluation.md.
+    default_variation: ClassVar[float] = 1.0
+
+    steps: int = 1
+    families: bool = True
+    memory: float | None = None
+    fresh: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot make a picture."""
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int):
+            raise TypeError(f"steps must be an int, got {self.steps!r}")
+        if not 1 <= self.steps <= 1000:
+            raise ValueError(f"steps must be from 1 to 1000, got {self.steps}")
+        if not isinstance(self.families, bool):
+            raise TypeError(f"families must be True or False, got {self.families!r}")
+        for name in ("memory", "fresh"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise TypeError(f"{name} must be a number or None, got {value!r}")
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must be from 0 to 1, got {value}")
+
+    def drift(self, texture: TextureModel) -> tuple[float, float]:
+        """Return memory and fresh share of the noise, those of the video unless overruled."""
+        return (
+            texture.memory if self.memory is None else self.memory,
+            texture.fresh if self.fresh is None else self.fresh,
+        )
+
+    def describe(self) -> str:
+        """Return the name and the number of steps."""
+        return f"fast, {self.steps} step{'s' * (self.steps > 1)}"
+
+    def simulate(
+        self,
+        models: RandomisedModel,
+        settings: SceneSettings,
+        nuclei: int | None,
+        rng: np.random.Generator,
+        sample: FamilySampler | None,
+    ) -> list[Trajectory]:
+        """Simulate families of cells that move as in the video."""
+        if not self.families:
+            return super().simulate(models, settings, nuclei, rng, sample)
+        return simulate_colony(
+            models.shapes, models.lives, models.motion, frames=settings.frames,
+            size=settings.size, nuclei=nuclei, generator=rng, grow=sample, contact=models.contact,
+        )  # fmt: skip
+
+    def draw_inputs(self, scene: Scene, model: Model) -> list["DenoiserInputs"]:
+        """Draw the noise of the cells of a scene."""
+        inputs = make_denoiser_inputs(
+            scene.lives, scene.spans, model.get_denoiser(self.steps),
+            *self.drift(model.texture), scene.make_texture_rngs(),
+        )  # fmt: skip
+        return [replace(group, rows=scene.rows[group.rows]) for group in inputs]
+
+    def render_textures(
+        self, scene: Scene, model: Model, progress: Progress | None = None
+    ) -> Textures:
+        """Render the cells of a scene, all frames at once, or take them from their bank."""
+        if scene.sample is not None:
+            return Textures(scene.sample.pictures(scene.list_bank_cells(), self))
+        inputs, network = self.draw_inputs(scene, model), model.get_denoiser(self.steps)
+        return Textures(run_denoiser_batched(inputs, network, self.steps, progress=progress))
 
 
 @dataclass(frozen=True)
 class DenoiserInputs:
-    """What the network is told about nuclei of one size of picture; on the CPU."""
+    """Noise and conditions of cells on patches of one size."""
 
-    noise: Tensor  # standard normal numbers, [M, P, P]
-    radii: Tensor  # outlines, px, [M, K]
-    brightness: Tensor  # mean light inside the outlines, grey values, [M]
-    stage: Tensor  # index into STAGES, [M]
-    rows: Tensor  # as in bvdm_data.synth.textures.RenderedPatches
-    moments: Tensor  # as in bvdm_data.synth.textures.RenderedPatches
-    zoom: Tensor  # as in bvdm_data.synth.textures.RenderedPatches
+    noise: Float[Tensor, "M P P"]  # standard normal numbers
+    radii: Float[Tensor, "M K"]  # outlines, px
+    brightness: Float[Tensor, " M"]  # mean light inside the outlines, grey values
+    stage: Int[Tensor, " M"]  # index into STAGES
+    rows: Int[Tensor, " M"]  # as in bvdm_data.synth.render.RenderedPatches
+    frames: Int[Tensor, " M"]  # as there
+    zoom: Float[Tensor, " M"]  # as there
+
+    @property
+    def side(self) -> int:
+        """Side of the patches, px."""
+        return self.noise.shape[-1]
 
 
 def make_denoiser_inputs(
@@ -42,14 +153,14 @@ def make_denoiser_inputs(
     fresh: float,
     generators: Sequence[torch.Generator],
 ) -> list[DenoiserInputs]:
-    """Draw the noise of nuclei, and tell what else the network must know to paint them."""
+    """Draw the noise of nuclei, and collect the conditions of the network."""
     patch = painter.settings.patch
     with profile_span("noise"):
         noise = _draw_ar1_noise(lives, patch, memory, fresh, generators)
     seen = [(n, f) for n, (first, last) in enumerate(views) for f in range(first, last + 1)]
     if not seen:
         return []
-    rows, moments = torch.tensor(seen).unbind(1)
+    rows, frames = torch.tensor(seen).unbind(1)
     shown = [(lives[n], f - lives[n].first) for n, f in seen]
     radii = torch.from_numpy(np.stack([life.radii[m] for life, m in shown])).float()
     brightness = torch.tensor([float(life.brightness[m]) for life, m in shown])
@@ -64,7 +175,7 @@ def make_denoiser_inputs(
         found.append(
             DenoiserInputs(
                 torch.stack(drawn), radii[group], brightness[group], stage[group],
-                rows[group], moments[group], fit_to_patch_scale(radii[group], side),
+                rows[group], frames[group], fit_to_patch_scale(radii[group], side),
             )
         )  # fmt: skip
     return found
@@ -106,95 +217,6 @@ def _draw_ar1_noise(
     return found
 
 
-BATCH = 64
-"""Pictures that go through the network together."""
-
-STUDENT_STEPS = 6
-"""Calls of the painter whose outcome the distilled network learns."""
-
-BRIGHTEST = 4.0
-"""Light over brightness at which a picture is clipped; none of the HeLa video's is beyond it."""
-
-_FADE = 3.0
-"""Width in pixels of the rim over which the halo fades to nothing at ``REACH``."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextureModel:
-    """How long a texture lasts; from the video.
-
-    The noise from which a nucleus is painted has a lasting part and a fresh one.
-    """
-
-    memory: float  # correlation of the lasting part with that of the frame before, from 0 to 1
-    fresh: float  # share of the variance that is new in every frame, from 0 to 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class FastSettings:
-    """How nuclei are painted by the library's own method.
-
-    Attributes:
-        steps: Calls of the network a picture. 1: by the distilled network, which learnt to draw
-            at once what the painter draws in ``DISTILLED_STEPS``; more: by the painter itself.
-        families: Whether nuclei live and move as those of the video do, see
-            :func:`bvdm_data.synth.motion.simulate_colony`; False: as in the paper's scenes.
-        memory: As in :class:`TextureModel`; None: that of the fitted video.
-        fresh: As in :class:`TextureModel`; None: that of the fitted video.
-
-    Raises:
-        TypeError: If a value is of the wrong type.
-        ValueError: If a value is out of its range.
-    """
-
-    steps: int = 1
-    families: bool = True
-    memory: float | None = None
-    fresh: float | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that cannot make a picture."""
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int):
-            raise TypeError(f"steps must be an int, got {self.steps!r}")
-        if not 1 <= self.steps <= 1000:
-            raise ValueError(f"steps must be from 1 to 1000, got {self.steps}")
-        if not isinstance(self.families, bool):
-            raise TypeError(f"families must be True or False, got {self.families!r}")
-        for name in ("memory", "fresh"):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise TypeError(f"{name} must be a number or None, got {value!r}")
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must be from 0 to 1, got {value}")
-
-    def drift(self, texture: TextureModel) -> tuple[float, float]:
-        """Return memory and fresh share of textures.
-
-        Args:
-            texture: Of the fitted video, for what is not overruled.
-        """
-        return (
-            texture.memory if self.memory is None else self.memory,
-            texture.fresh if self.fresh is None else self.fresh,
-        )
-
-
-@dataclass(frozen=True)
-class RenderedPatches:
-    """Painted nuclei of one size of picture."""
-
-    # light above the background in grey values, halo included, each in its own orientation, [M, P,
-    # P]; where the network is
-    light: Tensor
-    rows: Tensor  # which nucleus each shows, [M]; on the CPU
-    moments: Tensor  # in which frame of the film, [M]
-    # pixels of the picture to a pixel of the film, [M]: 1 but for nuclei that are too large for
-    # their picture
-    zoom: Tensor
-
-
 def render_textures(
     lives: Sequence[Cell],
     views: Sequence[tuple[int, int]],
@@ -203,42 +225,54 @@ def render_textures(
     settings: FastSettings,
     generators: Sequence[torch.Generator],
     *,
-    on_part: Callable[[float], object] | None = None,
+    progress: Progress | None = None,
 ) -> list[RenderedPatches]:
-    """Paint nuclei, all frames at once.
+    """Render nuclei, all frames at once.
 
     The paper carries a texture from frame to frame by a flow and refreshes it by a few diffusion
-    steps. Here what is carried is the noise that a texture grows from: it belongs to the nucleus,
-    turns with it and drifts as slowly as the video's textures do, and every frame is painted from
-    it anew, for the outline, the brightness and the stage of that frame. Nothing is resampled, so
-    nothing blurs or drifts apart from its outline, and no frame waits for the one before.
-    Daughters begin with the noise of their mother.
+    steps. Here the noise from which a texture grows is carried: it belongs to the nucleus, turns
+    with it and drifts as slowly as the video's textures do. Every frame is rendered from it anew,
+    for the outline, the brightness and the stage of that frame. Nothing is resampled, so nothing
+    blurs or drifts apart from its outline, and no frame waits for the one before. Daughters begin
+    with the noise of their mother.
     """
-    groups = make_denoiser_inputs(lives, views, painter, *settings.drift(texture), generators)
-    return run_denoiser_batched(groups, painter, settings, on_part=on_part)
+    process = settings.drift(texture)
+    inputs = make_denoiser_inputs(lives, views, painter, *process, generators)
+    return run_denoiser_batched(inputs, painter, settings.steps, progress=progress)
 
 
 def run_denoiser_batched(
     groups: Sequence[DenoiserInputs],
     painter: Denoiser | Student,
-    settings: FastSettings,
+    steps: int,
     *,
-    on_part: Callable[[float], object] | None = None,
+    fixed_batch: int | None = None,
+    progress: Progress | None = None,
 ) -> list[RenderedPatches]:
-    """Paint nuclei whose noise is there."""
-    count, found, done = sum(len(group.rows) for group in groups), [], 0
-    if not groups and on_part is not None:
-        on_part(1.0)
+    """Render nuclei in calls of about ``BATCH`` patches, or of ``fixed_batch``, filled up."""
+    total, done, rendered = sum(len(group.rows) for group in groups), 0, []
     for group in groups:
-        told = (group.noise, group.radii, group.brightness, group.stage)
-        calls, light = math.ceil(len(group.rows) / BATCH), []
-        for some in zip(*(numbers.tensor_split(calls) for numbers in told), strict=True):
-            light.append(denoise_patches(painter, *some, steps=settings.steps))
-            done += len(some[0])
-            if on_part is not None:
-                on_part(done / count)
-        found.append(RenderedPatches(torch.cat(light), group.rows, group.moments, group.zoom))
-    return found
+        light = []
+        count = len(group.rows)
+        calls = math.ceil(count / (fixed_batch or BATCH))
+        inputs = [group.noise, group.radii, group.brightness, group.stage]
+        if fixed_batch:
+            inputs = [_fill(numbers, calls * fixed_batch) for numbers in inputs]
+        for part in zip(*(numbers.tensor_split(calls) for numbers in inputs), strict=True):
+            light.append(denoise_patches(painter, *part, steps=steps))
+            done += len(part[0])
+            if progress is not None:
+                progress(min(1.0, done / total))
+        rendered.append(
+            RenderedPatches(torch.cat(light)[:count], group.rows, group.frames, group.zoom)
+        )
+    return rendered
+
+
+def _fill(numbers: Tensor, count: int) -> Tensor:
+    """Return ``count`` rows, those that are missing filled with ones."""
+    missing = count - len(numbers)
+    return F.pad(numbers, (0, 0) * (numbers.dim() - 1) + (0, missing), value=1)
 
 
 @torch.no_grad()
