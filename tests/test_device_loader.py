@@ -437,7 +437,7 @@ class Noted(DeviceStream):
 
 def test_stream_calls_come_in_order(tiny, monkeypatch):
     stream = Noted()
-    monkeypatch.setattr(device_loader, "make_stream", lambda _: stream)
+    monkeypatch.setattr(device_loader, "_make_stream", lambda _: stream)
     list(on_cpu(tiny(length=2)))
     assert stream.calls[0] == ("begin", "loop")
     thread = [what for what, who in stream.calls if who == "thread"]
@@ -495,7 +495,9 @@ def streams(monkeypatch):
 
 
 def test_cuda_stream_waits_in_order(tiny, together, monkeypatch, streams):
-    monkeypatch.setattr(device_loader, "make_stream", lambda _: CudaStream(torch.device("cuda", 1)))
+    monkeypatch.setattr(
+        device_loader, "_make_stream", lambda _: CudaStream(torch.device("cuda", 1))
+    )
     videos = tiny(length=2, annotations=("masks",))
     loader = on_cpu(videos)
     assert isinstance(loader._stream, CudaStream)

@@ -16,7 +16,7 @@ from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.rng import numpy_rng
 from bvdm_data.synth import cell_bank as pools
-from bvdm_data.synth import scene as plan
+from bvdm_data.synth import synthesis as plan
 from bvdm_data.synth.cell_bank import BankSample, CellBank, PoolSettings
 from bvdm_data.synth.contours import compute_polygon_area
 from bvdm_data.synth.motion import simulate_colony
@@ -511,7 +511,7 @@ def test_light_and_labels_of_larger_and_smaller_nuclei_agree(lopsided, monkeypat
         made = real(*arguments)
         return replace(made, size=size)
 
-    monkeypatch.setattr(plan, "vary", varied)
+    monkeypatch.setattr(plan, "randomise_model", varied)
     shares = agreement(lopsided)
     assert np.mean(shares) > 0.88
     assert min(shares) > 0.75

@@ -103,7 +103,7 @@ def groups_of(lives, painter=None, *, memory=0.9, fresh=0.2, seed=0, views=None,
     arguments = {
         "texture": TextureModel(memory=memory, fresh=fresh),
         "settings": FastSettings(steps=2),
-        "generators": [torch_rng(seed, "texture", life.identity) for life in lives],
+        "rngs": [torch_rng(seed, "texture", life.identity) for life in lives],
     }
     views = views or [(life.first, life.last) for life in lives]
     return render_textures(lives, views, painter or LinearPainter(), **arguments | changes)

@@ -31,14 +31,8 @@ from bvdm_data.system import profile_span
 from bvdm_data.validate import as_int, check_device, name_clip_in_errors, name_source_in_errors
 from bvdm_data.weights import load
 
-
-@dataclass(frozen=True)
-class SceneItem:
-    """A clip and its scene; the clip has a video where there is no scene."""
-
-    epoch: int
-    clip: dict[str, Tensor]
-    scene: Scene | None = None
+SceneItem = tuple[int, dict[str, Tensor], Scene | None]
+"""Epoch, clip, and the scene of its video; None if the clip has its video."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +82,7 @@ class SceneStream(IterableDataset[SceneItem]):
         """Draw a scene, or make the whole clip."""
         maker, epoch = self.maker, self.videos.epoch
         if self.render:
-            return SceneItem(epoch, cast(dict[str, Tensor], maker.clip(number)))
+            return epoch, cast(dict[str, Tensor], maker.clip(number)), None
         name = f"SyntheticHeLaVideos(seed={maker.seed})"
         with name_clip_in_errors(name, epoch, number), run_single_threaded():
             settings = maker._scene(maker.annotations)
@@ -98,21 +92,18 @@ class SceneStream(IterableDataset[SceneItem]):
                 clip = collect_annotations(scene, flow, maker.annotations, maker.max_cells)
         clip["index"] = torch.tensor(number)
         clip["source"] = torch.tensor(1, dtype=torch.int8)
-        return SceneItem(epoch, clip, scene)
+        return epoch, clip, scene
 
     def collate(self, items: Sequence[SceneItem] | SceneItem) -> SceneBatch:
         """Return a batch; of a single item where it is not in a list."""
-        items = [items] if isinstance(items, SceneItem) else items
-        clips = default_collate([item.clip for item in items])
-        scenes = [item.scene for item in items if item.scene is not None]
-        batch = collate_scenes(scenes, self.method, load(self.maker.model)) if scenes else None
-        return SceneBatch(items[0].epoch, clips, batch)
+        epochs, clips, scenes = zip(*([items] if isinstance(items, tuple) else items), strict=True)
+        drawn = [scene for scene in scenes if scene is not None]
+        batch = collate_scenes(drawn, self.method, load(self.maker.model)) if drawn else None
+        return SceneBatch(epochs[0], default_collate(list(clips)), batch)
 
 
-def _render(
-    batch: SceneBatch, renderer: BatchRenderer | None, device: torch.device, seed: int
-) -> dict[str, Tensor]:
-    """Return the clips of a batch with their videos, on a device."""
+def _render(batch: SceneBatch, renderer: BatchRenderer | None, seed: int) -> dict[str, Tensor]:
+    """Return the clips of a batch with their videos, on the device of the renderer."""
     if renderer is None or batch.scenes is None:
         return batch.clips
     # On the CPU still: nothing waits for a device.
@@ -124,7 +115,7 @@ def _render(
     )
     with name_source_in_errors(place):
         video = renderer.render(batch.scenes)
-        rest = {key: value.to(device, non_blocking=True) for key, value in batch.clips.items()}
+        rest = {k: v.to(renderer.device, non_blocking=True) for k, v in batch.clips.items()}
     return {"video": video, **rest}
 
 
@@ -283,11 +274,6 @@ class CudaStream(DeviceStream):
                 value.record_stream(current)
 
 
-def make_stream(device: torch.device) -> DeviceStream:
-    """Return the stream of a device."""
-    return CudaStream(device) if device.type == "cuda" else DeviceStream()
-
-
 _PASSED_ON = (
     "drop_last", "multiprocessing_context", "persistent_workers", "prefetch_factor", "timeout",
     "worker_init_fn",
@@ -296,18 +282,18 @@ _PASSED_ON = (
 
 
 class DeviceLoader:
-    """Loads batches of clips that a GPU paints, while the loop uses those before.
+    """Loads batches of clips that a GPU renders, while the loop uses those before.
 
-    Workers draw lives, scenes, annotations and the noise of nuclei on the CPU, and send no
-    networks and no CUDA. A thread of the main process paints the nuclei of a whole batch in a few
-    calls of the network, adds their light, and exposes it, on a CUDA stream of its own. Which
-    process makes which clips, epochs, lengths and places in an epoch are those of the data set:
+    Workers draw cells, scenes, annotations and the noise of nuclei on the CPU; they send no
+    networks and use no CUDA. A thread of the main process renders the nuclei of a whole batch in a
+    few calls of the network, adds up their light, and exposes it, on its own CUDA stream. Which
+    process makes which clips, epochs, lengths and positions in an epoch are as in the data set:
     ``videos.set_epoch`` between two loops, and :meth:`state_dict`.
 
-    With ``device="cpu"`` batches have the same bytes as those of
-    ``DataLoader(videos, batch_size=...)``. On another device, annotations are the same, and
-    videos are not: the camera's noise is drawn there. A clip is still a function of its number,
-    on one kind of device, with one number of pictures a call, but for the last bits of sums.
+    With ``device="cpu"`` workers make whole clips, and batches have the same bytes as those of
+    ``DataLoader(videos, batch_size=...)``. On another device annotations are the same, and videos
+    differ in the camera's noise, which is drawn there. A clip still depends only on its number, up
+    to rounding, on one kind of device and with one value of ``pictures``.
 
     The part for CUDA has never been run on a CUDA device.
 
@@ -317,7 +303,7 @@ class DeviceLoader:
         batch_size: Clips a batch; None: clips without a batch, one by one. As that of the data
             set, where it knows one.
         num_workers: Processes that plan clips. 0: the thread does it.
-        device: Where clips are painted, and where they are: a CUDA device, or ``"cpu"``.
+        device: Where clips are rendered, and where they are: a CUDA device, or ``"cpu"``.
         prefetch: Batches that wait on the device for the loop, 1 or more.
         pictures: Nuclei that go through the network together; None: as many as the memory that is
             free now allows. Not for the CPU.
@@ -363,7 +349,12 @@ class DeviceLoader:
         self.device = _check_device(device, videos)
         workers = as_int("num_workers", num_workers, least=0)
         self._prefetch = as_int("prefetch", prefetch, least=1)
-        at_once = _check_pictures(pictures, self.device)
+        if pictures is not None and self.device.type == "cpu":
+            raise ValueError(
+                "pictures must be None with device='cpu', where clips are rendered one by one, got "
+                f"{pictures!r}"
+            )
+        patches = None if pictures is None else as_int("pictures", pictures, least=1)
         unknown = sorted(set(how) - set(_PASSED_ON))
         if unknown:
             raise TypeError(
@@ -376,25 +367,59 @@ class DeviceLoader:
             "pin_memory": self.device.type == "cuda",
             **how,
         }
-        self._renderer = _make_renderer(videos, method, self.device, at_once)
+        self._renderer = _make_renderer(videos, method, self.device, patches)
         self._scenes = SceneStream(videos, method, render=self._renderer is None)
-        self._stream = make_stream(self.device)
+        self._stream = _make_stream(self.device)
         self._loader = self._new_loader()
-        self._running: weakref.ref[_Loop] | None = None
-        self._progress = _Progress(self.videos._restarts)
+        self._running: weakref.ref[Prefetcher[Any]] | None = None
+        self._received, self._restarts = 0, videos._restarts
 
-    def __iter__(self) -> "_Loop":
+    def __iter__(self) -> Iterator[Any]:
         """Begin a loop; one that is under way is closed."""
         self._stop()
-        self._progress = _Progress(self.videos._restarts)
+        self._received, self._restarts = 0, self.videos._restarts
         self._stream.begin()
         # Workers are started here: this thread is the one that hears of their deaths.
-        loop = _Loop(
-            iter(self._loader), self._renderer, self._stream, self._prefetch, self._progress,
-            self.videos, self.batch_size,
-        )  # fmt: skip
-        self._running = weakref.ref(loop)
-        return loop
+        batches = iter(self._loader)
+        # The thread must not refer to the loop, which would never be garbage-collected.
+        renderer, stream, seed = self._renderer, self._stream, self.videos.seed
+
+        def work(batch: SceneBatch) -> tuple[dict[str, Tensor], Any, int]:
+            with stream.enter_stream():
+                return _render(batch, renderer, seed), stream.record_event(), batch.epoch
+
+        def iterate() -> Iterator[SceneBatch]:
+            with stream.enter_thread():
+                yield from batches
+
+        ahead = Prefetcher(iterate(), work, self._prefetch)
+        self._running = weakref.ref(ahead)
+        # A map keeps no batch while it waits for the next.
+        return map(self._receive, ahead)
+
+    def _receive(self, rendered: tuple[dict[str, Tensor], Any, int]) -> Any:
+        """Return what the loop gets: the batch, its clips transformed, or its only clip."""
+        batch, event, epoch = rendered
+        self._stream.wait(batch, event)
+        count = len(batch["video"])
+        if self.videos.transform is None:
+            self._received += count
+            return batch if self.batch_size is not None else {k: v[0] for k, v in batch.items()}
+        clips = [
+            apply_transform(
+                {key: value[place] for key, value in batch.items()},  # type: ignore[arg-type]
+                self.videos.transform,
+                name=f"SyntheticHeLaVideos(seed={self.videos.seed})",
+                seed=self.videos.seed,
+                epoch=epoch,
+                annotations=self.videos.annotations,
+            )
+            for place in range(count)
+        ]
+        self._received += count
+        if self.batch_size is None:
+            return default_convert(clips[0])  # type: ignore[no-untyped-call]
+        return default_collate(clips)
 
     def __len__(self) -> int:
         """Return the batches of an epoch that this rank gets."""
@@ -404,7 +429,7 @@ class DeviceLoader:
         """Return the loader."""
         return self
 
-    def __exit__(self, *told: object) -> None:
+    def __exit__(self, *error: object) -> None:
         """Close the loader."""
         self.close()
 
@@ -429,7 +454,7 @@ class DeviceLoader:
         """
         if consumed is None:
             # Nothing was got of what was loaded, or of the epoch chosen, since.
-            consumed = self._progress.clips if self._progress.starts == self.videos._restarts else 0
+            consumed = self._received if self._restarts == self.videos._restarts else 0
         return self.videos.state_dict(consumed=consumed)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -455,75 +480,8 @@ class DeviceLoader:
         return DataLoader(self._scenes, collate_fn=self._scenes.collate, **self._how)
 
 
-class _Progress:
-    """How far a loop is."""
-
-    def __init__(self, starts: int) -> None:
-        self.starts = starts
-        self.clips = 0
-
-
-class _Loop(Iterator[Any]):
-    """One pass over the batches of a loader."""
-
-    def __init__(
-        self,
-        batches: Iterator[SceneBatch],
-        renderer: BatchRenderer | None,
-        stream: DeviceStream,
-        prefetch: int,
-        progress: _Progress,
-        videos: SyntheticHeLaVideos,
-        batch_size: int | None,
-    ) -> None:
-        # The thread must not refer to the loop, which would never be garbage-collected.
-        device = torch.device("cpu") if renderer is None else renderer.device
-
-        def work(batch: SceneBatch) -> tuple[dict[str, Tensor], Any, int]:
-            with stream.enter_stream():
-                clips = _render(batch, renderer, device, videos.seed)
-                return clips, stream.record_event(), batch.epoch
-
-        def iterate() -> Iterator[SceneBatch]:
-            with stream.enter_thread():
-                yield from batches
-
-        self._ahead = Prefetcher(iterate(), work, prefetch)
-        self._stream = stream
-        self._progress = progress
-        self._videos = videos
-        self._batch_size = batch_size
-
-    def __next__(self) -> Any:
-        batch, event, epoch = next(self._ahead)
-        self._stream.wait(batch, event)
-        finished = _finish(batch, self._videos, self._batch_size, epoch)
-        self._progress.clips += len(batch["video"])
-        return finished
-
-    def close(self) -> None:
-        """End the thread."""
-        self._ahead.close()
-
-
-def _finish(
-    batch: dict[str, Tensor], videos: SyntheticHeLaVideos, batch_size: int | None, epoch: int
-) -> Any:
-    """Return what the loop gets: the batch, its clips transformed, or its only clip."""
-    if videos.transform is None:
-        return batch if batch_size is not None else {key: value[0] for key, value in batch.items()}
-    clips = [
-        apply_transform(
-            {key: value[place] for key, value in batch.items()},  # type: ignore[arg-type]
-            videos.transform,
-            name=f"SyntheticHeLaVideos(seed={videos.seed})",
-            seed=videos.seed,
-            epoch=epoch,
-            annotations=videos.annotations,
-        )
-        for place in range(len(batch["video"]))
-    ]
-    return default_collate(clips) if batch_size is not None else default_convert(clips[0])  # type: ignore[no-untyped-call]
+def _make_stream(device: torch.device) -> DeviceStream:
+    return CudaStream(device) if device.type == "cuda" else DeviceStream()
 
 
 def _make_renderer(
@@ -575,14 +533,3 @@ def _check_device(device: str | torch.device, videos: SyntheticHeLaVideos) -> to
     if found.type == "cuda" and found.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return found
-
-
-def _check_pictures(pictures: SupportsIndex | None, device: torch.device) -> int | None:
-    if pictures is None:
-        return None
-    if device.type == "cpu":
-        raise ValueError(
-            f"pictures must be None with device='cpu', where clips are painted one by one, got "
-            f"{pictures!r}"
-        )
-    return as_int("pictures", pictures, least=1)

@@ -41,7 +41,7 @@ class Model:
     texture: TextureModel  # how long a texture lasts
     painter: Denoiser  # draws a nucleus from outline, brightness and stage; the method "fast"
     distilled: Student  # draws the same in one call
-    # predicts the noise in a picture of a nucleus, for the paper's method; None where that was not
+    # predicts the noise in a patch of a nucleus, for the paper's method; None where that was not
     # fitted
     unet: UNet | None = None
     # predicts the flow between two masks, for the paper's method; or None
@@ -66,8 +66,8 @@ class Model:
     def to(self, device: torch.device) -> "Model":
         """Return a copy whose networks are on a device; the statistics stay on the CPU."""
         # Copied, not made anew: that would draw from the global random state.
-        painter, distilled = _moved(self.painter, device), _moved(self.distilled, device)
-        unet = None if self.unet is None else _moved(self.unet, device)
+        painter, distilled = _copy_to(self.painter, device), _copy_to(self.distilled, device)
+        unet = None if self.unet is None else _copy_to(self.unet, device)
         flownet = None if self.flownet is None else deepcopy(self.flownet).to(device).eval()
         return replace(self, painter=painter, distilled=distilled, unet=unet, flownet=flownet)
 
@@ -75,7 +75,7 @@ class Model:
 _Network = TypeVar("_Network", bound=nn.Module)
 
 
-def _moved(network: _Network, device: torch.device) -> _Network:
+def _copy_to(network: _Network, device: torch.device) -> _Network:
     copied = deepcopy(network).to(device).eval()
     copied.to(memory_format=torch.channels_last)
     return copied
@@ -94,7 +94,7 @@ SPACING = 0.3
 choice: in half of the clips nuclei touch and overlap more than in the HeLa video)."""
 
 CONTACT = 0.4
-"""Largest share of the founders that are put against another at a variation of 1 (our choice: a
+"""Largest share of the founders that touch another at a variation of 1 (our choice: a
 segmenter learns to part nuclei from those that touch, which few of the HeLa video's do)."""
 
 SPEED = 0.3
@@ -115,7 +115,7 @@ class RandomisedModel:
     camera: CameraModel  # noise
     size: float  # factor on lengths of nuclei, which shapes and lives have already
     brightness: float  # factor on their light, which lives have already
-    contact: float  # share of the founders that are put against another
+    contact: float  # share of the founders that touch another
     blur: float  # standard deviation of an extra Gaussian blur of all light, px
 
 
@@ -136,8 +136,8 @@ def randomise_model(
     blur = amount * BLUR * generator.random()
     room = np.exp(-amount * generator.uniform(0, SPACING))
     contact = amount * generator.uniform(0, CONTACT)
-    # The first is the pace itself, the others say how it varies.
-    pace = motion.pace * np.append(
+    # The first is the speed itself, the others describe how it varies.
+    speed = motion.pace * np.append(
         math.exp(amount * SPEED * generator.standard_normal()), [1.0] * 4
     )
     return RandomisedModel(
@@ -149,7 +149,7 @@ def randomise_model(
             brightness=brightness * lives.brightness,
         ),
         motion=replace(
-            motion, density=density * motion.density, closest=room * motion.closest, pace=pace
+            motion, density=density * motion.density, closest=room * motion.closest, pace=speed
         ),
         camera=replace(camera, noise=noise * camera.noise),
         size=float(size),

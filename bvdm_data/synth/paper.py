@@ -31,7 +31,7 @@ PAPER_NETS_MISSING = (
 
 @dataclass(frozen=True, kw_only=True)
 class PaperSettings(Method):
-    """How a mask becomes a picture of a nucleus (Yilmaz et al. 2024, section 2 and table 2).
+    """How a mask becomes a patch of a nucleus (Yilmaz et al. 2024, section 2 and table 2).
 
     Attributes:
         first_steps: Diffusion steps at a nucleus' first frame, T_f=0; table 2a.
@@ -46,7 +46,7 @@ class PaperSettings(Method):
     mask_level: float = 150 / 255
 
     def __post_init__(self) -> None:
-        """Refuse numbers that cannot make a picture."""
+        """Refuse numbers that make no texture."""
         for name in ("first_steps", "later_steps", "total_steps"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):
@@ -117,12 +117,12 @@ def render_paper_textures(
     unet: UNet,
     flownet: FlowNet,
     settings: PaperSettings,
-    generators: Sequence[torch.Generator],
+    rngs: Sequence[torch.Generator],
     *,
     keep_flow: bool = True,
     progress: Progress | None = None,
 ) -> TexturePatches:
-    """Paint all nuclei, frame by frame, in one batch (paper, figures 1 b.1 and b.2).
+    """Render all nuclei, frame by frame, in one batch (paper, figures 1 b.1 and b.2).
 
     In its first frame a nucleus' flat mask is noised by ``first_steps`` steps and denoised. In
     each later frame the flow between its masks carries its texture on, what lies outside the new
@@ -130,29 +130,29 @@ def render_paper_textures(
     """
     device = next(unet.parameters()).device
     schedule = make_cosine_schedule(settings.total_steps)
-    film = masks.to(device)
+    masks = masks.to(device)
     present = masks.flatten(2).any(2)
-    texture = torch.zeros(film.shape, device=device)
-    edges = film.shape[1] - 1 if keep_flow else 0
-    flow = torch.zeros((film.shape[0], edges, 2, *film.shape[2:]), device=device)
-    for frame in range(film.shape[1]):
+    texture = torch.zeros(masks.shape, device=device)
+    edges = masks.shape[1] - 1 if keep_flow else 0
+    flow = torch.zeros((masks.shape[0], edges, 2, *masks.shape[2:]), device=device)
+    for frame in range(masks.shape[1]):
         before = present[:, frame - 1] if frame else torch.zeros_like(present[:, 0])
         born = (present[:, frame] & ~before).nonzero()[:, 0].tolist()
         staying = (present[:, frame] & before).nonzero()[:, 0].tolist()
         if born:
-            flat = settings.mask_level * film[born, frame, None].float()
-            noise = [generators[n] for n in born]
+            flat = settings.mask_level * masks[born, frame, None].float()
+            noise = [rngs[n] for n in born]
             texture[born, frame] = _refresh(flat, unet, settings.first_steps, schedule, noise)[:, 0]
         if staying:
-            step = _flow_between(flownet, film[staying, frame - 1], film[staying, frame])
-            moved = warp(texture[staying, frame - 1, None], step) * film[staying, frame, None]
-            noise = [generators[n] for n in staying]
+            step = _flow_between(flownet, masks[staying, frame - 1], masks[staying, frame])
+            moved = warp(texture[staying, frame - 1, None], step) * masks[staying, frame, None]
+            noise = [rngs[n] for n in staying]
             if keep_flow:
                 flow[staying, frame - 1] = step
             fresh = _refresh(moved, unet, settings.later_steps, schedule, noise)
             texture[staying, frame] = fresh[:, 0]
         if progress is not None:
-            progress((frame + 1) / film.shape[1])
+            progress((frame + 1) / masks.shape[1])
     return TexturePatches(texture, flow)
 
 
@@ -178,25 +178,25 @@ def _flow_between(
 
 @torch.no_grad()
 def _refresh(
-    picture: Float[Tensor, "N 1 H W"],
+    patch: Float[Tensor, "N 1 H W"],
     unet: UNet,
     steps: int,
     schedule: Schedule,
-    generators: Sequence[torch.Generator],
+    rngs: Sequence[torch.Generator],
 ) -> Float[Tensor, "N 1 H W"]:
     if steps == 0:
-        return picture
-    noise = _noise(picture, generators)
-    noisy = add_noise(picture, next(noise), torch.tensor([steps - 1]), schedule)
+        return patch
+    noise = _noise(patch, rngs)
+    noisy = add_noise(patch, next(noise), torch.tensor([steps - 1]), schedule)
     return sample_ddpm(_in_bfloat16(unet), noisy, steps, schedule, noise)
 
 
 def _noise(
-    like: Float[Tensor, "N 1 H W"], generators: Sequence[torch.Generator]
+    like: Float[Tensor, "N 1 H W"], rngs: Sequence[torch.Generator]
 ) -> Iterator[Float[Tensor, "N 1 H W"]]:
     """Draw on the CPU, whatever the device, so that all devices start from the same numbers."""
     while True:
-        drawn = [torch.randn(like.shape[1:], generator=generator) for generator in generators]
+        drawn = [torch.randn(like.shape[1:], generator=generator) for generator in rngs]
         yield torch.stack(drawn).to(like.device)
 
 

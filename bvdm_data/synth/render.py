@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -75,19 +75,6 @@ class RenderedPatches:
         return self.light.shape[-1]
 
 
-class Patches(Protocol):
-    """Patches of one size, rendered or to be rendered."""
-
-    @property
-    def rows(self) -> Tensor: ...  # noqa: D102
-    @property
-    def frames(self) -> Tensor: ...  # noqa: D102
-    @property
-    def zoom(self) -> Tensor: ...  # noqa: D102
-    @property
-    def side(self) -> int: ...  # noqa: D102
-
-
 @dataclass(frozen=True)
 class PatchPlacement:
     """Where patches of one size go."""
@@ -102,11 +89,14 @@ class PatchPlacement:
 
 
 def place_patches(
-    parts: Sequence[tuple[int, CellTable, Patches]],
+    parts: Sequence[tuple[int, CellTable, Any]],
     size: tuple[int, int],
     halo: float = SDF_CLIP,
 ) -> PatchPlacement:
-    """Place patches of one size, each part with the number of its video; ``halo`` px are lit."""
+    """Place patches of one size, rendered or to be rendered, each part with its video's number.
+
+    Outlines are lit up to a distance of ``halo`` px.
+    """
     rows, frames, poses, reaches = [], [], [], []
     for video, table, group in parts:
         row, frame, zoom = group.rows, group.frames, group.zoom

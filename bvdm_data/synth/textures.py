@@ -27,25 +27,25 @@ from bvdm_data.synth.scene import Method, Progress, Scene, SceneSettings, Textur
 from bvdm_data.system import profile_span
 
 BATCH = 64
-"""Pictures that go through the network together."""
+"""Patches that go through the network together."""
 
 STUDENT_STEPS = 6
-"""Calls of the painter whose outcome the distilled network learns."""
+"""Calls of the denoiser whose outcome the distilled network learns."""
 
 BRIGHTEST = 4.0
-"""Light over brightness at which a picture is clipped; none of the HeLa video's is beyond it."""
+"""Light over brightness at which a patch is clipped; none of the HeLa video's is beyond it."""
 
 _FADE = 3.0
-"""Width in pixels of the rim over which the halo fades to nothing at ``REACH``."""
+"""Width in pixels of the rim over which the halo fades to nothing at ``SDF_CLIP``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FastSettings(Method):
-    """How nuclei are painted by the library's own method.
+    """How nuclei are rendered by the library's own method.
 
     Attributes:
-        steps: Calls of the network a picture. 1: by the distilled network, which learnt to draw
-            at once what the painter draws in ``DISTILLED_STEPS``; more: by the painter itself.
+        steps: Calls of the network a patch. 1: by the distilled network, which learnt to draw
+            at once what the denoiser draws in ``STUDENT_STEPS``; more: by the denoiser itself.
         families: Whether nuclei live and move as those of the video do, see
             :func:`bvdm_data.synth.motion.simulate_colony`; False: as in the paper's scenes.
         memory: As in :class:`TextureModel`; None: that of the fitted video.
@@ -66,7 +66,7 @@ class FastSettings(Method):
     fresh: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse numbers that cannot make a picture."""
+        """Refuse numbers that make no texture."""
         if isinstance(self.steps, bool) or not isinstance(self.steps, int):
             raise TypeError(f"steps must be an int, got {self.steps!r}")
         if not 1 <= self.steps <= 1000:
@@ -146,84 +146,84 @@ class DenoiserInputs:
 
 
 def make_denoiser_inputs(
-    lives: Sequence[Cell],
-    views: Sequence[tuple[int, int]],
-    painter: Denoiser | Student,
+    cells: Sequence[Cell],
+    spans: Sequence[tuple[int, int]],
+    network: Denoiser | Student,
     memory: float,
     fresh: float,
-    generators: Sequence[torch.Generator],
+    rngs: Sequence[torch.Generator],
 ) -> list[DenoiserInputs]:
     """Draw the noise of nuclei, and collect the conditions of the network."""
-    patch = painter.settings.patch
+    patch = network.settings.patch
     with profile_span("noise"):
-        noise = _draw_ar1_noise(lives, patch, memory, fresh, generators)
-    seen = [(n, f) for n, (first, last) in enumerate(views) for f in range(first, last + 1)]
+        noise = _draw_ar1_noise(cells, patch, memory, fresh, rngs)
+    seen = [(n, f) for n, (first, last) in enumerate(spans) for f in range(first, last + 1)]
     if not seen:
         return []
     rows, frames = torch.tensor(seen).unbind(1)
-    shown = [(lives[n], f - lives[n].first) for n, f in seen]
-    radii = torch.from_numpy(np.stack([life.radii[m] for life, m in shown])).float()
-    brightness = torch.tensor([float(life.brightness[m]) for life, m in shown])
-    stage = torch.tensor([int(life.stages[m]) for life, m in shown])
-    found = []
-    for side, group in _group_by_patch_size(painter, radii):
+    shown = [(cells[n], f - cells[n].first) for n, f in seen]
+    radii = torch.from_numpy(np.stack([cell.radii[m] for cell, m in shown])).float()
+    brightness = torch.tensor([float(cell.brightness[m]) for cell, m in shown])
+    stage = torch.tensor([int(cell.stages[m]) for cell, m in shown])
+    inputs = []
+    for side, group in _group_by_patch_size(network, radii):
         rim = (patch - side) // 2
         inner = slice(rim, patch - rim)
         drawn = [
-            noise[n][f - lives[n].first, inner, inner] for n, f in (seen[g] for g in group.tolist())
+            noise[n][f - cells[n].first, inner, inner] for n, f in (seen[g] for g in group.tolist())
         ]
-        found.append(
+        inputs.append(
             DenoiserInputs(
                 torch.stack(drawn), radii[group], brightness[group], stage[group],
                 rows[group], frames[group], fit_to_patch_scale(radii[group], side),
             )
         )  # fmt: skip
-    return found
+    return inputs
 
 
 def _group_by_patch_size(
-    painter: Denoiser | Student, radii: Float[Tensor, "N K"]
+    network: Denoiser | Student, radii: Float[Tensor, "N K"]
 ) -> list[tuple[int, Tensor]]:
-    """Group nuclei by the side of the picture that they need."""
+    """Group nuclei by the side of the patch that they need."""
     narrow = torch.zeros(len(radii), dtype=torch.bool)
-    side = painter.settings.patch
-    if isinstance(painter, Student):
-        narrow, side = painter.fits_narrow(radii), painter.settings.narrow
-    groups = [(side, narrow.nonzero()[:, 0]), (painter.settings.patch, (~narrow).nonzero()[:, 0])]
+    side = network.settings.patch
+    if isinstance(network, Student):
+        narrow, side = network.fits_narrow(radii), network.settings.narrow
+    groups = [(side, narrow.nonzero()[:, 0]), (network.settings.patch, (~narrow).nonzero()[:, 0])]
     return [(side, group) for side, group in groups if len(group)]
 
 
 def _draw_ar1_noise(
-    lives: Sequence[Cell],
+    cells: Sequence[Cell],
     patch: int,
     memory: float,
     fresh: float,
-    generators: Sequence[torch.Generator],
+    rngs: Sequence[torch.Generator],
 ) -> list[Float[Tensor, "n P P"]]:
-    """Draw the noise of every life, frame by frame."""
+    """Draw the noise of every cell, frame by frame."""
     renewed = math.sqrt(1 - memory**2)
     ends: dict[int, Tensor] = {}
-    found = []
-    for life, generator in zip(lives, generators, strict=True):
-        count = len(life.stages)
-        lasting, passing = torch.randn((2, count, patch, patch), generator=generator)
-        before = ends.get(life.parent)
+    inputs = []
+    for cell, rng in zip(cells, rngs, strict=True):
+        count = len(cell.stages)
+        lasting, new = torch.randn((2, count, patch, patch), generator=rng)
+        before = ends.get(cell.parent)
         for now in lasting:
             if before is not None:
                 now.mul_(renewed).add_(before, alpha=memory)
             before = now
-        ends[life.identity] = lasting[-1]
-        found.append(math.sqrt(1 - fresh) * lasting + math.sqrt(fresh) * passing)
-    return found
+        ends[cell.identity] = lasting[-1]
+        inputs.append(math.sqrt(1 - fresh) * lasting + math.sqrt(fresh) * new)
+    return inputs
 
 
 def render_textures(
-    lives: Sequence[Cell],
-    views: Sequence[tuple[int, int]],
-    painter: Denoiser | Student,
+    cells: Sequence[Cell],
+    spans: Sequence[tuple[int, int]],
+    network: Denoiser | Student,
     texture: TextureModel,
     settings: FastSettings,
-    generators: Sequence[torch.Generator],
+    rngs: Sequence[torch.Generator],
     *,
     progress: Progress | None = None,
 ) -> list[RenderedPatches]:
@@ -237,13 +237,13 @@ def render_textures(
     with the noise of their mother.
     """
     process = settings.drift(texture)
-    inputs = make_denoiser_inputs(lives, views, painter, *process, generators)
-    return run_denoiser_batched(inputs, painter, settings.steps, progress=progress)
+    inputs = make_denoiser_inputs(cells, spans, network, *process, rngs)
+    return run_denoiser_batched(inputs, network, settings.steps, progress=progress)
 
 
 def run_denoiser_batched(
     groups: Sequence[DenoiserInputs],
-    painter: Denoiser | Student,
+    network: Denoiser | Student,
     steps: int,
     *,
     fixed_batch: int | None = None,
@@ -259,7 +259,7 @@ def run_denoiser_batched(
         if fixed_batch:
             inputs = [_fill(numbers, calls * fixed_batch) for numbers in inputs]
         for part in zip(*(numbers.tensor_split(calls) for numbers in inputs), strict=True):
-            light.append(denoise_patches(painter, *part, steps=steps))
+            light.append(denoise_patches(network, *part, steps=steps))
             done += len(part[0])
             if progress is not None:
                 progress(min(1.0, done / total))
@@ -277,7 +277,7 @@ def _fill(numbers: Tensor, count: int) -> Tensor:
 
 @torch.no_grad()
 def denoise_patches(
-    painter: Denoiser | Student,
+    network: Denoiser | Student,
     noise: Float[Tensor, "N P P"],
     radii: Float[Tensor, "N K"],
     brightness: Float[Tensor, " N"],
@@ -285,23 +285,23 @@ def denoise_patches(
     *,
     steps: int,
 ) -> Float[Tensor, "N P P"]:
-    """Paint nuclei from noise."""
+    """Render nuclei from noise."""
     patch = noise.shape[-1]
-    device = next(painter.parameters()).device
+    device = next(network.parameters()).device
     with profile_span("outlines"):
         radii = radii * fit_to_patch_scale(radii, patch)[:, None]
         edge = compute_signed_distance_map(radii, patch).to(device)
     brightness, stage = brightness.to(device), stage.to(device)
     start = noise[:, None].to(device)
     with profile_span("network"), torch.autocast(device.type, torch.bfloat16):
-        if isinstance(painter, Student):
-            picture = painter(start, edge, brightness, stage)
+        if isinstance(network, Student):
+            picture = network(start, edge, brightness, stage)
         else:
-            picture = run_dpm_solver(painter, start, steps, edge, brightness, stage)
-    light = painter.to_light(picture, brightness).nan_to_num(0)
+            picture = run_dpm_solver(network, start, steps, edge, brightness, stage)
+    light = network.to_light(picture, brightness).nan_to_num(0)
     most = BRIGHTEST * brightness[:, None, None]
     # No nucleus makes its surroundings darker than the noise of the background does.
-    light = light.clamp(-most.clamp(max=painter.floor), most) * fade_halo(edge)
+    light = light.clamp(-most.clamp(max=network.floor), most) * fade_halo(edge)
     inside = (edge[:, 0] <= 0).float()
     mean = (light * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
     # The network meets the brightness that it is given within a few per cent.
@@ -310,5 +310,5 @@ def denoise_patches(
 
 
 def fade_halo(edge: Float[Tensor, "N 1 P P"]) -> Float[Tensor, "N P P"]:
-    """Return the share of the light that is kept: 1, but falling to 0 towards ``REACH``."""
+    """Return the share of the light that is kept: 1, but falling to 0 towards ``SDF_CLIP``."""
     return ((1 - edge[:, 0]) * (SDF_CLIP / _FADE)).clamp(0, 1)
