@@ -95,7 +95,7 @@ def test_network_calls_have_equal_size(tiny_generator, monkeypatch):
 
     monkeypatch.setattr(textures, "denoise_patches", note)
     scenes = [draw(tiny_generator, index, nuclei=6) for index in range(3)]
-    inputs = collate_scenes(scenes, FAST, tiny_generator).inputs
+    inputs = [group for group, _ in collate_scenes(scenes, FAST, tiny_generator).groups]
     assert [group.side for group in inputs] == [32, 48]
     render(tiny_generator, scenes, batch_size=20)
     assert calls == [{20}] * sum(-(-len(group.rows) // 20) for group in inputs)
@@ -103,7 +103,7 @@ def test_network_calls_have_equal_size(tiny_generator, monkeypatch):
 
 def test_clips_without_nuclei_show_background(quiet):
     scenes = [draw(quiet, index, nuclei=0, size=(40, 50)) for index in range(2)]
-    assert not collate_scenes(scenes, FAST, quiet).inputs
+    assert not collate_scenes(scenes, FAST, quiet).groups
     assert len(render(quiet, scenes).unique()) == 1
 
 

@@ -16,7 +16,7 @@ from bvdm_data import DeviceLoader, FastSettings, PoolSettings, SyntheticHeLaVid
 from bvdm_data.clip import ANNOTATIONS, TooManyNucleiError
 from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets import device_loader
-from bvdm_data.datasets.device_loader import CudaStream, DeviceStream, Prefetcher
+from bvdm_data.datasets.device_loader import CudaStream, Prefetcher
 from bvdm_data.synth.cell_bank import CellBank
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -399,50 +399,6 @@ def test_device_transform_runs_in_the_loop(tiny, together):
 
     (batch,) = on_cpu(tiny(transform=marked, length=2))
     assert batch["thread"].tolist() == [True, True]
-
-
-class Noted(DeviceStream):
-    """A stream that writes down its calls and their threads."""
-
-    def __init__(self):
-        self.calls = []
-
-    def note(self, what):
-        main = threading.current_thread() is threading.main_thread()
-        self.calls.append((what, "loop" if main else "thread"))
-
-    def begin(self):
-        self.note("begin")
-
-    @contextmanager
-    def enter_thread(self):
-        self.note("thread")
-        yield
-        self.note("left")
-
-    @contextmanager
-    def enter_stream(self):
-        self.note("enter")
-        yield
-        self.note("leave")
-
-    def record_event(self):
-        self.note("record")
-        return len(self.calls)
-
-    def wait(self, batch, event):
-        assert self.calls[event - 1] == ("record", "thread")
-        self.note(f"wait for {batch['index'].tolist()}")
-
-
-def test_stream_calls_come_in_order(tiny, monkeypatch):
-    stream = Noted()
-    monkeypatch.setattr(device_loader, "_make_stream", lambda _: stream)
-    list(on_cpu(tiny(length=2)))
-    assert stream.calls[0] == ("begin", "loop")
-    thread = [what for what, who in stream.calls if who == "thread"]
-    assert thread == ["thread", "enter", "record", "leave", "left"]
-    assert [what for what, who in stream.calls if who == "loop"] == ["begin", "wait for [0, 1]"]
 
 
 # CUDA's streams, a stand-in for them

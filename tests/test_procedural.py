@@ -1,30 +1,18 @@
 """The procedural method: chromatin from filtered noise, and flow from formulas."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
-from ctc_metrics.scripts.validate import validate_sequence
-from test_export import as_result
-from torch.utils.data import DataLoader
 
-from bvdm_data.cli import cli
 from bvdm_data.clip import ANNOTATIONS, STAGES
 from bvdm_data.clip_check import check_clip
-from bvdm_data.datasets.ctc import read_sequence
-from bvdm_data.datasets.export import MANIFEST, export
 from bvdm_data.datasets.synthetic import METHODS, SyntheticHeLaVideos
 from bvdm_data.rng import torch_rng
 from bvdm_data.synth.cells import Cell
 from bvdm_data.synth.denoiser import Denoiser, Student
 from bvdm_data.synth.flow import FLOW_SIZE, FlowNet, warp
 from bvdm_data.synth.procedural import ProceduralSettings, render_procedural_textures
-from bvdm_data.synth.scene import SceneSettings
-from bvdm_data.synth.synthesis import synthesise
 from bvdm_data.synth.unet import UNet
-from bvdm_data.weights import load
 
 SIX = (0.1,) * 6
 EVEN = {"contrast": (0.0,) * 6, "nucleoli": (0, 0)}
@@ -236,7 +224,7 @@ def test_mean_inside_is_mask_level(level):
     assert texture.min() > -1e-3
 
 
-@pytest.mark.parametrize("memory", [0.0, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("memory", [0.0, 0.9, 1.0])
 def test_memory_is_frame_correlation(memory):
     lives = [made_life(identity=n + 1, frames=4) for n in range(30)]
     settings = ProceduralSettings(memory=memory, fresh=0, nucleoli=(0, 0), clump_share=0)
@@ -290,7 +278,7 @@ def test_flow_maps_outline_to_outline():
             assert float(flow[(frame, *place)]) == pytest.approx(expected, rel=0.02)
 
 
-@pytest.mark.parametrize("stage", range(len(STAGES)))
+@pytest.mark.parametrize("stage", [0, 3, len(STAGES) - 1])
 def test_contrast_of_each_stage(stage):
     lives = [made_life(identity=n + 1, frames=2, stages=stage) for n in range(30)]
     contrast = tuple(0.25 if n == stage else 0.0 for n in range(6))
@@ -329,20 +317,6 @@ def test_method_has_a_name(tiny):
     assert not same(tiny().clip(0), tiny(method=ProceduralSettings(grain=2)).clip(0))
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker")
-def test_clip_is_a_pure_function(tiny):
-    dataset = tiny(length=4, frames=2)
-    clips = [dataset.clip(n) for n in (3, 0, 2, 1)]
-    clips = {int(clip["index"]): clip for clip in clips}
-    assert same(tiny(frames=2).clip(2), clips[2])
-    loader = DataLoader(dataset, batch_size=None, num_workers=2)
-    streamed = list(loader)
-    assert len(streamed) == 4
-    assert all(same(clip, clips[int(clip["index"])]) for clip in streamed)
-    assert not torch.equal(clips[0]["video"], clips[1]["video"])
-    assert not torch.equal(tiny(seed=1, frames=2).clip(0)["video"], clips[0]["video"])
-
-
 def test_annotations_of_clips_agree(tiny):
     divisions = 0
     for seed in range(3):
@@ -359,20 +333,6 @@ def test_annotations_of_clips_agree(tiny):
 @pytest.mark.parametrize("changes", [{"frames": 1}, {"nuclei": 0}])
 def test_unusual_clips_are_valid(tiny, changes):
     check_clip(tiny(**changes).clip(0))
-
-
-def test_masks_do_not_depend_on_settings(tiny):
-    wanted = ("masks", "tracks", "stages")
-    one = tiny(annotations=wanted).clip(0)
-    other = tiny(annotations=wanted, method=ProceduralSettings(memory=0.1, blur=1)).clip(0)
-    assert all(torch.equal(one[key], other[key]) for key in wanted)
-    assert not torch.equal(one["video"], other["video"])
-
-
-def test_nuclei_are_brighter_than_background(tiny):
-    clip = tiny(size=(64, 64), nuclei=3).clip(0)
-    video, here = clip["video"][:, 0], clip["masks"] > 0
-    assert video[here].median() > 1.3 * video[~here].median()
 
 
 @pytest.fixture
@@ -394,36 +354,6 @@ def test_no_network_is_run(tiny, no_network):
 
 
 # Doors
-
-
-def test_exported_sequence_holds_the_video(tiny_model, tmp_path):
-    scene = {"frames": 3, "size": (64, 72), "nuclei": 4}
-    folder, rest = tmp_path / "data", {"model": tiny_model, "sequences": 1, "seed": 3}
-    rest |= {"method": "procedural", "progress": False}
-    assert export(folder, **scene, **rest) == ["01"]
-    result = as_result(folder, "01", tmp_path / "result")
-    assert validate_sequence(result, threads=1) == {"Valid": 1}
-    film = synthesise(
-        load(tiny_model), SceneSettings(**scene), ProceduralSettings(), seed=3, name=("export", 0)
-    )
-    sequence = read_sequence(folder, "01")
-    np.testing.assert_array_equal(sequence.tracks, film.tracks)
-    for number in range(3):
-        np.testing.assert_array_equal(sequence.masks(number), film.masks[number])
-    assert json.loads((folder / MANIFEST).read_text())["method"] == repr(ProceduralSettings())
-    for method in ("fast", "paper"):
-        with pytest.raises(ValueError, match=r"was begun with method='ProceduralSettings\("):
-            export(folder, **scene, **rest | {"method": method})
-
-
-def test_preview_renders_procedurally(tiny_model, tmp_path, no_network):
-    command = f"preview --model {tiny_model} --output {tmp_path} --method procedural"
-    few = "--frames 2 --size 64x64 --nuclei 3"
-    result = CliRunner().invoke(cli, [*command.split(), *few.split()])
-    assert result.exit_code == 0, result.output
-    assert "0 workers, procedural)" in result.output
-    assert (tmp_path / "contact_sheet.png").is_file()
-    assert (tmp_path / "clip.gif").is_file()
 
 
 def test_black_nucleus_has_finite_light(tiny_model):

@@ -2,7 +2,7 @@
 
 import pickle
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -16,13 +16,7 @@ from bvdm_data.synth.camera import (
 )
 from bvdm_data.synth.cell_bank import CellBank
 from bvdm_data.synth.model import Model
-from bvdm_data.synth.render import (
-    PatchPlacement,
-    composite,
-    join_patches,
-    map_tensors,
-    place_patches,
-)
+from bvdm_data.synth.render import PatchPlacement, composite, join_by_size, map_tensors
 from bvdm_data.synth.scene import Scene
 from bvdm_data.synth.textures import (
     BATCH,
@@ -49,8 +43,7 @@ class RenderBatch:
     seeds: list[int]  # of the camera, for each
     noise: Float[Tensor, " B"]  # standard deviation of the noise, grey values
     blur: Float[Tensor, "B T"] | None  # kernels of extra blurs
-    inputs: list[DenoiserInputs]  # of all cells, one entry for each size of patches
-    placements: list[PatchPlacement]  # of these
+    groups: list[tuple[DenoiserInputs, PatchPlacement]]  # of all cells, by size of patches
     # pickled tables and cells, where a bank in the rendering process has the patches
     samples: Tensor | None
 
@@ -61,32 +54,24 @@ class RenderBatch:
 
 def collate_scenes(scenes: Sequence[Scene], method: FastSettings, model: Model) -> RenderBatch:
     """Draw the noise of the cells of scenes, and gather what rendering needs."""
-    inputs: list[DenoiserInputs] = []
-    placements: list[PatchPlacement] = []
-    samples = None
-    if any(scene.sample is not None for scene in scenes):
-        sent = [(scene.table, scene.sample, scene.list_bank_cells()) for scene in scenes]
-        data = pickle.dumps(sent, pickle.HIGHEST_PROTOCOL)
-        samples = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    else:
-        parts = [
-            (number, scene.table, group)
-            for number, scene in enumerate(scenes)
-            for group in method.draw_inputs(scene, model)
-        ]
-        for side in sorted({group.side for _, _, group in parts}):
-            alike = [part for part in parts if part[2].side == side]
-            inputs.append(join_patches([group for _, _, group in alike]))
-            placements.append(place_patches(alike, scenes[0].settings.size))
     kernels = make_gaussian_kernels([scene.blur for scene in scenes])
-    return RenderBatch(
+    batch = RenderBatch(
         seeds=[derive_camera_seed(scene.seed, scene.name) for scene in scenes],
         noise=torch.tensor([scene.camera.noise for scene in scenes], dtype=torch.float32),
         blur=None if kernels is None else kernels.float(),
-        inputs=inputs,
-        placements=placements,
-        samples=samples,
+        groups=[],
+        samples=None,
     )
+    if any(scene.sample is not None for scene in scenes):
+        sent = [(scene.table, scene.sample, scene.list_bank_cells()) for scene in scenes]
+        data = pickle.dumps(sent, pickle.HIGHEST_PROTOCOL)
+        return replace(batch, samples=torch.frombuffer(bytearray(data), dtype=torch.uint8))
+    parts = [
+        (number, scene.table, group)
+        for number, scene in enumerate(scenes)
+        for group in method.draw_inputs(scene, model)
+    ]
+    return replace(batch, groups=join_by_size(parts, scenes[0].settings.size))
 
 
 def choose_batch_size(device: torch.device) -> int:
@@ -128,7 +113,9 @@ class BatchRenderer:
         """Render the videos of a batch."""
         frames, height, width = self.shape
         count = len(batch.seeds)
-        groups = self._run_network(batch) if batch.samples is None else self._ask_bank(batch)
+        groups = (
+            self._run_network(batch) if batch.samples is None else self._ask_bank(batch.samples)
+        )
         light = composite(groups, (count * frames, height, width), device=self.device)
         noise = self._move(batch.noise)
         blur = None if batch.blur is None else self._move(batch.blur)
@@ -139,30 +126,25 @@ class BatchRenderer:
         return video[:, :, None]
 
     def _run_network(self, batch: RenderBatch) -> list[tuple[Tensor, PatchPlacement]]:
-        inputs = map_tensors(batch.inputs, self._move)
-        placements = map_tensors(batch.placements, self._move)
-        network = self.model.get_denoiser(self.method.steps)
+        groups = map_tensors(batch.groups, self._move)
+        network, steps = self.model.get_denoiser(self.method.steps), self.method.steps
         # Grids are made where they are needed, not brought there.
         with self.device:
-            patches = run_denoiser_batched(
-                inputs, network, self.method.steps, fixed_batch=self.batch_size
+            rendered = run_denoiser_batched(
+                [inputs for inputs, _ in groups], network, steps, fixed_batch=self.batch_size
             )
-        return list(zip([group.light for group in patches], placements, strict=True))
+        return [(r.light, place) for r, (_, place) in zip(rendered, groups, strict=True)]
 
-    def _ask_bank(self, batch: RenderBatch) -> list[tuple[Tensor, PatchPlacement]]:
-        assert batch.samples is not None and self.bank is not None  # noqa: S101, PT018
+    def _ask_bank(self, samples: Tensor) -> list[tuple[Tensor, PatchPlacement]]:
         parts = []
-        for number, (table, sample, cells) in enumerate(pickle.loads(batch.samples.numpy().data)):
+        for number, (table, sample, cells) in enumerate(pickle.loads(samples.numpy().data)):
             sample.pool, sample.generator = self.bank, self.model
             parts += [(number, table, group) for group in sample.pictures(cells, self.method)]
         placed = []
-        for side in sorted({group.side for _, _, group in parts}):
-            alike = [part for part in parts if part[2].side == side]
-            placement = place_patches(alike, self.shape[1:])
+        for group, placement in join_by_size(parts, self.shape[1:]):
             if self.device.type == "cuda":
                 placement = map_tensors(placement, Tensor.pin_memory)
-            light = torch.cat([group.light for _, _, group in alike])
-            placed.append((light, map_tensors(placement, self._move)))
+            placed.append((group.light, map_tensors(placement, self._move)))
         return placed
 
     def _move(self, tensor: Tensor) -> Tensor:

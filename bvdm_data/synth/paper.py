@@ -12,8 +12,7 @@ from bvdm_data.synth.contours import test_inside
 from bvdm_data.synth.denoiser import make_pixel_grid
 from bvdm_data.synth.flow import FLOW_SIZE, FlowNet, warp
 from bvdm_data.synth.model import Model
-from bvdm_data.synth.render import RenderedPatches
-from bvdm_data.synth.scene import Method, Progress, Scene, Textures
+from bvdm_data.synth.scene import Method, Progress, Scene, TexturePatches, Textures
 from bvdm_data.synth.unet import (
     NoisePredictor,
     Schedule,
@@ -86,30 +85,6 @@ class PaperSettings(Method):
             masks, model.unet, model.flownet, self, scene.make_texture_rngs(),
             keep_flow=scene.settings.flow, progress=progress,
         ).finish(scene, self.mask_level)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class TexturePatches:
-    """Textured nuclei."""
-
-    # relative light, [N, F, H, W] float32, about mask_level on average inside (nothing enforces
-    # it); 0 in frames in which a nucleus is not there
-    texture: Float[Tensor, "N F H W"]
-    # backward displacement (dy, dx) in pixels from frame f + 1 to f by which the texture was
-    # moved, [N, F - 1, 2, H, W] float32; 0 where nothing was moved. Without frames if it was not
-    # wanted
-    flow: Float[Tensor, "N E 2 H W"]
-
-    def finish(self, scene: Scene, mask_level: float) -> Textures:
-        """Give the cells of a scene their brightness; changes the textures in place."""
-        count, frames, side, _ = self.texture.shape
-        gain = torch.zeros(count, frames)
-        for row, cell in enumerate(scene.lives):
-            gain[row, cell.first : cell.last + 1] = torch.from_numpy(cell.brightness) / mask_level
-        light = self.texture.cpu().clamp_(min=0).mul_(gain[:, :, None, None])
-        rows, frame = torch.cartesian_prod(scene.rows, torch.arange(frames)).unbind(1)
-        patches = RenderedPatches(light.view(-1, side, side), rows, frame, torch.ones(len(rows)))
-        return Textures([patches], self.flow)
 
 
 def render_paper_textures(

@@ -18,8 +18,7 @@ from bvdm_data.synth.contours import interpolate_radius
 from bvdm_data.synth.denoiser import make_pixel_grid
 from bvdm_data.synth.flow import FLOW_SIZE
 from bvdm_data.synth.model import Model
-from bvdm_data.synth.paper import TexturePatches
-from bvdm_data.synth.scene import Method, Progress, Scene, Textures
+from bvdm_data.synth.scene import Method, Progress, Scene, TexturePatches, Textures
 
 _RANGES = {
     "grain": (0.5, 16.0),

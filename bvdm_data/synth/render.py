@@ -308,11 +308,11 @@ Record = TypeVar("Record")
 
 
 def map_tensors(record: Record, change: Callable[[Tensor], Tensor]) -> Record:
-    """Return a copy of a dataclass, or of a list of them, with all its tensors changed."""
+    """Return a copy of a dataclass, list or tuple with all its tensors changed."""
     if isinstance(record, Tensor):
         return change(record)  # type: ignore[return-value]
-    if isinstance(record, list):
-        return [map_tensors(one, change) for one in record]  # type: ignore[return-value]
+    if isinstance(record, list | tuple):
+        return type(record)(map_tensors(one, change) for one in record)
     if is_dataclass(record) and not isinstance(record, type):
         changed = {f.name: map_tensors(getattr(record, f.name), change) for f in fields(record)}
         return replace(record, **changed)
@@ -326,3 +326,15 @@ def join_patches(groups: Sequence[Record]) -> Record:
         for field in fields(groups[0])  # type: ignore[arg-type]
     }
     return replace(groups[0], **joined)  # type: ignore[type-var]
+
+
+def join_by_size(
+    parts: Sequence[tuple[int, CellTable, Any]], size: tuple[int, int]
+) -> list[tuple[Any, PatchPlacement]]:
+    """Join the patches of several videos size by size, and place them."""
+    joined = []
+    for side in sorted({group.side for _, _, group in parts}):
+        alike = [part for part in parts if part[2].side == side]
+        patches = join_patches([group for _, _, group in alike])
+        joined.append((patches, place_patches(alike, size)))
+    return joined

@@ -91,6 +91,30 @@ class Textures:
 
 
 @dataclass(frozen=True)
+class TexturePatches:
+    """Textured nuclei."""
+
+    # relative light, [N, F, H, W] float32, about mask_level on average inside (nothing enforces
+    # it); 0 in frames in which a nucleus is not there
+    texture: Float[Tensor, "N F H W"]
+    # backward displacement (dy, dx) in pixels from frame f + 1 to f by which the texture was
+    # moved, [N, F - 1, 2, H, W] float32; 0 where nothing was moved. Without frames if it was not
+    # wanted
+    flow: Float[Tensor, "N E 2 H W"]
+
+    def finish(self, scene: Scene, mask_level: float) -> Textures:
+        """Give the cells of a scene their brightness; changes the textures in place."""
+        count, frames, side, _ = self.texture.shape
+        gain = torch.zeros(count, frames)
+        for row, cell in enumerate(scene.lives):
+            gain[row, cell.first : cell.last + 1] = torch.from_numpy(cell.brightness) / mask_level
+        light = self.texture.cpu().clamp_(min=0).mul_(gain[:, :, None, None])
+        rows, frame = torch.cartesian_prod(scene.rows, torch.arange(frames)).unbind(1)
+        patches = RenderedPatches(light.view(-1, side, side), rows, frame, torch.ones(len(rows)))
+        return Textures([patches], self.flow)
+
+
+@dataclass(frozen=True)
 class Method:
     """How cells live and how their textures are rendered."""
 
