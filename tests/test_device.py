@@ -67,7 +67,7 @@ def test_batch_equals_single_clips_without_noise(quiet, method):
     check_same(videos, [make(quiet, n, method=method) for n in range(3)])
 
 
-def test_batch_of_a_bank_equals_single_clips(quiet):
+def test_bank_batch_equals_single_clips(quiet):
     banks = [CellBank(PoolSettings(pairs=3, renew=1), 0) for _ in range(3)]
     for first in (0, 3):
         numbers = range(first, first + 3)

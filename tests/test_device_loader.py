@@ -16,7 +16,7 @@ from bvdm_data import DeviceLoader, FastSettings, PoolSettings, SyntheticHeLaVid
 from bvdm_data.clip import ANNOTATIONS, TooManyNucleiError
 from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets import device_loader
-from bvdm_data.datasets.device_loader import CudaStream, Prefetcher
+from bvdm_data.datasets.prefetch import CudaStream, Prefetcher
 from bvdm_data.synth.cell_bank import CellBank
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -106,7 +106,7 @@ def test_cpu_batches_equal_those_of_dataloader(tiny, workers, pool, batch_size):
         assert len(loader) == len(DataLoader(videos, batch_size=batch_size)) == len(wanted)
 
 
-def test_bank_of_data_set_is_not_used(tiny, together):
+def test_bank_of_videos_stays_unused(tiny, together):
     # Two threads that fill one pool would get in each other's way.
     videos = tiny(pool=PoolSettings(pairs=3))
     list(on_cpu(videos))
@@ -214,7 +214,7 @@ def test_new_epoch_resets_the_state(tiny):
     assert loader.state_dict(consumed=2)["start"] == 2
 
 
-def test_data_set_does_not_know_the_position(tiny):
+def test_videos_do_not_know_position(tiny):
     videos = tiny()
     loop = iter(on_cpu(videos))
     next(loop)
@@ -657,7 +657,7 @@ def test_lost_prefetcher_ends_its_thread():
 def test_interpreter_exits_while_prefetching():
     script = """
 import threading
-from bvdm_data.datasets.device_loader import Prefetcher
+from bvdm_data.datasets.prefetch import Prefetcher
 begun = threading.Event()
 def work(number):
     begun.set()

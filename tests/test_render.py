@@ -307,7 +307,7 @@ def test_masked_light_is_where_labels_are(crowd):
     np.testing.assert_allclose(light, expected, rtol=1e-4)
 
 
-def test_masked_light_in_overlap_is_the_owners(crowd):
+def test_masked_overlap_is_the_owners(crowd):
     texture, labels = make_textures(4, 2), label(crowd, 2, SIZE)
     together = light_masked(crowd, texture, SIZE)
     for row, cell in enumerate(crowd):
