@@ -134,7 +134,7 @@ def draw_time(generator: Model, portraits: SimpleNamespace) -> None:
         for group in groups:
             rim = (made.shape[-1] - group.light.shape[-1]) // 2
             inner = slice(rim, made.shape[-1] - rim)
-            made[group.moments.numpy(), inner, inner] = group.light.numpy()
+            made[group.frames.numpy(), inner, inner] = group.light.numpy()
         sheets.append(relative(made, brightness))
         titles += [f"real nucleus {number + 1}", "its outlines, painted"]
     write_image_grid(

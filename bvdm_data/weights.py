@@ -20,9 +20,8 @@ from bvdm_data.synth.cell_cycle import CellCycleModel
 from bvdm_data.synth.contours import ShapeModel
 from bvdm_data.synth.denoiser import Denoiser, DenoiserConfig, Student, StudentConfig
 from bvdm_data.synth.flow import FlowNet
-from bvdm_data.synth.model import Model
+from bvdm_data.synth.model import Model, TextureModel
 from bvdm_data.synth.motion import MotionModel, SpeedModel
-from bvdm_data.synth.textures import TextureModel
 from bvdm_data.synth.unet import UNet, UNetSettings
 
 FORMAT = "bvdm-data generator 5"

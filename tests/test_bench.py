@@ -182,7 +182,7 @@ def test_calls_of_the_network_are_counted(tiny, steps, calls):
 
 
 def tiny_network(videos):
-    return load(videos.model).painter_for(videos.method)
+    return load(videos.model).get_denoiser(videos.method.steps)
 
 
 def test_profile_without_network_has_no_calls(tiny):

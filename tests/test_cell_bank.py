@@ -323,7 +323,7 @@ def test_shown_cells_match_their_patches(tiny_generator):
 
 
 def frames_of(group):
-    return group.moments.tolist()
+    return group.frames.tolist()
 
 
 def test_only_visible_frames_are_rendered(tiny_generator):

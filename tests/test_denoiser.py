@@ -283,7 +283,7 @@ def render(cells, student, memory=0.9, fresh=0.2):
 
 
 def list_keys(group):
-    return list(zip(group.rows.tolist(), group.moments.tolist(), strict=True))
+    return list(zip(group.rows.tolist(), group.frames.tolist(), strict=True))
 
 
 def test_cells_are_grouped_by_patch():

@@ -1,9 +1,10 @@
-"""DeviceLoader: on the CPU the bytes of DataLoader; the other way of painting tried there, too."""
+"""DeviceLoader: on the CPU the bytes of DataLoader; rendering in batches is tried there, too."""
 
 import gc
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -15,8 +16,8 @@ from bvdm_data import DeviceLoader, FastSettings, PoolSettings, SyntheticHeLaVid
 from bvdm_data.clip import ANNOTATIONS, TooManyNucleiError
 from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets import device_loader
-from bvdm_data.datasets import device_loader as sheets
-from bvdm_data.datasets.device_loader import CudaStream, DeviceRenderer, DeviceStream, make_stream
+from bvdm_data.datasets.prefetch import CudaStream, Prefetcher
+from bvdm_data.synth.cell_bank import CellBank
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
@@ -86,10 +87,16 @@ def darker(clip):
 # The bytes of DataLoader
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2])
-@pytest.mark.parametrize("pool", [None, PoolSettings(pairs=3)], ids=["fresh", "pool"])
-@pytest.mark.parametrize("batch_size", [None, 2])
-def test_on_the_cpu_batches_are_those_of_data_loader(tiny, workers, pool, batch_size):
+@pytest.mark.parametrize(
+    ("workers", "pool", "batch_size"),
+    [
+        (0, None, 2),
+        (2, None, None),
+        (0, PoolSettings(pairs=3), None),
+        (1, PoolSettings(pairs=3), 2),
+    ],
+)
+def test_cpu_batches_equal_those_of_dataloader(tiny, workers, pool, batch_size):
     videos = tiny(pool=pool, batch_size=batch_size or 1)
     wanted = list(DataLoader(videos, batch_size=batch_size, num_workers=0))
     with on_cpu(videos, batch_size, num_workers=workers) as loader:
@@ -99,25 +106,24 @@ def test_on_the_cpu_batches_are_those_of_data_loader(tiny, workers, pool, batch_
         assert len(loader) == len(DataLoader(videos, batch_size=batch_size)) == len(wanted)
 
 
-def test_the_pool_of_the_data_set_is_left_to_the_loop(tiny, together):
+def test_bank_of_videos_stays_unused(tiny, together):
     # Two threads that fill one pool would get in each other's way.
     videos = tiny(pool=PoolSettings(pairs=3))
     list(on_cpu(videos))
     assert videos._pool._kept == {}
 
 
-@pytest.mark.parametrize("changes", [
-    {"method": FastSettings(steps=2)}, {"method": FastSettings(families=False)},
-    {"nuclei": 0}, {"annotations": ()}, {"variation": 0, "nuclei": (0, 4)}, {"frames": 1},
-])  # fmt: skip
-def test_all_clips_of_the_method_can_be_loaded(tiny, changes):
-    videos = tiny(**changes)
-    assert_same(on_cpu(videos), DataLoader(videos, batch_size=2))
+def test_all_clips_can_be_loaded(tiny):
+    for changes in (
+        {"method": FastSettings(families=False), "nuclei": 0}, {"annotations": ()},
+        {"variation": 0, "nuclei": (0, 4), "frames": 1},
+    ):  # fmt: skip
+        videos = tiny(**changes)
+        assert_same(on_cpu(videos), DataLoader(videos, batch_size=2))
 
 
-@pytest.mark.parametrize("annotations", [ANNOTATIONS, ("tracks",), ()])
-@pytest.mark.parametrize("batch_size", [None, 2])
-def test_a_transform_does_what_it_does_in_data_loader(tiny, annotations, batch_size):
+@pytest.mark.parametrize(("annotations", "batch_size"), [(ANNOTATIONS, 2), (("tracks",), None)])
+def test_transform_does_the_same(tiny, annotations, batch_size):
     videos = tiny(transform=darker, annotations=annotations, batch_size=batch_size or 1, length=3)
     before, states, found = torch.get_rng_state(), [], []
     for loader in (on_cpu(videos, batch_size), DataLoader(videos, batch_size=batch_size)):
@@ -129,7 +135,8 @@ def test_a_transform_does_what_it_does_in_data_loader(tiny, annotations, batch_s
     assert torch.equal(*states)
 
 
-def test_a_transform_that_cannot_be_sent_stays_in_the_main_process(tiny):
+@pytest.mark.heavy
+def test_transform_is_not_sent_to_workers(tiny):
     videos = tiny(transform=lambda clip: {**clip, "process": get_worker_info() is None}, length=2)
     with on_cpu(videos, num_workers=1, multiprocessing_context="spawn") as loader:
         (batch,) = loader
@@ -139,49 +146,39 @@ def test_a_transform_that_cannot_be_sent_stays_in_the_main_process(tiny):
     assert torch.equal(batch["video"], wanted["video"])
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_an_unknown_batch_size_of_the_data_set_is_that_of_data_loader(tiny, workers):
+def test_unknown_batch_size_and_drop_last(tiny):
     videos = tiny(batch_size=None)
-    assert_same(
-        on_cpu(videos, num_workers=workers), DataLoader(videos, batch_size=2, num_workers=workers)
-    )
-
-
-def test_an_incomplete_batch_can_be_dropped(tiny):
+    assert_same(on_cpu(videos, num_workers=2), DataLoader(videos, batch_size=2, num_workers=2))
     assert numbers(on_cpu(tiny(), drop_last=True)) == [[0, 1], [2, 3]]
 
 
 # Epochs, ranks, places
 
 
-@pytest.mark.parametrize("kept", [False, True])
-def test_an_epoch_that_is_chosen_between_loops_reaches_workers(tiny, kept):
+def test_new_epoch_reaches_kept_workers(tiny):
     videos = tiny()
-    with on_cpu(videos, num_workers=2, persistent_workers=kept) as loader:
+    with on_cpu(videos, num_workers=2, persistent_workers=True) as loader:
         for epoch in (0, 3):
             videos.set_epoch(epoch)
             assert_same(loader, DataLoader(videos, batch_size=2))
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_ranks_share_the_clips_out(tiny, workers):
-    loaders = [on_cpu(tiny(shard=(rank, 2)), num_workers=workers) for rank in (0, 1)]
+def test_ranks_split_the_clips(tiny):
+    loaders = [on_cpu(tiny(shard=(rank, 2)), num_workers=rank) for rank in (0, 1)]
     assert [numbers(loader) for loader in loaders] == [[[0, 2], [4]], [[1, 3], [0]]]
     assert [len(loader) for loader in loaders] == [2, 2]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_an_endless_stream_goes_on_and_has_no_length(tiny, workers):
-    loader = on_cpu(tiny(length=None), num_workers=workers)
+def test_endless_stream_has_no_length(tiny):
+    loader = on_cpu(tiny(length=None), num_workers=2)
     loop = iter(loader)
     assert numbers(next(loop) for _ in range(4)) == [[0, 1], [2, 3], [4, 5], [6, 7]]
     with pytest.raises(TypeError, match="this SyntheticHeLaVideos is endless and has no len"):
         len(loader)
 
 
-@pytest.mark.parametrize(("workers", "kept"), [(0, False), (2, False), (2, True)])
-@pytest.mark.parametrize("steps", [0, 3])
-def test_a_loop_is_resumed_where_it_was(tiny, workers, steps, kept):
+@pytest.mark.parametrize(("workers", "kept", "steps"), [(0, False, 3), (2, False, 0), (2, True, 3)])
+def test_loop_resumes_from_its_state(tiny, workers, steps, kept):
     videos = tiny(length=7)
     videos.set_epoch(2)
     whole = numbers(on_cpu(videos))
@@ -208,7 +205,7 @@ def test_a_loop_is_resumed_where_it_was(tiny, workers, steps, kept):
     assert numbers(DataLoader(videos, batch_size=2)) == whole
 
 
-def test_a_new_epoch_begins_at_its_start(tiny):
+def test_new_epoch_resets_the_state(tiny):
     videos = tiny()
     loader = on_cpu(videos)
     next(iter(loader))
@@ -217,22 +214,19 @@ def test_a_new_epoch_begins_at_its_start(tiny):
     assert loader.state_dict(consumed=2)["start"] == 2
 
 
-def test_the_data_set_cannot_say_how_far_a_loop_is_that_is_behind_it(tiny):
+def test_videos_do_not_know_position(tiny):
     videos = tiny()
     loop = iter(on_cpu(videos))
     next(loop)
     with pytest.raises(RuntimeError, match="consumed must be given"):
         videos.state_dict()
-
-
-def test_the_place_is_not_known_without_a_batch_size(tiny):
     loader = on_cpu(tiny(batch_size=None))
     next(iter(loader))
     with pytest.raises(ValueError, match="give the data set the batch_size of the loader"):
         loader.state_dict()
 
 
-def test_an_epoch_that_is_chosen_in_a_loop_is_an_error(tiny):
+def test_set_epoch_in_a_loop_fails(tiny):
     videos = tiny(length=None)
     loop = iter(on_cpu(videos))
     next(loop)
@@ -244,10 +238,12 @@ def test_an_epoch_that_is_chosen_in_a_loop_is_an_error(tiny):
 # Errors
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_an_error_in_a_plan_names_the_clip_and_the_loader_can_be_used_again(tiny, workers):
+@pytest.mark.parametrize("batched", [False, True])
+def test_error_names_the_clip(tiny, batched, request):
+    if batched:
+        request.getfixturevalue("together")
     videos = tiny(length=40, nuclei=(0, 3), max_cells=3)
-    loader = on_cpu(videos, num_workers=workers)
+    loader = on_cpu(videos, num_workers=int(batched))
     loop = iter(loader)
     with pytest.raises(TooManyNucleiError, match=r"It is clip \d+ of epoch 0 of Synthetic"):
         for _ in loop:
@@ -257,27 +253,11 @@ def test_an_error_in_a_plan_names_the_clip_and_the_loader_can_be_used_again(tiny
     assert next(iter(loader))["index"].tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_an_error_of_the_painter_names_the_clip(tiny, workers, monkeypatch):
-    real = sheets.painted
-
-    def painted(sketch, *rest):
-        if sketch.name[2] == 3:
-            raise MemoryError
-        return real(sketch, *rest)
-
-    monkeypatch.setattr(sheets, "painted", painted)
-    loop = iter(on_cpu(tiny(), num_workers=workers))
-    assert next(loop)["index"].tolist() == [0, 1]
-    with pytest.raises(MemoryError, match=r"memory ran out.*It is clip 3 of epoch 0"):
-        next(loop)
-
-
-def test_an_error_on_a_device_names_the_clips_of_the_batch(tiny, together, monkeypatch):
-    def paint(*_):
+def test_device_error_names_the_batch(tiny, together, monkeypatch):
+    def render(*_):
         raise RuntimeError("CUDA out of memory")
 
-    monkeypatch.setattr(sheets.DevicePainter, "paint", paint)
+    monkeypatch.setattr(device_loader.BatchRenderer, "render", render)
     videos = tiny()
     videos.set_epoch(4)
     words = r"memory ran out.*batch of the clips 0, 1 of epoch 4 .*seed=0\); to make them one by"
@@ -291,37 +271,24 @@ def test_an_error_on_a_device_names_the_clips_of_the_batch(tiny, together, monke
         ({"method": "procedural"}, {}, ValueError, "videos must have the method 'fast'.*Procedur"),
         ({}, {"batch_size": 3}, ValueError, "batch_size must be that of videos, 2, got 3"),
         ({}, {"batch_size": None}, ValueError, "batch_size must be that of videos, 2, got None"),
-        ({}, {"batch_size": 0}, ValueError, "batch_size must be 1 or more, got 0"),
-        ({}, {"num_workers": -1}, ValueError, "num_workers must be 0 or more, got -1"),
-        ({}, {"num_workers": 1.5}, TypeError, "num_workers must be a whole number, got 1.5"),
         ({}, {"prefetch": 0}, ValueError, "prefetch must be 1 or more, got 0"),
         ({}, {"device": "meta"}, ValueError, "device must be a CUDA device or 'cpu', got 'meta'"),
-        ({}, {"device": "gpu"}, ValueError, "device must be one that torch knows, got 'gpu'"),
         ({"device": "meta"}, {}, ValueError, "videos must have device='cpu'.*got device='meta'"),
         ({}, {"pictures": 8}, ValueError, "pictures must be None with device='cpu'"),
         ({}, {"shuffle": True}, TypeError, "only drop_last, .*, got 'shuffle'"),
     ],
 )
-def test_what_cannot_be_loaded_is_refused(tiny, changes, given, error, words):
+def test_wrong_arguments_are_refused(tiny, changes, given, error, words):
     with pytest.raises(error, match=words):
         DeviceLoader(tiny(**changes), **{"batch_size": 2, "device": "cpu"} | given)
-
-
-def test_another_data_set_is_refused():
     with pytest.raises(TypeError, match=r"videos must be SyntheticHeLaVideos, got \[\]"):
         DeviceLoader([], device="cpu")
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
-def test_cuda_is_refused_where_there_is_none(tiny):
-    with pytest.raises(ValueError, match="asks for CUDA, but torch finds none; use device='cpu'"):
-        DeviceLoader(tiny(), batch_size=2)
 
 
 # Ends
 
 
-def test_a_new_loop_closes_the_one_before(tiny):
+def test_new_loop_closes_the_last(tiny):
     loader = on_cpu(tiny())
     first = iter(loader)
     next(first)
@@ -330,9 +297,8 @@ def test_a_new_loop_closes_the_one_before(tiny):
         next(first)
 
 
-@pytest.mark.parametrize("kept", [False, True])
-def test_close_ends_all_workers_and_a_loader_can_be_used_again(tiny, kept):
-    with on_cpu(tiny(length=None), num_workers=2, persistent_workers=kept) as loader:
+def test_close_ends_all_workers(tiny):
+    with on_cpu(tiny(length=None), num_workers=2, persistent_workers=True) as loader:
         loop = iter(loader)
         next(loop)
         assert len(torch.multiprocessing.active_children()) == 2
@@ -342,7 +308,7 @@ def test_close_ends_all_workers_and_a_loader_can_be_used_again(tiny, kept):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_loop_that_is_left_ends_thread_and_workers(tiny, workers):
+def test_abandoned_loop_ends_thread_and_workers(tiny, workers):
     def leave():
         loader = on_cpu(tiny(length=None), num_workers=workers)
         for batch in loader:
@@ -355,14 +321,15 @@ def test_a_loop_that_is_left_ends_thread_and_workers(tiny, workers):
     assert torch.multiprocessing.active_children() == []
 
 
-def test_a_loop_outlives_the_name_of_its_loader(tiny):
+def test_loop_outlives_its_loader(tiny):
     loop = iter(on_cpu(tiny(), num_workers=1, persistent_workers=True))
     gc.collect()
     assert numbers(loop) == [[0, 1], [2, 3], [4]]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("workers", [0, 1])
-def test_the_interpreter_exits_in_the_middle_of_a_loop(tiny_model, workers):
+def test_interpreter_exits_in_a_loop(tiny_model, workers):
     script = f"""
 from bvdm_data import DeviceLoader, SyntheticHeLaVideos
 videos = SyntheticHeLaVideos(frames=2, size=48, nuclei=1, model={str(tiny_model)!r})
@@ -379,19 +346,20 @@ print(next(loop)["index"].tolist(), flush=True)
 
 @pytest.fixture
 def together(monkeypatch):
-    """Let loaders paint on the CPU as they would on another device; return whose pictures."""
-    pictures = [16]
+    """Let loaders render on the CPU as they would on another device."""
 
-    def painter(videos, method, device, _):
-        return DeviceRenderer(videos, method, device, pictures[0]), True
+    def make(videos, method, device, _):
+        bank = None if videos.pool is None else CellBank(videos.pool, videos.seed)
+        shape = (videos.frames, *videos.size)
+        return device_loader.BatchRenderer(
+            weights.load(videos.model), method, shape, device, batch_size=16, bank=bank
+        )
 
-    monkeypatch.setattr(device_loader, "_painter_of", painter)
-    return pictures
+    monkeypatch.setattr(device_loader, "_make_renderer", make)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("pool", [None, PoolSettings(pairs=3)], ids=["fresh", "pool"])
-def test_painted_together_all_but_the_noise_is_the_same(tiny, together, workers, pool, quiet_model):
+@pytest.mark.parametrize(("workers", "pool"), [(0, PoolSettings(pairs=3)), (2, None), (2, True)])
+def test_device_changes_only_the_noise(tiny, together, workers, pool, quiet_model):
     for model in ({}, {"model": quiet_model}):
         videos = tiny(pool=pool, length=4, **model)
         found = list(on_cpu(videos, num_workers=workers))
@@ -411,12 +379,11 @@ def test_painted_together_all_but_the_noise_is_the_same(tiny, together, workers,
                 check_clip({key: value[place] for key, value in one.items()})
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_painted_together_a_clip_is_a_function_of_its_number(tiny, together, workers):
+def test_device_clip_depends_on_number(tiny, together):
     def clips(batch_size, epoch, **changes):
         videos = tiny(batch_size=batch_size, **changes)
         videos.set_epoch(epoch)
-        loader = on_cpu(videos, batch_size, num_workers=workers)
+        loader = on_cpu(videos, batch_size)
         return {int(n): v for batch in loader for n, v in zip(batch["index"], batch["video"])}  # noqa: B905
 
     one, other = clips(2, 1), clips(5, 1)
@@ -426,7 +393,7 @@ def test_painted_together_a_clip_is_a_function_of_its_number(tiny, together, wor
     assert not torch.equal(one[0], clips(2, 1, seed=1)[0])
 
 
-def test_painted_together_a_transform_runs_in_the_loop(tiny, together):
+def test_device_transform_runs_in_the_loop(tiny, together):
     def marked(clip):
         return {**clip, "thread": threading.current_thread() is threading.main_thread()}
 
@@ -434,69 +401,25 @@ def test_painted_together_a_transform_runs_in_the_loop(tiny, together):
     assert batch["thread"].tolist() == [True, True]
 
 
-class Noted(DeviceStream):
-    """A lane that writes down what is asked of it, and by which thread."""
-
-    def __init__(self):
-        self.said = []
-
-    def note(self, what):
-        main = threading.current_thread() is threading.main_thread()
-        self.said.append((what, "loop" if main else "thread"))
-
-    def begin(self):
-        self.note("begin")
-
-    @contextmanager
-    def held(self):
-        self.note("held")
-        yield
-        self.note("left")
-
-    @contextmanager
-    def painting(self):
-        self.note("painting")
-        yield
-        self.note("painted")
-
-    def done(self):
-        self.note("done")
-        return len(self.said)
-
-    def hand_over(self, batch, done):
-        assert self.said[done - 1] == ("done", "thread")
-        self.note(f"hand over {batch['index'].tolist()}")
-
-
-def test_what_a_lane_is_asked_comes_in_order(tiny, monkeypatch):
-    lane = Noted()
-    monkeypatch.setattr(device_loader, "lane_of", lambda _: lane)
-    list(on_cpu(tiny(length=2)))
-    assert lane.said[0] == ("begin", "loop")
-    thread = [what for what, who in lane.said if who == "thread"]
-    assert thread == ["held", "painting", "done", "painted", "left"]
-    assert [what for what, who in lane.said if who == "loop"] == ["begin", "hand over [0, 1]"]
-
-
 # CUDA's streams, a stand-in for them
 
 
 class Stream:
     def __init__(self, name, said):
-        self.name, self.said = name, said
+        self.name, self.calls = name, said
 
     def wait_stream(self, other):
-        self.said.append(f"{self.name} waits for {other.name}")
+        self.calls.append(f"{self.name} waits for {other.name}")
 
     def wait_event(self, event):
-        self.said.append(f"{self.name} waits for {event}")
+        self.calls.append(f"{self.name} waits for {event}")
 
     def record_event(self):
-        self.said.append(f"event of {self.name}")
+        self.calls.append(f"event of {self.name}")
         return f"the event of {self.name}"
 
     def synchronize(self):
-        self.said.append(f"all of {self.name} is done")
+        self.calls.append(f"all of {self.name} is done")
 
 
 @pytest.fixture
@@ -527,11 +450,13 @@ def streams(monkeypatch):
     return said
 
 
-def test_a_cuda_lane_orders_the_streams(tiny, together, monkeypatch, streams):
-    monkeypatch.setattr(device_loader, "lane_of", lambda _: make_stream(torch.device("cuda", 1)))
+def test_cuda_stream_waits_in_order(tiny, together, monkeypatch, streams):
+    monkeypatch.setattr(
+        device_loader, "_make_stream", lambda _: CudaStream(torch.device("cuda", 1))
+    )
     videos = tiny(length=2, annotations=("masks",))
     loader = on_cpu(videos)
-    assert isinstance(loader._lane, CudaStream)
+    assert isinstance(loader._stream, CudaStream)
     # A second loop has the same stream.
     for _ in range(2):
         streams.clear()
@@ -544,10 +469,6 @@ def test_a_cuda_lane_orders_the_streams(tiny, together, monkeypatch, streams):
         assert order["loop waits for the event of side"] < order["2 used by loop"]
         assert streams.count("2 used by loop") == 4
         assert streams.count("all of side is done") == 1
-
-
-def test_a_device_without_streams_has_a_lane_that_waits_for_nothing():
-    assert type(make_stream(CPU)) is DeviceStream
 
 
 # On a GPU
@@ -565,9 +486,7 @@ def on_cuda(tiny):
 @needs_cuda
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("pool", [None, PoolSettings(pairs=3)], ids=["fresh", "pool"])
-def test_with_cuda_batches_stay_there_and_all_but_the_noise_is_the_same(
-    tiny, on_cuda, workers, pool, quiet_model
-):
+def test_cuda_changes_only_the_noise(tiny, on_cuda, workers, pool, quiet_model):
     for model in ({}, {"model": quiet_model}):
         videos = tiny(pool=pool, **model)
         with on_cuda(videos, num_workers=workers) as loader:
@@ -586,25 +505,25 @@ def test_with_cuda_batches_stay_there_and_all_but_the_noise_is_the_same(
 
 @pytest.mark.gpu
 @needs_cuda
-def test_with_cuda_painting_never_makes_the_host_wait(tiny, on_cuda, monkeypatch):
+def test_cuda_rendering_never_waits(tiny, on_cuda, monkeypatch):
     videos = tiny(length=8)
     list(on_cuda(videos))  # what is made once may wait
-    real = sheets.DeviceRenderer.__call__
+    real = device_loader.BatchRenderer.render
 
-    def strict(self, sheet):
+    def strict(self, batch):
         torch.cuda.set_sync_debug_mode("error")
         try:
-            return real(self, sheet)
+            return real(self, batch)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(sheets.DeviceRenderer, "__call__", strict)
+    monkeypatch.setattr(device_loader.BatchRenderer, "render", strict)
     assert len(list(on_cuda(videos))) == 4
 
 
 @pytest.mark.gpu
 @needs_cuda
-def test_with_cuda_a_loop_that_is_busy_gets_whole_batches(tiny, on_cuda):
+def test_busy_cuda_loop_gets_whole_batches(tiny, on_cuda):
     videos = tiny(length=20)
     wanted = [batch["video"].clone() for batch in on_cuda(videos)]
     weights, sums = torch.randn(2000, 2000, device="cuda"), []
@@ -618,8 +537,137 @@ def test_with_cuda_a_loop_that_is_busy_gets_whole_batches(tiny, on_cuda):
 
 @pytest.mark.gpu
 @needs_cuda
-def test_a_camera_with_cuda_has_whole_counts_and_repeats_itself(tiny, on_cuda):
+def test_cuda_camera_repeats_itself(tiny, on_cuda):
     videos = tiny(length=2)
     one, other = (next(iter(on_cuda(videos, pictures=32)))["video"] for _ in range(2))
     assert torch.equal(one, other)
     assert float((one * 4095 - (one * 4095).round()).abs().max()) < 1e-3
+
+
+# The prefetcher
+
+
+def list_threads():
+    return [thread for thread in threading.enumerate() if thread.name == "bvdm_data ahead"]
+
+
+def wait_until(is_true):
+    for _ in range(500):
+        if is_true():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it never became true")
+
+
+@pytest.mark.parametrize("maxsize", [1, 50])
+def test_prefetcher_keeps_the_order(maxsize):
+    results = Prefetcher(iter(range(20)), lambda number: number**2, maxsize)
+    assert iter(results) is results
+    assert list(results) == [number**2 for number in range(20)]
+    assert list(results) == list(Prefetcher(iter(()), str, 1)) == []
+    assert threading.get_ident() not in set(
+        Prefetcher(iter(range(5)), lambda _: threading.get_ident(), 2)
+    )
+
+
+def test_prefetcher_stops_when_full():
+    made = []
+    ahead = Prefetcher(iter(range(100)), made.append, 2)
+    wait_until(lambda: len(made) == 3)
+    time.sleep(0.3)
+    assert len(made) == 3
+    next(ahead)
+    wait_until(lambda: len(made) == 4)
+    ahead.close()
+
+
+@pytest.mark.parametrize("where", ["source", "work"])
+def test_prefetcher_error_comes_in_order(where):
+    def iterate():
+        yield from (1, 2)
+        if where == "source":
+            raise KeyError("lost")
+        yield 0
+
+    def work(number):
+        if number == 0:
+            raise KeyError("lost")
+        return number
+
+    ahead = Prefetcher(iterate(), work, 1)
+    assert [next(ahead), next(ahead)] == [1, 2]
+    with pytest.raises(KeyError, match="lost"):
+        next(ahead)
+    assert list(ahead) == []
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        list(Prefetcher(iter([1]), lambda _: next(iter(())), 1))
+
+
+def test_closed_prefetcher_raises():
+    closed = []
+
+    def iterate():
+        try:
+            yield from range(100)
+        finally:
+            closed.append(threading.current_thread().name)
+
+    ahead = Prefetcher(iterate(), str, 2)
+    assert next(ahead) == "0"
+    ahead.close()
+    ahead.close()
+    assert list_threads() == []
+    assert closed == ["bvdm_data ahead"]
+    with pytest.raises(RuntimeError, match="the loop was closed ahead of its end"):
+        next(ahead)
+
+
+def test_prefetcher_can_be_closed_while_waiting():
+    go = threading.Event()
+    ahead = Prefetcher(iter([1]), lambda _: go.wait(), 1)
+    closing = threading.Thread(target=ahead.close)
+    closing.start()
+    with pytest.raises(RuntimeError, match="the loop was closed"):
+        next(ahead)
+    go.set()
+    closing.join()
+
+
+def test_lost_prefetcher_ends_its_thread():
+    circle = [Prefetcher(iter(range(100)), int, 1)]
+    circle.append(circle)
+    del circle
+    gc.collect()
+    assert list_threads() == []
+    # Lost in its own thread, it does not wait for itself.
+    held, gone = [], threading.Event()
+
+    def work(_):
+        gone.wait()
+        held.clear()
+
+    held.append(Prefetcher(iter(range(3)), work, 1))
+    (thread,) = list_threads()
+    gone.set()
+    thread.join(timeout=60)
+    assert not thread.is_alive()
+
+
+@pytest.mark.heavy
+def test_interpreter_exits_while_prefetching():
+    script = """
+import threading
+from bvdm_data.datasets.prefetch import Prefetcher
+begun = threading.Event()
+def work(number):
+    begun.set()
+    if number:
+        threading.Event().wait(0.5)
+    return number
+ahead = Prefetcher(iter(range(100)), work, 1)
+begun.wait()
+print(next(ahead), flush=True)
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")

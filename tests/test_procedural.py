@@ -1,29 +1,18 @@
-import json
+"""The procedural method: chromatin from filtered noise, and flow from formulas."""
 
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
-from ctc_metrics.scripts.validate import validate_sequence
-from test_export import as_result
-from torch.utils.data import DataLoader
 
-from bvdm_data.cli import cli
 from bvdm_data.clip import ANNOTATIONS, STAGES
 from bvdm_data.clip_check import check_clip
-from bvdm_data.datasets.ctc import read_sequence
-from bvdm_data.datasets.export import export
 from bvdm_data.datasets.synthetic import METHODS, SyntheticHeLaVideos
-from bvdm_data.files import MANIFEST
 from bvdm_data.rng import torch_rng
 from bvdm_data.synth.cells import Cell
 from bvdm_data.synth.denoiser import Denoiser, Student
 from bvdm_data.synth.flow import FLOW_SIZE, FlowNet, warp
 from bvdm_data.synth.procedural import ProceduralSettings, render_procedural_textures
-from bvdm_data.synth.scene import SceneSettings
-from bvdm_data.synth.synthesis import synthesise
 from bvdm_data.synth.unet import UNet
-from bvdm_data.weights import load
 
 SIX = (0.1,) * 6
 EVEN = {"contrast": (0.0,) * 6, "nucleoli": (0, 0)}
@@ -107,19 +96,16 @@ def same(one, other):
 
 # Settings
 
+NUMBERS = ("grain", "clumps", "clump_share", "memory", "fresh", "nucleolus_size", "nucleolus_depth")
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
+
+def test_wrong_settings_are_refused():
+    for changes, words in [
         ({"grain": 0}, "grain must be from 0.5 to 16, got 0"),
         ({"clumps": 17}, "clumps must be from 0.5 to 16, got 17"),
         ({"clump_share": -0.1}, "clump_share must be from 0 to 1, got -0.1"),
-        ({"clump_share": 1.1}, "clump_share must be from 0 to 1, got 1.1"),
         ({"contrast": (*SIX[1:], 0.6)}, r"contrast must be from 0 to 0\.5, got 0\.6"),
-        ({"contrast": SIX[1:]}, "contrast must be a tuple of 6 numbers, one a stage, got"),
         ({"contrast": ()}, r"contrast must be a tuple of 6 numbers, one a stage, got \(\)"),
-        ({"memory": 1.01}, "memory must be from 0 to 1, got 1.01"),
-        ({"memory": -1}, "memory must be from 0 to 1, got -1"),
         ({"memory": float("nan")}, "memory must be from 0 to 1, got nan"),
         ({"fresh": 1.2}, "fresh must be from 0 to 1, got 1.2"),
         ({"nucleoli": (3, 1)}, r"nucleoli must be 0 <= least <= most <= 20, got \(3, 1\)"),
@@ -131,41 +117,28 @@ def same(one, other):
         ({"inset": (*SIX[1:], -9)}, "inset must be from -8 to 8, got -9"),
         ({"inset": (*SIX, 0.1)}, "inset must be a tuple of 6 numbers, one a stage, got"),
         ({"mask_level": 0}, "mask_level must be above 0 and at most 1, got 0"),
-        ({"mask_level": 1.5}, "mask_level must be above 0 and at most 1, got 1.5"),
-        ({"mask_level": float("nan")}, "mask_level must be above 0 .* got nan"),
-    ],
-)
-def test_settings_refuse_numbers_that_make_no_picture(changes, words):
-    with pytest.raises(ValueError, match=words):
-        ProceduralSettings(**changes)
+    ]:
+        with pytest.raises(ValueError, match=words):
+            ProceduralSettings(**changes)
 
 
-NUMBERS = ("grain", "clumps", "clump_share", "memory", "fresh", "nucleolus_size", "nucleolus_depth")
+def test_settings_of_wrong_type_are_refused():
+    for name in (*NUMBERS, "blur", "mask_level"):
+        for value in ("1", None, True, (1.0,)):
+            with pytest.raises(TypeError, match=f"{name} must be a number, got "):
+                ProceduralSettings(**{name: value})
+    for name in ("contrast", "inset"):
+        for value in (0.1, list(SIX), None):
+            with pytest.raises(TypeError, match=f"{name} must be a tuple of 6 numbers, one a st"):
+                ProceduralSettings(**{name: value})
+        with pytest.raises(TypeError, match=f"{name} must be a number, got '1'"):
+            ProceduralSettings(**{name: (*SIX[1:], "1")})
+    for value in (2, None, [1, 3], (1,), (1, 2, 3), (1, 2.0), (False, True)):
+        with pytest.raises(TypeError, match=r"nucleoli must be a pair \(least, most\) of ints"):
+            ProceduralSettings(nucleoli=value)
 
 
-@pytest.mark.parametrize("name", [*NUMBERS, "blur", "mask_level"])
-@pytest.mark.parametrize("value", ["1", None, True, (1.0,)])
-def test_settings_refuse_what_is_no_number(name, value):
-    with pytest.raises(TypeError, match=f"{name} must be a number, got "):
-        ProceduralSettings(**{name: value})
-
-
-@pytest.mark.parametrize("name", ["contrast", "inset"])
-def test_settings_refuse_what_is_no_tuple_of_numbers(name):
-    for value in (0.1, list(SIX), None):
-        with pytest.raises(TypeError, match=f"{name} must be a tuple of 6 numbers, one a stage"):
-            ProceduralSettings(**{name: value})
-    with pytest.raises(TypeError, match=f"{name} must be a number, got '1'"):
-        ProceduralSettings(**{name: (*SIX[1:], "1")})
-
-
-@pytest.mark.parametrize("value", [2, None, [1, 3], (1,), (1, 2, 3), (1, 2.0), (False, True)])
-def test_settings_refuse_nucleoli_that_are_no_pair_of_ints(value):
-    with pytest.raises(TypeError, match=r"nucleoli must be a pair \(least, most\) of ints, got "):
-        ProceduralSettings(nucleoli=value)
-
-
-def test_the_ends_of_all_ranges_paint_a_picture():
+def test_extreme_settings_give_a_texture():
     life = made_life(stages=range(6), frames=6)
     for end, share, nucleoli, inset in ((0.5, 0, (20, 20), -8), (16, 1, (1, 1), 8)):
         sizes = dict.fromkeys(("grain", "clumps", "nucleolus_size", "blur"), end)
@@ -181,7 +154,7 @@ def test_the_ends_of_all_ranges_paint_a_picture():
 # Painting
 
 
-def test_frames_without_the_nucleus_are_0():
+def test_absent_nucleus_is_0():
     lives = [made_life(1, 3, growth=0.02), made_life(0, 5), made_life(4, 1)]
     both = painted(lives)
     assert both.texture.shape == (3, 5, FLOW_SIZE, FLOW_SIZE)
@@ -197,14 +170,14 @@ def test_frames_without_the_nucleus_are_0():
     assert moved.tolist() == [[False, True, True, False], [False] * 4, [False] * 4]
 
 
-def test_no_nucleus_and_a_single_frame_can_be_painted():
+def test_no_nucleus_and_single_frame():
     assert painted([]).texture.shape == (0, 5, FLOW_SIZE, FLOW_SIZE)
     one = painted([made_life(frames=1)])
     assert one.flow.shape == (1, 0, 2, FLOW_SIZE, FLOW_SIZE)
     assert one.texture.any()
 
 
-def test_a_nucleus_does_not_depend_on_its_neighbours():
+def test_nucleus_does_not_depend_on_others():
     lives = [made_life(n % 2, 4 - n % 2, growth=0.03 * n, identity=n + 1) for n in range(4)]
     together = painted(lives)
     for n, life in enumerate(lives):
@@ -213,13 +186,13 @@ def test_a_nucleus_does_not_depend_on_its_neighbours():
         assert torch.equal(together.flow[n, : life.last], alone.flow[0])
 
 
-def test_the_noise_of_a_nucleus_is_that_of_its_own_generator():
+def test_noise_comes_from_own_generator():
     one, other = made_life(identity=1), made_life(identity=2)
     assert not torch.equal(painted([one]).texture, painted([other]).texture)
     assert not torch.equal(painted([one]).texture, painted([one], seed=1).texture)
 
 
-def test_painting_leaves_the_global_random_state_and_the_lives_alone():
+def test_random_state_and_cells_stay():
     life, state = made_life(growth=0.05), torch.get_rng_state()
     radii = life.radii.copy()
     painted([life])
@@ -227,21 +200,21 @@ def test_painting_leaves_the_global_random_state_and_the_lives_alone():
     np.testing.assert_array_equal(life.radii, radii)
 
 
-def test_painting_without_flow_gives_the_same_texture():
+def test_texture_is_same_without_flow():
     lives = [made_life(growth=0.05), made_life(1, 2, identity=2)]
     lean = painted(lives, keep_flow=False)
     assert torch.equal(painted(lives).texture, lean.texture)
     assert lean.flow.numel() == 0
 
 
-def test_painting_calls_back_once_a_frame():
+def test_progress_counts_nuclei():
     calls = []
-    painted([made_life(), made_life(1, 3)], on_frame=lambda: calls.append(1))
-    assert len(calls) == 4
+    painted([made_life(), made_life(1, 3)], progress=calls.append)
+    assert calls == [0.5, 1]
 
 
 @pytest.mark.parametrize("level", [150 / 255, 0.3])
-def test_the_mean_inside_the_outline_is_mask_level(level):
+def test_mean_inside_is_mask_level(level):
     # A circle, so that the test knows the inside without asking the painter.
     life = made_life(start=(10.2, 10.2), frames=6, stages=range(6))
     texture = painted([life], ProceduralSettings(mask_level=level)).texture[0]
@@ -251,8 +224,8 @@ def test_the_mean_inside_the_outline_is_mask_level(level):
     assert texture.min() > -1e-3
 
 
-@pytest.mark.parametrize("memory", [0.0, 0.5, 0.9, 1.0])
-def test_memory_is_the_correlation_of_a_frame_with_the_one_before(memory):
+@pytest.mark.parametrize("memory", [0.0, 0.9, 1.0])
+def test_memory_is_frame_correlation(memory):
     lives = [made_life(identity=n + 1, frames=4) for n in range(30)]
     settings = ProceduralSettings(memory=memory, fresh=0, nucleoli=(0, 0), clump_share=0)
     film = chromatin(lives, settings)
@@ -265,7 +238,7 @@ def test_memory_is_the_correlation_of_a_frame_with_the_one_before(memory):
 
 
 @pytest.mark.parametrize(("clump_share", "kept"), [(0.0, 0.6), (1.0, 1.0)])
-def test_fresh_is_the_share_of_the_grain_that_is_new_in_every_frame(clump_share, kept):
+def test_fresh_is_new_grain(clump_share, kept):
     lives = [made_life(identity=n + 1, frames=3) for n in range(30)]
     settings = ProceduralSettings(
         memory=1, fresh=0.4, nucleoli=(0, 0), clump_share=clump_share, clumps=3.0
@@ -275,7 +248,7 @@ def test_fresh_is_the_share_of_the_grain_that_is_new_in_every_frame(clump_share,
         assert correlation(film[:, lag:], film[:, :-lag], here) == pytest.approx(kept, abs=0.05)
 
 
-def test_texture_moves_as_its_flow_says():
+def test_texture_follows_its_flow():
     life = made_life(start=(13.0, 9.0), growth=0.06)
     # Coarse, so that reading it at the places of the flow changes nothing.
     settings = ProceduralSettings(
@@ -293,7 +266,7 @@ def test_texture_moves_as_its_flow_says():
         assert error < 0.2 * unmoved
 
 
-def test_flow_carries_an_outline_to_the_one_before():
+def test_flow_maps_outline_to_outline():
     life = made_life(start=(13.0, 9.0), growth=0.06)
     flow = painted([life]).flow[0]
     middle = FLOW_SIZE // 2
@@ -305,8 +278,8 @@ def test_flow_carries_an_outline_to_the_one_before():
             assert float(flow[(frame, *place)]) == pytest.approx(expected, rel=0.02)
 
 
-@pytest.mark.parametrize("stage", range(len(STAGES)))
-def test_the_contrast_of_a_stage_is_that_of_its_setting(stage):
+@pytest.mark.parametrize("stage", [0, 3, len(STAGES) - 1])
+def test_contrast_of_each_stage(stage):
     lives = [made_life(identity=n + 1, frames=2, stages=stage) for n in range(30)]
     contrast = tuple(0.25 if n == stage else 0.0 for n in range(6))
     settings = ProceduralSettings(contrast=contrast, grain=1.0, clump_share=0, nucleoli=(0, 0))
@@ -316,7 +289,7 @@ def test_the_contrast_of_a_stage_is_that_of_its_setting(stage):
     assert float(chromatin(lives, others)[..., inside(lives[0], 0, inset=1)].std()) < 1e-3
 
 
-def test_nucleoli_are_dark_and_dissolve_in_prophase():
+def test_nucleoli_dissolve_in_prophase():
     life = made_life(frames=6, stages=range(6))
     settings = ProceduralSettings(contrast=(0.0,) * 6, nucleoli=(1, 1), nucleolus_depth=0.5)
     film = chromatin([life], settings)[0][:, inside(life, 0)]
@@ -326,7 +299,7 @@ def test_nucleoli_are_dark_and_dissolve_in_prophase():
     assert depth[2:].max() < 1e-3
 
 
-def test_inset_ends_the_lit_body_further_inside():
+def test_inset_moves_the_edge_inside():
     life = made_life(stages=[0, 1, 2, 3])
     settings = {"inset": (0.0, 1.0, 2.0, 3.0, 0.0, 0.0), **EVEN}
     texture = painted([life], ProceduralSettings(**settings)).texture[0]
@@ -338,27 +311,13 @@ def test_inset_ends_the_lit_body_further_inside():
 # Clips
 
 
-def test_the_method_has_a_name(tiny):
+def test_method_has_a_name(tiny):
     assert METHODS["procedural"] == tiny().method == ProceduralSettings()
     assert same(tiny().clip(0), tiny(method=ProceduralSettings()).clip(0))
     assert not same(tiny().clip(0), tiny(method=ProceduralSettings(grain=2)).clip(0))
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker")
-def test_a_clip_is_a_pure_function_of_its_arguments(tiny):
-    dataset = tiny(length=4, frames=2)
-    clips = [dataset.clip(n) for n in (3, 0, 2, 1)]
-    clips = {int(clip["index"]): clip for clip in clips}
-    assert same(tiny(frames=2).clip(2), clips[2])
-    loader = DataLoader(dataset, batch_size=None, num_workers=2)
-    streamed = list(loader)
-    assert len(streamed) == 4
-    assert all(same(clip, clips[int(clip["index"])]) for clip in streamed)
-    assert not torch.equal(clips[0]["video"], clips[1]["video"])
-    assert not torch.equal(tiny(seed=1, frames=2).clip(0)["video"], clips[0]["video"])
-
-
-def test_clips_hold_together_with_all_annotations(tiny):
+def test_annotations_of_clips_agree(tiny):
     divisions = 0
     for seed in range(3):
         dataset = tiny(seed=seed, nuclei=3)
@@ -372,22 +331,8 @@ def test_clips_hold_together_with_all_annotations(tiny):
 
 
 @pytest.mark.parametrize("changes", [{"frames": 1}, {"nuclei": 0}])
-def test_clips_of_one_frame_and_clips_without_nuclei_hold_together(tiny, changes):
+def test_unusual_clips_are_valid(tiny, changes):
     check_clip(tiny(**changes).clip(0))
-
-
-def test_masks_and_tracks_do_not_depend_on_the_method(tiny):
-    wanted = ("masks", "tracks", "stages")
-    one = tiny(annotations=wanted).clip(0)
-    other = tiny(annotations=wanted, method=ProceduralSettings(memory=0.1, blur=1)).clip(0)
-    assert all(torch.equal(one[key], other[key]) for key in wanted)
-    assert not torch.equal(one["video"], other["video"])
-
-
-def test_nuclei_are_brighter_than_the_background(tiny):
-    clip = tiny(size=(64, 64), nuclei=3).clip(0)
-    video, here = clip["video"][:, 0], clip["masks"] > 0
-    assert video[here].median() > 1.3 * video[~here].median()
 
 
 @pytest.fixture
@@ -411,44 +356,7 @@ def test_no_network_is_run(tiny, no_network):
 # Doors
 
 
-def test_an_exported_sequence_is_valid_and_holds_the_film(tiny_model, tmp_path):
-    scene = {"frames": 3, "size": (64, 72), "nuclei": 4}
-    folder, rest = tmp_path / "data", {"model": tiny_model, "sequences": 1, "seed": 3}
-    rest |= {"method": "procedural", "progress": False}
-    assert export(folder, **scene, **rest) == ["01"]
-    result = as_result(folder, "01", tmp_path / "result")
-    assert validate_sequence(result, threads=1) == {"Valid": 1}
-    film = synthesise(
-        load(tiny_model), SceneSettings(**scene), ProceduralSettings(), seed=3, name=("export", 0)
-    )
-    sequence = read_sequence(folder, "01")
-    np.testing.assert_array_equal(sequence.tracks, film.tracks)
-    for number in range(3):
-        np.testing.assert_array_equal(sequence.masks(number), film.masks[number])
-    assert json.loads((folder / MANIFEST).read_text())["method"] == repr(ProceduralSettings())
-    for method in ("fast", "paper"):
-        with pytest.raises(ValueError, match=r"was begun with method='ProceduralSettings\("):
-            export(folder, **scene, **rest | {"method": method})
-
-
-def test_preview_paints_procedurally(tiny_model, tmp_path, no_network):
-    command = f"preview --model {tiny_model} --output {tmp_path} --method procedural"
-    few = "--frames 2 --size 64x64 --nuclei 3"
-    result = CliRunner().invoke(cli, [*command.split(), *few.split()])
-    assert result.exit_code == 0, result.output
-    assert "0 workers, procedural)" in result.output
-    assert (tmp_path / "contact_sheet.png").is_file()
-    assert (tmp_path / "clip.gif").is_file()
-
-
-@pytest.mark.parametrize("option", ["--first-steps", "--later-steps"])
-def test_preview_refuses_diffusion_steps_where_there_is_no_diffusion(option):
-    result = CliRunner().invoke(cli, ["preview", "--method", "procedural", option, "4"])
-    assert result.exit_code == 2
-    assert f"{option} is for --method paper, got --method procedural" in result.output
-
-
-def test_settings_that_leave_a_nucleus_black_give_no_infinite_light(tiny_model):
+def test_black_nucleus_has_finite_light(tiny_model):
     black = ProceduralSettings(nucleoli=(20, 20), nucleolus_depth=1.0, nucleolus_size=16.0)
     videos = SyntheticHeLaVideos(frames=2, size=(96, 96), model=tiny_model, method=black)
     assert videos.clip(0)["video"].isfinite().all()

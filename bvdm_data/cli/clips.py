@@ -20,7 +20,6 @@ from bvdm_data.cli.options import (
     Floats,
     add_method_options,
     add_size_options,
-    describe_method,
     option,
     take_annotations,
     take_method,
@@ -94,7 +93,7 @@ def preview(
     height, width = videos.size
     click.echo(
         f"{clips / seconds:.3f} clips a second ({videos.frames} frames of {height} x {width}, "
-        f"{workers} workers, {describe_method(method)})"
+        f"{workers} workers, {method.describe()})"
     )
     made.sort(key=lambda clip: int(clip["index"]))
     sheet, animation = output / "contact_sheet.png", output / "clip.gif"
@@ -134,7 +133,7 @@ def _write_page(
         )  # fmt: skip
         clips[str(seed), f"{density:g} x ({nuclei} nuclei)"] = stream.clip(0)
     note = (
-        f"Synthetic clips of the model {videos.model.stem}, {describe_method(videos.method)}, "
+        f"Synthetic clips of the model {videos.model.stem}, {videos.method.describe()}, "
         f"variation {videos.variation:g}. Density: nuclei in the first frame against the mean of "
         "the fitted video."
     )

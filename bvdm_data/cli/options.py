@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from bvdm_data.synth.model import Method
+    from bvdm_data.synth.scene import Method
 
 Command = Callable[..., None]
 FOLDER = click.Path(path_type=Path)
@@ -148,15 +148,3 @@ def take_annotations(options: dict[str, Any]) -> dict[str, Any]:
         "annotations": every.get(names, names.split(",")),
         "max_cells": DEFAULT_MAX_CELLS if rows is None else rows,
     }
-
-
-def describe_method(settings: "Method") -> str:
-    """Return a line about a method: its steps, if it has any."""
-    from bvdm_data.synth.paper import PaperSettings
-    from bvdm_data.synth.textures import FastSettings
-
-    if isinstance(settings, PaperSettings):
-        return f"T_f=0 = {settings.first_steps}, T_f>0 = {settings.later_steps}"
-    if not isinstance(settings, FastSettings):
-        return "procedural"
-    return f"fast, {settings.steps} step{'s' * (settings.steps > 1)}"

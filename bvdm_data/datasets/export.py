@@ -2,7 +2,9 @@
 
 import importlib.metadata
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -11,14 +13,12 @@ from bvdm_data.clip import CameraScale
 from bvdm_data.datasets.ctc import is_complete, write_sequence
 from bvdm_data.datasets.synthetic import (
     as_method,
-    check_method_fitted,
     check_nuclei,
     check_size_fits_nucleus,
     check_variation,
 )
 from bvdm_data.files import prepare_output_dir
-from bvdm_data.synth.model import Method
-from bvdm_data.synth.scene import SceneSettings
+from bvdm_data.synth.scene import Method, SceneSettings
 from bvdm_data.synth.synthesis import synthesise
 from bvdm_data.validate import as_int, check_frames, check_seed, check_size, name_source_in_errors
 from bvdm_data.weights import find_model, load, model_digest
@@ -59,7 +59,7 @@ def export(
     path = find_model(model)
     generator = load(path)
     check_size_fits_nucleus(scene.size, generator)
-    check_method_fitted(texture, generator)
+    texture.check_fitted(generator)
     folder = Path(directory).expanduser()
     manifest = {
         "version": importlib.metadata.version("bvdm-data"),
@@ -88,9 +88,14 @@ def export(
                     texture,
                     seed=seed,
                     name=("export", index),
-                    on_frame=bar.update,
+                    progress=partial(_advance, bar, index * frames, frames),
                 )
             counts = np.stack([scale.to_counts(frame) for frame in film.video])
             write_sequence(folder, name, counts, film.masks, film.tracks)
             written.append(name)
     return written
+
+
+def _advance(bar: "tqdm[Any]", first: int, frames: int, share: float) -> None:
+    """Show that a share of the frames of a sequence is done."""
+    bar.update(first + int(share * frames + 1e-6) - bar.n)

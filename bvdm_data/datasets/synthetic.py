@@ -12,10 +12,10 @@ from bvdm_data.clip import DEFAULT_MAX_CELLS, CameraScale, Clip, check_annotatio
 from bvdm_data.datasets.stream import ClipStream
 from bvdm_data.datasets.transforms import Transform, apply_transform, list_required_keys
 from bvdm_data.synth.cell_bank import CellBank, PoolSettings
-from bvdm_data.synth.model import PAPER_NETS_MISSING, Method, Model
+from bvdm_data.synth.model import Model
 from bvdm_data.synth.paper import PaperSettings
 from bvdm_data.synth.procedural import ProceduralSettings
-from bvdm_data.synth.scene import SceneSettings
+from bvdm_data.synth.scene import Method, SceneSettings
 from bvdm_data.synth.synthesis import synthesise, to_clip
 from bvdm_data.synth.textures import FastSettings
 from bvdm_data.system import profile_span
@@ -30,10 +30,6 @@ from bvdm_data.validate import (
     name_clip_in_errors,
 )
 from bvdm_data.weights import find_model, load
-
-FAST_VARIATION = 1.0
-"""Default variation of the method ``"fast"``: the best one for a held-out video, see
-docs/evaluation.md."""
 
 METHODS: Mapping[str, Method] = {
     "fast": FastSettings(),
@@ -59,7 +55,7 @@ def as_method(method: str | Method) -> Method:
 def check_variation(variation: float | None, method: Method) -> float:
     """Return how far clips may leave the fitted video."""
     if variation is None:
-        return FAST_VARIATION if isinstance(method, FastSettings) else 0.0
+        return method.default_variation
     return as_fraction("variation", variation)
 
 
@@ -69,18 +65,12 @@ def check_pool(pool: PoolSettings | bool | None, method: Method) -> PoolSettings
         return None
     if not isinstance(pool, PoolSettings) and pool is not True:
         raise TypeError(f"pool must be True, None or PoolSettings, got {pool!r}")
-    if not (isinstance(method, FastSettings) and method.families):
+    if not method.families:
         raise ValueError(
             "pool must be None unless the method is 'fast' with families, got "
             f"{type(method).__name__}; leave pool out, or give method='fast'"
         )
     return PoolSettings() if pool is True else pool
-
-
-def check_method_fitted(method: Method, generator: Model) -> None:
-    """Refuse a method whose networks the model does not have."""
-    if isinstance(method, PaperSettings) and generator.unet is None:
-        raise ValueError(PAPER_NETS_MISSING)
 
 
 class SyntheticHeLaVideos(ClipStream):
@@ -185,7 +175,7 @@ class SyntheticHeLaVideos(ClipStream):
         camera = generator.camera
         self.scale = CameraScale(camera.offset, camera.full)
         check_size_fits_nucleus(self.size, generator)
-        check_method_fitted(self.method, generator)
+        self.method.check_fitted(generator)
 
     def clip(self, index: SupportsIndex) -> Clip:
         """Make one clip.

@@ -12,7 +12,7 @@ from bvdm_data.evaluation.clip_cache import CachedClips, cache_clips, hash_clips
 from bvdm_data.evaluation.copy_paste import CopyPaste
 from bvdm_data.evaluation.segmenter import Clips
 from bvdm_data.fitting.training import compute_fingerprint
-from bvdm_data.synth.model import Method
+from bvdm_data.synth.scene import Method
 from bvdm_data.weights import model_digest
 
 ARMS = (

@@ -37,9 +37,8 @@ from bvdm_data.synth.cell_cycle import CellCycleModel
 from bvdm_data.synth.contours import ShapeModel
 from bvdm_data.synth.denoiser import Denoiser, Student
 from bvdm_data.synth.flow import FlowNet
-from bvdm_data.synth.model import Model
+from bvdm_data.synth.model import Model, TextureModel
 from bvdm_data.synth.motion import MotionModel
-from bvdm_data.synth.textures import TextureModel
 from bvdm_data.synth.unet import UNet, UNetSettings
 from bvdm_data.system import list_versions
 from bvdm_data.validate import as_int, check_device, check_scale, check_seed

@@ -18,10 +18,10 @@ from bvdm_data.fitting.video import Frame, Video, estimate_background
 from bvdm_data.rng import numpy_rng, torch_rng
 from bvdm_data.synth.contours import compute_polygon_area
 from bvdm_data.synth.denoiser import compute_signed_distance_map
-from bvdm_data.synth.model import Model
+from bvdm_data.synth.model import Model, TextureModel
 from bvdm_data.synth.scene import SceneSettings
 from bvdm_data.synth.synthesis import synthesise
-from bvdm_data.synth.textures import BATCH, FastSettings, TextureModel, denoise_patches
+from bvdm_data.synth.textures import BATCH, FastSettings, denoise_patches
 
 LAGS = (1, 2, 4, 7)  # frames between the two patches of a nucleus that are compared
 # Areas of the two nuclei of a pair, second over first: no mitosis lies between them.
@@ -221,7 +221,7 @@ def measure_synthetic(model: Model, seed: int) -> dict[int, float]:
 def measure_rendered(model: Model, brightness: Array, lag: int, noise: float, seed: int) -> float:
     """Return the median correlation of rendered nuclei whose noise has this correlation."""
     settings, count = FastSettings(), CALIBRATION_NUCLEI
-    network = model.painter_for(settings)
+    network = model.get_denoiser(settings.steps)
     patch = network.settings.patch
     rng = numpy_rng(seed, "fit", "memory", "lives")
     outlines = torch.from_numpy(_draw_outlines(model, lag, patch, rng)).float()

@@ -1,7 +1,8 @@
-"""Scene: many painted nuclei on one background, seen by one camera; picture and labels agree."""
+"""Camera: background, blur, noise and rounding of a video, on any device of torch."""
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,124 +31,76 @@ class CameraModel:
     full: int  # camera count of grey value 1
 
 
-def expose(
-    light: npt.NDArray[np.float32],
-    camera: CameraModel,
-    generator: np.random.Generator,
-    *,
-    glow: bool = True,
-) -> npt.NDArray[np.float32]:
-    """Add the glow around the nuclei, the background and the noise; round to camera counts.
-
-    Grey values in [0, 1] that are whole counts of the camera, ``[F, H, W]``.
-    """
-    frames, size = len(light), light.shape[1:]
-    field = _smooth_field(size, camera, generator)
-    level = camera.level + camera.level_spread * float(generator.standard_normal())
-    seen = np.empty_like(light)
-    white, noise = np.empty((2, *size))
-    for frame in range(frames):
-        lit = light[frame]
-        if glow:
-            # One-sided, as in the authors' scenes: light spreads, nuclei do not fade.
-            lit = np.maximum(lit, ndimage.gaussian_filter(lit, camera.halo))
-        generator.standard_normal(out=white)
-        ndimage.convolve1d(white, camera.streak, axis=1, output=noise)
-        noise *= camera.noise
-        noise += lit + level + field
-        seen[frame] = noise
-    steps = camera.full - camera.offset
-    seen *= steps
-    np.rint(seen, out=seen)
-    np.clip(seen, 0, steps, out=seen)
-    seen /= steps
-    return seen.astype(np.float32, copy=False)
+Normal = Callable[[Sequence[int]], Tensor]
+"""Draws standard normal numbers for a batch of videos, ``[B, *shape]``."""
 
 
-def get_background_grid(camera: CameraModel) -> tuple[int, float, int]:
-    """Return on what grid the background is drawn."""
-    coarse = max(1, int(camera.field_width // 4))
-    return coarse, camera.field_width / coarse, math.ceil(4 * camera.field_width / coarse)
+def make_cpu_normal(rng: np.random.Generator) -> Normal:
+    """Draw the numbers of one video in double precision."""
+    return lambda shape: torch.from_numpy(rng.standard_normal((1, *shape)))
 
 
-def _smooth_field(
-    size: Sequence[int], camera: CameraModel, generator: np.random.Generator
-) -> npt.NDArray[np.float64]:
-    """Draw a smooth random field of the video's spread and width, ``[H, W]``."""
-    coarse, width, pad = get_background_grid(camera)
-    drawn = generator.standard_normal([math.ceil(n / coarse) + 2 + 2 * pad for n in size])
-    smooth = ndimage.gaussian_filter(drawn, width) * (2 * math.sqrt(math.pi) * width)
-    smooth = smooth[pad:-pad, pad:-pad]
-    fine = ndimage.zoom(smooth, coarse, order=1, grid_mode=True, mode="nearest")
-    field: npt.NDArray[np.float64] = camera.field_spread * fine[: size[0], : size[1]]
-    return field
+def make_device_normal(seeds: Sequence[int], device: torch.device) -> Normal:
+    """Draw on a device, for each video from a generator with its own seed."""
+    generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
-
-class TorchCamera:
-    """Does with torch what :func:`bvdm_data.synth.camera.expose` does with numpy, without glow.
-
-    The numbers that are drawn are others, their distribution is the same. Nothing that is done
-    with a film waits for the device.
-
-    ``draws``: How many normal numbers a film needs
-    """
-
-    def __init__(
-        self, camera: CameraModel, frames: int, size: tuple[int, int], device: torch.device
-    ) -> None:
-        """Bring what all films share to the device."""
-        self.camera = camera
-        self.device = device
-        self._down, self._right = (
-            torch.from_numpy(_field_matrix(camera, length)).float().to(device) for length in size
-        )
-        # How one bright pixel looks, whatever length the kernel has.
-        middle = len(camera.streak)
-        point = np.zeros(2 * middle + 1)
-        point[middle] = 1
-        self._streak = _taps(ndimage.convolve1d(point, camera.streak)).to(device)
-        _, width, _ = get_background_grid(camera)
-        self._spread = camera.field_spread * 2 * math.sqrt(math.pi) * width
-        # A tensor: a GPU multiplies by the inverse of a number, which gives other last bits.
-        self._steps = torch.tensor(float(camera.full - camera.offset), device=device)
-        self._shares = (
-            1, self._down.shape[1] * self._right.shape[1], frames * size[0] * size[1],
-        )  # fmt: skip
-        self.draws = sum(self._shares)
-
-    def draw(self, seeds: Sequence[int]) -> Float[Tensor, "B D"]:
-        """Draw the normal numbers of films, each a function of its seed on a kind of device."""
-        drawn = torch.empty(len(seeds), self.draws, device=self.device)
-        for row, seed in zip(drawn, seeds, strict=True):
-            row.normal_(generator=torch.Generator(self.device).manual_seed(seed))
+    def draw(shape: Sequence[int]) -> Tensor:
+        drawn = torch.empty((len(generators), *shape), device=device)
+        for video, generator in zip(drawn, generators, strict=True):
+            video.normal_(generator=generator)
         return drawn
 
-    @torch.no_grad()
-    def expose(
-        self,
-        light: Float[Tensor, "B F H W"],
-        drawn: Float[Tensor, "B D"],
-        noise: Float[Tensor, " B"],
-        blur: Float[Tensor, "B T"] | None,
-    ) -> Float[Tensor, "B F H W"]:
-        """Blur light, add the background and the noise; round to camera counts."""
-        if blur is not None:
-            light = _convolved(_convolved(light, blur, 2), blur, 3)
-        level, field, white = torch.split(drawn, list(self._shares), 1)
-        field = field.view(len(light), self._down.shape[1], -1)
-        ground = self._spread * (self._down @ field @ self._right.T)
-        ground += self.camera.level + self.camera.level_spread * level[:, :, None]
-        seen = _convolved(white.view_as(light), self._streak, 3)
-        seen *= noise[:, None, None, None]
-        seen += light
-        seen += ground[:, None]
-        steps = self.camera.full - self.camera.offset
-        return seen.mul_(steps).round_().clamp_(0, steps).div_(self._steps)
+    return draw
 
 
 def derive_camera_seed(seed: int, name: tuple[str | int, ...]) -> int:
-    """Return the seed of what the camera draws for a film."""
+    """Return the seed of the camera's numbers on a device."""
     return torch_rng(seed, *name, "camera").initial_seed()
+
+
+@torch.no_grad()
+def expose(
+    light: Float[Tensor, "B F H W"],
+    camera: CameraModel,
+    normal: Normal,
+    *,
+    noise: Float[Tensor, " B"],
+    blur: Float[Tensor, "B T"] | None = None,
+    glow: bool = False,
+) -> Float[Tensor, "B F H W"]:
+    """Blur light, add the background and the noise, and round to camera counts.
+
+    With ``glow`` nuclei are surrounded by light. Sums are as precise as ``noise``, ``blur`` and
+    the random numbers. Nothing here waits for the device.
+    """
+    frames, height, width = light.shape[1:]
+    kind = (noise.dtype, light.device)
+    down = _make_field_matrix(camera.field_width, height, *kind)
+    right = _make_field_matrix(camera.field_width, width, *kind)
+    scale = camera.field_spread * 2 * math.sqrt(math.pi) * _get_grid(camera.field_width)[1]
+    field = scale * (down @ normal((down.shape[1], right.shape[1])) @ right.T)[:, None]
+    level = camera.level + camera.level_spread * normal((1, 1, 1))
+    streak = _make_streak(tuple(camera.streak), *kind)
+    halo = _make_halo(camera.halo, *kind)
+    # A tensor: a GPU multiplies by the inverse of a number, which gives other last bits.
+    steps = torch.full((), camera.full - camera.offset, dtype=light.dtype, device=light.device)
+    video = torch.empty_like(light)
+    # One frame after the other fits into a CPU's cache.
+    chunk = 1 if light.device.type == "cpu" else frames
+    for start in range(0, frames, chunk):
+        lit = light[:, start : start + chunk]
+        if blur is not None:
+            lit = _convolve(_convolve(lit, blur, 2), blur, 3)
+        if glow:
+            # One-sided, as in the authors' scenes: light spreads, nuclei do not fade.
+            lit = torch.maximum(lit, _convolve(_convolve(lit, halo, 2), halo, 3))
+        white = normal((chunk, height, width))
+        seen = _convolve(white, streak, 3).mul_(noise[:, None, None, None])
+        seen += lit + level.to(lit.dtype)
+        seen += field
+        counts = seen.to(light.dtype).mul_(steps).round_().clamp_(0, camera.full - camera.offset)
+        video[:, start : start + chunk] = counts.div_(steps)
+    return video
 
 
 def make_gaussian_kernels(widths: Sequence[float]) -> Float[Tensor, "B T"] | None:
@@ -161,34 +114,64 @@ def make_gaussian_kernels(widths: Sequence[float]) -> Float[Tensor, "B T"] | Non
     for row, width in zip(kernels, widths, strict=True):
         if width:
             row[:] = ndimage.gaussian_filter1d(row, width, mode="constant")
-    return torch.from_numpy(kernels).float()
+    return torch.from_numpy(kernels)
 
 
-def _field_matrix(camera: CameraModel, length: int) -> np.ndarray:
-    """Return what drawn numbers must be multiplied by along one axis to be a smooth field."""
-    coarse, width, pad = get_background_grid(camera)
+def _get_grid(field_width: float) -> tuple[int, float, int]:
+    """Return step, correlation length and margin of the grid that the background is drawn on."""
+    coarse = max(1, int(field_width // 4))
+    return coarse, field_width / coarse, math.ceil(4 * field_width / coarse)
+
+
+@functools.lru_cache(maxsize=16)
+def _make_field_matrix(
+    field_width: float, length: int, dtype: torch.dtype, device: torch.device
+) -> Float[Tensor, "L N"]:
+    """Return the matrix that makes drawn numbers a smooth field along one axis."""
+    coarse, width, pad = _get_grid(field_width)
     drawn = np.eye(math.ceil(length / coarse) + 2 + 2 * pad)
     smooth = ndimage.gaussian_filter1d(drawn, width, axis=0)[pad:-pad]
     fine = ndimage.zoom(smooth, (coarse, 1), order=1, grid_mode=True, mode="nearest")
-    return np.asarray(fine[:length])
+    return torch.tensor(fine[:length], dtype=dtype, device=device)
 
 
-def _taps(kernel: np.ndarray) -> Float[Tensor, "1 T"]:
-    return torch.from_numpy(kernel).float()[None]
+@functools.lru_cache(maxsize=16)
+def _make_streak(
+    kernel: tuple[float, ...], dtype: torch.dtype, device: torch.device
+) -> Float[Tensor, "1 T"]:
+    """Return how one bright pixel looks, whatever length the kernel has."""
+    point = np.zeros(2 * len(kernel) + 1)
+    point[len(kernel)] = 1
+    response = ndimage.convolve1d(point, np.array(kernel))
+    reach = int(np.abs(np.flatnonzero(response) - len(kernel)).max())
+    kept = response[None, len(kernel) - reach : len(kernel) + reach + 1]
+    return torch.tensor(kept, dtype=dtype, device=device)
 
 
-def _convolved(
-    films: Float[Tensor, "B F H W"], taps: Float[Tensor, "N T"], axis: int
+@functools.lru_cache(maxsize=16)
+def _make_halo(width: float, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "1 T"]:
+    kernel = make_gaussian_kernels([width])
+    return torch.ones(1, 1) if kernel is None else kernel.to(device, dtype)
+
+
+def _convolve(
+    videos: Float[Tensor, "B F H W"], kernels: Float[Tensor, "N T"], axis: int
 ) -> Float[Tensor, "B F H W"]:
-    """Convolve along an axis, films going on beyond their border as in a mirror.
+    """Convolve along an axis; beyond its border a video continues as in a mirror.
 
     Written out, since a GPU may round what a convolution of its library multiplies to ten bits.
     """
-    reach, length = taps.shape[1] // 2, films.shape[axis]
-    place = torch.arange(-reach, length + reach, device=films.device) % (2 * length)
-    wide = films.index_select(axis, torch.where(place < length, place, 2 * length - 1 - place))
-    out = torch.zeros_like(films)
-    for number, tap in enumerate(taps.unbind(1)):
+    reach, length = kernels.shape[1] // 2, videos.shape[axis]
+    videos, given = videos.to(kernels.dtype), videos
+    wide = videos
+    while (missing := reach - (wide.shape[axis] - length) // 2) > 0:
+        # A video that is smaller than the kernel is mirrored several times.
+        rim = min(missing, wide.shape[axis])
+        before = wide.narrow(axis, 0, rim).flip(axis)
+        after = wide.narrow(axis, wide.shape[axis] - rim, rim).flip(axis)
+        wide = torch.cat([before, wide, after], axis)
+    total = torch.zeros_like(videos)
+    for number, weight in enumerate(kernels.unbind(1)):
         shifted = wide.narrow(axis, 2 * reach - number, length)
-        out.addcmul_(shifted, tap[:, None, None, None])
-    return out
+        total.addcmul_(shifted, weight[:, None, None, None])
+    return total.to(given.dtype)

@@ -12,7 +12,8 @@ from bvdm_data.rng import numpy_rng, torch_rng
 from bvdm_data.synth.cells import Cell, LineageSimulator, sample_sister_quantile
 from bvdm_data.synth.model import Model
 from bvdm_data.synth.placement import InitialCell
-from bvdm_data.synth.textures import FastSettings, RenderedPatches, render_textures
+from bvdm_data.synth.render import RenderedPatches, join_patches
+from bvdm_data.synth.textures import FastSettings, render_textures
 from bvdm_data.validate import Rule, check_fields
 
 GAIN = 0.1
@@ -116,7 +117,7 @@ class CellBank:
             cells = [cell for family in pair.families for cell in family]
             groups = render_textures(
                 cells, [(cell.first, cell.last) for cell in cells],
-                pair.model.painter_for(settings), pair.model.texture, settings,
+                pair.model.get_denoiser(settings.steps), pair.model.texture, settings,
                 [torch_rng(self.seed, *pair.name, "texture", cell.identity) for cell in cells],
             )  # fmt: skip
             pair.patches = [replace(group, light=group.light.half()) for group in groups]
@@ -195,8 +196,8 @@ class BankSample:
         for identity, row, (first, last) in shown:
             origin = self._origins[identity]
             for group in self.bank.render(self._get_pair(origin.slot), settings):
-                mine = (group.rows == origin.row) & (group.moments >= first)
-                chosen = (mine & (group.moments <= last)).nonzero()[:, 0]
+                mine = (group.rows == origin.row) & (group.frames >= first)
+                chosen = (mine & (group.frames <= last)).nonzero()[:, 0]
                 if not len(chosen):
                     continue
                 light = group.light[chosen].float() * origin.gain
@@ -204,16 +205,11 @@ class BankSample:
                     RenderedPatches(
                         light.flip(2) if origin.mirrored else light,
                         torch.full((len(chosen),), row),
-                        group.moments[chosen],
+                        group.frames[chosen],
                         group.zoom[chosen] / self.size,
                     )
                 )
-        return [_join_patches(part) for _, part in sorted(parts.items())]
+        return [join_patches(part) for _, part in sorted(parts.items())]
 
     def _get_pair(self, slot: int) -> _SisterPair:
         return self.bank.get_pair(slot, self.number, self.generation, self.model, self.frames)
-
-
-def _join_patches(parts: Sequence[RenderedPatches]) -> RenderedPatches:
-    names = ("light", "rows", "moments", "zoom")
-    return RenderedPatches(*(torch.cat([getattr(p, name) for p in parts]) for name in names))

@@ -1,80 +1,81 @@
-"""Device: films of the fast method painted together, on a GPU or any other device of torch."""
+"""Device: clips of the fast method rendered in batches, on a GPU or any other device of torch."""
 
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
-from bvdm_data.synth.camera import TorchCamera, derive_camera_seed, make_gaussian_kernels
+from bvdm_data.synth.camera import (
+    derive_camera_seed,
+    expose,
+    make_device_normal,
+    make_gaussian_kernels,
+)
 from bvdm_data.synth.cell_bank import CellBank
 from bvdm_data.synth.model import Model
-from bvdm_data.synth.render import (
-    PatchBatch,
-    PatchPlacement,
-    batch_patches,
-    composite_batch,
-    count_padding_pixels,
-    move_to_device,
-    pin_memory,
-    place_patches,
+from bvdm_data.synth.render import PatchPlacement, composite, join_by_size, map_tensors
+from bvdm_data.synth.scene import Scene
+from bvdm_data.synth.textures import (
+    BATCH,
+    DenoiserInputs,
+    FastSettings,
+    run_denoiser_batched,
 )
-from bvdm_data.synth.scene import SceneRequest, pickle_requests, unpickle_requests
-from bvdm_data.synth.textures import BATCH, FastSettings, RenderedPatches, denoise_patches
 
-MAX_BATCH = 256
-"""Most pictures that go through the network together on a GPU (our choice, never measured)."""
-
-MIN_BATCH = 16
-"""Fewest of them, however little memory is free."""
+MAX_BATCH, MIN_BATCH = 256, 16
+"""Most and fewest patches that go through the network together on a GPU (our choice)."""
 
 PATCH_BYTES = 8 * 2**20
-"""Memory that is set aside for a picture in the network, in bytes (our choice, some times what
-one takes on a CPU)."""
+"""Memory that is set aside for a patch in the network, in bytes (our choice, some times what one
+takes on a CPU)."""
 
 MEMORY_FRACTION = 4
-"""One part in so many of the memory that is free is given to the network (our choice)."""
+"""The network gets the free memory divided by this (our choice)."""
 
 
 @dataclass(frozen=True)
 class RenderBatch:
-    """Films that are to be painted together, as a worker hands them over."""
+    """Scenes that are rendered together, without what rendering does not need."""
 
-    count: int  # how many
-    seeds: list[int]  # what the camera draws from, for each
-    noise: Tensor  # standard deviation of the noise of each, grey values, [B]
-    blur: Tensor | None  # kernels of their extra blurs, [B, T], or None
-    piles: list[PatchBatch]  # nuclei to be painted
-    sketches: Tensor | None  # the films, packed, where a pool has their nuclei; or None
+    seeds: list[int]  # of the camera, for each
+    noise: Float[Tensor, " B"]  # standard deviation of the noise, grey values
+    blur: Float[Tensor, "B T"] | None  # kernels of extra blurs
+    groups: list[tuple[DenoiserInputs, PatchPlacement]]  # of all cells, by size of patches
+    # pickled tables and cells, where a bank in the rendering process has the patches
+    samples: Tensor | None
 
     def pin_memory(self) -> "RenderBatch":
-        """Return them in pinned memory, from where a GPU reads without waiting."""
-        return replace(
-            self,
-            noise=self.noise.pin_memory(),
-            blur=None if self.blur is None else self.blur.pin_memory(),
-            piles=[pin_memory(pile) for pile in self.piles],
-        )
+        """Return the batch in pinned memory, from where a GPU reads without waiting."""
+        return map_tensors(self, Tensor.pin_memory)
 
 
-def collate_scenes(sketches: Sequence[SceneRequest]) -> RenderBatch:
-    """Gather films that are to be painted together."""
-    pooled = any(sketch.cast is not None for sketch in sketches)
-    films = [(sketch.tables, sketch.groups) for sketch in sketches]
-    return RenderBatch(
-        count=len(sketches),
-        seeds=[derive_camera_seed(sketch.seed, sketch.name) for sketch in sketches],
-        noise=torch.tensor([sketch.camera.noise for sketch in sketches]),
-        blur=make_gaussian_kernels([sketch.blur for sketch in sketches]),
-        piles=[] if pooled else batch_patches(films, sketches[0].size),
-        sketches=pickle_requests(sketches) if pooled else None,
+def collate_scenes(scenes: Sequence[Scene], method: FastSettings, model: Model) -> RenderBatch:
+    """Draw the noise of the cells of scenes, and gather what rendering needs."""
+    kernels = make_gaussian_kernels([scene.blur for scene in scenes])
+    batch = RenderBatch(
+        seeds=[derive_camera_seed(scene.seed, scene.name) for scene in scenes],
+        noise=torch.tensor([scene.camera.noise for scene in scenes], dtype=torch.float32),
+        blur=None if kernels is None else kernels.float(),
+        groups=[],
+        samples=None,
     )
+    if any(scene.sample is not None for scene in scenes):
+        sent = [(scene.table, scene.sample, scene.list_bank_cells()) for scene in scenes]
+        data = pickle.dumps(sent, pickle.HIGHEST_PROTOCOL)
+        return replace(batch, samples=torch.frombuffer(bytearray(data), dtype=torch.uint8))
+    parts = [
+        (number, scene.table, group)
+        for number, scene in enumerate(scenes)
+        for group in method.draw_inputs(scene, model)
+    ]
+    return replace(batch, groups=join_by_size(parts, scenes[0].settings.size))
 
 
 def choose_batch_size(device: torch.device) -> int:
-    """Return how many pictures go through the network together."""
+    """Return how many patches go through the network together."""
     if device.type != "cuda":
         return BATCH
     free, _ = torch.cuda.mem_get_info(device)
@@ -82,84 +83,69 @@ def choose_batch_size(device: torch.device) -> int:
     return max(MIN_BATCH, min(MAX_BATCH, 1 << (room.bit_length() - 1)))
 
 
-class VideoRenderer:
-    """Paints films on a device: network, light, camera.
+class BatchRenderer:
+    """Renders batches on a device.
 
-    Every call of the network has equally many pictures, the last one filled up, so that what it
-    makes of a nucleus does not depend on its neighbours.
+    Every call of the network has equally many patches, the last one filled up, so that a patch
+    does not depend on the others.
     """
 
     def __init__(
         self,
-        generator: Model,
+        model: Model,
         method: FastSettings,
-        frames: int,
-        size: tuple[int, int],
+        shape: tuple[int, int, int],
         device: torch.device,
         *,
-        pictures: int,
-        pool: CellBank | None = None,
+        batch_size: int,
+        bank: CellBank | None = None,
     ) -> None:
-        """Bring the networks to the device."""
-        self.generator = generator.to(device)
+        """Bring the networks to the device; ``shape`` is that of a video."""
+        self.model = model.to(device)
         self.method = method
-        self.film = (frames, *size)
+        self.shape = shape
         self.device = device
-        self.pictures = pictures
-        self.pool = pool
-        self.camera = TorchCamera(generator.camera, frames, size, device)
+        self.batch_size = batch_size
+        self.bank = bank
 
     @torch.no_grad()
-    def paint(self, films: RenderBatch) -> Float[Tensor, "B F 1 H W"]:
-        """Paint films."""
-        painted = self._fresh(films) if films.sketches is None else self._pooled(films.sketches)
-        frames, height, width = self.film
-        cells = films.count * frames * height * width
-        spare = count_padding_pixels([layout for _, layout in painted])
-        total = torch.zeros(cells + spare, device=self.device)
-        for light, layout in painted:
-            composite_batch(total, light, layout, (films.count * frames, height, width))
-        light = total[:cells].view(films.count, *self.film)
-        noise = films.noise.to(self.device, non_blocking=True)
-        blur = None if films.blur is None else films.blur.to(self.device, non_blocking=True)
-        drawn = self.camera.draw(films.seeds)
-        return self.camera.expose(light, drawn, noise, blur)[:, :, None]
+    def render(self, batch: RenderBatch) -> Float[Tensor, "B F 1 H W"]:
+        """Render the videos of a batch."""
+        frames, height, width = self.shape
+        count = len(batch.seeds)
+        groups = (
+            self._run_network(batch) if batch.samples is None else self._ask_bank(batch.samples)
+        )
+        light = composite(groups, (count * frames, height, width), device=self.device)
+        noise = self._move(batch.noise)
+        blur = None if batch.blur is None else self._move(batch.blur)
+        video = expose(
+            light.view(count, *self.shape), self.model.camera,
+            make_device_normal(batch.seeds, self.device), noise=noise, blur=blur,
+        )  # fmt: skip
+        return video[:, :, None]
 
-    def _fresh(self, films: RenderBatch) -> list[tuple[Tensor, PatchPlacement]]:
-        here = [move_to_device(pile, self.device) for pile in films.piles]
-        return [(self._light(pile), pile.layout) for pile in here]
+    def _run_network(self, batch: RenderBatch) -> list[tuple[Tensor, PatchPlacement]]:
+        groups = map_tensors(batch.groups, self._move)
+        network, steps = self.model.get_denoiser(self.method.steps), self.method.steps
+        # Grids are made where they are needed, not brought there.
+        with self.device:
+            rendered = run_denoiser_batched(
+                [inputs for inputs, _ in groups], network, steps, fixed_batch=self.batch_size
+            )
+        return [(r.light, place) for r, (_, place) in zip(rendered, groups, strict=True)]
 
-    def _light(self, pile: PatchBatch) -> Float[Tensor, "M P P"]:
-        network, light = self.generator.painter_for(self.method), []
-        for start in range(0, len(pile.noise), self.pictures):
-            some = slice(start, start + self.pictures)
-            told = [pile.noise[some], pile.radii[some], pile.brightness[some], pile.stage[some]]
-            count = len(told[0])
-            full = [_filled(numbers, self.pictures) for numbers in told]
-            # Grids are made where they are needed, not brought there.
-            with self.device:
-                painted = denoise_patches(network, *full, steps=self.method.steps)
-            light.append(painted[:count])
-        return torch.cat(light)
-
-    def _pooled(self, data: Tensor) -> list[tuple[Tensor, PatchPlacement]]:
-        parts: dict[int, list[tuple[int, SceneRequest, RenderedPatches]]] = {}
-        for number, sent in enumerate(unpickle_requests(data)):
-            sketch = sent.attached(self.pool, self.generator)
-            if sketch.cast is not None:
-                for group in sketch.cast.render(sketch.shown, self.method):
-                    parts.setdefault(group.light.shape[-1], []).append((number, sketch, group))
-        painted = []
-        for side, some in sorted(parts.items()):
-            told = [(number, sketch.tables, group) for number, sketch, group in some]
-            layout = place_patches(told, side, (self.film[1], self.film[2]))
+    def _ask_bank(self, samples: Tensor) -> list[tuple[Tensor, PatchPlacement]]:
+        parts = []
+        for number, (table, sample, cells) in enumerate(pickle.loads(samples.numpy().data)):
+            sample.bank, sample.model = self.bank, self.model
+            parts += [(number, table, group) for group in sample.render(cells, self.method)]
+        placed = []
+        for group, placement in join_by_size(parts, self.shape[1:]):
             if self.device.type == "cuda":
-                layout = pin_memory(layout)
-            light = torch.cat([group.light for _, _, group in some])
-            painted.append((light, move_to_device(layout, self.device)))
-        return painted
+                placement = map_tensors(placement, Tensor.pin_memory)
+            placed.append((group.light, map_tensors(placement, self._move)))
+        return placed
 
-
-def _filled(numbers: Tensor, count: int) -> Tensor:
-    """Return so many rows, those that are missing filled with ones."""
-    return F.pad(numbers, (0, 0) * (numbers.dim() - 1) + (0, count - len(numbers)), value=1)
+    def _move(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, non_blocking=True)

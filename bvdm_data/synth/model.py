@@ -1,4 +1,4 @@
-"""Generator: the models that are fitted to a video."""
+"""Model: all that is fitted to a video, and how far a clip may differ from it."""
 
 import math
 from collections.abc import Mapping
@@ -16,19 +16,18 @@ from bvdm_data.synth.contours import ShapeModel, compute_polygon_area
 from bvdm_data.synth.denoiser import Denoiser, Student
 from bvdm_data.synth.flow import FlowNet
 from bvdm_data.synth.motion import MotionModel
-from bvdm_data.synth.paper import PaperSettings
-from bvdm_data.synth.procedural import ProceduralSettings
-from bvdm_data.synth.textures import FastSettings, TextureModel
 from bvdm_data.synth.unet import UNet
 
-Method = FastSettings | PaperSettings | ProceduralSettings
-"""Settings of a way of painting nuclei; their type says which."""
 
-PAPER_NETS_MISSING = (
-    "method must be one that the model was fitted for, got 'paper'; fit the model with "
-    '"bvdm-data fit --paper", or give method="fast" or method="procedural"'
-)
-"""Says that a model lacks the networks of the paper's method."""
+@dataclass(frozen=True, kw_only=True)
+class TextureModel:
+    """How long a texture lasts; from the video.
+
+    The noise from which a nucleus is rendered has a lasting part and a fresh one.
+    """
+
+    memory: float  # correlation of the lasting part with that of the frame before, from 0 to 1
+    fresh: float  # share of the variance that is new in every frame, from 0 to 1
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Model:
     texture: TextureModel  # how long a texture lasts
     painter: Denoiser  # draws a nucleus from outline, brightness and stage; the method "fast"
     distilled: Student  # draws the same in one call
-    # predicts the noise in a picture of a nucleus, for the paper's method; None where that was not
+    # predicts the noise in a patch of a nucleus, for the paper's method; None where that was not
     # fitted
     unet: UNet | None = None
     # predicts the flow between two masks, for the paper's method; or None
@@ -60,15 +59,15 @@ class Model:
         """Area of the mean interphase nucleus, px^2."""
         return float(compute_polygon_area(self.shapes.mean[0]))
 
-    def painter_for(self, settings: FastSettings) -> Denoiser | Student:
-        """Return the network that paints with so many steps."""
-        return self.distilled if settings.steps == 1 else self.painter
+    def get_denoiser(self, steps: int) -> Denoiser | Student:
+        """Return the network that renders a patch in a number of calls."""
+        return self.distilled if steps == 1 else self.painter
 
     def to(self, device: torch.device) -> "Model":
         """Return a copy whose networks are on a device; the statistics stay on the CPU."""
         # Copied, not made anew: that would draw from the global random state.
-        painter, distilled = _moved(self.painter, device), _moved(self.distilled, device)
-        unet = None if self.unet is None else _moved(self.unet, device)
+        painter, distilled = _copy_to(self.painter, device), _copy_to(self.distilled, device)
+        unet = None if self.unet is None else _copy_to(self.unet, device)
         flownet = None if self.flownet is None else deepcopy(self.flownet).to(device).eval()
         return replace(self, painter=painter, distilled=distilled, unet=unet, flownet=flownet)
 
@@ -76,7 +75,7 @@ class Model:
 _Network = TypeVar("_Network", bound=nn.Module)
 
 
-def _moved(network: _Network, device: torch.device) -> _Network:
+def _copy_to(network: _Network, device: torch.device) -> _Network:
     copied = deepcopy(network).to(device).eval()
     copied.to(memory_format=torch.channels_last)
     return copied
@@ -95,7 +94,7 @@ SPACING = 0.3
 choice: in half of the clips nuclei touch and overlap more than in the HeLa video)."""
 
 CONTACT = 0.4
-"""Largest share of the founders that are put against another at a variation of 1 (our choice: a
+"""Largest share of the founders that touch another at a variation of 1 (our choice: a
 segmenter learns to part nuclei from those that touch, which few of the HeLa video's do)."""
 
 SPEED = 0.3
@@ -116,7 +115,7 @@ class RandomisedModel:
     camera: CameraModel  # noise
     size: float  # factor on lengths of nuclei, which shapes and lives have already
     brightness: float  # factor on their light, which lives have already
-    contact: float  # share of the founders that are put against another
+    contact: float  # share of the founders that touch another
     blur: float  # standard deviation of an extra Gaussian blur of all light, px
 
 

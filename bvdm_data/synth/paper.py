@@ -1,13 +1,18 @@
-"""Texture: paints nuclei by the paper's recursion of flow, warp and a few diffusion steps."""
+"""Paper's method: a texture is warped by a flow and refreshed by a few diffusion steps."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from bvdm_data.synth.flow import FlowNet, warp
+from bvdm_data.synth.cells import Cell
+from bvdm_data.synth.contours import is_inside
+from bvdm_data.synth.denoiser import make_pixel_grid
+from bvdm_data.synth.flow import FLOW_SIZE, FlowNet, warp
+from bvdm_data.synth.model import Model
+from bvdm_data.synth.scene import Method, Progress, Scene, TexturePatches, Textures
 from bvdm_data.synth.unet import (
     NoisePredictor,
     Schedule,
@@ -17,10 +22,15 @@ from bvdm_data.synth.unet import (
     sample_ddpm,
 )
 
+PAPER_NETS_MISSING = (
+    "method must be one that the model was fitted for, got 'paper'; fit the model with "
+    '"bvdm-data fit --paper", or give method="fast" or method="procedural"'
+)
+
 
 @dataclass(frozen=True, kw_only=True)
-class PaperSettings:
-    """How a mask becomes a picture of a nucleus (Yilmaz et al. 2024, section 2 and table 2).
+class PaperSettings(Method):
+    """How a mask becomes a patch of a nucleus (Yilmaz et al. 2024, section 2 and table 2).
 
     Attributes:
         first_steps: Diffusion steps at a nucleus' first frame, T_f=0; table 2a.
@@ -35,7 +45,7 @@ class PaperSettings:
     mask_level: float = 150 / 255
 
     def __post_init__(self) -> None:
-        """Refuse numbers that cannot make a picture."""
+        """Refuse numbers that make no texture."""
         for name in ("first_steps", "later_steps", "total_steps"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):
@@ -55,18 +65,26 @@ class PaperSettings:
         if not 0 < self.mask_level <= 1:
             raise ValueError(f"mask_level must be above 0 and at most 1, got {self.mask_level}")
 
+    def describe(self) -> str:
+        """Return the numbers of steps."""
+        return f"T_f=0 = {self.first_steps}, T_f>0 = {self.later_steps}"
 
-@dataclass(frozen=True)
-class TexturePatches:
-    """Textured nuclei."""
+    def check_fitted(self, model: Model) -> None:
+        """Refuse a model without the networks of this method."""
+        if model.unet is None or model.flownet is None:
+            raise ValueError(PAPER_NETS_MISSING)
 
-    # relative light, [N, F, H, W] float32, about mask_level on average inside (nothing enforces
-    # it); 0 in frames in which a nucleus is not there
-    texture: Float[Tensor, "N F H W"]
-    # backward displacement (dy, dx) in pixels from frame f + 1 to f by which the texture was
-    # moved, [N, F - 1, 2, H, W] float32; 0 where nothing was moved. Without frames if it was not
-    # wanted
-    flow: Float[Tensor, "N E 2 H W"]
+    def render_textures(
+        self, scene: Scene, model: Model, progress: Progress | None = None
+    ) -> Textures:
+        """Render frame by frame, all cells in one batch."""
+        if model.unet is None or model.flownet is None:
+            raise ValueError(PAPER_NETS_MISSING)
+        masks = draw_masks(scene.lives, scene.spans, scene.settings.frames)
+        return render_paper_textures(
+            masks, model.unet, model.flownet, self, scene.make_texture_rngs(),
+            keep_flow=scene.settings.flow, progress=progress,
+        ).finish(scene, self.mask_level)  # fmt: skip
 
 
 def render_paper_textures(
@@ -74,12 +92,12 @@ def render_paper_textures(
     unet: UNet,
     flownet: FlowNet,
     settings: PaperSettings,
-    generators: Sequence[torch.Generator],
+    rngs: Sequence[torch.Generator],
     *,
     keep_flow: bool = True,
-    on_frame: Callable[[], object] | None = None,
+    progress: Progress | None = None,
 ) -> TexturePatches:
-    """Paint all nuclei, frame by frame, in one batch (paper, figures 1 b.1 and b.2).
+    """Render all nuclei, frame by frame, in one batch (paper, figures 1 b.1 and b.2).
 
     In its first frame a nucleus' flat mask is noised by ``first_steps`` steps and denoised. In
     each later frame the flow between its masks carries its texture on, what lies outside the new
@@ -87,30 +105,42 @@ def render_paper_textures(
     """
     device = next(unet.parameters()).device
     schedule = make_cosine_schedule(settings.total_steps)
-    film = masks.to(device)
+    masks = masks.to(device)
     present = masks.flatten(2).any(2)
-    texture = torch.zeros(film.shape, device=device)
-    edges = film.shape[1] - 1 if keep_flow else 0
-    flow = torch.zeros((film.shape[0], edges, 2, *film.shape[2:]), device=device)
-    for frame in range(film.shape[1]):
+    texture = torch.zeros(masks.shape, device=device)
+    edges = masks.shape[1] - 1 if keep_flow else 0
+    flow = torch.zeros((masks.shape[0], edges, 2, *masks.shape[2:]), device=device)
+    for frame in range(masks.shape[1]):
         before = present[:, frame - 1] if frame else torch.zeros_like(present[:, 0])
         born = (present[:, frame] & ~before).nonzero()[:, 0].tolist()
         staying = (present[:, frame] & before).nonzero()[:, 0].tolist()
         if born:
-            flat = settings.mask_level * film[born, frame, None].float()
-            noise = [generators[n] for n in born]
+            flat = settings.mask_level * masks[born, frame, None].float()
+            noise = [rngs[n] for n in born]
             texture[born, frame] = _refresh(flat, unet, settings.first_steps, schedule, noise)[:, 0]
         if staying:
-            step = _flow_between(flownet, film[staying, frame - 1], film[staying, frame])
-            moved = warp(texture[staying, frame - 1, None], step) * film[staying, frame, None]
-            noise = [generators[n] for n in staying]
+            step = _flow_between(flownet, masks[staying, frame - 1], masks[staying, frame])
+            moved = warp(texture[staying, frame - 1, None], step) * masks[staying, frame, None]
+            noise = [rngs[n] for n in staying]
             if keep_flow:
                 flow[staying, frame - 1] = step
             fresh = _refresh(moved, unet, settings.later_steps, schedule, noise)
             texture[staying, frame] = fresh[:, 0]
-        if on_frame is not None:
-            on_frame()
+        if progress is not None:
+            progress((frame + 1) / masks.shape[1])
     return TexturePatches(texture, flow)
+
+
+def draw_masks(
+    cells: Sequence[Cell], spans: Sequence[tuple[int, int]], frames: int
+) -> Bool[Tensor, "N F P P"]:
+    """Draw the masks of cells from their first to their last frame in view, upright."""
+    masks = torch.zeros(len(cells), frames, FLOW_SIZE, FLOW_SIZE, dtype=torch.bool)
+    pixels = make_pixel_grid(FLOW_SIZE)[:, None]
+    for row, (cell, (first, last)) in enumerate(zip(cells, spans, strict=True)):
+        radii = torch.from_numpy(cell.radii[first - cell.first : last + 1 - cell.first]).float()
+        masks[row, first : last + 1] = is_inside(radii, *pixels.expand(2, len(radii), -1, -1))
+    return masks
 
 
 @torch.no_grad()
@@ -123,25 +153,25 @@ def _flow_between(
 
 @torch.no_grad()
 def _refresh(
-    picture: Float[Tensor, "N 1 H W"],
+    patch: Float[Tensor, "N 1 H W"],
     unet: UNet,
     steps: int,
     schedule: Schedule,
-    generators: Sequence[torch.Generator],
+    rngs: Sequence[torch.Generator],
 ) -> Float[Tensor, "N 1 H W"]:
     if steps == 0:
-        return picture
-    noise = _noise(picture, generators)
-    noisy = add_noise(picture, next(noise), torch.tensor([steps - 1]), schedule)
+        return patch
+    noise = _noise(patch, rngs)
+    noisy = add_noise(patch, next(noise), torch.tensor([steps - 1]), schedule)
     return sample_ddpm(_in_bfloat16(unet), noisy, steps, schedule, noise)
 
 
 def _noise(
-    like: Float[Tensor, "N 1 H W"], generators: Sequence[torch.Generator]
+    like: Float[Tensor, "N 1 H W"], rngs: Sequence[torch.Generator]
 ) -> Iterator[Float[Tensor, "N 1 H W"]]:
     """Draw on the CPU, whatever the device, so that all devices start from the same numbers."""
     while True:
-        drawn = [torch.randn(like.shape[1:], generator=generator) for generator in generators]
+        drawn = [torch.randn(like.shape[1:], generator=generator) for generator in rngs]
         yield torch.stack(drawn).to(like.device)
 
 

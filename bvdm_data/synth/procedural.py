@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +15,10 @@ from torch.nn import functional as F
 from bvdm_data.clip import STAGES
 from bvdm_data.synth.cells import Cell
 from bvdm_data.synth.contours import interpolate_radius
+from bvdm_data.synth.denoiser import make_pixel_grid
 from bvdm_data.synth.flow import FLOW_SIZE
-from bvdm_data.synth.paper import TexturePatches
+from bvdm_data.synth.model import Model
+from bvdm_data.synth.scene import Method, Progress, Scene, TexturePatches, Textures
 
 _RANGES = {
     "grain": (0.5, 16.0),
@@ -31,7 +33,7 @@ _RANGES = {
     "blur": (0.5, 16.0),
     "inset": (-8.0, 8.0),
 }
-"""What makes a picture: half a pixel is the finest that is sampled, 16 px are a whole nucleus."""
+"""Bounds: half a pixel is the finest that is sampled, 16 px are a whole nucleus."""
 
 _MOST_NUCLEOLI = 20
 _NUCLEOLUS_REACH = 0.7
@@ -42,8 +44,8 @@ _NUCLEOLUS_SEEN = torch.tensor([1.0, 0.5, 0.0, 0.0, 0.0, 0.0])
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProceduralSettings:
-    """How nuclei look that no network paints; in the spirit of MitoGen (Svoboda & Ulman 2017).
+class ProceduralSettings(Method):
+    """How nuclei look that no network renders; in the spirit of MitoGen (Svoboda & Ulman 2017).
 
     The defaults were measured on video 01 of Fluo-N2DL-HeLa: ``benchmarks/measure_texture.py``
     prints the same tables for that video and for a procedural one. Noise of the camera is not
@@ -91,7 +93,7 @@ class ProceduralSettings:
     mask_level: float = 150 / 255
 
     def __post_init__(self) -> None:
-        """Refuse numbers that cannot make a picture."""
+        """Refuse numbers that make no texture."""
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             for one in _of_stages(name, value) if name in ("contrast", "inset") else (value,):
@@ -100,6 +102,15 @@ class ProceduralSettings:
         _check_nucleoli(self.nucleoli)
         if not 0 < _number("mask_level", self.mask_level) <= 1:
             raise ValueError(f"mask_level must be above 0 and at most 1, got {self.mask_level}")
+
+    def render_textures(
+        self, scene: Scene, model: Model, progress: Progress | None = None
+    ) -> Textures:
+        """Render without a network."""
+        return render_procedural_textures(
+            scene.lives, scene.settings.frames, self, scene.make_texture_rngs(),
+            keep_flow=scene.settings.flow, progress=progress,
+        ).finish(scene, self.mask_level)  # fmt: skip
 
 
 def _of_stages(name: str, values: object) -> tuple[object, ...]:
@@ -128,48 +139,41 @@ def _check_nucleoli(nucleoli: object) -> None:
 
 
 def render_procedural_textures(
-    lives: Sequence[Cell],
+    cells: Sequence[Cell],
     frames: int,
     settings: ProceduralSettings,
-    generators: Sequence[torch.Generator],
+    rngs: Sequence[torch.Generator],
     *,
     keep_flow: bool = True,
-    on_frame: Callable[[], object] | None = None,
+    progress: Progress | None = None,
 ) -> TexturePatches:
-    """Paint nuclei without a network.
+    """Render nuclei without a network.
 
     A nucleus has coordinates of its own: a point keeps its direction from the centroid, and its
     share of the way from there to the outline. Chromatin and nucleoli live in them, so they move
     as the outline does, and the flow is known exactly. Every frame is read from them by a single
     interpolation, so nothing blurs as time goes by.
     """
-    texture = torch.zeros(len(lives), frames, FLOW_SIZE, FLOW_SIZE)
-    flow = torch.zeros(len(lives), frames - 1 if keep_flow else 0, 2, FLOW_SIZE, FLOW_SIZE)
-    pixels = _pixels()
-    for row, (life, generator) in enumerate(zip(lives, generators, strict=True)):
-        outline = _towards(torch.from_numpy(life.radii).float(), pixels)
-        stages = torch.from_numpy(life.stages)
+    texture = torch.zeros(len(cells), frames, FLOW_SIZE, FLOW_SIZE)
+    flow = torch.zeros(len(cells), frames - 1 if keep_flow else 0, 2, FLOW_SIZE, FLOW_SIZE)
+    pixels = make_pixel_grid(FLOW_SIZE)
+    for row, (cell, rng) in enumerate(zip(cells, rngs, strict=True)):
+        outline = _towards(torch.from_numpy(cell.radii).float(), pixels)
+        stages = torch.from_numpy(cell.stages)
         body = _body(outline, stages, pixels, settings)
-        light = body * _chromatin(life, outline, stages, pixels, settings, generator)
+        light = body * _chromatin(cell, outline, stages, pixels, settings, rng)
         inside = pixels.square().sum(0).sqrt() <= outline
         mean = (light * inside).sum((1, 2)) / inside.sum((1, 2))
-        texture[row, life.first : life.last + 1] = (
+        texture[row, cell.first : cell.last + 1] = (
             light * (settings.mask_level / mean.clamp(min=1e-3))[:, None, None]
         )
         if keep_flow:
             # A point is where it was on the way from the centroid to the outline.
             stretch = outline[:-1] / outline[1:]
-            flow[row, life.first : life.last] = (stretch - 1)[:, None] * pixels
-    if on_frame is not None:
-        for _ in range(frames):
-            on_frame()
+            flow[row, cell.first : cell.last] = (stretch - 1)[:, None] * pixels
+        if progress is not None:
+            progress((row + 1) / len(cells))
     return TexturePatches(texture, flow)
-
-
-def _pixels() -> Float[Tensor, "2 P P"]:
-    """Return the offset (y, x) of every pixel from the middle of a patch."""
-    line = torch.arange(FLOW_SIZE) - (FLOW_SIZE - 1) / 2
-    return torch.stack(torch.meshgrid(line, line, indexing="ij"))
 
 
 def _towards(radii: Float[Tensor, "n K"], pixels: Float[Tensor, "2 P P"]) -> Tensor:
@@ -194,17 +198,17 @@ def _body(
 
 
 def _chromatin(
-    life: Cell,
+    cell: Cell,
     outline: Float[Tensor, "n P P"],
     stages: Int[Tensor, " n"],
     pixels: Float[Tensor, "2 P P"],
     settings: ProceduralSettings,
-    generator: torch.Generator,
+    rng: torch.Generator,
 ) -> Float[Tensor, "n P P"]:
     """Draw the relative unevenness of the light, not below 0, about 1 on average."""
-    usual = np.exp(np.log(life.radii).mean(0))
-    spots = _nucleoli(usual, pixels, settings, generator)
-    grain = _grain(len(stages), settings, generator)
+    usual = np.exp(np.log(cell.radii).mean(0))
+    spots = _nucleoli(usual, pixels, settings, rng)
+    grain = _grain(len(stages), settings, rng)
     # In a nucleus of its usual outline, its own coordinates are pixels.
     own = pixels * (_towards(torch.from_numpy(usual).float()[None], pixels) / outline)[:, None]
     layers = torch.stack([grain, spots.expand_as(grain)], 1)
@@ -218,11 +222,11 @@ def _chromatin(
 
 
 def _grain(
-    frames: int, settings: ProceduralSettings, generator: torch.Generator
+    frames: int, settings: ProceduralSettings, rng: torch.Generator
 ) -> Float[Tensor, "n P P"]:
     """Draw chromatin of unit variance: fine and coarse noise that forgets itself in time."""
     shape = (2, frames, FLOW_SIZE, FLOW_SIZE)
-    lasting, passing = torch.randn(shape, generator=generator)
+    lasting, new = torch.randn(shape, generator=rng)
     renewed = math.sqrt(1 - settings.memory**2)
     for before, now in itertools.pairwise(lasting):
         now.mul_(renewed).add_(before, alpha=settings.memory)
@@ -230,23 +234,23 @@ def _grain(
     fine *= (1 - settings.clump_share) / fine.mean()
     coarse *= settings.clump_share / coarse.mean()
     kept = (coarse + (1 - settings.fresh) * fine).sqrt()
-    return _filtered(lasting, kept) + _filtered(passing, (settings.fresh * fine).sqrt())
+    return _filtered(lasting, kept) + _filtered(new, (settings.fresh * fine).sqrt())
 
 
 def _nucleoli(
     usual: npt.NDArray[np.float64],
     pixels: Float[Tensor, "2 P P"],
     settings: ProceduralSettings,
-    generator: torch.Generator,
+    rng: torch.Generator,
 ) -> Float[Tensor, "P P"]:
     """Draw the share of the light that dark spots take, in a nucleus of its usual outline."""
     least, most = settings.nucleoli
-    count = int(torch.randint(least, most + 1, (), generator=generator))
-    turn, way = torch.rand((2, count, 1, 1), generator=generator).unbind(0)
-    turn, way = 2 * math.pi * turn, _NUCLEOLUS_REACH * way.sqrt()
-    y, x = turn.cos(), turn.sin()
-    way = way * interpolate_radius(torch.from_numpy(usual).float().expand(count, -1), y, x)
-    squared = (pixels[0] - way * y).square() + (pixels[1] - way * x).square()
+    count = int(torch.randint(least, most + 1, (), generator=rng))
+    angle, radius = torch.rand((2, count, 1, 1), generator=rng).unbind(0)
+    angle, radius = 2 * math.pi * angle, _NUCLEOLUS_REACH * radius.sqrt()
+    y, x = angle.cos(), angle.sin()
+    radius = radius * interpolate_radius(torch.from_numpy(usual).float().expand(count, -1), y, x)
+    squared = (pixels[0] - radius * y).square() + (pixels[1] - radius * x).square()
     spots = settings.nucleolus_depth * torch.exp(-0.5 * squared / settings.nucleolus_size**2)
     return 1 - (1 - spots).prod(0)
 
@@ -258,9 +262,9 @@ def _gaussian(width: float) -> Float[Tensor, "P P"]:
     return line[:, None] * line
 
 
-def _filtered(pictures: Float[Tensor, "n P P"], gain: Float[Tensor, "P P"]) -> Tensor:
-    """Return pictures whose frequencies are multiplied by a gain."""
-    spectrum = torch.fft.rfft2(pictures)
+def _filtered(patches: Float[Tensor, "n P P"], gain: Float[Tensor, "P P"]) -> Tensor:
+    """Multiply the frequencies of patches by a gain."""
+    spectrum = torch.fft.rfft2(patches)
     half = gain[:, : spectrum.shape[-1]]
-    filtered: Tensor = torch.fft.irfft2(spectrum * half, s=pictures.shape[-2:])
+    filtered: Tensor = torch.fft.irfft2(spectrum * half, s=patches.shape[-2:])
     return filtered

@@ -1,281 +1,157 @@
-"""Plan: all of a film but its light, that is lives, ways, labels and what follows from them."""
+"""Scene: a video before its pixels, and the base of the methods that fill it."""
 
-import copy
-import pickle
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import ndimage
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from bvdm_data.clip import number_tracks
-from bvdm_data.rng import numpy_rng, torch_rng
-from bvdm_data.synth.camera import CameraModel, expose
-from bvdm_data.synth.cell_bank import BankSample, CellBank
-from bvdm_data.synth.model import Method, Model, randomise_model
-from bvdm_data.synth.motion import Trajectory, simulate_colony, simulate_motion
-from bvdm_data.synth.render import (
-    CellTable,
-    Labels,
-    composite,
-    compute_radial_flow,
-    draw_labels,
-    make_cell_table,
-)
-from bvdm_data.synth.textures import (
-    DenoiserInputs,
-    FastSettings,
-    RenderedPatches,
-    make_denoiser_inputs,
-    run_denoiser_batched,
-)
-from bvdm_data.system import profile_span
+from bvdm_data.rng import torch_rng
+from bvdm_data.synth.camera import CameraModel
+from bvdm_data.synth.cells import Cell
+from bvdm_data.synth.model import Model, RandomisedModel
+from bvdm_data.synth.motion import FamilySampler, Trajectory, simulate_motion
+from bvdm_data.synth.render import CellTable, Labels, RenderedPatches
 
 JITTER = 0.1
 """Amount of fresh shape noise in each frame (authors' code)."""
 
+Progress = Callable[[float], object]
+"""Is called with the share of a video that is done, from 0 to 1."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SceneSettings:
-    """What a film shows."""
+    """What a video shows."""
 
     frames: int  # length
     size: tuple[int, int]  # height and width, px
     # nuclei in the first frame; a pair: a random number from low to high; None: the density of the
     # fitted video
     nuclei: int | tuple[int, int] | None = None
-    flow: bool = False  # whether the displacement of every pixel is wanted
-    # how far brightness, size, density, blur and noise may leave those of the fitted video, from 0
+    flow: bool = False  # whether to compute the displacement of every pixel
+    # how far brightness, size, density, blur and noise may differ from the fitted video, from 0
     # (not at all) to 1; see bvdm_data.synth.model.randomise_model
     variation: float = 0.0
 
 
+class CellSample(Protocol):
+    """Cells of a video out of a bank, see :class:`bvdm_data.synth.cell_bank.BankSample`."""
+
+    def render(self, shown: Any, settings: Any) -> list[RenderedPatches]:
+        """Return the patches of cells."""
+
+
 @dataclass(frozen=True)
 class Scene:
-    """All of a film but its light."""
+    """A video before its pixels."""
 
-    shown: list[Trajectory]  # the nuclei that are seen
-    rows: Tensor  # their rows in the tables
-    views: list[tuple[int, int]]  # first and last frame in which each is seen
-    tables: CellTable  # where all nuclei are
-    seen: Tensor  # row of the nucleus that is seen at each pixel, from 1
+    settings: SceneSettings
+    seed: int  # of the data set
+    name: tuple[str | int, ...]  # place in the data set
+    cells: list[Trajectory]  # the cells that are seen
+    rows: Tensor  # their rows in the table
+    spans: list[tuple[int, int]]  # first and last frame in which each is seen
+    table: CellTable  # all cells
+    seen: Int[Tensor, "F H W"]  # row, from 1, of the cell that is seen at each pixel
     masks: Labels  # ids 1 to n, [F, H, W]
     tracks: npt.NDArray[np.int32]  # id, first, last, parent, [n, 4]
     stages: npt.NDArray[np.int8]  # stage of each nucleus in each frame, [n, F]
-    # displacement of every pixel, where the method knows it before the light
-    flow: npt.NDArray[np.float32] | None
-    camera: CameraModel  # of this film
+    camera: CameraModel  # of this video
     blur: float  # standard deviation of an extra blur of all light, px
-    cast: BankSample | None  # knows their pictures, if they come out of a pool
+    sample: CellSample | None  # the bank that the cells come from, with their patches
 
     @property
-    def labels(self) -> Labels:
-        """Identity of the nucleus that is seen at each pixel."""
-        identities = np.zeros(len(self.tables.rank) + 1, np.int32)
-        identities[self.rows.numpy() + 1] = [path.cell.identity for path in self.shown]
-        labels: Labels = identities[self.seen.numpy()]
-        return labels
+    def lives(self) -> list[Cell]:
+        """The cells without their trajectories."""
+        return [cell.cell for cell in self.cells]
 
+    def make_texture_rngs(self) -> list[torch.Generator]:
+        """Return a generator for each cell."""
+        return [torch_rng(self.seed, *self.name, "texture", life.identity) for life in self.lives]
 
-def simulate_scene(
-    generator: Model,
-    scene: SceneSettings,
-    method: Method,
-    seed: int,
-    name: tuple[str | int, ...],
-    pool: tuple[CellBank, int, int] | None,
-) -> Scene:
-    """Draw lives and ways, and the labels that follow from them."""
-    draws = numpy_rng(seed, *name, "lives")
-    nuclei = scene.nuclei
-    if isinstance(nuclei, tuple):
-        nuclei = int(draws.integers(nuclei[0], nuclei[1] + 1))
-    varied = randomise_model(
-        generator.shapes, generator.lives, generator.motion, generator.camera,
-        scene.variation, numpy_rng(seed, *name, "variation"),
-    )  # fmt: skip
-    models = (varied.shapes, varied.lives, varied.motion)
-    cast = None
-    if pool is not None:
-        kept, number, era = pool
-        cast = BankSample(
-            kept, generator, scene.frames, number, era, draws,
-            size=varied.size, brightness=varied.brightness,
-        )  # fmt: skip
-    families = isinstance(method, FastSettings) and method.families
-    own = partial(simulate_colony, grow=cast, contact=varied.contact)
-    live = own if families else partial(simulate_motion, jitter=JITTER)
-    with profile_span("lives"):
-        everyone = live(
-            *models, frames=scene.frames, size=scene.size, nuclei=nuclei, generator=draws
-        )
-    with profile_span("labels"):
-        tables = make_cell_table(everyone, scene.frames)
-        seen = draw_labels(tables, scene.size)
-        visible = find_visible_frames(seen, len(everyone))
-    row_of = {path.cell.identity: row for row, path in enumerate(everyone, start=1)}
-    parents = {row: row_of.get(path.cell.parent, 0) for row, path in enumerate(everyone, start=1)}
-    with profile_span("labels"):
-        new_of, tracks, old = number_tracks(visible, parents)
-        masks = relabel(seen, new_of)
-    rows = np.flatnonzero(visible[1:].any(1))
-    ends = [(int(v.argmax()), scene.frames - 1 - int(v[::-1].argmax())) for v in visible[rows + 1]]
-    flow = None
-    if scene.flow and isinstance(method, FastSettings):
-        with profile_span("flow"):
-            flow = compute_radial_flow(tables, seen).numpy()
-    return Scene(
-        shown=[everyone[row] for row in rows],
-        rows=torch.from_numpy(rows),
-        views=ends,
-        tables=tables,
-        seen=seen,
-        masks=masks,
-        tracks=tracks,
-        stages=_stages(everyone, tracks, old, scene.frames),
-        flow=flow,
-        camera=varied.camera,
-        blur=varied.blur,
-        cast=cast,
-    )
-
-
-def find_visible_frames(seen: Tensor, count: int) -> npt.NDArray[np.bool_]:
-    """Tell which nucleus is seen in which frame.
-
-    By row, from 0 for the background, and frame, ``[count + 1, F]``.
-    """
-    present = torch.zeros(len(seen), count + 1, dtype=torch.bool, device=seen.device)
-    present.scatter_(1, seen.flatten(1).long(), True)
-    return present.T.cpu().numpy()
-
-
-def relabel(seen: Tensor, new_of: npt.NDArray[np.int32]) -> Labels:
-    """Put ids in the place of rows.
-
-    Ids, ``[F, H, W]``.
-    """
-    names = torch.from_numpy(new_of)
-    ids = [names[:, frame].index_select(0, flat) for frame, flat in enumerate(seen.flatten(1))]
-    masks: Labels = torch.stack(ids).view_as(seen).numpy()
-    return masks
-
-
-def _stages(
-    everyone: Sequence[Trajectory],
-    table: npt.NDArray[np.int32],
-    old: npt.NDArray[np.int64],
-    frames: int,
-) -> npt.NDArray[np.int8]:
-    stages = np.full((len(table), frames), -1, np.int8)
-    for (identity, first, last, _), row in zip(table, old, strict=True):
-        life = everyone[row - 1].cell
-        stages[identity - 1, first : last + 1] = life.stages[
-            first - life.first : last + 1 - life.first
-        ]
-    return stages
+    def list_bank_cells(self) -> list[tuple[int, int, tuple[int, int]]]:
+        """Return what a bank must know of each cell: identity, row in the table, and span."""
+        identities = [life.identity for life in self.lives]
+        return list(zip(identities, self.rows.tolist(), self.spans, strict=True))
 
 
 @dataclass(frozen=True)
-class SceneRequest:
-    """A film of the fast method ahead of its light; can be pickled."""
+class Textures:
+    """Rendered cells of a scene."""
 
-    size: tuple[int, int]  # height and width of the picture
-    tables: CellTable  # where all nuclei are
-    # nuclei to be painted, their rows those of the tables; none if there is a cast
-    groups: list[DenoiserInputs]
-    cast: BankSample | None  # knows their pictures, if they come out of a pool
-    # identity, row in the tables, first and last frame in view of each nucleus
-    shown: list[tuple[int, int, tuple[int, int]]]
-    camera: CameraModel  # of this film
-    blur: float  # standard deviation of an extra blur of all light, px
-    seed: int  # seed of the data set
-    name: tuple[str | int, ...]  # the film's place in the data set
-
-    def detached(self) -> "SceneRequest":
-        """Return a copy that can be sent: without the pool, and the networks of its cast."""
-        return self  # pickling leaves both out
-
-    def attached(self, pool: CellBank | None, generator: Model) -> "SceneRequest":
-        """Undo :meth:`detached`."""
-        if self.cast is None or pool is None:
-            return self
-        cast = copy.copy(self.cast)
-        cast.bank, cast.model = pool, generator
-        return replace(self, cast=cast)
+    patches: list[RenderedPatches]
+    # backward displacement (dy, dx) from frame f + 1 to f by which the textures were moved, px;
+    # None where a point of a cell keeps its share of the way to the outline
+    flow: Float[Tensor, "N E 2 P P"] | None = None
 
 
-def make_request(
-    generator: Model,
-    plan: Scene,
-    method: FastSettings,
-    size: tuple[int, int],
-    seed: int,
-    name: tuple[str | int, ...],
-) -> SceneRequest:
-    """Draw the noise of the nuclei of a plan, and keep of it what its light depends on."""
-    groups = []
-    if plan.cast is None:
-        unpainted = make_denoiser_inputs(
-            [path.cell for path in plan.shown], plan.views, generator.painter_for(method),
-            *method.drift(generator.texture),
-            [torch_rng(seed, *name, "texture", path.cell.identity) for path in plan.shown],
+@dataclass(frozen=True)
+class TexturePatches:
+    """Textured nuclei."""
+
+    # relative light, [N, F, H, W] float32, about mask_level on average inside (nothing enforces
+    # it); 0 in frames in which a nucleus is not there
+    texture: Float[Tensor, "N F H W"]
+    # backward displacement (dy, dx) in pixels from frame f + 1 to f by which the texture was
+    # moved, [N, F - 1, 2, H, W] float32; 0 where nothing was moved. Without frames if it was not
+    # wanted
+    flow: Float[Tensor, "N E 2 H W"]
+
+    def finish(self, scene: Scene, mask_level: float) -> Textures:
+        """Give the cells of a scene their brightness; changes the textures in place."""
+        count, frames, side, _ = self.texture.shape
+        gain = torch.zeros(count, frames)
+        for row, cell in enumerate(scene.lives):
+            gain[row, cell.first : cell.last + 1] = torch.from_numpy(cell.brightness) / mask_level
+        light = self.texture.cpu().clamp_(min=0).mul_(gain[:, :, None, None])
+        rows, frame = torch.cartesian_prod(scene.rows, torch.arange(frames)).unbind(1)
+        patches = RenderedPatches(light.view(-1, side, side), rows, frame, torch.ones(len(rows)))
+        return Textures([patches], self.flow)
+
+
+@dataclass(frozen=True)
+class Method:
+    """How cells live and how their textures are rendered."""
+
+    masked: ClassVar[bool] = True
+    """Whether a cell is lit only where its label is, and surrounded by a glow."""
+
+    default_variation: ClassVar[float] = 0.0
+    """Variation of the clips of a data set, unless another is asked for."""
+
+    @property
+    def families(self) -> bool:
+        """Whether cells live and move as in the fitted video, so that a pool may keep them."""
+        return False
+
+    def check_fitted(self, model: Model) -> None:
+        """Refuse a model that lacks a network of this method."""
+
+    def describe(self) -> str:
+        """Return a few words for a line of output."""
+        return "procedural"
+
+    def simulate(
+        self,
+        models: RandomisedModel,
+        settings: SceneSettings,
+        nuclei: int | None,
+        rng: np.random.Generator,
+        sample: FamilySampler | None,
+    ) -> list[Trajectory]:
+        """Simulate cells and their trajectories as in the paper's scenes."""
+        return simulate_motion(
+            models.shapes, models.lives, models.motion, frames=settings.frames,
+            size=settings.size, nuclei=nuclei, generator=rng, jitter=JITTER,
         )  # fmt: skip
-        groups = [replace(group, rows=plan.rows[group.rows]) for group in unpainted]
-    identities = [path.cell.identity for path in plan.shown]
-    shown = list(zip(identities, plan.rows.tolist(), plan.views, strict=True))
-    return SceneRequest(
-        size, plan.tables, groups, plan.cast, shown, plan.camera, plan.blur, seed, name
-    )  # fmt: skip
 
-
-def render_request(
-    sketch: SceneRequest,
-    generator: Model,
-    method: FastSettings,
-    *,
-    on_part: Callable[[float], object] | None = None,
-) -> npt.NDArray[np.float32]:
-    """Paint a film, as it is made on the CPU.
-
-    Grey values that are whole counts of the camera, ``[F, H, W]``.
-    """
-    pictures = _pictures(sketch, generator, method, on_part)
-    with profile_span("scene"):
-        light = composite(sketch.tables, pictures, sketch.size).cpu().numpy()
-    with profile_span("camera"):
-        if sketch.blur:
-            light = ndimage.gaussian_filter(light, (0, sketch.blur, sketch.blur))
-        draws = numpy_rng(sketch.seed, *sketch.name, "camera")
-        return expose(light, sketch.camera, draws, glow=False)
-
-
-def pickle_requests(sketches: Sequence[SceneRequest]) -> Tensor:
-    """Return sketches as bytes: a tensor that a worker hands over whole, uint8."""
-    data = pickle.dumps([sketch.detached() for sketch in sketches], pickle.HIGHEST_PROTOCOL)
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
-
-
-def unpickle_requests(data: Tensor) -> list[SceneRequest]:
-    """Undo :func:`packed`; a cast still lacks its pool."""
-    sketches: list[SceneRequest] = pickle.loads(data.numpy().tobytes())
-    return sketches
-
-
-def _pictures(
-    sketch: SceneRequest,
-    generator: Model,
-    method: FastSettings,
-    on_part: Callable[[float], object] | None,
-) -> list[RenderedPatches]:
-    if sketch.cast is None:
-        painter = generator.painter_for(method)
-        return run_denoiser_batched(sketch.groups, painter, method, on_part=on_part)
-    groups = sketch.cast.render(sketch.shown, method)
-    if on_part is not None:
-        on_part(1.0)
-    return groups
+    def render_textures(
+        self, scene: Scene, model: Model, progress: Progress | None = None
+    ) -> Textures:
+        """Render the cells of a scene."""
+        raise NotImplementedError

@@ -1,3 +1,5 @@
+"""The paper's method: textures that are warped and refreshed frame by frame."""
+
 import pytest
 import torch
 
@@ -41,7 +43,7 @@ def networks(tiny_generator):
     return tiny_generator.unet, tiny_generator.flownet
 
 
-def test_paint_leaves_the_frames_without_the_nucleus_at_0(networks):
+def test_absent_nucleus_is_0(networks):
     painted = render_paper_textures(discs([(1, 3), (0, 4), (4, 4)]), *networks, SHORT, streams(3))
     lit = painted.texture.flatten(2).any(2)
     assert lit.tolist() == [
@@ -53,7 +55,7 @@ def test_paint_leaves_the_frames_without_the_nucleus_at_0(networks):
     assert moved.tolist() == [[False, True, True, False], [True] * 4, [False] * 4]
 
 
-def test_paint_gives_texture_and_flow_of_every_nucleus(networks):
+def test_textures_have_shape_and_type(networks):
     painted = render_paper_textures(discs([(0, 4), (1, 2)]), *networks, SHORT, streams(2))
     assert painted.texture.shape == (2, 5, SIDE, SIDE)
     assert painted.flow.shape == (2, 4, 2, SIDE, SIDE)
@@ -61,7 +63,7 @@ def test_paint_gives_texture_and_flow_of_every_nucleus(networks):
     assert painted.texture.isfinite().all()
 
 
-def test_paint_takes_no_nucleus_and_a_single_frame(networks):
+def test_no_nucleus_and_single_frame(networks):
     assert render_paper_textures(discs([]), *networks, SHORT, []).texture.shape == (
         0,
         5,
@@ -73,7 +75,7 @@ def test_paint_takes_no_nucleus_and_a_single_frame(networks):
     assert painted.texture.any()
 
 
-def test_a_nucleus_does_not_depend_on_its_neighbours_in_the_batch(networks):
+def test_nucleus_does_not_depend_on_batch(networks):
     masks = discs([(0, 4), (1, 3), (0, 2)])
     together = render_paper_textures(masks, *networks, SHORT, streams(3))
     for n in range(3):
@@ -82,7 +84,7 @@ def test_a_nucleus_does_not_depend_on_its_neighbours_in_the_batch(networks):
         torch.testing.assert_close(together.flow[n], alone.flow[0], rtol=0, atol=1e-4)
 
 
-def test_the_noise_of_a_nucleus_is_that_of_its_own_generator(networks):
+def test_noise_comes_from_own_generator(networks):
     masks = discs([(0, 4), (0, 4)])
     one = render_paper_textures(masks, *networks, SHORT, streams(2))
     again = render_paper_textures(masks, *networks, SHORT, streams(2))
@@ -92,7 +94,7 @@ def test_the_noise_of_a_nucleus_is_that_of_its_own_generator(networks):
     assert not torch.equal(one.texture[1], other.texture[1])
 
 
-def test_no_later_steps_are_the_warp_alone_inside_the_mask(networks):
+def test_no_later_steps_only_warp(networks):
     masks = discs([(0, 4), (1, 3)])
     settings = PaperSettings(first_steps=3, later_steps=0)
     painted = render_paper_textures(masks, *networks, settings, streams(2))
@@ -104,14 +106,14 @@ def test_no_later_steps_are_the_warp_alone_inside_the_mask(networks):
             torch.testing.assert_close(painted.texture[n, frame], expected, rtol=0, atol=1e-6)
 
 
-def test_flow_is_that_of_the_network_between_the_two_masks(networks):
+def test_flow_is_that_between_masks(networks):
     masks = discs([(0, 4)])
     painted = render_paper_textures(masks, *networks, SHORT, streams(1))
     flow = networks[1](masks[:, 1, None].float(), masks[:, 2, None].float())
     torch.testing.assert_close(painted.flow[:, 1], flow)
 
 
-def test_the_network_is_called_once_a_step_for_all_nuclei_together():
+def test_network_is_called_once_a_step():
     unet = CountingUNet()
     settings = PaperSettings(first_steps=5, later_steps=2)
     render_paper_textures(
@@ -126,14 +128,14 @@ def test_the_network_is_called_once_a_step_for_all_nuclei_together():
     ]
 
 
-def test_no_later_steps_call_the_network_in_the_first_frame_alone():
+def test_no_later_steps_no_calls():
     unet = CountingUNet()
     settings = PaperSettings(first_steps=5, later_steps=0)
     render_paper_textures(discs([(0, 4)]), unet, FlowNet(), settings, streams(1))
     assert unet.calls == [(1, step) for step in (4, 3, 2, 1, 0)]
 
 
-def test_a_perfect_network_paints_the_flat_mask():
+def test_perfect_network_gives_flat_mask():
     masks = discs([(0, 0)], frames=1)
     noise = torch.randn((1, SIDE, SIDE), generator=streams(1)[0])
 
@@ -147,7 +149,7 @@ def test_a_perfect_network_paints_the_flat_mask():
     torch.testing.assert_close(painted.texture, 0.5 * masks.float(), rtol=0, atol=1e-5)
 
 
-def test_paint_leaves_the_global_random_state_and_the_masks_alone(networks):
+def test_random_state_and_masks_stay(networks):
     masks = discs([(0, 4)])
     state, before = torch.get_rng_state(), masks.clone()
     render_paper_textures(masks, *networks, SHORT, streams(1))
@@ -155,42 +157,34 @@ def test_paint_leaves_the_global_random_state_and_the_masks_alone(networks):
     assert torch.equal(masks, before)
 
 
-def test_the_default_settings_are_the_papers():
+def test_default_settings_are_the_papers():
     settings = PaperSettings()
     assert (settings.first_steps, settings.later_steps, settings.total_steps) == (200, 10, 1000)
     assert settings.mask_level == 150 / 255
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
+def test_wrong_settings_are_refused():
+    for changes, words in [
         ({"later_steps": 300}, "later_steps must be from 0 to first_steps=200, got 300"),
         ({"later_steps": -1}, "later_steps must be from 0 to first_steps=200, got -1"),
         ({"first_steps": 0}, "first_steps must be from 1 to total_steps=1000, got 0"),
-        ({"first_steps": 1001}, "first_steps must be from 1 to total_steps=1000, got 1001"),
         ({"total_steps": 100}, "first_steps must be from 1 to total_steps=100, got 200"),
         (
             {"first_steps": 1, "later_steps": 0, "total_steps": 1},
             "total_steps must be at least 2, got 1",
         ),
         ({"mask_level": 0}, "mask_level must be above 0 and at most 1, got 0"),
-        ({"mask_level": 1.5}, "mask_level must be above 0 and at most 1, got 1.5"),
         ({"mask_level": float("nan")}, "mask_level must be above 0 .* got nan"),
-    ],
-)
-def test_paper_settings_refuses_numbers_that_make_no_picture(changes, words):
-    with pytest.raises(ValueError, match=words):
-        PaperSettings(**changes)
+    ]:
+        with pytest.raises(ValueError, match=words):
+            PaperSettings(**changes)
+    for name in ("first_steps", "later_steps", "total_steps"):
+        for value in (10.0, True, "10", None):
+            with pytest.raises(TypeError, match=f"{name} must be an int, got {value!r}"):
+                PaperSettings(**{name: value})
 
 
-@pytest.mark.parametrize("name", ["first_steps", "later_steps", "total_steps"])
-@pytest.mark.parametrize("value", [10.0, True, "10", None])
-def test_paper_settings_refuses_steps_that_are_no_int(name, value):
-    with pytest.raises(TypeError, match=f"{name} must be an int, got {value!r}"):
-        PaperSettings(**{name: value})
-
-
-def test_paint_without_flow_gives_the_same_texture(networks):
+def test_texture_is_same_without_flow(networks):
     masks = discs([(0, 4), (1, 3)])
     full = render_paper_textures(masks, *networks, SHORT, streams(2))
     lean = render_paper_textures(masks, *networks, SHORT, streams(2), keep_flow=False)
@@ -198,9 +192,7 @@ def test_paint_without_flow_gives_the_same_texture(networks):
     assert lean.flow.numel() == 0
 
 
-def test_paint_calls_back_after_every_frame(networks):
+def test_progress_counts_frames(networks):
     calls = []
-    render_paper_textures(
-        discs([(1, 2)]), *networks, SHORT, streams(1), on_frame=lambda: calls.append(1)
-    )
-    assert len(calls) == 5
+    render_paper_textures(discs([(1, 2)]), *networks, SHORT, streams(1), progress=calls.append)
+    assert calls == [0.2, 0.4, 0.6, 0.8, 1]

@@ -1,0 +1,453 @@
+"""Labels, light and flow of all nuclei at once, against loops over nuclei and pixels."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from painters import still_life, wavy
+from scipy import ndimage
+from torch.nn import functional as F
+
+from bvdm_data.synth import render
+from bvdm_data.synth.denoiser import (
+    compute_signed_distance_map,
+    fit_to_patch_scale,
+    make_pixel_grid,
+)
+from bvdm_data.synth.flow import FLOW_SIZE
+from bvdm_data.synth.motion import Trajectory
+from bvdm_data.synth.render import RenderedPatches, draw_labels, make_cell_table
+from bvdm_data.synth.textures import fade_halo
+from tests.helpers.rendering import add_up, label, light_masked, move, put
+
+SIZE = (70, 90)
+ANGLES = 2 * np.pi * np.arange(61) / 60
+
+
+def path(identity, centres, radii=12.0, *, turns=0.0, depth=None, first=0, brightness=0.3):
+    """Return the trajectory of a nucleus through the centres."""
+    centres = np.array(centres, float).reshape(-1, 2)
+    life = still_life(
+        identity, first=first, frames=len(centres), radii=radii, brightness=brightness
+    )
+    turns = np.broadcast_to(np.asarray(turns, float), len(centres)).copy()
+    return Trajectory(life, centres, turns, float(identity if depth is None else depth))
+
+
+def ellipses(axes):
+    """Return the contours of ellipses with these half axes, along y and x."""
+    angle = ANGLES[:60]
+    return np.stack([a * b / np.hypot(b * np.cos(angle), a * np.sin(angle)) for a, b in axes])
+
+
+def draw_cells(count, frames=3, seed=0, sizes=(4, 14), margin=20):
+    """Return nuclei of random outlines that lie anywhere in the video, across it or outside."""
+    rng = np.random.default_rng(seed)
+    cells = []
+    for number, depth in enumerate(rng.permutation(count)):
+        first = int(rng.integers(frames))
+        length = int(rng.integers(1, frames + 1 - first))
+        start = rng.uniform([-margin, -margin], np.add(SIZE, margin))
+        centres = start + rng.normal(0, 3, (length, 2)).cumsum(0)
+        radii = wavy(length, seed=100 * seed + number, size=rng.uniform(*sizes))
+        turns = rng.uniform(-7, 7, length)
+        cells.append(path(number + 1, centres, radii, turns=turns, depth=depth, first=first))
+    return cells
+
+
+def own_place(cell, frame, y, x):
+    """Return the offsets of points along a nucleus' major axis and across it."""
+    at = frame - cell.cell.first
+    turn, (down, right) = cell.angles[at], cell.centres[at]
+    dy, dx = y - down, x - right
+    return np.cos(turn) * dy + np.sin(turn) * dx, np.cos(turn) * dx - np.sin(turn) * dy
+
+
+def outline_at(radii, y, x):
+    """Return how far the outline is in the direction of points."""
+    return np.interp(np.arctan2(x, y) % (2 * np.pi), ANGLES, np.append(radii, radii[0]))
+
+
+def check_labels(cells, frames, size=SIZE):
+    """Compare labels with those of a loop, except where rounding decides; return them."""
+    y, x = np.mgrid[: size[0], : size[1]].astype(float)
+    labels, close = np.zeros((frames, *size), int), np.zeros((frames, *size), bool)
+    for cell in sorted(cells, key=lambda one: one.z_order):
+        for frame in range(cell.cell.first, min(frames, cell.cell.last + 1)):
+            own = own_place(cell, frame, y, x)
+            outside = np.hypot(*own) - outline_at(cell.cell.radii[frame - cell.cell.first], *own)
+            labels[frame][outside <= 0] = cell.cell.identity
+            close[frame] |= np.abs(outside) < 1e-3
+    np.testing.assert_array_equal(label(cells, frames, size)[~close], labels[~close])
+    assert close.mean() < 0.01
+    return labels
+
+
+# Labels
+
+
+def test_table_has_zeros_where_absent():
+    one = path(7, [(3, 4), (5, 6)], [[9.0] * 60, [8.0] * 60], turns=[0.0, math.pi / 2], first=1)
+    table = make_cell_table([one, path(3, [(1, 2)], 5.0, depth=-1)], 4)
+    assert table.there.tolist() == [[False, True, True, False], [True, False, False, False]]
+    assert table.centres[0].tolist() == [[0, 0], [3, 4], [5, 6], [0, 0]]
+    torch.testing.assert_close(table.axes[0, 1:3], torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    assert table.radii[0, 1:3, 0].tolist() == [9, 8]
+    assert table.rank.tolist() == [1, 0]
+
+
+def test_table_ends_with_last_frame():
+    cells = [path(1, [(n, n) for n in range(5)], 4.0, first=1), path(2, [(9, 9)], 4.0, first=3)]
+    assert make_cell_table(cells, 2).there.tolist() == [[False, True], [False, False]]
+    assert np.unique(label(cells, 2, SIZE)).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_labels_equal_slow_loop(seed):
+    assert len(np.unique(check_labels(draw_cells(14, seed=seed), 3))) > 6
+
+
+def test_labels_of_cells_of_all_sizes():
+    sizes = [1.5, 6.0, 18.0, 35.0, 105.0]
+    # The largest lies below all others.
+    cells = [
+        path(n + 1, [(30 + 4 * n, 40)] * 2, wavy(2, n, size), turns=n, depth=-n)
+        for n, size in enumerate(sizes)
+    ]
+    assert np.unique(check_labels(cells, 2)).tolist() == [1, 2, 3, 4, 5]
+    assert (label([path(4, [(30, 40)], 200.0)], 1, SIZE) == 4).all()
+
+
+def test_labels_show_the_larger_depth():
+    pile = [path(n + 1, [(35, 25 + 8 * n)], depth=d) for n, d in enumerate([2, -1, 7, 0, 3])]
+    for cells in (pile, pile[::-1]):
+        assert label(cells, 1, SIZE)[0][35, [27, 35, 50, 56]].tolist() == [1, 3, 3, 5]
+    rows = draw_labels(make_cell_table(pile, 1), SIZE)
+    assert rows.dtype == torch.int32
+    assert (rows[0, 35, 27], rows[0, 35, 56], rows[0, 0, 0]) == (1, 5, 0)
+
+
+def test_labels_are_cut_at_the_border():
+    for centre, shown in [
+        ((-9.5, 40), True), ((-10.5, 40), False), ((78.5, 40), True), ((79.5, 40), False),
+        ((35, -9.5), True), ((35, -10.5), False), ((35, 98.5), True), ((35, 99.5), False),
+        ((-5000, 40), False), ((35, 1e6), False), ((-6, -6), True), ((-8, -8), False),
+    ]:  # fmt: skip
+        cell = path(1, [centre], 10.0)
+        assert label([cell], 1, SIZE).any() == shown
+        check_labels([cell], 1)
+
+
+def test_labels_of_any_video_size():
+    for size in [(1, 1), (1, 90), (70, 3), (300, 20)]:
+        check_labels(draw_cells(12, seed=3), 3, size)
+
+
+def test_major_axis_is_y_without_turn():
+    for turn, extent in ((0, (19, 13)), (math.pi / 2, (13, 19))):
+        labels = label([path(1, [(24, 32)], ellipses([(9.0, 6.0)]), turns=turn)], 1, (48, 64))[0]
+        assert (labels.any(1).sum(), labels.any(0).sum()) == extent
+
+
+# Light that adds up
+
+
+def draw_patches(cells, frames, patch, seed=0, zoom=None):
+    """Return random light inside the outlines and their halos, for all frames."""
+    table = make_cell_table(cells, frames)
+    rows, at = table.there.nonzero(as_tuple=True)
+    radii = table.radii[rows, at]
+    zoom = fit_to_patch_scale(radii, patch) if zoom is None else torch.full((len(rows),), zoom)
+    light = torch.rand((len(rows), patch, patch), generator=torch.Generator().manual_seed(seed))
+    edge = compute_signed_distance_map(radii * zoom[:, None], patch)
+    return RenderedPatches(light * fade_halo(edge), rows, at, zoom)
+
+
+def add_slowly(cells, groups, frames, size=SIZE):
+    """Read every patch at all pixels of its frame, and add."""
+    total = torch.zeros(frames, *size)
+    y, x = np.mgrid[: size[0], : size[1]].astype(float)
+    for group in groups:
+        for patch, row, frame, zoom in zip(*vars(group).values(), strict=True):
+            along, across = own_place(cells[row], int(frame), y, x)
+            grid = np.stack([across, along], -1) * float(zoom) * 2 / patch.shape[-1]
+            total[frame] += F.grid_sample(
+                patch[None, None], torch.from_numpy(grid)[None].float(), "bicubic", "zeros",
+                align_corners=False,
+            )[0, 0]  # fmt: skip
+    return total
+
+
+def check_light(cells, groups, frames):
+    light = add_up(make_cell_table(cells, frames), groups, SIZE)
+    torch.testing.assert_close(light, add_slowly(cells, groups, frames), rtol=0, atol=1e-4)
+    return light
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_light_equals_slow_loop(seed):
+    cells = draw_cells(10, seed=seed)
+    groups = [draw_patches(cells, 3, 48, seed), draw_patches(cells, 3, 64, seed + 1)]
+    assert check_light(cells, groups, 3).max() > 1
+
+
+def test_light_is_zoomed_to_cell_size():
+    large, small = (path(1, [(35, 45)], wavy(1, 1, size), turns=0.7) for size in (33.0, 8.0))
+    group = draw_patches([large], 1, 48)
+    assert float(group.zoom) < 0.7
+    light = check_light([large], [group], 1)
+    assert (light[0][torch.from_numpy(label([large], 1, SIZE)[0] > 0)] > 0).float().mean() > 0.95
+    check_light([small], [draw_patches([small], 1, 48, zoom=1.25)], 1)
+
+
+def test_block_size_changes_nothing(monkeypatch):
+    cells = draw_cells(16, seed=5)
+    table, groups = make_cell_table(cells, 3), [draw_patches(cells, 3, 48)]
+    labels, light = draw_labels(table, SIZE), add_up(table, groups, SIZE)
+    assert labels.any()
+    for name, value in [("WINDOW_PIXELS", 1), ("WINDOW_STEP", 1), ("WINDOW_STEP", 64)]:
+        with monkeypatch.context() as patch:
+            patch.setattr(render, name, value)
+            assert torch.equal(draw_labels(table, SIZE), labels)
+            torch.testing.assert_close(add_up(table, groups, SIZE), light, rtol=0, atol=1e-4)
+
+
+def blob(long=6.0, short=4.0, light=0.2):
+    """Return smooth light [48, 48] that fades to nothing well inside its patch."""
+    y, x = make_pixel_grid(48)
+    return light * torch.exp(-0.5 * ((y / long) ** 2 + (x / short) ** 2)) * (y.hypot(x) < 22)
+
+
+def test_unturned_patch_is_put_down_unchanged():
+    texture = torch.randn((48, 48), generator=torch.Generator().manual_seed(0))
+    # So wide that its halo fills the patch.
+    light = put([path(1, (40.5, 50.5), 16.0)], [texture])[0]
+    np.testing.assert_allclose(light[17:65, 27:75], texture.numpy(), atol=1e-4)
+    # The spline that reads it may not reach farther than two pixels.
+    light[15:67, 25:77] = 0
+    assert not light.any()
+
+
+@settings(max_examples=20, deadline=None)
+@given(turn=st.floats(-7, 7), down=st.floats(35, 55), right=st.floats(35, 65), long=st.floats(3, 6))
+def test_total_light_and_centre_are_kept(turn, down, right, long):
+    texture = blob(long)
+    light = put([path(1, (down, right), turns=turn)], [texture])[0]
+    assert light.sum() == pytest.approx(float(texture.sum()), rel=5e-3)
+    assert ndimage.center_of_mass(light) == pytest.approx((down, right), abs=0.05)
+
+
+def test_light_turns_with_its_label():
+    radii = ellipses([(15, 8)])[0] + 2 * np.sin(2 * ANGLES[:60])
+    y, x = make_pixel_grid(48).numpy()
+    flat = torch.from_numpy((np.hypot(y, x) <= outline_at(radii, y, x)).astype(np.float32))
+    for turn in (0.0, 0.4, 1.3, 2.5):
+        where = path(1, (44.2, 51.7), radii, turns=turn)
+        lit = put([where], [flat])[0] > 0.5
+        labelled = label([where], 1, (90, 100))[0] > 0
+        assert (lit & labelled).sum() / (lit | labelled).sum() > 0.93
+
+
+def test_light_of_touching_cells_adds_up():
+    cells = [path(1, (40.3, 45.1), turns=0.3), path(2, (46.8, 55.6), turns=1.1)]
+    textures = [blob(), blob(7.0, 5.0, 0.4)]
+    both = put(cells, textures)
+    apart = [put([one], [texture]) for one, texture in zip(cells, textures, strict=True)]
+    np.testing.assert_allclose(both, apart[0] + apart[1], atol=1e-6)
+    assert (np.minimum(*apart) > 0.01).any()
+    np.testing.assert_allclose(put(cells[::-1], textures[::-1]), both, atol=1e-6)
+
+
+def test_light_ends_with_the_life():
+    light = put([path(1, [(40, 50)] * 2, first=1)], [blob()], frames=4)
+    assert light.any((1, 2)).tolist() == [False, True, True, False]
+
+
+def test_light_is_cut_at_the_border():
+    for centre in [(-4.0, 50.0), (40.0, 98.5), (88.0, -7.0)]:
+        light = put([path(1, centre, turns=0.7)], [blob()])
+        whole = put([path(1, np.add(centre, 60), turns=0.7)], [blob()], size=(220, 230))
+        np.testing.assert_allclose(light[0], whole[0, 60:150, 60:160], atol=1e-6)
+        assert light.any()
+    for centre in [(-200.0, 50.0), (40.0, 400.0), (-26.0, -26.0)]:
+        assert not put([path(1, centre)], [blob()]).any()
+
+
+# Light inside the labels
+
+
+@pytest.fixture
+def crowd():
+    """Four nuclei in two frames that overlap each other and the border."""
+    oval = ellipses([(9.0, 6.0)] * 2)
+    return [
+        path(4, [(20, 20), (21, 22)], oval, turns=[0.3, 0.5], depth=1.0, brightness=0.2),
+        path(2, [(24, 27), (25, 27)], oval, turns=[1.0, 1.2], depth=2.0, brightness=0.4),
+        path(9, [(22, 31), (20, 30)], oval, turns=[2.0, 1.9], depth=0.0, brightness=0.6),
+        path(7, [(-3, 60), (1, 63)], oval, turns=[0.0, 0.1], depth=3.0, brightness=0.8),
+    ]
+
+
+def make_textures(count, frames, seed=0):
+    shape = (count, frames, FLOW_SIZE, FLOW_SIZE)
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) + 0.1
+
+
+def test_masked_light_is_where_labels_are(crowd):
+    labels = label(crowd, 2, SIZE)
+    levels = torch.tensor([0.2, 0.4, 0.6, 0.8])
+    light = light_masked(crowd, levels[:, None, None, None].expand(4, 2, 96, 96), SIZE)
+    expected = np.zeros((2, *SIZE), np.float32)
+    for cell, level in zip(crowd, levels, strict=True):
+        expected[labels == cell.cell.identity] = level
+    assert len(np.unique(labels)) == 5
+    np.testing.assert_allclose(light, expected, rtol=1e-4)
+
+
+def test_masked_overlap_is_the_owners(crowd):
+    texture, labels = make_textures(4, 2), label(crowd, 2, SIZE)
+    together = light_masked(crowd, texture, SIZE)
+    for row, cell in enumerate(crowd):
+        own = labels == cell.cell.identity
+        alone = light_masked([cell], texture[row : row + 1], SIZE)
+        assert np.array_equal(together[own], alone[own])
+
+
+def test_masked_light_is_the_texture():
+    cell = path(1, [(24, 32)], ellipses([(9.0, 6.0)]))
+    texture = make_textures(1, 1)
+    light, labels = light_masked([cell], texture, SIZE)[0], label([cell], 1, SIZE)[0]
+    middle = (FLOW_SIZE - 1) / 2
+    deep = ndimage.distance_transform_edt(labels) > 2
+    assert deep.sum() > 50
+    for row, column in np.argwhere(deep):
+        y, x = row - 24 + middle, column - 32 + middle  # between four pixels of the patch
+        corner = texture[0, 0, int(y) : int(y) + 2, int(x) : int(x) + 2]
+        assert light[row, column] == pytest.approx(float(corner.mean()), rel=1e-3)
+
+
+def test_masked_light_is_blurred_along_outline():
+    cell, grid = path(1, [(24, 32)]), torch.arange(FLOW_SIZE)
+    board = ((grid[:, None] + grid[None]) // 2 % 2).float()[None, None]
+    depth = ndimage.distance_transform_edt(label([cell], 1, SIZE)[0])
+    light = light_masked([cell], board, SIZE)[0]
+    assert light[depth > 4].std() > 1.5 * light[(depth > 0) & (depth <= 1)].std()
+
+
+# Flow
+
+
+def test_flow_follows_growth_turn_and_step():
+    turns, growth = np.array([0.4, 1.1, -0.3]), np.array([1.0, 1.3, 0.8])
+    centres = np.array([(33.3, 41.6), (30.1, 47.2), (36.0, 45.0)])
+    cell = path(1, centres, ellipses(np.outer(growth, (14, 9))), turns=turns)
+    flow, seen = move([cell], 3, SIZE)
+    assert flow.shape == (2, 2, *SIZE)
+    for frame in range(2):
+        y, x = np.nonzero(seen[frame])
+        assert len(y) > 300
+        angle = turns[frame + 1] - turns[frame]
+        dy, dx = growth[frame + 1] / growth[frame] * (np.stack([y, x]) - centres[frame][:, None])
+        # Turns count from y towards x.
+        down = np.cos(angle) * dy - np.sin(angle) * dx + centres[frame + 1, 0]
+        right = np.sin(angle) * dy + np.cos(angle) * dx + centres[frame + 1, 1]
+        np.testing.assert_allclose(
+            flow[frame, :, y, x], np.stack([down - y, right - x], 1), atol=1e-3
+        )
+        assert not flow[frame][:, seen[frame] == 0].any()
+
+
+def test_flow_keeps_share_of_the_radius():
+    radii = wavy(4, seed=4)
+    centres = [(30, 40), (32, 41), (31, 44), (31, 44)]
+    cell = path(1, centres, radii, turns=[0, 0.5, 1, 1], first=1)
+    flow, seen = move([cell], 6, SIZE)
+    assert not flow[[0, 4]].any()
+    for frame in range(1, 4):
+        y, x = np.nonzero(seen[frame])
+        down, right = flow[frame][:, y, x]
+        before = own_place(cell, frame, y, x)
+        after = own_place(cell, frame + 1, y + down, x + right)
+        share = np.hypot(*before) / outline_at(radii[frame - 1], *before)
+        wanted = share * outline_at(radii[frame], *before)
+        np.testing.assert_allclose(np.hypot(*after), wanted, atol=2e-3)
+        np.testing.assert_allclose(before[0] * after[1], before[1] * after[0], atol=0.05)
+
+
+def make_still(count, frames):
+    return torch.zeros(count, frames - 1, 2, FLOW_SIZE, FLOW_SIZE)
+
+
+@pytest.mark.parametrize("with_textures", [False, True])
+def test_flow_is_0_where_cells_disappear(with_textures):
+    cells = [
+        path(1, [(15, 15)], 8.0),
+        path(2, [(60, 80), (60, 130)], 8.0),
+        path(3, [(20, 50), (40, 50)], 5.0),
+        path(4, [(40, 50), (41, 50)], 12.0),
+        path(5, [(15, 15)], 8.0, first=1),
+    ]
+    flow, seen = move(cells, 2, SIZE, make_still(5, 2) if with_textures else None)
+    assert np.unique(seen[0]).tolist() == [0, 1, 2, 3, 4]
+    assert np.unique(seen[1]).tolist() == [0, 4, 5]
+    # The one that covers another goes one row down; all others are gone.
+    own = seen[0] == 4
+    np.testing.assert_allclose(flow[0, :, own], [[1, 0]] * own.sum(), atol=1e-4)
+    assert not flow[0][:, ~own].any()
+
+
+def test_flow_in_overlap_is_the_owners():
+    pair = [path(1, [(30, 40), (35, 40)]), path(2, [(30, 50), (30, 46)])]
+    flow, seen = move(pair, 2, SIZE)
+    for row, way in ((1, (5, 0)), (2, (0, -4))):
+        own = seen[0] == row
+        np.testing.assert_allclose(flow[0, :, own], [way] * own.sum(), atol=1e-4)
+
+
+def test_texture_flow_adds_the_rigid_motion():
+    turns, oval = [0.4, 0.9, 0.6], ellipses([(9.0, 6.0)] * 3)
+    cell = path(5, [(20.2, 30.6), (22.9, 29.1), (23.0, 33.3)], oval, turns=turns)
+    radial, _ = move([cell], 3, SIZE)
+    found, seen = move([cell], 3, SIZE, make_still(1, 3))
+    assert np.abs(found).max() > 1
+    np.testing.assert_allclose(found, radial, atol=1e-3)
+    rests = path(1, [(30, 40)] * 2, 9.0, turns=0.6)
+    for flow in (None, make_still(1, 2)):
+        still, seen = move([rests], 2, SIZE, flow)
+        assert seen[0, 30, 40] == 1
+        np.testing.assert_allclose(still, 0, atol=1e-4)
+
+
+def test_texture_flow_turns_with_the_cell():
+    cells = [path(1, [(20, 30)] * 2, turns=math.pi / 2), path(2, [(50, 60)] * 2, turns=math.pi / 2)]
+    flow = make_still(2, 2)
+    flow[1, :, 0] = -2.0  # the next frame looks back along the major axis
+    moved, seen = move(cells, 2, SIZE, flow)
+    np.testing.assert_allclose(moved[0][:, seen[0] == 1], 0, atol=1e-3)
+    inside = moved[0][:, seen[0] == 2]
+    np.testing.assert_allclose(inside[0], 0, atol=1e-3)
+    np.testing.assert_allclose(inside[1], 2, atol=1e-3)
+
+
+# Empty videos
+
+
+def test_empty_video_is_dark():
+    table = make_cell_table([], 3)
+    assert (draw_labels(table, SIZE).dtype, add_up(table, [], SIZE).shape) == (
+        torch.int32,
+        (3, *SIZE),
+    )
+    outside = [path(1, [(-300, 40)] * 2, 9.0), path(2, [(30, 900)] * 2, 9.0)]
+    for cells, frames in (([], 3), (outside, 2)):
+        flow, seen = move(cells, frames, SIZE)
+        assert flow.shape == (frames - 1, 2, *SIZE)
+        assert not flow.any()
+        assert not seen.any()
+    assert not add_up(make_cell_table(outside, 2), [draw_patches(outside, 2, 48)], SIZE).any()
+    flow, seen = move([path(1, [(30, 40)], 9.0)], 1, SIZE)
+    assert seen.any()
+    assert flow.shape == (0, 2, *SIZE)
