@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bvdm_data import CTCVideos, MixedVideos, SyntheticHeLaVideos
-from bvdm_data.evaluation.clip_cache import cache_clips, cached_json, hash_clips, nan_to_none
+from bvdm_data.evaluation.clip_cache import cache_clips, cache_json, hash_clips, nan_to_none
 
 
 class Counted:
@@ -104,6 +104,6 @@ def test_bad_clips_are_refused(source, tmp_path):
 
 def test_json_is_computed_once(tmp_path):
     path = tmp_path / "below" / "a.json"
-    assert cached_json(path, lambda: {"a": math.nan, "b": (1.5,)}) == {"a": None, "b": [1.5]}
-    assert cached_json(path, pytest.fail) == {"a": None, "b": [1.5]}
+    assert cache_json(path, lambda: {"a": math.nan, "b": (1.5,)}) == {"a": None, "b": [1.5]}
+    assert cache_json(path, pytest.fail) == {"a": None, "b": [1.5]}
     assert nan_to_none({"a": [1.0, math.nan], "b": (math.nan,)}) == {"a": [1.0, None], "b": [None]}

@@ -20,7 +20,7 @@ from bvdm_data.datasets.mixed import ClipSource
 from bvdm_data.files import open_atomic, write_tensors
 
 
-def cached_json(path: Path, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+def cache_json(path: Path, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
     """Read the JSON object in a file; where there is no file yet, compute and write it."""
     if not path.is_file():
         text = json.dumps(nan_to_none(compute()), indent=2) + "\n"
@@ -117,7 +117,7 @@ def cache_clips(
         f"{json.dumps(dict(settings), sort_keys=True)} {hash_clips(first)}".encode()
     ).hexdigest()[:16]
     place = folder / key
-    cached_json(place / "settings.json", lambda: settings)
+    cache_json(place / "settings.json", lambda: settings)
     if probe is None and not _clip_path(place, 0).exists():
         _write_clip(place, 0, first)
     missing = [index for index in range(count) if not _clip_path(place, index).exists()]

@@ -15,7 +15,7 @@ from torch import nn
 
 from bvdm_data.evaluation import linker, segmenter
 from bvdm_data.evaluation.arms import Arm
-from bvdm_data.evaluation.clip_cache import cached_json
+from bvdm_data.evaluation.clip_cache import cache_json
 from bvdm_data.evaluation.seg_tra import Reference, Scores, clear_border, measure_recall, score
 from bvdm_data.evaluation.segmenter import Samples, SegmenterSettings
 from bvdm_data.fitting.training import compute_fingerprint
@@ -95,7 +95,7 @@ def train_and_test(
         seconds = round(time.monotonic() - begun, 1)
         return asdict(scores) | {"found": found, "found_dim": dim, "seconds": seconds}
 
-    trial = Trial(arm.name, seed, **_none_to_nan(cached_json(folder / f"{key}.json", measure)))
+    trial = Trial(arm.name, seed, **_none_to_nan(cache_json(folder / f"{key}.json", measure)))
     log(
         format_figures(
             arm.name, {"seed": seed} | {figure: getattr(trial, figure) for figure in FIGURES}
@@ -183,7 +183,7 @@ def train_and_link(
         linked = linker.link(trained, reference.video, reference.masks)
         return asdict(score(*linked, reference.masks, reference.tracks))
 
-    return Scores(**_none_to_nan(cached_json(folder / f"{key}.json", measure)))
+    return Scores(**_none_to_nan(cache_json(folder / f"{key}.json", measure)))
 
 
 def summarize_links(name: str, scores: Sequence[Scores]) -> dict[str, Any]:
