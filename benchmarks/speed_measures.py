@@ -280,12 +280,12 @@ print(*(b - a for a, b in zip(times, times[1:])))
 """
 
 _CLIPS = """
-from bvdm_data.system import peak_megabytes
+from bvdm_data.system import measure_peak_megabytes
 from benchmarks.speed_measures import clips
 videos = clips({arguments})
 for number in range({count}):
     videos.clip(number)
-print(peak_megabytes())
+print(measure_peak_megabytes())
 """
 
 _MEMORY = {
