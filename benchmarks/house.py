@@ -1,4 +1,4 @@
-"""Measures the size of the house: how many files, lines, names and imports a checkout has.
+"""Measure the size of a checkout: its files, lines, names and imports.
 
 Run ``python -m benchmarks.house [ROOT ...]``; its Markdown table has one column for each checkout.
 ``--tests`` asks pytest for the number of cases, too; ``--json`` prints JSON instead of a table.
