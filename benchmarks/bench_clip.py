@@ -63,13 +63,13 @@ def test_bench_network_against_the_authors(benchmark):
     ours, theirs = (
         kind().eval().to(memory_format=torch.channels_last) for kind in (UNet, ReferenceUNet)
     )
-    pictures = torch.randn(16, 1, 96, 96).to(memory_format=torch.channels_last)
+    images = torch.randn(16, 1, 96, 96).to(memory_format=torch.channels_last)
     step = torch.tensor([100])
 
     def forward(network: torch.nn.Module) -> float:
         begun = time.perf_counter()
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            network(pictures, step)
+            network(images, step)
         return time.perf_counter() - begun
 
     for network in (ours, theirs):

@@ -122,11 +122,11 @@ def parts(seconds: float) -> dict[str, Any]:
         for name, pool in (("fresh", None), ("pool", True)):
             videos = clips(nuclei=nuclei, pool=pool)
             number = warm_up(videos)
-            pace = measure_throughput(videos, number, seconds)
-            costs = profile_clips(videos, number + pace.clips, PROFILED)
+            throughput = measure_throughput(videos, number, seconds)
+            costs = profile_clips(videos, number + throughput.clips, PROFILED)
             found[f"{name}, density of {video}"] = {
-                "clips_per_second": pace.clips_per_second,
-                "nuclei": pace.nuclei,
+                "clips_per_second": throughput.clips_per_second,
+                "nuclei": throughput.nuclei,
                 "milliseconds": costs.milliseconds,
                 "outside": 1 - costs.shares["network"],
             }
