@@ -5,7 +5,7 @@ Run ``python -m benchmarks.house [ROOT ...]``; its Markdown table has one column
 parsed, not imported. A line is a docstring (also of a variable, including its blank lines), a
 comment, blank, or code. Functions include methods and inner functions. A body excludes its
 docstring, arguments exclude ``self`` and ``cls``, and ``elif`` counts as one level with ``if``. A
-public function is at the top level of a file or in a public class there. A user of a name is another
+public function is at the top level of a file or in a public class. A user of a name is another
 file of the package, benchmarks or examples with the name in its code; a mere re-export does not
 count. A closure is a file and everything it imports, lazily or transitively, except the
 ``__init__.py`` files of its parent packages.
