@@ -1,14 +1,14 @@
-"""Measures the size of the house: how many files, lines, names and imports a checkout has.
+"""Measure the size of a checkout: its files, lines, names and imports.
 
 Run ``python -m benchmarks.house [ROOT ...]``; its Markdown table has one column for each checkout.
-``--tests`` asks pytest for the number of cases, too; ``--json`` prints JSON instead of a table.
-Files are parsed, not imported. A line is a docstring's (of a variable, too, and with the blank
-lines in it), a comment, blank, or code. Functions are all of them, methods and inner ones, too; a
-body is without its docstring, ``self`` and ``cls`` are no arguments, ``elif`` nests no deeper than
-``if``. A public function is at the top of a file or in a public class there. A user of a name is
-another file of the package, benchmarks or examples with the name in its code; to import it only to
-pass it on is no use. A closure is a file and all it imports, lazily or through others, but not the
-``__init__.py`` of the folders on the way.
+``--tests`` also counts test cases with pytest; ``--json`` prints JSON instead of a table. Files are
+parsed, not imported. A line is a docstring (also of a variable, including its blank lines), a
+comment, blank, or code. Functions include methods and inner functions. A body excludes its
+docstring, arguments exclude ``self`` and ``cls``, and ``elif`` counts as one level with ``if``. A
+public function is at the top level of a file or in a public class. A user of a name is another
+file of the package, benchmarks or examples with the name in its code; a mere re-export does not
+count. A closure is a file and everything it imports, lazily or transitively, except the
+``__init__.py`` files of its parent packages.
 """
 
 import argparse
