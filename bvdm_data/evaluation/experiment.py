@@ -71,7 +71,7 @@ def train_and_test(
     samples = Samples(arm.clips, arm.augmentation, seed, settings.batch)
     first = [part for index in range(settings.batch) for part in samples[index].values()]
     constants = (
-        segmenter.CHANNELS, segmenter.FOREGROUND, segmenter.SEED_DISTANCE, segmenter.LEAST_AREA,
+        segmenter.CHANNELS, segmenter.FOREGROUND, segmenter.SEED_DISTANCE, segmenter.NUCLEUS_AREA,
         linker.LINK_REACH, linker.SPLIT_REACH, RECIPE,
     )  # fmt: skip
     key = compute_fingerprint(
