@@ -28,17 +28,12 @@ ARMS = (
 )
 """Every arm."""
 
+# Arms that can teach links: a finite number of clips, each longer than one frame.
 LINKABLE = ("real", "synthetic", "synthetic-2x", "paper", "procedural")
-"""Arms that can teach links: a finite number of clips, each longer than one frame."""
-
-MIX = {"real": 1, "synthetic": 3}
-"""How often each is shown in the arm ``"real+synthetic"``."""
-
-ANNOTATIONS = ("masks", "tracks")
-"""What a clip that trains a network needs."""
-
+MIX = {"real": 1, "synthetic": 3}  # how often each is shown in the arm "real+synthetic"
+ANNOTATIONS = ("masks", "tracks")  # what a clip that trains a network needs
+# Clips of a stream; a segmenter sees one of their frames.
 STREAM: dict[str, Any] = {"frames": 2, "annotations": ANNOTATIONS}
-"""Clips of a stream; a segmenter sees one of their frames."""
 
 
 @dataclass(frozen=True, kw_only=True)

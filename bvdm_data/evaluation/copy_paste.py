@@ -29,36 +29,20 @@ from bvdm_data.validate import (
     check_size,
 )
 
-ISOLATION = 6
-"""A nucleus is used where no other label is nearer than this, px (our choice)."""
-
-HALO = 3
-"""Width of the rim of light that is pasted with a nucleus, px (our choice)."""
-
+ISOLATION = 6  # A nucleus is used where no other label is nearer than this, px (our choice)
+HALO = 3  # width of the rim of light that is pasted with a nucleus, px (our choice)
+# Factors between which the light of a nucleus is changed, evenly in the logarithm (our choice).
 BRIGHTNESS = (0.7, 1.4)
-"""Factors between which the light of a nucleus is changed, evenly in the logarithm (our choice)."""
-
-MOST_COVERED = 0.2
-"""Largest part of a nucleus that may lie over, or under, others (our choice)."""
-
+MOST_COVERED = 0.2  # largest part of a nucleus that may lie over, or under, others (our choice)
+# A nucleus that would show fewer pixels than this, and more than none, is put elsewhere.
 LEAST_VISIBLE = 30
-"""A nucleus that would show fewer pixels than this, and more than none, is put elsewhere."""
-
-MARGIN = 32
-"""How far outside of the tile nuclei may have their centre, px."""
-
-TRIES = 20
-"""How often a place for a nucleus, or a patch for a hole, is looked for."""
-
+MARGIN = 32  # how far outside of the tile nuclei may have their centre, px
+TRIES = 20  # how often a place for a nucleus, or a patch for a hole, is looked for
+# Nuclei per FRAME_AREA between which the density is drawn: the first frame of video 01 has the
+# fewest.
 NUCLEI = (43.0, 250.0)
-"""Nuclei per ``FRAME_AREA`` between which the density is drawn: the first frame
-of video 01 has the fewest."""
-
-FRAME_AREA = 700 * 1100
-"""Pixels of a frame of Fluo-N2DL-HeLa, which ``nuclei`` are counted on."""
-
-CACHE_BYTES = 288 * 2**20
-"""Decoded backgrounds that a process keeps, as in ``CTCVideos``."""
+FRAME_AREA = 700 * 1100  # pixels of a frame of Fluo-N2DL-HeLa, which nuclei are counted on
+CACHE_BYTES = 288 * 2**20  # decoded backgrounds that a process keeps, as in CTCVideos
 
 Grey = npt.NDArray[np.float32]  # grey values, or differences of them
 Half = npt.NDArray[np.float16]  # the same, kept in half the memory

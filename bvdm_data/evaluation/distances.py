@@ -20,30 +20,22 @@ from bvdm_data.datasets.sources import MapStyle
 from bvdm_data.rng import numpy_rng, torch_rng
 from bvdm_data.system import require
 
+# Grey values shown as black and as white, and the exponent between them, the same for every image.
+# Video 01 of Fluo-N2DL-HeLa has 99.97 % of its pixels in between; background is at 0.07.
 BLACK, WHITE, GAMMA = 0.05, 0.55, 0.6
-"""Grey values shown as black and as white, and the exponent between them, the same for every
-image. Video 01 of Fluo-N2DL-HeLa has 99.97 % of its pixels in between; background is at 0.07."""
-
-CROP, TILE = 96, 256
-"""Default side of the crop around a nucleus and of the tile of a frame, pixels."""
-
+CROP, TILE = 96, 256  # default side of the crop around a nucleus and of the tile of a frame, pixels
+# Mean and standard deviation of red, green and blue that ImageNet networks are trained with.
 IMAGENET_MEAN, IMAGENET_SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Mean and standard deviation of red, green and blue that ImageNet networks are trained with."""
-
-INPUT_SIDE = 224
-"""Side of the input of EfficientNet-Lite0, pixels."""
-
-BATCH = 16
-"""Images a pass through a network."""
+INPUT_SIDE = 224  # side of the input of EfficientNet-Lite0, pixels
+BATCH = 16  # images a pass through a network
 
 
+# Damage of the controls: standard deviation of the Gaussian blur in pixels and of the added
+# Gaussian noise in grey values, and the width in pixels of the rim that flattening leaves alone
+# (our choices: each is plainly visible).
 BLUR, NOISE, RIM = 1.0, 0.01, 2
-"""Damage of the controls: standard deviation of the Gaussian blur in pixels and of the added
-Gaussian noise in grey values, and the width in pixels of the rim that flattening leaves alone (our
-choices: each is plainly visible)."""
-
+# Names of the rows that `measure_feature_distance` adds.
 FLOOR, DAMAGED = "floor", ("blurred", "noisy", "flattened")
-"""Names of the rows that :func:`measure_feature_distance` adds."""
 
 Groups = npt.NDArray[np.integer]
 Places = npt.NDArray[np.int64]

@@ -20,17 +20,12 @@ from bvdm_data.evaluation.seg_tra import Reference, Scores, clear_border, measur
 from bvdm_data.evaluation.segmenter import Samples, SegmenterSettings
 from bvdm_data.fitting.training import compute_fingerprint
 
-BASELINE = "real"
-"""Name of the arm that all others are compared to."""
-
+BASELINE = "real"  # name of the arm that all others are compared to
+# Version of segmenter, loss and scoring; under another number nothing is read from the cache.
 RECIPE = 2
-"""Version of segmenter, loss and scoring; under another number nothing is read from the cache."""
-
+# What is measured of each trained network, in the order of tables.
 FIGURES = ("seg", "det", "tra", "lnk", "bc", "valid", "found", "found_dim")
-"""What is measured of each trained network, in the order of tables."""
-
-LINK_FIGURES = ("lnk", "bc", "tra")
-"""What is measured of links alone, where SEG and DET are 1."""
+LINK_FIGURES = ("lnk", "bc", "tra")  # what is measured of links alone, where SEG and DET are 1
 
 Log = Callable[[str], object]
 

@@ -30,11 +30,10 @@ from bvdm_data.fitting.training import Run, TrainingLog, TrainingSettings, train
 from bvdm_data.rng import torch_rng
 from bvdm_data.system import require
 
+# Numbers that Trackastra measures: diameter, mean grey, inertia (4), nearness to an edge.
 FEATURES = 7
-"""Numbers that Trackastra measures: diameter, mean grey, inertia (4), nearness to an edge."""
-
+# Pairs of nuclei that are further apart in time do not count in the loss, frames (Trackastra).
 FARTHEST = 2
-"""Pairs of nuclei that are further apart in time do not count in the loss, frames (Trackastra)."""
 
 # Random change of a training window, all ours: zoom, grey factor, grey shift, and where in a large
 # frame the window is assumed to lie, pixels. Trackastra's own (zoom and grey times 0.5 to 2) is
@@ -133,11 +132,9 @@ def silence() -> Iterator[None]:
 
 
 # Chosen by BC(1) and LNK on the reference masks of video 01 of Fluo-N2DL-HeLa.
-LINK_REACH = 30.0
-"""Longest step of a centroid from one frame to the next, pixels."""
-
+LINK_REACH = 30.0  # longest step of a centroid from one frame to the next, pixels
+# Longest distance from the last centroid of a mother to the first one of a daughter, pixels.
 SPLIT_REACH = 35.0
-"""Longest distance from the last centroid of a mother to the first one of a daughter, pixels."""
 
 Node = tuple[int, int]
 Edge = tuple[Node, Node]
@@ -201,20 +198,13 @@ def apply_links(
     return renamed, table
 
 
+# Batch 8 as in Trackastra's example for this data set; the rest is ours, to fit two cores.
 LINKER_TRAINING = TrainingSettings(steps=2400, batch=8, rate=5e-4, average=0.99)
-"""Batch 8 as in Trackastra's example for this data set; the rest is ours, to fit two cores."""
-
+# Added weight in the loss of the links of a mother to her daughters (Trackastra).
 DIVISION_WEIGHT = 20.0
-"""Added weight in the loss of the links of a mother to her daughters (Trackastra)."""
-
-RAW_WEIGHT = 0.01
-"""Weight of the loss before the parental softmax (Trackastra)."""
-
-HELD_OUT = 0.1
-"""Share of the clips that is not trained on; our choice."""
-
-TRIES = 1000
-"""Draws of a window with a link in it before a training gives up; our choice."""
+RAW_WEIGHT = 0.01  # weight of the loss before the parental softmax (Trackastra)
+HELD_OUT = 0.1  # share of the clips that is not trained on; our choice
+TRIES = 1000  # draws of a window with a link in it before a training gives up; our choice
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,18 +15,13 @@ from bvdm_data.clip import Clip
 from bvdm_data.fitting.video import estimate_background, mask_background
 from bvdm_data.system import require
 
+# Signed distances of the middles of the rings of the edge profile, pixels; below 0 is inside. A
+# pixel next to the outline is half a pixel off it.
 RINGS = (-3.5, -2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 3.5)
-"""Signed distances of the middles of the rings of the edge profile, pixels; below 0 is inside.
-A pixel next to the outline is half a pixel off it."""
-
-LEAST_AREA = 30
-"""Nuclei of fewer pixels are not measured."""
-
-LAGS = (1, 2, 4)
-"""Distances at which the noise is correlated, pixels."""
-
+LEAST_AREA = 30  # nuclei of fewer pixels are not measured
+LAGS = (1, 2, 4)  # distances at which the noise is correlated, pixels
+# Names of the noise's correlations along rows and columns, with the distance in pixels.
 NOISE_KEYS = tuple(f"{axis} at {lag}" for axis in ("rows", "columns") for lag in LAGS)
-"""Names of the noise's correlations along rows and columns, with the distance in pixels."""
 
 _REACH = 6.0  # how far outside its outline a nucleus is looked for, px
 _MARGIN = 8  # pixels around the box of a nucleus that belong to its crop

@@ -12,8 +12,8 @@ from bvdm_data.system import require
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#8A4FA3", "#B8860B", "#444444", "#56B4E9")
 """Colours of series that most colour-blind readers can distinguish (after Okabe & Ito 2008)."""
 
+# Marks of series, so that they differ not by colour alone.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-"""Marks of series, so that they differ not by colour alone."""
 
 DARK, SOFT, GRID = "#1d2429", "#8a949c", "#e3e7ea"
 """Colours of a baseline, of what is context only, and of the grid."""

@@ -26,17 +26,14 @@ from bvdm_data.evaluation.video_statistics import (
 )
 from bvdm_data.fitting.texture_noise import LAGS
 
+# About how many frames background and noise are measured on, spread evenly over the clips; at
+# least one of each clip.
 NOISE_FRAMES = 24
-"""About how many frames background and noise are measured on, spread evenly over the clips; at
-least one of each clip."""
-
+# How two videos are compared in a quantity: the Wasserstein-1 distance of the distributions over
+# the standard deviation within the two real videos; the absolute difference of two numbers; the
+# mean absolute difference of two curves.
 DISTRIBUTION, SCALAR, CURVE = "W1/sd", "abs. difference", "mean abs. difference"
-"""How two videos are compared in a quantity: the Wasserstein-1 distance of the distributions over
-the standard deviation within the two real videos; the absolute difference of two numbers; the mean
-absolute difference of two curves."""
-
-LEAST_VALUES = 5
-"""A video with fewer values of a quantity has no distribution of it to compare."""
+LEAST_VALUES = 5  # A video with fewer values of a quantity has no distribution of it to compare
 
 Array = npt.NDArray[np.float64]
 Samples = Iterator[tuple[str, npt.ArrayLike, int | None]]

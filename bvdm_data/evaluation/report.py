@@ -36,11 +36,9 @@ HEADS = {"seg": "SEG", "det": "DET", "tra": "TRA", "lnk": "LNK", "bc": "BC(1)", 
 HEADS |= {"found": "found", "found_dim": "dim found"}
 """Heads of the columns of scores."""
 
-VIDEOS = ("synthetic", "reference", "other")
-"""The videos that realism compares, by their keys."""
-
+VIDEOS = ("synthetic", "reference", "other")  # the videos that realism compares, by their keys
+# Titles of the two feature distances.
 TILES = {"crops": "Crops around single nuclei", "tiles": "Tiles of the frame"}
-"""Titles of the two feature distances."""
 
 PAPER_ARMS = {
     "real": (0.823, 0.976),
@@ -50,8 +48,7 @@ PAPER_ARMS = {
 }
 """SEG and TRA by training data (paper, table 1)."""
 
-CONTROLS = (FLOOR, *DAMAGED)
-"""Sets that a feature distance is compared to."""
+CONTROLS = (FLOOR, *DAMAGED)  # sets that a feature distance is compared to
 
 _VIDEO_COLOURS = (COLOURS[0], DARK, SOFT)
 

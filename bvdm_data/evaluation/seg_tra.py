@@ -19,8 +19,7 @@ from bvdm_data.datasets.tracks import check_track_table
 from bvdm_data.fitting.video import estimate_background
 from bvdm_data.system import require
 
-METRICS = ("Valid", "SEG", "TRA", "DET", "LNK", "BC")
-"""What py-ctcmetrics is asked for."""
+METRICS = ("Valid", "SEG", "TRA", "DET", "LNK", "BC")  # what py-ctcmetrics is asked for
 
 Labels = npt.NDArray[np.integer]
 Tracked = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]

@@ -22,22 +22,16 @@ from bvdm_data.fitting.training import Run, TrainingSettings, train_network
 from bvdm_data.rng import torch_rng
 from bvdm_data.system import require
 
-CHANNELS = (16, 32, 64, 128)
-"""Channels of the four levels; 0.49 million parameters."""
-
+CHANNELS = (16, 32, 64, 128)  # channels of the four levels; 0.49 million parameters
+# Fixed thresholds, the same for every network: a pixel is a nucleus above a probability of 0.5; a
+# seed of the watershed is where the normalised distance is above 0.5; a nucleus has at least 40
+# px. Our choice, tuned to nothing.
 FOREGROUND, SEED_DISTANCE, NUCLEUS_AREA = 0.5, 0.5, 40
-"""Fixed thresholds, the same for every network: a pixel is a nucleus above a probability of 0.5; a
-seed of the watershed is where the normalised distance is above 0.5; a nucleus has at least 40 px.
-Our choice, tuned to nothing."""
-
+# Grey value below which a gain does not reach: about that of empty background in video 01.
 DARK = 0.07
-"""Grey value below which a gain does not reach: about that of empty background in video 01."""
-
-LEAST_AREA = 20
-"""Smallest part of a nucleus, in pixels, that stays a label after :func:`augment_strong`."""
-
+LEAST_AREA = 20  # smallest part of a nucleus, in pixels, that stays a label after `augment_strong`
+# Batches over which the statistics of the finished network's batch normalisation are measured.
 STATISTICS_BATCHES = 32
-"""Batches over which the statistics of the finished network's batch normalisation are measured."""
 
 Labels = npt.NDArray[np.int32]
 Sample = tuple[Float[Tensor, "1 H W"], Int[Tensor, "H W"]]
@@ -239,8 +233,8 @@ def _draw_log_uniform(low: float, high: float, generator: torch.Generator) -> fl
     return math.exp(float(torch.empty(()).uniform_(*limits, generator=generator)))
 
 
+# Augmentations of a training sample; every arm has "plain" but the one named after it.
 AUGMENTATIONS = {"plain": augment_plain, "strong": augment_strong}
-"""Augmentations of a training sample; every arm has ``"plain"`` but the one named after it."""
 
 
 class Clips(Protocol):

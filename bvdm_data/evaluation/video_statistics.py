@@ -22,17 +22,12 @@ from bvdm_data.fitting.texture_noise import (
 )
 from bvdm_data.rng import numpy_rng
 
+# Steps shorter than this have no direction, pixels (our choice: masks have errors, too).
 LEAST_STEP = 1.0
-"""Steps shorter than this have no direction, pixels (our choice: masks have errors, too)."""
-
+# Last frames of a mother in which mitosis is looked for; what is before is her interphase.
 MITOSIS = 3
-"""Last frames of a mother in which mitosis is looked for; what is before is her interphase."""
-
-BEFORE = 5
-"""Frames before those that give the area of the mother before mitosis, by their median."""
-
-PAIRS = 200
-"""Default number of pairs of patches that are compared at each lag."""
+BEFORE = 5  # frames before those that give the area of the mother before mitosis, by their median
+PAIRS = 200  # default number of pairs of patches that are compared at each lag
 
 Array = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
