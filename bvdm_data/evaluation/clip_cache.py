@@ -1,10 +1,11 @@
-"""Cache: results and clips that are made once and kept on disk."""
+"""Results and clips that are made once and kept on disk."""
 
 import hashlib
 import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from copy import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -53,15 +54,10 @@ class CachedClips(Dataset[Clip]):
     """The first clips of a data set, read from disk; ``clip(i)`` repeats them without end."""
 
     def __init__(self, folder: Path, count: int, key: str, source: ClipSource) -> None:
-        """Remember where the clips are."""
-        self.folder = folder
-        self.count = count
-        self.key = key
-        self.frames = source.frames
-        self.size = source.size
-        self.annotations = source.annotations
-        self.max_cells = source.max_cells
-        self.scale = source.scale
+        """Remember where the clips are, and what they look like."""
+        self.folder, self.count, self.key = folder, count, key
+        self.frames, self.size, self.scale = source.frames, source.size, source.scale
+        self.annotations, self.max_cells = source.annotations, source.max_cells
 
     def select(self, annotations: Collection[str]) -> "CachedClips":
         """Return the same clips with fewer keys."""
@@ -81,7 +77,7 @@ class CachedClips(Dataset[Clip]):
 
     def clip(self, index: int) -> Clip:
         """Read clip ``index % count``."""
-        path = _clip_path(self.folder, index % self.count)
+        path = _get_path(self.folder, index % self.count)
         try:
             tensors = load_file(path)
         except SafetensorError as error:
@@ -118,9 +114,9 @@ def cache_clips(
     ).hexdigest()[:16]
     place = folder / key
     cached_json(place / "settings.json", lambda: settings)
-    if probe is None and not _clip_path(place, 0).exists():
+    if probe is None and not _get_path(place, 0).exists():
         _write_clip(place, 0, first)
-    missing = [index for index in range(count) if not _clip_path(place, index).exists()]
+    missing = [index for index in range(count) if not _get_path(place, index).exists()]
     loader = DataLoader(
         _Numbered(source),
         batch_size=None,
@@ -128,29 +124,28 @@ def cache_clips(
         num_workers=workers,
         generator=torch.Generator(),  # or the loader would draw from the global random state
     )
-    bar = tqdm(
-        loader, total=count, initial=count - len(missing), desc="clips", disable=not progress
-    )
+    start, is_quiet = count - len(missing), not progress
+    bar = tqdm(loader, total=count, initial=start, desc="clips", disable=is_quiet)
     for index, clip in zip(missing, cast(Iterator[Clip], bar), strict=True):
         _write_clip(place, index, clip)
     return CachedClips(place, count, key, source)
 
 
+@dataclass
 class _Numbered(Dataset[Clip]):
     """A source as a map-style data set, which workers share out."""
 
-    def __init__(self, source: ClipSource) -> None:
-        self.source = source
+    source: ClipSource
 
     def __getitem__(self, index: int) -> Clip:
         return self.source.clip(index)
 
 
-def _clip_path(folder: Path, index: int) -> Path:
+def _get_path(folder: Path, index: int) -> Path:
     return folder / f"clip_{index:05d}.safetensors"
 
 
 def _write_clip(folder: Path, index: int, clip: Clip) -> None:
     tensors = {key: cast(Tensor, value).contiguous() for key, value in clip.items()}
     tensors["masks"] = tensors["masks"].to(torch.uint16)  # half the disk; a clip has few ids
-    write_tensors(_clip_path(folder, index), tensors, {})
+    write_tensors(_get_path(folder, index), tensors, {})

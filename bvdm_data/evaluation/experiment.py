@@ -1,4 +1,4 @@
-"""Experiment: train the same networks on the clips of each arm, test them on the held-out video."""
+"""Train the same networks on the clips of each arm and test them on the held-out video."""
 
 import hashlib
 import math
@@ -74,7 +74,7 @@ def train_and_test(
     )
 
     def measure() -> dict[str, Any]:
-        begun = time.monotonic()
+        start = time.monotonic()
         network = segmenter.train_segmenter(
             arm.clips,
             settings,
@@ -86,16 +86,13 @@ def train_and_test(
         )
         labels = segment(network, reference.video, reference.border)
         scores = score(*linker.track(labels), reference.masks, reference.tracks)
-        found, dim = measure_recall(labels, reference.masks, reference.video)
-        seconds = round(time.monotonic() - begun, 1)
-        return asdict(scores) | {"found": found, "found_dim": dim, "seconds": seconds}
+        recall, dim_recall = measure_recall(labels, reference.masks, reference.video)
+        seconds = round(time.monotonic() - start, 1)
+        return asdict(scores) | {"found": recall, "found_dim": dim_recall, "seconds": seconds}
 
-    trial = Trial(arm.name, seed, **_none_to_nan(cached_json(folder / f"{key}.json", measure)))
-    log(
-        format_figures(
-            arm.name, {"seed": seed} | {figure: getattr(trial, figure) for figure in FIGURES}
-        )
-    )
+    trial = Trial(arm.name, seed, **_replace_none(cached_json(folder / f"{key}.json", measure)))
+    figures = {figure: getattr(trial, figure) for figure in FIGURES}
+    log(format_figures(arm.name, {"seed": seed} | figures))
     return trial
 
 
@@ -136,14 +133,11 @@ def compare_arms(trials: Sequence[Trial]) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"arm": name, "seeds": len(own)}
         row |= {key: {} for key in ("mean", "spread", "gain", "error", "seeds_needed")}
         for figure in FIGURES:
-            gains = [
-                getattr(trial, figure) - getattr(base[trial.seed], figure)
-                for trial in own
-                if trial.seed in base
-            ]
-            gain, deviation = _mean_and_spread(gains)
-            row["mean"][figure], row["spread"][figure] = _mean_and_spread(
-                [getattr(trial, figure) for trial in own]
+            values = {trial.seed: getattr(trial, figure) for trial in own}
+            gains = [values[seed] - getattr(base[seed], figure) for seed in values if seed in base]
+            gain, deviation = _compute_mean_and_spread(gains)
+            row["mean"][figure], row["spread"][figure] = _compute_mean_and_spread(
+                [*values.values()]
             )
             row["gain"][figure] = gain
             row["error"][figure] = deviation / math.sqrt(max(len(gains), 1))
@@ -178,16 +172,15 @@ def train_and_link(
         linked = linker.link(trained, reference.video, reference.masks)
         return asdict(score(*linked, reference.masks, reference.tracks))
 
-    return Scores(**_none_to_nan(cached_json(folder / f"{key}.json", measure)))
+    return Scores(**_replace_none(cached_json(folder / f"{key}.json", measure)))
 
 
 def summarize_links(name: str, scores: Sequence[Scores]) -> dict[str, Any]:
     """Return mean and spread of the links of an arm as JSON values."""
     row: dict[str, Any] = {"arm": name, "seeds": len(scores)}
     for figure in LINK_FIGURES:
-        row[figure], row[f"{figure}_spread"] = _mean_and_spread(
-            [getattr(one, figure) for one in scores]
-        )
+        values = [getattr(score, figure) for score in scores]
+        row[figure], row[f"{figure}_spread"] = _compute_mean_and_spread(values)
     return row
 
 
@@ -209,7 +202,7 @@ def hash_reference(reference: Reference) -> str:
     return digest.hexdigest()[:16]
 
 
-def _mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
+def _compute_mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
     mean = float(np.mean(values)) if values else math.nan
     return mean, float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
@@ -217,11 +210,12 @@ def _mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
 def _count_seeds_needed(gain: float, deviation: float) -> float:
     if not (math.isfinite(gain) and math.isfinite(deviation)) or gain == 0:
         return math.nan
-    for seeds in range(2, 10_000):
-        if abs(gain) >= float(stats.t.ppf(0.975, seeds - 1)) * deviation / math.sqrt(seeds):
-            return float(seeds)
-    return math.nan
+    thresholds = (
+        (seeds, float(stats.t.ppf(0.975, seeds - 1)) * deviation / math.sqrt(seeds))
+        for seeds in range(2, 10_000)
+    )
+    return next((float(seeds) for seeds, least in thresholds if abs(gain) >= least), math.nan)
 
 
-def _none_to_nan(figures: Mapping[str, float | None]) -> dict[str, Any]:
+def _replace_none(figures: Mapping[str, float | None]) -> dict[str, Any]:
     return {name: math.nan if value is None else value for name, value in figures.items()}

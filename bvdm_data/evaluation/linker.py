@@ -26,6 +26,7 @@ from bvdm_data.adapters.common import find_ancestors
 from bvdm_data.clip import Clip, measure_boxes, split_gaps
 from bvdm_data.datasets.sources import MapStyle
 from bvdm_data.evaluation.clip_cache import hash_clips
+from bvdm_data.evaluation.seg_tra import Labels, Tracked
 from bvdm_data.fitting.training import Run, TrainingLog, TrainingSettings, train_network
 from bvdm_data.rng import torch_rng
 from bvdm_data.system import require
@@ -88,9 +89,7 @@ def augment_window(window: Window, rng: torch.Generator) -> Window:
     return window | {"coords": coords, "features": features}
 
 
-def extract_features(
-    video: npt.NDArray[np.float32], masks: npt.NDArray[np.integer]
-) -> Sequence[Any]:
+def extract_features(video: npt.NDArray[np.float32], masks: Labels) -> Sequence[Any]:
     """Measure the nuclei of each frame with Trackastra."""
     load_trackastra()
     with silence():
@@ -140,9 +139,7 @@ Node = tuple[int, int]
 Edge = tuple[Node, Node]
 
 
-def track(
-    labels: npt.NDArray[np.integer],
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+def track(labels: Labels) -> Tracked:
     """Link the nuclei of single frames by the distances of their centroids.
 
     LapTrack solves the linear assignments of Jaqaman et al. 2008. Its settings are fixed, so that
@@ -165,9 +162,7 @@ def track(
     return apply_links(dense, edges)
 
 
-def apply_links(
-    labels: npt.NDArray[np.integer], edges: Iterable[Edge]
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+def apply_links(labels: Labels, edges: Iterable[Edge]) -> Tracked:
     """Turn links between nuclei into tracks: where one has several successors, it divides.
 
     Masks ``[F, H, W]`` with the ids of tracks and the table ``[n, 4]`` of id, first frame, last
@@ -295,9 +290,7 @@ def train_linker(
     return Linker(network, settings, log)
 
 
-def link(
-    linker: Linker, video: npt.NDArray[np.float32], masks: npt.NDArray[np.integer]
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+def link(linker: Linker, video: npt.NDArray[np.float32], masks: Labels) -> Tracked:
     """Link the nuclei of a video, greedily by falling probability, with divisions.
 
     Masks ``[F, H, W]`` with the ids of tracks and the table ``[n, 4]`` of id, first frame, last

@@ -9,17 +9,15 @@ from typing import Any
 
 from bvdm_data.system import require
 
+# Colours of series that most colour-blind readers can distinguish (after Okabe & Ito 2008).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#8A4FA3", "#B8860B", "#444444", "#56B4E9")
-"""Colours of series that most colour-blind readers can distinguish (after Okabe & Ito 2008)."""
-
-# Marks of series, so that they differ not by colour alone.
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-
-DARK, SOFT, GRID = "#1d2429", "#8a949c", "#e3e7ea"
-"""Colours of a baseline, of what is context only, and of the grid."""
-
-_FONT_SIZE = 9
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # so that series differ not by colour alone
+DARK, SOFT, GRID = "#1d2429", "#8a949c", "#e3e7ea"  # a baseline, what is context only, the grid
 _WIDTH = 4.8  # inches; with letters of 9 points, it can be read on a phone
+_STYLE: dict[str, Any] = {"svg.hashsalt": "report"}  # or names in the SVG differ from run to run
+_STYLE |= {"axes.axisbelow": True, "axes.edgecolor": SOFT, "axes.labelsize": 9, "grid.color": GRID}
+_STYLE |= {"axes.spines.top": False, "axes.spines.right": False}
+_STYLE |= {f"{axis}tick.labelsize": 9 for axis in "xy"}
 
 Number = float | None
 
@@ -132,15 +130,9 @@ def embed(content: bytes, mime: str) -> str:
 
 def _make_axes(height: float, x_label: str = "", y_label: str = "") -> tuple[Any, Any]:
     # A Figure without pyplot: no state is kept between two reports.
-    figure = require("matplotlib.figure").Figure(figsize=(_WIDTH, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=_FONT_SIZE, length=3, color=SOFT)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(SOFT)
-    axes.set_xlabel(x_label, fontsize=_FONT_SIZE)
-    axes.set_ylabel(y_label, fontsize=_FONT_SIZE)
-    return figure, axes
+    with require("matplotlib").rc_context(_STYLE):
+        figure = require("matplotlib.figure").Figure(figsize=(_WIDTH, height), layout="constrained")
+        return figure, figure.add_subplot(xlabel=x_label, ylabel=y_label)
 
 
 def _name_rows(axes: Any, names: Sequence[str]) -> None:
@@ -151,16 +143,8 @@ def _name_rows(axes: Any, names: Sequence[str]) -> None:
 
 def _draw_legend(axes: Any, count: int) -> None:
     # Above the plot, where it hides nothing.
-    axes.legend(
-        fontsize=_FONT_SIZE,
-        frameon=False,
-        ncols=min(count, 3),
-        loc="lower left",
-        bbox_to_anchor=(0, 1.0),
-        borderaxespad=0.2,
-        handlelength=1.6,
-        columnspacing=1.2,
-    )
+    place = {"loc": "lower left", "bbox_to_anchor": (0, 1.0), "borderaxespad": 0.2}
+    axes.legend(fontsize=9, frameon=False, ncols=min(count, 3), columnspacing=1.2, **place)
 
 
 def _fill_gaps(values: Sequence[Number]) -> list[float]:
@@ -169,7 +153,6 @@ def _fill_gaps(values: Sequence[Number]) -> list[float]:
 
 def _embed(figure: Any) -> str:
     buffer = BytesIO()
-    # Without a salt, the names inside the SVG would differ from run to run.
-    with require("matplotlib").rc_context({"svg.hashsalt": "report"}):
+    with require("matplotlib").rc_context(_STYLE):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return embed(buffer.getvalue(), "image/svg+xml")
