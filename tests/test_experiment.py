@@ -16,7 +16,7 @@ from bvdm_data.evaluation.experiment import (
     score_oracle,
     segment,
     train_and_test,
-)
+)  # fmt: skip
 from bvdm_data.evaluation.seg_tra import read_reference
 from bvdm_data.evaluation.segmenter import Segmenter, SegmenterSettings
 
@@ -27,14 +27,12 @@ class Windows:
     """Clips of one frame cut from the reference, by number."""
 
     def __init__(self, reference, gain=1.0):
-        self.reference = reference
-        self.gain = gain
+        self.video, self.masks = reference.video * gain, reference.masks
 
     def clip(self, index):
-        t = index % len(self.reference.video)
-        video = torch.from_numpy(self.reference.video[t, :64, :64] * self.gain)
-        masks = torch.from_numpy(self.reference.masks[t, :64, :64])
-        return {"video": video[None, None], "masks": masks[None]}
+        t = (slice(index % len(self.video), index % len(self.video) + 1), slice(64), slice(64))
+        video, masks = torch.from_numpy(self.video[t]), torch.from_numpy(self.masks[t])
+        return {"video": video[:, None], "masks": masks}
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +45,9 @@ def trial(arm, seed, **figures):
 
 
 def test_trial_is_made_once(reference, tmp_path, monkeypatch):
-    trained, lines = [], []
-    train = segmenter.train_segmenter
-    monkeypatch.setattr(
-        segmenter, "train_segmenter", lambda *a, **k: trained.append(1) or train(*a, **k)
-    )
+    trained, lines, train = [], [], segmenter.train_segmenter
+    count = lambda *a, **k: trained.append(1) or train(*a, **k)  # noqa: E731
+    monkeypatch.setattr(segmenter, "train_segmenter", count)
 
     def run(arm, settings=SETTINGS, seed=0, reference=reference):
         options = {"progress": False, "log": lines.append}
