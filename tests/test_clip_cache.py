@@ -60,11 +60,11 @@ def test_only_missing_clips_are_made(source, tmp_path):
 
 
 def test_key_depends_on_settings_and_clips(source, tiny_ctc, tmp_path):
-    one, two = (cache(source, 1, tmp_path, {"a": a}) for a in (1, 2))
     other = CTCVideos(tiny_ctc, frames=2, size=(64, 64), border=0, max_cells=8, seed=5)
-    three = cache(other, 1, tmp_path, {"a": 1})
-    assert len({one.key, two.key, three.key}) == 3
-    assert json.loads((one.folder / "settings.json").read_text()) == {"a": 1}
+    cases = (source, {"a": 1}), (source, {"a": 2}), (other, {"a": 1})
+    first, *others = (cache(clips, 1, tmp_path, settings) for clips, settings in cases)
+    assert len({first.key, *(one.key for one in others)}) == 3
+    assert json.loads((first.folder / "settings.json").read_text()) == {"a": 1}
 
 
 def test_probe_replaces_a_costly_first_clip(source, tmp_path):

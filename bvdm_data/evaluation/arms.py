@@ -168,15 +168,9 @@ def make_synthetic_clips(data: Data, count: int, **changes: Any) -> CachedClips:
 
 def describe_synthetic(dataset: SyntheticHeLaVideos) -> Mapping[str, object]:
     """Return as JSON values what decides the clips of a synthetic data set."""
-    return {
-        "model": model_digest(dataset.model),
-        "frames": dataset.frames,
-        "size": list(dataset.size),
-        "seed": dataset.seed,
-        "method": repr(dataset.method),
-        "nuclei": dataset.nuclei,
-        "variation": dataset.variation,
-    }
+    settings = {name: getattr(dataset, name) for name in ("frames", "seed", "nuclei", "variation")}
+    settings |= {"size": list(dataset.size), "method": repr(dataset.method)}
+    return settings | {"model": model_digest(dataset.model)}
 
 
 def _hash_real(kind: str, data: Data, clips: CTCVideos | CopyPaste) -> str:

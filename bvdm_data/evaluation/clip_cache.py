@@ -1,6 +1,5 @@
 """Results and clips that are made once and kept on disk."""
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -19,6 +18,7 @@ from tqdm import tqdm
 from bvdm_data.clip import Clip
 from bvdm_data.datasets.mixed import ClipSource
 from bvdm_data.files import open_atomic, write_tensors
+from bvdm_data.fitting.training import compute_fingerprint
 
 
 def cached_json(path: Path, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
@@ -41,13 +41,8 @@ def nan_to_none(value: Any) -> Any:
 
 def hash_clips(clip: Mapping[str, object]) -> str:
     """Return a digest of all tensors of a clip."""
-    digest = hashlib.sha256()
-    for key in sorted(clip):
-        value = clip[key]
-        if isinstance(value, Tensor):
-            digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    tensors = ((key, clip[key]) for key in sorted(clip) if isinstance(clip[key], Tensor))
+    return compute_fingerprint(*(part for pair in tensors for part in pair))
 
 
 class CachedClips(Dataset[Clip]):
@@ -109,9 +104,7 @@ def cache_clips(
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     first = (source if probe is None else probe).clip(0)
-    key = hashlib.sha256(
-        f"{json.dumps(dict(settings), sort_keys=True)} {hash_clips(first)}".encode()
-    ).hexdigest()[:16]
+    key = compute_fingerprint(json.dumps(dict(settings), sort_keys=True), hash_clips(first))
     place = folder / key
     cached_json(place / "settings.json", lambda: settings)
     if probe is None and not _get_path(place, 0).exists():

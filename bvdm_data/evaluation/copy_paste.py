@@ -38,8 +38,7 @@ MOST_COVERED = 0.2  # largest part of a nucleus that may lie over, or under, oth
 LEAST_VISIBLE = 30
 MARGIN = 32  # how far outside of the tile nuclei may have their centre, px
 TRIES = 20  # how often a place for a nucleus, or a patch for a hole, is looked for
-# Nuclei per FRAME_AREA between which the density is drawn: the first frame of video 01 has the
-# fewest.
+# Nuclei per FRAME_AREA between which the density is drawn; the first frame of video 01 has fewest.
 NUCLEI = (43.0, 250.0)
 FRAME_AREA = 700 * 1100  # pixels of a frame of Fluo-N2DL-HeLa, which nuclei are counted on
 CACHE_BYTES = 288 * 2**20  # decoded backgrounds that a process keeps, as in CTCVideos
@@ -305,17 +304,13 @@ class CopyPaste(Dataset[Clip]):
 
 
 def _check_nuclei(nuclei: tuple[float, float] | None) -> tuple[float, float]:
+    rule = "the fewest and the most per 700 x 1100 px"
     try:
         low, high = (float(x) for x in (NUCLEI if nuclei is None else nuclei))
     except (TypeError, ValueError):
-        raise TypeError(
-            f"nuclei must be a pair, the fewest and the most per 700 x 1100 px, got {nuclei!r}"
-        ) from None
+        raise TypeError(f"nuclei must be a pair, {rule}, got {nuclei!r}") from None
     if not 0 <= low <= high < math.inf:
-        raise ValueError(
-            f"nuclei must be the fewest and the most per 700 x 1100 px, 0 <= fewest <= most, got "
-            f"{nuclei}"
-        )
+        raise ValueError(f"nuclei must be {rule}, 0 <= fewest <= most, got {nuclei}")
     return low, high
 
 

@@ -38,6 +38,7 @@ BLUR, NOISE, RIM = 1.0, 0.01, 2
 FLOOR, DAMAGED = "floor", ("blurred", "noisy", "flattened")
 
 Groups = npt.NDArray[np.integer]
+Pair = tuple[Groups, Groups]
 Places = npt.NDArray[np.int64]
 Images = Float[Tensor, "n 1 size size"]
 
@@ -92,10 +93,7 @@ def convert_to_sequence(clips: Clip | MapStyle) -> MapStyle:
 
 
 def find_nuclei(clips: Clip | MapStyle, size: int) -> Places:
-    """Find every nucleus in every frame whose crop lies wholly in the frame.
-
-    Rows of clip, frame, id, first row and first column, ``[n, 5]``.
-    """
+    """Find the nuclei whose crop lies in the frame: clip, frame, id, top and left, ``[n, 5]``."""
     several, places = convert_to_sequence(clips), []
     for number in range(len(several)):
         for frame, labels in enumerate(several[number]["masks"].numpy()):
@@ -173,8 +171,8 @@ def load_features(path: str | Path, name: str) -> Features:
 class Estimate(NamedTuple):
     """A number with its standard error."""
 
-    value: float  # the number; an unbiased one may be below 0
-    error: float  # its standard error; NaN where there are too few groups
+    value: float  # an unbiased one may be below 0
+    error: float  # NaN where there are too few groups
 
 
 @dataclass(frozen=True)
@@ -245,11 +243,7 @@ def measure_tile_distance(
 
 
 def _compare(
-    name: str,
-    rows: Tensor,
-    target: Tensor,
-    features: str,
-    groups: tuple[Groups, Groups] | None = None,
+    name: str, rows: Tensor, target: Tensor, features: str, groups: Pair | None = None
 ) -> FeatureDistance:
     kernel = compute_kernel_distance(rows, target, groups=groups)
     error = math.nan if groups is None else 1000 * kernel.error
@@ -274,10 +268,7 @@ def compute_frechet_distance(a: Float[Tensor, "n D"], b: Float[Tensor, "m D"]) -
 
 
 def compute_kernel_distance(
-    a: Float[Tensor, "n D"],
-    b: Float[Tensor, "m D"],
-    *,
-    groups: tuple[Groups, Groups] | None = None,
+    a: Float[Tensor, "n D"], b: Float[Tensor, "m D"], *, groups: Pair | None = None
 ) -> Estimate:
     """Return the kernel distance (KID) of two sets of features, with its standard error.
 
@@ -297,12 +288,8 @@ def compute_kernel_distance(
     within, between = [_kernel(x, x).fill_diagonal_(0) for x in (a, b)], _kernel(a, b)
     means = [float(x.sum()) / (len(x) * (len(x) - 1)) for x in within]
     value = sum(means) - 2 * float(between.mean())
-    variance = sum(
-        _jackknife(value, inside, cross, mean, numbers)
-        for inside, numbers, mean, cross in zip(
-            within, groups, means[::-1], (between, between.T), strict=True
-        )
-    )
+    parts = zip(within, (between, between.T), means[::-1], groups, strict=True)
+    variance = sum(_jackknife(value, *part) for part in parts)
     return Estimate(value, variance**0.5)
 
 
@@ -314,9 +301,7 @@ def corrupt(clips: Clip | MapStyle, *, seed: int = 0) -> dict[str, MapStyle]:
         return noise.mul_(NOISE).add_(video).clamp_(0, 1)
 
     several, changes = convert_to_sequence(clips), (_blur, add_noise, _flatten)
-    return {
-        name: _Corrupted(several, change) for name, change in zip(DAMAGED, changes, strict=True)
-    }
+    return {key: _Corrupted(several, change) for key, change in zip(DAMAGED, changes, strict=True)}
 
 
 @dataclass(frozen=True, eq=False)

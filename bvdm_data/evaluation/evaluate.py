@@ -12,19 +12,8 @@ import torch
 
 from bvdm_data.clip import CameraScale, Clip
 from bvdm_data.datasets.synthetic import as_method
-from bvdm_data.evaluation import distances, experiment
-from bvdm_data.evaluation.arms import (
-    ARMS,
-    LINKABLE,
-    Arm,
-    Data,
-    count_real_clips,
-    make_arm,
-    make_pasted_clips,
-    make_real_clips,
-    make_synthetic_clips,
-    make_synthetic_dataset,
-)
+from bvdm_data.evaluation import arms, distances, experiment
+from bvdm_data.evaluation.arms import Arm, Data
 from bvdm_data.evaluation.clip_cache import nan_to_none
 from bvdm_data.evaluation.linker import LinkerSettings
 from bvdm_data.evaluation.realism import compare_metrics, measure_clips
@@ -118,7 +107,7 @@ class Questions:
                 f"parts must be out of {', '.join(PARTS)}; {part!r} takes hours and is a study of "
                 f"its own: python -m benchmarks.{STUDIES[part]}, in a clone of the repository"
             )
-        for name, known in (("parts", PARTS), ("arms", ARMS), ("linking_arms", LINKABLE)):
+        for name, known in (("parts", PARTS), ("arms", arms.ARMS), ("linking_arms", arms.LINKABLE)):
             given = getattr(self, name)
             unknown = [value for value in given if value not in known]
             if unknown:
@@ -217,16 +206,16 @@ def evaluate(
 def evaluate_distance(run: Run) -> dict[str, Any]:
     """Measure the feature distance of synthetic clips to the training video (paper, table 1)."""
     data, budget = run.unvaried, run.questions.budget
-    count = count_real_clips(data) if budget.clips is None else budget.clips
+    count = arms.count_real_clips(data) if budget.clips is None else budget.clips
     sets: dict[str, Any] = {
         f"real {data.test}": run.test_clip,
-        "synthetic": make_synthetic_clips(data, count),
+        "synthetic": arms.make_synthetic_clips(data, count),
     }
     for name in run.questions.arms:
         if name in ("paper", "procedural"):
-            sets[name] = make_synthetic_clips(replace(data, method=name), count)
+            sets[name] = arms.make_synthetic_clips(replace(data, method=name), count)
         if name == "copy-paste":
-            pasted = make_pasted_clips(data)
+            pasted = arms.make_pasted_clips(data)
             sets[name] = [pasted.clip(index) for index in range(PASTED)]
     features, side = distances.load_efficientnet_lite0(), min(distances.TILE, *data.size)
     given: dict[str, Any] = {"reference": run.train_clip, "features": features}
@@ -254,12 +243,10 @@ def evaluate_realism(run: Run) -> dict[str, Any]:
     is_slow = isinstance(as_method(run.data.method), PaperSettings)
     frames, height, width = run.train_clip["masks"].shape
     count, size = (1, (height // 2, width // 2)) if is_slow else (FULL_VIDEOS, (height, width))
-    videos = make_synthetic_clips(run.unvaried, count, frames=frames, size=size, max_cells=10_000)
-    lines = compare_metrics(
-        measure_clips([videos[index] for index in range(count)]),
-        measure_clips([run.train_clip]),
-        measure_clips([run.test_clip]),
-    )
+    options: dict[str, Any] = {"frames": frames, "size": size, "max_cells": 10_000}
+    videos = arms.make_synthetic_clips(run.unvaried, count, **options)
+    clips = [videos[index] for index in range(count)], [run.train_clip], [run.test_clip]
+    lines = compare_metrics(*map(measure_clips, clips))
     for line in lines:
         figures: dict[str, object] = {key: getattr(line, key).median for key in VIDEOS}
         figures |= {key: getattr(line, key) for key in ("distance", "yardstick", "ratio")}
@@ -271,13 +258,13 @@ def evaluate_training(run: Run) -> dict[str, Any]:
     """Train and test one segmenter for every arm and seed (paper, table 1)."""
     data, budget = run.data, run.questions.budget
     trials: list[experiment.Trial] = []
-    arms: dict[str, Arm] = {}
+    made: dict[str, Arm] = {}
     # Seed by seed, so that an interrupted evaluation has results of every arm.
     for seed in range(budget.seeds):
         for name in run.questions.arms:
             # An arm's clips are made when it is its turn for the first time.
-            arms[name] = arms.get(name) or make_arm(name, data, budget.clips)
-            trials.append(run.train(arms[name], seed))
+            made[name] = made.get(name) or arms.make_arm(name, data, budget.clips)
+            trials.append(run.train(made[name], seed))
     summary = experiment.summarize_trials(trials, budget.segmenter)
     return summary | {"ceiling": asdict(experiment.score_oracle(run.reference))}
 
@@ -290,7 +277,7 @@ def evaluate_linking(run: Run) -> dict[str, Any]:
     run.log(experiment.format_figures("LapTrack", laptrack))
     rows = []
     for name in run.questions.linking_arms:
-        arm = make_arm(name, data, budget.clips)
+        arm = arms.make_arm(name, data, budget.clips)
         options = budget.linker, data.folder / "linkers"
         linked = [
             experiment.train_and_link(arm, seed, run.reference, *options, progress=data.progress)
@@ -335,7 +322,7 @@ def write_pictures(run: Run, folder: Path) -> dict[str, Path]:
         window = (..., slice(top, top + data.size[0]), slice(left, left + data.size[1]))
         cut = {key: clip[key][: data.frames][window] for key in ("video", "masks")}
         clips[f"real {name}"] = cast(Clip, {**clip, **cut})
-    synthetic = make_synthetic_clips(data, 2)
+    synthetic = arms.make_synthetic_clips(data, 2)
     clips |= {"synthetic a": synthetic[0], "synthetic b": synthetic[1]}
     sheet = folder / "scenes.png"
     write_contact_sheet(clips, sheet, frames=range(0, data.frames, 2))
@@ -358,7 +345,7 @@ def check_unseen(data: Data) -> None:
 
 def describe_run(run: Run) -> dict[str, Any]:
     """Return as JSON values what is evaluated, on which machine, and when."""
-    data, videos = run.data, make_synthetic_dataset(run.data)
+    data, videos = run.data, arms.make_synthetic_dataset(run.data)
     return {
         "made": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "model": Path(data.model).name,
@@ -366,7 +353,7 @@ def describe_run(run: Run) -> dict[str, Any]:
         "method": repr(videos.method),
         "data_set": data.root.resolve().name,
         "train": data.train,
-        "train_frames": len(make_real_clips(data).source),
+        "train_frames": len(arms.make_real_clips(data).source),
         "test": data.test,
         "test_frames": len(run.reference.video),
         "clip": {"frames": videos.frames, "size": list(videos.size), "seed": videos.seed},

@@ -1,6 +1,5 @@
 """Train the same networks on the clips of each arm and test them on the held-out video."""
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy import stats
 from torch import nn
 
@@ -32,16 +32,16 @@ Log = Callable[[str], object]
 
 @dataclass(frozen=True)
 class Trial:
-    """One network trained on an arm, tested on the held-out video."""
+    """One network trained on an arm, tested on the held-out video; see :class:`Scores`."""
 
     arm: str  # name of the arm
     seed: int  # seed of the weights, of the choice of samples and of the augmentation
-    seg: float  # mean overlap (Jaccard) of matched nuclei, 0 to 1
-    det: float  # detection, 0 to 1
-    tra: float  # tracking, 0 to 1
-    lnk: float  # linking, 0 to 1
-    bc: float  # F1 of divisions within one frame, BC(1); NaN without divisions
-    valid: float  # 1 if the challenge would accept the result
+    seg: float
+    det: float
+    tra: float
+    lnk: float
+    bc: float
+    valid: float
     found: float  # recall: share of reference nuclei that a prediction covers by more than half
     found_dim: float  # recall of the dimmest tenth
     seconds: float  # time of training and testing, since the last interruption
@@ -57,10 +57,9 @@ def train_and_test(
     progress: bool = True,
     log: Log = lambda line: None,
 ) -> Trial:
-    """Train a segmenter on an arm and test it.
+    """Train a segmenter on an arm and test it, or read the result of the same trial in ``folder``.
 
-    The result of the same clips, settings, seed and reference is read from ``folder``. After a
-    kill during the training, the same call continues.
+    After a kill during the training, the same call continues.
     """
     # The first samples stand for the code that cuts, augments and turns them into targets.
     samples = Samples(arm.clips, arm.augmentation, seed, settings.batch)
@@ -109,12 +108,8 @@ def score_oracle(reference: Reference) -> Scores:
 
 def summarize_trials(trials: Sequence[Trial], settings: SegmenterSettings) -> dict[str, Any]:
     """Return trials, rows by arm and the settings as JSON values."""
-    return {
-        "trials": [asdict(trial) for trial in trials],
-        "rows": compare_arms(trials),
-        "baseline": BASELINE,
-        "settings": asdict(settings),
-    }
+    rows, plain = compare_arms(trials), [*map(asdict, trials)]
+    return {"trials": plain, "rows": rows, "baseline": BASELINE, "settings": asdict(settings)}
 
 
 def compare_arms(trials: Sequence[Trial]) -> list[dict[str, Any]]:
@@ -196,10 +191,8 @@ def format_figures(name: str, figures: Mapping[str, object]) -> str:
 
 def hash_reference(reference: Reference) -> str:
     """Return a digest of a reference: video, masks and tracks."""
-    digest = hashlib.sha256()
-    for array in (reference.video, reference.masks, reference.tracks):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()[:16]
+    arrays = reference.video, reference.masks, reference.tracks
+    return compute_fingerprint(*map(torch.from_numpy, arrays))
 
 
 def _compute_mean_and_spread(values: Sequence[float]) -> tuple[float, float]:

@@ -163,11 +163,7 @@ def track(labels: Labels) -> Tracked:
 
 
 def apply_links(labels: Labels, edges: Iterable[Edge]) -> Tracked:
-    """Turn links between nuclei into tracks: where one has several successors, it divides.
-
-    Masks ``[F, H, W]`` with the ids of tracks and the table ``[n, 4]`` of id, first frame, last
-    frame and parent, both int32.
-    """
+    """Turn links between nuclei into tracks: where one has several successors, it divides."""
     before: dict[Node, Node] = {}
     after: dict[Node, list[Node]] = {}
     for source, target in edges:
@@ -267,21 +263,20 @@ def train_linker(
         parts = [held[start : start + 16] for start in range(0, len(held), 16)]
         return float(np.mean([float(_loss(model, part)) for part in parts])) if parts else 0.0
 
-    # No dropout: it would draw from the global random state.
+    sizes = settings.width, settings.heads, settings.layers, settings.window, settings.reach
     make = functools.partial(
         load_trackastra().TrackingTransformer,
         coord_dim=2,
         feat_dim=FEATURES,
         d_model=settings.width,
         nhead=settings.heads,
-        num_encoder_layers=settings.layers,
-        num_decoder_layers=settings.layers,
-        dropout=0.0,
+        dropout=0.0,  # it would draw from the global random state
         feat_embed_per_dim=8,
         window=settings.window,
         spatial_pos_cutoff=settings.reach,
+        num_encoder_layers=settings.layers,
+        num_decoder_layers=settings.layers,
     )
-    sizes = settings.width, settings.heads, settings.layers, settings.window, settings.reach
     ends = hash_clips(clips[0]), hash_clips(clips[len(clips) - 1])
     losses, run = (train_loss, val_loss), Run(checkpoint, progress=progress)
     network, log = train_network(
@@ -293,8 +288,7 @@ def train_linker(
 def link(linker: Linker, video: npt.NDArray[np.float32], masks: Labels) -> Tracked:
     """Link the nuclei of a video, greedily by falling probability, with divisions.
 
-    Masks ``[F, H, W]`` with the ids of tracks and the table ``[n, 4]`` of id, first frame, last
-    frame and parent, both int32; a valid result of the Cell Tracking Challenge.
+    Masks with the ids of tracks and their table; a valid result of the Cell Tracking Challenge.
     """
     if video.shape != masks.shape or masks.ndim != 3 or len(masks) < 2:
         raise ValueError(
@@ -311,14 +305,12 @@ def link(linker: Linker, video: npt.NDArray[np.float32], masks: Labels) -> Track
             predicted = require("trackastra.model.predict").predict_windows(
                 windows, features, linker.network, spatial_dim=2, progbar_class=_NO_BAR
             )
-            tracking = require("trackastra.tracking")
-            reach = linker.settings.reach
-            graph = tracking.build_graph(
-                predicted["nodes"], predicted["weights"], max_distance=reach
-            )
+            tracking, reach = require("trackastra.tracking"), linker.settings.reach
+            nodes, weights = predicted["nodes"], predicted["weights"]
+            graph = tracking.build_graph(nodes, weights, max_distance=reach)
             solution = tracking.track_greedy(graph)
-        nodes = {name: (int(at["time"]), int(at["label"])) for name, at in graph.nodes.items()}
-        edges = [(nodes[source], nodes[target]) for source, target in solution.edges]
+        node_of = {name: (int(at["time"]), int(at["label"])) for name, at in graph.nodes.items()}
+        edges = [(node_of[source], node_of[target]) for source, target in solution.edges]
     return apply_links(masks, edges)
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -124,7 +124,7 @@ def measure_appearance(clips: Sequence[Clip], detections: Detections) -> Appeara
                 if "stages" in clip:
                     rows[row]["stage"] = int(clip["stages"][identity - 1, frame])
                 if detections.whole[row] and detections.area[row] >= LEAST_AREA:
-                    rows[row] |= _crop(masks, light, identity, boxes[identity - 1]).measure()
+                    rows[row] |= _measure_nucleus(masks, light, identity, boxes[identity - 1])
     return AppearanceFeatures(
         **{
             name: np.array([row[name] for row in rows]).reshape(len(rows), *np.shape(value))
@@ -142,8 +142,7 @@ def _measure_neighbours(centres: Array, shape: tuple[int, ...]) -> Array:
     return np.where(to_edge >= _NEIGHBOUR_MARGIN, distance, np.nan)
 
 
-@dataclass(frozen=True, eq=False)
-class _Crop:
+class _Crop(NamedTuple):
     """A nucleus that does not touch the edge of the frame, cut out with 8 px around its box."""
 
     own: Bools  # its mask, [h, w]
@@ -152,26 +151,24 @@ class _Crop:
     depth: Array  # distance of a pixel of the nucleus to the nearest pixel outside, px, [h, w]
     distance: Array  # distance of a pixel outside to the nearest one of the nucleus, px, [h, w]
 
-    def measure(self) -> dict[str, Any]:
-        shape = require("skimage.measure").regionprops(self.own.view(np.uint8))[0]
-        return {
-            "eccentricity": shape.eccentricity,
-            "solidity": shape.solidity,
-            "brightness": float(self.light[self.own].mean()),
-            "texture": _measure_spectrum(self),
-            "profile": _measure_edge_profile(self),
-            "agreement": _measure_threshold_iou(self),
-            "contact": int((self.others & (self.distance <= _CONTACT)).any()),
-        }
 
-
-def _crop(
+def _measure_nucleus(
     masks: npt.NDArray[np.int32], light: Grey, identity: int, box: tuple[slice, ...]
-) -> _Crop:
+) -> dict[str, Any]:
     wide = tuple(slice(max(s.start - _MARGIN, 0), s.stop + _MARGIN) for s in box)
     own = masks[wide] == identity
     depth, distance = (ndimage.distance_transform_edt(mask) for mask in (own, ~own))
-    return _Crop(own, (masks[wide] > 0) & ~own, light[wide], depth, distance)
+    crop = _Crop(own, (masks[wide] > 0) & ~own, light[wide], depth, distance)
+    shape = require("skimage.measure").regionprops(own.view(np.uint8))[0]
+    return {
+        "eccentricity": shape.eccentricity,
+        "solidity": shape.solidity,
+        "brightness": float(crop.light[own].mean()),
+        "texture": _measure_spectrum(crop),
+        "profile": _measure_edge_profile(crop),
+        "agreement": _measure_threshold_iou(crop),
+        "contact": int((crop.others & (distance <= _CONTACT)).any()),
+    }
 
 
 def _measure_threshold_iou(crop: _Crop) -> float:
@@ -242,8 +239,7 @@ def _list_bands(side: int) -> Ints:
 def measure_noise(grey: Grey, masks: npt.NDArray[np.integer]) -> Mapping[str, float]:
     """Measure the noise of one frame where it shows neither nuclei nor their glow.
 
-    The mean over 8 px around is subtracted first, which lowers all correlations by some
-    hundredths, in every video alike.
+    The mean over 8 px around is subtracted first, which lowers all correlations by some hundredths.
     """
     free = mask_background(grey, masks)
     if free.sum() < 100:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
+import numpy as np
+
 from bvdm_data.system import require
 
 # Colours of series that most colour-blind readers can distinguish (after Okabe & Ito 2008).
@@ -62,18 +64,10 @@ def plot_lines(
         colour = line.colour or COLOURS[number % len(COLOURS)]
         # Marks of one x are shifted a little, so that error bars do not overlap.
         shift = 1.02 ** (number - (len(series) - 1) / 2) if log else 1
-        axes.errorbar(
-            [x * shift for x in line.x],
-            _fill_gaps(line.y),
-            None if line.error is None else _fill_gaps(line.error),
-            color=colour,
-            marker=MARKERS[number % len(MARKERS)],
-            markersize=5,
-            linewidth=1.5,
-            elinewidth=1,
-            capsize=2,
-            label=name,
-        )
+        error = None if line.error is None else np.array(line.error, float)
+        style = {"marker": MARKERS[number % len(MARKERS)], "markersize": 5, "linewidth": 1.5}
+        style |= {"color": colour, "elinewidth": 1, "capsize": 2, "label": name}
+        axes.errorbar(shift * np.array(line.x), np.array(line.y, float), error, **style)
         if line.level is not None:
             axes.axhline(line.level, color=colour, linewidth=1, linestyle=":")
     if log:
@@ -91,14 +85,9 @@ def plot_bars(
     """Draw a horizontal bar for each name, with its error."""
     figure, axes = _make_axes(0.75 + 0.3 * len(values), x_label=label)
     for row, (name, (value, error)) in enumerate(values.items()):
-        axes.barh(
-            row,
-            math.nan if value is None else value,
-            0.66,
-            xerr=None if value is None else error,
-            color=colours[name],
-            error_kw={"elinewidth": 1.2, "capsize": 3, "ecolor": DARK},
-        )
+        style = {"elinewidth": 1.2, "capsize": 3, "ecolor": DARK}
+        length, error = math.nan if value is None else value, None if value is None else error
+        axes.barh(row, length, 0.66, xerr=error, color=colours[name], error_kw=style)
     axes.axvline(0, color=DARK, linewidth=0.8)
     _name_rows(axes, list(values))
     return _embed(figure)
@@ -117,7 +106,7 @@ def plot_grouped_bars(
     for number, (name, heights) in enumerate(values.items()):
         shift = (number - (len(values) - 1) / 2) * width
         x = [group + shift for group in range(len(groups))]
-        axes.bar(x, _fill_gaps(heights), 0.92 * width, color=colours[number], label=name)
+        axes.bar(x, np.array(heights, float), 0.92 * width, color=colours[number], label=name)
     axes.set_xticks(range(len(groups)), groups, rotation=25, ha="right")
     _draw_legend(axes, len(values))
     return _embed(figure)
@@ -145,10 +134,6 @@ def _draw_legend(axes: Any, count: int) -> None:
     # Above the plot, where it hides nothing.
     place = {"loc": "lower left", "bbox_to_anchor": (0, 1.0), "borderaxespad": 0.2}
     axes.legend(fontsize=9, frameon=False, ncols=min(count, 3), columnspacing=1.2, **place)
-
-
-def _fill_gaps(values: Sequence[Number]) -> list[float]:
-    return [math.nan if value is None else value for value in values]
 
 
 def _embed(figure: Any) -> str:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -39,8 +40,7 @@ Array = npt.NDArray[np.float64]
 Samples = Iterator[tuple[str, npt.ArrayLike, int | None]]
 
 
-@dataclass(frozen=True)
-class Metric:
+class Metric(NamedTuple):
     """Something that is measured on a video."""
 
     name: str
@@ -131,8 +131,7 @@ def measure_clips(
 def _measure_appearance(features: AppearanceFeatures, detections: Detections) -> Samples:
     measured = np.isfinite(features.brightness)
     yield "area", detections.area[measured], None
-    yield "eccentricity", features.eccentricity, None
-    yield "solidity", features.solidity, None
+    yield from ((name, getattr(features, name), None) for name in ("eccentricity", "solidity"))
     light = features.brightness[measured]
     yield "brightness", light, None
     for name, share in (("dim end (5 %)", 0.05), ("bright end (95 %)", 0.95)):
@@ -177,17 +176,19 @@ def _measure_texture(
 
 
 def _measure_tracks(clips: Sequence[Clip], detections: Detections) -> Samples:
-    motion = measure_motion(detections)
-    yield "step", motion.step, None
-    yield "turning angle", motion.turning, None
-    yield "area ratio from frame to frame", motion.growth, None
-    lives = measure_divisions(clips, detections)
-    yield "cycle length", lives.cycle, None
+    motion, lives = measure_motion(detections), measure_divisions(clips, detections)
     rate = lives.divisions / lives.chances if lives.chances else math.nan
     yield "division rate", rate, lives.divisions
-    yield "daughter over mother before mitosis", lives.daughter, None
-    yield "smaller over larger sister", lives.sisters, None
-    yield "dip at mitosis", lives.dip, None
+    for name, values in {
+        "step": motion.step,
+        "turning angle": motion.turning,
+        "area ratio from frame to frame": motion.growth,
+        "cycle length": lives.cycle,
+        "daughter over mother before mitosis": lives.daughter,
+        "smaller over larger sister": lives.sisters,
+        "dip at mitosis": lives.dip,
+    }.items():
+        yield name, values, None
 
 
 def _measure_layout(
@@ -254,10 +255,10 @@ def compare_metrics(
         values = [video.values[metric.name] for video in videos]
         distance, yardstick = (_measure_distance(values[i], values[1:], metric) for i in (0, 2))
         ratio = distance / yardstick if distance is not None and yardstick else None
-        about = metric.name, metric.unit, metric.group
+        name, unit, group, measure = metric
         ours, real, other_real = (_summarize(video, metric) for video in videos)
-        distances = distance, yardstick, ratio
-        lines.append(MetricComparison(*about, ours, real, other_real, metric.distance, *distances))
+        summaries, distances = (ours, real, other_real), (distance, yardstick, ratio)
+        lines.append(MetricComparison(name, unit, group, *summaries, measure, *distances))
     return lines
 
 

@@ -20,34 +20,19 @@ from bvdm_data.evaluation.plots import COLOURS, DARK, SOFT, Series
 from bvdm_data.evaluation.realism import SCALAR
 from bvdm_data.files import open_atomic
 
-SECTIONS = {
-    "training": "Training value",
-    "linking": "Tracking value",
-    "pictures": "Pictures",
-    "distance": "Picture distance",
-    "realism": "Realism",
-    "gaps": "The largest gaps",
-}
-"""Titles of the sections by their ids."""
-
+# Titles of the sections by their ids.
+SECTIONS = {"training": "Training value", "linking": "Tracking value", "pictures": "Pictures"}
+SECTIONS |= {"distance": "Picture distance", "realism": "Realism", "gaps": "The largest gaps"}
+# Heads of the columns of scores.
 HEADS = {"seg": "SEG", "det": "DET", "tra": "TRA", "lnk": "LNK", "bc": "BC(1)", "valid": "valid"}
 HEADS |= {"found": "found", "found_dim": "dim found"}
-"""Heads of the columns of scores."""
-
 VIDEOS = ("synthetic", "reference", "other")  # the videos that realism compares, by their keys
 # Titles of the two feature distances.
 TILES = {"crops": "Crops around single nuclei", "tiles": "Tiles of the frame"}
-
-PAPER_ARMS = {
-    "real": (0.823, 0.976),
-    "MitoGen": (0.822, 0.972),
-    "CellCycleGAN": (0.781, 0.953),
-    "BVDM": (0.829, 0.979),
-}
-"""SEG and TRA by training data (paper, table 1)."""
-
+# SEG and TRA by training data (paper, table 1).
+PAPER_ARMS = {"real": (0.823, 0.976), "MitoGen": (0.822, 0.972)}
+PAPER_ARMS |= {"CellCycleGAN": (0.781, 0.953), "BVDM": (0.829, 0.979)}
 CONTROLS = (FLOOR, *DAMAGED)  # sets that a feature distance is compared to
-
 _VIDEO_COLOURS = (COLOURS[0], DARK, SOFT)
 
 Values = Mapping[str, Any]
@@ -81,13 +66,9 @@ def make_environment(*folders: Path) -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {
-        "general": _format_general,
-        "fixed": _format_fixed,
-        "settings": _format_settings,
-        "choose_figures": _choose_figures,
-        "head": HEADS.__getitem__,
-    }
+    environment.filters |= {"general": _format_general, "fixed": _format_fixed}
+    environment.filters |= {"settings": _format_settings, "head": HEADS.__getitem__}
+    environment.filters["choose_figures"] = _choose_figures
     known = {"FIGURES": FIGURES, "LINK_FIGURES": LINK_FIGURES, "PAPER_ARMS": PAPER_ARMS}
     known |= {"CONTROLS": CONTROLS, "TILES": TILES, "VIDEOS": VIDEOS}
     environment.globals |= known | {"compute_noise_share": _compute_noise_share}
@@ -214,16 +195,16 @@ def _plot_realism(lines: Sequence[Values], names: Mapping[str, str]) -> list[Plo
         if edge[key]["curve"]:
             edges[names[key]] = Series(x=RINGS, y=edge[key]["curve"], colour=colour)
         agreement[names[key]] = [median[f"label agreement, {stage}"] for stage in STAGES]
+    edge_labels = "distance from the outline, px (below 0: inside)", "relative intensity"
+    texture_labels = "frames between the images", "correlation of the texture"
     return [
         (
-            plots.plot_lines(texture, "frames between the images", "correlation of the texture"),
+            plots.plot_lines(texture, *texture_labels),
             "Correlation of the inside of a nucleus with itself some frames later, after rigid "
             "alignment; medians. Dotted: unrelated nuclei.",
         ),
         (
-            plots.plot_lines(
-                edges, "distance from the outline, px (below 0: inside)", "relative intensity"
-            ),
+            plots.plot_lines(edges, *edge_labels),
             "Edge profile: median intensity across the outline of a nucleus.",
         ),
         (

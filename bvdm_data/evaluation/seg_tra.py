@@ -54,19 +54,15 @@ class Reference:
 
 
 def read_reference(
-    root: str | Path,
-    sequence: str = "02",
-    *,
-    stop: int | None = None,
-    border: int = DEFAULT_BORDER,
+    root: str | Path, sequence: str = "02", *, stop: int | None = None, border: int = DEFAULT_BORDER
 ) -> Reference:
     """Read an annotated video up to its first frame without masks, and clear the border."""
     source = read_sequence(root, sequence)
     scale = guess_scale(source)
+    end = math.inf if stop is None else stop
     grey, labels = [], []
     for number in source.numbers:
-        masks = None if stop is not None and number >= stop else source.masks(number)
-        if masks is None:
+        if number >= end or (masks := source.masks(number)) is None:
             break
         grey.append(scale.to_grey(source.frame(number)))
         labels.append(masks)
@@ -141,11 +137,7 @@ def score(
 
 
 def measure_recall(
-    masks: Labels,
-    reference_masks: Labels,
-    video: npt.NDArray[np.float32],
-    *,
-    dimmest: float = 0.1,
+    masks: Labels, reference_masks: Labels, video: npt.NDArray[np.float32], *, dimmest: float = 0.1
 ) -> tuple[float, float]:
     """Measure which share of the reference nuclei is found, of all and of the dim ones.
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -65,8 +65,7 @@ class Segmenter(nn.Module):
         for block in self.up:
             x = F.interpolate(x, scale_factor=2.0, mode="nearest")
             x = block(torch.cat([x, skips.pop()], 1))
-        predicted: Tensor = self.heads(x)
-        return predicted
+        return cast(Tensor, self.heads(x))
 
 
 def _convolutions(inputs: int, outputs: int) -> nn.Sequential:
@@ -123,8 +122,8 @@ class SegmenterOutput:
 def predict(network: nn.Module, grey: npt.NDArray[np.float32]) -> SegmenterOutput:
     """Run a segmenter on a whole frame."""
     height, width = grey.shape
-    down, right = -height % 8, -width % 8
-    padded = F.pad(torch.from_numpy(grey)[None, None], (0, right, 0, down), mode="replicate")
+    pad = (0, -width % 8, 0, -height % 8)
+    padded = F.pad(torch.from_numpy(grey)[None, None], pad, mode="replicate")
     with torch.autocast("cpu", torch.bfloat16):
         output = network(padded.contiguous(memory_format=torch.channels_last))
     maps = output[0, :, :height, :width].float()
@@ -284,12 +283,8 @@ class Samples(Dataset[dict[str, Tensor]]):
         image, labels = AUGMENTATIONS[self.augmentation](
             clip["video"][frame], clip["masks"][frame], generator
         )
-        foreground, distance = make_targets(labels.numpy())
-        return {
-            "grey": image,
-            "foreground": torch.from_numpy(foreground),
-            "distance": torch.from_numpy(distance),
-        }
+        foreground, distance = map(torch.from_numpy, make_targets(labels.numpy()))
+        return {"grey": image, "foreground": foreground, "distance": distance}
 
 
 def train_segmenter(
@@ -313,15 +308,9 @@ def train_segmenter(
     batches: list[Iterator[dict[str, Tensor]]] = []
 
     def load(numbers: range) -> Iterator[dict[str, Tensor]]:
-        return iter(
-            DataLoader(
-                samples,
-                batch_size=size,
-                sampler=numbers,
-                num_workers=workers,
-                generator=torch.Generator(),  # or it would draw from the global random state
-            )
-        )
+        # Without a generator, the loader would draw from the global random state.
+        options: dict[str, Any] = {"num_workers": workers, "generator": torch.Generator()}
+        return iter(DataLoader(samples, batch_size=size, sampler=numbers, **options))
 
     def train_loss(net: nn.Module, step: int) -> Tensor:
         if not batches:
@@ -333,15 +322,7 @@ def train_segmenter(
 
     # No validation: the test video alone measures a network; thresholds and steps are fixed.
     losses = train_loss, lambda _: 0.0
-    training = TrainingSettings(
-        steps=settings.steps,
-        batch=size,
-        rate=settings.rate,
-        average=settings.average,
-        seed=seed,
-        save_every=100,
-        check_every=100,
-    )
+    training = TrainingSettings(**vars(settings), seed=seed, save_every=100, check_every=100)
     network, _ = train_network(
         "segmenter",
         lambda: Segmenter().to(memory_format=torch.channels_last),

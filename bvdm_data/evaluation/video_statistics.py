@@ -48,8 +48,7 @@ class MotionStats:
 class DivisionStats:
     """Divisions; a nucleus divides where the table of tracks has two or more daughters of it."""
 
-    # frames from birth to division of the nuclei for which both were seen, [n]; no cycle is longer
-    # than its clip, so compare clips of one length only
+    # frames from birth to division where both are seen, [n]; compare clips of one length only
     cycle: Array
     divisions: int  # number of divisions
     chances: int  # nuclei in all frames that have a next frame: so often one could have divided
@@ -137,11 +136,9 @@ def _keep_finite(values: list[float]) -> Array:
 class TextureAutocorrelation:
     """Correlations of the insides of nuclei."""
 
-    # by lag in frames: correlation of a nucleus with itself that many frames later, one number a
-    # pair, [n]; empty where the clips are too short
+    # by lag: correlation of a nucleus with itself that many frames later, [n]; empty in short clips
     lags: Mapping[int, Array]
-    # correlation of two different nuclei, [n]: what is left when nothing of the texture stays,
-    # since all nuclei are brighter in the middle and the best angle is searched for
+    # correlation of two different nuclei, [n]: what is left when nothing of the texture stays
     unrelated: Array
 
     def kept(self, lag: int) -> float:
