@@ -10,13 +10,8 @@ from bvdm_data.judge.evaluate import evaluate as former_evaluate
 
 from bvdm_data.datasets import ctc
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
-from bvdm_data.evaluation.arms import (
-    ARMS,
-    Data,
-    count_real_clips,
-    make_arm,
-    make_synthetic_dataset,
-)  # fmt: skip
+from bvdm_data.evaluation import arms
+from bvdm_data.evaluation.arms import Data, make_arm
 from bvdm_data.evaluation.evaluate import STUDIES, Budget, Questions, evaluate, make_full_clip
 from bvdm_data.evaluation.linker import LINKER_TRAINING, LinkerSettings
 from bvdm_data.evaluation.seg_tra import read_reference
@@ -46,7 +41,7 @@ def read(monkeypatch):
 
 
 def test_no_arm_reads_the_test_video(data, read, tmp_path):
-    for name in set(ARMS) - {"paper"}:
+    for name in set(arms.ARMS) - {"paper"}:
         arm, path = make_arm(name, replace(data, method="fast"), 2), tmp_path / f"{name}.pt"
         options = {"identity": arm.identity, "augmentation": arm.augmentation, "progress": False}
         train_segmenter(arm.clips, SEGMENTER, checkpoint=path, **options)
@@ -65,16 +60,16 @@ def test_arms_read_frames_before_stop(data, read):
 
 
 def test_arms_have_distinct_identities(data):
-    arms = {name: make_arm(name, data, 2) for name in ARMS[:6]}
+    made = {name: make_arm(name, data, 2) for name in arms.ARMS[:6]}
     twice = make_arm("synthetic-2x", data, 2).clips
-    assert (twice.count, twice.folder) == (4, arms["synthetic"].clips.folder)
-    # Here the judged method is the procedural one.
-    assert arms["synthetic"].identity == arms["procedural"].identity
+    assert (twice.count, twice.folder) == (4, made["synthetic"].clips.folder)
+    # Here the evaluated method is the procedural one.
+    assert made["synthetic"].identity == made["procedural"].identity
     changes = {"real": {"stop": 6}, "copy-paste": {"stop": 6}, "procedural": {"seed": 1}}
     changes |= {key: {"variation": 0.5} for key in ("synthetic", "synthetic-stream")}
     for name, changed in changes.items():
-        arms[f"changed {name}"] = make_arm(name, replace(data, **changed), 2)
-    assert len({arm.identity for arm in arms.values()}) == len(arms) - 1
+        made[f"changed {name}"] = make_arm(name, replace(data, **changed), 2)
+    assert len({arm.identity for arm in made.values()}) == len(made) - 1
 
 
 def test_stream_gives_each_seed_new_clips(data):
@@ -113,11 +108,11 @@ def test_evaluation_is_refused_early(data, monkeypatch, tmp_path):
 
 
 def test_defaults_and_former_names(data):
-    videos = make_synthetic_dataset(Data(root=data.root, model=data.model, folder=data.folder))
+    videos = arms.make_synthetic_dataset(Data(root=data.root, model=data.model, folder=data.folder))
     assert (videos.method, videos.variation) == (FastSettings(), 1)
     assert (FormerData, former_evaluate) == (Data, evaluate)
     count = -(-12 * 120 * 152 // (4 * 96 * 96))
-    assert count_real_clips(data) == count_real_clips(replace(data, stop=5)) == count
+    assert arms.count_real_clips(data) == arms.count_real_clips(replace(data, stop=5)) == count
 
 
 def test_full_clip_has_stages_where_visible(data):

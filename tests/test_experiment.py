@@ -1,6 +1,7 @@
 import json
 import math
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -8,14 +9,8 @@ import torch
 
 from bvdm_data.evaluation import experiment, segmenter
 from bvdm_data.evaluation.arms import Arm
-from bvdm_data.evaluation.clip_cache import nan_to_none
-from bvdm_data.evaluation.experiment import (
-    FIGURES,
-    Trial,
-    compare_arms,
-    segment,
-    train_and_test,
-)  # fmt: skip
+from bvdm_data.evaluation.clip_cache import replace_nan
+from bvdm_data.evaluation.experiment import FIGURES, Trial, compare_arms, segment, train_and_test
 from bvdm_data.evaluation.seg_tra import read_reference
 from bvdm_data.evaluation.segmenter import Segmenter, SegmenterSettings
 
@@ -44,32 +39,28 @@ def trial(arm, seed, **figures):
 
 
 def test_trial_is_made_once(reference, tmp_path, monkeypatch):
-    trained, lines, train = [], [], segmenter.train_segmenter
-    count = lambda *a, **k: trained.append(1) or train(*a, **k)  # noqa: E731
-    monkeypatch.setattr(segmenter, "train_segmenter", count)
+    trained, lines = Mock(wraps=segmenter.train_segmenter), []
+    monkeypatch.setattr(segmenter, "train_segmenter", trained)
 
     def run(arm, settings=SETTINGS, seed=0, reference=reference):
         options = {"progress": False, "log": lines.append}
         return train_and_test(arm, seed, reference, settings, tmp_path, **options)
 
     plain = Arm("real", Windows(reference), "r")
-    first = run(plain)
-    assert (first.arm, first.seed, len(trained)) == ("real", 0, 1)
-    again = run(replace(plain, name="renamed"))
-    assert len(trained) == 1
-    assert nan_to_none(vars(again)) == nan_to_none(vars(first)) | {"arm": "renamed"}
+    first, again = run(plain), run(replace(plain, name="renamed"))
+    assert (first.arm, first.seed, trained.call_count) == ("real", 0, 1)
+    assert replace_nan(vars(again)) == replace_nan(vars(first)) | {"arm": "renamed"}
     assert "renamed  seed 0  seg " in lines[1]
     (kept,) = tmp_path.glob("*.json")
-    figures = json.loads(kept.read_text(), parse_constant=pytest.fail)
-    assert set(FIGURES) <= set(figures)
+    assert set(FIGURES) <= set(json.loads(kept.read_text(), parse_constant=pytest.fail))
     # Each of these is another experiment.
-    run(replace(plain, identity="other clips"))
-    run(replace(plain, clips=Windows(reference, 0.9)))
-    run(replace(plain, augmentation="strong"))
+    others = {"identity": "other clips"}, {"clips": Windows(reference, 0.9)}
+    for changes in (*others, {"augmentation": "strong"}):
+        run(replace(plain, **changes))
     run(plain, seed=1)
     run(plain, settings=replace(SETTINGS, rate=1e-4))
     run(plain, reference=replace(reference, video=reference.video * 0.9))
-    assert len(trained) == 7
+    assert trained.call_count == 7
 
 
 def test_segments_in_the_border_are_cleared(reference, monkeypatch):

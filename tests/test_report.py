@@ -153,20 +153,20 @@ def test_page_shows_every_measured_look(page, results):
 
 
 def test_differences_within_noise_are_marked(results, tmp_path):
-    rows = results["training"]["rows"] = results["training"]["rows"][:3]
+    training = {"training": results["training"]}
+    rows = training["training"]["rows"] = results["training"]["rows"][:3]
     for row, gain in zip(rows, (0.0, 0.0201, 0.0199), strict=True):
-        row |= {"seeds": 3, "gain": dict.fromkeys(FIGURES, gain)}
-        row["error"] = dict.fromkeys(FIGURES, 0.01)
-    page = write({"training": results["training"]}, tmp_path)
-    _, _, differences = page.words.partition("Difference to real")
-    clear, vague = differences.split("Networks of the same seed")[0].split("synthetic")
+        row |= {"seeds": 3, "error": dict.fromkeys(FIGURES, 0.01)}
+        row["gain"] = dict.fromkeys(FIGURES, gain)
+    page = write(training, tmp_path)
+    differences = page.words.split("Difference to real")[1].split("Networks of the same seed")[0]
+    clear, vague = differences.split("synthetic")
     assert "within the noise" not in clear
-    assert vague.count("within the noise") == len(SHOWN)
-    assert page.values("class").count("noise") == len(SHOWN)
+    assert vague.count("within the noise") == page.values("class").count("noise") == len(SHOWN)
     assert "18 % of cases" in page.words  # Student's t with 2 degrees of freedom, |t| > 2
     for row in rows:
         row |= {"seeds": 1, "error": dict.fromkeys(FIGURES)}
-    unknown = write({"training": results["training"]}, tmp_path)
+    unknown = write(training, tmp_path)
     assert unknown.words.count("noise unknown") == 2 * len(SHOWN)
     assert "One seed shows nothing of the noise" in unknown.words
 
@@ -216,21 +216,19 @@ def test_failure_keeps_the_former_page(results, tmp_path):
 def test_report_is_deterministic_in_a_thread(results, tmp_path):
     import matplotlib
 
-    settings = dict(matplotlib.rcParams)
-    part = {"distance": results["distance"]}
+    settings, part = dict(matplotlib.rcParams), {"distance": results["distance"]}
     thread = threading.Thread(target=write_report, args=(part, tmp_path / "a"))
     thread.start()
     thread.join()
     assert dict(matplotlib.rcParams) == settings
-    first = (tmp_path / "a" / "index.html").read_bytes()
-    assert write_report(part, tmp_path / "b").read_bytes() == first
+    assert write(part, tmp_path / "b").source == (tmp_path / "a" / "index.html").read_text("utf-8")
 
 
 def test_largest_gaps_are_sorted_by_ratio(page, results):
     ratios = (0.5, None, 3.0, 2.0, 7.0)
     lines = [{"name": f"{r}", "ratio": r, "group": f"{r}", "measure": CURVE} for r in ratios]
-    lines.append({"name": "of the same group", "ratio": 4.0, "group": "7.0", "measure": CURVE})
-    lines.append({"name": "a single number", "ratio": 9.0, "group": "9", "measure": SCALAR})
+    lines.append({"name": "same group", "ratio": 4.0, "group": "7.0", "measure": CURVE})
+    lines.append({"name": "one number", "ratio": 9.0, "group": "9", "measure": SCALAR})
     assert [line["name"] for line in find_largest_gaps(lines)] == ["7.0", "3.0", "2.0"]
     assert find_largest_gaps([]) == []
     gaps = page.words.rsplit("The largest gaps", 1)[1]

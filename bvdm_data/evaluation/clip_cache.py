@@ -21,21 +21,21 @@ from bvdm_data.files import open_atomic, write_tensors
 from bvdm_data.fitting.training import compute_fingerprint
 
 
-def cached_json(path: Path, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+def load_or_compute(path: Path, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
     """Read the JSON object in a file; where there is no file yet, compute and write it."""
     if not path.is_file():
-        text = json.dumps(nan_to_none(compute()), indent=2) + "\n"
+        text = json.dumps(replace_nan(compute()), indent=2) + "\n"
         with open_atomic(path) as temporary:
             temporary.write_text(text)
     return cast(dict[str, Any], json.loads(path.read_text()))
 
 
-def nan_to_none(value: Any) -> Any:
+def replace_nan(value: Any) -> Any:
     """Replace NaN, which JSON does not have, by None."""
     if isinstance(value, Mapping):
-        return {key: nan_to_none(inner) for key, inner in value.items()}
+        return {key: replace_nan(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [nan_to_none(inner) for inner in value]
+        return [replace_nan(inner) for inner in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
@@ -106,17 +106,13 @@ def cache_clips(
     first = (source if probe is None else probe).clip(0)
     key = compute_fingerprint(json.dumps(dict(settings), sort_keys=True), hash_clips(first))
     place = folder / key
-    cached_json(place / "settings.json", lambda: settings)
+    load_or_compute(place / "settings.json", lambda: settings)
     if probe is None and not _get_path(place, 0).exists():
         _write_clip(place, 0, first)
     missing = [index for index in range(count) if not _get_path(place, index).exists()]
-    loader = DataLoader(
-        _Numbered(source),
-        batch_size=None,
-        sampler=missing,
-        num_workers=workers,
-        generator=torch.Generator(),  # or the loader would draw from the global random state
-    )
+    # Without a generator, the loader would draw from the global random state.
+    options: dict[str, Any] = {"num_workers": workers, "generator": torch.Generator()}
+    loader = DataLoader(_Numbered(source), batch_size=None, sampler=missing, **options)
     start, is_quiet = count - len(missing), not progress
     bar = tqdm(loader, total=count, initial=start, desc="clips", disable=is_quiet)
     for index, clip in zip(missing, cast(Iterator[Clip], bar), strict=True):

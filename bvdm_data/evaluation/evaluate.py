@@ -14,7 +14,7 @@ from bvdm_data.clip import CameraScale, Clip
 from bvdm_data.datasets.synthetic import as_method
 from bvdm_data.evaluation import arms, distances, experiment
 from bvdm_data.evaluation.arms import Arm, Data
-from bvdm_data.evaluation.clip_cache import nan_to_none
+from bvdm_data.evaluation.clip_cache import replace_nan
 from bvdm_data.evaluation.linker import LinkerSettings
 from bvdm_data.evaluation.realism import compare_metrics, measure_clips
 from bvdm_data.evaluation.report import VIDEOS, write_report
@@ -196,7 +196,7 @@ def evaluate(
     for part, function in zip(PARTS, functions, strict=True):
         if part in parts:
             say(f"{part}:")
-            results[part] = nan_to_none(function(run))
+            results[part] = replace_nan(function(run))
     if report is not None:
         pictures = write_pictures(run, Path(report)) if "realism" in parts else {}
         say(f"wrote {write_report(results, Path(report), pictures=pictures)}")
@@ -358,7 +358,7 @@ def describe_run(run: Run) -> dict[str, Any]:
         "test_frames": len(run.reference.video),
         "clip": {"frames": videos.frames, "size": list(videos.size), "seed": videos.seed},
         "arms": list(run.questions.arms),
-        "budget": nan_to_none(asdict(run.questions.budget)),
+        "budget": replace_nan(asdict(run.questions.budget)),
         "machine": get_machine_info(),
         "versions": list_versions(VERSIONS),
     }

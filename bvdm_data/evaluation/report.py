@@ -12,7 +12,7 @@ from scipy import stats
 
 from bvdm_data.clip import STAGES
 from bvdm_data.evaluation import plots
-from bvdm_data.evaluation.clip_cache import nan_to_none
+from bvdm_data.evaluation.clip_cache import replace_nan
 from bvdm_data.evaluation.distances import DAMAGED, FLOOR
 from bvdm_data.evaluation.experiment import FIGURES, LINK_FIGURES
 from bvdm_data.evaluation.nucleus_features import RINGS
@@ -47,7 +47,7 @@ def write_report(
     The page holds its plots and pictures itself and loads nothing. A part that is missing in the
     results is left out of it. NaN is null in the JSON and "n/a" on the page.
     """
-    results = nan_to_none(results)
+    results = replace_nan(results)
     figures = json.dumps(results, indent=2, allow_nan=False) + "\n"
     page = make_environment().get_template("report.html.j2").render(make_view(results, pictures))
     for name, text in {"report.json": figures, "index.html": page}.items():

@@ -194,17 +194,15 @@ def _make_grid(size: torch.Size, generator: torch.Generator) -> Float[Tensor, "1
     angle = 2 * math.pi * float(torch.rand((), generator=generator))
     scale = _draw_log_uniform(0.75, 1.33, generator)
     mirror = 1 - 2 * _draw_int(2, generator)
-    y = torch.arange(height) - (height - 1) / 2
-    x = torch.arange(width) - (width - 1) / 2
-    y, x = torch.meshgrid(y, x, indexing="ij")
+    axes = (torch.arange(side) - (side - 1) / 2 for side in size)
+    y, x = torch.meshgrid(*axes, indexing="ij")
     turned_y = (math.cos(angle) * y + math.sin(angle) * x) / scale
     turned_x = mirror * (-math.sin(angle) * y + math.cos(angle) * x) / scale
     coarse = torch.randn(1, 2, height // 32 + 2, width // 32 + 2, generator=generator)
     amount = 3 * float(torch.rand((), generator=generator))
     bend = amount * F.interpolate(coarse, (height, width), mode="bicubic", align_corners=True)[0]
-    return torch.stack(
-        [(turned_x + bend[0]) / (width / 2), (turned_y + bend[1]) / (height / 2)], -1
-    )[None]
+    bent = (turned_x + bend[0]) / (width / 2), (turned_y + bend[1]) / (height / 2)
+    return torch.stack(bent, -1)[None]
 
 
 def _change_light(

@@ -52,11 +52,9 @@ class DivisionStats:
     cycle: Array
     divisions: int  # number of divisions
     chances: int  # nuclei in all frames that have a next frame: so often one could have divided
-    # area of a daughter in its first frame over that of the mother before mitosis, [n]
-    daughter: Array
-    # area of the smaller sister over that of the larger one in their first frame, [n]
-    sisters: Array
-    dip: Array  # smallest area of the mother in her last 3 frames over that before mitosis, [n]
+    daughter: Array  # area of a daughter in its first frame over her mother's before mitosis, [n]
+    sisters: Array  # area of the smaller sister over the larger one's in their first frame, [n]
+    dip: Array  # smallest area of the mother in her last 3 frames over the one before mitosis, [n]
 
 
 def measure_motion(detections: Detections) -> MotionStats:
