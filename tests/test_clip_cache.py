@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bvdm_data import CTCVideos, MixedVideos, SyntheticHeLaVideos
-from bvdm_data.evaluation.clip_cache import cache_clips, hash_clips, load_or_compute, replace_nan
+from bvdm_data.evaluation.clip_cache import cache_clips, cache_json, hash_clips, replace_nan
 
 
 class Counted:
@@ -89,6 +89,6 @@ def test_bad_clips_are_refused(source, tmp_path):
 
 def test_json_is_computed_once(tmp_path):
     path = tmp_path / "below" / "a.json"
-    assert load_or_compute(path, lambda: {"a": math.nan, "b": (1.5,)}) == {"a": None, "b": [1.5]}
-    assert load_or_compute(path, pytest.fail) == {"a": None, "b": [1.5]}
+    assert cache_json(path, lambda: {"a": math.nan, "b": (1.5,)}) == {"a": None, "b": [1.5]}
+    assert cache_json(path, pytest.fail) == {"a": None, "b": [1.5]}
     assert replace_nan({"a": [1.0, math.nan], "b": (math.nan,)}) == {"a": [1.0, None], "b": [None]}

@@ -21,7 +21,7 @@ from bvdm_data.files import open_atomic, write_tensors
 from bvdm_data.fitting.training import compute_fingerprint
 
 
-def load_or_compute(path: Path, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+def cache_json(path: Path, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
     """Read the JSON object in a file; where there is no file yet, compute and write it."""
     if not path.is_file():
         text = json.dumps(replace_nan(compute()), indent=2) + "\n"
@@ -106,7 +106,7 @@ def cache_clips(
     first = (source if probe is None else probe).clip(0)
     key = compute_fingerprint(json.dumps(dict(settings), sort_keys=True), hash_clips(first))
     place = folder / key
-    load_or_compute(place / "settings.json", lambda: settings)
+    cache_json(place / "settings.json", lambda: settings)
     if probe is None and not _get_path(place, 0).exists():
         _write_clip(place, 0, first)
     missing = [index for index in range(count) if not _get_path(place, index).exists()]

@@ -15,7 +15,7 @@ from torch import nn
 
 from bvdm_data.evaluation import linker, segmenter
 from bvdm_data.evaluation.arms import Arm
-from bvdm_data.evaluation.clip_cache import load_or_compute
+from bvdm_data.evaluation.clip_cache import cache_json
 from bvdm_data.evaluation.seg_tra import Reference, Scores, clear_border, measure_recall, score
 from bvdm_data.evaluation.segmenter import Samples, SegmenterSettings
 from bvdm_data.fitting.training import compute_fingerprint
@@ -89,7 +89,7 @@ def train_and_test(
         seconds = round(time.monotonic() - start, 1)
         return asdict(scores) | {"found": recall, "found_dim": dim_recall, "seconds": seconds}
 
-    trial = Trial(arm.name, seed, **_replace_none(load_or_compute(folder / f"{key}.json", measure)))
+    trial = Trial(arm.name, seed, **_replace_none(cache_json(folder / f"{key}.json", measure)))
     figures = {figure: getattr(trial, figure) for figure in FIGURES}
     log(format_figures(arm.name, {"seed": seed} | figures))
     return trial
@@ -167,7 +167,7 @@ def train_and_link(
         linked = linker.link(trained, reference.video, reference.masks)
         return asdict(score(*linked, reference.masks, reference.tracks))
 
-    return Scores(**_replace_none(load_or_compute(folder / f"{key}.json", measure)))
+    return Scores(**_replace_none(cache_json(folder / f"{key}.json", measure)))
 
 
 def summarize_links(name: str, scores: Sequence[Scores]) -> dict[str, Any]:
