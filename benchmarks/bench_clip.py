@@ -1,4 +1,4 @@
-"""What a clip costs by each method, and what the paper's few later steps save.
+"""Cost of a clip by method, and time saved by the paper's smaller number of later steps.
 
 Run ``python -m pytest benchmarks -m slow -s``. The paper reports that T_f=0 = 200 with T_f>0 = 10
 takes 42.7 % less time than with T_f>0 = 200 (section 3).
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 
 def machine() -> str:
-    """Say where the figures are from."""
+    """Describe the machine."""
     load = os.getloadavg()[0]
     return (
         f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
@@ -26,7 +26,7 @@ def machine() -> str:
 
 
 def seconds_of(videos: SyntheticHeLaVideos, clip: int) -> float:
-    """Time one clip; its first nuclei have warmed nothing up."""
+    """Return the seconds that one clip takes."""
     begun = time.perf_counter()
     videos.clip(clip)
     return time.perf_counter() - begun
@@ -38,7 +38,7 @@ def test_bench_one_clip_at_the_density_of_the_video(benchmark, method):
     videos.clip(0)
     benchmark.pedantic(videos.clip, args=(1,), rounds=3, iterations=1)
     cells = int((videos.clip(1)["tracks"][:, 0] > 0).sum())
-    print(f"\n{method}: {cells} nuclei, {benchmark.stats['median']:.2f} s a clip; {machine()}")
+    print(f"\n{method}: {cells} nuclei, {benchmark.stats['median']:.2f} s per clip; {machine()}")
 
 
 def test_bench_few_later_steps_against_as_many_as_at_first():
@@ -63,13 +63,13 @@ def test_bench_network_against_the_authors(benchmark):
     ours, theirs = (
         kind().eval().to(memory_format=torch.channels_last) for kind in (UNet, ReferenceUNet)
     )
-    pictures = torch.randn(16, 1, 96, 96).to(memory_format=torch.channels_last)
+    images = torch.randn(16, 1, 96, 96).to(memory_format=torch.channels_last)
     step = torch.tensor([100])
 
     def forward(network: torch.nn.Module) -> float:
         begun = time.perf_counter()
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            network(pictures, step)
+            network(images, step)
         return time.perf_counter() - begun
 
     for network in (ours, theirs):
@@ -79,5 +79,5 @@ def test_bench_network_against_the_authors(benchmark):
     benchmark.pedantic(forward, args=(ours,), rounds=5)
     best = min(a for a, _ in pairs) / 16
     print(
-        f"\nours / authors' = {ratio:.3f} in time; ours {1000 * best:.2f} ms a picture; {machine()}"
+        f"\nours / authors' = {ratio:.3f} in time; ours {1000 * best:.2f} ms per image; {machine()}"
     )

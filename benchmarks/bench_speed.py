@@ -1,6 +1,6 @@
-"""The bars of the speed, one benchmark each: ``python -m pytest benchmarks -m slow -s``.
+"""One benchmark for each speed target: ``python -m pytest benchmarks -m slow -s``.
 
-No time is asserted: what a busy machine says is no failure of the code.
+No time is asserted: a slow result on a busy machine is not a failure of the code.
 """
 
 import json
@@ -33,7 +33,7 @@ def measured(benchmark):
 
 def test_bench_fast_against_the_paper(measured):
     found = measured(speed_measures.against_paper, 10)
-    # The same clips were asked for.
+    # Both make the same clips.
     assert abs(found["fast"]["nuclei"] - found["paper"]["nuclei"]) < 8
     assert found["ratio"] > 0
 

@@ -1,7 +1,7 @@
-"""Trains our U-Net and the authors' on the same batches and prints their held-out losses.
+"""Train our U-Net and the authors' on the same batches and print their held-out losses.
 
 Run ``python -m benchmarks.compare_unets [DATA_ROOT] --steps 300``; DATA_ROOT is the folder of
-Fluo-N2DL-HeLa. Both see the same pictures, noise and steps. It resumes.
+Fluo-N2DL-HeLa. Both get the same images, noise and steps. An interrupted run resumes.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from bvdm_data.synth.unet import UNet
 
 
 def main() -> None:
-    """Train both, print one line each and the ratios."""
+    """Train both; print one line for each, and the ratio of the losses."""
     home = Path(os.environ.get("BVDM_DATA_ROOT", Path(__file__).parents[2] / "shared" / "data"))
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("root", nargs="?", type=Path, default=home / "Fluo-N2DL-HeLa")

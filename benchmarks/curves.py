@@ -1,7 +1,7 @@
-"""Measures and draws cost against clip size, frames, nuclei and batch.
+"""Measure and plot cost against clip size, frames, nuclei and batch size.
 
-Run ``python -m benchmarks.curves``: it writes the curves into docs/performance.json and draws
-docs/pictures/speed.png. ``--draw`` draws those that are there.
+Run ``python -m benchmarks.curves``: it writes the curves into docs/performance.json and plots them
+in docs/pictures/speed.png. ``--draw`` plots the stored curves.
 """
 
 import argparse
@@ -26,11 +26,11 @@ FRAMES = (1, 2, 4, 8, 16, 32)
 NUCLEI = (1, 5, 10, 20, 40, 80)
 BATCHES = (1, 2, 4, 8, 16)
 POOLS = {"fresh": None, "pool": PoolSettings(pairs=64)}
-"""Small, so that it is soon full; what painting costs does not depend on it."""
+"""A small cell bank fills quickly; the cost of rendering does not depend on its size."""
 
 
 def measure(seconds: float) -> dict[str, Any]:
-    """Return milliseconds a clip along each axis, fresh and pooled, and lines through them."""
+    """Return milliseconds per clip along each axis, fresh and pooled, and linear fits."""
     sweeps = {
         "size": [(side, {"size": side, "nuclei": None}) for side in SIDES],
         "frames": [(frames, {"frames": frames}) for frames in FRAMES],
@@ -54,7 +54,7 @@ def measure(seconds: float) -> dict[str, Any]:
 
 
 def line(x: Any, y: Any) -> dict[str, float]:
-    """Fit a straight line; ``straight`` is the share of the variance that it explains."""
+    """Fit a straight line; ``straight`` is its fraction of explained variance."""
     slope, start = np.polyfit(x, y, 1)
     rest = np.asarray(y) - (slope * np.asarray(x) + start)
     return {"slope": slope, "start": start, "straight": 1 - rest.var() / np.var(y)}
@@ -79,7 +79,7 @@ def _loaded(seconds: float, batch: int, pool: PoolSettings | None) -> float:
 
 
 def draw(found: dict[str, Any], picture: Path = PICTURE) -> None:
-    """Draw the curves, one panel an axis."""
+    """Plot the curves, one panel per axis."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -104,8 +104,8 @@ def draw(found: dict[str, Any], picture: Path = PICTURE) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=3, help="time of each point")
-    parser.add_argument("--draw", action="store_true", help="draw the curves that are there")
+    parser.add_argument("--seconds", type=float, default=3, help="seconds for each point")
+    parser.add_argument("--draw", action="store_true", help="plot the stored curves")
     given = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if not given.draw:

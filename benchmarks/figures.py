@@ -1,4 +1,4 @@
-"""Draws the pictures of docs/: run ``python -m benchmarks.figures [DATA_ROOT] [MODEL]``.
+"""Make the figures of docs/: run ``python -m benchmarks.figures [DATA_ROOT] [MODEL]``.
 
 DATA_ROOT is the folder of Fluo-N2DL-HeLa; only its video 01 is shown.
 """
@@ -34,7 +34,7 @@ FLOOR = 0.014
 
 
 def outline_masks(radii: np.ndarray) -> torch.Tensor:
-    """Draw contours [n, K] as masks [n, 96, 96]."""
+    """Convert contours [n, K] to masks [n, 96, 96]."""
     line = torch.arange(96) - 47.5
     shape = (len(radii), 96, 96)
     y, x = line[:, None].expand(shape), line[None].expand(shape)
@@ -42,7 +42,7 @@ def outline_masks(radii: np.ndarray) -> torch.Tensor:
 
 
 def middle(pictures: np.ndarray) -> np.ndarray:
-    """Cut the middle out of patches."""
+    """Crop the centre of patches."""
     edge = (pictures.shape[-1] - SIDE) // 2
     return pictures[..., edge : edge + SIDE, edge : edge + SIDE]
 
@@ -67,7 +67,7 @@ def draw_modes(generator: Model) -> None:
 
 
 def relative(light: np.ndarray, brightness: np.ndarray) -> np.ndarray:
-    """Return portraits on the scale on which the painter sees them, of the middle of the patch."""
+    """Return the centre of crops, normalised as for the denoiser."""
     return middle(light.astype(np.float32) / np.hypot(brightness, FLOOR)[:, None, None])
 
 
@@ -95,7 +95,7 @@ def draw_stages(generator: Model, portraits: SimpleNamespace) -> None:
 
 
 def draw_noise_levels(generator: Model) -> None:
-    """The paper's figure 3: the same masks at several T_f=0, nothing cut off outside the mask."""
+    """The paper's figure 3: the same masks at several T_f=0, not cut at the mask."""
     draws = numpy_rng(3, "figures")
     radii = np.stack([generator.shapes.sample(0, draws) for _ in range(COLUMNS)])
     masks = outline_masks(radii)[:, None]
@@ -136,7 +136,7 @@ def draw_time(generator: Model, portraits: SimpleNamespace) -> None:
             inner = slice(rim, made.shape[-1] - rim)
             made[group.frames.numpy(), inner, inner] = group.light.numpy()
         sheets.append(relative(made, brightness))
-        titles += [f"real nucleus {number + 1}", "its outlines, painted"]
+        titles += [f"real nucleus {number + 1}", "its outlines, rendered"]
     write_image_grid(
         np.concatenate(sheets), DOCS / "time.png", columns=8, row_titles=titles,
         titles=[f"frame {f}" for f in range(8)], grey_range=(0, 2),
@@ -144,12 +144,12 @@ def draw_time(generator: Model, portraits: SimpleNamespace) -> None:
 
 
 def draw_scenes(root: Path, model: str) -> None:
-    """Whole scenes, real beside synthetic, at the same grey scale."""
+    """Whole scenes, real and synthetic, at the same grey scale."""
     real = CTCVideos(root, sequence="01", frames=7, size=(192, 192), seed=1)
     synthetic = SyntheticHeLaVideos(
         frames=7, size=(192, 192), model=model, nuclei=(5, 9), variation=0
     )
-    # As crowded as the synthetic ones: most windows of the real video are next to empty.
+    # Similar density to the synthetic clips: most windows of the real video are almost empty.
     crowded = [
         clip for clip in map(real.clip, range(60)) if 5 <= len(clip["masks"][0].unique()) <= 10
     ]
@@ -161,7 +161,7 @@ def draw_scenes(root: Path, model: str) -> None:
 
 
 def main() -> None:
-    """Draw everything."""
+    """Make all figures."""
     home = Path(os.environ.get("BVDM_DATA_ROOT", Path(__file__).parents[2] / "shared" / "data"))
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("root", nargs="?", type=Path, default=home / "Fluo-N2DL-HeLa")

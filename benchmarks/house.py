@@ -1,14 +1,14 @@
-"""Measures the size of the house: how many files, lines, names and imports a checkout has.
+"""Measure the size of a checkout: its files, lines, names and imports.
 
 Run ``python -m benchmarks.house [ROOT ...]``; its Markdown table has one column for each checkout.
-``--tests`` asks pytest for the number of cases, too; ``--json`` prints JSON instead of a table.
-Files are parsed, not imported. A line is a docstring's (of a variable, too, and with the blank
-lines in it), a comment, blank, or code. Functions are all of them, methods and inner ones, too; a
-body is without its docstring, ``self`` and ``cls`` are no arguments, ``elif`` nests no deeper than
-``if``. A public function is at the top of a file or in a public class there. A user of a name is
-another file of the package, benchmarks or examples with the name in its code; to import it only to
-pass it on is no use. A closure is a file and all it imports, lazily or through others, but not the
-``__init__.py`` of the folders on the way.
+``--tests`` also counts test cases with pytest; ``--json`` prints JSON instead of a table. Files are
+parsed, not imported. A line is a docstring (also of a variable, including its blank lines), a
+comment, blank, or code. Functions include methods and inner functions. A body excludes its
+docstring, arguments exclude ``self`` and ``cls``, and ``elif`` counts as one level with ``if``. A
+public function is at the top level of a file or in a public class. A user of a name is another
+file of the package, benchmarks or examples with the name in its code; a mere re-export does not
+count. A closure is a file and everything it imports, lazily or transitively, except the
+``__init__.py`` files of its parent packages.
 """
 
 import argparse
@@ -29,13 +29,17 @@ Definition = Function | ast.ClassDef
 Value = int | float | list[float] | None
 NESTING = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.With, ast.AsyncWith, ast.Try, ast.Match)
 VERBS = """
-add advise agree apply assign attach begin build check choose claim clear close collate collect
-compare compute convert copy count create cut denoise describe displace divide draw drop estimate
-evaluate expand export expose fade fetch fill find fit follow format gather get grow guess hand hold
-invert is has join judge keep lay lighten list load look make measure merge move need open pack
-paint parse pick pile pin place predict prepare print push put read remove render replace report
-return run save scale segment select send set show solve sort start stay store tabulate take tell
-train transform try turn unpack update validate vary wait warn warp weigh write
+add advance advise agree annotate apply assign attach augment average begin build cache check
+choose claim clear close collate collect compare composite compute convert copy correlate corrupt
+count create crop cut denoise derive describe displace divide draw drop embed enlarge estimate
+evaluate expand explain export expose extract fade fetch fill filter find fit follow format gather
+get grow guess group hand has hash hold identify import interpolate invert is iterate join judge
+keep lay list load look make map mask match measure merge move name normalize number open pack pad
+paint parse pick pin place play plot pool predict prepare print profile push put read recommend
+relabel remove render replace report require resample resolve return run sample save scale segment
+select send separate set show shrink silence simulate solve sort start stay stop store summarize
+synthesise tabulate take test tile trace train transform try turn unpack update upsample validate
+vary wait warm warn warp weigh write
 """.split()  # noqa: SIM905
 VERBS_BEFORE_A_NOUN = ("label", "link", "pair", "plan", "sample", "score", "split", "track")
 """Nouns when on their own: ``label_rows`` does something, ``label`` is something."""
@@ -70,7 +74,8 @@ def is_command(node: Definition, kinds: str = r"\.(command|group)\b") -> bool:
 def has_verb_first(name: str) -> bool:
     first, _, others = name.partition("_")
     made = len(first) > 6 and first.endswith(("ise", "ize", "ify"))
-    return made or first in VERBS or (others != "" and first in VERBS_BEFORE_A_NOUN)
+    converts = "_to_" in f"_{name}" or first in ("as", "from")  # the idiom of conversions
+    return made or converts or first in VERBS or (others != "" and first in VERBS_BEFORE_A_NOUN)
 
 
 def list_kinds(tree: ast.Module, lines: list[str]) -> list[str]:

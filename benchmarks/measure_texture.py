@@ -1,6 +1,6 @@
-"""Measures the light inside nuclei, in a real video and in one that the model makes.
+"""Measure the texture of nuclei in a real video and in a procedural one.
 
-Run ``python -m benchmarks.measure_texture ROOT``, ROOT being the folder of Fluo-N2DL-HeLa. Only
+Run ``python -m benchmarks.measure_texture ROOT``, where ROOT is the folder of Fluo-N2DL-HeLa. Only
 video 01 is read. The defaults of ``ProceduralSettings`` were chosen so that both tables agree.
 """
 
@@ -21,14 +21,14 @@ from bvdm_data.fitting.video import Frame, Video, estimate_background
 from bvdm_data.weights import load
 
 DEPTHS = np.arange(0.5, 9.5)
-"""Distances from the edge of the mask at which light is measured, px; pixels are .5 apart."""
+"""Depths below the edge of the mask at which brightness is measured, px."""
 
 SHIFTS = (1, 2, 3, 4, 5, 6, 8, 10)
-"""Distances at which light is compared with itself, px."""
+"""Shifts at which the texture is correlated with itself, px."""
 
 
 def relative_light(crops: Crops) -> np.ndarray:
-    """Return the light of nuclei over their own mean, [n, 96, 96]."""
+    """Return the brightness of nuclei relative to their mean, [n, 96, 96]."""
     return crops.light.astype(np.float32) / crops.brightness[:, None, None]
 
 
@@ -38,14 +38,14 @@ def depths(crops: Crops) -> np.ndarray:
 
 
 def profile(light: np.ndarray, depth: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """Return the mean relative light at each depth; NaN where no nucleus is so thick."""
+    """Return the mean relative brightness at each depth; NaN where too few pixels are this deep."""
     ring = np.where(masks, np.rint(depth - 0.5).astype(int), -1)
     found = [light[ring == n] for n in range(len(DEPTHS))]
     return np.array([values.mean() if values.size > 200 else np.nan for values in found])
 
 
 def rows_of(crops: Crops, stages: np.ndarray, most: int = 400) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the bright enough nuclei of each stage."""
+    """Yield the nuclei of each stage, without the dimmest quarter."""
     bright = crops.brightness > np.quantile(crops.brightness, 0.25)
     draws = np.random.default_rng(0)
     for stage, name in enumerate(STAGES):
@@ -56,7 +56,7 @@ def rows_of(crops: Crops, stages: np.ndarray, most: int = 400) -> Iterator[tuple
 def shift_correlation(
     light: np.ndarray, inside: np.ndarray, noise: np.ndarray
 ) -> tuple[float, list[float]]:
-    """Return the variance without the camera's noise, and the correlation at SHIFTS down."""
+    """Return the variance without camera noise, and the correlation at vertical SHIFTS."""
     power = float((light**2)[inside].mean() - noise.mean())
     found = []
     for shift in SHIFTS:
@@ -68,8 +68,8 @@ def shift_correlation(
 
 def print_stages(crops: Crops, stages: np.ndarray, noise: float) -> None:
     """Print contrast, profile and grain of the nuclei of each stage."""
-    print("stage: number, std/mean inside, the same 2 px off the edge | light by depth .5, 1.5 ...")
-    print("  grain (light less its mean at that depth): std | correlation at", SHIFTS, "px")
+    print("stage: count, std/mean inside, the same below 2 px | brightness by depth .5, 1.5 ...")
+    print("  grain (brightness minus its mean at that depth): std | correlation at", SHIFTS, "px")
     for name, rows in rows_of(crops, stages):
         if len(rows) < 5:
             continue
@@ -89,14 +89,14 @@ def print_stages(crops: Crops, stages: np.ndarray, noise: float) -> None:
 
 
 def print_persistence(clip: Clip) -> None:
-    """Print how alike the inside of a nucleus is to itself later, and to another one's."""
+    """Print the correlation of a nucleus with itself in later frames, and with other nuclei."""
     found = measure_texture_autocorrelation([clip], list_detections([clip]))
     lags = ", ".join(f"{lag}: {np.median(values):.3f}" for lag, values in found.lags.items())
     print(f"correlation of the inside by lag: {lags}; unrelated: {np.median(found.unrelated):.3f}")
 
 
 def as_video(clip: Clip, scale: CameraScale) -> Video:
-    """Return a clip as the fitting reads videos."""
+    """Convert a clip to the video type used for fitting."""
     grey, masks = clip["video"][:, 0].numpy(), clip["masks"].numpy()
     frames = tuple(
         Frame(number, light, mask, estimate_background(light, mask))
@@ -107,7 +107,7 @@ def as_video(clip: Clip, scale: CameraScale) -> Video:
 
 
 def main() -> None:
-    """Print the tables of video 01 and of a procedural one."""
+    """Print the tables of video 01 and of a procedural video."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("root", help="folder of Fluo-N2DL-HeLa")
     parser.add_argument("--only", choices=("real", "procedural"))

@@ -1,4 +1,4 @@
-"""The authors' U-Net, rebuilt from a description of its layers, to compare ours with."""
+"""The authors' U-Net, reimplemented from a description of its layers, for comparison."""
 
 import math
 
@@ -31,7 +31,7 @@ def _up(channels: int) -> nn.Sequential:
 
 
 class ReferenceUNet(nn.Module):
-    """0.90 M parameters and 1.85 GFLOP a 96 x 96 picture; time is added after each block."""
+    """0.90 M parameters, 1.85 GFLOP per 96 x 96 image; the time embedding enters each block."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""Measures making, writing and reading of clips, and fills docs/scaling.md with what follows.
+"""Measure making, writing and reading of clips, and fill the tables of docs/scaling.md.
 
-Run ``python -m benchmarks.scaling`` on a quiet machine, some minutes. Everything runs in one
-process, and what is measured is its time on a core, which other processes hardly change.
-``--fill`` prints the tables anew from the figures that are there.
+Run ``python -m benchmarks.scaling`` on an idle machine; it takes some minutes. Everything runs in
+one process and measures CPU time, which other processes hardly affect.
+``--fill`` fills the tables again from the stored figures.
 """
 
 import argparse
@@ -38,10 +38,10 @@ KINDS: dict[str, dict[str, Any]] = {
 """Clips of 8 frames at the density of video 01: a crop, and the whole field of a HeLa video."""
 
 POOLED = "256 x 256"
-"""The kind that is made with a pool, too: as small as in ``curves.py``, so that it is soon full."""
+"""The kind also measured with a cell bank, of the same small size as in ``curves.py``."""
 
 STORED = 4
-"""Clips that are held in memory, to be written and read again and again."""
+"""Clips in memory that are written and read repeatedly."""
 
 
 def videos_of(kind: str, **changes: Any) -> SyntheticHeLaVideos:
@@ -50,7 +50,7 @@ def videos_of(kind: str, **changes: Any) -> SyntheticHeLaVideos:
 
 
 def rate(work: Callable[[], Iterable[Any]], seconds: float) -> float:
-    """Return how many things come in a second on a core, in at least one whole round."""
+    """Return the number of items per second of CPU time, over at least one call of ``work``."""
     made, begun = 0, time.process_time()
     while not made or time.process_time() - begun < seconds:
         for _ in work():
@@ -59,7 +59,7 @@ def rate(work: Callable[[], Iterable[Any]], seconds: float) -> float:
 
 
 def measure(kind: str, seconds: float) -> dict[str, Any]:
-    """Return clips a second made, fresh and pooled, and those of both formats."""
+    """Return clips per second made, fresh and pooled, and written and read in both formats."""
     videos = videos_of(kind)
     clips = [videos.clip(index) for index in range(STORED)]
     fresh, schema = itertools.count(STORED), get_schema(videos)
@@ -94,7 +94,7 @@ def measure(kind: str, seconds: float) -> dict[str, Any]:
 
 
 def through_package(path: Path) -> Iterable[Any]:
-    """Read a tar as the package webdataset does."""
+    """Read a tar with the package webdataset."""
     from webdataset import WebDataset
 
     return WebDataset(str(path), shardshuffle=False).decode().map(as_clip)
@@ -102,7 +102,7 @@ def through_package(path: Path) -> Iterable[Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=5, help="time of each measurement")
+    parser.add_argument("--seconds", type=float, default=5, help="seconds for each measurement")
     parser.add_argument("--fill", action="store_true", help="measure nothing")
     given = parser.parse_args()
     if not given.fill:

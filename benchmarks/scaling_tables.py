@@ -1,4 +1,4 @@
-"""Tables of docs/scaling.md: what was measured, and arithmetic from it and named assumptions."""
+"""Tables of docs/scaling.md: measured figures, and estimates from them and from assumptions."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,16 +8,16 @@ from benchmarks.tables import between_marks, table
 Results = Mapping[str, Any]
 
 CORE_HOUR = 0.0408
-"""US$ an hour of one core; an m7g.large of AWS has two."""
+"""US$ per core-hour; an m7g.large of AWS has two cores."""
 
 GPU_HOUR = 3.90
-"""US$ an hour of one H100."""
+"""US$ per hour of one H100."""
 
 GB_MONTH = 0.023
-"""US$ a GB and month of object storage."""
+"""US$ per GB and month of object storage."""
 
 GPU_CORES = 20
-"""Cores that a GPU is assumed to replace when it makes clips. Not measured: no GPU was ever run."""
+"""Cores that a GPU is assumed to replace when it makes clips. Not measured on any GPU."""
 
 GPUS = 1000
 FRAMES = 8
@@ -31,10 +31,10 @@ AMOUNTS = {
     "a million clips": 1e6,
     "10 000 h on the screen": HOURS * 3600 * FRAMES_A_SECOND / FRAMES,
 }
-"""Clips of 8 frames that each amount is."""
+"""Number of clips of 8 frames in each amount."""
 
 DEMANDS = (1, 10, 100)
-"""Clips a second that the training on one GPU asks for."""
+"""Clips per second that training on one GPU needs."""
 
 BEST = "zarr, compressed"
 TAR = "webdataset, compressed"
@@ -172,7 +172,7 @@ def feeding(results: Results) -> str:
 
 
 def often(results: Results) -> str:
-    """How often a clip is to be shown before storing it is cheaper than making it again."""
+    """Passes per month from which storing a clip is cheaper than making it again."""
     rows = []
     for kind, one in results["kinds"].items():
         make, keep = 1 / one["made"], one["stored"][BEST]

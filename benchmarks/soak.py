@@ -1,9 +1,9 @@
-"""A soak: many small clips of many settings out of one loader, every one checked, memory watched.
+"""Soak test: many small clips of many settings from one loader; checks each, records memory.
 
-Run ``python -m benchmarks.soak --clips 10000 --workers 1``. The settings take turns, so that the
-same workers make clips of all of them from the first clip to the last. Every clip goes through
-:func:`bvdm_data.check_clip`; beyond that, flow must carry every whole nucleus as its centroid
-moves. Memory is what a process has for itself alone (Linux).
+Run ``python -m benchmarks.soak --clips 10000 --workers 1``. The settings alternate, so that the
+same workers make clips of all of them throughout. Every clip goes through
+:func:`bvdm_data.check_clip`; in addition, the flow of every complete nucleus must match the
+displacement of its centroid. Memory is the private memory of a process (Linux).
 """
 
 import json
@@ -47,15 +47,15 @@ CASES: dict[str, dict[str, Any]] = {
         "method": PaperSettings(first_steps=2, later_steps=1), "nuclei": 1,
     },
 }  # fmt: skip
-"""Settings by their names; what is left out is as in ``COMMON``."""
+"""Settings by name; the others are in ``COMMON``."""
 
 COMMON = {"frames": 4, "size": (96, 96), "annotations": ANNOTATIONS, "max_cells": 64}
 SAMPLES = 100
-"""How often memory is looked at."""
+"""Number of memory samples."""
 
 
 class Turns(ClipStream):
-    """Clips of all settings in turns: clip i is clip ``i // n`` of the settings ``i % n``."""
+    """Clips of alternating settings: clip i is clip ``i // n`` of setting ``i % n``."""
 
     def __init__(self, model: str, length: int, seed: int) -> None:
         super().__init__(length=length, seed=seed, batch_size=1)
@@ -66,12 +66,12 @@ class Turns(ClipStream):
 
 
 def member(name: str, model: str, seed: int) -> SyntheticHeLaVideos:
-    """Return the data set of some settings."""
+    """Return the data set of a setting."""
     return SyntheticHeLaVideos(model=model, seed=seed, **COMMON | CASES[name])
 
 
 def soak(model: str, clips: int, workers: int, seed: int) -> dict[str, Any]:
-    """Make the clips and check them; return every figure as JSON values."""
+    """Make the clips and check them; return all figures as JSON values."""
     videos = Turns(model, clips, seed)
     rows = {name: Counter() for name in CASES}  # type: ignore[var-annotated]
     failures: list[dict[str, str]] = []
@@ -91,7 +91,7 @@ def soak(model: str, clips: int, workers: int, seed: int) -> dict[str, Any]:
                     memory.append({"clip": done, **_memory()})
                 if done % (10 * every) == 0:
                     click.echo(f"{done} clips, {len(failures)} failures", err=True)
-        except Exception as error:  # the soak goes on with the next clip
+        except Exception as error:  # continue with the next clip
             failures.append(_failure(done, videos, error))
             done += 1
         if done < clips:
@@ -117,13 +117,13 @@ def _check(clip: Clip, row: "Counter[str]") -> None:
         tracks = clip["tracks"].numpy()
         row["nuclei"] += int((tracks[:, 0] > 0).sum())
         row["divisions"] += int((np.bincount(tracks[:, 3])[1:] == 2).sum())
-    # Where a transform has cut nuclei in the middle of the picture, their centroids mislead.
+    # Transforms that crop nuclei shift their centroids.
     if "flow" in clip and clip["video"].shape[-2:] != MOVES.transforms[1].size:
         off = measure_flow_errors(clip["masks"].numpy(), clip["flow"].numpy())
         row["whole nuclei"] += len(off)
         row["flow error, px"] = max(row["flow error, px"], round(float(off.max(initial=0)), 3))
         if off.max(initial=0) > MAX_FLOW:
-            raise ValueError(f"flow of a whole nucleus is {off.max():.2f} px off its way")
+            raise ValueError(f"flow of a complete nucleus is off by {off.max():.2f} px")
 
 
 def _failure(number: int, videos: Turns, error: Exception) -> dict[str, str]:
@@ -146,12 +146,12 @@ def _memory() -> dict[str, float]:
 
 
 def _private(process: str) -> float:
-    said = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in said if line.startswith("Private_")) / 1024
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
 
 
 def _growth(memory: list[dict[str, float]], kind: str) -> dict[str, float]:
-    """Return how memory goes over the second half, by a straight line through it, MiB."""
+    """Return the growth of memory over the second half, by a linear fit, MiB."""
     late = memory[len(memory) // 2 :]
     clips = np.array([sample["clip"] for sample in late])
     size = np.array([sample[kind] for sample in late])

@@ -1,6 +1,7 @@
-"""Measures all of docs/performance.md and fills it: run ``python -m benchmarks.speed``.
+"""Measure all figures of docs/performance.md and fill its tables.
 
-On a quiet machine, some minutes. ``--part`` measures again what is named, and keeps the rest.
+Run ``python -m benchmarks.speed`` on an idle machine; it takes some minutes. ``--part`` measures
+only the named parts again and keeps the other figures.
 """
 
 import argparse
@@ -28,7 +29,7 @@ PARTS: dict[str, Callable[[float], Any]] = {
     "memory": lambda _: speed_measures.memory(),
     "paper": speed_measures.against_paper,
 }
-"""What is measured, by the name that ``--part`` takes; each is given seconds."""
+"""Measurements by their ``--part`` names; the argument is the duration in seconds."""
 
 
 def _load() -> float:
@@ -38,7 +39,7 @@ def _load() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--part", action="append", choices=PARTS, help="may be repeated")
-    parser.add_argument("--seconds", type=float, default=6, help="time of each measurement")
+    parser.add_argument("--seconds", type=float, default=6, help="seconds for each measurement")
     given = parser.parse_args()
     results = json.loads(curves.RESULTS.read_text()) if curves.RESULTS.exists() else {}
     before = _load()
@@ -46,7 +47,7 @@ def main() -> None:
         if given.part and name not in given.part:
             continue
         if name == "reading" and not speed_measures.REAL.is_dir():
-            print(f"reading: left out, no folder {speed_measures.REAL}", flush=True)
+            print(f"reading: skipped, no folder {speed_measures.REAL}", flush=True)
             continue
         results[name] = measure(given.seconds)
         print(f"{name}: {json.dumps(results[name])}", flush=True)

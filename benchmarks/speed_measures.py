@@ -1,7 +1,7 @@
-"""What is measured of the speed: one function a figure, each a ratio taken in one run.
+"""Speed measurements: one function per figure; both numbers of a ratio come from the same run.
 
-``python -m benchmarks.speed`` runs them all; ``python -m pytest benchmarks -m slow -s`` those that
-have a bar. Everything runs in one thread but the training.
+``python -m benchmarks.speed`` runs them all; ``python -m pytest benchmarks -m slow -s`` runs those
+with a target. Everything except training runs in one thread.
 """
 
 import os
@@ -54,7 +54,7 @@ def clips(**changes: Any) -> SyntheticHeLaVideos:
 
 
 def pace_of(videos: SyntheticHeLaVideos, seconds: float) -> dict[str, float]:
-    """Time clips, the models loaded and the pool filled."""
+    """Time clips, after loading the models and filling the cell bank."""
     found = measure_throughput(videos, warm_up(videos), seconds)
     return {
         "clips": found.clips,
@@ -64,9 +64,9 @@ def pace_of(videos: SyntheticHeLaVideos, seconds: float) -> dict[str, float]:
 
 
 def against_paper(seconds: float) -> dict[str, Any]:
-    """The fast method, fresh and pooled, against the paper's: clips of the same settings."""
+    """Compare the fast method, fresh and pooled, with the paper's, on clips of equal settings."""
     fast, pooled = pace_of(clips(), seconds), pace_of(clips(pool=True), seconds)
-    # Some of its clips have twice as many nuclei as others.
+    # Ten times as long: some of its clips have twice as many nuclei as others.
     made = measure_throughput(clips(method="paper"), 0, 10 * seconds)
     paper = {
         "clips": made.clips,
@@ -86,7 +86,7 @@ def against_paper(seconds: float) -> dict[str, Any]:
 
 
 def arithmetic(seconds: float) -> dict[str, float]:
-    """The distilled network against a product of matrices of its type, taken in turns."""
+    """Compare the student with a matrix product of the same dtype, in alternation."""
     network = load("hela").distilled
     side, draws = network.settings.small_patch, torch.Generator().manual_seed(0)
     noise = torch.randn((BATCH, 1, side, side), generator=draws)
@@ -116,17 +116,17 @@ def arithmetic(seconds: float) -> dict[str, float]:
 
 
 def parts(seconds: float) -> dict[str, Any]:
-    """What a clip costs, by part, at the density of both videos, fresh and pooled."""
+    """Profile a clip by part, at the density of both videos, fresh and pooled."""
     found = {}
     for video, nuclei in DENSITIES.items():
         for name, pool in (("fresh", None), ("pool", True)):
             videos = clips(nuclei=nuclei, pool=pool)
             number = warm_up(videos)
-            pace = measure_throughput(videos, number, seconds)
-            costs = profile_clips(videos, number + pace.clips, PROFILED)
+            throughput = measure_throughput(videos, number, seconds)
+            costs = profile_clips(videos, number + throughput.clips, PROFILED)
             found[f"{name}, density of {video}"] = {
-                "clips_per_second": pace.clips_per_second,
-                "nuclei": pace.nuclei,
+                "clips_per_second": throughput.clips_per_second,
+                "nuclei": throughput.nuclei,
                 "milliseconds": costs.milliseconds,
                 "outside": 1 - costs.shares["network"],
             }
@@ -134,7 +134,7 @@ def parts(seconds: float) -> dict[str, Any]:
 
 
 def against_reading(rounds: int = 12) -> dict[str, float]:
-    """A clip, fresh and pooled, against one of the same form read from TIFFs, not cached."""
+    """Compare a clip, fresh and pooled, with an uncached clip of equal shape read from TIFFs."""
     wanted = {"annotations": ("masks", "tracks")}
     fresh, pooled = clips(**wanted), clips(pool=True, **wanted)
     numbers = [warm_up(videos) for videos in (fresh, pooled)]
@@ -154,7 +154,7 @@ def against_reading(rounds: int = 12) -> dict[str, float]:
 
 
 def training(seconds: float) -> dict[str, Any]:
-    """Steps a second of a U-Net: from memory, and from a loader with one worker."""
+    """Measure training steps per second of a U-Net, from memory and from a loader."""
     found: dict[str, Any] = {"batch_size": 1, "threads": {}}
     for threads in (1, 2):
         rates: dict[str, float] = {}
@@ -178,7 +178,7 @@ def training(seconds: float) -> dict[str, Any]:
 
 
 def start() -> dict[str, float]:
-    """Import beyond torch, and the first clip, in fresh processes."""
+    """Time the import beyond torch, and the first clip, in new processes."""
     runs = [_in_a_process(_START) for _ in range(4)][1:]
     names = ("torch", "import", "construction", "first_clip")
     return {name: statistics.median(run[n] for run in runs) for n, name in enumerate(names)} | {
@@ -187,7 +187,7 @@ def start() -> dict[str, float]:
 
 
 def presets(seconds: float) -> dict[str, Any]:
-    """Clips a second of what may be chosen, at the usual variation and at both densities."""
+    """Measure clips per second of each preset, without variation, at both densities."""
     some: dict[str, dict[str, Any]] = {
         "fresh": {},
         "pool": {"pool": True},
@@ -207,7 +207,7 @@ def presets(seconds: float) -> dict[str, Any]:
 
 
 def memory() -> dict[str, float]:
-    """Most memory of a process, MB: torch alone, fresh, pooled, pooled for long, a whole video."""
+    """Measure the peak memory of processes, MB."""
     return {name: _in_a_process(code)[0] for name, code in _MEMORY.items()}
 
 
@@ -219,7 +219,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Run torch in so many threads."""
+    """Set the number of threads of torch."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -229,7 +229,7 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def _forget(real: CTCVideos) -> None:
-    """Take the files of a video out of the cache of the system, as far as it lets us."""
+    """Drop the files of a video from the page cache, as far as the system permits."""
     for names in (real.source.frame_names, real.source.mask_names, real.source.marker_names):
         for name in names.values():
             handle = os.open(real.source.folder / name, os.O_RDONLY)
@@ -280,12 +280,12 @@ print(*(b - a for a, b in zip(times, times[1:])))
 """
 
 _CLIPS = """
-from bvdm_data.system import peak_megabytes
+from bvdm_data.system import measure_peak_megabytes
 from benchmarks.speed_measures import clips
 videos = clips({arguments})
 for number in range({count}):
     videos.clip(number)
-print(peak_megabytes())
+print(measure_peak_megabytes())
 """
 
 _MEMORY = {

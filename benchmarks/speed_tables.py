@@ -1,4 +1,4 @@
-"""Tables of docs/performance.md, out of docs/performance.json; ``python -m benchmarks.speed``."""
+"""Tables of docs/performance.md from docs/performance.json; ``python -m benchmarks.speed``."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ STREAMS = {
     "pool": "pool, 1 pair renewed a clip",
     "pool, renew=0.1": "pool, 0.1 pairs renewed a clip",
 }
-"""Names in the part ``reuse`` of the evaluation."""
+"""Names in the study ``reuse`` of the evaluation report."""
 
 
 def share(value: float) -> str:
@@ -27,7 +27,7 @@ def rate(value: float) -> str:
 
 
 def bars(results: Results) -> str:
-    """What was aimed at, and what was found."""
+    """Aims and measured figures."""
     rows = list(_bars(results))
     return table(["figure", "aim", "measured", "command"], rows)
 
@@ -101,7 +101,7 @@ def presets(results: Results) -> str:
 
 
 def _quality(name: str, judged: Results) -> list[str]:
-    """Return what networks trained on clips of a preset reach, and how near its nuclei look."""
+    """Return SEG of networks trained on a preset, and the feature distance of its nuclei."""
     stream = judged["reuse"].get(STREAMS.get(name, ""))
     rows = stream["rows"] if stream else judged["training"]["rows"]
     arm = STREAMS.get(name, name)
@@ -158,7 +158,7 @@ TABLES = {
     "memory": (memory, "memory"),
     "curves": (curves, "curves"),
 }
-"""What makes each table, and which measurement it needs."""
+"""The function that makes each table, and the measurement that it needs."""
 
 
 def filled(page: str, results: Results) -> str:

@@ -113,7 +113,7 @@ def split_gaps(
     Examples:
         >>> masks = np.zeros((3, 1, 2), int)
         >>> masks[0, 0, 0] = masks[2, 0, 0] = 7  # hidden in frame 1
-        >>> new, table, old = unbroken_tracks(masks, {})
+        >>> new, table, old = split_gaps(masks, {})
         >>> table.tolist(), old.tolist(), new[:, 0, 0].tolist()
         ([[1, 0, 0, 0], [2, 2, 2, 1]], [7, 7], [1, 0, 2])
     """
@@ -135,7 +135,7 @@ def number_tracks(
     """Find the unbroken tracks of nuclei of which is known when they are visible.
 
     The new id of every old one in every frame, ``[ids, F]``, 0 where it is not visible; the
-    table and the old ids, as for :func:`unbroken_tracks`.
+    table and the old ids, as for :func:`split_gaps`.
     """
     top, frames = present.shape
     present = present.copy()

@@ -1,12 +1,11 @@
-"""Augment whole batches where the network is, with kornia.
+"""Augment whole batches on the device of the network, with kornia.
 
-Workers make plain clips; flips, rotations and noise are then applied to a batch at once, on the
-GPU if there is one. Video and masks are moved by the same random parameters, one set for each clip
-and the same for all its frames, so that one id stays one nucleus.
+Workers make clips without augmentation; flips, rotations and noise are then applied to a whole
+batch, on the GPU if there is one. Video and masks get the same random parameters, one set for each
+clip and the same for all its frames, so that a nucleus keeps its id.
 
-The tables of a clip (``tracks``, ``boxes``, ``centroids``, ``stages``) and its ``flow`` do not
-follow a batch that is moved like this. Who needs them gives transforms of torchvision as
-``transform=`` to the data set.
+This does not transform the tables of a clip (``tracks``, ``boxes``, ``centroids``, ``stages``) and
+its ``flow``. If you need them, give transforms of torchvision to the data set as ``transform=``.
 
     python examples/augment_on_device.py --steps 200
 """
@@ -23,7 +22,7 @@ from bvdm_data import SyntheticHeLaVideos
 
 
 def augmentation() -> K.AugmentationSequential:
-    """Return what is done to a batch ``[B, F, 1, H, W]`` of video and of masks."""
+    """Return the augmentation of a batch of video ``[B, F, 1, H, W]`` and of masks."""
     on_clips = K.VideoSequential(
         K.RandomHorizontalFlip(),
         K.RandomVerticalFlip(),
@@ -38,7 +37,7 @@ def augmentation() -> K.AugmentationSequential:
 def augmented(
     augment: K.AugmentationSequential, video: Tensor, masks: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Move a batch.
+    """Augment a batch.
 
     Args:
         augment: What :func:`augmentation` returns.
@@ -46,7 +45,7 @@ def augmented(
         masks: Ids ``[B, F, H, W]`` int32.
 
     Returns:
-        The same, moved alike; masks by nearest pixels.
+        Both, with the same transformation; masks by nearest-neighbour interpolation.
     """
     # float32 holds ids up to 2 ** 24 exactly.
     video, moved = augment(video, masks[:, :, None].float())
@@ -60,7 +59,7 @@ def standardised(video: Tensor) -> Tensor:
 
 
 def network() -> nn.Module:
-    """Return a small network that tells nuclei from background, seeing three frames at a time."""
+    """Return a small segmentation network with a receptive field of five frames."""
     return nn.Sequential(
         nn.Conv3d(1, 16, 3, padding=1),
         nn.ReLU(),
@@ -74,8 +73,8 @@ def train(batches: Iterable[dict[str, Tensor]], device: torch.device) -> list[fl
     """Train a network.
 
     Args:
-        batches: Of clips with ``video`` and ``masks``.
-        device: Where to.
+        batches: Batches with ``video`` and ``masks``.
+        device: Device of the network.
 
     Returns:
         The loss at each step.

@@ -1,7 +1,7 @@
-"""Write one synthetic clip in the forms that microscopists open: OME-Zarr with GEFF, OME-TIFF, CTC.
+"""Write one synthetic clip in common microscopy formats: OME-Zarr with GEFF, OME-TIFF, CTC.
 
-The folder ``clip.ome.zarr`` holds the image, the masks and, under ``tracks.geff``, the lineage,
-which names the masks. napari, Fiji and QuPath open it; motile, ultrack and traccuracy read the
+The folder ``clip.ome.zarr`` contains the image, the masks and, under ``tracks.geff``, the lineage,
+which refers to the masks. napari, Fiji and QuPath open it; motile, ultrack and traccuracy read the
 lineage.
 
     pip install 'bvdm-data[ome,lineage]'
@@ -21,8 +21,8 @@ from bvdm_data.adapters.tracking import write_ctc
 def main(arguments: Sequence[str] | None = None) -> Path:
     """Write the files; see ``--help``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("directory", type=Path, help="Where to write.")
-    parser.add_argument("--index", type=int, default=0, help="Number of the clip.")
+    parser.add_argument("directory", type=Path, help="output folder")
+    parser.add_argument("--index", type=int, default=0, help="index of the clip")
     parser.add_argument("--frames", type=int, default=24)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--method", default="fast")

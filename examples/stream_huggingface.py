@@ -1,7 +1,7 @@
 """Stream clips as a Hugging Face data set: shuffled, mapped and batched by the package datasets.
 
-Clips are made by the loader's workers while the network trains; nothing is downloaded and no clip
-is written to the disk. Needs ``pip install 'bvdm-data[huggingface]'``.
+The loader's workers make clips while the network trains; nothing is downloaded and no clip is
+written to disk. Needs ``pip install 'bvdm-data[huggingface]'``.
 
     python examples/stream_huggingface.py --steps 50
 """

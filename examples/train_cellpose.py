@@ -1,9 +1,9 @@
 """Train with Cellpose's own trainer, ``cellpose.train.train_seg``, on synthetic frames.
 
-Needs ``pip install 'bvdm-data[cellpose]'``. Cellpose holds its data in memory, so the clips become
-lists of images and labels; its own augmentation and flows follow. By default a small network of the
-same interface is trained from random weights, so that nothing is downloaded;
-``--pretrained cpsam_v2`` trains Cellpose-SAM on, for which a GPU is advised.
+Needs ``pip install 'bvdm-data[cellpose]'``. Cellpose keeps its data in memory, so the clips become
+lists of images and labels; Cellpose then adds augmentation and flows. By default a small network
+with the same interface is trained from random weights, so that nothing is downloaded;
+``--pretrained cpsam_v2`` fine-tunes Cellpose-SAM, for which a GPU is recommended.
 
     python examples/train_cellpose.py --clips 50 --epochs 20
 """
@@ -22,12 +22,12 @@ from bvdm_data.adapters.frames import frame_lists
 
 
 class SmallNetwork(BaseModel):
-    """A network with the interface of Cellpose's: flows y and x, and the logit of a cell."""
+    """A network with the interface of Cellpose's networks: flows y and x, and the cell logit."""
 
     backbone = "small"
 
     def __init__(self, channels: int = 16) -> None:
-        """Draw the weights."""
+        """Initialise the weights."""
         super().__init__()
         layers: list[nn.Module] = []
         for dilation in (1, 2, 4, 8):
@@ -40,7 +40,7 @@ class SmallNetwork(BaseModel):
         self.layers = nn.Sequential(*layers, nn.Conv2d(channels, 3, 1))
 
     def forward(self, image: Tensor) -> tuple[Tensor, None]:
-        """Return the output ``[N, 3, H, W]``, and no style."""
+        """Return the output ``[N, 3, H, W]``, and None in place of a style vector."""
         return self.layers(image), None
 
 

@@ -1,7 +1,7 @@
 """Train from clips on disk: shards written once, read by the package webdataset.
 
-The shards are those of ``bvdm-data shards``; they are written here if they are missing. A second
-start writes nothing and reads what is there. Needs ``pip install 'bvdm-data[shards]'``.
+The shards are the same as from ``bvdm-data shards``; missing ones are written first. A second run
+writes nothing and reads the existing shards. Needs ``pip install 'bvdm-data[shards]'``.
 
     python examples/train_from_shards.py --folder shards --clips 256 --steps 100
 """
@@ -21,7 +21,7 @@ from bvdm_data.storage import as_clip, write_shards
 
 
 def network() -> nn.Module:
-    """Return a small network that tells nuclei from background, seeing three frames at a time."""
+    """Return a small segmentation network with a receptive field of three frames."""
     return nn.Sequential(nn.Conv3d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv3d(16, 1, 1))
 
 

@@ -1,6 +1,6 @@
-"""Train with Lightning, and go on where a training was cut off, in the middle of an epoch.
+"""Train with Lightning, and resume an interrupted training in the middle of an epoch.
 
-A second start with the same folder begins with the first clip that the first one has not had.
+A second run with the same folder begins with the first clip that the first run has not seen.
 Needs ``pip install 'bvdm-data[lightning]'``.
 
     python examples/train_lightning.py --folder run --steps 30
@@ -21,7 +21,7 @@ from bvdm_data.adapters.lightning import ClipDataModule
 
 
 class Segmenter(lightning.LightningModule):
-    """A small network that tells nuclei from background, seeing three frames at a time."""
+    """A small segmentation network with a receptive field of five frames."""
 
     def __init__(self) -> None:
         """Make the network."""
@@ -32,7 +32,7 @@ class Segmenter(lightning.LightningModule):
         self.seen: list[list[int]] = []
 
     def training_step(self, batch: dict[str, Tensor]) -> Tensor:
-        """Return the loss of a batch, and note which clips were in it."""
+        """Return the loss of a batch, and record the indices of its clips."""
         self.seen.append(batch["index"].tolist())
         spread, mean = torch.std_mean(batch["video"], dim=(1, 2, 3, 4), keepdim=True)
         logits = self.net(((batch["video"] - mean) / spread).transpose(1, 2))[:, 0]
@@ -45,7 +45,7 @@ class Segmenter(lightning.LightningModule):
 
 
 def main(arguments: Sequence[str] | None = None) -> list[list[int]]:
-    """Train up to a step; see ``--help``. Returns the numbers of the clips of each batch."""
+    """Train up to a step; see ``--help``. Returns the indices of the clips in each batch."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path("run"))
     parser.add_argument("--steps", type=int, default=30)

@@ -1,9 +1,9 @@
-"""Train torchvision's Mask R-CNN straight from a loader of clips.
+"""Train torchvision's Mask R-CNN directly on streamed clips.
 
-The collate function turns each frame into an image and a target; the detector takes both as they
-are. The backbone is small and starts from random weights, so that nothing is downloaded; for a
-real training give ``torchvision.models.detection.maskrcnn_resnet50_fpn_v2(num_classes=2)`` in
-its place, with ``functools.partial(collate_detection, channels=3)`` for weights from colour images.
+The collate function turns each frame into an image and a target for the detector. The backbone is
+small and starts from random weights, so that nothing is downloaded. For a real training use
+``torchvision.models.detection.maskrcnn_resnet50_fpn_v2(num_classes=2)`` instead, with
+``functools.partial(collate_detection, channels=3)`` for weights from colour images.
 
     python examples/train_mask_rcnn.py --steps 200
 """
@@ -28,7 +28,7 @@ class Backbone(nn.Sequential):
     """Features of a grey image at a quarter of its size."""
 
     def __init__(self, channels: int = 32) -> None:
-        """Draw the weights."""
+        """Initialise the weights."""
         super().__init__(
             nn.Conv2d(1, channels, 3, stride=2, padding=1),
             nn.ReLU(),
@@ -73,7 +73,7 @@ def train(
     Args:
         model: A detector of torchvision.
         batches: Lists of images and of targets.
-        device: Where to.
+        device: Device of the network.
 
     Returns:
         The sum of the losses at each step.

@@ -1,7 +1,7 @@
-"""Train torchvision's RAFT from scratch on the flow of clips that are made while it trains.
+"""Train torchvision's RAFT from scratch on the flow of streamed clips.
 
-Flow is known inside nuclei only, so the loss counts the pixels that are valid. It is that of Teed
-and Deng (RAFT, 2020): the L1 distances of all updates, the last one counting most.
+Flow is known only inside nuclei, so the loss is restricted to valid pixels. It is the sequence loss
+of Teed and Deng (RAFT, 2020): L1 distances of all updates, with the largest weight on the last.
 
     python examples/train_raft.py --steps 1000
 """
@@ -18,16 +18,16 @@ from bvdm_data import SyntheticHeLaVideos
 from bvdm_data.adapters.optical_flow import FlowPair, FlowPairs
 
 GAMMA = 0.8
-"""How much less an update counts than the next one (RAFT)."""
+"""Weight of an update relative to the next one (RAFT)."""
 
 
 def sequence_loss(updates: Sequence[Tensor], flow: Tensor, valid: Tensor) -> Tensor:
-    """Return the weighted mean distance of all updates.
+    """Return the weighted sum of the mean L1 distances of all updates.
 
     Args:
         updates: Flow after each update, ``[B, 2, H, W]`` each.
         flow: True flow ``[B, 2, H, W]``.
-        valid: Where it is known, ``[B, H, W]`` bool.
+        valid: Pixels where the flow is known, ``[B, H, W]`` bool.
 
     Returns:
         A scalar, pixels.
@@ -44,9 +44,9 @@ def train(batches: Iterable[FlowPair], steps: int, updates: int) -> list[float]:
     """Train a network.
 
     Args:
-        batches: Of pairs of frames.
-        steps: How many batches are trained on.
-        updates: Of the flow, in each pass through the network.
+        batches: Batches of pairs of frames.
+        steps: Number of training steps.
+        updates: Updates of the flow in each forward pass.
 
     Returns:
         The loss at each step.
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> list[float]:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--updates", type=int, default=6)
     parser.add_argument("--frames", type=int, default=4)
-    parser.add_argument("--size", type=int, default=128, help="A multiple of 8, at least 128.")
+    parser.add_argument("--size", type=int, default=128, help="a multiple of 8, at least 128")
     parser.add_argument("--batch-size", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--method", default="fast")

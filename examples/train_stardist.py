@@ -1,4 +1,4 @@
-"""Train StarDist with its own trainer on frames that are made when it asks for them.
+"""Train StarDist with its own trainer on frames that are made on access.
 
 Needs ``pip install 'bvdm-data[stardist]'``, which brings TensorFlow. StarDist takes any objects
 with ``__len__`` and ``__getitem__`` as images and labels; here they are two views of one data set.

@@ -1,8 +1,9 @@
-"""Train Trackastra from scratch on clips that are made while it trains.
+"""Train Trackastra from scratch on streamed clips.
 
-Every clip becomes the training windows that Trackastra cuts out of an annotated folder, without a
-folder: places and features of the nuclei of a few frames, and which belong together. Its own model
-and collate are used; the loss is the binary cross-entropy of the links after its parental softmax.
+Every clip yields the training windows that Trackastra would read from an annotated folder:
+positions and features of the nuclei of a few frames, and their association matrix. Model and
+collate function are Trackastra's; the loss is the binary cross-entropy of the links after its
+parental softmax.
 
     pip install 'bvdm-data[tracking]'
     python examples/train_trackastra.py --steps 500
@@ -22,7 +23,7 @@ from bvdm_data import SyntheticHeLaVideos
 from bvdm_data.adapters.tracking import TrackastraWindows
 
 FARTHEST = 2
-"""Links over more frames do not count (Trackastra's ``delta_cutoff``)."""
+"""Links over more frames are ignored (Trackastra's ``delta_cutoff``)."""
 
 
 def link_loss(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -54,8 +55,8 @@ def train(batches: Iterable[dict[str, Tensor]], steps: int, window: int) -> list
 
     Args:
         batches: What ``collate_sequence_padding`` returns.
-        steps: How many batches are trained on.
-        window: Frames of a window.
+        steps: Number of training steps.
+        window: Frames per window.
 
     Returns:
         The loss at each step.

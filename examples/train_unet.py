@@ -1,8 +1,8 @@
 """Train a U-Net on foreground, distance and boundary of nuclei.
 
-The workers make the three maps of each frame; the network learns foreground and boundary by binary
-cross-entropy and the distance by squared error. Nuclei of a new image are the regions around the
-peaks of the distance, cut where the foreground ends.
+The workers compute the three maps of each frame; the network learns foreground and boundary by
+binary cross-entropy and the distance by squared error. To segment a new image, run a watershed from
+the peaks of the distance, limited to the foreground.
 
     python examples/train_unet.py --steps 500
 """
@@ -19,7 +19,7 @@ from bvdm_data.adapters.segmentation import collate_unet
 
 
 def convolutions(inputs: int, outputs: int) -> nn.Sequential:
-    """Return two convolutions, each normalised."""
+    """Return two convolutions with group normalisation."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, padding=1),
         nn.GroupNorm(4, outputs),
@@ -31,10 +31,10 @@ def convolutions(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class UNet(nn.Module):
-    """A U-Net of three resolutions, for heights and widths that 4 divides."""
+    """A U-Net of three resolutions, for heights and widths divisible by 4."""
 
     def __init__(self, channels: tuple[int, int, int] = (16, 32, 64)) -> None:
-        """Draw the weights."""
+        """Initialise the weights."""
         super().__init__()
         top, middle, bottom = channels
         self.down = nn.ModuleList([convolutions(1, top), convolutions(top, middle)])
@@ -78,8 +78,8 @@ def train(batches: Iterable[dict[str, Tensor]], device: torch.device) -> list[fl
     """Train a network.
 
     Args:
-        batches: What :func:`collate_unet` makes of clips.
-        device: Where to.
+        batches: Output of :func:`collate_unet`.
+        device: Device of the network.
 
     Returns:
         The loss at each step.

@@ -21,6 +21,8 @@ from bvdm_data.synth.motion import MotionModel, SpeedModel
 from bvdm_data.synth.textures import TextureModel
 from bvdm_data.synth.unet import UNet, UNetSettings
 
+torch.set_num_threads(1)  # tests run side by side, one thread each
+
 NAME = "Fluo-N2DL-HeLa"
 
 # id, first frame, last frame, parent, (y, x) in frame 0, (dy, dx) a frame, radii (y, x).

@@ -5,6 +5,7 @@ import inspect
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from bvdm_data.fitting.motion import LEAST_STEPS
 from bvdm_data.fitting.nuclei import PATCH
 from bvdm_data.fitting.stages import StageRules
 from bvdm_data.synth.contours import CONTOUR_POINTS
+from bvdm_data.synth.synthesis import synthesise
 from bvdm_data.weights import read_card
 
 ROOT = Path(__file__).parents[1]
@@ -154,3 +156,10 @@ def test_site_builds_without_warnings(tmp_path):
     for page, text in site.items():
         for link in re.findall(r'href="([^"#?:]+)["#?]', text):
             assert (tmp_path / "site" / link).exists(), (page, link)
+
+
+def test_method_page_shows_synthesise():
+    page = (DOCS / "method.md").read_text()
+    (shown,) = re.findall(r"<!-- synthesise -->\n```python\n(.*?)```", page, flags=re.DOTALL)
+    source = inspect.getsource(inspect.unwrap(synthesise))
+    assert shown.strip() == textwrap.dedent(source.split('"""')[2].strip("\n")).strip()

@@ -164,7 +164,7 @@ def find_ancestors(table: npt.NDArray[np.integer]) -> dict[int, list[int]]:
     """Follow each track back to its first ancestor.
 
     Examples:
-        >>> lines_of_descent(np.array([[1, 0, 1, 0], [2, 2, 3, 1], [3, 4, 5, 2]]))
+        >>> find_ancestors(np.array([[1, 0, 1, 0], [2, 2, 3, 1], [3, 4, 5, 2]]))
         {1: [1], 2: [2, 1], 3: [3, 2, 1]}
     """
     lines: dict[int, list[int]] = {}
