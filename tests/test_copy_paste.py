@@ -131,14 +131,16 @@ def test_copy_paste_draws_whole_range(tiny_ctc):
 
 
 def test_copy_paste_limits_covered_area(tiny_ctc, monkeypatch):
-    asked, is_placeable = [], copy_paste.is_placeable
+    asked = []
+
+    real = pasting.is_placeable
 
     def has_room(labels, here, mask, areas):
-        answer = is_placeable(labels, here, mask, areas)
+        answer = real(labels, here, mask, areas)
         asked.append((labels, areas, answer))
         return answer
 
-    monkeypatch.setattr(copy_paste, "is_placeable", has_room)
+    monkeypatch.setattr(pasting, "is_placeable", has_room)
     dataset = tiny(tiny_ctc, nuclei=(2500, 2500))
     hidden = 0.0
     for index in range(6):

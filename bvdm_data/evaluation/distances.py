@@ -56,7 +56,7 @@ class Features:
         rows = []
         with torch.inference_mode():
             for batch in torch.split(images, BATCH):
-                features = self.network(tone_map(batch).expand(-1, 3, -1, -1)).double()
+                features = self.network(convert_to_display(batch).expand(-1, 3, -1, -1)).double()
                 is_finite = bool(features.isfinite().all())
                 if features.ndim != 2 or len(features) != len(batch) or not is_finite:
                     raise ValueError(
@@ -67,7 +67,7 @@ class Features:
         return torch.cat(rows).clone()
 
 
-def tone_map(grey: Tensor) -> Tensor:
+def convert_to_display(grey: Tensor) -> Tensor:
     """Stretch grey values for display, by the same curve for every image."""
     return ((grey - BLACK) / (WHITE - BLACK)).clamp(0, 1) ** GAMMA
 
