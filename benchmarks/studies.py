@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.tables import TABLES, table
 from bvdm_data.evaluation.arms import Arm, Data, make_arm, make_synthetic_dataset
-from bvdm_data.evaluation.clip_cache import nan_to_none
+from bvdm_data.evaluation.clip_cache import replace_nan
 from bvdm_data.evaluation.distances import load_efficientnet_lite0, measure_feature_distance
 from bvdm_data.evaluation.evaluate import Budget, Questions, Run, check_unseen, describe_run
 from bvdm_data.evaluation.experiment import (
@@ -108,7 +108,7 @@ def run_study(name: str, measure: Measure, given: argparse.Namespace) -> None:
     settings = SegmenterSettings(steps=given.steps)
     budget = Budget(seeds=given.seeds, clips=given.clips, segmenter=settings)
     run = Run(data, Questions(budget=budget), print)
-    figures = nan_to_none(measure(run))
+    figures = replace_nan(measure(run))
     if given.report is not None and given.report.is_file():
         results = json.loads(given.report.read_text())
     else:

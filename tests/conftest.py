@@ -76,6 +76,16 @@ def tiny_ctc(tiny_video, tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="session")
+def two_videos(tiny_video, tmp_path_factory):
+    """Return a folder with the tiny video as 01 and, upside down, as 02; do not change it."""
+    root = tmp_path_factory.mktemp("two")
+    video, masks, tracks = tiny_video
+    write_sequence(root, "01", video, masks, tracks)
+    write_sequence(root, "02", video[:, ::-1], masks[:, ::-1], tracks)
+    return root
+
+
 # Half axes (y, x) of the mean outline of each stage, px: long plates, small daughters.
 AXES = [(9, 7), (9, 7), (8, 7), (8, 4), (6, 4), (6, 5)]
 

@@ -15,6 +15,7 @@ from bvdm_data.evaluation.distances import (
     Features,
     compute_frechet_distance,
     compute_kernel_distance,
+    convert_to_display,
     corrupt,
     cut_tiles,
     extract_crops,
@@ -23,7 +24,6 @@ from bvdm_data.evaluation.distances import (
     load_features,
     measure_feature_distance,
     sample_crops,
-    tone_map,
 )
 
 
@@ -327,8 +327,8 @@ def test_distance_refuses_control_names():
 
 def test_tone_map_is_shared():
     grey = torch.tensor([0.0, BLACK, (BLACK + WHITE) / 2, WHITE, 1.0])
-    assert tone_map(grey).tolist() == pytest.approx([0, 0, 0.5**0.6, 1, 1])
-    assert torch.equal(tone_map(grey[2:3]), tone_map(grey)[2:3])
+    assert convert_to_display(grey).tolist() == pytest.approx([0, 0, 0.5**0.6, 1, 1])
+    assert torch.equal(convert_to_display(grey[2:3]), convert_to_display(grey)[2:3])
 
 
 def test_features_do_not_depend_on_batch(monkeypatch):

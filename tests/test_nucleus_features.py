@@ -5,13 +5,11 @@ from scipy.stats import norm
 
 from bvdm_data.evaluation.nucleus_features import (
     RINGS,
-    estimate_local_background,
     list_detections,
     measure_appearance,
     measure_noise,
 )
 from bvdm_data.evaluation.video_statistics import measure_divisions, measure_motion
-from bvdm_data.fitting.video import estimate_background
 from tests.helpers.films import LEVEL, as_clip, draw_film, ellipse, grain, still_clip
 
 SHAPE = (120, 160)
@@ -160,17 +158,6 @@ def test_stages_follow_the_ids():
         (1, 1, 3),
         (2, 1, 4),
     ]
-
-
-def test_local_background_matches_the_fit():
-    draws = np.random.default_rng(0)
-    masks = painted(((60, 40), (12, 12)), ((60, 110), (20, 10)))
-    slope = np.linspace(0, 0.02, SHAPE[1])[None]
-    grey = 0.07 + slope + 0.002 * draws.standard_normal(SHAPE) + 0.1 * (masks > 0)
-    grey = grey.astype(np.float32)
-    ours, theirs = estimate_local_background(grey, masks), estimate_background(grey, masks)
-    assert ours.dtype == np.float32
-    assert np.abs(ours - theirs).max() < 3e-4
 
 
 def test_noise_and_its_correlations_are_found():

@@ -1,6 +1,5 @@
 import base64
 import copy
-import itertools
 import json
 import math
 import re
@@ -27,26 +26,22 @@ WILD = '<b>"real" & more</b>'
 class Page(HTMLParser):
     """The text, the tags and the attributes of a page; fails where tags are not balanced."""
 
-    def __init__(self, source):
+    def __init__(self, path):
         super().__init__()
-        self.open, self.text, self.attributes, self.ids = [], [], [], []
-        self.rows, self.cells = [], 0
-        self.feed(source)
+        self.open, self.text, self.attributes, self.rows, self.cells = [], [], [], [], 0
+        self.path, self.source = path, path.read_text(encoding="utf-8")
+        self.feed(self.source)
         self.close()
         assert self.open == []
+        self.ids = self.values("id")
         self.words = re.sub(r"\s+", " ", " ".join(self.text)).replace("\N{MINUS SIGN}", "-")
 
     def handle_starttag(self, tag, attrs):
         self.attributes += [(tag, name, value) for name, value in attrs]
-        self.ids += [value for name, value in attrs if name == "id"]
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "table":
-            self.rows.append([])
-        if tag == "tr":
-            self.cells = 0
-        if tag in ("td", "th"):
-            self.cells += int(dict(attrs).get("colspan", 1))
+        self.open += [tag] if tag not in VOID else []
+        self.rows += [[]] if tag == "table" else []
+        if tag in ("tr", "td", "th"):
+            self.cells = tag != "tr" and self.cells + int(dict(attrs).get("colspan", 1))
 
     def handle_endtag(self, tag):
         assert self.open, tag
@@ -65,73 +60,65 @@ class Page(HTMLParser):
 
 
 def write(results, folder, **options):
-    return Page(write_report(results, folder, **options).read_text(encoding="utf-8"))
+    return Page(write_report(results, folder, **options))
 
 
 @pytest.fixture
 def results():
     """Return the results in the documentation, without the studies; may be changed."""
-    known = json.loads(REPORT.read_text())
-    return {part: copy.deepcopy(known[part]) for part in PARTS}
+    return {part: value for part, value in json.loads(REPORT.read_text()).items() if part in PARTS}
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory):
+def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    picture = folder / "scenes.png"
-    Image.new("L", (400, 100), 128).save(picture)
+    Image.new("L", (400, 100), 128).save(folder / "scenes.png")
     known = json.loads(REPORT.read_text())
     known["linking"]["rows"][0]["lnk_spread"] = math.nan
-    shown = {part: known[part] for part in PARTS}
-    return write_report(shown, folder / "new", pictures={f"Scenes {WILD}": picture})
-
-
-@pytest.fixture(scope="module")
-def page(written):
-    return Page(written.read_text(encoding="utf-8"))
+    shown, pictures = (
+        {part: known[part] for part in PARTS},
+        {f"Scenes {WILD}": folder / "scenes.png"},
+    )
+    return write(shown, folder / "new", pictures=pictures)
 
 
 def numbers(value):
-    if isinstance(value, dict):
-        return itertools.chain.from_iterable(numbers(inner) for inner in value.values())
-    if isinstance(value, (list, tuple)):
-        return itertools.chain.from_iterable(numbers(inner) for inner in value)
+    if isinstance(value, (dict, list, tuple)):
+        inner = value.values() if isinstance(value, dict) else value
+        return [number for part in inner for number in numbers(part)]
     return [value] if isinstance(value, float) else []
 
 
-def check_shown(words, values, form):
-    shown = set(re.findall(r"-?[\d.]+(?:e[-+]\d+)?", words))
-    missing = [form.format(value) for value in numbers(values)]
-    assert [text for text in missing if text not in shown] == []
+def check_shown(page, values, form):
+    shown = set(re.findall(r"-?[\d.]+(?:e[-+]\d+)?", page.words))
+    texts = [form.format(value) for value in numbers(values)]
+    assert [text for text in texts if text not in shown] == []
 
 
-def test_page_is_balanced_and_self_contained(written, page):
+def test_page_is_balanced_and_self_contained(page):
     assert len(page.rows) >= 8
     assert page.ids == ["training", "linking", "pictures", "distance", "realism", "gaps"]
     assert [value for value in page.values("src") if not value.startswith("data:")] == []
     assert [value[1:] for value in page.values("href")] == page.ids
     assert page.values("srcset", "poster", "action", "onclick", "onload") == []
     assert {"script", "link", "iframe", "object"}.isdisjoint(tag for tag, *_ in page.attributes)
-    source = written.read_text(encoding="utf-8")
-    assert "@import" not in source
-    assert "url(" not in source
+    assert "@import" not in page.source
+    assert "url(" not in page.source
     drawings = [value for value in page.values("src") if "svg" in value]
     assert len(drawings) == 7
-    for drawing in drawings:
-        svg = base64.b64decode(drawing.partition(",")[2]).decode("utf-8")
-        assert re.findall(r'(?:href|src)="(?!#)', svg) == []
+    svgs = [base64.b64decode(drawing.partition(",")[2]).decode() for drawing in drawings]
+    assert re.findall(r'(?:href|src)="(?!#)', " ".join(svgs)) == []
 
 
-def test_page_and_json_hold_the_results(written, page, results):
-    picture = (written.parents[1] / "scenes.png").read_bytes()
+def test_page_and_json_hold_the_results(page, results):
+    picture = (page.path.parents[1] / "scenes.png").read_bytes()
     assert f"data:image/png;base64,{base64.b64encode(picture).decode()}" in page.values("src")
     assert f"Scenes {WILD}" in page.values("alt")
-    about = results["about"]
-    for text in (about["model"], about["model_digest"], about["method"], about["made"]):
+    keys = "model", "model_digest", "method", "made"
+    fixed = "Train 01", "Test 02", "seeds 5", "clips not set", "torch 2.15.0", "load 0.7"
+    for text in (*(results["about"][key] for key in keys), *fixed):
         assert text in page.words
-    for text in ("Train 01", "Test 02", "seeds 5", "clips not set", "torch 2.15.0", "load 0.7"):
-        assert text in page.words
-    text = (written.parent / "report.json").read_text(encoding="utf-8")
+    text = page.path.with_name("report.json").read_text(encoding="utf-8")
     results["linking"]["rows"][0]["lnk_spread"] = None  # was NaN
     assert json.loads(text, parse_constant=pytest.fail) == results
 
@@ -139,51 +126,47 @@ def test_page_and_json_hold_the_results(written, page, results):
 def test_page_shows_every_network(page, results):
     training = results["training"]
     for row in training["rows"]:
-        check_shown(page.words, [row["mean"][one] for one in SHOWN], "{:.4f}")
-        check_shown(page.words, [row["spread"][one] for one in SHOWN], "{:.4f}")
+        keys = ("mean", "spread", "error")[: 2 if row["arm"] == "real" else 3]
+        check_shown(page, [row[key][one] for key in keys for one in SHOWN], "{:.4f}")
         if row["arm"] != "real":
-            check_shown(page.words, [row["error"][one] for one in SHOWN], "{:.4f}")
             for one in SHOWN:
                 assert f"{row['gain'][one]:+.4f} ± " in page.words
             for needed in numbers([row["seeds_needed"][one] for one in SHOWN]):
                 assert f"seeds needed: {needed:.0f} " in page.words
-    check_shown(
-        page.words, [[trial[one] for one in FIGURES] for trial in training["trials"]], "{:.4f}"
-    )
-    shown = [training["ceiling"][one] for one in SHOWN if one in training["ceiling"]]
-    check_shown(page.words, [shown, results["linking"]["rows"]], "{:.4f}")
+    shown = [trial[one] for trial in training["trials"] for one in FIGURES]
+    shown += [training["ceiling"][one] for one in SHOWN if one in training["ceiling"]]
+    check_shown(page, [shown, results["linking"]["rows"]], "{:.4f}")
     assert "Settings: steps 400, batch 4" in page.words
 
 
 def test_page_shows_every_measured_look(page, results):
     for row in [*results["distance"]["crops"], *results["distance"]["tiles"]]:
-        check_shown(page.words, [row["kernel"], row["frechet"]], "{:.1f}")
+        check_shown(page, [row["kernel"], row["frechet"]], "{:.1f}")
     for line in results["realism"]["lines"]:
-        check_shown(page.words, [line[key] for key in ("distance", "yardstick", "ratio")], "{:.3g}")
-        for key in ("synthetic", "reference", "other"):
-            video = line[key]
+        check_shown(page, [line[key] for key in ("distance", "yardstick", "ratio")], "{:.3g}")
+        for video in (line[key] for key in ("synthetic", "reference", "other")):
             assert f"n {video['count']}" in page.words
-            check_shown(page.words, video["curve"], "{:.3f}")
-            check_shown(page.words, [video[name] for name in ("median", "low", "high")], "{:.4g}")
+            check_shown(page, video["curve"], "{:.3f}")
+            check_shown(page, [video[name] for name in ("median", "low", "high")], "{:.4g}")
     assert re.findall(r"\b(?:FID|FVD)\b", page.words) == []
     assert "KID-Lite0 x 1000" in page.words
 
 
 def test_differences_within_noise_are_marked(results, tmp_path):
-    rows = results["training"]["rows"] = results["training"]["rows"][:3]
+    training = {"training": results["training"]}
+    rows = training["training"]["rows"] = results["training"]["rows"][:3]
     for row, gain in zip(rows, (0.0, 0.0201, 0.0199), strict=True):
-        row |= {"seeds": 3, "gain": dict.fromkeys(FIGURES, gain)}
-        row["error"] = dict.fromkeys(FIGURES, 0.01)
-    page = write({"training": results["training"]}, tmp_path)
-    _, _, differences = page.words.partition("Difference to real")
-    clear, vague = differences.split("Networks of the same seed")[0].split("synthetic")
+        row |= {"seeds": 3, "error": dict.fromkeys(FIGURES, 0.01)}
+        row["gain"] = dict.fromkeys(FIGURES, gain)
+    page = write(training, tmp_path)
+    differences = page.words.split("Difference to real")[1].split("Networks of the same seed")[0]
+    clear, vague = differences.split("synthetic")
     assert "within the noise" not in clear
-    assert vague.count("within the noise") == len(SHOWN)
-    assert page.values("class").count("noise") == len(SHOWN)
+    assert vague.count("within the noise") == page.values("class").count("noise") == len(SHOWN)
     assert "18 % of cases" in page.words  # Student's t with 2 degrees of freedom, |t| > 2
     for row in rows:
         row |= {"seeds": 1, "error": dict.fromkeys(FIGURES)}
-    unknown = write({"training": results["training"]}, tmp_path)
+    unknown = write(training, tmp_path)
     assert unknown.words.count("noise unknown") == 2 * len(SHOWN)
     assert "One seed shows nothing of the noise" in unknown.words
 
@@ -191,69 +174,61 @@ def test_differences_within_noise_are_marked(results, tmp_path):
 def test_invalid_results_get_a_column(results, tmp_path, page):
     results["training"]["rows"][0]["mean"]["valid"] = 0.5
     # One column is that of every network.
-    assert page.text.count("valid") == 1
-    assert write(results, tmp_path).text.count("valid") == 2
+    assert (page.text.count("valid"), write(results, tmp_path).text.count("valid")) == (1, 2)
 
 
-@pytest.mark.parametrize("part", [*PARTS[1:], None])
-def test_missing_parts_are_left_out(part, results, tmp_path):
-    page = write({part: results[part]} if part else {}, tmp_path)
-    assert page.ids == {None: [], "realism": ["realism", "gaps"]}.get(part, [part])
+def test_missing_parts_are_left_out(results, tmp_path):
+    for part in PARTS[1:]:
+        page = write({part: results[part]}, tmp_path)
+        assert page.ids == {"realism": ["realism", "gaps"]}.get(part, [part])
+    assert write({}, tmp_path).ids == []
 
 
 def test_text_is_escaped(results, tmp_path):
-    results["about"] |= {"model": WILD, WILD: WILD, "machine": {WILD: WILD}}
-    results["about"] |= {"train": WILD + "1", "test": WILD + "2"}
-    for row in [*results["training"]["rows"], *results["training"]["trials"]]:
-        row["arm"] += WILD
-    results["linking"]["rows"][0]["arm"] = WILD
-    for row in results["distance"]["crops"]:
-        row["name"] += WILD
-    results["realism"]["lines"][0]["name"] = WILD
-    for line in results["realism"]["lines"]:
-        line["group"] = line["unit"] = line["measure"] = WILD
-    page = write(results, tmp_path)
+    results["about"] |= {WILD: WILD, "machine": {WILD: WILD}}
+    results["distance"]["crops"][0]["name"] = results["realism"]["lines"][0]["name"] = WILD
+    keys, wild = r'("(?:model|train|test|arm|group|unit|measure)": ")', json.dumps(WILD)[1:-1]
+    text = re.sub(keys, lambda match: match[1] + wild, json.dumps(results))
+    page = write(json.loads(text), tmp_path)
     assert "b" not in {tag for tag, *_ in page.attributes}
-    assert "<b>" not in (tmp_path / "index.html").read_text(encoding="utf-8")
-    assert WILD in page.words
+    assert "<b>" not in page.source
+    assert page.words.count(WILD) > 100
 
 
-@pytest.mark.parametrize("fault", ["picture", "kind", "infinite", "form"])
-def test_failure_keeps_the_former_page(fault, results, tmp_path):
-    (tmp_path / "index.html").write_text("before")
-    pictures = {}
-    if fault == "picture":
-        pictures = {"Missing": tmp_path / "missing.png"}
-    if fault == "kind":
-        pictures = {"Text": tmp_path / "index.html"}
-    if fault == "infinite":
-        results["realism"]["lines"][0]["ratio"] = math.inf
-    if fault == "form":
-        del results["realism"]["lines"][-1]["unit"]
-    with pytest.raises((FileNotFoundError, ValueError, jinja2.UndefinedError)):
-        write_report(results, tmp_path, pictures=pictures)
-    assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
-    assert (tmp_path / "index.html").read_text() == "before"
+def test_failure_keeps_the_former_page(results, tmp_path):
+    page = tmp_path / "index.html"
+    page.write_text("before")
+    infinite, formless = copy.deepcopy(results), copy.deepcopy(results)
+    infinite["realism"]["lines"][0]["ratio"] = math.inf
+    del formless["realism"]["lines"][-1]["unit"]
+    for figures, pictures, error in (
+        (results, {"Missing": tmp_path / "missing.png"}, FileNotFoundError),
+        (results, {"Text": page}, ValueError),
+        (infinite, {}, ValueError),
+        (formless, {}, jinja2.UndefinedError),
+    ):
+        with pytest.raises(error):
+            write_report(figures, tmp_path, pictures=pictures)
+        assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
+        assert page.read_text() == "before"
 
 
 def test_report_is_deterministic_in_a_thread(results, tmp_path):
     import matplotlib
 
-    settings = dict(matplotlib.rcParams)
-    part = {"distance": results["distance"]}
+    settings, part = dict(matplotlib.rcParams), {"distance": results["distance"]}
     thread = threading.Thread(target=write_report, args=(part, tmp_path / "a"))
     thread.start()
     thread.join()
     assert dict(matplotlib.rcParams) == settings
-    first = (tmp_path / "a" / "index.html").read_bytes()
-    assert write_report(part, tmp_path / "b").read_bytes() == first
+    assert write(part, tmp_path / "b").source == (tmp_path / "a" / "index.html").read_text("utf-8")
 
 
 def test_largest_gaps_are_sorted_by_ratio(page, results):
     ratios = (0.5, None, 3.0, 2.0, 7.0)
     lines = [{"name": f"{r}", "ratio": r, "group": f"{r}", "measure": CURVE} for r in ratios]
-    lines.append({"name": "of the same group", "ratio": 4.0, "group": "7.0", "measure": CURVE})
-    lines.append({"name": "a single number", "ratio": 9.0, "group": "9", "measure": SCALAR})
+    lines.append({"name": "same group", "ratio": 4.0, "group": "7.0", "measure": CURVE})
+    lines.append({"name": "one number", "ratio": 9.0, "group": "9", "measure": SCALAR})
     assert [line["name"] for line in find_largest_gaps(lines)] == ["7.0", "3.0", "2.0"]
     assert find_largest_gaps([]) == []
     gaps = page.words.rsplit("The largest gaps", 1)[1]
@@ -261,12 +236,13 @@ def test_largest_gaps_are_sorted_by_ratio(page, results):
     assert sorted(names, key=gaps.index) == names
 
 
-def test_studies_page_shows_every_table():
-    results = json.loads(REPORT.read_text())
-    page = Page(render_page(results, {}))
+def test_studies_page_shows_every_table(tmp_path):
+    results, path = json.loads(REPORT.read_text()), tmp_path / "index.html"
+    path.write_text(render_page(results, {}), encoding="utf-8")
+    page = Page(path)
     assert page.ids[-4:] == ["scarcity", "steps", "ablation", "reuse"]
     for name in page.ids[-4:]:
         for row, part in results[name].items():
             assert row in page.words
-            for trial in part["trials"]:
-                check_shown(page.words, [trial[one] for one in FIGURES], "{:.4f}")
+            trials = [trial[one] for trial in part["trials"] for one in FIGURES]
+            check_shown(page, trials, "{:.4f}")

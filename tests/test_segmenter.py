@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from bvdm_data.evaluation.segmenter import (
-    LEAST_AREA,
+    NUCLEUS_AREA,
     Samples,
     Segmenter,
     SegmenterOutput,
@@ -89,8 +89,8 @@ def test_perfect_maps_give_the_nuclei_back():
 def test_instances_drop_crumbs_only():
     foreground = np.zeros((40, 40), np.float32)
     foreground[:10, :10] = 1  # no seed of its own, since its distance is flat
-    foreground[30:33, 30:33] = 1
-    assert foreground[30:33, 30:33].sum() < LEAST_AREA
+    foreground[30:36, 30:36] = 1
+    assert foreground[30:36, 30:36].sum() < NUCLEUS_AREA
     found = separate_instances(SegmenterOutput(foreground, np.zeros((40, 40), np.float32)))
     assert found.max() == 1
     assert (found[:10, :10] == 1).all()

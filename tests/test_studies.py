@@ -6,7 +6,6 @@ import pytest
 
 from benchmarks import study_ablation, study_pool, study_scarcity, study_steps
 from benchmarks.studies import make_parser, measure_variants, run_study
-from bvdm_data.datasets.ctc import write_sequence
 from bvdm_data.evaluation.arms import Data
 from bvdm_data.evaluation.evaluate import Budget, Questions, Run
 from bvdm_data.evaluation.segmenter import SegmenterSettings
@@ -14,19 +13,9 @@ from bvdm_data.synth.cell_bank import PoolSettings
 
 
 @pytest.fixture
-def run(tiny_video, tiny_model, tmp_path):
-    video, masks, tracks = tiny_video
-    write_sequence(tmp_path / "two", "01", video, masks, tracks)
-    write_sequence(tmp_path / "two", "02", video[:, ::-1], masks[:, ::-1], tracks)
-    data = Data(
-        root=tmp_path / "two",
-        model=tiny_model,
-        frames=4,
-        size=(96, 96),
-        border=4,
-        folder=tmp_path / "work",
-        progress=False,
-    )
+def run(two_videos, tiny_model, tmp_path):
+    options = {"frames": 4, "size": (96, 96), "border": 4, "progress": False}
+    data = Data(root=two_videos, model=tiny_model, folder=tmp_path / "work", **options)
     budget = Budget(seeds=1, clips=12, segmenter=SegmenterSettings(steps=2, batch=1))
     return Run(data, Questions(budget=budget), lambda line: None)
 

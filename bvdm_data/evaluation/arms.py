@@ -1,4 +1,4 @@
-"""Arms: the kinds of training data that are compared, and where their clips come from."""
+"""The kinds of training data that are compared, called arms, and where their clips come from."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,30 +15,17 @@ from bvdm_data.fitting.training import compute_fingerprint
 from bvdm_data.synth.scene import Method
 from bvdm_data.weights import model_digest
 
+# Every arm.
 ARMS = (
-    "real",
-    "synthetic",
-    "copy-paste",
-    "real+synthetic",
-    "procedural",
-    "synthetic-stream",
-    "paper",
-    "synthetic-2x",
-    "real-strong",
-)
-"""Every arm."""
-
+    "real", "synthetic", "copy-paste", "real+synthetic", "procedural", "synthetic-stream", "paper",
+    "synthetic-2x", "real-strong",
+)  # fmt: skip
+# Arms that can teach links: a finite number of clips, each longer than one frame.
 LINKABLE = ("real", "synthetic", "synthetic-2x", "paper", "procedural")
-"""Arms that can teach links: a finite number of clips, each longer than one frame."""
-
-MIX = {"real": 1, "synthetic": 3}
-"""How often each is shown in the arm ``"real+synthetic"``."""
-
-ANNOTATIONS = ("masks", "tracks")
-"""What a clip that trains a network needs."""
-
+MIX = {"real": 1, "synthetic": 3}  # how often each is shown in the arm "real+synthetic"
+ANNOTATIONS = ("masks", "tracks")  # what a clip that trains a network needs
+# Clips of a stream; a segmenter sees one of their frames.
 STREAM: dict[str, Any] = {"frames": 2, "annotations": ANNOTATIONS}
-"""Clips of a stream; a segmenter sees one of their frames."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,15 +128,9 @@ def make_arm(name: str, data: Data, count: int | None = None) -> Arm:
 def make_real_clips(data: Data) -> CTCVideos:
     """Return random windows of the training video, without end."""
     frames = data.frames if data.stop is None else min(data.frames, data.stop)
-    return CTCVideos(
-        data.root,
-        sequence=data.train,
-        frames=frames,
-        size=data.size,
-        border=data.border,
-        stop=data.stop,
-        annotations=ANNOTATIONS,
-    )
+    options: dict[str, Any] = {"sequence": data.train, "stop": data.stop, "frames": frames}
+    options["annotations"] = ANNOTATIONS
+    return CTCVideos(data.root, size=data.size, border=data.border, **options)
 
 
 def count_real_clips(data: Data) -> int:
@@ -158,23 +139,16 @@ def count_real_clips(data: Data) -> int:
 
 
 def make_pasted_clips(data: Data) -> CopyPaste:
-    """Return the stills of the rival: real nuclei pasted on real background."""
-    return CopyPaste(
-        data.root, sequence=data.train, size=data.size, stop=data.stop, border=data.border
-    )
+    """Return stills of real nuclei pasted on real background."""
+    options: dict[str, Any] = {"sequence": data.train, "stop": data.stop}
+    return CopyPaste(data.root, size=data.size, border=data.border, **options)
 
 
 def make_synthetic_dataset(data: Data, **changes: Any) -> SyntheticHeLaVideos:
     """Return the endless data set of synthetic clips, with arguments changed."""
-    arguments: dict[str, Any] = {
-        "frames": data.frames,
-        "size": data.size,
-        "seed": data.seed,
-        "model": data.model,
-        "method": data.method,
-        "variation": data.variation,
-        "annotations": (*ANNOTATIONS, "stages"),
-    }
+    names = "frames", "size", "seed", "model", "method", "variation"
+    arguments: dict[str, Any] = {name: getattr(data, name) for name in names}
+    arguments["annotations"] = (*ANNOTATIONS, "stages")
     return SyntheticHeLaVideos(**arguments | changes)
 
 
@@ -194,15 +168,9 @@ def make_synthetic_clips(data: Data, count: int, **changes: Any) -> CachedClips:
 
 def describe_synthetic(dataset: SyntheticHeLaVideos) -> Mapping[str, object]:
     """Return as JSON values what decides the clips of a synthetic data set."""
-    return {
-        "model": model_digest(dataset.model),
-        "frames": dataset.frames,
-        "size": list(dataset.size),
-        "seed": dataset.seed,
-        "method": repr(dataset.method),
-        "nuclei": dataset.nuclei,
-        "variation": dataset.variation,
-    }
+    settings = {name: getattr(dataset, name) for name in ("frames", "seed", "nuclei", "variation")}
+    settings |= {"size": list(dataset.size), "method": repr(dataset.method)}
+    return settings | {"model": model_digest(dataset.model)}
 
 
 def _hash_real(kind: str, data: Data, clips: CTCVideos | CopyPaste) -> str:

@@ -1,10 +1,10 @@
-"""Cache: results and clips that are made once and kept on disk."""
+"""Results and clips that are made once and kept on disk."""
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from copy import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,50 +18,41 @@ from tqdm import tqdm
 from bvdm_data.clip import Clip
 from bvdm_data.datasets.mixed import ClipSource
 from bvdm_data.files import open_atomic, write_tensors
+from bvdm_data.fitting.training import compute_fingerprint
 
 
 def cache_json(path: Path, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
     """Read the JSON object in a file; where there is no file yet, compute and write it."""
     if not path.is_file():
-        text = json.dumps(nan_to_none(compute()), indent=2) + "\n"
+        text = json.dumps(replace_nan(compute()), indent=2) + "\n"
         with open_atomic(path) as temporary:
             temporary.write_text(text)
     return cast(dict[str, Any], json.loads(path.read_text()))
 
 
-def nan_to_none(value: Any) -> Any:
+def replace_nan(value: Any) -> Any:
     """Replace NaN, which JSON does not have, by None."""
     if isinstance(value, Mapping):
-        return {key: nan_to_none(inner) for key, inner in value.items()}
+        return {key: replace_nan(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [nan_to_none(inner) for inner in value]
+        return [replace_nan(inner) for inner in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def hash_clips(clip: Mapping[str, object]) -> str:
     """Return a digest of all tensors of a clip."""
-    digest = hashlib.sha256()
-    for key in sorted(clip):
-        value = clip[key]
-        if isinstance(value, Tensor):
-            digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    tensors = ((key, clip[key]) for key in sorted(clip) if isinstance(clip[key], Tensor))
+    return compute_fingerprint(*(part for pair in tensors for part in pair))
 
 
 class CachedClips(Dataset[Clip]):
     """The first clips of a data set, read from disk; ``clip(i)`` repeats them without end."""
 
     def __init__(self, folder: Path, count: int, key: str, source: ClipSource) -> None:
-        """Remember where the clips are."""
-        self.folder = folder
-        self.count = count
-        self.key = key
-        self.frames = source.frames
-        self.size = source.size
-        self.annotations = source.annotations
-        self.max_cells = source.max_cells
-        self.scale = source.scale
+        """Remember where the clips are, and what they look like."""
+        self.folder, self.count, self.key = folder, count, key
+        self.frames, self.size, self.scale = source.frames, source.size, source.scale
+        self.annotations, self.max_cells = source.annotations, source.max_cells
 
     def select(self, annotations: Collection[str]) -> "CachedClips":
         """Return the same clips with fewer keys."""
@@ -81,7 +72,7 @@ class CachedClips(Dataset[Clip]):
 
     def clip(self, index: int) -> Clip:
         """Read clip ``index % count``."""
-        path = _clip_path(self.folder, index % self.count)
+        path = _get_path(self.folder, index % self.count)
         try:
             tensors = load_file(path)
         except SafetensorError as error:
@@ -113,44 +104,37 @@ def cache_clips(
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     first = (source if probe is None else probe).clip(0)
-    key = hashlib.sha256(
-        f"{json.dumps(dict(settings), sort_keys=True)} {hash_clips(first)}".encode()
-    ).hexdigest()[:16]
+    key = compute_fingerprint(json.dumps(dict(settings), sort_keys=True), hash_clips(first))
     place = folder / key
     cache_json(place / "settings.json", lambda: settings)
-    if probe is None and not _clip_path(place, 0).exists():
+    if probe is None and not _get_path(place, 0).exists():
         _write_clip(place, 0, first)
-    missing = [index for index in range(count) if not _clip_path(place, index).exists()]
-    loader = DataLoader(
-        _Numbered(source),
-        batch_size=None,
-        sampler=missing,
-        num_workers=workers,
-        generator=torch.Generator(),  # or the loader would draw from the global random state
-    )
-    bar = tqdm(
-        loader, total=count, initial=count - len(missing), desc="clips", disable=not progress
-    )
+    missing = [index for index in range(count) if not _get_path(place, index).exists()]
+    # Without a generator, the loader would draw from the global random state.
+    options: dict[str, Any] = {"num_workers": workers, "generator": torch.Generator()}
+    loader = DataLoader(_Numbered(source), batch_size=None, sampler=missing, **options)
+    start, is_quiet = count - len(missing), not progress
+    bar = tqdm(loader, total=count, initial=start, desc="clips", disable=is_quiet)
     for index, clip in zip(missing, cast(Iterator[Clip], bar), strict=True):
         _write_clip(place, index, clip)
     return CachedClips(place, count, key, source)
 
 
+@dataclass
 class _Numbered(Dataset[Clip]):
     """A source as a map-style data set, which workers share out."""
 
-    def __init__(self, source: ClipSource) -> None:
-        self.source = source
+    source: ClipSource
 
     def __getitem__(self, index: int) -> Clip:
         return self.source.clip(index)
 
 
-def _clip_path(folder: Path, index: int) -> Path:
+def _get_path(folder: Path, index: int) -> Path:
     return folder / f"clip_{index:05d}.safetensors"
 
 
 def _write_clip(folder: Path, index: int, clip: Clip) -> None:
     tensors = {key: cast(Tensor, value).contiguous() for key, value in clip.items()}
     tensors["masks"] = tensors["masks"].to(torch.uint16)  # half the disk; a clip has few ids
-    write_tensors(_clip_path(folder, index), tensors, {})
+    write_tensors(_get_path(folder, index), tensors, {})

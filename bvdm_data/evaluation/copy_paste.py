@@ -1,4 +1,4 @@
-"""CopyPaste: clips of one frame, real nuclei pasted on real background; the generator's rival."""
+"""Clips of one frame: real nuclei pasted on real background, to compare the generator with."""
 
 import dataclasses
 import math
@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy import ndimage
-from torch.nn.functional import interpolate
+from scipy.stats import median_abs_deviation
 from torch.utils.data import Dataset
 
 from bvdm_data.clip import DEFAULT_MAX_CELLS, CameraScale, Clip, annotate_masks, split_gaps
 from bvdm_data.datasets.ctc import CTCSequence, guess_scale, read_sequence
-from bvdm_data.fitting.video import mask_background
+from bvdm_data.fitting.video import estimate_background, mask_background
 from bvdm_data.rng import numpy_rng
 from bvdm_data.validate import (
     as_index,
@@ -29,46 +29,32 @@ from bvdm_data.validate import (
     check_size,
 )
 
-ISOLATION = 6
-"""A nucleus is used where no other label is nearer than this, px (our choice)."""
-
-HALO = 3
-"""Width of the rim of light that is pasted with a nucleus, px (our choice)."""
-
+ISOLATION = 6  # A nucleus is used where no other label is nearer than this, px (our choice)
+HALO = 3  # width of the rim of light that is pasted with a nucleus, px (our choice)
+# Factors between which the light of a nucleus is changed, evenly in the logarithm (our choice).
 BRIGHTNESS = (0.7, 1.4)
-"""Factors between which the light of a nucleus is changed, evenly in the logarithm (our choice)."""
-
-MOST_COVERED = 0.2
-"""Largest part of a nucleus that may lie over, or under, others (our choice)."""
-
+MOST_COVERED = 0.2  # largest part of a nucleus that may lie over, or under, others (our choice)
+# A nucleus that would show fewer pixels than this, and more than none, is put elsewhere.
 LEAST_VISIBLE = 30
-"""A nucleus that would show fewer pixels than this, and more than none, is put elsewhere."""
+MARGIN = 32  # how far outside of the tile nuclei may have their centre, px
+TRIES = 20  # how often a place for a nucleus, or a patch for a hole, is looked for
+# Nuclei per FRAME_AREA between which the density is drawn; the first frame of video 01 has fewest.
+NUCLEI = (43.0, 250.0)
+FRAME_AREA = 700 * 1100  # pixels of a frame of Fluo-N2DL-HeLa, which nuclei are counted on
+CACHE_BYTES = 288 * 2**20  # decoded backgrounds that a process keeps, as in CTCVideos
 
-MARGIN = 32
-"""How far outside of the tile nuclei may have their centre, px."""
-
-TRIES = 20
-"""How often a place for a nucleus, or a patch for a hole, is looked for."""
-
-# Our choices: grid of the background light and width of its mean, px (the width is that of
-# fitting.video.background_light).
-_GRID, _WIDTH = 4, 32.0
-
-Grey = npt.NDArray[np.float32]
-"""Grey values, or differences of them."""
-
-Half = npt.NDArray[np.float16]
-"""The same, kept in half the memory."""
-
+Grey = npt.NDArray[np.float32]  # grey values, or differences of them
+Half = npt.NDArray[np.float16]  # the same, kept in half the memory
 Bool = npt.NDArray[np.bool_]
-"""One of two answers a pixel."""
+Masks = npt.NDArray[np.int32]
+Slices = tuple[slice, ...]
 
 
 class Background(NamedTuple):
-    """What a frame shows between its nuclei, within the border."""
+    """A frame without its nuclei, within the border."""
 
-    light: Grey  # smooth background light on a grid of 4 px, [h, w] float32
-    rest: Half  # the frame less that light; NaN where a nucleus is near, [H, W] float16
+    light: Half  # smooth background light, [H, W]
+    rest: Half  # the frame less that light; NaN where a nucleus is near, [H, W]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,52 +65,27 @@ class Nucleus:
     mask: Bool  # its pixels, [h, w] bool
 
 
-def split_background(grey: Grey, masks: npt.NDArray[np.int32]) -> tuple[Grey, Grey, Grey]:
-    """Return the background light on its grid and in full, and what empty places have beside it.
+def split_background(grey: Grey, masks: Masks) -> tuple[Grey, Grey]:
+    """Return the background light, and the frame less it where neither nucleus nor glow is.
 
-    The light is that of ``fitting.video.background_light``, on a grid of 4 px, which is 20 times
-    as fast. What is bright once noise is smoothed away (above 5 standard deviations of the frame
-    after a Gaussian of 2 px; our choice) is a nucleus, labelled or not, and so is a rim of 4 px.
+    What is bright once noise is smoothed away (above 5 standard deviations of the frame after a
+    Gaussian of 2 px; our choice) is a nucleus, labelled or not, and so is a rim of 4 px; NaN there.
     """
     free = mask_background(grey, masks)
-    if not free.any():
-        free = masks == 0
-    total, count = (
-        ndimage.gaussian_filter(_reduced(a.astype(np.float32)), _WIDTH / _GRID, truncate=3)
-        for a in (np.where(free, grey, 0), free)
-    )
-    least = 1e-3 * _GRID**2
-    grid = np.where(count > least, total / np.maximum(count, least), np.median(grey[free]))
-    light = upsample(grid.astype(np.float32))[: grey.shape[0], : grey.shape[1]]
+    light = estimate_background(grey, masks)
     smooth = ndimage.gaussian_filter(grey - light, 2)
-    spread = 1.4826 * float(np.median(np.abs(smooth[free])))
-    seen = ndimage.binary_dilation(smooth > 5 * max(spread, 1e-6), iterations=4)
-    rest = np.where(free & ~seen, grey - light, np.float32(np.nan))
-    return grid.astype(np.float32), light, rest
-
-
-def _reduced(image: Grey) -> Grey:
-    for axis in (0, 1):
-        image = np.add.reduceat(image, np.arange(0, image.shape[axis], _GRID), axis=axis)
-    return image
-
-
-def upsample(grid: Grey) -> Grey:
-    """Enlarge the background light from its grid of 4 px, linearly.
-
-    Grey values, ``[4 * h, 4 * w]``: up to 3 px more a side than the frame has.
-    """
-    found = interpolate(torch.from_numpy(grid)[None, None], scale_factor=_GRID, mode="bilinear")
-    return cast(Grey, found[0, 0].numpy())
+    spread = float(median_abs_deviation(smooth[free], scale="normal")) if free.any() else 0.0
+    bright = ndimage.binary_dilation(smooth > 5 * max(spread, 1e-6), iterations=4)
+    return light, np.where(free & ~bright, grey - light, np.float32(np.nan))
 
 
 def fill_holes(
-    rest: Half, place: tuple[int, int], size: tuple[int, int], random: np.random.Generator
+    rest: Half, place: tuple[int, int], size: tuple[int, int], rng: np.random.Generator
 ) -> Grey:
-    """Fill the holes of a window of rest with whole patches of other places of the frame.
+    """Fill the holes of a window of rest with whole patches from elsewhere in the frame.
 
-    The window is laid over random places of the frame, which goes on at the opposite side, up to
-    ``TRIES`` times; each fills what holes are left. What still is a hole becomes 0.
+    Windows at up to ``TRIES`` random places of the frame, which wraps around at its edges, fill the
+    holes that are left one after the other. Remaining holes become 0.
     """
     rows, columns = (np.arange(p, p + s) for p, s in zip(place, size, strict=True))
     tile = rest[np.ix_(rows, columns)].astype(np.float32)
@@ -132,15 +93,13 @@ def fill_holes(
         holes = np.isnan(tile)
         if not holes.any():
             return tile
-        down, right = random.integers(rest.shape[0]), random.integers(rest.shape[1])
+        down, right = rng.integers(rest.shape[0]), rng.integers(rest.shape[1])
         y, x = (rows + down) % rest.shape[0], (columns + right) % rest.shape[1]
         tile[holes] = rest[np.ix_(y, x)][holes]
     return np.nan_to_num(tile, nan=0.0)
 
 
-def find_isolated_nuclei(
-    light: Grey, masks: npt.NDArray[np.int32], border: int
-) -> Iterator[Nucleus]:
+def find_isolated_nuclei(light: Grey, masks: Masks, border: int) -> Iterator[Nucleus]:
     """Cut out the nuclei in one piece that are off all others and off the border."""
     height, width = masks.shape
     around = max(border, ISOLATION)
@@ -158,29 +117,28 @@ def find_isolated_nuclei(
             yield Nucleus(light[wide].astype(np.float16), mask)
 
 
-def augment_nucleus(one: Nucleus, random: np.random.Generator) -> tuple[Grey, Bool]:
+def augment_nucleus(nucleus: Nucleus, rng: np.random.Generator) -> tuple[Grey, Bool]:
     """Turn, perhaps mirror, and brighten a nucleus; its light ends 3 px off its mask.
 
-    Its light, grey values float32, and its mask, bool; both ``[d, d]``, where d is the diagonal
-    of the nucleus' cut-out, rounded up, in pixels.
+    Light and mask, ``[d, d]``, where d is the diagonal of the crop, rounded up, in pixels.
     """
-    angle, mirrored = random.uniform(0, 2 * math.pi), random.random() < 0.5
-    gain = math.exp(random.uniform(*np.log(BRIGHTNESS)))
+    angle, mirrored = rng.uniform(0, 2 * math.pi), rng.random() < 0.5
+    gain = math.exp(rng.uniform(*np.log(BRIGHTNESS)))
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     if mirrored:
         turn[:, 1] *= -1
-    side = math.ceil(math.hypot(*one.mask.shape))
-    offset = (np.array(one.mask.shape) - 1) / 2 - turn @ np.full(2, (side - 1) / 2)
+    side = math.ceil(math.hypot(*nucleus.mask.shape))
+    offset = (np.array(nucleus.mask.shape) - 1) / 2 - turn @ np.full(2, (side - 1) / 2)
     shape = {"offset": offset, "output_shape": (side, side)}
-    light = ndimage.affine_transform(one.light.astype(np.float32), turn, order=3, **shape)
-    mask = ndimage.affine_transform(one.mask.astype(np.float32), turn, order=1, **shape) > 0.5
+    light = ndimage.affine_transform(nucleus.light.astype(np.float32), turn, order=3, **shape)
+    mask = ndimage.affine_transform(nucleus.mask.astype(np.float32), turn, order=1, **shape) > 0.5
     near = ndimage.distance_transform_edt(~mask) <= HALO
     return np.where(near, gain * light, 0).astype(np.float32), mask
 
 
 def measure_overlap(
     place: tuple[int, ...], shape: tuple[int, ...], wide: tuple[int, ...]
-) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+) -> tuple[Slices, Slices]:
     """Return what a patch centred at place covers of the canvas, and which part of it that is."""
     starts = [p - s // 2 for p, s in zip(place, shape, strict=True)]
     spans = [(max(a, 0), min(a + s, w)) for a, s, w in zip(starts, shape, wide, strict=True)]
@@ -189,10 +147,8 @@ def measure_overlap(
     return here, part
 
 
-def is_placeable(
-    labels: npt.NDArray[np.int32], here: tuple[slice, ...], mask: Bool, areas: list[int]
-) -> bool:
-    """Say whether neither the new mask nor one below it is hidden too far."""
+def is_placeable(labels: Masks, here: Slices, mask: Bool, areas: list[int]) -> bool:
+    """Return whether neither the new mask nor one below it is hidden too far."""
     covered = labels[here][mask]
     if np.count_nonzero(covered) > MOST_COVERED * mask.sum():
         return False
@@ -202,32 +158,21 @@ def is_placeable(
     for number in {len(areas), *np.unique(covered).tolist()} - {0}:
         if 0 < np.count_nonzero(inner == number) < LEAST_VISIBLE:
             return False
-        if number < len(areas):
-            left = np.count_nonzero(after == number)
-            if left < (1 - MOST_COVERED) * areas[number]:
-                return False
+        is_below = number < len(areas)
+        least = (1 - MOST_COVERED) * areas[number] if is_below else 0
+        if np.count_nonzero(after == number) < least:
+            return False
     return True
-
-
-NUCLEI = (43.0, 250.0)
-"""Nuclei per ``FRAME_AREA`` between which the density is drawn: the first frame
-of video 01 has the fewest."""
-
-FRAME_AREA = 700 * 1100
-"""Pixels of a frame of Fluo-N2DL-HeLa, which ``nuclei`` are counted on."""
-
-CACHE_BYTES = 288 * 2**20
-"""Decoded backgrounds that a process keeps, as in ``CTCVideos``."""
 
 
 class CopyPaste(Dataset[Clip]):
     """Isolated nuclei of a real video, pasted on its empty background: no network, no time.
 
-    Each clip has one frame. Its background is a random window of a real frame, in which the
-    surroundings of all nuclei are filled with the noise of empty places of the same frame.
-    Nuclei, drawn evenly from all isolated ones, are turned by any angle (cubic spline), mirrored
-    or not, made brighter or darker (see ``BRIGHTNESS``), and their light, with a rim of 3 px, is
-    added. Where masks overlap, the later one is on top. Ids count from 1.
+    Each clip has one frame. Its background is a random window of a real frame, in which noise from
+    empty places of the same frame replaces all nuclei and their surroundings. Nuclei, drawn evenly
+    from all isolated ones, are turned by any angle (cubic spline), mirrored or not, made brighter
+    or darker (see ``BRIGHTNESS``), and their light, with a rim of 3 px, is added. Where masks
+    overlap, the later one is on top. Ids count from 1.
 
     Clip ``i`` is a pure function of the files, the arguments, the seed and ``i``. No other
     sequence, and no frame from ``stop`` on, is opened.
@@ -257,8 +202,8 @@ class CopyPaste(Dataset[Clip]):
         self.border = as_int("border", border, 0)
         self.max_cells = check_max_cells(max_cells)
         whole = read_sequence(Path(root).expanduser().absolute(), sequence)
-        self.source = _before(whole, stop)
-        self._field = _field(self.source.shape, self.border, self.size)
+        self.source = _cut_sequence(whole, stop)
+        self._field = _compute_field(self.source.shape, self.border, self.size)
         self.scale = check_scale(scale) or guess_scale(self.source)
         once = len(self.source) * math.prod(self._field) / math.prod(self.size)
         self.length = check_length(length) or math.ceil(once)
@@ -287,16 +232,15 @@ class CopyPaste(Dataset[Clip]):
         number = as_int("index", index)
         if number < 0:
             raise IndexError(f"index must be 0 or more, got {number}")
-        random = numpy_rng(self.seed, "copy-paste", number)
-        light, labels = self._nuclei(random)
-        grey = (self._empty_tile(random) + light)[None, None]
+        rng = numpy_rng(self.seed, "copy-paste", number)
+        light, labels = self._paste_nuclei(rng)
+        grey = (self._draw_empty_tile(rng) + light)[None, None]
         camera = self.scale.to_grey(self.scale.to_counts(grey))
         masks, table, _ = split_gaps(labels[None], {})
-        found: dict[str, Any] = {"video": torch.from_numpy(camera)}
-        found |= annotate_masks(masks, table, ("masks", "tracks"), self.max_cells)
-        found["index"] = torch.tensor(number)
-        found["source"] = torch.tensor(1, dtype=torch.int8)
-        return cast(Clip, found)
+        clip: dict[str, Any] = {"video": torch.from_numpy(camera)}
+        clip |= annotate_masks(masks, table, ("masks", "tracks"), self.max_cells)
+        clip |= {"index": torch.tensor(number), "source": torch.tensor(1, dtype=torch.int8)}
+        return cast(Clip, clip)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the decoded backgrounds out of a pickle."""
@@ -307,76 +251,70 @@ class CopyPaste(Dataset[Clip]):
         for number in self.source.numbers:
             grey, masks = self._read(number)
             if masks.any():
-                light = self._keep(number, split_background(grey, masks))
+                light = self._keep(number, grey, masks)
                 yield from find_isolated_nuclei(grey - light, masks, self.border)
 
-    def _read(self, number: int) -> tuple[Grey, npt.NDArray[np.int32]]:
+    def _read(self, number: int) -> tuple[Grey, Masks]:
         grey, masks = self.scale.to_grey(self.source.frame(number)), self.source.masks(number)
         return grey, np.zeros(grey.shape, np.int32) if masks is None else masks
 
-    def _keep(self, number: int, found: tuple[Grey, Grey, Grey]) -> Grey:
-        grid, light, rest = found
-        band = slice(self.border, -self.border or None)
-        kept = Background(grid, rest[band, band].astype(np.float16))
-        room = CACHE_BYTES // (kept.light.nbytes + kept.rest.nbytes)
+    def _keep(self, number: int, grey: Grey, masks: Masks) -> Grey:
+        light, rest = split_background(grey, masks)
+        band = (slice(self.border, -self.border or None),) * 2
+        background = Background(*(part[band].astype(np.float16) for part in (light, rest)))
+        room = CACHE_BYTES // (background.light.nbytes + background.rest.nbytes)
         while self._cache and len(self._cache) >= max(room, 1):
             self._cache.popitem(last=False)
-        self._cache[number] = kept
+        self._cache[number] = background
         return light
 
-    def _empty_tile(self, random: np.random.Generator) -> Grey:
+    def _draw_empty_tile(self, rng: np.random.Generator) -> Grey:
         """Return a window of the video as if it had no nuclei, ``size``."""
         with_masks = [n for n in self.source.numbers if n in self.source.mask_names]
-        number = with_masks[random.integers(len(with_masks))]
+        number = with_masks[rng.integers(len(with_masks))]
         if number not in self._cache:
-            self._keep(number, split_background(*self._read(number)))
+            self._keep(number, *self._read(number))
         self._cache.move_to_end(number)
-        grid, rest = self._cache[number]
+        light, rest = self._cache[number]
         top, left = (
-            int(random.integers(f - s + 1)) for f, s in zip(self._field, self.size, strict=True)
+            int(rng.integers(f - s + 1)) for f, s in zip(self._field, self.size, strict=True)
         )
-        down, right = self.border + top, self.border + left
-        light = upsample(grid)[down : down + self.size[0], right : right + self.size[1]]
-        return light + fill_holes(rest, (top, left), self.size, random)
+        window = light[top : top + self.size[0], left : left + self.size[1]]
+        return window.astype(np.float32) + fill_holes(rest, (top, left), self.size, rng)
 
-    def _nuclei(self, random: np.random.Generator) -> tuple[Grey, npt.NDArray[np.int32]]:
+    def _paste_nuclei(self, rng: np.random.Generator) -> tuple[Grey, Masks]:
         """Return the light and the labels of the pasted nuclei, ``size``."""
         wide = tuple(side + 2 * MARGIN for side in self.size)
         light, labels = np.zeros(wide, np.float32), np.zeros(wide, np.int32)
-        tile = (slice(MARGIN, -MARGIN),) * 2
-        density = random.uniform(*self.nuclei) / FRAME_AREA
-        wanted = density * math.prod(wide)
+        expected = rng.uniform(*self.nuclei) / FRAME_AREA * math.prod(wide)
         areas = [0]
-        for _ in range(math.floor(wanted + random.random())):
-            one = self.library[random.integers(len(self.library))]
-            shine, mask = augment_nucleus(one, random)
+        for _ in range(math.floor(expected + rng.random())):
+            nucleus = self.library[rng.integers(len(self.library))]
+            glow, mask = augment_nucleus(nucleus, rng)
             for _ in range(TRIES):
-                place = tuple(int(random.integers(side)) for side in wide)
+                place = tuple(int(rng.integers(side)) for side in wide)
                 here, part = measure_overlap(place, mask.shape, wide)
                 if is_placeable(labels, here, mask[part], areas):
-                    light[here] += shine[part]
+                    light[here] += glow[part]
                     labels[here][mask[part]] = len(areas)
                     areas.append(int(mask[part].sum()))
                     break
+        tile = (slice(MARGIN, -MARGIN),) * 2
         return light[tile], labels[tile]
 
 
 def _check_nuclei(nuclei: tuple[float, float] | None) -> tuple[float, float]:
+    rule = "the fewest and the most per 700 x 1100 px"
     try:
-        low, high = (float(one) for one in (NUCLEI if nuclei is None else nuclei))
+        low, high = (float(x) for x in (NUCLEI if nuclei is None else nuclei))
     except (TypeError, ValueError):
-        raise TypeError(
-            f"nuclei must be a pair, the fewest and the most per 700 x 1100 px, got {nuclei!r}"
-        ) from None
+        raise TypeError(f"nuclei must be a pair, {rule}, got {nuclei!r}") from None
     if not 0 <= low <= high < math.inf:
-        raise ValueError(
-            f"nuclei must be the fewest and the most per 700 x 1100 px, 0 <= fewest <= most, got "
-            f"{nuclei}"
-        )
+        raise ValueError(f"nuclei must be {rule}, 0 <= fewest <= most, got {nuclei}")
     return low, high
 
 
-def _before(source: CTCSequence, stop: int | None) -> CTCSequence:
+def _cut_sequence(source: CTCSequence, stop: int | None) -> CTCSequence:
     """Cut the video, so that frames from stop on cannot be read."""
     if stop is None:
         return source
@@ -393,7 +331,7 @@ def _before(source: CTCSequence, stop: int | None) -> CTCSequence:
     )
 
 
-def _field(shape: tuple[int, int], border: int, size: tuple[int, int]) -> tuple[int, int]:
+def _compute_field(shape: tuple[int, int], border: int, size: tuple[int, int]) -> tuple[int, int]:
     field = (shape[0] - 2 * border, shape[1] - 2 * border)
     if size[0] > field[0] or size[1] > field[1]:
         raise ValueError(

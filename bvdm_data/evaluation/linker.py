@@ -1,7 +1,7 @@
-"""Linking: a small Trackastra that learns from clips to link given masks to tracks with divisions.
+"""Linkers of given masks to tracks with divisions: by distance, or a Trackastra that learns.
 
-It is scored on reference masks, so that segmentation plays no part and only the motion, the lives
-and the divisions of the clips that it learned from count.
+The learned one is scored on reference masks, so that segmentation plays no part and only the
+motion and the divisions of the clips that it learned from count.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,27 +22,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from bvdm_data.adapters.common import find_ancestors
 from bvdm_data.clip import Clip, measure_boxes, split_gaps
+from bvdm_data.datasets.sources import MapStyle
 from bvdm_data.evaluation.clip_cache import hash_clips
-from bvdm_data.fitting.training import TrainingLog, TrainingSettings, compute_fingerprint, train
+from bvdm_data.evaluation.seg_tra import Labels, Tracked
+from bvdm_data.fitting.training import Run, TrainingLog, TrainingSettings, train_network
 from bvdm_data.rng import torch_rng
 from bvdm_data.system import require
 
+# Numbers that Trackastra measures: diameter, mean grey, inertia (4), nearness to an edge.
 FEATURES = 7
-"""Numbers that Trackastra measures: diameter, mean grey, inertia (4), nearness to an edge."""
-
+# Pairs of nuclei that are further apart in time do not count in the loss, frames (Trackastra).
 FARTHEST = 2
-"""Pairs of nuclei that are further apart in time do not count in the loss, frames (Trackastra)."""
 
 # Random change of a training window, all ours: zoom, grey factor, grey shift, and where in a large
-# frame the window is thought to lie, pixels. Trackastra's own (zoom and grey times 0.5 to 2) is
-# made for many kinds of film and would hide how far the nuclei of this one move.
+# frame the window is assumed to lie, pixels. Trackastra's own (zoom and grey times 0.5 to 2) is
+# made for many kinds of video and would hide how far the nuclei of this one move.
 ZOOM, GREY_FACTOR, GREY_SHIFT, PLACE = (0.9, 1.1), (0.8, 1.25), (-0.05, 0.05), 1024.0
 
 Window = dict[str, Tensor]
 
-NO_BAR = functools.partial(tqdm, disable=True)
-"""A progress bar that is not shown."""
+_NO_BAR = functools.partial(tqdm, disable=True)
 
 
 def make_clip_windows(clip: Clip, frames: int) -> list[Window]:
@@ -57,28 +58,28 @@ def make_clip_windows(clip: Clip, frames: int) -> list[Window]:
     features = extract_features(clip["video"][:, 0].numpy(), masks)
     with silence():
         windows: list[Window] = require("trackastra.data").build_windows(
-            features, frames, progbar_class=NO_BAR, as_torch=True
+            features, frames, progbar_class=_NO_BAR, as_torch=True
         )
-    related = _related(clip["tracks"])
+    lines = find_ancestors(clip["tracks"][clip["tracks"][:, 0] > 0].numpy())
+    related = torch.zeros((max(lines, default=0) + 1,) * 2)
+    for identity, line in lines.items():
+        related[identity, line] = related[line, identity] = 1.0
     for window in windows:
         ids = window["labels"].long()
-        window["assoc_matrix"] = related[ids][:, ids].float()
+        window["assoc_matrix"] = related[ids][:, ids]
         del window["t1"]
-    return [one for one in windows if one["assoc_matrix"][keep_within_gap(one["timepoints"])].any()]
+    return [w for w in windows if w["assoc_matrix"][keep_within_gap(w["timepoints"])].any()]
 
 
-def augment_window(window: Window, draws: torch.Generator) -> Window:
-    """Turn, mirror, zoom, shift and light a window at random."""
-    turn, zoom, factor, shift, down, right, mirror = torch.rand(7, generator=draws).tolist()
+def augment_window(window: Window, rng: torch.Generator) -> Window:
+    """Turn, mirror, zoom and shift a window, and change its light, at random."""
+    turn, zoom, factor, shift, down, right, mirror = torch.rand(7, generator=rng).tolist()
     angle = torch.tensor(2 * np.pi * turn)
     size = ZOOM[0] * (ZOOM[1] / ZOOM[0]) ** zoom
-    matrix = size * torch.stack(
-        [torch.stack([angle.cos(), -angle.sin()]), torch.stack([angle.sin(), angle.cos()])]
-    )
+    matrix = size * torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()]).view(2, 2)
     if mirror < 0.5:
         matrix = matrix.flip(1)
-    measures = window["features"].float()
-    diameter, grey, inertia, edge = torch.split(measures, [1, 1, 4, 1], dim=1)
+    diameter, grey, inertia, edge = window["features"].float().split([1, 1, 4, 1], dim=1)  # type: ignore[no-untyped-call]
     turned = matrix @ inertia.view(-1, 2, 2) @ matrix.T
     grey = grey * (GREY_FACTOR[0] * (GREY_FACTOR[1] / GREY_FACTOR[0]) ** factor)
     grey = grey + GREY_SHIFT[0] + (GREY_SHIFT[1] - GREY_SHIFT[0]) * shift
@@ -88,24 +89,19 @@ def augment_window(window: Window, draws: torch.Generator) -> Window:
     return window | {"coords": coords, "features": features}
 
 
-def extract_features(
-    video: npt.NDArray[np.float32], masks: npt.NDArray[np.integer]
-) -> Sequence[Any]:
+def extract_features(video: npt.NDArray[np.float32], masks: Labels) -> Sequence[Any]:
     """Measure the nuclei of each frame with Trackastra."""
     load_trackastra()
     with silence():
         bright = require("trackastra.utils").normalize(video)
-        found: Sequence[Any] = require("trackastra.data").get_features(
-            masks.astype(np.int32), bright, features="wrfeat", ndim=2, progbar_class=NO_BAR
+        features: Sequence[Any] = require("trackastra.data").get_features(
+            masks.astype(np.int32), bright, features="wrfeat", ndim=2, progbar_class=_NO_BAR
         )
-    return found
+    return features
 
 
 def keep_within_gap(times: Tensor) -> Tensor:
-    """Tell which pairs of nuclei the loss is about.
-
-    True where the second one comes 1 or 2 frames after the first, ``[..., N, N]``.
-    """
+    """Return the pairs of nuclei in the loss: the second 1 or 2 frames later, ``[..., N, N]``."""
     gap = times.unsqueeze(-2) - times.unsqueeze(-1)
     return (gap > 0) & (gap <= FARTHEST)
 
@@ -134,33 +130,16 @@ def silence() -> Iterator[None]:
         logging.disable(before)
 
 
-def _related(tracks: Tensor) -> Tensor:
-    """Tell which tracks are of one line of descent, ``[n + 1, n + 1]`` bool; 0 is none's."""
-    parents = {int(row[0]): int(row[3]) for row in tracks if row[0] > 0}
-    size = max(parents, default=0) + 1
-    related = torch.zeros((size, size), dtype=torch.bool)
-    for identity in parents:
-        ancestor = identity
-        while ancestor:
-            related[identity, ancestor] = related[ancestor, identity] = True
-            ancestor = parents.get(ancestor, 0)
-    return related
-
-
 # Chosen by BC(1) and LNK on the reference masks of video 01 of Fluo-N2DL-HeLa.
-LINK_REACH = 30.0
-"""Longest step of a centroid from one frame to the next, pixels."""
-
+LINK_REACH = 30.0  # longest step of a centroid from one frame to the next, pixels
+# Longest distance from the last centroid of a mother to the first one of a daughter, pixels.
 SPLIT_REACH = 35.0
-"""Longest way from the last centroid of a mother to the first one of a daughter, pixels."""
 
 Node = tuple[int, int]
 Edge = tuple[Node, Node]
 
 
-def track(
-    labels: npt.NDArray[np.integer],
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+def track(labels: Labels) -> Tracked:
     """Link the nuclei of single frames by the distances of their centroids.
 
     LapTrack solves the linear assignments of Jaqaman et al. 2008. Its settings are fixed, so that
@@ -168,10 +147,13 @@ def track(
     """
     if labels.ndim != 3 or len(labels) == 0:
         raise ValueError(f"labels must be [F, H, W] with F at least 1, got {labels.shape}")
-    dense = np.stack([_dense(frame) for frame in labels])
-    centres = _centres(dense)
+    # Numbered 1, 2, ... in the order of the labels.
+    dense = np.stack([np.unique(np.r_[0, x.ravel()], return_inverse=True)[1][1:] for x in labels])
+    dense = dense.reshape(labels.shape).astype(np.int32)
     if not dense.any():
         return apply_links(dense, ())
+    _, centroids = measure_boxes(dense, int(dense.max()))
+    centres = [centroids[: int(x.max()), t].astype(np.float64) for t, x in enumerate(dense)]
     laptrack = require("laptrack").LapTrack(
         cutoff=LINK_REACH**2, splitting_cutoff=SPLIT_REACH**2, gap_closing_cutoff=False
     )
@@ -180,14 +162,8 @@ def track(
     return apply_links(dense, edges)
 
 
-def apply_links(
-    labels: npt.NDArray[np.integer], edges: Iterable[Edge]
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """Turn links between nuclei into tracks: where one has several successors, it divides.
-
-    Masks ``[F, H, W]`` with the ids of tracks and the table ``[n, 4]`` of id, first frame, last
-    frame and parent, both int32.
-    """
+def apply_links(labels: Labels, edges: Iterable[Edge]) -> Tracked:
+    """Turn links between nuclei into tracks: where one has several successors, it divides."""
     before: dict[Node, Node] = {}
     after: dict[Node, list[Node]] = {}
     for source, target in edges:
@@ -213,44 +189,13 @@ def apply_links(
     return renamed, table
 
 
-def _dense(frame: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:
-    """Number the nuclei of a frame 1, 2, ... in the order of their labels."""
-    _, numbers = np.unique(np.r_[0, frame.ravel()], return_inverse=True)
-    return numbers[1:].reshape(frame.shape).astype(np.int32)
-
-
-def _centres(dense: npt.NDArray[np.int32]) -> list[npt.NDArray[np.float64]]:
-    _, centroids = measure_boxes(dense, int(dense.max(initial=0)))
-    return [
-        centroids[: int(frame.max(initial=0)), number].astype(np.float64)
-        for number, frame in enumerate(dense)
-    ]
-
-
+# Batch 8 as in Trackastra's example for this data set; the rest is ours, to fit two cores.
 LINKER_TRAINING = TrainingSettings(steps=2400, batch=8, rate=5e-4, average=0.99)
-"""Batch 8 as in Trackastra's example for this data set; the rest is ours, to fit two cores."""
-
+# Added weight in the loss of the links of a mother to her daughters (Trackastra).
 DIVISION_WEIGHT = 20.0
-"""Added weight in the loss of the links of a mother to her daughters (Trackastra)."""
-
-RAW_WEIGHT = 0.01
-"""Weight of the loss before the parental softmax (Trackastra)."""
-
-HELD_OUT = 0.1
-"""Share of the clips that is not trained on; our choice."""
-
-TRIES = 1000
-"""Draws of a window with a link in it before a training gives up; our choice."""
-
-
-class Clips(Protocol):
-    """A finite set of annotated clips, such as ``StoredClips``, a list or a data set."""
-
-    def __len__(self) -> int:
-        """Return the number of clips."""
-
-    def __getitem__(self, index: int, /) -> Clip:
-        """Return a clip with ``video``, ``masks`` and ``tracks``."""
+RAW_WEIGHT = 0.01  # weight of the loss before the parental softmax (Trackastra)
+HELD_OUT = 0.1  # share of the clips that is not trained on; our choice
+TRIES = 1000  # draws of a window with a link in it before a training gives up; our choice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,62 +233,62 @@ class Linker:
 
 
 def train_linker(
-    clips: Clips, settings: LinkerSettings, *, checkpoint: Path, progress: bool = True
+    clips: MapStyle, settings: LinkerSettings, *, checkpoint: Path, progress: bool = True
 ) -> Linker:
-    """Train a Trackastra from scratch, on the CPU; the same call goes on after a kill.
+    """Train a Trackastra from scratch on the CPU; after a kill, the same call continues.
 
-    Trackastra: Gallusser and Weigert, ECCV 2024. Windows of the clips are turned, mirrored,
-    zoomed and lit anew at random; the last tenth of the clips is held out.
+    Trackastra: Gallusser and Weigert, ECCV 2024. Windows of the clips are augmented at random; the
+    last tenth of the clips is held out.
     """
     if len(clips) < 2:
         raise ValueError(f"clips must hold at least 2 (the last is held out), got {len(clips)}")
     training = settings.training
-    network = _network(settings)
-    windows_of = functools.cache(lambda number: make_clip_windows(clips[number], settings.window))
+    get_windows = functools.cache(lambda index: make_clip_windows(clips[index], settings.window))
     known = len(clips) - max(1, int(len(clips) * HELD_OUT))
 
-    def loss_at(model: nn.Module, step: int) -> Tensor:
-        draws = torch_rng(training.seed, "linker", "step", step)
+    def train_loss(model: nn.Module, step: int) -> Tensor:
+        rng = torch_rng(training.seed, "linker", "step", step)
         batch: list[Window] = []
         for _ in range(TRIES):
-            windows = windows_of(int(torch.randint(known, (), generator=draws)))
-            place = torch.rand((), generator=draws)
+            windows = get_windows(int(torch.randint(known, (), generator=rng)))
+            place = torch.rand((), generator=rng)
             if windows:
-                chosen = windows[int(place * len(windows))]
-                batch.append(augment_window(chosen, draws))
+                batch.append(augment_window(windows[int(place * len(windows))], rng))
             if len(batch) == training.batch:
                 return _loss(model, batch)
         raise ValueError("clips must show nuclei in two frames in a row, got hardly any")
 
-    def held_out(model: nn.Module) -> float:
-        found = [window for one in range(known, len(clips)) for window in windows_of(one)]
-        parts = [found[start : start + 16] for start in range(0, len(found), 16)]
+    def val_loss(model: nn.Module) -> float:
+        held = [window for index in range(known, len(clips)) for window in get_windows(index)]
+        parts = [held[start : start + 16] for start in range(0, len(held), 16)]
         return float(np.mean([float(_loss(model, part)) for part in parts])) if parts else 0.0
 
-    purpose = compute_fingerprint(
-        "linker", settings.width, settings.heads, settings.layers, settings.window, settings.reach,
-        training.batch, training.rate, training.average, training.seed, len(clips),
-        hash_clips(clips[0]), hash_clips(clips[len(clips) - 1]),
-    )  # fmt: skip
-    log = train(
-        network,
-        loss_at,
-        held_out,
-        training,
-        checkpoint=checkpoint,
-        purpose=purpose,
-        progress=progress,
+    sizes = settings.width, settings.heads, settings.layers, settings.window, settings.reach
+    make = functools.partial(
+        load_trackastra().TrackingTransformer,
+        coord_dim=2,
+        feat_dim=FEATURES,
+        d_model=settings.width,
+        nhead=settings.heads,
+        dropout=0.0,  # it would draw from the global random state
+        feat_embed_per_dim=8,
+        window=settings.window,
+        spatial_pos_cutoff=settings.reach,
+        num_encoder_layers=settings.layers,
+        num_decoder_layers=settings.layers,
     )
-    return Linker(network.eval(), settings, log)
+    ends = hash_clips(clips[0]), hash_clips(clips[len(clips) - 1])
+    losses, run = (train_loss, val_loss), Run(checkpoint, progress=progress)
+    network, log = train_network(
+        "linker", make, lambda _: losses, training, run, data=(*sizes, len(clips), *ends)
+    )
+    return Linker(network, settings, log)
 
 
-def link(
-    linker: Linker, video: npt.NDArray[np.float32], masks: npt.NDArray[np.integer]
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """Link the nuclei of a video, greedily from the surest link on, with divisions.
+def link(linker: Linker, video: npt.NDArray[np.float32], masks: Labels) -> Tracked:
+    """Link the nuclei of a video, greedily by falling probability, with divisions.
 
-    Masks ``[F, H, W]`` with the ids of tracks and the table ``[n, 4]`` of id, first frame, last
-    frame and parent, both int32; a valid result of the Cell Tracking Challenge.
+    Masks with the ids of tracks and their table; a valid result of the Cell Tracking Challenge.
     """
     if video.shape != masks.shape or masks.ndim != 3 or len(masks) < 2:
         raise ValueError(
@@ -355,56 +300,31 @@ def link(
         features = extract_features(video, masks)
         with silence():
             windows = require("trackastra.data").build_windows(
-                features, linker.settings.window, progbar_class=NO_BAR, as_torch=True
+                features, linker.settings.window, progbar_class=_NO_BAR, as_torch=True
             )
-            found = require("trackastra.model.predict").predict_windows(
-                windows, features, linker.network, spatial_dim=2, progbar_class=NO_BAR
+            predicted = require("trackastra.model.predict").predict_windows(
+                windows, features, linker.network, spatial_dim=2, progbar_class=_NO_BAR
             )
-            tracking = require("trackastra.tracking")
-            reach = linker.settings.reach
-            graph = tracking.build_graph(found["nodes"], found["weights"], max_distance=reach)
+            tracking, reach = require("trackastra.tracking"), linker.settings.reach
+            nodes, weights = predicted["nodes"], predicted["weights"]
+            graph = tracking.build_graph(nodes, weights, max_distance=reach)
             solution = tracking.track_greedy(graph)
-        nodes = {name: (int(at["time"]), int(at["label"])) for name, at in graph.nodes.items()}
-        edges = [(nodes[source], nodes[target]) for source, target in solution.edges]
+        node_of = {name: (int(at["time"]), int(at["label"])) for name, at in graph.nodes.items()}
+        edges = [(node_of[source], node_of[target]) for source, target in solution.edges]
     return apply_links(masks, edges)
-
-
-def _network(settings: LinkerSettings) -> nn.Module:
-    model = load_trackastra().TrackingTransformer
-    seed = torch_rng(settings.training.seed, "linker", "weights").initial_seed()
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        # No dropout: it would draw from the global random state.
-        network: nn.Module = model(
-            coord_dim=2,
-            feat_dim=FEATURES,
-            d_model=settings.width,
-            nhead=settings.heads,
-            num_encoder_layers=settings.layers,
-            num_decoder_layers=settings.layers,
-            dropout=0.0,
-            feat_embed_per_dim=8,
-            window=settings.window,
-            spatial_pos_cutoff=settings.reach,
-        )
-    return network
 
 
 def _loss(network: nn.Module, batch: list[Window]) -> Tensor:
     """Return the mean cross-entropy of the links, before and after the parental softmax."""
     packed = require("trackastra.data").collate_sequence_padding(batch)
-    times, truth, absent = (
-        packed["timepoints"].long(),
-        packed["assoc_matrix"],
-        packed["padding_mask"],
-    )
+    times, absent = packed["timepoints"].long(), packed["padding_mask"]
     places = torch.cat([times.unsqueeze(2).float(), packed["coords"].float()], dim=2)
     logits = network(places, features=packed["features"].float(), padding_mask=absent)
     void = absent.unsqueeze(1) | absent.unsqueeze(2)
     logits = logits.masked_fill(void, 0)
     utils = require("trackastra.utils")
     losses = []
-    for raw, true, time, gone in zip(logits, truth, times, void, strict=True):
+    for raw, true, time, gone in zip(logits, packed["assoc_matrix"], times, void, strict=True):
         sure = utils.blockwise_causal_norm(raw, time, mode="quiet_softmax", mask_invalid=gone)
         loss = RAW_WEIGHT * F.binary_cross_entropy_with_logits(raw, true, reduction="none")
         loss = loss + F.binary_cross_entropy(sure, true, reduction="none")

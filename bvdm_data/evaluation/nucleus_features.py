@@ -1,238 +1,43 @@
-"""Measures: what can be said of every nucleus in every frame of annotated clips."""
+"""Measurements of every nucleus, and of the noise, in every frame of annotated clips."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
 from scipy import ndimage, spatial
+from scipy.stats import median_abs_deviation
 
 from bvdm_data.clip import Clip
-from bvdm_data.fitting.video import mask_background
+from bvdm_data.fitting.video import estimate_background, mask_background
 from bvdm_data.system import require
 
+# Signed distances of the middles of the rings of the edge profile, pixels; below 0 is inside. A
+# pixel next to the outline is half a pixel off it.
 RINGS = (-3.5, -2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 3.5)
-"""Signed distances of the middles of the rings of the edge profile, pixels; below 0 is inside.
-A pixel beside the outline is half a pixel off it."""
+LEAST_AREA = 30  # nuclei of fewer pixels are not measured
+LAGS = (1, 2, 4)  # distances at which the noise is correlated, pixels
+# Names of the noise's correlations along rows and columns, with the distance in pixels.
+NOISE_KEYS = tuple(f"{axis} at {lag}" for axis in ("rows", "columns") for lag in LAGS)
 
-REACH = 6.0
-"""How far outside its outline a nucleus is looked for, pixels."""
-
-MARGIN = 8
-"""Pixels around the box of a nucleus that belong to its neighbourhood."""
-
-CONTACT = 2.0
-"""Greatest distance of a neighbour's pixel that counts as contact, pixels."""
-
-BANDS = (1 / 8, 1 / 4)
-"""Spatial frequencies between coarse, middle and fine texture, cycles a pixel."""
-
+_REACH = 6.0  # how far outside its outline a nucleus is looked for, px
+_MARGIN = 8  # pixels around the box of a nucleus that belong to its crop
+_CONTACT = 2.0  # greatest distance of a neighbour's pixel that counts as contact, px
+_BANDS = (1 / 8, 1 / 4)  # frequencies between coarse, middle and fine texture, cycles a pixel
 _INTERIOR = 2.0  # texture is measured on pixels more than this off the outline, px
 _LEAST_INTERIOR = 30  # px
 _SIDE = 64  # side of the square that spectra are taken in, px
-
-Bools = npt.NDArray[np.bool_]
-Array = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class NucleusCrop:
-    """A nucleus that does not touch the edge of the frame, cut out with 8 px around its box."""
-
-    own: Bools  # its mask, [h, w]
-    others: Bools  # masks of all other nuclei, [h, w]
-    light: npt.NDArray[np.float32]  # grey values above the local background, [h, w] float32
-    depth: Array  # distance of a pixel of the nucleus to the nearest pixel outside, px, [h, w]
-    distance: Array  # distance of a pixel outside to the nearest one of the nucleus, px, [h, w]
-
-
-def crop_nucleus(
-    masks: npt.NDArray[np.integer],
-    light: npt.NDArray[np.float32],
-    identity: int,
-    box: tuple[int, int, int, int],
-) -> NucleusCrop:
-    """Cut a nucleus out of its frame."""
-    top, left, bottom, right = box
-    place = (
-        slice(max(top - MARGIN, 0), bottom + MARGIN),
-        slice(max(left - MARGIN, 0), right + MARGIN),
-    )
-    near = masks[place]
-    own = near == identity
-    return NucleusCrop(
-        own=own,
-        others=(near > 0) & ~own,
-        light=light[place],
-        depth=ndimage.distance_transform_edt(own),
-        distance=ndimage.distance_transform_edt(~own),
-    )
-
-
-def measure_threshold_iou(around: NucleusCrop) -> float:
-    """Compare the label with what a fixed threshold finds in the picture.
-
-    The rule: of all pixels up to 6 px outside the label or in it that belong to no other label,
-    those are found whose light above the local background is at least half of the median light
-    of the label's own pixels (half maximum); the largest connected part of them (4 neighbours)
-    is the nucleus. The rule sees no label but that of the neighbours and knows no shape.
-    """
-    level = float(np.median(around.light[around.own])) / 2
-    if not level > 0:
-        return 0.0
-    bright = (around.distance <= REACH) & ~around.others & (around.light >= level)
-    parts, count = ndimage.label(bright)
-    if count == 0:
-        return 0.0
-    sizes = np.bincount(parts.ravel())
-    sizes[0] = 0
-    found = parts == sizes.argmax()
-    return float((found & around.own).sum() / (found | around.own).sum())
-
-
-def has_contact(around: NucleusCrop) -> bool:
-    """Tell whether another nucleus has a pixel within 2 px."""
-    return bool((around.others & (around.distance <= CONTACT)).any())
-
-
-def measure_edge_profile(around: NucleusCrop) -> Array:
-    """Return the mean light of rings along the outline, over the mean light of the interior.
-
-    The interior is what lies more than 4 px off the outline. Pixels within 4 px of another
-    nucleus are left out, since its glow adds to them.
-
-    At the signed distances ``RINGS``, ``[8]``; NaN where a ring has no pixel, and all NaN where
-    there is no interior or it is no brighter than the background.
-    """
-    half = len(RINGS) // 2
-    middle = around.light[around.depth > half]
-    if not middle.size or not middle.mean() > 0:
-        return np.full(len(RINGS), np.nan)
-    ring = np.where(around.own, -np.ceil(around.depth), np.ceil(around.distance) - 1).astype(int)
-    used = np.abs(ring + 0.5) < half
-    if around.others.any():
-        used &= ndimage.distance_transform_edt(~around.others) > half
-    place = ring[used] + half
-    count = np.bincount(place, minlength=len(RINGS))
-    total = np.bincount(place, weights=around.light[used], minlength=len(RINGS))
-    mean: Array = np.where(count > 0, total / np.maximum(count, 1), np.nan) / float(middle.mean())
-    return mean
-
-
-def measure_spectrum(around: NucleusCrop) -> Array:
-    """Measure how uneven the light of the interior is, and how fine its structure.
-
-    The interior is what lies more than 2 px off the outline. Its light, less its mean and 0
-    outside, is Fourier-transformed; the power of all waves is shared out by their wavelength.
-    The camera's noise is part of what is measured.
-    """
-    inside = around.depth > _INTERIOR
-    values = around.light[inside].astype(float)
-    if values.size < _LEAST_INTERIOR or not values.mean() > 0:
-        return np.full(len(BANDS) + 2, np.nan)
-    rest = np.zeros(inside.shape)
-    rest[inside] = values - values.mean()
-    side = max(_SIDE, *inside.shape)
-    power = np.abs(np.fft.fft2(rest, (side, side))) ** 2
-    shares = np.bincount(_band_of(side), weights=power.ravel(), minlength=len(BANDS) + 1)
-    total = float(shares.sum())
-    contrast = float(values.std() / values.mean())
-    # A flat interior has no structure at all.
-    known = shares / total if total > 0 else np.full(len(shares), np.nan)
-    return np.array([contrast, *known])
-
-
-@lru_cache(maxsize=64)
-def _band_of(side: int) -> npt.NDArray[np.int64]:
-    """Return the band of every wave of a square picture, flattened."""
-    frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.fftfreq(side)[None])
-    bands: npt.NDArray[np.int64] = np.digitize(frequency, BANDS).ravel().astype(np.int64)
-    return bands
-
-
-WIDTH = 32
-"""Standard deviation of the Gaussian mean that is the local background, pixels; as
-:func:`bvdm_data.fitting.video.estimate_background` has it."""
-
-LAGS = (1, 2, 4)
-"""Distances at which the noise is correlated, pixels."""
-
-NOISE_KEYS = tuple(f"{axis} at {lag}" for axis in ("rows", "columns") for lag in LAGS)
-"""Names of the noise's correlations along rows and columns, with the distance in pixels."""
-
-_BLOCK = 4  # side of the blocks that the background is averaged over first, px
 _COARSE = 8.0  # what varies over this many pixels and more is background, not noise
+# Nuclei whose centroid is nearer to the frame's edge than this have no nearest-neighbour distance,
+# px: the neighbour may be outside.
+_NEIGHBOUR_MARGIN = 40.0
 
-
-def estimate_local_background(
-    grey: npt.NDArray[np.float32], masks: npt.NDArray[np.integer]
-) -> npt.NDArray[np.float32]:
-    """Estimate the background under the nuclei by a Gaussian mean of what lies between them.
-
-    The same as :func:`bvdm_data.fitting.video.estimate_background` to some per mille, but averaged
-    over blocks of 4 x 4 pixels first, which takes a tenth of the time.
-
-    Grey values, ``[H, W]``.
-    """
-    free = _empty(grey, masks)
-    middle = float(np.median(grey[free])) if free.any() else float(np.median(grey))
-    planes = torch.from_numpy(np.stack([free, np.where(free, grey - middle, 0)]).astype(np.float32))
-    blocks = F.avg_pool2d(planes[None], _BLOCK, ceil_mode=True)[0].numpy()
-    weight, total = (ndimage.gaussian_filter(block, WIDTH / _BLOCK, truncate=3) for block in blocks)
-    coarse = np.where(weight > 1e-3, total / np.maximum(weight, 1e-3), 0).astype(np.float32)
-    whole = [side * _BLOCK for side in coarse.shape]
-    fine = F.interpolate(
-        torch.from_numpy(coarse)[None, None], size=whole, mode="bilinear", align_corners=False
-    )
-    background: npt.NDArray[np.float32] = fine[0, 0].numpy()[: grey.shape[0], : grey.shape[1]]
-    return background + np.float32(middle)
-
-
-def measure_noise(
-    grey: npt.NDArray[np.float32], masks: npt.NDArray[np.integer]
-) -> Mapping[str, float]:
-    """Measure the noise of one frame where it shows neither nuclei nor their glow.
-
-    The mean over 8 px around is taken off before, which lowers all correlations by some
-    hundredths, in every film alike.
-    """
-    free = _empty(grey, masks)
-    if free.sum() < 100:
-        return dict.fromkeys(("level", "std", *NOISE_KEYS), math.nan)
-    level = float(np.median(grey[free]))
-    rest = np.where(free, grey - level, 0).astype(float)
-    share = ndimage.gaussian_filter(free.astype(float), _COARSE)
-    smooth = ndimage.gaussian_filter(rest, _COARSE) / np.maximum(share, 0.1)
-    rest = np.where(free, rest - smooth, 0)
-    power = float((rest[free] ** 2).mean())
-    found = {"level": level, "std": 1.4826 * float(np.median(np.abs(rest[free])))}
-    for axis, turned, open_places in (("rows", rest, free), ("columns", rest.T, free.T)):
-        for lag in LAGS:
-            both = open_places[:, lag:] & open_places[:, :-lag]
-            product = (turned[:, lag:] * turned[:, :-lag])[both]
-            known = power > 0 and product.size > 0
-            found[f"{axis} at {lag}"] = float(product.mean()) / power if known else math.nan
-    return found
-
-
-def _empty(grey: npt.NDArray[np.float32], masks: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
-    """Return the empty places; none where nuclei cover the whole frame."""
-    if (masks > 0).all():
-        return np.zeros(grey.shape, bool)
-    return mask_background(grey, masks.astype(np.int32, copy=False))
-
-
-LEAST_AREA = 30
-"""Nuclei of fewer pixels are not measured."""
-
-NEIGHBOUR_MARGIN = 40.0
-"""Nuclei whose centroid is nearer to the frame's edge have no nearest-neighbour distance, pixels:
-the neighbour may be outside."""
-
+Array = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+Grey = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
 
@@ -245,7 +50,7 @@ class Detections:
     identity: Ints  # id in the clip's masks, [n]
     area: Array  # pixels, [n]
     centre: Array  # centroid (y, x) in pixels, [n, 2]
-    whole: npt.NDArray[np.bool_]  # false where the nucleus touches the edge of the frame, [n]
+    whole: Bools  # false where the nucleus touches the edge of the frame, [n]
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -254,7 +59,7 @@ class Detections:
 
 @dataclass(frozen=True, eq=False)
 class AppearanceFeatures:
-    """How the nuclei of :class:`Sightings` look, row by row.
+    """How the nuclei of :class:`Detections` look, row by row.
 
     NaN (-1 for ``contact``) where a nucleus touches the edge of the frame or has fewer than 30
     pixels.
@@ -263,9 +68,9 @@ class AppearanceFeatures:
     eccentricity: Array  # of the ellipse with the same second moments, 0 to 1, [n]
     solidity: Array  # area over area of the convex hull, [n]
     brightness: Array  # mean grey value above the local background, [n]
-    texture: Array  # contrast and shares of power, see neighbourhoods.texture, [n, 4]
-    profile: Array  # relative light along the outline, see neighbourhoods.edge_profile, [n, 8]
-    agreement: Array  # overlap of label and picture, see neighbourhoods.label_agreement, [n]
+    texture: Array  # contrast and shares of power, see _measure_spectrum, [n, 4]
+    profile: Array  # relative light along the outline, see _measure_edge_profile, [n, 8]
+    agreement: Array  # overlap of label and image, see _measure_threshold_iou, [n]
     contact: Ints  # 1 where another nucleus is within 2 px, 0 where none is, [n]
     # distance to the nearest other centroid, px, [n]; NaN within 40 px of the edge and where the
     # frame has no other nucleus
@@ -274,107 +79,182 @@ class AppearanceFeatures:
 
 
 def list_detections(clips: Sequence[Clip]) -> Detections:
-    """Find every nucleus in every frame."""
-    return _joined([_sight(clips[number], number) for number in range(len(clips))])
-
-
-def measure_appearance(clips: Sequence[Clip], seen: Detections) -> AppearanceFeatures:
-    """Measure the look of all nuclei."""
-    found = _unknown(len(seen))
+    """List every nucleus in every frame."""
+    parts = []
     for number in range(len(clips)):
         clip = clips[number]
-        rows = np.flatnonzero(seen.clip == number)
-        if "stages" in clip:
-            found.stage[rows] = clip["stages"].numpy()[seen.identity[rows] - 1, seen.frame[rows]]
-        for frame in np.unique(seen.frame[rows]).tolist():
+        if "masks" not in clip:
+            raise ValueError(
+                f"clips must have masks to be measured, got {sorted(clip)} in clip {number}"
+            )
+        rows, columns = (axis.ravel() for axis in np.indices(clip["masks"].shape[1:]))
+        for frame, masks in enumerate(clip["masks"].numpy().astype(np.int64)):
+            flat = masks.ravel()
+            areas = np.bincount(flat, minlength=1)
+            ids = np.flatnonzero(areas[1:]) + 1
+            centre = [np.bincount(flat, axis)[ids] / areas[ids] for axis in (rows, columns)]
+            edge = np.r_[masks[0], masks[-1], masks[:, 0], masks[:, -1]]
+            where = (np.full(len(ids), number), np.full(len(ids), frame), ids)
+            area, whole = areas[ids].astype(float), ~np.isin(ids, edge)
+            parts.append((*where, area, np.stack(centre, 1), whole))
+    return Detections(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def measure_appearance(clips: Sequence[Clip], detections: Detections) -> AppearanceFeatures:
+    """Measure the appearance of all nuclei."""
+    unknown: dict[str, Any] = {field.name: math.nan for field in fields(AppearanceFeatures)} | {
+        "texture": (math.nan,) * (len(_BANDS) + 2),
+        "profile": (math.nan,) * len(RINGS),
+        "contact": -1,
+        "stage": -1,
+    }
+    rows: list[dict[str, Any]] = [dict(unknown) for _ in range(len(detections))]
+    for number in range(len(clips)):
+        clip = clips[number]
+        for frame in range(len(clip["masks"])):
+            here = np.flatnonzero((detections.clip == number) & (detections.frame == frame))
             grey = clip["video"][frame, 0].float().numpy()
             masks = clip["masks"][frame].numpy().astype(np.int32)
-            _measure_frame(grey, masks, rows[seen.frame[rows] == frame], seen, found)
-    return found
-
-
-def _sight(clip: Clip, number: int) -> Detections:
-    if "masks" not in clip:
-        raise ValueError(
-            f"clips must have masks to be measured, got {sorted(clip)} in clip {number}"
-        )
-    found = []
-    rows, columns = (place.ravel() for place in np.indices(clip["masks"].shape[1:]))
-    for frame, masks in enumerate(clip["masks"].numpy().astype(np.int64)):
-        flat = masks.ravel()
-        areas = np.bincount(flat, minlength=1)
-        areas[0] = 0
-        ids = np.flatnonzero(areas)
-        centre = [np.bincount(flat, axis)[ids] / areas[ids] for axis in (rows, columns)]
-        edge = np.unique(np.r_[masks[0], masks[-1], masks[:, 0], masks[:, -1]])
-        found.append(
-            Detections(
-                clip=np.full(len(ids), number),
-                frame=np.full(len(ids), frame),
-                identity=ids,
-                area=areas[ids].astype(float),
-                centre=np.stack(centre, 1),
-                whole=~np.isin(ids, edge),
-            )
-        )
-    return _joined(found)
-
-
-def _unknown(count: int) -> AppearanceFeatures:
-    def missing(*shape: int) -> Array:
-        return np.full((count, *shape), np.nan)
-
+            light = grey - estimate_background(grey, masks)
+            distances = _measure_neighbours(detections.centre[here], grey.shape)
+            boxes = ndimage.find_objects(masks)
+            for row, distance in zip(here.tolist(), distances, strict=True):
+                identity = int(detections.identity[row])
+                rows[row]["neighbour"] = distance
+                if "stages" in clip:
+                    rows[row]["stage"] = int(clip["stages"][identity - 1, frame])
+                if detections.whole[row] and detections.area[row] >= LEAST_AREA:
+                    rows[row] |= _measure_nucleus(masks, light, identity, boxes[identity - 1])
     return AppearanceFeatures(
-        eccentricity=missing(),
-        solidity=missing(),
-        brightness=missing(),
-        texture=missing(4),
-        profile=missing(len(RINGS)),
-        agreement=missing(),
-        contact=np.full(count, -1),
-        neighbour=missing(),
-        stage=np.full(count, -1),
+        **{
+            name: np.array([row[name] for row in rows]).reshape(len(rows), *np.shape(value))
+            for name, value in unknown.items()
+        }
     )
 
 
-def _measure_frame(
-    grey: npt.NDArray[np.float32],
-    masks: npt.NDArray[np.int32],
-    rows: Ints,
-    seen: Detections,
-    found: AppearanceFeatures,
-) -> None:
-    """Fill the rows of one frame in."""
-    light = grey - estimate_local_background(grey, masks)
-    found.neighbour[rows] = _nearest(seen.centre[rows], grey.shape)
-    boxes = ndimage.find_objects(masks)
-    region = require("skimage.measure").regionprops
-    for row in rows[seen.whole[rows] & (seen.area[rows] >= LEAST_AREA)].tolist():
-        identity = int(seen.identity[row])
-        down, right = boxes[identity - 1]
-        around = crop_nucleus(
-            masks, light, identity, (down.start, right.start, down.stop, right.stop)
-        )
-        shape = region(around.own.view(np.uint8))[0]
-        found.eccentricity[row] = shape.eccentricity
-        found.solidity[row] = shape.solidity
-        found.brightness[row] = around.light[around.own].mean()
-        found.texture[row] = measure_spectrum(around)
-        found.profile[row] = measure_edge_profile(around)
-        found.agreement[row] = measure_threshold_iou(around)
-        found.contact[row] = has_contact(around)
-
-
-def _nearest(centres: Array, shape: tuple[int, ...]) -> Array:
+def _measure_neighbours(centres: Array, shape: tuple[int, ...]) -> Array:
     """Return the distance of each centroid to the nearest other one; NaN near the edge."""
     if len(centres) < 2:
         return np.full(len(centres), np.nan)
     distance = np.asarray(spatial.cKDTree(centres).query(centres, k=2)[0])[:, 1]
-    far_end = np.array(shape) - 1 - centres
-    to_edge = np.minimum(centres, far_end).min(1)
-    return np.where(to_edge >= NEIGHBOUR_MARGIN, distance, np.nan)
+    to_edge = np.minimum(centres, np.array(shape) - 1 - centres).min(1)
+    return np.where(to_edge >= _NEIGHBOUR_MARGIN, distance, np.nan)
 
 
-def _joined(parts: Sequence[Detections]) -> Detections:
-    names = [one.name for one in fields(Detections)]
-    return Detections(**{name: np.concatenate([getattr(p, name) for p in parts]) for name in names})
+class _Crop(NamedTuple):
+    """A nucleus that does not touch the edge of the frame, cut out with 8 px around its box."""
+
+    own: Bools  # its mask, [h, w]
+    others: Bools  # masks of all other nuclei, [h, w]
+    light: Grey  # grey values above the local background, [h, w]
+    depth: Array  # distance of a pixel of the nucleus to the nearest pixel outside, px, [h, w]
+    distance: Array  # distance of a pixel outside to the nearest one of the nucleus, px, [h, w]
+
+
+def _measure_nucleus(
+    masks: npt.NDArray[np.int32], light: Grey, identity: int, box: tuple[slice, ...]
+) -> dict[str, Any]:
+    wide = tuple(slice(max(s.start - _MARGIN, 0), s.stop + _MARGIN) for s in box)
+    own = masks[wide] == identity
+    depth, distance = (ndimage.distance_transform_edt(mask) for mask in (own, ~own))
+    crop = _Crop(own, (masks[wide] > 0) & ~own, light[wide], depth, distance)
+    shape = require("skimage.measure").regionprops(own.view(np.uint8))[0]
+    return {
+        "eccentricity": shape.eccentricity,
+        "solidity": shape.solidity,
+        "brightness": float(crop.light[own].mean()),
+        "texture": _measure_spectrum(crop),
+        "profile": _measure_edge_profile(crop),
+        "agreement": _measure_threshold_iou(crop),
+        "contact": int((crop.others & (distance <= _CONTACT)).any()),
+    }
+
+
+def _measure_threshold_iou(crop: _Crop) -> float:
+    """Compare the label with the nucleus that a fixed threshold gives, by their overlap (IoU).
+
+    Of all pixels in the label or up to 6 px outside it that belong to no other label, those count
+    whose light above the local background is at least half of the median light of the label's own
+    pixels (half maximum). The largest connected part of them (4 neighbours) is the nucleus.
+    """
+    level = float(np.median(crop.light[crop.own])) / 2
+    if not level > 0:
+        return 0.0
+    bright = (crop.distance <= _REACH) & ~crop.others & (crop.light >= level)
+    parts, _ = ndimage.label(bright)
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    nucleus = bright & (parts == sizes.argmax())
+    return float((nucleus & crop.own).sum() / (nucleus | crop.own).sum())
+
+
+def _measure_edge_profile(crop: _Crop) -> Array:
+    """Return the mean light of rings along the outline, over the mean light of the interior.
+
+    The interior is what lies more than 4 px off the outline. Pixels within 4 px of another nucleus
+    are left out, since its glow adds to them. At the signed distances ``RINGS``, ``[8]``; NaN where
+    a ring has no pixel, and all NaN without an interior that is brighter than the background.
+    """
+    half = len(RINGS) // 2
+    middle = crop.light[crop.depth > half]
+    if not middle.size or not middle.mean() > 0:
+        return np.full(len(RINGS), np.nan)
+    ring = np.where(crop.own, -np.ceil(crop.depth), np.ceil(crop.distance) - 1).astype(int)
+    used = np.abs(ring + 0.5) < half
+    if crop.others.any():
+        used &= ndimage.distance_transform_edt(~crop.others) > half
+    index = ring[used] + half
+    count = np.bincount(index, minlength=len(RINGS))
+    total = np.bincount(index, weights=crop.light[used], minlength=len(RINGS))
+    return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan) / middle.mean())
+
+
+def _measure_spectrum(crop: _Crop) -> Array:
+    """Measure the contrast of the interior, and its share of power in each band of wavelengths.
+
+    The interior is what lies more than 2 px off the outline. Its light, less its mean and 0
+    outside, is Fourier-transformed. The camera's noise is part of what is measured.
+    """
+    inside = crop.depth > _INTERIOR
+    values = crop.light[inside].astype(float)
+    if values.size < _LEAST_INTERIOR or not values.mean() > 0:
+        return np.full(len(_BANDS) + 2, np.nan)
+    rest = np.zeros(inside.shape)
+    rest[inside] = values - values.mean()
+    side = max(_SIDE, *inside.shape)
+    power = np.abs(np.fft.fft2(rest, (side, side))) ** 2
+    shares = np.bincount(_list_bands(side), weights=power.ravel(), minlength=len(_BANDS) + 1)
+    total = float(shares.sum()) or math.nan  # a flat interior has no structure at all
+    return np.array([values.std() / values.mean(), *(shares / total)])
+
+
+@lru_cache(maxsize=64)
+def _list_bands(side: int) -> Ints:
+    """Return the band of every wave of a square image, flattened."""
+    frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.fftfreq(side)[None])
+    return np.asarray(np.digitize(frequency, _BANDS).ravel(), np.int64)
+
+
+def measure_noise(grey: Grey, masks: npt.NDArray[np.integer]) -> Mapping[str, float]:
+    """Measure the noise of one frame where it shows neither nuclei nor their glow.
+
+    The mean over 8 px around is subtracted first, which lowers all correlations by some hundredths.
+    """
+    free = mask_background(grey, masks)
+    if free.sum() < 100:
+        return dict.fromkeys(("level", "std", *NOISE_KEYS), math.nan)
+    level = float(np.median(grey[free]))
+    rest = np.where(free, grey - level, 0).astype(float)
+    share = ndimage.gaussian_filter(free.astype(float), _COARSE)
+    smooth = ndimage.gaussian_filter(rest, _COARSE) / np.maximum(share, 0.1)
+    rest = np.where(free, rest - smooth, 0)
+    power = float((rest[free] ** 2).mean())
+    noise = {"level": level, "std": float(median_abs_deviation(rest[free], scale="normal"))}
+    for axis, values, used in (("rows", rest, free), ("columns", rest.T, free.T)):
+        for lag in LAGS:
+            both = used[:, lag:] & used[:, :-lag]
+            products = (values[:, lag:] * values[:, :-lag])[both]
+            is_known = power > 0 and products.size > 0
+            noise[f"{axis} at {lag}"] = float(products.mean()) / power if is_known else math.nan
+    return noise

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
+import numpy as np
+
 from bvdm_data.system import require
 
+# Colours of series that most colour-blind readers can distinguish (after Okabe & Ito 2008).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#8A4FA3", "#B8860B", "#444444", "#56B4E9")
-"""Colours of series that most colour-blind readers can distinguish (after Okabe & Ito 2008)."""
-
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-"""Marks of series, so that they differ not by colour alone."""
-
-DARK, SOFT, GRID = "#1d2429", "#8a949c", "#e3e7ea"
-"""Colours of a baseline, of what is context only, and of the grid."""
-
-_FONT_SIZE = 9
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # so that series differ not by colour alone
+DARK, SOFT, GRID = "#1d2429", "#8a949c", "#e3e7ea"  # a baseline, what is context only, the grid
 _WIDTH = 4.8  # inches; with letters of 9 points, it can be read on a phone
+_STYLE: dict[str, Any] = {"svg.hashsalt": "report"}  # or names in the SVG differ from run to run
+_STYLE |= {"axes.axisbelow": True, "axes.edgecolor": SOFT, "axes.labelsize": 9, "grid.color": GRID}
+_STYLE |= {"axes.spines.top": False, "axes.spines.right": False}
+_STYLE |= {f"{axis}tick.labelsize": 9 for axis in "xy"}
 
 Number = float | None
 
@@ -64,18 +64,10 @@ def plot_lines(
         colour = line.colour or COLOURS[number % len(COLOURS)]
         # Marks of one x are shifted a little, so that error bars do not overlap.
         shift = 1.02 ** (number - (len(series) - 1) / 2) if log else 1
-        axes.errorbar(
-            [x * shift for x in line.x],
-            _fill_gaps(line.y),
-            None if line.error is None else _fill_gaps(line.error),
-            color=colour,
-            marker=MARKERS[number % len(MARKERS)],
-            markersize=5,
-            linewidth=1.5,
-            elinewidth=1,
-            capsize=2,
-            label=name,
-        )
+        error = None if line.error is None else np.array(line.error, float)
+        style = {"marker": MARKERS[number % len(MARKERS)], "markersize": 5, "linewidth": 1.5}
+        style |= {"color": colour, "elinewidth": 1, "capsize": 2, "label": name}
+        axes.errorbar(shift * np.array(line.x), np.array(line.y, float), error, **style)
         if line.level is not None:
             axes.axhline(line.level, color=colour, linewidth=1, linestyle=":")
     if log:
@@ -93,14 +85,9 @@ def plot_bars(
     """Draw a horizontal bar for each name, with its error."""
     figure, axes = _make_axes(0.75 + 0.3 * len(values), x_label=label)
     for row, (name, (value, error)) in enumerate(values.items()):
-        axes.barh(
-            row,
-            math.nan if value is None else value,
-            0.66,
-            xerr=None if value is None else error,
-            color=colours[name],
-            error_kw={"elinewidth": 1.2, "capsize": 3, "ecolor": DARK},
-        )
+        style = {"elinewidth": 1.2, "capsize": 3, "ecolor": DARK}
+        length, error = math.nan if value is None else value, None if value is None else error
+        axes.barh(row, length, 0.66, xerr=error, color=colours[name], error_kw=style)
     axes.axvline(0, color=DARK, linewidth=0.8)
     _name_rows(axes, list(values))
     return _embed(figure)
@@ -119,7 +106,7 @@ def plot_grouped_bars(
     for number, (name, heights) in enumerate(values.items()):
         shift = (number - (len(values) - 1) / 2) * width
         x = [group + shift for group in range(len(groups))]
-        axes.bar(x, _fill_gaps(heights), 0.92 * width, color=colours[number], label=name)
+        axes.bar(x, np.array(heights, float), 0.92 * width, color=colours[number], label=name)
     axes.set_xticks(range(len(groups)), groups, rotation=25, ha="right")
     _draw_legend(axes, len(values))
     return _embed(figure)
@@ -132,15 +119,9 @@ def embed(content: bytes, mime: str) -> str:
 
 def _make_axes(height: float, x_label: str = "", y_label: str = "") -> tuple[Any, Any]:
     # A Figure without pyplot: no state is kept between two reports.
-    figure = require("matplotlib.figure").Figure(figsize=(_WIDTH, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=_FONT_SIZE, length=3, color=SOFT)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(SOFT)
-    axes.set_xlabel(x_label, fontsize=_FONT_SIZE)
-    axes.set_ylabel(y_label, fontsize=_FONT_SIZE)
-    return figure, axes
+    with require("matplotlib").rc_context(_STYLE):
+        figure = require("matplotlib.figure").Figure(figsize=(_WIDTH, height), layout="constrained")
+        return figure, figure.add_subplot(xlabel=x_label, ylabel=y_label)
 
 
 def _name_rows(axes: Any, names: Sequence[str]) -> None:
@@ -151,25 +132,12 @@ def _name_rows(axes: Any, names: Sequence[str]) -> None:
 
 def _draw_legend(axes: Any, count: int) -> None:
     # Above the plot, where it hides nothing.
-    axes.legend(
-        fontsize=_FONT_SIZE,
-        frameon=False,
-        ncols=min(count, 3),
-        loc="lower left",
-        bbox_to_anchor=(0, 1.0),
-        borderaxespad=0.2,
-        handlelength=1.6,
-        columnspacing=1.2,
-    )
-
-
-def _fill_gaps(values: Sequence[Number]) -> list[float]:
-    return [math.nan if value is None else value for value in values]
+    place = {"loc": "lower left", "bbox_to_anchor": (0, 1.0), "borderaxespad": 0.2}
+    axes.legend(fontsize=9, frameon=False, ncols=min(count, 3), columnspacing=1.2, **place)
 
 
 def _embed(figure: Any) -> str:
     buffer = BytesIO()
-    # Without a salt, the names inside the SVG would differ from run to run.
-    with require("matplotlib").rc_context({"svg.hashsalt": "report"}):
+    with require("matplotlib").rc_context(_STYLE):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return embed(buffer.getvalue(), "image/svg+xml")

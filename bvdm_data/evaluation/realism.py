@@ -1,8 +1,9 @@
-"""Realism: synthetic clips beside two real films, quantity by quantity."""
+"""Realism: compare synthetic clips with two real videos, quantity by quantity."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,37 +27,34 @@ from bvdm_data.evaluation.video_statistics import (
 )
 from bvdm_data.fitting.texture_noise import LAGS
 
+# About how many frames background and noise are measured on, spread evenly over the clips; at
+# least one of each clip.
 NOISE_FRAMES = 24
-"""About how many frames background and noise are measured on, shared out evenly over the clips;
-at least one of each clip."""
-
+# How two videos are compared in a quantity: the Wasserstein-1 distance of the distributions over
+# the standard deviation within the two real videos; the absolute difference of two numbers; the
+# mean absolute difference of two curves.
 DISTRIBUTION, SCALAR, CURVE = "W1/sd", "abs. difference", "mean abs. difference"
-"""How two films are compared in a quantity: the Wasserstein-1 distance of the distributions over
-the standard deviation within the two real films; the absolute difference of two numbers; the mean
-absolute difference of two curves."""
+LEAST_VALUES = 5  # A video with fewer values of a quantity has no distribution of it to compare
 
 Array = npt.NDArray[np.float64]
 Samples = Iterator[tuple[str, npt.ArrayLike, int | None]]
 
 
-@dataclass(frozen=True)
-class Metric:
-    """Something that is measured on a film."""
+class Metric(NamedTuple):
+    """Something that is measured on a video."""
 
-    name: str  # what it is called
-    unit: str  # its unit; empty for a pure number
-    # what it is about: shape, light, texture, edge, camera, motion, lives, layout, labels or
-    # persistence
-    group: str
-    distance: str = DISTRIBUTION  # how two films are compared in it: DISTRIBUTION, SCALAR or CURVE
+    name: str
+    unit: str  # empty for a pure number
+    group: str  # what it is about, such as shape or motion
+    distance: str = DISTRIBUTION  # how two videos are compared in it: DISTRIBUTION, SCALAR or CURVE
 
 
 @dataclass(frozen=True, eq=False)
 class Measurements:
-    """Everything measured on one film, or on many clips treated as one."""
+    """Everything measured on one video, or on many clips treated as one."""
 
     # by name of the quantity: the values of a distribution [n], one number [1], or a curve [k];
-    # all finite, empty where the film does not show it
+    # all finite, empty where the video does not show it
     values: Mapping[str, Array]
     # number of values, or of things behind the number or the curve, by name
     counts: Mapping[str, int]
@@ -97,122 +95,117 @@ QUANTITIES: tuple[Metric, ...] = (
     *(Metric(f"label agreement, {stage}", "", "labels") for stage in STAGES),
 )
 """Everything that is measured, in the order of the report. The edge profile is the median relative
-light at the signed distances ``neighbourhoods.RINGS``; texture is correlation after alignment."""
+light at the signed distances ``RINGS``; texture is the correlation after alignment."""
 
 
 def measure_clips(
     clips: Clip | Sequence[Clip], *, pairs: int = PAIRS, seed: int = 0
 ) -> Measurements:
-    """Measure a film, or many clips as if they were one.
+    """Measure a video, or many clips as if they were one.
 
     Nuclei that touch the edge of the frame are left out of all measures of shape, light, texture,
     motion and stages. Small windows cut large nuclei more often than small ones and show no long
-    cycles: compare films of about the same window and length.
+    cycles: compare videos of about the same window and length.
     """
-    some = [clips] if isinstance(clips, Mapping) else clips
-    if len(some) == 0:
+    several = [clips] if isinstance(clips, Mapping) else clips
+    if len(several) == 0:
         raise ValueError("clips must hold at least one clip, got none")
-    seen = list_detections(some)
-    looks = measure_appearance(some, seen)
+    detections = list_detections(several)
+    features = measure_appearance(several, detections)
     values: dict[str, Array] = {}
     counts: dict[str, int] = {}
     for part in (
-        _looks(looks, seen),
-        _camera(some),
-        _persistence(some, seen, pairs, seed),
-        _histories(some, seen),
-        _layout(some, seen, looks),
+        _measure_appearance(features, detections),
+        _measure_camera(several),
+        _measure_texture(several, detections, pairs, seed),
+        _measure_tracks(several, detections),
+        _measure_layout(several, detections, features),
     ):
-        for name, found, count in part:
-            known = np.atleast_1d(np.asarray(found, float))
-            values[name] = known[np.isfinite(known)]
+        for name, sample, count in part:
+            array = np.atleast_1d(np.asarray(sample, float))
+            values[name] = array[np.isfinite(array)]
             counts[name] = len(values[name]) if count is None else count
-    return Measurements({one.name: values[one.name] for one in QUANTITIES}, counts)
+    return Measurements({metric.name: values[metric.name] for metric in QUANTITIES}, counts)
 
 
-def _looks(looks: AppearanceFeatures, seen: Detections) -> Samples:
-    measured = np.isfinite(looks.brightness)
-    yield "area", seen.area[measured], None
-    yield "eccentricity", looks.eccentricity, None
-    yield "solidity", looks.solidity, None
-    light = looks.brightness[measured]
+def _measure_appearance(features: AppearanceFeatures, detections: Detections) -> Samples:
+    measured = np.isfinite(features.brightness)
+    yield "area", detections.area[measured], None
+    yield from ((name, getattr(features, name), None) for name in ("eccentricity", "solidity"))
+    light = features.brightness[measured]
     yield "brightness", light, None
     for name, share in (("dim end (5 %)", 0.05), ("bright end (95 %)", 0.95)):
         yield f"brightness, {name}", np.quantile(light, share) if len(light) else [], len(light)
     names = ("contrast inside", "power above 8 px", "power at 4-8 px", "power below 4 px")
-    for name, column in zip(names, looks.texture.T, strict=True):
+    for name, column in zip(names, features.texture.T, strict=True):
         yield name, column, None
-    profile = looks.profile[np.isfinite(looks.profile).all(1)]
+    profile = features.profile[np.isfinite(features.profile).all(1)]
     half = len(RINGS) // 2
     yield "edge profile", np.median(profile, axis=0) if len(profile) else [], len(profile)
     yield "fall of light across the edge", profile[:, half - 2] - profile[:, half + 1], None
-    yield "label agreement", looks.agreement, None
-    staged = measured & (looks.stage >= 0)
+    yield "label agreement", features.agreement, None
+    staged = measured & (features.stage >= 0)
     for code, stage in enumerate(STAGES):
-        here = staged & (looks.stage == code)
-        yield f"label agreement, {stage}", looks.agreement[here], None
+        here = staged & (features.stage == code)
+        yield f"label agreement, {stage}", features.agreement[here], None
         share = here.sum() / staged.sum() if staged.any() else math.nan
         yield f"share in {stage}", share, int(here.sum())
 
 
-def _camera(clips: Sequence[Clip]) -> Samples:
+def _measure_camera(clips: Sequence[Clip]) -> Samples:
     each = max(NOISE_FRAMES // len(clips), 1)
-    found = []
+    frames = []
     for number in range(len(clips)):
-        clip = clips[number]
-        video, masks = clip["video"][:, 0].float().numpy(), clip["masks"].numpy()
-        for frame in sorted({round(f) for f in np.linspace(0, len(video) - 1, each)}):
-            found.append(measure_noise(video[frame], masks[frame]))
-    table = {name: np.array([one[name] for one in found]) for name in found[0]}
-    yield "background level", table["level"], None
+        video, masks = clips[number]["video"][:, 0].float().numpy(), clips[number]["masks"].numpy()
+        for t in sorted({round(t) for t in np.linspace(0, len(video) - 1, each)}):
+            frames.append(measure_noise(video[t], masks[t]))
+    yield "background level", [frame["level"] for frame in frames], None
     for name, key in (("noise", "std"), *((f"noise along {key} px", key) for key in NOISE_KEYS)):
-        known = table[key][np.isfinite(table[key])]
-        yield name, np.median(known) if len(known) else [], len(known)
+        known = [frame[key] for frame in frames if math.isfinite(frame[key])]
+        yield name, np.median(known) if known else [], len(known)
 
 
-def _persistence(clips: Sequence[Clip], seen: Detections, pairs: int, seed: int) -> Samples:
-    found = measure_texture_autocorrelation(clips, seen, pairs=pairs, seed=seed)
-    yield "texture of unrelated nuclei", found.unrelated, None
-    for lag, values in found.lags.items():
+def _measure_texture(
+    clips: Sequence[Clip], detections: Detections, pairs: int, seed: int
+) -> Samples:
+    correlation = measure_texture_autocorrelation(clips, detections, pairs=pairs, seed=seed)
+    yield "texture of unrelated nuclei", correlation.unrelated, None
+    for lag, values in correlation.lags.items():
         yield f"texture after {lag} frames", values, None
-        kept = found.kept(lag)
-        yield f"texture kept after {lag} frames", kept, len(values)
+        yield f"texture kept after {lag} frames", correlation.kept(lag), len(values)
 
 
-def _histories(clips: Sequence[Clip], seen: Detections) -> Samples:
-    motion = measure_motion(seen)
-    yield "step", motion.step, None
-    yield "turning angle", motion.turning, None
-    yield "area ratio from frame to frame", motion.growth, None
-    lives = measure_divisions(clips, seen)
-    yield "cycle length", lives.cycle, None
+def _measure_tracks(clips: Sequence[Clip], detections: Detections) -> Samples:
+    motion, lives = measure_motion(detections), measure_divisions(clips, detections)
     rate = lives.divisions / lives.chances if lives.chances else math.nan
     yield "division rate", rate, lives.divisions
-    yield "daughter over mother before mitosis", lives.daughter, None
-    yield "smaller over larger sister", lives.sisters, None
-    yield "dip at mitosis", lives.dip, None
+    for name, values in {
+        "step": motion.step,
+        "turning angle": motion.turning,
+        "area ratio from frame to frame": motion.growth,
+        "cycle length": lives.cycle,
+        "daughter over mother before mitosis": lives.daughter,
+        "smaller over larger sister": lives.sisters,
+        "dip at mitosis": lives.dip,
+    }.items():
+        yield name, values, None
 
 
-def _layout(clips: Sequence[Clip], seen: Detections, looks: AppearanceFeatures) -> Samples:
+def _measure_layout(
+    clips: Sequence[Clip], detections: Detections, features: AppearanceFeatures
+) -> Samples:
     pixels = sum(clips[number]["masks"].numel() for number in range(len(clips)))
     # A nucleus that the edge of the frame cuts is half in.
-    nuclei = float(np.where(seen.whole, 1, 0.5).sum())
-    yield "density", 1e5 * nuclei / pixels, len(seen)
-    yield "nearest neighbour", looks.neighbour, None
-    known = looks.contact >= 0
-    share = looks.contact[known].mean() if known.any() else math.nan
-    yield "share in contact", share, int(known.sum())
-
-
-__all__ = ["Measurements", "MetricComparison", "Summary", "compare_metrics", "measure_clips"]
-
-LEAST_VALUES = 5
-"""A film with fewer values of a quantity has no distribution of it to compare."""
+    nuclei = float(np.where(detections.whole, 1, 0.5).sum())
+    yield "density", 1e5 * nuclei / pixels, len(detections)
+    yield "nearest neighbour", features.neighbour, None
+    known = features.contact[features.contact >= 0]
+    yield "share in contact", known.mean() if len(known) else math.nan, len(known)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One film's values of one quantity."""
+    """One video's values of one quantity."""
 
     count: int  # values of the distribution, or things behind the number or the curve
     median: float | None = None  # median; of a single number, the number. None where there is none
@@ -223,85 +216,76 @@ class Summary:
 
 @dataclass(frozen=True)
 class MetricComparison:
-    """One quantity in three films; :func:`dataclasses.asdict` makes it ready for JSON."""
+    """One quantity in three videos; :func:`dataclasses.asdict` makes it ready for JSON."""
 
     name: str  # what was measured
     unit: str  # its unit; empty for a pure number
     group: str  # what it is about
-    synthetic: Summary  # the judged film
-    reference: Summary  # the real film that it should be like
-    other: Summary  # A second real film, the yardstick
+    synthetic: Summary  # the evaluated video
+    reference: Summary  # the real video that it should be like
+    other: Summary  # a second real video, the yardstick
     measure: str  # which distance: DISTRIBUTION, SCALAR or CURVE
-    # from the judged film to the reference; None where one of them does not show it
+    # from the evaluated video to the reference; None where one of them does not show it
     distance: float | None
-    yardstick: float | None  # the same distance from the other real film to the reference
+    yardstick: float | None  # the same distance from the other real video to the reference
     ratio: float | None  # distance over yardstick; None where the yardstick is missing or 0
 
 
 def compare_metrics(
     synthetic: Measurements, reference: Measurements, other: Measurements
 ) -> list[MetricComparison]:
-    """Lay three films beside each other.
+    """Compare three videos in every quantity.
 
     Both distances of a distribution are divided by the same standard deviation, the root of the
-    mean variance of the two real films; so the ratio says how many times farther the synthetic
-    film is from the reference than another real film is. Two films of few values lie apart by
-    chance alone, and two real films may agree by chance in a single number: mind the counts and
-    the distances beside the ratio.
+    mean variance of the two real videos. So the ratio tells how many times farther the synthetic
+    video is from the reference than another real video is. Two videos of few values differ by
+    chance alone, and two real videos may agree by chance in a single number: read the ratio
+    together with the counts and the distances.
 
     Examples:
-        >>> film = Measurements({q.name: np.arange(9.0) for q in QUANTITIES}, {})
+        >>> video = Measurements({q.name: np.arange(9.0) for q in QUANTITIES}, {})
         >>> longer = Measurements({q.name: np.arange(10.0) for q in QUANTITIES}, {})
-        >>> line = compare(film, film, longer)[0]
+        >>> line = compare_metrics(video, video, longer)[0]
         >>> line.name, line.distance, round(line.yardstick, 2), line.ratio
         ('area', 0.0, 0.18, 0.0)
     """
-    return [_line(one, synthetic, reference, other) for one in QUANTITIES]
+    lines = []
+    for metric in QUANTITIES:
+        videos = (synthetic, reference, other)
+        values = [video.values[metric.name] for video in videos]
+        distance, yardstick = (_measure_distance(values[i], values[1:], metric) for i in (0, 2))
+        ratio = distance / yardstick if distance is not None and yardstick else None
+        name, unit, group, measure = metric
+        ours, real, other_real = (_summarize(video, metric) for video in videos)
+        summaries, distances = (ours, real, other_real), (distance, yardstick, ratio)
+        lines.append(MetricComparison(name, unit, group, *summaries, measure, *distances))
+    return lines
 
 
-def _line(one: Metric, *films: Measurements) -> MetricComparison:
-    synthetic, reference, other = (film.values[one.name] for film in films)
-    distance = _distance(synthetic, (reference, other), one)
-    yardstick = _distance(other, (reference, other), one)
-    summaries = [_summary(film, one) for film in films]
-    return MetricComparison(
-        name=one.name,
-        unit=one.unit,
-        group=one.group,
-        synthetic=summaries[0],
-        reference=summaries[1],
-        other=summaries[2],
-        measure=one.distance,
-        distance=distance,
-        yardstick=yardstick,
-        ratio=distance / yardstick if distance is not None and yardstick else None,
-    )
-
-
-def _distance(film: Array, real: Sequence[Array], quantity: Metric) -> float | None:
-    """Return the distance of a film to the first of the real ones."""
+def _measure_distance(video: Array, real: Sequence[Array], metric: Metric) -> float | None:
+    """Return the distance of a video to the first of the real ones."""
     reference = real[0]
-    if quantity.distance in (SCALAR, CURVE):
-        if not len(film) or len(film) != len(reference):
+    if metric.distance in (SCALAR, CURVE):
+        if not len(video) or len(video) != len(reference):
             return None
-        return float(np.abs(film - reference).mean())
-    if min(len(film), len(reference)) < LEAST_VALUES:
+        return float(np.abs(video - reference).mean())
+    if min(len(video), len(reference)) < LEAST_VALUES:
         return None
-    distance = float(stats.wasserstein_distance(film, reference))
-    known = [np.var(values) for values in real if len(values) >= LEAST_VALUES]
-    deviation = float(np.sqrt(np.mean(known)))
+    distance = float(stats.wasserstein_distance(video, reference))
+    variances = [np.var(values) for values in real if len(values) >= LEAST_VALUES]
+    deviation = float(np.sqrt(np.mean(variances)))
     if distance == 0:
         return 0.0
     return distance / deviation if deviation > 0 else None
 
 
-def _summary(film: Measurements, quantity: Metric) -> Summary:
-    values, count = film.values[quantity.name], film.counts.get(quantity.name, 0)
+def _summarize(video: Measurements, metric: Metric) -> Summary:
+    values, count = video.values[metric.name], video.counts.get(metric.name, 0)
     if not len(values):
         return Summary(count)
-    if quantity.distance == DISTRIBUTION:
+    if metric.distance == DISTRIBUTION:
         low, median, high = np.quantile(values, [0.1, 0.5, 0.9]).tolist()
         return Summary(len(values), median, low, high)
-    if quantity.distance == CURVE:
+    if metric.distance == CURVE:
         return Summary(count, curve=tuple(values.tolist()))
     return Summary(count, float(values[0]))

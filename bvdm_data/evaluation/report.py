@@ -12,7 +12,7 @@ from scipy import stats
 
 from bvdm_data.clip import STAGES
 from bvdm_data.evaluation import plots
-from bvdm_data.evaluation.clip_cache import nan_to_none
+from bvdm_data.evaluation.clip_cache import replace_nan
 from bvdm_data.evaluation.distances import DAMAGED, FLOOR
 from bvdm_data.evaluation.experiment import FIGURES, LINK_FIGURES
 from bvdm_data.evaluation.nucleus_features import RINGS
@@ -20,39 +20,19 @@ from bvdm_data.evaluation.plots import COLOURS, DARK, SOFT, Series
 from bvdm_data.evaluation.realism import SCALAR
 from bvdm_data.files import open_atomic
 
-__all__ = ["find_largest_gaps", "write_report"]
-
-SECTIONS = {
-    "training": "Training value",
-    "linking": "Tracking value",
-    "pictures": "Pictures",
-    "distance": "Picture distance",
-    "realism": "Realism",
-    "gaps": "The largest gaps",
-}
-"""Titles of the sections by their ids."""
-
+# Titles of the sections by their ids.
+SECTIONS = {"training": "Training value", "linking": "Tracking value", "pictures": "Pictures"}
+SECTIONS |= {"distance": "Picture distance", "realism": "Realism", "gaps": "The largest gaps"}
+# Heads of the columns of scores.
 HEADS = {"seg": "SEG", "det": "DET", "tra": "TRA", "lnk": "LNK", "bc": "BC(1)", "valid": "valid"}
 HEADS |= {"found": "found", "found_dim": "dim found"}
-"""Heads of the columns of scores."""
-
-VIDEOS = ("synthetic", "reference", "other")
-"""The videos that realism compares, by their keys."""
-
+VIDEOS = ("synthetic", "reference", "other")  # the videos that realism compares, by their keys
+# Titles of the two feature distances.
 TILES = {"crops": "Crops around single nuclei", "tiles": "Tiles of the frame"}
-"""Titles of the two feature distances."""
-
-PAPER_ARMS = {
-    "real": (0.823, 0.976),
-    "MitoGen": (0.822, 0.972),
-    "CellCycleGAN": (0.781, 0.953),
-    "BVDM": (0.829, 0.979),
-}
-"""SEG and TRA by training data (paper, table 1)."""
-
-CONTROLS = (FLOOR, *DAMAGED)
-"""Sets that a feature distance is compared to."""
-
+# SEG and TRA by training data (paper, table 1).
+PAPER_ARMS = {"real": (0.823, 0.976), "MitoGen": (0.822, 0.972)}
+PAPER_ARMS |= {"CellCycleGAN": (0.781, 0.953), "BVDM": (0.829, 0.979)}
+CONTROLS = (FLOOR, *DAMAGED)  # sets that a feature distance is compared to
 _VIDEO_COLOURS = (COLOURS[0], DARK, SOFT)
 
 Values = Mapping[str, Any]
@@ -67,7 +47,7 @@ def write_report(
     The page holds its plots and pictures itself and loads nothing. A part that is missing in the
     results is left out of it. NaN is null in the JSON and "n/a" on the page.
     """
-    results = nan_to_none(results)
+    results = replace_nan(results)
     figures = json.dumps(results, indent=2, allow_nan=False) + "\n"
     page = make_environment().get_template("report.html.j2").render(make_view(results, pictures))
     for name, text in {"report.json": figures, "index.html": page}.items():
@@ -77,7 +57,7 @@ def write_report(
 
 
 def make_environment(*folders: Path) -> jinja2.Environment:
-    """Return what renders the template of the report, and templates in more folders."""
+    """Make the environment that renders templates of this folder and of more folders."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([Path(__file__).parent, *folders]),
         autoescape=True,
@@ -86,35 +66,29 @@ def make_environment(*folders: Path) -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {
-        "general": format_general,
-        "fixed": format_fixed,
-        "settings": format_settings,
-        "choose_figures": choose_figures,
-        "head": HEADS.__getitem__,
-    }
-    environment.globals |= {
-        "CONTROLS": CONTROLS,
-        "FIGURES": FIGURES,
-        "LINK_FIGURES": LINK_FIGURES,
-        "PAPER_ARMS": PAPER_ARMS,
-        "TILES": TILES,
-        "VIDEOS": VIDEOS,
-        "compute_noise_share": compute_noise_share,
-    }
+    environment.filters |= {"general": _format_general, "fixed": _format_fixed}
+    environment.filters |= {"settings": _format_settings, "head": HEADS.__getitem__}
+    environment.filters["choose_figures"] = _choose_figures
+    known = {"FIGURES": FIGURES, "LINK_FIGURES": LINK_FIGURES, "PAPER_ARMS": PAPER_ARMS}
+    known |= {"CONTROLS": CONTROLS, "TILES": TILES, "VIDEOS": VIDEOS}
+    environment.globals |= known | {"compute_noise_share": _compute_noise_share}
     return environment
 
 
 def make_view(results: Values, pictures: Mapping[str, Path]) -> dict[str, Any]:
     """Return the variables of the template."""
     about = results.get("about", {})
-    view: dict[str, Any] = {"results": results, "about": describe_about(about), "plots": {}}
+    drawn: dict[str, list[Plot] | dict[str, Plot]] = {}
+    view: dict[str, Any] = {"results": results, "plots": drawn}
+    view["about"] = {
+        key.replace("_", " ").capitalize(): _format_settings(value) for key, value in about.items()
+    }
     view["pictures"] = [(_embed_picture(path), caption) for caption, path in pictures.items()]
     present = {*results} | ({"pictures"} if pictures else set())
     if "training" in results:
-        view["plots"]["training"] = plot_training(results["training"])
+        drawn["training"] = _plot_training(results["training"])
     if "distance" in results:
-        view["plots"]["distance"] = plot_distance(results["distance"])
+        drawn["distance"] = _plot_distance(results["distance"])
     if "realism" in results:
         present.add("gaps")
         lines = results["realism"]["lines"]
@@ -123,14 +97,11 @@ def make_view(results: Values, pictures: Mapping[str, Path]) -> dict[str, Any]:
         view["groups"] = {line["group"]: [] for line in lines}
         for line in lines:
             view["groups"][line["group"]].append(line)
-        view["curves"] = {
-            line["name"]: {key: line[key]["curve"] for key in VIDEOS if line[key]["curve"]}
-            for line in lines
-            if any(line[key]["curve"] for key in VIDEOS)
-        }
+        curves = {ln["name"]: {k: ln[k]["curve"] for k in VIDEOS if ln[k]["curve"]} for ln in lines}
+        view["curves"] = {name: curve for name, curve in curves.items() if curve}
         view["gaps"] = find_largest_gaps(lines)
         view["rings"] = RINGS
-        view["plots"]["realism"] = plot_realism(lines, view["names"])
+        drawn["realism"] = _plot_realism(lines, view["names"])
     view["sections"] = {key: title for key, title in SECTIONS.items() if key in present}
     return view
 
@@ -148,56 +119,44 @@ def find_largest_gaps(lines: Sequence[Values], count: int = 3) -> list[Values]:
     return list(first.values())[:count]
 
 
-def describe_about(about: Values) -> dict[str, str]:
-    """Return what was evaluated, by the term that the page shows for it."""
-    return {
-        key.replace("_", " ").capitalize(): format_settings(value)
-        if isinstance(value, Mapping)
-        else _format_setting(value)
-        for key, value in about.items()
-    }
-
-
-def format_general(value: float | None, digits: int = 4) -> str:
+def _format_general(value: float | None, digits: int = 4) -> str:
     """Return a number of any size in a few digits."""
     if value is None:
         return "n/a"
-    if (value == round(value) and abs(value) < 1e6) or abs(value) >= 1e4:
-        return f"{value:.0f}".replace("-", "\N{MINUS SIGN}")
-    return f"{value:.{digits}g}".replace("-", "\N{MINUS SIGN}")
+    is_whole = (value == round(value) and abs(value) < 1e6) or abs(value) >= 1e4
+    return f"{value:{'.0f' if is_whole else f'.{digits}g'}}".replace("-", "\N{MINUS SIGN}")
 
 
-def format_fixed(value: float | None, digits: int = 4, sign: str = "") -> str:
+def _format_fixed(value: float | None, digits: int = 4, sign: str = "") -> str:
     """Return a number with a fixed number of decimals; ``sign="+"``: always with a sign."""
     return "n/a" if value is None else f"{value:{sign}.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
-def format_settings(settings: Values) -> str:
-    """Return settings in one line of text."""
-    shown = (f"{key.replace('_', ' ')} {_format_setting(v)}" for key, v in settings.items())
-    return ", ".join(shown)
-
-
-def _format_setting(value: Any) -> str:
+def _format_settings(value: Any, *, is_inner: bool = False) -> str:
+    """Return a value, or settings by name, in one line of text."""
     if isinstance(value, Mapping):
-        return f"({format_settings(value)})"
+        shown = ", ".join(
+            f"{key.replace('_', ' ')} {_format_settings(v, is_inner=True)}"
+            for key, v in value.items()
+        )
+        return f"({shown})" if is_inner else shown
     if isinstance(value, (list, tuple)):
         return f"({', '.join(map(str, value))})"
     return "not set" if value is None else str(value)
 
 
-def choose_figures(rows: Sequence[Values]) -> list[str]:
+def _choose_figures(rows: Sequence[Values]) -> list[str]:
     """Return the figures that a table shows: ``valid`` only where a result is not valid."""
     is_valid = all(row["mean"].get("valid") == 1 for row in rows)
     return [figure for figure in FIGURES if figure != "valid" or not is_valid]
 
 
-def compute_noise_share(seeds: int) -> float:
+def _compute_noise_share(seeds: int) -> float:
     """Return how often noise alone exceeds two standard errors (Student's t)."""
     return 2 * float(stats.t.sf(2, seeds - 1))
 
 
-def plot_training(part: Values) -> list[Plot]:
+def _plot_training(part: Values) -> list[Plot]:
     """Draw the scores of every network."""
     drawn = []
     for figure in ("seg", "tra"):
@@ -210,7 +169,7 @@ def plot_training(part: Values) -> list[Plot]:
     return drawn
 
 
-def plot_distance(part: Values) -> dict[str, Plot]:
+def _plot_distance(part: Values) -> dict[str, Plot]:
     """Draw the kernel distances of crops and of tiles."""
     drawn = {}
     for kind, title in TILES.items():
@@ -223,37 +182,29 @@ def plot_distance(part: Values) -> dict[str, Plot]:
     return drawn
 
 
-def plot_realism(lines: Sequence[Values], names: Mapping[str, str]) -> list[Plot]:
+def _plot_realism(lines: Sequence[Values], names: Mapping[str, str]) -> list[Plot]:
     """Draw the texture's correlation, the edge profile and the agreement of labels."""
     by_name = {line["name"]: line for line in lines}
     lags = {int(n.split()[2]): n for n in by_name if n.startswith("texture after ")}
     unrelated, edge = by_name["texture of unrelated nuclei"], by_name["edge profile"]
-    texture_series, edge_series = {}, {}
+    texture, edges, agreement = {}, {}, {}
     for key, colour in zip(VIDEOS, _VIDEO_COLOURS, strict=True):
-        texture_series[names[key]] = Series(
-            x=list(lags),
-            y=[by_name[name][key]["median"] for name in lags.values()],
-            level=unrelated[key]["median"],
-            colour=colour,
-        )
+        median = {name: line[key]["median"] for name, line in by_name.items()}
+        values, level = [median[name] for name in lags.values()], unrelated[key]["median"]
+        texture[names[key]] = Series(x=list(lags), y=values, level=level, colour=colour)
         if edge[key]["curve"]:
-            edge_series[names[key]] = Series(x=RINGS, y=edge[key]["curve"], colour=colour)
-    agreement = {
-        names[key]: [by_name[f"label agreement, {stage}"][key]["median"] for stage in STAGES]
-        for key in VIDEOS
-    }
+            edges[names[key]] = Series(x=RINGS, y=edge[key]["curve"], colour=colour)
+        agreement[names[key]] = [median[f"label agreement, {stage}"] for stage in STAGES]
+    edge_labels = "distance from the outline, px (below 0: inside)", "relative intensity"
+    texture_labels = "frames between the images", "correlation of the texture"
     return [
         (
-            plots.plot_lines(
-                texture_series, "frames between the images", "correlation of the texture"
-            ),
+            plots.plot_lines(texture, *texture_labels),
             "Correlation of the inside of a nucleus with itself some frames later, after rigid "
             "alignment; medians. Dotted: unrelated nuclei.",
         ),
         (
-            plots.plot_lines(
-                edge_series, "distance from the outline, px (below 0: inside)", "relative intensity"
-            ),
+            plots.plot_lines(edges, *edge_labels),
             "Edge profile: median intensity across the outline of a nucleus.",
         ),
         (

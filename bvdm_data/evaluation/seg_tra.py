@@ -1,4 +1,4 @@
-"""SEG and TRA: masks and tracks scored by the measures of the Cell Tracking Challenge."""
+"""Scores of masks and tracks by the measures of the Cell Tracking Challenge."""
 
 import contextlib
 import io
@@ -19,8 +19,7 @@ from bvdm_data.datasets.tracks import check_track_table
 from bvdm_data.fitting.video import estimate_background
 from bvdm_data.system import require
 
-METRICS = ("Valid", "SEG", "TRA", "DET", "LNK", "BC")
-"""What py-ctcmetrics is asked for."""
+METRICS = ("Valid", "SEG", "TRA", "DET", "LNK", "BC")  # what py-ctcmetrics is asked for
 
 Labels = npt.NDArray[np.integer]
 Tracked = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]
@@ -55,19 +54,15 @@ class Reference:
 
 
 def read_reference(
-    root: str | Path,
-    sequence: str = "02",
-    *,
-    stop: int | None = None,
-    border: int = DEFAULT_BORDER,
+    root: str | Path, sequence: str = "02", *, stop: int | None = None, border: int = DEFAULT_BORDER
 ) -> Reference:
     """Read an annotated video up to its first frame without masks, and clear the border."""
     source = read_sequence(root, sequence)
     scale = guess_scale(source)
+    end = math.inf if stop is None else stop
     grey, labels = [], []
     for number in source.numbers:
-        masks = None if stop is not None and number >= stop else source.masks(number)
-        if masks is None:
+        if number >= end or (masks := source.masks(number)) is None:
             break
         grey.append(scale.to_grey(source.frame(number)))
         labels.append(masks)
@@ -83,10 +78,7 @@ def read_reference(
 def clear_border(masks: Labels, border: int = DEFAULT_BORDER) -> npt.NDArray[np.int32]:
     """Remove, frame by frame, the nuclei that lie wholly in a band at the edge.
 
-    What is left is the challenge's field of interest. To be done to a result and to its
-    reference alike.
-
-    The masks ``[F, H, W]`` int32 without these nuclei.
+    What is left is the challenge's field of interest. Do it to a result and its reference alike.
     """
     if masks.ndim != 3:
         raise ValueError(f"masks must be [F, H, W], got the shape {masks.shape}")
@@ -96,21 +88,18 @@ def clear_border(masks: Labels, border: int = DEFAULT_BORDER) -> npt.NDArray[np.
             f"border must be from 0 to below half of the frame's {height} x {width} pixels, got "
             f"{border}"
         )
-    found = np.zeros(masks.shape, np.int32)
-    for out, frame in zip(found, masks, strict=True):
+    cleared = masks.astype(np.int32)
+    for frame in cleared:
         inside = np.unique(frame[border : height - border, border : width - border])
-        np.copyto(out, frame, where=np.isin(frame, inside), casting="unsafe")
-    return found
+        frame[~np.isin(frame, inside)] = 0
+    return cleared
 
 
 def clear_outside(masks: Labels, tracks: Labels, border: int = DEFAULT_BORDER) -> Tracked:
-    """Clear the border of tracked masks and make their table anew.
+    """Clear the border of tracked masks and make their table anew; ids count from 1.
 
-    A track that goes through the band and comes back goes on under a new id, whose parent is its
-    former one.
-
-    Masks ``[F, H, W]`` and table ``[m, 4]``, both int32, the ids counting from 1; a valid
-    result of the challenge.
+    A track that leaves through the band and comes back gets a new id, whose parent is its former
+    one.
     """
     parents = {int(row[0]): int(row[3]) for row in tracks}
     renamed, table, _ = split_gaps(clear_border(masks, border), parents)
@@ -143,18 +132,12 @@ def score(
         empty = np.zeros(masks.shape, np.uint16)
         write_sequence(folder, "01", empty, reference_masks, reference_tracks)
         _write_result(Path(folder) / "01_RES", masks, table)
-        found = _evaluated(Path(folder))
-    names = ("SEG", "DET", "TRA", "LNK", "BC(1)", "Valid")
-    values = [found.get(name) for name in names]
+        values = _evaluate(Path(folder))
     return Scores(*[math.nan if value is None else float(value) for value in values])
 
 
 def measure_recall(
-    masks: Labels,
-    reference_masks: Labels,
-    video: npt.NDArray[np.float32],
-    *,
-    dimmest: float = 0.1,
+    masks: Labels, reference_masks: Labels, video: npt.NDArray[np.float32], *, dimmest: float = 0.1
 ) -> tuple[float, float]:
     """Measure which share of the reference nuclei is found, of all and of the dim ones.
 
@@ -170,11 +153,10 @@ def measure_recall(
         raise ValueError("reference_masks must hold at least one nucleus, got none")
     if not 0 < dimmest <= 1:
         raise ValueError(f"dimmest must be above 0, at most 1, got {dimmest}")
-    rows = [_found_and_light(*frame) for frame in zip(masks, reference_masks, video, strict=True)]
-    found = np.concatenate([row[0] for row in rows])
-    light = np.concatenate([row[1] for row in rows])
+    frames = zip(masks, reference_masks, video, strict=True)
+    is_found, light = map(np.concatenate, zip(*(_match(*f) for f in frames), strict=True))
     dim = np.argsort(light, kind="stable")[: math.ceil(dimmest * len(light))]
-    return float(found.mean()), float(found[dim].mean())
+    return float(is_found.mean()), float(is_found[dim].mean())
 
 
 def _write_result(folder: Path, masks: Labels, table: Labels) -> None:
@@ -185,22 +167,22 @@ def _write_result(folder: Path, masks: Labels, table: Labels) -> None:
     np.savetxt(folder / "res_track.txt", table, fmt="%d")
 
 
-def _evaluated(folder: Path) -> dict[str, float | None]:
+def _evaluate(folder: Path) -> list[float | None]:
     require("ctc_metrics")
-    library = require("ctc_metrics.scripts.evaluate")
+    evaluate_sequence = require("ctc_metrics.scripts.evaluate").evaluate_sequence
     # One thread: the library's pool would fork a process in which torch has run.
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found: dict[str, float | None] = library.evaluate_sequence(
+        scores = evaluate_sequence(
             str(folder / "01_RES"), str(folder / "01_GT"), metrics=list(METRICS), threads=1
         )
-    return found
+    return [scores.get(name) for name in ("SEG", "DET", "TRA", "LNK", "BC(1)", "Valid")]
 
 
-def _found_and_light(
+def _match(
     masks: Labels, reference: Labels, grey: npt.NDArray[np.float32]
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
-    """Return for each nucleus of one frame whether it is found, and its light."""
+    """Return for each nucleus of one frame whether a label matches it, and its light."""
     where = reference > 0
     if not where.any():
         return np.zeros(0, bool), np.zeros(0)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,30 +13,36 @@ from jaxtyping import Float, Int
 from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as transforms
 
 from bvdm_data.clip import Clip
-from bvdm_data.fitting.training import TrainingSettings, compute_fingerprint, train
+from bvdm_data.fitting.training import Run, TrainingSettings, train_network
 from bvdm_data.rng import torch_rng
 from bvdm_data.system import require
 
-CHANNELS = (16, 32, 64, 128)
-"""Channels of the four levels; 0.49 million parameters."""
-
-FOREGROUND, SEED_DISTANCE, LEAST_AREA = 0.5, 0.5, 40
-"""Fixed thresholds, the same for every network: a pixel is a nucleus above a probability of 0.5; a
-seed of the watershed is where the normalised distance is above 0.5; a nucleus has at least 40 px.
-Our choice, tuned to nothing."""
+CHANNELS = (16, 32, 64, 128)  # channels of the four levels; 0.49 million parameters
+# Fixed thresholds, the same for every network: a pixel is a nucleus above a probability of 0.5; a
+# seed of the watershed is where the normalised distance is above 0.5; a nucleus has at least 40
+# px. Our choice, tuned to nothing.
+FOREGROUND, SEED_DISTANCE, NUCLEUS_AREA = 0.5, 0.5, 40
+# Grey value below which a gain does not reach: about that of empty background in video 01.
+DARK = 0.07
+LEAST_AREA = 20  # smallest part of a nucleus, in pixels, that stays a label after `augment_strong`
+# Batches over which the statistics of the finished network's batch normalisation are measured.
+STATISTICS_BATCHES = 32
 
 Labels = npt.NDArray[np.int32]
+Sample = tuple[Float[Tensor, "1 H W"], Int[Tensor, "H W"]]
+"""Image, grey values, and labels, instance ids with 0 in the background."""
 
 
 class Segmenter(nn.Module):
     """Plain U-Net with two heads: foreground, and normalised distance to the outline.
 
     The simplest form of Scherr et al. 2020 (the paper's reference 24): touching nuclei are
-    told apart by a watershed on the distance that the network predicts.
+    separated by a watershed on the distance that the network predicts.
     """
 
     def __init__(self) -> None:
@@ -59,19 +65,15 @@ class Segmenter(nn.Module):
         for block in self.up:
             x = F.interpolate(x, scale_factor=2.0, mode="nearest")
             x = block(torch.cat([x, skips.pop()], 1))
-        predicted: Tensor = self.heads(x)
-        return predicted
+        return cast(Tensor, self.heads(x))
 
 
 def _convolutions(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, padding=1),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(outputs, outputs, 3, padding=1),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(inplace=True),
-    )
+    layers: list[nn.Module] = []
+    for channels in (inputs, outputs):
+        layers += [nn.Conv2d(channels, outputs, 3, padding=1), nn.BatchNorm2d(outputs)]
+        layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers)
 
 
 def normalize(grey: Tensor) -> Tensor:
@@ -87,11 +89,9 @@ def make_targets(labels: npt.NDArray[np.integer]) -> tuple[npt.NDArray[np.float3
     """
     foreground = labels > 0
     edge = np.zeros(labels.shape, bool)
-    for axis in (0, 1):
-        before, after = np.delete(labels, -1, axis), np.delete(labels, 0, axis)
-        cut = (before != after) & (before > 0) & (after > 0)
-        pad = [(0, 1) if a == axis else (0, 0) for a in (0, 1)]
-        edge |= np.pad(cut, pad)
+    for first, second in ((np.s_[:-1], np.s_[1:]), (np.s_[:, :-1], np.s_[:, 1:])):
+        is_cut = labels[first] != labels[second]
+        edge[first] |= is_cut & foreground[first] & foreground[second]
     distance = ndimage.distance_transform_edt(foreground & ~edge)
     if foreground.any():
         top = np.ones(int(labels.max()) + 1)
@@ -112,7 +112,7 @@ def compute_segmentation_loss(
 
 @dataclass(frozen=True)
 class SegmenterOutput:
-    """What a segmenter says of one frame, before the watershed."""
+    """The maps that a segmenter predicts for one frame, before the watershed."""
 
     foreground: npt.NDArray[np.float32]  # probability, [H, W] float32
     distance: npt.NDArray[np.float32]  # normalised distance, [H, W] float32
@@ -122,20 +122,20 @@ class SegmenterOutput:
 def predict(network: nn.Module, grey: npt.NDArray[np.float32]) -> SegmenterOutput:
     """Run a segmenter on a whole frame."""
     height, width = grey.shape
-    down, right = -height % 8, -width % 8
-    padded = F.pad(torch.from_numpy(grey)[None, None], (0, right, 0, down), mode="replicate")
+    pad = (0, -width % 8, 0, -height % 8)
+    padded = F.pad(torch.from_numpy(grey)[None, None], pad, mode="replicate")
     with torch.autocast("cpu", torch.bfloat16):
-        found = network(padded.contiguous(memory_format=torch.channels_last))
-    maps = found[0, :, :height, :width].float()
+        output = network(padded.contiguous(memory_format=torch.channels_last))
+    maps = output[0, :, :height, :width].float()
     return SegmenterOutput(maps[0].sigmoid().numpy(), maps[1].numpy())
 
 
 def separate_instances(prediction: SegmenterOutput) -> Labels:
-    """Split the foreground into nuclei by a watershed from the middles of the distance map.
+    """Split the foreground into nuclei by a watershed from the peaks of the distance map.
 
     Instance ids from 1, 0 background, ``[H, W]``.
     """
-    segmentation = require("skimage.segmentation")
+    watershed = require("skimage.segmentation").watershed
     foreground = prediction.foreground > FOREGROUND
     smooth = ndimage.gaussian_filter(prediction.distance, 1)
     seeds, _ = ndimage.label((smooth > SEED_DISTANCE) & foreground)
@@ -145,117 +145,97 @@ def separate_instances(prediction: SegmenterOutput) -> Labels:
     seeded[np.unique(parts[seeds > 0])] = True
     lone = foreground & ~seeded[parts]
     seeds[lone] = parts[lone] + int(seeds.max())
-    found = segmentation.watershed(-smooth, seeds, mask=foreground)
-    areas = np.bincount(found.ravel())
-    large = areas >= LEAST_AREA
-    large[0] = False
-    names = np.cumsum(large) * large
-    nuclei: Labels = names[found].astype(np.int32)
-    return nuclei
+    return _keep_large(watershed(-smooth, seeds, mask=foreground), NUCLEUS_AREA)
 
 
-DARK = 0.07
-"""Grey value below which a gain does not reach: about that of empty background in video 01."""
-
-LEAST_AREA = 20
-"""Smallest part of a nucleus, in pixels, that stays a label after :func:`strong`."""
-
-Sample = tuple[Float[Tensor, "1 H W"], Int[Tensor, "H W"]]
-"""Image, grey values, and labels, instance ids with 0 in the background."""
+def _keep_large(labels: npt.NDArray[np.integer], least: int) -> Labels:
+    """Drop the labels of fewer pixels than that, and number the others from 1."""
+    is_large = np.bincount(labels.ravel()) >= least
+    is_large[0] = False
+    numbers = (np.cumsum(is_large) * is_large).astype(np.int32)
+    return np.asarray(numbers[labels])
 
 
 def augment_plain(
     image: Float[Tensor, "1 H W"], labels: Int[Tensor, "H W"], generator: torch.Generator
 ) -> Sample:
     """Apply one of the eight symmetries of the square, and a gain of the light of 0.8 to 1.25."""
-    turns, mirrored = _whole(4, generator), _whole(2, generator)
-    gain = _log_uniform(0.8, 1.25, generator)
-    lit = (image - DARK) * gain + DARK
-    return _symmetric(lit, turns, mirrored), _symmetric(labels, turns, mirrored)
+    turns, mirrored = _draw_int(4, generator), _draw_int(2, generator)
+    lit = (image - DARK) * _draw_log_uniform(0.8, 1.25, generator) + DARK
+    turned = (torch.rot90(values, turns, (-2, -1)) for values in (lit, labels))
+    image, labels = ((x.flip(-1) if mirrored else x).contiguous() for x in turned)
+    return image, labels
 
 
 def augment_strong(
     image: Float[Tensor, "1 H W"], labels: Int[Tensor, "H W"], generator: torch.Generator
 ) -> Sample:
-    """Do what a careful user of few real images would do.
+    """Augment as a careful user of few real images would.
 
     Any rotation, mirroring, a scale of 0.75 to 1.33, an elastic deformation of up to some pixels
     (smooth over 32 px), contrast 0.6 to 1.6 and brightness -0.01 to 0.02, gamma 0.8 to 1.25; with
     a chance of 1 in 2 a Gaussian blur of 0.3 to 1.2 px; Gaussian noise of up to 0.006. Beyond the
-    edge the picture is mirrored; every connected part of a nucleus is an instance of its own.
+    edge the image is mirrored; every connected part of a nucleus is an instance of its own.
     """
-    grid = _deformed_grid(image.shape[1:], generator)
-    moved = F.grid_sample(
-        image[None], grid, "bilinear", padding_mode="reflection", align_corners=False
-    )[0]
-    names = F.grid_sample(
-        labels[None, None].float(), grid, "nearest", padding_mode="reflection", align_corners=False
+    grid = _make_grid(image.shape[1:], generator)
+    layers = zip((image[None], labels[None, None].float()), ("bilinear", "nearest"), strict=True)
+    warped, ids = (
+        F.grid_sample(layer, grid, mode, padding_mode="reflection", align_corners=False)
+        for layer, mode in layers
     )
-    changed = _relit(moved, generator)
-    parts = require("skimage.measure").label(names[0, 0].int().numpy(), connectivity=1)
-    areas = np.bincount(parts.ravel())
-    large = areas >= LEAST_AREA
-    large[0] = False
-    return changed, torch.from_numpy((np.cumsum(large) * large)[parts].astype(np.int32))
+    lit = _change_light(warped[0], generator)
+    parts = require("skimage.measure").label(ids[0, 0].int().numpy(), connectivity=1)
+    return lit, torch.from_numpy(_keep_large(parts, LEAST_AREA))
 
 
-def _deformed_grid(size: torch.Size, generator: torch.Generator) -> Float[Tensor, "1 H W 2"]:
-    """Return where every pixel looks, in units of half the picture, ``(x, y)``."""
+def _make_grid(size: torch.Size, generator: torch.Generator) -> Float[Tensor, "1 H W 2"]:
+    """Return where every pixel is sampled, in units of half the image, ``(x, y)``."""
     height, width = size
     angle = 2 * math.pi * float(torch.rand((), generator=generator))
-    scale = _log_uniform(0.75, 1.33, generator)
-    mirror = 1 - 2 * _whole(2, generator)
-    y = torch.arange(height) - (height - 1) / 2
-    x = torch.arange(width) - (width - 1) / 2
-    y, x = torch.meshgrid(y, x, indexing="ij")
+    scale = _draw_log_uniform(0.75, 1.33, generator)
+    mirror = 1 - 2 * _draw_int(2, generator)
+    axes = (torch.arange(side) - (side - 1) / 2 for side in size)
+    y, x = torch.meshgrid(*axes, indexing="ij")
     turned_y = (math.cos(angle) * y + math.sin(angle) * x) / scale
     turned_x = mirror * (-math.sin(angle) * y + math.cos(angle) * x) / scale
     coarse = torch.randn(1, 2, height // 32 + 2, width // 32 + 2, generator=generator)
     amount = 3 * float(torch.rand((), generator=generator))
     bend = amount * F.interpolate(coarse, (height, width), mode="bicubic", align_corners=True)[0]
-    return torch.stack(
-        [(turned_x + bend[0]) / (width / 2), (turned_y + bend[1]) / (height / 2)], -1
-    )[None]
+    bent = (turned_x + bend[0]) / (width / 2), (turned_y + bend[1]) / (height / 2)
+    return torch.stack(bent, -1)[None]
 
 
-def _relit(image: Float[Tensor, "1 H W"], generator: torch.Generator) -> Float[Tensor, "1 H W"]:
-    contrast = _log_uniform(0.6, 1.6, generator)
+def _change_light(
+    image: Float[Tensor, "1 H W"], generator: torch.Generator
+) -> Float[Tensor, "1 H W"]:
+    contrast = _draw_log_uniform(0.6, 1.6, generator)
     brightness = -0.01 + 0.03 * float(torch.rand((), generator=generator))
-    gamma = _log_uniform(0.8, 1.25, generator)
+    gamma = _draw_log_uniform(0.8, 1.25, generator)
     lit = ((image - DARK) * contrast + DARK + brightness).clamp(0, 1)
     # Gamma bends the curve about the background, so that dim nuclei stay above it.
     lit = DARK + torch.sign(lit - DARK) * (lit - DARK).abs() ** gamma
     blur = 0.3 + 0.9 * float(torch.rand((), generator=generator))
-    if _whole(2, generator):
+    if _draw_int(2, generator):
         lit = transforms.gaussian_blur(lit, [7, 7], [blur, blur])
     noise = 0.006 * float(torch.rand((), generator=generator))
     return lit + noise * torch.randn(lit.shape, generator=generator)
 
 
-def _symmetric(values: Tensor, turns: int, mirrored: int) -> Tensor:
-    turned = torch.rot90(values, turns, (-2, -1))
-    return (turned.flip(-1) if mirrored else turned).contiguous()
-
-
-def _whole(below: int, generator: torch.Generator) -> int:
+def _draw_int(below: int, generator: torch.Generator) -> int:
     return int(torch.randint(below, (), generator=generator))
 
 
-def _log_uniform(low: float, high: float, generator: torch.Generator) -> float:
-    return math.exp(
-        float(torch.empty(()).uniform_(math.log(low), math.log(high), generator=generator))
-    )
+def _draw_log_uniform(low: float, high: float, generator: torch.Generator) -> float:
+    limits = math.log(low), math.log(high)
+    return math.exp(float(torch.empty(()).uniform_(*limits, generator=generator)))
 
 
+# Augmentations of a training sample; every arm has "plain" but the one named after it.
 AUGMENTATIONS = {"plain": augment_plain, "strong": augment_strong}
-"""What may be done to a training sample; ``"plain"`` for every arm but the one named after it."""
-
-STATISTICS_BATCHES = 32
-"""Batches over which the normalisation of the finished network is measured."""
 
 
 class Clips(Protocol):
-    """Where an arm takes its samples from."""
+    """Clips that an arm takes its samples from."""
 
     def clip(self, index: int) -> Clip:
         """Return clip ``index`` of an endless series."""
@@ -278,18 +258,17 @@ class SegmenterSettings:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
+@dataclass(frozen=True, eq=False)
 class Samples(Dataset[dict[str, Tensor]]):
     """Training samples of one arm: sample ``i`` is a pure function of (clips, seed, ``i``)."""
 
-    def __init__(self, clips: Clips, augmentation: str, seed: int, count: int) -> None:
-        """Remember where the samples come from; see the class."""
-        self.clips = clips
-        self.augmentation = augmentation
-        self.seed = seed
-        self.count = count
+    clips: Clips
+    augmentation: str
+    seed: int
+    count: int
 
     def __len__(self) -> int:
-        """Return how many samples there are."""
+        """Return the number of samples."""
         return self.count
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
@@ -302,12 +281,8 @@ class Samples(Dataset[dict[str, Tensor]]):
         image, labels = AUGMENTATIONS[self.augmentation](
             clip["video"][frame], clip["masks"][frame], generator
         )
-        foreground, distance = make_targets(labels.numpy())
-        return {
-            "grey": image,
-            "foreground": torch.from_numpy(foreground),
-            "distance": torch.from_numpy(distance),
-        }
+        foreground, distance = map(torch.from_numpy, make_targets(labels.numpy()))
+        return {"grey": image, "foreground": foreground, "distance": distance}
 
 
 def train_segmenter(
@@ -321,81 +296,41 @@ def train_segmenter(
     workers: int = 0,
     progress: bool = True,
 ) -> Segmenter:
-    """Train a segmenter on clips; killed, the same call goes on.
+    """Train a segmenter on clips; after a kill, the same call continues.
 
-    The start of the weights, the numbers of the samples' draws and the order are decided by the
-    seed alone, so that two arms differ in nothing but their clips.
+    The seed alone decides the first weights, the random numbers of the samples and the order, so
+    that two arms differ in nothing but their clips.
     """
-    network = _new(seed)
-    samples = Samples(clips, augmentation, seed, settings.steps * settings.batch)
+    size = settings.batch
+    samples = Samples(clips, augmentation, seed, settings.steps * size)
     batches: list[Iterator[dict[str, Tensor]]] = []
 
-    def loss_at(net: nn.Module, step: int) -> Tensor:
+    def load(numbers: range) -> Iterator[dict[str, Tensor]]:
+        # Without a generator, the loader would draw from the global random state.
+        options: dict[str, Any] = {"num_workers": workers, "generator": torch.Generator()}
+        return iter(DataLoader(samples, batch_size=size, sampler=numbers, **options))
+
+    def train_loss(net: nn.Module, step: int) -> Tensor:
         if not batches:
-            rest = range(step * settings.batch, len(samples))
-            batches.append(iter(_loader(samples, rest, settings.batch, workers)))
-        return _loss(net, next(batches[0]))
+            batches.append(load(range(step * size, len(samples))))
+        batch = next(batches[0])
+        with torch.autocast("cpu", torch.bfloat16):
+            predicted = net(batch["grey"].contiguous(memory_format=torch.channels_last))
+        return compute_segmentation_loss(predicted.float(), batch["foreground"], batch["distance"])
 
-    train(
-        network,
-        loss_at,
-        _skip_validation,
-        TrainingSettings(
-            steps=settings.steps,
-            batch=settings.batch,
-            rate=settings.rate,
-            average=settings.average,
-            seed=seed,
-            save_every=100,
-            check_every=100,
-        ),
-        checkpoint=checkpoint,
-        purpose=compute_fingerprint("segmenter", settings, identity, augmentation, seed),
-        progress=progress,
+    # No validation: the test video alone measures a network; thresholds and steps are fixed.
+    losses = train_loss, lambda _: 0.0
+    training = TrainingSettings(**vars(settings), seed=seed, save_every=100, check_every=100)
+    network, _ = train_network(
+        "segmenter",
+        lambda: Segmenter().to(memory_format=torch.channels_last),
+        lambda _: losses,
+        training,
+        Run(checkpoint, progress=progress),
+        data=(settings, identity, augmentation),
     )
-    measured = range(min(STATISTICS_BATCHES * settings.batch, len(samples)))
-    _measure_normalisation(network, _loader(samples, measured, settings.batch, workers))
-    return network
-
-
-def _new(seed: int) -> Segmenter:
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(torch_rng(seed, "segmenter", "weights").initial_seed())
-        return Segmenter().to(memory_format=torch.channels_last)
-
-
-def _loader(
-    samples: Samples, numbers: range, batch: int, workers: int
-) -> DataLoader[dict[str, Tensor]]:
-    return DataLoader(
-        samples,
-        batch_size=batch,
-        sampler=numbers,
-        num_workers=workers,
-        generator=torch.Generator(),  # or the loader would draw from the global random state
-    )
-
-
-def _loss(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    grey = batch["grey"].contiguous(memory_format=torch.channels_last)
+    measured = load(range(min(STATISTICS_BATCHES * size, len(samples))))
     with torch.autocast("cpu", torch.bfloat16):
-        predicted = network(grey)
-    return compute_segmentation_loss(predicted.float(), batch["foreground"], batch["distance"])
-
-
-def _skip_validation(network: nn.Module) -> float:
-    """The test video is the only judge; thresholds and steps are fixed."""
-    return 0.0
-
-
-@torch.no_grad()
-def _measure_normalisation(network: nn.Module, loader: DataLoader[dict[str, Tensor]]) -> None:
-    """Give the averaged weights the means and variances that belong to them."""
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.reset_running_stats()
-            module.momentum = None  # a plain average over all batches
-    network.train()
-    for batch in loader:
-        _loss(network, batch)
-    network.eval()
+        greys = (batch["grey"] for batch in measured)
+        update_bn((grey.contiguous(memory_format=torch.channels_last) for grey in greys), network)
+    return network
