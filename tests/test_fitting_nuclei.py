@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage
 
 from bvdm_data.clip import STAGES, CameraScale
-from bvdm_data.datasets.ctc import read_sequence, write_sequence
+from bvdm_data.datasets.ctc import read_sequence
 from bvdm_data.fitting.cell_cycle import count_short_stages
 from bvdm_data.fitting.lineage import Lineage
 from bvdm_data.fitting.nuclei import Crops, extract_crops, measure_ellipse
@@ -88,16 +88,6 @@ def test_video_ends_before_stop(root):
     np.testing.assert_array_equal(source.tracks, TRACKS)
 
 
-def test_video_leaves_out_empty_frames(tmp_path):
-    masks = np.zeros((4, 60, 60), np.int32)
-    masks[1:, 20:30, 20:30] = 1
-    counts = np.full(masks.shape, OFFSET + 300, np.uint16)
-    write_sequence(tmp_path, "01", counts, masks, np.array([[1, 1, 3, 0]]))
-    (tmp_path / "01_GT/SEG/man_seg003.tif").unlink()
-    short = read_video(read_sequence(tmp_path, "01", "GT"), SCALE, progress=False)
-    assert [frame.number for frame in short.frames] == [1, 2]
-
-
 def test_background_is_the_planted_one(video, scene):
     levels = [float(np.median(frame.background)) * 4095 for frame in video.frames]
     assert np.abs(np.array(levels) - LEVEL).max() < 5
@@ -106,29 +96,13 @@ def test_background_is_the_planted_one(video, scene):
     # A mean over 32 px flattens the field of period 500 px by less than a tenth.
     assert np.abs(background - field)[40:-40, 40:-40].max() < 0.004
     assert np.abs(background - field).mean() < 0.004
-    assert background.dtype == np.float32
     even = estimate_background(np.full((203, 240), 0.25, np.float32), np.zeros((203, 240), int))
     np.testing.assert_allclose(even, 0.25, atol=1e-5)
-
-
-def test_background_is_a_gaussian_mean(scene):
-    grey, masks, _ = scene
-    free = mask_background(grey, masks)
-    total, weight = (
-        ndimage.gaussian_filter(plane.astype(float), 32, truncate=3)
-        for plane in (np.where(free, grey, 0), free)
-    )
-    wanted = total / weight
-    assert np.abs(estimate_background(grey, masks) - wanted).max() < 0.01 * np.ptp(wanted)
-
-
-def test_background_ignores_unlabelled_light(scene):
-    grey, masks, _ = scene
+    # Light without a mask does not count.
     lit = grey.copy()
     lit[90:110, 50:70] += 0.5
     assert not mask_background(lit, masks)[90:110, 50:70].any()
-    before = estimate_background(grey, masks)
-    np.testing.assert_allclose(estimate_background(lit, masks), before, atol=5e-4)
+    np.testing.assert_allclose(estimate_background(lit, masks), background, atol=5e-4)
 
 
 def test_background_mask_keeps_off_nuclei(scene):
@@ -166,16 +140,6 @@ def test_crops_are_whole_tracked_nuclei():
     assert (empty.light.shape, empty.centre.shape) == ((0, 96, 96), (0, 2))
 
 
-def test_crops_are_centred_and_ordered(crops):
-    for mask in crops.masks[::37]:
-        y, x = np.nonzero(mask)
-        assert abs(y.min() + y.max() + 1 - 96) <= 1
-        assert abs(x.min() + x.max() + 1 - 96) <= 1
-    order = np.lexsort((crops.track, crops.frame))
-    assert order.tolist() == list(range(len(crops.track)))
-    assert len(crops.track) > 400
-
-
 def test_crops_hold_light_above_the_background(video, crops):
     assert crops.light.dtype == np.float16
     assert not crops.light[~crops.masks].any()
@@ -188,6 +152,9 @@ def test_crops_hold_light_above_the_background(video, crops):
         own = crops.light[row][crops.masks[row]].astype(float)
         np.testing.assert_allclose(np.sort(own), np.sort(light), rtol=2e-3)
         np.testing.assert_allclose(crops.centre[row], np.argwhere(inside).mean(0), rtol=1e-5)
+        middles = [side.min() + side.max() + 1 - 96 for side in np.nonzero(crops.masks[row])]
+        assert max(map(abs, middles)) <= 1
+    assert np.lexsort((crops.track, crops.frame)).tolist() == list(range(len(crops.track)))
 
 
 def test_ellipse_has_angle_and_aspect():
@@ -231,11 +198,14 @@ def test_stages_are_the_planted_mitoses(crops, nuclei):
         elif parent[int(track)] and frame == first:
             stage = TELOPHASE
         assert nuclei.stage[row] == stage, (track, frame, STAGES[stage])
-
-
-def test_one_child_is_no_division(crops, nuclei):
+    table = count_short_stages(nuclei)["durations"]
+    for stage, frames in [(METAPHASE, 1), (PROMETAPHASE, 1), (TELOPHASE, 1), (1, 0), (4, 0)]:
+        assert table[stage].argmax() == frames
+        assert table[stage].max() > 0.9
+    np.testing.assert_allclose(table.sum(1), [0, 1, 1, 1, 1, 1])
+    # One child is no division.
     tracks = TRACKS.copy()
-    mother, (_, lost) = next(iter(nuclei.lineage.daughters.items()))
+    mother, (_, lost) = next(iter(mothers.items()))
     tracks[tracks[:, 0] == lost, 3] = 0
     assert (assign_stages(crops, tracks)[crops.track == mother] == INTERPHASE).all()
 
@@ -259,13 +229,3 @@ def test_references_are_mothers_in_interphase(nuclei):
         area, brightness = nuclei.references[int(mother)]
         assert area == pytest.approx(230, abs=6), last
         assert brightness * 4095 == pytest.approx(light, rel=0.05)
-
-
-def test_durations_are_the_planted_ones(nuclei):
-    table = count_short_stages(nuclei)["durations"]
-    assert table.shape == (6, 5)
-    assert table[INTERPHASE].tolist() == [0] * 5
-    for stage, frames in [(METAPHASE, 1), (PROMETAPHASE, 1), (TELOPHASE, 1), (1, 0), (4, 0)]:
-        assert table[stage].argmax() == frames
-        assert table[stage].max() > 0.9
-    np.testing.assert_allclose(table[1:].sum(1), 1)
