@@ -7,15 +7,17 @@ from scipy import ndimage
 from bvdm_data.clip import STAGES, CameraScale
 from bvdm_data.datasets.ctc import read_sequence
 from bvdm_data.fitting.cell_cycle import count_short_stages
-from bvdm_data.fitting.lineage import Lineage
-from bvdm_data.fitting.nuclei import Crops, extract_crops, measure_ellipse
-from bvdm_data.fitting.stages import (
+from bvdm_data.fitting.nuclei import (
     INTERPHASE,
     METAPHASE,
     PROMETAPHASE,
     TELOPHASE,
     UNKNOWN,
+    Crops,
+    Lineage,
     assign_stages,
+    extract_crops,
+    measure_ellipse,
     measure_nuclei,
 )
 from bvdm_data.fitting.video import Frame, Video, estimate_background, mask_background, read_video

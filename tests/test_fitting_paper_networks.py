@@ -6,8 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bvdm_data.fitting.lineage import Lineage
-from bvdm_data.fitting.nuclei import MASK_LEVEL
+from bvdm_data.fitting.nuclei import MASK_LEVEL, Lineage
 from bvdm_data.fitting.paper_networks import (
     BRIGHTEST,
     MaskPairs,

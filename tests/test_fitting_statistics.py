@@ -15,8 +15,8 @@ from bvdm_data.fitting.cell_cycle import (
     fit_intensities,
     fit_size_drift,
 )
-from bvdm_data.fitting.lineage import Lineage
 from bvdm_data.fitting.motion import fit_motion
+from bvdm_data.fitting.nuclei import Lineage
 from bvdm_data.fitting.video import (
     STREAK,
     Frame,

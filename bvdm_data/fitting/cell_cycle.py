@@ -11,8 +11,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from bvdm_data.clip import STAGES
-from bvdm_data.fitting.lineage import Lineage, measure_spread
-from bvdm_data.fitting.stages import INTERPHASE, Array, Nuclei
+from bvdm_data.fitting.nuclei import INTERPHASE, Array, Lineage, Nuclei, measure_spread
 from bvdm_data.fitting.video import VideoTooShortError
 from bvdm_data.rng import numpy_rng
 from bvdm_data.synth.cell_cycle import (

@@ -9,9 +9,7 @@ from scipy import ndimage
 from scipy.stats import median_abs_deviation
 
 from bvdm_data.clip import STAGES
-from bvdm_data.fitting.lineage import fit_ar1_plus_noise
-from bvdm_data.fitting.nuclei import measure_ellipse
-from bvdm_data.fitting.stages import INTERPHASE, Nuclei
+from bvdm_data.fitting.nuclei import INTERPHASE, Nuclei, fit_ar1_plus_noise, measure_ellipse
 from bvdm_data.rng import numpy_rng
 from bvdm_data.synth.contours import CONTOUR_POINTS, Array, ShapeModel
 

@@ -10,7 +10,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from bvdm_data.fitting.contours import LEAST_OVERLAP, Contours
-from bvdm_data.fitting.stages import Nuclei
+from bvdm_data.fitting.nuclei import Nuclei
 from bvdm_data.fitting.training import (
     Losses,
     Run,

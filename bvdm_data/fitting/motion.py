@@ -9,8 +9,7 @@ from scipy import ndimage, stats
 from scipy.optimize import isotonic_regression
 
 from bvdm_data.fitting.cell_cycle import LEAST_AT_AGE
-from bvdm_data.fitting.lineage import fit_ar1_plus_noise, measure_spread
-from bvdm_data.fitting.stages import INTERPHASE, Nuclei
+from bvdm_data.fitting.nuclei import INTERPHASE, Nuclei, fit_ar1_plus_noise, measure_spread
 from bvdm_data.fitting.video import Video
 from bvdm_data.rng import numpy_rng
 from bvdm_data.synth.cell_cycle import PRE_MITOTIC

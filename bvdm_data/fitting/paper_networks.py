@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bvdm_data.fitting.lineage import Lineage
-from bvdm_data.fitting.nuclei import MASK_LEVEL, Crops, check_fittable
+from bvdm_data.fitting.nuclei import MASK_LEVEL, Crops, Lineage, check_fittable
 from bvdm_data.fitting.training import (
     Losses,
     Run,

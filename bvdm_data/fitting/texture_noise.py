@@ -11,9 +11,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from bvdm_data.clip import CameraScale
-from bvdm_data.fitting.lineage import Lineage
-from bvdm_data.fitting.nuclei import Crops, extract_crops
-from bvdm_data.fitting.stages import INTERPHASE
+from bvdm_data.fitting.nuclei import INTERPHASE, Crops, Lineage, extract_crops
 from bvdm_data.fitting.video import Frame, Video, estimate_background
 from bvdm_data.rng import numpy_rng, torch_rng
 from bvdm_data.synth.contours import compute_polygon_area

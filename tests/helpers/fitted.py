@@ -11,8 +11,7 @@ from torch import nn
 
 from bvdm_data.datasets.ctc import write_sequence
 from bvdm_data.fitting import texture_noise
-from bvdm_data.fitting.nuclei import Crops
-from bvdm_data.fitting.stages import measure_nuclei
+from bvdm_data.fitting.nuclei import Crops, measure_nuclei
 from bvdm_data.fitting.training import TrainingSettings, train
 from bvdm_data.synth.contours import CONTOUR_POINTS
 from bvdm_data.synth.scene import SceneSettings
