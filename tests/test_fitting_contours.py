@@ -5,7 +5,7 @@ import pytest
 
 from bvdm_data.clip import STAGES
 from bvdm_data.fitting import contours
-from bvdm_data.fitting.contours import measure_contour_iou, trace_contour, trace_contours
+from bvdm_data.fitting.contours import _measure_contour_iou, _trace_contour, trace_contours
 from bvdm_data.synth.contours import CONTOUR_POINTS, compute_polygon_area
 from tests.helpers.fitted import ANGLES, crops_of, ellipse, filled, nuclei_of
 
@@ -24,7 +24,7 @@ def test_contour_has_shape_and_area(axes):
     ratios = []
     for turn in (-1.4, -0.7, 0.0, 0.4, 1.1):
         mask = filled(ellipse(*axes), turn)
-        radii = trace_contour(mask)
+        radii = _trace_contour(mask)
         np.testing.assert_allclose(radii, ellipse(*axes), atol=0.8)
         ratios.append(float(compute_polygon_area(radii)) / mask.sum())
     assert np.mean(ratios) == pytest.approx(1, abs=0.012)
@@ -33,16 +33,16 @@ def test_contour_has_shape_and_area(axes):
 def test_contour_starts_at_major_axis():
     radii = ellipse(16, 9)
     radii[5:10] += 3  # a bump on the side of +x
-    found = trace_contour(filled(radii))
+    found = _trace_contour(filled(radii))
     assert found[5:10].mean() > found[-10:-5].mean() + 1
     with pytest.raises(ValueError, match="mask must show a nucleus, got an empty one"):
-        trace_contour(np.zeros((96, 96), bool))
+        _trace_contour(np.zeros((96, 96), bool))
 
 
 def test_contour_iou_is_low_for_rings():
     mask = filled(ellipse(16, 9), 0.6)
-    assert measure_contour_iou(mask, trace_contour(mask)) > 0.97
-    assert measure_contour_iou(RING, trace_contour(RING)) == pytest.approx(0.75, abs=0.05)
+    assert _measure_contour_iou(mask, _trace_contour(mask)) > 0.97
+    assert _measure_contour_iou(RING, _trace_contour(RING)) == pytest.approx(0.75, abs=0.05)
 
 
 def test_shapes_have_planted_mean_and_covariance():

@@ -16,8 +16,8 @@ from bvdm_data.fitting.denoiser import (
     HALO,
     NEIGHBOUR_MARGIN,
     AlignedCrops,
+    _make_denoiser_losses,
     extract_aligned_crops,
-    make_denoiser_losses,
     train_denoiser,
 )
 from bvdm_data.fitting.nuclei import extract_crops
@@ -204,7 +204,7 @@ def test_contours_are_mirrored_with_images():
 
 def losses_of(crops, network, step=0, **changes):
     settings = TrainingSettings(**{"steps": 1, "batch": 8} | changes)
-    train_loss, val_loss = make_denoiser_losses(crops, network, settings)
+    train_loss, val_loss = _make_denoiser_losses(crops, network, settings)
     return float(train_loss(network, step)), val_loss(network)
 
 
@@ -236,7 +236,7 @@ def test_mitosis_has_its_share_of_batches(monkeypatch):
 
     monkeypatch.setattr(denoiser, "_compute_loss", record)
     network, settings = make_random_denoiser(patch=32), TrainingSettings(steps=1, batch=20)
-    train_loss, _ = make_denoiser_losses(crops, network, settings)
+    train_loss, _ = _make_denoiser_losses(crops, network, settings)
     for step in range(30):
         train_loss(torch.nn.Linear(1, 1), step)
     stages = torch.stack([stage for stage, _ in seen])

@@ -6,7 +6,7 @@ from scipy import ndimage
 
 from bvdm_data.clip import STAGES, CameraScale
 from bvdm_data.datasets.ctc import read_sequence
-from bvdm_data.fitting.cell_cycle import count_short_stages
+from bvdm_data.fitting.cell_cycle import _count_short_stages
 from bvdm_data.fitting.nuclei import (
     INTERPHASE,
     METAPHASE,
@@ -200,7 +200,7 @@ def test_stages_are_the_planted_mitoses(crops, nuclei):
         elif parent[int(track)] and frame == first:
             stage = TELOPHASE
         assert nuclei.stage[row] == stage, (track, frame, STAGES[stage])
-    table = count_short_stages(nuclei)["durations"]
+    table = _count_short_stages(nuclei)["durations"]
     for stage, frames in [(METAPHASE, 1), (PROMETAPHASE, 1), (TELOPHASE, 1), (1, 0), (4, 0)]:
         assert table[stage].argmax() == frames
         assert table[stage].max() > 0.9

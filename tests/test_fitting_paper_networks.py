@@ -9,11 +9,11 @@ from torch.nn import functional as F
 from bvdm_data.fitting.nuclei import MASK_LEVEL, Lineage
 from bvdm_data.fitting.paper_networks import (
     BRIGHTEST,
-    MaskPairs,
-    apply_symmetry,
-    compute_flow_loss,
+    _apply_symmetry,
+    _compute_flow_loss,
+    _MaskPairs,
+    _measure_flow_iou,
     make_mask_pairs,
-    measure_flow_iou,
     normalize_crops,
     train_ddpm,
     train_flownet,
@@ -53,7 +53,7 @@ def test_crops_are_normalised_to_flat_mask():
 
 def test_eight_symmetries_keep_every_value():
     image = torch.arange(16.0).view(1, 4, 4)
-    turned = [apply_symmetry(image, number) for number in range(8)]
+    turned = [_apply_symmetry(image, number) for number in range(8)]
     assert len({tuple(plane.flatten().tolist()) for plane in turned}) == 8
     assert all(plane.shape == image.shape and plane.mean() == image.mean() for plane in turned)
 
@@ -100,15 +100,15 @@ def shifted_discs(count=24):
     rng = np.random.default_rng(0)
     discs = [filled(ellipse(r, r), side=32) for r in rng.uniform(6, 9, count)]
     pairs = np.stack([np.stack([disc, np.roll(disc, (3, -1), (0, 1))]) for disc in discs])
-    return MaskPairs(torch.from_numpy(pairs), torch.arange(count))
+    return _MaskPairs(torch.from_numpy(pairs), torch.arange(count))
 
 
 def test_flow_loss_and_iou_know_the_truth():
     masks = shifted_discs().masks
     wanted = F.mse_loss(masks[:, :1].float(), masks[:, 1:].float())
-    assert float(compute_flow_loss(Still(), masks)) == pytest.approx(float(wanted))
-    assert float(compute_flow_loss(Still(-3.0, 1.0), masks)) < 1e-6
-    iou = measure_flow_iou(Still(-3.0, 1.0), masks)
+    assert float(_compute_flow_loss(Still(), masks)) == pytest.approx(float(wanted))
+    assert float(_compute_flow_loss(Still(-3.0, 1.0), masks)) < 1e-6
+    iou = _measure_flow_iou(Still(-3.0, 1.0), masks)
     assert iou["overlap_after"] == pytest.approx(1)
     assert iou["overlap_before"] < 0.75
 

@@ -10,10 +10,10 @@ from bvdm_data.clip import STAGES, CameraScale
 from bvdm_data.fitting.cell_cycle import (
     DEFAULT_AUTOCORRELATION,
     SHARED,
+    _fit_cycle_length,
+    _fit_intensities,
+    _fit_size_drift,
     fit_cell_cycle,
-    fit_cycle_length,
-    fit_intensities,
-    fit_size_drift,
 )
 from bvdm_data.fitting.motion import fit_motion
 from bvdm_data.fitting.nuclei import Lineage
@@ -21,9 +21,9 @@ from bvdm_data.fitting.video import (
     STREAK,
     Frame,
     Video,
+    _fit_row_noise_kernel,
     estimate_background,
     fit_camera,
-    fit_row_noise_kernel,
 )
 from tests.helpers.fitted import crops_of, ellipse, filled, nuclei_of
 
@@ -47,14 +47,14 @@ def test_cycle_law_survives_censoring():
         if last < 59:
             waiting += [(last + 1, len(rows))] * 2
     tracks = Lineage(np.array(rows, np.int32))
-    mean, deviation = fit_cycle_length(tracks)
+    mean, deviation = _fit_cycle_length(tracks)
     assert math.exp(mean) == pytest.approx(25, rel=0.08)
     assert deviation == pytest.approx(0.2, abs=0.05)
     # Cycles seen whole alone are too short: that is what censoring is for.
     assert np.mean(tracks.whole_cycles) < 25
     # Without whole cycles, the rate of divisions decides.
     tracks = np.array([[1, 0, 4, 0], [2, 5, 9, 1], [3, 5, 9, 1], [4, 0, 9, 0]], np.int32)
-    assert np.exp(fit_cycle_length(Lineage(tracks))[0]) == pytest.approx(math.log(2) * 25)
+    assert np.exp(_fit_cycle_length(Lineage(tracks))[0]) == pytest.approx(math.log(2) * 25)
 
 
 def family(growth=5.0, grown=22.0, split=0.5, mothers=3):
@@ -121,14 +121,14 @@ def drifting(memory, shared, pairs=150, frames=40):
 @pytest.mark.parametrize(("memory", "shared"), [(0.95, 0.7), (0.99, 0.2)])
 def test_brightness_drift_is_the_planted_one(memory, shared):
     nuclei = drifting(memory, shared)
-    model = fit_intensities(nuclei)
+    model = _fit_intensities(nuclei)
     assert model["brightness_autocorrelation"] == pytest.approx(memory, abs=0.005)
     assert model["brightness_sister_correlation"] == pytest.approx(shared, abs=0.15)
     wanted = np.quantile(nuclei.brightness, [0, 0.5, 1])
     np.testing.assert_allclose(model["brightness"][[0, 64, 128]], wanted)
     nuclei.brightness[:] = 1
     for unknown in (drifting(memory, shared, pairs=2, frames=9), nuclei):
-        model = fit_intensities(unknown)
+        model = _fit_intensities(unknown)
         assert model["brightness_autocorrelation"] == DEFAULT_AUTOCORRELATION
         assert model["brightness_sister_correlation"] == SHARED
 
@@ -142,14 +142,14 @@ def test_size_drift_is_the_planted_one():
     crops = crops_of(np.ones((len(track), 3, 3), bool), track, frame)
     known = {"area": 400 * np.exp(sizes.ravel()), "stage": np.zeros(len(track), np.int8)}
     body = np.full(33, 600.0)
-    deviation, memory = fit_size_drift(nuclei_of(crops, tracks, **known), body)
+    deviation, memory = _fit_size_drift(nuclei_of(crops, tracks, **known), body)
     assert deviation == pytest.approx(0.2, rel=0.15)
     assert memory == pytest.approx(0.95, abs=0.02)
     # What bodies spread by is not counted twice, and too few births give the default.
     wide = np.exp(np.random.default_rng(0).normal(6, 0.5, 33))
-    assert fit_size_drift(nuclei_of(crops, tracks, **known), wide)[0] == 0
+    assert _fit_size_drift(nuclei_of(crops, tracks, **known), wide)[0] == 0
     unborn = nuclei_of(crops, tracks * np.array([1, 1, 1, 0]), **known)
-    assert fit_size_drift(unborn, body).tolist() == [0.0, 0.9]
+    assert _fit_size_drift(unborn, body).tolist() == [0.0, 0.9]
 
 
 # Motion
@@ -267,7 +267,7 @@ def test_camera_finds_planted_blur():
 
 def test_row_kernel_reproduces_a_correlation():
     for correlation in ((0.6, 0.2), (0.3,), (0.6, 0.15, 0.02, 0.0)):
-        kernel = fit_row_noise_kernel(np.array(correlation))
+        kernel = _fit_row_noise_kernel(np.array(correlation))
         assert len(kernel) == STREAK
         assert (kernel**2).sum() == pytest.approx(1)
         for lag, wanted in enumerate(correlation, start=1):

@@ -12,9 +12,9 @@ from bvdm_data.clip import STAGES
 from bvdm_data.fitting.student import (
     LARGE_PATCH_EVERY,
     MITOSIS_FRACTION,
-    DistillationPairs,
-    choose_small_patch,
-    make_student_losses,
+    _choose_small_patch,
+    _DistillationPairs,
+    _make_student_losses,
     sample_teacher_pairs,
     train_student,
 )
@@ -116,7 +116,7 @@ def numbered(radii):
     outlines = torch.tensor(radii, dtype=torch.float32)[:, None].expand(count, 60)
     picture = torch.randn((count, 1, 48, 48), generator=torch.Generator().manual_seed(0)).bfloat16()
     stage = torch.zeros(count, dtype=torch.int64)
-    return DistillationPairs(picture, picture, outlines, torch.arange(count).float(), stage)
+    return _DistillationPairs(picture, picture, outlines, torch.arange(count).float(), stage)
 
 
 @pytest.mark.parametrize(("usual", "rare"), [(32, 48), (48, 32)])
@@ -125,7 +125,7 @@ def test_every_eighth_batch_is_rare(usual, rare):
     order = np.random.default_rng(0).permutation([radii[usual]] * 30 + [radii[rare]] * 10)
     pairs, spy = numbered(order), Spy()
     settings = TrainingSettings(steps=1, batch=6)
-    train_loss, val_loss = make_student_losses(pairs, SIDES, settings)
+    train_loss, val_loss = _make_student_losses(pairs, SIDES, settings)
     losses = [float(train_loss(spy, step).detach()) for step in range(3 * LARGE_PATCH_EVERY)]
     wanted = [(usual, 6)] * (LARGE_PATCH_EVERY - 1) + [(rare, 3)]
     assert [(side, len(rows)) for side, rows in spy.seen] == 3 * wanted
@@ -140,7 +140,7 @@ def test_every_eighth_batch_is_rare(usual, rare):
     # Batches depend on step and seed alone, and light far outside does not count.
     pairs.picture[compute_signed_distance_map(pairs.radii, 48) == 1] = 100
     assert float(train_loss(spy, 5).detach()) == losses[5] != losses[4]
-    other, _ = make_student_losses(pairs, SIDES, replace(settings, seed=1))
+    other, _ = _make_student_losses(pairs, SIDES, replace(settings, seed=1))
     assert float(other(spy, 5).detach()) != losses[5]
 
 
@@ -155,11 +155,11 @@ def test_val_loss_is_missed_share():
         def forward(self, noise, edge, brightness, stage):
             return noise + self.level - 0.5
 
-    _, val_loss = make_student_losses(numbered([9.0] * 20 + [16.0] * 20), SIDES, QUICK)
+    _, val_loss = _make_student_losses(numbered([9.0] * 20 + [16.0] * 20), SIDES, QUICK)
     with torch.no_grad():
         assert val_loss(Knows()) == 0
         assert val_loss(Even()) == pytest.approx(1, abs=1e-4)
-        assert math.isnan(make_student_losses(numbered([9.0] * 3), SIDES, QUICK)[1](Knows()))
+        assert math.isnan(_make_student_losses(numbered([9.0] * 3), SIDES, QUICK)[1](Knows()))
 
 
 # Training
@@ -179,7 +179,7 @@ def test_student_learns_what_the_noise_decides(draw, learn):
     network, log = learn(draw(80, painter), training, painter)
     assert log.held_out[-1][1] < 0.5
     assert network.settings == StudentConfig(patch=32, small_patch=24, floor=painter.floor)
-    assert [choose_small_patch(side) for side in (16, 24, 48, 56, 128)] == [16, 16, 32, 40, 96]
+    assert [_choose_small_patch(side) for side in (16, 24, 48, 56, 128)] == [16, 16, 32, 40, 96]
 
 
 def test_student_continues_from_another(draw, learn):

@@ -57,15 +57,15 @@ def fit_curve(monkeypatch, generator, real, render, simulate=None):
 
     render: correlation by the noise's and the lag; simulate: by the texture model and the lag.
     """
-    monkeypatch.setattr(texture_noise, "measure_video", lambda *_: real)
+    monkeypatch.setattr(texture_noise, "_measure_video", lambda *_: real)
     monkeypatch.setattr(
-        texture_noise, "measure_rendered", lambda _, __, lag, noise, ___: render(noise, lag)
+        texture_noise, "_measure_rendered", lambda _, __, lag, noise, ___: render(noise, lag)
     )
 
     def measure_synthetic(given, seed):
         return {lag: simulate(given.texture, lag) if simulate else real[lag] for lag in real}
 
-    monkeypatch.setattr(texture_noise, "measure_synthetic", measure_synthetic)
+    monkeypatch.setattr(texture_noise, "_measure_synthetic", measure_synthetic)
     crops = crops_of(np.ones((2, 3, 3), bool), [1, 2], [0, 0])
     return fit_noise_autocorrelation(crops, np.zeros(2, np.int8), generator)
 
@@ -126,7 +126,7 @@ def test_loss_in_videos_is_made_up(monkeypatch, generator):
 
 def of_video(crops, stages=None):
     stages = np.zeros(len(crops.track), np.int8) if stages is None else stages
-    return texture_noise.measure_video(crops, stages, 0)
+    return texture_noise._measure_video(crops, stages, 0)
 
 
 def test_lasting_textures_correlate(monkeypatch):
@@ -162,7 +162,7 @@ def test_lasting_noise_gives_lasting_textures(generator, monkeypatch):
     monkeypatch.setattr(texture_noise, "CALIBRATION_NUCLEI", 10)
 
     def measure(noise, model=generator):
-        return texture_noise.measure_rendered(model, np.array([0.2]), 1, noise, 0)
+        return texture_noise._measure_rendered(model, np.array([0.2]), 1, noise, 0)
 
     assert measure(1.0) > 0.999
     assert measure(0.0) < 0.35
@@ -176,7 +176,7 @@ def test_planted_memory_is_found(generator, monkeypatch):
     monkeypatch.setattr(texture_noise, "PAIRS", 20)
     monkeypatch.setattr(texture_noise, "CALIBRATION_NUCLEI", 20)
     monkeypatch.setattr(texture_noise, "_NOISES", (0.0, 0.6, 0.85, 1.0))
-    monkeypatch.setattr(texture_noise, "measure_synthetic", lambda *_: {})
+    monkeypatch.setattr(texture_noise, "_measure_synthetic", lambda *_: {})
     crops = textured(0.95, 0.15, tracks=20)
     state = torch.get_rng_state()
     found, real = fit_noise_autocorrelation(crops, np.zeros(len(crops.track), np.int8), generator)
@@ -192,7 +192,7 @@ def test_synthetic_video_is_measured(generator, monkeypatch):
     )
     lives = replace(generator.lives, cycle=np.array([5.0, 0.1]))
     long, short = (
-        texture_noise.measure_synthetic(
+        texture_noise._measure_synthetic(
             replace(generator, lives=lives, texture=TextureModel(memory=memory, fresh=0.0)), 0
         )
         for memory in (1.0, 0.0)

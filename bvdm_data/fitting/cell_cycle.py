@@ -56,17 +56,17 @@ def fit_cell_cycle(nuclei: Nuclei, *, minutes: float) -> CellCycleModel:
     share = born[:, 0, 0] / born[:, :, 0].sum(1) - 0.5
     light = np.log(np.maximum(born[:, :, 1], DIMMEST))
     model = CellCycleModel(
-        cycle=fit_cycle_length(nuclei.lineage),
+        cycle=_fit_cycle_length(nuclei.lineage),
         sister_spread=measure_spread(light[:, 0] - light[:, 1]) / math.sqrt(2),
         division_asymmetry=math.sqrt((share**2).mean()) if len(share) else 0.0,
         division_asymmetry_robust=measure_spread(share),
-        **fit_intensities(nuclei),
-        **fit_areas(nuclei),
-        **count_short_stages(nuclei),
+        **_fit_intensities(nuclei),
+        **_fit_areas(nuclei),
+        **_count_short_stages(nuclei),
         minutes=minutes,
     )
     usual = float(np.median(nuclei.area[nuclei.stage == INTERPHASE]))
-    return replace(model, adult_area=model.adult_area * usual / simulate_median_area(model))
+    return replace(model, adult_area=model.adult_area * usual / _compute_median_area(model))
 
 
 def _list_newborn(nuclei: Nuclei) -> Array:
@@ -76,7 +76,7 @@ def _list_newborn(nuclei: Nuclei) -> Array:
     return np.stack([nuclei.area[rows], nuclei.brightness[rows]], -1)
 
 
-def fit_cycle_length(lineage: Lineage) -> Array:
+def _fit_cycle_length(lineage: Lineage) -> Array:
     """Fit a log-normal law to the time from birth to division.
 
     Most cycles are cut by the ends of the video; they count as at least as long as was seen
@@ -96,7 +96,7 @@ def fit_cycle_length(lineage: Lineage) -> Array:
     return np.array([math.log(median), deviation])
 
 
-def count_short_stages(nuclei: Nuclei) -> dict[str, Any]:
+def _count_short_stages(nuclei: Nuclei) -> dict[str, Any]:
     """Count the frames of the short stages of every mitosis and newborn, and tabulate them."""
     lineage = nuclei.lineage
 
@@ -133,7 +133,7 @@ def count_short_stages(nuclei: Nuclei) -> dict[str, Any]:
 # Areas
 
 
-def fit_areas(nuclei: Nuclei) -> dict[str, Any]:
+def _fit_areas(nuclei: Nuclei) -> dict[str, Any]:
     """Measure the areas of :class:`bvdm_data.synth.cell_cycle.CellCycleModel`."""
     references = [area for area, _ in nuclei.references.values()]
     body = np.quantile(references, np.linspace(0, 1, QUANTILES))
@@ -155,7 +155,7 @@ def fit_areas(nuclei: Nuclei) -> dict[str, Any]:
             {stage: np.where(newborn, ratio, np.nan) for stage, ratio in ratios.items()}
         ),
         "stage_spread": spread,
-        "size": fit_size_drift(nuclei, body),
+        "size": _fit_size_drift(nuclei, body),
     }
 
 
@@ -202,7 +202,7 @@ def _measure_area_of_age(nuclei: Nuclei, keep: npt.NDArray[np.bool_] | None = No
     return np.maximum.accumulate([medians[0]] * youngest + medians)
 
 
-def fit_size_drift(nuclei: Nuclei, body: Array) -> Array:
+def _fit_size_drift(nuclei: Nuclei, body: Array) -> Array:
     """Fit spread, beyond that of ``body``, and autocorrelation of log areas at one age, ``[2]``."""
     parents, spans = nuclei.lineage.parents, nuclei.lineage.spans
     by_age: dict[int, list[int]] = {}
@@ -226,7 +226,7 @@ def fit_size_drift(nuclei: Nuclei, body: Array) -> Array:
     return np.array([math.sqrt(max(total**2 - bodies**2, 0.0)), memory])
 
 
-def simulate_median_area(model: CellCycleModel) -> float:
+def _compute_median_area(model: CellCycleModel) -> float:
     """Return the median area in interphase of nuclei of all ages, drawn from a model, px^2."""
     rng = numpy_rng(0, "fit", "lives")
     areas: list[float] = []
@@ -252,7 +252,7 @@ def tabulate_intensities(brightness: Array) -> Array:
     return np.quantile(np.maximum(brightness, DIMMEST), np.linspace(0, 1, INTENSITY_QUANTILES))
 
 
-def fit_intensities(nuclei: Nuclei) -> dict[str, Any]:
+def _fit_intensities(nuclei: Nuclei) -> dict[str, Any]:
     """Measure the brightness of :class:`bvdm_data.synth.cell_cycle.CellCycleModel`."""
     calm = nuclei.stage == INTERPHASE
     # Ranks in interphase, as if drawn from a normal law.

@@ -36,12 +36,12 @@ class Contours:
 
 def trace_contours(masks: npt.NDArray[np.bool_]) -> Contours:
     """Trace the outline of every mask, ``[n, P, P]``."""
-    radii = [trace_contour(mask) for mask in masks]
-    iou = [measure_contour_iou(mask, own) for mask, own in zip(masks, radii, strict=True)]
+    radii = [_trace_contour(mask) for mask in masks]
+    iou = [_measure_contour_iou(mask, own) for mask, own in zip(masks, radii, strict=True)]
     return Contours(np.array(radii).reshape(-1, CONTOUR_POINTS), np.array(iou))
 
 
-def trace_contour(mask: npt.NDArray[np.bool_]) -> Array:
+def _trace_contour(mask: npt.NDArray[np.bool_]) -> Array:
     """Measure the outline of a mask around its centroid, from the major axis on, ``[K]`` px."""
     points = np.argwhere(mask)
     if len(points) == 0:
@@ -57,7 +57,7 @@ def trace_contour(mask: npt.NDArray[np.bool_]) -> Array:
     return radii
 
 
-def measure_contour_iou(mask: npt.NDArray[np.bool_], radii: Array) -> float:
+def _measure_contour_iou(mask: npt.NDArray[np.bool_], radii: Array) -> float:
     """Return the intersection over union of a mask and its own contour."""
     dy, dx = (np.indices(mask.shape).T - np.argwhere(mask).mean(0)).T
     filled = _fill_contour(radii, dy, dx, measure_ellipse(mask)[0])
@@ -140,7 +140,7 @@ def _fit_roughness(contours: Array, mean: Array, modes: Array, seed: int) -> Arr
     scores = rng.standard_normal((_REDRAWN, len(modes)))
     scores[:, 2:] *= math.exp(middle)
     # The pixels of a mask add to it, as they will to masks of drawn outlines: that is taken off.
-    again = np.stack([trace_contour(_draw_mask(radii, rng)) for radii in mean + scores @ modes])
+    again = np.stack([_trace_contour(_draw_mask(radii, rng)) for radii in mean + scores @ modes])
     return np.array([math.exp(2 * middle - float(np.median(measure_sizes(again)))), own])
 
 

@@ -137,7 +137,7 @@ def train_denoiser(
     return train_network(
         "painter",
         lambda: Denoiser(settings).to(memory_format=torch.channels_last),
-        lambda network: make_denoiser_losses(crops, network, training),
+        lambda network: _make_denoiser_losses(crops, network, training),
         training,
         run,
         data=(settings, *vars(crops).values()),
@@ -145,7 +145,7 @@ def train_denoiser(
     )
 
 
-def make_denoiser_losses(
+def _make_denoiser_losses(
     crops: AlignedCrops, network: Denoiser, training: TrainingSettings
 ) -> Losses:
     """Return the training loss of the denoiser, and its loss on held-out tracks."""

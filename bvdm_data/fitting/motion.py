@@ -42,17 +42,17 @@ def fit_motion(nuclei: Nuclei, video: Video, *, border: int) -> MotionModel:
         )
     freedom, _, scale = stats.t.fit(_measure_steps(nuclei, calm).ravel(), floc=0)
     pairs = lineage.find_pairs(1)
-    drift = estimate_stage_drift(nuclei, pairs)
+    drift = _estimate_stage_drift(nuclei, pairs)
     steps = _measure_steps(nuclei, pairs) - drift[crops.frame[pairs[:, 0]]]
-    by_age = fit_speed_by_age(nuclei, pairs, steps)
+    by_age = _fit_speed_by_age(nuclei, pairs, steps)
     return MotionModel(
         step=np.array([scale, max(freedom, 1.5)]),
         rotation=_measure_turn(nuclei, calm),
         separation=_measure_separation(nuclei),
         density=fit_density(video, border),
-        speed=fit_speed(nuclei, pairs, steps, by_age),
+        speed=_fit_speed(nuclei, pairs, steps, by_age),
         speed_by_age=by_age,
-        division_offset=fit_division_offset(nuclei, drift),
+        division_offset=_fit_division_offset(nuclei, drift),
         stage_drift=drift,
         sister_distance=_fit_sister_distance(nuclei),
         neighbour_spacing=_measure_spacing(nuclei),
@@ -65,7 +65,7 @@ def _measure_steps(nuclei: Nuclei, pairs: Rows) -> Array:
     return (centre[pairs[:, 1]] - centre[pairs[:, 0]]).astype(float)
 
 
-def estimate_stage_drift(nuclei: Nuclei, pairs: Rows) -> Array:
+def _estimate_stage_drift(nuclei: Nuclei, pairs: Rows) -> Array:
     """Return the median step of all nuclei from each frame to the next, ``[F - 1, 2]`` px."""
     frames, steps = nuclei.crops.frame[pairs[:, 0]], _measure_steps(nuclei, pairs)
     drift = np.zeros((int(nuclei.crops.frame.max(initial=0)), 2))
@@ -83,7 +83,7 @@ def _measure_ages(nuclei: Nuclei, rows: Rows) -> Rows:
     return np.where(born < 0, -1, nuclei.crops.frame[rows] - born)
 
 
-def fit_speed_by_age(nuclei: Nuclei, pairs: Rows, steps: Array) -> Array:
+def _fit_speed_by_age(nuclei: Nuclei, pairs: Rows, steps: Array) -> Array:
     """Fit how much faster the young are: a median for each age, never rising, ``[A]``.
 
     In a short video no nucleus whose birth is seen grows old. Where those whose birth is not seen
@@ -109,7 +109,7 @@ def fit_speed_by_age(nuclei: Nuclei, pairs: Rows, steps: Array) -> Array:
     return np.asarray(curve / max(usual, 1e-6))
 
 
-def fit_speed(nuclei: Nuclei, pairs: Rows, steps: Array, by_age: Array) -> SpeedModel:
+def _fit_speed(nuclei: Nuclei, pairs: Rows, steps: Array, by_age: Array) -> SpeedModel:
     """Fit the speed apart from age: a log step is a lasting part plus what is new in each frame."""
     if len(by_age) > 1:
         age = _measure_ages(nuclei, pairs[:, 1])
@@ -156,7 +156,7 @@ def _fit_student_t(lengths: Array, spread: float) -> tuple[float, float]:
     return scale, freedom
 
 
-def fit_division_offset(nuclei: Nuclei, drift: Array) -> float:
+def _fit_division_offset(nuclei: Nuclei, drift: Array) -> float:
     """Return the robust deviation of the step from a mother to the middle of her newborn."""
     lineage, centre = nuclei.lineage, nuclei.crops.centre.astype(float)
     offsets: list[float] = []

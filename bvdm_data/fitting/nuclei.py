@@ -179,7 +179,7 @@ class Lineage:
 
 
 @dataclass(frozen=True)
-class StageRules:
+class _StageRules:
     """Thresholds, chosen by looking at the nuclei of each stage of Fluo-N2DL-HeLa 01."""
 
     # first and last frame before the division, counted back from the mother's last frame, whose
@@ -198,7 +198,7 @@ class StageRules:
     longest: tuple[int, int, int] = (2, 4, 4)
 
 
-RULES = StageRules()
+RULES = _StageRules()
 
 
 @dataclass(frozen=True, eq=False)

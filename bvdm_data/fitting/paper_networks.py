@@ -35,7 +35,7 @@ _SCHEDULE = make_cosine_schedule()
 
 
 @dataclass(frozen=True)
-class DdpmCrops:
+class _DdpmCrops:
     """Normalised crops: what the DDPM learns."""
 
     # relative light, [n, 1, 96, 96] float16: 0 outside the nucleus, a mean of MASK_LEVEL inside
@@ -43,7 +43,7 @@ class DdpmCrops:
     track: Tensor  # track id, [n] int64
 
 
-def normalize_crops(crops: Crops) -> DdpmCrops:
+def normalize_crops(crops: Crops) -> _DdpmCrops:
     """Bring every nucleus to the mean at which inference starts.
 
     The authors scale all crops by one range, so that hardly any real nucleus is as bright as the
@@ -53,13 +53,13 @@ def normalize_crops(crops: Crops) -> DdpmCrops:
     keep = np.flatnonzero(crops.brightness >= check_fittable(crops))
     gain = (MASK_LEVEL / crops.brightness[keep])[:, None, None]
     light = np.clip(crops.light[keep].astype(np.float32) * gain, 0, BRIGHTEST)
-    return DdpmCrops(
+    return _DdpmCrops(
         torch.from_numpy(light.astype(np.float16))[:, None], torch.from_numpy(crops.track[keep])
     )
 
 
 def train_ddpm(
-    crops: DdpmCrops, training: TrainingSettings, run: Run, network: UNetSettings | None = None
+    crops: _DdpmCrops, training: TrainingSettings, run: Run, network: UNetSettings | None = None
 ) -> tuple[UNet, TrainingLog]:
     """Train the DDPM; T = 1000, cosine schedule, mean squared error of the noise."""
     losses = make_ddpm_losses(crops, training)
@@ -73,7 +73,7 @@ def train_ddpm(
     )
 
 
-def make_ddpm_losses(crops: DdpmCrops, training: TrainingSettings) -> Losses:
+def make_ddpm_losses(crops: _DdpmCrops, training: TrainingSettings) -> Losses:
     """Return the training loss of the DDPM, and its loss on held-out tracks."""
     learn, held = split_tracks(crops.track, training.seed)
     tracks = list(group_rows(learn, crops.track).values())
@@ -113,24 +113,24 @@ def _draw_noise(shape: torch.Size, generator: torch.Generator) -> tuple[Tensor, 
 
 def _draw_symmetries(images: Tensor, generator: torch.Generator) -> Tensor:
     turns = torch.randint(8, (len(images),), generator=generator).tolist()
-    return torch.stack([apply_symmetry(i, k) for i, k in zip(images, turns, strict=True)])
+    return torch.stack([_apply_symmetry(i, k) for i, k in zip(images, turns, strict=True)])
 
 
-def apply_symmetry(image: Tensor, number: int) -> Tensor:
+def _apply_symmetry(image: Tensor, number: int) -> Tensor:
     """Return one of the eight symmetries of a square: four quarter turns, plain or mirrored."""
     turned = image.rot90(number % 4, (-2, -1))
     return turned.flip(-1) if number >= 4 else turned
 
 
 @dataclass(frozen=True)
-class MaskPairs:
+class _MaskPairs:
     """Masks of the same nuclei in two consecutive frames, each centred in its patch."""
 
     masks: Tensor  # source and target, [n, 2, P, P] bool
     track: Tensor  # track id, [n] int64
 
 
-def make_mask_pairs(crops: Crops, lineage: Lineage) -> MaskPairs:
+def make_mask_pairs(crops: Crops, lineage: Lineage) -> _MaskPairs:
     """Pair the masks of every nucleus with those one frame later.
 
     The patch is cut down to the smallest multiple of 32 px that holds every nucleus with a rim of
@@ -145,14 +145,14 @@ def make_mask_pairs(crops: Crops, lineage: Lineage) -> MaskPairs:
     reach = max(side / 2 - covered[0], covered[-1] + 1 - side / 2) + 4
     small = min(side, 32 * int(np.ceil(reach / 16)))
     cut = slice((side - small) // 2, (side + small) // 2)
-    return MaskPairs(
+    return _MaskPairs(
         torch.from_numpy(crops.masks[pairs][..., cut, cut]),
         torch.from_numpy(crops.track[pairs[:, 0]]),
     )
 
 
 def train_flownet(
-    pairs: MaskPairs, training: TrainingSettings, run: Run
+    pairs: _MaskPairs, training: TrainingSettings, run: Run
 ) -> tuple[FlowNet, TrainingLog, dict[str, float]]:
     """Train FlowNet: mean squared error of the warped mask + .01 x squared gradient of the flow."""
     learn, held = split_tracks(pairs.track, training.seed)
@@ -162,19 +162,19 @@ def train_flownet(
     def train_loss(model: nn.Module, step: int) -> Tensor:
         generator = torch_rng(training.seed, "flow", step)
         rows = learn[torch.randint(len(learn), (training.batch,), generator=generator)]
-        return compute_flow_loss(
+        return _compute_flow_loss(
             model, _draw_symmetries(pairs.masks[rows], generator).to(run.device)
         )
 
     def val_loss(model: nn.Module) -> float:
-        return average_parts(lambda part: compute_flow_loss(model, part.to(device)), (check,), 64)
+        return average_parts(lambda part: _compute_flow_loss(model, part.to(device)), (check,), 64)
 
     losses, data = (train_loss, val_loss), (pairs.track, pairs.masks)
     network, log = train_network("flow", FlowNet, lambda _: losses, training, run, data=data)
-    return network, log, measure_flow_iou(network, check)
+    return network, log, _measure_flow_iou(network, check)
 
 
-def compute_flow_loss(model: nn.Module, masks: Tensor) -> Tensor:
+def _compute_flow_loss(model: nn.Module, masks: Tensor) -> Tensor:
     """Return the loss of FlowNet (authors' code)."""
     source, target = masks.float().split(1, 1)  # type: ignore[no-untyped-call]
     with torch.autocast(masks.device.type, torch.bfloat16):
@@ -186,7 +186,7 @@ def compute_flow_loss(model: nn.Module, masks: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def measure_flow_iou(network: nn.Module, masks: Tensor) -> dict[str, float]:
+def _measure_flow_iou(network: nn.Module, masks: Tensor) -> dict[str, float]:
     """Return the mean IoU of masks with the next frame's, before and after warping."""
     before, after = [], []
     for part in masks.split(64):  # type: ignore[no-untyped-call]

@@ -41,7 +41,7 @@ _HELD_OUT = 512
 
 
 @dataclass(frozen=True)
-class DistillationPairs:
+class _DistillationPairs:
     """Noise, the conditions of each nucleus, and what the denoiser makes of them."""
 
     noise: Tensor  # [n, 1, P, P] bfloat16
@@ -59,7 +59,7 @@ def sample_teacher_pairs(
     *,
     count: int = PAIRS,
     seed: int = 0,
-) -> DistillationPairs:
+) -> _DistillationPairs:
     """Let the denoiser render nuclei of all ages, as large and as bright as clips may vary them."""
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
@@ -81,7 +81,7 @@ def sample_teacher_pairs(
             )
             rendered = run_dpm_solver(teacher, start, STUDENT_STEPS, *conditions)
             picture[part] = rendered.bfloat16().cpu()
-    return DistillationPairs(noise, picture, radii, brightness, stage)
+    return _DistillationPairs(noise, picture, radii, brightness, stage)
 
 
 def _draw_conditions(
@@ -112,7 +112,7 @@ def _draw_conditions(
 
 
 def train_student(
-    pairs: DistillationPairs,
+    pairs: _DistillationPairs,
     teacher: Denoiser,
     training: TrainingSettings,
     run: Run,
@@ -121,7 +121,7 @@ def train_student(
     """Train the student on pairs (Luhman & Luhman 2021)."""
     patch, floor = teacher.settings.patch, teacher.settings.floor
     if start is None:
-        settings = StudentConfig(patch=patch, small_patch=choose_small_patch(patch), floor=floor)
+        settings = StudentConfig(patch=patch, small_patch=_choose_small_patch(patch), floor=floor)
     else:
         # The weights do not depend on the sides of the patches.
         small = min(start.settings.small_patch, patch)
@@ -130,7 +130,7 @@ def train_student(
     return train_network(
         "distilled",
         lambda: Student(settings).to(memory_format=torch.channels_last),
-        lambda _: make_student_losses(pairs, settings, training),
+        lambda _: _make_student_losses(pairs, settings, training),
         training,
         run,
         data=(settings, *images, pairs.radii, pairs.brightness, pairs.stage),
@@ -138,7 +138,7 @@ def train_student(
     )
 
 
-def choose_small_patch(patch: int) -> int:
+def _choose_small_patch(patch: int) -> int:
     """Return the side of small patches: three quarters of the whole, a multiple of 8 from 16 on.
 
     Our choice: the most common nuclei fit, at little more than half of the cost.
@@ -150,8 +150,8 @@ def choose_small_patch(patch: int) -> int:
     return max(16, 3 * patch // 32 * 8)
 
 
-def make_student_losses(
-    pairs: DistillationPairs, settings: StudentConfig, training: TrainingSettings
+def _make_student_losses(
+    pairs: _DistillationPairs, settings: StudentConfig, training: TrainingSettings
 ) -> Losses:
     """Return the training loss, and the share of held-out textures that the student misses."""
     rows = torch.arange(len(pairs.radii))
@@ -191,7 +191,7 @@ def make_student_losses(
 
 
 def _render(
-    model: nn.Module, pairs: DistillationPairs, rows: Tensor, side: int
+    model: nn.Module, pairs: _DistillationPairs, rows: Tensor, side: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return squared errors, targets and signed distances of rows in patches of a side."""
     device = next(model.parameters()).device

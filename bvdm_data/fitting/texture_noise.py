@@ -124,13 +124,13 @@ def fit_noise_autocorrelation(
 
     Returns the noise, and the correlations of the video by lag.
     """
-    real = measure_video(crops, stages, seed)
+    real = _measure_video(crops, stages, seed)
     if len(real) < 2:
         return DEFAULT, real
     brightness = np.maximum(crops.brightness[stages == INTERPHASE].astype(float), 1e-4)
     tables = {
         lag: np.maximum.accumulate(
-            np.nan_to_num([measure_rendered(model, brightness, lag, n, seed) for n in _NOISES])
+            np.nan_to_num([_measure_rendered(model, brightness, lag, n, seed) for n in _NOISES])
         )
         for lag in real
     }
@@ -139,7 +139,7 @@ def fit_noise_autocorrelation(
     targets, rounds = dict(real), []
     for _ in range(ITERATIONS):
         texture = _search_grid(tables, targets)
-        synthetic = measure_synthetic(replace(model, texture=texture), seed)
+        synthetic = _measure_synthetic(replace(model, texture=texture), seed)
         if not real.keys() <= synthetic.keys():
             return texture, real
         missed = {lag: real[lag] - synthetic[lag] for lag in real}
@@ -160,7 +160,7 @@ def _search_grid(tables: dict[int, Array], targets: dict[int, float]) -> Texture
     return TextureModel(memory=float(memory[best]), fresh=float(fresh[best]))
 
 
-def measure_video(crops: Crops, stages: npt.NDArray[np.int8], seed: int) -> dict[int, float]:
+def _measure_video(crops: Crops, stages: npt.NDArray[np.int8], seed: int) -> dict[int, float]:
     """Return the median correlation of nuclei with themselves at each lag that is seen."""
     lineage = Lineage(np.zeros((0, 4), np.int32), crops.track, crops.frame)
     area = crops.masks.sum((1, 2))
@@ -199,8 +199,8 @@ def _cut_patch(light: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_]) -> N
     return NucleusPatch(*(torch.from_numpy(part) for part in (light, inside, rest)))
 
 
-def measure_synthetic(model: Model, seed: int) -> dict[int, float]:
-    """Return what :func:`measure_video` finds in a video of the model."""
+def _measure_synthetic(model: Model, seed: int) -> dict[int, float]:
+    """Return what :func:`_measure_video` finds in a video of the model."""
     try:
         made = synthesise(
             model, CALIBRATION_SCENE, FastSettings(), seed=seed, name=("fit", "memory")
@@ -213,10 +213,10 @@ def measure_synthetic(model: Model, seed: int) -> dict[int, float]:
     )
     scale = CameraScale(model.camera.offset, model.camera.full)
     crops = extract_crops(Video(frames, made.tracks, scale))
-    return measure_video(crops, made.stages[crops.track - 1, crops.frame], seed)
+    return _measure_video(crops, made.stages[crops.track - 1, crops.frame], seed)
 
 
-def measure_rendered(model: Model, brightness: Array, lag: int, noise: float, seed: int) -> float:
+def _measure_rendered(model: Model, brightness: Array, lag: int, noise: float, seed: int) -> float:
     """Return the median correlation of rendered nuclei whose noise has this correlation."""
     settings, count = FastSettings(), CALIBRATION_NUCLEI
     network = model.get_denoiser(settings.steps)

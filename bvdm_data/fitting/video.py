@@ -125,14 +125,14 @@ def fit_camera(video: Video) -> CameraModel:
         field_spread=float(np.mean([field.std() for field in fields])),
         field_width=_measure_field_width([fields[i] for i in chosen]),
         noise=noise,
-        streak=fit_row_noise_kernel(correlation),
+        streak=_fit_row_noise_kernel(correlation),
         halo=_measure_halo([video.frames[i] for i in chosen]),
         offset=video.scale.offset,
         full=video.scale.full,
     )
 
 
-def fit_row_noise_kernel(correlation: Array) -> Array:
+def _fit_row_noise_kernel(correlation: Array) -> Array:
     """Return the symmetric kernel that gives white noise a correlation along rows.
 
     Its spectrum is the square root of the spectrum that belongs to the correlation
