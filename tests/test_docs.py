@@ -15,7 +15,7 @@ import bvdm_data
 from bvdm_data.cli import cli
 from bvdm_data.fitting.contours import LEAST_OVERLAP
 from bvdm_data.fitting.motion import LEAST_STEPS
-from bvdm_data.fitting.nuclei import PATCH
+from bvdm_data.fitting.nuclei import PATCH, RULES
 from bvdm_data.synth.contours import CONTOUR_POINTS
 from bvdm_data.weights import read_card
 

@@ -38,8 +38,9 @@ DIMMEST = 1e-4  # least brightness, in grey values; lower ones are raised to it
 WHOLE = 3
 LONGEST = 4  # longest duration of a short stage in the table, frames
 _LATER = 8  # frames between the two sizes, or brightnesses, whose correlation is taken
-_DRIFT = 16  # frames over which the drift of the brightness of sisters is taken
-_SETTLED = 6  # age from which it is taken: telophase is over
+# Frames over which the drift of the brightness of sisters is taken, from an age when telophase is
+# over.
+_DRIFT, _SETTLED = 16, 6
 _DRAWN = 2000
 _TRIES = 10 * _DRAWN  # nearly all are in interphase, unless cycles are shorter than mitoses
 
@@ -52,9 +53,10 @@ def fit_cell_cycle(nuclei: Nuclei, *, minutes: float) -> CellCycleModel:
             f"before, got {len(nuclei.references)} of {len(nuclei.lineage.daughters)} divisions; "
             "give a longer video"
         )
-    born = _list_newborn(nuclei)
-    share = born[:, 0, 0] / born[:, :, 0].sum(1) - 0.5
-    light = np.log(np.maximum(born[:, :, 1], DIMMEST))
+    pairs = [nuclei.lineage.rows_at(d) for d in nuclei.lineage.daughters.values() if len(d) == 2]
+    born = np.array([pair for pair in pairs if pair], int).reshape(-1, 2)
+    share = nuclei.area[born[:, 0]] / nuclei.area[born].sum(1) - 0.5
+    light = np.log(np.maximum(nuclei.brightness[born], DIMMEST))
     model = CellCycleModel(
         cycle=_fit_cycle_length(nuclei.lineage),
         sister_spread=measure_spread(light[:, 0] - light[:, 1]) / math.sqrt(2),
@@ -69,20 +71,11 @@ def fit_cell_cycle(nuclei: Nuclei, *, minutes: float) -> CellCycleModel:
     return replace(model, adult_area=model.adult_area * usual / _compute_median_area(model))
 
 
-def _list_newborn(nuclei: Nuclei) -> Array:
-    """Return area and brightness of both daughters in their first frame, ``[n, 2, 2]``."""
-    pairs = [nuclei.lineage.rows_at(d) for d in nuclei.lineage.daughters.values() if len(d) == 2]
-    rows = np.array([pair for pair in pairs if pair], int).reshape(-1, 2)
-    return np.stack([nuclei.area[rows], nuclei.brightness[rows]], -1)
-
-
 def _fit_cycle_length(lineage: Lineage) -> Array:
     """Fit a log-normal law to the time from birth to division.
 
-    Most cycles are cut by the ends of the video; they count as at least as long as was seen
-    (right-censored maximum likelihood, ``scipy.stats.CensoredData``).
-
-    Mean and standard deviation of the logarithm of the cycle in frames, ``[2]``.
+    Most cycles are cut by the ends of the video: they are right-censored. Returns mean and standard
+    deviation of the logarithm of the cycle in frames, ``[2]``.
     """
     divided = lineage.mothers.keys() & lineage.daughters.keys()
     cut = [last - first + 1 for i, (first, last) in lineage.spans.items() if i not in divided]
@@ -107,9 +100,8 @@ def _count_short_stages(nuclei: Nuclei) -> dict[str, Any]:
 
     def find_whole(tracks: list[int], starts: list[int]) -> list[bool]:
         """Mark the tracks that are seen in all frames from a start on; all, where none is."""
-        frames = range(WHOLE)
         seen = [
-            all((track, start + frame) in lineage.row_of for frame in frames)
+            all((track, start + frame) in lineage.row_of for frame in range(WHOLE))
             for track, start in zip(tracks, starts, strict=True)
         ]
         return seen if any(seen) else [True] * len(tracks)
@@ -185,13 +177,15 @@ def _take_medians(ratios: Mapping[int, Array]) -> Array:
 def _measure_area_of_age(nuclei: Nuclei, keep: npt.NDArray[np.bool_] | None = None) -> Array:
     """Return the median area of daughters over their mother's by age, never falling, ``[A]``."""
     ratios: dict[int, list[float]] = {}
-    for mother, (body, _) in nuclei.references.items():
-        for daughter in nuclei.lineage.daughters[mother]:
-            own = nuclei.crops.track == daughter
-            rows = np.flatnonzero(own if keep is None else own & keep)
-            ages = nuclei.crops.frame[rows] - nuclei.lineage.spans[daughter][0]
-            for age, area in zip(ages.tolist(), nuclei.area[rows], strict=True):
-                ratios.setdefault(age, []).append(float(area) / body)
+    bodies = {
+        daughter: body
+        for mother, (body, _) in nuclei.references.items()
+        for daughter in nuclei.lineage.daughters[mother]
+    }
+    for (track, frame), row in nuclei.lineage.row_of.items():
+        if track in bodies and (keep is None or keep[row]):
+            ratio = float(nuclei.area[row]) / bodies[track]
+            ratios.setdefault(frame - nuclei.lineage.spans[track][0], []).append(ratio)
     # Ages at which fewer than a quarter of the daughters are seen are left out.
     least = max(2, len(ratios.get(0, [])) / 4)
     youngest = min((age for age, own in ratios.items() if len(own) >= least), default=0)
@@ -302,8 +296,8 @@ def _measure_stage_brightness(nuclei: Nuclei) -> Array:
     for mother, (_, brightness) in nuclei.references.items():
         for identity in (mother, *nuclei.lineage.daughters[mother]):
             against.setdefault(identity, brightness)
+    base = [against.get(track, math.nan) for track in nuclei.crops.track.tolist()]
     light = np.log(np.maximum(nuclei.brightness, DIMMEST))
-    base = np.array([against.get(track, math.nan) for track in nuclei.crops.track.tolist()])
     ratio = light - np.log(base)
     table = np.zeros((len(STAGES), 2))
     for stage in range(1, len(STAGES)):

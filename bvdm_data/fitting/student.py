@@ -142,10 +142,6 @@ def _choose_small_patch(patch: int) -> int:
     """Return the side of small patches: three quarters of the whole, a multiple of 8 from 16 on.
 
     Our choice: the most common nuclei fit, at little more than half of the cost.
-
-    Examples:
-        >>> choose_small_patch(64)
-        48
     """
     return max(16, 3 * patch // 32 * 8)
 

@@ -99,7 +99,7 @@ def train_network(
         network.load_state_dict(start.state_dict())
         before = tuple(value.cpu() for value in start.state_dict().values())
     losses = make_losses(network)
-    network = network.to(run.device)
+    network.to(run.device)
     purpose = compute_fingerprint(
         name, settings.batch, settings.rate, settings.average, settings.seed, *data, *before
     )
@@ -131,9 +131,8 @@ def train(
     average.n_averaged += 1  # the first update is an average, too, not a copy
     optimizer = torch.optim.RAdam(network.parameters(), lr=settings.rate)
     parts = {"network": network, "average": average, "optimizer": optimizer}
-    log, start = TrainingLog(), 0
-    if checkpoint.exists():
-        start = _load(checkpoint, parts, log, purpose)
+    log = TrainingLog()
+    start = _load(checkpoint, parts, log, purpose) if checkpoint.exists() else 0
     if start > settings.steps:
         raise ValueError(
             f"steps must be at least the {start} that the checkpoint {checkpoint} has behind it, "
