@@ -12,14 +12,6 @@ import torch
 from bvdm_data.clip import CameraScale
 from bvdm_data.fitting import denoiser
 from bvdm_data.fitting.contours import trace_contours
-from bvdm_data.fitting.denoiser import (
-    HALO,
-    NEIGHBOUR_MARGIN,
-    AlignedCrops,
-    _make_denoiser_losses,
-    extract_aligned_crops,
-    train_denoiser,
-)
 from bvdm_data.fitting.nuclei import extract_crops
 from bvdm_data.fitting.training import Run, TrainingSettings
 from bvdm_data.fitting.video import Frame, Video
@@ -70,7 +62,7 @@ def align(*frames, stages=None):
     crops = extract_crops(video)
     stages = np.zeros(len(crops.track), np.int8) if stages is None else np.array(stages, np.int8)
     nuclei = nuclei_of(crops, tracks, stage=stages)
-    aligned = extract_aligned_crops(nuclei, trace_contours(crops.masks), video)
+    aligned = denoiser.extract_aligned_crops(nuclei, trace_contours(crops.masks), video)
     found = SimpleNamespace(**{name: values.numpy() for name, values in vars(aligned).items()})
     found.light, found.known = found.light[:, 0].astype(float), found.known[:, 0]
     found.patch = found.light.shape[-1]
@@ -101,7 +93,7 @@ def test_patch_holds_the_largest_nucleus():
     for long in (10, 17):
         aligned, _ = align(shot([((30, 40), 0.2, long, 8), ((85, 90), 0.5, 9, 7)]))
         assert aligned.patch % 8 == 0
-        assert 2 * (long + HALO) - 1 <= aligned.patch < 2 * (long + HALO) + 9
+        assert 2 * (long + denoiser.HALO) - 1 <= aligned.patch < 2 * (long + denoiser.HALO) + 9
         assert aligned.light.shape == aligned.known.shape == (2, aligned.patch, aligned.patch)
 
 
@@ -118,9 +110,9 @@ def test_neighbours_are_masked_out():
     nucleus = np.hypot(y / 14, x / 8) <= 0.9
     known, light = aligned.known[0], aligned.light[0]
     assert known[nucleus].all()
-    assert not known[(distance < NEIGHBOUR_MARGIN - 1.5) & ~nucleus].any()
+    assert not known[(distance < denoiser.NEIGHBOUR_MARGIN - 1.5) & ~nucleus].any()
     assert not light[~known].any()
-    assert known[distance > NEIGHBOUR_MARGIN + 1.5].all()
+    assert known[distance > denoiser.NEIGHBOUR_MARGIN + 1.5].all()
     assert (~known).sum() > 50
     # Neither is a nucleus without a label background.
     aligned, _ = align(shot([(place, 0.0, 14, 8), ((60, 86), 0.0, 9, 7)], stray=1))
@@ -165,7 +157,7 @@ def made_crops(count=24, patch=32, tracks=8, seed=0):
     edge = compute_signed_distance_map(torch.from_numpy(radii).float(), patch)[:, 0].numpy()
     waves = 1 + 0.1 * rng.standard_normal((count, patch, patch))
     light = np.where(edge <= 0, brightness[:, None, None] * waves, 0)
-    return AlignedCrops(
+    return denoiser.AlignedCrops(
         light=torch.from_numpy(light)[:, None].half(),
         known=torch.ones((count, 1, patch, patch), dtype=torch.bool),
         radii=torch.from_numpy(radii).float(),
@@ -184,7 +176,7 @@ def few_checks(monkeypatch):
 def learn(folder, steps, *, crops=None, start=None, **changes):
     settings = TrainingSettings(**{"steps": steps, "batch": 4, "check_every": 4} | changes)
     run = Run(folder / "painter.pt", progress=False)
-    return train_denoiser(crops or made_crops(), settings, run, noise=0.002, start=start)
+    return denoiser.train_denoiser(crops or made_crops(), settings, run, noise=0.002, start=start)
 
 
 def test_contours_are_mirrored_with_images():
@@ -204,7 +196,7 @@ def test_contours_are_mirrored_with_images():
 
 def losses_of(crops, network, step=0, **changes):
     settings = TrainingSettings(**{"steps": 1, "batch": 8} | changes)
-    train_loss, val_loss = _make_denoiser_losses(crops, network, settings)
+    train_loss, val_loss = denoiser._make_denoiser_losses(crops, network, settings)
     return float(train_loss(network, step)), val_loss(network)
 
 
@@ -236,7 +228,7 @@ def test_mitosis_has_its_share_of_batches(monkeypatch):
 
     monkeypatch.setattr(denoiser, "_compute_loss", record)
     network, settings = make_random_denoiser(patch=32), TrainingSettings(steps=1, batch=20)
-    train_loss, _ = _make_denoiser_losses(crops, network, settings)
+    train_loss, _ = denoiser._make_denoiser_losses(crops, network, settings)
     for step in range(30):
         train_loss(torch.nn.Linear(1, 1), step)
     stages = torch.stack([stage for stage, _ in seen])

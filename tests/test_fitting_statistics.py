@@ -7,21 +7,13 @@ import pytest
 from scipy import ndimage, signal
 
 from bvdm_data.clip import STAGES, CameraScale
-from bvdm_data.fitting.cell_cycle import (
-    DEFAULT_AUTOCORRELATION,
-    SHARED,
-    _fit_cycle_length,
-    _fit_intensities,
-    _fit_size_drift,
-    fit_cell_cycle,
-)
+from bvdm_data.fitting import cell_cycle
 from bvdm_data.fitting.motion import fit_motion
 from bvdm_data.fitting.nuclei import Lineage
 from bvdm_data.fitting.video import (
     STREAK,
     Frame,
     Video,
-    _fit_row_noise_kernel,
     estimate_background,
     fit_camera,
 )
@@ -47,14 +39,16 @@ def test_cycle_law_survives_censoring():
         if last < 59:
             waiting += [(last + 1, len(rows))] * 2
     tracks = Lineage(np.array(rows, np.int32))
-    mean, deviation = _fit_cycle_length(tracks)
+    mean, deviation = cell_cycle._fit_cycle_length(tracks)
     assert math.exp(mean) == pytest.approx(25, rel=0.08)
     assert deviation == pytest.approx(0.2, abs=0.05)
     # Cycles seen whole alone are too short: that is what censoring is for.
     assert np.mean(tracks.whole_cycles) < 25
     # Without whole cycles, the rate of divisions decides.
     tracks = np.array([[1, 0, 4, 0], [2, 5, 9, 1], [3, 5, 9, 1], [4, 0, 9, 0]], np.int32)
-    assert np.exp(_fit_cycle_length(Lineage(tracks))[0]) == pytest.approx(math.log(2) * 25)
+    assert np.exp(cell_cycle._fit_cycle_length(Lineage(tracks))[0]) == pytest.approx(
+        math.log(2) * 25
+    )
 
 
 def family(growth=5.0, grown=22.0, split=0.5, mothers=3):
@@ -79,7 +73,7 @@ def family(growth=5.0, grown=22.0, split=0.5, mothers=3):
 
 def test_cell_cycle_finds_planted_growth():
     nuclei = nuclei_of(*family(growth=5.0, split=0.55))
-    model = fit_cell_cycle(nuclei, minutes=30.0)
+    model = cell_cycle.fit_cell_cycle(nuclei, minutes=30.0)
     assert model.division_asymmetry == pytest.approx(0.05, abs=0.01)
     np.testing.assert_allclose(model.mother_area, math.pi * 22**2, rtol=0.02)
     age = np.arange(len(model.area_of_age))
@@ -97,7 +91,7 @@ def test_cell_cycle_finds_planted_growth():
     assert model.sister_spread == 0
     assert model.minutes == 30
     with pytest.raises(ValueError, match=r"at least 2 divisions .*got 1 of 1 divisions; give a"):
-        fit_cell_cycle(nuclei_of(*family(mothers=1)), minutes=30.0)
+        cell_cycle.fit_cell_cycle(nuclei_of(*family(mothers=1)), minutes=30.0)
 
 
 def drifting(memory, shared, pairs=150, frames=40):
@@ -121,16 +115,16 @@ def drifting(memory, shared, pairs=150, frames=40):
 @pytest.mark.parametrize(("memory", "shared"), [(0.95, 0.7), (0.99, 0.2)])
 def test_brightness_drift_is_the_planted_one(memory, shared):
     nuclei = drifting(memory, shared)
-    model = _fit_intensities(nuclei)
+    model = cell_cycle._fit_intensities(nuclei)
     assert model["brightness_autocorrelation"] == pytest.approx(memory, abs=0.005)
     assert model["brightness_sister_correlation"] == pytest.approx(shared, abs=0.15)
     wanted = np.quantile(nuclei.brightness, [0, 0.5, 1])
     np.testing.assert_allclose(model["brightness"][[0, 64, 128]], wanted)
     nuclei.brightness[:] = 1
     for unknown in (drifting(memory, shared, pairs=2, frames=9), nuclei):
-        model = _fit_intensities(unknown)
-        assert model["brightness_autocorrelation"] == DEFAULT_AUTOCORRELATION
-        assert model["brightness_sister_correlation"] == SHARED
+        model = cell_cycle._fit_intensities(unknown)
+        assert model["brightness_autocorrelation"] == cell_cycle.DEFAULT_AUTOCORRELATION
+        assert model["brightness_sister_correlation"] == cell_cycle.SHARED
 
 
 def test_size_drift_is_the_planted_one():
@@ -142,14 +136,14 @@ def test_size_drift_is_the_planted_one():
     crops = crops_of(np.ones((len(track), 3, 3), bool), track, frame)
     known = {"area": 400 * np.exp(sizes.ravel()), "stage": np.zeros(len(track), np.int8)}
     body = np.full(33, 600.0)
-    deviation, memory = _fit_size_drift(nuclei_of(crops, tracks, **known), body)
+    deviation, memory = cell_cycle._fit_size_drift(nuclei_of(crops, tracks, **known), body)
     assert deviation == pytest.approx(0.2, rel=0.15)
     assert memory == pytest.approx(0.95, abs=0.02)
     # What bodies spread by is not counted twice, and too few births give the default.
     wide = np.exp(np.random.default_rng(0).normal(6, 0.5, 33))
-    assert _fit_size_drift(nuclei_of(crops, tracks, **known), wide)[0] == 0
+    assert cell_cycle._fit_size_drift(nuclei_of(crops, tracks, **known), wide)[0] == 0
     unborn = nuclei_of(crops, tracks * np.array([1, 1, 1, 0]), **known)
-    assert _fit_size_drift(unborn, body).tolist() == [0.0, 0.9]
+    assert cell_cycle._fit_size_drift(unborn, body).tolist() == [0.0, 0.9]
 
 
 # Motion
@@ -207,19 +201,9 @@ def test_motion_finds_planted_speed_by_age():
     assert model.division_offset == pytest.approx(5.0, rel=0.2)
     # What age explains is no lasting speed of single nuclei.
     assert model.speed.spread < 0.2
-
-
-def test_old_nuclei_end_the_speed_curve():
-    slow, fast = (
-        fit_motion(
-            wandering(np.full(4, 4.0), shift=0.0, frames=4, old=old), ONE_FRAME, border=0
-        ).speed_by_age
-        for old in (0.5, 5.0)
-    )
-    # Slower ones come after the oldest that are known, faster ones do not.
-    np.testing.assert_allclose(slow[:-1], 1, atol=0.15)
-    assert slow[-1] == pytest.approx(0.5 / 4, rel=0.15)
-    assert len(fast) == len(slow) - 1
+    # Where old nuclei are slower than the oldest that are known, the curve ends with them.
+    old = fit_motion(wandering(np.full(4, 4.0), 0.0, frames=4, old=0.5), ONE_FRAME, border=0)
+    assert old.speed_by_age[-1] == pytest.approx(0.5 / 4, rel=0.15)
 
 
 # Camera
@@ -254,6 +238,7 @@ def test_camera_finds_planted_level_and_noise():
     lag = [float((kernel[k:] * kernel[:-k]).sum()) for k in (1, 2)]
     assert lag[0] == pytest.approx(0.54 / 0.99, abs=0.03)
     assert lag[1] == pytest.approx(0.09 / 0.99, abs=0.03)
+    assert len(found.streak) == STREAK
     assert (found.offset, found.full) == (32768, 36863)
 
 
@@ -263,12 +248,3 @@ def test_camera_finds_planted_blur():
     dark = fit_camera(filmed(noise=0.0))
     assert dark.noise < 1e-4
     assert np.isfinite([*dark.streak, dark.field_width]).all()
-
-
-def test_row_kernel_reproduces_a_correlation():
-    for correlation in ((0.6, 0.2), (0.3,), (0.6, 0.15, 0.02, 0.0)):
-        kernel = _fit_row_noise_kernel(np.array(correlation))
-        assert len(kernel) == STREAK
-        assert (kernel**2).sum() == pytest.approx(1)
-        for lag, wanted in enumerate(correlation, start=1):
-            assert (kernel[lag:] * kernel[:-lag]).sum() == pytest.approx(wanted, abs=0.02)

@@ -9,15 +9,7 @@ import torch
 from torch import nn
 
 from bvdm_data.clip import STAGES
-from bvdm_data.fitting.student import (
-    LARGE_PATCH_EVERY,
-    MITOSIS_FRACTION,
-    _choose_small_patch,
-    _DistillationPairs,
-    _make_student_losses,
-    sample_teacher_pairs,
-    train_student,
-)
+from bvdm_data.fitting import student
 from bvdm_data.fitting.training import Run, TrainingSettings
 from bvdm_data.synth.denoiser import (
     PATCH_MARGIN,
@@ -39,7 +31,9 @@ def draw(tiny_shapes, tiny_lives, tmp_path):
 
     def draw(count=40, painter=None, **changes):
         painter = painter or LinearDenoiser()
-        return sample_teacher_pairs(painter, tiny_shapes, tiny_lives, run, count=count, **changes)
+        return student.sample_teacher_pairs(
+            painter, tiny_shapes, tiny_lives, run, count=count, **changes
+        )
 
     return draw
 
@@ -49,7 +43,7 @@ def learn(tmp_path):
 
     def learn(pairs, training=QUICK, painter=None, name="distilled", start=None):
         run = Run(tmp_path / f"{name}.pt", progress=False)
-        return train_student(pairs, painter or LinearDenoiser(), training, run, start)
+        return student.train_student(pairs, painter or LinearDenoiser(), training, run, start)
 
     return learn
 
@@ -78,10 +72,10 @@ def test_pairs_are_rendered_from_their_noise(draw):
 
 def test_pairs_vary_stage_size_and_brightness(draw):
     pairs = draw(200)
-    assert int((pairs.stage > 0).sum()) == MITOSIS_FRACTION * 200
+    assert int((pairs.stage > 0).sum()) == student.MITOSIS_FRACTION * 200
     assert set(pairs.stage.tolist()) == set(range(len(STAGES)))
     # In any order.
-    assert 0 < int((pairs.stage[:100] > 0).sum()) < MITOSIS_FRACTION * 200
+    assert 0 < int((pairs.stage[:100] > 0).sum()) < student.MITOSIS_FRACTION * 200
     assert pairs.radii.amax(1).max() <= 48 / 2 - PATCH_MARGIN + 1e-4
     assert pairs.radii.min() > 0
     # Wider than the lives alone: their brightness is from 0.1 to 0.3.
@@ -116,7 +110,9 @@ def numbered(radii):
     outlines = torch.tensor(radii, dtype=torch.float32)[:, None].expand(count, 60)
     picture = torch.randn((count, 1, 48, 48), generator=torch.Generator().manual_seed(0)).bfloat16()
     stage = torch.zeros(count, dtype=torch.int64)
-    return _DistillationPairs(picture, picture, outlines, torch.arange(count).float(), stage)
+    return student._DistillationPairs(
+        picture, picture, outlines, torch.arange(count).float(), stage
+    )
 
 
 @pytest.mark.parametrize(("usual", "rare"), [(32, 48), (48, 32)])
@@ -125,9 +121,11 @@ def test_every_eighth_batch_is_rare(usual, rare):
     order = np.random.default_rng(0).permutation([radii[usual]] * 30 + [radii[rare]] * 10)
     pairs, spy = numbered(order), Spy()
     settings = TrainingSettings(steps=1, batch=6)
-    train_loss, val_loss = _make_student_losses(pairs, SIDES, settings)
-    losses = [float(train_loss(spy, step).detach()) for step in range(3 * LARGE_PATCH_EVERY)]
-    wanted = [(usual, 6)] * (LARGE_PATCH_EVERY - 1) + [(rare, 3)]
+    train_loss, val_loss = student._make_student_losses(pairs, SIDES, settings)
+    losses = [
+        float(train_loss(spy, step).detach()) for step in range(3 * student.LARGE_PATCH_EVERY)
+    ]
+    wanted = [(usual, 6)] * (student.LARGE_PATCH_EVERY - 1) + [(rare, 3)]
     assert [(side, len(rows)) for side, rows in spy.seen] == 3 * wanted
     learnt = {row for _, rows in spy.seen for row in rows}
     assert all(radii[side] == order[row] for side, rows in spy.seen for row in rows)
@@ -140,7 +138,7 @@ def test_every_eighth_batch_is_rare(usual, rare):
     # Batches depend on step and seed alone, and light far outside does not count.
     pairs.picture[compute_signed_distance_map(pairs.radii, 48) == 1] = 100
     assert float(train_loss(spy, 5).detach()) == losses[5] != losses[4]
-    other, _ = _make_student_losses(pairs, SIDES, replace(settings, seed=1))
+    other, _ = student._make_student_losses(pairs, SIDES, replace(settings, seed=1))
     assert float(other(spy, 5).detach()) != losses[5]
 
 
@@ -155,11 +153,13 @@ def test_val_loss_is_missed_share():
         def forward(self, noise, edge, brightness, stage):
             return noise + self.level - 0.5
 
-    _, val_loss = _make_student_losses(numbered([9.0] * 20 + [16.0] * 20), SIDES, QUICK)
+    _, val_loss = student._make_student_losses(numbered([9.0] * 20 + [16.0] * 20), SIDES, QUICK)
     with torch.no_grad():
         assert val_loss(Knows()) == 0
         assert val_loss(Even()) == pytest.approx(1, abs=1e-4)
-        assert math.isnan(_make_student_losses(numbered([9.0] * 3), SIDES, QUICK)[1](Knows()))
+        assert math.isnan(
+            student._make_student_losses(numbered([9.0] * 3), SIDES, QUICK)[1](Knows())
+        )
 
 
 # Training
@@ -179,7 +179,13 @@ def test_student_learns_what_the_noise_decides(draw, learn):
     network, log = learn(draw(80, painter), training, painter)
     assert log.held_out[-1][1] < 0.5
     assert network.settings == StudentConfig(patch=32, small_patch=24, floor=painter.floor)
-    assert [_choose_small_patch(side) for side in (16, 24, 48, 56, 128)] == [16, 16, 32, 40, 96]
+    assert [student._choose_small_patch(side) for side in (16, 24, 48, 56, 128)] == [
+        16,
+        16,
+        32,
+        40,
+        96,
+    ]
 
 
 def test_student_continues_from_another(draw, learn):

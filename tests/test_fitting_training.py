@@ -10,20 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from bvdm_data.fitting.training import (
-    HELD_OUT,
-    Run,
-    TrainingSettings,
-    compute_fingerprint,
-    draw_rows,
-    group_rows,
-    split_tracks,
-    train_network,
-)
-from tests.helpers.fitted import train_line
+from bvdm_data.fitting import training
 
 
-def compute_loss(model, step):
+def compute_loss(model, step, nap=0.0):
+    time.sleep(nap)
     noise = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
     return (model(noise) - noise.roll(1, 1)).square().mean()
 
@@ -33,9 +24,11 @@ LOSSES = (compute_loss, lambda model: float(model.weight.square().sum()))
 
 def learn(folder, steps, *, data=(), start=None, **changes):
     """Train a matrix; return its weights and the log."""
-    settings = TrainingSettings(**{"steps": steps, "rate": 0.05, "check_every": 4} | changes)
-    run = Run(folder / "line.pt", progress=False)
-    network, log = train_network(
+    settings = training.TrainingSettings(
+        **{"steps": steps, "rate": 0.05, "check_every": 4} | changes
+    )
+    run = training.Run(folder / "line.pt", progress=False)
+    network, log = training.train_network(
         "line", lambda: nn.Linear(4, 4), lambda _: LOSSES, settings, run, data=data, start=start
     )
     return network.state_dict(), log
@@ -62,21 +55,21 @@ def load_states(path):
 
 def test_split_puts_tracks_on_one_side():
     track = torch.arange(20).repeat_interleave(3)[torch.randperm(60)]
-    learn, held = split_tracks(track, 0)
+    learn, held = training.split_tracks(track, 0)
     assert sorted([*learn.tolist(), *held.tolist()]) == list(range(60))
     assert not set(track[learn].tolist()) & set(track[held].tolist())
-    assert len(track[held].unique()) == round(HELD_OUT * 20)
-    assert torch.equal(split_tracks(track, 0)[1], held)
-    assert not torch.equal(split_tracks(track, 2)[1], held)
+    assert len(track[held].unique()) == round(training.HELD_OUT * 20)
+    assert torch.equal(training.split_tracks(track, 0)[1], held)
+    assert not torch.equal(training.split_tracks(track, 2)[1], held)
     with pytest.raises(ValueError, match="at least 2 tracks are needed to hold some out, got 1"):
-        split_tracks(torch.tensor([7, 7, 7]), 0)
+        training.split_tracks(torch.tensor([7, 7, 7]), 0)
 
 
 def test_rows_are_drawn_evenly_by_group():
     rows, key = torch.arange(1, 12), torch.tensor([9, *[5] * 10, 7])
-    groups = group_rows(rows, key)
+    groups = training.group_rows(rows, key)
     assert {name: own.tolist() for name, own in groups.items()} == {5: [*range(1, 11)], 7: [11]}
-    drawn = draw_rows([*groups.values()], 2000, torch.Generator().manual_seed(0))
+    drawn = training.draw_rows([*groups.values()], 2000, torch.Generator().manual_seed(0))
     assert set(drawn) == set(range(1, 12))
     assert drawn.count(11) == pytest.approx(1000, abs=100)
 
@@ -115,27 +108,28 @@ def test_training_continues_from_a_start(tmp_path):
 RUN = """
 import sys
 from pathlib import Path
-from tests.helpers.fitted import train_line
-train_line(Path(sys.argv[1]), nap=0.1)
+from tests import test_fitting_training as this
+this.LOSSES = (lambda *given: this.compute_loss(*given, nap=0.1), this.LOSSES[1])
+this.learn(Path(sys.argv[1]), 12, save_every=3)
 """
 
 
 @pytest.mark.heavy
 def test_killed_training_ends_as_unbroken_one(tmp_path):
-    killed, whole = tmp_path / "killed.pt", tmp_path / "whole.pt"
-    root = Path(__file__).parents[1]
-    with subprocess.Popen([sys.executable, "-c", RUN, str(killed)], cwd=root) as process:
+    killed = tmp_path / "killed" / "line.pt"
+    command = [sys.executable, "-c", RUN, str(killed.parent)]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[1]) as process:
         until = time.monotonic() + 60
         while not killed.exists() and time.monotonic() < until:
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
-    assert torch.load(killed, weights_only=True)["step"] == 7
-    ended, log = train_line(killed)
-    unbroken, whole_log = train_line(whole)
-    assert torch.equal(ended.weight, unbroken.weight)
+    assert torch.load(killed, weights_only=True)["step"] == 3
+    ended, log = learn(killed.parent, 12, save_every=3)
+    unbroken, whole_log = learn(tmp_path, 12)
+    assert are_same(ended, unbroken)
     assert (log.train, log.held_out) == (whole_log.train, whole_log.held_out)
-    assert are_same(load_states(killed), load_states(whole))
+    assert are_same(load_states(killed), load_states(tmp_path / "line.pt"))
 
 
 # Errors
@@ -148,7 +142,9 @@ def test_training_refuses_other_data_or_settings(tmp_path):
     words = r"line\.pt belongs to a training with other data or settings; give another --work-dir"
     one, other = torch.arange(6.0).view(2, 3), torch.arange(6.0).view(3, 2)
     assert (
-        compute_fingerprint(one) == compute_fingerprint(one.clone()) != compute_fingerprint(other)
+        training.compute_fingerprint(one)
+        == training.compute_fingerprint(one.clone())
+        != training.compute_fingerprint(other)
     )
     for changes in ({"batch": 3}, {"data": (torch.zeros(2),)}, {"seed": 1}):
         with pytest.raises(ValueError, match=words):
@@ -180,4 +176,4 @@ def test_settings_refuse_what_trains_nothing():
         ({"average": 1.0}, "average must be from 0 to below 1, got 1.0"),
     ):
         with pytest.raises(ValueError, match=words):
-            TrainingSettings(**{"steps": 1} | changes)
+            training.TrainingSettings(**{"steps": 1} | changes)

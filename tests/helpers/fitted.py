@@ -2,17 +2,13 @@
 
 import functools
 import math
-import time
 from dataclasses import replace
 
 import numpy as np
-import torch
-from torch import nn
 
 from bvdm_data.datasets.ctc import write_sequence
 from bvdm_data.fitting import texture_noise
 from bvdm_data.fitting.nuclei import Crops, measure_nuclei
-from bvdm_data.fitting.training import TrainingSettings, train
 from bvdm_data.synth.contours import CONTOUR_POINTS
 from bvdm_data.synth.scene import SceneSettings
 
@@ -157,21 +153,3 @@ def crops_of(masks, tracks, frames, brightness=None, centres=None):
 def nuclei_of(crops, tracks=(), **changes):
     """Return the nuclei of crops in these tracks; the keywords replace what was measured."""
     return replace(measure_nuclei(crops, np.array(tracks, np.int32).reshape(-1, 4)), **changes)
-
-
-def train_line(checkpoint, nap=0.0):
-    """Train a matrix to turn its input round by one place, with a nap at each step."""
-    network = nn.Linear(4, 4)
-    nn.init.zeros_(network.bias)
-    nn.init.eye_(network.weight)
-
-    def loss_at(model, step):
-        time.sleep(nap)
-        noise = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
-        return (model(noise) - noise.roll(1, 1)).square().mean()
-
-    settings = TrainingSettings(steps=60, rate=0.05, save_every=7, check_every=20)
-    losses = (loss_at, lambda model: float(model.weight.square().sum()))
-    how = {"checkpoint": checkpoint, "purpose": "line", "progress": False}
-    log = train(network, *losses, settings, **how)
-    return network, log
