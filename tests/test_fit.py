@@ -22,7 +22,15 @@ from bvdm_data.synth.scene import SceneSettings
 from bvdm_data.synth.synthesis import synthesise, to_clip
 from bvdm_data.synth.textures import FastSettings
 from bvdm_data.synth.unet import UNetSettings
-from tests.helpers.fitted import FRAMES, LEVEL, OFFSET, fitted_video, quick_memory, write_fitted
+from tests.helpers.fitted import (
+    FRAMES,
+    LEVEL,
+    OFFSET,
+    STREAK,
+    fitted_video,
+    quick_memory,
+    write_fitted,
+)
 
 QUICK = TrainingSettings(steps=2, batch=2)
 SHORT = FitSettings(painter=QUICK, distilled=QUICK, pairs=8, border=10, stop=4)
@@ -112,6 +120,8 @@ def test_fit_finds_what_was_planted(fitted):
     assert model.camera.level * 4095 == pytest.approx(LEVEL, abs=4)
     assert model.camera.noise * 4095 == pytest.approx(9.4, abs=0.4)
     assert (model.camera.offset, model.camera.full) == (OFFSET, OFFSET + 4095)
+    wanted = [0, 0, 0, *STREAK / np.linalg.norm(STREAK), 0, 0, 0]
+    np.testing.assert_allclose(model.camera.streak, wanted, atol=0.02)
     assert math.exp(model.lives.cycle[0]) == pytest.approx(16, abs=1.5)
     assert 2 * model.lives.area_of_age[0] == pytest.approx(0.76, abs=0.1)
     assert math.exp(model.motion.separation[0]) == pytest.approx(15, abs=1.5)

@@ -130,21 +130,6 @@ def test_flawed_masks_are_left_out():
     assert (aligned.track.tolist(), aligned.stage.tolist()) == ([1], [0])
 
 
-def test_aligned_crops_keep_their_order():
-    nuclei = [((30, 40), 0.2, 12, 8), ((85, 90), 0.5, 12, 7)]
-    frames = [shot(nuclei, number=n) for n in (3, 5)]
-    frames[1].grey[60:] += 0.1 * (frames[1].masks[60:] > 0)
-    frames[1].grey[frames[1].masks == 1] = LEVEL - 0.01
-    aligned, crops = align(*frames)
-    assert crops.frame.tolist() == [3, 3, 5, 5]
-    assert aligned.track.tolist() == [1, 2, 1, 2]
-    before, after = aligned.light[1], aligned.light[3]
-    middle = slice(aligned.patch // 2 - 3, aligned.patch // 2 + 3)
-    np.testing.assert_allclose((after - before)[middle, middle], 0.1, atol=0.01)
-    # A dark nucleus has a brightness above 0.
-    assert aligned.brightness[2] == pytest.approx(1e-4)
-
-
 # Training
 
 
@@ -187,11 +172,8 @@ def test_contours_are_mirrored_with_images():
     wanted = compute_signed_distance_map(mirrored.radii, 32)
     torch.testing.assert_close(wanted, mirrored.light, rtol=0, atol=1e-4)
     assert torch.equal(mirrored.known, mirrored.light > 0)
-    kinds = set()
-    for before, after in zip(edge, mirrored.light, strict=True):
-        flips = [(), (1,), (2,), (1, 2)]
-        kinds |= {flip for flip in flips if torch.equal(before.flip(flip), after)}
-    assert len(kinds) == 4
+    for flips in ((), (2,), (3,), (2, 3)):
+        assert (edge.flip(flips) == mirrored.light).flatten(1).all(1).any()
 
 
 def losses_of(crops, network, step=0, **changes):
@@ -218,8 +200,7 @@ def test_exact_velocity_has_the_least_loss():
 def test_mitosis_has_its_share_of_batches(monkeypatch):
     crops = made_crops(200, tracks=40)
     crops.stage[:] = 0
-    crops.stage[[5, 77]] = 2
-    crops.stage[[100, 130, 140]] = 4
+    crops.stage[[5, 77, 100, 130, 140]] = torch.tensor([2, 2, 4, 4, 4])
     seen = []
 
     def record(model, samples, noise, level):

@@ -91,17 +91,18 @@ def test_pairs_vary_stage_size_and_brightness(draw):
 
 
 class Spy(nn.Module):
-    """Renders its one parameter, and records which pairs it gets."""
+    """Renders its one parameter, or what is given, and records which pairs it gets."""
 
-    def __init__(self):
+    def __init__(self, render=None):
         super().__init__()
         self.level = nn.Parameter(torch.tensor(0.5))
+        self.render = render or (lambda noise, edge: self.level.expand_as(noise))
         self.seen = []
 
     def forward(self, noise, edge, brightness, stage):
         assert noise.shape == edge.shape
         self.seen.append((noise.shape[-1], brightness.long().tolist()))
-        return self.level.expand_as(noise)
+        return self.render(noise, edge)
 
 
 def numbered(radii):
@@ -110,9 +111,8 @@ def numbered(radii):
     outlines = torch.tensor(radii, dtype=torch.float32)[:, None].expand(count, 60)
     picture = torch.randn((count, 1, 48, 48), generator=torch.Generator().manual_seed(0)).bfloat16()
     stage = torch.zeros(count, dtype=torch.int64)
-    return student._DistillationPairs(
-        picture, picture, outlines, torch.arange(count).float(), stage
-    )
+    bright = torch.arange(count).float()
+    return student._DistillationPairs(picture, picture, outlines, bright, stage)
 
 
 @pytest.mark.parametrize(("usual", "rare"), [(32, 48), (48, 32)])
@@ -122,10 +122,8 @@ def test_every_eighth_batch_is_rare(usual, rare):
     pairs, spy = numbered(order), Spy()
     settings = TrainingSettings(steps=1, batch=6)
     train_loss, val_loss = student._make_student_losses(pairs, SIDES, settings)
-    losses = [
-        float(train_loss(spy, step).detach()) for step in range(3 * student.LARGE_PATCH_EVERY)
-    ]
-    wanted = [(usual, 6)] * (student.LARGE_PATCH_EVERY - 1) + [(rare, 3)]
+    losses = [float(train_loss(spy, step).detach()) for step in range(24)]
+    wanted = [(usual, 6)] * 7 + [(rare, 3)]
     assert [(side, len(rows)) for side, rows in spy.seen] == 3 * wanted
     learnt = {row for _, rows in spy.seen for row in rows}
     assert all(radii[side] == order[row] for side, rows in spy.seen for row in rows)
@@ -143,23 +141,17 @@ def test_every_eighth_batch_is_rare(usual, rare):
 
 
 def test_val_loss_is_missed_share():
-    class Even(Spy):
-        def forward(self, noise, edge, brightness, stage):
-            inside = edge <= 0
-            mean = (noise * inside).sum((1, 2, 3), True) / inside.sum((1, 2, 3), True)
-            return self.level * 2 * mean.expand_as(noise)
+    def even(noise, edge):
+        inside = edge <= 0
+        mean = (noise * inside).sum((1, 2, 3), True) / inside.sum((1, 2, 3), True)
+        return mean.expand_as(noise)
 
-    class Knows(Spy):
-        def forward(self, noise, edge, brightness, stage):
-            return noise + self.level - 0.5
-
+    right = Spy(lambda noise, edge: noise)
     _, val_loss = student._make_student_losses(numbered([9.0] * 20 + [16.0] * 20), SIDES, QUICK)
     with torch.no_grad():
-        assert val_loss(Knows()) == 0
-        assert val_loss(Even()) == pytest.approx(1, abs=1e-4)
-        assert math.isnan(
-            student._make_student_losses(numbered([9.0] * 3), SIDES, QUICK)[1](Knows())
-        )
+        assert val_loss(right) == 0
+        assert val_loss(Spy(even)) == pytest.approx(1, abs=1e-4)
+        assert math.isnan(student._make_student_losses(numbered([9.0] * 3), SIDES, QUICK)[1](right))
 
 
 # Training

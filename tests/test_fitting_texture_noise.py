@@ -8,7 +8,7 @@ import torch
 
 from bvdm_data.fitting import texture_noise
 from bvdm_data.fitting.texture_noise import DEFAULT, LEAST_PAIRS, fit_noise_autocorrelation
-from bvdm_data.synth.contours import ShapeModel, draw_ar1
+from bvdm_data.synth.contours import draw_ar1
 from bvdm_data.synth.scene import SceneSettings
 from bvdm_data.synth.textures import TextureModel
 from tests.helpers.denoisers import LinearDenoiser, OneStepStudent
@@ -37,26 +37,15 @@ def textured(memory, fresh, tracks=6, frames=8, seed=0):
 @pytest.fixture
 def generator(tiny_generator):
     """A generator of like ellipses, rendered in white noise before a camera without noise."""
-    shapes = ShapeModel(
-        mean=np.repeat(ellipse(13, 10)[None], 6, 0),
-        modes=np.zeros((6, 2, 60)),
-        counts=np.ones(6),
-        autocorrelation=np.ones(2),
-        innovation=np.zeros(2),
-        area_jitter=0.0,
-        roughness=np.array([1.0, 0.0]),
-        elongation=np.zeros(3),
-    )
+    mean, modes = np.repeat(ellipse(13, 10)[None], 6, 0), 0 * tiny_generator.shapes.modes
+    shapes = replace(tiny_generator.shapes, mean=mean, modes=modes, area_jitter=0.0)
     camera = replace(tiny_generator.camera, noise=0.0)
     painter = OneStepStudent(LinearDenoiser(0.3))
     return replace(tiny_generator, shapes=shapes, camera=camera, distilled=painter)
 
 
 def fit_curve(monkeypatch, generator, real, render, simulate=None):
-    """Fit a made-up curve of the video to made-up answers of rendering, and of videos.
-
-    render: correlation by the noise's and the lag; simulate: by the texture model and the lag.
-    """
+    """Fit a curve of the video, where ``render`` and ``simulate`` answer for what is rendered."""
     monkeypatch.setattr(texture_noise, "_measure_video", lambda *_: real)
     monkeypatch.setattr(
         texture_noise, "_measure_rendered", lambda _, __, lag, noise, ___: render(noise, lag)
