@@ -20,6 +20,7 @@ from tests.helpers.fitted import (
 
 SCALE = CameraScale(OFFSET, OFFSET + 4095)
 TRACKS = fitted_video()[2]
+NO_ROWS = np.zeros((2, 0), int)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,10 @@ def test_video_keeps_frames_masks_and_tracks(video, source):
     short = read_video(source, SCALE, stop=12, progress=False)
     assert [frame.number for frame in short.frames] == list(range(12))
     assert short.tracks[:, 0].tolist() == TRACKS[TRACKS[:, 1] < 12, 0].tolist()
-    assert (short.tracks[:, 2].max(), len(parts.Lineage(short.tracks).daughters)) == (11, 1)
+    assert (short.tracks[:, 2].max(), len(parts.Lineage(short.tracks, *NO_ROWS).daughters)) == (
+        11,
+        1,
+    )
     np.testing.assert_array_equal(source.tracks, TRACKS)
 
 
@@ -157,7 +161,7 @@ def test_lineage_indexes_tracks_and_rows():
     # Track 4 goes on as 5, which is no division.
     assert lineage.daughters == {1: [2, 3], 2: [6, 7]}
     assert lineage.mothers == {2: 1, 3: 1, 6: 2, 7: 2}
-    assert lineage.births == {2: 4, 3: 4}
+    assert lineage.ages.tolist() == [-1, 0, 0, 1, 3]
     assert lineage.whole_cycles == [5]
     assert lineage.rows_at([2, 3]) == [1, 2]
     assert lineage.rows_at([2, 3], 1) is None

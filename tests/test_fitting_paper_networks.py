@@ -26,11 +26,11 @@ def lit_crops(brightness):
 def test_crops_are_normalised_to_flat_mask():
     crops = lit_crops(np.linspace(0.05, 0.4, 8))
     crops.light[7, 48, 48] = 5
-    normal = networks.normalize_crops(crops)
+    images, track = networks.normalize_crops(crops)
     # The dimmest eighth is left out, and what is far brighter than the rest is clipped.
-    assert normal.track.tolist() == [2, 3, 4, 5, 6, 7, 8]
-    assert (normal.pictures.shape, normal.pictures.dtype) == ((7, 1, 96, 96), torch.float16)
-    images = normal.pictures[:, 0].float().numpy()
+    assert track.tolist() == [2, 3, 4, 5, 6, 7, 8]
+    assert (images.shape, images.dtype) == ((7, 1, 96, 96), torch.float16)
+    images = images[:, 0].float().numpy()
     assert images.max() == networks.BRIGHTEST
     for image, mask in zip(images[:-1], crops.masks[1:], strict=False):
         assert image[mask].mean() == pytest.approx(MASK_LEVEL, rel=1e-3)
@@ -67,11 +67,11 @@ def test_mask_pairs_are_one_frame_apart():
     masks = np.stack([filled(np.full(60, radius)) for radius in (8.0, 9.0, 10.0, 11.0, 12.0)])
     crops = crops_of(masks, [1, 2, 1, 2, 1], [0, 0, 1, 1, 3])
     none = np.zeros((0, 4), np.int32)
-    pairs = networks.make_mask_pairs(crops, Lineage(none, crops.track, crops.frame))
-    assert pairs.track.tolist() == [1, 2]
-    assert pairs.masks.shape == (2, 2, 32, 32)
+    pairs, track = networks.make_mask_pairs(crops, Lineage(none, crops.track, crops.frame))
+    assert track.tolist() == [1, 2]
+    assert pairs.shape == (2, 2, 32, 32)
     areas = masks.sum((1, 2))
-    assert pairs.masks.sum((2, 3)).tolist() == [[areas[0], areas[2]], [areas[1], areas[3]]]
+    assert pairs.sum((2, 3)).tolist() == [[areas[0], areas[2]], [areas[1], areas[3]]]
     with pytest.raises(ValueError, match="a nucleus in two consecutive frames, got none"):
         networks.make_mask_pairs(crops, Lineage(none, crops.track, 2 * crops.frame))
 
@@ -92,11 +92,11 @@ def shifted_discs(count=24):
     rng = np.random.default_rng(0)
     discs = [filled(ellipse(r, r), side=32) for r in rng.uniform(6, 9, count)]
     pairs = np.stack([np.stack([disc, np.roll(disc, (3, -1), (0, 1))]) for disc in discs])
-    return networks._MaskPairs(torch.from_numpy(pairs), torch.arange(count))
+    return torch.from_numpy(pairs), torch.arange(count)
 
 
 def test_flow_loss_and_iou_know_the_truth():
-    masks = shifted_discs().masks
+    masks = shifted_discs()[0]
     wanted = F.mse_loss(masks[:, :1].float(), masks[:, 1:].float())
     assert float(networks._compute_flow_loss(Still(), masks)) == pytest.approx(float(wanted))
     assert float(networks._compute_flow_loss(Still(-3.0, 1.0), masks)) < 1e-6

@@ -19,6 +19,7 @@ from bvdm_data.fitting.video import (
 from tests.helpers.fitted import crops_of, ellipse, filled, nuclei_of
 
 SCALE = CameraScale(32768, 36863)
+NO_ROWS = np.zeros((2, 0), int)
 LABELS = np.ones((40, 40), np.int32)
 ONE_FRAME = Video((Frame(0, LABELS, LABELS, LABELS),), np.zeros((0, 4), np.int32), SCALE)
 
@@ -37,7 +38,7 @@ def test_cycle_law_survives_censoring():
         rows.append((len(rows) + 1, max(born, 0), min(last, 59), parent))
         if last < 59:
             waiting += [(last + 1, len(rows))] * 2
-    tracks = Lineage(np.array(rows, np.int32))
+    tracks = Lineage(np.array(rows, np.int32), *NO_ROWS)
     mean, deviation = cell_cycle._fit_cycle_length(tracks)
     assert math.exp(mean) == pytest.approx(25, rel=0.08)
     assert deviation == pytest.approx(0.2, abs=0.05)
@@ -45,7 +46,7 @@ def test_cycle_law_survives_censoring():
     assert np.mean(tracks.whole_cycles) < 25
     # Without whole cycles, the rate of divisions decides.
     tracks = np.array([[1, 0, 4, 0], [2, 5, 9, 1], [3, 5, 9, 1], [4, 0, 9, 0]], np.int32)
-    assert np.exp(cell_cycle._fit_cycle_length(Lineage(tracks))[0]) == pytest.approx(
+    assert np.exp(cell_cycle._fit_cycle_length(Lineage(tracks, *NO_ROWS))[0]) == pytest.approx(
         math.log(2) * 25
     )
 

@@ -130,8 +130,7 @@ def _fit_areas(nuclei: Nuclei) -> dict[str, Any]:
     references = [area for area, _ in nuclei.references.values()]
     body = np.quantile(references, np.linspace(0, 1, QUANTILES))
     ratios = _measure_mitotic_areas(nuclei)
-    first = [nuclei.lineage.spans[track][0] for track in nuclei.crops.track.tolist()]
-    newborn = nuclei.crops.frame == first
+    newborn = nuclei.lineage.ages == 0
     spread = np.zeros(len(STAGES))
     for stage, ratio in ratios.items():
         own = ratio[np.isfinite(ratio)]
@@ -182,10 +181,10 @@ def _measure_area_of_age(nuclei: Nuclei, keep: npt.NDArray[np.bool_] | None = No
         for mother, (body, _) in nuclei.references.items()
         for daughter in nuclei.lineage.daughters[mother]
     }
-    for (track, frame), row in nuclei.lineage.row_of.items():
+    ages, tracks = nuclei.lineage.ages.tolist(), nuclei.crops.track.tolist()
+    for row, (age, track) in enumerate(zip(ages, tracks, strict=True)):
         if track in bodies and (keep is None or keep[row]):
-            ratio = float(nuclei.area[row]) / bodies[track]
-            ratios.setdefault(frame - nuclei.lineage.spans[track][0], []).append(ratio)
+            ratios.setdefault(age, []).append(float(nuclei.area[row]) / bodies[track])
     # Ages at which fewer than a quarter of the daughters are seen are left out.
     least = max(2, len(ratios.get(0, [])) / 4)
     youngest = min((age for age, own in ratios.items() if len(own) >= least), default=0)
@@ -198,15 +197,11 @@ def _measure_area_of_age(nuclei: Nuclei, keep: npt.NDArray[np.bool_] | None = No
 
 def _fit_size_drift(nuclei: Nuclei, body: Array) -> Array:
     """Fit spread, beyond that of ``body``, and autocorrelation of log areas at one age, ``[2]``."""
-    parents, spans = nuclei.lineage.parents, nuclei.lineage.spans
-    by_age: dict[int, list[int]] = {}
-    for row in np.flatnonzero(nuclei.stage == INTERPHASE).tolist():
-        track = int(nuclei.crops.track[row])
-        if track in parents:
-            by_age.setdefault(int(nuclei.crops.frame[row]) - spans[track][0], []).append(row)
+    calm, ages = nuclei.stage == INTERPHASE, nuclei.lineage.ages
     deviation = np.full(len(nuclei.area), np.nan)
-    for rows in by_age.values():
-        if len(rows) >= LEAST_AT_AGE:
+    for age in range(ages.max(initial=-1) + 1):
+        rows = calm & (ages == age)
+        if rows.sum() >= LEAST_AT_AGE:
             logs = np.log(np.maximum(nuclei.area[rows], 1.0))
             deviation[rows] = logs - np.median(logs)
     measured = np.isfinite(deviation)

@@ -76,23 +76,14 @@ def _estimate_stage_drift(nuclei: Nuclei, pairs: Rows) -> Array:
     return drift
 
 
-def _measure_ages(nuclei: Nuclei, rows: Rows) -> Rows:
-    """Return the age of rows in frames, ``[n]``; -1 where the birth is not seen."""
-    births = nuclei.lineage.births
-    born = np.array([births.get(track, -1) for track in nuclei.crops.track[rows].tolist()], int)
-    return np.where(born < 0, -1, nuclei.crops.frame[rows] - born)
-
-
 def _fit_speed_by_age(nuclei: Nuclei, pairs: Rows, steps: Array) -> Array:
     """Fit how much faster the young are: a median for each age, never rising, ``[A]``.
 
-    In a short video no nucleus whose birth is seen grows old. Where those whose birth is not seen
-    are slower than the oldest of them, theirs is the speed after that age. ``[1.]`` where the video
-    shows too few births.
+    Nuclei whose birth is not seen end the curve where they are slower than the oldest others.
     """
     later = pairs[:, 1]
     dividing = np.isin(nuclei.stage[later], PRE_MITOTIC)
-    age = _measure_ages(nuclei, later)[~dividing]
+    age = nuclei.lineage.ages[later][~dividing]
     length = np.hypot(*steps[~dividing].T)
     lengths = [length[age == now] for now in range(age.max(initial=-1) + 1)]
     ages = [now for now, own in enumerate(lengths) if len(own) >= LEAST_AT_AGE]
@@ -112,7 +103,7 @@ def _fit_speed_by_age(nuclei: Nuclei, pairs: Rows, steps: Array) -> Array:
 def _fit_speed(nuclei: Nuclei, pairs: Rows, steps: Array, by_age: Array) -> SpeedModel:
     """Fit the speed apart from age: a log step is a lasting part plus what is new in each frame."""
     if len(by_age) > 1:
-        age = _measure_ages(nuclei, pairs[:, 1])
+        age = nuclei.lineage.ages[pairs[:, 1]]
         pairs, steps = pairs[age >= 0], steps[age >= 0]
         steps = steps / by_age[np.minimum(age[age >= 0], len(by_age) - 1)][:, None]
     calm = (nuclei.stage[pairs] == INTERPHASE).all(1)

@@ -38,9 +38,7 @@ UNKNOWN = -1
 class Crops:
     """Every whole nucleus of a video, centred in a patch."""
 
-    # light above the background inside the nucleus and 0 outside, in grey values, [n, 96, 96]
-    # float16
-    light: npt.NDArray[np.float16]
+    light: npt.NDArray[np.float16]  # above the background, grey values, 0 outside, [n, 96, 96]
     masks: npt.NDArray[np.bool_]  # which pixels are the nucleus, [n, 96, 96] bool
     track: npt.NDArray[np.int64]  # track id, [n]
     frame: npt.NDArray[np.int64]  # frame number, [n]
@@ -107,8 +105,7 @@ def _cut_frame(frame: Frame, patch: int) -> Iterator[tuple[Any, ...]]:
             continue
         # As in the authors' extraction, a crop shows one nucleus and nothing else.
         inside = frame.masks[box] == label
-        top = patch // 2 - (y1 - y0) // 2
-        left = patch // 2 - (x1 - x0) // 2
+        top, left = (patch // 2 - side // 2 for side in inside.shape)
         place = (slice(top, top + y1 - y0), slice(left, left + x1 - x0))
         mask = np.zeros((patch, patch), bool)
         mask[place] = inside
@@ -122,18 +119,11 @@ def _cut_frame(frame: Frame, patch: int) -> Iterator[tuple[Any, ...]]:
 class Lineage:
     """The tracks of a video with the rows of a table of its nuclei, indexed once."""
 
-    def __init__(
-        self,
-        tracks: npt.NDArray[np.int32],
-        track: npt.NDArray[np.int64] | None = None,
-        frame: npt.NDArray[np.int64] | None = None,
-    ) -> None:
+    def __init__(self, tracks: npt.NDArray[np.int32], track: Rows, frame: Rows) -> None:
         """Index tracks ``[n, 4]``, and the track and frame of each row of a table, ``[m]``."""
         self.spans = {i: (first, last) for i, first, last, _ in tracks.tolist()}
         self.parents = {i: parent for i, _, _, parent in tracks.tolist() if parent}
-        none = np.zeros(0, np.int64)
-        self.track = none if track is None else track
-        self.frame = none if frame is None else frame
+        self.track, self.frame = track, frame
 
     @cached_property
     def daughters(self) -> dict[int, list[int]]:
@@ -149,10 +139,10 @@ class Lineage:
         return {d: mother for mother, daughters in self.daughters.items() for d in daughters}
 
     @cached_property
-    def births(self) -> dict[int, int]:
-        """First frame of each track of the table that has a parent."""
-        listed = set(self.track.tolist())
-        return {i: self.spans[i][0] for i in self.parents if i in listed}
+    def ages(self) -> Rows:
+        """Frames since the birth of each row, ``[m]``; -1 where it has no parent."""
+        births = {i: self.spans[i][0] for i in self.parents}
+        return np.array([f - births[t] if t in births else -1 for t, f in self.row_of], np.int64)
 
     @cached_property
     def whole_cycles(self) -> list[int]:
@@ -182,18 +172,14 @@ class Lineage:
 class _StageRules:
     """Thresholds, chosen by looking at the nuclei of each stage of Fluo-N2DL-HeLa 01."""
 
-    # first and last frame before the division, counted back from the mother's last frame, whose
-    # median is what "in interphase" means
+    # frames, counted back from the mother's last one, whose median means "in interphase"
     reference: tuple[int, int] = (5, 14)
-    # A mother's frame counts as condensed from this ratio of brightness over area, both relative
-    # to interphase
+    # least brightness over area, both against interphase, of a mother in condensed stages, in
+    # prophase directly before them, and half as much of a daughter in ana- or telophase
     condensed: float = 2.0
-    prophase: float = 1.3  # the same for prophase, directly before the condensed frames
-    # A condensed nucleus is a metaphase or anaphase plate from this ratio of its axes
-    plate: float = 1.6
-    # A daughter is in ana- or telophase as long as this ratio of brightness over twice the area is
-    # reached
+    prophase: float = 1.3
     young: float = 1.3
+    plate: float = 1.6  # least ratio of the axes of a metaphase or anaphase plate
     # most frames of prophase, of condensed stages, and of telophase
     longest: tuple[int, int, int] = (2, 4, 4)
 
@@ -231,15 +217,7 @@ def measure_nuclei(crops: Crops, tracks: npt.NDArray[np.int32]) -> Nuclei:
 
 
 def assign_stages(crops: Crops, tracks: npt.NDArray[np.int32]) -> npt.NDArray[np.int8]:
-    """Assign a stage to every crop, ``[n]``: an index into ``STAGES``, or -1 for unknown.
-
-    Mothers, backward from their last frame: condensed frames (bright and small against the same
-    nucleus in interphase) are metaphase where the mask is a plate and prometaphase before that;
-    frames of growing brightness in front of them are prophase. Daughters, forward from their
-    first frame: bright and small plates are anaphase (first frame only), then telophase until
-    the brightness is that of interphase. All else is interphase. Mitoses whose mother has no
-    reference, because she has fewer than three whole frames before, are unknown.
-    """
+    """Assign a stage to every crop, ``[n]``: an index into ``STAGES``, or -1 for unknown."""
     return measure_nuclei(crops, tracks).stage
 
 
@@ -257,7 +235,11 @@ def _measure_interphase(
 
 
 def _stage_division(nuclei: Nuclei, mother: int, daughters: list[int]) -> None:
-    """Write the stages of a mother's last frames and of her daughters' first ones."""
+    """Write the stages of a mother's last frames and of her daughters' first ones.
+
+    Daughters are in telophase until they are no longer bright and small, or in anaphase in a first
+    frame that shows a plate. Where fewer than three frames show the mother before, all is unknown.
+    """
     row_of, spans = nuclei.lineage.row_of, nuclei.lineage.spans
     prophase, condensed, young = RULES.longest
     ending = [row_of.get((mother, spans[mother][1] - back)) for back in range(prophase + condensed)]
