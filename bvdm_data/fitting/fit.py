@@ -181,7 +181,7 @@ def fit(
             "texture_memory": round(texture.memory, 4),
             "texture_fresh": round(texture.fresh, 4),
         },
-        "started_from": None if start is None else dict(start.card).get("data"),
+        "started_from": start and dict(start.card).get("data"),
         "taken_over": steps.inherited,
         **steps.trained,
         "settings": asdict(settings),

@@ -9,26 +9,23 @@ from scipy import ndimage, stats
 from scipy.optimize import isotonic_regression
 
 from bvdm_data.fitting.cell_cycle import LEAST_AT_AGE
-from bvdm_data.fitting.nuclei import INTERPHASE, Nuclei, fit_ar1_plus_noise, measure_spread
+from bvdm_data.fitting.nuclei import INTERPHASE, Array, Nuclei, fit_ar1_plus_noise, measure_spread
 from bvdm_data.fitting.video import Video
 from bvdm_data.rng import numpy_rng
 from bvdm_data.synth.cell_cycle import PRE_MITOTIC
 from bvdm_data.synth.motion import MotionModel, SpeedModel
 from bvdm_data.synth.placement import CONTACT
 
+Rows = npt.NDArray[np.int64]
 LEAST_STEPS = 5  # steps, or pairs of them, that a figure must rest on; with fewer it stays neutral
 # Ratio of axes from which the direction of a nucleus' major axis can be told (our choice).
 ELONGATED = 1.4
 _LARGEST_TURN = math.pi / 4
-_OLDEST = 40  # frames
-_LEVELS = 33
+_OLDEST, _LEVELS = 40, 33  # frames; quantiles that are kept
 _SHORT = 0.3  # px, added to the length of a step: masks have errors, too
 _LATER = 8  # frames: lag at which only the lasting speed is left
 _SIMULATED = 20_000
 _FREEDOMS = (2.5, 3.0, 4.0, 6.0, 10.0, 30.0)
-
-Array = npt.NDArray[np.float64]
-Rows = npt.NDArray[np.int64]
 
 
 def fit_motion(nuclei: Nuclei, video: Video, *, border: int) -> MotionModel:
@@ -152,8 +149,7 @@ def _fit_division_offset(nuclei: Nuclei, drift: Array) -> float:
     lineage, centre = nuclei.lineage, nuclei.crops.centre.astype(float)
     offsets: list[float] = []
     for mother, daughters in lineage.daughters.items():
-        first = lineage.spans[daughters[0]][0]
-        rows = lineage.rows_at(daughters[:2])
+        first, rows = lineage.spans[daughters[0]][0], lineage.rows_at(daughters[:2])
         before = lineage.row_of.get((mother, first - 1))
         if before is not None and rows:
             offsets += (centre[rows].mean(0) - centre[before] - drift[first - 1]).tolist()
@@ -221,11 +217,9 @@ def _measure_spacing(nuclei: Nuclei) -> Array:
     ratios: list[float] = []
     for frame in np.unique(crops.frame):
         rows = np.flatnonzero(crops.frame == frame)
-        if len(rows) < 2:
-            continue
         apart = crops.centre[rows][:, None] - crops.centre[rows][None]
         ratio = np.hypot(apart[..., 0], apart[..., 1]) / (radius[rows][:, None] + radius[rows])
         np.fill_diagonal(ratio, np.inf)
-        ratios += ratio.min(1).tolist()
+        ratios += ratio.min(1).tolist() if len(rows) > 1 else []
     levels = np.linspace(0, 1, _LEVELS)
     return np.maximum(np.quantile(ratios, levels), 0.5) if ratios else np.full(_LEVELS, CONTACT)

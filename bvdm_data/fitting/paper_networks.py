@@ -84,7 +84,7 @@ def make_ddpm_losses(crops: tuple[Tensor, Tensor], training: TrainingSettings) -
         return _compute_ddpm_loss(model, batch, *_draw_noise(batch.shape, generator))
 
     def val_loss(model: nn.Module) -> float:
-        return average_parts(lambda *part: _compute_ddpm_loss(model, *part), check, 32)
+        return average_parts(lambda *part: _compute_ddpm_loss(model, *part), check)
 
     return train_loss, val_loss
 

@@ -13,7 +13,7 @@ from bvdm_data.fitting.training import Losses, Run, TrainingLog, TrainingSetting
 from bvdm_data.rng import numpy_rng, torch_rng
 from bvdm_data.synth.cell_cycle import CellCycleModel
 from bvdm_data.synth.cells import LineageSimulator
-from bvdm_data.synth.contours import ShapeModel
+from bvdm_data.synth.contours import Array, ShapeModel
 from bvdm_data.synth.denoiser import (
     PATCH_MARGIN,
     Denoiser,
@@ -33,8 +33,7 @@ STUDENT_TRAINING = TrainingSettings(steps=8000, batch=64, rate=1e-3)
 PAIRS = 16_384
 # Share of the images that is drawn from the stages of mitosis, which are rare.
 MITOSIS_FRACTION = 0.25
-# Each batch of this number has the patch size that fewer nuclei need, mostly the whole patch, and
-# is half as large.
+# Each batch of this number has the patch that fewer nuclei need, and is half as large.
 LARGE_PATCH_EVERY = 8
 _FRAMES = 8  # of the lives that outlines are drawn from
 _HELD_OUT = 512
@@ -89,8 +88,8 @@ def _draw_conditions(
 ) -> tuple[Float[Tensor, "n K"], Float[Tensor, " n"], Int[Tensor, " n"]]:
     """Draw outlines, brightness and stages out of lives, with more of the rare stages."""
     rng = numpy_rng(seed, "distilled", "lives")
-    calm: list[tuple[np.ndarray, float, int]] = []
-    mitotic: list[tuple[np.ndarray, float, int]] = []
+    calm: list[tuple[Array, float, int]] = []
+    mitotic: list[tuple[Array, float, int]] = []
     rare = int(MITOSIS_FRACTION * count)
     for _ in range(4 * count):
         if len(calm) >= count - rare and len(mitotic) >= rare:
@@ -104,11 +103,8 @@ def _draw_conditions(
     chosen = (calm[: count - rare] + mitotic[:rare]) or calm or mitotic
     order = rng.permutation(count)
     outlines, bright, stages = zip(*(chosen[i % len(chosen)] for i in order), strict=True)
-    return (
-        torch.from_numpy(np.stack(outlines)).float(),
-        torch.tensor(bright).float(),
-        torch.tensor(stages),
-    )
+    radii = torch.from_numpy(np.stack(outlines)).float()
+    return radii, torch.tensor(bright).float(), torch.tensor(stages)
 
 
 def train_student(
@@ -197,8 +193,7 @@ def _render(
         images[rows, :, inner, inner].float().to(device) for images in (pairs.noise, pairs.picture)
     )
     edge = compute_signed_distance_map(pairs.radii[rows], side).to(device)
+    brightness, stage = pairs.brightness[rows].to(device), pairs.stage[rows].to(device)
     with torch.autocast(device.type, torch.bfloat16):
-        rendered = model(
-            noise, edge, pairs.brightness[rows].to(device), pairs.stage[rows].to(device)
-        )
+        rendered = model(noise, edge, brightness, stage)
     return (rendered - target).square(), target, edge

@@ -11,7 +11,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from bvdm_data.clip import CameraScale
-from bvdm_data.fitting.nuclei import INTERPHASE, Crops, Lineage, extract_crops
+from bvdm_data.fitting.nuclei import INTERPHASE, Array, Crops, Lineage, extract_crops
 from bvdm_data.fitting.video import Frame, Video, estimate_background
 from bvdm_data.rng import numpy_rng, torch_rng
 from bvdm_data.synth.contours import compute_polygon_area
@@ -107,8 +107,6 @@ LEAST_PAIRS = 20  # with fewer pairs at a lag nothing is measured at it
 DEFAULT = TextureModel(memory=0.97, fresh=0.2)
 _NOISES = (0.0, 0.5, 0.7, 0.85, 0.95, 1.0)
 
-Array = npt.NDArray[np.float64]
-
 
 def fit_noise_autocorrelation(
     crops: Crops, stages: npt.NDArray[np.int8], model: Model, *, seed: int = 0
@@ -179,10 +177,9 @@ def _measure_video(crops: Crops, stages: npt.NDArray[np.int8], seed: int) -> dic
     return correlations
 
 
-def _correlate_crops(crops: Crops, first: int, second: int) -> float:
-    return correlate_registered(
-        *(_cut_patch(crops.light[i].astype(np.float32), crops.masks[i]) for i in (first, second))
-    )
+def _correlate_crops(crops: Crops, *rows: int) -> float:
+    cuts = (_cut_patch(crops.light[row].astype(np.float32), crops.masks[row]) for row in rows)
+    return correlate_registered(*cuts)
 
 
 def _cut_patch(light: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_]) -> NucleusPatch:
@@ -201,10 +198,9 @@ def _cut_patch(light: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_]) -> N
 
 def _measure_synthetic(model: Model, seed: int) -> dict[int, float]:
     """Return what :func:`_measure_video` finds in a video of the model."""
+    name = ("fit", "memory")
     try:
-        made = synthesise(
-            model, CALIBRATION_SCENE, FastSettings(), seed=seed, name=("fit", "memory")
-        )
+        made = synthesise(model, CALIBRATION_SCENE, FastSettings(), seed=seed, name=name)
     except ValueError:  # nuclei so large that they do not fit
         return {}
     frames = tuple(
@@ -230,9 +226,8 @@ def _measure_rendered(model: Model, brightness: Array, lag: int, noise: float, s
     patches = []
     for drawn, radii in zip(start, outlines, strict=True):
         parts = zip(*(x.split(BATCH) for x in (drawn, radii, level, stage)), strict=True)
-        light = torch.cat(
-            [denoise_patches(network, *part, steps=settings.steps) for part in parts]
-        ).numpy()
+        rendered = [denoise_patches(network, *part, steps=settings.steps) for part in parts]
+        light = torch.cat(rendered).numpy()
         grain = ndimage.convolve1d(rng.standard_normal(light.shape), model.camera.streak, axis=2)
         light = light + (model.camera.noise * grain).astype(np.float32)
         masks = (compute_signed_distance_map(radii, patch)[:, 0] <= 0).numpy()

@@ -88,7 +88,7 @@ def train_network(
 ) -> tuple[Network, TrainingLog]:
     """Make a network with seeded weights, or those of ``start``, and train it.
 
-    A checkpoint belongs to this training alone if ``data``, which the losses stand on, is the same.
+    A checkpoint is continued only if ``data``, which the losses stand on, is the same.
     """
     with torch.random.fork_rng(devices=[]):
         weights = torch_rng(settings.seed, name, "weights")
@@ -230,7 +230,7 @@ def draw_rows(groups: Sequence[Tensor], count: int, generator: torch.Generator) 
     return [int(groups[g][int(p * len(groups[g]))]) for g, p in zip(chosen, place, strict=True)]
 
 
-def average_parts(loss: Callable[..., Tensor], batch: Sequence[Tensor], size: int) -> float:
+def average_parts(loss: Callable[..., Tensor], batch: Sequence[Tensor], size: int = 32) -> float:
     """Return the mean of a loss over parts of a batch, ``size`` rows at a time."""
     parts = zip(*(values.split(size) for values in batch), strict=True)  # type: ignore[no-untyped-call]
     return float(torch.stack([loss(*part) for part in parts]).mean())

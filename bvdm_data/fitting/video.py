@@ -48,8 +48,7 @@ def read_video(
             f"sequence {sequence.name!r} of {sequence.folder} has no man_track.txt: lives and "
             "divisions cannot be fitted without tracks"
         )
-    frames = []
-    numbers = [n for n in sequence.numbers if stop is None or n < stop]
+    frames, numbers = [], [n for n in sequence.numbers if stop is None or n < stop]
     for number in tqdm(numbers, desc="reading", disable=not progress):
         masks = sequence.masks(number)
         if masks is not None and masks.any():
@@ -88,8 +87,8 @@ def estimate_background(
 ) -> npt.NDArray[np.float32]:
     """Estimate the background under the nuclei by a Gaussian mean of what lies between them.
 
-    Blocks of 4 x 4 pixels are averaged first, which takes a tenth of the time and changes the
-    result by some per mille of its range. ``[H, W]``, in the unit of grey.
+    Blocks of pixels are averaged first, which takes a tenth of the time and changes the result by
+    some per mille of its range. Returns ``[H, W]``, in the unit of grey.
     """
     free = mask_background(grey, masks)
     middle = float(np.median(grey[free] if free.any() else grey))
