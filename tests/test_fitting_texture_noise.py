@@ -12,7 +12,7 @@ from bvdm_data.synth.contours import draw_ar1
 from bvdm_data.synth.scene import SceneSettings
 from bvdm_data.synth.textures import TextureModel
 from tests.helpers.denoisers import LinearDenoiser, OneStepStudent
-from tests.helpers.fitted import crops_of, ellipse, filled
+from tests.helpers.fitted import crops_of, ellipse, filled, quick_memory
 
 LAGS = (1, 2, 4, 7)
 
@@ -65,17 +65,13 @@ def kept(texture, lag):
 
 @pytest.mark.parametrize(("memory", "fresh", "power"), [(0.97, 0.2, 1), (0.9, 0.0, 2)])
 def test_known_curve_gives_its_noise(monkeypatch, generator, memory, fresh, power):
-    noises = texture_noise._NOISES
+    # Between the noises that are tried, the answer is taken as a straight line.
+    planted, noises = {lag: (1 - fresh) * memory**lag for lag in LAGS}, texture_noise._NOISES
 
     def render(noise, lag):
         return 0.1 + (0.8 - 0.02 * lag) * noise**power
 
-    # Between the noises that are tried, the answer is taken as a straight line.
-    planted = {lag: (1 - fresh) * memory**lag for lag in LAGS}
-    real = {
-        lag: float(np.interp(value, noises, [render(noise, lag) for noise in noises]))
-        for lag, value in planted.items()
-    }
+    real = {lag: np.interp(planted[lag], noises, [render(n, lag) for n in noises]) for lag in LAGS}
     texture, measured = fit_curve(monkeypatch, generator, real, render)
     assert measured == real
     for lag in LAGS:
@@ -152,8 +148,7 @@ def test_lasting_noise_gives_lasting_textures(generator, monkeypatch):
 
 
 def test_planted_memory_is_found(generator, monkeypatch):
-    monkeypatch.setattr(texture_noise, "PAIRS", 20)
-    monkeypatch.setattr(texture_noise, "CALIBRATION_NUCLEI", 20)
+    quick_memory(monkeypatch)
     monkeypatch.setattr(texture_noise, "_NOISES", (0.0, 0.6, 0.85, 1.0))
     monkeypatch.setattr(texture_noise, "_measure_synthetic", lambda *_: {})
     crops = textured(0.95, 0.15, tracks=20)
@@ -166,15 +161,11 @@ def test_planted_memory_is_found(generator, monkeypatch):
 
 
 def test_synthetic_video_is_measured(generator, monkeypatch):
-    monkeypatch.setattr(
-        texture_noise, "CALIBRATION_SCENE", SceneSettings(frames=6, size=(220, 220), nuclei=14)
-    )
-    lives = replace(generator.lives, cycle=np.array([5.0, 0.1]))
-    long, short = (
-        texture_noise._measure_synthetic(
-            replace(generator, lives=lives, texture=TextureModel(memory=memory, fresh=0.0)), 0
-        )
-        for memory in (1.0, 0.0)
-    )
-    assert {1, 2} <= set(long) & set(short)
-    assert long[1] > short[1] + 0.2
+    scene = SceneSettings(frames=6, size=(220, 220), nuclei=14)
+    monkeypatch.setattr(texture_noise, "CALIBRATION_SCENE", scene)
+    lives, found = replace(generator.lives, cycle=np.array([5.0, 0.1])), []
+    for memory in (1.0, 0.0):
+        model = replace(generator, lives=lives, texture=TextureModel(memory=memory, fresh=0.0))
+        found.append(texture_noise._measure_synthetic(model, 0))
+    assert {1, 2} <= set(found[0]) & set(found[1])
+    assert found[0][1] > found[1][1] + 0.2
