@@ -15,8 +15,7 @@ from bvdm_data import STAGES, CTCVideos, PaperSettings, SyntheticHeLaVideos
 from bvdm_data.datasets.ctc import read_sequence
 from bvdm_data.fitting.contours import trace_contours
 from bvdm_data.fitting.denoiser import extract_aligned_crops
-from bvdm_data.fitting.nuclei import MASK_LEVEL, extract_crops
-from bvdm_data.fitting.stages import measure_nuclei
+from bvdm_data.fitting.nuclei import MASK_LEVEL, extract_crops, measure_nuclei
 from bvdm_data.fitting.video import read_video
 from bvdm_data.rng import numpy_rng, torch_rng
 from bvdm_data.synth.cells import Cell

@@ -16,8 +16,7 @@ import bvdm_data
 from bvdm_data.cli import cli
 from bvdm_data.fitting.contours import LEAST_OVERLAP
 from bvdm_data.fitting.motion import LEAST_STEPS
-from bvdm_data.fitting.nuclei import PATCH
-from bvdm_data.fitting.stages import StageRules
+from bvdm_data.fitting.nuclei import PATCH, RULES
 from bvdm_data.synth.contours import CONTOUR_POINTS
 from bvdm_data.synth.synthesis import synthesise
 from bvdm_data.weights import read_card
@@ -119,7 +118,7 @@ def test_fitting_messages_exist():
 
 
 def test_fitting_rules_match_the_code():
-    rules = StageRules()
+    rules = RULES
     near, far = rules.reference
     page = " ".join(FITTING.split())
     assert f"frames {near} to {far}, counted back" in page

@@ -5,22 +5,11 @@ import pytest
 from scipy import ndimage
 
 from bvdm_data.clip import STAGES, CameraScale
-from bvdm_data.datasets.ctc import read_sequence, write_sequence
-from bvdm_data.fitting.cell_cycle import count_short_stages
-from bvdm_data.fitting.lineage import Lineage
-from bvdm_data.fitting.nuclei import Crops, extract_crops, measure_ellipse
-from bvdm_data.fitting.stages import (
-    INTERPHASE,
-    METAPHASE,
-    PROMETAPHASE,
-    TELOPHASE,
-    UNKNOWN,
-    assign_stages,
-    measure_nuclei,
-)
+from bvdm_data.datasets.ctc import read_sequence
+from bvdm_data.fitting import nuclei as parts
+from bvdm_data.fitting.cell_cycle import _count_short_stages
 from bvdm_data.fitting.video import Frame, Video, estimate_background, mask_background, read_video
 from tests.helpers.fitted import (
-    FOUNDERS,
     LEVEL,
     OFFSET,
     ellipse,
@@ -31,26 +20,27 @@ from tests.helpers.fitted import (
 
 SCALE = CameraScale(OFFSET, OFFSET + 4095)
 TRACKS = fitted_video()[2]
+NO_ROWS = np.zeros((2, 0), int)
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return write_fitted(tmp_path_factory.mktemp("fitted"))
+def source(tmp_path_factory):
+    return read_sequence(write_fitted(tmp_path_factory.mktemp("fitted")), "01")
 
 
 @pytest.fixture(scope="module")
-def video(root):
-    return read_video(read_sequence(root, "01"), SCALE, progress=False)
+def video(source):
+    return read_video(source, SCALE, progress=False)
 
 
 @pytest.fixture(scope="module")
 def crops(video):
-    return extract_crops(video)
+    return parts.extract_crops(video)
 
 
 @pytest.fixture(scope="module")
 def nuclei(crops):
-    return measure_nuclei(crops, TRACKS)
+    return parts.measure_nuclei(crops, TRACKS)
 
 
 @pytest.fixture(scope="module")
@@ -69,33 +59,21 @@ def scene():
 # Video
 
 
-def test_video_keeps_frames_masks_and_tracks(video):
+def test_video_keeps_frames_masks_and_tracks(video, source):
     counts, masks, tracks = fitted_video()
     assert [frame.number for frame in video.frames] == list(range(40))
     np.testing.assert_array_equal(video.tracks, tracks)
     for number in (0, 17, 39):
         np.testing.assert_array_equal(SCALE.to_counts(video.frames[number].grey), counts[number])
         np.testing.assert_array_equal(video.frames[number].masks, masks[number])
-
-
-def test_video_ends_before_stop(root):
-    source = read_sequence(root, "01")
     short = read_video(source, SCALE, stop=12, progress=False)
     assert [frame.number for frame in short.frames] == list(range(12))
     assert short.tracks[:, 0].tolist() == TRACKS[TRACKS[:, 1] < 12, 0].tolist()
-    assert short.tracks[:, 2].max() == 11
-    assert len(Lineage(short.tracks).daughters) == 1
+    assert (short.tracks[:, 2].max(), len(parts.Lineage(short.tracks, *NO_ROWS).daughters)) == (
+        11,
+        1,
+    )
     np.testing.assert_array_equal(source.tracks, TRACKS)
-
-
-def test_video_leaves_out_empty_frames(tmp_path):
-    masks = np.zeros((4, 60, 60), np.int32)
-    masks[1:, 20:30, 20:30] = 1
-    counts = np.full(masks.shape, OFFSET + 300, np.uint16)
-    write_sequence(tmp_path, "01", counts, masks, np.array([[1, 1, 3, 0]]))
-    (tmp_path / "01_GT/SEG/man_seg003.tif").unlink()
-    short = read_video(read_sequence(tmp_path, "01", "GT"), SCALE, progress=False)
-    assert [frame.number for frame in short.frames] == [1, 2]
 
 
 def test_background_is_the_planted_one(video, scene):
@@ -106,47 +84,26 @@ def test_background_is_the_planted_one(video, scene):
     # A mean over 32 px flattens the field of period 500 px by less than a tenth.
     assert np.abs(background - field)[40:-40, 40:-40].max() < 0.004
     assert np.abs(background - field).mean() < 0.004
-    assert background.dtype == np.float32
     even = estimate_background(np.full((203, 240), 0.25, np.float32), np.zeros((203, 240), int))
     np.testing.assert_allclose(even, 0.25, atol=1e-5)
-
-
-def test_background_is_a_gaussian_mean(scene):
-    grey, masks, _ = scene
-    free = mask_background(grey, masks)
-    total, weight = (
-        ndimage.gaussian_filter(plane.astype(float), 32, truncate=3)
-        for plane in (np.where(free, grey, 0), free)
-    )
-    wanted = total / weight
-    assert np.abs(estimate_background(grey, masks) - wanted).max() < 0.01 * np.ptp(wanted)
-
-
-def test_background_ignores_unlabelled_light(scene):
-    grey, masks, _ = scene
+    # Light without a mask does not count.
     lit = grey.copy()
     lit[90:110, 50:70] += 0.5
     assert not mask_background(lit, masks)[90:110, 50:70].any()
-    before = estimate_background(grey, masks)
-    np.testing.assert_allclose(estimate_background(lit, masks), before, atol=5e-4)
-
-
-def test_background_mask_keeps_off_nuclei(scene):
-    grey, masks, _ = scene
+    np.testing.assert_allclose(estimate_background(lit, masks), background, atol=5e-4)
+    # Background is what lies off the nuclei, or between them, if there is anything.
     free = mask_background(grey, masks)
     steps = ndimage.distance_transform_cdt(masks == 0, "taxicab")
     assert not free[steps <= 7].any()
     assert free[steps > 7].mean() > 0.99
-    crowded = np.ones((40, 40), np.int32)
-    crowded[::8] = 0
-    dark = np.full((40, 40), 0.1, np.float32)
-    np.testing.assert_array_equal(mask_background(dark, crowded), crowded == 0)
-    covered = np.ones((40, 40), np.int32)
+    covered, dark = np.ones((40, 40), np.int32), np.full((40, 40), 0.1, np.float32)
     assert not mask_background(dark, covered).any()
     np.testing.assert_allclose(estimate_background(dark, covered), 0.1)
+    covered[::8] = 0
+    np.testing.assert_array_equal(mask_background(dark, covered), covered == 0)
 
 
-# Crops
+# parts.Crops
 
 
 def test_crops_are_whole_tracked_nuclei():
@@ -158,22 +115,12 @@ def test_crops_are_whole_tracked_nuclei():
     masks[50:59, 35:70] = 5  # larger than the patch
     frame = Frame(7, np.full(masks.shape, 0.3, np.float32), masks, np.zeros_like(masks, np.float32))
     tracks = np.array([[i, 7, 7, 0] for i in (1, 2, 3, 5)], np.int32)
-    crops = extract_crops(Video((frame,), tracks, SCALE), patch=32)
+    crops = parts.extract_crops(Video((frame,), tracks, SCALE), patch=32)
     assert (crops.track.tolist(), crops.frame.tolist()) == ([1], [7])
     assert crops.masks.shape == (1, 32, 32)
     np.testing.assert_allclose(crops.centre, [[24.5, 26.5]])
-    empty = extract_crops(Video((frame,), tracks[1:3], SCALE))
+    empty = parts.extract_crops(Video((frame,), tracks[1:3], SCALE))
     assert (empty.light.shape, empty.centre.shape) == ((0, 96, 96), (0, 2))
-
-
-def test_crops_are_centred_and_ordered(crops):
-    for mask in crops.masks[::37]:
-        y, x = np.nonzero(mask)
-        assert abs(y.min() + y.max() + 1 - 96) <= 1
-        assert abs(x.min() + x.max() + 1 - 96) <= 1
-    order = np.lexsort((crops.track, crops.frame))
-    assert order.tolist() == list(range(len(crops.track)))
-    assert len(crops.track) > 400
 
 
 def test_crops_hold_light_above_the_background(video, crops):
@@ -188,30 +135,31 @@ def test_crops_hold_light_above_the_background(video, crops):
         own = crops.light[row][crops.masks[row]].astype(float)
         np.testing.assert_allclose(np.sort(own), np.sort(light), rtol=2e-3)
         np.testing.assert_allclose(crops.centre[row], np.argwhere(inside).mean(0), rtol=1e-5)
+        middles = [side.min() + side.max() + 1 - 96 for side in np.nonzero(crops.masks[row])]
+        assert max(map(abs, middles)) <= 1
+    assert np.lexsort((crops.track, crops.frame)).tolist() == list(range(len(crops.track)))
 
 
 def test_ellipse_has_angle_and_aspect():
-    for turn in (-1.4, -0.7, 0.0, 0.4, 1.1):
-        angle, aspect = measure_ellipse(filled(ellipse(16, 9), turn))
-        assert angle == pytest.approx(turn, abs=0.02)
-        assert aspect == pytest.approx(16 / 9, rel=0.03)
+    wanted = pytest.approx((-1.4, 16 / 9), abs=0.03)
+    assert parts.measure_ellipse(filled(ellipse(16, 9), -1.4)) == wanted
     bar = np.zeros((96, 96), bool)
     bar[40:50, 30:60] = True
-    assert measure_ellipse(bar)[1] == pytest.approx(np.sqrt(899 / 99))
-    assert measure_ellipse(bar[:41, :31]) == (0.0, 1.0)
+    assert parts.measure_ellipse(bar)[1] == pytest.approx(np.sqrt(899 / 99))
+    assert parts.measure_ellipse(bar[:41, :31]) == (0.0, 1.0)
 
 
-# Lineage and stages
+# parts.Lineage and stages
 
 
 def test_lineage_indexes_tracks_and_rows():
     tracks = [[1, 0, 3, 0], [2, 4, 8, 1], [3, 4, 9, 1], [4, 0, 3, 0], [5, 5, 9, 4], [6, 9, 9, 2]]
     tracks = np.array([*tracks, [7, 9, 9, 2]], np.int32)
-    lineage = Lineage(tracks, np.array([1, 2, 3, 2, 2]), np.array([3, 4, 4, 5, 7]))
+    lineage = parts.Lineage(tracks, np.array([1, 2, 3, 2, 2]), np.array([3, 4, 4, 5, 7]))
     # Track 4 goes on as 5, which is no division.
     assert lineage.daughters == {1: [2, 3], 2: [6, 7]}
     assert lineage.mothers == {2: 1, 3: 1, 6: 2, 7: 2}
-    assert lineage.births == {2: 4, 3: 4}
+    assert lineage.ages.tolist() == [-1, 0, 0, 1, 3]
     assert lineage.whole_cycles == [5]
     assert lineage.rows_at([2, 3]) == [1, 2]
     assert lineage.rows_at([2, 3], 1) is None
@@ -225,47 +173,37 @@ def test_stages_are_the_planted_mitoses(crops, nuclei):
     parent = dict(zip(TRACKS[:, 0].tolist(), TRACKS[:, 3].tolist(), strict=True))
     for row, (track, frame) in enumerate(zip(crops.track, crops.frame, strict=True)):
         first, last = spans[int(track)]
-        stage = INTERPHASE
+        stage = parts.INTERPHASE
         if track in mothers and last - frame < 2:
-            stage = METAPHASE if frame == last else PROMETAPHASE
+            stage = parts.METAPHASE if frame == last else parts.PROMETAPHASE
         elif parent[int(track)] and frame == first:
-            stage = TELOPHASE
+            stage = parts.TELOPHASE
         assert nuclei.stage[row] == stage, (track, frame, STAGES[stage])
-
-
-def test_one_child_is_no_division(crops, nuclei):
+    table = _count_short_stages(nuclei)["durations"]
+    for stage, frames in [
+        (parts.METAPHASE, 1),
+        (parts.PROMETAPHASE, 1),
+        (parts.TELOPHASE, 1),
+        (1, 0),
+        (4, 0),
+    ]:
+        assert table[stage].argmax() == frames
+        assert table[stage].max() > 0.9
+    np.testing.assert_allclose(table.sum(1), [0, 1, 1, 1, 1, 1])
+    # One child is no division.
     tracks = TRACKS.copy()
-    mother, (_, lost) = next(iter(nuclei.lineage.daughters.items()))
+    mother, (_, lost) = next(iter(mothers.items()))
     tracks[tracks[:, 0] == lost, 3] = 0
-    assert (assign_stages(crops, tracks)[crops.track == mother] == INTERPHASE).all()
+    assert (parts.assign_stages(crops, tracks)[crops.track == mother] == parts.INTERPHASE).all()
 
 
 def test_mitoses_without_reference_are_unknown(crops, nuclei):
     mother, daughters = next(iter(nuclei.lineage.daughters.items()))
     late = (crops.track != mother) | (crops.frame > nuclei.lineage.spans[mother][1] - 6)
-    short = Crops(*(getattr(crops, name)[late] for name in Crops.__dataclass_fields__))
-    stages = assign_stages(short, TRACKS)
-    assert set(stages[short.track == mother]) == {UNKNOWN}
+    short = parts.Crops(*(getattr(crops, name)[late] for name in parts.Crops.__dataclass_fields__))
+    stages = parts.assign_stages(short, TRACKS)
+    assert set(stages[short.track == mother]) == {parts.UNKNOWN}
     daughter = short.track == daughters[0]
     young = short.frame - short.frame[daughter].min() < 4
-    assert set(stages[daughter & young]) == {UNKNOWN}
-    assert set(stages[daughter & ~young]) <= {INTERPHASE, METAPHASE, PROMETAPHASE}
-
-
-def test_references_are_mothers_in_interphase(nuclei):
-    assert set(nuclei.references) == set(nuclei.lineage.daughters)
-    for number, (last, light) in enumerate(FOUNDERS):
-        mother = TRACKS[(TRACKS[:, 1] == 0), 0][number]
-        area, brightness = nuclei.references[int(mother)]
-        assert area == pytest.approx(230, abs=6), last
-        assert brightness * 4095 == pytest.approx(light, rel=0.05)
-
-
-def test_durations_are_the_planted_ones(nuclei):
-    table = count_short_stages(nuclei)["durations"]
-    assert table.shape == (6, 5)
-    assert table[INTERPHASE].tolist() == [0] * 5
-    for stage, frames in [(METAPHASE, 1), (PROMETAPHASE, 1), (TELOPHASE, 1), (1, 0), (4, 0)]:
-        assert table[stage].argmax() == frames
-        assert table[stage].max() > 0.9
-    np.testing.assert_allclose(table[1:].sum(1), 1)
+    assert set(stages[daughter & young]) == {parts.UNKNOWN}
+    assert set(stages[daughter & ~young]) <= {parts.INTERPHASE, parts.METAPHASE, parts.PROMETAPHASE}

@@ -4,66 +4,51 @@ import math
 
 import numpy as np
 import pytest
-from scipy import ndimage
+from scipy import ndimage, signal
 
 from bvdm_data.clip import STAGES, CameraScale
-from bvdm_data.fitting.cell_cycle import (
-    DEFAULT_AUTOCORRELATION,
-    SHARED,
-    fit_cell_cycle,
-    fit_cycle_length,
-    fit_intensities,
-    fit_size_drift,
-)
-from bvdm_data.fitting.lineage import Lineage, fit_ar1_plus_noise
+from bvdm_data.fitting import cell_cycle
 from bvdm_data.fitting.motion import fit_motion
+from bvdm_data.fitting.nuclei import Lineage
 from bvdm_data.fitting.video import (
-    STREAK,
     Frame,
     Video,
     estimate_background,
     fit_camera,
-    fit_row_noise_kernel,
 )
 from tests.helpers.fitted import crops_of, ellipse, filled, nuclei_of
 
 SCALE = CameraScale(32768, 36863)
+NO_ROWS = np.zeros((2, 0), int)
 LABELS = np.ones((40, 40), np.int32)
 ONE_FRAME = Video((Frame(0, LABELS, LABELS, LABELS),), np.zeros((0, 4), np.int32), SCALE)
 
 # Cell cycle
 
 
-def lineage(frames, mean, deviation, seed=0, founders=60):
-    """Return tracks of families whose cycles are log-normal, cut by the ends of a video."""
-    rng = np.random.default_rng(seed)
-    rows, waiting = [], [(-int(rng.integers(0, 25)), 0) for _ in range(founders)]
-    while waiting:
+def test_cycle_law_survives_censoring():
+    rng = np.random.default_rng(0)
+    rows, waiting = [], [(-int(rng.integers(0, 25)), 0) for _ in range(60)]
+    while waiting:  # families whose cycles are log-normal, cut by the ends of a video
         born, parent = waiting.pop()
-        last = born + max(1, round(math.exp(mean + deviation * rng.standard_normal()))) - 1
+        last = born + max(1, round(25 * math.exp(0.2 * rng.standard_normal()))) - 1
         if last < 0:
             waiting += [(last + 1, 0)]
             continue
-        rows.append((len(rows) + 1, max(born, 0), min(last, frames - 1), parent))
-        if last < frames - 1:
+        rows.append((len(rows) + 1, max(born, 0), min(last, 59), parent))
+        if last < 59:
             waiting += [(last + 1, len(rows))] * 2
-    return np.array(rows, np.int32)
-
-
-def test_cycle_law_survives_censoring():
-    tracks = Lineage(lineage(60, math.log(25), 0.2))
-    mean, deviation = fit_cycle_length(tracks)
+    tracks = Lineage(np.array(rows, np.int32), *NO_ROWS)
+    mean, deviation = cell_cycle._fit_cycle_length(tracks)
     assert math.exp(mean) == pytest.approx(25, rel=0.08)
     assert deviation == pytest.approx(0.2, abs=0.05)
     # Cycles seen whole alone are too short: that is what censoring is for.
     assert np.mean(tracks.whole_cycles) < 25
-
-
-def test_short_cycle_follows_division_rate():
+    # Without whole cycles, the rate of divisions decides.
     tracks = np.array([[1, 0, 4, 0], [2, 5, 9, 1], [3, 5, 9, 1], [4, 0, 9, 0]], np.int32)
-    mean, deviation = fit_cycle_length(Lineage(tracks))
-    assert math.exp(mean) == pytest.approx(math.log(2) * 25)
-    assert deviation == 0.2
+    assert np.exp(cell_cycle._fit_cycle_length(Lineage(tracks, *NO_ROWS))[0]) == pytest.approx(
+        math.log(2) * 25
+    )
 
 
 def family(growth=5.0, grown=22.0, split=0.5, mothers=3):
@@ -88,7 +73,7 @@ def family(growth=5.0, grown=22.0, split=0.5, mothers=3):
 
 def test_cell_cycle_finds_planted_growth():
     nuclei = nuclei_of(*family(growth=5.0, split=0.55))
-    model = fit_cell_cycle(nuclei, minutes=30.0)
+    model = cell_cycle.fit_cell_cycle(nuclei, minutes=30.0)
     assert model.division_asymmetry == pytest.approx(0.05, abs=0.01)
     np.testing.assert_allclose(model.mother_area, math.pi * 22**2, rtol=0.02)
     age = np.arange(len(model.area_of_age))
@@ -105,7 +90,8 @@ def test_cell_cycle_finds_planted_growth():
     assert model.size[0] == 0
     assert model.sister_spread == 0
     assert model.minutes == 30
-    assert (nuclei.stage[nuclei.crops.frame == 15] == STAGES.index("prometaphase")).all()
+    with pytest.raises(ValueError, match=r"at least 2 divisions .*got 1 of 1 divisions; give a"):
+        cell_cycle.fit_cell_cycle(nuclei_of(*family(mothers=1)), minutes=30.0)
 
 
 def drifting(memory, shared, pairs=150, frames=40):
@@ -113,10 +99,8 @@ def drifting(memory, shared, pairs=150, frames=40):
     rng = np.random.default_rng(5)
     new = rng.standard_normal((pairs, 1, frames)) * math.sqrt(shared)
     new = new + math.sqrt(1 - shared) * rng.standard_normal((pairs, 2, frames))
-    scores = np.repeat(rng.standard_normal((pairs, 1, 1)), 2, 1) * np.ones(frames)
-    for now in range(1, frames):
-        step = math.sqrt(1 - memory**2) * new[:, :, now]
-        scores[:, :, now] = memory * scores[:, :, now - 1] + step
+    new[:, :, 0] = rng.standard_normal((pairs, 1)) / math.sqrt(1 - memory**2)
+    scores = math.sqrt(1 - memory**2) * signal.lfilter([1], [1, -memory], new)
     mothers = 3 * np.arange(pairs) + 1
     tracks = [(m, 0, 0, 0) for m in mothers]
     tracks += [(m + d, 1, frames, m) for m in mothers for d in (1, 2)]
@@ -131,82 +115,59 @@ def drifting(memory, shared, pairs=150, frames=40):
 @pytest.mark.parametrize(("memory", "shared"), [(0.95, 0.7), (0.99, 0.2)])
 def test_brightness_drift_is_the_planted_one(memory, shared):
     nuclei = drifting(memory, shared)
-    model = fit_intensities(nuclei)
+    model = cell_cycle._fit_intensities(nuclei)
     assert model["brightness_autocorrelation"] == pytest.approx(memory, abs=0.005)
     assert model["brightness_sister_correlation"] == pytest.approx(shared, abs=0.15)
     wanted = np.quantile(nuclei.brightness, [0, 0.5, 1])
     np.testing.assert_allclose(model["brightness"][[0, 64, 128]], wanted)
-
-
-def test_unknown_drift_is_the_default():
-    even = drifting(0.95, 0.5)
-    even.brightness[:] = 1
-    for nuclei in (drifting(0.95, 0.5, pairs=2, frames=9), even):
-        model = fit_intensities(nuclei)
-        assert model["brightness_autocorrelation"] == DEFAULT_AUTOCORRELATION
-        assert model["brightness_sister_correlation"] == SHARED
-
-
-def test_cell_cycle_refuses_one_division():
-    with pytest.raises(ValueError, match=r"at least 2 divisions .*got 1 of 1 divisions; give a"):
-        fit_cell_cycle(nuclei_of(*family(mothers=1)), minutes=30.0)
+    nuclei.brightness[:] = 1
+    for unknown in (drifting(memory, shared, pairs=2, frames=9), nuclei):
+        model = cell_cycle._fit_intensities(unknown)
+        assert model["brightness_autocorrelation"] == cell_cycle.DEFAULT_AUTOCORRELATION
+        assert model["brightness_sister_correlation"] == cell_cycle.SHARED
 
 
 def test_size_drift_is_the_planted_one():
     rng = np.random.default_rng(2)
     tracks = np.array([[999, 0, 0, 0], *([n, 0, 30, 999] for n in range(1, 61))], np.int32)
-    sizes = 0.2 * rng.standard_normal((60, 31))
-    for now in range(1, 31):
-        sizes[:, now] = 0.95 * sizes[:, now - 1] + math.sqrt(1 - 0.95**2) * sizes[:, now]
+    sizes = 0.2 * rng.standard_normal((60, 31)) * np.sqrt([1, *[1 - 0.95**2] * 30])
+    sizes = signal.lfilter([1], [1, -0.95], sizes)
     track, frame = np.repeat(np.arange(1, 61), 31), np.tile(np.arange(31), 60)
     crops = crops_of(np.ones((len(track), 3, 3), bool), track, frame)
     known = {"area": 400 * np.exp(sizes.ravel()), "stage": np.zeros(len(track), np.int8)}
     body = np.full(33, 600.0)
-    deviation, memory = fit_size_drift(nuclei_of(crops, tracks, **known), body)
+    deviation, memory = cell_cycle._fit_size_drift(nuclei_of(crops, tracks, **known), body)
     assert deviation == pytest.approx(0.2, rel=0.15)
     assert memory == pytest.approx(0.95, abs=0.02)
     # What bodies spread by is not counted twice, and too few births give the default.
     wide = np.exp(np.random.default_rng(0).normal(6, 0.5, 33))
-    assert fit_size_drift(nuclei_of(crops, tracks, **known), wide)[0] == 0
+    assert cell_cycle._fit_size_drift(nuclei_of(crops, tracks, **known), wide)[0] == 0
     unborn = nuclei_of(crops, tracks * np.array([1, 1, 1, 0]), **known)
-    assert fit_size_drift(unborn, body).tolist() == [0.0, 0.9]
-
-
-def test_ar1_plus_noise_is_split():
-    memory, fresh = np.array([0.9, 0.5, 0.0]), np.array([0.2, 0.0, 0.5])
-    near, far = ((1 - fresh) * memory**lag for lag in (1, 4))
-    found = fit_ar1_plus_noise(near, far, 4)
-    np.testing.assert_allclose(found[0], memory, atol=1e-9)
-    np.testing.assert_allclose(found[1][:2], fresh[:2], atol=1e-9)
+    assert cell_cycle._fit_size_drift(unborn, body).tolist() == [0.0, 0.9]
 
 
 # Motion
 
 
-@pytest.fixture(scope="module")
-def moving():
-    """Return the motion fitted to 30 ellipses that wander and turn for 40 frames."""
+def test_motion_finds_planted_steps_and_turns():
     rng = np.random.default_rng(1)
-    track, frame, masks, centres = [], [], [], []
-    for number in range(1, 31):
-        steps = 1.3 * rng.standard_t(3, (40, 2))
+    masks, centres = [], []
+    for _ in range(30):
+        centres += list(100 + (1.3 * rng.standard_t(3, (40, 2))).cumsum(0))
         turns = (0.09 * rng.standard_normal(40)).cumsum()
-        centres += list(100 + steps.cumsum(0))
         masks += [filled(ellipse(14, 8), turn, 48) for turn in turns]
-        track, frame = [*track, *[number] * 40], [*frame, *range(40)]
+    track, frame = np.repeat(np.arange(1, 31), 40), np.tile(np.arange(40), 30)
     crops = crops_of(masks, track, frame, centres=centres)
     nuclei = nuclei_of(crops, stage=np.zeros(len(track), np.int8))
-    return fit_motion(nuclei, ONE_FRAME, border=0)
-
-
-def test_motion_finds_planted_steps_and_turns(moving):
-    scale, freedom = moving.step
-    assert scale == pytest.approx(1.3, rel=0.08)
-    assert freedom == pytest.approx(3, rel=0.25)
-    assert moving.rotation == pytest.approx(0.09, rel=0.15)
+    model = fit_motion(nuclei, ONE_FRAME, border=0)
+    assert model.step[0] == pytest.approx(1.3, rel=0.08)
+    assert model.step[1] == pytest.approx(3, rel=0.25)
+    assert model.rotation == pytest.approx(0.09, rel=0.15)
     # Without births there is no speed of the young.
-    assert moving.speed_by_age.tolist() == [1.0]
-    assert moving.division_offset == 0
+    assert model.speed_by_age.tolist() == [1.0]
+    assert model.division_offset == 0
+    with pytest.raises(ValueError, match="nuclei in consecutive frames to fit motion, got 0 such"):
+        fit_motion(nuclei_of(crops_of(masks[:3], [1, 2, 3], [0, 2, 4])), ONE_FRAME, border=0)
 
 
 def wandering(curve, shift, mothers=60, frames=12, old=3.0):
@@ -240,79 +201,24 @@ def test_motion_finds_planted_speed_by_age():
     assert model.division_offset == pytest.approx(5.0, rel=0.2)
     # What age explains is no lasting speed of single nuclei.
     assert model.speed.spread < 0.2
-
-
-def test_old_nuclei_end_the_speed_curve():
-    slow, fast = (
-        fit_motion(
-            wandering(np.full(4, 4.0), shift=0.0, frames=4, old=old), ONE_FRAME, border=0
-        ).speed_by_age
-        for old in (0.5, 5.0)
-    )
-    # Slower ones come after the oldest that are known, faster ones do not.
-    np.testing.assert_allclose(slow[:-1], 1, atol=0.15)
-    assert slow[-1] == pytest.approx(0.5 / 4, rel=0.15)
-    assert len(fast) == len(slow) - 1
-
-
-def test_motion_refuses_nuclei_without_successors():
-    crops = crops_of(np.ones((3, 9, 9), bool), [1, 2, 3], [0, 2, 4])
-    with pytest.raises(ValueError, match="nuclei in consecutive frames to fit motion, got 0 such"):
-        fit_motion(nuclei_of(crops), ONE_FRAME, border=0)
+    # Where old nuclei are slower than the oldest that are known, the curve ends with them.
+    old = fit_motion(wandering(np.full(4, 4.0), 0.0, frames=4, old=0.5), ONE_FRAME, border=0)
+    assert old.speed_by_age[-1] == pytest.approx(0.5 / 4, rel=0.15)
 
 
 # Camera
 
 
-def filmed(halo=0.0, noise=0.0023, kernel=(0.3, 0.9, 0.3), count=6):
-    """Return a video of discs: planted level, noise along rows, and glow outside the outlines."""
-    rng = np.random.default_rng(3)
+@pytest.mark.parametrize(("halo", "noise"), [(1.0, 0.0005), (3.0, 0.0005), (1.0, 0.0)])
+def test_camera_finds_planted_blur(halo, noise):
     y, x = np.mgrid[:160, :200]
-    masks = np.zeros((160, 200), np.int32)
-    for number in range(6):
-        cy, cx = 40 + 80 * (number // 3), 35 + 65 * (number % 3)
-        masks[(y - cy) ** 2 + (x - cx) ** 2 < 81] = number + 1
+    masks = (y // 80 * 3 + x // 67 + 1) * ((y % 80 - 40) ** 2 + (x % 67 - 33) ** 2 < 81)
     light = 0.2 * (masks > 0)
-    if halo:
-        light = np.where(masks > 0, light, ndimage.gaussian_filter(light, halo))
-    frames = []
-    for number in range(count):
-        white = rng.standard_normal((160, 200))
-        grain = ndimage.correlate1d(white, np.array(kernel) / np.linalg.norm(kernel), 1)
-        grey = (0.07 + 0.001 * number + light + noise * grain).astype(np.float32)
-        frames.append(Frame(number, grey, masks, estimate_background(grey, masks)))
-    return Video(tuple(frames), np.zeros((0, 4), np.int32), SCALE)
-
-
-def test_camera_finds_planted_level_and_noise():
-    found = fit_camera(filmed())
-    assert found.level == pytest.approx(0.0725, abs=2e-4)
-    assert found.level_spread == pytest.approx(1.4826 * 0.0015, rel=0.05)
-    assert found.noise == pytest.approx(0.0023, rel=0.03)
-    kernel = found.streak / np.linalg.norm(found.streak)
-    lag = [float((kernel[k:] * kernel[:-k]).sum()) for k in (1, 2)]
-    assert lag[0] == pytest.approx(0.54 / 0.99, abs=0.03)
-    assert lag[1] == pytest.approx(0.09 / 0.99, abs=0.03)
-    assert (found.offset, found.full) == (32768, 36863)
-
-
-@pytest.mark.parametrize("halo", [1.0, 1.8, 3.0])
-def test_camera_finds_planted_blur(halo):
-    assert fit_camera(filmed(halo, noise=0.0005)).halo == pytest.approx(halo, abs=0.2001)
-
-
-def test_camera_without_noise_is_finite():
-    found = fit_camera(filmed(noise=0.0))
-    assert found.noise < 1e-4
-    assert np.isfinite(found.streak).all()
-    assert math.isfinite(found.field_width)
-
-
-@pytest.mark.parametrize("correlation", [(0.6, 0.2), (0.3,), (0.6, 0.15, 0.02, 0.0)])
-def test_row_kernel_reproduces_a_correlation(correlation):
-    kernel = fit_row_noise_kernel(np.array(correlation))
-    assert len(kernel) == STREAK
-    assert (kernel**2).sum() == pytest.approx(1)
-    np.testing.assert_allclose(kernel, kernel[::-1], atol=1e-12)
-    for lag, wanted in enumerate(correlation, start=1):
-        assert (kernel[lag:] * kernel[:-lag]).sum() == pytest.approx(wanted, abs=0.02)
+    light = np.where(masks > 0, light, ndimage.gaussian_filter(light, halo))
+    grey = 0.07 + light + noise * np.random.default_rng(3).standard_normal(masks.shape)
+    grey, masks = grey.astype(np.float32), masks.astype(np.int32)
+    frames = [Frame(n, grey, masks, estimate_background(grey, masks)) for n in range(2)]
+    found = fit_camera(Video(tuple(frames), np.zeros((0, 4), np.int32), SCALE))
+    assert found.halo == pytest.approx(halo, abs=0.2001)
+    assert found.noise == pytest.approx(noise, abs=1e-4)
+    assert np.isfinite([*found.streak, found.field_width]).all()

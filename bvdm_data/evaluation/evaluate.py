@@ -21,8 +21,7 @@ from bvdm_data.evaluation.report import VIDEOS, write_report
 from bvdm_data.evaluation.seg_tra import Reference, read_reference
 from bvdm_data.evaluation.segmenter import SegmenterSettings
 from bvdm_data.files import check_writable
-from bvdm_data.fitting.nuclei import extract_crops
-from bvdm_data.fitting.stages import assign_stages
+from bvdm_data.fitting.nuclei import assign_stages, extract_crops
 from bvdm_data.fitting.video import Frame, Video, estimate_background
 from bvdm_data.synth.paper import PaperSettings
 from bvdm_data.system import get_machine_info, list_versions, require

@@ -11,8 +11,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from bvdm_data.clip import STAGES
-from bvdm_data.fitting.lineage import Lineage, measure_spread
-from bvdm_data.fitting.stages import INTERPHASE, Array, Nuclei
+from bvdm_data.fitting.nuclei import INTERPHASE, Array, Lineage, Nuclei, measure_spread
 from bvdm_data.fitting.video import VideoTooShortError
 from bvdm_data.rng import numpy_rng
 from bvdm_data.synth.cell_cycle import (
@@ -39,8 +38,9 @@ DIMMEST = 1e-4  # least brightness, in grey values; lower ones are raised to it
 WHOLE = 3
 LONGEST = 4  # longest duration of a short stage in the table, frames
 _LATER = 8  # frames between the two sizes, or brightnesses, whose correlation is taken
-_DRIFT = 16  # frames over which the drift of the brightness of sisters is taken
-_SETTLED = 6  # age from which it is taken: telophase is over
+# Frames over which the drift of the brightness of sisters is taken, from an age when telophase is
+# over.
+_DRIFT, _SETTLED = 16, 6
 _DRAWN = 2000
 _TRIES = 10 * _DRAWN  # nearly all are in interphase, unless cycles are shorter than mitoses
 
@@ -53,37 +53,29 @@ def fit_cell_cycle(nuclei: Nuclei, *, minutes: float) -> CellCycleModel:
             f"before, got {len(nuclei.references)} of {len(nuclei.lineage.daughters)} divisions; "
             "give a longer video"
         )
-    born = _list_newborn(nuclei)
-    share = born[:, 0, 0] / born[:, :, 0].sum(1) - 0.5
-    light = np.log(np.maximum(born[:, :, 1], DIMMEST))
+    pairs = [nuclei.lineage.rows_at(d) for d in nuclei.lineage.daughters.values() if len(d) == 2]
+    born = np.array([pair for pair in pairs if pair], int).reshape(-1, 2)
+    share = nuclei.area[born[:, 0]] / nuclei.area[born].sum(1) - 0.5
+    light = np.log(np.maximum(nuclei.brightness[born], DIMMEST))
     model = CellCycleModel(
-        cycle=fit_cycle_length(nuclei.lineage),
+        cycle=_fit_cycle_length(nuclei.lineage),
         sister_spread=measure_spread(light[:, 0] - light[:, 1]) / math.sqrt(2),
         division_asymmetry=math.sqrt((share**2).mean()) if len(share) else 0.0,
         division_asymmetry_robust=measure_spread(share),
-        **fit_intensities(nuclei),
-        **fit_areas(nuclei),
-        **count_short_stages(nuclei),
+        **_fit_intensities(nuclei),
+        **_fit_areas(nuclei),
+        **_count_short_stages(nuclei),
         minutes=minutes,
     )
     usual = float(np.median(nuclei.area[nuclei.stage == INTERPHASE]))
-    return replace(model, adult_area=model.adult_area * usual / simulate_median_area(model))
+    return replace(model, adult_area=model.adult_area * usual / _compute_median_area(model))
 
 
-def _list_newborn(nuclei: Nuclei) -> Array:
-    """Return area and brightness of both daughters in their first frame, ``[n, 2, 2]``."""
-    pairs = [nuclei.lineage.rows_at(d) for d in nuclei.lineage.daughters.values() if len(d) == 2]
-    rows = np.array([pair for pair in pairs if pair], int).reshape(-1, 2)
-    return np.stack([nuclei.area[rows], nuclei.brightness[rows]], -1)
-
-
-def fit_cycle_length(lineage: Lineage) -> Array:
+def _fit_cycle_length(lineage: Lineage) -> Array:
     """Fit a log-normal law to the time from birth to division.
 
-    Most cycles are cut by the ends of the video; they count as at least as long as was seen
-    (right-censored maximum likelihood, ``scipy.stats.CensoredData``).
-
-    Mean and standard deviation of the logarithm of the cycle in frames, ``[2]``.
+    Most cycles are cut by the ends of the video: they are right-censored. Returns mean and standard
+    deviation of the logarithm of the cycle in frames, ``[2]``.
     """
     divided = lineage.mothers.keys() & lineage.daughters.keys()
     cut = [last - first + 1 for i, (first, last) in lineage.spans.items() if i not in divided]
@@ -97,7 +89,7 @@ def fit_cycle_length(lineage: Lineage) -> Array:
     return np.array([math.log(median), deviation])
 
 
-def count_short_stages(nuclei: Nuclei) -> dict[str, Any]:
+def _count_short_stages(nuclei: Nuclei) -> dict[str, Any]:
     """Count the frames of the short stages of every mitosis and newborn, and tabulate them."""
     lineage = nuclei.lineage
 
@@ -108,9 +100,8 @@ def count_short_stages(nuclei: Nuclei) -> dict[str, Any]:
 
     def find_whole(tracks: list[int], starts: list[int]) -> list[bool]:
         """Mark the tracks that are seen in all frames from a start on; all, where none is."""
-        frames = range(WHOLE)
         seen = [
-            all((track, start + frame) in lineage.row_of for frame in frames)
+            all((track, start + frame) in lineage.row_of for frame in range(WHOLE))
             for track, start in zip(tracks, starts, strict=True)
         ]
         return seen if any(seen) else [True] * len(tracks)
@@ -134,13 +125,12 @@ def count_short_stages(nuclei: Nuclei) -> dict[str, Any]:
 # Areas
 
 
-def fit_areas(nuclei: Nuclei) -> dict[str, Any]:
+def _fit_areas(nuclei: Nuclei) -> dict[str, Any]:
     """Measure the areas of :class:`bvdm_data.synth.cell_cycle.CellCycleModel`."""
     references = [area for area, _ in nuclei.references.values()]
     body = np.quantile(references, np.linspace(0, 1, QUANTILES))
     ratios = _measure_mitotic_areas(nuclei)
-    first = [nuclei.lineage.spans[track][0] for track in nuclei.crops.track.tolist()]
-    newborn = nuclei.crops.frame == first
+    newborn = nuclei.lineage.ages == 0
     spread = np.zeros(len(STAGES))
     for stage, ratio in ratios.items():
         own = ratio[np.isfinite(ratio)]
@@ -156,7 +146,7 @@ def fit_areas(nuclei: Nuclei) -> dict[str, Any]:
             {stage: np.where(newborn, ratio, np.nan) for stage, ratio in ratios.items()}
         ),
         "stage_spread": spread,
-        "size": fit_size_drift(nuclei, body),
+        "size": _fit_size_drift(nuclei, body),
     }
 
 
@@ -186,13 +176,15 @@ def _take_medians(ratios: Mapping[int, Array]) -> Array:
 def _measure_area_of_age(nuclei: Nuclei, keep: npt.NDArray[np.bool_] | None = None) -> Array:
     """Return the median area of daughters over their mother's by age, never falling, ``[A]``."""
     ratios: dict[int, list[float]] = {}
-    for mother, (body, _) in nuclei.references.items():
-        for daughter in nuclei.lineage.daughters[mother]:
-            own = nuclei.crops.track == daughter
-            rows = np.flatnonzero(own if keep is None else own & keep)
-            ages = nuclei.crops.frame[rows] - nuclei.lineage.spans[daughter][0]
-            for age, area in zip(ages.tolist(), nuclei.area[rows], strict=True):
-                ratios.setdefault(age, []).append(float(area) / body)
+    bodies = {
+        daughter: body
+        for mother, (body, _) in nuclei.references.items()
+        for daughter in nuclei.lineage.daughters[mother]
+    }
+    ages, tracks = nuclei.lineage.ages.tolist(), nuclei.crops.track.tolist()
+    for row, (age, track) in enumerate(zip(ages, tracks, strict=True)):
+        if track in bodies and (keep is None or keep[row]):
+            ratios.setdefault(age, []).append(float(nuclei.area[row]) / bodies[track])
     # Ages at which fewer than a quarter of the daughters are seen are left out.
     least = max(2, len(ratios.get(0, [])) / 4)
     youngest = min((age for age, own in ratios.items() if len(own) >= least), default=0)
@@ -203,17 +195,13 @@ def _measure_area_of_age(nuclei: Nuclei, keep: npt.NDArray[np.bool_] | None = No
     return np.maximum.accumulate([medians[0]] * youngest + medians)
 
 
-def fit_size_drift(nuclei: Nuclei, body: Array) -> Array:
+def _fit_size_drift(nuclei: Nuclei, body: Array) -> Array:
     """Fit spread, beyond that of ``body``, and autocorrelation of log areas at one age, ``[2]``."""
-    parents, spans = nuclei.lineage.parents, nuclei.lineage.spans
-    by_age: dict[int, list[int]] = {}
-    for row in np.flatnonzero(nuclei.stage == INTERPHASE).tolist():
-        track = int(nuclei.crops.track[row])
-        if track in parents:
-            by_age.setdefault(int(nuclei.crops.frame[row]) - spans[track][0], []).append(row)
+    calm, ages = nuclei.stage == INTERPHASE, nuclei.lineage.ages
     deviation = np.full(len(nuclei.area), np.nan)
-    for rows in by_age.values():
-        if len(rows) >= LEAST_AT_AGE:
+    for age in range(ages.max(initial=-1) + 1):
+        rows = calm & (ages == age)
+        if rows.sum() >= LEAST_AT_AGE:
             logs = np.log(np.maximum(nuclei.area[rows], 1.0))
             deviation[rows] = logs - np.median(logs)
     measured = np.isfinite(deviation)
@@ -227,7 +215,7 @@ def fit_size_drift(nuclei: Nuclei, body: Array) -> Array:
     return np.array([math.sqrt(max(total**2 - bodies**2, 0.0)), memory])
 
 
-def simulate_median_area(model: CellCycleModel) -> float:
+def _compute_median_area(model: CellCycleModel) -> float:
     """Return the median area in interphase of nuclei of all ages, drawn from a model, px^2."""
     rng = numpy_rng(0, "fit", "lives")
     areas: list[float] = []
@@ -253,7 +241,7 @@ def tabulate_intensities(brightness: Array) -> Array:
     return np.quantile(np.maximum(brightness, DIMMEST), np.linspace(0, 1, INTENSITY_QUANTILES))
 
 
-def fit_intensities(nuclei: Nuclei) -> dict[str, Any]:
+def _fit_intensities(nuclei: Nuclei) -> dict[str, Any]:
     """Measure the brightness of :class:`bvdm_data.synth.cell_cycle.CellCycleModel`."""
     calm = nuclei.stage == INTERPHASE
     # Ranks in interphase, as if drawn from a normal law.
@@ -303,8 +291,8 @@ def _measure_stage_brightness(nuclei: Nuclei) -> Array:
     for mother, (_, brightness) in nuclei.references.items():
         for identity in (mother, *nuclei.lineage.daughters[mother]):
             against.setdefault(identity, brightness)
+    base = [against.get(track, math.nan) for track in nuclei.crops.track.tolist()]
     light = np.log(np.maximum(nuclei.brightness, DIMMEST))
-    base = np.array([against.get(track, math.nan) for track in nuclei.crops.track.tolist()])
     ratio = light - np.log(base)
     table = np.zeros((len(STAGES), 2))
     for stage in range(1, len(STAGES)):

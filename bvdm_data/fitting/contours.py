@@ -9,9 +9,7 @@ from scipy import ndimage
 from scipy.stats import median_abs_deviation
 
 from bvdm_data.clip import STAGES
-from bvdm_data.fitting.lineage import fit_ar1_plus_noise
-from bvdm_data.fitting.nuclei import measure_ellipse
-from bvdm_data.fitting.stages import INTERPHASE, Nuclei
+from bvdm_data.fitting.nuclei import INTERPHASE, Nuclei, fit_ar1_plus_noise, measure_ellipse
 from bvdm_data.rng import numpy_rng
 from bvdm_data.synth.contours import CONTOUR_POINTS, Array, ShapeModel
 
@@ -21,9 +19,7 @@ QUANTILES = 129  # points of the distribution of elongation that are kept
 # Masks that their own contour reproduces worse (flaws of the truth) are left out.
 LEAST_OVERLAP = 0.95
 _LATER = 4  # frames
-_LEAST_PAIRS = 20
-_LEAST_POWER = 1e-4
-_REDRAWN = 300
+_LEAST_PAIRS, _LEAST_POWER, _REDRAWN = 20, 1e-4, 300
 _STEP = 0.25
 _RAY = np.arange(_STEP, 48, _STEP)
 
@@ -38,12 +34,12 @@ class Contours:
 
 def trace_contours(masks: npt.NDArray[np.bool_]) -> Contours:
     """Trace the outline of every mask, ``[n, P, P]``."""
-    radii = [trace_contour(mask) for mask in masks]
-    iou = [measure_contour_iou(mask, own) for mask, own in zip(masks, radii, strict=True)]
+    radii = [_trace_contour(mask) for mask in masks]
+    iou = [_measure_contour_iou(mask, own) for mask, own in zip(masks, radii, strict=True)]
     return Contours(np.array(radii).reshape(-1, CONTOUR_POINTS), np.array(iou))
 
 
-def trace_contour(mask: npt.NDArray[np.bool_]) -> Array:
+def _trace_contour(mask: npt.NDArray[np.bool_]) -> Array:
     """Measure the outline of a mask around its centroid, from the major axis on, ``[K]`` px."""
     points = np.argwhere(mask)
     if len(points) == 0:
@@ -55,11 +51,10 @@ def trace_contour(mask: npt.NDArray[np.bool_]) -> Array:
     inside = ndimage.map_coordinates(mask.astype(np.float32), [y, x], order=1) >= 0.5
     last = len(_RAY) - 1 - inside[:, ::-1].argmax(1)
     # The outline lies between the last sample inside and the next one.
-    radii: Array = np.where(inside.any(1), _RAY[last], _RAY[0]) + _STEP / 2
-    return radii
+    return np.asarray(np.where(inside.any(1), _RAY[last], _RAY[0]) + _STEP / 2)
 
 
-def measure_contour_iou(mask: npt.NDArray[np.bool_], radii: Array) -> float:
+def _measure_contour_iou(mask: npt.NDArray[np.bool_], radii: Array) -> float:
     """Return the intersection over union of a mask and its own contour."""
     dy, dx = (np.indices(mask.shape).T - np.argwhere(mask).mean(0)).T
     filled = _fill_contour(radii, dy, dx, measure_ellipse(mask)[0])
@@ -70,10 +65,8 @@ def _fill_contour(radii: Array, y: Array, x: Array, turn: float) -> npt.NDArray[
     """Return which offsets from the centroid lie within a contour turned by an angle."""
     angle = (np.arctan2(x, y) - turn) % (2 * math.pi)
     grid = 2 * math.pi * np.arange(len(radii) + 1) / len(radii)
-    filled: npt.NDArray[np.bool_] = np.hypot(y, x) <= np.interp(
-        angle, grid, np.append(radii, radii[0])
-    )
-    return filled
+    outline = np.interp(angle, grid, np.append(radii, radii[0]))
+    return np.asarray(np.hypot(y, x) <= outline)
 
 
 def fit_shapes(nuclei: Nuclei, contours: Contours, *, seed: int = 0) -> tuple[ShapeModel, float]:
@@ -134,15 +127,14 @@ def _fit_roughness(contours: Array, mean: Array, modes: Array, seed: int) -> Arr
         return np.asarray(np.log(np.sqrt((scores**2).mean(1))))
 
     size = measure_sizes(contours)
-    middle = float(np.median(size))
-    spread = float(median_abs_deviation(size, scale="normal"))
+    middle, spread = float(np.median(size)), float(median_abs_deviation(size, scale="normal"))
     # The size of a few independent scores varies by chance; only what is beyond it is real.
     own = math.sqrt(max(spread**2 - 1 / (2 * count), 0.0))
     rng = numpy_rng(seed, "fit", "ragged")
     scores = rng.standard_normal((_REDRAWN, len(modes)))
     scores[:, 2:] *= math.exp(middle)
     # The pixels of a mask add to it, as they will to masks of drawn outlines: that is taken off.
-    again = np.stack([trace_contour(_draw_mask(radii, rng)) for radii in mean + scores @ modes])
+    again = np.stack([_trace_contour(_draw_mask(radii, rng)) for radii in mean + scores @ modes])
     return np.array([math.exp(2 * middle - float(np.median(measure_sizes(again)))), own])
 
 
@@ -157,10 +149,10 @@ def _draw_mask(radii: Array, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
 def _fit_dynamics(
     nuclei: Nuclei, radii: Array, mean: Array, modes: Array
 ) -> tuple[Array, Array, float, Array]:
-    """Measure the scores of interphase nuclei, and how they and areas change from frame to frame.
+    """Measure how scores and areas of interphase nuclei change from frame to frame.
 
-    Returns the autocorrelation and innovation of each score, the deviation of log areas from a
-    smooth course, and the quantiles of the second score.
+    Returns autocorrelation and innovation of each score, the deviation of log areas from a smooth
+    course, and the quantiles of the second score.
     """
     calm = nuclei.stage == INTERPHASE
     # The score of a shape, less that of its size, which the curve of growth decides.
@@ -178,15 +170,11 @@ def _fit_dynamics(
         miss = ((radii[now] - radii[later]) ** 2).sum(1)
         is_turned = ((radii[now] - turned[later]) ** 2).sum(1) < miss
         second = np.where(is_turned[:, None], turned_scores[later], scores[later])
-        correlations.append(_correlate_columns(scores[now], second))
+        spread = np.sqrt((scores[now] ** 2).mean(0) * (second**2).mean(0))  # means are 0
+        products = (scores[now] * second).mean(0) / spread
+        correlations.append(np.clip(np.nan_to_num(products), 0.0, 1.0))
     near, far = correlations
     memory, fresh = fit_ar1_plus_noise(near, far, _LATER)
     growth = np.log(nuclei.area[pairs[0][:, 1]] / nuclei.area[pairs[0][:, 0]])
     wobble = float(median_abs_deviation(growth, scale="normal")) / math.sqrt(2)
     return memory, fresh, wobble, length
-
-
-def _correlate_columns(first: Array, second: Array) -> Array:
-    """Correlate the columns of two tables of scores, whose means are 0, from 0 to 1, ``[M]``."""
-    products = (first * second).mean(0) / np.sqrt((first**2).mean(0) * (second**2).mean(0))
-    return np.asarray(np.clip(np.nan_to_num(products), 0.0, 1.0))

@@ -10,7 +10,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from bvdm_data.fitting.contours import LEAST_OVERLAP, Contours
-from bvdm_data.fitting.stages import Nuclei
+from bvdm_data.fitting.nuclei import Nuclei
 from bvdm_data.fitting.training import (
     Losses,
     Run,
@@ -26,17 +26,14 @@ from bvdm_data.fitting.video import Frame, Video, mask_background
 from bvdm_data.rng import torch_rng
 from bvdm_data.synth.denoiser import Denoiser, DenoiserConfig, compute_signed_distance_map
 
-# Distance in pixels from another nucleus within which its light would be taken for a halo.
-NEIGHBOUR_MARGIN = 4
+NEIGHBOUR_MARGIN = 4  # px: nearer to another nucleus its light would be taken for a halo
 HALO = 6  # width in pixels of the rim around the largest outline that a crop must hold
 # Our recipe; ``bvdm-data info`` prints the losses that it came to on the HeLa video.
 DENOISER_TRAINING = TrainingSettings(steps=10_000, batch=32, rate=1e-3)
 # Share of each batch that is drawn evenly from the stages of mitosis, which are rare.
 MITOSIS_FRACTION = 0.3
-# Weight in the loss of what lies more than ``REACH`` px off the outline: empty background.
-BACKGROUND_WEIGHT = 0.1
-# Standard deviations of the camera's noise that make :attr:`DenoiserConfig.floor`.
-NOISE_FLOOR_SIGMAS = 6.0
+BACKGROUND_WEIGHT = 0.1  # in the loss, more than ``REACH`` px off the outline
+NOISE_FLOOR_SIGMAS = 6.0  # of the camera's noise: :attr:`DenoiserConfig.floor`
 _EDGE = 8  # px: unlabelled light farther off the outline than this is not the nucleus'
 _CHECKED = 256
 
@@ -60,9 +57,8 @@ class AlignedCrops:
 def extract_aligned_crops(nuclei: Nuclei, contours: Contours, video: Video) -> AlignedCrops:
     """Cut the nuclei out again, each turned upright by a cubic spline.
 
-    The side of the crops holds all but the largest half percent of the nuclei, with a rim of
-    ``HALO`` px, and is a multiple of 8. Nuclei that their own contour does not reproduce are left
-    out.
+    The crops hold all but the largest half percent of the nuclei and a rim of ``HALO`` px. Nuclei
+    that their own contour does not reproduce are left out.
     """
     crops, reach = nuclei.crops, contours.radii.max(1)
     patch = 8 * math.ceil((float(np.quantile(reach, 0.995)) + HALO) / 4)
@@ -137,7 +133,7 @@ def train_denoiser(
     return train_network(
         "painter",
         lambda: Denoiser(settings).to(memory_format=torch.channels_last),
-        lambda network: make_denoiser_losses(crops, network, training),
+        lambda network: _make_denoiser_losses(crops, network, training),
         training,
         run,
         data=(settings, *vars(crops).values()),
@@ -145,7 +141,7 @@ def train_denoiser(
     )
 
 
-def make_denoiser_losses(
+def _make_denoiser_losses(
     crops: AlignedCrops, network: Denoiser, training: TrainingSettings
 ) -> Losses:
     """Return the training loss of the denoiser, and its loss on held-out tracks."""
@@ -175,9 +171,7 @@ def make_denoiser_losses(
 
     def val_loss(model: nn.Module) -> float:
         parts = (*vars(check).values(), check_noise, check_level)
-        return average_parts(
-            lambda *part: _compute_loss(model, AlignedCrops(*part[:-2]), *part[-2:]), parts, 32
-        )
+        return average_parts(lambda *p: _compute_loss(model, AlignedCrops(*p[:-2]), *p[-2:]), parts)
 
     return train_loss, val_loss
 
@@ -210,10 +204,9 @@ def _compute_loss(model: nn.Module, samples: AlignedCrops, noise: Tensor, level:
     edge = compute_signed_distance_map(samples.radii, image.shape[-1]).to(device)
     angle = (level * (math.pi / 2))[:, None, None, None]
     noisy = angle.cos() * image + angle.sin() * noise
+    brightness, stage = samples.brightness.to(device), samples.stage.to(device)
     with torch.autocast(device.type, torch.bfloat16):
-        velocity = model(
-            noisy, level, edge, samples.brightness.to(device), samples.stage.to(device)
-        )
+        velocity = model(noisy, level, edge, brightness, stage)
     target = angle.cos() * noise - angle.sin() * image
     weight = samples.known.to(device) * torch.where(edge < 1, 1.0, BACKGROUND_WEIGHT)
     error = (velocity - target).square() * weight

@@ -1,6 +1,6 @@
 """Fit a model to one annotated video and write it to one file; a killed fit can be continued."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,13 @@ from bvdm_data.fitting.denoiser import (
     train_denoiser,
 )
 from bvdm_data.fitting.motion import LEAST_STEPS, fit_density, fit_motion
-from bvdm_data.fitting.nuclei import check_fittable, extract_crops
+from bvdm_data.fitting.nuclei import (
+    INTERPHASE,
+    Nuclei,
+    check_fittable,
+    extract_crops,
+    measure_nuclei,
+)
 from bvdm_data.fitting.paper_networks import (
     DDPM_TRAINING,
     FLOW_TRAINING,
@@ -28,7 +34,6 @@ from bvdm_data.fitting.paper_networks import (
     train_ddpm,
     train_flownet,
 )
-from bvdm_data.fitting.stages import INTERPHASE, Nuclei, measure_nuclei
 from bvdm_data.fitting.student import PAIRS, STUDENT_TRAINING, sample_teacher_pairs, train_student
 from bvdm_data.fitting.texture_noise import DEFAULT, fit_noise_autocorrelation
 from bvdm_data.fitting.training import Run, TrainingLog, TrainingSettings
@@ -150,27 +155,23 @@ def fit(
     _check_border(settings.border, source.shape)
     check_writable(path.parent)
     scale = check_scale(scale) or guess_scale(source)
+    steps = _Steps(settings, start, folder, place, progress)
+
     video = read_video(source, scale, stop=settings.stop, progress=progress)
-
-    crops = extract_crops(video)
-    check_fittable(crops)
-    nuclei = measure_nuclei(crops, video.tracks)
-    contours = trace_contours(crops.masks)
-
-    common = _Common(settings, start, folder, place, progress)
-    lives, inherited_lives = _fit_lives(nuclei, common)
+    nuclei = measure_nuclei(extract_crops(video), video.tracks)
+    check_fittable(nuclei.crops)
+    contours = trace_contours(nuclei.crops.masks)
+    lives = steps.fit_lives(nuclei)
     shapes, overlap = fit_shapes(nuclei, contours, seed=settings.seed)
-    motion, inherited_motion = _fit_motion(nuclei, video, common)
+    motion = steps.fit_motion(nuclei, video)
     camera = fit_camera(video)
-
     samples = extract_aligned_crops(nuclei, contours, video)
-    painter, distilled, fast_card = _train_networks(samples, shapes, lives, camera.noise, common)
+    painter, distilled = steps.train_networks(samples, shapes, lives, camera.noise)
     model = Model(shapes, lives, motion, camera, DEFAULT, painter, distilled)
-    texture, correlations, inherited_texture = _fit_texture(model, nuclei, common)
-    unet, flownet, paper_card, inherited_networks = _train_paper_networks(nuclei, common)
-
+    texture, correlations = steps.fit_texture(model, nuclei)
+    unet, flownet = steps.train_paper_networks(nuclei)
     model = replace(model, texture=texture, unet=unet, flownet=flownet)
-    inherited = inherited_lives + inherited_motion + inherited_texture + inherited_networks
+
     card = {
         "data": _describe_data(source, video, nuclei),
         "measured": {
@@ -180,10 +181,9 @@ def fit(
             "texture_memory": round(texture.memory, 4),
             "texture_fresh": round(texture.fresh, 4),
         },
-        "started_from": None if start is None else dict(start.card).get("data"),
-        "taken_over": inherited,
-        **fast_card,
-        **paper_card,
+        "started_from": start and dict(start.card).get("data"),
+        "taken_over": steps.inherited,
+        **steps.trained,
         "settings": asdict(settings),
         "versions": list_versions(("bvdm-data", "torch", "numpy", "scipy", "kornia")),
     }
@@ -192,109 +192,112 @@ def fit(
     return model
 
 
-@dataclass(frozen=True)
-class _Common:
-    """What the steps of a fit have in common."""
+@dataclass
+class _Steps:
+    """The steps that train, or that a model to start from may stand in for."""
 
     settings: FitSettings
     start: Model | None  # model to start from
     folder: Path  # of the checkpoints
     device: torch.device
     progress: bool
+    inherited: list[str] = field(default_factory=list)  # what came from the model to start from
+    trained: Card = field(default_factory=dict)  # entries of the card, by network
 
-    def run(self, name: str) -> Run:
-        """Return where a network is trained."""
+    def fit_lives(self, nuclei: Nuclei) -> CellCycleModel:
+        try:
+            return fit_cell_cycle(nuclei, minutes=self.settings.minutes)
+        except VideoTooShortError:
+            if self.start is None:
+                raise
+        rows = nuclei.stage == INTERPHASE
+        if not rows.any():
+            raise VideoTooShortError("the video must show whole nuclei in interphase, got none")
+        self.inherited.append("lives but for brightness and size")
+        size, lives = np.median(nuclei.area[rows]) / self.start.nucleus_area, self.start.lives
+        return replace(
+            lives,
+            brightness=tabulate_intensities(nuclei.brightness[rows]),
+            mother_area=lives.mother_area * size,
+            adult_area=lives.adult_area * size,
+        )
+
+    def fit_motion(self, nuclei: Nuclei, video: Video) -> MotionModel:
+        border, start = self.settings.border, self.start
+        try:
+            motion = fit_motion(nuclei, video, border=border)
+        except ValueError:
+            if start is None:
+                raise
+            self.inherited.append("motion but for density")
+            return replace(start.motion, density=fit_density(video, border))
+        if start is None or len(nuclei.lineage.daughters) >= LEAST_STEPS:
+            return motion
+        self.inherited.append("distances of sisters")
+        known = start.motion
+        return replace(motion, separation=known.separation, sister_distance=known.sister_distance)
+
+    def train_networks(
+        self, crops: AlignedCrops, shapes: ShapeModel, lives: CellCycleModel, noise: float
+    ) -> tuple[Denoiser, Student]:
+        """Train the denoiser, then the student on what it renders."""
+        settings, start = self.settings, self.start
+        first, second = (None, None) if start is None else (start.painter, start.distilled)
+        painter, log = train_denoiser(
+            crops, settings.painter, self._run("painter"), noise=noise, start=first
+        )
+        self._describe("painter", log)
+        # After more steps the denoiser renders other images, so that this is another training.
+        run = self._run(f"distilled-{settings.painter.steps}")
+        pairs = sample_teacher_pairs(
+            painter, shapes, lives, run, count=settings.pairs, seed=settings.seed
+        )
+        distilled, log = train_student(pairs, painter, settings.distilled, run, second)
+        self._describe("distilled", log)
+        return painter.cpu(), distilled
+
+    def fit_texture(self, model: Model, nuclei: Nuclei) -> tuple[TextureModel, dict[int, float]]:
+        """Fit how long textures last; return also their correlations by lag."""
+        texture, correlations = fit_noise_autocorrelation(
+            nuclei.crops, nuclei.stage, model, seed=self.settings.seed
+        )
+        if len(correlations) < 2 and self.start is not None:
+            self.inherited.append("memory of the texture")
+            texture = self.start.texture
+        return texture, correlations
+
+    def train_paper_networks(self, nuclei: Nuclei) -> tuple[UNet | None, FlowNet | None]:
+        settings, start = self.settings, self.start
+        if not settings.paper:
+            if start is None or start.unet is None:
+                return None, None
+            self.inherited.append("networks of the paper's method")
+            return start.unet, start.flownet
+        pairs = make_mask_pairs(nuclei.crops, nuclei.lineage)
+        flownet, flow_log, iou = train_flownet(pairs, settings.flow, self._run("flow"))
+        crops = normalize_crops(nuclei.crops)
+        unet, log = train_ddpm(crops, settings.texture, self._run("texture"), settings.network)
+        self._describe("texture", log)
+        self._describe("flow", flow_log, **iou)
+        return unet, flownet
+
+    def _run(self, name: str) -> Run:
         return Run(self.folder / f"{name}.pt", self.device, self.progress)
 
-
-def _fit_lives(nuclei: Nuclei, common: _Common) -> tuple[CellCycleModel, list[str]]:
-    """Fit lives, or take those of the starting model; and return what was inherited."""
-    try:
-        return fit_cell_cycle(nuclei, minutes=common.settings.minutes), []
-    except VideoTooShortError:
-        if common.start is None:
-            raise
-    rows = nuclei.stage == INTERPHASE
-    if not rows.any():
-        raise VideoTooShortError("the video must show whole nuclei in interphase, got none")
-    size, lives = np.median(nuclei.area[rows]) / common.start.nucleus_area, common.start.lives
-    lives = replace(
-        lives,
-        brightness=tabulate_intensities(nuclei.brightness[rows]),
-        mother_area=lives.mother_area * size,
-        adult_area=lives.adult_area * size,
-    )
-    return lives, ["lives but for brightness and size"]
-
-
-def _fit_motion(nuclei: Nuclei, video: Video, common: _Common) -> tuple[MotionModel, list[str]]:
-    """Fit motion, or take it from the starting model; and return what was inherited."""
-    border, start = common.settings.border, common.start
-    try:
-        motion = fit_motion(nuclei, video, border=border)
-    except ValueError:
-        if start is None:
-            raise
-        density = fit_density(video, border)
-        return replace(start.motion, density=density), ["motion but for density"]
-    if start is None or len(nuclei.lineage.daughters) >= LEAST_STEPS:
-        return motion, []
-    distances = {name: getattr(start.motion, name) for name in ("separation", "sister_distance")}
-    return replace(motion, **distances), ["distances of sisters"]
-
-
-def _train_networks(
-    crops: AlignedCrops, shapes: ShapeModel, lives: CellCycleModel, noise: float, common: _Common
-) -> tuple[Denoiser, Student, Card]:
-    """Train the denoiser, then the student on what it renders; return their entries of the card."""
-    settings, start = common.settings, common.start
-    begin = (None, None) if start is None else (start.painter, start.distilled)
-    painter, painter_log = train_denoiser(
-        crops, settings.painter, common.run("painter"), noise=noise, start=begin[0]
-    )
-    # After more steps the denoiser renders other images, so that this is another training.
-    run = common.run(f"distilled-{settings.painter.steps}")
-    pairs = sample_teacher_pairs(
-        painter, shapes, lives, run, count=settings.pairs, seed=settings.seed
-    )
-    distilled, distilled_log = train_student(pairs, painter, settings.distilled, run, begin[1])
-    entries: Card = {
-        "painter": _describe_training(painter_log, settings.painter),
-        "distilled": _describe_training(distilled_log, settings.distilled),
-    }
-    return painter.cpu(), distilled, entries
-
-
-def _fit_texture(
-    model: Model, nuclei: Nuclei, common: _Common
-) -> tuple[TextureModel, dict[int, float], list[str]]:
-    """Fit how long textures last; return also their correlations by lag, and what was inherited."""
-    seed = common.settings.seed
-    texture, correlations = fit_noise_autocorrelation(nuclei.crops, nuclei.stage, model, seed=seed)
-    if len(correlations) < 2 and common.start is not None:
-        return common.start.texture, correlations, ["memory of the texture"]
-    return texture, correlations, []
-
-
-def _train_paper_networks(
-    nuclei: Nuclei, common: _Common
-) -> tuple[UNet | None, FlowNet | None, Card, list[str]]:
-    """Train the paper's networks, or take them; return also their card and what was inherited."""
-    settings, start = common.settings, common.start
-    if not settings.paper:
-        if start is None or start.unet is None:
-            return None, None, {}, []
-        return start.unet, start.flownet, {}, ["networks of the paper's method"]
-    pairs = make_mask_pairs(nuclei.crops, nuclei.lineage)
-    flownet, flow_log, iou = train_flownet(pairs, settings.flow, common.run("flow"))
-    unet, texture_log = train_ddpm(
-        normalize_crops(nuclei.crops), settings.texture, common.run("texture"), settings.network
-    )
-    entries: Card = {
-        "texture": _describe_training(texture_log, settings.texture),
-        "flow": {**_describe_training(flow_log, settings.flow), **iou},
-    }
-    return unet, flownet, entries, []
+    def _describe(self, name: str, log: TrainingLog, **more: float) -> None:
+        """Note the card's entry of a trained network."""
+        settings: TrainingSettings = getattr(self.settings, name)
+        self.trained[name] = {
+            "steps": settings.steps,
+            "batch": settings.batch,
+            "rate": settings.rate,
+            "average": settings.average,
+            "loss": [round(loss, 6) for _, loss in log.train],
+            "held_out_loss": [round(loss, 6) for _, loss in log.held_out],
+            "checked_at": [step for step, _ in log.held_out],
+            "hours": round(log.seconds / 3600, 3),
+            **more,
+        }
 
 
 def _describe_data(source: CTCSequence, video: Video, nuclei: Nuclei) -> Card:
@@ -318,19 +321,6 @@ def _describe_statistics(model: Model, nuclei: Nuclei) -> Card:
         "cycle_hours_median": round(float(np.exp(lives.cycle[0])) * lives.minutes / 60, 2),
         "brightness_memory": round(lives.brightness_autocorrelation, 4),
         "brightness_shared": round(lives.brightness_sister_correlation, 4),
-    }
-
-
-def _describe_training(log: TrainingLog, settings: TrainingSettings) -> Card:
-    return {
-        "steps": settings.steps,
-        "batch": settings.batch,
-        "rate": settings.rate,
-        "average": settings.average,
-        "loss": [round(loss, 6) for _, loss in log.train],
-        "held_out_loss": [round(loss, 6) for _, loss in log.held_out],
-        "checked_at": [step for step, _ in log.held_out],
-        "hours": round(log.seconds / 3600, 3),
     }
 
 

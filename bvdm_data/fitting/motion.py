@@ -9,27 +9,23 @@ from scipy import ndimage, stats
 from scipy.optimize import isotonic_regression
 
 from bvdm_data.fitting.cell_cycle import LEAST_AT_AGE
-from bvdm_data.fitting.lineage import fit_ar1_plus_noise, measure_spread
-from bvdm_data.fitting.stages import INTERPHASE, Nuclei
+from bvdm_data.fitting.nuclei import INTERPHASE, Array, Nuclei, fit_ar1_plus_noise, measure_spread
 from bvdm_data.fitting.video import Video
 from bvdm_data.rng import numpy_rng
 from bvdm_data.synth.cell_cycle import PRE_MITOTIC
 from bvdm_data.synth.motion import MotionModel, SpeedModel
 from bvdm_data.synth.placement import CONTACT
 
+Rows = npt.NDArray[np.int64]
 LEAST_STEPS = 5  # steps, or pairs of them, that a figure must rest on; with fewer it stays neutral
 # Ratio of axes from which the direction of a nucleus' major axis can be told (our choice).
 ELONGATED = 1.4
 _LARGEST_TURN = math.pi / 4
-_OLDEST = 40  # frames
-_LEVELS = 33
+_OLDEST, _LEVELS = 40, 33  # frames; quantiles that are kept
 _SHORT = 0.3  # px, added to the length of a step: masks have errors, too
 _LATER = 8  # frames: lag at which only the lasting speed is left
 _SIMULATED = 20_000
 _FREEDOMS = (2.5, 3.0, 4.0, 6.0, 10.0, 30.0)
-
-Array = npt.NDArray[np.float64]
-Rows = npt.NDArray[np.int64]
 
 
 def fit_motion(nuclei: Nuclei, video: Video, *, border: int) -> MotionModel:
@@ -43,17 +39,17 @@ def fit_motion(nuclei: Nuclei, video: Video, *, border: int) -> MotionModel:
         )
     freedom, _, scale = stats.t.fit(_measure_steps(nuclei, calm).ravel(), floc=0)
     pairs = lineage.find_pairs(1)
-    drift = estimate_stage_drift(nuclei, pairs)
+    drift = _estimate_stage_drift(nuclei, pairs)
     steps = _measure_steps(nuclei, pairs) - drift[crops.frame[pairs[:, 0]]]
-    by_age = fit_speed_by_age(nuclei, pairs, steps)
+    by_age = _fit_speed_by_age(nuclei, pairs, steps)
     return MotionModel(
         step=np.array([scale, max(freedom, 1.5)]),
         rotation=_measure_turn(nuclei, calm),
         separation=_measure_separation(nuclei),
         density=fit_density(video, border),
-        speed=fit_speed(nuclei, pairs, steps, by_age),
+        speed=_fit_speed(nuclei, pairs, steps, by_age),
         speed_by_age=by_age,
-        division_offset=fit_division_offset(nuclei, drift),
+        division_offset=_fit_division_offset(nuclei, drift),
         stage_drift=drift,
         sister_distance=_fit_sister_distance(nuclei),
         neighbour_spacing=_measure_spacing(nuclei),
@@ -66,7 +62,7 @@ def _measure_steps(nuclei: Nuclei, pairs: Rows) -> Array:
     return (centre[pairs[:, 1]] - centre[pairs[:, 0]]).astype(float)
 
 
-def estimate_stage_drift(nuclei: Nuclei, pairs: Rows) -> Array:
+def _estimate_stage_drift(nuclei: Nuclei, pairs: Rows) -> Array:
     """Return the median step of all nuclei from each frame to the next, ``[F - 1, 2]`` px."""
     frames, steps = nuclei.crops.frame[pairs[:, 0]], _measure_steps(nuclei, pairs)
     drift = np.zeros((int(nuclei.crops.frame.max(initial=0)), 2))
@@ -77,23 +73,14 @@ def estimate_stage_drift(nuclei: Nuclei, pairs: Rows) -> Array:
     return drift
 
 
-def _measure_ages(nuclei: Nuclei, rows: Rows) -> Rows:
-    """Return the age of rows in frames, ``[n]``; -1 where the birth is not seen."""
-    births = nuclei.lineage.births
-    born = np.array([births.get(track, -1) for track in nuclei.crops.track[rows].tolist()], int)
-    return np.where(born < 0, -1, nuclei.crops.frame[rows] - born)
-
-
-def fit_speed_by_age(nuclei: Nuclei, pairs: Rows, steps: Array) -> Array:
+def _fit_speed_by_age(nuclei: Nuclei, pairs: Rows, steps: Array) -> Array:
     """Fit how much faster the young are: a median for each age, never rising, ``[A]``.
 
-    In a short video no nucleus whose birth is seen grows old. Where those whose birth is not seen
-    are slower than the oldest of them, theirs is the speed after that age. ``[1.]`` where the video
-    shows too few births.
+    Nuclei whose birth is not seen end the curve where they are slower than the oldest others.
     """
     later = pairs[:, 1]
     dividing = np.isin(nuclei.stage[later], PRE_MITOTIC)
-    age = _measure_ages(nuclei, later)[~dividing]
+    age = nuclei.lineage.ages[later][~dividing]
     length = np.hypot(*steps[~dividing].T)
     lengths = [length[age == now] for now in range(age.max(initial=-1) + 1)]
     ages = [now for now, own in enumerate(lengths) if len(own) >= LEAST_AT_AGE]
@@ -110,10 +97,10 @@ def fit_speed_by_age(nuclei: Nuclei, pairs: Rows, steps: Array) -> Array:
     return np.asarray(curve / max(usual, 1e-6))
 
 
-def fit_speed(nuclei: Nuclei, pairs: Rows, steps: Array, by_age: Array) -> SpeedModel:
+def _fit_speed(nuclei: Nuclei, pairs: Rows, steps: Array, by_age: Array) -> SpeedModel:
     """Fit the speed apart from age: a log step is a lasting part plus what is new in each frame."""
     if len(by_age) > 1:
-        age = _measure_ages(nuclei, pairs[:, 1])
+        age = nuclei.lineage.ages[pairs[:, 1]]
         pairs, steps = pairs[age >= 0], steps[age >= 0]
         steps = steps / by_age[np.minimum(age[age >= 0], len(by_age) - 1)][:, None]
     calm = (nuclei.stage[pairs] == INTERPHASE).all(1)
@@ -157,13 +144,12 @@ def _fit_student_t(lengths: Array, spread: float) -> tuple[float, float]:
     return scale, freedom
 
 
-def fit_division_offset(nuclei: Nuclei, drift: Array) -> float:
+def _fit_division_offset(nuclei: Nuclei, drift: Array) -> float:
     """Return the robust deviation of the step from a mother to the middle of her newborn."""
     lineage, centre = nuclei.lineage, nuclei.crops.centre.astype(float)
     offsets: list[float] = []
     for mother, daughters in lineage.daughters.items():
-        first = lineage.spans[daughters[0]][0]
-        rows = lineage.rows_at(daughters[:2])
+        first, rows = lineage.spans[daughters[0]][0], lineage.rows_at(daughters[:2])
         before = lineage.row_of.get((mother, first - 1))
         if before is not None and rows:
             offsets += (centre[rows].mean(0) - centre[before] - drift[first - 1]).tolist()
@@ -231,11 +217,9 @@ def _measure_spacing(nuclei: Nuclei) -> Array:
     ratios: list[float] = []
     for frame in np.unique(crops.frame):
         rows = np.flatnonzero(crops.frame == frame)
-        if len(rows) < 2:
-            continue
         apart = crops.centre[rows][:, None] - crops.centre[rows][None]
         ratio = np.hypot(apart[..., 0], apart[..., 1]) / (radius[rows][:, None] + radius[rows])
         np.fill_diagonal(ratio, np.inf)
-        ratios += ratio.min(1).tolist()
+        ratios += ratio.min(1).tolist() if len(rows) > 1 else []
     levels = np.linspace(0, 1, _LEVELS)
     return np.maximum(np.quantile(ratios, levels), 0.5) if ratios else np.full(_LEVELS, CONTACT)

@@ -1,16 +1,27 @@
-"""Single nuclei cut out of an annotated video."""
+"""The nuclei of an annotated video: their crops, lineage, shape, brightness and stage.
+
+The lineage gives the time of each division. Area and brightness relative to the same nucleus in
+interphase, and the elongation of its mask, give the rest of the stages. At 30 minutes a frame a
+mitosis shows in two to six frames.
+"""
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
+from scipy.stats import median_abs_deviation
 
+from bvdm_data.clip import STAGES
 from bvdm_data.fitting.video import Frame, Video
 from bvdm_data.synth.flow import FLOW_SIZE
+
+Array = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.int64]
 
 # Side of a crop in pixels; nuclei are rendered in patches of the same size (authors' code: 96).
 PATCH = FLOW_SIZE
@@ -19,15 +30,15 @@ PATCH = FLOW_SIZE
 # more than a tenth of the light).
 DIM_SHARE = 0.125
 MASK_LEVEL = 150 / 255  # grey value of a flat mask where diffusion starts (authors' code)
+INTERPHASE, PROPHASE, PROMETAPHASE, METAPHASE, ANAPHASE, TELOPHASE = range(len(STAGES))
+UNKNOWN = -1
 
 
 @dataclass(frozen=True)
 class Crops:
     """Every whole nucleus of a video, centred in a patch."""
 
-    # light above the background inside the nucleus and 0 outside, in grey values, [n, 96, 96]
-    # float16
-    light: npt.NDArray[np.float16]
+    light: npt.NDArray[np.float16]  # above the background, grey values, 0 outside, [n, 96, 96]
     masks: npt.NDArray[np.bool_]  # which pixels are the nucleus, [n, 96, 96] bool
     track: npt.NDArray[np.int64]  # track id, [n]
     frame: npt.NDArray[np.int64]  # frame number, [n]
@@ -94,8 +105,7 @@ def _cut_frame(frame: Frame, patch: int) -> Iterator[tuple[Any, ...]]:
             continue
         # As in the authors' extraction, a crop shows one nucleus and nothing else.
         inside = frame.masks[box] == label
-        top = patch // 2 - (y1 - y0) // 2
-        left = patch // 2 - (x1 - x0) // 2
+        top, left = (patch // 2 - side // 2 for side in inside.shape)
         place = (slice(top, top + y1 - y0), slice(left, left + x1 - x0))
         mask = np.zeros((patch, patch), bool)
         mask[place] = inside
@@ -104,3 +114,191 @@ def _cut_frame(frame: Frame, patch: int) -> Iterator[tuple[Any, ...]]:
         y, x = np.nonzero(inside)
         centre = y0 + float(y.mean()), x0 + float(x.mean())
         yield light, mask, label, frame.number, float(above[box][inside].mean()), centre
+
+
+class Lineage:
+    """The tracks of a video with the rows of a table of its nuclei, indexed once."""
+
+    def __init__(self, tracks: npt.NDArray[np.int32], track: Rows, frame: Rows) -> None:
+        """Index tracks ``[n, 4]``, and the track and frame of each row of a table, ``[m]``."""
+        self.spans = {i: (first, last) for i, first, last, _ in tracks.tolist()}
+        self.parents = {i: parent for i, _, _, parent in tracks.tolist() if parent}
+        self.track, self.frame = track, frame
+
+    @cached_property
+    def daughters(self) -> dict[int, list[int]]:
+        """The divisions: every track that two or more others name as their parent."""
+        children: dict[int, list[int]] = {}
+        for identity, parent in self.parents.items():
+            children.setdefault(parent, []).append(identity)
+        return {mother: born for mother, born in children.items() if len(born) >= 2}
+
+    @cached_property
+    def mothers(self) -> dict[int, int]:
+        """The mother of each daughter of a division."""
+        return {d: mother for mother, daughters in self.daughters.items() for d in daughters}
+
+    @cached_property
+    def ages(self) -> Rows:
+        """Frames since the birth of each row, ``[m]``; -1 where it has no parent."""
+        births = {i: self.spans[i][0] for i in self.parents}
+        return np.array([f - births[t] if t in births else -1 for t, f in self.row_of], np.int64)
+
+    @cached_property
+    def whole_cycles(self) -> list[int]:
+        """Length in frames of every cycle from a birth to a division."""
+        both = [span for i, span in self.spans.items() if i in self.mothers and i in self.daughters]
+        return [last - first + 1 for first, last in both]
+
+    @cached_property
+    def row_of(self) -> dict[tuple[int, int], int]:
+        """Row of each track in each frame."""
+        keys = zip(self.track.tolist(), self.frame.tolist(), strict=True)
+        return {key: row for row, key in enumerate(keys)}
+
+    def rows_at(self, tracks: list[int], age: int = 0) -> list[int] | None:
+        """Return the rows of tracks some frames after their first; None where one is not seen."""
+        rows = [self.row_of.get((track, self.spans[track][0] + age)) for track in tracks]
+        return None if None in rows else [row for row in rows if row is not None]
+
+    def find_pairs(self, lag: int, keep: npt.NDArray[np.bool_] | None = None) -> Rows:
+        """Return the rows of nuclei now and ``lag`` frames later, both kept, ``[n, 2]``."""
+        later = ((row, self.row_of.get((t, f + lag))) for (t, f), row in self.row_of.items())
+        pairs = np.array([pair for pair in later if pair[1] is not None], np.int64).reshape(-1, 2)
+        return pairs if keep is None else pairs[keep[pairs].all(1)]
+
+
+@dataclass(frozen=True)
+class _StageRules:
+    """Thresholds, chosen by looking at the nuclei of each stage of Fluo-N2DL-HeLa 01."""
+
+    # frames, counted back from the mother's last one, whose median means "in interphase"
+    reference: tuple[int, int] = (5, 14)
+    # least brightness over area, both against interphase, of a mother in condensed stages, in
+    # prophase directly before them, and half as much of a daughter in ana- or telophase
+    condensed: float = 2.0
+    prophase: float = 1.3
+    young: float = 1.3
+    plate: float = 1.6  # least ratio of the axes of a metaphase or anaphase plate
+    # most frames of prophase, of condensed stages, and of telophase
+    longest: tuple[int, int, int] = (2, 4, 4)
+
+
+RULES = _StageRules()
+
+
+@dataclass(frozen=True, eq=False)
+class Nuclei:
+    """The whole nuclei of a video, with what every part of the fit needs to know of them."""
+
+    crops: Crops
+    lineage: Lineage
+    area: Array  # pixels of each mask, [n]
+    brightness: Array  # mean light, [n]
+    aspect: Array  # ratio of the axes of the ellipse with the same second moments, [n]
+    angle: Array  # from the y axis to the major axis, radians, [n]
+    # median area and brightness in interphase of each mother before her division, by track
+    references: dict[int, tuple[float, float]]
+    stage: npt.NDArray[np.int8]  # index into STAGES or -1 (unknown), [n]
+
+
+def measure_nuclei(crops: Crops, tracks: npt.NDArray[np.int32]) -> Nuclei:
+    """Measure every crop and assign it a stage."""
+    lineage = Lineage(tracks, crops.track, crops.frame)
+    angle, aspect = np.array([measure_ellipse(mask) for mask in crops.masks]).reshape(-1, 2).T
+    area = crops.masks.sum((1, 2)).astype(float)
+    brightness = crops.brightness.astype(float)
+    references = _measure_interphase(lineage, area, brightness)
+    stage = np.full(len(area), INTERPHASE, np.int8)
+    nuclei = Nuclei(crops, lineage, area, brightness, aspect, angle, references, stage)
+    for mother, daughters in lineage.daughters.items():
+        _stage_division(nuclei, mother, daughters)
+    return nuclei
+
+
+def assign_stages(crops: Crops, tracks: npt.NDArray[np.int32]) -> npt.NDArray[np.int8]:
+    """Assign a stage to every crop, ``[n]``: an index into ``STAGES``, or -1 for unknown."""
+    return measure_nuclei(crops, tracks).stage
+
+
+def _measure_interphase(
+    lineage: Lineage, area: Array, brightness: Array
+) -> dict[int, tuple[float, float]]:
+    near, far = RULES.reference
+    references = {}
+    for mother in lineage.daughters:
+        before = lineage.spans[mother][1] - lineage.frame
+        rows = (lineage.track == mother) & (before >= near - 1) & (before <= far - 1)
+        if rows.sum() >= 3:
+            references[mother] = float(np.median(area[rows])), float(np.median(brightness[rows]))
+    return references
+
+
+def _stage_division(nuclei: Nuclei, mother: int, daughters: list[int]) -> None:
+    """Write the stages of a mother's last frames and of her daughters' first ones.
+
+    Daughters are in telophase until they are no longer bright and small, or in anaphase in a first
+    frame that shows a plate. Where fewer than three frames show the mother before, all is unknown.
+    """
+    row_of, spans = nuclei.lineage.row_of, nuclei.lineage.spans
+    prophase, condensed, young = RULES.longest
+    ending = [row_of.get((mother, spans[mother][1] - back)) for back in range(prophase + condensed)]
+    births = [[row_of.get((d, spans[d][0] + age)) for age in range(young)] for d in daughters]
+    if mother not in nuclei.references:
+        for row in (*ending, *(row for born in births for row in born)):
+            if row is not None:
+                nuclei.stage[row] = UNKNOWN
+        return
+    area, brightness = nuclei.references[mother]
+    # How condensed every nucleus is against this mother in interphase.
+    ratio = nuclei.brightness / brightness / (nuclei.area / area)
+    _stage_mother(nuclei, ending, ratio)
+    for born in births:
+        for age, row in enumerate(born):
+            if row is None or ratio[row] / 2 < RULES.young:
+                break
+            is_plate = age == 0 and nuclei.aspect[row] >= RULES.plate
+            nuclei.stage[row] = ANAPHASE if is_plate else TELOPHASE
+
+
+def _stage_mother(nuclei: Nuclei, rows: list[int | None], ratio: Array) -> None:
+    """Go back from a mother's last frame: condensed frames first, prophase before them."""
+    condensed = prophase = 0
+    plate = True
+    for row in rows:
+        if row is None:
+            return
+        if not prophase and condensed < RULES.longest[1] and ratio[row] >= RULES.condensed:
+            condensed += 1
+            plate = plate and bool(nuclei.aspect[row] >= RULES.plate)
+            nuclei.stage[row] = METAPHASE if plate else PROMETAPHASE
+        elif prophase < RULES.longest[0] and ratio[row] >= RULES.prophase:
+            prophase += 1
+            nuclei.stage[row] = PROPHASE
+        else:
+            return
+
+
+# Statistics that several parts of the fit use
+
+
+def fit_ar1_plus_noise(near: Array, far: Array, lag: int) -> tuple[Array, Array]:
+    """Split scores into a lasting part and one that is new in every frame.
+
+    The correlation of the lasting part falls geometrically. The correlations of the scores at 1
+    and at ``lag`` frames tell the two apart.
+
+    Returns the correlation of the lasting part from frame to frame, from 0 to .98, and the share of
+    the new part in the variance.
+    """
+    ratio = np.maximum(far, 0) / np.maximum(near, 1e-3)
+    memory = np.clip(ratio ** (1 / (lag - 1)), 0.0, 0.98)
+    return memory, np.clip(1 - near / np.maximum(memory, 1e-3), 0.0, 1.0)
+
+
+def measure_spread(values: npt.ArrayLike) -> float:
+    """Return the robust standard deviation of values around 0; 0 without values."""
+    values = np.asarray(values)
+    if not len(values):
+        return 0.0
+    return float(median_abs_deviation(values, center=lambda x, axis: 0.0, scale="normal"))

@@ -1,14 +1,11 @@
 """Training of the paper's two networks, DDPM and FlowNet (Yilmaz et al. 2024, section 2)."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bvdm_data.fitting.lineage import Lineage
-from bvdm_data.fitting.nuclei import MASK_LEVEL, Crops, check_fittable
+from bvdm_data.fitting.nuclei import MASK_LEVEL, Crops, Lineage, check_fittable
 from bvdm_data.fitting.training import (
     Losses,
     Run,
@@ -35,17 +32,10 @@ _CHECKED = 256
 _SCHEDULE = make_cosine_schedule()
 
 
-@dataclass(frozen=True)
-class DdpmCrops:
-    """Normalised crops: what the DDPM learns."""
-
-    # relative light, [n, 1, 96, 96] float16: 0 outside the nucleus, a mean of MASK_LEVEL inside
-    pictures: Tensor
-    track: Tensor  # track id, [n] int64
-
-
-def normalize_crops(crops: Crops) -> DdpmCrops:
+def normalize_crops(crops: Crops) -> tuple[Tensor, Tensor]:
     """Bring every nucleus to the mean at which inference starts.
+
+    Returns relative light, ``[n, 1, 96, 96]`` float16, and the track of each nucleus, ``[n]``.
 
     The authors scale all crops by one range, so that hardly any real nucleus is as bright as the
     flat mask from which their inference starts. Here every crop is divided by its own mean, so
@@ -54,13 +44,15 @@ def normalize_crops(crops: Crops) -> DdpmCrops:
     keep = np.flatnonzero(crops.brightness >= check_fittable(crops))
     gain = (MASK_LEVEL / crops.brightness[keep])[:, None, None]
     light = np.clip(crops.light[keep].astype(np.float32) * gain, 0, BRIGHTEST)
-    return DdpmCrops(
-        torch.from_numpy(light.astype(np.float16))[:, None], torch.from_numpy(crops.track[keep])
-    )
+    images = torch.from_numpy(light.astype(np.float16))[:, None]
+    return images, torch.from_numpy(crops.track[keep])
 
 
 def train_ddpm(
-    crops: DdpmCrops, training: TrainingSettings, run: Run, network: UNetSettings | None = None
+    crops: tuple[Tensor, Tensor],
+    training: TrainingSettings,
+    run: Run,
+    network: UNetSettings | None = None,
 ) -> tuple[UNet, TrainingLog]:
     """Train the DDPM; T = 1000, cosine schedule, mean squared error of the noise."""
     losses = make_ddpm_losses(crops, training)
@@ -70,28 +62,29 @@ def train_ddpm(
         lambda _: losses,
         training,
         run,
-        data=(network, crops.track, crops.pictures),
+        data=(network, crops[1], crops[0]),
     )
 
 
-def make_ddpm_losses(crops: DdpmCrops, training: TrainingSettings) -> Losses:
+def make_ddpm_losses(crops: tuple[Tensor, Tensor], training: TrainingSettings) -> Losses:
     """Return the training loss of the DDPM, and its loss on held-out tracks."""
-    learn, held = split_tracks(crops.track, training.seed)
-    tracks = list(group_rows(learn, crops.track).values())
+    images, track = crops
+    learn, held = split_tracks(track, training.seed)
+    tracks = list(group_rows(learn, track).values())
     # The same noise every time, so that losses can be compared.
     generator = torch_rng(training.seed, "texture", "held out")
     rows = held[torch.randint(len(held), (_CHECKED,), generator=generator)]
-    check = crops.pictures[rows].float(), *_draw_noise(crops.pictures[rows].shape, generator)
+    check = images[rows].float(), *_draw_noise(images[rows].shape, generator)
 
     def train_loss(model: nn.Module, step: int) -> Tensor:
         """Draw tracks, one frame of each (as the authors do), and one of eight symmetries."""
         generator = torch_rng(training.seed, "texture", step)
         rows = draw_rows(tracks, training.batch, generator)
-        images = _draw_symmetries(crops.pictures[rows], generator).float()
-        return _compute_ddpm_loss(model, images, *_draw_noise(images.shape, generator))
+        batch = _draw_symmetries(images[rows], generator).float()
+        return _compute_ddpm_loss(model, batch, *_draw_noise(batch.shape, generator))
 
     def val_loss(model: nn.Module) -> float:
-        return average_parts(lambda *part: _compute_ddpm_loss(model, *part), check, 32)
+        return average_parts(lambda *part: _compute_ddpm_loss(model, *part), check)
 
     return train_loss, val_loss
 
@@ -114,25 +107,17 @@ def _draw_noise(shape: torch.Size, generator: torch.Generator) -> tuple[Tensor, 
 
 def _draw_symmetries(images: Tensor, generator: torch.Generator) -> Tensor:
     turns = torch.randint(8, (len(images),), generator=generator).tolist()
-    return torch.stack([apply_symmetry(i, k) for i, k in zip(images, turns, strict=True)])
+    return torch.stack([_apply_symmetry(i, k) for i, k in zip(images, turns, strict=True)])
 
 
-def apply_symmetry(image: Tensor, number: int) -> Tensor:
+def _apply_symmetry(image: Tensor, number: int) -> Tensor:
     """Return one of the eight symmetries of a square: four quarter turns, plain or mirrored."""
     turned = image.rot90(number % 4, (-2, -1))
     return turned.flip(-1) if number >= 4 else turned
 
 
-@dataclass(frozen=True)
-class MaskPairs:
-    """Masks of the same nuclei in two consecutive frames, each centred in its patch."""
-
-    masks: Tensor  # source and target, [n, 2, P, P] bool
-    track: Tensor  # track id, [n] int64
-
-
-def make_mask_pairs(crops: Crops, lineage: Lineage) -> MaskPairs:
-    """Pair the masks of every nucleus with those one frame later.
+def make_mask_pairs(crops: Crops, lineage: Lineage) -> tuple[Tensor, Tensor]:
+    """Pair the masks of every nucleus with those one frame later, ``[n, 2, P, P]``, and its track.
 
     The patch is cut down to the smallest multiple of 32 px that holds every nucleus with a rim of
     4 px: beyond it both masks are empty, so nothing could be learned there. (Of 32, so that the
@@ -146,36 +131,33 @@ def make_mask_pairs(crops: Crops, lineage: Lineage) -> MaskPairs:
     reach = max(side / 2 - covered[0], covered[-1] + 1 - side / 2) + 4
     small = min(side, 32 * int(np.ceil(reach / 16)))
     cut = slice((side - small) // 2, (side + small) // 2)
-    return MaskPairs(
-        torch.from_numpy(crops.masks[pairs][..., cut, cut]),
-        torch.from_numpy(crops.track[pairs[:, 0]]),
-    )
+    masks, track = crops.masks[pairs][..., cut, cut], crops.track[pairs[:, 0]]
+    return torch.from_numpy(masks), torch.from_numpy(track)
 
 
 def train_flownet(
-    pairs: MaskPairs, training: TrainingSettings, run: Run
+    pairs: tuple[Tensor, Tensor], training: TrainingSettings, run: Run
 ) -> tuple[FlowNet, TrainingLog, dict[str, float]]:
     """Train FlowNet: mean squared error of the warped mask + .01 x squared gradient of the flow."""
-    learn, held = split_tracks(pairs.track, training.seed)
+    masks, track = pairs
+    learn, held = split_tracks(track, training.seed)
     order = torch.randperm(len(held), generator=torch_rng(training.seed, "flow", "held out"))
-    check, device = pairs.masks[held[order[:512]]], run.device
+    check, device = masks[held[order[:512]]], run.device
 
     def train_loss(model: nn.Module, step: int) -> Tensor:
         generator = torch_rng(training.seed, "flow", step)
         rows = learn[torch.randint(len(learn), (training.batch,), generator=generator)]
-        return compute_flow_loss(
-            model, _draw_symmetries(pairs.masks[rows], generator).to(run.device)
-        )
+        return _compute_flow_loss(model, _draw_symmetries(masks[rows], generator).to(run.device))
 
     def val_loss(model: nn.Module) -> float:
-        return average_parts(lambda part: compute_flow_loss(model, part.to(device)), (check,), 64)
+        return average_parts(lambda part: _compute_flow_loss(model, part.to(device)), (check,), 64)
 
-    losses, data = (train_loss, val_loss), (pairs.track, pairs.masks)
+    losses, data = (train_loss, val_loss), (track, masks)
     network, log = train_network("flow", FlowNet, lambda _: losses, training, run, data=data)
-    return network, log, measure_flow_iou(network, check)
+    return network, log, _measure_flow_iou(network, check)
 
 
-def compute_flow_loss(model: nn.Module, masks: Tensor) -> Tensor:
+def _compute_flow_loss(model: nn.Module, masks: Tensor) -> Tensor:
     """Return the loss of FlowNet (authors' code)."""
     source, target = masks.float().split(1, 1)  # type: ignore[no-untyped-call]
     with torch.autocast(masks.device.type, torch.bfloat16):
@@ -187,7 +169,7 @@ def compute_flow_loss(model: nn.Module, masks: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def measure_flow_iou(network: nn.Module, masks: Tensor) -> dict[str, float]:
+def _measure_flow_iou(network: nn.Module, masks: Tensor) -> dict[str, float]:
     """Return the mean IoU of masks with the next frame's, before and after warping."""
     before, after = [], []
     for part in masks.split(64):  # type: ignore[no-untyped-call]

@@ -13,7 +13,7 @@ from bvdm_data.fitting.training import Losses, Run, TrainingLog, TrainingSetting
 from bvdm_data.rng import numpy_rng, torch_rng
 from bvdm_data.synth.cell_cycle import CellCycleModel
 from bvdm_data.synth.cells import LineageSimulator
-from bvdm_data.synth.contours import ShapeModel
+from bvdm_data.synth.contours import Array, ShapeModel
 from bvdm_data.synth.denoiser import (
     PATCH_MARGIN,
     Denoiser,
@@ -33,15 +33,14 @@ STUDENT_TRAINING = TrainingSettings(steps=8000, batch=64, rate=1e-3)
 PAIRS = 16_384
 # Share of the images that is drawn from the stages of mitosis, which are rare.
 MITOSIS_FRACTION = 0.25
-# Each batch of this number has the patch size that fewer nuclei need, mostly the whole patch, and
-# is half as large.
+# Each batch of this number has the patch that fewer nuclei need, and is half as large.
 LARGE_PATCH_EVERY = 8
 _FRAMES = 8  # of the lives that outlines are drawn from
 _HELD_OUT = 512
 
 
 @dataclass(frozen=True)
-class DistillationPairs:
+class _DistillationPairs:
     """Noise, the conditions of each nucleus, and what the denoiser makes of them."""
 
     noise: Tensor  # [n, 1, P, P] bfloat16
@@ -59,7 +58,7 @@ def sample_teacher_pairs(
     *,
     count: int = PAIRS,
     seed: int = 0,
-) -> DistillationPairs:
+) -> _DistillationPairs:
     """Let the denoiser render nuclei of all ages, as large and as bright as clips may vary them."""
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
@@ -81,7 +80,7 @@ def sample_teacher_pairs(
             )
             rendered = run_dpm_solver(teacher, start, STUDENT_STEPS, *conditions)
             picture[part] = rendered.bfloat16().cpu()
-    return DistillationPairs(noise, picture, radii, brightness, stage)
+    return _DistillationPairs(noise, picture, radii, brightness, stage)
 
 
 def _draw_conditions(
@@ -89,8 +88,8 @@ def _draw_conditions(
 ) -> tuple[Float[Tensor, "n K"], Float[Tensor, " n"], Int[Tensor, " n"]]:
     """Draw outlines, brightness and stages out of lives, with more of the rare stages."""
     rng = numpy_rng(seed, "distilled", "lives")
-    calm: list[tuple[np.ndarray, float, int]] = []
-    mitotic: list[tuple[np.ndarray, float, int]] = []
+    calm: list[tuple[Array, float, int]] = []
+    mitotic: list[tuple[Array, float, int]] = []
     rare = int(MITOSIS_FRACTION * count)
     for _ in range(4 * count):
         if len(calm) >= count - rare and len(mitotic) >= rare:
@@ -104,15 +103,12 @@ def _draw_conditions(
     chosen = (calm[: count - rare] + mitotic[:rare]) or calm or mitotic
     order = rng.permutation(count)
     outlines, bright, stages = zip(*(chosen[i % len(chosen)] for i in order), strict=True)
-    return (
-        torch.from_numpy(np.stack(outlines)).float(),
-        torch.tensor(bright).float(),
-        torch.tensor(stages),
-    )
+    radii = torch.from_numpy(np.stack(outlines)).float()
+    return radii, torch.tensor(bright).float(), torch.tensor(stages)
 
 
 def train_student(
-    pairs: DistillationPairs,
+    pairs: _DistillationPairs,
     teacher: Denoiser,
     training: TrainingSettings,
     run: Run,
@@ -121,7 +117,7 @@ def train_student(
     """Train the student on pairs (Luhman & Luhman 2021)."""
     patch, floor = teacher.settings.patch, teacher.settings.floor
     if start is None:
-        settings = StudentConfig(patch=patch, small_patch=choose_small_patch(patch), floor=floor)
+        settings = StudentConfig(patch=patch, small_patch=_choose_small_patch(patch), floor=floor)
     else:
         # The weights do not depend on the sides of the patches.
         small = min(start.settings.small_patch, patch)
@@ -130,7 +126,7 @@ def train_student(
     return train_network(
         "distilled",
         lambda: Student(settings).to(memory_format=torch.channels_last),
-        lambda _: make_student_losses(pairs, settings, training),
+        lambda _: _make_student_losses(pairs, settings, training),
         training,
         run,
         data=(settings, *images, pairs.radii, pairs.brightness, pairs.stage),
@@ -138,20 +134,16 @@ def train_student(
     )
 
 
-def choose_small_patch(patch: int) -> int:
+def _choose_small_patch(patch: int) -> int:
     """Return the side of small patches: three quarters of the whole, a multiple of 8 from 16 on.
 
     Our choice: the most common nuclei fit, at little more than half of the cost.
-
-    Examples:
-        >>> choose_small_patch(64)
-        48
     """
     return max(16, 3 * patch // 32 * 8)
 
 
-def make_student_losses(
-    pairs: DistillationPairs, settings: StudentConfig, training: TrainingSettings
+def _make_student_losses(
+    pairs: _DistillationPairs, settings: StudentConfig, training: TrainingSettings
 ) -> Losses:
     """Return the training loss, and the share of held-out textures that the student misses."""
     rows = torch.arange(len(pairs.radii))
@@ -191,7 +183,7 @@ def make_student_losses(
 
 
 def _render(
-    model: nn.Module, pairs: DistillationPairs, rows: Tensor, side: int
+    model: nn.Module, pairs: _DistillationPairs, rows: Tensor, side: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return squared errors, targets and signed distances of rows in patches of a side."""
     device = next(model.parameters()).device
@@ -201,8 +193,7 @@ def _render(
         images[rows, :, inner, inner].float().to(device) for images in (pairs.noise, pairs.picture)
     )
     edge = compute_signed_distance_map(pairs.radii[rows], side).to(device)
+    brightness, stage = pairs.brightness[rows].to(device), pairs.stage[rows].to(device)
     with torch.autocast(device.type, torch.bfloat16):
-        rendered = model(
-            noise, edge, pairs.brightness[rows].to(device), pairs.stage[rows].to(device)
-        )
+        rendered = model(noise, edge, brightness, stage)
     return (rendered - target).square(), target, edge

@@ -11,9 +11,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from bvdm_data.clip import CameraScale
-from bvdm_data.fitting.lineage import Lineage
-from bvdm_data.fitting.nuclei import Crops, extract_crops
-from bvdm_data.fitting.stages import INTERPHASE
+from bvdm_data.fitting.nuclei import INTERPHASE, Array, Crops, Lineage, extract_crops
 from bvdm_data.fitting.video import Frame, Video, estimate_background
 from bvdm_data.rng import numpy_rng, torch_rng
 from bvdm_data.synth.contours import compute_polygon_area
@@ -109,8 +107,6 @@ LEAST_PAIRS = 20  # with fewer pairs at a lag nothing is measured at it
 DEFAULT = TextureModel(memory=0.97, fresh=0.2)
 _NOISES = (0.0, 0.5, 0.7, 0.85, 0.95, 1.0)
 
-Array = npt.NDArray[np.float64]
-
 
 def fit_noise_autocorrelation(
     crops: Crops, stages: npt.NDArray[np.int8], model: Model, *, seed: int = 0
@@ -126,13 +122,13 @@ def fit_noise_autocorrelation(
 
     Returns the noise, and the correlations of the video by lag.
     """
-    real = measure_video(crops, stages, seed)
+    real = _measure_video(crops, stages, seed)
     if len(real) < 2:
         return DEFAULT, real
     brightness = np.maximum(crops.brightness[stages == INTERPHASE].astype(float), 1e-4)
     tables = {
         lag: np.maximum.accumulate(
-            np.nan_to_num([measure_rendered(model, brightness, lag, n, seed) for n in _NOISES])
+            np.nan_to_num([_measure_rendered(model, brightness, lag, n, seed) for n in _NOISES])
         )
         for lag in real
     }
@@ -141,7 +137,7 @@ def fit_noise_autocorrelation(
     targets, rounds = dict(real), []
     for _ in range(ITERATIONS):
         texture = _search_grid(tables, targets)
-        synthetic = measure_synthetic(replace(model, texture=texture), seed)
+        synthetic = _measure_synthetic(replace(model, texture=texture), seed)
         if not real.keys() <= synthetic.keys():
             return texture, real
         missed = {lag: real[lag] - synthetic[lag] for lag in real}
@@ -162,7 +158,7 @@ def _search_grid(tables: dict[int, Array], targets: dict[int, float]) -> Texture
     return TextureModel(memory=float(memory[best]), fresh=float(fresh[best]))
 
 
-def measure_video(crops: Crops, stages: npt.NDArray[np.int8], seed: int) -> dict[int, float]:
+def _measure_video(crops: Crops, stages: npt.NDArray[np.int8], seed: int) -> dict[int, float]:
     """Return the median correlation of nuclei with themselves at each lag that is seen."""
     lineage = Lineage(np.zeros((0, 4), np.int32), crops.track, crops.frame)
     area = crops.masks.sum((1, 2))
@@ -181,10 +177,9 @@ def measure_video(crops: Crops, stages: npt.NDArray[np.int8], seed: int) -> dict
     return correlations
 
 
-def _correlate_crops(crops: Crops, first: int, second: int) -> float:
-    return correlate_registered(
-        *(_cut_patch(crops.light[i].astype(np.float32), crops.masks[i]) for i in (first, second))
-    )
+def _correlate_crops(crops: Crops, *rows: int) -> float:
+    cuts = (_cut_patch(crops.light[row].astype(np.float32), crops.masks[row]) for row in rows)
+    return correlate_registered(*cuts)
 
 
 def _cut_patch(light: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_]) -> NucleusPatch:
@@ -201,12 +196,11 @@ def _cut_patch(light: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_]) -> N
     return NucleusPatch(*(torch.from_numpy(part) for part in (light, inside, rest)))
 
 
-def measure_synthetic(model: Model, seed: int) -> dict[int, float]:
-    """Return what :func:`measure_video` finds in a video of the model."""
+def _measure_synthetic(model: Model, seed: int) -> dict[int, float]:
+    """Return what :func:`_measure_video` finds in a video of the model."""
+    name = ("fit", "memory")
     try:
-        made = synthesise(
-            model, CALIBRATION_SCENE, FastSettings(), seed=seed, name=("fit", "memory")
-        )
+        made = synthesise(model, CALIBRATION_SCENE, FastSettings(), seed=seed, name=name)
     except ValueError:  # nuclei so large that they do not fit
         return {}
     frames = tuple(
@@ -215,10 +209,10 @@ def measure_synthetic(model: Model, seed: int) -> dict[int, float]:
     )
     scale = CameraScale(model.camera.offset, model.camera.full)
     crops = extract_crops(Video(frames, made.tracks, scale))
-    return measure_video(crops, made.stages[crops.track - 1, crops.frame], seed)
+    return _measure_video(crops, made.stages[crops.track - 1, crops.frame], seed)
 
 
-def measure_rendered(model: Model, brightness: Array, lag: int, noise: float, seed: int) -> float:
+def _measure_rendered(model: Model, brightness: Array, lag: int, noise: float, seed: int) -> float:
     """Return the median correlation of rendered nuclei whose noise has this correlation."""
     settings, count = FastSettings(), CALIBRATION_NUCLEI
     network = model.get_denoiser(settings.steps)
@@ -232,9 +226,8 @@ def measure_rendered(model: Model, brightness: Array, lag: int, noise: float, se
     patches = []
     for drawn, radii in zip(start, outlines, strict=True):
         parts = zip(*(x.split(BATCH) for x in (drawn, radii, level, stage)), strict=True)
-        light = torch.cat(
-            [denoise_patches(network, *part, steps=settings.steps) for part in parts]
-        ).numpy()
+        rendered = [denoise_patches(network, *part, steps=settings.steps) for part in parts]
+        light = torch.cat(rendered).numpy()
         grain = ndimage.convolve1d(rng.standard_normal(light.shape), model.camera.streak, axis=2)
         light = light + (model.camera.noise * grain).astype(np.float32)
         masks = (compute_signed_distance_map(radii, patch)[:, 0] <= 0).numpy()

@@ -88,7 +88,7 @@ def train_network(
 ) -> tuple[Network, TrainingLog]:
     """Make a network with seeded weights, or those of ``start``, and train it.
 
-    A checkpoint belongs to this training alone if ``data``, which the losses stand on, is the same.
+    A checkpoint is continued only if ``data``, which the losses stand on, is the same.
     """
     with torch.random.fork_rng(devices=[]):
         weights = torch_rng(settings.seed, name, "weights")
@@ -99,7 +99,7 @@ def train_network(
         network.load_state_dict(start.state_dict())
         before = tuple(value.cpu() for value in start.state_dict().values())
     losses = make_losses(network)
-    network = network.to(run.device)
+    network.to(run.device)
     purpose = compute_fingerprint(
         name, settings.batch, settings.rate, settings.average, settings.seed, *data, *before
     )
@@ -131,9 +131,8 @@ def train(
     average.n_averaged += 1  # the first update is an average, too, not a copy
     optimizer = torch.optim.RAdam(network.parameters(), lr=settings.rate)
     parts = {"network": network, "average": average, "optimizer": optimizer}
-    log, start = TrainingLog(), 0
-    if checkpoint.exists():
-        start = _load(checkpoint, parts, log, purpose)
+    log = TrainingLog()
+    start = _load(checkpoint, parts, log, purpose) if checkpoint.exists() else 0
     if start > settings.steps:
         raise ValueError(
             f"steps must be at least the {start} that the checkpoint {checkpoint} has behind it, "
@@ -231,7 +230,7 @@ def draw_rows(groups: Sequence[Tensor], count: int, generator: torch.Generator) 
     return [int(groups[g][int(p * len(groups[g]))]) for g, p in zip(chosen, place, strict=True)]
 
 
-def average_parts(loss: Callable[..., Tensor], batch: Sequence[Tensor], size: int) -> float:
+def average_parts(loss: Callable[..., Tensor], batch: Sequence[Tensor], size: int = 32) -> float:
     """Return the mean of a loss over parts of a batch, ``size`` rows at a time."""
     parts = zip(*(values.split(size) for values in batch), strict=True)  # type: ignore[no-untyped-call]
     return float(torch.stack([loss(*part) for part in parts]).mean())

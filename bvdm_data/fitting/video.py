@@ -48,8 +48,7 @@ def read_video(
             f"sequence {sequence.name!r} of {sequence.folder} has no man_track.txt: lives and "
             "divisions cannot be fitted without tracks"
         )
-    frames = []
-    numbers = [n for n in sequence.numbers if stop is None or n < stop]
+    frames, numbers = [], [n for n in sequence.numbers if stop is None or n < stop]
     for number in tqdm(numbers, desc="reading", disable=not progress):
         masks = sequence.masks(number)
         if masks is not None and masks.any():
@@ -74,9 +73,7 @@ def mask_background(
 ) -> npt.NDArray[np.bool_]:
     """Mark the pixels that show background only; none where nuclei cover the whole frame."""
     free: npt.NDArray[np.bool_] = ~ndimage.binary_dilation(masks > 0, iterations=7)
-    if not free.any():
-        free = masks == 0
-    if not free.any():
+    if not free.any() and not (free := masks == 0).any():
         return free
     spread = float(median_abs_deviation(grey[free], scale="normal"))
     return free & (grey < np.median(grey[free]) + 4 * max(spread, 1e-6))
@@ -90,8 +87,8 @@ def estimate_background(
 ) -> npt.NDArray[np.float32]:
     """Estimate the background under the nuclei by a Gaussian mean of what lies between them.
 
-    Blocks of 4 x 4 pixels are averaged first, which takes a tenth of the time and changes the
-    result by some per mille of its range. ``[H, W]``, in the unit of grey.
+    Blocks of pixels are averaged first, which takes a tenth of the time and changes the result by
+    some per mille of its range. Returns ``[H, W]``, in the unit of grey.
     """
     free = mask_background(grey, masks)
     middle = float(np.median(grey[free] if free.any() else grey))
@@ -118,31 +115,28 @@ def fit_camera(video: Video) -> CameraModel:
     fields = [f.background - level for f, level in zip(video.frames, levels, strict=True)]
     count = len(fields)
     chosen = sorted({round(i) for i in np.linspace(0, count - 1, min(count, FRAMES))})
-    noise, correlation = _measure_noise([video.frames[i] for i in chosen])
+    frames = [video.frames[i] for i in chosen]
+    noise, correlation = _measure_noise(frames)
     return CameraModel(
         level=float(np.median(levels)),
         level_spread=float(median_abs_deviation(levels, scale="normal")),
         field_spread=float(np.mean([field.std() for field in fields])),
         field_width=_measure_field_width([fields[i] for i in chosen]),
         noise=noise,
-        streak=fit_row_noise_kernel(correlation),
-        halo=_measure_halo([video.frames[i] for i in chosen]),
+        streak=_fit_row_noise_kernel(correlation),
+        halo=_measure_halo(frames),
         offset=video.scale.offset,
         full=video.scale.full,
     )
 
 
-def fit_row_noise_kernel(correlation: Array) -> Array:
+def _fit_row_noise_kernel(correlation: Array) -> Array:
     """Return the symmetric kernel that gives white noise a correlation along rows.
 
     Its spectrum is the square root of the spectrum that belongs to the correlation
     (Wiener-Khinchin).
 
-    Kernel of unit energy, ``[STREAK]``.
-
-    Examples:
-        >>> fit_row_noise_kernel(np.zeros(3)).round(3).tolist()
-        [0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+    Returns a kernel of unit energy, ``[STREAK]``.
     """
     angle = 2 * math.pi * np.arange(64) / 64
     power = 1 + 2 * sum(r * np.cos(k * angle) for k, r in enumerate(correlation, start=1))
@@ -173,12 +167,10 @@ def _measure_noise(frames: list[Frame]) -> tuple[float, Array]:
 def _measure_field_width(fields: list[npt.NDArray[np.float32]]) -> float:
     """Measure the width of the Gaussian that gives white noise the correlation of the field."""
     widths = []
-    for field in fields:
-        if not field.std() > 0:
-            continue
+    for field in (field for field in fields if field.std() > 0):
         lag = min(_LAG, field.shape[1] // 4)
-        correlation = np.corrcoef(field[:, lag:].ravel(), field[:, :-lag].ravel())[0, 1]
-        correlation = float(np.clip(correlation, 0.05, 0.99))
+        pair = field[:, lag:].ravel(), field[:, :-lag].ravel()
+        correlation = float(np.clip(np.corrcoef(*pair)[0, 1], 0.05, 0.99))
         widths.append(lag / (2 * math.sqrt(-math.log(correlation))))
     return float(np.median(widths)) if widths else float(_LAG)
 

@@ -2,18 +2,13 @@
 
 import functools
 import math
-import time
 from dataclasses import replace
 
 import numpy as np
-import torch
-from torch import nn
 
 from bvdm_data.datasets.ctc import write_sequence
 from bvdm_data.fitting import texture_noise
-from bvdm_data.fitting.nuclei import Crops
-from bvdm_data.fitting.stages import measure_nuclei
-from bvdm_data.fitting.training import TrainingSettings, train
+from bvdm_data.fitting.nuclei import Crops, measure_nuclei
 from bvdm_data.synth.contours import CONTOUR_POINTS
 from bvdm_data.synth.scene import SceneSettings
 
@@ -52,10 +47,8 @@ def families():
 
 def looks(age, left, born):
     """Return area, brightness (both against interphase) and ratio of axes of one nucleus."""
-    if left == 0:
-        return 0.5, 2.0, 2.2
-    if left == 1:
-        return 0.5, 2.0, 1.3
+    if left < 2:
+        return 0.5, 2.0, 1.3 if left else 2.2
     if born and age == 0:
         return 0.36, 1.5, 1.3
     return (1 - 0.5 * np.exp(-(age - 1) / 4) if born else 1.0), 1.0, 1.4
@@ -80,8 +73,8 @@ def _made():
         for frame in range(first, last + 1):
             area, gain, ratio = looks(frame - first, end - frame, parent > 0)
             centre = start + drift * (frame - first) + steps[frame - first]
-            image, turn = (masks[frame], light[frame]), turns[frame - first]
-            draw(*image, identity, centre, 230 * area, ratio, turn, bright * gain)
+            shape = (centre, 230 * area, ratio, turns[frame - first], bright * gain)
+            draw(masks[frame], light[frame], identity, *shape)
     white = draws.standard_normal((FRAMES, HEIGHT, WIDTH))
     kernel = np.array(STREAK) / np.linalg.norm(STREAK)
     grain = sum(k * np.roll(white, s, axis=2) for k, s in zip(kernel, (-1, 0, 1), strict=True))
@@ -117,11 +110,10 @@ def write_fitted(root, name="01", stop=FRAMES):
 
 def quick_memory(patch):
     """Let the autocorrelation of the noise be measured on as little as it can be."""
-    scene = SceneSettings(frames=9, size=(160, 160), nuclei=8)
-    patch.setattr(texture_noise, "PAIRS", texture_noise.LEAST_PAIRS)
-    patch.setattr(texture_noise, "CALIBRATION_NUCLEI", texture_noise.LEAST_PAIRS)
-    patch.setattr(texture_noise, "ITERATIONS", 1)
-    patch.setattr(texture_noise, "CALIBRATION_SCENE", scene)
+    few = {"PAIRS": 20, "CALIBRATION_NUCLEI": 20, "ITERATIONS": 1}
+    few["CALIBRATION_SCENE"] = SceneSettings(frames=9, size=(160, 160), nuclei=8)
+    for name, value in few.items():
+        patch.setattr(texture_noise, name, value)
 
 
 ANGLES = 2 * math.pi * np.arange(CONTOUR_POINTS) / CONTOUR_POINTS
@@ -158,21 +150,3 @@ def crops_of(masks, tracks, frames, brightness=None, centres=None):
 def nuclei_of(crops, tracks=(), **changes):
     """Return the nuclei of crops in these tracks; the keywords replace what was measured."""
     return replace(measure_nuclei(crops, np.array(tracks, np.int32).reshape(-1, 4)), **changes)
-
-
-def train_line(checkpoint, nap=0.0):
-    """Train a matrix to turn its input round by one place, with a nap at each step."""
-    network = nn.Linear(4, 4)
-    nn.init.zeros_(network.bias)
-    nn.init.eye_(network.weight)
-
-    def loss_at(model, step):
-        time.sleep(nap)
-        noise = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
-        return (model(noise) - noise.roll(1, 1)).square().mean()
-
-    settings = TrainingSettings(steps=60, rate=0.05, save_every=7, check_every=20)
-    losses = (loss_at, lambda model: float(model.weight.square().sum()))
-    how = {"checkpoint": checkpoint, "purpose": "line", "progress": False}
-    log = train(network, *losses, settings, **how)
-    return network, log
