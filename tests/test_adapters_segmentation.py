@@ -1,6 +1,5 @@
 import functools
 import pickle
-import re
 import runpy
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from bvdm_data.adapters.segmentation import (
     star_distances,
     unet_targets,
 )
+from tests.helpers.clips import run_snippet
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -285,10 +285,7 @@ def test_unet_learns_maps_from_loader(capsys):
 
 
 def test_consumers_snippet_runs(capsys):
-    page = (ROOT / "docs" / "consumers.md").read_text()
-    section = page.split("\n## Segmentation:")[1].split("\n## ")[0]
-    (snippet,) = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
-    exec(compile(snippet, "consumers.md", "exec"), {})
+    run_snippet("Segmentation:")
     said = capsys.readouterr().out
     assert "'boundary': (4, 1, 128, 128)" in said
     assert said.endswith("8 (128, 128)\n8 int32\n")

@@ -1,5 +1,4 @@
 import logging
-import re
 import runpy
 import shutil
 import statistics
@@ -23,6 +22,7 @@ from bvdm_data.datasets.ctc import read_sequence
 from bvdm_data.datasets.export import export
 from bvdm_data.datasets.mixed import MixedVideos
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
+from tests.helpers.clips import run_snippet
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCALE = CameraScale(offset=32768, full=36863)
@@ -358,14 +358,11 @@ def test_raw_videos_count_all_ranks(tiny_model):
 
 @pytest.mark.parametrize("title", ["Tracking: ", "Files: "])
 def test_consumers_snippet_runs(title, tmp_path, monkeypatch):
-    page = (EXAMPLES.parent / "docs" / "consumers.md").read_text()
-    section = page.split(f"## {title}")[1].split("\n## ")[0]
-    (snippet,) = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
     if title == "Files: ":
         pytest.importorskip("geff", reason="the package geff: extra lineage")
         pytest.importorskip("zarr", minversion="3", reason="zarr 3: extra ome")
     monkeypatch.chdir(tmp_path)
-    exec(compile(snippet, "consumers.md", "exec"), {})
+    run_snippet(title)
 
 
 @pytest.mark.slow

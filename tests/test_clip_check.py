@@ -4,10 +4,7 @@ import torch
 
 from bvdm_data.clip import annotate_masks, measure_boxes, pad_rows
 from bvdm_data.clip_check import check_clip
-
-# Nucleus 1 divides into 2 and 3 in frame 1; 3 is lost in frame 2.
-MASKS = np.array([[[1, 1, 0], [1, 0, 0]], [[2, 0, 3], [0, 0, 3]], [[2, 0, 0], [2, 0, 0]]], np.int32)
-TABLE = np.array([[1, 0, 0, 0], [2, 1, 2, 1], [3, 1, 1, 1]], np.int32)
+from tests.helpers.clips import MASKS, TABLE, with_tracks
 
 
 def a_clip(max_cells=4):
@@ -23,15 +20,6 @@ def a_clip(max_cells=4):
         "index": torch.tensor(0),
         "source": torch.tensor(1, dtype=torch.int8),
     }
-
-
-def with_tracks(masks, table):
-    clip = {
-        "video": torch.zeros(len(masks), 1, *masks.shape[1:]),
-        "index": torch.tensor(0),
-        "source": torch.tensor(0, dtype=torch.int8),
-    }
-    return clip | annotate_masks(masks, table, ("masks", "tracks"), max(len(table), 1))
 
 
 def test_check_clip_passes_good_clips():

@@ -22,7 +22,6 @@ SEEDS, DENSITIES = ("3", "4"), ("1 x", "2 x", "3 x")
 
 
 def a_clip(seed=0, frames=5, size=(40, 48), first_id=1):
-    """A nucleus that divides in frame 2, and one beside it, on a ramp that grows with time."""
     masks = np.zeros((frames, *size), np.int32)
     masks[:2, 10:20, 5 + seed : 15 + seed] = 1
     masks[2:, 4:12, 0:12] = 2
@@ -123,13 +122,10 @@ def test_player_shares_one_grey_scale(tmp_path):
     assert first.max() < 0.35 < 0.9 < second.max()
 
 
-def test_player_is_one_file(page):
+def test_player_is_one_safe_file(page, tmp_path):
     assert re.findall(r"https?:|//[a-z]+\.|@import|<link|src=\"|<iframe|fetch\(", page) == []
     assert "default-src 'none'; img-src data:;" in page
     assert re.findall(r"@[A-Z]+@", page) == []
-
-
-def test_player_escapes_its_texts(page, tmp_path):
     assert "<title>A &lt; B</title>" in page
     path = tmp_path / "player.html"
     write_player({("</script><b>", "1"): a_clip()}, path)
@@ -142,43 +138,32 @@ def without(clip, key):
     return {name: value for name, value in clip.items() if name != key}
 
 
-@pytest.mark.parametrize(
-    ("clips", "message"),
-    [
+def test_player_refuses_unshowable_clips(tmp_path):
+    clip, path = a_clip(), tmp_path / "player.html"
+    batch = {key: torch.stack([value, value]) for key, value in clip.items()}
+    bare = {"video": clip["video"], "masks": clip["masks"]}
+    large = clip | {"video": torch.zeros(9, 1, 2, 6000)}
+    for clips, message in (
         ({}, "clips must hold at least one clip, got none"),
         (
-            {("0", "1"): a_clip(), ("1", "2"): a_clip()},
+            {("0", "1"): clip, ("1", "2"): clip},
             r"every value of one setting .* got no clip \('0', '2'\)",
         ),
-        ({("0", "1"): without(a_clip(), "tracks")}, r"got no tracks in clip \('0', '1'\); ask the"),
+        ({("0", "1"): bare}, r"got no tracks in clip \('0', '1'\); ask the"),
         (
-            {("0", "1"): {**a_clip(), "video": torch.zeros(9, 1, 2, 6000)}},
+            {("0", "1"): large},
             "at most 16383 pixels a side, got 9 frames of 2 x 6000 in clip .*, 18000 pixels; show",
         ),
-    ],
-    ids=["none", "no grid", "no tracks", "large"],
-)
-def test_player_refuses_unshowable_clips(clips, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
-        write_player(clips, tmp_path / "player.html")
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("name", ["01", 3, ("0",), (0, 1), ("0", np.int64(1))])
-def test_player_refuses_keys_without_pairs(name, tmp_path):
-    with pytest.raises(TypeError, match="clips must be by pairs of texts, the values of the two"):
-        write_player({name: a_clip()}, tmp_path / "player.html")
-
-
-def test_player_refuses_a_batch(tmp_path):
-    batch = {key: torch.stack([value, value]) for key, value in a_clip().items()}
-    with pytest.raises(ValueError, match=r"clips must be single ones with video \[F, 1, H, W\]"):
-        write_player({("0", "1"): batch}, tmp_path / "player.html")
-
-
-def test_player_refuses_other_suffixes(tmp_path):
+        ({("0", "1"): batch}, r"clips must be single ones with video \[F, 1, H, W\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            write_player(clips, path)
+    for name in ("01", 3, ("0",), (0, 1), ("0", np.int64(1))):
+        with pytest.raises(TypeError, match="clips must be by pairs of texts, the values of the"):
+            write_player({name: clip}, path)
     with pytest.raises(ValueError, match=r"path must end in '.html', got '.*page.htm'"):
-        write_player({("0", "1"): a_clip()}, tmp_path / "page.htm")
+        write_player({("0", "1"): clip}, tmp_path / "page.htm")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_preview_writes_player_and_mp4(tiny_model, tmp_path):
@@ -197,20 +182,17 @@ def test_preview_writes_player_and_mp4(tiny_model, tmp_path):
     assert {packed["frames"] for packed in data["clips"]} == {3}
 
 
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
+def test_preview_refuses_a_page_of_nothing():
+    for option, message in (
         ("--page-seeds 0", "--page-seeds must be at least 1, got 0"),
         ("--page-frames 0", "--page-frames must be at least 1, got 0"),
         ("--page-densities 1,-2", "must look like 0.5,1,2 (numbers above 0), got '1,-2'"),
         ("--page-densities inf", "must look like 0.5,1,2 (numbers above 0), got 'inf'"),
         ("--page-densities some", "must look like 0.5,1,2 (numbers above 0), got 'some'"),
-    ],
-)
-def test_preview_refuses_a_page_of_nothing(option, message):
-    result = CliRunner().invoke(cli, ["preview", "--page", *option.split()])
-    assert result.exit_code == 2
-    assert message in " ".join(result.output.split())
+    ):
+        result = CliRunner().invoke(cli, ["preview", "--page", *option.split()])
+        assert result.exit_code == 2
+        assert message in " ".join(result.output.split())
 
 
 def test_mp4_shows_frames_in_order(tmp_path):
@@ -228,18 +210,15 @@ def test_mp4_shows_frames_in_order(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
 
 
-@pytest.mark.parametrize(
-    ("pictures", "message"),
-    [
+def test_mp4_refuses_unequal_images(tmp_path):
+    one, turned, grey = (Image.new(*of) for of in (("RGB", (8, 6)), ("RGB", (6, 8)), ("L", (8, 6))))
+    for images, message in (
         ([], "images must hold at least one image, got none"),
-        ([("RGB", 8, 6), ("RGB", 6, 8)], r"same width and height, got \[\(6, 8\), \(8, 6\)\]"),
-        ([("RGB", 8, 6), ("L", 8, 6)], r"images must be RGB, got the mode 'L'; see Image\.conv"),
-    ],
-)
-def test_mp4_refuses_unequal_images(pictures, message, tmp_path):
-    given = [Image.new(mode, size) for mode, *size in pictures]
-    with pytest.raises(ValueError, match=message):
-        write_mp4(given, tmp_path / "clip.mp4", 4)
+        ([one, turned], r"same width and height, got \[\(6, 8\), \(8, 6\)\]"),
+        ([one, grey], r"images must be RGB, got the mode 'L'; see Image\.conv"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            write_mp4(images, tmp_path / "clip.mp4", 4)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -273,6 +252,7 @@ def test_mp4_names_its_missing_extra_first(monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the browser chromium")
 def test_browser_draws_player_and_tree(page, tmp_path):
     path = tmp_path / "player.html"
