@@ -131,9 +131,9 @@ def write_fitted(root, name="01", stop=FRAMES):
 def quick_memory(patch):
     """Let the texture's memory be measured on as little as it can be."""
     patch.setattr(memory, "PAIRS", memory.LEAST_PAIRS)
-    patch.setattr(memory, "PAINTED", memory.LEAST_PAIRS)
-    patch.setattr(memory, "ROUNDS", 1)
-    patch.setattr(memory, "FILM", SceneSettings(frames=9, size=(160, 160), nuclei=8))
+    patch.setattr(memory, "CALIBRATION_NUCLEI", memory.LEAST_PAIRS)
+    patch.setattr(memory, "ITERATIONS", 1)
+    patch.setattr(memory, "CALIBRATION_SCENE", SceneSettings(frames=9, size=(160, 160), nuclei=8))
 
 
 ANGLES = 2 * math.pi * np.arange(CONTOUR_POINTS) / CONTOUR_POINTS

@@ -366,17 +366,17 @@ def test_consumers_snippet_runs(title, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["trackastra", "raft"])
+@pytest.mark.parametrize("name", ["train_trackastra.py", "train_raft.py"])
 def test_network_learns_from_streamed_clips(name, capsys):
-    main = runpy.run_path(str(EXAMPLES / f"train_{name}.py"))["main"]
+    main = runpy.run_path(str(EXAMPLES / name))["main"]
     small = ["--workers", "0", "--method", "procedural", "--steps", "20"]
-    if name == "raft":
+    if name == "train_raft.py":
         small += ["--updates", "2", "--batch-size", "3"]
     else:
         small += ["--size", "128", "--frames", "5"]
     losses = main(small)
     assert len(losses) == 20
     assert np.isfinite(losses).all()
-    least = {"trackastra": 0.7, "raft": 1}[name]
+    least = 1 if name == "train_raft.py" else 0.7
     assert statistics.median(losses[-5:]) < least * statistics.median(losses[:3])
     assert "after 20 steps" in capsys.readouterr().out
