@@ -1,7 +1,4 @@
-"""Detection targets, and torchvision's Mask R-CNN trained on them."""
-
 import functools
-import re
 import runpy
 from pathlib import Path
 
@@ -15,6 +12,7 @@ from torchvision.transforms import v2
 
 from bvdm_data import SyntheticHeLaVideos
 from bvdm_data.adapters.detection import collate_detection, detection_targets
+from tests.helpers.clips import run_snippet
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -31,7 +29,6 @@ def videos(model, **settings):
 
 
 def drawn():
-    """Nucleus 2 in both frames, nucleus 5, one pixel wide, in the second; nothing in the third."""
     masks = torch.zeros(3, 20, 30, dtype=torch.int32)
     masks[:2, 3:9, 10:14] = 2
     masks[1, 12:19, 29] = 5
@@ -48,29 +45,15 @@ def test_detection_targets_hold_each_nucleus():
     assert second["iscrowd"].tolist() == [0, 0]
     assert torch.equal(second["masks"][1].bool(), drawn()["masks"][1] == 5)
     assert [target["image_id"] for target in (first, second, third)] == [21, 22, 23]
-    assert [list(third[key].shape) for key in ("boxes", "labels", "masks", "area")] == [
-        [0, 4],
-        [0],
-        [0, 20, 30],
-        [0],
-    ]
-
-
-@pytest.mark.parametrize("frame", [1, 2])
-def test_detection_targets_have_torchvision_types(frame):
-    target = detection_targets(drawn())[frame]
-    dtypes = {key: value.dtype for key, value in target.items() if key != "image_id"}
-    assert dtypes == {
-        "boxes": torch.float32,
-        "labels": torch.int64,
-        "masks": torch.uint8,
-        "area": torch.float32,
-        "iscrowd": torch.int64,
-        "track_ids": torch.int64,
-    }
-    assert type(target["image_id"]) is int
-    assert isinstance(target["boxes"], tv_tensors.BoundingBoxes)
-    assert target["boxes"].canvas_size == (20, 30)
+    shapes = [list(third[key].shape) for key in ("boxes", "labels", "masks", "area")]
+    assert shapes == [[0, 4], [0], [0, 20, 30], [0]]
+    dtypes = dict.fromkeys(("boxes", "area"), torch.float32) | {"masks": torch.uint8}
+    dtypes |= dict.fromkeys(("labels", "iscrowd", "track_ids"), torch.int64)
+    for target in (second, third):
+        assert type(target["image_id"]) is int
+        assert {key: value.dtype for key, value in target.items() if key != "image_id"} == dtypes
+        assert isinstance(target["boxes"], tv_tensors.BoundingBoxes)
+        assert target["boxes"].canvas_size == (20, 30)
 
 
 def test_detection_boxes_match_clip_and_torchvision(tiny_model):
@@ -122,13 +105,8 @@ def test_mask_rcnn_takes_frames_without_nuclei(example):
     for clips in ([clip | {"masks": masks}], [clip | {"masks": 0 * masks}]):
         images, targets = collate_detection(clips)
         losses = example["detector"](64).train()(images, targets)
-        assert set(losses) == {
-            "loss_classifier",
-            "loss_box_reg",
-            "loss_mask",
-            "loss_objectness",
-            "loss_rpn_box_reg",
-        }
+        parts = ("classifier", "box_reg", "mask", "objectness", "rpn_box_reg")
+        assert set(losses) == {f"loss_{part}" for part in parts}
         assert all(torch.isfinite(loss) for loss in losses.values())
     assert losses["loss_mask"] == 0
 
@@ -142,50 +120,27 @@ def test_mask_rcnn_learns_from_a_loader(example, capsys):
 
 
 def test_consumers_snippet_runs(capsys):
-    page = (ROOT / "docs" / "consumers.md").read_text()
-    section = page.split("\n## Detection:")[1].split("\n## ")[0]
-    (snippet,) = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
     torch.manual_seed(0)
-    exec(compile(snippet, "consumers.md", "exec"), {})
+    run_snippet("Detection:")
     assert "'loss_mask': " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("given", "arguments", "said"),
-    [
-        (("masks",), {"classes": "cell"}, "classes must be one of .*'cell'"),
-        (("masks",), {"classes": "stage"}, "'stages' into annotations="),
-        ((), {}, "must have the key 'masks'.*annotations="),
-        (("masks",), {"channels": 0}, "channels must be 1 or more, got 0"),
-    ],
-)
-def test_detection_refuses_impossible_arguments(tiny_model, given, arguments, said):
-    clip = videos(tiny_model, annotations=given).clip(0)
-    with pytest.raises(ValueError, match=said):
-        collate_detection([clip], **arguments)
-
-
-def test_detection_refuses_missing_stages():
-    clip = drawn() | {"stages": torch.full((5, 3), -1, dtype=torch.int8)}
-    with pytest.raises(ValueError, match=r"stages of frame 0 must be.*got \[-1\]"):
-        detection_targets(clip, classes="stage")
-
-
-def test_detection_refuses_clip_without_index(tiny_model):
-    clip = SyntheticHeLaVideos(frames=1, size=40, nuclei=2, model=tiny_model).clip(0)
-    del clip["index"]
-    with pytest.raises(ValueError, match="clip must have the key 'index', got the keys"):
-        detection_targets(clip)
-
-
-@pytest.mark.parametrize("key", ["video", "masks"])
-def test_a_clip_of_arrays_is_refused(key):
-    clip = {**drawn(), key: drawn()[key].numpy()}
-    with pytest.raises(TypeError, match=f"clip must hold tensors, got ndarray for '{key}'"):
-        detection_targets(clip)
-
-
-def test_detection_repeats_grey_channels_only():
-    clip = drawn() | {"video": torch.rand(3, 2, 20, 30)}
-    with pytest.raises(ValueError, match="channels must be that of the video, 2, got 3"):
-        collate_detection([clip], channels=3)
+def test_detection_refuses_what_is_impossible():
+    clip, index = drawn(), drawn()
+    del index["index"]
+    arrays = [clip | {key: clip[key].numpy()} for key in ("video", "masks")]
+    colour = clip | {"video": torch.rand(3, 2, 20, 30)}
+    blank = clip | {"stages": torch.full((5, 3), -1, dtype=torch.int8)}
+    for broken, arguments, error, words in (
+        (clip, {"classes": "cell"}, ValueError, "classes must be one of .*'cell'"),
+        (clip, {"classes": "stage"}, ValueError, "'stages' into annotations="),
+        ({"video": clip["video"]}, {}, ValueError, "must have the key 'masks'.*annotations="),
+        (clip, {"channels": 0}, ValueError, "channels must be 1 or more, got 0"),
+        (blank, {"classes": "stage"}, ValueError, r"stages of frame 0 must be.*got \[-1\]"),
+        (index, {}, ValueError, "clip must have the key 'index', got the keys"),
+        (arrays[0], {}, TypeError, "clip must hold tensors, got ndarray for 'video'"),
+        (arrays[1], {}, TypeError, "clip must hold tensors, got ndarray for 'masks'"),
+        (colour, {"channels": 3}, ValueError, "channels must be that of the video, 2, got 3"),
+    ):
+        with pytest.raises(error, match=words):
+            collate_detection([broken], **arguments)

@@ -1,6 +1,3 @@
-"""Rows of a Hugging Face data set, against clips."""
-
-import re
 import runpy
 import sys
 from pathlib import Path
@@ -12,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from bvdm_data import CTCVideos, MixedVideos, SyntheticHeLaVideos
 from bvdm_data.adapters.huggingface import to_huggingface
+from tests.helpers.clips import run_snippet
 from tests.helpers.streams import Numbers, batches, logged
 
 ROOT = Path(__file__).parents[1]
@@ -72,8 +70,7 @@ def test_huggingface_rows_survive_arrays_and_tables(datasets, tiny_model, tmp_pa
         assert np.array_equal(kept[key], clip[key].numpy(), equal_nan=key != "masks"), key
 
 
-@pytest.mark.parametrize("per_shard", [1, 3])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("workers", "per_shard"), [(0, 3), (2, 1), (2, 3)])
 def test_workers_make_each_clip_once(datasets, workers, per_shard, tmp_path):
     log = tmp_path / "made.txt"
     rows = to_huggingface(Numbers(length=8, log=log), clips_per_shard=per_shard)
@@ -122,8 +119,6 @@ def test_huggingface_takes_real_and_mixed(datasets, tiny_ctc):
 
 
 class Made:
-    """Clips of one tensor."""
-
     def __init__(self, value):
         self.value = value
 
@@ -148,19 +143,14 @@ def test_huggingface_refuses_odd_tensors(datasets, tiny_model):
         to_huggingface(videos(tiny_model), clips=2, clips_per_shard=0)
 
 
-def test_the_example_trains(datasets, capsys):
+def test_huggingface_example_trains(datasets, capsys):
     main = runpy.run_path(str(ROOT / "examples" / "stream_huggingface.py"))["main"]
-    losses = main(
-        ["--steps", "4", "--frames", "2", "--size", "64", "--batch-size", "2", "--workers", "0"]
-    )
+    small = "--steps 4 --frames 2 --size 64 --batch-size 2 --workers 0"
+    losses = main(small.split())
     assert len(losses) == 4
     assert losses[-1] < losses[0]
     assert "after 4 steps" in capsys.readouterr().out
 
 
 def test_the_snippet_of_the_page_runs(datasets):
-    text = (ROOT / "docs" / "consumers.md").read_text().split("## Frameworks")[1]
-    (snippet,) = [
-        code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "hugging" in code
-    ]
-    exec(compile(snippet, "consumers.md", "exec"), {})
+    run_snippet("Frameworks", "hugging")

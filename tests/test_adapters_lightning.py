@@ -1,8 +1,5 @@
-"""The data module, in trainings of Lightning that are cut off and resumed."""
-
 import contextlib
 import json
-import re
 import runpy
 import sys
 from pathlib import Path
@@ -13,6 +10,7 @@ from torch.utils.data import IterableDataset
 
 from bvdm_data import CTCVideos, MixedVideos, SyntheticHeLaVideos
 from bvdm_data.adapters.lightning import ClipDataModule
+from tests.helpers.clips import run_snippet
 from tests.helpers.streams import Numbers, logged
 
 ROOT = Path(__file__).parents[1]
@@ -27,8 +25,7 @@ class Cut(Exception):
 
 
 def train(folder, module, stop=None, resume=None, estimate=False, tell=None, more=(), **how):
-    """Train until it is cut off; return trainer's epoch, epoch and numbers of each batch."""
-    # Takes long to import.
+    # Returns the trainer's epoch, the epoch and the clip numbers of each batch.
     import lightning.pytorch as lightning
 
     seen, checked = [], []
@@ -50,8 +47,7 @@ def train(folder, module, stop=None, resume=None, estimate=False, tell=None, mor
         def validation_step(self, batch):
             checked.append(batch["index"].tolist())
 
-        def test_step(self, batch):
-            checked.append(batch["index"].tolist())
+        test_step = validation_step
 
         def configure_optimizers(self):
             if estimate:
@@ -89,9 +85,15 @@ def test_lightning_names_its_missing_extra(monkeypatch):
         names["ClipDataModule"](Numbers(length=2))
 
 
-@pytest.mark.parametrize("estimate", [False, True])
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("stop", [1, 4, 5, 7])
+@pytest.mark.parametrize(
+    ("stop", "workers", "estimate"),
+    [
+        (4, 0, False),
+        *(pytest.param(*case, marks=pytest.mark.heavy) for case in [
+            (1, 2, True), (1, 0, True), (5, 2, False), (5, 0, True), (7, 2, True), (4, 2, False),
+        ]),
+    ],
+)  # fmt: skip
 def test_lightning_resumes_after_any_batch(stop, workers, estimate, tmp_path):
     log = tmp_path / "made.txt"
     how = {"max_epochs": 2, "estimate": estimate}
@@ -103,6 +105,7 @@ def test_lightning_resumes_after_any_batch(stop, workers, estimate, tmp_path):
     assert len(logged(log)) == 2 * (10 - stop)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("length", "batches", "how"),
     [
@@ -123,24 +126,21 @@ def test_lightning_resumes_however_epochs_end(length, batches, how, tmp_path):
         assert rest == whole[stop:]
 
 
+@pytest.mark.heavy
 def test_lightning_resumes_at_epoch_end(tmp_path):
     whole = train(tmp_path, numbers(), max_epochs=3)
     for epoch in (0, 1, 2):
         path = tmp_path / f"end-epoch={epoch}.ckpt"
-        assert (
-            train(tmp_path / "on", numbers(), resume=path, max_epochs=3) == whole[5 * epoch + 5 :]
-        )
-
-
-def test_lightning_resumes_twice(tmp_path):
-    whole = train(tmp_path / "whole", numbers(), max_epochs=2)
-    seen = train(tmp_path, numbers(), 2, max_epochs=2)
+        rest = train(tmp_path / "on", numbers(), resume=path, max_epochs=3)
+        assert rest == whole[5 * epoch + 5 :]
+    seen = train(tmp_path / "twice", numbers(), 2, max_epochs=3)
     for stop in (1, 4):
-        path = tmp_path / f"step={len(seen)}.ckpt"
-        seen += train(tmp_path, numbers(), stop, resume=path, max_epochs=2)
+        path = tmp_path / "twice" / f"step={len(seen)}.ckpt"
+        seen += train(tmp_path / "twice", numbers(), stop, resume=path, max_epochs=3)
     assert seen == whole[:7]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("estimate", [False, True])
 def test_lightning_resumes_from_other_checkpoints(estimate, tmp_path):
     from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
@@ -164,6 +164,7 @@ def test_lightning_resumes_from_other_checkpoints(estimate, tmp_path):
         assert train(tmp_path / "on", module(), resume=path, **how) == whole[stop:]
 
 
+@pytest.mark.heavy
 def test_lightning_validation_repeats_its_clips(tmp_path):
     def module():
         others = {"val": Numbers(length=3), "test": lambda: Numbers(length=4, batch_size=3)}
@@ -180,6 +181,7 @@ def test_lightning_validation_repeats_its_clips(tmp_path):
         assert rest == whole[stop:]
 
 
+@pytest.mark.heavy
 def test_lightning_shuffles_real_clips_and_resumes(tiny_ctc, tmp_path):
     def module(**how):
         videos = CTCVideos(tiny_ctc, frames=2, size=32, border=0, length=7)
@@ -209,29 +211,21 @@ def test_lightning_sets_epoch_of_real_clips(tiny_ctc):
     assert not torch.equal(clips["video"], videos.clip(1)["video"])
 
 
-@pytest.mark.parametrize("batch_size", [None, 4])
-def test_lightning_keeps_quotas_of_mix(batch_size, tiny_model, tmp_path):
-    def source():
-        return SyntheticHeLaVideos(frames=2, size=40, nuclei=1, model=tiny_model)
-
-    mix = MixedVideos({"a": source(), "b": source()}, quotas={"a": 1, "b": 1}, length=8)
-    if batch_size is None:
-        module = ClipDataModule(mix)
-        assert module.batch_size == 2
-        assert len(train(tmp_path, module, max_epochs=1)) == 4
-    else:
-        with pytest.raises(ValueError, match=r"batch_size must be that of train.*=2, got 4"):
-            ClipDataModule(mix, batch_size=batch_size)
+def test_lightning_keeps_quotas_of_mix(tiny_model, tmp_path):
+    one, two = (
+        SyntheticHeLaVideos(frames=2, size=40, nuclei=1, model=tiny_model) for _ in range(2)
+    )
+    mix = MixedVideos({"a": one, "b": two}, quotas={"a": 1, "b": 1}, length=8)
+    with pytest.raises(ValueError, match=r"batch_size must be that of train.*=2, got 4"):
+        ClipDataModule(mix, batch_size=4)
+    module = ClipDataModule(mix)
+    assert module.batch_size == 2
+    assert len(train(tmp_path, module, max_epochs=1)) == 4
 
 
 def test_lightning_calls_a_factory_once(tmp_path):
     made = []
-
-    def make():
-        made.append(1)
-        return Numbers(length=4)
-
-    module = ClipDataModule(make, batch_size=2)
+    module = ClipDataModule(lambda: made.append(1) or Numbers(length=4), batch_size=2)
     assert made == []
     assert module.videos is None
     assert len(train(tmp_path, module, max_epochs=2)) == 4
@@ -239,6 +233,7 @@ def test_lightning_calls_a_factory_once(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.skipif(sys.platform != "linux", reason="forks the ranks")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("workers", [0, 1])
@@ -262,35 +257,28 @@ def test_lightning_ranks_split_clips_and_resume(workers, tmp_path):
 
 
 class Others(IterableDataset):
-    """Clips that keep no place."""
-
     def __iter__(self):
         return iter(())
 
 
-@pytest.mark.parametrize(
-    ("train_given", "how", "error", "message"),
-    [
-        (Others(), {}, TypeError, "train must be a stream of clips"),
-        (3, {}, TypeError, "train must be a stream of clips.*got 3"),
+def test_lightning_refuses_bad_arguments():
+    stream = "must be a stream of clips"
+    for given, how, error, message in (
+        (Others(), {}, TypeError, f"train {stream}"),
+        (3, {}, TypeError, f"train {stream}.*got 3"),
         (list, {}, ValueError, "train must hold at least one clip"),
-        (Others, {}, TypeError, "train must be a stream of clips"),
-        (Numbers, {"val": 3}, TypeError, "val must be a stream of clips.*got 3"),
-        (Numbers, {"val": [Others()]}, TypeError, "val must be a stream of clips"),
-        (Numbers, {"test": lambda: None}, TypeError, "test must be a stream of clips"),
+        (Others, {}, TypeError, f"train {stream}"),
+        (Numbers, {"val": 3}, TypeError, f"val {stream}.*got 3"),
+        (Numbers, {"val": [Others()]}, TypeError, f"val {stream}"),
+        (Numbers, {"test": lambda: None}, TypeError, f"test {stream}"),
         (Numbers, {"batch_size": 0}, ValueError, "batch_size must be 1 or more"),
         (Numbers, {"num_workers": -1}, ValueError, "num_workers must be 0 or more"),
         (Numbers, {"persistent_workers": True}, ValueError, "persistent_workers must be False"),
         (Numbers, {"sampler": [0]}, TypeError, "sampler must not be given"),
         (Numbers, {"seed": -1}, ValueError, "seed must be"),
-    ],
-)
-def test_bad_arguments_are_named(train_given, how, error, message):
-    with pytest.raises(error, match=message):
-        ClipDataModule(train_given, **how).setup()
-
-
-def test_lightning_refuses_training_stream_for_validation():
+    ):
+        with pytest.raises(error, match=message):
+            ClipDataModule(given, **how).setup()
     videos = Numbers(length=4)
     with pytest.raises(ValueError, match="val must be another data set than train"):
         ClipDataModule(videos, val=[Numbers(length=2), videos])
@@ -313,9 +301,5 @@ def test_lightning_example_trains_and_resumes(tmp_path):
 
 
 def test_the_snippet_of_the_page_runs(tmp_path, monkeypatch):
-    text = (ROOT / "docs" / "consumers.md").read_text().split("## Frameworks")[1]
-    (snippet,) = [
-        code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "lightning" in code
-    ]
     monkeypatch.chdir(tmp_path)
-    exec(compile(snippet, "consumers.md", "exec"), {})
+    run_snippet("Frameworks", "lightning")

@@ -1,6 +1,5 @@
 import importlib
 import importlib.metadata
-import re
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +13,14 @@ from bvdm_data.datasets.ctc_videos import CTCVideos
 from bvdm_data.datasets.export import export
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.datasets.tiff import write_image
+from tests.helpers.clips import run_snippet
 
 MANIFEST = Path(adapter.__file__).with_name("napari.yaml")
 
 
 @pytest.fixture(scope="module")
 def clip(tiny_ctc):
-    """Return the tiny video: nucleus 2 divides into 5 and 6, 4 enters late, 3 leaves."""
+    # Nucleus 2 divides into 5 and 6, 4 enters late, 3 leaves.
     return CTCVideos(tiny_ctc, frames=12, size=(128, 160), border=0, windows="grid").clip(0)
 
 
@@ -29,7 +29,6 @@ def kinds(made):
 
 
 def centres(masks):
-    """Rows (id, frame, y, x) of all masks, found pixel by pixel."""
     rows = []
     for identity in range(1, int(masks.max()) + 1):
         for frame, mask in enumerate(masks):
@@ -54,12 +53,10 @@ def test_napari_layers_are_image_labels_tracks(clip):
     low, high = made[0][1]["contrast_limits"]
     assert video.min() <= low < high <= video.max()
 
-
-def test_napari_graph_has_every_parent(clip):
     table = clip["tracks"].numpy()
     divided = {int(row[0]): [int(row[3])] for row in table if row[3]}
     assert divided == {5: [2], 6: [2]}
-    assert adapter.layers(clip)[2][1]["graph"] == divided
+    assert made[2][1]["graph"] == divided
 
 
 def test_napari_layers_follow_the_clip(clip):
@@ -73,9 +70,6 @@ def test_napari_layers_follow_the_clip(clip):
     assert len(adapter.layers({**empty, "tracks": torch.zeros_like(clip["tracks"])})) == 2
     black = adapter.layers({"video": torch.zeros_like(clip["video"])})
     assert black[0][1]["contrast_limits"] == (0, 1)
-
-
-def test_a_batch_of_clips_is_refused(clip):
     with pytest.raises(ValueError, match="clip must be one clip with video"):
         adapter.layers(default_collate([clip, clip]))
 
@@ -102,17 +96,14 @@ def test_napari_reads_all_videos_of_folder(tiny_video, tmp_path):
         f"{video} {kind}" for video in ("01", "02") for kind in ("video", "masks", "tracks")
     ]
     assert len(adapter.read(str(tmp_path / "02"))) == 3
-
-
-def test_napari_reads_video_without_truth(tiny_ctc, tmp_path):
-    (tmp_path / "01").symlink_to(tiny_ctc / "01")
-    assert kinds(adapter.read(str(tmp_path))) == [("01 video", "image")]
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "01").symlink_to(tmp_path / "01")
+    assert kinds(adapter.read(str(tmp_path / "alone"))) == [("01 video", "image")]
 
 
 def test_napari_reads_export_with_lineage(tiny_model, tmp_path):
-    export(
-        tmp_path, frames=14, size=(96, 96), sequences=1, model=tiny_model, nuclei=6, progress=False
-    )
+    given = {"frames": 14, "size": (96, 96), "sequences": 1, "nuclei": 6, "progress": False}
+    export(tmp_path, model=tiny_model, **given)
     video, masks, tracks = adapter.read(str(tmp_path))
     assert video[0].shape == masks[0].shape == (14, 96, 96)
     table = np.loadtxt(tmp_path / "01_GT" / "TRA" / "man_track.txt", int, ndmin=2)
@@ -137,19 +128,16 @@ def test_napari_keeps_untracked_masks(tiny_video, tmp_path):
     assert places[0][:, 0].tolist() == [1, 2, 3]
 
 
-def test_napari_ignores_table_at_root():
-    assert adapter.reader("/man_track.txt") is None
-
-
-@pytest.mark.parametrize("name", ["missing", "t000.tif", "empty"])
-def test_napari_ignores_other_paths(name, tmp_path):
+def test_napari_ignores_other_paths(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "t000.tif").touch()
-    path = str(tmp_path / name)
-    assert adapter.reader(path) is None
-    assert adapter.reader([path]) is None
-    with pytest.raises(FileNotFoundError, match="path must be a folder in the layout of the Cell"):
-        adapter.read(path)
+    assert adapter.reader("/man_track.txt") is None
+    for name in ("missing", "t000.tif", "empty"):
+        path = str(tmp_path / name)
+        assert adapter.reader(path) is None
+        assert adapter.reader([path]) is None
+        with pytest.raises(FileNotFoundError, match="path must be a folder in the layout of the"):
+            adapter.read(path)
 
 
 def test_napari_sample_is_shipped_clip(monkeypatch):
@@ -162,10 +150,7 @@ def test_napari_sample_is_shipped_clip(monkeypatch):
 
 
 def test_consumers_snippet_runs(capsys):
-    page = (Path(__file__).parents[1] / "docs" / "consumers.md").read_text()
-    section = page.split("\n## Looking:")[1].split("\n## ")[0]
-    (snippet,) = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
-    exec(compile(snippet, "consumers.md", "exec"), {})
+    run_snippet("Looking:")
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["image video (8, 128, 128)", "labels masks (8, 128, 128)"]
     assert lines[2].startswith("tracks tracks (")

@@ -50,13 +50,19 @@ def test_ray_task_retries_then_gives_up(monkeypatch, tmp_path):
             raise OSError("stale file handle")
         return True
 
-    monkeypatch.setattr(adapter, "make_shard", failing)
+    monkeypatch.setattr(adapter, "write_shard", failing)
     monkeypatch.setattr(adapter.time, "sleep", pauses.append)
     assert adapter._made({"id": 7}, Plan, 2) == {"shard": "7.tar", "written": True}
     assert pauses == [1, 2]
     left[0] = 2
     with pytest.raises(OSError, match="stale file handle"):
         adapter._made({"id": 7}, Plan, 1)
+
+
+def heavy_ray(test):
+    for mark in (pytest.mark.slow, pytest.mark.heavy, pytest.mark.filterwarnings("ignore")):
+        test = mark(test)
+    return test
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +76,7 @@ def cluster():
     ray.shutdown()
 
 
-slow = pytest.mark.slow
-noisy = pytest.mark.filterwarnings("ignore")  # by ray
-
-
-@slow
-@noisy
+@heavy_ray
 def test_ray_shards_equal_one_process(cluster, tmp_path, tiny_model):
     how = {"clips": 10, "clips_per_shard": 4}
     names = write_shards(small(tiny_model), tmp_path / "one", progress=False, **how)
@@ -88,8 +89,7 @@ def test_ray_shards_equal_one_process(cluster, tmp_path, tiny_model):
         ray_export(small(tiny_model, seed=4), tmp_path / "ray", **how)
 
 
-@slow
-@noisy
+@heavy_ray
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="finds the worker in /proc")
 def test_ray_remakes_shard_of_killed_worker(cluster, tmp_path, tiny_model):
     folder, killed = tmp_path / "ray", []
@@ -124,8 +124,7 @@ def _target(link):
         return ""
 
 
-@slow
-@noisy
+@heavy_ray
 def test_ray_rows_are_clips(cluster, tiny_model):
     videos = small(tiny_model)
     videos.set_epoch(2)
@@ -146,8 +145,7 @@ def test_ray_rows_are_clips(cluster, tiny_model):
     )
 
 
-@slow
-@noisy
+@heavy_ray
 def test_ray_refuses_endless_and_transforms(cluster, tiny_model):
     with pytest.raises(ValueError, match="clips must be given for an endless data set"):
         ray_dataset(small(tiny_model))

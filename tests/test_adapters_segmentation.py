@@ -1,8 +1,5 @@
-"""Targets for segmentation networks, against the packages that they are made for."""
-
 import functools
 import pickle
-import re
 import runpy
 from pathlib import Path
 
@@ -24,6 +21,7 @@ from bvdm_data.adapters.segmentation import (
     star_distances,
     unet_targets,
 )
+from tests.helpers.clips import run_snippet
 from tests.helpers.films import ellipse
 
 ROOT = Path(__file__).parents[1]
@@ -54,13 +52,15 @@ def videos(model, **settings):
     return SyntheticHeLaVideos(model=model, method="procedural", **settings)
 
 
-@pytest.mark.parametrize("rays", [3, 7, 12, 32, 64])
+@pytest.mark.parametrize("rays", [3, 32, 64])
 def test_star_distances_are_those_of_stardist(crowds, rays):
     found = star_distances(crowds, rays)
     assert (found.shape, found.dtype) == ((4, rays, 72, 90), torch.float32)
     for masks, of_frame in zip(crowds.numpy(), found, strict=True):
         known = np.moveaxis(star_dist(masks, rays, mode="cpp"), -1, 0)
         np.testing.assert_allclose(of_frame.numpy(), known, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="rays must be 3 or more, got 2"):
+        star_distances(crowds, 2)
 
 
 def test_rays_start_right_and_turn_down():
@@ -87,12 +87,12 @@ def test_boundary_lies_on_both_sides(crowds):
     assert {(value.dtype, value.shape) for value in maps.values()} == {
         (torch.float32, (4, 1, 72, 90))
     }
-
-
-def test_targets_of_empty_frame_are_zero():
     masks = torch.zeros(2, 8, 9, dtype=torch.int32)
     assert star_distances(masks).count_nonzero() == 0
     assert sum(value.count_nonzero() for value in unet_targets(masks).values()) == 0
+    masks[0, 2:5, 2:5] = 3
+    for dtype in (torch.uint8, torch.uint16, torch.int16):
+        assert torch.equal(object_probability(masks.to(dtype)), object_probability(masks))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -112,70 +112,42 @@ def test_loader_gives_frames_with_rays(tiny_model):
     collate = functools.partial(collate_stardist, rays=8)
     batch = next(iter(DataLoader(videos(tiny_model), batch_size=2, collate_fn=collate)))
     shapes = {name: list(value.shape) for name, value in batch.items()}
-    assert shapes == {
-        "image": [6, 1, 64, 80],
-        "probability": [6, 1, 64, 80],
-        "distances": [6, 8, 64, 80],
-    }
+    plain = [6, 1, 64, 80]
+    assert shapes == {"image": plain, "probability": plain, "distances": [6, 8, 64, 80]}
     inside = batch["probability"] > 0
     assert inside.any()
     assert torch.equal((batch["distances"] > 0).all(1, keepdim=True), inside)
 
 
-def test_segmentation_refuses_mixed_sizes(tiny_model):
-    clips = [videos(tiny_model, size=side).clip(0) for side in (48, 64)]
+def test_segmentation_refuses_wrong_clips(tiny_model):
+    data = videos(tiny_model)
+    clip, batch = data.clip(0), next(iter(DataLoader(data, batch_size=2)))
     with pytest.raises(ValueError, match=r"must have one \(C, H, W\).*same size="):
-        collate_unet(clips)
-
-
-def test_segmentation_refuses_clips_without_masks(tiny_model):
-    clip = videos(tiny_model, annotations=()).clip(0)
-    for make in (collate_unet, collate_stardist, frame_lists):
-        with pytest.raises(ValueError, match=r"must have the key 'masks'.*annotations="):
-            make([clip])
-
-
-def test_segmentation_refuses_a_batch(tiny_model):
-    batch = next(iter(DataLoader(videos(tiny_model), batch_size=2)))
+        collate_unet([clip, videos(tiny_model, size=48).clip(0)])
     with pytest.raises(ValueError, match=r"one clip with video \[F, C, H, W\].*collate_fn="):
         frame_lists([batch])
+    for make in (collate_unet, collate_stardist, frame_lists):
+        with pytest.raises(TypeError, match=r"clip must be a dict.*got str; .*give a list of them"):
+            make(clip)
+        with pytest.raises(ValueError, match=r"must have the key 'masks'.*annotations="):
+            make([{key: value for key, value in clip.items() if key != "masks"}])
+    with pytest.raises(TypeError, match=r"videos must be a data set with clip\(index\).*got list"):
+        frame_sequences([clip], clips=1)
+    with pytest.raises(ValueError, match=r"clips must be given.*clips=100"):
+        frame_sequences(videos(tiny_model, length=None))
 
 
-@pytest.mark.parametrize("make", [collate_unet, collate_stardist, frame_lists])
-def test_segmentation_refuses_a_single_clip(make, tiny_model):
-    with pytest.raises(TypeError, match=r"clip must be a dict.*got str; .*give a list of them"):
-        make(videos(tiny_model).clip(0))
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int16])
-def test_ids_take_any_integer_type(dtype):
-    masks = torch.zeros(1, 8, 8, dtype=dtype)
-    masks[0, 2:5, 2:5] = 3
-    assert torch.equal(object_probability(masks), object_probability(masks.int()))
-
-
-def test_segmentation_refuses_masks_of_arrays():
-    with pytest.raises(TypeError, match=r"masks must be a tensor, got ndarray; see torch\.as"):
-        unet_targets(np.ones((1, 8, 8), int))
-
-
-@pytest.mark.parametrize(
-    ("masks", "said"),
-    [
+def test_segmentation_refuses_wrong_masks():
+    for masks, words in (
         (torch.zeros(8, 8, dtype=torch.int32), r"whole numbers \[N, H, W\]"),
         (torch.zeros(1, 8, 8), "float32"),
         (torch.full((1, 8, 8), -1), "0 or more, got -1"),
-    ],
-)
-def test_segmentation_refuses_masks_without_ids(masks, said):
-    for make in (unet_targets, object_probability, star_distances, cellpose_flows):
-        with pytest.raises(ValueError, match=said):
-            make(masks)
-
-
-def test_too_few_rays_are_refused(crowds):
-    with pytest.raises(ValueError, match="rays must be 3 or more, got 2"):
-        star_distances(crowds, 2)
+    ):
+        for make in (unet_targets, object_probability, star_distances, cellpose_flows):
+            with pytest.raises(ValueError, match=words):
+                make(masks)
+    with pytest.raises(TypeError, match=r"masks must be a tensor, got ndarray; see torch\.as"):
+        unet_targets(np.ones((1, 8, 8), int))
 
 
 def test_frame_lists_own_their_memory(tiny_model):
@@ -187,20 +159,11 @@ def test_frame_lists_own_their_memory(tiny_model):
     assert np.array_equal(labels[4], clips[1]["masks"][1])
     labels[4][:] = 0
     assert clips[1]["masks"][1].any()
-
-
-def test_channels_of_an_image_come_last():
-    clip = {
-        "video": torch.rand(2, 3, 8, 9),
-        "masks": torch.ones(2, 8, 9, dtype=torch.int32),
-    }
-    images, _ = frame_lists([clip])
-    assert np.array_equal(images[1], clip["video"][1].permute(1, 2, 0))
+    colour = {"video": torch.rand(2, 3, 8, 9), "masks": torch.ones(2, 8, 9, dtype=torch.int32)}
+    assert np.array_equal(frame_lists([colour])[0][1], colour["video"][1].permute(1, 2, 0))
 
 
 class Counted(SyntheticHeLaVideos):
-    """Says which clips were made."""
-
     made = ()
 
     def clip(self, index):
@@ -235,45 +198,22 @@ def test_frame_sequences_limit_kept_clips(tiny_model):
     assert data.made == (0, 1, 2, 1)
 
 
-def test_frame_sequences_follow_the_epoch(tiny_model):
-    data = counted(tiny_model)
-    images, _ = frame_sequences(data)
-    before = images[0]
-    data.set_epoch(1)
-    assert not np.array_equal(images[0], before)
-    assert np.array_equal(images[0], data.clip(0)["video"][0, 0])
-
-
-def test_sequences_transform_images_and_leave_labels(tiny_model):
+def test_frame_sequences_transform_pickle_and_follow(tiny_model):
     data = counted(tiny_model)
     images, labels = frame_sequences(data, transform=np.negative)
-    assert np.array_equal(images[1], -data.clip(0)["video"][1, 0].numpy())
-    assert np.array_equal(labels[1], data.clip(0)["masks"][1])
-
-
-def test_sequences_go_to_another_process(tiny_model):
-    images, labels = frame_sequences(videos(tiny_model))
+    before = data.clip(0)
+    assert np.array_equal(images[1], -before["video"][1, 0].numpy())
+    assert np.array_equal(labels[1], before["masks"][1])
+    images, labels = frame_sequences(data)
     image, label = pickle.loads(pickle.dumps((images, labels)))
-    assert np.array_equal(image[7], images[7])
-    assert np.array_equal(label[7], labels[7])
-
-
-def test_frame_sequences_refuse_endless_sets(tiny_model):
-    with pytest.raises(ValueError, match=r"clips must be given.*clips=100"):
-        frame_sequences(videos(tiny_model, length=None))
-
-
-def test_frame_sequences_of_mix_end(tiny_model):
+    assert np.array_equal(image[5], images[5])
+    assert np.array_equal(label[5], labels[5])
+    data.set_epoch(1)
+    assert not np.array_equal(images[0], before["video"][0, 0])
+    assert np.array_equal(images[0], data.clip(0)["video"][0, 0])
     sources = {"a": videos(tiny_model, length=2), "b": videos(tiny_model, length=3)}
-    quotas = {"a": 1, "b": 1}
-    mix = MixedVideos(sources, quotas=quotas, at_end="stop", shard=(1, 2))
-    images, _ = frame_sequences(mix)
-    assert len(images) == 4 * mix.frames
-
-
-def test_frame_sequences_refuse_lists(tiny_model):
-    with pytest.raises(TypeError, match=r"videos must be a data set with clip\(index\).*got list"):
-        frame_sequences([videos(tiny_model).clip(0)], clips=1)
+    mix = MixedVideos(sources, quotas={"a": 1, "b": 1}, at_end="stop", shard=(1, 2))
+    assert len(frame_sequences(mix)[0]) == 4 * mix.frames
 
 
 def heat_flows(masks, label):
@@ -345,10 +285,7 @@ def test_unet_learns_maps_from_loader(capsys):
 
 
 def test_consumers_snippet_runs(capsys):
-    page = (ROOT / "docs" / "consumers.md").read_text()
-    section = page.split("\n## Segmentation:")[1].split("\n## ")[0]
-    (snippet,) = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
-    exec(compile(snippet, "consumers.md", "exec"), {})
+    run_snippet("Segmentation:")
     said = capsys.readouterr().out
     assert "'boundary': (4, 1, 128, 128)" in said
     assert said.endswith("8 (128, 128)\n8 int32\n")

@@ -1,5 +1,3 @@
-"""The bench: what it measures adds up, what it says follows from that, and its page is its JSON."""
-
 import json
 import sys
 import time
@@ -10,10 +8,7 @@ from click.testing import CliRunner
 
 from benchmarks import curves
 from benchmarks.speed_tables import TABLES, filled
-from bvdm_data import bench as advice
 from bvdm_data import bench as benching
-from bvdm_data import bench as loops
-from bvdm_data import bench as pace
 from bvdm_data.bench import (
     LoaderStall,
     Loop,
@@ -54,8 +49,6 @@ SOON = 1e-6
 
 @pytest.fixture
 def tiny(tiny_model):
-    """Make a data set of small clips; the keywords replace arguments."""
-
     def tiny(**changes):
         arguments = {
             "frames": 2, "size": (64, 72), "model": tiny_model, "nuclei": 3, "max_cells": 32
@@ -65,34 +58,25 @@ def tiny(tiny_model):
     return tiny
 
 
-class Clock:
-    """A clock that goes on only when somebody sleeps or works."""
-
-    def __init__(self, patch):
-        self.now = 0.0
-        patch.setattr(time, "perf_counter", lambda: self.now)
-        patch.setattr(time, "sleep", self.pass_by)
-
-    def pass_by(self, seconds):
-        self.now += seconds
-
-
 @pytest.fixture
 def slow_clips(monkeypatch):
     """Let every clip take a quarter of a second of a clock that only that and sleep move."""
-    clock, made = Clock(monkeypatch), []
+    now, made = [0.0], []
+
+    def sleep(seconds):
+        now[0] += seconds
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "sleep", sleep)
     real = SyntheticHeLaVideos.clip
 
     def clip(videos, index):
-        clock.pass_by(0.25)
+        sleep(0.25)
         made.append(int(index))
         return real(videos, index)
 
     monkeypatch.setattr(SyntheticHeLaVideos, "clip", clip)
     return made
-
-
-# Pace
 
 
 def test_throughput_counts_clips_and_frames(tiny, slow_clips):
@@ -104,32 +88,23 @@ def test_throughput_counts_clips_and_frames(tiny, slow_clips):
     assert found.nuclei == pytest.approx(sum(counted) / 8)
     size = sum(value.nbytes for value in videos.clip(5).values())
     assert found.megabytes == pytest.approx(size / 1e6)
+    assert measure_throughput(videos, 0, SOON).clips == 1
 
 
-def test_throughput_makes_at_least_one_clip(tiny, slow_clips):
-    assert measure_throughput(tiny(), 0, SOON).clips == 1
-
-
-@pytest.mark.parametrize("annotations", [("tracks",), ("masks",)])
-def test_count_nuclei_by_tracks_or_masks(tiny, annotations):
-    whole = tiny().clip(0)
-    assert count_nuclei(tiny(annotations=annotations).clip(0)) == count_nuclei(whole) >= 3
-
-
-def test_count_nuclei_without_annotations_is_zero(tiny):
+def test_count_nuclei_by_tracks_or_masks(tiny):
+    whole = count_nuclei(tiny().clip(0))
+    for annotations in (("tracks",), ("masks",)):
+        assert count_nuclei(tiny(annotations=annotations).clip(0)) == whole >= 3
     assert count_nuclei(tiny(annotations=()).clip(0)) == 0
 
 
-def test_warm_up_fills_the_cell_bank(tiny):
+def test_warm_up_fills_the_cell_bank(tiny, slow_clips):
     videos = tiny(pool=PoolSettings(pairs=6, renew=0))
-    clips = warm_up(videos)
-    assert clips >= 6
+    assert warm_up(videos) >= 6
     kept = videos._pool._kept
     assert len(kept) == 6
     assert sum(pair.painted is not None for pair in kept.values()) >= 5
-
-
-def test_warm_up_needs_one_clip_otherwise(tiny, slow_clips):
+    slow_clips.clear()
     assert warm_up(tiny()) == 1
     assert slow_clips == [0]
 
@@ -137,55 +112,45 @@ def test_warm_up_needs_one_clip_otherwise(tiny, slow_clips):
 def test_profile_names_every_span(tiny):
     costs = profile_clips(tiny(annotations=ANNOTATIONS), 0, 2)
     assert set(costs.milliseconds) == {*SPANS, "other"}
-    assert all(value >= 0 for value in costs.milliseconds.values())
+    assert costs.milliseconds["other"] >= 0
     assert all(costs.milliseconds[name] > 0 for name in SPANS)
     assert sum(costs.shares.values()) == pytest.approx(1)
 
 
+def burn(seconds):
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+
+
 def test_profile_finds_the_slowest_span(tiny, monkeypatch):
-    real = synthetic.to_clip
-
-    def slow(*arguments):
-        end = time.perf_counter() + 0.3
-        while time.perf_counter() < end:
+    def transform(clip):
+        with profile_span("lives"):
             pass
-        return real(*arguments)
+        burn(0.2)
+        return clip
 
-    monkeypatch.setattr(synthetic, "to_clip", slow)
+    assert profile_clips(tiny(transform=transform), 0, 1).milliseconds["other"] >= 200
+    real = synthetic.to_clip
+    monkeypatch.setattr(synthetic, "to_clip", lambda *given: (burn(0.3), real(*given))[1])
     costs = profile_clips(tiny(), 0, 2)
     assert costs.milliseconds["annotations"] >= 300
     assert max(costs.shares, key=costs.shares.get) == "annotations"
-
-
-def test_profile_counts_other_work(tiny):
-    def lingering(clip):
-        with profile_span("lives"):
-            pass
-        end = time.perf_counter() + 0.2
-        while time.perf_counter() < end:
-            pass
-        return clip
-
-    assert profile_clips(tiny(transform=lingering), 0, 1).milliseconds["other"] >= 200
-
-
-@pytest.mark.parametrize(("steps", "calls"), [(1, 1), (3, 3)])
-def test_calls_of_the_network_are_counted(tiny, steps, calls):
-    # All nuclei of such a clip share a call: they are few and small enough for one patch.
-    videos = tiny(method=FastSettings(steps=steps), nuclei=1, size=64, frames=1)
-    seen = []
-    network = tiny_network(videos)
-    hook = network.register_forward_hook(lambda *_: seen.append(1))
-    found = profile_clips(videos, 0, 2).calls
-    hook.remove()
-    assert found == len(seen) / 2 >= calls
 
 
 def tiny_network(videos):
     return load(videos.model).get_denoiser(videos.method.steps)
 
 
-def test_profile_without_network_has_no_calls(tiny):
+def test_profile_counts_calls_of_network(tiny):
+    for steps in (1, 3):
+        # All nuclei of such a clip share a call: they are few and small enough for one patch.
+        videos = tiny(method=FastSettings(steps=steps), nuclei=1, size=64, frames=1)
+        seen = []
+        hook = tiny_network(videos).register_forward_hook(lambda *_, seen=seen: seen.append(1))
+        counted = profile_clips(videos, 0, 2).calls
+        hook.remove()
+        assert counted == len(seen) / 2 >= steps
     costs = profile_clips(tiny(method="procedural"), 0, 1)
     assert costs.calls == 0
     assert "network" not in costs.milliseconds
@@ -197,8 +162,7 @@ def test_flops_match_the_convolutions(tiny):
     network, shapes = tiny_network(videos), []
 
     def count(module, given, made):
-        per_output = module.weight[0].numel()
-        shapes.append(2 * per_output * made.numel())
+        shapes.append(2 * module.weight[0].numel() * made.numel())
 
     layers = [m for m in network.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
     hooks = [layer.register_forward_hook(count) for layer in layers]
@@ -212,34 +176,26 @@ def test_flops_match_the_convolutions(tiny):
 
 
 def test_matrix_product_keeps_thread_count(monkeypatch):
-    monkeypatch.setattr(pace, "MATRIX", 64)
+    monkeypatch.setattr(benching, "MATRIX", 64)
     before = torch.get_num_threads()
     assert measure_matrix_gflops(torch.float32, SOON) > 0
     assert torch.get_num_threads() == before
 
 
-# Loop
-
-
-@pytest.mark.parametrize(
-    ("error", "changes", "words"),
-    [
+def test_loop_refuses_impossible_numbers():
+    seconds = "step_seconds must be a number of seconds"
+    for error, changes, words in (
         (TypeError, {"batch_size": 2.0}, "batch_size must be a whole number, got 2.0"),
         (ValueError, {"batch_size": 0}, "batch_size must be 1 or more, got 0"),
         (TypeError, {"workers": True}, "workers must be a whole number, got True"),
         (ValueError, {"workers": -1}, "workers must be 0 or more, got -1"),
-        (TypeError, {"step_seconds": "1"}, "step_seconds must be a number of seconds, got '1'"),
-        (ValueError, {"step_seconds": 0}, "step_seconds must be a number of seconds above 0, got"),
-        (ValueError, {"step_seconds": float("nan")}, "step_seconds must be .* above 0, got nan"),
-        (ValueError, {"step_seconds": float("inf")}, "step_seconds must be .* above 0, got inf"),
-    ],
-)
-def test_loop_refuses_impossible_numbers(error, changes, words):
-    with pytest.raises(error, match=words):
-        Loop(**changes)
-
-
-def test_loop_wants_its_batch_every_step():
+        (TypeError, {"step_seconds": "1"}, f"{seconds}, got '1'"),
+        (ValueError, {"step_seconds": 0}, f"{seconds} above 0, got"),
+        (ValueError, {"step_seconds": float("nan")}, f"{seconds} above 0, got nan"),
+        (ValueError, {"step_seconds": float("inf")}, f"{seconds} above 0, got inf"),
+    ):
+        with pytest.raises(error, match=words):
+            Loop(**changes)
     assert Loop(batch_size=6, step_seconds=0.5).wanted == 12
 
 
@@ -258,7 +214,7 @@ def test_stall_without_workers_is_all_synthesis(tiny, slow_clips, step, share):
 
 def test_stall_takes_a_few_steps(tiny, slow_clips):
     loop = Loop(batch_size=1, workers=0, step_seconds=9)
-    assert measure_stall(tiny(batch_size=1), loop, SOON).steps == loops.LEAST_STEPS
+    assert measure_stall(tiny(batch_size=1), loop, SOON).steps == benching.LEAST_STEPS
 
 
 def test_stall_with_a_worker_is_short(tiny):
@@ -266,9 +222,6 @@ def test_stall_with_a_worker_is_short(tiny):
     wait = measure_stall(tiny(batch_size=1), loop, SOON)
     assert 0 <= wait.share < 1
     assert wait.clips_per_second <= 1 / 0.6
-
-
-# Advice
 
 
 def paced(clips_per_second):
@@ -285,46 +238,39 @@ def test_workers_needed_match_the_demand():
 
 
 def test_recommend_says_when_loader_keeps_up():
-    said = recommend(paced(20), Loop(), waiting(0.04), [], 4)
-    assert said == [
+    assert recommend(paced(20), Loop(), waiting(0.04), [], 4) == [
         "The loader keeps up: the loop waits 4.0% of its time; the loop asks for 40 clips/s and "
         "one process makes 20."
     ]
 
 
-@pytest.mark.parametrize(
-    ("one", "workers", "cores", "told"),
-    [
-        (12, 1, 8, "num_workers=4: as many processes make what the loop asks for."),
-        (12, 1, 2, "num_workers=2, one for each core: about 24 clips/s. The loop would need 4."),
-        (12, 2, 2, "More workers do not help: 2 cores can make about 24 clips/s."),
-        (12, 1, 1, "More workers do not help: 1 core can make about 12 clips/s."),
-    ],
-)
-def test_recommend_workers_up_to_cores(one, workers, cores, told):
-    said = recommend(paced(one), Loop(workers=workers), waiting(0.6), [], cores)
-    assert said[0].startswith("Synthesis is the bottleneck: the loop waits 60% of its time; ")
-    assert said[1] == told
-    assert "bvdm-data export" in said[-1]
-
-
-def test_recommend_no_more_workers_than_enough():
-    said = recommend(paced(30), Loop(workers=2), waiting(0.2), [], 4)
-    assert said[1].startswith("2 workers should be enough: something else uses the cores")
-    assert not any("num_workers" in line or "More workers" in line for line in said)
+def test_recommend_workers_up_to_cores():
+    for workers, cores, words in (
+        (1, 8, "num_workers=4: as many processes make what the loop asks for."),
+        (1, 2, "num_workers=2, one for each core: about 24 clips/s. The loop would need 4."),
+        (2, 2, "More workers do not help: 2 cores can make about 24 clips/s."),
+        (1, 1, "More workers do not help: 1 core can make about 12 clips/s."),
+    ):
+        lines = recommend(paced(12), Loop(workers=workers), waiting(0.6), [], cores)
+        assert lines[0].startswith("Synthesis is the bottleneck: the loop waits 60% of its time; ")
+        assert lines[1] == words
+        assert "bvdm-data export" in lines[-1]
+    lines = recommend(paced(30), Loop(workers=2), waiting(0.2), [], 4)
+    assert lines[1].startswith("2 workers should be enough: something else uses the cores")
+    assert not any("num_workers" in line or "More workers" in line for line in lines)
 
 
 def test_recommend_lists_what_helped():
     changes = [Suggestion("pool=True", 36.0, 3.0, 2), Suggestion("frames=4", 40.0, 3.3, 1)]
-    said = recommend(paced(12), Loop(), waiting(0.6), changes, 4)
-    assert "pool=True: 36 clips/s, 3.0 times as many; 2 workers would do." in said
-    assert "frames=4: 40 clips/s, 3.3 times as many; 1 worker would do." in said
+    lines = recommend(paced(12), Loop(), waiting(0.6), changes, 4)
+    assert "pool=True: 36 clips/s, 3.0 times as many; 2 workers would do." in lines
+    assert "frames=4: 40 clips/s, 3.3 times as many; 1 worker would do." in lines
 
 
 def tried(videos, monkeypatch, speeds):
     """Try changes; a data set is as fast as speeds says of it."""
-    monkeypatch.setattr(advice, "warm_up", lambda _: 1)
-    monkeypatch.setattr(advice, "measure_throughput", lambda changed, *_: paced(speeds(changed)))
+    monkeypatch.setattr(benching, "warm_up", lambda _: 1)
+    monkeypatch.setattr(benching, "measure_throughput", lambda changed, *_: paced(speeds(changed)))
     heard = []
     found = try_changes(videos, paced(10), Loop(), SOON, heard.append)
     return found, heard
@@ -350,20 +296,14 @@ def test_try_changes_sorts_what_helps(tiny, monkeypatch):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("changes", "first"),
-    [
+def test_try_changes_depends_on_the_method(tiny, monkeypatch):
+    for changes, first in (
         ({"method": "procedural"}, 'trying method="fast"'),
         ({"method": FastSettings(steps=4)}, "trying FastSettings(steps=1)"),
         ({"pool": PoolSettings(pairs=9)}, "trying PoolSettings(pairs=9, renew=0.1)"),
-    ],
-)
-def test_try_changes_depends_on_the_method(tiny, monkeypatch, changes, first):
-    _, heard = tried(tiny(**changes), monkeypatch, lambda _: 20)
-    assert heard[0] == first
-
-
-def test_try_changes_of_cheap_videos(tiny, monkeypatch):
+    ):
+        _, heard = tried(tiny(**changes), monkeypatch, lambda _: 20)
+        assert heard[0] == first
     videos = tiny(frames=1, pool=PoolSettings(renew=0.1))
     assert tried(videos, monkeypatch, lambda _: 20) == ([], [])
 
@@ -372,7 +312,7 @@ def test_try_changes_skips_impossible_ones(tiny, monkeypatch):
     def refuse(_):
         raise ValueError("nuclei do not fit")
 
-    monkeypatch.setattr(advice, "warm_up", refuse)
+    monkeypatch.setattr(benching, "warm_up", refuse)
     assert try_changes(tiny(), paced(1), Loop(), SOON, lambda _: None) == []
 
 
@@ -387,14 +327,11 @@ def test_copy_with_makes_the_same_clips(tiny):
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
-# Bench
-
-
 @pytest.fixture
 def quick(monkeypatch):
     """Let the matrix be small, and pools that are tried stay empty."""
-    monkeypatch.setattr(pace, "MATRIX", 64)
-    monkeypatch.setattr(advice, "warm_up", lambda _: 1)
+    monkeypatch.setattr(benching, "MATRIX", 64)
+    monkeypatch.setattr(benching, "warm_up", lambda _: 1)
 
 
 def test_bench_writes_all_figures(tiny, tmp_path, quick):
@@ -416,7 +353,7 @@ def test_bench_writes_all_figures(tiny, tmp_path, quick):
     assert found["memory"]["process_mb"] > found["memory"]["clip_mb"] > 0
     assert found["memory"]["worker_mb"] > 0
     assert found["advice"][0].startswith("Synthesis is the bottleneck")
-    assert heard[0] == "filling the pool"
+    assert heard[0] == "filling the cell bank"
     assert any(line.startswith("trying ") for line in heard)
 
 
@@ -430,12 +367,6 @@ def test_bench_tries_nothing_when_fast(tiny, quick, monkeypatch):
     assert not any(line.startswith("trying") for line in heard)
 
 
-@pytest.mark.parametrize("seconds", [0, -1, float("nan"), "10"])
-def test_bench_refuses_impossible_times(tiny, seconds):
-    with pytest.raises((TypeError, ValueError), match="seconds must be a number of seconds"):
-        bench(tiny(), Loop(), seconds=seconds)
-
-
 def test_bench_checks_the_report_path_first(tiny, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setattr(benching, "warm_up", lambda _: pytest.fail("measured"))
@@ -447,6 +378,9 @@ def test_bench_failure_leaves_no_file(tiny, tmp_path):
     with pytest.raises(ValueError, match="do not fit"):
         bench(tiny(nuclei=30), Loop(), report=tmp_path / "bench.json")
     assert list(tmp_path.iterdir()) == []
+    for seconds in (0, float("nan"), "10"):
+        with pytest.raises((TypeError, ValueError), match="seconds must be a number of seconds"):
+            bench(tiny(), Loop(), seconds=seconds)
 
 
 def test_report_shows_every_figure(tiny, quick):
@@ -460,42 +394,24 @@ def test_report_shows_every_figure(tiny, quick):
     assert "0 workers: " in said
     assert found["advice"][0] in said
     assert said.isascii()
-
-
-def test_report_without_network_omits_it(tiny):
     found = bench(tiny(method="procedural"), Loop(workers=0), seconds=SOON)
     assert found["network"] is None
     assert "network" not in format_report(found).replace("outside", "")
 
 
-# Machine
-
-
-def test_machine_info_is_json():
+def test_machine_info_is_json(monkeypatch):
     found = get_machine_info()
     assert found["processor"]
     assert 1 <= found["cores"] == count_usable_cores()
     assert found["threads"] == torch.get_num_threads()
     assert json.loads(json.dumps(found)) == found
-
-
-def test_versions_are_those_that_are_installed():
     found = list_versions(("torch", "no-such-package"))
-    assert found["torch"] == torch.__version__.partition("+")[0] or found["torch"]
+    assert found["torch"]
     assert "no-such-package" not in found
-
-
-def test_the_peak_of_memory_never_falls():
     before = measure_peak_megabytes()
     assert 10 < before <= measure_peak_megabytes()
-
-
-def test_peak_memory_is_none_without_resource(monkeypatch):
     monkeypatch.setitem(sys.modules, "resource", None)
     assert measure_peak_megabytes() is None
-
-
-# Command line
 
 
 def run(*arguments):
@@ -533,23 +449,16 @@ def test_bench_command_logs_to_stderr(small, quick):
     assert ": video\n" in result.stdout
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
+def test_bench_command_refuses_impossible_options(small):
+    for arguments, words in (
         (["--renew", "1"], "--renew is for --pool; give --pool, too"),
         (["--pairs", "3"], "--pairs is for --pool; give --pool, too"),
         (["--workers", "two"], "'two' is not a valid integer"),
-    ],
-)
-def test_bench_command_usage_errors_exit_2(arguments, said):
-    result = run(*arguments)
-    assert result.exit_code == 2
-    assert said in result.output
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
+    ):
+        result = run(*arguments)
+        assert result.exit_code == 2
+        assert words in result.output
+    for arguments, words in (
         (["--annotations", "masks,mask"], "annotations must be out of .* got 'mask'"),
         (["--batch-size", 0], "batch_size must be 1 or more, got 0"),
         (["--step-seconds", 0], "step_seconds must be a number of seconds above 0, got 0.0"),
@@ -557,15 +466,9 @@ def test_bench_command_usage_errors_exit_2(arguments, said):
         (["--pool", "--renew", 500], "renew must be from 0 .* got 500.0"),
         (["--pool", "--method", "procedural"], "pool must be None unless the method is 'fast'"),
         (["--max-cells", 0], "max_cells must be 1 or more, got 0"),
-    ],
-)
-def test_what_cannot_be_measured_is_refused(small, arguments, said):
-    result = run(*small, *arguments)
-    with pytest.raises(ValueError, match=said):
-        raise result.exception
-
-
-# Page
+    ):
+        with pytest.raises(ValueError, match=words):
+            raise run(*small, *arguments).exception
 
 
 def test_performance_page_matches_its_json():
@@ -583,21 +486,13 @@ def test_performance_page_fills_between_marks():
     assert new.count("before\n<!-- table: ") == len(TABLES)
     assert filled(new, results) == new
     assert "Not measured yet." in filled(page, {})
-
-
-def test_performance_page_refuses_missing_marks():
     with pytest.raises(ValueError, match="marks of the table 'about' once"):
         filled("", {})
 
 
-def test_line_fit_recovers_a_line():
+def test_curves_are_fitted_and_drawn(tmp_path):
     found = curves.line([1, 2, 4, 8], [5, 7, 11, 19])
-    assert found["slope"] == pytest.approx(2)
-    assert found["start"] == pytest.approx(3)
-    assert found["straight"] == pytest.approx(1)
-
-
-def test_the_curves_are_drawn(tmp_path):
+    assert [found[key] for key in ("slope", "start", "straight")] == pytest.approx([2, 3, 1])
     axes = ("size", "frames", "nuclei", "batch")
     found = {axis: {"x": [1, 2], "fresh": [3, 4], "pool": [1, 2]} for axis in axes}
     curves.draw(found, tmp_path / "speed.png")

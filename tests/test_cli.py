@@ -44,26 +44,27 @@ def run_well(run, *arguments):
     return out
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_a_help(command):
-    result = CliRunner().invoke(cli, [command, "--help"])
-    assert result.exit_code == 0
-    assert result.output.startswith(f"Usage: cli {command}")
-    options = [line for line in result.output.splitlines() if line.startswith("  --")]
-    assert len(options) >= 1
-    assert CliRunner().invoke(cli, [command, "-h"]).output == result.output
-
-
-def test_help_lists_every_command():
+def test_every_command_has_a_help():
     result = CliRunner().invoke(cli, ["--help"])
     assert all(f"\n  {command} " in result.output for command in COMMANDS)
     assert sorted(cli.commands) == sorted(COMMANDS)
+    for command in COMMANDS:
+        result = CliRunner().invoke(cli, [command, "--help"])
+        assert result.exit_code == 0
+        assert result.output.startswith(f"Usage: cli {command}")
+        assert "\n  --" in result.output
+        assert CliRunner().invoke(cli, [command, "-h"]).output == result.output
 
 
+@pytest.mark.heavy
 def test_module_runs_and_prints_version():
     arguments = [sys.executable, "-m", "bvdm_data.cli", "--version"]
     result = subprocess.run(arguments, capture_output=True, text=True, check=True)
     assert result.stdout.strip().endswith(f"version {__version__}")
+    arguments = [sys.executable, "-m", "bvdm_data.cli", "info", "--model", "hella"]
+    result = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("bvdm-data: no weights called 'hella'; there are: ")
 
 
 def test_fit_defaults_match_the_library():
@@ -89,11 +90,8 @@ def test_fit_writes_model_and_prints_card(run, tmp_path, monkeypatch):
     card = json.loads(out[: out.rindex("}") + 1])
     assert card == json.loads(json.dumps(load(model).card))
     assert card["data"]["frames"] == 23
-    assert card["settings"]["minutes"] == 10
-    assert card["settings"]["seed"] == 2
-    assert card["settings"]["border"] == 20
-    assert card["settings"]["paper"] is True
-    assert card["settings"]["pairs"] == 12
+    wanted = {"minutes": 10, "seed": 2, "border": 20, "paper": True, "pairs": 12}
+    assert card["settings"].items() >= wanted.items()
     trained = ("painter", "distilled", "texture", "flow")
     assert [card[name]["steps"] for name in trained] == [1] * 4
     assert f"wrote {model} (" in out
@@ -162,40 +160,20 @@ def test_fetch_hands_its_arguments_on(run, monkeypatch, tmp_path):
     assert seen == [("Fluo-N2DL-HeLa", tmp_path, {"split": "training", "progress": False})]
 
 
-# Errors
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["fit", "nowhere", "--output", "m.safetensors"], "no folder nowhere; it should hold"),
-        (["fit", "nowhere", "--output", "m.pt"], "output must end in .safetensors, got 'm.pt'"),
         (["fit", "x", "--output", "m.safetensors", "--painter-steps", "0"], "at least 1, got 0"),
-        (["fit", "x", "--output", "m.safetensors", "--flow-steps", "0"], "at least 1, got 0"),
         (["fit", "x", "--output", "m.safetensors", "--pairs", "3"], "pairs must be 4 or more"),
         (["info", "--model", "hella"], "no weights called 'hella'; there are: "),
-        (["info", "--model", "no/such.safetensors"], "no model file 'no/such.safetensors'"),
         (["preview", "--model", "MODEL", "--frames", "0"], "frames must be 1 or more, got 0"),
-        (["preview", "--model", "MODEL", "--size", "3x64"], "must not be smaller than a nucleus"),
-        (
-            ["preview", "--model", "MODEL", "--method", "paper", "--first-steps", "0"],
-            "first_steps must be from 1 to",
-        ),
+        (["preview", "--model", "MODEL", *FEW, "--first-steps", "0"], "first_steps must be from 1"),
         (["preview", "--model", "MODEL", "--variation", "2"], "variation must be from 0 to 1, got"),
-        (
-            ["export", "new", "--model", "MODEL", "--variation", "-1"],
-            "variation must be from 0 to 1, got",
-        ),
         (["preview", "--model", "MODEL", "--nuclei", "9-3"], "low <= high, got (9, 3)"),
         (["export", "FILE", "--model", "MODEL"], "holds something else; give another one"),
-        (["export", "new", "--model", "MODEL", "--sequences", "0"], "sequences must be 1 or more"),
         (["export", "new", "--model", "FILE"], "is damaged or no safetensors file"),
         (["fetch", "Fluo-N2DL-Hella"], "no data set called 'Fluo-N2DL-Hella'; there are: "),
-        (["fetch", "../x"], "name must be the plain name of a folder, got '../x'"),
-        (
-            ["fetch", "Fluo-N2DL-HeLa", "--split", "all"],
-            "split must be one of ('training', 'test')",
-        ),
     ],
 )
 def test_user_errors_are_one_line(run, arguments, words, tiny_model, tmp_path, monkeypatch):
@@ -208,7 +186,6 @@ def test_user_errors_are_one_line(run, arguments, words, tiny_model, tmp_path, m
     assert err.startswith("bvdm-data: ")
     assert err.count("\n") == 1
     assert words in err
-    assert "Traceback" not in err
     assert [path.name for path in tmp_path.iterdir()] == ["file.safetensors"]
 
 
@@ -220,13 +197,6 @@ def test_worker_errors_are_one_line(run, tiny_model, tmp_path):
     assert code == 1
     assert err.startswith("bvdm-data: nuclei=500 do not fit into size=(64, 64): only ")
     assert err.count("\n") == 1
-
-
-def test_module_errors_go_to_stderr():
-    arguments = [sys.executable, "-m", "bvdm_data.cli", "info", "--model", "hella"]
-    result = subprocess.run(arguments, capture_output=True, text=True, check=False)
-    assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr.startswith("bvdm-data: no weights called 'hella'; there are: ")
 
 
 def test_a_full_disk_is_one_line(run, tiny_model, tmp_path, monkeypatch):
@@ -244,39 +214,31 @@ def test_a_full_disk_is_one_line(run, tiny_model, tmp_path, monkeypatch):
     assert "No space left on device" in err
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ([], "Usage: "),
-        (["paint"], "No such command 'paint'"),
-        (["fit"], "Missing argument 'ROOT'"),
-        (["fit", "x"], "Missing option '--output'"),
-        (["fit", "x", "--output", "m.safetensors", "--offset", "3"], "both --offset and --full"),
-        (["fit", "x", "--output", "m.safetensors", "--minutes", "soon"], "'soon' is not a valid"),
-        (["preview", "--size", "256"], "must look like 256x256 (height x width in pixels), got"),
-        (["preview", "--nuclei", "many"], "must look like 20 or 10-30, got 'many'"),
-        (["preview", "--nuclei", "-3"], "must look like 20 or 10-30, got '-3'"),
-        (["preview", "--clips", "0"], "--clips must be at least 1, got 0"),
-        (["preview", "--seed", "one"], "'one' is not a valid integer"),
-        (["preview", "--method", "magic"], "'magic' is not one of 'fast', 'paper', 'procedural'"),
-        (
-            ["preview", "--method", "procedural", "--first-steps", "4"],
-            "--first-steps is for --method paper, got --method procedural",
-        ),
-        (
-            ["export", "x", "--later-steps", "0"],
-            "--later-steps is for --method paper, got --method fast",
-        ),
-        (["export"], "Missing argument 'DIRECTORY'"),
-        (["export", "x", "--size", "7x"], "must look like 256x256"),
-        (["fetch"], "Missing argument 'NAME'"),
-    ],
-)
-def test_wrong_usage_ends_with_code_2(run, arguments, words):
-    code, out, err = run(*arguments)
-    assert code == 2
-    assert words in err + out
-    assert "Traceback" not in err
+def test_wrong_usage_ends_with_code_2(run):
+    method = "is for --method paper, got --method"
+    for arguments, words in (
+        ("", "Usage: "),
+        ("paint", "No such command 'paint'"),
+        ("fit", "Missing argument 'ROOT'"),
+        ("fit x", "Missing option '--output'"),
+        ("fit x --output m.safetensors --offset 3", "both --offset and --full"),
+        ("fit x --output m.safetensors --minutes soon", "'soon' is not a valid"),
+        ("preview --size 256", "must look like 256x256 (height x width in pixels), got"),
+        ("preview --nuclei many", "must look like 20 or 10-30, got 'many'"),
+        ("preview --nuclei -3", "must look like 20 or 10-30, got '-3'"),
+        ("preview --clips 0", "--clips must be at least 1, got 0"),
+        ("preview --seed one", "'one' is not a valid integer"),
+        ("preview --method magic", "'magic' is not one of 'fast', 'paper', 'procedural'"),
+        ("preview --method procedural --first-steps 4", f"--first-steps {method} procedural"),
+        ("export x --later-steps 0", f"--later-steps {method} fast"),
+        ("export", "Missing argument 'DIRECTORY'"),
+        ("export x --size 7x", "must look like 256x256"),
+        ("fetch", "Missing argument 'NAME'"),
+    ):
+        code, out, err = run(*arguments.split())
+        assert code == 2, arguments
+        assert words in err + out
+        assert "Traceback" not in err
 
 
 def test_evaluate_command_passes_its_options(run, monkeypatch, tmp_path):
@@ -305,23 +267,20 @@ def test_evaluate_command_passes_its_options(run, monkeypatch, tmp_path):
     assert (budget.seeds, budget.clips, budget.segmenter.steps) == (2, 5, 7)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "words"),
-    [
-        (["--part", "colour"], "parts must be out of distance"),
-        (["--arm", "gan"], "arms must be out of real"),
-        (["--seeds", "0"], "seeds must be at least 1, got 0"),
-        (["--steps", "0"], "steps must be at least 1, got 0"),
-        (["--part", "steps"], "python -m benchmarks.study_steps"),
-        (["--scarce-frames", "4"], "python -m benchmarks.study_scarcity"),
-        (["--method", "procedural", "--first-steps", "4"], "is for --method paper, got --method"),
-        ([], "no folder"),
-    ],
-)
-def test_evaluate_command_refuses_impossible_options(run, tmp_path, wrong, words):
+def test_evaluate_command_refuses_impossible_options(run, tmp_path):
     work = tmp_path / "work"
-    code, _, err = run("evaluate", tmp_path / "nowhere", "--work-dir", work, *wrong)
-    assert code != 0
-    assert words in err
-    assert "Traceback" not in err
+    for wrong, words in (
+        ("--part colour", "parts must be out of distance"),
+        ("--arm gan", "arms must be out of real"),
+        ("--seeds 0", "seeds must be at least 1, got 0"),
+        ("--steps 0", "steps must be at least 1, got 0"),
+        ("--part steps", "python -m benchmarks.study_steps"),
+        ("--scarce-frames 4", "python -m benchmarks.study_scarcity"),
+        ("--method procedural --first-steps 4", "is for --method paper, got --method"),
+        ("", "no folder"),
+    ):
+        code, _, err = run("evaluate", tmp_path / "nowhere", "--work-dir", work, *wrong.split())
+        assert code != 0
+        assert words in err
+        assert "Traceback" not in err
     assert not work.exists()

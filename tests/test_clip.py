@@ -14,18 +14,7 @@ from bvdm_data.clip import (
     split_gaps,
 )
 from bvdm_data.clip_check import check_clip
-
-MASKS = np.array(
-    [
-        [[1, 1, 0], [1, 0, 0]],
-        [[2, 0, 3], [0, 0, 3]],
-        [[2, 0, 0], [2, 0, 0]],
-    ],
-    np.int32,
-)
-"""Nucleus 1 divides into 2 and 3 in frame 1; 3 is lost in frame 2."""
-
-TABLE = np.array([[1, 0, 0, 0], [2, 1, 2, 1], [3, 1, 1, 1]], np.int32)
+from tests.helpers.clips import MASKS, TABLE, with_tracks
 
 movies = hnp.arrays(
     np.int64,
@@ -34,38 +23,22 @@ movies = hnp.arrays(
 )
 
 
-def with_tracks(masks, table):
-    clip = {
-        "video": torch.zeros(len(masks), 1, *masks.shape[1:]),
-        "index": torch.tensor(0),
-        "source": torch.tensor(0, dtype=torch.int8),
-    }
-    return clip | annotate_masks(masks, table, ("masks", "tracks"), max(len(table), 1))
-
-
 @st.composite
 def lineages(draw):
-    """Movies of random labels, and any parents, the impossible ones too."""
     parents = st.dictionaries(st.integers(1, 7), st.sampled_from([*range(8), 99]))
     return draw(movies), draw(parents)
 
 
 @given(lineages())
 @settings(max_examples=200, deadline=None)
-def test_split_gaps_passes_the_track_check(lineage):
-    masks, table, _ = split_gaps(*lineage)
-    check_clip(with_tracks(masks, table))
-
-
-@given(lineages())
-@settings(max_examples=200, deadline=None)
-def test_split_gaps_keeps_every_pixel(lineage):
+def test_split_gaps_gives_valid_tracks(lineage):
     masks, parents = lineage
     renamed, table, old = split_gaps(masks, parents)
     assert np.array_equal(np.r_[0, old][renamed], masks)
     for frame, again in zip(masks, renamed, strict=True):
         assert len(np.unique(frame)) == len(np.unique(again))
     assert renamed.dtype == table.dtype == np.int32
+    check_clip(with_tracks(renamed, table))
 
 
 @given(lineages())
@@ -79,72 +52,40 @@ def test_split_gaps_gives_fewest_ids(lineage):
     assert len(np.unique(masks[masks > 0])) == len(table)
 
 
-def test_split_gaps_links_a_returning_nucleus():
-    masks = np.array([1, 0, 1, 1, 0, 1]).reshape(6, 1, 1) * 7
-    _, table, old = split_gaps(masks, {7: 3})
-    assert table.tolist() == [[1, 0, 0, 0], [2, 2, 3, 1], [3, 5, 5, 2]]
-    assert old.tolist() == [7, 7, 7]
+@pytest.mark.parametrize(
+    ("frames", "parents", "table"),
+    [
+        ([7, 0, 7, 7, 0, 7], {7: 3}, [[1, 0, 0, 0], [2, 2, 3, 1], [3, 5, 5, 2]]),
+        ([[5, 0], [5, 0], [8, 6]], {6: 5, 8: 5}, [[1, 0, 1, 0], [2, 2, 2, 1], [3, 2, 2, 1]]),
+        ([1, 0, 1, 2], {2: 1}, [[1, 0, 0, 0], [2, 2, 2, 1], [3, 3, 3, 2]]),
+        ([0, 2], {2: 1}, [[1, 1, 1, 0]]),
+        ([0, 2], {2: 900}, [[1, 1, 1, 0]]),
+        ([[5, 0], [5, 6], [5, 6]], {6: 5}, [[1, 0, 2, 0], [2, 1, 2, 0]]),
+        ([[5, 0], [0, 0], [5, 6]], {6: 5}, [[1, 0, 0, 0], [2, 2, 2, 1], [3, 2, 2, 0]]),
+        ([[6, 0], [0, 5]], {6: 5, 5: 5}, [[1, 0, 0, 0], [2, 1, 1, 0]]),
+    ],
+    ids=[
+        "gaps", "division", "after a gap", "unseen parent", "unknown parent", "visible parent",
+        "returned parent", "later parent",
+    ],
+)  # fmt: skip
+def test_split_gaps_links_parts(frames, parents, table):
+    assert split_gaps(np.array(frames).reshape(len(frames), 1, -1), parents)[1].tolist() == table
 
 
-def test_unbroken_tracks_follow_a_division():
-    masks = np.array([[5, 0], [5, 0], [8, 6]])[:, None]
-    _, table, old = split_gaps(masks, {6: 5, 8: 5})
-    assert table.tolist() == [[1, 0, 1, 0], [2, 2, 2, 1], [3, 2, 2, 1]]
-    assert old.tolist() == [5, 6, 8]
-
-
-def test_split_gaps_links_to_last_part():
-    masks = np.array([1, 0, 1, 2]).reshape(4, 1, 1)
-    _, table, _ = split_gaps(masks, {2: 1})
-    assert table[2].tolist() == [3, 3, 3, 2]
-
-
-def test_split_gaps_forgets_unseen_parents():
-    masks = np.array([0, 2]).reshape(2, 1, 1)
-    assert split_gaps(masks, {2: 1})[1].tolist() == [[1, 1, 1, 0]]
-    assert split_gaps(masks, {2: 900})[1].tolist() == [[1, 1, 1, 0]]
-
-
-def test_split_gaps_refuses_visible_parents():
-    masks = np.array([[5, 0], [5, 6], [5, 6]])[:, None]
-    _, table, _ = split_gaps(masks, {6: 5})
-    assert table.tolist() == [[1, 0, 2, 0], [2, 1, 2, 0]]
-
-
-def test_split_gaps_refuses_returned_parents():
-    masks = np.array([[5, 0], [0, 0], [5, 6]])[:, None]
-    _, table, _ = split_gaps(masks, {6: 5})
-    assert table.tolist() == [[1, 0, 0, 0], [2, 2, 2, 1], [3, 2, 2, 0]]
-
-
-def test_split_gaps_refuses_later_parents():
-    masks = np.array([[6, 0], [0, 5]])[:, None]
-    assert split_gaps(masks, {6: 5, 5: 5})[1].tolist() == [[1, 0, 0, 0], [2, 1, 1, 0]]
-
-
-def test_split_gaps_refuses_no_frames():
+def test_split_gaps_of_nothing():
     with pytest.raises(ValueError, match=r"at least one frame, got the shape \(0, 2, 2\)"):
         split_gaps(np.zeros((0, 2, 2), np.int32), {})
-
-
-def test_split_gaps_of_empty_masks():
     masks, table, old = split_gaps(np.zeros((3, 2, 2), np.uint16), {})
     assert not masks.any()
-    assert table.shape == (0, 4)
-    assert old.shape == (0,)
+    assert (table.shape, old.shape) == ((0, 4), (0,))
 
 
 def test_pad_rows_fills_missing_rows():
     out = pad_rows(np.array([[1, 2]], np.int32), 3, 0)
     assert out.tolist() == [[1, 2], [0, 0], [0, 0]]
     assert out.dtype == torch.int32
-
-
-def test_pad_rows_keeps_a_full_table():
     assert pad_rows(np.eye(2, dtype=np.float32), 2, np.nan).tolist() == [[1, 0], [0, 1]]
-
-
-def test_pad_rows_refuses_too_many_rows():
     with pytest.raises(TooManyNucleiError, match=r"max_cells=2 is too small.*Give max_cells=5"):
         pad_rows(np.zeros((5, 4), np.int32), 2, 0)
 
@@ -156,8 +97,6 @@ def test_measure_boxes_edges_are_exclusive():
     assert centroids[0, 0].tolist() == pytest.approx([1 / 3, 1 / 3])
     assert centroids[2, 1].tolist() == [0.5, 2]
 
-
-def test_measure_boxes_is_nan_when_absent():
     boxes, centroids = measure_boxes(MASKS, 4)
     assert np.isnan(boxes[0, 1:]).all()
     assert np.isnan(centroids[3]).all()
@@ -178,13 +117,6 @@ def test_measure_boxes_agrees_with_loop(masks):
             assert np.isnan(boxes[identity, frame]).all()
 
 
-def test_annotated_makes_the_wanted_keys_only():
-    found = annotate_masks(MASKS, TABLE, ("tracks", "centroids"), 6)
-    assert set(found) == {"tracks", "centroids"}
-    assert found["tracks"].shape == (6, 4)
-    assert found["centroids"].shape == (6, 3, 2)
-
-
 def test_annotate_masks_gives_clip_shapes():
     found = annotate_masks(MASKS, TABLE, ("masks", "tracks", "boxes", "centroids"), 6)
     forms = {key: (tuple(value.shape), value.dtype) for key, value in found.items()}
@@ -194,22 +126,10 @@ def test_annotate_masks_gives_clip_shapes():
         "boxes": ((6, 3, 4), torch.float32),
         "centroids": ((6, 3, 2), torch.float32),
     }
-
-
-def test_annotate_masks_refuses_too_many_nuclei():
+    assert set(annotate_masks(MASKS, TABLE, ("tracks", "centroids"), 6)) == {"tracks", "centroids"}
     with pytest.raises(TooManyNucleiError, match="it holds 3 nuclei"):
         annotate_masks(MASKS, TABLE, ("masks",), 2)
 
 
 def test_check_annotations_sorts_and_dedups():
     assert check_annotations(["flow", "masks", "flow"]) == ("masks", "flow")
-
-
-def test_check_annotations_refuses_a_single_string():
-    with pytest.raises(TypeError, match=r"got the string 'masks'; write \('masks',\)"):
-        check_annotations("masks")
-
-
-def test_check_annotations_refuses_unknown_names():
-    with pytest.raises(ValueError, match=r"must be out of .*'centroids'.*got 'mask'"):
-        check_annotations(("masks", "mask"))

@@ -28,7 +28,6 @@ from bvdm_data.evaluation.distances import (
 
 
 def a_clip(seed=0, frames=3, side=64, level=0.2):
-    """Nuclei on a grid, each with a grain of its own; the outer ones are near the edge."""
     draws = np.random.default_rng(seed)
     masks = np.zeros((frames, side, side), np.int32)
     for number, (y, x) in enumerate(np.ndindex(4, 4), start=1):
@@ -46,7 +45,6 @@ def a_clip(seed=0, frames=3, side=64, level=0.2):
 
 
 def moments(pictures):
-    """Features that are quick: mean, spread, and grain of each picture."""
     grey = pictures[:, 0]
     steps = (grey[:, 1:] - grey[:, :-1]).abs()
     return torch.stack([grey.mean((1, 2)), grey.std((1, 2)), steps.mean((1, 2))], 1)
@@ -72,9 +70,6 @@ def naive_kernel_distance(a, b):
     return within(a) + within(b) - 2 * sum(between) / len(between)
 
 
-# Crops and tiles
-
-
 def nucleus_crops(clips, count, *, seed=0, size=96):
     return extract_crops(clips, sample_crops(find_nuclei(clips, size), count, seed, "clips"), size)
 
@@ -94,11 +89,8 @@ def test_crops_depend_on_seed_alone():
     first = nucleus_crops(clip, 6, seed=1, size=16)
     assert torch.equal(first, nucleus_crops([clip], 6, seed=1, size=16))
     assert not torch.equal(first, nucleus_crops(clip, 6, seed=2, size=16))
-
-
-def test_crops_refuse_too_few_nuclei():
     with pytest.raises(ValueError, match=r"clips must hold 13 nuclei .* got 12; give more clips"):
-        nucleus_crops(a_clip(), 13, size=24)
+        nucleus_crops(clip, 13, size=24)
 
 
 def test_tiles_reach_all_clips_and_edges():
@@ -116,9 +108,6 @@ def test_tiles_reach_all_clips_and_edges():
         cut_tiles(clips, 1, size=65)
 
 
-# Distances
-
-
 def test_frechet_matches_matrix_square_root():
     a, b = gaussian(0, 50, [0.0] * 6, [1.0] * 6), gaussian(1, 40, [0.5] * 6, [2.0] * 6)
     covariances = np.cov(a.T.numpy()), np.cov(b.T.numpy())
@@ -128,23 +117,15 @@ def test_frechet_matches_matrix_square_root():
     assert compute_frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
 
 
-def test_frechet_of_few_rows():
+def test_frechet_of_known_gaussians():
     a, b = gaussian(0, 8, [0.0] * 3, [1.0] * 3), gaussian(1, 8, [1.0] * 3, [2.0] * 3)
     turn = torch.linalg.qr(torch.randn(40, 3, generator=torch.Generator().manual_seed(0)).double())
-    wide = [one @ turn[0].T for one in (a, b)]
-    assert compute_frechet_distance(*wide) == pytest.approx(
-        compute_frechet_distance(a, b), rel=1e-9
-    )
-
-
-def test_frechet_of_gaussians_is_analytic():
+    found = compute_frechet_distance(*(one @ turn[0].T for one in (a, b)))
+    assert found == pytest.approx(compute_frechet_distance(a, b), rel=1e-9)
     a = gaussian(0, 100_000, [0.0, 0.0], [1.0, 2.0])
     b = gaussian(1, 100_000, [3.0, 0.0], [2.0, 0.5])
     # Axis by axis: difference of the means squared plus difference of the spreads squared.
     assert compute_frechet_distance(a, b) == pytest.approx(9 + 1 + 2.25, rel=0.01)
-
-
-def test_frechet_to_itself_is_zero():
     a = gaussian(0, 30, [1.0] * 50, [1.0] * 50)
     assert compute_frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
 
@@ -163,27 +144,17 @@ def test_kernel_distance_is_unbiased():
     assert (values < 0).any()
 
 
-def test_kernel_error_matches_repeats():
+@pytest.mark.parametrize(("copies", "repeats", "rel"), [(1, 150, 0.15), (4, 80, 0.2)])
+def test_kernel_error_matches_repeats(copies, repeats, rel):
     def once(seed):
-        a = gaussian(2 * seed, 60, [0.0] * 5, [1.0] * 5)
+        a = gaussian(2 * seed, 60, [0.0] * 5, [1.0] * 5).repeat(copies, 1)
         b = gaussian(2 * seed + 1, 60, [1.0] * 5, [1.0] * 5)
-        return compute_kernel_distance(a, b)
+        groups = np.tile(np.arange(60), copies), np.arange(60)
+        return compute_kernel_distance(a, b, **({"groups": groups} if copies > 1 else {}))
 
-    found = [once(seed) for seed in range(150)]
+    found = [once(seed) for seed in range(repeats)]
     scatter = np.std([one.value for one in found])
-    assert np.mean([one.error for one in found]) == pytest.approx(scatter, rel=0.15)
-
-
-def test_kernel_error_counts_groups_once():
-    def once(seed):
-        a = gaussian(2 * seed, 60, [0.0] * 5, [1.0] * 5).repeat(4, 1)
-        b = gaussian(2 * seed + 1, 60, [1.0] * 5, [1.0] * 5)
-        groups = np.tile(np.arange(60), 4), np.arange(60)
-        return compute_kernel_distance(a, b, groups=groups)
-
-    found = [once(seed) for seed in range(80)]
-    scatter = np.std([one.value for one in found])
-    assert np.mean([one.error for one in found]) == pytest.approx(scatter, rel=0.2)
+    assert np.mean([one.error for one in found]) == pytest.approx(scatter, rel=rel)
 
 
 def test_jackknife_matches_leaving_groups_out():
@@ -203,29 +174,19 @@ def test_jackknife_matches_leaving_groups_out():
         variance += np.mean(terms)
     error = compute_kernel_distance(a, b, groups=groups).error
     assert error == pytest.approx(variance**0.5, rel=1e-6)
-
-
-def test_one_group_has_no_error():
     a = gaussian(0, 8, [0.0] * 3, [1.0] * 3)
     assert np.isnan(compute_kernel_distance(a, a, groups=(np.zeros(8, int), np.arange(8))).error)
 
 
-@pytest.mark.parametrize("distance", [compute_frechet_distance, compute_kernel_distance])
-def test_distances_refuse_unlike_features(distance):
-    with pytest.raises(ValueError, match=r"same D, got \[4, 3\] and \[4, 2\]"):
-        distance(torch.zeros(4, 3), torch.zeros(4, 2))
-    with pytest.raises(ValueError, match="at least two rows"):
-        distance(torch.zeros(1, 3), torch.zeros(4, 3))
-
-
-def test_distances_refuse_unlike_groups():
+def test_distances_refuse_unlike_features():
+    for distance in (compute_frechet_distance, compute_kernel_distance):
+        with pytest.raises(ValueError, match=r"same D, got \[4, 3\] and \[4, 2\]"):
+            distance(torch.zeros(4, 3), torch.zeros(4, 2))
+        with pytest.raises(ValueError, match="at least two rows"):
+            distance(torch.zeros(1, 3), torch.zeros(4, 3))
+    rows, groups = torch.rand(4, 2), (np.arange(4), np.arange(3))
     with pytest.raises(ValueError, match="each of 4 and 4 rows, got 4 and 3"):
-        compute_kernel_distance(
-            torch.rand(4, 2), torch.rand(4, 2), groups=(np.arange(4), np.arange(3))
-        )
-
-
-# Damage
+        compute_kernel_distance(rows, rows, groups=groups)
 
 
 def test_corrupt_keeps_annotations_and_order():
@@ -243,14 +204,10 @@ def test_corrupt_keeps_annotations_and_order():
                 assert torch.equal(found[key], clip[key]), (name, key)
         assert torch.equal(harmed[0]["video"], harmed[0]["video"]), name
     assert all(torch.equal(clip["video"], old) for clip, old in zip(clips, before, strict=True))
-
-
-def test_corrupt_noise_differs_between_clips():
-    clip = a_clip()
-    clip["video"] = torch.full_like(clip["video"], 0.5)
-    harmed = corrupt([clip, clip])["noisy"]
-    assert float(harmed[0]["video"].std()) == pytest.approx(0.01, rel=0.05)
-    assert not torch.equal(harmed[0]["video"], harmed[1]["video"])
+    flat = {**clips[0], "video": torch.full_like(before[0], 0.5)}
+    noisy = [clip["video"] for clip in corrupt([flat, flat])["noisy"]]
+    assert float(noisy[0].std()) == pytest.approx(0.01, rel=0.05)
+    assert not torch.equal(*noisy)
 
 
 def test_corrupt_flattens_insides_only():
@@ -277,9 +234,6 @@ def test_corrupt_blur_stays_in_frame():
     assert not found[0].any()
     assert not found[2].any()
     assert found[1, 0, 30, 30] == pytest.approx(1 / (2 * np.pi), rel=0.02)
-
-
-# The table
 
 
 def test_rows_are_floor_sets_and_controls():
@@ -315,14 +269,8 @@ def test_distance_refuses_unequal_counts():
         measure_feature_distance({"few": a_clip()}, reference, count=20, features=QUICK, size=24)
     with pytest.raises(ValueError, match=r"reference must hold 50 nuclei .* got 48"):
         measure_feature_distance({}, reference, count=25, features=QUICK, size=24)
-
-
-def test_distance_refuses_control_names():
     with pytest.raises(ValueError, match=r"must not be called .* got 'noisy'"):
         measure_feature_distance({"noisy": a_clip()}, a_clip(), count=2, features=QUICK, size=24)
-
-
-# Networks
 
 
 def test_tone_map_is_shared():

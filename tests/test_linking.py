@@ -1,5 +1,3 @@
-"""The linker: what it is fed, its training, and that it links what is easy to link."""
-
 import logging
 
 import numpy as np
@@ -22,7 +20,6 @@ from bvdm_data.rng import torch_rng
 
 
 def a_clip(seed=0, frames=5, size=96):
-    """A clip of four slow blobs far apart; one of them divides in frame 2."""
     draws = np.random.default_rng(seed)
     y, x = np.mgrid[:size, :size]
     masks = np.zeros((frames, size, size), np.int32)
@@ -55,25 +52,16 @@ def clips():
 def settings(steps, **changes):
     training = {"batch": 4, "rate": 3e-3, "average": 0.9, "save_every": 3, "check_every": 100}
     return LinkerSettings(
-        width=32,
-        heads=2,
-        layers=1,
-        window=3,
-        reach=64,
+        width=32, heads=2, layers=1, window=3, reach=64,
         training=TrainingSettings(steps=steps, **(training | changes)),
-    )
-
-
-# What is fed
+    )  # fmt: skip
 
 
 def test_windows_link_ancestors_only():
-    windows = make_clip_windows(a_clip(), 3)
-    assert [one["timepoints"].unique().tolist() for one in windows] == [
-        [0, 1, 2],
-        [1, 2, 3],
-        [2, 3, 4],
-    ]
+    clip = a_clip()
+    windows = make_clip_windows(clip, 3)
+    times = [one["timepoints"].unique().tolist() for one in windows]
+    assert times == [[0, 1, 2], [1, 2, 3], [2, 3, 4]]
     window = windows[0]
     ids = window["labels"].tolist()
     assert len(ids) == 4 + 4 + 5
@@ -82,11 +70,6 @@ def test_windows_link_ancestors_only():
             family = first == second or {first, second} in ({4, 5}, {4, 6})
             assert window["assoc_matrix"][i, j] == family
     assert window["features"].shape == (13, 7)
-
-
-def test_windows_measure_position_and_size():
-    clip = a_clip()
-    window = make_clip_windows(clip, 3)[0]
     where = np.argwhere(clip["masks"][0].numpy() == 1)
     assert torch.allclose(window["coords"][0], torch.tensor(where.mean(0)).float(), atol=1e-4)
     diameter = np.sqrt(4 / np.pi * len(where))
@@ -160,9 +143,6 @@ def test_keep_within_gap_spans_two_frames():
         [0, 0, 0, 0, 1],
         [0, 0, 0, 0, 0],
     ]
-
-
-# Training and linking
 
 
 @pytest.fixture(scope="module")
@@ -276,15 +256,10 @@ def test_linker_refuses_untrainable_clips(clips, tmp_path):
     with pytest.raises(ValueError, match="clips must show nuclei in two frames in a row"):
         train_linker(empty, settings(1), checkpoint=tmp_path / "b", progress=False)
 
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
+    for changes, words in (
         ({"window": 1}, "window must be at least 2 frames, got 1"),
         ({"width": 36}, "width a multiple of 2 . heads, got .*width=36"),
         ({"layers": 0}, "layers and heads must be at least 1"),
-    ],
-)
-def test_linker_settings_refuse_impossible_networks(changes, words):
-    with pytest.raises(ValueError, match=words):
-        LinkerSettings(**changes)
+    ):
+        with pytest.raises(ValueError, match=words):
+            LinkerSettings(**changes)

@@ -60,29 +60,18 @@ def test_render_frame_gamma_brightens_dim_greys():
     assert np.asarray(image)[0, :, 0].tolist() == [0, 128, 255]
 
 
-def test_render_frame_outlines_inside_in_colour():
+def test_render_frame_outlines_each_nucleus():
     mask = torch.zeros(12, 12, dtype=torch.int32)
     mask[3:9, 3:9] = 7
     image = render_frame(torch.zeros(1, 12, 12), mask, grey_range=(0, 1), ids=False)
     drawn = np.asarray(image).any(-1)
     assert drawn.sum() == 20  # the rim of a square of 6 x 6
     assert (np.asarray(image)[drawn] == COLOURS[7]).all()
-
-
-def test_render_frame_magnifies_with_thin_outline():
-    mask = np.zeros((12, 12), int)
-    mask[3:9, 3:9] = 7
     image = render_frame(np.zeros((12, 12)), mask, grey_range=(0, 1), scale=3, ids=False)
     assert image.size == (36, 36)
     assert np.asarray(image).any(-1).sum() == 4 * 17  # the rim of a square of 18 x 18
-
-
-def test_render_frame_opens_outline_at_border():
     image = render_frame(np.zeros((5, 5)), np.ones((5, 5), int), grey_range=(0, 1), ids=False)
     assert not np.asarray(image).any()
-
-
-def test_render_frame_separates_touching_nuclei():
     mask = np.repeat([[1, 1, 1, 2, 2, 2]], 6, axis=0)
     image = np.asarray(render_frame(np.zeros((6, 6)), mask, grey_range=(0, 1), ids=False))
     assert (image[:, 2] == COLOURS[1]).all()
@@ -102,13 +91,9 @@ def test_render_frame_prints_ids_on_request():
     assert columns.mean() == pytest.approx(14.5, abs=1.5)
 
 
-@pytest.mark.parametrize(
-    "mask",
-    [np.zeros((9, 9), int), np.full((9, 9), 3), np.eye(9, dtype=np.uint16) * 65535],
-    ids=["without nuclei", "without background", "with a large id"],
-)
-def test_render_frame_draws_any_mask(mask):
-    assert render_frame(np.zeros((9, 9)), mask, grey_range=(0, 1)).size == (9, 9)
+def test_render_frame_draws_any_mask():
+    for mask in (np.zeros((9, 9), int), np.full((9, 9), 3), np.eye(9, dtype=np.uint16) * 65535):
+        assert render_frame(np.zeros((9, 9)), mask, grey_range=(0, 1)).size == (9, 9)
 
 
 def test_colours_of_neighbours_differ():
@@ -118,20 +103,17 @@ def test_colours_of_neighbours_differ():
     assert colours.sum(1).min() > 300
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_render_frame_refuses():
+    for arguments, message in (
         ({"grey_range": (0.5, 0.5)}, r"grey_range must be a finite low .* got \(0.5, 0.5\)"),
         ({"grey_range": (0, float("nan"))}, "grey_range must be a finite low"),
         ({"gamma": 0}, "gamma must be above 0, got 0"),
         ({"scale": 0}, "scale must be at least 1 screen pixel a pixel, got 0"),
         ({"video_frame": np.zeros((3, 4, 4))}, r"video_frame must be one grey image.*\(3, 4, 4\)"),
         ({"mask": np.zeros((4, 5), int)}, r"mask must have the shape of video_frame, \(4, 4\)"),
-    ],
-)
-def test_render_frame_refuses(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        render_frame(**{"video_frame": np.zeros((4, 4)), "grey_range": (0, 1), **arguments})
+    ):
+        with pytest.raises(ValueError, match=message):
+            render_frame(**{"video_frame": np.zeros((4, 4)), "grey_range": (0, 1), **arguments})
 
 
 def test_contact_sheet_shares_one_scale(tmp_path):
@@ -141,9 +123,6 @@ def test_contact_sheet_shares_one_scale(tmp_path):
     dim = round(255 * 0.2 / 0.8)
     # Magnified by 4 a nucleus is 40 x 40, drawn once plain and once with an outline and an id.
     assert 1600 < shown(pixels(path), dim) < 3200
-
-
-def test_contact_sheet_takes_a_range(tmp_path):
     write_contact_sheet({"a": a_clip()}, tmp_path / "a.png", grey_range=(0, 1), gamma=1, frames=[0])
     assert shown(pixels(tmp_path / "a.png"), 128) > 1600
 
@@ -174,9 +153,6 @@ def test_contact_sheet_refuses_missing_frames(tmp_path):
         write_contact_sheet({"short": a_clip()}, tmp_path / "a.png", frames=[0, 3])
     with pytest.raises(ValueError, match="frames must name at least one frame"):
         write_contact_sheet({"short": a_clip()}, tmp_path / "a.png", frames=[])
-
-
-def test_contact_sheet_refuses_to_show_nothing(tmp_path):
     with pytest.raises(ValueError, match="clips must hold at least one clip, got none"):
         write_contact_sheet({}, tmp_path / "a.png")
 
@@ -246,21 +222,18 @@ def test_grid_makes_room_for_titles(tmp_path):
     assert left[1] > plain[1]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_grid_refuses(tmp_path):
+    for arguments, message in (
         ({"images": torch.zeros(4, 4)}, r"images must be \[N, H, W\].*got \(4, 4\)"),
         ({"images": torch.zeros(0, 4, 4)}, r"with N at least 1"),
         ({"columns": 0}, "columns must be at least 1, got 0"),
         ({"magnify": 0}, "magnify must be at least 1"),
         ({"titles": ["a"] * 4}, "titles must be at most 3 for these images, got 4"),
         ({"row_titles": ["a"] * 3}, "row_titles must be at most 2 for these images, got 3"),
-    ],
-)
-def test_grid_refuses(tmp_path, arguments, message):
-    given = {"images": torch.zeros(3, 4, 4), "columns": 2, **arguments}
-    with pytest.raises(ValueError, match=message):
-        write_image_grid(path=tmp_path / "g.png", **given)
+    ):
+        given = {"images": torch.zeros(3, 4, 4), "columns": 2, **arguments}
+        with pytest.raises(ValueError, match=message):
+            write_image_grid(path=tmp_path / "g.png", **given)
 
 
 def test_images_refuse_other_suffixes(tmp_path):

@@ -22,7 +22,6 @@ SEEDS, DENSITIES = ("3", "4"), ("1 x", "2 x", "3 x")
 
 
 def a_clip(seed=0, frames=5, size=(40, 48), first_id=1):
-    """A nucleus that divides in frame 2, and one beside it, on a ramp that grows with time."""
     masks = np.zeros((frames, *size), np.int32)
     masks[:2, 10:20, 5 + seed : 15 + seed] = 1
     masks[2:, 4:12, 0:12] = 2
@@ -79,22 +78,28 @@ def shown_video(packed):
     return np.stack([sheet[r * high :, c * wide :][:high, :wide] for r, c in corners])
 
 
-def test_page_holds_every_clip(clips, page):
+def test_player_has_frames_of_every_clip(clips, page):
     data = data_of(page)
     assert (data["axes"], data["values"]) == (["seed", "density"], [list(SEEDS), list(DENSITIES)])
-    assert [bytes.fromhex(colour[1:]) for colour in data["colours"]] == [*map(bytes, COLOURS)]
+    assert len(data["clips"]) == 6
     for packed, clip in zip(data["clips"], clips.values(), strict=True):
         video = clip["video"][:, 0].clamp(0, 1).numpy()
         assert shown_video(packed).shape == video.shape
-        # The loss of WebP is far below what distinguishes one frame from the next.
+        # The loss of WebP is far below what tells one frame from the next.
         assert np.abs(shown_video(packed) - video).mean(axis=(1, 2)).max() < 0.012
         assert np.abs(video[1:] - video[:-1]).mean(axis=(1, 2)).min() > 0.03
+
+
+def test_player_shows_ids_lineage_and_colours(clips, page):
+    data = data_of(page)
+    for packed, clip in zip(data["clips"], clips.values(), strict=True):
         assert (shown_masks(packed) == clip["masks"].numpy()).all()
         assert packed["tracks"] == clip["tracks"][:4].tolist()
         assert [row[3] for row in packed["tracks"]] == [0, 0, 1, 1]
+    assert [bytes.fromhex(colour[1:]) for colour in data["colours"]] == [*map(bytes, COLOURS)]
 
 
-def test_ids_may_have_16_bits(tmp_path):
+def test_player_keeps_ids_above_8_bits(tmp_path):
     path = tmp_path / "player.html"
     clip = a_clip(first_id=60_000)
     write_player({("0", "1"): clip}, path)
@@ -105,7 +110,7 @@ def test_ids_may_have_16_bits(tmp_path):
         write_player({("0", "1"): clip}, path)
 
 
-def test_clips_share_a_grey_scale(tmp_path):
+def test_player_shares_one_grey_scale(tmp_path):
     path = tmp_path / "player.html"
     dim, bright = a_clip(), a_clip()
     dim["video"] = dim["video"] / 4
@@ -117,7 +122,7 @@ def test_clips_share_a_grey_scale(tmp_path):
     assert first.max() < 0.35 < 0.9 < second.max()
 
 
-def test_page_is_self_contained_and_escaped(page, tmp_path):
+def test_player_is_one_safe_file(page, tmp_path):
     assert re.findall(r"https?:|//[a-z]+\.|@import|<link|src=\"|<iframe|fetch\(", page) == []
     assert "default-src 'none'; img-src data:;" in page
     assert re.findall(r"@[A-Z]+@", page) == []
@@ -129,46 +134,39 @@ def test_page_is_self_contained_and_escaped(page, tmp_path):
     assert data_of(hostile)["values"][0] == ["</script><b>"]
 
 
-@pytest.mark.parametrize(
-    ("clips", "name", "message"),
-    [
-        ({}, "a.html", "clips must hold at least one clip, got none"),
+def without(clip, key):
+    return {name: value for name, value in clip.items() if name != key}
+
+
+def test_player_refuses_unshowable_clips(tmp_path):
+    clip, path = a_clip(), tmp_path / "player.html"
+    batch = {key: torch.stack([value, value]) for key, value in clip.items()}
+    bare = {"video": clip["video"], "masks": clip["masks"]}
+    large = clip | {"video": torch.zeros(9, 1, 2, 6000)}
+    for clips, message in (
+        ({}, "clips must hold at least one clip, got none"),
         (
-            {("0", "1"): a_clip(), ("1", "2"): a_clip()},
-            "a.html",
+            {("0", "1"): clip, ("1", "2"): clip},
             r"every value of one setting .* got no clip \('0', '2'\)",
         ),
+        ({("0", "1"): bare}, r"got no tracks in clip \('0', '1'\); ask the"),
         (
-            {("0", "1"): {key: value for key, value in a_clip().items() if key != "tracks"}},
-            "a.html",
-            r"got no tracks in clip \('0', '1'\); ask the",
-        ),
-        (
-            {("0", "1"): {**a_clip(), "video": torch.zeros(9, 1, 2, 6000)}},
-            "a.html",
+            {("0", "1"): large},
             "at most 16383 pixels a side, got 9 frames of 2 x 6000 in clip .*, 18000 pixels; show",
         ),
-        (
-            {("0", "1"): {key: torch.stack([value] * 2) for key, value in a_clip().items()}},
-            "a.html",
-            r"clips must be single ones with video \[F, 1, H, W\]",
-        ),
-        ({("0", "1"): a_clip()}, "page.htm", r"path must end in '.html', got '.*page.htm'"),
-    ],
-)
-def test_bad_clips_are_refused(clips, name, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
-        write_player(clips, tmp_path / name)
+        ({("0", "1"): batch}, r"clips must be single ones with video \[F, 1, H, W\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            write_player(clips, path)
+    for name in ("01", 3, ("0",), (0, 1), ("0", np.int64(1))):
+        with pytest.raises(TypeError, match="clips must be by pairs of texts, the values of the"):
+            write_player({name: clip}, path)
+    with pytest.raises(ValueError, match=r"path must end in '.html', got '.*page.htm'"):
+        write_player({("0", "1"): clip}, tmp_path / "page.htm")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_names_are_pairs_of_text(tmp_path):
-    for name in ("01", 3, ("0",), (0, 1), ("0", np.int64(1))):
-        with pytest.raises(TypeError, match="clips must be by pairs of texts, the values of the"):
-            write_player({name: a_clip()}, tmp_path / "player.html")
-
-
-def test_preview_writes_a_page_of_seeds_and_densities_and_a_film(tiny_model, tmp_path):
+def test_preview_writes_player_and_mp4(tiny_model, tmp_path):
     pytest.importorskip("imageio_ffmpeg", reason="the extra preview is not installed")
     command = f"preview --model {tiny_model} --output {tmp_path} --frames 2 --clips 1 --seed 5 "
     command += "--size 96x96 --page --page-seeds 2 --page-densities 0.5,2 --page-frames 3 --mp4"
@@ -184,23 +182,20 @@ def test_preview_writes_a_page_of_seeds_and_densities_and_a_film(tiny_model, tmp
     assert {packed["frames"] for packed in data["clips"]} == {3}
 
 
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
+def test_preview_refuses_a_page_of_nothing():
+    for option, message in (
         ("--page-seeds 0", "--page-seeds must be at least 1, got 0"),
         ("--page-frames 0", "--page-frames must be at least 1, got 0"),
         ("--page-densities 1,-2", "must look like 0.5,1,2 (numbers above 0), got '1,-2'"),
         ("--page-densities inf", "must look like 0.5,1,2 (numbers above 0), got 'inf'"),
         ("--page-densities some", "must look like 0.5,1,2 (numbers above 0), got 'some'"),
-    ],
-)
-def test_preview_refuses_a_page_of_nothing(option, message):
-    result = CliRunner().invoke(cli, ["preview", "--page", *option.split()])
-    assert result.exit_code == 2
-    assert message in " ".join(result.output.split())
+    ):
+        result = CliRunner().invoke(cli, ["preview", "--page", *option.split()])
+        assert result.exit_code == 2
+        assert message in " ".join(result.output.split())
 
 
-def test_a_film_shows_the_frames_of_the_clip_one_after_the_other(tmp_path):
+def test_mp4_shows_frames_in_order(tmp_path):
     ffmpeg = pytest.importorskip("imageio_ffmpeg", reason="the extra preview is not installed")
     clip = {"video": torch.linspace(0, 1, 6)[:, None, None, None].expand(6, 1, 31, 33)}
     write_animation(clip, tmp_path / "clip.mp4", frames_per_second=5, grey_range=(0, 1), gamma=1)
@@ -215,22 +210,19 @@ def test_a_film_shows_the_frames_of_the_clip_one_after_the_other(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
 
 
-@pytest.mark.parametrize(
-    ("pictures", "message"),
-    [
+def test_mp4_refuses_unequal_images(tmp_path):
+    one, turned, grey = (Image.new(*of) for of in (("RGB", (8, 6)), ("RGB", (6, 8)), ("L", (8, 6))))
+    for images, message in (
         ([], "images must hold at least one image, got none"),
-        ([("RGB", 8, 6), ("RGB", 6, 8)], r"same width and height, got \[\(6, 8\), \(8, 6\)\]"),
-        ([("RGB", 8, 6), ("L", 8, 6)], r"images must be RGB, got the mode 'L'; see Image\.conv"),
-    ],
-)
-def test_pictures_that_make_no_film_are_refused(pictures, message, tmp_path):
-    given = [Image.new(mode, size) for mode, *size in pictures]
-    with pytest.raises(ValueError, match=message):
-        write_mp4(given, tmp_path / "clip.mp4", 4)
+        ([one, turned], r"same width and height, got \[\(6, 8\), \(8, 6\)\]"),
+        ([one, grey], r"images must be RGB, got the mode 'L'; see Image\.conv"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            write_mp4(images, tmp_path / "clip.mp4", 4)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_film_on_a_full_disk_leaves_nothing(tmp_path):
+def test_mp4_on_full_disk_leaves_nothing(tmp_path):
     pytest.importorskip("imageio_ffmpeg", reason="the extra preview is not installed")
     allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2048, allowed[1]))
@@ -242,7 +234,7 @@ def test_a_film_on_a_full_disk_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_film_without_its_extra_says_how_to_get_it_ahead_of_the_work(monkeypatch, tmp_path):
+def test_mp4_names_its_missing_extra_first(monkeypatch, tmp_path):
     real = builtins.__import__
 
     def missing(name, *rest):
@@ -260,8 +252,9 @@ def test_a_film_without_its_extra_says_how_to_get_it_ahead_of_the_work(monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the browser chromium")
-def test_a_browser_draws_the_page_and_its_tree(page, tmp_path):
+def test_browser_draws_player_and_tree(page, tmp_path):
     path = tmp_path / "player.html"
     path.write_text(page, encoding="utf-8")
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]

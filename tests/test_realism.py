@@ -29,7 +29,6 @@ def reference():
 
 @pytest.fixture(scope="module")
 def real_films(reference):
-    """Measurements of two films that differ by their random numbers alone."""
     return measured(reference), measured(draw_film(0.7, frames=8, seed=1))
 
 
@@ -62,7 +61,6 @@ def blurred(clip):
 
 
 def flattened(clip):
-    """Every nucleus is evenly bright."""
     video = video_of(clip).copy()
     for image, masks in zip(video, clip["masks"].numpy(), strict=True):
         means = ndimage.mean(image, masks, np.arange(masks.max() + 1))
@@ -162,16 +160,13 @@ def test_missing_metrics_are_not_compared(real_films):
 
 
 def test_many_clips_are_one_film(reference):
-    once, twice = measured(reference), measured([reference, reference])
+    once, again = measured(reference), measured(reference)
+    assert all(np.array_equal(once.values[name], again.values[name]) for name in once.values)
+    twice = measured([reference, reference])
     assert len(twice.values["area"]) == 2 * len(once.values["area"])
     for name in ("density", "share in contact", "division rate", "noise"):
         assert twice.values[name] == pytest.approx(once.values[name])
     assert twice.counts["density"] == 2 * once.counts["density"]
-
-
-def test_result_is_the_same_again(reference):
-    one, other = measured(reference), measured(reference)
-    assert all(np.array_equal(one.values[name], other.values[name]) for name in one.values)
 
 
 def test_stages_are_counted_and_judged(reference):
@@ -194,17 +189,10 @@ def test_density_counts_edge_nuclei_half():
 
 
 def test_film_without_nuclei_is_measured():
-    empty = as_clip(
-        0.07 + 0.002 * np.random.default_rng(0).standard_normal((2, 64, 64)),
-        np.zeros((2, 64, 64)),
-        np.zeros((4, 4)),
-    )
-    found = measured(empty)
+    noise = 0.07 + 0.002 * np.random.default_rng(0).standard_normal((2, 64, 64))
+    found = measured(as_clip(noise, np.zeros(noise.shape), np.zeros((4, 4))))
     assert found.values["density"].tolist() == [0]
     assert len(found.values["area"]) == 0
     assert compare_metrics(found, found, found)[0].distance is None
-
-
-def test_no_clip_is_refused():
     with pytest.raises(ValueError, match="clips must hold at least one clip"):
         measure_clips([])

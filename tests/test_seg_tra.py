@@ -1,5 +1,3 @@
-"""SEG, TRA and their sisters: a perfect result, damage of growing strength, border, reading."""
-
 import math
 
 import numpy as np
@@ -72,11 +70,8 @@ def with_ids_swapped(masks, pairs):
     return swapped
 
 
-def test_a_perfect_result_scores_one_everywhere(truth):
+def test_perfect_result_scores_one_everywhere(truth):
     assert score(*truth, *truth) == Scores(1, 1, 1, 1, 1, 1)
-
-
-def test_score_ignores_padding_and_ids(truth):
     masks, tracks = truth
     moved = tracks.copy()
     moved[:, 0] += 100
@@ -93,16 +88,12 @@ def test_thinner_masks_lower_seg_only(truth):
     # Half a radius less is less than half of the area: not found any more.
     assert scores[1].tra == scores[1].det == 1
     assert scores[2].det < 1
-
-
-def test_seg_of_eroded_masks_is_exact(truth):
-    thin = eroded(truth[0], 1)
     shares = [
         (frame_thin == one).sum() / (frame == one).sum()
-        for frame, frame_thin in zip(truth[0], thin, strict=True)
+        for frame, frame_thin in zip(truth[0], eroded(truth[0], 1), strict=True)
         for one in np.unique(frame[frame > 0])
     ]
-    assert damaged(truth, thin).seg == pytest.approx(np.mean(shares), abs=1e-9)
+    assert seg[1] == pytest.approx(np.mean(shares), abs=1e-9)
 
 
 def test_missing_masks_lower_every_score(truth):
@@ -129,52 +120,37 @@ def test_missed_division_lowers_bc(truth):
     missed = score(masks, alone, masks, tracks)
     assert (missed.bc, missed.seg, missed.det) == (0, 1, 1)
     assert missed.lnk < 1
-
-
-def test_bc_without_divisions_is_nan(truth):
-    masks, tracks = truth[0][:3], truth[1][truth[1][:, 1] < 3]
+    masks, tracks = masks[:3], tracks[tracks[:, 1] < 3]
     tracks = np.column_stack([tracks[:, :2], np.minimum(tracks[:, 2], 2), tracks[:, 3]])
     found = score(masks, tracks, masks, tracks)
     assert math.isnan(found.bc)
     assert found.tra == 1
 
 
-def test_unlisted_label_makes_result_invalid(truth):
+def test_score_of_invalid_or_empty_result(truth, capsys, tmp_path, monkeypatch):
     masks, tracks = truth
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     found = score(masks, tracks[tracks[:, 0] != 2], masks, tracks)
     assert found.valid == 0
     assert math.isnan(found.seg)
     assert math.isnan(found.tra)
-
-
-def test_an_empty_result_scores_zero(truth):
-    nothing = np.zeros_like(truth[0])
-    assert score(nothing, np.zeros((0, 4), np.int32), *truth) == Scores(0, 0, 0, 0, 0, 0)
-
-
-def test_score_is_silent_and_clean(truth, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    score(truth[0], truth[1][1:], *truth)
+    nothing = score(np.zeros_like(masks), np.zeros((0, 4), np.int32), *truth)
+    assert nothing == Scores(0, 0, 0, 0, 0, 0)
     assert capsys.readouterr().out == ""
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda m, t: (m[:, :50], t, m, t), "of one shape"),
-        (lambda m, t: (m[:1], t, m[:1], t), "F at least 2"),
-        (lambda m, t: (m, t, np.zeros_like(m), t), "reference_masks must hold at least one"),
-        (lambda m, t: (m * 4000, t, m, t), "ids from 0 to 65535"),
-        (lambda m, t: (m, t, m, t[1:]), "masks and tracks must hold the same ids"),
-    ],
-)
-def test_score_refuses_what_cannot_be_scored(truth, change, words):
-    with pytest.raises(ValueError, match=words):
-        score(*change(*truth))
-
-
-# The border
+def test_score_refuses_what_cannot_be_scored(truth):
+    m, t = truth
+    for given, words in (
+        ((m[:, :50], t, m, t), "of one shape"),
+        ((m[:1], t, m[:1], t), "F at least 2"),
+        ((m, t, np.zeros_like(m), t), "reference_masks must hold at least one"),
+        ((m * 4000, t, m, t), "ids from 0 to 65535"),
+        ((m, t, m, t[1:]), "masks and tracks must hold the same ids"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            score(*given)
 
 
 def test_clear_border_takes_whole_nuclei_only():
@@ -187,12 +163,9 @@ def test_clear_border_takes_whole_nuclei_only():
     assert [np.unique(frame).tolist() for frame in kept] == [[0], [0, 1]]
     assert np.array_equal(kept[1], masks[1])
     assert np.array_equal(clear_border(masks, 0), masks)
-
-
-@pytest.mark.parametrize("border", [-1, 10])
-def test_clear_border_refuses_too_wide(border):
-    with pytest.raises(ValueError, match="border must be from 0 to below half of the frame's 20"):
-        clear_border(np.zeros((1, 20, 30), int), border)
+    for border in (-1, 10):
+        with pytest.raises(ValueError, match="border must be from 0 to below half of the frame's"):
+            clear_border(np.zeros((1, 20, 30), int), border)
 
 
 def test_cleared_tracks_stay_valid():
@@ -217,9 +190,6 @@ def test_border_counts_on_neither_side(truth):
     assert score(masks, tracks, *reduced).det < 1
 
 
-# Reading and finding
-
-
 def test_read_reference_clears_the_border(tiny_ctc, tiny_video):
     video, masks, tracks = tiny_video
     found = read_reference(tiny_ctc, "01", stop=9, border=20)
@@ -231,9 +201,6 @@ def test_read_reference_clears_the_border(tiny_ctc, tiny_video):
     assert np.unique(found.tracks[found.tracks[:, 3] > 0, 3]).tolist() == [2]
     whole = read_reference(tiny_ctc, "01", border=0)
     assert np.array_equal(whole.tracks[:, 1:3], tracks[np.argsort(tracks[:, 1]), 1:3])
-
-
-def test_read_reference_refuses_a_single_frame(tiny_ctc):
     with pytest.raises(ValueError, match=r"must have masks in at least its first 2 frames.*got 1"):
         read_reference(tiny_ctc, "01", stop=1)
 

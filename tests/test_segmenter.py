@@ -20,8 +20,6 @@ SETTINGS = SegmenterSettings(steps=4, batch=2)
 
 
 class Discs:
-    """Clips of one frame with bright discs, some of them touching."""
-
     frames = 1
 
     def __init__(self, seed=0):
@@ -49,10 +47,6 @@ def touching():
     return labels
 
 
-def test_segmenter_has_its_documented_size():
-    assert round(sum(p.numel() for p in Segmenter().parameters()) / 1e6, 2) == 0.49
-
-
 def test_normalize_keeps_dim_nuclei():
     grey = torch.tensor([0.073, 0.098, 0.9])  # background, dimmest nuclei, brightest
     background, dim, bright = normalize(grey).tolist()
@@ -68,9 +62,6 @@ def test_targets_fall_between_touching_nuclei():
     assert distance[20, 20] > 0.9
     assert distance[20, 29] < 0.3
     assert not distance[foreground == 0].any()
-
-
-def test_targets_of_empty_image():
     foreground, distance = make_targets(np.zeros((8, 8), np.int32))
     assert not foreground.any()
     assert not distance.any()
@@ -97,6 +88,7 @@ def test_instances_drop_crumbs_only():
 
 
 def test_predict_takes_any_size():
+    assert round(sum(p.numel() for p in Segmenter().parameters()) / 1e6, 2) == 0.49
     network = Segmenter().eval()
     found = predict(network, np.full((37, 50), 0.1, np.float32))
     assert found.foreground.shape == found.distance.shape == (37, 50)
@@ -121,59 +113,44 @@ def test_samples_depend_on_seed_and_number():
         one[10]
 
 
+def trained(folder, name, clips, settings):
+    place = folder / f"{name}.safetensors"
+    return train_segmenter(clips, settings, checkpoint=place, identity="discs", progress=False)
+
+
 def test_arms_differ_only_in_clips(tmp_path):
-    """Two arms of equal clips give the same network, bit by bit; other clips another one."""
     state = torch.get_rng_state()
-    networks = [
-        train_segmenter(
-            Discs(seed),
-            SETTINGS,
-            checkpoint=tmp_path / f"{name}.safetensors",
-            identity=name,
-            progress=False,
-        )
+    one, two, other = (
+        trained(tmp_path, name, Discs(seed), SETTINGS).state_dict()
         for name, seed in (("one", 0), ("two", 0), ("other", 1))
-    ]
+    )
     assert torch.equal(state, torch.get_rng_state())
-    one, two, other = (dict(network.state_dict()) for network in networks)
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert not all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_interrupted_training_ends_the_same(tmp_path, monkeypatch):
+class Broken(Discs):
+    def clip(self, index):
+        if index == 110:
+            raise KeyboardInterrupt
+        return super().clip(index)
+
+
+@pytest.mark.heavy
+def test_interrupted_training_ends_the_same(tmp_path):
     settings = SegmenterSettings(steps=120, batch=1)
-
-    def trained(name, clips):
-        return train_segmenter(
-            clips,
-            settings,
-            checkpoint=tmp_path / f"{name}.safetensors",
-            identity="discs",
-            progress=False,
-        )
-
-    class Broken(Discs):
-        def clip(self, index):
-            if index == 110:
-                raise KeyboardInterrupt
-            return super().clip(index)
-
-    whole = trained("whole", Discs())
+    whole = trained(tmp_path, "whole", Discs(), settings)
     with pytest.raises(KeyboardInterrupt):
-        trained("broken", Broken())
-    resumed = trained("broken", Discs())
+        trained(tmp_path, "broken", Broken(), settings)
+    resumed = trained(tmp_path, "broken", Discs(), settings)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
+@pytest.mark.heavy
 def test_training_learns_the_discs(tmp_path):
-    network = train_segmenter(
-        Discs(),
-        SegmenterSettings(steps=100, batch=2, average=0.9),
-        checkpoint=tmp_path / "discs.safetensors",
-        identity="discs",
-        progress=False,
-    )
+    settings = SegmenterSettings(steps=100, batch=2, average=0.9)
+    network = trained(tmp_path, "discs", Discs(), settings)
     clip = Discs().clip(10**6)
     found = separate_instances(predict(network, clip["video"][0, 0].numpy()))
     truth = clip["masks"][0].numpy() > 0

@@ -1,5 +1,3 @@
-"""The tracker: moving blobs, a division, arbitrary labels, and what the real video gives."""
-
 import numpy as np
 import pytest
 
@@ -8,7 +6,6 @@ from bvdm_data.evaluation.seg_tra import read_reference, score
 
 
 def moving_blobs(frames=8):
-    """Return masks and tracks: three steps of 4 px a frame; blob 3 divides in frame 4."""
     masks = np.zeros((frames, 120, 120), np.int32)
     y, x = np.mgrid[:120, :120]
     for frame in range(frames):
@@ -25,7 +22,6 @@ def moving_blobs(frames=8):
 
 
 def shuffled(masks):
-    """Give the nuclei of each frame other numbers, with gaps between them."""
     draws = np.random.default_rng(3)
     names = [np.r_[0, 1 + draws.permutation(50)[: masks.max()]] for _ in masks]
     return np.stack([new[frame] for new, frame in zip(names, masks, strict=True)])
@@ -48,6 +44,7 @@ def test_track_ignores_label_values():
     assert np.array_equal(first[1], second[1])
     again = track(np.where(masks, 77 + masks, 0))
     assert np.array_equal(again[0], first[0])
+    assert track(masks[:1])[1].tolist() == [[1, 0, 0, 0], [2, 0, 0, 0], [3, 0, 0, 0]]
 
 
 def test_track_restarts_after_gaps():
@@ -59,7 +56,7 @@ def test_track_restarts_after_gaps():
     assert [row[:3] for row in track(masks)[1].tolist()] == [[1, 0, 0], [2, 2, 3]]
 
 
-@pytest.mark.parametrize("empty", [(0,), (2,), (3,), (0, 3), (0, 1, 2, 3)])
+@pytest.mark.parametrize("empty", [(0, 3), (2,), (0, 1, 2, 3)])
 def test_track_takes_frames_without_nuclei(empty):
     masks, _ = moving_blobs(4)
     masks[list(empty)] = 0
@@ -68,17 +65,9 @@ def test_track_takes_frames_without_nuclei(empty):
     for identity, first, last, _ in table.tolist():
         there = np.flatnonzero((found == identity).any((1, 2)))
         assert there.tolist() == list(range(first, last + 1))
-
-
-def test_track_takes_one_frame():
-    masks, _ = moving_blobs(4)
-    assert track(masks[:1])[1].tolist() == [[1, 0, 0, 0], [2, 0, 0, 0], [3, 0, 0, 0]]
-
-
-@pytest.mark.parametrize("shape", [(4, 4), (0, 4, 4)])
-def test_track_refuses_another_shape(shape):
-    with pytest.raises(ValueError, match=r"labels must be \[F, H, W\] with F at least 1"):
-        track(np.zeros(shape, int))
+    for shape in ((4, 4), (0, 4, 4)):
+        with pytest.raises(ValueError, match=r"labels must be \[F, H, W\] with F at least 1"):
+            track(np.zeros(shape, int))
 
 
 def test_apply_links_makes_daughters():

@@ -17,7 +17,6 @@ NETWORKS = ("painter", "distilled", "unet", "flownet")
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """An empty folder of named models, and no model that ships with the package."""
     folder = tmp_path / "cache"
     folder.mkdir()
     monkeypatch.setattr(weights, "cache_folder", lambda: folder)
@@ -27,7 +26,6 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def copy(tiny_model, tmp_path):
-    """A copy of the model's file, to be spoilt."""
     path = tmp_path / "copy.safetensors"
     path.write_bytes(tiny_model.read_bytes())
     return path
@@ -49,7 +47,10 @@ def test_model_reads_back_exactly(tiny_generator, tiny_model):
         assert all(torch.equal(before[key], after[key]) for key in before)
     assert found.unet.settings == tiny_generator.unet.settings
     assert found.painter.settings == tiny_generator.painter.settings
-    assert found.card == tiny_generator.card
+    assert found.card == tiny_generator.card == weights.read_card(tiny_model)
+    names = set(load_file(tiny_model))
+    assert {"shapes.mean", "lives.durations", "motion.density", "camera.streak"} <= names
+    assert all(name.split(".")[0] in (*PARTS, *NETWORKS) for name in names)
 
 
 def test_loaded_networks_are_frozen(tiny_model):
@@ -77,11 +78,6 @@ def test_model_without_paper_networks_reads_back(tiny_generator, tmp_path):
     assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
 
 
-def test_save_writes_the_same_bytes_again(tiny_generator, tiny_model, tmp_path):
-    weights.save(tiny_generator, tmp_path / "again.safetensors")
-    assert (tmp_path / "again.safetensors").read_bytes() == tiny_model.read_bytes()
-
-
 def test_save_refuses_numbers_not_finite(tiny_generator, tmp_path):
     broken = replace(tiny_generator, camera=replace(tiny_generator.camera, field_width=np.nan))
     with pytest.raises(ValueError, match="not JSON compliant"):
@@ -89,12 +85,16 @@ def test_save_refuses_numbers_not_finite(tiny_generator, tmp_path):
     motion = replace(tiny_generator.motion, step=np.array([np.nan, 3.0]))
     with pytest.raises(ValueError, match=r"finite numbers, got NaN or infinity in 'motion\.step'"):
         weights.save(replace(tiny_generator, motion=motion), tmp_path / "broken.safetensors")
+    for name in ("model", "model.pt", "model.safetensors.gz"):
+        with pytest.raises(ValueError, match=rf"path must end in \.safetensors, got .*{name}'"):
+            weights.save(tiny_generator, tmp_path / name)
     assert not list(tmp_path.iterdir())
 
 
-def test_model_saves_to_same_bytes(tiny_model, tmp_path):
-    weights.save(weights.load(tiny_model), tmp_path / "again.safetensors")
-    assert (tmp_path / "again.safetensors").read_bytes() == tiny_model.read_bytes()
+def test_model_saves_to_same_bytes(tiny_generator, tiny_model, tmp_path):
+    for model in (tiny_generator, weights.load(tiny_model)):
+        weights.save(model, tmp_path / "again.safetensors")
+        assert (tmp_path / "again.safetensors").read_bytes() == tiny_model.read_bytes()
 
 
 def test_load_reads_a_file_once(tiny_model, monkeypatch):
@@ -105,143 +105,89 @@ def test_load_reads_a_file_once(tiny_model, monkeypatch):
 
 
 def test_load_reads_changed_files_again(tiny_generator, copy):
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     first = weights.load(copy)
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert np.array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
     bigger = UNet(UNetSettings(channels=(8, 8, 16), middle=1))
     weights.save(replace(tiny_generator, unet=bigger), copy)
     assert weights.load(copy) is not first
     assert weights.load(copy).unet.settings.channels == (8, 8, 16)
 
 
-def test_load_leaves_random_state_alone(copy):
-    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    weights.load(copy)
-    assert torch.equal(torch.get_rng_state(), torch_state)
-    assert np.array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
-
-
-def test_read_card_returns_the_card(tiny_model):
-    card = weights.read_card(tiny_model)
-    assert card == {"data": "made up", "held_out": {"loss": 0.5}, "seeds": [1, 2]}
-
-
-def test_cached_models_have_names(cache, tiny_model):
+def test_cached_models_have_names(cache, tiny_model, tmp_path):
     (cache / "mine.safetensors").write_bytes(tiny_model.read_bytes())
     assert weights.known_models() == {"mine": cache / "mine.safetensors"}
     assert weights.find_model("mine") == cache / "mine.safetensors"
     assert weights.load("mine").card["data"] == "made up"
+    bundled = tmp_path / "bundled" / "mine.safetensors"
+    bundled.parent.mkdir()
+    bundled.touch()
+    assert weights.find_model("mine") == bundled
 
 
-def test_shipped_models_win_over_cached(cache, tmp_path):
-    (tmp_path / "bundled").mkdir()
-    for folder in (cache, tmp_path / "bundled"):
-        (folder / "hela.safetensors").write_bytes(b"")
-    assert weights.find_model("hela") == tmp_path / "bundled" / "hela.safetensors"
-
-
-def test_find_model_refuses_unknown_names(cache):
+def test_find_model_refuses_what_is_missing(cache):
     with pytest.raises(ValueError, match=r"no weights called 'hella'; there are: none\. Or give"):
         weights.find_model("hella")
     for name in ("mine", "hela"):
         (cache / f"{name}.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match=r"called 'hella'; there are: 'hela', 'mine'\. Or give"):
         weights.find_model("hella")
-
-
-@pytest.mark.parametrize("kind", [str, lambda path: path])
-def test_find_model_refuses_missing_paths(cache, kind):
-    missing = kind(cache / "missing.safetensors")
-    with pytest.raises(FileNotFoundError, match=r"no model file .*missing\.safetensors'; give"):
-        weights.find_model(missing)
-
-
-def test_find_model_refuses_a_folder(cache):
+    missing = cache / "missing.safetensors"
+    for path in (missing, str(missing)):
+        with pytest.raises(FileNotFoundError, match=r"no model file .*missing\.safetensors'; give"):
+            weights.find_model(path)
     with pytest.raises(FileNotFoundError, match="there is no model file"):
         weights.find_model(cache)
+    for model in (None, 3, b"hela", ["hela"]):
+        with pytest.raises(TypeError, match="model must be a name or the path of a file, got"):
+            weights.find_model(model)
 
 
-@pytest.mark.parametrize("model", [None, 3, b"hela", ["hela"]])
-def test_find_model_refuses_other_types(model):
-    with pytest.raises(TypeError, match="model must be a name or the path of a file, got"):
-        weights.find_model(model)
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["shapes.modes", "motion.sisters", "painter.outlet.bias", "unet.outlet.bias", "flownet.flow"],
-)
-def test_load_refuses_damaged_tensors(copy, name):
-    content = bytearray(copy.read_bytes())
-    length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + length])
-    tensor = next(key for key in header if key.startswith(name))
-    content[8 + length + header[tensor]["data_offsets"][0]] ^= 1
-    copy.write_bytes(content)
-    with pytest.raises(ValueError, match=r"copy\.safetensors is damaged.*SHA-256.*fetch it again"):
-        weights.load(copy)
-
-
-def test_load_refuses_changed_headers(copy):
-    content = copy.read_bytes()
-    changed = content.replace(rb"\"offset\": 32768", rb"\"offset\": 32769")
-    assert changed != content
-    copy.write_bytes(changed)
-    with pytest.raises(ValueError, match=r"is damaged.*SHA-256"):
-        weights.load(copy)
-
-
-@pytest.mark.parametrize("share", [0, 1e-5, 0.01, 0.5, 0.999])
-def test_load_refuses_cut_files(copy, share):
-    content = copy.read_bytes()
-    copy.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(ValueError, match=r"copy\.safetensors is damaged or no safetensors file"):
-        weights.load(copy)
-
-
-@pytest.mark.parametrize(
-    "metadata",
-    [
-        None,
-        {"bvdm_data": json.dumps({"format": "bvdm-data generator 1"})},
-        {"bvdm_data": json.dumps({"format": "bvdm-data generator 99"})},
-        {"bvdm_data": "[1]"},
-    ],
-)
-def test_load_refuses_a_foreign_safetensors_file(tmp_path, metadata):
-    path = tmp_path / "foreign.safetensors"
-    save_file({"weight": torch.zeros(3)}, path, metadata)
-    with pytest.raises(ValueError, match=r"foreign.* holds no model of this library.*expected"):
-        weights.load(path)
-
-
-def test_load_refuses_headers_without_json(tmp_path):
-    path = tmp_path / "foreign.safetensors"
-    save_file({"weight": torch.zeros(3)}, path, {"bvdm_data": "{"})
-    with pytest.raises(ValueError, match="is damaged or no safetensors file"):
-        weights.load(path)
+def test_load_refuses_damaged_files(copy):
+    good, damaged = copy.read_bytes(), r"copy\.safetensors is damaged.*SHA-256.*fetch it again"
+    length = int.from_bytes(good[:8], "little")
+    header = json.loads(good[8 : 8 + length])
+    changed = [good.replace(rb"\"offset\": 32768", rb"\"offset\": 32769")]
+    for name in ("shapes.modes", "motion.sisters", "painter.outlet.bias", "unet.outlet", "flownet"):
+        tensor = next(key for key in header if key.startswith(name))
+        content = bytearray(good)
+        content[8 + length + header[tensor]["data_offsets"][0]] ^= 1
+        changed.append(bytes(content))
+    for content in changed:
+        assert content != good
+        copy.write_bytes(content)
+        with pytest.raises(ValueError, match=damaged):
+            weights.load(copy)
+    for share in (0, 1e-5, 0.01, 0.5, 0.999):
+        copy.write_bytes(good[: int(share * len(good))])
+        with pytest.raises(ValueError, match=r"copy\.safetensors is damaged or no safetensors"):
+            weights.load(copy)
 
 
 class Burglar:
-    """Opens the door when it is unpickled."""
-
     def __reduce__(self):
         return pytest.fail, ("the file was unpickled",)
 
 
-def test_load_refuses_pickles_unopened(tmp_path):
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(pickle.dumps(Burglar()))
-    with pytest.raises(ValueError, match="is damaged or no safetensors file"):
-        weights.load(path)
-    torch.save({"weight": torch.zeros(3)}, path)
-    with pytest.raises(ValueError, match="is damaged or no safetensors file"):
-        weights.load(path)
-
-
-@pytest.mark.parametrize("name", ["model", "model.pt", "model.safetensors.gz"])
-def test_save_refuses_another_suffix(tiny_generator, tmp_path, name):
-    with pytest.raises(ValueError, match=rf"path must end in \.safetensors, got .*{name}'"):
-        weights.save(tiny_generator, tmp_path / name)
-    assert not list(tmp_path.iterdir())
+def test_load_refuses_foreign_files(tmp_path):
+    path, tensors = tmp_path / "foreign.safetensors", {"weight": torch.zeros(3)}
+    for text in (
+        None,
+        *(json.dumps({"format": f"bvdm-data generator {n}"}) for n in (1, 99)),
+        "[1]",
+    ):
+        save_file(tensors, path, text and {"bvdm_data": text})
+        with pytest.raises(ValueError, match=r"foreign.* holds no model of this library.*expected"):
+            weights.load(path)
+    for write in (
+        lambda: save_file(tensors, path, {"bvdm_data": "{"}),
+        lambda: path.write_bytes(pickle.dumps(Burglar())),
+        lambda: torch.save(tensors, path),
+    ):
+        write()
+        with pytest.raises(ValueError, match="is damaged or no safetensors file"):
+            weights.load(path)
 
 
 def test_save_on_full_disk_keeps_old(tiny_generator, copy, monkeypatch):
@@ -257,9 +203,3 @@ def test_save_on_full_disk_keeps_old(tiny_generator, copy, monkeypatch):
     assert copy.read_bytes() == before
     assert list(copy.parent.iterdir()) == [copy]
     weights.load(copy)
-
-
-def test_model_file_holds_tensors_and_header(tiny_model):
-    names = set(load_file(tiny_model))
-    assert {"shapes.mean", "lives.durations", "motion.density", "camera.streak"} <= names
-    assert all(name.split(".")[0] in (*PARTS, *NETWORKS) for name in names)
