@@ -2,8 +2,10 @@
 
 import importlib
 import importlib.metadata
+import logging
 import os
 import platform
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -65,15 +67,22 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def require(name: str) -> ModuleType:
-    """Import a package of the extra ``evaluate``."""
+def require(name: str, extra: str = "evaluate") -> ModuleType:
+    """Import a package of an extra, without its changes to logging and its warnings."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
     try:
-        return importlib.import_module(name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"the evaluation needs the package {error.name!r}, which is not installed; "
-            'pip install "bvdm-data[evaluate]"'
+            f"this needs the package {error.name!r}, which is not installed; "
+            f"pip install 'bvdm-data[{extra}]'"
         ) from error
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 SPANS = (

@@ -13,7 +13,7 @@ from ctc_metrics.scripts.validate import validate_sequence
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms._presets import OpticalFlow
 
-from bvdm_data.adapters.common import find_ancestors, need
+from bvdm_data.adapters.common import find_ancestors
 from bvdm_data.adapters.optical_flow import FlowPairs, flow_pairs
 from bvdm_data.adapters.tracking import TrackastraWindows, trackastra_windows, write_ctc
 from bvdm_data.adapters.video_objects import RawVideos, video_datapoint
@@ -22,6 +22,7 @@ from bvdm_data.datasets.ctc import read_sequence
 from bvdm_data.datasets.export import export
 from bvdm_data.datasets.mixed import MixedVideos
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
+from bvdm_data.system import require
 from tests.helpers.clips import run_snippet
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -70,7 +71,7 @@ def test_trackastra_window_holds_nuclei_and_ancestry(clip):
 
 
 def test_trackastra_association_matches_its_own(clip):
-    data = need("trackastra.data.data", "tracking")
+    data = require("trackastra.data.data", "tracking")
     pandas = pytest.importorskip("pandas")
     rows = [row for row in clip["tracks"].tolist() if row[0]]
     table = pandas.DataFrame(rows, columns=["label", "t1", "t2", "parent"])
@@ -89,7 +90,7 @@ def test_trackastra_association_matches_its_own(clip):
 def test_trackastra_windows_equal_ctcdata(clip, folder):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        theirs = need("trackastra.data", "tracking").CTCData(str(folder / "01"), window_size=4)
+        theirs = require("trackastra.data", "tracking").CTCData(str(folder / "01"), window_size=4)
         items = [theirs[number] for number in range(len(theirs))]
     ours = trackastra_windows(clip, 4)
     assert len(ours) == len(items) == 9
@@ -113,7 +114,7 @@ def test_trackastra_windows_skip_empty_frames(clip):
 
 
 def test_trackastra_collates_streamed_windows(videos):
-    collate = need("trackastra.data", "tracking").collate_sequence_padding
+    collate = require("trackastra.data", "tracking").collate_sequence_padding
     loader = DataLoader(TrackastraWindows(videos, 3), batch_size=4, collate_fn=collate)
     batches = list(loader)
     assert sum(len(batch["coords"]) for batch in batches) == 3 * 2
@@ -139,7 +140,7 @@ def test_trackastra_windows_refuse_broken_clips(clip):
 
 def test_require_names_the_missing_extra():
     with pytest.raises(ImportError, match=r"'no_such_package'.*bvdm-data\[tracking\]"):
-        need("no_such_package", "tracking")
+        require("no_such_package", "tracking")
 
 
 def test_write_ctc_reads_back(clip, folder):

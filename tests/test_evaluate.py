@@ -102,7 +102,7 @@ def test_evaluation_is_refused_early(data, monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="'hela' was fitted to sequence '01'"):
         evaluate(seen, Questions(parts=["realism"], budget=BUDGET))
     monkeypatch.setitem(sys.modules, "laptrack", None)
-    with pytest.raises(ModuleNotFoundError, match=r"'laptrack'.*\"bvdm-data\[evaluate\]\""):
+    with pytest.raises(ModuleNotFoundError, match=r"'laptrack'.*'bvdm-data\[evaluate\]'"):
         evaluate(data, Questions(parts=["training"], budget=BUDGET))
     assert not data.folder.exists()
 

@@ -243,7 +243,7 @@ def test_mp4_names_its_missing_extra_first(monkeypatch, tmp_path):
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    message = r'needs the package \'imageio_ffmpeg\', .* pip install "bvdm-data\[preview\]"'
+    message = r"needs the package 'imageio_ffmpeg', .* pip install 'bvdm-data\[preview\]'"
     with pytest.raises(ModuleNotFoundError, match=message):
         write_animation(a_clip(), tmp_path / "clip.mp4")
     command = ["preview", "--mp4", "--output", str(tmp_path)]

@@ -1,12 +1,8 @@
 """What adapters share: foreign packages, the parts of a clip they need, and lines of descent."""
 
-import importlib
-import logging
 import math
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from numbers import Real
-from types import ModuleType
 from typing import Any, Protocol, SupportsIndex
 
 import numpy as np
@@ -32,24 +28,6 @@ class Videos(Protocol):
 
     def clip(self, index: SupportsIndex) -> Any:
         """Return the clip with this number."""
-
-
-def need(name: str, extra: str) -> ModuleType:
-    """Import a package, without what it does to the logging of the process and its warnings."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            f"this adapter needs the package {error.name!r}, which is not installed; "
-            f"pip install 'bvdm-data[{extra}]'"
-        ) from error
-    finally:
-        root.handlers[:] = handlers
-        root.setLevel(level)
 
 
 def require_keys(clip: Clip, *keys: str) -> None:

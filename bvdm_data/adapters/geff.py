@@ -12,10 +12,10 @@ from bvdm_data.adapters.common import (
     find_ancestors,
     get_tensor,
     list_tracks,
-    need,
 )
 from bvdm_data.clip import Clip, measure_boxes
 from bvdm_data.files import open_atomic_folder
+from bvdm_data.system import require
 
 
 def write_geff(
@@ -53,8 +53,8 @@ def write_geff(
     """
     check_positive("pixel_size", pixel_size)
     check_positive("minutes", minutes)
-    core = need("geff.core_io", "lineage")
-    spec = need("geff_spec", "lineage")
+    core = require("geff.core_io", "lineage")
+    spec = require("geff_spec", "lineage")
     table = list_tracks(clip)
     nodes, edges = _graph(clip, table)
     space = {"type": "space", "unit": "pixel", "scale": pixel_size, "scaled_unit": "micrometer"}

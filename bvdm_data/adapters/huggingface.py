@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from bvdm_data.adapters.common import Videos, count_clips, need
+from bvdm_data.adapters.common import Videos, count_clips
+from bvdm_data.system import require
 from bvdm_data.validate import as_int
 
 MOST_AXES = 5
@@ -52,7 +53,7 @@ def to_huggingface(
             for batch in DataLoader(rows, batch_size=4, num_workers=2):
                 step(batch["video"], batch["masks"])
     """
-    datasets = need("datasets", "huggingface")
+    datasets = require("datasets", "huggingface")
     number = count_clips(videos, clips)
     size = as_int("clips_per_shard", clips_per_shard, least=1)
     videos = copy.deepcopy(videos)

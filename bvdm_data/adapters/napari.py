@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from bvdm_data.adapters.common import convert_to_grey, get_tensor, need
+from bvdm_data.adapters.common import convert_to_grey, get_tensor
 from bvdm_data.clip import Clip
 from bvdm_data.datasets.ctc import CTCSequence, read_sequence
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
+from bvdm_data.system import require
 
 if TYPE_CHECKING:
     import napari
@@ -68,7 +69,7 @@ def view(clip: Clip, viewer: "napari.Viewer | None" = None, name: str = "") -> "
         ImportError: If napari is not installed.
         ValueError: If the clip is a batch.
     """
-    package = need("napari", "napari")
+    package = require("napari", "napari")
     made = layers(clip, name)
     window = package.Viewer() if viewer is None else viewer
     for layer in made:

@@ -12,11 +12,11 @@ from bvdm_data.adapters.common import (
     check_positive,
     convert_to_counts,
     get_tensor,
-    need,
 )
 from bvdm_data.clip import LARGEST_COUNT, CameraScale, Clip
 from bvdm_data.datasets.tiff import write_ome_image
 from bvdm_data.files import open_atomic, open_atomic_folder
+from bvdm_data.system import require
 
 AXES = [
     {"name": "t", "type": "time", "unit": "minute"},
@@ -99,7 +99,7 @@ def write_ome_zarr(
     """
     check_positive("pixel_size", pixel_size)
     check_positive("minutes", minutes)
-    zarr = need("zarr", "ome")
+    zarr = require("zarr", "ome")
     counts = convert_to_counts(clip, scale)
     steps = [float(minutes), float(pixel_size), float(pixel_size)]
     with open_atomic_folder(path) as folder:

@@ -7,7 +7,7 @@ from typing import Any, SupportsIndex
 
 import torch
 
-from bvdm_data.adapters.common import count_clips, need
+from bvdm_data.adapters.common import count_clips
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.storage.shards import (
     CLIPS_PER_SHARD,
@@ -17,6 +17,7 @@ from bvdm_data.storage.shards import (
     to_config,
     write_shard,
 )
+from bvdm_data.system import require
 from bvdm_data.validate import as_int
 
 PAUSE = 1.0
@@ -63,7 +64,7 @@ def ray_export(
 
             ray_export(SyntheticHeLaVideos(), "/shared/shards", clips=1_000_000)
     """
-    data = need("ray.data", "ray")
+    data = require("ray.data", "ray")
     tries = as_int("retries", retries, least=0)
     plan = plan_shards(
         videos,
@@ -110,7 +111,7 @@ def ray_dataset(
             for batch in ray_dataset(videos, clips=1000).iter_batches(batch_size=4):
                 step(torch.from_numpy(batch["video"]), torch.from_numpy(batch["masks"]))
     """
-    data = need("ray.data", "ray")
+    data = require("ray.data", "ray")
     to_config(videos)
     number = count_clips(videos, clips)
     size = as_int("clips_per_task", clips_per_task, least=1)

@@ -9,9 +9,9 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from bvdm_data.adapters.common import need
 from bvdm_data.adapters.frames import stacked
 from bvdm_data.clip import Clip
+from bvdm_data.system import require
 from bvdm_data.validate import as_int
 
 RAYS = 32
@@ -221,7 +221,7 @@ def cellpose_flows(masks: Tensor) -> Tensor:
         ValueError: If masks are not whole numbers of 0 or more, ``[N, H, W]``.
     """
     masks = _checked(masks)
-    labels_to_flows = need("cellpose.dynamics", "cellpose").labels_to_flows
+    labels_to_flows = require("cellpose.dynamics", "cellpose").labels_to_flows
     # It renumbers in place, and shows a bar for more than one image.
     images = [image.astype(np.int32) for image in masks.cpu().numpy()]
     flows = [labels_to_flows([image], device=masks.device)[0] for image in images]

@@ -16,10 +16,10 @@ from bvdm_data.adapters.common import (
     find_ancestors,
     get_tensor,
     list_tracks,
-    need,
 )
 from bvdm_data.clip import CameraScale, Clip
 from bvdm_data.datasets.ctc import write_sequence
+from bvdm_data.system import require
 from bvdm_data.validate import as_int
 
 Window = Mapping[str, Tensor]
@@ -55,8 +55,8 @@ def trackastra_windows(clip: Clip, window: int = 6) -> list[Window]:
         raise ValueError(
             f"window must be at most the {len(video)} frames of the clip, got {window}"
         )
-    measures = need("trackastra.data", "tracking").WRFeatures
-    normalize = need("trackastra.utils", "tracking").normalize
+    measures = require("trackastra.data", "tracking").WRFeatures
+    normalize = require("trackastra.utils", "tracking").normalize
     found = [
         measures.from_mask_img(mask[None], normalize(image)[None], t_start=time)
         for time, (mask, image) in enumerate(zip(masks, video, strict=True))

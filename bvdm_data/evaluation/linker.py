@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -91,7 +90,6 @@ def augment_window(window: Window, rng: torch.Generator) -> Window:
 
 def extract_features(video: npt.NDArray[np.float32], masks: Labels) -> Sequence[Any]:
     """Measure the nuclei of each frame with Trackastra."""
-    load_trackastra()
     with silence():
         bright = require("trackastra.utils").normalize(video)
         features: Sequence[Any] = require("trackastra.data").get_features(
@@ -104,17 +102,6 @@ def keep_within_gap(times: Tensor) -> Tensor:
     """Return the pairs of nuclei in the loss: the second 1 or 2 frames later, ``[..., N, N]``."""
     gap = times.unsqueeze(-2) - times.unsqueeze(-1)
     return (gap > 0) & (gap <= FARTHEST)
-
-
-def load_trackastra() -> ModuleType:
-    """Import Trackastra without letting it set up the logging of the whole process."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    with silence():
-        library = require("trackastra.model")
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    return library
 
 
 @contextlib.contextmanager
@@ -265,7 +252,7 @@ def train_linker(
 
     sizes = settings.width, settings.heads, settings.layers, settings.window, settings.reach
     make = functools.partial(
-        load_trackastra().TrackingTransformer,
+        require("trackastra.model").TrackingTransformer,
         coord_dim=2,
         feat_dim=FEATURES,
         d_model=settings.width,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bvdm_data.clip import Clip, measure_boxes
 from bvdm_data.files import open_atomic
+from bvdm_data.system import require
 
 Array = npt.NDArray[np.generic]
 Range = tuple[float, float]
@@ -176,15 +177,8 @@ def write_mp4(images: Sequence[Image.Image], path: Path, frames_per_second: floa
 
 
 def require_ffmpeg() -> ModuleType:
-    """Import the package that writes MP4, of the extra ``preview``."""
-    try:
-        import imageio_ffmpeg
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"an MP4 needs the package {error.name!r}, which is not installed; "
-            'pip install "bvdm-data[preview]"'
-        ) from error
-    return imageio_ffmpeg  # type: ignore[no-any-return]
+    """Import the package that writes MP4."""
+    return require("imageio_ffmpeg", "preview")
 
 
 def render_frame(
