@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.speed_measures import clips
 from bvdm_data import PoolSettings
-from bvdm_data.bench import measure_throughput, warm_up
+from bvdm_data.speed import measure_throughput, warm_up
 
 DOCS = Path(__file__).parents[1] / "docs"
 RESULTS = DOCS / "performance.json"

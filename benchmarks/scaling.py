@@ -21,8 +21,8 @@ import torch
 from benchmarks.curves import POOLS
 from benchmarks.scaling_tables import TABLES, filled
 from bvdm_data import SyntheticHeLaVideos
-from bvdm_data.bench import warm_up
 from bvdm_data.files import open_atomic
+from bvdm_data.speed import warm_up
 from bvdm_data.storage import as_clip, read_shard
 from bvdm_data.storage.formats import WRITERS
 from bvdm_data.storage.shards import get_schema

@@ -26,9 +26,9 @@ from bvdm_data import (
     ProceduralSettings,
     SyntheticHeLaVideos,
 )
-from bvdm_data.bench import MATRIX, measure_throughput, profile_clips, warm_up
 from bvdm_data.clip import ANNOTATIONS
 from bvdm_data.evaluation.segmenter import Segmenter
+from bvdm_data.speed import MATRIX, measure_throughput, profile_clips, warm_up
 from bvdm_data.synth.denoiser import compute_signed_distance_map
 from bvdm_data.synth.textures import BATCH
 from bvdm_data.weights import load

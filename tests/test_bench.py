@@ -9,29 +9,32 @@ from click.testing import CliRunner
 from benchmarks import curves
 from benchmarks.speed_tables import TABLES, filled
 from bvdm_data import bench as benching
+from bvdm_data import speed
 from bvdm_data.bench import (
-    LoaderStall,
-    Loop,
     Suggestion,
-    Throughput,
     bench,
     copy_with,
-    count_nuclei,
     count_workers_needed,
     format_report,
-    measure_flops,
-    measure_matrix_gflops,
-    measure_stall,
-    measure_throughput,
-    profile_clips,
     recommend,
     try_changes,
-    warm_up,
 )
 from bvdm_data.cli import cli
 from bvdm_data.clip import ANNOTATIONS
 from bvdm_data.datasets import synthetic
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
+from bvdm_data.speed import (
+    LoaderStall,
+    Loop,
+    Throughput,
+    count_nuclei,
+    measure_flops,
+    measure_matrix_gflops,
+    measure_stall,
+    measure_throughput,
+    profile_clips,
+    warm_up,
+)
 from bvdm_data.synth.cell_bank import PoolSettings
 from bvdm_data.synth.textures import FastSettings
 from bvdm_data.system import (
@@ -101,7 +104,7 @@ def test_count_nuclei_by_tracks_or_masks(tiny):
 def test_warm_up_fills_the_cell_bank(tiny, slow_clips):
     videos = tiny(pool=PoolSettings(pairs=6, renew=0))
     assert warm_up(videos) >= 6
-    kept = videos._pool._kept
+    kept = videos._pool._pairs
     assert len(kept) == 6
     assert sum(pair.painted is not None for pair in kept.values()) >= 5
     slow_clips.clear()
@@ -176,7 +179,7 @@ def test_flops_match_the_convolutions(tiny):
 
 
 def test_matrix_product_keeps_thread_count(monkeypatch):
-    monkeypatch.setattr(benching, "MATRIX", 64)
+    monkeypatch.setattr(speed, "MATRIX", 64)
     before = torch.get_num_threads()
     assert measure_matrix_gflops(torch.float32, SOON) > 0
     assert torch.get_num_threads() == before
@@ -214,7 +217,7 @@ def test_stall_without_workers_is_all_synthesis(tiny, slow_clips, step, share):
 
 def test_stall_takes_a_few_steps(tiny, slow_clips):
     loop = Loop(batch_size=1, workers=0, step_seconds=9)
-    assert measure_stall(tiny(batch_size=1), loop, SOON).steps == benching.LEAST_STEPS
+    assert measure_stall(tiny(batch_size=1), loop, SOON).steps == speed.LEAST_STEPS
 
 
 def test_stall_with_a_worker_is_short(tiny):
@@ -330,7 +333,7 @@ def test_copy_with_makes_the_same_clips(tiny):
 @pytest.fixture
 def quick(monkeypatch):
     """Let the matrix be small, and pools that are tried stay empty."""
-    monkeypatch.setattr(benching, "MATRIX", 64)
+    monkeypatch.setattr(speed, "MATRIX", 64)
     monkeypatch.setattr(benching, "warm_up", lambda _: 1)
 
 

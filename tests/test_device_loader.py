@@ -110,7 +110,7 @@ def test_bank_of_videos_stays_unused(tiny, together):
     # Two threads that fill one pool would get in each other's way.
     videos = tiny(pool=PoolSettings(pairs=3))
     list(on_cpu(videos))
-    assert videos._pool._kept == {}
+    assert videos._pool._pairs == {}
 
 
 def test_all_clips_can_be_loaded(tiny):

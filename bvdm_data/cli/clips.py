@@ -268,9 +268,10 @@ def bench(
     Give the batch size, the workers and the time of a step of your loop, measured on data in
     memory. If the loop waits for clips, the command tries what would help, and prints it.
     """
-    from bvdm_data.bench import Loop, format_report
     from bvdm_data.bench import bench as measure
+    from bvdm_data.bench import format_report
     from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
+    from bvdm_data.speed import Loop
     from bvdm_data.synth.cell_bank import PoolSettings
 
     given = {"pairs": pairs, "renew": renew}
