@@ -55,8 +55,8 @@ def make_clip_windows(clip: Clip, frames: int) -> list[Window]:
             f"window must be at most the {len(clip['video'])} frames of a clip, got {frames}"
         )
     masks = clip["masks"].numpy().astype(np.int32)
-    features = extract_features(clip["video"][:, 0].numpy(), masks)
-    with silence():
+    features = _extract_features(clip["video"][:, 0].numpy(), masks)
+    with _silence():
         windows: list[Window] = require("trackastra.data").build_windows(
             features, frames, progbar_class=_NO_BAR, as_torch=True
         )
@@ -89,10 +89,10 @@ def augment_window(window: Window, rng: torch.Generator) -> Window:
     return window | {"coords": coords, "features": features}
 
 
-def extract_features(video: npt.NDArray[np.float32], masks: Labels) -> Sequence[Any]:
+def _extract_features(video: npt.NDArray[np.float32], masks: Labels) -> Sequence[Any]:
     """Measure the nuclei of each frame with Trackastra."""
-    load_trackastra()
-    with silence():
+    _load_trackastra()
+    with _silence():
         bright = require("trackastra.utils").normalize(video)
         features: Sequence[Any] = require("trackastra.data").get_features(
             masks.astype(np.int32), bright, features="wrfeat", ndim=2, progbar_class=_NO_BAR
@@ -106,11 +106,11 @@ def keep_within_gap(times: Tensor) -> Tensor:
     return (gap > 0) & (gap <= FARTHEST)
 
 
-def load_trackastra() -> ModuleType:
+def _load_trackastra() -> ModuleType:
     """Import Trackastra without letting it set up the logging of the whole process."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
-    with silence():
+    with _silence():
         library = require("trackastra.model")
     root.handlers[:] = handlers
     root.setLevel(level)
@@ -118,7 +118,7 @@ def load_trackastra() -> ModuleType:
 
 
 @contextlib.contextmanager
-def silence() -> Iterator[None]:
+def _silence() -> Iterator[None]:
     """Hold back the library's progress bars, log lines and warnings."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -265,7 +265,7 @@ def train_linker(
 
     sizes = settings.width, settings.heads, settings.layers, settings.window, settings.reach
     make = functools.partial(
-        load_trackastra().TrackingTransformer,
+        _load_trackastra().TrackingTransformer,
         coord_dim=2,
         feat_dim=FEATURES,
         d_model=settings.width,
@@ -297,8 +297,8 @@ def link(linker: Linker, video: npt.NDArray[np.float32], masks: Labels) -> Track
         )
     edges = []
     if masks.any():
-        features = extract_features(video, masks)
-        with silence():
+        features = _extract_features(video, masks)
+        with _silence():
             windows = require("trackastra.data").build_windows(
                 features, linker.settings.window, progbar_class=_NO_BAR, as_torch=True
             )
