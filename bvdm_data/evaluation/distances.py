@@ -74,7 +74,7 @@ def convert_to_display(grey: Tensor) -> Tensor:
 
 def cut_tiles(clips: Clip | MapStyle, count: int, *, seed: int = 0, size: int = TILE) -> Images:
     """Cut random tiles, which may overlap, out of all frames of some clips."""
-    several, rng = convert_to_sequence(clips), numpy_rng(seed, "tiles")
+    several, rng = _as_sequence(clips), numpy_rng(seed, "tiles")
     if count < 1 or len(several) == 0:
         raise ValueError(f"count and clips must be 1 at least, got {count} and {len(several)}")
     shapes = np.array([several[number]["video"].shape for number in range(len(several))])
@@ -87,14 +87,14 @@ def cut_tiles(clips: Clip | MapStyle, count: int, *, seed: int = 0, size: int = 
     return extract_crops(several, places, size)
 
 
-def convert_to_sequence(clips: Clip | MapStyle) -> MapStyle:
+def _as_sequence(clips: Clip | MapStyle) -> MapStyle:
     """Return several clips, also where only one is given."""
     return [clips] if isinstance(clips, dict) else clips
 
 
 def find_nuclei(clips: Clip | MapStyle, size: int) -> Places:
     """Find the nuclei whose crop lies in the frame: clip, frame, id, top and left, ``[n, 5]``."""
-    several, places = convert_to_sequence(clips), []
+    several, places = _as_sequence(clips), []
     for number in range(len(several)):
         for frame, labels in enumerate(several[number]["masks"].numpy()):
             for identity, box in enumerate(ndimage.find_objects(labels), start=1):
@@ -118,7 +118,7 @@ def sample_crops(places: Places, count: int, seed: int, name: str) -> Places:
 
 def extract_crops(clips: Clip | MapStyle, places: Places, size: int) -> Images:
     """Cut images out of clips."""
-    several, out = convert_to_sequence(clips), torch.empty(len(places), 1, size, size)
+    several, out = _as_sequence(clips), torch.empty(len(places), 1, size, size)
     for number in np.unique(places[:, 0]).tolist():
         video = several[number]["video"]
         for row in np.flatnonzero(places[:, 0] == number).tolist():
@@ -300,7 +300,7 @@ def corrupt(clips: Clip | MapStyle, *, seed: int = 0) -> dict[str, MapStyle]:
         noise = torch.randn(video.shape, generator=torch_rng(seed, "damage", number))
         return noise.mul_(NOISE).add_(video).clamp_(0, 1)
 
-    several, changes = convert_to_sequence(clips), (_blur, add_noise, _flatten)
+    several, changes = _as_sequence(clips), (_blur, add_noise, _flatten)
     return {key: _Corrupted(several, change) for key, change in zip(DAMAGED, changes, strict=True)}
 
 

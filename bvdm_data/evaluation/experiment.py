@@ -69,7 +69,7 @@ def train_and_test(
         linker.LINK_REACH, linker.SPLIT_REACH, RECIPE,
     )  # fmt: skip
     key = compute_fingerprint(
-        "trial", arm.identity, settings, seed, hash_reference(reference), constants, *first
+        "trial", arm.identity, settings, seed, _hash_reference(reference), constants, *first
     )
 
     def measure() -> dict[str, Any]:
@@ -159,7 +159,7 @@ def train_and_link(
             f"the arm {arm.name!r} has clips of {frames} frames, and a linker looks at "
             f"{settings.window}; stills cannot teach links"
         )
-    key = compute_fingerprint("linker", arm.identity, settings, hash_reference(reference))
+    key = compute_fingerprint("linker", arm.identity, settings, _hash_reference(reference))
 
     def measure() -> dict[str, Any]:
         checkpoint = folder / f"{key}.pt"
@@ -189,7 +189,7 @@ def format_figures(name: str, figures: Mapping[str, object]) -> str:
     return "  ".join([f"{name:>36}", *shown])
 
 
-def hash_reference(reference: Reference) -> str:
+def _hash_reference(reference: Reference) -> str:
     """Return a digest of a reference: video, masks and tracks."""
     arrays = reference.video, reference.masks, reference.tracks
     return compute_fingerprint(*map(torch.from_numpy, arrays))

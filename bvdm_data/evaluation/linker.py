@@ -54,8 +54,8 @@ def make_clip_windows(clip: Clip, frames: int) -> list[Window]:
             f"window must be at most the {len(clip['video'])} frames of a clip, got {frames}"
         )
     masks = clip["masks"].numpy().astype(np.int32)
-    features = extract_features(clip["video"][:, 0].numpy(), masks)
-    with silence():
+    features = _extract_features(clip["video"][:, 0].numpy(), masks)
+    with _silence():
         windows: list[Window] = require("trackastra.data").build_windows(
             features, frames, progbar_class=_NO_BAR, as_torch=True
         )
@@ -88,9 +88,9 @@ def augment_window(window: Window, rng: torch.Generator) -> Window:
     return window | {"coords": coords, "features": features}
 
 
-def extract_features(video: npt.NDArray[np.float32], masks: Labels) -> Sequence[Any]:
+def _extract_features(video: npt.NDArray[np.float32], masks: Labels) -> Sequence[Any]:
     """Measure the nuclei of each frame with Trackastra."""
-    with silence():
+    with _silence():
         bright = require("trackastra.utils").normalize(video)
         features: Sequence[Any] = require("trackastra.data").get_features(
             masks.astype(np.int32), bright, features="wrfeat", ndim=2, progbar_class=_NO_BAR
@@ -105,7 +105,7 @@ def keep_within_gap(times: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def silence() -> Iterator[None]:
+def _silence() -> Iterator[None]:
     """Hold back the library's progress bars, log lines and warnings."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -284,8 +284,8 @@ def link(linker: Linker, video: npt.NDArray[np.float32], masks: Labels) -> Track
         )
     edges = []
     if masks.any():
-        features = extract_features(video, masks)
-        with silence():
+        features = _extract_features(video, masks)
+        with _silence():
             windows = require("trackastra.data").build_windows(
                 features, linker.settings.window, progbar_class=_NO_BAR, as_torch=True
             )
