@@ -7,12 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from bvdm_data.synth import device, textures
+from bvdm_data.synth import synthesis, textures
 from bvdm_data.synth.cell_bank import CellBank, PoolSettings
-from bvdm_data.synth.device import BatchRenderer, choose_batch_size, collate_scenes
 from bvdm_data.synth.render import place_patches
 from bvdm_data.synth.scene import SceneSettings
-from bvdm_data.synth.synthesis import draw_scene, synthesise
+from bvdm_data.synth.synthesis import (
+    BatchRenderer,
+    choose_batch_size,
+    collate_scenes,
+    draw_scene,
+    synthesise,
+)
 from bvdm_data.synth.textures import FastSettings
 
 CPU = torch.device("cpu")
@@ -122,4 +127,4 @@ def test_batch_size_follows_free_memory(monkeypatch):
     for free, wanted in [(80 * 2**30, 256), (4 * 2**30, 128), (2**28, 16), (0, 16)]:
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 2 * free))
         assert choose_batch_size(torch.device("cuda", 1)) == wanted
-    assert choose_batch_size(CPU) == device.BATCH == 64
+    assert choose_batch_size(CPU) == synthesis.BATCH == 64

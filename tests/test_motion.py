@@ -11,8 +11,14 @@ from bvdm_data.synth.cell_cycle import PRE_MITOTIC
 from bvdm_data.synth.contours import compute_mean_radius
 from bvdm_data.synth.model import CONTACT as MAX_CONTACT
 from bvdm_data.synth.model import randomise_model
-from bvdm_data.synth.motion import CONTACT_RANGE, SpeedModel, simulate_colony, simulate_motion
-from bvdm_data.synth.placement import CONTACT, MARGIN
+from bvdm_data.synth.motion import (
+    CONTACT,
+    CONTACT_RANGE,
+    MARGIN,
+    SpeedModel,
+    simulate_colony,
+    simulate_motion,
+)
 from tests.helpers.denoisers import draw_ids
 
 SIZE = (96, 128)

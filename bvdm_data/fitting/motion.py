@@ -14,8 +14,7 @@ from bvdm_data.fitting.stages import INTERPHASE, Nuclei
 from bvdm_data.fitting.video import Video
 from bvdm_data.rng import numpy_rng
 from bvdm_data.synth.cell_cycle import PRE_MITOTIC
-from bvdm_data.synth.motion import MotionModel, SpeedModel
-from bvdm_data.synth.placement import CONTACT
+from bvdm_data.synth.motion import CONTACT, MotionModel, SpeedModel
 
 LEAST_STEPS = 5  # steps, or pairs of them, that a figure must rest on; with fewer it stays neutral
 # Ratio of axes from which the direction of a nucleus' major axis can be told (our choice).

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from bvdm_data.synth.cell_cycle import PRE_MITOTIC, CellCycleModel
 from bvdm_data.synth.cells import (
@@ -21,14 +22,16 @@ from bvdm_data.synth.contours import (
     interpolate_outline,
     interpolate_quantile,
 )
-from bvdm_data.synth.placement import (
-    CONTACT,
-    MARGIN,
-    TRIES,
-    InitialCell,
-    Occupancy,
-    list_covered_pixels,
-)
+
+MARGIN = 64
+"""Width of the band around the image, in pixels, from which nuclei come and go."""
+
+CONTACT = 0.85
+"""Two nuclei are pushed apart until their distance is this share of the sum of their mean radii
+(our choice: outlines are not round, so real nuclei that touch lie below 1)."""
+
+TRIES = 400
+"""Places that are tried before a nucleus is given up."""
 
 SISTER_FRACTION = 0.8
 """Share of the founders that come with a sister (our choice: in a growing population every nucleus
@@ -94,6 +97,21 @@ class Trajectory:
     centres: Array  # centroid (y, x) in pixels of the image, [n, 2]; may lie outside
     angles: Array  # from the image's y axis to the nucleus' major axis, [n] radians
     z_order: float  # where two overlap, the nucleus of the larger one covers the other
+
+
+@dataclass
+class InitialCell:
+    """A nucleus of the first frame, with its offspring."""
+
+    family: list[Cell]  # the cell, and its offspring
+    centre: Array  # centroid (y, x), px
+    angle: float  # of its major axis, radians
+    spacing: float = CONTACT  # radius of the disc that others keep off, over its mean radius
+
+    @property
+    def exclusion_radius(self) -> float:
+        """Radius of the disc that others keep off in the first frame, px."""
+        return self.spacing * float(compute_mean_radius(self.family[0].radii[0]))
 
 
 FamilySampler = Callable[[int, InitialCell | None], list[Cell]]
@@ -398,3 +416,60 @@ def resolve_overlaps(
         position = position + 0.5 * (missing[..., None] * away).sum(1)
     for cell, centre in zip(cells, position, strict=True):
         centres[cell.identity][-1] = centre
+
+
+@dataclass
+class Occupancy:
+    """Nuclei that are placed already: a new one must keep away from them, and not hide them."""
+
+    size: tuple[int, int]  # height and width of the image, px
+    centres: list[Array] = field(default_factory=list)
+    radii: list[float] = field(default_factory=list)  # of the discs that others keep off
+    pixels: list[npt.NDArray[np.int64]] = field(
+        default_factory=list
+    )  # of the image, under each nucleus
+    layers: npt.NDArray[np.int64] = field(init=False)  # nuclei over each pixel of the image
+
+    def __post_init__(self) -> None:
+        """Begin with an empty image."""
+        self.layers = np.zeros(self.size[0] * self.size[1], np.int64)
+
+    def is_free(self, centre: Array, radius: float) -> bool:
+        """Return whether a nucleus would be far enough from all others."""
+        if not self.centres:
+            return True
+        distance = np.hypot(*(np.array(self.centres) - centre).T)
+        return bool((distance >= np.array(self.radii) + radius).all())
+
+    def find_free(self, sample: Callable[[], Array], radius: float, tries: int) -> Array | None:
+        """Return the first of some random centres that is free; None: there is none."""
+        centres = (sample() for _ in range(tries))
+        return next((centre for centre in centres if self.is_free(centre, radius)), None)
+
+    def keeps_visible(self, pixels: npt.NDArray[np.int64]) -> bool:
+        """Return whether each nucleus keeps a pixel of its own when a new one covers these."""
+        layers = self.layers.copy()
+        layers[pixels] += 1
+        in_view = [covered for covered in (*self.pixels, pixels) if len(covered)]
+        return all((layers[covered] == 1).any() for covered in in_view)
+
+    def add(self, founder: InitialCell, pixels: npt.NDArray[np.int64]) -> None:
+        """Add a nucleus that was placed."""
+        self.centres.append(founder.centre)
+        self.radii.append(founder.exclusion_radius)
+        self.pixels.append(pixels)
+        self.layers[pixels] += 1
+
+
+def list_covered_pixels(founder: InitialCell, size: tuple[int, int]) -> npt.NDArray[np.int64]:
+    """Return the pixels of the image under a founder in its first frame, ``[n]``."""
+    radii = founder.family[0].radii[0]
+    reach = math.ceil(radii.max())
+    y, x = (np.floor(founder.centre) + np.arange(-reach, reach + 1)[:, None]).T
+    y, x = y[(y >= 0) & (y < size[0])], x[(x >= 0) & (x < size[1])]
+    dy, dx = np.meshgrid(y - founder.centre[0], x - founder.centre[1], indexing="ij")
+    outline = interpolate_outline(radii, np.arctan2(dx, dy) - founder.angle)
+    pixels: npt.NDArray[np.int64] = (y[:, None] * size[1] + x)[np.hypot(dy, dx) <= outline].astype(
+        np.int64
+    )
+    return pixels
