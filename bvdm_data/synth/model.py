@@ -4,11 +4,10 @@ import math
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from bvdm_data.synth.camera import CameraModel
 from bvdm_data.synth.cell_cycle import CellCycleModel
@@ -65,20 +64,14 @@ class Model:
 
     def to(self, device: torch.device) -> "Model":
         """Return a copy whose networks are on a device; the statistics stay on the CPU."""
-        # Copied, not made anew: that would draw from the global random state.
-        painter, distilled = _copy_to(self.painter, device), _copy_to(self.distilled, device)
-        unet = None if self.unet is None else _copy_to(self.unet, device)
-        flownet = None if self.flownet is None else deepcopy(self.flownet).to(device).eval()
-        return replace(self, painter=painter, distilled=distilled, unet=unet, flownet=flownet)
-
-
-_Network = TypeVar("_Network", bound=nn.Module)
-
-
-def _copy_to(network: _Network, device: torch.device) -> _Network:
-    copied = deepcopy(network).to(device).eval()
-    copied.to(memory_format=torch.channels_last)
-    return copied
+        copies: dict[str, Any] = {}
+        for name in ("painter", "distilled", "unet", "flownet"):
+            if (network := getattr(self, name)) is not None:
+                # Copied, not made anew: that would draw from the global random state.
+                copies[name] = deepcopy(network).to(device).eval()
+                if name != "flownet":
+                    copies[name].to(memory_format=torch.channels_last)
+        return replace(self, **copies)
 
 
 SIZE, BRIGHTNESS, NOISE = 0.1, 0.3, 0.3
@@ -119,25 +112,18 @@ class RandomisedModel:
     blur: float  # standard deviation of an extra Gaussian blur of all light, px
 
 
-def randomise_model(
-    shapes: ShapeModel,
-    lives: CellCycleModel,
-    motion: MotionModel,
-    camera: CameraModel,
-    amount: float,
-    generator: np.random.Generator,
-) -> RandomisedModel:
-    """Draw the models of one clip."""
+def randomise_model(model: Model, amount: float, rng: np.random.Generator) -> RandomisedModel:
+    """Draw the models of one clip; ``amount`` 0: those of the video, 1: as different as can be."""
+    shapes, lives, motion, camera = model.shapes, model.lives, model.motion, model.camera
     size, brightness, noise = np.exp(
-        amount * np.array([SIZE, BRIGHTNESS, NOISE]) * generator.standard_normal(3)
+        amount * np.array([SIZE, BRIGHTNESS, NOISE]) * rng.standard_normal(3)
     )
     low, high = np.log(DENSITY)
-    density = math.exp(amount * generator.uniform(low, high))
-    blur = amount * BLUR * generator.random()
-    room = np.exp(-amount * generator.uniform(0, SPACING))
-    contact = amount * generator.uniform(0, CONTACT)
-    faster = math.exp(amount * SPEED * generator.standard_normal())
-    speed = motion.speed._replace(scale=faster * motion.speed.scale)
+    density = math.exp(amount * rng.uniform(low, high))
+    blur = amount * BLUR * rng.random()
+    room = np.exp(-amount * rng.uniform(0, SPACING))
+    contact = amount * rng.uniform(0, CONTACT)
+    faster = math.exp(amount * SPEED * rng.standard_normal())
     return RandomisedModel(
         shapes=replace(shapes, mean=size * shapes.mean, modes=size * shapes.modes),
         lives=replace(
@@ -150,7 +136,7 @@ def randomise_model(
             motion,
             density=density * motion.density,
             neighbour_spacing=room * motion.neighbour_spacing,
-            speed=speed,
+            speed=motion.speed._replace(scale=faster * motion.speed.scale),
         ),
         camera=replace(camera, noise=noise * camera.noise),
         size=float(size),

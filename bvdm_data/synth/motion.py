@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,23 +27,19 @@ MARGIN = 64
 """Width of the band around the image, in pixels, from which nuclei come and go."""
 
 CONTACT = 0.85
-"""Two nuclei are pushed apart until their distance is this share of the sum of their mean radii
-(our choice: outlines are not round, so real nuclei that touch lie below 1)."""
+"""Two nuclei are pushed apart until their distance is this share of the sum of their mean radii."""
 
 TRIES = 400
 """Places that are tried before a nucleus is given up."""
 
 SISTER_FRACTION = 0.8
-"""Share of the founders that come with a sister (our choice: in a growing population every nucleus
-has one, but some have divided, and some of the video's have left)."""
+"""Share of the founders that come with a sister (our choice: some sisters divided or left)."""
 
 MAX_SPACING = 1.1
-"""Nuclei farther apart than this share of the sum of their mean radii do not push each other (our
-choice: outlines that touch lie near 1)."""
+"""Nuclei farther apart than this share of the sum of their mean radii do not push each other."""
 
 CONTACT_RANGE = (0.9, 1.02)
-"""Least and largest distance of a founder from the one that it is put against, over that at which
-their outlines meet (our choice)."""
+"""Distance of a founder from the one that it is put against; at 1 outlines meet (our choice)."""
 
 CONTACT_TRIES = 10
 """Places against another nucleus that are tried."""
@@ -63,26 +59,19 @@ class SpeedModel(NamedTuple):
 class MotionModel:
     """How nuclei move and how densely they lie; measured from the video."""
 
-    # scale and degrees of freedom of the Student t law of a nucleus' step along each axis, px a
-    # frame, [2]
-    step: Array
+    step: Array  # scale (px) and degrees of freedom of the Student t law along each axis, [2]
     rotation: float  # standard deviation of the change of angle in a frame, radians
-    # mean and standard deviation of the log distance between two daughters in their first frame,
-    # px, [2]
+    # mean and standard deviation of the log distance between two newborn daughters, px, [2]
     separation: Array
     density: Array  # nuclei for each pixel of the field in every frame of the video, [F]
     speed: SpeedModel  # of a step that depends on nucleus, age and stage
-    # speed 0, 1, ... frames after birth over the speed of all nuclei in interphase, [A]; it stays
-    # at the last value. The first is not used
+    # speed 0, 1, ... frames after birth over that of all in interphase, [A]; the first is not used
     speed_by_age: Array
-    # standard deviation along each axis of the step from the mother to the middle between her two
-    # newborn, px
+    # standard deviation along each axis of the step from mother to middle of her newborn, px
     division_offset: float
-    # step of the whole field, such as a step of the microscope's stage, from each frame of the
-    # video to the next, px, [F - 1, 2]
+    # step of the whole field, such as the microscope's stage makes, between frames, px, [F - 1, 2]
     stage_drift: Array
-    # mean and standard deviation of the log distance between two sisters 0, 1, ... frames after
-    # birth, px, [A, 2]
+    # mean and deviation of the log distance of sisters 0, 1, ... frames after birth, [A, 2] px
     sister_distance: Array
     # distance of a nucleus to its nearest neighbour over the sum of their mean radii, at equally
     # spaced quantiles from 0 to 1, [Q]
@@ -148,10 +137,9 @@ def simulate_colony(
 ) -> list[Trajectory]:
     """Place families, and let them live and move as in the video.
 
-    Other than in :func:`simulate_motion`, founders come in pairs of sisters, as far apart as the
-    video's sisters of their age; their brightness is spread evenly over the brightness of the
-    video's nuclei; the young are fast, and a fast nucleus stays fast for a while; newborn may lie
-    off their mother's place; and the whole field moves as the video's did.
+    Founders come in pairs of sisters, as far apart as the video's sisters of their age. Their
+    brightness is spread evenly over that of the video's nuclei. The young are fast, and a fast
+    nucleus stays fast for a while. The whole field moves as the video's did.
     """
     grow = grow or _make_family_sampler(LineageSimulator(shapes, lives, frames, generator))
     return _ColonySimulation(motion, frames, size, generator, grow, contact=contact).run(nuclei)
@@ -179,12 +167,13 @@ def _make_family_sampler(lineages: LineageSimulator) -> FamilySampler:
 class _Simulation:
     """Founders that are placed independently; all nuclei walk at random."""
 
+    sister_fraction: ClassVar = 0.0
+
     motion: MotionModel
     frames: int
     size: tuple[int, int]
     rng: np.random.Generator
     sample_family: FamilySampler
-    sister_fraction: float = 0.0
 
     def __post_init__(self) -> None:
         self.occupancy = Occupancy(self.size)
@@ -221,13 +210,12 @@ class _Simulation:
         If ``nuclei`` is given, it counts the nuclei that show in the image, and none of them is
         hidden, whichever lies on top.
         """
-        density = self.motion.density
-        wanted = nuclei
+        wanted, hidden = nuclei, 0
         if wanted is None:
+            density = self.motion.density
             start = self.rng.integers(max(1, len(density) - self.frames + 1))
             canvas = math.prod(side + 2 * MARGIN for side in self.size)
             wanted = int(self.rng.poisson(density[start] * canvas))
-        hidden = 0
 
         def is_short() -> bool:
             return (len(self.founders) if nuclei is None else self.visible) < wanted
@@ -269,9 +257,8 @@ class _Simulation:
         family = self.sample_family(self.identity, sister)
         radius = CONTACT * float(compute_mean_radius(family[0].radii[0]))
         centre = self.occupancy.find_free(self.sample_position, radius, TRIES)
-        if centre is None:
-            return None
-        return InitialCell(family, centre, self.rng.uniform(0, 2 * math.pi))
+        angle = 0.0 if centre is None else self.rng.uniform(0, 2 * math.pi)
+        return None if centre is None else InitialCell(family, centre, angle)
 
     def start(self, cells: dict[int, Cell]) -> None:
         """Draw what lasts from frame to frame."""
@@ -299,12 +286,11 @@ class _Simulation:
                 pairs.setdefault(cell.parent, []).append(cell.identity)
         mean, spread = self.motion.separation
         for mother, daughters in pairs.items():
-            angle = angles[mother][-1]
+            middle, angle = centres[mother][-1], angles[mother][-1]
             distance = math.exp(mean + spread * self.rng.normal())
             across = np.array([-math.sin(angle), math.cos(angle)]) * distance / 2
             for daughter, side in zip(daughters, (1, -1), strict=True):
-                centres[daughter] = [centres[mother][-1] + side * across]
-                angles[daughter] = [angle]
+                centres[daughter], angles[daughter] = [middle + side * across], [angle]
         for daughters in pairs.values():
             offset = self.drifts[frame] + self.sample_division_offset()
             for daughter in daughters:
@@ -315,7 +301,8 @@ class _Simulation:
 class _ColonySimulation(_Simulation):
     """Pairs of sisters, moving as the video's nuclei do."""
 
-    sister_fraction: float = SISTER_FRACTION
+    sister_fraction: ClassVar = SISTER_FRACTION
+
     contact: float = 0.0  # share of the founders that are put against another
 
     def sample_spacing(self) -> float:
@@ -418,27 +405,19 @@ def resolve_overlaps(
         centres[cell.identity][-1] = centre
 
 
-@dataclass
 class Occupancy:
     """Nuclei that are placed already: a new one must keep away from them, and not hide them."""
 
-    size: tuple[int, int]  # height and width of the image, px
-    centres: list[Array] = field(default_factory=list)
-    radii: list[float] = field(default_factory=list)  # of the discs that others keep off
-    pixels: list[npt.NDArray[np.int64]] = field(
-        default_factory=list
-    )  # of the image, under each nucleus
-    layers: npt.NDArray[np.int64] = field(init=False)  # nuclei over each pixel of the image
-
-    def __post_init__(self) -> None:
+    def __init__(self, size: tuple[int, int]) -> None:
         """Begin with an empty image."""
-        self.layers = np.zeros(self.size[0] * self.size[1], np.int64)
+        self.centres: list[Array] = []
+        self.radii: list[float] = []  # of the discs that others keep off
+        self.pixels: list[npt.NDArray[np.int64]] = []  # of the image, under each nucleus
+        self.layers = np.zeros(size[0] * size[1], np.int64)  # nuclei over each pixel of the image
 
     def is_free(self, centre: Array, radius: float) -> bool:
         """Return whether a nucleus would be far enough from all others."""
-        if not self.centres:
-            return True
-        distance = np.hypot(*(np.array(self.centres) - centre).T)
+        distance = np.hypot(*(np.reshape(self.centres, (-1, 2)) - centre).T)
         return bool((distance >= np.array(self.radii) + radius).all())
 
     def find_free(self, sample: Callable[[], Array], radius: float, tries: int) -> Array | None:
@@ -469,7 +448,5 @@ def list_covered_pixels(founder: InitialCell, size: tuple[int, int]) -> npt.NDAr
     y, x = y[(y >= 0) & (y < size[0])], x[(x >= 0) & (x < size[1])]
     dy, dx = np.meshgrid(y - founder.centre[0], x - founder.centre[1], indexing="ij")
     outline = interpolate_outline(radii, np.arctan2(dx, dy) - founder.angle)
-    pixels: npt.NDArray[np.int64] = (y[:, None] * size[1] + x)[np.hypot(dy, dx) <= outline].astype(
-        np.int64
-    )
-    return pixels
+    inside = np.hypot(dy, dx) <= outline
+    return np.asarray((y[:, None] * size[1] + x)[inside].astype(np.int64))

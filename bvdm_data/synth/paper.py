@@ -12,7 +12,7 @@ from bvdm_data.synth.contours import is_inside
 from bvdm_data.synth.denoiser import make_pixel_grid
 from bvdm_data.synth.flow import FLOW_SIZE, FlowNet, warp
 from bvdm_data.synth.model import Model
-from bvdm_data.synth.scene import Method, Progress, Scene, TexturePatches, Textures
+from bvdm_data.synth.scene import Method, Progress, Scene, TexturePatches, Textures, ignore_progress
 from bvdm_data.synth.unet import (
     NoisePredictor,
     Schedule,
@@ -21,6 +21,7 @@ from bvdm_data.synth.unet import (
     make_cosine_schedule,
     sample_ddpm,
 )
+from bvdm_data.validate import Rule, check_fields
 
 PAPER_NETS_MISSING = (
     "method must be one that the model was fitted for, got 'paper'; fit the model with "
@@ -46,12 +47,8 @@ class PaperSettings(Method):
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no texture."""
-        for name in ("first_steps", "later_steps", "total_steps"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} must be an int, got {value!r}")
-        if self.total_steps < 2:
-            raise ValueError(f"total_steps must be at least 2, got {self.total_steps}")
+        whole = Rule(int)
+        check_fields(self, first_steps=whole, later_steps=whole, total_steps=Rule(int, least=2))
         if not 0 < self.first_steps <= self.total_steps:
             raise ValueError(
                 f"first_steps must be from 1 to total_steps={self.total_steps}, "
@@ -62,8 +59,7 @@ class PaperSettings(Method):
                 f"later_steps must be from 0 to first_steps={self.first_steps}, "
                 f"got {self.later_steps}"
             )
-        if not 0 < self.mask_level <= 1:
-            raise ValueError(f"mask_level must be above 0 and at most 1, got {self.mask_level}")
+        check_fields(self, mask_level=Rule(float, above=0, most=1))
 
     def describe(self) -> str:
         """Return the numbers of steps."""
@@ -75,7 +71,7 @@ class PaperSettings(Method):
             raise ValueError(PAPER_NETS_MISSING)
 
     def render_textures(
-        self, scene: Scene, model: Model, progress: Progress | None = None
+        self, scene: Scene, model: Model, progress: Progress = ignore_progress
     ) -> Textures:
         """Render frame by frame, all cells in one batch."""
         if model.unet is None or model.flownet is None:
@@ -95,7 +91,7 @@ def render_paper_textures(
     rngs: Sequence[torch.Generator],
     *,
     keep_flow: bool = True,
-    progress: Progress | None = None,
+    progress: Progress = ignore_progress,
 ) -> TexturePatches:
     """Render all nuclei, frame by frame, in one batch (paper, figures 1 b.1 and b.2).
 
@@ -126,8 +122,7 @@ def render_paper_textures(
                 flow[staying, frame - 1] = step
             fresh = _refresh(moved, unet, settings.later_steps, schedule, noise)
             texture[staying, frame] = fresh[:, 0]
-        if progress is not None:
-            progress((frame + 1) / masks.shape[1])
+        progress((frame + 1) / masks.shape[1])
     return TexturePatches(texture, flow)
 
 

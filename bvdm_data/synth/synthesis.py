@@ -36,7 +36,7 @@ from bvdm_data.synth.render import (
     map_tensors,
     place_patches,
 )
-from bvdm_data.synth.scene import Method, Progress, Scene, SceneSettings
+from bvdm_data.synth.scene import Method, Progress, Scene, SceneSettings, ignore_progress
 from bvdm_data.synth.textures import BATCH, DenoiserInputs, FastSettings, run_denoiser_batched
 from bvdm_data.system import profile_span
 
@@ -86,26 +86,20 @@ def synthesise(
     seed: int,
     name: tuple[str | int, ...],
     pool: tuple[CellBank, int, int] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = ignore_progress,
 ) -> AnnotatedVideo:
-    """Make one video: cells and trajectories, labels, textures, light, camera (paper, figure 1 b).
+    """Synthesise a video from outlines, trajectories and textures (paper, figure 1 b).
 
-    On the CPU this takes one thread, so that the result is the same on any number of cores; use
-    several workers to use them all.
+    It takes one thread on the CPU, so that the number of cores changes nothing; use several workers
+    to use them all.
     """
     scene = draw_scene(model, settings, method, seed, name, pool)
     textures = method.render_textures(scene, model, progress)
     light = composite_scene(scene, textures.patches, masked=method.masked)
+    video = expose_scene(scene, light, glow=method.masked)
     flow = compute_scene_flow(scene, textures.flow) if settings.flow else None
-    with profile_span("camera"):
-        video = expose(
-            light[None], scene.camera, make_cpu_normal(numpy_rng(seed, *name, "camera")),
-            noise=torch.tensor([scene.camera.noise], dtype=torch.float64),
-            blur=make_gaussian_kernels([scene.blur]), glow=method.masked,
-        )  # fmt: skip
-    if progress is not None:
-        progress(1.0)
-    return AnnotatedVideo(video[0].numpy(), scene.masks, scene.tracks, scene.stages, flow)
+    progress(1.0)
+    return AnnotatedVideo(video, scene.masks, scene.tracks, scene.stages, flow)
 
 
 def draw_scene(
@@ -117,14 +111,10 @@ def draw_scene(
     pool: tuple[CellBank, int, int] | None,
 ) -> Scene:
     """Draw cells and their trajectories, and derive labels and annotations."""
-    rng = numpy_rng(seed, *name, "lives")
-    frames, nuclei = settings.frames, settings.nuclei
+    rng, frames, nuclei = numpy_rng(seed, *name, "lives"), settings.frames, settings.nuclei
     if isinstance(nuclei, tuple):
         nuclei = int(rng.integers(nuclei[0], nuclei[1] + 1))
-    models = randomise_model(
-        model.shapes, model.lives, model.motion, model.camera,
-        settings.variation, numpy_rng(seed, *name, "variation"),
-    )  # fmt: skip
+    models = randomise_model(model, settings.variation, numpy_rng(seed, *name, "variation"))
     sample = None
     if pool is not None:
         bank, number, era = pool
@@ -143,21 +133,14 @@ def draw_scene(
         masks = relabel(seen, new_of)
     rows = np.flatnonzero(visible[1:].any(1))
     return Scene(
-        settings=settings,
-        seed=seed,
-        name=name,
+        settings=settings, seed=seed, name=name,
         cells=[everyone[row] for row in rows],
         rows=torch.from_numpy(rows),
         spans=[(int(v.argmax()), frames - 1 - int(v[::-1].argmax())) for v in visible[rows + 1]],
-        table=table,
-        seen=seen,
-        masks=masks,
-        tracks=tracks,
+        table=table, seen=seen, masks=masks, tracks=tracks,
         stages=_tabulate_stages([everyone[row - 1] for row in old], tracks, frames),
-        camera=models.camera,
-        blur=models.blur,
-        sample=sample,
-    )
+        camera=models.camera, blur=models.blur, sample=sample,
+    )  # fmt: skip
 
 
 def find_visible_frames(seen: Tensor, count: int) -> npt.NDArray[np.bool_]:
@@ -169,10 +152,9 @@ def find_visible_frames(seen: Tensor, count: int) -> npt.NDArray[np.bool_]:
 
 def relabel(seen: Tensor, new_of: npt.NDArray[np.int32]) -> Labels:
     """Replace rows by ids, ``[F, H, W]``."""
-    names = torch.from_numpy(new_of)
-    ids = [names[:, frame].index_select(0, flat) for frame, flat in enumerate(seen.flatten(1))]
-    masks: Labels = torch.stack(ids).view_as(seen).numpy()
-    return masks
+    ids_of = torch.from_numpy(new_of)
+    ids = [ids_of[:, frame].index_select(0, flat) for frame, flat in enumerate(seen.flatten(1))]
+    return np.asarray(torch.stack(ids).view_as(seen).numpy())
 
 
 def _tabulate_stages(
@@ -197,14 +179,25 @@ def composite_scene(
         return composite(groups, (scene.settings.frames, *size), mask=mask)
 
 
+def expose_scene(
+    scene: Scene, light: Float[Tensor, "F H W"], *, glow: bool
+) -> npt.NDArray[np.float32]:
+    """Photograph the light of a scene."""
+    normal = make_cpu_normal(numpy_rng(scene.seed, *scene.name, "camera"))
+    noise = torch.tensor([scene.camera.noise], dtype=torch.float64)
+    blur = make_gaussian_kernels([scene.blur])
+    with profile_span("camera"):
+        video = expose(light[None], scene.camera, normal, noise=noise, blur=blur, glow=glow)
+    return np.asarray(video[0].numpy())
+
+
 def compute_scene_flow(
     scene: Scene, textures: Float[Tensor, "N E 2 P P"] | None = None
 ) -> npt.NDArray[np.float32]:
     """Compute the displacement of every pixel, from the flow of the textures if there is one."""
     with profile_span("flow"):
         deform = None if textures is None else follow_textures(scene.rows, textures.cpu())
-        flow: npt.NDArray[np.float32] = compute_flow(scene.table, scene.seen, deform).numpy()
-    return flow
+        return np.asarray(compute_flow(scene.table, scene.seen, deform).numpy())
 
 
 def to_clip(video: AnnotatedVideo, annotations: Sequence[str], max_cells: int, index: int) -> Clip:
@@ -225,12 +218,12 @@ def collect_annotations(
     max_cells: int,
 ) -> dict[str, Tensor]:
     """Return annotations, in the order in which they are named."""
-    found = annotate_masks(source.masks, source.tracks, annotations, max_cells)
+    values = annotate_masks(source.masks, source.tracks, annotations, max_cells)
     if flow is not None:
-        found["flow"] = torch.from_numpy(flow)
+        values["flow"] = torch.from_numpy(flow)
     if "stages" in annotations:
-        found["stages"] = pad_rows(source.stages, max_cells, -1)
-    return {key: found[key] for key in annotations}
+        values["stages"] = pad_rows(source.stages, max_cells, -1)
+    return {key: values[key] for key in annotations}
 
 
 @dataclass(frozen=True)
