@@ -24,20 +24,14 @@ CPU = torch.device("cpu")
 FAST = FastSettings()
 
 
-def arguments(index, *, method=FAST, size=(80, 90), bank=None, **changes):
-    settings = SceneSettings(**{"frames": 3, "size": size, "nuclei": 4, "variation": 1.0} | changes)
-    pool = None if bank is None else (bank, index, 0)
-    return (settings, method), {"seed": 0, "name": ("clip", 0, index), "pool": pool}
-
-
-def draw(model, index, **changes):
-    positional, named = arguments(index, **changes)
-    return draw_scene(model, *positional, **named)
+def draw(model, index, *, make=draw_scene, method=FAST, bank=None, **changes):
+    usual = {"frames": 3, "size": (80, 90), "nuclei": 4, "variation": 1.0}
+    pool, name = None if bank is None else (bank, index, 0), ("clip", 0, index)
+    return make(model, SceneSettings(**usual | changes), method, seed=0, name=name, pool=pool)
 
 
 def make(model, index, **changes):
-    positional, named = arguments(index, **changes)
-    return synthesise(model, *positional, **named).video
+    return draw(model, index, make=synthesise, **changes).video
 
 
 def render(model, scenes, *, method=FAST, batch_size=64, bank=None):
