@@ -143,7 +143,7 @@ def test_profile_names_every_span(tiny):
 
 
 def test_profile_finds_the_slowest_span(tiny, monkeypatch):
-    real = synthetic.to_clip
+    real = synthetic.make_clip
 
     def slow(*arguments):
         end = time.perf_counter() + 0.3
@@ -151,7 +151,7 @@ def test_profile_finds_the_slowest_span(tiny, monkeypatch):
             pass
         return real(*arguments)
 
-    monkeypatch.setattr(synthetic, "to_clip", slow)
+    monkeypatch.setattr(synthetic, "make_clip", slow)
     costs = profile_clips(tiny(), 0, 2)
     assert costs.milliseconds["annotations"] >= 300
     assert max(costs.shares, key=costs.shares.get) == "annotations"

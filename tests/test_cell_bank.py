@@ -188,14 +188,6 @@ def make_sample(model, pairs, number=0, **factors):
     return BankSample(bank, model, FRAMES, number, 0, numpy_rng(number, "test"), **factors)
 
 
-def sample_families(sample, count):
-    families, identity = [], 1
-    for _ in range(count):
-        families.append(sample(identity, None))
-        identity += len(families[-1])
-    return families
-
-
 def show_only_pair(model, count, **factors):
     samples = [make_sample(model, 1, number, **factors) for number in range(count)]
     return [(sample, sample(10 * n + 1, None)) for n, sample in enumerate(samples)]
@@ -222,17 +214,6 @@ def test_sisters_come_from_one_pair(tiny_generator):
         assert sister[0].age == family[0].age
         ages.add(family[0].age)
     assert len(ages) > 2
-
-
-def test_pairs_are_shuffled_before_repeating(tiny_generator):
-    orders = set()
-    for number in range(3):
-        sample = make_sample(tiny_generator, 5, number)
-        families = sample_families(sample, 10)
-        slots = [sample._origins[family[0].identity].slot for family in families]
-        assert sorted(slots[:5]) == sorted(slots[5:]) == [0, 1, 2, 3, 4]
-        orders.add(tuple(slots[:5]))
-    assert len(orders) > 1
 
 
 def test_shown_cells_match_their_patches(tiny_generator):
@@ -267,13 +248,6 @@ def test_shown_cells_match_their_patches(tiny_generator):
 
 def frames_of(group):
     return group.frames.tolist()
-
-
-def test_only_visible_frames_are_rendered(tiny_generator):
-    ((sample, family),) = show_only_pair(tiny_generator, 1)
-    first = family[0].first
-    (group,) = sample.render([(family[0].identity, 7, (first, first))], QUICK)
-    assert (group.rows.tolist(), frames_of(group)) == ([7], [first])
 
 
 def test_sample_pickles_what_rendering_needs(tiny_generator):

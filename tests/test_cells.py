@@ -100,14 +100,6 @@ def test_stages_follow_the_durations(families, tiny_lives):
     np.testing.assert_allclose(shares, tiny_lives.durations[1:], atol=0.06)
 
 
-def test_cycles_are_log_normal(families):
-    # Of all that are born early enough to be seen to their end, whatever their length.
-    early = [cell for cells in families for cell in cells if cell.parent and cell.first < 14]
-    logs = np.log([len(cell.stages) for cell in early])
-    assert logs.mean() == pytest.approx(math.log(12), abs=0.03)
-    assert logs.std() == pytest.approx(0.2, abs=0.03)
-
-
 def test_founders_have_euler_lotka_ages(tiny_shapes, tiny_lives):
     cycle = 12
     lives = replace(tiny_lives, cycle=np.array([math.log(cycle), 0.01]))
@@ -167,15 +159,6 @@ def test_templates_split_the_mothers_area(template, tiny_lives):
                 assert 0.3 <= one / (one + other) <= 0.7
                 splits += 1
     assert splits > 12
-
-
-def test_template_areas_follow_age_and_stage(template, tiny_lives):
-    same = replace(tiny_lives, mother_area=np.full(2, 400.0), division_asymmetry=0.0)
-    for cell in template(0, lives=same, jitter=0.0)[1:]:
-        age = np.minimum(np.arange(len(cell.stages)), 3)
-        dividing = np.isin(cell.stages, PRE_MITOTIC)
-        relative = np.where(dividing, same.area_of_stage[cell.stages], same.area_of_age[age])
-        np.testing.assert_allclose(compute_polygon_area(cell.radii), 400 * relative)
 
 
 def test_template_sisters_share_their_mitosis(template, tiny_lives):
@@ -316,13 +299,6 @@ def test_nucleus_is_adult_before_division(tiny_lives, cycle):
     assert curve[cycle - GROWN] == pytest.approx(1)
     assert (np.diff(curve[1:-2]) >= 0).all()
     assert (curve[0], curve[-1]) == (lives.area_at_birth[4], lives.area_of_stage[3])
-
-
-def test_short_cycles_grow_as_measured(tiny_lives):
-    curve, count = tiny_lives.area_in_interphase, GROWN - 2
-    wanted = np.append(curve, np.full(count - len(curve), curve[-1]))
-    areas = compute_area_curve(tiny_lives, np.zeros(count, np.int64))
-    np.testing.assert_array_equal(areas, wanted)
 
 
 def test_outlines_last_and_stay_positive(lineage, tiny_shapes, tiny_lives):

@@ -28,7 +28,6 @@ from bvdm_data.synth.textures import (
     STUDENT_STEPS,
     FastSettings,
     TextureModel,
-    denoise_patches,
     render_textures,
 )
 from bvdm_data.weights import load
@@ -93,29 +92,6 @@ def test_each_condition_changes_one_image(networks, kind):
         torch.testing.assert_close(image[1], plain[1], rtol=0, atol=1e-5)
     black, dark = ([inputs[0], inputs[1], torch.tensor([b, 0.2]), inputs[3]] for b in (0.0, -0.1))
     assert torch.equal(network(*black), network(*dark))
-
-
-@pytest.mark.parametrize("kind", ["denoiser", "student"])
-def test_all_stages_differ(networks, kind):
-    noise, edge, brightness, _ = (part[:1].expand(7, *part.shape[1:]) for part in make_inputs())
-    images = networks[kind](noise, edge, brightness, torch.arange(-1, 6))
-    apart = (images[:, None] - images[None]).abs().amax((2, 3, 4)) + torch.eye(7)
-    assert apart.min() > 1e-5
-
-
-def test_batch_size_changes_only_rounding(tiny_generator):
-    noise, _, brightness, stage = make_inputs(9, 32)
-    radii = torch.from_numpy(make_wavy_contours(9, 0, 10.0)).float()
-
-    def render(rows):
-        parts = (noise[rows, 0], radii[rows], brightness[rows], stage[rows])
-        return denoise_patches(tiny_generator.distilled, *parts, steps=1)
-
-    whole = render(slice(None))
-    alone = torch.cat([render(slice(n, n + 1)) for n in range(9)])
-    # bfloat16 has eight bits.
-    assert ((whole - alone).abs() <= 0.03 * whole.abs().amax((1, 2), keepdim=True)).all()
-    assert whole.std() > 0
 
 
 def test_small_patch_leaves_a_margin(tiny_generator):
@@ -241,15 +217,6 @@ def test_cells_are_grouped_by_patch():
     assert render([], student) == []
     (group,) = render(cells[:2], OneStepStudent(LinearDenoiser(), small_patch=48))
     assert group.light.shape == (6, 48, 48)
-
-
-def test_small_patch_is_the_middle():
-    cells = [
-        make_still_cell(n, radii=make_wavy_contours(4, n, 9.0), brightness=0.1 * n) for n in (1, 2)
-    ]
-    students = (OneStepStudent(LinearDenoiser(), small_patch=side) for side in (48, 32))
-    (large,), (small,) = (render(cells, student) for student in students)
-    torch.testing.assert_close(large.light[:, 8:40, 8:40], small.light, rtol=0, atol=1e-6)
 
 
 def test_texture_survives_the_larger_patch():

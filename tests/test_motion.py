@@ -153,20 +153,6 @@ def list_pairs(paths):
     return [(a, b) for a, b in itertools.pairwise(founders) if a.cell.age == b.cell.age]
 
 
-def test_sister_distances_are_log_normal(simulate, still):
-    motion = replace(still, sister_distance=np.array([[math.log(40), 0.25]]))
-    logs = []
-    for seed in range(90):
-        for one, other in list_pairs(
-            simulate(seed, nuclei=2, size=(300, 300), motion=motion, frames=1)
-        ):
-            log = math.log(math.dist(one.centres[0], other.centres[0]) / 40)
-            logs += [log] if abs(log) < 0.9 else []
-    assert len(logs) > 45
-    assert np.mean(logs) == pytest.approx(0, abs=0.1)
-    assert np.std(logs) == pytest.approx(0.25, rel=0.25)
-
-
 def test_founders_cover_the_brightness_range(simulate, tiny_lives, still, monkeypatch):
     plain = replace(
         tiny_lives, stage_brightness=np.zeros((6, 2)), sister_spread=0.0,
@@ -236,17 +222,6 @@ def test_daughters_lie_across_the_axis(simulate, still, tiny_motion, law):
     assert 0 < np.std(logs) < 2 * spread
 
 
-def test_close_daughters_are_pushed_apart(simulate, still):
-    close, spacings = replace(still, separation=np.array([0.0, 0.0])), []
-    for seed in range(8):
-        paths = simulate(seed, "paper", motion=close, nuclei=1, frames=20, size=(64, 64))
-        for _, one, other in list_divisions(paths):
-            if min(len(one.centres), len(other.centres)) > 4:
-                spacings.append(measure_spacing(one, other, one.cell.first + 4))
-    assert len(spacings) > 6
-    assert min(spacings) > 0.9 * CONTACT
-
-
 def test_offset_and_drift_move_newborn(simulate, still):
     def measure_offsets(seeds, **changes):
         motion = replace(still, **changes)
@@ -299,13 +274,6 @@ def test_stage_drift_moves_the_field(simulate, still):
         starts.add(first)
         signs.add(tuple(np.sign(drift[0])))
     assert (len(starts) > 2, len(signs) > 1) == (True, True)
-
-
-def test_stage_drift_ends_with_the_video(simulate, still):
-    motion = replace(still, stage_drift=np.ones((3, 2)))
-    longest = max(simulate(1, frames=7, motion=motion, nuclei=3), key=lambda p: len(p.centres))
-    steps = np.abs(np.diff(longest.centres, axis=0))
-    assert 1 <= (steps > 0).all(1).sum() <= 3
 
 
 def test_speed_depends_on_stage_and_age(simulate, still):

@@ -69,16 +69,6 @@ def test_nucleus_does_not_depend_on_batch(networks):
         torch.testing.assert_close(together.flow[n], alone.flow[0], rtol=0, atol=1e-4)
 
 
-def test_noise_comes_from_own_generator(networks):
-    masks = discs([(0, 4), (0, 4)])
-    one = render_paper_textures(masks, *networks, SHORT, streams(2))
-    again = render_paper_textures(masks, *networks, SHORT, streams(2))
-    other = render_paper_textures(masks, *networks, SHORT, [streams(2)[0], torch_rng(9, "nucleus")])
-    assert torch.equal(one.texture, again.texture)
-    assert torch.equal(one.texture[0], other.texture[0])
-    assert not torch.equal(one.texture[1], other.texture[1])
-
-
 def test_no_later_steps_only_warp(networks):
     masks = discs([(0, 4), (1, 3)])
     settings = PaperSettings(first_steps=3, later_steps=0)
@@ -89,13 +79,6 @@ def test_no_later_steps_only_warp(networks):
             moved = warp(before, painted.flow[n, frame - 1][None])[0, 0]
             expected = moved * masks[n, frame]
             torch.testing.assert_close(painted.texture[n, frame], expected, rtol=0, atol=1e-6)
-
-
-def test_flow_is_that_between_masks(networks):
-    masks = discs([(0, 4)])
-    painted = render_paper_textures(masks, *networks, SHORT, streams(1))
-    flow = networks[1](masks[:, 1, None].float(), masks[:, 2, None].float())
-    torch.testing.assert_close(painted.flow[:, 1], flow)
 
 
 def test_network_is_called_once_a_step():

@@ -205,17 +205,6 @@ def test_total_light_and_centre_are_kept(turn, down, right, long):
     assert ndimage.center_of_mass(light) == pytest.approx((down, right), abs=0.05)
 
 
-def test_light_turns_with_its_label():
-    radii = ellipses([(15, 8)])[0] + 2 * np.sin(2 * ANGLES[:60])
-    y, x = make_pixel_grid(48).numpy()
-    flat = torch.from_numpy((np.hypot(y, x) <= outline_at(radii, y, x)).astype(np.float32))
-    for turn in (0.0, 0.4, 1.3, 2.5):
-        where = path(1, (44.2, 51.7), radii, turns=turn)
-        lit = put([where], [flat])[0] > 0.5
-        labelled = label([where], 1, (90, 100))[0] > 0
-        assert (lit & labelled).sum() / (lit | labelled).sum() > 0.93
-
-
 # Light inside the labels
 
 
@@ -245,15 +234,6 @@ def test_masked_light_is_where_labels_are(crowd):
         expected[labels == cell.cell.identity] = level
     assert len(np.unique(labels)) == 5
     np.testing.assert_allclose(light, expected, rtol=1e-4)
-
-
-def test_masked_overlap_is_the_owners(crowd):
-    texture, labels = make_textures(4, 2), label(crowd, 2, SIZE)
-    together = light_masked(crowd, texture, SIZE)
-    for row, cell in enumerate(crowd):
-        own = labels == cell.cell.identity
-        alone = light_masked([cell], texture[row : row + 1], SIZE)
-        assert np.array_equal(together[own], alone[own])
 
 
 def test_masked_light_is_the_texture():
@@ -317,28 +297,6 @@ def test_flow_is_0_where_cells_disappear(with_textures):
     own = seen[0] == 4
     np.testing.assert_allclose(flow[0, :, own], [[1, 0]] * own.sum(), atol=1e-4)
     assert not flow[0][:, ~own].any()
-
-
-def test_flow_in_overlap_is_the_owners():
-    pair = [path(1, [(30, 40), (35, 40)]), path(2, [(30, 50), (30, 46)])]
-    flow, seen = move(pair, 2, SIZE)
-    for row, way in ((1, (5, 0)), (2, (0, -4))):
-        own = seen[0] == row
-        np.testing.assert_allclose(flow[0, :, own], [way] * own.sum(), atol=1e-4)
-
-
-def test_texture_flow_adds_the_rigid_motion():
-    turns, oval = [0.4, 0.9, 0.6], ellipses([(9.0, 6.0)] * 3)
-    cell = path(5, [(20.2, 30.6), (22.9, 29.1), (23.0, 33.3)], oval, turns=turns)
-    radial, _ = move([cell], 3, SIZE)
-    found, seen = move([cell], 3, SIZE, make_still(1, 3))
-    assert np.abs(found).max() > 1
-    np.testing.assert_allclose(found, radial, atol=1e-3)
-    rests = path(1, [(30, 40)] * 2, 9.0, turns=0.6)
-    for flow in (None, make_still(1, 2)):
-        still, seen = move([rests], 2, SIZE, flow)
-        assert seen[0, 30, 40] == 1
-        np.testing.assert_allclose(still, 0, atol=1e-4)
 
 
 def test_texture_flow_turns_with_the_cell():

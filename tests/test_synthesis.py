@@ -20,7 +20,6 @@ from bvdm_data.synth.model import (
     NOISE,
     SIZE,
     SPEED,
-    RandomisedModel,
     randomise_model,
 )
 from bvdm_data.synth.paper import PaperSettings
@@ -223,6 +222,8 @@ def list_factors(model, amount, seed):
     assert all(np.ptp(ratio) < 1e-9 for ratio in ratios)
     assert ratios[0].mean() == pytest.approx(varied.size)
     assert ratios[1].mean() == pytest.approx(varied.brightness)
+    np.testing.assert_allclose(varied.shapes.modes, varied.size * model.shapes.modes)
+    np.testing.assert_allclose(varied.lives.adult_area, varied.size**2 * model.lives.adult_area)
     return [float(np.mean(ratio)) for ratio in ratios] + [varied.blur, varied.contact]
 
 
@@ -248,43 +249,12 @@ def test_half_variation_halves_the_factors(tiny_generator):
         np.testing.assert_allclose(half[5:], np.array(whole[5:]) / 2)
 
 
-def test_size_scales_all_lengths(tiny_generator):
-    varied = vary_model(tiny_generator, 1.0, 4)
-    np.testing.assert_allclose(varied.shapes.modes, varied.size * tiny_generator.shapes.modes)
-    for name in ("mother_area", "adult_area"):
-        wanted = varied.size**2 * getattr(tiny_generator.lives, name)
-        np.testing.assert_allclose(getattr(varied.lives, name), wanted)
-
-
-def vary(generator, variation, texture=None, name=("clip", 0, 0)):
-    scene = SceneSettings(frames=3, size=(56, 64), nuclei=2, flow=True, variation=variation)
-    texture = texture or FastSettings(steps=1)
-    return synthesise(generator, scene, texture, seed=0, name=name)
-
-
-@pytest.mark.parametrize("texture", [FastSettings(), ProceduralSettings()])
-def test_no_variation_keeps_the_bytes(tiny_generator, monkeypatch, texture):
-    found = vary(tiny_generator, 0.0, texture)
-    rest = {"size": 1.0, "brightness": 1.0, "contact": 0.0, "blur": 0.0}
-    kept = (getattr(tiny_generator, name) for name in ("shapes", "lives", "motion", "camera"))
-    varied = RandomisedModel(*kept, **rest)
-    monkeypatch.setattr(synthesis, "randomise_model", lambda *_: varied)
-    plain = vary(tiny_generator, 0.7, texture)
-    for name in ("video", "masks", "tracks", "stages", "flow"):
-        assert getattr(found, name).tobytes() == getattr(plain, name).tobytes()
-
-
 def test_blur_softens_only_the_light(tiny_generator, monkeypatch):
     def blurred(amount):
-        models = (
-            tiny_generator.shapes, tiny_generator.lives, tiny_generator.motion,
-            replace(tiny_generator.camera, noise=0.0),
-        )  # fmt: skip
-        rest = {"size": 1.0, "brightness": 1.0, "contact": 0.0, "blur": amount}
-        monkeypatch.setattr(
-            synthesis, "randomise_model", lambda *_: RandomisedModel(*models, **rest)
-        )
-        return vary(tiny_generator, 0.5)
+        same = vary_model(tiny_generator, 0.0)
+        varied = replace(same, camera=replace(same.camera, noise=0.0), blur=amount)
+        monkeypatch.setattr(synthesis, "randomise_model", lambda *_: varied)
+        return film(tiny_generator)
 
     sharp, soft = blurred(0.0), blurred(0.7)
     np.testing.assert_array_equal(sharp.masks, soft.masks)
@@ -294,14 +264,3 @@ def test_blur_softens_only_the_light(tiny_generator, monkeypatch):
     # No frame is smeared into the next.
     change = [np.abs(np.diff(found.video, axis=0)).sum() for found in (sharp, soft)]
     assert change[1] > 0.5 * change[0]
-
-
-def test_variation_of_a_data_set(tiny_model):
-    given = {"frames": 2, "size": 56, "model": tiny_model, "nuclei": 2, "max_cells": 16}
-    given["method"] = FastSettings(steps=1)
-    plain, usual, wide = (
-        SyntheticHeLaVideos(**given, **more).clip(0)["video"]
-        for more in ({"variation": 0}, {}, {"variation": 1})
-    )
-    assert torch.equal(usual, wide)
-    assert not torch.equal(plain, wide)

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from bvdm_data.rng import torch_rng
-from bvdm_data.synth import textures as fast
 from bvdm_data.synth.denoiser import (
     SDF_CLIP,
     compute_signed_distance_map,
@@ -146,13 +145,6 @@ def test_nucleus_does_not_depend_on_others():
         alone = painted([own], 3, painter)[0]
         among = painted([*others, own], 3, painter)[3]
         torch.testing.assert_close(alone, among, rtol=0, atol=0.2 * 0.02)
-
-
-def test_batch_size_changes_nothing(monkeypatch):
-    lives = [make_still_cell(n, frames=5, radii=make_wavy_contours(5, n)) for n in (1, 2)]
-    whole = painted(lives, 5)
-    monkeypatch.setattr(fast, "BATCH", 3)
-    torch.testing.assert_close(painted(lives, 5), whole, rtol=0, atol=1e-6)
 
 
 @settings(max_examples=6, deadline=None)

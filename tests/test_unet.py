@@ -51,14 +51,6 @@ def test_unet_treats_images_alone(unet):
     assert not torch.allclose(one[0], one[1], atol=1e-3)
 
 
-def test_every_weight_has_a_gradient(unet):
-    unet.requires_grad_(True)
-    x = make_noise(2, 1, 24, 24).float()
-    unet(x, torch.tensor([3, 400])).square().mean().backward()
-    for name, weight in unet.named_parameters():
-        assert weight.grad.abs().sum() > 0, name
-
-
 def test_settings_refuse_impossible_sizes():
     words = r"channels must be three multiples of 8, got \(8, 8, 12\)"
     with pytest.raises(ValueError, match=words):

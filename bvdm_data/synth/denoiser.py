@@ -66,7 +66,7 @@ class DenoiserConfig:
         check_network_config(self, multiple=16, embedding="condition_channels", even=True)
 
 
-class Block(nn.Module):
+class _Block(nn.Module):
     """Two convolutions with a shortcut; the embedding is added between them."""
 
     def __init__(self, inputs: int, outputs: int, embedding: int) -> None:
@@ -88,7 +88,7 @@ class Block(nn.Module):
         return out
 
 
-class FilmBlock(nn.Module):
+class _FilmBlock(nn.Module):
     """Two convolutions without norms; the embedding scales and shifts between them (FiLM)."""
 
     def __init__(self, channels: int, embedding: int) -> None:
@@ -132,7 +132,7 @@ class UNetBackbone(nn.Module):
         self.has_norm = norm
 
         def make_block(outputs: int, inputs: int | None = None) -> nn.Module:
-            return Block(inputs or outputs, outputs, t) if norm else FilmBlock(outputs, t)
+            return _Block(inputs or outputs, outputs, t) if norm else _FilmBlock(outputs, t)
 
         self.embed = nn.Sequential(nn.Linear(condition, t), nn.SiLU(), nn.Linear(t, t), nn.SiLU())
         self.inlet = nn.Conv2d(4 * planes, a, 3, padding=1)
@@ -180,7 +180,7 @@ def embed_timesteps(step: Int[Tensor, " M"], channels: int) -> Float[Tensor, "M 
     return torch.cat([angle.sin(), angle.cos()], 1)
 
 
-class IntensityNorm:
+class _IntensityNorm:
     """How networks see intensities and the properties of a nucleus."""
 
     floor: float  # as in DenoiserConfig
@@ -209,7 +209,7 @@ class IntensityNorm:
         return (brightness.square() + self.floor**2).sqrt()[:, None, None]
 
 
-class Denoiser(UNetBackbone, IntensityNorm):
+class Denoiser(UNetBackbone, _IntensityNorm):
     """Predicts the velocity of a noisy image of one nucleus, given its properties.
 
     These are the outline (as the distance of every pixel from it), the brightness and the stage.
@@ -315,7 +315,7 @@ class StudentConfig:
             )
 
 
-class Student(UNetBackbone, IntensityNorm):
+class Student(UNetBackbone, _IntensityNorm):
     """Maps noise to the image at the end of the denoiser's probability flow, in one call.
 
     That map is deterministic, so it can be learnt by regression on pairs (Luhman & Luhman 2021).

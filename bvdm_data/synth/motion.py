@@ -176,7 +176,7 @@ class _Simulation:
     sample_family: FamilySampler
 
     def __post_init__(self) -> None:
-        self.occupancy = Occupancy(self.size)
+        self.occupancy = _Occupancy(self.size)
         self.founders: list[InitialCell] = []
         self.identity, self.visible = 1, 0
         self.spacing: dict[int, float] = {}  # of each cell, as in InitialCell
@@ -197,7 +197,7 @@ class _Simulation:
                     angle.append(angle[-1] + self.motion.rotation * self.rng.standard_normal())
             self.place_daughters(cells, centres, angles, frame)
             here = [cell for cell in cells.values() if cell.first <= frame <= cell.last]
-            resolve_overlaps(here, centres, frame, self.spacing)
+            _resolve_overlaps(here, centres, frame, self.spacing)
         order = self.rng.permutation(len(cells))
         return [
             Trajectory(cell, np.array(centres[i]), np.array(angles[i]), float(z_order))
@@ -239,7 +239,7 @@ class _Simulation:
                     self._add(sister, nuclei)
 
     def _add(self, founder: InitialCell, nuclei: int | None) -> bool:
-        pixels = list_covered_pixels(founder, self.size)
+        pixels = _list_covered_pixels(founder, self.size)
         if nuclei is not None and not self.occupancy.keeps_visible(pixels):
             return False
         self.occupancy.add(founder, pixels)
@@ -381,7 +381,7 @@ def _direction(angle: float) -> Array:
     return np.array([math.cos(angle), math.sin(angle)])
 
 
-def resolve_overlaps(
+def _resolve_overlaps(
     cells: list[Cell], centres: dict[int, list[Array]], frame: int, spacing: dict[int, float]
 ) -> None:
     """Move nuclei that overlap too far apart, each by half of the missing distance."""
@@ -405,7 +405,7 @@ def resolve_overlaps(
         centres[cell.identity][-1] = centre
 
 
-class Occupancy:
+class _Occupancy:
     """Nuclei that are placed already: a new one must keep away from them, and not hide them."""
 
     def __init__(self, size: tuple[int, int]) -> None:
@@ -440,7 +440,7 @@ class Occupancy:
         self.layers[pixels] += 1
 
 
-def list_covered_pixels(founder: InitialCell, size: tuple[int, int]) -> npt.NDArray[np.int64]:
+def _list_covered_pixels(founder: InitialCell, size: tuple[int, int]) -> npt.NDArray[np.int64]:
     """Return the pixels of the image under a founder in its first frame, ``[n]``."""
     radii = founder.family[0].radii[0]
     reach = math.ceil(radii.max())

@@ -76,7 +76,7 @@ class PaperSettings(Method):
         """Render frame by frame, all cells in one batch."""
         if model.unet is None or model.flownet is None:
             raise ValueError(PAPER_NETS_MISSING)
-        masks = draw_masks(scene.lives, scene.spans, scene.settings.frames)
+        masks = _draw_masks(scene.lives, scene.spans, scene.settings.frames)
         return render_paper_textures(
             masks, model.unet, model.flownet, self, scene.make_texture_rngs(),
             keep_flow=scene.settings.flow, progress=progress,
@@ -126,7 +126,7 @@ def render_paper_textures(
     return TexturePatches(texture, flow)
 
 
-def draw_masks(
+def _draw_masks(
     cells: Sequence[Cell], spans: Sequence[tuple[int, int]], frames: int
 ) -> Bool[Tensor, "N F P P"]:
     """Draw the masks of cells from their first to their last frame in view, upright."""

@@ -95,8 +95,8 @@ def synthesise(
     """
     scene = draw_scene(model, settings, method, seed, name, pool)
     textures = method.render_textures(scene, model, progress)
-    light = composite_scene(scene, textures.patches, masked=method.masked)
-    video = expose_scene(scene, light, glow=method.masked)
+    light = _composite_scene(scene, textures.patches, masked=method.masked)
+    video = _expose_scene(scene, light, glow=method.masked)
     flow = compute_scene_flow(scene, textures.flow) if settings.flow else None
     progress(1.0)
     return AnnotatedVideo(video, scene.masks, scene.tracks, scene.stages, flow)
@@ -126,11 +126,11 @@ def draw_scene(
     with profile_span("labels"):
         table = make_cell_table(everyone, frames)
         seen = draw_labels(table, settings.size)
-        visible = find_visible_frames(seen, len(everyone))
+        visible = _find_visible_frames(seen, len(everyone))
         row_of = {cell.cell.identity: row for row, cell in enumerate(everyone, start=1)}
         parents = {row_of[c.cell.identity]: row_of.get(c.cell.parent, 0) for c in everyone}
         new_of, tracks, old = number_tracks(visible, parents)
-        masks = relabel(seen, new_of)
+        masks = _relabel(seen, new_of)
     rows = np.flatnonzero(visible[1:].any(1))
     return Scene(
         settings=settings, seed=seed, name=name,
@@ -143,14 +143,14 @@ def draw_scene(
     )  # fmt: skip
 
 
-def find_visible_frames(seen: Tensor, count: int) -> npt.NDArray[np.bool_]:
+def _find_visible_frames(seen: Tensor, count: int) -> npt.NDArray[np.bool_]:
     """Return which cell is seen in which frame; row 0 is the background, ``[count + 1, F]``."""
     present = torch.zeros(len(seen), count + 1, dtype=torch.bool)
     present.scatter_(1, seen.flatten(1).long(), True)
     return present.T.numpy()
 
 
-def relabel(seen: Tensor, new_of: npt.NDArray[np.int32]) -> Labels:
+def _relabel(seen: Tensor, new_of: npt.NDArray[np.int32]) -> Labels:
     """Replace rows by ids, ``[F, H, W]``."""
     ids_of = torch.from_numpy(new_of)
     ids = [ids_of[:, frame].index_select(0, flat) for frame, flat in enumerate(seen.flatten(1))]
@@ -167,7 +167,7 @@ def _tabulate_stages(
     return stages
 
 
-def composite_scene(
+def _composite_scene(
     scene: Scene, patches: Sequence[RenderedPatches], *, masked: bool
 ) -> Float[Tensor, "F H W"]:
     """Put the cells in their places; ``masked``: light ends at the labels."""
@@ -179,7 +179,7 @@ def composite_scene(
         return composite(groups, (scene.settings.frames, *size), mask=mask)
 
 
-def expose_scene(
+def _expose_scene(
     scene: Scene, light: Float[Tensor, "F H W"], *, glow: bool
 ) -> npt.NDArray[np.float32]:
     """Photograph the light of a scene."""
@@ -200,7 +200,9 @@ def compute_scene_flow(
         return np.asarray(compute_flow(scene.table, scene.seen, deform).numpy())
 
 
-def to_clip(video: AnnotatedVideo, annotations: Sequence[str], max_cells: int, index: int) -> Clip:
+def make_clip(
+    video: AnnotatedVideo, annotations: Sequence[str], max_cells: int, index: int
+) -> Clip:
     """Turn a video into the fixed-size tensors of a data set's sample."""
     clip: Clip = Clip(
         video=torch.from_numpy(video.video)[:, None],

@@ -101,7 +101,7 @@ class FastSettings(Method):
 
     def draw_inputs(self, scene: Scene, model: Model) -> list["DenoiserInputs"]:
         """Draw the noise of the cells of a scene."""
-        inputs = make_denoiser_inputs(
+        inputs = _make_denoiser_inputs(
             scene.lives, scene.spans, model.get_denoiser(self.steps),
             *self.drift(model.texture), scene.make_texture_rngs(),
         )  # fmt: skip
@@ -135,7 +135,7 @@ class DenoiserInputs:
         return self.noise.shape[-1]
 
 
-def make_denoiser_inputs(
+def _make_denoiser_inputs(
     cells: Sequence[Cell],
     spans: Sequence[tuple[int, int]],
     network: Denoiser | Student,
@@ -223,7 +223,7 @@ def render_textures(
     blurs or drifts apart from its outline, and no frame waits for the one before. Daughters begin
     with the noise of their mother.
     """
-    inputs = make_denoiser_inputs(cells, spans, network, *settings.drift(texture), rngs)
+    inputs = _make_denoiser_inputs(cells, spans, network, *settings.drift(texture), rngs)
     return run_denoiser_batched(inputs, network, settings.steps)
 
 
