@@ -163,10 +163,7 @@ class BankSample:
 
     def __call__(self, identity: int, sister: InitialCell | None) -> list[Cell]:
         """Return a family whose cells are numbered from ``identity`` on."""
-        if sister is None:
-            slot = next(self._slots)
-        else:
-            slot = self._origins[sister.family[0].identity].slot
+        slot = self._origins[sister.family[0].identity].slot if sister else next(self._slots)
         pair = self._get_pair(slot)
         which = int(sister is not None)
         family, before = pair.families[which], which * len(pair.families[0])
@@ -177,15 +174,9 @@ class BankSample:
         for row, cell in enumerate(family, start=before):
             self._origins[cell.identity + shift] = _Origin(slot, row, mirrored, gain)
             radii = np.roll(cell.radii[:, ::-1], 1, axis=1) if mirrored else cell.radii
-            shown.append(
-                replace(
-                    cell,
-                    identity=cell.identity + shift,
-                    parent=cell.parent + shift if cell.parent else 0,
-                    radii=self.size * radii,
-                    brightness=gain * cell.brightness,
-                )
-            )
+            ours = replace(cell, radii=self.size * radii, brightness=gain * cell.brightness)
+            parent = cell.parent and cell.parent + shift
+            shown.append(replace(ours, identity=cell.identity + shift, parent=parent))
         return shown
 
     def render(

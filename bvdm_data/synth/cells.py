@@ -87,11 +87,7 @@ class _Appearance:
 
 
 class LineageSimulator:
-    """Draws founders and their offspring from the models that are fitted to the video.
-
-    Shape, area and brightness are AR(1) processes. A founder's age is drawn from the ages in an
-    exponentially growing population.
-    """
+    """Draws founders and their offspring: shape, area and brightness are AR(1) processes."""
 
     def __init__(
         self, shapes: ShapeModel, model: CellCycleModel, frames: int, rng: np.random.Generator

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from bvdm_data.clip import STAGES
 from bvdm_data.synth.contours import interpolate_radius
+from bvdm_data.validate import Rule
 
 T_MAX = 0.995
 """Noise level at which sampling begins; at 1 there is no signal, and its logarithm is infinite."""
@@ -33,18 +34,15 @@ def check_network_config(config: Any, *, multiple: int, embedding: str, even: bo
         side = getattr(config, name, 16)
         if side < 16 or side % 8:
             raise ValueError(f"{name} must be a multiple of 8 from 16 on, got {side}")
-    if not getattr(config, "floor", 1) > 0:
-        raise ValueError(f"floor must be above 0, got {config.floor}")
+    Rule(float, above=0).check("floor", getattr(config, "floor", 1))
     if len(config.channels) != 3 or any(c < 1 or c % multiple for c in config.channels):
         rule = f"multiples of {multiple}" if multiple > 1 else "numbers above 0"
         raise ValueError(f"channels must be three {rule}, got {config.channels}")
-    if getattr(config, "middle", 1) < 1:
-        raise ValueError(f"middle must be at least 1, got {config.middle}")
-    length = getattr(config, embedding)
+    length, least = getattr(config, embedding), Rule(int, least=1)
     if even and (length < 8 or length % 2):
         raise ValueError(f"{embedding} must be even and at least 8, got {length}")
-    if length < 1:
-        raise ValueError(f"{embedding} must be at least 1, got {length}")
+    least.check(embedding, length)
+    least.check("middle", getattr(config, "middle", 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,9 +252,8 @@ def compute_signed_distance_map(
 ) -> Float[Tensor, "N 1 P P"]:
     """Return the scaled distance of pixels from outlines, along the ray from the centroid."""
     y, x = make_pixel_grid(patch).to(radii)[:, None].expand(2, len(radii), -1, -1)
-    outside = torch.hypot(y, x) - interpolate_radius(radii, y, x)
-    scaled: Tensor = (outside / SDF_CLIP).clamp(-1, 1)[:, None]
-    return scaled
+    outside: Tensor = torch.hypot(y, x) - interpolate_radius(radii, y, x)
+    return (outside / SDF_CLIP).clamp(-1, 1)[:, None]
 
 
 def fit_to_patch_scale(radii: Float[Tensor, "N K"], patch: int) -> Float[Tensor, " N"]:
@@ -309,10 +306,8 @@ class StudentConfig:
     def __post_init__(self) -> None:
         """Refuse sizes that make no network."""
         check_network_config(self, multiple=1, embedding="condition_channels", even=False)
-        if self.small_patch > self.patch:
-            raise ValueError(
-                f"small_patch must be at most patch={self.patch}, got {self.small_patch}"
-            )
+        if (side := self.small_patch) > self.patch:
+            raise ValueError(f"small_patch must be at most patch={self.patch}, got {side}")
 
 
 class Student(UNetBackbone, _IntensityNorm):

@@ -20,10 +20,7 @@ from bvdm_data.synth.unet import UNet
 
 @dataclass(frozen=True, kw_only=True)
 class TextureModel:
-    """How long a texture lasts; from the video.
-
-    The noise from which a nucleus is rendered has a lasting part and a fresh one.
-    """
+    """How long a texture lasts: its noise has a lasting part and a fresh one."""
 
     memory: float  # correlation of the lasting part with that of the frame before, from 0 to 1
     fresh: float  # share of the variance that is new in every frame, from 0 to 1
@@ -40,11 +37,8 @@ class Model:
     texture: TextureModel  # how long a texture lasts
     painter: Denoiser  # draws a nucleus from outline, brightness and stage; the method "fast"
     distilled: Student  # draws the same in one call
-    # predicts the noise in a patch of a nucleus, for the paper's method; None where that was not
-    # fitted
-    unet: UNet | None = None
-    # predicts the flow between two masks, for the paper's method; or None
-    flownet: FlowNet | None = None
+    unet: UNet | None = None  # predicts the noise in a patch; None: not fitted
+    flownet: FlowNet | None = None  # predicts the flow between two masks; None: not fitted
     # what it was fitted to, how, and how well; JSON values
     card: Mapping[str, object] = field(default_factory=dict)
 

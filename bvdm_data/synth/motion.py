@@ -41,9 +41,6 @@ MAX_SPACING = 1.1
 CONTACT_RANGE = (0.9, 1.02)
 """Distance of a founder from the one that it is put against; at 1 outlines meet (our choice)."""
 
-CONTACT_TRIES = 10
-"""Places against another nucleus that are tried."""
-
 
 class SpeedModel(NamedTuple):
     """How far a nucleus moves in a frame, along each axis."""
@@ -198,9 +195,9 @@ class _Simulation:
             self.place_daughters(cells, centres, angles, frame)
             here = [cell for cell in cells.values() if cell.first <= frame <= cell.last]
             _resolve_overlaps(here, centres, frame, self.spacing)
-        order = self.rng.permutation(len(cells))
+        order = self.rng.permutation(len(cells)).astype(float).tolist()
         return [
-            Trajectory(cell, np.array(centres[i]), np.array(angles[i]), float(z_order))
+            Trajectory(cell, np.array(centres[i]), np.array(angles[i]), z_order)
             for z_order, (i, cell) in zip(order, cells.items(), strict=True)
         ]
 
@@ -257,8 +254,9 @@ class _Simulation:
         family = self.sample_family(self.identity, sister)
         radius = CONTACT * float(compute_mean_radius(family[0].radii[0]))
         centre = self.occupancy.find_free(self.sample_position, radius, TRIES)
-        angle = 0.0 if centre is None else self.rng.uniform(0, 2 * math.pi)
-        return None if centre is None else InitialCell(family, centre, angle)
+        if centre is None:
+            return None
+        return InitialCell(family, centre, self.rng.uniform(0, 2 * math.pi))
 
     def start(self, cells: dict[int, Cell]) -> None:
         """Draw what lasts from frame to frame."""
@@ -328,15 +326,14 @@ class _ColonySimulation(_Simulation):
             distance = math.exp(mean + spread * self.rng.standard_normal())
             return sister.centre + distance * _direction(self.rng.uniform(0, 2 * math.pi))
 
-        tries = TRIES if sister is None else 30
-        centre = self.occupancy.find_free(sample, spacing * radius, tries)
+        centre = self.occupancy.find_free(sample, spacing * radius, 30 if sister else TRIES)
         return None if centre is None else InitialCell(family, centre, angle, spacing)
 
     def _place_in_contact(
         self, family: list[Cell], angle: float, spacing: float, radius: float
     ) -> InitialCell | None:
         """Put a founder against one that is there; None: there is no room at any."""
-        for _ in range(CONTACT_TRIES if self.founders else 0):
+        for _ in range(10 if self.founders else 0):
             other = self.founders[self.rng.integers(len(self.founders))]
             towards = self.rng.uniform(0, 2 * math.pi)
             reach = interpolate_outline(other.family[0].radii[0], towards - other.angle)
@@ -356,18 +353,18 @@ class _ColonySimulation(_Simulation):
         self.speeds = {identity: float(self.rng.standard_normal()) for identity in cells}
         drift = self.motion.stage_drift
         first = int(self.rng.integers(max(1, len(drift) - self.frames + 2)))
-        sign = np.sign(self.rng.random(2) - 0.5)  # a stage may drift either way
-        steps = sign * drift[first : first + self.frames - 1]
+        # A stage may drift either way.
+        steps = np.sign(self.rng.random(2) - 0.5) * drift[first : first + self.frames - 1]
         self.drifts[1 : 1 + len(steps)] = steps  # zero after the video's last
 
     def sample_step(self, cell: Cell, frame: int) -> Array:
         """Draw a nucleus' own step: the young are fast, the dividing, too, and some always."""
         law, by_age = self.motion.speed, self.motion.speed_by_age
         innovation = math.sqrt(1 - law.autocorrelation**2) * self.rng.standard_normal()
-        lasting = law.autocorrelation * self.speeds[cell.identity] + innovation
-        self.speeds[cell.identity] = lasting
+        self.speeds[cell.identity] *= law.autocorrelation
+        self.speeds[cell.identity] += innovation
         age = min(cell.age + frame - cell.first, len(by_age) - 1)
-        scale = law.scale * math.exp(law.spread * lasting) * by_age[age]
+        scale = law.scale * math.exp(law.spread * self.speeds[cell.identity]) * by_age[age]
         if cell.stages[frame - cell.first] in PRE_MITOTIC:
             scale *= law.mitotic_ratio
         return np.asarray(scale * self.rng.standard_t(law.freedom, 2))

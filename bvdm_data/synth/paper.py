@@ -14,7 +14,6 @@ from bvdm_data.synth.flow import FLOW_SIZE, FlowNet, warp
 from bvdm_data.synth.model import Model
 from bvdm_data.synth.scene import Method, Progress, Scene, TexturePatches, Textures, ignore_progress
 from bvdm_data.synth.unet import (
-    NoisePredictor,
     Schedule,
     UNet,
     add_noise,
@@ -83,6 +82,7 @@ class PaperSettings(Method):
         ).finish(scene, self.mask_level)  # fmt: skip
 
 
+@torch.no_grad()
 def render_paper_textures(
     masks: Bool[Tensor, "N F H W"],
     unet: UNet,
@@ -115,8 +115,9 @@ def render_paper_textures(
             noise = [rngs[n] for n in born]
             texture[born, frame] = _refresh(flat, unet, settings.first_steps, schedule, noise)[:, 0]
         if staying:
-            step = _flow_between(flownet, masks[staying, frame - 1], masks[staying, frame])
-            moved = warp(texture[staying, frame - 1, None], step) * masks[staying, frame, None]
+            source, target = (masks[staying, f, None].float() for f in (frame - 1, frame))
+            step = flownet(source, target)
+            moved = warp(texture[staying, frame - 1, None], step) * target
             noise = [rngs[n] for n in staying]
             if keep_flow:
                 flow[staying, frame - 1] = step
@@ -138,15 +139,6 @@ def _draw_masks(
     return masks
 
 
-@torch.no_grad()
-def _flow_between(
-    flownet: FlowNet, source: Bool[Tensor, "N H W"], target: Bool[Tensor, "N H W"]
-) -> Float[Tensor, "N 2 H W"]:
-    flow: Tensor = flownet(source[:, None].float(), target[:, None].float())
-    return flow
-
-
-@torch.no_grad()
 def _refresh(
     patch: Float[Tensor, "N 1 H W"],
     unet: UNet,
@@ -158,7 +150,13 @@ def _refresh(
         return patch
     noise = _noise(patch, rngs)
     noisy = add_noise(patch, next(noise), torch.tensor([steps - 1]), schedule)
-    return sample_ddpm(_in_bfloat16(unet), noisy, steps, schedule, noise)
+
+    def predict(noisy: Tensor, step: Tensor) -> Tensor:
+        # As the network was trained.
+        with torch.autocast(noisy.device.type, torch.bfloat16):
+            return unet(noisy.contiguous(memory_format=torch.channels_last), step)  # type: ignore[no-any-return]
+
+    return sample_ddpm(predict, noisy, steps, schedule, noise)
 
 
 def _noise(
@@ -168,14 +166,3 @@ def _noise(
     while True:
         drawn = [torch.randn(like.shape[1:], generator=generator) for generator in rngs]
         yield torch.stack(drawn).to(like.device)
-
-
-def _in_bfloat16(unet: UNet) -> NoisePredictor:
-    """Run the network as it was trained: bfloat16 inside, channels last."""
-
-    def predict(noisy: Tensor, step: Tensor) -> Tensor:
-        with torch.autocast(noisy.device.type, torch.bfloat16):
-            predicted: Tensor = unet(noisy.contiguous(memory_format=torch.channels_last), step)
-        return predicted
-
-    return predict

@@ -158,8 +158,7 @@ def render_procedural_textures(
 
 def _towards(radii: Float[Tensor, "n K"], pixels: Float[Tensor, "2 P P"]) -> Tensor:
     """Return how far each outline is in the direction of every pixel, ``[n, P, P]`` px."""
-    y, x = pixels[:, None].expand(2, len(radii), -1, -1)
-    return interpolate_radius(radii, y, x)
+    return interpolate_radius(radii, *pixels[:, None].expand(2, len(radii), -1, -1))
 
 
 def _body(
@@ -244,7 +243,6 @@ def _gaussian(width: float) -> Float[Tensor, "P P"]:
 
 def _filtered(patches: Float[Tensor, "n P P"], gain: Float[Tensor, "P P"]) -> Tensor:
     """Multiply the frequencies of patches by a gain."""
-    spectrum = torch.fft.rfft2(patches)
-    half = gain[:, : spectrum.shape[-1]]
-    filtered: Tensor = torch.fft.irfft2(spectrum * half, s=patches.shape[-2:])
+    spectrum: Tensor = torch.fft.rfft2(patches) * gain[:, : patches.shape[-1] // 2 + 1]
+    filtered: Tensor = torch.fft.irfft2(spectrum, s=patches.shape[-2:])
     return filtered

@@ -34,13 +34,10 @@ class SceneSettings:
 
     frames: int  # length
     size: tuple[int, int]  # height and width, px
-    # nuclei in the first frame; a pair: a random number from low to high; None: the density of the
-    # fitted video
+    # nuclei in the first frame; a pair: a random number between; None: the fitted video's density
     nuclei: int | tuple[int, int] | None = None
     flow: bool = False  # whether to compute the displacement of every pixel
-    # how far brightness, size, density, blur and noise may differ from the fitted video, from 0
-    # (not at all) to 1; see bvdm_data.synth.model.randomise_model
-    variation: float = 0.0
+    variation: float = 0.0  # from 0 to 1; see bvdm_data.synth.model.randomise_model
 
 
 @dataclass(frozen=True)

@@ -243,7 +243,9 @@ def run_denoiser_batched(
         calls = math.ceil(count / (fixed_batch or BATCH))
         inputs = [group.noise, group.radii, group.brightness, group.stage]
         if fixed_batch:
-            inputs = [_fill(numbers, calls * fixed_batch) for numbers in inputs]
+            # What is missing is filled with ones.
+            missing = calls * fixed_batch - count
+            inputs = [F.pad(x, (0, 0) * (x.dim() - 1) + (0, missing), value=1) for x in inputs]
         for part in zip(*(numbers.tensor_split(calls) for numbers in inputs), strict=True):
             light.append(denoise_patches(network, *part, steps=steps))
             done += len(part[0])
@@ -252,12 +254,6 @@ def run_denoiser_batched(
             RenderedPatches(torch.cat(light)[:count], group.rows, group.frames, group.zoom)
         )
     return rendered
-
-
-def _fill(numbers: Tensor, count: int) -> Tensor:
-    """Return ``count`` rows, those that are missing filled with ones."""
-    missing = count - len(numbers)
-    return F.pad(numbers, (0, 0) * (numbers.dim() - 1) + (0, missing), value=1)
 
 
 @torch.no_grad()

@@ -46,22 +46,12 @@ class UNet(UNetBackbone):
         return self.run(x, embed_timesteps(step, self.settings.time_channels))
 
 
-NoisePredictor = Callable[[Tensor, Tensor], Tensor]
-"""Predicts noise: ``(noisy [N, 1, H, W], step [N] or [1]) -> noise [N, 1, H, W]``."""
-
-
 @dataclass(frozen=True)
 class Schedule:
     """A table of noise levels (Ho et al. 2020)."""
 
-    beta: Float[Tensor, " T"]  # variance added at each step, [T] float64
-    # share of the image's variance left after each step, [T] float64
-    alpha_bar: Float[Tensor, " T"]
-
-    @property
-    def steps(self) -> int:
-        """Number of diffusion steps T."""
-        return len(self.beta)
+    beta: Float[Tensor, " T"]  # variance added at each step, float64
+    alpha_bar: Float[Tensor, " T"]  # share of the image's variance left after each step
 
 
 def make_cosine_schedule(steps: int = 1000) -> Schedule:
@@ -95,7 +85,7 @@ def add_noise(
 
 
 def sample_ddpm(
-    network: NoisePredictor,
+    network: Callable[[Tensor, Tensor], Tensor],
     noisy: Float[Tensor, "N 1 H W"],
     steps: int,
     schedule: Schedule,
@@ -106,10 +96,9 @@ def sample_ddpm(
     The variance is taken from the forward process, as in the authors' code ("fixedlarge"); no
     noise is added after the last step.
     """
-    if not 1 <= steps <= schedule.steps:
-        raise ValueError(f"steps must be from 1 to {schedule.steps}, got {steps}")
-    noise = iter(noise)
-    x = noisy
+    if not 1 <= steps <= len(schedule.beta):
+        raise ValueError(f"steps must be from 1 to {len(schedule.beta)}, got {steps}")
+    noise, x = iter(noise), noisy
     for index in range(steps - 1, -1, -1):
         beta, alpha_bar = float(schedule.beta[index]), float(schedule.alpha_bar[index])
         predicted = network(x, torch.tensor([index], device=x.device))
