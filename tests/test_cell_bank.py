@@ -250,16 +250,6 @@ def frames_of(group):
     return group.frames.tolist()
 
 
-def test_sample_pickles_what_rendering_needs(tiny_generator):
-    ((sample, family),) = show_only_pair(tiny_generator, 1)
-    data = pickle.dumps(sample)
-    assert len(data) < 5000
-    again = pickle.loads(data)
-    again.bank, again.model = CellBank(sample.bank.settings, 0), tiny_generator
-    for one, other in zip(*(render_family(s, family) for s in (sample, again)), strict=True):
-        assert torch.equal(one.light, other.light)
-
-
 def test_factors_reach_outlines_and_patches(tiny_generator):
     size, brightness = 1.3, 2.0
     plain = show_only_pair(tiny_generator, 2)
