@@ -134,8 +134,8 @@ def test_profile_finds_the_slowest_span(tiny, monkeypatch):
         return clip
 
     assert profile_clips(tiny(transform=transform), 0, 1).milliseconds["other"] >= 200
-    real = synthetic.to_clip
-    monkeypatch.setattr(synthetic, "to_clip", lambda *given: (burn(0.3), real(*given))[1])
+    real = synthetic.make_clip
+    monkeypatch.setattr(synthetic, "make_clip", lambda *given: (burn(0.3), real(*given))[1])
     costs = profile_clips(tiny(), 0, 2)
     assert costs.milliseconds["annotations"] >= 300
     assert max(costs.shares, key=costs.shares.get) == "annotations"

@@ -9,12 +9,10 @@ from scipy import ndimage
 
 from bvdm_data.synth import camera as cameras
 from bvdm_data.synth.camera import (
-    derive_camera_seed,
     make_cpu_normal,
     make_device_normal,
     make_gaussian_kernels,
 )
-from bvdm_data.synth.model import randomise_model
 
 CPU = torch.device("cpu")
 
@@ -27,8 +25,7 @@ def expose(light, camera, seed=0, **changes):
 
 
 def expose_on_device(light, camera, seeds):
-    noise = torch.full((len(light),), camera.noise)
-    normal = make_device_normal(seeds, CPU)
+    noise, normal = torch.full((len(light),), camera.noise), make_device_normal(seeds, CPU)
     return cameras.expose(torch.from_numpy(light), camera, normal, noise=noise).numpy()
 
 
@@ -60,11 +57,7 @@ def test_video_has_whole_counts(tiny_camera):
 def test_noise_has_spread_and_row_correlation(tiny_camera, on_device):
     camera = replace(tiny_camera, level_spread=0.0, field_spread=0.0, noise=0.01)
     shape = (2, 400, 400)
-    video = (
-        expose_on_device(dark(1, *shape), camera, [3])[0]
-        if on_device
-        else expose(dark(*shape), camera)
-    )
+    video = expose_dark(camera, shape, on_device)
     assert video.mean() == pytest.approx(camera.level, rel=1e-3)
     assert video.std() == pytest.approx(camera.noise, rel=0.01)
     kernel = camera.streak
@@ -87,11 +80,7 @@ def test_level_differs_between_videos(tiny_camera):
 def test_background_is_smooth(tiny_camera, on_device):
     camera = replace(tiny_camera, level_spread=0.0, noise=0.0, field_width=8.0, field_spread=0.01)
     shape = (2, 400, 300)
-    video = (
-        expose_on_device(dark(1, *shape), camera, [3])[0]
-        if on_device
-        else expose(dark(*shape), camera)
-    )
+    video = expose_dark(camera, shape, on_device)
     assert np.array_equal(video[0], video[1])
     assert video[0].std() == pytest.approx(0.01, rel=0.2)
     assert correlate(video[0], 0, 1) > 0.98
@@ -141,12 +130,6 @@ def test_batch_equals_single_videos(tiny_camera):
     assert not np.array_equal(expose(light[0], tiny_camera, 1), expose(light[0], tiny_camera, 2))
 
 
-def test_camera_seed_depends_on_name():
-    names = [("clip", 0, 1), ("clip", 0, 2), ("clip", 1, 1)]
-    seeds = [derive_camera_seed(0, name) for name in names] + [derive_camera_seed(1, names[0])]
-    assert len(set(seeds)) == 4
-
-
 def test_gaussian_kernels_equal_those_of_scipy():
     assert make_gaussian_kernels([0.0, 0.0]) is None
     kernels = make_gaussian_kernels([0.7, 0.0, 0.3])
@@ -157,11 +140,3 @@ def test_gaussian_kernels_equal_those_of_scipy():
     for row, width in ((0, 0.7), (2, 0.3)):
         wanted = ndimage.gaussian_filter1d(point, width)[17:24]
         np.testing.assert_allclose(kernels[row], wanted, atol=1e-7)
-
-
-def test_variation_changes_only_the_noise(tiny_generator):
-    models = tiny_generator
-    given = (models.shapes, models.lives, models.motion, models.camera)
-    varied = randomise_model(*given, 1.0, np.random.default_rng(0)).camera
-    assert varied.noise != models.camera.noise
-    assert replace(varied, noise=models.camera.noise) == models.camera

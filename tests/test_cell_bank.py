@@ -3,27 +3,26 @@ import math
 import pickle
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from bvdm_data.clip import ANNOTATIONS
 from bvdm_data.clip_check import check_clip
-from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.rng import numpy_rng
 from bvdm_data.synth import cell_bank
 from bvdm_data.synth.cell_bank import BankSample, CellBank, PoolSettings
 from bvdm_data.synth.contours import compute_polygon_area
-from bvdm_data.synth.motion import simulate_colony
+from bvdm_data.synth.motion import InitialCell
 from bvdm_data.synth.paper import PaperSettings
-from bvdm_data.synth.placement import InitialCell
 from bvdm_data.synth.procedural import ProceduralSettings
 from bvdm_data.synth.scene import SceneSettings
 from bvdm_data.synth.synthesis import synthesise
 from bvdm_data.synth.textures import FastSettings
 from tests.helpers.denoisers import LinearDenoiser
+from tests.helpers.rendering import is_same, make_videos
 
 SMALL = PoolSettings(pairs=6, renew=0.5)
 QUICK = FastSettings(steps=2)
@@ -32,16 +31,7 @@ FRAMES = 5
 
 @pytest.fixture
 def tiny(tiny_model):
-    """Make a data set of small clips out of a small pool; the keywords replace arguments."""
-
-    def tiny(**changes):
-        arguments = {
-            "frames": FRAMES, "size": (64, 72), "model": tiny_model, "nuclei": 3, "max_cells": 64,
-            "pool": SMALL, "annotations": ANNOTATIONS,
-        }  # fmt: skip
-        return SyntheticHeLaVideos(**arguments | changes)
-
-    return tiny
+    return partial(make_videos, tiny_model, frames=FRAMES, pool=SMALL)
 
 
 @pytest.fixture
@@ -57,30 +47,19 @@ def rendered(monkeypatch):
     return calls
 
 
-def is_same(one, other):
-    return one.keys() == other.keys() and all(
-        torch.equal(one[key].nan_to_num(-9), other[key].nan_to_num(-9)) for key in one
-    )
-
-
 # Settings
 
 
-@pytest.mark.parametrize(
-    ("error", "changes", "words"),
-    [
-        (TypeError, {"pairs": 2.0}, "pairs must be an int, got 2.0"),
+def test_settings_refuse_empty_pools():
+    for error, changes, words in [
         (TypeError, {"pairs": True}, "pairs must be an int, got True"),
         (ValueError, {"pairs": 0}, "pairs must be at least 1, got 0"),
         (TypeError, {"renew": "often"}, "renew must be a number, got 'often'"),
-        (ValueError, {"renew": -0.1}, r"renew must be from 0 \(never replace\) to pairs=256"),
-        (ValueError, {"pairs": 3, "renew": 4}, "to pairs=3 .*, got 4"),
+        (ValueError, {"pairs": 3, "renew": 4}, r"renew must be from 0 .* to pairs=3 .*, got 4"),
         (ValueError, {"renew": math.nan}, "renew must be from 0 .* got nan"),
-    ],
-)
-def test_settings_refuse_empty_pools(error, changes, words):
-    with pytest.raises(error, match=words):
-        PoolSettings(**changes)
+    ]:
+        with pytest.raises(error, match=words):
+            PoolSettings(**changes)
 
 
 def test_pool_is_refused_or_defaulted(tiny):
@@ -100,15 +79,12 @@ def test_pool_is_refused_or_defaulted(tiny):
 # Clips
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{}, {"nuclei": None}, {"nuclei": 0}, {"variation": 0, "frames": 1}, {"method": QUICK}],
-    ids=["some", "density", "none", "one frame like the video", "two steps"],
-)
-def test_pooled_clips_are_consistent(tiny, changes):
-    videos = tiny(**changes)
-    for index in range(3):
-        check_clip(videos.clip(index))
+def test_pooled_clips_are_consistent(tiny):
+    last = {"variation": 0, "frames": 1, "method": QUICK}
+    for changes in ({}, {"nuclei": None}, {"nuclei": 0}, last):
+        videos = tiny(**changes)
+        for index in range(2):
+            check_clip(videos.clip(index))
 
 
 def test_small_pool_repeats_and_divides(tiny):
@@ -130,15 +106,6 @@ def test_pooled_clips_ignore_workers(tiny):
     assert not torch.equal(alone[0]["video"], tiny(seed=1, length=6).clip(0)["video"])
 
 
-def test_pooled_clips_ignore_history(tiny):
-    videos, indices = tiny(), (0, 40, 3)
-    wanted = [tiny().clip(index) for index in indices]
-    assert all(is_same(videos.clip(n), clip) for n, clip in zip(indices, wanted, strict=True))
-    for index in (1000, 2, 40):
-        videos.clip(index)
-    assert all(is_same(videos.clip(n), clip) for n, clip in zip(indices, wanted, strict=True))
-
-
 def test_bank_follows_the_model(tiny_generator):
     used, fresh = CellBank(SMALL, 0), CellBank(SMALL, 0)
     scene = SceneSettings(frames=FRAMES, size=(64, 72), nuclei=3)
@@ -155,20 +122,20 @@ def test_bank_follows_the_model(tiny_generator):
         np.testing.assert_array_equal(one, other)
 
 
-def test_bank_pickles_without_pairs(tiny):
+def test_pooled_clips_ignore_history(tiny):
     videos = tiny()
     empty = len(pickle.dumps(videos))
-    clips = [videos.clip(index) for index in range(3)]
+    clips = {index: videos.clip(index) for index in (0, 40, 3, 1000)}
     data = pickle.dumps(videos)
-    assert abs(len(data) - empty) < 200
-    again = pickle.loads(data)
-    assert all(is_same(again.clip(index), clip) for index, clip in enumerate(clips))
+    assert abs(len(data) - empty) < 200  # the pairs are not sent
+    for again in (videos, pickle.loads(data), tiny()):
+        assert all(is_same(again.clip(index), clips[index]) for index in (40, 3, 0))
 
 
 # Renewal
 
 
-@pytest.mark.parametrize(("pairs", "renew"), [(4, 1), (5, 0.5), (7, 2.5), (3, 3), (4, 0)])
+@pytest.mark.parametrize(("pairs", "renew"), [(5, 0.5), (7, 2.5), (3, 3), (4, 0)])
 def test_slots_are_renewed_in_turn(tiny_generator, pairs, renew):
     bank, clips = CellBank(PoolSettings(pairs=pairs, renew=renew), 0), 4 * pairs + 1
     held = [
@@ -191,23 +158,13 @@ def test_slots_are_renewed_in_turn(tiny_generator, pairs, renew):
         assert not np.array_equal(first, last)
 
 
-def test_bank_never_exceeds_its_size(tiny):
-    videos = tiny(pool=PoolSettings(pairs=3, renew=1.5), nuclei=None)
-    for index in range(5):
-        videos.clip(index)
-        assert set(videos._pool._pairs) <= {0, 1, 2}
-
-
-def test_finite_stream_keeps_its_bank(tiny, rendered):
-    videos = tiny(length=5, pool=PoolSettings(pairs=2, renew=0))
-    first = [videos.clip(index) for index in range(5)]
-    videos.set_epoch(1)
-    second = [videos.clip(index) for index in range(5)]
-    assert len(rendered) == 2
-    assert not any(is_same(*clips) for clips in zip(first, second, strict=True))
-
-
 def test_streams_renew_across_epochs(tiny, rendered):
+    kept = tiny(length=5, pool=PoolSettings(pairs=2, renew=0))
+    first = [kept.clip(index)["video"] for index in range(5)]
+    kept.set_epoch(1)
+    assert not any(torch.equal(kept.clip(n)["video"], video) for n, video in enumerate(first))
+    assert len(rendered) == 2
+    rendered.clear()
     settings = {"pool": PoolSettings(pairs=2, renew=0.25), "nuclei": 6, "size": 96}
     finite = tiny(length=4, **settings)
     for epoch, index in itertools.product(range(4), range(4)):
@@ -231,16 +188,7 @@ def make_sample(model, pairs, number=0, **factors):
     return BankSample(bank, model, FRAMES, number, 0, numpy_rng(number, "test"), **factors)
 
 
-def sample_families(sample, count):
-    families, identity = [], 1
-    for _ in range(count):
-        families.append(sample(identity, None))
-        identity += len(families[-1])
-    return families
-
-
 def show_only_pair(model, count, **factors):
-    """Show the only pair of a bank in several clips: samples with their families."""
     samples = [make_sample(model, 1, number, **factors) for number in range(count)]
     return [(sample, sample(10 * n + 1, None)) for n, sample in enumerate(samples)]
 
@@ -266,30 +214,6 @@ def test_sisters_come_from_one_pair(tiny_generator):
         assert sister[0].age == family[0].age
         ages.add(family[0].age)
     assert len(ages) > 2
-
-
-def test_pairs_are_shuffled_before_repeating(tiny_generator):
-    orders = set()
-    for number in range(3):
-        sample = make_sample(tiny_generator, 5, number)
-        families = sample_families(sample, 10)
-        slots = [sample._origins[family[0].identity].slot for family in families]
-        assert sorted(slots[:5]) == sorted(slots[5:]) == [0, 1, 2, 3, 4]
-        orders.add(tuple(slots[:5]))
-    assert len(orders) > 1
-
-
-def test_families_keep_their_lineage(tiny_generator):
-    sample = make_sample(tiny_generator, 20)
-    families = sample_families(sample, 20)
-    identities = [cell.identity for family in families for cell in family]
-    assert identities == list(range(1, len(identities) + 1))
-    for family in families:
-        assert family[0].parent == 0
-        assert {cell.parent for cell in family[1:]} <= {cell.identity for cell in family}
-        origins = [sample._origins[cell.identity] for cell in family]
-        assert len({(origin.mirrored, origin.gain) for origin in origins}) == 1
-    assert max(map(len, families)) > 1
 
 
 def test_shown_cells_match_their_patches(tiny_generator):
@@ -326,35 +250,6 @@ def frames_of(group):
     return group.frames.tolist()
 
 
-def test_only_visible_frames_are_rendered(tiny_generator):
-    ((sample, family),) = show_only_pair(tiny_generator, 1)
-    first = family[0].first
-    (group,) = sample.render([(family[0].identity, 7, (first, first))], QUICK)
-    assert (group.rows.tolist(), frames_of(group)) == ([7], [first])
-
-
-def test_sample_pickles_what_rendering_needs(tiny_generator):
-    ((sample, family),) = show_only_pair(tiny_generator, 1)
-    data = pickle.dumps(sample)
-    assert len(data) < 5000
-    again = pickle.loads(data)
-    again.bank, again.model = CellBank(sample.bank.settings, 0), tiny_generator
-    for one, other in zip(*(render_family(s, family) for s in (sample, again)), strict=True):
-        assert torch.equal(one.light, other.light)
-
-
-def test_nuclei_change_place_and_angle(tiny_generator):
-    model, places = tiny_generator, []
-    for number in range(4):
-        sample = make_sample(model, 1, number)
-        path, *_ = simulate_colony(
-            model.shapes, model.lives, model.motion, frames=FRAMES, size=(64, 64), nuclei=1,
-            generator=sample.rng, grow=sample,
-        )  # fmt: skip
-        places.append((*path.centres[0], path.angles[0] % (2 * math.pi)))
-    assert np.ptp(np.array(places), axis=0).min() > 0.3
-
-
 def test_factors_reach_outlines_and_patches(tiny_generator):
     size, brightness = 1.3, 2.0
     plain = show_only_pair(tiny_generator, 2)
@@ -372,7 +267,7 @@ def test_factors_reach_outlines_and_patches(tiny_generator):
 # Videos
 
 
-@pytest.mark.parametrize(("variation", "size"), [(0.0, 1.0), (1.0, 1.0), (0.0, 0.75), (0.0, 1.35)])
+@pytest.mark.parametrize(("variation", "size"), [(1.0, 1.0), (0.0, 0.75), (0.0, 1.35)])
 def test_light_and_labels_agree(tiny_generator, monkeypatch, variation, size):
     shapes, camera = tiny_generator.shapes, tiny_generator.camera
     angle = np.arange(shapes.mean.shape[1]) * 2 * np.pi / shapes.mean.shape[1]

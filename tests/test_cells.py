@@ -5,14 +5,12 @@ import numpy as np
 import pytest
 from scipy import special
 
-from bvdm_data.clip import STAGES
 from bvdm_data.synth.cell_cycle import (
     GROWN,
     INTERPHASE,
     POST_MITOTIC,
     PRE_MITOTIC,
     compute_area_curve,
-    make_stage_sequence,
     resample_durations,
     weigh_templates,
 )
@@ -75,13 +73,6 @@ def families(template):
 # Stages
 
 
-def test_cycle_runs_from_anaphase_to_metaphase():
-    names = [STAGES[stage] for stage in ORDER]
-    assert names == ["anaphase", "telophase", "interphase", "prophase", "prometaphase", "metaphase"]
-    sequence = make_stage_sequence(np.array([0, 1, 0, 2, 1, 1]), 2)
-    assert sequence.tolist() == [4, 5, 0, 1, 3, 3]
-
-
 def test_template_weights_are_gaussian():
     weights, anchors = weigh_templates(np.array([4, 5, 5, 0, 0, 0, 0, 1, 2, 3]))
     assert anchors.tolist() == [0, 1, 3, 7, 8, 9]
@@ -109,14 +100,6 @@ def test_stages_follow_the_durations(families, tiny_lives):
     np.testing.assert_allclose(shares, tiny_lives.durations[1:], atol=0.06)
 
 
-def test_cycles_are_log_normal(families):
-    # Of all that are born early enough to be seen to their end, whatever their length.
-    early = [cell for cells in families for cell in cells if cell.parent and cell.first < 14]
-    logs = np.log([len(cell.stages) for cell in early])
-    assert logs.mean() == pytest.approx(math.log(12), abs=0.03)
-    assert logs.std() == pytest.approx(0.2, abs=0.03)
-
-
 def test_founders_have_euler_lotka_ages(tiny_shapes, tiny_lives):
     cycle = 12
     lives = replace(tiny_lives, cycle=np.array([math.log(cycle), 0.01]))
@@ -138,15 +121,6 @@ def test_durations_are_resampled_by_row(tiny_lives):
     assert {tuple(row[list(PRE_MITOTIC)]) for row in rows} == {(1, 2, 3), (4, 5, 6)}
     assert {tuple(row[list(POST_MITOTIC)]) for row in rows} == {(1, 0), (2, 3), (0, 4)}
     assert resample_durations(model, rng, 0.5)[list(POST_MITOTIC)].tolist() == [2, 3]
-
-
-def test_fitted_mitoses_are_the_videos(lineage, tiny_lives):
-    lives = replace(tiny_lives, cycle=np.array([math.log(15), 0.05]))
-    counts = set()
-    for seed in range(30):
-        stages = lineage(seed, 40, lives=lives, age=0)[0].stages
-        counts.add(tuple(int((stages == stage).sum()) for stage in PRE_MITOTIC))
-    assert counts == {tuple(row) for row in tiny_lives.pro_metaphase_frames.astype(int)}
 
 
 # Lineages
@@ -187,15 +161,6 @@ def test_templates_split_the_mothers_area(template, tiny_lives):
     assert splits > 12
 
 
-def test_template_areas_follow_age_and_stage(template, tiny_lives):
-    same = replace(tiny_lives, mother_area=np.full(2, 400.0), division_asymmetry=0.0)
-    for cell in template(0, lives=same, jitter=0.0)[1:]:
-        age = np.minimum(np.arange(len(cell.stages)), 3)
-        dividing = np.isin(cell.stages, PRE_MITOTIC)
-        relative = np.where(dividing, same.area_of_stage[cell.stages], same.area_of_age[age])
-        np.testing.assert_allclose(compute_polygon_area(cell.radii), 400 * relative)
-
-
 def test_template_sisters_share_their_mitosis(template, tiny_lives):
     wild = replace(
         tiny_lives,
@@ -212,27 +177,6 @@ def test_template_sisters_share_their_mitosis(template, tiny_lives):
             between.append(one - math.log(mother.brightness[-1]))
     assert np.std(within) < 0.05
     assert np.std(between) > 0.3
-
-
-def test_template_brightness_is_one_quantile(template, tiny_lives):
-    plain = replace(tiny_lives, stage_brightness=np.zeros((6, 2)), sister_spread=0.0)
-    values = np.concatenate([cell.brightness for cell in template(3, lives=plain)])
-    assert np.ptp(values) < 1e-12
-    assert 0.1 <= values[0] <= 0.3
-    offsets = np.stack([np.full(6, math.log(3)), np.zeros(6)], 1)
-    thrice = template(3, lives=replace(plain, stage_brightness=offsets))
-    np.testing.assert_allclose(thrice[0].brightness, 3 * values[0])
-
-
-def test_templates_without_noise_stay_mean(template, tiny_shapes, tiny_lives):
-    mean = np.repeat(tiny_shapes.mean[:1], 6, 0)
-    still = replace(tiny_shapes, mean=mean, modes=np.zeros_like(tiny_shapes.modes))
-    lives = replace(
-        tiny_lives, mother_area=np.full(2, float(compute_polygon_area(mean[0]))),
-        division_asymmetry=0.0, area_of_age=np.ones(1), area_of_stage=np.ones(6),
-    )  # fmt: skip
-    for cell in template(1, shapes=still, lives=lives, jitter=0.0):
-        np.testing.assert_allclose(cell.radii, np.repeat(mean[:1], len(cell.radii), 0))
 
 
 # Brightness of the fitted model
@@ -321,14 +265,6 @@ def test_area_jitter_is_white(measure_areas):
     np.testing.assert_allclose(measure_areas(1, 0.0, np.zeros(2)), 0, atol=1e-9)
 
 
-def test_sizes_are_autocorrelated(measure_areas):
-    logs = measure_areas(120, 0.0, np.array([0.2, 0.9]))
-    assert logs.std() == pytest.approx(0.2, rel=0.13)
-    for lag in (1, 5):
-        found = np.corrcoef(logs[:, :-lag].ravel(), logs[:, lag:].ravel())[0, 1]
-        assert found == pytest.approx(0.9**lag, abs=0.06)
-
-
 @pytest.mark.parametrize("condensed", [0.0, 0.3])
 def test_newborn_are_large_as_their_mother(lineage, tiny_shapes, tiny_lives, condensed):
     spread = np.array([0, 0, 0, 0, condensed, condensed])
@@ -363,13 +299,6 @@ def test_nucleus_is_adult_before_division(tiny_lives, cycle):
     assert curve[cycle - GROWN] == pytest.approx(1)
     assert (np.diff(curve[1:-2]) >= 0).all()
     assert (curve[0], curve[-1]) == (lives.area_at_birth[4], lives.area_of_stage[3])
-
-
-def test_short_cycles_grow_as_measured(tiny_lives):
-    curve, count = tiny_lives.area_in_interphase, GROWN - 2
-    wanted = np.append(curve, np.full(count - len(curve), curve[-1]))
-    areas = compute_area_curve(tiny_lives, np.zeros(count, np.int64))
-    np.testing.assert_array_equal(areas, wanted)
 
 
 def test_outlines_last_and_stay_positive(lineage, tiny_shapes, tiny_lives):

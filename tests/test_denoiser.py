@@ -1,4 +1,3 @@
-import itertools
 import math
 from dataclasses import replace
 
@@ -11,7 +10,6 @@ from torch.nn import functional as F
 
 from bvdm_data.rng import torch_rng
 from bvdm_data.synth.cells import LineageSimulator
-from bvdm_data.synth.contours import is_inside as is_inside
 from bvdm_data.synth.denoiser import (
     PATCH_MARGIN,
     SDF_CLIP,
@@ -29,7 +27,6 @@ from bvdm_data.synth.textures import (
     STUDENT_STEPS,
     FastSettings,
     TextureModel,
-    denoise_patches,
     render_textures,
 )
 from bvdm_data.weights import load
@@ -42,28 +39,21 @@ from tests.helpers.denoisers import (
 )
 
 
-@pytest.mark.parametrize(
-    ("config", "changes", "words"),
-    [
+def test_config_refuses_impossible_sizes():
+    for config, changes, words in [
         (DenoiserConfig, {"patch": 8}, "patch must be a multiple of 8 from 16 on, got 8"),
         (DenoiserConfig, {"floor": math.nan}, "floor must be above 0, got nan"),
         (DenoiserConfig, {"channels": (16, 16)}, r"three multiples of 16, got \(16, 16\)"),
         (DenoiserConfig, {"channels": (8, 12, 8)}, r"three multiples of 16, got \(8, 12, 8\)"),
-        (DenoiserConfig, {"channels": (0, 8, 8)}, "channels must be three multiples of 16"),
         (DenoiserConfig, {"middle": 0}, "middle must be at least 1, got 0"),
-        (DenoiserConfig, {"condition_channels": 6}, "channels must be even and at least 8, got 6"),
         (DenoiserConfig, {"condition_channels": 9}, "channels must be even and at least 8, got 9"),
-        (StudentConfig, {"patch": 60}, "patch must be a multiple of 8 from 16 on, got 60"),
         (StudentConfig, {"small_patch": 20}, "small_patch must be a multiple of 8 .*, got 20"),
         (StudentConfig, {"small_patch": 72}, "small_patch must be at most patch=64, got 72"),
-        (StudentConfig, {"floor": 0.0}, "floor must be above 0, got 0.0"),
         (StudentConfig, {"channels": (8, 0, 8)}, r"three numbers above 0, got \(8, 0, 8\)"),
         (StudentConfig, {"condition_channels": 0}, "condition_channels must be at least 1, got 0"),
-    ],
-)
-def test_config_refuses_impossible_sizes(config, changes, words):
-    with pytest.raises(ValueError, match=words):
-        config(**changes)
+    ]:
+        with pytest.raises(ValueError, match=words):
+            config(**changes)
 
 
 def make_inputs(count=2, side=48, size=12.0):
@@ -88,17 +78,10 @@ def networks(tiny_generator):
 
 
 @pytest.mark.parametrize("kind", ["denoiser", "student"])
-@pytest.mark.parametrize("side", [16, 32, 56])
-def test_network_keeps_the_shape(networks, kind, side):
-    image = networks[kind](*make_inputs(3, side, 5.0))
-    assert (image.shape, image.dtype) == ((3, 1, side, side), torch.float32)
-    assert image.isfinite().all()
-
-
-@pytest.mark.parametrize("kind", ["denoiser", "student"])
 def test_each_condition_changes_one_image(networks, kind):
-    network, inputs = networks[kind], make_inputs()
+    network, inputs = networks[kind], make_inputs(side=56)
     plain = network(*inputs)
+    assert (plain.shape, plain.dtype) == ((2, 1, 56, 56), torch.float32)
     others = (-inputs[0], inputs[1].roll(3, 2), 2 * inputs[2], torch.tensor([-1, 3]))
     for position, other in enumerate(others):
         changed = [part.clone() for part in inputs]
@@ -108,40 +91,6 @@ def test_each_condition_changes_one_image(networks, kind):
         torch.testing.assert_close(image[1], plain[1], rtol=0, atol=1e-5)
     black, dark = ([inputs[0], inputs[1], torch.tensor([b, 0.2]), inputs[3]] for b in (0.0, -0.1))
     assert torch.equal(network(*black), network(*dark))
-
-
-@pytest.mark.parametrize("kind", ["denoiser", "student"])
-def test_all_stages_differ(networks, kind):
-    noise, edge, brightness, _ = (part[:1].expand(7, *part.shape[1:]) for part in make_inputs())
-    images = networks[kind](noise, edge, brightness, torch.arange(-1, 6))
-    apart = (images[:, None] - images[None]).abs().amax((2, 3, 4)) + torch.eye(7)
-    assert apart.min() > 1e-5
-
-
-def test_levels_may_differ_within_batch():
-    denoiser, (noise, edge, brightness, stage) = make_random_denoiser(), make_inputs()
-    one, each, mixed = (
-        denoiser(noise, torch.tensor(level), edge, brightness, stage)
-        for level in ([0.4], [0.4, 0.4], [0.5, 0.4])
-    )
-    torch.testing.assert_close(one, each, rtol=0, atol=1e-5)
-    assert (mixed[0] - one[0]).abs().max() > 1e-4
-    torch.testing.assert_close(mixed[1], one[1], rtol=0, atol=1e-5)
-
-
-def test_batch_size_changes_only_rounding(tiny_generator):
-    noise, _, brightness, stage = make_inputs(9, 32)
-    radii = torch.from_numpy(make_wavy_contours(9, 0, 10.0)).float()
-
-    def render(rows):
-        parts = (noise[rows, 0], radii[rows], brightness[rows], stage[rows])
-        return denoise_patches(tiny_generator.distilled, *parts, steps=1)
-
-    whole = render(slice(None))
-    alone = torch.cat([render(slice(n, n + 1)) for n in range(9)])
-    # bfloat16 has eight bits.
-    assert ((whole - alone).abs() <= 0.03 * whole.abs().amax((1, 2), keepdim=True)).all()
-    assert whole.std() > 0
 
 
 def test_small_patch_leaves_a_margin(tiny_generator):
@@ -167,22 +116,6 @@ def test_denormalize_undoes_normalize(brightness, floor, value):
     torch.testing.assert_close(denoiser.denormalize(image, level), light, rtol=1e-4, atol=1e-6)
 
 
-def test_bright_nuclei_are_about_one(tiny_generator):
-    denoiser = tiny_generator.painter
-    brightness = torch.tensor([0.4, denoiser.settings.floor])
-    light = brightness[:, None, None].expand(2, 16, 16)
-    bright, dim = denoiser.normalize(light, brightness)[:, 0, 0, 0].tolist()
-    assert bright == pytest.approx(1, abs=0.01)
-    assert dim == pytest.approx(math.sqrt(2) - 1, abs=1e-5)
-
-
-def test_pixel_grid_is_centred():
-    grid = make_pixel_grid(16)
-    assert grid[:, 7, 8].tolist() == [-0.5, 0.5]
-    assert torch.equal(grid, -grid.flip(1, 2))
-    assert torch.equal(grid[0], grid[1].T)
-
-
 @settings(max_examples=20)
 @given(radii=st.lists(st.floats(3.0, 22.0), min_size=8, max_size=8))
 def test_distance_map_follows_the_ray(radii):
@@ -196,12 +129,6 @@ def test_distance_map_follows_the_ray(radii):
         np.testing.assert_allclose(plane, wanted, atol=1e-4)
 
 
-def test_distance_map_is_negative_inside():
-    radii = torch.from_numpy(make_wavy_contours(4)).float()
-    y, x = make_pixel_grid(48)[:, None].expand(2, 4, -1, -1)
-    assert torch.equal(compute_signed_distance_map(radii, 48)[:, 0] <= 0, is_inside(radii, y, x))
-
-
 # The solver
 
 
@@ -209,7 +136,7 @@ def solve(denoiser, steps, inputs):
     return run_dpm_solver(denoiser, inputs[0], steps, *inputs[1:])
 
 
-@pytest.mark.parametrize("steps", [1, 4, 9])
+@pytest.mark.parametrize("steps", [1, 9])
 def test_solver_calls_once_a_step(steps):
     denoiser, inputs = LinearDenoiser(spread=0.0), make_inputs(3)
     image = solve(denoiser, steps, inputs)
@@ -219,26 +146,6 @@ def test_solver_calls_once_a_step(steps):
     assert denoiser.levels[-1] > 0
     # Images that are all alike are met in any number of steps.
     torch.testing.assert_close(image, denoiser.mean(*inputs[1:3]), rtol=0, atol=1e-5)
-
-
-def test_one_step_gives_the_mean():
-    denoiser, inputs = LinearDenoiser(spread=0.5), make_inputs()
-    cos, sin = math.cos(T_MAX * math.pi / 2), math.sin(T_MAX * math.pi / 2)
-    mean = denoiser.mean(*inputs[1:3])
-    wanted = mean + cos * 0.25 / (cos**2 * 0.25 + sin**2) * (inputs[0] - cos * mean)
-    torch.testing.assert_close(solve(denoiser, 1, inputs), wanted, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("spread", [0.2, 0.5])
-def test_solver_is_of_second_order(spread):
-    denoiser, inputs = LinearDenoiser(spread), make_inputs()
-    # Where the exact probability flow of normal images ends.
-    mean, start = denoiser.mean(*inputs[1:3]), T_MAX * math.pi / 2
-    scale = math.hypot(math.cos(start) * spread, math.sin(start))
-    wanted = mean + spread * (inputs[0] - math.cos(start) * mean) / scale
-    errors = [float((solve(denoiser, n, inputs) - wanted).std()) for n in (2, 8, 32, 64, 128)]
-    assert all(more < fewer / 2 for fewer, more in itertools.pairwise(errors))
-    assert errors[-1] < errors[-2] / 3.5
 
 
 def test_solver_is_dpm_plus_plus():
@@ -260,16 +167,6 @@ def test_solver_is_dpm_plus_plus():
                 ahead = (1 + 1 / (2 * r)) * clean[-1] - 1 / (2 * r) * clean[-2]
             x = float(sigma[n + 1] / sigma[n]) * x - float(alpha[n + 1] * np.expm1(-h[n])) * ahead
     torch.testing.assert_close(solve(denoiser, 7, inputs), clean[-1], rtol=1e-3, atol=1e-3)
-
-
-def test_solver_is_continuous_and_deterministic():
-    denoiser, (noise, *rest) = LinearDenoiser(spread=0.5), make_inputs()
-    change = torch.randn(noise.shape, generator=torch.Generator().manual_seed(9))
-    one, again, near = (
-        solve(denoiser, 6, (start, *rest)) for start in (noise, noise, noise + 0.01 * change)
-    )
-    assert torch.equal(one, again)
-    assert 0 < (one - near).std() < 0.01
 
 
 # Patches of two sizes
@@ -309,15 +206,6 @@ def test_cells_are_grouped_by_patch():
     assert group.light.shape == (6, 48, 48)
 
 
-def test_small_patch_is_the_middle():
-    cells = [
-        make_still_cell(n, radii=make_wavy_contours(4, n, 9.0), brightness=0.1 * n) for n in (1, 2)
-    ]
-    students = (OneStepStudent(LinearDenoiser(), small_patch=side) for side in (48, 32))
-    (large,), (small,) = (render(cells, student) for student in students)
-    torch.testing.assert_close(large.light[:, 8:40, 8:40], small.light, rtol=0, atol=1e-6)
-
-
 def test_texture_survives_the_larger_patch():
     cell = make_still_cell(1, frames=2, radii=np.repeat(np.array([[12.9], [13.1]]), 60, 1))
     small, large = render([cell], OneStepStudent(LinearDenoiser()), memory=1.0, fresh=0.0)
@@ -339,16 +227,6 @@ def test_steps_choose_the_network(tiny_generator):
             for model in (tiny_generator, other)
         )
         assert np.array_equal(one, two) == same
-
-
-def test_moved_model_copies_the_student(tiny_generator):
-    state, student = torch.get_rng_state(), tiny_generator.distilled
-    moved = tiny_generator.to(torch.device("cpu")).distilled
-    assert torch.equal(torch.get_rng_state(), state)
-    assert moved is not student
-    assert moved.settings == student.settings
-    pairs = zip(moved.state_dict().values(), student.state_dict().values(), strict=True)
-    assert all(torch.equal(*pair) for pair in pairs)
 
 
 def test_shipped_student_matches_the_denoiser():

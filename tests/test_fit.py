@@ -19,7 +19,7 @@ from bvdm_data.fitting.fit import FitSettings, fit
 from bvdm_data.fitting.training import TrainingSettings
 from bvdm_data.synth.paper import PaperSettings
 from bvdm_data.synth.scene import SceneSettings
-from bvdm_data.synth.synthesis import synthesise, to_clip
+from bvdm_data.synth.synthesis import make_clip, synthesise
 from bvdm_data.synth.textures import FastSettings
 from bvdm_data.synth.unet import UNetSettings
 from tests.helpers.fitted import (
@@ -110,7 +110,7 @@ def test_fit_writes_what_load_gives(fitted):
 def test_fitted_model_makes_valid_clips(fitted, method):
     scene = SceneSettings(frames=4, size=(96, 112), nuclei=6, flow=True)
     made = synthesise(weights.load(fitted[0]), scene, method, seed=0, name=("clip", 0, 0))
-    check_clip(to_clip(made, ANNOTATIONS, 32, 0))
+    check_clip(make_clip(made, ANNOTATIONS, 32, 0))
     assert len(made.tracks) >= 6
     assert made.video[made.masks > 0].mean() > made.video[made.masks == 0].mean()
 

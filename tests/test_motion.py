@@ -1,5 +1,6 @@
 import itertools
 import math
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -9,11 +10,14 @@ from scipy import ndimage
 from bvdm_data.synth import motion as motion_module
 from bvdm_data.synth.cell_cycle import PRE_MITOTIC
 from bvdm_data.synth.contours import compute_mean_radius
-from bvdm_data.synth.model import CONTACT as MAX_CONTACT
-from bvdm_data.synth.model import randomise_model
-from bvdm_data.synth.motion import CONTACT_RANGE, SpeedModel, simulate_colony, simulate_motion
-from bvdm_data.synth.placement import CONTACT, MARGIN
-from tests.helpers.denoisers import draw_ids
+from bvdm_data.synth.motion import (
+    CONTACT,
+    MARGIN,
+    SpeedModel,
+    simulate_colony,
+    simulate_motion,
+)
+from tests.helpers.rendering import label
 
 SIZE = (96, 128)
 LAWS = ["paper", "colony"]
@@ -79,7 +83,7 @@ def measure_spacing(one, other, frame=0):
 @pytest.mark.parametrize("nuclei", [0, 1, 8])
 def test_asked_number_is_visible(simulate, law, nuclei):
     for seed in range(8):
-        ids = draw_ids(simulate(seed, law, nuclei=nuclei, frames=1), 1, SIZE)
+        ids = label(simulate(seed, law, nuclei=nuclei, frames=1), 1, SIZE)
         assert len(np.unique(ids[ids > 0])) == nuclei
 
 
@@ -87,7 +91,7 @@ def test_asked_number_is_visible(simulate, law, nuclei):
 def test_border_nucleus_is_not_hidden(simulate, seed):
     # These seeds draw first a sliver at the border and then a nucleus that lies right on it.
     paths = simulate(seed, "paper", nuclei=6, frames=1, size=(48, 48))
-    assert len(np.unique(draw_ids(paths, 1, (48, 48)))) == 7
+    assert len(np.unique(label(paths, 1, (48, 48)))) == 7
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -119,12 +123,7 @@ def test_too_many_nuclei_are_refused(simulate, tiny_motion, law):
 @pytest.mark.parametrize("law", LAWS)
 def test_video_depends_on_the_seed(simulate, law):
     one, again, other = (simulate(seed, law) for seed in (3, 3, 4))
-    for path, same in zip(one, again, strict=True):
-        for name in ("radii", "stages", "brightness"):
-            assert np.array_equal(getattr(path.cell, name), getattr(same.cell, name))
-        assert np.array_equal(path.centres, same.centres)
-        assert np.array_equal(path.angles, same.angles)
-        assert path.z_order == same.z_order
+    assert pickle.dumps(one) == pickle.dumps(again)
     assert not np.array_equal(one[0].centres, other[0].centres)
 
 
@@ -133,7 +132,7 @@ def test_video_depends_on_the_seed(simulate, law):
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_sisters_lie_at_their_distance(simulate, still, monkeypatch, share):
-    monkeypatch.setattr(motion_module._ColonySimulation, "__init__", with_sisters(share))
+    monkeypatch.setattr(motion_module._ColonySimulation, "sister_fraction", share)
     table = np.stack([np.log(25 + 2.0 * np.arange(12)), np.zeros(12)], 1)
     motion = replace(still, sister_distance=table)
     near = []
@@ -148,29 +147,10 @@ def test_sisters_lie_at_their_distance(simulate, still, monkeypatch, share):
     assert np.mean(near) == pytest.approx(2 * share / (1 + share), abs=0.12)
 
 
-def with_sisters(share):
-    init = motion_module._ColonySimulation.__init__
-    return lambda self, *given, **named: init(self, *given, **named | {"sister_fraction": share})
-
-
 def list_pairs(paths):
     """List founders that were placed one after the other and are equally old."""
     founders = sorted(list_founders(paths), key=lambda path: path.cell.identity)
     return [(a, b) for a, b in itertools.pairwise(founders) if a.cell.age == b.cell.age]
-
-
-def test_sister_distances_are_log_normal(simulate, still):
-    motion = replace(still, sister_distance=np.array([[math.log(40), 0.25]]))
-    logs = []
-    for seed in range(90):
-        for one, other in list_pairs(
-            simulate(seed, nuclei=2, size=(300, 300), motion=motion, frames=1)
-        ):
-            log = math.log(math.dist(one.centres[0], other.centres[0]) / 40)
-            logs += [log] if abs(log) < 0.9 else []
-    assert len(logs) > 45
-    assert np.mean(logs) == pytest.approx(0, abs=0.1)
-    assert np.std(logs) == pytest.approx(0.25, rel=0.25)
 
 
 def test_founders_cover_the_brightness_range(simulate, tiny_lives, still, monkeypatch):
@@ -188,7 +168,7 @@ def test_founders_cover_the_brightness_range(simulate, tiny_lives, still, monkey
                 assert one.cell.brightness[0] == pytest.approx(other.cell.brightness[0])
                 pairs += 1
     assert pairs >= 4
-    monkeypatch.setattr(motion_module._ColonySimulation, "__init__", with_sisters(0.0))
+    monkeypatch.setattr(motion_module._ColonySimulation, "sister_fraction", 0.0)
     for seed in range(3):
         founders = simulate(seed, nuclei=None, lives=plain, frames=1)
         values = np.sort([path.cell.brightness[0] for path in founders])
@@ -242,24 +222,21 @@ def test_daughters_lie_across_the_axis(simulate, still, tiny_motion, law):
     assert 0 < np.std(logs) < 2 * spread
 
 
-def test_close_daughters_are_pushed_apart(simulate, still):
-    close, spacings = replace(still, separation=np.array([0.0, 0.0])), []
-    for seed in range(8):
-        paths = simulate(seed, "paper", motion=close, nuclei=1, frames=20, size=(64, 64))
-        for _, one, other in list_divisions(paths):
-            if min(len(one.centres), len(other.centres)) > 4:
-                spacings.append(measure_spacing(one, other, one.cell.first + 4))
-    assert len(spacings) > 6
-    assert min(spacings) > 0.9 * CONTACT
+def test_offset_and_drift_move_newborn(simulate, still):
+    def measure_offsets(seeds, **changes):
+        motion = replace(still, **changes)
+        return [
+            (one.centres[0] + other.centres[0]) / 2 - mother.centres[-1]
+            for seed in range(seeds)
+            for mother, one, other in list_divisions(simulate(seed, frames=20, motion=motion))
+        ]
 
-
-def test_division_offset_moves_newborn(simulate, still):
-    motion, offsets = replace(still, division_offset=3.0), []
-    for seed in range(10):
-        for mother, one, other in list_divisions(simulate(seed, frames=20, motion=motion)):
-            offsets.append((one.centres[0] + other.centres[0]) / 2 - mother.centres[-1])
+    offsets = measure_offsets(10, division_offset=3.0)
     assert len(offsets) > 50
     assert np.std(offsets) == pytest.approx(3.0, rel=0.2)
+    drifts = np.abs(measure_offsets(3, stage_drift=np.tile([2.0, 5.0], (30, 1))))
+    assert len(drifts) > 10
+    np.testing.assert_allclose(drifts, np.broadcast_to([2.0, 5.0], drifts.shape))
 
 
 # Steps
@@ -296,25 +273,7 @@ def test_stage_drift_moves_the_field(simulate, still):
         assert np.ptp(np.sign(drift), axis=0).tolist() == [0, 0]
         starts.add(first)
         signs.add(tuple(np.sign(drift[0])))
-    assert len(starts) > 2
-    assert len(signs) > 1
-
-
-def test_stage_drift_moves_newborn(simulate, still):
-    motion, offsets = replace(still, stage_drift=np.tile([2.0, 5.0], (30, 1))), []
-    for seed in range(3):
-        for mother, one, other in list_divisions(simulate(seed, frames=20, motion=motion)):
-            middle = (one.centres[0] + other.centres[0]) / 2
-            offsets.append(np.abs(middle - mother.centres[-1]))
-    assert len(offsets) > 10
-    np.testing.assert_allclose(offsets, np.tile([2.0, 5.0], (len(offsets), 1)))
-
-
-def test_stage_drift_ends_with_the_video(simulate, still):
-    motion = replace(still, stage_drift=np.ones((3, 2)))
-    longest = max(simulate(1, frames=7, motion=motion, nuclei=3), key=lambda p: len(p.centres))
-    steps = np.abs(np.diff(longest.centres, axis=0))
-    assert 1 <= (steps > 0).all(1).sum() <= 3
+    assert (len(starts) > 2, len(signs) > 1) == (True, True)
 
 
 def test_speed_depends_on_stage_and_age(simulate, still):
@@ -384,7 +343,7 @@ def touching(simulate, tiny_motion):
 
 def measure_share_alone(paths):
     """Return the share of the nuclei without another within two pixels of their label."""
-    (ids,) = draw_ids(paths, 1, (160, 160))
+    (ids,) = label(paths, 1, (160, 160))
     masks = [ids == identity for identity in np.unique(ids)[1:]]
     near = [ndimage.binary_dilation(mask, iterations=2) & ~mask for mask in masks]
     return np.mean([not ids[around].any() for around in near])
@@ -393,21 +352,3 @@ def measure_share_alone(paths):
 def test_more_contact_touches_more(touching):
     none, half, full = (np.mean([measure_share_alone(p) for p in v]) for v in touching.values())
     assert none > half + 0.1 > full + 0.2
-
-
-def test_touching_nuclei_hide_little(touching):
-    for paths in touching[1.0]:
-        spacings = [measure_spacing(*pair) for pair in itertools.combinations(paths, 2)]
-        assert min(spacings) > 0.5 * CONTACT_RANGE[0]
-
-
-def test_variation_limits_contact(tiny_shapes, tiny_lives, tiny_motion, tiny_camera):
-    models = (tiny_shapes, tiny_lives, tiny_motion, tiny_camera)
-
-    def draw(amount):
-        rngs = (np.random.default_rng(seed) for seed in range(50))
-        return [randomise_model(*models, amount, rng).contact for rng in rngs]
-
-    assert set(draw(0.0)) == {0.0}
-    assert 0.8 * MAX_CONTACT < max(draw(1.0)) <= MAX_CONTACT
-    assert max(draw(0.5)) <= MAX_CONTACT / 2

@@ -53,23 +53,8 @@ def test_absent_nucleus_is_0(networks):
     ]
     moved = painted.flow.flatten(2).any(2)
     assert moved.tolist() == [[False, True, True, False], [True] * 4, [False] * 4]
-
-
-def test_textures_have_shape_and_type(networks):
-    painted = render_paper_textures(discs([(0, 4), (1, 2)]), *networks, SHORT, streams(2))
-    assert painted.texture.shape == (2, 5, SIDE, SIDE)
-    assert painted.flow.shape == (2, 4, 2, SIDE, SIDE)
     assert painted.texture.dtype == painted.flow.dtype == torch.float32
-    assert painted.texture.isfinite().all()
-
-
-def test_no_nucleus_and_single_frame(networks):
-    assert render_paper_textures(discs([]), *networks, SHORT, []).texture.shape == (
-        0,
-        5,
-        SIDE,
-        SIDE,
-    )
+    assert render_paper_textures(discs([]), *networks, SHORT, []).texture.shape[0] == 0
     painted = render_paper_textures(discs([(0, 0)], frames=1), *networks, SHORT, streams(1))
     assert painted.flow.shape == (1, 0, 2, SIDE, SIDE)
     assert painted.texture.any()
@@ -84,16 +69,6 @@ def test_nucleus_does_not_depend_on_batch(networks):
         torch.testing.assert_close(together.flow[n], alone.flow[0], rtol=0, atol=1e-4)
 
 
-def test_noise_comes_from_own_generator(networks):
-    masks = discs([(0, 4), (0, 4)])
-    one = render_paper_textures(masks, *networks, SHORT, streams(2))
-    again = render_paper_textures(masks, *networks, SHORT, streams(2))
-    other = render_paper_textures(masks, *networks, SHORT, [streams(2)[0], torch_rng(9, "nucleus")])
-    assert torch.equal(one.texture, again.texture)
-    assert torch.equal(one.texture[0], other.texture[0])
-    assert not torch.equal(one.texture[1], other.texture[1])
-
-
 def test_no_later_steps_only_warp(networks):
     masks = discs([(0, 4), (1, 3)])
     settings = PaperSettings(first_steps=3, later_steps=0)
@@ -106,33 +81,14 @@ def test_no_later_steps_only_warp(networks):
             torch.testing.assert_close(painted.texture[n, frame], expected, rtol=0, atol=1e-6)
 
 
-def test_flow_is_that_between_masks(networks):
-    masks = discs([(0, 4)])
-    painted = render_paper_textures(masks, *networks, SHORT, streams(1))
-    flow = networks[1](masks[:, 1, None].float(), masks[:, 2, None].float())
-    torch.testing.assert_close(painted.flow[:, 1], flow)
-
-
 def test_network_is_called_once_a_step():
-    unet = CountingUNet()
-    settings = PaperSettings(first_steps=5, later_steps=2)
-    render_paper_textures(
-        discs([(0, 2), (0, 2), (1, 2)], frames=3), unet, FlowNet(), settings, streams(3)
-    )
-    first, later = [4, 3, 2, 1, 0], [1, 0]
-    assert unet.calls == [
-        *((2, step) for step in first),
-        *((1, step) for step in first),
-        *((2, step) for step in later),
-        *((3, step) for step in later),
-    ]
-
-
-def test_no_later_steps_no_calls():
-    unet = CountingUNet()
-    settings = PaperSettings(first_steps=5, later_steps=0)
-    render_paper_textures(discs([(0, 4)]), unet, FlowNet(), settings, streams(1))
-    assert unet.calls == [(1, step) for step in (4, 3, 2, 1, 0)]
+    unet, masks = CountingUNet(), discs([(0, 2), (0, 2), (1, 2)], frames=3)
+    for steps, later in ((2, [1, 0]), (0, [])):
+        unet.calls.clear()
+        settings = PaperSettings(first_steps=5, later_steps=steps)
+        render_paper_textures(masks, unet, FlowNet(), settings, streams(3))
+        first = [(count, step) for count in (2, 1) for step in (4, 3, 2, 1, 0)]
+        assert unet.calls == first + [(count, step) for count in (2, 3) for step in later]
 
 
 def test_perfect_network_gives_flat_mask():
@@ -157,31 +113,17 @@ def test_random_state_and_masks_stay(networks):
     assert torch.equal(masks, before)
 
 
-def test_default_settings_are_the_papers():
-    settings = PaperSettings()
-    assert (settings.first_steps, settings.later_steps, settings.total_steps) == (200, 10, 1000)
-    assert settings.mask_level == 150 / 255
-
-
 def test_wrong_settings_are_refused():
     for changes, words in [
-        ({"later_steps": 300}, "later_steps must be from 0 to first_steps=200, got 300"),
         ({"later_steps": -1}, "later_steps must be from 0 to first_steps=200, got -1"),
-        ({"first_steps": 0}, "first_steps must be from 1 to total_steps=1000, got 0"),
         ({"total_steps": 100}, "first_steps must be from 1 to total_steps=100, got 200"),
-        (
-            {"first_steps": 1, "later_steps": 0, "total_steps": 1},
-            "total_steps must be at least 2, got 1",
-        ),
+        ({"total_steps": 1}, "total_steps must be at least 2, got 1"),
         ({"mask_level": 0}, "mask_level must be above 0 and at most 1, got 0"),
-        ({"mask_level": float("nan")}, "mask_level must be above 0 .* got nan"),
     ]:
         with pytest.raises(ValueError, match=words):
             PaperSettings(**changes)
-    for name in ("first_steps", "later_steps", "total_steps"):
-        for value in (10.0, True, "10", None):
-            with pytest.raises(TypeError, match=f"{name} must be an int, got {value!r}"):
-                PaperSettings(**{name: value})
+    with pytest.raises(TypeError, match="total_steps must be an int, got True"):
+        PaperSettings(total_steps=True)
 
 
 def test_texture_is_same_without_flow(networks):
@@ -190,9 +132,3 @@ def test_texture_is_same_without_flow(networks):
     lean = render_paper_textures(masks, *networks, SHORT, streams(2), keep_flow=False)
     assert torch.equal(full.texture, lean.texture)
     assert lean.flow.numel() == 0
-
-
-def test_progress_counts_frames(networks):
-    calls = []
-    render_paper_textures(discs([(1, 2)]), *networks, SHORT, streams(1), progress=calls.append)
-    assert calls == [0.2, 0.4, 0.6, 0.8, 1]

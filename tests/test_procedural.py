@@ -1,10 +1,12 @@
 """The procedural method: chromatin from filtered noise, and flow from formulas."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
-from bvdm_data.clip import ANNOTATIONS, STAGES
+from bvdm_data.clip import STAGES
 from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets.synthetic import METHODS, SyntheticHeLaVideos
 from bvdm_data.rng import torch_rng
@@ -13,6 +15,7 @@ from bvdm_data.synth.denoiser import Denoiser, Student
 from bvdm_data.synth.flow import FLOW_SIZE, FlowNet, warp
 from bvdm_data.synth.procedural import ProceduralSettings, render_procedural_textures
 from bvdm_data.synth.unet import UNet
+from tests.helpers.rendering import is_same, make_videos
 
 SIX = (0.1,) * 6
 EVEN = {"contrast": (0.0,) * 6, "nucleoli": (0, 0)}
@@ -26,15 +29,8 @@ def made_life(first=0, frames=4, *, start=(11.0, 9.0), growth=0.0, stages=0, ide
     # The major axis turns rounder, so that the map between two outlines is no mere zoom.
     y, x = y * factor, x * factor**2
     radii = x * y / np.hypot(x * np.cos(angle), y * np.sin(angle))
-    return Cell(
-        identity=identity,
-        parent=0,
-        first=first,
-        radii=radii,
-        stages=np.broadcast_to(np.asarray(stages), (frames,)).copy(),
-        brightness=np.ones(frames),
-        divides=False,
-    )
+    stages = np.broadcast_to(np.asarray(stages), (frames,)).copy()
+    return Cell(identity, 0, first, radii, stages, np.ones(frames), divides=False)
 
 
 def painted(lives, settings=None, *, seed=0, **how):
@@ -71,84 +67,38 @@ def correlation(one, other, here):
 
 @pytest.fixture
 def tiny(tiny_model):
-    """Make a data set of small procedural clips; the keywords replace arguments."""
-
-    def tiny(**changes):
-        arguments = {
-            "frames": 4,
-            "size": (48, 56),
-            "model": tiny_model,
-            "method": "procedural",
-            "nuclei": 2,
-            "max_cells": 24,
-            "annotations": ANNOTATIONS,
-        }
-        return SyntheticHeLaVideos(**arguments | changes)
-
-    return tiny
-
-
-def same(one, other):
-    return one.keys() == other.keys() and all(
-        torch.equal(one[key].nan_to_num(-9), other[key].nan_to_num(-9)) for key in one
-    )
+    small = {"size": (48, 56), "method": "procedural", "nuclei": 2, "max_cells": 24}
+    return partial(make_videos, tiny_model, **small)
 
 
 # Settings
 
-NUMBERS = ("grain", "clumps", "clump_share", "memory", "fresh", "nucleolus_size", "nucleolus_depth")
-
 
 def test_wrong_settings_are_refused():
-    for changes, words in [
-        ({"grain": 0}, "grain must be from 0.5 to 16, got 0"),
-        ({"clumps": 17}, "clumps must be from 0.5 to 16, got 17"),
-        ({"clump_share": -0.1}, "clump_share must be from 0 to 1, got -0.1"),
-        ({"contrast": (*SIX[1:], 0.6)}, r"contrast must be from 0 to 0\.5, got 0\.6"),
-        ({"contrast": ()}, r"contrast must be a tuple of 6 numbers, one a stage, got \(\)"),
-        ({"memory": float("nan")}, "memory must be from 0 to 1, got nan"),
-        ({"fresh": 1.2}, "fresh must be from 0 to 1, got 1.2"),
-        ({"nucleoli": (3, 1)}, r"nucleoli must be 0 <= least <= most <= 20, got \(3, 1\)"),
-        ({"nucleoli": (-1, 1)}, r"nucleoli must be 0 <= least <= most <= 20, got \(-1, 1\)"),
-        ({"nucleoli": (0, 21)}, r"nucleoli must be 0 <= least <= most <= 20, got \(0, 21\)"),
-        ({"nucleolus_size": 0.1}, "nucleolus_size must be from 0.5 to 16, got 0.1"),
-        ({"nucleolus_depth": 2}, "nucleolus_depth must be from 0 to 1, got 2"),
-        ({"blur": float("inf")}, "blur must be from 0.5 to 16, got inf"),
-        ({"inset": (*SIX[1:], -9)}, "inset must be from -8 to 8, got -9"),
-        ({"inset": (*SIX, 0.1)}, "inset must be a tuple of 6 numbers, one a stage, got"),
-        ({"mask_level": 0}, "mask_level must be above 0 and at most 1, got 0"),
+    for error, changes, words in [
+        (ValueError, {"grain": 0}, "grain must be from 0.5 to 16, got 0"),
+        (ValueError, {"contrast": (*SIX[1:], 0.6)}, r"contrast must be from 0 to 0\.5, got 0\.6"),
+        (ValueError, {"contrast": ()}, r"contrast must be a tuple of 6 numbers, one a stage, got"),
+        (ValueError, {"memory": float("nan")}, "memory must be from 0 to 1, got nan"),
+        (
+            ValueError,
+            {"nucleoli": (3, 1)},
+            r"nucleoli must be 0 <= least <= most <= 20, got",
+        ),
+        (ValueError, {"dome": 3}, "dome must be from 0 to 2, got 3"),
+        (ValueError, {"inset": (*SIX[1:], -9)}, "inset must be from -8 to 8, got -9"),
+        (ValueError, {"mask_level": 0}, "mask_level must be above 0 and at most 1, got 0"),
+        (TypeError, {"blur": True}, "blur must be a number, got True"),
+        (TypeError, {"inset": list(SIX)}, "inset must be a tuple of 6 numbers, one a stage"),
+        (TypeError, {"contrast": (*SIX[1:], "1")}, "contrast must be a number, got '1'"),
+        (
+            TypeError,
+            {"nucleoli": (False, True)},
+            r"nucleoli must be a pair \(least, most\) of",
+        ),
     ]:
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(error, match=words):
             ProceduralSettings(**changes)
-
-
-def test_settings_of_wrong_type_are_refused():
-    for name in (*NUMBERS, "blur", "mask_level"):
-        for value in ("1", None, True, (1.0,)):
-            with pytest.raises(TypeError, match=f"{name} must be a number, got "):
-                ProceduralSettings(**{name: value})
-    for name in ("contrast", "inset"):
-        for value in (0.1, list(SIX), None):
-            with pytest.raises(TypeError, match=f"{name} must be a tuple of 6 numbers, one a st"):
-                ProceduralSettings(**{name: value})
-        with pytest.raises(TypeError, match=f"{name} must be a number, got '1'"):
-            ProceduralSettings(**{name: (*SIX[1:], "1")})
-    for value in (2, None, [1, 3], (1,), (1, 2, 3), (1, 2.0), (False, True)):
-        with pytest.raises(TypeError, match=r"nucleoli must be a pair \(least, most\) of ints"):
-            ProceduralSettings(nucleoli=value)
-
-
-def test_extreme_settings_give_a_texture():
-    life = made_life(stages=range(6), frames=6)
-    for end, share, nucleoli, inset in ((0.5, 0, (20, 20), -8), (16, 1, (1, 1), 8)):
-        sizes = dict.fromkeys(("grain", "clumps", "nucleolus_size", "blur"), end)
-        settings = ProceduralSettings(
-            **sizes, memory=share, fresh=share, clump_share=share, contrast=(share / 2,) * 6,
-            nucleoli=nucleoli, nucleolus_depth=1, inset=(inset,) * 6, mask_level=1,
-        )  # fmt: skip
-        texture = painted([life], settings).texture
-        assert texture.isfinite().all()
-        assert texture.flatten(2).any(2).all()
 
 
 # Painting
@@ -168,9 +118,6 @@ def test_absent_nucleus_is_0():
     # The second keeps its outline, so nothing in it moves.
     moved = both.flow.flatten(2).any(2)
     assert moved.tolist() == [[False, True, True, False], [False] * 4, [False] * 4]
-
-
-def test_no_nucleus_and_single_frame():
     assert painted([]).texture.shape == (0, 5, FLOW_SIZE, FLOW_SIZE)
     one = painted([made_life(frames=1)])
     assert one.flow.shape == (1, 0, 2, FLOW_SIZE, FLOW_SIZE)
@@ -186,31 +133,12 @@ def test_nucleus_does_not_depend_on_others():
         assert torch.equal(together.flow[n, : life.last], alone.flow[0])
 
 
-def test_noise_comes_from_own_generator():
-    one, other = made_life(identity=1), made_life(identity=2)
-    assert not torch.equal(painted([one]).texture, painted([other]).texture)
-    assert not torch.equal(painted([one]).texture, painted([one], seed=1).texture)
-
-
 def test_random_state_and_cells_stay():
     life, state = made_life(growth=0.05), torch.get_rng_state()
     radii = life.radii.copy()
     painted([life])
     assert torch.equal(torch.get_rng_state(), state)
     np.testing.assert_array_equal(life.radii, radii)
-
-
-def test_texture_is_same_without_flow():
-    lives = [made_life(growth=0.05), made_life(1, 2, identity=2)]
-    lean = painted(lives, keep_flow=False)
-    assert torch.equal(painted(lives).texture, lean.texture)
-    assert lean.flow.numel() == 0
-
-
-def test_progress_counts_nuclei():
-    calls = []
-    painted([made_life(), made_life(1, 3)], progress=calls.append)
-    assert calls == [0.5, 1]
 
 
 @pytest.mark.parametrize("level", [150 / 255, 0.3])
@@ -224,7 +152,7 @@ def test_mean_inside_is_mask_level(level):
     assert texture.min() > -1e-3
 
 
-@pytest.mark.parametrize("memory", [0.0, 0.9, 1.0])
+@pytest.mark.parametrize("memory", [0.0, 0.9])
 def test_memory_is_frame_correlation(memory):
     lives = [made_life(identity=n + 1, frames=4) for n in range(30)]
     settings = ProceduralSettings(memory=memory, fresh=0, nucleoli=(0, 0), clump_share=0)
@@ -233,8 +161,6 @@ def test_memory_is_frame_correlation(memory):
     for lag in (1, 2, 3):
         found = correlation(film[:, lag:], film[:, :-lag], here)
         assert found == pytest.approx(memory**lag, abs=0.05)
-    if memory == 1:
-        torch.testing.assert_close(film[:, 0][:, here], film[:, 3][:, here], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(("clump_share", "kept"), [(0.0, 0.6), (1.0, 1.0)])
@@ -266,19 +192,7 @@ def test_texture_follows_its_flow():
         assert error < 0.2 * unmoved
 
 
-def test_flow_maps_outline_to_outline():
-    life = made_life(start=(13.0, 9.0), growth=0.06)
-    flow = painted([life]).flow[0]
-    middle = FLOW_SIZE // 2
-    offset = middle - (FLOW_SIZE - 1) / 2
-    for frame in range(3):
-        for place, axis in (((0, middle + 8, middle), 0), ((1, middle, middle + 8), 15)):
-            before, now = life.radii[frame, axis], life.radii[frame + 1, axis]
-            expected = (before / now - 1) * (8 + offset)
-            assert float(flow[(frame, *place)]) == pytest.approx(expected, rel=0.02)
-
-
-@pytest.mark.parametrize("stage", [0, 3, len(STAGES) - 1])
+@pytest.mark.parametrize("stage", [0, len(STAGES) - 1])
 def test_contrast_of_each_stage(stage):
     lives = [made_life(identity=n + 1, frames=2, stages=stage) for n in range(30)]
     contrast = tuple(0.25 if n == stage else 0.0 for n in range(6))
@@ -313,16 +227,15 @@ def test_inset_moves_the_edge_inside():
 
 def test_method_has_a_name(tiny):
     assert METHODS["procedural"] == tiny().method == ProceduralSettings()
-    assert same(tiny().clip(0), tiny(method=ProceduralSettings()).clip(0))
-    assert not same(tiny().clip(0), tiny(method=ProceduralSettings(grain=2)).clip(0))
+    assert is_same(tiny().clip(0), tiny(method=ProceduralSettings()).clip(0))
+    assert not is_same(tiny().clip(0), tiny(method=ProceduralSettings(grain=2)).clip(0))
 
 
 def test_annotations_of_clips_agree(tiny):
     divisions = 0
     for seed in range(3):
-        dataset = tiny(seed=seed, nuclei=3)
         for index in range(3):
-            clip = dataset.clip(index)
+            clip = tiny(seed=seed, nuclei=3).clip(index)
             check_clip(clip)
             assert clip["flow"].any()
             parents = clip["tracks"][:, 3]
@@ -330,23 +243,17 @@ def test_annotations_of_clips_agree(tiny):
     assert divisions > 0
 
 
-@pytest.mark.parametrize("changes", [{"frames": 1}, {"nuclei": 0}])
-def test_unusual_clips_are_valid(tiny, changes):
-    check_clip(tiny(**changes).clip(0))
+def test_unusual_clips_are_valid(tiny):
+    for changes in ({"frames": 1}, {"nuclei": 0}):
+        check_clip(tiny(**changes).clip(0))
 
 
-@pytest.fixture
-def no_network(monkeypatch):
-    """Fail where a network is run."""
-
+def test_no_network_is_run(tiny, monkeypatch):
     def refuse(*_, **__):
         pytest.fail("a network was run")
 
     for network in (Denoiser, Student, UNet, FlowNet):
         monkeypatch.setattr(network, "forward", refuse)
-
-
-def test_no_network_is_run(tiny, no_network):
     check_clip(tiny().clip(0))
     for method in ("fast", "paper"):
         with pytest.raises(pytest.fail.Exception, match="a network was run"):

@@ -2,14 +2,13 @@
 
 import math
 from dataclasses import fields, replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from painters import LinearPainter, random_painter
 
 from bvdm_data import weights
-from bvdm_data.clip import ANNOTATIONS
 from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.synth import synthesis
@@ -21,7 +20,6 @@ from bvdm_data.synth.model import (
     NOISE,
     SIZE,
     SPEED,
-    RandomisedModel,
     randomise_model,
 )
 from bvdm_data.synth.paper import PaperSettings
@@ -29,40 +27,20 @@ from bvdm_data.synth.procedural import ProceduralSettings
 from bvdm_data.synth.scene import SceneSettings
 from bvdm_data.synth.synthesis import synthesise
 from bvdm_data.synth.textures import FastSettings
+from tests.helpers.denoisers import LinearDenoiser
+from tests.helpers.rendering import is_same, make_videos
 
 QUICK = FastSettings(steps=2)
 
 
 @pytest.fixture
 def tiny(tiny_model):
-    """Make a data set of small clips; the keywords replace arguments."""
-
-    def tiny(**changes):
-        arguments = {
-            "frames": 4,
-            "size": (64, 72),
-            "model": tiny_model,
-            "method": QUICK,
-            "nuclei": 3,
-            "max_cells": 32,
-            "annotations": ANNOTATIONS,
-        }
-        return SyntheticHeLaVideos(**arguments | changes)
-
-    return tiny
-
-
-def same(one, other):
-    return one.keys() == other.keys() and all(
-        torch.equal(one[key].nan_to_num(-9), other[key].nan_to_num(-9)) for key in one
-    )
+    return partial(make_videos, tiny_model, method=QUICK)
 
 
 def test_annotations_of_clips_agree(tiny):
-    dataset = tiny(frames=6)
-    divisions = 0
-    for index in range(6):
-        clip = dataset.clip(index)
+    dataset, divisions = tiny(frames=6), 0
+    for clip in map(dataset.clip, range(6)):
         check_clip(clip)
         parents = clip["tracks"][:, 3]
         divisions += int((parents[parents > 0].bincount() == 2).sum())
@@ -78,13 +56,6 @@ def test_unusual_clips_are_valid(tiny, changes):
     assert clip["video"].std() > 0
 
 
-def test_fast_is_the_default_method(tiny_model):
-    given = {"frames": 1, "size": 48, "nuclei": 1, "model": tiny_model}
-    named, silent = (SyntheticHeLaVideos(**given, **more) for more in ({"method": "fast"}, {}))
-    assert silent.method == named.method == FastSettings()
-    assert same(silent.clip(0), named.clip(0))
-
-
 def test_clip_does_not_depend_on_threads(tiny):
     dataset, before = tiny(), torch.get_num_threads()
     clips = []
@@ -94,7 +65,7 @@ def test_clip_does_not_depend_on_threads(tiny):
             clips.append(dataset.clip(1))
     finally:
         torch.set_num_threads(before)
-    assert same(*clips)
+    assert is_same(*clips)
 
 
 def test_global_random_state_stays(tiny):
@@ -106,7 +77,7 @@ def test_global_random_state_stays(tiny):
 
 def test_seed_epoch_and_index_decide(tiny):
     one = tiny().clip(0)
-    assert same(one, tiny().clip(0))
+    assert is_same(one, tiny().clip(0))
     others = [tiny().clip(1), tiny(seed=1).clip(0), tiny(method=FastSettings(steps=3)).clip(0)]
     moved = tiny()
     moved.set_epoch(1)
@@ -125,7 +96,7 @@ def film(generator, **changes):
 def clean(tiny_generator):
     """A generator of evenly lit nuclei without halo, before a camera without noise."""
     camera = replace(tiny_generator.camera, noise=0.0, field_spread=0.0, level_spread=0.0)
-    return replace(tiny_generator, camera=camera, painter=LinearPainter(spread=0.0))
+    return replace(tiny_generator, camera=camera, painter=LinearDenoiser(spread=0.0))
 
 
 def test_light_and_labels_agree(clean):
@@ -160,7 +131,7 @@ def test_video_is_same_without_flow(tiny_generator):
 
 def test_progress_rises_to_one(tiny_generator):
     quick = PaperSettings(first_steps=2, later_steps=1)
-    for method in (QUICK, FastSettings(families=False), ProceduralSettings(), quick):
+    for method in (QUICK, ProceduralSettings(), quick):
         for nuclei in (0, 2):
             heard = []
             synthesise(
@@ -188,30 +159,27 @@ def test_empty_video_shows_background(clean):
 
 @pytest.fixture(scope="module")
 def lean(tiny_generator, tmp_path_factory):
-    """Return the file of a model that was fitted for the fast method alone."""
     path = tmp_path_factory.mktemp("lean") / "lean.safetensors"
-    generator = replace(tiny_generator, unet=None, flownet=None, painter=random_painter())
-    weights.save(generator, path)
+    weights.save(replace(tiny_generator, unet=None, flownet=None), path)
     return path
 
 
 def test_lean_model_is_saved(lean, tiny_generator):
-    found = weights.load(lean)
-    assert found.unet is None
-    assert found.flownet is None
-    assert found.texture == tiny_generator.texture
-    wanted = random_painter().state_dict()
-    assert found.painter.settings == random_painter().settings
-    for name, value in found.painter.state_dict().items():
-        assert torch.equal(value, wanted[name])
-    moved = found.to(torch.device("cpu"))
+    saved, state = weights.load(lean), torch.get_rng_state()
+    assert saved.unet is saved.flownet is None
+    assert saved.texture == tiny_generator.texture
+    moved = saved.to(torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), state)
     assert moved.unet is None
-    assert moved.painter is not found.painter
-
-
-@pytest.mark.parametrize("method", ["fast", "procedural"])
-def test_lean_model_makes_clips(lean, tiny, method):
-    check_clip(tiny(model=lean, method=method, frames=2).clip(0))
+    for name in ("painter", "distilled"):
+        one, other, wanted = (getattr(model, name) for model in (saved, moved, tiny_generator))
+        assert one is not other
+        assert one.settings == other.settings == wanted.settings
+        for key, value in wanted.state_dict().items():
+            assert torch.equal(value, one.state_dict()[key])
+            assert torch.equal(value, other.state_dict()[key])
+    for method in ("fast", "procedural"):
+        check_clip(make_videos(lean, method=method, frames=2).clip(0))
 
 
 def test_lean_model_refuses_paper_method(lean):
@@ -223,142 +191,70 @@ def test_lean_model_refuses_paper_method(lean):
         synthesise(weights.load(lean), scene, PaperSettings(), seed=0, name=("clip", 0, 0))
 
 
-def test_full_model_has_all_methods(tiny):
-    quick = PaperSettings(first_steps=2, later_steps=1)
-    videos = [
-        tiny(method=m, frames=2, size=48, nuclei=1).clip(0)["video"]
-        for m in ("fast", quick, "procedural")
-    ]
-    assert not torch.equal(videos[0], videos[1])
-    assert not torch.equal(videos[0], videos[2])
-
-
 # Variation
 
 
-@pytest.fixture
-def varied(tiny_shapes, tiny_lives, tiny_motion, tiny_camera):
-    """Draw the models of a clip."""
-    models = (tiny_shapes, tiny_lives, tiny_motion, tiny_camera)
-    return lambda amount, seed=0: randomise_model(*models, amount, np.random.default_rng(seed))
+def vary_model(model, amount, seed=0):
+    return randomise_model(model, amount, np.random.default_rng(seed))
 
 
-def test_no_variation_keeps_the_models(varied, tiny_shapes, tiny_lives, tiny_motion, tiny_camera):
-    found = varied(0.0, 3)
-    assert (found.blur, found.contact, found.size, found.brightness) == (0, 0, 1, 1)
-    for name, model in (
-        ("shapes", tiny_shapes),
-        ("lives", tiny_lives),
-        ("motion", tiny_motion),
-        ("camera", tiny_camera),
-    ):
+def test_no_variation_keeps_the_models(tiny_generator):
+    same = vary_model(tiny_generator, 0.0, 3)
+    assert (same.blur, same.contact, same.size, same.brightness) == (0, 0, 1, 1)
+    for name in ("shapes", "lives", "motion", "camera"):
+        model = getattr(tiny_generator, name)
         for item in fields(model):
-            one, other = getattr(getattr(found, name), item.name), getattr(model, item.name)
+            one, other = getattr(getattr(same, name), item.name), getattr(model, item.name)
             np.testing.assert_array_equal(one, other)
 
 
-def test_variation_of_speed(varied, tiny_motion):
-    ratios = np.array([varied(1.0, seed).motion.pace / tiny_motion.pace for seed in range(300)])
-    np.testing.assert_array_equal(ratios[:, 1:], 1)
-    assert np.log(ratios[:, 0]).std() == pytest.approx(SPEED, rel=0.15)
-
-
-def factors(varied, amount, seed, models):
-    """Return the factors on length, light, noise and density, the extra blur, the contact."""
-    found = varied(amount, seed)
-    shapes, lives, motion, camera = models
+def list_factors(model, amount, seed):
+    """Return the factors on length, light, noise, density and speed, extra blur, and contact."""
+    varied = vary_model(model, amount, seed)
     ratios = (
-        found.shapes.mean / shapes.mean,
-        found.lives.brightness / lives.brightness,
-        found.camera.noise / camera.noise,
-        found.motion.density / motion.density,
+        varied.shapes.mean / model.shapes.mean,
+        varied.lives.brightness / model.lives.brightness,
+        varied.camera.noise / model.camera.noise,
+        varied.motion.density / model.motion.density,
+        varied.motion.speed.scale / model.motion.speed.scale,
     )
+    assert varied.motion.speed[1:] == model.motion.speed[1:]
     assert all(np.ptp(ratio) < 1e-9 for ratio in ratios)
-    assert ratios[0].mean() == pytest.approx(found.size)
-    assert ratios[1].mean() == pytest.approx(found.brightness)
-    return [float(np.mean(ratio)) for ratio in ratios] + [found.blur, found.contact]
+    assert ratios[0].mean() == pytest.approx(varied.size)
+    assert ratios[1].mean() == pytest.approx(varied.brightness)
+    np.testing.assert_allclose(varied.shapes.modes, varied.size * model.shapes.modes)
+    np.testing.assert_allclose(varied.lives.adult_area, varied.size**2 * model.lives.adult_area)
+    return [float(np.mean(ratio)) for ratio in ratios] + [varied.blur, varied.contact]
 
 
-@pytest.fixture
-def models(tiny_shapes, tiny_lives, tiny_motion, tiny_camera):
-    return tiny_shapes, tiny_lives, tiny_motion, tiny_camera
-
-
-def test_variation_has_the_set_spread(varied, models):
-    drawn = np.array([factors(varied, 1.0, seed, models) for seed in range(500)])
-    logs = np.log(drawn[:, :4])
-    np.testing.assert_allclose(logs[:, :3].mean(0), 0, atol=0.05)
-    np.testing.assert_allclose(logs[:, :3].std(0), [SIZE, BRIGHTNESS, NOISE], rtol=0.12)
-    assert drawn[:, 3].min() >= DENSITY[0]
-    assert drawn[:, 3].max() <= DENSITY[1]
-    middle = math.sqrt(DENSITY[0] * DENSITY[1])
-    assert np.median(drawn[:, 3]) == pytest.approx(middle, rel=0.1)
-    for column, most in ((4, BLUR), (5, CONTACT)):
+def test_variation_has_the_set_spread(tiny_generator):
+    drawn = np.array([list_factors(tiny_generator, 1.0, seed) for seed in range(500)])
+    logs = np.log(drawn[:, [0, 1, 2, 4]])
+    np.testing.assert_allclose(logs.mean(0), 0, atol=0.05)
+    np.testing.assert_allclose(logs.std(0), [SIZE, BRIGHTNESS, NOISE, SPEED], rtol=0.12)
+    density = drawn[:, 3]
+    assert DENSITY[0] <= density.min() < density.max() <= DENSITY[1]
+    assert np.median(density) == pytest.approx(math.sqrt(DENSITY[0] * DENSITY[1]), rel=0.1)
+    for column, most in ((5, BLUR), (6, CONTACT)):
         assert 0 <= drawn[:, column].min() < 0.05 * most
         assert 0.95 * most < drawn[:, column].max() <= most
     # They do not hang together.
-    assert np.abs(np.corrcoef(drawn.T) - np.eye(6)).max() < 0.15
+    assert np.abs(np.corrcoef(drawn.T) - np.eye(7)).max() < 0.15
 
 
-def test_half_variation_halves_the_factors(varied, models):
+def test_half_variation_halves_the_factors(tiny_generator):
     for seed in range(5):
-        whole, half = (factors(varied, amount, seed, models) for amount in (1.0, 0.5))
-        np.testing.assert_allclose(np.log(half[:4]), np.log(whole[:4]) / 2, atol=1e-12)
-        np.testing.assert_allclose(half[4:], np.array(whole[4:]) / 2)
-
-
-def test_size_scales_all_lengths(varied, models):
-    shapes, lives, _, _ = models
-    found = varied(1.0, 4)
-    ratio = found.shapes.mean[0, 0] / shapes.mean[0, 0]
-    np.testing.assert_allclose(found.shapes.modes, ratio * shapes.modes)
-    np.testing.assert_allclose(found.lives.body, ratio**2 * lives.body)
-
-
-def vary(generator, variation, texture=None, name=("clip", 0, 0)):
-    scene = SceneSettings(frames=3, size=(56, 64), nuclei=2, flow=True, variation=variation)
-    texture = texture or FastSettings(steps=1)
-    return synthesise(generator, scene, texture, seed=0, name=name)
-
-
-@pytest.mark.parametrize("texture", [FastSettings(), ProceduralSettings()])
-def test_no_variation_keeps_the_bytes(tiny_generator, monkeypatch, texture):
-    found = vary(tiny_generator, 0.0, texture)
-    rest = {"size": 1.0, "brightness": 1.0, "contact": 0.0, "blur": 0.0}
-    monkeypatch.setattr(
-        synthesis, "randomise_model", lambda *given: RandomisedModel(*given[:4], **rest)
-    )
-    plain = vary(tiny_generator, 0.7, texture)
-    for name in ("video", "masks", "tracks", "stages", "flow"):
-        assert getattr(found, name).tobytes() == getattr(plain, name).tobytes()
-
-
-def test_variation_differs_between_clips(tiny_generator):
-    plain, wide = [], []
-    for number in range(12):
-        for amount, into in ((0.0, plain), (1.0, wide)):
-            found = vary(tiny_generator, amount, name=("clip", 0, number))
-            inside = found.masks[0] > 0
-            light = found.video[0][inside].mean() - np.median(found.video[0][~inside])
-            into.append((inside.sum(), light, found.video[:, ~inside].std()))
-    plain, wide = np.log(plain), np.log(wide)
-    assert (wide != plain).all()
-    # The same seeds: what differs is the variation, and which nuclei lie in so small a picture.
-    assert 0.15 < (wide - plain)[:, 1].std() < 0.8
-    assert (wide - plain)[:, 0].std() > 0.05
+        whole, half = (list_factors(tiny_generator, amount, seed) for amount in (1.0, 0.5))
+        np.testing.assert_allclose(np.log(half[:5]), np.log(whole[:5]) / 2, atol=1e-12)
+        np.testing.assert_allclose(half[5:], np.array(whole[5:]) / 2)
 
 
 def test_blur_softens_only_the_light(tiny_generator, monkeypatch):
     def blurred(amount):
-        models = (
-            tiny_generator.shapes, tiny_generator.lives, tiny_generator.motion,
-            replace(tiny_generator.camera, noise=0.0),
-        )  # fmt: skip
-        rest = {"size": 1.0, "brightness": 1.0, "contact": 0.0, "blur": amount}
-        monkeypatch.setattr(
-            synthesis, "randomise_model", lambda *_: RandomisedModel(*models, **rest)
-        )
-        return vary(tiny_generator, 0.5)
+        same = vary_model(tiny_generator, 0.0)
+        varied = replace(same, camera=replace(same.camera, noise=0.0), blur=amount)
+        monkeypatch.setattr(synthesis, "randomise_model", lambda *_: varied)
+        return film(tiny_generator)
 
     sharp, soft = blurred(0.0), blurred(0.7)
     np.testing.assert_array_equal(sharp.masks, soft.masks)
@@ -368,14 +264,3 @@ def test_blur_softens_only_the_light(tiny_generator, monkeypatch):
     # No frame is smeared into the next.
     change = [np.abs(np.diff(found.video, axis=0)).sum() for found in (sharp, soft)]
     assert change[1] > 0.5 * change[0]
-
-
-def test_variation_of_a_data_set(tiny_model):
-    given = {"frames": 2, "size": 56, "model": tiny_model, "nuclei": 2, "max_cells": 16}
-    given["method"] = FastSettings(steps=1)
-    plain, usual, wide = (
-        SyntheticHeLaVideos(**given, **more).clip(0)["video"]
-        for more in ({"variation": 0}, {}, {"variation": 1})
-    )
-    assert torch.equal(usual, wide)
-    assert not torch.equal(plain, wide)

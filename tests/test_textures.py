@@ -8,11 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from painters import LinearPainter, random_painter, still_life, wavy
 from scipy import ndimage
 
 from bvdm_data.rng import torch_rng
-from bvdm_data.synth import textures as fast
 from bvdm_data.synth.denoiser import (
     SDF_CLIP,
     compute_signed_distance_map,
@@ -23,11 +21,16 @@ from bvdm_data.synth.model import TextureModel
 from bvdm_data.synth.motion import Trajectory
 from bvdm_data.synth.render import make_cell_table
 from bvdm_data.synth.textures import (
-    BATCH,
     BRIGHTEST,
     FastSettings,
     denoise_patches,
     render_textures,
+)
+from tests.helpers.denoisers import (
+    LinearDenoiser,
+    make_random_denoiser,
+    make_still_cell,
+    make_wavy_contours,
 )
 from tests.helpers.rendering import add_up, label
 
@@ -43,7 +46,7 @@ def render():
     """Render some nuclei of different outlines and brightness; return light and edge maps."""
 
     def render(painter, count=6, seed=0, steps=3):
-        radii = torch.from_numpy(wavy(count, seed)).float()
+        radii = torch.from_numpy(make_wavy_contours(count, seed)).float()
         brightness = torch.linspace(0.03, 0.4, count)
         stage = torch.arange(count) % 6
         light = denoise_patches(
@@ -55,13 +58,13 @@ def render():
 
 
 def test_mean_light_is_the_brightness(render):
-    light, edge, brightness = render(LinearPainter(spread=0.3))
+    light, edge, brightness = render(LinearDenoiser(spread=0.3))
     for picture, own, wanted in zip(light, edge, brightness, strict=True):
         assert picture[own <= 0].mean() == pytest.approx(float(wanted), rel=1e-4)
 
 
 def test_light_ends_with_the_halo(render):
-    light, edge, _ = render(LinearPainter(spread=1.0))
+    light, edge, _ = render(LinearDenoiser(spread=1.0))
     assert (edge == 1).any()
     assert not light[edge == 1].any()
     near = (edge > 0) & (edge * SDF_CLIP < 4)
@@ -69,7 +72,7 @@ def test_light_ends_with_the_halo(render):
 
 
 def test_untrained_network_stays_in_bounds(render):
-    painter = random_painter()
+    painter = make_random_denoiser()
     light, edge, brightness = render(painter)
     share = light / brightness[:, None, None]
     assert light.isfinite().all()
@@ -79,20 +82,15 @@ def test_untrained_network_stays_in_bounds(render):
     assert not light[edge == 1].any()
 
 
-def test_network_without_numbers_gives_darkness(render):
-    class Broken(LinearPainter):
+def test_broken_network_gives_darkness(render):
+    class Broken(LinearDenoiser):
         def forward(self, noisy, level, edge, brightness, stage):
             return torch.full_like(noisy, math.nan)
 
     assert not render(Broken())[0].any()
-
-
-def test_nucleus_without_brightness_is_dark():
-    radii = torch.full((1, 60), 10.0)
-    light = denoise_patches(
-        LinearPainter(), noise_of(1), radii, torch.zeros(1), torch.zeros(1, dtype=int), steps=2
-    )
-    assert not light.any()
+    radii, stage = torch.full((1, 60), 10.0), torch.zeros(1, dtype=int)
+    dark = denoise_patches(LinearDenoiser(), noise_of(1), radii, torch.zeros(1), stage, steps=2)
+    assert not dark.any()
 
 
 # Videos
@@ -106,7 +104,7 @@ def groups_of(lives, painter=None, *, memory=0.9, fresh=0.2, seed=0, views=None,
         "rngs": [torch_rng(seed, "texture", life.identity) for life in lives],
     }
     views = views or [(life.first, life.last) for life in lives]
-    return render_textures(lives, views, painter or LinearPainter(), **arguments | changes)
+    return render_textures(lives, views, painter or LinearDenoiser(), **arguments | changes)
 
 
 def painted(lives, frames=4, painter=None, **changes):
@@ -130,52 +128,29 @@ def alike(one, other):
 
 
 def test_only_frames_in_view_are_rendered():
-    lives = [still_life(1, frames=6), still_life(2, first=2, frames=3)]
+    lives = [make_still_cell(1, frames=6), make_still_cell(2, first=2, frames=3)]
     (group,) = groups_of(lives, views=[(1, 4), (3, 3)])
     assert group.light.shape == (5, 48, 48)
     assert group.light.flatten(1).any(1).all()
     assert group.rows.tolist() == [0, 0, 0, 0, 1]
     assert group.frames.tolist() == [1, 2, 3, 4, 3]
     assert group.zoom.tolist() == [1] * 5
-
-
-def test_no_nuclei_give_no_patches():
     assert groups_of([]) == []
 
 
 def test_nucleus_does_not_depend_on_others():
-    own = still_life(5, frames=3, radii=wavy(3), brightness=0.2)
-    others = [still_life(n, frames=3, radii=wavy(3, n), brightness=0.1) for n in (1, 2, 3)]
-    for painter in (LinearPainter(), random_painter()):
+    own = make_still_cell(5, frames=3, radii=make_wavy_contours(3), brightness=0.2)
+    others = [make_still_cell(n, frames=3, radii=make_wavy_contours(3, n)) for n in (1, 2, 3)]
+    for painter in (LinearDenoiser(), make_random_denoiser()):
         alone = painted([own], 3, painter)[0]
         among = painted([*others, own], 3, painter)[3]
         torch.testing.assert_close(alone, among, rtol=0, atol=0.2 * 0.02)
 
 
-def test_batch_size_changes_nothing(monkeypatch):
-    lives = [still_life(n, frames=5, radii=wavy(5, n)) for n in (1, 2)]
-    whole = painted(lives, 5)
-    monkeypatch.setattr(fast, "BATCH", 3)
-    torch.testing.assert_close(painted(lives, 5), whole, rtol=0, atol=1e-6)
-
-
-def test_full_memory_keeps_the_texture():
-    film = painted([still_life()], memory=1.0, fresh=0.0)[0]
-    assert film[0].std() > 0
-    for frame in film[1:]:
-        torch.testing.assert_close(frame, film[0], rtol=0, atol=1e-6)
-
-
-def test_no_memory_renews_the_texture():
-    film = insides(painted([still_life(n) for n in range(1, 7)], memory=0.0, fresh=0.0))
-    assert abs(alike(film[:, :-1], film[:, 1:])) < 0.05
-    assert film.std() > 0
-
-
 @settings(max_examples=6, deadline=None)
 @given(memory=st.floats(0, 1), fresh=st.floats(0, 1))
 def test_noise_correlates_as_set(memory, fresh):
-    lives = [still_life(n, frames=6) for n in range(1, 9)]
+    lives = [make_still_cell(n, frames=6) for n in range(1, 9)]
     film = insides(painted(lives, 6, memory=memory, fresh=fresh))
     for lag in (1, 3):
         found = alike(film[:, :-lag], film[:, lag:])
@@ -185,7 +160,7 @@ def test_noise_correlates_as_set(memory, fresh):
 
 
 def test_settings_overrule_the_video():
-    lives = [still_life()]
+    lives = [make_still_cell()]
     frozen = painted(
         lives, memory=0.1, fresh=0.9, settings=FastSettings(steps=2, memory=1, fresh=0)
     )
@@ -194,38 +169,16 @@ def test_settings_overrule_the_video():
     assert torch.equal(renewed, frozen)
 
 
-def test_daughters_start_with_mothers_texture():
-    family = [
-        still_life(1, frames=2),
-        still_life(2, parent=1, first=2, frames=2),
-        still_life(3, parent=1, first=2, frames=2),
-        still_life(4, first=2, frames=2),
-    ]
-    film = insides(painted(family, memory=1.0, fresh=0.0))
-    for daughter in (1, 2):
-        assert alike(film[0, 1], film[daughter, 2]) > 0.999
-    assert abs(alike(film[0, 1], film[3, 2])) < 0.2
-
-
 def test_daughters_drift_apart():
     family = []
     for n in range(0, 24, 3):
-        family.append(still_life(n + 1, frames=2))
-        family += [still_life(n + k, parent=n + 1, first=2, frames=2) for k in (2, 3)]
+        family.append(make_still_cell(n + 1, frames=2))
+        family += [make_still_cell(n + k, parent=n + 1, first=2, frames=2) for k in (2, 3)]
     film = insides(painted(family, memory=0.8, fresh=0.0))
     mother, one, other = film[::3, 1], film[1::3, 2], film[2::3, 2]
     assert alike(mother, one) == pytest.approx(0.8, abs=0.05)
     assert alike(mother, other) == pytest.approx(0.8, abs=0.05)
     assert alike(one, other) == pytest.approx(0.64, abs=0.06)
-
-
-@pytest.mark.parametrize("count", [1, 40])
-def test_progress_rises_to_one(count):
-    heard = []
-    groups_of([still_life(n, frames=7) for n in range(1, count + 1)], progress=heard.append)
-    assert heard == sorted(set(heard))
-    assert len(heard) == math.ceil(7 * count / BATCH)
-    assert (heard[0] > 0, heard[-1]) == (True, 1)
 
 
 @pytest.mark.parametrize(
@@ -234,16 +187,16 @@ def test_progress_rises_to_one(count):
     ids=["brightness", "stage"],
 )
 def test_brightness_and_stage_of_each_frame(changes):
-    painter, life = random_painter(), still_life(frames=2)
+    painter, life = make_random_denoiser(), make_still_cell(frames=2)
     plain, film = (painted([one], 2, painter)[0] for one in (life, replace(life, **changes)))
     torch.testing.assert_close(film[0], plain[0], rtol=0, atol=1e-3)
     assert (film[1] - plain[1]).abs().max() > 0.01
 
 
 def test_large_nucleus_is_rendered_smaller():
-    painter = random_painter()
-    small = still_life(1, frames=1, radii=np.full((1, 60), 15.0))
-    large = still_life(1, frames=1, radii=np.full((1, 60), 35.0))
+    painter = make_random_denoiser()
+    small = make_still_cell(1, frames=1, radii=np.full((1, 60), 15.0))
+    large = make_still_cell(1, frames=1, radii=np.full((1, 60), 35.0))
     assert float(fit_to_patch_scale(torch.full((1, 60), 15.0), 48)) == 1
     size = (128, 128)
     sums = {}

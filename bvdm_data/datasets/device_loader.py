@@ -15,9 +15,12 @@ from bvdm_data.datasets.prefetch import CudaStream, DeviceStream, Prefetcher
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.datasets.transforms import apply_transform, list_required_keys
 from bvdm_data.synth.cell_bank import CellBank
-from bvdm_data.synth.device import BatchRenderer, RenderBatch, choose_batch_size, collate_scenes
 from bvdm_data.synth.scene import Scene
 from bvdm_data.synth.synthesis import (
+    BatchRenderer,
+    RenderBatch,
+    choose_batch_size,
+    collate_scenes,
     collect_annotations,
     compute_scene_flow,
     draw_scene,

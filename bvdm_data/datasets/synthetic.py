@@ -16,7 +16,7 @@ from bvdm_data.synth.model import Model
 from bvdm_data.synth.paper import PaperSettings
 from bvdm_data.synth.procedural import ProceduralSettings
 from bvdm_data.synth.scene import Method, SceneSettings
-from bvdm_data.synth.synthesis import synthesise, to_clip
+from bvdm_data.synth.synthesis import make_clip, synthesise
 from bvdm_data.synth.textures import FastSettings
 from bvdm_data.system import profile_span
 from bvdm_data.validate import (
@@ -226,7 +226,7 @@ class SyntheticHeLaVideos(ClipStream):
             generator = _load_on(self.device, self.model, self.model.stat().st_mtime_ns)
         film = synthesise(generator, self._scene(wanted), self.method, **self._place(number))
         with profile_span("annotations"):
-            clip = to_clip(film, wanted, self.max_cells, number)
+            clip = make_clip(film, wanted, self.max_cells, number)
         return cast(Clip, {key: value.to(self.device) for key, value in clip.items()})  # type: ignore[attr-defined]
 
     def _scene(self, wanted: Collection[str]) -> SceneSettings:

@@ -102,7 +102,7 @@ def _compute_ddpm_loss(model: nn.Module, images: Tensor, noise: Tensor, step: Te
 
 def _draw_noise(shape: torch.Size, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     noise = torch.randn(shape, generator=generator)
-    return noise, torch.randint(_SCHEDULE.steps, shape[:1], generator=generator)
+    return noise, torch.randint(len(_SCHEDULE.beta), shape[:1], generator=generator)
 
 
 def _draw_symmetries(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -12,8 +12,6 @@ from jaxtyping import Float
 from scipy import ndimage
 from torch import Tensor
 
-from bvdm_data.rng import torch_rng
-
 
 @dataclass(frozen=True)
 class CameraModel:
@@ -51,11 +49,6 @@ def make_device_normal(seeds: Sequence[int], device: torch.device) -> Normal:
         return drawn
 
     return draw
-
-
-def derive_camera_seed(seed: int, name: tuple[str | int, ...]) -> int:
-    """Return the seed of the camera's numbers on a device."""
-    return torch_rng(seed, *name, "camera").initial_seed()
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import torch
 from bvdm_data.rng import numpy_rng, torch_rng
 from bvdm_data.synth.cells import Cell, LineageSimulator, sample_sister_quantile
 from bvdm_data.synth.model import Model
-from bvdm_data.synth.placement import InitialCell
+from bvdm_data.synth.motion import InitialCell
 from bvdm_data.synth.render import RenderedPatches, join_patches
 from bvdm_data.synth.textures import FastSettings, render_textures
 from bvdm_data.validate import Rule, check_fields
@@ -163,10 +163,7 @@ class BankSample:
 
     def __call__(self, identity: int, sister: InitialCell | None) -> list[Cell]:
         """Return a family whose cells are numbered from ``identity`` on."""
-        if sister is None:
-            slot = next(self._slots)
-        else:
-            slot = self._origins[sister.family[0].identity].slot
+        slot = self._origins[sister.family[0].identity].slot if sister else next(self._slots)
         pair = self._get_pair(slot)
         which = int(sister is not None)
         family, before = pair.families[which], which * len(pair.families[0])
@@ -177,15 +174,9 @@ class BankSample:
         for row, cell in enumerate(family, start=before):
             self._origins[cell.identity + shift] = _Origin(slot, row, mirrored, gain)
             radii = np.roll(cell.radii[:, ::-1], 1, axis=1) if mirrored else cell.radii
-            shown.append(
-                replace(
-                    cell,
-                    identity=cell.identity + shift,
-                    parent=cell.parent + shift if cell.parent else 0,
-                    radii=self.size * radii,
-                    brightness=gain * cell.brightness,
-                )
-            )
+            ours = replace(cell, radii=self.size * radii, brightness=gain * cell.brightness)
+            parent = cell.parent and cell.parent + shift
+            shown.append(replace(ours, identity=cell.identity + shift, parent=parent))
         return shown
 
     def render(

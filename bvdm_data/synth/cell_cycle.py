@@ -21,8 +21,7 @@ PRE_MITOTIC = tuple(STAGES.index(name) for name in ("prophase", "prometaphase", 
 INTERPHASE = STAGES.index("interphase")
 
 GROWN = 10
-"""Frames before the end of a cycle at which a mother's adult area is measured: the middle of those
-that a model is fitted to."""
+"""Frames before the end of a cycle at which a mother's adult area is measured."""
 
 _ORDER = np.array([*POST_MITOTIC, INTERPHASE, *PRE_MITOTIC])
 
@@ -31,8 +30,7 @@ _ORDER = np.array([*POST_MITOTIC, INTERPHASE, *PRE_MITOTIC])
 class CellCycleModel:
     """How long nuclei stay in each stage, how bright they are, how they grow; from the video."""
 
-    # probability of a stage lasting 0, 1, ... frames, [S, D]; the row of interphase is not used,
-    # since it fills the rest of the cycle
+    # probability of a stage lasting 0, 1, ... frames, [S, D]; that of interphase is not used
     durations: Array
     # mean and standard deviation of the log time from birth to division in frames, [2]
     cycle: Array
@@ -42,17 +40,12 @@ class CellCycleModel:
     # AR(1) coefficient of the normal score of a nucleus' rank among these, from frame to frame
     brightness_autocorrelation: float
     brightness_sister_correlation: float  # between sisters, of this score's innovations
-    # median and (robust) standard deviation of the log brightness in each stage over the interphase
-    # brightness of the same nucleus, [S, 2]
+    # median and robust standard deviation of each stage's log brightness over interphase, [S, 2]
     stage_brightness: Array
     # standard deviation of a newborn's log brightness around the mean of both daughters
     sister_spread: float
-    # area of adult nuclei that the video shows dividing, at equally spaced quantiles from 0 to 1,
-    # px^2, [Q]
-    mother_area: Array
-    # area 0, 1, ... frames after birth over the adult mother's, whatever the stage, [A]; it stays
-    # at the last value
-    area_of_age: Array
+    mother_area: Array  # of adult nuclei that divide, at equally spaced quantiles, [Q] px^2
+    area_of_age: Array  # area 0, 1, ... frames after birth over the adult mother's, [A]
     # area in each stage over the adult area of the same nucleus, or of a newborn's mother, [S]
     area_of_stage: Array
     # as area_of_stage, of newborn in their first frame, [S]: in telophase they grow fast
@@ -60,16 +53,11 @@ class CellCycleModel:
     # standard deviation of a daughter's share of the mother's area, around one half
     division_asymmetry: float
     division_asymmetry_robust: float  # the same without outliers, which are flaws of the masks
-    # robust standard deviation of the log area in each stage around area_of_stage, [S]; 0 in
-    # interphase
-    stage_spread: Array
+    stage_spread: Array  # robust standard deviation of the log area in each stage, [S]
     # as mother_area, but of all nuclei: mothers are larger than others, [Q] px^2
     adult_area: Array
-    # area in interphase 0, 1, ... frames after birth over the adult mother's, [A]; it stays at the
-    # last value
-    area_in_interphase: Array
-    # standard deviation, and AR(1) coefficient from frame to frame, of a nucleus' log area around
-    # the area expected for its adult area and age, [2]; newborn begin with their mother's
+    area_in_interphase: Array  # as area_of_age, of nuclei in interphase, [A]
+    # standard deviation and AR(1) coefficient of a nucleus' log area around that expected, [2]
     size: Array
     pro_metaphase_frames: Array  # of pro-, prometa- and metaphase in each mitosis, [n, 3]
     ana_telophase_frames: Array  # of ana- and telophase of each newborn, [m, 2]

@@ -61,7 +61,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Inherited:
+class _Inherited:
     """What a nucleus has from its mother."""
 
     adult_area: float  # px^2
@@ -76,7 +76,7 @@ class Inherited:
 
 
 @dataclass(frozen=True)
-class CellAppearance:
+class _Appearance:
     """Outlines and brightness of a nucleus, and what its daughters inherit of them."""
 
     radii: Array  # [n, K] px
@@ -87,11 +87,7 @@ class CellAppearance:
 
 
 class LineageSimulator:
-    """Draws founders and their offspring from the models that are fitted to the video.
-
-    Shape, area and brightness are AR(1) processes. A founder's age is drawn from the ages in an
-    exponentially growing population.
-    """
+    """Draws founders and their offspring: shape, area and brightness are AR(1) processes."""
 
     def __init__(
         self, shapes: ShapeModel, model: CellCycleModel, frames: int, rng: np.random.Generator
@@ -112,7 +108,7 @@ class LineageSimulator:
 
         Quantile of the brightness and age of the founder are drawn where they are not given.
         """
-        founder = Inherited(
+        founder = _Inherited(
             adult_area=float(interpolate_quantile(self.founder_areas, self.rng.random())),
             quantile=self.rng.random() if quantile is None else quantile,
             mitosis=float(self.rng.standard_normal()),
@@ -138,7 +134,7 @@ class LineageSimulator:
                 waiting += [(daughter, identity, end) for daughter in daughters]
         return cells
 
-    def _sample_stages(self, inherited: Inherited, left: int) -> tuple[Ints, Ints]:
+    def _sample_stages(self, inherited: _Inherited, left: int) -> tuple[Ints, Ints]:
         """Return the stages from birth to division, and which frames the video shows."""
         durations = self.sample_durations(inherited)
         cycle, age = sample_cycle_and_age(self.model.cycle, self.rng, founder=inherited.founder)
@@ -146,11 +142,11 @@ class LineageSimulator:
         age = min(age if inherited.age is None else inherited.age, len(stages) - 1)
         return stages, np.arange(age, min(len(stages), age + left))
 
-    def sample_durations(self, inherited: Inherited) -> Ints:
+    def sample_durations(self, inherited: _Inherited) -> Ints:
         """Draw the frames that the short stages last, ``[S]``."""
         return resample_durations(self.model, self.rng, inherited.birth)
 
-    def sample_appearance(self, inherited: Inherited, stages: Ints, shown: Ints) -> CellAppearance:
+    def sample_appearance(self, inherited: _Inherited, stages: Ints, shown: Ints) -> _Appearance:
         """Draw the outlines and the brightness of the frames that are shown."""
         weights, anchors = weigh_templates(stages)
         weights, anchored, count = weights[shown], stages[anchors], len(shown)
@@ -167,26 +163,26 @@ class LineageSimulator:
         offsets, mitosis = self._sample_brightness_offsets(inherited, anchored)
         brightness *= np.exp(weights @ np.where(anchored == INTERPHASE, 0, offsets))
         radii = radii * np.sqrt(areas / compute_polygon_area(radii))[:, None]
-        return CellAppearance(radii, brightness, mitosis, quantile, size)
+        return _Appearance(radii, brightness, mitosis, quantile, size)
 
     def sample_daughters(
-        self, mother: Inherited, look: CellAppearance, left: int
-    ) -> list[Inherited]:
+        self, mother: _Inherited, look: _Appearance, left: int
+    ) -> list[_Inherited]:
         """Draw two daughters, equally large, bright and condensed at birth; they drift apart."""
         # The jitter of both areas adds to the asymmetry of sisters.
         robust, jitter = self.model.division_asymmetry_robust, self.shapes.area_jitter
         areas = self._split_area(mother, math.sqrt(max(robust**2 - jitter**2 / 8, 0.0)))
         birth, noise = float(self.rng.random()), self.rng.standard_normal(left)
         return [
-            Inherited(area, look.quantile, look.mitosis, look.size, birth, noise) for area in areas
+            _Inherited(area, look.quantile, look.mitosis, look.size, birth, noise) for area in areas
         ]
 
-    def _split_area(self, mother: Inherited, asymmetry: float) -> list[float]:
+    def _split_area(self, mother: _Inherited, asymmetry: float) -> list[float]:
         """Share the mother's area between two daughters; each may grow to twice its share."""
         share = float(np.clip(0.5 + asymmetry * self.rng.standard_normal(), 0.3, 0.7))
         return [2 * part * mother.adult_area for part in (share, 1 - share)]
 
-    def _sample_log_areas(self, inherited: Inherited, stages: Ints) -> tuple[Array, float]:
+    def _sample_log_areas(self, inherited: _Inherited, stages: Ints) -> tuple[Array, float]:
         """Return log areas over the expected ones, ``[n]``, and the nucleus' size at last."""
         deviation, autocorrelation = self.model.size
         lasting = draw_ar1(len(stages), np.array([autocorrelation]), self.rng)[:, 0]
@@ -199,7 +195,7 @@ class LineageSimulator:
         condensed = np.where(newborn, spread * inherited.mitosis, 0)
         return log_areas - condensed, float(lasting[-1])
 
-    def _sample_brightness(self, inherited: Inherited, count: int) -> tuple[Array, float]:
+    def _sample_brightness(self, inherited: _Inherited, count: int) -> tuple[Array, float]:
         """Return the brightness in interphase, ``[n]``, and its quantile at last.
 
         What drifts is the rank among the video's nuclei. So nuclei are as bright as the video's at
@@ -219,7 +215,9 @@ class LineageSimulator:
         ranks = special.ndtr(ranks)
         return interpolate_quantile(self.model.brightness, ranks), float(ranks[-1])
 
-    def _sample_brightness_offsets(self, inherited: Inherited, stages: Ints) -> tuple[Array, float]:
+    def _sample_brightness_offsets(
+        self, inherited: _Inherited, stages: Ints
+    ) -> tuple[Array, float]:
         """Draw every template's log brightness over interphase, ``[A]``, and the mitosis' score.
 
         Mother and daughters share one score a mitosis.
@@ -253,11 +251,11 @@ class TemplateLineageSimulator(LineageSimulator):
         super().__init__(shapes, model, frames, rng)
         self.founder_areas, self.jitter = model.mother_area, jitter
 
-    def sample_durations(self, inherited: Inherited) -> Ints:
+    def sample_durations(self, inherited: _Inherited) -> Ints:
         """Draw the frames that each stage lasts independently, ``[S]``."""
         return sample_durations(self.model.durations, self.rng)
 
-    def sample_appearance(self, inherited: Inherited, stages: Ints, shown: Ints) -> CellAppearance:
+    def sample_appearance(self, inherited: _Inherited, stages: Ints, shown: Ints) -> _Appearance:
         """Blend the templates, and add white noise."""
         model, shapes = self.model, self.shapes
         weights, anchors = weigh_templates(stages)
@@ -274,14 +272,14 @@ class TemplateLineageSimulator(LineageSimulator):
         noise = np.stack([shapes.sample_offset(stage, self.rng) for stage in stages[shown]])
         radii = radii[shown]
         radii = np.maximum(radii + self.jitter * noise, radii.mean(1)[:, None] / 4)
-        return CellAppearance(radii, brightness, mitosis, inherited.quantile)
+        return _Appearance(radii, brightness, mitosis, inherited.quantile)
 
     def sample_daughters(
-        self, mother: Inherited, look: CellAppearance, left: int
-    ) -> list[Inherited]:
+        self, mother: _Inherited, look: _Appearance, left: int
+    ) -> list[_Inherited]:
         """Draw two daughters that share only their mother's area, rank and mitosis."""
         areas = self._split_area(mother, self.model.division_asymmetry)
-        return [Inherited(area, mother.quantile, look.mitosis) for area in areas]
+        return [_Inherited(area, mother.quantile, look.mitosis) for area in areas]
 
 
 def sample_sister_quantile(

@@ -33,18 +33,16 @@ class ShapeModel:
     autocorrelation: Array
     innovation: Array  # share of white noise in each score's variance, [M]
     area_jitter: float  # standard deviation of the log area around its smooth course
-    # median, and standard deviation of the logarithm, of how irregular a nucleus is: the root mean
-    # square of its scores without the first two, which are size and elongation, [2]
+    # median, and standard deviation of the logarithm, of the root mean square of a nucleus' scores
+    # without the first two, which are size and elongation, [2]
     roughness: Array
-    # second score (elongation) of the video's nuclei at equally spaced quantiles from 0 to 1, [Q];
-    # not normal, since no nucleus is shorter than round
-    elongation: Array
+    elongation: Array  # second score of the video's nuclei at equally spaced quantiles, [Q]
 
     def sample(self, stage: int, generator: np.random.Generator) -> Array:
         """Draw a contour of a stage, ``[K]`` px; no radius is below a quarter of the mean one."""
         mean = self.mean[stage]
-        bounded: Array = np.maximum(mean + self.sample_offset(stage, generator), mean.mean() / 4)
-        return bounded
+        offset = self.sample_offset(stage, generator)
+        return np.asarray(np.maximum(mean + offset, mean.mean() / 4))
 
     def sample_offset(self, stage: int, generator: np.random.Generator) -> Array:
         """Draw the difference between a contour of a stage and the mean one, ``[K]`` px."""

@@ -3,15 +3,16 @@
 import itertools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bvdm_data.clip import STAGES
 from bvdm_data.synth.contours import interpolate_radius
-from bvdm_data.synth.unet import UNetBackbone, check_network_config, embed_timesteps
+from bvdm_data.validate import Rule
 
 T_MAX = 0.995
 """Noise level at which sampling begins; at 1 there is no signal, and its logarithm is infinite."""
@@ -25,6 +26,23 @@ PATCH_MARGIN = 3.0
 
 SDF_CLIP = 8.0
 """Largest distance from the outline that the network sees, px; others are clipped to it."""
+
+
+def check_network_config(config: Any, *, multiple: int, embedding: str, even: bool) -> None:
+    """Refuse sizes that make no network; ``multiple`` is the rule for the numbers of channels."""
+    for name in ("patch", "small_patch"):
+        side = getattr(config, name, 16)
+        if side < 16 or side % 8:
+            raise ValueError(f"{name} must be a multiple of 8 from 16 on, got {side}")
+    Rule(float, above=0).check("floor", getattr(config, "floor", 1))
+    if len(config.channels) != 3 or any(c < 1 or c % multiple for c in config.channels):
+        rule = f"multiples of {multiple}" if multiple > 1 else "numbers above 0"
+        raise ValueError(f"channels must be three {rule}, got {config.channels}")
+    length, least = getattr(config, embedding), Rule(int, least=1)
+    if even and (length < 8 or length % 2):
+        raise ValueError(f"{embedding} must be even and at least 8, got {length}")
+    least.check(embedding, length)
+    least.check("middle", getattr(config, "middle", 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +64,121 @@ class DenoiserConfig:
         check_network_config(self, multiple=16, embedding="condition_channels", even=True)
 
 
-class IntensityNorm:
+class _Block(nn.Module):
+    """Two convolutions with a shortcut; the embedding is added between them."""
+
+    def __init__(self, inputs: int, outputs: int, embedding: int) -> None:
+        """Make the block; at first its residual branch adds nothing."""
+        super().__init__()
+        self.norm1 = nn.GroupNorm(8, inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.time = nn.Linear(embedding, outputs)
+        self.norm2 = nn.GroupNorm(8, outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """Map ``[N, C, H, W]`` to ``[N, D, H, W]``, given an embedding ``[N, T]``."""
+        hidden = self.conv1(F.silu(self.norm1(x)))
+        hidden = hidden + self.time(time)[:, :, None, None]
+        out: Tensor = self.shortcut(x) + self.conv2(F.silu(self.norm2(hidden)))
+        return out
+
+
+class _FilmBlock(nn.Module):
+    """Two convolutions without norms; the embedding scales and shifts between them (FiLM)."""
+
+    def __init__(self, channels: int, embedding: int) -> None:
+        """Make the block; at first its residual branch adds nothing."""
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.known = nn.Linear(embedding, 2 * channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        for value in (*self.conv2.parameters(), *self.known.parameters()):
+            nn.init.zeros_(value)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """Map ``[N, C, H, W]`` to the same shape, given an embedding ``[N, T]``."""
+        scale, shift = self.known(time)[:, :, None, None].chunk(2, 1)
+        hidden = F.silu(self.conv1(x) * (1 + scale) + shift)
+        out: Tensor = x + self.conv2(hidden)
+        return out
+
+
+class UNetBackbone(nn.Module):
+    """A lean U-Net behind a pixel-unshuffle by 2, with two skip connections and a condition.
+
+    With ``norm`` it has group norms and concatenates skips; without, it has FiLM blocks and adds
+    them, which is cheaper on a CPU.
+    """
+
+    def __init__(
+        self,
+        planes: int,
+        channels: tuple[int, int, int],
+        condition: int,
+        embedding: int,
+        *,
+        middle: int = 1,
+        norm: bool = True,
+    ) -> None:
+        """Make the network, its weights drawn at random."""
+        super().__init__()
+        a, b, c = channels
+        t = embedding
+        self.has_norm = norm
+
+        def make_block(outputs: int, inputs: int | None = None) -> nn.Module:
+            return _Block(inputs or outputs, outputs, t) if norm else _FilmBlock(outputs, t)
+
+        self.embed = nn.Sequential(nn.Linear(condition, t), nn.SiLU(), nn.Linear(t, t), nn.SiLU())
+        self.inlet = nn.Conv2d(4 * planes, a, 3, padding=1)
+        self.down1 = make_block(a)
+        self.shrink1 = nn.Conv2d(a, b, 3, stride=2, padding=1)
+        self.down2 = make_block(b)
+        self.shrink2 = nn.Conv2d(b, c, 3, stride=2, padding=1)
+        # Model files name the single block of a network without norms by no number.
+        self.middle = nn.ModuleList(make_block(c) for _ in range(middle)) if norm else make_block(c)
+        self.grow2 = nn.Conv2d(c, b, 1)
+        self.up2 = make_block(b, 2 * b)
+        self.grow1 = nn.Conv2d(b, a, 1)
+        self.up1 = make_block(a, 2 * a)
+        self.norm = nn.GroupNorm(8, a) if norm else nn.Identity()
+        self.outlet = nn.Conv2d(a, 4, 3, padding=1)
+
+    def run(
+        self, planes: Float[Tensor, "N P H W"], condition: Float[Tensor, "M K"]
+    ) -> Float[Tensor, "N 1 H W"]:
+        """Map planes to an image, given a condition; float32."""
+        time = self.embed(condition)
+        skip1 = self.down1(self._activate(self.inlet(F.pixel_unshuffle(planes, 2))), time)
+        skip2 = self.down2(self._activate(self.shrink1(skip1)), time)
+        low = self._activate(self.shrink2(skip2))
+        for block in self.middle if isinstance(self.middle, nn.ModuleList) else [self.middle]:
+            low = block(low, time)
+        low = self.up2(self._join(self.grow2(low), skip2), time)
+        low = self.up1(self._join(self.grow1(low), skip1), time)
+        return F.pixel_shuffle(self.outlet(F.silu(self.norm(low))), 2).float()
+
+    def _activate(self, x: Tensor) -> Tensor:
+        # Blocks with norms have an activation of their own in front.
+        return x if self.has_norm else F.silu(x)
+
+    def _join(self, low: Tensor, skip: Tensor) -> Tensor:
+        low = F.interpolate(low, scale_factor=2.0, mode="nearest")
+        return torch.cat([low, skip], 1) if self.has_norm else F.silu(low + skip)
+
+
+def embed_timesteps(step: Int[Tensor, " M"], channels: int) -> Float[Tensor, "M C"]:
+    """Embed a step as sines and cosines of geometric frequencies (Vaswani et al. 2017, 3.5)."""
+    half = channels // 2
+    rate = torch.exp(-math.log(10_000) * torch.arange(half, device=step.device) / (half - 1))
+    angle = step.float()[:, None] * rate
+    return torch.cat([angle.sin(), angle.cos()], 1)
+
+
+class _IntensityNorm:
     """How networks see intensities and the properties of a nucleus."""
 
     floor: float  # as in DenoiserConfig
@@ -75,7 +207,7 @@ class IntensityNorm:
         return (brightness.square() + self.floor**2).sqrt()[:, None, None]
 
 
-class Denoiser(UNetBackbone, IntensityNorm):
+class Denoiser(UNetBackbone, _IntensityNorm):
     """Predicts the velocity of a noisy image of one nucleus, given its properties.
 
     These are the outline (as the distance of every pixel from it), the brightness and the stage.
@@ -120,9 +252,8 @@ def compute_signed_distance_map(
 ) -> Float[Tensor, "N 1 P P"]:
     """Return the scaled distance of pixels from outlines, along the ray from the centroid."""
     y, x = make_pixel_grid(patch).to(radii)[:, None].expand(2, len(radii), -1, -1)
-    outside = torch.hypot(y, x) - interpolate_radius(radii, y, x)
-    scaled: Tensor = (outside / SDF_CLIP).clamp(-1, 1)[:, None]
-    return scaled
+    outside: Tensor = torch.hypot(y, x) - interpolate_radius(radii, y, x)
+    return (outside / SDF_CLIP).clamp(-1, 1)[:, None]
 
 
 def fit_to_patch_scale(radii: Float[Tensor, "N K"], patch: int) -> Float[Tensor, " N"]:
@@ -175,13 +306,11 @@ class StudentConfig:
     def __post_init__(self) -> None:
         """Refuse sizes that make no network."""
         check_network_config(self, multiple=1, embedding="condition_channels", even=False)
-        if self.small_patch > self.patch:
-            raise ValueError(
-                f"small_patch must be at most patch={self.patch}, got {self.small_patch}"
-            )
+        if (side := self.small_patch) > self.patch:
+            raise ValueError(f"small_patch must be at most patch={self.patch}, got {side}")
 
 
-class Student(UNetBackbone, IntensityNorm):
+class Student(UNetBackbone, _IntensityNorm):
     """Maps noise to the image at the end of the denoiser's probability flow, in one call.
 
     That map is deterministic, so it can be learnt by regression on pairs (Luhman & Luhman 2021).

@@ -4,11 +4,10 @@ import math
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from bvdm_data.synth.camera import CameraModel
 from bvdm_data.synth.cell_cycle import CellCycleModel
@@ -21,10 +20,7 @@ from bvdm_data.synth.unet import UNet
 
 @dataclass(frozen=True, kw_only=True)
 class TextureModel:
-    """How long a texture lasts; from the video.
-
-    The noise from which a nucleus is rendered has a lasting part and a fresh one.
-    """
+    """How long a texture lasts: its noise has a lasting part and a fresh one."""
 
     memory: float  # correlation of the lasting part with that of the frame before, from 0 to 1
     fresh: float  # share of the variance that is new in every frame, from 0 to 1
@@ -41,11 +37,8 @@ class Model:
     texture: TextureModel  # how long a texture lasts
     painter: Denoiser  # draws a nucleus from outline, brightness and stage; the method "fast"
     distilled: Student  # draws the same in one call
-    # predicts the noise in a patch of a nucleus, for the paper's method; None where that was not
-    # fitted
-    unet: UNet | None = None
-    # predicts the flow between two masks, for the paper's method; or None
-    flownet: FlowNet | None = None
+    unet: UNet | None = None  # predicts the noise in a patch; None: not fitted
+    flownet: FlowNet | None = None  # predicts the flow between two masks; None: not fitted
     # what it was fitted to, how, and how well; JSON values
     card: Mapping[str, object] = field(default_factory=dict)
 
@@ -65,20 +58,14 @@ class Model:
 
     def to(self, device: torch.device) -> "Model":
         """Return a copy whose networks are on a device; the statistics stay on the CPU."""
-        # Copied, not made anew: that would draw from the global random state.
-        painter, distilled = _copy_to(self.painter, device), _copy_to(self.distilled, device)
-        unet = None if self.unet is None else _copy_to(self.unet, device)
-        flownet = None if self.flownet is None else deepcopy(self.flownet).to(device).eval()
-        return replace(self, painter=painter, distilled=distilled, unet=unet, flownet=flownet)
-
-
-_Network = TypeVar("_Network", bound=nn.Module)
-
-
-def _copy_to(network: _Network, device: torch.device) -> _Network:
-    copied = deepcopy(network).to(device).eval()
-    copied.to(memory_format=torch.channels_last)
-    return copied
+        copies: dict[str, Any] = {}
+        for name in ("painter", "distilled", "unet", "flownet"):
+            if (network := getattr(self, name)) is not None:
+                # Copied, not made anew: that would draw from the global random state.
+                copies[name] = deepcopy(network).to(device).eval()
+                if name != "flownet":
+                    copies[name].to(memory_format=torch.channels_last)
+        return replace(self, **copies)
 
 
 SIZE, BRIGHTNESS, NOISE = 0.1, 0.3, 0.3
@@ -119,25 +106,18 @@ class RandomisedModel:
     blur: float  # standard deviation of an extra Gaussian blur of all light, px
 
 
-def randomise_model(
-    shapes: ShapeModel,
-    lives: CellCycleModel,
-    motion: MotionModel,
-    camera: CameraModel,
-    amount: float,
-    generator: np.random.Generator,
-) -> RandomisedModel:
-    """Draw the models of one clip."""
+def randomise_model(model: Model, amount: float, rng: np.random.Generator) -> RandomisedModel:
+    """Draw the models of one clip; ``amount`` 0: those of the video, 1: as different as can be."""
+    shapes, lives, motion, camera = model.shapes, model.lives, model.motion, model.camera
     size, brightness, noise = np.exp(
-        amount * np.array([SIZE, BRIGHTNESS, NOISE]) * generator.standard_normal(3)
+        amount * np.array([SIZE, BRIGHTNESS, NOISE]) * rng.standard_normal(3)
     )
     low, high = np.log(DENSITY)
-    density = math.exp(amount * generator.uniform(low, high))
-    blur = amount * BLUR * generator.random()
-    room = np.exp(-amount * generator.uniform(0, SPACING))
-    contact = amount * generator.uniform(0, CONTACT)
-    faster = math.exp(amount * SPEED * generator.standard_normal())
-    speed = motion.speed._replace(scale=faster * motion.speed.scale)
+    density = math.exp(amount * rng.uniform(low, high))
+    blur = amount * BLUR * rng.random()
+    room = np.exp(-amount * rng.uniform(0, SPACING))
+    contact = amount * rng.uniform(0, CONTACT)
+    faster = math.exp(amount * SPEED * rng.standard_normal())
     return RandomisedModel(
         shapes=replace(shapes, mean=size * shapes.mean, modes=size * shapes.modes),
         lives=replace(
@@ -150,7 +130,7 @@ def randomise_model(
             motion,
             density=density * motion.density,
             neighbour_spacing=room * motion.neighbour_spacing,
-            speed=speed,
+            speed=motion.speed._replace(scale=faster * motion.speed.scale),
         ),
         camera=replace(camera, noise=noise * camera.noise),
         size=float(size),

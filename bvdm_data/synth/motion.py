@@ -3,9 +3,10 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from bvdm_data.synth.cell_cycle import PRE_MITOTIC, CellCycleModel
 from bvdm_data.synth.cells import (
@@ -21,29 +22,24 @@ from bvdm_data.synth.contours import (
     interpolate_outline,
     interpolate_quantile,
 )
-from bvdm_data.synth.placement import (
-    CONTACT,
-    MARGIN,
-    TRIES,
-    InitialCell,
-    Occupancy,
-    list_covered_pixels,
-)
+
+MARGIN = 64
+"""Width of the band around the image, in pixels, from which nuclei come and go."""
+
+CONTACT = 0.85
+"""Two nuclei are pushed apart until their distance is this share of the sum of their mean radii."""
+
+TRIES = 400
+"""Places that are tried before a nucleus is given up."""
 
 SISTER_FRACTION = 0.8
-"""Share of the founders that come with a sister (our choice: in a growing population every nucleus
-has one, but some have divided, and some of the video's have left)."""
+"""Share of the founders that come with a sister (our choice: some sisters divided or left)."""
 
 MAX_SPACING = 1.1
-"""Nuclei farther apart than this share of the sum of their mean radii do not push each other (our
-choice: outlines that touch lie near 1)."""
+"""Nuclei farther apart than this share of the sum of their mean radii do not push each other."""
 
 CONTACT_RANGE = (0.9, 1.02)
-"""Least and largest distance of a founder from the one that it is put against, over that at which
-their outlines meet (our choice)."""
-
-CONTACT_TRIES = 10
-"""Places against another nucleus that are tried."""
+"""Distance of a founder from the one that it is put against; at 1 outlines meet (our choice)."""
 
 
 class SpeedModel(NamedTuple):
@@ -60,26 +56,19 @@ class SpeedModel(NamedTuple):
 class MotionModel:
     """How nuclei move and how densely they lie; measured from the video."""
 
-    # scale and degrees of freedom of the Student t law of a nucleus' step along each axis, px a
-    # frame, [2]
-    step: Array
+    step: Array  # scale (px) and degrees of freedom of the Student t law along each axis, [2]
     rotation: float  # standard deviation of the change of angle in a frame, radians
-    # mean and standard deviation of the log distance between two daughters in their first frame,
-    # px, [2]
+    # mean and standard deviation of the log distance between two newborn daughters, px, [2]
     separation: Array
     density: Array  # nuclei for each pixel of the field in every frame of the video, [F]
     speed: SpeedModel  # of a step that depends on nucleus, age and stage
-    # speed 0, 1, ... frames after birth over the speed of all nuclei in interphase, [A]; it stays
-    # at the last value. The first is not used
+    # speed 0, 1, ... frames after birth over that of all in interphase, [A]; the first is not used
     speed_by_age: Array
-    # standard deviation along each axis of the step from the mother to the middle between her two
-    # newborn, px
+    # standard deviation along each axis of the step from mother to middle of her newborn, px
     division_offset: float
-    # step of the whole field, such as a step of the microscope's stage, from each frame of the
-    # video to the next, px, [F - 1, 2]
+    # step of the whole field, such as the microscope's stage makes, between frames, px, [F - 1, 2]
     stage_drift: Array
-    # mean and standard deviation of the log distance between two sisters 0, 1, ... frames after
-    # birth, px, [A, 2]
+    # mean and deviation of the log distance of sisters 0, 1, ... frames after birth, [A, 2] px
     sister_distance: Array
     # distance of a nucleus to its nearest neighbour over the sum of their mean radii, at equally
     # spaced quantiles from 0 to 1, [Q]
@@ -94,6 +83,21 @@ class Trajectory:
     centres: Array  # centroid (y, x) in pixels of the image, [n, 2]; may lie outside
     angles: Array  # from the image's y axis to the nucleus' major axis, [n] radians
     z_order: float  # where two overlap, the nucleus of the larger one covers the other
+
+
+@dataclass
+class InitialCell:
+    """A nucleus of the first frame, with its offspring."""
+
+    family: list[Cell]  # the cell, and its offspring
+    centre: Array  # centroid (y, x), px
+    angle: float  # of its major axis, radians
+    spacing: float = CONTACT  # radius of the disc that others keep off, over its mean radius
+
+    @property
+    def exclusion_radius(self) -> float:
+        """Radius of the disc that others keep off in the first frame, px."""
+        return self.spacing * float(compute_mean_radius(self.family[0].radii[0]))
 
 
 FamilySampler = Callable[[int, InitialCell | None], list[Cell]]
@@ -130,10 +134,9 @@ def simulate_colony(
 ) -> list[Trajectory]:
     """Place families, and let them live and move as in the video.
 
-    Other than in :func:`simulate_motion`, founders come in pairs of sisters, as far apart as the
-    video's sisters of their age; their brightness is spread evenly over the brightness of the
-    video's nuclei; the young are fast, and a fast nucleus stays fast for a while; newborn may lie
-    off their mother's place; and the whole field moves as the video's did.
+    Founders come in pairs of sisters, as far apart as the video's sisters of their age. Their
+    brightness is spread evenly over that of the video's nuclei. The young are fast, and a fast
+    nucleus stays fast for a while. The whole field moves as the video's did.
     """
     grow = grow or _make_family_sampler(LineageSimulator(shapes, lives, frames, generator))
     return _ColonySimulation(motion, frames, size, generator, grow, contact=contact).run(nuclei)
@@ -161,15 +164,16 @@ def _make_family_sampler(lineages: LineageSimulator) -> FamilySampler:
 class _Simulation:
     """Founders that are placed independently; all nuclei walk at random."""
 
+    sister_fraction: ClassVar = 0.0
+
     motion: MotionModel
     frames: int
     size: tuple[int, int]
     rng: np.random.Generator
     sample_family: FamilySampler
-    sister_fraction: float = 0.0
 
     def __post_init__(self) -> None:
-        self.occupancy = Occupancy(self.size)
+        self.occupancy = _Occupancy(self.size)
         self.founders: list[InitialCell] = []
         self.identity, self.visible = 1, 0
         self.spacing: dict[int, float] = {}  # of each cell, as in InitialCell
@@ -190,10 +194,10 @@ class _Simulation:
                     angle.append(angle[-1] + self.motion.rotation * self.rng.standard_normal())
             self.place_daughters(cells, centres, angles, frame)
             here = [cell for cell in cells.values() if cell.first <= frame <= cell.last]
-            resolve_overlaps(here, centres, frame, self.spacing)
-        order = self.rng.permutation(len(cells))
+            _resolve_overlaps(here, centres, frame, self.spacing)
+        order = self.rng.permutation(len(cells)).astype(float).tolist()
         return [
-            Trajectory(cell, np.array(centres[i]), np.array(angles[i]), float(z_order))
+            Trajectory(cell, np.array(centres[i]), np.array(angles[i]), z_order)
             for z_order, (i, cell) in zip(order, cells.items(), strict=True)
         ]
 
@@ -203,13 +207,12 @@ class _Simulation:
         If ``nuclei`` is given, it counts the nuclei that show in the image, and none of them is
         hidden, whichever lies on top.
         """
-        density = self.motion.density
-        wanted = nuclei
+        wanted, hidden = nuclei, 0
         if wanted is None:
+            density = self.motion.density
             start = self.rng.integers(max(1, len(density) - self.frames + 1))
             canvas = math.prod(side + 2 * MARGIN for side in self.size)
             wanted = int(self.rng.poisson(density[start] * canvas))
-        hidden = 0
 
         def is_short() -> bool:
             return (len(self.founders) if nuclei is None else self.visible) < wanted
@@ -233,7 +236,7 @@ class _Simulation:
                     self._add(sister, nuclei)
 
     def _add(self, founder: InitialCell, nuclei: int | None) -> bool:
-        pixels = list_covered_pixels(founder, self.size)
+        pixels = _list_covered_pixels(founder, self.size)
         if nuclei is not None and not self.occupancy.keeps_visible(pixels):
             return False
         self.occupancy.add(founder, pixels)
@@ -281,12 +284,11 @@ class _Simulation:
                 pairs.setdefault(cell.parent, []).append(cell.identity)
         mean, spread = self.motion.separation
         for mother, daughters in pairs.items():
-            angle = angles[mother][-1]
+            middle, angle = centres[mother][-1], angles[mother][-1]
             distance = math.exp(mean + spread * self.rng.normal())
             across = np.array([-math.sin(angle), math.cos(angle)]) * distance / 2
             for daughter, side in zip(daughters, (1, -1), strict=True):
-                centres[daughter] = [centres[mother][-1] + side * across]
-                angles[daughter] = [angle]
+                centres[daughter], angles[daughter] = [middle + side * across], [angle]
         for daughters in pairs.values():
             offset = self.drifts[frame] + self.sample_division_offset()
             for daughter in daughters:
@@ -297,7 +299,8 @@ class _Simulation:
 class _ColonySimulation(_Simulation):
     """Pairs of sisters, moving as the video's nuclei do."""
 
-    sister_fraction: float = SISTER_FRACTION
+    sister_fraction: ClassVar = SISTER_FRACTION
+
     contact: float = 0.0  # share of the founders that are put against another
 
     def sample_spacing(self) -> float:
@@ -323,15 +326,14 @@ class _ColonySimulation(_Simulation):
             distance = math.exp(mean + spread * self.rng.standard_normal())
             return sister.centre + distance * _direction(self.rng.uniform(0, 2 * math.pi))
 
-        tries = TRIES if sister is None else 30
-        centre = self.occupancy.find_free(sample, spacing * radius, tries)
+        centre = self.occupancy.find_free(sample, spacing * radius, 30 if sister else TRIES)
         return None if centre is None else InitialCell(family, centre, angle, spacing)
 
     def _place_in_contact(
         self, family: list[Cell], angle: float, spacing: float, radius: float
     ) -> InitialCell | None:
         """Put a founder against one that is there; None: there is no room at any."""
-        for _ in range(CONTACT_TRIES if self.founders else 0):
+        for _ in range(10 if self.founders else 0):
             other = self.founders[self.rng.integers(len(self.founders))]
             towards = self.rng.uniform(0, 2 * math.pi)
             reach = interpolate_outline(other.family[0].radii[0], towards - other.angle)
@@ -351,18 +353,18 @@ class _ColonySimulation(_Simulation):
         self.speeds = {identity: float(self.rng.standard_normal()) for identity in cells}
         drift = self.motion.stage_drift
         first = int(self.rng.integers(max(1, len(drift) - self.frames + 2)))
-        sign = np.sign(self.rng.random(2) - 0.5)  # a stage may drift either way
-        steps = sign * drift[first : first + self.frames - 1]
+        # A stage may drift either way.
+        steps = np.sign(self.rng.random(2) - 0.5) * drift[first : first + self.frames - 1]
         self.drifts[1 : 1 + len(steps)] = steps  # zero after the video's last
 
     def sample_step(self, cell: Cell, frame: int) -> Array:
         """Draw a nucleus' own step: the young are fast, the dividing, too, and some always."""
         law, by_age = self.motion.speed, self.motion.speed_by_age
         innovation = math.sqrt(1 - law.autocorrelation**2) * self.rng.standard_normal()
-        lasting = law.autocorrelation * self.speeds[cell.identity] + innovation
-        self.speeds[cell.identity] = lasting
+        self.speeds[cell.identity] *= law.autocorrelation
+        self.speeds[cell.identity] += innovation
         age = min(cell.age + frame - cell.first, len(by_age) - 1)
-        scale = law.scale * math.exp(law.spread * lasting) * by_age[age]
+        scale = law.scale * math.exp(law.spread * self.speeds[cell.identity]) * by_age[age]
         if cell.stages[frame - cell.first] in PRE_MITOTIC:
             scale *= law.mitotic_ratio
         return np.asarray(scale * self.rng.standard_t(law.freedom, 2))
@@ -376,7 +378,7 @@ def _direction(angle: float) -> Array:
     return np.array([math.cos(angle), math.sin(angle)])
 
 
-def resolve_overlaps(
+def _resolve_overlaps(
     cells: list[Cell], centres: dict[int, list[Array]], frame: int, spacing: dict[int, float]
 ) -> None:
     """Move nuclei that overlap too far apart, each by half of the missing distance."""
@@ -398,3 +400,50 @@ def resolve_overlaps(
         position = position + 0.5 * (missing[..., None] * away).sum(1)
     for cell, centre in zip(cells, position, strict=True):
         centres[cell.identity][-1] = centre
+
+
+class _Occupancy:
+    """Nuclei that are placed already: a new one must keep away from them, and not hide them."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        """Begin with an empty image."""
+        self.centres: list[Array] = []
+        self.radii: list[float] = []  # of the discs that others keep off
+        self.pixels: list[npt.NDArray[np.int64]] = []  # of the image, under each nucleus
+        self.layers = np.zeros(size[0] * size[1], np.int64)  # nuclei over each pixel of the image
+
+    def is_free(self, centre: Array, radius: float) -> bool:
+        """Return whether a nucleus would be far enough from all others."""
+        distance = np.hypot(*(np.reshape(self.centres, (-1, 2)) - centre).T)
+        return bool((distance >= np.array(self.radii) + radius).all())
+
+    def find_free(self, sample: Callable[[], Array], radius: float, tries: int) -> Array | None:
+        """Return the first of some random centres that is free; None: there is none."""
+        centres = (sample() for _ in range(tries))
+        return next((centre for centre in centres if self.is_free(centre, radius)), None)
+
+    def keeps_visible(self, pixels: npt.NDArray[np.int64]) -> bool:
+        """Return whether each nucleus keeps a pixel of its own when a new one covers these."""
+        layers = self.layers.copy()
+        layers[pixels] += 1
+        in_view = [covered for covered in (*self.pixels, pixels) if len(covered)]
+        return all((layers[covered] == 1).any() for covered in in_view)
+
+    def add(self, founder: InitialCell, pixels: npt.NDArray[np.int64]) -> None:
+        """Add a nucleus that was placed."""
+        self.centres.append(founder.centre)
+        self.radii.append(founder.exclusion_radius)
+        self.pixels.append(pixels)
+        self.layers[pixels] += 1
+
+
+def _list_covered_pixels(founder: InitialCell, size: tuple[int, int]) -> npt.NDArray[np.int64]:
+    """Return the pixels of the image under a founder in its first frame, ``[n]``."""
+    radii = founder.family[0].radii[0]
+    reach = math.ceil(radii.max())
+    y, x = (np.floor(founder.centre) + np.arange(-reach, reach + 1)[:, None]).T
+    y, x = y[(y >= 0) & (y < size[0])], x[(x >= 0) & (x < size[1])]
+    dy, dx = np.meshgrid(y - founder.centre[0], x - founder.centre[1], indexing="ij")
+    outline = interpolate_outline(radii, np.arctan2(dx, dy) - founder.angle)
+    inside = np.hypot(dy, dx) <= outline
+    return np.asarray((y[:, None] * size[1] + x)[inside].astype(np.int64))

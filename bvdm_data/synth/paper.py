@@ -12,15 +12,15 @@ from bvdm_data.synth.contours import is_inside
 from bvdm_data.synth.denoiser import make_pixel_grid
 from bvdm_data.synth.flow import FLOW_SIZE, FlowNet, warp
 from bvdm_data.synth.model import Model
-from bvdm_data.synth.scene import Method, Progress, Scene, TexturePatches, Textures
+from bvdm_data.synth.scene import Method, Progress, Scene, TexturePatches, Textures, ignore_progress
 from bvdm_data.synth.unet import (
-    NoisePredictor,
     Schedule,
     UNet,
     add_noise,
     make_cosine_schedule,
     sample_ddpm,
 )
+from bvdm_data.validate import Rule, check_fields
 
 PAPER_NETS_MISSING = (
     "method must be one that the model was fitted for, got 'paper'; fit the model with "
@@ -46,12 +46,8 @@ class PaperSettings(Method):
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no texture."""
-        for name in ("first_steps", "later_steps", "total_steps"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} must be an int, got {value!r}")
-        if self.total_steps < 2:
-            raise ValueError(f"total_steps must be at least 2, got {self.total_steps}")
+        whole = Rule(int)
+        check_fields(self, first_steps=whole, later_steps=whole, total_steps=Rule(int, least=2))
         if not 0 < self.first_steps <= self.total_steps:
             raise ValueError(
                 f"first_steps must be from 1 to total_steps={self.total_steps}, "
@@ -62,8 +58,7 @@ class PaperSettings(Method):
                 f"later_steps must be from 0 to first_steps={self.first_steps}, "
                 f"got {self.later_steps}"
             )
-        if not 0 < self.mask_level <= 1:
-            raise ValueError(f"mask_level must be above 0 and at most 1, got {self.mask_level}")
+        check_fields(self, mask_level=Rule(float, above=0, most=1))
 
     def describe(self) -> str:
         """Return the numbers of steps."""
@@ -75,18 +70,19 @@ class PaperSettings(Method):
             raise ValueError(PAPER_NETS_MISSING)
 
     def render_textures(
-        self, scene: Scene, model: Model, progress: Progress | None = None
+        self, scene: Scene, model: Model, progress: Progress = ignore_progress
     ) -> Textures:
         """Render frame by frame, all cells in one batch."""
         if model.unet is None or model.flownet is None:
             raise ValueError(PAPER_NETS_MISSING)
-        masks = draw_masks(scene.lives, scene.spans, scene.settings.frames)
+        masks = _draw_masks(scene.lives, scene.spans, scene.settings.frames)
         return render_paper_textures(
             masks, model.unet, model.flownet, self, scene.make_texture_rngs(),
             keep_flow=scene.settings.flow, progress=progress,
         ).finish(scene, self.mask_level)  # fmt: skip
 
 
+@torch.no_grad()
 def render_paper_textures(
     masks: Bool[Tensor, "N F H W"],
     unet: UNet,
@@ -95,7 +91,7 @@ def render_paper_textures(
     rngs: Sequence[torch.Generator],
     *,
     keep_flow: bool = True,
-    progress: Progress | None = None,
+    progress: Progress = ignore_progress,
 ) -> TexturePatches:
     """Render all nuclei, frame by frame, in one batch (paper, figures 1 b.1 and b.2).
 
@@ -119,19 +115,19 @@ def render_paper_textures(
             noise = [rngs[n] for n in born]
             texture[born, frame] = _refresh(flat, unet, settings.first_steps, schedule, noise)[:, 0]
         if staying:
-            step = _flow_between(flownet, masks[staying, frame - 1], masks[staying, frame])
-            moved = warp(texture[staying, frame - 1, None], step) * masks[staying, frame, None]
+            source, target = (masks[staying, f, None].float() for f in (frame - 1, frame))
+            step = flownet(source, target)
+            moved = warp(texture[staying, frame - 1, None], step) * target
             noise = [rngs[n] for n in staying]
             if keep_flow:
                 flow[staying, frame - 1] = step
             fresh = _refresh(moved, unet, settings.later_steps, schedule, noise)
             texture[staying, frame] = fresh[:, 0]
-        if progress is not None:
-            progress((frame + 1) / masks.shape[1])
+        progress((frame + 1) / masks.shape[1])
     return TexturePatches(texture, flow)
 
 
-def draw_masks(
+def _draw_masks(
     cells: Sequence[Cell], spans: Sequence[tuple[int, int]], frames: int
 ) -> Bool[Tensor, "N F P P"]:
     """Draw the masks of cells from their first to their last frame in view, upright."""
@@ -143,15 +139,6 @@ def draw_masks(
     return masks
 
 
-@torch.no_grad()
-def _flow_between(
-    flownet: FlowNet, source: Bool[Tensor, "N H W"], target: Bool[Tensor, "N H W"]
-) -> Float[Tensor, "N 2 H W"]:
-    flow: Tensor = flownet(source[:, None].float(), target[:, None].float())
-    return flow
-
-
-@torch.no_grad()
 def _refresh(
     patch: Float[Tensor, "N 1 H W"],
     unet: UNet,
@@ -163,7 +150,13 @@ def _refresh(
         return patch
     noise = _noise(patch, rngs)
     noisy = add_noise(patch, next(noise), torch.tensor([steps - 1]), schedule)
-    return sample_ddpm(_in_bfloat16(unet), noisy, steps, schedule, noise)
+
+    def predict(noisy: Tensor, step: Tensor) -> Tensor:
+        # As the network was trained.
+        with torch.autocast(noisy.device.type, torch.bfloat16):
+            return unet(noisy.contiguous(memory_format=torch.channels_last), step)  # type: ignore[no-any-return]
+
+    return sample_ddpm(predict, noisy, steps, schedule, noise)
 
 
 def _noise(
@@ -173,14 +166,3 @@ def _noise(
     while True:
         drawn = [torch.randn(like.shape[1:], generator=generator) for generator in rngs]
         yield torch.stack(drawn).to(like.device)
-
-
-def _in_bfloat16(unet: UNet) -> NoisePredictor:
-    """Run the network as it was trained: bfloat16 inside, channels last."""
-
-    def predict(noisy: Tensor, step: Tensor) -> Tensor:
-        with torch.autocast(noisy.device.type, torch.bfloat16):
-            predicted: Tensor = unet(noisy.contiguous(memory_format=torch.channels_last), step)
-        return predicted
-
-    return predict

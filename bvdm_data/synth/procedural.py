@@ -18,22 +18,13 @@ from bvdm_data.synth.contours import interpolate_radius
 from bvdm_data.synth.denoiser import make_pixel_grid
 from bvdm_data.synth.flow import FLOW_SIZE
 from bvdm_data.synth.model import Model
-from bvdm_data.synth.scene import Method, Progress, Scene, TexturePatches, Textures
+from bvdm_data.synth.scene import Method, Progress, Scene, TexturePatches, Textures, ignore_progress
+from bvdm_data.validate import Rule, check_fields
 
-_RANGES = {
-    "grain": (0.5, 16.0),
-    "clumps": (0.5, 16.0),
-    "clump_share": (0.0, 1.0),
-    "contrast": (0.0, 0.5),
-    "memory": (0.0, 1.0),
-    "fresh": (0.0, 1.0),
-    "nucleolus_size": (0.5, 16.0),
-    "nucleolus_depth": (0.0, 1.0),
-    "dome": (0.0, 2.0),
-    "blur": (0.5, 16.0),
-    "inset": (-8.0, 8.0),
-}
-"""Bounds: half a pixel is the finest that is sampled, 16 px are a whole nucleus."""
+_LENGTH = Rule(float, least=0.5, most=16)
+"""Half a pixel is the finest that is sampled, 16 px are a whole nucleus."""
+
+_SHARE = Rule(float, least=0, most=1)
 
 _MOST_NUCLEOLI = 20
 _NUCLEOLUS_REACH = 0.7
@@ -94,17 +85,17 @@ class ProceduralSettings(Method):
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no texture."""
-        for name, (low, high) in _RANGES.items():
-            value = getattr(self, name)
-            for one in _of_stages(name, value) if name in ("contrast", "inset") else (value,):
-                if not low <= _number(name, one) <= high:
-                    raise ValueError(f"{name} must be from {low:g} to {high:g}, got {one}")
+        check_fields(
+            self, grain=_LENGTH, clumps=_LENGTH, clump_share=_SHARE, memory=_SHARE, fresh=_SHARE,
+            nucleolus_size=_LENGTH, nucleolus_depth=_SHARE, dome=Rule(float, least=0, most=2),
+            blur=_LENGTH, mask_level=Rule(float, above=0, most=1),
+        )  # fmt: skip
+        _check_stages("contrast", self.contrast, Rule(float, least=0, most=0.5))
+        _check_stages("inset", self.inset, Rule(float, least=-8, most=8))
         _check_nucleoli(self.nucleoli)
-        if not 0 < _number("mask_level", self.mask_level) <= 1:
-            raise ValueError(f"mask_level must be above 0 and at most 1, got {self.mask_level}")
 
     def render_textures(
-        self, scene: Scene, model: Model, progress: Progress | None = None
+        self, scene: Scene, model: Model, progress: Progress = ignore_progress
     ) -> Textures:
         """Render without a network."""
         return render_procedural_textures(
@@ -113,27 +104,17 @@ class ProceduralSettings(Method):
         ).finish(scene, self.mask_level)  # fmt: skip
 
 
-def _of_stages(name: str, values: object) -> tuple[object, ...]:
-    words = f"{name} must be a tuple of {len(STAGES)} numbers, one a stage, got {values!r}"
-    if not isinstance(values, tuple):
-        raise TypeError(words)
-    if len(values) != len(STAGES):
-        raise ValueError(words)
-    return values
-
-
-def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    return value
+def _check_stages(name: str, values: object, rule: Rule) -> None:
+    if not isinstance(values, tuple) or len(values) != len(STAGES):
+        error = ValueError if isinstance(values, tuple) else TypeError
+        raise error(f"{name} must be a tuple of {len(STAGES)} numbers, one a stage, got {values!r}")
+    for value in values:
+        rule.check(name, value)
 
 
 def _check_nucleoli(nucleoli: object) -> None:
-    words = f"nucleoli must be a pair (least, most) of ints, got {nucleoli!r}"
-    if not isinstance(nucleoli, tuple) or len(nucleoli) != 2:
-        raise TypeError(words)
-    if any(isinstance(n, bool) or not isinstance(n, int) for n in nucleoli):
-        raise TypeError(words)
+    if not isinstance(nucleoli, tuple) or [type(n) for n in nucleoli] != [int, int]:
+        raise TypeError(f"nucleoli must be a pair (least, most) of ints, got {nucleoli!r}")
     if not 0 <= nucleoli[0] <= nucleoli[1] <= _MOST_NUCLEOLI:
         raise ValueError(f"nucleoli must be 0 <= least <= most <= {_MOST_NUCLEOLI}, got {nucleoli}")
 
@@ -145,7 +126,7 @@ def render_procedural_textures(
     rngs: Sequence[torch.Generator],
     *,
     keep_flow: bool = True,
-    progress: Progress | None = None,
+    progress: Progress = ignore_progress,
 ) -> TexturePatches:
     """Render nuclei without a network.
 
@@ -171,15 +152,13 @@ def render_procedural_textures(
             # A point is where it was on the way from the centroid to the outline.
             stretch = outline[:-1] / outline[1:]
             flow[row, cell.first : cell.last] = (stretch - 1)[:, None] * pixels
-        if progress is not None:
-            progress((row + 1) / len(cells))
+        progress((row + 1) / len(cells))
     return TexturePatches(texture, flow)
 
 
 def _towards(radii: Float[Tensor, "n K"], pixels: Float[Tensor, "2 P P"]) -> Tensor:
     """Return how far each outline is in the direction of every pixel, ``[n, P, P]`` px."""
-    y, x = pixels[:, None].expand(2, len(radii), -1, -1)
-    return interpolate_radius(radii, y, x)
+    return interpolate_radius(radii, *pixels[:, None].expand(2, len(radii), -1, -1))
 
 
 def _body(
@@ -264,7 +243,6 @@ def _gaussian(width: float) -> Float[Tensor, "P P"]:
 
 def _filtered(patches: Float[Tensor, "n P P"], gain: Float[Tensor, "P P"]) -> Tensor:
     """Multiply the frequencies of patches by a gain."""
-    spectrum = torch.fft.rfft2(patches)
-    half = gain[:, : spectrum.shape[-1]]
-    filtered: Tensor = torch.fft.irfft2(spectrum * half, s=patches.shape[-2:])
+    spectrum: Tensor = torch.fft.rfft2(patches) * gain[:, : patches.shape[-1] // 2 + 1]
+    filtered: Tensor = torch.fft.irfft2(spectrum, s=patches.shape[-2:])
     return filtered

@@ -195,9 +195,8 @@ def composite(
         for part, pixel, y, x in _iterate_windows(placement, shape):
             shrink = (placement.poses[part, 4] * 2 / light.shape[-1])[:, None, None]
             grid = torch.stack([x * shrink, y * shrink], -1)
-            patch = light.index_select(0, placement.order[part].to(light.device))[:, None].to(
-                device
-            )
+            chosen = placement.order[part].to(light.device)
+            patch = light.index_select(0, chosen)[:, None].to(device)
             if mask is None:
                 read = F.grid_sample(patch, grid, "bicubic", "zeros", align_corners=False)
             else:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,26 +24,20 @@ Progress = Callable[[float], object]
 """Is called with the share of a video that is done, from 0 to 1."""
 
 
+def ignore_progress(share: float) -> None:
+    """Do nothing."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SceneSettings:
     """What a video shows."""
 
     frames: int  # length
     size: tuple[int, int]  # height and width, px
-    # nuclei in the first frame; a pair: a random number from low to high; None: the density of the
-    # fitted video
+    # nuclei in the first frame; a pair: a random number between; None: the fitted video's density
     nuclei: int | tuple[int, int] | None = None
     flow: bool = False  # whether to compute the displacement of every pixel
-    # how far brightness, size, density, blur and noise may differ from the fitted video, from 0
-    # (not at all) to 1; see bvdm_data.synth.model.randomise_model
-    variation: float = 0.0
-
-
-class CellSample(Protocol):
-    """Cells of a video out of a bank, see :class:`bvdm_data.synth.cell_bank.BankSample`."""
-
-    def render(self, shown: Any, settings: Any) -> list[RenderedPatches]:
-        """Return the patches of cells."""
+    variation: float = 0.0  # from 0 to 1; see bvdm_data.synth.model.randomise_model
 
 
 @dataclass(frozen=True)
@@ -63,7 +57,7 @@ class Scene:
     stages: npt.NDArray[np.int8]  # stage of each nucleus in each frame, [n, F]
     camera: CameraModel  # of this video
     blur: float  # standard deviation of an extra blur of all light, px
-    sample: CellSample | None  # the bank that the cells come from, with their patches
+    sample: Any  # the BankSample that the cells come from, with their patches; or None
 
     @property
     def lives(self) -> list[Cell]:
@@ -94,12 +88,9 @@ class Textures:
 class TexturePatches:
     """Textured nuclei."""
 
-    # relative light, [N, F, H, W] float32, about mask_level on average inside (nothing enforces
-    # it); 0 in frames in which a nucleus is not there
+    # relative light, about mask_level on average inside; 0 where a nucleus is not there
     texture: Float[Tensor, "N F H W"]
-    # backward displacement (dy, dx) in pixels from frame f + 1 to f by which the texture was
-    # moved, [N, F - 1, 2, H, W] float32; 0 where nothing was moved. Without frames if it was not
-    # wanted
+    # as in Textures; without frames if it was not wanted
     flow: Float[Tensor, "N E 2 H W"]
 
     def finish(self, scene: Scene, mask_level: float) -> Textures:
@@ -151,7 +142,7 @@ class Method:
         )  # fmt: skip
 
     def render_textures(
-        self, scene: Scene, model: Model, progress: Progress | None = None
+        self, scene: Scene, model: Model, progress: Progress = ignore_progress
     ) -> Textures:
         """Render the cells of a scene."""
         raise NotImplementedError

@@ -1,8 +1,9 @@
 """Synthesis: from the fitted model and a seed to an annotated video; in batches on a device."""
 
+import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,24 +12,43 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bvdm_data.clip import Clip, annotate_masks, number_tracks, pad_rows
-from bvdm_data.rng import numpy_rng
-from bvdm_data.synth.camera import expose, make_cpu_normal, make_gaussian_kernels
+from bvdm_data.rng import numpy_rng, torch_rng
+from bvdm_data.synth.camera import (
+    expose,
+    make_cpu_normal,
+    make_device_normal,
+    make_gaussian_kernels,
+)
 from bvdm_data.synth.cell_bank import BankSample, CellBank
 from bvdm_data.synth.denoiser import SDF_CLIP
 from bvdm_data.synth.model import Model, randomise_model
 from bvdm_data.synth.motion import Trajectory
 from bvdm_data.synth.render import (
     Labels,
+    PatchPlacement,
     RenderedPatches,
     composite,
     compute_flow,
     draw_labels,
     follow_textures,
+    join_by_size,
     make_cell_table,
+    map_tensors,
     place_patches,
 )
-from bvdm_data.synth.scene import Method, Progress, Scene, SceneSettings
+from bvdm_data.synth.scene import Method, Progress, Scene, SceneSettings, ignore_progress
+from bvdm_data.synth.textures import BATCH, DenoiserInputs, FastSettings, run_denoiser_batched
 from bvdm_data.system import profile_span
+
+MAX_BATCH, MIN_BATCH = 256, 16
+"""Most and fewest patches that go through the network together on a GPU (our choice)."""
+
+PATCH_BYTES = 8 * 2**20
+"""Memory that is set aside for a patch in the network, in bytes (our choice, some times what one
+takes on a CPU)."""
+
+MEMORY_FRACTION = 4
+"""The network gets the free memory divided by this (our choice)."""
 
 
 @dataclass(frozen=True)
@@ -66,26 +86,20 @@ def synthesise(
     seed: int,
     name: tuple[str | int, ...],
     pool: tuple[CellBank, int, int] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = ignore_progress,
 ) -> AnnotatedVideo:
-    """Make one video: cells and trajectories, labels, textures, light, camera (paper, figure 1 b).
+    """Synthesise a video from outlines, trajectories and textures (paper, figure 1 b).
 
-    On the CPU this takes one thread, so that the result is the same on any number of cores; use
-    several workers to use them all.
+    It takes one thread on the CPU, so that the number of cores changes nothing; use several workers
+    to use them all.
     """
     scene = draw_scene(model, settings, method, seed, name, pool)
     textures = method.render_textures(scene, model, progress)
-    light = composite_scene(scene, textures.patches, masked=method.masked)
+    light = _composite_scene(scene, textures.patches, masked=method.masked)
+    video = _expose_scene(scene, light, glow=method.masked)
     flow = compute_scene_flow(scene, textures.flow) if settings.flow else None
-    with profile_span("camera"):
-        video = expose(
-            light[None], scene.camera, make_cpu_normal(numpy_rng(seed, *name, "camera")),
-            noise=torch.tensor([scene.camera.noise], dtype=torch.float64),
-            blur=make_gaussian_kernels([scene.blur]), glow=method.masked,
-        )  # fmt: skip
-    if progress is not None:
-        progress(1.0)
-    return AnnotatedVideo(video[0].numpy(), scene.masks, scene.tracks, scene.stages, flow)
+    progress(1.0)
+    return AnnotatedVideo(video, scene.masks, scene.tracks, scene.stages, flow)
 
 
 def draw_scene(
@@ -97,14 +111,10 @@ def draw_scene(
     pool: tuple[CellBank, int, int] | None,
 ) -> Scene:
     """Draw cells and their trajectories, and derive labels and annotations."""
-    rng = numpy_rng(seed, *name, "lives")
-    frames, nuclei = settings.frames, settings.nuclei
+    rng, frames, nuclei = numpy_rng(seed, *name, "lives"), settings.frames, settings.nuclei
     if isinstance(nuclei, tuple):
         nuclei = int(rng.integers(nuclei[0], nuclei[1] + 1))
-    models = randomise_model(
-        model.shapes, model.lives, model.motion, model.camera,
-        settings.variation, numpy_rng(seed, *name, "variation"),
-    )  # fmt: skip
+    models = randomise_model(model, settings.variation, numpy_rng(seed, *name, "variation"))
     sample = None
     if pool is not None:
         bank, number, era = pool
@@ -116,43 +126,35 @@ def draw_scene(
     with profile_span("labels"):
         table = make_cell_table(everyone, frames)
         seen = draw_labels(table, settings.size)
-        visible = find_visible_frames(seen, len(everyone))
+        visible = _find_visible_frames(seen, len(everyone))
         row_of = {cell.cell.identity: row for row, cell in enumerate(everyone, start=1)}
         parents = {row_of[c.cell.identity]: row_of.get(c.cell.parent, 0) for c in everyone}
         new_of, tracks, old = number_tracks(visible, parents)
-        masks = relabel(seen, new_of)
+        masks = _relabel(seen, new_of)
     rows = np.flatnonzero(visible[1:].any(1))
     return Scene(
-        settings=settings,
-        seed=seed,
-        name=name,
+        settings=settings, seed=seed, name=name,
         cells=[everyone[row] for row in rows],
         rows=torch.from_numpy(rows),
         spans=[(int(v.argmax()), frames - 1 - int(v[::-1].argmax())) for v in visible[rows + 1]],
-        table=table,
-        seen=seen,
-        masks=masks,
-        tracks=tracks,
+        table=table, seen=seen, masks=masks, tracks=tracks,
         stages=_tabulate_stages([everyone[row - 1] for row in old], tracks, frames),
-        camera=models.camera,
-        blur=models.blur,
-        sample=sample,
-    )
+        camera=models.camera, blur=models.blur, sample=sample,
+    )  # fmt: skip
 
 
-def find_visible_frames(seen: Tensor, count: int) -> npt.NDArray[np.bool_]:
+def _find_visible_frames(seen: Tensor, count: int) -> npt.NDArray[np.bool_]:
     """Return which cell is seen in which frame; row 0 is the background, ``[count + 1, F]``."""
     present = torch.zeros(len(seen), count + 1, dtype=torch.bool)
     present.scatter_(1, seen.flatten(1).long(), True)
     return present.T.numpy()
 
 
-def relabel(seen: Tensor, new_of: npt.NDArray[np.int32]) -> Labels:
+def _relabel(seen: Tensor, new_of: npt.NDArray[np.int32]) -> Labels:
     """Replace rows by ids, ``[F, H, W]``."""
-    names = torch.from_numpy(new_of)
-    ids = [names[:, frame].index_select(0, flat) for frame, flat in enumerate(seen.flatten(1))]
-    masks: Labels = torch.stack(ids).view_as(seen).numpy()
-    return masks
+    ids_of = torch.from_numpy(new_of)
+    ids = [ids_of[:, frame].index_select(0, flat) for frame, flat in enumerate(seen.flatten(1))]
+    return np.asarray(torch.stack(ids).view_as(seen).numpy())
 
 
 def _tabulate_stages(
@@ -165,7 +167,7 @@ def _tabulate_stages(
     return stages
 
 
-def composite_scene(
+def _composite_scene(
     scene: Scene, patches: Sequence[RenderedPatches], *, masked: bool
 ) -> Float[Tensor, "F H W"]:
     """Put the cells in their places; ``masked``: light ends at the labels."""
@@ -177,17 +179,30 @@ def composite_scene(
         return composite(groups, (scene.settings.frames, *size), mask=mask)
 
 
+def _expose_scene(
+    scene: Scene, light: Float[Tensor, "F H W"], *, glow: bool
+) -> npt.NDArray[np.float32]:
+    """Photograph the light of a scene."""
+    normal = make_cpu_normal(numpy_rng(scene.seed, *scene.name, "camera"))
+    noise = torch.tensor([scene.camera.noise], dtype=torch.float64)
+    blur = make_gaussian_kernels([scene.blur])
+    with profile_span("camera"):
+        video = expose(light[None], scene.camera, normal, noise=noise, blur=blur, glow=glow)
+    return np.asarray(video[0].numpy())
+
+
 def compute_scene_flow(
     scene: Scene, textures: Float[Tensor, "N E 2 P P"] | None = None
 ) -> npt.NDArray[np.float32]:
     """Compute the displacement of every pixel, from the flow of the textures if there is one."""
     with profile_span("flow"):
         deform = None if textures is None else follow_textures(scene.rows, textures.cpu())
-        flow: npt.NDArray[np.float32] = compute_flow(scene.table, scene.seen, deform).numpy()
-    return flow
+        return np.asarray(compute_flow(scene.table, scene.seen, deform).numpy())
 
 
-def to_clip(video: AnnotatedVideo, annotations: Sequence[str], max_cells: int, index: int) -> Clip:
+def make_clip(
+    video: AnnotatedVideo, annotations: Sequence[str], max_cells: int, index: int
+) -> Clip:
     """Turn a video into the fixed-size tensors of a data set's sample."""
     clip: Clip = Clip(
         video=torch.from_numpy(video.video)[:, None],
@@ -205,9 +220,124 @@ def collect_annotations(
     max_cells: int,
 ) -> dict[str, Tensor]:
     """Return annotations, in the order in which they are named."""
-    found = annotate_masks(source.masks, source.tracks, annotations, max_cells)
+    values = annotate_masks(source.masks, source.tracks, annotations, max_cells)
     if flow is not None:
-        found["flow"] = torch.from_numpy(flow)
+        values["flow"] = torch.from_numpy(flow)
     if "stages" in annotations:
-        found["stages"] = pad_rows(source.stages, max_cells, -1)
-    return {key: found[key] for key in annotations}
+        values["stages"] = pad_rows(source.stages, max_cells, -1)
+    return {key: values[key] for key in annotations}
+
+
+@dataclass(frozen=True)
+class RenderBatch:
+    """Scenes that are rendered together, without what rendering does not need."""
+
+    seeds: list[int]  # of the camera, for each
+    noise: Float[Tensor, " B"]  # standard deviation of the noise, grey values
+    blur: Float[Tensor, "B T"] | None  # kernels of extra blurs
+    groups: list[tuple[DenoiserInputs, PatchPlacement]]  # of all cells, by size of patches
+    # pickled tables and cells, where a bank in the rendering process has the patches
+    samples: Tensor | None
+
+    def pin_memory(self) -> "RenderBatch":
+        """Return the batch in pinned memory, from where a GPU reads without waiting."""
+        return map_tensors(self, Tensor.pin_memory)
+
+
+def collate_scenes(scenes: Sequence[Scene], method: FastSettings, model: Model) -> RenderBatch:
+    """Draw the noise of the cells of scenes, and gather what rendering needs."""
+    kernels = make_gaussian_kernels([scene.blur for scene in scenes])
+    batch = RenderBatch(
+        seeds=[torch_rng(scene.seed, *scene.name, "camera").initial_seed() for scene in scenes],
+        noise=torch.tensor([scene.camera.noise for scene in scenes], dtype=torch.float32),
+        blur=None if kernels is None else kernels.float(),
+        groups=[],
+        samples=None,
+    )
+    if any(scene.sample is not None for scene in scenes):
+        sent = [(scene.table, scene.sample, scene.list_bank_cells()) for scene in scenes]
+        data = pickle.dumps(sent, pickle.HIGHEST_PROTOCOL)
+        return replace(batch, samples=torch.frombuffer(bytearray(data), dtype=torch.uint8))
+    parts = [
+        (number, scene.table, group)
+        for number, scene in enumerate(scenes)
+        for group in method.draw_inputs(scene, model)
+    ]
+    return replace(batch, groups=join_by_size(parts, scenes[0].settings.size))
+
+
+def choose_batch_size(device: torch.device) -> int:
+    """Return how many patches go through the network together."""
+    if device.type != "cuda":
+        return BATCH
+    free, _ = torch.cuda.mem_get_info(device)
+    room = max(1, free // (MEMORY_FRACTION * PATCH_BYTES))
+    return max(MIN_BATCH, min(MAX_BATCH, 1 << (room.bit_length() - 1)))
+
+
+class BatchRenderer:
+    """Renders batches on a device.
+
+    Every call of the network has equally many patches, the last one filled up, so that a patch
+    does not depend on the others.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        method: FastSettings,
+        shape: tuple[int, int, int],
+        device: torch.device,
+        *,
+        batch_size: int,
+        bank: CellBank | None = None,
+    ) -> None:
+        """Bring the networks to the device; ``shape`` is that of a video."""
+        self.model = model.to(device)
+        self.method = method
+        self.shape = shape
+        self.device = device
+        self.batch_size = batch_size
+        self.bank = bank
+
+    @torch.no_grad()
+    def render(self, batch: RenderBatch) -> Float[Tensor, "B F 1 H W"]:
+        """Render the videos of a batch."""
+        frames, height, width = self.shape
+        count = len(batch.seeds)
+        groups = (
+            self._run_network(batch) if batch.samples is None else self._ask_bank(batch.samples)
+        )
+        light = composite(groups, (count * frames, height, width), device=self.device)
+        noise = self._move(batch.noise)
+        blur = None if batch.blur is None else self._move(batch.blur)
+        video = expose(
+            light.view(count, *self.shape), self.model.camera,
+            make_device_normal(batch.seeds, self.device), noise=noise, blur=blur,
+        )  # fmt: skip
+        return video[:, :, None]
+
+    def _run_network(self, batch: RenderBatch) -> list[tuple[Tensor, PatchPlacement]]:
+        groups = map_tensors(batch.groups, self._move)
+        network, steps = self.model.get_denoiser(self.method.steps), self.method.steps
+        # Grids are made where they are needed, not brought there.
+        with self.device:
+            rendered = run_denoiser_batched(
+                [inputs for inputs, _ in groups], network, steps, fixed_batch=self.batch_size
+            )
+        return [(r.light, place) for r, (_, place) in zip(rendered, groups, strict=True)]
+
+    def _ask_bank(self, samples: Tensor) -> list[tuple[Tensor, PatchPlacement]]:
+        parts = []
+        for number, (table, sample, cells) in enumerate(pickle.loads(samples.numpy().data)):
+            sample.bank, sample.model = self.bank, self.model
+            parts += [(number, table, group) for group in sample.render(cells, self.method)]
+        placed = []
+        for group, placement in join_by_size(parts, self.shape[1:]):
+            if self.device.type == "cuda":
+                placement = map_tensors(placement, Tensor.pin_memory)
+            placed.append((group.light, map_tensors(placement, self._move)))
+        return placed
+
+    def _move(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, non_blocking=True)

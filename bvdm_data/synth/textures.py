@@ -23,8 +23,9 @@ from bvdm_data.synth.denoiser import (
 from bvdm_data.synth.model import Model, RandomisedModel, TextureModel
 from bvdm_data.synth.motion import FamilySampler, Trajectory, simulate_colony
 from bvdm_data.synth.render import RenderedPatches
-from bvdm_data.synth.scene import Method, Progress, Scene, SceneSettings, Textures
+from bvdm_data.synth.scene import Method, Progress, Scene, SceneSettings, Textures, ignore_progress
 from bvdm_data.system import profile_span
+from bvdm_data.validate import Rule, check_fields
 
 BATCH = 64
 """Patches that go through the network together."""
@@ -67,20 +68,9 @@ class FastSettings(Method):
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no texture."""
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int):
-            raise TypeError(f"steps must be an int, got {self.steps!r}")
-        if not 1 <= self.steps <= 1000:
-            raise ValueError(f"steps must be from 1 to 1000, got {self.steps}")
-        if not isinstance(self.families, bool):
-            raise TypeError(f"families must be True or False, got {self.families!r}")
-        for name in ("memory", "fresh"):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise TypeError(f"{name} must be a number or None, got {value!r}")
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must be from 0 to 1, got {value}")
+        share = Rule(float, least=0, most=1, or_none=True)
+        steps = Rule(int, least=1, most=1000)
+        check_fields(self, steps=steps, families=Rule(bool), memory=share, fresh=share)
 
     def drift(self, texture: TextureModel) -> tuple[float, float]:
         """Return memory and fresh share of the noise, those of the video unless overruled."""
@@ -111,14 +101,14 @@ class FastSettings(Method):
 
     def draw_inputs(self, scene: Scene, model: Model) -> list["DenoiserInputs"]:
         """Draw the noise of the cells of a scene."""
-        inputs = make_denoiser_inputs(
+        inputs = _make_denoiser_inputs(
             scene.lives, scene.spans, model.get_denoiser(self.steps),
             *self.drift(model.texture), scene.make_texture_rngs(),
         )  # fmt: skip
         return [replace(group, rows=scene.rows[group.rows]) for group in inputs]
 
     def render_textures(
-        self, scene: Scene, model: Model, progress: Progress | None = None
+        self, scene: Scene, model: Model, progress: Progress = ignore_progress
     ) -> Textures:
         """Render the cells of a scene, all frames at once, or take them from their bank."""
         if scene.sample is not None:
@@ -145,7 +135,7 @@ class DenoiserInputs:
         return self.noise.shape[-1]
 
 
-def make_denoiser_inputs(
+def _make_denoiser_inputs(
     cells: Sequence[Cell],
     spans: Sequence[tuple[int, int]],
     network: Denoiser | Student,
@@ -205,8 +195,7 @@ def _draw_ar1_noise(
     ends: dict[int, Tensor] = {}
     inputs = []
     for cell, rng in zip(cells, rngs, strict=True):
-        count = len(cell.stages)
-        lasting, new = torch.randn((2, count, patch, patch), generator=rng)
+        lasting, new = torch.randn((2, len(cell.stages), patch, patch), generator=rng)
         before = ends.get(cell.parent)
         for now in lasting:
             if before is not None:
@@ -224,8 +213,6 @@ def render_textures(
     texture: TextureModel,
     settings: FastSettings,
     rngs: Sequence[torch.Generator],
-    *,
-    progress: Progress | None = None,
 ) -> list[RenderedPatches]:
     """Render nuclei, all frames at once.
 
@@ -236,9 +223,8 @@ def render_textures(
     blurs or drifts apart from its outline, and no frame waits for the one before. Daughters begin
     with the noise of their mother.
     """
-    process = settings.drift(texture)
-    inputs = make_denoiser_inputs(cells, spans, network, *process, rngs)
-    return run_denoiser_batched(inputs, network, settings.steps, progress=progress)
+    inputs = _make_denoiser_inputs(cells, spans, network, *settings.drift(texture), rngs)
+    return run_denoiser_batched(inputs, network, settings.steps)
 
 
 def run_denoiser_batched(
@@ -247,7 +233,7 @@ def run_denoiser_batched(
     steps: int,
     *,
     fixed_batch: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = ignore_progress,
 ) -> list[RenderedPatches]:
     """Render nuclei in calls of about ``BATCH`` patches, or of ``fixed_batch``, filled up."""
     total, done, rendered = sum(len(group.rows) for group in groups), 0, []
@@ -257,22 +243,17 @@ def run_denoiser_batched(
         calls = math.ceil(count / (fixed_batch or BATCH))
         inputs = [group.noise, group.radii, group.brightness, group.stage]
         if fixed_batch:
-            inputs = [_fill(numbers, calls * fixed_batch) for numbers in inputs]
+            # What is missing is filled with ones.
+            missing = calls * fixed_batch - count
+            inputs = [F.pad(x, (0, 0) * (x.dim() - 1) + (0, missing), value=1) for x in inputs]
         for part in zip(*(numbers.tensor_split(calls) for numbers in inputs), strict=True):
             light.append(denoise_patches(network, *part, steps=steps))
             done += len(part[0])
-            if progress is not None:
-                progress(min(1.0, done / total))
+            progress(min(1.0, done / total))
         rendered.append(
             RenderedPatches(torch.cat(light)[:count], group.rows, group.frames, group.zoom)
         )
     return rendered
-
-
-def _fill(numbers: Tensor, count: int) -> Tensor:
-    """Return ``count`` rows, those that are missing filled with ones."""
-    missing = count - len(numbers)
-    return F.pad(numbers, (0, 0) * (numbers.dim() - 1) + (0, missing), value=1)
 
 
 @torch.no_grad()
@@ -295,10 +276,10 @@ def denoise_patches(
     start = noise[:, None].to(device)
     with profile_span("network"), torch.autocast(device.type, torch.bfloat16):
         if isinstance(network, Student):
-            picture = network(start, edge, brightness, stage)
+            image = network(start, edge, brightness, stage)
         else:
-            picture = run_dpm_solver(network, start, steps, edge, brightness, stage)
-    light = network.denormalize(picture, brightness).nan_to_num(0)
+            image = run_dpm_solver(network, start, steps, edge, brightness, stage)
+    light = network.denormalize(image, brightness).nan_to_num(0)
     most = BRIGHTEST * brightness[:, None, None]
     # No nucleus makes its surroundings darker than the noise of the background does.
     light = light.clamp(-most.clamp(max=network.floor), most) * fade_halo(edge)

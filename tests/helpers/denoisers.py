@@ -7,7 +7,6 @@ import torch
 
 from bvdm_data.synth.cells import Cell
 from bvdm_data.synth.denoiser import Denoiser, DenoiserConfig, Student, StudentConfig
-from bvdm_data.synth.render import draw_labels, make_cell_table
 
 
 class LinearDenoiser(Denoiser):
@@ -62,12 +61,12 @@ def make_still_cell(identity=1, parent=0, first=0, frames=4, radii=12.0, brightn
 
 def make_wavy_contours(count=1, seed=0, size=12.0):
     """Return contours [count, 60] with smooth bulges."""
-    draws = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     angle = np.arange(60) * 2 * np.pi / 60
     radii = np.full((count, 60), size)
     for n in (1, 2, 3):
-        shift = draws.uniform(0, 2 * np.pi, (count, 1))
-        radii += size * draws.uniform(0, 0.12, (count, 1)) * np.cos(n * angle + shift)
+        shift = rng.uniform(0, 2 * np.pi, (count, 1))
+        radii += size * rng.uniform(0, 0.12, (count, 1)) * np.cos(n * angle + shift)
     return radii
 
 
@@ -81,9 +80,3 @@ def make_random_denoiser(seed=0, spread=0.4, patch=48):
     for value in denoiser.parameters():
         value.data = spread * torch.randn(value.shape, generator=generator)
     return denoiser.eval().requires_grad_(False)
-
-
-def draw_ids(paths, frames, size):
-    """Return the identity of the cell that is seen at each pixel [F, H, W]."""
-    ids = np.array([0, *(path.cell.identity for path in paths)], np.int32)
-    return ids[draw_labels(make_cell_table(paths, frames), size).numpy()]

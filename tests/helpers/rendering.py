@@ -1,8 +1,10 @@
-"""Labels, light and flow of nuclei that a test puts in their places itself."""
+"""Small data sets, and labels, light and flow of nuclei that a test puts in their places itself."""
 
 import numpy as np
 import torch
 
+from bvdm_data.clip import ANNOTATIONS
+from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.synth.denoiser import fit_to_patch_scale
 from bvdm_data.synth.render import (
     RenderedPatches,
@@ -13,6 +15,19 @@ from bvdm_data.synth.render import (
     make_cell_table,
     place_patches,
 )
+
+
+def make_videos(model, **changes):
+    """Make a data set of small clips; the keywords replace arguments."""
+    small = {"frames": 4, "size": (64, 72), "nuclei": 3, "max_cells": 64}
+    return SyntheticHeLaVideos(**{"annotations": ANNOTATIONS, "model": model} | small | changes)
+
+
+def is_same(one, other):
+    """Return whether two clips are equal, NaN for NaN."""
+    return one.keys() == other.keys() and all(
+        torch.equal(one[key].nan_to_num(-9), other[key].nan_to_num(-9)) for key in one
+    )
 
 
 def label(cells, frames, size):

@@ -7,32 +7,31 @@ import numpy as np
 import pytest
 import torch
 
-from bvdm_data.synth import device, textures
+from bvdm_data.synth import synthesis, textures
 from bvdm_data.synth.cell_bank import CellBank, PoolSettings
-from bvdm_data.synth.device import BatchRenderer, choose_batch_size, collate_scenes
 from bvdm_data.synth.render import place_patches
 from bvdm_data.synth.scene import SceneSettings
-from bvdm_data.synth.synthesis import draw_scene, synthesise
+from bvdm_data.synth.synthesis import (
+    BatchRenderer,
+    choose_batch_size,
+    collate_scenes,
+    draw_scene,
+    synthesise,
+)
 from bvdm_data.synth.textures import FastSettings
 
 CPU = torch.device("cpu")
 FAST = FastSettings()
 
 
-def arguments(index, *, method=FAST, size=(80, 90), bank=None, **changes):
-    settings = SceneSettings(**{"frames": 3, "size": size, "nuclei": 4, "variation": 1.0} | changes)
-    pool = None if bank is None else (bank, index, 0)
-    return (settings, method), {"seed": 0, "name": ("clip", 0, index), "pool": pool}
-
-
-def draw(model, index, **changes):
-    positional, named = arguments(index, **changes)
-    return draw_scene(model, *positional, **named)
+def draw(model, index, *, make=draw_scene, method=FAST, bank=None, **changes):
+    usual = {"frames": 3, "size": (80, 90), "nuclei": 4, "variation": 1.0}
+    pool, name = None if bank is None else (bank, index, 0), ("clip", 0, index)
+    return make(model, SceneSettings(**usual | changes), method, seed=0, name=name, pool=pool)
 
 
 def make(model, index, **changes):
-    positional, named = arguments(index, **changes)
-    return synthesise(model, *positional, **named).video
+    return draw(model, index, make=synthesise, **changes).video
 
 
 def render(model, scenes, *, method=FAST, batch_size=64, bank=None):
@@ -122,4 +121,4 @@ def test_batch_size_follows_free_memory(monkeypatch):
     for free, wanted in [(80 * 2**30, 256), (4 * 2**30, 128), (2**28, 16), (0, 16)]:
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 2 * free))
         assert choose_batch_size(torch.device("cuda", 1)) == wanted
-    assert choose_batch_size(CPU) == device.BATCH == 64
+    assert choose_batch_size(CPU) == synthesis.BATCH == 64
