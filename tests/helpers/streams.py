@@ -33,6 +33,15 @@ class Numbers(ClipStream):
         return {"index": torch.tensor(index), "epoch": torch.tensor(self.epoch)}
 
 
+def same(one, other):
+    """Return whether two clips or batches are equal, the order of their keys included."""
+    return list(one) == list(other) and all(
+        one[key].dtype == other[key].dtype
+        and torch.equal(one[key].nan_to_num(-9), other[key].nan_to_num(-9))
+        for key in one
+    )
+
+
 def batches(loader):
     """Return the numbers of the clips in each batch."""
     return [batch["index"].reshape(-1).tolist() for batch in loader]
