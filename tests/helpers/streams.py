@@ -3,9 +3,11 @@
 import hashlib
 import json
 import os
+import random
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed
 from torch.utils.data import DataLoader
@@ -31,6 +33,11 @@ class Numbers(ClipStream):
             os.write(descriptor, f"{index}\n".encode())
             os.close(descriptor)
         return {"index": torch.tensor(index), "epoch": torch.tensor(self.epoch)}
+
+
+def read_random_states():
+    """Return the states of all global random generators as text."""
+    return [torch.get_rng_state().tolist(), str(np.random.get_state()), random.getstate()]  # noqa: NPY002
 
 
 def same(one, other):
