@@ -40,6 +40,12 @@ def read_random_states():
     return [torch.get_rng_state().tolist(), str(np.random.get_state()), random.getstate()]  # noqa: NPY002
 
 
+def read_files(folder):
+    """Return the bytes of all files of a folder by their paths in it."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
 def same(one, other):
     """Return whether two clips or batches are equal, the order of their keys included."""
     return list(one) == list(other) and all(
