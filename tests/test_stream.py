@@ -384,8 +384,7 @@ def test_stream_refuses_bad_arguments():
 
 
 @pytest.mark.parametrize(
-    ("workers", "steps", "batch_size"),
-    [(0, 5, None), (1, 8, 3), (3, 1, 3), (3, 8, None)],
+    ("workers", "steps", "batch_size"), [(0, 5, None), (1, 8, 3), (3, 1, 3), (3, 8, None)]
 )
 def test_stateful_loader_resumes_exactly(workers, steps, batch_size, tmp_path):
     def loader(log=None):
