@@ -1,13 +1,11 @@
 import copy
 import json
 import pickle
-import random
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -150,28 +148,14 @@ def test_loader_leaves_global_random_states(tiny):
     assert read_random_states() == before
 
 
-def list_held(thing, seen):
-    """Return everything that a thing holds, directly or not, below its modules and classes."""
-    if id(thing) in seen or isinstance(thing, (type, torch.Tensor, np.ndarray, str, bytes)):
-        return []
-    seen[id(thing)] = thing
-    inner = list(getattr(thing, "__dict__", {}).values())
-    if isinstance(thing, dict):
-        inner += [*thing.keys(), *thing.values()]
-    elif isinstance(thing, (list, tuple, set, frozenset)):
-        inner += list(thing)
-    return [thing, *(deep for one in inner for deep in list_held(one, seen))]
-
-
 def test_used_streams_hold_little(tiny):
     mix = MixedVideos({"a": tiny(), "b": tiny(method="fast", pool=True)})
     for index in range(4):
         mix.clip(index)
-    held = list_held(mix, {})
-    assert any(isinstance(thing, SyntheticHeLaVideos) for thing in held)
-    live = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
-    assert not [thing for thing in held if isinstance(thing, live)]
-    assert len(pickle.dumps(mix)) < 8_000
+    packed = pickle.dumps(mix)
+    assert b"SyntheticHeLaVideos" in packed
+    assert not any(kind in packed for kind in (b"Generator", b"RandomState", b"Random\n"))
+    assert len(packed) < 8_000
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's list of pages")
