@@ -155,7 +155,7 @@ def test_ranks_split_the_clips(tiny):
         len(endless)
 
 
-@pytest.mark.parametrize(("workers", "kept", "steps"), [(0, False, 3), (2, True, 1)])
+@pytest.mark.parametrize(("workers", "kept", "steps"), [(2, True, 3), (0, False, 3)])
 def test_loop_resumes_from_its_state(tiny, workers, kept, steps):
     videos, fresh, plain = (tiny(length=7, nuclei=0) for _ in range(3))
     videos.set_epoch(2)
