@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,31 +20,36 @@ MANIFEST = "bvdm_data.json"
 @contextmanager
 def open_atomic(path: Path) -> Iterator[Path]:
     """Give a temporary path in the same folder, which replaces ``path`` if all went well."""
+    temporary = None
     try:
         temporary = _make_temporary(path)
-    except OSError as error:
-        raise _name_path(error, path) from error
-    try:
         yield temporary
         temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as error:
         raise _name_path(error, path) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def open_atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Give a temporary folder, which is moved to ``path`` if all went well."""
+    """Give a temporary folder, which is moved to ``path`` if all went well.
+
+    Its name is always the same, so the next call removes what a killed one has left.
+    """
     target = Path(path).expanduser()
     if target.exists():
         raise FileExistsError(f"{target} is there already; remove it or give another path")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as staging:
-        folder = Path(staging) / target.name
-        yield folder
-        folder.rename(target)
+    staging = target.parent / f".{target.name}.unfinished"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        yield staging / target.name
+        (staging / target.name).rename(target)
+    finally:
+        shutil.rmtree(staging)
 
 
 def check_writable(folder: Path) -> None:

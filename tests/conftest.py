@@ -1,5 +1,6 @@
 """Data that several tests share: the real video, where it is there, and a tiny made-up one."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -210,3 +211,12 @@ def tiny_model(tiny_generator, tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "tiny.safetensors"
     weights.save(tiny_generator, path)
     return path
+
+
+@pytest.fixture(scope="module")
+def short_wait():
+    """Let PyTorch wait shorter for workers of a loader that is dropped."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.3)
+        yield
+        gc.collect()

@@ -54,11 +54,12 @@ def train(loader, backend, **how):
     return losses
 
 
-def videos(model, length=8, **changes):
-    how = {"frames": 3, "size": (40, 48), "annotations": ("masks", "boxes"), "max_cells": 32}
-    return SyntheticHeLaVideos(
-        model=model, length=length, method="procedural", nuclei=(1, 6), **{**how, **changes}
-    )
+HOW = {"frames": 3, "size": (40, 48), "annotations": ("masks", "boxes"), "max_cells": 32}
+
+
+def videos(model, length=8):
+    given = {**HOW, "model": model, "length": length}
+    return SyntheticHeLaVideos(method="procedural", nuclei=(1, 6), **given)
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch, while it compiles
@@ -66,8 +67,7 @@ def videos(model, length=8, **changes):
 def test_network_compiles_once(workers, count, tiny_model, tiny_ctc):
     given = videos(tiny_model)
     if workers:
-        how = {"frames": 3, "size": (40, 48), "annotations": ("masks", "boxes"), "max_cells": 32}
-        real = CTCVideos(tiny_ctc, border=0, length=4, **how)
+        real = CTCVideos(tiny_ctc, border=0, length=4, **HOW)
         quotas = {"real": 1, "synthetic": 1}
         given = MixedVideos({"real": real, "synthetic": given}, quotas=quotas, length=8)
     loader = DataLoader(given, batch_size=2, num_workers=workers)

@@ -2,8 +2,11 @@ import functools
 import hashlib
 import http.server
 import io
+import os
+import signal
 import threading
 import zipfile
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
@@ -26,28 +29,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
         state = self.state
         asked = self.headers.get("Range")
         state["asked"].append(asked)
-        if self.path != "/data.zip":
-            self.send_error(404)
+        if self.path != "/data.zip" or state["status"] != 200:
+            self.send_error(404 if self.path != "/data.zip" else state["status"])
             return
-        if state["status"] != 200:
-            self.send_error(state["status"])
-            return
-        body = state["body"]
-        first = int(asked.removeprefix("bytes=").rstrip("-")) if asked and state["ranges"] else 0
-        if first >= len(body):
-            self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{len(body)}")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        self.send_response(206 if asked and state["ranges"] else 200)
-        if asked and state["ranges"]:
-            self.send_header("Content-Range", f"bytes {first}-{len(body) - 1}/{len(body)}")
-        self.send_header("Content-Length", str(len(body) - first))
+        body, is_partial = state["body"], bool(asked and state["ranges"])
+        first = int(asked.removeprefix("bytes=").rstrip("-")) if is_partial else 0
+        rest = body[first:]
+        self.send_response((206 if rest else 416) if is_partial else 200)
+        if is_partial:
+            span = f"{first}-{len(body) - 1}" if rest else "*"
+            self.send_header("Content-Range", f"bytes {span}/{len(body)}")
+        self.send_header("Content-Length", str(len(rest)))
         self.end_headers()
-        self.wfile.write(
-            body[first : first + state["breaks"].pop(0)] if state["breaks"] else body[first:]
-        )
+        self.wfile.write(rest[: state["breaks"].pop(0)] if state["breaks"] else rest)
 
 
 @pytest.fixture
@@ -114,21 +108,36 @@ def test_broken_download_continues(server, tmp_path, ranges):
     assert read_sequence(folder, "01").masks(3) is not None
 
 
-def test_busy_server_keeps_unfinished_file(server, tmp_path):
-    (tmp_path / "tiny.zip.part").write_bytes(server["body"][:500])
+def test_unfinished_file_is_kept_or_dropped(server, tmp_path):
+    part = tmp_path / "tiny.zip.part"
+    part.write_bytes(server["body"][:500])
     server["status"] = 503
     with pytest.raises(ConnectionError, match=r"503 .*; 500 bytes are kept"):
         fetch_tiny(server, tmp_path)
     server["status"] = 200
     assert fetch_tiny(server, tmp_path).is_dir()
     assert server["asked"] == ["bytes=500-", "bytes=500-"]
+    for extra in (b"", b"more"):
+        folder = tmp_path / f"too long {len(extra)}"
+        folder.mkdir()
+        (folder / "tiny.zip.part").write_bytes(bytes(len(server["body"])) + extra)
+        assert fetch_tiny(server, folder).is_dir()
+        assert server["asked"].pop() is None
 
 
-@pytest.mark.parametrize("extra", [b"", b"more"])
-def test_long_unfinished_file_is_dropped(server, tmp_path, extra):
-    (tmp_path / "tiny.zip.part").write_bytes(bytes(len(server["body"])) + extra)
-    assert fetch_tiny(server, tmp_path).is_dir()
-    assert len(server["asked"]) == 2
+def test_leftovers_of_killed_call_go(server, tmp_path, monkeypatch):
+    def die(self, folder):
+        (folder / "tiny").mkdir()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zipfile.ZipFile, "extractall", die)
+        killed = get_context("fork").Process(target=fetch_tiny, args=(server, tmp_path))
+        killed.start()
+        killed.join()
+    assert names(tmp_path) == [".tiny.unfinished", "tiny.zip"]
+    fetch_tiny(server, tmp_path)
+    assert names(tmp_path) == ["tiny", "tiny.zip", "tiny.zip.sha256"]
 
 
 def test_fetch_checks_the_known_hash(server, tmp_path):
@@ -167,20 +176,12 @@ def edit_archive(body, name, content=""):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda body: edit_archive(body, "../evil.txt"), "a path that leads out of the folder"),
-        (lambda body: edit_archive(body, "tiny/../../evil.txt"), "a path that leads out"),
-        (lambda body: edit_archive(body, "/evil.txt"), "a path that leads out of the folder"),
-        (lambda body: edit_archive(body, "..\\evil.txt"), "a path that leads out of the folder"),
-        (
-            lambda body: edit_archive(b"", "other/t000.tif"),
-            r"must hold a folder .tiny., got",
-        ),
-        (
-            lambda body: body[:1000] + bytes(100) + body[1100:],
-            "has been removed: Bad CRC",
-        ),
+        *((lambda body, name=name: edit_archive(body, name), "a path that leads out of the folder")
+          for name in ("../evil.txt", "tiny/../../evil.txt", "/evil.txt", "..\\evil.txt")),
+        (lambda body: edit_archive(b"", "other/t000.tif"), r"must hold a folder .tiny., got"),
+        (lambda body: body[:1000] + bytes(100) + body[1100:], "has been removed: Bad CRC"),
     ],
-)
+)  # fmt: skip
 def test_damaged_archive_is_removed(server, tmp_path, spoil, words):
     server["body"] = spoil(server["body"])
     with pytest.raises(ValueError, match=words):

@@ -6,12 +6,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from bvdm_data import files
-from bvdm_data.files import (
-    open_atomic,
-    open_atomic_folder,
-    prepare_output_dir,
-    write_tensors,
-)
+from bvdm_data.files import open_atomic, open_atomic_folder, prepare_output_dir, write_tensors
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3)}
 
@@ -68,10 +63,13 @@ def test_open_atomic_folder_moves_whole_folders(tmp_path):
     with pytest.raises(RuntimeError, match="no luck"):
         fail()
     assert list(tmp_path.iterdir()) == []
+    # What a killed process has left goes.
+    (tmp_path / ".data.unfinished" / "data").mkdir(parents=True)
     with open_atomic_folder(tmp_path / "data") as folder:
         folder.mkdir()
         (folder / "text").write_text("all")
     assert (tmp_path / "data" / "text").read_text() == "all"
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
     refused = pytest.raises(FileExistsError, match="data is there already; remove it or give")
     with refused, open_atomic_folder(tmp_path / "data"):
         pass
@@ -98,20 +96,15 @@ def test_output_dir_accepts_the_same_manifest(tmp_path):
         prepare_output_dir(folder, {**grown, "layout": "other"})
 
 
-def test_write_tensors_writes_equal_files(tmp_path):
-    for name in ("one", "other"):
-        write_tensors(tmp_path / name, TENSORS, {"made": "by a test"})
-    found = load_file(tmp_path / "one")
+def test_write_tensors_is_whole_or_nothing(tmp_path, monkeypatch):
+    path, other = tmp_path / "tensors.safetensors", tmp_path / "other"
+    for place in (path, other):
+        write_tensors(place, TENSORS, {"made": "by a test"})
+    found, before = load_file(path), path.read_bytes()
     assert found.keys() == TENSORS.keys()
     assert all(torch.equal(found[name], TENSORS[name]) for name in TENSORS)
-    assert (tmp_path / "one").stat().st_mode & 0o777 == 0o644
-    assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
-
-
-def test_failed_write_tensors_keeps_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "tensors.safetensors"
-    write_tensors(path, TENSORS, {})
-    before = path.read_bytes()
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert before == other.read_bytes()
 
     def fail(tensors, place, metadata):
         place.write_bytes(before[: len(before) // 2])
@@ -121,4 +114,4 @@ def test_failed_write_tensors_keeps_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"^cannot write .*tensors\.safetensors: No space left"):
         write_tensors(path, TENSORS, {})
     assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
+    assert sorted(tmp_path.iterdir()) == [other, path]

@@ -4,7 +4,6 @@ import re
 import shutil
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pooch
 import requests
@@ -77,9 +76,7 @@ def fetch(
     folder.mkdir(parents=True, exist_ok=True)
     archive = folder / f"{stored}.zip"
     note = folder / f"{archive.name}.sha256"
-    expected = known_hash
-    if expected is None and note.is_file():
-        expected = note.read_text().strip()
+    expected = known_hash or (note.read_text().strip() if note.is_file() else None)
     _download(url or f"{ADDRESS}/{split}-datasets/{name}.zip", archive, expected, progress)
     _unpack(archive, name, folder / stored)
     note.write_text(pooch.file_hash(str(archive)) + "\n")
@@ -97,7 +94,8 @@ class ResumingDownloader:
     def __call__(self, url: str, output_file: str | Path, pooch: object) -> None:
         """Fetch the file, from where the last call stopped if the server can."""
         try:
-            self._transfer(url)
+            while not self._transfer(url):
+                self.part.unlink()
         except (requests.RequestException, ConnectionError) as error:
             response = getattr(error, "response", None)
             if response is not None and response.status_code in (404, 410):
@@ -111,42 +109,31 @@ class ResumingDownloader:
     def _count_bytes(self) -> int:
         return self.part.stat().st_size if self.part.is_file() else 0
 
-    def _transfer(self, url: str) -> None:
-        """Append what is missing to the unfinished file, or start again."""
+    def _transfer(self, url: str) -> bool:
+        """Append what is missing to the unfinished file; False if the file does not fit."""
         done = self._count_bytes()
         # "identity": ranges count the bytes of the file, not those of a compressed stream.
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
         with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response:
             is_partial = response.status_code == requests.codes.partial
-            unfit = response.status_code == requests.codes.requested_range_not_satisfiable
-            if is_partial:
-                sent = response.headers.get("Content-Range", "")
-                unfit = not sent.startswith(f"bytes {done}-")
-            if done and unfit:
-                self.part.unlink()
-                self._transfer(url)
-                return
+            begins = response.headers.get("Content-Range", "").startswith(f"bytes {done}-")
+            too_long = response.status_code == requests.codes.requested_range_not_satisfiable
+            if done and (too_long or (is_partial and not begins)):
+                return False
             response.raise_for_status()
             # A server that knows no ranges answers 200 and sends the whole file.
-            self._store(response, done if is_partial else 0)
-
-    def _store(self, response: requests.Response, done: int) -> None:
-        """Write the body of an answer behind the first ``done`` bytes."""
-        rest = int(response.headers.get("Content-Length", 0))
-        total = done + rest if rest else None
-        how: dict[str, Any] = {
-            "initial": done,
-            "desc": self.part.stem,
-            "disable": not self.progress,
-        }
-        with (
-            self.part.open("ab" if done else "wb") as file,
-            tqdm.wrapattr(file, "write", total=total, **how) as output,
-        ):
-            for chunk in response.iter_content(2**14):
-                output.write(chunk)
-        if total is not None and self._count_bytes() != total:
-            raise ConnectionError(f"got {self._count_bytes()} of {total} bytes")
+            done = done if is_partial else 0
+            rest = int(response.headers.get("Content-Length", 0))
+            bar = tqdm(
+                total=done + rest if rest else None, initial=done, desc=self.part.stem,
+                disable=not self.progress, unit="B", unit_scale=True,
+            )  # fmt: skip
+            with bar, self.part.open("ab" if done else "wb") as file:
+                for chunk in response.iter_content(2**14):
+                    bar.update(file.write(chunk))
+        if rest and self._count_bytes() != done + rest:
+            raise ConnectionError(f"got {self._count_bytes()} of {done + rest} bytes")
+        return True
 
 
 def _check_arguments(name: str, split: str, url: str | None, known_hash: str | None) -> None:
@@ -188,19 +175,15 @@ def _unpack(archive: Path, name: str, target: Path) -> None:
     """Unpack the archive into a temporary folder, and move its folder to the target."""
     try:
         with zipfile.ZipFile(archive) as file, open_atomic_folder(target) as folder:
-            _check_members(file.namelist(), name)
+            members = file.namelist()
+            for member in members:
+                parts = re.split(r"[/\\]", member)
+                if ".." in parts or parts[0] == "" or ":" in parts[0]:
+                    raise ValueError(f"it holds a path that leads out of the folder, {member!r}")
+            if not any(member.startswith(f"{name}/") for member in members):
+                raise ValueError(f"it must hold a folder {name!r}, got {members[:3]}")
             file.extractall(folder.parent)
             (folder.parent / name).rename(folder)
     except (zipfile.BadZipFile, ValueError) as error:
         archive.unlink()
         raise ValueError(f"{archive} is damaged or unsafe and has been removed: {error}") from error
-
-
-def _check_members(members: list[str], name: str) -> None:
-    """Refuse paths that lead out of the folder, and archives without the folder."""
-    for member in members:
-        parts = re.split(r"[/\\]", member)
-        if ".." in parts or parts[0] == "" or ":" in parts[0]:
-            raise ValueError(f"it holds a path that leads out of the folder, {member!r}")
-    if not any(member.startswith(f"{name}/") for member in members):
-        raise ValueError(f"it must hold a folder {name!r}, got {members[:3]}")

@@ -205,17 +205,17 @@ class SyntheticHeLaVideos(ClipStream):
                 "cannot use it. Use device='cpu', or a DeviceLoader, or make the clips ahead with "
                 '"bvdm-data export".'
             )
-        name = f"SyntheticHeLaVideos(seed={self.seed})"
-        with name_clip_in_errors(name, self.epoch, number):
+        with name_clip_in_errors(self._name, self.epoch, number):
             clip = self._synthesise(number)
-        return apply_transform(
-            clip,
-            self.transform,
-            name=name,
-            seed=self.seed,
-            epoch=self.epoch,
-            annotations=self.annotations,
-        )
+        return self._apply_transform(clip, self.epoch)
+
+    @property
+    def _name(self) -> str:
+        return f"SyntheticHeLaVideos(seed={self.seed})"
+
+    def _apply_transform(self, clip: Clip, epoch: int) -> Clip:
+        how: Any = {"seed": self.seed, "epoch": epoch, "annotations": self.annotations}
+        return apply_transform(clip, self.transform, name=self._name, **how)
 
     def _synthesise(self, number: int) -> Clip:
         """Return a clip without the transform."""

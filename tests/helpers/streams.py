@@ -3,9 +3,11 @@
 import hashlib
 import json
 import os
+import random
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed
 from torch.utils.data import DataLoader
@@ -31,6 +33,26 @@ class Numbers(ClipStream):
             os.write(descriptor, f"{index}\n".encode())
             os.close(descriptor)
         return {"index": torch.tensor(index), "epoch": torch.tensor(self.epoch)}
+
+
+def read_random_states():
+    """Return the states of all global random generators as text."""
+    return [torch.get_rng_state().tolist(), str(np.random.get_state()), random.getstate()]  # noqa: NPY002
+
+
+def read_files(folder):
+    """Return the bytes of all files of a folder by their paths in it."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def same(one, other):
+    """Return whether two clips or batches are equal, the order of their keys included."""
+    return list(one) == list(other) and all(
+        one[key].dtype == other[key].dtype
+        and torch.equal(one[key].nan_to_num(-9), other[key].nan_to_num(-9))
+        for key in one
+    )
 
 
 def batches(loader):
