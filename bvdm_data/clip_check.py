@@ -28,7 +28,7 @@ over the clip (our choice); ``benchmarks/soak.py`` measures how far it is with a
 Presence = npt.NDArray[np.bool_]
 
 
-def check_flow(masks: npt.NDArray[np.int32], flow: npt.NDArray[np.float32]) -> None:
+def _check_flow(masks: npt.NDArray[np.int32], flow: npt.NDArray[np.float32]) -> None:
     """Check that flow moves the nuclei of masks, and nothing else, to where they go."""
     for frame, step in enumerate(flow):
         moved = step.any(0)
@@ -65,7 +65,7 @@ def measure_flow_errors(
     return np.concatenate(found) if found else np.zeros(0)
 
 
-def find_visible(masks: npt.NDArray[np.int32], count: int) -> Presence:
+def _find_visible(masks: npt.NDArray[np.int32], count: int) -> Presence:
     """Tell in which frames nuclei are visible.
 
     ``[count, F]``.
@@ -107,7 +107,7 @@ def _check_carried(masks: npt.NDArray[np.int32], flow: npt.NDArray[np.float32]) 
 
 def _whole(masks: npt.NDArray[np.int32], count: int) -> Presence:
     """Tell where nuclei are visible and touch neither the edge nor another one, ``[n, F]``."""
-    whole = find_visible(masks, count)
+    whole = _find_visible(masks, count)
     for frame, mask in enumerate(masks):
         met = [mask[0], mask[-1], mask[:, 0], mask[:, -1]]
         for one, other in ((mask[1:], mask[:-1]), (mask[:, 1:], mask[:, :-1])):
@@ -231,10 +231,10 @@ def _check_against_masks(found: dict[str, Tensor], masks: npt.NDArray[np.int32])
     if "tracks" in found:
         _check_tracks(masks, found["tracks"].numpy())
     if "flow" in found:
-        check_flow(masks, found["flow"].numpy())
+        _check_flow(masks, found["flow"].numpy())
     if "stages" in found:
         stages = found["stages"].numpy()
-        _check_places("stages", stages >= 0, stages < 0, find_visible(masks, len(stages)), "masks")
+        _check_places("stages", stages >= 0, stages < 0, _find_visible(masks, len(stages)), "masks")
     if "boxes" in found or "centroids" in found:
         _check_measures(found, masks)
 
@@ -243,7 +243,7 @@ def _check_tracks(masks: npt.NDArray[np.int32], tracks: npt.NDArray[np.int32]) -
     count = _check_ids(tracks)
     if masks.max() > count:
         raise ValueError(f"tracks must list every id of masks, got no row for id {masks.max()}")
-    present = find_visible(masks, count)
+    present = _find_visible(masks, count)
     for identity, first, last in tracks[:count, :3].tolist():
         seen = np.flatnonzero(present[identity - 1]).tolist()
         unbroken = seen and len(seen) == seen[-1] - seen[0] + 1
@@ -355,7 +355,7 @@ def _check_measures(found: dict[str, Tensor], masks: npt.NDArray[np.int32]) -> N
             continue
         given = found[key].numpy()
         empty = np.isnan(given)
-        present = find_visible(masks, len(given))
+        present = _find_visible(masks, len(given))
         _check_places(key, ~empty.any(-1), empty.all(-1), present, "masks")
         wrong = np.argwhere((np.abs(given[: len(measured)] - measured) > far).any(-1))
         if len(wrong):

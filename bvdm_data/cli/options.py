@@ -117,7 +117,7 @@ def add_method_options(command: Command) -> Command:
     return name(first(later(command)))
 
 
-def parse_method(method: str, first_steps: int | None, later_steps: int | None) -> "Method":
+def _parse_method(method: str, first_steps: int | None, later_steps: int | None) -> "Method":
     """Return the settings that the options name; refuse the paper's steps elsewhere."""
     from bvdm_data.datasets.synthetic import METHODS
     from bvdm_data.synth.paper import PaperSettings
@@ -135,7 +135,7 @@ def parse_method(method: str, first_steps: int | None, later_steps: int | None) 
 
 def take_method(options: dict[str, Any]) -> "Method":
     """Take the three options of the method out of those of a command."""
-    return parse_method(*(options.pop(name) for name in ("method", "first_steps", "later_steps")))
+    return _parse_method(*(options.pop(name) for name in ("method", "first_steps", "later_steps")))
 
 
 def take_annotations(options: dict[str, Any]) -> dict[str, Any]:

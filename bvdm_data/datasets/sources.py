@@ -104,9 +104,9 @@ class Source:
         name = f"MixedVideos, which is clip {own} of sources[{self.name!r}]"
         with name_clip_in_errors(name, epoch, number):
             clip = self._get_item(own, epoch)
-            spec = get_clip_spec(clip)
+            spec = _get_clip_spec(clip)
             if self.spec is not None and spec != self.spec:
-                raise ValueError(describe_mismatch(self.name, self.spec, self.name, spec))
+                raise ValueError(_describe_mismatch(self.name, self.spec, self.name, spec))
         return clip
 
     def shuffle(self, own: int, *, seed: int, epoch: int) -> int:
@@ -147,7 +147,7 @@ def _permute(seed: int, name: str, epoch: int, times: int, length: int) -> npt.N
     return numpy_rng(seed, "shuffle", name, epoch, times).permutation(length)
 
 
-def get_clip_spec(clip: Mapping[str, Any]) -> ClipSpec:
+def _get_clip_spec(clip: Mapping[str, Any]) -> ClipSpec:
     """Return type, shape and device of the keys of a clip, without those that the mix sets."""
     spec: ClipSpec = {}
     for key, value in clip.items():
@@ -162,7 +162,7 @@ def get_clip_spec(clip: Mapping[str, Any]) -> ClipSpec:
     return spec
 
 
-def describe_mismatch(name: str, spec: ClipSpec, other_name: str, other: ClipSpec) -> str:
+def _describe_mismatch(name: str, spec: ClipSpec, other_name: str, other: ClipSpec) -> str:
     """Return the error message for the first difference of two specs."""
     one, two = f"one of sources[{name!r}] has", f"one of sources[{other_name!r}] has"
     if spec.keys() != other.keys():
@@ -212,7 +212,7 @@ def check_compatible(sources: Mapping[str, Any]) -> tuple[list[Source], dict[str
     first = next(iter(specs))
     for name, spec in specs.items():
         if spec != specs[first]:
-            raise ValueError(describe_mismatch(first, specs[first], name, spec))
+            raise ValueError(_describe_mismatch(first, specs[first], name, spec))
     common: dict[str, Any] = dict.fromkeys(SHARED)
     for each in facts.values():
         common |= {part: value for part, value in each.items() if value is not None}
@@ -296,7 +296,7 @@ def _find_spec(name: str, source: Any, facts: Mapping[str, Any], is_grey: bool) 
                 f"do, got {low:g} to {high:g}; bring them onto the scale of the others, see "
                 "CameraScale"
             )
-    return get_clip_spec(clip)
+    return _get_clip_spec(clip)
 
 
 def _make_spec(facts: Mapping[str, Any], device: Any) -> ClipSpec:

@@ -59,7 +59,7 @@ def check_variation(variation: float | None, method: Method) -> float:
     return as_fraction("variation", variation)
 
 
-def check_pool(pool: PoolSettings | bool | None, method: Method) -> PoolSettings | None:
+def _check_pool(pool: PoolSettings | bool | None, method: Method) -> PoolSettings | None:
     """Return how nuclei are shared by clips."""
     if pool is None or pool is False:
         return None
@@ -167,7 +167,7 @@ class SyntheticHeLaVideos(ClipStream):
         self.max_cells = check_max_cells(max_cells)
         self.nuclei = check_nuclei(nuclei, self.max_cells)
         self.variation = check_variation(variation, self.method)
-        self.pool = check_pool(pool, self.method)
+        self.pool = _check_pool(pool, self.method)
         self._pool = None if self.pool is None else CellBank(self.pool, self.seed)
         self.device = check_device(device)
         self.transform = check_transform(transform)

@@ -332,7 +332,9 @@ def _make_track_windows(
     field = border, border, source.shape[0] - border, source.shape[1] - border
     have = sorted(set(source.mask_names).intersection(used))
     ids = np.sort(source.tracks[:, 0]).tolist()
-    boxes = find_bounding_boxes(((number, cache.read_masks(number)) for number in have), ids, field)
+    boxes = _find_bounding_boxes(
+        ((number, cache.read_masks(number)) for number in have), ids, field
+    )
     groups = [[one] for one in ids]
     if spec.windows == "lineages":
         groups = group_families(source.tracks)
@@ -385,7 +387,7 @@ def _place_window(boxes: Sequence[Box], size: tuple[int, int], field: Box) -> tu
     return y, x
 
 
-def find_bounding_boxes(
+def _find_bounding_boxes(
     masks: Iterable[tuple[int, Image]], ids: Sequence[int], field: Box
 ) -> dict[int, dict[int, Box]]:
     """Find nuclei in the field of interest."""

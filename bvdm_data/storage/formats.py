@@ -22,7 +22,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 """A clip as arrays."""
 
 
-def write_tar(
+def _write_tar(
     path: Path, clips: Iterable[Clip], count: int, schema: Schema, compress: bool
 ) -> None:
     """Write a WebDataset tar: members ``000000012.video.npy`` of sample ``000000012``.
@@ -39,7 +39,7 @@ def write_tar(
                 archive.addfile(member, io.BytesIO(data))
 
 
-def read_tar(path: Path) -> Iterator[Arrays]:
+def _read_tar(path: Path) -> Iterator[Arrays]:
     """Yield the arrays of each clip of a tar by their keys, in the order of the file."""
     with tarfile.open(path, "r:") as archive:
         sample, arrays, end = "", Arrays(), 0
@@ -62,7 +62,7 @@ def read_tar(path: Path) -> Iterator[Arrays]:
         yield arrays
 
 
-def write_zarr(
+def _write_zarr(
     path: Path, clips: Iterable[Clip], count: int, schema: Schema, compress: bool
 ) -> None:
     """Write a zarr group (format 3) into a zip: one array a key, one chunk a clip.
@@ -91,7 +91,7 @@ def write_zarr(
             _flush(memory, archive, "/c/")
 
 
-def read_zarr(path: Path) -> Iterator[Arrays]:
+def _read_zarr(path: Path) -> Iterator[Arrays]:
     """Yield the arrays of each clip of a zarr group by their keys."""
     zarr = import_zarr()
     if not zipfile.is_zipfile(path):  # ZipStore would fail when it is deleted
@@ -125,12 +125,12 @@ def import_zarr() -> Any:
 Writer = Callable[[Path, Iterable[Clip], int, Schema, bool], None]
 
 WRITERS: Mapping[str, tuple[str, Writer]] = {
-    "webdataset": (".tar", write_tar),
-    "zarr": (".zip", write_zarr),
+    "webdataset": (".tar", _write_tar),
+    "zarr": (".zip", _write_zarr),
 }
 """Suffix of a shard and the function that writes it, by the name of the format."""
 
-_READERS: Mapping[str, Callable[[Path], Iterator[Arrays]]] = {".tar": read_tar, ".zip": read_zarr}
+_READERS: Mapping[str, Callable[[Path], Iterator[Arrays]]] = {".tar": _read_tar, ".zip": _read_zarr}
 
 
 def _list_arrays(clip: Clip, schema: Schema) -> Iterator[tuple[str, npt.NDArray[Any]]]:

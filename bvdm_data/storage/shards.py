@@ -66,7 +66,7 @@ def to_config(videos: SyntheticHeLaVideos) -> dict[str, Any]:
     }
 
 
-def from_config(config: Mapping[str, Any], model: str | Path | None = None) -> SyntheticHeLaVideos:
+def _from_config(config: Mapping[str, Any], model: str | Path | None = None) -> SyntheticHeLaVideos:
     """Return the data set of a config that was read from JSON."""
     name = config["model"] if model is None else model
     try:
@@ -258,7 +258,7 @@ def read_manifest(directory: str | Path, *, model: str | Path | None = None) -> 
         )
     try:
         position = {key: manifest[key] for key in ("seed", "epoch")}
-        return from_config({**manifest["settings"], **manifest["model"], **position}, model)
+        return _from_config({**manifest["settings"], **manifest["model"], **position}, model)
     except KeyError as error:
         raise ValueError(describe_damage(path, f"it lacks {error}")) from error
 
@@ -368,7 +368,7 @@ def write_shard(plan: ShardPlan, number: int) -> bool:
 @functools.lru_cache(maxsize=1)
 def _load_videos(config: str) -> SyntheticHeLaVideos:
     """Return the data set of this process; it is kept, so that its pool is painted once."""
-    return from_config(json.loads(config))
+    return _from_config(json.loads(config))
 
 
 def _write_all(plan: ShardPlan, numbers: Sequence[int], workers: int) -> Iterator[tuple[int, bool]]:

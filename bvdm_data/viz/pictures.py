@@ -84,7 +84,7 @@ def write_contact_sheet(
         rows += [Row(name, plain, captions), *(Row("", images) for images in outlined)]
     low, high = grey_range
     note = f"black: grey {low:.4g}, white: grey {high:.4g}, gamma {gamma:g}"
-    _save([tile_frames(rows, note)], target)
+    _save([_tile_frames(rows, note)], target)
 
 
 def write_animation(
@@ -110,7 +110,7 @@ def write_animation(
     if "masks" in clip and "tracks" in clip:
         _draw_births(panels[1], clip)
     images = [
-        tile_frames(
+        _tile_frames(
             [Row("", pair, (f"frame {t} (0 to {shown[-1]})", "outlines and ids")[: len(pair)])]
         )
         for t, pair in enumerate(zip(*panels, strict=True))
@@ -155,7 +155,7 @@ def write_image_grid(
         Row(left, panels[start : start + columns], titles[start : start + columns])
         for left, start in zip(lefts, starts, strict=True)
     ]
-    _save([tile_frames(rows)], target)
+    _save([_tile_frames(rows)], target)
 
 
 def write_mp4(images: Sequence[Image.Image], path: Path, frames_per_second: float) -> None:
@@ -208,7 +208,7 @@ def render_frame(
     return outlined
 
 
-def tile_frames(rows: Sequence[Row], note: str = "") -> Image.Image:
+def _tile_frames(rows: Sequence[Row], note: str = "") -> Image.Image:
     """Arrange images in rows and columns on white paper."""
     cells = [image.width for row in rows for image in row.images]
     cells += [_measure_width(text, CAPTION_SIZE) for row in rows for text in row.captions]
