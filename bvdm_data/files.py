@@ -1,8 +1,10 @@
 """Files and folders that are whole or not there: written under a temporary name, then renamed."""
 
+import glob
 import json
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -37,19 +39,33 @@ def open_atomic(path: Path) -> Iterator[Path]:
 def open_atomic_folder(path: str | Path) -> Iterator[Path]:
     """Give a temporary folder, which is moved to ``path`` if all went well.
 
-    Its name is always the same, so the next call removes what a killed one has left.
+    Each call has a folder to itself; what killed processes of this machine have left is removed.
     """
     target = Path(path).expanduser()
     if target.exists():
         raise FileExistsError(f"{target} is there already; remove it or give another path")
-    staging = target.parent / f".{target.name}.unfinished"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{target.name}.{socket.gethostname()}."
+    for leftover in target.parent.glob(f"{glob.escape(prefix)}*"):
+        if not _is_running(leftover.name.removeprefix(prefix).partition(".")[0]):
+            shutil.rmtree(leftover, ignore_errors=True)
+    prefix += f"{os.getpid()}."
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as staging:
+        yield Path(staging) / target.name
+        (Path(staging) / target.name).rename(target)
+
+
+def _is_running(process: str) -> bool:
+    """Return whether a process may be running; only POSIX can ask without a side effect."""
+    if os.name != "posix" or not process.isdigit():
+        return True
     try:
-        yield staging / target.name
-        (staging / target.name).rename(target)
-    finally:
-        shutil.rmtree(staging)
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def check_writable(folder: Path) -> None:

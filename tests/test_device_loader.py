@@ -5,8 +5,8 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import replace
-from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -16,15 +16,12 @@ from bvdm_data import DeviceLoader, FastSettings, PoolSettings, SyntheticHeLaVid
 from bvdm_data.clip import ANNOTATIONS, TooManyNucleiError
 from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets import device_loader
-from bvdm_data.datasets.device_loader import Prefetcher
+from bvdm_data.datasets.prefetch import CudaStream, Prefetcher
 from bvdm_data.synth.cell_bank import CellBank
-from tests.helpers.streams import batches, same
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:This DataLoader will create"),
-    pytest.mark.usefixtures("short_wait"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -54,15 +51,23 @@ def quiet_model(tiny_generator, tmp_path_factory):
 def nothing_is_left():
     yield
     gc.collect()
-    assert list_threads() == []
-
-
-def list_threads():
-    return [thread for thread in threading.enumerate() if thread.name == "bvdm_data ahead"]
+    assert [t for t in threading.enumerate() if t.name == "bvdm_data ahead"] == []
 
 
 def on_cpu(videos, batch_size=2, **how):
     return DeviceLoader(videos, batch_size=batch_size, device="cpu", **how)
+
+
+def numbers(batches):
+    return [batch["index"].tolist() for batch in batches]
+
+
+def same(one, other):
+    return list(one) == list(other) and all(
+        one[key].dtype == other[key].dtype
+        and torch.equal(one[key].nan_to_num(-9), other[key].nan_to_num(-9))
+        for key in one
+    )
 
 
 def assert_same(found, wanted):
@@ -79,42 +84,47 @@ def darker(clip):
     return clip
 
 
+# The bytes of DataLoader
+
+
 @pytest.mark.parametrize(
     ("workers", "pool", "batch_size"),
-    [(2, None, None), (0, PoolSettings(pairs=3), None), (1, PoolSettings(pairs=3), 2)],
+    [
+        (0, None, 2),
+        (2, None, None),
+        (0, PoolSettings(pairs=3), None),
+        (1, PoolSettings(pairs=3), 2),
+    ],
 )
 def test_cpu_batches_equal_those_of_dataloader(tiny, workers, pool, batch_size):
     videos = tiny(pool=pool, batch_size=batch_size or 1)
-    wanted = list(DataLoader(videos, batch_size=batch_size))
+    wanted = list(DataLoader(videos, batch_size=batch_size, num_workers=0))
     with on_cpu(videos, batch_size, num_workers=workers) as loader:
         assert_same(loader, wanted)
         # A second loop goes over the same clips, a pool being filled or not.
         assert_same(loader, wanted)
-        assert len(loader) == len(wanted)
+        assert len(loader) == len(DataLoader(videos, batch_size=batch_size)) == len(wanted)
 
 
-def test_all_settings_and_batches_load(tiny, together):
-    for changes in (
-        {"method": FastSettings(families=False), "nuclei": 0}, {"annotations": ()},
-        {"variation": 0, "nuclei": (0, 4), "frames": 1},
-    ):  # fmt: skip
-        videos = tiny(**changes)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(device_loader, "_make_renderer", lambda *_: None)
-            assert_same(on_cpu(videos), DataLoader(videos, batch_size=2))
-    assert batches(on_cpu(tiny(), drop_last=True)) == [[0, 1], [2, 3]]
+def test_bank_of_videos_stays_unused(tiny, together):
     # Two threads that fill one pool would get in each other's way.
     videos = tiny(pool=PoolSettings(pairs=3))
     list(on_cpu(videos))
     assert videos._pool._pairs == {}
 
 
+def test_all_clips_can_be_loaded(tiny):
+    for changes in (
+        {"method": FastSettings(families=False), "nuclei": 0}, {"annotations": ()},
+        {"variation": 0, "nuclei": (0, 4), "frames": 1},
+    ):  # fmt: skip
+        videos = tiny(**changes)
+        assert_same(on_cpu(videos), DataLoader(videos, batch_size=2))
+
+
 @pytest.mark.parametrize(("annotations", "batch_size"), [(ANNOTATIONS, 2), (("tracks",), None)])
 def test_transform_does_the_same(tiny, annotations, batch_size):
-    def darken(clip):
-        return {**clip, "video": clip["video"] * torch.rand(())}
-
-    videos = tiny(transform=darken, annotations=annotations, batch_size=batch_size or 1, length=3)
+    videos = tiny(transform=darker, annotations=annotations, batch_size=batch_size or 1, length=3)
     before, states, found = torch.get_rng_state(), [], []
     for loader in (on_cpu(videos, batch_size), DataLoader(videos, batch_size=batch_size)):
         torch.set_rng_state(before)
@@ -136,6 +146,15 @@ def test_transform_is_not_sent_to_workers(tiny):
     assert torch.equal(batch["video"], wanted["video"])
 
 
+def test_unknown_batch_size_and_drop_last(tiny):
+    videos = tiny(batch_size=None)
+    assert_same(on_cpu(videos, num_workers=2), DataLoader(videos, batch_size=2, num_workers=2))
+    assert numbers(on_cpu(tiny(), drop_last=True)) == [[0, 1], [2, 3]]
+
+
+# Epochs, ranks, places
+
+
 def test_new_epoch_reaches_kept_workers(tiny):
     videos = tiny()
     with on_cpu(videos, num_workers=2, persistent_workers=True) as loader:
@@ -146,56 +165,77 @@ def test_new_epoch_reaches_kept_workers(tiny):
 
 def test_ranks_split_the_clips(tiny):
     loaders = [on_cpu(tiny(shard=(rank, 2)), num_workers=rank) for rank in (0, 1)]
-    assert [batches(loader) for loader in loaders] == [[[0, 2], [4]], [[1, 3], [0]]]
+    assert [numbers(loader) for loader in loaders] == [[[0, 2], [4]], [[1, 3], [0]]]
     assert [len(loader) for loader in loaders] == [2, 2]
-    endless = on_cpu(tiny(length=None))
-    loop = iter(endless)
-    assert batches(next(loop) for _ in range(3)) == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_endless_stream_has_no_length(tiny):
+    loader = on_cpu(tiny(length=None), num_workers=2)
+    loop = iter(loader)
+    assert numbers(next(loop) for _ in range(4)) == [[0, 1], [2, 3], [4, 5], [6, 7]]
     with pytest.raises(TypeError, match="this SyntheticHeLaVideos is endless and has no len"):
-        len(endless)
+        len(loader)
 
 
-@pytest.mark.parametrize(("workers", "kept", "steps"), [(2, True, 3), (0, False, 3)])
-def test_loop_resumes_from_its_state(tiny, workers, kept, steps):
-    videos, fresh, plain = (tiny(length=7, nuclei=0) for _ in range(3))
+@pytest.mark.parametrize(("workers", "kept", "steps"), [(0, False, 3), (2, False, 0), (2, True, 3)])
+def test_loop_resumes_from_its_state(tiny, workers, steps, kept):
+    videos = tiny(length=7)
     videos.set_epoch(2)
-    whole = batches(on_cpu(videos))
+    whole = numbers(on_cpu(videos))
     loader = on_cpu(videos, num_workers=workers, persistent_workers=kept)
     loop = iter(loader)
-    seen = batches(next(loop) for _ in range(steps))
+    seen = numbers(next(loop) for _ in range(steps))
     state = loader.state_dict()
-    assert state == videos.state_dict(consumed=2 * steps)
     assert state == {"epoch": 2, "seed": 0, "start": 2 * steps}
-    other = on_cpu(fresh, num_workers=workers, persistent_workers=kept)
-    other.load_state_dict(state)
+    assert state == videos.state_dict(consumed=2 * steps)
+    fresh = tiny(length=7)
+    others = on_cpu(fresh, num_workers=workers, persistent_workers=kept)
+    others.load_state_dict(state)
     assert fresh.epoch == 2
-    assert seen + batches(other) == whole
-    # Only the next loop continues there.
-    assert batches(other) == whole
+    assert seen + numbers(others) == whole
+    # Only the next loop goes on there.
+    assert numbers(others) == whole
+    plain = tiny(length=7)
     plain.load_state_dict(state)
-    assert seen + batches(DataLoader(plain, batch_size=2)) == whole
+    assert seen + numbers(DataLoader(plain, batch_size=2)) == whole
     # The same loader can go back, too.
     loader.load_state_dict(state)
     assert loader.state_dict() == state
-    assert seen + batches(loader) == whole
+    assert seen + numbers(loader) == whole
+    assert numbers(DataLoader(videos, batch_size=2)) == whole
 
 
-def test_state_belongs_to_the_loader(tiny):
+def test_new_epoch_resets_the_state(tiny):
     videos = tiny()
     loader = on_cpu(videos)
-    loop = iter(loader)
-    next(loop)
-    with pytest.raises(RuntimeError, match="consumed must be given"):
-        videos.state_dict()
+    next(iter(loader))
     videos.set_epoch(1)
     assert loader.state_dict() == {"epoch": 1, "seed": 0, "start": 0}
     assert loader.state_dict(consumed=2)["start"] == 2
-    with pytest.raises(RuntimeError, match="in the middle of a pass over epoch 0"):
-        list(loop)
+
+
+def test_videos_do_not_know_position(tiny):
+    videos = tiny()
+    loop = iter(on_cpu(videos))
+    next(loop)
+    with pytest.raises(RuntimeError, match="consumed must be given"):
+        videos.state_dict()
     loader = on_cpu(tiny(batch_size=None))
     next(iter(loader))
     with pytest.raises(ValueError, match="give the data set the batch_size of the loader"):
         loader.state_dict()
+
+
+def test_set_epoch_in_a_loop_fails(tiny):
+    videos = tiny(length=None)
+    loop = iter(on_cpu(videos))
+    next(loop)
+    videos.set_epoch(1)
+    with pytest.raises(RuntimeError, match="in the middle of a pass over epoch 0"):
+        list(loop)
+
+
+# Errors
 
 
 @pytest.mark.parametrize("batched", [False, True])
@@ -209,6 +249,7 @@ def test_error_names_the_clip(tiny, batched, request):
         for _ in loop:
             pass
     assert list(loop) == []
+    videos.set_epoch(0)
     assert next(iter(loader))["index"].tolist() == [0, 1]
 
 
@@ -244,35 +285,46 @@ def test_wrong_arguments_are_refused(tiny, changes, given, error, words):
         DeviceLoader([], device="cpu")
 
 
+# Ends
+
+
 def test_new_loop_closes_the_last(tiny):
-    loader = on_cpu(tiny(nuclei=0))
+    loader = on_cpu(tiny())
     first = iter(loader)
     next(first)
-    assert batches(loader) == [[0, 1], [2, 3], [4]]
+    assert numbers(loader) == [[0, 1], [2, 3], [4]]
     with pytest.raises(RuntimeError, match="a new one was begun"):
         next(first)
 
 
 def test_close_ends_all_workers(tiny):
-    videos = tiny(length=None, nuclei=0)
-    with on_cpu(videos, num_workers=2, persistent_workers=True) as loader:
-        next(iter(loader))
+    with on_cpu(tiny(length=None), num_workers=2, persistent_workers=True) as loader:
+        loop = iter(loader)
+        next(loop)
         assert len(torch.multiprocessing.active_children()) == 2
         loader.close()
         assert torch.multiprocessing.active_children() == []
         assert next(iter(loader))["index"].tolist() == [0, 1]
 
 
-def test_abandoned_loop_ends_its_workers(tiny):
-    for batch in on_cpu(tiny(length=None, nuclei=0), num_workers=1):
-        assert batch["index"].tolist() == [0, 1]
-        break
+@pytest.mark.parametrize("workers", [0, 1])
+def test_abandoned_loop_ends_thread_and_workers(tiny, workers):
+    def leave():
+        loader = on_cpu(tiny(length=None), num_workers=workers)
+        for batch in loader:
+            assert batch["index"].tolist() == [0, 1]
+            return
+
+    leave()
     gc.collect()
-    assert list_threads() == torch.multiprocessing.active_children() == []
-    # A loop outlives its loader.
+    assert [t for t in threading.enumerate() if t.name == "bvdm_data ahead"] == []
+    assert torch.multiprocessing.active_children() == []
+
+
+def test_loop_outlives_its_loader(tiny):
     loop = iter(on_cpu(tiny(), num_workers=1, persistent_workers=True))
     gc.collect()
-    assert batches(loop) == [[0, 1], [2, 3], [4]]
+    assert numbers(loop) == [[0, 1], [2, 3], [4]]
 
 
 @pytest.mark.heavy
@@ -289,35 +341,42 @@ print(next(loop)["index"].tolist(), flush=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "[0]\n", "")
 
 
+# Painted together
+
+
 @pytest.fixture
 def together(monkeypatch):
     """Let loaders render on the CPU as they would on another device."""
 
     def make(videos, method, device, _):
         bank = None if videos.pool is None else CellBank(videos.pool, videos.seed)
-        shape, model = (videos.frames, *videos.size), weights.load(videos.model)
-        return device_loader.BatchRenderer(model, method, shape, device, batch_size=16, bank=bank)
+        shape = (videos.frames, *videos.size)
+        return device_loader.BatchRenderer(
+            weights.load(videos.model), method, shape, device, batch_size=16, bank=bank
+        )
 
     monkeypatch.setattr(device_loader, "_make_renderer", make)
 
 
-@pytest.mark.parametrize(("workers", "pool"), [(0, PoolSettings(pairs=3)), (2, None)])
+@pytest.mark.parametrize(("workers", "pool"), [(0, PoolSettings(pairs=3)), (2, None), (2, True)])
 def test_device_changes_only_the_noise(tiny, together, workers, pool, quiet_model):
     for model in ({}, {"model": quiet_model}):
         videos = tiny(pool=pool, length=4, **model)
-        for one, other in zip(
-            on_cpu(videos, num_workers=workers), DataLoader(videos, batch_size=2), strict=True
-        ):
-            for place in range(2):
-                check_clip({key: value[place] for key, value in one.items()})
-            apart = ((one["video"] - other["video"]) * 4095).round().abs()
+        found = list(on_cpu(videos, num_workers=workers))
+        wanted = list(DataLoader(videos, batch_size=2))
+        for one, other in zip(found, wanted, strict=True):
+            assert list(one) == list(other)
+            assert one["video"].shape == other["video"].shape
             assert one["video"].dtype == other["video"].dtype
-            assert same({**one, "video": one["index"]}, {**other, "video": one["index"]})
+            assert same(*({**batch, "video": torch.zeros(1)} for batch in (one, other)))
+            apart = ((one["video"] - other["video"]) * 4095).round().abs()
             if model:
                 assert apart.max() <= 1
                 assert (apart > 0).float().mean() < 0.01
             else:
                 assert (apart > 0).float().mean() > 0.5
+            for place in range(2):
+                check_clip({key: value[place] for key, value in one.items()})
 
 
 def test_device_clip_depends_on_number(tiny, together):
@@ -330,53 +389,104 @@ def test_device_clip_depends_on_number(tiny, together):
     one, other = clips(2, 1), clips(5, 1)
     assert one.keys() == other.keys() == set(range(5))
     assert all(torch.equal(one[number], other[number]) for number in one)
-    assert not torch.equal(one[0], clips(2, 2, length=1)[0])
-    assert not torch.equal(one[0], clips(2, 1, length=1, seed=1)[0])
+    assert not torch.equal(one[0], clips(2, 2)[0])
+    assert not torch.equal(one[0], clips(2, 1, seed=1)[0])
 
 
 def test_device_transform_runs_in_the_loop(tiny, together):
-    def mark(clip):
+    def marked(clip):
         return {**clip, "thread": threading.current_thread() is threading.main_thread()}
 
-    (batch,) = on_cpu(tiny(transform=mark, length=2))
+    (batch,) = on_cpu(tiny(transform=marked, length=2))
     assert batch["thread"].tolist() == [True, True]
 
 
-def test_cuda_stream_waits_in_order(tiny, together, monkeypatch):
-    calls = MagicMock()
-    calls.side.device = torch.device("cuda", 1)
-    monkeypatch.setattr(torch.cuda, "stream", calls.enter)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: calls.loop)
-    monkeypatch.setattr(torch.cuda, "set_device", calls.set_device)
-    monkeypatch.setattr(torch.Tensor, "record_stream", lambda _, stream: calls.use(stream))
-    loader = on_cpu(tiny(length=2, annotations=("masks",)))
-    loader._stream = calls.side
+# CUDA's streams, a stand-in for them
+
+
+class Stream:
+    def __init__(self, name, said):
+        self.name, self.calls = name, said
+
+    def wait_stream(self, other):
+        self.calls.append(f"{self.name} waits for {other.name}")
+
+    def wait_event(self, event):
+        self.calls.append(f"{self.name} waits for {event}")
+
+    def record_event(self):
+        self.calls.append(f"event of {self.name}")
+        return f"the event of {self.name}"
+
+    def synchronize(self):
+        self.calls.append(f"all of {self.name} is done")
+
+
+@pytest.fixture
+def streams(monkeypatch):
+    """Put stand-ins in the place of CUDA's streams; return what they are asked for."""
+    said, loop = [], None
+
+    def stream(device):
+        assert device == torch.device("cuda", 1)
+        return Stream("side", said)
+
+    @contextmanager
+    def within(stream):
+        said.append(f"on {stream.name}")
+        yield
+        said.append(f"off {stream.name}")
+
+    loop = Stream("loop", said)
+    monkeypatch.setattr(torch.cuda, "Stream", stream)
+    monkeypatch.setattr(torch.cuda, "stream", within)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: loop)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: said.append(f"device {device}"))
+    monkeypatch.setattr(
+        torch.Tensor,
+        "record_stream",
+        lambda self, by: said.append(f"{len(self)} used by {by.name}"),
+    )
+    return said
+
+
+def test_cuda_stream_waits_in_order(tiny, together, monkeypatch, streams):
+    monkeypatch.setattr(
+        device_loader, "_make_stream", lambda _: CudaStream(torch.device("cuda", 1))
+    )
+    videos = tiny(length=2, annotations=("masks",))
+    loader = on_cpu(videos)
+    assert isinstance(loader._stream, CudaStream)
+    # A second loop has the same stream.
     for _ in range(2):
-        calls.reset_mock()
+        streams.clear()
         (batch,) = loader
         assert list(batch) == ["video", "masks", "index", "source"]
-        unordered = ("side.synchronize", "side.__bool__")
-        names = [name for name, *_ in calls.mock_calls if name not in unordered]
-        assert names == [
-            "side.wait_stream", "set_device", "enter", "enter().__enter__", "side.record_event",
-            "enter().__exit__", "loop.wait_event", *4 * ["use"],
+        order = {said: place for place, said in enumerate(streams)}
+        assert streams[:5] == [
+            "side waits for loop", "device cuda:1", "on side", "event of side", "off side",
         ]  # fmt: skip
-        calls.side.wait_stream.assert_called_once_with(calls.loop)
-        calls.enter.assert_called_once_with(calls.side)
-        calls.loop.wait_event.assert_called_once_with(calls.side.record_event())
-        calls.use.assert_called_with(calls.loop)
-        calls.side.synchronize.assert_called_once_with()
+        assert order["loop waits for the event of side"] < order["2 used by loop"]
+        assert streams.count("2 used by loop") == 4
+        assert streams.count("all of side is done") == 1
 
 
-def on_cuda(videos, **how):
-    return DeviceLoader(videos, batch_size=2, device="cuda", **how)
+# On a GPU
+
+
+@pytest.fixture
+def on_cuda(tiny):
+    def on_cuda(videos, **how):
+        return DeviceLoader(videos, batch_size=2, device="cuda", **how)
+
+    return on_cuda
 
 
 @pytest.mark.gpu
 @needs_cuda
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("pool", [None, PoolSettings(pairs=3)], ids=["fresh", "pool"])
-def test_cuda_changes_only_the_noise(tiny, workers, pool, quiet_model):
+def test_cuda_changes_only_the_noise(tiny, on_cuda, workers, pool, quiet_model):
     for model in ({}, {"model": quiet_model}):
         videos = tiny(pool=pool, **model)
         with on_cuda(videos, num_workers=workers) as loader:
@@ -395,7 +505,7 @@ def test_cuda_changes_only_the_noise(tiny, workers, pool, quiet_model):
 
 @pytest.mark.gpu
 @needs_cuda
-def test_cuda_rendering_never_waits(tiny, monkeypatch):
+def test_cuda_rendering_never_waits(tiny, on_cuda, monkeypatch):
     videos = tiny(length=8)
     list(on_cuda(videos))  # what is made once may wait
     real = device_loader.BatchRenderer.render
@@ -413,36 +523,61 @@ def test_cuda_rendering_never_waits(tiny, monkeypatch):
 
 @pytest.mark.gpu
 @needs_cuda
-def test_busy_cuda_loop_gets_whole_batches(tiny):
+def test_busy_cuda_loop_gets_whole_batches(tiny, on_cuda):
     videos = tiny(length=20)
     wanted = [batch["video"].clone() for batch in on_cuda(videos)]
-    matrix, seen = torch.randn(2000, 2000, device="cuda"), []
+    weights, sums = torch.randn(2000, 2000, device="cuda"), []
     for batch in on_cuda(videos, num_workers=1, prefetch=1):
         for _ in range(20):
-            matrix = (matrix @ matrix).tanh()
-        seen.append(batch["video"].clone())
+            weights = (weights @ weights).tanh()
+        sums.append(batch["video"].clone())
         del batch
-    assert all(torch.equal(*pair) for pair in zip(seen, wanted, strict=True))
+    assert all(torch.equal(*pair) for pair in zip(sums, wanted, strict=True))
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_cuda_camera_repeats_itself(tiny, on_cuda):
+    videos = tiny(length=2)
+    one, other = (next(iter(on_cuda(videos, pictures=32)))["video"] for _ in range(2))
+    assert torch.equal(one, other)
+    assert float((one * 4095 - (one * 4095).round()).abs().max()) < 1e-3
+
+
+# The prefetcher
+
+
+def list_threads():
+    return [thread for thread in threading.enumerate() if thread.name == "bvdm_data ahead"]
+
+
+def wait_until(is_true):
+    for _ in range(500):
+        if is_true():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it never became true")
 
 
 @pytest.mark.parametrize("maxsize", [1, 50])
 def test_prefetcher_keeps_the_order(maxsize):
     results = Prefetcher(iter(range(20)), lambda number: number**2, maxsize)
+    assert iter(results) is results
     assert list(results) == [number**2 for number in range(20)]
     assert list(results) == list(Prefetcher(iter(()), str, 1)) == []
-    idents = Prefetcher(iter(range(5)), lambda _: threading.get_ident(), 2)
-    assert threading.get_ident() not in set(idents)
+    assert threading.get_ident() not in set(
+        Prefetcher(iter(range(5)), lambda _: threading.get_ident(), 2)
+    )
 
 
 def test_prefetcher_stops_when_full():
-    made, again = [], threading.Semaphore(0)
-    ahead = Prefetcher(iter(range(100)), lambda n: (made.append(n), again.release()), 2)
-    for count in (3, 4):
-        while len(made) < count:
-            assert again.acquire(timeout=5)
-        time.sleep(0.2)
-        assert len(made) == count
-        next(ahead)
+    made = []
+    ahead = Prefetcher(iter(range(100)), made.append, 2)
+    wait_until(lambda: len(made) == 3)
+    time.sleep(0.3)
+    assert len(made) == 3
+    next(ahead)
+    wait_until(lambda: len(made) == 4)
     ahead.close()
 
 
@@ -450,11 +585,18 @@ def test_prefetcher_stops_when_full():
 def test_prefetcher_error_comes_in_order(where):
     def iterate():
         yield from (1, 2)
-        yield 0 if where == "work" else {}[0]
+        if where == "source":
+            raise KeyError("lost")
+        yield 0
 
-    ahead = Prefetcher(iterate(), lambda number: {1: 1, 2: 2}[number], 1)
+    def work(number):
+        if number == 0:
+            raise KeyError("lost")
+        return number
+
+    ahead = Prefetcher(iterate(), work, 1)
     assert [next(ahead), next(ahead)] == [1, 2]
-    with pytest.raises(KeyError, match="0"):
+    with pytest.raises(KeyError, match="lost"):
         next(ahead)
     assert list(ahead) == []
     with pytest.raises(RuntimeError, match="StopIteration"):
@@ -462,7 +604,7 @@ def test_prefetcher_error_comes_in_order(where):
 
 
 def test_closed_prefetcher_raises():
-    closed, go = [], threading.Event()
+    closed = []
 
     def iterate():
         try:
@@ -478,7 +620,10 @@ def test_closed_prefetcher_raises():
     assert closed == ["bvdm_data ahead"]
     with pytest.raises(RuntimeError, match="the loop was closed ahead of its end"):
         next(ahead)
-    # It can be closed while another thread waits for it.
+
+
+def test_prefetcher_can_be_closed_while_waiting():
+    go = threading.Event()
     ahead = Prefetcher(iter([1]), lambda _: go.wait(), 1)
     closing = threading.Thread(target=ahead.close)
     closing.start()
@@ -506,3 +651,23 @@ def test_lost_prefetcher_ends_its_thread():
     gone.set()
     thread.join(timeout=60)
     assert not thread.is_alive()
+
+
+@pytest.mark.heavy
+def test_interpreter_exits_while_prefetching():
+    script = """
+import threading
+from bvdm_data.datasets.prefetch import Prefetcher
+begun = threading.Event()
+def work(number):
+    begun.set()
+    if number:
+        threading.Event().wait(0.5)
+    return number
+ahead = Prefetcher(iter(range(100)), work, 1)
+begun.wait()
+print(next(ahead), flush=True)
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")

@@ -1,4 +1,8 @@
 import errno
+import os
+import socket
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -63,13 +67,17 @@ def test_open_atomic_folder_moves_whole_folders(tmp_path):
     with pytest.raises(RuntimeError, match="no luck"):
         fail()
     assert list(tmp_path.iterdir()) == []
-    # What a killed process has left goes.
-    (tmp_path / ".data.unfinished" / "data").mkdir(parents=True)
+    # What a killed process has left goes; the folder of another one that runs stays.
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    left = [tmp_path / f".data.{socket.gethostname()}.{x}.a" for x in (done.pid, os.getppid())]
+    for folder in left:
+        folder.mkdir()
     with open_atomic_folder(tmp_path / "data") as folder:
         folder.mkdir()
         (folder / "text").write_text("all")
     assert (tmp_path / "data" / "text").read_text() == "all"
-    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "data", left[1]])
     refused = pytest.raises(FileExistsError, match="data is there already; remove it or give")
     with refused, open_atomic_folder(tmp_path / "data"):
         pass

@@ -1,24 +1,19 @@
 """DeviceLoader: workers draw scenes on the CPU, a thread of the main process renders them."""
 
-import atexit
 import copy
-import queue
-import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, SupportsIndex, TypeVar, cast
+from typing import Any, SupportsIndex, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate, default_convert
 
-from bvdm_data.clip import Clip
-from bvdm_data.datasets.sharding import check_batch_size
+from bvdm_data.datasets.prefetch import CudaStream, DeviceStream, Prefetcher
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
-from bvdm_data.datasets.transforms import list_required_keys
+from bvdm_data.datasets.transforms import apply_transform, list_required_keys
 from bvdm_data.synth.cell_bank import CellBank
 from bvdm_data.synth.scene import Scene
 from bvdm_data.synth.synthesis import (
@@ -35,9 +30,6 @@ from bvdm_data.synth.textures import FastSettings
 from bvdm_data.system import profile_span
 from bvdm_data.validate import as_int, check_device, name_clip_in_errors, name_source_in_errors
 from bvdm_data.weights import load
-
-Item = TypeVar("Item")
-Made = TypeVar("Made")
 
 SceneItem = tuple[int, dict[str, Tensor], Scene | None]
 """Epoch, clip, and the scene of its video; None if the clip has its video."""
@@ -65,7 +57,9 @@ class SceneStream(IterableDataset[SceneItem]):
 
     def __init__(self, videos: SyntheticHeLaVideos, method: FastSettings, *, render: bool) -> None:
         """Keep the data set, and a copy that makes its clips."""
-        self.videos, self.method, self.render = videos, method, render
+        self.videos = videos
+        self.method = method
+        self.render = render
         self.maker = copy.copy(videos)
         self.maker.annotations = list_required_keys(videos.annotations, videos.transform)
         self.maker.transform = None
@@ -89,7 +83,8 @@ class SceneStream(IterableDataset[SceneItem]):
         maker, epoch = self.maker, self.videos.epoch
         if self.render:
             return epoch, cast(dict[str, Tensor], maker.clip(number)), None
-        with name_clip_in_errors(maker._name, epoch, number), run_single_threaded():
+        name = f"SyntheticHeLaVideos(seed={maker.seed})"
+        with name_clip_in_errors(name, epoch, number), run_single_threaded():
             settings = maker._scene(maker.annotations)
             scene = draw_scene(load(maker.model), settings, self.method, **maker._place(number))
             flow = compute_scene_flow(scene) if settings.flow else None
@@ -107,7 +102,7 @@ class SceneStream(IterableDataset[SceneItem]):
         return SceneBatch(epochs[0], default_collate(list(clips)), batch)
 
 
-def _render(batch: SceneBatch, renderer: BatchRenderer | None, name: str) -> dict[str, Tensor]:
+def _render(batch: SceneBatch, renderer: BatchRenderer | None, seed: int) -> dict[str, Tensor]:
     """Return the clips of a batch with their videos, on the device of the renderer."""
     if renderer is None or batch.scenes is None:
         return batch.clips
@@ -115,87 +110,13 @@ def _render(batch: SceneBatch, renderer: BatchRenderer | None, name: str) -> dic
     numbers = batch.clips["index"].tolist()
     place = (
         f"It is in the batch of the clips {', '.join(map(str, numbers))} of epoch {batch.epoch} of "
-        f"{name}; to make them one by one: videos.set_epoch({batch.epoch}); "
-        f"videos.clip({numbers[0]}), ..."
+        f"SyntheticHeLaVideos(seed={seed}); to make them one by one: "
+        f"videos.set_epoch({batch.epoch}); videos.clip({numbers[0]}), ..."
     )
     with name_source_in_errors(place):
         video = renderer.render(batch.scenes)
         rest = {k: v.to(renderer.device, non_blocking=True) for k, v in batch.clips.items()}
     return {"video": video, **rest}
-
-
-class _Queue(queue.Queue[Any]):
-    # A mere flag: the garbage collector may set it while this thread holds a lock.
-    stopped = False
-
-
-class Prefetcher(Iterator[Made]):
-    """Iterator over what a thread makes of the items of another iterator, some items ahead.
-
-    The thread ends with :meth:`close`, with the last reference to the iterator, and when the
-    interpreter exits. ``next`` raises an error of the thread after the items before it.
-    """
-
-    def __init__(self, source: Iterator[Item], work: Callable[[Item], Made], maxsize: int) -> None:
-        """Start the thread."""
-        self._is_over = False
-        self._results = _Queue(maxsize)
-        # No reference to self: otherwise the iterator would never be garbage-collected.
-        given = (self._results, source, work)
-        thread = threading.Thread(target=_fill, args=given, name="bvdm_data ahead", daemon=True)
-        self.close = weakref.finalize(self, _stop, self._results, thread)
-        # Later than the workers of the source, so it comes before they end.
-        atexit.register(self.close)
-        thread.start()
-
-    def __next__(self) -> Made:
-        """Return the next result."""
-        while not self._results.stopped:
-            try:
-                made, error = self._results.get(timeout=1)
-            except queue.Empty:
-                continue
-            if error is None:
-                return cast(Made, made)
-            self._is_over = True
-            self.close()
-            raise error
-        if self._is_over:
-            raise StopIteration
-        raise RuntimeError(
-            "the loop was closed ahead of its end, by close() or because a new one was begun"
-        )
-
-
-def _fill(results: _Queue, source: Iterator[Item], work: Callable[[Item], Made]) -> None:
-    """Put pairs into the queue: a result and None, at last None and the error that ended it."""
-
-    def put(*pair: Any) -> None:
-        is_in = False
-        while not (is_in or results.stopped):
-            with suppress(queue.Full):
-                results.put(pair, timeout=0.1)
-                is_in = True
-
-    try:
-        # A generator turns a StopIteration of the work, which would end the loop, into an error.
-        for made in ((work(item), None) for item in source):
-            put(*made)
-            del made
-            if results.stopped:
-                return
-        put(None, StopIteration())
-    except BaseException as error:
-        put(None, error)
-    finally:
-        # Not left to whoever keeps the error, and with it this frame.
-        getattr(source, "close", bool)()
-
-
-def _stop(results: _Queue, thread: threading.Thread) -> None:
-    results.stopped = True
-    if threading.current_thread() is not thread:
-        thread.join()
 
 
 _PASSED_ON = (
@@ -270,7 +191,7 @@ class DeviceLoader:
         method = _check_videos(videos)
         self.videos = videos
         self.batch_size = _check_batch_size(batch_size, videos)
-        self.device = _check_device(device)
+        self.device = _check_device(device, videos)
         workers = as_int("num_workers", num_workers, least=0)
         self._prefetch = as_int("prefetch", prefetch, least=1)
         if pictures is not None and self.device.type == "cpu":
@@ -279,70 +200,67 @@ class DeviceLoader:
                 f"{pictures!r}"
             )
         patches = None if pictures is None else as_int("pictures", pictures, least=1)
-        for name in sorted(set(how) - set(_PASSED_ON)):
+        unknown = sorted(set(how) - set(_PASSED_ON))
+        if unknown:
             raise TypeError(
                 f"DeviceLoader takes of DataLoader's arguments only {', '.join(_PASSED_ON)}, got "
-                f"{name!r}"
+                f"{unknown[0]!r}"
             )
-        how |= {"batch_size": self.batch_size, "pin_memory": self.device.type == "cuda"}
+        self._how = {
+            "batch_size": self.batch_size,
+            "num_workers": workers,
+            "pin_memory": self.device.type == "cuda",
+            **how,
+        }
         self._renderer = _make_renderer(videos, method, self.device, patches)
-        scenes = SceneStream(videos, method, render=self._renderer is None)
-        how |= {"num_workers": workers, "collate_fn": scenes.collate}
-        self._new_loader = partial(DataLoader[Any], scenes, **how)
-        # One for all loops: the next one uses the memory that one has freed.
-        self._stream: Any = None
-        if self.device.type == "cuda":
-            self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        self._scenes = SceneStream(videos, method, render=self._renderer is None)
+        self._stream = _make_stream(self.device)
         self._loader = self._new_loader()
-        self._stop: Callable[[], object] = bool
+        self._running: weakref.ref[Prefetcher[Any]] | None = None
         self._received, self._restarts = 0, videos._restarts
 
     def __iter__(self) -> Iterator[Any]:
         """Begin a loop; one that is under way is closed."""
         self._stop()
         self._received, self._restarts = 0, self.videos._restarts
+        self._stream.begin()
         # Workers are started here: this thread is the one that hears of their deaths.
         batches = iter(self._loader)
         # The thread must not refer to the loop, which would never be garbage-collected.
-        renderer, stream, name = self._renderer, self._stream, self.videos._name
-        if stream is not None:
-            # After the work of the loop so far, such as moving the networks.
-            stream.wait_stream(torch.cuda.current_stream(stream.device))
+        renderer, stream, seed = self._renderer, self._stream, self.videos.seed
 
         def work(batch: SceneBatch) -> tuple[dict[str, Tensor], Any, int]:
-            # The current stream belongs to the calling thread alone; None changes nothing.
-            with torch.cuda.stream(stream):
-                clips = _render(batch, renderer, name)
-                return clips, stream and stream.record_event(), batch.epoch
+            with stream.enter_stream():
+                return _render(batch, renderer, seed), stream.record_event(), batch.epoch
 
         def iterate() -> Iterator[SceneBatch]:
-            with ExitStack() as stack:
-                if stream is not None:
-                    torch.cuda.set_device(stream.device)
-                    # Networks may be freed after it; their memory belongs to another stream.
-                    stack.callback(stream.synchronize)
+            with stream.enter_thread():
                 yield from batches
 
         ahead = Prefetcher(iterate(), work, self._prefetch)
-        self._stop = ahead.close
+        self._running = weakref.ref(ahead)
         # A map keeps no batch while it waits for the next.
         return map(self._receive, ahead)
 
     def _receive(self, rendered: tuple[dict[str, Tensor], Any, int]) -> Any:
         """Return what the loop gets: the batch, its clips transformed, or its only clip."""
         batch, event, epoch = rendered
-        if self._stream is not None:
-            # Neither the loop nor the thread waits; the memory is kept until the loop has used it.
-            current = torch.cuda.current_stream(self._stream.device)
-            current.wait_event(event)
-            for value in batch.values():
-                value.record_stream(current)
+        self._stream.wait(batch, event)
         count = len(batch["video"])
         if self.videos.transform is None:
             self._received += count
             return batch if self.batch_size is not None else {k: v[0] for k, v in batch.items()}
-        single = [cast(Clip, {k: v[place] for k, v in batch.items()}) for place in range(count)]
-        clips = [self.videos._apply_transform(clip, epoch) for clip in single]
+        clips = [
+            apply_transform(
+                {key: value[place] for key, value in batch.items()},  # type: ignore[arg-type]
+                self.videos.transform,
+                name=f"SyntheticHeLaVideos(seed={self.videos.seed})",
+                seed=self.videos.seed,
+                epoch=epoch,
+                annotations=self.videos.annotations,
+            )
+            for place in range(count)
+        ]
         self._received += count
         if self.batch_size is None:
             return default_convert(clips[0])  # type: ignore[no-untyped-call]
@@ -397,6 +315,19 @@ class DeviceLoader:
         self._stop()
         self.videos.load_state_dict(state_dict)
 
+    def _stop(self) -> None:
+        loop = None if self._running is None else self._running()
+        self._running = None
+        if loop is not None:
+            loop.close()
+
+    def _new_loader(self) -> DataLoader[Any]:
+        return DataLoader(self._scenes, collate_fn=self._scenes.collate, **self._how)
+
+
+def _make_stream(device: torch.device) -> DeviceStream:
+    return CudaStream(device) if device.type == "cuda" else DeviceStream()
+
 
 def _make_renderer(
     videos: SyntheticHeLaVideos, method: FastSettings, device: torch.device, patches: int | None
@@ -412,38 +343,38 @@ def _make_renderer(
 
 
 def _check_videos(videos: SyntheticHeLaVideos) -> FastSettings:
-    other = "torch.utils.data.DataLoader"
     if not isinstance(videos, SyntheticHeLaVideos):
         raise TypeError(
-            f"videos must be SyntheticHeLaVideos, got {videos!r}; load other data sets with {other}"
+            f"videos must be SyntheticHeLaVideos, got {videos!r}; load other data sets with "
+            "torch.utils.data.DataLoader"
         )
     if not isinstance(videos.method, FastSettings):
         raise ValueError(
             f"videos must have the method 'fast', or FastSettings, got {videos.method!r}; load "
-            f"those of other methods with {other}"
-        )
-    if videos.device.type != "cpu":
-        raise ValueError(
-            f"videos must have device='cpu', since workers plan their clips there, got device="
-            f"{str(videos.device)!r}; give the device to DeviceLoader alone"
+            "those of other methods with torch.utils.data.DataLoader"
         )
     return videos.method
 
 
 def _check_batch_size(batch_size: SupportsIndex | None, videos: SyntheticHeLaVideos) -> int | None:
-    size = check_batch_size(batch_size)
-    if videos.batch_size not in (None, size or 1):
+    found = None if batch_size is None else as_int("batch_size", batch_size, least=1)
+    if videos.batch_size not in (None, found or 1):
         raise ValueError(
-            f"batch_size must be that of videos, {videos.batch_size}, got {size}; give both the "
+            f"batch_size must be that of videos, {videos.batch_size}, got {found}; give both the "
             "same"
         )
-    return size
+    return found
 
 
-def _check_device(device: str | torch.device) -> torch.device:
-    checked = check_device(device)
-    if checked.type not in ("cuda", "cpu"):
+def _check_device(device: str | torch.device, videos: SyntheticHeLaVideos) -> torch.device:
+    found = check_device(device)
+    if found.type not in ("cuda", "cpu"):
         raise ValueError(f"device must be a CUDA device or 'cpu', got {device!r}")
-    if checked.type == "cuda" and checked.index is None:
+    if videos.device.type != "cpu":
+        raise ValueError(
+            f"videos must have device='cpu', since workers plan their clips there, got device="
+            f"{str(videos.device)!r}; give the device to DeviceLoader alone"
+        )
+    if found.type == "cuda" and found.index is None:
         return torch.device("cuda", torch.cuda.current_device())
-    return checked
+    return found
