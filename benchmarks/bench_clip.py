@@ -58,7 +58,7 @@ def test_bench_few_later_steps_against_as_many_as_at_first():
 
 def test_bench_network_against_the_authors(benchmark):
     from benchmarks.reference_unet import ReferenceUNet
-    from bvdm_data.synth.unet import UNet
+    from bvdm_data.synth.networks import UNet
 
     ours, theirs = (
         kind().eval().to(memory_format=torch.channels_last) for kind in (UNet, ReferenceUNet)

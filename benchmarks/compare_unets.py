@@ -17,7 +17,7 @@ from bvdm_data.fitting.nuclei import extract_crops
 from bvdm_data.fitting.paper_networks import DDPM_TRAINING, make_ddpm_losses, normalize_crops
 from bvdm_data.fitting.training import compute_fingerprint, train
 from bvdm_data.fitting.video import read_video
-from bvdm_data.synth.unet import UNet
+from bvdm_data.synth.networks import UNet
 
 
 def main() -> None:

@@ -17,18 +17,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.tables import TABLES, table
-from bvdm_data.evaluation.arms import Arm, Data, make_arm, make_synthetic_dataset
-from bvdm_data.evaluation.clip_cache import replace_nan
+from bvdm_data.evaluation.arms import Arm, Data, make_arm, make_synthetic_dataset, replace_nan
 from bvdm_data.evaluation.distances import load_efficientnet_lite0, measure_feature_distance
 from bvdm_data.evaluation.evaluate import Budget, Questions, Run, check_unseen, describe_run
-from bvdm_data.evaluation.experiment import (
-    Trial,
-    format_figures,
-    summarize_trials,
-)
-from bvdm_data.evaluation.plots import Series, plot_lines
+from bvdm_data.evaluation.experiment import Trial, format_figures, summarize_trials
 from bvdm_data.evaluation.realism import measure_clips
-from bvdm_data.evaluation.report import make_environment, make_view
+from bvdm_data.evaluation.report import Series, make_environment, make_view, plot_lines
 from bvdm_data.evaluation.segmenter import SegmenterSettings
 from bvdm_data.files import open_atomic
 

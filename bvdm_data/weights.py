@@ -19,10 +19,9 @@ from bvdm_data.synth.camera import CameraModel
 from bvdm_data.synth.cell_cycle import CellCycleModel
 from bvdm_data.synth.contours import ShapeModel
 from bvdm_data.synth.denoiser import Denoiser, DenoiserConfig, Student, StudentConfig
-from bvdm_data.synth.flow import FlowNet
 from bvdm_data.synth.model import Model, TextureModel
 from bvdm_data.synth.motion import MotionModel, SpeedModel
-from bvdm_data.synth.unet import UNet, UNetSettings
+from bvdm_data.synth.networks import FlowNet, UNet, UNetSettings
 
 FORMAT = "bvdm-data generator 5"
 """Layout of the file, in its header."""

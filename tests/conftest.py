@@ -16,11 +16,10 @@ from bvdm_data.synth.camera import CameraModel
 from bvdm_data.synth.cell_cycle import CellCycleModel
 from bvdm_data.synth.contours import CONTOUR_POINTS, ShapeModel
 from bvdm_data.synth.denoiser import Denoiser, DenoiserConfig, Student, StudentConfig
-from bvdm_data.synth.flow import FlowNet
 from bvdm_data.synth.model import Model
 from bvdm_data.synth.motion import MotionModel, SpeedModel
+from bvdm_data.synth.networks import FlowNet, UNet, UNetSettings
 from bvdm_data.synth.textures import TextureModel
-from bvdm_data.synth.unet import UNet, UNetSettings
 
 torch.set_num_threads(1)  # tests run side by side, one thread each
 

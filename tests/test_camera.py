@@ -8,11 +8,7 @@ import torch
 from scipy import ndimage
 
 from bvdm_data.synth import camera as cameras
-from bvdm_data.synth.camera import (
-    make_cpu_normal,
-    make_device_normal,
-    make_gaussian_kernels,
-)
+from bvdm_data.synth.camera import make_cpu_normal, make_device_normal, make_gaussian_kernels
 
 CPU = torch.device("cpu")
 

@@ -14,9 +14,9 @@ from bvdm_data.evaluation import evaluate as judging
 from bvdm_data.files import MANIFEST
 from bvdm_data.fitting.fit import FitSettings
 from bvdm_data.fitting.paper_networks import train_ddpm
+from bvdm_data.synth.networks import UNetSettings
 from bvdm_data.synth.procedural import ProceduralSettings
 from bvdm_data.synth.textures import FastSettings
-from bvdm_data.synth.unet import UNetSettings
 from bvdm_data.weights import load
 from tests.helpers.fitted import quick_memory, write_fitted
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bvdm_data import CTCVideos, MixedVideos, SyntheticHeLaVideos
-from bvdm_data.evaluation.clip_cache import cache_clips, cache_json, hash_clips, replace_nan
+from bvdm_data.evaluation.arms import cache_clips, cache_json, hash_clips, replace_nan
 
 
 class Counted:

@@ -12,7 +12,7 @@ from bvdm_data.clip import TooManyNucleiError
 from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets import ctc
 from bvdm_data.evaluation import copy_paste as pasting
-from bvdm_data.evaluation.clip_cache import hash_clips
+from bvdm_data.evaluation.arms import hash_clips
 from bvdm_data.evaluation.copy_paste import FRAME_AREA, CopyPaste, Nucleus
 from bvdm_data.fitting.video import estimate_background, mask_background
 

@@ -23,12 +23,7 @@ from bvdm_data.synth.denoiser import (
 )
 from bvdm_data.synth.scene import SceneSettings
 from bvdm_data.synth.synthesis import synthesise
-from bvdm_data.synth.textures import (
-    STUDENT_STEPS,
-    FastSettings,
-    TextureModel,
-    render_textures,
-)
+from bvdm_data.synth.textures import STUDENT_STEPS, FastSettings, TextureModel, render_textures
 from bvdm_data.weights import load
 from tests.helpers.denoisers import (
     LinearDenoiser,

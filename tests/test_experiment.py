@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from bvdm_data.evaluation import experiment, segmenter
-from bvdm_data.evaluation.arms import Arm
-from bvdm_data.evaluation.clip_cache import replace_nan
+from bvdm_data.evaluation.arms import Arm, replace_nan
 from bvdm_data.evaluation.experiment import FIGURES, Trial, compare_arms, segment, train_and_test
 from bvdm_data.evaluation.seg_tra import read_reference
 from bvdm_data.evaluation.segmenter import Segmenter, SegmenterSettings

@@ -17,11 +17,11 @@ from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.fitting import denoiser
 from bvdm_data.fitting.fit import FitSettings, fit
 from bvdm_data.fitting.training import TrainingSettings
+from bvdm_data.synth.networks import UNetSettings
 from bvdm_data.synth.paper import PaperSettings
 from bvdm_data.synth.scene import SceneSettings
 from bvdm_data.synth.synthesis import make_clip, synthesise
 from bvdm_data.synth.textures import FastSettings
-from bvdm_data.synth.unet import UNetSettings
 from tests.helpers.fitted import (
     FRAMES,
     LEVEL,

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from bvdm_data.fitting import paper_networks as networks
 from bvdm_data.fitting.nuclei import MASK_LEVEL, Lineage
 from bvdm_data.fitting.training import Run, TrainingSettings
-from bvdm_data.synth.unet import UNetSettings
+from bvdm_data.synth.networks import UNetSettings
 from tests.helpers.fitted import crops_of, ellipse, filled
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bvdm_data.clip import STAGES
-from bvdm_data.fitting import student
+from bvdm_data.fitting import denoiser as student
 from bvdm_data.fitting.training import Run, TrainingSettings
 from bvdm_data.synth.denoiser import (
     PATCH_MARGIN,

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bvdm_data.synth.flow import FLOW_SIZE, FlowNet, invert_flow, warp
+from bvdm_data.synth.networks import FLOW_SIZE, FlowNet, invert_flow, warp
 
 
 def make_image(count=2, channels=1, side=12, seed=0):

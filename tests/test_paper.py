@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from bvdm_data.rng import torch_rng
-from bvdm_data.synth.flow import FlowNet, warp
+from bvdm_data.synth.networks import FlowNet, UNet, UNetSettings, warp
 from bvdm_data.synth.paper import PaperSettings, render_paper_textures
-from bvdm_data.synth.unet import UNet, UNetSettings
 
 SHORT = PaperSettings(first_steps=3, later_steps=2, total_steps=1000)
 SIDE = 32

@@ -12,9 +12,8 @@ from bvdm_data.datasets.synthetic import METHODS, SyntheticHeLaVideos
 from bvdm_data.rng import torch_rng
 from bvdm_data.synth.cells import Cell
 from bvdm_data.synth.denoiser import Denoiser, Student
-from bvdm_data.synth.flow import FLOW_SIZE, FlowNet, warp
+from bvdm_data.synth.networks import FLOW_SIZE, FlowNet, UNet, warp
 from bvdm_data.synth.procedural import ProceduralSettings, render_procedural_textures
-from bvdm_data.synth.unet import UNet
 from tests.helpers.rendering import is_same, make_videos
 
 SIX = (0.1,) * 6

@@ -16,8 +16,8 @@ from bvdm_data.synth.denoiser import (
     fit_to_patch_scale,
     make_pixel_grid,
 )
-from bvdm_data.synth.flow import FLOW_SIZE
 from bvdm_data.synth.motion import Trajectory
+from bvdm_data.synth.networks import FLOW_SIZE
 from bvdm_data.synth.render import RenderedPatches, draw_labels, make_cell_table
 from bvdm_data.synth.textures import fade_halo
 from tests.helpers.denoisers import make_still_cell, make_wavy_contours

@@ -20,12 +20,7 @@ from bvdm_data.synth.denoiser import (
 from bvdm_data.synth.model import TextureModel
 from bvdm_data.synth.motion import Trajectory
 from bvdm_data.synth.render import make_cell_table
-from bvdm_data.synth.textures import (
-    BRIGHTEST,
-    FastSettings,
-    denoise_patches,
-    render_textures,
-)
+from bvdm_data.synth.textures import BRIGHTEST, FastSettings, denoise_patches, render_textures
 from tests.helpers.denoisers import (
     LinearDenoiser,
     make_random_denoiser,

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from bvdm_data.synth.unet import (
+from bvdm_data.synth.networks import (
     UNet,
     UNetSettings,
     add_noise,

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bvdm_data import files, weights
-from bvdm_data.synth.unet import UNet, UNetSettings
+from bvdm_data.synth.networks import UNet, UNetSettings
 
 PARTS = ("shapes", "lives", "motion", "camera", "texture")
 NETWORKS = ("painter", "distilled", "unet", "flownet")

@@ -63,11 +63,10 @@ def fit(
     where it was.
     """
     from bvdm_data.clip import CameraScale
-    from bvdm_data.fitting.denoiser import DENOISER_TRAINING
+    from bvdm_data.fitting.denoiser import DENOISER_TRAINING, STUDENT_TRAINING
     from bvdm_data.fitting.fit import FitSettings
     from bvdm_data.fitting.fit import fit as fit_video
     from bvdm_data.fitting.paper_networks import DDPM_TRAINING, FLOW_TRAINING
-    from bvdm_data.fitting.student import STUDENT_TRAINING
 
     if (offset is None) != (full is None):
         raise click.UsageError("give both --offset and --full, or neither")

@@ -13,8 +13,7 @@ import torch
 from bvdm_data.clip import CameraScale, Clip
 from bvdm_data.datasets.synthetic import as_method
 from bvdm_data.evaluation import arms, distances, experiment
-from bvdm_data.evaluation.arms import Arm, Data
-from bvdm_data.evaluation.clip_cache import replace_nan
+from bvdm_data.evaluation.arms import Arm, Data, replace_nan
 from bvdm_data.evaluation.linker import LinkerSettings
 from bvdm_data.evaluation.realism import compare_metrics, measure_clips
 from bvdm_data.evaluation.report import VIDEOS, write_report

@@ -14,8 +14,7 @@ from scipy import stats
 from torch import nn
 
 from bvdm_data.evaluation import linker, segmenter
-from bvdm_data.evaluation.arms import Arm
-from bvdm_data.evaluation.clip_cache import cache_json
+from bvdm_data.evaluation.arms import Arm, cache_json
 from bvdm_data.evaluation.seg_tra import Reference, Scores, clear_border, measure_recall, score
 from bvdm_data.evaluation.segmenter import Samples, SegmenterSettings
 from bvdm_data.fitting.training import compute_fingerprint

@@ -14,9 +14,13 @@ from bvdm_data.fitting.cell_cycle import fit_cell_cycle, tabulate_intensities
 from bvdm_data.fitting.contours import fit_shapes, trace_contours
 from bvdm_data.fitting.denoiser import (
     DENOISER_TRAINING,
+    PAIRS,
+    STUDENT_TRAINING,
     AlignedCrops,
     extract_aligned_crops,
+    sample_teacher_pairs,
     train_denoiser,
+    train_student,
 )
 from bvdm_data.fitting.motion import LEAST_STEPS, fit_density, fit_motion
 from bvdm_data.fitting.nuclei import (
@@ -34,17 +38,15 @@ from bvdm_data.fitting.paper_networks import (
     train_ddpm,
     train_flownet,
 )
-from bvdm_data.fitting.student import PAIRS, STUDENT_TRAINING, sample_teacher_pairs, train_student
 from bvdm_data.fitting.texture_noise import DEFAULT, fit_noise_autocorrelation
 from bvdm_data.fitting.training import Run, TrainingLog, TrainingSettings
 from bvdm_data.fitting.video import Video, VideoTooShortError, fit_camera, read_video
 from bvdm_data.synth.cell_cycle import CellCycleModel
 from bvdm_data.synth.contours import ShapeModel
 from bvdm_data.synth.denoiser import Denoiser, Student
-from bvdm_data.synth.flow import FlowNet
 from bvdm_data.synth.model import Model, TextureModel
 from bvdm_data.synth.motion import MotionModel
-from bvdm_data.synth.unet import UNet, UNetSettings
+from bvdm_data.synth.networks import FlowNet, UNet, UNetSettings
 from bvdm_data.system import list_versions
 from bvdm_data.validate import as_int, check_device, check_scale, check_seed
 from bvdm_data.weights import load, save

@@ -18,7 +18,7 @@ from scipy.stats import median_abs_deviation
 
 from bvdm_data.clip import STAGES
 from bvdm_data.fitting.video import Frame, Video
-from bvdm_data.synth.flow import FLOW_SIZE
+from bvdm_data.synth.networks import FLOW_SIZE
 
 Array = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]

@@ -18,8 +18,14 @@ from bvdm_data.fitting.training import (
     train_network,
 )
 from bvdm_data.rng import torch_rng
-from bvdm_data.synth.flow import FlowNet, warp
-from bvdm_data.synth.unet import UNet, UNetSettings, add_noise, make_cosine_schedule
+from bvdm_data.synth.networks import (
+    FlowNet,
+    UNet,
+    UNetSettings,
+    add_noise,
+    make_cosine_schedule,
+    warp,
+)
 
 # The paper's recipe: 10,000 iterations, batch 32, learning rate 5e-4 (section 3).
 DDPM_TRAINING = TrainingSettings(steps=10_000, batch=32, rate=5e-4)

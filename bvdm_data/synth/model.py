@@ -13,9 +13,8 @@ from bvdm_data.synth.camera import CameraModel
 from bvdm_data.synth.cell_cycle import CellCycleModel
 from bvdm_data.synth.contours import ShapeModel, compute_polygon_area
 from bvdm_data.synth.denoiser import Denoiser, Student
-from bvdm_data.synth.flow import FlowNet
 from bvdm_data.synth.motion import MotionModel
-from bvdm_data.synth.unet import UNet
+from bvdm_data.synth.networks import FlowNet, UNet
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,15 +10,24 @@ from torch import Tensor
 from bvdm_data.synth.cells import Cell
 from bvdm_data.synth.contours import is_inside
 from bvdm_data.synth.denoiser import make_pixel_grid
-from bvdm_data.synth.flow import FLOW_SIZE, FlowNet, warp
 from bvdm_data.synth.model import Model
-from bvdm_data.synth.scene import Method, Progress, Scene, TexturePatches, Textures, ignore_progress
-from bvdm_data.synth.unet import (
+from bvdm_data.synth.networks import (
+    FLOW_SIZE,
+    FlowNet,
     Schedule,
     UNet,
     add_noise,
     make_cosine_schedule,
     sample_ddpm,
+    warp,
+)
+from bvdm_data.synth.scene import (
+    Method,
+    Progress,
+    Scene,
+    TexturePatches,
+    Textures,
+    ignore_progress,
 )
 from bvdm_data.validate import Rule, check_fields
 

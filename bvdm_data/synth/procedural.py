@@ -16,9 +16,16 @@ from bvdm_data.clip import STAGES
 from bvdm_data.synth.cells import Cell
 from bvdm_data.synth.contours import interpolate_radius
 from bvdm_data.synth.denoiser import make_pixel_grid
-from bvdm_data.synth.flow import FLOW_SIZE
 from bvdm_data.synth.model import Model
-from bvdm_data.synth.scene import Method, Progress, Scene, TexturePatches, Textures, ignore_progress
+from bvdm_data.synth.networks import FLOW_SIZE
+from bvdm_data.synth.scene import (
+    Method,
+    Progress,
+    Scene,
+    TexturePatches,
+    Textures,
+    ignore_progress,
+)
 from bvdm_data.validate import Rule, check_fields
 
 _LENGTH = Rule(float, least=0.5, most=16)

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from bvdm_data.synth.contours import find_vertices, interpolate_radius
 from bvdm_data.synth.denoiser import SDF_CLIP
-from bvdm_data.synth.flow import invert_flow
 from bvdm_data.synth.motion import Trajectory
+from bvdm_data.synth.networks import invert_flow
 
 WINDOW_PIXELS = 2**21
 """Pixels of all windows that are worked on together; bounds the memory."""
