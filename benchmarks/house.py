@@ -37,9 +37,9 @@ get grow guess group hand has hash hold identify import interpolate invert is it
 keep lay list load look make map mask match measure merge move name normalize number open pack pad
 paint parse pick pin place play plot pool predict prepare print profile push put read recommend
 relabel remove render replace report require resample resolve return run sample save scale segment
-select send separate set show shrink silence simulate solve sort start stay stop store summarize
-synthesise tabulate take test tile trace train transform try turn unpack update upsample validate
-vary wait warm warn warp weigh write
+select send separate set show shrink silence simulate solve skip sort start stay stop store
+summarize synthesise tabulate take test tile trace train transform try turn unpack update upsample
+validate vary wait warm warn warp weigh write
 """.split()  # noqa: SIM905
 VERBS_BEFORE_A_NOUN = ("label", "link", "pair", "plan", "sample", "score", "split", "track")
 """Nouns when on their own: ``label_rows`` does something, ``label`` is something."""

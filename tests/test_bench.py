@@ -106,7 +106,7 @@ def test_warm_up_fills_the_cell_bank(tiny, slow_clips):
     assert warm_up(videos) >= 6
     kept = videos._pool._pairs
     assert len(kept) == 6
-    assert sum(pair.painted is not None for pair in kept.values()) >= 5
+    assert sum(pair.patches is not None for pair in kept.values()) >= 5
     slow_clips.clear()
     assert warm_up(tiny()) == 1
     assert slow_clips == [0]

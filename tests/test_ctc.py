@@ -157,13 +157,13 @@ def test_segmentation_truth_may_lack_tracks(copy, tiny_video):
 # Errors of reading; tests/test_bad_input.py has more
 
 
-def test_two_files_of_one_number_are_refused(copy):
+def test_files_of_one_number_are_refused(copy):
     shutil.copy(copy / "01/t005.tif", copy / "01/t0005.tif")
     with pytest.raises(ValueError, match=r"one file a frame, got t005.tif and 01/t0005.tif"):
         read_sequence(copy, "01")
 
 
-def test_truth_or_sequence_that_misses_is_refused(copy):
+def test_missing_truth_or_sequence_is_refused(copy):
     shutil.rmtree(copy / "01_GT")
     for truth in ("ST", "GT", "TRA"):
         with pytest.raises(FileNotFoundError, match=f"no masks of truth='{truth}'.*truth=None"):
@@ -189,7 +189,7 @@ def test_malformed_track_table_is_refused(copy, text, words):
         read_sequence(copy, "01")
 
 
-def test_track_table_may_be_empty_or_tabbed(copy):
+def test_track_table_takes_tabs_or_nothing(copy):
     edit_table(copy, lambda text: text.replace(" ", "\t"))
     assert len(read_sequence(copy, "01").tracks) == 6
     edit_table(copy, lambda _: "")

@@ -88,7 +88,7 @@ def shifted_discs(count=24):
     return torch.from_numpy(pairs), torch.arange(count)
 
 
-def test_flow_loss_and_iou_know_the_truth():
+def test_flow_loss_and_iou_of_truth():
     masks = shifted_discs()[0]
     wanted = F.mse_loss(masks[:, :1].float(), masks[:, 1:].float())
     assert float(networks._compute_flow_loss(Still(), masks)) == pytest.approx(float(wanted))

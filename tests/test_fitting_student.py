@@ -72,10 +72,10 @@ def test_pairs_are_rendered_from_their_noise(draw):
 
 def test_pairs_vary_stage_size_and_brightness(draw):
     pairs = draw(200)
-    assert int((pairs.stage > 0).sum()) == student.MITOSIS_FRACTION * 200
+    assert int((pairs.stage > 0).sum()) == student.STUDENT_MITOSIS_FRACTION * 200
     assert set(pairs.stage.tolist()) == set(range(len(STAGES)))
     # In any order.
-    assert 0 < int((pairs.stage[:100] > 0).sum()) < student.MITOSIS_FRACTION * 200
+    assert 0 < int((pairs.stage[:100] > 0).sum()) < student.STUDENT_MITOSIS_FRACTION * 200
     assert pairs.radii.amax(1).max() <= 48 / 2 - PATCH_MARGIN + 1e-4
     assert pairs.radii.min() > 0
     # Wider than the lives alone: their brightness is from 0.1 to 0.3.

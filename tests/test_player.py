@@ -1,10 +1,10 @@
-import builtins
 import io
 import json
 import re
 import resource
 import shutil
 import subprocess
+import sys
 from base64 import b64decode
 
 import numpy as np
@@ -235,14 +235,7 @@ def test_mp4_on_full_disk_leaves_nothing(tmp_path):
 
 
 def test_mp4_names_its_missing_extra_first(monkeypatch, tmp_path):
-    real = builtins.__import__
-
-    def missing(name, *rest):
-        if name == "imageio_ffmpeg":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", missing)
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     message = r"needs the package 'imageio_ffmpeg', .* pip install 'bvdm-data\[preview\]'"
     with pytest.raises(ModuleNotFoundError, match=message):
         write_animation(a_clip(), tmp_path / "clip.mp4")

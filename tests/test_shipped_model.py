@@ -81,13 +81,13 @@ def test_ddpm_removes_noise():
     ids=["fast", "paper"],
 )
 def test_flow_follows_the_light(monkeypatch, method):
-    seen, original = {}, synthesis.composite_scene
+    seen, original = {}, synthesis._composite_scene
 
     def composite(*given, **how):
         seen["light"] = original(*given, **how)
         return seen["light"]
 
-    monkeypatch.setattr(synthesis, "composite_scene", composite)
+    monkeypatch.setattr(synthesis, "_composite_scene", composite)
     settings = SceneSettings(frames=3, size=(200, 200), nuclei=8, flow=True)
     film = synthesise(load("hela"), settings, method, seed=0, name=("clip", 0, 0))
     followed, resting = [], []

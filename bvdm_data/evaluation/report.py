@@ -16,7 +16,6 @@ import numpy as np
 from scipy import stats
 
 from bvdm_data.clip import STAGES
-from bvdm_data.evaluation import report as plots
 from bvdm_data.evaluation.arms import replace_nan
 from bvdm_data.evaluation.distances import DAMAGED, FLOOR
 from bvdm_data.evaluation.experiment import FIGURES, LINK_FIGURES
@@ -49,7 +48,7 @@ class Series:
     colour: str | None = None  # None: the next of COLOURS
 
 
-def plot_dots(values: Mapping[str, Sequence[Number]], label: str, baseline: str) -> str:
+def _plot_dots(values: Mapping[str, Sequence[Number]], label: str, baseline: str) -> str:
     """Draw each value as a dot, one row per name, and the mean as a bar."""
     figure, axes = _make_axes(0.75 + 0.36 * len(values), x_label=label)
     for row, (name, given) in enumerate(values.items()):
@@ -93,7 +92,7 @@ def plot_lines(
     return _embed(figure)
 
 
-def plot_bars(
+def _plot_bars(
     values: Mapping[str, tuple[Number, Number]], label: str, colours: Mapping[str, str]
 ) -> str:
     """Draw a horizontal bar for each name, with its error."""
@@ -107,7 +106,7 @@ def plot_bars(
     return _embed(figure)
 
 
-def plot_grouped_bars(
+def _plot_grouped_bars(
     groups: Sequence[str],
     values: Mapping[str, Sequence[Number]],
     label: str,
@@ -126,7 +125,7 @@ def plot_grouped_bars(
     return _embed(figure)
 
 
-def embed(content: bytes, mime: str) -> str:
+def _encode_uri(content: bytes, mime: str) -> str:
     """Return a file as a ``data:`` URI."""
     return f"data:{mime};base64,{b64encode(content).decode('ascii')}"
 
@@ -154,7 +153,7 @@ def _embed(figure: Any) -> str:
     buffer = BytesIO()
     with require("matplotlib").rc_context(_STYLE):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return embed(buffer.getvalue(), "image/svg+xml")
+    return _encode_uri(buffer.getvalue(), "image/svg+xml")
 
 
 # Titles of the sections by their ids.
@@ -302,7 +301,7 @@ def _plot_training(part: Values) -> list[Plot]:
             by_arm[trial["arm"]].append(trial[figure])
         title, baseline = HEADS[figure], part["baseline"]
         caption = f"{title} of every network; bars: means; dashed: mean of {baseline}."
-        drawn.append((plots.plot_dots(by_arm, title, baseline), caption))
+        drawn.append((_plot_dots(by_arm, title, baseline), caption))
     return drawn
 
 
@@ -315,7 +314,7 @@ def _plot_distance(part: Values) -> dict[str, Plot]:
         colours |= dict.fromkeys(CONTROLS, SOFT)
         label = f"KID-{part[kind][0]['features']} x 1000"
         caption = f"{title}: {label}, with standard error. Grey: floor and damaged controls."
-        drawn[kind] = plots.plot_bars(values, label, colours), caption
+        drawn[kind] = _plot_bars(values, label, colours), caption
     return drawn
 
 
@@ -336,16 +335,16 @@ def _plot_realism(lines: Sequence[Values], names: Mapping[str, str]) -> list[Plo
     texture_labels = "frames between the images", "correlation of the texture"
     return [
         (
-            plots.plot_lines(texture, *texture_labels),
+            plot_lines(texture, *texture_labels),
             "Correlation of the inside of a nucleus with itself some frames later, after rigid "
             "alignment; medians. Dotted: unrelated nuclei.",
         ),
         (
-            plots.plot_lines(edges, *edge_labels),
+            plot_lines(edges, *edge_labels),
             "Edge profile: median intensity across the outline of a nucleus.",
         ),
         (
-            plots.plot_grouped_bars(STAGES, agreement, "label agreement", _VIDEO_COLOURS),
+            _plot_grouped_bars(STAGES, agreement, "label agreement", _VIDEO_COLOURS),
             "Label agreement: how well the outline fits the image, by stage; medians.",
         ),
     ]
@@ -355,4 +354,4 @@ def _embed_picture(path: Path) -> str:
     mime = mimetypes.guess_type(path)[0] or ""
     if not mime.startswith("image/"):
         raise ValueError(f"pictures must be images, such as .png or .gif, got {path.name!r}")
-    return plots.embed(path.read_bytes(), mime)
+    return _encode_uri(path.read_bytes(), mime)

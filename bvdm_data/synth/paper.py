@@ -27,7 +27,7 @@ from bvdm_data.synth.scene import (
     Scene,
     TexturePatches,
     Textures,
-    ignore_progress,
+    skip_progress,
 )
 from bvdm_data.validate import Rule, check_fields
 
@@ -79,7 +79,7 @@ class PaperSettings(Method):
             raise ValueError(PAPER_NETS_MISSING)
 
     def render_textures(
-        self, scene: Scene, model: Model, progress: Progress = ignore_progress
+        self, scene: Scene, model: Model, progress: Progress = skip_progress
     ) -> Textures:
         """Render frame by frame, all cells in one batch."""
         if model.unet is None or model.flownet is None:
@@ -100,7 +100,7 @@ def render_paper_textures(
     rngs: Sequence[torch.Generator],
     *,
     keep_flow: bool = True,
-    progress: Progress = ignore_progress,
+    progress: Progress = skip_progress,
 ) -> TexturePatches:
     """Render all nuclei, frame by frame, in one batch (paper, figures 1 b.1 and b.2).
 

@@ -24,7 +24,7 @@ from bvdm_data.synth.scene import (
     Scene,
     TexturePatches,
     Textures,
-    ignore_progress,
+    skip_progress,
 )
 from bvdm_data.validate import Rule, check_fields
 
@@ -102,7 +102,7 @@ class ProceduralSettings(Method):
         _check_nucleoli(self.nucleoli)
 
     def render_textures(
-        self, scene: Scene, model: Model, progress: Progress = ignore_progress
+        self, scene: Scene, model: Model, progress: Progress = skip_progress
     ) -> Textures:
         """Render without a network."""
         return render_procedural_textures(
@@ -133,7 +133,7 @@ def render_procedural_textures(
     rngs: Sequence[torch.Generator],
     *,
     keep_flow: bool = True,
-    progress: Progress = ignore_progress,
+    progress: Progress = skip_progress,
 ) -> TexturePatches:
     """Render nuclei without a network.
 

@@ -24,7 +24,7 @@ Progress = Callable[[float], object]
 """Is called with the share of a video that is done, from 0 to 1."""
 
 
-def ignore_progress(share: float) -> None:
+def skip_progress(share: float) -> None:
     """Do nothing."""
 
 
@@ -142,7 +142,7 @@ class Method:
         )  # fmt: skip
 
     def render_textures(
-        self, scene: Scene, model: Model, progress: Progress = ignore_progress
+        self, scene: Scene, model: Model, progress: Progress = skip_progress
     ) -> Textures:
         """Render the cells of a scene."""
         raise NotImplementedError

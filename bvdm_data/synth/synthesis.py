@@ -36,7 +36,7 @@ from bvdm_data.synth.render import (
     map_tensors,
     place_patches,
 )
-from bvdm_data.synth.scene import Method, Progress, Scene, SceneSettings, ignore_progress
+from bvdm_data.synth.scene import Method, Progress, Scene, SceneSettings, skip_progress
 from bvdm_data.synth.textures import BATCH, DenoiserInputs, FastSettings, run_denoiser_batched
 from bvdm_data.system import profile_span
 
@@ -86,7 +86,7 @@ def synthesise(
     seed: int,
     name: tuple[str | int, ...],
     pool: tuple[CellBank, int, int] | None = None,
-    progress: Progress = ignore_progress,
+    progress: Progress = skip_progress,
 ) -> AnnotatedVideo:
     """Synthesise a video from outlines, trajectories and textures (paper, figure 1 b).
 

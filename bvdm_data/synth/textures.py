@@ -23,7 +23,7 @@ from bvdm_data.synth.denoiser import (
 from bvdm_data.synth.model import Model, RandomisedModel, TextureModel
 from bvdm_data.synth.motion import FamilySampler, Trajectory, simulate_colony
 from bvdm_data.synth.render import RenderedPatches
-from bvdm_data.synth.scene import Method, Progress, Scene, SceneSettings, Textures, ignore_progress
+from bvdm_data.synth.scene import Method, Progress, Scene, SceneSettings, Textures, skip_progress
 from bvdm_data.system import profile_span
 from bvdm_data.validate import Rule, check_fields
 
@@ -108,7 +108,7 @@ class FastSettings(Method):
         return [replace(group, rows=scene.rows[group.rows]) for group in inputs]
 
     def render_textures(
-        self, scene: Scene, model: Model, progress: Progress = ignore_progress
+        self, scene: Scene, model: Model, progress: Progress = skip_progress
     ) -> Textures:
         """Render the cells of a scene, all frames at once, or take them from their bank."""
         if scene.sample is not None:
@@ -233,7 +233,7 @@ def run_denoiser_batched(
     steps: int,
     *,
     fixed_batch: int | None = None,
-    progress: Progress = ignore_progress,
+    progress: Progress = skip_progress,
 ) -> list[RenderedPatches]:
     """Render nuclei in calls of about ``BATCH`` patches, or of ``fixed_batch``, filled up."""
     total, done, rendered = sum(len(group.rows) for group in groups), 0, []
