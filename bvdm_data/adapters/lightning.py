@@ -56,8 +56,8 @@ class ClipDataModule(_DataModule):
         val: The same for validation; a list of data sets: one loader each. None: no validation.
         test: The same for testing.
         batch_size: Clips of a batch, in each rank. None: the ``batch_size`` of ``train`` where it
-            has one, else 1. Streams without one are told it; in validation and testing, one that
-            has its own keeps it.
+            has one, else 1. Streams without one take it; in validation and testing, a stream
+            keeps its own.
         num_workers: Processes that make clips, for each loader.
         pin_memory: Whether batches lie in memory that is copied to a GPU faster.
         persistent_workers: Whether workers are kept from one epoch to the next.
@@ -113,7 +113,7 @@ class ClipDataModule(_DataModule):
             if name in options:
                 raise TypeError(
                     f"{name} must not be given to the loaders: which clips they have, in which "
-                    "order, is said by the data sets and by shuffle="
+                    "order, follows from the data sets and shuffle="
                 )
         self.batch_size = check_batch_size(batch_size)
         self._options = {

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import napari
 
 Layer = tuple[npt.NDArray[Any], dict[str, Any], str]
-"""Data, what napari is told of it, and the kind of the layer: napari's ``LayerData``."""
+"""Data, its settings for napari, and the kind of the layer: napari's ``LayerData``."""
 
 SAMPLE_FRAMES, SAMPLE_SIZE = 24, 256
 """Length and side of the sample, px (our choice: long enough for divisions)."""

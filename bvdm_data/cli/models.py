@@ -117,7 +117,7 @@ def info(model: str) -> None:
 @option("--seeds", default=3, help="Networks trained on each arm.")
 @option("--steps", default=400, help="Training steps of a segmenter.")
 @option("--clips", type=int, help="Clips of an arm. [default: as many pixels as the video]")
-@option("--crops", default=900, help="Nuclei of the picture distance.")
+@option("--crops", default=900, help="Nuclei of the feature distance.")
 @click.option("--scarce-frames", default="1,4,10,30", hidden=True)
 @option("--work-dir", default="evaluation", type=FOLDER, help="For clips, networks and scores.")
 @option("--report", type=FOLDER, help="Folder for index.html and report.json.")

@@ -82,7 +82,7 @@ def export(
                 continue
             place = f"It is sequence {name} of {folder}; the same call continues there"
             with name_source_in_errors(place):
-                film = synthesise(
+                video = synthesise(
                     generator,
                     scene,
                     texture,
@@ -90,8 +90,8 @@ def export(
                     name=("export", index),
                     progress=partial(_advance, bar, index * frames, frames),
                 )
-            counts = np.stack([scale.to_counts(frame) for frame in film.video])
-            write_sequence(folder, name, counts, film.masks, film.tracks)
+            counts = np.stack([scale.to_counts(frame) for frame in video.video])
+            write_sequence(folder, name, counts, video.masks, video.tracks)
             written.append(name)
     return written
 

@@ -36,7 +36,7 @@ METHODS: Mapping[str, Method] = {
     "paper": PaperSettings(),
     "procedural": ProceduralSettings(),
 }
-"""Methods of painting nuclei, by name."""
+"""Methods of synthesis, by name."""
 
 
 def as_method(method: str | Method) -> Method:
@@ -91,25 +91,25 @@ class SyntheticHeLaVideos(ClipStream):
         seed: Seed of all clips.
         model: A name that ships with the package, or the path of a file made by
             ``bvdm-data fit``.
-        method: How nuclei live and are painted: ``"fast"`` (the library's own: families that
-            move as in the video, painted by a network that knows outline, brightness and stage),
-            ``"paper"`` (Yilmaz et al. 2024, step by step), ``"procedural"`` (noise and flow from
-            formulas, no network, the fastest), or a :class:`FastSettings`,
-            :class:`PaperSettings` or :class:`ProceduralSettings` with other numbers.
+        method: How cells move and how their textures are rendered: ``"fast"`` (this library's:
+            families that move as in the video, a network conditioned on outline, brightness and
+            stage), ``"paper"`` (Yilmaz et al. 2024, step by step), ``"procedural"`` (noise and
+            flow from formulas, no network), or a :class:`FastSettings`, :class:`PaperSettings` or
+            :class:`ProceduralSettings` with other numbers.
         nuclei: Nuclei in the first frame; a pair: a random number from low to high; None: the
-            density of the fitted video, as far as ``variation`` keeps it.
+            density of the fitted video, varied by ``variation``.
         variation: How far brightness, size, density, crowding, blur and noise of a clip may differ
             from the fitted video, from 0 (not at all, for clips that look like it) to 1 (widely,
             for networks that must work on other videos, too). None: 1 with ``"fast"``, 0 with the
             other methods.
-        pool: Paint nuclei once and show them in many clips, for loops that would otherwise wait
-            for clips: True, or a :class:`PoolSettings` with the number of nuclei and how soon they
-            are replaced. None: every clip has new nuclei. Only for ``"fast"``.
+        pool: Cell bank: render nuclei once and show them in many clips, for loops that would
+            otherwise wait for clips: True, or a :class:`PoolSettings` with the number of nuclei
+            and how soon they are replaced. None: every clip has new nuclei. Only for ``"fast"``.
         annotations: Keys in addition to ``video``: ``"masks"``, ``"tracks"``, ``"flow"``,
             ``"stages"``, ``"boxes"``, ``"centroids"``; see :class:`Clip`.
         max_cells: Rows of the padded tables; a clip with more nuclei is an error, never cut.
         device: Where the networks run, and where the clips are; other than ``"cpu"`` needs a
-            loader with ``num_workers=0``. :class:`DeviceLoader` paints whole batches on a GPU.
+            loader with ``num_workers=0``. :class:`DeviceLoader` renders whole batches on a GPU.
         transform: Called on the finished clip, with ``video`` and ``masks`` as tv_tensors. Where
             it moves pixels, annotations follow, or a :class:`TransformError` is raised. The global
             random states that it uses are set for each clip.
@@ -224,9 +224,9 @@ class SyntheticHeLaVideos(ClipStream):
             generator = load(self.model)
         else:
             generator = _load_on(self.device, self.model, self.model.stat().st_mtime_ns)
-        film = synthesise(generator, self._scene(wanted), self.method, **self._place(number))
+        video = synthesise(generator, self._scene(wanted), self.method, **self._place(number))
         with profile_span("annotations"):
-            clip = make_clip(film, wanted, self.max_cells, number)
+            clip = make_clip(video, wanted, self.max_cells, number)
         return cast(Clip, {key: value.to(self.device) for key, value in clip.items()})  # type: ignore[attr-defined]
 
     def _scene(self, wanted: Collection[str]) -> SceneSettings:

@@ -173,7 +173,7 @@ class Data:
         stop: Frame number after the last one of ``train`` that is used; None: all.
         test_stop: The same of ``test``.
         model: The fitted model: a name, or the path of a file.
-        method: How synthetic nuclei are painted.
+        method: How synthetic clips are made.
         variation: How far synthetic clips may leave the fitted video, from 0 to 1; None: what is
             usual for the method.
         seed: Seed of the synthetic clips.

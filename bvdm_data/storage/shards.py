@@ -367,7 +367,7 @@ def write_shard(plan: ShardPlan, number: int) -> bool:
 
 @functools.lru_cache(maxsize=1)
 def _load_videos(config: str) -> SyntheticHeLaVideos:
-    """Return the data set of this process; it is kept, so that its pool is painted once."""
+    """Return the data set of this process; it is kept, so that its cell bank is rendered once."""
     return _from_config(json.loads(config))
 
 

@@ -34,7 +34,7 @@ class Model:
     motion: MotionModel  # steps, turns, density
     camera: CameraModel  # background, blur, noise, scale
     texture: TextureModel  # how long a texture lasts
-    painter: Denoiser  # draws a nucleus from outline, brightness and stage; the method "fast"
+    painter: Denoiser  # renders a nucleus from outline, brightness and stage; the method "fast"
     distilled: Student  # draws the same in one call
     unet: UNet | None = None  # predicts the noise in a patch; None: not fitted
     flownet: FlowNet | None = None  # predicts the flow between two masks; None: not fitted

@@ -1,1 +1,1 @@
-"""Viewing: pictures of clips, contact sheets, films and a page that plays them."""
+"""Images of clips, contact sheets, animations, and a page that plays clips."""

@@ -29,10 +29,10 @@ TEMPLATE = Path(__file__).with_name("player.html")
 """The page without its clips."""
 
 QUALITY = 80
-"""Quality of the embedded WebP pictures, from 0 to 100 (our choice: noise stays visible)."""
+"""Quality of the embedded WebP images, from 0 to 100 (our choice: noise stays visible)."""
 
 MOST_PIXELS = 16383
-"""Longest side of a WebP picture (the format stores it in 14 bits)."""
+"""Longest side of a WebP image (the format stores it in 14 bits)."""
 
 
 def write_player(
@@ -149,8 +149,8 @@ def _sheet(clip: Clip, grey_range: Range, gamma: float) -> str:
     columns = _columns(frames)
     sheet = Image.new("L", (columns * width, -(-frames // columns) * height))
     for frame in range(frames):
-        picture = render_frame(video[frame], grey_range=grey_range, gamma=gamma).convert("L")
-        sheet.paste(picture, (frame % columns * width, frame // columns * height))
+        image = render_frame(video[frame], grey_range=grey_range, gamma=gamma).convert("L")
+        sheet.paste(image, (frame % columns * width, frame // columns * height))
     file = io.BytesIO()
     sheet.save(file, "WEBP", quality=QUALITY)
     return b64encode(file.getvalue()).decode()
