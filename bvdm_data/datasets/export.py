@@ -11,16 +11,11 @@ from tqdm import tqdm
 
 from bvdm_data.clip import CameraScale
 from bvdm_data.datasets.ctc import is_complete, write_sequence
-from bvdm_data.datasets.synthetic import (
-    as_method,
-    check_nuclei,
-    check_size_fits_nucleus,
-    check_variation,
-)
+from bvdm_data.datasets.synthetic import as_method, check_scene
 from bvdm_data.files import prepare_output_dir
-from bvdm_data.synth.scene import Method, SceneSettings
+from bvdm_data.synth.scene import Method
 from bvdm_data.synth.synthesis import synthesise
-from bvdm_data.validate import as_int, check_frames, check_seed, check_size, name_source_in_errors
+from bvdm_data.validate import as_int, check_seed, name_source_in_errors
 from bvdm_data.weights import find_model, load, model_digest
 
 MAX_SEQUENCES = 99
@@ -48,37 +43,34 @@ def export(
     number = as_int("sequences", sequences, least=1)
     if number > MAX_SEQUENCES:
         raise ValueError(f"sequences must be at most {MAX_SEQUENCES}, got {number}")
-    frames, seed = check_frames(frames), check_seed(seed)
-    texture, nuclei = as_method(method), check_nuclei(nuclei)
-    scene = SceneSettings(
-        frames=frames,
-        size=check_size(size),
-        nuclei=nuclei,
-        variation=check_variation(variation, texture),
-    )
+    seed, texture = check_seed(seed), as_method(method)
     path = find_model(model)
     generator = load(path)
-    check_size_fits_nucleus(scene.size, generator)
+    scene = check_scene(
+        generator, texture, frames=frames, size=size, nuclei=nuclei, variation=variation
+    )
     texture.check_fitted(generator)
     folder = Path(directory).expanduser()
     manifest = {
         "version": importlib.metadata.version("bvdm-data"),
         "model": model_digest(path),
-        "frames": frames,
+        "frames": scene.frames,
         "size": list(scene.size),
         "seed": seed,
         "method": repr(texture),
-        "nuclei": list(nuclei) if isinstance(nuclei, tuple) else nuclei,
+        "nuclei": list(scene.nuclei) if isinstance(scene.nuclei, tuple) else scene.nuclei,
         "variation": scene.variation,
     }
     prepare_output_dir(folder, manifest, may_restart=True)
     scale = CameraScale(generator.camera.offset, generator.camera.full)
     written = []
-    with tqdm(total=number * frames, desc="exporting", unit="frame", disable=not progress) as bar:
+    with tqdm(
+        total=number * scene.frames, desc="exporting", unit="frame", disable=not progress
+    ) as bar:
         for index in range(number):
             name = f"{index + 1:02d}"
             if is_complete(folder, name):
-                bar.update(frames)
+                bar.update(scene.frames)
                 continue
             place = f"It is sequence {name} of {folder}; the same call continues there"
             with name_source_in_errors(place):
@@ -88,7 +80,7 @@ def export(
                     texture,
                     seed=seed,
                     name=("export", index),
-                    progress=partial(_advance, bar, index * frames, frames),
+                    progress=partial(_advance, bar, index * scene.frames, scene.frames),
                 )
             counts = np.stack([scale.to_counts(frame) for frame in video.video])
             write_sequence(folder, name, counts, video.masks, video.tracks)

@@ -13,7 +13,8 @@ from bvdm_data.fitting.nuclei import INTERPHASE, Array, Nuclei, fit_ar1_plus_noi
 from bvdm_data.fitting.video import Video
 from bvdm_data.rng import numpy_rng
 from bvdm_data.synth.cell_cycle import PRE_MITOTIC
-from bvdm_data.synth.motion import CONTACT, MotionModel, SpeedModel
+from bvdm_data.synth.motion import MotionModel, SpeedModel
+from bvdm_data.synth.occupancy import CONTACT
 
 Rows = npt.NDArray[np.int64]
 LEAST_STEPS = 5  # steps, or pairs of them, that a figure must rest on; with fewer it stays neutral
