@@ -221,7 +221,7 @@ class _Simulation:
     def _place(self, wanted: int, *, in_view: bool) -> bool:
         """Place founders; return whether so many are there, or in view."""
         hidden = 0
-        visible = self.occupancy.count_visible() if in_view else 0
+        visible = int((self.occupancy.own > 0).sum())
 
         def is_short() -> bool:
             return (visible if in_view else len(self.founders)) < wanted

@@ -29,7 +29,8 @@ class InitialCell:
         return self.spacing * float(compute_mean_radius(self.family[0].radii[0]))
 
 
-_NOWHERE = np.zeros(0, np.int64)
+Pixels = npt.NDArray[np.int64]
+"""Pixels of an image, counted row by row."""
 
 
 class Occupancy:
@@ -37,37 +38,41 @@ class Occupancy:
 
     def __init__(self, size: tuple[int, int]) -> None:
         """Begin with an empty image."""
-        self.centres: list[Array] = []
-        self.radii: list[float] = []  # of the discs that others keep off
-        self.pixels: list[npt.NDArray[np.int64]] = []  # of the image, under each nucleus
-        self.layers = np.zeros(size[0] * size[1], np.int64)  # nuclei over each pixel of the image
+        self.centres: Array = np.zeros((0, 2))
+        self.radii: Array = np.zeros(0)  # of the discs that others keep off
+        self.own = np.zeros(0, np.int64)  # pixels that each nucleus alone covers
+        # How many nuclei cover each pixel of the image, and the sum of their numbers.
+        self.layers, self.numbers = np.zeros((2, math.prod(size)), np.int64)
 
     def is_free(self, centre: Array, radius: float) -> bool:
         """Return whether a nucleus would be far enough from all others."""
-        distance = np.hypot(*(np.reshape(self.centres, (-1, 2)) - centre).T)
-        return bool((distance >= np.array(self.radii) + radius).all())
+        distance = np.hypot(*(self.centres - centre).T)
+        return bool((distance >= self.radii + radius).all())
 
     def find_free(self, sample: Callable[[], Array], radius: float, tries: int) -> Array | None:
         """Return the first of some random centres that is free; None: there is none."""
         centres = (sample() for _ in range(tries))
         return next((centre for centre in centres if self.is_free(centre, radius)), None)
 
-    def count_visible(self, pixels: npt.NDArray[np.int64] = _NOWHERE) -> int:
+    def count_visible(self, pixels: Pixels) -> int:
         """Return how many nuclei have a pixel of their own when a new one covers these."""
-        self.layers[pixels] += 1
-        count = sum((self.layers[covered] == 1).any() for covered in (*self.pixels, pixels))
-        self.layers[pixels] -= 1
-        return int(count)
+        return int((self._count_own(pixels) > 0).sum())
 
-    def add(self, founder: InitialCell, pixels: npt.NDArray[np.int64]) -> None:
+    def _count_own(self, pixels: Pixels) -> Pixels:
+        layers, count = self.layers[pixels], len(self.own)
+        lost = np.bincount(self.numbers[pixels][layers == 1], minlength=count)
+        return np.append(self.own - lost, (layers == 0).sum())
+
+    def add(self, founder: InitialCell, pixels: Pixels) -> None:
         """Add a nucleus that was placed."""
-        self.centres.append(founder.centre)
-        self.radii.append(founder.exclusion_radius)
-        self.pixels.append(pixels)
+        self.centres = np.vstack([self.centres, founder.centre])
+        self.radii = np.append(self.radii, founder.exclusion_radius)
+        self.own, number = self._count_own(pixels), len(self.own)
         self.layers[pixels] += 1
+        self.numbers[pixels] += number
 
 
-def list_covered_pixels(founder: InitialCell, size: tuple[int, int]) -> npt.NDArray[np.int64]:
+def list_covered_pixels(founder: InitialCell, size: tuple[int, int]) -> Pixels:
     """Return the pixels of the image under a founder in its first frame, ``[n]``."""
     radii = founder.family[0].radii[0]
     reach = math.ceil(radii.max())

@@ -27,9 +27,6 @@ CROWDED = 0.5
 RARE = 6
 """Standard deviations by which no clip holds more nuclei than expected (our choice)."""
 
-RETURNS = 1.0
-"""Ids of a nucleus that goes out of view and comes back, at most on average (our choice)."""
-
 MOST_IDS = 2**16 - 1
 """Ids that a 16-bit mask holds."""
 
@@ -89,7 +86,7 @@ def bound_nuclei(model: Model, settings: SceneSettings) -> tuple[int, int]:
     grown = 2 * 2 ** count_cycles(model, frames) - 1
     few = (first + RARE * math.sqrt(first)) * grown
     around = canvas / seen
-    many = (first + RARE * (1 + math.sqrt(first))) * around * grown * RETURNS
+    many = (first + RARE * (1 + math.sqrt(first))) * around * grown
     return min(math.ceil(few), MOST_IDS), min(math.ceil(many), MOST_IDS)
 
 
