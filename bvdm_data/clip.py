@@ -15,8 +15,8 @@ STAGES = ("interphase", "prophase", "prometaphase", "metaphase", "anaphase", "te
 ANNOTATIONS = ("masks", "tracks", "flow", "stages", "boxes", "centroids")
 """What a data set can deliver beside ``video``."""
 
-DEFAULT_MAX_CELLS = 128
-"""Rows of the padded tables where the user names no other number."""
+PADDING = {"tracks": 0, "stages": -1, "boxes": float("nan"), "centroids": float("nan")}
+"""What the rows of the padded tables hold that belong to no nucleus."""
 
 
 class Clip(TypedDict):

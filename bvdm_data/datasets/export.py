@@ -32,6 +32,7 @@ def export(
     model: str | Path = "hela",
     method: str | Method = "fast",
     nuclei: int | tuple[int, int] | None = None,
+    at_least: int = 0,
     variation: float | None = None,
     progress: bool = True,
 ) -> list[str]:
@@ -47,30 +48,31 @@ def export(
     path = find_model(model)
     generator = load(path)
     scene = check_scene(
-        generator, texture, frames=frames, size=size, nuclei=nuclei, variation=variation
-    )
+        generator, texture, frames=frames, size=size, nuclei=nuclei, at_least=at_least,
+        variation=variation,
+    )  # fmt: skip
+    frames, nuclei = scene.frames, scene.nuclei
     texture.check_fitted(generator)
     folder = Path(directory).expanduser()
     manifest = {
         "version": importlib.metadata.version("bvdm-data"),
         "model": model_digest(path),
-        "frames": scene.frames,
+        "frames": frames,
         "size": list(scene.size),
         "seed": seed,
         "method": repr(texture),
-        "nuclei": list(scene.nuclei) if isinstance(scene.nuclei, tuple) else scene.nuclei,
+        "nuclei": list(nuclei) if isinstance(nuclei, tuple) else nuclei,
         "variation": scene.variation,
+        **({"at_least": scene.at_least} if scene.at_least else {}),
     }
     prepare_output_dir(folder, manifest, may_restart=True)
     scale = CameraScale(generator.camera.offset, generator.camera.full)
     written = []
-    with tqdm(
-        total=number * scene.frames, desc="exporting", unit="frame", disable=not progress
-    ) as bar:
+    with tqdm(total=number * frames, desc="exporting", unit="frame", disable=not progress) as bar:
         for index in range(number):
             name = f"{index + 1:02d}"
             if is_complete(folder, name):
-                bar.update(scene.frames)
+                bar.update(frames)
                 continue
             place = f"It is sequence {name} of {folder}; the same call continues there"
             with name_source_in_errors(place):
@@ -80,7 +82,7 @@ def export(
                     texture,
                     seed=seed,
                     name=("export", index),
-                    progress=partial(_advance, bar, index * scene.frames, scene.frames),
+                    progress=partial(_advance, bar, index * frames, frames),
                 )
             counts = np.stack([scale.to_counts(frame) for frame in video.video])
             write_sequence(folder, name, counts, video.masks, video.tracks)
