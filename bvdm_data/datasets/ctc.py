@@ -241,7 +241,7 @@ class CTCSequence:
             stop: Number after that of the last frame; None: to the end.
 
         Returns:
-            The video, with what ``tracks`` says of these frames; see :func:`cut_tracks`.
+            The video, with what ``tracks`` says of these frames; parents outside them are 0.
 
         Raises:
             ValueError: If that leaves no frame.

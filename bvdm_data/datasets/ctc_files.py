@@ -1,7 +1,6 @@
 """Which files of a folder of the Cell Tracking Challenge are frames, masks and markers."""
 
 import re
-import stat
 import warnings
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -15,14 +14,8 @@ LAYOUT = (
 TABLE = "man_track.txt"
 
 _LARGEST_NUMBER = 999_999  # of a frame: a date or a time in a name is none
+_JUNK = ("Thumbs.db", "desktop.ini")
 _SHOWN = 6  # names in a message
-_KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
 
 
 def list_numbered(folder: Path, inner: str, prefix: str) -> tuple[dict[int, str], list[str]]:
@@ -37,7 +30,8 @@ def list_numbered(folder: Path, inner: str, prefix: str) -> tuple[dict[int, str]
         name = f"{inner}/{path.name}"
         digits = _find_number(prefix, path.name)
         if digits is None:
-            if path.name not in (TABLE, "Thumbs.db", "desktop.ini") and path.name[0] != ".":
+            is_table = path.name == TABLE and prefix == "man_track"
+            if not is_table and path.name not in _JUNK and path.name[0] != ".":
                 others.append(name)
             continue
         check_regular(path)
@@ -104,6 +98,12 @@ def find_masks(
         if truth in ("auto", kind) or kind == "TRA":
             _warn_of_files(folder, others, f"their names are none of a mask, like {prefix}000.tif")
             lost = [name for number, name in masks.items() if number not in frames]
+            if lost and len(masks) == len(frames):
+                raise ValueError(
+                    f"{folder / inner} must have the numbers of the frames, {min(frames)} to "
+                    f"{max(frames)}, got {min(masks)} to {max(masks)}; number frames, masks and "
+                    "tracks alike"
+                )
             _warn_of_files(folder, lost, "no frames have their numbers")
         found[kind] = {number: name for number, name in masks.items() if number in frames}
     return found
@@ -111,16 +111,10 @@ def find_masks(
 
 def check_regular(path: Path) -> None:
     """Refuse what is no file: to open a pipe or a device may never end."""
-    try:
-        kind = stat.S_IFMT(path.stat().st_mode)
-    except OSError as error:
-        raise ValueError(
-            f"{path} cannot be opened ({error.strerror}); remove or mend it"
-        ) from error
-    if kind != stat.S_IFREG:
-        raise ValueError(
-            f"{path} must be a file, got {_KINDS.get(kind, 'something else')}; remove or rename it"
-        )
+    if not path.is_file():
+        other = "a pipe or device" if path.exists() else "a broken link"
+        kind = "a folder" if path.is_dir() else other
+        raise ValueError(f"{path} must be a file, got {kind}; remove or rename it")
 
 
 def _warn_of_files(folder: Path, names: Sequence[str], why: str) -> None:

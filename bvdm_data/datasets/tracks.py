@@ -13,7 +13,7 @@ from bvdm_data.datasets.ctc_files import check_regular
 LARGEST_ID = 2**30
 """Largest id of a track or label; above it is room, in int32, for masks that have no track."""
 
-_LARGEST_TABLE = 2**24  # bytes: some 600,000 tracks
+_LARGEST_TABLE = 2**22  # bytes: some 200,000 tracks
 
 _Ints = npt.NDArray[np.integer]
 _Table = npt.NDArray[np.int32]
