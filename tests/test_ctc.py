@@ -146,7 +146,7 @@ def test_truth_beyond_the_frames_is_cut(copy, tiny_video):
         (copy / f"01/t{number:03d}.tif").unlink()
     sequence, said = read_warned(copy)
     assert len(said) == 3
-    assert "man_seg011.tif passed over: no frames have their numbers" in said[0]
+    assert "man_seg011.tif passed over: no frame has their number" in said[0]
     assert "tracks of frames 0 to 11, and the frames are 0 to 6: 0 of 6 tracks are" in said[2]
     assert max(sequence.mask_names) == max(sequence.marker_names) == 6
     np.testing.assert_array_equal(sequence.tracks, cut_tracks(tiny_video[2], 0, 7))
@@ -450,6 +450,15 @@ def test_scale_holds_the_frames_in_use(tmp_path, flash):
             assert guess_scale(sequence.cut(start, stop)) == CameraScale(0, 1023)
     save(tmp_path / f"01/t{flash:03d}.tif", np.full((4, 4), 300, np.uint16))
     assert guess_scale(sequence) == CameraScale(0, 1023)
+
+
+def test_blank_frame_hides_no_offset(tmp_path):
+    sequence = write_counts(tmp_path, "01", 33000, 33100, 0, 33200)
+    words = "t002.tif must have no counts below 32768, .* got 0; mend it, leave it out, or give"
+    with pytest.raises(ValueError, match=words):
+        guess_scale(sequence)
+    assert guess_scale(sequence.cut(stop=2)) == CameraScale(32768, 32768 + 1023)
+    assert guess_scale(write_counts(tmp_path, "02", 0, 33000, 0)) == CameraScale(0, 65535)
 
 
 def test_videos_share_one_scale(tmp_path):

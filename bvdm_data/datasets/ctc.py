@@ -38,6 +38,7 @@ _OFFSETS = (32768, 0)
 _RANGES = (255, 1023, 4095, 16383, 65535)
 
 _Dtype = np.dtype[Any]
+_Ints = npt.NDArray[np.integer]
 _Table = npt.NDArray[np.int32]
 _Labels = npt.NDArray[np.int32]
 
@@ -107,12 +108,7 @@ def is_complete(root: str | Path, name: str) -> bool:
     return has_table and frames == masks == markers and len(frames) > 0
 
 
-def _check_sequence(
-    name: str,
-    video: npt.NDArray[np.integer],
-    masks: npt.NDArray[np.integer],
-    tracks: npt.NDArray[np.integer],
-) -> _Table:
+def _check_sequence(name: str, video: _Ints, masks: _Ints, tracks: _Ints) -> _Table:
     """Check the arguments of :func:`write_sequence`; return the table without padding."""
     for kind, value in (("video", video), ("masks", masks)):
         if not isinstance(value, np.ndarray):
@@ -136,13 +132,7 @@ def _check_sequence(
     return table
 
 
-def _write_files(
-    raw: Path,
-    truth: Path,
-    video: npt.NDArray[np.integer],
-    masks: npt.NDArray[np.uint16],
-    table: _Table,
-) -> None:
+def _write_files(raw: Path, truth: Path, video: _Ints, masks: _Ints, table: _Table) -> None:
     # The raw folder comes last: where it is there without the truth, the truth has been moved.
     for folder in (truth / "SEG", truth / "TRA", raw):
         folder.mkdir(parents=True)
@@ -216,32 +206,14 @@ class CTCSequence:
         self._check_frame(image.path, image.shape, image.dtype)
         return image
 
-    def find_range(self) -> tuple[int, int]:
-        """Find the lowest and the highest count of all frames; 0 and 255 where they are uint8.
-
-        Results are kept, in this process, for as long as the files stay as they are.
-
-        Raises:
-            ValueError: If a file is damaged or of another size or kind than the others.
-        """
-        counts: list[int] = []
-        for name in self.frame_names.values():
-            path = self.folder / name
-            state = path.stat()
-            low, high, shape, dtype = _measure_frame(path, (state.st_size, state.st_mtime_ns))
-            self._check_frame(path, shape, dtype)
-            counts += low, high
-        return min(counts), max(counts)
-
     def cut(self, start: int = 0, stop: int | None = None) -> "CTCSequence":
-        """Return the video as if there were no frames but those from start to before stop.
+        """Return the video as if it had no frames but those from start to before stop.
+
+        Parents that are in none of these frames are 0.
 
         Args:
             start: Number of the first frame.
             stop: Number after that of the last frame; None: to the end.
-
-        Returns:
-            The video, with what ``tracks`` says of these frames; parents outside them are 0.
 
         Raises:
             ValueError: If that leaves no frame.
@@ -309,6 +281,25 @@ class CTCSequence:
                 f"marker, got {tracked.max() - spare + 1}; add markers, or give truth='TRA'"
             )
         return tracked
+
+    def _find_range(self) -> tuple[int, int]:
+        """Return the lowest and the highest count of all frames; 0 and 255 where they are uint8."""
+        lows, highs = {}, []
+        for name in self.frame_names.values():
+            path = self.folder / name
+            state = path.stat()
+            lows[path], high, shape, dtype = _measure_frame(
+                path, (state.st_size, state.st_mtime_ns)
+            )
+            self._check_frame(path, shape, dtype)
+            highs.append(high)
+        darkest = min(lows, key=lows.__getitem__)
+        if lows[darkest] < _OFFSETS[0] <= np.median([*lows.values()]):
+            raise ValueError(
+                f"{darkest} must have no counts below {_OFFSETS[0]}, as most frames of the video, "
+                f"got {lows[darkest]}; mend it, leave it out, or give scale"
+            )
+        return lows[darkest], max(highs)
 
     def _check_number(self, number: int) -> int:
         if number not in self.frame_names:
@@ -419,20 +410,22 @@ def guess_scale(*sequences: CTCSequence) -> CameraScale:
         The scale; ``offset=32768, full=36863`` for Fluo-N2DL-HeLa.
 
     Raises:
-        ValueError: If a frame cannot be read, or videos differ in dtype or offset.
+        ValueError: If a frame cannot be read, frames or videos differ in dtype or offset.
     """
-    ranges, offsets = [one.find_range() for one in sequences], []
-    for sequence, (low, high) in zip(sequences, ranges, strict=True):
-        offsets.append(next(offset for offset in _OFFSETS if low >= offset))
-        if (sequence.dtype, offsets[-1]) != (sequences[0].dtype, offsets[0]):
-            first, other = (
-                f"{one.folder / one.name} ({one.dtype}, counts from {low} to {high})"
-                for one, (low, high) in ((sequences[0], ranges[0]), (sequence, (low, high)))
-            )
-            raise ValueError(
-                f"videos must have one grey scale to be compared, got {first} and {other}; save "
-                "both in one dtype with the same count for no light, or give scale"
-            )
+    ranges = [one._find_range() for one in sequences]
+    offsets = [next(offset for offset in _OFFSETS if low >= offset) for low, _ in ranges]
+    kinds = [(one.dtype, offset) for one, offset in zip(sequences, offsets, strict=True)]
+    odd = next((place for place, kind in enumerate(kinds) if kind != kinds[0]), 0)
+    if odd:
+        names = (
+            f"{sequences[i].folder / sequences[i].name} ({sequences[i].dtype}, counts from "
+            f"{ranges[i][0]} to {ranges[i][1]})"
+            for i in (0, odd)
+        )
+        raise ValueError(
+            f"videos must have one grey scale to be compared, got {' and '.join(names)}; save both "
+            "in one dtype with the same count for no light, or give scale"
+        )
     full = max(high for _, high in ranges) - offsets[0]
     span = next(span for span in _RANGES if full <= span)
     return CameraScale(offsets[0], min(offsets[0] + span, int(np.iinfo(sequences[0].dtype).max)))

@@ -70,7 +70,7 @@ def find_frames(folder: Path, sequence: str) -> dict[int, str]:
             f"{problem} {folder / sequence}{got}; sequences there: {there or 'none'}. The folder "
             f"should hold {LAYOUT}"
         )
-    _warn_of_files(folder, others, "their names are none of a frame, like t000.tif")
+    _warn_of_files(folder, others, "they are not named like t000.tif")
     gap = next(((low, high) for low, high in pairwise(frames) if high != low + 1), None)
     if gap:
         before, after = (Path(frames[number]).name for number in gap)
@@ -96,7 +96,7 @@ def find_masks(
     ):
         masks, others = list_numbered(folder, inner, prefix)
         if truth in ("auto", kind) or kind == "TRA":
-            _warn_of_files(folder, others, f"their names are none of a mask, like {prefix}000.tif")
+            _warn_of_files(folder, others, f"they are not named like {prefix}000.tif")
             lost = [name for number, name in masks.items() if number not in frames]
             if lost and len(masks) == len(frames):
                 raise ValueError(
@@ -104,7 +104,7 @@ def find_masks(
                     f"{max(frames)}, got {min(masks)} to {max(masks)}; number frames, masks and "
                     "tracks alike"
                 )
-            _warn_of_files(folder, lost, "no frames have their numbers")
+            _warn_of_files(folder, lost, "no frame has their number")
         found[kind] = {number: name for number, name in masks.items() if number in frames}
     return found
 
