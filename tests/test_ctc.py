@@ -342,15 +342,17 @@ def test_number_without_frame_is_refused(tiny_ctc):
                 read(number)
 
 
-def test_volume_and_negative_labels_are_refused(copy):
+def test_volume_and_absurd_labels_are_refused(copy):
     tifffile.imwrite(copy / "01/t003.tif", np.zeros((5, 128, 160), "u2"), photometric="minisblack")
     sequence = read_sequence(copy, "01", "GT")
     for read in (sequence.frame, sequence.partial_frame):
         with pytest.raises(ValueError, match=r"t003.tif must hold one grey image .*3D"):
             read(3)
-    save(copy / "01_GT/SEG/man_seg003.tif", np.full((128, 160), -4, np.int16))
-    with pytest.raises(ValueError, match=r"man_seg003.tif must hold labels from 0 .*got -4 to -4"):
-        sequence.masks(3)
+    for value, dtype in ((-4, np.int16), (2**24 + 1, np.uint32), (2**63, np.uint64)):
+        save(copy / "01_GT/SEG/man_seg003.tif", np.full((128, 160), value, dtype))
+        words = rf"man_seg003.tif must hold labels from 0 .*got {value} to {value}; renumber"
+        with pytest.raises(ValueError, match=words):
+            sequence.masks(3)
 
 
 @pytest.mark.parametrize("how", [{"photometric": "minisblack"}, {"imagej": True}])

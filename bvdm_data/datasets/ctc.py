@@ -364,8 +364,8 @@ def read_sequence(root: str | Path, sequence: str, truth: str | None = "auto") -
             or are above 999,999, or ``man_track.txt`` is malformed.
 
     Warns:
-        UserWarning: If files are passed over, or ``man_track.txt`` goes beyond the frames; what it
-            says of other frames is left out.
+        UserWarning: If files are passed over (all but hidden ones and those of file managers), or
+            ``man_track.txt`` goes beyond the frames; what it says of other frames is left out.
     """
     if truth not in TRUTHS:
         raise ValueError(f"truth must be one of {TRUTHS}, got {truth!r}")

@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from bvdm_data.datasets.ctc_files import check_regular
 
-LARGEST_ID = 2**30
-"""Largest id of a track or label; above it is room, in int32, for masks that have no track."""
+LARGEST_ID = 2**24
+"""Largest id of a track or label: what is listed by id stays small."""
 
 _LARGEST_TABLE = 2**22  # bytes: some 200,000 tracks
 
