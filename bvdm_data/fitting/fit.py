@@ -1,5 +1,7 @@
 """Fit a model to one annotated video and write it to one file; a killed fit can be continued."""
 
+import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from bvdm_data.datasets.ctc import CTCSequence, guess_scale, read_sequence
 from bvdm_data.datasets.ctc_videos import DEFAULT_BORDER
 from bvdm_data.files import check_writable
 from bvdm_data.fitting.cell_cycle import fit_cell_cycle, tabulate_intensities
-from bvdm_data.fitting.contours import fit_shapes, trace_contours
+from bvdm_data.fitting.contours import LEAST_OVERLAP, Contours, fit_shapes, trace_contours
 from bvdm_data.fitting.denoiser import (
     DENOISER_TRAINING,
     PAIRS,
@@ -25,6 +27,8 @@ from bvdm_data.fitting.denoiser import (
 from bvdm_data.fitting.motion import LEAST_STEPS, fit_density, fit_motion
 from bvdm_data.fitting.nuclei import (
     INTERPHASE,
+    LEFT_OUT,
+    SHARE,
     Nuclei,
     check_fittable,
     extract_crops,
@@ -167,6 +171,9 @@ def fit(
     shapes, overlap = fit_shapes(nuclei, contours, seed=settings.seed)
     motion = steps.fit_motion(nuclei, video)
     camera = fit_camera(video)
+    _check_finite(shapes=shapes, lives=lives, motion=motion, camera=camera)
+    left_out = _count_left_out(video, nuclei, contours)
+    _warn_of_left_out(left_out)
     samples = extract_aligned_crops(nuclei, contours, video)
     painter, distilled = steps.train_networks(samples, shapes, lives, camera.noise)
     model = Model(shapes, lives, motion, camera, DEFAULT, painter, distilled)
@@ -176,6 +183,7 @@ def fit(
 
     card = {
         "data": _describe_data(source, video, nuclei),
+        "left_out": {name: count for name, (count, _) in left_out.items()},
         "measured": {
             **_describe_statistics(model, nuclei),
             "outline_overlap": round(overlap, 4),
@@ -324,6 +332,47 @@ def _describe_statistics(model: Model, nuclei: Nuclei) -> Card:
         "brightness_memory": round(lives.brightness_autocorrelation, 4),
         "brightness_shared": round(lives.brightness_sister_correlation, 4),
     }
+
+
+# The likely cause of a number that could not be measured, by part of the model.
+_CAUSES = {
+    "shapes": "are the masks filled, rounded shapes?",
+    "lives": "do the tracks show divisions, and nuclei that grow?",
+    "motion": "do the tracks follow nuclei from frame to frame?",
+    "camera": "do enough frames show background between the nuclei?",
+}
+
+
+def _check_finite(**parts: object) -> None:
+    """Refuse what could not be measured, ahead of any training."""
+    for part, measured in parts.items():
+        for name, value in vars(measured).items():
+            if not np.isfinite(np.asarray(value, float)).all():
+                raise ValueError(
+                    f"{part}.{name} must be finite to fit networks, got NaN or infinity from the "
+                    f"video; {_CAUSES[part]}"
+                )
+
+
+def _count_left_out(video: Video, nuclei: Nuclei, contours: Contours) -> dict[str, tuple[int, int]]:
+    """Count what is left out of the fit, and of how many, by ``LEFT_OUT``."""
+    crops = nuclei.crops
+    seen, divisions = len(crops.track) + sum(crops.left_out.values()), len(nuclei.lineage.daughters)
+    ragged = int((contours.iou < LEAST_OVERLAP).sum())
+    counts = {name: (count, seen) for name, count in crops.left_out.items()}
+    counts["nuclei_in_pieces"] = (crops.left_out["nuclei_in_pieces"] + ragged, seen)
+    counts["divisions_not_whole"] = (divisions - len(nuclei.references), divisions)
+    counts["frames_without_masks"] = (video.skipped, len(video.frames) + video.skipped)
+    crowded = sum(not frame.is_clear for frame in video.frames)
+    counts["frames_without_background"] = (crowded, len(video.frames))
+    return counts
+
+
+def _warn_of_left_out(counts: Mapping[str, tuple[int, int]]) -> None:
+    many = {name: pair for name, pair in counts.items() if pair[0] > SHARE * pair[1]}
+    if many:
+        words = (f"{count} of {total} {LEFT_OUT[name]}" for name, (count, total) in many.items())
+        warnings.warn(f"left out of the fit: {'; '.join(words)}", stacklevel=3)
 
 
 def _check_border(border: int, shape: tuple[int, int]) -> None:
