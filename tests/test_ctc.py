@@ -237,6 +237,12 @@ def test_label_without_track_is_refused(copy):
 # The camera's scale
 
 
+def write_counts(root, name, *frames, dtype=np.uint16):
+    for number, counts in enumerate(frames):
+        save(root / f"{name}/t{number:03d}.tif", np.full((4, 4), counts, dtype))
+    return read_sequence(root, name, None)
+
+
 def test_guess_scale_takes_smallest_range(tiny_ctc, tmp_path):
     assert guess_scale(read_sequence(tiny_ctc, "01")) == CameraScale(32768, 32768 + 4095)
     for name, (low, high, dtype, scale) in enumerate(
@@ -248,9 +254,64 @@ def test_guess_scale_takes_smallest_range(tiny_ctc, tmp_path):
             (0, 4096, np.uint16, (0, 16383)),
         ]
     ):
-        for number, count in enumerate((low, low, high)):
-            save(tmp_path / f"0{name}/t{number:03d}.tif", np.full((4, 4), count, dtype))
-        assert guess_scale(read_sequence(tmp_path, f"0{name}", None)) == CameraScale(*scale)
+        sequence = write_counts(tmp_path, f"0{name}", low, low, high, dtype=dtype)
+        assert guess_scale(sequence) == CameraScale(*scale)
+
+
+@pytest.mark.parametrize("flash", range(5))
+def test_scale_holds_the_frames_in_use(tmp_path, flash):
+    counts = [300] * 5
+    counts[flash] = 1500
+    sequence = write_counts(tmp_path, "01", *counts)
+    assert guess_scale(sequence) == CameraScale(0, 4095)
+    for start, stop in ((0, flash), (flash + 1, 5)):
+        if start < stop:
+            assert guess_scale(sequence.cut(start, stop)) == CameraScale(0, 1023)
+    save(tmp_path / f"01/t{flash:03d}.tif", np.full((4, 4), 300, np.uint16))
+    assert guess_scale(sequence) == CameraScale(0, 1023)
+
+
+def test_videos_share_one_scale(tmp_path):
+    first = write_counts(tmp_path, "01", 300, 900)
+    second = write_counts(tmp_path, "02", 300, 1200)
+    assert guess_scale(first, second) == guess_scale(second, first) == CameraScale(0, 4095)
+    for other in (
+        write_counts(tmp_path, "03", 33000, 34000),
+        write_counts(tmp_path, "04", 3, 200, dtype=np.uint8),
+    ):
+        for pair in ((first, other), (other, first)):
+            with pytest.raises(ValueError, match=r"one grey scale .*or give scale") as info:
+                guess_scale(*pair)
+            assert all(f"{one.folder / one.name} (" in str(info.value) for one in pair)
+
+
+@pytest.mark.parametrize("odd", [0, 1, 3])
+def test_frame_of_another_dtype_is_refused(copy, odd):
+    save(copy / f"01/t{odd:03d}.tif", np.full((128, 160), 90, np.uint8))
+    wrong = f"t00{max(odd, 1)}.tif must be .* first frame, 01/t000.tif.*save all frames in one"
+    with pytest.raises(ValueError, match=wrong):
+        guess_scale(read_sequence(copy, "01"))
+    for read in (read_sequence(copy, "01").frame, read_sequence(copy, "01").partial_frame):
+        with pytest.raises(ValueError, match=wrong):
+            read(max(odd, 1))
+
+
+def test_cut_video_knows_nothing_else(tiny_ctc):
+    whole = read_sequence(tiny_ctc, "01")
+    cut = whole.cut(2, 6)
+    assert (cut.numbers, len(cut)) == ((2, 3, 4, 5), 4)
+    assert (
+        cut.frame_names.keys() == cut.mask_names.keys() == cut.marker_names.keys() == {2, 3, 4, 5}
+    )
+    ends = {(one, *(min(max(number, 2), 5) for number in life)) for one, *life in
+            whole.tracks[whole.tracks[:, 1] < 6, :3].tolist()}  # fmt: skip
+    assert {tuple(row[:3]) for row in cut.tracks.tolist()} == ends
+    assert not cut.tracks[:, 3].any()
+    np.testing.assert_array_equal(cut.masks(3), whole.masks(3))
+    with pytest.raises(IndexError, match="from 2 to 5, got 6"):
+        cut.frame(6)
+    with pytest.raises(ValueError, match=r"leave a frame of 0 to 11 .*got start=12 and stop=12"):
+        whole.cut(12)
 
 
 # Writing
@@ -274,11 +335,11 @@ def test_written_files_are_lzw_uint16(tiny_ctc):
 @pytest.mark.parametrize(("frames", "last"), [(1000, "t999.tif"), (1001, "t1000.tif")])
 def test_frame_numbers_grow_to_four_digits(tmp_path, monkeypatch, frames, last):
     monkeypatch.setattr(ctc, "write_image", lambda path, image: path.touch())
-    monkeypatch.setattr(ctc, "read_image_shape", lambda path: (1, 2))
     video, masks = np.zeros((frames, 1, 2), np.uint16), np.ones((frames, 1, 2), np.int64)
     write_sequence(tmp_path, "01", video, masks, np.array([[1, 0, frames - 1, 0], [0, 0, 0, 0]]))
     names = sorted(path.name for path in (tmp_path / "01").iterdir())
     assert (names[0], len(names), names[-1]) == ("t" + "0" * (len(last) - 5) + ".tif", frames, last)
+    save(tmp_path / "01" / names[0], video[0])
     assert read_sequence(tmp_path, "01").numbers == tuple(range(frames))
 
 

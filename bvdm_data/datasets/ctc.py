@@ -3,7 +3,8 @@
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from bvdm_data.clip import CameraScale
-from bvdm_data.datasets.tiff import LazyTiff, read_image, read_image_shape, write_image
+from bvdm_data.datasets.tiff import LazyTiff, read_image, write_image
 from bvdm_data.datasets.tracks import (
     LARGEST_ID,
     check_ids_match,
     check_labels_in_tracks,
     check_track_table,
+    cut_tracks,
     list_alive,
     match_masks_to_markers,
     read_track_table,
@@ -37,6 +39,7 @@ _LAYOUT = (
 _OFFSETS = (32768, 0)
 _RANGES = (255, 1023, 4095, 16383, 65535)
 
+_Dtype = np.dtype[Any]
 _Table = npt.NDArray[np.int32]
 _Labels = npt.NDArray[np.int32]
 
@@ -146,6 +149,7 @@ class CTCSequence:
         truth: Where the masks are from: ``"ST"``, ``"GT"``, ``"TRA"`` or None.
         numbers: Numbers of the frames, ascending and without a gap.
         shape: Height and width in pixels.
+        dtype: Of the frames, uint8 or uint16.
         tracks: Id, first frame, last frame and parent id (0: none), ``[n, 4]`` int32; empty where
             there is no ``man_track.txt``.
         frame_names: Path of each frame in folder, by number.
@@ -158,6 +162,7 @@ class CTCSequence:
     truth: str | None
     numbers: tuple[int, ...]
     shape: tuple[int, int]
+    dtype: _Dtype
     tracks: _Table = field(repr=False)
     frame_names: Mapping[int, str] = field(repr=False)
     mask_names: Mapping[int, str] = field(repr=False)
@@ -180,8 +185,9 @@ class CTCSequence:
             IndexError: If there is no frame of that number.
             ValueError: If the file is damaged or of another size or kind than the others.
         """
-        image = self._read(self.frame_names[self._check_number(number)])
-        _check_grey(self.folder / self.frame_names[number], image.dtype)
+        path = self.folder / self.frame_names[self._check_number(number)]
+        image = read_image(path)
+        self._check_frame(path, image.shape, image.dtype)
         return image  # type: ignore[return-value]  # the dtype is checked above
 
     def partial_frame(self, number: int) -> LazyTiff:
@@ -190,9 +196,58 @@ class CTCSequence:
         Argument and errors are those of :meth:`frame`.
         """
         image = LazyTiff(self.folder / self.frame_names[self._check_number(number)])
-        self._check_shape(image.path, image.shape)
-        _check_grey(image.path, image.dtype)
+        self._check_frame(image.path, image.shape, image.dtype)
         return image
+
+    def find_range(self) -> tuple[int, int]:
+        """Find the lowest and the highest count of all frames; 0 and 255 where they are uint8.
+
+        Results are kept, in this process, for as long as the files stay as they are.
+
+        Raises:
+            ValueError: If a file is damaged or of another size or kind than the others.
+        """
+        counts: list[int] = []
+        for name in self.frame_names.values():
+            path = self.folder / name
+            state = path.stat()
+            low, high, shape, dtype = _measure_frame(path, (state.st_size, state.st_mtime_ns))
+            self._check_frame(path, shape, dtype)
+            counts += low, high
+        return min(counts), max(counts)
+
+    def cut(self, start: int = 0, stop: int | None = None) -> "CTCSequence":
+        """Return the video as if there were no frames but those from start to before stop.
+
+        Args:
+            start: Number of the first frame.
+            stop: Number after that of the last frame; None: to the end.
+
+        Returns:
+            The video, with what ``tracks`` says of these frames; see :func:`cut_tracks`.
+
+        Raises:
+            ValueError: If that leaves no frame.
+        """
+        stop = self.numbers[-1] + 1 if stop is None else stop
+        numbers = tuple(number for number in self.numbers if start <= number < stop)
+        if not numbers:
+            raise ValueError(
+                f"start and stop must leave a frame of {self.numbers[0]} to {self.numbers[-1]} of "
+                f"sequence {self.name!r}, got start={start} and stop={stop}"
+            )
+        frames, masks, markers = (
+            {number: name for number, name in names.items() if start <= number < stop}
+            for names in (self.frame_names, self.mask_names, self.marker_names)
+        )
+        return replace(
+            self,
+            numbers=numbers,
+            tracks=cut_tracks(self.tracks, start, stop),
+            frame_names=frames,
+            mask_names=masks,
+            marker_names=markers,
+        )
 
     def masks(self, number: int) -> _Labels | None:
         """Read the masks of one frame.
@@ -244,6 +299,15 @@ class CTCSequence:
         image = read_image(self.folder / name)
         self._check_shape(self.folder / name, image.shape)
         return image
+
+    def _check_frame(self, path: Path, shape: tuple[int, ...], dtype: _Dtype) -> None:
+        self._check_shape(path, shape)
+        _check_grey(path, dtype)
+        if dtype != self.dtype:
+            raise ValueError(
+                f"{path} must be {self.dtype} as the first frame, "
+                f"{self.frame_names[self.numbers[0]]}, got {dtype}; save all frames in one dtype"
+            )
 
     def _check_shape(self, path: Path, shape: tuple[int, ...]) -> None:
         if shape != self.shape:
@@ -305,13 +369,15 @@ def read_sequence(root: str | Path, sequence: str, truth: str | None = "auto") -
         )
     table = folder / f"{sequence}_GT/TRA/man_track.txt"
     tracks = read_track_table(table) if table.is_file() else np.zeros((0, 4), np.int32)
-    shape = read_image_shape(folder / frames[min(frames)])
+    first = LazyTiff(folder / frames[min(frames)])
+    _check_grey(first.path, first.dtype)
     return CTCSequence(
         folder=folder,
         name=sequence,
         truth=source,
         numbers=tuple(frames),
-        shape=shape,
+        shape=first.shape,
+        dtype=first.dtype,
         tracks=tracks,
         frame_names=frames,
         mask_names=names,
@@ -319,31 +385,49 @@ def read_sequence(root: str | Path, sequence: str, truth: str | None = "auto") -
     )
 
 
-def guess_scale(sequence: CTCSequence) -> CameraScale:
-    """Guess the camera's scale from the first, the middle and the last frame.
+def guess_scale(*sequences: CTCSequence) -> CameraScale:
+    """Guess the camera's scale, one for all videos that are compared, from all of their frames.
 
     The offset is 32768 where no count is smaller (signed numbers stored as unsigned ones), else 0.
     Full scale is the smallest range of 8, 10, 12, 14 or 16 bits above it that holds all counts.
 
     Args:
-        sequence: The video.
+        *sequences: One video or more; of the frames in use alone, see :meth:`CTCSequence.cut`.
 
     Returns:
         The scale; ``offset=32768, full=36863`` for Fluo-N2DL-HeLa.
 
     Raises:
-        ValueError: If one of the frames cannot be read.
+        ValueError: If a frame cannot be read, or videos differ in dtype or offset.
     """
-    some = {sequence.numbers[place] for place in (0, len(sequence) // 2, -1)}
-    images = [sequence.frame(number) for number in sorted(some)]
-    low = min(int(image.min()) for image in images)
-    high = max(int(image.max()) for image in images)
-    offset = next(offset for offset in _OFFSETS if low >= offset)
-    span = next(span for span in _RANGES if high - offset <= span)
-    return CameraScale(offset, min(offset + span, int(np.iinfo(images[0].dtype).max)))
+    ranges, offsets = [one.find_range() for one in sequences], []
+    for sequence, (low, high) in zip(sequences, ranges, strict=True):
+        offsets.append(next(offset for offset in _OFFSETS if low >= offset))
+        if (sequence.dtype, offsets[-1]) != (sequences[0].dtype, offsets[0]):
+            first, other = (
+                f"{one.folder / one.name} ({one.dtype}, counts from {low} to {high})"
+                for one, (low, high) in ((sequences[0], ranges[0]), (sequence, (low, high)))
+            )
+            raise ValueError(
+                f"videos must have one grey scale to be compared, got {first} and {other}; save "
+                "both in one dtype with the same count for no light, or give scale"
+            )
+    full = max(high for _, high in ranges) - offsets[0]
+    span = next(span for span in _RANGES if full <= span)
+    return CameraScale(offsets[0], min(offsets[0] + span, int(np.iinfo(sequences[0].dtype).max)))
 
 
-def _check_grey(path: Path, dtype: np.dtype[Any]) -> None:
+@lru_cache(maxsize=2**16)
+def _measure_frame(path: Path, _: tuple[int, ...]) -> tuple[int, int, tuple[int, ...], _Dtype]:
+    """Return lowest and highest count, shape and dtype of a file, once for each state of it."""
+    image = LazyTiff(path)
+    if image.dtype == np.uint8:  # one scale fits all, so that nothing needs to be decoded
+        return 0, 255, image.shape, image.dtype
+    counts = read_image(path)
+    return int(counts.min()), int(counts.max()), image.shape, image.dtype
+
+
+def _check_grey(path: Path, dtype: _Dtype) -> None:
     if dtype not in (np.uint8, np.uint16):
         raise ValueError(f"{path} must be uint8 or uint16, got {dtype}")
 

@@ -56,13 +56,6 @@ def _check_page(file: tifffile.TiffFile, path: Path) -> tifffile.TiffPage:
     return page
 
 
-def read_image_shape(path: Path) -> tuple[int, int]:
-    """Read the size of an image from its header."""
-    with _open_page(path) as page:
-        height, width = page.shape
-    return height, width
-
-
 def read_image(path: Path) -> _Image:
     """Read an image, ``[H, W]`` in the integer dtype of the file."""
     with _open_page(path) as page:

@@ -149,6 +149,21 @@ def match_masks_to_markers(labels: _Labels, markers: _Labels, alive: _Ints, spar
     return tracked
 
 
+def cut_tracks(tracks: _Ints, start: int, stop: int) -> _Table:
+    """Return what a table says of the frames from start to before stop, and of no other.
+
+    Parents that are in none of these frames are 0.
+
+    Examples:
+        >>> cut_tracks(np.array([[1, 0, 3, 0], [2, 4, 9, 1], [3, 4, 5, 1]]), 4, 6).tolist()
+        [[2, 4, 5, 0], [3, 4, 5, 0]]
+    """
+    kept = tracks[(tracks[:, 1] < stop) & (tracks[:, 2] >= start)].astype(np.int32)
+    kept[:, 1:3] = kept[:, 1:3].clip(start, stop - 1)
+    kept[~np.isin(kept[:, 3], kept[:, 0]), 3] = 0
+    return kept
+
+
 def find_visible_parents(tracks: _Ints, shown: Sequence[int]) -> dict[int, int]:
     """Return the parent of each track, jumping over generations that live between two frames.
 
