@@ -1,5 +1,6 @@
 """Fit a model to one annotated video and write it to one file; a killed fit can be continued."""
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bvdm_data.clip import STAGES, CameraScale
 from bvdm_data.datasets.ctc import CTCSequence, guess_scale, read_sequence
@@ -43,7 +45,7 @@ from bvdm_data.fitting.paper_networks import (
     train_flownet,
 )
 from bvdm_data.fitting.texture_noise import DEFAULT, fit_noise_autocorrelation
-from bvdm_data.fitting.training import Run, TrainingLog, TrainingSettings
+from bvdm_data.fitting.training import Run, TrainingLog, TrainingSettings, split_tracks
 from bvdm_data.fitting.video import Video, VideoTooShortError, fit_camera, read_video
 from bvdm_data.synth.cell_cycle import CellCycleModel
 from bvdm_data.synth.contours import ShapeModel
@@ -160,12 +162,14 @@ def fit(
     start = None if start_from is None else load(start_from)
     folder = Path(work_dir) if work_dir is not None else path.with_suffix(".fit")
     source = read_sequence(root, sequence, truth)
+    # Nothing is known of frames that are not in use.
+    source = source.cut(source.numbers[0], settings.stop)
     _check_border(settings.border, source.shape)
     check_writable(path.parent)
     scale = check_scale(scale) or guess_scale(source)
     steps = _Steps(settings, start, folder, place, progress)
 
-    video = read_video(source, scale, stop=settings.stop, progress=progress)
+    video = read_video(source, scale, progress=progress)
     nuclei = measure_nuclei(extract_crops(video), video.tracks)
     check_fittable(nuclei.crops)
     contours = trace_contours(nuclei.crops.masks)
@@ -177,10 +181,11 @@ def fit(
     left_out = _count_left_out(video, nuclei, contours)
     _warn_of_left_out(left_out)
     samples = extract_aligned_crops(nuclei, contours, video)
+    steps.prepare_paper_networks(nuclei)
     painter, distilled = steps.train_networks(samples, shapes, lives, camera.noise)
     model = Model(shapes, lives, motion, camera, DEFAULT, painter, distilled)
     texture, correlations = steps.fit_texture(model, nuclei)
-    unet, flownet = steps.train_paper_networks(nuclei)
+    unet, flownet = steps.train_paper_networks()
     model = replace(model, texture=texture, unet=unet, flownet=flownet)
 
     card = {
@@ -215,6 +220,8 @@ class _Steps:
     progress: bool
     inherited: list[str] = field(default_factory=list)  # what came from the model to start from
     trained: Card = field(default_factory=dict)  # entries of the card, by network
+    # what FlowNet and DDPM of the paper's method learn from
+    learned: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
     def fit_lives(self, nuclei: Nuclei) -> CellCycleModel:
         try:
@@ -278,16 +285,23 @@ class _Steps:
             texture = self.start.texture
         return texture, correlations
 
-    def train_paper_networks(self, nuclei: Nuclei) -> tuple[UNet | None, FlowNet | None]:
+    def prepare_paper_networks(self, nuclei: Nuclei) -> None:
+        """Prepare what they learn from, so that a video that shows too little is refused early."""
+        if self.settings.paper:
+            pairs = make_mask_pairs(nuclei.crops, nuclei.lineage)
+            self.learned = pairs, normalize_crops(nuclei.crops)
+            for _, track in self.learned:
+                split_tracks(track, self.settings.seed)
+
+    def train_paper_networks(self) -> tuple[UNet | None, FlowNet | None]:
         settings, start = self.settings, self.start
-        if not settings.paper:
+        if self.learned is None:
             if start is None or start.unet is None:
                 return None, None
             self.inherited.append("networks of the paper's method")
             return start.unet, start.flownet
-        pairs = make_mask_pairs(nuclei.crops, nuclei.lineage)
+        pairs, crops = self.learned
         flownet, flow_log, iou = train_flownet(pairs, settings.flow, self._run("flow"))
-        crops = normalize_crops(nuclei.crops)
         unet, log = train_ddpm(crops, settings.texture, self._run("texture"), settings.network)
         self._describe("texture", log)
         self._describe("flow", flow_log, **iou)
@@ -305,7 +319,8 @@ class _Steps:
             "rate": settings.rate,
             "average": settings.average,
             "loss": [round(loss, 6) for _, loss in log.train],
-            "held_out_loss": [round(loss, 6) for _, loss in log.held_out],
+            # JSON has no NaN: held-out nuclei without any texture
+            "held_out_loss": [round(x, 6) if math.isfinite(x) else None for _, x in log.held_out],
             "checked_at": [step for step, _ in log.held_out],
             "hours": round(log.seconds / 3600, 3),
             **more,

@@ -213,6 +213,11 @@ def fit_density(video: Video, border: int) -> Array:
         y, x = np.array(centres).T
         inside = (y >= border) & (y < height - border) & (x >= border) & (x < width - border)
         density.append(inside.sum() / ((height - 2 * border) * (width - 2 * border)))
+    if not any(density):
+        raise ValueError(
+            f"border must leave nuclei in the field of interest to measure their density, got "
+            f"{border} and none in {len(density)} frames; give a smaller border"
+        )
     return np.array(density)
 
 

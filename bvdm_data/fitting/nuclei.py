@@ -115,7 +115,8 @@ def check_fittable(crops: Crops) -> float:
     if least <= 0:
         raise ValueError(
             "the nuclei of the video must be brighter than its background, got a mean brightness "
-            f"of {least:.4f} at quantile {DIM_SHARE}; are the masks those of the video?"
+            f"of {least:.4f} at quantile {DIM_SHARE}; are the masks those of the video, and is no "
+            "frame blank?"
         )
     return least
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -148,6 +149,11 @@ def train(
         optimizer.step()
         average.update_parameters(network)
         log.recent.append(float(loss.detach()))
+        if not math.isfinite(log.recent[-1]):
+            raise ValueError(
+                f"the training of {checkpoint.stem!r} must have a finite loss, got "
+                f"{log.recent[-1]} at step {step}: it has diverged; give settings of a lower rate"
+            )
         bar.update()
         if step % settings.check_every == 0 or step == settings.steps:
             average.module.eval()
@@ -210,7 +216,10 @@ def split_tracks(track: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Return the rows to learn from and those held out: no track is on both sides."""
     tracks = track.unique()  # type: ignore[no-untyped-call]
     if len(tracks) < 2:
-        raise ValueError(f"at least 2 tracks are needed to hold some out, got {len(tracks)}")
+        raise ValueError(
+            f"at least 2 tracks are needed to hold some out, got {len(tracks)}; give a video of "
+            "more nuclei"
+        )
     order = torch.randperm(len(tracks), generator=torch_rng(seed, "split"))
     held = tracks[order[: max(1, round(HELD_OUT * len(tracks)))]]
     is_held = torch.isin(track, held)

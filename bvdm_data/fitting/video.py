@@ -41,34 +41,27 @@ class VideoTooShortError(ValueError):
     """A video shows too little to fit a model to: too few frames or divisions."""
 
 
-def read_video(
-    sequence: CTCSequence, scale: CameraScale, *, stop: int | None = None, progress: bool = True
-) -> Video:
+def read_video(sequence: CTCSequence, scale: CameraScale, *, progress: bool = True) -> Video:
     """Read the frames that have masks."""
     if not len(sequence.tracks):
         raise ValueError(
             f"sequence {sequence.name!r} of {sequence.folder} has no man_track.txt: lives and "
             "divisions cannot be fitted without tracks"
         )
-    frames, numbers = [], [n for n in sequence.numbers if stop is None or n < stop]
-    for number in tqdm(numbers, desc="reading", disable=not progress):
+    frames = []
+    for number in tqdm(sequence.numbers, desc="reading", disable=not progress):
         masks = sequence.masks(number)
         if masks is not None and masks.any():
             grey = scale.to_grey(sequence.frame(number))
             frames.append(Frame(number, grey, masks, estimate_background(grey, masks)))
     if len(frames) < 2:
-        before = "" if stop is None else f" before stop={stop}"
         raise VideoTooShortError(
             f"sequence {sequence.name!r} of {sequence.folder} must have masks in at least 2 frames "
-            f"to fit shapes and motion, got {len(frames)}{before}; give a longer video or another "
-            "truth"
+            f"to fit shapes and motion, got {len(frames)} among frames {sequence.numbers[0]} to "
+            f"{sequence.numbers[-1]}; give a longer video, a later stop or another truth"
         )
-    # Cut the lineage where the video is cut, so that nothing is known of what comes later.
-    tracks = sequence.tracks if stop is None else sequence.tracks[sequence.tracks[:, 1] < stop]
-    if stop is not None:
-        tracks[:, 2] = np.minimum(tracks[:, 2], stop - 1)
-    skipped = len(numbers) - len(frames)
-    return Video(tuple(_borrow_backgrounds(frames, sequence)), tracks, scale, skipped)
+    clear = tuple(_borrow_backgrounds(frames, sequence))
+    return Video(clear, sequence.tracks, scale, len(sequence) - len(frames))
 
 
 LEAST_BACKGROUND = 0.01  # share of a frame from which on background can be measured
