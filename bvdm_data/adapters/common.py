@@ -7,6 +7,7 @@ from typing import Any, Protocol, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
@@ -150,6 +151,19 @@ def find_ancestors(table: npt.NDArray[np.integer]) -> dict[int, list[int]]:
         # A parent ends before its daughter begins, so its line is known.
         lines[identity] = [identity, *lines.get(parent, [])]
     return lines
+
+
+def mark_relatives(lines: Mapping[int, list[int]], ids: Tensor) -> Tensor:
+    """Mark the pairs of which one is the other, its ancestor or its descendant.
+
+    By the lines of :func:`find_ancestors`, for ids ``[N]``; ``[N, N]`` float32, 1 or 0.
+    """
+    kinds, where = ids.unique(return_inverse=True)
+    related = torch.zeros(len(kinds), len(kinds))
+    for row, one in enumerate(kinds.tolist()):
+        above = torch.isin(kinds, torch.tensor(lines[one]))
+        related[row, above] = related[above, row] = 1.0
+    return related[where][:, where]
 
 
 def check_positive(name: str, value: float) -> None:

@@ -13,7 +13,7 @@ from bvdm_data.adapters.common import (
     get_tensor,
     list_tracks,
 )
-from bvdm_data.clip import Clip, measure_boxes
+from bvdm_data.clip import Clip, association, measure_boxes
 from bvdm_data.files import open_atomic_folder
 from bvdm_data.system import require
 
@@ -92,35 +92,35 @@ def _graph(
     clip: Clip, table: npt.NDArray[np.int32]
 ) -> tuple[dict[str, npt.NDArray[np.generic]], npt.NDArray[np.uint64]]:
     """Return the properties of the nodes, ordered by track and frame, and the edges [e, 2]."""
-    masks = get_tensor(clip, "masks").numpy()
-    top = int(table[:, 0].max(initial=0))
-    _, centroids = measure_boxes(masks, top)
-    first_node: dict[int, int] = {}
-    ids: list[int] = []
-    frames: list[int] = []
-    for identity, first, last, _ in table.tolist():
-        first_node[identity] = len(ids)
-        ids += [identity] * (last - first + 1)
-        frames += range(first, last + 1)
-    edges = []
-    for identity, first, last, parent in table.tolist():
-        start = first_node[identity]
-        edges += [(node, node + 1) for node in range(start, start + last - first)]
-        if parent:
-            _, begun, ended, _ = table[table[:, 0] == parent][0].tolist()
-            edges.append((first_node[parent] + ended - begun, start))
-    rows, times = np.array(ids, np.int64), np.array(frames, np.int64)
+    masks, names = get_tensor(clip, "masks").numpy(), np.sort(table[:, 0])
+    rank = np.where(masks > 0, np.searchsorted(names, masks) + 1, 0)
+    _, centroids = measure_boxes(rank, len(table))
+    places = [
+        (identity, time)
+        for identity, first, last, _ in table.tolist()
+        for time in range(first, last + 1)
+    ]
+    node = {place: number for number, place in enumerate(places)}
+    edges = [(node[one, t], node[other, t + 1]) for t, one, other in association(clip).tolist()]
+    last_frames = dict(table[:, [0, 2]].tolist())
+    edges += [
+        (node[parent, last_frames[parent]], node[identity, first])
+        for identity, first, _, parent in table.tolist()
+        if parent and last_frames[parent] < first - 1
+    ]
+    ids, times = np.array(places, np.int64).reshape(-1, 2).T
+    rows = np.searchsorted(names, ids)
     lines, tracklets = find_ancestors(table), _tracklets(table)
     nodes: dict[str, npt.NDArray[np.generic]] = {
         "t": times,
-        "y": centroids[rows - 1, times, 0],
-        "x": centroids[rows - 1, times, 1],
-        "seg_id": rows,
-        "tracklet": np.array([tracklets[one] for one in ids], np.int64),
-        "lineage": np.array([lines[one][-1] for one in ids], np.int64),
+        "y": centroids[rows, times, 0],
+        "x": centroids[rows, times, 1],
+        "seg_id": ids,
+        "tracklet": np.array([tracklets[one] for one in ids.tolist()], np.int64),
+        "lineage": np.array([lines[one][-1] for one in ids.tolist()], np.int64),
     }
     if "stages" in clip:
-        nodes["stage"] = get_tensor(clip, "stages").numpy()[rows - 1, times]
+        nodes["stage"] = get_tensor(clip, "stages").numpy()[ids - 1, times]
     return nodes, np.array(edges, np.uint64).reshape(-1, 2)
 
 
