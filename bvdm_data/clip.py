@@ -187,7 +187,7 @@ def divisions(clip: Clip) -> Tensor:
     """
     table = _list_rows(clip)
     born = table[table[:, 3] > 0]
-    mothers, count = born[:, 3].unique(return_counts=True)
+    mothers, count = torch.unique(born[:, 3], return_counts=True)
     if (count > 2).any():
         raise ValueError(
             f"tracks must have at most two daughters a mother, got {int(count.max())} of "

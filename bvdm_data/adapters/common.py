@@ -153,12 +153,12 @@ def find_ancestors(table: npt.NDArray[np.integer]) -> dict[int, list[int]]:
     return lines
 
 
-def mark_relatives(lines: Mapping[int, list[int]], ids: Tensor) -> Tensor:
-    """Mark the pairs of which one is the other, its ancestor or its descendant.
+def match_relatives(lines: Mapping[int, list[int]], ids: Tensor) -> Tensor:
+    """Match the pairs of which one is the other, its ancestor or its descendant.
 
     By the lines of :func:`find_ancestors`, for ids ``[N]``; ``[N, N]`` float32, 1 or 0.
     """
-    kinds, where = ids.unique(return_inverse=True)
+    kinds, where = torch.unique(ids, return_inverse=True)
     related = torch.zeros(len(kinds), len(kinds))
     for row, one in enumerate(kinds.tolist()):
         above = torch.isin(kinds, torch.tensor(lines[one]))

@@ -16,7 +16,7 @@ from bvdm_data.adapters.common import (
     find_ancestors,
     get_tensor,
     list_tracks,
-    mark_relatives,
+    match_relatives,
 )
 from bvdm_data.clip import CameraScale, Clip
 from bvdm_data.datasets.ctc import write_sequence
@@ -141,7 +141,7 @@ def _window(measured: "object", lines: Mapping[int, list[int]]) -> Window:
         "features": torch.from_numpy(measured.features_stacked).float(),  # type: ignore[attr-defined]
         "coords0": places,
         "coords": places.clone(),
-        "assoc_matrix": mark_relatives(lines, ids),
+        "assoc_matrix": match_relatives(lines, ids),
         "timepoints": times.long(),
         "labels": ids,
     }

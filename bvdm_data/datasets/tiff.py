@@ -116,7 +116,7 @@ class LazyTiff:
         piece[:] = pixels[0, : piece.shape[0], : piece.shape[1], 0]
 
 
-def write_image(path: Path, image: npt.NDArray[np.uint16]) -> None:
+def write_image(path: Path, image: npt.NDArray[np.unsignedinteger]) -> None:
     """Write an image as LZW-compressed TIFF."""
     tifffile.imwrite(path, image, compression="lzw", photometric="minisblack", metadata=None)
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from bvdm_data.adapters.common import find_ancestors, mark_relatives
+from bvdm_data.adapters.common import find_ancestors, match_relatives
 from bvdm_data.clip import Clip, measure_boxes, split_gaps
 from bvdm_data.datasets.sources import MapStyle
 from bvdm_data.evaluation.arms import hash_clips
@@ -61,7 +61,7 @@ def make_clip_windows(clip: Clip, frames: int) -> list[Window]:
         )
     lines = find_ancestors(clip["tracks"][clip["tracks"][:, 0] > 0].numpy())
     for window in windows:
-        window["assoc_matrix"] = mark_relatives(lines, window["labels"].long())
+        window["assoc_matrix"] = match_relatives(lines, window["labels"].long())
         del window["t1"]
     return [w for w in windows if w["assoc_matrix"][keep_within_gap(w["timepoints"])].any()]
 
