@@ -48,7 +48,7 @@ from bvdm_data.synth.model import Model, TextureModel
 from bvdm_data.synth.motion import MotionModel
 from bvdm_data.synth.networks import FlowNet, UNet, UNetSettings
 from bvdm_data.system import list_versions
-from bvdm_data.validate import as_int, check_device, check_scale, check_seed
+from bvdm_data.validate import Rule, as_int, check_device, check_fields, check_scale, check_seed
 from bvdm_data.weights import load, save
 
 Card = dict[str, object]  # entries of the card of a model: JSON values
@@ -68,6 +68,7 @@ class FitSettings:
         flow: Training of the paper's FlowNet, by the paper's recipe. Its seed becomes ``seed``.
         network: Size of the DDPM's U-Net.
         minutes: Time between two frames, in minutes; 30 in Fluo-N2DL-HeLa.
+        pixel_size: Side of a pixel, micrometres, for the card; None: not known.
         border: Width in pixels of the band at the frame's edge without complete truth.
         seed: Seed of everything.
         stop: Frame number after the last one that is used; None: all.
@@ -81,14 +82,15 @@ class FitSettings:
     flow: TrainingSettings = FLOW_TRAINING
     network: UNetSettings = UNetSettings()  # noqa: RUF009  # frozen
     minutes: float = 30.0
+    pixel_size: float | None = None
     border: int = DEFAULT_BORDER
     seed: int = 0
     stop: int | None = None
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        if not self.minutes > 0:
-            raise ValueError(f"minutes must be above 0, got {self.minutes}")
+        above = Rule(float, above=0)
+        check_fields(self, minutes=above, pixel_size=replace(above, or_none=True))
         # Plain ints, since the card is written as JSON; one seed for all parts.
         object.__setattr__(self, "seed", check_seed(self.seed))
         object.__setattr__(self, "pairs", as_int("pairs", self.pairs, least=4))
