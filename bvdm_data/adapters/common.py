@@ -17,12 +17,6 @@ from bvdm_data.datasets.sources import MapStyle
 from bvdm_data.datasets.tracks import check_ids_match, check_track_table
 from bvdm_data.validate import as_int
 
-PIXEL_SIZE = 0.645
-"""Side of a pixel of Fluo-N2DL-HeLa, micrometres (celltrackingchallenge.net/2d-datasets)."""
-
-MINUTES = 30.0
-"""Time between two frames of Fluo-N2DL-HeLa, minutes (celltrackingchallenge.net/2d-datasets)."""
-
 
 class Videos(Protocol):
     """A data set with random access: the synthetic, the real and the mixed one."""
@@ -166,10 +160,12 @@ def match_relatives(lines: Mapping[int, list[int]], ids: Tensor) -> Tensor:
     return related[where][:, where]
 
 
-def check_positive(name: str, value: float) -> None:
-    """Refuse what is no number above 0."""
+def check_positive(name: str, value: float | None) -> None:
+    """Refuse what is neither None nor a number above 0."""
+    if value is None:
+        return
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number above 0, got {value!r}")
+        raise TypeError(f"{name} must be a number above 0, or None, got {value!r}")
     if not 0 < value < math.inf:
         raise ValueError(f"{name} must be above 0, got {value}")
 

@@ -6,8 +6,6 @@ import numpy as np
 import numpy.typing as npt
 
 from bvdm_data.adapters.common import (
-    MINUTES,
-    PIXEL_SIZE,
     check_positive,
     find_ancestors,
     get_tensor,
@@ -22,8 +20,8 @@ def write_geff(
     clip: Clip,
     path: str | Path,
     *,
-    pixel_size: float = PIXEL_SIZE,
-    minutes: float = MINUTES,
+    pixel_size: float | None = None,
+    minutes: float | None = None,
     labels: str | Path | None = None,
 ) -> None:
     """Write the nuclei of a clip and their lineage as a GEFF.
@@ -33,13 +31,14 @@ def write_geff(
     sense of the GEFF specification: a parent with one daughter only goes on in it; the lineage is
     named after its first ancestor), and ``stage`` (index into ``STAGES``) if the clip has
     ``stages``. Edges lead from frame to frame within a track, and from the last frame of a parent
-    to the first of its daughters. The axes say how frames become minutes and pixels micrometres.
+    to the first of its daughters. The axes say how frames become minutes and pixels micrometres,
+    where that is given.
 
     Args:
         clip: One clip with ``masks`` and ``tracks``.
         path: Folder to write, in Zarr 2 as GEFF's own writer does.
-        pixel_size: Side of a pixel, micrometres.
-        minutes: Time between two frames.
+        pixel_size: Side of a pixel, micrometres: ``pixel_size`` of the data set; None: not said.
+        minutes: Time between two frames: ``minutes`` of the data set; None: not said.
         labels: Path of the masks from within the new folder, for example
             ``"../labels/nuclei/0"`` where it lies in a folder of :func:`write_ome_zarr`; None: the
             file names no masks.
@@ -57,8 +56,12 @@ def write_geff(
     spec = require("geff_spec", "lineage")
     table = list_tracks(clip)
     nodes, edges = _graph(clip, table)
-    space = {"type": "space", "unit": "pixel", "scale": pixel_size, "scaled_unit": "micrometer"}
-    time = {"type": "time", "unit": "frame", "scale": minutes, "scaled_unit": "minute"}
+    space: dict[str, object] = {"type": "space", "unit": "pixel"}
+    time: dict[str, object] = {"type": "time", "unit": "frame"}
+    if pixel_size is not None:
+        space |= {"scale": pixel_size, "scaled_unit": "micrometer"}
+    if minutes is not None:
+        time |= {"scale": minutes, "scaled_unit": "minute"}
     place = labels.as_posix() if isinstance(labels, Path) else labels
     related = [spec.RelatedObject(type="labels", path=place, node_prop="seg_id")] if place else None
     metadata = spec.GeffMetadata(
