@@ -9,6 +9,7 @@ from PIL import Image
 
 from bvdm_data import __version__
 from bvdm_data.cli import cli, main
+from bvdm_data.clip import CameraScale
 from bvdm_data.datasets import fetch as fetching
 from bvdm_data.datasets.ctc import read_sequence
 from bvdm_data.evaluation import evaluate as judging
@@ -281,6 +282,7 @@ def test_evaluate_command_passes_its_options(run, monkeypatch, tmp_path):
         run, "evaluate", tmp_path, "--part", "realism", "--part", "training", "--arm", "real",
         "--seeds", 2, "--steps", 7, "--clips", 5, "--seed", 3,
         "--method", "procedural", "--variation", 0.5,
+        "--border", 4, "--offset", 9, "--full", 300,
         "--work-dir", tmp_path / "work", "--report", tmp_path / "page",
     )  # fmt: skip
     assert out == "judged\n"
@@ -288,6 +290,7 @@ def test_evaluate_command_passes_its_options(run, monkeypatch, tmp_path):
     assert (data.root, data.train, data.test, data.seed) == (tmp_path, "01", "02", 3)
     assert (data.method, data.variation) == (ProceduralSettings(), 0.5)
     assert data.folder == tmp_path / "work"
+    assert (data.border, data.scale) == (4, CameraScale(9, 300))
     assert asked["report"] == tmp_path / "page"
     assert tuple(questions.parts) == ("realism", "training")
     assert tuple(questions.arms) == ("real",)
@@ -304,6 +307,7 @@ def test_evaluate_command_refuses_impossible_options(run, tmp_path):
         ("--steps 0", "steps must be at least 1, got 0"),
         ("--part steps", "python -m benchmarks.study_steps"),
         ("--scarce-frames 4", "python -m benchmarks.study_scarcity"),
+        ("--full 4", "give both --offset and --full"),
         ("--method procedural --first-steps 4", "is for --method paper, got --method"),
         ("", "no folder"),
     ):
