@@ -23,19 +23,46 @@ from bvdm_data.datasets.mixed import ClipSource, MixedVideos
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.evaluation.copy_paste import CopyPaste
 from bvdm_data.evaluation.segmenter import Clips
-from bvdm_data.files import open_atomic, write_tensors
+from bvdm_data.files import describe_damage, open_atomic, write_tensors
 from bvdm_data.fitting.training import compute_fingerprint
 from bvdm_data.synth.scene import Method
 from bvdm_data.weights import load, model_digest, read_card
 
 
-def cache_json(path: Path, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-    """Read the JSON object in a file; where there is no file yet, compute and write it."""
-    if not path.is_file():
+def cache_json(
+    path: Path,
+    compute: Callable[[], Mapping[str, Any]],
+    find_fault: Callable[[Any], str | None] = lambda found: None,
+) -> dict[str, Any]:
+    """Read the JSON object in a file; where there is no file yet, compute and write it.
+
+    A file that is damaged, or that ``find_fault`` finds a fault in, is refused.
+    """
+    if not path.exists():
         text = json.dumps(replace_nan(compute()), indent=2) + "\n"
         with open_atomic(path) as temporary:
             temporary.write_text(text)
-    return cast(dict[str, Any], json.loads(path.read_text()))
+    return read_json(path, find_fault)
+
+
+def read_json(
+    path: Path, find_fault: Callable[[Any], str | None] = lambda found: None
+) -> dict[str, Any]:
+    """Read a JSON object of at most 16 MB, without NaN, in which ``find_fault`` finds none."""
+    try:
+        if not path.is_file() or path.stat().st_size > _LARGEST:
+            raise ValueError(f"no regular file of at most {_LARGEST} bytes")
+        found = json.loads(path.read_text(), parse_constant=_refuse_constant)
+        fault = find_fault(found) if isinstance(found, dict) else "no object"
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(describe_damage(path, error)) from error
+    if fault:
+        raise ValueError(describe_damage(path, fault))
+    return cast(dict[str, Any], found)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number in JSON")
 
 
 def replace_nan(value: Any) -> Any:
@@ -51,6 +78,9 @@ def hash_clips(clip: Mapping[str, object]) -> str:
     """Return a digest of all tensors of a clip."""
     tensors = ((key, clip[key]) for key in sorted(clip) if isinstance(clip[key], Tensor))
     return compute_fingerprint(*(part for pair in tensors for part in pair))
+
+
+_LARGEST = 2**24  # bytes of a JSON file
 
 
 class CachedClips(Dataset[Clip]):
@@ -81,12 +111,13 @@ class CachedClips(Dataset[Clip]):
     def clip(self, index: int) -> Clip:
         """Read clip ``index % count``."""
         path = _get_path(self.folder, index % self.count)
+        keys = ("video", *self.annotations, "index", "source")
         try:
             tensors = load_file(path)
-        except SafetensorError as error:
+            _check_kept(tensors, keys, (self.frames, *self.size))
+        except (SafetensorError, ValueError) as error:
             raise ValueError(f"the kept clip {path} is damaged ({error}); delete it") from error
         tensors["masks"] = tensors["masks"].int()
-        keys = ("video", *self.annotations, "index", "source")
         return cast(Clip, {key: tensors[key] for key in keys})
 
     def set_epoch(self, epoch: int) -> None:
@@ -114,7 +145,12 @@ def cache_clips(
     first = (source if probe is None else probe).clip(0)
     key = compute_fingerprint(json.dumps(dict(settings), sort_keys=True), hash_clips(first))
     place = folder / key
-    cache_json(place / "settings.json", lambda: settings)
+    wanted = json.loads(json.dumps(dict(settings)))
+
+    def find_other(found: object) -> str | None:
+        return None if found == wanted else f"it must hold {json.dumps(wanted)}"[:300]
+
+    cache_json(place / "settings.json", lambda: settings, find_other)
     if probe is None and not _get_path(place, 0).exists():
         _write_clip(place, 0, first)
     missing = [index for index in range(count) if not _get_path(place, index).exists()]
@@ -136,6 +172,21 @@ class _Numbered(Dataset[Clip]):
 
     def __getitem__(self, index: int) -> Clip:
         return self.source.clip(index)
+
+
+def _check_kept(
+    tensors: Mapping[str, Tensor], keys: Sequence[str], size: tuple[int, int, int]
+) -> None:
+    """Refuse a clip that lacks a key, is of another size, or has no grey values."""
+    missing = [key for key in (*keys, "masks") if key not in tensors]
+    if missing:
+        raise ValueError(f"no {missing[0]!r}")
+    for key, shape in (("video", (size[0], 1, *size[1:])), ("masks", size)):
+        if tuple(tensors[key].shape) != shape:
+            raise ValueError(f"{key!r} must be {shape}, got {tuple(tensors[key].shape)}")
+    video = tensors["video"]
+    if not (video.is_floating_point() and bool(((video >= 0) & (video <= 1)).all())):
+        raise ValueError("'video' must hold grey values from 0 to 1")
 
 
 def _get_path(folder: Path, index: int) -> Path:
