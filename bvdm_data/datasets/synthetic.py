@@ -140,6 +140,8 @@ class SyntheticHeLaVideos(ClipStream):
     Attributes:
         model: Path of the model's file.
         scale: Linear scale between grey values and camera counts.
+        minutes: Time between two frames of the fitted video.
+        pixel_size: Side of its pixels, micrometres; None: the model does not know.
         epoch: Number of the epoch, 0 at first.
 
     Raises:
@@ -193,6 +195,7 @@ class SyntheticHeLaVideos(ClipStream):
         self.transform = check_transform(transform)
         camera = generator.camera
         self.scale = CameraScale(camera.offset, camera.full)
+        self.minutes, self.pixel_size = generator.lives.minutes, generator.pixel_size
         self.method.check_fitted(generator)
 
     def clip(self, index: SupportsIndex) -> Clip:
