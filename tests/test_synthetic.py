@@ -172,7 +172,7 @@ def test_other_instructions_keep_masks(tiny_model):
         f"clip = Videos(frames=2, size=64, nuclei=2, model={str(tiny_model)!r}).clip(0)\n"
         "print([describe_cpu(), *(clip[key].tolist() for key in ('masks', 'tracks', 'video'))])"
     )
-    found = []
+    command, found = [sys.executable, "-c", code], []
     for limit in ({}, {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}):
         env = {**os.environ, **limit}
         done = subprocess.run(
