@@ -174,11 +174,8 @@ def test_other_instructions_keep_masks(tiny_model):
     )
     command, found = [sys.executable, "-c", code], []
     for limit in ({}, {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}):
-        env = {**os.environ, **limit}
-        done = subprocess.run(
-            [sys.executable, "-c", code], env=env, capture_output=True, check=True
-        )
-        found.append(ast.literal_eval(done.stdout.decode()))
+        printed = subprocess.check_output(command, env={**os.environ, **limit}, text=True)
+        found.append(ast.literal_eval(printed))
     (here, *tables, video), (other, *others, _) = found
     assert tables == others
     assert here == describe_cpu()
