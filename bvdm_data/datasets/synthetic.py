@@ -18,7 +18,7 @@ from bvdm_data.synth.procedural import ProceduralSettings
 from bvdm_data.synth.scene import Method, SceneSettings
 from bvdm_data.synth.synthesis import make_clip, synthesise
 from bvdm_data.synth.textures import FastSettings
-from bvdm_data.system import profile_span
+from bvdm_data.system import isolate, profile_span
 from bvdm_data.validate import (
     as_fraction,
     as_int,
@@ -177,6 +177,7 @@ class SyntheticHeLaVideos(ClipStream):
         check_size_fits_nucleus(self.size, generator)
         self.method.check_fitted(generator)
 
+    @isolate()
     def clip(self, index: SupportsIndex) -> Clip:
         """Make one clip.
 
