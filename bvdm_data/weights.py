@@ -22,6 +22,7 @@ from bvdm_data.synth.denoiser import Denoiser, DenoiserConfig, Student, StudentC
 from bvdm_data.synth.model import Model, TextureModel
 from bvdm_data.synth.motion import MotionModel, SpeedModel
 from bvdm_data.synth.networks import FlowNet, UNet, UNetSettings
+from bvdm_data.system import isolate
 
 FORMAT = "bvdm-data generator 5"
 """Layout of the file, in its header."""
@@ -121,6 +122,7 @@ def _format_names(known: Mapping[str, Path]) -> str:
     return ", ".join(repr(name) for name in known) or "none"
 
 
+@isolate()
 def load(model: str | Path = "hela") -> Model:
     """Load a model; a process reads the same file once.
 

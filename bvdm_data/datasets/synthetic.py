@@ -27,7 +27,7 @@ from bvdm_data.synth.scene import (
 )
 from bvdm_data.synth.synthesis import make_clip, synthesise
 from bvdm_data.synth.textures import FastSettings
-from bvdm_data.system import profile_span
+from bvdm_data.system import isolate, profile_span
 from bvdm_data.validate import (
     as_fraction,
     as_int,
@@ -198,6 +198,7 @@ class SyntheticHeLaVideos(ClipStream):
         self.minutes, self.pixel_size = generator.lives.minutes, generator.pixel_size
         self.method.check_fitted(generator)
 
+    @isolate()
     def clip(self, index: SupportsIndex) -> Clip:
         """Make one clip.
 

@@ -2,8 +2,7 @@
 
 import math
 import pickle
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -39,7 +38,7 @@ from bvdm_data.synth.render import (
 )
 from bvdm_data.synth.scene import Method, Progress, Scene, SceneSettings, skip_progress
 from bvdm_data.synth.textures import BATCH, DenoiserInputs, FastSettings, run_denoiser_batched
-from bvdm_data.system import profile_span
+from bvdm_data.system import isolate, profile_span
 
 MAX_BATCH, MIN_BATCH = 256, 16
 """Most and fewest patches that go through the network together on a GPU (our choice)."""
@@ -63,22 +62,7 @@ class AnnotatedVideo:
     flow: npt.NDArray[np.float32] | None  # displacement of every pixel, [F - 1, 2, H, W]
 
 
-@contextmanager
-def run_single_threaded() -> Iterator[None]:
-    """Run torch in one thread.
-
-    More threads round sums, and the ends of vectors, in another way. A loader's workers have one
-    thread each; without this, clips made outside them would differ.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@run_single_threaded()
+@isolate()
 def synthesise(
     model: Model,
     settings: SceneSettings,
@@ -324,6 +308,7 @@ class BatchRenderer:
         self.batch_size = batch_size
         self.bank = bank
 
+    @isolate()
     @torch.no_grad()
     def render(self, batch: RenderBatch) -> Float[Tensor, "B F 1 H W"]:
         """Render the videos of a batch."""
