@@ -150,19 +150,22 @@ def prepare_output_dir(
     manifest: Mapping[str, Any],
     *,
     identity: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
+    kinds: Mapping[str, Any] | None = None,
     remains: tuple[str, ...] = (),
 ) -> dict[str, Any] | None:
     """Write the manifest into a new folder, or check the manifest of a folder that was begun.
 
     Several processes may do so at once with the same manifest. ``identity`` selects the settings
-    that must be the same in both manifests, ``remains`` are prefixes of files that a killed run may
-    leave, beside temporary ones. Returns the earlier manifest, or None where this one was written.
+    that must be the same in both manifests, ``kinds`` types of entries, ``remains`` are prefixes of
+    files that a killed run may leave, beside temporary ones. Returns the earlier manifest, or None
+    where this one was written.
     """
     path = folder / MANIFEST
     if path.is_file():
         begun = load_manifest(path)
         if begun.get("layout") != manifest.get("layout"):
             raise ValueError(_describe_foreign(folder))
+        check_entries(path, begun, kinds or {})
         before, now = identity(begun), identity(json.loads(json.dumps(manifest)))
         for key in [*now, *before]:
             if before.get(key) != now.get(key):
@@ -181,41 +184,44 @@ def prepare_output_dir(
     return None
 
 
-def load_manifest(path: Path, kinds: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return a manifest whose entries are of some types; see :func:`_check_entries`."""
+def load_manifest(path: Path) -> dict[str, Any]:
+    """Return a manifest."""
     try:
         if (size := path.stat().st_size) > LARGEST_MANIFEST:
             raise ValueError(f"it has {size} bytes, more than {LARGEST_MANIFEST}")
         manifest = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
-        _check_entries(manifest, kinds or {})
+        if not isinstance(manifest, dict):
+            raise ValueError(f"it must be an object, got {manifest!r}")
     except (ValueError, RecursionError) as error:
         raise ValueError(describe_damage(path, error)) from error
-    return dict(manifest)
+    return manifest
 
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"it holds {name}, which is no number")
 
 
-def _check_entries(values: object, kinds: Mapping[str, Any], place: str = "") -> None:
-    """Refuse values from JSON without an entry, or of another type than ``kinds`` has for it.
+def check_entries(
+    path: Path, values: Mapping[str, Any], kinds: Mapping[str, Any], place: str = ""
+) -> None:
+    """Refuse a manifest without an entry, or with one of another type than ``kinds`` has for it.
 
-    A mapping in place of a type is for entries of an entry.
+    A mapping in place of a type is for the entries of an entry.
     """
-    if not isinstance(values, dict):
-        raise ValueError(f"{place or 'it'} must be an object, got {shorten(repr(values))}")
     for name, kind in kinds.items():
         if name not in values:
-            raise ValueError(f"it lacks {place + name!r}")
-        value = values[name]
+            raise ValueError(describe_damage(path, f"it lacks '{place}{name}'"))
+        value, noun = values[name], "an object"
+        is_right = isinstance(value, dict)
+        if not isinstance(kind, Mapping):
+            noun = " or ".join(one.__name__ for one in getattr(kind, "__args__", (kind,)))
+            # bool is an int, but no number.
+            is_right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        if not is_right:
+            why = f"{place}{name} must be {noun}, got {shorten(repr(value))}"
+            raise ValueError(describe_damage(path, why))
         if isinstance(kind, Mapping):
-            _check_entries(value, kind, f"{place}{name}.")
-        # bool is an int, but no number.
-        elif not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            one = kind if isinstance(kind, type) else kind.__args__[0]
-            raise ValueError(
-                f"{place}{name} must be of type {one.__name__}, got {shorten(repr(value))}"
-            )
+            check_entries(path, value, kind, f"{place}{name}.")
 
 
 def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:

@@ -27,6 +27,27 @@ def get_machine_info() -> dict[str, Any]:
     }
 
 
+_VECTORS = ("avx2", "avx512", "vnni", "avx512_bf16", "amx_tile", "amx_fp16")
+"""Vector instructions for which oneDNN, the library of torch's convolutions, has other kernels."""
+
+
+def describe_cpu() -> dict[str, str]:
+    """Return what grey values and flow depend on beside the versions: the instructions in use.
+
+    Returns:
+        ``machine``, the architecture; ``torch``, the vector instructions that torch uses (see
+        ``ATEN_CPU_CAPABILITY``); and ``onednn``, those that oneDNN may use, with the limit that
+        ``ONEDNN_MAX_CPU_ISA`` sets. Where all three are equal, the bytes are.
+    """
+    has = [name for name in _VECTORS if getattr(torch.cpu, f"_is_{name}_supported", bool)()]
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA")
+    return {
+        "machine": platform.machine(),
+        "torch": torch.backends.cpu.get_cpu_capability(),
+        "onednn": " ".join(has) + (f", at most {limit.lower()}" if limit else ""),
+    }
+
+
 def count_usable_cores() -> int:
     """Return how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):

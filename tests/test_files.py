@@ -95,11 +95,8 @@ def test_output_dir_accepts_the_same_manifest(tmp_path):
     assert prepare_output_dir(folder, first) == {"seed": [1, 2], "clips": 4}
     begun = prepare_output_dir(folder, grown, identity=lambda manifest: {"seed": manifest["seed"]})
     assert begun == {"seed": [1, 2], "clips": 4}
-    for may_restart in (False, True):
-        with pytest.raises(ValueError, match="begun with clips=4, got 8; give the same arguments"):
-            prepare_output_dir(folder, grown, may_restart=may_restart)
-    (folder / ".part-1").unlink()
-    assert prepare_output_dir(folder, grown, may_restart=True) is None
+    with pytest.raises(ValueError, match="begun with clips=4, got 8; give the same arguments"):
+        prepare_output_dir(folder, grown)
     with pytest.raises(ValueError, match="holds something else"):
         prepare_output_dir(folder, {**grown, "layout": "other"})
 
