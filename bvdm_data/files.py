@@ -26,9 +26,6 @@ MANIFEST = "bvdm_data.json"
 LARGEST_MANIFEST = 2**27
 """Bytes of a manifest that is read; one of a million shards has 70 MB."""
 
-LARGEST_WORDS = 500
-"""Characters of a value or a cause that errors repeat."""
-
 DAMAGED = (
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -238,10 +235,10 @@ def describe_damage(manifest: Path, why: object) -> str:
     )
 
 
-def shorten(words: str) -> str:
-    """Return words that are one short line."""
-    line = " ".join(words[: 2 * LARGEST_WORDS].split())
-    return line if len(line) <= LARGEST_WORDS else f"{line[:LARGEST_WORDS]} ..."
+def shorten(words: str, most: int = 500) -> str:
+    """Return words as one line, cut off after some characters."""
+    line = " ".join(words[: 2 * most].split())
+    return line if len(line) <= most else f"{line[:most]} ..."
 
 
 def _describe_foreign(folder: Path) -> str:

@@ -46,6 +46,34 @@ def test_failed_write_keeps_old_file(tmp_path, error):
         assert caught.value.errno == errno.ENOSPC
 
 
+def test_leftovers_of_killed_processes_go(tmp_path):
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    host, path = socket.gethostname(), tmp_path / "text.txt"
+    kept = [".text.txt.elsewhere.7.a.txt", f".text.txt.{host}.{os.getppid()}.a.txt"]
+    for name in (*kept, f".text.txt.{host}.{done.pid}.a.txt"):
+        (tmp_path / name).touch()
+    with open_atomic(path) as temporary:
+        temporary.touch()
+    assert sorted(one.name for one in tmp_path.iterdir()) == sorted([*kept, path.name])
+
+
+def test_files_are_on_the_disk_first(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(os, "fsync", lambda handle: calls.append(os.fstat(handle).st_ino))
+    with open_atomic(tmp_path / "text") as temporary:
+        temporary.write_text("new")
+        assert calls == []
+    assert calls == [(tmp_path / "text").stat().st_ino, tmp_path.stat().st_ino]
+    calls.clear()
+    with open_atomic_folder(tmp_path / "data") as folder:
+        folder.mkdir()
+        (folder / "text").write_text("new")
+    assert {path.stat().st_ino for path in (folder.parent.parent, tmp_path / "data/text")} <= {
+        *calls
+    }
+
+
 def test_open_atomic_refuses_wrong_places(tmp_path):
     (tmp_path / "folder").mkdir()
     refused = pytest.raises(OSError, match=r"cannot write .*folder")
