@@ -75,7 +75,7 @@ def open_atomic_folder(path: str | Path) -> Iterator[Path]:
     prefix = _begin_temporary_name(target)
     with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as staging:
         yield Path(staging) / target.name
-        sync_folder(Path(staging))
+        write_through(Path(staging))
         (Path(staging) / target.name).rename(target)
     _sync(target.parent)
 
@@ -93,7 +93,7 @@ def _begin_temporary_name(path: Path) -> str:
     return f"{prefix}{os.getpid()}."
 
 
-def sync_folder(folder: Path) -> None:
+def write_through(folder: Path) -> None:
     """Have all files of a folder on the disk."""
     for path in (folder, *folder.rglob("*")):
         _sync(path)
@@ -167,8 +167,8 @@ def prepare_output_dir(
         for key in [*now, *before]:
             if before.get(key) != now.get(key):
                 raise ValueError(
-                    f"{folder} was begun with {key}={shorten(repr(before.get(key)))}, got "
-                    f"{shorten(repr(now.get(key)))}; give the same arguments to continue, or "
+                    f"{folder} was begun with {key}={cut_words(repr(before.get(key)))}, got "
+                    f"{cut_words(repr(now.get(key)))}; give the same arguments to continue, or "
                     "another folder"
                 )
         return begun
@@ -215,7 +215,7 @@ def check_entries(
             # bool is an int, but no number.
             is_right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
         if not is_right:
-            why = f"{place}{name} must be {noun}, got {shorten(repr(value))}"
+            why = f"{place}{name} must be {noun}, got {cut_words(repr(value))}"
             raise ValueError(describe_damage(path, why))
         if isinstance(kind, Mapping):
             check_entries(path, value, kind, f"{place}{name}.")
@@ -230,12 +230,12 @@ def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
 def describe_damage(manifest: Path, why: object) -> str:
     """Return the message for a damaged manifest."""
     return (
-        f"{manifest} is damaged ({shorten(str(why))}); give another directory, or "
+        f"{manifest} is damaged ({cut_words(str(why))}); give another directory, or "
         "put the file back. Shards go on without it, too: each says what it is of"
     )
 
 
-def shorten(words: str, most: int = 500) -> str:
+def cut_words(words: str, most: int = 500) -> str:
     """Return words as one line, cut off after some characters."""
     line = " ".join(words[: 2 * most].split())
     return line if len(line) <= most else f"{line[:most]} ..."

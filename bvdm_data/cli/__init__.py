@@ -13,7 +13,7 @@ import click
 
 from bvdm_data.cli.clips import bench, export, fetch, preview, shards
 from bvdm_data.cli.models import evaluate, fit, info
-from bvdm_data.files import shorten
+from bvdm_data.files import cut_words
 
 GRACE_SECONDS = 2.0
 """How long a command may clean up after Ctrl-C."""
@@ -98,4 +98,4 @@ def _shorten(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     if any(line.startswith("Original Traceback") for line in lines):
         lines = [lines[-1].partition(": ")[2] or lines[-1]]
-    return shorten(" ".join(lines), LONGEST_MESSAGE)
+    return cut_words(" ".join(lines), LONGEST_MESSAGE)

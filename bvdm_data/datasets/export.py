@@ -18,7 +18,7 @@ from bvdm_data.datasets.synthetic import (
     check_size_fits_nucleus,
     check_variation,
 )
-from bvdm_data.files import MANIFEST, prepare_output_dir, shorten, write_manifest
+from bvdm_data.files import MANIFEST, cut_words, prepare_output_dir, write_manifest
 from bvdm_data.synth.scene import Method, SceneSettings
 from bvdm_data.synth.synthesis import synthesise
 from bvdm_data.system import describe_cpu
@@ -78,13 +78,7 @@ def export(
     }
     kinds = {"sequences": dict}
     begun = prepare_output_dir(folder, manifest, identity=_get_identity, kinds=kinds)
-    signs = begun["sequences"] if begun else {}
-    there = [f"{index + 1:02d}" for index in range(number)]
-    there = [name for name in there if (folder / name).exists()]
-    for name in there:
-        sign = _sign_sequence(folder, name, frames)
-        if signs.setdefault(name, sign) != sign:
-            raise ValueError(_describe_spoilt(folder, name, "its files have other sizes"))
+    there = _check_sequences(folder, number, frames, begun["sequences"] if begun else {})
     scale = CameraScale(generator.camera.offset, generator.camera.full)
     written = []
     with tqdm(total=number * frames, desc="exporting", unit="frame", disable=not progress) as bar:
@@ -105,14 +99,29 @@ def export(
                 )
             counts = np.stack([scale.to_counts(frame) for frame in video.video])
             write_sequence(folder, name, counts, video.masks, video.tracks)
-            signs[name] = _sign_sequence(folder, name, frames)
-            write_manifest(folder / MANIFEST, {**manifest, "sequences": signs})
+            there[name] = _sign_sequence(folder, name, frames)
+            write_manifest(folder / MANIFEST, {**manifest, "sequences": there})
             written.append(name)
     return written
 
 
 def _get_identity(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in manifest.items() if key != "sequences"}
+
+
+def _check_sequences(
+    folder: Path, number: int, frames: int, signs: Mapping[str, Any]
+) -> dict[str, str]:
+    """Return the signs of the sequences that are there; refuse those that are not as written."""
+    found = dict(signs)
+    for name in (f"{index + 1:02d}" for index in range(number)):
+        if not (folder / name).exists():
+            found.pop(name, None)
+            continue
+        sign = _sign_sequence(folder, name, frames)
+        if found.setdefault(name, sign) != sign:
+            raise ValueError(_describe_spoilt(folder, name, "its files have other sizes"))
+    return found
 
 
 def _sign_sequence(folder: Path, name: str, frames: int) -> str:
@@ -123,7 +132,7 @@ def _sign_sequence(folder: Path, name: str, frames: int) -> str:
     paths = [folder / path for path in (*names, f"{name}_GT/TRA/man_track.txt")]
     missing = [str(path.relative_to(folder)) for path in paths if not path.is_file()]
     if missing:
-        why = f"it lacks {len(missing)} files: {shorten(', '.join(missing[:5]))}"
+        why = f"it lacks {len(missing)} files: {cut_words(', '.join(missing[:5]))}"
         raise ValueError(_describe_spoilt(folder, name, why))
     sizes = " ".join(str(path.stat().st_size) for path in paths)
     return hashlib.sha256(sizes.encode()).hexdigest()

@@ -10,7 +10,7 @@ import requests
 from filelock import FileLock
 from tqdm import tqdm
 
-from bvdm_data.files import DAMAGED, open_atomic, open_atomic_folder, shorten
+from bvdm_data.files import DAMAGED, cut_words, open_atomic, open_atomic_folder
 
 ADDRESS = "https://data.celltrackingchallenge.net"
 """Where the challenge keeps its data sets."""
@@ -113,7 +113,7 @@ def _check_whole(archive: Path, name: str, target: Path) -> None:
             members = [x for x in file.infolist() if x.filename.startswith(f"{name}/")]
     except DAMAGED as error:
         raise ValueError(
-            f"{archive} is damaged ({shorten(str(error))}); remove it, and {target} will be taken "
+            f"{archive} is damaged ({cut_words(str(error))}); remove it, and {target} is taken "
             "for whole"
         ) from error
     sizes = {
@@ -129,7 +129,7 @@ def _check_whole(archive: Path, name: str, target: Path) -> None:
     if missing:
         raise ValueError(
             f"{target} must hold the {len(sizes)} files of {archive.name}, but {len(missing)} are "
-            f"missing or of another size: {shorten(', '.join(missing[:5]))}; remove {target} to "
+            f"missing or of another size: {cut_words(', '.join(missing[:5]))}; remove {target} to "
             f"have it unpacked again, or {archive.name} if it is to be so"
         )
 
@@ -234,8 +234,8 @@ def _unpack(archive: Path, name: str, target: Path) -> None:
                 raise
             archive.unlink()
             raise ValueError(
-                f"{archive} is damaged or unsafe and has been removed: {shorten(str(error))}; call "
-                "again to fetch it anew"
+                f"{archive} is damaged or unsafe and has been removed: {cut_words(str(error))}; "
+                "call again to fetch it anew"
             ) from error
 
 

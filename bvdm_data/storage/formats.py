@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from bvdm_data.clip import Clip
-from bvdm_data.files import DAMAGED, shorten
+from bvdm_data.files import DAMAGED, cut_words
 
 LARGEST_ARRAY = 2**32
 """Bytes of one array of a clip."""
@@ -94,7 +94,7 @@ def _read_tar(path: Path) -> Iterator[Arrays]:
     for member, data in _walk_tar(path):
         match = _MEMBER_NAME.fullmatch(member.name)
         if match is None:
-            raise ValueError(f"{shorten(member.name)} is no array of a clip")
+            raise ValueError(f"{cut_words(member.name)} is no array of a clip")
         if arrays and int(match[1]) != number:
             keys = keys or arrays.keys()
             yield arrays
@@ -131,7 +131,7 @@ def _parse_npy(data: bytes, *, compressed: bool) -> npt.NDArray[Any]:
     shape, _, dtype = np.lib.format.read_array_header_1_0(file)
     size = math.prod(shape) * dtype.itemsize
     if dtype.kind not in "biuf" or not 0 <= size <= LARGEST_ARRAY:
-        raise ValueError(f"it holds an array of {shorten(str(shape))} {dtype}")
+        raise ValueError(f"it holds an array of {cut_words(str(shape))} {dtype}")
     values = bytearray(file.read(size + 1))
     if len(values) != size:
         raise ValueError(f"an array must have {size} bytes, got {len(values)} or more")
@@ -183,7 +183,7 @@ def _read_zarr(path: Path) -> Iterator[Arrays]:
             is_metadata = member.filename.endswith("zarr.json")
             most = _LARGEST_METADATA if is_metadata else LARGEST_ARRAY
             if member.compress_type != zipfile.ZIP_STORED or member.file_size > most:
-                raise ValueError(f"{shorten(member.filename)} is compressed or too large")
+                raise ValueError(f"{cut_words(member.filename)} is compressed or too large")
         names = {*archive.namelist()}
         for key in {name.partition("/")[0] for name in names if "/c/" in name}:
             if f"{key}/zarr.json" not in names:
@@ -320,7 +320,7 @@ def check_shard(path: Path, content: ShardContent) -> None:
     try:
         _CHECKS[path.suffix](path, content)
     except DAMAGED as error:
-        why = shorten(str(error) or type(error).__name__)
+        why = cut_words(str(error) or type(error).__name__)
         raise ValueError(
             f"{path} is damaged, or not of this call ({why}); remove it, and the same call makes "
             "it again, or give another folder"
@@ -354,7 +354,7 @@ def read_shard(path: str | Path) -> Iterator[Clip]:
         for arrays in _READERS[file.suffix](file):
             yield _to_clip(arrays)
     except _DAMAGED as error:
-        why = shorten(str(error) or type(error).__name__)
+        why = cut_words(str(error) or type(error).__name__)
         raise ValueError(
             f"{file} is damaged, or no shard ({why}); remove it, and write_shards makes it again"
         ) from error

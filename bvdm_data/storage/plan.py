@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -61,7 +62,8 @@ _KINDS = {
 """Types of what a manifest holds and a later call reads."""
 
 _METHODS = {type(method).__name__: type(method) for method in METHODS.values()}
-_UNCHANGED = ("frames", "size", "length", "seed", "variation", "annotations", "max_cells")
+_OTHERS = "model method nuclei pool device transform batch_size shard".split()  # noqa: SIM905
+_UNCHANGED = [name for name in signature(SyntheticHeLaVideos).parameters if name not in _OTHERS]
 
 
 def to_config(videos: SyntheticHeLaVideos) -> dict[str, Any]:
@@ -125,7 +127,7 @@ def _make_videos(config: Mapping[str, Any], model: str | Path) -> SyntheticHeLaV
         nuclei=tuple(nuclei) if isinstance(nuclei, list) else nuclei,
         pool=None if config["pool"] is None else PoolSettings(**config["pool"]),
         device=config["device"],
-        **{key: config[key] for key in _UNCHANGED},
+        **{key: config[key] for key in _UNCHANGED if key in config},
     )
     videos.set_epoch(config["epoch"])
     return videos
