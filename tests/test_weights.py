@@ -2,6 +2,7 @@ import errno
 import functools
 import json
 import math
+import os
 import pickle
 from dataclasses import asdict, replace
 
@@ -252,6 +253,75 @@ def test_damages_of_shipped_model(tmp_path, damages):
         words = rf"damaged\.safetensors is damaged: .*{entry}.*fetch it again$"
         with pytest.raises(ValueError, match=words):
             weights.load(path)
+
+
+def test_special_and_huge_files_are_refused(cache, tmp_path):
+    fifo, huge = cache / "pipe.safetensors", tmp_path / "huge.safetensors"
+    os.mkfifo(fifo)
+    (tmp_path / "folder.safetensors").mkdir()
+    for model in (fifo, "pipe", tmp_path / "folder.safetensors"):
+        with pytest.raises(
+            (ValueError, FileNotFoundError), match=r"no (model file|weights called)"
+        ):
+            weights.load(model)
+    with huge.open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(
+        ValueError, match=r"huge\.safetensors must be a file of at most 1\.1 GB; give"
+    ):
+        weights.load(huge)
+
+
+def test_absurd_headers_are_refused(tmp_path):
+    path = tmp_path / "absurd.safetensors"
+    for text in ("[" * 100_000, '{"a":' * 100_000, "9" * 5000, " " * 2**20 + "{}", "{}}", ""):
+        save_file({"weight": torch.zeros(3)}, path, {"bvdm_data": text})
+        with pytest.raises(
+            ValueError, match=r"absurd\.s.* damaged or no safetensors file"
+        ) as error:
+            weights.load(path)
+        assert len(str(error.value)) < 500
+    for content in (
+        b"[" * 5000,
+        b'{"a":' * 5000,
+        b'{"a":{"dtype":"F4","shape":[2],"data_offsets":[0,1]}}',
+    ):
+        path.write_bytes(len(content).to_bytes(8, "little") + content + b" ")
+        with pytest.raises(
+            ValueError, match=r"absurd\.safetensors is damaged or no safetensors file"
+        ):
+            weights.load(path)
+
+
+def test_equal_fits_have_one_digest(tiny_generator, tiny_model, tmp_path):
+    again = tmp_path / "again.safetensors"
+    weights.save(replace(tiny_generator, card={"painter": {"hours": 0.7}}), again)
+    assert weights.model_digest(again) == weights.model_digest(tiny_model)
+    weights.load(again, digest=weights.model_digest(tiny_model))
+    tensors, header = read_parts(again)
+    header["card"]["painter"]["hours"] = 0.8
+    save_file(tensors, again, {"bvdm_data": json.dumps(header)})
+    with pytest.raises(ValueError, match="not have the SHA-256 of its entry 'card_digest'"):
+        weights.load(again)
+    texture = replace(tiny_generator.texture, fresh=0.4)
+    weights.save(replace(tiny_generator, texture=texture), again)
+    assert weights.model_digest(again) != weights.model_digest(tiny_model)
+    with pytest.raises(ValueError, match=r"again\.safetensors was replaced: its SHA-256 is .* was"):
+        weights.load(again, digest=weights.model_digest(tiny_model))
+
+
+def test_older_files_keep_their_digest():
+    _, header = read_parts(weights.bundled_folder() / "hela.safetensors")
+    assert header["format"] == "bvdm-data generator 5"
+    assert header["digest"] == weights.model_digest("hela")
+
+
+def test_writing_over_leaves_loaded_models(copy):
+    painter = weights.load(copy).painter.state_dict()
+    before = {name: value.clone() for name, value in painter.items()}
+    with copy.open("r+b") as file:
+        file.write(bytes(copy.stat().st_size))
+    assert all(torch.equal(painter[name], value) for name, value in before.items())
 
 
 class Burglar:
