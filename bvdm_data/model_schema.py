@@ -106,37 +106,38 @@ _SHARE, _LOG = Rule(float, least=0, most=1), Rule(float, least=-20, most=20)
 _LOG_SPREAD, _LENGTH = Rule(float, least=0, most=20), Rule(float, least=0, most=10_000)
 _GREY, _GREY_SPREAD = Rule(float, least=-10, most=10), Rule(float, least=0, most=10)
 _STAGES, _FRAMES = len(STAGES), Rule(float, least=0, most=1000)
-_AREAS = _Table("Q", _POSITIVE, rising=True)
+_AREAS = _Table("Q", Rule(float, above=0, most=1e6), rising=True)
+_AREA_RATIO, _AREA_SPREAD = Rule(float, above=0, most=100), Rule(float, least=0, most=2)
 
 _SCHEMA: Mapping[str, Mapping[str, Rule | _Table]] = {
     "shapes": {
-        "mean": _Table(f"{_STAGES} {CONTOUR_POINTS}", _POSITIVE),
-        "modes": _Table(f"{_STAGES} M {CONTOUR_POINTS}", _ANY),
+        "mean": _Table(f"{_STAGES} {CONTOUR_POINTS}", Rule(float, above=0, most=200)),
+        "modes": _Table(f"{_STAGES} M {CONTOUR_POINTS}", Rule(float, least=-200, most=200)),
         "counts": _Table(f"{_STAGES}", _NOT_NEGATIVE),
         "autocorrelation": _Table("M", _SHARE),
         "innovation": _Table("M", _SHARE),
-        "area_jitter": _LOG_SPREAD,
+        "area_jitter": _AREA_SPREAD,
         "roughness": _Table("2", _POSITIVE, _LOG_SPREAD),
         "elongation": _Table("Q", _ANY, rising=True),
     },
     "lives": {
         "durations": _Table(f"{_STAGES} d", _SHARE),
-        "cycle": _Table("2", _LOG, Rule(float, above=0, most=20)),
+        "cycle": _Table("2", Rule(float, least=-20, most=10), Rule(float, above=0, most=20)),
         "brightness": _Table("B", Rule(float, above=0, most=10), rising=True),
         "brightness_autocorrelation": _SHARE,
         "brightness_sister_correlation": _SHARE,
         "stage_brightness": _Table(f"{_STAGES} 2", _LOG, _LOG_SPREAD),
         "sister_spread": _LOG_SPREAD,
         "mother_area": _AREAS,
-        "area_of_age": _Table("a", _POSITIVE),
-        "area_of_stage": _Table(f"{_STAGES}", _POSITIVE),
-        "area_at_birth": _Table(f"{_STAGES}", _POSITIVE),
+        "area_of_age": _Table("a", _AREA_RATIO),
+        "area_of_stage": _Table(f"{_STAGES}", _AREA_RATIO),
+        "area_at_birth": _Table(f"{_STAGES}", _AREA_RATIO),
         "division_asymmetry": _SHARE,
         "division_asymmetry_robust": _SHARE,
-        "stage_spread": _Table(f"{_STAGES}", _LOG_SPREAD),
+        "stage_spread": _Table(f"{_STAGES}", _AREA_SPREAD),
         "adult_area": _AREAS,
-        "area_in_interphase": _Table("i", _POSITIVE),
-        "size": _Table("2", _LOG_SPREAD, _SHARE),
+        "area_in_interphase": _Table("i", _AREA_RATIO),
+        "size": _Table("2", _AREA_SPREAD, _SHARE),
         "pro_metaphase_frames": _Table("m 3", _FRAMES),
         "ana_telophase_frames": _Table("n 2", _FRAMES),
         "minutes": _POSITIVE,
