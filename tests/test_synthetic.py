@@ -18,6 +18,7 @@ from bvdm_data.clip import ANNOTATIONS, CameraScale, TooManyNucleiError, build_s
 from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets.mixed import MixedVideos
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
+from bvdm_data.synth.model import TextureModel
 from bvdm_data.synth.paper import PaperSettings
 from bvdm_data.synth.procedural import ProceduralSettings
 from bvdm_data.synth.textures import FastSettings
@@ -198,6 +199,22 @@ def test_clips_leave_global_random_states(tiny, tiny_generator, tmp_path, reques
     # beartype draws from the last one.
     count = 2 if request.config.getoption("jaxtyping_packages", None) else 3
     assert read_random_states()[:count] == before[:count]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_replaced_models_are_refused(tiny, tiny_generator, tmp_path, workers):
+    path = tmp_path / "model.safetensors"
+    weights.save(tiny_generator, path)
+    videos = tiny(model=path)
+    first = videos.clip(0)
+    weights.save(replace(tiny_generator, card={"hours": 3}), path)  # an equal fit
+    assert same(videos.clip(0), first)
+    other = replace(tiny_generator, texture=TextureModel(memory=0.5, fresh=0.5))
+    weights.save(other, path)
+    words = rf"model\.safetensors was replaced: its SHA-256 is .*, but was {videos.digest} .*clip 0"
+    with pytest.raises(ValueError, match=words):
+        next(iter(DataLoader(videos, batch_size=None, num_workers=workers)))
+    assert not same(tiny(model=path).clip(0), first)
 
 
 def test_model_on_device_is_a_copy(tiny_generator):
