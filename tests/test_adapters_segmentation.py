@@ -22,7 +22,7 @@ from bvdm_data.adapters.segmentation import (
     star_distances,
     unet_targets,
 )
-from tests.helpers.clips import run_snippet
+from tests.helpers.clips import SPARSE, make_sparse_clip, run_snippet
 from tests.helpers.films import ellipse
 
 ROOT = Path(__file__).parents[1]
@@ -107,6 +107,22 @@ def test_loader_gives_frames_with_maps(tiny_model, workers):
     assert second["foreground"].any()
     for name, value in unet_targets(masks).items():
         assert torch.equal(second[name], value)
+
+
+def test_maps_of_sparse_and_full_frames():
+    empty, full = torch.zeros(1, 6, 8, dtype=torch.int32), torch.full((1, 6, 8), 70000)
+    for masks, share in ((empty, 0), (full, 1)):
+        maps = unet_targets(masks)
+        assert (maps["foreground"] == share).all()
+        assert not maps["boundary"].any()
+        for found in (maps["distance"], star_distances(masks, 8)):
+            assert found.isfinite().all()
+            assert ((found > 0) == share).all()
+    clips = [make_sparse_clip(kind, 70000) for kind in SPARSE]
+    near = [make_sparse_clip(kind) for kind in SPARSE]
+    for collate in (collate_unet, collate_stardist):
+        for name, value in collate(near).items():
+            assert torch.equal(value, collate(clips)[name])
 
 
 def test_loader_gives_frames_with_rays(tiny_model):

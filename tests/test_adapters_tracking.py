@@ -424,13 +424,13 @@ def test_raw_videos_count_all_ranks(tiny_model):
     assert len(RawVideos(mix)) == 8
 
 
-@pytest.mark.parametrize("title", ["Tracking: ", "Files: "])
+@pytest.mark.parametrize("title", ["Tracking: windows", "Tracking: association", "Files: write"])
 def test_consumers_snippet_runs(title, tmp_path, monkeypatch):
-    if title == "Files: ":
+    if title.startswith("Files"):
         pytest.importorskip("geff", reason="the package geff: extra lineage")
         pytest.importorskip("zarr", minversion="3", reason="zarr 3: extra ome")
     monkeypatch.chdir(tmp_path)
-    run_snippet(title)
+    run_snippet(*title.split(" "))
 
 
 @pytest.mark.slow
