@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from bvdm_data import PaperSettings, PoolSettings, SyntheticHeLaVideos, check_clip
+from bvdm_data import PaperSettings, PoolSettings, SyntheticHeLaVideos, check_clip, divisions
 from bvdm_data.clip import ANNOTATIONS, Clip
 from bvdm_data.clip_check import MAX_FLOW, measure_flow_errors
 from bvdm_data.datasets.stream import ClipStream
