@@ -73,7 +73,7 @@ class CTCVideos(Dataset[Clip]):
     starts again with the first.
 
     At first, only names of files, the header of the first frame, ``man_track.txt`` and, to guess
-    the scale, three frames are read; ``"tracks"`` and ``"lineages"`` read all masks once.
+    the scale, the frames in use are read; ``"tracks"`` and ``"lineages"`` read all masks once.
 
     :meth:`set_epoch` also reaches the workers of a loader with ``persistent_workers=True``.
 
@@ -92,7 +92,7 @@ class CTCVideos(Dataset[Clip]):
         border: Width in pixels of the band at the edge of the frame that is left out; None: 25,
             which fits Fluo-N2DL-HeLa (the challenge has 0, 25 or 50, by data set).
         truth: Where the masks come from; see :func:`read_sequence`.
-        scale: How counts become grey values. None: :func:`guess_scale`.
+        scale: How counts become grey values. None: :func:`guess_scale` of the frames in use.
         start: Number of the first frame used.
         stop: Number after that of the last frame used; None: to the end.
         stride: From one frame of a clip to the next: 1 for all frames, 2 for every other one.
@@ -166,7 +166,7 @@ class CTCVideos(Dataset[Clip]):
         self._cache = FrameCache(self.source, self.cache_bytes)
         self._windows, self.frames = make_windows(spec, self._cache, self.annotations)
         self.length = check_length(length) or self._windows.count
-        self.scale = check_scale(scale) or guess_scale(self.source)
+        self.scale = check_scale(scale) or guess_scale(self.source.cut(start, stop))
         self._epoch = SharedEpoch()
 
     @property
