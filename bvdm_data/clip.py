@@ -18,6 +18,9 @@ ANNOTATIONS = ("masks", "tracks", "flow", "stages", "boxes", "centroids")
 DEFAULT_MAX_CELLS = 128
 """Rows of the padded tables where the user names no other number."""
 
+LEAST_PIXELS = 10
+"""Fewest pixels that others leave of a nucleus that is labelled (our choice)."""
+
 
 class Clip(TypedDict):
     """One annotated video, real or synthetic: what a data set yields.

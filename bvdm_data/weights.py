@@ -294,5 +294,7 @@ def _build_part(
     arrays = {key: value.numpy() for key, value in _select(tensors, name).items()}
     values: dict[str, Any] = {**arrays, **numbers}
     if kind is MotionModel:
-        values["pace"] = SpeedModel(*arrays["pace"].tolist())
+        speed = values["pace"] = SpeedModel(*arrays["pace"].tolist())
+        # Files of older versions lack it; eight scales are the longest step of the HeLa video.
+        values.setdefault("longest_step", 8 * speed.scale * speed.mitotic_ratio)
     return _from_file_keys(kind, values)

@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from bvdm_data.clip import LEAST_PIXELS
 from bvdm_data.synth.cell_cycle import PRE_MITOTIC, CellCycleModel
 from bvdm_data.synth.cells import (
     Cell,
@@ -28,6 +29,9 @@ MARGIN = 64
 
 CONTACT = 0.85
 """Two nuclei are pushed apart until their distance is this share of the sum of their mean radii."""
+
+HIDDEN = 0.05
+"""A nucleus of which others leave a smaller share is hidden (our choice)."""
 
 TRIES = 400
 """Places that are tried before a nucleus is given up."""
@@ -66,6 +70,7 @@ class MotionModel:
     speed_by_age: Array
     # standard deviation along each axis of the step from mother to middle of her newborn, px
     division_offset: float
+    longest_step: float  # of a nucleus from one frame to the next, px
     # step of the whole field, such as the microscope's stage makes, between frames, px, [F - 1, 2]
     stage_drift: Array
     # mean and deviation of the log distance of sisters 0, 1, ... frames after birth, [A, 2] px
@@ -82,7 +87,6 @@ class Trajectory:
     cell: Cell  # outlines, stages, brightness
     centres: Array  # centroid (y, x) in pixels of the image, [n, 2]; may lie outside
     angles: Array  # from the image's y axis to the nucleus' major axis, [n] radians
-    z_order: float  # where two overlap, the nucleus of the larger one covers the other
 
 
 @dataclass
@@ -190,16 +194,31 @@ class _Simulation:
             for cell in cells.values():
                 if cell.first < frame <= cell.last:
                     centre, angle = centres[cell.identity], angles[cell.identity]
-                    centre.append(centre[-1] + self.sample_step(cell, frame) + self.drifts[frame])
+                    centre.append(centre[-1] + self._draw_step(cell, frame) + self.drifts[frame])
                     angle.append(angle[-1] + self.motion.rotation * self.rng.standard_normal())
             self.place_daughters(cells, centres, angles, frame)
             here = [cell for cell in cells.values() if cell.first <= frame <= cell.last]
             _resolve_overlaps(here, centres, frame, self.spacing)
-        order = self.rng.permutation(len(cells)).astype(float).tolist()
-        return [
-            Trajectory(cell, np.array(centres[i]), np.array(angles[i]), z_order)
-            for z_order, (i, cell) in zip(order, cells.items(), strict=True)
-        ]
+            self._shorten_steps(here, centres, frame)
+        return [Trajectory(c, np.array(centres[i]), np.array(angles[i])) for i, c in cells.items()]
+
+    def _draw_step(self, cell: Cell, frame: int) -> Array:
+        """Draw a nucleus' own step; the tail beyond the video's longest is spread over the rest."""
+        step, longest = self.sample_step(cell, frame), self.motion.longest_step
+        length = math.hypot(*step)
+        return step if length <= longest else step * (longest * self.rng.random() / length)
+
+    def _shorten_steps(
+        self, cells: list[Cell], centres: dict[int, list[Array]], frame: int
+    ) -> None:
+        """Keep all that moves nuclei, newborn from their mothers, within the longest step."""
+        for cell in cells:
+            own = centres[cell.identity]
+            before = own[-2] if cell.first < frame else centres[cell.parent][-1]
+            step = own[-1] - before
+            length = math.hypot(*step)
+            if length > self.motion.longest_step:
+                own[-1] = before + step * (self.motion.longest_step / length)
 
     def place_founders(self, nuclei: int | None) -> None:
         """Place founders at random until the wanted number is there.
@@ -423,11 +442,14 @@ class _Occupancy:
         return next((centre for centre in centres if self.is_free(centre, radius)), None)
 
     def keeps_visible(self, pixels: npt.NDArray[np.int64]) -> bool:
-        """Return whether each nucleus keeps a pixel of its own when a new one covers these."""
+        """Return whether each nucleus stays in view, whichever is on top, with a new one here."""
         layers = self.layers.copy()
         layers[pixels] += 1
-        in_view = [covered for covered in (*self.pixels, pixels) if len(covered)]
-        return all((layers[covered] == 1).any() for covered in in_view)
+        for covered in (*self.pixels, pixels):
+            own = (layers[covered] == 1).sum()
+            if own < min(len(covered), max(LEAST_PIXELS, HIDDEN * len(covered))):
+                return False
+        return True
 
     def add(self, founder: InitialCell, pixels: npt.NDArray[np.int64]) -> None:
         """Add a nucleus that was placed."""

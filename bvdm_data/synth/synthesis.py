@@ -125,8 +125,9 @@ def draw_scene(
         everyone = method.simulate(models, settings, nuclei, rng, sample)
     with profile_span("labels"):
         table = make_cell_table(everyone, frames)
-        seen = draw_labels(table, settings.size)
-        visible = _find_visible_frames(seen, len(everyone))
+        seen, seen_in = draw_labels(table, settings.size)
+        # Row 0 is the background, which has no track.
+        visible = np.pad(seen_in.numpy(), ((1, 0), (0, 0)))
         row_of = {cell.cell.identity: row for row, cell in enumerate(everyone, start=1)}
         parents = {row_of[c.cell.identity]: row_of.get(c.cell.parent, 0) for c in everyone}
         new_of, tracks, old = number_tracks(visible, parents)
@@ -141,13 +142,6 @@ def draw_scene(
         stages=_tabulate_stages([everyone[row - 1] for row in old], tracks, frames),
         camera=models.camera, blur=models.blur, sample=sample,
     )  # fmt: skip
-
-
-def _find_visible_frames(seen: Tensor, count: int) -> npt.NDArray[np.bool_]:
-    """Return which cell is seen in which frame; row 0 is the background, ``[count + 1, F]``."""
-    present = torch.zeros(len(seen), count + 1, dtype=torch.bool)
-    present.scatter_(1, seen.flatten(1).long(), True)
-    return present.T.numpy()
 
 
 def _relabel(seen: Tensor, new_of: npt.NDArray[np.int32]) -> Labels:
