@@ -75,6 +75,7 @@ def option(*names: str, shown: bool = True, **attributes: Any) -> Callable[[Comm
 
 MODEL = option("--model", default="hela", help="Name of a model, or path of its file.")
 SEED = option("--seed", default=0, help="Seed of all random numbers.")
+JSON = option("--json", "as_json", is_flag=True, help="Print all of the card as JSON.")
 QUIET = option("--quiet", is_flag=True, help="No progress bars.")
 NUCLEI = option("--nuclei", type=Nuclei(), help="In the first frame. [default: as in the video]")
 AT_LEAST = option(

@@ -27,6 +27,7 @@ from bvdm_data.datasets.windows import (
     check_annotations_available,
     make_windows,
 )
+from bvdm_data.system import isolate
 from bvdm_data.validate import (
     as_index,
     as_int,
@@ -73,7 +74,7 @@ class CTCVideos(Dataset[Clip]):
     starts again with the first.
 
     At first, only names of files, the header of the first frame, ``man_track.txt`` and, to guess
-    the scale, three frames are read; ``"tracks"`` and ``"lineages"`` read all masks once.
+    the scale, the frames in use are read; ``"tracks"`` and ``"lineages"`` read all masks once.
 
     :meth:`set_epoch` also reaches the workers of a loader with ``persistent_workers=True``.
 
@@ -93,7 +94,7 @@ class CTCVideos(Dataset[Clip]):
         border: Width in pixels of the band at the edge of the frame that is left out; None: 25,
             which fits Fluo-N2DL-HeLa (the challenge has 0, 25 or 50, by data set).
         truth: Where the masks come from; see :func:`read_sequence`.
-        scale: How counts become grey values. None: :func:`guess_scale`.
+        scale: How counts become grey values. None: :func:`guess_scale` of the frames in use.
         start: Number of the first frame used.
         stop: Number after that of the last frame used; None: to the end.
         stride: From one frame of a clip to the next: 1 for all frames, 2 for every other one.
@@ -127,6 +128,7 @@ class CTCVideos(Dataset[Clip]):
                 loss = net(clip["video"], clip["masks"])
     """
 
+    @isolate()
     def __init__(
         self,
         root: str | Path,
@@ -170,7 +172,7 @@ class CTCVideos(Dataset[Clip]):
             rows = bound_rows(self._windows, self._cache) if self.annotations else 1
         self.max_cells = check_max_cells(rows)
         self.length = check_length(length) or self._windows.count
-        self.scale = check_scale(scale) or guess_scale(self.source)
+        self.scale = check_scale(scale) or guess_scale(self.source.cut(start, stop))
         self._epoch = SharedEpoch()
 
     @property
@@ -186,6 +188,7 @@ class CTCVideos(Dataset[Clip]):
         """Return a clip of the epoch."""
         return self.clip(as_index(index, self.length))
 
+    @isolate()
     def clip(self, index: SupportsIndex) -> Clip:
         """Return clip ``index`` of an endless series of windows.
 

@@ -289,7 +289,7 @@ def _check_starts(
         apart = f" with stride={stride}" if stride > 1 else ""
         raise ValueError(
             f"frames must be at most the {-(-len(used) // stride)} frames in use{apart}, got "
-            f"{frames}"
+            f"{frames}; give fewer frames, or another start, stop or stride"
         )
     if not starts:
         raise ValueError(
