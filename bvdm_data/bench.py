@@ -63,8 +63,8 @@ def count_workers_needed(loop: Loop, clips_per_second: float) -> int:
 
 
 def copy_with(videos: SyntheticHeLaVideos, **changes: Any) -> SyntheticHeLaVideos:
-    """Return the same data set with other arguments, as an endless stream."""
-    names = set(signature(SyntheticHeLaVideos).parameters) - {"length"}
+    """Return an endless stream of the same data set with other arguments, and the rows they need."""
+    names = set(signature(SyntheticHeLaVideos).parameters) - {"length", "max_cells"}
     return SyntheticHeLaVideos(**{name: getattr(videos, name) for name in names} | changes)
 
 

@@ -262,9 +262,9 @@ def test_export_continues_after_full_disk(tiny_model, tmp_path):
     assert export(tmp_path / "full", **given) == ["01", "02"]
     export(tmp_path / "whole", **given)
     assert read_files(tmp_path / "full") == read_files(tmp_path / "whole")
-    words = r"nuclei=90 do not fit .*It is sequence 01 of .*data; the same call continues there"
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=r"nuclei=90 do not fit into size=\(48, 48\): only \d+ do"):
         export(tmp_path / "data", frames=1, size=48, nuclei=90, model=tiny_model, progress=False)
+    assert not (tmp_path / "data").exists()
 
 
 def test_full_disk_keeps_old_files(tiny_model, tiny_generator, tmp_path):
