@@ -3,7 +3,7 @@
 import math
 import reprlib
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import numpy as np
@@ -151,6 +151,7 @@ _SCHEMA: Mapping[str, Mapping[str, Rule | _Table]] = {
         "speed": _Table("5", _LENGTH, _LOG_SPREAD, _SHARE, _NOT_NEGATIVE, _POSITIVE),
         "speed_by_age": _Table("a", _NOT_NEGATIVE),
         "division_offset": _LENGTH,
+        "longest_step": replace(_LENGTH, or_none=True),
         "stage_drift": _Table("d 2", Rule(float, least=-10_000, most=10_000)),
         "sister_distance": _Table("b 2", _LOG, _LOG_SPREAD),
         "neighbour_spacing": _Table("Q", _POSITIVE, rising=True),
@@ -271,6 +272,8 @@ def _read_part(
     name: str, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the fields of a part of a model."""
+    if name == "motion":
+        numbers = {"longest_step": None, **numbers}
     rules = {_FILE_KEYS.get(field, field): rule for field, rule in _SCHEMA[name].items()}
     tables = {key for key, rule in rules.items() if isinstance(rule, _Table)}
     arrays = _select(tensors, name)
@@ -283,10 +286,13 @@ def _read_part(
             values.append(rule.check(f"{name}.{key}", arrays[key], lengths))
         else:
             _check_number(f"{name}.{key}", numbers[key], rule)
-            values.append(rule.kind(numbers[key]))
+            values.append(None if numbers[key] is None else rule.kind(numbers[key]))
     part = dict(zip(_SCHEMA[name], values, strict=True))
     if name == "motion":
-        part["speed"] = SpeedModel(*part["speed"].tolist())
+        speed = part["speed"] = SpeedModel(*part["speed"].tolist())
+        if part["longest_step"] is None:
+            # Older files lack it; eight scales are the longest step of the HeLa video.
+            part["longest_step"] = 8 * speed.scale * speed.mitotic_ratio
     if name == "camera" and part["full"] <= part["offset"]:
         raise ValueError(f"camera.full must be above offset={part['offset']}, got {part['full']}")
     return part

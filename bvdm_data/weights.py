@@ -17,6 +17,7 @@ from torch import Tensor
 from bvdm_data.files import write_tensors
 from bvdm_data.model_schema import build_model, split_model
 from bvdm_data.synth.model import Model
+from bvdm_data.system import isolate
 
 _FORMATS = ("bvdm-data generator 5", "bvdm-data generator 6")
 """Layouts of the file that are read, in its header; the last is written. In the first the digest
@@ -90,6 +91,7 @@ def _format_names(known: Mapping[str, Path]) -> str:
     return ", ".join(repr(name) for name in known) or "none"
 
 
+@isolate()
 def load(model: str | Path = "hela", *, digest: str | None = None) -> Model:
     """Load a model; a process reads the same file once.
 

@@ -1,5 +1,9 @@
+import ast
 import itertools
+import os
 import pickle
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +22,7 @@ from bvdm_data.synth.model import TextureModel
 from bvdm_data.synth.paper import PaperSettings
 from bvdm_data.synth.procedural import ProceduralSettings
 from bvdm_data.synth.textures import FastSettings
+from bvdm_data.system import describe_cpu
 from tests.helpers.streams import read_random_states, same
 
 QUICK = PaperSettings(first_steps=2, later_steps=1)
@@ -162,6 +167,27 @@ def test_clip_does_not_depend_on_threads(tiny, method):
     finally:
         torch.set_num_threads(before)
     assert same(*clips)
+
+
+@pytest.mark.heavy
+@pytest.mark.skipif(describe_cpu()["torch"] == "DEFAULT", reason="needs vector instructions")
+def test_other_instructions_keep_masks(tiny_model):
+    code = (
+        "from bvdm_data.datasets.synthetic import SyntheticHeLaVideos as Videos\n"
+        "from bvdm_data.system import describe_cpu\n"
+        f"clip = Videos(frames=2, size=64, nuclei=2, model={str(tiny_model)!r}).clip(0)\n"
+        "print([describe_cpu(), *(clip[key].tolist() for key in ('masks', 'tracks', 'video'))])"
+    )
+    command, found = [sys.executable, "-c", code], []
+    for limit in ({}, {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}):
+        printed = subprocess.check_output(command, env={**os.environ, **limit}, text=True)
+        found.append(ast.literal_eval(printed))
+    (here, *tables, video), (other, *others, _) = found
+    assert tables == others
+    assert here == describe_cpu()
+    assert here["torch"] != other["torch"] == "DEFAULT"
+    assert other["onednn"] == f"{here['onednn']}, at most sse41"
+    assert np.ptp(video) > 0
 
 
 @either_method

@@ -24,10 +24,9 @@ from bvdm_data.synth.synthesis import (
     collect_annotations,
     compute_scene_flow,
     draw_scene,
-    run_single_threaded,
 )
 from bvdm_data.synth.textures import FastSettings
-from bvdm_data.system import profile_span
+from bvdm_data.system import isolate, profile_span
 from bvdm_data.validate import as_int, check_device, name_clip_in_errors, name_source_in_errors
 
 SceneItem = tuple[int, dict[str, Tensor], Scene | None]
@@ -83,7 +82,7 @@ class SceneStream(IterableDataset[SceneItem]):
         if self.render:
             return epoch, cast(dict[str, Tensor], maker.clip(number)), None
         name = f"SyntheticHeLaVideos(seed={maker.seed})"
-        with name_clip_in_errors(name, epoch, number), run_single_threaded():
+        with name_clip_in_errors(name, epoch, number), isolate():
             settings = maker._scene(maker.annotations)
             scene = draw_scene(maker._load_model(), settings, self.method, **maker._place(number))
             flow = compute_scene_flow(scene) if settings.flow else None
@@ -93,6 +92,7 @@ class SceneStream(IterableDataset[SceneItem]):
         clip["source"] = torch.tensor(1, dtype=torch.int8)
         return epoch, clip, scene
 
+    @isolate()
     def collate(self, items: Sequence[SceneItem] | SceneItem) -> SceneBatch:
         """Return a batch; of a single item where it is not in a list."""
         epochs, clips, scenes = zip(*([items] if isinstance(items, tuple) else items), strict=True)
@@ -221,6 +221,13 @@ class DeviceLoader:
     def __iter__(self) -> Iterator[Any]:
         """Begin a loop; one that is under way is closed."""
         self._stop()
+        is_busy = self._renderer is not None or not self._how["num_workers"]
+        if is_busy and torch.get_default_dtype() != torch.float32:
+            raise RuntimeError(
+                "the default dtype must be torch.float32 with a DeviceLoader, since its thread "
+                f"makes clips while your loop runs, got {torch.get_default_dtype()}; call "
+                "torch.set_default_dtype(torch.float32), or use torch.utils.data.DataLoader"
+            )
         self._received, self._restarts = 0, self.videos._restarts
         self._stream.begin()
         # Workers are started here: this thread is the one that hears of their deaths.
