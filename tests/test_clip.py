@@ -16,6 +16,7 @@ from bvdm_data.clip import (
     split_gaps,
 )
 from bvdm_data.clip_check import check_clip
+from bvdm_data.datasets.ctc import read_sequence
 from tests.helpers.clips import MASKS, TABLE, with_tracks
 
 movies = hnp.arrays(
@@ -120,6 +121,18 @@ def test_divisions_after_gaps_and_returns():
     turned = {**clip, "tracks": clip["tracks"].flip(0)}
     assert torch.equal(divisions(turned), divisions(clip))
     assert torch.equal(association(turned), edges)
+
+
+def test_real_divisions_are_counted(hela):
+    tracks = read_sequence(hela, "01").tracks
+    clip = {"video": torch.zeros(92, 1, 1, 1), "tracks": torch.from_numpy(tracks)}
+    found, edges = divisions(clip), association(clip)
+    assert len(found) == 94
+    ends = dict(tracks[:, [0, 2]].tolist())
+    births = edges[edges[:, 1] != edges[:, 2]]
+    at_once = sum(ends[row[3]] == row[1] - 1 for row in tracks.tolist() if row[3])
+    assert len(births) == at_once
+    assert len(edges) - at_once == int((tracks[:, 2] - tracks[:, 1]).sum())
 
 
 def test_lineage_of_nothing_is_empty():
