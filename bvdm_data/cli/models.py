@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,6 +20,9 @@ from bvdm_data.cli.options import (
     option,
     take_method,
 )
+
+if TYPE_CHECKING:
+    from bvdm_data.clip import CameraScale
 
 
 @click.command()
@@ -68,15 +71,12 @@ def fit(
     Takes an hour or so on a CPU, and hours more with --paper. Killed, the same command goes on
     where it was.
     """
-    from bvdm_data.clip import CameraScale
     from bvdm_data.fitting.denoiser import DENOISER_TRAINING, STUDENT_TRAINING
     from bvdm_data.fitting.fit import FitSettings
     from bvdm_data.fitting.fit import fit as fit_video
     from bvdm_data.fitting.paper_networks import DDPM_TRAINING, FLOW_TRAINING
 
-    if (offset is None) != (full is None):
-        raise click.UsageError("give both --offset and --full, or neither")
-    scale = None if offset is None or full is None else CameraScale(offset, full)
+    scale = _parse_scale(offset, full)
     names = ("pairs", "paper", "minutes", "pixel_size", "border", "seed", "stop")
     settings = FitSettings(
         painter=replace(DENOISER_TRAINING, steps=painter_steps),
@@ -101,6 +101,15 @@ def info(model: str, as_json: bool) -> None:
     if not as_json:
         path = find_model(model)
         click.echo(f"{path} ({path.stat().st_size / 1e6:.2f} MB); --json prints all of the card")
+
+
+def _parse_scale(offset: int | None, full: int | None) -> "CameraScale | None":
+    """Return the scale that ``--offset`` and ``--full`` name together."""
+    from bvdm_data.clip import CameraScale
+
+    if (offset is None) != (full is None):
+        raise click.UsageError("give both --offset and --full, or neither")
+    return None if offset is None or full is None else CameraScale(offset, full)
 
 
 def _print_card(card: Mapping[str, Any], as_json: bool) -> None:
@@ -134,6 +143,9 @@ def _list_entries(name: str, value: Any) -> list[str]:
 @add_method_options
 @option("--train", default="01", help="Video to train on.")
 @option("--test", default="02", help="Held-out video to test on.")
+@option("--border", type=int, help="Pixels without complete truth. [default: as the model's fit]")
+@option("--offset", type=int, help="Camera count of no light. [default: as the model's]")
+@option("--full", type=int, help="Camera count of full scale. [default: as the model's]")
 @option(
     "--part",
     "parts",
@@ -168,6 +180,8 @@ def evaluate(
     work_dir: Path,
     report: Path | None,
     quiet: bool,
+    offset: int | None,
+    full: int | None,
     **options: Any,
 ) -> None:
     """Judge a model: train on real, on synthetic, on both; test on the held-out video in ROOT.
@@ -184,7 +198,8 @@ def evaluate(
             "--scarce-frames is for the scarcity curve, which is a benchmark: run python -m "
             "benchmarks.study_scarcity in a clone of the repository"
         )
-    data = Data(folder=work_dir, method=take_method(options), progress=not quiet, **options)
+    options |= {"scale": _parse_scale(offset, full), "method": take_method(options)}
+    data = Data(folder=work_dir, progress=not quiet, **options)
     segmenter = SegmenterSettings(steps=steps)
     budget = Budget(seeds=seeds, clips=clips, crops=crops, segmenter=segmenter)
     questions = Questions(parts=parts or PARTS, arms=arms or DEFAULT_ARMS, budget=budget)

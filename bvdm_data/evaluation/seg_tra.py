@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bvdm_data.clip import LARGEST_COUNT, split_gaps
+from bvdm_data.clip import LARGEST_COUNT, CameraScale, split_gaps
 from bvdm_data.datasets.ctc import guess_scale, read_sequence
 from bvdm_data.datasets.ctc_videos import DEFAULT_BORDER
 from bvdm_data.datasets.tiff import write_image
@@ -54,15 +54,23 @@ class Reference:
 
 
 def read_reference(
-    root: str | Path, sequence: str = "02", *, stop: int | None = None, border: int = DEFAULT_BORDER
+    root: str | Path,
+    sequence: str = "02",
+    *,
+    stop: int | None = None,
+    border: int = DEFAULT_BORDER,
+    scale: CameraScale | None = None,
 ) -> Reference:
-    """Read an annotated video up to its first frame without masks, and clear the border."""
+    """Read an annotated video up to its first frame without masks, and clear the border.
+
+    Without a scale, the video gets one of its own.
+    """
     source = read_sequence(root, sequence)
-    scale = guess_scale(source)
-    end = math.inf if stop is None else stop
+    source = source.cut(source.numbers[0], stop)
+    scale = scale or guess_scale(source)
     grey, labels = [], []
     for number in source.numbers:
-        if number >= end or (masks := source.masks(number)) is None:
+        if (masks := source.masks(number)) is None:
             break
         grey.append(scale.to_grey(source.frame(number)))
         labels.append(masks)
