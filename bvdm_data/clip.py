@@ -82,19 +82,18 @@ class TooManyNucleiError(ValueError):
 
 
 def check_annotations(annotations: Collection[str]) -> tuple[str, ...]:
-    """Return the wanted annotations in the order of ``ANNOTATIONS``."""
-    if isinstance(annotations, str):
-        raise TypeError(
-            f"annotations must be a collection of names, got the string {annotations!r}; "
-            f"write ({annotations!r},)"
-        )
+    """Return the wanted annotations, of names or ``"all"``, in the order of ``ANNOTATIONS``."""
+    if isinstance(annotations, str):  # "all" and "none", or names with commas, as in commands
+        annotations = {"all": ANNOTATIONS, "none": ()}.get(annotations, annotations.split(","))
     if not isinstance(annotations, Collection):
         raise TypeError(
-            f"annotations must be a collection of names, got {annotations!r}; write () for none"
+            f"annotations must be names or 'all', got {annotations!r}; write () for none"
         )
     unknown = [name for name in annotations if name not in ANNOTATIONS]
     if unknown:
-        raise ValueError(f"annotations must be out of {ANNOTATIONS}, got {unknown[0]!r}")
+        raise ValueError(
+            f"annotations must be out of {ANNOTATIONS}, got {unknown[0]!r}; give 'all' for all"
+        )
     return tuple(name for name in ANNOTATIONS if name in annotations)
 
 

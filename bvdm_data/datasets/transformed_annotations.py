@@ -37,10 +37,11 @@ _FOLDED = (
     "it folds, mirrors or smears parts of the image, where flow cannot follow; deform less, or "
     "leave 'flow' out of annotations"
 )
-_GEOMETRIC = (
+GEOMETRIC = (
     "horizontal_flip", "vertical_flip", "resize", "affine", "rotate", "pad", "crop",
     "perspective", "elastic", "center_crop", "resized_crop",
 )  # fmt: skip
+"""Functions of torchvision that move pixels."""
 
 _NEAREST = (InterpolationMode.NEAREST, "nearest", 0)  # the light, too, goes by masks' rule
 
@@ -102,7 +103,7 @@ def _split_pixels(planes: Tensor, size: Sequence[int], arguments: Mapping[str, A
     return pixel_unshuffle(interpolate(planes[None], larger, mode="nearest-exact")[0], count)
 
 
-for _name in _GEOMETRIC:
+for _name in GEOMETRIC:
     _register_kernel(_name, CoordinatePlanes, tv_tensors.Image)
     _register_kernel(_name, PixelPlanes, tv_tensors.Mask)
 for _name in ("resize", "resized_crop"):
