@@ -83,11 +83,16 @@ class TooManyNucleiError(ValueError):
 
 def check_annotations(annotations: Collection[str]) -> tuple[str, ...]:
     """Return the wanted annotations, of names or ``"all"``, in the order of ``ANNOTATIONS``."""
-    if isinstance(annotations, str):  # "all" and "none", or names with commas, as in commands
-        annotations = {"all": ANNOTATIONS, "none": ()}.get(annotations, annotations.split(","))
+    if isinstance(annotations, str):
+        if annotations == "all":
+            return ANNOTATIONS
+        raise TypeError(
+            "annotations must be 'all' or a collection of names, got the string "
+            f"{annotations!r}; write ({annotations!r},)"
+        )
     if not isinstance(annotations, Collection):
         raise TypeError(
-            f"annotations must be names or 'all', got {annotations!r}; write () for none"
+            f"annotations must be a collection of names, got {annotations!r}; write () for none"
         )
     unknown = [name for name in annotations if name not in ANNOTATIONS]
     if unknown:

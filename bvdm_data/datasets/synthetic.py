@@ -106,7 +106,7 @@ class SyntheticHeLaVideos(ClipStream):
             otherwise wait for clips: True, or a :class:`PoolSettings` with the number of nuclei
             and how soon they are replaced. None: every clip has new nuclei. Only for ``"fast"``.
         annotations: Keys in addition to ``video``: ``"masks"``, ``"tracks"``, ``"flow"``,
-            ``"stages"``, ``"boxes"``, ``"centroids"``; see :class:`Clip`.
+            ``"stages"``, ``"boxes"``, ``"centroids"``, or ``"all"``; see :class:`Clip`.
         max_cells: Rows of the padded tables; a clip with more nuclei is an error, never cut.
         device: Where the networks run, and where the clips are; other than ``"cpu"`` needs a
             loader with ``num_workers=0``. :class:`DeviceLoader` renders whole batches on a GPU.

@@ -179,14 +179,17 @@ def _make_coordinate_planes(video: Tensor) -> CoordinatePlanes:
 
 
 def add_probe_planes(clip: Clip) -> dict[str, Any]:
-    """Return the clip as tv_tensors, with planes that show what a transform does to pixels."""
-    sample: dict[str, Any] = {**clip, "video": tv_tensors.Video(clip["video"])}
+    """Return the clip as tv_tensors, with planes that show what a transform does to pixels.
+
+    Video and masks are copies, which a transform may change in place.
+    """
+    sample: dict[str, Any] = {**clip, "video": tv_tensors.Video(clip["video"].clone())}
     has_masks = "masks" in clip
     if "flow" in clip or (not has_masks and any(key in clip for key in _TABLES)):
         sample[COORDINATES] = _make_coordinate_planes(clip["video"])
     if has_masks:
-        sample["masks"] = tv_tensors.Mask(clip["masks"])
-        pixels = _make_coordinate_planes(clip["video"])[:2].as_subclass(Tensor).float() + 1
+        sample["masks"] = tv_tensors.Mask(clip["masks"].clone())
+        pixels = _to_plain(_make_coordinate_planes(clip["video"]))[:2].float() + 1
         sample |= {PIXELS: PixelPlanes(pixels), LIGHT_PIXELS: LightPixelPlanes(pixels.clone())}
     return sample
 
@@ -204,6 +207,8 @@ def update_annotations(before: Clip, result: Mapping[str, Any]) -> dict[str, Any
     keys = [key for key in (*_TABLES, "flow") if key in after and key in before]
     still = _to_plain(_make_coordinate_planes(before["video"]))
     has_moved = planes is not None and not _are_equal(planes, still)
+    if all(_are_equal(one, still[:2].float() + 1) for one in (pixels, light)):
+        pixels = light = None  # all pixels are where they were
     if "masks" not in before and has_moved:
         raise ValueError(
             f"it moves pixels, which {keys or 'tables'} cannot follow without masks; add 'masks' "
@@ -386,7 +391,9 @@ def _check_alike(video: object, masks: Tensor) -> None:
 def _check_light(before: Tensor, after: object, masks: Tensor, light: Tensor | None) -> None:
     """Refuse a video whose light has been moved otherwise than the masks."""
     count = len(masks)
-    if not isinstance(after, Tensor) or after.ndim != 4 or _are_equal(before, after):
+    if not isinstance(after, Tensor) or after.ndim != 4 or after.is_complex():
+        return
+    if _are_equal(before, after):
         return
     few = sorted({0, count // 2, count - 1})
     old = _take(before[few, 0], light).mean(0).cpu()
