@@ -145,7 +145,7 @@ SYNTHETIC = [
     ("an unknown annotation", {"annotations": ("mask",)}, ValueError,
      r"annotations must be out of \('masks', .*got 'mask'"),
     ("annotations a string", {"annotations": "masks"}, TypeError,
-     r"collection of names, got the string 'masks'; write \('masks',\)"),
+     r"'all' or a collection of names, got the string 'masks'; write \('masks',\)"),
     ("annotations None", {"annotations": None}, TypeError,
      r"annotations must be a collection of names, got None; write \(\) for none"),
     ("size an array of floats", {"size": np.array([64.0, 64.0])}, TypeError,

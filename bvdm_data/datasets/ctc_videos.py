@@ -87,8 +87,9 @@ class CTCVideos(Dataset[Clip]):
             as there are windows.
         seed: Seed of random windows, and of what ``transform`` draws.
         annotations: Keys beside ``video``: ``"masks"``, ``"tracks"``, ``"boxes"``,
-            ``"centroids"``. Without ``man_track.txt``, ids are the labels of the files, which are
-            tracks in the tracking truth alone; ``"tracks"`` needs one or the other.
+            ``"centroids"``, or ``"all"``. Without ``man_track.txt``, ids are the labels of the
+            files, which are tracks in the tracking truth alone; ``"tracks"`` needs one or the
+            other.
         max_cells: Rows of the padded tables; a clip with more nuclei is an error. None: as many as
             any window can need, for which the masks in use are read once.
         border: Width in pixels of the band at the edge of the frame that is left out; None: 25,

@@ -155,6 +155,13 @@ class ClipStream(IterableDataset[Clip]):
         """
         raise NotImplementedError
 
+    def __getitem__(self, index: object) -> Clip:
+        """Refuse: a stream is iterated over, and :meth:`clip` makes single clips."""
+        raise TypeError(
+            f"{type(self).__name__} is a stream and has no [index], got [{index!r}]; write "
+            f"videos.clip({index if isinstance(index, int) else 0}) for one clip"
+        )
+
     def clips(self, indices: Sequence[int]) -> Iterable[Clip]:
         """Return several clips of the epoch in their order; what the iteration asks for.
 

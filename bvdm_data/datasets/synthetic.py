@@ -119,7 +119,7 @@ class SyntheticHeLaVideos(ClipStream):
             otherwise wait for clips: True, or a :class:`PoolSettings` with the number of nuclei
             and how soon they are replaced. None: every clip has new nuclei. Only for ``"fast"``.
         annotations: Keys in addition to ``video``: ``"masks"``, ``"tracks"``, ``"flow"``,
-            ``"stages"``, ``"boxes"``, ``"centroids"``; see :class:`Clip`.
+            ``"stages"``, ``"boxes"``, ``"centroids"``, or ``"all"``; see :class:`Clip`.
         max_cells: Rows of the padded tables. None: as many as the clips of these arguments and
             this model can need. Fewer are refused where the densest clips show more; they save
             memory. In the rare clip that would need more rows than there are, no further nucleus
