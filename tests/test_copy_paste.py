@@ -390,7 +390,7 @@ def test_copy_paste_refuses_early_stop(tmp_path, tiny_video):
     for folder in ("01", "01_ST/SEG", "01_GT/SEG", "01_GT/TRA"):
         for path in (tmp_path / folder).glob("*000.tif"):
             path.unlink()
-    with pytest.raises(ValueError, match="stop must be above the first frame, 1, got 1"):
+    with pytest.raises(ValueError, match=r"must leave a frame of 1 to 11 .*got start=1 and stop=1"):
         tiny(tmp_path, stop=1)
 
 

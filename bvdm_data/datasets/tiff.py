@@ -125,7 +125,7 @@ class LazyTiff:
         piece[:] = pixels[0, : piece.shape[0], : piece.shape[1], 0]
 
 
-def write_image(path: Path, image: npt.NDArray[np.uint16]) -> None:
+def write_image(path: Path, image: npt.NDArray[np.unsignedinteger]) -> None:
     """Write an image as LZW-compressed TIFF."""
     tifffile.imwrite(path, image, compression="lzw", photometric="minisblack", metadata=None)
 
@@ -135,20 +135,17 @@ def write_ome_image(
     stack: npt.NDArray[np.uint16],
     *,
     channels: Sequence[str],
-    pixel_size: float,
-    minutes: float,
+    pixel_size: float | None,
+    minutes: float | None,
 ) -> None:
     """Write a video as OME-TIFF (OME model 2016-06), zlib-compressed."""
-    metadata = {
-        "axes": "TCYX",
-        "Channel": {"Name": list(channels)},
-        "PhysicalSizeX": pixel_size,
-        "PhysicalSizeXUnit": "µm",
-        "PhysicalSizeY": pixel_size,
-        "PhysicalSizeYUnit": "µm",
-        "TimeIncrement": minutes,
-        "TimeIncrementUnit": "min",
-    }
+    metadata: dict[str, object] = {"axes": "TCYX", "Channel": {"Name": list(channels)}}
+    if pixel_size is not None:
+        for axis in "XY":
+            metadata[f"PhysicalSize{axis}"] = float(pixel_size)
+            metadata[f"PhysicalSize{axis}Unit"] = "µm"
+    if minutes is not None:
+        metadata |= {"TimeIncrement": float(minutes), "TimeIncrementUnit": "min"}
     # zlib, not LZW: readers without imagecodecs know it, too.
     tifffile.imwrite(
         path, stack, ome=True, photometric="minisblack", compression="zlib", metadata=metadata
