@@ -82,7 +82,7 @@ FILES = [
     ("no masks", lambda p: p.remove("01_GT").real(), FileNotFoundError,
      r"no masks of truth='auto' for sequence '01' .*truth=None to read the frames alone"),
     ("no masks to fit", lambda p: p.fit(truth=None), ValueError,
-     r"masks in at least 2 frames to fit shapes and motion, got 0; give"),
+     r"masks in at least 2 frames to fit shapes and motion, got 0 among frames 0 to 11; give"),
     ("an unknown truth", lambda p: p.real(truth="gold"), ValueError,
      r"truth must be one of \('auto', 'ST', .*got 'gold'"),
     ("labels without a track", lambda p: p.table("3 0 7 0\n", "").read(truth="TRA").masks(0),
@@ -99,7 +99,7 @@ FILES = [
      r"has no man_track\.txt: lives and divisions cannot be fitted without tracks"),
     ("masks in one frame to fit", lambda p: (shutil.copy(p.remove("01_GT/SEG").data
      / "01_GT/TRA/man_track004.tif", p.folder_of("01_ST/SEG") / "man_seg004.tif"), p.fit()),
-     ValueError, r"masks in at least 2 frames to fit shapes and motion, got 1; give a longer"),
+     ValueError, r"masks in at least 2 frames to fit shapes and motion, got 1 among frames 0 to 11"),
     ("an unknown model to start from", lambda p: p.fit(start_from="hella"), ValueError,
      r"no weights called 'hella'; there are: "),
     ("one frame to fit", lambda p: p.fit(settings=FitSettings(stop=1)), ValueError,
