@@ -18,6 +18,9 @@ ANNOTATIONS = ("masks", "tracks", "flow", "stages", "boxes", "centroids")
 PADDING = {"tracks": 0, "stages": -1, "boxes": float("nan"), "centroids": float("nan")}
 """What the rows of the padded tables hold that belong to no nucleus."""
 
+LEAST_PIXELS = 10
+"""Fewest pixels that others leave of a nucleus that is labelled (our choice)."""
+
 
 class Clip(TypedDict):
     """One annotated video, real or synthetic: what a data set yields.

@@ -25,6 +25,7 @@ from bvdm_data.datasets.tracks import (
     match_masks_to_markers,
     read_track_table,
 )
+from bvdm_data.files import write_through
 
 __all__ = ["TRUTHS", "CTCSequence", "guess_scale", "is_complete", "read_sequence", "write_sequence"]
 
@@ -86,6 +87,7 @@ def write_sequence(
             )
     try:
         _write_files(staging / name, staging / truth_name, video, masks.astype(np.uint16), table)
+        write_through(staging)
         (staging / truth_name).rename(folder / truth_name)
         try:
             (staging / name).rename(folder / name)

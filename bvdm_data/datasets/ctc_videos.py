@@ -27,6 +27,7 @@ from bvdm_data.datasets.windows import (
     check_annotations_available,
     make_windows,
 )
+from bvdm_data.system import isolate
 from bvdm_data.validate import (
     as_index,
     as_int,
@@ -127,6 +128,7 @@ class CTCVideos(Dataset[Clip]):
                 loss = net(clip["video"], clip["masks"])
     """
 
+    @isolate()
     def __init__(
         self,
         root: str | Path,
@@ -186,6 +188,7 @@ class CTCVideos(Dataset[Clip]):
         """Return a clip of the epoch."""
         return self.clip(as_index(index, self.length))
 
+    @isolate()
     def clip(self, index: SupportsIndex) -> Clip:
         """Return clip ``index`` of an endless series of windows.
 

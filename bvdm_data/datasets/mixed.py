@@ -27,6 +27,7 @@ from bvdm_data.datasets.sharding import SampleSplit
 from bvdm_data.datasets.sources import SHARED, ClipSource, ClipSpec, MapStyle, check_compatible
 from bvdm_data.datasets.stream import ClipStream
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
+from bvdm_data.system import isolate
 from bvdm_data.validate import as_int
 
 __all__ = ["BLOCK", "SHARED", "ClipSource", "MapStyle", "MixedClip", "MixedVideos", "Schedule"]
@@ -189,12 +190,13 @@ class MixedVideos(ClipStream):
         number = as_int("index", index)
         if number < 0:
             raise IndexError(f"index must be 0 or more, got {number}")
-        place, own = self._find_order(self.epoch).locate(number)
-        member = self._members[place]
-        if self.shuffle:
-            own = member.shuffle(own, seed=self.seed, epoch=self.epoch)
-        clip = member.make_clip(own, number=number, epoch=self.epoch)
-        clip |= {"index": torch.tensor(number), "member": torch.tensor(place)}
+        with isolate():
+            place, own = self._find_order(self.epoch).locate(number)
+            member = self._members[place]
+            if self.shuffle:
+                own = member.shuffle(own, seed=self.seed, epoch=self.epoch)
+            numbers = {"index": torch.tensor(number), "member": torch.tensor(place)}
+        clip = member.make_clip(own, number=number, epoch=self.epoch) | numbers
         return cast(MixedClip, clip)
 
     def set_epoch(self, epoch: SupportsIndex) -> None:

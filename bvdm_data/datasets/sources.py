@@ -143,7 +143,9 @@ class Source:
                 f"sources[{self.name!r}] must give 'video' as [F, C, H, W], got the shape "
                 f"{tuple(clip['video'].shape)}"
             )
-        return {**clip, "source": torch.as_tensor(clip.get("source", 0), dtype=torch.int8)}
+        source = clip.get("source", 0)
+        how: Any = {"device": source.device if isinstance(source, Tensor) else "cpu"}
+        return {**clip, "source": torch.as_tensor(source, dtype=torch.int8, **how)}
 
 
 def _pad_table(table: Any, rows: int, fill: float) -> Any:

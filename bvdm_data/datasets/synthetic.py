@@ -27,7 +27,7 @@ from bvdm_data.synth.scene import (
 )
 from bvdm_data.synth.synthesis import make_clip, synthesise
 from bvdm_data.synth.textures import FastSettings
-from bvdm_data.system import profile_span
+from bvdm_data.system import isolate, profile_span
 from bvdm_data.validate import (
     as_fraction,
     as_int,
@@ -38,7 +38,7 @@ from bvdm_data.validate import (
     check_transform,
     name_clip_in_errors,
 )
-from bvdm_data.weights import find_model, load
+from bvdm_data.weights import find_model, load, model_digest
 
 METHODS: Mapping[str, Method] = {
     "fast": FastSettings(),
@@ -139,6 +139,7 @@ class SyntheticHeLaVideos(ClipStream):
 
     Attributes:
         model: Path of the model's file.
+        digest: SHA-256 of what the clips follow from in it; no other model is taken later.
         scale: Linear scale between grey values and camera counts.
         minutes: Time between two frames of the fitted video.
         pixel_size: Side of its pixels, micrometres; None: the model does not know.
@@ -181,7 +182,8 @@ class SyntheticHeLaVideos(ClipStream):
         self.model = find_model(model)
         self.method = as_method(method)
         self.annotations = check_annotations(annotations)
-        generator = load(self.model)
+        self.digest = model_digest(self.model)
+        generator = self._load_model()
         scene = check_scene(
             generator, self.method, frames=frames, size=size, nuclei=nuclei, at_least=at_least,
             variation=variation, max_cells=max_cells,
@@ -198,6 +200,7 @@ class SyntheticHeLaVideos(ClipStream):
         self.minutes, self.pixel_size = generator.lives.minutes, generator.pixel_size
         self.method.check_fitted(generator)
 
+    @isolate()
     def clip(self, index: SupportsIndex) -> Clip:
         """Make one clip.
 
@@ -213,8 +216,8 @@ class SyntheticHeLaVideos(ClipStream):
             MemoryError: If memory runs out; torch raises a RuntimeError.
             RuntimeError: If a loader's worker is asked for clips on another device than the CPU.
             TransformError: If the transform fails.
-            ValueError: If the model's file has been damaged. All messages name the clip, and how
-                to make it again alone.
+            ValueError: If the model's file has been damaged or replaced. All messages name the
+                clip, and how to make it again alone.
         """
         number = as_int("index", index)
         if number < 0:
@@ -240,14 +243,17 @@ class SyntheticHeLaVideos(ClipStream):
     def _synthesise(self, number: int) -> Clip:
         """Return a clip without the transform."""
         wanted = list_required_keys(self.annotations, self.transform)
-        if self.device.type == "cpu":
-            generator = load(self.model)
-        else:
-            generator = _load_on(self.device, self.model, self.model.stat().st_mtime_ns)
+        generator = self._load_model()
+        if self.device.type != "cpu":
+            generator = _load_on(self.device, self.model, self.digest)
         video = synthesise(generator, self._scene(wanted), self.method, **self._place(number))
         with profile_span("annotations"):
             clip = make_clip(video, wanted, self.max_cells, number)
         return cast(Clip, {key: value.to(self.device) for key, value in clip.items()})  # type: ignore[attr-defined]
+
+    def _load_model(self) -> Model:
+        """Return the model that the data set was made with, or raise."""
+        return load(self.model, digest=self.digest)
 
     def _scene(self, wanted: Collection[str]) -> SceneSettings:
         return SceneSettings(
@@ -272,8 +278,8 @@ class SyntheticHeLaVideos(ClipStream):
 
 
 @functools.lru_cache(maxsize=4)
-def _load_on(device: torch.device, model: Path, modified: int) -> Model:
-    return load(model).to(device)
+def _load_on(device: torch.device, model: Path, digest: str) -> Model:
+    return load(model, digest=digest).to(device)
 
 
 def check_scene(
