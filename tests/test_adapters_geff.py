@@ -7,6 +7,7 @@ import torch
 
 from bvdm_data.adapters.geff import write_geff
 from bvdm_data.clip import annotate_masks
+from tests.helpers.clips import SPARSE, make_sparse_clip
 
 geff = pytest.importorskip("geff", reason="the package geff: extra lineage")
 
@@ -28,7 +29,7 @@ def clip(tiny_video):
 @pytest.fixture(scope="module")
 def path(clip, tmp_path_factory):
     path = tmp_path_factory.mktemp("geff") / "tracks.geff"
-    write_geff(clip, path, labels="../masks")
+    write_geff(clip, path, labels="../masks", pixel_size=0.5, minutes=5)
     return path
 
 
@@ -90,13 +91,32 @@ def test_geff_only_daughter_continues_tracklet(tmp_path):
     assert found["node_props"]["seg_id"]["values"].tolist() == [1, 2]
 
 
-def test_geff_axes_have_units(path):
+@pytest.mark.parametrize("shift", [0, 70000])
+@pytest.mark.parametrize("kind", SPARSE)
+def test_geff_holds_sparse_clips(kind, shift, tmp_path):
+    clip = make_sparse_clip(kind, shift)
+    write_geff(clip, tmp_path / "a.geff")
+    found = in_memory(tmp_path / "a.geff")
+    frames = SPARSE[kind]
+    values = {key: one["values"].tolist() for key, one in found["node_props"].items()}
+    assert values["t"] == frames
+    assert values["seg_id"] == [int(clip["masks"][time].max()) for time in frames]
+    assert (values["y"], values["x"]) == ([9.5] * len(frames), [12.0] * len(frames))
+    assert found["edge_ids"].tolist() == [[n, n + 1] for n in range(len(frames) - 1)]
+
+
+def test_geff_axes_have_units(clip, path, tmp_path):
     metadata = geff.GeffMetadata.read(path)
     said = [(a.name, a.type, a.unit, a.scale, a.scaled_unit) for a in metadata.axes]
     assert said == [
-        ("t", "time", "frame", 30.0, "minute"),
-        ("y", "space", "pixel", 0.645, "micrometer"),
-        ("x", "space", "pixel", 0.645, "micrometer"),
+        ("t", "time", "frame", 5.0, "minute"),
+        ("y", "space", "pixel", 0.5, "micrometer"),
+        ("x", "space", "pixel", 0.5, "micrometer"),
+    ]
+    write_geff(clip, tmp_path / "a.geff")
+    axes = geff.GeffMetadata.read(tmp_path / "a.geff").axes
+    assert [(a.unit, a.scale, a.scaled_unit) for a in axes] == [
+        (unit, None, None) for unit in ("frame", "pixel", "pixel")
     ]
     (related,) = metadata.related_objects
     assert (related.type, related.path, related.node_prop) == ("labels", "../masks", "seg_id")
@@ -129,7 +149,7 @@ def test_write_geff_is_all_or_nothing(clip, tmp_path, monkeypatch):
     for changes, error, words in (
         ({"pixel_size": 0}, ValueError, "pixel_size must be above 0, got 0"),
         ({"minutes": float("nan")}, ValueError, "minutes must be above 0, got nan"),
-        ({"minutes": "30"}, TypeError, "minutes must be a number above 0, got '30'"),
+        ({"minutes": "30"}, TypeError, "minutes must be a number above 0, or None, got '30'"),
     ):
         with pytest.raises(error, match=words):
             write_geff(clip, tmp_path / "c.geff", **changes)

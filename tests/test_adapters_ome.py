@@ -10,6 +10,7 @@ import torch
 
 from bvdm_data.adapters.ome import write_ome_tiff, write_ome_zarr
 from bvdm_data.clip import CameraScale, annotate_masks
+from tests.helpers.clips import SPARSE, make_sparse_clip
 
 zarr = pytest.importorskip("zarr", minversion="3", reason="zarr 3: extra ome")
 
@@ -30,7 +31,7 @@ def clip(tiny_video):
 @pytest.fixture(scope="module")
 def folder(clip, tmp_path_factory):
     path = tmp_path_factory.mktemp("ome") / "clip.ome.zarr"
-    write_ome_zarr(clip, path, scale=SCALE)
+    write_ome_zarr(clip, path, scale=SCALE, pixel_size=0.5, minutes=5)
     return path
 
 
@@ -46,7 +47,7 @@ def imported(name):
 
 def test_ome_tiff_holds_video_and_masks(clip, tiny_video, tmp_path):
     path = tmp_path / "clip.ome.tif"
-    write_ome_tiff(clip, path, scale=SCALE)
+    write_ome_tiff(clip, path, scale=SCALE, pixel_size=0.5, minutes=5)
     with tifffile.TiffFile(path) as file:
         assert file.is_ome
         assert file.series[0].axes == "TCYX"
@@ -58,7 +59,7 @@ def test_ome_tiff_holds_video_and_masks(clip, tiny_video, tmp_path):
     pixels = root.find(".//o:Pixels", space)
     said = {key: pixels.get(key) for key in ("PhysicalSizeX", "PhysicalSizeY", "TimeIncrement")}
     assert {key: float(value) for key, value in said.items()} == {
-        "PhysicalSizeX": 0.645, "PhysicalSizeY": 0.645, "TimeIncrement": 30.0,
+        "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5, "TimeIncrement": 5.0,
     }  # fmt: skip
     assert (pixels.get("PhysicalSizeXUnit"), pixels.get("TimeIncrementUnit")) == ("µm", "min")
     assert [one.get("Name") for one in pixels.findall("o:Channel", space)] == ["video", "masks"]
@@ -74,17 +75,19 @@ def test_ome_tiff_fits_the_schema(clip, tmp_path):
     assert (pixels.time_increment, pixels.time_increment_unit.value) == (5, "min")
 
 
-def test_ome_tiff_without_masks(clip, tmp_path):
+def test_ome_tiff_without_masks_or_units(clip, tmp_path):
     path = tmp_path / "clip.ome.tif"
     plain = {key: value for key, value in clip.items() if key not in ("masks", "tracks")}
     write_ome_tiff(plain, path, scale=SCALE)
     with tifffile.TiffFile(path) as file:
+        assert "PhysicalSize" not in file.ome_metadata
+        assert "TimeIncrement" not in file.ome_metadata
         assert file.series[0].get_shape(squeeze=False)[-4:] != (12, 2, 128, 160)
         assert file.asarray().size == 12 * 128 * 160
 
 
 def test_ome_tiff_refuses_large_ids(clip, tmp_path):
-    with pytest.raises(ValueError, match="clip must have ids up to 65535, got 65536"):
+    with pytest.raises(ValueError, match="ids up to 65535, got 65536; write_ome_zarr takes"):
         write_ome_tiff(
             {**clip, "masks": clip["masks"] + 65530}, tmp_path / "a.ome.tif", scale=SCALE
         )
@@ -107,11 +110,21 @@ def test_ome_zarr_fits_the_models(folder):
     models = imported("ome_zarr_models")
     image = models.open_ome_zarr(zarr.open_group(folder, mode="r"))
     (level,) = image.attributes.ome.multiscales[0].datasets
-    assert level.coordinateTransformations[0].scale == [30.0, 0.645, 0.645]
+    assert level.coordinateTransformations[0].scale == [5.0, 0.5, 0.5]
     axes = [(axis.name, axis.unit) for axis in image.attributes.ome.multiscales[0].axes]
     assert axes == [("t", "minute"), ("y", "micrometer"), ("x", "micrometer")]
     label = models.open_ome_zarr(zarr.open_group(folder / "labels/nuclei", mode="r"))
     assert type(label).__name__ == "ImageLabel"
+
+
+def test_ome_zarr_says_no_unknown_units(clip, tmp_path):
+    for name, known, scale in (("a", {}, [1, 1, 1]), ("b", {"minutes": 5}, [5, 1, 1])):
+        write_ome_zarr(clip, tmp_path / name, scale=SCALE, **known)
+        (image,) = zarr.open_group(tmp_path / name, mode="r").attrs["ome"]["multiscales"]
+        units = {axis["name"]: axis["unit"] for axis in image["axes"] if "unit" in axis}
+        assert units == ({"t": "minute"} if known else {})
+        (level,) = image["datasets"]
+        assert level["coordinateTransformations"][0]["scale"] == scale
 
 
 def test_ome_zarr_reader_finds_labels(clip, folder):
@@ -123,6 +136,17 @@ def test_ome_zarr_reader_finds_labels(clip, folder):
     assert image.data[0].shape == (12, 128, 160)
     labels = [node for node in nodes if any(type(s).__name__ == "Label" for s in node.specs)]
     np.testing.assert_array_equal(np.asarray(labels[0].data[0]), clip["masks"].numpy())
+
+
+@pytest.mark.parametrize("kind", SPARSE)
+def test_ome_files_hold_sparse_clips(kind, tmp_path):
+    clip = make_sparse_clip(kind)
+    write_ome_tiff(clip, tmp_path / "a.ome.tif", scale=SCALE)
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "a.ome.tif")[:, 1], clip["masks"])
+    far = make_sparse_clip(kind, shift=70000)
+    write_ome_zarr(far, tmp_path / "a.ome.zarr", scale=SCALE)
+    labels = zarr.open_group(tmp_path / "a.ome.zarr", mode="r")["labels/nuclei/0"]
+    np.testing.assert_array_equal(labels[:], far["masks"])
 
 
 def test_an_ome_zarr_replaces_nothing(clip, folder):

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
@@ -11,6 +12,7 @@ from PIL import Image
 
 from bvdm_data import __version__
 from bvdm_data.cli import cli, main
+from bvdm_data.clip import CameraScale
 from bvdm_data.datasets import fetch as fetching
 from bvdm_data.datasets.ctc import read_sequence
 from bvdm_data.evaluation import evaluate as judging
@@ -20,7 +22,7 @@ from bvdm_data.fitting.paper_networks import train_ddpm
 from bvdm_data.synth.networks import UNetSettings
 from bvdm_data.synth.procedural import ProceduralSettings
 from bvdm_data.synth.textures import FastSettings
-from bvdm_data.weights import load
+from bvdm_data.weights import load, read_card, save
 from tests.helpers.fitted import quick_memory, write_fitted
 
 COMMANDS = ("fit", "info", "preview", "export", "shards", "evaluate", "bench", "fetch")
@@ -88,24 +90,51 @@ def test_fit_writes_model_and_prints_card(run, tmp_path, monkeypatch):
     root, model = write_fitted(tmp_path / "data", stop=24), tmp_path / "my.safetensors"
     few = ["--painter-steps", 1, "--paper", "--texture-steps", 1, "--flow-steps", 1]
     few += ["--distilled-steps", 1, "--pairs", 12, "--minutes", 10, "--seed", 2, "--quiet"]
+    few += ["--pixel-size", 0.5, "--json"]
     scale = ["--offset", 32768, "--full", 36863, "--border", 20, "--stop", 23]
-    out = run_well(run, "fit", root, "--output", model, *few, *scale)
-    card = json.loads(out[: out.rindex("}") + 1])
+    code, out, err = run("fit", root, "--output", model, *few, *scale)
+    assert (code, err.startswith(f"wrote {model} (")) == (0, True)
+    card = json.loads(out)
     assert card == json.loads(json.dumps(load(model).card))
     assert card["data"]["frames"] == 23
     wanted = {"minutes": 10, "seed": 2, "border": 20, "paper": True, "pairs": 12}
     assert card["settings"].items() >= wanted.items()
     trained = ("painter", "distilled", "texture", "flow")
     assert [card[name]["steps"] for name in trained] == [1] * 4
-    assert f"wrote {model} (" in out
+    assert (load(model).lives.minutes, load(model).pixel_size) == (10, 0.5)
     names = sorted(path.name for path in (tmp_path / "my.fit").iterdir())
     assert names == [f"{name}.pt" for name in ("distilled-1", "flow", "painter", "texture")]
 
 
 def test_info_prints_the_card(run, tiny_model):
-    out = run_well(run, "info", "--model", tiny_model)
-    assert json.loads(out[: out.rindex("}") + 1])["data"] == "made up"
-    assert out.strip().endswith("MB")
+    assert json.loads(run_well(run, "info", "--json", "--model", tiny_model)) == read_card(
+        tiny_model
+    )
+    lines = run_well(run, "info", "--model", tiny_model).splitlines()
+    assert lines[:3] == [
+        "data         made up",
+        "held_out     loss 0.5",
+        "seeds        1 2",
+    ]
+    assert "MB" in lines[3]
+
+
+def test_cards_fit_on_a_screen(run, tiny_generator, tmp_path):
+    shown = run_well(run, "info").splitlines()
+    assert len(shown) < 40
+    assert any("held_out_loss 0.145184 ... 0.110435" in line for line in shown)
+    assert max(map(len, shown[:-1])) <= 100
+    many = {f"network {n}": {"\x1b[31m" + 90 * "x": list(range(n)), "loss": 0.5} for n in range(50)}
+    left_out = {"touch the border": 812, "larger than the patch": 3}
+    save(
+        replace(tiny_generator, card={"data": {"left_out": left_out}, **many}),
+        tmp_path / "m.safetensors",
+    )
+    *lines, _ = run_well(run, "info", "--model", tmp_path / "m.safetensors").splitlines()
+    expected = "data         left_out.touch the border 812, left_out.larger than the patch 3"
+    assert (lines[0], lines[-1], len(lines)) == (expected, "...", 39)
+    assert max(map(len, lines)) <= 100
+    assert all(line.isprintable() for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -325,6 +354,7 @@ def test_evaluate_command_passes_its_options(run, monkeypatch, tmp_path):
         run, "evaluate", tmp_path, "--part", "realism", "--part", "training", "--arm", "real",
         "--seeds", 2, "--steps", 7, "--clips", 5, "--seed", 3,
         "--method", "procedural", "--variation", 0.5,
+        "--border", 4, "--offset", 9, "--full", 300,
         "--work-dir", tmp_path / "work", "--report", tmp_path / "page",
     )  # fmt: skip
     assert out == "judged\n"
@@ -332,6 +362,7 @@ def test_evaluate_command_passes_its_options(run, monkeypatch, tmp_path):
     assert (data.root, data.train, data.test, data.seed) == (tmp_path, "01", "02", 3)
     assert (data.method, data.variation) == (ProceduralSettings(), 0.5)
     assert data.folder == tmp_path / "work"
+    assert (data.border, data.scale) == (4, CameraScale(9, 300))
     assert asked["report"] == tmp_path / "page"
     assert tuple(questions.parts) == ("realism", "training")
     assert tuple(questions.arms) == ("real",)
@@ -348,6 +379,7 @@ def test_evaluate_command_refuses_impossible_options(run, tmp_path):
         ("--steps 0", "steps must be at least 1, got 0"),
         ("--part steps", "python -m benchmarks.study_steps"),
         ("--scarce-frames 4", "python -m benchmarks.study_scarcity"),
+        ("--full 4", "give both --offset and --full"),
         ("--method procedural --first-steps 4", "is for --method paper, got --method"),
         ("", "no folder"),
     ):

@@ -16,6 +16,7 @@ from bvdm_data.adapters.common import (
     find_ancestors,
     get_tensor,
     list_tracks,
+    match_relatives,
 )
 from bvdm_data.clip import CameraScale, Clip
 from bvdm_data.datasets.ctc import write_sequence
@@ -53,7 +54,8 @@ def trackastra_windows(clip: Clip, window: int = 6) -> list[Window]:
     masks, video = get_tensor(clip, "masks").numpy(), convert_to_grey(clip)
     if len(video) < frames:
         raise ValueError(
-            f"window must be at most the {len(video)} frames of the clip, got {window}"
+            f"window must be at most the {len(video)} frames of the clip, got {window}; give "
+            "frames= as many, or a shorter window"
         )
     measures = require("trackastra.data", "tracking").WRFeatures
     normalize = require("trackastra.utils", "tracking").normalize
@@ -62,13 +64,10 @@ def trackastra_windows(clip: Clip, window: int = 6) -> list[Window]:
         for time, (mask, image) in enumerate(zip(masks, video, strict=True))
     ]
     lines = find_ancestors(table)
-    related = torch.zeros((max(lines, default=0) + 1,) * 2)
-    for identity, line in lines.items():
-        related[identity, line] = related[line, identity] = 1.0
     cuts = [
         measures.concat(found[start : start + frames]) for start in range(len(video) - frames + 1)
     ]
-    return [_window(cut, related) for cut in cuts if len(cut)]
+    return [_window(cut, lines) for cut in cuts if len(cut)]
 
 
 class TrackastraWindows(IterableDataset[Window]):
@@ -132,7 +131,7 @@ def write_ctc(clip: Clip, root: str | Path, *, name: str, scale: CameraScale) ->
     )
 
 
-def _window(measured: "object", related: Tensor) -> Window:
+def _window(measured: "object", lines: Mapping[int, list[int]]) -> Window:
     coords, times, ids = (
         torch.from_numpy(np.asarray(getattr(measured, key)))
         for key in ("coords", "timepoints", "labels")
@@ -143,7 +142,7 @@ def _window(measured: "object", related: Tensor) -> Window:
         "features": torch.from_numpy(measured.features_stacked).float(),  # type: ignore[attr-defined]
         "coords0": places,
         "coords": places.clone(),
-        "assoc_matrix": related[ids][:, ids],
+        "assoc_matrix": match_relatives(lines, ids),
         "timepoints": times.long(),
         "labels": ids,
     }

@@ -12,17 +12,12 @@ from tqdm import tqdm
 
 from bvdm_data.clip import CameraScale
 from bvdm_data.datasets.ctc import write_sequence
-from bvdm_data.datasets.synthetic import (
-    as_method,
-    check_nuclei,
-    check_size_fits_nucleus,
-    check_variation,
-)
+from bvdm_data.datasets.synthetic import as_method, check_scene
 from bvdm_data.files import MANIFEST, cut_words, prepare_output_dir, write_manifest
-from bvdm_data.synth.scene import Method, SceneSettings
+from bvdm_data.synth.scene import Method
 from bvdm_data.synth.synthesis import synthesise
 from bvdm_data.system import describe_cpu
-from bvdm_data.validate import as_int, check_frames, check_seed, check_size, name_source_in_errors
+from bvdm_data.validate import as_int, check_seed, name_source_in_errors
 from bvdm_data.weights import find_model, load, model_digest
 
 MAX_SEQUENCES = 99
@@ -39,6 +34,7 @@ def export(
     model: str | Path = "hela",
     method: str | Method = "fast",
     nuclei: int | tuple[int, int] | None = None,
+    at_least: int = 0,
     variation: float | None = None,
     progress: bool = True,
 ) -> list[str]:
@@ -51,17 +47,14 @@ def export(
     number = as_int("sequences", sequences, least=1)
     if number > MAX_SEQUENCES:
         raise ValueError(f"sequences must be at most {MAX_SEQUENCES}, got {number}")
-    frames, seed = check_frames(frames), check_seed(seed)
-    texture, nuclei = as_method(method), check_nuclei(nuclei)
-    scene = SceneSettings(
-        frames=frames,
-        size=check_size(size),
-        nuclei=nuclei,
-        variation=check_variation(variation, texture),
-    )
+    seed, texture = check_seed(seed), as_method(method)
     path = find_model(model)
     generator = load(path)
-    check_size_fits_nucleus(scene.size, generator)
+    scene = check_scene(
+        generator, texture, frames=frames, size=size, nuclei=nuclei, at_least=at_least,
+        variation=variation,
+    )  # fmt: skip
+    frames, nuclei = scene.frames, scene.nuclei
     texture.check_fitted(generator)
     folder = Path(directory).expanduser()
     manifest = {
@@ -73,6 +66,7 @@ def export(
         "method": repr(texture),
         "nuclei": list(nuclei) if isinstance(nuclei, tuple) else nuclei,
         "variation": scene.variation,
+        **({"at_least": scene.at_least} if scene.at_least else {}),
         "processor": describe_cpu(),
         "sequences": {},
     }

@@ -82,7 +82,7 @@ def to_config(videos: SyntheticHeLaVideos) -> dict[str, Any]:
     names = {path.absolute(): name for name, path in known_models().items()}
     return {
         "model": names.get(videos.model, str(videos.model)),
-        "digest": model_digest(videos.model),
+        "digest": videos.digest,
         "epoch": videos.epoch,
         "nuclei": videos.nuclei,
         "method": {"kind": type(videos.method).__name__, **asdict(videos.method)},
