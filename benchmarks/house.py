@@ -33,7 +33,7 @@ add advance advise agree annotate apply assign attach augment average begin buil
 choose claim clear close collate collect compare composite compute convert copy correlate corrupt
 count create crop cut denoise derive describe displace divide draw drop embed enlarge estimate
 evaluate expand explain export expose extract fade fetch fill filter find fit follow format gather
-get grow guess group hand has hash hold identify import interpolate invert is iterate join judge
+get grow guess group hand has hash hold identify import interpolate invert is isolate iterate join judge
 keep lay list load look make map mask match measure merge move name normalize number open pack pad
 paint parse pick pin place play plot pool predict prepare print profile push put read recommend
 relabel remove render replace report require resample resolve return run sample save scale segment

@@ -15,8 +15,11 @@ STAGES = ("interphase", "prophase", "prometaphase", "metaphase", "anaphase", "te
 ANNOTATIONS = ("masks", "tracks", "flow", "stages", "boxes", "centroids")
 """What a data set can deliver beside ``video``."""
 
-DEFAULT_MAX_CELLS = 128
-"""Rows of the padded tables where the user names no other number."""
+PADDING = {"tracks": 0, "stages": -1, "boxes": float("nan"), "centroids": float("nan")}
+"""What the rows of the padded tables hold that belong to no nucleus."""
+
+LEAST_PIXELS = 10
+"""Fewest pixels that others leave of a nucleus that is labelled (our choice)."""
 
 
 class Clip(TypedDict):

@@ -1,17 +1,19 @@
-"""Machine: what measured times depend on, so that they can be read without it."""
+"""Machine and process: what measured times and bytes depend on, and must not."""
 
 import importlib
 import importlib.metadata
 import logging
 import os
 import platform
+import threading
 import warnings
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch.profiler import record_function
 
@@ -24,6 +26,27 @@ def get_machine_info() -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "threads": torch.get_num_threads(),
         "system": platform.system(),
+    }
+
+
+_VECTORS = ("avx2", "avx512", "vnni", "avx512_bf16", "amx_tile", "amx_fp16")
+"""Vector instructions for which oneDNN, the library of torch's convolutions, has other kernels."""
+
+
+def describe_cpu() -> dict[str, str]:
+    """Return what grey values and flow depend on beside the versions: the instructions in use.
+
+    Returns:
+        ``machine``, the architecture; ``torch``, the vector instructions that torch uses (see
+        ``ATEN_CPU_CAPABILITY``); and ``onednn``, those that oneDNN may use, with the limit that
+        ``ONEDNN_MAX_CPU_ISA`` sets. Where all three are equal, the bytes are.
+    """
+    has = [name for name in _VECTORS if getattr(torch.cpu, f"_is_{name}_supported", bool)()]
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA")
+    return {
+        "machine": platform.machine(),
+        "torch": torch.backends.cpu.get_cpu_capability(),
+        "onednn": " ".join(has) + (f", at most {limit.lower()}" if limit else ""),
     }
 
 
@@ -65,6 +88,42 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+_ALONE = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    # A child begins outside the blocks of other threads, whose settings it would keep.
+    os.register_at_fork(
+        before=_ALONE.acquire, after_in_parent=_ALONE.release, after_in_child=_ALONE.release
+    )
+
+
+@contextmanager
+def isolate() -> Iterator[None]:
+    """Run a block under settings of its own, so that nothing set outside changes its bytes.
+
+    Torch has one thread, as in a loader's workers: more of them round sums, and the ends of
+    vectors, in another way. Some settings belong to the whole process, so only one thread at a
+    time is in such a block; the others see the settings until it ends.
+    """
+    with _ALONE, ExitStack() as stack:
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(1)
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.no_grad())
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        onednn: Any = torch.backends.mkldnn
+        stack.callback(setattr, onednn, "enabled", onednn.enabled)
+        onednn.enabled = True
+        stack.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))
+        yield
 
 
 def require(name: str, extra: str = "evaluate") -> ModuleType:

@@ -15,7 +15,7 @@ from bvdm_data.rng import numpy_rng
 from bvdm_data.synth import cell_bank
 from bvdm_data.synth.cell_bank import BankSample, CellBank, PoolSettings
 from bvdm_data.synth.contours import compute_polygon_area
-from bvdm_data.synth.motion import InitialCell
+from bvdm_data.synth.occupancy import InitialCell
 from bvdm_data.synth.paper import PaperSettings
 from bvdm_data.synth.procedural import ProceduralSettings
 from bvdm_data.synth.scene import SceneSettings

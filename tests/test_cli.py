@@ -1,6 +1,9 @@
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -228,6 +231,13 @@ def test_worker_errors_are_one_line(run, tiny_model, tmp_path):
     assert err.count("\n") == 1
 
 
+def test_long_errors_fit_a_screen(run, tmp_path):
+    code, _, err = run("info", "--model", tmp_path / ("x/" * 1500 + "m.safetensors"))
+    assert code == 1
+    assert err.startswith("bvdm-data: ")
+    assert len(err) < 2100
+
+
 def test_a_full_disk_is_one_line(run, tiny_model, tmp_path, monkeypatch):
     def fill(*_):
         raise OSError(28, "No space left on device")
@@ -241,6 +251,38 @@ def test_a_full_disk_is_one_line(run, tiny_model, tmp_path, monkeypatch):
     assert err.count("\n") == 1
     assert "could not write the sequence" in err
     assert "No space left on device" in err
+
+
+STOPPED = {
+    "shards": ["--workers", 2, "--clips", 9000, "--clips-per-shard", 3000],
+    "preview": ["--workers", 1, "--clips", 9000],
+    "export": ["--frames", 500],
+}
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("command", STOPPED)
+def test_signals_end_all_processes(tiny_model, tmp_path, command, number):
+    place = ["--output", tmp_path / "data"] if command == "preview" else [tmp_path / "data"]
+    quiet = [] if command == "preview" else ["--quiet"]
+    line = [sys.executable, "-m", "bvdm_data.cli", command, *place, *STOPPED[command], *quiet]
+    line += ["--model", tiny_model, "--size", "64x64", "--nuclei", 2, "--method", "procedural"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    running = subprocess.Popen([*map(str, line)], **pipes, start_new_session=True)
+    if command == "preview":
+        assert running.stdout.readline().startswith("clip 0: ")
+    signs = {"shards": ".shard-00000*", "export": MANIFEST, "preview": "../data"}
+    while len(list((tmp_path / "data").glob(signs[command]))) < 1 + (command == "shards"):
+        assert running.poll() is None
+        time.sleep(0.05)
+    # As a terminal does; a scheduler, or the system without memory, may know one process only.
+    (os.killpg if number == signal.SIGINT else os.kill)(running.pid, number)
+    # Workers hold the pipes, too: they are closed when the last process has ended.
+    err = running.communicate(timeout=30)[1]
+    name = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}.get(number)
+    assert running.returncode == (128 + number if name else -number)
+    assert err == f"bvdm-data: stopped by {name}\n" or not name
 
 
 def test_wrong_usage_ends_with_code_2(run):

@@ -384,6 +384,7 @@ def test_copy_paste_refuses_bad_arguments(tiny_ctc):
         tiny(tiny_ctc, nuclei=(2500, 2500), max_cells=2).clip(0)
 
 
+@pytest.mark.filterwarnings("ignore:.* has tracks of frames 0 to 11")
 def test_copy_paste_refuses_early_stop(tmp_path, tiny_video):
     ctc.write_sequence(tmp_path, "01", *tiny_video)
     for folder in ("01", "01_ST/SEG", "01_GT/SEG", "01_GT/TRA"):

@@ -10,7 +10,8 @@ from scipy import ndimage
 from bvdm_data.synth import motion as motion_module
 from bvdm_data.synth.cell_cycle import PRE_MITOTIC
 from bvdm_data.synth.contours import compute_mean_radius
-from bvdm_data.synth.motion import CONTACT, MARGIN, SpeedModel, simulate_colony, simulate_motion
+from bvdm_data.synth.motion import MARGIN, SpeedModel, simulate_colony, simulate_motion
+from bvdm_data.synth.occupancy import CONTACT
 from tests.helpers.rendering import label
 
 SIZE = (96, 128)
@@ -180,7 +181,7 @@ def test_daughters_follow_their_mother(videos, law):
     divisions = 0
     for paths in videos[law]:
         ids = [path.cell.identity for path in paths]
-        assert len(set(ids)) == len({path.z_order for path in paths}) == len(paths)
+        assert len(set(ids)) == len(paths)
         assert all(len(path.centres) == len(path.angles) == len(path.cell.stages) for path in paths)
         assert all(np.isfinite(path.centres).all() and path.cell.last < 20 for path in paths)
         found = list_divisions(paths)
@@ -314,6 +315,30 @@ def test_moving_nuclei_are_kept_apart(simulate, tiny_motion):
     # Five rounds of pushing leave little; in a crowd not nothing.
     assert np.quantile(spacings, 0.002) > 0.8
     assert min(spacings) > 0.6
+
+
+def measure_steps(paths):
+    """Return how far nuclei move from frame to frame, and newborn from their mothers."""
+    steps = [math.dist(*pair) for p in paths for pair in itertools.pairwise(p.centres)]
+    pairs = [(mother, d) for mother, *daughters in list_divisions(paths) for d in daughters]
+    return steps, [math.dist(mother.centres[-1], d.centres[0]) for mother, d in pairs]
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_nothing_leaps(simulate, tiny_motion, law):
+    wild = replace(
+        tiny_motion, step=np.array([2.0, 1.5]), speed=SpeedModel(2.0, 1.0, 0.9, 3.0, 2.5),
+        division_offset=9.0, stage_drift=np.full((19, 2), 3.0), longest_step=12.0,
+    )  # fmt: skip
+    steps, births = [], []
+    for seed in range(3):
+        found = measure_steps(simulate(seed, law, frames=20, motion=wild, nuclei=8))
+        steps, births = steps + found[0], births + found[1]
+    assert (len(steps) > 400, len(births) > 10) == (True, True)
+    assert 9 < max(steps) <= 12 + 1e-9
+    assert max(births) <= 12 + 1e-9
+    # The tail is spread, not heaped up at the end.
+    assert np.mean(np.array(steps) > 11.9) < 0.5 * np.mean(np.array(steps) > 6)
 
 
 # Contact

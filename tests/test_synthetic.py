@@ -1,5 +1,9 @@
+import ast
 import itertools
+import os
 import pickle
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -14,9 +18,11 @@ from bvdm_data.clip import ANNOTATIONS, CameraScale, TooManyNucleiError, build_s
 from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets.mixed import MixedVideos
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
+from bvdm_data.synth.model import TextureModel
 from bvdm_data.synth.paper import PaperSettings
 from bvdm_data.synth.procedural import ProceduralSettings
 from bvdm_data.synth.textures import FastSettings
+from bvdm_data.system import describe_cpu
 from tests.helpers.streams import read_random_states, same
 
 QUICK = PaperSettings(first_steps=2, later_steps=1)
@@ -163,6 +169,27 @@ def test_clip_does_not_depend_on_threads(tiny, method):
     assert same(*clips)
 
 
+@pytest.mark.heavy
+@pytest.mark.skipif(describe_cpu()["torch"] == "DEFAULT", reason="needs vector instructions")
+def test_other_instructions_keep_masks(tiny_model):
+    code = (
+        "from bvdm_data.datasets.synthetic import SyntheticHeLaVideos as Videos\n"
+        "from bvdm_data.system import describe_cpu\n"
+        f"clip = Videos(frames=2, size=64, nuclei=2, model={str(tiny_model)!r}).clip(0)\n"
+        "print([describe_cpu(), *(clip[key].tolist() for key in ('masks', 'tracks', 'video'))])"
+    )
+    command, found = [sys.executable, "-c", code], []
+    for limit in ({}, {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}):
+        printed = subprocess.check_output(command, env={**os.environ, **limit}, text=True)
+        found.append(ast.literal_eval(printed))
+    (here, *tables, video), (other, *others, _) = found
+    assert tables == others
+    assert here == describe_cpu()
+    assert here["torch"] != other["torch"] == "DEFAULT"
+    assert other["onednn"] == f"{here['onednn']}, at most sse41"
+    assert np.ptp(video) > 0
+
+
 @either_method
 def test_clips_leave_global_random_states(tiny, tiny_generator, tmp_path, request, method):
     path = tmp_path / "fresh.safetensors"
@@ -172,6 +199,22 @@ def test_clips_leave_global_random_states(tiny, tiny_generator, tmp_path, reques
     # beartype draws from the last one.
     count = 2 if request.config.getoption("jaxtyping_packages", None) else 3
     assert read_random_states()[:count] == before[:count]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_replaced_models_are_refused(tiny, tiny_generator, tmp_path, workers):
+    path = tmp_path / "model.safetensors"
+    weights.save(tiny_generator, path)
+    videos = tiny(model=path)
+    first = videos.clip(0)
+    weights.save(replace(tiny_generator, card={"hours": 3}), path)  # an equal fit
+    assert same(videos.clip(0), first)
+    other = replace(tiny_generator, texture=TextureModel(memory=0.5, fresh=0.5))
+    weights.save(other, path)
+    words = rf"model\.safetensors was replaced: its SHA-256 is .*, but was {videos.digest} .*clip 0"
+    with pytest.raises(ValueError, match=words):
+        next(iter(DataLoader(videos, batch_size=None, num_workers=workers)))
+    assert not same(tiny(model=path).clip(0), first)
 
 
 def test_model_on_device_is_a_copy(tiny_generator):

@@ -275,7 +275,10 @@ class _ByNumber(ClipStream):
         if self._shuffle:
             if self._order is None or self._order[0] != self.epoch:
                 draws = random_stream(self.seed, "order", self.epoch)
-                self._order = self.epoch, torch.randperm(len(self._videos), generator=draws)
+                self._order = (
+                    self.epoch,
+                    torch.randperm(len(self._videos), generator=draws, device="cpu"),
+                )
             place = int(self._order[1][place])
         found: Clip = self._videos[place]
         return found

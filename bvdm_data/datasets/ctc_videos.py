@@ -9,7 +9,6 @@ import torch
 from torch.utils.data import Dataset
 
 from bvdm_data.clip import (
-    DEFAULT_MAX_CELLS,
     CameraScale,
     Clip,
     TooManyNucleiError,
@@ -24,9 +23,11 @@ from bvdm_data.datasets.windows import (
     FrameCache,
     Window,
     WindowSpec,
+    bound_rows,
     check_annotations_available,
     make_windows,
 )
+from bvdm_data.system import isolate
 from bvdm_data.validate import (
     as_index,
     as_int,
@@ -88,7 +89,8 @@ class CTCVideos(Dataset[Clip]):
         annotations: Keys beside ``video``: ``"masks"``, ``"tracks"``, ``"boxes"``,
             ``"centroids"``. Without ``man_track.txt``, ids are the labels of the files, which are
             tracks in the tracking truth alone; ``"tracks"`` needs one or the other.
-        max_cells: Rows of the padded tables.
+        max_cells: Rows of the padded tables; a clip with more nuclei is an error. None: as many as
+            any window can need, for which the masks in use are read once.
         border: Width in pixels of the band at the edge of the frame that is left out; None: 25,
             which fits Fluo-N2DL-HeLa (the challenge has 0, 25 or 50, by data set).
         truth: Where the masks come from; see :func:`read_sequence`.
@@ -126,6 +128,7 @@ class CTCVideos(Dataset[Clip]):
                 loss = net(clip["video"], clip["masks"])
     """
 
+    @isolate()
     def __init__(
         self,
         root: str | Path,
@@ -136,7 +139,7 @@ class CTCVideos(Dataset[Clip]):
         length: int | None = None,
         seed: int = 0,
         annotations: Collection[str] = ("masks", "tracks"),
-        max_cells: int = DEFAULT_MAX_CELLS,
+        max_cells: int | None = None,
         border: int | None = None,
         truth: str | None = "auto",
         scale: CameraScale | None = None,
@@ -151,7 +154,6 @@ class CTCVideos(Dataset[Clip]):
         """Check the arguments and find the files; see the class."""
         self.size = check_size(size)
         self.seed = check_seed(seed)
-        self.max_cells = check_max_cells(max_cells)
         self.border = as_int("border", DEFAULT_BORDER if border is None else border, 0)
         self.transform = check_transform(transform)
         self.cache_bytes = as_int("cache_bytes", cache_bytes, 0)
@@ -165,6 +167,10 @@ class CTCVideos(Dataset[Clip]):
         self.source = read_sequence(Path(root).expanduser().absolute(), sequence, truth)
         self._cache = FrameCache(self.source, self.cache_bytes)
         self._windows, self.frames = make_windows(spec, self._cache, self.annotations)
+        rows = max_cells
+        if rows is None:
+            rows = bound_rows(self._windows, self._cache) if self.annotations else 1
+        self.max_cells = check_max_cells(rows)
         self.length = check_length(length) or self._windows.count
         self.scale = check_scale(scale) or guess_scale(self.source.cut(start, stop))
         self._epoch = SharedEpoch()
@@ -182,6 +188,7 @@ class CTCVideos(Dataset[Clip]):
         """Return a clip of the epoch."""
         return self.clip(as_index(index, self.length))
 
+    @isolate()
     def clip(self, index: SupportsIndex) -> Clip:
         """Return clip ``index`` of an endless series of windows.
 

@@ -24,12 +24,10 @@ from bvdm_data.synth.synthesis import (
     collect_annotations,
     compute_scene_flow,
     draw_scene,
-    run_single_threaded,
 )
 from bvdm_data.synth.textures import FastSettings
-from bvdm_data.system import profile_span
+from bvdm_data.system import isolate, profile_span
 from bvdm_data.validate import as_int, check_device, name_clip_in_errors, name_source_in_errors
-from bvdm_data.weights import load
 
 SceneItem = tuple[int, dict[str, Tensor], Scene | None]
 """Epoch, clip, and the scene of its video; None if the clip has its video."""
@@ -84,9 +82,9 @@ class SceneStream(IterableDataset[SceneItem]):
         if self.render:
             return epoch, cast(dict[str, Tensor], maker.clip(number)), None
         name = f"SyntheticHeLaVideos(seed={maker.seed})"
-        with name_clip_in_errors(name, epoch, number), run_single_threaded():
+        with name_clip_in_errors(name, epoch, number), isolate():
             settings = maker._scene(maker.annotations)
-            scene = draw_scene(load(maker.model), settings, self.method, **maker._place(number))
+            scene = draw_scene(maker._load_model(), settings, self.method, **maker._place(number))
             flow = compute_scene_flow(scene) if settings.flow else None
             with profile_span("annotations"):
                 clip = collect_annotations(scene, flow, maker.annotations, maker.max_cells)
@@ -94,11 +92,12 @@ class SceneStream(IterableDataset[SceneItem]):
         clip["source"] = torch.tensor(1, dtype=torch.int8)
         return epoch, clip, scene
 
+    @isolate()
     def collate(self, items: Sequence[SceneItem] | SceneItem) -> SceneBatch:
         """Return a batch; of a single item where it is not in a list."""
         epochs, clips, scenes = zip(*([items] if isinstance(items, tuple) else items), strict=True)
         drawn = [scene for scene in scenes if scene is not None]
-        batch = collate_scenes(drawn, self.method, load(self.maker.model)) if drawn else None
+        batch = collate_scenes(drawn, self.method, self.maker._load_model()) if drawn else None
         return SceneBatch(epochs[0], default_collate(list(clips)), batch)
 
 
@@ -222,6 +221,13 @@ class DeviceLoader:
     def __iter__(self) -> Iterator[Any]:
         """Begin a loop; one that is under way is closed."""
         self._stop()
+        is_busy = self._renderer is not None or not self._how["num_workers"]
+        if is_busy and torch.get_default_dtype() != torch.float32:
+            raise RuntimeError(
+                "the default dtype must be torch.float32 with a DeviceLoader, since its thread "
+                f"makes clips while your loop runs, got {torch.get_default_dtype()}; call "
+                "torch.set_default_dtype(torch.float32), or use torch.utils.data.DataLoader"
+            )
         self._received, self._restarts = 0, self.videos._restarts
         self._stream.begin()
         # Workers are started here: this thread is the one that hears of their deaths.
@@ -336,7 +342,7 @@ def _make_renderer(
     if device.type == "cpu":
         return None
     return BatchRenderer(
-        load(videos.model), method, (videos.frames, *videos.size), device,
+        videos._load_model(), method, (videos.frames, *videos.size), device,
         batch_size=patches or choose_batch_size(device),
         bank=None if videos.pool is None else CellBank(videos.pool, videos.seed),
     )  # fmt: skip

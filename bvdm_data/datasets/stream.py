@@ -16,6 +16,7 @@ from bvdm_data.datasets.sharding import (
     check_batch_size,
     get_loader_id,
 )
+from bvdm_data.system import isolate
 from bvdm_data.validate import as_int, check_epoch, check_length, check_seed
 
 
@@ -44,6 +45,7 @@ class SharedInts:
     pass_start = _SharedInt(4)  # clip that the latest pass started with
     in_workers = _SharedInt(5)  # whether workers make the latest pass
 
+    @isolate()
     def __init__(self) -> None:
         """Allocate the memory."""
         self.memory = torch.zeros(6, dtype=torch.int64)

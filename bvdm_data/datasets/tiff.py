@@ -16,6 +16,8 @@ import tifffile
 # RuntimeError).
 _DAMAGED = (ValueError, RuntimeError, TypeError, struct.error, LookupError, ArithmeticError)
 
+_LARGEST_IMAGE = 2**29  # bytes, decoded: 16,384 x 16,384 pixels of 16 bits
+
 _Image = npt.NDArray[np.integer]
 
 
@@ -33,7 +35,7 @@ def _open_page(path: Path) -> Iterator[tifffile.TiffPage]:
         raise ValueError(str(error)) from error
     except _DAMAGED as error:
         raise ValueError(
-            f"{path} is not a TIFF file or a damaged one ({error}); fetch it again"
+            f"{path} is not a TIFF file or a damaged one ({str(error)[:200]!r}); fetch it again"
         ) from error
 
 
@@ -43,16 +45,30 @@ def _check_page(file: tifffile.TiffFile, path: Path) -> tifffile.TiffPage:
     page = file.pages[0]
     if not isinstance(page, tifffile.TiffPage) or page.dtype is None:
         raise ValueError("its first image cannot be read")
-    if len(file.pages) > 1 or len(page.shape) != 2:
+    # Programs may write a stack as one page with the number of images in its description.
+    is_stack = (file.is_shaped or file.is_imagej) and file.series[0].size != page.size
+    if is_stack or len(file.pages) > 1 or len(page.shape) != 2:
+        shape = file.series[0].shape if is_stack else tuple(page.shape)
         raise _WrongImageError(
             f"{path} must hold one grey image [H, W], got {len(file.pages)} page(s) of shape "
-            f"{tuple(page.shape)}; RGB and 3D images are not supported"
+            f"{shape}; RGB and 3D images are not supported: save one channel, one "
+            "plane and one file a frame"
         )
     if not np.issubdtype(page.dtype, np.integer):
-        raise _WrongImageError(f"{path} must hold integers (uint8 or uint16), got {page.dtype}")
+        raise _WrongImageError(
+            f"{path} must hold integers, got {page.dtype}; save frames as uint8 or uint16, and "
+            "masks as integers of up to 32 bits"
+        )
+    largest = max(page.nbytes, math.prod(page.chunks) * page.dtype.itemsize)
+    if largest > _LARGEST_IMAGE:
+        raise _WrongImageError(
+            f"{path} must hold at most {_LARGEST_IMAGE} bytes, got {largest} by its header (shape "
+            f"{tuple(page.shape)}); crop or downscale the video, or mend the file"
+        )
     ends = np.add(page.dataoffsets, page.databytecounts)
-    if ends.size == 0 or int(ends.max()) > file.filehandle.size:
-        raise ValueError("its end is missing")
+    pieces = math.prod(-(-side // part) for side, part in zip(page.shape, page.chunks, strict=True))
+    if not 0 < pieces <= ends.size or int(ends.max()) > file.filehandle.size:
+        raise ValueError("a part of it is missing")
     return page
 
 

@@ -10,6 +10,7 @@ import torch
 
 from bvdm_data.clip import Clip
 from bvdm_data.rng import numpy_rng, torch_rng
+from bvdm_data.system import isolate
 
 Transform = Callable[[Any], Any]
 """Takes a clip and returns one; the transforms of torchvision.transforms.v2 are such."""
@@ -28,6 +29,7 @@ def list_required_keys(
     return tuple(dict.fromkeys(("masks", *annotations)))
 
 
+@isolate()
 def apply_transform(
     clip: Clip,
     transform: Transform | None,

@@ -26,7 +26,7 @@ from bvdm_data.evaluation.segmenter import Clips
 from bvdm_data.files import describe_damage, open_atomic, write_tensors
 from bvdm_data.fitting.training import compute_fingerprint
 from bvdm_data.synth.scene import Method
-from bvdm_data.weights import load, model_digest, read_card
+from bvdm_data.weights import load, read_card
 
 
 def cache_json(
@@ -417,7 +417,7 @@ def describe_synthetic(dataset: SyntheticHeLaVideos) -> Mapping[str, object]:
     """Return as JSON values what decides the clips of a synthetic data set."""
     settings = {name: getattr(dataset, name) for name in ("frames", "seed", "nuclei", "variation")}
     settings |= {"size": list(dataset.size), "method": repr(dataset.method)}
-    return settings | {"model": model_digest(dataset.model)}
+    return settings | {"model": dataset.digest}
 
 
 def _hash_real(kind: str, data: Data, clips: CTCVideos | CopyPaste) -> str:

@@ -20,7 +20,8 @@ from bvdm_data.fitting.nuclei import (
 from bvdm_data.fitting.video import Video, correlate
 from bvdm_data.rng import numpy_rng
 from bvdm_data.synth.cell_cycle import PRE_MITOTIC
-from bvdm_data.synth.motion import CONTACT, MotionModel, SpeedModel
+from bvdm_data.synth.motion import MotionModel, SpeedModel
+from bvdm_data.synth.occupancy import CONTACT
 
 Rows = npt.NDArray[np.int64]
 LEAST_STEPS = 5  # steps, or pairs of them, that a figure must rest on; with fewer it stays neutral
@@ -56,6 +57,7 @@ def fit_motion(nuclei: Nuclei, video: Video, *, border: int) -> MotionModel:
         speed=_fit_speed(nuclei, pairs, steps, by_age),
         speed_by_age=by_age,
         division_offset=_fit_division_offset(nuclei, drift),
+        longest_step=float(np.hypot(*_measure_steps(nuclei, pairs).T).max()),
         stage_drift=drift,
         sister_distance=_fit_sister_distance(nuclei),
         neighbour_spacing=_measure_spacing(nuclei),

@@ -1,8 +1,8 @@
 """Synthesis: from the fitted model and a seed to an annotated video; in batches on a device."""
 
+import math
 import pickle
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -38,7 +38,7 @@ from bvdm_data.synth.render import (
 )
 from bvdm_data.synth.scene import Method, Progress, Scene, SceneSettings, skip_progress
 from bvdm_data.synth.textures import BATCH, DenoiserInputs, FastSettings, run_denoiser_batched
-from bvdm_data.system import profile_span
+from bvdm_data.system import isolate, profile_span
 
 MAX_BATCH, MIN_BATCH = 256, 16
 """Most and fewest patches that go through the network together on a GPU (our choice)."""
@@ -62,22 +62,7 @@ class AnnotatedVideo:
     flow: npt.NDArray[np.float32] | None  # displacement of every pixel, [F - 1, 2, H, W]
 
 
-@contextmanager
-def run_single_threaded() -> Iterator[None]:
-    """Run torch in one thread.
-
-    More threads round sums, and the ends of vectors, in another way. A loader's workers have one
-    thread each; without this, clips made outside them would differ.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@run_single_threaded()
+@isolate()
 def synthesise(
     model: Model,
     settings: SceneSettings,
@@ -124,12 +109,18 @@ def draw_scene(
     with profile_span("lives"):
         everyone = method.simulate(models, settings, nuclei, rng, sample)
     with profile_span("labels"):
-        table = make_cell_table(everyone, frames)
-        seen = draw_labels(table, settings.size)
-        visible = _find_visible_frames(seen, len(everyone))
-        row_of = {cell.cell.identity: row for row, cell in enumerate(everyone, start=1)}
-        parents = {row_of[c.cell.identity]: row_of.get(c.cell.parent, 0) for c in everyone}
-        new_of, tracks, old = number_tracks(visible, parents)
+        while True:
+            table = make_cell_table(everyone, frames)
+            seen, seen_in = draw_labels(table, settings.size)
+            # Row 0 is the background, which has no track.
+            visible = np.pad(seen_in.numpy(), ((1, 0), (0, 0)))
+            row_of = {cell.cell.identity: row for row, cell in enumerate(everyone, start=1)}
+            parents = {row_of[c.cell.identity]: row_of.get(c.cell.parent, 0) for c in everyone}
+            new_of, tracks, old = number_tracks(visible, parents)
+            if settings.max_cells is None or len(tracks) <= settings.max_cells:
+                break
+            late = zip(old[settings.max_cells :], tracks[settings.max_cells :, 1], strict=True)
+            everyone = _keep_out(everyone, late)
         masks = _relabel(seen, new_of)
     rows = np.flatnonzero(visible[1:].any(1))
     return Scene(
@@ -143,11 +134,22 @@ def draw_scene(
     )  # fmt: skip
 
 
-def _find_visible_frames(seen: Tensor, count: int) -> npt.NDArray[np.bool_]:
-    """Return which cell is seen in which frame; row 0 is the background, ``[count + 1, F]``."""
-    present = torch.zeros(len(seen), count + 1, dtype=torch.bool)
-    present.scatter_(1, seen.flatten(1).long(), True)
-    return present.T.numpy()
+def _keep_out(cells: Sequence[Trajectory], late: Iterable[tuple[int, int]]) -> list[Trajectory]:
+    """Take away the cells of some rows, from 1, from some frames on."""
+    ends = dict(reversed([*late]))  # the earliest of each row
+    kept = []
+    for row, cell in enumerate(cells, start=1):
+        life, count = cell.cell, ends.get(row, math.inf) - cell.cell.first
+        if count < len(life.stages):
+            part = slice(int(count))
+            life = replace(
+                life, radii=life.radii[part], stages=life.stages[part],
+                brightness=life.brightness[part], divides=False,
+            )  # fmt: skip
+            cell = replace(cell, cell=life, centres=cell.centres[part], angles=cell.angles[part])
+        if count > 0:
+            kept.append(cell)
+    return kept
 
 
 def _relabel(seen: Tensor, new_of: npt.NDArray[np.int32]) -> Labels:
@@ -300,6 +302,7 @@ class BatchRenderer:
         self.batch_size = batch_size
         self.bank = bank
 
+    @isolate()
     @torch.no_grad()
     def render(self, batch: RenderBatch) -> Float[Tensor, "B F 1 H W"]:
         """Render the videos of a batch."""
