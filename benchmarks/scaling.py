@@ -24,8 +24,8 @@ from bvdm_data import SyntheticHeLaVideos
 from bvdm_data.files import open_atomic
 from bvdm_data.speed import warm_up
 from bvdm_data.storage import as_clip, read_shard
-from bvdm_data.storage.formats import WRITERS
-from bvdm_data.storage.shards import get_schema
+from bvdm_data.storage.formats import WRITERS, ShardContent
+from bvdm_data.storage.plan import get_schema
 from bvdm_data.system import get_machine_info, list_versions
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -80,7 +80,7 @@ def measure(kind: str, seconds: float) -> dict[str, Any]:
                 def written(
                     path: Path = path, write: Any = write, compress: bool = compress
                 ) -> list[Any]:
-                    write(path, clips, len(clips), schema, compress)
+                    write(path, clips, ShardContent(range(STORED), schema, compress, ""))
                     return clips
 
                 one = {"written": rate(written, seconds)}

@@ -17,7 +17,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks.tables import TABLES, table
-from bvdm_data.evaluation.arms import Arm, Data, make_arm, make_synthetic_dataset, replace_nan
+from bvdm_data.evaluation.arms import (
+    Arm,
+    Data,
+    make_arm,
+    make_synthetic_dataset,
+    read_json,
+    replace_nan,
+)
 from bvdm_data.evaluation.distances import load_efficientnet_lite0, measure_feature_distance
 from bvdm_data.evaluation.evaluate import Budget, Questions, Run, check_unseen, describe_run
 from bvdm_data.evaluation.experiment import Trial, format_figures, summarize_trials
@@ -104,7 +111,7 @@ def run_study(name: str, measure: Measure, given: argparse.Namespace) -> None:
     run = Run(data, Questions(budget=budget), print)
     figures = replace_nan(measure(run))
     if given.report is not None and given.report.is_file():
-        results = json.loads(given.report.read_text())
+        results = read_json(given.report)
     else:
         results = {"about": describe_run(run)}
     results[name] = figures
@@ -189,7 +196,7 @@ def main() -> None:
     caption = "Real and synthetic clips at the same grey scale, every second frame"
     pictures = {caption: given.picture} if given.picture else {}
     page = given.report.with_name("index.html")
-    page.write_text(render_page(json.loads(given.report.read_text()), pictures), encoding="utf-8")
+    page.write_text(render_page(read_json(given.report), pictures), encoding="utf-8")
     print(f"wrote {page}")
 
 

@@ -1,6 +1,6 @@
 """Annotated live-cell video clips, synthesised while you train."""
 
-from bvdm_data.clip import STAGES, CameraScale, Clip, TooManyNucleiError
+from bvdm_data.clip import STAGES, CameraScale, Clip, TooManyNucleiError, association, divisions
 from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets.ctc_videos import CTCVideos
 from bvdm_data.datasets.device_loader import DeviceLoader
@@ -28,6 +28,8 @@ __all__ = [
     "SyntheticHeLaVideos",
     "TooManyNucleiError",
     "TransformError",
+    "association",
     "check_clip",
+    "divisions",
     "twin",
 ]

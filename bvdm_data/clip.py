@@ -15,8 +15,8 @@ STAGES = ("interphase", "prophase", "prometaphase", "metaphase", "anaphase", "te
 ANNOTATIONS = ("masks", "tracks", "flow", "stages", "boxes", "centroids")
 """What a data set can deliver beside ``video``."""
 
-DEFAULT_MAX_CELLS = 128
-"""Rows of the padded tables where the user names no other number."""
+PADDING = {"tracks": 0, "stages": -1, "boxes": float("nan"), "centroids": float("nan")}
+"""What the rows of the padded tables hold that belong to no nucleus."""
 
 
 class Clip(TypedDict):
@@ -24,6 +24,10 @@ class Clip(TypedDict):
 
     Fixed-size tensors, so that PyTorch's default collate makes a batch of it. Row ``r`` of
     ``tracks``, ``stages``, ``boxes`` and ``centroids`` belongs to the nucleus with id ``r + 1``.
+
+    A row of ``tracks`` is one unbroken run of frames in which a nucleus is in view. A nucleus that
+    leaves and returns goes on under a new id, with the former one as its parent: a parent of one
+    child. A parent of two has divided. :func:`divisions` and :func:`association` read them off.
 
     Attributes:
         video: Grey values in [0, 1], ``[F, 1, H, W]`` float32; 0 is the camera's offset, 1 its
@@ -156,6 +160,108 @@ def number_tracks(
             parent = int(new_of[mother, :frame].max(initial=0))
         table[number - 1] = number, frame, last, parent
     return new_of, table, old.astype(np.int64)
+
+
+def divisions(clip: Clip) -> Tensor:
+    """Return the divisions of a clip.
+
+    A mother may leave the view before her daughters are seen. One whose second daughter is never
+    in view cannot be told from a nucleus that leaves and returns, and is left out.
+
+    Args:
+        clip: One clip with ``tracks``; ids need not be in order.
+
+    Returns:
+        A row ``(mother, daughter, daughter, frame)`` a division: the ids, the daughters' in
+        ascending order, and the frame in which the first of them appears; ordered by frame and
+        mother; ``[D, 4]`` int64.
+
+    Raises:
+        ValueError: If the clip has no tracks or is a batch of clips, a parent is not in the table,
+            or a mother has more than two daughters.
+
+    Examples:
+        >>> rows = [[1, 0, 2, 0], [2, 3, 5, 1], [3, 4, 5, 1], [4, 0, 1, 0], [5, 4, 5, 4]]
+        >>> divisions({"video": torch.zeros(6, 1, 8, 8), "tracks": torch.tensor(rows)}).tolist()
+        [[1, 2, 3, 3]]
+    """
+    table = _list_rows(clip)
+    born = table[table[:, 3] > 0]
+    mothers, count = torch.unique(born[:, 3], return_counts=True)
+    if (count > 2).any():
+        raise ValueError(
+            f"tracks must have at most two daughters a mother, got {int(count.max())} of "
+            f"{int(mothers[count.argmax()])}; set the parent of others to 0"
+        )
+    rows = []
+    for mother in mothers[count == 2].tolist():
+        both = born[born[:, 3] == mother]
+        rows.append([mother, *sorted(both[:, 0].tolist()), int(both[:, 1].min())])
+    rows.sort(key=lambda row: (row[3], row[0]))
+    return torch.tensor(rows, dtype=torch.int64).view(-1, 4)
+
+
+def association(clip: Clip) -> Tensor:
+    """Return which nucleus of each frame is which one of the next: the edges of the lineage.
+
+    They lead from a nucleus to itself, and from a mother in her last frame to her daughters.
+    Where a frame or more lie between a track and its parent, as when a nucleus leaves and
+    returns, there is no edge.
+
+    Args:
+        clip: One clip with ``tracks``; ids need not be in order.
+
+    Returns:
+        A row ``(frame, id, id in the next frame)`` an edge, in ascending order; ``[E, 3]`` int64.
+
+    Raises:
+        ValueError: If the clip has no tracks or is a batch of clips, or a parent is not in the
+            table.
+
+    Examples:
+        >>> clip = {"video": torch.zeros(3, 1, 8, 8)}
+        >>> clip["tracks"] = torch.tensor([[1, 0, 1, 0], [2, 2, 2, 1], [3, 2, 2, 1]])
+        >>> edges = association(clip)
+        >>> edges.tolist()
+        [[0, 1, 1], [1, 1, 2], [1, 1, 3]]
+        >>> matrix = torch.zeros(2, 4, 4)  # one frame after the other, by ids
+        >>> matrix[tuple(edges.T)] = 1
+        >>> matrix[1, 1].tolist()
+        [0.0, 0.0, 1.0, 1.0]
+    """
+    table = _list_rows(clip)
+    steps = table[:, 2] - table[:, 1]
+    ids = table[:, 0].repeat_interleave(steps)
+    offset = torch.arange(len(ids)) - (steps.cumsum(0) - steps).repeat_interleave(steps)
+    own = torch.stack([table[:, 1].repeat_interleave(steps) + offset, ids, ids], dim=1)
+    last = dict(table[:, [0, 2]].tolist())
+    births = [
+        [first - 1, parent, identity]
+        for identity, first, _, parent in table.tolist()
+        if parent and last[parent] == first - 1
+    ]
+    edges = torch.cat([own, torch.tensor(births, dtype=torch.int64).view(-1, 3)])
+    return torch.tensor(sorted(edges.tolist()), dtype=torch.int64).view(-1, 3)
+
+
+def _list_rows(clip: Clip) -> Tensor:
+    """Return the table of a clip without padding, int64."""
+    if "tracks" not in clip:
+        raise ValueError(
+            f"clip must have the key 'tracks', got the keys {tuple(clip)}; give the data set "
+            "annotations=(..., 'tracks')"
+        )
+    tracks = torch.as_tensor(clip["tracks"]).as_subclass(Tensor).detach().cpu().long()
+    if tracks.ndim != 2 or tracks.shape[1] != 4:
+        raise ValueError(
+            f"clip must be one clip with tracks [max_cells, 4], got {list(tracks.shape)}; take "
+            "the clips of a batch one by one"
+        )
+    table = tracks[tracks[:, 0] > 0]
+    lost = table[~torch.isin(table[:, 3], torch.cat([table[:, 0], torch.zeros(1).long()])), 3]
+    if len(lost):
+        raise ValueError(f"tracks must list every parent, got no row for the parent {int(lost[0])}")
+    return table
 
 
 def pad_rows(table: npt.NDArray[np.generic], rows: int, fill: int | float) -> Tensor:

@@ -2,10 +2,15 @@
 
 import glob
 import json
+import lzma
 import os
 import shutil
 import socket
+import struct
+import tarfile
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,16 +23,39 @@ from torch import Tensor
 MANIFEST = "bvdm_data.json"
 """File in an output folder that records how its contents were made."""
 
+LARGEST_MANIFEST = 2**27
+"""Bytes of a manifest that is read; one of a million shards has 70 MB."""
+
+DAMAGED = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    LookupError,
+    OverflowError,
+    RuntimeError,
+    ValueError,
+)
+"""What the standard library raises for archives and files that are damaged."""
+
 
 @contextmanager
 def open_atomic(path: Path) -> Iterator[Path]:
-    """Give a temporary path in the same folder, which replaces ``path`` if all went well."""
+    """Give a temporary path in the same folder, which replaces ``path`` if all went well.
+
+    What was written is on the disk before it gets its name, so that no power cut leaves an empty
+    file. What killed processes of this machine have left of the same file is removed.
+    """
     temporary = None
     try:
         temporary = _make_temporary(path)
         yield temporary
         temporary.chmod(0o644)
+        _sync(temporary)
         temporary.replace(path)
+        _sync(path.parent)
     except OSError as error:
         raise _name_path(error, path) from error
     finally:
@@ -44,15 +72,44 @@ def open_atomic_folder(path: str | Path) -> Iterator[Path]:
     target = Path(path).expanduser()
     if target.exists():
         raise FileExistsError(f"{target} is there already; remove it or give another path")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{target.name}.{socket.gethostname()}."
-    for leftover in target.parent.glob(f"{glob.escape(prefix)}*"):
-        if not _is_running(leftover.name.removeprefix(prefix).partition(".")[0]):
-            shutil.rmtree(leftover, ignore_errors=True)
-    prefix += f"{os.getpid()}."
+    prefix = _begin_temporary_name(target)
     with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as staging:
         yield Path(staging) / target.name
+        write_through(Path(staging))
         (Path(staging) / target.name).rename(target)
+    _sync(target.parent)
+
+
+def _begin_temporary_name(path: Path) -> str:
+    """Return how temporary names of this process begin; remove what killed ones have left."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{path.name[:40]}.{socket.gethostname()}."
+    for leftover in path.parent.glob(f"{glob.escape(prefix)}*"):
+        if not _is_running(leftover.name.removeprefix(prefix).partition(".")[0]):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
+    return f"{prefix}{os.getpid()}."
+
+
+def write_through(folder: Path) -> None:
+    """Have all files of a folder on the disk."""
+    for path in (folder, *folder.rglob("*")):
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    """Have a file, or the names of a folder where the system can do that, on the disk."""
+    try:
+        handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError:
+        if not path.is_dir():
+            raise
 
 
 def _is_running(process: str) -> bool:
@@ -61,7 +118,7 @@ def _is_running(process: str) -> bool:
         return True
     try:
         os.kill(int(process), 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True
@@ -90,32 +147,33 @@ def prepare_output_dir(
     manifest: Mapping[str, Any],
     *,
     identity: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
+    kinds: Mapping[str, Any] | None = None,
     remains: tuple[str, ...] = (),
-    may_restart: bool = False,
 ) -> dict[str, Any] | None:
     """Write the manifest into a new folder, or check the manifest of a folder that was begun.
 
     Several processes may do so at once with the same manifest. ``identity`` selects the settings
-    that must be the same in both manifests, ``remains`` are prefixes of files that a killed run may
-    leave. With ``may_restart``, other settings are accepted while the manifest is the only file.
-    Returns the earlier manifest, or None where this one was written.
+    that must be the same in both manifests, ``kinds`` types of entries, ``remains`` are prefixes of
+    files that a killed run may leave, beside temporary ones. Returns the earlier manifest, or None
+    where this one was written.
     """
     path = folder / MANIFEST
     if path.is_file():
         begun = load_manifest(path)
         if begun.get("layout") != manifest.get("layout"):
             raise ValueError(_describe_foreign(folder))
+        check_entries(path, begun, kinds or {})
         before, now = identity(begun), identity(json.loads(json.dumps(manifest)))
-        differing = [key for key in [*now, *before] if before.get(key) != now.get(key)]
-        if not differing:
-            return begun
-        if not (may_restart and list(folder.iterdir()) == [path]):
-            key = differing[0]
-            raise ValueError(
-                f"{folder} was begun with {key}={before.get(key)!r}, got {now.get(key)!r}; give "
-                "the same arguments to continue, or another folder"
-            )
-    elif folder.exists() and not (
+        for key in [*now, *before]:
+            if before.get(key) != now.get(key):
+                raise ValueError(
+                    f"{folder} was begun with {key}={cut_words(repr(before.get(key)))}, got "
+                    f"{cut_words(repr(now.get(key)))}; give the same arguments to continue, or "
+                    "another folder"
+                )
+        return begun
+    remains = (*remains, f".{MANIFEST}.", f".{path.stem}-")  # the latter of version 0.1.0
+    if folder.exists() and not (
         folder.is_dir() and all(path.name.startswith(remains) for path in folder.iterdir())
     ):
         raise ValueError(_describe_foreign(folder))
@@ -124,12 +182,43 @@ def prepare_output_dir(
 
 
 def load_manifest(path: Path) -> dict[str, Any]:
-    """Return a manifest; empty if the file holds another kind of JSON."""
+    """Return a manifest."""
     try:
-        manifest = json.loads(path.read_text())
-    except ValueError as error:
+        if (size := path.stat().st_size) > LARGEST_MANIFEST:
+            raise ValueError(f"it has {size} bytes, more than {LARGEST_MANIFEST}")
+        manifest = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+        if not isinstance(manifest, dict):
+            raise ValueError(f"it must be an object, got {manifest!r}")
+    except (ValueError, RecursionError) as error:
         raise ValueError(describe_damage(path, error)) from error
-    return manifest if isinstance(manifest, dict) else {}
+    return manifest
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"it holds {name}, which is no number")
+
+
+def check_entries(
+    path: Path, values: Mapping[str, Any], kinds: Mapping[str, Any], place: str = ""
+) -> None:
+    """Refuse a manifest without an entry, or with one of another type than ``kinds`` has for it.
+
+    A mapping in place of a type is for the entries of an entry.
+    """
+    for name, kind in kinds.items():
+        if name not in values:
+            raise ValueError(describe_damage(path, f"it lacks '{place}{name}'"))
+        value, noun = values[name], "an object"
+        is_right = isinstance(value, dict)
+        if not isinstance(kind, Mapping):
+            noun = " or ".join(one.__name__ for one in getattr(kind, "__args__", (kind,)))
+            # bool is an int, but no number.
+            is_right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        if not is_right:
+            why = f"{place}{name} must be {noun}, got {cut_words(repr(value))}"
+            raise ValueError(describe_damage(path, why))
+        if isinstance(kind, Mapping):
+            check_entries(path, value, kind, f"{place}{name}.")
 
 
 def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
@@ -140,7 +229,16 @@ def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
 
 def describe_damage(manifest: Path, why: object) -> str:
     """Return the message for a damaged manifest."""
-    return f"{manifest} is damaged ({why}); give another directory, or remove this file"
+    return (
+        f"{manifest} is damaged ({cut_words(str(why))}); give another directory, or "
+        "put the file back. Shards go on without it, too: each says what it is of"
+    )
+
+
+def cut_words(words: str, most: int = 500) -> str:
+    """Return words as one line, cut off after some characters."""
+    line = " ".join(words[: 2 * most].split())
+    return line if len(line) <= most else f"{line[:most]} ..."
 
 
 def _describe_foreign(folder: Path) -> str:
@@ -151,8 +249,8 @@ def _describe_foreign(folder: Path) -> str:
 
 
 def _make_temporary(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    prefix = _begin_temporary_name(path)
+    handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix, dir=path.parent)
     os.close(handle)
     return Path(name)
 

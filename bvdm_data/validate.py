@@ -3,11 +3,13 @@
 import functools
 import importlib
 import operator
+import reprlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, SupportsIndex, TypeVar
+from typing import Any, SupportsIndex, TypeVar, cast
 
 import numpy as np
 import torch
@@ -117,7 +119,7 @@ def as_fraction(name: str, value: object) -> float:
 class Rule:
     """What the value of a setting must be; bounds that are None do not bind."""
 
-    kind: type  # int, float (any real number) or bool
+    kind: type  # int, float (any finite number) or bool
     least: float | None = None  # bounds that belong to the range
     most: float | None = None
     above: float | None = None  # bounds that do not
@@ -131,7 +133,9 @@ class Rule:
         kind = Real if self.kind is float else self.kind
         if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
             noun = {int: "an int", float: "a number", bool: "True or False"}[self.kind]
-            raise TypeError(f"{name} must be {noun}{' or None' * self.or_none}, got {value!r}")
+            raise TypeError(
+                f"{name} must be {noun}{' or None' * self.or_none}, got {reprlib.repr(value)}"
+            )
         bounds: Any = (
             (operator.ge, self.least),
             (operator.gt, self.above),
@@ -140,7 +144,9 @@ class Rule:
         )
         for compare, bound in bounds:
             if bound is not None and not compare(value, bound):
-                raise ValueError(f"{name} must be {self._describe_range()}, got {value}")
+                raise ValueError(f"{name} must be {self._describe_range()}, got {str(value)[:40]}")
+        if self.kind is float and not abs(cast(Any, value)) <= sys.float_info.max:
+            raise ValueError(f"{name} must be finite, got {str(value)[:40]}")
 
     def _describe_range(self) -> str:
         lower = {"at least": self.least, "above": self.above}

@@ -35,9 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         annotations=("masks", "tracks", "stages"),
     )
     clip, place = videos.clip(given.index), given.directory
-    write_ome_zarr(clip, place / "clip.ome.zarr", scale=videos.scale)
-    write_geff(clip, place / "clip.ome.zarr" / "tracks.geff", labels="../labels/nuclei/0")
-    write_ome_tiff(clip, place / "clip.ome.tif", scale=videos.scale)
+    units = {"pixel_size": videos.pixel_size, "minutes": videos.minutes}
+    write_ome_zarr(clip, place / "clip.ome.zarr", scale=videos.scale, **units)
+    write_geff(clip, place / "clip.ome.zarr" / "tracks.geff", labels="../labels/nuclei/0", **units)
+    write_ome_tiff(clip, place / "clip.ome.tif", scale=videos.scale, **units)
     write_ctc(clip, place / "ctc", name="01", scale=videos.scale)
     for path in sorted(place.iterdir()):
         print(path)

@@ -28,7 +28,7 @@ def clip(tiny_video):
 @pytest.fixture(scope="module")
 def path(clip, tmp_path_factory):
     path = tmp_path_factory.mktemp("geff") / "tracks.geff"
-    write_geff(clip, path, labels="../masks")
+    write_geff(clip, path, labels="../masks", pixel_size=0.5, minutes=5)
     return path
 
 
@@ -90,13 +90,18 @@ def test_geff_only_daughter_continues_tracklet(tmp_path):
     assert found["node_props"]["seg_id"]["values"].tolist() == [1, 2]
 
 
-def test_geff_axes_have_units(path):
+def test_geff_axes_have_units(clip, path, tmp_path):
     metadata = geff.GeffMetadata.read(path)
     said = [(a.name, a.type, a.unit, a.scale, a.scaled_unit) for a in metadata.axes]
     assert said == [
-        ("t", "time", "frame", 30.0, "minute"),
-        ("y", "space", "pixel", 0.645, "micrometer"),
-        ("x", "space", "pixel", 0.645, "micrometer"),
+        ("t", "time", "frame", 5.0, "minute"),
+        ("y", "space", "pixel", 0.5, "micrometer"),
+        ("x", "space", "pixel", 0.5, "micrometer"),
+    ]
+    write_geff(clip, tmp_path / "a.geff")
+    axes = geff.GeffMetadata.read(tmp_path / "a.geff").axes
+    assert [(a.unit, a.scale, a.scaled_unit) for a in axes] == [
+        (unit, None, None) for unit in ("frame", "pixel", "pixel")
     ]
     (related,) = metadata.related_objects
     assert (related.type, related.path, related.node_prop) == ("labels", "../masks", "seg_id")
@@ -129,7 +134,7 @@ def test_write_geff_is_all_or_nothing(clip, tmp_path, monkeypatch):
     for changes, error, words in (
         ({"pixel_size": 0}, ValueError, "pixel_size must be above 0, got 0"),
         ({"minutes": float("nan")}, ValueError, "minutes must be above 0, got nan"),
-        ({"minutes": "30"}, TypeError, "minutes must be a number above 0, got '30'"),
+        ({"minutes": "30"}, TypeError, "minutes must be a number above 0, or None, got '30'"),
     ):
         with pytest.raises(error, match=words):
             write_geff(clip, tmp_path / "c.geff", **changes)

@@ -30,7 +30,7 @@ def clip(tiny_video):
 @pytest.fixture(scope="module")
 def folder(clip, tmp_path_factory):
     path = tmp_path_factory.mktemp("ome") / "clip.ome.zarr"
-    write_ome_zarr(clip, path, scale=SCALE)
+    write_ome_zarr(clip, path, scale=SCALE, pixel_size=0.5, minutes=5)
     return path
 
 
@@ -46,7 +46,7 @@ def imported(name):
 
 def test_ome_tiff_holds_video_and_masks(clip, tiny_video, tmp_path):
     path = tmp_path / "clip.ome.tif"
-    write_ome_tiff(clip, path, scale=SCALE)
+    write_ome_tiff(clip, path, scale=SCALE, pixel_size=0.5, minutes=5)
     with tifffile.TiffFile(path) as file:
         assert file.is_ome
         assert file.series[0].axes == "TCYX"
@@ -58,7 +58,7 @@ def test_ome_tiff_holds_video_and_masks(clip, tiny_video, tmp_path):
     pixels = root.find(".//o:Pixels", space)
     said = {key: pixels.get(key) for key in ("PhysicalSizeX", "PhysicalSizeY", "TimeIncrement")}
     assert {key: float(value) for key, value in said.items()} == {
-        "PhysicalSizeX": 0.645, "PhysicalSizeY": 0.645, "TimeIncrement": 30.0,
+        "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5, "TimeIncrement": 5.0,
     }  # fmt: skip
     assert (pixels.get("PhysicalSizeXUnit"), pixels.get("TimeIncrementUnit")) == ("µm", "min")
     assert [one.get("Name") for one in pixels.findall("o:Channel", space)] == ["video", "masks"]
@@ -74,11 +74,13 @@ def test_ome_tiff_fits_the_schema(clip, tmp_path):
     assert (pixels.time_increment, pixels.time_increment_unit.value) == (5, "min")
 
 
-def test_ome_tiff_without_masks(clip, tmp_path):
+def test_ome_tiff_without_masks_or_units(clip, tmp_path):
     path = tmp_path / "clip.ome.tif"
     plain = {key: value for key, value in clip.items() if key not in ("masks", "tracks")}
     write_ome_tiff(plain, path, scale=SCALE)
     with tifffile.TiffFile(path) as file:
+        assert "PhysicalSize" not in file.ome_metadata
+        assert "TimeIncrement" not in file.ome_metadata
         assert file.series[0].get_shape(squeeze=False)[-4:] != (12, 2, 128, 160)
         assert file.asarray().size == 12 * 128 * 160
 
@@ -107,11 +109,21 @@ def test_ome_zarr_fits_the_models(folder):
     models = imported("ome_zarr_models")
     image = models.open_ome_zarr(zarr.open_group(folder, mode="r"))
     (level,) = image.attributes.ome.multiscales[0].datasets
-    assert level.coordinateTransformations[0].scale == [30.0, 0.645, 0.645]
+    assert level.coordinateTransformations[0].scale == [5.0, 0.5, 0.5]
     axes = [(axis.name, axis.unit) for axis in image.attributes.ome.multiscales[0].axes]
     assert axes == [("t", "minute"), ("y", "micrometer"), ("x", "micrometer")]
     label = models.open_ome_zarr(zarr.open_group(folder / "labels/nuclei", mode="r"))
     assert type(label).__name__ == "ImageLabel"
+
+
+def test_ome_zarr_says_no_unknown_units(clip, tmp_path):
+    for name, known, scale in (("a", {}, [1, 1, 1]), ("b", {"minutes": 5}, [5, 1, 1])):
+        write_ome_zarr(clip, tmp_path / name, scale=SCALE, **known)
+        (image,) = zarr.open_group(tmp_path / name, mode="r").attrs["ome"]["multiscales"]
+        units = {axis["name"]: axis["unit"] for axis in image["axes"] if "unit" in axis}
+        assert units == ({"t": "minute"} if known else {})
+        (level,) = image["datasets"]
+        assert level["coordinateTransformations"][0]["scale"] == scale
 
 
 def test_ome_zarr_reader_finds_labels(clip, folder):

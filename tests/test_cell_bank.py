@@ -15,7 +15,7 @@ from bvdm_data.rng import numpy_rng
 from bvdm_data.synth import cell_bank
 from bvdm_data.synth.cell_bank import BankSample, CellBank, PoolSettings
 from bvdm_data.synth.contours import compute_polygon_area
-from bvdm_data.synth.motion import InitialCell
+from bvdm_data.synth.occupancy import InitialCell
 from bvdm_data.synth.paper import PaperSettings
 from bvdm_data.synth.procedural import ProceduralSettings
 from bvdm_data.synth.scene import SceneSettings
@@ -56,7 +56,7 @@ def test_settings_refuse_empty_pools():
         (ValueError, {"pairs": 0}, "pairs must be at least 1, got 0"),
         (TypeError, {"renew": "often"}, "renew must be a number, got 'often'"),
         (ValueError, {"pairs": 3, "renew": 4}, r"renew must be from 0 .* to pairs=3 .*, got 4"),
-        (ValueError, {"renew": math.nan}, "renew must be from 0 .* got nan"),
+        (ValueError, {"renew": math.nan}, "renew must be finite, got nan"),
     ]:
         with pytest.raises(error, match=words):
             PoolSettings(**changes)

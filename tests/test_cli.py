@@ -1,6 +1,10 @@
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
@@ -8,6 +12,7 @@ from PIL import Image
 
 from bvdm_data import __version__
 from bvdm_data.cli import cli, main
+from bvdm_data.clip import CameraScale
 from bvdm_data.datasets import fetch as fetching
 from bvdm_data.datasets.ctc import read_sequence
 from bvdm_data.evaluation import evaluate as judging
@@ -17,7 +22,7 @@ from bvdm_data.fitting.paper_networks import train_ddpm
 from bvdm_data.synth.networks import UNetSettings
 from bvdm_data.synth.procedural import ProceduralSettings
 from bvdm_data.synth.textures import FastSettings
-from bvdm_data.weights import load
+from bvdm_data.weights import load, read_card, save
 from tests.helpers.fitted import quick_memory, write_fitted
 
 COMMANDS = ("fit", "info", "preview", "export", "shards", "evaluate", "bench", "fetch")
@@ -85,24 +90,51 @@ def test_fit_writes_model_and_prints_card(run, tmp_path, monkeypatch):
     root, model = write_fitted(tmp_path / "data", stop=24), tmp_path / "my.safetensors"
     few = ["--painter-steps", 1, "--paper", "--texture-steps", 1, "--flow-steps", 1]
     few += ["--distilled-steps", 1, "--pairs", 12, "--minutes", 10, "--seed", 2, "--quiet"]
+    few += ["--pixel-size", 0.5, "--json"]
     scale = ["--offset", 32768, "--full", 36863, "--border", 20, "--stop", 23]
-    out = run_well(run, "fit", root, "--output", model, *few, *scale)
-    card = json.loads(out[: out.rindex("}") + 1])
+    code, out, err = run("fit", root, "--output", model, *few, *scale)
+    assert (code, err.startswith(f"wrote {model} (")) == (0, True)
+    card = json.loads(out)
     assert card == json.loads(json.dumps(load(model).card))
     assert card["data"]["frames"] == 23
     wanted = {"minutes": 10, "seed": 2, "border": 20, "paper": True, "pairs": 12}
     assert card["settings"].items() >= wanted.items()
     trained = ("painter", "distilled", "texture", "flow")
     assert [card[name]["steps"] for name in trained] == [1] * 4
-    assert f"wrote {model} (" in out
+    assert (load(model).lives.minutes, load(model).pixel_size) == (10, 0.5)
     names = sorted(path.name for path in (tmp_path / "my.fit").iterdir())
     assert names == [f"{name}.pt" for name in ("distilled-1", "flow", "painter", "texture")]
 
 
 def test_info_prints_the_card(run, tiny_model):
-    out = run_well(run, "info", "--model", tiny_model)
-    assert json.loads(out[: out.rindex("}") + 1])["data"] == "made up"
-    assert out.strip().endswith("MB")
+    assert json.loads(run_well(run, "info", "--json", "--model", tiny_model)) == read_card(
+        tiny_model
+    )
+    lines = run_well(run, "info", "--model", tiny_model).splitlines()
+    assert lines[:3] == [
+        "data         made up",
+        "held_out     loss 0.5",
+        "seeds        1 2",
+    ]
+    assert "MB" in lines[3]
+
+
+def test_cards_fit_on_a_screen(run, tiny_generator, tmp_path):
+    shown = run_well(run, "info").splitlines()
+    assert len(shown) < 40
+    assert any("held_out_loss 0.145184 ... 0.110435" in line for line in shown)
+    assert max(map(len, shown[:-1])) <= 100
+    many = {f"network {n}": {"\x1b[31m" + 90 * "x": list(range(n)), "loss": 0.5} for n in range(50)}
+    left_out = {"touch the border": 812, "larger than the patch": 3}
+    save(
+        replace(tiny_generator, card={"data": {"left_out": left_out}, **many}),
+        tmp_path / "m.safetensors",
+    )
+    *lines, _ = run_well(run, "info", "--model", tmp_path / "m.safetensors").splitlines()
+    expected = "data         left_out.touch the border 812, left_out.larger than the patch 3"
+    assert (lines[0], lines[-1], len(lines)) == (expected, "...", 39)
+    assert max(map(len, lines)) <= 100
+    assert all(line.isprintable() for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -199,6 +231,13 @@ def test_worker_errors_are_one_line(run, tiny_model, tmp_path):
     assert err.count("\n") == 1
 
 
+def test_long_errors_fit_a_screen(run, tmp_path):
+    code, _, err = run("info", "--model", tmp_path / ("x/" * 1500 + "m.safetensors"))
+    assert code == 1
+    assert err.startswith("bvdm-data: ")
+    assert len(err) < 2100
+
+
 def test_a_full_disk_is_one_line(run, tiny_model, tmp_path, monkeypatch):
     def fill(*_):
         raise OSError(28, "No space left on device")
@@ -212,6 +251,38 @@ def test_a_full_disk_is_one_line(run, tiny_model, tmp_path, monkeypatch):
     assert err.count("\n") == 1
     assert "could not write the sequence" in err
     assert "No space left on device" in err
+
+
+STOPPED = {
+    "shards": ["--workers", 2, "--clips", 9000, "--clips-per-shard", 3000],
+    "preview": ["--workers", 1, "--clips", 9000],
+    "export": ["--frames", 500],
+}
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("command", STOPPED)
+def test_signals_end_all_processes(tiny_model, tmp_path, command, number):
+    place = ["--output", tmp_path / "data"] if command == "preview" else [tmp_path / "data"]
+    quiet = [] if command == "preview" else ["--quiet"]
+    line = [sys.executable, "-m", "bvdm_data.cli", command, *place, *STOPPED[command], *quiet]
+    line += ["--model", tiny_model, "--size", "64x64", "--nuclei", 2, "--method", "procedural"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    running = subprocess.Popen([*map(str, line)], **pipes, start_new_session=True)
+    if command == "preview":
+        assert running.stdout.readline().startswith("clip 0: ")
+    signs = {"shards": ".shard-00000*", "export": MANIFEST, "preview": "../data"}
+    while len(list((tmp_path / "data").glob(signs[command]))) < 1 + (command == "shards"):
+        assert running.poll() is None
+        time.sleep(0.05)
+    # As a terminal does; a scheduler, or the system without memory, may know one process only.
+    (os.killpg if number == signal.SIGINT else os.kill)(running.pid, number)
+    # Workers hold the pipes, too: they are closed when the last process has ended.
+    err = running.communicate(timeout=30)[1]
+    name = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}.get(number)
+    assert running.returncode == (128 + number if name else -number)
+    assert err == f"bvdm-data: stopped by {name}\n" or not name
 
 
 def test_wrong_usage_ends_with_code_2(run):
@@ -253,6 +324,7 @@ def test_evaluate_command_passes_its_options(run, monkeypatch, tmp_path):
         run, "evaluate", tmp_path, "--part", "realism", "--part", "training", "--arm", "real",
         "--seeds", 2, "--steps", 7, "--clips", 5, "--seed", 3,
         "--method", "procedural", "--variation", 0.5,
+        "--border", 4, "--offset", 9, "--full", 300,
         "--work-dir", tmp_path / "work", "--report", tmp_path / "page",
     )  # fmt: skip
     assert out == "judged\n"
@@ -260,6 +332,7 @@ def test_evaluate_command_passes_its_options(run, monkeypatch, tmp_path):
     assert (data.root, data.train, data.test, data.seed) == (tmp_path, "01", "02", 3)
     assert (data.method, data.variation) == (ProceduralSettings(), 0.5)
     assert data.folder == tmp_path / "work"
+    assert (data.border, data.scale) == (4, CameraScale(9, 300))
     assert asked["report"] == tmp_path / "page"
     assert tuple(questions.parts) == ("realism", "training")
     assert tuple(questions.arms) == ("real",)
@@ -276,6 +349,7 @@ def test_evaluate_command_refuses_impossible_options(run, tmp_path):
         ("--steps 0", "steps must be at least 1, got 0"),
         ("--part steps", "python -m benchmarks.study_steps"),
         ("--scarce-frames 4", "python -m benchmarks.study_scarcity"),
+        ("--full 4", "give both --offset and --full"),
         ("--method procedural --first-steps 4", "is for --method paper, got --method"),
         ("", "no folder"),
     ):

@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from bvdm_data import CTCVideos, MixedVideos, SyntheticHeLaVideos
 from bvdm_data.evaluation.arms import cache_clips, cache_json, hash_clips, replace_nan
@@ -80,9 +81,27 @@ def test_bad_clips_are_refused(source, tmp_path):
     cached = cache(source, 1, tmp_path)
     with pytest.raises(IndexError, match="from 0 to 0, got 1"):
         cached[1]
-    (cached.folder / "clip_00000.safetensors").write_bytes(b"no tensors")
+    path = cached.folder / "clip_00000.safetensors"
+    whole = load_file(path)
+    for changes, why in (
+        ({"video": whole["video"][:1]}, r"'video' must be \(2, 1, 64, 64\), got \(1, 1, 64, 64\)"),
+        ({"video": whole["video"] * torch.nan}, "'video' must hold grey values from 0 to 1"),
+        ({"masks": whole["masks"][0]}, "'masks' must be"),
+        ({"tracks": None}, "no 'tracks'"),
+    ):
+        tensors = {key: value for key, value in (whole | changes).items() if value is not None}
+        save_file(tensors, path)
+        with pytest.raises(ValueError, match=rf"clip_00000\.safetensors is damaged \({why}"):
+            cached[0]
+    path.write_bytes(b"no tensors")
     with pytest.raises(ValueError, match=r"clip_00000\.safetensors is damaged"):
         cached[0]
+    (cached.folder / "settings.json").write_text('{"frames": 3}')
+    with pytest.raises(
+        ValueError, match=r"settings\.json is damaged \(it must hold \{\}\); .* remove"
+    ):
+        cache(source, 1, tmp_path)
+    (cached.folder / "settings.json").unlink()
     with pytest.raises(ValueError, match="count must be at least 1, got 0"):
         cache(source, 0, tmp_path)
 

@@ -111,7 +111,12 @@ def test_fitting_figures_match_the_card():
 def test_fitting_messages_exist():
     table = FITTING.split("| message |")[1].split("\n\n")[0]
     told = re.findall(r"^\| \*(.+?)\* \|", table, re.MULTILINE)
-    source = "".join(path.read_text() for path in (ROOT / "bvdm_data" / "fitting").glob("*.py"))
+    files = [
+        path
+        for part in ("fitting", "datasets")
+        for path in (ROOT / "bvdm_data" / part).glob("*.py")
+    ]
+    source = "".join(path.read_text() for path in files)
     joined = re.sub(r'"\s+f?"', "", source)
     assert len(told) > 5
     assert [text for text in told if text not in joined] == []

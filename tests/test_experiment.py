@@ -62,6 +62,39 @@ def test_trial_is_made_once(reference, tmp_path, monkeypatch):
     assert trained.call_count == 7
 
 
+def test_damaged_figures_name_the_entry(reference, tmp_path):
+    def run():
+        arm = Arm("real", Windows(reference), "r")
+        return train_and_test(arm, 0, reference, SETTINGS, tmp_path, progress=False)
+
+    whole = replace_nan(vars(run()))
+    (kept,) = tmp_path.glob("*.json")
+    text = kept.read_text()
+    for damaged, why in (
+        (text[:30], "line 2"),
+        ("[1]", "no object"),
+        ("[" * 100_000, "recursion"),
+        (text.replace("0.", "x."), "line"),
+        (json.dumps({name: whole[name] for name in FIGURES}), "'seconds' must be .* got ''"),
+        (text.replace('"seg"', '"more"'), "'seg' must be a number from 0 to 1 or null"),
+        (text.replace("{", '{"more": 1,'), "'more' is no entry"),
+        (text.replace("{", '{"det": 7,').replace(',\n  "det"', ',\n  "seg"'), "'det'.*got 7"),
+        (text.replace("{", '{"seg": true,').replace('"seg": 0', '"det": 0'), "got True"),
+        (text.replace("{", '{"seg": NaN,'), "NaN is no number in JSON"),
+    ):
+        kept.write_text(damaged)
+        words = rf"{kept.name} is damaged \(.*{why}.*\); .* remove this file"
+        with pytest.raises(ValueError, match=words) as caught:
+            run()
+        assert len(str(caught.value)) < 500 + len(str(tmp_path))
+    kept.unlink()
+    kept.mkdir()
+    with pytest.raises(ValueError, match=r"damaged \(no regular file"):
+        run()
+    kept.rmdir()
+    assert replace_nan(vars(run())) | {"seconds": 0} == whole | {"seconds": 0}
+
+
 def test_segments_in_the_border_are_cleared(reference, monkeypatch):
     everywhere = np.zeros(reference.video.shape[1:], np.int32)
     everywhere[:5, :20] = 1  # wholly in the band

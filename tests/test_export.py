@@ -1,5 +1,8 @@
 import json
 import shutil
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from bvdm_data.synth.paper import PaperSettings
 from bvdm_data.synth.scene import SceneSettings
 from bvdm_data.synth.synthesis import synthesise
 from bvdm_data.synth.textures import FastSettings
+from bvdm_data.system import describe_cpu
 from bvdm_data.weights import load
 from tests.helpers.streams import read_files
 
@@ -76,7 +80,9 @@ def test_sequence_holds_the_synthesised_video(whole, tiny_model, tmp_path, metho
 def test_manifest_records_the_arguments(whole):
     manifest = json.loads((whole / MANIFEST).read_text())
     asked = ["frames", "size", "seed", "method", "nuclei", "variation"]
-    assert list(manifest) == ["version", "model", *asked]
+    assert list(manifest) == ["version", "model", *asked, "processor", "sequences"]
+    assert manifest["processor"] == describe_cpu()
+    assert list(manifest["sequences"]) == ["01", "02"]
     assert [manifest[key] for key in asked] == [5, [64, 72], 3, repr(FastSettings()), 5, 0]
     assert len(manifest["model"]) == 64
 
@@ -104,20 +110,56 @@ def test_begun_folder_refuses_other_arguments(copy, tiny_model):
     assert read_files(copy) == before
 
 
-def test_manifest_alone_may_change(tmp_path, tiny_model):
-    with pytest.raises(ValueError, match=r"nuclei=200 do not fit into size=\(64, 72\)"):
-        write(tmp_path / "data", tiny_model, nuclei=200)
-    assert write(tmp_path / "data", tiny_model, frames=2, sequences=1) == ["01"]
-    assert json.loads((tmp_path / "data" / MANIFEST).read_text())["nuclei"] == 5
+def test_unfinished_export_refuses_other_seed(tmp_path, tiny_model, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(exporting, "synthesise", lambda *_, **__: 1 / 0)
+        with pytest.raises(ArithmeticError):
+            write(tmp_path / "data", tiny_model)
+    before = read_files(tmp_path / "data")
+    with pytest.raises(ValueError, match=r"begun with seed=3, got 4; give the same arguments"):
+        write(tmp_path / "data", tiny_model, seed=4)
+    assert read_files(tmp_path / "data") == before
+    machine = json.loads(before[MANIFEST])["processor"]
+    monkeypatch.setattr(exporting, "describe_cpu", lambda: {**machine, "torch": "OTHER"})
+    with pytest.raises(ValueError, match=r"begun with processor=.*, got .*'OTHER'.*another folder"):
+        write(tmp_path / "data", tiny_model)
+
+
+def test_spoilt_sequence_is_refused(copy, whole, tiny_model):
+    for name in ("01/t003.tif", "01_GT/SEG/man_seg003.tif", "01_GT/TRA/man_track003.tif"):
+        (copy / name).unlink()
+    with pytest.raises(
+        ValueError, match=r"01 of .*it lacks 3 files: 01/t003\.tif, .*remove 01 and"
+    ):
+        write(copy, tiny_model)
+    for name in ("01", "01_GT"):
+        shutil.rmtree(copy / name)
+    (copy / "02/t001.tif").write_bytes(bytes(9))
+    with pytest.raises(ValueError, match=r"sequence 02 of .*its files have other sizes"):
+        write(copy, tiny_model)
+    for name in ("02", "02_GT"):
+        shutil.rmtree(copy / name)
+    assert write(copy, tiny_model) == ["01", "02"]
+    assert read_files(copy) == read_files(whole)
+
+
+def test_remains_of_killed_calls_go(copy, whole, tiny_model):
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    shutil.rmtree(copy / "02")
+    shutil.rmtree(copy / "02_GT")
+    (copy / f".{MANIFEST}.{socket.gethostname()}.{done.pid}.abc.json").touch()
+    assert write(copy, tiny_model) == ["02"]
+    assert read_files(copy) == read_files(whole)
 
 
 def test_other_folders_are_refused(tmp_path, tiny_model, copy):
     (tmp_path / "thesis.tex").write_text("42")
     with pytest.raises(ValueError, match=r"thesis\.tex holds something else; give another"):
         write(tmp_path / "thesis.tex", tiny_model)
-    for text in ("", "{", "[1]"):
+    for text in ("", "{", "[1]", "{}", '{"sequences": [1]}'):
         (copy / MANIFEST).write_text(text)
-        with pytest.raises(ValueError, match=r"is damaged|was begun with version=None"):
+        with pytest.raises(ValueError, match=r"bvdm_data\.json is damaged \("):
             write(copy, tiny_model)
 
 

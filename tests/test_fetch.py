@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 
 import numpy as np
@@ -73,7 +74,7 @@ def fetch_tiny(server, directory, **changes):
 
 
 def names(directory):
-    return sorted(path.name for path in directory.iterdir())
+    return sorted(path.name for path in directory.iterdir() if path.name != ".tiny.lock")
 
 
 def test_fetch_returns_readable_folder(server, tmp_path, tiny_video, capsys):
@@ -180,11 +181,58 @@ def edit_archive(body, name, content=""):
           for name in ("../evil.txt", "tiny/../../evil.txt", "/evil.txt", "..\\evil.txt")),
         (lambda body: edit_archive(b"", "other/t000.tif"), r"must hold a folder .tiny., got"),
         (lambda body: body[:1000] + bytes(100) + body[1100:], "has been removed: Bad CRC"),
+        (lambda body: body[:900], "has been removed: File is not a zip file"),
+        (lambda body: spoil_deflated("tiny/t000.tif"), "has been removed: Error -3 while decom"),
+        (lambda body: edit_archive(body, "tiny/01/t000.tif/x"), "has been removed: .*tiny/01/t000"),
+        (lambda body: set_bytes(body, 10, b"\x63\0"), "has been removed: .*compression"),
+        (lambda body: set_bytes(body, 8, b"\x01\0"), "has been removed: .*(crypt|password)"),
+        (lambda body: set_bytes(body, 24, bytes(3) + b"\xff"), "would unpack to 42784"),
     ],
 )  # fmt: skip
 def test_damaged_archive_is_removed(server, tmp_path, spoil, words):
-    server["body"] = spoil(server["body"])
+    good = server["body"]
+    server["body"] = spoil(good)
     with pytest.raises(ValueError, match=words):
         fetch_tiny(server, tmp_path / "data")
     assert names(tmp_path) == ["data"]
     assert names(tmp_path / "data") == []
+    server["body"] = good
+    assert fetch_tiny(server, tmp_path / "data").is_dir()
+
+
+def spoil_deflated(name):
+    """Return an archive whose only member is no deflated stream."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr(name, bytes(range(256)) * 9)
+    return set_bytes(buffer.getvalue(), 30 + len(name), b"\xff" * 9, b"PK\x03\x04")
+
+
+def set_bytes(body, place, new, start=b"PK\x01\x02"):
+    """Change bytes behind the first header of the archive's directory, or of a member."""
+    place += body.index(start)
+    return body[:place] + new + body[place + len(new) :]
+
+
+def test_fetches_at_once_download_once(server, tmp_path):
+    with ThreadPoolExecutor(4) as threads:
+        folders = list(threads.map(lambda _: fetch_tiny(server, tmp_path), range(4)))
+    assert folders == [tmp_path / "tiny"] * 4
+    assert server["asked"] == [None]
+    assert len(list((tmp_path / "tiny").rglob("*.t*"))) == len(
+        zipfile.ZipFile(io.BytesIO(server["body"])).namelist()
+    )
+    assert names(tmp_path) == ["tiny", "tiny.zip", "tiny.zip.sha256"]
+
+
+def test_incomplete_folder_is_refused(server, tmp_path):
+    folder = fetch_tiny(server, tmp_path)
+    (folder / "01" / "t003.tif").unlink()
+    (folder / "01" / "t004.tif").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"2 are missing or of another size: 01/t003\.tif, 01/t0"):
+        fetch_tiny(server, tmp_path)
+    folder.rename(tmp_path / "gone")
+    assert fetch_tiny(server, tmp_path) == folder
+    (folder / "01" / "t003.tif").unlink()
+    (tmp_path / "tiny.zip").unlink()
+    assert fetch_tiny(server, tmp_path) == folder

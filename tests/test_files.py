@@ -46,6 +46,34 @@ def test_failed_write_keeps_old_file(tmp_path, error):
         assert caught.value.errno == errno.ENOSPC
 
 
+def test_leftovers_of_killed_processes_go(tmp_path):
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    host, path = socket.gethostname(), tmp_path / "text.txt"
+    kept = [".text.txt.elsewhere.7.a.txt", f".text.txt.{host}.{os.getppid()}.a.txt"]
+    for name in (*kept, f".text.txt.{host}.{done.pid}.a.txt"):
+        (tmp_path / name).touch()
+    with open_atomic(path) as temporary:
+        temporary.touch()
+    assert sorted(one.name for one in tmp_path.iterdir()) == sorted([*kept, path.name])
+
+
+def test_files_are_on_the_disk_first(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(os, "fsync", lambda handle: calls.append(os.fstat(handle).st_ino))
+    with open_atomic(tmp_path / "text") as temporary:
+        temporary.write_text("new")
+        assert calls == []
+    assert calls == [(tmp_path / "text").stat().st_ino, tmp_path.stat().st_ino]
+    calls.clear()
+    with open_atomic_folder(tmp_path / "data") as folder:
+        folder.mkdir()
+        (folder / "text").write_text("new")
+    assert {path.stat().st_ino for path in (folder.parent.parent, tmp_path / "data/text")} <= {
+        *calls
+    }
+
+
 def test_open_atomic_refuses_wrong_places(tmp_path):
     (tmp_path / "folder").mkdir()
     refused = pytest.raises(OSError, match=r"cannot write .*folder")
@@ -95,11 +123,8 @@ def test_output_dir_accepts_the_same_manifest(tmp_path):
     assert prepare_output_dir(folder, first) == {"seed": [1, 2], "clips": 4}
     begun = prepare_output_dir(folder, grown, identity=lambda manifest: {"seed": manifest["seed"]})
     assert begun == {"seed": [1, 2], "clips": 4}
-    for may_restart in (False, True):
-        with pytest.raises(ValueError, match="begun with clips=4, got 8; give the same arguments"):
-            prepare_output_dir(folder, grown, may_restart=may_restart)
-    (folder / ".part-1").unlink()
-    assert prepare_output_dir(folder, grown, may_restart=True) is None
+    with pytest.raises(ValueError, match="begun with clips=4, got 8; give the same arguments"):
+        prepare_output_dir(folder, grown)
     with pytest.raises(ValueError, match="holds something else"):
         prepare_output_dir(folder, {**grown, "layout": "other"})
 

@@ -13,10 +13,13 @@ from bvdm_data import weights
 from bvdm_data.clip import ANNOTATIONS, STAGES, CameraScale
 from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets import ctc
+from bvdm_data.datasets.ctc import write_sequence
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.fitting import denoiser
 from bvdm_data.fitting.fit import FitSettings, fit
+from bvdm_data.fitting.nuclei import LEFT_OUT
 from bvdm_data.fitting.training import TrainingSettings
+from bvdm_data.fitting.video import fit_camera
 from bvdm_data.synth.networks import UNetSettings
 from bvdm_data.synth.paper import PaperSettings
 from bvdm_data.synth.scene import SceneSettings
@@ -66,7 +69,7 @@ def fitted(root, tmp_path_factory):
 def start(root, tiny_model):
     """Fit the four frames before the first division, from the tiny model on."""
 
-    def start(path, settings=SHORT, **changes):
+    def start(path, settings=SHORT, root=root, **changes):
         given = {"scale": SCALE, "start_from": tiny_model, "progress": False} | changes
         return fit(root, path, settings=settings, **given)
 
@@ -90,6 +93,13 @@ def are_same(first, second):
     networks = ((m.painter, m.distilled, m.unet, m.flownet) for m in (first, second))
     states = [[v for net in own for v in net.state_dict().values()] for own in networks]
     return all(torch.equal(a, b) for a, b in zip(*states, strict=True))
+
+
+def without_hours(card):
+    trained = {name: dict(card[name]) for name in ("painter", "distilled")}
+    for part in trained.values():
+        del part["hours"]
+    return {**card, **trained}
 
 
 def list_checkpoints(path):
@@ -138,7 +148,7 @@ def test_card_lists_data_and_trainings(fitted, root):
     path, model = fitted
     card = weights.read_card(path)
     assert json.loads(json.dumps(model.card)) == card
-    parts = ["data", "measured", "started_from", "taken_over"]
+    parts = ["data", "left_out", "measured", "started_from", "taken_over"]
     parts += ["painter", "distilled", "texture", "flow"]
     assert list(card) == [*parts, "settings", "versions"]
     assert (card["started_from"], card["taken_over"]) == (None, [])
@@ -153,7 +163,8 @@ def test_card_lists_data_and_trainings(fitted, root):
     assert measured["cycle_hours_median"] == pytest.approx(8, abs=0.7)
     assert len(set(measured["texture_correlation"]) & {"1", "2", "4", "7"}) >= 2
     assert measured["texture_memory"] == pytest.approx(model.texture.memory, abs=1e-4)
-    for name in parts[4:]:
+    assert card["left_out"] == dict.fromkeys(LEFT_OUT, 0)
+    for name in parts[5:]:
         assert (card[name]["steps"], card[name]["checked_at"]) == (2, [2])
         assert len(card[name]["held_out_loss"]) == len(card[name]["loss"]) == 1
     assert card["flow"]["held_out_pairs"] > 10
@@ -249,6 +260,47 @@ def test_fit_refuses_before_any_training(root, tmp_path, changes, words):
     with pytest.raises(ValueError, match=words):
         fit(root, path, settings=replace(FEW, **changes), progress=False)
     assert not path.exists()
+    assert not path.with_suffix(".fit").exists()
+
+
+def test_left_out_is_counted_and_warned(start, tmp_path, monkeypatch):
+    counts, masks, tracks = (part.copy() for part in fitted_video())
+    tracks = tracks[tracks[:, 1] < 4]
+    tracks[:, 2] = 3
+    masks[0, :6, :9], masks[1, 90:94, 90:120:3] = 901, 902  # at the border; in pieces
+    tracks = np.append(tracks, [[901, 0, 0, 0], [902, 1, 1, 0]], axis=0)
+    write_sequence(tmp_path, "01", counts[:4], masks[:4], tracks)
+    for name in ("SEG/man_seg002.tif", "TRA/man_track002.tif"):
+        (tmp_path / "01_GT" / name).unlink()
+    words = r"left out of the fit: 1 of 20 nuclei touch .*; 1 of 4 frames have no masks$"
+    monkeypatch.setattr("bvdm_data.fitting.fit.SHARE", 0.04)
+    with pytest.warns(UserWarning, match=words):
+        model = start(tmp_path / "m.safetensors", root=tmp_path)
+    wanted = {"nuclei_at_border": 1, "nuclei_in_pieces": 1, "frames_without_masks": 1}
+    assert model.card["left_out"] == dict.fromkeys(LEFT_OUT, 0) | wanted
+
+
+def test_later_truth_never_leaks(start, root, started, tmp_path):
+    # The first four frames beside the table of all forty.
+    short = shutil.copytree(root, tmp_path / root.name)
+    for path in short.glob("01*/**/*.tif"):
+        if int(path.stem[-3:]) >= 4:
+            path.unlink()
+    model = start(tmp_path / "m.safetensors", replace(SHORT, stop=None), root=short)
+    assert are_same(model, started[1])
+    known = {name: value for name, value in started[1].card.items() if name != "settings"}
+    assert without_hours(model.card) == without_hours(known | {"settings": model.card["settings"]})
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_numbers_are_finite_before_training(start, tmp_path, monkeypatch, value):
+    measure = fit_camera
+    monkeypatch.setattr(
+        "bvdm_data.fitting.fit.fit_camera", lambda v: replace(measure(v), noise=value)
+    )
+    path = tmp_path / "m.safetensors"
+    with pytest.raises(ValueError, match=r"camera\.noise must be finite .* show background"):
+        start(path)
     assert not path.with_suffix(".fit").exists()
 
 

@@ -1,14 +1,23 @@
 """Frames and their background, crops, lineage and stages."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import ndimage
 
 from bvdm_data.clip import STAGES, CameraScale
-from bvdm_data.datasets.ctc import read_sequence
+from bvdm_data.datasets.ctc import read_sequence, write_sequence
 from bvdm_data.fitting import nuclei as parts
-from bvdm_data.fitting.cell_cycle import _count_short_stages
-from bvdm_data.fitting.video import Frame, Video, estimate_background, mask_background, read_video
+from bvdm_data.fitting.cell_cycle import _count_short_stages, fit_cell_cycle
+from bvdm_data.fitting.video import (
+    Frame,
+    Video,
+    estimate_background,
+    fit_camera,
+    mask_background,
+    read_video,
+)
 from tests.helpers.fitted import (
     LEVEL,
     OFFSET,
@@ -66,7 +75,7 @@ def test_video_keeps_frames_masks_and_tracks(video, source):
     for number in (0, 17, 39):
         np.testing.assert_array_equal(SCALE.to_counts(video.frames[number].grey), counts[number])
         np.testing.assert_array_equal(video.frames[number].masks, masks[number])
-    short = read_video(source, SCALE, stop=12, progress=False)
+    short = read_video(source.cut(0, 12), SCALE, progress=False)
     assert [frame.number for frame in short.frames] == list(range(12))
     assert short.tracks[:, 0].tolist() == TRACKS[TRACKS[:, 1] < 12, 0].tolist()
     assert (short.tracks[:, 2].max(), len(parts.Lineage(short.tracks, *NO_ROWS).daughters)) == (
@@ -113,14 +122,58 @@ def test_crops_are_whole_tracked_nuclei():
     masks[40:50, 71:80] = 3  # at the right edge
     masks[40:50, 20:30] = 4  # in no track
     masks[50:59, 35:70] = 5  # larger than the patch
+    masks[5:8, 5:8] = masks[30:35, 60:64] = 6  # two pieces, far apart
     frame = Frame(7, np.full(masks.shape, 0.3, np.float32), masks, np.zeros_like(masks, np.float32))
-    tracks = np.array([[i, 7, 7, 0] for i in (1, 2, 3, 5)], np.int32)
+    tracks = np.array([[i, 7, 7, 0] for i in (1, 2, 3, 5, 6)], np.int32)
     crops = parts.extract_crops(Video((frame,), tracks, SCALE), patch=32)
     assert (crops.track.tolist(), crops.frame.tolist()) == ([1], [7])
     assert crops.masks.shape == (1, 32, 32)
     np.testing.assert_allclose(crops.centre, [[24.5, 26.5]])
+    wanted = {"nuclei_too_large": 1, "nuclei_at_border": 2, "nuclei_untracked": 1}
+    assert crops.left_out == wanted | {"nuclei_in_pieces": 1}
     empty = parts.extract_crops(Video((frame,), tracks[1:3], SCALE))
     assert (empty.light.shape, empty.centre.shape) == ((0, 96, 96), (0, 2))
+
+
+def test_refusals_say_what_is_too_large():
+    masks = np.zeros((250, 250), np.int32)
+    masks[20:140, 20:60], masks[20:60, 100:140], masks[150:200, 30:142] = 1, 2, 3
+    frame = Frame(0, np.full(masks.shape, 0.3, np.float32), masks, np.zeros(masks.shape))
+    tracks = np.array([[i, 0, 0, 0] for i in (1, 2, 3)], np.int32)
+    crops = parts.extract_crops(Video((frame,), tracks, SCALE))
+    words = "2 of 3 nuclei are larger than the patch of 96 px: scale the video down to 0.8 of its"
+    assert words in parts.advise(crops, "give a longer video")
+    with pytest.raises(ValueError, match=f"got 0 of 0 divisions; {words}"):
+        fit_cell_cycle(parts.measure_nuclei(crops, tracks), minutes=30.0)
+    few = replace(crops, left_out={"nuclei_too_large": 0})
+    assert parts.advise(few, "give a longer video") == "give a longer video"
+
+
+def test_crowded_frames_borrow_their_background(tmp_path):
+    counts, masks, tracks = (part.copy() for part in fitted_video())
+    counts, masks, tracks = counts[:3], masks[:3], tracks[tracks[:, 1] < 3]
+    tracks[:, 2] = 2
+    down, right = np.indices(masks.shape[1:])
+    lattice = (down % 12 - 6) ** 2 + (right % 12 - 6) ** 2 < 36
+    masks[1][lattice & (masks[1] == 0)] = 900
+    counts[1][lattice] += 700
+    write_sequence(tmp_path, "01", counts, masks, np.append(tracks, [[900, 1, 1, 0]], axis=0))
+    source = read_sequence(tmp_path, "01")
+    video = read_video(source, SCALE, progress=False)
+    assert [frame.is_clear for frame in video.frames] == [True, False, True]
+    np.testing.assert_array_equal(video.frames[1].background, video.frames[0].background)
+    camera = fit_camera(video)
+    assert camera.level * 4095 == pytest.approx(LEVEL, abs=4)
+    assert camera.noise * 4095 == pytest.approx(9.4, abs=0.6)
+    assert np.isfinite(camera.streak).all()
+    # Where all frames are crowded, background is what lies between nuclei, if there is any.
+    crowded = replace(source, mask_names=dict.fromkeys(range(3), source.mask_names[1]))
+    assert all(frame.is_clear for frame in read_video(crowded, SCALE, progress=False).frames)
+    write_sequence(tmp_path, "02", counts, np.ones_like(masks), np.array([[1, 0, 2, 0]]))
+    with pytest.raises(
+        ValueError, match=r"must show background in .* got at most 0\.00 % of a frame"
+    ):
+        read_video(read_sequence(tmp_path, "02"), SCALE, progress=False)
 
 
 def test_crops_hold_light_above_the_background(video, crops):
@@ -200,7 +253,8 @@ def test_stages_are_the_planted_mitoses(crops, nuclei):
 def test_mitoses_without_reference_are_unknown(crops, nuclei):
     mother, daughters = next(iter(nuclei.lineage.daughters.items()))
     late = (crops.track != mother) | (crops.frame > nuclei.lineage.spans[mother][1] - 6)
-    short = parts.Crops(*(getattr(crops, name)[late] for name in parts.Crops.__dataclass_fields__))
+    arrays = {name: v[late] for name, v in vars(crops).items() if isinstance(v, np.ndarray)}
+    short = replace(crops, **arrays)
     stages = parts.assign_stages(short, TRACKS)
     assert set(stages[short.track == mother]) == {parts.UNKNOWN}
     daughter = short.track == daughters[0]

@@ -163,6 +163,38 @@ def test_training_refuses_damaged_checkpoints(tmp_path):
         torch.save(content, path)
         with pytest.raises(ValueError, match="belongs to a training with other data"):
             learn(tmp_path, 1)
+    path.write_bytes(whole)
+    state = torch.load(path, weights_only=True)
+    bad = {"weight": torch.full((4, 4), torch.nan), "bias": torch.zeros(4)}
+    for changes, why in (
+        ({"step": -1}, "step must be 1 or more"),
+        ({"step": "1"}, "step must be a whole number"),
+        ({"network": bad}, "'network' must hold finite numbers"),
+        ({"network": {"weight": torch.zeros(3)}}, "Missing key"),
+        ({"optimizer": {}}, "KeyError"),
+        ({"log": {"train": [], "hours": 1}}, "unexpected keyword argument 'hours'"),
+        ({"log": {"seconds": torch.nan}}, "seconds must be at least 0, got nan"),
+        ({"average": 3}, "TypeError"),
+    ):
+        torch.save(state | changes, path)
+        with pytest.raises(ValueError, match=rf"line\.pt is damaged \(.*{why}"):
+            learn(tmp_path, 1)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ValueError, match="no regular file"):
+        learn(tmp_path, 1)
+
+
+def test_diverging_training_ends_at_once(tmp_path, monkeypatch):
+    def compute_diverging(model, step):
+        return compute_loss(model, step) * (1.0 if step < 2 else torch.nan)
+
+    monkeypatch.setattr(f"{__name__}.LOSSES", (compute_diverging, LOSSES[1]))
+    with pytest.raises(
+        ValueError, match="'line' must have a finite loss, got nan at step 3: it has"
+    ):
+        learn(tmp_path, 9, save_every=1)
+    assert load_states(tmp_path / "line.pt")["step"] == 2
 
 
 def test_settings_refuse_what_trains_nothing():

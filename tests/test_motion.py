@@ -10,7 +10,8 @@ from scipy import ndimage
 from bvdm_data.synth import motion as motion_module
 from bvdm_data.synth.cell_cycle import PRE_MITOTIC
 from bvdm_data.synth.contours import compute_mean_radius
-from bvdm_data.synth.motion import CONTACT, MARGIN, SpeedModel, simulate_colony, simulate_motion
+from bvdm_data.synth.motion import MARGIN, SpeedModel, simulate_colony, simulate_motion
+from bvdm_data.synth.occupancy import CONTACT
 from tests.helpers.rendering import label
 
 SIZE = (96, 128)

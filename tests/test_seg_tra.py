@@ -140,13 +140,133 @@ def test_score_of_invalid_or_empty_result(truth, capsys, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def with_far_ids(masks, tracks, top):
+    """Number the nuclei up to ``top``."""
+    shift = top - int(tracks[:, 0].max())
+    moved = tracks.copy()
+    moved[:, 0] += shift
+    moved[:, 3] += shift * (moved[:, 3] > 0)
+    return np.where(masks, masks + shift, 0), moved
+
+
+@pytest.mark.parametrize("tops", [(65535, 65535), (65535, 18), (40, 65535), (40000, 40000)])
+def test_size_of_ids_changes_no_score(truth, tops):
+    parents = {17: 6, 18: 6}
+    found, table, _ = split_gaps(with_some_left_out(truth[0], 0.1), parents)
+    result = with_far_ids(found, table, tops[0])
+    assert score(*result, *with_far_ids(*truth, tops[1])) == score(found, table, *truth)
+
+
+def test_single_frames_have_no_links(truth):
+    masks, table, _ = split_gaps(np.arange(4).reshape(2, 1, 2) + 1, {})
+    perfect = score(masks, table, masks, table)
+    assert (perfect.seg, perfect.det, perfect.tra, perfect.valid) == (1, 1, 1, 1)
+    assert math.isnan(perfect.lnk)
+    nothing = score(0 * masks, table[:0], masks, table)
+    assert nothing.tra == 0
+    assert math.isnan(nothing.lnk)
+
+
+def test_frames_without_background_count(truth):
+    masks = np.zeros((3, 6, 6), np.int32)
+    masks[:, :3], masks[:, 3:] = 1, 2
+    tracks = np.array([[1, 0, 2, 0], [2, 0, 2, 0]])
+    assert score(masks, tracks, masks, tracks).tra == 1
+    # One of two nuclei missed in each frame, of 6 nuclei and 4 links.
+    half, one = np.where(masks == 2, 2, 0), tracks[1:]
+    missed = score(half, one, masks, tracks)
+    assert (missed.seg, missed.det, missed.lnk) == (0.5, 0.5, 0.5)
+    assert missed.tra == pytest.approx(1 - (3 * 10 + 2 * 1.5) / (6 * 10 + 4 * 1.5))
+    # The other way round: three superfluous nuclei for three right ones.
+    extra = score(masks, tracks, half, one)
+    assert (extra.seg, extra.det, extra.lnk) == (1, pytest.approx(0.9), 1)
+
+
+@pytest.mark.parametrize("empty", [[0], [3], [7], [0, 1, 7]])
+def test_empty_frames_count_nothing(truth, empty):
+    masks = truth[0].copy()
+    masks[empty] = 0
+    there, table, _ = split_gaps(masks, {17: 6, 18: 6})
+    perfect = score(there, table, there, table)
+    assert (perfect.seg, perfect.tra, perfect.lnk, perfect.valid) == (1, 1, 1, 1)
+    missed = score(there, table, *truth)
+    assert missed.det == pytest.approx((there > 0).any((1, 2)).mean(), abs=0.02)
+
+
+def test_reference_may_begin_anywhere(truth, tmp_path):
+    masks, tracks = truth
+    counts = np.zeros(masks.shape, np.uint16)
+    write_sequence(tmp_path, "01", counts, masks, tracks)
+    for path in sorted(tmp_path.rglob("*.tif"), reverse=True):
+        stem, number = path.stem[:-3], int(path.stem[-3:])
+        path.rename(path.with_name(f"{stem}{number + 995:04d}.tif"))
+    moved = tracks + np.array([0, 995, 995, 0])
+    np.savetxt(tmp_path / "01_GT/TRA/man_track.txt", moved, fmt="%d")
+    found = read_reference(tmp_path, "01", border=0)
+    assert score(masks, tracks, found.masks, found.tracks) == Scores(1, 1, 1, 1, 1, 1)
+
+
+def score_by_traccuracy(folder, result, reference):
+    """Return TRA, DET and LNK of traccuracy; both are cut to begin with their first nucleus."""
+    loaders = pytest.importorskip("traccuracy.loaders", reason="traccuracy: extra interop")
+    from traccuracy.matchers import CTCMatcher
+    from traccuracy.metrics import CTCMetrics
+
+    graphs = []
+    for name, (masks, tracks) in (("01", reference), ("02", result)):
+        write_sequence(folder, name, np.zeros(masks.shape, np.uint16), masks, tracks)
+        truth = folder / f"{name}_GT/TRA"
+        graphs.append(loaders.load_ctc_data(str(truth), str(truth / "man_track.txt")))
+    begin = graphs[0].start_frame
+    for graph in graphs:
+        graph.segmentation = graph.segmentation[begin:]
+    found = CTCMetrics().compute(CTCMatcher().compute_mapping(*graphs)).results
+    return [pytest.approx(found[name]) for name in ("TRA", "DET", "LNK")]
+
+
+def test_traccuracy_agrees(truth, tmp_path):
+    masks = truth[0].copy()
+    masks[0] = 0
+    reference = split_gaps(masks, {17: 6, 18: 6})[:2]
+    swapped = split_gaps(with_ids_swapped(masks, 2), {17: 6, 18: 6})[:2]
+    for number, result in enumerate((reference, swapped)):
+        found = score(*result, *reference)
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        assert [found.tra, found.det, found.lnk] == score_by_traccuracy(folder, result, reference)
+
+
+def test_traccuracy_differs_as_documented(tmp_path):
+    masks = np.zeros((2, 8, 8), np.int32)
+    masks[:, :2], masks[:, 3:5], masks[:, 6:] = 1, 2, 3
+    apart = masks, np.array([[1, 0, 1, 0], [2, 0, 1, 0], [3, 0, 1, 0]])
+    merged = np.ones_like(masks), np.array([[1, 0, 1, 0]])
+    ours = score(*merged, *apart)
+    # Two cuts a frame are needed to take three nuclei apart; traccuracy counts one.
+    (tmp_path / "a").mkdir()
+    assert [
+        pytest.approx(ours.det), score_by_traccuracy(tmp_path / "a", merged, apart)[1],
+    ] == [1 - 5 * 4 / 60, 1 - 5 * 2 / 60]  # fmt: skip
+    # A link to an only child where the reference has one track: EC of 1 beside a link's 1.5.
+    one = (masks == 1).astype(np.int32)
+    cut = one * np.array([1, 2])[:, None, None]
+    whole, halves = np.array([[1, 0, 1, 0]]), np.array([[1, 0, 0, 0], [2, 1, 1, 1]])
+    (tmp_path / "b").mkdir()
+    ours = score(cut, halves, one, whole)
+    assert [pytest.approx(ours.lnk), 1] == [
+        1 - 1 / 1.5, score_by_traccuracy(tmp_path / "b", (cut, halves), (one, whole))[2],
+    ]  # fmt: skip
+
+
 def test_score_refuses_what_cannot_be_scored(truth):
     m, t = truth
     for given, words in (
         ((m[:, :50], t, m, t), "of one shape"),
         ((m[:1], t, m[:1], t), "F at least 2"),
         ((m, t, np.zeros_like(m), t), "reference_masks must hold at least one"),
-        ((m * 4000, t, m, t), "ids from 0 to 65535"),
+        ((m * 4000, t, m, t), "^masks must hold ids from 0 to 65535, got 0 to 72000"),
+        ((m, t, m * 4000, t), "^reference_masks must hold ids from 0 to 65535, got 0 to 72000"),
+        ((m[1:], t, m, t), "; give masks of zeros for frames without any"),
         ((m, t, m, t[1:]), "masks and tracks must hold the same ids"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -1,4 +1,7 @@
+import gzip
+import io
 import json
+import os
 import re
 import runpy
 import shutil
@@ -7,9 +10,11 @@ import subprocess
 import sys
 import tarfile
 import time
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -22,6 +27,7 @@ from bvdm_data.clip import ANNOTATIONS
 from bvdm_data.datasets.export import export
 from bvdm_data.files import MANIFEST
 from bvdm_data.storage import as_clip, read_manifest, read_shard, write_shards
+from bvdm_data.storage import plan as planning
 from bvdm_data.storage import shards as writing
 from bvdm_data.weights import save
 from tests.helpers.streams import digest, read_files
@@ -193,7 +199,7 @@ def test_killed_worker_is_an_error(whole, tmp_path, tiny_model):
     done = subprocess.run(line, check=True, timeout=200, capture_output=True, text=True)
     assert done.stdout.startswith("one of the workers=1 was killed, by the system if memory ran")
     # Half of a shard is left under a hidden name, which the next call removes.
-    assert [*folder.glob(".shard-000001-*.tar")]
+    assert [*folder.glob(".shard-000001.tar.*")]
     assert sorted(name for name in read_files(folder) if name[0] != ".") == [MANIFEST, NAMES[0]]
     assert write(folder, make_videos(tiny_model)) == NAMES[1:]
     assert read_files(folder) == read_files(whole)
@@ -290,19 +296,50 @@ def test_folders_of_other_kinds_are_refused(tmp_path, tiny_model, copy):
 
 
 def test_damaged_manifest_is_refused(copy, tiny_model):
-    whole = json.loads((copy / MANIFEST).read_text())
-    for lacking in ("settings", "model", "seed", "size", "clips", None):
-        manifest = {**whole, "settings": {**whole["settings"]}}
-        if lacking is not None:
-            (manifest if lacking in manifest else manifest["settings"]).pop(lacking)
-        (copy / MANIFEST).write_text("{" if lacking is None else json.dumps(manifest))
-        words = r"is damaged \(" if lacking is None else rf"is damaged \(it lacks '{lacking}'\)"
-        if lacking in ("clips", None):
-            with pytest.raises(ValueError, match=words):
-                write(copy, make_videos(tiny_model))
-        if lacking != "clips":
-            with pytest.raises(ValueError, match=words):
-                read_manifest(copy)
+    whole = (copy / MANIFEST).read_text()
+    for old, new, words in [
+        ('"seed"', '"sed"', "it lacks 'seed'"),
+        ('"clips"', '"clip"', "it lacks 'clips'"),
+        ('"settings"', '"setting"', "it lacks 'settings'"),
+        ('"size"', '"sizes"', r"it lacks 'settings\.size'"),
+        ('"seed": 3', '"seed": "3"', "seed must be int, got '3'"),
+        ('"seed": 3', '"seed": true', "seed must be int, got True"),
+        ('"seed": 3', '"seed": NaN', "it holds NaN, which is no number"),
+        ('"nuclei": 2', '"nuclei": {}', r"settings\.nuclei must be int or list or None.*, got {}"),
+        ('"model": {', '"model": 3, "x": {', "model must be an object, got 3"),
+        ('"model": {', '"model": ' + "[" * 10**5, "recursion depth exceeded"),
+        ("{", "", "Extra data"),
+        (whole, "7", "it must be an object, got 7"),
+        (whole, "\udcff", "can't decode byte 0xff"),
+    ]:
+        (copy / MANIFEST).write_text(whole.replace(old, new, 1), errors="surrogateescape")
+        for call in (lambda: read_manifest(copy), lambda: write(copy, make_videos(tiny_model))):
+            with pytest.raises(ValueError, match=rf"{MANIFEST} is damaged \(.*{words}") as error:
+                call()
+            assert len(str(error.value)) < 1500
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('"frames": 2', '"frames": 0', "frames must be 1 or more, got 0"),
+        ('"variation": 1.0', '"variation": 3', "variation must be from 0 to 1, got 3"),
+        ('"FastSettings"', '"SlowSettings"', "SlowSettings"),
+        ('"kind"', '"speed": 3, "kind"', "unexpected keyword argument 'speed'"),
+    ],
+)
+def test_wrong_settings_name_the_manifest(copy, old, new, words):
+    text = (copy / MANIFEST).read_text()
+    assert old in text
+    (copy / MANIFEST).write_text(text.replace(old, new))
+    with pytest.raises(ValueError, match=rf"{MANIFEST} is damaged \(.*{words}"):
+        read_manifest(copy)
+
+
+def test_huge_manifest_is_not_read(copy):
+    os.truncate(copy / MANIFEST, 2**40)
+    with pytest.raises(ValueError, match=r"is damaged \(it has 1099511627776 bytes, more than"):
+        read_manifest(copy)
 
 
 def test_manifest_records_the_settings(whole, tiny_model):
@@ -366,7 +403,7 @@ def test_readers_refuse_other_paths(tmp_path):
         read_manifest(tmp_path)
     with pytest.raises(ValueError, match=r"path must end in \.tar or \.zip, got 'clips\.npz'"):
         next(read_shard("clips.npz"))
-    with pytest.raises(FileNotFoundError, match="there is no shard"):
+    with pytest.raises(FileNotFoundError, match="there is no file"):
         next(read_shard(tmp_path / NAMES[0]))
 
 
@@ -414,6 +451,108 @@ def test_wrong_byte_in_zarr_is_refused(tmp_path, tiny_model):
         list(read_shard(path))
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_shards_say_what_they_are_of(tmp_path, tiny_model, format):
+    videos, ours = make_videos(tiny_model), tmp_path / "ours"
+    write(ours, videos, format=format, compress=True)
+    write(tmp_path / "theirs", make_videos(tiny_model, seed=4), format=format, compress=True)
+    first, second, _ = sorted(ours.glob("shard-*"))
+    # A manifest may be lost; what is of another seed, or damaged, is not taken for its own.
+    before = read_files(ours)
+    (ours / MANIFEST).unlink()
+    with pytest.raises(ValueError, match=rf"no {MANIFEST}, and {first.name} is not of this call"):
+        write(ours, make_videos(tiny_model, seed=4), format=format, compress=True)
+    assert not (ours / MANIFEST).exists()
+    assert write(ours, videos, format=format, compress=True) == []
+    assert read_files(ours) == before
+    good = before[second.name]
+    half = len(good) // 1024 * 512
+    for content, words in [
+        ((tmp_path / "theirs" / second.name).read_bytes(), "clips of other settings"),
+        (before[first.name], "it must hold .* arrays|or other clips"),
+    ]:
+        second.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{second.name} is damaged, or not of .*{words}"):
+            write(ours, videos, format=format, compress=True)
+    for content in (bytes(len(good)), good[:half] + bytes(len(good) - half), good[:half], b""):
+        second.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{second.name} is damaged, or not of this call \("):
+            write(ours, videos, format=format, compress=True)
+        with pytest.raises(ValueError, match=rf"{second.name} is damaged, or no shard \("):
+            list(read_shard(second))
+    second.unlink()
+    assert write(ours, videos, format=format, compress=True) == [second.name]
+    assert read_files(ours) == before
+
+
+def test_other_processor_is_refused(copy, tiny_model, monkeypatch):
+    machine = planning.describe_cpu()
+    monkeypatch.setattr(planning, "describe_cpu", lambda: {**machine, "torch": "OTHER"})
+    with pytest.raises(ValueError, match=r"begun with processor=.*, got .*'OTHER'.*other folder"):
+        write(copy, make_videos(tiny_model))
+
+
+def pack(path, **arrays):
+    """Write a tar of one clip from the bytes of its members."""
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, data in arrays.items():
+            member = tarfile.TarInfo(f"000000000.{name}.npy.gz")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+def test_absurd_members_are_refused(tmp_path):
+    zeros = io.BytesIO()
+    np.save(zeros, np.zeros(4, np.uint8))
+    header = zeros.getvalue()[:-4]
+    path = tmp_path / "shard-000000.tar"
+    for data, words in [
+        (header + bytes(2**26), "must have 4 bytes, got 5 or more"),
+        (header.replace(b"(4,), }      ", b"(9" + b"9" * 9 + b",), }")[: len(header)], "(99"),
+        (header.replace(b"|u1", b"|O8"), "object"),
+        (header, "must have 4 bytes, got 0"),
+        (b"\x93NUMPY\x09\x00" + header[8:], "another version"),
+    ]:
+        pack(path, video=gzip.compress(data))
+        with pytest.raises(
+            ValueError, match=rf"{path.name} is damaged, or no shard \(.*{re.escape(words)}"
+        ):
+            list(read_shard(path))
+    os.truncate(path, 2**40)
+    with pytest.raises(ValueError, match="is damaged, or no shard"):
+        list(read_shard(path))
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        list(read_shard(path))
+
+
+@needs_zarr
+def test_missing_chunk_is_refused(tmp_path, tiny_model):
+    videos = make_videos(tiny_model, nuclei=0)
+    write(tmp_path / "data", videos, format="zarr", clips=2, compress=True)
+    path = tmp_path / "data" / "shard-000000.zip"
+    read = list(read_shard(path))
+    assert [digest(clip) for clip in read] == [digest(videos.clip(i)) for i in range(2)]
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+        mark = archive.comment
+    chunk = members["video/c/1/0/0/0/0"]
+    for change, words in [
+        ({"masks/c/1/0/0/0": None}, "it lacks 'masks' of its clip number 1"),
+        ({"video/c/1/0/0/0/0": chunk[:5] + b"\xff" * 4 + chunk[9:]}, "a chunk must unpack to"),
+        ({"video/zarr.json": None}, "it lacks the shape of 'video'"),
+    ]:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.comment = mark
+            for name, data in {**members, **change}.items():
+                if data is not None:
+                    archive.writestr(name, data)
+        with pytest.raises(ValueError, match=rf"{path.name} is damaged, or no.*{words}"):
+            list(read_shard(path))
+
+
 def test_bad_argument_makes_no_folder(tmp_path, tiny_model, monkeypatch):
     videos = make_videos(tiny_model)
     monkeypatch.setitem(sys.modules, "zarr", None)
@@ -426,6 +565,8 @@ def test_bad_argument_makes_no_folder(tmp_path, tiny_model, monkeypatch):
         (videos, {"shard": (2, 2)}, ValueError, "shard must be .* got \\(2, 2\\)"),
         (make_videos(tiny_model, transform=print), {}, ValueError,
          r"videos must have no transform, got .*that are read"),
+        (videos, {"clips": 10**7}, ValueError, "clips must be at most 1000000 shards, got 10"),
+        (make_videos(tiny_model, size=2**16), {}, ValueError, "'video' of a clip must have at"),
         ([], {}, TypeError, "videos must be a SyntheticHeLaVideos, got list"),
         (videos, {"format": "zarr"}, ImportError, r"pip install 'bvdm-data\[shards\]'"),
     ]:  # fmt: skip

@@ -105,6 +105,11 @@ def test_nuclei_are_brighter_than_background(tiny, method):
     torch.testing.assert_close(counts, counts.round(), rtol=0, atol=1e-3)
 
 
+def test_data_sets_know_their_units(tiny):
+    assert (tiny().minutes, tiny().pixel_size) == (30.0, None)
+    assert (SyntheticHeLaVideos().minutes, SyntheticHeLaVideos().pixel_size) == (30.0, 0.645)
+
+
 def test_first_frame_shows_wanted_nuclei(tiny):
     for nuclei, possible in [(3, {3}), ((1, 3), {1, 2, 3})]:
         for method, count in (("fast", 16), (QUICK, 3)):

@@ -31,6 +31,9 @@ def test_check_fields_refuses_other_values():
         ("share", 2, Rule(float, above=0, most=1), ValueError, "above 0 and at most 1, got 2"),
         ("share", 1, Rule(float, least=0, below=1), ValueError, "from 0 to below 1, got 1"),
         ("share", False, Rule(float), TypeError, "share must be a number, got False"),
+        ("share", float("inf"), Rule(float), ValueError, "share must be finite, got inf"),
+        ("share", -(10**400), Rule(float), ValueError, r"share must be finite, got -10{38}$"),
+        ("share", 99 * [0.5], Rule(float), TypeError, r"a number, got \[0\.5, 0\.5, .*\.\.\.\]$"),
         ("memory", "x", Rule(float, or_none=True), TypeError, "a number or None, got 'x'"),
         ("families", 1, Rule(bool), TypeError, "families must be True or False, got 1"),
     ]:

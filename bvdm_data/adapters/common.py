@@ -7,6 +7,7 @@ from typing import Any, Protocol, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
@@ -15,12 +16,6 @@ from bvdm_data.datasets.sharding import DistributedContext, SampleSplit
 from bvdm_data.datasets.sources import MapStyle
 from bvdm_data.datasets.tracks import check_ids_match, check_track_table
 from bvdm_data.validate import as_int
-
-PIXEL_SIZE = 0.645
-"""Side of a pixel of Fluo-N2DL-HeLa, micrometres (celltrackingchallenge.net/2d-datasets)."""
-
-MINUTES = 30.0
-"""Time between two frames of Fluo-N2DL-HeLa, minutes (celltrackingchallenge.net/2d-datasets)."""
 
 
 class Videos(Protocol):
@@ -152,10 +147,25 @@ def find_ancestors(table: npt.NDArray[np.integer]) -> dict[int, list[int]]:
     return lines
 
 
-def check_positive(name: str, value: float) -> None:
-    """Refuse what is no number above 0."""
+def match_relatives(lines: Mapping[int, list[int]], ids: Tensor) -> Tensor:
+    """Match the pairs of which one is the other, its ancestor or its descendant.
+
+    By the lines of :func:`find_ancestors`, for ids ``[N]``; ``[N, N]`` float32, 1 or 0.
+    """
+    kinds, where = torch.unique(ids, return_inverse=True)
+    related = torch.zeros(len(kinds), len(kinds))
+    for row, one in enumerate(kinds.tolist()):
+        above = torch.isin(kinds, torch.tensor(lines[one]))
+        related[row, above] = related[above, row] = 1.0
+    return related[where][:, where]
+
+
+def check_positive(name: str, value: float | None) -> None:
+    """Refuse what is neither None nor a number above 0."""
+    if value is None:
+        return
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number above 0, got {value!r}")
+        raise TypeError(f"{name} must be a number above 0, or None, got {value!r}")
     if not 0 < value < math.inf:
         raise ValueError(f"{name} must be above 0, got {value}")
 

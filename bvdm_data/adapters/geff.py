@@ -6,14 +6,12 @@ import numpy as np
 import numpy.typing as npt
 
 from bvdm_data.adapters.common import (
-    MINUTES,
-    PIXEL_SIZE,
     check_positive,
     find_ancestors,
     get_tensor,
     list_tracks,
 )
-from bvdm_data.clip import Clip, measure_boxes
+from bvdm_data.clip import Clip, association, measure_boxes
 from bvdm_data.files import open_atomic_folder
 from bvdm_data.system import require
 
@@ -22,8 +20,8 @@ def write_geff(
     clip: Clip,
     path: str | Path,
     *,
-    pixel_size: float = PIXEL_SIZE,
-    minutes: float = MINUTES,
+    pixel_size: float | None = None,
+    minutes: float | None = None,
     labels: str | Path | None = None,
 ) -> None:
     """Write the nuclei of a clip and their lineage as a GEFF.
@@ -33,13 +31,14 @@ def write_geff(
     sense of the GEFF specification: a parent with one daughter only goes on in it; the lineage is
     named after its first ancestor), and ``stage`` (index into ``STAGES``) if the clip has
     ``stages``. Edges lead from frame to frame within a track, and from the last frame of a parent
-    to the first of its daughters. The axes say how frames become minutes and pixels micrometres.
+    to the first of its daughters. The axes say how frames become minutes and pixels micrometres,
+    where that is given.
 
     Args:
         clip: One clip with ``masks`` and ``tracks``.
         path: Folder to write, in Zarr 2 as GEFF's own writer does.
-        pixel_size: Side of a pixel, micrometres.
-        minutes: Time between two frames.
+        pixel_size: Side of a pixel, micrometres: ``pixel_size`` of the data set; None: not said.
+        minutes: Time between two frames: ``minutes`` of the data set; None: not said.
         labels: Path of the masks from within the new folder, for example
             ``"../labels/nuclei/0"`` where it lies in a folder of :func:`write_ome_zarr`; None: the
             file names no masks.
@@ -57,8 +56,12 @@ def write_geff(
     spec = require("geff_spec", "lineage")
     table = list_tracks(clip)
     nodes, edges = _graph(clip, table)
-    space = {"type": "space", "unit": "pixel", "scale": pixel_size, "scaled_unit": "micrometer"}
-    time = {"type": "time", "unit": "frame", "scale": minutes, "scaled_unit": "minute"}
+    space: dict[str, object] = {"type": "space", "unit": "pixel"}
+    time: dict[str, object] = {"type": "time", "unit": "frame"}
+    if pixel_size is not None:
+        space |= {"scale": pixel_size, "scaled_unit": "micrometer"}
+    if minutes is not None:
+        time |= {"scale": minutes, "scaled_unit": "minute"}
     place = labels.as_posix() if isinstance(labels, Path) else labels
     related = [spec.RelatedObject(type="labels", path=place, node_prop="seg_id")] if place else None
     metadata = spec.GeffMetadata(
@@ -92,35 +95,35 @@ def _graph(
     clip: Clip, table: npt.NDArray[np.int32]
 ) -> tuple[dict[str, npt.NDArray[np.generic]], npt.NDArray[np.uint64]]:
     """Return the properties of the nodes, ordered by track and frame, and the edges [e, 2]."""
-    masks = get_tensor(clip, "masks").numpy()
-    top = int(table[:, 0].max(initial=0))
-    _, centroids = measure_boxes(masks, top)
-    first_node: dict[int, int] = {}
-    ids: list[int] = []
-    frames: list[int] = []
-    for identity, first, last, _ in table.tolist():
-        first_node[identity] = len(ids)
-        ids += [identity] * (last - first + 1)
-        frames += range(first, last + 1)
-    edges = []
-    for identity, first, last, parent in table.tolist():
-        start = first_node[identity]
-        edges += [(node, node + 1) for node in range(start, start + last - first)]
-        if parent:
-            _, begun, ended, _ = table[table[:, 0] == parent][0].tolist()
-            edges.append((first_node[parent] + ended - begun, start))
-    rows, times = np.array(ids, np.int64), np.array(frames, np.int64)
+    masks, names = get_tensor(clip, "masks").numpy(), np.sort(table[:, 0])
+    rank = np.where(masks > 0, np.searchsorted(names, masks) + 1, 0)
+    _, centroids = measure_boxes(rank, len(table))
+    places = [
+        (identity, time)
+        for identity, first, last, _ in table.tolist()
+        for time in range(first, last + 1)
+    ]
+    node = {place: number for number, place in enumerate(places)}
+    edges = [(node[one, t], node[other, t + 1]) for t, one, other in association(clip).tolist()]
+    last_frames = dict(table[:, [0, 2]].tolist())
+    edges += [
+        (node[parent, last_frames[parent]], node[identity, first])
+        for identity, first, _, parent in table.tolist()
+        if parent and last_frames[parent] < first - 1
+    ]
+    ids, times = np.array(places, np.int64).reshape(-1, 2).T
+    rows = np.searchsorted(names, ids)
     lines, tracklets = find_ancestors(table), _tracklets(table)
     nodes: dict[str, npt.NDArray[np.generic]] = {
         "t": times,
-        "y": centroids[rows - 1, times, 0],
-        "x": centroids[rows - 1, times, 1],
-        "seg_id": rows,
-        "tracklet": np.array([tracklets[one] for one in ids], np.int64),
-        "lineage": np.array([lines[one][-1] for one in ids], np.int64),
+        "y": centroids[rows, times, 0],
+        "x": centroids[rows, times, 1],
+        "seg_id": ids,
+        "tracklet": np.array([tracklets[one] for one in ids.tolist()], np.int64),
+        "lineage": np.array([lines[one][-1] for one in ids.tolist()], np.int64),
     }
     if "stages" in clip:
-        nodes["stage"] = get_tensor(clip, "stages").numpy()[rows - 1, times]
+        nodes["stage"] = get_tensor(clip, "stages").numpy()[ids - 1, times]
     return nodes, np.array(edges, np.uint64).reshape(-1, 2)
 
 

@@ -14,6 +14,7 @@ from scipy import ndimage
 from bvdm_data.adapters.common import convert_to_grey, get_tensor
 from bvdm_data.clip import Clip
 from bvdm_data.datasets.ctc import CTCSequence, read_sequence
+from bvdm_data.datasets.ctc_files import has_frames
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.system import require
 
@@ -133,15 +134,11 @@ def _sequences(path: Path) -> list[tuple[Path, str]]:
     truth = path.parent.parent
     if path.name == "man_track.txt" and truth.name.endswith("_GT"):
         path = truth.parent / truth.name.removesuffix("_GT")
-    if _is_sequence(path):
+    if has_frames(path):
         return [(path.parent, path.name)]
     if not path.is_dir():
         return []
-    return [(path, folder.name) for folder in sorted(path.iterdir()) if _is_sequence(folder)]
-
-
-def _is_sequence(folder: Path) -> bool:
-    return folder.is_dir() and any(folder.glob("t[0-9][0-9][0-9]*.tif"))
+    return [(path, folder.name) for folder in sorted(path.iterdir()) if has_frames(folder)]
 
 
 def _read_one(root: Path, name: str) -> list[Layer]:

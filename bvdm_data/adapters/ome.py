@@ -6,24 +6,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bvdm_data.adapters.common import (
-    MINUTES,
-    PIXEL_SIZE,
-    check_positive,
-    convert_to_counts,
-    get_tensor,
-)
+from bvdm_data.adapters.common import check_positive, convert_to_counts, get_tensor
 from bvdm_data.clip import LARGEST_COUNT, CameraScale, Clip
 from bvdm_data.datasets.tiff import write_ome_image
 from bvdm_data.files import open_atomic, open_atomic_folder
 from bvdm_data.system import require
 
-AXES = [
-    {"name": "t", "type": "time", "unit": "minute"},
-    {"name": "y", "type": "space", "unit": "micrometer"},
-    {"name": "x", "type": "space", "unit": "micrometer"},
-]
-"""Axes of images in an OME-Zarr, in the words of its specification 0.5."""
+AXES = (("t", "time", "minute"), ("y", "space", "micrometer"), ("x", "space", "micrometer"))
+"""Axes of images in an OME-Zarr, with their types and units in the words of its specification."""
 
 LABELS = "nuclei"
 """Name of the label image in an OME-Zarr."""
@@ -34,8 +24,8 @@ def write_ome_tiff(
     path: str | Path,
     *,
     scale: CameraScale,
-    pixel_size: float = PIXEL_SIZE,
-    minutes: float = MINUTES,
+    pixel_size: float | None = None,
+    minutes: float | None = None,
 ) -> None:
     """Write a clip as OME-TIFF ``TCYX`` uint16: channel ``video``, and ``masks`` if there are any.
 
@@ -43,8 +33,8 @@ def write_ome_tiff(
         clip: One clip.
         path: Where to, by custom ``*.ome.tif``; a file that is there is replaced.
         scale: How grey values and counts belong together: the ``scale`` of the data set.
-        pixel_size: Side of a pixel, micrometres.
-        minutes: Time between two frames.
+        pixel_size: Side of a pixel, micrometres: ``pixel_size`` of the data set; None: not said.
+        minutes: Time between two frames: ``minutes`` of the data set; None: not said.
 
     Raises:
         OSError: If the file cannot be written; what stood at path before is still there.
@@ -64,8 +54,8 @@ def write_ome_tiff(
             temporary,
             np.stack(list(channels.values()), axis=1),
             channels=list(channels),
-            pixel_size=float(pixel_size),
-            minutes=float(minutes),
+            pixel_size=pixel_size,
+            minutes=minutes,
         )
 
 
@@ -74,8 +64,8 @@ def write_ome_zarr(
     path: str | Path,
     *,
     scale: CameraScale,
-    pixel_size: float = PIXEL_SIZE,
-    minutes: float = MINUTES,
+    pixel_size: float | None = None,
+    minutes: float | None = None,
 ) -> None:
     """Write a clip as OME-Zarr 0.5: the image ``TYX`` uint16, the masks under ``labels``.
 
@@ -87,8 +77,8 @@ def write_ome_zarr(
         clip: One clip; without ``masks`` there are no labels.
         path: Folder to write, by custom ``*.ome.zarr``.
         scale: How grey values and counts belong together: the ``scale`` of the data set.
-        pixel_size: Side of a pixel, micrometres.
-        minutes: Time between two frames.
+        pixel_size: Side of a pixel, micrometres: ``pixel_size`` of the data set; None: not said.
+        minutes: Time between two frames: ``minutes`` of the data set; None: not said.
 
     Raises:
         FileExistsError: If there is something at path.
@@ -101,7 +91,7 @@ def write_ome_zarr(
     check_positive("minutes", minutes)
     zarr = require("zarr", "ome")
     counts = convert_to_counts(clip, scale)
-    steps = [float(minutes), float(pixel_size), float(pixel_size)]
+    steps = [minutes, pixel_size, pixel_size]
     with open_atomic_folder(path) as folder:
         image = zarr.open_group(folder, mode="w", zarr_format=3)
         _write_level(image, counts, Path(path).name, steps, {"omero": _shown(counts, scale)})
@@ -116,7 +106,7 @@ def _write_level(
     group: Any,
     frames: npt.NDArray[np.integer],
     name: str,
-    steps: list[float],
+    steps: list[float | None],
     more: dict[str, Any],
 ) -> None:
     """Write ``[F, H, W]`` as the only resolution of an image, one chunk a frame."""
@@ -124,10 +114,15 @@ def _write_level(
         "0",
         data=frames,
         chunks=(1, *frames.shape[1:]),
-        dimension_names=[axis["name"] for axis in AXES],
+        dimension_names=[axis for axis, _, _ in AXES],
     )
-    level = {"path": "0", "coordinateTransformations": [{"type": "scale", "scale": steps}]}
-    multiscales = [{"name": name, "axes": AXES, "datasets": [level]}]
+    axes = [
+        {"name": axis, "type": kind} | ({} if step is None else {"unit": unit})
+        for (axis, kind, unit), step in zip(AXES, steps, strict=True)
+    ]
+    scale = [1.0 if step is None else float(step) for step in steps]
+    level = {"path": "0", "coordinateTransformations": [{"type": "scale", "scale": scale}]}
+    multiscales = [{"name": name, "axes": axes, "datasets": [level]}]
     group.attrs.update(_ome({"multiscales": multiscales, **more}))
 
 

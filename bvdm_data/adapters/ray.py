@@ -9,14 +9,14 @@ import torch
 
 from bvdm_data.adapters.common import count_clips
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
-from bvdm_data.storage.shards import (
+from bvdm_data.storage.plan import (
     CLIPS_PER_SHARD,
     ShardPlan,
     plan_shards,
     prepare_manifest,
     to_config,
-    write_shard,
 )
+from bvdm_data.storage.shards import write_shard
 from bvdm_data.system import require
 from bvdm_data.validate import as_int
 

@@ -16,6 +16,7 @@ from bvdm_data.adapters.common import (
     find_ancestors,
     get_tensor,
     list_tracks,
+    match_relatives,
 )
 from bvdm_data.clip import CameraScale, Clip
 from bvdm_data.datasets.ctc import write_sequence
@@ -62,13 +63,10 @@ def trackastra_windows(clip: Clip, window: int = 6) -> list[Window]:
         for time, (mask, image) in enumerate(zip(masks, video, strict=True))
     ]
     lines = find_ancestors(table)
-    related = torch.zeros((max(lines, default=0) + 1,) * 2)
-    for identity, line in lines.items():
-        related[identity, line] = related[line, identity] = 1.0
     cuts = [
         measures.concat(found[start : start + frames]) for start in range(len(video) - frames + 1)
     ]
-    return [_window(cut, related) for cut in cuts if len(cut)]
+    return [_window(cut, lines) for cut in cuts if len(cut)]
 
 
 class TrackastraWindows(IterableDataset[Window]):
@@ -132,7 +130,7 @@ def write_ctc(clip: Clip, root: str | Path, *, name: str, scale: CameraScale) ->
     )
 
 
-def _window(measured: "object", related: Tensor) -> Window:
+def _window(measured: "object", lines: Mapping[int, list[int]]) -> Window:
     coords, times, ids = (
         torch.from_numpy(np.asarray(getattr(measured, key)))
         for key in ("coords", "timepoints", "labels")
@@ -143,7 +141,7 @@ def _window(measured: "object", related: Tensor) -> Window:
         "features": torch.from_numpy(measured.features_stacked).float(),  # type: ignore[attr-defined]
         "coords0": places,
         "coords": places.clone(),
-        "assoc_matrix": related[ids][:, ids],
+        "assoc_matrix": match_relatives(lines, ids),
         "timepoints": times.long(),
         "labels": ids,
     }

@@ -1,11 +1,25 @@
 """The command line: arguments in, one public call, text out."""
 
+import atexit
+import multiprocessing
+import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 
 from bvdm_data.cli.clips import bench, export, fetch, preview, shards
 from bvdm_data.cli.models import evaluate, fit, info
+from bvdm_data.files import cut_words
+
+GRACE_SECONDS = 2.0
+"""How long a command may clean up after Ctrl-C."""
+
+LONGEST_MESSAGE = 2000
+"""Characters that fit on a screen."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -20,16 +34,68 @@ for _command in (fit, info, preview, export, shards, evaluate, bench, fetch):
 
 def main() -> None:
     """Run the command line; errors of the user are one line, not a traceback."""
-    try:
-        cli()
-    except (ValueError, TypeError, OSError, IndexError, ImportError, MemoryError) as error:
-        click.echo(f"bvdm-data: {_shorten(error)}", err=True)
-        sys.exit(1)
+    with _stop_on_signals() as received:
+        try:
+            cli()
+        except BaseException as error:
+            if received:
+                atexit._run_exitfuncs()
+                _exit_now(received[0])
+            user_errors = (ValueError, TypeError, OSError, IndexError, ImportError, MemoryError)
+            if not isinstance(error, user_errors):
+                raise
+            click.echo(f"bvdm-data: {_shorten(error)}", err=True)
+            sys.exit(1)
 
 
-def _shorten(error: Exception) -> str:
+@contextmanager
+def _stop_on_signals() -> Iterator[list[int]]:
+    """End workers and the command on Ctrl-C and SIGTERM; give the list of those that came."""
+    received: list[int] = []
+    process = os.getpid()
+
+    def stop(number: int, _: object) -> None:
+        if os.getpid() != process:  # a forked worker, which its parent ends after Ctrl-C
+            return None if number == signal.SIGINT else os._exit(128 + number)
+        if received:
+            _exit_now(number)
+        received.append(number)
+        timer = threading.Timer(GRACE_SECONDS, _exit_now, (number,))
+        timer.daemon = True
+        timer.start()
+        if hasattr(signal, "SIGCHLD"):  # a loader complains about lost workers
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        _end_workers()
+        raise SystemExit(128 + number)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    numbers = [
+        number
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if is_main and signal.getsignal(number) is not signal.SIG_IGN
+    ]
+    before = {number: signal.signal(number, stop) for number in numbers}
+    yield received
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def _exit_now(number: int) -> None:
+    """Say why, and end without the seconds in which Python would clear its memory."""
+    _end_workers()
+    name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+    os.write(2, f"bvdm-data: stopped by {name}\n".encode())
+    os._exit(128 + number)
+
+
+def _end_workers() -> None:
+    for child in multiprocessing.active_children():
+        child.kill()
+
+
+def _shorten(error: BaseException) -> str:
     """Return the message of an error; of one from a loader's worker, without its traceback."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     if any(line.startswith("Original Traceback") for line in lines):
-        return lines[-1].partition(": ")[2] or lines[-1]
-    return " ".join(line.strip() for line in lines)
+        lines = [lines[-1].partition(": ")[2] or lines[-1]]
+    return cut_words(" ".join(lines), LONGEST_MESSAGE)

@@ -9,6 +9,7 @@ import click
 
 from bvdm_data.cli.options import (
     ANNOTATIONS,
+    AT_LEAST,
     FOLDER,
     MAX_CELLS,
     MODEL,
@@ -28,15 +29,13 @@ from bvdm_data.cli.options import (
 if TYPE_CHECKING:
     from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 
-MAX_NUCLEI = 10_000
-"""Rows of a table that is never shown; enough for any image."""
-
 
 @click.command()
 @MODEL
 @option("--output", default="preview", type=FOLDER, help="Folder.")
 @add_size_options(8, "256x256")
 @NUCLEI
+@AT_LEAST
 @option("--clips", default=2, help="How many clips to stream.")
 @option("--workers", default=0, help="Processes of the DataLoader.")
 @option("--mp4", is_flag=True, help="Write the animation as MP4, too (extra preview).")
@@ -81,7 +80,7 @@ def preview(
     if mp4:
         require_ffmpeg()
     method = take_method(options)
-    videos = SyntheticHeLaVideos(**options, method=method, length=clips, max_cells=MAX_NUCLEI)
+    videos = SyntheticHeLaVideos(**options, method=method, length=clips)
     check_writable(output)
     start = time.perf_counter()
     made = []
@@ -129,7 +128,7 @@ def _write_page(
         nuclei = max(1, round(density * fitted))
         stream = SyntheticHeLaVideos(
             frames=frames, size=videos.size, seed=seed, model=videos.model, nuclei=nuclei,
-            variation=videos.variation, max_cells=MAX_NUCLEI, method=videos.method,
+            variation=videos.variation, method=videos.method,
         )  # fmt: skip
         clips[str(seed), f"{density:g} x ({nuclei} nuclei)"] = stream.clip(0)
     note = (
@@ -147,6 +146,7 @@ def _write_page(
 @add_size_options(92, "700x1100")
 @option("--sequences", default=2, help="How many videos.")
 @NUCLEI
+@AT_LEAST
 @VARIATION
 @add_method_options
 @SEED
@@ -190,6 +190,7 @@ def fetch(name: str, directory: Path, split: str, quiet: bool) -> None:
 @add_size_options(8, "256x256")
 @ANNOTATIONS
 @NUCLEI
+@AT_LEAST
 @MAX_CELLS
 @VARIATION
 @add_method_options
@@ -237,6 +238,7 @@ def shards(
 @MODEL
 @add_size_options(8, "256x256")
 @NUCLEI
+@AT_LEAST
 @MAX_CELLS
 @VARIATION
 @add_method_options

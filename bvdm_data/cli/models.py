@@ -1,14 +1,17 @@
 """Commands that fit, describe and judge models."""
 
 import json
+import textwrap
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from bvdm_data.cli.options import (
     FOLDER,
+    JSON,
     MODEL,
     QUIET,
     SEED,
@@ -18,6 +21,9 @@ from bvdm_data.cli.options import (
     take_method,
 )
 
+if TYPE_CHECKING:
+    from bvdm_data.clip import CameraScale
+
 
 @click.command()
 @click.argument("root", type=FOLDER)
@@ -25,6 +31,7 @@ from bvdm_data.cli.options import (
 @option("--output", required=True, type=FOLDER, help="File to write: NAME.safetensors.")
 @option("--truth", default="auto", help="Masks: auto, ST, GT or TRA.")
 @option("--minutes", default=30.0, help="Time between two frames.")
+@option("--pixel-size", type=float, help="Side of a pixel in micrometres.")
 @option("--stop", type=int, help="Use only frames with a lower number.")
 @option("--border", default=25, help="Pixels without complete truth.")
 @option("--offset", type=int, help="Camera count of no light. [default: guessed]")
@@ -44,6 +51,7 @@ from bvdm_data.cli.options import (
 @option("--device", default="cpu", help="Where to train: cpu, cuda.")
 @option("--work-dir", type=FOLDER, help="Checkpoints. [default: NAME.fit]")
 @SEED
+@JSON
 @QUIET
 def fit(
     root: Path,
@@ -54,6 +62,7 @@ def fit(
     distilled_steps: int,
     texture_steps: int,
     flow_steps: int,
+    as_json: bool,
     quiet: bool,
     **options: Any,
 ) -> None:
@@ -62,16 +71,13 @@ def fit(
     Takes an hour or so on a CPU, and hours more with --paper. Killed, the same command goes on
     where it was.
     """
-    from bvdm_data.clip import CameraScale
     from bvdm_data.fitting.denoiser import DENOISER_TRAINING, STUDENT_TRAINING
     from bvdm_data.fitting.fit import FitSettings
     from bvdm_data.fitting.fit import fit as fit_video
     from bvdm_data.fitting.paper_networks import DDPM_TRAINING, FLOW_TRAINING
 
-    if (offset is None) != (full is None):
-        raise click.UsageError("give both --offset and --full, or neither")
-    scale = None if offset is None or full is None else CameraScale(offset, full)
-    names = ("pairs", "paper", "minutes", "border", "seed", "stop")
+    scale = _parse_scale(offset, full)
+    names = ("pairs", "paper", "minutes", "pixel_size", "border", "seed", "stop")
     settings = FitSettings(
         painter=replace(DENOISER_TRAINING, steps=painter_steps),
         distilled=replace(STUDENT_TRAINING, steps=distilled_steps),
@@ -80,18 +86,54 @@ def fit(
         **{name: options.pop(name) for name in names},
     )
     model = fit_video(root, output, scale=scale, settings=settings, progress=not quiet, **options)
-    click.echo(json.dumps(model.card, indent=2))
-    click.echo(f"wrote {output} ({output.stat().st_size / 1e6:.2f} MB)")
+    _print_card(model.card, as_json)
+    click.echo(f"wrote {output} ({output.stat().st_size / 1e6:.2f} MB)", err=as_json)
 
 
 @click.command()
 @MODEL
-def info(model: str) -> None:
+@JSON
+def info(model: str, as_json: bool) -> None:
     """Print the card of a model: data, settings, held-out figures."""
     from bvdm_data.weights import find_model, read_card
 
-    click.echo(json.dumps(read_card(model), indent=2))
-    click.echo(f"{find_model(model).stat().st_size / 1e6:.2f} MB")
+    _print_card(read_card(model), as_json)
+    if not as_json:
+        path = find_model(model)
+        click.echo(f"{path} ({path.stat().st_size / 1e6:.2f} MB); --json prints all of the card")
+
+
+def _parse_scale(offset: int | None, full: int | None) -> "CameraScale | None":
+    """Return the scale that ``--offset`` and ``--full`` name together."""
+    from bvdm_data.clip import CameraScale
+
+    if (offset is None) != (full is None):
+        raise click.UsageError("give both --offset and --full, or neither")
+    return None if offset is None or full is None else CameraScale(offset, full)
+
+
+def _print_card(card: Mapping[str, Any], as_json: bool) -> None:
+    """Print a card as JSON, or its entries as lines that fit on a screen."""
+    if as_json:
+        click.echo(json.dumps(card, indent=2))
+        return
+    lines: list[str] = []
+    for name, value in card.items():
+        text = f"{name[:20]:<12} {', '.join(_list_entries('', value))}"
+        text = "".join(one if one.isprintable() else "?" for one in text)
+        lines += textwrap.wrap(text, 100, subsequent_indent=" " * 13, max_lines=8)
+    click.echo("\n".join(lines[:38] + ["..."] * (len(lines) > 38)))
+
+
+def _list_entries(name: str, value: Any) -> list[str]:
+    """Return the entries of a part of a card as words, of a long list the first and last."""
+    if isinstance(value, dict):
+        start = f"{name}." if name else ""
+        return [one for key, inner in value.items() for one in _list_entries(start + key, inner)]
+    if isinstance(value, list):
+        few = value if len(value) < 4 else [value[0], "...", value[-1]]
+        value = " ".join(str(one) for one in few) or "none"
+    return [f"{name[:60]} {str(value)[:60]}".strip()]
 
 
 @click.command()
@@ -101,6 +143,9 @@ def info(model: str) -> None:
 @add_method_options
 @option("--train", default="01", help="Video to train on.")
 @option("--test", default="02", help="Held-out video to test on.")
+@option("--border", type=int, help="Pixels without complete truth. [default: as the model's fit]")
+@option("--offset", type=int, help="Camera count of no light. [default: as the model's]")
+@option("--full", type=int, help="Camera count of full scale. [default: as the model's]")
 @option(
     "--part",
     "parts",
@@ -135,6 +180,8 @@ def evaluate(
     work_dir: Path,
     report: Path | None,
     quiet: bool,
+    offset: int | None,
+    full: int | None,
     **options: Any,
 ) -> None:
     """Judge a model: train on real, on synthetic, on both; test on the held-out video in ROOT.
@@ -151,7 +198,8 @@ def evaluate(
             "--scarce-frames is for the scarcity curve, which is a benchmark: run python -m "
             "benchmarks.study_scarcity in a clone of the repository"
         )
-    data = Data(folder=work_dir, method=take_method(options), progress=not quiet, **options)
+    options |= {"scale": _parse_scale(offset, full), "method": take_method(options)}
+    data = Data(folder=work_dir, progress=not quiet, **options)
     segmenter = SegmenterSettings(steps=steps)
     budget = Budget(seeds=seeds, clips=clips, crops=crops, segmenter=segmenter)
     questions = Questions(parts=parts or PARTS, arms=arms or DEFAULT_ARMS, budget=budget)

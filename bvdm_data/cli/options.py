@@ -75,8 +75,12 @@ def option(*names: str, shown: bool = True, **attributes: Any) -> Callable[[Comm
 
 MODEL = option("--model", default="hela", help="Name of a model, or path of its file.")
 SEED = option("--seed", default=0, help="Seed of all random numbers.")
+JSON = option("--json", "as_json", is_flag=True, help="Print all of the card as JSON.")
 QUIET = option("--quiet", is_flag=True, help="No progress bars.")
 NUCLEI = option("--nuclei", type=Nuclei(), help="In the first frame. [default: as in the video]")
+AT_LEAST = option(
+    "--at-least", default=0, help="Nuclei in view in the first frame of every clip, at least."
+)
 VARIATION = option(
     "--variation",
     type=float,
@@ -89,7 +93,7 @@ ANNOTATIONS = option(
     help="Beside video: masks, tracks, flow, stages, boxes, centroids; or all, or none.",
 )
 MAX_CELLS = option(
-    "--max-cells", type=int, help="Rows of the tables. [default: that of the data set]"
+    "--max-cells", type=int, help="Rows of the tables. [default: as many as clips can need]"
 )
 
 
@@ -140,11 +144,11 @@ def take_method(options: dict[str, Any]) -> "Method":
 
 def take_annotations(options: dict[str, Any]) -> dict[str, Any]:
     """Take ``--annotations`` and ``--max-cells`` out of the options of a command."""
-    from bvdm_data.clip import ANNOTATIONS, DEFAULT_MAX_CELLS
+    from bvdm_data.clip import ANNOTATIONS
 
     names, rows = options.pop("annotations"), options.pop("max_cells")
     every = {"all": list(ANNOTATIONS), "none": []}
     return {
         "annotations": every.get(names, names.split(",")),
-        "max_cells": DEFAULT_MAX_CELLS if rows is None else rows,
+        "max_cells": rows,
     }

@@ -9,7 +9,6 @@ import torch
 from torch.utils.data import Dataset
 
 from bvdm_data.clip import (
-    DEFAULT_MAX_CELLS,
     CameraScale,
     Clip,
     TooManyNucleiError,
@@ -24,6 +23,7 @@ from bvdm_data.datasets.windows import (
     FrameCache,
     Window,
     WindowSpec,
+    bound_rows,
     check_annotations_available,
     make_windows,
 )
@@ -74,7 +74,7 @@ class CTCVideos(Dataset[Clip]):
     starts again with the first.
 
     At first, only names of files, the header of the first frame, ``man_track.txt`` and, to guess
-    the scale, three frames are read; ``"tracks"`` and ``"lineages"`` read all masks once.
+    the scale, the frames in use are read; ``"tracks"`` and ``"lineages"`` read all masks once.
 
     :meth:`set_epoch` also reaches the workers of a loader with ``persistent_workers=True``.
 
@@ -89,11 +89,12 @@ class CTCVideos(Dataset[Clip]):
         annotations: Keys beside ``video``: ``"masks"``, ``"tracks"``, ``"boxes"``,
             ``"centroids"``. Without ``man_track.txt``, ids are the labels of the files, which are
             tracks in the tracking truth alone; ``"tracks"`` needs one or the other.
-        max_cells: Rows of the padded tables.
+        max_cells: Rows of the padded tables; a clip with more nuclei is an error. None: as many as
+            any window can need, for which the masks in use are read once.
         border: Width in pixels of the band at the edge of the frame that is left out; None: 25,
             which fits Fluo-N2DL-HeLa (the challenge has 0, 25 or 50, by data set).
         truth: Where the masks come from; see :func:`read_sequence`.
-        scale: How counts become grey values. None: :func:`guess_scale`.
+        scale: How counts become grey values. None: :func:`guess_scale` of the frames in use.
         start: Number of the first frame used.
         stop: Number after that of the last frame used; None: to the end.
         stride: From one frame of a clip to the next: 1 for all frames, 2 for every other one.
@@ -138,7 +139,7 @@ class CTCVideos(Dataset[Clip]):
         length: int | None = None,
         seed: int = 0,
         annotations: Collection[str] = ("masks", "tracks"),
-        max_cells: int = DEFAULT_MAX_CELLS,
+        max_cells: int | None = None,
         border: int | None = None,
         truth: str | None = "auto",
         scale: CameraScale | None = None,
@@ -153,7 +154,6 @@ class CTCVideos(Dataset[Clip]):
         """Check the arguments and find the files; see the class."""
         self.size = check_size(size)
         self.seed = check_seed(seed)
-        self.max_cells = check_max_cells(max_cells)
         self.border = as_int("border", DEFAULT_BORDER if border is None else border, 0)
         self.transform = check_transform(transform)
         self.cache_bytes = as_int("cache_bytes", cache_bytes, 0)
@@ -167,8 +167,12 @@ class CTCVideos(Dataset[Clip]):
         self.source = read_sequence(Path(root).expanduser().absolute(), sequence, truth)
         self._cache = FrameCache(self.source, self.cache_bytes)
         self._windows, self.frames = make_windows(spec, self._cache, self.annotations)
+        rows = max_cells
+        if rows is None:
+            rows = bound_rows(self._windows, self._cache) if self.annotations else 1
+        self.max_cells = check_max_cells(rows)
         self.length = check_length(length) or self._windows.count
-        self.scale = check_scale(scale) or guess_scale(self.source)
+        self.scale = check_scale(scale) or guess_scale(self.source.cut(start, stop))
         self._epoch = SharedEpoch()
 
     @property

@@ -1,7 +1,8 @@
 """Export: synthetic videos as folders of the Cell Tracking Challenge."""
 
+import hashlib
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,13 @@ import numpy as np
 from tqdm import tqdm
 
 from bvdm_data.clip import CameraScale
-from bvdm_data.datasets.ctc import is_complete, write_sequence
-from bvdm_data.datasets.synthetic import (
-    as_method,
-    check_nuclei,
-    check_size_fits_nucleus,
-    check_variation,
-)
-from bvdm_data.files import prepare_output_dir
-from bvdm_data.synth.scene import Method, SceneSettings
+from bvdm_data.datasets.ctc import write_sequence
+from bvdm_data.datasets.synthetic import as_method, check_scene
+from bvdm_data.files import MANIFEST, cut_words, prepare_output_dir, write_manifest
+from bvdm_data.synth.scene import Method
 from bvdm_data.synth.synthesis import synthesise
-from bvdm_data.validate import as_int, check_frames, check_seed, check_size, name_source_in_errors
+from bvdm_data.system import describe_cpu
+from bvdm_data.validate import as_int, check_seed, name_source_in_errors
 from bvdm_data.weights import find_model, load, model_digest
 
 MAX_SEQUENCES = 99
@@ -37,28 +34,27 @@ def export(
     model: str | Path = "hela",
     method: str | Method = "fast",
     nuclei: int | tuple[int, int] | None = None,
+    at_least: int = 0,
     variation: float | None = None,
     progress: bool = True,
 ) -> list[str]:
     """Write synthetic videos in the layout of the challenge: ``01/t000.tif`` and its truth.
 
     Each sequence is written whole or not at all. A second call with the same arguments continues
-    where a killed one stopped, and the files are the same.
+    where a killed one stopped, and the files are the same. It checks that the sequences that are
+    there have all their files, of the same sizes as they were written with.
     """
     number = as_int("sequences", sequences, least=1)
     if number > MAX_SEQUENCES:
         raise ValueError(f"sequences must be at most {MAX_SEQUENCES}, got {number}")
-    frames, seed = check_frames(frames), check_seed(seed)
-    texture, nuclei = as_method(method), check_nuclei(nuclei)
-    scene = SceneSettings(
-        frames=frames,
-        size=check_size(size),
-        nuclei=nuclei,
-        variation=check_variation(variation, texture),
-    )
+    seed, texture = check_seed(seed), as_method(method)
     path = find_model(model)
     generator = load(path)
-    check_size_fits_nucleus(scene.size, generator)
+    scene = check_scene(
+        generator, texture, frames=frames, size=size, nuclei=nuclei, at_least=at_least,
+        variation=variation,
+    )  # fmt: skip
+    frames, nuclei = scene.frames, scene.nuclei
     texture.check_fitted(generator)
     folder = Path(directory).expanduser()
     manifest = {
@@ -70,14 +66,19 @@ def export(
         "method": repr(texture),
         "nuclei": list(nuclei) if isinstance(nuclei, tuple) else nuclei,
         "variation": scene.variation,
+        **({"at_least": scene.at_least} if scene.at_least else {}),
+        "processor": describe_cpu(),
+        "sequences": {},
     }
-    prepare_output_dir(folder, manifest, may_restart=True)
+    kinds = {"sequences": dict}
+    begun = prepare_output_dir(folder, manifest, identity=_get_identity, kinds=kinds)
+    there = _check_sequences(folder, number, frames, begun["sequences"] if begun else {})
     scale = CameraScale(generator.camera.offset, generator.camera.full)
     written = []
     with tqdm(total=number * frames, desc="exporting", unit="frame", disable=not progress) as bar:
         for index in range(number):
             name = f"{index + 1:02d}"
-            if is_complete(folder, name):
+            if name in there:
                 bar.update(frames)
                 continue
             place = f"It is sequence {name} of {folder}; the same call continues there"
@@ -92,8 +93,50 @@ def export(
                 )
             counts = np.stack([scale.to_counts(frame) for frame in video.video])
             write_sequence(folder, name, counts, video.masks, video.tracks)
+            there[name] = _sign_sequence(folder, name, frames)
+            write_manifest(folder / MANIFEST, {**manifest, "sequences": there})
             written.append(name)
     return written
+
+
+def _get_identity(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in manifest.items() if key != "sequences"}
+
+
+def _check_sequences(
+    folder: Path, number: int, frames: int, signs: Mapping[str, Any]
+) -> dict[str, str]:
+    """Return the signs of the sequences that are there; refuse those that are not as written."""
+    found = dict(signs)
+    for name in (f"{index + 1:02d}" for index in range(number)):
+        if not (folder / name).exists():
+            found.pop(name, None)
+            continue
+        sign = _sign_sequence(folder, name, frames)
+        if found.setdefault(name, sign) != sign:
+            raise ValueError(_describe_spoilt(folder, name, "its files have other sizes"))
+    return found
+
+
+def _sign_sequence(folder: Path, name: str, frames: int) -> str:
+    """Return a SHA-256 of the sizes of the files of a sequence; refuse one without all of them."""
+    digits = max(3, len(str(frames - 1)))
+    starts = (f"{name}/t", f"{name}_GT/SEG/man_seg", f"{name}_GT/TRA/man_track")
+    names = [f"{start}{i:0{digits}d}.tif" for start in starts for i in range(frames)]
+    paths = [folder / path for path in (*names, f"{name}_GT/TRA/man_track.txt")]
+    missing = [str(path.relative_to(folder)) for path in paths if not path.is_file()]
+    if missing:
+        why = f"it lacks {len(missing)} files: {cut_words(', '.join(missing[:5]))}"
+        raise ValueError(_describe_spoilt(folder, name, why))
+    sizes = " ".join(str(path.stat().st_size) for path in paths)
+    return hashlib.sha256(sizes.encode()).hexdigest()
+
+
+def _describe_spoilt(folder: Path, name: str, why: str) -> str:
+    return (
+        f"sequence {name} of {folder} is not as it was written ({why}); remove {name} and "
+        f"{name}_GT, and the same call makes them again"
+    )
 
 
 def _advance(bar: "tqdm[Any]", first: int, frames: int, share: float) -> None:

@@ -1,15 +1,16 @@
 """Download of data sets of the Cell Tracking Challenge."""
 
+import errno
+import hashlib
 import re
-import shutil
 import zipfile
 from pathlib import Path
 
-import pooch
 import requests
+from filelock import FileLock
 from tqdm import tqdm
 
-from bvdm_data.files import open_atomic_folder
+from bvdm_data.files import DAMAGED, cut_words, open_atomic, open_atomic_folder
 
 ADDRESS = "https://data.celltrackingchallenge.net"
 """Where the challenge keeps its data sets."""
@@ -33,6 +34,9 @@ SPLITS = ("training", "test")
 
 TIMEOUT_SECONDS = 60
 
+MOST_UNPACKED = 100
+"""Bytes that each byte of an archive may unpack to, beyond the first GiB; videos have 2 to 10."""
+
 
 def fetch(
     name: str,
@@ -47,7 +51,9 @@ def fetch(
     The archive is kept as ``<name>.zip``, an unfinished one as ``<name>.zip.part``, which the next
     call continues. The challenge publishes no checksums. So the sha256 of the first archive that
     unpacks well is written to ``<name>.zip.sha256``, and later downloads into this directory must
-    have the same. The test split is stored under ``<name>-test``.
+    have the same. The test split is stored under ``<name>-test``. Of several calls at once, in all
+    processes that see the directory, one works and the others wait (``.<name>.lock``). While the
+    archive is there, the folder is checked to hold all of its files.
 
     Args:
         name: Name of the data set, for example ``"Fluo-N2DL-HeLa"``.
@@ -65,33 +71,78 @@ def fetch(
         FileNotFoundError: If the server has no such file.
         ConnectionError: If the transfer fails; call again to continue it.
         TypeError: If name is not a string.
-        ValueError: If name, split or known_hash is wrong, the archive has another checksum, or it
-            is damaged or holds something else than the folder.
+        ValueError: If name, split or known_hash is wrong, the archive has another checksum, it is
+            damaged or holds something else than the folder (it is removed), or files of the folder
+            are missing.
     """
     _check_arguments(name, split, url, known_hash)
     stored = name if split == "training" else f"{name}-test"
-    folder = Path(directory)
-    if (folder / stored).is_dir():
-        return folder / stored
-    folder.mkdir(parents=True, exist_ok=True)
-    archive = folder / f"{stored}.zip"
-    note = folder / f"{archive.name}.sha256"
-    expected = known_hash or (note.read_text().strip() if note.is_file() else None)
-    _download(url or f"{ADDRESS}/{split}-datasets/{name}.zip", archive, expected, progress)
-    _unpack(archive, name, folder / stored)
-    note.write_text(pooch.file_hash(str(archive)) + "\n")
-    return folder / stored
+    folder = Path(directory).expanduser()
+    archive, target = folder / f"{stored}.zip", folder / stored
+    if not target.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f".{stored}.lock"):
+            if not target.is_dir():
+                address = url or f"{ADDRESS}/{split}-datasets/{name}.zip"
+                _download(address, archive, known_hash, progress)
+                _unpack(archive, name, target)
+                with open_atomic(_find_note(archive)) as temporary:
+                    temporary.write_text(f"{_hash(archive)}\n")
+    _check_whole(archive, name, target)
+    return target
 
 
-class ResumingDownloader:
-    """A downloader for pooch that continues the unfinished file of an earlier call."""
+def _find_note(archive: Path) -> Path:
+    return archive.with_name(f"{archive.name}.sha256")
+
+
+def _hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _check_whole(archive: Path, name: str, target: Path) -> None:
+    """Refuse a folder that lacks files of its archive, where the archive is there."""
+    if not archive.is_file():
+        return
+    try:
+        with zipfile.ZipFile(archive) as file:
+            members = [x for x in file.infolist() if x.filename.startswith(f"{name}/")]
+    except DAMAGED as error:
+        raise ValueError(
+            f"{archive} is damaged ({cut_words(str(error))}); remove it, and {target} is taken "
+            "for whole"
+        ) from error
+    sizes = {
+        member.filename.removeprefix(f"{name}/"): member.file_size
+        for member in members
+        if not member.is_dir()
+    }
+    missing = [
+        path
+        for path, size in sizes.items()
+        if not (target / path).is_file() or (target / path).stat().st_size != size
+    ]
+    if missing:
+        raise ValueError(
+            f"{target} must hold the {len(sizes)} files of {archive.name}, but {len(missing)} are "
+            f"missing or of another size: {cut_words(', '.join(missing[:5]))}; remove {target} to "
+            f"have it unpacked again, or {archive.name} if it is to be so"
+        )
+
+
+class _Download:
+    """A transfer that continues the unfinished file of an earlier one."""
 
     def __init__(self, part: Path, progress: bool) -> None:
         """Choose where the unfinished file lies."""
         self.part = part
         self.progress = progress
 
-    def __call__(self, url: str, output_file: str | Path, pooch: object) -> None:
+    def finish(self, url: str) -> None:
         """Fetch the file, from where the last call stopped if the server can."""
         try:
             while not self._transfer(url):
@@ -104,7 +155,6 @@ class ResumingDownloader:
                 f"could not fetch {url} ({error}); {self._count_bytes()} bytes are kept in "
                 f"{self.part}, call again to continue"
             ) from error
-        shutil.move(self.part, output_file)
 
     def _count_bytes(self) -> int:
         return self.part.stat().st_size if self.part.is_file() else 0
@@ -152,38 +202,56 @@ def _check_arguments(name: str, split: str, url: str | None, known_hash: str | N
         )
 
 
-def _download(url: str, archive: Path, expected: str | None, progress: bool) -> None:
+def _download(url: str, archive: Path, known_hash: str | None, progress: bool) -> None:
     """Fetch the archive unless it is there with the expected checksum."""
-    downloader = ResumingDownloader(archive.with_name(archive.name + ".part"), progress)
-    try:
-        pooch.retrieve(
-            url,
-            known_hash=expected and f"sha256:{expected.lower()}",
-            fname=archive.name,
-            path=archive.parent,
-            downloader=downloader,
-        )
-    except ValueError as error:
+    note = _find_note(archive)
+    expected = (known_hash or (note.read_text().strip() if note.is_file() else "")).lower()
+    if archive.is_file() and expected in ("", _hash(archive)):
+        return
+    part = archive.with_name(f"{archive.name}.part")
+    _Download(part, progress).finish(url)
+    if expected and (found := _hash(part)) != expected:
+        part.unlink()
         raise ValueError(
-            f"{url} has another sha256 than the expected {expected}; the file has been removed. "
-            f"Call again, or, if the data set has been replaced, remove {archive.name}.sha256 or "
-            f"give its known_hash ({error})"
-        ) from error
+            f"{url} has another sha256 than the expected {expected}, {found}; the file has been "
+            f"removed. Call again, or, if the data set has been replaced, remove {note.name} or "
+            "give its known_hash"
+        )
+    part.replace(archive)
 
 
 def _unpack(archive: Path, name: str, target: Path) -> None:
     """Unpack the archive into a temporary folder, and move its folder to the target."""
-    try:
-        with zipfile.ZipFile(archive) as file, open_atomic_folder(target) as folder:
-            members = file.namelist()
-            for member in members:
-                parts = re.split(r"[/\\]", member)
-                if ".." in parts or parts[0] == "" or ":" in parts[0]:
-                    raise ValueError(f"it holds a path that leads out of the folder, {member!r}")
-            if not any(member.startswith(f"{name}/") for member in members):
-                raise ValueError(f"it must hold a folder {name!r}, got {members[:3]}")
-            file.extractall(folder.parent)
+    with open_atomic_folder(target) as folder:
+        try:
+            with zipfile.ZipFile(archive) as file:
+                _check_members(file.infolist(), name, archive.stat().st_size)
+                file.extractall(folder.parent)
             (folder.parent / name).rename(folder)
-    except (zipfile.BadZipFile, ValueError) as error:
-        archive.unlink()
-        raise ValueError(f"{archive} is damaged or unsafe and has been removed: {error}") from error
+        # A file may be in the way of another of the archive; bz2 reports damage without a number.
+        except (*DAMAGED, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in (None, *_CLASHES):
+                raise
+            archive.unlink()
+            raise ValueError(
+                f"{archive} is damaged or unsafe and has been removed: {cut_words(str(error))}; "
+                "call again to fetch it anew"
+            ) from error
+
+
+_CLASHES = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+"""Numbers of errors that files of one archive cause each other, not the disk."""
+
+
+def _check_members(members: list[zipfile.ZipInfo], name: str, size: int) -> None:
+    """Refuse paths out of the folder, other folders, and files that would fill the disk."""
+    names = [member.filename for member in members]
+    for path in names:
+        parts = re.split(r"[/\\]", path)
+        if ".." in parts or parts[0] == "" or ":" in parts[0]:
+            raise ValueError(f"it holds a path that leads out of the folder, {path!r}")
+    if not any(path.startswith(f"{name}/") for path in names):
+        raise ValueError(f"it must hold a folder {name!r}, got {names[:3]}")
+    unpacked = sum(member.file_size for member in members)
+    if unpacked > 2**30 + MOST_UNPACKED * size:
+        raise ValueError(f"its {size} bytes would unpack to {unpacked}")

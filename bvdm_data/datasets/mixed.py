@@ -71,7 +71,8 @@ class MixedVideos(ClipStream):
     Attributes:
         sources, quotas, order, at_end, shuffle, length, seed, batch_size: As given.
         weights: How often each source is picked, as fractions of 1, or the schedule.
-        frames, size, annotations, max_cells, scale: Those of all sources; ``max_cells`` is None
+        frames, size, annotations, max_cells, scale: Those of all sources; ``max_cells`` is that of
+            the source with the most rows, whose number the tables of others are padded to, and None
             without tables, ``scale`` where no source has one.
         form: Type, shape and device of each key of a clip.
         shard: Number of this rank, and of all ranks.
@@ -111,8 +112,8 @@ class MixedVideos(ClipStream):
         """Mix the sources.
 
         Args:
-            sources: Data sets of clips by name; all of the same keys, types, frames, size,
-                max_cells and scale, as far as these are known. A clip without ``source`` counts as
+            sources: Data sets of clips by name; all of the same keys, types, frames, size
+                and scale, as far as these are known. A clip without ``source`` counts as
                 real. The mix sets their epoch.
             weights: How often each source is picked, relative to the others, under the same
                 names; None: all equally often. Or a schedule: a function of the epoch and of the
@@ -324,7 +325,7 @@ def twin(
 ) -> MixedVideos:
     """Mix a real video with synthetic clips of the model that was fitted to it.
 
-    Frames, size, annotations, max_cells and transform of the synthetic clips are those of the real
+    Frames, size, annotations and transform of the synthetic clips are those of the real
     ones. ``variation`` in ``synthetic`` says how far their look may differ from the video.
 
     Args:
@@ -358,7 +359,7 @@ def twin(
             "neighbouring frames of the video. To mix such clips all the same, use MixedVideos"
         )
     shared: dict[str, Any] = {
-        name: getattr(real, name) for name in ("frames", "size", "annotations", "max_cells")
+        name: getattr(real, name) for name in ("frames", "size", "annotations")
     }
     own = {"transform": real.transform, "seed": seed, **(synthetic or {})}
     for name in sorted(own.keys() & {*shared, "model"}):

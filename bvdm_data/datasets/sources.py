@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from bvdm_data.clip import ANNOTATIONS, CameraScale, Clip
+from bvdm_data.clip import ANNOTATIONS, PADDING, CameraScale, Clip
 from bvdm_data.rng import numpy_rng
 from bvdm_data.validate import name_clip_in_errors
 
@@ -19,7 +19,8 @@ ClipSpec = dict[str, tuple[str, tuple[int, ...], str]]
 """Type, shape and device of each key of a clip."""
 
 SHARED = ("frames", "size", "annotations", "max_cells", "scale")
-"""What all sources of a mix must have in common, so that their clips fit into one batch."""
+"""What the clips of a mix have in common, so that they fit into one batch; padded tables get the
+rows of the source that has most."""
 
 MAX_SHUFFLED = 1_000_000
 """Clips of a source that are shuffled at most: their order is kept in memory (our choice)."""
@@ -104,6 +105,9 @@ class Source:
         name = f"MixedVideos, which is clip {own} of sources[{self.name!r}]"
         with name_clip_in_errors(name, epoch, number):
             clip = self._get_item(own, epoch)
+            form = self.spec or {}
+            for key in PADDING.keys() & clip.keys() & form.keys():
+                clip[key] = _pad_table(clip[key], form[key][1][0], PADDING[key])
             spec = _get_clip_spec(clip)
             if self.spec is not None and spec != self.spec:
                 raise ValueError(_describe_mismatch(self.name, self.spec, self.name, spec))
@@ -142,6 +146,13 @@ class Source:
         source = clip.get("source", 0)
         how: Any = {"device": source.device if isinstance(source, Tensor) else "cpu"}
         return {**clip, "source": torch.as_tensor(source, dtype=torch.int8, **how)}
+
+
+def _pad_table(table: Any, rows: int, fill: float) -> Any:
+    """Give a table more rows; what is no table stays as it is."""
+    if not isinstance(table, Tensor) or not table.ndim or len(table) >= rows:
+        return table
+    return torch.cat([table, table.new_full((rows - len(table), *table.shape[1:]), fill)])
 
 
 @functools.lru_cache(maxsize=16)
@@ -211,6 +222,10 @@ def check_compatible(sources: Mapping[str, Any]) -> tuple[list[Source], dict[str
     }
     facts = {name: {**_read_spec(spec), **declared[name]} for name, spec in specs.items()}
     _check_shared(facts)
+    rows = max((each["max_cells"] or 0 for each in facts.values()), default=0)
+    for each in facts.values():
+        each["max_cells"] = each["max_cells"] and rows
+    specs = {name: _pad_spec(spec, rows) for name, spec in specs.items()}
     first = next(iter(specs))
     for name, spec in specs.items():
         if spec != specs[first]:
@@ -261,7 +276,7 @@ def _read_declared(source: Any) -> dict[str, Any]:
 def _read_spec(spec: ClipSpec) -> dict[str, Any]:
     """Return what the spec of a clip shows of ``SHARED``."""
     frames, _, *size = spec["video"][1]
-    tables = [spec[key][1][0] for key in ("tracks", "stages", "boxes", "centroids") if key in spec]
+    tables = [rows for key in PADDING if key in spec for rows in spec[key][1][:1]]
     return {
         "frames": frames,
         "size": tuple(size),
@@ -270,8 +285,16 @@ def _read_spec(spec: ClipSpec) -> dict[str, Any]:
     }
 
 
+def _pad_spec(spec: ClipSpec, rows: int) -> ClipSpec:
+    """Return the spec of clips whose tables have been padded."""
+    return {
+        key: (kind, (rows, *shape[1:]) if key in PADDING and shape else shape, device)
+        for key, (kind, shape, device) in spec.items()
+    }
+
+
 def _check_shared(facts: Mapping[str, Mapping[str, Any]]) -> None:
-    for part in SHARED:
+    for part in sorted({*SHARED} - {"max_cells"}, key=SHARED.index):
         known = [(name, each[part]) for name, each in facts.items() if each.get(part) is not None]
         for name, value in known[1:]:
             if value != known[0][1]:

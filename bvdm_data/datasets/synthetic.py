@@ -2,20 +2,29 @@
 
 import functools
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, SupportsIndex, cast
 
+import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
-from bvdm_data.clip import DEFAULT_MAX_CELLS, CameraScale, Clip, check_annotations
+from bvdm_data.clip import CameraScale, Clip, check_annotations
 from bvdm_data.datasets.stream import ClipStream
 from bvdm_data.datasets.transforms import Transform, apply_transform, list_required_keys
 from bvdm_data.synth.cell_bank import CellBank, PoolSettings
 from bvdm_data.synth.model import Model
 from bvdm_data.synth.paper import PaperSettings
 from bvdm_data.synth.procedural import ProceduralSettings
-from bvdm_data.synth.scene import Method, SceneSettings
+from bvdm_data.synth.scene import (
+    MOST_CYCLES,
+    Method,
+    SceneSettings,
+    bound_nuclei,
+    count_cycles,
+    count_fitting_nuclei,
+)
 from bvdm_data.synth.synthesis import make_clip, synthesise
 from bvdm_data.synth.textures import FastSettings
 from bvdm_data.system import isolate, profile_span
@@ -96,8 +105,12 @@ class SyntheticHeLaVideos(ClipStream):
             stage), ``"paper"`` (Yilmaz et al. 2024, step by step), ``"procedural"`` (noise and
             flow from formulas, no network), or a :class:`FastSettings`, :class:`PaperSettings` or
             :class:`ProceduralSettings` with other numbers.
-        nuclei: Nuclei in the first frame; a pair: a random number from low to high; None: the
-            density of the fitted video, varied by ``variation``.
+        nuclei: Nuclei in view in the first frame, in every clip; a pair: a random number from low
+            to high; None: the density of the fitted video, varied by ``variation``. At most as
+            many as find a place at this size.
+        at_least: Nuclei in view in the first frame of every clip, at least: where the density
+            gives fewer ids in ``masks[0]``, others are put in and around the image until so many
+            are there. 0: some clips may be empty. Not together with ``nuclei``.
         variation: How far brightness, size, density, crowding, blur and noise of a clip may differ
             from the fitted video, from 0 (not at all, for clips that look like it) to 1 (widely,
             for networks that must work on other videos, too). None: 1 with ``"fast"``, 0 with the
@@ -107,7 +120,10 @@ class SyntheticHeLaVideos(ClipStream):
             and how soon they are replaced. None: every clip has new nuclei. Only for ``"fast"``.
         annotations: Keys in addition to ``video``: ``"masks"``, ``"tracks"``, ``"flow"``,
             ``"stages"``, ``"boxes"``, ``"centroids"``; see :class:`Clip`.
-        max_cells: Rows of the padded tables; a clip with more nuclei is an error, never cut.
+        max_cells: Rows of the padded tables. None: as many as the clips of these arguments and
+            this model can need. Fewer are refused where the densest clips show more; they save
+            memory. In the rare clip that would need more rows than there are, no further nucleus
+            comes into view, so that tables and pixels agree.
         device: Where the networks run, and where the clips are; other than ``"cpu"`` needs a
             loader with ``num_workers=0``. :class:`DeviceLoader` renders whole batches on a GPU.
         transform: Called on the finished clip, with ``video`` and ``masks`` as tv_tensors. Where
@@ -124,6 +140,8 @@ class SyntheticHeLaVideos(ClipStream):
     Attributes:
         model: Path of the model's file.
         scale: Linear scale between grey values and camera counts.
+        minutes: Time between two frames of the fitted video.
+        pixel_size: Side of its pixels, micrometres; None: the model does not know.
         epoch: Number of the epoch, 0 at first.
 
     Raises:
@@ -148,10 +166,11 @@ class SyntheticHeLaVideos(ClipStream):
         model: str | Path = "hela",
         method: str | Method = "fast",
         nuclei: int | tuple[int, int] | None = None,
+        at_least: int = 0,
         variation: float | None = None,
         pool: PoolSettings | bool | None = None,
         annotations: Collection[str] = ("masks", "tracks"),
-        max_cells: int = DEFAULT_MAX_CELLS,
+        max_cells: int | None = None,
         device: str | torch.device = "cpu",
         transform: Transform | None = None,
         batch_size: int | None = None,
@@ -159,22 +178,24 @@ class SyntheticHeLaVideos(ClipStream):
     ) -> None:
         """Check the arguments and load the model."""
         super().__init__(length=length, seed=seed, batch_size=batch_size, shard=shard)
-        self.frames = check_frames(frames)
-        self.size = check_size(size)
         self.model = find_model(model)
         self.method = as_method(method)
         self.annotations = check_annotations(annotations)
-        self.max_cells = check_max_cells(max_cells)
-        self.nuclei = check_nuclei(nuclei, self.max_cells)
-        self.variation = check_variation(variation, self.method)
+        generator = load(self.model)
+        scene = check_scene(
+            generator, self.method, frames=frames, size=size, nuclei=nuclei, at_least=at_least,
+            variation=variation, max_cells=max_cells,
+        )  # fmt: skip
+        self.frames, self.size, self.variation = scene.frames, scene.size, scene.variation
+        self.nuclei, self.at_least = scene.nuclei, scene.at_least
+        self.max_cells = cast(int, scene.max_cells)
         self.pool = _check_pool(pool, self.method)
         self._pool = None if self.pool is None else CellBank(self.pool, self.seed)
         self.device = check_device(device)
         self.transform = check_transform(transform)
-        generator = load(self.model)
         camera = generator.camera
         self.scale = CameraScale(camera.offset, camera.full)
-        check_size_fits_nucleus(self.size, generator)
+        self.minutes, self.pixel_size = generator.lives.minutes, generator.pixel_size
         self.method.check_fitted(generator)
 
     @isolate()
@@ -192,10 +213,9 @@ class SyntheticHeLaVideos(ClipStream):
             IndexError: If index is negative.
             MemoryError: If memory runs out; torch raises a RuntimeError.
             RuntimeError: If a loader's worker is asked for clips on another device than the CPU.
-            TooManyNucleiError: If it shows more than ``max_cells`` nuclei.
             TransformError: If the transform fails.
-            ValueError: If the wanted nuclei do not fit into the size, or the model's file has been
-                damaged. All messages name the clip, and how to make it again alone.
+            ValueError: If the model's file has been damaged. All messages name the clip, and how
+                to make it again alone.
         """
         number = as_int("index", index)
         if number < 0:
@@ -235,6 +255,8 @@ class SyntheticHeLaVideos(ClipStream):
             frames=self.frames,
             size=self.size,
             nuclei=self.nuclei,
+            at_least=self.at_least,
+            max_cells=self.max_cells,
             flow="flow" in wanted,
             variation=self.variation,
         )
@@ -255,9 +277,61 @@ def _load_on(device: torch.device, model: Path, modified: int) -> Model:
     return load(model).to(device)
 
 
-def check_nuclei(
-    nuclei: int | tuple[int, int] | None, max_cells: int | None = None
-) -> int | tuple[int, int] | None:
+def check_scene(
+    model: Model,
+    method: Method,
+    *,
+    frames: int,
+    size: int | Sequence[int],
+    nuclei: int | tuple[int, int] | None,
+    variation: float | None,
+    at_least: int = 0,
+    max_cells: int | None = None,
+) -> SceneSettings:
+    """Return what clips show, with defaults filled in; refuse what some of them could not."""
+    scene = SceneSettings(
+        frames=check_frames(frames),
+        size=check_size(size),
+        nuclei=_check_nuclei(nuclei),
+        at_least=as_int("at_least", at_least, least=0),
+        variation=check_variation(variation, method),
+    )
+    if min(scene.size) < model.nucleus_diameter:
+        raise ValueError(
+            f"size must not be smaller than a nucleus of the model "
+            f"({model.nucleus_diameter:.0f} px across), got {scene.size}"
+        )
+    if scene.at_least and nuclei is not None:
+        raise ValueError(
+            f"at_least must be left out with nuclei={nuclei}, got {at_least}; for a range of "
+            "numbers give a pair of nuclei"
+        )
+    cycles = count_cycles(model, scene.frames)
+    if cycles > MOST_CYCLES:
+        raise ValueError(
+            f"frames must be at most {int(MOST_CYCLES * scene.frames / cycles)}, {MOST_CYCLES} "
+            f"cell cycles of the model, got {frames}"
+        )
+    wanted = {"nuclei": int(np.max(scene.nuclei or 0)), "at_least": scene.at_least}
+    most = count_fitting_nuclei(model, scene.size)
+    for name, number in wanted.items():
+        if number > most:
+            given = nuclei if name == "nuclei" else number
+            raise ValueError(
+                f"{name}={given} do not fit into size={scene.size}: only {most} do in every clip. "
+                f"Give fewer nuclei or a larger size"
+            )
+    needed, enough = bound_nuclei(model, scene)
+    rows = enough if max_cells is None else check_max_cells(max_cells)
+    if rows < min(needed, enough):
+        raise ValueError(
+            f"max_cells={rows} is too small for these clips: they may show {needed} nuclei. Give "
+            f"max_cells={needed} or more, or leave it out"
+        )
+    return replace(scene, max_cells=rows)
+
+
+def _check_nuclei(nuclei: int | tuple[int, int] | None) -> int | tuple[int, int] | None:
     """Return the number of nuclei in the first frame, or its range."""
     if nuclei is None:
         return None
@@ -268,17 +342,4 @@ def check_nuclei(
         raise ValueError(f"nuclei must be a number or a pair (low, high), got {nuclei!r}")
     if bounds[0] > bounds[-1]:
         raise ValueError(f"nuclei must be a pair (low, high) with low <= high, got {nuclei!r}")
-    if max_cells is not None and bounds[-1] > max_cells:
-        raise ValueError(
-            f"nuclei must be at most max_cells={max_cells}, got {nuclei!r}; give a larger max_cells"
-        )
     return (bounds[0], bounds[1]) if is_pair else bounds[0]
-
-
-def check_size_fits_nucleus(size: tuple[int, int], generator: Model) -> None:
-    """Refuse a size that no nucleus fits into."""
-    if min(size) < generator.nucleus_diameter:
-        raise ValueError(
-            f"size must not be smaller than a nucleus of the model "
-            f"({generator.nucleus_diameter:.0f} px across), got {size}"
-        )

@@ -16,6 +16,8 @@ import tifffile
 # RuntimeError).
 _DAMAGED = (ValueError, RuntimeError, TypeError, struct.error, LookupError, ArithmeticError)
 
+_LARGEST_IMAGE = 2**29  # bytes, decoded: 16,384 x 16,384 pixels of 16 bits
+
 _Image = npt.NDArray[np.integer]
 
 
@@ -33,7 +35,7 @@ def _open_page(path: Path) -> Iterator[tifffile.TiffPage]:
         raise ValueError(str(error)) from error
     except _DAMAGED as error:
         raise ValueError(
-            f"{path} is not a TIFF file or a damaged one ({error}); fetch it again"
+            f"{path} is not a TIFF file or a damaged one ({str(error)[:200]!r}); fetch it again"
         ) from error
 
 
@@ -43,24 +45,31 @@ def _check_page(file: tifffile.TiffFile, path: Path) -> tifffile.TiffPage:
     page = file.pages[0]
     if not isinstance(page, tifffile.TiffPage) or page.dtype is None:
         raise ValueError("its first image cannot be read")
-    if len(file.pages) > 1 or len(page.shape) != 2:
+    # Programs may write a stack as one page with the number of images in its description.
+    is_stack = (file.is_shaped or file.is_imagej) and file.series[0].size != page.size
+    if is_stack or len(file.pages) > 1 or len(page.shape) != 2:
+        shape = file.series[0].shape if is_stack else tuple(page.shape)
         raise _WrongImageError(
             f"{path} must hold one grey image [H, W], got {len(file.pages)} page(s) of shape "
-            f"{tuple(page.shape)}; RGB and 3D images are not supported"
+            f"{shape}; RGB and 3D images are not supported: save one channel, one "
+            "plane and one file a frame"
         )
     if not np.issubdtype(page.dtype, np.integer):
-        raise _WrongImageError(f"{path} must hold integers (uint8 or uint16), got {page.dtype}")
+        raise _WrongImageError(
+            f"{path} must hold integers, got {page.dtype}; save frames as uint8 or uint16, and "
+            "masks as integers of up to 32 bits"
+        )
+    largest = max(page.nbytes, math.prod(page.chunks) * page.dtype.itemsize)
+    if largest > _LARGEST_IMAGE:
+        raise _WrongImageError(
+            f"{path} must hold at most {_LARGEST_IMAGE} bytes, got {largest} by its header (shape "
+            f"{tuple(page.shape)}); crop or downscale the video, or mend the file"
+        )
     ends = np.add(page.dataoffsets, page.databytecounts)
-    if ends.size == 0 or int(ends.max()) > file.filehandle.size:
-        raise ValueError("its end is missing")
+    pieces = math.prod(-(-side // part) for side, part in zip(page.shape, page.chunks, strict=True))
+    if not 0 < pieces <= ends.size or int(ends.max()) > file.filehandle.size:
+        raise ValueError("a part of it is missing")
     return page
-
-
-def read_image_shape(path: Path) -> tuple[int, int]:
-    """Read the size of an image from its header."""
-    with _open_page(path) as page:
-        height, width = page.shape
-    return height, width
 
 
 def read_image(path: Path) -> _Image:
@@ -116,7 +125,7 @@ class LazyTiff:
         piece[:] = pixels[0, : piece.shape[0], : piece.shape[1], 0]
 
 
-def write_image(path: Path, image: npt.NDArray[np.uint16]) -> None:
+def write_image(path: Path, image: npt.NDArray[np.unsignedinteger]) -> None:
     """Write an image as LZW-compressed TIFF."""
     tifffile.imwrite(path, image, compression="lzw", photometric="minisblack", metadata=None)
 
@@ -126,20 +135,17 @@ def write_ome_image(
     stack: npt.NDArray[np.uint16],
     *,
     channels: Sequence[str],
-    pixel_size: float,
-    minutes: float,
+    pixel_size: float | None,
+    minutes: float | None,
 ) -> None:
     """Write a video as OME-TIFF (OME model 2016-06), zlib-compressed."""
-    metadata = {
-        "axes": "TCYX",
-        "Channel": {"Name": list(channels)},
-        "PhysicalSizeX": pixel_size,
-        "PhysicalSizeXUnit": "µm",
-        "PhysicalSizeY": pixel_size,
-        "PhysicalSizeYUnit": "µm",
-        "TimeIncrement": minutes,
-        "TimeIncrementUnit": "min",
-    }
+    metadata: dict[str, object] = {"axes": "TCYX", "Channel": {"Name": list(channels)}}
+    if pixel_size is not None:
+        for axis in "XY":
+            metadata[f"PhysicalSize{axis}"] = float(pixel_size)
+            metadata[f"PhysicalSize{axis}Unit"] = "µm"
+    if minutes is not None:
+        metadata |= {"TimeIncrement": float(minutes), "TimeIncrementUnit": "min"}
     # zlib, not LZW: readers without imagecodecs know it, too.
     tifffile.imwrite(
         path, stack, ome=True, photometric="minisblack", compression="zlib", metadata=metadata

@@ -1,24 +1,60 @@
 """Tables of tracks, and labels that agree with them."""
 
+import reprlib
+import warnings
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-LARGEST_ID = int(np.iinfo(np.int32).max)
-"""Largest id of a track or label."""
+from bvdm_data.datasets.ctc_files import check_regular
+
+LARGEST_ID = 2**24
+"""Largest id of a track or label: what is listed by id stays small."""
+
+_LARGEST_TABLE = 2**22  # bytes: some 200,000 tracks
 
 _Ints = npt.NDArray[np.integer]
 _Table = npt.NDArray[np.int32]
 _Labels = npt.NDArray[np.int32]
 
 
-def read_track_table(path: Path) -> _Table:
-    """Read a ``man_track.txt``, ``[n, 4]`` in the order of the file."""
+def read_track_table(path: Path, first: int, last: int) -> _Table:
+    """Read what a ``man_track.txt`` says of the frames from first to last.
+
+    Returns ``[n, 4]`` in the order of the file; empty where there is no file.
+    """
+    if not path.is_symlink() and not path.exists():
+        return np.zeros((0, 4), np.int32)
+    check_regular(path)
+    tracks = _parse_table(path)
+    cut = cut_tracks(tracks, first, last + 1)
+    if len(tracks) and (tracks[:, 1].min() < first or tracks[:, 2].max() > last):
+        warnings.warn(
+            f"{path} has tracks of frames {tracks[:, 1].min()} to {tracks[:, 2].max()}, and the "
+            f"frames are {first} to {last}: {len(tracks) - len(cut)} of {len(tracks)} tracks are "
+            "passed over, the others are cut; if they are of one video, number them alike",
+            stacklevel=3,
+        )
+    return cut
+
+
+def _parse_table(path: Path) -> _Table:
+    size = path.stat().st_size
+    if size > _LARGEST_TABLE:
+        raise ValueError(
+            f"{path} must be a table of at most {_LARGEST_TABLE} bytes, got {size}; give the "
+            "tracks of one video"
+        )
+    data = path.read_bytes()
+    if b"\0" in data:
+        raise ValueError(
+            f"{path} must be plain text, got UTF-16 or no text at all; save it as UTF-8 or ASCII"
+        )
     rows: dict[str, list[int]] = {}
-    for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
+    lines = data.decode("utf-8-sig", errors="replace").splitlines()
+    for number, line in enumerate(lines, start=1):
         words = line.split()
         if not words:
             continue
@@ -29,8 +65,9 @@ def read_track_table(path: Path) -> _Table:
             rows[place] = []
         if len(rows[place]) != 4 or max(rows[place]) > LARGEST_ID:
             raise ValueError(
-                f"{place}: must be four whole numbers (id, first frame, last frame, parent), got "
-                f"{line.strip()!r}"
+                f"{place}: must be four whole numbers up to {LARGEST_ID} (id, first frame, last "
+                f"frame, parent), got {reprlib.repr(line.strip())}; write them with spaces between "
+                "and nothing else"
             )
     _check_rows(rows)
     return np.array([*rows.values()], np.int32).reshape(-1, 4)
@@ -38,6 +75,11 @@ def read_track_table(path: Path) -> _Table:
 
 def check_track_table(tracks: _Ints, frames: int) -> _Table:
     """Check a table of tracks, and return it without the rows of zeros that pad it."""
+    if not isinstance(tracks, np.ndarray):
+        raise TypeError(
+            f"tracks must be a NumPy array [n, 4], got {reprlib.repr(tracks)}; give "
+            "np.zeros((0, 4), int) where there are no nuclei"
+        )
     if not np.issubdtype(tracks.dtype, np.integer):
         raise TypeError(f"tracks must hold integers, got the dtype {tracks.dtype}")
     if tracks.ndim != 2 or tracks.shape[1] != 4:
@@ -77,21 +119,30 @@ def _check_rows(rows: Mapping[str, list[int]]) -> None:
     """Refuse rows, by their places, that are impossible, alone or together."""
     last_frames: dict[int, int] = {}
     for place, (identity, first, last, parent) in rows.items():
-        if identity < 1 or first < 0 or last < first or parent < 0:
+        if parent < 0:
+            raise ValueError(f"{place}: the parent must be an id, got {parent}; write 0 for none")
+        if identity < 1 or first < 0 or last < first:
             raise ValueError(
-                f"{place}: must have id >= 1, 0 <= first frame <= last frame and parent >= 0, got "
-                f"{(identity, first, last, parent)}"
+                f"{place}: must have id >= 1 and 0 <= first frame <= last frame, got "
+                f"{(identity, first, last, parent)}; count ids from 1 and frames from 0"
             )
         if identity in last_frames:
-            raise ValueError(f"{place}: id {identity} must be given once, got it a second time")
+            raise ValueError(
+                f"{place}: id {identity} must be given once, got it a second time; give each track "
+                "an id of its own, the later part of one the earlier part's as its parent"
+            )
         last_frames[identity] = last
     for place, (identity, first, _, parent) in rows.items():
         if parent and parent not in last_frames:
-            raise ValueError(f"{place}: parent {parent} of track {identity} does not exist")
+            raise ValueError(
+                f"{place}: parent {parent} of track {identity} does not exist; add its row, or "
+                "write 0 for none"
+            )
         if parent and last_frames[parent] >= first:
             raise ValueError(
                 f"{place}: parent {parent} must end before track {identity} begins in frame "
-                f"{first}, got its last frame {last_frames[parent]}"
+                f"{first}, got its last frame {last_frames[parent]}; end it earlier, or write 0 "
+                "for none"
             )
 
 
@@ -102,13 +153,14 @@ def check_labels_in_tracks(labels: _Labels, alive: _Ints, complete: bool, path: 
     if len(unlisted):
         raise ValueError(
             f"{path} must hold ids of tracks only, got label {unlisted[0]}, which has no track in "
-            "man_track.txt in this frame"
+            "man_track.txt in this frame; add it there, or set the label to 0"
         )
     missing = np.setdiff1d(alive, present)
     if complete and len(missing):
         raise ValueError(
             f"{path} must hold every track that man_track.txt has in this frame, got no label "
-            f"{missing[0]}"
+            f"{missing[0]}; where it is hidden, give the track two ids, one before and one after, "
+            "the second with the first as its parent"
         )
 
 
@@ -149,6 +201,21 @@ def match_masks_to_markers(labels: _Labels, markers: _Labels, alive: _Ints, spar
     return tracked
 
 
+def cut_tracks(tracks: _Ints, start: int, stop: int) -> _Table:
+    """Return what a table says of the frames from start to before stop, and of no other.
+
+    Parents that are in none of these frames are 0.
+
+    Examples:
+        >>> cut_tracks(np.array([[1, 0, 3, 0], [2, 4, 9, 1], [3, 4, 5, 1]]), 4, 6).tolist()
+        [[2, 4, 5, 0], [3, 4, 5, 0]]
+    """
+    kept = tracks[(tracks[:, 1] < stop) & (tracks[:, 2] >= start)].astype(np.int32)
+    kept[:, 1:3] = kept[:, 1:3].clip(start, stop - 1)
+    kept[~np.isin(kept[:, 3], kept[:, 0]), 3] = 0
+    return kept
+
+
 def find_visible_parents(tracks: _Ints, shown: Sequence[int]) -> dict[int, int]:
     """Return the parent of each track, jumping over generations that live between two frames.
 
@@ -178,10 +245,14 @@ def group_families(tracks: _Ints) -> list[list[int]]:
         [[1, 2, 3], [4]]
     """
     children: dict[int, list[int]] = {}
-    for identity, _, _, parent in sorted(tracks.tolist()):
+    for identity, _, _, parent in sorted(tracks.tolist(), reverse=True):
         children.setdefault(parent, []).append(identity)
-
-    def list_branch(identity: int) -> list[int]:
-        return [identity, *chain(*map(list_branch, children.get(identity, [])))]
-
-    return [list_branch(founder) for founder in children.get(0, [])]
+    families: list[list[int]] = []
+    waiting = [(founder, True) for founder in children.get(0, [])]
+    while waiting:
+        identity, is_founder = waiting.pop()
+        if is_founder:
+            families.append([])
+        families[-1].append(identity)
+        waiting += [(child, False) for child in children.get(identity, [])]
+    return families

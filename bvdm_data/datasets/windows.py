@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from bvdm_data.clip import check_annotations
 from bvdm_data.datasets.ctc import CTCSequence
-from bvdm_data.datasets.tracks import group_families
+from bvdm_data.datasets.tracks import group_families, list_alive
 from bvdm_data.rng import torch_rng
 from bvdm_data.validate import as_int, check_frames
 
@@ -248,6 +248,26 @@ def make_windows(
     return ListedWindows(windows), spec.frames
 
 
+def bound_rows(windows: Windows, cache: FrameCache) -> int:
+    """Return how many nuclei no window exceeds; one may go and come back in every other frame."""
+    source, ids = cache.source, dict[int, npt.NDArray[np.integer]]()
+    spans = (
+        {window.frames for window in windows.windows}
+        if isinstance(windows, ListedWindows)
+        else {tuple(start + time for time in windows.times) for start in windows.starts}
+    )
+    for number in {number for span in spans for number in span}:
+        if source.truth == "TRA" and len(source.tracks):
+            ids[number] = list_alive(source.tracks, number)
+        else:
+            ids[number] = np.flatnonzero(np.bincount(cache.read_masks(number).ravel())[1:])
+    most = 1
+    for span in spans:
+        _, counts = np.unique(np.concatenate([ids[number] for number in span]), return_counts=True)
+        most = max(most, int(((counts + 1) // 2).sum()))
+    return most
+
+
 def _list_used_frames(source: CTCSequence, spec: WindowSpec) -> range:
     first, end = source.numbers[0], source.numbers[-1] + 1
     low = as_int("start", spec.start, least=0)
@@ -269,7 +289,7 @@ def _check_starts(
         apart = f" with stride={stride}" if stride > 1 else ""
         raise ValueError(
             f"frames must be at most the {-(-len(used) // stride)} frames in use{apart}, got "
-            f"{frames}"
+            f"{frames}; give fewer frames, or another start, stop or stride"
         )
     if not starts:
         raise ValueError(

@@ -2,12 +2,13 @@
 
 import json
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -15,25 +16,53 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from bvdm_data.clip import Clip
+from bvdm_data.clip import LARGEST_COUNT, CameraScale, Clip
+from bvdm_data.datasets.ctc import CTCSequence, guess_scale, read_sequence
 from bvdm_data.datasets.ctc_videos import DEFAULT_BORDER, CTCVideos
 from bvdm_data.datasets.mixed import ClipSource, MixedVideos
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.evaluation.copy_paste import CopyPaste
 from bvdm_data.evaluation.segmenter import Clips
-from bvdm_data.files import open_atomic, write_tensors
+from bvdm_data.files import describe_damage, open_atomic, write_tensors
 from bvdm_data.fitting.training import compute_fingerprint
 from bvdm_data.synth.scene import Method
-from bvdm_data.weights import model_digest
+from bvdm_data.weights import load, model_digest, read_card
 
 
-def cache_json(path: Path, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-    """Read the JSON object in a file; where there is no file yet, compute and write it."""
-    if not path.is_file():
+def cache_json(
+    path: Path,
+    compute: Callable[[], Mapping[str, Any]],
+    find_fault: Callable[[Any], str | None] = lambda found: None,
+) -> dict[str, Any]:
+    """Read the JSON object in a file; where there is no file yet, compute and write it.
+
+    A file that is damaged, or that ``find_fault`` finds a fault in, is refused.
+    """
+    if not path.exists():
         text = json.dumps(replace_nan(compute()), indent=2) + "\n"
         with open_atomic(path) as temporary:
             temporary.write_text(text)
-    return cast(dict[str, Any], json.loads(path.read_text()))
+    return read_json(path, find_fault)
+
+
+def read_json(
+    path: Path, find_fault: Callable[[Any], str | None] = lambda found: None
+) -> dict[str, Any]:
+    """Read a JSON object of at most 16 MB, without NaN, in which ``find_fault`` finds none."""
+    try:
+        if not path.is_file() or path.stat().st_size > _LARGEST:
+            raise ValueError(f"no regular file of at most {_LARGEST} bytes")
+        found = json.loads(path.read_text(), parse_constant=_refuse_constant)
+        fault = find_fault(found) if isinstance(found, dict) else "no object"
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(describe_damage(path, error)) from error
+    if fault:
+        raise ValueError(describe_damage(path, fault))
+    return cast(dict[str, Any], found)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number in JSON")
 
 
 def replace_nan(value: Any) -> Any:
@@ -49,6 +78,9 @@ def hash_clips(clip: Mapping[str, object]) -> str:
     """Return a digest of all tensors of a clip."""
     tensors = ((key, clip[key]) for key in sorted(clip) if isinstance(clip[key], Tensor))
     return compute_fingerprint(*(part for pair in tensors for part in pair))
+
+
+_LARGEST = 2**24  # bytes of a JSON file
 
 
 class CachedClips(Dataset[Clip]):
@@ -79,12 +111,13 @@ class CachedClips(Dataset[Clip]):
     def clip(self, index: int) -> Clip:
         """Read clip ``index % count``."""
         path = _get_path(self.folder, index % self.count)
+        keys = ("video", *self.annotations, "index", "source")
         try:
             tensors = load_file(path)
-        except SafetensorError as error:
+            _check_kept(tensors, keys, (self.frames, *self.size))
+        except (SafetensorError, ValueError) as error:
             raise ValueError(f"the kept clip {path} is damaged ({error}); delete it") from error
         tensors["masks"] = tensors["masks"].int()
-        keys = ("video", *self.annotations, "index", "source")
         return cast(Clip, {key: tensors[key] for key in keys})
 
     def set_epoch(self, epoch: int) -> None:
@@ -112,7 +145,12 @@ def cache_clips(
     first = (source if probe is None else probe).clip(0)
     key = compute_fingerprint(json.dumps(dict(settings), sort_keys=True), hash_clips(first))
     place = folder / key
-    cache_json(place / "settings.json", lambda: settings)
+    wanted = json.loads(json.dumps(dict(settings)))
+
+    def find_other(found: object) -> str | None:
+        return None if found == wanted else f"it must hold {json.dumps(wanted)}"[:300]
+
+    cache_json(place / "settings.json", lambda: settings, find_other)
     if probe is None and not _get_path(place, 0).exists():
         _write_clip(place, 0, first)
     missing = [index for index in range(count) if not _get_path(place, index).exists()]
@@ -134,6 +172,21 @@ class _Numbered(Dataset[Clip]):
 
     def __getitem__(self, index: int) -> Clip:
         return self.source.clip(index)
+
+
+def _check_kept(
+    tensors: Mapping[str, Tensor], keys: Sequence[str], size: tuple[int, int, int]
+) -> None:
+    """Refuse a clip that lacks a key, is of another size, or has no grey values."""
+    missing = [key for key in (*keys, "masks") if key not in tensors]
+    if missing:
+        raise ValueError(f"no {missing[0]!r}")
+    for key, shape in (("video", (size[0], 1, *size[1:])), ("masks", size)):
+        if tuple(tensors[key].shape) != shape:
+            raise ValueError(f"{key!r} must be {shape}, got {tuple(tensors[key].shape)}")
+    video = tensors["video"]
+    if not (video.is_floating_point() and bool(((video >= 0) & (video <= 1)).all())):
+        raise ValueError("'video' must hold grey values from 0 to 1")
 
 
 def _get_path(folder: Path, index: int) -> Path:
@@ -159,6 +212,9 @@ ANNOTATIONS = ("masks", "tracks")  # what a clip that trains a network needs
 STREAM: dict[str, Any] = {"frames": 2, "annotations": ANNOTATIONS}
 
 
+_LATER: Any = None  # default of what :func:`settle_data` fills in
+
+
 @dataclass(frozen=True, kw_only=True)
 class Data:
     """What an experiment is made from.
@@ -177,9 +233,13 @@ class Data:
         variation: How far synthetic clips may leave the fitted video, from 0 to 1; None: what is
             usual for the method.
         seed: Seed of the synthetic clips.
-        frames: Frames of the clips of all arms.
-        size: Height and width of the clips of all arms, pixels.
+        frames: Frames of the clips of all arms. Default: 8, or as many as the videos have.
+        size: Height and width of the clips of all arms, pixels. Default: 256, or as large as fits
+            into both videos.
         border: Width in pixels of the band at the edge of real frames without complete truth.
+            Default: that of the model's fit.
+        scale: How counts of both videos become grey values. Default: that of the model, if all
+            counts lie on it.
         folder: Where clips and results are kept.
         workers: Processes of the DataLoader that makes clips.
         progress: Show progress bars.
@@ -194,9 +254,10 @@ class Data:
     method: str | Method = "fast"
     variation: float | None = None
     seed: int = 0
-    frames: int = 8
-    size: tuple[int, int] = (256, 256)
-    border: int = DEFAULT_BORDER
+    frames: int = _LATER
+    size: tuple[int, int] = _LATER
+    border: int = _LATER
+    scale: CameraScale = _LATER
     folder: Path
     workers: int = 0
     progress: bool = True
@@ -208,12 +269,61 @@ class Data:
                 f"test must be another video than train, got {self.test!r} for both; a network "
                 "cannot be judged by the video that it was trained on"
             )
-        height, width = self.size
-        if height != width or height % 8:
+        if self.size and (self.size[0] != self.size[1] or self.size[0] % 8):
             raise ValueError(
                 "size must be a square whose side is a multiple of 8 pixels, since samples "
                 f"are turned by 90 degrees and halved three times, got {self.size}"
             )
+
+
+def settle_data(data: Data) -> Data:
+    """Fill in border, frames, size and scale as they follow from the model and both videos.
+
+    Raises:
+        FileNotFoundError: If the model or a video is missing.
+        ValueError: If clips do not fit into the frames, or videos and model differ in their scale.
+    """
+    videos = []
+    for name, stop in ((data.train, data.stop), (data.test, data.test_stop)):
+        source = read_sequence(data.root, name)
+        videos.append(source.cut(source.numbers[0], stop))
+    border, fitted = data.border, read_card(data.model).get("settings")
+    if border is None:
+        known = fitted.get("border") if isinstance(fitted, dict) else None
+        border = known if isinstance(known, int) else DEFAULT_BORDER
+    side = min(side for video in videos for side in video.shape) - 2 * border
+    if side < (data.size or (8,))[0]:
+        raise ValueError(
+            f"frames must hold clips of at least {data.size or (8, 8)} pixels off the border of "
+            f"{border} px, got {[video.shape for video in videos]}; give a smaller border, or "
+            "larger frames"
+        )
+    frames = data.frames or min(8, *map(len, videos))
+    size, scale = data.size or (min(256, side // 8 * 8),) * 2, _choose_scale(data, videos)
+    return replace(data, border=border, frames=frames, size=size, scale=scale)
+
+
+def _choose_scale(data: Data, videos: Sequence[CTCSequence]) -> CameraScale:
+    """Return the model's grey scale, at which both videos are read; refuse videos off it."""
+    camera = load(data.model).camera
+    scale, span = data.scale or guess_scale(*videos), camera.full - camera.offset
+    # 32768 is no light where signed counts are stored as unsigned ones.
+    zero = camera.offset % 32768 + scale.offset // 32768 * 32768
+    zero = zero if zero + span <= LARGEST_COUNT else camera.offset
+    wanted = CameraScale(zero, zero + span)
+    if data.scale or videos[0].dtype == np.uint8:
+        is_one = scale == wanted
+    else:
+        is_one = wanted.offset <= scale.offset and scale.full <= wanted.full
+    if not is_one:
+        raise ValueError(
+            f"videos and model must have one grey scale to be compared, got counts from "
+            f"{scale.offset} to {scale.full} in videos {data.train!r} and {data.test!r} and from "
+            f"{camera.offset} to {camera.full} in model {str(data.model)!r}; give --offset "
+            f"{wanted.offset} --full {wanted.full}, which cuts off brighter light, or fit a model "
+            "at the scale of the videos"
+        )
+    return wanted
 
 
 @dataclass(frozen=True)
@@ -258,10 +368,10 @@ def make_arm(name: str, data: Data, count: int | None = None) -> Arm:
 
 def make_real_clips(data: Data) -> CTCVideos:
     """Return random windows of the training video, without end."""
-    frames = data.frames if data.stop is None else min(data.frames, data.stop)
-    options: dict[str, Any] = {"sequence": data.train, "stop": data.stop, "frames": frames}
-    options["annotations"] = ANNOTATIONS
-    return CTCVideos(data.root, size=data.size, border=data.border, **options)
+    options = _list_set(data, "frames", "size", "border", "scale", "stop")
+    if data.frames and data.stop:
+        options["frames"] = min(data.frames, data.stop)
+    return CTCVideos(data.root, sequence=data.train, annotations=ANNOTATIONS, **options)
 
 
 def count_real_clips(data: Data) -> int:
@@ -271,14 +381,18 @@ def count_real_clips(data: Data) -> int:
 
 def make_pasted_clips(data: Data) -> CopyPaste:
     """Return stills of real nuclei pasted on real background."""
-    options: dict[str, Any] = {"sequence": data.train, "stop": data.stop}
-    return CopyPaste(data.root, size=data.size, border=data.border, **options)
+    options = _list_set(data, "size", "border", "scale", "stop")
+    return CopyPaste(data.root, sequence=data.train, **options)
+
+
+def _list_set(data: Data, *names: str) -> dict[str, Any]:
+    given = {name: getattr(data, name) for name in names}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def make_synthetic_dataset(data: Data, **changes: Any) -> SyntheticHeLaVideos:
     """Return the endless data set of synthetic clips, with arguments changed."""
-    names = "frames", "size", "seed", "model", "method", "variation"
-    arguments: dict[str, Any] = {name: getattr(data, name) for name in names}
+    arguments = _list_set(data, "frames", "size", "seed", "model", "method", "variation")
     arguments["annotations"] = (*ANNOTATIONS, "stages")
     return SyntheticHeLaVideos(**arguments | changes)
 

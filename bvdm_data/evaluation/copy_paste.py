@@ -1,6 +1,5 @@
 """Clips of one frame: real nuclei pasted on real background, to compare the generator with."""
 
-import dataclasses
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -15,8 +14,8 @@ from scipy import ndimage
 from scipy.stats import median_abs_deviation
 from torch.utils.data import Dataset
 
-from bvdm_data.clip import DEFAULT_MAX_CELLS, CameraScale, Clip, annotate_masks, split_gaps
-from bvdm_data.datasets.ctc import CTCSequence, guess_scale, read_sequence
+from bvdm_data.clip import CameraScale, Clip, annotate_masks, split_gaps
+from bvdm_data.datasets.ctc import guess_scale, read_sequence
 from bvdm_data.fitting.video import estimate_background, mask_background
 from bvdm_data.rng import numpy_rng
 from bvdm_data.validate import (
@@ -191,7 +190,7 @@ class CopyPaste(Dataset[Clip]):
         scale: CameraScale | None = None,
         border: int = 25,
         length: int | None = None,
-        max_cells: int = DEFAULT_MAX_CELLS,
+        max_cells: int | None = None,
     ) -> None:
         """Check the arguments and cut out the nuclei; see the class."""
         if as_int("frames", frames) != 1:
@@ -200,9 +199,11 @@ class CopyPaste(Dataset[Clip]):
         self.seed = check_seed(seed)
         self.nuclei = _check_nuclei(nuclei)
         self.border = as_int("border", border, 0)
-        self.max_cells = check_max_cells(max_cells)
+        most = 1 + math.floor(self._expect(self.nuclei[1]))
+        self.max_cells = check_max_cells(most if max_cells is None else max_cells)
         whole = read_sequence(Path(root).expanduser().absolute(), sequence)
-        self.source = _cut_sequence(whole, stop)
+        end = None if stop is None else as_int("stop", stop, least=1)
+        self.source = whole.cut(whole.numbers[0], end)
         self._field = _compute_field(self.source.shape, self.border, self.size)
         self.scale = check_scale(scale) or guess_scale(self.source)
         once = len(self.source) * math.prod(self._field) / math.prod(self.size)
@@ -282,11 +283,15 @@ class CopyPaste(Dataset[Clip]):
         window = light[top : top + self.size[0], left : left + self.size[1]]
         return window.astype(np.float32) + fill_holes(rest, (top, left), self.size, rng)
 
+    def _expect(self, nuclei: float) -> float:
+        """Return how many nuclei are pasted in and around a tile."""
+        return nuclei / FRAME_AREA * math.prod(side + 2 * MARGIN for side in self.size)
+
     def _paste_nuclei(self, rng: np.random.Generator) -> tuple[Grey, Masks]:
         """Return the light and the labels of the pasted nuclei, ``size``."""
         wide = tuple(side + 2 * MARGIN for side in self.size)
         light, labels = np.zeros(wide, np.float32), np.zeros(wide, np.int32)
-        expected = rng.uniform(*self.nuclei) / FRAME_AREA * math.prod(wide)
+        expected = self._expect(rng.uniform(*self.nuclei))
         areas = [0]
         for _ in range(math.floor(expected + rng.random())):
             nucleus = self.library[rng.integers(len(self.library))]
@@ -312,23 +317,6 @@ def _check_nuclei(nuclei: tuple[float, float] | None) -> tuple[float, float]:
     if not 0 <= low <= high < math.inf:
         raise ValueError(f"nuclei must be {rule}, 0 <= fewest <= most, got {nuclei}")
     return low, high
-
-
-def _cut_sequence(source: CTCSequence, stop: int | None) -> CTCSequence:
-    """Cut the video, so that frames from stop on cannot be read."""
-    if stop is None:
-        return source
-    as_int("stop", stop, least=1)
-    numbers = tuple(n for n in source.numbers if n < stop)
-    if not numbers:
-        raise ValueError(f"stop must be above the first frame, {source.numbers[0]}, got {stop}")
-    frames, masks, markers = (
-        {number: name for number, name in names.items() if number < stop}
-        for names in (source.frame_names, source.mask_names, source.marker_names)
-    )
-    return dataclasses.replace(
-        source, numbers=numbers, frame_names=frames, mask_names=masks, marker_names=markers
-    )
 
 
 def _compute_field(shape: tuple[int, int], border: int, size: tuple[int, int]) -> tuple[int, int]:

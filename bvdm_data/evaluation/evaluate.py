@@ -122,6 +122,10 @@ class Run:
     questions: Questions
     log: experiment.Log
 
+    def __post_init__(self) -> None:
+        """Fill in what follows from the model and the videos."""
+        object.__setattr__(self, "data", arms.settle_data(self.data))
+
     @cached_property
     def train_clip(self) -> Clip:
         """The whole training video."""
@@ -138,7 +142,8 @@ class Run:
         return make_full_clip(self.reference)
 
     def _read(self, sequence: str, stop: int | None) -> Reference:
-        return read_reference(self.data.root, sequence, stop=stop, border=self.data.border)
+        border, scale = self.data.border, self.data.scale
+        return read_reference(self.data.root, sequence, stop=stop, border=border, scale=scale)
 
     def train(self, arm: Arm, seed: int) -> experiment.Trial:
         """Train and test one segmenter."""
@@ -177,15 +182,17 @@ def evaluate(
         FileNotFoundError: If a video or the model is missing.
         ModuleNotFoundError: If a package of the extra ``evaluate`` is missing.
         OSError: If the folder of the report cannot be written into.
-        ValueError: If a part or an arm does not exist, or a video cannot be used.
+        ValueError: If a part or an arm does not exist, a video cannot be used, or videos and model
+            differ in their grey scale.
     """
-    run = Run(data, questions or Questions(), say)
-    parts = run.questions.parts
+    questions = questions or Questions()
+    parts = questions.parts
     for package in {name for part in parts for name in NEEDED[part]}:
         require(package)
     if report is not None:
         require("matplotlib")
     check_unseen(data)
+    run = Run(data, questions, say)
     say(f"test video {data.test}: {len(run.reference.video)} frames")
     if report is not None:
         check_writable(Path(report))
@@ -216,15 +223,15 @@ def evaluate_distance(run: Run) -> dict[str, Any]:
             pasted = arms.make_pasted_clips(data)
             sets[name] = [pasted.clip(index) for index in range(PASTED)]
     features, side = distances.load_efficientnet_lite0(), min(distances.TILE, *data.size)
+    crop = min(distances.CROP, *data.size)
     given: dict[str, Any] = {"reference": run.train_clip, "features": features}
-    crops = distances.measure_feature_distance(sets, count=budget.crops, **given)
+    crops = distances.measure_feature_distance(sets, count=budget.crops, size=crop, **given)
     tiles = distances.measure_tile_distance(sets, count=budget.tiles, size=side, **given)
     for kind, rows in {"crops": crops, "tiles": tiles}.items():
         for row in rows:
             kernel = f"{row.kernel.value:.1f} +- {row.kernel.error:.1f}"
             figures = {f"KID-{row.features} x 1000": kernel, f"FD-{row.features}": row.frechet}
             run.log(experiment.format_figures(f"{kind}, {row.name}", figures | {"n": row.count}))
-    crop = distances.CROP
     note = (
         f"{budget.crops} crops of {crop} x {crop} around nuclei and {budget.tiles} tiles of {side} "
         f"x {side} of each set, against as many of video {data.train}."
@@ -355,6 +362,8 @@ def describe_run(run: Run) -> dict[str, Any]:
         "test": data.test,
         "test_frames": len(run.reference.video),
         "clip": {"frames": videos.frames, "size": list(videos.size), "seed": videos.seed},
+        "border": data.border,
+        "scale": asdict(data.scale),
         "arms": list(run.questions.arms),
         "budget": replace_nan(asdict(run.questions.budget)),
         "machine": get_machine_info(),

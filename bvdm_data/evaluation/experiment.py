@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ RECIPE = 2
 # What is measured of each trained network, in the order of tables.
 FIGURES = ("seg", "det", "tra", "lnk", "bc", "valid", "found", "found_dim")
 LINK_FIGURES = ("lnk", "bc", "tra")  # what is measured of links alone, where SEG and DET are 1
+
+_ROUNDED = 1e-9  # by which a figure may leave its range
 
 Log = Callable[[str], object]
 
@@ -88,7 +90,8 @@ def train_and_test(
         seconds = round(time.monotonic() - start, 1)
         return asdict(scores) | {"found": recall, "found_dim": dim_recall, "seconds": seconds}
 
-    trial = Trial(arm.name, seed, **_replace_none(cache_json(folder / f"{key}.json", measure)))
+    kept = _cache_figures(folder / f"{key}.json", measure, ("arm", "seed"), Trial)
+    trial = Trial(arm.name, seed, **kept)
     figures = {figure: getattr(trial, figure) for figure in FIGURES}
     log(format_figures(arm.name, {"seed": seed} | figures))
     return trial
@@ -166,7 +169,7 @@ def train_and_link(
         linked = linker.link(trained, reference.video, reference.masks)
         return asdict(score(*linked, reference.masks, reference.tracks))
 
-    return Scores(**_replace_none(cache_json(folder / f"{key}.json", measure)))
+    return Scores(**_cache_figures(folder / f"{key}.json", measure, (), Scores))
 
 
 def summarize_links(name: str, scores: Sequence[Scores]) -> dict[str, Any]:
@@ -209,5 +212,21 @@ def _count_seeds_needed(gain: float, deviation: float) -> float:
     return next((float(seeds) for seeds, least in thresholds if abs(gain) >= least), math.nan)
 
 
-def _replace_none(figures: Mapping[str, float | None]) -> dict[str, Any]:
-    return {name: math.nan if value is None else value for name, value in figures.items()}
+def _cache_figures(
+    path: Path, measure: Callable[[], dict[str, Any]], given: Sequence[str], kind: type[Any]
+) -> dict[str, float]:
+    """Read or measure the fields of a dataclass that are not given; null is NaN."""
+    names = [field.name for field in fields(kind) if field.name not in given]
+
+    def find_fault(found: Mapping[str, Any]) -> str | None:
+        for name in [*names, *found]:
+            value, most = found.get(name, ""), math.inf if name == "seconds" else 1.0
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if name not in names:
+                return f"{name!r} is no entry of it"[:200]
+            if value is not None and not (is_number and -_ROUNDED <= value <= most + _ROUNDED):
+                return f"{name!r} must be a number from 0 to {most:g} or null, got {value!r}"[:200]
+        return None
+
+    found = cache_json(path, measure, find_fault)
+    return {name: math.nan if found[name] is None else float(found[name]) for name in names}

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from bvdm_data.adapters.common import find_ancestors
+from bvdm_data.adapters.common import find_ancestors, match_relatives
 from bvdm_data.clip import Clip, measure_boxes, split_gaps
 from bvdm_data.datasets.sources import MapStyle
 from bvdm_data.evaluation.arms import hash_clips
@@ -60,12 +60,8 @@ def make_clip_windows(clip: Clip, frames: int) -> list[Window]:
             features, frames, progbar_class=_NO_BAR, as_torch=True
         )
     lines = find_ancestors(clip["tracks"][clip["tracks"][:, 0] > 0].numpy())
-    related = torch.zeros((max(lines, default=0) + 1,) * 2)
-    for identity, line in lines.items():
-        related[identity, line] = related[line, identity] = 1.0
     for window in windows:
-        ids = window["labels"].long()
-        window["assoc_matrix"] = related[ids][:, ids]
+        window["assoc_matrix"] = match_relatives(lines, window["labels"].long())
         del window["t1"]
     return [w for w in windows if w["assoc_matrix"][keep_within_gap(w["timepoints"])].any()]
 

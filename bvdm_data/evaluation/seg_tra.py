@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bvdm_data.clip import split_gaps
-from bvdm_data.datasets.ctc import guess_scale, read_sequence, write_sequence
+from bvdm_data.clip import LARGEST_COUNT, CameraScale, split_gaps
+from bvdm_data.datasets.ctc import guess_scale, read_sequence
 from bvdm_data.datasets.ctc_videos import DEFAULT_BORDER
 from bvdm_data.datasets.tiff import write_image
-from bvdm_data.datasets.tracks import check_track_table
+from bvdm_data.datasets.tracks import check_ids_match, check_track_table
 from bvdm_data.fitting.video import estimate_background
 from bvdm_data.system import require
 
@@ -54,15 +54,23 @@ class Reference:
 
 
 def read_reference(
-    root: str | Path, sequence: str = "02", *, stop: int | None = None, border: int = DEFAULT_BORDER
+    root: str | Path,
+    sequence: str = "02",
+    *,
+    stop: int | None = None,
+    border: int = DEFAULT_BORDER,
+    scale: CameraScale | None = None,
 ) -> Reference:
-    """Read an annotated video up to its first frame without masks, and clear the border."""
+    """Read an annotated video up to its first frame without masks, and clear the border.
+
+    Without a scale, the video gets one of its own.
+    """
     source = read_sequence(root, sequence)
-    scale = guess_scale(source)
-    end = math.inf if stop is None else stop
+    source = source.cut(source.numbers[0], stop)
+    scale = scale or guess_scale(source)
     grey, labels = [], []
     for number in source.numbers:
-        if number >= end or (masks := source.masks(number)) is None:
+        if (masks := source.masks(number)) is None:
             break
         grey.append(scale.to_grey(source.frame(number)))
         labels.append(masks)
@@ -111,28 +119,40 @@ def score(
 ) -> Scores:
     """Score a result with py-ctcmetrics, the measures of the Cell Tracking Challenge.
 
-    The reference's masks are its segmentation and its tracking truth at once.
+    The reference's masks are its segmentation and its tracking truth at once. LNK is NaN where the
+    reference has no links.
     """
     if masks.shape != reference_masks.shape or masks.ndim != 3 or len(masks) < 2:
         raise ValueError(
             "masks and reference_masks must be [F, H, W] of one shape with F at least 2, got "
-            f"{masks.shape} and {reference_masks.shape}"
+            f"{masks.shape} and {reference_masks.shape}; give masks of zeros for frames without any"
         )
     if not reference_masks.any():
         raise ValueError("reference_masks must hold at least one nucleus, got none")
-    if masks.min() < 0 or masks.max() > 65535:
-        raise ValueError(f"masks must hold ids from 0 to 65535, got {masks.min()}, {masks.max()}")
+    for name, ids in (("masks", masks), ("reference_masks", reference_masks)):
+        if ids.min() < 0 or ids.max() > LARGEST_COUNT:
+            raise ValueError(
+                f"{name} must hold ids from 0 to {LARGEST_COUNT}, got {ids.min()} to {ids.max()}"
+            )
     table = check_track_table(tracks, len(masks))
+    truth = check_track_table(reference_tracks, len(masks))
+    check_ids_match(reference_masks, truth)
+    has_links = bool(((truth[:, 2] > truth[:, 1]) | (truth[:, 3] > 0)).any())
     if not len(table) and not masks.any():
-        _, counts = np.unique(reference_tracks[reference_tracks[:, 3] > 0, 3], return_counts=True)
-        return Scores(0.0, 0.0, 0.0, 0.0, 0.0 if (counts > 1).any() else math.nan, 0.0)
+        _, counts = np.unique(truth[truth[:, 3] > 0, 3], return_counts=True)
+        lnk, bc = (0.0 if known else math.nan for known in (has_links, (counts > 1).any()))
+        return Scores(0.0, 0.0, 0.0, lnk, bc, 0.0)
     if not len(table):
         return Scores(math.nan, math.nan, math.nan, math.nan, math.nan, 0.0)
     with tempfile.TemporaryDirectory() as folder:
-        empty = np.zeros(masks.shape, np.uint16)
-        write_sequence(folder, "01", empty, reference_masks, reference_tracks)
-        _write_result(Path(folder) / "01_RES", masks, table)
-        values = _evaluate(Path(folder))
+        home = Path(folder)
+        _write_masks(home / "01_RES", "mask", masks)
+        np.savetxt(home / "01_RES" / "res_track.txt", table, fmt="%d")
+        _write_masks(home / "01_GT" / "SEG", "man_seg", reference_masks)
+        _write_masks(home / "01_GT" / "TRA", "man_track", reference_masks)
+        np.savetxt(home / "01_GT" / "TRA" / "man_track.txt", truth, fmt="%d")
+        # Without links to find, the library divides by 0.
+        values = _evaluate(home, [name for name in METRICS if has_links or name != "LNK"])
     return Scores(*[math.nan if value is None else float(value) for value in values])
 
 
@@ -159,22 +179,24 @@ def measure_recall(
     return float(is_found.mean()), float(is_found[dim].mean())
 
 
-def _write_result(folder: Path, masks: Labels, table: Labels) -> None:
-    folder.mkdir()
+def _write_masks(folder: Path, prefix: str, masks: Labels) -> None:
+    folder.mkdir(parents=True)
     digits = max(3, len(str(len(masks) - 1)))
     for number, mask in enumerate(masks):
-        write_image(folder / f"mask{number:0{digits}d}.tif", mask.astype(np.uint16))
-    np.savetxt(folder / "res_track.txt", table, fmt="%d")
+        # The library adds ids of both sides in the dtype of the files, and takes the smallest one
+        # of a frame for the background.
+        image = np.pad(mask, ((0, 1), (0, 0))).astype(np.uint32)
+        write_image(folder / f"{prefix}{number:0{digits}d}.tif", image)
 
 
-def _evaluate(folder: Path) -> list[float | None]:
+def _evaluate(folder: Path, metrics: list[str]) -> list[float | None]:
     require("ctc_metrics")
     evaluate_sequence = require("ctc_metrics.scripts.evaluate").evaluate_sequence
     # One thread: the library's pool would fork a process in which torch has run.
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scores = evaluate_sequence(
-            str(folder / "01_RES"), str(folder / "01_GT"), metrics=list(METRICS), threads=1
+            str(folder / "01_RES"), str(folder / "01_GT"), metrics=metrics, threads=1
         )
     return [scores.get(name) for name in ("SEG", "DET", "TRA", "LNK", "BC(1)", "Valid")]
 

@@ -11,8 +11,15 @@ import numpy.typing as npt
 from scipy import stats
 
 from bvdm_data.clip import STAGES
-from bvdm_data.fitting.nuclei import INTERPHASE, Array, Lineage, Nuclei, measure_spread
-from bvdm_data.fitting.video import VideoTooShortError
+from bvdm_data.fitting.nuclei import (
+    INTERPHASE,
+    Array,
+    Lineage,
+    Nuclei,
+    advise,
+    measure_spread,
+)
+from bvdm_data.fitting.video import VideoTooShortError, correlate
 from bvdm_data.rng import numpy_rng
 from bvdm_data.synth.cell_cycle import (
     POST_MITOTIC,
@@ -51,7 +58,7 @@ def fit_cell_cycle(nuclei: Nuclei, *, minutes: float) -> CellCycleModel:
         raise VideoTooShortError(
             "the video must show at least 2 divisions whose mothers are seen whole for some frames "
             f"before, got {len(nuclei.references)} of {len(nuclei.lineage.daughters)} divisions; "
-            "give a longer video"
+            f"{advise(nuclei.crops, 'give a longer video')}"
         )
     pairs = [nuclei.lineage.rows_at(d) for d in nuclei.lineage.daughters.values() if len(d) == 2]
     born = np.array([pair for pair in pairs if pair], int).reshape(-1, 2)
@@ -210,7 +217,7 @@ def _fit_size_drift(nuclei: Nuclei, body: Array) -> Array:
         return np.array([0.0, 0.9])
     total = stats.median_abs_deviation(deviation[measured], scale="normal")
     bodies = stats.median_abs_deviation(np.log(body), scale="normal")
-    correlation = float(np.corrcoef(*deviation[pairs].T)[0, 1])
+    correlation = correlate(*deviation[pairs].T)
     memory = float(np.clip(correlation, 0.0, 0.98**_LATER)) ** (1 / _LATER)
     return np.array([math.sqrt(max(total**2 - bodies**2, 0.0)), memory])
 
@@ -282,7 +289,7 @@ def _measure_shared_drift(nuclei: Nuclei, score: Array, memory: float) -> float:
     table = np.array(drifts).reshape(-1, 2)
     if len(table) < LEAST_AT_AGE or not (table.std(axis=0) > 0).all():
         return SHARED
-    return float(np.clip(np.corrcoef(*table.T)[0, 1], 0.0, 1.0))
+    return min(max(correlate(*table.T), 0.0), 1.0)
 
 
 def _measure_stage_brightness(nuclei: Nuclei) -> Array:

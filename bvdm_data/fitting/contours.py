@@ -9,7 +9,13 @@ from scipy import ndimage
 from scipy.stats import median_abs_deviation
 
 from bvdm_data.clip import STAGES
-from bvdm_data.fitting.nuclei import INTERPHASE, Nuclei, fit_ar1_plus_noise, measure_ellipse
+from bvdm_data.fitting.nuclei import (
+    INTERPHASE,
+    Nuclei,
+    advise,
+    fit_ar1_plus_noise,
+    measure_ellipse,
+)
 from bvdm_data.rng import numpy_rng
 from bvdm_data.synth.contours import CONTOUR_POINTS, Array, ShapeModel
 
@@ -86,7 +92,8 @@ def fit_shapes(nuclei: Nuclei, contours: Contours, *, seed: int = 0) -> tuple[Sh
     if len(of_stage[0]) < 2:
         raise ValueError(
             "at least 2 whole nuclei in interphase are needed to fit shapes, got "
-            f"{len(of_stage[0])} whose mask is a filled, rounded shape"
+            f"{len(of_stage[0])} whose mask is a filled, rounded shape; "
+            f"{advise(nuclei.crops, 'smooth and fill the masks, or give a longer video')}"
         )
     components = [_fit_components(own if len(own) >= 2 else of_stage[0]) for own in of_stage]
     memory, fresh, wobble, length = _fit_dynamics(nuclei, contours.radii, *components[0])
@@ -170,9 +177,10 @@ def _fit_dynamics(
         miss = ((radii[now] - radii[later]) ** 2).sum(1)
         is_turned = ((radii[now] - turned[later]) ** 2).sum(1) < miss
         second = np.where(is_turned[:, None], turned_scores[later], scores[later])
-        spread = np.sqrt((scores[now] ** 2).mean(0) * (second**2).mean(0))  # means are 0
+        # Means are 0; a score that never varies correlates with nothing.
+        spread = np.sqrt((scores[now] ** 2).mean(0) * (second**2).mean(0)).clip(1e-12)
         products = (scores[now] * second).mean(0) / spread
-        correlations.append(np.clip(np.nan_to_num(products), 0.0, 1.0))
+        correlations.append(np.clip(products, 0.0, 1.0))
     near, far = correlations
     memory, fresh = fit_ar1_plus_noise(near, far, _LATER)
     growth = np.log(nuclei.area[pairs[0][:, 1]] / nuclei.area[pairs[0][:, 0]])

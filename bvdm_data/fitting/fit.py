@@ -1,17 +1,21 @@
 """Fit a model to one annotated video and write it to one file; a killed fit can be continued."""
 
+import math
+import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bvdm_data.clip import STAGES, CameraScale
 from bvdm_data.datasets.ctc import CTCSequence, guess_scale, read_sequence
 from bvdm_data.datasets.ctc_videos import DEFAULT_BORDER
 from bvdm_data.files import check_writable
 from bvdm_data.fitting.cell_cycle import fit_cell_cycle, tabulate_intensities
-from bvdm_data.fitting.contours import fit_shapes, trace_contours
+from bvdm_data.fitting.contours import LEAST_OVERLAP, Contours, fit_shapes, trace_contours
 from bvdm_data.fitting.denoiser import (
     DENOISER_TRAINING,
     PAIRS,
@@ -25,6 +29,8 @@ from bvdm_data.fitting.denoiser import (
 from bvdm_data.fitting.motion import LEAST_STEPS, fit_density, fit_motion
 from bvdm_data.fitting.nuclei import (
     INTERPHASE,
+    LEFT_OUT,
+    SHARE,
     Nuclei,
     check_fittable,
     extract_crops,
@@ -39,7 +45,7 @@ from bvdm_data.fitting.paper_networks import (
     train_flownet,
 )
 from bvdm_data.fitting.texture_noise import DEFAULT, fit_noise_autocorrelation
-from bvdm_data.fitting.training import Run, TrainingLog, TrainingSettings
+from bvdm_data.fitting.training import Run, TrainingLog, TrainingSettings, split_tracks
 from bvdm_data.fitting.video import Video, VideoTooShortError, fit_camera, read_video
 from bvdm_data.synth.cell_cycle import CellCycleModel
 from bvdm_data.synth.contours import ShapeModel
@@ -48,7 +54,7 @@ from bvdm_data.synth.model import Model, TextureModel
 from bvdm_data.synth.motion import MotionModel
 from bvdm_data.synth.networks import FlowNet, UNet, UNetSettings
 from bvdm_data.system import list_versions
-from bvdm_data.validate import as_int, check_device, check_scale, check_seed
+from bvdm_data.validate import Rule, as_int, check_device, check_fields, check_scale, check_seed
 from bvdm_data.weights import load, save
 
 Card = dict[str, object]  # entries of the card of a model: JSON values
@@ -68,6 +74,7 @@ class FitSettings:
         flow: Training of the paper's FlowNet, by the paper's recipe. Its seed becomes ``seed``.
         network: Size of the DDPM's U-Net.
         minutes: Time between two frames, in minutes; 30 in Fluo-N2DL-HeLa.
+        pixel_size: Side of a pixel, micrometres, for the card; None: not known.
         border: Width in pixels of the band at the frame's edge without complete truth.
         seed: Seed of everything.
         stop: Frame number after the last one that is used; None: all.
@@ -81,14 +88,15 @@ class FitSettings:
     flow: TrainingSettings = FLOW_TRAINING
     network: UNetSettings = UNetSettings()  # noqa: RUF009  # frozen
     minutes: float = 30.0
+    pixel_size: float | None = None
     border: int = DEFAULT_BORDER
     seed: int = 0
     stop: int | None = None
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        if not self.minutes > 0:
-            raise ValueError(f"minutes must be above 0, got {self.minutes}")
+        above = Rule(float, above=0)
+        check_fields(self, minutes=above, pixel_size=replace(above, or_none=True))
         # Plain ints, since the card is written as JSON; one seed for all parts.
         object.__setattr__(self, "seed", check_seed(self.seed))
         object.__setattr__(self, "pairs", as_int("pairs", self.pairs, least=4))
@@ -154,12 +162,14 @@ def fit(
     start = None if start_from is None else load(start_from)
     folder = Path(work_dir) if work_dir is not None else path.with_suffix(".fit")
     source = read_sequence(root, sequence, truth)
+    # Nothing is known of frames that are not in use.
+    source = source.cut(source.numbers[0], settings.stop)
     _check_border(settings.border, source.shape)
     check_writable(path.parent)
     scale = check_scale(scale) or guess_scale(source)
     steps = _Steps(settings, start, folder, place, progress)
 
-    video = read_video(source, scale, stop=settings.stop, progress=progress)
+    video = read_video(source, scale, progress=progress)
     nuclei = measure_nuclei(extract_crops(video), video.tracks)
     check_fittable(nuclei.crops)
     contours = trace_contours(nuclei.crops.masks)
@@ -167,15 +177,20 @@ def fit(
     shapes, overlap = fit_shapes(nuclei, contours, seed=settings.seed)
     motion = steps.fit_motion(nuclei, video)
     camera = fit_camera(video)
+    _check_finite(shapes=shapes, lives=lives, motion=motion, camera=camera)
+    left_out = _count_left_out(video, nuclei, contours)
+    _warn_of_left_out(left_out)
     samples = extract_aligned_crops(nuclei, contours, video)
+    steps.prepare_paper_networks(nuclei)
     painter, distilled = steps.train_networks(samples, shapes, lives, camera.noise)
     model = Model(shapes, lives, motion, camera, DEFAULT, painter, distilled)
     texture, correlations = steps.fit_texture(model, nuclei)
-    unet, flownet = steps.train_paper_networks(nuclei)
+    unet, flownet = steps.train_paper_networks()
     model = replace(model, texture=texture, unet=unet, flownet=flownet)
 
     card = {
         "data": _describe_data(source, video, nuclei),
+        "left_out": {name: count for name, (count, _) in left_out.items()},
         "measured": {
             **_describe_statistics(model, nuclei),
             "outline_overlap": round(overlap, 4),
@@ -205,6 +220,8 @@ class _Steps:
     progress: bool
     inherited: list[str] = field(default_factory=list)  # what came from the model to start from
     trained: Card = field(default_factory=dict)  # entries of the card, by network
+    # what FlowNet and DDPM of the paper's method learn from
+    learned: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
     def fit_lives(self, nuclei: Nuclei) -> CellCycleModel:
         try:
@@ -268,16 +285,23 @@ class _Steps:
             texture = self.start.texture
         return texture, correlations
 
-    def train_paper_networks(self, nuclei: Nuclei) -> tuple[UNet | None, FlowNet | None]:
+    def prepare_paper_networks(self, nuclei: Nuclei) -> None:
+        """Prepare what they learn from, so that a video that shows too little is refused early."""
+        if self.settings.paper:
+            pairs = make_mask_pairs(nuclei.crops, nuclei.lineage)
+            self.learned = pairs, normalize_crops(nuclei.crops)
+            for _, track in self.learned:
+                split_tracks(track, self.settings.seed)
+
+    def train_paper_networks(self) -> tuple[UNet | None, FlowNet | None]:
         settings, start = self.settings, self.start
-        if not settings.paper:
+        if self.learned is None:
             if start is None or start.unet is None:
                 return None, None
             self.inherited.append("networks of the paper's method")
             return start.unet, start.flownet
-        pairs = make_mask_pairs(nuclei.crops, nuclei.lineage)
+        pairs, crops = self.learned
         flownet, flow_log, iou = train_flownet(pairs, settings.flow, self._run("flow"))
-        crops = normalize_crops(nuclei.crops)
         unet, log = train_ddpm(crops, settings.texture, self._run("texture"), settings.network)
         self._describe("texture", log)
         self._describe("flow", flow_log, **iou)
@@ -295,7 +319,8 @@ class _Steps:
             "rate": settings.rate,
             "average": settings.average,
             "loss": [round(loss, 6) for _, loss in log.train],
-            "held_out_loss": [round(loss, 6) for _, loss in log.held_out],
+            # JSON has no NaN: held-out nuclei without any texture
+            "held_out_loss": [round(x, 6) if math.isfinite(x) else None for _, x in log.held_out],
             "checked_at": [step for step, _ in log.held_out],
             "hours": round(log.seconds / 3600, 3),
             **more,
@@ -324,6 +349,47 @@ def _describe_statistics(model: Model, nuclei: Nuclei) -> Card:
         "brightness_memory": round(lives.brightness_autocorrelation, 4),
         "brightness_shared": round(lives.brightness_sister_correlation, 4),
     }
+
+
+# The likely cause of a number that could not be measured, by part of the model.
+_CAUSES = {
+    "shapes": "are the masks filled, rounded shapes?",
+    "lives": "do the tracks show divisions, and nuclei that grow?",
+    "motion": "do the tracks follow nuclei from frame to frame?",
+    "camera": "do enough frames show background between the nuclei?",
+}
+
+
+def _check_finite(**parts: object) -> None:
+    """Refuse what could not be measured, ahead of any training."""
+    for part, measured in parts.items():
+        for name, value in vars(measured).items():
+            if not np.isfinite(np.asarray(value, float)).all():
+                raise ValueError(
+                    f"{part}.{name} must be finite to fit networks, got NaN or infinity from the "
+                    f"video; {_CAUSES[part]}"
+                )
+
+
+def _count_left_out(video: Video, nuclei: Nuclei, contours: Contours) -> dict[str, tuple[int, int]]:
+    """Count what is left out of the fit, and of how many, by ``LEFT_OUT``."""
+    crops = nuclei.crops
+    seen, divisions = len(crops.track) + sum(crops.left_out.values()), len(nuclei.lineage.daughters)
+    ragged = int((contours.iou < LEAST_OVERLAP).sum())
+    counts = {name: (count, seen) for name, count in crops.left_out.items()}
+    counts["nuclei_in_pieces"] = (crops.left_out["nuclei_in_pieces"] + ragged, seen)
+    counts["divisions_not_whole"] = (divisions - len(nuclei.references), divisions)
+    counts["frames_without_masks"] = (video.skipped, len(video.frames) + video.skipped)
+    crowded = sum(not frame.is_clear for frame in video.frames)
+    counts["frames_without_background"] = (crowded, len(video.frames))
+    return counts
+
+
+def _warn_of_left_out(counts: Mapping[str, tuple[int, int]]) -> None:
+    many = {name: pair for name, pair in counts.items() if pair[0] > SHARE * pair[1]}
+    if many:
+        words = (f"{count} of {total} {LEFT_OUT[name]}" for name, (count, total) in many.items())
+        warnings.warn(f"left out of the fit: {'; '.join(words)}", stacklevel=3)
 
 
 def _check_border(border: int, shape: tuple[int, int]) -> None:

@@ -9,11 +9,19 @@ from scipy import ndimage, stats
 from scipy.optimize import isotonic_regression
 
 from bvdm_data.fitting.cell_cycle import LEAST_AT_AGE
-from bvdm_data.fitting.nuclei import INTERPHASE, Array, Nuclei, fit_ar1_plus_noise, measure_spread
-from bvdm_data.fitting.video import Video
+from bvdm_data.fitting.nuclei import (
+    INTERPHASE,
+    Array,
+    Nuclei,
+    advise,
+    fit_ar1_plus_noise,
+    measure_spread,
+)
+from bvdm_data.fitting.video import Video, correlate
 from bvdm_data.rng import numpy_rng
 from bvdm_data.synth.cell_cycle import PRE_MITOTIC
-from bvdm_data.synth.motion import CONTACT, MotionModel, SpeedModel
+from bvdm_data.synth.motion import MotionModel, SpeedModel
+from bvdm_data.synth.occupancy import CONTACT
 
 Rows = npt.NDArray[np.int64]
 LEAST_STEPS = 5  # steps, or pairs of them, that a figure must rest on; with fewer it stays neutral
@@ -34,7 +42,7 @@ def fit_motion(nuclei: Nuclei, video: Video, *, border: int) -> MotionModel:
     if len(calm) < 10:
         raise ValueError(
             "the video must show nuclei in consecutive frames to fit motion, got "
-            f"{len(calm)} such pairs"
+            f"{len(calm)} such pairs; {advise(crops, 'give a longer video, or check the ids')}"
         )
     freedom, _, scale = stats.t.fit(_measure_steps(nuclei, calm).ravel(), floc=0)
     pairs = lineage.find_pairs(1)
@@ -124,8 +132,7 @@ def _correlate_later(nuclei: Nuclei, values: Array, lag: int) -> float:
     pairs = nuclei.lineage.find_pairs(lag, np.isfinite(values))
     if len(pairs) < LEAST_STEPS:
         return 0.0
-    correlation = float(np.corrcoef(*values[pairs].T)[0, 1])
-    return correlation if math.isfinite(correlation) else 0.0
+    return correlate(*values[pairs].T)
 
 
 def _fit_student_t(lengths: Array, spread: float) -> tuple[float, float]:
@@ -207,6 +214,11 @@ def fit_density(video: Video, border: int) -> Array:
         y, x = np.array(centres).T
         inside = (y >= border) & (y < height - border) & (x >= border) & (x < width - border)
         density.append(inside.sum() / ((height - 2 * border) * (width - 2 * border)))
+    if not any(density):
+        raise ValueError(
+            f"border must leave nuclei in the field of interest to measure their density, got "
+            f"{border} and none in {len(density)} frames; give a smaller border"
+        )
     return np.array(density)
 
 

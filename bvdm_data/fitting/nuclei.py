@@ -6,8 +6,8 @@ mitosis shows in two to six frames.
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -44,12 +44,40 @@ class Crops:
     frame: npt.NDArray[np.int64]  # frame number, [n]
     brightness: npt.NDArray[np.float32]  # mean of light inside the nucleus, [n] float32
     centre: npt.NDArray[np.float32]  # centroid (y, x) in the frame, [n, 2] float32
+    left_out: Mapping[str, int] = field(default_factory=dict)  # other nuclei, by LEFT_OUT
+    side: int = 0  # px: of the boxes of 95 % of all nuclei, those left out among them
+
+
+SHARE = 0.05  # of the nuclei, frames or divisions: where more are left out, there is a warning
+LEFT_OUT = {
+    "nuclei_too_large": "nuclei are larger than the patch",
+    "nuclei_at_border": "nuclei touch the border of the frame",
+    "nuclei_untracked": "nuclei are in no track",
+    "nuclei_in_pieces": "nuclei have masks that are ragged, hollow or in pieces",
+    "divisions_not_whole": "divisions have a mother who is not seen whole for some frames before",
+    "frames_without_masks": "frames have no masks",
+    "frames_without_background": "frames are too crowded to measure background",
+}
+"""What a fit leaves out, by its name on the card."""
 
 
 def extract_crops(video: Video, *, patch: int = PATCH) -> Crops:
     """Cut every nucleus that is whole, tracked and fits into a patch out of the frames."""
     tracks = {int(track) for track in video.tracks[:, 0]}
-    rows = [row for frame in video.frames for row in _cut_frame(frame, patch) if row[2] in tracks]
+    rows, sides, left_out = [], [], dict.fromkeys([*LEFT_OUT][:4], 0)
+    for frame in video.frames:
+        above = frame.grey - frame.background
+        for label, box in enumerate(ndimage.find_objects(frame.masks), start=1):
+            if box is None:
+                continue
+            sides.append(max(side.stop - side.start for side in box))
+            reason = _find_reason(frame.masks, label, box, patch)
+            if reason is None and label not in tracks:
+                reason = "nuclei_untracked"
+            if reason is None:
+                rows.append(_cut_nucleus(frame, above, label, box, patch))
+            else:
+                left_out[reason] += 1
     light, masks, track, number, brightness, centre = zip(*rows, strict=True) if rows else [()] * 6
     return Crops(
         light=np.array(light, np.float16).reshape(-1, patch, patch),
@@ -58,21 +86,37 @@ def extract_crops(video: Video, *, patch: int = PATCH) -> Crops:
         frame=np.array(number, np.int64),
         brightness=np.array(brightness, np.float32),
         centre=np.array(centre, np.float32).reshape(-1, 2),
+        left_out=left_out,
+        side=math.ceil(np.quantile(sides, 1 - SHARE)) if sides else 0,
     )
+
+
+def advise(crops: Crops, usual: str) -> str:
+    """Return the way out of a refusal: by what most nuclei are left out for, else the usual one."""
+    total = len(crops.track) + sum(crops.left_out.values())
+    reason, most = max(crops.left_out.items(), key=lambda entry: entry[1], default=("", 0))
+    if most <= SHARE * total:
+        return usual
+    words = f"{most} of {total} {LEFT_OUT[reason]}"
+    if reason != "nuclei_too_large":
+        return f"{words}; {usual}"
+    factor = math.floor(100 * PATCH / max(crops.side, PATCH + 1)) / 100
+    return f"{words} of {PATCH} px: scale the video down to {factor:g} of its height and width"
 
 
 def check_fittable(crops: Crops) -> float:
     """Return the brightness below which nuclei are dim; refuse a video that shows none."""
     if len(crops.brightness) == 0:
         raise ValueError(
-            "the video must show whole nuclei that belong to tracks, got none: all masks touch the "
-            "border of the frame, are larger than the patch, or are in no track"
+            "the video must show whole nuclei that belong to tracks, got none; "
+            f"{advise(crops, 'give another video')}"
         )
     least = float(np.quantile(crops.brightness, DIM_SHARE))
     if least <= 0:
         raise ValueError(
             "the nuclei of the video must be brighter than its background, got a mean brightness "
-            f"of {least:.4f} at quantile {DIM_SHARE}; are the masks those of the video?"
+            f"of {least:.4f} at quantile {DIM_SHARE}; are the masks those of the video, and is no "
+            "frame blank?"
         )
     return least
 
@@ -93,27 +137,32 @@ def measure_ellipse(mask: npt.NDArray[np.bool_]) -> tuple[float, float]:
     return angle, math.sqrt(high / max(low, 1e-3))
 
 
-def _cut_frame(frame: Frame, patch: int) -> Iterator[tuple[Any, ...]]:
-    """Cut out one frame: light, mask, track, frame, brightness and centre of each nucleus."""
-    height, width = frame.masks.shape
-    above = frame.grey - frame.background
-    for label, box in enumerate(ndimage.find_objects(frame.masks), start=1):
-        if box is None:
-            continue
-        (y0, y1), (x0, x1) = ((side.start, side.stop) for side in box)
-        if y0 == 0 or x0 == 0 or y1 == height or x1 == width or max(y1 - y0, x1 - x0) > patch:
-            continue
-        # As in the authors' extraction, a crop shows one nucleus and nothing else.
-        inside = frame.masks[box] == label
-        top, left = (patch // 2 - side // 2 for side in inside.shape)
-        place = (slice(top, top + y1 - y0), slice(left, left + x1 - x0))
-        mask = np.zeros((patch, patch), bool)
-        mask[place] = inside
-        light = np.zeros((patch, patch), np.float16)
-        light[place] = np.where(inside, above[box], 0)
-        y, x = np.nonzero(inside)
-        centre = y0 + float(y.mean()), x0 + float(x.mean())
-        yield light, mask, label, frame.number, float(above[box][inside].mean()), centre
+def _find_reason(
+    masks: npt.NDArray[np.int32], label: int, box: tuple[slice, ...], patch: int
+) -> str | None:
+    """Return why a nucleus is left out, or None."""
+    if max(side.stop - side.start for side in box) > patch:
+        _, pieces = ndimage.label(masks[box] == label, np.ones((3, 3)))
+        return "nuclei_too_large" if pieces == 1 else "nuclei_in_pieces"
+    ends = zip(box, masks.shape, strict=True)
+    is_cut = any(side.start == 0 or side.stop == length for side, length in ends)
+    return "nuclei_at_border" if is_cut else None
+
+
+def _cut_nucleus(
+    frame: Frame, above: npt.NDArray[np.float32], label: int, box: tuple[slice, ...], patch: int
+) -> tuple[Any, ...]:
+    """Cut out a nucleus: its light, mask, track, frame, brightness and centre."""
+    # As in the authors' extraction, a crop shows one nucleus and nothing else.
+    inside = frame.masks[box] == label
+    place = tuple(slice(start := patch // 2 - side // 2, start + side) for side in inside.shape)
+    mask = np.zeros((patch, patch), bool)
+    mask[place] = inside
+    light = np.zeros((patch, patch), np.float16)
+    light[place] = np.where(inside, above[box], 0)
+    y, x = np.nonzero(inside)
+    centre = box[0].start + float(y.mean()), box[1].start + float(x.mean())
+    return light, mask, label, frame.number, float(above[box][inside].mean()), centre
 
 
 class Lineage:

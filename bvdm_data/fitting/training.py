@@ -2,11 +2,11 @@
 
 import hashlib
 import io
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import torch
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from bvdm_data.files import open_atomic
 from bvdm_data.rng import torch_rng
-from bvdm_data.validate import Rule, check_fields
+from bvdm_data.validate import Rule, as_int, check_fields
 
 CPU = torch.device("cpu")
 HELD_OUT = 0.15  # share of the tracks that no network learns from
@@ -148,6 +148,11 @@ def train(
         optimizer.step()
         average.update_parameters(network)
         log.recent.append(float(loss.detach()))
+        if not math.isfinite(log.recent[-1]):
+            raise ValueError(
+                f"the training of {checkpoint.stem!r} must have a finite loss, got "
+                f"{log.recent[-1]} at step {step}: it has diverged; give settings of a lower rate"
+            )
         bar.update()
         if step % settings.check_every == 0 or step == settings.steps:
             average.module.eval()
@@ -163,6 +168,10 @@ def train(
     network.load_state_dict(average.module.state_dict())
     network.eval()
     return log
+
+
+class _ForeignCheckpointError(ValueError):
+    """A checkpoint is one of another training."""
 
 
 def compute_fingerprint(*parts: object) -> str:
@@ -187,20 +196,30 @@ def _save(path: Path, step: int, parts: dict[str, Any], log: TrainingLog, purpos
 
 
 def _load(path: Path, parts: dict[str, Any], log: TrainingLog, purpose: str) -> int:
-    content = io.BytesIO(path.read_bytes())
+    """Read a checkpoint, whole or not at all; return its step."""
     try:
+        if not path.is_file():
+            raise ValueError("no regular file")
+        content = io.BytesIO(path.read_bytes())
         states = torch.load(content, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, UnpicklingError) as error:
-        raise ValueError(f"the checkpoint {path} is damaged ({error}); delete it") from error
-    if not isinstance(states, dict) or states.get("purpose") != purpose:
-        raise ValueError(
-            f"the checkpoint {path} belongs to a training with other data or settings; give "
-            "another --work-dir, or delete it"
-        )
-    for name, part in parts.items():
-        part.load_state_dict(states[name])
-    vars(log).update(states["log"])
-    return int(states["step"])
+        if not isinstance(states, dict) or states.get("purpose") != purpose:
+            raise _ForeignCheckpointError(
+                f"the checkpoint {path} belongs to a training with other data or settings; give "
+                "another --work-dir, or delete it"
+            )
+        for name, part in parts.items():
+            part.load_state_dict(states[name])
+            values = states[name].values() if name != "optimizer" else ()
+            if not all(bool(value.isfinite().all()) for value in values):
+                raise ValueError(f"{name!r} must hold finite numbers, got NaN or infinity")
+        vars(log).update(vars(TrainingLog(**states["log"])))
+        check_fields(log, seconds=Rule(float, least=0))
+        return as_int("step", states["step"], least=1)
+    except _ForeignCheckpointError:
+        raise
+    except Exception as error:  # torch raises errors of many types
+        words = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ValueError(f"the checkpoint {path} is damaged ({words}); delete it") from error
 
 
 # What losses have in common
@@ -210,7 +229,10 @@ def split_tracks(track: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Return the rows to learn from and those held out: no track is on both sides."""
     tracks = track.unique()  # type: ignore[no-untyped-call]
     if len(tracks) < 2:
-        raise ValueError(f"at least 2 tracks are needed to hold some out, got {len(tracks)}")
+        raise ValueError(
+            f"at least 2 tracks are needed to hold some out, got {len(tracks)}; give a video of "
+            "more nuclei"
+        )
     order = torch.randperm(len(tracks), generator=torch_rng(seed, "split"))
     held = tracks[order[: max(1, round(HELD_OUT * len(tracks)))]]
     is_held = torch.isin(track, held)

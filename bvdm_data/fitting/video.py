@@ -1,7 +1,7 @@
 """The annotated frames that everything is fitted to, their background, and the camera's model."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ class Frame:
     grey: npt.NDArray[np.float32]  # image in [0, 1], [H, W] float32
     masks: npt.NDArray[np.int32]  # track ids, [H, W] int32
     background: npt.NDArray[np.float32]  # smooth background light, [H, W] float32
+    is_clear: bool = True  # whether it shows enough background to measure; else it is a neighbour's
 
 
 @dataclass(frozen=True)
@@ -33,47 +34,70 @@ class Video:
     frames: tuple[Frame, ...]  # its frames in order
     tracks: npt.NDArray[np.int32]  # id, first frame, last frame, parent, [n, 4]
     scale: CameraScale  # how counts became grey values
+    skipped: int = 0  # frames in use that have no masks
 
 
 class VideoTooShortError(ValueError):
     """A video shows too little to fit a model to: too few frames or divisions."""
 
 
-def read_video(
-    sequence: CTCSequence, scale: CameraScale, *, stop: int | None = None, progress: bool = True
-) -> Video:
+def read_video(sequence: CTCSequence, scale: CameraScale, *, progress: bool = True) -> Video:
     """Read the frames that have masks."""
     if not len(sequence.tracks):
         raise ValueError(
             f"sequence {sequence.name!r} of {sequence.folder} has no man_track.txt: lives and "
             "divisions cannot be fitted without tracks"
         )
-    frames, numbers = [], [n for n in sequence.numbers if stop is None or n < stop]
-    for number in tqdm(numbers, desc="reading", disable=not progress):
+    frames = []
+    for number in tqdm(sequence.numbers, desc="reading", disable=not progress):
         masks = sequence.masks(number)
         if masks is not None and masks.any():
             grey = scale.to_grey(sequence.frame(number))
             frames.append(Frame(number, grey, masks, estimate_background(grey, masks)))
     if len(frames) < 2:
-        before = "" if stop is None else f" before stop={stop}"
         raise VideoTooShortError(
             f"sequence {sequence.name!r} of {sequence.folder} must have masks in at least 2 frames "
-            f"to fit shapes and motion, got {len(frames)}{before}; give a longer video or another "
-            "truth"
+            f"to fit shapes and motion, got {len(frames)} among frames {sequence.numbers[0]} to "
+            f"{sequence.numbers[-1]}; give a longer video, a later stop or another truth"
         )
-    # Cut the lineage where the video is cut, so that nothing is known of what comes later.
-    tracks = sequence.tracks if stop is None else sequence.tracks[sequence.tracks[:, 1] < stop]
-    if stop is not None:
-        tracks[:, 2] = np.minimum(tracks[:, 2], stop - 1)
-    return Video(tuple(frames), tracks, scale)
+    clear = tuple(_borrow_backgrounds(frames, sequence))
+    return Video(clear, sequence.tracks, scale, len(sequence) - len(frames))
+
+
+LEAST_BACKGROUND = 0.01  # share of a frame from which on background can be measured
+_OFF = 7  # px: nearer to a nucleus there is its light, too
+
+
+def _borrow_backgrounds(frames: list[Frame], sequence: CTCSequence) -> list[Frame]:
+    """Give frames that are too crowded to show background that of the nearest other frame."""
+    shares = np.array([[_find_free(f.masks).mean(), (f.masks == 0).mean()] for f in frames])
+    # Where no frame shows background off all nuclei, what lies between them must do.
+    usable = [rows for rows in (shares >= LEAST_BACKGROUND).T if rows.any()]
+    if not usable:
+        raise ValueError(
+            f"sequence {sequence.name!r} of {sequence.folder} must show background in at least one "
+            f"frame to measure noise and light, got at most {100 * shares.max():.2f} % of a frame "
+            f"outside the masks; at least {100 * LEAST_BACKGROUND:g} % are needed: give less "
+            "crowded frames, or check the masks"
+        )
+    clear = np.flatnonzero(usable[0])
+    near = [clear[np.abs(clear - row).argmin()] for row in range(len(frames))]
+    return [
+        frame if row == i else replace(frame, background=frames[i].background, is_clear=False)
+        for row, (frame, i) in enumerate(zip(frames, near, strict=True))
+    ]
+
+
+def _find_free(masks: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
+    return np.asarray(~ndimage.binary_dilation(masks > 0, iterations=_OFF))
 
 
 def mask_background(
     grey: npt.NDArray[np.float32], masks: npt.NDArray[np.integer]
 ) -> npt.NDArray[np.bool_]:
     """Mark the pixels that show background only; none where nuclei cover the whole frame."""
-    free: npt.NDArray[np.bool_] = ~ndimage.binary_dilation(masks > 0, iterations=7)
-    if not free.any() and not (free := masks == 0).any():
+    free = _find_free(masks)
+    if free.mean() < LEAST_BACKGROUND and not (free := masks == 0).any():
         return free
     spread = float(median_abs_deviation(grey[free], scale="normal"))
     return free & (grey < np.median(grey[free]) + 4 * max(spread, 1e-6))
@@ -110,12 +134,13 @@ _LAG = 50
 
 
 def fit_camera(video: Video) -> CameraModel:
-    """Measure the background, the noise and the blur."""
-    levels = np.array([float(np.median(frame.background)) for frame in video.frames])
-    fields = [f.background - level for f, level in zip(video.frames, levels, strict=True)]
+    """Measure the background, the noise and the blur, in the frames that show background."""
+    clear = [frame for frame in video.frames if frame.is_clear]
+    levels = np.array([float(np.median(frame.background)) for frame in clear])
+    fields = [f.background - level for f, level in zip(clear, levels, strict=True)]
     count = len(fields)
     chosen = sorted({round(i) for i in np.linspace(0, count - 1, min(count, FRAMES))})
-    frames = [video.frames[i] for i in chosen]
+    frames = [clear[i] for i in chosen]
     noise, correlation = _measure_noise(frames)
     return CameraModel(
         level=float(np.median(levels)),
@@ -159,9 +184,16 @@ def _measure_noise(frames: list[Frame]) -> tuple[float, Array]:
         row = []
         for lag in range(1, STREAK // 2 + 1):
             both = free[:, lag:] & free[:, :-lag]
-            row.append((rest[:, lag:] * rest[:, :-lag])[both].mean() / power)
+            products = (rest[:, lag:] * rest[:, :-lag])[both]
+            row.append(products.mean() / power if len(products) else 0.0)
         correlations.append(row)
     return float(np.median(spreads)), np.median(np.array(correlations), axis=0)
+
+
+def correlate(first: npt.NDArray[np.floating], second: npt.NDArray[np.floating]) -> float:
+    """Return the correlation of two series; 0 where one of them does not vary."""
+    varies = np.std(first) > 0 and np.std(second) > 0
+    return float(np.corrcoef(first, second)[0, 1]) if varies else 0.0
 
 
 def _measure_field_width(fields: list[npt.NDArray[np.float32]]) -> float:
@@ -169,8 +201,8 @@ def _measure_field_width(fields: list[npt.NDArray[np.float32]]) -> float:
     widths = []
     for field in (field for field in fields if field.std() > 0):
         lag = min(_LAG, field.shape[1] // 4)
-        pair = field[:, lag:].ravel(), field[:, :-lag].ravel()
-        correlation = float(np.clip(np.corrcoef(*pair)[0, 1], 0.05, 0.99))
+        correlation = correlate(field[:, lag:].ravel(), field[:, :-lag].ravel())
+        correlation = min(max(correlation, 0.05), 0.99)
         widths.append(lag / (2 * math.sqrt(-math.log(correlation))))
     return float(np.median(widths)) if widths else float(_LAG)
 

@@ -1,19 +1,29 @@
 """Files of one shard: a WebDataset tar, or a zarr group in a zip."""
 
 import gzip
+import hashlib
 import io
+import math
+import re
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from bvdm_data.clip import Clip
+from bvdm_data.files import DAMAGED, cut_words
+
+LARGEST_ARRAY = 2**32
+"""Bytes of one array of a clip."""
+
+_LARGEST_METADATA = 2**20
+_MARK_LENGTH = 31  # a name in the header of a tar's member
+_MEMBER_NAME = re.compile(r"(\d{9,})\.([a-z]+)\.npy(\.gz)?")
 
 Schema = Mapping[str, Mapping[str, Any]]
 """Dtype and shape of each key of a clip."""
@@ -22,88 +32,216 @@ Arrays = dict[str, npt.NDArray[Any]]
 """A clip as arrays."""
 
 
-def _write_tar(
-    path: Path, clips: Iterable[Clip], count: int, schema: Schema, compress: bool
-) -> None:
+class ShardContent(NamedTuple):
+    """What a shard holds."""
+
+    indices: range  # numbers of its clips
+    schema: Schema
+    compress: bool
+    mark: str  # text that stands for all settings
+
+
+def compute_mark(content: bytes) -> str:
+    """Return a SHA-256 that is short enough for the name of a user in a tar."""
+    return hashlib.sha256(content).hexdigest()[:_MARK_LENGTH]
+
+
+def _write_tar(path: Path, clips: Iterable[Clip], content: ShardContent) -> None:
     """Write a WebDataset tar: members ``000000012.video.npy`` of sample ``000000012``.
 
-    The headers hold no time and no user, so that equal clips make equal files.
+    The headers hold no time and no user, so that equal clips make equal files; in place of the
+    names of user and group stand the mark of the settings and that of the member's bytes.
     """
+    names = iter(_list_tar_members(content))
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
         for clip in clips:
-            for key, array in _list_arrays(clip, schema):
-                data = _to_npy(array, compress)
-                suffix = "npy.gz" if compress else "npy"
-                member = tarfile.TarInfo(f"{int(clip['index']):09d}.{key}.{suffix}")
-                member.size = len(data)
+            for _, array in _list_arrays(clip, content.schema):
+                data = _to_npy(array, content.compress)
+                member = tarfile.TarInfo(next(names))
+                member.size, member.uname = len(data), content.mark
+                member.gname = compute_mark(data)
                 archive.addfile(member, io.BytesIO(data))
+
+
+def _list_tar_members(content: ShardContent) -> list[str]:
+    suffix = "npy.gz" if content.compress else "npy"
+    return [f"{i:09d}.{key}.{suffix}" for i in content.indices for key in content.schema]
+
+
+def _walk_tar(path: Path) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
+    """Yield the members of a tar, which must be plain files, whole, and end as they should."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        while (block := file.read(tarfile.BLOCKSIZE)) != bytes(tarfile.BLOCKSIZE):
+            if not block:
+                raise EOFError("the end of the archive is missing")
+            member = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
+            rest = size - file.tell()
+            if not member.isreg() or not 0 <= member.size <= min(rest, LARGEST_ARRAY):
+                raise ValueError(f"{member.name} is cut off, too large or no plain file")
+            data = file.read(member.size)
+            if len(member.gname) == _MARK_LENGTH and member.gname != compute_mark(data):
+                raise ValueError(f"{member.name} is not as it was written")
+            file.seek(-member.size % tarfile.BLOCKSIZE, 1)
+            yield member, data
+        if size - file.tell() > tarfile.RECORDSIZE + tarfile.BLOCKSIZE:
+            raise EOFError("it ends in zeros")
 
 
 def _read_tar(path: Path) -> Iterator[Arrays]:
     """Yield the arrays of each clip of a tar by their keys, in the order of the file."""
-    with tarfile.open(path, "r:") as archive:
-        sample, arrays, end = "", Arrays(), 0
-        for member in archive:
-            name, key, _, *gz = member.name.split(".")
-            if name != sample and arrays:
-                yield arrays
-                arrays = {}
-            sample = name
-            file = archive.extractfile(member)
-            data = b"" if file is None else file.read()
-            end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-            arrays[key] = np.load(io.BytesIO(gzip.decompress(data) if gz else data))
-    with path.open("rb") as file:
-        # tarfile takes a file that was cut off between two members for a whole one.
-        file.seek(end)
-        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise EOFError("the end of the archive is missing")
-    if arrays:
-        yield arrays
+    number, arrays, keys = -1, Arrays(), None
+    for member, data in _walk_tar(path):
+        match = _MEMBER_NAME.fullmatch(member.name)
+        if match is None:
+            raise ValueError(f"{cut_words(member.name)} is no array of a clip")
+        if arrays and int(match[1]) != number:
+            keys = keys or arrays.keys()
+            yield arrays
+            arrays = {}
+            if int(match[1]) != number + 1:
+                raise ValueError(f"clip {number} is followed by clip {int(match[1])}")
+        number = int(match[1])
+        arrays[match[2]] = _parse_npy(data, compressed=match[3] is not None)
+        if keys and match[2] not in keys:
+            raise ValueError(f"clip {number} has {match[2]!r}, the first one has not")
+    if not arrays or (keys and arrays.keys() != keys):
+        raise EOFError("it holds no clip" if not arrays else f"clip {number} lacks arrays")
+    yield arrays
 
 
-def _write_zarr(
-    path: Path, clips: Iterable[Clip], count: int, schema: Schema, compress: bool
-) -> None:
+def _check_tar(path: Path, content: ShardContent) -> None:
+    expected = _list_tar_members(content)
+    names = []
+    for member, _ in _walk_tar(path):
+        if member.uname != content.mark:
+            raise ValueError("it holds clips of other settings")
+        names.append(member.name)
+    if names != expected:
+        raise ValueError(f"it must hold {len(expected)} arrays, got {len(names)}, or others")
+
+
+def _parse_npy(data: bytes, *, compressed: bool) -> npt.NDArray[Any]:
+    """Return the array of a .npy file; memory is that of the array that its header promises."""
+    file: Any = io.BytesIO(data)
+    if compressed:
+        file = gzip.GzipFile(fileobj=file)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("it holds arrays of another version of .npy")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    size = math.prod(shape) * dtype.itemsize
+    if dtype.kind not in "biuf" or not 0 <= size <= LARGEST_ARRAY:
+        raise ValueError(f"it holds an array of {cut_words(str(shape))} {dtype}")
+    values = bytearray(file.read(size + 1))
+    if len(values) != size:
+        raise ValueError(f"an array must have {size} bytes, got {len(values)} or more")
+    return np.frombuffer(values, dtype).reshape(shape)
+
+
+def _write_zarr(path: Path, clips: Iterable[Clip], content: ShardContent) -> None:
     """Write a zarr group (format 3) into a zip: one array a key, one chunk a clip.
 
     Clips are written one by one, and members hold no time, so that equal clips make equal files.
+    The comment of the zip is the mark of the settings and the number of the first clip.
     """
     zarr = import_zarr()
     codec = zarr.codecs.ZstdCodec(level=1)
     memory: dict[str, Any] = {}
     group = zarr.create_group(store=zarr.storage.MemoryStore(memory), zarr_format=3)
-    arrays = {
-        key: group.create_array(
-            key,
-            shape=(count, *entry["shape"]),
-            dtype=entry["dtype"],
-            chunks=(1, *(max(1, side) for side in entry["shape"])),
-            compressors=[codec] if compress else None,
-        )
-        for key, entry in schema.items()
-    }
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+    # A chunk of zeros is written, too, so that one that is missing is seen.
+    with (
+        zarr.config.set({"array.write_empty_chunks": True}),
+        zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive,
+    ):
+        arrays = {
+            key: group.create_array(
+                key,
+                shape=(len(content.indices), *entry["shape"]),
+                dtype=entry["dtype"],
+                chunks=(1, *(max(1, side) for side in entry["shape"])),
+                compressors=[codec] if content.compress else None,
+            )
+            for key, entry in content.schema.items()
+        }
+        archive.comment = f"{content.mark} {content.indices.start}".encode()
         _flush(memory, archive)
         for place, clip in enumerate(clips):
-            for key, array in _list_arrays(clip, schema):
+            for key, array in _list_arrays(clip, content.schema):
                 arrays[key][place] = array
             _flush(memory, archive, "/c/")
+
+
+def _name_chunk(key: str, place: int, dimensions: int) -> str:
+    return "/".join([key, "c", str(place), *["0"] * (dimensions - 1)])
 
 
 def _read_zarr(path: Path) -> Iterator[Arrays]:
     """Yield the arrays of each clip of a zarr group by their keys."""
     zarr = import_zarr()
-    if not zipfile.is_zipfile(path):  # ZipStore would fail when it is deleted
-        raise zipfile.BadZipFile("the end of the zip is missing")
-    store = zarr.storage.ZipStore(path, mode="r")
-    try:
-        group = zarr.open_group(store, mode="r")
-        arrays = dict(group.arrays())
-        for place in range(arrays["index"].shape[0]):
-            yield {key: np.asarray(array[place]) for key, array in arrays.items()}
-    finally:
-        store.close()
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            is_metadata = member.filename.endswith("zarr.json")
+            most = _LARGEST_METADATA if is_metadata else LARGEST_ARRAY
+            if member.compress_type != zipfile.ZIP_STORED or member.file_size > most:
+                raise ValueError(f"{cut_words(member.filename)} is compressed or too large")
+        names = {*archive.namelist()}
+        for key in {name.partition("/")[0] for name in names if "/c/" in name}:
+            if f"{key}/zarr.json" not in names:
+                raise ValueError(f"it lacks the shape of {key!r}")
+        store = zarr.storage.ZipStore(path, mode="r")
+        try:
+            arrays = dict(zarr.open_group(store, mode="r").arrays())
+            count = arrays["index"].shape[0]
+            for key, array in arrays.items():
+                _check_chunks(key, array, count, names, is_marked=bool(archive.comment))
+            for place in range(count):
+                for key, array in arrays.items():
+                    name = _name_chunk(key, place, array.ndim)
+                    if array.compressors and name in names:
+                        with archive.open(name) as chunk:
+                            _check_zstd(chunk.read(18), array.nbytes // count)
+                yield {key: np.asarray(array[place]) for key, array in arrays.items()}
+        finally:
+            store.close()
+
+
+def _check_chunks(key: str, array: Any, count: int, names: set[str], *, is_marked: bool) -> None:
+    """Refuse an array that is not one chunk a clip; shards without a mark have none of zeros."""
+    if array.shape[0] != count or not 0 < count <= len(names):
+        raise ValueError(f"{key!r} must be of {count} clips, got the shape {array.shape}")
+    if array.chunks != (1, *(max(1, side) for side in array.shape[1:])):
+        raise ValueError(f"{key!r} must have one chunk a clip, got chunks of {array.chunks}")
+    if array.nbytes // count > LARGEST_ARRAY:
+        raise ValueError(f"{key!r} is of {array.nbytes // count} bytes a clip")
+    for place in range(count if is_marked and array.nbytes else 0):
+        if _name_chunk(key, place, array.ndim) not in names:
+            raise ValueError(f"it lacks {key!r} of its clip number {place}")
+
+
+def _check_zstd(head: bytes, size: int) -> None:
+    """Refuse a chunk that would unpack to another size (RFC 8878, 3.1.1.1)."""
+    flags = head[4]
+    width = (int(bool(flags & 32)), 2, 4, 8)[flags >> 6]
+    first = 5 + (not flags & 32) + (0, 1, 2, 4)[flags & 3]
+    unpacked = int.from_bytes(head[first : first + width], "little") + 256 * (width == 2)
+    if not width or unpacked != size:
+        raise ValueError(f"a chunk must unpack to {size} bytes, got {unpacked}")
+
+
+def _check_zarr(path: Path, content: ShardContent) -> None:
+    with zipfile.ZipFile(path) as archive:
+        if archive.comment.decode() != f"{content.mark} {content.indices.start}":
+            raise ValueError("it holds clips of other settings, or other clips")
+        expected = {
+            _name_chunk(key, place, 1 + len(entry["shape"]))
+            for place in range(len(content.indices))
+            for key, entry in content.schema.items()
+            if 0 not in entry["shape"]
+        }
+        if expected != {name for name in archive.namelist() if "/c/" in name}:
+            raise ValueError(f"it must hold {len(expected)} chunks, and no others")
+        if (name := archive.testzip()) is not None:
+            raise ValueError(f"{name} is not as it was written")
 
 
 def import_zarr() -> Any:
@@ -122,7 +260,7 @@ def import_zarr() -> Any:
     return zarr
 
 
-Writer = Callable[[Path, Iterable[Clip], int, Schema, bool], None]
+Writer = Callable[[Path, Iterable[Clip], ShardContent], None]
 
 WRITERS: Mapping[str, tuple[str, Writer]] = {
     "webdataset": (".tar", _write_tar),
@@ -131,6 +269,7 @@ WRITERS: Mapping[str, tuple[str, Writer]] = {
 """Suffix of a shard and the function that writes it, by the name of the format."""
 
 _READERS: Mapping[str, Callable[[Path], Iterator[Arrays]]] = {".tar": _read_tar, ".zip": _read_zarr}
+_CHECKS = {".tar": _check_tar, ".zip": _check_zarr}
 
 
 def _list_arrays(clip: Clip, schema: Schema) -> Iterator[tuple[str, npt.NDArray[Any]]]:
@@ -159,18 +298,33 @@ def _flush(memory: dict[str, Any], archive: zipfile.ZipFile, part: str = "") -> 
         archive.writestr(member, memory.pop(name).to_bytes())
 
 
-_DAMAGED = (
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    gzip.BadGzipFile,
-    zlib.error,
-    EOFError,
-    FileNotFoundError,  # of zarr, where there is no group
-    LookupError,
-    RuntimeError,
-    ValueError,
-)
-"""What readers raise for a file that is damaged or holds something else."""
+_DAMAGED = (*DAMAGED, gzip.BadGzipFile, FileNotFoundError, TypeError, AttributeError)
+"""What readers raise for a file that is damaged or holds something else; zarr some of them."""
+
+
+def read_mark(path: Path) -> str:
+    """Return what a shard says about its settings; nothing if it is damaged, or an old one."""
+    try:
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                return archive.comment.decode().partition(" ")[0]
+        with path.open("rb") as file:
+            block = file.read(tarfile.BLOCKSIZE)
+        return tarfile.TarInfo.frombuf(block, "utf-8", "strict").uname
+    except DAMAGED:
+        return ""
+
+
+def check_shard(path: Path, content: ShardContent) -> None:
+    """Refuse a shard that does not hold what it should; its bytes are checked, too."""
+    try:
+        _CHECKS[path.suffix](path, content)
+    except DAMAGED as error:
+        why = cut_words(str(error) or type(error).__name__)
+        raise ValueError(
+            f"{path} is damaged, or not of this call ({why}); remove it, and the same call makes "
+            "it again, or give another folder"
+        ) from error
 
 
 def read_shard(path: str | Path) -> Iterator[Clip]:
@@ -195,14 +349,14 @@ def read_shard(path: str | Path) -> Iterator[Clip]:
             "write_shards has written"
         )
     if not file.is_file():
-        raise FileNotFoundError(f"there is no shard {file}; give the path of one that is there")
+        raise FileNotFoundError(f"there is no file {file}; give the path of a shard that is there")
     try:
         for arrays in _READERS[file.suffix](file):
             yield _to_clip(arrays)
     except _DAMAGED as error:
+        why = cut_words(str(error) or type(error).__name__)
         raise ValueError(
-            f"{file} is damaged, or no shard ({error or type(error).__name__}); remove it, and "
-            "write_shards makes it again"
+            f"{file} is damaged, or no shard ({why}); remove it, and write_shards makes it again"
         ) from error
 
 

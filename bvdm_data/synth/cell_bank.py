@@ -11,7 +11,7 @@ import torch
 from bvdm_data.rng import numpy_rng, torch_rng
 from bvdm_data.synth.cells import Cell, LineageSimulator, sample_sister_quantile
 from bvdm_data.synth.model import Model
-from bvdm_data.synth.motion import InitialCell
+from bvdm_data.synth.occupancy import InitialCell
 from bvdm_data.synth.render import RenderedPatches, join_patches
 from bvdm_data.synth.textures import FastSettings, render_textures
 from bvdm_data.validate import Rule, check_fields

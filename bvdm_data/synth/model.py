@@ -25,6 +25,10 @@ class TextureModel:
     fresh: float  # share of the variance that is new in every frame, from 0 to 1
 
 
+_PIXEL_SIZES = {"Fluo-N2DL-HeLa": 0.645}
+"""Side of a pixel by name of data set, micrometres, for cards that do not have it."""
+
+
 @dataclass(frozen=True)
 class Model:
     """Everything that is fitted to one video."""
@@ -40,6 +44,14 @@ class Model:
     flownet: FlowNet | None = None  # predicts the flow between two masks; None: not fitted
     # what it was fitted to, how, and how well; JSON values
     card: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def pixel_size(self) -> float | None:
+        """Side of a pixel of the fitted video, micrometres, from the card; None: not known."""
+        settings, data = self.card.get("settings"), self.card.get("data")
+        size = settings.get("pixel_size") if isinstance(settings, Mapping) else None
+        name = data.get("data_set") if isinstance(data, Mapping) else None
+        return _PIXEL_SIZES.get(str(name)) if size is None else float(size)
 
     @property
     def nucleus_diameter(self) -> float:

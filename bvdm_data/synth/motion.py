@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from bvdm_data.synth.cell_cycle import PRE_MITOTIC, CellCycleModel
 from bvdm_data.synth.cells import (
@@ -22,15 +21,16 @@ from bvdm_data.synth.contours import (
     interpolate_outline,
     interpolate_quantile,
 )
+from bvdm_data.synth.occupancy import CONTACT, InitialCell, Occupancy, list_covered_pixels
 
 MARGIN = 64
 """Width of the band around the image, in pixels, from which nuclei come and go."""
 
-CONTACT = 0.85
-"""Two nuclei are pushed apart until their distance is this share of the sum of their mean radii."""
-
 TRIES = 400
 """Places that are tried before a nucleus is given up."""
+
+CLOSER, RESTARTS = 0.8, 12
+"""Nuclei that do not fit are placed anew, so much closer to each other, at most so often."""
 
 SISTER_FRACTION = 0.8
 """Share of the founders that come with a sister (our choice: some sisters divided or left)."""
@@ -85,21 +85,6 @@ class Trajectory:
     z_order: float  # where two overlap, the nucleus of the larger one covers the other
 
 
-@dataclass
-class InitialCell:
-    """A nucleus of the first frame, with its offspring."""
-
-    family: list[Cell]  # the cell, and its offspring
-    centre: Array  # centroid (y, x), px
-    angle: float  # of its major axis, radians
-    spacing: float = CONTACT  # radius of the disc that others keep off, over its mean radius
-
-    @property
-    def exclusion_radius(self) -> float:
-        """Radius of the disc that others keep off in the first frame, px."""
-        return self.spacing * float(compute_mean_radius(self.family[0].radii[0]))
-
-
 FamilySampler = Callable[[int, InitialCell | None], list[Cell]]
 """Returns a founder of a given identity, the sister of another or unrelated, and its offspring."""
 
@@ -114,10 +99,12 @@ def simulate_motion(
     nuclei: int | None,
     generator: np.random.Generator,
     jitter: float,
+    at_least: int = 0,
 ) -> list[Trajectory]:
     """Place independent founders, and let them and their offspring walk at random (the paper)."""
     lineages = TemplateLineageSimulator(shapes, lives, frames, generator, jitter)
-    return _Simulation(motion, frames, size, generator, lambda i, _: lineages.run(i)).run(nuclei)
+    simulation = _Simulation(motion, frames, size, generator, lambda i, _: lineages.run(i))
+    return simulation.run(nuclei, at_least)
 
 
 def simulate_colony(
@@ -131,6 +118,7 @@ def simulate_colony(
     generator: np.random.Generator,
     grow: FamilySampler | None = None,
     contact: float = 0.0,
+    at_least: int = 0,
 ) -> list[Trajectory]:
     """Place families, and let them live and move as in the video.
 
@@ -139,7 +127,8 @@ def simulate_colony(
     nucleus stays fast for a while. The whole field moves as the video's did.
     """
     grow = grow or _make_family_sampler(LineageSimulator(shapes, lives, frames, generator))
-    return _ColonySimulation(motion, frames, size, generator, grow, contact=contact).run(nuclei)
+    simulation = _ColonySimulation(motion, frames, size, generator, grow, contact=contact)
+    return simulation.run(nuclei, at_least)
 
 
 def _make_family_sampler(lineages: LineageSimulator) -> FamilySampler:
@@ -173,15 +162,20 @@ class _Simulation:
     sample_family: FamilySampler
 
     def __post_init__(self) -> None:
-        self.occupancy = _Occupancy(self.size)
-        self.founders: list[InitialCell] = []
-        self.identity, self.visible = 1, 0
+        self.clear()
+        self.room = 1.0  # factor on the distance that nuclei keep
         self.spacing: dict[int, float] = {}  # of each cell, as in InitialCell
         self.drifts = np.zeros((self.frames, 2))  # of the whole field into each frame, px
 
-    def run(self, nuclei: int | None) -> list[Trajectory]:
+    def clear(self) -> None:
+        """Take all founders away."""
+        self.occupancy = Occupancy(self.size)
+        self.founders: list[InitialCell] = []
+        self.identity = 1
+
+    def run(self, nuclei: int | None, at_least: int = 0) -> list[Trajectory]:
         """Place the founders, then move all cells frame by frame."""
-        self.place_founders(nuclei)
+        self.place_founders(nuclei, at_least)
         cells = {cell.identity: cell for founder in self.founders for cell in founder.family}
         centres = {founder.family[0].identity: [founder.centre] for founder in self.founders}
         angles = {founder.family[0].identity: [founder.angle] for founder in self.founders}
@@ -201,48 +195,60 @@ class _Simulation:
             for z_order, (i, cell) in zip(order, cells.items(), strict=True)
         ]
 
-    def place_founders(self, nuclei: int | None) -> None:
+    def place_founders(self, nuclei: int | None, at_least: int = 0) -> None:
         """Place founders at random until the wanted number is there.
 
         If ``nuclei`` is given, it counts the nuclei that show in the image, and none of them is
-        hidden, whichever lies on top.
+        hidden, whichever lies on top. Else as many as fit of those that the density asks for, and
+        others until ``at_least`` show.
         """
-        wanted, hidden = nuclei, 0
-        if wanted is None:
+        if nuclei is None:
             density = self.motion.density
             start = self.rng.integers(max(1, len(density) - self.frames + 1))
             canvas = math.prod(side + 2 * MARGIN for side in self.size)
             wanted = int(self.rng.poisson(density[start] * canvas))
+        in_view = at_least if nuclei is None else nuclei
+        for _ in range(RESTARTS):
+            if nuclei is None:
+                self._place(wanted, in_view=False)
+            if self._place(in_view, in_view=True):
+                return
+            self.clear()
+            self.room *= CLOSER
+        name = "at_least" if nuclei is None else "nuclei"
+        raise ValueError(f"{name}={in_view} do not fit into size={self.size}; give fewer")
+
+    def _place(self, wanted: int, *, in_view: bool) -> bool:
+        """Place founders; return whether so many are there, or in view."""
+        hidden = 0
+        visible = int((self.occupancy.own > 0).sum())
 
         def is_short() -> bool:
-            return (len(self.founders) if nuclei is None else self.visible) < wanted
+            return (visible if in_view else len(self.founders)) < wanted
+
+        def add(founder: InitialCell) -> bool:
+            nonlocal visible
+            pixels = list_covered_pixels(founder, self.size)
+            if in_view:
+                shown = visible + (len(pixels) > 0)
+                if self.occupancy.count_visible(pixels) < shown:
+                    return False
+                visible = shown
+            self.occupancy.add(founder, pixels)
+            self.founders.append(founder)
+            self.identity += len(founder.family)
+            return True
 
         while is_short():
             founder = self.sample_founder(None)
             if founder is None or hidden == TRIES:
-                raise ValueError(
-                    f"the density of the fitted video asks for {wanted} nuclei in and around "
-                    f"size={self.size}, but only {len(self.founders)} found a free place. Give "
-                    "nuclei= a number"
-                    if nuclei is None
-                    else f"nuclei={nuclei} do not fit into size={self.size}: only {self.visible} "
-                    "found a free place. Give fewer nuclei or a larger size"
-                )
-            if not self._add(founder, nuclei):
+                return False
+            if not add(founder):
                 hidden += 1
             elif self.sister_fraction and is_short() and self.rng.random() < self.sister_fraction:
                 sister = self.sample_founder(founder)
                 if sister is not None:
-                    self._add(sister, nuclei)
-
-    def _add(self, founder: InitialCell, nuclei: int | None) -> bool:
-        pixels = _list_covered_pixels(founder, self.size)
-        if nuclei is not None and not self.occupancy.keeps_visible(pixels):
-            return False
-        self.occupancy.add(founder, pixels)
-        self.founders.append(founder)
-        self.visible += len(pixels) > 0
-        self.identity += len(founder.family)
+                    add(sister)
         return True
 
     def sample_position(self) -> Array:
@@ -252,14 +258,16 @@ class _Simulation:
     def sample_founder(self, sister: InitialCell | None) -> InitialCell | None:
         """Draw a founder and a free place for it; None: there is none."""
         family = self.sample_family(self.identity, sister)
-        radius = CONTACT * float(compute_mean_radius(family[0].radii[0]))
+        spacing = CONTACT * self.room
+        radius = spacing * float(compute_mean_radius(family[0].radii[0]))
         centre = self.occupancy.find_free(self.sample_position, radius, TRIES)
         if centre is None:
             return None
-        return InitialCell(family, centre, self.rng.uniform(0, 2 * math.pi))
+        return InitialCell(family, centre, self.rng.uniform(0, 2 * math.pi), spacing)
 
     def start(self, cells: dict[int, Cell]) -> None:
         """Draw what lasts from frame to frame."""
+        self.spacing = dict.fromkeys(cells, CONTACT * self.room)
 
     def sample_step(self, cell: Cell, frame: int) -> Array:
         """Draw a nucleus' own step, px."""
@@ -306,7 +314,7 @@ class _ColonySimulation(_Simulation):
     def sample_spacing(self) -> float:
         """Draw the radius of the disc that others keep off a nucleus, over its mean radius."""
         spacing = interpolate_quantile(self.motion.neighbour_spacing, self.rng.random())
-        return min(float(spacing), MAX_SPACING)
+        return self.room * min(float(spacing), MAX_SPACING)
 
     def sample_founder(self, sister: InitialCell | None) -> InitialCell | None:
         """Draw a founder and a place for it: near its sister, against another, or anywhere."""
@@ -400,50 +408,3 @@ def _resolve_overlaps(
         position = position + 0.5 * (missing[..., None] * away).sum(1)
     for cell, centre in zip(cells, position, strict=True):
         centres[cell.identity][-1] = centre
-
-
-class _Occupancy:
-    """Nuclei that are placed already: a new one must keep away from them, and not hide them."""
-
-    def __init__(self, size: tuple[int, int]) -> None:
-        """Begin with an empty image."""
-        self.centres: list[Array] = []
-        self.radii: list[float] = []  # of the discs that others keep off
-        self.pixels: list[npt.NDArray[np.int64]] = []  # of the image, under each nucleus
-        self.layers = np.zeros(size[0] * size[1], np.int64)  # nuclei over each pixel of the image
-
-    def is_free(self, centre: Array, radius: float) -> bool:
-        """Return whether a nucleus would be far enough from all others."""
-        distance = np.hypot(*(np.reshape(self.centres, (-1, 2)) - centre).T)
-        return bool((distance >= np.array(self.radii) + radius).all())
-
-    def find_free(self, sample: Callable[[], Array], radius: float, tries: int) -> Array | None:
-        """Return the first of some random centres that is free; None: there is none."""
-        centres = (sample() for _ in range(tries))
-        return next((centre for centre in centres if self.is_free(centre, radius)), None)
-
-    def keeps_visible(self, pixels: npt.NDArray[np.int64]) -> bool:
-        """Return whether each nucleus keeps a pixel of its own when a new one covers these."""
-        layers = self.layers.copy()
-        layers[pixels] += 1
-        in_view = [covered for covered in (*self.pixels, pixels) if len(covered)]
-        return all((layers[covered] == 1).any() for covered in in_view)
-
-    def add(self, founder: InitialCell, pixels: npt.NDArray[np.int64]) -> None:
-        """Add a nucleus that was placed."""
-        self.centres.append(founder.centre)
-        self.radii.append(founder.exclusion_radius)
-        self.pixels.append(pixels)
-        self.layers[pixels] += 1
-
-
-def _list_covered_pixels(founder: InitialCell, size: tuple[int, int]) -> npt.NDArray[np.int64]:
-    """Return the pixels of the image under a founder in its first frame, ``[n]``."""
-    radii = founder.family[0].radii[0]
-    reach = math.ceil(radii.max())
-    y, x = (np.floor(founder.centre) + np.arange(-reach, reach + 1)[:, None]).T
-    y, x = y[(y >= 0) & (y < size[0])], x[(x >= 0) & (x < size[1])]
-    dy, dx = np.meshgrid(y - founder.centre[0], x - founder.centre[1], indexing="ij")
-    outline = interpolate_outline(radii, np.arctan2(dx, dy) - founder.angle)
-    inside = np.hypot(dy, dx) <= outline
-    return np.asarray((y[:, None] * size[1] + x)[inside].astype(np.int64))

@@ -1,5 +1,6 @@
 """Scene: a video before its pixels, and the base of the methods that fill it."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,12 +14,24 @@ from torch import Tensor
 from bvdm_data.rng import torch_rng
 from bvdm_data.synth.camera import CameraModel
 from bvdm_data.synth.cells import Cell
-from bvdm_data.synth.model import Model, RandomisedModel
-from bvdm_data.synth.motion import FamilySampler, Trajectory, simulate_motion
+from bvdm_data.synth.model import DENSITY, Model, RandomisedModel
+from bvdm_data.synth.motion import MARGIN, FamilySampler, Trajectory, simulate_motion
 from bvdm_data.synth.render import CellTable, Labels, RenderedPatches
 
 JITTER = 0.1
 """Amount of fresh shape noise in each frame (authors' code)."""
+
+CROWDED = 0.5
+"""Share of an image that wanted nuclei may cover; so many always find a place (our choice)."""
+
+RARE = 6
+"""Standard deviations by which no clip holds more nuclei than expected (our choice)."""
+
+MOST_IDS = 2**16 - 1
+"""Ids that a 16-bit mask holds."""
+
+MOST_CYCLES = 8
+"""Cell cycles that a clip may last; a nucleus has about 2^8 descendants then (our choice)."""
 
 Progress = Callable[[float], object]
 """Is called with the share of a video that is done, from 0 to 1."""
@@ -36,8 +49,45 @@ class SceneSettings:
     size: tuple[int, int]  # height and width, px
     # nuclei in the first frame; a pair: a random number between; None: the fitted video's density
     nuclei: int | tuple[int, int] | None = None
+    at_least: int = 0  # nuclei in view in the first frame, where their number is not given
+    max_cells: int | None = None  # once so many have come into view, no other does; None: no limit
     flow: bool = False  # whether to compute the displacement of every pixel
     variation: float = 0.0  # from 0 to 1; see bvdm_data.synth.model.randomise_model
+
+
+def count_fitting_nuclei(model: Model, size: tuple[int, int]) -> int:
+    """Return how many nuclei the first frame of every clip can show."""
+    area = math.prod(side + model.nucleus_diameter / 2 for side in size)
+    return max(1, int(CROWDED * area / model.nucleus_area))
+
+
+def count_cycles(model: Model, frames: int) -> float:
+    """Return how many cell cycles some frames last."""
+    mean, deviation = model.lives.cycle
+    return frames / math.exp(mean + deviation**2 / 2)
+
+
+def bound_nuclei(model: Model, settings: SceneSettings) -> tuple[int, int]:
+    """Return how many nuclei the densest clips show, and how many none exceeds.
+
+    The first counts those in view at first and their offspring, the second all in and around the
+    image.
+    """
+    frames, nuclei = settings.frames, settings.nuclei
+    canvas = math.prod(side + 2 * MARGIN for side in settings.size)
+    seen = min(math.prod(side + model.nucleus_diameter for side in settings.size), canvas)
+    first = float(settings.at_least if nuclei is None else np.max(nuclei))
+    if nuclei is None:
+        density = model.motion.density[: max(1, len(model.motion.density) - frames + 1)]
+        densest = float(density.max()) * DENSITY[1] ** settings.variation
+        # No more than twice the image's area find a free place.
+        first = max(first, min(densest, 2 / model.nucleus_area) * seen)
+    # A division ends an id and begins two.
+    grown = 2 * 2 ** count_cycles(model, frames) - 1
+    few = (first + RARE * math.sqrt(first)) * grown
+    around = canvas / seen
+    many = (first + RARE * (1 + math.sqrt(first))) * around * grown
+    return min(math.ceil(few), MOST_IDS), min(math.ceil(many), MOST_IDS)
 
 
 @dataclass(frozen=True)
@@ -139,6 +189,7 @@ class Method:
         return simulate_motion(
             models.shapes, models.lives, models.motion, frames=settings.frames,
             size=settings.size, nuclei=nuclei, generator=rng, jitter=JITTER,
+            at_least=settings.at_least,
         )  # fmt: skip
 
     def render_textures(

@@ -1,7 +1,8 @@
 """Synthesis: from the fitted model and a seed to an annotated video; in batches on a device."""
 
+import math
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -108,12 +109,17 @@ def draw_scene(
     with profile_span("lives"):
         everyone = method.simulate(models, settings, nuclei, rng, sample)
     with profile_span("labels"):
-        table = make_cell_table(everyone, frames)
-        seen = draw_labels(table, settings.size)
-        visible = _find_visible_frames(seen, len(everyone))
-        row_of = {cell.cell.identity: row for row, cell in enumerate(everyone, start=1)}
-        parents = {row_of[c.cell.identity]: row_of.get(c.cell.parent, 0) for c in everyone}
-        new_of, tracks, old = number_tracks(visible, parents)
+        while True:
+            table = make_cell_table(everyone, frames)
+            seen = draw_labels(table, settings.size)
+            visible = _find_visible_frames(seen, len(everyone))
+            row_of = {cell.cell.identity: row for row, cell in enumerate(everyone, start=1)}
+            parents = {row_of[c.cell.identity]: row_of.get(c.cell.parent, 0) for c in everyone}
+            new_of, tracks, old = number_tracks(visible, parents)
+            if settings.max_cells is None or len(tracks) <= settings.max_cells:
+                break
+            late = zip(old[settings.max_cells :], tracks[settings.max_cells :, 1], strict=True)
+            everyone = _keep_out(everyone, late)
         masks = _relabel(seen, new_of)
     rows = np.flatnonzero(visible[1:].any(1))
     return Scene(
@@ -125,6 +131,24 @@ def draw_scene(
         stages=_tabulate_stages([everyone[row - 1] for row in old], tracks, frames),
         camera=models.camera, blur=models.blur, sample=sample,
     )  # fmt: skip
+
+
+def _keep_out(cells: Sequence[Trajectory], late: Iterable[tuple[int, int]]) -> list[Trajectory]:
+    """Take away the cells of some rows, from 1, from some frames on."""
+    ends = dict(reversed([*late]))  # the earliest of each row
+    kept = []
+    for row, cell in enumerate(cells, start=1):
+        life, count = cell.cell, ends.get(row, math.inf) - cell.cell.first
+        if count < len(life.stages):
+            part = slice(int(count))
+            life = replace(
+                life, radii=life.radii[part], stages=life.stages[part],
+                brightness=life.brightness[part], divides=False,
+            )  # fmt: skip
+            cell = replace(cell, cell=life, centres=cell.centres[part], angles=cell.angles[part])
+        if count > 0:
+            kept.append(cell)
+    return kept
 
 
 def _find_visible_frames(seen: Tensor, count: int) -> npt.NDArray[np.bool_]:

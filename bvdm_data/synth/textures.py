@@ -97,6 +97,7 @@ class FastSettings(Method):
         return simulate_colony(
             models.shapes, models.lives, models.motion, frames=settings.frames,
             size=settings.size, nuclei=nuclei, generator=rng, grow=sample, contact=models.contact,
+            at_least=settings.at_least,
         )  # fmt: skip
 
     def draw_inputs(self, scene: Scene, model: Model) -> list["DenoiserInputs"]:

@@ -1,0 +1,334 @@
+"""Plan of a folder of shards: what each holds, and the manifest that says so."""
+
+import functools
+import importlib.metadata
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from inspect import signature
+from pathlib import Path
+from typing import Any, SupportsIndex
+
+import numpy as np
+
+from bvdm_data.clip import build_schema
+from bvdm_data.datasets.synthetic import METHODS, SyntheticHeLaVideos
+from bvdm_data.files import (
+    MANIFEST,
+    check_entries,
+    describe_damage,
+    load_manifest,
+    prepare_output_dir,
+    write_manifest,
+)
+from bvdm_data.storage.formats import (
+    LARGEST_ARRAY,
+    WRITERS,
+    ShardContent,
+    compute_mark,
+    import_zarr,
+    read_mark,
+)
+from bvdm_data.synth.cell_bank import PoolSettings
+from bvdm_data.system import describe_cpu, list_versions
+from bvdm_data.validate import as_int
+from bvdm_data.weights import find_model, known_models, model_digest
+
+LAYOUT = "bvdm-data shards 1"
+"""Marks a manifest of shards, and their layout."""
+
+CLIPS_PER_SHARD = 256
+"""Default size of a shard: some hundred MB for clips of 8 x 256 x 256 px."""
+
+_MOST_SHARDS = 1_000_000  # names have six digits
+
+_KINDS = {
+    **dict.fromkeys(("seed", "epoch", "clips", "clips_per_shard"), int),
+    "compress": bool,
+    "format": str,
+    "model": {"model": str, "digest": str},
+    "settings": {
+        **dict.fromkeys(("frames", "max_cells"), int),
+        **dict.fromkeys(("size", "annotations"), list),
+        "variation": float | int,
+        "nuclei": int | list | None,
+        "length": int | None,
+        "method": {"kind": str},
+        "pool": dict | None,
+        "device": str,
+    },
+}
+"""Types of what a manifest holds and a later call reads."""
+
+_METHODS = {type(method).__name__: type(method) for method in METHODS.values()}
+_OTHERS = "model method nuclei pool device transform batch_size shard".split()  # noqa: SIM905
+_UNCHANGED = [name for name in signature(SyntheticHeLaVideos).parameters if name not in _OTHERS]
+
+
+def to_config(videos: SyntheticHeLaVideos) -> dict[str, Any]:
+    """Return everything that the clips of a data set follow from, as values for JSON."""
+    if not isinstance(videos, SyntheticHeLaVideos):
+        raise TypeError(
+            f"videos must be a SyntheticHeLaVideos, got {type(videos).__name__}: only its clips "
+            "follow from a few numbers"
+        )
+    if videos.transform is not None:
+        raise ValueError(
+            f"videos must have no transform, got {videos.transform!r}: the manifest cannot record "
+            "it; apply it to the clips that are read"
+        )
+    names = {path.absolute(): name for name, path in known_models().items()}
+    return {
+        "model": names.get(videos.model, str(videos.model)),
+        "digest": model_digest(videos.model),
+        "epoch": videos.epoch,
+        "nuclei": videos.nuclei,
+        "method": {"kind": type(videos.method).__name__, **asdict(videos.method)},
+        "pool": None if videos.pool is None else asdict(videos.pool),
+        "device": str(videos.device),
+        **{name: getattr(videos, name) for name in _UNCHANGED},
+    }
+
+
+def make_videos(
+    config: Mapping[str, Any], model: str | Path | None = None, manifest: Path | None = None
+) -> SyntheticHeLaVideos:
+    """Return the data set of a config that was read from JSON; errors name its manifest."""
+    name: str | Path = config["model"] if model is None else model
+    try:
+        digest = model_digest(name)
+    except (FileNotFoundError, ValueError) as error:
+        message = f"{error}. Or give model=, the file that the clips were made with"
+        raise type(error)(message) from error
+    if digest != config["digest"]:
+        raise ValueError(
+            f"model must be the one that the clips were made with, whose SHA-256 is "
+            f"{config['digest']}, but {str(name)!r} ({find_model(name)}) has {digest}; give the "
+            "right file as model="
+        )
+    try:
+        return _make_videos(config, name)
+    except (TypeError, ValueError, LookupError) as error:
+        if manifest is None:
+            raise
+        raise ValueError(describe_damage(manifest, error)) from error
+
+
+def _make_videos(config: Mapping[str, Any], model: str | Path) -> SyntheticHeLaVideos:
+    method: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in config["method"].items()
+    }
+    nuclei = config["nuclei"]
+    videos = SyntheticHeLaVideos(
+        model=model,
+        method=_METHODS[method.pop("kind")](**method),
+        nuclei=tuple(nuclei) if isinstance(nuclei, list) else nuclei,
+        pool=None if config["pool"] is None else PoolSettings(**config["pool"]),
+        device=config["device"],
+        **{key: config[key] for key in _UNCHANGED if key in config},
+    )
+    videos.set_epoch(config["epoch"])
+    return videos
+
+
+def get_schema(videos: SyntheticHeLaVideos) -> dict[str, dict[str, Any]]:
+    """Return dtype and shape of each key of a clip, as values for JSON."""
+    schema = build_schema(videos.frames, videos.size, videos.max_cells, videos.annotations)
+    return {
+        key: {"dtype": str(dtype).removeprefix("torch."), "shape": list(shape)}
+        for key, (dtype, shape) in schema.items()
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardPlan:
+    """Shards of a folder: shard k holds the clips from ``k * clips_per_shard`` on."""
+
+    folder: Path
+    config: Mapping[str, Any]  # what the clips follow from; see to_config
+    schema: Mapping[str, Any]  # dtype and shape of each key; see get_schema
+    format: str  # "webdataset" or "zarr"
+    compress: bool
+    clips: int  # clips of all shards
+    clips_per_shard: int  # clips of every shard, except perhaps the last
+
+    @property
+    def count(self) -> int:
+        """Number of shards."""
+        return -(-self.clips // self.clips_per_shard)
+
+    def path(self, number: int) -> Path:
+        """Return the file of a shard."""
+        return self.folder / f"shard-{number:06d}{WRITERS[self.format][0]}"
+
+    def indices(self, number: int) -> range:
+        """Return the numbers of the clips of a shard."""
+        first = number * self.clips_per_shard
+        return range(first, min(first + self.clips_per_shard, self.clips))
+
+    def content(self, number: int) -> ShardContent:
+        """Return what a shard holds."""
+        return ShardContent(self.indices(number), self.schema, self.compress, self.mark)
+
+    @functools.cached_property
+    def mark(self) -> str:
+        """What stands for all settings in every shard."""
+        identity = json.dumps(_get_identity(self._describe_settings()), sort_keys=True)
+        return compute_mark(identity.encode())
+
+    def to_manifest(self) -> dict[str, Any]:
+        """Return the manifest of the folder, as values for JSON."""
+        return {
+            **self._describe_settings(),
+            "clips": self.clips,
+            "shards": {
+                self.path(number).name: [self.indices(number).start, self.indices(number).stop]
+                for number in range(self.count)
+            },
+        }
+
+    def _describe_settings(self) -> dict[str, Any]:
+        settings = dict(self.config)
+        return {
+            "layout": LAYOUT,
+            "version": importlib.metadata.version("bvdm-data"),
+            "versions": list_versions(("torch", "numpy", "scipy", "zarr")),
+            "processor": describe_cpu(),
+            "model": {key: settings.pop(key) for key in ("model", "digest")},
+            **{key: settings.pop(key) for key in ("seed", "epoch")},
+            "settings": settings,
+            "format": self.format,
+            "compress": self.compress,
+            "schema": dict(self.schema),
+            "clips_per_shard": self.clips_per_shard,
+        }
+
+
+def plan_shards(
+    videos: SyntheticHeLaVideos,
+    directory: str | Path,
+    *,
+    clips: SupportsIndex | None,
+    clips_per_shard: SupportsIndex,
+    format: str,
+    compress: bool,
+) -> ShardPlan:
+    """Check the arguments of :func:`write_shards`."""
+    config = to_config(videos)
+    number = videos.length if clips is None else as_int("clips", clips, least=1)
+    if number is None:
+        raise ValueError(
+            "clips must be given for an endless data set; give the number of clips, or give the "
+            "data set a length"
+        )
+    if format not in WRITERS:
+        names = " or ".join(repr(name) for name in WRITERS)
+        raise ValueError(f"format must be {names}, got {format!r}")
+    if not isinstance(compress, bool):
+        raise TypeError(f"compress must be True or False, got {compress!r}")
+    if format == "zarr":
+        import_zarr()
+    schema = get_schema(videos)
+    for key, entry in schema.items():
+        size = math.prod(entry["shape"]) * np.dtype(entry["dtype"]).itemsize
+        if size > LARGEST_ARRAY:
+            raise ValueError(
+                f"{key!r} of a clip must have at most {LARGEST_ARRAY} bytes, got {size}; give "
+                "videos of fewer frames or a smaller size"
+            )
+    if number > _MOST_SHARDS * as_int("clips_per_shard", clips_per_shard, least=1):
+        raise ValueError(
+            f"clips must be at most {_MOST_SHARDS} shards, got {number} of {clips_per_shard} a "
+            "shard; give a larger clips_per_shard"
+        )
+    return ShardPlan(
+        folder=Path(directory).expanduser().absolute(),
+        config=config,
+        schema=schema,
+        format=format,
+        compress=compress,
+        clips=number,
+        clips_per_shard=as_int("clips_per_shard", clips_per_shard, least=1),
+    )
+
+
+def prepare_manifest(plan: ShardPlan) -> None:
+    """Write the manifest into a new folder, or check and extend the one of a begun folder."""
+    path, manifest = plan.folder / MANIFEST, plan.to_manifest()
+    for shard in () if path.is_file() else sorted(plan.folder.glob("shard-*")):
+        if read_mark(shard) != plan.mark:
+            raise ValueError(
+                f"{plan.folder} holds shards but no {MANIFEST}, and {shard.name} is not of this "
+                "call; give the arguments that it was made with, or another folder"
+            )
+    begun = prepare_output_dir(
+        plan.folder,
+        manifest,
+        identity=_get_identity,
+        kinds=_KINDS,
+        remains=("shard-", ".shard-"),
+    )
+    if begun is None:
+        return
+    clips, size = begun["clips"], plan.clips_per_shard
+    if plan.clips < clips:
+        raise ValueError(
+            f"clips must be at least the {clips} that {plan.folder} was begun with, got "
+            f"{plan.clips}; give {clips} or more, or another folder"
+        )
+    if plan.clips > clips and clips % size:
+        raise ValueError(
+            f"clips must be the {clips} that {plan.folder} was begun with, got {plan.clips}: its "
+            f"last shard is to hold {clips % size} clips, not {size}; give another folder. Only "
+            "whole shards can be followed by more"
+        )
+    if plan.clips > clips:
+        write_manifest(path, manifest)
+
+
+def _get_identity(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what must be the same in a later call."""
+    may_differ = ("versions", "clips", "shards", "settings", "model")
+    kept = {key: value for key, value in manifest.items() if key not in may_differ}
+    return {**kept, **manifest["settings"], "digest": manifest["model"]["digest"]}
+
+
+def read_manifest(directory: str | Path, *, model: str | Path | None = None) -> SyntheticHeLaVideos:
+    """Return the data set that the shards of a folder were written from.
+
+    Its ``clip(i)`` makes any of their clips again, even if the shard is missing. With the versions
+    that the manifest names, on the same kind of processor, the clip is the same to the last bit.
+
+    Args:
+        directory: Folder with the manifest.
+        model: Name or file of the model if it was moved; None: as in the manifest.
+
+    Returns:
+        The data set, in the epoch that was written.
+
+    Raises:
+        FileNotFoundError: If there is no manifest, or not the model's file.
+        ValueError: If the manifest is damaged, or the model is another one.
+
+    Examples:
+        Clip 12 of a folder of shards::
+
+            clip = read_manifest("shards").clip(12)
+    """
+    path = Path(directory).expanduser() / MANIFEST
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"directory must hold shards of write_shards, but there is no {path}; give the folder "
+            "that they were written to"
+        )
+    manifest = load_manifest(path)
+    if manifest.get("layout") != LAYOUT:
+        raise ValueError(
+            f"{path} is no manifest of shards: its layout is {manifest.get('layout')!r} where "
+            f"{LAYOUT!r} is expected"
+        )
+    check_entries(path, manifest, _KINDS)
+    position = {key: manifest[key] for key in ("seed", "epoch")}
+    return make_videos({**manifest["settings"], **manifest["model"], **position}, model, path)

@@ -1,0 +1,84 @@
+"""Occupancy: the nuclei that are placed in and around an image already, and what they cover."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from bvdm_data.synth.cells import Cell
+from bvdm_data.synth.contours import Array, compute_mean_radius, interpolate_outline
+
+CONTACT = 0.85
+"""Two nuclei are pushed apart until their distance is this share of the sum of their mean radii."""
+
+
+@dataclass
+class InitialCell:
+    """A nucleus of the first frame, with its offspring."""
+
+    family: list[Cell]  # the cell, and its offspring
+    centre: Array  # centroid (y, x), px
+    angle: float  # of its major axis, radians
+    spacing: float = CONTACT  # radius of the disc that others keep off, over its mean radius
+
+    @property
+    def exclusion_radius(self) -> float:
+        """Radius of the disc that others keep off in the first frame, px."""
+        return self.spacing * float(compute_mean_radius(self.family[0].radii[0]))
+
+
+Pixels = npt.NDArray[np.int64]
+"""Pixels of an image, counted row by row."""
+
+
+class Occupancy:
+    """Nuclei that are placed already: a new one must keep away from them, and not hide them."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        """Begin with an empty image."""
+        self.centres: Array = np.zeros((0, 2))
+        self.radii: Array = np.zeros(0)  # of the discs that others keep off
+        self.own = np.zeros(0, np.int64)  # pixels that each nucleus alone covers
+        # How many nuclei cover each pixel of the image, and the sum of their numbers.
+        self.layers, self.numbers = np.zeros((2, math.prod(size)), np.int64)
+
+    def is_free(self, centre: Array, radius: float) -> bool:
+        """Return whether a nucleus would be far enough from all others."""
+        distance = np.hypot(*(self.centres - centre).T)
+        return bool((distance >= self.radii + radius).all())
+
+    def find_free(self, sample: Callable[[], Array], radius: float, tries: int) -> Array | None:
+        """Return the first of some random centres that is free; None: there is none."""
+        centres = (sample() for _ in range(tries))
+        return next((centre for centre in centres if self.is_free(centre, radius)), None)
+
+    def count_visible(self, pixels: Pixels) -> int:
+        """Return how many nuclei have a pixel of their own when a new one covers these."""
+        return int((self._count_own(pixels) > 0).sum())
+
+    def _count_own(self, pixels: Pixels) -> Pixels:
+        layers, count = self.layers[pixels], len(self.own)
+        lost = np.bincount(self.numbers[pixels][layers == 1], minlength=count)
+        return np.append(self.own - lost, (layers == 0).sum())
+
+    def add(self, founder: InitialCell, pixels: Pixels) -> None:
+        """Add a nucleus that was placed."""
+        self.centres = np.vstack([self.centres, founder.centre])
+        self.radii = np.append(self.radii, founder.exclusion_radius)
+        self.own, number = self._count_own(pixels), len(self.own)
+        self.layers[pixels] += 1
+        self.numbers[pixels] += number
+
+
+def list_covered_pixels(founder: InitialCell, size: tuple[int, int]) -> Pixels:
+    """Return the pixels of the image under a founder in its first frame, ``[n]``."""
+    radii = founder.family[0].radii[0]
+    reach = math.ceil(radii.max())
+    y, x = (np.floor(founder.centre) + np.arange(-reach, reach + 1)[:, None]).T
+    y, x = y[(y >= 0) & (y < size[0])], x[(x >= 0) & (x < size[1])]
+    dy, dx = np.meshgrid(y - founder.centre[0], x - founder.centre[1], indexing="ij")
+    outline = interpolate_outline(radii, np.arctan2(dx, dy) - founder.angle)
+    inside = np.hypot(dy, dx) <= outline
+    return np.asarray((y[:, None] * size[1] + x)[inside].astype(np.int64))
