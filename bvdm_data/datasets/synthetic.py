@@ -12,7 +12,12 @@ from torch.utils.data import get_worker_info
 
 from bvdm_data.clip import CameraScale, Clip, check_annotations
 from bvdm_data.datasets.stream import ClipStream
-from bvdm_data.datasets.transforms import Transform, apply_transform, list_required_keys
+from bvdm_data.datasets.transforms import (
+    Transform,
+    apply_transform,
+    list_required_keys,
+    name_transform,
+)
 from bvdm_data.synth.cell_bank import CellBank, PoolSettings
 from bvdm_data.synth.model import Model
 from bvdm_data.synth.paper import PaperSettings
@@ -38,7 +43,7 @@ from bvdm_data.validate import (
     check_transform,
     name_clip_in_errors,
 )
-from bvdm_data.weights import find_model, load
+from bvdm_data.weights import find_model, load, model_digest
 
 METHODS: Mapping[str, Method] = {
     "fast": FastSettings(),
@@ -139,6 +144,7 @@ class SyntheticHeLaVideos(ClipStream):
 
     Attributes:
         model: Path of the model's file.
+        digest: SHA-256 of what the clips follow from in it.
         scale: Linear scale between grey values and camera counts.
         minutes: Time between two frames of the fitted video.
         pixel_size: Side of its pixels, micrometres; None: the model does not know.
@@ -193,6 +199,7 @@ class SyntheticHeLaVideos(ClipStream):
         self._pool = None if self.pool is None else CellBank(self.pool, self.seed)
         self.device = check_device(device)
         self.transform = check_transform(transform)
+        self.digest = model_digest(self.model)
         camera = generator.camera
         self.scale = CameraScale(camera.offset, camera.full)
         self.minutes, self.pixel_size = generator.lives.minutes, generator.pixel_size
@@ -229,6 +236,13 @@ class SyntheticHeLaVideos(ClipStream):
         with name_clip_in_errors(self._name, self.epoch, number):
             clip = self._synthesise(number)
         return self._apply_transform(clip, self.epoch)
+
+    def _list_settings(self) -> dict[str, str]:
+        names = ("frames", "size", "method", "nuclei", "at_least", "variation", "max_cells", "pool")
+        settings = {name: str(getattr(self, name)) for name in names}
+        settings |= {"model": self.digest, "transform": name_transform(self.transform)}
+        # The clips of a pool follow from how many there are before.
+        return settings | ({} if self.pool is None else {"length": str(self.length)})
 
     @property
     def _name(self) -> str:
