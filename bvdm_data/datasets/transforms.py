@@ -29,6 +29,11 @@ def list_required_keys(
     return tuple(dict.fromkeys(("masks", *annotations)))
 
 
+def name_transform(transform: Transform | None) -> str:
+    """Return the name of a function or class; what it does in detail has no name."""
+    return getattr(transform, "__qualname__", type(transform).__qualname__)
+
+
 @isolate()
 def apply_transform(
     clip: Clip,
