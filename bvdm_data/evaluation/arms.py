@@ -23,7 +23,7 @@ from bvdm_data.datasets.mixed import ClipSource, MixedVideos
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.evaluation.copy_paste import CopyPaste
 from bvdm_data.evaluation.segmenter import Clips
-from bvdm_data.files import describe_damage, open_atomic, write_tensors
+from bvdm_data.files import open_atomic, write_tensors
 from bvdm_data.fitting.training import compute_fingerprint
 from bvdm_data.synth.scene import Method
 from bvdm_data.weights import load, read_card
@@ -55,10 +55,14 @@ def read_json(
         found = json.loads(path.read_text(), parse_constant=_refuse_constant)
         fault = find_fault(found) if isinstance(found, dict) else "no object"
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(describe_damage(path, error)) from error
+        raise ValueError(_describe_damage(path, error)) from error
     if fault:
-        raise ValueError(describe_damage(path, fault))
+        raise ValueError(_describe_damage(path, fault))
     return cast(dict[str, Any], found)
+
+
+def _describe_damage(path: Path, why: object) -> str:
+    return f"{path} is damaged ({why}); remove this file, and what it held is made anew"
 
 
 def _refuse_constant(name: str) -> None:
