@@ -239,9 +239,9 @@ class SyntheticHeLaVideos(ClipStream):
         return self._apply_transform(clip, self.epoch)
 
     def _list_settings(self) -> dict[str, str]:
-        names = ("frames", "size", "method", "nuclei", "at_least", "variation", "max_cells", "pool")
-        settings = {name: str(getattr(self, name)) for name in names}
-        settings |= {"model": self.digest, "transform": name_transform(self.transform)}
+        names = ("method", "frames", "size", "nuclei", "at_least", "variation", "pool", "max_cells")
+        settings = {"model": self.digest, "transform": name_transform(self.transform)}
+        settings |= {name: str(getattr(self, name)) for name in names}
         # The clips of a pool follow from how many there are before.
         return settings | ({} if self.pool is None else {"length": str(self.length)})
 
