@@ -305,12 +305,12 @@ def test_damaged_manifest_is_refused(copy, tiny_model):
         ('"size"', '"sizes"', r"it lacks 'settings\.size'"),
         ('"seed": 3', '"seed": "3"', "seed must be int, got '3'"),
         ('"seed": 3', '"seed": true', "seed must be int, got True"),
-        ('"seed": 3', '"seed": NaN', "it holds NaN, which is no number"),
+        ('"seed": 3', '"seed": NaN', "NaN is no number in JSON"),
         ('"nuclei": 2', '"nuclei": {}', r"settings\.nuclei must be int or list or None.*, got {}"),
         ('"model": {', '"model": 3, "x": {', "model must be an object, got 3"),
         ('"model": {', '"model": ' + "[" * 10**5, "recursion depth exceeded"),
         ("{", "", "Extra data"),
-        (whole, "7", "it must be an object, got 7"),
+        (whole, "7", "no object"),
         (whole, "\udcff", "can't decode byte 0xff"),
     ]:
         (copy / MANIFEST).write_text(whole.replace(old, new, 1), errors="surrogateescape")
@@ -339,7 +339,7 @@ def test_wrong_settings_name_the_manifest(copy, old, new, words):
 
 def test_huge_manifest_is_not_read(copy):
     os.truncate(copy / MANIFEST, 2**40)
-    with pytest.raises(ValueError, match=r"is damaged \(it has 1099511627776 bytes, more than"):
+    with pytest.raises(ValueError, match=r"is damaged \(no regular file of at most"):
         read_manifest(copy)
 
 
@@ -359,7 +359,7 @@ def test_manifest_records_the_settings(whole, tiny_model):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"method": FastSettings(steps=2, memory=0.5), "nuclei": (1, 3), "variation": 0.5},
+        {"method": FastSettings(steps=2, memory=0.5), "nuclei": (1, 3), "max_cells": 32},
         {"pool": PoolSettings(pairs=4, renew=0.5), "length": 7},
         {"method": PaperSettings(first_steps=2, later_steps=1), "annotations": ANNOTATIONS},
         {"method": "procedural", "size": (40, 48)},
@@ -582,14 +582,14 @@ def test_bad_argument_makes_no_folder(tmp_path, tiny_model, monkeypatch):
 def test_command_writes_and_continues(tmp_path, tiny_model):
     line = ["shards", tmp_path / "data", "--model", tiny_model, "--clips", 3, "--quiet"]
     line += ["--clips-per-shard", 2, "--frames", 1, "--size", "40x40", "--nuclei", "1-2"]
-    line += ["--annotations", "all", "--max-cells", 9, "--epoch", 4, "--pool", "--seed", 2]
+    line += ["--annotations", "all", "--max-cells", 29, "--epoch", 4, "--pool", "--seed", 2]
     line = [str(word) for word in line]
     result = CliRunner().invoke(cli, line, catch_exceptions=False)
     assert result.output == f"wrote 2 shards to {tmp_path / 'data'}\n"
     again = CliRunner().invoke(cli, line, catch_exceptions=False)
     assert again.output == f"wrote nothing: all is there to {tmp_path / 'data'}\n"
     videos = read_manifest(tmp_path / "data")
-    assert (videos.epoch, videos.seed, videos.nuclei, videos.max_cells) == (4, 2, (1, 2), 9)
+    assert (videos.epoch, videos.seed, videos.nuclei, videos.max_cells) == (4, 2, (1, 2), 29)
     assert videos.pool == PoolSettings()
     assert videos.annotations == ANNOTATIONS
     (clip,) = read_shard(tmp_path / "data" / NAMES[1])
