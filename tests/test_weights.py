@@ -202,6 +202,9 @@ def list_damages(tensors, header):
     yield "new.bias is unknown", {**tensors, "new.bias": torch.zeros(1)}, header
     yield r"(unet|flownet)\..* is unknown", tensors, {**header, "unet": None}
     yield "card.a.b must be finite", tensors, {**header, "card": {"a": {"b": math.nan}}}
+    for size in ("0.5", -1, True):
+        card = {"settings": {"pixel_size": size}}
+        yield "card.settings.pixel_size must be", tensors, {**header, "card": card}
     nested = functools.reduce(lambda inner, _: [inner], range(20), [])
     yield "card.deep.0.* must be nested", tensors, {**header, "card": {"deep": nested}}
 
