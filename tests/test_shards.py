@@ -359,7 +359,12 @@ def test_manifest_records_the_settings(whole, tiny_model):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"method": FastSettings(steps=2, memory=0.5), "nuclei": (1, 3), "max_cells": 32},
+        {
+            "method": FastSettings(steps=2, memory=0.5),
+            "nuclei": (1, 3),
+            "variation": 0.5,
+            "max_cells": 32,
+        },
         {"pool": PoolSettings(pairs=4, renew=0.5), "length": 7},
         {"method": PaperSettings(first_steps=2, later_steps=1), "annotations": ANNOTATIONS},
         {"method": "procedural", "size": (40, 48)},
