@@ -283,6 +283,23 @@ def test_begun_folder_refuses_other_models(copy, tiny_model, tiny_generator, tmp
     assert write(copy, make_videos(moved)) == []
 
 
+def test_replaced_model_ends_the_job(tmp_path, tiny_model, tiny_generator, monkeypatch):
+    made, path = SyntheticHeLaVideos.clip, shutil.copy(tiny_model, tmp_path / "m.safetensors")
+
+    def replacing(self, index):
+        if index == 6:
+            save(replace(tiny_generator, texture=replace(tiny_generator.texture, fresh=0.2)), path)
+        return made(self, index)
+
+    monkeypatch.setattr(SyntheticHeLaVideos, "clip", replacing)
+    words = r"was replaced: .*clip 6 of .*It is in shard-000001\.tar"
+    with pytest.raises(ValueError, match=words):
+        write(tmp_path / "data", make_videos(path))
+    assert sorted(read_files(tmp_path / "data")) == [MANIFEST, NAMES[0]]
+    with pytest.raises(ValueError, match=r"begun with digest='[0-9a-f]{64}', got '[0-9a-f]{64}'"):
+        write(tmp_path / "data", make_videos(path))
+
+
 def test_folders_of_other_kinds_are_refused(tmp_path, tiny_model, copy):
     given = {"frames": 1, "size": 40, "sequences": 1, "model": tiny_model, "progress": False}
     export(tmp_path / "videos", **given)
@@ -516,6 +533,8 @@ def test_absurd_members_are_refused(tmp_path):
     np.save(zeros, np.zeros(4, np.uint8))
     header = zeros.getvalue()[:-4]
     path = tmp_path / "shard-000000.tar"
+    (clip,) = read_shard(pack(path, video=gzip.compress(zeros.getvalue())))
+    assert clip["video"].tolist() == [0, 0, 0, 0]
     for data, words in [
         (header + bytes(2**26), "must have 4 bytes, got 5 or more"),
         (header.replace(b"(4,), }      ", b"(9" + b"9" * 9 + b",), }")[: len(header)], "(99"),
