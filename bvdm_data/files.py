@@ -13,7 +13,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ from torch import Tensor
 MANIFEST = "bvdm_data.json"
 """File in an output folder that records how its contents were made."""
 
-LARGEST_MANIFEST = 2**27
-"""Bytes of a manifest that is read; one of a million shards has 70 MB."""
+LARGEST_JSON = 2**27
+"""Bytes of a JSON file that is read; the manifest of a million shards has 70 MB."""
 
 _DAMAGE = (
     tarfile.TarError,
@@ -109,7 +109,8 @@ def remove_leftovers(path: Path) -> None:
             if leftover.is_dir():
                 shutil.rmtree(leftover, ignore_errors=True)
             else:
-                leftover.unlink(missing_ok=True)
+                with suppress(OSError):  # another user's
+                    leftover.unlink()
 
 
 def _begin_name(path: Path) -> str:
@@ -182,7 +183,7 @@ def prepare_output_dir(
     """
     path = folder / MANIFEST
     if path.is_file():
-        begun = load_manifest(path)
+        begun = read_json(path)
         if begun.get("layout") != manifest.get("layout"):
             raise ValueError(_describe_foreign(folder))
         check_entries(path, begun, kinds or {})
@@ -204,21 +205,24 @@ def prepare_output_dir(
     return None
 
 
-def load_manifest(path: Path) -> dict[str, Any]:
-    """Return a manifest."""
+def read_json(
+    path: Path, find_fault: Callable[[dict[str, Any]], str | None] = lambda found: None
+) -> dict[str, Any]:
+    """Read a JSON object without NaN, of bounded size, in which ``find_fault`` finds no fault."""
     try:
-        if (size := path.stat().st_size) > LARGEST_MANIFEST:
-            raise ValueError(f"it has {size} bytes, more than {LARGEST_MANIFEST}")
-        manifest = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
-        if not isinstance(manifest, dict):
-            raise ValueError(f"it must be an object, got {manifest!r}")
-    except (ValueError, RecursionError) as error:
+        if not path.is_file() or path.stat().st_size > LARGEST_JSON:
+            raise ValueError(f"no regular file of at most {LARGEST_JSON} bytes")
+        found = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+        fault = find_fault(found) if isinstance(found, dict) else "no object"
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(describe_damage(path, error)) from error
-    return manifest
+    if fault:
+        raise ValueError(describe_damage(path, fault))
+    return dict(found)
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"it holds {name}, which is no number")
+    raise ValueError(f"{name} is no number in JSON")
 
 
 def check_entries(
@@ -250,12 +254,9 @@ def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(manifest, indent=2) + "\n")
 
 
-def describe_damage(manifest: Path, why: object) -> str:
-    """Return the message for a damaged manifest."""
-    return (
-        f"{manifest} is damaged ({cut_words(str(why))}); give another directory, or "
-        "put the file back. Shards go on without it, too: each says what it is of"
-    )
+def describe_damage(path: Path, why: object) -> str:
+    """Return the message for a damaged manifest or other JSON."""
+    return f"{path} is damaged ({cut_words(str(why))}); give another folder, or remove this file"
 
 
 def cut_words(words: str, most: int = 500) -> str:

@@ -182,6 +182,7 @@ def test_bad_argument_makes_no_folder(tmp_path, tiny_model):
     for changes, words in [
         ({"size": (4, 64)}, r"size must not be smaller than a nucleus.*got \(4, 64\)"),
         ({"variation": 2}, "variation must be from 0 to 1, got 2"),
+        ({"nuclei": 200}, r"nuclei=200 do not fit into size=\(64, 72\)"),
     ]:
         with pytest.raises(ValueError, match=words):
             write(tmp_path / "data", tiny_model, **changes)

@@ -48,8 +48,8 @@ def export(
     if number > MAX_SEQUENCES:
         raise ValueError(f"sequences must be at most {MAX_SEQUENCES}, got {number}")
     seed, texture = check_seed(seed), as_method(method)
-    path = find_model(model)
-    generator = load(path)
+    path, digest = find_model(model), model_digest(model)
+    generator = load(path, digest=digest)
     scene = check_scene(
         generator, texture, frames=frames, size=size, nuclei=nuclei, at_least=at_least,
         variation=variation,
@@ -59,7 +59,7 @@ def export(
     folder = Path(directory).expanduser()
     manifest = {
         "version": importlib.metadata.version("bvdm-data"),
-        "model": model_digest(path),
+        "model": digest,
         "frames": frames,
         "size": list(scene.size),
         "seed": seed,

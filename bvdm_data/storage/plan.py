@@ -19,8 +19,8 @@ from bvdm_data.files import (
     check_entries,
     cut_words,
     describe_damage,
-    load_manifest,
     prepare_output_dir,
+    read_json,
     write_manifest,
 )
 from bvdm_data.storage.formats import (
@@ -324,7 +324,7 @@ def read_manifest(directory: str | Path, *, model: str | Path | None = None) -> 
             f"directory must hold shards of write_shards, but there is no {path}; give the folder "
             "that they were written to"
         )
-    manifest = load_manifest(path)
+    manifest = read_json(path)
     if manifest.get("layout") != LAYOUT:
         raise ValueError(
             f"{path} is no manifest of shards: its layout is "
