@@ -177,7 +177,7 @@ FIXED = ("shapes.mean", "shapes.modes", "shapes.counts", "lives.cycle", "lives.s
 FIXED += ("shapes.innovation", "lives.mitoses", "motion.drift", "motion.sisters", "camera.streak")
 
 
-OPTIONAL = ("longest_step",)  # older files lack them
+OPTIONAL = ("longest_step",)  # may be null
 WRONG = ("text", True, [1], {}, math.nan, math.inf, -1e9, -(10**9), 10**400)
 
 
@@ -197,8 +197,7 @@ def list_damages(tensors, header):
         for key in values:
             entry = f"{section}.{'small_patch' if key == 'narrow' else key}"
             rest = {name: value for name, value in values.items() if name != key}
-            if key not in OPTIONAL:
-                yield f"{section}.{key} is missing", tensors, {**header, section: rest}
+            yield f"{section}.{key} is missing", tensors, {**header, section: rest}
             for wrong in WRONG if key in OPTIONAL else (*WRONG, None):
                 yield entry, tensors, {**header, section: {**values, key: wrong}}
     yield "new is unknown", tensors, {**header, "new": {}}
