@@ -89,11 +89,13 @@ class TooManyNucleiError(ValueError):
 
 
 def check_annotations(annotations: Collection[str]) -> tuple[str, ...]:
-    """Return the wanted annotations in the order of ``ANNOTATIONS``."""
+    """Return the wanted annotations, of names or ``"all"``, in the order of ``ANNOTATIONS``."""
     if isinstance(annotations, str):
+        if annotations == "all":
+            return ANNOTATIONS
         raise TypeError(
-            f"annotations must be a collection of names, got the string {annotations!r}; "
-            f"write ({annotations!r},)"
+            "annotations must be 'all' or a collection of names, got the string "
+            f"{annotations!r}; write ({annotations!r},)"
         )
     if not isinstance(annotations, Collection):
         raise TypeError(
@@ -101,7 +103,9 @@ def check_annotations(annotations: Collection[str]) -> tuple[str, ...]:
         )
     unknown = [name for name in annotations if name not in ANNOTATIONS]
     if unknown:
-        raise ValueError(f"annotations must be out of {ANNOTATIONS}, got {unknown[0]!r}")
+        raise ValueError(
+            f"annotations must be out of {ANNOTATIONS}, got {unknown[0]!r}; give 'all' for all"
+        )
     return tuple(name for name in ANNOTATIONS if name in annotations)
 
 

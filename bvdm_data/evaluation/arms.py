@@ -359,7 +359,9 @@ def make_arm(name: str, data: Data, count: int | None = None) -> Arm:
     if name != "real+synthetic":
         return Arm(name, synthetic, compute_fingerprint(synthetic.key, count))
     real = make_real_clips(data)
-    mix = MixedVideos({"real": real, "synthetic": synthetic.select(ANNOTATIONS)}, weights=MIX)
+    made = synthetic.select(ANNOTATIONS)
+    made.scale = data.scale or made.scale  # one scale but for how counts are stored
+    mix = MixedVideos({"real": real, "synthetic": made}, weights=MIX)
     # The first choices stand for the code that chooses.
     members = [int(mix.clip(index)["member"]) for index in range(32)]
     identity = _hash_real("real", data, real), synthetic.key, count, MIX, members

@@ -223,7 +223,7 @@ def evaluate_distance(run: Run) -> dict[str, Any]:
             pasted = arms.make_pasted_clips(data)
             sets[name] = [pasted.clip(index) for index in range(PASTED)]
     features, side = distances.load_efficientnet_lite0(), min(distances.TILE, *data.size)
-    crop = min(distances.CROP, *data.size)
+    crop = min(distances.CROP, 3 * min(data.size) // 8)  # small clips must show it whole, too
     given: dict[str, Any] = {"reference": run.train_clip, "features": features}
     crops = distances.measure_feature_distance(sets, count=budget.crops, size=crop, **given)
     tiles = distances.measure_tile_distance(sets, count=budget.tiles, size=side, **given)
