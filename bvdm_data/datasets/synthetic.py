@@ -26,9 +26,9 @@ from bvdm_data.synth.scene import (
     MOST_CYCLES,
     Method,
     SceneSettings,
-    bound_nuclei,
     count_cycles,
     count_fitting_nuclei,
+    estimate_rows,
 )
 from bvdm_data.synth.synthesis import make_clip, synthesise
 from bvdm_data.synth.textures import FastSettings
@@ -66,7 +66,7 @@ def as_method(method: str | Method) -> Method:
     return METHODS[method]
 
 
-def check_variation(variation: float | None, method: Method) -> float:
+def _check_variation(variation: float | None, method: Method) -> float:
     """Return how far clips may leave the fitted video."""
     if variation is None:
         return method.default_variation
@@ -312,7 +312,7 @@ def check_scene(
         size=check_size(size),
         nuclei=_check_nuclei(nuclei),
         at_least=as_int("at_least", at_least, least=0),
-        variation=check_variation(variation, method),
+        variation=_check_variation(variation, method),
     )
     if min(scene.size) < model.nucleus_diameter:
         raise ValueError(
@@ -339,7 +339,7 @@ def check_scene(
                 f"{name}={given} do not fit into size={scene.size}: only {most} do in every clip. "
                 f"Give fewer nuclei or a larger size"
             )
-    needed, enough = bound_nuclei(model, scene)
+    needed, enough = estimate_rows(model, scene)
     rows = enough if max_cells is None else check_max_cells(max_cells)
     if rows < min(needed, enough):
         raise ValueError(
