@@ -1,5 +1,6 @@
 """Files and folders that are whole or not there: written under a temporary name, then renamed."""
 
+import errno
 import glob
 import json
 import lzma
@@ -26,19 +27,32 @@ MANIFEST = "bvdm_data.json"
 LARGEST_MANIFEST = 2**27
 """Bytes of a manifest that is read; one of a million shards has 70 MB."""
 
-DAMAGED = (
+_DAMAGE = (
     tarfile.TarError,
     zipfile.BadZipFile,
     zlib.error,
     lzma.LZMAError,
     struct.error,
+    AttributeError,
     EOFError,
     LookupError,
     OverflowError,
     RuntimeError,
+    TypeError,
     ValueError,
 )
-"""What the standard library raises for archives and files that are damaged."""
+_DAMAGE_NUMBERS = (
+    None,
+    errno.EINVAL,  # a place before the beginning of the file
+    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),  # names within an archive
+)
+
+
+def is_damage(error: Exception) -> bool:
+    """Return whether an error of a reader says that its file is damaged, not that a disk failed."""
+    if isinstance(error, OSError):
+        return error.errno in _DAMAGE_NUMBERS
+    return isinstance(error, _DAMAGE)
 
 
 @contextmanager
@@ -81,16 +95,25 @@ def open_atomic_folder(path: str | Path) -> Iterator[Path]:
 
 
 def _begin_temporary_name(path: Path) -> str:
-    """Return how temporary names of this process begin; remove what killed ones have left."""
+    """Return how temporary names of this process begin; make room for them."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{path.name[:40]}.{socket.gethostname()}."
+    remove_leftovers(path)
+    return f"{_begin_name(path)}{os.getpid()}."
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove temporary files and folders that killed processes of this machine have left."""
+    prefix = _begin_name(path)
     for leftover in path.parent.glob(f"{glob.escape(prefix)}*"):
         if not _is_running(leftover.name.removeprefix(prefix).partition(".")[0]):
             if leftover.is_dir():
                 shutil.rmtree(leftover, ignore_errors=True)
             else:
                 leftover.unlink(missing_ok=True)
-    return f"{prefix}{os.getpid()}."
+
+
+def _begin_name(path: Path) -> str:
+    return f".{path.name[:40]}.{socket.gethostname()}."
 
 
 def write_through(folder: Path) -> None:

@@ -272,8 +272,6 @@ def _read_part(
     name: str, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the fields of a part of a model."""
-    if name == "motion":
-        numbers = {"longest_step": None, **numbers}
     rules = {_FILE_KEYS.get(field, field): rule for field, rule in _SCHEMA[name].items()}
     tables = {key for key, rule in rules.items() if isinstance(rule, _Table)}
     arrays = _select(tensors, name)
@@ -291,7 +289,7 @@ def _read_part(
     if name == "motion":
         speed = part["speed"] = SpeedModel(*part["speed"].tolist())
         if part["longest_step"] is None:
-            # Older files lack it; eight scales are the longest step of the HeLa video.
+            # Not measured; eight scales are the longest step of the HeLa video.
             part["longest_step"] = 8 * speed.scale * speed.mitotic_ratio
     if name == "camera" and part["full"] <= part["offset"]:
         raise ValueError(f"camera.full must be above offset={part['offset']}, got {part['full']}")

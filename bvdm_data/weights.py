@@ -183,6 +183,14 @@ def model_digest(model: str | Path = "hela") -> str:
     return _read(path, *_describe_state(path))[1]
 
 
+def _fill_in(header: Mapping[str, Any], layout: str) -> Mapping[str, Any]:
+    """Return a header with the entries that its layout lacks."""
+    motion = header.get("motion")
+    if layout != _FORMATS[0] or not isinstance(motion, dict):
+        return header
+    return {**header, "motion": {"longest_step": None, **motion}}
+
+
 def _compute_digests(
     tensors: Mapping[str, Tensor], content: Mapping[str, Any], layout: str
 ) -> dict[str, str]:
@@ -227,7 +235,7 @@ def _read(path: Path, *state: int) -> tuple[Model, str]:
     signed = {name: header.pop(name) for name in ("digest", "card_digest") if name in header}
     layout = header.pop("format")
     try:
-        generator = build_model(tensors, header)
+        generator = build_model(tensors, _fill_in(header, layout))
         wanted = _compute_digests(tensors, header, layout)
         for name in {**wanted, **signed}:
             if signed.get(name) != wanted.get(name):

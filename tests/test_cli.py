@@ -285,6 +285,36 @@ def test_signals_end_all_processes(tiny_model, tmp_path, command, number):
     assert err == f"bvdm-data: stopped by {name}\n" or not name
 
 
+BUSY = """
+import hashlib, sys
+from bvdm_data import cli
+def work(**_):
+    print("ready", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # no handler runs before this has ended
+cli.info.callback = work
+sys.argv[1:] = ["info"]
+cli.main()
+"""
+
+
+@pytest.mark.heavy
+def test_busy_command_ends_soon():
+    line = [sys.executable, "-c", BUSY]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(line, **pipes) as running:
+        assert running.stdout.readline() == "ready\n"
+        running.terminate()
+        assert running.communicate(timeout=20)[1] == "bvdm-data: stopped by SIGTERM\n"
+    assert running.returncode == 143
+
+
+def test_signals_are_as_before(run):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert run("--version")[0] == 0
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
 def test_wrong_usage_ends_with_code_2(run):
     method = "is for --method paper, got --method"
     for arguments, words in (

@@ -143,6 +143,23 @@ def test_too_many_nuclei_name_the_clip(tiny_ctc):
         videos.clip(3)
 
 
+def test_rows_hold_every_window(tiny_ctc, tmp_path):
+    for windows in ({}, WHOLE, {"windows": "grid"}, {"frames": 1}, {"annotations": ("masks",)}):
+        videos = tiny(tiny_ctc, max_cells=None, **windows)
+        for number in range(30):
+            clip = videos.clip(number)
+            assert int(clip["masks"].max()) <= videos.max_cells < 40
+    # A nucleus that comes back after every frame needs a row each time.
+    masks = np.zeros((5, 20, 40), np.uint16)
+    masks[::2, 5:12, 5:12] = masks[1::2, 5:12, 25:32] = 1
+    write_sequence(tmp_path, "01", masks, masks, np.array([[1, 0, 4, 0]]))
+    shutil.copytree(tmp_path / "01_GT" / "SEG", tmp_path / "01_ST" / "SEG")
+    for truth in ("TRA", "ST"):
+        how = {"frames": 5, "size": 20, "border": 0, "windows": "grid"}
+        videos = CTCVideos(tmp_path, truth=truth, **how)
+        assert int(videos.clip(0)["masks"].max()) == videos.max_cells == 3
+
+
 # Random windows
 
 

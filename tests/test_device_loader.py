@@ -13,10 +13,11 @@ import torch
 from torch.utils.data import DataLoader, get_worker_info
 
 from bvdm_data import DeviceLoader, FastSettings, PoolSettings, SyntheticHeLaVideos, weights
-from bvdm_data.clip import ANNOTATIONS, TooManyNucleiError
+from bvdm_data.clip import ANNOTATIONS, annotate_masks
 from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets import device_loader
 from bvdm_data.datasets.prefetch import CudaStream, Prefetcher
+from bvdm_data.synth import synthesis
 from bvdm_data.synth.cell_bank import CellBank
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -186,7 +187,7 @@ def test_loop_resumes_from_its_state(tiny, workers, steps, kept):
     loop = iter(loader)
     seen = numbers(next(loop) for _ in range(steps))
     state = loader.state_dict()
-    assert state == {"epoch": 2, "seed": 0, "start": 2 * steps}
+    assert state.items() >= {"epoch": 2, "seed": 0, "start": 2 * steps}.items()
     assert state == videos.state_dict(consumed=2 * steps)
     fresh = tiny(length=7)
     others = on_cpu(fresh, num_workers=workers, persistent_workers=kept)
@@ -210,7 +211,7 @@ def test_new_epoch_resets_the_state(tiny):
     loader = on_cpu(videos)
     next(iter(loader))
     videos.set_epoch(1)
-    assert loader.state_dict() == {"epoch": 1, "seed": 0, "start": 0}
+    assert loader.state_dict().items() >= {"epoch": 1, "seed": 0, "start": 0}.items()
     assert loader.state_dict(consumed=2)["start"] == 2
 
 
@@ -239,13 +240,21 @@ def test_set_epoch_in_a_loop_fails(tiny):
 
 
 @pytest.mark.parametrize("batched", [False, True])
-def test_error_names_the_clip(tiny, batched, request):
+def test_error_names_the_clip(tiny, batched, request, monkeypatch):
+    def annotate(masks, table, *how):
+        if len(table) > 3:
+            raise ValueError("more than three")
+        return annotate_masks(masks, table, *how)
+
+    monkeypatch.setattr(synthesis, "annotate_masks", annotate)
     if batched:
         request.getfixturevalue("together")
-    videos = tiny(length=40, nuclei=(0, 3), max_cells=3)
+    videos = tiny(length=40, nuclei=(0, 3))
     loader = on_cpu(videos, num_workers=int(batched))
     loop = iter(loader)
-    with pytest.raises(TooManyNucleiError, match=r"It is clip \d+ of epoch 0 of Synthetic"):
+    with pytest.raises(
+        ValueError, match=r"more than three\. It is clip \d+ of epoch 0 of Synthetic"
+    ):
         for _ in loop:
             pass
     assert list(loop) == []

@@ -125,6 +125,21 @@ def test_unfinished_export_refuses_other_seed(tmp_path, tiny_model, monkeypatch)
         write(tmp_path / "data", tiny_model)
 
 
+def test_exports_at_once_do_not_mix(tmp_path, tiny_model, monkeypatch):
+    made = exporting.synthesise
+
+    def overtaken(*arguments, **given):
+        monkeypatch.setattr(exporting, "synthesise", made)
+        shutil.rmtree(tmp_path / "data")
+        write(tmp_path / "data", tiny_model, seed=4, sequences=1, frames=1)
+        return made(*arguments, **given)
+
+    monkeypatch.setattr(exporting, "synthesise", overtaken)
+    with pytest.raises(ValueError, match=r"begun with frames=1, got 5"):
+        write(tmp_path / "data", tiny_model)
+    assert json.loads((tmp_path / "data" / MANIFEST).read_text())["seed"] == 4
+
+
 def test_spoilt_sequence_is_refused(copy, whole, tiny_model):
     for name in ("01/t003.tif", "01_GT/SEG/man_seg003.tif", "01_GT/TRA/man_track003.tif"):
         (copy / name).unlink()

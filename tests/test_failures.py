@@ -245,16 +245,12 @@ def test_impossible_clip_is_never_skipped(tiny):
         assert isinstance(clip["video"], tv_tensors.Video)
         return clip["stages"]
 
-    for changes, kind, words in (
-        ({"nuclei": 3, "frames": 8, "max_cells": 3}, TooManyNucleiError, "Give max_cells=\\d+"),
-        ({"transform": break_clip}, TransformError, "KeyError: 'stages'"),
-    ):
-        seen = []
-        with pytest.raises(kind, match=words) as info:
-            follow(make_loader(tiny(length=20, **changes)), seen)
-        assert seen == list(range(len(seen)))
-        assert f"clip {len(seen)} of epoch 2 of SyntheticHeLaVideos(seed=5)" in str(info.value)
-        assert f"videos.set_epoch(2); videos.clip({len(seen)})" in str(info.value)
+    seen = []
+    with pytest.raises(TransformError, match="KeyError: 'stages'") as info:
+        follow(make_loader(tiny(length=20, transform=break_clip)), seen)
+    assert seen == list(range(len(seen)))
+    assert f"clip {len(seen)} of epoch 2 of SyntheticHeLaVideos(seed=5)" in str(info.value)
+    assert f"videos.set_epoch(2); videos.clip({len(seen)})" in str(info.value)
 
 
 def test_export_continues_after_full_disk(tiny_model, tmp_path):

@@ -175,7 +175,7 @@ def test_mix_resumes_with_other_workers(kind, before, after):
     steps = iter(DataLoader(mix, batch_size=6, num_workers=before))
     seen = list_batches([next(steps), next(steps)])
     state = mix.state_dict(consumed=12)
-    assert state == {"epoch": 1, "seed": 0, "start": 12}
+    assert state.items() >= {"epoch": 1, "seed": 0, "start": 12}.items()
     resumed = make_kind(kind)
     resumed.load_state_dict(state)
     loader = DataLoader(resumed, batch_size=6, num_workers=after)
@@ -252,7 +252,7 @@ def test_state_must_fit_the_quotas():
     ):
         with pytest.raises(ValueError, match=words):
             mix.load_state_dict({"epoch": 0, "seed": 0, "start": start})
-    assert mix.state_dict() == {"epoch": 0, "seed": 0, "start": 0}
+    assert mix.state_dict().items() >= {"epoch": 0, "seed": 0, "start": 0}.items()
     clips = iter(mix)
     for _ in range(4):
         next(clips)
@@ -303,8 +303,9 @@ def test_twin_mixes_clips_of_one_form(make_twin):
     for clip in mix:
         check_clip({key: value for key, value in clip.items() if key != "member"})
         sources.add(int(clip["source"]))
-        assert clip["boxes"].shape == (16, 2, 4)
+        assert clip["boxes"].shape == (mix.max_cells, 2, 4)
     assert sources == {0, 1}
+    assert mix.max_cells == mix.sources["synthetic"].max_cells > mix.sources["real"].max_cells == 16
     assert mix.weights == {"real": 0.25, "synthetic": 0.75}
     assert list(mix.sources) == ["real", "synthetic"]
 

@@ -106,13 +106,45 @@ def test_founders_keep_their_distance(simulate, tiny_motion, law, least):
 
 
 @pytest.mark.parametrize("law", LAWS)
-def test_too_many_nuclei_are_refused(simulate, tiny_motion, law):
-    with pytest.raises(ValueError, match=r"nuclei=60 do not fit into size=\(40, 40\): only \d+ "):
-        simulate(0, law, nuclei=60, size=(40, 40))
+def test_too_many_nuclei_are_refused(simulate, monkeypatch, law):
+    monkeypatch.setattr(motion_module, "RESTARTS", 2)
+    with pytest.raises(ValueError, match=r"nuclei=60 do not fit into size=\(30, 30\); give fewer"):
+        simulate(0, law, nuclei=60, size=(30, 30), frames=1)
+    with pytest.raises(ValueError, match=r"at_least=60 do not fit into size=\(30, 30\)"):
+        simulate(0, law, nuclei=None, at_least=60, size=(30, 30), frames=1)
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_dense_video_fills_the_place(simulate, tiny_motion, law):
+    usual = simulate(0, law, nuclei=None, size=(32, 32), frames=1)
     motion = replace(tiny_motion, density=np.full(10, 0.02))
-    words = r"density of the fitted video asks for \d+ nuclei .*only \d+ found a free place"
-    with pytest.raises(ValueError, match=words):
-        simulate(0, law, nuclei=None, size=(32, 32), motion=motion)
+    paths = simulate(0, law, nuclei=None, size=(32, 32), motion=motion, frames=1)
+    canvas = (32 + 2 * MARGIN) ** 2
+    assert 3 * len(usual) < len(paths) < 0.02 * canvas / 2
+    spacings = [measure_spacing(*pair) for pair in itertools.combinations(paths, 2)]
+    assert min(spacings) >= min(CONTACT, tiny_motion.neighbour_spacing.min()) - 1e-9
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_crowded_founders_lie_closer(simulate, tiny_motion, law):
+    motion = replace(tiny_motion, neighbour_spacing=np.full(3, 1.1))
+    paths = list_founders(simulate(0, law, nuclei=24, size=(64, 64), motion=motion, frames=2))
+    assert len(np.unique(label(paths, 1, (64, 64)))) == 25
+    spacings = [measure_spacing(*pair) for pair in itertools.combinations(paths, 2)]
+    assert 0.4 < min(spacings) < 0.75
+    # As close as they lie they may stay: none is pushed away.
+    steps = [np.hypot(*np.diff(path.centres[:2], axis=0).T) for path in paths]
+    assert np.quantile(np.concatenate(steps), 0.9) < 6
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_founders_show_at_least(simulate, law):
+    shown = []
+    for seed in range(5):
+        for least in (0, 5):
+            paths = simulate(seed, law, nuclei=None, size=(48, 48), frames=1, at_least=least)
+            shown.append(len(np.unique(label(paths, 1, (48, 48))[0])) - 1)
+    assert min(shown[::2]) < 5 <= min(shown[1::2])
 
 
 @pytest.mark.parametrize("law", LAWS)

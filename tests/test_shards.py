@@ -477,7 +477,8 @@ def test_shards_say_what_they_are_of(tmp_path, tiny_model, format):
         second.write_bytes(content)
         with pytest.raises(ValueError, match=rf"{second.name} is damaged, or not of .*{words}"):
             write(ours, videos, format=format, compress=True)
-    for content in (bytes(len(good)), good[:half] + bytes(len(good) - half), good[:half], b""):
+    zeros, hole = good[:half] + bytes(len(good) - half), good[:half] + good[half + 1024 :]
+    for content in (bytes(len(good)), zeros, hole, good[:half], b""):
         second.write_bytes(content)
         with pytest.raises(ValueError, match=rf"{second.name} is damaged, or not of this call \("):
             write(ours, videos, format=format, compress=True)

@@ -52,7 +52,7 @@ def test_nothing_leaps_or_steals(method, variation):
 
 def test_mitosis_shows_as_in_video():
     model, last, first = load("hela"), [], []
-    for seed in range(6):
+    for seed in range(8):
         paths = simulate_colony(
             model.shapes, model.lives, model.motion, frames=24, size=(512, 512), nuclei=None,
             generator=np.random.default_rng(seed),

@@ -283,6 +283,10 @@ class _ByNumber(ClipStream):
         found: Clip = self._videos[place]
         return found
 
+    def _list_settings(self) -> dict[str, str]:
+        settings: dict[str, str] = getattr(self._videos, "_list_settings", dict)()
+        return {**settings, "shuffle": str(self._shuffle), "length": str(self.length)}
+
     def set_epoch(self, epoch: SupportsIndex) -> None:
         """Choose the epoch of the data set, too."""
         super().set_epoch(epoch)

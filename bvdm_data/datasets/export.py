@@ -91,6 +91,7 @@ def export(
                     name=("export", index),
                     progress=partial(_advance, bar, index * frames, frames),
                 )
+            prepare_output_dir(folder, manifest, identity=_get_identity, kinds=kinds)  # still ours
             counts = np.stack([scale.to_counts(frame) for frame in video.video])
             write_sequence(folder, name, counts, video.masks, video.tracks)
             there[name] = _sign_sequence(folder, name, frames)

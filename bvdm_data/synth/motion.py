@@ -231,7 +231,7 @@ class _Simulation:
             self.clear()
             self.room *= CLOSER
         name = "at_least" if nuclei is None else "nuclei"
-        raise ValueError(f"{name}={in_view} do not fit into size={self.size}; give fewer")
+        raise ValueError(f"{name}={in_view} do not fit into size={self.size}; give fewer nuclei")
 
     def _place(self, wanted: int, *, in_view: bool) -> bool:
         """Place founders; return whether so many are there, or in view."""
