@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -105,6 +106,17 @@ def test_fit_writes_model_and_prints_card(run, tmp_path, monkeypatch):
     assert (load(model).lives.minutes, load(model).pixel_size) == (10, 0.5)
     names = sorted(path.name for path in (tmp_path / "my.fit").iterdir())
     assert names == [f"{name}.pt" for name in ("distilled-1", "flow", "painter", "texture")]
+
+
+@pytest.mark.filterwarnings("default")
+def test_fit_warns_in_one_line(run, tmp_path, monkeypatch):
+    def fit(*_, **__):
+        warnings.warn("left out", stacklevel=2)
+        raise ValueError("ended")
+
+    monkeypatch.setattr("bvdm_data.fitting.fit.fit", fit)
+    _, _, err = run("fit", tmp_path, "--output", tmp_path / "my.safetensors")
+    assert err.splitlines() == ["bvdm-data: warning: left out", "bvdm-data: ended"]
 
 
 def test_info_prints_the_card(run, tiny_model):
