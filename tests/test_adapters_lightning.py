@@ -314,6 +314,23 @@ def test_lightning_refuses_state_of_other_seed(tmp_path):
         train(tmp_path, other, resume=tmp_path / "step=3.ckpt", max_epochs=1)
 
 
+def test_lightning_refuses_state_of_other_clips(tiny_ctc):
+    def module(**how):
+        videos = CTCVideos(tiny_ctc, border=0, **{"frames": 2, "size": 32} | how)
+        return ClipDataModule(videos, shuffle=False).videos
+
+    state = module().state_dict()
+    module(cache_bytes=0, max_cells=50).load_state_dict(state)
+    for how, words in (
+        ({"size": 40}, r"size=\(40, 40\), got size=\(32, 32\)"),
+        ({"seed": 1}, "seed=1, got seed=0"),
+        ({"stop": 4}, "stop=4, got stop=None"),
+        ({"transform": dict}, "transform=dict, got transform=NoneType"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            module(**how).load_state_dict(state)
+
+
 def test_lightning_example_trains_and_resumes(tmp_path):
     main = runpy.run_path(str(ROOT / "examples" / "train_lightning.py"))["main"]
     small = ["--folder", str(tmp_path), "--frames", "2", "--size", "64", "--batch-size", "2"]

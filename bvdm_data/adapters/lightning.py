@@ -37,7 +37,8 @@ class ClipDataModule(_DataModule):
     - A checkpoint from the middle of an epoch goes on with the next clip, and makes none again.
       What it holds is the number of the clip, counted by what the trainer has trained on: an
       endless stream, of which Lightning takes a batch ahead, resumes exactly, and so does any
-      number of workers.
+      number of workers. Behind a ``fit`` that ``max_steps`` has cut, Lightning counts the epoch as
+      over; a resume from there has the rest of its clips, and their epoch is then one behind.
 
     The state is the data module's own. Lightning gives those of stateful loaders back only when
     it makes its loaders by itself; where ``configure_optimizers`` asks for
