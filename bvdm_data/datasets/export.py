@@ -49,7 +49,8 @@ def export(
         raise ValueError(f"sequences must be at most {MAX_SEQUENCES}, got {number}")
     seed, texture = check_seed(seed), as_method(method)
     path = find_model(model)
-    generator = load(path)
+    digest = model_digest(path)
+    generator = load(path, digest=digest)
     scene = check_scene(
         generator, texture, frames=frames, size=size, nuclei=nuclei, at_least=at_least,
         variation=variation,
@@ -59,7 +60,7 @@ def export(
     folder = Path(directory).expanduser()
     manifest = {
         "version": importlib.metadata.version("bvdm-data"),
-        "model": model_digest(path),
+        "model": digest,
         "frames": frames,
         "size": list(scene.size),
         "seed": seed,
