@@ -200,7 +200,6 @@ class SyntheticHeLaVideos(ClipStream):
         self._pool = None if self.pool is None else CellBank(self.pool, self.seed)
         self.device = check_device(device)
         self.transform = check_transform(transform)
-        self.digest = model_digest(self.model)
         camera = generator.camera
         self.scale = CameraScale(camera.offset, camera.full)
         self.minutes, self.pixel_size = generator.lives.minutes, generator.pixel_size
