@@ -126,7 +126,7 @@ def test_defaults_and_former_names(data):
 
 
 def settle(**options):
-    return arms.settle_data(Data(**options))
+    return arms.fill_in_data(Data(**options))
 
 
 def test_all_have_one_grey_scale(tiny_video, tiny_generator, data, tmp_path):

@@ -188,11 +188,7 @@ class ClipStream(IterableDataset[Clip]):
         )
 
     def clips(self, indices: Sequence[int]) -> Iterable[Clip]:
-        """Return several clips of the epoch in their order; what the iteration asks for.
-
-        Args:
-            indices: Numbers of at most ``batch_size`` clips.
-        """
+        """Return clips of the epoch in their order; the iteration asks for ``batch_size``."""
         return map(self.clip, indices)
 
     @property
@@ -444,9 +440,7 @@ class ClipStream(IterableDataset[Clip]):
             )
         check_settings(self._list_settings(), state.get("settings", {}))
         if self.length is not None and checked["start"] > self.length:
-            raise ValueError(
-                f"state_dict must start within length={self.length}, got start={checked['start']}"
-            )
+            raise ValueError(f"start must be within length={self.length}, got {checked['start']}")
         if get_worker_info() is None and set(checked) == _WORKER_STATE_KEYS:
             raise ValueError(
                 "state_dict must not be from a worker, since only the same worker can resume it; "

@@ -189,7 +189,7 @@ ANNOTATIONS = ("masks", "tracks")  # what a clip that trains a network needs
 STREAM: dict[str, Any] = {"frames": 2, "annotations": ANNOTATIONS}
 
 
-_LATER: Any = None  # default of what :func:`settle_data` fills in
+_LATER: Any = None  # default of what :func:`fill_in_data` fills in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,7 +253,7 @@ class Data:
             )
 
 
-def settle_data(data: Data) -> Data:
+def fill_in_data(data: Data) -> Data:
     """Fill in border, frames, size and scale as they follow from the model and both videos.
 
     Raises:

@@ -124,7 +124,7 @@ class Run:
 
     def __post_init__(self) -> None:
         """Fill in what follows from the model and the videos."""
-        object.__setattr__(self, "data", arms.settle_data(self.data))
+        object.__setattr__(self, "data", arms.fill_in_data(self.data))
 
     @cached_property
     def train_clip(self) -> Clip:
