@@ -15,6 +15,7 @@ from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets import ctc
 from bvdm_data.datasets.ctc import write_sequence
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
+from bvdm_data.datasets.tiff import write_image
 from bvdm_data.fitting import denoiser
 from bvdm_data.fitting.fit import FitSettings, fit
 from bvdm_data.fitting.nuclei import LEFT_OUT
@@ -291,6 +292,13 @@ def test_later_truth_never_leaks(start, root, started, tmp_path):
     assert are_same(model, started[1])
     known = {name: value for name, value in started[1].card.items() if name != "settings"}
     assert without_hours(model.card) == without_hours(known | {"settings": model.card["settings"]})
+
+
+def test_later_light_has_no_part(start, root, tmp_path):
+    later = shutil.copytree(root, tmp_path / root.name)
+    write_image(later / "01/t020.tif", np.full((200, 240), 65535, np.uint16))
+    camera = start(tmp_path / "m.safetensors", root=later, scale=None).camera
+    assert (camera.offset, camera.full) == (OFFSET, OFFSET + 1023)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
