@@ -165,7 +165,8 @@ def check_loader(frame: FrameType, batch_size: int | None, name: str) -> None:
     caller = frame.f_back
     names = {} if caller is None else caller.f_locals
     fetcher: Any = names.get("self")
-    if getattr(getattr(fetcher, "dataset_iter", None), "gi_frame", None) is not frame:
+    is_ours = getattr(getattr(fetcher, "dataset_iter", None), "gi_frame", None) is frame
+    if not is_ours or "possibly_batched_index" not in names:
         return
     found = len(names["possibly_batched_index"]) if fetcher.auto_collation else 1
     if batch_size not in (None, found):

@@ -76,7 +76,8 @@ class SharedInts:
         """Share the memory of a copy, unless the copy was made for a worker."""
         self.__dict__.update(state)
         if not self.memory.is_shared():  # type: ignore[no-untyped-call]
-            self.memory.share_memory_()  # type: ignore[no-untyped-call]
+            with isolate():
+                self.memory = self.memory.clone().share_memory_()  # type: ignore[no-untyped-call]
 
 
 class SharedEpoch:
