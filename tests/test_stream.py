@@ -366,7 +366,9 @@ def test_stream_refuses_bad_arguments():
         with pytest.raises(error, match=words):
             Numbers(**arguments)
     for index, call in ((3, 3), (-1, -1), (slice(2), 0), ("a", 0)):
-        with pytest.raises(TypeError, match=rf"Numbers is a stream .* write videos\.clip\({call}\)"):
+        with pytest.raises(
+            TypeError, match=rf"Numbers is a stream .* write videos\.clip\({call}\)"
+        ):
             Numbers()[index]
 
 
