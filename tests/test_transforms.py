@@ -476,6 +476,9 @@ def test_transform_may_return_few_keys(full):
     assert are_same(apply_transform(full, lambda clip: few((v2.Resize(50)(clip), clip)[1])), kept)
     arrays = apply_transform(full, lambda clip: {key: clip[key].numpy() for key in few(clip)})
     assert are_same(arrays, kept)
+    wide = apply_transform(full, lambda clip: {"masks": clip["masks"].numpy().astype(np.uint16)})
+    assert torch.equal(wide["masks"], full["masks"].long())
+    assert apply_transform(full, lambda clip: clip | {"index": 3})["index"] == 3
     video, masks = apply_transform(full, lambda clip: (clip["video"], clip["masks"]))
     assert torch.equal(video, full["video"])
     assert torch.equal(masks, full["masks"])

@@ -15,7 +15,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from bvdm_data.clip import Clip, annotate_masks, pad_rows, split_gaps
+from bvdm_data.clip import ANNOTATIONS, Clip, annotate_masks, pad_rows, split_gaps
 from bvdm_data.datasets.moved_light import has_light_moved
 from bvdm_data.datasets.resized_masks import ResizedMasks, take_pixels
 
@@ -278,7 +278,8 @@ def update_annotations(
 
 def _to_plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
-        return torch.from_numpy(np.ascontiguousarray(value))
+        wide = value.astype(np.int64) if value.dtype.kind == "u" and value.itemsize > 1 else value
+        return torch.from_numpy(np.ascontiguousarray(wide))
     is_subclass = isinstance(value, Tensor) and type(value) is not Tensor
     return value.as_subclass(Tensor) if is_subclass else value
 
@@ -290,8 +291,8 @@ def _are_equal(one: Any, other: Any) -> bool:
 
 def _check_values(before: Clip, after: dict[str, Any]) -> None:
     """Refuse what is no tensor any more, and grey values that have been lost."""
-    for key in before:
-        if key in after and not isinstance(after[key], Tensor):
+    for key in ("video", *ANNOTATIONS):
+        if key in before and key in after and not isinstance(after[key], Tensor):
             raise TypeError(
                 f"it must hand on {key!r} as a tensor, got {type(after[key]).__name__}; give "
                 "torch.as_tensor(...), or other values under another key"
