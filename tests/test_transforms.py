@@ -468,8 +468,17 @@ def test_transform_may_return_few_keys(full):
     turned = apply_transform(full, v2.Compose([GEOMETRIC["rotation"], few]), seed=4)
     whole = apply_transform(full, GEOMETRIC["rotation"], seed=4)
     assert are_same(turned, {key: whole[key] for key in turned})
+    for move in (v2.Resize(50), v2.RandomResizedCrop(60)):
+        smaller = apply_transform(full, v2.Compose([move, few]), seed=2)
+        whole = apply_transform(full, move, seed=2)
+        assert are_same(smaller, {key: whole[key] for key in smaller})
+    # What a transform has moved and not handed on has no effect.
+    assert are_same(apply_transform(full, lambda clip: few((v2.Resize(50)(clip), clip)[1])), kept)
     arrays = apply_transform(full, lambda clip: {key: clip[key].numpy() for key in few(clip)})
     assert are_same(arrays, kept)
+    wide = apply_transform(full, lambda clip: {"masks": clip["masks"].numpy().astype(np.uint16)})
+    assert torch.equal(wide["masks"], full["masks"].long())
+    assert apply_transform(full, lambda clip: clip | {"index": 3})["index"] == 3
     video, masks = apply_transform(full, lambda clip: (clip["video"], clip["masks"]))
     assert torch.equal(video, full["video"])
     assert torch.equal(masks, full["masks"])

@@ -43,9 +43,8 @@ def require_keys(clip: Clip, *keys: str) -> None:
         )
     for key in ("video", *keys):
         if key not in clip:
-            way = f"give the data set annotations=(..., {key!r})"
-            way = way if key in ANNOTATIONS else "hand it on under this name in transform="
-            raise ValueError(f"clip must have the key {key!r}, got the keys {tuple(clip)}; {way}")
+            of_set = f"; give the data set annotations=(..., {key!r})" * (key in ANNOTATIONS)
+            raise ValueError(f"clip must have the key {key!r}, got the keys {tuple(clip)}{of_set}")
         found = clip[key]  # type: ignore[literal-required]
         if key in ("video", *ANNOTATIONS) and not isinstance(found, Tensor):
             raise TypeError(

@@ -20,7 +20,7 @@ CLASSES = ("nucleus", "stage")
 Target = dict[str, Any]
 
 
-class RowValues(tv_tensors.Mask):  # type: ignore[misc]  # torchvision has no types
+class _RowValues(tv_tensors.Mask):  # type: ignore[misc]  # torchvision has no types
     """Values ``[n]``, one for each box, that transforms of torchvision v2 keep as they are.
 
     ``SanitizeBoundingBoxes`` and ``RandomIoUCrop`` take or drop rows of masks with their boxes,
@@ -30,9 +30,9 @@ class RowValues(tv_tensors.Mask):  # type: ignore[misc]  # torchvision has no ty
     canvas_size: tuple[int, int]
 
     @classmethod
-    def wrap(cls, values: Tensor, like: "RowValues", **_: object) -> "RowValues":
+    def wrap(cls, values: Tensor, like: "_RowValues", **_: object) -> "_RowValues":
         """Return other values of the same image; torchvision calls this from 0.29 on."""
-        wrapped: RowValues = values.as_subclass(cls)
+        wrapped: _RowValues = values.as_subclass(cls)
         wrapped.canvas_size = like.canvas_size
         return wrapped
 
@@ -44,8 +44,8 @@ class RowValues(tv_tensors.Mask):  # type: ignore[misc]  # torchvision has no ty
         return wrapped
 
 
-@transforms.register_kernel(transforms.get_size, RowValues)  # type: ignore[untyped-decorator]
-def _get_size(values: RowValues) -> list[int]:
+@transforms.register_kernel(transforms.get_size, _RowValues)  # type: ignore[untyped-decorator]
+def _get_size(values: _RowValues) -> list[int]:
     return list(values.canvas_size)
 
 
@@ -53,11 +53,11 @@ def _register_kernel(name: str) -> None:
     """Let a geometric transform change only the size of the image that values belong to."""
     functional = getattr(transforms, name)
 
-    @transforms.register_kernel(functional, RowValues)  # type: ignore[untyped-decorator]
-    def kernel(values: RowValues, *args: object, **kwargs: object) -> RowValues:
+    @transforms.register_kernel(functional, _RowValues)  # type: ignore[untyped-decorator]
+    def kernel(values: _RowValues, *args: object, **kwargs: object) -> _RowValues:
         size = values.canvas_size
         box = tv_tensors.BoundingBoxes([[0, 0, 1, 1]], format="XYXY", canvas_size=size)
-        moved = RowValues.wrap(values.as_subclass(Tensor).clone(), values)
+        moved = _RowValues.wrap(values.as_subclass(Tensor).clone(), values)
         moved.canvas_size = functional(box, *args, **kwargs).canvas_size
         return moved
 
@@ -161,7 +161,7 @@ def detection_targets(
             "track_ids": there + 1,
         }
         for key in ("area", "iscrowd", "track_ids"):
-            target[key] = RowValues(target[key])
+            target[key] = _RowValues(target[key])
             target[key].canvas_size = size
         targets.append(target)
     return targets

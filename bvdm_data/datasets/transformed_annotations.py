@@ -15,8 +15,9 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from bvdm_data.clip import Clip, annotate_masks, pad_rows, split_gaps
+from bvdm_data.clip import ANNOTATIONS, Clip, annotate_masks, pad_rows, split_gaps
 from bvdm_data.datasets.moved_light import has_light_moved
+from bvdm_data.datasets.resized_masks import ResizedMasks, take_pixels
 
 AFFINE = 1e-3
 """How far a map may leave its best affine fit and still count as affine, px (our choice)."""
@@ -62,6 +63,8 @@ class PixelPlanes(tv_tensors.TVTensor):  # type: ignore[misc]  # torchvision has
     0, whatever ``fill`` the user has chosen.
     """
 
+    latest: dict[type, Tensor]  # planes of each type as they were moved last
+
 
 class LightPixelPlanes(PixelPlanes):
     """The same, except that a resize takes all pixels that make one, ``[2 n, H, W]`` rows first.
@@ -88,6 +91,9 @@ def _register_kernel(name: str, kind: type, stand_in: Callable[[Tensor], Any]) -
         if kind is LightPixelPlanes and arguments.get("interpolation") not in _NEAREST:
             result = _split_pixels(planes.as_subclass(Tensor), result.shape[-2:], arguments)
         wrapped: Tensor = tv_tensors.wrap(result, like=planes)
+        latest = getattr(planes, "latest", {})
+        latest[type(planes)] = wrapped
+        wrapped.latest = latest  # type: ignore[attr-defined]
         return wrapped
 
 
@@ -191,11 +197,18 @@ def add_probe_planes(clip: Clip) -> dict[str, Any]:
         sample["masks"] = tv_tensors.Mask(clip["masks"].clone())
         pixels = _to_plain(_make_coordinate_planes(clip["video"]))[:2].float() + 1
         sample |= {PIXELS: PixelPlanes(pixels), LIGHT_PIXELS: LightPixelPlanes(pixels.clone())}
+        latest = {type(sample[key]): sample[key] for key in (PIXELS, LIGHT_PIXELS)}
+        for planes in latest.values():
+            planes.latest = latest
     return sample
 
 
-def update_annotations(before: Clip, result: Mapping[str, Any]) -> dict[str, Any]:
+def update_annotations(
+    before: Clip, result: Mapping[str, Any], latest: Mapping[type, Tensor]
+) -> dict[str, Any]:
     """Make the annotations true again after a transform.
+
+    ``latest``: The planes as they were moved last, for a transform that does not hand them on.
 
     Where masks have been moved, ids count from 1 again in the order of their first frames, rows
     of ``tracks``, ``stages``, ``boxes`` and ``centroids`` follow, a nucleus that leaves the image
@@ -203,12 +216,11 @@ def update_annotations(before: Clip, result: Mapping[str, Any]) -> dict[str, Any
     beyond the edge of the old image is background. Resized masks lie where the light does.
     """
     after = {key: _to_plain(value) for key, value in result.items()}
+    are_handed_on = PIXELS in after and LIGHT_PIXELS in after
     pixels, light, planes = (after.pop(key, None) for key in (PIXELS, LIGHT_PIXELS, COORDINATES))
     keys = [key for key in (*_TABLES, "flow") if key in after and key in before]
     still = _to_plain(_make_coordinate_planes(before["video"]))
     has_moved = planes is not None and not _are_equal(planes, still)
-    if all(_are_equal(one, still[:2].float() + 1) for one in (pixels, light)):
-        pixels = light = None  # all pixels are where they were
     if "masks" not in before and has_moved:
         raise ValueError(
             f"it moves pixels, which {keys or 'tables'} cannot follow without masks; add 'masks' "
@@ -220,7 +232,14 @@ def update_annotations(before: Clip, result: Mapping[str, Any]) -> dict[str, Any
     if "masks" not in after:
         raise ValueError(f"it must hand on 'masks', without which {keys[0]!r} cannot be checked")
     old, new = before["masks"], after["masks"]
+    if all(_are_equal(one, still[:2].float() + 1) for one in (pixels, light)):
+        pixels = light = None  # all pixels are where they were
     ids, has_own_values, has_own_places = _find_ids(old, new, pixels)
+    if has_own_places and not are_handed_on:
+        found = _find_ids(old, new, latest[PixelPlanes])
+        if not found[2]:
+            ids, has_own_values, has_own_places = found
+            pixels, light = latest[PixelPlanes], latest[LightPixelPlanes]
     if ids is None:
         if keys:
             raise ValueError(
@@ -229,7 +248,7 @@ def update_annotations(before: Clip, result: Mapping[str, Any]) -> dict[str, Any
         return after
     resized = None
     if light is not None and not (has_own_places or _are_equal(light, pixels)):
-        resized = _ResizedMasks(old, light)
+        resized = ResizedMasks(old, light)
         if has_own_values:
             ids, after["masks"] = resized.give_values(ids, new)
         else:
@@ -252,19 +271,15 @@ def update_annotations(before: Clip, result: Mapping[str, Any]) -> dict[str, Any
     for key, value in tables.items():
         after[key] = value.to(new.device)
     if "flow" in keys and after["flow"] is before["flow"]:  # else the user has moved it
-        if has_own_places or light is None or planes is None:
-            raise ValueError(
-                f"it moves 'masks' but not 'flow'; {_ADVICE}, or leave 'flow' out of annotations"
-            )
-        flow = before["flow"]
-        flow = _take(flow, light)[0] if resized is None else resized.take_flow(flow)
-        after["flow"] = _make_flow(flow, planes, masks).to(new.device)
+        flow = _move_flow(before["flow"], None if has_own_places else light, resized, planes)
+        after["flow"] = _map_flow(flow, planes, masks).to(new.device)
     return after
 
 
 def _to_plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
-        return torch.from_numpy(np.ascontiguousarray(value))
+        wide = value.astype(np.int64) if value.dtype.kind == "u" and value.itemsize > 1 else value
+        return torch.from_numpy(np.ascontiguousarray(wide))
     is_subclass = isinstance(value, Tensor) and type(value) is not Tensor
     return value.as_subclass(Tensor) if is_subclass else value
 
@@ -276,8 +291,8 @@ def _are_equal(one: Any, other: Any) -> bool:
 
 def _check_values(before: Clip, after: dict[str, Any]) -> None:
     """Refuse what is no tensor any more, and grey values that have been lost."""
-    for key in before:
-        if key in after and not isinstance(after[key], Tensor):
+    for key in ("video", *ANNOTATIONS):
+        if key in before and key in after and not isinstance(after[key], Tensor):
             raise TypeError(
                 f"it must hand on {key!r} as a tensor, got {type(after[key]).__name__}; give "
                 "torch.as_tensor(...), or other values under another key"
@@ -290,24 +305,13 @@ def _check_values(before: Clip, after: dict[str, Any]) -> None:
         )
 
 
-def _take(images: Tensor, pixels: Tensor | None) -> Tensor:
-    """Return images ``[..., H, W]`` moved as n pairs of planes say, ``[n, ..., H, W]``."""
-    if pixels is None:
-        return images[None]
-    rows, columns = pixels.to(images.device).round().long().chunk(2)
-    places = (rows - 1) * images.shape[-1] + columns - 1
-    moved = images.flatten(-2)[..., places.clamp(min=0).flatten()]
-    moved = moved.reshape(*images.shape[:-2], *places.shape)
-    return torch.where(rows > 0, moved, 0).movedim(-3, 0)  # beyond the image: 0
-
-
 def _find_ids(old: Tensor, new: Tensor, pixels: Tensor | None) -> tuple[Tensor | None, bool, bool]:
     """Return the old ids in the new masks, and whether these hold other values, in other places.
 
     None: not known. Without planes, the transform has returned only the keys that it knows. Other
     places: those that a function of the user's own has given them.
     """
-    moved = _take(old, pixels)[0]
+    moved = take_pixels(old, pixels)[0]
     if new.shape == moved.shape:
         ids = new.to(moved.dtype)
         if pixels is not None:  # whatever the fill, beyond the image is background
@@ -329,55 +333,6 @@ def _find_ids(old: Tensor, new: Tensor, pixels: Tensor | None) -> tuple[Tensor |
     return None, True, True
 
 
-class _ResizedMasks:
-    """Masks where a resize has put the light: each pixel has the id that most of its samples have.
-
-    Of equally many, a nucleus comes before the background.
-    """
-
-    def __init__(self, old: Tensor, light: Tensor) -> None:
-        self._light, self._top = light, int(old.max()) + 1
-        self.ids, self._first, self._centroids = (
-            torch.stack(parts) for parts in zip(*map(self._resize, old), strict=True)
-        )
-
-    def _resize(self, frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return ids and the first sample that shows each, ``[H, W]``, and where old ids lie."""
-        samples = _take(frame, self._light)
-        ids = samples[0].clone()
-        mixed = (samples != ids).any(0)
-        ids[mixed] = -torch.mode(-samples[:, mixed], dim=0).values
-        flat = samples.long().flatten()
-        sides = (torch.arange(side, device=ids.device).double() for side in ids.shape)
-        axes = torch.meshgrid(*sides, indexing="ij")
-        sums = (
-            torch.bincount(flat, axis.expand(samples.shape).flatten(), self._top) for axis in axes
-        )
-        places = torch.stack([*sums], 1) / torch.bincount(flat, minlength=self._top)[:, None]
-        return ids, (samples == ids).int().argmax(0), places
-
-    def give_values(self, ids: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ids, and masks with the values that they have in new."""
-        ids_with_values = torch.where(torch.isin(self.ids, ids), self.ids, 0)
-        values = new.new_zeros(int(ids.max()) + 1)
-        values[ids.long()] = new
-        return ids_with_values, values[ids_with_values.long()]
-
-    def place_centroids(self, centroids: Tensor, old_ids: npt.NDArray[np.int64]) -> None:
-        """Move centroids to the means of the samples, at most half a pixel away."""
-        coarse = centroids[: len(old_ids)]
-        fine = self._centroids.cpu()[:, torch.from_numpy(old_ids)].movedim(0, 1)
-        coarse += (fine.to(coarse.dtype) - coarse).clamp(-0.49, 0.49)
-
-    def take_flow(self, flow: Tensor) -> Tensor:
-        """Return flow at the samples that show the nuclei."""
-        moved = [
-            _take(now, self._light).take_along_dim(first[None, None], 0)[0]
-            for now, first in zip(flow, self._first, strict=False)
-        ]
-        return torch.stack(moved) if moved else flow.new_zeros(0, 2, *self.ids.shape[1:])
-
-
 def _check_alike(video: object, masks: Tensor) -> None:
     if not isinstance(video, Tensor) or video.ndim < 3:
         return
@@ -396,7 +351,7 @@ def _check_light(before: Tensor, after: object, masks: Tensor, light: Tensor | N
     if _are_equal(before, after):
         return
     few = sorted({0, count // 2, count - 1})
-    old = _take(before[few, 0], light).mean(0).cpu()
+    old = take_pixels(before[few, 0], light).mean(0).cpu()
     axes = [axis for axis in (0, 1) if after.shape[axis] == count]
     frames = [after.movedim(axis, 0)[few].float().mean(1).cpu() for axis in axes]
     if all(has_light_moved(old, new, masks[few].cpu()) for new in frames):
@@ -423,8 +378,19 @@ def _make_tables(
     return tables
 
 
-def _make_flow(old_flow: Tensor, planes: Tensor, masks: npt.NDArray[np.int32]) -> Tensor:
-    """Return the flow between the moved pixels, of the old flow in its new places."""
+def _move_flow(
+    flow: Tensor, light: Tensor | None, resized: ResizedMasks | None, planes: Tensor | None
+) -> Tensor:
+    """Return the old flow at the moved pixels."""
+    if light is None or planes is None:
+        raise ValueError(
+            f"it moves 'masks' but not 'flow'; {_ADVICE}, or leave 'flow' out of annotations"
+        )
+    return take_pixels(flow, light)[0] if resized is None else resized.take_flow(flow)
+
+
+def _map_flow(old_flow: Tensor, planes: Tensor, masks: npt.NDArray[np.int32]) -> Tensor:
+    """Return the flow between the moved pixels."""
     flow = np.zeros(tuple(old_flow.shape), np.float32)
     if masks.any():
         old = old_flow.cpu().numpy().astype(np.float64)

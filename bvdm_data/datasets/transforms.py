@@ -53,16 +53,22 @@ def apply_transform(
     if transform is None:
         return clip
     # Imported here: torchvision takes longer to import than the rest of the package.
-    from bvdm_data.datasets.transformed_annotations import add_probe_planes, update_annotations
+    from bvdm_data.datasets.transformed_annotations import (
+        PIXELS,
+        add_probe_planes,
+        update_annotations,
+    )
 
     index = int(clip["index"])
     try:
         with _fork_random_states(seed, epoch, index, clip["video"].device):
-            result = transform(add_probe_planes(clip))
+            sample = add_probe_planes(clip)
+            latest = sample[PIXELS].latest if PIXELS in sample else {}
+            result = transform(sample)
             if result is None:
                 raise TypeError("it must return the clip, got None; end it with return clip")
             if isinstance(result, Mapping):
-                result = update_annotations(clip, result)
+                result = update_annotations(clip, result, latest)
     except Exception as error:
         has = f"; the clip has the keys {tuple(clip)}" * isinstance(error, KeyError)
         raise TransformError(
