@@ -49,7 +49,7 @@ CASES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Settings by name; the others are in ``COMMON``."""
 
-COMMON = {"frames": 4, "size": (96, 96), "annotations": ANNOTATIONS, "max_cells": 64}
+COMMON = {"frames": 4, "size": (96, 96), "annotations": ANNOTATIONS}
 SAMPLES = 100
 """Number of memory samples."""
 

@@ -180,6 +180,19 @@ def test_clips_fit_into_small_frames(tiny_generator, two_videos, data, tmp_path)
             settle(model=path, **options | changes)
 
 
+def test_replaced_model_ends_the_evaluation(data, tiny_generator, monkeypatch, tmp_path):
+    path = shutil.copy(data.model, tmp_path / "model.safetensors")
+
+    def replace_model(run):
+        camera = replace(tiny_generator.camera, noise=0.01)
+        weights.save(replace(tiny_generator, camera=camera), path)
+        return {}
+
+    monkeypatch.setattr("bvdm_data.evaluation.evaluate.evaluate_linking", replace_model)
+    with pytest.raises(ValueError, match=r"model\.safetensors was replaced: its SHA-256 is"):
+        evaluate(replace(data, model=path), Questions(parts=("linking",), budget=BUDGET))
+
+
 def test_full_clip_has_stages_where_visible(data):
     clip = make_full_clip(read_reference(data.root, "01", border=data.border))
     assert clip["video"].shape == (12, 1, 120, 152)

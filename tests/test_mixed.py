@@ -16,6 +16,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from bvdm_data import CameraScale, CTCVideos, twin
 from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets.mixed import BLOCK, MixedVideos
+from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.weights import find_model
 from tests.helpers import mixes
 from tests.helpers.mixes import FakeVideos, by_quotas, later_real, list_batches, locate, make_list
@@ -242,6 +243,29 @@ def test_ended_sources_end_all_workers():
         mix.load_state_dict({"epoch": 0, "seed": 0, "start": 6})
         assert load(mix, 2, 3) == alone[2:]
     assert len(mix) == 23
+
+
+def test_state_must_fit_the_sources():
+    def mix(seed=0, clips=3, **how):
+        one = SyntheticHeLaVideos(frames=2, size=64, annotations=("masks",), seed=seed)
+        return MixedVideos({"a": one, "b": make_list(clips, size=(64, 64))}, **how)
+
+    state = mix(length=9).state_dict()
+    mix(length=8, batch_size=2).load_state_dict(state)
+    for other, words in [
+        (mix(seed=1), "a.seed=1, got a.seed=0"),
+        (mix(clips=4), "b.length=4, got b.length=3"),
+        (
+            mix(weights={"a": 1, "b": 3}),
+            r"weights=\{'a': 0.25, .*, got weights=\{'a': 0.5",
+        ),
+        (mix(at_end="stop"), "at_end=stop, got at_end=restart"),
+        (mix(shuffle=True), "shuffle=True, got shuffle=False"),
+        (mix(weights=lambda epoch, index: {"a": 1, "b": 1}), "weights=a function, got weights="),
+        (SyntheticHeLaVideos(frames=2, size=64), "quotas=None, got|order=None, got order=shuffled"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            other.load_state_dict(state)
 
 
 def test_state_must_fit_the_quotas():

@@ -23,7 +23,7 @@ from bvdm_data.synth.cell_bank import PoolSettings
 from bvdm_data.synth.model import TextureModel
 from bvdm_data.synth.paper import PaperSettings
 from bvdm_data.synth.procedural import ProceduralSettings
-from bvdm_data.synth.scene import bound_nuclei
+from bvdm_data.synth.scene import estimate_rows
 from bvdm_data.synth.synthesis import draw_scene
 from bvdm_data.synth.textures import FastSettings
 from bvdm_data.system import describe_cpu
@@ -378,7 +378,7 @@ def test_dense_model_ends_no_stream(tiny, tiny_generator):
     model = replace(tiny_generator, motion=dense)
     videos = tiny(nuclei=None, max_cells=None, frames=2, size=48, variation=1)
     settings = videos._scene(())
-    rows = bound_nuclei(model, settings)[1]
+    rows = estimate_rows(model, settings)[1]
     scene = draw_scene(model, settings, videos.method, **videos._place(0))
     assert videos.max_cells < rows < 65535
     assert 0 < len(scene.tracks) <= videos.max_cells

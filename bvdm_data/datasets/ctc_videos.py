@@ -29,8 +29,8 @@ from bvdm_data.datasets.windows import (
     FrameCache,
     Window,
     WindowSpec,
-    bound_rows,
     check_annotations_available,
+    count_rows,
     make_windows,
 )
 from bvdm_data.system import isolate
@@ -177,7 +177,7 @@ class CTCVideos(Dataset[Clip]):
         self._windows, self.frames = make_windows(spec, self._cache, self.annotations)
         rows = max_cells
         if rows is None:
-            rows = bound_rows(self._windows, self._cache) if self.annotations else 1
+            rows = count_rows(self._windows, self._cache) if self.annotations else 1
         self.max_cells = check_max_cells(rows)
         self.length = check_length(length) or self._windows.count
         self.scale = check_scale(scale) or guess_scale(self.source.cut(start, stop))

@@ -124,10 +124,11 @@ class ClipStream(IterableDataset[Clip]):
       many; where ``length`` does not divide, the last ones get clips from the start of the epoch,
       as with PyTorch's ``DistributedSampler``. An endless stream never repeats a clip.
     - Worker ``w`` of ``n`` makes every n-th run of ``batch_size`` clips of its rank. A loader with
-      that batch size thus has the same batches in the same order for any number of workers.
+      that batch size thus has the same batches in the same order for any number of workers; one
+      with another is refused.
 
     :meth:`set_epoch` also reaches workers that are kept (``persistent_workers=True``). Call it
-    before a loop over the loader, not in it.
+    before a loop over the loader, not in it: workers go on with the epoch that they began with.
 
     Lightning takes a batch ahead from an endless stream, and its checkpoints count it as seen;
     give a ``length``, as long as you like, where it must resume exactly.

@@ -26,9 +26,9 @@ from bvdm_data.synth.scene import (
     MOST_CYCLES,
     Method,
     SceneSettings,
-    bound_nuclei,
     count_cycles,
     count_fitting_nuclei,
+    estimate_rows,
 )
 from bvdm_data.synth.synthesis import make_clip, synthesise
 from bvdm_data.synth.textures import FastSettings
@@ -66,7 +66,7 @@ def as_method(method: str | Method) -> Method:
     return METHODS[method]
 
 
-def check_variation(variation: float | None, method: Method) -> float:
+def _check_variation(variation: float | None, method: Method) -> float:
     """Return how far clips may leave the fitted video."""
     if variation is None:
         return method.default_variation
@@ -200,7 +200,6 @@ class SyntheticHeLaVideos(ClipStream):
         self._pool = None if self.pool is None else CellBank(self.pool, self.seed)
         self.device = check_device(device)
         self.transform = check_transform(transform)
-        self.digest = model_digest(self.model)
         camera = generator.camera
         self.scale = CameraScale(camera.offset, camera.full)
         self.minutes, self.pixel_size = generator.lives.minutes, generator.pixel_size
@@ -239,9 +238,9 @@ class SyntheticHeLaVideos(ClipStream):
         return self._apply_transform(clip, self.epoch)
 
     def _list_settings(self) -> dict[str, str]:
-        names = ("frames", "size", "method", "nuclei", "at_least", "variation", "max_cells", "pool")
-        settings = {name: str(getattr(self, name)) for name in names}
-        settings |= {"model": self.digest, "transform": name_transform(self.transform)}
+        names = ("method", "frames", "size", "nuclei", "at_least", "variation", "pool", "max_cells")
+        settings = {"model": self.digest, "transform": name_transform(self.transform)}
+        settings |= {name: str(getattr(self, name)) for name in names}
         # The clips of a pool follow from how many there are before.
         return settings | ({} if self.pool is None else {"length": str(self.length)})
 
@@ -312,7 +311,7 @@ def check_scene(
         size=check_size(size),
         nuclei=_check_nuclei(nuclei),
         at_least=as_int("at_least", at_least, least=0),
-        variation=check_variation(variation, method),
+        variation=_check_variation(variation, method),
     )
     if min(scene.size) < model.nucleus_diameter:
         raise ValueError(
@@ -339,7 +338,7 @@ def check_scene(
                 f"{name}={given} do not fit into size={scene.size}: only {most} do in every clip. "
                 f"Give fewer nuclei or a larger size"
             )
-    needed, enough = bound_nuclei(model, scene)
+    needed, enough = estimate_rows(model, scene)
     rows = enough if max_cells is None else check_max_cells(max_cells)
     if rows < min(needed, enough):
         raise ValueError(

@@ -250,7 +250,7 @@ def make_windows(
     return ListedWindows(windows), spec.frames
 
 
-def bound_rows(windows: Windows, cache: FrameCache) -> int:
+def count_rows(windows: Windows, cache: FrameCache) -> int:
     """Return how many nuclei no window exceeds; one may go and come back in every other frame."""
     source, ids = cache.source, dict[int, npt.NDArray[np.integer]]()
     spans = (

@@ -25,7 +25,7 @@ from bvdm_data.fitting.video import Frame, Video, estimate_background
 from bvdm_data.synth.paper import PaperSettings
 from bvdm_data.system import get_machine_info, list_versions, require
 from bvdm_data.viz.pictures import write_contact_sheet
-from bvdm_data.weights import model_digest, read_card
+from bvdm_data.weights import load, model_digest, read_card
 
 PARTS = ("distance", "realism", "training", "linking")
 """Parts of the evaluation, the quickest first."""
@@ -182,8 +182,8 @@ def evaluate(
         FileNotFoundError: If a video or the model is missing.
         ModuleNotFoundError: If a package of the extra ``evaluate`` is missing.
         OSError: If the folder of the report cannot be written into.
-        ValueError: If a part or an arm does not exist, a video cannot be used, or videos and model
-            differ in their grey scale.
+        ValueError: If a part or an arm does not exist, a video cannot be used, videos and model
+            differ in their grey scale, or the model is replaced meanwhile.
     """
     questions = questions or Questions()
     parts = questions.parts
@@ -202,6 +202,7 @@ def evaluate(
         if part in parts:
             say(f"{part}:")
             results[part] = replace_nan(function(run))
+            load(data.model, digest=results["about"]["model_digest"])  # it was not replaced
     if report is not None:
         pictures = write_pictures(run, Path(report)) if "realism" in parts else {}
         say(f"wrote {write_report(results, Path(report), pictures=pictures)}")

@@ -67,7 +67,7 @@ def count_cycles(model: Model, frames: int) -> float:
     return frames / math.exp(mean + deviation**2 / 2)
 
 
-def bound_nuclei(model: Model, settings: SceneSettings) -> tuple[int, int]:
+def estimate_rows(model: Model, settings: SceneSettings) -> tuple[int, int]:
     """Return how many nuclei the densest clips show, and how many none exceeds.
 
     The first counts those in view at first and their offspring, the second all in and around the
