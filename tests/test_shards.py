@@ -507,6 +507,14 @@ def test_shards_say_what_they_are_of(tmp_path, tiny_model, format):
         with pytest.raises(ValueError, match=rf"{second.name} is damaged, or no shard \("):
             list(read_shard(second))
     second.unlink()
+    os.mkfifo(second)
+    with pytest.raises(ValueError, match="no regular file"):
+        write(ours, videos, format=format, compress=True)
+    (ours / MANIFEST).rename(ours / "kept")
+    with pytest.raises(ValueError, match=rf"no {MANIFEST}, and {second.name} is not of this call"):
+        write(ours, videos, format=format, compress=True)
+    (ours / "kept").rename(ours / MANIFEST)
+    second.unlink()
     assert write(ours, videos, format=format, compress=True) == [second.name]
     assert read_files(ours) == before
 

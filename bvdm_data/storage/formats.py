@@ -302,6 +302,8 @@ def _flush(memory: dict[str, Any], archive: zipfile.ZipFile, part: str = "") -> 
 
 def read_mark(path: Path) -> str:
     """Return what a shard says about its settings; nothing if it is damaged, or an old one."""
+    if not path.is_file():
+        return ""
     try:
         if path.suffix == ".zip":
             with zipfile.ZipFile(path) as archive:
@@ -318,6 +320,8 @@ def read_mark(path: Path) -> str:
 def check_shard(path: Path, content: ShardContent) -> None:
     """Refuse a shard that does not hold what it should; its bytes are checked, too."""
     try:
+        if not path.is_file():
+            raise ValueError("it is no regular file")
         _CHECKS[path.suffix](path, content)
     except Exception as error:
         if not is_damage(error):
