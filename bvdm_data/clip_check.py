@@ -139,10 +139,10 @@ def check_clip(clip: Clip, *, longest_step: float | None = None) -> None:
 
     Args:
         clip: One clip (not a batch), on any device.
-        longest_step: Check the masks as those of a synthetic scene, too: no nucleus in full view
-            moves farther than this, and 1 px, from frame to frame (px), others leave at least 10 px of one
-            that is seen, and no label of a dim nucleus lies on a brighter neighbour's light. None:
-            do not.
+        longest_step: Check the masks as those of a synthetic scene, too: from frame to frame no
+            nucleus in full view moves farther than this, in px (its centroid may by 1 px), others
+            leave at least 10 px of one that is seen, and no label of a dim nucleus lies on a
+            brighter neighbour's light. None: do not.
 
     Raises:
         ValueError: Naming the key and the rule that is broken.
