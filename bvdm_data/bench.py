@@ -63,7 +63,7 @@ def count_workers_needed(loop: Loop, clips_per_second: float) -> int:
 
 
 def copy_with(videos: SyntheticHeLaVideos, **changes: Any) -> SyntheticHeLaVideos:
-    """Return an endless stream of the same data set with other arguments, and the rows they need."""
+    """Return an endless stream of the data set with other arguments, and as many rows as needed."""
     names = set(signature(SyntheticHeLaVideos).parameters) - {"length", "max_cells"}
     return SyntheticHeLaVideos(**{name: getattr(videos, name) for name in names} | changes)
 

@@ -122,6 +122,9 @@ MAX_OUTSIDE = 0.5
 """How far a centroid may lie from that of its mask, px (our choice)."""
 
 
+MAX_OFF = 1.0
+"""How much longer than a nucleus' step that of its mask's centroid may be, px (our choice)."""
+
 STOLEN = 30
 """How many pixels of a dim nucleus may show the light of a brighter neighbour (our choice)."""
 
@@ -136,10 +139,10 @@ def check_clip(clip: Clip, *, longest_step: float | None = None) -> None:
 
     Args:
         clip: One clip (not a batch), on any device.
-        longest_step: Check the masks as those of a synthetic scene, too: no nucleus in full view
-            moves farther than this from frame to frame (px), others leave at least 10 px of one
-            that is seen, and no label of a dim nucleus lies on a brighter neighbour's light. None:
-            do not.
+        longest_step: Check the masks as those of a synthetic scene, too: from frame to frame no
+            nucleus in full view moves farther than this, in px (its centroid may by 1 px), others
+            leave at least 10 px of one that is seen, and no label of a dim nucleus lies on a
+            brighter neighbour's light. None: do not.
 
     Raises:
         ValueError: Naming the key and the rule that is broken.
@@ -174,7 +177,7 @@ def _check_scene(
     centroids = measure_boxes(masks, count)[1]
     whole = _whole(masks, count)
     steps = np.hypot(*np.moveaxis(np.diff(centroids, axis=1), -1, 0))
-    far = np.argwhere((steps > longest_step) & whole[:, 1:] & whole[:, :-1])
+    far = np.argwhere((steps > longest_step + MAX_OFF) & whole[:, 1:] & whole[:, :-1])
     if len(far):
         row, frame = far[0].tolist()
         raise ValueError(

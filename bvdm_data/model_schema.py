@@ -84,7 +84,8 @@ class _Table:
         for column, rule in zip(columns, self.columns, strict=True):
             for extreme in (column.min(), column.max()):
                 rule.check(name, float(extreme))
-        if self.rising and (falls := np.diff(array) < 0).any():
+        rounding = 1e-9 * np.abs(array).max()
+        if self.rising and (falls := np.diff(array) < -rounding).any():
             before, after = array[falls.argmax() :][:2]
             raise ValueError(f"{name} must never fall, got {after:g} after {before:g}")
         if self.unit and not math.isclose(total := float((array**2).sum()), 1, rel_tol=1e-6):
@@ -107,7 +108,7 @@ _LOG_SPREAD, _LENGTH = Rule(float, least=0, most=20), Rule(float, least=0, most=
 _GREY, _GREY_SPREAD = Rule(float, least=-10, most=10), Rule(float, least=0, most=10)
 _STAGES, _FRAMES = len(STAGES), Rule(float, least=0, most=1000)
 _AREAS = _Table("Q", Rule(float, above=0, most=1e6), rising=True)
-_AREA_RATIO, _AREA_SPREAD = Rule(float, above=0, most=100), Rule(float, least=0, most=2)
+_AREA_RATIO, _AREA_SPREAD = Rule(float, above=0, most=100), Rule(float, least=0, most=3)
 
 _SCHEMA: Mapping[str, Mapping[str, Rule | _Table]] = {
     "shapes": {
@@ -203,6 +204,9 @@ def build_model(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Mod
         if not isinstance(part, dict) and (name, part) != ("unet", None):
             raise ValueError(f"{name} must be a JSON object, got {reprlib.repr(part)}")
     _check_card("card", header["card"])
+    told = header["card"].get("settings")
+    size = told.get("pixel_size") if isinstance(told, dict) else None
+    _check_number("card.settings.pixel_size", size, Rule(float, above=0, or_none=True))
     parts: dict[str, Any] = {
         name: kind(**_read_part(name, tensors, header[name])) for name, kind in _PARTS.items()
     }
@@ -243,6 +247,13 @@ def _check_card(name: str, value: object, depth: int = 0) -> None:
             _check_card(f"{name}.{str(key)[:40]}", inner, depth + 1)
 
 
+def _check_number(name: str, value: object, rule: Rule) -> None:
+    try:
+        rule.check(name, value)
+    except TypeError as error:
+        raise ValueError(f"{error}") from error
+
+
 def _read_settings(name: str, given: Mapping[str, Any]) -> Any:
     """Return the settings of a network."""
     keys = {f.name: _FILE_KEYS.get(f.name, f.name) for f in fields(_SETTINGS[name])}
@@ -268,15 +279,12 @@ def _read_part(
     _check_keys(f"{name}.", numbers, rules.keys() - tables)
     values: list[Any] = []
     lengths: dict[str, int] = {}
-    try:
-        for key, rule in rules.items():
-            if isinstance(rule, _Table):
-                values.append(rule.check(f"{name}.{key}", arrays[key], lengths))
-            else:
-                rule.check(f"{name}.{key}", numbers[key])
-                values.append(None if numbers[key] is None else rule.kind(numbers[key]))
-    except TypeError as error:
-        raise ValueError(f"{error}") from error
+    for key, rule in rules.items():
+        if isinstance(rule, _Table):
+            values.append(rule.check(f"{name}.{key}", arrays[key], lengths))
+        else:
+            _check_number(f"{name}.{key}", numbers[key], rule)
+            values.append(None if numbers[key] is None else rule.kind(numbers[key]))
     part = dict(zip(_SCHEMA[name], values, strict=True))
     if name == "motion":
         speed = part["speed"] = SpeedModel(*part["speed"].tolist())

@@ -120,8 +120,9 @@ def isolate() -> Iterator[None]:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         onednn: Any = torch.backends.mkldnn
-        stack.callback(setattr, onednn, "enabled", onednn.enabled)
-        onednn.enabled = True
+        if not onednn.enabled:
+            stack.callback(setattr, onednn, "enabled", False)
+            onednn.enabled = True
         stack.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))
         yield
 

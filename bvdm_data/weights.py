@@ -91,7 +91,6 @@ def _format_names(known: Mapping[str, Path]) -> str:
     return ", ".join(repr(name) for name in known) or "none"
 
 
-@isolate()
 def load(model: str | Path = "hela", *, digest: str | None = None) -> Model:
     """Load a model; a process reads the same file once.
 
@@ -130,6 +129,7 @@ def _describe_state(path: Path) -> tuple[int, ...]:
     return state.st_mtime_ns, state.st_size, state.st_ino
 
 
+@isolate()
 def save(generator: Model, path: str | Path) -> None:
     """Write a model to a file, whole or not at all.
 
@@ -211,6 +211,7 @@ def _hash_json(values: object) -> "hashlib._Hash":
 
 
 @functools.lru_cache(maxsize=4)
+@isolate()
 def _read(path: Path, *state: int) -> tuple[Model, str]:
     """Read and check a file, once for each state of it; return the model and its digest."""
     try:

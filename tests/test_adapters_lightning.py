@@ -67,6 +67,8 @@ def train(folder, module, stop=None, resume=None, estimate=False, tell=None, mor
     with contextlib.suppress(Cut):
         trainer.fit(Net(), module, ckpt_path=resume)
     train.checked = checked
+    if "strategy" not in how:
+        trainer.save_checkpoint(folder / "after.ckpt")
     train.test = lambda: trainer.test(Net(), module, verbose=False)
     return seen
 
@@ -124,6 +126,27 @@ def test_lightning_resumes_however_epochs_end(length, batches, how, tmp_path):
     for stop in range(1, len(whole)):
         rest = train(tmp_path, numbers(length), resume=tmp_path / f"step={stop}.ckpt", **how)
         assert rest == whole[stop:]
+
+
+@pytest.mark.parametrize(
+    ("length", "stops", "how"),
+    [
+        (10, (3, 7), {}),
+        *(pytest.param(*case, marks=pytest.mark.heavy) for case in [
+            (10, (5, 10), {}), (9, (1, 5, 6), {}), (None, (3, 4), {}),
+            (10, (2, 3, 7), {"limit_train_batches": 3}),
+        ]),
+    ],
+)  # fmt: skip
+def test_lightning_resumes_behind_max_steps(length, stops, how, tmp_path):
+    whole = train(tmp_path, numbers(length), max_steps=12, **how)
+    for name in ("after", "end-epoch", "step"):
+        seen, path = [], None
+        for stop in (*stops, 12):
+            folder = tmp_path / f"{name} {stop}"
+            seen += train(folder, numbers(length), resume=path, max_steps=stop, **how)
+            path = max(folder.glob(f"{name}*"), key=lambda one: one.stat().st_mtime_ns)
+        assert [clips for _, *clips in seen] == [clips for _, *clips in whole]
 
 
 @pytest.mark.heavy
@@ -289,6 +312,23 @@ def test_lightning_refuses_state_of_other_seed(tmp_path):
     other = ClipDataModule(Numbers(length=10, seed=5), batch_size=2)
     with pytest.raises(ValueError, match="seed=5, got seed=0"):
         train(tmp_path, other, resume=tmp_path / "step=3.ckpt", max_epochs=1)
+
+
+def test_lightning_refuses_state_of_other_clips(tiny_ctc):
+    def module(**how):
+        videos = CTCVideos(tiny_ctc, border=0, **{"frames": 2, "size": 32} | how)
+        return ClipDataModule(videos, shuffle=False).videos
+
+    state = module().state_dict()
+    module(cache_bytes=0, max_cells=50).load_state_dict(state)
+    for how, words in (
+        ({"size": 40}, r"size=\(40, 40\), got size=\(32, 32\)"),
+        ({"seed": 1}, "seed=1, got seed=0"),
+        ({"stop": 4}, "stop=4, got stop=None"),
+        ({"transform": dict}, "transform=dict, got transform=NoneType"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            module(**how).load_state_dict(state)
 
 
 def test_lightning_example_trains_and_resumes(tmp_path):

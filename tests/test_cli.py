@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -105,6 +106,17 @@ def test_fit_writes_model_and_prints_card(run, tmp_path, monkeypatch):
     assert (load(model).lives.minutes, load(model).pixel_size) == (10, 0.5)
     names = sorted(path.name for path in (tmp_path / "my.fit").iterdir())
     assert names == [f"{name}.pt" for name in ("distilled-1", "flow", "painter", "texture")]
+
+
+@pytest.mark.filterwarnings("default")
+def test_fit_warns_in_one_line(run, tmp_path, monkeypatch):
+    def fit(*_, **__):
+        warnings.warn("left out", stacklevel=2)
+        raise ValueError("ended")
+
+    monkeypatch.setattr("bvdm_data.fitting.fit.fit", fit)
+    _, _, err = run("fit", tmp_path, "--output", tmp_path / "my.safetensors")
+    assert err.splitlines() == ["bvdm-data: warning: left out", "bvdm-data: ended"]
 
 
 def test_info_prints_the_card(run, tiny_model):
@@ -298,6 +310,36 @@ def test_signals_end_all_processes(tiny_model, tmp_path, command, number):
     name = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}.get(number)
     assert running.returncode == (128 + number if name else -number)
     assert err == f"bvdm-data: stopped by {name}\n" or not name
+
+
+BUSY = """
+import hashlib, sys
+from bvdm_data import cli
+def work(**_):
+    print("ready", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # no handler runs before this has ended
+cli.info.callback = work
+sys.argv[1:] = ["info"]
+cli.main()
+"""
+
+
+@pytest.mark.heavy
+def test_busy_command_ends_soon():
+    line = [sys.executable, "-c", BUSY]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(line, **pipes) as running:
+        assert running.stdout.readline() == "ready\n"
+        running.terminate()
+        assert running.communicate(timeout=20)[1] == "bvdm-data: stopped by SIGTERM\n"
+    assert running.returncode == 143
+
+
+def test_signals_are_as_before(run):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert run("--version")[0] == 0
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert signal.set_wakeup_fd(-1) == -1
 
 
 def test_wrong_usage_ends_with_code_2(run):

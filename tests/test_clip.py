@@ -16,6 +16,7 @@ from bvdm_data.clip import (
     split_gaps,
 )
 from bvdm_data.clip_check import check_clip
+from bvdm_data.datasets.ctc import read_sequence
 from tests.helpers.clips import MASKS, TABLE, with_tracks
 
 movies = hnp.arrays(
@@ -122,12 +123,25 @@ def test_divisions_after_gaps_and_returns():
     assert torch.equal(association(turned), edges)
 
 
+def test_real_divisions_are_counted(hela):
+    tracks = read_sequence(hela, "01").tracks
+    clip = {"video": torch.zeros(92, 1, 1, 1), "tracks": torch.from_numpy(tracks)}
+    found, edges = divisions(clip), association(clip)
+    assert len(found) == 94
+    ends = dict(tracks[:, [0, 2]].tolist())
+    births = edges[edges[:, 1] != edges[:, 2]]
+    at_once = sum(ends[row[3]] == row[1] - 1 for row in tracks.tolist() if row[3])
+    assert len(births) == at_once
+    assert len(edges) - at_once == int((tracks[:, 2] - tracks[:, 1]).sum())
+
+
 def test_lineage_of_nothing_is_empty():
     clip = {"video": torch.zeros(2, 1, 4, 4), "tracks": torch.zeros(5, 4, dtype=torch.int32)}
     assert divisions(clip).shape == (0, 4)
     assert association(clip).shape == (0, 3)
-    one = {**clip, "tracks": torch.tensor([[70000, 1, 1, 0]])}
-    assert association(one).shape == (0, 3)
+    one = {**clip, "tracks": torch.tensor([[70000, 0, 1, 0]])}
+    with torch.device("meta"):  # a default device of the caller's
+        assert association(one).tolist() == [[0, 70000, 70000]]
 
 
 @pytest.mark.parametrize("read", [divisions, association])
@@ -138,7 +152,7 @@ def test_lineage_refuses_wrong_clips(read):
             {"tracks": clip["tracks"][None]},
             r"one clip with tracks \[max_cells, 4\], got \[1, 3, 4\]",
         ),
-        ({"tracks": torch.tensor([[2, 1, 1, 7]])}, "got no row for the parent 7"),
+        ({"tracks": torch.tensor([[2, 1, 1, 7]])}, "a row for every parent, got none for 7"),
     ):
         with pytest.raises(ValueError, match=words):
             read({**clip, **changes})

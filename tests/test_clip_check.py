@@ -241,7 +241,7 @@ def test_check_clip_knows_rules_of_scenes():
     for fair in (a_scene(), a_scene(seen=12), a_scene(step=30, gap=3), a_scene(light=(0.3, 0.5))):
         check_clip(fair, longest_step=30)
     for wrong, message in (
-        (a_scene(step=31, gap=3), "show no step beyond 30 px, got 31.0 px of id 1 after frame 0"),
+        (a_scene(step=32, gap=3), "show no step beyond 30 px, got 32.0 px of id 1 after frame 0"),
         (
             a_scene(seen=14),
             "not lie on brighter neighbours, got 40 px of id 1 with the light of id 2",

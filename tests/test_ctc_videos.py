@@ -59,7 +59,7 @@ def copy(tiny_ctc, tmp_path):
 
 
 def test_clips_are_consistent(tiny_ctc):
-    videos = tiny(tiny_ctc)
+    videos = tiny(tiny_ctc, annotations="all")
     for index in range(10):
         clip = videos.clip(index)
         check_clip(clip)

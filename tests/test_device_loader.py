@@ -187,7 +187,7 @@ def test_loop_resumes_from_its_state(tiny, workers, steps, kept):
     loop = iter(loader)
     seen = numbers(next(loop) for _ in range(steps))
     state = loader.state_dict()
-    assert state == {"epoch": 2, "seed": 0, "start": 2 * steps}
+    assert state.items() >= {"epoch": 2, "seed": 0, "start": 2 * steps}.items()
     assert state == videos.state_dict(consumed=2 * steps)
     fresh = tiny(length=7)
     others = on_cpu(fresh, num_workers=workers, persistent_workers=kept)
@@ -211,7 +211,7 @@ def test_new_epoch_resets_the_state(tiny):
     loader = on_cpu(videos)
     next(iter(loader))
     videos.set_epoch(1)
-    assert loader.state_dict() == {"epoch": 1, "seed": 0, "start": 0}
+    assert loader.state_dict().items() >= {"epoch": 1, "seed": 0, "start": 0}.items()
     assert loader.state_dict(consumed=2)["start"] == 2
 
 

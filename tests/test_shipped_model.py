@@ -47,7 +47,7 @@ def test_nothing_leaps_or_steals(method, variation):
     assert longest == pytest.approx(33.05, abs=0.2)  # as the video has it
     videos = SyntheticHeLaVideos(method=method, variation=variation, annotations=("masks",))
     for index in range(4):
-        check_clip(videos.clip(index), longest_step=longest + 0.5)
+        check_clip(videos.clip(index), longest_step=longest)
 
 
 def test_mitosis_shows_as_in_video():

@@ -1,16 +1,19 @@
 import copy
+import inspect
+import itertools
 import json
 import pickle
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from bvdm_data.datasets import stream
@@ -158,21 +161,6 @@ def test_used_streams_hold_little(tiny):
     assert len(packed) < 8_000
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's list of pages")
-def test_processes_share_pages_of_weights(tiny, tiny_model):
-    tiny()
-    mapped, of_model, private = 0, False, 0
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        name, *rest = line.split()
-        if not name.endswith(":"):
-            of_model = line.endswith(str(tiny_model))
-        elif of_model and name in ("Size:", "Private_Dirty:"):
-            mapped += int(rest[0]) * (name == "Size:")
-            private += int(rest[0]) * (name == "Private_Dirty:")
-    assert mapped * 1024 >= tiny_model.stat().st_size
-    assert private == 0
-
-
 def test_copies_are_independent(monkeypatch):
     videos = Numbers(length=6)
     videos.set_epoch(2)
@@ -308,7 +296,7 @@ def test_load_state_dict_refuses_other_states():
     (first, second), *_ = split_all(10, 0, 1, 2, 1)
     for state, error, words in [
         ({**good, "seed": 1}, ValueError, "seed=0, got seed=1"),
-        ({**good, "start": 11}, ValueError, "length=10, got start=11"),
+        ({**good, "start": 11}, ValueError, "length=10, got 11"),
         ({**good, "start": -1}, ValueError, "start must be 0 or more, got -1"),
         ({**good, "start": 1.5}, TypeError, "start must be a whole number"),
         ({"epoch": 0, "seed": 0}, TypeError, "must be what state_dict"),
@@ -330,6 +318,99 @@ def test_set_epoch_within_pass_fails():
     with pytest.raises(RuntimeError, match=r"set_epoch\(1\) was called in the middle .* epoch 0"):
         next(clips)
     assert {int(clip["epoch"]) for clip in videos} == {1}
+
+
+class Late(Numbers):
+    """Its workers begin one after the other."""
+
+    def __iter__(self):
+        worker = get_worker_info()
+        time.sleep(0.2 * worker.id if worker else 0)
+        return super().__iter__()
+
+
+@pytest.mark.parametrize(("workers", "kept"), [(0, False), (2, False), (2, True)])
+def test_pass_is_of_one_epoch(workers, kept):
+    videos = Late(length=8, batch_size=2)
+    loader = DataLoader(videos, batch_size=2, num_workers=workers, persistent_workers=kept)
+    for epoch in (0, 1, 2) if kept else (0,):
+        steps = iter(loader)
+        time.sleep(0.1)
+        videos.set_epoch(epoch + 1)
+        found = list(steps)
+        assert [batch["index"].tolist() for batch in found] == [[n, n + 1] for n in range(0, 8, 2)]
+        wanted = epoch if workers else epoch + 1
+        assert {int(n) for batch in found for n in batch["epoch"]} == {wanted}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", [DataLoader, StatefulDataLoader])
+def test_loader_of_other_batches_is_refused(kind, workers):
+    for known, asked, size in ((2, 3, 3), (2, None, 1), (4, 1, 1)):
+        videos = Numbers(length=12, batch_size=known)
+        words = f"batch_size of Numbers must be that of its loader, {size}, got {known}: .*the same"
+        with pytest.raises(ValueError, match=words):
+            list(kind(videos, batch_size=asked, num_workers=workers))
+
+
+def test_batches_of_other_code_are_kept():
+    class Batches(IterableDataset):
+        def __iter__(self):
+            clips = iter(Numbers(length=6, batch_size=2))
+            return iter(lambda: [int(one["index"]) for one in itertools.islice(clips, 2)], [])
+
+    assert list(DataLoader(Batches(), batch_size=None)) == [[0, 1], [2, 3], [4, 5]]
+
+
+FREE = {"seed", "length", "annotations", "device", "batch_size", "shard"}
+
+
+def test_state_holds_all_that_matters(tiny):
+    settings = tiny().state_dict()["settings"]
+    assert settings.keys() | FREE == inspect.signature(SyntheticHeLaVideos).parameters.keys()
+    assert json.loads(json.dumps(tiny().state_dict())) == tiny().state_dict()
+    whole = tiny(length=9, batch_size=3)
+    state = whole.state_dict(consumed=3)
+    resumed = tiny(length=7, batch_size=2, annotations=("boxes",))
+    resumed.load_state_dict(state)
+    found = list(resumed)
+    assert [int(clip["index"]) for clip in found] == [3, 4, 5, 6]
+    assert torch.equal(found[0]["video"], whole.clip(3)["video"])
+    del state["settings"]
+    tiny(frames=4).load_state_dict(state)
+
+
+def test_state_of_other_settings_is_refused(tiny):
+    fast = {"method": "fast", "variation": 0}
+    for changes, here, words in [
+        ({"frames": 3}, {}, r"frames=2, got frames=3: .*remove 'settings' from the state"),
+        ({"size": 48}, {}, r"size=\(40, 40\), got size=\(48, 48\)"),
+        ({"nuclei": (0, 1)}, {}, r"nuclei=1, got nuclei=\(0, 1\)"),
+        ({"nuclei": None, "at_least": 1}, {"nuclei": None}, "at_least=0, got at_least=1"),
+        ({"variation": 0.5}, {}, "variation=0.0, got variation=0.5"),
+        ({"max_cells": 99}, {"max_cells": 98}, "max_cells=98, got max_cells=99"),
+        ({"model": "hela"}, {}, "model=[0-9a-f]{64}, got model=[0-9a-f]{64}"),
+        (fast, {}, r"method=ProceduralSettings\(.*got method=FastSettings"),
+        ({"transform": dict}, {}, "transform=NoneType, got transform=dict"),
+        ({**fast, "pool": True}, fast, "pool=None, got pool=PoolSettings"),
+        ({**fast, "pool": True}, {**fast, "pool": True, "length": 5}, "length=5, got length=None"),
+    ]:
+        state = tiny(**changes).state_dict()
+        with pytest.raises(ValueError, match=words):
+            tiny(**here).load_state_dict(state)
+    with pytest.raises(TypeError, match=r"must be what state_dict.* got settings=3"):
+        tiny().load_state_dict({**state, "settings": 3})
+
+
+def test_workers_refuse_other_settings(tiny):
+    begun, other = (
+        StatefulDataLoader(tiny(length=6, frames=frames), batch_size=2, num_workers=1)
+        for frames in (1, 2)
+    )
+    next(iter(begun))
+    other.load_state_dict(begun.state_dict())
+    with pytest.raises(ValueError, match="frames=2, got frames=1"):
+        next(iter(other))
 
 
 def test_shard_comes_from_environment(monkeypatch):
@@ -365,6 +446,11 @@ def test_stream_refuses_bad_arguments():
     ]:
         with pytest.raises(error, match=words):
             Numbers(**arguments)
+    for index, call in ((3, 3), (-1, -1), (slice(2), 0), ("a", 0)):
+        with pytest.raises(
+            TypeError, match=rf"Numbers is a stream .* write videos\.clip\({call}\)"
+        ):
+            Numbers()[index]
 
 
 @pytest.mark.parametrize(
@@ -405,6 +491,11 @@ def test_stateful_loader_resumes_at_end(workers, kept):
     assert [batch["epoch"].tolist() for batch in resumed] == [[5, 5], [5]]
     resumed.dataset.set_epoch(6)
     assert [batch["epoch"].tolist() for batch in resumed] == [[6, 6]] * 3 + [[6]]
+    # One that is chosen before the loop counts, too: nothing is left of the other.
+    state, resumed = resumed.state_dict(), loader()
+    resumed.load_state_dict(state)
+    resumed.dataset.set_epoch(7)
+    assert [batch["epoch"].tolist() for batch in resumed] == [[7, 7]] * 3 + [[7]]
 
 
 def test_worker_refuses_state_of_another():

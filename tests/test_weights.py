@@ -177,6 +177,10 @@ FIXED = ("shapes.mean", "shapes.modes", "shapes.counts", "lives.cycle", "lives.s
 FIXED += ("shapes.innovation", "lives.mitoses", "motion.drift", "motion.sisters", "camera.streak")
 
 
+OPTIONAL = ("longest_step",)  # may be null
+WRONG = ("text", True, [1], {}, math.nan, math.inf, -1e9, -(10**9), 10**400)
+
+
 def list_damages(tensors, header):
     """Yield the entry that is damaged first, and tensors and header of a file with one damage."""
     for section in header.keys() - {"format"}:
@@ -194,14 +198,15 @@ def list_damages(tensors, header):
             entry = f"{section}.{'small_patch' if key == 'narrow' else key}"
             rest = {name: value for name, value in values.items() if name != key}
             yield f"{section}.{key} is missing", tensors, {**header, section: rest}
-            for wrong in ("text", None, True, [1], {}, math.nan, math.inf, -1e9, -(10**9), 10**400):
-                if (key, wrong) == ("longest_step", None):
-                    continue  # not measured
+            for wrong in WRONG if key in OPTIONAL else (*WRONG, None):
                 yield entry, tensors, {**header, section: {**values, key: wrong}}
     yield "new is unknown", tensors, {**header, "new": {}}
     yield "new.bias is unknown", {**tensors, "new.bias": torch.zeros(1)}, header
     yield r"(unet|flownet)\..* is unknown", tensors, {**header, "unet": None}
     yield "card.a.b must be finite", tensors, {**header, "card": {"a": {"b": math.nan}}}
+    for size in ("0.5", -1, True):
+        card = {"settings": {"pixel_size": size}}
+        yield "card.settings.pixel_size must be", tensors, {**header, "card": card}
     nested = functools.reduce(lambda inner, _: [inner], range(20), [])
     yield "card.deep.0.* must be nested", tensors, {**header, "card": {"deep": nested}}
 

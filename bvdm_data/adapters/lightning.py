@@ -37,7 +37,8 @@ class ClipDataModule(_DataModule):
     - A checkpoint from the middle of an epoch goes on with the next clip, and makes none again.
       What it holds is the number of the clip, counted by what the trainer has trained on: an
       endless stream, of which Lightning takes a batch ahead, resumes exactly, and so does any
-      number of workers.
+      number of workers. Behind a ``fit`` that ``max_steps`` has cut, Lightning counts the epoch as
+      over; a resume from there has the rest of its clips, and their epoch is then one behind.
 
     The state is the data module's own. Lightning gives those of stateful loaders back only when
     it makes its loaders by itself; where ``configure_optimizers`` asks for
@@ -127,7 +128,7 @@ class ClipDataModule(_DataModule):
         self._others = {"val": _several(val), "test": _several(test)}
         self.videos: ClipStream | None = None
         self._resume: dict[str, Any] | None = None
-        self._batches_before = 0
+        self._batches_before = self._behind = 0
         if _is_clips(train):
             self._open_train()
         for name, given in self._others.items():
@@ -145,6 +146,7 @@ class ClipDataModule(_DataModule):
             ValueError: If it makes one that does not fit to the arguments.
         """
         if stage in ("fit", None):
+            self._behind = 0
             self._open_train()
         for name, stages in (("val", ("fit", "validate", None)), ("test", ("test", None))):
             if stage in stages:
@@ -173,19 +175,22 @@ class ClipDataModule(_DataModule):
         """Return where the training is; Lightning writes it into its checkpoints.
 
         Returns:
-            ``videos``, the state of the stream, and ``batches``, how many of the epoch the
-            trainer has done. The same in all ranks.
+            ``videos``, the state of the stream, ``batches``, how many of the epoch the trainer
+            has done, ``behind``, by how many the epoch of the clips is behind the trainer's, and
+            ``over``, whether the trainer counts the epoch as over. The same in all ranks.
         """
         if self.videos is None or self.trainer is None:
             return {}
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
         done, ended = progress.current.processed, progress.is_last_batch
+        # Lightning counts the epoch as over, also where max_steps has cut it.
+        over = self.trainer.current_epoch - self._behind > self.videos.epoch
         if ended:
-            state = {"epoch": self.videos.epoch + 1, "seed": self.videos.seed, "start": 0}
-            return {"videos": state, "batches": 0}
+            state = self.videos._sign({"epoch": self.videos.epoch + 1, "start": 0})
+            return {"videos": state, "batches": 0, "behind": self._behind, "over": over}
         new = done - self._batches_before
         state = self.videos.state_dict(consumed=new * (self.batch_size or 1))
-        return {"videos": state, "batches": done}
+        return {"videos": state, "batches": done, "behind": self._behind + over, "over": over}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Let the training go on from a state; Lightning calls this when it resumes.
@@ -203,13 +208,17 @@ class ClipDataModule(_DataModule):
     def _begin(self) -> None:
         """Choose the clips of a pass that begins."""
         videos, state, self._resume = self._open_train(), self._resume, None
+        trainer: Any = self.trainer
         if state is None:
             self._batches_before = 0
-            trainer = self.trainer
-            videos.set_epoch(0 if trainer is None else trainer.current_epoch)
-        else:
-            videos.load_state_dict(state["videos"])
-            self._batches_before = state["batches"]
+            videos.set_epoch(0 if trainer is None else trainer.current_epoch - self._behind)
+            return
+        videos.load_state_dict(state["videos"])
+        self._batches_before, self._behind = state["batches"], state.get("behind", 0)
+        epochs = trainer.fit_loop.epoch_progress.current
+        if state.get("over") and not state["batches"] and epochs.completed == epochs.processed:
+            # Lightning would count the batches of the epoch before as those of this one.
+            trainer.fit_loop.epoch_loop.batch_progress.reset_on_run()
 
     def _open_train(self) -> ClipStream:
         if self.videos is None:
@@ -282,6 +291,10 @@ class _ByNumber(ClipStream):
             place = int(self._order[1][place])
         found: Clip = self._videos[place]
         return found
+
+    def _list_settings(self) -> dict[str, str]:
+        settings: dict[str, str] = getattr(self._videos, "_list_settings", dict)()
+        return {**settings, "shuffle": str(self._shuffle), "length": str(self.length)}
 
     def set_epoch(self, epoch: SupportsIndex) -> None:
         """Choose the epoch of the data set, too."""

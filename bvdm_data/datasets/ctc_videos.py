@@ -1,6 +1,7 @@
 """CTCVideos: clips cut out of a real video of the Cell Tracking Challenge."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, SupportsIndex, cast
 
@@ -18,7 +19,12 @@ from bvdm_data.clip import (
 from bvdm_data.datasets.ctc import guess_scale, read_sequence
 from bvdm_data.datasets.stream import SharedEpoch
 from bvdm_data.datasets.tracks import find_visible_parents
-from bvdm_data.datasets.transforms import Transform, apply_transform, list_required_keys
+from bvdm_data.datasets.transforms import (
+    Transform,
+    apply_transform,
+    list_required_keys,
+    name_transform,
+)
 from bvdm_data.datasets.windows import (
     FrameCache,
     Window,
@@ -87,8 +93,9 @@ class CTCVideos(Dataset[Clip]):
             as there are windows.
         seed: Seed of random windows, and of what ``transform`` draws.
         annotations: Keys beside ``video``: ``"masks"``, ``"tracks"``, ``"boxes"``,
-            ``"centroids"``. Without ``man_track.txt``, ids are the labels of the files, which are
-            tracks in the tracking truth alone; ``"tracks"`` needs one or the other.
+            ``"centroids"``, or ``"all"``. Without ``man_track.txt``, ids are the labels of the
+            files, which are tracks in the tracking truth alone; ``"tracks"`` needs one or the
+            other.
         max_cells: Rows of the padded tables; a clip with more nuclei is an error. None: as many as
             any window can need, for which the masks in use are read once.
         border: Width in pixels of the band at the edge of the frame that is left out; None: 25,
@@ -160,6 +167,7 @@ class CTCVideos(Dataset[Clip]):
         spec = WindowSpec(
             windows, frames, self.size, stride, overlap, self.border, start, stop, self.seed
         )
+        self._spec = spec
         self.stride, self.windows, self.overlap = spec.stride, spec.windows, spec.overlap
         self.annotations = check_annotations_available(annotations, truth)
         if truth == "auto" and not (self.annotations or spec.follows):
@@ -262,6 +270,13 @@ class CTCVideos(Dataset[Clip]):
             ValueError: If epoch is negative.
         """
         self._epoch.set(check_epoch(epoch))
+
+    def _list_settings(self) -> dict[str, str]:
+        """Return what clips follow from beside epoch and number, by name."""
+        names = ("annotations", "scale")
+        settings = {**asdict(self._spec), **{name: getattr(self, name) for name in names}}
+        settings |= {"sequence": self.source.name, "transform": name_transform(self.transform)}
+        return {name: str(setting) for name, setting in settings.items()}
 
     @property
     def _name(self) -> str:

@@ -216,7 +216,7 @@ class DeviceLoader:
         self._stream = _make_stream(self.device)
         self._loader = self._new_loader()
         self._running: weakref.ref[Prefetcher[Any]] | None = None
-        self._received, self._restarts = 0, videos._restarts
+        self._received, self._restarts = 0, videos._plan.restarts
 
     def __iter__(self) -> Iterator[Any]:
         """Begin a loop; one that is under way is closed."""
@@ -228,7 +228,7 @@ class DeviceLoader:
                 f"makes clips while your loop runs, got {torch.get_default_dtype()}; call "
                 "torch.set_default_dtype(torch.float32), or use torch.utils.data.DataLoader"
             )
-        self._received, self._restarts = 0, self.videos._restarts
+        self._received, self._restarts = 0, self.videos._plan.restarts
         self._stream.begin()
         # Workers are started here: this thread is the one that hears of their deaths.
         batches = iter(self._loader)
@@ -289,7 +289,7 @@ class DeviceLoader:
         self._stop()
         self._loader = self._new_loader()
 
-    def state_dict(self, consumed: SupportsIndex | None = None) -> dict[str, int]:
+    def state_dict(self, consumed: SupportsIndex | None = None) -> dict[str, Any]:
         """Return where the loop is, to go on from there with :meth:`load_state_dict`.
 
         Args:
@@ -305,7 +305,7 @@ class DeviceLoader:
         """
         if consumed is None:
             # Nothing was got of what was loaded, or of the epoch chosen, since.
-            consumed = self._received if self._restarts == self.videos._restarts else 0
+            consumed = self._received if self._restarts == self.videos._plan.restarts else 0
         return self.videos.state_dict(consumed=consumed)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

@@ -259,6 +259,17 @@ class MixedVideos(ClipStream):
         changes = {"length": self.length_in(split.epoch), "group_size": self._group_size}
         return BatchedSplit(**{**asdict(split), **changes})
 
+    def _list_settings(self) -> dict[str, str]:
+        settings = {
+            name: str(getattr(self, name)) for name in ("quotas", "order", "at_end", "shuffle")
+        }
+        settings["weights"] = "a function" if self._weights.is_schedule else str(self.weights)
+        for member in self._members:
+            settings |= member.list_settings()
+            if self.shuffle or self.at_end != "restart" or not hasattr(member.source, "clip"):
+                settings[f"{member.name}.length"] = str(member.get_length(0))
+        return settings
+
     def _check_state(self, state: Mapping[str, Any]) -> dict[str, int]:
         checked = super()._check_state(state)
         end = self.length_in(checked["epoch"])

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing import parent_process
+from types import FrameType
 from typing import Any, SupportsIndex
 
 import torch.distributed
@@ -154,6 +155,39 @@ def check_batch_size(batch_size: SupportsIndex | None) -> int | None:
 def get_loader_id(worker: Any) -> int:
     """Return a number that the workers of one loop over a loader share, and no other loop has."""
     return -1 if worker is None else max(worker.seed - worker.id, 1)
+
+
+def check_loader(frame: FrameType, batch_size: int | None, name: str) -> None:
+    """Refuse a loader with batches of another size than the data set whose generator this is.
+
+    A data set is not told that size: only torch's fetcher, which calls the generator, knows it.
+    """
+    caller = frame.f_back
+    names = {} if caller is None else caller.f_locals
+    fetcher: Any = names.get("self")
+    is_ours = getattr(getattr(fetcher, "dataset_iter", None), "gi_frame", None) is frame
+    if not is_ours or "possibly_batched_index" not in names:
+        return
+    found = len(names["possibly_batched_index"]) if fetcher.auto_collation else 1
+    if batch_size not in (None, found):
+        raise ValueError(
+            f"batch_size of {name} must be that of its loader, {found}, got {batch_size}: which "
+            "worker makes which clips, and where a loop is resumed, follow from it; give both the "
+            "same"
+        )
+
+
+def check_settings(here: Mapping[str, str], given: Mapping[str, str]) -> None:
+    """Refuse the settings of a state that are not those of the data set."""
+    if not isinstance(given, Mapping):
+        raise TypeError(f"state_dict must be what state_dict() has given, got settings={given!r}")
+    for name, setting in given.items():
+        if setting != here.get(name):
+            raise ValueError(
+                f"state_dict must be from a data set with {name}={here.get(name)}, got {name}="
+                f"{setting}: the clips that are missing would be others; make the data set as it "
+                "was, or remove 'settings' from the state to go on with other clips"
+            )
 
 
 def _read_environment() -> Shard:

@@ -95,6 +95,13 @@ class Source:
             return getattr(self.source, "length", None)
         return len(self.source) if hasattr(self.source, "__len__") else None
 
+    def list_settings(self) -> dict[str, str]:
+        """Return what its clips follow from, by name, as far as it is known."""
+        settings: dict[str, str] = getattr(self.source, "_list_settings", dict)()
+        if isinstance(getattr(self.source, "seed", None), int):
+            settings = {"seed": str(self.source.seed), **settings}
+        return {f"{self.name}.{name}": setting for name, setting in settings.items()}
+
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the source, where it has one."""
         if callable(getattr(self.source, "set_epoch", None)):

@@ -1,8 +1,9 @@
 """ClipStream: clips by number, as a stream that is split over ranks and workers and resumed."""
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, SupportsIndex, TypeVar
+from typing import Any, NamedTuple, SupportsIndex, TypeVar
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
@@ -14,6 +15,8 @@ from bvdm_data.datasets.sharding import (
     DistributedContext,
     SampleSplit,
     check_batch_size,
+    check_loader,
+    check_settings,
     get_loader_id,
 )
 from bvdm_data.system import isolate
@@ -31,6 +34,14 @@ class _SharedInt:
         owner.memory[self.place] = number
 
 
+class _Plan(NamedTuple):
+    """What the main process has asked of the passes that begin now."""
+
+    epoch: int = 0
+    start: int = 0  # clip that the first of them starts with
+    restarts: int = 0  # how often a state was loaded or another epoch was set before
+
+
 class SharedInts:
     """Whole numbers in shared memory, 0 at first.
 
@@ -39,23 +50,34 @@ class SharedInts:
     """
 
     requested_epoch = _SharedInt(0)  # epoch that the main process has set last
-    resume_at = _SharedInt(1)  # clip that the next pass starts with
     restarts = _SharedInt(2)  # how often a state was loaded or another epoch was set
-    claimed_by = _SharedInt(3)  # loader whose pass starts at resume_at; 0: none yet
-    pass_start = _SharedInt(4)  # clip that the latest pass started with
-    in_workers = _SharedInt(5)  # whether workers make the latest pass
+    claimed_restart = _SharedInt(3)  # the latest of these whose start was used by a loader
+    claimed_by = _SharedInt(4)  # that loader
+    pass_start = _SharedInt(5)  # clip that the latest pass started with
+    in_workers = _SharedInt(6)  # whether workers make the latest pass
+    pass_loader = _SharedInt(7)  # loader whose kept workers began a pass last
+    pass_number = _SharedInt(8)  # number of that pass
 
     @isolate()
     def __init__(self) -> None:
         """Allocate the memory."""
-        self.memory = torch.zeros(6, dtype=torch.int64)
+        self.memory = torch.zeros(12, dtype=torch.int64)
         self.memory.share_memory_()  # type: ignore[no-untyped-call]
+
+    def get_plan(self, place: int = 0) -> _Plan:
+        """Return the plan of the main process, or the one at another place."""
+        return _Plan(*self.memory[place : place + 3].tolist())
+
+    def set_plan(self, plan: _Plan, place: int = 0) -> None:
+        """Write a plan."""
+        self.memory.numpy()[place : place + 3] = plan
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Share the memory of a copy, unless the copy was made for a worker."""
         self.__dict__.update(state)
         if not self.memory.is_shared():  # type: ignore[no-untyped-call]
-            self.memory.share_memory_()  # type: ignore[no-untyped-call]
+            with isolate():
+                self.memory = self.memory.clone().share_memory_()  # type: ignore[no-untyped-call]
 
 
 class SharedEpoch:
@@ -103,10 +125,11 @@ class ClipStream(IterableDataset[Clip]):
       many; where ``length`` does not divide, the last ones get clips from the start of the epoch,
       as with PyTorch's ``DistributedSampler``. An endless stream never repeats a clip.
     - Worker ``w`` of ``n`` makes every n-th run of ``batch_size`` clips of its rank. A loader with
-      that batch size thus has the same batches in the same order for any number of workers.
+      that batch size thus has the same batches in the same order for any number of workers; one
+      with another is refused.
 
     :meth:`set_epoch` also reaches workers that are kept (``persistent_workers=True``). Call it
-    before a loop over the loader, not in it.
+    before a loop over the loader, not in it: workers go on with the epoch that they began with.
 
     Lightning takes a batch ahead from an endless stream, and its checkpoints count it as seen;
     give a ``length``, as long as you like, where it must resume exactly.
@@ -145,7 +168,10 @@ class ClipStream(IterableDataset[Clip]):
         self._epoch = SharedEpoch(self._shared)
         self._pass: SampleSplit | None = None
         self._loaded: SampleSplit | None = None
+        self._plan = _Plan()
         self._restarts_seen = 0
+        self._passes = (0, 0)  # loader of this worker, and how many passes of it have begun
+        self._later_epoch: int | None = None
 
     def clip(self, index: SupportsIndex) -> Clip:
         """Return one clip of the epoch.
@@ -155,23 +181,21 @@ class ClipStream(IterableDataset[Clip]):
         """
         raise NotImplementedError
 
-    def clips(self, indices: Sequence[int]) -> Iterable[Clip]:
-        """Return several clips of the epoch in their order; what the iteration asks for.
+    def __getitem__(self, index: object) -> Clip:
+        """Refuse: a stream is iterated over, and :meth:`clip` makes single clips."""
+        raise TypeError(
+            f"{type(self).__name__} is a stream and has no [index], got [{index!r}]; write "
+            f"videos.clip({index if isinstance(index, int) else 0}) for one clip"
+        )
 
-        Args:
-            indices: Numbers of at most ``batch_size`` clips.
-        """
+    def clips(self, indices: Sequence[int]) -> Iterable[Clip]:
+        """Return clips of the epoch in their order; the iteration asks for ``batch_size``."""
         return map(self.clip, indices)
 
     @property
     def epoch(self) -> int:
         """Number of the epoch, 0 at first."""
         return self._epoch.number
-
-    @property
-    def _restarts(self) -> int:
-        """How often a state was loaded or another epoch was set."""
-        return self._shared.restarts
 
     @property
     def shard(self) -> tuple[int, int]:
@@ -192,6 +216,7 @@ class ClipStream(IterableDataset[Clip]):
         """
         number = check_epoch(epoch)
         is_new = number != self.epoch
+        self._later_epoch = None
         self._epoch.set(number)
         if is_new and get_worker_info() is None:
             self._restart_at(0)
@@ -207,6 +232,8 @@ class ClipStream(IterableDataset[Clip]):
         self._pass = None
         if get_worker_info() is None:
             self._shared.in_workers = 0
+        else:
+            self._plan = self._find_plan()
         # After a resume at the end of an epoch the first pass is empty, as torchdata's
         # StatefulDataLoader expects; the one after it has the whole epoch. A pass that has clips
         # starts with its first clip: loaders ask for iterators that they then do not use.
@@ -221,7 +248,7 @@ class ClipStream(IterableDataset[Clip]):
             )
         return -(-self.length // self.shard[1])
 
-    def state_dict(self, consumed: SupportsIndex | None = None) -> dict[str, int]:
+    def state_dict(self, consumed: SupportsIndex | None = None) -> dict[str, Any]:
         """Return the position in the stream, for :meth:`load_state_dict`.
 
         Args:
@@ -231,8 +258,9 @@ class ClipStream(IterableDataset[Clip]):
                 this process itself has yielded.
 
         Returns:
-            Whole numbers. They are the same for all ranks of a job, and valid for any number of
-            ranks, workers and clips a batch. The state of a worker (for torchdata's
+            Whole numbers, and ``settings``: texts of what the clips follow from beside them, by
+            name. They are the same for all ranks of a job, and valid for any number of ranks,
+            workers and clips a batch. The state of a worker (for torchdata's
             ``StatefulDataLoader``) is valid only for the same numbers.
 
         Raises:
@@ -252,14 +280,14 @@ class ClipStream(IterableDataset[Clip]):
         if consumed is not None:
             return self._state_after(split, as_int("consumed", consumed, least=0))
         if get_worker_info() is not None:
-            return {"seed": self.seed, **split.to_state()}
+            return self._sign(split.to_state())
         if self._shared.in_workers:
             raise RuntimeError(
                 "consumed must be given where workers make the clips: they are ahead of your "
                 "loop, and only the loop knows how many clips it has received. Call "
                 "state_dict(consumed=steps * batch_size), or use torchdata's StatefulDataLoader"
             )
-        return {"epoch": split.epoch, "seed": self.seed, "start": split.global_position}
+        return self._sign({"epoch": split.epoch, "start": split.global_position})
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Let the next pass continue from a state; no clip is made for that.
@@ -267,17 +295,22 @@ class ClipStream(IterableDataset[Clip]):
         Passes after that one have the whole epoch again.
 
         Args:
-            state_dict: What :meth:`state_dict` returned.
+            state_dict: What :meth:`state_dict` returned; without ``settings``, these are not
+                compared.
 
         Raises:
             TypeError: If it is no such dict.
-            ValueError: If it belongs to a data set with another seed, starts behind the end, or
-                belongs to a worker and this is not the same worker of as many.
+            ValueError: If it belongs to a data set with another seed or other settings, starts
+                behind the end, or belongs to a worker and this is not the same worker of as many.
         """
         state = self._check_state(state_dict)
         if get_worker_info() is None:
+            before = self.epoch
             self.set_epoch(state["epoch"])
             self._restart_at(state["start"])
+            # torchdata's StatefulDataLoader loads when its loop begins, behind a set_epoch.
+            is_later = before > state["epoch"] and self._next_pass().is_over
+            self._later_epoch = before if is_later else None
         else:
             self._loaded = self._full_pass().with_state(state)
 
@@ -293,6 +326,7 @@ class ClipStream(IterableDataset[Clip]):
     ) -> Iterator[Item]:
         split = started or self._start_pass(ahead)
         self._pass = split
+        check_loader(sys._getframe(), self.batch_size, type(self).__name__)
         for numbers in split.batches():
             for item in make(numbers):
                 split = replace(split, made=split.made + 1)
@@ -307,43 +341,64 @@ class ClipStream(IterableDataset[Clip]):
     def _start_pass(self, ahead: bool) -> SampleSplit:
         """Start a pass: at the loaded position the first time, later at the start of the epoch."""
         split, worker = self._next_pass(), get_worker_info()
+        loader = get_loader_id(worker)
         if self._can_resume():
-            self._shared.claimed_by = get_loader_id(worker)
-        self._restarts_seen = self._shared.restarts
+            self._shared.claimed_restart, self._shared.claimed_by = self._plan.restarts, loader
+        self._restarts_seen = self._plan.restarts
         self._loaded = None
-        self._shared.pass_start = split.start
-        self._shared.in_workers = int(ahead or worker is not None)
+        if self._shared.restarts == self._plan.restarts:
+            self._shared.pass_start = split.start
+            self._shared.in_workers = int(ahead or worker is not None)
         if worker is not None:
+            self._passes = loader, self._passes[1] + 1
             self.set_epoch(split.epoch)
+        elif self._later_epoch is not None:
+            self.set_epoch(self._later_epoch)
         return split
+
+    def _find_plan(self) -> _Plan:
+        """Return the plan of a pass of a worker: the same for all workers of the loader.
+
+        The first pass has that of the time when the worker was started. Of kept workers, the first
+        one that begins a pass decides.
+        """
+        shared, (loader, number) = self._shared, self._passes
+        if loader != get_loader_id(get_worker_info()):
+            return self._plan
+        if (shared.pass_loader, shared.pass_number) != self._passes:
+            shared.set_plan(shared.get_plan(), 9)
+            shared.pass_loader, shared.pass_number = loader, number
+        return shared.get_plan(9)
 
     def _next_pass(self) -> SampleSplit:
         """Return the pass that would start now."""
         if self._loaded is not None:
             return self._loaded
-        return replace(self._full_pass(), start=self._shared.resume_at * self._can_resume())
+        return replace(self._full_pass(), start=self._plan.start * self._can_resume())
 
     def _can_resume(self) -> bool:
         """Return whether the next pass of this process starts at the loaded position."""
-        is_new = self._restarts_seen != self._shared.restarts
-        return is_new and self._shared.claimed_by in (0, get_loader_id(get_worker_info()))
+        is_claimed = self._shared.claimed_restart == self._plan.restarts
+        is_other = is_claimed and self._shared.claimed_by != get_loader_id(get_worker_info())
+        return self._restarts_seen != self._plan.restarts and not is_other
 
     def _full_pass(self) -> SampleSplit:
-        """Return the share of this process in the whole requested epoch."""
+        """Return the share of this process in the whole epoch."""
         return SampleSplit.of_process(
             self.shard,
-            epoch=self._epoch.requested,
+            epoch=self._plan.epoch,
             length=self.length,
             batch_size=self.batch_size or 1,
         )
 
     def _restart_at(self, number: int) -> None:
         self._pass = None
-        self._shared.resume_at = self._shared.pass_start = number
-        self._shared.restarts += 1
-        self._shared.claimed_by = self._shared.in_workers = 0
+        self._plan = _Plan(self._epoch.requested, number, self._plan.restarts + 1)
+        self._shared.set_plan(self._plan)
+        self._shared.pass_start = number
+        self._shared.in_workers = 0
 
-    def _state_after(self, split: SampleSplit, consumed: int) -> dict[str, int]:
+    def _state_after(self, split: SampleSplit, consumed: int) -> dict[str, Any]:
         """Return the state after ``consumed`` clips of this rank."""
         if self.batch_size is None:
             raise ValueError(
@@ -363,21 +418,30 @@ class ClipStream(IterableDataset[Clip]):
                 f"{consumed}; is that the batch_size of the loader?"
             )
         position = replace(rank, made=consumed).global_position
-        return {"epoch": self._epoch.requested, "seed": self.seed, "start": position}
+        return self._sign({"epoch": self._epoch.requested, "start": position})
+
+    def _list_settings(self) -> dict[str, str]:
+        """Return what clips follow from beside seed, epoch and number, by name."""
+        return {}
+
+    def _sign(self, position: Mapping[str, int]) -> dict[str, Any]:
+        """Return the state at a position."""
+        settings = self._list_settings()
+        return {"seed": self.seed, **position} | ({"settings": settings} if settings else {})
 
     def _check_state(self, state: Mapping[str, Any]) -> dict[str, int]:
-        if not isinstance(state, Mapping) or set(state) not in (_STATE_KEYS, _WORKER_STATE_KEYS):
+        names = set(state) - {"settings"} if isinstance(state, Mapping) else {}
+        if names not in (_STATE_KEYS, _WORKER_STATE_KEYS):
             raise TypeError(f"state_dict must be what state_dict() has given, got {state!r}")
-        checked = {name: as_int(name, number, 0) for name, number in state.items()}
+        checked = {k: as_int(k, number, 0) for k, number in state.items() if k != "settings"}
         if checked["seed"] != self.seed:
             raise ValueError(
                 f"state_dict must be from a data set with seed={self.seed}, got seed="
                 f"{checked['seed']}: the clips that are missing would be others"
             )
+        check_settings(self._list_settings(), state.get("settings", {}))
         if self.length is not None and checked["start"] > self.length:
-            raise ValueError(
-                f"state_dict must start within length={self.length}, got start={checked['start']}"
-            )
+            raise ValueError(f"start must be within length={self.length}, got {checked['start']}")
         if get_worker_info() is None and set(checked) == _WORKER_STATE_KEYS:
             raise ValueError(
                 "state_dict must not be from a worker, since only the same worker can resume it; "

@@ -12,7 +12,12 @@ from torch.utils.data import get_worker_info
 
 from bvdm_data.clip import CameraScale, Clip, check_annotations
 from bvdm_data.datasets.stream import ClipStream
-from bvdm_data.datasets.transforms import Transform, apply_transform, list_required_keys
+from bvdm_data.datasets.transforms import (
+    Transform,
+    apply_transform,
+    list_required_keys,
+    name_transform,
+)
 from bvdm_data.synth.cell_bank import CellBank, PoolSettings
 from bvdm_data.synth.model import Model
 from bvdm_data.synth.paper import PaperSettings
@@ -119,7 +124,7 @@ class SyntheticHeLaVideos(ClipStream):
             otherwise wait for clips: True, or a :class:`PoolSettings` with the number of nuclei
             and how soon they are replaced. None: every clip has new nuclei. Only for ``"fast"``.
         annotations: Keys in addition to ``video``: ``"masks"``, ``"tracks"``, ``"flow"``,
-            ``"stages"``, ``"boxes"``, ``"centroids"``; see :class:`Clip`.
+            ``"stages"``, ``"boxes"``, ``"centroids"``, or ``"all"``; see :class:`Clip`.
         max_cells: Rows of the padded tables. None: as many as the clips of these arguments and
             this model can need. Fewer are refused where the densest clips show more; they save
             memory. In the rare clip that would need more rows than there are, no further nucleus
@@ -231,6 +236,13 @@ class SyntheticHeLaVideos(ClipStream):
         with name_clip_in_errors(self._name, self.epoch, number):
             clip = self._synthesise(number)
         return self._apply_transform(clip, self.epoch)
+
+    def _list_settings(self) -> dict[str, str]:
+        names = ("method", "frames", "size", "nuclei", "at_least", "variation", "pool", "max_cells")
+        settings = {"model": self.digest, "transform": name_transform(self.transform)}
+        settings |= {name: str(getattr(self, name)) for name in names}
+        # The clips of a pool follow from how many there are before.
+        return settings | ({} if self.pool is None else {"length": str(self.length)})
 
     @property
     def _name(self) -> str:
