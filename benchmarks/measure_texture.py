@@ -113,7 +113,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     noise = load("hela").camera.noise
-    shape = {"frames": 92, "size": (650, 1050), "max_cells": 1000}
+    shape = {"frames": 92, "size": (650, 1050)}
     if given.only != "procedural":
         print("## video 01")
         real = CTCVideos(given.root, sequence="01", **shape)

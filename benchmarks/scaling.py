@@ -45,7 +45,7 @@ STORED = 4
 
 
 def videos_of(kind: str, **changes: Any) -> SyntheticHeLaVideos:
-    given = {"frames": 8, "variation": 0.0, "max_cells": 512, **KINDS[kind], **changes}
+    given = {"frames": 8, "variation": 0.0, **KINDS[kind], **changes}
     return SyntheticHeLaVideos(**given)
 
 

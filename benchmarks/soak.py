@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from bvdm_data import PaperSettings, PoolSettings, SyntheticHeLaVideos, check_clip
+from bvdm_data import PaperSettings, PoolSettings, SyntheticHeLaVideos, check_clip, divisions
 from bvdm_data.clip import ANNOTATIONS, Clip
 from bvdm_data.clip_check import MAX_FLOW, measure_flow_errors
 from bvdm_data.datasets.stream import ClipStream
@@ -49,7 +49,7 @@ CASES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Settings by name; the others are in ``COMMON``."""
 
-COMMON = {"frames": 4, "size": (96, 96), "annotations": ANNOTATIONS, "max_cells": 64}
+COMMON = {"frames": 4, "size": (96, 96), "annotations": ANNOTATIONS}
 SAMPLES = 100
 """Number of memory samples."""
 
@@ -116,7 +116,7 @@ def _check(clip: Clip, row: "Counter[str]") -> None:
     if "tracks" in clip:
         tracks = clip["tracks"].numpy()
         row["nuclei"] += int((tracks[:, 0] > 0).sum())
-        row["divisions"] += int((np.bincount(tracks[:, 3])[1:] == 2).sum())
+        row["divisions"] += len(divisions(clip))
     # Transforms that crop nuclei shift their centroids.
     if "flow" in clip and clip["video"].shape[-2:] != MOVES.transforms[1].size:
         off = measure_flow_errors(clip["masks"].numpy(), clip["flow"].numpy())

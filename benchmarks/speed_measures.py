@@ -294,7 +294,7 @@ _MEMORY = {
     "200 clips with a pool": _CLIPS.format(arguments="pool=True", count=200),
     "1000 clips with a pool": _CLIPS.format(arguments="pool=True", count=1000),
     "a clip of 92 frames of 700 x 1100": _CLIPS.format(
-        arguments="frames=92, size=(700, 1100), nuclei=None, max_cells=1000", count=1
+        arguments="frames=92, size=(700, 1100), nuclei=None", count=1
     ),
 }
 

@@ -22,7 +22,6 @@ from bvdm_data.evaluation.arms import (
     Data,
     make_arm,
     make_synthetic_dataset,
-    read_json,
     replace_nan,
 )
 from bvdm_data.evaluation.distances import load_efficientnet_lite0, measure_feature_distance
@@ -31,7 +30,7 @@ from bvdm_data.evaluation.experiment import Trial, format_figures, summarize_tri
 from bvdm_data.evaluation.realism import measure_clips
 from bvdm_data.evaluation.report import Series, make_environment, make_view, plot_lines
 from bvdm_data.evaluation.segmenter import SegmenterSettings
-from bvdm_data.files import open_atomic
+from bvdm_data.files import open_atomic, read_json
 
 LAGS = (1, 2)
 """Frames between the images whose texture is correlated; the clips are short."""

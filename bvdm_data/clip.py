@@ -18,6 +18,9 @@ ANNOTATIONS = ("masks", "tracks", "flow", "stages", "boxes", "centroids")
 PADDING = {"tracks": 0, "stages": -1, "boxes": float("nan"), "centroids": float("nan")}
 """What the rows of the padded tables hold that belong to no nucleus."""
 
+LEAST_PIXELS = 10
+"""Fewest pixels that others leave of a nucleus that is labelled (our choice)."""
+
 
 class Clip(TypedDict):
     """One annotated video, real or synthetic: what a data set yields.
@@ -86,11 +89,13 @@ class TooManyNucleiError(ValueError):
 
 
 def check_annotations(annotations: Collection[str]) -> tuple[str, ...]:
-    """Return the wanted annotations in the order of ``ANNOTATIONS``."""
+    """Return the wanted annotations, of names or ``"all"``, in the order of ``ANNOTATIONS``."""
     if isinstance(annotations, str):
+        if annotations == "all":
+            return ANNOTATIONS
         raise TypeError(
-            f"annotations must be a collection of names, got the string {annotations!r}; "
-            f"write ({annotations!r},)"
+            "annotations must be 'all' or a collection of names, got the string "
+            f"{annotations!r}; write ({annotations!r},)"
         )
     if not isinstance(annotations, Collection):
         raise TypeError(
@@ -98,7 +103,9 @@ def check_annotations(annotations: Collection[str]) -> tuple[str, ...]:
         )
     unknown = [name for name in annotations if name not in ANNOTATIONS]
     if unknown:
-        raise ValueError(f"annotations must be out of {ANNOTATIONS}, got {unknown[0]!r}")
+        raise ValueError(
+            f"annotations must be out of {ANNOTATIONS}, got {unknown[0]!r}; give 'all' for all"
+        )
     return tuple(name for name in ANNOTATIONS if name in annotations)
 
 
@@ -185,20 +192,22 @@ def divisions(clip: Clip) -> Tensor:
         >>> divisions({"video": torch.zeros(6, 1, 8, 8), "tracks": torch.tensor(rows)}).tolist()
         [[1, 2, 3, 3]]
     """
-    table = _list_rows(clip)
-    born = table[table[:, 3] > 0]
-    mothers, count = torch.unique(born[:, 3], return_counts=True)
-    if (count > 2).any():
-        raise ValueError(
-            f"tracks must have at most two daughters a mother, got {int(count.max())} of "
-            f"{int(mothers[count.argmax()])}; set the parent of others to 0"
-        )
+    children: dict[int, list[tuple[int, int]]] = {}
+    for identity, first, _, parent in _list_rows(clip):
+        if parent:
+            children.setdefault(parent, []).append((identity, first))
     rows = []
-    for mother in mothers[count == 2].tolist():
-        both = born[born[:, 3] == mother]
-        rows.append([mother, *sorted(both[:, 0].tolist()), int(both[:, 1].min())])
+    for mother, both in children.items():
+        if len(both) > 2:
+            raise ValueError(
+                f"tracks must have at most two daughters a mother, got {len(both)} of {mother}; "
+                "set the parent of others to 0"
+            )
+        if len(both) == 2:
+            ids, firsts = zip(*sorted(both), strict=True)
+            rows.append([mother, *ids, min(firsts)])
     rows.sort(key=lambda row: (row[3], row[0]))
-    return torch.tensor(rows, dtype=torch.int64).view(-1, 4)
+    return torch.from_numpy(np.array(rows, np.int64).reshape(-1, 4))
 
 
 def association(clip: Clip) -> Tensor:
@@ -229,39 +238,35 @@ def association(clip: Clip) -> Tensor:
         >>> matrix[1, 1].tolist()
         [0.0, 0.0, 1.0, 1.0]
     """
-    table = _list_rows(clip)
-    steps = table[:, 2] - table[:, 1]
-    ids = table[:, 0].repeat_interleave(steps)
-    offset = torch.arange(len(ids)) - (steps.cumsum(0) - steps).repeat_interleave(steps)
-    own = torch.stack([table[:, 1].repeat_interleave(steps) + offset, ids, ids], dim=1)
-    last = dict(table[:, [0, 2]].tolist())
-    births = [
+    rows = _list_rows(clip)
+    edges = [[time, one, one] for one, first, last, _ in rows for time in range(first, last)]
+    ends = {identity: last for identity, _, last, _ in rows}
+    edges += [
         [first - 1, parent, identity]
-        for identity, first, _, parent in table.tolist()
-        if parent and last[parent] == first - 1
+        for identity, first, _, parent in rows
+        if parent and ends[parent] == first - 1
     ]
-    edges = torch.cat([own, torch.tensor(births, dtype=torch.int64).view(-1, 3)])
-    return torch.tensor(sorted(edges.tolist()), dtype=torch.int64).view(-1, 3)
+    return torch.from_numpy(np.array(sorted(edges), np.int64).reshape(-1, 3))
 
 
-def _list_rows(clip: Clip) -> Tensor:
-    """Return the table of a clip without padding, int64."""
+def _list_rows(clip: Clip) -> list[list[int]]:
+    """Return the rows of the table of tracks, without padding."""
     if "tracks" not in clip:
         raise ValueError(
             f"clip must have the key 'tracks', got the keys {tuple(clip)}; give the data set "
             "annotations=(..., 'tracks')"
         )
-    tracks = torch.as_tensor(clip["tracks"]).as_subclass(Tensor).detach().cpu().long()
+    tracks = clip["tracks"]
     if tracks.ndim != 2 or tracks.shape[1] != 4:
         raise ValueError(
             f"clip must be one clip with tracks [max_cells, 4], got {list(tracks.shape)}; take "
             "the clips of a batch one by one"
         )
-    table = tracks[tracks[:, 0] > 0]
-    lost = table[~torch.isin(table[:, 3], torch.cat([table[:, 0], torch.zeros(1).long()])), 3]
-    if len(lost):
-        raise ValueError(f"tracks must list every parent, got no row for the parent {int(lost[0])}")
-    return table
+    rows: list[list[int]] = [row for row in tracks.tolist() if row[0] > 0]
+    lost = sorted({row[3] for row in rows} - {0} - {row[0] for row in rows})
+    if lost:
+        raise ValueError(f"tracks must have a row for every parent, got none for {lost[0]}")
+    return rows
 
 
 def pad_rows(table: npt.NDArray[np.generic], rows: int, fill: int | float) -> Tensor:

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bvdm_data.clip import STAGES, Clip, measure_boxes
+from bvdm_data.clip import LEAST_PIXELS, STAGES, Clip, measure_boxes
 
 FEWEST_PIXELS, FEWEST_NUCLEI = 100, 10
 """How many pixels, and steps of nuclei, flow is judged by at least (our choice)."""
@@ -122,7 +122,14 @@ MAX_OUTSIDE = 0.5
 """How far a centroid may lie from that of its mask, px (our choice)."""
 
 
-def check_clip(clip: Clip) -> None:
+MAX_OFF = 1.0
+"""How much longer than a nucleus' step that of its mask's centroid may be, px (our choice)."""
+
+STOLEN = 30
+"""How many pixels of a dim nucleus may show the light of a brighter neighbour (our choice)."""
+
+
+def check_clip(clip: Clip, *, longest_step: float | None = None) -> None:
     """Check that the parts of a clip agree; a clip that this library makes passes.
 
     Values must be finite and in their ranges, all annotations there where, and only where, the
@@ -132,6 +139,10 @@ def check_clip(clip: Clip) -> None:
 
     Args:
         clip: One clip (not a batch), on any device.
+        longest_step: Check the masks as those of a synthetic scene, too: from frame to frame no
+            nucleus in full view moves farther than this, in px (its centroid may by 1 px), others
+            leave at least 10 px of one that is seen, and no label of a dim nucleus lies on a
+            brighter neighbour's light. None: do not.
 
     Raises:
         ValueError: Naming the key and the rule that is broken.
@@ -154,7 +165,65 @@ def check_clip(clip: Clip) -> None:
         raise ValueError("flow must be finite")
     if "masks" in found:
         _check_against_masks(found, found["masks"].numpy())
+        if longest_step is not None:
+            _check_scene(parts["video"].cpu().numpy()[:, 0], found["masks"].numpy(), longest_step)
     _check_tables(found, sides)
+
+
+def _check_scene(
+    video: npt.NDArray[np.float32], masks: npt.NDArray[np.int32], longest_step: float
+) -> None:
+    count = int(masks.max(initial=0))
+    centroids = measure_boxes(masks, count)[1]
+    whole = _whole(masks, count)
+    steps = np.hypot(*np.moveaxis(np.diff(centroids, axis=1), -1, 0))
+    far = np.argwhere((steps > longest_step + MAX_OFF) & whole[:, 1:] & whole[:, :-1])
+    if len(far):
+        row, frame = far[0].tolist()
+        raise ValueError(
+            f"masks must show no step beyond {longest_step:g} px, got {steps[row, frame]:.1f} px "
+            f"of id {row + 1} after frame {frame}"
+        )
+    for frame, (light, mask) in enumerate(zip(video, masks, strict=True)):
+        for one, other in _list_contacts(mask).tolist():
+            area = (mask == one).sum()
+            if area < LEAST_PIXELS and not _meets_border(mask, one):
+                raise ValueError(
+                    f"masks must show at least {LEAST_PIXELS} px of a nucleus between others, got "
+                    f"{area} px of id {one} in frame {frame}"
+                )
+            stolen = _count_stolen(light, mask, one, other)
+            if stolen >= STOLEN:
+                raise ValueError(
+                    f"masks must not lie on brighter neighbours, got {stolen} px of id {one} with "
+                    f"the light of id {other} in frame {frame}"
+                )
+
+
+def _list_contacts(mask: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """List the ids that touch, both ways, ``[n, 2]``."""
+    pairs = [
+        np.stack([one, other], -1)[(one != other) & (one > 0) & (other > 0)]
+        for one, other in ((mask[1:], mask[:-1]), (mask[:, 1:], mask[:, :-1]))
+    ]
+    found = np.concatenate(pairs)
+    return np.unique(np.concatenate([found, found[:, ::-1]]), axis=0)
+
+
+def _meets_border(mask: npt.NDArray[np.int32], identity: int) -> bool:
+    edges = (mask[0], mask[-1], mask[:, 0], mask[:, -1])
+    return any((edge == identity).any() for edge in edges)
+
+
+def _count_stolen(
+    light: npt.NDArray[np.float32], mask: npt.NDArray[np.int32], one: int, other: int
+) -> int:
+    """Count the pixels of a nucleus that are as bright as a neighbour twice as bright."""
+    level = np.median(light[mask == 0]) if (mask == 0).any() else 0.0
+    own, theirs = (np.median(light[mask == i]) - level for i in (one, other))
+    if theirs < 2 * max(own, 0.005):
+        return 0
+    return int((light[mask == one] - level > max(3 * own, theirs / 2)).sum())
 
 
 def _check_form(

@@ -1,5 +1,6 @@
 """Files and folders that are whole or not there: written under a temporary name, then renamed."""
 
+import errno
 import glob
 import json
 import lzma
@@ -12,7 +13,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +24,35 @@ from torch import Tensor
 MANIFEST = "bvdm_data.json"
 """File in an output folder that records how its contents were made."""
 
-LARGEST_MANIFEST = 2**27
-"""Bytes of a manifest that is read; one of a million shards has 70 MB."""
+LARGEST_JSON = 2**27
+"""Bytes of a JSON file that is read; the manifest of a million shards has 70 MB."""
 
-DAMAGED = (
+_DAMAGE = (
     tarfile.TarError,
     zipfile.BadZipFile,
     zlib.error,
     lzma.LZMAError,
     struct.error,
+    AttributeError,
     EOFError,
     LookupError,
     OverflowError,
     RuntimeError,
+    TypeError,
     ValueError,
 )
-"""What the standard library raises for archives and files that are damaged."""
+_DAMAGE_NUMBERS = (
+    None,
+    errno.EINVAL,  # a place before the beginning of the file
+    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),  # names within an archive
+)
+
+
+def is_damage(error: Exception) -> bool:
+    """Return whether an error of a reader says that its file is damaged, not that a disk failed."""
+    if isinstance(error, OSError):
+        return error.errno in _DAMAGE_NUMBERS
+    return isinstance(error, _DAMAGE)
 
 
 @contextmanager
@@ -81,16 +95,26 @@ def open_atomic_folder(path: str | Path) -> Iterator[Path]:
 
 
 def _begin_temporary_name(path: Path) -> str:
-    """Return how temporary names of this process begin; remove what killed ones have left."""
+    """Return how temporary names of this process begin; make room for them."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{path.name[:40]}.{socket.gethostname()}."
+    remove_leftovers(path)
+    return f"{_begin_name(path)}{os.getpid()}."
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove temporary files and folders that killed processes of this machine have left."""
+    prefix = _begin_name(path)
     for leftover in path.parent.glob(f"{glob.escape(prefix)}*"):
         if not _is_running(leftover.name.removeprefix(prefix).partition(".")[0]):
             if leftover.is_dir():
                 shutil.rmtree(leftover, ignore_errors=True)
             else:
-                leftover.unlink(missing_ok=True)
-    return f"{prefix}{os.getpid()}."
+                with suppress(OSError):  # another user's
+                    leftover.unlink()
+
+
+def _begin_name(path: Path) -> str:
+    return f".{path.name[:40]}.{socket.gethostname()}."
 
 
 def write_through(folder: Path) -> None:
@@ -159,7 +183,7 @@ def prepare_output_dir(
     """
     path = folder / MANIFEST
     if path.is_file():
-        begun = load_manifest(path)
+        begun = read_json(path)
         if begun.get("layout") != manifest.get("layout"):
             raise ValueError(_describe_foreign(folder))
         check_entries(path, begun, kinds or {})
@@ -181,21 +205,24 @@ def prepare_output_dir(
     return None
 
 
-def load_manifest(path: Path) -> dict[str, Any]:
-    """Return a manifest."""
+def read_json(
+    path: Path, find_fault: Callable[[dict[str, Any]], str | None] = lambda found: None
+) -> dict[str, Any]:
+    """Read a JSON object without NaN, of bounded size, in which ``find_fault`` finds no fault."""
     try:
-        if (size := path.stat().st_size) > LARGEST_MANIFEST:
-            raise ValueError(f"it has {size} bytes, more than {LARGEST_MANIFEST}")
-        manifest = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
-        if not isinstance(manifest, dict):
-            raise ValueError(f"it must be an object, got {manifest!r}")
-    except (ValueError, RecursionError) as error:
+        if not path.is_file() or path.stat().st_size > LARGEST_JSON:
+            raise ValueError(f"no regular file of at most {LARGEST_JSON} bytes")
+        found = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+        fault = find_fault(found) if isinstance(found, dict) else "no object"
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(describe_damage(path, error)) from error
-    return manifest
+    if fault:
+        raise ValueError(describe_damage(path, fault))
+    return dict(found)
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"it holds {name}, which is no number")
+    raise ValueError(f"{name} is no number in JSON")
 
 
 def check_entries(
@@ -227,12 +254,9 @@ def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(manifest, indent=2) + "\n")
 
 
-def describe_damage(manifest: Path, why: object) -> str:
-    """Return the message for a damaged manifest."""
-    return (
-        f"{manifest} is damaged ({cut_words(str(why))}); give another directory, or "
-        "put the file back. Shards go on without it, too: each says what it is of"
-    )
+def describe_damage(path: Path, why: object) -> str:
+    """Return the message for a damaged manifest or other JSON."""
+    return f"{path} is damaged ({cut_words(str(why))}); give another folder, or remove this file"
 
 
 def cut_words(words: str, most: int = 500) -> str:

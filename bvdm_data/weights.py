@@ -3,64 +3,28 @@
 import functools
 import hashlib
 import json
+import reprlib
+import stat
 from collections.abc import Mapping
-from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 import platformdirs
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from torch import Tensor
 
 from bvdm_data.files import write_tensors
-from bvdm_data.synth.camera import CameraModel
-from bvdm_data.synth.cell_cycle import CellCycleModel
-from bvdm_data.synth.contours import ShapeModel
-from bvdm_data.synth.denoiser import Denoiser, DenoiserConfig, Student, StudentConfig
-from bvdm_data.synth.model import Model, TextureModel
-from bvdm_data.synth.motion import MotionModel, SpeedModel
-from bvdm_data.synth.networks import FlowNet, UNet, UNetSettings
+from bvdm_data.model_schema import build_model, split_model
+from bvdm_data.synth.model import Model
 from bvdm_data.system import isolate
 
-FORMAT = "bvdm-data generator 5"
-"""Layout of the file, in its header."""
+_FORMATS = ("bvdm-data generator 5", "bvdm-data generator 6")
+"""Layouts of the file that are read, in its header; the last is written. In the first the digest
+covers the card, too."""
 
-_PARTS = {
-    "shapes": ShapeModel,
-    "lives": CellCycleModel,
-    "motion": MotionModel,
-    "camera": CameraModel,
-    "texture": TextureModel,
-}
-_FILE_KEYS = {
-    "autocorrelation": "memory",
-    "innovation": "fresh",
-    "area_jitter": "wobble",
-    "roughness": "ragged",
-    "elongation": "length",
-    "brightness_autocorrelation": "brightness_memory",
-    "brightness_sister_correlation": "brightness_shared",
-    "mother_area": "body",
-    "adult_area": "grown",
-    "division_asymmetry": "birth_split",
-    "division_asymmetry_robust": "split",
-    "pro_metaphase_frames": "mitoses",
-    "ana_telophase_frames": "births",
-    "rotation": "turn",
-    "speed": "pace",
-    "speed_by_age": "pace_of_age",
-    "division_offset": "shift",
-    "stage_drift": "drift",
-    "sister_distance": "sisters",
-    "neighbour_spacing": "closest",
-    "small_patch": "narrow",
-}
-"""Names of fields in a file, where they differ: files of all versions stay readable."""
-
-_NETWORKS = ("unet", "flownet", "painter", "distilled")
-_Part = TypeVar("_Part")
+_WAY_OUT = '; fit it again with "bvdm-data fit", or fetch it again'
+_LARGEST_FILE, _LARGEST_HEADER = 2**30, 2**20  # bytes
 
 
 def bundled_folder() -> Path:
@@ -80,7 +44,12 @@ def known_models() -> dict[str, Path]:
         Path of each model's file by its name.
     """
     folders = (cache_folder(), bundled_folder())
-    return {file.stem: file for folder in folders for file in sorted(folder.glob("*.safetensors"))}
+    return {
+        file.stem: file
+        for folder in folders
+        for file in sorted(folder.glob("*.safetensors"))
+        if file.is_file()
+    }
 
 
 def find_model(model: str | Path) -> Path:
@@ -122,27 +91,45 @@ def _format_names(known: Mapping[str, Path]) -> str:
     return ", ".join(repr(name) for name in known) or "none"
 
 
-@isolate()
-def load(model: str | Path = "hela") -> Model:
+def load(model: str | Path = "hela", *, digest: str | None = None) -> Model:
     """Load a model; a process reads the same file once.
 
     Args:
         model: A name that ships with the package or lies in the user's cache folder, or the path
             of a file made by ``bvdm-data fit``.
+        digest: The :func:`model_digest` that it must have; None: any.
 
     Returns:
         The model, its networks on the CPU.
 
     Raises:
         TypeError: If model is neither a string nor a path.
-        ValueError: If there is no model of that name, or the file is damaged or holds no model.
+        ValueError: If there is no model of that name, the file is damaged or holds no model, or
+            its digest is another one.
         FileNotFoundError: If there is no such file.
     """
     path = find_model(model)
+    generator, found = _read(path, *_describe_state(path))
+    if digest not in (None, found):
+        raise ValueError(
+            f"the model file {path} was replaced: its SHA-256 is {found}, but was {digest} at "
+            "first; put the old file back, or begin again with the new one"
+        )
+    return generator
+
+
+def _describe_state(path: Path) -> tuple[int, ...]:
+    """Return numbers that differ after a file was replaced; refuse what cannot be a model."""
     state = path.stat()
-    return _read(path, state.st_mtime_ns, state.st_size)
+    if not stat.S_ISREG(state.st_mode) or state.st_size > _LARGEST_FILE:
+        raise ValueError(
+            f"the model file {path} must be a file of at most {_LARGEST_FILE / 1e9:.1f} GB; give a "
+            'file made by "bvdm-data fit"'
+        )
+    return state.st_mtime_ns, state.st_size, state.st_ino
 
 
+@isolate()
 def save(generator: Model, path: str | Path) -> None:
     """Write a model to a file, whole or not at all.
 
@@ -151,49 +138,24 @@ def save(generator: Model, path: str | Path) -> None:
         path: The file to make; its name ends in ``.safetensors``.
 
     Raises:
-        ValueError: If the name ends in something else.
+        ValueError: If the name ends in something else, or a number of the model is not finite or
+            out of its range.
         OSError: If the file cannot be written, for example because the disk is full; what stood
             there before stays.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"path must end in .safetensors, got {str(path)!r}")
-    tensors: dict[str, Tensor] = {}
-    header: dict[str, Any] = {"format": FORMAT, "card": dict(generator.card)}
-    header["painter"] = asdict(generator.painter.settings)
-    header["distilled"] = _to_file_keys(generator.distilled.settings)
-    header["unet"] = None if generator.unet is None else asdict(generator.unet.settings)
-    for name in _PARTS:
-        part = _to_file_keys(getattr(generator, name))
-        arrays = {key: value for key, value in part.items() if isinstance(value, np.ndarray)}
-        for key, value in arrays.items():
-            tensors[f"{name}.{key}"] = torch.from_numpy(np.ascontiguousarray(value))
-        header[name] = {key: value for key, value in part.items() if key not in arrays}
-    for name in _NETWORKS:
-        network: nn.Module | None = getattr(generator, name)
-        for key, value in network.state_dict().items() if network is not None else ():
-            tensors[f"{name}.{key}"] = value.detach().cpu().contiguous()
-    _check_finite(tensors)
-    header["digest"] = _digest(tensors, header)
-    write_tensors(path, tensors, {"bvdm_data": json.dumps(header, allow_nan=False)})
-
-
-def _to_file_keys(part: Any) -> dict[str, Any]:
-    values = {_FILE_KEYS.get(key, key): value for key, value in asdict(part).items()}
-    return {k: np.array(v) if isinstance(v, SpeedModel) else v for k, v in values.items()}
-
-
-def _from_file_keys(kind: type[_Part], values: Mapping[str, Any]) -> _Part:
-    return kind(**{f.name: values[_FILE_KEYS.get(f.name, f.name)] for f in fields(kind)})  # type: ignore[arg-type]
-
-
-def _check_finite(tensors: Mapping[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        if not bool(tensor.isfinite().all()):
-            raise ValueError(
-                f"a model must hold finite numbers, got NaN or infinity in {name!r}; has a "
-                "training diverged? Try a lower rate"
-            )
+    tensors, header = split_model(generator)
+    try:
+        build_model(tensors, header)
+        header |= {"format": _FORMATS[-1], **_compute_digests(tensors, header, _FORMATS[-1])}
+    except ValueError as error:
+        raise ValueError(
+            f"a model that cannot be read is not saved: {error}; give numbers within their range, "
+            "or train at a lower rate"
+        ) from error
+    write_tensors(path, tensors, {"bvdm_data": json.dumps(header)})
 
 
 def read_card(model: str | Path = "hela") -> dict[str, Any]:
@@ -209,7 +171,7 @@ def read_card(model: str | Path = "hela") -> dict[str, Any]:
 
 
 def model_digest(model: str | Path = "hela") -> str:
-    """Return the SHA-256 of a model's contents, as its header has it.
+    """Return the SHA-256 of all that clips of a model follow from: equal fits have one.
 
     Args:
         model: As for :func:`load`.
@@ -217,84 +179,68 @@ def model_digest(model: str | Path = "hela") -> str:
     Returns:
         64 hexadecimal digits.
     """
-    load(model)  # checks it
-    with safe_open(find_model(model), "pt") as file:
-        return str(json.loads(file.metadata()["bvdm_data"])["digest"])
+    path = find_model(model)
+    return _read(path, *_describe_state(path))[1]
 
 
-def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of the tensors and the header, but for the digest itself."""
-    signed = {key: value for key, value in header.items() if key != "digest"}
-    digest = hashlib.sha256(json.dumps(signed, sort_keys=True).encode())
+def _fill_in(header: Mapping[str, Any], layout: str) -> Mapping[str, Any]:
+    """Return a header with the entries that its layout lacks."""
+    motion = header.get("motion")
+    if layout != _FORMATS[0] or not isinstance(motion, dict):
+        return header
+    return {**header, "motion": {"longest_step": None, **motion}}
+
+
+def _compute_digests(
+    tensors: Mapping[str, Tensor], content: Mapping[str, Any], layout: str
+) -> dict[str, str]:
+    """Return the SHA-256 of all that clips follow from, and in newer files that of the card."""
+    signed, digests = {"format": layout, **content}, {}
+    if layout != _FORMATS[0]:
+        digests["card_digest"] = _hash_json(signed.pop("card")).hexdigest()
+    digest = _hash_json(signed)
     for name in sorted(tensors):
         array = tensors[name].numpy()
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(array.tobytes())
-    return digest.hexdigest()
+    return {"digest": digest.hexdigest(), **digests}
+
+
+def _hash_json(values: object) -> "hashlib._Hash":
+    return hashlib.sha256(json.dumps(values, sort_keys=True, allow_nan=False).encode())
 
 
 @functools.lru_cache(maxsize=4)
-def _read(path: Path, modified: int, size: int) -> Model:
-    """Read and check a file, once for each state of it."""
+@isolate()
+def _read(path: Path, *state: int) -> tuple[Model, str]:
+    """Read and check a file, once for each state of it; return the model and its digest."""
     try:
-        with safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get("bvdm_data")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        header = json.loads(text) if text else {}
-    except (SafetensorError, ValueError) as error:
+        # Not mapped into memory: a file that is written over would change the model in use.
+        content = path.read_bytes()
+        tensors = load_tensors(content)
+        text = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        text = (text.get("__metadata__") or {}).get("bvdm_data", "null")
+        if len(text) > _LARGEST_HEADER:
+            raise ValueError(f"its header must be at most {_LARGEST_HEADER}, got {len(text)} long")
+        header = json.loads(text)
+    except (AssertionError, KeyError, RuntimeError, SafetensorError, ValueError) as error:
         raise ValueError(
-            f"the model file {path} is damaged or no safetensors file ({error}); fit it again with "
-            '"bvdm-data fit", or fetch it again'
+            f"the model file {path} is damaged or no safetensors file ({error}){_WAY_OUT}"
         ) from error
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
+    found = header.get("format") if isinstance(header, dict) else None
+    if found not in _FORMATS:
         raise ValueError(
-            f"{path} holds no model of this library: its header says "
-            f"{header.get('format') if isinstance(header, dict) else None!r} where {FORMAT!r} is "
-            'expected. Give a file made by "bvdm-data fit"'
+            f"{path} holds no model of this library: its header says {reprlib.repr(found)} where "
+            f'{_FORMATS[-1]!r} is expected. Give a file made by "bvdm-data fit"'
         )
-    if header.get("digest") != _digest(tensors, header):
-        raise ValueError(
-            f"the model file {path} is damaged: its contents do not have the SHA-256 that it was "
-            'written with; fit it again with "bvdm-data fit", or fetch it again'
-        )
-    return _build_model(tensors, header)
-
-
-def _build_model(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Model:
-    parts: dict[str, Any] = {
-        name: _build_part(kind, name, tensors, header[name]) for name, kind in _PARTS.items()
-    }
-    sizes = {
-        name: {**config, "channels": tuple(config["channels"])}
-        for name in ("painter", "distilled", "unet")
-        if (config := header[name]) is not None
-    }
-    # On meta, so that no starting weights are drawn from the global random state.
-    with torch.device("meta"):
-        networks: dict[str, nn.Module] = {
-            "painter": Denoiser(DenoiserConfig(**sizes["painter"])),
-            "distilled": Student(_from_file_keys(StudentConfig, sizes["distilled"])),
-        }
-        if "unet" in sizes:
-            networks |= {"unet": UNet(UNetSettings(**sizes["unet"])), "flownet": FlowNet()}
-    for name, network in networks.items():
-        network.load_state_dict(_select(tensors, name), assign=True)
-        network.eval().requires_grad_(False)
-        if name in sizes:
-            network.to(memory_format=torch.channels_last)
-    return Model(**parts, **networks, card=header["card"])  # type: ignore[arg-type]
-
-
-def _select(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    start = f"{name}."
-    return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
-
-
-def _build_part(
-    kind: type[_Part], name: str, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
-) -> _Part:
-    arrays = {key: value.numpy() for key, value in _select(tensors, name).items()}
-    values: dict[str, Any] = {**arrays, **numbers}
-    if kind is MotionModel:
-        values["pace"] = SpeedModel(*arrays["pace"].tolist())
-    return _from_file_keys(kind, values)
+    signed = {name: header.pop(name) for name in ("digest", "card_digest") if name in header}
+    layout = header.pop("format")
+    try:
+        generator = build_model(tensors, _fill_in(header, layout))
+        wanted = _compute_digests(tensors, header, layout)
+        for name in {**wanted, **signed}:
+            if signed.get(name) != wanted.get(name):
+                raise ValueError(f"its contents do not have the SHA-256 of its entry {name!r}")
+    except ValueError as error:
+        raise ValueError(f"the model file {path} is damaged: {error}{_WAY_OUT}") from error
+    return generator, wanted["digest"]

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> list[float]:
 
     torch.manual_seed(0)
     videos = SyntheticHeLaVideos(frames=given.frames, size=given.size, annotations=("masks",))
-    images, labels = frame_lists(islice(videos, given.clips))
+    images, labels = frame_lists(islice(videos, given.clips), at_least=1)
     if given.pretrained:
         model = models.CellposeModel(gpu=True, pretrained_model=given.pretrained)
         network, rate, side = model.net, 1e-5, 256
@@ -71,9 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> list[float]:
         learning_rate=rate,
         n_epochs=given.epochs,
         bsize=side,
+        min_train_masks=1,  # by default 5, more than a small frame shows
         save_path=given.output,
     )
-    print(f"loss {losses[1]:.3f} at first, {losses[-1]:.3f} at last; saved to {path}")
+    # The rate is 0 in the first epoch.
+    print(f"loss {losses[0]:.3f} at first, {losses[-1]:.3f} at last; saved to {path}")
     return losses.tolist()
 
 

@@ -152,6 +152,7 @@ def tiny_motion():
         speed=SpeedModel(1.0, 0.4, 0.9, 2.0, 4.0),
         speed_by_age=np.array([1.5, 1.5, 1.2, 1.0]),
         division_offset=1.0,
+        longest_step=200.0,
         stage_drift=np.array([[0.5, -0.5]] * 9),
         sister_distance=np.array([[np.log(22), 0.2], [np.log(24), 0.2], [np.log(26), 0.3]]),
         neighbour_spacing=np.array([0.8, 0.85, 1.0, 1.5]),

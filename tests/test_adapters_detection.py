@@ -82,6 +82,47 @@ def test_transforms_of_torchvision_take_targets_along():
     assert torch.equal(moved["masks"], target["masks"].flip(-1))
 
 
+MOVES = {
+    "crop": v2.RandomCrop(40),
+    "crop with boxes": v2.RandomIoUCrop(max_aspect_ratio=3.0),
+    "affine": v2.RandomAffine(30, (0.4, 0.4), (0.5, 2)),
+    "resized crop": v2.RandomResizedCrop(50, scale=(0.1, 0.3)),
+    "zoom out": v2.RandomZoomOut(p=1),
+    "turned, resized": v2.Compose([v2.RandomRotation((90, 90), expand=True), v2.Resize(33)]),
+    "twice": v2.Compose([v2.RandomCrop(50), v2.ElasticTransform(), v2.RandomCrop(30)]),
+    "perspective": v2.Compose([v2.Pad(9), v2.RandomPerspective(p=1), v2.CenterCrop(40)]),
+}
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_sanitized_targets_stay_whole(name):
+    masks = torch.zeros(1, 64, 80, dtype=torch.int32)
+    for number in range(12):
+        row, column = divmod(number, 4)
+        masks[0, 20 * row + 2 : 20 * row + 7 + number, 20 * column + 2 : 20 * column + 9] = (
+            12 - number
+        )
+    clip = {"video": torch.rand(1, 1, 64, 80), "masks": masks, "index": torch.tensor(0)}
+    images, targets = collate_detection([clip])
+    before = {key: value.tolist() for key, value in targets[0].items() if key != "image_id"}
+    sanitize = v2.SanitizeBoundingBoxes(min_area=20)
+    lengths = set()
+    for seed in range(4):
+        torch.manual_seed(seed)
+        image, target = v2.Compose([MOVES[name], sanitize])(tv_tensors.Image(images[0]), targets[0])
+        rows = [before["track_ids"].index(one) for one in target["track_ids"].tolist()]
+        assert target["area"].tolist() == [before["area"][row] for row in rows]
+        assert target["iscrowd"].tolist() == [0] * len(rows)
+        assert len(target["boxes"]) == len(target["labels"]) == len(target["masks"]) == len(rows)
+        torch.manual_seed(seed)
+        _, whole = MOVES[name](tv_tensors.Image(images[0]), targets[0])
+        assert torch.equal(target["masks"], whole["masks"][rows])
+        lengths.add(len(rows))
+        v2.RandomHorizontalFlip(p=1)(image, target)
+    assert min(lengths) < 12 or name == "zoom out"
+    assert {key: value.tolist() for key, value in targets[0].items() if key != "image_id"} == before
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_detection_loader_gives_images_and_targets(tiny_model, workers):
     collate = functools.partial(collate_detection, channels=3)
@@ -90,6 +131,9 @@ def test_detection_loader_gives_images_and_targets(tiny_model, workers):
     (images, targets), _ = loader
     assert [image.shape for image in images] == [(3, 64, 80)] * 6
     assert [target["image_id"] for target in targets] == list(range(6))
+    crop = v2.Compose([v2.RandomCrop(30), v2.RandomPerspective(p=1), v2.SanitizeBoundingBoxes()])
+    _, cropped = crop(images[4], targets[4])
+    assert len(cropped["track_ids"]) == len(cropped["boxes"])
     clip = videos(tiny_model).clip(1)
     assert torch.equal(images[4][2], clip["video"][1, 0])
     union = targets[4]["masks"].as_subclass(torch.Tensor).amax(0)

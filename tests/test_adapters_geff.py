@@ -7,6 +7,7 @@ import torch
 
 from bvdm_data.adapters.geff import write_geff
 from bvdm_data.clip import annotate_masks
+from tests.helpers.clips import SPARSE, make_sparse_clip
 
 geff = pytest.importorskip("geff", reason="the package geff: extra lineage")
 
@@ -88,6 +89,21 @@ def test_geff_only_daughter_continues_tracklet(tmp_path):
     found = in_memory(tmp_path / "a.geff")
     assert found["node_props"]["tracklet"]["values"].tolist() == [1, 1]
     assert found["node_props"]["seg_id"]["values"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("shift", [0, 70000])
+@pytest.mark.parametrize("kind", SPARSE)
+def test_geff_holds_sparse_clips(kind, shift, tmp_path):
+    clip = make_sparse_clip(kind, shift)
+    clip["stages"] = torch.arange(3, dtype=torch.int8).expand(len(clip["tracks"]), 3)
+    write_geff(clip, tmp_path / "a.geff")
+    found = in_memory(tmp_path / "a.geff")
+    frames = SPARSE[kind]
+    values = {key: one["values"].tolist() for key, one in found["node_props"].items()}
+    assert values["t"] == values["stage"] == frames
+    assert values["seg_id"] == [int(clip["masks"][time].max()) for time in frames]
+    assert (values["y"], values["x"]) == ([9.5] * len(frames), [12.0] * len(frames))
+    assert found["edge_ids"].tolist() == [[n, n + 1] for n in range(len(frames) - 1)]
 
 
 def test_geff_axes_have_units(clip, path, tmp_path):

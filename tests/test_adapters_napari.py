@@ -13,7 +13,7 @@ from bvdm_data.datasets.ctc_videos import CTCVideos
 from bvdm_data.datasets.export import export
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.datasets.tiff import write_image
-from tests.helpers.clips import run_snippet
+from tests.helpers.clips import SPARSE, make_sparse_clip, run_snippet
 
 MANIFEST = Path(adapter.__file__).with_name("napari.yaml")
 
@@ -57,6 +57,18 @@ def test_napari_layers_are_image_labels_tracks(clip):
     divided = {int(row[0]): [int(row[3])] for row in table if row[3]}
     assert divided == {5: [2], 6: [2]}
     assert made[2][1]["graph"] == divided
+
+
+@pytest.mark.parametrize("kind", SPARSE)
+def test_napari_layers_of_sparse_clips(kind):
+    given, frames = make_sparse_clip(kind, shift=70000), SPARSE[kind]
+    made = adapter.layers(given)
+    assert kinds(made)[2:] == ([("tracks", "tracks")] if frames else [])
+    assert np.array_equal(made[1][0], given["masks"])
+    for rows, about, _ in made[2:]:
+        ids = [int(given["masks"][time].max()) for time in frames]
+        assert rows.tolist() == [[one, t, 9.5, 12] for one, t in zip(ids, frames, strict=True)]
+        assert about["graph"] == ({70002: [70001]} if kind == "with a gap" else {})
 
 
 def test_napari_layers_follow_the_clip(clip):

@@ -10,6 +10,7 @@ import torch
 
 from bvdm_data.adapters.ome import write_ome_tiff, write_ome_zarr
 from bvdm_data.clip import CameraScale, annotate_masks
+from tests.helpers.clips import SPARSE, make_sparse_clip
 
 zarr = pytest.importorskip("zarr", minversion="3", reason="zarr 3: extra ome")
 
@@ -86,7 +87,7 @@ def test_ome_tiff_without_masks_or_units(clip, tmp_path):
 
 
 def test_ome_tiff_refuses_large_ids(clip, tmp_path):
-    with pytest.raises(ValueError, match="clip must have ids up to 65535, got 65536"):
+    with pytest.raises(ValueError, match="ids up to 65535, got 65536; write_ome_zarr takes"):
         write_ome_tiff(
             {**clip, "masks": clip["masks"] + 65530}, tmp_path / "a.ome.tif", scale=SCALE
         )
@@ -135,6 +136,17 @@ def test_ome_zarr_reader_finds_labels(clip, folder):
     assert image.data[0].shape == (12, 128, 160)
     labels = [node for node in nodes if any(type(s).__name__ == "Label" for s in node.specs)]
     np.testing.assert_array_equal(np.asarray(labels[0].data[0]), clip["masks"].numpy())
+
+
+@pytest.mark.parametrize("kind", SPARSE)
+def test_ome_files_hold_sparse_clips(kind, tmp_path):
+    clip = make_sparse_clip(kind)
+    write_ome_tiff(clip, tmp_path / "a.ome.tif", scale=SCALE)
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "a.ome.tif")[:, 1], clip["masks"])
+    far = make_sparse_clip(kind, shift=70000)
+    write_ome_zarr(far, tmp_path / "a.ome.zarr", scale=SCALE)
+    labels = zarr.open_group(tmp_path / "a.ome.zarr", mode="r")["labels/nuclei/0"]
+    np.testing.assert_array_equal(labels[:], far["masks"])
 
 
 def test_an_ome_zarr_replaces_nothing(clip, folder):

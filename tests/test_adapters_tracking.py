@@ -17,13 +17,13 @@ from bvdm_data.adapters.common import find_ancestors
 from bvdm_data.adapters.optical_flow import FlowPairs, flow_pairs
 from bvdm_data.adapters.tracking import TrackastraWindows, trackastra_windows, write_ctc
 from bvdm_data.adapters.video_objects import RawVideos, video_datapoint
-from bvdm_data.clip import CameraScale, annotate_masks
+from bvdm_data.clip import CameraScale, annotate_masks, association, divisions, split_gaps
 from bvdm_data.datasets.ctc import read_sequence
 from bvdm_data.datasets.export import export
 from bvdm_data.datasets.mixed import MixedVideos
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.system import require
-from tests.helpers.clips import run_snippet
+from tests.helpers.clips import SPARSE, make_sparse_clip, run_snippet, with_tracks
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCALE = CameraScale(offset=32768, full=36863)
@@ -126,16 +126,82 @@ def test_trackastra_collates_streamed_windows(videos):
 
 def test_trackastra_windows_refuse_broken_clips(clip):
     for changes, window, words in (
-        ({}, 13, "window must be at most the 12 frames of the clip, got 13"),
+        ({}, 13, "window must be at most the 12 frames of the clip, got 13; give frames="),
         ({}, 1, "window must be 2 or more, got 1"),
         ({"tracks": None}, 3, r"clip must have the key 'tracks', got .*annotations=\(\.\.\., 'tr"),
         ({"tracks": torch.zeros(9, 4, dtype=torch.int32)}, 3, "got id 1 in frame 0 only in masks"),
-        ({"video": None}, 3, r"clip must have the key 'video', got the keys \('masks', [^;]*$"),
+        ({"video": None}, 3, r"the key 'video', got the keys \('masks', [^;]*; hand it on"),
         ({"video": torch.zeros(2, 12, 1, 8, 8)}, 3, r"clip must be one clip .*got video \[2, 12"),
     ):
         given = {key: value for key, value in {**clip, **changes}.items() if value is not None}
         with pytest.raises(ValueError, match=words):
             trackastra_windows(given, window)
+
+
+@pytest.mark.parametrize("shift", [0, 300, 70000])
+@pytest.mark.parametrize("kind", SPARSE)
+def test_windows_and_pairs_of_sparse_clips(kind, shift):
+    clip, frames = make_sparse_clip(kind, shift), SPARSE[kind]
+    windows = trackastra_windows(clip, 2)
+    assert [one["timepoints"].tolist() for one in windows] == [
+        there for start in (0, 1) if (there := [t for t in frames if start <= t < start + 2])
+    ]
+    assert all(one["assoc_matrix"].all() for one in windows)
+    both = [t for t in (0, 1) if {t, t + 1} <= set(frames)]
+    for time, pair in enumerate(flow_pairs(clip)):
+        assert torch.equal(pair.valid, (clip["masks"][time] > 0) & (time in both))
+
+
+@pytest.mark.parametrize("kind", SPARSE)
+def test_ctc_folders_of_sparse_clips(kind, tmp_path):
+    clip = make_sparse_clip(kind, shift=65530)
+    write_ctc(clip, tmp_path, name="01", scale=SCALE)
+    again = read_sequence(tmp_path, "01")
+    assert again.tracks.tolist() == [row for row in clip["tracks"].tolist() if row[0]]
+    for number in range(3):
+        np.testing.assert_array_equal(again.masks(number), clip["masks"][number])
+    with pytest.raises(ValueError, match="clip must have at least 2 frames, got 1; give frames=2"):
+        flow_pairs({key: value[:1] for key, value in clip.items() if value.ndim})
+
+
+def make_family():
+    """Return a clip: 1 leaves and returns as 3; 2 leaves and is back as two daughters, 4 and 5."""
+    masks = np.zeros((5, 12, 12), np.int32)
+    masks[[0, 2, 3, 4], :4] = 7
+    masks[:3, 5:8], masks[4, 5:7, :5], masks[4, 5:7, 6:] = 8, 9, 10
+    masks[2, 10:], masks[3, 10:, :5], masks[3, 10:, 6:] = 11, 12, 13
+    masks, table, _ = split_gaps(masks, {9: 8, 10: 8, 12: 11, 13: 11})
+    return with_tracks(masks, table)
+
+
+def test_lineage_matches_ctcmetrics(tmp_path):
+    clip = make_family()
+    write_ctc(clip, tmp_path, name="01", scale=SCALE)
+    result = shutil.copytree(tmp_path / "01_GT/TRA", tmp_path / "01_RES")
+    (result / "man_track.txt").rename(result / "res_track.txt")
+    found = evaluate_sequence(str(result), str(tmp_path / "01_GT"), ["TRA", "BC"], threads=1)
+    assert found["gt_divisions"] == found["tp_div(0)"] == len(divisions(clip)) == 2
+    # Its graph has an edge for each of ours, and three more over the gaps.
+    nodes = int((clip["tracks"][:, 2] - clip["tracks"][:, 1] + 1).sum())
+    assert found["AOGM_0"] == 10 * nodes + 1.5 * (len(association(clip)) + 3)
+
+
+def test_lineage_matches_traccuracy(tmp_path):
+    loaders = pytest.importorskip("traccuracy.loaders", reason="traccuracy: extra interop")
+    clip = make_family()
+    write_ctc(clip, tmp_path, name="01", scale=SCALE)
+    truth = tmp_path / "01_GT/TRA"
+    found = loaders.load_ctc_data(str(truth), str(truth / "man_track.txt"))
+    name = {key: (node["segmentation_id"], node["t"]) for key, node in found.nodes.items()}
+    edges = [(name[source], name[target]) for source, target in found.edges]
+    near = sorted([t, one, other] for (one, t), (other, then) in edges if then == t + 1)
+    assert association(clip).tolist() == near
+    assert len(edges) == len(near) + 3
+    mothers = {one: found.graph.successors(one) for one in found.get_divisions()}
+    families = {
+        (name[one][0], *sorted(name[child][0] for child in both)) for one, both in mothers.items()
+    }
+    assert {tuple(row[:3]) for row in divisions(clip).tolist()} == families
 
 
 def test_require_names_the_missing_extra():
@@ -357,27 +423,18 @@ def test_raw_videos_count_all_ranks(tiny_model):
     assert len(RawVideos(mix)) == 8
 
 
-@pytest.mark.parametrize("title", ["Tracking: ", "Files: "])
-def test_consumers_snippet_runs(title, tmp_path, monkeypatch):
-    if title == "Files: ":
-        pytest.importorskip("geff", reason="the package geff: extra lineage")
-        pytest.importorskip("zarr", minversion="3", reason="zarr 3: extra ome")
+@pytest.mark.parametrize("place", ["Tracking: windows", "Tracking: association", "Files: write"])
+def test_consumers_snippet_runs(place, tmp_path, monkeypatch):
+    pytest.importorskip("geff", reason="the package geff: extra lineage")
+    pytest.importorskip("zarr", minversion="3", reason="zarr 3: extra ome")
     monkeypatch.chdir(tmp_path)
-    run_snippet(title)
+    run_snippet(*place.split(" "))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["train_trackastra.py", "train_raft.py"])
-def test_network_learns_from_streamed_clips(name, capsys):
-    main = runpy.run_path(str(EXAMPLES / name))["main"]
-    small = ["--workers", "0", "--method", "procedural", "--steps", "20"]
-    if name == "train_raft.py":
-        small += ["--updates", "2", "--batch-size", "3"]
-    else:
-        small += ["--size", "128", "--frames", "5"]
-    losses = main(small)
-    assert len(losses) == 20
-    assert np.isfinite(losses).all()
-    least = 1 if name == "train_raft.py" else 0.7
-    assert statistics.median(losses[-5:]) < least * statistics.median(losses[:3])
+def test_trackastra_learns_from_streamed_clips(capsys):
+    main = runpy.run_path(str(EXAMPLES / "train_trackastra.py"))["main"]
+    small = ["--size", "128", "--frames", "5", "--workers", "0", "--method", "procedural"]
+    losses = main([*small, "--steps", "20"])
+    assert statistics.median(losses[-5:]) < 0.7 * statistics.median(losses[:3])
     assert "after 20 steps" in capsys.readouterr().out

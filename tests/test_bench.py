@@ -54,7 +54,7 @@ SOON = 1e-6
 def tiny(tiny_model):
     def tiny(**changes):
         arguments = {
-            "frames": 2, "size": (64, 72), "model": tiny_model, "nuclei": 3, "max_cells": 32
+            "frames": 2, "size": (64, 72), "model": tiny_model, "nuclei": 3
         }  # fmt: skip
         return SyntheticHeLaVideos(**arguments | changes)
 

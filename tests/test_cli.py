@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from bvdm_data import __version__
 from bvdm_data.cli import cli, main
 from bvdm_data.clip import CameraScale
 from bvdm_data.datasets import fetch as fetching
+from bvdm_data.datasets import synthetic
 from bvdm_data.datasets.ctc import read_sequence
 from bvdm_data.evaluation import evaluate as judging
 from bvdm_data.files import MANIFEST
@@ -104,6 +106,17 @@ def test_fit_writes_model_and_prints_card(run, tmp_path, monkeypatch):
     assert (load(model).lives.minutes, load(model).pixel_size) == (10, 0.5)
     names = sorted(path.name for path in (tmp_path / "my.fit").iterdir())
     assert names == [f"{name}.pt" for name in ("distilled-1", "flow", "painter", "texture")]
+
+
+@pytest.mark.filterwarnings("default")
+def test_fit_warns_in_one_line(run, tmp_path, monkeypatch):
+    def fit(*_, **__):
+        warnings.warn("left out", stacklevel=2)
+        raise ValueError("ended")
+
+    monkeypatch.setattr("bvdm_data.fitting.fit.fit", fit)
+    _, _, err = run("fit", tmp_path, "--output", tmp_path / "my.safetensors")
+    assert err.splitlines() == ["bvdm-data: warning: left out", "bvdm-data: ended"]
 
 
 def test_info_prints_the_card(run, tiny_model):
@@ -221,14 +234,28 @@ def test_user_errors_are_one_line(run, arguments, words, tiny_model, tmp_path, m
     assert [path.name for path in tmp_path.iterdir()] == ["file.safetensors"]
 
 
-def test_worker_errors_are_one_line(run, tiny_model, tmp_path):
-    code, _, err = run(
-        "preview", "--model", tiny_model, "--output", tmp_path, "--frames", 1, "--clips", 1,
-        "--size", "64x64", "--nuclei", 500, "--workers", 1,
-    )  # fmt: skip
+def test_worker_errors_are_one_line(run, tiny_model, tmp_path, monkeypatch):
+    def break_down(*_, **__):
+        raise ValueError("no luck\nat all")
+
+    usual = ["preview", "--model", tiny_model, "--output", tmp_path, "--frames", 1, "--clips", 1]
+    code, _, err = run(*usual, "--size", "64x64", "--nuclei", 500)
     assert code == 1
     assert err.startswith("bvdm-data: nuclei=500 do not fit into size=(64, 64): only ")
+    monkeypatch.setattr(synthetic, "synthesise", break_down)
+    code, _, err = run(*usual, "--workers", 1)
+    assert code == 1
+    assert err.startswith("bvdm-data: no luck at all. It is clip 0 of epoch 0")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["preview", "export", "shards", "bench"])
+def test_commands_take_at_least(run, tiny_model, tmp_path, command):
+    folder = [] if command == "bench" else ["--output"] * (command == "preview") + [tmp_path]
+    arguments = [command, *folder, "--model", tiny_model, "--size", "64x64", "--at-least", 500]
+    code, _, err = run(*arguments, *(["--clips", 1] if command == "shards" else []))
+    assert code == 1
+    assert "bvdm-data: at_least=500 do not fit into size=(64, 64): only " in err
 
 
 def test_long_errors_fit_a_screen(run, tmp_path):
@@ -283,6 +310,36 @@ def test_signals_end_all_processes(tiny_model, tmp_path, command, number):
     name = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}.get(number)
     assert running.returncode == (128 + number if name else -number)
     assert err == f"bvdm-data: stopped by {name}\n" or not name
+
+
+BUSY = """
+import hashlib, sys
+from bvdm_data import cli
+def work(**_):
+    print("ready", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # no handler runs before this has ended
+cli.info.callback = work
+sys.argv[1:] = ["info"]
+cli.main()
+"""
+
+
+@pytest.mark.heavy
+def test_busy_command_ends_soon():
+    line = [sys.executable, "-c", BUSY]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(line, **pipes) as running:
+        assert running.stdout.readline() == "ready\n"
+        running.terminate()
+        assert running.communicate(timeout=20)[1] == "bvdm-data: stopped by SIGTERM\n"
+    assert running.returncode == 143
+
+
+def test_signals_are_as_before(run):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert run("--version")[0] == 0
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert signal.set_wakeup_fd(-1) == -1
 
 
 def test_wrong_usage_ends_with_code_2(run):

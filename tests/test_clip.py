@@ -8,12 +8,15 @@ from hypothesis.extra import numpy as hnp
 from bvdm_data.clip import (
     TooManyNucleiError,
     annotate_masks,
+    association,
     check_annotations,
+    divisions,
     measure_boxes,
     pad_rows,
     split_gaps,
 )
 from bvdm_data.clip_check import check_clip
+from bvdm_data.datasets.ctc import read_sequence
 from tests.helpers.clips import MASKS, TABLE, with_tracks
 
 movies = hnp.arrays(
@@ -79,6 +82,82 @@ def test_split_gaps_of_nothing():
     masks, table, old = split_gaps(np.zeros((3, 2, 2), np.uint16), {})
     assert not masks.any()
     assert (table.shape, old.shape) == ((0, 4), (0,))
+
+
+@given(lineages())
+@settings(max_examples=100, deadline=None)
+def test_lineage_agrees_with_loop(lineage):
+    masks, table, _ = split_gaps(*lineage)
+    clip = with_tracks(masks, table)
+    edges = set()
+    for identity, first, last, parent in table.tolist():
+        edges |= {(time, identity, identity) for time in range(first, last)}
+        if parent and parent in masks[first - 1]:
+            edges.add((first - 1, parent, identity))
+    assert association(clip).tolist() == sorted(map(list, edges))
+    children = {one: np.flatnonzero(table[:, 3] == one) + 1 for one in table[:, 0].tolist()}
+    families = {one: both.tolist() for one, both in children.items() if len(both) > 1}
+    if any(len(both) > 2 for both in families.values()):
+        with pytest.raises(ValueError, match="tracks must have at most two daughters a mother"):
+            divisions(clip)
+        return
+    found = {row[0]: row[1:] for row in divisions(clip).tolist()}
+    births = dict(table[:, :2].tolist())
+    assert found == {one: [*both, min(births[x] for x in both)] for one, both in families.items()}
+
+
+def test_divisions_after_gaps_and_returns():
+    # 1 leaves, returns as 3, leaves again before it divides; 2 leaves and returns; 6 divides late.
+    rows = [
+        [1, 0, 1, 0], [2, 0, 2, 0], [3, 3, 4, 1], [4, 6, 7, 3], [5, 7, 7, 3], [6, 4, 6, 2],
+        [7, 7, 7, 6], [8, 7, 7, 6], [0, 0, 0, 0],
+    ]  # fmt: skip
+    clip = {"video": torch.zeros(8, 1, 2, 2), "tracks": torch.tensor(rows, dtype=torch.int32)}
+    assert divisions(clip).tolist() == [[3, 4, 5, 6], [6, 7, 8, 7]]
+    edges = association(clip)
+    between = [row for row in edges.tolist() if row[1] != row[2]]
+    assert between == [[6, 6, 7], [6, 6, 8]]
+    assert divisions(clip).dtype == edges.dtype == torch.int64
+    turned = {**clip, "tracks": clip["tracks"].flip(0)}
+    assert torch.equal(divisions(turned), divisions(clip))
+    assert torch.equal(association(turned), edges)
+
+
+def test_real_divisions_are_counted(hela):
+    tracks = read_sequence(hela, "01").tracks
+    clip = {"video": torch.zeros(92, 1, 1, 1), "tracks": torch.from_numpy(tracks)}
+    found, edges = divisions(clip), association(clip)
+    assert len(found) == 94
+    ends = dict(tracks[:, [0, 2]].tolist())
+    births = edges[edges[:, 1] != edges[:, 2]]
+    at_once = sum(ends[row[3]] == row[1] - 1 for row in tracks.tolist() if row[3])
+    assert len(births) == at_once
+    assert len(edges) - at_once == int((tracks[:, 2] - tracks[:, 1]).sum())
+
+
+def test_lineage_of_nothing_is_empty():
+    clip = {"video": torch.zeros(2, 1, 4, 4), "tracks": torch.zeros(5, 4, dtype=torch.int32)}
+    assert divisions(clip).shape == (0, 4)
+    assert association(clip).shape == (0, 3)
+    one = {**clip, "tracks": torch.tensor([[70000, 0, 1, 0]])}
+    with torch.device("meta"):  # a default device of the caller's
+        assert association(one).tolist() == [[0, 70000, 70000]]
+
+
+@pytest.mark.parametrize("read", [divisions, association])
+def test_lineage_refuses_wrong_clips(read):
+    clip = with_tracks(MASKS, TABLE)
+    for changes, words in (
+        (
+            {"tracks": clip["tracks"][None]},
+            r"one clip with tracks \[max_cells, 4\], got \[1, 3, 4\]",
+        ),
+        ({"tracks": torch.tensor([[2, 1, 1, 7]])}, "a row for every parent, got none for 7"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            read({**clip, **changes})
+    with pytest.raises(ValueError, match=r"key 'tracks', .*annotations=\(\.\.\., 'tracks'\)"):
+        read({"video": clip["video"]})
 
 
 def test_pad_rows_fills_missing_rows():

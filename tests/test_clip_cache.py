@@ -98,7 +98,8 @@ def test_bad_clips_are_refused(source, tmp_path):
         cached[0]
     (cached.folder / "settings.json").write_text('{"frames": 3}')
     with pytest.raises(
-        ValueError, match=r"settings\.json is damaged \(it must hold \{\}\); .* remove"
+        ValueError,
+        match=r"settings\.json is damaged \(it must hold \{\}\); give another folder, or remove",
     ):
         cache(source, 1, tmp_path)
     (cached.folder / "settings.json").unlink()

@@ -224,6 +224,42 @@ def test_check_clip_passes_nuclei_leaving_inside():
     check_clip(with_tracks(masks.numpy(), table) | {"flow": flow})
 
 
+def a_scene(step=3, gap=0, light=(0.1, 0.6), seen=8):
+    """Two nuclei, the dim one before the bright one or beside it; both take a step."""
+    masks = np.zeros((2, 40, 80), np.int32)
+    video = np.zeros((2, 1, 40, 80), np.float32)
+    for frame, left in enumerate((10, 10 + step)):
+        video[frame, 0, 10:20, left : left + 10] = light[0]
+        video[frame, 0, 10:20, left + 10 + gap : left + 20 + gap] = light[1]
+        masks[frame, 10:20, left + 10 + gap : left + 20 + gap] = 2
+        masks[frame, 10:20, left : left + seen] = 1
+    table = np.array([[1, 0, 1, 0], [2, 0, 1, 0]], np.int32)
+    return with_tracks(masks, table) | {"video": torch.from_numpy(video)}
+
+
+def test_check_clip_knows_rules_of_scenes():
+    for fair in (a_scene(), a_scene(seen=12), a_scene(step=30, gap=3), a_scene(light=(0.3, 0.5))):
+        check_clip(fair, longest_step=30)
+    for wrong, message in (
+        (a_scene(step=32, gap=3), "show no step beyond 30 px, got 32.0 px of id 1 after frame 0"),
+        (
+            a_scene(seen=14),
+            "not lie on brighter neighbours, got 40 px of id 1 with the light of id 2",
+        ),
+    ):
+        check_clip(wrong)
+        with pytest.raises(ValueError, match=f"masks must {message}"):
+            check_clip(wrong, longest_step=30)
+    sliver = a_scene()
+    sliver["masks"][sliver["masks"] == 1] = 0
+    sliver["masks"][0, 12:21, 19] = sliver["masks"][1, 12:21, 22] = 1
+    check_clip(sliver)
+    with pytest.raises(
+        ValueError, match="masks must show at least 10 px of a nucleus between others, got 9 px"
+    ):
+        check_clip(sliver, longest_step=30)
+
+
 UNMASKED = {
     "flow with NaN": (put("flow", (0, 0, 0, 0), torch.nan), "flow must be finite"),
     "a missing stage": (put("stages", (0, 0), -1),

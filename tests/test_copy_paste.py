@@ -384,6 +384,12 @@ def test_copy_paste_refuses_bad_arguments(tiny_ctc):
         tiny(tiny_ctc, nuclei=(2500, 2500), max_cells=2).clip(0)
 
 
+def test_rows_hold_all_pasted_nuclei(tiny_ctc):
+    videos = tiny(tiny_ctc, nuclei=(2500, 2500), max_cells=None)
+    shown = [int(videos.clip(number)["masks"].max()) for number in range(3)]
+    assert 2 < max(shown) <= videos.max_cells == len(videos.clip(0)["tracks"])
+
+
 @pytest.mark.filterwarnings("ignore:.* has tracks of frames 0 to 11")
 def test_copy_paste_refuses_early_stop(tmp_path, tiny_video):
     ctc.write_sequence(tmp_path, "01", *tiny_video)

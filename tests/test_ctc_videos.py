@@ -59,7 +59,7 @@ def copy(tiny_ctc, tmp_path):
 
 
 def test_clips_are_consistent(tiny_ctc):
-    videos = tiny(tiny_ctc)
+    videos = tiny(tiny_ctc, annotations="all")
     for index in range(10):
         clip = videos.clip(index)
         check_clip(clip)
@@ -141,6 +141,23 @@ def test_too_many_nuclei_name_the_clip(tiny_ctc):
     words = r"max_cells=2 is too small .*6 nuclei.*clip 3 of epoch 4 of CTCVideos.*clip\(3\)"
     with pytest.raises(TooManyNucleiError, match=words):
         videos.clip(3)
+
+
+def test_rows_hold_every_window(tiny_ctc, tmp_path):
+    for windows in ({}, WHOLE, {"windows": "grid"}, {"frames": 1}, {"annotations": ("masks",)}):
+        videos = tiny(tiny_ctc, max_cells=None, **windows)
+        for number in range(30):
+            clip = videos.clip(number)
+            assert int(clip["masks"].max()) <= videos.max_cells < 40
+    # A nucleus that comes back after every frame needs a row each time.
+    masks = np.zeros((5, 20, 40), np.uint16)
+    masks[::2, 5:12, 5:12] = masks[1::2, 5:12, 25:32] = 1
+    write_sequence(tmp_path, "01", masks, masks, np.array([[1, 0, 4, 0]]))
+    shutil.copytree(tmp_path / "01_GT" / "SEG", tmp_path / "01_ST" / "SEG")
+    for truth in ("TRA", "ST"):
+        how = {"frames": 5, "size": 20, "border": 0, "windows": "grid"}
+        videos = CTCVideos(tmp_path, truth=truth, **how)
+        assert int(videos.clip(0)["masks"].max()) == videos.max_cells == 3
 
 
 # Random windows

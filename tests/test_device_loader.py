@@ -13,10 +13,11 @@ import torch
 from torch.utils.data import DataLoader, get_worker_info
 
 from bvdm_data import DeviceLoader, FastSettings, PoolSettings, SyntheticHeLaVideos, weights
-from bvdm_data.clip import ANNOTATIONS, TooManyNucleiError
+from bvdm_data.clip import ANNOTATIONS, annotate_masks
 from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets import device_loader
 from bvdm_data.datasets.prefetch import CudaStream, Prefetcher
+from bvdm_data.synth import synthesis
 from bvdm_data.synth.cell_bank import CellBank
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -239,13 +240,21 @@ def test_set_epoch_in_a_loop_fails(tiny):
 
 
 @pytest.mark.parametrize("batched", [False, True])
-def test_error_names_the_clip(tiny, batched, request):
+def test_error_names_the_clip(tiny, batched, request, monkeypatch):
+    def annotate(masks, table, *how):
+        if len(table) > 3:
+            raise ValueError("more than three")
+        return annotate_masks(masks, table, *how)
+
+    monkeypatch.setattr(synthesis, "annotate_masks", annotate)
     if batched:
         request.getfixturevalue("together")
-    videos = tiny(length=40, nuclei=(0, 3), max_cells=3)
+    videos = tiny(length=40, nuclei=(0, 3))
     loader = on_cpu(videos, num_workers=int(batched))
     loop = iter(loader)
-    with pytest.raises(TooManyNucleiError, match=r"It is clip \d+ of epoch 0 of Synthetic"):
+    with pytest.raises(
+        ValueError, match=r"more than three\. It is clip \d+ of epoch 0 of Synthetic"
+    ):
         for _ in loop:
             pass
     assert list(loop) == []

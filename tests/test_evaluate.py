@@ -126,7 +126,7 @@ def test_defaults_and_former_names(data):
 
 
 def settle(**options):
-    return arms.settle_data(Data(**options))
+    return arms.fill_in_data(Data(**options))
 
 
 def test_all_have_one_grey_scale(tiny_video, tiny_generator, data, tmp_path):
@@ -178,6 +178,19 @@ def test_clips_fit_into_small_frames(tiny_generator, two_videos, data, tmp_path)
             ValueError, match=r"\[\(128, 160\), \(128, 160\)\]; give a smaller border"
         ):
             settle(model=path, **options | changes)
+
+
+def test_replaced_model_ends_the_evaluation(data, tiny_generator, monkeypatch, tmp_path):
+    path = shutil.copy(data.model, tmp_path / "model.safetensors")
+
+    def replace_model(run):
+        camera = replace(tiny_generator.camera, noise=0.01)
+        weights.save(replace(tiny_generator, camera=camera), path)
+        return {}
+
+    monkeypatch.setattr("bvdm_data.evaluation.evaluate.evaluate_linking", replace_model)
+    with pytest.raises(ValueError, match=r"model\.safetensors was replaced: its SHA-256 is"):
+        evaluate(replace(data, model=path), Questions(parts=("linking",), budget=BUDGET))
 
 
 def test_full_clip_has_stages_where_visible(data):

@@ -1,9 +1,14 @@
+import itertools
 import runpy
 import statistics
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
+
+from bvdm_data.adapters.optical_flow import FlowPairs
+from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -44,3 +49,15 @@ def test_device_augmentation_moves_masks_alike(on_device):
     assert not (moved[0] == moved[1]).all()
     assert not (moved[0] == masks[0]).all()
     assert ((moved_video[:, :, 0] - moved / 200).abs() > 0.05).float().mean() < 0.05
+
+
+@pytest.mark.slow
+def test_raft_learns_a_batch_of_pairs(capsys):
+    example = runpy.run_path(str(EXAMPLES / "train_raft.py"))
+    example["main"](["--workers", "0", "--method", "procedural", "--steps", "2"])
+    assert "after 2 steps" in capsys.readouterr().out
+    settings = {"method": "procedural", "annotations": ("masks", "flow")}
+    videos = SyntheticHeLaVideos(frames=3, size=128, nuclei=8, **settings)
+    batch = next(iter(DataLoader(FlowPairs(videos), batch_size=2)))
+    losses = example["train"](itertools.repeat(batch), 14, 2)
+    assert statistics.median(losses[-3:]) < 0.8 * losses[0]

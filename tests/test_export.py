@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -125,6 +126,21 @@ def test_unfinished_export_refuses_other_seed(tmp_path, tiny_model, monkeypatch)
         write(tmp_path / "data", tiny_model)
 
 
+def test_exports_at_once_do_not_mix(tmp_path, tiny_model, monkeypatch):
+    made = exporting.synthesise
+
+    def overtaken(*arguments, **given):
+        monkeypatch.setattr(exporting, "synthesise", made)
+        shutil.rmtree(tmp_path / "data")
+        write(tmp_path / "data", tiny_model, seed=4, sequences=1, frames=1)
+        return made(*arguments, **given)
+
+    monkeypatch.setattr(exporting, "synthesise", overtaken)
+    with pytest.raises(ValueError, match=r"begun with frames=1, got 5"):
+        write(tmp_path / "data", tiny_model)
+    assert json.loads((tmp_path / "data" / MANIFEST).read_text())["seed"] == 4
+
+
 def test_spoilt_sequence_is_refused(copy, whole, tiny_model):
     for name in ("01/t003.tif", "01_GT/SEG/man_seg003.tif", "01_GT/TRA/man_track003.tif"):
         (copy / name).unlink()
@@ -157,7 +173,8 @@ def test_other_folders_are_refused(tmp_path, tiny_model, copy):
     (tmp_path / "thesis.tex").write_text("42")
     with pytest.raises(ValueError, match=r"thesis\.tex holds something else; give another"):
         write(tmp_path / "thesis.tex", tiny_model)
-    for text in ("", "{", "[1]", "{}", '{"sequences": [1]}'):
+    whole = (copy / MANIFEST).read_text()
+    for text in ("", "{", "[1]", re.sub(r"(?s){\s+\"01.*?}", "3", whole)):
         (copy / MANIFEST).write_text(text)
         with pytest.raises(ValueError, match=r"bvdm_data\.json is damaged \("):
             write(copy, tiny_model)
@@ -167,6 +184,7 @@ def test_bad_argument_makes_no_folder(tmp_path, tiny_model):
     for changes, words in [
         ({"size": (4, 64)}, r"size must not be smaller than a nucleus.*got \(4, 64\)"),
         ({"variation": 2}, "variation must be from 0 to 1, got 2"),
+        ({"nuclei": 200}, r"nuclei=200 do not fit into size=\(64, 72\)"),
     ]:
         with pytest.raises(ValueError, match=words):
             write(tmp_path / "data", tiny_model, **changes)

@@ -116,6 +116,9 @@ def test_output_dir_accepts_the_same_manifest(tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
     (folder / ".part-1").touch()
+    # Left by a process that was killed while it wrote the manifest.
+    for name in (".bvdm_data-k3x.json", ".bvdm_data.json.elsewhere.7.k3x.json"):
+        (folder / name).touch()
     refused = pytest.raises(ValueError, match="must be new, empty, or begun by the same call")
     with refused:
         prepare_output_dir(folder, first)

@@ -15,6 +15,7 @@ from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets import ctc
 from bvdm_data.datasets.ctc import write_sequence
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
+from bvdm_data.datasets.tiff import write_image
 from bvdm_data.fitting import denoiser
 from bvdm_data.fitting.fit import FitSettings, fit
 from bvdm_data.fitting.nuclei import LEFT_OUT
@@ -286,10 +287,18 @@ def test_later_truth_never_leaks(start, root, started, tmp_path):
     for path in short.glob("01*/**/*.tif"):
         if int(path.stem[-3:]) >= 4:
             path.unlink()
-    model = start(tmp_path / "m.safetensors", replace(SHORT, stop=None), root=short)
+    with pytest.warns(UserWarning, match="has tracks of frames 0 to 39, and the frames are 0 to 3"):
+        model = start(tmp_path / "m.safetensors", replace(SHORT, stop=None), root=short)
     assert are_same(model, started[1])
     known = {name: value for name, value in started[1].card.items() if name != "settings"}
     assert without_hours(model.card) == without_hours(known | {"settings": model.card["settings"]})
+
+
+def test_later_light_has_no_part(start, root, tmp_path):
+    later = shutil.copytree(root, tmp_path / root.name)
+    write_image(later / "01/t020.tif", np.full((200, 240), 65535, np.uint16))
+    camera = start(tmp_path / "m.safetensors", root=later, scale=None).camera
+    assert (camera.offset, camera.full) == (OFFSET, OFFSET + 1023)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -324,7 +333,9 @@ def test_settings_are_checked_plain_numbers():
 def test_real_video_has_known_statistics(hela, tmp_path):
     three = TrainingSettings(steps=3)
     settings = replace(FEW, texture=three, flow=three, painter=three)
-    model = fit(hela, tmp_path / "hela.safetensors", settings=settings, progress=False)
+    with pytest.warns(UserWarning, match=r"left out of the fit: 6 of 94 divisions .* before$"):
+        model = fit(hela, tmp_path / "hela.safetensors", settings=settings, progress=False)
+    assert model.card["left_out"]["nuclei_at_border"] == 85
     data, camera = model.card["data"], model.camera
     assert (data["frames"], data["tracks"], data["divisions"]) == (92, 268, 94)
     assert (camera.offset, camera.full) == (32768, 36863)

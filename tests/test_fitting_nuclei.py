@@ -85,6 +85,18 @@ def test_video_keeps_frames_masks_and_tracks(video, source):
     np.testing.assert_array_equal(source.tracks, TRACKS)
 
 
+def test_frames_are_numbered_from_anywhere(tmp_path):
+    write_fitted(tmp_path, stop=3)
+    before = read_video(read_sequence(tmp_path, "01"), SCALE, progress=False)
+    for path in sorted(tmp_path.rglob("*.tif"), reverse=True):
+        path.rename(path.with_name(f"{path.stem[:-3]}{500 + int(path.stem[-3:])}.tif"))
+    table = tmp_path / "01_GT/TRA/man_track.txt"
+    np.savetxt(table, before.tracks + np.array([0, 500, 500, 0]), fmt="%d")
+    later = read_video(read_sequence(tmp_path, "01"), SCALE, progress=False)
+    np.testing.assert_array_equal(later.tracks, before.tracks)
+    assert [frame.number for frame in later.frames] == [0, 1, 2]
+
+
 def test_background_is_the_planted_one(video, scene):
     levels = [float(np.median(frame.background)) * 4095 for frame in video.frames]
     assert np.abs(np.array(levels) - LEVEL).max() < 5

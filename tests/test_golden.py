@@ -91,7 +91,9 @@ def entry_of_json(value):
     return said | {"sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
-def entries(start, items, without=("version", "versions", "digest", "hours")):
+def entries(
+    start, items, without=("version", "versions", "digest", "hours", "processor", "sequences")
+):
     """Return the entries of a JSON object, but for what tells times, machines and versions."""
     return {f"{start} {k}": entry_of_json(v) for k, v in items.items() if k not in without}
 

@@ -327,8 +327,9 @@ def test_twin_mixes_clips_of_one_form(make_twin):
     for clip in mix:
         check_clip({key: value for key, value in clip.items() if key != "member"})
         sources.add(int(clip["source"]))
-        assert clip["boxes"].shape == (16, 2, 4)
+        assert clip["boxes"].shape == (mix.max_cells, 2, 4)
     assert sources == {0, 1}
+    assert mix.max_cells == mix.sources["synthetic"].max_cells > mix.sources["real"].max_cells == 16
     assert mix.weights == {"real": 0.25, "synthetic": 0.75}
     assert list(mix.sources) == ["real", "synthetic"]
 

@@ -106,13 +106,45 @@ def test_founders_keep_their_distance(simulate, tiny_motion, law, least):
 
 
 @pytest.mark.parametrize("law", LAWS)
-def test_too_many_nuclei_are_refused(simulate, tiny_motion, law):
-    with pytest.raises(ValueError, match=r"nuclei=60 do not fit into size=\(40, 40\): only \d+ "):
-        simulate(0, law, nuclei=60, size=(40, 40))
+def test_too_many_nuclei_are_refused(simulate, monkeypatch, law):
+    monkeypatch.setattr(motion_module, "RESTARTS", 2)
+    with pytest.raises(ValueError, match=r"nuclei=60 do not fit into size=\(30, 30\); give fewer"):
+        simulate(0, law, nuclei=60, size=(30, 30), frames=1)
+    with pytest.raises(ValueError, match=r"at_least=60 do not fit into size=\(30, 30\)"):
+        simulate(0, law, nuclei=None, at_least=60, size=(30, 30), frames=1)
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_dense_video_fills_the_place(simulate, tiny_motion, law):
+    usual = simulate(0, law, nuclei=None, size=(32, 32), frames=1)
     motion = replace(tiny_motion, density=np.full(10, 0.02))
-    words = r"density of the fitted video asks for \d+ nuclei .*only \d+ found a free place"
-    with pytest.raises(ValueError, match=words):
-        simulate(0, law, nuclei=None, size=(32, 32), motion=motion)
+    paths = simulate(0, law, nuclei=None, size=(32, 32), motion=motion, frames=1)
+    canvas = (32 + 2 * MARGIN) ** 2
+    assert 3 * len(usual) < len(paths) < 0.02 * canvas / 2
+    spacings = [measure_spacing(*pair) for pair in itertools.combinations(paths, 2)]
+    assert min(spacings) >= min(CONTACT, tiny_motion.neighbour_spacing.min()) - 1e-9
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_crowded_founders_lie_closer(simulate, tiny_motion, law):
+    motion = replace(tiny_motion, neighbour_spacing=np.full(3, 1.1))
+    paths = list_founders(simulate(0, law, nuclei=24, size=(64, 64), motion=motion, frames=2))
+    assert len(np.unique(label(paths, 1, (64, 64)))) == 25
+    spacings = [measure_spacing(*pair) for pair in itertools.combinations(paths, 2)]
+    assert 0.4 < min(spacings) < 0.75
+    # As close as they lie they may stay: none is pushed away.
+    steps = [np.hypot(*np.diff(path.centres[:2], axis=0).T) for path in paths]
+    assert np.quantile(np.concatenate(steps), 0.9) < 6
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_founders_show_at_least(simulate, law):
+    shown = []
+    for seed in range(5):
+        for least in (0, 5):
+            paths = simulate(seed, law, nuclei=None, size=(48, 48), frames=1, at_least=least)
+            shown.append(len(np.unique(label(paths, 1, (48, 48))[0])) - 1)
+    assert min(shown[::2]) < 5 <= min(shown[1::2])
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -181,7 +213,7 @@ def test_daughters_follow_their_mother(videos, law):
     divisions = 0
     for paths in videos[law]:
         ids = [path.cell.identity for path in paths]
-        assert len(set(ids)) == len({path.z_order for path in paths}) == len(paths)
+        assert len(set(ids)) == len(paths)
         assert all(len(path.centres) == len(path.angles) == len(path.cell.stages) for path in paths)
         assert all(np.isfinite(path.centres).all() and path.cell.last < 20 for path in paths)
         found = list_divisions(paths)
@@ -315,6 +347,30 @@ def test_moving_nuclei_are_kept_apart(simulate, tiny_motion):
     # Five rounds of pushing leave little; in a crowd not nothing.
     assert np.quantile(spacings, 0.002) > 0.8
     assert min(spacings) > 0.6
+
+
+def measure_steps(paths):
+    """Return how far nuclei move from frame to frame, and newborn from their mothers."""
+    steps = [math.dist(*pair) for p in paths for pair in itertools.pairwise(p.centres)]
+    pairs = [(mother, d) for mother, *daughters in list_divisions(paths) for d in daughters]
+    return steps, [math.dist(mother.centres[-1], d.centres[0]) for mother, d in pairs]
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_nothing_leaps(simulate, tiny_motion, law):
+    wild = replace(
+        tiny_motion, step=np.array([2.0, 1.5]), speed=SpeedModel(2.0, 1.0, 0.9, 3.0, 2.5),
+        division_offset=9.0, stage_drift=np.full((19, 2), 3.0), longest_step=12.0,
+    )  # fmt: skip
+    steps, births = [], []
+    for seed in range(3):
+        found = measure_steps(simulate(seed, law, frames=20, motion=wild, nuclei=8))
+        steps, births = steps + found[0], births + found[1]
+    assert (len(steps) > 400, len(births) > 10) == (True, True)
+    assert 9 < max(steps) <= 12 + 1e-9
+    assert max(births) <= 12 + 1e-9
+    # The tail is spread, not heaped up at the end.
+    assert np.mean(np.array(steps) > 11.9) < 0.5 * np.mean(np.array(steps) > 6)
 
 
 # Contact

@@ -206,6 +206,69 @@ def test_reference_may_begin_anywhere(truth, tmp_path):
     assert score(masks, tracks, found.masks, found.tracks) == Scores(1, 1, 1, 1, 1, 1)
 
 
+def score_by_definition(masks, tracks, reference_masks, reference_tracks):
+    """Return SEG, DET, TRA and LNK by counting what must be mended in the graph."""
+    seen, owners, overlaps, missed = set(), {}, [], 0
+    for frame, (found, true) in enumerate(zip(masks, reference_masks, strict=True)):
+        seen |= {(one, frame) for one in np.unique(found[found > 0])}
+        for one in np.unique(true[true > 0]):
+            there = found[true == one]
+            most = [x for x in np.unique(there) if x and 2 * (there == x).sum() > len(there)]
+            for other in most:
+                owners.setdefault((other, frame), []).append((one, frame))
+                overlaps.append((there == other).sum() / ((true == one) | (found == other)).sum())
+            missed += not most
+    edges, wanted = list_edges(tracks), list_edges(reference_tracks)
+    true_of = {node: own[0] for node, own in owners.items() if len(own) == 1}
+    kinds = {
+        (true_of[a], true_of[b]): kind for (a, b), kind in edges.items() if {a, b} <= {*true_of}
+    }
+    splits = sum(len(own) - 1 for own in owners.values())
+    nodes = 5 * splits + 10 * missed + len(seen) - len(owners)
+    lost = 1.5 * len(wanted.keys() - kinds) + len(kinds.keys() - wanted)
+    links = lost + sum(kinds[pair] != wanted[pair] for pair in kinds.keys() & wanted.keys())
+    count = len(overlaps) + missed
+    costs = (nodes, 10 * count), (nodes + links, 10 * count + 1.5 * len(wanted))
+    costs += ((links, 1.5 * len(wanted)),)
+    return [
+        sum(overlaps) / count,
+        *(1 - min(one / all_, 1) if all_ else math.nan for one, all_ in costs),
+    ]
+
+
+def list_edges(tracks):
+    """Return the edges of a table: True to a child, False within a track."""
+    last = {one: end for one, _, end, _ in tracks.tolist()}
+    edges = {}
+    for one, first, end, parent in tracks.tolist():
+        edges |= {((one, t), (one, t + 1)): False for t in range(first, end)}
+        if parent:
+            edges[(parent, last[parent]), (one, first)] = True
+    return edges
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_score_agrees_with_definition(seed):
+    rng = np.random.default_rng(seed)
+    both = []
+    for _ in range(2):
+        masks = np.zeros((4, 8, 8), int)
+        for frame, one in np.argwhere(rng.random((4, 4)) < 0.7).tolist():
+            y, x = 2 * one, (3 * one + frame) % 7
+            masks[frame, y : y + 2, x : x + 2] = one + 1
+        masks[rng.integers(4)] *= rng.integers(2)  # an empty frame
+        crowded = masks[rng.integers(4)]
+        crowded[crowded == 0] = rng.integers(2)  # one without background
+        masks[0, 0, 0] = 1
+        both.append(split_gaps(masks, {3: 1, 4: 1} if rng.random() < 0.7 else {})[:2])
+    swapped = np.where(rng.random(both[0][0].shape) < 0.9, both[0][0], 0)
+    both.append(split_gaps(swapped, {})[:2])
+    for result in both:
+        found = score(*result, *both[0])
+        expected = score_by_definition(*result, *both[0])
+        assert [found.seg, found.det, found.tra, found.lnk] == pytest.approx(expected, nan_ok=True)
+
+
 def score_by_traccuracy(folder, result, reference):
     """Return TRA, DET and LNK of traccuracy; both are cut to begin with their first nucleus."""
     loaders = pytest.importorskip("traccuracy.loaders", reason="traccuracy: extra interop")

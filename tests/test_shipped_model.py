@@ -6,6 +6,7 @@ from scipy import ndimage
 from bvdm_data import FastSettings, PaperSettings, SyntheticHeLaVideos, check_clip
 from bvdm_data.clip import ANNOTATIONS
 from bvdm_data.synth import synthesis
+from bvdm_data.synth.motion import simulate_colony
 from bvdm_data.synth.scene import SceneSettings
 from bvdm_data.synth.synthesis import synthesise
 from bvdm_data.weights import bundled_folder, load, read_card
@@ -38,6 +39,33 @@ def test_shipped_clips_are_consistent(method):
     videos = SyntheticHeLaVideos(frames=4, size=(160, 192), method=method, annotations=ANNOTATIONS)
     for index in range(2):
         check_clip(videos.clip(index))
+
+
+@pytest.mark.parametrize(("method", "variation"), [("fast", 1), ("fast", 0), ("procedural", 1)])
+def test_nothing_leaps_or_steals(method, variation):
+    longest = load("hela").motion.longest_step
+    assert longest == pytest.approx(33.05, abs=0.2)  # as the video has it
+    videos = SyntheticHeLaVideos(method=method, variation=variation, annotations=("masks",))
+    for index in range(4):
+        check_clip(videos.clip(index), longest_step=longest)
+
+
+def test_mitosis_shows_as_in_video():
+    model, last, first = load("hela"), [], []
+    for seed in range(8):
+        paths = simulate_colony(
+            model.shapes, model.lives, model.motion, frames=24, size=(512, 512), nuclei=None,
+            generator=np.random.default_rng(seed),
+        )  # fmt: skip
+        last += [path.cell.stages[-1] for path in paths if path.cell.divides]
+        first += [path.cell.stages[0] for path in paths if path.cell.parent]
+    # Shares of mothers that end, and of newborn that begin, in interphase.
+    lives = model.lives
+    for stages, seen in ((last, lives.pro_metaphase_frames), (first, lives.ana_telophase_frames)):
+        share = (seen.sum(1) == 0).mean()
+        error = np.sqrt(share * (1 - share) * (1 / len(stages) + 1 / len(seen)))
+        assert len(stages) > 80
+        assert np.mean(np.array(stages) == 0) == pytest.approx(share, abs=3 * error)
 
 
 def test_denoiser_fills_the_outlines():

@@ -1,5 +1,7 @@
 """What the sources of a mix must have in common."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -44,7 +46,6 @@ def change(key, value):
         (change("video", torch.zeros(2, 1, 4, 6, dtype=torch.uint8)), r"'video' .* torch.uint8"),
         (change("video", torch.zeros(3, 1, 4, 6)), r"frames: sources\['good'\] has 2, .* has 3"),
         (change("video", torch.zeros(2, 1, 6, 4)), r"same size: .* \(4, 6\), .* \(6, 4\)"),
-        (FakeVideos(max_cells=9), r"same max_cells: sources\['good'\] has 5, .*has 9"),
         (change("video", torch.zeros(4, 6)), r"'video' as \[F, C, H, W\], got the shape \(4, 6\)"),
         ([], r"sources\['other'\] must hold at least one clip, got none"),
     ],
@@ -54,10 +55,25 @@ def test_sources_that_differ_are_refused(other, words):
         MixedVideos({"good": FakeVideos(), "other": other})
 
 
-def test_tables_of_lists_must_match():
-    lists = {n: change("tracks", torch.zeros(len(n), 4, dtype=torch.int32)) for n in ("a", "bb")}
-    with pytest.raises(ValueError, match=r"same max_cells: sources\['a'\] has 1, .*has 2"):
-        MixedVideos(lists)
+def test_tables_get_the_most_rows():
+    tables = {"tracks": (4, torch.int32, 0), "boxes": (2, torch.float32, math.nan)}
+    lists = {}
+    for rows, name in enumerate(("one", "two"), start=1):
+        (clip,) = make_list(1)
+        for key, (columns, dtype, _) in tables.items():
+            clip[key] = torch.full((rows, columns), rows, dtype=dtype)
+        lists[name] = [clip]
+    mix = MixedVideos(lists, weights={"one": 1, "two": 1})
+    assert mix.max_cells == 2
+    assert next(iter(DataLoader(mix, batch_size=16)))["tracks"].shape == (16, 2, 4)
+    for number in range(8):
+        clip = mix.clip(number)
+        rows = 1 + int(clip["member"])
+        for key, (columns, dtype, fill) in tables.items():
+            wanted = torch.full((2, columns), fill, dtype=dtype)
+            wanted[:rows] = rows
+            torch.testing.assert_close(clip[key], wanted, equal_nan=True, rtol=0, atol=0)
+    assert len(lists["one"][0]["tracks"]) == 1
 
 
 class InOrder(IterableDataset):

@@ -2,6 +2,7 @@ import ast
 import itertools
 import os
 import pickle
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,12 +15,16 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from bvdm_data import weights
-from bvdm_data.clip import ANNOTATIONS, CameraScale, TooManyNucleiError, build_schema
+from bvdm_data.clip import ANNOTATIONS, CameraScale, build_schema
 from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets.mixed import MixedVideos
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
+from bvdm_data.synth.cell_bank import PoolSettings
+from bvdm_data.synth.model import TextureModel
 from bvdm_data.synth.paper import PaperSettings
 from bvdm_data.synth.procedural import ProceduralSettings
+from bvdm_data.synth.scene import estimate_rows
+from bvdm_data.synth.synthesis import draw_scene
 from bvdm_data.synth.textures import FastSettings
 from bvdm_data.system import describe_cpu
 from tests.helpers.streams import read_random_states, same
@@ -53,7 +58,8 @@ def test_clip_follows_the_schema(tiny, method):
 
 
 def test_annotations_can_be_left_out(tiny):
-    full = tiny(annotations=ANNOTATIONS).clip(1)
+    full = tiny(annotations="all").clip(1)
+    assert full.keys() == {"video", *ANNOTATIONS, "index", "source"}
     for names in ((), *((name,) for name in ANNOTATIONS)):
         clip = tiny(annotations=names).clip(1)
         assert set(clip) == {"video", "index", "source", *names}
@@ -200,6 +206,22 @@ def test_clips_leave_global_random_states(tiny, tiny_generator, tmp_path, reques
     assert read_random_states()[:count] == before[:count]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_replaced_models_are_refused(tiny, tiny_generator, tmp_path, workers):
+    path = tmp_path / "model.safetensors"
+    weights.save(tiny_generator, path)
+    videos = tiny(model=path)
+    first = videos.clip(0)
+    weights.save(replace(tiny_generator, card={"hours": 3}), path)  # an equal fit
+    assert same(videos.clip(0), first)
+    other = replace(tiny_generator, texture=TextureModel(memory=0.5, fresh=0.5))
+    weights.save(other, path)
+    words = rf"model\.safetensors was replaced: its SHA-256 is .*, but was {videos.digest} .*clip 0"
+    with pytest.raises(ValueError, match=words):
+        next(iter(DataLoader(videos, batch_size=None, num_workers=workers)))
+    assert not same(tiny(model=path).clip(0), first)
+
+
 def test_model_on_device_is_a_copy(tiny_generator):
     state = torch.get_rng_state()
     moved = tiny_generator.to(torch.device("cpu"))
@@ -302,14 +324,77 @@ def test_varied_clips_are_consistent(tiny, method):
     assert same(usual.clip(0), tiny(annotations=ANNOTATIONS, method=method).clip(0))
 
 
-def test_too_many_nuclei_are_counted(tiny):
-    dataset, roomy = (tiny(nuclei=3, max_cells=rows, frames=6) for rows in (3, 40))
-    needed = [int((roomy.clip(n)["tracks"][:, 0] > 0).sum()) for n in range(4)]
-    index, number = int(np.argmax(needed)), max(needed)
-    assert number > 3
-    words = rf"max_cells=3 is too small .*holds {number} nuclei.*Give max_cells={number} or more"
-    with pytest.raises(TooManyNucleiError, match=words):
-        dataset.clip(index)
+@pytest.mark.parametrize("pool", [None, PoolSettings(pairs=4)])
+def test_full_tables_keep_nuclei_out(tiny, pool):
+    roomy, full = (tiny(nuclei=3, frames=6, pool=pool, annotations=ANNOTATIONS) for _ in range(2))
+    full.max_cells = 4  # fewer than any constructor takes
+    capped = 0
+    for number in range(6):
+        free, clip = roomy.clip(number), full.clip(number)
+        check_clip(clip)
+        rows = int((free["tracks"][:, 0] > 0).sum())
+        assert int((clip["tracks"][:, 0] > 0).sum()) == min(rows, 4)
+        if rows > 4:
+            capped += 1
+            late = int(free["tracks"][4, 1])
+            assert torch.equal(clip["masks"][:late], free["masks"][:late])
+            assert not torch.equal(clip["masks"], free["masks"])
+    assert capped >= 2
+
+
+def test_rows_follow_from_the_settings(tiny):
+    def rows(**changes):
+        return tiny(**{"nuclei": None, "max_cells": None, "variation": 0} | changes).max_cells
+
+    usual = rows()
+    assert usual == rows(seed=9) == rows(annotations=("masks",)) == rows(length=3)
+    for more in ({"frames": 40}, {"size": 128}, {"variation": 1}, {"at_least": 5}, {"nuclei": 5}):
+        assert rows(**more) > usual
+    assert rows(nuclei=(0, 5)) == rows(nuclei=5)
+    clip = tiny(max_cells=None, annotations=ANNOTATIONS).clip(0)
+    assert len(clip["tracks"]) == len(clip["boxes"]) == tiny(max_cells=None).max_cells
+
+
+@either_method
+@pytest.mark.parametrize("size", [24, 64, (40, 150)])
+def test_most_nuclei_are_placed(tiny, tiny_generator, method, size):
+    words = r"only (\d+) do in every clip"
+    with pytest.raises(ValueError, match=words) as info:
+        tiny(nuclei=10**4, size=size, max_cells=None)
+    most = int(re.search(words, str(info.value))[1])
+    for variation in (0, 1):
+        how = {"size": size, "max_cells": None, "frames": 1, "variation": variation}
+        videos = tiny(nuclei=most, method=method, **how)
+        for number in range(8):
+            scene = draw_scene(
+                tiny_generator, videos._scene(()), videos.method, **videos._place(number)
+            )
+            assert scene.masks.max() == most
+            assert len(np.unique(scene.masks)) == most + 1
+
+
+def test_dense_model_ends_no_stream(tiny, tiny_generator):
+    dense = replace(tiny_generator.motion, density=np.full(3, 0.05))
+    model = replace(tiny_generator, motion=dense)
+    videos = tiny(nuclei=None, max_cells=None, frames=2, size=48, variation=1)
+    settings = videos._scene(())
+    rows = estimate_rows(model, settings)[1]
+    scene = draw_scene(model, settings, videos.method, **videos._place(0))
+    assert videos.max_cells < rows < 65535
+    assert 0 < len(scene.tracks) <= videos.max_cells
+
+
+def test_at_least_leaves_no_clip_empty(tiny):
+    how = {"nuclei": None, "max_cells": None, "frames": 1, "size": 32, "method": "procedural"}
+    plain, filled = (tiny(**how, at_least=least) for least in (0, 2))
+    shown = []
+    for number in range(12):
+        one, other = (len(each.clip(number)["masks"].unique()) - 1 for each in (plain, filled))
+        assert other >= 2
+        shown.append(one)
+        if one >= 2:
+            assert torch.equal(plain.clip(number)["video"], filled.clip(number)["video"])
+    assert min(shown) < 2
 
 
 def test_worker_refuses_other_devices(tiny):

@@ -196,7 +196,7 @@ def test_large_nucleus_is_rendered_smaller():
     size = (128, 128)
     sums = {}
     for life in (small, large):
-        path = Trajectory(life, np.full((1, 2), 63.5), np.zeros(1), 0.0)
+        path = Trajectory(life, np.full((1, 2), 63.5), np.zeros(1))
         inside = label([path], 1, size)[0] == 1
         groups = groups_of([life], painter)
         assert float(groups[0].zoom) == pytest.approx(min(1, 21 / life.radii.max()))

@@ -4,12 +4,14 @@ import random
 import numpy as np
 import pytest
 import torch
+from kornia import augmentation
 from scipy import ndimage
 from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from bvdm_data import SyntheticHeLaVideos
 from bvdm_data.clip import ANNOTATIONS, TooManyNucleiError, annotate_masks, pad_rows
 from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets.ctc_videos import CTCVideos
@@ -51,6 +53,24 @@ GEOMETRIC = {
     ]),
 }  # fmt: skip
 
+# Those that torchvision resizes masks in by a rule of its own.
+RESIZING = ("resized crop", "bicubic resized crop", "smaller", "larger")
+NEAREST = v2.InterpolationMode.NEAREST
+
+RESIZES = {
+    "by 1.6": v2.Resize(80),
+    "third": v2.Resize((43, 53)),
+    "a quarter": v2.Resize((32, 40)),
+    "odd": v2.Resize((50, 160)),
+    "larger": v2.Resize((200, 250)),
+    "as in masks": v2.Resize((50, 61), NEAREST),
+    "rough": v2.Resize((64, 80), antialias=False),
+    "crop": v2.RandomResizedCrop((60, 70), scale=(0.8, 0.9)),
+    "jitter": v2.ScaleJitter((128, 160), (0.5, 0.9)),
+    "turned": v2.Compose([v2.Resize((64, 80)), v2.RandomRotation((90, 90), expand=True)]),
+    "twice": v2.Compose([v2.Resize((96, 120)), v2.Resize((64, 80))]),
+}
+
 PHOTOMETRIC = {
     "blur": v2.GaussianBlur(5, (0.5, 1.5)),
     "noise": v2.GaussianNoise(sigma=0.02),
@@ -61,6 +81,74 @@ PHOTOMETRIC = {
     "rarely": v2.RandomApply([TURN], p=0),
     "nothing": v2.RandomRotation((0, 0)),
 }
+
+U8, F32 = v2.ToDtype(torch.uint8, scale=True), v2.ToDtype(torch.float32, scale=True)
+LIGHT = {
+    "strong blur": v2.GaussianBlur(15, (4, 5)),
+    "strong noise": v2.GaussianNoise(sigma=0.5),
+    "drowned": v2.GaussianNoise(sigma=3.0, clip=False),
+    "blurred noise": v2.Compose([v2.GaussianNoise(sigma=1.0), v2.GaussianBlur(9, 3.0)]),
+    "dark": v2.ColorJitter(brightness=(0, 0.05)),
+    "black": v2.ColorJitter(brightness=(0, 0)),
+    "no contrast": v2.ColorJitter(contrast=(0, 0)),
+    "inverted": v2.RandomInvert(p=1),
+    "sharp": v2.RandomAdjustSharpness(10, p=1),
+    "normalised": v2.Normalize([0.1], [0.2]),
+    "equalised": v2.Compose([U8, v2.RandomEqualize(p=1), F32]),
+    "two greys": v2.Compose([U8, v2.RandomPosterize(1, p=1), F32]),
+    "eight greys": v2.Compose([U8, v2.RandomPosterize(3, p=1), F32]),
+    "autocontrast": v2.RandomAutocontrast(p=1),
+    "solarised": v2.RandomSolarize(0.1, p=1),
+    "erased": v2.RandomErasing(p=1, value=1),
+    "erased with noise": v2.RandomErasing(p=1, value="random"),
+    "much erased": v2.RandomErasing(p=1, scale=(0.6, 0.9), value=1),
+    "cut out": v2.Compose([v2.RandomErasing(p=1, value=1)] * 6),
+    "channels": v2.Lambda(
+        lambda video: video.repeat(1, 3, 1, 1) * torch.rand(3, 1, 1), tv_tensors.Video
+    ),
+    "gamma": v2.Lambda(lambda video: video.clamp(min=0) ** 3, tv_tensors.Video),
+    "root": v2.Lambda(lambda video: video.clamp(min=0) ** 0.3, tv_tensors.Video),
+    "threshold": v2.Lambda(lambda video: (video > 0.15).float(), tv_tensors.Video),
+    "ramp": v2.Lambda(lambda video: video + torch.linspace(0, 1, 256), tv_tensors.Video),
+    "stripes": v2.Lambda(lambda video: video * (torch.arange(256) // 16 % 2), tv_tensors.Video),
+    "flicker": v2.Lambda(lambda video: video * torch.rand(3, 1, 1, 1), tv_tensors.Video),
+    "background": v2.Lambda(
+        lambda video: video - torch.nn.functional.avg_pool2d(video, 31, 1, 15), tv_tensors.Video
+    ),
+    "counting": v2.Lambda(
+        lambda video: torch.poisson(20 * video.clamp(min=0)) / 20, tv_tensors.Video
+    ),
+    "kornia": v2.Lambda(
+        lambda video: kornia_video(
+            augmentation.RandomGamma((0.5, 2.0), p=1), augmentation.RandomBoxBlur(p=1),
+            augmentation.RandomMotionBlur(7, 35.0, 0.5, p=1), augmentation.RandomErasing(p=1),
+            augmentation.RandomLinearIllumination(p=1), augmentation.RandomSaltAndPepperNoise(p=1),
+        )(video), tv_tensors.Video),
+}  # fmt: skip
+
+LIGHT_MOVES = {
+    "shift": lambda video: video.roll(2, -1),
+    "larger shift": lambda video: video.roll((3, 4), (-2, -1)),
+    "far shift": lambda video: video.roll(60, -1),
+    "flip": lambda video: video.flip(-1),
+    "quarter turn": lambda video: video.rot90(1, (-2, -1)),
+    "transposed": lambda video: video.transpose(-2, -1),
+    "small turn": lambda video: F.rotate(video, 2, SMOOTH),
+    "turn": lambda video: F.rotate(video, 40, SMOOTH),
+    "zoom": lambda video: F.affine(video, 0, [0, 0], 1.3, [0, 0], SMOOTH),
+    "small zoom": lambda video: F.affine(video, 0, [0, 0], 1.05, [0, 0], SMOOTH),
+    "inverted shift": lambda video: 1 - video.roll(40, -2),
+    "noisy turn": lambda video: v2.GaussianNoise(sigma=0.05)(F.rotate(video, 30, SMOOTH)),
+    "crop": v2.RandomResizedCrop(256, scale=(0.3, 0.6)),
+    "kornia": lambda video: kornia_video(augmentation.RandomHorizontalFlip(p=1))(video),
+    "in place": lambda video: video.copy_(video.flip(-1)),
+}
+
+
+def kornia_video(*augmentations):
+    whole = augmentation.VideoSequential(*augmentations, data_format="BTCHW")
+    return lambda video: whole(video.as_subclass(torch.Tensor)[None])[0]
+
 
 erasing = pytest.mark.filterwarnings("ignore:RandomErasing:UserWarning")
 
@@ -99,19 +187,16 @@ def are_same(one, other):
     )
 
 
-def make_witnesses(full):
-    """Return planes that show where every pixel was before a transform: exactly, and smoothly."""
+def make_witness(full):
+    """Return planes that show where every pixel was before a transform."""
     height, width = full["masks"].shape[-2:]
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    return {
-        "numbers": tv_tensors.Mask((y * width + x)[None].int()),
-        "places": tv_tensors.Image(torch.stack([y, x, torch.ones_like(y)]).double()),
-    }
+    return tv_tensors.Image(torch.stack([y, x, torch.ones_like(y)]).double())
 
 
-def measure_flow_errors(full, clip, numbers, places):
+def measure_flow_errors(full, clip, places):
     """Return by how many pixels of full, (dy, dx), flow of clip leads to another place."""
-    width, errors_of_frames = full["masks"].shape[-1], []
+    errors_of_frames = []
     for frame, ways in enumerate(clip["flow"].numpy()):
         here, there = clip["masks"][frame].numpy(), clip["masks"][frame + 1].numpy()
         stays = (here > 0) & np.isin(here, there)
@@ -120,9 +205,10 @@ def measure_flow_errors(full, clip, numbers, places):
             np.stack([ndimage.map_coordinates(plane, some, order=1, cval=-9) for plane in places])
             for some in (starts, starts + ways[:, stays])
         )
-        y, x = np.divmod(numbers[0].numpy()[stays], width)
+        y, x = np.rint(was[:2]).astype(int).clip(0, np.array(full["masks"].shape[1:])[:, None] - 1)
         errors = is_now[:2] - was[:2] - full["flow"][frame].numpy()[:, y, x]
         whole = (np.abs(was[2] - 1) < 1e-6) & (np.abs(is_now[2] - 1) < 1e-6)
+        whole &= full["masks"][frame].numpy()[y, x] > 0  # a pixel at a rim was half background
         errors_of_frames.append(errors[:, whole])
     return np.concatenate(errors_of_frames, axis=1)
 
@@ -139,18 +225,18 @@ NAMES = pytest.mark.parametrize(
 
 @NAMES
 def test_annotations_follow_moved_pixels(full, name):
-    clip = apply_transform(full | make_witnesses(full), GEOMETRIC[name], seed=0)
-    numbers, places = clip.pop("numbers"), clip.pop("places")
+    clip = apply_transform(full | {"places": make_witness(full)}, GEOMETRIC[name], seed=0)
+    places = clip.pop("places")
     assert clip.keys() == full.keys()
     assert all(type(value) is torch.Tensor for value in clip.values())
     check_clip({**clip, "video": clip["video"].clamp(0, 1)})
-    errors = measure_flow_errors(full, clip, numbers, places)
+    errors = measure_flow_errors(full, clip, places)
     assert errors.shape[1] > 400
     assert np.abs(errors).max() < (1.5 if "nearest" in name else 0.6)
     assert np.abs(errors).mean() < (0.3 if "nearest" in name else 0.04)
 
 
-@NAMES
+@pytest.mark.parametrize("name", [one for one in FEW if one not in RESIZING])
 def test_pixels_move_as_torchvision_moves_them(full, name):
     sample = {
         "video": tv_tensors.Video(full["video"]),
@@ -173,6 +259,29 @@ def test_pixels_move_as_torchvision_moves_them(full, name):
         if parent:
             former = ids[clip["masks"] == parent].unique().tolist()
             assert former in ([old], [full["tracks"][old - 1, 3]])
+
+
+@pytest.mark.parametrize("name", RESIZES)
+def test_resized_masks_stay_under_light(full, name):
+    ids = torch.arange(1, 7)[:, None, None]
+    light = (full["masks"][:, None] == ids).float()  # a channel for each nucleus
+    clip = apply_transform(full | {"video": light}, RESIZES[name], seed=1)
+    check_clip({**clip, "video": clip["video"][:, :1].clamp(0, 1)})
+    size = clip["masks"].shape[-2:]
+    axes = torch.meshgrid(*(torch.arange(float(side)) for side in size), indexing="ij")
+    scale = len(full["masks"][0]) / (size[1] if name == "turned" else size[0])
+    beside = []  # pixels of the larger image
+    for frame, places in enumerate(clip["centroids"].movedim(1, 0)):
+        for spot in clip["video"][frame]:
+            if spot.sum() > 8 and not (spot[[0, -1]].any() or spot[:, [0, -1]].any()):
+                middle = torch.stack([(axis * spot).sum() / spot.sum() for axis in axes])
+                distances = (places - middle).abs().amax(1).nan_to_num(99)
+                beside.append(float(distances.min()) * max(1, scale))
+                mask = torch.argwhere(clip["masks"][frame] == distances.argmin() + 1).float()
+                assert (mask.mean(0) - middle).abs().max() < 0.3
+    assert len(beside) > 12
+    assert np.mean(beside) < 0.12
+    assert max(beside) < 0.2
 
 
 def test_flip_is_exact_and_reversible(full):
@@ -274,6 +383,41 @@ def test_photometric_transforms_keep_annotations(full, name):
     assert clip["video"].shape == full["video"].shape
 
 
+@pytest.fixture(scope="module")
+def crowd():
+    """Return clips of many nuclei."""
+    videos = SyntheticHeLaVideos(frames=3, size=256, nuclei=20, annotations=("masks", "boxes"))
+    return [videos.clip(index) for index in range(2)]
+
+
+@erasing
+@pytest.mark.parametrize("name", LIGHT)
+def test_changed_light_is_not_moved(crowd, name):
+    for clip in crowd:
+        changed = apply_transform(clip, LIGHT[name], seed=0)
+        assert torch.equal(changed["masks"], clip["masks"])
+        assert not torch.equal(changed["video"], clip["video"])
+
+
+@pytest.mark.parametrize("name", LIGHT_MOVES)
+def test_light_moved_alone_is_found(crowd, name):
+    def move(clip):
+        return clip | {"video": LIGHT_MOVES[name](clip["video"])}
+
+    with pytest.raises(TransformError, match="moves the light of 'video' and not 'masks'; move"):
+        apply_transform(crowd[1], move, seed=0)
+    turned = v2.Compose([v2.RandomRotation((90, 90)), v2.ColorJitter(0.5)])
+    apply_transform(crowd[1], turned, seed=0)
+    with pytest.raises(TransformError, match="moves the light of 'video'"):
+        apply_transform(crowd[1], v2.Compose([turned, move]), seed=0)
+
+
+def test_masks_moved_alone_are_found(crowd):
+    for key in ("masks", "video"):
+        with pytest.raises(TransformError, match=r"moves (the light of )?'.*' and not '"):
+            apply_transform(crowd[0], lambda clip, key=key: clip | {key: clip[key].flip(-1)})
+
+
 def test_dtype_change_reaches_masks_only(full):
     dtypes = {tv_tensors.Mask: torch.int64, tv_tensors.Video: torch.float16, "others": None}
     turn = v2.Compose([v2.ToDtype(dtypes), v2.RandomHorizontalFlip(p=1)])
@@ -324,6 +468,17 @@ def test_transform_may_return_few_keys(full):
     turned = apply_transform(full, v2.Compose([GEOMETRIC["rotation"], few]), seed=4)
     whole = apply_transform(full, GEOMETRIC["rotation"], seed=4)
     assert are_same(turned, {key: whole[key] for key in turned})
+    for move in (v2.Resize(50), v2.RandomResizedCrop(60)):
+        smaller = apply_transform(full, v2.Compose([move, few]), seed=2)
+        whole = apply_transform(full, move, seed=2)
+        assert are_same(smaller, {key: whole[key] for key in smaller})
+    # What a transform has moved and not handed on has no effect.
+    assert are_same(apply_transform(full, lambda clip: few((v2.Resize(50)(clip), clip)[1])), kept)
+    arrays = apply_transform(full, lambda clip: {key: clip[key].numpy() for key in few(clip)})
+    assert are_same(arrays, kept)
+    wide = apply_transform(full, lambda clip: {"masks": clip["masks"].numpy().astype(np.uint16)})
+    assert torch.equal(wide["masks"], full["masks"].long())
+    assert apply_transform(full, lambda clip: clip | {"index": 3})["index"] == 3
     video, masks = apply_transform(full, lambda clip: (clip["video"], clip["masks"]))
     assert torch.equal(video, full["video"])
     assert torch.equal(masks, full["masks"])
@@ -344,6 +499,10 @@ def test_transform_may_return_few_keys(full):
             "must hand on 'masks', without which 'tracks'",
         ),
         (v2.RandomIoUCrop(), "requires input sample to contain"),
+        (lambda clip: None, "must return the clip, got None; end it with return clip"),
+        (lambda clip: clip | {"video": None}, "hand on 'video' as a tensor, got NoneType; give"),
+        (lambda clip: clip | {"video": clip["video"] / 0}, "finite grey values, got NaN or inf"),
+        (lambda clip: clip["image"], r"KeyError: 'image'; the clip has the keys \('video', 'mas"),
     ],
 )
 def test_impossible_results_are_refused(full, function, words):

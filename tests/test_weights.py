@@ -1,5 +1,8 @@
 import errno
+import functools
 import json
+import math
+import os
 import pickle
 from dataclasses import asdict, replace
 
@@ -9,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bvdm_data import files, weights
+from bvdm_data.model_schema import build_model
 from bvdm_data.synth.networks import UNet, UNetSettings
 
 PARTS = ("shapes", "lives", "motion", "camera", "texture")
@@ -80,10 +84,13 @@ def test_model_without_paper_networks_reads_back(tiny_generator, tmp_path):
 
 def test_save_refuses_numbers_not_finite(tiny_generator, tmp_path):
     broken = replace(tiny_generator, camera=replace(tiny_generator.camera, field_width=np.nan))
-    with pytest.raises(ValueError, match="not JSON compliant"):
+    words = r"is not saved: camera\.field_width must be above 0 and at most 10000, got nan; give"
+    with pytest.raises(ValueError, match=words):
         weights.save(broken, tmp_path / "broken.safetensors")
     motion = replace(tiny_generator.motion, step=np.array([np.nan, 3.0]))
-    with pytest.raises(ValueError, match=r"finite numbers, got NaN or infinity in 'motion\.step'"):
+    with pytest.raises(
+        ValueError, match=r"not saved: motion\.step must be from 0 to 10000, got nan"
+    ):
         weights.save(replace(tiny_generator, motion=motion), tmp_path / "broken.safetensors")
     for name in ("model", "model.pt", "model.safetensors.gz"):
         with pytest.raises(ValueError, match=rf"path must end in \.safetensors, got .*{name}'"):
@@ -99,7 +106,7 @@ def test_model_saves_to_same_bytes(tiny_generator, tiny_model, tmp_path):
 
 def test_load_reads_a_file_once(tiny_model, monkeypatch):
     first = weights.load(tiny_model)
-    monkeypatch.setattr(weights, "safe_open", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(weights, "load_tensors", lambda *_: pytest.fail("read again"))
     assert weights.load(tiny_model) is first
     assert weights.load(str(tiny_model)) is first
 
@@ -163,6 +170,165 @@ def test_load_refuses_damaged_files(copy):
         copy.write_bytes(good[: int(share * len(good))])
         with pytest.raises(ValueError, match=r"copy\.safetensors is damaged or no safetensors"):
             weights.load(copy)
+
+
+# Tables whose last axis has one length in all models.
+FIXED = ("shapes.mean", "shapes.modes", "shapes.counts", "lives.cycle", "lives.size", "motion.pace")
+FIXED += ("shapes.innovation", "lives.mitoses", "motion.drift", "motion.sisters", "camera.streak")
+
+
+OPTIONAL = ("longest_step",)  # may be null
+WRONG = ("text", True, [1], {}, math.nan, math.inf, -1e9, -(10**9), 10**400)
+
+
+def list_damages(tensors, header):
+    """Yield the entry that is damaged first, and tensors and header of a file with one damage."""
+    for section in header.keys() - {"format"}:
+        for value in (7, "text", [1], None):
+            if (section, value) != ("unet", None):
+                yield section, tensors, {**header, section: value}
+    for section, values in header.items():
+        if section == "format":
+            continue
+        yield section, tensors, {key: value for key, value in header.items() if key != section}
+        if not isinstance(values, dict) or section == "card":
+            continue
+        yield f"{section}.new is unknown", tensors, {**header, section: {**values, "new": 1}}
+        for key in values:
+            entry = f"{section}.{'small_patch' if key == 'narrow' else key}"
+            rest = {name: value for name, value in values.items() if name != key}
+            yield f"{section}.{key} is missing", tensors, {**header, section: rest}
+            for wrong in WRONG if key in OPTIONAL else (*WRONG, None):
+                yield entry, tensors, {**header, section: {**values, key: wrong}}
+    yield "new is unknown", tensors, {**header, "new": {}}
+    yield "new.bias is unknown", {**tensors, "new.bias": torch.zeros(1)}, header
+    yield r"(unet|flownet)\..* is unknown", tensors, {**header, "unet": None}
+    yield "card.a.b must be finite", tensors, {**header, "card": {"a": {"b": math.nan}}}
+    for size in ("0.5", -1, True):
+        card = {"settings": {"pixel_size": size}}
+        yield "card.settings.pixel_size must be", tensors, {**header, "card": card}
+    nested = functools.reduce(lambda inner, _: [inner], range(20), [])
+    yield "card.deep.0.* must be nested", tensors, {**header, "card": {"deep": nested}}
+
+
+def list_damaged_tensors(tensors, header, every=64):
+    for number, (name, tensor) in enumerate(tensors.items()):
+        is_weight = name.split(".")[0] in NETWORKS
+        if is_weight and number % every:
+            continue
+        yield f"{name} is missing", {key: tensors[key] for key in tensors if key != name}, header
+        broken = [tensor.half(), tensor[None], torch.zeros(0, dtype=tensor.dtype)]
+        if is_weight or name in FIXED:
+            broken.append(tensor[..., :-1].contiguous())
+        for value in (math.nan, math.inf, -math.inf, -1e9):
+            if value != -1e9 or not (is_weight or name == "shapes.length"):
+                broken.append(tensor.clone())
+                broken[-1].view(-1)[-1] = value
+        for wrong in broken:
+            if not torch.equal(wrong, tensor):
+                yield f"{name} must", {**tensors, name: wrong}, header
+
+
+def read_parts(path):
+    content = path.read_bytes()
+    outer = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    header = json.loads(outer["__metadata__"]["bvdm_data"])
+    return load_file(path), header
+
+
+@pytest.mark.parametrize("damages", [list_damages, list_damaged_tensors])
+def test_damaged_entries_are_refused(tiny_model, damages):
+    tensors, header = read_parts(tiny_model)
+    for name in ("format", "digest", "card_digest"):
+        header.pop(name)
+    found = list(damages(tensors, header))
+    assert len(found) > 200
+    for entry, *damaged in found:
+        with pytest.raises(ValueError, match=rf"^{entry}") as error:
+            build_model(*damaged)
+        assert len(str(error.value)) < 200
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("damages", [list_damages, list_damaged_tensors])
+def test_damages_of_shipped_model(tmp_path, damages):
+    path = tmp_path / "damaged.safetensors"
+    for entry, tensors, header in damages(
+        *read_parts(weights.bundled_folder() / "hela.safetensors")
+    ):
+        save_file(tensors, path, {"bvdm_data": json.dumps(header)})
+        words = rf"damaged\.safetensors is damaged: .*{entry}.*fetch it again$"
+        with pytest.raises(ValueError, match=words):
+            weights.load(path)
+
+
+def test_special_and_huge_files_are_refused(cache, tmp_path):
+    fifo, huge = cache / "pipe.safetensors", tmp_path / "huge.safetensors"
+    os.mkfifo(fifo)
+    (tmp_path / "folder.safetensors").mkdir()
+    for model in (fifo, "pipe", tmp_path / "folder.safetensors"):
+        with pytest.raises(
+            (ValueError, FileNotFoundError), match=r"no (model file|weights called)"
+        ):
+            weights.load(model)
+    with huge.open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(
+        ValueError, match=r"huge\.safetensors must be a file of at most 1\.1 GB; give"
+    ):
+        weights.load(huge)
+
+
+def test_absurd_headers_are_refused(tmp_path):
+    path = tmp_path / "absurd.safetensors"
+    for text in ("[" * 100_000, '{"a":' * 100_000, "9" * 5000, " " * 2**20 + "{}", "{}}", ""):
+        save_file({"weight": torch.zeros(3)}, path, {"bvdm_data": text})
+        with pytest.raises(
+            ValueError, match=r"absurd\.s.* damaged or no safetensors file"
+        ) as error:
+            weights.load(path)
+        assert len(str(error.value)) < 500
+    for content in (
+        b"[" * 5000,
+        b'{"a":' * 5000,
+        b'{"a":{"dtype":"F4","shape":[2],"data_offsets":[0,1]}}',
+    ):
+        path.write_bytes(len(content).to_bytes(8, "little") + content + b" ")
+        with pytest.raises(
+            ValueError, match=r"absurd\.safetensors is damaged or no safetensors file"
+        ):
+            weights.load(path)
+
+
+def test_equal_fits_have_one_digest(tiny_generator, tiny_model, tmp_path):
+    again = tmp_path / "again.safetensors"
+    weights.save(replace(tiny_generator, card={"painter": {"hours": 0.7}}), again)
+    assert weights.model_digest(again) == weights.model_digest(tiny_model)
+    weights.load(again, digest=weights.model_digest(tiny_model))
+    tensors, header = read_parts(again)
+    header["card"]["painter"]["hours"] = 0.8
+    save_file(tensors, again, {"bvdm_data": json.dumps(header)})
+    with pytest.raises(ValueError, match="not have the SHA-256 of its entry 'card_digest'"):
+        weights.load(again)
+    texture = replace(tiny_generator.texture, fresh=0.4)
+    weights.save(replace(tiny_generator, texture=texture), again)
+    assert weights.model_digest(again) != weights.model_digest(tiny_model)
+    with pytest.raises(ValueError, match=r"again\.safetensors was replaced: its SHA-256 is .* was"):
+        weights.load(again, digest=weights.model_digest(tiny_model))
+
+
+def test_older_files_keep_their_digest():
+    _, header = read_parts(weights.bundled_folder() / "hela.safetensors")
+    assert header["format"] == "bvdm-data generator 5"
+    assert header["digest"] == weights.model_digest("hela")
+
+
+def test_writing_over_leaves_loaded_models(copy):
+    painter = weights.load(copy).painter.state_dict()
+    before = {name: value.clone() for name, value in painter.items()}
+    with copy.open("r+b") as file:
+        file.write(bytes(copy.stat().st_size))
+    assert all(torch.equal(painter[name], value) for name, value in before.items())
 
 
 class Burglar:

@@ -152,12 +152,12 @@ def match_relatives(lines: Mapping[int, list[int]], ids: Tensor) -> Tensor:
 
     By the lines of :func:`find_ancestors`, for ids ``[N]``; ``[N, N]`` float32, 1 or 0.
     """
-    kinds, where = torch.unique(ids, return_inverse=True)
-    related = torch.zeros(len(kinds), len(kinds))
+    kinds, where = np.unique(ids.numpy(), return_inverse=True)
+    related = np.eye(len(kinds), dtype=np.float32)
     for row, one in enumerate(kinds.tolist()):
-        above = torch.isin(kinds, torch.tensor(lines[one]))
-        related[row, above] = related[above, row] = 1.0
-    return related[where][:, where]
+        above = np.isin(kinds, lines[one])
+        related[row, above] = related[above, row] = 1
+    return torch.from_numpy(related[where][:, where])
 
 
 def check_positive(name: str, value: float | None) -> None:

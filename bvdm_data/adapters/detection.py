@@ -6,16 +6,64 @@ from typing import Any, Literal, SupportsIndex
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as transforms
 
 from bvdm_data.adapters.common import require_keys
 from bvdm_data.adapters.frames import video_and_masks
 from bvdm_data.clip import STAGES, Clip, measure_boxes
+from bvdm_data.datasets.transformed_annotations import GEOMETRIC
 from bvdm_data.validate import as_int
 
 CLASSES = ("nucleus", "stage")
 """What labels may tell apart: nuclei from background, or also the stages of the cell cycle."""
 
 Target = dict[str, Any]
+
+
+class _RowValues(tv_tensors.Mask):  # type: ignore[misc]  # torchvision has no types
+    """Values ``[n]``, one for each box, that transforms of torchvision v2 keep as they are.
+
+    ``SanitizeBoundingBoxes`` and ``RandomIoUCrop`` take or drop rows of masks with their boxes,
+    and so of these. ``canvas_size`` is that of the image, which transforms compare.
+    """
+
+    canvas_size: tuple[int, int]
+
+    @classmethod
+    def wrap(cls, values: Tensor, like: "_RowValues", **_: object) -> "_RowValues":
+        """Return other values of the same image; torchvision calls this from 0.29 on."""
+        wrapped: _RowValues = values.as_subclass(cls)
+        wrapped.canvas_size = like.canvas_size
+        return wrapped
+
+    @classmethod
+    def _wrap_output(cls, output: Any, args: Any = (), kwargs: Any = None) -> Any:
+        wrapped = super()._wrap_output(output, args, kwargs)
+        if isinstance(wrapped, cls) and args and isinstance(args[0], cls):
+            wrapped.canvas_size = args[0].canvas_size
+        return wrapped
+
+
+@transforms.register_kernel(transforms.get_size, _RowValues)  # type: ignore[untyped-decorator]
+def _get_size(values: _RowValues) -> list[int]:
+    return list(values.canvas_size)
+
+
+def _register_kernel(name: str) -> None:
+    """Let a geometric transform change only the size of the image that values belong to."""
+    functional = getattr(transforms, name)
+
+    @transforms.register_kernel(functional, _RowValues)  # type: ignore[untyped-decorator]
+    def kernel(values: _RowValues, *args: object, **kwargs: object) -> _RowValues:
+        size = values.canvas_size
+        box = tv_tensors.BoundingBoxes([[0, 0, 1, 1]], format="XYXY", canvas_size=size)
+        moved = _RowValues.wrap(values.as_subclass(Tensor).clone(), values)
+        moved.canvas_size = functional(box, *args, **kwargs).canvas_size
+        return moved
+
+
+for _name in GEOMETRIC:
+    _register_kernel(_name)
 
 
 def collate_detection(
@@ -65,7 +113,9 @@ def detection_targets(
 
     Boxes are measured in the masks, their far edges exclusive, so that each has a height and a
     width; nuclei that are not in the frame have none. Boxes and masks are ``tv_tensors``, so that
-    transforms of torchvision v2 on ``(image, target)`` take them along.
+    transforms of torchvision v2 on ``(image, target)`` take them along, and all rows of a nucleus
+    go where ``SanitizeBoundingBoxes`` drops its box. ``area`` remains that before the transform;
+    give transforms to the data set, ``transform=``, for one that is measured afterwards.
 
     Args:
         clip: With ``video``, ``masks`` and ``index``, and with ``stages`` for ``classes="stage"``.
@@ -100,19 +150,20 @@ def detection_targets(
     for frame, ids in enumerate(masks):
         there = (~boxes[:, frame, 0].isnan()).nonzero().squeeze(1)
         own = ids == (there + 1)[:, None, None]
-        targets.append(
-            {
-                "boxes": tv_tensors.BoundingBoxes(
-                    boxes[there, frame], format="XYXY", canvas_size=tuple(ids.shape)
-                ),
-                "labels": _labels(clip, classes, there, frame),
-                "masks": tv_tensors.Mask(own.to(torch.uint8)),
-                "image_id": first + frame,
-                "area": own.sum((1, 2)).float(),
-                "iscrowd": torch.zeros_like(there),
-                "track_ids": there + 1,
-            }
-        )
+        size = (int(ids.shape[0]), int(ids.shape[1]))
+        target: Target = {
+            "boxes": tv_tensors.BoundingBoxes(boxes[there, frame], format="XYXY", canvas_size=size),
+            "labels": _labels(clip, classes, there, frame),
+            "masks": tv_tensors.Mask(own.to(torch.uint8)),
+            "image_id": first + frame,
+            "area": own.sum((1, 2)).float(),
+            "iscrowd": torch.zeros_like(there),
+            "track_ids": there + 1,
+        }
+        for key in ("area", "iscrowd", "track_ids"):
+            target[key] = _RowValues(target[key])
+            target[key].canvas_size = size
+        targets.append(target)
     return targets
 
 

@@ -56,23 +56,27 @@ def stacked(clips: Sequence[Clip]) -> tuple[Tensor, Tensor]:
 
 
 def frame_lists(
-    clips: Iterable[Clip],
+    clips: Iterable[Clip], *, at_least: SupportsIndex = 0
 ) -> tuple[list[npt.NDArray[np.float32]], list[npt.NDArray[np.int32]]]:
     """Return images and labels as lists, for trainers that hold all data in memory.
 
     Cellpose's ``train_seg(net, train_data=images, train_labels=labels)`` and StarDist's
     ``model.train(images, labels, ...)`` take them as they are. Cellpose leaves out images with
-    fewer than ``min_train_masks`` (5) nuclei.
+    fewer than ``min_train_masks`` (5) nuclei, and divides by 0 where none is left: give it
+    ``min_train_masks=1``, and 1 here, for small frames.
 
     Args:
         clips: Single clips with ``video`` and ``masks``; an endless data set does not end.
+        at_least: Frames with fewer nuclei are left out.
 
     Returns:
         One image ``[H, W]`` float32 (``[H, W, C]`` where C is above 1) and one label image
         ``[H, W]`` int32 a frame. Each owns its memory, as cellpose renumbers labels in place.
 
     Raises:
-        ValueError: If a clip is without masks, or is a batch.
+        TypeError: If at_least is no whole number.
+        ValueError: If a clip is without masks, or is a batch; at_least is negative, or no frame
+            shows so many nuclei.
 
     Examples:
         >>> clip = {"video": torch.rand(2, 1, 8, 8), "masks": torch.ones(2, 8, 8)}
@@ -80,12 +84,21 @@ def frame_lists(
         >>> len(images), images[0].shape, labels[3].dtype
         (4, (8, 8), dtype('int32'))
     """
+    fewest, most = as_int("at_least", at_least, least=0), 0
     images: list[npt.NDArray[np.float32]] = []
     labels: list[npt.NDArray[np.int32]] = []
     for clip in clips:
-        of_clip, ids = _as_arrays(clip)
-        images += [image.copy() for image in of_clip]
-        labels += [label.copy() for label in ids]
+        for image, label in zip(*_as_arrays(clip), strict=True):
+            count = len(np.unique(label[label > 0])) if fewest else 0
+            most = max(most, count)
+            if count >= fewest:
+                images.append(image.copy())
+                labels.append(label.copy())
+    if fewest and not images:
+        raise ValueError(
+            f"at_least must be at most the nuclei of the fullest frame, {most}, got {fewest}; give "
+            "more clips, or clips of a larger size or with more nuclei"
+        )
     return images, labels
 
 

@@ -123,7 +123,9 @@ def _graph(
         "lineage": np.array([lines[one][-1] for one in ids.tolist()], np.int64),
     }
     if "stages" in clip:
-        nodes["stage"] = get_tensor(clip, "stages").numpy()[ids - 1, times]
+        row_of = {one: row for row, one in enumerate(get_tensor(clip, "tracks")[:, 0].tolist())}
+        of_node = [row_of[one] for one in ids.tolist()]
+        nodes["stage"] = get_tensor(clip, "stages").numpy()[of_node, times]
     return nodes, np.array(edges, np.uint64).reshape(-1, 2)
 
 

@@ -47,7 +47,10 @@ def write_ome_tiff(
     if "masks" in clip:
         masks = get_tensor(clip, "masks").numpy()
         if masks.max(initial=0) > LARGEST_COUNT:
-            raise ValueError(f"clip must have ids up to {LARGEST_COUNT}, got {masks.max()}")
+            raise ValueError(
+                f"clip must have ids up to {LARGEST_COUNT}, got {masks.max()}; write_ome_zarr "
+                "takes larger ones"
+            )
         channels["masks"] = masks.astype(np.uint16)
     with open_atomic(Path(path).expanduser()) as temporary:
         write_ome_image(

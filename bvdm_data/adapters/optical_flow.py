@@ -39,9 +39,11 @@ def flow_pairs(clip: Clip) -> list[FlowPair]:
         F - 1 pairs.
 
     Raises:
-        ValueError: If flow or masks are missing, or the clip is a batch.
+        ValueError: If flow or masks are missing, or the clip is a batch or a single frame.
     """
     flow, masks = get_tensor(clip, "flow").flip(1), get_tensor(clip, "masks")
+    if len(masks) < 2:
+        raise ValueError(f"clip must have at least 2 frames, got {len(masks)}; give frames=2")
     images = convert_to_rgb(clip)
     return [
         FlowPair(

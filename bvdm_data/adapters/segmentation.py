@@ -224,7 +224,8 @@ def cellpose_flows(masks: Tensor) -> Tensor:
     labels_to_flows = require("cellpose.dynamics", "cellpose").labels_to_flows
     # It renumbers in place, and shows a bar for more than one image.
     images = [image.astype(np.int32) for image in masks.cpu().numpy()]
-    flows = [labels_to_flows([image], device=masks.device)[0] for image in images]
+    with masks.device:  # it makes tensors on the default one
+        flows = [labels_to_flows([image], device=masks.device)[0] for image in images]
     return torch.from_numpy(np.stack(flows)).to(masks.device)
 
 

@@ -54,7 +54,8 @@ def trackastra_windows(clip: Clip, window: int = 6) -> list[Window]:
     masks, video = get_tensor(clip, "masks").numpy(), convert_to_grey(clip)
     if len(video) < frames:
         raise ValueError(
-            f"window must be at most the {len(video)} frames of the clip, got {window}"
+            f"window must be at most the {len(video)} frames of the clip, got {window}; give "
+            "frames= as many, or a shorter window"
         )
     measures = require("trackastra.data", "tracking").WRFeatures
     normalize = require("trackastra.utils", "tracking").normalize

@@ -82,7 +82,10 @@ def video_datapoint(clip: Clip, most_objects: int | None = None) -> VideoDatapoi
     masks = get_tensor(clip, "masks")
     identities = _seen(masks[0])[:most_objects]
     if not identities:
-        raise ValueError("clip must show a nucleus in its first frame, got none; leave it out")
+        raise ValueError(
+            "clip must show a nucleus in its first frame, got none; leave it out, or give a "
+            "synthetic data set at_least=1"
+        )
     images = convert_to_rgb(clip)
     frames = [
         Frame(

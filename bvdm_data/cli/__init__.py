@@ -4,8 +4,10 @@ import atexit
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,7 +17,7 @@ from bvdm_data.cli.clips import bench, export, fetch, preview, shards
 from bvdm_data.cli.models import evaluate, fit, info
 from bvdm_data.files import cut_words
 
-GRACE_SECONDS = 2.0
+GRACE_SECONDS = 1.5
 """How long a command may clean up after Ctrl-C."""
 
 LONGEST_MESSAGE = 2000
@@ -52,32 +54,45 @@ def main() -> None:
 def _stop_on_signals() -> Iterator[list[int]]:
     """End workers and the command on Ctrl-C and SIGTERM; give the list of those that came."""
     received: list[int] = []
-    process = os.getpid()
+    process, is_main = os.getpid(), threading.current_thread() is threading.main_thread()
 
     def stop(number: int, _: object) -> None:
         if os.getpid() != process:  # a forked worker, which its parent ends after Ctrl-C
             return None if number == signal.SIGINT else os._exit(128 + number)
-        if received:
-            _exit_now(number)
         received.append(number)
-        timer = threading.Timer(GRACE_SECONDS, _exit_now, (number,))
-        timer.daemon = True
-        timer.start()
         if hasattr(signal, "SIGCHLD"):  # a loader complains about lost workers
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         _end_workers()
         raise SystemExit(128 + number)
 
-    is_main = threading.current_thread() is threading.main_thread()
-    numbers = [
-        number
+    before = {
+        number: signal.signal(number, stop)
         for number in (signal.SIGINT, signal.SIGTERM)
         if is_main and signal.getsignal(number) is not signal.SIG_IGN
-    ]
-    before = {number: signal.signal(number, stop) for number in numbers}
-    yield received
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    }
+    if not before:
+        yield received
+        return
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    other = signal.set_wakeup_fd(writer.fileno())
+    threading.Thread(target=_watch_signals, args=(reader, [*before]), daemon=True).start()
+    try:
+        yield received
+    finally:
+        signal.set_wakeup_fd(other)
+        writer.close()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _watch_signals(reader: socket.socket, numbers: list[int]) -> None:
+    """End the command where it takes too long, be it in a call of torch that no handler stops."""
+    with reader:
+        for byte in iter(lambda: reader.recv(1), b""):
+            if byte[0] in numbers:
+                time.sleep(GRACE_SECONDS)
+                _exit_now(byte[0])
 
 
 def _exit_now(number: int) -> None:

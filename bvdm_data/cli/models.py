@@ -2,6 +2,7 @@
 
 import json
 import textwrap
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -85,7 +86,10 @@ def fit(
         flow=replace(FLOW_TRAINING, steps=flow_steps),
         **{name: options.pop(name) for name in names},
     )
-    model = fit_video(root, output, scale=scale, settings=settings, progress=not quiet, **options)
+    options |= {"scale": scale, "settings": settings, "progress": not quiet}
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        model = fit_video(root, output, **options)
     _print_card(model.card, as_json)
     click.echo(f"wrote {output} ({output.stat().st_size / 1e6:.2f} MB)", err=as_json)
 
@@ -101,6 +105,11 @@ def info(model: str, as_json: bool) -> None:
     if not as_json:
         path = find_model(model)
         click.echo(f"{path} ({path.stat().st_size / 1e6:.2f} MB); --json prints all of the card")
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """Show a warning in one line, without its place in the code."""
+    click.echo(f"bvdm-data: warning: {message}", err=True)
 
 
 def _parse_scale(offset: int | None, full: int | None) -> "CameraScale | None":

@@ -144,10 +144,8 @@ def take_method(options: dict[str, Any]) -> "Method":
 
 def take_annotations(options: dict[str, Any]) -> dict[str, Any]:
     """Take ``--annotations`` and ``--max-cells`` out of the options of a command."""
-    from bvdm_data.clip import ANNOTATIONS
-
     names, rows = options.pop("annotations"), options.pop("max_cells")
-    every = {"all": list(ANNOTATIONS), "none": []}
+    every: dict[str, Any] = {"all": "all", "none": ()}
     return {
         "annotations": every.get(names, names.split(",")),
         "max_cells": rows,

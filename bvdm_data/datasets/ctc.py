@@ -399,14 +399,15 @@ def read_sequence(root: str | Path, sequence: str, truth: str | None = "auto") -
     )
 
 
-def guess_scale(*sequences: CTCSequence) -> CameraScale:
+def guess_scale(sequence: CTCSequence, *others: CTCSequence) -> CameraScale:
     """Guess the camera's scale, one for all videos that are compared, from all of their frames.
 
     The offset is 32768 where no count is smaller (signed numbers stored as unsigned ones), else 0.
     Full scale is the smallest range of 8, 10, 12, 14 or 16 bits above it that holds all counts.
 
     Args:
-        *sequences: One video or more; of the frames in use alone, see :meth:`CTCSequence.cut`.
+        sequence: A video, of the frames in use alone; see :meth:`CTCSequence.cut`.
+        *others: More videos, which are compared with it.
 
     Returns:
         The scale; ``offset=32768, full=36863`` for Fluo-N2DL-HeLa.
@@ -414,6 +415,7 @@ def guess_scale(*sequences: CTCSequence) -> CameraScale:
     Raises:
         ValueError: If a frame cannot be read, frames or videos differ in dtype or offset.
     """
+    sequences = sequence, *others
     ranges = [one._find_range() for one in sequences]
     offsets = [next(offset for offset in _OFFSETS if low >= offset) for low, _ in ranges]
     kinds = [(one.dtype, offset) for one, offset in zip(sequences, offsets, strict=True)]

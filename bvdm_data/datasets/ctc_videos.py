@@ -29,8 +29,8 @@ from bvdm_data.datasets.windows import (
     FrameCache,
     Window,
     WindowSpec,
-    bound_rows,
     check_annotations_available,
+    count_rows,
     make_windows,
 )
 from bvdm_data.system import isolate
@@ -93,8 +93,9 @@ class CTCVideos(Dataset[Clip]):
             as there are windows.
         seed: Seed of random windows, and of what ``transform`` draws.
         annotations: Keys beside ``video``: ``"masks"``, ``"tracks"``, ``"boxes"``,
-            ``"centroids"``. Without ``man_track.txt``, ids are the labels of the files, which are
-            tracks in the tracking truth alone; ``"tracks"`` needs one or the other.
+            ``"centroids"``, or ``"all"``. Without ``man_track.txt``, ids are the labels of the
+            files, which are tracks in the tracking truth alone; ``"tracks"`` needs one or the
+            other.
         max_cells: Rows of the padded tables; a clip with more nuclei is an error. None: as many as
             any window can need, for which the masks in use are read once.
         border: Width in pixels of the band at the edge of the frame that is left out; None: 25,
@@ -176,7 +177,7 @@ class CTCVideos(Dataset[Clip]):
         self._windows, self.frames = make_windows(spec, self._cache, self.annotations)
         rows = max_cells
         if rows is None:
-            rows = bound_rows(self._windows, self._cache) if self.annotations else 1
+            rows = count_rows(self._windows, self._cache) if self.annotations else 1
         self.max_cells = check_max_cells(rows)
         self.length = check_length(length) or self._windows.count
         self.scale = check_scale(scale) or guess_scale(self.source.cut(start, stop))

@@ -28,7 +28,6 @@ from bvdm_data.synth.synthesis import (
 from bvdm_data.synth.textures import FastSettings
 from bvdm_data.system import isolate, profile_span
 from bvdm_data.validate import as_int, check_device, name_clip_in_errors, name_source_in_errors
-from bvdm_data.weights import load
 
 SceneItem = tuple[int, dict[str, Tensor], Scene | None]
 """Epoch, clip, and the scene of its video; None if the clip has its video."""
@@ -85,7 +84,7 @@ class SceneStream(IterableDataset[SceneItem]):
         name = f"SyntheticHeLaVideos(seed={maker.seed})"
         with name_clip_in_errors(name, epoch, number), isolate():
             settings = maker._scene(maker.annotations)
-            scene = draw_scene(load(maker.model), settings, self.method, **maker._place(number))
+            scene = draw_scene(maker._load_model(), settings, self.method, **maker._place(number))
             flow = compute_scene_flow(scene) if settings.flow else None
             with profile_span("annotations"):
                 clip = collect_annotations(scene, flow, maker.annotations, maker.max_cells)
@@ -98,7 +97,7 @@ class SceneStream(IterableDataset[SceneItem]):
         """Return a batch; of a single item where it is not in a list."""
         epochs, clips, scenes = zip(*([items] if isinstance(items, tuple) else items), strict=True)
         drawn = [scene for scene in scenes if scene is not None]
-        batch = collate_scenes(drawn, self.method, load(self.maker.model)) if drawn else None
+        batch = collate_scenes(drawn, self.method, self.maker._load_model()) if drawn else None
         return SceneBatch(epochs[0], default_collate(list(clips)), batch)
 
 
@@ -343,7 +342,7 @@ def _make_renderer(
     if device.type == "cpu":
         return None
     return BatchRenderer(
-        load(videos.model), method, (videos.frames, *videos.size), device,
+        videos._load_model(), method, (videos.frames, *videos.size), device,
         batch_size=patches or choose_batch_size(device),
         bank=None if videos.pool is None else CellBank(videos.pool, videos.seed),
     )  # fmt: skip

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from bvdm_data.clip import CameraScale
 from bvdm_data.datasets.ctc import write_sequence
 from bvdm_data.datasets.synthetic import as_method, check_scene
-from bvdm_data.files import MANIFEST, cut_words, prepare_output_dir, write_manifest
+from bvdm_data.files import MANIFEST, check_entries, cut_words, prepare_output_dir, write_manifest
 from bvdm_data.synth.scene import Method
 from bvdm_data.synth.synthesis import synthesise
 from bvdm_data.system import describe_cpu
@@ -48,8 +48,8 @@ def export(
     if number > MAX_SEQUENCES:
         raise ValueError(f"sequences must be at most {MAX_SEQUENCES}, got {number}")
     seed, texture = check_seed(seed), as_method(method)
-    path = find_model(model)
-    generator = load(path)
+    path, digest = find_model(model), model_digest(model)
+    generator = load(path, digest=digest)
     scene = check_scene(
         generator, texture, frames=frames, size=size, nuclei=nuclei, at_least=at_least,
         variation=variation,
@@ -57,9 +57,9 @@ def export(
     frames, nuclei = scene.frames, scene.nuclei
     texture.check_fitted(generator)
     folder = Path(directory).expanduser()
-    manifest = {
+    manifest: dict[str, Any] = {
         "version": importlib.metadata.version("bvdm-data"),
-        "model": model_digest(path),
+        "model": digest,
         "frames": frames,
         "size": list(scene.size),
         "seed": seed,
@@ -70,9 +70,9 @@ def export(
         "processor": describe_cpu(),
         "sequences": {},
     }
-    kinds = {"sequences": dict}
-    begun = prepare_output_dir(folder, manifest, identity=_get_identity, kinds=kinds)
-    there = _check_sequences(folder, number, frames, begun["sequences"] if begun else {})
+    begun = prepare_output_dir(folder, manifest, identity=_get_identity) or manifest
+    check_entries(folder / MANIFEST, begun, {"sequences": dict})
+    there = _check_sequences(folder, number, frames, begun["sequences"])
     scale = CameraScale(generator.camera.offset, generator.camera.full)
     written = []
     with tqdm(total=number * frames, desc="exporting", unit="frame", disable=not progress) as bar:
@@ -91,6 +91,7 @@ def export(
                     name=("export", index),
                     progress=partial(_advance, bar, index * frames, frames),
                 )
+            prepare_output_dir(folder, manifest, identity=_get_identity)  # still ours
             counts = np.stack([scale.to_counts(frame) for frame in video.video])
             write_sequence(folder, name, counts, video.masks, video.tracks)
             there[name] = _sign_sequence(folder, name, frames)

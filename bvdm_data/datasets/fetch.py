@@ -1,6 +1,5 @@
 """Download of data sets of the Cell Tracking Challenge."""
 
-import errno
 import hashlib
 import re
 import zipfile
@@ -10,7 +9,7 @@ import requests
 from filelock import FileLock
 from tqdm import tqdm
 
-from bvdm_data.files import DAMAGED, cut_words, open_atomic, open_atomic_folder
+from bvdm_data.files import cut_words, is_damage, open_atomic, open_atomic_folder
 
 ADDRESS = "https://data.celltrackingchallenge.net"
 """Where the challenge keeps its data sets."""
@@ -111,7 +110,9 @@ def _check_whole(archive: Path, name: str, target: Path) -> None:
     try:
         with zipfile.ZipFile(archive) as file:
             members = [x for x in file.infolist() if x.filename.startswith(f"{name}/")]
-    except DAMAGED as error:
+    except Exception as error:
+        if not is_damage(error):
+            raise
         raise ValueError(
             f"{archive} is damaged ({cut_words(str(error))}); remove it, and {target} is taken "
             "for whole"
@@ -228,19 +229,14 @@ def _unpack(archive: Path, name: str, target: Path) -> None:
                 _check_members(file.infolist(), name, archive.stat().st_size)
                 file.extractall(folder.parent)
             (folder.parent / name).rename(folder)
-        # A file may be in the way of another of the archive; bz2 reports damage without a number.
-        except (*DAMAGED, OSError) as error:
-            if isinstance(error, OSError) and error.errno not in (None, *_CLASHES):
+        except Exception as error:
+            if not is_damage(error):
                 raise
             archive.unlink()
             raise ValueError(
                 f"{archive} is damaged or unsafe and has been removed: {cut_words(str(error))}; "
                 "call again to fetch it anew"
             ) from error
-
-
-_CLASHES = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
-"""Numbers of errors that files of one archive cause each other, not the disk."""
 
 
 def _check_members(members: list[zipfile.ZipInfo], name: str, size: int) -> None:

@@ -95,12 +95,15 @@ class ClipStream(IterableDataset[Clip]):
         """
         raise NotImplementedError
 
-    def clips(self, indices: Sequence[int]) -> Iterable[Clip]:
-        """Return several clips of the epoch in their order; what the iteration asks for.
+    def __getitem__(self, index: object) -> Clip:
+        """Refuse: a stream is iterated over, and :meth:`clip` makes single clips."""
+        raise TypeError(
+            f"{type(self).__name__} is a stream and has no [index], got [{index!r}]; write "
+            f"videos.clip({index if isinstance(index, int) else 0}) for one clip"
+        )
 
-        Args:
-            indices: Numbers of at most ``batch_size`` clips.
-        """
+    def clips(self, indices: Sequence[int]) -> Iterable[Clip]:
+        """Return clips of the epoch in their order; the iteration asks for ``batch_size``."""
         return map(self.clip, indices)
 
     @property
@@ -352,9 +355,7 @@ class ClipStream(IterableDataset[Clip]):
             )
         check_settings(self._list_settings(), state.get("settings", {}))
         if self.length is not None and checked["start"] > self.length:
-            raise ValueError(
-                f"state_dict must start within length={self.length}, got start={checked['start']}"
-            )
+            raise ValueError(f"start must be within length={self.length}, got {checked['start']}")
         if get_worker_info() is None and set(checked) == _WORKER_STATE_KEYS:
             raise ValueError(
                 "state_dict must not be from a worker, since only the same worker can resume it; "

@@ -26,9 +26,9 @@ from bvdm_data.synth.scene import (
     MOST_CYCLES,
     Method,
     SceneSettings,
-    bound_nuclei,
     count_cycles,
     count_fitting_nuclei,
+    estimate_rows,
 )
 from bvdm_data.synth.synthesis import make_clip, synthesise
 from bvdm_data.synth.textures import FastSettings
@@ -66,7 +66,7 @@ def as_method(method: str | Method) -> Method:
     return METHODS[method]
 
 
-def check_variation(variation: float | None, method: Method) -> float:
+def _check_variation(variation: float | None, method: Method) -> float:
     """Return how far clips may leave the fitted video."""
     if variation is None:
         return method.default_variation
@@ -124,7 +124,7 @@ class SyntheticHeLaVideos(ClipStream):
             otherwise wait for clips: True, or a :class:`PoolSettings` with the number of nuclei
             and how soon they are replaced. None: every clip has new nuclei. Only for ``"fast"``.
         annotations: Keys in addition to ``video``: ``"masks"``, ``"tracks"``, ``"flow"``,
-            ``"stages"``, ``"boxes"``, ``"centroids"``; see :class:`Clip`.
+            ``"stages"``, ``"boxes"``, ``"centroids"``, or ``"all"``; see :class:`Clip`.
         max_cells: Rows of the padded tables. None: as many as the clips of these arguments and
             this model can need. Fewer are refused where the densest clips show more; they save
             memory. In the rare clip that would need more rows than there are, no further nucleus
@@ -144,7 +144,7 @@ class SyntheticHeLaVideos(ClipStream):
 
     Attributes:
         model: Path of the model's file.
-        digest: SHA-256 of what the clips follow from in it.
+        digest: SHA-256 of what the clips follow from in it; no other model is taken later.
         scale: Linear scale between grey values and camera counts.
         minutes: Time between two frames of the fitted video.
         pixel_size: Side of its pixels, micrometres; None: the model does not know.
@@ -187,7 +187,8 @@ class SyntheticHeLaVideos(ClipStream):
         self.model = find_model(model)
         self.method = as_method(method)
         self.annotations = check_annotations(annotations)
-        generator = load(self.model)
+        self.digest = model_digest(self.model)
+        generator = self._load_model()
         scene = check_scene(
             generator, self.method, frames=frames, size=size, nuclei=nuclei, at_least=at_least,
             variation=variation, max_cells=max_cells,
@@ -199,7 +200,6 @@ class SyntheticHeLaVideos(ClipStream):
         self._pool = None if self.pool is None else CellBank(self.pool, self.seed)
         self.device = check_device(device)
         self.transform = check_transform(transform)
-        self.digest = model_digest(self.model)
         camera = generator.camera
         self.scale = CameraScale(camera.offset, camera.full)
         self.minutes, self.pixel_size = generator.lives.minutes, generator.pixel_size
@@ -221,8 +221,8 @@ class SyntheticHeLaVideos(ClipStream):
             MemoryError: If memory runs out; torch raises a RuntimeError.
             RuntimeError: If a loader's worker is asked for clips on another device than the CPU.
             TransformError: If the transform fails.
-            ValueError: If the model's file has been damaged. All messages name the clip, and how
-                to make it again alone.
+            ValueError: If the model's file has been damaged or replaced. All messages name the
+                clip, and how to make it again alone.
         """
         number = as_int("index", index)
         if number < 0:
@@ -255,14 +255,17 @@ class SyntheticHeLaVideos(ClipStream):
     def _synthesise(self, number: int) -> Clip:
         """Return a clip without the transform."""
         wanted = list_required_keys(self.annotations, self.transform)
-        if self.device.type == "cpu":
-            generator = load(self.model)
-        else:
-            generator = _load_on(self.device, self.model, self.model.stat().st_mtime_ns)
+        generator = self._load_model()
+        if self.device.type != "cpu":
+            generator = _load_on(self.device, self.model, self.digest)
         video = synthesise(generator, self._scene(wanted), self.method, **self._place(number))
         with profile_span("annotations"):
             clip = make_clip(video, wanted, self.max_cells, number)
         return cast(Clip, {key: value.to(self.device) for key, value in clip.items()})  # type: ignore[attr-defined]
+
+    def _load_model(self) -> Model:
+        """Return the model that the data set was made with, or raise."""
+        return load(self.model, digest=self.digest)
 
     def _scene(self, wanted: Collection[str]) -> SceneSettings:
         return SceneSettings(
@@ -287,8 +290,8 @@ class SyntheticHeLaVideos(ClipStream):
 
 
 @functools.lru_cache(maxsize=4)
-def _load_on(device: torch.device, model: Path, modified: int) -> Model:
-    return load(model).to(device)
+def _load_on(device: torch.device, model: Path, digest: str) -> Model:
+    return load(model, digest=digest).to(device)
 
 
 def check_scene(
@@ -308,7 +311,7 @@ def check_scene(
         size=check_size(size),
         nuclei=_check_nuclei(nuclei),
         at_least=as_int("at_least", at_least, least=0),
-        variation=check_variation(variation, method),
+        variation=_check_variation(variation, method),
     )
     if min(scene.size) < model.nucleus_diameter:
         raise ValueError(
@@ -335,7 +338,7 @@ def check_scene(
                 f"{name}={given} do not fit into size={scene.size}: only {most} do in every clip. "
                 f"Give fewer nuclei or a larger size"
             )
-    needed, enough = bound_nuclei(model, scene)
+    needed, enough = estimate_rows(model, scene)
     rows = enough if max_cells is None else check_max_cells(max_cells)
     if rows < min(needed, enough):
         raise ValueError(

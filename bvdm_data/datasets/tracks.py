@@ -52,24 +52,23 @@ def _parse_table(path: Path) -> _Table:
         raise ValueError(
             f"{path} must be plain text, got UTF-16 or no text at all; save it as UTF-8 or ASCII"
         )
-    rows: dict[str, list[int]] = {}
+    rows: dict[int, list[int]] = {}
     lines = data.decode("utf-8-sig", errors="replace").splitlines()
     for number, line in enumerate(lines, start=1):
         words = line.split()
         if not words:
             continue
-        place = f"{path}, line {number}"
         try:
-            rows[place] = [int(word) for word in words]
+            rows[number] = [int(word) for word in words]
         except ValueError:
-            rows[place] = []
-        if len(rows[place]) != 4 or max(rows[place]) > LARGEST_ID:
+            rows[number] = []
+        if len(rows[number]) != 4 or max(rows[number]) > LARGEST_ID:
             raise ValueError(
-                f"{place}: must be four whole numbers up to {LARGEST_ID} (id, first frame, last "
-                f"frame, parent), got {reprlib.repr(line.strip())}; write them with spaces between "
-                "and nothing else"
+                f"{path}, line {number}: must be four whole numbers up to {LARGEST_ID} (id, first "
+                f"frame, last frame, parent), got {reprlib.repr(line.strip())}; write them with "
+                "spaces between and nothing else"
             )
-    _check_rows(rows)
+    _check_rows(f"{path}, line", rows)
     return np.array([*rows.values()], np.int32).reshape(-1, 4)
 
 
@@ -87,7 +86,7 @@ def check_track_table(tracks: _Ints, frames: int) -> _Table:
             f"tracks must be [n, 4] (id, first, last, parent), got the shape {tracks.shape}"
         )
     used = np.flatnonzero(tracks.any(axis=1))
-    _check_rows({f"tracks, row {row}": tracks[row].tolist() for row in used})
+    _check_rows("tracks, row", dict(zip(used, tracks[used].tolist(), strict=True)))
     late = np.flatnonzero(tracks[:, 2] >= frames)
     if len(late):
         raise ValueError(
@@ -115,10 +114,11 @@ def list_alive(table: _Ints, frame: int) -> _Ints:
     return ids
 
 
-def _check_rows(rows: Mapping[str, list[int]]) -> None:
-    """Refuse rows, by their places, that are impossible, alone or together."""
+def _check_rows(where: str, rows: Mapping[int, list[int]]) -> None:
+    """Refuse rows, by their numbers, that are impossible, alone or together."""
     last_frames: dict[int, int] = {}
-    for place, (identity, first, last, parent) in rows.items():
+    for number, (identity, first, last, parent) in rows.items():
+        place = f"{where} {number}"
         if parent < 0:
             raise ValueError(f"{place}: the parent must be an id, got {parent}; write 0 for none")
         if identity < 1 or first < 0 or last < first:
@@ -132,7 +132,8 @@ def _check_rows(rows: Mapping[str, list[int]]) -> None:
                 "an id of its own, the later part of one the earlier part's as its parent"
             )
         last_frames[identity] = last
-    for place, (identity, first, _, parent) in rows.items():
+    for number, (identity, first, _, parent) in rows.items():
+        place = f"{where} {number}"
         if parent and parent not in last_frames:
             raise ValueError(
                 f"{place}: parent {parent} of track {identity} does not exist; add its row, or "

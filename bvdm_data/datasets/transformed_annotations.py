@@ -1,7 +1,8 @@
 """Annotations that follow a transform of torchvision v2, by probe planes that move with it."""
 
 import inspect
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,19 +10,25 @@ import numpy.typing as npt
 import torch
 from scipy import ndimage, spatial
 from torch import Tensor
+from torch.nn.functional import interpolate, pixel_unshuffle
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from bvdm_data.clip import Clip, annotate_masks, pad_rows, split_gaps
+from bvdm_data.clip import ANNOTATIONS, Clip, annotate_masks, pad_rows, split_gaps
+from bvdm_data.datasets.moved_light import has_light_moved
+from bvdm_data.datasets.resized_masks import ResizedMasks, take_pixels
 
 AFFINE = 1e-3
 """How far a map may leave its best affine fit and still count as affine, px (our choice)."""
 
+MOST_SAMPLES = 16
+"""Pixels a side of which a resize makes one, at most (our choice)."""
+
 FLAT = 0.02
 """Share of its mean area that a pixel must keep; less is a fold (our choice)."""
 
-LABELS, COORDINATES = "_labels", "_coordinates"
+PIXELS, LIGHT_PIXELS, COORDINATES = "_pixels", "_light_pixels", "_coordinates"
 """Keys of the probe planes in the clip that the transform gets."""
 
 _TABLES = ("tracks", "stages", "boxes", "centroids")
@@ -31,10 +38,13 @@ _FOLDED = (
     "it folds, mirrors or smears parts of the image, where flow cannot follow; deform less, or "
     "leave 'flow' out of annotations"
 )
-_GEOMETRIC = (
+GEOMETRIC = (
     "horizontal_flip", "vertical_flip", "resize", "affine", "rotate", "pad", "crop",
     "perspective", "elastic", "center_crop", "resized_crop",
 )  # fmt: skip
+"""Functions of torchvision that move pixels."""
+
+_NEAREST = (InterpolationMode.NEAREST, "nearest", 0)  # the light, too, goes by masks' rule
 
 _Planes = npt.NDArray[np.float64]
 
@@ -46,11 +56,21 @@ class CoordinatePlanes(tv_tensors.TVTensor):  # type: ignore[misc]  # torchvisio
     """
 
 
-class LabelPlanes(tv_tensors.TVTensor):  # type: ignore[misc]  # torchvision has no types
-    """Planes ``[n, H, W]`` that geometric transforms move exactly as they move masks.
+class PixelPlanes(tv_tensors.TVTensor):  # type: ignore[misc]  # torchvision has no types
+    """Planes ``(row + 1, column + 1)``, ``[2, H, W]`` float32, moved exactly as masks are.
 
     Photometric transforms and changes of dtype leave them alone. Pixels from beyond the image are
     0, whatever ``fill`` the user has chosen.
+    """
+
+    latest: dict[type, Tensor]  # planes of each type as they were moved last
+
+
+class LightPixelPlanes(PixelPlanes):
+    """The same, except that a resize takes all pixels that make one, ``[2 n, H, W]`` rows first.
+
+    torchvision resizes masks by one pixel each, by a rule that puts them (s - 1) / 2 pixels of the
+    larger image beside the light, where s is the ratio of the sizes.
     """
 
 
@@ -67,14 +87,33 @@ def _register_kernel(name: str, kind: type, stand_in: Callable[[Tensor], Any]) -
             exact = {"interpolation": InterpolationMode.BILINEAR, "antialias": False}
             arguments |= {key: exact[key] for key in exact if key in signature.parameters}
         arguments[next(iter(arguments))] = stand_in(planes.as_subclass(Tensor))
-        result = functional(**arguments)
-        wrapped: Tensor = tv_tensors.wrap(result.as_subclass(Tensor), like=planes)
+        result = functional(**arguments).as_subclass(Tensor)
+        if kind is LightPixelPlanes and arguments.get("interpolation") not in _NEAREST:
+            result = _split_pixels(planes.as_subclass(Tensor), result.shape[-2:], arguments)
+        wrapped: Tensor = tv_tensors.wrap(result, like=planes)
+        latest = getattr(planes, "latest", {})
+        latest[type(planes)] = wrapped
+        wrapped.latest = latest  # type: ignore[attr-defined]
         return wrapped
 
 
-for _name in _GEOMETRIC:
+def _split_pixels(planes: Tensor, size: Sequence[int], arguments: Mapping[str, Any]) -> Tensor:
+    """Return the planes resized, with as many pixels in each as lie in it."""
+    if "top" in arguments:
+        sides = (arguments[side] for side in ("top", "left", "height", "width"))
+        planes = transforms.crop(planes, *sides)
+    scale = max(old / new for old, new in zip(planes.shape[-2:], size, strict=True))
+    count = math.ceil(scale if scale % 1 == 0 else 2 * scale)
+    count = min(count, MOST_SAMPLES)
+    larger = [count * side for side in size]
+    return pixel_unshuffle(interpolate(planes[None], larger, mode="nearest-exact")[0], count)
+
+
+for _name in GEOMETRIC:
     _register_kernel(_name, CoordinatePlanes, tv_tensors.Image)
-    _register_kernel(_name, LabelPlanes, tv_tensors.Mask)
+    _register_kernel(_name, PixelPlanes, tv_tensors.Mask)
+for _name in ("resize", "resized_crop"):
+    _register_kernel(_name, LightPixelPlanes, tv_tensors.Mask)
 
 
 class CoordinateMap:
@@ -146,32 +185,39 @@ def _make_coordinate_planes(video: Tensor) -> CoordinatePlanes:
 
 
 def add_probe_planes(clip: Clip) -> dict[str, Any]:
-    """Return the clip as tv_tensors, with planes that show what a transform does to pixels."""
-    sample: dict[str, Any] = {**clip, "video": tv_tensors.Video(clip["video"])}
-    has_masks, has_flow = "masks" in clip, "flow" in clip
-    if has_flow or (not has_masks and any(key in clip for key in _TABLES)):
+    """Return the clip as tv_tensors, with planes that show what a transform does to pixels.
+
+    Video and masks are copies, which a transform may change in place.
+    """
+    sample: dict[str, Any] = {**clip, "video": tv_tensors.Video(clip["video"].clone())}
+    has_masks = "masks" in clip
+    if "flow" in clip or (not has_masks and any(key in clip for key in _TABLES)):
         sample[COORDINATES] = _make_coordinate_planes(clip["video"])
     if has_masks:
-        masks = clip["masks"]
-        sample["masks"] = tv_tensors.Mask(masks)
-        planes = [torch.ones_like(masks[:1]), masks]
-        if has_flow:
-            planes.append(clip["flow"].flatten(0, 1))
-        # Ids are at most max_cells: float32 holds them exactly.
-        sample[LABELS] = LabelPlanes(torch.cat([plane.float() for plane in planes]))
+        sample["masks"] = tv_tensors.Mask(clip["masks"].clone())
+        pixels = _to_plain(_make_coordinate_planes(clip["video"]))[:2].float() + 1
+        sample |= {PIXELS: PixelPlanes(pixels), LIGHT_PIXELS: LightPixelPlanes(pixels.clone())}
+        latest = {type(sample[key]): sample[key] for key in (PIXELS, LIGHT_PIXELS)}
+        for planes in latest.values():
+            planes.latest = latest
     return sample
 
 
-def update_annotations(before: Clip, result: Mapping[str, Any]) -> dict[str, Any]:
+def update_annotations(
+    before: Clip, result: Mapping[str, Any], latest: Mapping[type, Tensor]
+) -> dict[str, Any]:
     """Make the annotations true again after a transform.
+
+    ``latest``: The planes as they were moved last, for a transform that does not hand them on.
 
     Where masks have been moved, ids count from 1 again in the order of their first frames, rows
     of ``tracks``, ``stages``, ``boxes`` and ``centroids`` follow, a nucleus that leaves the image
     for a while comes back under a new id, and ``flow`` is that between the moved pixels. What lies
-    beyond the edge of the old image is background.
+    beyond the edge of the old image is background. Resized masks lie where the light does.
     """
     after = {key: _to_plain(value) for key, value in result.items()}
-    labels, planes = after.pop(LABELS, None), after.pop(COORDINATES, None)
+    are_handed_on = PIXELS in after and LIGHT_PIXELS in after
+    pixels, light, planes = (after.pop(key, None) for key in (PIXELS, LIGHT_PIXELS, COORDINATES))
     keys = [key for key in (*_TABLES, "flow") if key in after and key in before]
     still = _to_plain(_make_coordinate_planes(before["video"]))
     has_moved = planes is not None and not _are_equal(planes, still)
@@ -180,66 +226,111 @@ def update_annotations(before: Clip, result: Mapping[str, Any]) -> dict[str, Any
             f"it moves pixels, which {keys or 'tables'} cannot follow without masks; add 'masks' "
             "to annotations"
         )
+    _check_values(before, after)
     if "masks" not in before or not (keys or "masks" in after):
         return after
     if "masks" not in after:
         raise ValueError(f"it must hand on 'masks', without which {keys[0]!r} cannot be checked")
     old, new = before["masks"], after["masks"]
-    ids, has_own_values = _find_ids(old, new, labels)
+    if all(_are_equal(one, still[:2].float() + 1) for one in (pixels, light)):
+        pixels = light = None  # all pixels are where they were
+    ids, has_own_values, has_own_places = _find_ids(old, new, pixels)
+    if has_own_places and not are_handed_on:
+        found = _find_ids(old, new, latest[PixelPlanes])
+        if not found[2]:
+            ids, has_own_values, has_own_places = found
+            pixels, light = latest[PixelPlanes], latest[LightPixelPlanes]
     if ids is None:
         if keys:
             raise ValueError(
                 f"it changes 'masks' so that the other annotations cannot follow; {_ADVICE}"
             )
         return after
-    _check_alike(after.get("video"), ids)
+    resized = None
+    if light is not None and not (has_own_places or _are_equal(light, pixels)):
+        resized = ResizedMasks(old, light)
+        if has_own_values:
+            ids, after["masks"] = resized.give_values(ids, new)
+        else:
+            ids = after["masks"] = resized.ids
+    video = after.get("video")
+    _check_alike(video, ids)
+    if has_own_places and not _are_equal(ids, old) and _are_equal(video, before["video"]):
+        raise ValueError(f"it moves 'masks' and not 'video'; {_ADVICE}")
+    if not has_own_places:
+        _check_light(before["video"], video, ids, light)
     if _are_equal(ids, old) and not has_moved:
         return after
     rows = before["tracks"].tolist() if "tracks" in before else []
     masks, table, old_ids = split_gaps(ids.cpu().numpy(), {row[0]: row[3] for row in rows})
     if not has_own_values:
         after["masks"] = torch.from_numpy(masks).to(new.device, new.dtype)
-    for key, value in _make_tables(before, keys, masks, table, old_ids).items():
+    tables = _make_tables(before, keys, masks, table, old_ids)
+    if "centroids" in tables and resized is not None:
+        resized.place_centroids(tables["centroids"], old_ids)
+    for key, value in tables.items():
         after[key] = value.to(new.device)
     if "flow" in keys and after["flow"] is before["flow"]:  # else the user has moved it
-        after["flow"] = _make_flow(labels, planes, masks).to(new.device)
+        flow = _move_flow(before["flow"], None if has_own_places else light, resized, planes)
+        after["flow"] = _map_flow(flow, planes, masks).to(new.device)
     return after
 
 
 def _to_plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        wide = value.astype(np.int64) if value.dtype.kind == "u" and value.itemsize > 1 else value
+        return torch.from_numpy(np.ascontiguousarray(wide))
     is_subclass = isinstance(value, Tensor) and type(value) is not Tensor
     return value.as_subclass(Tensor) if is_subclass else value
 
 
-def _are_equal(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.equal(one, other)
+def _are_equal(one: Any, other: Any) -> bool:
+    are_tensors = isinstance(one, Tensor) and isinstance(other, Tensor)
+    return are_tensors and one.shape == other.shape and torch.equal(one, other)
 
 
-def _find_ids(old: Tensor, new: Tensor, labels: Tensor | None) -> tuple[Tensor | None, bool]:
-    """Return the old ids in the new masks (None: not known), and whether these hold other values.
+def _check_values(before: Clip, after: dict[str, Any]) -> None:
+    """Refuse what is no tensor any more, and grey values that have been lost."""
+    for key in ("video", *ANNOTATIONS):
+        if key in before and key in after and not isinstance(after[key], Tensor):
+            raise TypeError(
+                f"it must hand on {key!r} as a tensor, got {type(after[key]).__name__}; give "
+                "torch.as_tensor(...), or other values under another key"
+            )
+    video = after.get("video")
+    if video is not None and not torch.isfinite(video).all():
+        raise ValueError(
+            "it must give finite grey values, got NaN or infinity in 'video'; add a small number "
+            "to what it divides by, or clamp before a root or a logarithm"
+        )
 
-    Without label planes, the transform has returned only the keys that it knows.
+
+def _find_ids(old: Tensor, new: Tensor, pixels: Tensor | None) -> tuple[Tensor | None, bool, bool]:
+    """Return the old ids in the new masks, and whether these hold other values, in other places.
+
+    None: not known. Without planes, the transform has returned only the keys that it knows. Other
+    places: those that a function of the user's own has given them.
     """
-    moved = old if labels is None else labels[1 : 1 + len(old)].to(old.dtype)
+    moved = take_pixels(old, pixels)[0]
     if new.shape == moved.shape:
         ids = new.to(moved.dtype)
-        if labels is not None:  # whatever the fill, beyond the image is background
-            ids = torch.where(labels[0] > 0.5, ids, 0)
+        if pixels is not None:  # whatever the fill, beyond the image is background
+            ids = torch.where(pixels[0] > 0.5, ids, 0)
         if torch.equal(ids, moved):
-            return moved, False
+            return moved, False, False
         # Every id has one value in all its pixels, as in masks > 0.
         _, codes = torch.unique(new, return_inverse=True)
         pairs = moved.long() * (int(codes.max()) + 1) + codes
         if len(torch.unique(pairs)) == len(torch.unique(moved)):
-            return moved, True
+            return moved, True, False
     frames = zip(new, old, strict=False)
     if (
         (new.ndim == 3 and len(new) == len(old) and not new.is_floating_point())
         # Every frame shows only nuclei that it showed before.
         and all({*one.unique().tolist()} <= {0, *other.unique().tolist()} for one, other in frames)
     ):
-        return new.to(old.dtype), False
-    return None, True
+        return new.to(old.dtype), False, True
+    return None, True, True
 
 
 def _check_alike(video: object, masks: Tensor) -> None:
@@ -250,6 +341,21 @@ def _check_alike(video: object, masks: Tensor) -> None:
             "it must move 'video' and 'masks' alike and keep all frames, got "
             f"{list(video.shape)} and {list(masks.shape)}; {_ADVICE}"
         )
+
+
+def _check_light(before: Tensor, after: object, masks: Tensor, light: Tensor | None) -> None:
+    """Refuse a video whose light has been moved otherwise than the masks."""
+    count = len(masks)
+    if not isinstance(after, Tensor) or after.ndim != 4 or after.is_complex():
+        return
+    if _are_equal(before, after):
+        return
+    few = sorted({0, count // 2, count - 1})
+    old = take_pixels(before[few, 0], light).mean(0).cpu()
+    axes = [axis for axis in (0, 1) if after.shape[axis] == count]
+    frames = [after.movedim(axis, 0)[few].float().mean(1).cpu() for axis in axes]
+    if all(has_light_moved(old, new, masks[few].cpu()) for new in frames):
+        raise ValueError(f"it moves the light of 'video' and not 'masks'; {_ADVICE}")
 
 
 def _make_tables(
@@ -272,22 +378,25 @@ def _make_tables(
     return tables
 
 
-def _make_flow(
-    labels: Tensor | None, planes: Tensor | None, masks: npt.NDArray[np.int32]
+def _move_flow(
+    flow: Tensor, light: Tensor | None, resized: ResizedMasks | None, planes: Tensor | None
 ) -> Tensor:
-    """Return the flow between the moved pixels."""
-    frames = len(masks)
-    moved = None if labels is None else labels.cpu().numpy()
-    if moved is None or planes is None or not np.array_equal(moved[1 : 1 + frames] > 0, masks > 0):
+    """Return the old flow at the moved pixels."""
+    if light is None or planes is None:
         raise ValueError(
             f"it moves 'masks' but not 'flow'; {_ADVICE}, or leave 'flow' out of annotations"
         )
-    flow = np.zeros((frames - 1, 2, *masks.shape[1:]), np.float32)
+    return take_pixels(flow, light)[0] if resized is None else resized.take_flow(flow)
+
+
+def _map_flow(old_flow: Tensor, planes: Tensor, masks: npt.NDArray[np.int32]) -> Tensor:
+    """Return the flow between the moved pixels."""
+    flow = np.zeros(tuple(old_flow.shape), np.float32)
     if masks.any():
-        old_flow = moved[1 + frames :].reshape(flow.shape).astype(np.float64)
+        old = old_flow.cpu().numpy().astype(np.float64)
         coordinate_map = CoordinateMap(planes)
-        for t in range(frames - 1):
+        for t in range(len(flow)):
             stays = np.isin(masks[t], masks[t + 1]) & (masks[t] > 0)
             pixels = np.argwhere(stays).T
-            flow[t][:, stays] = coordinate_map.map_flow(pixels, old_flow[t][:, stays])
+            flow[t][:, stays] = coordinate_map.map_flow(pixels, old[t][:, stays])
     return torch.from_numpy(flow)

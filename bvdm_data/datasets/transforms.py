@@ -47,24 +47,35 @@ def apply_transform(
     """Call the transform on a clip whose ``video`` and ``masks`` are tv_tensors.
 
     torchvision.transforms.v2 then moves both alike, masks without interpolation. The annotations
-    follow; see :func:`update_annotations`. A result that is no mapping is returned as it is.
+    follow; see :func:`update_annotations`. A result that is no mapping is returned as it is, and
+    nothing follows or is checked in it.
     """
     if transform is None:
         return clip
     # Imported here: torchvision takes longer to import than the rest of the package.
-    from bvdm_data.datasets.transformed_annotations import add_probe_planes, update_annotations
+    from bvdm_data.datasets.transformed_annotations import (
+        PIXELS,
+        add_probe_planes,
+        update_annotations,
+    )
 
     index = int(clip["index"])
     try:
         with _fork_random_states(seed, epoch, index, clip["video"].device):
-            result = transform(add_probe_planes(clip))
+            sample = add_probe_planes(clip)
+            latest = sample[PIXELS].latest if PIXELS in sample else {}
+            result = transform(sample)
+            if result is None:
+                raise TypeError("it must return the clip, got None; end it with return clip")
             if isinstance(result, Mapping):
-                result = update_annotations(clip, result)
+                result = update_annotations(clip, result, latest)
     except Exception as error:
+        has = f"; the clip has the keys {tuple(clip)}" * isinstance(error, KeyError)
         raise TransformError(
             f"transform failed on clip {index} of epoch {epoch} of {name}: "
-            f"{type(error).__name__}: {error}. To make the clip alone: videos.set_epoch({epoch}); "
-            f"videos.clip({index}); set videos.transform = None first to see it untransformed"
+            f"{type(error).__name__}: {error}{has}. To make the clip alone: "
+            f"videos.set_epoch({epoch}); videos.clip({index}); set videos.transform = None first "
+            "to see it untransformed"
         ) from error
     if isinstance(result, Mapping) and annotations is not None and "masks" not in annotations:
         result = {key: value for key, value in result.items() if key != "masks"}

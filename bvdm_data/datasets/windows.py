@@ -139,12 +139,14 @@ class WindowSpec:
 
 def check_annotations_available(annotations: Collection[str], truth: str | None) -> tuple[str, ...]:
     """Return the annotations that a real video is asked for."""
+    if isinstance(annotations, str) and annotations == "all":
+        annotations = () if truth is None else _POSSIBLE
     checked = check_annotations(annotations)
     impossible = [name for name in checked if name not in _POSSIBLE]
     if impossible:
         raise ValueError(
             f"annotations of a real video must be out of {_POSSIBLE}, got {impossible[0]!r}: it "
-            "has no truth for that"
+            "has no truth for that; give 'all' for all that it has"
         )
     if checked and truth is None:
         raise ValueError(f"annotations must be () when truth is None, got {checked}")
@@ -248,7 +250,7 @@ def make_windows(
     return ListedWindows(windows), spec.frames
 
 
-def bound_rows(windows: Windows, cache: FrameCache) -> int:
+def count_rows(windows: Windows, cache: FrameCache) -> int:
     """Return how many nuclei no window exceeds; one may go and come back in every other frame."""
     source, ids = cache.source, dict[int, npt.NDArray[np.integer]]()
     spans = (

@@ -23,10 +23,10 @@ from bvdm_data.datasets.mixed import ClipSource, MixedVideos
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.evaluation.copy_paste import CopyPaste
 from bvdm_data.evaluation.segmenter import Clips
-from bvdm_data.files import describe_damage, open_atomic, write_tensors
+from bvdm_data.files import open_atomic, read_json, write_tensors
 from bvdm_data.fitting.training import compute_fingerprint
 from bvdm_data.synth.scene import Method
-from bvdm_data.weights import load, model_digest, read_card
+from bvdm_data.weights import load, read_card
 
 
 def cache_json(
@@ -45,26 +45,6 @@ def cache_json(
     return read_json(path, find_fault)
 
 
-def read_json(
-    path: Path, find_fault: Callable[[Any], str | None] = lambda found: None
-) -> dict[str, Any]:
-    """Read a JSON object of at most 16 MB, without NaN, in which ``find_fault`` finds none."""
-    try:
-        if not path.is_file() or path.stat().st_size > _LARGEST:
-            raise ValueError(f"no regular file of at most {_LARGEST} bytes")
-        found = json.loads(path.read_text(), parse_constant=_refuse_constant)
-        fault = find_fault(found) if isinstance(found, dict) else "no object"
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(describe_damage(path, error)) from error
-    if fault:
-        raise ValueError(describe_damage(path, fault))
-    return cast(dict[str, Any], found)
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number in JSON")
-
-
 def replace_nan(value: Any) -> Any:
     """Replace NaN, which JSON does not have, by None."""
     if isinstance(value, Mapping):
@@ -78,9 +58,6 @@ def hash_clips(clip: Mapping[str, object]) -> str:
     """Return a digest of all tensors of a clip."""
     tensors = ((key, clip[key]) for key in sorted(clip) if isinstance(clip[key], Tensor))
     return compute_fingerprint(*(part for pair in tensors for part in pair))
-
-
-_LARGEST = 2**24  # bytes of a JSON file
 
 
 class CachedClips(Dataset[Clip]):
@@ -212,7 +189,7 @@ ANNOTATIONS = ("masks", "tracks")  # what a clip that trains a network needs
 STREAM: dict[str, Any] = {"frames": 2, "annotations": ANNOTATIONS}
 
 
-_LATER: Any = None  # default of what :func:`settle_data` fills in
+_LATER: Any = None  # default of what :func:`fill_in_data` fills in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,7 +253,7 @@ class Data:
             )
 
 
-def settle_data(data: Data) -> Data:
+def fill_in_data(data: Data) -> Data:
     """Fill in border, frames, size and scale as they follow from the model and both videos.
 
     Raises:
@@ -359,7 +336,9 @@ def make_arm(name: str, data: Data, count: int | None = None) -> Arm:
     if name != "real+synthetic":
         return Arm(name, synthetic, compute_fingerprint(synthetic.key, count))
     real = make_real_clips(data)
-    mix = MixedVideos({"real": real, "synthetic": synthetic.select(ANNOTATIONS)}, weights=MIX)
+    made = synthetic.select(ANNOTATIONS)
+    made.scale = data.scale or made.scale  # one scale but for how counts are stored
+    mix = MixedVideos({"real": real, "synthetic": made}, weights=MIX)
     # The first choices stand for the code that chooses.
     members = [int(mix.clip(index)["member"]) for index in range(32)]
     identity = _hash_real("real", data, real), synthetic.key, count, MIX, members
@@ -415,7 +394,7 @@ def describe_synthetic(dataset: SyntheticHeLaVideos) -> Mapping[str, object]:
     """Return as JSON values what decides the clips of a synthetic data set."""
     settings = {name: getattr(dataset, name) for name in ("frames", "seed", "nuclei", "variation")}
     settings |= {"size": list(dataset.size), "method": repr(dataset.method)}
-    return settings | {"model": model_digest(dataset.model)}
+    return settings | {"model": dataset.digest}
 
 
 def _hash_real(kind: str, data: Data, clips: CTCVideos | CopyPaste) -> str:

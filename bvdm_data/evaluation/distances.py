@@ -110,8 +110,8 @@ def sample_crops(places: Places, count: int, seed: int, name: str) -> Places:
     if not 1 <= count <= len(places):
         raise ValueError(
             f"{name} must hold {count} nuclei (1 at least) with their whole crop in the frame, got "
-            f"{len(places)}; give more clips, or a smaller count for all sets: distances of "
-            "different counts cannot be compared"
+            f"{len(places)}; give more clips, or a smaller count (--crops) for all sets: distances "
+            "of different counts cannot be compared"
         )
     return places[numpy_rng(seed, "nuclei").permutation(len(places))[:count]]
 

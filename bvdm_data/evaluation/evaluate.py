@@ -25,7 +25,7 @@ from bvdm_data.fitting.video import Frame, Video, estimate_background
 from bvdm_data.synth.paper import PaperSettings
 from bvdm_data.system import get_machine_info, list_versions, require
 from bvdm_data.viz.pictures import write_contact_sheet
-from bvdm_data.weights import model_digest, read_card
+from bvdm_data.weights import load, model_digest, read_card
 
 PARTS = ("distance", "realism", "training", "linking")
 """Parts of the evaluation, the quickest first."""
@@ -124,7 +124,7 @@ class Run:
 
     def __post_init__(self) -> None:
         """Fill in what follows from the model and the videos."""
-        object.__setattr__(self, "data", arms.settle_data(self.data))
+        object.__setattr__(self, "data", arms.fill_in_data(self.data))
 
     @cached_property
     def train_clip(self) -> Clip:
@@ -182,8 +182,8 @@ def evaluate(
         FileNotFoundError: If a video or the model is missing.
         ModuleNotFoundError: If a package of the extra ``evaluate`` is missing.
         OSError: If the folder of the report cannot be written into.
-        ValueError: If a part or an arm does not exist, a video cannot be used, or videos and model
-            differ in their grey scale.
+        ValueError: If a part or an arm does not exist, a video cannot be used, videos and model
+            differ in their grey scale, or the model is replaced meanwhile.
     """
     questions = questions or Questions()
     parts = questions.parts
@@ -202,6 +202,7 @@ def evaluate(
         if part in parts:
             say(f"{part}:")
             results[part] = replace_nan(function(run))
+            load(data.model, digest=results["about"]["model_digest"])  # it was not replaced
     if report is not None:
         pictures = write_pictures(run, Path(report)) if "realism" in parts else {}
         say(f"wrote {write_report(results, Path(report), pictures=pictures)}")
@@ -223,7 +224,7 @@ def evaluate_distance(run: Run) -> dict[str, Any]:
             pasted = arms.make_pasted_clips(data)
             sets[name] = [pasted.clip(index) for index in range(PASTED)]
     features, side = distances.load_efficientnet_lite0(), min(distances.TILE, *data.size)
-    crop = min(distances.CROP, *data.size)
+    crop = min(distances.CROP, 3 * min(data.size) // 8)  # small clips must show it whole, too
     given: dict[str, Any] = {"reference": run.train_clip, "features": features}
     crops = distances.measure_feature_distance(sets, count=budget.crops, size=crop, **given)
     tiles = distances.measure_tile_distance(sets, count=budget.tiles, size=side, **given)

@@ -159,7 +159,8 @@ def train_and_link(
     if frames < settings.window:
         raise ValueError(
             f"the arm {arm.name!r} has clips of {frames} frames, and a linker looks at "
-            f"{settings.window}; stills cannot teach links"
+            f"{settings.window}; stills cannot teach links: leave out the part linking, or give "
+            "longer videos"
         )
     key = compute_fingerprint("linker", arm.identity, settings, _hash_reference(reference))
 

@@ -32,6 +32,7 @@ from bvdm_data.fitting.nuclei import (
     LEFT_OUT,
     SHARE,
     Nuclei,
+    advise,
     check_fittable,
     extract_crops,
     measure_nuclei,
@@ -231,7 +232,10 @@ class _Steps:
                 raise
         rows = nuclei.stage == INTERPHASE
         if not rows.any():
-            raise VideoTooShortError("the video must show whole nuclei in interphase, got none")
+            raise VideoTooShortError(
+                "the video must show whole nuclei in interphase, got none; "
+                f"{advise(nuclei.crops, 'give a longer video')}"
+            )
         self.inherited.append("lives but for brightness and size")
         size, lives = np.median(nuclei.area[rows]) / self.start.nucleus_area, self.start.lives
         return replace(

@@ -57,6 +57,7 @@ def fit_motion(nuclei: Nuclei, video: Video, *, border: int) -> MotionModel:
         speed=_fit_speed(nuclei, pairs, steps, by_age),
         speed_by_age=by_age,
         division_offset=_fit_division_offset(nuclei, drift),
+        longest_step=float(np.hypot(*_measure_steps(nuclei, pairs).T).max()),
         stage_drift=drift,
         sister_distance=_fit_sister_distance(nuclei),
         neighbour_spacing=_measure_spacing(nuclei),

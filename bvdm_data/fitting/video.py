@@ -20,7 +20,7 @@ from bvdm_data.synth.camera import CameraModel
 class Frame:
     """One frame of the fitted video."""
 
-    number: int  # frame number
+    number: int  # frame number, 0 for the first in use
     grey: npt.NDArray[np.float32]  # image in [0, 1], [H, W] float32
     masks: npt.NDArray[np.int32]  # track ids, [H, W] int32
     background: npt.NDArray[np.float32]  # smooth background light, [H, W] float32
@@ -48,12 +48,12 @@ def read_video(sequence: CTCSequence, scale: CameraScale, *, progress: bool = Tr
             f"sequence {sequence.name!r} of {sequence.folder} has no man_track.txt: lives and "
             "divisions cannot be fitted without tracks"
         )
-    frames = []
+    frames, first = [], sequence.numbers[0]
     for number in tqdm(sequence.numbers, desc="reading", disable=not progress):
         masks = sequence.masks(number)
         if masks is not None and masks.any():
             grey = scale.to_grey(sequence.frame(number))
-            frames.append(Frame(number, grey, masks, estimate_background(grey, masks)))
+            frames.append(Frame(number - first, grey, masks, estimate_background(grey, masks)))
     if len(frames) < 2:
         raise VideoTooShortError(
             f"sequence {sequence.name!r} of {sequence.folder} must have masks in at least 2 frames "
@@ -61,7 +61,8 @@ def read_video(sequence: CTCSequence, scale: CameraScale, *, progress: bool = Tr
             f"{sequence.numbers[-1]}; give a longer video, a later stop or another truth"
         )
     clear = tuple(_borrow_backgrounds(frames, sequence))
-    return Video(clear, sequence.tracks, scale, len(sequence) - len(frames))
+    tracks = sequence.tracks - np.array([0, first, first, 0], np.int32)
+    return Video(clear, tracks, scale, len(sequence) - len(frames))
 
 
 LEAST_BACKGROUND = 0.01  # share of a frame from which on background can be measured

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from bvdm_data.clip import Clip
-from bvdm_data.files import DAMAGED, cut_words
+from bvdm_data.files import cut_words, is_damage
 
 LARGEST_ARRAY = 2**32
 """Bytes of one array of a clip."""
@@ -184,6 +184,8 @@ def _read_zarr(path: Path) -> Iterator[Arrays]:
             most = _LARGEST_METADATA if is_metadata else LARGEST_ARRAY
             if member.compress_type != zipfile.ZIP_STORED or member.file_size > most:
                 raise ValueError(f"{cut_words(member.filename)} is compressed or too large")
+            if is_metadata:
+                archive.read(member)  # zarr reports damage to stderr, too
         names = {*archive.namelist()}
         for key in {name.partition("/")[0] for name in names if "/c/" in name}:
             if f"{key}/zarr.json" not in names:
@@ -298,12 +300,10 @@ def _flush(memory: dict[str, Any], archive: zipfile.ZipFile, part: str = "") -> 
         archive.writestr(member, memory.pop(name).to_bytes())
 
 
-_DAMAGED = (*DAMAGED, gzip.BadGzipFile, FileNotFoundError, TypeError, AttributeError)
-"""What readers raise for a file that is damaged or holds something else; zarr some of them."""
-
-
 def read_mark(path: Path) -> str:
     """Return what a shard says about its settings; nothing if it is damaged, or an old one."""
+    if not path.is_file():
+        return ""
     try:
         if path.suffix == ".zip":
             with zipfile.ZipFile(path) as archive:
@@ -311,15 +311,21 @@ def read_mark(path: Path) -> str:
         with path.open("rb") as file:
             block = file.read(tarfile.BLOCKSIZE)
         return tarfile.TarInfo.frombuf(block, "utf-8", "strict").uname
-    except DAMAGED:
+    except Exception as error:
+        if not is_damage(error):
+            raise
         return ""
 
 
 def check_shard(path: Path, content: ShardContent) -> None:
     """Refuse a shard that does not hold what it should; its bytes are checked, too."""
     try:
+        if not path.is_file():
+            raise ValueError("it is no regular file")
         _CHECKS[path.suffix](path, content)
-    except DAMAGED as error:
+    except Exception as error:
+        if not is_damage(error):
+            raise
         why = cut_words(str(error) or type(error).__name__)
         raise ValueError(
             f"{path} is damaged, or not of this call ({why}); remove it, and the same call makes "
@@ -353,7 +359,9 @@ def read_shard(path: str | Path) -> Iterator[Clip]:
     try:
         for arrays in _READERS[file.suffix](file):
             yield _to_clip(arrays)
-    except _DAMAGED as error:
+    except Exception as error:
+        if not is_damage(error):
+            raise
         why = cut_words(str(error) or type(error).__name__)
         raise ValueError(
             f"{file} is damaged, or no shard ({why}); remove it, and write_shards makes it again"

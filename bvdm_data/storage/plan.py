@@ -17,9 +17,10 @@ from bvdm_data.datasets.synthetic import METHODS, SyntheticHeLaVideos
 from bvdm_data.files import (
     MANIFEST,
     check_entries,
+    cut_words,
     describe_damage,
-    load_manifest,
     prepare_output_dir,
+    read_json,
     write_manifest,
 )
 from bvdm_data.storage.formats import (
@@ -81,7 +82,7 @@ def to_config(videos: SyntheticHeLaVideos) -> dict[str, Any]:
     names = {path.absolute(): name for name, path in known_models().items()}
     return {
         "model": names.get(videos.model, str(videos.model)),
-        "digest": model_digest(videos.model),
+        "digest": videos.digest,
         "epoch": videos.epoch,
         "nuclei": videos.nuclei,
         "method": {"kind": type(videos.method).__name__, **asdict(videos.method)},
@@ -98,14 +99,14 @@ def make_videos(
     name: str | Path = config["model"] if model is None else model
     try:
         digest = model_digest(name)
-    except (FileNotFoundError, ValueError) as error:
-        message = f"{error}. Or give model=, the file that the clips were made with"
+    except (OSError, ValueError) as error:
+        message = f"{cut_words(str(error))}. Or give model=, the file that the clips were made with"
         raise type(error)(message) from error
     if digest != config["digest"]:
         raise ValueError(
             f"model must be the one that the clips were made with, whose SHA-256 is "
-            f"{config['digest']}, but {str(name)!r} ({find_model(name)}) has {digest}; give the "
-            "right file as model="
+            f"{cut_words(config['digest'], 64)}, but {str(name)!r} ({find_model(name)}) has "
+            f"{digest}; give the right file as model="
         )
     try:
         return _make_videos(config, name)
@@ -323,10 +324,11 @@ def read_manifest(directory: str | Path, *, model: str | Path | None = None) -> 
             f"directory must hold shards of write_shards, but there is no {path}; give the folder "
             "that they were written to"
         )
-    manifest = load_manifest(path)
+    manifest = read_json(path)
     if manifest.get("layout") != LAYOUT:
         raise ValueError(
-            f"{path} is no manifest of shards: its layout is {manifest.get('layout')!r} where "
+            f"{path} is no manifest of shards: its layout is "
+            f"{cut_words(repr(manifest.get('layout')))} where "
             f"{LAYOUT!r} is expected"
         )
     check_entries(path, manifest, _KINDS)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from bvdm_data.datasets.sharding import DistributedContext
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
-from bvdm_data.files import open_atomic
+from bvdm_data.files import open_atomic, remove_leftovers
 from bvdm_data.storage.formats import WRITERS, check_shard
 from bvdm_data.storage.plan import (
     CLIPS_PER_SHARD,
@@ -116,6 +116,7 @@ def write_shard(plan: ShardPlan, number: int) -> bool:
     path, content = plan.path(number), plan.content(number)
     if path.exists():
         check_shard(path, content)
+        remove_leftovers(path)
         return False
     videos = _load_videos(json.dumps(plan.config))
     place = f"It is in {path.name} of {path.parent}; the same call continues there"

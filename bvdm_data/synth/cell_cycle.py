@@ -23,6 +23,7 @@ INTERPHASE = STAGES.index("interphase")
 GROWN = 10
 """Frames before the end of a cycle at which a mother's adult area is measured."""
 
+_LONGEST = math.log(100_000)  # of the longest cycle, frames
 _ORDER = np.array([*POST_MITOTIC, INTERPHASE, *PRE_MITOTIC])
 
 
@@ -102,7 +103,8 @@ def sample_cycle_and_age(
     """
     mean, deviation = log_normal
     if not founder:
-        return max(1, round(math.exp(mean + deviation * generator.standard_normal()))), 0
+        logarithm = mean + deviation * generator.standard_normal()
+        return max(1, round(math.exp(min(logarithm, _LONGEST)))), 0
     cycles, ages = _weigh_cycles_and_ages(float(mean), float(deviation))
     cycle = 1 + _sample_index(cycles, generator)
     return cycle, _sample_index(ages[:cycle], generator)
@@ -111,7 +113,7 @@ def sample_cycle_and_age(
 @functools.lru_cache(maxsize=16)
 def _weigh_cycles_and_ages(mean: float, deviation: float) -> tuple[Array, Array]:
     """Return how often founders have cycles of 1, 2, ... frames, and ages of 0, 1, ... frames."""
-    lengths = np.arange(1, math.ceil(math.exp(mean + 4 * deviation)) + 1)
+    lengths = np.arange(1, math.ceil(math.exp(min(mean + 4 * deviation, _LONGEST))) + 1)
     density = np.exp(-0.5 * ((np.log(lengths) - mean) / deviation) ** 2) / lengths
     rate = math.log(2) / math.exp(mean + deviation**2 / 2)
     return density * (1 - np.exp(-rate * lengths)), np.exp(-rate * np.arange(len(lengths)))

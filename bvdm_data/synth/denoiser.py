@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import reprlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,14 +31,18 @@ SDF_CLIP = 8.0
 
 def check_network_config(config: Any, *, multiple: int, embedding: str, even: bool) -> None:
     """Refuse sizes that make no network; ``multiple`` is the rule for the numbers of channels."""
+    for name, most in (("patch", 1024), ("small_patch", 1024), (embedding, 4096), ("middle", 64)):
+        Rule(int, most=most).check(name, getattr(config, name, 1))
     for name in ("patch", "small_patch"):
         side = getattr(config, name, 16)
         if side < 16 or side % 8:
             raise ValueError(f"{name} must be a multiple of 8 from 16 on, got {side}")
     Rule(float, above=0).check("floor", getattr(config, "floor", 1))
+    for number in config.channels:
+        Rule(int, most=4096).check("channels", number)
     if len(config.channels) != 3 or any(c < 1 or c % multiple for c in config.channels):
         rule = f"multiples of {multiple}" if multiple > 1 else "numbers above 0"
-        raise ValueError(f"channels must be three {rule}, got {config.channels}")
+        raise ValueError(f"channels must be three {rule}, got {reprlib.repr(config.channels)}")
     length, least = getattr(config, embedding), Rule(int, least=1)
     if even and (length < 8 or length % 2):
         raise ValueError(f"{embedding} must be even and at least 8, got {length}")

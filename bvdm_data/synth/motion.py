@@ -66,6 +66,7 @@ class MotionModel:
     speed_by_age: Array
     # standard deviation along each axis of the step from mother to middle of her newborn, px
     division_offset: float
+    longest_step: float  # of a nucleus from one frame to the next, px
     # step of the whole field, such as the microscope's stage makes, between frames, px, [F - 1, 2]
     stage_drift: Array
     # mean and deviation of the log distance of sisters 0, 1, ... frames after birth, [A, 2] px
@@ -82,7 +83,6 @@ class Trajectory:
     cell: Cell  # outlines, stages, brightness
     centres: Array  # centroid (y, x) in pixels of the image, [n, 2]; may lie outside
     angles: Array  # from the image's y axis to the nucleus' major axis, [n] radians
-    z_order: float  # where two overlap, the nucleus of the larger one covers the other
 
 
 FamilySampler = Callable[[int, InitialCell | None], list[Cell]]
@@ -184,16 +184,31 @@ class _Simulation:
             for cell in cells.values():
                 if cell.first < frame <= cell.last:
                     centre, angle = centres[cell.identity], angles[cell.identity]
-                    centre.append(centre[-1] + self.sample_step(cell, frame) + self.drifts[frame])
+                    centre.append(centre[-1] + self._draw_step(cell, frame) + self.drifts[frame])
                     angle.append(angle[-1] + self.motion.rotation * self.rng.standard_normal())
             self.place_daughters(cells, centres, angles, frame)
             here = [cell for cell in cells.values() if cell.first <= frame <= cell.last]
             _resolve_overlaps(here, centres, frame, self.spacing)
-        order = self.rng.permutation(len(cells)).astype(float).tolist()
-        return [
-            Trajectory(cell, np.array(centres[i]), np.array(angles[i]), z_order)
-            for z_order, (i, cell) in zip(order, cells.items(), strict=True)
-        ]
+            self._shorten_steps(here, centres, frame)
+        return [Trajectory(c, np.array(centres[i]), np.array(angles[i])) for i, c in cells.items()]
+
+    def _draw_step(self, cell: Cell, frame: int) -> Array:
+        """Draw a nucleus' own step; the tail beyond the video's longest is spread over the rest."""
+        step, longest = self.sample_step(cell, frame), self.motion.longest_step
+        length = math.hypot(*step)
+        return step if length <= longest else step * (longest * self.rng.random() / length)
+
+    def _shorten_steps(
+        self, cells: list[Cell], centres: dict[int, list[Array]], frame: int
+    ) -> None:
+        """Keep all that moves nuclei, newborn from their mothers, within the longest step."""
+        for cell in cells:
+            own = centres[cell.identity]
+            before = own[-2] if cell.first < frame else centres[cell.parent][-1]
+            step = own[-1] - before
+            length = math.hypot(*step)
+            if length > self.motion.longest_step:
+                own[-1] = before + step * (self.motion.longest_step / length)
 
     def place_founders(self, nuclei: int | None, at_least: int = 0) -> None:
         """Place founders at random until the wanted number is there.
@@ -216,12 +231,12 @@ class _Simulation:
             self.clear()
             self.room *= CLOSER
         name = "at_least" if nuclei is None else "nuclei"
-        raise ValueError(f"{name}={in_view} do not fit into size={self.size}; give fewer")
+        raise ValueError(f"{name}={in_view} do not fit into size={self.size}; give fewer nuclei")
 
     def _place(self, wanted: int, *, in_view: bool) -> bool:
         """Place founders; return whether so many are there, or in view."""
         hidden = 0
-        visible = int((self.occupancy.own > 0).sum())
+        visible = self.occupancy.count_visible(np.zeros(0, np.int64))
 
         def is_short() -> bool:
             return (visible if in_view else len(self.founders)) < wanted

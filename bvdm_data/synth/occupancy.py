@@ -7,11 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from bvdm_data.clip import LEAST_PIXELS
 from bvdm_data.synth.cells import Cell
 from bvdm_data.synth.contours import Array, compute_mean_radius, interpolate_outline
 
 CONTACT = 0.85
 """Two nuclei are pushed apart until their distance is this share of the sum of their mean radii."""
+
+HIDDEN = 0.05
+"""A nucleus of which others leave a smaller share is hidden (our choice)."""
 
 
 @dataclass
@@ -40,7 +44,8 @@ class Occupancy:
         """Begin with an empty image."""
         self.centres: Array = np.zeros((0, 2))
         self.radii: Array = np.zeros(0)  # of the discs that others keep off
-        self.own = np.zeros(0, np.int64)  # pixels that each nucleus alone covers
+        # Pixels that each nucleus covers, and those that it alone covers.
+        self.covered, self.own = np.zeros((2, 0), np.int64)
         # How many nuclei cover each pixel of the image, and the sum of their numbers.
         self.layers, self.numbers = np.zeros((2, math.prod(size)), np.int64)
 
@@ -55,8 +60,10 @@ class Occupancy:
         return next((centre for centre in centres if self.is_free(centre, radius)), None)
 
     def count_visible(self, pixels: Pixels) -> int:
-        """Return how many nuclei have a pixel of their own when a new one covers these."""
-        return int((self._count_own(pixels) > 0).sum())
+        """Return how many nuclei are in view, whichever are on top, with a new one here."""
+        covered, own = np.append(self.covered, len(pixels)), self._count_own(pixels)
+        least = np.minimum(covered, np.maximum(LEAST_PIXELS, HIDDEN * covered))
+        return int(((covered > 0) & (own >= least)).sum())
 
     def _count_own(self, pixels: Pixels) -> Pixels:
         layers, count = self.layers[pixels], len(self.own)
@@ -68,6 +75,7 @@ class Occupancy:
         self.centres = np.vstack([self.centres, founder.centre])
         self.radii = np.append(self.radii, founder.exclusion_radius)
         self.own, number = self._count_own(pixels), len(self.own)
+        self.covered = np.append(self.covered, len(pixels))
         self.layers[pixels] += 1
         self.numbers[pixels] += number
 

@@ -13,10 +13,12 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
+from bvdm_data.clip import LEAST_PIXELS
 from bvdm_data.synth.contours import find_vertices, interpolate_radius
 from bvdm_data.synth.denoiser import SDF_CLIP
 from bvdm_data.synth.motion import Trajectory
 from bvdm_data.synth.networks import invert_flow
+from bvdm_data.synth.occupancy import HIDDEN
 
 WINDOW_PIXELS = 2**21
 """Pixels of all windows that are worked on together; bounds the memory."""
@@ -35,7 +37,7 @@ class CellTable:
     centres: Float[Tensor, "N F 2"]  # centroid (y, x), px
     axes: Float[Tensor, "N F 2"]  # cosine and sine of the angle of the major axis
     radii: Float[Tensor, "N F K"]  # outlines, px
-    rank: Int[Tensor, " N"]  # z order, the lowest is 0
+    rank: Int[Tensor, "N F"]  # among the cells of a frame by brightness, the darkest is 0
 
 
 def make_cell_table(cells: Sequence[Trajectory], frames: int) -> CellTable:
@@ -45,6 +47,7 @@ def make_cell_table(cells: Sequence[Trajectory], frames: int) -> CellTable:
     there = np.zeros((count, frames), bool)
     centres, axes = np.zeros((2, count, frames, 2), np.float32)
     radii = np.ones((count, frames, corners), np.float32)
+    brightness = np.zeros((count, frames))
     for row, cell in enumerate(cells):
         life = cell.cell
         shown = slice(life.first, min(life.last + 1, frames))
@@ -53,8 +56,8 @@ def make_cell_table(cells: Sequence[Trajectory], frames: int) -> CellTable:
         centres[row, shown] = cell.centres[:length]
         axes[row, shown] = np.stack([np.cos(cell.angles), np.sin(cell.angles)], 1)[:length]
         radii[row, shown] = life.radii[:length]
-    rank = np.empty(count, np.int64)
-    rank[np.argsort([cell.z_order for cell in cells], kind="stable")] = np.arange(count)
+        brightness[row, shown] = life.brightness[:length]
+    rank = brightness.argsort(0, kind="stable").argsort(0, kind="stable")
     return CellTable(*(torch.from_numpy(table) for table in (there, centres, axes, radii, rank)))
 
 
@@ -159,22 +162,69 @@ def _iterate_windows(
         yield part, pixel, cosine * dy + sine * dx, cosine * dx - sine * dy
 
 
-def draw_labels(table: CellTable, size: tuple[int, int]) -> Int[Tensor, "F H W"]:
-    """Return the row, from 1, of the cell that is seen at each pixel; 0 in the background."""
-    count, frames = table.there.shape
+def draw_labels(
+    table: CellTable, size: tuple[int, int]
+) -> tuple[Int[Tensor, "F H W"], Bool[Tensor, "N F"]]:
+    """Return the row, from 1, of the cell that is seen at each pixel; and which are seen.
+
+    Where cells overlap the brightest is seen. One of which the others leave too little is not, nor
+    are scraps off the rest of a cell.
+    """
+    seen, outlined = _draw_outlines(table, table.there, size)
+    area = _count_pixels(seen, len(outlined))
+    hidden = (area < outlined) & (area < torch.clamp(HIDDEN * outlined, min=LEAST_PIXELS))
+    if hidden.any():
+        seen, outlined = _draw_outlines(table, table.there & ~hidden, size)
+        area = _count_pixels(seen, len(outlined))
+    rows, frames = (area < outlined).nonzero(as_tuple=True)
+    centre, reach = table.centres[rows, frames], table.radii[rows, frames].amax(1)[:, None] + 2
+    low, high = (centre - reach).int().clamp(min=0).tolist(), (centre + reach).ceil().int().tolist()
+    for row, frame, (top, left), (bottom, right) in zip(
+        rows.tolist(), frames.tolist(), low, high, strict=True
+    ):
+        _remove_scraps(seen[frame, top:bottom, left:right].numpy(), row + 1)
+    return seen, area > 0
+
+
+def _count_pixels(seen: Int[Tensor, "F H W"], count: int) -> Int[Tensor, "N F"]:
+    """Count the pixels at which each cell is seen in each frame."""
+    return torch.stack([frame.bincount(minlength=count + 1)[1:] for frame in seen.flatten(1)], 1)
+
+
+def _remove_scraps(near: npt.NDArray[np.int32], cell: int) -> None:
+    """Give small parts of a cell that others cut off to those; changes its surroundings."""
+    parts, count = ndimage.label(near == cell, np.ones((3, 3)))
+    if count < 2:
+        return
+    sizes = np.bincount(parts.ravel())[1:]
+    for part in 1 + np.flatnonzero((sizes < LEAST_PIXELS) & (sizes < sizes.max())):
+        scrap = parts == part
+        around = near[ndimage.binary_dilation(scrap, np.ones((3, 3))) & ~scrap]
+        near[scrap] = np.bincount(around[around > 0], minlength=1).argmax()
+
+
+def _draw_outlines(
+    table: CellTable, there: Bool[Tensor, "N F"], size: tuple[int, int]
+) -> tuple[Int[Tensor, "F H W"], Int[Tensor, "N F"]]:
+    """Draw these cells, the brightest on top; and count the pixels under each."""
+    count, frames = there.shape
     shape = (frames, *size)
-    at, rows = table.there.T.nonzero(as_tuple=True)
+    at, rows = there.T.nonzero(as_tuple=True)
     poses = torch.cat([table.centres[rows, at], table.axes[rows, at]], 1)
     placement = _place(rows, at, poses, table.radii[rows, at].amax(1) + 1, size)
     top = torch.zeros(_count_cells([placement], shape), dtype=torch.int32)
+    in_view = torch.zeros(count, frames, dtype=torch.long)
     for part, pixel, y, x in _iterate_windows(placement, shape):
-        rows = placement.rows[part]
-        inside = x.hypot(y) <= interpolate_radius(table.radii[rows, placement.frames[part]], y, x)
-        rank = (table.rank[rows] + 1).int()[:, None, None] * inside
+        rows, at = placement.rows[part], placement.frames[part]
+        inside = x.hypot(y) <= interpolate_radius(table.radii[rows, at], y, x)
+        rank = (table.rank[rows, at] + 1).int()[:, None, None] * inside
         top.scatter_reduce_(0, pixel.flatten(), rank.flatten(), "amax")
-    row_of = torch.zeros(count + 1, dtype=torch.int32)
-    row_of[table.rank + 1] = torch.arange(1, count + 1, dtype=torch.int32)
-    return row_of.index_select(0, top[: frames * size[0] * size[1]]).view(shape)
+        in_view[rows, at] = (inside & (pixel < frames * size[0] * size[1])).sum((1, 2))
+    row_of = torch.zeros(frames, count + 1, dtype=torch.int32)
+    row_of.scatter_(1, table.rank.T + 1, torch.arange(1, count + 1).int().expand(frames, -1))
+    flat = top[: shape[0] * shape[1] * shape[2]].view(frames, -1)
+    seen = [row.index_select(0, ranks) for row, ranks in zip(row_of, flat, strict=True)]
+    return torch.stack(seen).view(shape), in_view
 
 
 def composite(

@@ -67,7 +67,7 @@ def count_cycles(model: Model, frames: int) -> float:
     return frames / math.exp(mean + deviation**2 / 2)
 
 
-def bound_nuclei(model: Model, settings: SceneSettings) -> tuple[int, int]:
+def estimate_rows(model: Model, settings: SceneSettings) -> tuple[int, int]:
     """Return how many nuclei the densest clips show, and how many none exceeds.
 
     The first counts those in view at first and their offspring, the second all in and around the
@@ -77,16 +77,19 @@ def bound_nuclei(model: Model, settings: SceneSettings) -> tuple[int, int]:
     canvas = math.prod(side + 2 * MARGIN for side in settings.size)
     seen = min(math.prod(side + model.nucleus_diameter for side in settings.size), canvas)
     first = float(settings.at_least if nuclei is None else np.max(nuclei))
+    # Founders are placed in and around the image until as many as wanted are in view.
+    founders, spread = first * canvas / seen, math.sqrt(first) * canvas / seen
     if nuclei is None:
         density = model.motion.density[: max(1, len(model.motion.density) - frames + 1)]
         densest = float(density.max()) * DENSITY[1] ** settings.variation
-        # No more than twice the image's area find a free place.
-        first = max(first, min(densest, 2 / model.nucleus_area) * seen)
+        # No more than twice the area find a free place.
+        densest = min(densest, 2 / model.nucleus_area)
+        first, founders = max(first, densest * seen), max(founders, densest * canvas)
+        spread = max(spread, math.sqrt(densest * canvas))
     # A division ends an id and begins two.
     grown = 2 * 2 ** count_cycles(model, frames) - 1
-    few = (first + RARE * math.sqrt(first)) * grown
-    around = canvas / seen
-    many = (first + RARE * (1 + math.sqrt(first))) * around * grown
+    few = (first + RARE / 2 * math.sqrt(first)) * grown
+    many = (founders + RARE * (1 + spread)) * grown
     return min(math.ceil(few), MOST_IDS), min(math.ceil(many), MOST_IDS)
 
 

@@ -111,8 +111,9 @@ def draw_scene(
     with profile_span("labels"):
         while True:
             table = make_cell_table(everyone, frames)
-            seen = draw_labels(table, settings.size)
-            visible = _find_visible_frames(seen, len(everyone))
+            seen, seen_in = draw_labels(table, settings.size)
+            # Row 0 is the background, which has no track.
+            visible = np.pad(seen_in.numpy(), ((1, 0), (0, 0)))
             row_of = {cell.cell.identity: row for row, cell in enumerate(everyone, start=1)}
             parents = {row_of[c.cell.identity]: row_of.get(c.cell.parent, 0) for c in everyone}
             new_of, tracks, old = number_tracks(visible, parents)
@@ -149,13 +150,6 @@ def _keep_out(cells: Sequence[Trajectory], late: Iterable[tuple[int, int]]) -> l
         if count > 0:
             kept.append(cell)
     return kept
-
-
-def _find_visible_frames(seen: Tensor, count: int) -> npt.NDArray[np.bool_]:
-    """Return which cell is seen in which frame; row 0 is the background, ``[count + 1, F]``."""
-    present = torch.zeros(len(seen), count + 1, dtype=torch.bool)
-    present.scatter_(1, seen.flatten(1).long(), True)
-    return present.T.numpy()
 
 
 def _relabel(seen: Tensor, new_of: npt.NDArray[np.int32]) -> Labels:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bvdm_data.clip import annotate_masks
+from bvdm_data.clip import annotate_masks, split_gaps
 
 # Nucleus 1 divides into 2 and 3 in frame 1; 3 is lost in frame 2.
 MASKS = np.array([[[1, 1, 0], [1, 0, 0]], [[2, 0, 3], [0, 0, 3]], [[2, 0, 0], [2, 0, 0]]], np.int32)
@@ -20,6 +20,25 @@ def with_tracks(masks, table):
         "source": torch.tensor(0, dtype=torch.int8),
     }
     return clip | annotate_masks(masks, table, ("masks", "tracks"), max(len(table), 1))
+
+
+SPARSE = {
+    "nothing": [], "from frame 1 on": [1, 2], "until frame 1": [0, 1], "with a gap": [0, 2],
+    "one nucleus": [0, 1, 2],
+}  # fmt: skip
+"""The frames, of three, in which the only nucleus of :func:`make_sparse_clip` is in view."""
+
+
+def make_sparse_clip(kind, shift=0):
+    """Return a clip of three frames [20, 24]; ``shift`` is added to the ids, from 1 on."""
+    masks = np.zeros((3, 20, 24), int)
+    masks[SPARSE[kind], 6:14, 8:17] = 1
+    masks, table, _ = split_gaps(masks, {})
+    table[:, 0] += shift
+    table[:, 3] += shift * (table[:, 3] > 0)
+    clip = with_tracks(np.where(masks, masks + shift, 0), table)
+    clip["video"][:, 0] = 0.1 + 0.5 * (clip["masks"] > 0)
+    return clip | {"flow": torch.zeros(2, 2, 20, 24)}
 
 
 def run_snippet(title, word=""):

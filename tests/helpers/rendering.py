@@ -33,7 +33,7 @@ def is_same(one, other):
 def label(cells, frames, size):
     """Return the identity of the nucleus that is seen at each pixel [F, H, W], as an array."""
     identities = np.array([0, *(cell.cell.identity for cell in cells)], np.int32)
-    return identities[draw_labels(make_cell_table(cells, frames), size).numpy()]
+    return identities[draw_labels(make_cell_table(cells, frames), size)[0].numpy()]
 
 
 def add_up(table, groups, size):
@@ -59,13 +59,13 @@ def light_masked(cells, texture, size):
     rows, at = table.there.nonzero(as_tuple=True)
     group = RenderedPatches(texture[rows, at], rows, at, torch.ones(len(rows)))
     placement = place_patches([(0, table, group)], size, -1.0)
-    mask = (table, draw_labels(table, size))
+    mask = (table, draw_labels(table, size)[0])
     return composite([(group.light, placement)], (texture.shape[1], *size), mask=mask).numpy()
 
 
 def move(cells, frames, size, flow=None):
     """Return displacements [F - 1, 2, H, W], and rows of the nuclei that are seen."""
     table = make_cell_table(cells, frames)
-    seen = draw_labels(table, size)
+    seen, _ = draw_labels(table, size)
     deform = None if flow is None else follow_textures(torch.arange(len(cells)), flow)
     return compute_flow(table, seen, deform).numpy(), seen.numpy()
