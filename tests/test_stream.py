@@ -2,6 +2,7 @@ import copy
 import inspect
 import itertools
 import json
+import multiprocessing
 import pickle
 import signal
 import subprocess
@@ -16,11 +17,10 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from bvdm_data.datasets import stream
+from bvdm_data.datasets import sharding
 from bvdm_data.datasets.ctc_videos import CTCVideos
 from bvdm_data.datasets.mixed import MixedVideos
-from bvdm_data.datasets.sharding import SampleSplit
-from bvdm_data.datasets.stream import SharedEpoch
+from bvdm_data.datasets.sharding import SampleSplit, SharedEpoch
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from tests.helpers import streams
 from tests.helpers.streams import (
@@ -413,6 +413,27 @@ def test_workers_refuse_other_settings(tiny):
         next(iter(other))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_forked_ranks_have_own_epochs():
+    videos = Numbers(length=3)
+    clips = iter(videos)
+    seen = [int(next(clips)["epoch"])]
+
+    def work(results):
+        videos.set_epoch(1)
+        results.put([int(clip["epoch"]) for clip in videos])
+
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+    rank = context.Process(target=work, args=(results,))
+    rank.start()
+    rank.join(20)
+    assert results.get() == [1, 1, 1]
+    assert seen + [int(clip["epoch"]) for clip in clips] == [0, 0, 0]
+    assert videos.state_dict()["start"] == 3
+
+
 def test_shard_comes_from_environment(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert Numbers(length=7).shard == (0, 1)
@@ -432,7 +453,7 @@ def test_shard_comes_from_environment(monkeypatch):
 def test_worker_sets_only_its_epoch(monkeypatch):
     epoch = SharedEpoch()
     epoch.set(3)
-    monkeypatch.setattr(stream, "get_worker_info", lambda: "a worker")
+    monkeypatch.setattr(sharding, "get_worker_info", lambda: "a worker")
     epoch.set(2)
     assert (epoch.number, epoch.requested) == (2, 3)
 

@@ -17,7 +17,7 @@ from bvdm_data.clip import (
     split_gaps,
 )
 from bvdm_data.datasets.ctc import guess_scale, read_sequence
-from bvdm_data.datasets.stream import SharedEpoch
+from bvdm_data.datasets.sharding import SharedEpoch
 from bvdm_data.datasets.tracks import find_visible_parents
 from bvdm_data.datasets.transforms import (
     Transform,

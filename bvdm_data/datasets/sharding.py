@@ -1,4 +1,4 @@
-"""Which process makes which clips: ranks of a distributed job, and the workers of their loaders."""
+"""Which process makes which clips: ranks of a distributed job, the workers of their loaders."""
 
 import itertools
 import os
@@ -6,12 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing import parent_process
 from types import FrameType
-from typing import Any, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex
 
+import torch
 import torch.distributed
 from torch.utils.data import get_worker_info
 from typing_extensions import Self
 
+from bvdm_data.system import isolate
 from bvdm_data.validate import as_int
 
 Shard = tuple[int, int]
@@ -145,6 +147,104 @@ class SampleSplit:
         """Return the number of the clip at this place in the rank's sequence of clips."""
         number = self.start + self.rank + place * self.world_size
         return number if self.length is None else number % self.length
+
+
+class _SharedInt:
+    def __init__(self, place: int) -> None:
+        self.place = place
+
+    def __get__(self, owner: "SharedInts", kind: type) -> int:
+        return int(owner.memory[self.place])
+
+    def __set__(self, owner: "SharedInts", number: int) -> None:
+        owner.detach()
+        owner.memory[self.place] = number
+
+
+class Plan(NamedTuple):
+    """What the main process has asked of the passes that begin now."""
+
+    epoch: int = 0
+    start: int = 0  # clip that the first of them starts with
+    restarts: int = 0  # how often a state was loaded or another epoch was set before
+
+
+class SharedInts:
+    """Whole numbers in shared memory, 0 at first.
+
+    Workers see them change, however they were started (fork, forkserver or spawn). A pickle, a
+    copy, or another process that is no worker has memory of its own, with the same numbers.
+    """
+
+    requested_epoch = _SharedInt(0)  # epoch that the main process has set last
+    restarts = _SharedInt(2)  # how often a state was loaded or another epoch was set
+    claimed_restart = _SharedInt(3)  # the latest of these whose start was used by a loader
+    claimed_by = _SharedInt(4)  # that loader
+    pass_start = _SharedInt(5)  # clip that the latest pass started with
+    in_workers = _SharedInt(6)  # whether workers make the latest pass
+    pass_loader = _SharedInt(7)  # loader whose kept workers began a pass last
+    pass_number = _SharedInt(8)  # number of that pass
+
+    @isolate()
+    def __init__(self) -> None:
+        """Allocate the memory."""
+        self.memory = torch.zeros(12, dtype=torch.int64)
+        self.memory.share_memory_()  # type: ignore[no-untyped-call]
+        self._process = os.getpid()
+
+    def get_plan(self, place: int = 0) -> Plan:
+        """Return the plan of the main process, or the one at another place."""
+        return Plan(*self.memory[place : place + 3].tolist())
+
+    def set_plan(self, plan: Plan, place: int = 0) -> None:
+        """Write a plan."""
+        self.detach()
+        self.memory.numpy()[place : place + 3] = plan
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Share the memory of a copy, unless the copy was made for a worker."""
+        self.__dict__.update(state)
+        if not self.memory.is_shared():  # type: ignore[no-untyped-call]
+            self._allocate()
+
+    def detach(self) -> None:
+        """Leave the memory to the process that made it; ranks that it starts have their own."""
+        if self._process != os.getpid() and get_worker_info() is None:
+            self._allocate()
+
+    @isolate()
+    def _allocate(self) -> None:
+        self.memory = self.memory.clone().share_memory_()  # type: ignore[no-untyped-call]
+        self._process = os.getpid()
+
+
+class SharedEpoch:
+    """Number of an epoch, 0 at first, that also reaches workers that already run.
+
+    A worker that sets it changes only its own, so workers that are ahead do not disturb others.
+    """
+
+    def __init__(self, shared: SharedInts | None = None) -> None:
+        """Start with epoch 0."""
+        self._shared = shared or SharedInts()
+        self._own: int | None = None
+
+    @property
+    def number(self) -> int:
+        """Number of the epoch."""
+        return self.requested if self._own is None else self._own
+
+    @property
+    def requested(self) -> int:
+        """Number of the epoch that the main process has set last."""
+        return self._shared.requested_epoch
+
+    def set(self, number: int) -> None:
+        """Choose the epoch."""
+        if get_worker_info() is None:
+            self._shared.requested_epoch = number
+        else:
+            self._own = number
 
 
 def check_batch_size(batch_size: SupportsIndex | None) -> int | None:

@@ -3,9 +3,8 @@
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, SupportsIndex, TypeVar
+from typing import Any, SupportsIndex, TypeVar
 
-import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from bvdm_data.clip import Clip
@@ -13,101 +12,16 @@ from bvdm_data.datasets.sharding import (
     POSITION_KEYS,
     SPLIT_KEYS,
     DistributedContext,
+    Plan,
     SampleSplit,
+    SharedEpoch,
+    SharedInts,
     check_batch_size,
     check_loader,
     check_settings,
     get_loader_id,
 )
-from bvdm_data.system import isolate
 from bvdm_data.validate import as_int, check_epoch, check_length, check_seed
-
-
-class _SharedInt:
-    def __init__(self, place: int) -> None:
-        self.place = place
-
-    def __get__(self, owner: "SharedInts", kind: type) -> int:
-        return int(owner.memory[self.place])
-
-    def __set__(self, owner: "SharedInts", number: int) -> None:
-        owner.memory[self.place] = number
-
-
-class _Plan(NamedTuple):
-    """What the main process has asked of the passes that begin now."""
-
-    epoch: int = 0
-    start: int = 0  # clip that the first of them starts with
-    restarts: int = 0  # how often a state was loaded or another epoch was set before
-
-
-class SharedInts:
-    """Whole numbers in shared memory, 0 at first.
-
-    Workers see them change, however they were started (fork, forkserver or spawn). A pickle or a
-    copy has memory of its own, with the same numbers.
-    """
-
-    requested_epoch = _SharedInt(0)  # epoch that the main process has set last
-    restarts = _SharedInt(2)  # how often a state was loaded or another epoch was set
-    claimed_restart = _SharedInt(3)  # the latest of these whose start was used by a loader
-    claimed_by = _SharedInt(4)  # that loader
-    pass_start = _SharedInt(5)  # clip that the latest pass started with
-    in_workers = _SharedInt(6)  # whether workers make the latest pass
-    pass_loader = _SharedInt(7)  # loader whose kept workers began a pass last
-    pass_number = _SharedInt(8)  # number of that pass
-
-    @isolate()
-    def __init__(self) -> None:
-        """Allocate the memory."""
-        self.memory = torch.zeros(12, dtype=torch.int64)
-        self.memory.share_memory_()  # type: ignore[no-untyped-call]
-
-    def get_plan(self, place: int = 0) -> _Plan:
-        """Return the plan of the main process, or the one at another place."""
-        return _Plan(*self.memory[place : place + 3].tolist())
-
-    def set_plan(self, plan: _Plan, place: int = 0) -> None:
-        """Write a plan."""
-        self.memory.numpy()[place : place + 3] = plan
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Share the memory of a copy, unless the copy was made for a worker."""
-        self.__dict__.update(state)
-        if not self.memory.is_shared():  # type: ignore[no-untyped-call]
-            with isolate():
-                self.memory = self.memory.clone().share_memory_()  # type: ignore[no-untyped-call]
-
-
-class SharedEpoch:
-    """Number of an epoch, 0 at first, that also reaches workers that already run.
-
-    A worker that sets it changes only its own, so workers that are ahead do not disturb others.
-    """
-
-    def __init__(self, shared: SharedInts | None = None) -> None:
-        """Start with epoch 0."""
-        self._shared = shared or SharedInts()
-        self._own: int | None = None
-
-    @property
-    def number(self) -> int:
-        """Number of the epoch."""
-        return self.requested if self._own is None else self._own
-
-    @property
-    def requested(self) -> int:
-        """Number of the epoch that the main process has set last."""
-        return self._shared.requested_epoch
-
-    def set(self, number: int) -> None:
-        """Choose the epoch."""
-        if get_worker_info() is None:
-            self._shared.requested_epoch = number
-        else:
-            self._own = number
-
 
 Item = TypeVar("Item")
 
@@ -168,7 +82,7 @@ class ClipStream(IterableDataset[Clip]):
         self._epoch = SharedEpoch(self._shared)
         self._pass: SampleSplit | None = None
         self._loaded: SampleSplit | None = None
-        self._plan = _Plan()
+        self._plan = Plan()
         self._restarts_seen = 0
         self._passes = (0, 0)  # loader of this worker, and how many passes of it have begun
         self._later_epoch: int | None = None
@@ -356,7 +270,7 @@ class ClipStream(IterableDataset[Clip]):
             self.set_epoch(self._later_epoch)
         return split
 
-    def _find_plan(self) -> _Plan:
+    def _find_plan(self) -> Plan:
         """Return the plan of a pass of a worker: the same for all workers of the loader.
 
         The first pass has that of the time when the worker was started. Of kept workers, the first
@@ -393,7 +307,7 @@ class ClipStream(IterableDataset[Clip]):
 
     def _restart_at(self, number: int) -> None:
         self._pass = None
-        self._plan = _Plan(self._epoch.requested, number, self._plan.restarts + 1)
+        self._plan = Plan(self._epoch.requested, number, self._plan.restarts + 1)
         self._shared.set_plan(self._plan)
         self._shared.pass_start = number
         self._shared.in_workers = 0
