@@ -60,10 +60,11 @@ def apply_transform(
     )
 
     index = int(clip["index"])
+    latest: dict[type, torch.Tensor] = {}
     try:
         with _fork_random_states(seed, epoch, index, clip["video"].device):
             sample = add_probe_planes(clip)
-            latest = sample[PIXELS].latest if PIXELS in sample else {}
+            latest = sample[PIXELS].latest if PIXELS in sample else latest
             result = transform(sample)
             if result is None:
                 raise TypeError("it must return the clip, got None; end it with return clip")
@@ -77,6 +78,8 @@ def apply_transform(
             f"videos.set_epoch({epoch}); videos.clip({index}); set videos.transform = None first "
             "to see it untransformed"
         ) from error
+    finally:
+        latest.clear()  # the planes refer to it, and it to them
     if isinstance(result, Mapping) and annotations is not None and "masks" not in annotations:
         result = {key: value for key, value in result.items() if key != "masks"}
     return cast(Clip, result)
