@@ -677,5 +677,5 @@ def test_scaling_measures_both_formats(tmp_path, monkeypatch):
     for one in found["stored"].values():
         assert min(one.values()) > 0
     assert found["stored"]["zarr, compressed"]["bytes"] < found["stored"]["zarr"]["bytes"]
-    rows = scaling.videos_of("tiny").max_cells
-    assert found["stored"]["webdataset"]["bytes"] > found["bytes"] == 2 * 64 * 64 * 4 + rows * 16 + 9
+    table = scaling.videos_of("tiny").max_cells * 16
+    assert found["stored"]["webdataset"]["bytes"] > found["bytes"] == 2 * 64 * 64 * 4 + table + 9
