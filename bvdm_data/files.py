@@ -256,7 +256,7 @@ def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
 
 def describe_damage(path: Path, why: object) -> str:
     """Return the message for a damaged manifest or other JSON."""
-    return f"{path} is damaged ({cut_words(str(why))}); give another folder, or remove this file"
+    return f"{path} is damaged ({cut_words(str(why))}); remove this file, or give another folder"
 
 
 def cut_words(words: str, most: int = 500) -> str:
