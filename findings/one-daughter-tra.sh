@@ -2,7 +2,8 @@
 # What: TRA of py-ctcmetrics and of traccuracy where truth and result hold the same cells, but one
 #       of them keeps a cell as one track and the other splits it in two: a parent with a single
 #       daughter, frame after frame, as gap closing and hand editing leave them.
-# Guess: the two implement the same measure, so TRA, LNK and AOGM are the same number.
+# Guess (taken for granted, not written down): the two implement the same measure, so TRA, LNK
+#       and AOGM are the same number.
 # Seen: py-ctcmetrics counts a link of the wrong kind, as the measure is defined: AOGM 1,
 #       TRA .985, LNK .867. traccuracy sees one unbroken line in both: no edge of wrong
 #       semantics, AOGM 0, TRA 1.

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What: a clip of uint8 or uint16 masks (frames, y, x) written with tifffile.imwrite without
 #       further words, for clips of 2, 3, 4 and 5 frames.
-# Guess: one page a frame, whatever the number of frames; read back with the same axes.
+# Guess (taken for granted, not written down): one page a frame, whatever the number of frames;
+#       read back with the same axes.
 # Seen: a page a frame for 2 and 5 frames; clips of 3 and 4 frames of uint8 become one page, an RGB
 #       picture with the frames as its colours (axes SYX in place of QYX). uint16 does the same.
 #       The array comes back whole, so a round trip in Python does not show it.
