@@ -2,8 +2,8 @@
 # What: geff's converter from TrackMate XML, on a film with a frame every 10 minutes and a link
 #       across a frame without a spot: which number of a spot becomes the time axis of the graph?
 # Guess: FRAME, the whole number that says which image a spot is in.
-# Seen: POSITION_T, the time in the units of the file: 0, 10, 30 min as floats. display_time names it
-#       too. The axis has neither scale nor step, so frames cannot be got back from it; they are
+# Seen: POSITION_T, the time in the units of the file: 0, 10, 30 min as floats. display_time names
+#       it too. The axis has neither scale nor step, so frames cannot be got back from it; they are
 #       left as the plain property FRAME.
 # For cell video: a GEFF of a CTC folder counts frames, one of TrackMate minutes. A reader that
 #       indexes masks with the time axis, or calls edges of more than 1 a gap, takes each link of

@@ -45,7 +45,8 @@ assert message and "cast" in message, message
 
 lazy = imread("masks/mask*.tif")
 stack, alone = lazy.compute(), lazy[1].compute()
-print("dask: type", lazy.dtype, "| ids of the stack", np.unique(stack), "| of frame 1", np.unique(alone))
+print("dask: type", lazy.dtype, "| ids of the stack", np.unique(stack), end=" ")
+print("| of frame 1", np.unique(alone))
 assert lazy.dtype == np.uint8 and alone.max() == 700 and stack.max() == 700 % 256
 
 try:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What: a GEFF with its label masks whose time axis counts minutes (0, 10, 20, 30) instead of frames,
+# What: a GEFF with its label masks whose time axis counts minutes (0, 10, 20, 30) and not frames,
 #       read by traccuracy and scored against itself with each of its three usual matchers.
 # Guess: frames are put in order by time, masks by index, and the score is 1.
 # Seen: the time is taken for the index of the mask. IOUMatcher scores TRA .157, without an error:
