@@ -283,7 +283,7 @@ def test_a_full_disk_is_one_line(run, tiny_model, tmp_path, monkeypatch):
 STOPPED = {
     "shards": ["--workers", 2, "--clips", 9000, "--clips-per-shard", 3000],
     "preview": ["--workers", 1, "--clips", 9000],
-    "export": ["--frames", 500],
+    "export": ["--frames", 40, "--sequences", 90],
 }
 
 

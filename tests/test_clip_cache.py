@@ -99,7 +99,7 @@ def test_bad_clips_are_refused(source, tmp_path):
     (cached.folder / "settings.json").write_text('{"frames": 3}')
     with pytest.raises(
         ValueError,
-        match=r"settings\.json is damaged \(it must hold \{\}\); give another folder, or remove",
+        match=r"settings\.json is damaged \(it must hold \{\}\); remove",
     ):
         cache(source, 1, tmp_path)
     (cached.folder / "settings.json").unlink()
