@@ -158,6 +158,9 @@ def test_scraps_are_the_others():
         labels = label([bar, path(2, [(middle, 45)], 10.0)], 1, SIZE)[0]
         assert (labels[37:] == 2).sum() == cap
         assert (labels == 1).sum() > 100
+    # Parts that are small alone, and enough together, stay.
+    labels = label([bar, path(2, [(35.5, 45)], ellipses([(7.5, 2.0)]))], 1, SIZE)[0]
+    assert [(part == 2).sum() for part in (labels[:35], labels[36:])] == [5, 8]
 
 
 # Light that adds up

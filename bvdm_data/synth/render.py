@@ -194,10 +194,10 @@ def _count_pixels(seen: Int[Tensor, "F H W"], count: int) -> Int[Tensor, "N F"]:
 def _remove_scraps(near: npt.NDArray[np.int32], cell: int) -> None:
     """Give small parts of a cell that others cut off to those; changes its surroundings."""
     parts, count = ndimage.label(near == cell, np.ones((3, 3)))
-    if count < 2:
-        return
     sizes = np.bincount(parts.ravel())[1:]
-    for part in 1 + np.flatnonzero((sizes < LEAST_PIXELS) & (sizes < sizes.max())):
+    if count < 2 or sizes.max() < LEAST_PIXELS:  # the latter are enough together
+        return
+    for part in 1 + np.flatnonzero(sizes < LEAST_PIXELS):
         scrap = parts == part
         around = near[ndimage.binary_dilation(scrap, np.ones((3, 3))) & ~scrap]
         near[scrap] = np.bincount(around[around > 0], minlength=1).argmax()
