@@ -103,6 +103,13 @@ LIGHT = {
     "erased with noise": v2.RandomErasing(p=1, value="random"),
     "much erased": v2.RandomErasing(p=1, scale=(0.6, 0.9), value=1),
     "cut out": v2.Compose([v2.RandomErasing(p=1, value=1)] * 6),
+    "erased in noise": v2.Compose(
+        [v2.RandomInvert(1.0), v2.GaussianNoise(sigma=0.2), v2.RandomErasing(1.0)]
+    ),
+    "debris": v2.Lambda(
+        lambda video: 0.3 * video + 3 * F.resize(torch.rand(1, 20, 25) ** 8, [256, 256]),
+        tv_tensors.Video,
+    ),
     "channels": v2.Lambda(
         lambda video: video.repeat(1, 3, 1, 1) * torch.rand(3, 1, 1), tv_tensors.Video
     ),
@@ -129,6 +136,7 @@ LIGHT = {
 LIGHT_MOVES = {
     "shift": lambda video: video.roll(2, -1),
     "larger shift": lambda video: video.roll((3, 4), (-2, -1)),
+    "shift by a radius": lambda video: video.roll(9, -1),
     "far shift": lambda video: video.roll(60, -1),
     "flip": lambda video: video.flip(-1),
     "quarter turn": lambda video: video.rot90(1, (-2, -1)),
@@ -142,6 +150,7 @@ LIGHT_MOVES = {
     "crop": v2.RandomResizedCrop(256, scale=(0.3, 0.6)),
     "kornia": lambda video: kornia_video(augmentation.RandomHorizontalFlip(p=1))(video),
     "in place": lambda video: video.copy_(video.flip(-1)),
+    "middle frame": lambda video: torch.stack([video[0], video[1].roll(15, -1), video[2]]),
 }
 
 

@@ -6,13 +6,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, max_pool2d
+from torch.nn.functional import affine_grid, avg_pool2d, grid_sample, max_pool2d
+from torchvision.transforms.v2.functional import rotate
 
 LEAST_SHIFT = 1.5
 """Shift of the light in pixels that is found; blur in one direction moves it less (our choice)."""
 
 FEW_NUCLEI = 8
 """Clips with fewer nuclei say too little (our choice)."""
+
+_ZOOMS = [*itertools.product((1.2, 1.35, 1.5, 1.7), repeat=2), *((z, z) for z in (0.6, 0.75, 0.9))]
+"""Factors on height and width by which light that is not found is looked for (our choice)."""
 
 _Sums = npt.NDArray[np.float64]
 
@@ -21,8 +25,8 @@ def has_light_moved(before: Tensor, after: Tensor, masks: Tensor) -> bool:
     """Return whether the light that was under the masks is elsewhere; frames ``[n, H, W]`` each.
 
     Around each nucleus the light after is fitted by the light before and its slopes, which tell a
-    shift. It has moved if shifts of one affine map explain what is seen, or if no nucleus is where
-    it was while spots as uneven as before are in view.
+    small shift. It has moved if shifts of one affine map explain what is seen, or if the nuclei of
+    a frame are not where they were, and the frame is found again in another place.
     """
     if min(masks.shape[-2:]) < 32 or not masks.any():
         return False
@@ -30,26 +34,30 @@ def has_light_moved(before: Tensor, after: Tensor, masks: Tensor) -> bool:
     if old.std() < 1e-6 or new.std() < 1e-6:
         return False
     old, new = ((light - light.mean()) / light.std() for light in (old, new))
-    sums, ids = _sum_around_nuclei(old, new, masks)
+    sums, ids, frames = _sum_around_nuclei(old, new, masks)
     fits = [np.linalg.solve(sums[:, :n, :n] + 1e-9 * np.eye(n), sums[:, :n, 6:]) for n in (3, 6)]
     plain, full = (sums[:, 6, 6] - (fit * sums[:, : fit.shape[1], 6:]).sum((1, 2)) for fit in fits)
     lit = plain > 1e-6 * sums[:, 0, 0]
-    sums, ids, shift = sums[lit], ids[lit], 2 * fits[1][lit, 4:, 0]
+    sums, ids, frames, shift = sums[lit], ids[lit], frames[lit], 2 * fits[1][lit, 4:, 0]
     if len({*ids}) < FEW_NUCLEI or lit.mean() < 0.5:
         return False
     known = full[lit] < 0.4 * plain[lit]
     gain = fits[1][lit, 3]
     shift = shift / np.where(gain == 0, 1e-9, gain)
     stays = known & (np.hypot(*shift.T) < 1)
-    if len({*ids[known]}) >= 6 and known.mean() > 0.4 and stays.mean() < 0.25:
-        return _follow_one_map(sums[known, 0, :3] / sums[known, 0, :1], shift[known])
-    return bool(stays.mean() < 0.05) and _are_spots_elsewhere(old, new)
+    if (
+        len({*ids[known]}) >= 6 and known.mean() > 0.4 and stays.mean() < 0.25
+        and _follow_one_map(sums[known, 0, :3] / sums[known, 0, :1], shift[known])
+    ):  # fmt: skip
+        return True
+    gone = [at for at in range(len(old)) if stays[frames == at].sum() < (frames == at).sum() / 2]
+    return any(_is_found_elsewhere(old[at], new[at], at == gone[0]) for at in gone)
 
 
 def _sum_around_nuclei(
     old: Tensor, new: Tensor, masks: Tensor
-) -> tuple[_Sums, npt.NDArray[np.int64]]:
-    """Return sums of products of what is fitted, ``[nuclei, 7, 7]``, and the id of each."""
+) -> tuple[_Sums, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return sums of products of what is fitted, ``[nuclei, 7, 7]``; id and frame of each."""
     near = max_pool2d(masks.float()[:, None], 2)
     near = max_pool2d(near, 7, 1, 3)[:, 0].long()
     inside = torch.zeros_like(near, dtype=torch.bool)
@@ -65,7 +73,7 @@ def _sum_around_nuclei(
     for i, j in itertools.combinations_with_replacement(range(7), 2):
         sums[:, i, j] = sums[:, j, i] = np.bincount(keys, columns[i] * columns[j], len(sums))
     large = np.flatnonzero(sums[:, 0, 0] >= 30)
-    return sums[large], large % top
+    return sums[large], large % top, large // top
 
 
 def _follow_one_map(places: _Sums, shifts: _Sums) -> bool:
@@ -76,22 +84,69 @@ def _follow_one_map(places: _Sums, shifts: _Sums) -> bool:
     return bool(size >= LEAST_SHIFT and rest < 0.2 * size)
 
 
-def _are_spots_elsewhere(old: Tensor, new: Tensor) -> bool:
-    """Return whether light as uneven as before, at the scale of nuclei, lies in other places."""
-    cells = max_pool2d(torch.stack([new, -new]), 4).sum(0) > 1e-6  # not of one value
-    share = avg_pool2d(cells.float(), 5, 1, 2).clamp(min=1e-6)
-    spots = []
-    for light in (old, new):
-        mean = avg_pool2d(light, 4)
-        spots.append((mean - avg_pool2d(mean * cells, 5, 1, 2) / share)[cells].double().numpy())
-    if len(spots[0]) < 20:
-        return False
-    spots = [spot - spot.mean() for spot in spots]
-    widths = [max(spot.std(), 1e-9) for spot in spots]
-    skews = [abs((spot**3).mean()) / width**3 for spot, width in zip(spots, widths, strict=True)]
-    clipped = [np.clip(spot, *np.quantile(spot, (0.02, 0.98))) for spot in spots]
-    if min(spot.std() for spot in clipped) < 1e-9:
-        return False
-    likeness = abs(np.corrcoef(*clipped)[0, 1])
-    is_alike = widths[1] > 0.4 * widths[0] and skews[1] > 0.4 * skews[0] > 0.4
-    return bool(likeness < 0.2 and is_alike)
+def _is_found_elsewhere(old: Tensor, new: Tensor, thorough: bool) -> bool:
+    """Return whether the light of a frame is found again in another place, better than in its own.
+
+    The frame may be shifted, flipped or turned as a whole, or its parts shifted by an affine map.
+    """
+    old, new = (light - _blur(light) for light in (old, new))
+    here, shift = _match(old, new)
+    if shift.any():
+        return True
+    turned = [old.flip(-1), old.flip(-2), old.flip(-1, -2)]
+    if old.shape[0] == old.shape[1]:
+        turned += [one.T for one in (old, *turned)]
+    if here < 0.5 and thorough:
+        turned += [rotate(old[None], angle)[0] for angle in range(-170, 180, 10) if angle % 90]
+        turned += [_zoom(old, *factors) for factors in _ZOOMS]
+    if max(float(_correlate(one, new).abs().max()) for one in turned) > max(0.5, here + 0.2):
+        return True
+    places, shifts = [], []
+    tall, wide = (side // 2 for side in old.shape)
+    for y, x in itertools.product(range(3), repeat=2):
+        part = (
+            ...,
+            slice(y * tall // 2, y * tall // 2 + tall),
+            slice(x * wide // 2, x * wide // 2 + wide),
+        )
+        best, shift = _match(old[part], new[part])
+        if best > 0.5:
+            places.append((1, y, x))
+            shifts.append(shift)
+    moved = [shift.any() for shift in shifts]
+    return sum(moved) >= max(4, len(moved) / 2) and _follow_one_map(
+        np.array(places, float), 2 * np.array(shifts, float)
+    )
+
+
+def _zoom(light: Tensor, tall: float, wide: float) -> Tensor:
+    """Enlarge a frame around its middle."""
+    matrix = torch.tensor([[1 / wide, 0, 0], [0, 1 / tall, 0]])[None]
+    grid = affine_grid(matrix, [1, 1, *light.shape], align_corners=False)
+    return grid_sample(light[None, None], grid, align_corners=False)[0, 0]
+
+
+def _blur(light: Tensor) -> Tensor:
+    return avg_pool2d(light[None, None], 17, 1, 8, count_include_pad=False)[0, 0]
+
+
+def _correlate(old: Tensor, new: Tensor) -> Tensor:
+    """Return the correlation of a frame with all shifts of another, ``[H, W]``."""
+    product = torch.fft.rfft2(new) * torch.fft.rfft2(old).conj()
+    size = (old.norm() * new.norm()).clamp(min=1e-9)
+    return torch.fft.irfft2(product, s=old.shape) / size
+
+
+def _match(old: Tensor, new: Tensor) -> tuple[float, npt.NDArray[np.int64]]:
+    """Return the correlation of two frames, and their shift where one fits clearly better."""
+    found = _correlate(old, new).abs()
+    near = (slice(-1, None), slice(0, 2))
+    here = max(float(found[rows, columns].max()) for rows, columns in itertools.product(near, near))
+    best = float(found.max())
+    if best < max(0.5, here + 0.12):
+        return here, np.zeros(2, np.int64)
+    height, width = old.shape
+    y, x = divmod(int(found.argmax()), width)
+    return best, np.array(
+        [(y + height // 2) % height - height // 2, (x + width // 2) % width - width // 2]
+    )
