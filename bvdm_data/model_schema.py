@@ -105,7 +105,7 @@ def _check_kind(name: str, found: Tensor, kind: str, shape: list[str]) -> None:
 _ANY, _POSITIVE, _NOT_NEGATIVE = Rule(float), Rule(float, above=0), Rule(float, least=0)
 _SHARE, _LOG = Rule(float, least=0, most=1), Rule(float, least=-20, most=20)
 _LOG_SPREAD, _LENGTH = Rule(float, least=0, most=20), Rule(float, least=0, most=10_000)
-_GREY, _GREY_SPREAD = Rule(float, least=-10, most=10), Rule(float, least=0, most=10)
+_GREY, _GREY_SPREAD = Rule(float, least=-10, most=10), Rule(float, least=0, most=1)
 _STAGES, _FRAMES = len(STAGES), Rule(float, least=0, most=1000)
 _AREAS = _Table("Q", Rule(float, above=0, most=1e6), rising=True)
 _AREA_RATIO, _AREA_SPREAD = Rule(float, above=0, most=100), Rule(float, least=0, most=3)
@@ -141,11 +141,11 @@ _SCHEMA: Mapping[str, Mapping[str, Rule | _Table]] = {
         "size": _Table("2", _AREA_SPREAD, _SHARE),
         "pro_metaphase_frames": _Table("m 3", _FRAMES),
         "ana_telophase_frames": _Table("n 2", _FRAMES),
-        "minutes": _POSITIVE,
+        "minutes": Rule(float, least=1e-3, most=1e6),
     },
     "motion": {
         "step": _Table("2", _LENGTH, _POSITIVE),
-        "rotation": _NOT_NEGATIVE,
+        "rotation": Rule(float, least=0, most=math.pi),
         "separation": _Table("2", _LOG, _LOG_SPREAD),
         "density": _Table("f", Rule(float, least=0, most=0.05)),
         "speed": _Table("5", _LENGTH, _LOG_SPREAD, _SHARE, _NOT_NEGATIVE, _POSITIVE),

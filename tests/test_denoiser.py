@@ -37,7 +37,7 @@ from tests.helpers.denoisers import (
 def test_config_refuses_impossible_sizes():
     for config, changes, words in [
         (DenoiserConfig, {"patch": 8}, "patch must be a multiple of 8 from 16 on, got 8"),
-        (DenoiserConfig, {"floor": math.nan}, "floor must be above 0, got nan"),
+        (DenoiserConfig, {"floor": math.nan}, "floor must be above 0 and at most 1, got nan"),
         (DenoiserConfig, {"channels": (16, 16)}, r"three multiples of 16, got \(16, 16\)"),
         (DenoiserConfig, {"channels": (8, 12, 8)}, r"three multiples of 16, got \(8, 12, 8\)"),
         (DenoiserConfig, {"middle": 0}, "middle must be at least 1, got 0"),

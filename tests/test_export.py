@@ -150,11 +150,13 @@ def test_spoilt_sequence_is_refused(copy, whole, tiny_model):
         write(copy, tiny_model)
     for name in ("01", "01_GT"):
         shutil.rmtree(copy / name)
-    (copy / "02/t001.tif").write_bytes(bytes(9))
-    with pytest.raises(ValueError, match=r"sequence 02 of .*its files have other sizes"):
+    (copy / "02/t001.tif").write_bytes(bytes((copy / "02/t001.tif").stat().st_size))
+    with pytest.raises(ValueError, match=r"sequence 02 of .*a file is another one"):
         write(copy, tiny_model)
-    for name in ("02", "02_GT"):
-        shutil.rmtree(copy / name)
+    shutil.rmtree(copy / "02")
+    with pytest.raises(ValueError, match=r"02 of .*\(02 is missing\); remove 02 and 02_GT"):
+        write(copy, tiny_model)
+    shutil.rmtree(copy / "02_GT")
     assert write(copy, tiny_model) == ["01", "02"]
     assert read_files(copy) == read_files(whole)
 

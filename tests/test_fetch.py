@@ -148,6 +148,13 @@ def test_fetch_checks_the_known_hash(server, tmp_path):
     digest = hashlib.sha256(server["body"]).hexdigest()
     assert fetch_tiny(server, tmp_path, known_hash=digest.upper()).is_dir()
     assert (tmp_path / "tiny.zip.sha256").read_text().strip() == digest
+    with pytest.raises(ValueError, match=rf"known_hash={'0' * 64}, but tiny.zip.sha256 says .*rem"):
+        fetch_tiny(server, tmp_path, known_hash="0" * 64)
+
+
+def test_empty_folder_is_filled(server, tmp_path):
+    (tmp_path / "tiny").mkdir()
+    assert (fetch_tiny(server, tmp_path) / "01" / "t003.tif").is_file()
 
 
 def test_changed_archive_is_refused(server, tmp_path):

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
+from torchvision.transforms import v2
 
 from bvdm_data.datasets import sharding
 from bvdm_data.datasets.ctc_videos import CTCVideos
@@ -394,6 +395,11 @@ def test_state_of_other_settings_is_refused(tiny):
         ({"model": "hela"}, {}, "model=[0-9a-f]{64}, got model=[0-9a-f]{64}"),
         (fast, {}, r"method=ProceduralSettings\(.*got method=FastSettings"),
         ({"transform": dict}, {}, "transform=NoneType, got transform=dict"),
+        (
+            {"transform": v2.Compose([v2.RandomRotation(90)])},
+            {"transform": v2.Compose([v2.RandomRotation(5)])},
+            r"degrees=\[-5.0, 5.0\].*, got transform=Compose\( RandomRotation\(degrees=\[-90.0",
+        ),
         ({**fast, "pool": True}, fast, "pool=None, got pool=PoolSettings"),
         ({**fast, "pool": True}, {**fast, "pool": True, "length": 5}, "length=5, got length=None"),
     ]:

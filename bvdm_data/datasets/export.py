@@ -42,7 +42,7 @@ def export(
 
     Each sequence is written whole or not at all. A second call with the same arguments continues
     where a killed one stopped, and the files are the same. It checks that the sequences that are
-    there have all their files, of the same sizes as they were written with.
+    there have all their files, as they were written.
     """
     number = as_int("sequences", sequences, least=1)
     if number > MAX_SEQUENCES:
@@ -111,16 +111,18 @@ def _check_sequences(
     found = dict(signs)
     for name in (f"{index + 1:02d}" for index in range(number)):
         if not (folder / name).exists():
+            if (folder / f"{name}_GT").exists():
+                raise ValueError(_describe_spoilt(folder, name, f"{name} is missing"))
             found.pop(name, None)
             continue
         sign = _sign_sequence(folder, name, frames)
         if found.setdefault(name, sign) != sign:
-            raise ValueError(_describe_spoilt(folder, name, "its files have other sizes"))
+            raise ValueError(_describe_spoilt(folder, name, "a file is another one"))
     return found
 
 
 def _sign_sequence(folder: Path, name: str, frames: int) -> str:
-    """Return a SHA-256 of the sizes of the files of a sequence; refuse one without all of them."""
+    """Return a SHA-256 of the files of a sequence; refuse one without all of them."""
     digits = max(3, len(str(frames - 1)))
     starts = (f"{name}/t", f"{name}_GT/SEG/man_seg", f"{name}_GT/TRA/man_track")
     names = [f"{start}{i:0{digits}d}.tif" for start in starts for i in range(frames)]
@@ -129,8 +131,10 @@ def _sign_sequence(folder: Path, name: str, frames: int) -> str:
     if missing:
         why = f"it lacks {len(missing)} files: {cut_words(', '.join(missing[:5]))}"
         raise ValueError(_describe_spoilt(folder, name, why))
-    sizes = " ".join(str(path.stat().st_size) for path in paths)
-    return hashlib.sha256(sizes.encode()).hexdigest()
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def _describe_spoilt(folder: Path, name: str, why: str) -> str:

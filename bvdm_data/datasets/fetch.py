@@ -78,6 +78,8 @@ def fetch(
     stored = name if split == "training" else f"{name}-test"
     folder = Path(directory).expanduser()
     archive, target = folder / f"{stored}.zip", folder / stored
+    if target.is_dir() and not any(target.iterdir()):
+        target.rmdir()
     if not target.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f".{stored}.lock"):
@@ -87,6 +89,13 @@ def fetch(
                 _unpack(archive, name, target)
                 with open_atomic(_find_note(archive)) as temporary:
                     temporary.write_text(f"{_hash(archive)}\n")
+    note = _find_note(archive)
+    found = note.read_text().strip() if note.is_file() else None
+    if known_hash is not None and found != known_hash.lower():
+        raise ValueError(
+            f"{target} must be of an archive with known_hash={known_hash}, but {note.name} says "
+            f"{found}; remove {target} and {archive.name}, or leave known_hash out"
+        )
     _check_whole(archive, name, target)
     return target
 

@@ -104,16 +104,13 @@ def _is_found_elsewhere(old: Tensor, new: Tensor, thorough: bool) -> bool:
     places, shifts = [], []
     tall, wide = (side // 2 for side in old.shape)
     for y, x in itertools.product(range(3), repeat=2):
-        part = (
-            ...,
-            slice(y * tall // 2, y * tall // 2 + tall),
-            slice(x * wide // 2, x * wide // 2 + wide),
-        )
+        top, left = y * tall // 2, x * wide // 2
+        part = slice(top, top + tall), slice(left, left + wide)
         best, shift = _match(old[part], new[part])
         if best > 0.5:
             places.append((1, y, x))
             shifts.append(shift)
-    moved = [shift.any() for shift in shifts]
+    moved = [bool(shift.any()) for shift in shifts]
     return sum(moved) >= max(4, len(moved) / 2) and _follow_one_map(
         np.array(places, float), 2 * np.array(shifts, float)
     )
@@ -123,11 +120,13 @@ def _zoom(light: Tensor, tall: float, wide: float) -> Tensor:
     """Enlarge a frame around its middle."""
     matrix = torch.tensor([[1 / wide, 0, 0], [0, 1 / tall, 0]])[None]
     grid = affine_grid(matrix, [1, 1, *light.shape], align_corners=False)
-    return grid_sample(light[None, None], grid, align_corners=False)[0, 0]
+    zoomed: Tensor = grid_sample(light[None, None], grid, align_corners=False)
+    return zoomed[0, 0]
 
 
 def _blur(light: Tensor) -> Tensor:
-    return avg_pool2d(light[None, None], 17, 1, 8, count_include_pad=False)[0, 0]
+    blurred: Tensor = avg_pool2d(light[None, None], 17, 1, 8, count_include_pad=False)
+    return blurred[0, 0]
 
 
 def _correlate(old: Tensor, new: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """A user's transform, applied to a finished clip."""
 
 import random
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
@@ -30,7 +31,9 @@ def list_required_keys(
 
 
 def name_transform(transform: Transform | None) -> str:
-    """Return the name of a function or class; what it does in detail has no name."""
+    """Return how a module describes itself, or the name of a function, which says nothing more."""
+    if isinstance(transform, torch.nn.Module):
+        return re.sub(r" at 0x[0-9a-f]+", "", " ".join(repr(transform).split()))
     return getattr(transform, "__qualname__", type(transform).__qualname__)
 
 

@@ -37,7 +37,7 @@ def check_network_config(config: Any, *, multiple: int, embedding: str, even: bo
         side = getattr(config, name, 16)
         if side < 16 or side % 8:
             raise ValueError(f"{name} must be a multiple of 8 from 16 on, got {side}")
-    Rule(float, above=0).check("floor", getattr(config, "floor", 1))
+    Rule(float, above=0, most=1).check("floor", getattr(config, "floor", 1))
     for number in config.channels:
         Rule(int, most=4096).check("channels", number)
     if len(config.channels) != 3 or any(c < 1 or c % multiple for c in config.channels):
