@@ -133,7 +133,8 @@ def _correlate(old: Tensor, new: Tensor) -> Tensor:
     """Return the correlation of a frame with all shifts of another, ``[H, W]``."""
     product = torch.fft.rfft2(new) * torch.fft.rfft2(old).conj()
     size = (old.norm() * new.norm()).clamp(min=1e-9)
-    return torch.fft.irfft2(product, s=old.shape) / size
+    found: Tensor = torch.fft.irfft2(product, s=old.shape) / size
+    return found
 
 
 def _match(old: Tensor, new: Tensor) -> tuple[float, npt.NDArray[np.int64]]:
