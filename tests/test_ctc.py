@@ -77,6 +77,10 @@ def test_sequence_survives_writing_and_pickle(tiny_ctc, tiny_video):
 
 def test_auto_truth_prefers_silver_then_complete(copy):
     assert read_sequence(copy, "01").truth == "GT"
+    (copy / "01_ST/SEG").mkdir(parents=True)
+    shutil.copy(copy / "01_GT/SEG/man_seg004.tif", copy / "01_ST/SEG")
+    assert read_sequence(copy, "01").truth == "GT"  # the silver truth is of one frame
+    shutil.rmtree(copy / "01_ST")
     (copy / "01_GT/SEG/man_seg004.tif").unlink()
     assert read_sequence(copy, "01").truth == "TRA"
     shutil.copytree(copy / "01_GT/SEG", copy / "01_ST/SEG")

@@ -352,9 +352,9 @@ def read_sequence(root: str | Path, sequence: str, truth: str | None = "auto") -
         sequence: Name of the video's folder, for example ``"01"``.
         truth: Where the masks come from. ``"ST"``: silver truth; ``"GT"``: gold truth, often of a
             few frames only; ``"TRA"``: masks of the tracking truth, which are whole nuclei in some
-            data sets and mere markers in others; None: no masks. ``"auto"``: the silver truth where
-            there is one, else the gold truth where it covers all frames, else the tracking
-            truth, else the gold truth of some frames.
+            data sets and mere markers in others; None: no masks. ``"auto"``: the silver truth or
+            else the gold truth, where it covers all frames; else the first that is there of
+            silver truth, tracking truth and gold truth.
 
     Returns:
         The sequence; no image but the header of the first frame has been read.
@@ -376,8 +376,8 @@ def read_sequence(root: str | Path, sequence: str, truth: str | None = "auto") -
     masks = find_masks(folder, sequence, frames, truth)
     source = truth
     if truth == "auto":
-        complete = ["GT"] if masks["GT"].keys() == frames.keys() else []
-        source = next((one for one in ("ST", *complete, "TRA", "GT") if masks[one]), None)
+        complete = [one for one in ("ST", "GT") if masks[one].keys() == frames.keys()]
+        source = next((one for one in (*complete, "ST", "TRA", "GT") if masks[one]), None)
     names = masks[source] if source else {}
     if truth is not None and not names:
         raise FileNotFoundError(
