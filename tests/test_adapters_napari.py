@@ -1,5 +1,6 @@
 import importlib
 import importlib.metadata
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,7 @@ def test_napari_keeps_untracked_masks(tiny_video, tmp_path):
     counts, masks, tracks = tiny_video
     root = tmp_path / "data"
     write_sequence(root, "01", counts, masks, tracks)
+    shutil.rmtree(root / "01_GT/SEG")
     silver = masks[0].copy()
     silver[2:8, 2:8] = 9
     (root / "01_ST" / "SEG").mkdir(parents=True)
