@@ -78,12 +78,12 @@ def fetch(
     stored = name if split == "training" else f"{name}-test"
     folder = Path(directory).expanduser()
     archive, target = folder / f"{stored}.zip", folder / stored
-    if target.is_dir() and not any(target.iterdir()):
-        target.rmdir()
-    if not target.is_dir():
+    if not _is_filled(target):
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f".{stored}.lock"):
-            if not target.is_dir():
+            if not _is_filled(target):
+                if target.is_dir():
+                    target.rmdir()
                 address = url or f"{ADDRESS}/{split}-datasets/{name}.zip"
                 _download(address, archive, known_hash, progress)
                 _unpack(archive, name, target)
@@ -98,6 +98,10 @@ def fetch(
         )
     _check_whole(archive, name, target)
     return target
+
+
+def _is_filled(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
 
 
 def _find_note(archive: Path) -> Path:
