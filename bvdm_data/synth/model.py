@@ -136,7 +136,7 @@ class Variation:
 
 
 @dataclass(frozen=True)
-class Relighting:
+class ToneCurve:
     """What a clip makes of the light of nuclei."""
 
     brightness: float  # factor on all
@@ -159,7 +159,7 @@ class RandomisedModel:
     motion: MotionModel  # density, crowding, steps
     camera: CameraModel  # noise
     size: float  # factor on lengths of nuclei, which shapes, lives and motion have already
-    relighting: Relighting  # of nuclei, which lives have already
+    tone: ToneCurve  # which lives have already
     contact: float  # share of the founders that touch another
     blur: float  # standard deviation of an extra Gaussian blur of all light, px
 
@@ -177,14 +177,14 @@ def randomise_model(model: Model, amounts: Variation, rng: np.random.Generator) 
     room = np.exp(-amounts.contact * rng.uniform(0, SPACING))
     contact = amounts.contact * rng.uniform(0, CONTACT)
     median = float(np.median(lives.brightness))
-    relighting = Relighting(float(brightness), contrast, median, FAINT * camera.noise)
+    tone = ToneCurve(float(brightness), contrast, median, FAINT * camera.noise)
     return RandomisedModel(
         shapes=replace(shapes, mean=size * shapes.mean, modes=size * shapes.modes),
         lives=replace(
             lives,
             mother_area=size**2 * lives.mother_area,
             adult_area=size**2 * lives.adult_area,
-            brightness=relighting.compute_gain(lives.brightness) * lives.brightness,
+            brightness=tone.compute_gain(lives.brightness) * lives.brightness,
         ),
         motion=replace(
             motion,
@@ -197,7 +197,7 @@ def randomise_model(model: Model, amounts: Variation, rng: np.random.Generator) 
         ),
         camera=replace(camera, noise=float(noise) * camera.noise),
         size=size,
-        relighting=relighting,
+        tone=tone,
         contact=float(contact),
         blur=float(blur),
     )

@@ -106,7 +106,7 @@ def draw_scene(
     if pool is not None:
         bank, number, era = pool
         sample = BankSample(
-            bank, model, frames, number, era, rng, size=models.size, relighting=models.relighting
+            bank, model, frames, number, era, rng, size=models.size, tone=models.tone
         )
     with profile_span("lives"):
         everyone = method.simulate(models, settings, nuclei, rng, sample)
