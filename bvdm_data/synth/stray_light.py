@@ -20,8 +20,12 @@ SLOPE = 0.3
 """Largest height of the uneven illumination over the background's level at a variation of 1 (our
 choice)."""
 
-DIM = 0.1
+DIM = 0.15
 """Quantile of the brightness of nuclei that haze may reach (our choice)."""
+
+ASPECT = 0.3
+"""Standard deviation of the logarithm of a spot's width along either axis around its cluster's (our
+choice)."""
 
 DRIFT = 0.5
 """Standard deviation of a cluster's step over the scale of those of nuclei (our choice)."""
@@ -35,13 +39,14 @@ class _Kind:
     spots: int  # most spots of a cluster
     width: tuple[float, float]  # standard deviations of spots over the diameter of nuclei
     spread: float  # standard deviation of the spots' distance from their cluster over their width
+    fading: float = 0.0  # the height falls as the width to the power of this
 
 
-HAZE = _Kind(rate=1.0, spots=4, width=(0.2, 1.2), spread=1.0)
+HAZE = _Kind(rate=1.0, spots=5, width=(0.2, 1.0), spread=0.8)
 """Cells above and below the focus."""
 
-DEBRIS = _Kind(rate=1.0, spots=5, width=(0.04, 0.12), spread=2.0)
-"""Fragments and precipitates."""
+DEBRIS = _Kind(rate=1.5, spots=5, width=(0.04, 0.12), spread=2.0, fading=1.0)
+"""Fragments and precipitates; the wider the dimmer, lest they be nuclei."""
 
 MOTTLE = _Kind(rate=0.3, spots=1, width=(1.0, 5.0), spread=0.0)
 """An uneven background."""
@@ -71,60 +76,48 @@ def draw_spots(
         centre, width = rng.uniform(-0.5, 1.5, 2) * size, max(size) * rng.uniform(0.4, 1.5)
         flat = [[*centre, math.inf, math.inf, shift], [*centre, width, width, slope]]
         parts.append(np.broadcast_to(flat, (frames, 2, 5)))
-        mottle = _draw_clusters(MOTTLE, models, amount, frames, size, rng)
-        mottle[..., 4] *= 3 * noise * rng.uniform(0, 1) * rng.choice([-1, 1], mottle.shape[1])
+        mottle = _draw_clusters(MOTTLE, models, amount, noise / 3, 3 * noise, frames, size, rng)
+        mottle[..., 4] *= rng.choice([-1, 1], mottle.shape[1])
         parts.append(mottle)
     if amount := variation.haze:
-        haze = _draw_clusters(HAZE, models, amount, frames, size, rng)
-        haze[..., 4] *= _draw_heights(haze, noise / 2, dim, rng)
-        parts.append(haze)
+        parts.append(_draw_clusters(HAZE, models, amount, noise / 2, dim, frames, size, rng))
     if amount := variation.debris:
-        debris = _draw_clusters(DEBRIS, models, amount, frames, size, rng)
-        # The wider the dimmer, lest it be a nucleus.
-        narrow = DEBRIS.width[0] * _get_diameter(models) / debris[0, :, 2:4].max(1, initial=0)
-        debris[..., 4] *= _draw_heights(debris, noise, median, rng) * narrow.clip(0, 1)
-        parts.append(debris)
+        parts.append(_draw_clusters(DEBRIS, models, amount, noise, median, frames, size, rng))
     return torch.from_numpy(np.concatenate(parts, 1)).float()
-
-
-def _get_diameter(models: RandomisedModel) -> float:
-    """Return the diameter of the clip's mean interphase nucleus, px."""
-    return float(2 * np.sqrt(compute_polygon_area(models.shapes.mean[0]) / np.pi))
-
-
-def _draw_heights(spots: Array, low: float, high: float, rng: np.random.Generator) -> Array:
-    """Draw a height for each spot, evenly in its logarithm."""
-    low = min(max(low, high / 100), high)
-    return np.asarray(low * (high / low) ** rng.random(spots.shape[1]))
 
 
 def _draw_clusters(
     kind: _Kind,
     models: RandomisedModel,
     amount: float,
+    low: float,
+    high: float,
     frames: int,
     size: tuple[int, int],
     rng: np.random.Generator,
 ) -> Array:
     """Draw clusters in and around an image, none to as many as the kind and the amount allow.
 
-    Spots as of :func:`draw_spots`, with heights from 0.5 to 1.
+    Heights are even in their logarithm, from ``low`` to ``high``. Spots as of :func:`draw_spots`.
     """
-    diameter = _get_diameter(models)
-    margin = 2 * kind.width[1] * diameter
-    nuclei = float(models.motion.density.mean()) * math.prod(side + 2 * margin for side in size)
+    diameter = float(2 * np.sqrt(compute_polygon_area(models.shapes.mean[0]) / np.pi))
+    narrow, wide = (share * diameter for share in kind.width)
+    area = math.prod(side + 4 * wide for side in size)
+    nuclei = float(models.motion.density.mean()) * area
     count = int(rng.poisson(amount * kind.rate * nuclei * rng.random()))
     members = rng.integers(1, kind.spots + 1, count)
     owner = np.repeat(np.arange(count), members)
-    start = rng.uniform(-margin, np.array(size) + margin, (count, 2))
+    centres = rng.uniform(-2 * wide, np.array(size) + 2 * wide, (count, 2))
     steps = DRIFT * models.motion.speed.scale * rng.standard_normal((frames, count, 2))
-    low, high = np.log(kind.width)
-    width = diameter * np.exp(rng.uniform(low, high, (count, 1)))
+    width = narrow * (wide / narrow) ** rng.random((count, 1))
+    low = min(max(low, high / 100), high)
+    heights = low * (high / low) ** rng.random(count) / np.sqrt(members)
+    heights *= (narrow / width[:, 0]) ** kind.fading
     spots = np.empty((frames, len(owner), 5))
-    spots[..., :2] = (start + steps.cumsum(0))[:, owner]
+    spots[..., :2] = (centres + steps.cumsum(0))[:, owner]
     spots[..., :2] += kind.spread * width[owner] * rng.standard_normal((len(owner), 2))
-    spots[..., 2:4] = width[owner] * np.exp(0.2 * rng.standard_normal((len(owner), 2)))
-    spots[..., 4] = rng.uniform(0.5, 1, len(owner))
+    spots[..., 2:4] = width[owner] * np.exp(ASPECT * rng.standard_normal((len(owner), 2)))
+    spots[..., 4] = heights[owner] * rng.uniform(0.5, 1, len(owner))
     return spots
 
 
