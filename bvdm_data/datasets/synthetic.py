@@ -1,6 +1,7 @@
 """SyntheticHeLaVideos: an endless stream of annotated clips."""
 
 import functools
+import reprlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -77,7 +78,9 @@ def _check_variation(
     parts = asdict(Variation.make(method.default_variation))
     for name in variation:
         if name not in parts:
-            raise ValueError(f"variation must name some of {', '.join(parts)}, got {name!r}")
+            raise ValueError(
+                f"variation must name some of {', '.join(parts)}, got {reprlib.repr(name)}"
+            )
     return parts | {
         name: as_fraction(f"variation of {name}", variation[name])
         for name in parts
