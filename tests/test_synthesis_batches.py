@@ -25,7 +25,7 @@ FAST = FastSettings()
 
 
 def draw(model, index, *, make=draw_scene, method=FAST, bank=None, **changes):
-    usual = {"frames": 3, "size": (80, 90), "nuclei": 4, "variation": 1.0, "relit": True}
+    usual = {"frames": 3, "size": (80, 90), "nuclei": 4, "variation": 1.0, "evenness": 0.5}
     pool, name = None if bank is None else (bank, index, 0), ("clip", 0, index)
     return make(model, SceneSettings(**usual | changes), method, seed=0, name=name, pool=pool)
 
@@ -101,7 +101,7 @@ def test_network_calls_have_equal_size(tiny_generator, monkeypatch):
 
 
 def test_clips_without_nuclei_show_background(quiet):
-    scenes = [draw(quiet, index, nuclei=0, size=(40, 50)) for index in range(2)]
+    scenes = [draw(quiet, n, nuclei=0, size=(40, 50), variation=0) for n in range(2)]
     assert not collate_scenes(scenes, FAST, quiet).groups
     assert len(render(quiet, scenes).unique()) == 1
 

@@ -10,7 +10,7 @@ import torch
 
 from bvdm_data.rng import numpy_rng, torch_rng
 from bvdm_data.synth.cells import Cell, LineageSimulator, sample_sister_quantile
-from bvdm_data.synth.model import Model
+from bvdm_data.synth.model import Model, ToneCurve
 from bvdm_data.synth.occupancy import InitialCell
 from bvdm_data.synth.render import RenderedPatches, join_patches
 from bvdm_data.synth.textures import FastSettings, render_textures
@@ -108,9 +108,9 @@ class CellBank:
         return family, lineages.run(1 + len(family), quantile=quantile, age=age, shared_noise=noise)
 
     def render(
-        self, pair: _SisterPair, settings: FastSettings, *, relit: bool = False
+        self, pair: _SisterPair, settings: FastSettings, *, evenness: float = 0.0
     ) -> list[RenderedPatches]:
-        """Return the patches of a pair in all frames; ``relit`` as in ``SceneSettings``.
+        """Return the patches of a pair in all frames; ``evenness`` as in ``SceneSettings``.
 
         They come from one call, whatever else a clip shows: the number of patches in a call may
         change their last bits.
@@ -121,7 +121,7 @@ class CellBank:
                 cells, [(cell.first, cell.last) for cell in cells],
                 pair.model.get_denoiser(settings.steps), pair.model.texture, settings,
                 [torch_rng(self.seed, *pair.name, "texture", cell.identity) for cell in cells],
-                pair.model.reference_brightness if relit else None,
+                pair.model.reference_brightness, evenness,
             )  # fmt: skip
             pair.patches = [replace(group, light=group.light.half()) for group in groups]
         return pair.patches
@@ -150,13 +150,13 @@ class BankSample:
         rng: np.random.Generator,
         *,
         size: float = 1.0,
-        brightness: float = 1.0,
-        relit: bool = False,
+        tone: ToneCurve | None = None,
+        evenness: float = 0.0,
     ) -> None:
         """Shuffle the slots."""
         self.bank, self.model, self.rng = bank, model, rng
         self.frames, self.number, self.generation = frames, number, generation
-        self.size, self.brightness, self.relit = size, brightness, relit
+        self.size, self.tone, self.evenness = size, tone, evenness
         self._slots = itertools.cycle(rng.permutation(bank.settings.pairs).tolist())
         self._origins: dict[int, _Origin] = {}
 
@@ -172,7 +172,9 @@ class BankSample:
         which = int(sister is not None)
         family, before = pair.families[which], which * len(pair.families[0])
         mirrored = bool(self.rng.random() < 0.5)
-        gain = float(self.brightness * np.exp(GAIN * self.rng.standard_normal()))
+        gain = float(np.exp(GAIN * self.rng.standard_normal()))
+        if self.tone is not None:
+            gain *= float(self.tone.compute_gain(np.median(family[0].brightness)))
         shift = identity - family[0].identity
         shown = []
         for row, cell in enumerate(family, start=before):
@@ -191,7 +193,7 @@ class BankSample:
         for identity, row, (first, last) in shown:
             origin = self._origins[identity]
             pair = self._get_pair(origin.slot)
-            for group in self.bank.render(pair, settings, relit=self.relit):
+            for group in self.bank.render(pair, settings, evenness=self.evenness):
                 mine = (group.rows == origin.row) & (group.frames >= first)
                 chosen = (mine & (group.frames <= last)).nonzero()[:, 0]
                 if not len(chosen):

@@ -1,7 +1,7 @@
 """Scene: a video before its pixels, and the base of the methods that fill it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from bvdm_data.rng import torch_rng
 from bvdm_data.synth.camera import CameraModel
 from bvdm_data.synth.cells import Cell
-from bvdm_data.synth.model import DENSITY, Model, RandomisedModel
+from bvdm_data.synth.model import DENSITY, SIZE, Model, RandomisedModel, ToneCurve, Variation
 from bvdm_data.synth.motion import MARGIN, FamilySampler, Trajectory, simulate_motion
 from bvdm_data.synth.render import CellTable, Labels, RenderedPatches
 
@@ -52,9 +52,10 @@ class SceneSettings:
     at_least: int = 0  # nuclei in view in the first frame, where their number is not given
     max_cells: int | None = None  # once so many have come into view, no other does; None: no limit
     flow: bool = False  # whether to compute the displacement of every pixel
-    variation: float = 0.0  # from 0 to 1; see bvdm_data.synth.model.randomise_model
-    # whether all nuclei of a stage are painted at one brightness, and lit up to theirs afterwards
-    relit: bool = False
+    # from 0 to 1, of all parts or of each by its name; see bvdm_data.synth.model.Variation
+    variation: float | Mapping[str, float] = 0.0
+    # from 0, nuclei are painted at their own brightness, to 1, all of a stage at one and the same
+    evenness: float = 0.0
     moved: float = 0.0  # how far outside of the painted outlines those of the labels are, px
 
 
@@ -84,9 +85,11 @@ def estimate_rows(model: Model, settings: SceneSettings) -> tuple[int, int]:
     founders, spread = first * canvas / seen, math.sqrt(first) * canvas / seen
     if nuclei is None:
         density = model.motion.density[: max(1, len(model.motion.density) - frames + 1)]
-        densest = float(density.max()) * DENSITY[1] ** settings.variation
+        amounts = Variation.make(settings.variation)
+        densest = float(density.max()) * DENSITY[1] ** amounts.density
         # No more than twice the area find a free place.
-        densest = min(densest, 2 / model.nucleus_area)
+        smallest = math.exp(-2 * SIZE * amounts.size) * model.nucleus_area
+        densest = min(densest, 2 / smallest)
         first, founders = max(first, densest * seen), max(founders, densest * canvas)
         spread = max(spread, math.sqrt(densest * canvas))
     # A division ends an id and begins two.
@@ -112,7 +115,9 @@ class Scene:
     tracks: npt.NDArray[np.int32]  # id, first, last, parent, [n, 4]
     stages: npt.NDArray[np.int8]  # stage of each nucleus in each frame, [n, F]
     camera: CameraModel  # of this video
+    tone: ToneCurve  # what it makes of the light of cells
     blur: float  # standard deviation of an extra blur of all light, px
+    spots: Float[Tensor, "F K 5"]  # light without a label, see bvdm_data.synth.stray_light
     sample: Any  # the BankSample that the cells come from, with their patches; or None
 
     @property
@@ -154,7 +159,8 @@ class TexturePatches:
         count, frames, side, _ = self.texture.shape
         gain = torch.zeros(count, frames)
         for row, cell in enumerate(scene.lives):
-            gain[row, cell.first : cell.last + 1] = torch.from_numpy(cell.brightness) / mask_level
+            light = cell.brightness * scene.tone.compute_gain(cell.brightness)
+            gain[row, cell.first : cell.last + 1] = torch.from_numpy(light) / mask_level
         light = self.texture.cpu().clamp_(min=0).mul_(gain[:, :, None, None])
         rows, frame = torch.cartesian_prod(scene.rows, torch.arange(frames)).unbind(1)
         patches = RenderedPatches(light.view(-1, side, side), rows, frame, torch.ones(len(rows)))
@@ -168,7 +174,7 @@ class Method:
     masked: ClassVar[bool] = True
     """Whether a cell is lit only where its label is, and surrounded by a glow."""
 
-    default_variation: ClassVar[float] = 0.0
+    default_variation: ClassVar[float | Mapping[str, float]] = 0.0
     """Variation of the clips of a data set, unless another is asked for."""
 
     @property

@@ -1,7 +1,7 @@
 """Fast method: every frame of every nucleus is rendered at once, from noise that drifts."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -23,7 +23,7 @@ from bvdm_data.synth.denoiser import (
     fit_to_patch_scale,
     run_dpm_solver,
 )
-from bvdm_data.synth.model import Model, RandomisedModel, TextureModel
+from bvdm_data.synth.model import Model, RandomisedModel, TextureModel, ToneCurve
 from bvdm_data.synth.motion import FamilySampler, Trajectory, simulate_colony
 from bvdm_data.synth.render import RenderedPatches
 from bvdm_data.synth.scene import Method, Progress, Scene, SceneSettings, Textures, skip_progress
@@ -70,7 +70,7 @@ class FastSettings(Method):
 
     masked: ClassVar[bool] = False
     # What served a held-out video best, see docs/evaluation.md.
-    default_variation: ClassVar[float] = 1.0
+    default_variation: ClassVar[float | Mapping[str, float]] = 1.0
 
     steps: int = 1
     families: bool = True
@@ -116,7 +116,7 @@ class FastSettings(Method):
         inputs = _make_denoiser_inputs(
             scene.lives, scene.spans, model.get_denoiser(self.steps),
             *self.drift(model.texture), scene.make_texture_rngs(),
-            model.reference_brightness if scene.settings.relit else None,
+            model.reference_brightness, scene.settings.evenness, scene.tone,
         )  # fmt: skip
         return [replace(group, rows=scene.rows[group.rows]) for group in inputs]
 
@@ -157,11 +157,14 @@ def _make_denoiser_inputs(
     memory: float,
     fresh: float,
     rngs: Sequence[torch.Generator],
-    reference: Float[Tensor, " S"] | None,
+    reference: Float[Tensor, " S"],
+    evenness: float,
+    tone: ToneCurve | None = None,
 ) -> list[DenoiserInputs]:
     """Draw the noise of nuclei, and collect the conditions of the network.
 
-    With ``reference`` they are painted at that brightness of their stage, whatever is their own.
+    The brightness at which they are painted lies between their own and the reference of their
+    stage; afterwards they get their own back, and that which the clip makes of it.
     """
     patch = network.settings.patch
     with profile_span("noise"):
@@ -174,8 +177,12 @@ def _make_denoiser_inputs(
     radii = torch.from_numpy(np.stack([cell.radii[m] for cell, m in shown])).float()
     brightness = torch.tensor([float(cell.brightness[m]) for cell, m in shown])
     stage = torch.tensor([int(cell.stages[m]) for cell, m in shown])
-    painted = brightness if reference is None else reference[stage]
-    gain = brightness / painted if reference is not None else torch.ones_like(brightness)
+    painted = brightness
+    if evenness:
+        painted = brightness * (reference[stage] / brightness) ** evenness
+    gain = brightness / painted
+    if tone is not None:
+        gain *= torch.from_numpy(tone.compute_gain(brightness.numpy()))
     inputs = []
     for side, group in _group_by_patch_size(network, radii):
         rim = (patch - side) // 2
@@ -234,9 +241,10 @@ def render_textures(
     texture: TextureModel,
     settings: FastSettings,
     rngs: Sequence[torch.Generator],
-    reference: Float[Tensor, " S"] | None = None,
+    reference: Float[Tensor, " S"],
+    evenness: float,
 ) -> list[RenderedPatches]:
-    """Render nuclei, all frames at once; painted at ``reference`` brightness, if any.
+    """Render nuclei, all frames at once.
 
     The paper carries a texture from frame to frame by a flow and refreshes it by a few diffusion
     steps. Here the noise from which a texture grows is carried: it belongs to the nucleus, turns
@@ -246,7 +254,7 @@ def render_textures(
     with the noise of their mother.
     """
     drift = settings.drift(texture)
-    inputs = _make_denoiser_inputs(cells, spans, network, *drift, rngs, reference)
+    inputs = _make_denoiser_inputs(cells, spans, network, *drift, rngs, reference, evenness)
     return run_denoiser_batched(inputs, network, settings.steps)
 
 
@@ -286,11 +294,11 @@ def denoise_patches(
     radii: Float[Tensor, "N K"],
     brightness: Float[Tensor, " N"],
     stage: Int[Tensor, " N"],
-    relit: Float[Tensor, " N"] | None = None,
+    gain: Float[Tensor, " N"] | None = None,
     *,
     steps: int,
 ) -> Float[Tensor, "N P P"]:
-    """Render nuclei from noise; ``relit`` is the factor on their light afterwards."""
+    """Render nuclei from noise; ``gain`` is the factor on their light afterwards."""
     patch = noise.shape[-1]
     device = next(network.parameters()).device
     with profile_span("outlines"):
@@ -304,15 +312,15 @@ def denoise_patches(
         else:
             image = run_dpm_solver(network, start, steps, edge, brightness, stage)
     light = network.denormalize(image, brightness).nan_to_num(0)
-    factor = torch.ones_like(brightness) if relit is None else relit.to(device)
+    gain = torch.ones_like(brightness) if gain is None else gain.to(device)
     most = BRIGHTEST * brightness[:, None, None]
     # No nucleus makes its surroundings darker than the noise of the background does.
-    least = -torch.minimum(most, network.floor / factor[:, None, None])
+    least = -torch.minimum(most, network.floor / gain[:, None, None])
     light = light.clamp(least, most) * fade_halo(edge)
     inside = (edge[:, 0] <= 0).float()
     mean = (light * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
     # The network meets the brightness that it is given within a few per cent.
-    gain = (brightness / mean.clamp(min=1e-6)).clamp(0.5, 2) * factor
+    gain = gain * (brightness / mean.clamp(min=1e-6)).clamp(0.5, 2)
     return light * gain[:, None, None]
 
 
