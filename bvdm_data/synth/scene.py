@@ -54,6 +54,9 @@ class SceneSettings:
     flow: bool = False  # whether to compute the displacement of every pixel
     # from 0 to 1, of all parts or of each by its name; see bvdm_data.synth.model.Variation
     variation: float | Mapping[str, float] = 0.0
+    # whether all nuclei of a stage are painted at one brightness, and lit up to theirs afterwards
+    relit: bool = False
+    moved: float = 0.0  # how far outside of the painted outlines those of the labels are, px
 
 
 def count_fitting_nuclei(model: Model, size: tuple[int, int]) -> int:
