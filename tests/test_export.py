@@ -67,7 +67,7 @@ def test_sequence_holds_the_synthesised_video(whole, tiny_model, tmp_path, metho
     assert write(folder, tiny_model, method=method) == ([] if folder == whole else ["01", "02"])
     generator = load(tiny_model)
     scale = CameraScale(generator.camera.offset, generator.camera.full)
-    scene = SceneSettings(**SCENE, relit=True)
+    scene = SceneSettings(**SCENE, evenness=1.0)
     for index in range(2):
         film = synthesise(generator, scene, method, seed=3, name=("export", index))
         sequence = read_sequence(folder, f"{index + 1:02d}")
