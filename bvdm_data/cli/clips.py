@@ -10,6 +10,7 @@ import click
 from bvdm_data.cli.options import (
     ANNOTATIONS,
     AT_LEAST,
+    DEATH_RATE,
     FOLDER,
     MAX_CELLS,
     MODEL,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 )
 @option("--page-frames", default=24, help="Frames of its clips.")
 @VARIATION
+@DEATH_RATE
 @add_method_options
 @SEED
 def preview(
@@ -148,6 +150,7 @@ def _write_page(
 @NUCLEI
 @AT_LEAST
 @VARIATION
+@DEATH_RATE
 @add_method_options
 @SEED
 @QUIET
@@ -193,6 +196,7 @@ def fetch(name: str, directory: Path, split: str, quiet: bool) -> None:
 @AT_LEAST
 @MAX_CELLS
 @VARIATION
+@DEATH_RATE
 @add_method_options
 @POOL
 @SEED

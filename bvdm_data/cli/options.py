@@ -86,6 +86,11 @@ VARIATION = option(
     type=float,
     help="How far clips may leave the fitted video, from 0 to 1. [default: 1 with fast, else 0]",
 )
+DEATH_RATE = option(
+    "--death-rate",
+    type=float,
+    help="Chance that a nucleus in interphase dies, a frame. [default: as in the video]",
+)
 POOL = option("--pool", is_flag=True, help="Show nuclei of a cell bank in many clips.")
 ANNOTATIONS = option(
     "--annotations",

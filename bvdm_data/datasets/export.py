@@ -36,6 +36,7 @@ def export(
     nuclei: int | tuple[int, int] | None = None,
     at_least: int = 0,
     variation: float | None = None,
+    death_rate: float | None = None,
     progress: bool = True,
 ) -> list[str]:
     """Write synthetic videos in the layout of the challenge: ``01/t000.tif`` and its truth.
@@ -52,7 +53,7 @@ def export(
     generator = load(path, digest=digest)
     scene = check_scene(
         generator, texture, frames=frames, size=size, nuclei=nuclei, at_least=at_least,
-        variation=variation,
+        variation=variation, death_rate=death_rate,
     )  # fmt: skip
     frames, nuclei = scene.frames, scene.nuclei
     texture.check_fitted(generator)
@@ -67,6 +68,7 @@ def export(
         "nuclei": list(nuclei) if isinstance(nuclei, tuple) else nuclei,
         "variation": scene.variation,
         **({"at_least": scene.at_least} if scene.at_least else {}),
+        **({} if scene.death_rate is None else {"death_rate": scene.death_rate}),
         "processor": describe_cpu(),
         "sequences": {},
     }

@@ -53,6 +53,8 @@ class SceneSettings:
     max_cells: int | None = None  # once so many have come into view, no other does; None: no limit
     flow: bool = False  # whether to compute the displacement of every pixel
     variation: float = 0.0  # from 0 to 1; see bvdm_data.synth.model.randomise_model
+    # chance that a nucleus in interphase dies, a frame; None: as in the fitted video
+    death_rate: float | None = None
 
 
 def count_fitting_nuclei(model: Model, size: tuple[int, int]) -> int:

@@ -100,6 +100,7 @@ def draw_scene(
     if isinstance(nuclei, tuple):
         nuclei = int(rng.integers(nuclei[0], nuclei[1] + 1))
     models = randomise_model(model, settings.variation, numpy_rng(seed, *name, "variation"))
+    models = replace(models, lives=models.lives.with_death_rate(settings.death_rate))
     sample = None
     if pool is not None:
         bank, number, era = pool
