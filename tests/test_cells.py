@@ -6,6 +6,7 @@ import pytest
 from scipy import special
 
 from bvdm_data.synth.cell_cycle import (
+    APOPTOSIS,
     GROWN,
     INTERPHASE,
     POST_MITOTIC,
@@ -15,6 +16,7 @@ from bvdm_data.synth.cell_cycle import (
     weigh_templates,
 )
 from bvdm_data.synth.cells import (
+    CONDENSED,
     LineageSimulator,
     TemplateLineageSimulator,
     sample_sister_quantile,
