@@ -5,6 +5,7 @@ DATA_ROOT is the folder of Fluo-N2DL-HeLa; only its video 01 is shown.
 
 import argparse
 import os
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +22,7 @@ from bvdm_data.fitting.video import read_video
 from bvdm_data.rng import numpy_rng, torch_rng
 from bvdm_data.synth.cells import Cell
 from bvdm_data.synth.contours import is_inside
-from bvdm_data.synth.model import Model
+from bvdm_data.synth.model import Model, Variation
 from bvdm_data.synth.paper import render_paper_textures
 from bvdm_data.synth.textures import FastSettings, denoise_patches, render_textures
 from bvdm_data.viz.pictures import write_contact_sheet, write_image_grid
@@ -160,6 +161,23 @@ def draw_scenes(root: Path, model: str) -> None:
     write_contact_sheet(clips, DOCS / "scenes.png", frames=[0, 3, 6])
 
 
+def draw_variation(model: str) -> None:
+    """The same stills without variation, with one part of it alone, and with all parts."""
+    parts = [part.name for part in fields(Variation)]
+    none = dict.fromkeys(parts, 0.0)
+    rows = {"none": none} | {part: none | {part: 1.0} for part in parts if part != "speed"}
+    stills = [
+        SyntheticHeLaVideos(frames=1, size=128, model=model, at_least=4, variation=amounts)
+        .clip(index)["video"][0, 0].numpy()
+        for amounts in (rows | {"all": dict.fromkeys(parts, 1.0)}).values()
+        for index in range(6)
+    ]  # fmt: skip
+    write_image_grid(
+        np.stack(stills), DOCS / "variation.png", columns=6, row_titles=[*rows, "all"],
+        grey_range=(0.04, 0.2),
+    )  # fmt: skip
+
+
 def main() -> None:
     """Make all figures."""
     home = Path(os.environ.get("BVDM_DATA_ROOT", Path(__file__).parents[2] / "shared" / "data"))
@@ -181,6 +199,7 @@ def main() -> None:
     draw_stages(generator, portraits)
     draw_time(generator, portraits)
     draw_scenes(given.root, given.model)
+    draw_variation(given.model)
     print(f"wrote {', '.join(sorted(p.name for p in DOCS.iterdir()))} to {DOCS}")
 
 

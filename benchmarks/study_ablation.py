@@ -3,12 +3,13 @@
 Run ``python -m benchmarks.study_ablation Fluo-N2DL-HeLa --report docs/evaluation/report.json``.
 """
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from benchmarks.studies import make_parser, measure_variants, run_study
 from bvdm_data.evaluation.arms import Data
 from bvdm_data.evaluation.evaluate import Budget, Run
+from bvdm_data.synth.model import Variation
 from bvdm_data.synth.textures import FastSettings
 
 
@@ -22,6 +23,10 @@ def list_variants(data: Data) -> dict[str, Data]:
         "lives of the paper": replace(full, method=FastSettings(families=False)),
         "variation 0.5": replace(full, variation=0.5),
         "variation 1": replace(full, variation=1.0),
+        **{
+            f"variation 1 without {part.name}": replace(full, variation={part.name: 0.0})
+            for part in fields(Variation)
+        },
         "procedural": replace(full, method="procedural"),
     }
 

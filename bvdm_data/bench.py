@@ -253,7 +253,7 @@ def _format_head(figures: Mapping[str, Any]) -> Iterator[str]:
     keys = ", ".join(("video", *clips["annotations"]))
     yield (
         f"{clips['frames']} frames of {height} x {width}, {clips['method']['kind']}, variation "
-        f"{clips['variation']:g}{bank}: {keys}"
+        f"{clips['variation']}{bank}: {keys}"
     )
     versions = ", ".join(f"{name} {version}" for name, version in figures["versions"].items())
     load = "" if machine["load"] is None else f", load {machine['load']}"

@@ -2,7 +2,7 @@ import itertools
 import math
 import pickle
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 
 import numpy as np
@@ -15,6 +15,7 @@ from bvdm_data.rng import numpy_rng
 from bvdm_data.synth import cell_bank
 from bvdm_data.synth.cell_bank import BankSample, CellBank, PoolSettings
 from bvdm_data.synth.contours import compute_polygon_area
+from bvdm_data.synth.model import ToneCurve, Variation
 from bvdm_data.synth.occupancy import InitialCell
 from bvdm_data.synth.paper import PaperSettings
 from bvdm_data.synth.procedural import ProceduralSettings
@@ -252,8 +253,9 @@ def frames_of(group):
 
 def test_factors_reach_outlines_and_patches(tiny_generator):
     size, brightness = 1.3, 2.0
+    tone = ToneCurve(brightness, contrast=1.0, median=0.1, faint=0.0)
     plain = show_only_pair(tiny_generator, 2)
-    varied = show_only_pair(tiny_generator, 2, size=size, brightness=brightness)
+    varied = show_only_pair(tiny_generator, 2, size=size, tone=tone)
     for (sample, family), (other, changed) in zip(plain, varied, strict=True):
         for one, two in zip(family, changed, strict=True):
             np.testing.assert_allclose(two.radii, size * one.radii)
@@ -285,7 +287,9 @@ def test_light_and_labels_agree(tiny_generator, monkeypatch, variation, size):
 
     monkeypatch.setattr(BankSample, "__init__", init_scaled)
     bank, shares = CellBank(PoolSettings(pairs=3, renew=0), 0), []
-    scene = SceneSettings(frames=3, size=(96, 96), nuclei=4, variation=variation)
+    labelled_only = {"background": 0.0, "haze": 0.0, "debris": 0.0}
+    parts = asdict(Variation.make(variation)) | labelled_only
+    scene = SceneSettings(frames=3, size=(96, 96), nuclei=4, variation=parts)
     for index in range(5):
         name, pool = ("clip", 0, index), (bank, index, 0)
         video = synthesise(model, scene, QUICK, seed=0, name=name, pool=pool)

@@ -155,9 +155,10 @@ def test_cards_fit_on_a_screen(run, tiny_generator, tmp_path):
     [
         ([], "fast, 1 step"),
         (["--variation", "0.5"], "fast, 1 step"),
+        (["--variation", "haze=0.5,blur=0"], "fast, 1 step"),
         (FEW, "T_f=0 = 2, T_f>0 = 1"),
     ],
-    ids=["default", "varied", "paper"],
+    ids=["default", "varied", "varied by parts", "paper"],
 )
 def test_preview_writes_sheet_and_animation(run, tiny_model, tmp_path, method, words):
     out = run_well(
@@ -215,6 +216,8 @@ def test_fetch_hands_its_arguments_on(run, monkeypatch, tmp_path):
         (["preview", "--model", "MODEL", "--frames", "0"], "frames must be 1 or more, got 0"),
         (["preview", "--model", "MODEL", *FEW, "--first-steps", "0"], "first_steps must be from 1"),
         (["preview", "--model", "MODEL", "--variation", "2"], "variation must be from 0 to 1, got"),
+        (["preview", "--model", "MODEL", "--variation", "haze"], "look like 0.5 or haze=0.5,deb"),
+        (["preview", "--model", "MODEL", "--variation", "hase=1"], "haze, debris, got 'hase'"),
         (["preview", "--model", "MODEL", "--nuclei", "9-3"], "low <= high, got (9, 3)"),
         (["export", "FILE", "--model", "MODEL"], "holds something else; give another one"),
         (["export", "new", "--model", "FILE"], "is damaged or no safetensors file"),

@@ -343,6 +343,7 @@ def test_damaged_manifest_is_refused(copy, tiny_model):
     [
         ('"frames": 2', '"frames": 0', "frames must be 1 or more, got 0"),
         ('"variation": 1.0', '"variation": 3', "variation must be from 0 to 1, got 3"),
+        ('"variation": 1.0', '"variation": {"haze": 3}', "variation of haze must be from 0 to 1"),
         ('"FastSettings"', '"SlowSettings"', "SlowSettings"),
         ('"kind"', '"speed": 3, "kind"', "unexpected keyword argument 'speed'"),
     ],

@@ -1,7 +1,7 @@
 """Whole videos and clips, their variation, and models without the paper's networks."""
 
 import math
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 
 import numpy as np
@@ -16,10 +16,13 @@ from bvdm_data.synth.model import (
     BLUR,
     BRIGHTNESS,
     CONTACT,
+    CONTRAST,
     DENSITY,
     NOISE,
     SIZE,
     SPEED,
+    ToneCurve,
+    Variation,
     randomise_model,
 )
 from bvdm_data.synth.paper import PaperSettings
@@ -195,12 +198,12 @@ def test_lean_model_refuses_paper_method(lean):
 
 
 def vary_model(model, amount, seed=0):
-    return randomise_model(model, amount, np.random.default_rng(seed))
+    return randomise_model(model, Variation.make(amount), np.random.default_rng(seed))
 
 
 def test_no_variation_keeps_the_models(tiny_generator):
     same = vary_model(tiny_generator, 0.0, 3)
-    assert (same.blur, same.contact, same.size, same.brightness) == (0, 0, 1, 1)
+    assert (same.blur, same.contact, same.size) == (0, 0, 1)
     for name in ("shapes", "lives", "motion", "camera"):
         model = getattr(tiny_generator, name)
         for item in fields(model):
@@ -209,44 +212,66 @@ def test_no_variation_keeps_the_models(tiny_generator):
 
 
 def list_factors(model, amount, seed):
-    """Return the factors on length, light, noise, density and speed, extra blur, and contact."""
+    """Return factors on size, light, contrast, noise, density and speed, then blur and contact."""
     varied = vary_model(model, amount, seed)
     ratios = (
         varied.shapes.mean / model.shapes.mean,
-        varied.lives.brightness / model.lives.brightness,
         varied.camera.noise / model.camera.noise,
         varied.motion.density / model.motion.density,
         varied.motion.speed.scale / model.motion.speed.scale,
     )
     assert varied.motion.speed[1:] == model.motion.speed[1:]
     assert all(np.ptp(ratio) < 1e-9 for ratio in ratios)
-    assert ratios[0].mean() == pytest.approx(varied.size)
-    assert ratios[1].mean() == pytest.approx(varied.brightness)
-    np.testing.assert_allclose(varied.shapes.modes, varied.size * model.shapes.modes)
-    np.testing.assert_allclose(varied.lives.adult_area, varied.size**2 * model.lives.adult_area)
-    return [float(np.mean(ratio)) for ratio in ratios] + [varied.blur, varied.contact]
+    size, noise, density, speed = (float(np.mean(ratio)) for ratio in ratios)
+    assert size == pytest.approx(varied.size)
+    np.testing.assert_allclose(varied.shapes.modes, size * model.shapes.modes)
+    np.testing.assert_allclose(varied.lives.adult_area, size**2 * model.lives.adult_area)
+    apart = varied.motion.separation - model.motion.separation
+    np.testing.assert_allclose(apart, [math.log(size), 0], atol=1e-12)
+    tone = varied.tone
+    factors = [size, tone.brightness, tone.contrast, noise, density, speed]
+    return [*factors, varied.blur, varied.contact]
 
 
 def test_variation_has_the_set_spread(tiny_generator):
     drawn = np.array([list_factors(tiny_generator, 1.0, seed) for seed in range(500)])
-    logs = np.log(drawn[:, [0, 1, 2, 4]])
-    np.testing.assert_allclose(logs.mean(0), 0, atol=0.05)
-    np.testing.assert_allclose(logs.std(0), [SIZE, BRIGHTNESS, NOISE, SPEED], rtol=0.12)
-    density = drawn[:, 3]
-    assert DENSITY[0] <= density.min() < density.max() <= DENSITY[1]
-    assert np.median(density) == pytest.approx(math.sqrt(DENSITY[0] * DENSITY[1]), rel=0.1)
-    for column, most in ((5, BLUR), (6, CONTACT)):
+    logs = np.log(drawn[:, [1, 3, 5]])
+    np.testing.assert_allclose(logs.mean(0), 0, atol=0.06)
+    np.testing.assert_allclose(logs.std(0), [BRIGHTNESS, NOISE, SPEED], rtol=0.12)
+    for column, (low, high) in ((0, (-SIZE, SIZE)), (2, np.log(CONTRAST)), (4, np.log(DENSITY))):
+        values = np.log(drawn[:, column])
+        assert low <= values.min() < values.max() <= high
+        assert np.median(values) == pytest.approx((low + high) / 2, abs=0.1 * (high - low))
+    for column, most in ((6, BLUR), (7, CONTACT)):
         assert 0 <= drawn[:, column].min() < 0.05 * most
         assert 0.95 * most < drawn[:, column].max() <= most
     # They do not hang together.
-    assert np.abs(np.corrcoef(drawn.T) - np.eye(7)).max() < 0.15
+    assert np.abs(np.corrcoef(drawn.T) - np.eye(8)).max() < 0.15
 
 
 def test_half_variation_halves_the_factors(tiny_generator):
     for seed in range(5):
         whole, half = (list_factors(tiny_generator, amount, seed) for amount in (1.0, 0.5))
-        np.testing.assert_allclose(np.log(half[:5]), np.log(whole[:5]) / 2, atol=1e-12)
-        np.testing.assert_allclose(half[5:], np.array(whole[5:]) / 2)
+        np.testing.assert_allclose(np.log(half[:6]), np.log(whole[:6]) / 2, atol=1e-12)
+        np.testing.assert_allclose(half[6:], np.array(whole[6:]) / 2)
+
+
+def test_parts_vary_alone(tiny_generator):
+    still, parts = list_factors(tiny_generator, 0.0, 1), asdict(Variation.make(0.0))
+    order = ("size", "brightness", "contrast", "noise", "density", "speed", "blur", "contact")
+    for number, name in enumerate(order):
+        found = list_factors(tiny_generator, parts | {name: 1.0}, 1)
+        assert [n for n in range(8) if found[n] != still[n]] == [number]
+        assert found[number] == list_factors(tiny_generator, 1.0, 1)[number]
+
+
+def test_contrast_spreads_light_about_median():
+    tone = ToneCurve(brightness=2.0, contrast=2.0, median=0.1, faint=0.004)
+    light = np.array([0.002, 0.02, 0.1, 0.3])
+    # The faintest stays as it is, what would fall below it stops there.
+    np.testing.assert_allclose(tone.compute_gain(light) * light, [0.002, 0.008, 0.2, 1.8])
+    dimmer = replace(tone, brightness=0.5)
+    np.testing.assert_allclose(dimmer.compute_gain(light) * light, [0.002, 0.004, 0.05, 0.45])
 
 
 def test_blur_softens_only_the_light(tiny_generator, monkeypatch):

@@ -101,7 +101,7 @@ def test_network_calls_have_equal_size(tiny_generator, monkeypatch):
 
 
 def test_clips_without_nuclei_show_background(quiet):
-    scenes = [draw(quiet, index, nuclei=0, size=(40, 50)) for index in range(2)]
+    scenes = [draw(quiet, n, nuclei=0, size=(40, 50), variation=0) for n in range(2)]
     assert not collate_scenes(scenes, FAST, quiet).groups
     assert len(render(quiet, scenes).unique()) == 1
 

@@ -135,7 +135,7 @@ def _write_page(
         clips[str(seed), f"{density:g} x ({nuclei} nuclei)"] = stream.clip(0)
     note = (
         f"Synthetic clips of the model {videos.model.stem}, {videos.method.describe()}, "
-        f"variation {videos.variation:g}. Density: nuclei in the first frame against the mean of "
+        f"variation {videos.variation}. Density: nuclei in the first frame against the mean of "
         "the fitted video."
     )
     write_player(clips, path, title="Synthetic clips of dividing nuclei", note=note)

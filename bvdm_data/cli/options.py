@@ -66,6 +66,24 @@ class Floats(click.ParamType[Any]):
         return factors
 
 
+class Amounts(click.ParamType[Any]):
+    """Variation of all parts such as 0.5, or of some such as haze=0.5,debris=0."""
+
+    name = "FLOAT|PART=FLOAT,..."
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float | dict[str, float]:
+        """Return a number, or one for each part that is named."""
+        try:
+            if "=" not in str(value):
+                return float(value)
+            pairs = [part.partition("=") for part in str(value).split(",")]
+            return {name.strip(): float(number) for name, _, number in pairs}
+        except ValueError:
+            self.fail(f"must look like 0.5 or haze=0.5,debris=0, got {value!r}")
+
+
 def option(*names: str, shown: bool = True, **attributes: Any) -> Callable[[Command], Command]:
     """Return an option whose help shows its default, where it has one."""
     if not attributes.get("is_flag"):
@@ -83,8 +101,9 @@ AT_LEAST = option(
 )
 VARIATION = option(
     "--variation",
-    type=float,
-    help="How far clips may leave the fitted video, from 0 to 1. [default: 1 with fast, else 0]",
+    type=Amounts(),
+    help="How far clips, or some parts of them, may leave the fitted video, from 0 to 1. "
+    "[default: 1 with fast, else 0]",
 )
 DEATH_RATE = option(
     "--death-rate",

@@ -35,7 +35,7 @@ def export(
     method: str | Method = "fast",
     nuclei: int | tuple[int, int] | None = None,
     at_least: int = 0,
-    variation: float | None = None,
+    variation: float | Mapping[str, float] | None = None,
     death_rate: float | None = None,
     progress: bool = True,
 ) -> list[str]:

@@ -1,8 +1,9 @@
 """SyntheticHeLaVideos: an endless stream of annotated clips."""
 
 import functools
+import reprlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, SupportsIndex, cast
 
@@ -19,7 +20,7 @@ from bvdm_data.datasets.transforms import (
     name_transform,
 )
 from bvdm_data.synth.cell_bank import CellBank, PoolSettings
-from bvdm_data.synth.model import Model
+from bvdm_data.synth.model import Model, Variation
 from bvdm_data.synth.paper import PaperSettings
 from bvdm_data.synth.procedural import ProceduralSettings
 from bvdm_data.synth.scene import (
@@ -66,11 +67,25 @@ def as_method(method: str | Method) -> Method:
     return METHODS[method]
 
 
-def _check_variation(variation: float | None, method: Method) -> float:
-    """Return how far clips may leave the fitted video."""
+def _check_variation(
+    variation: float | Mapping[str, float] | None, method: Method
+) -> float | Mapping[str, float]:
+    """Return how far clips may leave the fitted video: all their parts alike, or each of them."""
     if variation is None:
         return method.default_variation
-    return as_fraction("variation", variation)
+    if not isinstance(variation, Mapping):
+        return as_fraction("variation", variation)
+    parts = asdict(Variation.make(method.default_variation))
+    for name in variation:
+        if name not in parts:
+            raise ValueError(
+                f"variation must name some of {', '.join(parts)}, got {reprlib.repr(name)}"
+            )
+    return parts | {
+        name: as_fraction(f"variation of {name}", variation[name])
+        for name in parts
+        if name in variation
+    }
 
 
 def _check_pool(pool: PoolSettings | bool | None, method: Method) -> PoolSettings | None:
@@ -116,10 +131,12 @@ class SyntheticHeLaVideos(ClipStream):
         at_least: Nuclei in view in the first frame of every clip, at least: where the density
             gives fewer ids in ``masks[0]``, others are put in and around the image until so many
             are there. 0: some clips may be empty. Not together with ``nuclei``.
-        variation: How far brightness, size, density, crowding, blur and noise of a clip may differ
-            from the fitted video, from 0 (not at all, for clips that look like it) to 1 (widely,
-            for networks that must work on other videos, too). None: 1 with ``"fast"``, 0 with the
-            other methods.
+        variation: How far a clip may leave the fitted video, from 0 (not at all, for clips that
+            look like it) to 1 (widely, for networks that must work on other videos, too); or a
+            mapping from names of parts to such numbers: ``"size"``, ``"brightness"``,
+            ``"contrast"``, ``"density"``, ``"contact"``, ``"speed"``, ``"blur"``, ``"noise"``,
+            ``"background"``, ``"haze"``, ``"debris"``. None, and for parts that are not named: 1
+            with ``"fast"``, 0 with the other methods.
         death_rate: Chance that a nucleus in interphase dies in a frame, from 0 (none dies) to 1. In
             its last 1 to 3 hours it shrinks, brightens, rounds off and falls into lumps, with the
             stage ``"apoptosis"``; then its track ends. None: as in the fitted video.
@@ -176,7 +193,7 @@ class SyntheticHeLaVideos(ClipStream):
         method: str | Method = "fast",
         nuclei: int | tuple[int, int] | None = None,
         at_least: int = 0,
-        variation: float | None = None,
+        variation: float | Mapping[str, float] | None = None,
         death_rate: float | None = None,
         pool: PoolSettings | bool | None = None,
         annotations: Collection[str] = ("masks", "tracks"),
@@ -312,7 +329,7 @@ def check_scene(
     frames: int,
     size: int | Sequence[int],
     nuclei: int | tuple[int, int] | None,
-    variation: float | None,
+    variation: float | Mapping[str, float] | None,
     at_least: int = 0,
     death_rate: float | None = None,
     max_cells: int | None = None,

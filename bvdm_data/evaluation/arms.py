@@ -229,7 +229,7 @@ class Data:
     test_stop: int | None = None
     model: str | Path = "hela"
     method: str | Method = "fast"
-    variation: float | None = None
+    variation: float | Mapping[str, float] | None = None
     seed: int = 0
     frames: int = _LATER
     size: tuple[int, int] = _LATER

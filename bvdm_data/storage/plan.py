@@ -52,7 +52,7 @@ _KINDS = {
     "settings": {
         **dict.fromkeys(("frames", "max_cells"), int),
         **dict.fromkeys(("size", "annotations"), list),
-        "variation": float | int,
+        "variation": float | int | dict,
         "nuclei": int | list | None,
         "length": int | None,
         "method": {"kind": str},

@@ -10,7 +10,7 @@ import torch
 
 from bvdm_data.rng import numpy_rng, torch_rng
 from bvdm_data.synth.cells import Cell, LineageSimulator, sample_sister_quantile
-from bvdm_data.synth.model import Model
+from bvdm_data.synth.model import Model, ToneCurve
 from bvdm_data.synth.occupancy import InitialCell
 from bvdm_data.synth.render import RenderedPatches, join_patches
 from bvdm_data.synth.textures import FastSettings, render_textures
@@ -149,12 +149,12 @@ class BankSample:
         rng: np.random.Generator,
         *,
         size: float = 1.0,
-        brightness: float = 1.0,
+        tone: ToneCurve | None = None,
     ) -> None:
         """Shuffle the slots."""
         self.bank, self.model, self.rng = bank, model, rng
         self.frames, self.number, self.generation = frames, number, generation
-        self.size, self.brightness = size, brightness
+        self.size, self.tone = size, tone
         self._slots = itertools.cycle(rng.permutation(bank.settings.pairs).tolist())
         self._origins: dict[int, _Origin] = {}
 
@@ -170,7 +170,9 @@ class BankSample:
         which = int(sister is not None)
         family, before = pair.families[which], which * len(pair.families[0])
         mirrored = bool(self.rng.random() < 0.5)
-        gain = float(self.brightness * np.exp(GAIN * self.rng.standard_normal()))
+        gain = float(np.exp(GAIN * self.rng.standard_normal()))
+        if self.tone is not None:
+            gain *= float(self.tone.compute_gain(np.median(family[0].brightness)))
         shift = identity - family[0].identity
         shown = []
         for row, cell in enumerate(family, start=before):

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -79,9 +79,21 @@ class Model:
         return replace(self, **copies)
 
 
-SIZE, BRIGHTNESS, NOISE = 0.1, 0.3, 0.3
-"""Standard deviation of the logarithm of a clip's factor on lengths of nuclei, on their light and
-on the camera's noise, at a variation of 1 (our choice)."""
+SIZE = 0.3
+"""How far the logarithm of a clip's factor on lengths of nuclei may lie from 0 at a variation of 1,
+drawn evenly (our choice: pixels of 0.48 to 0.87 um, and other cells)."""
+
+BRIGHTNESS, NOISE, SPEED = 0.6, 0.3, 0.3
+"""Standard deviation of the logarithm of a clip's factor on the light of nuclei, on the camera's
+noise and on the steps of nuclei (as if frames were taken more or less often), at a variation of 1
+(our choice)."""
+
+CONTRAST = (0.8, 1.6)
+"""Least and largest exponent on the light of a nucleus over the median of all, at a variation of 1,
+drawn evenly in its logarithm (our choice: mostly more dim nuclei than in the HeLa video)."""
+
+FAINT = 2.0
+"""Light of a nucleus over the camera's noise below which none is made dimmer (our choice)."""
 
 DENSITY = (0.8, 2.5)
 """Least and largest factor on the density at a variation of 1, drawn evenly in its logarithm (our
@@ -95,12 +107,47 @@ CONTACT = 0.4
 """Largest share of the founders that touch another at a variation of 1 (our choice: a
 segmenter learns to part nuclei from those that touch, which few of the HeLa video's do)."""
 
-SPEED = 0.3
-"""Standard deviation of the logarithm of a clip's factor on the steps of its nuclei, at a variation
-of 1 (our choice: as if frames were taken more or less often)."""
+BLUR = 1.5
+"""Largest extra blur at a variation of 1, px (our choice: about that of the microscope)."""
 
-BLUR = 0.7
-"""Largest extra blur at a variation of 1, px (our choice: half of the microscope's)."""
+
+@dataclass(frozen=True, kw_only=True)
+class Variation:
+    """How far each part of a clip may leave the fitted video, from 0 to 1."""
+
+    size: float  # lengths of nuclei
+    brightness: float  # light of all nuclei
+    contrast: float  # how unequal their light is
+    density: float  # nuclei in an area
+    contact: float  # how close they come, and how many touch
+    speed: float  # their steps
+    blur: float  # of all light; labels stay
+    noise: float  # of the camera
+    background: float  # level, uneven illumination
+    haze: float  # wide dim light without a label
+    debris: float  # small spots without a label
+
+    @classmethod
+    def make(cls, amounts: "float | Mapping[str, float]") -> "Variation":
+        """Return the amounts of all parts, given one for all or each by its name."""
+        if not isinstance(amounts, Mapping):
+            amounts = {part.name: amounts for part in fields(cls)}
+        return cls(**amounts)
+
+
+@dataclass(frozen=True)
+class ToneCurve:
+    """What a clip makes of the light of nuclei."""
+
+    brightness: float  # factor on all
+    contrast: float  # exponent on the light over the median
+    median: float  # of the video's nuclei, grey values
+    faint: float  # light below which no nucleus is made dimmer, grey values
+
+    def compute_gain(self, light: Any) -> Any:
+        """Return the factor on the light of nuclei, a number or an array in grey values."""
+        gain = self.brightness * (light / self.median) ** (self.contrast - 1)
+        return np.maximum(gain, np.minimum(1, self.faint / light))
 
 
 @dataclass(frozen=True)
@@ -111,41 +158,46 @@ class RandomisedModel:
     lives: CellCycleModel  # brightness, growth
     motion: MotionModel  # density, crowding, steps
     camera: CameraModel  # noise
-    size: float  # factor on lengths of nuclei, which shapes and lives have already
-    brightness: float  # factor on their light, which lives have already
+    size: float  # factor on lengths of nuclei, which shapes, lives and motion have already
+    tone: ToneCurve  # which lives have already
     contact: float  # share of the founders that touch another
     blur: float  # standard deviation of an extra Gaussian blur of all light, px
 
 
-def randomise_model(model: Model, amount: float, rng: np.random.Generator) -> RandomisedModel:
-    """Draw the models of one clip; ``amount`` 0: those of the video, 1: as different as can be."""
+def randomise_model(model: Model, amounts: Variation, rng: np.random.Generator) -> RandomisedModel:
+    """Draw the models of one clip."""
     shapes, lives, motion, camera = model.shapes, model.lives, model.motion, model.camera
-    size, brightness, noise = np.exp(
-        amount * np.array([SIZE, BRIGHTNESS, NOISE]) * rng.standard_normal(3)
-    )
-    low, high = np.log(DENSITY)
-    density = math.exp(amount * rng.uniform(low, high))
-    blur = amount * BLUR * rng.random()
-    room = np.exp(-amount * rng.uniform(0, SPACING))
-    contact = amount * rng.uniform(0, CONTACT)
-    faster = math.exp(amount * SPEED * rng.standard_normal())
+    grown = amounts.size * rng.uniform(-SIZE, SIZE)
+    spread = np.array([BRIGHTNESS, NOISE, SPEED])
+    spread *= [amounts.brightness, amounts.noise, amounts.speed]
+    brightness, noise, faster = np.exp(spread * rng.standard_normal(3))
+    size, density = math.exp(grown), math.exp(amounts.density * rng.uniform(*np.log(DENSITY)))
+    contrast = math.exp(amounts.contrast * rng.uniform(*np.log(CONTRAST)))
+    blur = amounts.blur * BLUR * rng.random()
+    room = np.exp(-amounts.contact * rng.uniform(0, SPACING))
+    contact = amounts.contact * rng.uniform(0, CONTACT)
+    median = float(np.median(lives.brightness))
+    tone = ToneCurve(float(brightness), contrast, median, FAINT * camera.noise)
     return RandomisedModel(
         shapes=replace(shapes, mean=size * shapes.mean, modes=size * shapes.modes),
         lives=replace(
             lives,
             mother_area=size**2 * lives.mother_area,
             adult_area=size**2 * lives.adult_area,
-            brightness=brightness * lives.brightness,
+            brightness=tone.compute_gain(lives.brightness) * lives.brightness,
         ),
         motion=replace(
             motion,
             density=density * motion.density,
+            # Logarithms of distances of nuclei that are born.
+            separation=motion.separation + np.array([grown, 0]),
+            sister_distance=motion.sister_distance + np.array([grown, 0]),
             neighbour_spacing=room * motion.neighbour_spacing,
-            speed=motion.speed._replace(scale=faster * motion.speed.scale),
+            speed=motion.speed._replace(scale=float(faster) * motion.speed.scale),
         ),
-        camera=replace(camera, noise=noise * camera.noise),
-        size=float(size),
-        brightness=float(brightness),
+        camera=replace(camera, noise=float(noise) * camera.noise),
+        size=size,
+        tone=tone,
         contact=float(contact),
         blur=float(blur),
     )

@@ -1,7 +1,7 @@
 """Scene: a video before its pixels, and the base of the methods that fill it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from bvdm_data.rng import torch_rng
 from bvdm_data.synth.camera import CameraModel
 from bvdm_data.synth.cells import Cell
-from bvdm_data.synth.model import DENSITY, Model, RandomisedModel
+from bvdm_data.synth.model import DENSITY, SIZE, Model, RandomisedModel, Variation
 from bvdm_data.synth.motion import MARGIN, FamilySampler, Trajectory, simulate_motion
 from bvdm_data.synth.render import CellTable, Labels, RenderedPatches
 
@@ -52,7 +52,8 @@ class SceneSettings:
     at_least: int = 0  # nuclei in view in the first frame, where their number is not given
     max_cells: int | None = None  # once so many have come into view, no other does; None: no limit
     flow: bool = False  # whether to compute the displacement of every pixel
-    variation: float = 0.0  # from 0 to 1; see bvdm_data.synth.model.randomise_model
+    # from 0 to 1, of all parts or of each by its name; see bvdm_data.synth.model.Variation
+    variation: float | Mapping[str, float] = 0.0
     # chance that a nucleus in interphase dies, a frame; None: as in the fitted video
     death_rate: float | None = None
 
@@ -83,9 +84,11 @@ def estimate_rows(model: Model, settings: SceneSettings) -> tuple[int, int]:
     founders, spread = first * canvas / seen, math.sqrt(first) * canvas / seen
     if nuclei is None:
         density = model.motion.density[: max(1, len(model.motion.density) - frames + 1)]
-        densest = float(density.max()) * DENSITY[1] ** settings.variation
+        amounts = Variation.make(settings.variation)
+        densest = float(density.max()) * DENSITY[1] ** amounts.density
         # No more than twice the area find a free place.
-        densest = min(densest, 2 / model.nucleus_area)
+        smallest = math.exp(-2 * SIZE * amounts.size) * model.nucleus_area
+        densest = min(densest, 2 / smallest)
         first, founders = max(first, densest * seen), max(founders, densest * canvas)
         spread = max(spread, math.sqrt(densest * canvas))
     # A division ends an id and begins two.
@@ -112,6 +115,7 @@ class Scene:
     stages: npt.NDArray[np.int8]  # stage of each nucleus in each frame, [n, F]
     camera: CameraModel  # of this video
     blur: float  # standard deviation of an extra blur of all light, px
+    spots: Float[Tensor, "F K 5"]  # light without a label, see bvdm_data.synth.stray_light
     sample: Any  # the BankSample that the cells come from, with their patches; or None
 
     @property
@@ -167,7 +171,7 @@ class Method:
     masked: ClassVar[bool] = True
     """Whether a cell is lit only where its label is, and surrounded by a glow."""
 
-    default_variation: ClassVar[float] = 0.0
+    default_variation: ClassVar[float | Mapping[str, float]] = 0.0
     """Variation of the clips of a data set, unless another is asked for."""
 
     @property

@@ -21,7 +21,7 @@ from bvdm_data.synth.camera import (
 )
 from bvdm_data.synth.cell_bank import BankSample, CellBank
 from bvdm_data.synth.denoiser import SDF_CLIP
-from bvdm_data.synth.model import Model, randomise_model
+from bvdm_data.synth.model import Model, Variation, randomise_model
 from bvdm_data.synth.motion import Trajectory
 from bvdm_data.synth.render import (
     Labels,
@@ -37,6 +37,7 @@ from bvdm_data.synth.render import (
     place_patches,
 )
 from bvdm_data.synth.scene import Method, Progress, Scene, SceneSettings, skip_progress
+from bvdm_data.synth.stray_light import add_spots, draw_spots
 from bvdm_data.synth.textures import BATCH, DenoiserInputs, FastSettings, run_denoiser_batched
 from bvdm_data.system import isolate, profile_span
 
@@ -99,13 +100,14 @@ def draw_scene(
     rng, frames, nuclei = numpy_rng(seed, *name, "lives"), settings.frames, settings.nuclei
     if isinstance(nuclei, tuple):
         nuclei = int(rng.integers(nuclei[0], nuclei[1] + 1))
-    models = randomise_model(model, settings.variation, numpy_rng(seed, *name, "variation"))
+    amounts = Variation.make(settings.variation)
+    models = randomise_model(model, amounts, numpy_rng(seed, *name, "variation"))
     models = replace(models, lives=models.lives.with_death_rate(settings.death_rate))
     sample = None
     if pool is not None:
         bank, number, era = pool
         sample = BankSample(
-            bank, model, frames, number, era, rng, size=models.size, brightness=models.brightness
+            bank, model, frames, number, era, rng, size=models.size, tone=models.tone
         )
     with profile_span("lives"):
         everyone = method.simulate(models, settings, nuclei, rng, sample)
@@ -124,6 +126,7 @@ def draw_scene(
             everyone = _keep_out(everyone, late)
         masks = _relabel(seen, new_of)
     rows = np.flatnonzero(visible[1:].any(1))
+    stray = numpy_rng(seed, *name, "stray light")
     return Scene(
         settings=settings, seed=seed, name=name,
         cells=[everyone[row] for row in rows],
@@ -131,7 +134,8 @@ def draw_scene(
         spans=[(int(v.argmax()), frames - 1 - int(v[::-1].argmax())) for v in visible[rows + 1]],
         table=table, seen=seen, masks=masks, tracks=tracks,
         stages=_tabulate_stages([everyone[row - 1] for row in old], tracks, frames),
-        camera=models.camera, blur=models.blur, sample=sample,
+        camera=models.camera, blur=models.blur,
+        spots=draw_spots(models, amounts, frames, settings.size, stray), sample=sample,
     )  # fmt: skip
 
 
@@ -185,11 +189,12 @@ def _composite_scene(
 def _expose_scene(
     scene: Scene, light: Float[Tensor, "F H W"], *, glow: bool
 ) -> npt.NDArray[np.float32]:
-    """Photograph the light of a scene."""
+    """Add the stray light to that of the cells, in place, and photograph both."""
     normal = make_cpu_normal(numpy_rng(scene.seed, *scene.name, "camera"))
     noise = torch.tensor([scene.camera.noise], dtype=torch.float64)
     blur = make_gaussian_kernels([scene.blur])
     with profile_span("camera"):
+        add_spots(light, scene.spots)
         video = expose(light[None], scene.camera, normal, noise=noise, blur=blur, glow=glow)
     return np.asarray(video[0].numpy())
 
@@ -238,6 +243,7 @@ class RenderBatch:
     seeds: list[int]  # of the camera, for each
     noise: Float[Tensor, " B"]  # standard deviation of the noise, grey values
     blur: Float[Tensor, "B T"] | None  # kernels of extra blurs
+    spots: list[Float[Tensor, "F K 5"]]  # stray light of each
     groups: list[tuple[DenoiserInputs, PatchPlacement]]  # of all cells, by size of patches
     # pickled tables and cells, where a bank in the rendering process has the patches
     samples: Tensor | None
@@ -254,6 +260,7 @@ def collate_scenes(scenes: Sequence[Scene], method: FastSettings, model: Model) 
         seeds=[torch_rng(scene.seed, *scene.name, "camera").initial_seed() for scene in scenes],
         noise=torch.tensor([scene.camera.noise for scene in scenes], dtype=torch.float32),
         blur=None if kernels is None else kernels.float(),
+        spots=[scene.spots for scene in scenes],
         groups=[],
         samples=None,
     )
@@ -313,10 +320,13 @@ class BatchRenderer:
             self._run_network(batch) if batch.samples is None else self._ask_bank(batch.samples)
         )
         light = composite(groups, (count * frames, height, width), device=self.device)
+        light = light.view(count, *self.shape)
+        for one, spots in zip(light, batch.spots, strict=True):
+            add_spots(one, self._move(spots))
         noise = self._move(batch.noise)
         blur = None if batch.blur is None else self._move(batch.blur)
         video = expose(
-            light.view(count, *self.shape), self.model.camera,
+            light, self.model.camera,
             make_device_normal(batch.seeds, self.device), noise=noise, blur=blur,
         )  # fmt: skip
         return video[:, :, None]

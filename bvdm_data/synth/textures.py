@@ -1,7 +1,7 @@
 """Fast method: every frame of every nucleus is rendered at once, from noise that drifts."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -59,7 +59,7 @@ class FastSettings(Method):
 
     masked: ClassVar[bool] = False
     # What served a held-out video best, see docs/evaluation.md.
-    default_variation: ClassVar[float] = 1.0
+    default_variation: ClassVar[float | Mapping[str, float]] = 1.0
 
     steps: int = 1
     families: bool = True

@@ -1,0 +1,136 @@
+"""Stray light: what is bright without a label, drawn as spots of light that drift."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bvdm_data.synth.contours import compute_polygon_area, interpolate_quantile
+from bvdm_data.synth.model import RandomisedModel, Variation
+
+LEVEL = 0.3
+"""Standard deviation of the logarithm of the background's level at a variation of 1 (our
+choice)."""
+
+SLOPE = 0.3
+"""Largest height of the uneven illumination over the background's level at a variation of 1 (our
+choice)."""
+
+DIM = 0.15
+"""Quantile of the brightness of nuclei that haze may reach (our choice)."""
+
+ASPECT = 0.3
+"""Standard deviation of the logarithm of a spot's width along either axis around its cluster's (our
+choice)."""
+
+DRIFT = 0.5
+"""Standard deviation of a cluster's step over the scale of those of nuclei (our choice)."""
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """Clusters of spots of one kind (numbers are our choice)."""
+
+    rate: float  # most clusters for each nucleus that the video has on average
+    spots: int  # most spots of a cluster
+    width: tuple[float, float]  # standard deviations of spots over the diameter of nuclei
+    spread: float  # standard deviation of the spots' distance from their cluster over their width
+    fading: float = 0.0  # the height falls as the width to the power of this
+
+
+HAZE = _Kind(rate=1.0, spots=5, width=(0.2, 1.0), spread=0.8)
+"""Cells above and below the focus."""
+
+DEBRIS = _Kind(rate=1.5, spots=5, width=(0.04, 0.12), spread=2.0, fading=1.0)
+"""Fragments and precipitates; the wider the dimmer, lest they be nuclei."""
+
+MOTTLE = _Kind(rate=0.3, spots=1, width=(1.0, 5.0), spread=0.0)
+"""An uneven background."""
+
+Array = npt.NDArray[np.float64]
+
+
+def draw_spots(
+    models: RandomisedModel,
+    variation: Variation,
+    frames: int,
+    size: tuple[int, int],
+    rng: np.random.Generator,
+) -> Float[Tensor, "F K 5"]:
+    """Draw the spots of a clip.
+
+    A spot is a Gaussian of light: centre (y, x) and standard deviations along both axes in px, and
+    its height in grey values.
+    """
+    level, noise = models.camera.level, models.camera.noise
+    dim, median = interpolate_quantile(models.lives.brightness, np.array([DIM, 0.5]))
+    parts = [np.zeros((frames, 0, 5))]
+    if amount := variation.background:
+        # An infinitely wide spot is a constant.
+        shift = level * math.expm1(amount * LEVEL * rng.standard_normal())
+        slope = amount * SLOPE * level * rng.uniform(-1, 1)
+        centre, width = rng.uniform(-0.5, 1.5, 2) * size, max(size) * rng.uniform(0.4, 1.5)
+        flat = [[*centre, math.inf, math.inf, shift], [*centre, width, width, slope]]
+        parts.append(np.broadcast_to(flat, (frames, 2, 5)))
+        mottle = _draw_clusters(MOTTLE, models, amount, noise / 3, 3 * noise, frames, size, rng)
+        mottle[..., 4] *= rng.choice([-1, 1], mottle.shape[1])
+        parts.append(mottle)
+    if amount := variation.haze:
+        parts.append(_draw_clusters(HAZE, models, amount, noise / 2, dim, frames, size, rng))
+    if amount := variation.debris:
+        parts.append(_draw_clusters(DEBRIS, models, amount, noise, median, frames, size, rng))
+    return torch.from_numpy(np.concatenate(parts, 1)).float()
+
+
+def _draw_clusters(
+    kind: _Kind,
+    models: RandomisedModel,
+    amount: float,
+    low: float,
+    high: float,
+    frames: int,
+    size: tuple[int, int],
+    rng: np.random.Generator,
+) -> Array:
+    """Draw clusters in and around an image, none to as many as the kind and the amount allow.
+
+    Heights are even in their logarithm, from ``low`` to ``high``. Spots as of :func:`draw_spots`.
+    """
+    diameter = float(2 * np.sqrt(compute_polygon_area(models.shapes.mean[0]) / np.pi))
+    narrow, wide = (share * diameter for share in kind.width)
+    area = math.prod(side + 4 * wide for side in size)
+    nuclei = float(models.motion.density.mean()) * area
+    count = int(rng.poisson(amount * kind.rate * nuclei * rng.random()))
+    members = rng.integers(1, kind.spots + 1, count)
+    owner = np.repeat(np.arange(count), members)
+    centres = rng.uniform(-2 * wide, np.array(size) + 2 * wide, (count, 2))
+    steps = DRIFT * models.motion.speed.scale * rng.standard_normal((frames, count, 2))
+    width = narrow * (wide / narrow) ** rng.random((count, 1))
+    low = min(max(low, high / 100), high)
+    heights = low * (high / low) ** rng.random(count) / np.sqrt(members)
+    heights *= (narrow / width[:, 0]) ** kind.fading
+    spots = np.empty((frames, len(owner), 5))
+    spots[..., :2] = (centres + steps.cumsum(0))[:, owner]
+    spots[..., :2] += kind.spread * width[owner] * rng.standard_normal((len(owner), 2))
+    spots[..., 2:4] = width[owner] * np.exp(ASPECT * rng.standard_normal((len(owner), 2)))
+    spots[..., 4] = heights[owner] * rng.uniform(0.5, 1, len(owner))
+    return spots
+
+
+@torch.no_grad()
+def add_spots(light: Float[Tensor, "F H W"], spots: Float[Tensor, "F K 5"]) -> None:
+    """Add the light of spots to a video in place; nothing here waits for the device."""
+    frames, height, width = light.shape
+    if not spots.shape[1]:
+        return
+    # One frame after the other fits into a CPU's cache.
+    chunk = 1 if light.device.type == "cpu" else frames
+    for start in range(0, frames, chunk):
+        y, x, tall, wide, high = spots[start : start + chunk, :, :, None].unbind(2)
+        down = ((torch.arange(height, device=light.device) - y) / tall).square_().mul_(-0.5).exp_()
+        right = ((torch.arange(width, device=light.device) - x) / wide).square_().mul_(-0.5).exp_()
+        light[start : start + chunk].baddbmm_((down * high).mT, right)

@@ -1,0 +1,94 @@
+"""Stray light: spots without a label, how they are drawn and added to a video."""
+
+import math
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+
+from bvdm_data.synth import stray_light
+from bvdm_data.synth.model import Variation, randomise_model
+from bvdm_data.synth.stray_light import add_spots, draw_spots
+
+NONE = asdict(Variation.make(0.0))
+SIZE = (300, 200)
+
+
+def draw(model, *parts, amount=1.0, seed=0, frames=3, size=SIZE):
+    amounts = Variation.make(NONE | dict.fromkeys(parts, amount))
+    rng = np.random.default_rng(seed)
+    spots = draw_spots(randomise_model(model, amounts, rng), amounts, frames, size, rng)
+    assert spots.shape == (frames, spots.shape[1], 5)
+    return spots.double().numpy()
+
+
+def draw_many(model, *parts, **how):
+    return [draw(model, *parts, seed=seed, **how) for seed in range(100)]
+
+
+def test_light_of_spots_adds_up():
+    light = torch.full((2, 5, 7), 0.25)
+    spots = torch.tensor([[3.0, 2.0, 1.5, 0.5, 0.1], [0.0, 0.0, math.inf, math.inf, -0.05]])
+    moved = spots + torch.tensor([1.0, -1.0, 0.0, 0.0, 0.0])
+    add_spots(light, torch.stack([spots, moved]))
+    y, x = np.mgrid[:5, :7]
+    for frame, (row, column) in zip(light.numpy(), [(3, 2), (4, 1)], strict=True):
+        bump = np.exp(-((y - row) ** 2) / (2 * 1.5**2) - (x - column) ** 2 / (2 * 0.5**2))
+        np.testing.assert_allclose(frame, 0.2 + 0.1 * bump, atol=1e-6)
+
+
+def test_without_parts_no_spots_are_drawn(tiny_generator):
+    assert draw(tiny_generator).shape[1] == draw(tiny_generator, "blur", "noise").shape[1] == 0
+    light = torch.rand(3, *SIZE)
+    before = light.clone()
+    add_spots(light, torch.zeros(3, 0, 5))
+    assert torch.equal(light, before)
+
+
+@pytest.mark.parametrize(("part", "quantile"), [("haze", stray_light.DIM), ("debris", 0.5)])
+def test_spots_are_as_high_as_said(tiny_generator, part, quantile):
+    high = float(np.quantile(tiny_generator.lives.brightness, quantile))
+    noise = tiny_generator.camera.noise
+    spots = np.concatenate([found[0] for found in draw_many(tiny_generator, part)])
+    assert 0 < spots[:, 4].min() < noise
+    assert 0.4 * high < spots[:, 4].max() <= high
+    kind = {"haze": stray_light.HAZE, "debris": stray_light.DEBRIS}[part]
+    width = np.median(spots[:, 2:4]) / tiny_generator.nucleus_diameter
+    assert width == pytest.approx(math.sqrt(math.prod(kind.width)), rel=0.15)
+    # None of the wide ones is bright debris.
+    wide = spots[:, 2:4].min(1) > 2 * kind.width[0] * tiny_generator.nucleus_diameter
+    assert part == "haze" or 0 < spots[wide, 4].max() < 0.6 * high
+
+
+@pytest.mark.parametrize("part", ["haze", "debris"])
+def test_numbers_follow_amount_and_area(tiny_generator, part):
+    def count(**how):
+        return np.array([found.shape[1] for found in draw_many(tiny_generator, part, **how)])
+
+    whole, half, small = count(), count(amount=0.5), count(size=(30, 20))
+    assert whole.min() < 0.2 * whole.mean()
+    assert half.mean() == pytest.approx(whole.mean() / 2, rel=0.25)
+    assert small.mean() < 0.75 * whole.mean()
+
+
+def test_spots_drift_slowly(tiny_generator):
+    scale = stray_light.DRIFT * tiny_generator.motion.speed.scale
+    found = draw_many(tiny_generator, "debris", frames=5)
+    steps = np.concatenate([np.diff(spots[..., :2], axis=0).reshape(-1, 2) for spots in found])
+    np.testing.assert_allclose(steps.std(0), scale, rtol=0.15)
+    for spots in found:
+        assert (spots[..., 2:] == spots[:1, :, 2:]).all()
+
+
+def test_background_changes_level_and_slope(tiny_generator):
+    level = tiny_generator.camera.level
+    shown = []
+    for spots in draw_many(tiny_generator, "background"):
+        light = torch.zeros(1, 60, 80)
+        add_spots(light, torch.from_numpy(spots[:1]).float())
+        shown.append(light[0].numpy() / level)
+    means = np.array([light.mean() for light in shown])
+    assert 0.2 < means.std() < 0.5
+    assert min(light.min() for light in shown) > -0.9
+    assert 0.02 < np.median([np.ptp(light) for light in shown]) < 0.3
