@@ -37,7 +37,7 @@ from bvdm_data.synth.render import (
     place_patches,
 )
 from bvdm_data.synth.scene import Method, Progress, Scene, SceneSettings, skip_progress
-from bvdm_data.synth.stray_light import add_spots, draw_spots
+from bvdm_data.synth.stray_light import add_spots, draw_bodies, draw_spots
 from bvdm_data.synth.textures import BATCH, DenoiserInputs, FastSettings, run_denoiser_batched
 from bvdm_data.system import isolate, profile_span
 
@@ -127,6 +127,8 @@ def draw_scene(
         masks = _relabel(seen, new_of)
     rows = np.flatnonzero(visible[1:].any(1))
     stray = numpy_rng(seed, *name, "stray light")
+    spots = draw_spots(models, amounts, frames, settings.size, stray)
+    bodies = draw_bodies(everyone, frames, model.lives.minutes, stray)
     return Scene(
         settings=settings, seed=seed, name=name,
         cells=[everyone[row] for row in rows],
@@ -135,7 +137,7 @@ def draw_scene(
         table=table, seen=seen, masks=masks, tracks=tracks,
         stages=_tabulate_stages([everyone[row - 1] for row in old], tracks, frames),
         camera=models.camera, blur=models.blur,
-        spots=draw_spots(models, amounts, frames, settings.size, stray), sample=sample,
+        spots=torch.cat([spots, bodies], 1), sample=sample,
     )  # fmt: skip
 
 
