@@ -139,7 +139,8 @@ class SyntheticHeLaVideos(ClipStream):
             with ``"fast"``, 0 with the other methods.
         death_rate: Chance that a nucleus in interphase dies in a frame, from 0 (none dies) to 1. In
             its last 1 to 3 hours it shrinks, brightens, rounds off and falls into lumps, with the
-            stage ``"apoptosis"``; then its track ends. None: as in the fitted video.
+            stage ``"apoptosis"``; then its track ends, and bodies without a label fade. None: as in
+            the fitted video.
         pool: Cell bank: render nuclei once and show them in many clips, for loops that would
             otherwise wait for clips: True, or a :class:`PoolSettings` with the number of nuclei
             and how soon they are replaced. None: every clip has new nuclei. Only for ``"fast"``.
