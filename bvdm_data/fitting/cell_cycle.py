@@ -111,7 +111,7 @@ def _measure_death_rate(nuclei: Nuclei) -> float:
     parents, end = set(lineage.parents.values()), max(last for _, last in lineage.spans.values())
     ends = [(i, last) for i, (_, last) in lineage.spans.items() if i not in parents and last < end]
     deaths = sum(bool(dead[lineage.row_of[key]]) for key in ends if key in lineage.row_of)
-    return deaths / int(calm.sum())
+    return deaths / max(int(calm.sum()), 1)
 
 
 def _count_short_stages(nuclei: Nuclei) -> dict[str, Any]:
