@@ -59,8 +59,11 @@ def test_dead_nuclei_leave_fading_bodies():
     assert np.abs(spots[4, :, :2] - [40, 50]).max() < 20
 
 
-def test_without_parts_no_spots_are_drawn(tiny_generator):
+def test_parts_draw_their_own_spots(tiny_generator):
     assert draw(tiny_generator).shape[1] == draw(tiny_generator, "blur", "noise").shape[1] == 0
+    both = draw(tiny_generator, "debris", "haze")
+    alone = [draw(tiny_generator, part) for part in ("haze", "debris")]
+    np.testing.assert_array_equal(both, np.concatenate(alone, 1))
     light = torch.rand(3, *SIZE)
     before = light.clone()
     add_spots(light, torch.zeros(3, 0, 5))
@@ -91,6 +94,12 @@ def test_numbers_follow_amount_and_area(tiny_generator, part):
     assert whole.min() < 0.2 * whole.mean()
     assert half.mean() == pytest.approx(whole.mean() / 2, rel=0.25)
     assert small.mean() < 0.75 * whole.mean()
+
+
+def test_spots_need_no_noise(tiny_generator):
+    quiet = replace(tiny_generator, camera=replace(tiny_generator.camera, noise=0.0, level=0.0))
+    for spots in draw_many(quiet, "background", "haze", "debris"):
+        assert np.isfinite(spots[..., [0, 1, 4]]).all()
 
 
 def test_spots_drift_slowly(tiny_generator):

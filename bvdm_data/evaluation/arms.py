@@ -207,8 +207,8 @@ class Data:
         test_stop: The same of ``test``.
         model: The fitted model: a name, or the path of a file.
         method: How synthetic clips are made.
-        variation: How far synthetic clips may leave the fitted video, from 0 to 1; None: what is
-            usual for the method.
+        variation: How far synthetic clips may leave the fitted video, as in
+            :class:`SyntheticHeLaVideos`; None: what is usual for the method.
         seed: Seed of the synthetic clips.
         frames: Frames of the clips of all arms. Default: 8, or as many as the videos have.
         size: Height and width of the clips of all arms, pixels. Default: 256, or as large as fits

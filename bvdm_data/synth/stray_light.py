@@ -77,23 +77,26 @@ def draw_spots(
     A spot is a Gaussian of light: centre (y, x) and standard deviations along both axes in px, and
     its height in grey values.
     """
-    level, noise = models.camera.level, models.camera.noise
+    noise, level = models.camera.noise, models.camera.level
+    # A part draws the same numbers whether others are there or not.
+    rngs = [np.random.default_rng(seed) for seed in rng.integers(2**63, size=3)]
     dim, median = interpolate_quantile(models.lives.brightness, np.array([DIM, 0.5]))
     parts = [np.zeros((frames, 0, 5))]
     if amount := variation.background:
-        # An infinitely wide spot is a constant.
-        shift = level * math.expm1(amount * LEVEL * rng.standard_normal())
+        rng, fitted = rngs[0], level
+        level *= math.exp(amount * LEVEL * rng.standard_normal())
         slope = amount * SLOPE * level * rng.uniform(-1, 1)
         centre, width = rng.uniform(-0.5, 1.5, 2) * size, max(size) * rng.uniform(0.4, 1.5)
-        flat = [[*centre, math.inf, math.inf, shift], [*centre, width, width, slope]]
+        # An infinitely wide spot is a constant.
+        flat = [[*centre, math.inf, math.inf, level - fitted], [*centre, width, width, slope]]
         parts.append(np.broadcast_to(flat, (frames, 2, 5)))
         mottle = _draw_clusters(MOTTLE, models, amount, noise / 3, 3 * noise, frames, size, rng)
         mottle[..., 4] *= rng.choice([-1, 1], mottle.shape[1])
         parts.append(mottle)
     if amount := variation.haze:
-        parts.append(_draw_clusters(HAZE, models, amount, noise / 2, dim, frames, size, rng))
+        parts.append(_draw_clusters(HAZE, models, amount, noise / 2, dim, frames, size, rngs[1]))
     if amount := variation.debris:
-        parts.append(_draw_clusters(DEBRIS, models, amount, noise, median, frames, size, rng))
+        parts.append(_draw_clusters(DEBRIS, models, amount, noise, median, frames, size, rngs[2]))
     return torch.from_numpy(np.concatenate(parts, 1)).float()
 
 
@@ -121,6 +124,8 @@ def _draw_clusters(
     centres = rng.uniform(-2 * wide, np.array(size) + 2 * wide, (count, 2))
     steps = DRIFT * models.motion.speed.scale * rng.standard_normal((frames, count, 2))
     width = narrow * (wide / narrow) ** rng.random((count, 1))
+    # A camera may have no noise.
+    high = max(high, 1e-6)
     low = min(max(low, high / 100), high)
     heights = low * (high / low) ** rng.random(count) / np.sqrt(members)
     heights *= (narrow / width[:, 0]) ** kind.fading
