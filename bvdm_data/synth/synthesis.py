@@ -126,9 +126,9 @@ def draw_scene(
             everyone = _keep_out(everyone, late)
         masks = _relabel(seen, new_of)
     rows = np.flatnonzero(visible[1:].any(1))
-    stray = numpy_rng(seed, *name, "stray light")
+    stray, dead = (numpy_rng(seed, *name, part) for part in ("stray light", "bodies"))
     spots = draw_spots(models, amounts, frames, settings.size, stray)
-    bodies = draw_bodies(everyone, frames, model.lives.minutes, stray)
+    bodies = draw_bodies(everyone, frames, model.lives.minutes, dead)
     return Scene(
         settings=settings, seed=seed, name=name,
         cells=[everyone[row] for row in rows],
