@@ -12,8 +12,9 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from bvdm_data import STAGES, CTCVideos, PaperSettings, SyntheticHeLaVideos
+from bvdm_data import CTCVideos, PaperSettings, SyntheticHeLaVideos
 from bvdm_data.background import estimate_background
+from bvdm_data.clip import PHASES
 from bvdm_data.datasets.ctc import read_sequence
 from bvdm_data.fitting.contours import trace_contours
 from bvdm_data.fitting.denoiser import extract_aligned_crops
@@ -52,7 +53,7 @@ def draw_modes(generator: Model) -> None:
     """First four modes of interphase, metaphase and anaphase, from -2 to +2 deviations."""
     sheets, titles = [], []
     for name in ("interphase", "metaphase", "anaphase"):
-        stage = STAGES.index(name)
+        stage = PHASES.index(name)
         for mode in range(4):
             amounts = np.linspace(-2, 2, 5)
             radii = (
@@ -76,7 +77,7 @@ def draw_stages(generator: Model, portraits: SimpleNamespace) -> None:
     """Real nuclei of each stage above synthetic ones of the same outlines and brightness."""
     draws = numpy_rng(0, "figures")
     sheets, titles = [], []
-    for stage, name in enumerate(STAGES):
+    for stage, name in enumerate(PHASES):
         rows = draws.permutation(np.flatnonzero(portraits.stage == stage))[:COLUMNS]
         brightness = portraits.brightness[rows]
         sheets.append(relative(portraits.light[rows], brightness))

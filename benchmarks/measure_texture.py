@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from bvdm_data import STAGES, CameraScale, Clip, CTCVideos, SyntheticHeLaVideos
+from bvdm_data import CameraScale, Clip, CTCVideos, SyntheticHeLaVideos
 from bvdm_data.background import estimate_background
+from bvdm_data.clip import PHASES
 from bvdm_data.evaluation.nucleus_features import list_detections
 from bvdm_data.evaluation.video_statistics import measure_texture_autocorrelation
 from bvdm_data.fitting.nuclei import Crops, assign_stages, extract_crops
@@ -48,7 +49,7 @@ def rows_of(crops: Crops, stages: np.ndarray, most: int = 400) -> Iterator[tuple
     """Yield the nuclei of each stage, without the dimmest quarter."""
     bright = crops.brightness > np.quantile(crops.brightness, 0.25)
     draws = np.random.default_rng(0)
-    for stage, name in enumerate(STAGES):
+    for stage, name in enumerate(PHASES):
         rows = np.flatnonzero((stages == stage) & bright)
         yield name, np.sort(draws.permutation(rows)[:most])
 

@@ -37,6 +37,7 @@ CASES: dict[str, dict[str, Any]] = {
     "fast, pool, not varied, 0 to 5 nuclei": {"pool": SMALL, "variation": 0, "nuclei": (0, 5)},
     "fast, 8 frames of 64 x 120": {"frames": 8, "size": (64, 120)},
     "fast, 1 frame": {"frames": 1},
+    "fast, one in fifty dies": {"death_rate": 0.02, "frames": 8},
     "fast, tables alone": {"annotations": TABLES},
     "fast, moved by a transform": {"transform": MOVES},
     "procedural": {"method": "procedural"},

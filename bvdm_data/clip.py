@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 from typing_extensions import NotRequired, TypedDict
 
-STAGES = ("interphase", "prophase", "prometaphase", "metaphase", "anaphase", "telophase")
-"""Names of the stages of the cell cycle; a stage's code is its place in this tuple."""
+PHASES = ("interphase", "prophase", "prometaphase", "metaphase", "anaphase", "telophase")
+"""Names of the phases of the cell cycle, in the order of their codes."""
+
+STAGES = (*PHASES, "apoptosis")
+"""Names of the stages of a life, the phases first; a stage's code is its place in this tuple."""
 
 ANNOTATIONS = ("masks", "tracks", "flow", "stages", "boxes", "centroids")
 """What a data set can deliver beside ``video``."""
@@ -31,6 +34,7 @@ class Clip(TypedDict):
     A row of ``tracks`` is one unbroken run of frames in which a nucleus is in view. A nucleus that
     leaves and returns goes on under a new id, with the former one as its parent: a parent of one
     child. A parent of two has divided. :func:`divisions` and :func:`association` read them off.
+    One that dies has no child, and is in apoptosis in its last frames.
 
     Attributes:
         video: Grey values in [0, 1], ``[F, 1, H, W]`` float32; 0 is the camera's offset, 1 its
@@ -42,7 +46,7 @@ class Clip(TypedDict):
         flow: Displacement ``(dy, dx)`` in pixels from frame f to f + 1 of every pixel inside a
             nucleus, ``[F - 1, 2, H, W]`` float32; 0 in the background and where a nucleus divides
             or is lost before frame f + 1.
-        stages: Stage of the cell cycle (index into ``STAGES``), ``[max_cells, F]`` int8; -1 where
+        stages: Stage of its life (index into ``STAGES``), ``[max_cells, F]`` int8; -1 where
             the nucleus is not there.
         boxes: ``(x1, y1, x2, y2)`` in pixels, the far edges exclusive, ``[max_cells, F, 4]``
             float32; NaN where the nucleus is not there.

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from bvdm_data.clip import LARGEST_COUNT, STAGES
+from bvdm_data.clip import LARGEST_COUNT, PHASES
 from bvdm_data.synth.camera import CameraModel
 from bvdm_data.synth.cell_cycle import CellCycleModel
 from bvdm_data.synth.contours import CONTOUR_POINTS, ShapeModel
@@ -106,7 +106,7 @@ _ANY, _POSITIVE, _NOT_NEGATIVE = Rule(float), Rule(float, above=0), Rule(float, 
 _SHARE, _LOG = Rule(float, least=0, most=1), Rule(float, least=-20, most=20)
 _LOG_SPREAD, _LENGTH = Rule(float, least=0, most=20), Rule(float, least=0, most=10_000)
 _GREY, _GREY_SPREAD = Rule(float, least=-10, most=10), Rule(float, least=0, most=1)
-_STAGES, _FRAMES = len(STAGES), Rule(float, least=0, most=1000)
+_STAGES, _FRAMES = len(PHASES), Rule(float, least=0, most=1000)
 _AREAS = _Table("Q", Rule(float, above=0, most=1e6), rising=True)
 _AREA_RATIO, _AREA_SPREAD = Rule(float, above=0, most=100), Rule(float, least=0, most=3)
 
@@ -142,6 +142,7 @@ _SCHEMA: Mapping[str, Mapping[str, Rule | _Table]] = {
         "pro_metaphase_frames": _Table("m 3", _FRAMES),
         "ana_telophase_frames": _Table("n 2", _FRAMES),
         "minutes": Rule(float, least=1e-3, most=1e6),
+        "death_rate": _SHARE,
     },
     "motion": {
         "step": _Table("2", _LENGTH, _POSITIVE),
@@ -171,6 +172,9 @@ _SCHEMA: Mapping[str, Mapping[str, Rule | _Table]] = {
 }
 """What the fields of a model's parts must be."""
 
+_DEFAULTS: Mapping[str, Mapping[str, float]] = {"lives": {"death_rate": 0.0}}
+"""Fields that files leave out where they have these values, as older files do."""
+
 
 def split_model(generator: Model) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors of a model's file, and the JSON values of its header."""
@@ -184,7 +188,8 @@ def split_model(generator: Model) -> tuple[dict[str, Tensor], dict[str, Any]]:
         arrays = {key: value for key, value in part.items() if isinstance(value, np.ndarray)}
         for key, value in arrays.items():
             tensors[f"{name}.{key}"] = torch.from_numpy(np.ascontiguousarray(value))
-        header[name] = {key: value for key, value in part.items() if key not in arrays}
+        left_out = arrays.keys() | {k for k, v in _DEFAULTS.get(name, {}).items() if part[k] == v}
+        header[name] = {key: value for key, value in part.items() if key not in left_out}
     for name in _NETWORKS:
         network = getattr(generator, name)
         for key, value in network.state_dict().items() if network is not None else ():
@@ -274,7 +279,7 @@ def _read_part(
     """Return the fields of a part of a model."""
     rules = {_FILE_KEYS.get(field, field): rule for field, rule in _SCHEMA[name].items()}
     tables = {key for key, rule in rules.items() if isinstance(rule, _Table)}
-    arrays = _select(tensors, name)
+    arrays, numbers = _select(tensors, name), {**_DEFAULTS.get(name, {}), **numbers}
     _check_keys(f"{name}.", arrays, tables)
     _check_keys(f"{name}.", numbers, rules.keys() - tables)
     values: list[Any] = []

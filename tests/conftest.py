@@ -10,7 +10,7 @@ import torch
 from scipy import special
 
 from bvdm_data import weights
-from bvdm_data.clip import STAGES
+from bvdm_data.clip import PHASES
 from bvdm_data.datasets.ctc import write_sequence
 from bvdm_data.synth.camera import CameraModel
 from bvdm_data.synth.cell_cycle import CellCycleModel
@@ -112,7 +112,7 @@ def tiny_shapes():
 @pytest.fixture(scope="session")
 def tiny_lives():
     """Return lives of about 12 frames, so that divisions happen within a clip."""
-    durations = np.zeros((len(STAGES), 4))
+    durations = np.zeros((len(PHASES), 4))
     durations[0, 1] = 1
     durations[1:] = [0.2, 0.6, 0.2, 0]
     offsets = [[0, 0.1], [0.1, 0.1], [0.2, 0.1], [0.5, 0.1], [0.4, 0.1], [0.2, 0.1]]

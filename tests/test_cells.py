@@ -6,6 +6,7 @@ import pytest
 from scipy import special
 
 from bvdm_data.synth.cell_cycle import (
+    APOPTOSIS,
     GROWN,
     INTERPHASE,
     POST_MITOTIC,
@@ -15,6 +16,7 @@ from bvdm_data.synth.cell_cycle import (
     weigh_templates,
 )
 from bvdm_data.synth.cells import (
+    CONDENSED,
     LineageSimulator,
     TemplateLineageSimulator,
     sample_sister_quantile,
@@ -140,6 +142,41 @@ def test_lineage_is_a_binary_tree(model, request):
             assert all(d.first == cell.last + 1 and d.age == 0 for d in daughters)
             assert cell.divides or cell.last == 24
             assert len(cell.radii) == len(cell.stages) == len(cell.brightness) > 0
+
+
+@pytest.mark.parametrize("model", ["template", "lineage"])
+def test_dying_nuclei_shrink_and_end(model, request, tiny_lives):
+    simulate, lives = request.getfixturevalue(model), replace(tiny_lives, death_rate=0.05)
+    deaths, calm, last_areas = 0, 0, []
+    for seed in range(60):
+        cells = simulate(seed, 30, lives=lives)
+        for cell in cells:
+            dying = cell.stages == APOPTOSIS
+            calm += (cell.stages == INTERPHASE).sum()
+            assert len(list_daughters(cells, cell)) == 2 * cell.divides
+            assert cell.divides or dying.any() or cell.last == 29
+            if not dying.any():
+                continue
+            first = int(dying.argmax())
+            assert dying[first:].all()
+            assert not cell.divides
+            assert dying.sum() <= 6  # 3 hours of frames of 30 minutes
+            assert set(cell.looks[first:]) == {CONDENSED}
+            deaths += cell.last < 29
+            if first and cell.last < 29:
+                area = compute_polygon_area(cell.radii)
+                last_areas.append(area[-1] / area[first - 1])
+                assert cell.brightness[-1] > cell.brightness[first - 1]
+    # None dies in the first hours of its life, or in mitosis.
+    assert 0.02 < deaths / calm < 0.05
+    assert 0.3 < np.median(last_areas) < 0.6
+
+
+def test_nobody_dies_at_rate_zero(lineage, tiny_lives):
+    none, some = (lineage(1, 30, lives=replace(tiny_lives, death_rate=r)) for r in (0.0, 1.0))
+    assert all(cell.divides or cell.last == 29 for cell in none)
+    # At a rate of 1 all die as soon as they can.
+    assert [cell.divides for cell in some] == [False]
 
 
 # The paper's model

@@ -147,7 +147,7 @@ BROKEN = {
      r"track 1 must be visible in frames -1 to 0, got \[0\]"),
     "a track past the last frame": (put("tracks", (1, 2), 2**31 - 1),
      "track 2 must be visible in frames 1 to 2147483647"),
-    "an unknown stage": (put("stages", (0, 0), 6), "stages must be codes from 0 to 5.*got 6"),
+    "an unknown stage": (put("stages", (0, 0), 7), "stages must be codes from 0 to 6.*got 7"),
     "a stage below -1": (put("stages", (0, 1), -2), "stages must be codes .* or -1, got -2"),
     "stages of another dtype": (swap("stages", torch.Tensor.long), "stages must be .* int8"),
     "a box too large": (put("boxes", (0, 0, 3), 3.0),

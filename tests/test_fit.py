@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bvdm_data import weights
-from bvdm_data.clip import ANNOTATIONS, STAGES, CameraScale
+from bvdm_data.clip import ANNOTATIONS, PHASES, STAGES, CameraScale
 from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets import ctc
 from bvdm_data.datasets.ctc import write_sequence
@@ -159,7 +159,7 @@ def test_card_lists_data_and_trainings(fitted, root):
         "size": [200, 240], "tracks": len(fitted_video()[2]), "divisions": 19, "whole_cycles": 13,
         "nuclei": sum(measured["stages"].values()),
     }  # fmt: skip
-    assert list(measured["stages"]) == list(STAGES)
+    assert list(measured["stages"]) == list(PHASES)
     assert measured["outline_overlap"] > 0.97
     assert measured["cycle_hours_median"] == pytest.approx(8, abs=0.7)
     assert len(set(measured["texture_correlation"]) & {"1", "2", "4", "7"}) >= 2

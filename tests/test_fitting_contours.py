@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bvdm_data.clip import STAGES
+from bvdm_data.clip import PHASES
 from bvdm_data.fitting import contours
 from bvdm_data.fitting.contours import _measure_contour_iou, _trace_contour, trace_contours
 from bvdm_data.synth.contours import CONTOUR_POINTS, compute_polygon_area
@@ -60,7 +60,7 @@ def test_shapes_have_planted_mean_and_covariance():
         np.testing.assert_allclose(model.mean[0][mirror], model.mean[0], atol=1e-9)
         np.testing.assert_allclose(found[np.ix_(mirror, mirror)], found, atol=0.02)
     # Stages that are not seen have the outlines of interphase.
-    assert model.mean.shape == (len(STAGES), CONTOUR_POINTS)
+    assert model.mean.shape == (len(PHASES), CONTOUR_POINTS)
     np.testing.assert_array_equal(model.mean[3], model.mean[0])
     assert model.counts.tolist() == [150, 0, 0, 0, 0, 0]
 

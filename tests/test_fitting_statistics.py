@@ -123,6 +123,22 @@ def test_brightness_drift_is_the_planted_one(memory, shared):
         assert model["brightness_sister_correlation"] == cell_cycle.SHARED
 
 
+def test_deaths_are_the_planted_ones():
+    # Of six nuclei 1 dies, 2 is lost, 3 fades, 4 dies at the edge, 5 lives on, 6 has a child.
+    frames, light = 10, np.full((6, 10), 0.2)
+    area = np.full((6, frames), 400.0)
+    area[[0, 2, 3, 5], -1], light[[0, 3, 5], -1], light[2, -1] = 200, 0.4, 0.1
+    centres = np.full((6, frames, 2), 100.0)
+    centres[3], centres[4] = 10, 190
+    tracks = [(n, 0, frames - 1, 0) for n in range(1, 7)]
+    tracks[4], tracks = (5, 0, frames, 0), [*tracks, (7, frames, frames, 6)]
+    place = np.repeat(np.arange(1, 7), frames), np.tile(np.arange(frames), 6)
+    masks = np.ones((6 * frames, 3, 3), bool)
+    crops = crops_of(masks, *place, light.ravel(), centres.reshape(-1, 2))
+    nuclei = nuclei_of(crops, tracks, area=area.ravel(), stage=np.zeros(6 * frames, np.int8))
+    assert cell_cycle._measure_death_rate(nuclei) == pytest.approx(1 / (6 * frames))
+
+
 def test_size_drift_is_the_planted_one():
     rng = np.random.default_rng(2)
     tracks = np.array([[999, 0, 0, 0], *([n, 0, 30, 999] for n in range(1, 61))], np.int32)

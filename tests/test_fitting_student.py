@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from bvdm_data.clip import STAGES
+from bvdm_data.clip import PHASES
 from bvdm_data.fitting import denoiser as student
 from bvdm_data.fitting.training import Run, TrainingSettings
 from bvdm_data.synth.denoiser import (
@@ -73,7 +73,7 @@ def test_pairs_are_rendered_from_their_noise(draw):
 def test_pairs_vary_stage_size_and_brightness(draw):
     pairs = draw(200)
     assert int((pairs.stage > 0).sum()) == student.STUDENT_MITOSIS_FRACTION * 200
-    assert set(pairs.stage.tolist()) == set(range(len(STAGES)))
+    assert set(pairs.stage.tolist()) == set(range(len(PHASES)))
     # In any order.
     assert 0 < int((pairs.stage[:100] > 0).sum()) < student.STUDENT_MITOSIS_FRACTION * 200
     assert pairs.radii.amax(1).max() <= 48 / 2 - PATCH_MARGIN + 1e-4

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bvdm_data.clip import STAGES
+from bvdm_data.clip import PHASES
 from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets.synthetic import METHODS, SyntheticHeLaVideos
 from bvdm_data.rng import torch_rng
@@ -191,7 +191,7 @@ def test_texture_follows_its_flow():
         assert error < 0.2 * unmoved
 
 
-@pytest.mark.parametrize("stage", [0, len(STAGES) - 1])
+@pytest.mark.parametrize("stage", [0, len(PHASES) - 1])
 def test_contrast_of_each_stage(stage):
     lives = [made_life(identity=n + 1, frames=2, stages=stage) for n in range(30)]
     contrast = tuple(0.25 if n == stage else 0.0 for n in range(6))

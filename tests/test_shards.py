@@ -152,12 +152,13 @@ def test_torchrun_ranks_split_the_shards(whole, tmp_path, tiny_model):
 def test_rank_writes_its_pooled_shards(tmp_path, tiny_model, monkeypatch):
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "3")
-    videos = make_videos(tiny_model, pool=PoolSettings(pairs=3), length=20)
+    how = {"pool": PoolSettings(pairs=3), "length": 20, "death_rate": 0.2}
+    videos = make_videos(tiny_model, **how)
     videos.set_epoch(2)
     assert write(tmp_path, videos, clips=12) == [NAMES[2]]
     assert sorted(read_files(tmp_path)) == [MANIFEST, NAMES[2]]
     clips = list(read_shard(tmp_path / NAMES[2]))
-    again = make_videos(tiny_model, pool=PoolSettings(pairs=3), length=20)
+    again = make_videos(tiny_model, **how)
     again.set_epoch(2)
     assert [digest(clip) for clip in clips] == [digest(again.clip(i)) for i in range(8, 12)]
 

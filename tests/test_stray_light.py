@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from bvdm_data.synth import stray_light
-from bvdm_data.synth.model import Variation, randomise_model
-from bvdm_data.synth.stray_light import add_spots, draw_spots
+from bvdm_data.synth.cell_cycle import APOPTOSIS
+from bvdm_data.synth.cells import Cell
+from bvdm_data.synth.model import ToneCurve, Variation, randomise_model
+from bvdm_data.synth.motion import Trajectory
+from bvdm_data.synth.stray_light import add_spots, draw_bodies, draw_spots
 
 NONE = asdict(Variation.make(0.0))
 SIZE = (300, 200)
@@ -36,6 +39,25 @@ def test_light_of_spots_adds_up():
     for frame, (row, column) in zip(light.numpy(), [(3, 2), (4, 1)], strict=True):
         bump = np.exp(-((y - row) ** 2) / (2 * 1.5**2) - (x - column) ** 2 / (2 * 0.5**2))
         np.testing.assert_allclose(frame, 0.2 + 0.1 * bump, atol=1e-6)
+
+
+def test_dead_nuclei_leave_fading_bodies():
+    frames, centres = 9, np.tile([40.0, 50.0], (4, 1))
+    stages, light = np.array([0, 0, APOPTOSIS, APOPTOSIS]), np.full(4, 0.2)
+    dead = Cell(1, 0, 0, np.full((4, 60), 8.0), stages, light, divides=False)
+    rest = [replace(dead, stages=stages[:1].repeat(4)), replace(dead, first=5)]
+    rng = np.random.default_rng(0)
+    paths = [Trajectory(cell, centres, np.zeros(4)) for cell in (dead, *rest)]
+    same = ToneCurve(brightness=1.0, contrast=1.0, median=0.1, faint=0.0)
+    spots = draw_bodies(paths, same, frames, 30.0, rng).double().numpy()
+    # One lives on, and one dies in the last frame.
+    assert 2 <= spots.shape[1] <= 5
+    assert draw_bodies(paths[1:], same, frames, 30.0, rng).shape == (frames, 0, 5)
+    total = (2 * np.pi * spots[..., 2] * spots[..., 3] * spots[..., 4]).sum(1)
+    hours = 0.5 * np.arange(1, 6)
+    wanted = 0.2 * math.pi * 8**2 * np.exp(-hours / stray_light.FADING_HOURS)
+    np.testing.assert_allclose(total, [0, 0, 0, 0, *wanted], rtol=0.01)
+    assert np.abs(spots[4, :, :2] - [40, 50]).max() < 20
 
 
 def test_parts_draw_their_own_spots(tiny_generator):

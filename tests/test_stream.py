@@ -391,6 +391,7 @@ def test_state_of_other_settings_is_refused(tiny):
         ({"nuclei": (0, 1)}, {}, r"nuclei=1, got nuclei=\(0, 1\)"),
         ({"nuclei": None, "at_least": 1}, {"nuclei": None}, "at_least=0, got at_least=1"),
         ({"variation": 0.5}, {}, "variation=0.0, got variation=0.5"),
+        ({"death_rate": 0.5}, {}, "death_rate=None, got death_rate=0.5"),
         ({"max_cells": 99}, {"max_cells": 98}, "max_cells=98, got max_cells=99"),
         ({"model": "hela"}, {}, "model=[0-9a-f]{64}, got model=[0-9a-f]{64}"),
         (fast, {}, r"method=ProceduralSettings\(.*got method=FastSettings"),

@@ -15,7 +15,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from bvdm_data import weights
-from bvdm_data.clip import ANNOTATIONS, CameraScale, build_schema
+from bvdm_data.clip import ANNOTATIONS, STAGES, CameraScale, build_schema
 from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets.mixed import MixedVideos
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
@@ -395,6 +395,24 @@ def test_at_least_leaves_no_clip_empty(tiny):
         if one >= 2:
             assert torch.equal(plain.clip(number)["video"], filled.clip(number)["video"])
     assert min(shown) < 2
+
+
+@pytest.mark.parametrize(
+    "how", [{"method": "fast"}, {"method": "procedural"}, {"pool": PoolSettings(pairs=6)}], ids=str
+)
+def test_death_shows_in_annotations(tiny, how):
+    usual = {"frames": 6, "nuclei": 4, "size": 64, "max_cells": None, "annotations": ANNOTATIONS}
+    dies, died = STAGES.index("apoptosis"), 0
+    for number in range(3):
+        clip = tiny(death_rate=0.5, **usual | how).clip(number)
+        check_clip(clip)
+        parents = clip["tracks"][:, 3]
+        for identity, _, last, _ in clip["tracks"][(clip["stages"] == dies).any(1)].tolist():
+            died += last < 5
+            assert clip["stages"][identity - 1, last] == dies
+            assert (parents == identity).sum() <= 1  # hidden for a while, never divided
+    assert died
+    assert not (tiny(death_rate=0, **usual | how).clip(0)["stages"] == dies).any()
 
 
 def test_worker_refuses_other_devices(tiny):

@@ -317,6 +317,17 @@ def test_equal_fits_have_one_digest(tiny_generator, tiny_model, tmp_path):
         weights.load(again, digest=weights.model_digest(tiny_model))
 
 
+def test_rate_of_death_is_optional(tiny_generator, tiny_model, tmp_path):
+    path = tmp_path / "dying.safetensors"
+    assert "death_rate" not in read_parts(tiny_model)[1]["lives"]
+    assert weights.load(tiny_model).lives.death_rate == 0
+    lives = replace(tiny_generator.lives, death_rate=0.01)
+    weights.save(replace(tiny_generator, lives=lives), path)
+    assert weights.load(path).lives.death_rate == 0.01
+    with pytest.raises(ValueError, match=r"lives\.death_rate must be .* got 2"):
+        weights.save(replace(tiny_generator, lives=replace(lives, death_rate=2.0)), path)
+
+
 def test_older_files_keep_their_digest():
     _, header = read_parts(weights.bundled_folder() / "hela.safetensors")
     assert header["format"] == "bvdm-data generator 5"

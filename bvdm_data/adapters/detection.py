@@ -120,7 +120,7 @@ def detection_targets(
     Args:
         clip: With ``video``, ``masks`` and ``index``, and with ``stages`` for ``classes="stage"``.
         classes: ``"nucleus"``: all labels are 1. ``"stage"``: the label is 1 + the index into
-            ``STAGES``, 1 to 6. 0 is the background of the detector.
+            ``STAGES``, 1 to 7. 0 is the background of the detector.
 
     Returns:
         For each frame, n nuclei: ``boxes`` ``[n, 4]`` float32 as ``(x1, y1, x2, y2)`` in pixels;

@@ -10,6 +10,7 @@ import click
 from bvdm_data.cli.options import (
     ANNOTATIONS,
     AT_LEAST,
+    DEATH_RATE,
     FOLDER,
     MAX_CELLS,
     MODEL,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 @option("--page-frames", default=24, help="Frames of its clips.")
 @VARIATION
 @OUTLINE
+@DEATH_RATE
 @add_method_options
 @SEED
 def preview(
@@ -151,6 +153,7 @@ def _write_page(
 @AT_LEAST
 @VARIATION
 @OUTLINE
+@DEATH_RATE
 @add_method_options
 @SEED
 @QUIET
@@ -197,6 +200,7 @@ def fetch(name: str, directory: Path, split: str, quiet: bool) -> None:
 @MAX_CELLS
 @VARIATION
 @OUTLINE
+@DEATH_RATE
 @add_method_options
 @POOL
 @SEED

@@ -127,6 +127,11 @@ OUTLINE = option(
     help="What it means: even (one share of the core's light at every brightness), video (as "
     "annotated there), or a share from 0 to 1.",
 )
+DEATH_RATE = option(
+    "--death-rate",
+    type=float,
+    help="Chance that a nucleus in interphase dies, a frame. [default: as in the video]",
+)
 POOL = option("--pool", is_flag=True, help="Show nuclei of a cell bank in many clips.")
 ANNOTATIONS = option(
     "--annotations",

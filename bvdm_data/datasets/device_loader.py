@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate, defau
 from bvdm_data.datasets.prefetch import CudaStream, DeviceStream, Prefetcher
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.datasets.transforms import apply_transform, list_required_keys
-from bvdm_data.synth.cell_bank import CellBank
 from bvdm_data.synth.scene import Scene
 from bvdm_data.synth.synthesis import (
     BatchRenderer,
@@ -62,7 +61,7 @@ class SceneStream(IterableDataset[SceneItem]):
         self.maker.annotations = list_required_keys(videos.annotations, videos.transform)
         self.maker.transform = None
         # A bank belongs to one thread.
-        self.maker._pool = None if videos.pool is None else CellBank(videos.pool, videos.seed)
+        self.maker._pool = videos._make_bank()
 
     def __iter__(self) -> Iterator[SceneItem]:
         """Yield the items of this process."""
@@ -344,7 +343,7 @@ def _make_renderer(
     return BatchRenderer(
         videos._load_model(), method, (videos.frames, *videos.size), device,
         batch_size=patches or choose_batch_size(device),
-        bank=None if videos.pool is None else CellBank(videos.pool, videos.seed),
+        bank=videos._make_bank(),
     )  # fmt: skip
 
 

@@ -38,6 +38,7 @@ def export(
     at_least: int = 0,
     variation: float | Mapping[str, float] | None = None,
     outline: str | float = "even",
+    death_rate: float | None = None,
     progress: bool = True,
 ) -> list[str]:
     """Write synthetic videos in the layout of the challenge: ``01/t000.tif`` and its truth.
@@ -54,7 +55,7 @@ def export(
     generator = load(path, digest=digest)
     scene = check_scene(
         generator, texture, frames=frames, size=size, nuclei=nuclei, at_least=at_least,
-        variation=variation,
+        variation=variation, death_rate=death_rate,
     )  # fmt: skip
     outline, look = check_outline(outline, texture, path, digest)
     scene = replace(scene, **look)
@@ -72,6 +73,7 @@ def export(
         "variation": scene.variation,
         **({} if outline == "video" else {"outline": outline}),
         **({"at_least": scene.at_least} if scene.at_least else {}),
+        **({} if scene.death_rate is None else {"death_rate": scene.death_rate}),
         "processor": describe_cpu(),
         "sequences": {},
     }

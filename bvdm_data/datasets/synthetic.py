@@ -142,6 +142,10 @@ class SyntheticHeLaVideos(ClipStream):
             ``"contrast"``, ``"density"``, ``"contact"``, ``"speed"``, ``"blur"``, ``"noise"``,
             ``"background"``, ``"haze"``, ``"debris"``. None, and for parts that are not named: 1
             with ``"fast"``, 0 with the other methods.
+        death_rate: Chance that a nucleus in interphase dies in a frame, from 0 (none dies) to 1. In
+            its last 1 to 3 hours it shrinks, brightens, rounds off and falls into lumps, with the
+            stage ``"apoptosis"``; then its track ends, and bodies without a label fade. None: as in
+            the fitted video.
         pool: Cell bank: render nuclei once and show them in many clips, for loops that would
             otherwise wait for clips: True, or a :class:`PoolSettings` with the number of nuclei
             and how soon they are replaced. None: every clip has new nuclei. Only for ``"fast"``.
@@ -204,6 +208,7 @@ class SyntheticHeLaVideos(ClipStream):
         nuclei: int | tuple[int, int] | None = None,
         at_least: int = 0,
         variation: float | Mapping[str, float] | None = None,
+        death_rate: float | None = None,
         pool: PoolSettings | bool | None = None,
         outline: str | float = "even",
         annotations: Collection[str] = ("masks", "tracks"),
@@ -222,14 +227,14 @@ class SyntheticHeLaVideos(ClipStream):
         generator = self._load_model()
         scene = check_scene(
             generator, self.method, frames=frames, size=size, nuclei=nuclei, at_least=at_least,
-            variation=variation, max_cells=max_cells,
+            variation=variation, death_rate=death_rate, max_cells=max_cells,
         )  # fmt: skip
         self.frames, self.size, self.variation = scene.frames, scene.size, scene.variation
-        self.nuclei, self.at_least = scene.nuclei, scene.at_least
+        self.nuclei, self.at_least, self.death_rate = scene.nuclei, scene.at_least, scene.death_rate
         self.max_cells = cast(int, scene.max_cells)
         self.pool = _check_pool(pool, self.method)
         self.outline, self._look = check_outline(outline, self.method, self.model, self.digest)
-        self._pool = None if self.pool is None else CellBank(self.pool, self.seed)
+        self._pool = self._make_bank()
         self.device = check_device(device)
         self.transform = check_transform(transform)
         camera = generator.camera
@@ -270,7 +275,7 @@ class SyntheticHeLaVideos(ClipStream):
         return self._apply_transform(clip, self.epoch)
 
     def _list_settings(self) -> dict[str, str]:
-        names = ("method", "frames", "size", "nuclei", "at_least", "variation", "pool", "max_cells")
+        names = "method frames size nuclei at_least variation death_rate pool max_cells".split()  # noqa: SIM905
         settings = {"model": self.digest, "transform": name_transform(self.transform)}
         settings |= {name: str(getattr(self, name)) for name in (*names, "outline")}
         # The clips of a pool follow from how many there are before.
@@ -295,6 +300,12 @@ class SyntheticHeLaVideos(ClipStream):
             clip = make_clip(video, wanted, self.max_cells, number)
         return cast(Clip, {key: value.to(self.device) for key, value in clip.items()})  # type: ignore[attr-defined]
 
+    def _make_bank(self) -> CellBank | None:
+        """Return an empty bank; None without a pool."""
+        if self.pool is None:
+            return None
+        return CellBank(self.pool, self.seed, death_rate=self.death_rate)
+
     def _load_model(self) -> Model:
         """Return the model that the data set was made with, or raise."""
         return load(self.model, digest=self.digest)
@@ -309,6 +320,7 @@ class SyntheticHeLaVideos(ClipStream):
             flow="flow" in wanted,
             variation=self.variation,
             **self._look,
+            death_rate=self.death_rate,
         )
 
     def _place(self, number: int) -> dict[str, Any]:
@@ -336,6 +348,7 @@ def check_scene(
     nuclei: int | tuple[int, int] | None,
     variation: float | Mapping[str, float] | None,
     at_least: int = 0,
+    death_rate: float | None = None,
     max_cells: int | None = None,
 ) -> SceneSettings:
     """Return what clips show, with defaults filled in; refuse what some of them could not."""
@@ -345,6 +358,7 @@ def check_scene(
         nuclei=_check_nuclei(nuclei),
         at_least=as_int("at_least", at_least, least=0),
         variation=_check_variation(variation, method),
+        death_rate=None if death_rate is None else as_fraction("death_rate", death_rate),
     )
     if min(scene.size) < model.nucleus_diameter:
         raise ValueError(

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from bvdm_data.clip import STAGES, Clip
+from bvdm_data.clip import PHASES, Clip
 from bvdm_data.evaluation.nucleus_features import (
     NOISE_KEYS,
     RINGS,
@@ -87,12 +87,12 @@ QUANTITIES: tuple[Metric, ...] = (
     Metric("daughter over mother before mitosis", "", "lives"),
     Metric("smaller over larger sister", "", "lives"),
     Metric("dip at mitosis", "", "lives"),
-    *(Metric(f"share in {stage}", "", "lives", SCALAR) for stage in STAGES),
+    *(Metric(f"share in {stage}", "", "lives", SCALAR) for stage in PHASES),
     Metric("density", "1/1e5 px", "layout", SCALAR),
     Metric("nearest neighbour", "px", "layout"),
     Metric("share in contact", "", "layout", SCALAR),
     Metric("label agreement", "", "labels"),
-    *(Metric(f"label agreement, {stage}", "", "labels") for stage in STAGES),
+    *(Metric(f"label agreement, {stage}", "", "labels") for stage in PHASES),
 )
 """Everything that is measured, in the order of the report. The edge profile is the median relative
 light at the signed distances ``RINGS``; texture is the correlation after alignment."""
@@ -145,7 +145,7 @@ def _measure_appearance(features: AppearanceFeatures, detections: Detections) ->
     yield "fall of light across the edge", profile[:, half - 2] - profile[:, half + 1], None
     yield "label agreement", features.agreement, None
     staged = measured & (features.stage >= 0)
-    for code, stage in enumerate(STAGES):
+    for code, stage in enumerate(PHASES):
         here = staged & (features.stage == code)
         yield f"label agreement, {stage}", features.agreement[here], None
         share = here.sum() / staged.sum() if staged.any() else math.nan

@@ -15,7 +15,7 @@ import jinja2
 import numpy as np
 from scipy import stats
 
-from bvdm_data.clip import STAGES
+from bvdm_data.clip import PHASES
 from bvdm_data.evaluation.arms import replace_nan
 from bvdm_data.evaluation.distances import DAMAGED, FLOOR
 from bvdm_data.evaluation.experiment import FIGURES, LINK_FIGURES
@@ -330,7 +330,7 @@ def _plot_realism(lines: Sequence[Values], names: Mapping[str, str]) -> list[Plo
         texture[names[key]] = Series(x=list(lags), y=values, level=level, colour=colour)
         if edge[key]["curve"]:
             edges[names[key]] = Series(x=RINGS, y=edge[key]["curve"], colour=colour)
-        agreement[names[key]] = [median[f"label agreement, {stage}"] for stage in STAGES]
+        agreement[names[key]] = [median[f"label agreement, {stage}"] for stage in PHASES]
     edge_labels = "distance from the outline, px (below 0: inside)", "relative intensity"
     texture_labels = "frames between the images", "correlation of the texture"
     return [
@@ -344,7 +344,7 @@ def _plot_realism(lines: Sequence[Values], names: Mapping[str, str]) -> list[Plo
             "Edge profile: median intensity across the outline of a nucleus.",
         ),
         (
-            _plot_grouped_bars(STAGES, agreement, "label agreement", _VIDEO_COLOURS),
+            _plot_grouped_bars(PHASES, agreement, "label agreement", _VIDEO_COLOURS),
             "Label agreement: how well the outline fits the image, by stage; medians.",
         ),
     ]

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from bvdm_data.clip import STAGES
+from bvdm_data.clip import PHASES
 from bvdm_data.fitting.nuclei import (
     INTERPHASE,
     Array,
@@ -44,6 +44,7 @@ DIMMEST = 1e-4  # least brightness, in grey values; lower ones are raised to it
 # Frames before, or after, a division in which a nucleus must be whole for its stages to count.
 WHOLE = 3
 LONGEST = 4  # longest duration of a short stage in the table, frames
+SHRUNKEN = 0.6  # most area of a nucleus at its death, over the median in interphase
 _LATER = 8  # frames between the two sizes, or brightnesses, whose correlation is taken
 # Frames over which the drift of the brightness of sisters is taken, from an age when telophase is
 # over.
@@ -73,6 +74,7 @@ def fit_cell_cycle(nuclei: Nuclei, *, minutes: float) -> CellCycleModel:
         **_fit_areas(nuclei),
         **_count_short_stages(nuclei),
         minutes=minutes,
+        death_rate=_measure_death_rate(nuclei),
     )
     usual = float(np.median(nuclei.area[nuclei.stage == INTERPHASE]))
     return replace(model, adult_area=model.adult_area * usual / _compute_median_area(model))
@@ -96,6 +98,22 @@ def _fit_cycle_length(lineage: Lineage) -> Array:
     return np.array([math.log(median), deviation])
 
 
+def _measure_death_rate(nuclei: Nuclei) -> float:
+    """Return deaths a frame of interphase: tracks that end in full view, shrunken and bright.
+
+    Those of nuclei that drift out of focus end dim, and those that are lost end as large as ever.
+    """
+    lineage, calm = nuclei.lineage, nuclei.stage == INTERPHASE
+    area, light = np.median(nuclei.area[calm]), np.median(nuclei.brightness[calm])
+    centre, off = nuclei.crops.centre, 2 * math.sqrt(area / math.pi)
+    inside = (centre > centre.min(0) + off) & (centre < centre.max(0) - off)
+    dead = inside.all(1) & (nuclei.area <= SHRUNKEN * area) & (nuclei.brightness >= light)
+    parents, end = set(lineage.parents.values()), max(last for _, last in lineage.spans.values())
+    ends = [(i, last) for i, (_, last) in lineage.spans.items() if i not in parents and last < end]
+    deaths = sum(bool(dead[lineage.row_of[key]]) for key in ends if key in lineage.row_of)
+    return deaths / max(int(calm.sum()), 1)
+
+
 def _count_short_stages(nuclei: Nuclei) -> dict[str, Any]:
     """Count the frames of the short stages of every mitosis and newborn, and tabulate them."""
     lineage = nuclei.lineage
@@ -116,7 +134,7 @@ def _count_short_stages(nuclei: Nuclei) -> dict[str, Any]:
     mothers = list(nuclei.references)
     born = [d for mother in mothers for d in lineage.daughters[mother]]
     mitoses, births = count(mothers, PRE_MITOTIC), count(born, POST_MITOTIC)
-    durations = np.zeros((len(STAGES), LONGEST + 1))
+    durations = np.zeros((len(PHASES), LONGEST + 1))
     for stages, counts in ((PRE_MITOTIC, mitoses), (POST_MITOTIC, births)):
         for stage, column in zip(stages, counts.T, strict=True):
             durations[stage] = np.bincount(column, minlength=LONGEST + 1) / len(counts)
@@ -138,7 +156,7 @@ def _fit_areas(nuclei: Nuclei) -> dict[str, Any]:
     body = np.quantile(references, np.linspace(0, 1, QUANTILES))
     ratios = _measure_mitotic_areas(nuclei)
     newborn = nuclei.lineage.ages == 0
-    spread = np.zeros(len(STAGES))
+    spread = np.zeros(len(PHASES))
     for stage, ratio in ratios.items():
         own = ratio[np.isfinite(ratio)]
         if len(own) >= 2:
@@ -173,7 +191,7 @@ def _measure_mitotic_areas(nuclei: Nuclei) -> dict[int, Array]:
 
 def _take_medians(ratios: Mapping[int, Array]) -> Array:
     """Return the median of each stage, ``[S]``; 1 where none is seen."""
-    medians = np.ones(len(STAGES))
+    medians = np.ones(len(PHASES))
     for stage, ratio in ratios.items():
         if np.isfinite(ratio).any():
             medians[stage] = np.nanmedian(ratio)
@@ -301,8 +319,8 @@ def _measure_stage_brightness(nuclei: Nuclei) -> Array:
     base = [against.get(track, math.nan) for track in nuclei.crops.track.tolist()]
     light = np.log(np.maximum(nuclei.brightness, DIMMEST))
     ratio = light - np.log(base)
-    table = np.zeros((len(STAGES), 2))
-    for stage in range(1, len(STAGES)):
+    table = np.zeros((len(PHASES), 2))
+    for stage in range(1, len(PHASES)):
         own = ratio[(nuclei.stage == stage) & np.isfinite(ratio)]
         if len(own) >= 2:
             table[stage] = np.median(own), stats.median_abs_deviation(own, scale="normal")

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from scipy import ndimage
 from scipy.stats import median_abs_deviation
 
-from bvdm_data.clip import STAGES
+from bvdm_data.clip import PHASES
 from bvdm_data.fitting.nuclei import (
     INTERPHASE,
     Nuclei,
@@ -84,7 +84,7 @@ def fit_shapes(nuclei: Nuclei, contours: Contours, *, seed: int = 0) -> tuple[Sh
     rng = numpy_rng(seed, "fit", "shapes")
     drawn = [
         rng.permutation(np.flatnonzero(nuclei.stage == stage))[:MOST_CONTOURS]
-        for stage in range(len(STAGES))
+        for stage in range(len(PHASES))
     ]
     of_stage = [
         contours.radii[rows[contours.iou[rows] >= LEAST_OVERLAP]] for rows in map(np.sort, drawn)

@@ -302,7 +302,7 @@ def _draw_conditions(
         size, light = np.exp(np.array([SIZE, BRIGHTNESS]) * rng.standard_normal(2))
         for life in LineageSimulator(shapes, lives, _FRAMES, rng).run(1):
             t = int(rng.integers(len(life.stages)))
-            stage = int(life.stages[t])
+            stage = int(life.looks[t])
             nucleus = (size * life.radii[t], light * life.brightness[t], stage)
             (mitotic if stage > 0 else calm).append(nucleus)
     chosen = (calm[: count - rare] + mitotic[:rare]) or calm or mitotic

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bvdm_data.clip import STAGES, CameraScale
+from bvdm_data.clip import PHASES, CameraScale
 from bvdm_data.datasets.ctc import CTCSequence, guess_scale, read_sequence
 from bvdm_data.datasets.ctc_videos import DEFAULT_BORDER
 from bvdm_data.files import check_writable
@@ -348,10 +348,11 @@ def _describe_data(source: CTCSequence, video: Video, nuclei: Nuclei) -> Card:
 def _describe_statistics(model: Model, nuclei: Nuclei) -> Card:
     lives = model.lives
     return {
-        "stages": {name: int((nuclei.stage == stage).sum()) for stage, name in enumerate(STAGES)},
+        "stages": {name: int((nuclei.stage == stage).sum()) for stage, name in enumerate(PHASES)},
         "cycle_hours_median": round(float(np.exp(lives.cycle[0])) * lives.minutes / 60, 2),
         "brightness_memory": round(lives.brightness_autocorrelation, 4),
         "brightness_shared": round(lives.brightness_sister_correlation, 4),
+        **({"death_rate": round(lives.death_rate, 6)} if lives.death_rate else {}),
     }
 
 

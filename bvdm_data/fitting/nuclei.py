@@ -16,7 +16,7 @@ import numpy.typing as npt
 from scipy import ndimage
 from scipy.stats import median_abs_deviation
 
-from bvdm_data.clip import STAGES
+from bvdm_data.clip import PHASES
 from bvdm_data.fitting.video import Frame, Video
 from bvdm_data.synth.networks import FLOW_SIZE
 
@@ -30,7 +30,7 @@ PATCH = FLOW_SIZE
 # more than a tenth of the light).
 DIM_SHARE = 0.125
 MASK_LEVEL = 150 / 255  # grey value of a flat mask where diffusion starts (authors' code)
-INTERPHASE, PROPHASE, PROMETAPHASE, METAPHASE, ANAPHASE, TELOPHASE = range(len(STAGES))
+INTERPHASE, PROPHASE, PROMETAPHASE, METAPHASE, ANAPHASE, TELOPHASE = range(len(PHASES))
 UNKNOWN = -1
 
 
@@ -248,7 +248,7 @@ class Nuclei:
     angle: Array  # from the y axis to the major axis, radians, [n]
     # median area and brightness in interphase of each mother before her division, by track
     references: dict[int, tuple[float, float]]
-    stage: npt.NDArray[np.int8]  # index into STAGES or -1 (unknown), [n]
+    stage: npt.NDArray[np.int8]  # index into PHASES or -1 (unknown), [n]
 
 
 def measure_nuclei(crops: Crops, tracks: npt.NDArray[np.int32]) -> Nuclei:

@@ -63,7 +63,7 @@ _KINDS = {
 """Types of what a manifest holds and a later call reads."""
 
 _METHODS = {type(method).__name__: type(method) for method in METHODS.values()}
-_OTHERS = "model method nuclei pool device transform batch_size shard".split()  # noqa: SIM905
+_OTHERS = "model method nuclei pool device transform batch_size shard death_rate".split()  # noqa: SIM905
 _UNCHANGED = [name for name in signature(SyntheticHeLaVideos).parameters if name not in _OTHERS]
 
 
@@ -88,6 +88,7 @@ def to_config(videos: SyntheticHeLaVideos) -> dict[str, Any]:
         "method": {"kind": type(videos.method).__name__, **asdict(videos.method)},
         "pool": None if videos.pool is None else asdict(videos.pool),
         "device": str(videos.device),
+        **({} if videos.death_rate is None else {"death_rate": videos.death_rate}),
         **{name: getattr(videos, name) for name in _UNCHANGED},
     }
 
@@ -130,6 +131,7 @@ def _make_videos(config: Mapping[str, Any], model: str | Path) -> SyntheticHeLaV
         nuclei=tuple(nuclei) if isinstance(nuclei, list) else nuclei,
         pool=None if config["pool"] is None else PoolSettings(**config["pool"]),
         device=config["device"],
+        death_rate=config.get("death_rate"),
         **{key: config[key] for key in _UNCHANGED if key in config},
     )
     videos.set_epoch(config["epoch"])

@@ -71,10 +71,11 @@ class CellBank:
     often it was replaced before clip ``i``.
     """
 
-    def __init__(self, settings: PoolSettings, seed: int) -> None:
-        """Start empty."""
-        self.settings = settings
-        self.seed = seed
+    def __init__(
+        self, settings: PoolSettings, seed: int, *, death_rate: float | None = None
+    ) -> None:
+        """Start empty; ``death_rate`` None: the model's."""
+        self.settings, self.seed, self.death_rate = settings, seed, death_rate
         self._pairs: dict[int, _SisterPair] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -98,7 +99,8 @@ class CellBank:
         self, name: tuple[str | int, ...], slot: int, model: Model, frames: int
     ) -> tuple[list[Cell], list[Cell]]:
         rng = numpy_rng(self.seed, *name, "lives")
-        lineages = LineageSimulator(model.shapes, model.lives, frames, rng)
+        lives = model.lives.with_death_rate(self.death_rate)
+        lineages = LineageSimulator(model.shapes, lives, frames, rng)
         # Evenly spread over the slots, so that a small bank has dim and bright nuclei, too.
         quantile = (slot + rng.random()) / self.settings.pairs
         noise = rng.standard_normal(frames)
@@ -173,12 +175,13 @@ class BankSample:
         family, before = pair.families[which], which * len(pair.families[0])
         mirrored = bool(self.rng.random() < 0.5)
         gain = float(np.exp(GAIN * self.rng.standard_normal()))
+        lit = gain
         if self.tone is not None:
-            gain *= float(self.tone.compute_gain(np.median(family[0].brightness)))
+            lit *= float(self.tone.compute_gain(gain * np.median(family[0].brightness)))
         shift = identity - family[0].identity
         shown = []
         for row, cell in enumerate(family, start=before):
-            self._origins[cell.identity + shift] = _Origin(slot, row, mirrored, gain)
+            self._origins[cell.identity + shift] = _Origin(slot, row, mirrored, lit)
             radii = np.roll(cell.radii[:, ::-1], 1, axis=1) if mirrored else cell.radii
             ours = replace(cell, radii=self.size * radii, brightness=gain * cell.brightness)
             parent = cell.parent and cell.parent + shift

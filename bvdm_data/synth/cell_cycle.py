@@ -2,12 +2,12 @@
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from bvdm_data.clip import STAGES
+from bvdm_data.clip import PHASES, STAGES
 from bvdm_data.synth.contours import Array
 
 Ints = npt.NDArray[np.int64]
@@ -19,6 +19,13 @@ PRE_MITOTIC = tuple(STAGES.index(name) for name in ("prophase", "prometaphase", 
 """Stages from interphase to division, in order."""
 
 INTERPHASE = STAGES.index("interphase")
+
+APOPTOSIS = STAGES.index("apoptosis")
+"""Stage of a nucleus that dies, from interphase to the end of its track."""
+
+DYING_HOURS = (1.0, 3.0)
+"""Least and most hours from the first shrinkage of a nucleus to its end (our choice, as in films
+of apoptosis)."""
 
 GROWN = 10
 """Frames before the end of a cycle at which a mother's adult area is measured."""
@@ -63,6 +70,11 @@ class CellCycleModel:
     pro_metaphase_frames: Array  # of pro-, prometa- and metaphase in each mitosis, [n, 3]
     ana_telophase_frames: Array  # of ana- and telophase of each newborn, [m, 2]
     minutes: float  # time between two frames
+    death_rate: float = 0.0  # chance that a nucleus in interphase dies, a frame
+
+    def with_death_rate(self, rate: float | None) -> "CellCycleModel":
+        """Return the model with another rate; None: as it is."""
+        return self if rate is None else replace(self, death_rate=rate)
 
 
 def make_stage_sequence(durations: Ints, cycle: int) -> Ints:
@@ -86,7 +98,7 @@ def resample_durations(
     Frames, ``[S]``; 0 for interphase. ``birth`` chooses the newborn, from 0 to 1; None: at random.
     """
     mitoses, births = model.pro_metaphase_frames, model.ana_telophase_frames
-    durations = np.zeros(len(STAGES), np.int64)
+    durations = np.zeros(len(PHASES), np.int64)
     durations[list(PRE_MITOTIC)] = mitoses[generator.integers(len(mitoses))]
     row = generator.integers(len(births)) if birth is None else int(birth * len(births))
     durations[list(POST_MITOTIC)] = births[row]
@@ -117,6 +129,22 @@ def _weigh_cycles_and_ages(mean: float, deviation: float) -> tuple[Array, Array]
     density = np.exp(-0.5 * ((np.log(lengths) - mean) / deviation) ** 2) / lengths
     rate = math.log(2) / math.exp(mean + deviation**2 / 2)
     return density * (1 - np.exp(-rate * lengths)), np.exp(-rate * np.arange(len(lengths)))
+
+
+def sample_dying(
+    model: CellCycleModel, stages: Ints, age: int, generator: np.random.Generator
+) -> Array:
+    """Draw how far the death of a nucleus, alive at some age, is in every frame, ``[n]``.
+
+    0: not begun, 1: its last frame, above: gone. It dies in interphase, at one rate from the age
+    on at which it can have been dying for its time.
+    """
+    calm = np.flatnonzero(stages == INTERPHASE)
+    lasting = max(2, round(60 * generator.uniform(*DYING_HOURS) / model.minutes))
+    last = max(age, int(calm[0]) + lasting) + int(generator.geometric(model.death_rate)) - 1
+    if last > calm[-1]:
+        return np.zeros(len(stages))
+    return np.maximum((np.arange(len(stages)) - last) / lasting + 1, 0)
 
 
 def _sample_index(weights: Array, generator: np.random.Generator) -> int:

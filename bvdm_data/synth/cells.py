@@ -1,13 +1,14 @@
 """Cells: stages, outlines and brightness of a nucleus and its offspring, frame by frame."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import special
 
-from bvdm_data.clip import STAGES
+from bvdm_data.clip import PHASES, STAGES
 from bvdm_data.synth.cell_cycle import (
+    APOPTOSIS,
     INTERPHASE,
     POST_MITOTIC,
     PRE_MITOTIC,
@@ -18,11 +19,13 @@ from bvdm_data.synth.cell_cycle import (
     resample_durations,
     sample_cycle_and_age,
     sample_durations,
+    sample_dying,
     weigh_templates,
 )
 from bvdm_data.synth.contours import (
     Array,
     ShapeModel,
+    compute_mean_radius,
     compute_polygon_area,
     draw_ar1,
     filter_ar1,
@@ -36,8 +39,15 @@ COARSE = 33
 FARTHEST = 4.0
 """Largest absolute normal score of a founder's brightness (our choice: one in 15,000 has more)."""
 
+DEAD_AREA, LUMPS = (0.35, 0.55), (3, 5)
+"""Of a nucleus at its end: area over that before it died, and number of lumps (our choice, after
+the dying nuclei of the HeLa video)."""
+
+CONDENSED = STAGES.index("prometaphase")
+"""Stage of the cell cycle that a dying nucleus looks like."""
+
 _DIVIDING, _NEWBORN = (
-    np.isin(np.arange(len(STAGES)), stages) for stages in (PRE_MITOTIC, POST_MITOTIC)
+    np.isin(np.arange(len(PHASES)), stages) for stages in (PRE_MITOTIC, POST_MITOTIC)
 )
 
 
@@ -53,6 +63,11 @@ class Cell:
     brightness: Array  # mean light in each frame, grey values above the background, [n]
     divides: bool  # whether two daughters follow in the frame after the last
     age: int = 0  # frames since its birth when it appears
+
+    @property
+    def looks(self) -> Ints:
+        """Stage of the cell cycle that it looks like in each frame, ``[n]``."""
+        return np.where(self.stages == APOPTOSIS, CONDENSED, self.stages)
 
     @property
     def last(self) -> int:
@@ -119,14 +134,17 @@ class LineageSimulator:
         waiting, cells = [(founder, 0, 0)], list[Cell]()
         while waiting:
             inherited, parent, first = waiting.pop(0)
-            stages, shown = self._sample_stages(inherited, self.frames - first)
-            look = self.sample_appearance(inherited, stages, shown)
+            stages, shown, dying = self._sample_stages(inherited, self.frames - first)
+            look, seen = self.sample_appearance(inherited, stages, shown), stages[shown]
+            if dying.any():
+                look, seen = _condense(look, dying, self.rng), np.where(dying, APOPTOSIS, seen)
             identity, end = first_identity + len(cells), first + len(shown)
-            divides = bool(shown[-1] == len(stages) - 1 and end < self.frames)
+            whole = shown[-1] == len(stages) - 1 and not dying[-1]
+            divides = bool(whole and end < self.frames)
             cells.append(
                 Cell(
-                    identity, parent, first, look.radii, stages[shown], look.brightness,
-                    divides, age=int(shown[0]),
+                    identity, parent, first, look.radii, seen, look.brightness, divides,
+                    age=int(shown[0]),
                 )
             )  # fmt: skip
             if divides:
@@ -134,13 +152,17 @@ class LineageSimulator:
                 waiting += [(daughter, identity, end) for daughter in daughters]
         return cells
 
-    def _sample_stages(self, inherited: _Inherited, left: int) -> tuple[Ints, Ints]:
-        """Return the stages from birth to division, and which frames the video shows."""
+    def _sample_stages(self, inherited: _Inherited, left: int) -> tuple[Ints, Ints, Array]:
+        """Return stages from birth to division, which frames are shown, and how it dies in them."""
         durations = self.sample_durations(inherited)
         cycle, age = sample_cycle_and_age(self.model.cycle, self.rng, founder=inherited.founder)
         stages = make_stage_sequence(durations, cycle)
         age = min(age if inherited.age is None else inherited.age, len(stages) - 1)
-        return stages, np.arange(age, min(len(stages), age + left))
+        shown, dying = np.arange(age, min(len(stages), age + left)), np.zeros(len(stages))
+        if self.model.death_rate:
+            dying = sample_dying(self.model, stages, age, self.rng)
+            shown = shown[dying[shown] <= 1]
+        return stages, shown, dying[shown]
 
     def sample_durations(self, inherited: _Inherited) -> Ints:
         """Draw the frames that the short stages last, ``[S]``."""
@@ -230,6 +252,29 @@ class LineageSimulator:
         scores = np.where(newborn, inherited.mitosis, scores)
         median, spread = self.model.stage_brightness[stages].T
         return median + spread * scores + sister * newborn, mitosis
+
+
+def _condense(look: _Appearance, dying: Array, rng: np.random.Generator) -> _Appearance:
+    """Let a nucleus shrink, round off and at last fall into lumps; it keeps its light."""
+    share = rng.uniform(*DEAD_AREA) ** dying
+    areas = share * compute_polygon_area(look.radii)
+    # Round by and by, lumpy from two thirds of the way on.
+    mean, lumpy = compute_mean_radius(look.radii)[:, None], np.clip(3 * dying - 2, 0, 1)[:, None]
+    radii = look.radii + dying[:, None] * (mean - look.radii)
+    radii += lumpy * (mean * _draw_lumps(radii.shape[1], rng) - radii)
+    radii *= np.sqrt(areas / compute_polygon_area(radii))[:, None]
+    return replace(look, radii=radii, brightness=look.brightness / share)
+
+
+def _draw_lumps(points: int, rng: np.random.Generator) -> Array:
+    """Draw the outline of some discs around a smaller one, ``[K]``."""
+    count = rng.integers(*LUMPS, endpoint=True)
+    away, size = rng.uniform(0.5, 0.9, count), rng.uniform(0.5, 0.8, count)
+    turns = np.arange(count) + rng.uniform(-0.2, 0.2, count)
+    angle = 2 * math.pi * (np.arange(points)[:, None] / points - turns / count)
+    inside = size**2 - (away * np.sin(angle)) ** 2
+    ends = away * np.cos(angle) + np.sqrt(np.maximum(inside, 0))
+    return np.asarray(np.where(inside > 0, ends, 0).max(1).clip(0.6))
 
 
 class TemplateLineageSimulator(LineageSimulator):

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bvdm_data.clip import STAGES
+from bvdm_data.clip import PHASES
 from bvdm_data.synth.contours import interpolate_radius
 from bvdm_data.validate import Rule
 
@@ -193,7 +193,7 @@ class _IntensityNorm:
     ) -> Float[Tensor, "N C"]:
         """Concatenate the log brightness and the stage, one-hot."""
         light = (brightness.clamp(min=0) / self.floor).log1p()[:, None] - 2
-        stages = F.one_hot(stage.long() + 1, len(STAGES) + 1)[:, 1:].float()
+        stages = F.one_hot(stage.long() + 1, len(PHASES) + 1)[:, 1:].float()
         return torch.cat([light, stages], 1)
 
     def normalize(
@@ -223,7 +223,7 @@ class Denoiser(UNetBackbone, _IntensityNorm):
         """Make the network, its weights drawn at random."""
         size = settings or DenoiserConfig()
         t = size.condition_channels
-        super().__init__(2, size.channels, t + 1 + len(STAGES), t, middle=size.middle)
+        super().__init__(2, size.channels, t + 1 + len(PHASES), t, middle=size.middle)
         self.settings = size
         self.floor = size.floor
 
@@ -325,7 +325,7 @@ class Student(UNetBackbone, _IntensityNorm):
     def __init__(self, settings: StudentConfig | None = None) -> None:
         """Make the network, its weights drawn at random."""
         size = settings or StudentConfig()
-        super().__init__(2, size.channels, 1 + len(STAGES), size.condition_channels, norm=False)
+        super().__init__(2, size.channels, 1 + len(PHASES), size.condition_channels, norm=False)
         self.settings = size
         self.floor = size.floor
 

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from bvdm_data.clip import STAGES
+from bvdm_data.clip import PHASES
 from bvdm_data.synth.cells import Cell
 from bvdm_data.synth.contours import interpolate_radius
 from bvdm_data.synth.denoiser import make_pixel_grid
@@ -55,7 +55,7 @@ class ProceduralSettings(Method):
         clumps: The same of coarser unevenness, px.
         clump_share: Share of the clumps in the variance of the chromatin, from 0 to 1.
         contrast: Standard deviation of the chromatin's light over its mean, in each of the six
-            ``STAGES``.
+            ``PHASES``.
         memory: Correlation of the chromatin with that of the frame before, in the nucleus' own
             coordinates, but for what is fresh; 1: frozen, 0: new in every frame.
         fresh: Share of the grain's variance that is new in every frame, as chromatin comes into
@@ -68,7 +68,7 @@ class ProceduralSettings(Method):
             light is ``(1 - s^2)^dome``; 0: a flat plate, .5: an ellipsoid.
         blur: Standard deviation of the Gaussian blur that softens the edge, px.
         inset: How far inside the outline the lit body ends before it is blurred, in each of the
-            six ``STAGES``, px; negative: outside.
+            six ``PHASES``, px; negative: outside.
         mask_level: Mean relative light of a nucleus, as in :class:`PaperSettings`.
 
     Raises:
@@ -112,9 +112,9 @@ class ProceduralSettings(Method):
 
 
 def _check_stages(name: str, values: object, rule: Rule) -> None:
-    if not isinstance(values, tuple) or len(values) != len(STAGES):
+    if not isinstance(values, tuple) or len(values) != len(PHASES):
         error = ValueError if isinstance(values, tuple) else TypeError
-        raise error(f"{name} must be a tuple of {len(STAGES)} numbers, one a stage, got {values!r}")
+        raise error(f"{name} must be a tuple of {len(PHASES)} numbers, one a stage, got {values!r}")
     for value in values:
         rule.check(name, value)
 
@@ -147,7 +147,7 @@ def render_procedural_textures(
     pixels = make_pixel_grid(FLOW_SIZE)
     for row, (cell, rng) in enumerate(zip(cells, rngs, strict=True)):
         outline = _towards(torch.from_numpy(cell.radii).float(), pixels)
-        stages = torch.from_numpy(cell.stages)
+        stages = torch.from_numpy(cell.looks)
         body = _body(outline, stages, pixels, settings)
         light = body * _chromatin(cell, outline, stages, pixels, settings, rng)
         inside = pixels.square().sum(0).sqrt() <= outline

@@ -57,6 +57,8 @@ class SceneSettings:
     # from 0, nuclei are painted at their own brightness, to 1, all of a stage at one and the same
     evenness: float = 0.0
     moved: float = 0.0  # how far outside of the painted outlines those of the labels are, px
+    # chance that a nucleus in interphase dies, a frame; None: as in the fitted video
+    death_rate: float | None = None
 
 
 def count_fitting_nuclei(model: Model, size: tuple[int, int]) -> int:

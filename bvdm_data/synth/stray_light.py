@@ -1,6 +1,7 @@
 """Stray light: what is bright without a label, drawn as spots of light that drift."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bvdm_data.synth.contours import compute_polygon_area, interpolate_quantile
-from bvdm_data.synth.model import RandomisedModel, Variation
+from bvdm_data.synth.cell_cycle import APOPTOSIS
+from bvdm_data.synth.contours import (
+    compute_mean_radius,
+    compute_polygon_area,
+    interpolate_quantile,
+)
+from bvdm_data.synth.model import RandomisedModel, ToneCurve, Variation
+from bvdm_data.synth.motion import Trajectory
 
 LEVEL = 0.3
 """Standard deviation of the logarithm of the background's level at a variation of 1 (our
@@ -50,6 +57,10 @@ DEBRIS = _Kind(rate=1.5, spots=5, width=(0.04, 0.12), spread=2.0, fading=1.0)
 
 MOTTLE = _Kind(rate=0.3, spots=1, width=(1.0, 5.0), spread=0.0)
 """An uneven background."""
+
+BODIES, BODY, FADING_HOURS = (2, 5), (0.2, 0.4), 4.0
+"""What a dead nucleus leaves: number of spots, their standard deviations over its radius, and the
+hours in which their light falls to 1/e (our choice, as in the HeLa video)."""
 
 Array = npt.NDArray[np.float64]
 
@@ -125,6 +136,38 @@ def _draw_clusters(
     spots[..., 2:4] = width[owner] * np.exp(ASPECT * rng.standard_normal((len(owner), 2)))
     spots[..., 4] = heights[owner] * rng.uniform(0.5, 1, len(owner))
     return spots
+
+
+def draw_bodies(
+    cells: Sequence[Trajectory],
+    tone: ToneCurve,
+    frames: int,
+    minutes: float,
+    rng: np.random.Generator,
+) -> Float[Tensor, "F K 5"]:
+    """Draw the apoptotic bodies of dead cells, spots as of :func:`draw_spots`.
+
+    They are there from the frame after its last one on, drift apart and fade.
+    """
+    parts = [np.zeros((frames, 0, 5))]
+    for path in cells:
+        life, after = path.cell, np.arange(frames)[:, None] - path.cell.last
+        if life.stages[-1] != APOPTOSIS or after[-1] <= 0:
+            continue
+        count, radius = rng.integers(*BODIES, endpoint=True), compute_mean_radius(life.radii[-1])
+        width = radius * rng.uniform(*BODY, count)
+        away = radius / 2 * rng.standard_normal((count, 2))
+        # Each has its share of the light of the nucleus.
+        bright = life.brightness[-1] * tone.compute_gain(life.brightness[-1])
+        light = bright * radius**2 * rng.dirichlet(np.full(count, 4.0))
+        fading = np.exp(-after.clip(0) * minutes / 60 / FADING_HOURS) * (after > 0)
+        spots = np.empty((frames, count, 5))
+        steps = rng.standard_normal((frames, count, 2)) * (after > 0)[..., None]
+        spots[..., :2] = path.centres[-1] + away + steps.cumsum(0)
+        spots[..., 2:4] = width[:, None]
+        spots[..., 4] = light / (2 * width**2) * fading
+        parts.append(spots)
+    return torch.from_numpy(np.concatenate(parts, 1)).float()
 
 
 @torch.no_grad()

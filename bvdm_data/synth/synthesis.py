@@ -38,7 +38,7 @@ from bvdm_data.synth.render import (
     place_patches,
 )
 from bvdm_data.synth.scene import Method, Progress, Scene, SceneSettings, skip_progress
-from bvdm_data.synth.stray_light import add_spots, draw_spots
+from bvdm_data.synth.stray_light import add_spots, draw_bodies, draw_spots
 from bvdm_data.synth.textures import BATCH, DenoiserInputs, FastSettings, run_denoiser_batched
 from bvdm_data.system import isolate, profile_span
 
@@ -103,6 +103,7 @@ def draw_scene(
         nuclei = int(rng.integers(nuclei[0], nuclei[1] + 1))
     amounts = Variation.make(settings.variation)
     models = randomise_model(model, amounts, numpy_rng(seed, *name, "variation"))
+    models = replace(models, lives=models.lives.with_death_rate(settings.death_rate))
     sample = None
     if pool is not None:
         bank, number, era = pool
@@ -129,7 +130,9 @@ def draw_scene(
             seen = _move_outlines(table, seen, seen_in, settings)
         masks = _relabel(seen, new_of)
     rows = np.flatnonzero(visible[1:].any(1))
-    stray = numpy_rng(seed, *name, "stray light")
+    stray, dead = (numpy_rng(seed, *name, part) for part in ("stray light", "bodies"))
+    spots = draw_spots(models, amounts, frames, settings.size, stray)
+    bodies = draw_bodies(everyone, models.tone, frames, model.lives.minutes, dead)
     return Scene(
         settings=settings, seed=seed, name=name,
         cells=[everyone[row] for row in rows],
@@ -138,7 +141,7 @@ def draw_scene(
         table=table, seen=seen, masks=masks, tracks=tracks,
         stages=_tabulate_stages([everyone[row - 1] for row in old], tracks, frames),
         camera=models.camera, tone=models.tone, blur=models.blur,
-        spots=draw_spots(models, amounts, frames, settings.size, stray), sample=sample,
+        spots=torch.cat([spots, bodies], 1), sample=sample,
     )  # fmt: skip
 
 

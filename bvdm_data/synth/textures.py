@@ -176,7 +176,7 @@ def _make_denoiser_inputs(
     shown = [(cells[n], f - cells[n].first) for n, f in seen]
     radii = torch.from_numpy(np.stack([cell.radii[m] for cell, m in shown])).float()
     brightness = torch.tensor([float(cell.brightness[m]) for cell, m in shown])
-    stage = torch.tensor([int(cell.stages[m]) for cell, m in shown])
+    stage = torch.tensor([int(cell.looks[m]) for cell, m in shown])
     painted = brightness
     if evenness:
         painted = brightness * (reference[stage] / brightness) ** evenness
