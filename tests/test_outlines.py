@@ -202,7 +202,7 @@ def test_outline_is_part_of_the_state(tiny_model):
         video.load_state_dict(even.state_dict())
 
 
-def test_twin_has_the_outlines_of_the_video(two_videos):
+def test_twin_takes_outlines_of_the_video(two_videos):
     scale = SyntheticHeLaVideos().scale
     real = CTCVideos(two_videos, frames=1, size=64, border=0, outline=0.5, scale=scale)
     assert twin(real).sources["synthetic"].outline == 0.5
