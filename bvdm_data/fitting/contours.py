@@ -1,11 +1,12 @@
 """The outlines of the masks, and the statistical shape model that is fitted to them."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
+from scipy import ndimage, spatial
 from scipy.stats import median_abs_deviation
 
 from bvdm_data.clip import STAGES
@@ -26,6 +27,7 @@ QUANTILES = 129  # points of the distribution of elongation that are kept
 LEAST_OVERLAP = 0.95
 _LATER = 4  # frames
 _LEAST_PAIRS, _LEAST_POWER, _REDRAWN = 20, 1e-4, 300
+_FACTORS = np.linspace(0.4, 1.6, 7)
 _STEP = 0.25
 _RAY = np.arange(_STEP, 48, _STEP)
 
@@ -86,9 +88,8 @@ def fit_shapes(nuclei: Nuclei, contours: Contours, *, seed: int = 0) -> tuple[Sh
         rng.permutation(np.flatnonzero(nuclei.stage == stage))[:MOST_CONTOURS]
         for stage in range(len(STAGES))
     ]
-    of_stage = [
-        contours.radii[rows[contours.iou[rows] >= LEAST_OVERLAP]] for rows in map(np.sort, drawn)
-    ]
+    used = [rows[contours.iou[rows] >= LEAST_OVERLAP] for rows in map(np.sort, drawn)]
+    of_stage, masks = [contours.radii[rows] for rows in used], nuclei.crops.masks[used[0]]
     if len(of_stage[0]) < 2:
         raise ValueError(
             "at least 2 whole nuclei in interphase are needed to fit shapes, got "
@@ -104,7 +105,7 @@ def fit_shapes(nuclei: Nuclei, contours: Contours, *, seed: int = 0) -> tuple[Sh
         autocorrelation=memory,
         innovation=fresh,
         area_jitter=wobble,
-        roughness=_fit_roughness(of_stage[0], *components[0], seed),
+        roughness=_fit_roughness(of_stage[0], masks, *components[0], seed),
         elongation=length,
     )
     return model, float(np.median(contours.iou[np.concatenate(drawn)]))
@@ -121,28 +122,37 @@ def _fit_components(contours: Array) -> tuple[Array, Array]:
     return every.mean(0), (vectors[:, order] * np.sqrt(np.maximum(values[order], 0))).T
 
 
-def _fit_roughness(contours: Array, mean: Array, modes: Array, seed: int) -> Array:
+def _fit_roughness(
+    contours: Array, masks: npt.NDArray[np.bool_], mean: Array, modes: Array, seed: int
+) -> Array:
     """Measure how irregular nuclei are: median and log deviation of the size of their scores."""
     kept = (modes**2).sum(1) > _LEAST_POWER * (modes**2).sum()
     kept[:2] = False
     count = int(kept.sum())
     if count < 2 or len(contours) < _LEAST_PAIRS:
         return np.array([1.0, 0.0])
-
-    def measure_sizes(radii: Array) -> Array:
-        scores = (radii - mean) @ modes[kept].T / (modes[kept] ** 2).sum(1)
-        return np.asarray(np.log(np.sqrt((scores**2).mean(1))))
-
-    size = measure_sizes(contours)
-    middle, spread = float(np.median(size)), float(median_abs_deviation(size, scale="normal"))
+    scores = (contours - mean) @ modes[kept].T / (modes[kept] ** 2).sum(1)
+    size = np.log(np.sqrt((scores**2).mean(1)))
     # The size of a few independent scores varies by chance; only what is beyond it is real.
+    spread = float(median_abs_deviation(size, scale="normal"))
     own = math.sqrt(max(spread**2 - 1 / (2 * count), 0.0))
     rng = numpy_rng(seed, "fit", "ragged")
-    scores = rng.standard_normal((_REDRAWN, len(modes)))
-    scores[:, 2:] *= math.exp(middle)
-    # The pixels of a mask add to it, as they will to masks of drawn outlines: that is taken off.
-    again = np.stack([_trace_contour(_draw_mask(radii, rng)) for radii in mean + scores @ modes])
-    return np.array([math.exp(2 * middle - float(np.median(measure_sizes(again)))), own])
+    drawn = rng.standard_normal((_REDRAWN, len(modes)))
+    rest, medians = drawn[:, 2:] @ modes[2:], []
+    for factor in _FACTORS:
+        radii = mean + drawn[:, :2] @ modes[:2] + factor * rest
+        radii = np.maximum(radii, mean.mean() / 4)
+        medians.append(_measure_solidity([_draw_mask(outline, rng) for outline in radii]))
+    # Independent scores as large as the video's, and the pixels of a mask, would add dents.
+    middle = np.interp(-_measure_solidity(masks), -np.minimum.accumulate(medians), _FACTORS)
+    return np.array([middle, own])
+
+
+def _measure_solidity(masks: Iterable[npt.NDArray[np.bool_]]) -> float:
+    """Return the median area of masks over that of the convex hull of their pixels."""
+    corners = np.array([[-0.5, -0.5], [-0.5, 0.5], [0.5, -0.5], [0.5, 0.5]])
+    points = ((np.argwhere(mask)[:, None] + corners).reshape(-1, 2) for mask in masks)
+    return float(np.median([len(own) / 4 / spatial.ConvexHull(own).volume for own in points]))
 
 
 def _draw_mask(radii: Array, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
