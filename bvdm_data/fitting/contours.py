@@ -1,8 +1,7 @@
 """The outlines of the masks, and the statistical shape model that is fitted to them."""
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +17,7 @@ from bvdm_data.fitting.nuclei import (
     measure_ellipse,
 )
 from bvdm_data.rng import numpy_rng
-from bvdm_data.synth.contours import CONTOUR_POINTS, Array, ShapeModel
+from bvdm_data.synth.contours import CONTOUR_POINTS, Array, ShapeModel, compute_polygon_area
 
 MODES = 30  # principal components that are kept (99 % of the variance of every stage of HeLa 01)
 MOST_CONTOURS = 3000  # contours of a stage that are used; more change nothing
@@ -26,8 +25,8 @@ QUANTILES = 129  # points of the distribution of elongation that are kept
 # Masks that their own contour reproduces worse (flaws of the truth) are left out.
 LEAST_OVERLAP = 0.95
 _LATER = 4  # frames
-_LEAST_PAIRS, _LEAST_POWER, _REDRAWN = 20, 1e-4, 300
-_FACTORS = np.linspace(0.4, 1.6, 7)
+_LEAST_PAIRS, _LEAST_POWER, _REDRAWN = 20, 1e-4, 1000
+_FACTORS = np.linspace(0.4, 1.4, 6)  # of scores, tried for masks as solid as the video's
 _STEP = 0.25
 _RAY = np.arange(_STEP, 48, _STEP)
 
@@ -88,8 +87,9 @@ def fit_shapes(nuclei: Nuclei, contours: Contours, *, seed: int = 0) -> tuple[Sh
         rng.permutation(np.flatnonzero(nuclei.stage == stage))[:MOST_CONTOURS]
         for stage in range(len(STAGES))
     ]
-    used = [rows[contours.iou[rows] >= LEAST_OVERLAP] for rows in map(np.sort, drawn)]
-    of_stage, masks = [contours.radii[rows] for rows in used], nuclei.crops.masks[used[0]]
+    of_stage = [
+        contours.radii[rows[contours.iou[rows] >= LEAST_OVERLAP]] for rows in map(np.sort, drawn)
+    ]
     if len(of_stage[0]) < 2:
         raise ValueError(
             "at least 2 whole nuclei in interphase are needed to fit shapes, got "
@@ -105,9 +105,10 @@ def fit_shapes(nuclei: Nuclei, contours: Contours, *, seed: int = 0) -> tuple[Sh
         autocorrelation=memory,
         innovation=fresh,
         area_jitter=wobble,
-        roughness=_fit_roughness(of_stage[0], masks, *components[0], seed),
+        roughness=np.array([1.0, 0.0]),
         elongation=length,
     )
+    model = _fit_roughness(model, of_stage[0], nuclei.crops.masks[drawn[0]], seed)
     return model, float(np.median(contours.iou[np.concatenate(drawn)]))
 
 
@@ -123,36 +124,42 @@ def _fit_components(contours: Array) -> tuple[Array, Array]:
 
 
 def _fit_roughness(
-    contours: Array, masks: npt.NDArray[np.bool_], mean: Array, modes: Array, seed: int
-) -> Array:
+    model: ShapeModel, contours: Array, masks: npt.NDArray[np.bool_], seed: int
+) -> ShapeModel:
     """Measure how irregular nuclei are: median and log deviation of the size of their scores."""
-    kept = (modes**2).sum(1) > _LEAST_POWER * (modes**2).sum()
+    mean, modes = model.mean[0], model.modes[0]
+    power = (modes**2).sum(1)
+    kept = power > _LEAST_POWER * power.sum()
     kept[:2] = False
-    count = int(kept.sum())
-    if count < 2 or len(contours) < _LEAST_PAIRS:
-        return np.array([1.0, 0.0])
-    scores = (contours - mean) @ modes[kept].T / (modes[kept] ** 2).sum(1)
-    size = np.log(np.sqrt((scores**2).mean(1)))
+    if kept.sum() < 2 or len(contours) < _LEAST_PAIRS:
+        return model
+    power = power[kept]
+    size = np.log((((contours - mean) @ modes[kept].T) ** 2 / power).sum(1)) / 2
     # The size of a few independent scores varies by chance; only what is beyond it is real.
-    spread = float(median_abs_deviation(size, scale="normal"))
-    own = math.sqrt(max(spread**2 - 1 / (2 * count), 0.0))
+    chance = (power**2).sum() / (2 * power.sum() ** 2)
+    own = math.sqrt(max(float(median_abs_deviation(size, scale="normal")) ** 2 - chance, 0.0))
+    model = replace(model, roughness=np.array([1.0, own]))
     rng = numpy_rng(seed, "fit", "ragged")
-    drawn = rng.standard_normal((_REDRAWN, len(modes)))
-    rest, medians = drawn[:, 2:] @ modes[2:], []
+    areas, medians = compute_polygon_area(rng.permutation(contours)[:_REDRAWN]), []
+    drawn = np.concatenate([model.sample_scores(1, rng) for _ in areas])
     for factor in _FACTORS:
-        radii = mean + drawn[:, :2] @ modes[:2] + factor * rest
+        radii = mean + drawn[:, :2] @ modes[:2] + factor * drawn[:, 2:] @ modes[2:]
         radii = np.maximum(radii, mean.mean() / 4)
-        medians.append(_measure_solidity([_draw_mask(outline, rng) for outline in radii]))
+        radii *= np.sqrt(areas / compute_polygon_area(radii))[:, None]
+        medians.append(np.median([_measure_solidity(_draw_mask(row, rng)) for row in radii]))
     # Independent scores as large as the video's, and the pixels of a mask, would add dents.
-    middle = np.interp(-_measure_solidity(masks), -np.minimum.accumulate(medians), _FACTORS)
-    return np.array([middle, own])
+    real = np.median([_measure_solidity(mask) for mask in masks])
+    middle = np.interp(-real, -np.minimum.accumulate(medians), _FACTORS)
+    return replace(model, roughness=np.array([middle, own]))
 
 
-def _measure_solidity(masks: Iterable[npt.NDArray[np.bool_]]) -> float:
-    """Return the median area of masks over that of the convex hull of their pixels."""
-    corners = np.array([[-0.5, -0.5], [-0.5, 0.5], [0.5, -0.5], [0.5, 0.5]])
-    points = ((np.argwhere(mask)[:, None] + corners).reshape(-1, 2) for mask in masks)
-    return float(np.median([len(own) / 4 / spatial.ConvexHull(own).volume for own in points]))
+def _measure_solidity(mask: npt.NDArray[np.bool_]) -> float:
+    """Return the pixels of a mask over those whose centre lies in its convex hull."""
+    own = np.argwhere(mask)
+    middles = np.array([[-0.5, 0], [0.5, 0], [0, -0.5], [0, 0.5]])  # of the sides of a pixel
+    hull = spatial.ConvexHull((own[:, None] + middles).reshape(-1, 2)).equations
+    box = np.indices(own.max(0) - own.min(0) + 1).reshape(2, -1).T + own.min(0)
+    return len(own) / int((box @ hull[:, :2].T + hull[:, 2] <= 1e-9).all(1).sum())
 
 
 def _draw_mask(radii: Array, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
