@@ -2,10 +2,17 @@
 
 import numpy as np
 import pytest
+from skimage.measure import regionprops
 
 from bvdm_data.clip import PHASES
 from bvdm_data.fitting import contours
-from bvdm_data.fitting.contours import _measure_contour_iou, _trace_contour, trace_contours
+from bvdm_data.fitting.contours import (
+    _draw_mask,
+    _measure_contour_iou,
+    _measure_solidity,
+    _trace_contour,
+    trace_contours,
+)
 from bvdm_data.synth.contours import CONTOUR_POINTS, compute_polygon_area
 from tests.helpers.fitted import ANGLES, crops_of, ellipse, filled, nuclei_of
 
@@ -83,3 +90,21 @@ def test_drawn_outlines_are_as_elongated():
     found = radii[:, [0, 30]].mean(1) / radii[:, [15, 45]].mean(1)
     for share in (0.05, 0.25, 0.5, 0.75, 0.95):
         assert np.quantile(found, share) == pytest.approx(np.quantile(ratios, share), rel=0.08)
+
+
+def test_drawn_masks_are_as_solid():
+    rng = np.random.default_rng(5)
+    # One dent or bump each: independent scores of the same size would have dents all around.
+    away = np.abs((ANGLES - rng.uniform(0, 2 * np.pi, (100, 1)) + np.pi) % (2 * np.pi) - np.pi)
+    axes = np.exp(0.15 * rng.standard_normal((2, 100))) * np.array([[15], [11]])
+    radii = np.stack([ellipse(*pair) for pair in axes.T])
+    radii += 2.5 * rng.standard_normal((100, 1)) * np.exp(-((away / 0.35) ** 2))
+    masks = [filled(row, turn) for row, turn in zip(radii, rng.uniform(0, 3, 100), strict=True)]
+    model, _ = fit_shapes(masks)
+    scores = np.concatenate([model.sample_scores(1, rng) for _ in range(300)])
+    drawn = [_draw_mask(row, rng) for row in model.mean[0] + scores @ model.modes[0]]
+    wanted, found = (np.median([*map(_measure_solidity, own)]) for own in (masks, drawn))
+    assert found == pytest.approx(wanted, abs=0.002)
+    for mask in masks[:9]:
+        known = regionprops(mask.view(np.uint8))[0].solidity
+        assert _measure_solidity(mask) == pytest.approx(known, abs=1e-9)

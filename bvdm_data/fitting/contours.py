@@ -1,11 +1,11 @@
 """The outlines of the masks, and the statistical shape model that is fitted to them."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
+from scipy import ndimage, spatial
 from scipy.stats import median_abs_deviation
 
 from bvdm_data.clip import PHASES
@@ -17,7 +17,7 @@ from bvdm_data.fitting.nuclei import (
     measure_ellipse,
 )
 from bvdm_data.rng import numpy_rng
-from bvdm_data.synth.contours import CONTOUR_POINTS, Array, ShapeModel
+from bvdm_data.synth.contours import CONTOUR_POINTS, Array, ShapeModel, compute_polygon_area
 
 MODES = 30  # principal components that are kept (99 % of the variance of every stage of HeLa 01)
 MOST_CONTOURS = 3000  # contours of a stage that are used; more change nothing
@@ -25,7 +25,8 @@ QUANTILES = 129  # points of the distribution of elongation that are kept
 # Masks that their own contour reproduces worse (flaws of the truth) are left out.
 LEAST_OVERLAP = 0.95
 _LATER = 4  # frames
-_LEAST_PAIRS, _LEAST_POWER, _REDRAWN = 20, 1e-4, 300
+_LEAST_PAIRS, _LEAST_POWER, _REDRAWN = 20, 1e-4, 1000
+_FACTORS = np.linspace(0.4, 1.4, 6)  # of scores, tried for masks as solid as the video's
 _STEP = 0.25
 _RAY = np.arange(_STEP, 48, _STEP)
 
@@ -104,9 +105,10 @@ def fit_shapes(nuclei: Nuclei, contours: Contours, *, seed: int = 0) -> tuple[Sh
         autocorrelation=memory,
         innovation=fresh,
         area_jitter=wobble,
-        roughness=_fit_roughness(of_stage[0], *components[0], seed),
+        roughness=np.array([1.0, 0.0]),
         elongation=length,
     )
+    model = _fit_roughness(model, of_stage[0], nuclei.crops.masks[drawn[0]], seed)
     return model, float(np.median(contours.iou[np.concatenate(drawn)]))
 
 
@@ -121,28 +123,43 @@ def _fit_components(contours: Array) -> tuple[Array, Array]:
     return every.mean(0), (vectors[:, order] * np.sqrt(np.maximum(values[order], 0))).T
 
 
-def _fit_roughness(contours: Array, mean: Array, modes: Array, seed: int) -> Array:
+def _fit_roughness(
+    model: ShapeModel, contours: Array, masks: npt.NDArray[np.bool_], seed: int
+) -> ShapeModel:
     """Measure how irregular nuclei are: median and log deviation of the size of their scores."""
-    kept = (modes**2).sum(1) > _LEAST_POWER * (modes**2).sum()
+    mean, modes = model.mean[0], model.modes[0]
+    power = (modes**2).sum(1)
+    kept = power > _LEAST_POWER * power.sum()
     kept[:2] = False
-    count = int(kept.sum())
-    if count < 2 or len(contours) < _LEAST_PAIRS:
-        return np.array([1.0, 0.0])
-
-    def measure_sizes(radii: Array) -> Array:
-        scores = (radii - mean) @ modes[kept].T / (modes[kept] ** 2).sum(1)
-        return np.asarray(np.log(np.sqrt((scores**2).mean(1))))
-
-    size = measure_sizes(contours)
-    middle, spread = float(np.median(size)), float(median_abs_deviation(size, scale="normal"))
+    if kept.sum() < 2 or len(contours) < _LEAST_PAIRS:
+        return model
+    power = power[kept]
+    size = np.log((((contours - mean) @ modes[kept].T) ** 2 / power).sum(1)) / 2
     # The size of a few independent scores varies by chance; only what is beyond it is real.
-    own = math.sqrt(max(spread**2 - 1 / (2 * count), 0.0))
+    chance = (power**2).sum() / (2 * power.sum() ** 2)
+    own = math.sqrt(max(float(median_abs_deviation(size, scale="normal")) ** 2 - chance, 0.0))
+    model = replace(model, roughness=np.array([1.0, own]))
     rng = numpy_rng(seed, "fit", "ragged")
-    scores = rng.standard_normal((_REDRAWN, len(modes)))
-    scores[:, 2:] *= math.exp(middle)
-    # The pixels of a mask add to it, as they will to masks of drawn outlines: that is taken off.
-    again = np.stack([_trace_contour(_draw_mask(radii, rng)) for radii in mean + scores @ modes])
-    return np.array([math.exp(2 * middle - float(np.median(measure_sizes(again)))), own])
+    areas, medians = compute_polygon_area(rng.permutation(contours)[:_REDRAWN]), []
+    drawn = np.concatenate([model.sample_scores(1, rng) for _ in areas])
+    for factor in _FACTORS:
+        radii = mean + drawn[:, :2] @ modes[:2] + factor * drawn[:, 2:] @ modes[2:]
+        radii = np.maximum(radii, mean.mean() / 4)
+        radii *= np.sqrt(areas / compute_polygon_area(radii))[:, None]
+        medians.append(np.median([_measure_solidity(_draw_mask(row, rng)) for row in radii]))
+    # Independent scores as large as the video's, and the pixels of a mask, would add dents.
+    real = np.median([_measure_solidity(mask) for mask in masks])
+    middle = np.interp(-real, -np.minimum.accumulate(medians), _FACTORS)
+    return replace(model, roughness=np.array([middle, own]))
+
+
+def _measure_solidity(mask: npt.NDArray[np.bool_]) -> float:
+    """Return the pixels of a mask over those whose centre lies in its convex hull."""
+    own = np.argwhere(mask)
+    middles = np.array([[-0.5, 0], [0.5, 0], [0, -0.5], [0, 0.5]])  # of the sides of a pixel
+    hull = spatial.ConvexHull((own[:, None] + middles).reshape(-1, 2)).equations
+    box = np.indices(own.max(0) - own.min(0) + 1).reshape(2, -1).T + own.min(0)
+    return len(own) / int((box @ hull[:, :2].T + hull[:, 2] <= 1e-9).all(1).sum())
 
 
 def _draw_mask(radii: Array, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
