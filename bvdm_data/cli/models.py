@@ -166,7 +166,8 @@ def _list_entries(name: str, value: Any) -> list[str]:
     "arms",
     multiple=True,
     help="Kind of training data: real, synthetic, copy-paste, real+synthetic, procedural, paper, "
-    "synthetic-2x, synthetic-stream or real-strong; may be repeated. [default: the first five]",
+    "cell-cycle-gan, synthetic-2x, synthetic-stream or real-strong; may be repeated. [default: the "
+    "first five]",
 )
 @option("--seeds", default=3, help="Networks trained on each arm.")
 @option("--steps", default=400, help="Training steps of a segmenter.")

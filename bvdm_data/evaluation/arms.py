@@ -21,10 +21,11 @@ from bvdm_data.datasets.ctc import CTCSequence, guess_scale, read_sequence
 from bvdm_data.datasets.ctc_videos import DEFAULT_BORDER, CTCVideos
 from bvdm_data.datasets.mixed import ClipSource, MixedVideos
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
+from bvdm_data.evaluation.cell_cycle_gan import train_cell_cycle_gan
 from bvdm_data.evaluation.copy_paste import CopyPaste
 from bvdm_data.evaluation.segmenter import Clips
 from bvdm_data.files import open_atomic, read_json, write_tensors
-from bvdm_data.fitting.training import compute_fingerprint
+from bvdm_data.fitting.training import Run, compute_fingerprint
 from bvdm_data.synth.scene import Method
 from bvdm_data.weights import load, read_card
 
@@ -179,10 +180,12 @@ def _write_clip(folder: Path, index: int, clip: Clip) -> None:
 # Every arm.
 ARMS = (
     "real", "synthetic", "copy-paste", "real+synthetic", "procedural", "synthetic-stream", "paper",
-    "synthetic-2x", "real-strong",
+    "synthetic-2x", "real-strong", "cell-cycle-gan",
 )  # fmt: skip
 # Arms that can teach links: a finite number of clips, each longer than one frame.
-LINKABLE = ("real", "synthetic", "synthetic-2x", "paper", "procedural")
+LINKABLE = ("real", "synthetic", "synthetic-2x", "paper", "procedural", "cell-cycle-gan")
+# Arms whose clips are made by a method of their own.
+OTHER_METHODS = ("paper", "procedural", "cell-cycle-gan")
 MIX = {"real": 1, "synthetic": 3}  # how often each is shown in the arm "real+synthetic"
 ANNOTATIONS = ("masks", "tracks")  # what a clip that trains a network needs
 # Clips of a stream; a segmenter sees one of their frames.
@@ -328,8 +331,8 @@ def make_arm(name: str, data: Data, count: int | None = None) -> Arm:
         stream = make_synthetic_dataset(data, **STREAM)
         return Arm(name, stream, compute_fingerprint("stream", describe_synthetic(stream), None))
     count = count_real_clips(data) if count is None else count
-    if name in ("paper", "procedural"):
-        data = replace(data, method=name, variation=None)
+    if name in OTHER_METHODS:
+        data = replace(data, method=find_method(name, data), variation=None)
     if name == "synthetic-2x":
         count *= 2
     synthetic = make_synthetic_clips(data, count)
@@ -343,6 +346,18 @@ def make_arm(name: str, data: Data, count: int | None = None) -> Arm:
     members = [int(mix.clip(index)["member"]) for index in range(32)]
     identity = _hash_real("real", data, real), synthetic.key, count, MIX, members
     return Arm(name, mix, compute_fingerprint(*identity))
+
+
+def find_method(name: str, data: Data) -> str | Method:
+    """Return the method of an arm that has one of its own; it is trained where it must be."""
+    if name != "cell-cycle-gan":
+        return name
+    source = read_sequence(data.root, data.train)
+    source = source.cut(source.numbers[0], data.stop)
+    scale, size = data.scale or guess_scale(source), load(data.model).distilled.settings
+    key = compute_fingerprint(data.train, data.stop, scale, size)
+    run = Run(data.folder / "gan" / f"{key}.pt", progress=data.progress)
+    return train_cell_cycle_gan(source, scale, size, run)
 
 
 def make_real_clips(data: Data) -> CTCVideos:
