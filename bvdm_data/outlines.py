@@ -85,8 +85,9 @@ def _check_frame(
             f"image and masks must be one frame each, [H, W], got {image.shape} and {masks.shape}"
         )
     grey = image.astype(np.float32)
-    _, labels = np.unique(np.append(masks.ravel(), 0), return_inverse=True)
-    return grey - estimate_background(grey, masks), labels[:-1].reshape(masks.shape)
+    labels, filled = np.zeros(masks.shape, np.int64), masks > 0
+    labels[filled] = np.unique(masks[filled], return_inverse=True)[1] + 1
+    return grey - estimate_background(grey, masks), labels
 
 
 def _scale_to_nuclei(labels: npt.NDArray[np.int64]) -> tuple[float, float]:
