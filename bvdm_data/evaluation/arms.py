@@ -2,8 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from copy import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -19,12 +18,14 @@ from tqdm import tqdm
 from bvdm_data.clip import LARGEST_COUNT, CameraScale, Clip
 from bvdm_data.datasets.ctc import CTCSequence, guess_scale, read_sequence
 from bvdm_data.datasets.ctc_videos import DEFAULT_BORDER, CTCVideos
+from bvdm_data.datasets.export import export
 from bvdm_data.datasets.mixed import ClipSource, MixedVideos
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.evaluation.copy_paste import CopyPaste
 from bvdm_data.evaluation.segmenter import Clips
 from bvdm_data.files import open_atomic, read_json, write_tensors
 from bvdm_data.fitting.training import compute_fingerprint
+from bvdm_data.outlines import calibrate_outline
 from bvdm_data.synth.scene import Method
 from bvdm_data.weights import load, read_card
 
@@ -68,12 +69,6 @@ class CachedClips(Dataset[Clip]):
         self.folder, self.count, self.key = folder, count, key
         self.frames, self.size, self.scale = source.frames, source.size, source.scale
         self.annotations, self.max_cells = source.annotations, source.max_cells
-
-    def select(self, annotations: Collection[str]) -> "CachedClips":
-        """Return the same clips with fewer keys."""
-        selected = copy(self)
-        selected.annotations = tuple(name for name in self.annotations if name in annotations)
-        return selected
 
     def __len__(self) -> int:
         """Return the number of clips."""
@@ -179,12 +174,13 @@ def _write_clip(folder: Path, index: int, clip: Clip) -> None:
 # Every arm.
 ARMS = (
     "real", "synthetic", "copy-paste", "real+synthetic", "procedural", "synthetic-stream", "paper",
-    "synthetic-2x", "real-strong",
+    "synthetic-films", "synthetic-calibrated", "real-strong",
 )  # fmt: skip
 # Arms that can teach links: a finite number of clips, each longer than one frame.
-LINKABLE = ("real", "synthetic", "synthetic-2x", "paper", "procedural")
+LINKABLE = ("real", "synthetic", "paper", "procedural")
 MIX = {"real": 1, "synthetic": 3}  # how often each is shown in the arm "real+synthetic"
 ANNOTATIONS = ("masks", "tracks")  # what a clip that trains a network needs
+FILMS = 2  # whole films of the arm "synthetic-films", each of one randomisation
 # Clips of a stream; a segmenter sees one of their frames.
 STREAM: dict[str, Any] = {"frames": 2, "annotations": ANNOTATIONS}
 
@@ -209,6 +205,11 @@ class Data:
         method: How synthetic clips are made.
         variation: How far synthetic clips may leave the fitted video, from 0 to 1; None: what is
             usual for the method.
+        outline: What the outline of a synthetic nucleus means, as for ``SyntheticHeLaVideos``;
+            None: what is usual there.
+        calibrated: Frames at the start of ``test`` that the arm ``"synthetic-calibrated"``
+            calibrates its outlines on. No network is tested on them.
+        also: Further annotated videos that networks are tested on, each a root and a sequence.
         seed: Seed of the synthetic clips.
         frames: Frames of the clips of all arms. Default: 8, or as many as the videos have.
         size: Height and width of the clips of all arms, pixels. Default: 256, or as large as fits
@@ -218,7 +219,8 @@ class Data:
         scale: How counts of both videos become grey values. Default: that of the model, if all
             counts lie on it.
         folder: Where clips and results are kept.
-        workers: Processes of the DataLoader that makes clips.
+        workers: Processes that make clips and train segmenters, each with one thread; 0: this
+            process with all its threads.
         progress: Show progress bars.
     """
 
@@ -230,6 +232,9 @@ class Data:
     model: str | Path = "hela"
     method: str | Method = "fast"
     variation: float | None = None
+    outline: str | float | None = None
+    calibrated: int = 0
+    also: Sequence[tuple[Path, str]] = ()
     seed: int = 0
     frames: int = _LATER
     size: tuple[int, int] = _LATER
@@ -324,25 +329,55 @@ def make_arm(name: str, data: Data, count: int | None = None) -> Arm:
     if name == "copy-paste":
         pasted = make_pasted_clips(data)
         return Arm(name, pasted, _hash_real(name, data, pasted))
-    if name == "synthetic-stream":
+    if name in ("synthetic-stream", "synthetic-calibrated"):
+        if name == "synthetic-calibrated":
+            data = replace(data, outline=measure_outline(data))
         stream = make_synthetic_dataset(data, **STREAM)
-        return Arm(name, stream, compute_fingerprint("stream", describe_synthetic(stream), None))
-    count = count_real_clips(data) if count is None else count
+        return Arm(name, stream, _hash_stream(stream))
+    if name == "synthetic-films":
+        films = make_film_clips(data)
+        return Arm(name, films, compute_fingerprint("films", _hash_mix(films)))
+    if name == "real+synthetic":
+        real = make_real_clips(replace(data, frames=STREAM["frames"]))
+        stream = make_synthetic_dataset(data, **STREAM)
+        stream.scale = real.scale  # one scale but for how counts are stored
+        mix = MixedVideos({"real": real, "synthetic": stream}, weights=MIX)
+        identity = _hash_real("real", data, real), _hash_stream(stream), MIX, _hash_mix(mix)
+        return Arm(name, mix, compute_fingerprint(*identity))
     if name in ("paper", "procedural"):
         data = replace(data, method=name, variation=None)
-    if name == "synthetic-2x":
-        count *= 2
+    count = count_real_clips(data) if count is None else count
     synthetic = make_synthetic_clips(data, count)
-    if name != "real+synthetic":
-        return Arm(name, synthetic, compute_fingerprint(synthetic.key, count))
-    real = make_real_clips(data)
-    made = synthetic.select(ANNOTATIONS)
-    made.scale = data.scale or made.scale  # one scale but for how counts are stored
-    mix = MixedVideos({"real": real, "synthetic": made}, weights=MIX)
-    # The first choices stand for the code that chooses.
-    members = [int(mix.clip(index)["member"]) for index in range(32)]
-    identity = _hash_real("real", data, real), synthetic.key, count, MIX, members
-    return Arm(name, mix, compute_fingerprint(*identity))
+    return Arm(name, synthetic, compute_fingerprint(synthetic.key, count))
+
+
+def measure_outline(data: Data) -> float:
+    """Return the share of light where the outlines of the first frames of the test video lie."""
+    if data.calibrated < 1:
+        raise ValueError(
+            "calibrated must be at least 1 for the arm 'synthetic-calibrated', got "
+            f"{data.calibrated}; give --calibrated 3, or leave out the arm"
+        )
+    source = read_sequence(data.root, data.test)
+    scale, numbers = data.scale or guess_scale(source), source.numbers[: data.calibrated]
+    masks = [source.masks(number) for number in numbers]
+    frames = [scale.to_grey(source.frame(number)) for number in numbers]
+    return calibrate_outline(frames, [labels for labels in masks if labels is not None])
+
+
+def make_film_clips(data: Data) -> MixedVideos:
+    """Return windows of whole exported films, each as long and as large as the training video."""
+    videos, real = make_synthetic_dataset(data), make_real_clips(replace(data, stop=None))
+    options = {"frames": len(real.source), "size": real.source.shape, "sequences": FILMS}
+    options |= {name: getattr(videos, name) for name in ("seed", "method", "variation", "outline")}
+    key = compute_fingerprint(describe_synthetic(videos), options, hash_clips(videos.clip(0)))
+    folder = data.folder / "films" / key
+    export(folder, model=data.model, progress=data.progress, **options)
+    given = _list_set(data, "frames", "size") | {"annotations": ANNOTATIONS, "scale": real.scale}
+    films = [f"{number:02d}" for number in range(1, FILMS + 1)]
+    return MixedVideos(
+        {name: CTCVideos(folder, sequence=name, border=0, **given) for name in films}
+    )
 
 
 def make_real_clips(data: Data) -> CTCVideos:
@@ -371,7 +406,8 @@ def _list_set(data: Data, *names: str) -> dict[str, Any]:
 
 def make_synthetic_dataset(data: Data, **changes: Any) -> SyntheticHeLaVideos:
     """Return the endless data set of synthetic clips, with arguments changed."""
-    arguments = _list_set(data, "frames", "size", "seed", "model", "method", "variation")
+    names = ("frames", "size", "seed", "model", "method", "variation", "outline")
+    arguments = _list_set(data, *names)
     arguments["annotations"] = (*ANNOTATIONS, "stages")
     return SyntheticHeLaVideos(**arguments | changes)
 
@@ -395,6 +431,16 @@ def describe_synthetic(dataset: SyntheticHeLaVideos) -> Mapping[str, object]:
     settings = {name: getattr(dataset, name) for name in ("frames", "seed", "nuclei", "variation")}
     settings |= {"size": list(dataset.size), "method": repr(dataset.method)}
     return settings | {"model": dataset.digest}
+
+
+def _hash_stream(videos: SyntheticHeLaVideos) -> str:
+    """Hash settings and a first clip of an endless stream."""
+    return compute_fingerprint("stream", describe_synthetic(videos), hash_clips(videos.clip(0)))
+
+
+def _hash_mix(mix: MixedVideos) -> str:
+    """Hash the first clips, which stand for the code that chooses and cuts them."""
+    return compute_fingerprint(*(hash_clips(mix.clip(index)) for index in range(8)))
 
 
 def _hash_real(kind: str, data: Data, clips: CTCVideos | CopyPaste) -> str:

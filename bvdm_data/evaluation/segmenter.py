@@ -245,11 +245,11 @@ class Clips(Protocol):
 class SegmenterSettings:
     """How a segmenter is trained; the same for all arms."""
 
-    steps: int = 400  # optimiser steps
+    steps: int = 1000  # optimiser steps
     batch: int = 4  # samples a step, each one frame of one clip
     rate: float = 2e-3  # learning rate of RAdam
     # decay of the exponential moving average of the weights, which makes the result quieter
-    average: float = 0.98
+    average: float = 0.99
 
     def __post_init__(self) -> None:
         """Refuse numbers that train nothing."""
