@@ -14,6 +14,7 @@ from bvdm_data.cli.options import (
     MAX_CELLS,
     MODEL,
     NUCLEI,
+    OUTLINE,
     POOL,
     QUIET,
     SEED,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 )
 @option("--page-frames", default=24, help="Frames of its clips.")
 @VARIATION
+@OUTLINE
 @add_method_options
 @SEED
 def preview(
@@ -128,7 +130,7 @@ def _write_page(
         nuclei = max(1, round(density * fitted))
         stream = SyntheticHeLaVideos(
             frames=frames, size=videos.size, seed=seed, model=videos.model, nuclei=nuclei,
-            variation=videos.variation, method=videos.method,
+            variation=videos.variation, method=videos.method, outline=videos.outline,
         )  # fmt: skip
         clips[str(seed), f"{density:g} x ({nuclei} nuclei)"] = stream.clip(0)
     note = (
@@ -148,6 +150,7 @@ def _write_page(
 @NUCLEI
 @AT_LEAST
 @VARIATION
+@OUTLINE
 @add_method_options
 @SEED
 @QUIET
@@ -193,6 +196,7 @@ def fetch(name: str, directory: Path, split: str, quiet: bool) -> None:
 @AT_LEAST
 @MAX_CELLS
 @VARIATION
+@OUTLINE
 @add_method_options
 @POOL
 @SEED
@@ -241,6 +245,7 @@ def shards(
 @AT_LEAST
 @MAX_CELLS
 @VARIATION
+@OUTLINE
 @add_method_options
 @POOL
 @option("--pairs", type=int, help="Of --pool: sister pairs in the cell bank. [default: 256]")

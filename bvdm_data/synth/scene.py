@@ -53,6 +53,9 @@ class SceneSettings:
     max_cells: int | None = None  # once so many have come into view, no other does; None: no limit
     flow: bool = False  # whether to compute the displacement of every pixel
     variation: float = 0.0  # from 0 to 1; see bvdm_data.synth.model.randomise_model
+    # whether all nuclei of a stage are painted at one brightness, and lit up to theirs afterwards
+    relit: bool = False
+    moved: float = 0.0  # how far outside of the painted outlines those of the labels are, px
 
 
 def count_fitting_nuclei(model: Model, size: tuple[int, int]) -> int:

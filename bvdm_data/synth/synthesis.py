@@ -24,6 +24,7 @@ from bvdm_data.synth.denoiser import SDF_CLIP
 from bvdm_data.synth.model import Model, randomise_model
 from bvdm_data.synth.motion import Trajectory
 from bvdm_data.synth.render import (
+    CellTable,
     Labels,
     PatchPlacement,
     RenderedPatches,
@@ -104,8 +105,9 @@ def draw_scene(
     if pool is not None:
         bank, number, era = pool
         sample = BankSample(
-            bank, model, frames, number, era, rng, size=models.size, brightness=models.brightness
-        )
+            bank, model, frames, number, era, rng, size=models.size,
+            brightness=models.brightness, relit=settings.relit,
+        )  # fmt: skip
     with profile_span("lives"):
         everyone = method.simulate(models, settings, nuclei, rng, sample)
     with profile_span("labels"):
@@ -121,6 +123,8 @@ def draw_scene(
                 break
             late = zip(old[settings.max_cells :], tracks[settings.max_cells :, 1], strict=True)
             everyone = _keep_out(everyone, late)
+        if settings.moved:
+            seen = _move_outlines(table, seen, seen_in, settings)
         masks = _relabel(seen, new_of)
     rows = np.flatnonzero(visible[1:].any(1))
     return Scene(
@@ -132,6 +136,17 @@ def draw_scene(
         stages=_tabulate_stages([everyone[row - 1] for row in old], tracks, frames),
         camera=models.camera, blur=models.blur, sample=sample,
     )  # fmt: skip
+
+
+def _move_outlines(
+    table: CellTable, seen: Tensor, seen_in: Tensor, settings: SceneSettings
+) -> Tensor:
+    """Draw labels whose outlines are moved; the same cells are seen in the same frames."""
+    radii = torch.maximum(table.radii + settings.moved, table.radii / 2)
+    moved, still = draw_labels(replace(table, there=seen_in, radii=radii), settings.size)
+    for row, frame in (seen_in & ~still).nonzero().tolist():
+        moved[frame][seen[frame] == row + 1] = row + 1
+    return moved
 
 
 def _keep_out(cells: Sequence[Trajectory], late: Iterable[tuple[int, int]]) -> list[Trajectory]:
