@@ -8,7 +8,7 @@ import pytest
 from bvdm_data.judge.arms import Data as FormerData
 from bvdm_data.judge.evaluate import evaluate as former_evaluate
 
-from bvdm_data import weights
+from bvdm_data import outlines, weights
 from bvdm_data.clip import CameraScale
 from bvdm_data.datasets import ctc
 from bvdm_data.datasets.ctc import write_sequence
@@ -51,12 +51,13 @@ def read(monkeypatch):
 
 
 def test_no_arm_reads_the_test_video(data, read, tmp_path):
-    for name in set(arms.ARMS) - {"paper"}:
+    # One arm is meant to, and nothing is tested on the frames that it reads.
+    for name in set(arms.ARMS) - {"paper", "synthetic-calibrated"}:
         arm, path = make_arm(name, replace(data, method="fast"), 2), tmp_path / f"{name}.pt"
         options = {"identity": arm.identity, "augmentation": arm.augmentation, "progress": False}
         train_segmenter(arm.clips, SEGMENTER, checkpoint=path, **options)
-    assert any("/01/" in path for path in read)
-    assert not [path for path in read if "/02" in path]
+    names = {path.removeprefix(f"{data.root}/")[:2] for path in read if str(data.root) in path}
+    assert names == {"01"}
 
 
 def test_arms_read_frames_before_stop(data, read):
@@ -71,12 +72,12 @@ def test_arms_read_frames_before_stop(data, read):
 
 def test_arms_have_distinct_identities(data):
     made = {name: make_arm(name, data, 2) for name in arms.ARMS[:6]}
-    twice = make_arm("synthetic-2x", data, 2).clips
-    assert (twice.count, twice.folder) == (4, made["synthetic"].clips.folder)
     # Here the evaluated method is the procedural one.
     assert made["synthetic"].identity == made["procedural"].identity
     changes = {"real": {"stop": 6}, "copy-paste": {"stop": 6}, "procedural": {"seed": 1}}
-    changes |= {key: {"variation": 0.5} for key in ("synthetic", "synthetic-stream")}
+    streams = ("synthetic-stream", "synthetic-films", "real+synthetic")
+    changes |= {key: {"variation": 0.5} for key in ("synthetic", *streams)}
+    made["synthetic-films"] = make_arm("synthetic-films", data)
     for name, changed in changes.items():
         made[f"changed {name}"] = make_arm(name, replace(data, **changed), 2)
     assert len({arm.identity for arm in made.values()}) == len(made) - 1
@@ -89,6 +90,33 @@ def test_stream_gives_each_seed_new_clips(data):
     greys = [sample["grey"] for samples in (first, second) for sample in samples]
     assert len({grey.numpy().tobytes() for grey in greys}) == 8
     assert len(arm.clips.clip(0)["video"]) == 2
+
+
+def test_films_are_windows_of_exports(data):
+    films = make_arm("synthetic-films", data).clips
+    assert list(films.sources) == ["01", "02"]
+    assert {len(one.source) for one in films.sources.values()} == {12}
+    assert {one.source.shape for one in films.sources.values()} == {(128, 160)}
+    clips = [films.clip(index) for index in range(12)]
+    assert {int(clip["member"]) for clip in clips} == {0, 1}
+    assert clips[0]["video"].shape == (4, 1, 96, 96)
+    assert make_arm("synthetic-films", data).identity == make_arm("synthetic-films", data).identity
+
+
+def test_calibration_frames_are_not_tested(data, monkeypatch):
+    given = []
+    measured = lambda frames, masks: given.extend(masks) or 0.3  # noqa: E731
+    monkeypatch.setattr(outlines, "calibrate_outline", measured, raising=False)
+    data = replace(data, calibrated=3, test_stop=8, method="fast")
+    arm, run = make_arm("synthetic-calibrated", data), Run(data, Questions(), print)
+    assert arm.clips.outline == 0.3
+    assert len(run.reference.video) == 5
+    whole = Run(replace(data, calibrated=0), Questions(), print).reference
+    np.testing.assert_array_equal(run.reference.video, whole.video[3:])
+    inner = np.s_[:, 4:-4, 4:-4]
+    np.testing.assert_array_equal(np.stack(given)[inner] > 0, whole.masks[:3][inner] > 0)
+    with pytest.raises(ValueError, match=r"calibrated must be at least 1 .* got 0; give"):
+        make_arm("synthetic-calibrated", replace(data, calibrated=0))
 
 
 def test_settings_refuse_unknown_names(data):
@@ -111,6 +139,9 @@ def test_evaluation_is_refused_early(data, monkeypatch, tmp_path):
     seen = replace(data, root=place, model="hela", train="02", test="01")
     with pytest.raises(ValueError, match="'hela' was fitted to sequence '01'"):
         evaluate(seen, Questions(parts=["realism"], budget=BUDGET))
+    for also, words in (("01", "other --test or --also"), ("02", "also must be another video")):
+        with pytest.raises(ValueError, match=words):
+            evaluate(replace(seen, test="03", also=[(place, also)]), Questions(budget=BUDGET))
     monkeypatch.setitem(sys.modules, "laptrack", None)
     with pytest.raises(ModuleNotFoundError, match=r"'laptrack'.*'bvdm-data\[evaluate\]'"):
         evaluate(data, Questions(parts=["training"], budget=BUDGET))
@@ -204,16 +235,24 @@ def test_full_clip_has_stages_where_visible(data):
 
 
 def test_evaluation_continues_and_reports(data, tmp_path):
-    parts, real = ("training", "linking"), ("real",)
+    parts, real = ("training", "transfer", "linking"), ("real",)
     questions = Questions(parts=parts, arms=real, linking_arms=real, budget=BUDGET)
-    data, lines = replace(data, test_stop=6), []
+    also = [(data.root, "03")]
+    data, lines = replace(data, test_stop=6, also=also), []
     results = evaluate(data, questions, report=tmp_path / "report", say=lines.append)
     assert list(results) == ["about", *parts]
     assert [row["seeds"] for row in results["training"]["rows"]] == [2]
     assert results["training"]["ceiling"]["seg"] == 1
+    assert list(results["transfer"])[-2:] == ["rescaled 1.33", f"{data.root.name}:03"]
+    assert {part["rows"][0]["seeds"] for part in results["transfer"].values()} == {2}
+    # Two networks are trained, and tested on all.
+    assert len(list(data.folder.glob("trials/*.pt"))) == 2
+    assert len(list(data.folder.glob("trials/*.json"))) == 2 * (1 + len(results["transfer"]))
     assert [row["arm"] for row in results["linking"]["rows"]] == ["real"]
-    assert sum("seed 1  seg " in line for line in lines) == 1
-    assert "tracker on the reference masks" in (tmp_path / "report" / "index.html").read_text()
+    assert sum("seed 1  seg " in line for line in lines) == 1 + len(results["transfer"])
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "tracker on the reference masks" in page
+    assert "haze and debris" in page
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert report["training"]["rows"] == results["training"]["rows"]
 
@@ -234,6 +273,7 @@ def test_looks_are_measured(data, read, monkeypatch, tmp_path):
     assert names[:5] == ["floor", "real 02", "synthetic", "copy-paste", "procedural"]
     assert names == [row["name"] for row in results["distance"]["tiles"]]
     assert results["realism"]["synthetic_films"] == 3
+    assert list(results["realism"]["edges"]) == ["synthetic", "01", "02"]
     assert {path.name for path in (tmp_path / "report").iterdir()} == {
         "index.html", "report.json", "scenes.png"
     }  # fmt: skip

@@ -7,10 +7,10 @@ from scipy import ndimage
 from bvdm_data.clip import split_gaps
 from bvdm_data.datasets.ctc import guess_scale, read_sequence, write_sequence
 from bvdm_data.evaluation.seg_tra import (
+    Matches,
     Scores,
     clear_border,
     clear_outside,
-    Matches,
     match_nuclei,
     read_reference,
     score,

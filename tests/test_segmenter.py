@@ -129,6 +129,18 @@ def test_arms_differ_only_in_clips(tmp_path):
     assert not all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_statistics_are_those_of_averaged_weights(tmp_path):
+    network, first = trained(tmp_path, "one", Discs(), SETTINGS), Samples(Discs(), "plain", 0, 8)
+    batches = [torch.stack([first[i + j]["grey"] for j in range(2)]) for i in range(0, 8, 2)]
+    convolution, norm = network.down[0][:2]
+    with torch.no_grad():
+        means = [convolution(normalize(batch)).mean((0, 2, 3)) for batch in batches]
+    torch.testing.assert_close(norm.running_mean, torch.stack(means).mean(0), rtol=0, atol=5e-3)
+    # Weights have moved away from those that the statistics of the training are of.
+    states = torch.load(tmp_path / "one.safetensors")["network"]
+    assert not torch.allclose(states["down.0.1.running_mean"], norm.running_mean, atol=5e-3)
+
+
 class Broken(Discs):
     def clip(self, index):
         if index == 110:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from bvdm_data import outlines
 from bvdm_data.clip import LARGEST_COUNT, CameraScale, Clip
 from bvdm_data.datasets.ctc import CTCSequence, guess_scale, read_sequence
 from bvdm_data.datasets.ctc_videos import DEFAULT_BORDER, CTCVideos
@@ -25,7 +26,6 @@ from bvdm_data.evaluation.copy_paste import CopyPaste
 from bvdm_data.evaluation.segmenter import Clips
 from bvdm_data.files import open_atomic, read_json, write_tensors
 from bvdm_data.fitting.training import compute_fingerprint
-from bvdm_data.outlines import calibrate_outline
 from bvdm_data.synth.scene import Method
 from bvdm_data.weights import load, read_card
 
@@ -345,7 +345,7 @@ def make_arm(name: str, data: Data, count: int | None = None) -> Arm:
         identity = _hash_real("real", data, real), _hash_stream(stream), MIX, _hash_mix(mix)
         return Arm(name, mix, compute_fingerprint(*identity))
     if name in ("paper", "procedural"):
-        data = replace(data, method=name, variation=None)
+        data = replace(data, method=name, variation=None, outline=None)
     count = count_real_clips(data) if count is None else count
     synthetic = make_synthetic_clips(data, count)
     return Arm(name, synthetic, compute_fingerprint(synthetic.key, count))
@@ -362,13 +362,17 @@ def measure_outline(data: Data) -> float:
     scale, numbers = data.scale or guess_scale(source), source.numbers[: data.calibrated]
     masks = [source.masks(number) for number in numbers]
     frames = [scale.to_grey(source.frame(number)) for number in numbers]
-    return calibrate_outline(frames, [labels for labels in masks if labels is not None])
+    return outlines.calibrate_outline(frames, [labels for labels in masks if labels is not None])
 
 
 def make_film_clips(data: Data) -> MixedVideos:
     """Return windows of whole exported films, each as long and as large as the training video."""
     videos, real = make_synthetic_dataset(data), make_real_clips(replace(data, stop=None))
-    options = {"frames": len(real.source), "size": real.source.shape, "sequences": FILMS}
+    options: dict[str, Any] = {
+        "frames": len(real.source),
+        "size": real.source.shape,
+        "sequences": FILMS,
+    }
     options |= {name: getattr(videos, name) for name in ("seed", "method", "variation", "outline")}
     key = compute_fingerprint(describe_synthetic(videos), options, hash_clips(videos.clip(0)))
     folder = data.folder / "films" / key

@@ -178,8 +178,11 @@ class Run:
 
     @property
     def unvaried(self) -> Data:
-        """The data with synthetic clips that do not vary: variation is meant to leave the video."""
-        return replace(self.data, variation=0.0)
+        """The data with synthetic clips that neither vary nor have outlines unlike the video's.
+
+        Both are meant to leave the video, which such clips are compared with.
+        """
+        return replace(self.data, variation=0.0, outline="video")
 
 
 def evaluate(
@@ -296,13 +299,12 @@ def compare_edges(run: Run) -> dict[str, EdgesByLight]:
     """
     data = run.data
     both = run.train_clip["masks"].shape[1:], run.test_clip["masks"].shape[1:]
-    sides = (min(2 * data.size[0], *(shape[axis] for shape in both)) for axis in (0, 1))
-    wide = replace(data, frames=1, size=None)
-    options: dict[str, Any] = {"size": tuple(side // 8 * 8 for side in sides)}
-    sources: dict[str, Any] = {"synthetic": arms.make_synthetic_dataset(wide, **options)}
+    sides = (min(2 * data.size[axis], *(shape[axis] for shape in both)) // 8 * 8 for axis in (0, 1))
+    options: dict[str, Any] = {"frames": 1, "size": tuple(sides)}
+    sources: dict[str, Any] = {"synthetic": arms.make_synthetic_dataset(data, **options)}
+    options |= {"border": data.border, "scale": data.scale}
     for sequence, stop in ((data.train, data.stop), (data.test, data.test_stop)):
-        options |= {"border": data.border, "scale": data.scale, "stop": stop}
-        sources[sequence] = CTCVideos(data.root, sequence=sequence, frames=1, **options)
+        sources[sequence] = CTCVideos(data.root, sequence=sequence, stop=stop, **options)
     edges = {}
     for name, source in sources.items():
         edges[name] = measure_edges_by_light([source.clip(index) for index in range(WINDOWS)])

@@ -82,10 +82,14 @@ def train_and_test(
 
     @functools.cache
     def train() -> segmenter.Segmenter:
-        checkpoint, options = folder / f"{trained}.pt", {"seed": seed, "progress": progress}
-        named = {"identity": arm.identity, "augmentation": arm.augmentation}
         return segmenter.train_segmenter(
-            arm.clips, settings, checkpoint=checkpoint, **named, **options
+            arm.clips,
+            settings,
+            checkpoint=folder / f"{trained}.pt",
+            identity=arm.identity,
+            augmentation=arm.augmentation,
+            seed=seed,
+            progress=progress,
         )
 
     def test(reference: Reference) -> dict[str, Any]:

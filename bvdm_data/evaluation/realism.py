@@ -330,5 +330,5 @@ def measure_edges_by_light(clips: Sequence[Clip]) -> EdgesByLight:
     low, high = np.quantile(medians, (0.1, 0.9)).tolist()
     error = float(np.sqrt((count - 1) * np.var(rest)))
     spread = float(np.std(medians, ddof=1))
-    share, slope = float(np.median(every)), fit_slope(clips_of_edges)
-    return EdgesByLight(len(every), share, slope, error, spread, low, high)
+    median, slope = float(np.median(every)), fit_slope(clips_of_edges)
+    return EdgesByLight(len(every), median, slope, error, spread, low, high)

@@ -157,11 +157,15 @@ def _embed(figure: Any) -> str:
 
 
 # Titles of the sections by their ids.
-SECTIONS = {"training": "Training value", "linking": "Tracking value", "pictures": "Pictures"}
-SECTIONS |= {"distance": "Picture distance", "realism": "Realism", "gaps": "The largest gaps"}
+SECTIONS = {"training": "Training value", "transfer": "Transfer", "linking": "Tracking value"}
+SECTIONS |= {"pictures": "Pictures", "distance": "Picture distance", "realism": "Realism"}
+SECTIONS |= {"gaps": "The largest gaps"}
 # Heads of the columns of scores.
 HEADS = {"seg": "SEG", "det": "DET", "tra": "TRA", "lnk": "LNK", "bc": "BC(1)", "valid": "valid"}
-HEADS |= {"found": "found", "found_dim": "dim found"}
+HEADS |= {"found": "found", "found_dim": "dim found", "false_positives": "false positives a frame"}
+HEADS |= {"area_ratio": "area ratio"}
+# What is shown of the tests of transfer.
+TRANSFER_FIGURES = ("seg", "det", "tra", "false_positives", "area_ratio")
 VIDEOS = ("synthetic", "reference", "other")  # the videos that realism compares, by their keys
 # Titles of the two feature distances.
 TILES = {"crops": "Crops around single nuclei", "tiles": "Tiles of the frame"}
@@ -206,6 +210,7 @@ def make_environment(*folders: Path) -> jinja2.Environment:
     environment.filters |= {"settings": _format_settings, "head": HEADS.__getitem__}
     environment.filters["choose_figures"] = _choose_figures
     known = {"FIGURES": FIGURES, "LINK_FIGURES": LINK_FIGURES, "PAPER_ARMS": PAPER_ARMS}
+    known |= {"TRANSFER_FIGURES": TRANSFER_FIGURES}
     known |= {"CONTROLS": CONTROLS, "TILES": TILES, "VIDEOS": VIDEOS}
     environment.globals |= known | {"compute_noise_share": _compute_noise_share}
     return environment
@@ -283,8 +288,9 @@ def _format_settings(value: Any, *, is_inner: bool = False) -> str:
 
 def _choose_figures(rows: Sequence[Values]) -> list[str]:
     """Return the figures that a table shows: ``valid`` only where a result is not valid."""
-    is_valid = all(row["mean"].get("valid") == 1 for row in rows)
-    return [figure for figure in FIGURES if figure != "valid" or not is_valid]
+    means = [row["mean"] for row in rows]
+    hidden = "valid" if all(mean.get("valid") == 1 for mean in means) else ""
+    return [figure for figure in FIGURES if figure != hidden and all(figure in m for m in means)]
 
 
 def _compute_noise_share(seeds: int) -> float:

@@ -218,9 +218,7 @@ def _evaluate(folder: Path, metrics: list[str]) -> list[float | None]:
 def _match(
     masks: Labels, reference: Labels, grey: npt.NDArray[np.float32]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], int]:
-    """Return for each nucleus of one frame the area of its match over its own, NaN without one,
-    and its light; and how many predictions match none.
-    """
+    """Return area ratio (NaN without a match) and light of each nucleus; and unmatched labels."""
     names, rows = np.unique(reference, return_inverse=True)
     labels, columns = np.unique(masks, return_inverse=True)
     pairs = rows.ravel() * len(labels) + columns.ravel()
@@ -233,5 +231,5 @@ def _match(
     matched = covered.argmax(1)
     is_found = (covered.max(1) * 2 > area) & (names > 0)
     ratio = np.where(is_found, predicted[matched] / area, math.nan)
-    wrong = np.count_nonzero(labels) - len(np.unique(matched[is_found]))
+    wrong = int(np.count_nonzero(labels)) - len(np.unique(matched[is_found]))
     return ratio[names > 0], light[names > 0], wrong
