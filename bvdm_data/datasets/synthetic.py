@@ -254,9 +254,8 @@ class SyntheticHeLaVideos(ClipStream):
 
     def _list_settings(self) -> dict[str, str]:
         names = ("method", "frames", "size", "nuclei", "at_least", "variation", "pool", "max_cells")
-        names = (*names, "outline")
         settings = {"model": self.digest, "transform": name_transform(self.transform)}
-        settings |= {name: str(getattr(self, name)) for name in names}
+        settings |= {name: str(getattr(self, name)) for name in (*names, "outline")}
         # The clips of a pool follow from how many there are before.
         return settings | ({} if self.pool is None else {"length": str(self.length)})
 
