@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from bvdm_data import outlines
 from bvdm_data.clip import LARGEST_COUNT, CameraScale, Clip
 from bvdm_data.datasets.ctc import CTCSequence, guess_scale, read_sequence
 from bvdm_data.datasets.ctc_videos import DEFAULT_BORDER, CTCVideos
@@ -26,6 +25,7 @@ from bvdm_data.evaluation.copy_paste import CopyPaste
 from bvdm_data.evaluation.segmenter import Clips
 from bvdm_data.files import open_atomic, read_json, write_tensors
 from bvdm_data.fitting.training import compute_fingerprint
+from bvdm_data.outlines import calibrate_outline
 from bvdm_data.synth.scene import Method
 from bvdm_data.weights import load, read_card
 
@@ -362,7 +362,7 @@ def measure_outline(data: Data) -> float:
     scale, numbers = data.scale or guess_scale(source), source.numbers[: data.calibrated]
     masks = [source.masks(number) for number in numbers]
     frames = [scale.to_grey(source.frame(number)) for number in numbers]
-    return outlines.calibrate_outline(frames, [labels for labels in masks if labels is not None])
+    return calibrate_outline(frames, [labels for labels in masks if labels is not None])
 
 
 def make_film_clips(data: Data) -> MixedVideos:
