@@ -22,8 +22,8 @@ from bvdm_data.evaluation.arms import (
     Data,
     make_arm,
     make_synthetic_dataset,
-    replace_nan,
 )
+from bvdm_data.evaluation.clip_cache import replace_nan
 from bvdm_data.evaluation.distances import load_efficientnet_lite0, measure_feature_distance
 from bvdm_data.evaluation.evaluate import Budget, Questions, Run, check_unseen, describe_run
 from bvdm_data.evaluation.experiment import Trial, format_figures, summarize_trials

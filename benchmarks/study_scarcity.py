@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from benchmarks.studies import make_parser, run_study, summarize, train_seeds
-from bvdm_data.evaluation.arms import Data, hash_clips, make_arm, make_real_clips
+from bvdm_data.evaluation.arms import Data, make_arm, make_real_clips
+from bvdm_data.evaluation.clip_cache import hash_clips
 from bvdm_data.evaluation.evaluate import Run
 from bvdm_data.fitting.denoiser import DENOISER_TRAINING, STUDENT_TRAINING
 from bvdm_data.fitting.fit import FitSettings, fit

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bvdm_data import CTCVideos, MixedVideos, SyntheticHeLaVideos
-from bvdm_data.evaluation.arms import cache_clips, cache_json, hash_clips, replace_nan
+from bvdm_data.evaluation.clip_cache import cache_clips, cache_json, hash_clips, replace_nan
 
 
 class Counted:

@@ -54,7 +54,7 @@ def test_no_arm_reads_the_test_video(data, read, tmp_path):
     # One arm is meant to, and nothing is tested on the frames that it reads.
     for name in set(arms.ARMS) - {"paper", "synthetic-calibrated"}:
         arm, path = make_arm(name, replace(data, method="fast"), 2), tmp_path / f"{name}.pt"
-        options = {"identity": arm.identity, "augmentation": arm.augmentation, "progress": False}
+        options = {"identity": arm.identity, "progress": False}
         train_segmenter(arm.clips, SEGMENTER, checkpoint=path, **options)
     names = {path.removeprefix(f"{data.root}/")[:2] for path in read if str(data.root) in path}
     assert names == {"01"}
@@ -86,7 +86,7 @@ def test_arms_have_distinct_identities(data):
 def test_stream_gives_each_seed_new_clips(data):
     arm = make_arm("synthetic-stream", data)
     assert isinstance(arm.clips, SyntheticHeLaVideos)
-    first, second = (Samples(arm.clips, "plain", seed, 4) for seed in (0, 1))
+    first, second = (Samples(arm.clips, seed, 4) for seed in (0, 1))
     greys = [sample["grey"] for samples in (first, second) for sample in samples]
     assert len({grey.numpy().tobytes() for grey in greys}) == 8
     assert len(arm.clips.clip(0)["video"]) == 2
@@ -130,6 +130,8 @@ def test_settings_refuse_unknown_names(data):
             Questions(**fields)
     with pytest.raises(ValueError, match=r"size must be a square .* got \(96, 104\)"):
         replace(data, size=(96, 104))
+    with pytest.raises(ValueError, match="calibrated must be 0 or more frames, got -1"):
+        replace(data, calibrated=-1)
     with pytest.raises(ValueError, match="test must be another video than train, got '01'"):
         replace(data, test="01")
 

@@ -103,12 +103,12 @@ def test_loss_is_least_for_truth():
 
 
 def test_samples_depend_on_seed_and_number():
-    one, two = Samples(Discs(), "plain", 3, 10), Samples(Discs(), "plain", 3, 10)
+    one, two = Samples(Discs(), 3, 10), Samples(Discs(), 3, 10)
     two[5]
     for key, value in one[7].items():
         assert torch.equal(value, two[7][key])
     assert not torch.equal(one[7]["grey"], one[8]["grey"])
-    assert not torch.equal(one[7]["grey"], Samples(Discs(), "plain", 4, 10)[7]["grey"])
+    assert not torch.equal(one[7]["grey"], Samples(Discs(), 4, 10)[7]["grey"])
     with pytest.raises(IndexError, match="from 0 to 9, got 10"):
         one[10]
 
@@ -130,7 +130,7 @@ def test_arms_differ_only_in_clips(tmp_path):
 
 
 def test_statistics_are_those_of_averaged_weights(tmp_path):
-    network, first = trained(tmp_path, "one", Discs(), SETTINGS), Samples(Discs(), "plain", 0, 8)
+    network, first = trained(tmp_path, "one", Discs(), SETTINGS), Samples(Discs(), 0, 8)
     batches = [torch.stack([first[i + j]["grey"] for j in range(2)]) for i in range(0, 8, 2)]
     convolution, norm = network.down[0][:2]
     with torch.no_grad():

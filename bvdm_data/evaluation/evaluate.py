@@ -16,7 +16,8 @@ from bvdm_data.datasets.ctc import read_sequence
 from bvdm_data.datasets.ctc_videos import CTCVideos
 from bvdm_data.datasets.synthetic import as_method
 from bvdm_data.evaluation import arms, distances, experiment
-from bvdm_data.evaluation.arms import Arm, Data, replace_nan
+from bvdm_data.evaluation.arms import Arm, Data
+from bvdm_data.evaluation.clip_cache import replace_nan
 from bvdm_data.evaluation.linker import LinkerSettings
 from bvdm_data.evaluation.realism import (
     EdgesByLight,

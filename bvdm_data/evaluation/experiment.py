@@ -16,7 +16,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from bvdm_data.evaluation import linker, segmenter
-from bvdm_data.evaluation.arms import Arm, cache_json
+from bvdm_data.evaluation.arms import Arm
+from bvdm_data.evaluation.clip_cache import cache_json
 from bvdm_data.evaluation.seg_tra import Reference, Scores, clear_border, match_nuclei, score
 from bvdm_data.evaluation.segmenter import Samples, SegmenterSettings
 from bvdm_data.fitting.training import compute_fingerprint
@@ -71,7 +72,7 @@ def train_and_test(
     there does not train it again.
     """
     # The first samples stand for the code that cuts, augments and turns them into targets.
-    samples = Samples(arm.clips, arm.augmentation, seed, settings.batch)
+    samples = Samples(arm.clips, seed, settings.batch)
     first = [part for index in range(settings.batch) for part in samples[index].values()]
     constants = segmenter.CHANNELS, segmenter.STATISTICS_BATCHES, RECIPE
     trained = compute_fingerprint("trial", arm.identity, settings, seed, constants, *first)
@@ -87,7 +88,6 @@ def train_and_test(
             settings,
             checkpoint=folder / f"{trained}.pt",
             identity=arm.identity,
-            augmentation=arm.augmentation,
             seed=seed,
             progress=progress,
         )

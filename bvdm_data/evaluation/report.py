@@ -15,8 +15,7 @@ import jinja2
 import numpy as np
 from scipy import stats
 
-from bvdm_data.clip import STAGES
-from bvdm_data.evaluation.arms import replace_nan
+from bvdm_data.evaluation.clip_cache import replace_nan
 from bvdm_data.evaluation.distances import DAMAGED, FLOOR
 from bvdm_data.evaluation.experiment import FIGURES, LINK_FIGURES
 from bvdm_data.evaluation.nucleus_features import RINGS
@@ -103,25 +102,6 @@ def _plot_bars(
         axes.barh(row, length, 0.66, xerr=error, color=colours[name], error_kw=style)
     axes.axvline(0, color=DARK, linewidth=0.8)
     _name_rows(axes, list(values))
-    return _embed(figure)
-
-
-def _plot_grouped_bars(
-    groups: Sequence[str],
-    values: Mapping[str, Sequence[Number]],
-    label: str,
-    colours: Sequence[str],
-) -> str:
-    """Draw vertical bars, those of one group side by side."""
-    figure, axes = _make_axes(3.1, y_label=label)
-    axes.grid(axis="y", color=GRID)
-    width = 0.8 / len(values)
-    for number, (name, heights) in enumerate(values.items()):
-        shift = (number - (len(values) - 1) / 2) * width
-        x = [group + shift for group in range(len(groups))]
-        axes.bar(x, np.array(heights, float), 0.92 * width, color=colours[number], label=name)
-    axes.set_xticks(range(len(groups)), groups, rotation=25, ha="right")
-    _draw_legend(axes, len(values))
     return _embed(figure)
 
 
@@ -325,18 +305,17 @@ def _plot_distance(part: Values) -> dict[str, Plot]:
 
 
 def _plot_realism(lines: Sequence[Values], names: Mapping[str, str]) -> list[Plot]:
-    """Draw the texture's correlation, the edge profile and the agreement of labels."""
+    """Draw the texture's correlation and the edge profile."""
     by_name = {line["name"]: line for line in lines}
     lags = {int(n.split()[2]): n for n in by_name if n.startswith("texture after ")}
     unrelated, edge = by_name["texture of unrelated nuclei"], by_name["edge profile"]
-    texture, edges, agreement = {}, {}, {}
+    texture, edges = {}, {}
     for key, colour in zip(VIDEOS, _VIDEO_COLOURS, strict=True):
         median = {name: line[key]["median"] for name, line in by_name.items()}
         values, level = [median[name] for name in lags.values()], unrelated[key]["median"]
         texture[names[key]] = Series(x=list(lags), y=values, level=level, colour=colour)
         if edge[key]["curve"]:
             edges[names[key]] = Series(x=RINGS, y=edge[key]["curve"], colour=colour)
-        agreement[names[key]] = [median[f"label agreement, {stage}"] for stage in STAGES]
     edge_labels = "distance from the outline, px (below 0: inside)", "relative intensity"
     texture_labels = "frames between the images", "correlation of the texture"
     return [
@@ -348,10 +327,6 @@ def _plot_realism(lines: Sequence[Values], names: Mapping[str, str]) -> list[Plo
         (
             plot_lines(edges, *edge_labels),
             "Edge profile: median intensity across the outline of a nucleus.",
-        ),
-        (
-            _plot_grouped_bars(STAGES, agreement, "label agreement", _VIDEO_COLOURS),
-            "Label agreement: how well the outline fits the image, by stage; medians.",
         ),
     ]
 
