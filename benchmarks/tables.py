@@ -93,7 +93,10 @@ def training(results: Results) -> str:
         )
     head = "trained on, seeds, SEG, DET, TRA, LNK, BC(1), dim found, false positives a frame"
     more = "area ratio, SEG - real, TRA - real"
-    return [*head.split(", "), *more.split(", "), "KID-Lite0 x 1000", "paper: SEG / TRA"], rows
+    heads = [*head.split(", "), *more.split(", "), "KID-Lite0 x 1000", "paper: SEG / TRA"]
+    # What was not measured has no column.
+    shown = [n for n in range(len(heads)) if any(cells[n] != "-" for cells in rows)]
+    return [heads[n] for n in shown], [[cells[n] for n in shown] for cells in rows]
 
 
 def transfer(results: Results) -> Table:

@@ -23,11 +23,12 @@ def run(two_videos, tiny_model, tmp_path):
     return Run(data, Questions(budget=budget), lambda line: None)
 
 
-def test_scarcity_names_missing_arms(run):
-    (level,) = study_scarcity.measure(run, [1], 2).values()
-    assert {row["arm"] for row in level["rows"]} == {"real", "copy-paste"}
-    assert set(level["missing"]) == {"synthetic-stream", "real+synthetic"}
-    assert "at least 2 frames" in level["missing"]["synthetic-stream"]
+def test_scarcity_trains_all_arms(run, monkeypatch):
+    stops = []
+    monkeypatch.setattr(study_scarcity, "fit_model", lambda d, _: stops.append(d.stop) or d.model)
+    (level,) = study_scarcity.measure(run, [3], 2).values()
+    assert [row["arm"] for row in level["rows"]] == list(study_scarcity.ARMS)
+    assert (stops, level["taken_over"]) == ([3], [])
 
 
 def test_few_frames_take_lives_over(run, monkeypatch):
