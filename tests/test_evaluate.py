@@ -13,6 +13,7 @@ from bvdm_data.clip import CameraScale
 from bvdm_data.datasets import ctc
 from bvdm_data.datasets.ctc import write_sequence
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
+from bvdm_data.datasets.tracks import cut_tracks
 from bvdm_data.evaluation import arms
 from bvdm_data.evaluation.arms import Data, make_arm, make_pasted_clips, make_real_clips
 from bvdm_data.evaluation.evaluate import (
@@ -144,6 +145,10 @@ def test_evaluation_is_refused_early(data, monkeypatch, tmp_path):
     for also, words in (("01", "other --test or --also"), ("02", "also must be another video")):
         with pytest.raises(ValueError, match=words):
             evaluate(replace(seen, test="03", also=[(place, also)]), Questions(budget=BUDGET))
+    for parts, also in ((["training"], ["03"]), (["transfer"], ["03", "03"])):
+        twice = replace(data, also=[(place, name) for name in also])
+        with pytest.raises(ValueError, match=r"also must name each .* give --part transfer"):
+            evaluate(twice, Questions(parts=parts, budget=BUDGET))
     monkeypatch.setitem(sys.modules, "laptrack", None)
     with pytest.raises(ModuleNotFoundError, match=r"'laptrack'.*'bvdm-data\[evaluate\]'"):
         evaluate(data, Questions(parts=["training"], budget=BUDGET))
@@ -236,16 +241,18 @@ def test_full_clip_has_stages_where_visible(data):
     assert (clip["stages"].numpy() >= 0).any()
 
 
-def test_evaluation_continues_and_reports(data, tmp_path):
+def test_evaluation_continues_and_reports(data, tiny_video, tmp_path):
     parts, real = ("training", "transfer", "linking"), ("real",)
     questions = Questions(parts=parts, arms=real, linking_arms=real, budget=BUDGET)
-    also = [(data.root, "03")]
-    data, lines = replace(data, test_stop=6, also=also), []
+    write_sequence(
+        tmp_path, "03", *(part[:6] for part in tiny_video[:2]), cut_tracks(tiny_video[2], 0, 6)
+    )
+    data, lines = replace(data, test_stop=6, also=[(tmp_path, "03")]), []
     results = evaluate(data, questions, report=tmp_path / "report", say=lines.append)
     assert list(results) == ["about", *parts]
     assert [row["seeds"] for row in results["training"]["rows"]] == [2]
     assert results["training"]["ceiling"]["seg"] == 1
-    assert list(results["transfer"])[-2:] == ["rescaled 1.33", f"{data.root.name}:03"]
+    assert list(results["transfer"])[-2:] == ["rescaled 1.33", f"{tmp_path.name}:03"]
     assert {part["rows"][0]["seeds"] for part in results["transfer"].values()} == {2}
     # Two networks are trained, and tested on all.
     assert len(list(data.folder.glob("trials/*.pt"))) == 2

@@ -182,7 +182,7 @@ def test_transfer_and_edges_are_shown(results, tmp_path):
         for value, key in enumerate(("mean", "spread", "gain", "error", "seeds_needed")):
             row[key] |= {"false_positives": 3.25 + value, "area_ratio": 1.0625}
     keys = ("nuclei", "share", "slope", "slope_error", "spread", "low", "high")
-    edges = dict(zip(keys, (54, 0.4125, -0.0625, 0.0015, 0.0875, 0.2975, 0.4795), strict=True))
+    edges = dict(zip(keys, (54, 0.4125, -0.0625, 0.0015, 0.0875, 0.2975, 0.479), strict=True))
     results["realism"]["edges"] = {"synthetic": edges}
     shown = {"transfer": {WILD: {"rows": rows}}, "realism": results["realism"]}
     page = write(shown, tmp_path)
@@ -190,7 +190,7 @@ def test_transfer_and_edges_are_shown(results, tmp_path):
     part = page.words.split("Transfer")[-1].split("Quantities")[0]
     for text in (WILD, "3.2500 ± 4.2500", "1.0625 ± 1.0625", f"{rows[1]['gain']['seg']:+.4f}"):
         assert text in part
-    for text in ("54", "-0.062 ± 0.002", "0.087", "0.297 to 0.480"):
+    for text in ("54", "-0.062 ± 0.002", "0.087", "0.297 to 0.479"):
         assert text in page.words.split("Edge of the label by light")[-1]
     made = {name: table(*TABLES[name](shown)) for name in ("transfer", "edges")}
     assert "| 3.2 ± 4.2 | 1.062 ± 1.062 |" in made["transfer"]

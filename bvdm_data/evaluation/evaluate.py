@@ -220,6 +220,12 @@ def evaluate(
         require(package)
     if report is not None:
         require("matplotlib")
+    names = [f"{root.name}:{sequence}" for root, sequence in data.also]
+    if data.also and ("transfer" not in parts or len(set(names)) < len(names)):
+        raise ValueError(
+            f"also must name each video once, for the part 'transfer', got {', '.join(names)} and "
+            f"the parts {', '.join(parts)}; give --part transfer, or leave out --also"
+        )
     for root, sequence in ((data.root, data.test), *data.also):
         check_unseen(data, root, sequence)
     run = Run(data, questions, say)
