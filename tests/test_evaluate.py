@@ -14,7 +14,7 @@ from bvdm_data.datasets import ctc
 from bvdm_data.datasets.ctc import write_sequence
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.datasets.tracks import cut_tracks
-from bvdm_data.evaluation import arms
+from bvdm_data.evaluation import arms, transfer
 from bvdm_data.evaluation.arms import Data, make_arm, make_pasted_clips, make_real_clips
 from bvdm_data.evaluation.evaluate import (
     STUDIES,
@@ -241,18 +241,20 @@ def test_full_clip_has_stages_where_visible(data):
     assert (clip["stages"].numpy() >= 0).any()
 
 
-def test_evaluation_continues_and_reports(data, tiny_video, tmp_path):
+def test_evaluation_continues_and_reports(data, tiny_video, monkeypatch, tmp_path):
+    monkeypatch.setattr(transfer, "CHANGES", {"haze and debris": transfer.plant_haze})
+    monkeypatch.setattr(transfer, "ZOOMS", (1.33,))
     parts, real = ("training", "transfer", "linking"), ("real",)
     questions = Questions(parts=parts, arms=real, linking_arms=real, budget=BUDGET)
-    write_sequence(
-        tmp_path, "03", *(part[:6] for part in tiny_video[:2]), cut_tracks(tiny_video[2], 0, 6)
-    )
+    video, masks, tracks = tiny_video
+    write_sequence(tmp_path, "03", video[:6], masks[:6], cut_tracks(tracks, 0, 6))
     data, lines = replace(data, test_stop=6, also=[(tmp_path, "03")]), []
     results = evaluate(data, questions, report=tmp_path / "report", say=lines.append)
     assert list(results) == ["about", *parts]
     assert [row["seeds"] for row in results["training"]["rows"]] == [2]
     assert results["training"]["ceiling"]["seg"] == 1
-    assert list(results["transfer"])[-2:] == ["rescaled 1.33", f"{tmp_path.name}:03"]
+    tests = ["haze and debris", "rescaled 1.33", f"{tmp_path.name}:03"]
+    assert list(results["transfer"]) == tests
     assert {part["rows"][0]["seeds"] for part in results["transfer"].values()} == {2}
     # Two networks are trained, and tested on all.
     assert len(list(data.folder.glob("trials/*.pt"))) == 2
