@@ -19,6 +19,7 @@ Table = tuple[list[str], list[list[str]]]
 PAPER = {
     "real": PAPER_ARMS["real"],
     "paper": PAPER_ARMS["BVDM"],
+    "cell-cycle-gan": PAPER_ARMS["CellCycleGAN"],
 }
 """SEG and TRA of the paper's table 1."""
 

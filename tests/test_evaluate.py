@@ -14,7 +14,7 @@ from bvdm_data.datasets import ctc
 from bvdm_data.datasets.ctc import write_sequence
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.datasets.tracks import cut_tracks
-from bvdm_data.evaluation import arms, transfer
+from bvdm_data.evaluation import arms, cell_cycle_gan, transfer
 from bvdm_data.evaluation.arms import Data, make_arm, make_pasted_clips, make_real_clips
 from bvdm_data.evaluation.evaluate import (
     STUDIES,
@@ -27,6 +27,7 @@ from bvdm_data.evaluation.evaluate import (
 from bvdm_data.evaluation.linker import LINKER_TRAINING, LinkerSettings
 from bvdm_data.evaluation.seg_tra import read_reference
 from bvdm_data.evaluation.segmenter import Samples, SegmenterSettings, train_segmenter
+from bvdm_data.fitting.training import TrainingSettings
 from bvdm_data.synth.textures import FastSettings
 
 SEGMENTER = SegmenterSettings(steps=2, batch=1)
@@ -51,7 +52,8 @@ def read(monkeypatch):
     return paths
 
 
-def test_no_arm_reads_the_test_video(data, read, tmp_path):
+def test_no_arm_reads_the_test_video(data, read, tmp_path, monkeypatch):
+    monkeypatch.setattr(cell_cycle_gan, "TRAINING", TrainingSettings(steps=1, batch=2))
     # One arm is meant to, and nothing is tested on the frames that it reads.
     for name in set(arms.ARMS) - {"paper", "synthetic-calibrated"}:
         arm, path = make_arm(name, replace(data, method="fast"), 2), tmp_path / f"{name}.pt"

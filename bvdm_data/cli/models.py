@@ -168,8 +168,8 @@ def _list_entries(name: str, value: Any) -> list[str]:
     "arms",
     multiple=True,
     help="Kind of training data: real, synthetic, copy-paste, real+synthetic, procedural, "
-    "synthetic-stream, synthetic-films, synthetic-calibrated or paper; may be repeated. [default: "
-    "the first five]",
+    "synthetic-stream, synthetic-films, synthetic-calibrated, paper or cell-cycle-gan; may be "
+    "repeated. [default: the first five]",
 )
 @option(
     "--quick",

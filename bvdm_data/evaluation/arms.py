@@ -13,10 +13,11 @@ from bvdm_data.datasets.ctc_videos import DEFAULT_BORDER, CTCVideos
 from bvdm_data.datasets.export import export
 from bvdm_data.datasets.mixed import MixedVideos
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
+from bvdm_data.evaluation.cell_cycle_gan import train_cell_cycle_gan
 from bvdm_data.evaluation.clip_cache import CachedClips, cache_clips, hash_clips
 from bvdm_data.evaluation.copy_paste import CopyPaste
 from bvdm_data.evaluation.segmenter import Clips
-from bvdm_data.fitting.training import compute_fingerprint
+from bvdm_data.fitting.training import Run, compute_fingerprint
 from bvdm_data.outlines import calibrate_outline
 from bvdm_data.synth.scene import Method
 from bvdm_data.weights import load, read_card
@@ -24,10 +25,12 @@ from bvdm_data.weights import load, read_card
 # Every arm.
 ARMS = (
     "real", "synthetic", "copy-paste", "real+synthetic", "procedural", "synthetic-stream", "paper",
-    "synthetic-films", "synthetic-calibrated",
+    "synthetic-films", "synthetic-calibrated", "cell-cycle-gan",
 )  # fmt: skip
 # Arms that can teach links: a finite number of clips, each longer than one frame.
-LINKABLE = ("real", "synthetic", "paper", "procedural")
+LINKABLE = ("real", "synthetic", "paper", "procedural", "cell-cycle-gan")
+# Arms whose clips are made by a method of their own.
+OTHER_METHODS = ("paper", "procedural", "cell-cycle-gan")
 MIX = {"real": 1, "synthetic": 3}  # how often each is shown in the arm "real+synthetic"
 ANNOTATIONS = ("masks", "tracks")  # what a clip that trains a network needs
 FILMS = 2  # whole films of the arm "synthetic-films", each of one randomisation
@@ -194,8 +197,8 @@ def make_arm(name: str, data: Data, count: int | None = None) -> Arm:
         mix = MixedVideos({"real": real, "synthetic": stream}, weights=MIX)
         identity = _hash_real("real", data, real), _hash_stream(stream), MIX, _hash_mix(mix)
         return Arm(name, mix, compute_fingerprint(*identity))
-    if name in ("paper", "procedural"):
-        data = replace(data, method=name, variation=None, outline=None)
+    if name in OTHER_METHODS:
+        data = replace(data, method=find_method(name, data), variation=None, outline=None)
     count = count_real_clips(data) if count is None else count
     synthetic = make_synthetic_clips(data, count)
     return Arm(name, synthetic, compute_fingerprint(synthetic.key, count))
@@ -232,6 +235,18 @@ def make_film_clips(data: Data) -> MixedVideos:
     return MixedVideos(
         {name: CTCVideos(folder, sequence=name, border=0, **given) for name in films}
     )
+
+
+def find_method(name: str, data: Data) -> str | Method:
+    """Return the method of an arm that has one of its own; it is trained where it must be."""
+    if name != "cell-cycle-gan":
+        return name
+    source = read_sequence(data.root, data.train)
+    source = source.cut(source.numbers[0], data.stop)
+    scale, size = data.scale or guess_scale(source), load(data.model).distilled.settings
+    key = compute_fingerprint(data.train, data.stop, scale, size)
+    run = Run(data.folder / "gan" / f"{key}.pt", progress=data.progress)
+    return train_cell_cycle_gan(source, scale, size, run)
 
 
 def make_real_clips(data: Data) -> CTCVideos:

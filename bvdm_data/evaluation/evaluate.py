@@ -254,8 +254,9 @@ def evaluate_distance(run: Run) -> dict[str, Any]:
         "synthetic": arms.make_synthetic_clips(data, count),
     }
     for name in run.questions.arms:
-        if name in ("paper", "procedural"):
-            sets[name] = arms.make_synthetic_clips(replace(data, method=name), count)
+        if name in arms.OTHER_METHODS:
+            other = replace(data, method=arms.find_method(name, data))
+            sets[name] = arms.make_synthetic_clips(other, count)
         if name == "copy-paste":
             pasted = arms.make_pasted_clips(data)
             sets[name] = [pasted.clip(index) for index in range(PASTED)]

@@ -1,6 +1,7 @@
 """Training of the denoiser, which renders nuclei from outline, brightness and stage."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -166,9 +167,7 @@ def _make_denoiser_losses(
     image = network.normalize(crops.light[:, 0].float(), crops.brightness).half()
     samples = replace(crops, light=image)
     learn, held = split_tracks(samples.track, training.seed)
-    common = list(group_rows(learn, samples.track).values())
-    rare = [rows for stage, rows in group_rows(learn, samples.stage).items() if stage > 0]
-    few = round(MITOSIS_FRACTION * training.batch) if rare else 0
+    draw_batch = make_batches(samples, learn, training.batch)
     generator = torch_rng(training.seed, "painter", "held out")
     check = samples.at(held[torch.randint(len(held), (_CHECKED,), generator=generator)])
     check_noise = torch.randn(check.light.shape, generator=generator)
@@ -176,14 +175,12 @@ def _make_denoiser_losses(
 
     def train_loss(model: nn.Module, step: int) -> Tensor:
         generator = torch_rng(training.seed, "painter", step)
-        rows = draw_rows(common, training.batch - few, generator)
-        rows += draw_rows(rare, few, generator)
-        batch = _mirror(samples.at(torch.tensor(rows)), generator)
+        batch = draw_batch(generator)
         noise = torch.randn(batch.light.shape, generator=generator)
         # Evenly spread levels make the loss of a batch quieter.
         offset = torch.rand((), generator=generator)
-        level = (torch.arange(len(rows)) + offset) / len(rows)
-        order = torch.randperm(len(rows), generator=generator)
+        level = (torch.arange(training.batch) + offset) / training.batch
+        order = torch.randperm(training.batch, generator=generator)
         return _compute_loss(model, batch, noise, level[order])
 
     def val_loss(model: nn.Module) -> float:
@@ -191,6 +188,21 @@ def _make_denoiser_losses(
         return average_parts(lambda *p: _compute_loss(model, AlignedCrops(*p[:-2]), *p[-2:]), parts)
 
     return train_loss, val_loss
+
+
+def make_batches(
+    samples: AlignedCrops, rows: Tensor, size: int
+) -> Callable[[torch.Generator], AlignedCrops]:
+    """Return what draws batches: all tracks alike, stages of mitosis more often, mirrored."""
+    common = list(group_rows(rows, samples.track).values())
+    rare = [rows for stage, rows in group_rows(rows, samples.stage).items() if stage > 0]
+    few = round(MITOSIS_FRACTION * size) if rare else 0
+
+    def draw(generator: torch.Generator) -> AlignedCrops:
+        drawn = draw_rows(common, size - few, generator) + draw_rows(rare, few, generator)
+        return _mirror(samples.at(torch.tensor(drawn)), generator)
+
+    return draw
 
 
 def _mirror(samples: AlignedCrops, generator: torch.Generator) -> AlignedCrops:
