@@ -11,6 +11,7 @@ from bvdm_data.datasets.ctc_videos import CTCVideos
 from bvdm_data.evaluation import distances as module
 from bvdm_data.evaluation.distances import (
     BLACK,
+    CONTROLS,
     WHITE,
     Features,
     compute_frechet_distance,
@@ -20,6 +21,7 @@ from bvdm_data.evaluation.distances import (
     cut_tiles,
     extract_crops,
     find_nuclei,
+    follow_nuclei,
     load_efficientnet_lite0,
     load_features,
     measure_feature_distance,
@@ -249,6 +251,42 @@ def test_rows_are_floor_sets_and_controls():
         assert kernel[name].value > 5 * kernel[name].error > 0, name
     again = measure_feature_distance(sets, reference, count=100, features=QUICK, size=24)
     assert again == rows
+
+
+def test_videos_follow_a_nucleus():
+    clip = a_clip(frames=4)
+    clip["masks"][:, 18:46, 18:45] = 0
+    for frame, left in enumerate((18, 20, 22, 30)):
+        clip["masks"][frame, 18:30, left : left + 11] = 6
+    clip["masks"][2, 18:30, 50:61] = 7
+    places = follow_nuclei(find_nuclei([clip], 24), 3)
+    assert places[:, :, 1].tolist() == [[0, 1, 2], [1, 2, 3]]
+    assert (places[:, :, 2] == 6).all()
+    assert (places[0, :, 4] - places[0, 0, 4]).tolist() == [0, 2, 4]
+    clip["video"] = clip["masks"][:, None] * torch.arange(1.0, 5)[:, None, None, None]
+    videos = extract_crops([clip], places, 24)
+    assert videos.shape == (2, 3, 24, 24)
+    assert videos[:, :, 12, 12].tolist() == [[6, 12, 18], [12, 18, 24]]
+    with pytest.raises(ValueError, match="whole crop in 3 frames on end, got 2"):
+        sample_crops(places, 3, 0, "clips")
+
+
+def test_videos_have_two_more_controls():
+    reference = [a_clip(seed, frames=6) for seed in range(20)]
+    seen = []
+
+    def move(videos):
+        seen.append(videos)
+        return torch.stack([videos.mean((1, 2, 3)), videos.mean((2, 3)).std(1)], 1)
+
+    features = Features("video", move, frames=3)
+    rows = measure_feature_distance({}, reference, count=12, features=features, size=24)
+    assert [row.name for row in rows] == list(CONTROLS)
+    target, floor, *_, frozen, shuffled = seen
+    assert target.shape == floor.shape == (12, 3, 24, 24)
+    assert torch.equal(frozen, floor[:, :1].expand(-1, 3, -1, -1))
+    assert not torch.equal(shuffled, floor)
+    assert torch.equal(shuffled.mean((2, 3)).sort(1)[0], floor.mean((2, 3)).sort(1)[0])
 
 
 def test_distance_grows_with_damage(monkeypatch):

@@ -35,28 +35,33 @@ BATCH = 16  # images a pass through a network
 # (our choices: each is plainly visible).
 BLUR, NOISE, RIM = 1.0, 0.01, 2
 # Names of the rows that `measure_feature_distance` adds.
-FLOOR, DAMAGED = "floor", ("blurred", "noisy", "flattened")
+# The last two are of videos alone: the first frame, repeated, and the frames in random order.
+FLOOR, DAMAGED, DISORDERED = "floor", ("blurred", "noisy", "flattened"), ("frozen", "shuffled")
+CONTROLS = (FLOOR, *DAMAGED, *DISORDERED)
 
 Groups = npt.NDArray[np.integer]
 Pair = tuple[Groups, Groups]
 Places = npt.NDArray[np.int64]
-Images = Float[Tensor, "n 1 size size"]
+Images = Float[Tensor, "n frames size size"]
 
 
 @dataclass(frozen=True)
 class Features:
-    """A network that turns images into feature vectors."""
+    """A network that turns images, or videos of a few frames, into feature vectors."""
 
     name: str  # distances are called KID-<name> and FD-<name>
-    # gives [n, D] for tone-mapped images of three equal channels, [n, 3, H, W] float32
+    # gives [n, D] for tone-mapped images of three equal channels, [n, 3, H, W] float32, or for
+    # videos without channels, [n, frames, H, W]
     network: Callable[[Tensor], Tensor]
+    frames: int = 1  # 1: of images
 
-    def __call__(self, images: Float[Tensor, "n 1 H W"]) -> Float[Tensor, "n D"]:
+    def __call__(self, images: Float[Tensor, "n frames H W"]) -> Float[Tensor, "n D"]:
         """Compute the features of images, a few at a time."""
-        rows = []
+        rows, channels = [], 3 if self.frames == 1 else -1
         with torch.inference_mode():
             for batch in torch.split(images, BATCH):
-                features = self.network(convert_to_display(batch).expand(-1, 3, -1, -1)).double()
+                shown = convert_to_display(batch).expand(-1, channels, -1, -1)
+                features = self.network(shown).double()
                 is_finite = bool(features.isfinite().all())
                 if features.ndim != 2 or len(features) != len(batch) or not is_finite:
                     raise ValueError(
@@ -105,11 +110,24 @@ def find_nuclei(clips: Clip | MapStyle, size: int) -> Places:
     return np.array(places, np.int64).reshape(-1, 5)
 
 
+def follow_nuclei(places: Places, frames: int) -> Places:
+    """Find the nuclei that have a place in so many frames on end, ``[n, frames, 5]``."""
+    row = {tuple(place): number for number, place in enumerate(places[:, :3].tolist())}
+    starts = [
+        [row.get((clip, first + step, identity)) for step in range(frames)]
+        for clip, first, identity in row
+    ]
+    whole = [numbers for numbers in starts if None not in numbers]
+    return places[np.array(whole, np.int64).reshape(-1, frames)]
+
+
 def sample_crops(places: Places, count: int, seed: int, name: str) -> Places:
-    """Choose some places at random, none twice: rows in random order, ``[count, 5]``."""
+    """Choose some places at random, none twice: rows in random order, ``[count, ..., 5]``."""
     if not 1 <= count <= len(places):
+        frames = places.shape[1] if places.ndim == 3 else 1
+        where = "the frame" if frames == 1 else f"{frames} frames on end"
         raise ValueError(
-            f"{name} must hold {count} nuclei (1 at least) with their whole crop in the frame, got "
+            f"{name} must hold {count} nuclei (1 at least) with their whole crop in {where}, got "
             f"{len(places)}; give more clips, or a smaller count (--crops) for all sets: distances "
             "of different counts cannot be compared"
         )
@@ -117,14 +135,15 @@ def sample_crops(places: Places, count: int, seed: int, name: str) -> Places:
 
 
 def extract_crops(clips: Clip | MapStyle, places: Places, size: int) -> Images:
-    """Cut images out of clips."""
-    several, out = _as_sequence(clips), torch.empty(len(places), 1, size, size)
-    for number in np.unique(places[:, 0]).tolist():
+    """Cut images, or videos where each row of places is ``[frames, 5]``, out of clips."""
+    several, single = _as_sequence(clips), places.reshape(-1, 5)
+    out = torch.empty(len(single), size, size)
+    for number in np.unique(single[:, 0]).tolist():
         video = several[number]["video"]
-        for row in np.flatnonzero(places[:, 0] == number).tolist():
-            _, frame, _, top, left = places[row].tolist()
-            out[row] = video[frame, :, top : top + size, left : left + size]
-    return out
+        for row in np.flatnonzero(single[:, 0] == number).tolist():
+            _, frame, _, top, left = single[row].tolist()
+            out[row] = video[frame, 0, top : top + size, left : left + size]
+    return out.unflatten(0, (len(places), -1))
 
 
 def load_efficientnet_lite0() -> Features:
@@ -202,16 +221,27 @@ def measure_feature_distance(
     cut out of the damaged reference. The halves are random, from the same videos and in part of the
     same nuclei at other times, so no other video can reach the floor; give another real video as
     one of the sets.
+
+    Features of videos are shown crops that follow a nucleus, and have two more controls: the second
+    half with its first frame repeated, and with its frames in random order.
     """
-    taken = [name for name in sets if name in (FLOOR, *DAMAGED)]
+    taken = [name for name in sets if name in CONTROLS]
     if taken:
-        raise ValueError(f"sets must not be called {(FLOOR, *DAMAGED)}, got {taken[0]!r}")
-    both = sample_crops(find_nuclei(reference, size), 2 * count, seed, "reference")
+        raise ValueError(f"sets must not be called {CONTROLS}, got {taken[0]!r}")
+
+    def choose(clips: Clip | MapStyle, count: int, name: str) -> Places:
+        found = follow_nuclei(find_nuclei(clips, size), features.frames)
+        return sample_crops(found, count, seed, name)
+
+    both = choose(reference, 2 * count, "reference")
     chosen: dict[str, tuple[Clip | MapStyle, Places]] = {FLOOR: (reference, both[count:])}
     for name, clips in sets.items():
-        chosen[name] = clips, sample_crops(find_nuclei(clips, size), count, seed, f"sets[{name!r}]")
+        chosen[name] = clips, choose(clips, count, f"sets[{name!r}]")
     for name, clips in corrupt(reference, seed=seed).items():
         chosen[name] = clips, both[count:]
+    if features.frames > 1:
+        for name, places in zip(DISORDERED, _disorder(both[count:], seed), strict=True):
+            chosen[name] = reference, places
     target, groups = features(extract_crops(reference, both[:count], size)), _number(both[:count])
     rows = []
     for name, (clips, places) in chosen.items():
@@ -336,9 +366,18 @@ def _flatten(video: Tensor, masks: Tensor, _: int) -> Tensor:
     return flat
 
 
+def _disorder(places: Places, seed: int) -> tuple[Places, Places]:
+    """Return videos with the first frame repeated, and with their frames in random order."""
+    steps = np.tile(np.arange(places.shape[1]), (len(places), 1))
+    mixed = numpy_rng(seed, "order").permuted(steps, axis=1)
+    frozen = np.repeat(places[:, :1], places.shape[1], axis=1)
+    return frozen, np.take_along_axis(places, mixed[..., None], 1)
+
+
 def _number(places: Places) -> Groups:
     """Number the nuclei, so that crops of one nucleus in several frames share a number."""
-    return np.unique(places[:, [0, 2]], axis=0, return_inverse=True)[1].reshape(-1)
+    first = places.reshape(len(places), -1)[:, [0, 2]]
+    return np.unique(first, axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def _check_features(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

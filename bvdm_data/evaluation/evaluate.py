@@ -18,6 +18,7 @@ from bvdm_data.datasets.synthetic import as_method
 from bvdm_data.evaluation import arms, distances, experiment
 from bvdm_data.evaluation.arms import Arm, Data
 from bvdm_data.evaluation.clip_cache import replace_nan
+from bvdm_data.evaluation.feature_networks import measure_further_distances
 from bvdm_data.evaluation.linker import LinkerSettings
 from bvdm_data.evaluation.realism import (
     EdgesByLight,
@@ -265,7 +266,10 @@ def evaluate_distance(run: Run) -> dict[str, Any]:
     given: dict[str, Any] = {"reference": run.train_clip, "features": features}
     crops = distances.measure_feature_distance(sets, count=budget.crops, size=crop, **given)
     tiles = distances.measure_tile_distance(sets, count=budget.tiles, size=side, **given)
-    for kind, rows in {"crops": crops, "tiles": tiles}.items():
+    given = {"count": budget.crops, "size": crop, "say": run.log}
+    kinds = {"crops": crops, "tiles": tiles}
+    kinds |= measure_further_distances(sets, run.train_clip, **given)
+    for kind, rows in kinds.items():
         for row in rows:
             kernel = f"{row.kernel.value:.1f} +- {row.kernel.error:.1f}"
             figures = {f"KID-{row.features} x 1000": kernel, f"FD-{row.features}": row.frechet}
@@ -274,7 +278,7 @@ def evaluate_distance(run: Run) -> dict[str, Any]:
         f"{budget.crops} crops of {crop} x {crop} around nuclei and {budget.tiles} tiles of {side} "
         f"x {side} of each set, against as many of video {data.train}."
     )
-    return {"crops": [*map(asdict, crops)], "tiles": [*map(asdict, tiles)], "note": note}
+    return {kind: [*map(asdict, rows)] for kind, rows in kinds.items()} | {"note": note}
 
 
 def evaluate_realism(run: Run) -> dict[str, Any]:

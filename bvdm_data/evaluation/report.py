@@ -16,7 +16,7 @@ import numpy as np
 from scipy import stats
 
 from bvdm_data.evaluation.clip_cache import replace_nan
-from bvdm_data.evaluation.distances import DAMAGED, FLOOR
+from bvdm_data.evaluation.distances import CONTROLS
 from bvdm_data.evaluation.experiment import FIGURES, LINK_FIGURES
 from bvdm_data.evaluation.nucleus_features import RINGS
 from bvdm_data.evaluation.realism import SCALAR
@@ -147,12 +147,12 @@ HEADS |= {"area_ratio": "area ratio"}
 # What is shown of the tests of transfer.
 TRANSFER_FIGURES = ("seg", "det", "tra", "false_positives", "area_ratio")
 VIDEOS = ("synthetic", "reference", "other")  # the videos that realism compares, by their keys
-# Titles of the two feature distances.
+# Titles of the feature distances; the last two are by networks that are not always there.
 TILES = {"crops": "Crops around single nuclei", "tiles": "Tiles of the frame"}
+TILES |= {"IncN": "Crops, by another network", "TransNet": "Crops followed over 8 frames"}
 # SEG and TRA by training data (paper, table 1).
 PAPER_ARMS = {"real": (0.823, 0.976), "MitoGen": (0.822, 0.972)}
 PAPER_ARMS |= {"CellCycleGAN": (0.781, 0.953), "BVDM": (0.829, 0.979)}
-CONTROLS = (FLOOR, *DAMAGED)  # sets that a feature distance is compared to
 _VIDEO_COLOURS = (COLOURS[0], DARK, SOFT)
 
 Values = Mapping[str, Any]
@@ -292,9 +292,11 @@ def _plot_training(part: Values) -> list[Plot]:
 
 
 def _plot_distance(part: Values) -> dict[str, Plot]:
-    """Draw the kernel distances of crops and of tiles."""
+    """Draw the kernel distances of crops, of tiles, and by further networks."""
     drawn = {}
     for kind, title in TILES.items():
+        if kind not in part:
+            continue
         values = {row["name"]: tuple(row["kernel"]) for row in part[kind]}
         colours = {name: DARK if name.startswith("real") else COLOURS[0] for name in values}
         colours |= dict.fromkeys(CONTROLS, SOFT)
