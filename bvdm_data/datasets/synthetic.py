@@ -31,7 +31,7 @@ from bvdm_data.synth.scene import (
     estimate_rows,
 )
 from bvdm_data.synth.synthesis import make_clip, synthesise
-from bvdm_data.synth.textures import FastSettings, find_outline_distance
+from bvdm_data.synth.textures import FastSettings, find_outline_distance, measure_edge_profile
 from bvdm_data.system import isolate, profile_span
 from bvdm_data.validate import (
     Rule,
@@ -381,12 +381,13 @@ def check_outline(
             f"{type(method).__name__} lights a nucleus inside of its outline only"
         )
     share = float(outline)
-    return share, {"relit": True, "moved": _find_distance(share, method.steps, model, digest)}
+    profile = _measure_profile(model, digest, method.steps)
+    return share, {"relit": True, "moved": find_outline_distance(profile, share)}
 
 
 @functools.lru_cache(maxsize=16)
-def _find_distance(share: float, steps: int, model: Path, digest: str) -> float:
-    return find_outline_distance(load(model, digest=digest), share, steps)
+def _measure_profile(model: Path, digest: str, steps: int) -> list[float]:
+    return measure_edge_profile(load(model, digest=digest), steps)
 
 
 def _check_nuclei(nuclei: int | tuple[int, int] | None) -> int | tuple[int, int] | None:

@@ -108,7 +108,7 @@ class CellBank:
         return family, lineages.run(1 + len(family), quantile=quantile, age=age, shared_noise=noise)
 
     def render(
-        self, pair: _SisterPair, settings: FastSettings, *, relit: bool
+        self, pair: _SisterPair, settings: FastSettings, *, relit: bool = False
     ) -> list[RenderedPatches]:
         """Return the patches of a pair in all frames; ``relit`` as in ``SceneSettings``.
 

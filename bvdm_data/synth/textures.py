@@ -45,6 +45,8 @@ PROFILE_NUCLEI = 128
 PROFILE_REACH = 3
 """How far an outline may be moved, px: farther in there is no slope, farther out no light."""
 
+_DISTANCES = range(-PROFILE_REACH, PROFILE_REACH + 1)
+
 _FADE = 3.0
 """Width in pixels of the rim over which the halo fades to nothing at ``SDF_CLIP``."""
 
@@ -319,22 +321,21 @@ def fade_halo(edge: Float[Tensor, "N 1 P P"]) -> Float[Tensor, "N P P"]:
     return ((1 - edge[:, 0]) * (SDF_CLIP / _FADE)).clamp(0, 1)
 
 
-def find_outline_distance(model: Model, share: float, steps: int) -> float:
-    """Return how far outside of the painted outlines the light has a share of the core's, px."""
-    distances = np.arange(-PROFILE_REACH, PROFILE_REACH + 1)
+def find_outline_distance(profile: Sequence[float], share: float) -> float:
+    """Return how far outside of the painted outlines a profile has a share, px."""
     # An outline that lies farther out is never brighter.
-    shares = np.minimum.accumulate(_measure_edge_profile(model, distances.tolist(), steps))
+    shares = np.minimum.accumulate(profile)
     if not shares[-1] <= share <= shares[0]:
         raise ValueError(
             f"outline must be from {shares[-1] + 0.005:.2f} to {shares[0] - 0.005:.2f} with this "
             f"model, the light {PROFILE_REACH} px out of and into its outlines, got {share:g}"
         )
     # To a hundredth of a pixel, so that the last bits of a processor make no other labels.
-    return round(float(np.interp(share, shares[::-1], distances[::-1])), 2)
+    return round(float(np.interp(share, shares[::-1], _DISTANCES[::-1])), 2)
 
 
-def _measure_edge_profile(model: Model, distances: Sequence[int], steps: int) -> list[float]:
-    """Measure the mean share of the core's light at distances from the outline, interphase."""
+def measure_edge_profile(model: Model, steps: int) -> list[float]:
+    """Measure the mean share of the core's light at distances from the outline, in interphase."""
     network, rng = model.get_denoiser(steps), numpy_rng(0, "edge profile")
     shapes = [model.shapes.sample(INTERPHASE, rng) for _ in range(PROFILE_NUCLEI)]
     radii, side = torch.from_numpy(np.stack(shapes)).float(), network.settings.patch
@@ -346,7 +347,7 @@ def _measure_edge_profile(model: Model, distances: Sequence[int], steps: int) ->
         )
         radii = radii * fit_to_patch_scale(radii, side)[:, None]
         shares = []
-        for distance in distances:
+        for distance in _DISTANCES:
             inside = compute_signed_distance_map(radii + distance, side)[:, 0] <= 0
             labels = inside * torch.arange(1, PROFILE_NUCLEI + 1)[:, None, None]
             # Side by side they are one frame.
