@@ -244,7 +244,7 @@ def test_full_clip_has_stages_where_visible(data):
 
 
 def test_evaluation_continues_and_reports(data, tiny_video, monkeypatch, tmp_path):
-    monkeypatch.setattr(transfer, "CHANGES", {"haze and debris": transfer.plant_haze})
+    monkeypatch.setattr(transfer, "CHANGES", {"haze and debris": transfer.add_haze})
     monkeypatch.setattr(transfer, "ZOOMS", (1.33,))
     parts, real = ("training", "transfer", "linking"), ("real",)
     questions = Questions(parts=parts, arms=real, linking_arms=real, budget=BUDGET)

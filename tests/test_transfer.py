@@ -4,7 +4,7 @@ import pytest
 from bvdm_data.datasets.ctc import write_sequence
 from bvdm_data.datasets.tracks import check_ids_match
 from bvdm_data.evaluation.seg_tra import read_reference
-from bvdm_data.evaluation.transfer import FRAMES, change_reference, plant_haze, read_other
+from bvdm_data.evaluation.transfer import FRAMES, add_haze, read_other, transform_reference
 
 
 @pytest.fixture(scope="module")
@@ -13,7 +13,7 @@ def reference(two_videos):
 
 
 def test_changes_keep_or_scale_labels(reference):
-    changed = change_reference(reference)
+    changed = transform_reference(reference)
     assert len(changed) == 6
     videos = [one.video for one in changed.values()]
     assert all(v.dtype == np.float32 and v.min() >= 0 and v.max() <= 1 for v in videos)
@@ -27,14 +27,14 @@ def test_changes_keep_or_scale_labels(reference):
         if zoom == 1:
             np.testing.assert_array_equal(one.masks > 0, reference.masks[:FRAMES] > 0)
             assert not np.allclose(one.video, reference.video[:FRAMES], atol=1e-3)
-    again = change_reference(reference)
+    again = transform_reference(reference)
     assert all(np.array_equal(one.video, again[name].video) for name, one in changed.items())
 
 
 def test_haze_differs_by_frame():
     empty = np.full((700, 1100), 0.07, np.float32)
-    first, second = (plant_haze(empty, frame) - empty for frame in (0, 1))
-    assert np.array_equal(first, plant_haze(empty, 0) - empty)
+    first, second = (add_haze(empty, frame) - empty for frame in (0, 1))
+    assert np.array_equal(first, add_haze(empty, 0) - empty)
     for planted in (first, second):
         assert planted.min() >= 0
         # Haze covers more than debris, and neither is as bright as most nuclei.

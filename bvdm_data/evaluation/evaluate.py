@@ -29,7 +29,7 @@ from bvdm_data.evaluation.realism import (
 from bvdm_data.evaluation.report import VIDEOS, write_report
 from bvdm_data.evaluation.seg_tra import Reference, read_reference
 from bvdm_data.evaluation.segmenter import SegmenterSettings
-from bvdm_data.evaluation.transfer import change_reference, read_other
+from bvdm_data.evaluation.transfer import read_other, transform_reference
 from bvdm_data.files import check_writable
 from bvdm_data.fitting.nuclei import assign_stages, extract_crops
 from bvdm_data.fitting.video import Frame, Video
@@ -333,7 +333,7 @@ def evaluate_training(run: Run) -> dict[str, Any]:
 
 def evaluate_transfer(run: Run) -> dict[str, Any]:
     """Test the same segmenters on the changed test video, and on further annotated videos."""
-    data, tests = run.data, change_reference(run.reference)
+    data, tests = run.data, transform_reference(run.reference)
     known = run.train_clip["video"].numpy()
     for root, sequence in data.also:
         tests[f"{root.name}:{sequence}"] = read_other(root, sequence, known, data.border)

@@ -23,7 +23,7 @@ DEBRIS, HAZE = (60, (1, 3), (0.005, 0.06)), (25, (8, 25), (0.0025, 0.03))
 Grey = npt.NDArray[np.float32]
 
 
-def plant_haze(grey: Grey, frame: int) -> Grey:
+def add_haze(grey: Grey, frame: int) -> Grey:
     """Add spots of haze and debris that have no label, other ones in each frame."""
     rng, planted = numpy_rng(0, "haze", frame), grey.astype(float)
     rows, columns = (np.arange(side) for side in grey.shape)
@@ -47,7 +47,7 @@ def _bend(grey: Grey, _: int) -> Grey:
 
 
 CHANGES: Mapping[str, Callable[[Grey, int], Grey]] = {
-    "haze and debris": plant_haze,
+    "haze and debris": add_haze,
     "brightened 1.6": _brighten,
     "gamma 0.8": _bend,
     "blurred 1.5 px": lambda grey, _: ndimage.gaussian_filter(grey, 1.5),
@@ -58,7 +58,7 @@ ZOOMS = (0.75, 1.33)
 """Factors by which frames and masks are rescaled."""
 
 
-def change_reference(reference: Reference) -> dict[str, Reference]:
+def transform_reference(reference: Reference) -> dict[str, Reference]:
     """Change the first frames of a test video in several ways, by name."""
     parts = reference.video[:FRAMES], reference.masks[:FRAMES]
     changed = {}
