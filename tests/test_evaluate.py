@@ -273,7 +273,7 @@ def test_evaluation_continues_and_reports(data, tiny_video, monkeypatch, tmp_pat
     assert evaluate(data, questions)["training"]["trials"] == results["training"]["trials"]
     assert {path: path.stat().st_mtime_ns for path in data.folder.glob("*/*.json")} == kept
     with pytest.raises(ValueError, match=r"looks at 4; stills cannot teach links"):
-        evaluate(replace(data, frames=3), replace(questions, parts=["linking"]))
+        evaluate(replace(data, frames=3, also=()), replace(questions, parts=["linking"]))
 
 
 @pytest.mark.heavy
