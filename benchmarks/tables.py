@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bvdm_data.evaluation.report import PAPER_ARMS
+from bvdm_data.evaluation.report import PAPER_ARMS, TILES
 
 Results = Mapping[str, Any]
 Table = tuple[list[str], list[list[str]]]
@@ -198,22 +198,21 @@ def linking(results: Results) -> Table:
 
 
 def distance(results: Results) -> Table:
-    part = results["distance"]
-    tiles = {one["name"]: one for one in part["tiles"]}
+    kinds = [kind for kind in TILES if kind in results["distance"]]
+    found = {kind: {one["name"]: one for one in results["distance"][kind]} for kind in kinds}
     rows = []
-    for one in part["crops"]:
-        other = tiles[one["name"]]
-        rows.append(
-            [
-                one["name"],
-                f"{one['kernel'][0]:.1f} ± {one['kernel'][1]:.1f}",
-                f"{other['kernel'][0]:.1f}",
-                *(f"{r['frechet']:.1f}" for r in (one, other)),
-            ]
-        )
+    for name in dict.fromkeys(name for kind in kinds for name in found[kind]):
+        crop, tile, *others = (found[kind].get(name) for kind in kinds)
+        cells = ["-"] * 4
+        if crop and tile:  # videos have more controls
+            cells = [f"{crop['kernel'][0]:.1f} ± {crop['kernel'][1]:.1f}"]
+            cells += [f"{x:.1f}" for x in (tile["kernel"][0], crop["frechet"], tile["frechet"])]
+        pairs = [(one["kernel"][0], one["frechet"]) if one else (None, None) for one in others]
+        rows.append([name, *cells, *(number(value, 2) for pair in pairs for value in pair)])
     train = results["about"]["train"]
     head = f"to video {train}, KID-Lite0 x 1000 of crops, of tiles, FD-Lite0 of crops, of tiles"
-    return head.split(", "), rows
+    heads = [text for kind in kinds[2:] for text in (f"KID-{kind} x 1000", f"FD-{kind}")]
+    return [*head.split(", "), *heads], rows
 
 
 def realism(results: Results) -> Table:

@@ -204,6 +204,17 @@ def test_missing_parts_are_left_out(results, tmp_path):
     assert write({}, tmp_path).ids == []
 
 
+def test_page_shows_further_networks(results, tmp_path):
+    part = {key: results["distance"][key] for key in ("crops", "tiles", "note")}
+    row = {"name": "frozen", "features": "TransNet", "count": 150}
+    part["TransNet"] = [row | {"kernel": [5.678, 0.432], "frechet": 1.234}]
+    page = write({"distance": part}, tmp_path)
+    check_shown(page, [5.678, 0.432, 1.234], "{:.2f}")
+    for text in ("Crops followed over 8 frames", "KID-TransNet x 1000", "Frozen, shuffled:"):
+        assert text in page.words
+    assert len(page.values("src")) == 3
+
+
 def test_text_is_escaped(results, tmp_path):
     results["about"] |= {WILD: WILD, "machine": {WILD: WILD}}
     results["distance"]["crops"][0]["name"] = results["realism"]["lines"][0]["name"] = WILD

@@ -143,7 +143,7 @@ def extract_crops(clips: Clip | MapStyle, places: Places, size: int) -> Images:
         for row in np.flatnonzero(single[:, 0] == number).tolist():
             _, frame, _, top, left = single[row].tolist()
             out[row] = video[frame, 0, top : top + size, left : left + size]
-    return out.unflatten(0, (len(places), -1))
+    return out.reshape(len(places), -1, size, size)
 
 
 def load_efficientnet_lite0() -> Features:

