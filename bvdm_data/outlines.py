@@ -17,7 +17,7 @@ the HeLa video, whose light is even from there on."""
 
 LEAST_AREA = 0.29
 """Area of the smallest nuclei that are measured, in areas of the median nucleus; 150 px in the HeLa
-video, so that no nucleus in division is."""
+video."""
 
 REACH = 3.0
 """How far an outline may be moved, px: farther in there is no slope, farther out no light."""
@@ -104,7 +104,10 @@ def calibrate_outline(
             share = calibrate_outline(frames, masks)
             videos = SyntheticHeLaVideos(outline=share)
     """
-    shares = [measure_edges(*pair)[1] for pair in zip(frames, masks, strict=True)]
+    images, labels = list(frames), list(masks)
+    if len(images) != len(labels):
+        raise ValueError(f"masks must be as many as frames, {len(images)}, got {len(labels)}")
+    shares = [measure_edges(*pair)[1] for pair in zip(images, labels, strict=True)]
     count = sum(map(len, shares))
     if count < FEWEST:
         raise ValueError(
@@ -156,7 +159,7 @@ def _move_outline(crop: _Crop, depth: float, share: float) -> Bools:
     outside = ndimage.distance_transform_edt(~crop.own)
     free = np.where(crop.own, crop.inside, outside) <= np.minimum(REACH, (crop.others - 1) / 2)
     alone = crop.others > REACH
-    if bright <= 0 or not (free & alone).any():
+    if not (bright > 0 and (free & alone).any()):
         return crop.own
     light = crop.light / bright
     smooth = ndimage.gaussian_filter(light, 1.0)

@@ -72,6 +72,8 @@ def test_unusable_frames_are_refused():
     image, masks = draw_discs()
     with pytest.raises(ValueError, match=r"at least 10 nuclei .*got 2; give more frames"):
         calibrate_outline([image], [masks * (masks < 5)])
+    with pytest.raises(ValueError, match="masks must be as many as frames, 2, got 1"):
+        calibrate_outline([image, image], [masks])
     with pytest.raises(TypeError, match="masks must hold integers, got float64"):
         measure_edges(image, masks.astype(float))
     with pytest.raises(TypeError, match="image must hold real numbers, got complex"):

@@ -70,7 +70,7 @@ def export(
         "method": repr(texture),
         "nuclei": list(nuclei) if isinstance(nuclei, tuple) else nuclei,
         "variation": scene.variation,
-        "outline": outline,
+        **({} if outline == "video" else {"outline": outline}),
         **({"at_least": scene.at_least} if scene.at_least else {}),
         "processor": describe_cpu(),
         "sequences": {},

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from bvdm_data.outlines import measure_edges
+from bvdm_data.outlines import FEWEST, measure_edges
 from bvdm_data.rng import numpy_rng, torch_rng
 from bvdm_data.synth.cell_cycle import INTERPHASE
 from bvdm_data.synth.cells import Cell
@@ -323,6 +323,11 @@ def fade_halo(edge: Float[Tensor, "N 1 P P"]) -> Float[Tensor, "N P P"]:
 
 def find_outline_distance(profile: Sequence[float], share: float) -> float:
     """Return how far outside of the painted outlines a profile has a share, px."""
+    if not all(map(math.isfinite, profile)):
+        raise ValueError(
+            "outline must be 'even' or 'video' with this model, whose nuclei are too small or too "
+            f"irregular for their edges to be measured, got {share:g}"
+        )
     # An outline that lies farther out is never brighter.
     shares = np.minimum.accumulate(profile)
     if not shares[-1] <= share <= shares[0]:
@@ -352,5 +357,6 @@ def measure_edge_profile(model: Model, steps: int) -> list[float]:
             labels = inside * torch.arange(1, PROFILE_NUCLEI + 1)[:, None, None]
             # Side by side they are one frame.
             frame, masks = (x.reshape(-1, side).cpu().numpy() for x in (light, labels))
-            shares.append(float(measure_edges(frame, masks)[1].mean()))
+            measured = measure_edges(frame, masks)[1]
+            shares.append(float(measured.mean()) if len(measured) >= FEWEST else math.nan)
     return shares
