@@ -22,8 +22,8 @@ from bvdm_data.evaluation.arms import (
     Data,
     make_arm,
     make_synthetic_dataset,
-    replace_nan,
 )
+from bvdm_data.evaluation.clip_cache import replace_nan
 from bvdm_data.evaluation.distances import load_efficientnet_lite0, measure_feature_distance
 from bvdm_data.evaluation.evaluate import Budget, Questions, Run, check_unseen, describe_run
 from bvdm_data.evaluation.experiment import Trial, format_figures, summarize_trials
@@ -35,8 +35,11 @@ from bvdm_data.files import open_atomic, read_json
 LAGS = (1, 2)
 """Frames between the images whose texture is correlated; the clips are short."""
 
-CROPS = Budget().steps_crops
+CROPS = 50
 """Nuclei of a variant whose feature distance is measured."""
+
+SHORT = SegmenterSettings().steps // 2
+"""Training steps of a segmenter where many variants are compared."""
 
 SECTIONS = {
     "scarcity": (
@@ -69,7 +72,7 @@ Measure = Callable[[Run], dict[str, Any]]
 
 def train_seeds(run: Run, arm: Arm) -> list[Trial]:
     """Train and test one network for each seed."""
-    return [run.train(arm, seed) for seed in range(run.questions.budget.seeds)]
+    return run.train([arm], {run.data.test: run.reference})[run.data.test]
 
 
 def summarize(run: Run, trials: Sequence[Trial]) -> dict[str, Any]:
@@ -84,10 +87,11 @@ def make_parser(description: str | None, **defaults: Any) -> argparse.ArgumentPa
     parser.add_argument("--train", default="01", help="video to train on")
     parser.add_argument("--test", default="02", help="held-out video to test on")
     parser.add_argument("--seeds", type=int, default=1, help="networks of each row")
-    parser.add_argument("--steps", type=int, default=400, help="training steps of a segmenter")
+    usual = SegmenterSettings().steps
+    parser.add_argument("--steps", type=int, default=usual, help="training steps of a segmenter")
     parser.add_argument("--clips", type=int, help="clips of a row")
     parser.add_argument("--work-dir", type=Path, default=Path("evaluation"))
-    parser.add_argument("--workers", type=int, default=0, help="processes that make clips")
+    parser.add_argument("--workers", type=int, default=0, help="processes that train")
     parser.add_argument("--quiet", action="store_true")
     parser.set_defaults(**defaults)
     return parser
@@ -104,7 +108,7 @@ def run_study(name: str, measure: Measure, given: argparse.Namespace) -> None:
         workers=given.workers,
         progress=not given.quiet,
     )
-    check_unseen(data)
+    check_unseen(data, data.root, data.test)
     settings = SegmenterSettings(steps=given.steps)
     budget = Budget(seeds=given.seeds, clips=given.clips, segmenter=settings)
     run = Run(data, Questions(budget=budget), print)

@@ -6,9 +6,9 @@ Run ``python -m benchmarks.study_ablation Fluo-N2DL-HeLa --report docs/evaluatio
 from dataclasses import fields, replace
 from typing import Any
 
-from benchmarks.studies import make_parser, measure_variants, run_study
+from benchmarks.studies import SHORT, make_parser, measure_variants, run_study
 from bvdm_data.evaluation.arms import Data
-from bvdm_data.evaluation.evaluate import Budget, Run
+from bvdm_data.evaluation.evaluate import Run
 from bvdm_data.synth.model import Variation
 from bvdm_data.synth.textures import FastSettings
 
@@ -36,5 +36,5 @@ def measure(run: Run) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    usual = {"clips": 24, "seeds": 2, "steps": Budget().steps_training}
+    usual = {"clips": 24, "seeds": 2, "steps": SHORT}
     run_study("ablation", measure, make_parser(__doc__, **usual).parse_args())

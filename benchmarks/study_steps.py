@@ -6,16 +6,16 @@ Run ``python -m benchmarks.study_steps Fluo-N2DL-HeLa --report docs/evaluation/r
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.studies import make_parser, measure_variants, run_study
+from benchmarks.studies import SHORT, make_parser, measure_variants, run_study
 from benchmarks.tables import PAPER_STEPS
-from bvdm_data.evaluation.evaluate import Budget, Run
+from bvdm_data.evaluation.evaluate import Run
 from bvdm_data.synth.paper import PaperSettings
 
-USUAL = Budget()
+FRAMES = 4
 
 
 def measure(run: Run) -> dict[str, Any]:
-    data = replace(run.data, frames=USUAL.steps_frames, variation=None)
+    data = replace(run.data, frames=FRAMES, variation=None)
     pairs = {name: map(int, name.split("/")) for name in PAPER_STEPS}
     variants = {
         name: replace(data, method=PaperSettings(first_steps=first, later_steps=later))
@@ -25,5 +25,4 @@ def measure(run: Run) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    usual = {"clips": USUAL.steps_clips, "steps": USUAL.steps_training}
-    run_study("steps", measure, make_parser(__doc__, **usual).parse_args())
+    run_study("steps", measure, make_parser(__doc__, clips=8, steps=SHORT).parse_args())

@@ -58,9 +58,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def spread(figures: Mapping[str, Any], figure: str) -> str:
-    mean, deviation = figures["mean"][figure], figures["spread"][figure]
-    return f"{number(mean)} ± {number(deviation)}" if deviation is not None else number(mean)
+def spread(figures: Mapping[str, Any], figure: str, digits: int = 3) -> str:
+    values = (figures[key].get(figure) for key in ("mean", "spread"))
+    return " ± ".join(number(v, digits) for v in values if v is not None) or "-"
 
 
 def gain(figures: Mapping[str, Any], figure: str) -> str:
@@ -84,14 +84,42 @@ def training(results: Results) -> str:
                 str(one["seeds"]),
                 *(spread(one, figure) for figure in ("seg", "det", "tra", "lnk", "bc")),
                 spread(one, "found_dim"),
+                spread(one, "false_positives", 1),
+                spread(one, "area_ratio"),
                 gain(one, "seg"),
                 gain(one, "tra"),
                 number(kid.get(arm), 0),
                 f"{seg} / {tra}" if arm in paper else "-",
             ]
         )
-    head = "trained on, seeds, SEG, DET, TRA, LNK, BC(1), dim found, SEG - real, TRA - real"
-    return [*head.split(", "), "KID-Lite0 x 1000", "paper: SEG / TRA"], rows
+    head = "trained on, seeds, SEG, DET, TRA, LNK, BC(1), dim found, false positives a frame"
+    more = "area ratio, SEG - real, TRA - real"
+    heads = [*head.split(", "), *more.split(", "), "KID-Lite0 x 1000", "paper: SEG / TRA"]
+    # What was not measured has no column.
+    shown = [n for n in range(len(heads)) if any(cells[n] != "-" for cells in rows)]
+    return [heads[n] for n in shown], [[cells[n] for n in shown] for cells in rows]
+
+
+def transfer(results: Results) -> Table:
+    rows = []
+    for test, part in results["transfer"].items():
+        for one in part["rows"]:
+            scores = [spread(one, figure) for figure in ("seg", "det", "tra")]
+            wrong, area = spread(one, "false_positives", 1), spread(one, "area_ratio")
+            rows.append([test, one["arm"], *scores, wrong, area, gain(one, "seg")])
+    head = "tested on, trained on, SEG, DET, TRA, false positives a frame, area ratio, SEG - real"
+    return head.split(", "), rows
+
+
+def edges(results: Results) -> Table:
+    rows = []
+    for name, one in results["realism"]["edges"].items():
+        slope, error, *others = (
+            number(one[key]) for key in ("slope", "slope_error", "share", "spread", "low", "high")
+        )
+        median, between, low, high = others
+        rows.append([name, median, f"{slope} ± {error}", between, f"{low} to {high}"])
+    return ["clips of", "median share", "slope", "spread", "10 % to 90 % of clips"], rows
 
 
 def scarcity(results: Results) -> Table:
@@ -211,6 +239,7 @@ def realism(results: Results) -> Table:
 
 TABLES = {
     "training": training,
+    "transfer": transfer,
     "scarcity": scarcity,
     "steps": steps,
     "ablation": ablation,
@@ -218,13 +247,14 @@ TABLES = {
     "linking": linking,
     "distance": distance,
     "realism": realism,
+    "edges": edges,
 }
 
 
 def tables(results: Results) -> Iterator[tuple[str, str]]:
     """Yield name and Markdown of each part that was judged."""
     for name, made in TABLES.items():
-        if name in results:
+        if name in results or name in results.get("realism", {}):
             yield name, table(*made(results))
 
 

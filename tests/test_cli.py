@@ -6,6 +6,7 @@ import sys
 import time
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -385,7 +386,8 @@ def test_evaluate_command_passes_its_options(run, monkeypatch, tmp_path):
         run, "evaluate", tmp_path, "--part", "realism", "--part", "training", "--arm", "real",
         "--seeds", 2, "--steps", 7, "--clips", 5, "--seed", 3,
         "--method", "procedural", "--variation", 0.5,
-        "--border", 4, "--offset", 9, "--full", 300,
+        "--border", 4, "--offset", 9, "--full", 300, "--outline", 0.4,
+        "--also", "C:/cells:03", "--calibrated", 3,
         "--work-dir", tmp_path / "work", "--report", tmp_path / "page",
     )  # fmt: skip
     assert out == "judged\n"
@@ -393,12 +395,20 @@ def test_evaluate_command_passes_its_options(run, monkeypatch, tmp_path):
     assert (data.root, data.train, data.test, data.seed) == (tmp_path, "01", "02", 3)
     assert (data.method, data.variation) == (ProceduralSettings(), 0.5)
     assert data.folder == tmp_path / "work"
+    assert (data.outline, data.also, data.calibrated) == (0.4, [(Path("C:/cells"), "03")], 3)
     assert (data.border, data.scale) == (4, CameraScale(9, 300))
     assert asked["report"] == tmp_path / "page"
     assert tuple(questions.parts) == ("realism", "training")
     assert tuple(questions.arms) == ("real",)
     budget = questions.budget
     assert (budget.seeds, budget.clips, budget.segmenter.steps) == (2, 5, 7)
+    run_well(run, "evaluate", tmp_path, "--quick")
+    assert asked["questions"] == judging.QUICK
+    run_well(run, "evaluate", tmp_path, "--quick", "--seeds", 1, "--arm", "paper")
+    one = replace(judging.QUICK.budget, seeds=1)
+    assert asked["questions"] == replace(judging.QUICK, arms=("paper",), budget=one)
+    run_well(run, "evaluate", tmp_path)
+    assert asked["questions"] == judging.Questions()
 
 
 def test_evaluate_command_refuses_impossible_options(run, tmp_path):
@@ -409,7 +419,7 @@ def test_evaluate_command_refuses_impossible_options(run, tmp_path):
         ("--seeds 0", "seeds must be at least 1, got 0"),
         ("--steps 0", "steps must be at least 1, got 0"),
         ("--part steps", "python -m benchmarks.study_steps"),
-        ("--scarce-frames 4", "python -m benchmarks.study_scarcity"),
+        ("--also 03", "--also must be ROOT:SEQUENCE, like MyCells:01, got '03'"),
         ("--full 4", "give both --offset and --full"),
         ("--method procedural --first-steps 4", "is for --method paper, got --method"),
         ("", "no folder"),

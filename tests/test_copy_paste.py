@@ -13,7 +13,7 @@ from bvdm_data.clip import TooManyNucleiError
 from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets import ctc
 from bvdm_data.evaluation import copy_paste as pasting
-from bvdm_data.evaluation.arms import hash_clips
+from bvdm_data.evaluation.clip_cache import hash_clips
 from bvdm_data.evaluation.copy_paste import FRAME_AREA, CopyPaste, Nucleus
 
 LEVEL, NOISE, FULL = 300, 9, 4095  # of the tiny video, counts

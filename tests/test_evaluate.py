@@ -13,7 +13,8 @@ from bvdm_data.clip import CameraScale
 from bvdm_data.datasets import ctc
 from bvdm_data.datasets.ctc import write_sequence
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
-from bvdm_data.evaluation import arms, cell_cycle_gan
+from bvdm_data.datasets.tracks import cut_tracks
+from bvdm_data.evaluation import arms, cell_cycle_gan, transfer
 from bvdm_data.evaluation.arms import Data, make_arm, make_pasted_clips, make_real_clips
 from bvdm_data.evaluation.evaluate import (
     STUDIES,
@@ -53,12 +54,13 @@ def read(monkeypatch):
 
 def test_no_arm_reads_the_test_video(data, read, tmp_path, monkeypatch):
     monkeypatch.setattr(cell_cycle_gan, "TRAINING", TrainingSettings(steps=1, batch=2))
-    for name in set(arms.ARMS) - {"paper"}:
+    # One arm is meant to, and nothing is tested on the frames that it reads.
+    for name in set(arms.ARMS) - {"paper", "synthetic-calibrated"}:
         arm, path = make_arm(name, replace(data, method="fast"), 2), tmp_path / f"{name}.pt"
-        options = {"identity": arm.identity, "augmentation": arm.augmentation, "progress": False}
+        options = {"identity": arm.identity, "progress": False}
         train_segmenter(arm.clips, SEGMENTER, checkpoint=path, **options)
-    assert any("/01/" in path for path in read)
-    assert not [path for path in read if "/02" in path]
+    names = {path.removeprefix(f"{data.root}/")[:2] for path in read if str(data.root) in path}
+    assert names == {"01"}
 
 
 def test_arms_read_frames_before_stop(data, read):
@@ -73,12 +75,12 @@ def test_arms_read_frames_before_stop(data, read):
 
 def test_arms_have_distinct_identities(data):
     made = {name: make_arm(name, data, 2) for name in arms.ARMS[:6]}
-    twice = make_arm("synthetic-2x", data, 2).clips
-    assert (twice.count, twice.folder) == (4, made["synthetic"].clips.folder)
     # Here the evaluated method is the procedural one.
     assert made["synthetic"].identity == made["procedural"].identity
     changes = {"real": {"stop": 6}, "copy-paste": {"stop": 6}, "procedural": {"seed": 1}}
-    changes |= {key: {"variation": 0.5} for key in ("synthetic", "synthetic-stream")}
+    streams = ("synthetic-stream", "synthetic-films", "real+synthetic")
+    changes |= {key: {"variation": 0.5} for key in ("synthetic", *streams)}
+    made["synthetic-films"] = make_arm("synthetic-films", data)
     for name, changed in changes.items():
         made[f"changed {name}"] = make_arm(name, replace(data, **changed), 2)
     assert len({arm.identity for arm in made.values()}) == len(made) - 1
@@ -87,10 +89,37 @@ def test_arms_have_distinct_identities(data):
 def test_stream_gives_each_seed_new_clips(data):
     arm = make_arm("synthetic-stream", data)
     assert isinstance(arm.clips, SyntheticHeLaVideos)
-    first, second = (Samples(arm.clips, "plain", seed, 4) for seed in (0, 1))
+    first, second = (Samples(arm.clips, seed, 4) for seed in (0, 1))
     greys = [sample["grey"] for samples in (first, second) for sample in samples]
     assert len({grey.numpy().tobytes() for grey in greys}) == 8
     assert len(arm.clips.clip(0)["video"]) == 2
+
+
+def test_films_are_windows_of_exports(data):
+    films = make_arm("synthetic-films", data).clips
+    assert list(films.sources) == ["01", "02"]
+    assert {len(one.source) for one in films.sources.values()} == {12}
+    assert {one.source.shape for one in films.sources.values()} == {(128, 160)}
+    clips = [films.clip(index) for index in range(12)]
+    assert {int(clip["member"]) for clip in clips} == {0, 1}
+    assert clips[0]["video"].shape == (4, 1, 96, 96)
+    assert make_arm("synthetic-films", data).identity == make_arm("synthetic-films", data).identity
+
+
+def test_calibration_frames_are_not_tested(data, monkeypatch):
+    given = []
+    measured = lambda frames, masks: given.extend(masks) or 0.975  # noqa: E731
+    monkeypatch.setattr(arms, "calibrate_outline", measured)
+    data = replace(data, calibrated=3, test_stop=8, method="fast")
+    arm, run = make_arm("synthetic-calibrated", data), Run(data, Questions(), print)
+    assert arm.clips.outline == 0.975
+    assert len(run.reference.video) == 5
+    whole = Run(replace(data, calibrated=0), Questions(), print).reference
+    np.testing.assert_array_equal(run.reference.video, whole.video[3:])
+    inner = np.s_[:, 4:-4, 4:-4]
+    np.testing.assert_array_equal(np.stack(given)[inner] > 0, whole.masks[:3][inner] > 0)
+    with pytest.raises(ValueError, match=r"calibrated must be at least 1 .* got 0; give"):
+        make_arm("synthetic-calibrated", replace(data, calibrated=0))
 
 
 def test_settings_refuse_unknown_names(data):
@@ -104,6 +133,8 @@ def test_settings_refuse_unknown_names(data):
             Questions(**fields)
     with pytest.raises(ValueError, match=r"size must be a square .* got \(96, 104\)"):
         replace(data, size=(96, 104))
+    with pytest.raises(ValueError, match="calibrated must be 0 or more frames, got -1"):
+        replace(data, calibrated=-1)
     with pytest.raises(ValueError, match="test must be another video than train, got '01'"):
         replace(data, test="01")
 
@@ -113,6 +144,13 @@ def test_evaluation_is_refused_early(data, monkeypatch, tmp_path):
     seen = replace(data, root=place, model="hela", train="02", test="01")
     with pytest.raises(ValueError, match="'hela' was fitted to sequence '01'"):
         evaluate(seen, Questions(parts=["realism"], budget=BUDGET))
+    for also, words in (("01", "other --test or --also"), ("02", "also must be another video")):
+        with pytest.raises(ValueError, match=words):
+            evaluate(replace(seen, test="03", also=[(place, also)]), Questions(budget=BUDGET))
+    for parts, also in ((["training"], ["03"]), (["transfer"], ["03", "03"])):
+        twice = replace(data, also=[(place, name) for name in also])
+        with pytest.raises(ValueError, match=r"also must name each .* give --part transfer"):
+            evaluate(twice, Questions(parts=parts, budget=BUDGET))
     monkeypatch.setitem(sys.modules, "laptrack", None)
     with pytest.raises(ModuleNotFoundError, match=r"'laptrack'.*'bvdm-data\[evaluate\]'"):
         evaluate(data, Questions(parts=["training"], budget=BUDGET))
@@ -205,17 +243,29 @@ def test_full_clip_has_stages_where_visible(data):
     assert (clip["stages"].numpy() >= 0).any()
 
 
-def test_evaluation_continues_and_reports(data, tmp_path):
-    parts, real = ("training", "linking"), ("real",)
+def test_evaluation_continues_and_reports(data, tiny_video, monkeypatch, tmp_path):
+    monkeypatch.setattr(transfer, "CHANGES", {"haze and debris": transfer.add_haze})
+    monkeypatch.setattr(transfer, "ZOOMS", (1.33,))
+    parts, real = ("training", "transfer", "linking"), ("real",)
     questions = Questions(parts=parts, arms=real, linking_arms=real, budget=BUDGET)
-    data, lines = replace(data, test_stop=6), []
+    video, masks, tracks = tiny_video
+    write_sequence(tmp_path, "03", video[:6], masks[:6], cut_tracks(tracks, 0, 6))
+    data, lines = replace(data, test_stop=6, also=[(tmp_path, "03")]), []
     results = evaluate(data, questions, report=tmp_path / "report", say=lines.append)
     assert list(results) == ["about", *parts]
     assert [row["seeds"] for row in results["training"]["rows"]] == [2]
     assert results["training"]["ceiling"]["seg"] == 1
+    tests = ["haze and debris", "rescaled 1.33", f"{tmp_path.name}:03"]
+    assert list(results["transfer"]) == tests
+    assert {part["rows"][0]["seeds"] for part in results["transfer"].values()} == {2}
+    # Two networks are trained, and tested on all.
+    assert len(list(data.folder.glob("trials/*.pt"))) == 2
+    assert len(list(data.folder.glob("trials/*.json"))) == 2 * (1 + len(results["transfer"]))
     assert [row["arm"] for row in results["linking"]["rows"]] == ["real"]
-    assert sum("seed 1  seg " in line for line in lines) == 1
-    assert "tracker on the reference masks" in (tmp_path / "report" / "index.html").read_text()
+    assert sum("seed 1  seg " in line for line in lines) == 1 + len(results["transfer"])
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "tracker on the reference masks" in page
+    assert "haze and debris" in page
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert report["training"]["rows"] == results["training"]["rows"]
 
@@ -223,7 +273,7 @@ def test_evaluation_continues_and_reports(data, tmp_path):
     assert evaluate(data, questions)["training"]["trials"] == results["training"]["trials"]
     assert {path: path.stat().st_mtime_ns for path in data.folder.glob("*/*.json")} == kept
     with pytest.raises(ValueError, match=r"looks at 4; stills cannot teach links"):
-        evaluate(replace(data, frames=3), replace(questions, parts=["linking"]))
+        evaluate(replace(data, frames=3, also=()), replace(questions, parts=["linking"]))
 
 
 @pytest.mark.heavy
@@ -236,6 +286,7 @@ def test_looks_are_measured(data, read, monkeypatch, tmp_path):
     assert names[:5] == ["floor", "real 02", "synthetic", "copy-paste", "procedural"]
     assert names == [row["name"] for row in results["distance"]["tiles"]]
     assert results["realism"]["synthetic_films"] == 3
+    assert list(results["realism"]["edges"]) == ["synthetic", "01", "02"]
     assert {path.name for path in (tmp_path / "report").iterdir()} == {
         "index.html", "report.json", "scenes.png"
     }  # fmt: skip

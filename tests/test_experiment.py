@@ -8,8 +8,16 @@ import pytest
 import torch
 
 from bvdm_data.evaluation import experiment, segmenter
-from bvdm_data.evaluation.arms import Arm, replace_nan
-from bvdm_data.evaluation.experiment import FIGURES, Trial, compare_arms, segment, train_and_test
+from bvdm_data.evaluation.arms import Arm
+from bvdm_data.evaluation.clip_cache import replace_nan
+from bvdm_data.evaluation.experiment import (
+    FIGURES,
+    Trial,
+    compare_arms,
+    run_trials,
+    segment,
+    train_and_test,
+)
 from bvdm_data.evaluation.seg_tra import read_reference
 from bvdm_data.evaluation.segmenter import Segmenter, SegmenterSettings
 
@@ -38,34 +46,50 @@ def trial(arm, seed, **figures):
 
 
 def test_trial_is_made_once(reference, tmp_path, monkeypatch):
-    trained, lines = Mock(wraps=segmenter.train_segmenter), []
+    trained = Mock(wraps=segmenter.train_segmenter)
     monkeypatch.setattr(segmenter, "train_segmenter", trained)
 
     def run(arm, settings=SETTINGS, seed=0, reference=reference):
-        options = {"progress": False, "log": lines.append}
-        return train_and_test(arm, seed, reference, settings, tmp_path, **options)
+        tests = {"02": reference}
+        return train_and_test(arm, seed, tests, settings, tmp_path, progress=False)["02"]
 
     plain = Arm("real", Windows(reference), "r")
     first, again = run(plain), run(replace(plain, name="renamed"))
     assert (first.arm, first.seed, trained.call_count) == ("real", 0, 1)
     assert replace_nan(vars(again)) == replace_nan(vars(first)) | {"arm": "renamed"}
-    assert "renamed  seed 0  seg " in lines[1]
     (kept,) = tmp_path.glob("*.json")
     assert set(FIGURES) <= set(json.loads(kept.read_text(), parse_constant=pytest.fail))
     # Each of these is another experiment.
-    others = {"identity": "other clips"}, {"clips": Windows(reference, 0.9)}
-    for changes in (*others, {"augmentation": "strong"}):
+    for changes in ({"identity": "other clips"}, {"clips": Windows(reference, 0.9)}):
         run(replace(plain, **changes))
     run(plain, seed=1)
     run(plain, settings=replace(SETTINGS, rate=1e-4))
+    assert trained.call_count == 5
+    # A further test takes up the network that is there.
     run(plain, reference=replace(reference, video=reference.video * 0.9))
-    assert trained.call_count == 7
+    assert trained.call_count == 6
+    assert len(list(tmp_path.glob("*.pt"))) == 5
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.heavy)])
+def test_trials_run_seed_by_seed(reference, tmp_path, workers):
+    arms = [Arm(name, Windows(reference), name) for name in ("real", "other")]
+    tests, lines = {"02": reference, "dark": replace(reference, video=reference.video / 2)}, []
+    options = {"workers": workers, "progress": False, "log": lines.append}
+    trials = run_trials(arms, 2, tests, SETTINGS, tmp_path, **options)
+    order = [("real", 0), ("other", 0), ("real", 1), ("other", 1)]
+    for made in trials.values():
+        assert [(trial.arm, trial.seed) for trial in made] == order
+    assert list(trials) == ["02", "dark"]
+    assert "other, dark  seed 1  seg " in lines[-1]
+    (again,) = train_and_test(arms[1], 1, {"02": reference}, SETTINGS, tmp_path).values()
+    assert replace_nan(vars(again)) == replace_nan(vars(trials["02"][-1]))
 
 
 def test_damaged_figures_name_the_entry(reference, tmp_path):
     def run():
-        arm = Arm("real", Windows(reference), "r")
-        return train_and_test(arm, 0, reference, SETTINGS, tmp_path, progress=False)
+        arm, tests = Arm("real", Windows(reference), "r"), {"02": reference}
+        return train_and_test(arm, 0, tests, SETTINGS, tmp_path, progress=False)["02"]
 
     whole = replace_nan(vars(run()))
     (kept,) = tmp_path.glob("*.json")

@@ -8,7 +8,12 @@ from scipy import ndimage
 
 from bvdm_data.clip import STAGES
 from bvdm_data.datasets.ctc_videos import CTCVideos
-from bvdm_data.evaluation.realism import QUANTITIES, compare_metrics, measure_clips
+from bvdm_data.evaluation.realism import (
+    QUANTITIES,
+    compare_metrics,
+    measure_clips,
+    measure_edges_by_light,
+)
 from tests.helpers.films import as_clip, draw_film
 
 PAIRS = 30
@@ -196,3 +201,30 @@ def test_film_without_nuclei_is_measured():
     assert compare_metrics(found, found, found)[0].distance is None
     with pytest.raises(ValueError, match="clips must hold at least one clip"):
         measure_clips([])
+
+
+def draw_edges(share, clips=6):
+    """Return clips of nine discs of many brightnesses; share(light) is the light of their rim."""
+    y, x = np.mgrid[:120, :120]
+    for number in range(clips):
+        grey, masks = np.zeros((120, 120)), np.zeros((120, 120), np.int32)
+        light = 0.05 * 1.3 ** np.random.default_rng(number).permutation(9)
+        for cell, core in enumerate(light):
+            radius = np.hypot(y - 20 - 40 * (cell // 3), x - 20 - 40 * (cell % 3))
+            masks[radius < 12] = cell + 1
+            level = share(core, number)
+            grey += core * np.where(radius < 10, 1, np.where(radius < 12, level, 0))
+        yield as_clip(grey[None], masks[None], [(n, 0, 0, 0) for n in range(1, 10)])
+
+
+def test_edges_show_bias_and_spread():
+    even = measure_edges_by_light([*draw_edges(lambda light, clip: 0.5)])
+    assert (even.nuclei, even.spread) == (54, pytest.approx(0, abs=0.005))
+    assert even.slope == pytest.approx(0, abs=0.005)
+    steep = measure_edges_by_light([*draw_edges(lambda light, clip: 0.5 - 0.1 * np.log(light))])
+    assert steep.slope == pytest.approx(-0.1, rel=0.25)
+    assert steep.slope_error < 0.02
+    loose = measure_edges_by_light([*draw_edges(lambda light, clip: 0.4 + 0.02 * clip)])
+    known = even.share / 0.5 * np.std(0.02 * np.arange(6), ddof=1)
+    assert loose.spread == pytest.approx(known, rel=0.3)
+    assert np.isnan(measure_edges_by_light([*draw_edges(lambda light, clip: 0.5, clips=2)]).slope)

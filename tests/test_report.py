@@ -12,12 +12,15 @@ import pytest
 from PIL import Image
 
 from benchmarks.studies import render_page
-from bvdm_data.evaluation.experiment import FIGURES
+from benchmarks.tables import TABLES, table
+from bvdm_data.evaluation import experiment
 from bvdm_data.evaluation.realism import CURVE, SCALAR
 from bvdm_data.evaluation.report import find_largest_gaps, write_report
 
 REPORT = Path(__file__).parents[1] / "docs" / "evaluation" / "report.json"
 PARTS = ("about", "training", "linking", "distance", "realism")
+TRIAL = json.loads(REPORT.read_text())["training"]["trials"][0]
+FIGURES = [figure for figure in experiment.FIGURES if figure in TRIAL]
 SHOWN = [figure for figure in FIGURES if figure != "valid"]
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 WILD = '<b>"real" & more</b>'
@@ -105,7 +108,7 @@ def test_page_is_balanced_and_self_contained(page):
     assert "@import" not in page.source
     assert "url(" not in page.source
     drawings = [value for value in page.values("src") if "svg" in value]
-    assert len(drawings) == 7
+    assert len(drawings) == 6
     svgs = [base64.b64decode(drawing.partition(",")[2]).decode() for drawing in drawings]
     assert re.findall(r'(?:href|src)="(?!#)', " ".join(svgs)) == []
 
@@ -171,6 +174,27 @@ def test_invalid_results_get_a_column(results, tmp_path, page):
     results["training"]["rows"][0]["mean"]["valid"] = 0.5
     # One column is that of every network.
     assert (page.text.count("valid"), write(results, tmp_path).text.count("valid")) == (1, 2)
+
+
+def test_transfer_and_edges_are_shown(results, tmp_path):
+    rows = results["training"]["rows"][:2]
+    for row in rows:
+        for value, key in enumerate(("mean", "spread", "gain", "error", "seeds_needed")):
+            row[key] |= {"false_positives": 3.25 + value, "area_ratio": 1.0625}
+    keys = ("nuclei", "share", "slope", "slope_error", "spread", "low", "high")
+    edges = dict(zip(keys, (54, 0.4125, -0.0625, 0.0015, 0.0875, 0.2975, 0.479), strict=True))
+    results["realism"]["edges"] = {"synthetic": edges}
+    shown = {"transfer": {WILD: {"rows": rows}}, "realism": results["realism"]}
+    page = write(shown, tmp_path)
+    assert page.ids == ["transfer", "realism", "gaps"]
+    part = page.words.split("Transfer")[-1].split("Quantities")[0]
+    for text in (WILD, "3.2500 ± 4.2500", "1.0625 ± 1.0625", f"{rows[1]['gain']['seg']:+.4f}"):
+        assert text in part
+    for text in ("54", "-0.062 ± 0.002", "0.087", "0.297 to 0.479"):
+        assert text in page.words.split("Edge of the label by light")[-1]
+    made = {name: table(*TABLES[name](shown)) for name in ("transfer", "edges")}
+    assert "| 3.2 ± 4.2 | 1.062 ± 1.062 |" in made["transfer"]
+    assert "| synthetic | .412 | -.062 ± .002 | .087 | .297 to .479 |" in made["edges"]
 
 
 def test_missing_parts_are_left_out(results, tmp_path):

@@ -7,10 +7,11 @@ from scipy import ndimage
 from bvdm_data.clip import split_gaps
 from bvdm_data.datasets.ctc import guess_scale, read_sequence, write_sequence
 from bvdm_data.evaluation.seg_tra import (
+    Matches,
     Scores,
     clear_border,
     clear_outside,
-    measure_recall,
+    match_nuclei,
     read_reference,
     score,
 )
@@ -401,7 +402,7 @@ def test_real_reference_is_valid(hela, tmp_path):
     assert np.isin(edge, inside).all()
 
 
-def test_recall_counts_all_and_dim(truth):
+def test_matches_count_all_and_dim(truth):
     masks, _ = truth
     names = np.unique(masks[0][masks[0] > 0])
     light = np.zeros(int(masks.max()) + 1, np.float32)
@@ -409,37 +410,46 @@ def test_recall_counts_all_and_dim(truth):
     light[light == 0] = 0.5
     light[0] = 0
     video = 0.1 + light[masks]
-    assert measure_recall(masks, masks, video) == (1, 1)
+    assert match_nuclei(masks, masks, video) == Matches(1, 1, 0, 1)
     dim = names[:2]
     without = np.where(np.isin(masks, dim), 0, masks)
     everything = sum(len(np.unique(frame)) - 1 for frame in masks)
     missed = sum(np.isin(dim, frame).sum() for frame in masks)
-    found, found_dim = measure_recall(without, masks, video, dimmest=missed / everything)
-    assert found == pytest.approx(1 - missed / everything)
-    assert found_dim == 0
+    found = match_nuclei(without, masks, video, dimmest=missed / everything)
+    assert found.found == pytest.approx(1 - missed / everything)
+    assert (found.found_dim, found.false_positives, found.area_ratio) == (0, 0, 1)
     bright = np.where(np.isin(masks, names[-2:]), 0, masks)
-    assert measure_recall(bright, masks, video)[1] == 1
+    assert match_nuclei(bright, masks, video).found_dim == 1
+    wrong = match_nuclei(masks, without, video)
+    assert wrong.false_positives == pytest.approx(missed / len(masks))
 
 
-def test_recall_needs_more_than_half():
+def test_matches_need_more_than_half():
     reference = np.zeros((1, 20, 20), np.int32)
     reference[0, 5:9, 5:15] = 1
     video = reference.astype(np.float32)
     half, split = np.zeros_like(reference), np.zeros_like(reference)
     half[0, 5:9, 5:10] = 4
     split[0, 5:9, 5:10], split[0, 5:9, 10:15] = 1, 2
-    assert measure_recall(half, reference, video) == (0, 0)
-    assert measure_recall(split, reference, video) == (0, 0)
+    for labels, wrong in ((half, 1), (split, 2)):
+        found = match_nuclei(labels, reference, video)
+        assert (found.found, found.found_dim, found.false_positives) == (0, 0, wrong)
+        assert np.isnan(found.area_ratio)
     half[0, 5, 10] = 4
-    assert measure_recall(half, reference, video) == (1, 1)
+    assert match_nuclei(half, reference, video) == Matches(1, 1, 0, 21 / 40)
+    half[0, 9:15, 5:15] = 4  # the area is that of the whole prediction
+    assert match_nuclei(half, reference, video) == Matches(1, 1, 0, 81 / 40)
+    # One prediction over two nuclei matches both.
+    reference[0, 5:9, 10:15] = 2
+    assert match_nuclei(half, reference, video).false_positives == 0
 
 
-def test_recall_refuses_impossible_input(truth):
+def test_matches_refuse_impossible_input(truth):
     masks = truth[0]
     video = masks.astype(np.float32)
     with pytest.raises(ValueError, match="of one shape"):
-        measure_recall(masks[:1], masks, video)
+        match_nuclei(masks[:1], masks, video)
     with pytest.raises(ValueError, match="reference_masks must hold at least one nucleus"):
-        measure_recall(masks, 0 * masks, video)
+        match_nuclei(masks, 0 * masks, video)
     with pytest.raises(ValueError, match="dimmest must be above 0, at most 1, got 0"):
-        measure_recall(masks, masks, video, dimmest=0)
+        match_nuclei(masks, masks, video, dimmest=0)

@@ -1,3 +1,5 @@
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -103,12 +105,12 @@ def test_loss_is_least_for_truth():
 
 
 def test_samples_depend_on_seed_and_number():
-    one, two = Samples(Discs(), "plain", 3, 10), Samples(Discs(), "plain", 3, 10)
+    one, two = Samples(Discs(), 3, 10), Samples(Discs(), 3, 10)
     two[5]
     for key, value in one[7].items():
         assert torch.equal(value, two[7][key])
     assert not torch.equal(one[7]["grey"], one[8]["grey"])
-    assert not torch.equal(one[7]["grey"], Samples(Discs(), "plain", 4, 10)[7]["grey"])
+    assert not torch.equal(one[7]["grey"], Samples(Discs(), 4, 10)[7]["grey"])
     with pytest.raises(IndexError, match="from 0 to 9, got 10"):
         one[10]
 
@@ -127,6 +129,18 @@ def test_arms_differ_only_in_clips(tmp_path):
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert not all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_statistics_are_those_of_averaged_weights(tmp_path):
+    network, first = trained(tmp_path, "one", Discs(), SETTINGS), Samples(Discs(), 0, 8)
+    batches = [torch.stack([first[i + j]["grey"] for j in range(2)]) for i in range(0, 8, 2)]
+    convolution, norm = network.down[0][:2]
+    with torch.no_grad():
+        means = [convolution(normalize(batch)).mean((0, 2, 3)) for batch in batches]
+    torch.testing.assert_close(norm.running_mean, torch.stack(means).mean(0), rtol=0, atol=5e-3)
+    # Weights have moved away from those that the statistics of the training are of.
+    states = torch.load(io.BytesIO((tmp_path / "one.safetensors").read_bytes()))["network"]
+    assert not torch.allclose(states["down.0.1.running_mean"], norm.running_mean, atol=5e-3)
 
 
 class Broken(Discs):

@@ -3,13 +3,16 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 
 from benchmarks import study_ablation, study_pool, study_scarcity, study_steps
 from benchmarks.studies import make_parser, measure_variants, run_study
 from bvdm_data.evaluation.arms import Data
 from bvdm_data.evaluation.evaluate import Budget, Questions, Run
 from bvdm_data.evaluation.segmenter import SegmenterSettings
+from bvdm_data.fitting.video import VideoTooShortError
 from bvdm_data.synth.cell_bank import PoolSettings
+from bvdm_data.weights import load
 
 
 @pytest.fixture
@@ -20,11 +23,34 @@ def run(two_videos, tiny_model, tmp_path):
     return Run(data, Questions(budget=budget), lambda line: None)
 
 
-def test_scarcity_names_missing_arms(run):
+def test_scarcity_trains_all_arms(run, monkeypatch):
+    stops = []
+    monkeypatch.setattr(study_scarcity, "fit_model", lambda d, _: stops.append(d.stop) or d.model)
     (level,) = study_scarcity.measure(run, [3], 2).values()
-    assert {row["arm"] for row in level["rows"]} == {"real", "copy-paste"}
-    assert set(level["missing"]) == {"synthetic", "real+synthetic"}
-    assert "at least the 4 frames of a clip, got 3" in level["missing"]["synthetic"]
+    assert [row["arm"] for row in level["rows"]] == list(study_scarcity.ARMS)
+    assert (stops, level["taken_over"]) == ([3], [])
+
+
+def test_few_frames_take_lives_over(run, monkeypatch):
+    fits, short = [], [VideoTooShortError("two divisions")]
+
+    def fit(root, path, *, settings, start_from=None, **options):
+        fits.append((settings.stop, settings.painter.steps, start_from))
+        if short:
+            raise short.pop()
+        path.write_bytes(b"model")
+
+    monkeypatch.setattr(study_scarcity, "fit", fit)
+    data = replace(run.data, stop=4)
+    path = study_scarcity.fit_model(data, 7)
+    assert fits == [(4, 7, None), (4, 7, path.with_stem("lives"))]
+    known, start = load(data.model), load(path.with_stem("lives"))
+    assert repr(start.lives) == repr(known.lives)
+    weight = next(iter(known.painter.state_dict()))
+    assert not torch.equal(start.painter.state_dict()[weight], known.painter.state_dict()[weight])
+    # A model that is there is not fitted again.
+    assert study_scarcity.fit_model(data, 7) == path
+    assert len(fits) == 2
 
 
 def test_pool_compares_streams(run):

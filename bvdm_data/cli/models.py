@@ -14,6 +14,7 @@ from bvdm_data.cli.options import (
     FOLDER,
     JSON,
     MODEL,
+    OUTLINE,
     QUIET,
     SEED,
     VARIATION,
@@ -149,6 +150,7 @@ def _list_entries(name: str, value: Any) -> list[str]:
 @click.argument("root", type=FOLDER)
 @MODEL
 @VARIATION
+@OUTLINE
 @add_method_options
 @option("--train", default="01", help="Video to train on.")
 @option("--test", default="02", help="Held-out video to test on.")
@@ -159,34 +161,42 @@ def _list_entries(name: str, value: Any) -> list[str]:
     "--part",
     "parts",
     multiple=True,
-    help="distance, realism, training or linking; may be repeated. [default: all]",
+    help="distance, realism, training, transfer or linking; may be repeated. [default: all]",
 )
 @option(
     "--arm",
     "arms",
     multiple=True,
-    help="Kind of training data: real, synthetic, copy-paste, real+synthetic, procedural, paper, "
-    "cell-cycle-gan, synthetic-2x, synthetic-stream or real-strong; may be repeated. [default: the "
-    "first five]",
+    help="Kind of training data: real, synthetic, copy-paste, real+synthetic, procedural, "
+    "synthetic-stream, synthetic-films, synthetic-calibrated, paper or cell-cycle-gan; may be "
+    "repeated. [default: the first five]",
 )
-@option("--seeds", default=3, help="Networks trained on each arm.")
-@option("--steps", default=400, help="Training steps of a segmenter.")
+@option(
+    "--quick",
+    is_flag=True,
+    help="Within an hour on two cores with --workers 2: parts realism and training; arms real, "
+    "copy-paste and synthetic-stream; 600 steps; one small film. What is given goes before.",
+)
+@option("--also", multiple=True, help="Further test video, ROOT:SEQUENCE; may be repeated.")
+@option("--calibrated", default=0, help="First test frames, for synthetic-calibrated; untested.")
+@option("--seeds", type=int, help="Networks trained on each arm. [default: 3]")
+@option("--steps", type=int, help="Training steps of a segmenter. [default: 1000]")
 @option("--clips", type=int, help="Clips of an arm. [default: as many pixels as the video]")
-@option("--crops", default=900, help="Nuclei of the feature distance.")
-@click.option("--scarce-frames", default="1,4,10,30", hidden=True)
+@option("--crops", type=int, help="Nuclei of the feature distance. [default: 900]")
 @option("--work-dir", default="evaluation", type=FOLDER, help="For clips, networks and scores.")
 @option("--report", type=FOLDER, help="Folder for index.html and report.json.")
-@option("--workers", default=0, help="Processes that make clips.")
+@option("--workers", default=0, help="Processes that make clips and train segmenters.")
 @SEED
 @QUIET
 def evaluate(
     parts: tuple[str, ...],
     arms: tuple[str, ...],
-    seeds: int,
-    steps: int,
+    quick: bool,
+    also: tuple[str, ...],
+    seeds: int | None,
+    steps: int | None,
     clips: int | None,
-    crops: int,
-    scarce_frames: str,
+    crops: int | None,
     work_dir: Path,
     report: Path | None,
     quiet: bool,
@@ -199,18 +209,26 @@ def evaluate(
     Takes hours for all parts. Killed, the same command goes on; what is done is kept.
     """
     from bvdm_data.evaluation.arms import Data
-    from bvdm_data.evaluation.evaluate import DEFAULT_ARMS, PARTS, Budget, Questions
+    from bvdm_data.evaluation.evaluate import QUICK, Questions
     from bvdm_data.evaluation.evaluate import evaluate as judge
     from bvdm_data.evaluation.segmenter import SegmenterSettings
 
-    if scarce_frames != "1,4,10,30":
-        raise click.UsageError(
-            "--scarce-frames is for the scarcity curve, which is a benchmark: run python -m "
-            "benchmarks.study_scarcity in a clone of the repository"
-        )
     options |= {"scale": _parse_scale(offset, full), "method": take_method(options)}
-    data = Data(folder=work_dir, progress=not quiet, **options)
-    segmenter = SegmenterSettings(steps=steps)
-    budget = Budget(seeds=seeds, clips=clips, crops=crops, segmenter=segmenter)
-    questions = Questions(parts=parts or PARTS, arms=arms or DEFAULT_ARMS, budget=budget)
-    judge(data, questions, report=report, say=click.echo)
+    others = [_parse_video(video) for video in also]
+    data = Data(folder=work_dir, progress=not quiet, also=others, **options)
+    usual = QUICK if quick else Questions()
+    segmenter = None if steps is None else SegmenterSettings(steps=steps)
+    given: dict[str, Any] = {"seeds": seeds, "clips": clips, "crops": crops, "segmenter": segmenter}
+    budget = replace(usual.budget, **{key: v for key, v in given.items() if v is not None})
+    parts, arms = parts or tuple(usual.parts), arms or tuple(usual.arms)
+    judge(
+        data, replace(usual, parts=parts, arms=arms, budget=budget), report=report, say=click.echo
+    )
+
+
+def _parse_video(text: str) -> tuple[Path, str]:
+    """Return folder and sequence of ROOT:SEQUENCE."""
+    root, colon, sequence = text.rpartition(":")
+    if not (root and colon and sequence):
+        raise click.UsageError(f"--also must be ROOT:SEQUENCE, like MyCells:01, got {text!r}")
+    return Path(root), sequence

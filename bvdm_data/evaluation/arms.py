@@ -1,193 +1,39 @@
 """The kinds of training data that are compared, called arms, and where their clips come from."""
 
-import json
-import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from copy import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
-from bvdm_data.clip import LARGEST_COUNT, CameraScale, Clip
+from bvdm_data.clip import LARGEST_COUNT, CameraScale
 from bvdm_data.datasets.ctc import CTCSequence, guess_scale, read_sequence
 from bvdm_data.datasets.ctc_videos import DEFAULT_BORDER, CTCVideos
-from bvdm_data.datasets.mixed import ClipSource, MixedVideos
+from bvdm_data.datasets.export import export
+from bvdm_data.datasets.mixed import MixedVideos
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.evaluation.cell_cycle_gan import train_cell_cycle_gan
+from bvdm_data.evaluation.clip_cache import CachedClips, cache_clips, hash_clips
 from bvdm_data.evaluation.copy_paste import CopyPaste
 from bvdm_data.evaluation.segmenter import Clips
-from bvdm_data.files import open_atomic, read_json, write_tensors
 from bvdm_data.fitting.training import Run, compute_fingerprint
+from bvdm_data.outlines import calibrate_outline
 from bvdm_data.synth.scene import Method
 from bvdm_data.weights import load, read_card
-
-
-def cache_json(
-    path: Path,
-    compute: Callable[[], Mapping[str, Any]],
-    find_fault: Callable[[Any], str | None] = lambda found: None,
-) -> dict[str, Any]:
-    """Read the JSON object in a file; where there is no file yet, compute and write it.
-
-    A file that is damaged, or that ``find_fault`` finds a fault in, is refused.
-    """
-    if not path.exists():
-        text = json.dumps(replace_nan(compute()), indent=2) + "\n"
-        with open_atomic(path) as temporary:
-            temporary.write_text(text)
-    return read_json(path, find_fault)
-
-
-def replace_nan(value: Any) -> Any:
-    """Replace NaN, which JSON does not have, by None."""
-    if isinstance(value, Mapping):
-        return {key: replace_nan(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [replace_nan(inner) for inner in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def hash_clips(clip: Mapping[str, object]) -> str:
-    """Return a digest of all tensors of a clip."""
-    tensors = ((key, clip[key]) for key in sorted(clip) if isinstance(clip[key], Tensor))
-    return compute_fingerprint(*(part for pair in tensors for part in pair))
-
-
-class CachedClips(Dataset[Clip]):
-    """The first clips of a data set, read from disk; ``clip(i)`` repeats them without end."""
-
-    def __init__(self, folder: Path, count: int, key: str, source: ClipSource) -> None:
-        """Remember where the clips are, and what they look like."""
-        self.folder, self.count, self.key = folder, count, key
-        self.frames, self.size, self.scale = source.frames, source.size, source.scale
-        self.annotations, self.max_cells = source.annotations, source.max_cells
-
-    def select(self, annotations: Collection[str]) -> "CachedClips":
-        """Return the same clips with fewer keys."""
-        selected = copy(self)
-        selected.annotations = tuple(name for name in self.annotations if name in annotations)
-        return selected
-
-    def __len__(self) -> int:
-        """Return the number of clips."""
-        return self.count
-
-    def __getitem__(self, index: int) -> Clip:
-        """Read a clip."""
-        if not 0 <= index < self.count:
-            raise IndexError(f"index must be from 0 to {self.count - 1}, got {index}")
-        return self.clip(index)
-
-    def clip(self, index: int) -> Clip:
-        """Read clip ``index % count``."""
-        path = _get_path(self.folder, index % self.count)
-        keys = ("video", *self.annotations, "index", "source")
-        try:
-            tensors = load_file(path)
-            _check_kept(tensors, keys, (self.frames, *self.size))
-        except (SafetensorError, ValueError) as error:
-            raise ValueError(f"the kept clip {path} is damaged ({error}); delete it") from error
-        tensors["masks"] = tensors["masks"].int()
-        return cast(Clip, {key: tensors[key] for key in keys})
-
-    def set_epoch(self, epoch: int) -> None:
-        """Do nothing: cached clips are the same in every epoch."""
-
-
-def cache_clips(
-    source: ClipSource,
-    count: int,
-    folder: Path,
-    *,
-    settings: Mapping[str, object],
-    probe: ClipSource | None = None,
-    workers: int = 0,
-    progress: bool = True,
-) -> CachedClips:
-    """Make the first clips of a data set, by a DataLoader, and keep them; existing ones stay.
-
-    The key of the cache is a digest of the settings and of a first clip that is always made anew:
-    when the code that makes clips changes, all clips are made again. ``probe`` makes this clip
-    where one of ``source`` takes long. A larger count adds to a smaller one.
-    """
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
-    first = (source if probe is None else probe).clip(0)
-    key = compute_fingerprint(json.dumps(dict(settings), sort_keys=True), hash_clips(first))
-    place = folder / key
-    wanted = json.loads(json.dumps(dict(settings)))
-
-    def find_other(found: object) -> str | None:
-        return None if found == wanted else f"it must hold {json.dumps(wanted)}"[:300]
-
-    cache_json(place / "settings.json", lambda: settings, find_other)
-    if probe is None and not _get_path(place, 0).exists():
-        _write_clip(place, 0, first)
-    missing = [index for index in range(count) if not _get_path(place, index).exists()]
-    # Without a generator, the loader would draw from the global random state.
-    options: dict[str, Any] = {"num_workers": workers, "generator": torch.Generator()}
-    loader = DataLoader(_Numbered(source), batch_size=None, sampler=missing, **options)
-    start, is_quiet = count - len(missing), not progress
-    bar = tqdm(loader, total=count, initial=start, desc="clips", disable=is_quiet)
-    for index, clip in zip(missing, cast(Iterator[Clip], bar), strict=True):
-        _write_clip(place, index, clip)
-    return CachedClips(place, count, key, source)
-
-
-@dataclass
-class _Numbered(Dataset[Clip]):
-    """A source as a map-style data set, which workers share out."""
-
-    source: ClipSource
-
-    def __getitem__(self, index: int) -> Clip:
-        return self.source.clip(index)
-
-
-def _check_kept(
-    tensors: Mapping[str, Tensor], keys: Sequence[str], size: tuple[int, int, int]
-) -> None:
-    """Refuse a clip that lacks a key, is of another size, or has no grey values."""
-    missing = [key for key in (*keys, "masks") if key not in tensors]
-    if missing:
-        raise ValueError(f"no {missing[0]!r}")
-    for key, shape in (("video", (size[0], 1, *size[1:])), ("masks", size)):
-        if tuple(tensors[key].shape) != shape:
-            raise ValueError(f"{key!r} must be {shape}, got {tuple(tensors[key].shape)}")
-    video = tensors["video"]
-    if not (video.is_floating_point() and bool(((video >= 0) & (video <= 1)).all())):
-        raise ValueError("'video' must hold grey values from 0 to 1")
-
-
-def _get_path(folder: Path, index: int) -> Path:
-    return folder / f"clip_{index:05d}.safetensors"
-
-
-def _write_clip(folder: Path, index: int, clip: Clip) -> None:
-    tensors = {key: cast(Tensor, value).contiguous() for key, value in clip.items()}
-    tensors["masks"] = tensors["masks"].to(torch.uint16)  # half the disk; a clip has few ids
-    write_tensors(_get_path(folder, index), tensors, {})
-
 
 # Every arm.
 ARMS = (
     "real", "synthetic", "copy-paste", "real+synthetic", "procedural", "synthetic-stream", "paper",
-    "synthetic-2x", "real-strong", "cell-cycle-gan",
+    "synthetic-films", "synthetic-calibrated", "cell-cycle-gan",
 )  # fmt: skip
 # Arms that can teach links: a finite number of clips, each longer than one frame.
-LINKABLE = ("real", "synthetic", "synthetic-2x", "paper", "procedural", "cell-cycle-gan")
+LINKABLE = ("real", "synthetic", "paper", "procedural", "cell-cycle-gan")
 # Arms whose clips are made by a method of their own.
 OTHER_METHODS = ("paper", "procedural", "cell-cycle-gan")
 MIX = {"real": 1, "synthetic": 3}  # how often each is shown in the arm "real+synthetic"
 ANNOTATIONS = ("masks", "tracks")  # what a clip that trains a network needs
+FILMS = 2  # whole films of the arm "synthetic-films", each of one randomisation
 # Clips of a stream; a segmenter sees one of their frames.
 STREAM: dict[str, Any] = {"frames": 2, "annotations": ANNOTATIONS}
 
@@ -212,6 +58,11 @@ class Data:
         method: How synthetic clips are made.
         variation: How far synthetic clips may leave the fitted video, as in
             :class:`SyntheticHeLaVideos`; None: what is usual for the method.
+        outline: What the outline of a synthetic nucleus means, as for ``SyntheticHeLaVideos``;
+            None: what is usual there.
+        calibrated: Frames at the start of ``test`` that the arm ``"synthetic-calibrated"``
+            calibrates its outlines on. No network is tested on them.
+        also: Further annotated videos that networks are tested on, each a root and a sequence.
         seed: Seed of the synthetic clips.
         frames: Frames of the clips of all arms. Default: 8, or as many as the videos have.
         size: Height and width of the clips of all arms, pixels. Default: 256, or as large as fits
@@ -221,7 +72,8 @@ class Data:
         scale: How counts of both videos become grey values. Default: that of the model, if all
             counts lie on it.
         folder: Where clips and results are kept.
-        workers: Processes of the DataLoader that makes clips.
+        workers: Processes that make clips and train segmenters, each with one thread; 0: this
+            process with all its threads.
         progress: Show progress bars.
     """
 
@@ -233,6 +85,9 @@ class Data:
     model: str | Path = "hela"
     method: str | Method = "fast"
     variation: float | Mapping[str, float] | None = None
+    outline: str | float | None = None
+    calibrated: int = 0
+    also: Sequence[tuple[Path, str]] = ()
     seed: int = 0
     frames: int = _LATER
     size: tuple[int, int] = _LATER
@@ -249,6 +104,8 @@ class Data:
                 f"test must be another video than train, got {self.test!r} for both; a network "
                 "cannot be judged by the video that it was trained on"
             )
+        if self.calibrated < 0:
+            raise ValueError(f"calibrated must be 0 or more frames, got {self.calibrated}")
         if self.size and (self.size[0] != self.size[1] or self.size[0] % 8):
             raise ValueError(
                 "size must be a square whose side is a multiple of 8 pixels, since samples "
@@ -313,39 +170,71 @@ class Arm:
     name: str  # its name in tables
     clips: Clips  # its clips, by number, without end
     identity: str  # digest of all that decides the clips: equal identities mean equal clips
-    augmentation: str = "plain"  # "plain", as for every arm, or "strong"
 
 
 def make_arm(name: str, data: Data, count: int | None = None) -> Arm:
     """Make an arm; the clips that are missing are made. None: as many as the video has pixels."""
     if name not in ARMS:
         raise ValueError(f"arms must be out of {', '.join(ARMS)}; got {name!r}")
-    if name in ("real", "real-strong"):
+    if name == "real":
         real = make_real_clips(data)
-        augmentation = "strong" if name == "real-strong" else "plain"
-        return Arm(name, real, _hash_real("real", data, real), augmentation)
+        return Arm(name, real, _hash_real("real", data, real))
     if name == "copy-paste":
         pasted = make_pasted_clips(data)
         return Arm(name, pasted, _hash_real(name, data, pasted))
-    if name == "synthetic-stream":
+    if name in ("synthetic-stream", "synthetic-calibrated"):
+        if name == "synthetic-calibrated":
+            data = replace(data, outline=measure_outline(data))
         stream = make_synthetic_dataset(data, **STREAM)
-        return Arm(name, stream, compute_fingerprint("stream", describe_synthetic(stream), None))
-    count = count_real_clips(data) if count is None else count
+        return Arm(name, stream, _hash_stream(stream))
+    if name == "synthetic-films":
+        films = make_film_clips(data)
+        return Arm(name, films, compute_fingerprint("films", _hash_mix(films)))
+    if name == "real+synthetic":
+        real = make_real_clips(replace(data, frames=STREAM["frames"]))
+        stream = make_synthetic_dataset(data, **STREAM)
+        stream.scale = real.scale  # one scale but for how counts are stored
+        mix = MixedVideos({"real": real, "synthetic": stream}, weights=MIX)
+        identity = _hash_real("real", data, real), _hash_stream(stream), MIX, _hash_mix(mix)
+        return Arm(name, mix, compute_fingerprint(*identity))
     if name in OTHER_METHODS:
-        data = replace(data, method=find_method(name, data), variation=None)
-    if name == "synthetic-2x":
-        count *= 2
+        data = replace(data, method=find_method(name, data), variation=None, outline=None)
+    count = count_real_clips(data) if count is None else count
     synthetic = make_synthetic_clips(data, count)
-    if name != "real+synthetic":
-        return Arm(name, synthetic, compute_fingerprint(synthetic.key, count))
-    real = make_real_clips(data)
-    made = synthetic.select(ANNOTATIONS)
-    made.scale = data.scale or made.scale  # one scale but for how counts are stored
-    mix = MixedVideos({"real": real, "synthetic": made}, weights=MIX)
-    # The first choices stand for the code that chooses.
-    members = [int(mix.clip(index)["member"]) for index in range(32)]
-    identity = _hash_real("real", data, real), synthetic.key, count, MIX, members
-    return Arm(name, mix, compute_fingerprint(*identity))
+    return Arm(name, synthetic, compute_fingerprint(synthetic.key, count))
+
+
+def measure_outline(data: Data) -> float:
+    """Return the share of light where the outlines of the first frames of the test video lie."""
+    if data.calibrated < 1:
+        raise ValueError(
+            "calibrated must be at least 1 for the arm 'synthetic-calibrated', got "
+            f"{data.calibrated}; give --calibrated 3, or leave out the arm"
+        )
+    source = read_sequence(data.root, data.test)
+    scale, numbers = data.scale or guess_scale(source), source.numbers[: data.calibrated]
+    masks = [source.masks(number) for number in numbers]
+    frames = [scale.to_grey(source.frame(number)) for number in numbers]
+    return calibrate_outline(frames, [labels for labels in masks if labels is not None])
+
+
+def make_film_clips(data: Data) -> MixedVideos:
+    """Return windows of whole exported films, each as long and as large as the training video."""
+    videos, real = make_synthetic_dataset(data), make_real_clips(replace(data, stop=None))
+    options: dict[str, Any] = {
+        "frames": len(real.source),
+        "size": real.source.shape,
+        "sequences": FILMS,
+    }
+    options |= {name: getattr(videos, name) for name in ("seed", "method", "variation", "outline")}
+    key = compute_fingerprint(describe_synthetic(videos), options, hash_clips(videos.clip(0)))
+    folder = data.folder / "films" / key
+    export(folder, model=data.model, progress=data.progress, **options)
+    given = _list_set(data, "frames", "size") | {"annotations": ANNOTATIONS, "scale": real.scale}
+    films = [f"{number:02d}" for number in range(1, FILMS + 1)]
+    return MixedVideos(
+        {name: CTCVideos(folder, sequence=name, border=0, **given) for name in films}
+    )
 
 
 def find_method(name: str, data: Data) -> str | Method:
@@ -386,7 +275,8 @@ def _list_set(data: Data, *names: str) -> dict[str, Any]:
 
 def make_synthetic_dataset(data: Data, **changes: Any) -> SyntheticHeLaVideos:
     """Return the endless data set of synthetic clips, with arguments changed."""
-    arguments = _list_set(data, "frames", "size", "seed", "model", "method", "variation")
+    names = ("frames", "size", "seed", "model", "method", "variation", "outline")
+    arguments = _list_set(data, *names)
     arguments["annotations"] = (*ANNOTATIONS, "stages")
     return SyntheticHeLaVideos(**arguments | changes)
 
@@ -411,6 +301,16 @@ def describe_synthetic(dataset: SyntheticHeLaVideos) -> Mapping[str, object]:
     settings |= {"size": list(dataset.size), "method": repr(dataset.method)}
     settings |= {"outline": dataset.outline}
     return settings | {"model": dataset.digest}
+
+
+def _hash_stream(videos: SyntheticHeLaVideos) -> str:
+    """Hash settings and a first clip of an endless stream."""
+    return compute_fingerprint("stream", describe_synthetic(videos), hash_clips(videos.clip(0)))
+
+
+def _hash_mix(mix: MixedVideos) -> str:
+    """Hash the first clips, which stand for the code that chooses and cuts them."""
+    return compute_fingerprint(*(hash_clips(mix.clip(index)) for index in range(8)))
 
 
 def _hash_real(kind: str, data: Data, clips: CTCVideos | CopyPaste) -> str:

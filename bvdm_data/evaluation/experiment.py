@@ -1,5 +1,6 @@
 """Train the same networks on the clips of each arm and test them on the held-out video."""
 
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,18 +13,24 @@ import numpy.typing as npt
 import torch
 from scipy import stats
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 from bvdm_data.evaluation import linker, segmenter
-from bvdm_data.evaluation.arms import Arm, cache_json
-from bvdm_data.evaluation.seg_tra import Reference, Scores, clear_border, measure_recall, score
+from bvdm_data.evaluation.arms import Arm
+from bvdm_data.evaluation.clip_cache import cache_json
+from bvdm_data.evaluation.seg_tra import Reference, Scores, clear_border, match_nuclei, score
 from bvdm_data.evaluation.segmenter import Samples, SegmenterSettings
 from bvdm_data.fitting.training import compute_fingerprint
 
 BASELINE = "real"  # name of the arm that all others are compared to
 # Version of segmenter, loss and scoring; under another number nothing is read from the cache.
-RECIPE = 2
+RECIPE = 3
 # What is measured of each trained network, in the order of tables.
-FIGURES = ("seg", "det", "tra", "lnk", "bc", "valid", "found", "found_dim")
+FIGURES = (
+    "seg", "det", "tra", "lnk", "bc", "valid", "found", "found_dim", "false_positives", "area_ratio"
+)  # fmt: skip
+# Figures and other entries that are not shares, which lie between 0 and 1.
+UNBOUNDED = ("false_positives", "area_ratio", "seconds")
 LINK_FIGURES = ("lnk", "bc", "tra")  # what is measured of links alone, where SEG and DET are 1
 
 _ROUNDED = 1e-9  # by which a figure may leave its range
@@ -33,7 +40,7 @@ Log = Callable[[str], object]
 
 @dataclass(frozen=True)
 class Trial:
-    """One network trained on an arm, tested on the held-out video; see :class:`Scores`."""
+    """One network trained on an arm, tested on a video; see :class:`Scores`, :class:`Matches`."""
 
     arm: str  # name of the arm
     seed: int  # seed of the weights, of the choice of samples and of the augmentation
@@ -43,58 +50,104 @@ class Trial:
     lnk: float
     bc: float
     valid: float
-    found: float  # recall: share of reference nuclei that a prediction covers by more than half
-    found_dim: float  # recall of the dimmest tenth
+    found: float
+    found_dim: float
+    false_positives: float
+    area_ratio: float
     seconds: float  # time of training and testing, since the last interruption
 
 
 def train_and_test(
     arm: Arm,
     seed: int,
-    reference: Reference,
+    tests: Mapping[str, Reference],
     settings: SegmenterSettings,
     folder: Path,
     *,
     progress: bool = True,
-    log: Log = lambda line: None,
-) -> Trial:
-    """Train a segmenter on an arm and test it, or read the result of the same trial in ``folder``.
+) -> dict[str, Trial]:
+    """Train a segmenter on an arm and test it on videos; what ``folder`` has of that is read.
 
-    After a kill during the training, the same call continues.
+    After a kill during the training, the same call continues. A further test of a network that is
+    there does not train it again.
     """
     # The first samples stand for the code that cuts, augments and turns them into targets.
-    samples = Samples(arm.clips, arm.augmentation, seed, settings.batch)
+    samples = Samples(arm.clips, seed, settings.batch)
     first = [part for index in range(settings.batch) for part in samples[index].values()]
-    constants = (
-        segmenter.CHANNELS, segmenter.FOREGROUND, segmenter.SEED_DISTANCE, segmenter.NUCLEUS_AREA,
-        linker.LINK_REACH, linker.SPLIT_REACH, RECIPE,
+    constants = segmenter.CHANNELS, segmenter.STATISTICS_BATCHES, RECIPE
+    trained = compute_fingerprint("trial", arm.identity, settings, seed, constants, *first)
+    scoring = (
+        segmenter.FOREGROUND, segmenter.SEED_DISTANCE, segmenter.NUCLEUS_AREA, linker.LINK_REACH,
+        linker.SPLIT_REACH,
     )  # fmt: skip
-    key = compute_fingerprint(
-        "trial", arm.identity, settings, seed, _hash_reference(reference), constants, *first
-    )
 
-    def measure() -> dict[str, Any]:
-        start = time.monotonic()
-        network = segmenter.train_segmenter(
+    @functools.cache
+    def train() -> segmenter.Segmenter:
+        return segmenter.train_segmenter(
             arm.clips,
             settings,
-            checkpoint=folder / f"{key}.pt",
+            checkpoint=folder / f"{trained}.pt",
             identity=arm.identity,
-            augmentation=arm.augmentation,
             seed=seed,
             progress=progress,
         )
-        labels = segment(network, reference.video, reference.border)
-        scores = score(*linker.track(labels), reference.masks, reference.tracks)
-        recall, dim_recall = measure_recall(labels, reference.masks, reference.video)
-        seconds = round(time.monotonic() - start, 1)
-        return asdict(scores) | {"found": recall, "found_dim": dim_recall, "seconds": seconds}
 
-    kept = _cache_figures(folder / f"{key}.json", measure, ("arm", "seed"), Trial)
-    trial = Trial(arm.name, seed, **kept)
-    figures = {figure: getattr(trial, figure) for figure in FIGURES}
-    log(format_figures(arm.name, {"seed": seed} | figures))
-    return trial
+    def test(reference: Reference) -> dict[str, Any]:
+        start = time.monotonic()
+        labels = segment(train(), reference.video, reference.border)
+        scores = score(*linker.track(labels), reference.masks, reference.tracks)
+        matches = match_nuclei(labels, reference.masks, reference.video)
+        seconds = round(time.monotonic() - start, 1)
+        return asdict(scores) | asdict(matches) | {"seconds": seconds}
+
+    trials = {}
+    for name, reference in tests.items():
+        path = folder / f"{trained}-{compute_fingerprint(_hash_reference(reference), scoring)}.json"
+        kept = _cache_figures(path, functools.partial(test, reference), ("arm", "seed"), Trial)
+        trials[name] = Trial(arm.name, seed, **kept)
+    return trials
+
+
+@dataclass(frozen=True)
+class _Trials(Dataset[dict[str, Trial]]):
+    """Trials by number, seed by seed, so that a killed evaluation has results of every arm."""
+
+    arms: Sequence[Arm]
+    given: tuple[Any, ...]  # further arguments of :func:`train_and_test`
+    progress: bool
+
+    def __getitem__(self, index: int) -> dict[str, Trial]:
+        seed, number = divmod(index, len(self.arms))
+        return train_and_test(self.arms[number], seed, *self.given, progress=self.progress)
+
+
+def run_trials(
+    arms: Sequence[Arm],
+    seeds: int,
+    tests: Mapping[str, Reference],
+    settings: SegmenterSettings,
+    folder: Path,
+    *,
+    workers: int = 0,
+    progress: bool = True,
+    log: Log = lambda line: None,
+) -> dict[str, list[Trial]]:
+    """Train and test a segmenter for every arm and seed; trials by the name of the test.
+
+    Each of so many workers is a process of one thread that trains one network at a time.
+    """
+    jobs = _Trials(arms, (tests, settings, folder), progress and not workers)
+    # Spawned, since forked processes could wait for a thread of this one without end.
+    options: dict[str, Any] = {"num_workers": workers, "generator": torch.Generator()}
+    options |= {"multiprocessing_context": "spawn"} if workers else {}
+    trials: dict[str, list[Trial]] = {name: [] for name in tests}
+    for made in DataLoader(jobs, batch_size=None, sampler=range(seeds * len(arms)), **options):
+        for name, trial in made.items():
+            trials[name].append(trial)
+            figures = {figure: getattr(trial, figure) for figure in FIGURES}
+            shown = trial.arm if len(tests) == 1 else f"{trial.arm}, {name}"
+            log(format_figures(shown, {"seed": trial.seed} | figures))
+    return trials
 
 
 def segment(network: nn.Module, video: npt.NDArray[np.float32], border: int) -> segmenter.Labels:
@@ -221,7 +274,7 @@ def _cache_figures(
 
     def find_fault(found: Mapping[str, Any]) -> str | None:
         for name in [*names, *found]:
-            value, most = found.get(name, ""), math.inf if name == "seconds" else 1.0
+            value, most = found.get(name, ""), math.inf if name in UNBOUNDED else 1.0
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if name not in names:
                 return f"{name!r} is no entry of it"[:200]

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from bvdm_data.adapters.common import find_ancestors, match_relatives
 from bvdm_data.clip import Clip, measure_boxes, split_gaps
 from bvdm_data.datasets.sources import MapStyle
-from bvdm_data.evaluation.arms import hash_clips
+from bvdm_data.evaluation.clip_cache import hash_clips
 from bvdm_data.evaluation.seg_tra import Labels, Tracked
 from bvdm_data.fitting.training import Run, TrainingLog, TrainingSettings, train_network
 from bvdm_data.rng import torch_rng

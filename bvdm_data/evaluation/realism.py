@@ -26,6 +26,7 @@ from bvdm_data.evaluation.video_statistics import (
     measure_texture_autocorrelation,
 )
 from bvdm_data.fitting.texture_noise import LAGS
+from bvdm_data.outlines import measure_edges
 
 # About how many frames background and noise are measured on, spread evenly over the clips; at
 # least one of each clip.
@@ -289,3 +290,45 @@ def _summarize(video: Measurements, metric: Metric) -> Summary:
     if metric.distance == CURVE:
         return Summary(count, curve=tuple(values.tolist()))
     return Summary(count, float(values[0]))
+
+
+@dataclass(frozen=True)
+class EdgesByLight:
+    """Where outlines lie on the slope of light: the light just inside over that of the core."""
+
+    nuclei: int  # nuclei that are measured
+    share: float  # median share
+    # change of the share for a core e times as bright, all nuclei together
+    slope: float
+    slope_error: float  # its standard error, by leaving out one clip after the other
+    spread: float  # standard deviation over the clips of their median shares
+    low: float  # 10th percentile of these medians
+    high: float  # 90th percentile of them
+
+
+def measure_edges_by_light(clips: Sequence[Clip]) -> EdgesByLight:
+    """Measure whether an outline means the same in bright and dim nuclei, and in all clips.
+
+    Clips with fewer than 5 nuclei that can be measured are left out. NaN where fewer than 3 stay.
+    """
+    clips_of_edges = []
+    for clip in clips:
+        frames = zip(clip["video"][:, 0].numpy(), clip["masks"].numpy(), strict=True)
+        light, share = map(np.concatenate, zip(*(measure_edges(*f) for f in frames), strict=True))
+        clips_of_edges += [(np.log(light), share)] if len(light) >= LEAST_VALUES else []
+    count = len(clips_of_edges)
+    if count < 3:
+        return EdgesByLight(sum(len(x) for x, _ in clips_of_edges), *(math.nan,) * 6)
+
+    def fit_slope(chosen: Sequence[tuple[Array, Array]]) -> float:
+        x, y = map(np.concatenate, zip(*chosen, strict=True))
+        return float(np.cov(x, y)[0, 1] / np.var(x, ddof=1))
+
+    rest = [fit_slope(clips_of_edges[:i] + clips_of_edges[i + 1 :]) for i in range(count)]
+    shares, medians = zip(*((share, np.median(share)) for _, share in clips_of_edges), strict=True)
+    every = np.concatenate(shares)
+    low, high = np.quantile(medians, (0.1, 0.9)).tolist()
+    error = float(np.sqrt((count - 1) * np.var(rest)))
+    spread = float(np.std(medians, ddof=1))
+    median, slope = float(np.median(every)), fit_slope(clips_of_edges)
+    return EdgesByLight(len(every), median, slope, error, spread, low, high)

@@ -15,8 +15,7 @@ import jinja2
 import numpy as np
 from scipy import stats
 
-from bvdm_data.clip import PHASES
-from bvdm_data.evaluation.arms import replace_nan
+from bvdm_data.evaluation.clip_cache import replace_nan
 from bvdm_data.evaluation.distances import CONTROLS
 from bvdm_data.evaluation.experiment import FIGURES, LINK_FIGURES
 from bvdm_data.evaluation.nucleus_features import RINGS
@@ -106,25 +105,6 @@ def _plot_bars(
     return _embed(figure)
 
 
-def _plot_grouped_bars(
-    groups: Sequence[str],
-    values: Mapping[str, Sequence[Number]],
-    label: str,
-    colours: Sequence[str],
-) -> str:
-    """Draw vertical bars, those of one group side by side."""
-    figure, axes = _make_axes(3.1, y_label=label)
-    axes.grid(axis="y", color=GRID)
-    width = 0.8 / len(values)
-    for number, (name, heights) in enumerate(values.items()):
-        shift = (number - (len(values) - 1) / 2) * width
-        x = [group + shift for group in range(len(groups))]
-        axes.bar(x, np.array(heights, float), 0.92 * width, color=colours[number], label=name)
-    axes.set_xticks(range(len(groups)), groups, rotation=25, ha="right")
-    _draw_legend(axes, len(values))
-    return _embed(figure)
-
-
 def _encode_uri(content: bytes, mime: str) -> str:
     """Return a file as a ``data:`` URI."""
     return f"data:{mime};base64,{b64encode(content).decode('ascii')}"
@@ -157,11 +137,15 @@ def _embed(figure: Any) -> str:
 
 
 # Titles of the sections by their ids.
-SECTIONS = {"training": "Training value", "linking": "Tracking value", "pictures": "Pictures"}
-SECTIONS |= {"distance": "Picture distance", "realism": "Realism", "gaps": "The largest gaps"}
+SECTIONS = {"training": "Training value", "transfer": "Transfer", "linking": "Tracking value"}
+SECTIONS |= {"pictures": "Pictures", "distance": "Picture distance", "realism": "Realism"}
+SECTIONS |= {"gaps": "The largest gaps"}
 # Heads of the columns of scores.
 HEADS = {"seg": "SEG", "det": "DET", "tra": "TRA", "lnk": "LNK", "bc": "BC(1)", "valid": "valid"}
-HEADS |= {"found": "found", "found_dim": "dim found"}
+HEADS |= {"found": "found", "found_dim": "dim found", "false_positives": "false positives a frame"}
+HEADS |= {"area_ratio": "area ratio"}
+# What is shown of the tests of transfer.
+TRANSFER_FIGURES = ("seg", "det", "tra", "false_positives", "area_ratio")
 VIDEOS = ("synthetic", "reference", "other")  # the videos that realism compares, by their keys
 # Titles of the feature distances; the last two are by networks that are not always there.
 TILES = {"crops": "Crops around single nuclei", "tiles": "Tiles of the frame"}
@@ -206,6 +190,7 @@ def make_environment(*folders: Path) -> jinja2.Environment:
     environment.filters |= {"settings": _format_settings, "head": HEADS.__getitem__}
     environment.filters["choose_figures"] = _choose_figures
     known = {"FIGURES": FIGURES, "LINK_FIGURES": LINK_FIGURES, "PAPER_ARMS": PAPER_ARMS}
+    known |= {"TRANSFER_FIGURES": TRANSFER_FIGURES}
     known |= {"CONTROLS": CONTROLS, "TILES": TILES, "VIDEOS": VIDEOS}
     environment.globals |= known | {"compute_noise_share": _compute_noise_share}
     return environment
@@ -283,8 +268,9 @@ def _format_settings(value: Any, *, is_inner: bool = False) -> str:
 
 def _choose_figures(rows: Sequence[Values]) -> list[str]:
     """Return the figures that a table shows: ``valid`` only where a result is not valid."""
-    is_valid = all(row["mean"].get("valid") == 1 for row in rows)
-    return [figure for figure in FIGURES if figure != "valid" or not is_valid]
+    means = [row["mean"] for row in rows]
+    hidden = "valid" if all(mean.get("valid") == 1 for mean in means) else ""
+    return [figure for figure in FIGURES if figure != hidden and all(figure in m for m in means)]
 
 
 def _compute_noise_share(seeds: int) -> float:
@@ -321,18 +307,17 @@ def _plot_distance(part: Values) -> dict[str, Plot]:
 
 
 def _plot_realism(lines: Sequence[Values], names: Mapping[str, str]) -> list[Plot]:
-    """Draw the texture's correlation, the edge profile and the agreement of labels."""
+    """Draw the texture's correlation and the edge profile."""
     by_name = {line["name"]: line for line in lines}
     lags = {int(n.split()[2]): n for n in by_name if n.startswith("texture after ")}
     unrelated, edge = by_name["texture of unrelated nuclei"], by_name["edge profile"]
-    texture, edges, agreement = {}, {}, {}
+    texture, edges = {}, {}
     for key, colour in zip(VIDEOS, _VIDEO_COLOURS, strict=True):
         median = {name: line[key]["median"] for name, line in by_name.items()}
         values, level = [median[name] for name in lags.values()], unrelated[key]["median"]
         texture[names[key]] = Series(x=list(lags), y=values, level=level, colour=colour)
         if edge[key]["curve"]:
             edges[names[key]] = Series(x=RINGS, y=edge[key]["curve"], colour=colour)
-        agreement[names[key]] = [median[f"label agreement, {stage}"] for stage in PHASES]
     edge_labels = "distance from the outline, px (below 0: inside)", "relative intensity"
     texture_labels = "frames between the images", "correlation of the texture"
     return [
@@ -344,10 +329,6 @@ def _plot_realism(lines: Sequence[Values], names: Mapping[str, str]) -> list[Plo
         (
             plot_lines(edges, *edge_labels),
             "Edge profile: median intensity across the outline of a nucleus.",
-        ),
-        (
-            _plot_grouped_bars(PHASES, agreement, "label agreement", _VIDEO_COLOURS),
-            "Label agreement: how well the outline fits the image, by stage; medians.",
         ),
     ]
 

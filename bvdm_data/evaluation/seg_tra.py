@@ -57,16 +57,17 @@ def read_reference(
     root: str | Path,
     sequence: str = "02",
     *,
+    start: int | None = None,
     stop: int | None = None,
     border: int = DEFAULT_BORDER,
     scale: CameraScale | None = None,
 ) -> Reference:
-    """Read an annotated video up to its first frame without masks, and clear the border.
+    """Read an annotated video from a frame up to its first without masks, and clear the border.
 
     Without a scale, the video gets one of its own.
     """
     source = read_sequence(root, sequence)
-    source = source.cut(source.numbers[0], stop)
+    source = source.cut(source.numbers[0] if start is None else start, stop)
     scale = scale or guess_scale(source)
     grey, labels = [], []
     for number in source.numbers:
@@ -77,7 +78,7 @@ def read_reference(
     if len(grey) < 2:
         raise ValueError(
             f"sequence {sequence!r} of {root} must have masks in at least its first 2 frames to be "
-            f"a reference, got {len(grey)} (stop={stop})"
+            f"a reference, got {len(grey)} (start={start}, stop={stop})"
         )
     masks, tracks = clear_outside(np.stack(labels), source.tracks, border)
     return Reference(np.stack(grey), masks, tracks, border)
@@ -156,14 +157,24 @@ def score(
     return Scores(*[math.nan if value is None else float(value) for value in values])
 
 
-def measure_recall(
-    masks: Labels, reference_masks: Labels, video: npt.NDArray[np.float32], *, dimmest: float = 0.1
-) -> tuple[float, float]:
-    """Measure which share of the reference nuclei is found, of all and of the dim ones.
+@dataclass(frozen=True)
+class Matches:
+    """How nuclei and predictions match; a nucleus counts once in each frame.
 
-    A nucleus counts once in each frame. It is found where one label of the result covers more
-    than half of it, which is the challenge's rule of matching.
+    They match where the prediction covers more than half of the nucleus, the challenge's rule.
     """
+
+    found: float  # share of the nuclei that a prediction matches
+    found_dim: float  # the same of the dimmest tenth
+    false_positives: float  # predictions a frame that match no nucleus
+    # median area of a prediction over that of the nucleus that it matches; NaN without a match
+    area_ratio: float
+
+
+def match_nuclei(
+    masks: Labels, reference_masks: Labels, video: npt.NDArray[np.float32], *, dimmest: float = 0.1
+) -> Matches:
+    """Match predictions and nuclei frame by frame; ``dimmest`` is the share that counts as dim."""
     if not masks.shape == reference_masks.shape == video.shape or masks.ndim != 3:
         raise ValueError(
             "masks, reference_masks and video must be [F, H, W] of one shape, got "
@@ -173,10 +184,13 @@ def measure_recall(
         raise ValueError("reference_masks must hold at least one nucleus, got none")
     if not 0 < dimmest <= 1:
         raise ValueError(f"dimmest must be above 0, at most 1, got {dimmest}")
-    frames = zip(masks, reference_masks, video, strict=True)
-    is_found, light = map(np.concatenate, zip(*(_match(*f) for f in frames), strict=True))
+    frames = [_match(*frame) for frame in zip(masks, reference_masks, video, strict=True)]
+    ratio, light = (np.concatenate([frame[i] for frame in frames]) for i in (0, 1))
+    is_found = np.isfinite(ratio)
     dim = np.argsort(light, kind="stable")[: math.ceil(dimmest * len(light))]
-    return float(is_found.mean()), float(is_found[dim].mean())
+    wrong = sum(frame[2] for frame in frames) / len(frames)
+    median = float(np.median(ratio[is_found])) if is_found.any() else math.nan
+    return Matches(float(is_found.mean()), float(is_found[dim].mean()), wrong, median)
 
 
 def _write_masks(folder: Path, prefix: str, masks: Labels) -> None:
@@ -203,15 +217,19 @@ def _evaluate(folder: Path, metrics: list[str]) -> list[float | None]:
 
 def _match(
     masks: Labels, reference: Labels, grey: npt.NDArray[np.float32]
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
-    """Return for each nucleus of one frame whether a label matches it, and its light."""
-    where = reference > 0
-    if not where.any():
-        return np.zeros(0, bool), np.zeros(0)
-    names, rows = np.unique(reference[where], return_inverse=True)
-    labels, columns = np.unique(masks[where], return_inverse=True)
-    pairs = np.bincount(rows * len(labels) + columns, minlength=len(names) * len(labels))
-    covered = pairs.reshape(len(names), len(labels)) * (labels > 0)
-    area = np.bincount(rows)
-    above = (grey - estimate_background(grey, reference.astype(np.int32)))[where]
-    return covered.max(axis=1) * 2 > area, np.bincount(rows, weights=above) / area
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], int]:
+    """Return area ratio (NaN without a match) and light of each nucleus; and unmatched labels."""
+    names, rows = np.unique(reference, return_inverse=True)
+    labels, columns = np.unique(masks, return_inverse=True)
+    pairs = rows.ravel() * len(labels) + columns.ravel()
+    counts = np.bincount(pairs, minlength=len(names) * len(labels)).reshape(len(names), -1)
+    # Areas are those of the whole frame, overlaps those of nuclei with predictions.
+    area, predicted = counts.sum(1), counts.sum(0)
+    above = (grey - estimate_background(grey, reference.astype(np.int32))).ravel()
+    light = np.bincount(rows.ravel(), above) / area
+    covered = counts * (labels > 0)
+    matched = covered.argmax(1)
+    is_found = (covered.max(1) * 2 > area) & (names > 0)
+    ratio = np.where(is_found, predicted[matched] / area, math.nan)
+    wrong = int(np.count_nonzero(labels)) - len(np.unique(matched[is_found]))
+    return ratio[names > 0], light[names > 0], wrong

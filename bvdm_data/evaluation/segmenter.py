@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms.v2 import functional as transforms
 
 from bvdm_data.clip import Clip
 from bvdm_data.fitting.training import Run, TrainingSettings, train_network
@@ -29,7 +28,6 @@ CHANNELS = (16, 32, 64, 128)  # channels of the four levels; 0.49 million parame
 FOREGROUND, SEED_DISTANCE, NUCLEUS_AREA = 0.5, 0.5, 40
 # Grey value below which a gain does not reach: about that of empty background in video 01.
 DARK = 0.07
-LEAST_AREA = 20  # smallest part of a nucleus, in pixels, that stays a label after `augment_strong`
 # Batches over which the statistics of the finished network's batch normalisation are measured.
 STATISTICS_BATCHES = 32
 
@@ -145,18 +143,14 @@ def separate_instances(prediction: SegmenterOutput) -> Labels:
     seeded[np.unique(parts[seeds > 0])] = True
     lone = foreground & ~seeded[parts]
     seeds[lone] = parts[lone] + int(seeds.max())
-    return _keep_large(watershed(-smooth, seeds, mask=foreground), NUCLEUS_AREA)
-
-
-def _keep_large(labels: npt.NDArray[np.integer], least: int) -> Labels:
-    """Drop the labels of fewer pixels than that, and number the others from 1."""
-    is_large = np.bincount(labels.ravel()) >= least
+    labels = watershed(-smooth, seeds, mask=foreground)
+    is_large = np.bincount(labels.ravel()) >= NUCLEUS_AREA
     is_large[0] = False
     numbers = (np.cumsum(is_large) * is_large).astype(np.int32)
     return np.asarray(numbers[labels])
 
 
-def augment_plain(
+def augment(
     image: Float[Tensor, "1 H W"], labels: Int[Tensor, "H W"], generator: torch.Generator
 ) -> Sample:
     """Apply one of the eight symmetries of the square, and a gain of the light of 0.8 to 1.25."""
@@ -167,60 +161,6 @@ def augment_plain(
     return image, labels
 
 
-def augment_strong(
-    image: Float[Tensor, "1 H W"], labels: Int[Tensor, "H W"], generator: torch.Generator
-) -> Sample:
-    """Augment as a careful user of few real images would.
-
-    Any rotation, mirroring, a scale of 0.75 to 1.33, an elastic deformation of up to some pixels
-    (smooth over 32 px), contrast 0.6 to 1.6 and brightness -0.01 to 0.02, gamma 0.8 to 1.25; with
-    a chance of 1 in 2 a Gaussian blur of 0.3 to 1.2 px; Gaussian noise of up to 0.006. Beyond the
-    edge the image is mirrored; every connected part of a nucleus is an instance of its own.
-    """
-    grid = _make_grid(image.shape[1:], generator)
-    layers = zip((image[None], labels[None, None].float()), ("bilinear", "nearest"), strict=True)
-    warped, ids = (
-        F.grid_sample(layer, grid, mode, padding_mode="reflection", align_corners=False)
-        for layer, mode in layers
-    )
-    lit = _change_light(warped[0], generator)
-    parts = require("skimage.measure").label(ids[0, 0].int().numpy(), connectivity=1)
-    return lit, torch.from_numpy(_keep_large(parts, LEAST_AREA))
-
-
-def _make_grid(size: torch.Size, generator: torch.Generator) -> Float[Tensor, "1 H W 2"]:
-    """Return where every pixel is sampled, in units of half the image, ``(x, y)``."""
-    height, width = size
-    angle = 2 * math.pi * float(torch.rand((), generator=generator))
-    scale = _draw_log_uniform(0.75, 1.33, generator)
-    mirror = 1 - 2 * _draw_int(2, generator)
-    axes = (torch.arange(side) - (side - 1) / 2 for side in size)
-    y, x = torch.meshgrid(*axes, indexing="ij")
-    turned_y = (math.cos(angle) * y + math.sin(angle) * x) / scale
-    turned_x = mirror * (-math.sin(angle) * y + math.cos(angle) * x) / scale
-    coarse = torch.randn(1, 2, height // 32 + 2, width // 32 + 2, generator=generator)
-    amount = 3 * float(torch.rand((), generator=generator))
-    bend = amount * F.interpolate(coarse, (height, width), mode="bicubic", align_corners=True)[0]
-    bent = (turned_x + bend[0]) / (width / 2), (turned_y + bend[1]) / (height / 2)
-    return torch.stack(bent, -1)[None]
-
-
-def _change_light(
-    image: Float[Tensor, "1 H W"], generator: torch.Generator
-) -> Float[Tensor, "1 H W"]:
-    contrast = _draw_log_uniform(0.6, 1.6, generator)
-    brightness = -0.01 + 0.03 * float(torch.rand((), generator=generator))
-    gamma = _draw_log_uniform(0.8, 1.25, generator)
-    lit = ((image - DARK) * contrast + DARK + brightness).clamp(0, 1)
-    # Gamma bends the curve about the background, so that dim nuclei stay above it.
-    lit = DARK + torch.sign(lit - DARK) * (lit - DARK).abs() ** gamma
-    blur = 0.3 + 0.9 * float(torch.rand((), generator=generator))
-    if _draw_int(2, generator):
-        lit = transforms.gaussian_blur(lit, [7, 7], [blur, blur])
-    noise = 0.006 * float(torch.rand((), generator=generator))
-    return lit + noise * torch.randn(lit.shape, generator=generator)
-
-
 def _draw_int(below: int, generator: torch.Generator) -> int:
     return int(torch.randint(below, (), generator=generator))
 
@@ -228,10 +168,6 @@ def _draw_int(below: int, generator: torch.Generator) -> int:
 def _draw_log_uniform(low: float, high: float, generator: torch.Generator) -> float:
     limits = math.log(low), math.log(high)
     return math.exp(float(torch.empty(()).uniform_(*limits, generator=generator)))
-
-
-# Augmentations of a training sample; every arm has "plain" but the one named after it.
-AUGMENTATIONS = {"plain": augment_plain, "strong": augment_strong}
 
 
 class Clips(Protocol):
@@ -245,11 +181,11 @@ class Clips(Protocol):
 class SegmenterSettings:
     """How a segmenter is trained; the same for all arms."""
 
-    steps: int = 400  # optimiser steps
+    steps: int = 1000  # optimiser steps
     batch: int = 4  # samples a step, each one frame of one clip
     rate: float = 2e-3  # learning rate of RAdam
     # decay of the exponential moving average of the weights, which makes the result quieter
-    average: float = 0.98
+    average: float = 0.99
 
     def __post_init__(self) -> None:
         """Refuse numbers that train nothing."""
@@ -263,7 +199,6 @@ class Samples(Dataset[dict[str, Tensor]]):
     """Training samples of one arm: sample ``i`` is a pure function of (clips, seed, ``i``)."""
 
     clips: Clips
-    augmentation: str
     seed: int
     count: int
 
@@ -278,9 +213,7 @@ class Samples(Dataset[dict[str, Tensor]]):
         generator = torch_rng(self.seed, "sample", index)
         clip = self.clips.clip(self.seed * self.count + index)
         frame = int(torch.randint(len(clip["video"]), (), generator=generator))
-        image, labels = AUGMENTATIONS[self.augmentation](
-            clip["video"][frame], clip["masks"][frame], generator
-        )
+        image, labels = augment(clip["video"][frame], clip["masks"][frame], generator)
         foreground, distance = map(torch.from_numpy, make_targets(labels.numpy()))
         return {"grey": image, "foreground": foreground, "distance": distance}
 
@@ -291,7 +224,6 @@ def train_segmenter(
     *,
     checkpoint: Path,
     identity: str,
-    augmentation: str = "plain",
     seed: int = 0,
     workers: int = 0,
     progress: bool = True,
@@ -302,7 +234,7 @@ def train_segmenter(
     that two arms differ in nothing but their clips.
     """
     size = settings.batch
-    samples = Samples(clips, augmentation, seed, settings.steps * size)
+    samples = Samples(clips, seed, settings.steps * size)
     batches: list[Iterator[dict[str, Tensor]]] = []
 
     def load(numbers: range) -> Iterator[dict[str, Tensor]]:
@@ -327,7 +259,7 @@ def train_segmenter(
         lambda _: losses,
         training,
         Run(checkpoint, progress=progress),
-        data=(settings, identity, augmentation),
+        data=(settings, identity),
     )
     measured = load(range(min(STATISTICS_BATCHES * size, len(samples))))
     with torch.autocast("cpu", torch.bfloat16):
