@@ -1,7 +1,7 @@
 """Outlines: at which share of its core's light an outline lies, measured, and masks moved there."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +25,19 @@ REACH = 3.0
 FEWEST = 10
 """Nuclei that a share must be measured on, at least (our choice)."""
 
+class Outline(NamedTuple):
+    """What outlines mean, by the light just inside of them over that of their nucleus' core.
+
+    Attributes:
+        share: This share in nuclei of the median light.
+        slope: What is added to it for a core e times as bright. Below 0 where outlines lie at one
+            level of light, as a threshold draws them: far down the edge of bright nuclei.
+    """
+
+    share: float
+    slope: float = 0.0
+
+
 _EIGHT = np.ones((3, 3))  # neighbours of a pixel that belong together with it
 _LEVELS = np.linspace(0.1, 1, 10)  # thresholds that are tried, in shares that are wanted
 
@@ -40,6 +53,10 @@ class _Crop(NamedTuple):
     light: npt.NDArray[np.float32]  # image less the background, [h, w]
     inside: Array  # distance of its pixels from the nearest pixel outside, px, [h, w]
     others: Array  # distance from the nearest pixel of another nucleus or off the frame, px, [h, w]
+
+    def find_core(self, depth: float) -> Bools:
+        """Return the pixels deeper than that, or than half of the depth of a small nucleus."""
+        return np.asarray(self.inside > min(depth, self.inside.max() / 2))
 
     @property
     def rim(self) -> Bools:
@@ -81,9 +98,25 @@ def measure_edges(
     return core_light[lit], rim[lit] / core_light[lit]
 
 
+def as_outline(outline: float | Sequence[float]) -> Outline:
+    """Return what a share, or a pair of share and slope, means."""
+    pair = tuple(outline) if isinstance(outline, (tuple, list)) else (outline, 0.0)
+    if len(pair) != 2:
+        raise ValueError(f"outline must be a share or a pair (share, slope), got {outline!r}")
+    Rule(float, above=0, below=1).check("outline", pair[0])
+    Rule(float, least=-1, most=1).check("slope of outline", pair[1])
+    return Outline(*map(float, pair))
+
+
+def fit_slope(light: Array, share: Array) -> float:
+    """Return the change of shares for a light e times as bright, by least squares."""
+    x = np.log(light)
+    return float(np.cov(x, share)[0, 1] / max(np.var(x, ddof=1), 1e-12))
+
+
 def calibrate_outline(
     frames: Iterable[npt.NDArray[np.generic]], masks: Iterable[npt.NDArray[np.integer]]
-) -> float:
+) -> Outline:
     """Measure what outlines mean in annotated frames, for ``outline=`` of the data sets.
 
     Args:
@@ -91,7 +124,7 @@ def calibrate_outline(
         masks: Ids of each, 0 in the background, in the same shapes, integers.
 
     Returns:
-        The median over all nuclei of the share that :func:`measure_edges` measures.
+        Share and slope, fitted to what :func:`measure_edges` measures.
 
     Raises:
         TypeError: If masks hold no integers, or frames no real numbers.
@@ -101,24 +134,30 @@ def calibrate_outline(
     Examples:
         Clips whose outlines mean the same as those of three frames of your own::
 
-            share = calibrate_outline(frames, masks)
-            videos = SyntheticHeLaVideos(outline=share)
+            outline = calibrate_outline(frames, masks)
+            videos = SyntheticHeLaVideos(outline=outline)
     """
     images, labels = list(frames), list(masks)
     if len(images) != len(labels):
         raise ValueError(f"masks must be as many as frames, {len(images)}, got {len(labels)}")
-    shares = [measure_edges(*pair)[1] for pair in zip(images, labels, strict=True)]
-    count = sum(map(len, shares))
+    edges = [measure_edges(*pair) for pair in zip(images, labels, strict=True)]
+    light, shares = map(np.concatenate, zip(*edges, strict=True)) if edges else np.zeros((2, 0))
+    count = len(shares)
     if count < FEWEST:
         raise ValueError(
             f"masks must show at least {FEWEST} nuclei that touch neither another nor the edge of "
             f"the frame and are brighter than the background, got {count}; give more frames"
         )
-    return float(np.median(np.concatenate(shares)))
+    slope = fit_slope(light, shares)
+    share = float(np.median(shares - slope * np.log(light / np.median(light))))
+    # Noise in the dimmest and a share far from that of the others may lead beyond what can be.
+    return Outline(min(max(share, 0.01), 0.99), min(max(slope, -1.0), 1.0))
 
 
 def move_outlines(
-    image: npt.NDArray[np.generic], masks: npt.NDArray[np.integer], share: float
+    image: npt.NDArray[np.generic],
+    masks: npt.NDArray[np.integer],
+    outline: float | Sequence[float],
 ) -> npt.NDArray[np.integer]:
     """Move outlines to where the first pixels inside have a share of the light of their core.
 
@@ -130,22 +169,27 @@ def move_outlines(
     Args:
         image: One frame in any unit, ``[H, W]`` real numbers.
         masks: Ids, 0 in the background, ``[H, W]`` integers.
-        share: As :func:`calibrate_outline` returns it, above 0 and below 1.
+        outline: As :func:`calibrate_outline` returns it; or the share alone, above 0 and below 1,
+            which bright and dim nuclei then have alike.
 
     Returns:
         Masks with the same ids, of the same shape and dtype.
 
     Raises:
-        TypeError: If masks hold no integers, or image or share no real numbers.
-        ValueError: If shapes differ, or share is out of its range.
+        TypeError: If masks hold no integers, or image or outline no real numbers.
+        ValueError: If shapes differ, or outline is out of its range.
     """
-    Rule(float, above=0, below=1).check("share", share)
+    share, slope = as_outline(outline)
     light, labels = _check_frame(image, masks)
     depth, _ = _scale_to_nuclei(labels)
     margin = math.ceil(2 * REACH) + 1
-    moved = np.pad(masks, margin)
-    for crop in _cut_nuclei(light, labels, margin):
-        part, own = moved[crop.place], _move_outline(crop, depth, share)
+    moved, crops = np.pad(masks, margin), [*_cut_nuclei(light, labels, margin)]
+    bright = np.array([np.median(crop.light[crop.find_core(depth)]) for crop in crops]).clip(1e-9)
+    shares = np.full(len(crops), share)
+    if slope and len(crops):
+        shares = (share + slope * np.log(bright / np.median(bright))).clip(0.05, 0.95)
+    for crop, own_share in zip(crops, shares.tolist(), strict=True):
+        part, own = moved[crop.place], _move_outline(crop, depth, own_share)
         number = part[crop.own][0]
         part[crop.own] = 0
         part[own] = number
@@ -154,7 +198,7 @@ def move_outlines(
 
 def _move_outline(crop: _Crop, depth: float, share: float) -> Bools:
     """Return the mask whose outline lies at a share of the core's light, if one is near."""
-    core = crop.inside > min(depth, crop.inside.max() / 2)
+    core = crop.find_core(depth)
     bright = float(np.median(crop.light[core]))
     outside = ndimage.distance_transform_edt(~crop.own)
     free = np.where(crop.own, crop.inside, outside) <= np.minimum(REACH, (crop.others - 1) / 2)

@@ -33,9 +33,9 @@ from bvdm_data.datasets.windows import (
     count_rows,
     make_windows,
 )
+from bvdm_data.outlines import as_outline
 from bvdm_data.system import isolate
 from bvdm_data.validate import (
-    Rule,
     as_index,
     as_int,
     check_epoch,
@@ -153,7 +153,7 @@ class CTCVideos(Dataset[Clip]):
         max_cells: int | None = None,
         border: int | None = None,
         truth: str | None = "auto",
-        outline: float | None = None,
+        outline: float | Sequence[float] | None = None,
         scale: CameraScale | None = None,
         start: int = 0,
         stop: int | None = None,
@@ -169,8 +169,7 @@ class CTCVideos(Dataset[Clip]):
         self.border = as_int("border", DEFAULT_BORDER if border is None else border, 0)
         self.transform = check_transform(transform)
         self.cache_bytes = as_int("cache_bytes", cache_bytes, 0)
-        Rule(float, above=0, below=1, or_none=True).check("outline", outline)
-        self.outline = None if outline is None else float(outline)
+        self.outline = None if outline is None else as_outline(outline)
         spec = WindowSpec(
             windows, frames, self.size, stride, overlap, self.border, start, stop, self.seed
         )

@@ -19,6 +19,7 @@ from bvdm_data.datasets.transforms import (
     list_required_keys,
     name_transform,
 )
+from bvdm_data.outlines import Outline, as_outline
 from bvdm_data.synth.cell_bank import CellBank, PoolSettings
 from bvdm_data.synth.model import Model, Variation
 from bvdm_data.synth.paper import PaperSettings
@@ -32,10 +33,14 @@ from bvdm_data.synth.scene import (
     estimate_rows,
 )
 from bvdm_data.synth.synthesis import make_clip, synthesise
-from bvdm_data.synth.textures import FastSettings, find_outline_distance, measure_edge_profile
+from bvdm_data.synth.textures import (
+    EdgeProfile,
+    FastSettings,
+    find_outline_distance,
+    measure_edge_profile,
+)
 from bvdm_data.system import isolate, profile_span
 from bvdm_data.validate import (
-    Rule,
     as_fraction,
     as_int,
     check_device,
@@ -210,7 +215,7 @@ class SyntheticHeLaVideos(ClipStream):
         variation: float | Mapping[str, float] | None = None,
         death_rate: float | None = None,
         pool: PoolSettings | bool | None = None,
-        outline: str | float = "even",
+        outline: str | float | Sequence[float] = "even",
         annotations: Collection[str] = ("masks", "tracks"),
         max_cells: int | None = None,
         device: str | torch.device = "cpu",
@@ -396,8 +401,8 @@ def check_scene(
 
 
 def check_outline(
-    outline: str | float, method: Method, model: Path, digest: str
-) -> tuple[str | float, dict[str, Any]]:
+    outline: str | float | Sequence[float], method: Method, model: Path, digest: str
+) -> tuple[str | Outline, dict[str, Any]]:
     """Return what outlines mean, and the settings of a scene that make it so."""
     if isinstance(outline, str):
         if outline not in OUTLINES:
@@ -405,19 +410,21 @@ def check_outline(
                 f"outline must be 'even', 'video' or a share of the core's light, got {outline!r}"
             )
         return outline, {"evenness": float(outline == "even")}
-    Rule(float, above=0, below=1).check("outline", outline)
+    meaning = as_outline(outline)
     if not isinstance(method, FastSettings):
         raise ValueError(
             f"outline must be 'even' or 'video' unless the method is 'fast', got {outline!r}: "
             f"{type(method).__name__} lights a nucleus inside of its outline only"
         )
-    share = float(outline)
     profile = _measure_profile(model, digest, method.steps)
-    return share, {"evenness": 1.0, "moved": find_outline_distance(profile, share)}
+    moved, evenness = find_outline_distance(profile, meaning.share), 1.0
+    if profile.slope < 0:
+        evenness = round(min(max(1 - meaning.slope / profile.slope, 0.0), 1.0), 2)
+    return meaning, {"evenness": evenness, "moved": moved}
 
 
 @functools.lru_cache(maxsize=16)
-def _measure_profile(model: Path, digest: str, steps: int) -> list[float]:
+def _measure_profile(model: Path, digest: str, steps: int) -> EdgeProfile:
     return measure_edge_profile(load(model, digest=digest), steps)
 
 

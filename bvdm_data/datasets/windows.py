@@ -15,7 +15,7 @@ from scipy import ndimage
 from bvdm_data.clip import check_annotations
 from bvdm_data.datasets.ctc import CTCSequence
 from bvdm_data.datasets.tracks import group_families, list_alive
-from bvdm_data.outlines import move_outlines
+from bvdm_data.outlines import Outline, move_outlines
 from bvdm_data.rng import torch_rng
 from bvdm_data.validate import as_int, check_frames
 
@@ -160,11 +160,11 @@ class FrameCache:
     Of a frame, only the strips or tiles of its file are decoded that a window shows. Masks are
     decoded whole: their ids depend on the markers of the whole frame. A pickle is empty.
 
-    ``source``: The video; ``limit``: Bytes to keep at most; ``outline``: Share of the core's light
-    to which outlines are moved
+    ``source``: The video; ``limit``: Bytes to keep at most; ``outline``: What outlines mean
+    to which they are moved
     """
 
-    def __init__(self, source: CTCSequence, limit: int, outline: float | None = None) -> None:
+    def __init__(self, source: CTCSequence, limit: int, outline: Outline | None = None) -> None:
         """Start empty."""
         self.source, self.limit, self.outline = source, limit, outline
         self._kept: dict[tuple[str, int], Any] = {}

@@ -42,6 +42,9 @@ BRIGHTEST = 4.0
 PROFILE_NUCLEI = 128
 """Nuclei that the mean edge profile of a model is measured on (our choice)."""
 
+PROFILE_QUANTILES = (0.2, 0.8)
+"""Quantiles of the brightness of nuclei between which the slope is measured (our choice)."""
+
 PROFILE_REACH = 3
 """How far an outline may be moved, px: farther in there is no slope, farther out no light."""
 
@@ -329,15 +332,23 @@ def fade_halo(edge: Float[Tensor, "N 1 P P"]) -> Float[Tensor, "N P P"]:
     return ((1 - edge[:, 0]) * (SDF_CLIP / _FADE)).clamp(0, 1)
 
 
-def find_outline_distance(profile: Sequence[float], share: float) -> float:
+@dataclass(frozen=True)
+class EdgeProfile:
+    """The light at the edge of a model's nuclei over that of their core, in interphase."""
+
+    shares: list[float]  # at distances from the outline, mean
+    slope: float  # change of the share on the outline for a nucleus e times as bright
+
+
+def find_outline_distance(profile: EdgeProfile, share: float) -> float:
     """Return how far outside of the painted outlines a profile has a share, px."""
-    if not all(map(math.isfinite, profile)):
+    if not all(map(math.isfinite, profile.shares)):
         raise ValueError(
             "outline must be 'even' or 'video' with this model, whose nuclei are too small or too "
             f"irregular for their edges to be measured, got {share:g}"
         )
     # An outline that lies farther out is never brighter.
-    shares = np.minimum.accumulate(profile)
+    shares = np.minimum.accumulate(profile.shares)
     if not shares[-1] <= share <= shares[0]:
         raise ValueError(
             f"outline must be from {shares[-1] + 0.005:.2f} to {shares[0] - 0.005:.2f} with this "
@@ -347,24 +358,27 @@ def find_outline_distance(profile: Sequence[float], share: float) -> float:
     return round(float(np.interp(share, shares[::-1], _DISTANCES[::-1])), 2)
 
 
-def measure_edge_profile(model: Model, steps: int) -> list[float]:
-    """Measure the mean share of the core's light at distances from the outline, in interphase."""
+def measure_edge_profile(model: Model, steps: int) -> EdgeProfile:
+    """Paint nuclei, and measure the share of their core's light at their edge."""
     network, rng = model.get_denoiser(steps), numpy_rng(0, "edge profile")
     shapes = [model.shapes.sample(INTERPHASE, rng) for _ in range(PROFILE_NUCLEI)]
     radii, side = torch.from_numpy(np.stack(shapes)).float(), network.settings.patch
     stage = torch.full((PROFILE_NUCLEI,), INTERPHASE)
     noise = torch.randn(PROFILE_NUCLEI, side, side, generator=torch_rng(0, "edge profile"))
+    scaled = radii * fit_to_patch_scale(radii, side)[:, None]
+
+    def measure(brightness: float, distance: int = 0) -> float:
+        lit = torch.full((PROFILE_NUCLEI,), brightness)
+        light = denoise_patches(network, noise, radii, lit, stage, steps=steps)
+        inside = compute_signed_distance_map(scaled + distance, side)[:, 0] <= 0
+        labels = inside * torch.arange(1, PROFILE_NUCLEI + 1)[:, None, None]
+        # Side by side they are one frame.
+        measured = measure_edges(*(x.reshape(-1, side).cpu().numpy() for x in (light, labels)))[1]
+        return float(measured.mean()) if len(measured) >= FEWEST else math.nan
+
+    reference = float(model.reference_brightness[INTERPHASE])
+    dim, bright = np.quantile(model.lives.brightness, PROFILE_QUANTILES).tolist()
     with isolate():
-        light = denoise_patches(
-            network, noise, radii, model.reference_brightness[stage], stage, steps=steps
-        )
-        radii = radii * fit_to_patch_scale(radii, side)[:, None]
-        shares = []
-        for distance in _DISTANCES:
-            inside = compute_signed_distance_map(radii + distance, side)[:, 0] <= 0
-            labels = inside * torch.arange(1, PROFILE_NUCLEI + 1)[:, None, None]
-            # Side by side they are one frame.
-            frame, masks = (x.reshape(-1, side).cpu().numpy() for x in (light, labels))
-            measured = measure_edges(frame, masks)[1]
-            shares.append(float(measured.mean()) if len(measured) >= FEWEST else math.nan)
-    return shares
+        shares = [measure(reference, distance) for distance in _DISTANCES]
+        slope = (measure(bright) - measure(dim)) / math.log(bright / dim)
+    return EdgeProfile(shares, slope)
