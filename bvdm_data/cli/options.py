@@ -47,16 +47,17 @@ class Nuclei(click.ParamType[Any]):
 
 
 class Outline(click.ParamType[Any]):
-    """A name such as even, or a share such as 0.4."""
+    """A name such as even, a share such as 0.4, or a share and its slope such as 0.4,-0.1."""
 
-    name = "even|video|SHARE"
+    name = "even|video|SHARE[,SLOPE]"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> str | float:
-        """Return the share as a number, else the name."""
+    ) -> str | float | tuple[float, ...]:
+        """Return share and slope as numbers, else the name."""
         try:
-            return float(value)
+            numbers = tuple(float(part) for part in str(value).split(","))
+            return numbers if len(numbers) > 1 else numbers[0]
         except ValueError:
             return str(value)
 
@@ -125,7 +126,7 @@ OUTLINE = option(
     default="even",
     type=Outline(),
     help="What it means: even (one share of the core's light at every brightness), video (as "
-    "annotated there), or a share from 0 to 1.",
+    "annotated there), a share from 0 to 1, or a share and its slope by light.",
 )
 DEATH_RATE = option(
     "--death-rate",

@@ -18,7 +18,7 @@ from bvdm_data.evaluation.clip_cache import CachedClips, cache_clips, hash_clips
 from bvdm_data.evaluation.copy_paste import CopyPaste
 from bvdm_data.evaluation.segmenter import Clips
 from bvdm_data.fitting.training import Run, compute_fingerprint
-from bvdm_data.outlines import calibrate_outline
+from bvdm_data.outlines import Outline, calibrate_outline
 from bvdm_data.synth.scene import Method
 from bvdm_data.weights import load, read_card
 
@@ -85,7 +85,7 @@ class Data:
     model: str | Path = "hela"
     method: str | Method = "fast"
     variation: float | Mapping[str, float] | None = None
-    outline: str | float | None = None
+    outline: str | float | Sequence[float] | None = None
     calibrated: int = 0
     also: Sequence[tuple[Path, str]] = ()
     seed: int = 0
@@ -204,8 +204,8 @@ def make_arm(name: str, data: Data, count: int | None = None) -> Arm:
     return Arm(name, synthetic, compute_fingerprint(synthetic.key, count))
 
 
-def measure_outline(data: Data) -> float:
-    """Return the share of light where the outlines of the first frames of the test video lie."""
+def measure_outline(data: Data) -> Outline:
+    """Return what the outlines of the first frames of the test video mean."""
     if data.calibrated < 1:
         raise ValueError(
             "calibrated must be at least 1 for the arm 'synthetic-calibrated', got "
