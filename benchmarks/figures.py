@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from bvdm_data import CTCVideos, PaperSettings, SyntheticHeLaVideos
+from bvdm_data.background import estimate_background
 from bvdm_data.clip import PHASES
 from bvdm_data.datasets.ctc import read_sequence
 from bvdm_data.fitting.contours import trace_contours
@@ -178,6 +179,48 @@ def draw_variation(model: str) -> None:
     )  # fmt: skip
 
 
+def draw_outlines(model: str) -> None:
+    """The dimmest, median and brightest nuclei of a clip under outlines of several meanings."""
+    sheets, labels, titles, chosen = [], [], [], None
+    for outline in ("video", "even", 0.3, 0.6):
+        clip = SyntheticHeLaVideos(
+            frames=1, size=640, nuclei=90, variation=0, model=model, outline=outline,
+            annotations=("masks", "stages"),
+        ).clip(0)  # fmt: skip
+        masks = clip["masks"][0].numpy()
+        light = clip["video"][0, 0].numpy() - estimate_background(
+            clip["video"][0, 0].numpy(), masks
+        )
+        if chosen is None:
+            chosen = choose_alone(light, masks, clip["stages"][:, 0].numpy())
+        for identity, window in chosen:
+            core = np.median(light[window][masks[window] == identity])
+            sheets.append(light[window] / core)
+            labels.append(masks[window])
+        titles.append(f"outline={outline!r}")
+    names = ["dim", "dim", "median", "median", "bright", "bright"]
+    write_image_grid(
+        np.stack(sheets), DOCS / "outlines.png", columns=6, titles=names, row_titles=titles,
+        grey_range=(0, 1.5), magnify=3, masks=np.stack(labels),
+    )  # fmt: skip
+
+
+def choose_alone(
+    light: np.ndarray, masks: np.ndarray, stages: np.ndarray
+) -> list[tuple[int, tuple[slice, ...]]]:
+    """Return two dim, two median and two bright nuclei in interphase, and windows around them."""
+    found = []
+    for identity in np.flatnonzero(stages == 0) + 1:
+        y, x = (int(axis.mean()) for axis in np.nonzero(masks == identity))
+        window = slice(y - 20, y + 20), slice(x - 20, x + 20)
+        if min(y, x) > 20 and max(y, x) < 620 and set(np.unique(masks[window])) == {0, identity}:
+            brightness = float(np.median(light[masks == identity]))
+            found.append((brightness, (int(identity), window)))
+    found.sort(key=lambda one: one[0])
+    middle = len(found) // 2
+    return [one for _, one in (*found[1:3], *found[middle : middle + 2], *found[-3:-1])]
+
+
 def main() -> None:
     """Make all figures."""
     home = Path(os.environ.get("BVDM_DATA_ROOT", Path(__file__).parents[2] / "shared" / "data"))
@@ -200,6 +243,7 @@ def main() -> None:
     draw_time(generator, portraits)
     draw_scenes(given.root, given.model)
     draw_variation(given.model)
+    draw_outlines(given.model)
     print(f"wrote {', '.join(sorted(p.name for p in DOCS.iterdir()))} to {DOCS}")
 
 

@@ -13,11 +13,12 @@ import torch
 from scipy import ndimage
 
 from bvdm_data import CameraScale, Clip, CTCVideos, SyntheticHeLaVideos
+from bvdm_data.background import estimate_background
 from bvdm_data.clip import PHASES
 from bvdm_data.evaluation.nucleus_features import list_detections
 from bvdm_data.evaluation.video_statistics import measure_texture_autocorrelation
 from bvdm_data.fitting.nuclei import Crops, assign_stages, extract_crops
-from bvdm_data.fitting.video import Frame, Video, estimate_background
+from bvdm_data.fitting.video import Frame, Video
 from bvdm_data.weights import load
 
 DEPTHS = np.arange(0.5, 9.5)

@@ -8,13 +8,13 @@ import torch
 from scipy import ndimage
 from torch.utils.data import DataLoader
 
+from bvdm_data.background import estimate_background, mask_background
 from bvdm_data.clip import TooManyNucleiError
 from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets import ctc
 from bvdm_data.evaluation import copy_paste as pasting
 from bvdm_data.evaluation.arms import hash_clips
 from bvdm_data.evaluation.copy_paste import FRAME_AREA, CopyPaste, Nucleus
-from bvdm_data.fitting.video import estimate_background, mask_background
 
 LEVEL, NOISE, FULL = 300, 9, 4095  # of the tiny video, counts
 

@@ -6,18 +6,12 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from bvdm_data.background import estimate_background, mask_background
 from bvdm_data.clip import STAGES, CameraScale
 from bvdm_data.datasets.ctc import read_sequence, write_sequence
 from bvdm_data.fitting import nuclei as parts
 from bvdm_data.fitting.cell_cycle import _count_short_stages, fit_cell_cycle
-from bvdm_data.fitting.video import (
-    Frame,
-    Video,
-    estimate_background,
-    fit_camera,
-    mask_background,
-    read_video,
-)
+from bvdm_data.fitting.video import Frame, Video, fit_camera, read_video
 from tests.helpers.fitted import (
     LEVEL,
     OFFSET,

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from scipy import ndimage, signal
 
+from bvdm_data.background import estimate_background
 from bvdm_data.clip import STAGES, CameraScale
 from bvdm_data.fitting import cell_cycle
 from bvdm_data.fitting.motion import fit_motion
 from bvdm_data.fitting.nuclei import Lineage
-from bvdm_data.fitting.video import Frame, Video, estimate_background, fit_camera
+from bvdm_data.fitting.video import Frame, Video, fit_camera
 from tests.helpers.fitted import crops_of, ellipse, filled, nuclei_of
 
 SCALE = CameraScale(32768, 36863)

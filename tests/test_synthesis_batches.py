@@ -25,7 +25,7 @@ FAST = FastSettings()
 
 
 def draw(model, index, *, make=draw_scene, method=FAST, bank=None, **changes):
-    usual = {"frames": 3, "size": (80, 90), "nuclei": 4, "variation": 1.0}
+    usual = {"frames": 3, "size": (80, 90), "nuclei": 4, "variation": 1.0, "relit": True}
     pool, name = None if bank is None else (bank, index, 0), ("clip", 0, index)
     return make(model, SceneSettings(**usual | changes), method, seed=0, name=name, pool=pool)
 

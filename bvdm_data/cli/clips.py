@@ -15,6 +15,7 @@ from bvdm_data.cli.options import (
     MAX_CELLS,
     MODEL,
     NUCLEI,
+    OUTLINE,
     POOL,
     QUIET,
     SEED,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 @option("--page-frames", default=24, help="Frames of its clips.")
 @VARIATION
 @DEATH_RATE
+@OUTLINE
 @add_method_options
 @SEED
 def preview(
@@ -130,7 +132,7 @@ def _write_page(
         nuclei = max(1, round(density * fitted))
         stream = SyntheticHeLaVideos(
             frames=frames, size=videos.size, seed=seed, model=videos.model, nuclei=nuclei,
-            variation=videos.variation, method=videos.method,
+            variation=videos.variation, method=videos.method, outline=videos.outline,
         )  # fmt: skip
         clips[str(seed), f"{density:g} x ({nuclei} nuclei)"] = stream.clip(0)
     note = (
@@ -151,6 +153,7 @@ def _write_page(
 @AT_LEAST
 @VARIATION
 @DEATH_RATE
+@OUTLINE
 @add_method_options
 @SEED
 @QUIET
@@ -197,6 +200,7 @@ def fetch(name: str, directory: Path, split: str, quiet: bool) -> None:
 @MAX_CELLS
 @VARIATION
 @DEATH_RATE
+@OUTLINE
 @add_method_options
 @POOL
 @SEED
@@ -245,6 +249,7 @@ def shards(
 @AT_LEAST
 @MAX_CELLS
 @VARIATION
+@OUTLINE
 @add_method_options
 @POOL
 @option("--pairs", type=int, help="Of --pool: sister pairs in the cell bank. [default: 256]")

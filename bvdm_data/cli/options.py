@@ -46,6 +46,21 @@ class Nuclei(click.ParamType[Any]):
         return (int(low), int(high)) if dash else int(low)
 
 
+class Outline(click.ParamType[Any]):
+    """A name such as even, or a share such as 0.4."""
+
+    name = "even|video|SHARE"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | float:
+        """Return the share as a number, else the name."""
+        try:
+            return float(value)
+        except ValueError:
+            return str(value)
+
+
 class Floats(click.ParamType[Any]):
     """Factors such as 0.5,1,2."""
 
@@ -109,6 +124,13 @@ DEATH_RATE = option(
     "--death-rate",
     type=float,
     help="Chance that a nucleus in interphase dies, a frame. [default: as in the video]",
+)
+OUTLINE = option(
+    "--outline",
+    default="even",
+    type=Outline(),
+    help="What it means: even (one share of the core's light at every brightness), video (as "
+    "annotated there), or a share from 0 to 1.",
 )
 POOL = option("--pool", is_flag=True, help="Show nuclei of a cell bank in many clips.")
 ANNOTATIONS = option(

@@ -35,6 +35,7 @@ from bvdm_data.datasets.windows import (
 )
 from bvdm_data.system import isolate
 from bvdm_data.validate import (
+    Rule,
     as_index,
     as_int,
     check_epoch,
@@ -101,6 +102,9 @@ class CTCVideos(Dataset[Clip]):
         border: Width in pixels of the band at the edge of the frame that is left out; None: 25,
             which fits Fluo-N2DL-HeLa (the challenge has 0, 25 or 50, by data set).
         truth: Where the masks come from; see :func:`read_sequence`.
+        outline: What an outline means: the share of the light of a nucleus' core that its light has
+            there, to which all are moved as by :func:`~bvdm_data.outlines.move_outlines`, the same
+            as of ``SyntheticHeLaVideos``. None: as annotated.
         scale: How counts become grey values. None: :func:`guess_scale` of the frames in use.
         start: Number of the first frame used.
         stop: Number after that of the last frame used; None: to the end.
@@ -119,7 +123,7 @@ class CTCVideos(Dataset[Clip]):
         source: The video's :class:`CTCSequence`.
         frames, size, length, annotations, border, scale, overlap: As used, where an argument left
             it open.
-        seed, max_cells, stride, windows, cache_bytes, transform: As given.
+        seed, max_cells, stride, windows, outline, cache_bytes, transform: As given.
 
     Raises:
         FileNotFoundError: If the folder, the video or its truth is missing.
@@ -149,6 +153,7 @@ class CTCVideos(Dataset[Clip]):
         max_cells: int | None = None,
         border: int | None = None,
         truth: str | None = "auto",
+        outline: float | None = None,
         scale: CameraScale | None = None,
         start: int = 0,
         stop: int | None = None,
@@ -164,6 +169,8 @@ class CTCVideos(Dataset[Clip]):
         self.border = as_int("border", DEFAULT_BORDER if border is None else border, 0)
         self.transform = check_transform(transform)
         self.cache_bytes = as_int("cache_bytes", cache_bytes, 0)
+        Rule(float, above=0, below=1, or_none=True).check("outline", outline)
+        self.outline = None if outline is None else float(outline)
         spec = WindowSpec(
             windows, frames, self.size, stride, overlap, self.border, start, stop, self.seed
         )
@@ -173,11 +180,14 @@ class CTCVideos(Dataset[Clip]):
         if truth == "auto" and not (self.annotations or spec.follows):
             truth = None
         self.source = read_sequence(Path(root).expanduser().absolute(), sequence, truth)
-        self._cache = FrameCache(self.source, self.cache_bytes)
-        self._windows, self.frames = make_windows(spec, self._cache, self.annotations)
+        # Windows and rows follow from ids and places alone, which need no moved outlines.
+        cache = FrameCache(self.source, self.cache_bytes)
+        self._windows, self.frames = make_windows(spec, cache, self.annotations)
         rows = max_cells
         if rows is None:
-            rows = count_rows(self._windows, self._cache) if self.annotations else 1
+            rows = count_rows(self._windows, cache) if self.annotations else 1
+        moved = FrameCache(self.source, self.cache_bytes, self.outline)
+        self._cache = cache if self.outline is None else moved
         self.max_cells = check_max_cells(rows)
         self.length = check_length(length) or self._windows.count
         self.scale = check_scale(scale) or guess_scale(self.source.cut(start, stop))
@@ -273,7 +283,7 @@ class CTCVideos(Dataset[Clip]):
 
     def _list_settings(self) -> dict[str, str]:
         """Return what clips follow from beside epoch and number, by name."""
-        names = ("annotations", "scale")
+        names = ("annotations", "scale", "outline")
         settings = {**asdict(self._spec), **{name: getattr(self, name) for name in names}}
         settings |= {"sequence": self.source.name, "transform": name_transform(self.transform)}
         return {name: str(setting) for name, setting in settings.items()}

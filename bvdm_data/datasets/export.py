@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from tqdm import tqdm
 
 from bvdm_data.clip import CameraScale
 from bvdm_data.datasets.ctc import write_sequence
-from bvdm_data.datasets.synthetic import as_method, check_scene
+from bvdm_data.datasets.synthetic import as_method, check_outline, check_scene
 from bvdm_data.files import MANIFEST, check_entries, cut_words, prepare_output_dir, write_manifest
 from bvdm_data.synth.scene import Method
 from bvdm_data.synth.synthesis import synthesise
@@ -37,6 +38,7 @@ def export(
     at_least: int = 0,
     variation: float | Mapping[str, float] | None = None,
     death_rate: float | None = None,
+    outline: str | float = "even",
     progress: bool = True,
 ) -> list[str]:
     """Write synthetic videos in the layout of the challenge: ``01/t000.tif`` and its truth.
@@ -55,6 +57,8 @@ def export(
         generator, texture, frames=frames, size=size, nuclei=nuclei, at_least=at_least,
         variation=variation, death_rate=death_rate,
     )  # fmt: skip
+    outline, look = check_outline(outline, texture, path, digest)
+    scene = replace(scene, **look)
     frames, nuclei = scene.frames, scene.nuclei
     texture.check_fitted(generator)
     folder = Path(directory).expanduser()
@@ -67,6 +71,7 @@ def export(
         "method": repr(texture),
         "nuclei": list(nuclei) if isinstance(nuclei, tuple) else nuclei,
         "variation": scene.variation,
+        **({} if outline == "video" else {"outline": outline}),
         **({"at_least": scene.at_least} if scene.at_least else {}),
         **({} if scene.death_rate is None else {"death_rate": scene.death_rate}),
         "processor": describe_cpu(),

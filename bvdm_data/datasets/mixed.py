@@ -336,8 +336,9 @@ def twin(
 ) -> MixedVideos:
     """Mix a real video with synthetic clips of the model that was fitted to it.
 
-    Frames, size, annotations and transform of the synthetic clips are those of the real
-    ones. ``variation`` in ``synthetic`` says how far their look may differ from the video.
+    Frames, size, annotations, transform and, where it is a number, outline of the synthetic clips
+    are those of the real ones. ``variation`` in ``synthetic`` says how far their look may differ
+    from the video.
 
     Args:
         real: The real video.
@@ -372,7 +373,9 @@ def twin(
     shared: dict[str, Any] = {
         name: getattr(real, name) for name in ("frames", "size", "annotations")
     }
-    own = {"transform": real.transform, "seed": seed, **(synthetic or {})}
+    own: dict[str, Any] = {"transform": real.transform, "seed": seed}
+    own |= {} if real.outline is None else {"outline": real.outline}
+    own |= synthetic or {}
     for name in sorted(own.keys() & {*shared, "model"}):
         where = "is an argument of twin" if name == "model" else "is taken from the real video"
         raise ValueError(f"synthetic must be without {name!r}, which {where}")

@@ -32,9 +32,10 @@ from bvdm_data.synth.scene import (
     estimate_rows,
 )
 from bvdm_data.synth.synthesis import make_clip, synthesise
-from bvdm_data.synth.textures import FastSettings
+from bvdm_data.synth.textures import FastSettings, find_outline_distance, measure_edge_profile
 from bvdm_data.system import isolate, profile_span
 from bvdm_data.validate import (
+    Rule,
     as_fraction,
     as_int,
     check_device,
@@ -52,6 +53,10 @@ METHODS: Mapping[str, Method] = {
     "procedural": ProceduralSettings(),
 }
 """Methods of synthesis, by name."""
+
+
+OUTLINES = ("even", "video")
+"""What an outline may mean, where it is no number."""
 
 
 def as_method(method: str | Method) -> Method:
@@ -144,6 +149,14 @@ class SyntheticHeLaVideos(ClipStream):
         pool: Cell bank: render nuclei once and show them in many clips, for loops that would
             otherwise wait for clips: True, or a :class:`PoolSettings` with the number of nuclei
             and how soon they are replaced. None: every clip has new nuclei. Only for ``"fast"``.
+        outline: What an outline means, by the share of the light of a nucleus' core that its light
+            has there. ``"even"``: the same for every nucleus, that of the fitted video's median
+            nucleus, since all are painted at its brightness and lit up or down afterwards.
+            ``"video"``: as annotated in the fitted video, where outlines may lie at a larger share
+            the dimmer a nucleus is. A number: as ``"even"``, but with outlines moved to that share,
+            for example what :func:`~bvdm_data.outlines.calibrate_outline` measures on your own
+            annotated frames; labels change, pictures do not. Numbers are for ``"fast"`` only: the
+            other methods light a nucleus inside of its outline only, whatever is given.
         annotations: Keys in addition to ``video``: ``"masks"``, ``"tracks"``, ``"flow"``,
             ``"stages"``, ``"boxes"``, ``"centroids"``, or ``"all"``; see :class:`Clip`.
         max_cells: Rows of the padded tables. None: as many as the clips of these arguments and
@@ -197,6 +210,7 @@ class SyntheticHeLaVideos(ClipStream):
         variation: float | Mapping[str, float] | None = None,
         death_rate: float | None = None,
         pool: PoolSettings | bool | None = None,
+        outline: str | float = "even",
         annotations: Collection[str] = ("masks", "tracks"),
         max_cells: int | None = None,
         device: str | torch.device = "cpu",
@@ -219,6 +233,7 @@ class SyntheticHeLaVideos(ClipStream):
         self.nuclei, self.at_least, self.death_rate = scene.nuclei, scene.at_least, scene.death_rate
         self.max_cells = cast(int, scene.max_cells)
         self.pool = _check_pool(pool, self.method)
+        self.outline, self._look = check_outline(outline, self.method, self.model, self.digest)
         self._pool = self._make_bank()
         self.device = check_device(device)
         self.transform = check_transform(transform)
@@ -262,7 +277,7 @@ class SyntheticHeLaVideos(ClipStream):
     def _list_settings(self) -> dict[str, str]:
         names = "method frames size nuclei at_least variation death_rate pool max_cells".split()  # noqa: SIM905
         settings = {"model": self.digest, "transform": name_transform(self.transform)}
-        settings |= {name: str(getattr(self, name)) for name in names}
+        settings |= {name: str(getattr(self, name)) for name in (*names, "outline")}
         # The clips of a pool follow from how many there are before.
         return settings | ({} if self.pool is None else {"length": str(self.length)})
 
@@ -305,6 +320,7 @@ class SyntheticHeLaVideos(ClipStream):
             flow="flow" in wanted,
             variation=self.variation,
             death_rate=self.death_rate,
+            **self._look,
         )
 
     def _place(self, number: int) -> dict[str, Any]:
@@ -377,6 +393,32 @@ def check_scene(
             f"max_cells={needed} or more, or leave it out"
         )
     return replace(scene, max_cells=rows)
+
+
+def check_outline(
+    outline: str | float, method: Method, model: Path, digest: str
+) -> tuple[str | float, dict[str, Any]]:
+    """Return what outlines mean, and the settings of a scene that make it so."""
+    if isinstance(outline, str):
+        if outline not in OUTLINES:
+            raise ValueError(
+                f"outline must be 'even', 'video' or a share of the core's light, got {outline!r}"
+            )
+        return outline, {"relit": outline == "even"}
+    Rule(float, above=0, below=1).check("outline", outline)
+    if not isinstance(method, FastSettings):
+        raise ValueError(
+            f"outline must be 'even' or 'video' unless the method is 'fast', got {outline!r}: "
+            f"{type(method).__name__} lights a nucleus inside of its outline only"
+        )
+    share = float(outline)
+    profile = _measure_profile(model, digest, method.steps)
+    return share, {"relit": True, "moved": find_outline_distance(profile, share)}
+
+
+@functools.lru_cache(maxsize=16)
+def _measure_profile(model: Path, digest: str, steps: int) -> list[float]:
+    return measure_edge_profile(load(model, digest=digest), steps)
 
 
 def _check_nuclei(nuclei: int | tuple[int, int] | None) -> int | tuple[int, int] | None:

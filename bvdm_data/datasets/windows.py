@@ -15,6 +15,7 @@ from scipy import ndimage
 from bvdm_data.clip import check_annotations
 from bvdm_data.datasets.ctc import CTCSequence
 from bvdm_data.datasets.tracks import group_families, list_alive
+from bvdm_data.outlines import move_outlines
 from bvdm_data.rng import torch_rng
 from bvdm_data.validate import as_int, check_frames
 
@@ -159,12 +160,13 @@ class FrameCache:
     Of a frame, only the strips or tiles of its file are decoded that a window shows. Masks are
     decoded whole: their ids depend on the markers of the whole frame. A pickle is empty.
 
-    ``source``: The video; ``limit``: Bytes to keep at most
+    ``source``: The video; ``limit``: Bytes to keep at most; ``outline``: Share of the core's light
+    to which outlines are moved
     """
 
-    def __init__(self, source: CTCSequence, limit: int) -> None:
+    def __init__(self, source: CTCSequence, limit: int, outline: float | None = None) -> None:
         """Start empty."""
-        self.source, self.limit = source, limit
+        self.source, self.limit, self.outline = source, limit, outline
         self._kept: dict[tuple[str, int], Any] = {}
         self._lock = threading.Lock()
 
@@ -188,7 +190,7 @@ class FrameCache:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Leave the decoded frames out of a pickle."""
-        return FrameCache, (self.source, self.limit)
+        return FrameCache, (self.source, self.limit, self.outline)
 
     def _get(self, kind: str, number: int, load: Callable[[int], Any]) -> Any:
         image = self._kept.pop((kind, number), None)
@@ -201,9 +203,12 @@ class FrameCache:
         return image
 
     def _load_masks(self, number: int) -> Image:
-        masks = self.source.masks(number)
-        if masks is None:
+        annotated = self.source.masks(number)
+        if annotated is None:
             raise ValueError("the frame has no masks")
+        masks: Image = annotated
+        if self.outline is not None:
+            masks = move_outlines(self.source.frame(number), annotated, self.outline)
         # 16 bits, where ids allow it, are half the memory.
         return masks if masks.max(initial=0) > np.iinfo(np.uint16).max else masks.astype(np.uint16)
 

@@ -394,6 +394,7 @@ def describe_synthetic(dataset: SyntheticHeLaVideos) -> Mapping[str, object]:
     """Return as JSON values what decides the clips of a synthetic data set."""
     settings = {name: getattr(dataset, name) for name in ("frames", "seed", "nuclei", "variation")}
     settings |= {"size": list(dataset.size), "method": repr(dataset.method)}
+    settings |= {"outline": dataset.outline}
     return settings | {"model": dataset.digest}
 
 

@@ -14,9 +14,9 @@ from scipy import ndimage
 from scipy.stats import median_abs_deviation
 from torch.utils.data import Dataset
 
+from bvdm_data.background import estimate_background, mask_background
 from bvdm_data.clip import CameraScale, Clip, annotate_masks, split_gaps
 from bvdm_data.datasets.ctc import guess_scale, read_sequence
-from bvdm_data.fitting.video import estimate_background, mask_background
 from bvdm_data.rng import numpy_rng
 from bvdm_data.validate import (
     as_index,

@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from bvdm_data.background import estimate_background
 from bvdm_data.clip import CameraScale, Clip
 from bvdm_data.datasets.synthetic import as_method
 from bvdm_data.evaluation import arms, distances, experiment
@@ -21,7 +22,7 @@ from bvdm_data.evaluation.seg_tra import Reference, read_reference
 from bvdm_data.evaluation.segmenter import SegmenterSettings
 from bvdm_data.files import check_writable
 from bvdm_data.fitting.nuclei import assign_stages, extract_crops
-from bvdm_data.fitting.video import Frame, Video, estimate_background
+from bvdm_data.fitting.video import Frame, Video
 from bvdm_data.synth.paper import PaperSettings
 from bvdm_data.system import get_machine_info, list_versions, require
 from bvdm_data.viz.pictures import write_contact_sheet

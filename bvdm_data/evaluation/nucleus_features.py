@@ -11,8 +11,8 @@ import numpy.typing as npt
 from scipy import ndimage, spatial
 from scipy.stats import median_abs_deviation
 
+from bvdm_data.background import estimate_background, mask_background
 from bvdm_data.clip import Clip
-from bvdm_data.fitting.video import estimate_background, mask_background
 from bvdm_data.system import require
 
 # Signed distances of the middles of the rings of the edge profile, pixels; below 0 is inside. A

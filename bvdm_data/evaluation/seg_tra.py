@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from bvdm_data.background import estimate_background
 from bvdm_data.clip import LARGEST_COUNT, CameraScale, split_gaps
 from bvdm_data.datasets.ctc import guess_scale, read_sequence
 from bvdm_data.datasets.ctc_videos import DEFAULT_BORDER
 from bvdm_data.datasets.tiff import write_image
 from bvdm_data.datasets.tracks import check_ids_match, check_track_table
-from bvdm_data.fitting.video import estimate_background
 from bvdm_data.system import require
 
 METRICS = ("Valid", "SEG", "TRA", "DET", "LNK", "BC")  # what py-ctcmetrics is asked for

@@ -11,6 +11,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from bvdm_data.background import mask_background
 from bvdm_data.fitting.contours import LEAST_OVERLAP, Contours
 from bvdm_data.fitting.nuclei import Nuclei
 from bvdm_data.fitting.training import (
@@ -24,7 +25,7 @@ from bvdm_data.fitting.training import (
     split_tracks,
     train_network,
 )
-from bvdm_data.fitting.video import Frame, Video, mask_background
+from bvdm_data.fitting.video import Frame, Video
 from bvdm_data.rng import numpy_rng, torch_rng
 from bvdm_data.synth.cell_cycle import CellCycleModel
 from bvdm_data.synth.cells import LineageSimulator

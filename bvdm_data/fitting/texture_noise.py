@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
+from bvdm_data.background import estimate_background
 from bvdm_data.clip import CameraScale
 from bvdm_data.fitting.nuclei import INTERPHASE, Array, Crops, Lineage, extract_crops
-from bvdm_data.fitting.video import Frame, Video, estimate_background
+from bvdm_data.fitting.video import Frame, Video
 from bvdm_data.rng import numpy_rng, torch_rng
 from bvdm_data.synth.contours import compute_polygon_area
 from bvdm_data.synth.denoiser import compute_signed_distance_map

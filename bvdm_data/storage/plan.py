@@ -122,6 +122,8 @@ def _make_videos(config: Mapping[str, Any], model: str | Path) -> SyntheticHeLaV
         key: tuple(value) if isinstance(value, list) else value
         for key, value in config["method"].items()
     }
+    # Manifests without an outline are of clips whose outlines were as annotated.
+    config = {"outline": "video", **config}
     nuclei = config["nuclei"]
     videos = SyntheticHeLaVideos(
         model=model,

@@ -109,8 +109,10 @@ class CellBank:
         quantile = sample_sister_quantile(model.lives, quantile, age, rng)
         return family, lineages.run(1 + len(family), quantile=quantile, age=age, shared_noise=noise)
 
-    def render(self, pair: _SisterPair, settings: FastSettings) -> list[RenderedPatches]:
-        """Return the patches of a pair in all frames.
+    def render(
+        self, pair: _SisterPair, settings: FastSettings, *, relit: bool = False
+    ) -> list[RenderedPatches]:
+        """Return the patches of a pair in all frames; ``relit`` as in ``SceneSettings``.
 
         They come from one call, whatever else a clip shows: the number of patches in a call may
         change their last bits.
@@ -121,6 +123,7 @@ class CellBank:
                 cells, [(cell.first, cell.last) for cell in cells],
                 pair.model.get_denoiser(settings.steps), pair.model.texture, settings,
                 [torch_rng(self.seed, *pair.name, "texture", cell.identity) for cell in cells],
+                pair.model.reference_brightness if relit else None,
             )  # fmt: skip
             pair.patches = [replace(group, light=group.light.half()) for group in groups]
         return pair.patches
@@ -150,11 +153,12 @@ class BankSample:
         *,
         size: float = 1.0,
         tone: ToneCurve | None = None,
+        relit: bool = False,
     ) -> None:
         """Shuffle the slots."""
         self.bank, self.model, self.rng = bank, model, rng
         self.frames, self.number, self.generation = frames, number, generation
-        self.size, self.tone = size, tone
+        self.size, self.tone, self.relit = size, tone, relit
         self._slots = itertools.cycle(rng.permutation(bank.settings.pairs).tolist())
         self._origins: dict[int, _Origin] = {}
 
@@ -190,7 +194,8 @@ class BankSample:
         parts: dict[int, list[RenderedPatches]] = {}
         for identity, row, (first, last) in shown:
             origin = self._origins[identity]
-            for group in self.bank.render(self._get_pair(origin.slot), settings):
+            pair = self._get_pair(origin.slot)
+            for group in self.bank.render(pair, settings, relit=self.relit):
                 mine = (group.rows == origin.row) & (group.frames >= first)
                 chosen = (mine & (group.frames <= last)).nonzero()[:, 0]
                 if not len(chosen):

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from bvdm_data.synth.camera import CameraModel
-from bvdm_data.synth.cell_cycle import CellCycleModel
+from bvdm_data.synth.cell_cycle import INTERPHASE, CellCycleModel
 from bvdm_data.synth.contours import ShapeModel, compute_polygon_area
 from bvdm_data.synth.denoiser import Denoiser, Student
 from bvdm_data.synth.motion import MotionModel
@@ -62,6 +64,13 @@ class Model:
     def nucleus_area(self) -> float:
         """Area of the mean interphase nucleus, px^2."""
         return float(compute_polygon_area(self.shapes.mean[0]))
+
+    @property
+    def reference_brightness(self) -> Float[Tensor, " S"]:
+        """Brightness of the median nucleus in each stage, grey values."""
+        offsets = self.lives.stage_brightness[:, 0].copy()
+        offsets[INTERPHASE] = 0
+        return torch.from_numpy(np.median(self.lives.brightness) * np.exp(offsets)).float()
 
     def get_denoiser(self, steps: int) -> Denoiser | Student:
         """Return the network that renders a patch in a number of calls."""

@@ -56,6 +56,9 @@ class SceneSettings:
     variation: float | Mapping[str, float] = 0.0
     # chance that a nucleus in interphase dies, a frame; None: as in the fitted video
     death_rate: float | None = None
+    # whether all nuclei of a stage are painted at one brightness, and lit up to theirs afterwards
+    relit: bool = False
+    moved: float = 0.0  # how far outside of the painted outlines those of the labels are, px
 
 
 def count_fitting_nuclei(model: Model, size: tuple[int, int]) -> int:

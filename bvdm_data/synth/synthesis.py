@@ -24,6 +24,7 @@ from bvdm_data.synth.denoiser import SDF_CLIP
 from bvdm_data.synth.model import Model, Variation, randomise_model
 from bvdm_data.synth.motion import Trajectory
 from bvdm_data.synth.render import (
+    CellTable,
     Labels,
     PatchPlacement,
     RenderedPatches,
@@ -107,8 +108,9 @@ def draw_scene(
     if pool is not None:
         bank, number, era = pool
         sample = BankSample(
-            bank, model, frames, number, era, rng, size=models.size, tone=models.tone
-        )
+            bank, model, frames, number, era, rng, size=models.size, tone=models.tone,
+            relit=settings.relit,
+        )  # fmt: skip
     with profile_span("lives"):
         everyone = method.simulate(models, settings, nuclei, rng, sample)
     with profile_span("labels"):
@@ -124,6 +126,8 @@ def draw_scene(
                 break
             late = zip(old[settings.max_cells :], tracks[settings.max_cells :, 1], strict=True)
             everyone = _keep_out(everyone, late)
+        if settings.moved:
+            seen = _move_outlines(table, seen, seen_in, settings)
         masks = _relabel(seen, new_of)
     rows = np.flatnonzero(visible[1:].any(1))
     stray, dead = (numpy_rng(seed, *name, part) for part in ("stray light", "bodies"))
@@ -139,6 +143,17 @@ def draw_scene(
         camera=models.camera, blur=models.blur,
         spots=torch.cat([spots, bodies], 1), sample=sample,
     )  # fmt: skip
+
+
+def _move_outlines(
+    table: CellTable, seen: Tensor, seen_in: Tensor, settings: SceneSettings
+) -> Tensor:
+    """Draw labels whose outlines are moved; the same cells are seen in the same frames."""
+    radii = torch.maximum(table.radii + settings.moved, table.radii / 2)
+    moved, still = draw_labels(replace(table, there=seen_in, radii=radii), settings.size)
+    for row, frame in (seen_in & ~still).nonzero().tolist():
+        moved[frame][seen[frame] == row + 1] = row + 1
+    return moved
 
 
 def _keep_out(cells: Sequence[Trajectory], late: Iterable[tuple[int, int]]) -> list[Trajectory]:

@@ -11,6 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from bvdm_data.outlines import FEWEST, measure_edges
+from bvdm_data.rng import numpy_rng, torch_rng
+from bvdm_data.synth.cell_cycle import INTERPHASE
 from bvdm_data.synth.cells import Cell
 from bvdm_data.synth.denoiser import (
     SDF_CLIP,
@@ -24,7 +27,7 @@ from bvdm_data.synth.model import Model, RandomisedModel, TextureModel
 from bvdm_data.synth.motion import FamilySampler, Trajectory, simulate_colony
 from bvdm_data.synth.render import RenderedPatches
 from bvdm_data.synth.scene import Method, Progress, Scene, SceneSettings, Textures, skip_progress
-from bvdm_data.system import profile_span
+from bvdm_data.system import isolate, profile_span
 from bvdm_data.validate import Rule, check_fields
 
 BATCH = 64
@@ -35,6 +38,14 @@ STUDENT_STEPS = 6
 
 BRIGHTEST = 4.0
 """Light over brightness at which a patch is clipped; none of the HeLa video's is beyond it."""
+
+PROFILE_NUCLEI = 128
+"""Nuclei that the mean edge profile of a model is measured on (our choice)."""
+
+PROFILE_REACH = 3
+"""How far an outline may be moved, px: farther in there is no slope, farther out no light."""
+
+_DISTANCES = range(-PROFILE_REACH, PROFILE_REACH + 1)
 
 _FADE = 3.0
 """Width in pixels of the rim over which the halo fades to nothing at ``SDF_CLIP``."""
@@ -105,6 +116,7 @@ class FastSettings(Method):
         inputs = _make_denoiser_inputs(
             scene.lives, scene.spans, model.get_denoiser(self.steps),
             *self.drift(model.texture), scene.make_texture_rngs(),
+            model.reference_brightness if scene.settings.relit else None,
         )  # fmt: skip
         return [replace(group, rows=scene.rows[group.rows]) for group in inputs]
 
@@ -124,8 +136,10 @@ class DenoiserInputs:
 
     noise: Float[Tensor, "M P P"]  # standard normal numbers
     radii: Float[Tensor, "M K"]  # outlines, px
-    brightness: Float[Tensor, " M"]  # mean light inside the outlines, grey values
+    # mean light inside the outlines at which nuclei are painted, grey values
+    brightness: Float[Tensor, " M"]
     stage: Int[Tensor, " M"]  # index into STAGES
+    gain: Float[Tensor, " M"]  # factor on their light afterwards
     rows: Int[Tensor, " M"]  # as in bvdm_data.synth.render.RenderedPatches
     frames: Int[Tensor, " M"]  # as there
     zoom: Float[Tensor, " M"]  # as there
@@ -143,8 +157,12 @@ def _make_denoiser_inputs(
     memory: float,
     fresh: float,
     rngs: Sequence[torch.Generator],
+    reference: Float[Tensor, " S"] | None,
 ) -> list[DenoiserInputs]:
-    """Draw the noise of nuclei, and collect the conditions of the network."""
+    """Draw the noise of nuclei, and collect the conditions of the network.
+
+    With ``reference`` they are painted at that brightness of their stage, whatever is their own.
+    """
     patch = network.settings.patch
     with profile_span("noise"):
         noise = _draw_ar1_noise(cells, patch, memory, fresh, rngs)
@@ -156,6 +174,8 @@ def _make_denoiser_inputs(
     radii = torch.from_numpy(np.stack([cell.radii[m] for cell, m in shown])).float()
     brightness = torch.tensor([float(cell.brightness[m]) for cell, m in shown])
     stage = torch.tensor([int(cell.looks[m]) for cell, m in shown])
+    painted = brightness if reference is None else reference[stage]
+    gain = brightness / painted if reference is not None else torch.ones_like(brightness)
     inputs = []
     for side, group in _group_by_patch_size(network, radii):
         rim = (patch - side) // 2
@@ -165,7 +185,7 @@ def _make_denoiser_inputs(
         ]
         inputs.append(
             DenoiserInputs(
-                torch.stack(drawn), radii[group], brightness[group], stage[group],
+                torch.stack(drawn), radii[group], painted[group], stage[group], gain[group],
                 rows[group], frames[group], fit_to_patch_scale(radii[group], side),
             )
         )  # fmt: skip
@@ -214,8 +234,9 @@ def render_textures(
     texture: TextureModel,
     settings: FastSettings,
     rngs: Sequence[torch.Generator],
+    reference: Float[Tensor, " S"] | None = None,
 ) -> list[RenderedPatches]:
-    """Render nuclei, all frames at once.
+    """Render nuclei, all frames at once; painted at ``reference`` brightness, if any.
 
     The paper carries a texture from frame to frame by a flow and refreshes it by a few diffusion
     steps. Here the noise from which a texture grows is carried: it belongs to the nucleus, turns
@@ -224,7 +245,8 @@ def render_textures(
     blurs or drifts apart from its outline, and no frame waits for the one before. Daughters begin
     with the noise of their mother.
     """
-    inputs = _make_denoiser_inputs(cells, spans, network, *settings.drift(texture), rngs)
+    drift = settings.drift(texture)
+    inputs = _make_denoiser_inputs(cells, spans, network, *drift, rngs, reference)
     return run_denoiser_batched(inputs, network, settings.steps)
 
 
@@ -242,7 +264,7 @@ def run_denoiser_batched(
         light = []
         count = len(group.rows)
         calls = math.ceil(count / (fixed_batch or BATCH))
-        inputs = [group.noise, group.radii, group.brightness, group.stage]
+        inputs = [group.noise, group.radii, group.brightness, group.stage, group.gain]
         if fixed_batch:
             # What is missing is filled with ones.
             missing = calls * fixed_batch - count
@@ -264,10 +286,11 @@ def denoise_patches(
     radii: Float[Tensor, "N K"],
     brightness: Float[Tensor, " N"],
     stage: Int[Tensor, " N"],
+    relit: Float[Tensor, " N"] | None = None,
     *,
     steps: int,
 ) -> Float[Tensor, "N P P"]:
-    """Render nuclei from noise."""
+    """Render nuclei from noise; ``relit`` is the factor on their light afterwards."""
     patch = noise.shape[-1]
     device = next(network.parameters()).device
     with profile_span("outlines"):
@@ -281,16 +304,59 @@ def denoise_patches(
         else:
             image = run_dpm_solver(network, start, steps, edge, brightness, stage)
     light = network.denormalize(image, brightness).nan_to_num(0)
+    factor = torch.ones_like(brightness) if relit is None else relit.to(device)
     most = BRIGHTEST * brightness[:, None, None]
     # No nucleus makes its surroundings darker than the noise of the background does.
-    light = light.clamp(-most.clamp(max=network.floor), most) * fade_halo(edge)
+    least = -torch.minimum(most, network.floor / factor[:, None, None])
+    light = light.clamp(least, most) * fade_halo(edge)
     inside = (edge[:, 0] <= 0).float()
     mean = (light * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
     # The network meets the brightness that it is given within a few per cent.
-    gain = (brightness / mean.clamp(min=1e-6)).clamp(0.5, 2)
+    gain = (brightness / mean.clamp(min=1e-6)).clamp(0.5, 2) * factor
     return light * gain[:, None, None]
 
 
 def fade_halo(edge: Float[Tensor, "N 1 P P"]) -> Float[Tensor, "N P P"]:
     """Return the share of the light that is kept: 1, but falling to 0 towards ``SDF_CLIP``."""
     return ((1 - edge[:, 0]) * (SDF_CLIP / _FADE)).clamp(0, 1)
+
+
+def find_outline_distance(profile: Sequence[float], share: float) -> float:
+    """Return how far outside of the painted outlines a profile has a share, px."""
+    if not all(map(math.isfinite, profile)):
+        raise ValueError(
+            "outline must be 'even' or 'video' with this model, whose nuclei are too small or too "
+            f"irregular for their edges to be measured, got {share:g}"
+        )
+    # An outline that lies farther out is never brighter.
+    shares = np.minimum.accumulate(profile)
+    if not shares[-1] <= share <= shares[0]:
+        raise ValueError(
+            f"outline must be from {shares[-1] + 0.005:.2f} to {shares[0] - 0.005:.2f} with this "
+            f"model, the light {PROFILE_REACH} px out of and into its outlines, got {share:g}"
+        )
+    # To a hundredth of a pixel, so that the last bits of a processor make no other labels.
+    return round(float(np.interp(share, shares[::-1], _DISTANCES[::-1])), 2)
+
+
+def measure_edge_profile(model: Model, steps: int) -> list[float]:
+    """Measure the mean share of the core's light at distances from the outline, in interphase."""
+    network, rng = model.get_denoiser(steps), numpy_rng(0, "edge profile")
+    shapes = [model.shapes.sample(INTERPHASE, rng) for _ in range(PROFILE_NUCLEI)]
+    radii, side = torch.from_numpy(np.stack(shapes)).float(), network.settings.patch
+    stage = torch.full((PROFILE_NUCLEI,), INTERPHASE)
+    noise = torch.randn(PROFILE_NUCLEI, side, side, generator=torch_rng(0, "edge profile"))
+    with isolate():
+        light = denoise_patches(
+            network, noise, radii, model.reference_brightness[stage], stage, steps=steps
+        )
+        radii = radii * fit_to_patch_scale(radii, side)[:, None]
+        shares = []
+        for distance in _DISTANCES:
+            inside = compute_signed_distance_map(radii + distance, side)[:, 0] <= 0
+            labels = inside * torch.arange(1, PROFILE_NUCLEI + 1)[:, None, None]
+            # Side by side they are one frame.
+            frame, masks = (x.reshape(-1, side).cpu().numpy() for x in (light, labels))
+            measured = measure_edges(frame, masks)[1]
+            shares.append(float(measured.mean()) if len(measured) >= FEWEST else math.nan)
+    return shares

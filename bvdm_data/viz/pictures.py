@@ -130,8 +130,12 @@ def write_image_grid(
     row_titles: Sequence[str] = (),
     grey_range: Range | None = None,
     magnify: int = 1,
+    masks: Array | None = None,
 ) -> None:
-    """Write a sheet of grey images ``[N, H, W]``, row by row."""
+    """Write a sheet of grey images ``[N, H, W]``, row by row, with outlines where masks are given.
+
+    ``masks``: Ids, in the shape of images.
+    """
     target = _check_suffix(path, ".png")
     stack = convert_to_array(images)
     if stack.ndim != 3 or len(stack) == 0:
@@ -149,7 +153,11 @@ def write_image_grid(
             raise ValueError(f"{name} must be at most {most} for these images, got {len(texts)}")
     if grey_range is None:
         grey_range = _widen(float(stack.min()), float(stack.max()))
-    panels = [render_frame(image, grey_range=grey_range, scale=magnify) for image in stack]
+    labels = [None] * len(stack) if masks is None else masks
+    panels = [
+        render_frame(image, mask, grey_range=grey_range, scale=magnify, ids=False)
+        for image, mask in zip(stack, labels, strict=True)
+    ]
     lefts = [*row_titles, *[""] * (len(starts) - len(row_titles))]
     rows = [
         Row(left, panels[start : start + columns], titles[start : start + columns])
