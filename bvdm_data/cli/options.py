@@ -123,7 +123,7 @@ VARIATION = option(
 )
 OUTLINE = option(
     "--outline",
-    default="even",
+    default="video",
     type=Outline(),
     help="What it means: even (one share of the core's light at every brightness), video (as "
     "annotated there), a share from 0 to 1, or a share and its slope by light.",

@@ -37,7 +37,7 @@ def export(
     nuclei: int | tuple[int, int] | None = None,
     at_least: int = 0,
     variation: float | Mapping[str, float] | None = None,
-    outline: str | float | Sequence[float] = "even",
+    outline: str | float | Sequence[float] = "video",
     death_rate: float | None = None,
     progress: bool = True,
 ) -> list[str]:

@@ -215,7 +215,7 @@ class SyntheticHeLaVideos(ClipStream):
         variation: float | Mapping[str, float] | None = None,
         death_rate: float | None = None,
         pool: PoolSettings | bool | None = None,
-        outline: str | float | Sequence[float] = "even",
+        outline: str | float | Sequence[float] = "video",
         annotations: Collection[str] = ("masks", "tracks"),
         max_cells: int | None = None,
         device: str | torch.device = "cpu",
