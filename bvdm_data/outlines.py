@@ -25,6 +25,7 @@ REACH = 3.0
 FEWEST = 10
 """Nuclei that a share must be measured on, at least (our choice)."""
 
+
 class Outline(NamedTuple):
     """What outlines mean, by the light just inside of them over that of their nucleus' core.
 

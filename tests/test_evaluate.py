@@ -112,7 +112,7 @@ def test_calibration_frames_are_not_tested(data, monkeypatch):
     monkeypatch.setattr(arms, "calibrate_outline", measured)
     data = replace(data, calibrated=3, test_stop=8, method="fast")
     arm, run = make_arm("synthetic-calibrated", data), Run(data, Questions(), print)
-    assert arm.clips.outline == 0.975
+    assert arm.clips.outline == (0.975, 0.0)
     assert len(run.reference.video) == 5
     whole = Run(replace(data, calibrated=0), Questions(), print).reference
     np.testing.assert_array_equal(run.reference.video, whole.video[3:])

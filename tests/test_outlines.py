@@ -64,8 +64,14 @@ def test_only_nuclei_alone_are_measured():
 
 def test_calibration_gives_the_share():
     image, masks = draw_discs(share=0.6)
-    assert calibrate_outline([image], [masks]) == pytest.approx(0.6, rel=0.01)
-    assert calibrate_outline(np.stack([image, image]), np.stack([masks, masks])) > 0.59
+    np.testing.assert_allclose(calibrate_outline([image], [masks]), (0.6, 0.0), atol=0.006)
+    assert calibrate_outline(np.stack([image, image]), np.stack([masks, masks])).share > 0.59
+    # A threshold: brighter nuclei have their outline farther down their edge.
+    thresholded = draw_thresholded()
+    outline = calibrate_outline([thresholded[0]], [thresholded[1]])
+    light, share = measure_edges(*thresholded)
+    assert outline.slope == pytest.approx(np.polyfit(np.log(light), share, 1)[0])
+    assert outline.slope < -0.1
 
 
 def test_unusable_frames_are_refused():
@@ -81,7 +87,7 @@ def test_unusable_frames_are_refused():
     with pytest.raises(ValueError, match=r"one frame each, \[H, W\], got \(1, 240, 240\)"):
         measure_edges(image[None], masks[None])
     for share in (0, 1, float("nan")):
-        with pytest.raises(ValueError, match="share must be above 0 and below 1"):
+        with pytest.raises(ValueError, match="outline must be above 0 and below 1"):
             move_outlines(image, masks, share)
 
 
@@ -174,7 +180,7 @@ def test_number_moves_labels_alone():
 
 
 def test_pool_has_the_same_outlines():
-    _, light, share = measure_clips(pool=PoolSettings(pairs=16))
+    _, light, share = measure_clips(pool=PoolSettings(pairs=16), outline="even")
     assert abs(np.polyfit(light, share, 1)[0]) < 0.03
     assert np.median(share) == pytest.approx(0.4, abs=0.03)
 
@@ -205,5 +211,5 @@ def test_outline_is_part_of_the_state(tiny_model):
 def test_twin_takes_outlines_of_the_video(two_videos):
     scale = SyntheticHeLaVideos().scale
     real = CTCVideos(two_videos, frames=1, size=64, border=0, outline=0.5, scale=scale)
-    assert twin(real).sources["synthetic"].outline == 0.5
+    assert twin(real).sources["synthetic"].outline == (0.5, 0.0)
     assert twin(real, synthetic={"outline": "video"}).sources["synthetic"].outline == "video"

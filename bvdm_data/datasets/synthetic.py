@@ -155,13 +155,14 @@ class SyntheticHeLaVideos(ClipStream):
             otherwise wait for clips: True, or a :class:`PoolSettings` with the number of nuclei
             and how soon they are replaced. None: every clip has new nuclei. Only for ``"fast"``.
         outline: What an outline means, by the share of the light of a nucleus' core that its light
-            has there. ``"even"``: the same for every nucleus, that of the fitted video's median
-            nucleus, since all are painted at its brightness and lit up or down afterwards.
-            ``"video"``: as annotated in the fitted video, where outlines may lie at a larger share
-            the dimmer a nucleus is. A number: as ``"even"``, but with outlines moved to that share,
-            for example what :func:`~bvdm_data.outlines.calibrate_outline` measures on your own
-            annotated frames; labels change, pictures do not. Numbers are for ``"fast"`` only: the
-            other methods light a nucleus inside of its outline only, whatever is given.
+            has there. ``"video"``: as annotated in the fitted video, where outlines may lie at a
+            larger share the dimmer a nucleus is. ``"even"``: the same for every nucleus, that of
+            the video's median nucleus, since all are painted at its brightness and lit up or down
+            afterwards. A number: as ``"even"``, but with outlines moved to that share; labels
+            change, pictures do not. A pair, share and slope: what
+            :func:`~bvdm_data.outlines.calibrate_outline` measures on your own annotated frames.
+            Numbers are for ``"fast"`` only: the other methods light a nucleus inside of its
+            outline only, whatever is given.
         annotations: Keys in addition to ``video``: ``"masks"``, ``"tracks"``, ``"flow"``,
             ``"stages"``, ``"boxes"``, ``"centroids"``, or ``"all"``; see :class:`Clip`.
         max_cells: Rows of the padded tables. None: as many as the clips of these arguments and

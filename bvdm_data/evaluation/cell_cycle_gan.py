@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bvdm_data.clip import STAGES, CameraScale
+from bvdm_data.clip import PHASES, CameraScale
 from bvdm_data.datasets.ctc import CTCSequence
 from bvdm_data.fitting.contours import trace_contours
 from bvdm_data.fitting.denoiser import AlignedCrops, extract_aligned_crops, make_batches
@@ -79,7 +79,7 @@ class _GAN(nn.Module):
         super().__init__()
         self.generator = Student(settings)
         layers: list[nn.Module] = []
-        for inputs, outputs in itertools.pairwise((4 + len(STAGES), *CHANNELS)):
+        for inputs, outputs in itertools.pairwise((4 + len(PHASES), *CHANNELS)):
             # Without norms it takes ten times as many steps to tell painted from real.
             norm = nn.InstanceNorm2d(outputs) if layers else nn.Identity()
             layers += [nn.Conv2d(inputs, outputs, 4, stride=2, padding=1), norm, nn.LeakyReLU(0.2)]

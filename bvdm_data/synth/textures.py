@@ -160,7 +160,7 @@ def _make_denoiser_inputs(
     memory: float,
     fresh: float,
     rngs: Sequence[torch.Generator],
-    reference: Float[Tensor, " S"],
+    reference: Float[Tensor, " S"] | None,
     evenness: float,
     tone: ToneCurve | None = None,
 ) -> list[DenoiserInputs]:
@@ -181,7 +181,7 @@ def _make_denoiser_inputs(
     brightness = torch.tensor([float(cell.brightness[m]) for cell, m in shown])
     stage = torch.tensor([int(cell.looks[m]) for cell, m in shown])
     painted = brightness
-    if evenness:
+    if evenness and reference is not None:
         painted = brightness * (reference[stage] / brightness) ** evenness
     gain = brightness / painted
     if tone is not None:
@@ -244,8 +244,8 @@ def render_textures(
     texture: TextureModel,
     settings: FastSettings,
     rngs: Sequence[torch.Generator],
-    reference: Float[Tensor, " S"],
-    evenness: float,
+    reference: Float[Tensor, " S"] | None = None,
+    evenness: float = 0.0,
 ) -> list[RenderedPatches]:
     """Render nuclei, all frames at once.
 
