@@ -340,7 +340,7 @@ def quick(monkeypatch):
 def test_bench_writes_all_figures(tiny, tmp_path, quick):
     path, heard = tmp_path / "new" / "bench.json", []
     loop = Loop(batch_size=2, workers=1, step_seconds=1e-4)
-    videos = tiny(pool=PoolSettings(pairs=2), annotations=("masks", "tracks", "flow"), at_least=2)
+    videos = tiny(pool=PoolSettings(pairs=2), annotations=("masks", "tracks", "flow"), at_least=1)
     found = bench(videos, loop, seconds=0.05, report=path, log=heard.append)
     assert json.loads(path.read_text()) == found
     assert found["clips"]["pool"] == {"pairs": 2, "renew": 1.0}
