@@ -340,10 +340,10 @@ def quick(monkeypatch):
 def test_bench_writes_all_figures(tiny, tmp_path, quick):
     path, heard = tmp_path / "new" / "bench.json", []
     loop = Loop(batch_size=2, workers=1, step_seconds=1e-4)
-    videos = tiny(pool=PoolSettings(pairs=2), annotations=("masks", "tracks", "flow"), at_least=1)
+    videos = tiny(pool=PoolSettings(pairs=2, renew=2), annotations=("masks", "tracks", "flow"))
     found = bench(videos, loop, seconds=0.05, report=path, log=heard.append)
     assert json.loads(path.read_text()) == found
-    assert found["clips"]["pool"] == {"pairs": 2, "renew": 1.0}
+    assert found["clips"]["pool"] == {"pairs": 2, "renew": 2.0}
     assert found["clips"]["annotations"] == ["masks", "tracks", "flow"]
     assert found["clips"]["method"]["kind"] == "FastSettings"
     assert found["pace"]["clips_per_second"] > 0
