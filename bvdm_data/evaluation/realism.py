@@ -26,7 +26,7 @@ from bvdm_data.evaluation.video_statistics import (
     measure_texture_autocorrelation,
 )
 from bvdm_data.fitting.texture_noise import LAGS
-from bvdm_data.outlines import measure_edges
+from bvdm_data.outlines import fit_slope, measure_edges
 
 # About how many frames background and noise are measured on, spread evenly over the clips; at
 # least one of each clip.
@@ -315,20 +315,19 @@ def measure_edges_by_light(clips: Sequence[Clip]) -> EdgesByLight:
     for clip in clips:
         frames = zip(clip["video"][:, 0].numpy(), clip["masks"].numpy(), strict=True)
         light, share = map(np.concatenate, zip(*(measure_edges(*f) for f in frames), strict=True))
-        clips_of_edges += [(np.log(light), share)] if len(light) >= LEAST_VALUES else []
+        clips_of_edges += [(light, share)] if len(light) >= LEAST_VALUES else []
     count = len(clips_of_edges)
     if count < 3:
         return EdgesByLight(sum(len(x) for x, _ in clips_of_edges), *(math.nan,) * 6)
 
-    def fit_slope(chosen: Sequence[tuple[Array, Array]]) -> float:
-        x, y = map(np.concatenate, zip(*chosen, strict=True))
-        return float(np.cov(x, y)[0, 1] / np.var(x, ddof=1))
+    def fit(chosen: Sequence[tuple[Array, Array]]) -> float:
+        return fit_slope(*map(np.concatenate, zip(*chosen, strict=True)))
 
-    rest = [fit_slope(clips_of_edges[:i] + clips_of_edges[i + 1 :]) for i in range(count)]
+    rest = [fit(clips_of_edges[:i] + clips_of_edges[i + 1 :]) for i in range(count)]
     shares, medians = zip(*((share, np.median(share)) for _, share in clips_of_edges), strict=True)
     every = np.concatenate(shares)
     low, high = np.quantile(medians, (0.1, 0.9)).tolist()
     error = float(np.sqrt((count - 1) * np.var(rest)))
     spread = float(np.std(medians, ddof=1))
-    median, slope = float(np.median(every)), fit_slope(clips_of_edges)
+    median, slope = float(np.median(every)), fit(clips_of_edges)
     return EdgesByLight(len(every), median, slope, error, spread, low, high)

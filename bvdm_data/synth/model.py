@@ -90,7 +90,7 @@ class Model:
 
 SIZE = 0.17
 """How far the logarithm of a clip's factor on lengths of nuclei may lie from 0 at a variation of 1,
-drawn evenly (our choice: pixels of 0.54 to 0.76 um; twice as much trained worse)."""
+drawn evenly (our choice: pixels of 0.54 to 0.76 um)."""
 
 BRIGHTNESS, NOISE, SPEED = 0.6, 0.3, 0.3
 """Standard deviation of the logarithm of a clip's factor on the light of nuclei, on the camera's
@@ -99,7 +99,7 @@ noise and on the steps of nuclei (as if frames were taken more or less often), a
 
 CONTRAST = (0.8, 1.25)
 """Least and largest exponent on the light of a nucleus over the median of all, at a variation of 1,
-drawn evenly in its logarithm (our choice; up to 1.6 trained no better)."""
+drawn evenly in its logarithm (our choice)."""
 
 FAINT = 2.0
 """Light of a nucleus over the camera's noise below which none is made dimmer (our choice)."""
@@ -117,8 +117,7 @@ CONTACT = 0.4
 segmenter learns to part nuclei from those that touch, which few of the HeLa video's do)."""
 
 BLUR = 0.7
-"""Largest extra blur at a variation of 1, px (our choice: half of the microscope's; twice as much
-trained worse)."""
+"""Largest extra blur at a variation of 1, px (our choice: half of the microscope's)."""
 
 
 @dataclass(frozen=True, kw_only=True)
