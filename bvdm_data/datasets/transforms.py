@@ -4,6 +4,7 @@ import random
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -31,8 +32,8 @@ def list_required_keys(
 
 
 def name_transform(transform: Transform | None) -> str:
-    """Return how a module describes itself, or the name of a function, which says nothing more."""
-    if isinstance(transform, torch.nn.Module):
+    """Return how a module or a dataclass describes itself, or the name of a function."""
+    if isinstance(transform, torch.nn.Module) or is_dataclass(transform):
         return re.sub(r" at 0x[0-9a-f]+", "", " ".join(repr(transform).split()))
     return getattr(transform, "__qualname__", type(transform).__qualname__)
 
