@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 from ctc_metrics.scripts.evaluate import evaluate_sequence
-from helpers.clips import make_sparse_clip, with_tracks
+from helpers.clips import make_sparse_clip, run_snippet, with_tracks
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from bvdm_data import CTCVideos, DetectionErrors, MixedVideos, SyntheticHeLaVideos
+from bvdm_data import CTCVideos, DetectionErrors, MixedVideos, SyntheticHeLaVideos, association
 from bvdm_data.adapters.tracking import write_ctc, write_ctc_result
 from bvdm_data.clip import CameraScale, split_gaps
 from bvdm_data.datasets.ctc import write_sequence
@@ -363,3 +363,13 @@ def test_errors_need_masks_and_tracks(film):
 def test_errors_refuse_impossible_rates(arguments, words):
     with pytest.raises(ValueError, match=words):
         DetectionErrors(**arguments)
+
+
+def test_consumers_snippet_links_detections(capsys):
+    run_snippet("Tracking with")
+    planted, links = (eval(line) for line in capsys.readouterr().out.splitlines())
+    clip = SyntheticHeLaVideos(frames=4, size=256).clip(0)
+    # Missed nuclei have no links, and split ones have two.
+    edges = len(association(clip))
+    assert len(planted) == len(ERRORS)
+    assert abs(sum(links) - edges) <= 2 * sum(planted)

@@ -291,6 +291,29 @@ class _Picture:
         return self.last
 
 
+def update_detections(clip: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Give the map of detections the ids that a transform has given to the masks beneath."""
+    moved = {key: clip[key] for key in clip if key != DETECTED}
+    if DETECTED not in clip or not {"masks", "detection_tracks"} <= {*moved}:
+        return moved
+    old, new = _take(clip, DETECTED, 3), _take(clip, "masks", 3)
+    covered, base = _take(clip, "detection_tracks", 3).copy(), int(new.max(initial=0)) + 1
+    is_same = old.shape == new.shape
+    for frame, ids in enumerate(covered if is_same else ()):
+        was, now = np.divmod(np.unique(old[frame].astype(np.int64) * base + new[frame]), base)
+        # One new id for each old one, and background beneath background.
+        is_same &= len({*was.tolist()}) == len(was) == len({*now.tolist()})
+        is_same &= bool(((was > 0) == (now > 0)).all())
+        places = np.searchsorted(was, ids).clip(max=len(was) - 1)
+        covered[frame] = np.where(ids > 0, now[places], ids)
+    if not is_same:
+        raise ValueError(
+            "it must not move, resize or change masks that detections are made of; put "
+            "DetectionErrors last, or behind a Resize call it on the finished clip"
+        )
+    return moved | {"detection_tracks": torch.from_numpy(covered).to(clip["masks"].device)}
+
+
 def link_detections(clip: Mapping[str, Any]) -> tuple[_Labels, _Labels]:
     """Link the detections of a clip as the truth is linked, as far as they have it.
 

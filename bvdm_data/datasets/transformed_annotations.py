@@ -16,7 +16,6 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from bvdm_data.clip import ANNOTATIONS, Clip, annotate_masks, pad_rows, split_gaps
-from bvdm_data.datasets.detections import DETECTED
 from bvdm_data.datasets.moved_light import has_light_moved
 from bvdm_data.datasets.resized_masks import ResizedMasks, take_pixels
 
@@ -219,7 +218,6 @@ def update_annotations(
     after = {key: _to_plain(value) for key, value in result.items()}
     are_handed_on = PIXELS in after and LIGHT_PIXELS in after
     pixels, light, planes = (after.pop(key, None) for key in (PIXELS, LIGHT_PIXELS, COORDINATES))
-    detected = after.pop(DETECTED, None)
     keys = [key for key in (*_TABLES, "flow") if key in after and key in before]
     still = _to_plain(_make_coordinate_planes(before["video"]))
     has_moved = planes is not None and not _are_equal(planes, still)
@@ -261,11 +259,6 @@ def update_annotations(
         raise ValueError(f"it moves 'masks' and not 'video'; {_ADVICE}")
     if not has_own_places:
         _check_light(before["video"], video, ids, light)
-    if detected is not None and not _are_equal(detected, ids):
-        raise ValueError(
-            "it must not move, resize or change masks that detections are made of; put "
-            "DetectionErrors last, or behind a Resize call it on the finished clip"
-        )
     if _are_equal(ids, old) and not has_moved:
         return after
     rows = before["tracks"].tolist() if "tracks" in before else []
@@ -275,8 +268,6 @@ def update_annotations(
     tables = _make_tables(before, keys, masks, table, old_ids)
     if "centroids" in tables and resized is not None:
         resized.place_centroids(tables["centroids"], old_ids)
-    if detected is not None and "detection_tracks" in after:
-        tables["detection_tracks"] = _rename_tracks(after["detection_tracks"], table, old_ids)
     for key, value in tables.items():
         after[key] = value.to(new.device)
     if "flow" in keys and after["flow"] is before["flow"]:  # else the user has moved it
@@ -385,18 +376,6 @@ def _make_tables(
         visible = (table[:, 1:2] <= frame) & (frame <= table[:, 2:3])
         tables["stages"] = pad_rows(np.where(visible, stages, np.int8(-1)), lengths[0], -1)
     return tables
-
-
-def _rename_tracks(
-    covered: Tensor, table: npt.NDArray[np.int32], old_ids: npt.NDArray[np.int64]
-) -> Tensor:
-    """Return the map from detections to nuclei for the new ids."""
-    new_of = np.zeros((int(old_ids.max(initial=0)) + 1, len(covered)), np.int32)
-    for (one, first, last, _), old in zip(table.tolist(), old_ids.tolist(), strict=True):
-        new_of[old, first : last + 1] = one
-    ids = covered.cpu().numpy()
-    frame = np.arange(len(ids))[:, None, None]
-    return torch.from_numpy(np.where(ids > 0, new_of[ids.clip(0), frame], ids))
 
 
 def _move_flow(

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from bvdm_data.clip import Clip
+from bvdm_data.datasets.detections import update_detections
 from bvdm_data.rng import numpy_rng, torch_rng
 from bvdm_data.system import isolate
 
@@ -73,7 +74,7 @@ def apply_transform(
             if result is None:
                 raise TypeError("it must return the clip, got None; end it with return clip")
             if isinstance(result, Mapping):
-                result = update_annotations(clip, result, latest)
+                result = update_detections(update_annotations(clip, result, latest))
     except Exception as error:
         has = f"; the clip has the keys {tuple(clip)}" * isinstance(error, KeyError)
         raise TransformError(
