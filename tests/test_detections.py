@@ -60,13 +60,13 @@ def list_overlaps(clip):
 
 
 def measure(clip, folder):
-    """Write truth and result, and return DET and SEG of py-ctcmetrics."""
+    """Write truth and result, and return DET, SEG and TRA of py-ctcmetrics."""
     write_ctc(clip, folder, name="01", scale=CameraScale(0, 65535))
     write_ctc_result(without_video(clip), folder, name="01")
     places = str(folder / "01_RES"), str(folder / "01_GT")
     scores = evaluate_sequence(*places, metrics=["Valid", "DET", "SEG", "TRA"], threads=1)
     assert scores["Valid"] == 1
-    return scores["DET"], scores["SEG"]
+    return scores["DET"], scores["SEG"], scores["TRA"]
 
 
 def test_no_errors_change_only_ids(film):
@@ -102,7 +102,7 @@ def test_scores_are_those_by_hand(case, tmp_path):
     masks[:, 6:16, 10:20], masks[:, 6:16, 20:30], masks[:, 40:50, 20:30] = 1, 2, 3
     masks[:, 30:40, :10] = 4
     clip = with_tracks(masks, split_gaps(masks, {})[1])
-    det, seg = measure(DetectionErrors(**rates)(clip), tmp_path)
+    det, seg, _ = measure(DetectionErrors(**rates)(clip), tmp_path)
     assert det == pytest.approx(1 - cost / (10 * 4))
     assert seg == pytest.approx(np.mean(jaccards))
 
@@ -122,7 +122,14 @@ def test_scores_are_the_planted_errors(film, tmp_path, seed, shaken):
             own, nucleus = found["detections"][frame] == one, film["masks"][frame] == identity
             if share > 0.5:
                 jaccards.append(((own & nucleus).sum() / (own | nucleus).sum()).item())
-    det, seg = measure(found, tmp_path)
+    # A link costs 1.5 where one of its ends is missed or merged, and no link is wrong.
+    names = found["detection_tracks"].tolist()
+    alone = {(f, a) for f, rows in enumerate(names) for a, b in rows if a > 0 and b == 0}
+    links = association(film).tolist()
+    lost_links = sum({(f, a), (f + 1, b)} > alone & {(f, a), (f + 1, b)} for f, a, b in links)
+    det, seg, tra = measure(found, tmp_path)
+    worst = 10 * count + 1.5 * len(links)
+    assert tra == pytest.approx(1 - (cost + 1.5 * lost_links) / worst)
     assert det == pytest.approx(1 - cost / (10 * count))
     assert seg == pytest.approx(sum(jaccards) / count)
 
@@ -144,7 +151,10 @@ def test_map_names_what_is_beneath(film, seed):
     planted = found["planted"].sum(0).tolist()
     count = sum(len(np.unique(mask)) - 1 for mask in film["masks"])
     assert len(seen) == count - sum(planted[:3])
-    assert (table[:, :, 1] > 0).sum() == planted[3]
+    assert (table > 0).all(-1).sum() == planted[3]
+    assert ((table[:, :, 0] == 0) & (table[:, :, 1] > 0)).sum() == planted[4]
+    firsts = [one[one > 0].tolist() for one in table[:, :, 0]]
+    assert all(len(set(ids)) == len(ids) for ids in firsts)
     assert len(parts) == planted[4]
     assert (table == 0).all(-1).sum() == planted[5]
     assert ((table[:, :, 0] >= 0).sum(1) == found["detections"].amax((1, 2))).all()
@@ -242,6 +252,17 @@ def test_sparse_clips_are_detected(kind):
     assert not gone["detections"].any()
     assert (gone["detection_tracks"] == -1).all()
     assert not link_detections(gone)[0].any()
+
+
+def test_links_across_true_gaps_stay():
+    clip = make_sparse_clip("with a gap")
+    masks, tracks = link_detections(DetectionErrors()(clip))
+    assert np.array_equal(masks, clip["masks"])
+    assert tracks.tolist() == [[1, 0, 0, 0], [2, 2, 2, 1]]
+    clip = make_sparse_clip("one nucleus")
+    found = DetectionErrors()(clip)
+    found["detections"][1] = 0
+    assert link_detections(found)[1].tolist() == [[1, 0, 0, 0], [2, 2, 2, 0]]
 
 
 @pytest.mark.parametrize(("pixels", "parts"), [(1, 1), (2, 1), (3, 2), (4, 2)])

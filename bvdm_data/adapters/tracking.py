@@ -138,12 +138,12 @@ def write_ctc(clip: Clip, root: str | Path, *, name: str, scale: CameraScale) ->
 def write_ctc_result(clip: Clip, root: str | Path, *, name: str) -> None:
     """Write the detections of one clip as a result of the Cell Tracking Challenge.
 
-    Makes ``<name>_RES/mask000.tif``, ... and ``<name>_RES/res_track.txt``, linked as the truth is:
-    what a linker without fault makes of these detections. py-ctcmetrics scores it beside the folder
-    ``<name>_GT`` that :func:`write_ctc` makes; SEG and DET do not depend on links. Each track
-    goes on in the largest detection of its nucleus, a merged detection is that of the nucleus with
-    the smaller id, and other detections are tracks of one frame. Files have 16 bits, or 32 where
-    there are more than 32767 tracks: py-ctcmetrics adds ids of both sides.
+    Makes ``<name>_RES/mask000.tif``, ... and ``<name>_RES/res_track.txt``, linked as the truth is
+    where both ends are detected: what a linker without fault makes of them. py-ctcmetrics scores
+    it beside the folder ``<name>_GT`` that :func:`write_ctc` makes; SEG and DET do not depend on
+    links. A merged detection is that of the nucleus with the smaller id; smaller parts of split
+    nuclei and false detections are tracks of one frame. Files have 16 bits, or 32 where there are
+    more than 32767 tracks: py-ctcmetrics adds ids of both sides.
 
     Args:
         clip: One clip with ``tracks`` to which :class:`DetectionErrors` has added detections; no

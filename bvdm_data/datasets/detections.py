@@ -27,7 +27,6 @@ DETECTED = "_detected"
 WAVES = 6
 """How many waves, of none to five crests, make a shaken outline (our choice)."""
 
-_NEEDED = ("masks", "tracks")
 _SHARES = ("missed", "missed_lineages", "merged", "split", "false", "border_missed")
 
 _Labels = npt.NDArray[np.int32]
@@ -64,7 +63,7 @@ class DetectionErrors:
         split: Share of the nuclei that have two detections: cut across the long axis, the smaller
             part with a fifth to half of the pixels. A nucleus of less than 3 px stays whole.
         false: Detections of no nucleus, as a share of the nuclei. They have the shapes of nuclei of
-            the frame, and touch nothing.
+            the frame, and lie apart from all.
         outline: Standard deviation of outlines, px, smooth along them.
         shift: Standard deviation of the place of detections, in y and in x, px. One that would lie
             on another nucleus, or cover too little of its own, moves less or stays.
@@ -120,9 +119,11 @@ class DetectionErrors:
             The clip with three more keys. ``detections`` ``[F, H, W]`` int32: 0 is background, ids
             count from 1 in each frame, by the first pixel from above, and tell nothing of tracks.
             ``detection_tracks`` ``[F, rows, 2]`` int32: row ``d - 1`` of a frame has the ids of
-            the nuclei that detection ``d`` covers: one and 0, two of a merged one, two zeros of
-            a false one; -1 pads. ``planted`` ``[F, 6]`` int32: how many nuclei were missed, missed
-            with their lineage, left out at the border; pairs merged, nuclei split, false ones.
+            the nuclei that detection ``d`` covers: one and 0; two of a merged one, the smaller
+            first; 0 and one of the smaller part of a split nucleus; two zeros of a false one; -1
+            pads. No id is twice in the first column. ``planted`` ``[F, 6]`` int32: how many nuclei
+            were missed, missed with their lineage, left out at the border; pairs merged; nuclei
+            split; false ones.
 
         Raises:
             TypeError: If clip is no mapping of tensors.
@@ -135,11 +136,8 @@ class DetectionErrors:
         pixels = np.ascontiguousarray(masks, np.int32).data
         name = hashlib.blake2b(pixels, digest_size=8).hexdigest()
         draws = {kind: numpy_rng(seed, "detections", name, kind) for kind in (*ERRORS, "shaken")}
-        families = group_families(table)
-        is_lost = draws["lineage"].random(len(families)) < self.missed_lineages
-        lost = [
-            one for family, gone in zip(families, is_lost, strict=True) if gone for one in family
-        ]
+        rng, chance = draws["lineage"], self.missed_lineages
+        lost = [one for family in group_families(table) if rng.random() < chance for one in family]
         found = np.zeros(masks.shape, np.int32)
         rows = len(tracks) * (1 + (self.split > 0) + (self.false > 0))
         covered = np.full((len(masks), rows, 2), -1, np.int32)
@@ -236,7 +234,7 @@ class _Picture:
         order = np.argsort(along * rng.choice([-1, 1]), kind="stable")
         most = len(pixels) - self.areas[one - 1] // 2 - 1
         smaller = order[: np.clip(round(rng.uniform(0.2, 0.5) * len(pixels)), 1, most)]
-        self.found[tuple(pixels[smaller].T)] = self._name([one, 0])
+        self.found[tuple(pixels[smaller].T)] = self._name([0, one])
 
     def add_false(self, rng: np.random.Generator) -> bool:
         """Add a detection of the shape of a nucleus where there is room; return whether."""
@@ -261,8 +259,8 @@ class _Picture:
             waves, step = rng.normal(0, outline, (2, WAVES)), rng.normal(0, shift, 2)
             place = _grow(boxes[one - 1], math.ceil(3 * (outline + shift)) + 2)
             own = self.found[place] == one
-            beneath = [(self.labels[place] == nucleus) for nucleus in nuclei if nucleus]
-            areas = self.areas[np.array(nuclei)[: len(beneath)] - 1]
+            beneath = [self.labels[place] == label for label in nuclei if label]
+            areas = [int(self.areas[label - 1]) for label in nuclei if label]
             may = own | self._is_free(place, *beneath)
             for part in (1, 0.5, 0.25):
                 new = may & _deform(own, part * waves, part * step)
@@ -275,7 +273,7 @@ class _Picture:
         """Return detections numbered by their first pixels, and the ids that each covers."""
         numbers, found = _number(self.found, by_place=True)
         ids = np.concatenate([[0], ids])
-        pairs = [sorted(self.covered[one], key=lambda x: (x == 0, x)) for one in numbers.tolist()]
+        pairs = [self.covered[one] for one in numbers.tolist()]
         return found, ids[np.array(pairs, np.int64).reshape(-1, 2)]
 
     def _is_free(self, place: tuple[slice, ...], *also: _Bools) -> _Bools:
@@ -315,11 +313,11 @@ def update_detections(clip: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def link_detections(clip: Mapping[str, Any]) -> tuple[_Labels, _Labels]:
-    """Link the detections of a clip as the truth is linked, as far as they have it.
+    """Link the detections of a clip as the truth links what they cover.
 
-    A track goes on in the largest detection that covers it, a merged detection is that of its
-    first nucleus; where there is none, the track goes on later under a new id whose parent is its
-    former one. Smaller parts of split nuclei and false detections are tracks of one frame.
+    A detection is that of the nucleus in the first column of the map. Where a nucleus has none,
+    its track ends, and a new one begins without a parent. Smaller parts of split nuclei and false
+    detections are tracks of one frame.
 
     Returns masks ``[F, H, W]`` and the table of tracks ``[n, 4]``, both int32.
     """
@@ -329,18 +327,19 @@ def link_detections(clip: Mapping[str, Any]) -> tuple[_Labels, _Labels]:
     last = len(tracks)
     masks = np.zeros(found.shape, np.int32)
     for frame, mask in enumerate(found):
-        areas = np.bincount(mask.ravel())
-        names = np.zeros(len(areas), np.int32)
-        taken = set()
-        for one in sorted(range(1, len(areas)), key=lambda one: -areas[one]):
-            track = rows[int(covered[frame, one - 1, 0])]
-            if track == 0 or track in taken:
-                track = last = last + 1
-            taken.add(track)
-            names[one] = track
+        names = np.array([0, *(rows[max(one, 0)] for one in covered[frame, :, 0].tolist())])
+        extra = np.flatnonzero(names[1 : mask.max(initial=0) + 1] == 0) + 1
+        names[extra] = np.arange(last, last + len(extra)) + 1
+        last += len(extra)
         masks[frame] = names[mask]
     parents = {rows[one]: rows[parent] for one, _, _, parent in tracks.tolist() if one}
-    masks, table, _ = split_gaps(masks, parents)
+    masks, table, old = split_gaps(masks, parents)
+    for row in table[table[:, 3] > 0]:
+        one, mother = old[row[[0, 3]] - 1] - 1
+        # A link across frames without a detection is none of the truth's.
+        is_true = one != mother and row[1] == tracks[one, 1]
+        if not (is_true and table[row[3] - 1, 2] == tracks[mother, 2]):
+            table[row[0] - 1, 3] = 0
     return masks, table
 
 
@@ -349,7 +348,8 @@ def _take(clip: Mapping[str, Any], key: str, axes: int) -> npt.NDArray[Any]:
     if not isinstance(clip, Mapping) or not isinstance(clip.get(key, torch.empty(0)), Tensor):
         raise TypeError(f"clip must be a dict of tensors, got {reprlib.repr(clip)}")
     if key not in clip:
-        way = "call DetectionErrors on it" if "detection" in key else f"give annotations={_NEEDED}"
+        way = "give annotations=('masks', 'tracks')"
+        way = "call DetectionErrors on it" if "detection" in key else way
         raise ValueError(f"clip must have the key {key!r}, got the keys {tuple(clip)}; {way}")
     if clip[key].ndim != axes:
         raise ValueError(
@@ -406,8 +406,8 @@ def _deform(own: _Bools, waves: npt.NDArray[np.float64], step: npt.NDArray[np.fl
     """Return a shape moved by a step and widened by waves around its centre, px."""
     if own.all():
         return own
-    depth = ndimage.distance_transform_edt(own).clip(0.5) - 0.5
-    depth -= ndimage.distance_transform_edt(~own).clip(0.5) - 0.5
+    inside, outside = (ndimage.distance_transform_edt(one) for one in (own, ~own))
+    depth = np.where(own, inside - 0.5, 0.5 - outside)
     centre = np.argwhere(own).mean(0) + step
     y, x = np.indices(own.shape) - centre[:, None, None]
     wide = np.polyval(waves[0] + 1j * waves[1], np.exp(1j * np.arctan2(y, x))).real
@@ -416,10 +416,10 @@ def _deform(own: _Bools, waves: npt.NDArray[np.float64], step: npt.NDArray[np.fl
     return shape
 
 
-def _judge(shape: _Bools, nuclei: list[_Bools], areas: _Ints) -> list[int]:
+def _judge(shape: _Bools, nuclei: list[_Bools], areas: list[int]) -> list[int]:
     """Tell whether a shape covers nothing (0), some (1) or more than half (2) of nuclei."""
     covered = [int((shape & nucleus).sum()) for nucleus in nuclei]
-    return [(n > 0) + (2 * n > area) for n, area in zip(covered, areas.tolist(), strict=True)]
+    return [(n > 0) + (2 * n > area) for n, area in zip(covered, areas, strict=True)]
 
 
 def _find_box(shape: _Bools) -> tuple[slice, ...]:
