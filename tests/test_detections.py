@@ -346,6 +346,15 @@ def test_results_are_written_once(film, tmp_path):
     assert np.array_equal(table, link_detections(found)[1])
 
 
+def test_many_tracks_take_more_bits(tmp_path):
+    names = torch.arange(33_000, dtype=torch.int32).view(1, 150, 220)
+    clip = {"detections": names, "detection_tracks": torch.zeros(1, 33_000, 2, dtype=torch.int32)}
+    write_ctc_result(clip | {"tracks": torch.zeros(3, 4, dtype=torch.int32)}, tmp_path, name="01")
+    written = read_image(tmp_path / "01_RES" / "mask000.tif")
+    assert written.dtype == np.uint32
+    assert np.array_equal(written, names[0])
+
+
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
