@@ -305,7 +305,7 @@ class StudentConfig:
     small_patch: int = 48  # side of the images of nuclei that fit into it; a multiple of 8
     floor: float = 0.012  # as in DenoiserConfig
     # channels at 1/2, 1/4 and 1/8 of the image's resolution
-    channels: tuple[int, int, int] = (32, 64, 64)
+    channels: tuple[int, int, int] = (16, 32, 32)
     condition_channels: int = 64  # length of the embedding of brightness and stage
 
     def __post_init__(self) -> None:
