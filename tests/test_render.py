@@ -184,7 +184,7 @@ def add_slowly(cells, groups, frames, size=SIZE):
     for group in groups:
         for patch, row, frame, zoom in zip(*vars(group).values(), strict=True):
             along, across = own_place(cells[row], int(frame), y, x)
-            grid = np.stack([across, along], -1) * float(zoom) * 2 / patch.shape[-1]
+            grid = np.stack([across, along], -1) * float(zoom) * 2 / np.array(patch.shape[::-1])
             total[frame] += F.grid_sample(
                 patch[None, None], torch.from_numpy(grid)[None].float(), "bicubic", "zeros",
                 align_corners=False,

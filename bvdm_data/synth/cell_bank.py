@@ -192,7 +192,7 @@ class BankSample:
         self, shown: Sequence[tuple[int, int, tuple[int, int]]], settings: FastSettings
     ) -> list[RenderedPatches]:
         """Return the patches of nuclei, given identity, row, and first and last frame of each."""
-        parts: dict[int, list[RenderedPatches]] = {}
+        parts: dict[tuple[int, int], list[RenderedPatches]] = {}
         for identity, row, (first, last) in shown:
             origin = self._origins[identity]
             pair = self._get_pair(origin.slot)
@@ -202,7 +202,7 @@ class BankSample:
                 if not len(chosen):
                     continue
                 light = group.light[chosen].float() * origin.gain
-                parts.setdefault(light.shape[-1], []).append(
+                parts.setdefault(group.size, []).append(
                     RenderedPatches(
                         light.flip(2) if origin.mirrored else light,
                         torch.full((len(chosen),), row),

@@ -66,16 +66,16 @@ class RenderedPatches:
     """Rendered cells on patches of one size."""
 
     # light above the background in grey values, each in its cell's own orientation
-    light: Float[Tensor, "M P P"]
+    light: Float[Tensor, "M H W"]
     rows: Int[Tensor, " M"]  # which cell each shows; on the CPU
     frames: Int[Tensor, " M"]  # in which frame of the video
     # pixels of the patch to a pixel of the video; below 1 for cells too large for their patch
     zoom: Float[Tensor, " M"]
 
     @property
-    def side(self) -> int:
-        """Side of the patches, px."""
-        return self.light.shape[-1]
+    def size(self) -> tuple[int, int]:
+        """Height and width of the patches, px."""
+        return self.light.shape[-2], self.light.shape[-1]
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def place_patches(
         centres, axes = table.centres[row, frame], table.axes[row, frame]
         # A spline reaches two pixels farther than the light.
         reach = table.radii[row, frame].amax(1) + (halo + 2) / zoom
-        reach = torch.minimum(reach, (group.side / 2 + 2) / zoom)
+        reach = torch.minimum(reach, (max(group.size) / 2 + 2) / zoom)
         reaches.append(reach.where(table.there[row, frame], -torch.inf))
         poses.append(torch.cat([centres, axes, zoom[:, None]], 1))
         rows.append(row)
@@ -243,8 +243,8 @@ def composite(
     total = torch.zeros(_count_cells([place for _, place in groups], shape), device=device)
     for light, placement in groups:
         for part, pixel, y, x in _iterate_windows(placement, shape):
-            shrink = (placement.poses[part, 4] * 2 / light.shape[-1])[:, None, None]
-            grid = torch.stack([x * shrink, y * shrink], -1)
+            zoom, (height, width) = placement.poses[part, 4, None, None], light.shape[1:]
+            grid = torch.stack([x * zoom * (2 / width), y * zoom * (2 / height)], -1)
             chosen = placement.order[part].to(light.device)
             patch = light.index_select(0, chosen)[:, None].to(device)
             if mask is None:
@@ -382,8 +382,8 @@ def join_by_size(
 ) -> list[tuple[Any, PatchPlacement]]:
     """Join the patches of several videos size by size, and place them."""
     joined = []
-    for side in sorted({group.side for _, _, group in parts}):
-        alike = [part for part in parts if part[2].side == side]
+    for one in sorted({group.size for _, _, group in parts}):
+        alike = [part for part in parts if part[2].size == one]
         patches = join_patches([group for _, _, group in alike])
         joined.append((patches, place_patches(alike, size)))
     return joined

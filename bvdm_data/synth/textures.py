@@ -21,6 +21,7 @@ from bvdm_data.synth.denoiser import (
     Student,
     compute_signed_distance_map,
     fit_to_patch_scale,
+    group_by_patch_size,
     run_dpm_solver,
 )
 from bvdm_data.synth.model import Model, RandomisedModel, TextureModel, ToneCurve
@@ -137,7 +138,7 @@ class FastSettings(Method):
 class DenoiserInputs:
     """Noise and conditions of cells on patches of one size."""
 
-    noise: Float[Tensor, "M P P"]  # standard normal numbers
+    noise: Float[Tensor, "M H W"]  # standard normal numbers
     radii: Float[Tensor, "M K"]  # outlines, px
     # mean light inside the outlines at which nuclei are painted, grey values
     brightness: Float[Tensor, " M"]
@@ -148,9 +149,9 @@ class DenoiserInputs:
     zoom: Float[Tensor, " M"]  # as there
 
     @property
-    def side(self) -> int:
-        """Side of the patches, px."""
-        return self.noise.shape[-1]
+    def size(self) -> tuple[int, int]:
+        """Height and width of the patches, px."""
+        return self.noise.shape[-2], self.noise.shape[-1]
 
 
 def _make_denoiser_inputs(
@@ -187,31 +188,26 @@ def _make_denoiser_inputs(
     if tone is not None:
         gain *= torch.from_numpy(tone.compute_gain(brightness.numpy()))
     inputs = []
-    for side, group in _group_by_patch_size(network, radii):
-        rim = (patch - side) // 2
-        inner = slice(rim, patch - rim)
-        drawn = [
-            noise[n][f - cells[n].first, inner, inner] for n, f in (seen[g] for g in group.tolist())
-        ]
+    zoom = fit_to_patch_scale(radii, patch)
+    groups = [((patch, patch), torch.arange(len(radii)))]
+    if isinstance(network, Student):
+        groups = group_by_patch_size(radii, patch)
+    for size, group in groups:
+        inner = cut_centre(patch, size)
+        drawn = [noise[n][f - cells[n].first][inner] for n, f in (seen[g] for g in group.tolist())]
         inputs.append(
             DenoiserInputs(
                 torch.stack(drawn), radii[group], painted[group], stage[group], gain[group],
-                rows[group], frames[group], fit_to_patch_scale(radii[group], side),
+                rows[group], frames[group], zoom[group],
             )
         )  # fmt: skip
     return inputs
 
 
-def _group_by_patch_size(
-    network: Denoiser | Student, radii: Float[Tensor, "N K"]
-) -> list[tuple[int, Tensor]]:
-    """Group nuclei by the side of the patch that they need."""
-    narrow = torch.zeros(len(radii), dtype=torch.bool)
-    side = network.settings.patch
-    if isinstance(network, Student):
-        narrow, side = network.fits_small_patch(radii), network.settings.small_patch
-    groups = [(side, narrow.nonzero()[:, 0]), (network.settings.patch, (~narrow).nonzero()[:, 0])]
-    return [(side, group) for side, group in groups if len(group)]
+def cut_centre(side: int, size: tuple[int, int]) -> tuple[slice, slice]:
+    """Return rows and columns of the patch of a size in the middle of a square one."""
+    top, left = ((side - length) // 2 for length in size)
+    return slice(top, side - top), slice(left, side - left)
 
 
 def _draw_ar1_noise(
@@ -293,20 +289,19 @@ def run_denoiser_batched(
 @torch.no_grad()
 def denoise_patches(
     network: Denoiser | Student,
-    noise: Float[Tensor, "N P P"],
+    noise: Float[Tensor, "N H W"],
     radii: Float[Tensor, "N K"],
     brightness: Float[Tensor, " N"],
     stage: Int[Tensor, " N"],
     gain: Float[Tensor, " N"] | None = None,
     *,
     steps: int,
-) -> Float[Tensor, "N P P"]:
+) -> Float[Tensor, "N H W"]:
     """Render nuclei from noise; ``gain`` is the factor on their light afterwards."""
-    patch = noise.shape[-1]
     device = next(network.parameters()).device
     with profile_span("outlines"):
-        radii = radii * fit_to_patch_scale(radii, patch)[:, None]
-        edge = compute_signed_distance_map(radii, patch).to(device)
+        radii = radii * fit_to_patch_scale(radii, network.settings.patch)[:, None]
+        edge = compute_signed_distance_map(radii, *noise.shape[1:]).to(device)
     brightness, stage = brightness.to(device), stage.to(device)
     start = noise[:, None].to(device)
     with profile_span("network"), torch.autocast(device.type, torch.bfloat16):
@@ -327,7 +322,7 @@ def denoise_patches(
     return light * gain[:, None, None]
 
 
-def fade_halo(edge: Float[Tensor, "N 1 P P"]) -> Float[Tensor, "N P P"]:
+def fade_halo(edge: Float[Tensor, "N 1 H W"]) -> Float[Tensor, "N H W"]:
     """Return the share of the light that is kept: 1, but falling to 0 towards ``SDF_CLIP``."""
     return ((1 - edge[:, 0]) * (SDF_CLIP / _FADE)).clamp(0, 1)
 
