@@ -97,10 +97,6 @@ BRIGHTNESS, NOISE, SPEED = 0.6, 0.3, 0.3
 noise and on the steps of nuclei (as if frames were taken more or less often), at a variation of 1
 (our choice)."""
 
-CONTRAST = (0.8, 1.25)
-"""Least and largest exponent on the light of a nucleus over the median of all, at a variation of 1,
-drawn evenly in its logarithm (our choice)."""
-
 FAINT = 2.0
 """Light of a nucleus over the camera's noise below which none is made dimmer (our choice)."""
 
@@ -126,7 +122,6 @@ class Variation:
 
     size: float  # lengths of nuclei
     brightness: float  # light of all nuclei
-    contrast: float  # how unequal their light is
     density: float  # nuclei in an area
     contact: float  # how close they come, and how many touch
     speed: float  # their steps
@@ -149,14 +144,11 @@ class ToneCurve:
     """What a clip makes of the light of nuclei."""
 
     brightness: float  # factor on all
-    contrast: float  # exponent on the light over the median
-    median: float  # of the video's nuclei, grey values
     faint: float  # light below which no nucleus is made dimmer, grey values
 
     def compute_gain(self, light: Any) -> Any:
         """Return the factor on the light of nuclei, grey values."""
-        gain = self.brightness * (light / self.median) ** (self.contrast - 1)
-        return np.maximum(gain, np.minimum(1, self.faint / light))
+        return np.maximum(self.brightness, np.minimum(1, self.faint / light))
 
 
 @dataclass(frozen=True)
@@ -181,12 +173,10 @@ def randomise_model(model: Model, amounts: Variation, rng: np.random.Generator) 
     spread *= [amounts.brightness, amounts.noise, amounts.speed]
     brightness, noise, faster = np.exp(spread * rng.standard_normal(3))
     size, density = math.exp(grown), math.exp(amounts.density * rng.uniform(*np.log(DENSITY)))
-    contrast = math.exp(amounts.contrast * rng.uniform(*np.log(CONTRAST)))
     blur = amounts.blur * BLUR * rng.random()
     room = np.exp(-amounts.contact * rng.uniform(0, SPACING))
     contact = amounts.contact * rng.uniform(0, CONTACT)
-    median = float(np.median(lives.brightness))
-    tone = ToneCurve(float(brightness), contrast, median, FAINT * camera.noise)
+    tone = ToneCurve(float(brightness), FAINT * camera.noise)
     return RandomisedModel(
         shapes=replace(shapes, mean=size * shapes.mean, modes=size * shapes.modes),
         lives=replace(
