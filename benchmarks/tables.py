@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bvdm_data.evaluation.report import PAPER_ARMS, TILES
+from bvdm_data.evaluation.seg_tra import LINK_MEASURES
 
 Results = Mapping[str, Any]
 Table = tuple[list[str], list[list[str]]]
@@ -183,18 +184,19 @@ def reuse(results: Results) -> Table:
 
 
 def linking(results: Results) -> Table:
-    part = results["linking"]
-    figures = ("lnk", "bc", "tra")
-    rows = [["LapTrack, not trained", "-", *(number(part["laptrack"][f], 4) for f in figures)]]
-    for one in part["rows"]:
-        rows.append(
-            [
-                f"Trackastra on {one['arm']}",
-                str(one["seeds"]),
-                *(number(one[figure], 4) for figure in figures),
-            ]
-        )
-    return ["linker", "seeds", "LNK", "BC(1)", "TRA"], rows
+    rows = results["linking"]["rows"]
+    figures = [figure for figure in LINK_MEASURES if figure in rows[0]]
+    counts = [figure for figure in figures if LINK_MEASURES[figure].startswith("AOGM")]
+    cells = [
+        [
+            one["arm"],
+            one["detections"],
+            str(one["seeds"]),
+            *(number(one[figure], 0 if figure in counts else 4) for figure in figures),
+        ]
+        for one in rows
+    ]
+    return ["linker", "detections", "seeds", *(LINK_MEASURES[f] for f in figures)], cells
 
 
 def distance(results: Results) -> Table:

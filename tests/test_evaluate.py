@@ -34,7 +34,9 @@ SEGMENTER = SegmenterSettings(steps=2, batch=1)
 LINKER = LinkerSettings(
     width=16, heads=2, layers=1, window=4, training=replace(LINKER_TRAINING, steps=2, batch=2)
 )
-BUDGET = Budget(seeds=2, clips=12, segmenter=SEGMENTER, crops=2, tiles=6, linker=LINKER)
+BUDGET = Budget(
+    seeds=2, clips=12, segmenter=SEGMENTER, crops=2, tiles=6, linker=LINKER, linker_seeds=1
+)
 
 
 @pytest.fixture
@@ -247,7 +249,9 @@ def test_evaluation_continues_and_reports(data, tiny_video, monkeypatch, tmp_pat
     monkeypatch.setattr(transfer, "CHANGES", {"haze and debris": transfer.add_haze})
     monkeypatch.setattr(transfer, "ZOOMS", (1.33,))
     parts, real = ("training", "transfer", "linking"), ("real",)
-    questions = Questions(parts=parts, arms=real, linking_arms=real, budget=BUDGET)
+    questions = Questions(
+        parts=parts, arms=real, linking_arms=real, budget=replace(BUDGET, linked_arm="real")
+    )
     video, masks, tracks = tiny_video
     write_sequence(tmp_path, "03", video[:6], masks[:6], cut_tracks(tracks, 0, 6))
     data, lines = replace(data, test_stop=6, also=[(tmp_path, "03")]), []
@@ -261,10 +265,15 @@ def test_evaluation_continues_and_reports(data, tiny_video, monkeypatch, tmp_pat
     # Two networks are trained, and tested on all.
     assert len(list(data.folder.glob("trials/*.pt"))) == 2
     assert len(list(data.folder.glob("trials/*.json"))) == 2 * (1 + len(results["transfer"]))
-    assert [row["arm"] for row in results["linking"]["rows"]] == ["real"]
+    rows = results["linking"]["rows"]
+    names = ["LapTrack tuned on 01", "LapTrack tuned on synthetic", "Trackastra on real"]
+    assert [row["arm"] for row in rows[::3]] == names
+    kinds = ["reference", "planted", "segmented"]
+    assert [row["detections"] for row in rows] == kinds * 3
+    assert (rows[0]["fn"], rows[0]["fp"]) == (0, 0) != (rows[1]["fn"], rows[1]["fp"])
     assert sum("seed 1  seg " in line for line in lines) == 1 + len(results["transfer"])
     page = (tmp_path / "report" / "index.html").read_text()
-    assert "tracker on the reference masks" in page
+    assert "LapTrack tuned on synthetic" in page
     assert "haze and debris" in page
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert report["training"]["rows"] == results["training"]["rows"]

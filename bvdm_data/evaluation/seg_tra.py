@@ -1,5 +1,6 @@
 """Scores of masks and tracks by the measures of the Cell Tracking Challenge."""
 
+import collections
 import contextlib
 import io
 import math
@@ -19,6 +20,12 @@ from bvdm_data.datasets.tiff import write_image
 from bvdm_data.datasets.tracks import check_ids_match, check_track_table
 from bvdm_data.system import require
 
+# What is measured of links, by the names of py-ctcmetrics. BIO is the mean of CT, TF, BC and CCA.
+LINK_MEASURES = {
+    "lnk": "LNK", "bc": "BC(1)", "tra": "TRA", "bc0": "BC(0)", "bc2": "BC(2)", "bc3": "BC(3)",
+    "ct": "CT", "tf": "TF", "cca": "CCA", "aogm": "AOGM", "ns": "AOGM_NS", "fn": "AOGM_FN",
+    "fp": "AOGM_FP", "ed": "AOGM_ED", "ea": "AOGM_EA", "ec": "AOGM_EC",
+}  # fmt: skip
 METRICS = ("Valid", "SEG", "TRA", "DET", "LNK", "BC")  # what py-ctcmetrics is asked for
 
 Labels = npt.NDArray[np.integer]
@@ -145,16 +152,27 @@ def score(
         return Scores(0.0, 0.0, 0.0, lnk, bc, 0.0)
     if not len(table):
         return Scores(math.nan, math.nan, math.nan, math.nan, math.nan, 0.0)
-    with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder)
-        _write_masks(home / "01_RES", "mask", masks)
-        np.savetxt(home / "01_RES" / "res_track.txt", table, fmt="%d")
-        _write_masks(home / "01_GT" / "SEG", "man_seg", reference_masks)
-        _write_masks(home / "01_GT" / "TRA", "man_track", reference_masks)
-        np.savetxt(home / "01_GT" / "TRA" / "man_track.txt", truth, fmt="%d")
-        # Without links to find, the library divides by 0.
-        values = _evaluate(home, [name for name in METRICS if has_links or name != "LNK"])
-    return Scores(*[math.nan if value is None else float(value) for value in values])
+    # Without links to find, the library divides by 0.
+    names = [name for name in METRICS if has_links or name != "LNK"]
+    values = _run_library(masks, table, reference_masks, truth, names)
+    return Scores(*[values[name] for name in ("SEG", "DET", "TRA", "LNK", "BC(1)", "Valid")])
+
+
+def score_links(
+    masks: Labels, tracks: Labels, reference_masks: Labels, reference_tracks: Labels
+) -> dict[str, float]:
+    """Measure the links of a result by all of ``LINK_MEASURES``; NaN where one is not defined.
+
+    AOGM and its parts are counts: needed splits, missed and false nuclei, false and missed links,
+    and links of the wrong kind.
+    """
+    known = score(masks, tracks, reference_masks, reference_tracks)
+    if not known.valid:
+        return dict.fromkeys(LINK_MEASURES, math.nan) | {"lnk": known.lnk, "bc": known.bc}
+    names = ["Valid", "DET", "TRA", "CT", "TF", "BC", "CCA"]
+    names += [] if math.isnan(known.lnk) else ["LNK"]
+    values = _run_library(masks, tracks, reference_masks, reference_tracks, names)
+    return {figure: values[name] for figure, name in LINK_MEASURES.items()}
 
 
 @dataclass(frozen=True)
@@ -203,16 +221,24 @@ def _write_masks(folder: Path, prefix: str, masks: Labels) -> None:
         write_image(folder / f"{prefix}{number:0{digits}d}.tif", image)
 
 
-def _evaluate(folder: Path, metrics: list[str]) -> list[float | None]:
-    require("ctc_metrics")
-    evaluate_sequence = require("ctc_metrics.scripts.evaluate").evaluate_sequence
-    # One thread: the library's pool would fork a process in which torch has run.
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        scores = evaluate_sequence(
-            str(folder / "01_RES"), str(folder / "01_GT"), metrics=metrics, threads=1
-        )
-    return [scores.get(name) for name in ("SEG", "DET", "TRA", "LNK", "BC(1)", "Valid")]
+def _run_library(
+    masks: Labels, table: Labels, reference_masks: Labels, truth: Labels, metrics: list[str]
+) -> dict[str, float]:
+    """Return all that py-ctcmetrics measures; NaN for what it does not."""
+    evaluate = require("ctc_metrics") and require("ctc_metrics.scripts.evaluate").evaluate_sequence
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        _write_masks(home / "01_RES", "mask", masks)
+        np.savetxt(home / "01_RES" / "res_track.txt", table, fmt="%d")
+        _write_masks(home / "01_GT" / "SEG", "man_seg", reference_masks)
+        _write_masks(home / "01_GT" / "TRA", "man_track", reference_masks)
+        np.savetxt(home / "01_GT" / "TRA" / "man_track.txt", truth, fmt="%d")
+        # One thread: the library's pool would fork a process in which torch has run.
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = evaluate(str(home / "01_RES"), str(home / "01_GT"), metrics, threads=1)
+    known = {name: float(value) for name, value in found.items() if value is not None}
+    return collections.defaultdict(lambda: math.nan, known)
 
 
 def _match(
