@@ -26,7 +26,11 @@ NUCLEI = (8, 60)  # in the first frame of a synthetic one, from sparse to crowde
 CLIPS = 160  # clips of every kind
 TUNED_ON = 6  # synthetic clips that LapTrack is tuned on
 REACHES, SPLITS = (20.0, 25.0, 30.0, 35.0, 40.0, 50.0), (25.0, 30.0, 35.0, 40.0, 50.0)
-PLANTED = {"missed": 0.05, "merged": 0.02, "false": 0.02}  # errors of planted detections
+PLANTED: dict[str, Any] = {
+    "missed": 0.05,
+    "merged": 0.02,
+    "false": 0.02,
+}  # errors of planted detections
 # What is taken back, one at a time, of a linker that learned from synthetic clips.
 ABLATION: dict[str, dict[str, Any]] = {
     "layers as in Trackastra 0.5": {"pre_norm": False},
@@ -71,7 +75,8 @@ def make_linking_clips(name: str, data: Data, count: int = CLIPS) -> Any:
     synthetic = arms.make_synthetic_clips(data, count, nuclei=(min(NUCLEI[0], most), most))
     if name != "real+synthetic":
         return synthetic
-    real = arms.make_real_clips(replace(data, scale=synthetic.scale))
+    scale: Any = synthetic.scale  # that of the model, as in the arm of both
+    real = arms.make_real_clips(replace(data, scale=scale))
     return _Clips(MixedVideos({"real": real, "synthetic": synthetic}, weights=arms.MIX), count)
 
 
@@ -137,8 +142,8 @@ def compare_linkers(
         key = compute_fingerprint("laptrack", str(data.root), which, repr(data), count)
         tuned = cache_json(data.folder / "links" / f"{key}.json", functools.partial(tune, which))
         reaches = tuple(tuned["reaches"])
-        links: list[Link] = [lambda _, masks, given=reaches: linker.track(masks, *given)]
-        yield from score(f"LapTrack tuned on {which}", [("laptrack", *reaches)], links)
+        link = functools.partial(_link_by_distance, reaches)
+        yield from score(f"LapTrack tuned on {which}", [("laptrack", *reaches)], [link])
     jobs = [(f"Trackastra on {name}", name, settings, Decoding()) for name in names]
     if ablation and "synthetic" in names:
         jobs += [
@@ -169,6 +174,10 @@ def _train(
     checkpoint = data.folder / "linkers" / f"{key}.pt"
     train = functools.partial(linker.train_linker, clips, settings, progress=data.progress)
     return key, functools.cache(lambda: train(checkpoint=checkpoint))
+
+
+def _link_by_distance(reaches: tuple[float, float], _: Reference, masks: Labels) -> Tracked:
+    return linker.track(masks, *reaches)
 
 
 def _link_with(get: Callable[[], linker.Linker], decoding: Decoding) -> Link:

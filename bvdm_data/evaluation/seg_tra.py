@@ -225,7 +225,8 @@ def _run_library(
     masks: Labels, table: Labels, reference_masks: Labels, truth: Labels, metrics: list[str]
 ) -> dict[str, float]:
     """Return all that py-ctcmetrics measures; NaN for what it does not."""
-    evaluate = require("ctc_metrics") and require("ctc_metrics.scripts.evaluate").evaluate_sequence
+    require("ctc_metrics")
+    evaluate = require("ctc_metrics.scripts.evaluate").evaluate_sequence
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         _write_masks(home / "01_RES", "mask", masks)
