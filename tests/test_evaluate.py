@@ -14,7 +14,7 @@ from bvdm_data.datasets import ctc
 from bvdm_data.datasets.ctc import write_sequence
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.datasets.tracks import cut_tracks
-from bvdm_data.evaluation import arms, cell_cycle_gan, transfer
+from bvdm_data.evaluation import arms, cell_cycle_gan, linking, transfer
 from bvdm_data.evaluation.arms import Data, make_arm, make_pasted_clips, make_real_clips
 from bvdm_data.evaluation.evaluate import (
     STUDIES,
@@ -248,6 +248,8 @@ def test_full_clip_has_stages_where_visible(data):
 def test_evaluation_continues_and_reports(data, tiny_video, monkeypatch, tmp_path):
     monkeypatch.setattr(transfer, "CHANGES", {"haze and debris": transfer.add_haze})
     monkeypatch.setattr(transfer, "ZOOMS", (1.33,))
+    monkeypatch.setattr(linking, "REACHES", (30.0,))
+    monkeypatch.setattr(linking, "SPLITS", (35.0,))
     parts, real = ("training", "transfer", "linking"), ("real",)
     questions = Questions(
         parts=parts, arms=real, linking_arms=real, budget=replace(BUDGET, linked_arm="real")
@@ -270,7 +272,7 @@ def test_evaluation_continues_and_reports(data, tiny_video, monkeypatch, tmp_pat
     assert [row["arm"] for row in rows[::3]] == names
     kinds = ["reference", "planted", "segmented"]
     assert [row["detections"] for row in rows] == kinds * 3
-    assert (rows[0]["fn"], rows[0]["fp"]) == (0, 0) != (rows[1]["fn"], rows[1]["fp"])
+    assert (rows[0]["fn"], rows[0]["fp"], rows[0]["ns"]) == (0, 0, 0)
     assert sum("seed 1  seg " in line for line in lines) == 1 + len(results["transfer"])
     page = (tmp_path / "report" / "index.html").read_text()
     assert "LapTrack tuned on synthetic" in page
