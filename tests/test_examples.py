@@ -15,6 +15,7 @@ from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
+@pytest.mark.heavy
 def test_notebook_runs_and_shows_clips():
     cells = json.loads((EXAMPLES / "first_clips.ipynb").read_text())["cells"]
     names, shown = {}, []

@@ -44,7 +44,7 @@ def run_snippet(snippet):
     return names
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
+@pytest.mark.parametrize("snippet", [one for one in SNIPPETS if "optimizer" not in one])
 def test_readme_snippets_run(snippet, tmp_path, monkeypatch):
     write_stand_in(tmp_path / "Fluo-N2DL-HeLa")
     monkeypatch.chdir(tmp_path)

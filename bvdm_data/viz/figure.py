@@ -96,7 +96,8 @@ def draw_lineage(axes: "Axes", tracks: Tensor | Array, frames: int) -> None:
         axes.plot([first, last], [place, place], color=colour, marker=".", markersize=3)
         if parent in places:
             ends = [rows[parent][2], first]
-            axes.plot(ends, [places[parent], place], color=colour, linewidth=1)
+            style = ":" if ends[1] - ends[0] > 1 else "-"  # out of sight in between
+            axes.plot(ends, [places[parent], place], style, color=colour, linewidth=1)
         if len(places) <= MOST_IDS:
             axes.annotate(
                 str(identity), (first, place), (2, 1), textcoords="offset points", fontsize=6,
