@@ -173,7 +173,7 @@ def test_site_builds_without_warnings(tmp_path):
         assert re.search(rf'id="bvdm_data\.(clip\.)?{name}"', site["reference"]), name
     for command in cli.commands:
         assert f'id="bvdm-data-{command}"' in site["reference_commands"], command
-    assert "Names of the stages of the cell cycle" in site["reference"]
+    assert "Names of the stages of a life" in site["reference"]
     assert "What labels may tell apart: nuclei" in site["reference_adapters"]
     for page, text in site.items():
         for link in re.findall(r'(?:href|src)="([^"#?:]+)["#?]', text):
