@@ -3,6 +3,7 @@
 from bvdm_data.clip import STAGES, CameraScale, Clip, TooManyNucleiError, association, divisions
 from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets.ctc_videos import CTCVideos
+from bvdm_data.datasets.detections import DetectionErrors
 from bvdm_data.datasets.device_loader import DeviceLoader
 from bvdm_data.datasets.mixed import MixedVideos, twin
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
@@ -20,6 +21,7 @@ __all__ = [
     "CTCVideos",
     "CameraScale",
     "Clip",
+    "DetectionErrors",
     "DeviceLoader",
     "FastSettings",
     "MixedVideos",
