@@ -154,7 +154,7 @@ class SyntheticHeLaVideos(ClipStream):
         outline: What an outline means, by the share of the light of a nucleus' core that its light
             has there. ``"video"``: as annotated in the fitted video, where outlines may lie at a
             larger share the dimmer a nucleus is. ``"even"``: the same for every nucleus, that of
-            the video's median nucleus, since all are painted at its brightness and lit up or down
+            the video's median nucleus, since all are rendered at its brightness and lit up or down
             afterwards. A number: as ``"even"``, but with outlines moved to that share; labels
             change, pictures do not. A pair, share and slope: what
             :func:`~bvdm_data.outlines.calibrate_outline` measures on your own annotated frames.
