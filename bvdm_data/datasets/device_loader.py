@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate, default_convert
 
+from bvdm_data.datasets.description import Described
 from bvdm_data.datasets.prefetch import CudaStream, DeviceStream, Prefetcher
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.datasets.transforms import apply_transform, list_required_keys
@@ -124,7 +125,7 @@ _PASSED_ON = (
 """Arguments of DataLoader that are passed on."""
 
 
-class DeviceLoader:
+class DeviceLoader(Described):
     """Loads batches of clips that a GPU renders, while the loop uses those before.
 
     Workers draw cells, scenes, annotations and the noise of nuclei on the CPU; they send no
@@ -216,6 +217,9 @@ class DeviceLoader:
         self._loader = self._new_loader()
         self._running: weakref.ref[Prefetcher[Any]] | None = None
         self._received, self._restarts = 0, videos._plan.restarts
+
+    def _list_arguments(self) -> dict[str, Any]:
+        return {**self._how, **super()._list_arguments(), "prefetch": self._prefetch}
 
     def __iter__(self) -> Iterator[Any]:
         """Begin a loop; one that is under way is closed."""

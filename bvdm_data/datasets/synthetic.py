@@ -59,22 +59,19 @@ METHODS: Mapping[str, Method] = {
 }
 """Methods of synthesis, by name."""
 
-
 OUTLINES = ("even", "video")
 """What an outline may mean, where it is no number."""
 
 
 def as_method(method: str | Method) -> Method:
     """Return the settings of a method."""
-    if isinstance(method, Method):
-        return method
     settings = "FastSettings, PaperSettings or ProceduralSettings"
-    if not isinstance(method, str):
+    if not isinstance(method, (str, Method)):
         raise TypeError(f"method must be a name, {settings}, got {method!r}")
-    if method not in METHODS:
-        names = ", ".join(repr(name) for name in METHODS)
+    if isinstance(method, str) and method not in METHODS:
+        names = ", ".join(map(repr, METHODS))
         raise ValueError(f"method must be one of {names}, or {settings}, got {method!r}")
-    return METHODS[method]
+    return METHODS[method] if isinstance(method, str) else method
 
 
 def _check_variation(
@@ -157,7 +154,7 @@ class SyntheticHeLaVideos(ClipStream):
         outline: What an outline means, by the share of the light of a nucleus' core that its light
             has there. ``"video"``: as annotated in the fitted video, where outlines may lie at a
             larger share the dimmer a nucleus is. ``"even"``: the same for every nucleus, that of
-            the video's median nucleus, since all are painted at its brightness and lit up or down
+            the video's median nucleus, since all are rendered at its brightness and lit up or down
             afterwards. A number: as ``"even"``, but with outlines moved to that share; labels
             change, pictures do not. A pair, share and slope: what
             :func:`~bvdm_data.outlines.calibrate_outline` measures on your own annotated frames.
@@ -201,6 +198,8 @@ class SyntheticHeLaVideos(ClipStream):
             for batch in DataLoader(SyntheticHeLaVideos(frames=8), batch_size=4, num_workers=2):
                 loss = net(batch["video"], batch["masks"])
     """
+
+    _ALWAYS = ("frames", "size", "seed", "model", "method", "variation", "outline")
 
     def __init__(
         self,
@@ -286,6 +285,14 @@ class SyntheticHeLaVideos(ClipStream):
         settings |= {name: str(getattr(self, name)) for name in (*names, "outline")}
         # The clips of a pool follow from how many there are before.
         return settings | ({} if self.pool is None else {"length": str(self.length)})
+
+    def _list_arguments(self) -> dict[str, Any]:
+        known = (name for name, settings in METHODS.items() if settings == self.method)
+        return super()._list_arguments() | {"method": next(known, self.method)}
+
+    def _is_quick(self) -> bool:
+        is_slow = self.pool or isinstance(self.method, PaperSettings) or self.device.type != "cpu"
+        return not is_slow and super()._is_quick()
 
     @property
     def _name(self) -> str:
