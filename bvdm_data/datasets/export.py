@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from bvdm_data.clip import CameraScale
 from bvdm_data.datasets.ctc import write_sequence
-from bvdm_data.datasets.synthetic import as_method, check_outline, check_scene
+from bvdm_data.datasets.synthetic import as_method, check_outline
 from bvdm_data.files import MANIFEST, check_entries, cut_words, prepare_output_dir, write_manifest
-from bvdm_data.synth.scene import Method
+from bvdm_data.synth.scene import Method, check_scene
 from bvdm_data.synth.synthesis import synthesise
 from bvdm_data.system import describe_cpu
 from bvdm_data.validate import as_int, check_seed, name_source_in_errors

@@ -74,6 +74,8 @@ def write_contact_sheet(
     target = _check_suffix(path, ".png")
     if not clips:
         raise ValueError("clips must hold at least one clip, got none")
+    for clip in clips.values():
+        _require_pictures(clip)
     if grey_range is None:
         grey_range = measure_display_range([clip["video"] for clip in clips.values()])
     rows = []
@@ -103,6 +105,7 @@ def write_animation(
     target = _check_suffix(path, ".gif", ".mp4")
     if not 0 < frames_per_second <= 50:
         raise ValueError(f"frames_per_second must be above 0, at most 50, got {frames_per_second}")
+    _require_pictures(clip)
     if grey_range is None:
         grey_range = measure_display_range([clip["video"]])
     shown = range(len(clip["video"]))
@@ -347,6 +350,14 @@ def _check_images(images: Sequence[Image.Image]) -> None:
     if modes:
         raise ValueError(
             f"images must be RGB, got the mode {min(modes)!r}; see Image.convert('RGB')"
+        )
+
+
+def _require_pictures(clip: Clip) -> None:
+    if "video" not in clip:
+        raise ValueError(
+            f"clip must have the key 'video', got the keys {tuple(clip)}; give the data set "
+            "video=True"
         )
 
 
