@@ -138,21 +138,21 @@ def check_clip(clip: Clip, *, longest_step: float | None = None) -> None:
     move. Without masks, the other annotations are checked against each other.
 
     Args:
-        clip: One clip (not a batch), on any device. Without ``video``, it must have masks.
-        longest_step: Check the masks as those of a synthetic scene, too, which needs ``video``:
-            from frame to frame no nucleus in full view moves farther than this, in px (its centroid
-            may by 1 px), others leave at least 10 px of one that is seen, and no label of a dim
-            nucleus lies on a brighter neighbour's light. None: do not.
+        clip: One clip (not a batch), on any device.
+        longest_step: Check the masks as those of a synthetic scene, too: from frame to frame no
+            nucleus in full view moves farther than this, in px (its centroid may by 1 px), others
+            leave at least 10 px of one that is seen, and no label of a dim nucleus lies on a
+            brighter neighbour's light. None: do not.
 
     Raises:
         ValueError: Naming the key and the rule that is broken.
     """
     parts: dict[str, Any] = dict(clip)
-    pictures = () if "masks" in parts and longest_step is None else ("video",)
-    for key in (*pictures, "index", "source"):
+    for key in ("video", "index", "source"):
         if key not in parts:
-            raise ValueError(f"a clip must have the key {key!r}, got the keys {tuple(parts)}")
-    sides = _check_video(parts["video"]) if "video" in parts else _find_sides(parts["masks"])
+            hint = "; give the data set video=True" * (key == "video")
+            raise ValueError(f"a clip must have the key {key!r}, got the keys {tuple(parts)}{hint}")
+    sides = _check_video(parts["video"])
     _check_form("index", parts["index"], (), torch.int64)
     source = _check_form("source", parts["source"], (), torch.int8)
     if int(source) not in (0, 1):
@@ -263,14 +263,6 @@ def _check_video(video: object) -> tuple[int, int, int]:
             f"{video.min().item()} to {video.max().item()}"
         )
     frames, _, height, width = video.shape
-    return frames, height, width
-
-
-def _find_sides(masks: object) -> tuple[int, int, int]:
-    if not isinstance(masks, Tensor) or masks.ndim != 3:
-        got = list(masks.shape) if isinstance(masks, Tensor) else type(masks).__name__
-        raise ValueError(f"masks must be [F, H, W] int32, got {got}")
-    frames, height, width = masks.shape
     return frames, height, width
 
 

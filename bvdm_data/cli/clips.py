@@ -20,9 +20,11 @@ from bvdm_data.cli.options import (
     QUIET,
     SEED,
     VARIATION,
+    VIDEO,
     Floats,
     add_method_options,
     add_size_options,
+    add_time_options,
     option,
     take_annotations,
     take_method,
@@ -154,6 +156,7 @@ def _write_page(
 @VARIATION
 @OUTLINE
 @DEATH_RATE
+@add_time_options
 @add_method_options
 @SEED
 @QUIET
@@ -195,12 +198,14 @@ def fetch(name: str, directory: Path, split: str, quiet: bool) -> None:
 @MODEL
 @add_size_options(8, "256x256")
 @ANNOTATIONS
+@VIDEO
 @NUCLEI
 @AT_LEAST
 @MAX_CELLS
 @VARIATION
 @OUTLINE
 @DEATH_RATE
+@add_time_options
 @add_method_options
 @POOL
 @SEED

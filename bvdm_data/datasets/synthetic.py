@@ -299,7 +299,7 @@ class SyntheticHeLaVideos(ClipStream):
         return load(self.model, digest=self.digest)
 
     def _scene(self, wanted: Collection[str]) -> SceneSettings:
-        return replace(self._settings, flow="flow" in wanted)
+        return replace(self._settings, max_cells=self.max_cells, flow="flow" in wanted)
 
     def _place(self, number: int) -> dict[str, Any]:
         """Return what the random numbers of a clip follow from, as arguments of synthesise."""

@@ -110,7 +110,7 @@ def count_fitting_nuclei(model: Model, size: tuple[int, int]) -> int:
     return max(1, int(CROWDED * area / model.nucleus_area))
 
 
-def count_cycles(model: Model, frames: int) -> float:
+def _count_cycles(model: Model, frames: int) -> float:
     """Return how many cell cycles some frames last."""
     mean, deviation = model.lives.cycle
     return frames / math.exp(mean + deviation**2 / 2)
@@ -118,7 +118,7 @@ def count_cycles(model: Model, frames: int) -> float:
 
 def _count_doublings(model: Model, settings: SceneSettings) -> float:
     """Return how often nuclei double in number; in clips of many cycles, those that die count."""
-    cycles = count_cycles(model, settings.lived)
+    cycles = _count_cycles(model, settings.lived)
     dead = (settings.death_rate or 0) * settings.lived / math.log(2)
     return cycles - dead * (cycles > MOST_CYCLES)
 
@@ -146,7 +146,7 @@ def estimate_rows(model: Model, settings: SceneSettings) -> tuple[int, int]:
         first, founders = max(first, densest * seen), max(founders, densest * canvas)
         spread = max(spread, math.sqrt(densest * canvas))
     # A division ends an id and begins two.
-    cycles, doublings = count_cycles(model, frames), _count_doublings(model, settings)
+    cycles, doublings = _count_cycles(model, frames), _count_doublings(model, settings)
     grown = 2 * 2**doublings - 1
     if doublings != cycles:
         shrunk = math.log(2) * doublings
@@ -194,7 +194,7 @@ def check_scene(
             f"at_least must be left out with nuclei={nuclei}, got {at_least}; for a range of "
             "numbers give a pair of nuclei"
         )
-    doublings, cycles = _count_doublings(model, scene), count_cycles(model, scene.lived)
+    doublings, cycles = _count_doublings(model, scene), _count_cycles(model, scene.lived)
     if doublings > MOST_CYCLES:
         raise ValueError(
             f"frames must be at most {int(MOST_CYCLES * scene.frames / cycles)}, {MOST_CYCLES} "

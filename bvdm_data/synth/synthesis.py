@@ -180,7 +180,9 @@ def _move_outlines(
     table: CellTable, seen: Tensor, seen_in: Tensor, settings: SceneSettings
 ) -> Tensor:
     """Draw labels whose outlines are moved; the same cells are seen in the same frames."""
-    radii = torch.maximum(table.radii + settings.moved, table.radii / 2)
+    outlines = table.radii.values
+    outlines = torch.maximum(outlines + settings.moved, outlines / 2)
+    radii = replace(table.radii, values=outlines)
     moved, still = draw_labels(replace(table, there=seen_in, radii=radii), settings.size)
     for row, frame in (seen_in & ~still).nonzero().tolist():
         moved[frame][seen[frame] == row + 1] = row + 1
@@ -208,8 +210,10 @@ def _keep_out(cells: Sequence[Trajectory], late: Iterable[tuple[int, int]]) -> l
 def _relabel(seen: Tensor, new_of: npt.NDArray[np.int32]) -> Labels:
     """Replace rows by ids, ``[F, H, W]``."""
     ids_of = torch.from_numpy(new_of)
-    ids = [ids_of[:, frame].index_select(0, flat) for frame, flat in enumerate(seen.flatten(1))]
-    return np.asarray(torch.stack(ids).view_as(seen).numpy())
+    masks = torch.empty_like(seen)
+    for frame, flat in enumerate(seen.flatten(1)):
+        masks[frame] = ids_of[:, frame].index_select(0, flat).view_as(masks[frame])
+    return np.asarray(masks.numpy())
 
 
 def _tabulate_stages(
@@ -237,14 +241,16 @@ def _composite_scene(
 def _expose_scene(
     scene: Scene, light: Float[Tensor, "F H W"], *, glow: bool
 ) -> npt.NDArray[np.float32]:
-    """Add the stray light to that of the cells, in place, and photograph both."""
+    """Add the stray light to that of the cells and photograph both, in place."""
     normal = make_cpu_normal(numpy_rng(scene.seed, *scene.name, "camera"))
     noise = torch.tensor([scene.camera.noise], dtype=torch.float64)
     blur = make_gaussian_kernels([scene.blur])
     with profile_span("camera"):
         add_spots(light, scene.spots)
-        video = expose(light[None], scene.camera, normal, noise=noise, blur=blur, glow=glow)
-    return np.asarray(video[0].numpy())
+        expose(
+            light[None], scene.camera, normal, noise=noise, blur=blur, glow=glow, out=light[None]
+        )  # fmt: skip
+    return np.asarray(light.numpy())
 
 
 def compute_scene_flow(
