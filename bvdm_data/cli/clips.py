@@ -260,6 +260,7 @@ def shards(
 @option("--pairs", type=int, help="Of --pool: sister pairs in the cell bank. [default: 256]")
 @option("--renew", type=float, help="Of --pool: pairs renewed with each clip. [default: 1]")
 @ANNOTATIONS
+@VIDEO
 @option("--batch-size", default=4, help="Clips of a training step.")
 @option("--workers", default=1, help="Processes of the DataLoader.")
 @option("--step-seconds", default=0.1, help="Time of a training step, data apart.")

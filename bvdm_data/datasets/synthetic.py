@@ -132,6 +132,18 @@ class SyntheticHeLaVideos(ClipStream):
             outline only, whatever is given.
         annotations: Keys in addition to ``video``: ``"masks"``, ``"tracks"``, ``"flow"``,
             ``"stages"``, ``"boxes"``, ``"centroids"``, or ``"all"``; see :class:`Clip`.
+        video: Whether clips have the key ``video``. False: nothing is painted and nothing
+            photographed, for networks that need no pictures, such as trackers; all else is the
+            same, byte for byte, and several times as fast. Only the ``flow`` of ``"paper"`` and
+            ``"procedural"`` needs their textures nevertheless.
+        minutes: Time between two frames: that of the fitted video (None) or a multiple of it. The
+            nuclei live and move at the interval of the fitted video, and every n-th frame of that
+            is shown; a nucleus that lives between two shown frames is not seen.
+        drift: How far the microscope's stage carries the field from frame to frame, px, in one
+            random direction a clip, in addition to what it did in the fitted video. Nuclei, haze
+            and debris come into view as they would there; the background stays.
+        jumps: Chance that the stage jumps from one frame to the next, and the longest jump in px;
+            directions and lengths are random, even up to the longest.
         max_cells: Rows of the padded tables. None: as many as the clips of these arguments and
             this model can need. Fewer are refused where the densest clips show more; they save
             memory. In the rare clip that would need more rows than there are, no further nucleus
@@ -153,7 +165,6 @@ class SyntheticHeLaVideos(ClipStream):
         model: Path of the model's file.
         digest: SHA-256 of what the clips follow from in it; no other model is taken later.
         scale: Linear scale between grey values and camera counts.
-        minutes: Time between two frames of the fitted video.
         pixel_size: Side of its pixels, micrometres; None: the model does not know.
         epoch: Number of the epoch, 0 at first.
 

@@ -31,6 +31,8 @@ FLAT = 0.02
 PIXELS, LIGHT_PIXELS, COORDINATES = "_pixels", "_light_pixels", "_coordinates"
 """Keys of the probe planes in the clip that the transform gets."""
 
+_STAND_IN = "_picture"
+
 _TABLES = ("tracks", "stages", "boxes", "centroids")
 _ADVICE = "move it by its tv_tensor type, as torchvision.transforms.v2 does"
 _TOO_LITTLE = "it leaves too little of the image to follow flow; leave 'flow' out of annotations"
@@ -190,9 +192,12 @@ def add_probe_planes(clip: Clip) -> dict[str, Any]:
 
     Video and masks are copies, which a transform may change in place.
     """
-    sample: dict[str, Any] = {**clip}
+    # Where there is no picture, torchvision takes the first plain tensor for one.
     if "video" in clip:
-        sample["video"] = tv_tensors.Video(clip["video"].clone())
+        sample: dict[str, Any] = {**clip, "video": tv_tensors.Video(clip["video"].clone())}
+    else:
+        picture = torch.zeros(1, *clip["masks"][:1].shape, device=clip["masks"].device)
+        sample = {**clip, _STAND_IN: tv_tensors.Video(picture)}
     has_masks = "masks" in clip
     if "flow" in clip or (not has_masks and any(key in clip for key in _TABLES)):
         sample[COORDINATES] = _make_coordinate_planes(clip)
@@ -218,7 +223,7 @@ def update_annotations(
     for a while comes back under a new id, and ``flow`` is that between the moved pixels. What lies
     beyond the edge of the old image is background. Resized masks lie where the light does.
     """
-    after = {key: _to_plain(value) for key, value in result.items()}
+    after = {key: _to_plain(value) for key, value in result.items() if key != _STAND_IN}
     are_handed_on = PIXELS in after and LIGHT_PIXELS in after
     pixels, light, planes = (after.pop(key, None) for key in (PIXELS, LIGHT_PIXELS, COORDINATES))
     keys = [key for key in (*_TABLES, "flow") if key in after and key in before]
