@@ -217,7 +217,12 @@ def _extend_message(error: Exception, place: str) -> Exception:
 
 
 def check_single(clip: Clip, place: str = "") -> None:
-    """Refuse batches and what else is no video of one clip."""
+    """Refuse batches, clips without pictures, and what else is no video of one clip."""
+    if "video" not in clip:
+        raise ValueError(
+            f"clip must have the key 'video', got the keys {tuple(clip)}{place}; give the data set "
+            "video=True"
+        )
     if clip["video"].ndim != 4:
         raise ValueError(
             f"clips must be single ones with video [F, 1, H, W], got {list(clip['video'].shape)}"

@@ -21,9 +21,11 @@ from bvdm_data.cli.options import (
     QUIET,
     SEED,
     VARIATION,
+    VIDEO,
     Floats,
     add_method_options,
     add_size_options,
+    add_time_options,
     option,
     take_annotations,
     take_method,
@@ -200,6 +202,7 @@ def _write_page(
 @VARIATION
 @OUTLINE
 @DEATH_RATE
+@add_time_options
 @add_method_options
 @SEED
 @QUIET
@@ -241,12 +244,14 @@ def fetch(name: str, directory: Path, split: str, quiet: bool) -> None:
 @MODEL
 @add_size_options(8, "256x256")
 @ANNOTATIONS
+@VIDEO
 @NUCLEI
 @AT_LEAST
 @MAX_CELLS
 @VARIATION
 @OUTLINE
 @DEATH_RATE
+@add_time_options
 @add_method_options
 @POOL
 @SEED
@@ -301,6 +306,7 @@ def shards(
 @option("--pairs", type=int, help="Of --pool: sister pairs in the cell bank. [default: 256]")
 @option("--renew", type=float, help="Of --pool: pairs renewed with each clip. [default: 1]")
 @ANNOTATIONS
+@VIDEO
 @option("--batch-size", default=4, help="Clips of a training step.")
 @option("--workers", default=1, help="Processes of the DataLoader.")
 @option("--step-seconds", default=0.1, help="Time of a training step, data apart.")

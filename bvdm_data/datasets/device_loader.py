@@ -30,12 +30,12 @@ from bvdm_data.system import isolate, profile_span
 from bvdm_data.validate import as_int, check_device, name_clip_in_errors, name_source_in_errors
 
 SceneItem = tuple[int, dict[str, Tensor], Scene | None]
-"""Epoch, clip, and the scene of its video; None if the clip has its video."""
+"""Epoch, clip, and the scene of its video; None if the clip needs no more."""
 
 
 @dataclass(frozen=True)
 class SceneBatch:
-    """A batch of clips and their scenes; the clips have videos where there are no scenes."""
+    """A batch of clips and their scenes, where their videos are yet to be rendered."""
 
     epoch: int
     clips: dict[str, Tensor]
@@ -90,7 +90,7 @@ class SceneStream(IterableDataset[SceneItem]):
                 clip = collect_annotations(scene, flow, maker.annotations, maker.max_cells)
         clip["index"] = torch.tensor(number)
         clip["source"] = torch.tensor(1, dtype=torch.int8)
-        return epoch, clip, scene
+        return epoch, clip, scene if settings.video else None
 
     @isolate()
     def collate(self, items: Sequence[SceneItem] | SceneItem) -> SceneBatch:
@@ -103,7 +103,7 @@ class SceneStream(IterableDataset[SceneItem]):
 
 def _render(batch: SceneBatch, renderer: BatchRenderer | None, seed: int) -> dict[str, Tensor]:
     """Return the clips of a batch with their videos, on the device of the renderer."""
-    if renderer is None or batch.scenes is None:
+    if renderer is None:
         return batch.clips
     # On the CPU still: nothing waits for a device.
     numbers = batch.clips["index"].tolist()
@@ -113,9 +113,9 @@ def _render(batch: SceneBatch, renderer: BatchRenderer | None, seed: int) -> dic
         f"videos.set_epoch({batch.epoch}); videos.clip({numbers[0]}), ..."
     )
     with name_source_in_errors(place):
-        video = renderer.render(batch.scenes)
+        video = {} if batch.scenes is None else {"video": renderer.render(batch.scenes)}
         rest = {k: v.to(renderer.device, non_blocking=True) for k, v in batch.clips.items()}
-    return {"video": video, **rest}
+    return {**video, **rest}
 
 
 _PASSED_ON = (
@@ -255,7 +255,7 @@ class DeviceLoader(Described):
         """Return what the loop gets: the batch, its clips transformed, or its only clip."""
         batch, event, epoch = rendered
         self._stream.wait(batch, event)
-        count = len(batch["video"])
+        count = len(batch["index"])
         if self.videos.transform is None:
             self._received += count
             return batch if self.batch_size is not None else {k: v[0] for k, v in batch.items()}

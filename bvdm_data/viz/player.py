@@ -99,11 +99,11 @@ def _values(clips: Mapping[tuple[str, str], Clip]) -> tuple[list[str], list[str]
 
 
 def _check(name: tuple[str, str], clip: Clip) -> None:
-    lacking = [key for key in ("masks", "tracks") if key not in clip]
+    lacking = [key for key in ("video", "masks", "tracks") if key not in clip]
     if lacking:
         raise ValueError(
-            f"clips must have masks and tracks, got no {lacking[0]} in clip {name}; "
-            'ask the data set for annotations=("masks", "tracks")'
+            f"clips must have video, masks and tracks, got no {lacking[0]} in clip {name}; "
+            'ask the data set for annotations=("masks", "tracks") and video=True'
         )
     check_single(clip, f" in clip {name}")
     frames, _, height, width = clip["video"].shape
