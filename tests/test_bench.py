@@ -398,7 +398,7 @@ def test_report_shows_every_figure(tiny, quick):
     assert f"{found['loop']['share']:.1%} of its time" in said
     assert "0 workers: " in said
     assert found["advice"][0] in said
-    assert f"networks in {found['machine']['networks']}" in said
+    assert f" in {found['machine']['networks']}, at " in said
     assert said.isascii()
     found = bench(tiny(method="procedural"), Loop(workers=0), seconds=SOON)
     assert found["network"] is None
