@@ -94,13 +94,9 @@ def export(
                 continue
             place = f"It is sequence {name} of {folder}; the same call continues there"
             with name_source_in_errors(place):
+                advance = partial(_advance, bar, index * frames, frames)
                 video = synthesise(
-                    generator,
-                    scene,
-                    texture,
-                    seed=seed,
-                    name=("export", index),
-                    progress=partial(_advance, bar, index * frames, frames),
+                    generator, scene, texture, seed=seed, name=("export", index), progress=advance
                 )
             prepare_output_dir(folder, manifest, identity=_get_identity)  # still ours
             counts = np.empty(video.video.shape, np.uint16)
