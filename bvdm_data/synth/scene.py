@@ -133,7 +133,7 @@ def _measure_growth(lives: CellCycleModel) -> float:
 def _advise_deaths(lives: CellCycleModel) -> str:
     """Return the way out for long films: the death rate at which as many die as divide."""
     steps = range(1, 10_000)  # of a ten-thousandth
-    place = bisect(steps, 0, key=lambda n: -_measure_growth(lives.with_death_rate(n / 10_000)))
+    place = bisect(steps, 0.0, key=lambda n: -_measure_growth(lives.with_death_rate(n / 10_000)))
     if place == len(steps):
         return "no death_rate makes as many die as divide"
     return f"give a death_rate of {steps[place] / 10_000} for longer films: as many die as divide"
