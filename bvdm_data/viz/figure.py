@@ -84,7 +84,8 @@ def show(
         axes = figure.add_axes((0.02, AXIS / height, 0.96, (tree - AXIS) / height))
         draw_lineage(axes, clip["tracks"], len(clip["video"]))
     figure._repr_png_ = partial(_encode, figure)
-    return figure  # type: ignore[no-any-return]
+    drawn: Figure = figure
+    return drawn
 
 
 def draw_lineage(axes: "Axes", tracks: Tensor | Array, frames: int) -> None:
