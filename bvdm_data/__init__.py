@@ -12,6 +12,7 @@ from bvdm_data.synth.cell_bank import PoolSettings
 from bvdm_data.synth.paper import PaperSettings
 from bvdm_data.synth.procedural import ProceduralSettings
 from bvdm_data.synth.textures import FastSettings
+from bvdm_data.viz.figure import show
 
 __version__ = "0.1.0"
 
@@ -33,5 +34,6 @@ __all__ = [
     "association",
     "check_clip",
     "divisions",
+    "show",
     "twin",
 ]

@@ -67,7 +67,7 @@ def apply_transform(
     index = int(clip["index"])
     latest: dict[type, torch.Tensor] = {}
     try:
-        with _fork_random_states(seed, epoch, index, clip["video"].device):
+        with _fork_random_states(seed, epoch, index, clip["index"].device):
             sample = add_probe_planes(clip)
             latest = sample[PIXELS].latest if PIXELS in sample else latest
             result = transform(sample)

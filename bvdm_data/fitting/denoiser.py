@@ -43,6 +43,7 @@ from bvdm_data.synth.denoiser import (
 )
 from bvdm_data.synth.model import BRIGHTNESS, SIZE
 from bvdm_data.synth.textures import BATCH, STUDENT_STEPS, cut_centre, fade_halo
+from bvdm_data.system import run_mixed
 
 NEIGHBOUR_MARGIN = 4  # px: nearer to another nucleus its light would be taken for a halo
 HALO = 6  # width in pixels of the rim around the largest outline that a crop must hold
@@ -234,7 +235,7 @@ def _compute_loss(model: nn.Module, samples: AlignedCrops, noise: Tensor, level:
     angle = (level * (math.pi / 2))[:, None, None, None]
     noisy = angle.cos() * image + angle.sin() * noise
     brightness, stage = samples.brightness.to(device), samples.stage.to(device)
-    with torch.autocast(device.type, torch.bfloat16):
+    with run_mixed(device):
         velocity = model(noisy, level, edge, brightness, stage)
     target = angle.cos() * noise - angle.sin() * image
     weight = samples.known.to(device) * torch.where(edge < 1, 1.0, BACKGROUND_WEIGHT)
@@ -286,7 +287,7 @@ def sample_teacher_pairs(
     device = run.device
     teacher = teacher.to(device)
     parts = torch.arange(count).split(BATCH)  # type: ignore[no-untyped-call]
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+    with torch.no_grad(), run_mixed(device):
         for part in tqdm(parts, desc="pairs", disable=not run.progress):
             noise[part] = torch.randn(len(part), 1, patch, patch, generator=generator).bfloat16()
             edge = compute_signed_distance_map(radii[part], patch)
@@ -391,6 +392,6 @@ def _render(
     )
     edge = compute_signed_distance_map(pairs.radii[rows], *size).to(device)
     brightness, stage = pairs.brightness[rows].to(device), pairs.stage[rows].to(device)
-    with torch.autocast(device.type, torch.bfloat16):
+    with run_mixed(device):
         rendered = model(noise, edge, brightness, stage)
     return (rendered - target).square(), target, edge

@@ -30,13 +30,25 @@ Labels = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
+class Outlines:
+    """Outlines of the cells of a video, indexed by cell and frame; 1 px where one is absent."""
+
+    values: Float[Tensor, "M K"]  # of all cells that are there, px; the first is that of the absent
+    entry: Int[Tensor, "N F"]  # which of these is that of a cell in a frame
+
+    def __getitem__(self, place: Any) -> Tensor:
+        """Return the outlines of cells in frames."""
+        return self.values[self.entry[place]]
+
+
+@dataclass(frozen=True)
 class CellTable:
     """Poses and outlines of all cells of a video; zeros where a cell is absent."""
 
     there: Bool[Tensor, "N F"]  # which cell is present in which frame
     centres: Float[Tensor, "N F 2"]  # centroid (y, x), px
     axes: Float[Tensor, "N F 2"]  # cosine and sine of the angle of the major axis
-    radii: Float[Tensor, "N F K"]  # outlines, px
+    radii: Outlines
     rank: Int[Tensor, "N F"]  # among the cells of a frame by brightness, the darkest is 0
 
 
@@ -46,7 +58,8 @@ def make_cell_table(cells: Sequence[Trajectory], frames: int) -> CellTable:
     corners = len(cells[0].cell.radii[0]) if cells else 1
     there = np.zeros((count, frames), bool)
     centres, axes = np.zeros((2, count, frames, 2), np.float32)
-    radii = np.ones((count, frames, corners), np.float32)
+    entry, radii = np.zeros((count, frames), np.int64), [np.ones((1, corners), np.float32)]
+    held = 1
     brightness = np.zeros((count, frames))
     for row, cell in enumerate(cells):
         life = cell.cell
@@ -55,10 +68,14 @@ def make_cell_table(cells: Sequence[Trajectory], frames: int) -> CellTable:
         there[row, shown] = True
         centres[row, shown] = cell.centres[:length]
         axes[row, shown] = np.stack([np.cos(cell.angles), np.sin(cell.angles)], 1)[:length]
-        radii[row, shown] = life.radii[:length]
+        entry[row, shown] = np.arange(held, held + length)
+        held += length
+        radii.append(life.radii[:length].astype(np.float32))
         brightness[row, shown] = life.brightness[:length]
     rank = brightness.argsort(0, kind="stable").argsort(0, kind="stable")
-    return CellTable(*(torch.from_numpy(table) for table in (there, centres, axes, radii, rank)))
+    outlines = Outlines(torch.from_numpy(np.concatenate(radii)), torch.from_numpy(entry))
+    present, middles, turns, order = map(torch.from_numpy, (there, centres, axes, rank))
+    return CellTable(present, middles, turns, outlines, order)
 
 
 @dataclass(frozen=True)
@@ -174,6 +191,7 @@ def draw_labels(
     area = _count_pixels(seen, len(outlined))
     hidden = (area < outlined) & (area < torch.clamp(HIDDEN * outlined, min=LEAST_PIXELS))
     if hidden.any():
+        del seen  # long videos are large
         seen, outlined = _draw_outlines(table, table.there & ~hidden, size)
         area = _count_pixels(seen, len(outlined))
     rows, frames = (area < outlined).nonzero(as_tuple=True)
@@ -222,9 +240,10 @@ def _draw_outlines(
         in_view[rows, at] = (inside & (pixel < frames * size[0] * size[1])).sum((1, 2))
     row_of = torch.zeros(frames, count + 1, dtype=torch.int32)
     row_of.scatter_(1, table.rank.T + 1, torch.arange(1, count + 1).int().expand(frames, -1))
-    flat = top[: shape[0] * shape[1] * shape[2]].view(frames, -1)
-    seen = [row.index_select(0, ranks) for row, ranks in zip(row_of, flat, strict=True)]
-    return torch.stack(seen).view(shape), in_view
+    seen = top[: shape[0] * shape[1] * shape[2]].view(frames, -1)
+    for row, ranks in zip(row_of, seen, strict=True):
+        ranks[:] = row.index_select(0, ranks)
+    return seen.view(shape), in_view
 
 
 def composite(
@@ -319,15 +338,17 @@ def _get_poses(table: CellTable, frame: int, cell: Tensor) -> list[tuple[Tensor,
 
 
 def _stretch_radially(table: CellTable) -> Deformation:
-    _, frames, corners = table.radii.shape
-    outlines = torch.cat([table.radii, table.radii[..., :1]], 2).flatten()
+    values, entry = table.radii.values, table.radii.entry
+    corners = values.shape[1]
+    outlines = torch.cat([values, values[:, :1]], 1).flatten()
 
     def deform(frame: int, cell: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         corner, share = find_vertices(y, x, corners)
-        corner += (cell * frames + frame) * (corners + 1)
-        before = outlines.take(corner).lerp(outlines.take(corner + 1), share)
-        corner += corners + 1
-        stretch = outlines.take(corner).lerp(outlines.take(corner + 1), share) / before
+        now, then = (
+            corner + (corners + 1) * entry[:, at].index_select(0, cell) for at in (frame, frame + 1)
+        )
+        before = outlines.take(now).lerp(outlines.take(now + 1), share)
+        stretch = outlines.take(then).lerp(outlines.take(then + 1), share) / before
         return stretch * y, stretch * x
 
     return deform

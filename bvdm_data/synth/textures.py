@@ -15,6 +15,7 @@ from bvdm_data.outlines import FEWEST, measure_edges
 from bvdm_data.rng import numpy_rng, torch_rng
 from bvdm_data.synth.cell_cycle import INTERPHASE
 from bvdm_data.synth.cells import Cell
+from bvdm_data.synth.contours import Array
 from bvdm_data.synth.denoiser import (
     SDF_CLIP,
     Denoiser,
@@ -28,7 +29,7 @@ from bvdm_data.synth.model import Model, RandomisedModel, TextureModel, ToneCurv
 from bvdm_data.synth.motion import FamilySampler, Trajectory, simulate_colony
 from bvdm_data.synth.render import RenderedPatches
 from bvdm_data.synth.scene import Method, Progress, Scene, SceneSettings, Textures, skip_progress
-from bvdm_data.system import isolate, profile_span
+from bvdm_data.system import isolate, profile_span, run_mixed
 from bvdm_data.validate import Rule, check_fields
 
 BATCH = 64
@@ -87,10 +88,13 @@ class FastSettings(Method):
         steps = Rule(int, least=1, most=1000)
         check_fields(self, steps=steps, families=Rule(bool), memory=share, fresh=share)
 
-    def drift(self, texture: TextureModel) -> tuple[float, float]:
-        """Return memory and fresh share of the noise, those of the video unless overruled."""
+    def drift(self, texture: TextureModel, step: int = 1) -> tuple[float, float]:
+        """Return memory, over ``step`` frames, and fresh share of the noise.
+
+        They are those of the video unless overruled.
+        """
         return (
-            texture.memory if self.memory is None else self.memory,
+            (texture.memory if self.memory is None else self.memory) ** step,
             texture.fresh if self.fresh is None else self.fresh,
         )
 
@@ -105,21 +109,22 @@ class FastSettings(Method):
         nuclei: int | None,
         rng: np.random.Generator,
         sample: FamilySampler | None,
+        travel: Array,
     ) -> list[Trajectory]:
         """Simulate families of cells that move as in the video."""
         if not self.families:
-            return super().simulate(models, settings, nuclei, rng, sample)
+            return super().simulate(models, settings, nuclei, rng, sample, travel)
         return simulate_colony(
-            models.shapes, models.lives, models.motion, frames=settings.frames,
+            models.shapes, models.lives, models.motion, frames=settings.lived,
             size=settings.size, nuclei=nuclei, generator=rng, grow=sample, contact=models.contact,
-            at_least=settings.at_least,
+            at_least=settings.at_least, travel=travel,
         )  # fmt: skip
 
     def draw_inputs(self, scene: Scene, model: Model) -> list["DenoiserInputs"]:
         """Draw the noise of the cells of a scene."""
         inputs = _make_denoiser_inputs(
             scene.lives, scene.spans, model.get_denoiser(self.steps),
-            *self.drift(model.texture), scene.make_texture_rngs(),
+            *self.drift(model.texture, scene.settings.step), scene.make_texture_rngs(),
             model.reference_brightness, scene.settings.evenness, scene.tone,
         )  # fmt: skip
         return [replace(group, rows=scene.rows[group.rows]) for group in inputs]
@@ -228,7 +233,8 @@ def _draw_ar1_noise(
             if before is not None:
                 now.mul_(renewed).add_(before, alpha=memory)
             before = now
-        ends[cell.identity] = lasting[-1]
+        if len(lasting):  # a nucleus may live between two frames
+            ends[cell.identity] = lasting[-1]
         inputs.append(math.sqrt(1 - fresh) * lasting + math.sqrt(fresh) * new)
     return inputs
 
@@ -242,6 +248,7 @@ def render_textures(
     rngs: Sequence[torch.Generator],
     reference: Float[Tensor, " S"] | None = None,
     evenness: float = 0.0,
+    step: int = 1,
 ) -> list[RenderedPatches]:
     """Render nuclei, all frames at once.
 
@@ -252,7 +259,7 @@ def render_textures(
     blurs or drifts apart from its outline, and no frame waits for the one before. Daughters begin
     with the noise of their mother.
     """
-    drift = settings.drift(texture)
+    drift = settings.drift(texture, step)
     inputs = _make_denoiser_inputs(cells, spans, network, *drift, rngs, reference, evenness)
     return run_denoiser_batched(inputs, network, settings.steps)
 
@@ -304,11 +311,12 @@ def denoise_patches(
         edge = compute_signed_distance_map(radii, *noise.shape[1:]).to(device)
     brightness, stage = brightness.to(device), stage.to(device)
     start = noise[:, None].to(device)
-    with profile_span("network"), torch.autocast(device.type, torch.bfloat16):
+    with profile_span("network"):
         if isinstance(network, Student):
             image = network(start, edge, brightness, stage)
         else:
-            image = run_dpm_solver(network, start, steps, edge, brightness, stage)
+            with run_mixed(device):
+                image = run_dpm_solver(network, start, steps, edge, brightness, stage)
     light = network.denormalize(image, brightness).nan_to_num(0)
     gain = torch.ones_like(brightness) if gain is None else gain.to(device)
     most = BRIGHTEST * brightness[:, None, None]
