@@ -17,12 +17,10 @@ from bvdm_data.datasets.ctc import guess_scale, read_sequence
 from bvdm_data.datasets.ctc_videos import DEFAULT_BORDER
 from bvdm_data.datasets.tiff import write_image
 from bvdm_data.datasets.tracks import check_ids_match, check_track_table
+from bvdm_data.fitting.tracker import Labels, Tracked
 from bvdm_data.system import require
 
 METRICS = ("Valid", "SEG", "TRA", "DET", "LNK", "BC")  # what py-ctcmetrics is asked for
-
-Labels = npt.NDArray[np.integer]
-Tracked = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]
 
 
 @dataclass(frozen=True)
