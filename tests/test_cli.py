@@ -107,7 +107,8 @@ def test_fit_writes_model_and_prints_card(run, tmp_path, monkeypatch):
     assert [card[name]["steps"] for name in trained] == [1] * 4
     assert (load(model).lives.minutes, load(model).pixel_size) == (10, 0.5)
     names = sorted(path.name for path in (tmp_path / "my.fit").iterdir())
-    assert names == [f"{name}.pt" for name in ("distilled-1", "flow", "painter", "texture")]
+    stems = ("distilled-1", "flow", "painter", "texture")
+    assert names == ["distilled-1.pairs", *(f"{stem}.pt" for stem in stems)]
 
 
 @pytest.mark.filterwarnings("default")

@@ -17,6 +17,7 @@ from scipy import ndimage
 from scipy.stats import median_abs_deviation
 
 from bvdm_data.clip import PHASES
+from bvdm_data.datasets.ctc import CTCSequence
 from bvdm_data.fitting.video import Frame, Video
 from bvdm_data.synth.networks import FLOW_SIZE
 
@@ -119,6 +120,75 @@ def check_fittable(crops: Crops) -> float:
             "frame blank?"
         )
     return least
+
+
+LOOKS = 4  # frames that are looked at before a video is read
+LEAST_LEAD = 0.75  # chance that a pixel of a nucleus is brighter than one around it
+LARGEST_ASPECT, LEAST_FILL, LEAST_SIZE = 2.5, 0.85, 25  # what masks of nuclei look like; px^2
+
+
+def check_nuclei(sequence: CTCSequence) -> None:
+    """Refuse a video that shows no bright, rounded nuclei, by the masks of a few frames.
+
+    The rules are far from HeLa nuclei, whether blurred, noisy, brightened or rescaled: half of
+    them have a lead above 0.99, a ratio of axes below 1.4 and fill 0.99 of an ellipse.
+    """
+    numbers = [number for number in sequence.numbers if number in sequence.mask_names]
+    chosen = {numbers[round(i)] for i in np.linspace(0, len(numbers) - 1, LOOKS)} if numbers else ()
+    looks = [look for number in sorted(chosen) for look in _look(sequence, number)]
+    if not looks:
+        return
+    size, lead, aspect, fill = np.median(np.array(looks), axis=0)
+    where = f"the masks of sequence {sequence.name!r} of {sequence.folder} must"
+    if size < LEAST_SIZE:
+        raise ValueError(
+            f"{where} be of nuclei of {LEAST_SIZE} pixels or more, got half of them with "
+            f"{size:.0f} or less; scale the video up, or give masks of whole nuclei"
+        )
+    if lead < LEAST_LEAD:
+        dark = "phase contrast, brightfield or inverted? Only bright nuclei on darker background, "
+        dark += "as fluorescence shows them, can be fitted"
+        same = "are they markers inside the nuclei, masks of another video, or of cells in phase "
+        same += "contrast? From markers, outlines and light cannot be learned: give masks of whole "
+        same += 'nuclei, of some frames at least (truth="GT", --truth GT)'
+        raise ValueError(
+            f"{where} be brighter than what is around them, got a pixel inside brighter than one "
+            f"around it in {lead:.0%} of all pairs (50 %: all the same; {LEAST_LEAD:.0%} needed); "
+            f"{'is it ' + dark if lead < 1 - LEAST_LEAD else same}"
+        )
+    if aspect > LARGEST_ASPECT or fill < LEAST_FILL:
+        raise ValueError(
+            f"{where} be of rounded nuclei, got a median ratio of axes of {aspect:.1f} and "
+            f"{fill:.0%} of an ellipse filled (at most {LARGEST_ASPECT:g} and at least "
+            f"{LEAST_FILL:.0%} needed); bacteria, fibres and whole cells cannot be fitted: give "
+            "masks of nuclei"
+        )
+
+
+def _look(sequence: CTCSequence, number: int) -> list[tuple[float, float, float, float]]:
+    """Return area, lead, ratio of axes, and share of an ellipse, of each mask of a frame."""
+    masks, looks = sequence.masks(number), []
+    frame = sequence.frame(number)
+    if masks is None:
+        return []
+    for label, box in enumerate(ndimage.find_objects(masks), start=1):
+        if box is None:
+            continue
+        reach = max(side.stop - side.start for side in box)
+        near = tuple(slice(max(side.start - reach, 0), side.stop + reach) for side in box)
+        own = masks[near] == label
+        radius = math.sqrt(own.sum() / math.pi)
+        far = ndimage.distance_transform_edt(~own)
+        # Off the blurred rim of the nucleus, and off its neighbours.
+        around = (far > 2 + radius / 4) & (far < 5 + radius) & (masks[near] == 0)
+        outside = np.sort(frame[near][around])
+        ranks = [np.searchsorted(outside, frame[near][own], side) for side in ("left", "right")]
+        # In a crowd there may be nothing around it.
+        lead = float(np.mean(ranks)) / len(outside) if len(outside) else 1.0
+        spread = np.cov(np.nonzero(own), bias=True) + np.eye(2) / 12  # of pixels that are squares
+        fill = own.sum() / (4 * math.pi * math.sqrt(np.linalg.det(spread)))
+        looks.append((float(own.sum()), lead, measure_ellipse(own)[1], float(fill)))
+    return looks
 
 
 def measure_ellipse(mask: npt.NDArray[np.bool_]) -> tuple[float, float]:

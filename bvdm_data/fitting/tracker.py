@@ -1,11 +1,14 @@
 """Tracks and divisions of masks that have none, by the distances of their centroids."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from bvdm_data.clip import measure_boxes, split_gaps
+from bvdm_data.datasets.ctc import CTCSequence, is_complete, read_sequence, write_sequence
 from bvdm_data.system import require
 
 Labels = npt.NDArray[np.integer]
@@ -15,6 +18,7 @@ Tracked = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]
 LINK_REACH = 30.0  # longest step of a centroid from one frame to the next, pixels
 # Longest distance from the last centroid of a mother to the first one of a daughter, pixels.
 SPLIT_REACH = 35.0
+AREA = 540.0  # median of the nuclei there, px^2; reaches grow with the side of nuclei
 
 Node = tuple[int, int]
 Edge = tuple[Node, Node]
@@ -41,6 +45,42 @@ def track(labels: Labels, reach: float = LINK_REACH, split: float = SPLIT_REACH)
     graph = laptrack.predict(centres)
     edges = [((int(f), int(i) + 1), (int(g), int(j) + 1)) for (f, i), (g, j) in graph.edges]
     return apply_links(dense, edges)
+
+
+def link_sequence(
+    source: CTCSequence, folder: Path, say: Callable[[str], None] = lambda line: None
+) -> CTCSequence:
+    """Link the masks of a video; write both as a data set into a folder, and read it from there.
+
+    What the folder has already is read as it is, so that tracks may be corrected there.
+    """
+    if len(source.tracks):
+        raise ValueError(
+            f"sequence {source.name!r} of {source.folder} must have masks without tracks to be "
+            "linked, got a man_track.txt; fit it without link, or take the file away"
+        )
+    if not is_complete(folder, source.name):
+        none = np.zeros(source.shape, np.int32)
+        found = [source.masks(number) for number in source.numbers]
+        labels = np.stack([none if masks is None else masks for masks in found])
+        areas = np.concatenate([np.bincount(masks.ravel())[1:] for masks in labels])
+        size = math.sqrt(np.median(areas[areas > 0]) / AREA) if areas.any() else 1.0
+        masks, tracks = track(labels, size * LINK_REACH, size * SPLIT_REACH)
+        video: Labels = np.stack([source.frame(number) for number in source.numbers])
+        write_sequence(folder, source.name, video, masks, tracks)
+    linked = read_sequence(folder, source.name, "GT")
+    if (len(linked), linked.shape) != (len(source), source.shape):
+        raise ValueError(
+            f"{folder} must hold the {len(source)} frames of {source.shape} pixels that are "
+            f"linked, got {len(linked)} of {linked.shape}; delete it"
+        )
+    mothers = np.unique(linked.tracks[:, 3], return_counts=True)
+    divisions = int((mothers[1][mothers[0] > 0] > 1).sum())
+    say(
+        f"linked: {len(linked.tracks)} tracks, {divisions} divisions, in {folder}; look at them, "
+        "by napari --plugin bvdm-data or in man_track.txt, correct them there, and fit again"
+    )
+    return linked
 
 
 def apply_links(labels: Labels, edges: Iterable[Edge]) -> Tracked:
