@@ -124,6 +124,7 @@ def check_fittable(crops: Crops) -> float:
 
 LOOKS = 4  # frames that are looked at before a video is read
 LEAST_LEAD = 0.75  # chance that a pixel of a nucleus is brighter than one around it
+LARGEST_RIM = 0.75  # light just off a mask over that inside, both above the background
 LARGEST_ASPECT, LEAST_FILL, LEAST_SIZE = 2.5, 0.85, 25  # what masks of nuclei look like; px^2
 
 
@@ -131,14 +132,15 @@ def check_nuclei(sequence: CTCSequence) -> None:
     """Refuse a video that shows no bright, rounded nuclei, by the masks of a few frames.
 
     The rules are far from HeLa nuclei, whether blurred, noisy, brightened or rescaled: half of
-    them have a lead above 0.99, a ratio of axes below 1.4 and fill 0.99 of an ellipse.
+    them have a lead above 0.98, a rim below 0.5, a ratio of axes below 1.4, and fill 0.98 of an
+    ellipse.
     """
     numbers = [number for number in sequence.numbers if number in sequence.mask_names]
     chosen = {numbers[round(i)] for i in np.linspace(0, len(numbers) - 1, LOOKS)} if numbers else ()
     looks = [look for number in sorted(chosen) for look in _look(sequence, number)]
     if not looks:
         return
-    size, lead, aspect, fill = np.median(np.array(looks), axis=0)
+    size, lead, rim, aspect, fill = np.median(np.array(looks), axis=0)
     where = f"the masks of sequence {sequence.name!r} of {sequence.folder} must"
     if size < LEAST_SIZE:
         raise ValueError(
@@ -146,29 +148,32 @@ def check_nuclei(sequence: CTCSequence) -> None:
             f"{size:.0f} or less; scale the video up, or give masks of whole nuclei"
         )
     if lead < LEAST_LEAD:
-        dark = "phase contrast, brightfield or inverted? Only bright nuclei on darker background, "
-        dark += "as fluorescence shows them, can be fitted"
-        same = "are they markers inside the nuclei, masks of another video, or of cells in phase "
-        same += "contrast? From markers, outlines and light cannot be learned: give masks of whole "
-        same += 'nuclei, of some frames at least (truth="GT", --truth GT)'
         raise ValueError(
             f"{where} be brighter than what is around them, got a pixel inside brighter than one "
-            f"around it in {lead:.0%} of all pairs (50 %: all the same; {LEAST_LEAD:.0%} needed); "
-            f"{'is it ' + dark if lead < 1 - LEAST_LEAD else same}"
+            f"around it in {lead:.0%} of all pairs ({LEAST_LEAD:.0%} are needed); is it phase "
+            "contrast, brightfield or inverted, or are they masks of another video? Give bright "
+            "nuclei on darker background, as fluorescence shows them"
+        )
+    if rim > LARGEST_RIM:
+        raise ValueError(
+            f"{where} end where nuclei end, got {rim:.0%} of their light just off them (at most "
+            f"{LARGEST_RIM:.0%}); are they markers inside nuclei? Lives and motion could be "
+            "learned from these, outlines and light cannot: give masks of whole nuclei, of some "
+            'frames at least (truth="GT", --truth GT, with --lives hela)'
         )
     if aspect > LARGEST_ASPECT or fill < LEAST_FILL:
         raise ValueError(
             f"{where} be of rounded nuclei, got a median ratio of axes of {aspect:.1f} and "
-            f"{fill:.0%} of an ellipse filled (at most {LARGEST_ASPECT:g} and at least "
-            f"{LEAST_FILL:.0%} needed); bacteria, fibres and whole cells cannot be fitted: give "
-            "masks of nuclei"
+            f"{fill:.0%} of an ellipse filled (at most {LARGEST_ASPECT:g}, and at least "
+            f"{LEAST_FILL:.0%}); bacteria, fibres and whole cells cannot be fitted: give masks of "
+            "nuclei"
         )
 
 
-def _look(sequence: CTCSequence, number: int) -> list[tuple[float, float, float, float]]:
-    """Return area, lead, ratio of axes, and share of an ellipse, of each mask of a frame."""
-    masks, looks = sequence.masks(number), []
-    frame = sequence.frame(number)
+def _look(sequence: CTCSequence, number: int) -> list[tuple[float, ...]]:
+    """Return area, lead, rim, ratio of axes, and share of an ellipse, of each mask of a frame."""
+    masks, frame = sequence.masks(number), sequence.frame(number).astype(np.float32)
+    looks: list[tuple[float, ...]] = []
     if masks is None:
         return []
     for label, box in enumerate(ndimage.find_objects(masks), start=1):
@@ -176,18 +181,21 @@ def _look(sequence: CTCSequence, number: int) -> list[tuple[float, float, float,
             continue
         reach = max(side.stop - side.start for side in box)
         near = tuple(slice(max(side.start - reach, 0), side.stop + reach) for side in box)
-        own = masks[near] == label
-        radius = math.sqrt(own.sum() / math.pi)
+        grey, own, free = frame[near], masks[near] == label, masks[near] == 0
+        inside, radius = grey[own], math.sqrt(own.sum() / math.pi)
         far = ndimage.distance_transform_edt(~own)
         # Off the blurred rim of the nucleus, and off its neighbours.
-        around = (far > 2 + radius / 4) & (far < 5 + radius) & (masks[near] == 0)
-        outside = np.sort(frame[near][around])
-        ranks = [np.searchsorted(outside, frame[near][own], side) for side in ("left", "right")]
-        # In a crowd there may be nothing around it.
-        lead = float(np.mean(ranks)) / len(outside) if len(outside) else 1.0
+        around = np.sort(grey[free & (far > 2 + radius / 4) & (far < 5 + radius)])
+        lead, rim = 1.0, 0.0  # in a crowd there may be nothing around it
+        if len(around):
+            ranks = [np.searchsorted(around, inside, side) for side in ("left", "right")]
+            lead = float(np.mean(ranks)) / len(around)
+            light = inside.mean() - np.quantile(around, 0.25)
+            off = grey[free & (far > 0) & (far <= 2)]
+            rim = float((np.median(off) - np.quantile(around, 0.25)) / light) if len(off) else 0.0
         spread = np.cov(np.nonzero(own), bias=True) + np.eye(2) / 12  # of pixels that are squares
         fill = own.sum() / (4 * math.pi * math.sqrt(np.linalg.det(spread)))
-        looks.append((float(own.sum()), lead, measure_ellipse(own)[1], float(fill)))
+        looks.append((float(own.sum()), lead, rim, measure_ellipse(own)[1], float(fill)))
     return looks
 
 
