@@ -68,7 +68,7 @@ def write_fit_page(
     card = read_card(model)
     try:
         lines, advice, clips = _compare(card, model, root, sequence, truth)
-    except (ValueError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         return [f"no page: {error}"]
     with tempfile.TemporaryDirectory() as folder:
         sheet = Path(folder) / "sheet.png"

@@ -289,7 +289,8 @@ def sample_teacher_pairs(
     noise = torch.empty(count, 1, patch, patch, dtype=torch.bfloat16)
     picture = torch.empty_like(noise)
     path, device = run.checkpoint.with_suffix(".pairs"), run.device
-    purpose = compute_fingerprint(radii, brightness, stage, *teacher.cpu().state_dict().values())
+    weights = teacher.cpu().state_dict().values()
+    purpose = compute_fingerprint(teacher.settings, seed, radii, brightness, stage, *weights)
     kept = peek_state(path)
     done = len(kept["picture"]) if kept.get("purpose") == purpose else 0
     picture[:done] = kept["picture"] if done else 0

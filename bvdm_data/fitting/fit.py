@@ -44,7 +44,7 @@ from bvdm_data.fitting.paper_networks import (
     train_flownet,
 )
 from bvdm_data.fitting.progress import Progress
-from bvdm_data.fitting.settings import NETWORKS, FitSettings, guess_seconds
+from bvdm_data.fitting.settings import NETWORKS, SHARES, FitSettings, guess_seconds
 from bvdm_data.fitting.texture_noise import DEFAULT, fit_noise_autocorrelation
 from bvdm_data.fitting.tracker import link_sequence
 from bvdm_data.fitting.training import (
@@ -70,8 +70,6 @@ __all__ = ["FitSettings", "fit"]
 
 # Units of each part that are timed: the first is slow, and batches of the student differ in size.
 _TIMED = {"painter": 4, "pairs": 3 * BATCH, "distilled": 12, "flow": 3, "texture": 3}
-# What a budget is spent on; the rest of it is a reserve.
-_SHARES = {"painter": 0.55, "pairs": 0.12, "distilled": 0.25}
 
 
 def fit(
@@ -274,15 +272,15 @@ class _Steps:
         is_new = minutes is not None and not path.exists()
         rates = self._time(train) if bar.shown or is_new else {}
         if minutes is not None and is_new:
-            bar.seconds |= dict.fromkeys(_SHARES, 0.0)
+            bar.seconds |= dict.fromkeys(SHARES, 0.0)
             left = 60 * minutes - bar.measure_spent() - bar.measure_left()
-            write_manifest(path, {k: int(left * x / rates[k]) for k, x in _SHARES.items()})
+            write_manifest(path, {k: int(left * x / rates[k]) for k, x in SHARES.items()})
         if minutes is not None:
             self._cut(read_json(path))
         counts = {name: self._count(name) for name in rates}
         bar.seconds |= {name: rates[name] * max(sum(counts[name]), 0) for name in rates}
-        words = ", ".join(f"{most} of {name}" for name, (most, _) in counts.items())
-        bar.say(f"plan: {words}; {bar.describe()}")
+        words = ", ".join(f"{name} {most}" for name, (most, _) in counts.items())
+        bar.say(f"steps: {words}; {bar.describe()}")
 
     def _time(self, train: Callable[["_Steps"], object]) -> dict[str, float]:
         """Return the seconds a unit of all that trains, by a few that are thrown away."""

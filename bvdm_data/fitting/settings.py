@@ -16,6 +16,8 @@ _SECONDS = {
     "reading": 1e-7, "measuring": 5e-7, "timing": 10.0, "painter": 0.25, "pairs": 0.016,
     "distilled": 0.065, "memory": 60.0, "flow": 0.45, "texture": 0.47,
 }  # fmt: skip
+# What a budget is spent on; the rest of it is a reserve.
+SHARES = {"painter": 0.55, "pairs": 0.12, "distilled": 0.25}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,4 +80,10 @@ def guess_seconds(settings: FitSettings, pixels: int) -> dict[str, float]:
     counts = {"reading": pixels, "measuring": pixels, "pairs": settings.pairs}
     counts |= {name: getattr(settings, name).steps for name in NETWORKS}
     names = [*_SECONDS][: None if settings.paper else -2]
-    return {name: _SECONDS[name] * counts.get(name, 1) for name in names}
+    seconds = {name: _SECONDS[name] * counts.get(name, 1) for name in names}
+    if settings.budget is None:
+        return seconds
+    left = 60 * settings.budget - sum(seconds[name] for name in names if name not in SHARES)
+    return seconds | {
+        name: min(seconds[name], max(share * left, 0)) for name, share in SHARES.items()
+    }
