@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -145,9 +146,11 @@ def fit(
     check_nuclei(source)
     own = Progress({}, shown=progress) if isinstance(progress, bool) else nullcontext(progress)
     with limit_threads(as_int("threads", threads, least=1)), own as bar:
-        bar.seconds = guess_seconds(settings, math.prod((len(source), *source.shape))) | bar.seconds
+        pixels = math.prod((len(source), *source.shape))
+        linking = {"linking": 2e-7 * pixels} if link else {}
+        bar.seconds = linking | guess_seconds(settings, pixels) | bar.seconds
         bar.say(f"parts: {bar.describe()}")
-        used = link_sequence(source, path.with_suffix(".linked"), bar.say) if link else source
+        used = link_sequence(source, path.with_suffix(".linked"), bar) if link else source
         steps = _Steps(settings, start, living, folder, place, bar)
         model = _fit(used, check_scale(scale) or guess_scale(used), steps)
     if link:
@@ -215,6 +218,8 @@ class _Steps:
     bar: Progress
     inherited: list[str] = field(default_factory=list)  # what came from one of these models
     trained: Card = field(default_factory=dict)  # entries of the card, by network
+    rates: dict[str, float] = field(default_factory=dict)  # seconds a step, or a pair
+    until: dict[str, float] = field(default_factory=dict)  # when trainings end, by network
     # what FlowNet and DDPM of the paper's method learn from
     learned: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
@@ -268,15 +273,15 @@ class _Steps:
 
     def plan(self, train: Callable[["_Steps"], object]) -> None:
         """Time some steps of all that trains, and cut them down to the budget."""
-        bar, minutes, path = self.bar, self.settings.budget, self.folder / "budget.json"
-        is_new = minutes is not None and not path.exists()
-        rates = self._time(train) if bar.shown or is_new else {}
-        if minutes is not None and is_new:
+        bar, minutes = self.bar, self.settings.budget
+        is_new = minutes is not None and not self._budget.exists()
+        self.rates = rates = self._time(train) if bar.shown or is_new else {}
+        if minutes is not None:
             bar.seconds |= dict.fromkeys(SHARES, 0.0)
             left = 60 * minutes - bar.measure_spent() - bar.measure_left()
-            write_manifest(path, {k: int(left * x / rates[k]) for k, x in SHARES.items()})
-        if minutes is not None:
-            self._cut(read_json(path))
+            now, share = time.monotonic(), SHARES["painter"]
+            self.until = {"painter": now + share * left, "distilled": now + left}
+            self._cut({n: left * x / rates[n] for n, x in SHARES.items()} if is_new else {})
         counts = {name: self._count(name) for name in rates}
         bar.seconds |= {name: rates[name] * max(sum(counts[name]), 0) for name in rates}
         words = ", ".join(f"{name} {most}" for name, (most, _) in counts.items())
@@ -288,22 +293,30 @@ class _Steps:
         parts = {
             part: replace(getattr(self.settings, part), steps=_TIMED[part]) for part in NETWORKS
         }
-        settings = replace(self.settings, **parts, pairs=_TIMED["pairs"])
+        settings = replace(self.settings, **parts, pairs=_TIMED["pairs"], budget=None)
         with tempfile.TemporaryDirectory() as folder, Progress({}, shown=False) as watch:
             trial = replace(self, settings=settings, folder=Path(folder), bar=watch)
             trial.inherited, trial.trained = [], {}
             train(trial)
         return {name: part.measure_rate() or 1e-6 for name, part in watch.parts.items()}
 
-    def _cut(self, most: Mapping[str, int]) -> None:
-        """Do at most so many steps, and pairs."""
-        settings = self.settings
+    @property
+    def _budget(self) -> Path:
+        return self.folder / "budget.json"
+
+    def _cut(self, most: Mapping[str, float]) -> None:
+        """Do at most so many steps, and pairs, in this run and in those that continue it."""
+        if self.settings.budget is None:
+            return
+        kept = read_json(self._budget) if self._budget.exists() else {}
+        kept |= {name: max(int(count), 4 * (name == "pairs"), 1) for name, count in most.items()}
+        write_manifest(self._budget, kept)
+        old = self.settings
         parts = {
-            part: replace(old := getattr(settings, part), steps=max(min(most[part], old.steps), 1))
+            part: replace(own := getattr(old, part), steps=min(kept[part], own.steps))
             for part in ("painter", "distilled")
         }
-        pairs = max(min(most["pairs"], settings.pairs), 4)
-        self.settings = replace(settings, **parts, pairs=pairs)
+        self.settings = replace(old, **parts, pairs=min(kept["pairs"], old.pairs))
 
     def _count(self, name: str) -> tuple[int, int]:
         """Return how many steps, or pairs, there are, and less how many a run before has done."""
@@ -318,14 +331,18 @@ class _Steps:
         self, crops: AlignedCrops, shapes: ShapeModel, lives: CellCycleModel, noise: float
     ) -> tuple[Denoiser, Student]:
         """Train the denoiser, then the student on what it renders."""
-        settings, start = self.settings, self.start
+        start, run = self.start, self._run("painter")
         first, second = (None, None) if start is None else (start.painter, start.distilled)
-        painter, log = train_denoiser(
-            crops, settings.painter, self._run("painter"), noise=noise, start=first
-        )
+        painter, log = train_denoiser(crops, self.settings.painter, run, noise=noise, start=first)
         self._describe("painter", log)
+        rate = self.bar.parts["painter"].measure_rate()
+        if self.until and self.rates and rate:
+            # The machine may be busier than when it was timed.
+            left = (self.until["distilled"] - time.monotonic()) * self.rates["painter"] / rate
+            share = SHARES["pairs"] / (SHARES["pairs"] + SHARES["distilled"])
+            self._cut({"pairs": min(share * left / self.rates["pairs"], self.settings.pairs)})
         # After more steps the denoiser renders other images, so that this is another training.
-        run = self._run(f"distilled-{settings.painter.steps}")
+        run, settings = self._run(f"distilled-{self.settings.painter.steps}"), self.settings
         pairs = sample_teacher_pairs(
             painter, shapes, lives, run, count=settings.pairs, seed=settings.seed
         )
@@ -368,10 +385,13 @@ class _Steps:
         return unet, flownet
 
     def _run(self, name: str) -> Run:
-        return Run(self.folder / f"{name}.pt", self.device, self.bar)
+        until = self.until.get(name.partition("-")[0], math.inf)
+        return Run(self.folder / f"{name}.pt", self.device, self.bar, until)
 
     def _describe(self, name: str, log: TrainingLog, **more: float) -> None:
         """Note the card's entry of a trained network."""
+        if log.train[-1][0] < getattr(self.settings, name).steps:
+            self._cut({name: log.train[-1][0]})
         settings: TrainingSettings = getattr(self.settings, name)
         self.trained[name] = {
             "steps": settings.steps,

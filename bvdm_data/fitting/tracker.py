@@ -1,7 +1,7 @@
 """Tracks and divisions of masks that have none, by the distances of their centroids."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from bvdm_data.clip import measure_boxes, split_gaps
 from bvdm_data.datasets.ctc import CTCSequence, is_complete, read_sequence, write_sequence
+from bvdm_data.fitting.progress import Progress
 from bvdm_data.system import require
 
 Labels = npt.NDArray[np.integer]
@@ -47,9 +48,7 @@ def track(labels: Labels, reach: float = LINK_REACH, split: float = SPLIT_REACH)
     return apply_links(dense, edges)
 
 
-def link_sequence(
-    source: CTCSequence, folder: Path, say: Callable[[str], None] = lambda line: None
-) -> CTCSequence:
+def link_sequence(source: CTCSequence, folder: Path, bar: Progress) -> CTCSequence:
     """Link the masks of a video; write both as a data set into a folder, and read it from there.
 
     What the folder has already is read as it is, so that tracks may be corrected there.
@@ -59,6 +58,7 @@ def link_sequence(
             f"sequence {source.name!r} of {source.folder} must have masks without tracks to be "
             "linked, got a man_track.txt; fit it without link, or take the file away"
         )
+    bar.start("linking")
     if not is_complete(folder, source.name):
         none = np.zeros(source.shape, np.int32)
         found = [source.masks(number) for number in source.numbers]
@@ -76,7 +76,7 @@ def link_sequence(
         )
     mothers = np.unique(linked.tracks[:, 3], return_counts=True)
     divisions = int((mothers[1][mothers[0] > 0] > 1).sum())
-    say(
+    bar.say(
         f"linked: {len(linked.tracks)} tracks, {divisions} divisions, in {folder}; look at them, "
         "by napari --plugin bvdm-data or in man_track.txt, correct them there, and fit again"
     )

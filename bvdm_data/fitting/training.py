@@ -75,6 +75,7 @@ class Run:
     checkpoint: Path
     device: torch.device = CPU
     progress: bool | Progress = True
+    until: float = math.inf  # of the monotonic clock; a training ends there, with fewer steps
 
 
 def train_network(
@@ -104,10 +105,8 @@ def train_network(
     purpose = compute_fingerprint(
         name, settings.batch, settings.rate, settings.average, settings.seed, *data, *before
     )
-    shown = run.progress
-    log = train(
-        network, *losses, settings, checkpoint=run.checkpoint, purpose=purpose, progress=shown
-    )
+    shown: Any = {"progress": run.progress, "until": run.until}
+    log = train(network, *losses, settings, checkpoint=run.checkpoint, purpose=purpose, **shown)
     return network.cpu(), log
 
 
@@ -120,6 +119,7 @@ def train(
     checkpoint: Path,
     purpose: str,
     progress: bool | Progress = True,
+    until: float = math.inf,
 ) -> TrainingLog:
     """Train a network, keep the moving average of its weights, and survive a kill."""
 
@@ -156,7 +156,8 @@ def train(
                 f"{log.recent[-1]} at step {step}: it has diverged; give settings of a lower rate"
             )
         bar.update()
-        if step % settings.check_every == 0 or step == settings.steps:
+        is_last = step == settings.steps or time.monotonic() >= until
+        if step % settings.check_every == 0 or is_last:
             average.module.eval()
             with torch.no_grad():
                 log.held_out.append((step, val_loss(average.module)))
@@ -164,10 +165,12 @@ def train(
             log.recent = []
             bar.set_postfix(loss=f"{log.train[-1][1]:.5f}", held_out=f"{log.held_out[-1][1]:.5f}")
         is_late = time.monotonic() > saved + SAVE_SECONDS
-        if is_late or step % settings.save_every == 0 or step == settings.steps:
+        if is_late or step % settings.save_every == 0 or is_last:
             saved = time.monotonic()
             log.seconds = saved - begin
             _save(checkpoint, step, parts, log, purpose)
+        if is_last:
+            break
     bar.close()
     network.load_state_dict(average.module.state_dict())
     network.eval()
