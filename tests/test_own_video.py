@@ -178,7 +178,8 @@ def test_page_shows_real_and_realism(tmp_path, monkeypatch):
     page = (tmp_path / "m.html").read_text()
     assert page.count('src="data:image/png;base64,') == 1
     assert all(line.partition(";")[0] in page for line in lines[:5])
-    assert lines[-1] == (
+    assert lines[-1] == f"wrote {tmp_path / 'm.html'}"
+    assert lines[-2] == (
         f"next: what counts is training: bvdm-data evaluate {root} --model {path} --quick"
     )
     assert weights.read_card(path)["data"]["frames"] == 40

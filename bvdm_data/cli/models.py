@@ -100,16 +100,16 @@ def fit(
         **{name: options.pop(name) for name in names},
     )
     options |= {"scale": scale, "settings": settings}
-    page = output.with_suffix(".html")
     with warnings.catch_warnings(), Progress({"page": 40.0}, shown=not quiet) as bar:
         warnings.showwarning = _show_warning
         model = fit_video(root, output, **options, progress=bar)
         bar.start("page")
-        shown = output.with_suffix(".linked") if options["link"] else root
-        lines = write_fit_page(page, output, shown, options["sequence"], options["truth"])
+        given = (root, options["sequence"], options["truth"])
+        video = (output.with_suffix(".linked"), given[1]) if options["link"] else given
+        lines = write_fit_page(output.with_suffix(".html"), output, *video)
     _print_card(model.card, as_json)
+    click.echo(f"wrote {output} ({output.stat().st_size / 1e6:.2f} MB)", err=as_json)
     click.echo("\n".join(lines), err=as_json)
-    click.echo(f"wrote {output} ({output.stat().st_size / 1e6:.2f} MB) and {page}", err=as_json)
 
 
 @click.command()

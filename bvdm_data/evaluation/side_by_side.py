@@ -31,7 +31,7 @@ _LINES = {
     "label agreement": "outlines and light disagree: do the masks end where nuclei end?",
     "step": "steps are off: do ids stay with their nuclei?",
 }
-_NEAR, _OFF = 0.2, 0.5  # distances in standard deviations: up to here alike, and from here off
+_NEAR, _OFF = 0.2, 0.5  # standard deviations: up to here all are alike, and from here on off
 
 
 def open_real(root: Path, sequence: str, videos: SyntheticHeLaVideos, **given: Any) -> CTCVideos:
@@ -72,7 +72,8 @@ def write_fit_page(
         return [f"no page: {error}"]
     with tempfile.TemporaryDirectory() as folder:
         sheet = Path(folder) / "sheet.png"
-        write_contact_sheet(clips, sheet)
+        count = min(len(clip["video"]) for clip in clips.values())
+        write_contact_sheet(clips, sheet, frames=range(0, count, 2))
         picture = b64encode(sheet.read_bytes()).decode()
     parts = [("How like they are", lines), ("What to try next", advice)]
     lists = "".join(
@@ -89,7 +90,7 @@ def write_fit_page(
             f'at one grey scale" src="data:image/png;base64,{picture}">{lists}</html>\n',
             encoding="utf-8",
         )
-    return [*lines, *(f"next: {one}" for one in advice)]
+    return [*lines, *(f"next: {one}" for one in advice), f"wrote {path}"]
 
 
 def _compare(
@@ -132,12 +133,17 @@ def _tell(line: MetricComparison) -> str:
     ours, real = line.synthetic.median, line.reference.median
     if line.distance is None or ours is None or real is None:
         return f"{line.name}: not measured, too few nuclei"
-    verdict = "alike" if line.distance <= _NEAR else "near" if line.distance < _OFF else "off"
-    other = "" if line.yardstick is None else f"; the halves of the video: {line.yardstick:.2f}"
+    known = line.yardstick or 0.0
+    verdict = "alike" if line.distance <= max(_NEAR, known) else "near"
     return (
-        f"{line.name}: {verdict}; median {ours:.3g} {line.unit}, real {real:.3g}; apart "
-        f"{line.distance:.2f} standard deviations{other}"
+        f"{line.name}: {'off' if _is_off(line) else verdict}; median "
+        f"{f'{ours:.3g} {line.unit}'.strip()}, real {real:.3g}; {line.distance:.2f} standard "
+        f"deviations apart, and the halves of the video {known:.2f}"
     )
+
+
+def _is_off(line: MetricComparison) -> bool:
+    return (line.distance or 0.0) >= max(_OFF, 2 * (line.yardstick or 0.0))
 
 
 def _advise(
@@ -147,7 +153,7 @@ def _advise(
     data, losses = card["data"], card["painter"]["held_out_loss"]
     known = [loss for loss in losses if loss is not None]
     is_learning = len(known) > 1 and known[-1] < 0.98 * known[-2]
-    off = [line.name for line in lines if (line.distance or 0) >= _OFF]
+    off = [line.name for line in lines if _is_off(line)]
     rules = {
         "few steps by --quick: fit without it, to another file": card["settings"].get("budget"),
         "the denoiser is still learning: more --painter-steps": is_learning,
