@@ -110,7 +110,7 @@ class Progress:
             spent, own = (part.measure_seconds(), part.measure_left()) if part else (0.0, None)
             left += max(planned * busy - spent, 0) if own is None else own
             if own is not None and min(planned, spent) > _WARM:
-                busy = (spent + own) / planned
+                busy = max((spent + own) / planned, 1.0)
         return left
 
     def _show_always(self) -> None:
