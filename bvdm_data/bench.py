@@ -273,7 +273,8 @@ def _format_throughput(figures: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"network      {network['calls_per_second']:.3g} calls/s, "
             f"{network['calls_per_clip']:.3g} a clip; {network['gflop_per_clip']:.3g} GFLOP a clip "
-            f"of new nuclei, at {network['gflops']:.3g} GFLOP/s ({network['share']:.0%} of the "
+            f"of new nuclei in {figures['machine']['networks']}, at {network['gflops']:.3g} "
+            f"GFLOP/s ({network['share']:.0%} of the "
             f"{network['matrix_gflops']:.3g} of a matrix product)"
         )
     clip = f"a clip has {memory['clip_mb']:.1f} MB"

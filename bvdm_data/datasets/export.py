@@ -15,7 +15,7 @@ from bvdm_data.clip import CameraScale
 from bvdm_data.datasets.ctc import write_sequence
 from bvdm_data.datasets.synthetic import as_method, check_outline
 from bvdm_data.files import MANIFEST, check_entries, cut_words, prepare_output_dir, write_manifest
-from bvdm_data.synth.scene import Method, check_scene
+from bvdm_data.synth.scene import Method, SceneSettings, check_scene
 from bvdm_data.synth.synthesis import synthesise
 from bvdm_data.system import describe_cpu
 from bvdm_data.validate import as_int, check_seed, name_source_in_errors
@@ -77,9 +77,7 @@ def export(
         **({} if outline == "video" else {"outline": outline}),
         **({"at_least": scene.at_least} if scene.at_least else {}),
         **({} if scene.death_rate is None else {"death_rate": scene.death_rate}),
-        **({"minutes": float(minutes)} if minutes is not None and scene.step > 1 else {}),
-        **({"drift": scene.drift} if scene.drift else {}),
-        **({"jumps": list(scene.jumps)} if any(scene.jumps) else {}),
+        **_list_motion(scene, minutes),
         "processor": describe_cpu(),
         "sequences": {},
     }
@@ -96,13 +94,9 @@ def export(
                 continue
             place = f"It is sequence {name} of {folder}; the same call continues there"
             with name_source_in_errors(place):
+                advance = partial(_advance, bar, index * frames, frames)
                 video = synthesise(
-                    generator,
-                    scene,
-                    texture,
-                    seed=seed,
-                    name=("export", index),
-                    progress=partial(_advance, bar, index * frames, frames),
+                    generator, scene, texture, seed=seed, name=("export", index), progress=advance
                 )
             prepare_output_dir(folder, manifest, identity=_get_identity)  # still ours
             counts = np.empty(video.video.shape, np.uint16)
@@ -113,6 +107,13 @@ def export(
             write_manifest(folder / MANIFEST, {**manifest, "sequences": there})
             written.append(name)
     return written
+
+
+def _list_motion(scene: SceneSettings, minutes: float | None) -> dict[str, Any]:
+    """Return the settings of time and stage that are not those of the fitted video."""
+    found = {"minutes": minutes and float(minutes), "drift": scene.drift, "jumps": [*scene.jumps]}
+    is_other = {"minutes": scene.step > 1, "drift": scene.drift > 0, "jumps": any(scene.jumps)}
+    return {name: value for name, value in found.items() if is_other[name]}
 
 
 def _get_identity(manifest: Mapping[str, Any]) -> dict[str, Any]:

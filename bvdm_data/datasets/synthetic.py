@@ -281,7 +281,10 @@ class SyntheticHeLaVideos(ClipStream):
 
     def _list_arguments(self) -> dict[str, Any]:
         known = (name for name, settings in METHODS.items() if settings == self.method)
-        return super()._list_arguments() | {"method": next(known, self.method)}
+        given = super()._list_arguments() | {"method": next(known, self.method)}
+        if self._settings.step == 1:  # filled in
+            del given["minutes"]
+        return given
 
     def _is_quick(self) -> bool:
         is_slow = self.pool or isinstance(self.method, PaperSettings) or self.device.type != "cpu"

@@ -37,6 +37,7 @@ from bvdm_data.synth.denoiser import Student, StudentConfig, compute_signed_dist
 from bvdm_data.synth.model import Model
 from bvdm_data.synth.scene import Progress, Scene, Textures, skip_progress
 from bvdm_data.synth.textures import FastSettings, cut_centre
+from bvdm_data.system import run_mixed
 
 TRAINING = TrainingSettings(steps=10_000, batch=8, rate=1e-3)
 ERROR_WEIGHT = 0.5  # of the absolute error, beside the discriminator's verdict of weight 1
@@ -155,7 +156,7 @@ def _make_losses(crops: AlignedCrops, network: _GAN, training: TrainingSettings)
         generator = torch_rng(training.seed, "cell-cycle-gan", step)
         batch = draw_batch(generator)
         noise = torch.randn(batch.light.shape, generator=generator)
-        with torch.autocast(noise.device.type, torch.bfloat16):
+        with run_mixed(noise.device):
             painted, real, condition = model(batch, noise)
             # The generator learns from a fixed discriminator, and the other way round.
             praise = model.judge(painted, condition, learn=False)

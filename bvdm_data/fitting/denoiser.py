@@ -26,7 +26,7 @@ from bvdm_data.fitting.training import (
     compute_fingerprint,
     draw_rows,
     group_rows,
-    peek_state,
+    read_state,
     split_tracks,
     train_network,
     write_state,
@@ -48,6 +48,7 @@ from bvdm_data.synth.denoiser import (
 )
 from bvdm_data.synth.model import BRIGHTNESS, SIZE
 from bvdm_data.synth.textures import BATCH, STUDENT_STEPS, cut_centre, fade_halo
+from bvdm_data.system import run_mixed
 
 NEIGHBOUR_MARGIN = 4  # px: nearer to another nucleus its light would be taken for a halo
 HALO = 6  # width in pixels of the rim around the largest outline that a crop must hold
@@ -239,7 +240,7 @@ def _compute_loss(model: nn.Module, samples: AlignedCrops, noise: Tensor, level:
     angle = (level * (math.pi / 2))[:, None, None, None]
     noisy = angle.cos() * image + angle.sin() * noise
     brightness, stage = samples.brightness.to(device), samples.stage.to(device)
-    with torch.autocast(device.type, torch.bfloat16):
+    with run_mixed(device):
         velocity = model(noisy, level, edge, brightness, stage)
     target = angle.cos() * noise - angle.sin() * image
     weight = samples.known.to(device) * torch.where(edge < 1, 1.0, BACKGROUND_WEIGHT)
@@ -291,13 +292,13 @@ def sample_teacher_pairs(
     path, device = run.checkpoint.with_suffix(".pairs"), run.device
     weights = teacher.cpu().state_dict().values()
     purpose = compute_fingerprint(teacher.settings, seed, radii, brightness, stage, *weights)
-    kept = peek_state(path)
+    kept = read_state(path)
     done = len(kept["picture"]) if kept.get("purpose") == purpose else 0
     picture[:done] = kept["picture"] if done else 0
     teacher, saved = teacher.to(device), time.monotonic()
     bar = open_bar(run.progress, "pairs", count, done)
     parts = torch.arange(count).split(BATCH)  # type: ignore[no-untyped-call]
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+    with torch.no_grad(), run_mixed(device):
         for part in parts:
             noise[part] = torch.randn(len(part), 1, patch, patch, generator=generator).bfloat16()
             end = int(part[-1]) + 1
@@ -410,6 +411,6 @@ def _render(
     )
     edge = compute_signed_distance_map(pairs.radii[rows], *size).to(device)
     brightness, stage = pairs.brightness[rows].to(device), pairs.stage[rows].to(device)
-    with torch.autocast(device.type, torch.bfloat16):
+    with run_mixed(device):
         rendered = model(noise, edge, brightness, stage)
     return (rendered - target).square(), target, edge

@@ -52,7 +52,7 @@ from bvdm_data.fitting.training import (
     Run,
     TrainingLog,
     TrainingSettings,
-    peek_state,
+    read_state,
     split_tracks,
 )
 from bvdm_data.fitting.video import Video, VideoTooShortError, fit_camera, read_video
@@ -63,7 +63,7 @@ from bvdm_data.synth.model import Model, TextureModel
 from bvdm_data.synth.motion import MotionModel
 from bvdm_data.synth.networks import FlowNet, UNet
 from bvdm_data.synth.textures import BATCH
-from bvdm_data.system import limit_threads, list_versions
+from bvdm_data.system import list_versions, set_threads
 from bvdm_data.validate import as_int, check_device, check_scale
 from bvdm_data.weights import load, save
 
@@ -145,7 +145,7 @@ def fit(
     check_writable(path.parent)
     check_nuclei(source)
     own = Progress({}, shown=progress) if isinstance(progress, bool) else nullcontext(progress)
-    with limit_threads(as_int("threads", threads, least=1)), own as bar:
+    with set_threads(as_int("threads", threads, least=1)), own as bar:
         pixels = math.prod((len(source), *source.shape))
         linking = {"linking": 2e-7 * pixels} if link else {}
         bar.seconds = linking | guess_seconds(settings, pixels) | bar.seconds
@@ -322,9 +322,9 @@ class _Steps:
         """Return how many steps, or pairs, there are, and less how many a run before has done."""
         stem = f"distilled-{self.settings.painter.steps}"
         if name == "pairs":
-            kept = peek_state(self._run(stem).checkpoint.with_suffix(".pairs"))
+            kept = read_state(self._run(stem).checkpoint.with_suffix(".pairs"))
             return self.settings.pairs, -len(kept.get("picture", ()))
-        kept = peek_state(self._run(stem if name == "distilled" else name).checkpoint)
+        kept = read_state(self._run(stem if name == "distilled" else name).checkpoint)
         return getattr(self.settings, name).steps, -kept.get("step", 0)
 
     def train_networks(

@@ -207,7 +207,7 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
         temporary.write_bytes(content.getvalue())
 
 
-def peek_state(path: Path) -> dict[str, Any]:
+def read_state(path: Path) -> dict[str, Any]:
     """Read a checkpoint; empty where there is none that can be read."""
     try:
         state = torch.load(io.BytesIO(path.read_bytes()), "cpu", weights_only=True)

@@ -357,5 +357,6 @@ class Student(UNetBackbone, _IntensityNorm):
         stage: Int[Tensor, " N"],
     ) -> Float[Tensor, "N 1 P P"]:
         """Map noise to images of nuclei."""
-        planes = torch.cat([noise, edge], 1).contiguous(memory_format=torch.channels_last)
-        return self.run(planes, self.make_conditioning(brightness, stage))
+        dtype, planes = self.inlet.weight.dtype, torch.cat([noise, edge], 1)
+        planes = planes.to(dtype, memory_format=torch.channels_last)
+        return self.run(planes, self.make_conditioning(brightness, stage).to(dtype))

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from bvdm_data.synth.contours import ShapeModel, compute_polygon_area
 from bvdm_data.synth.denoiser import Denoiser, Student
 from bvdm_data.synth.motion import MotionModel
 from bvdm_data.synth.networks import FlowNet, UNet
+from bvdm_data.system import choose_dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +76,13 @@ class Model:
 
     def get_denoiser(self, steps: int) -> Denoiser | Student:
         """Return the network that renders a patch in a number of calls."""
-        return self.distilled if steps == 1 else self.painter
+        return self._student if steps == 1 else self.painter
+
+    @cached_property
+    def _student(self) -> Student:
+        """The student in the type that its device is fastest in; layers need no casts then."""
+        device = next(self.distilled.parameters()).device
+        return deepcopy(self.distilled).to(choose_dtype(device))
 
     def to(self, device: torch.device) -> "Model":
         """Return a copy whose networks are on a device; the statistics stay on the CPU."""

@@ -29,7 +29,7 @@ from bvdm_data.synth.model import Model, RandomisedModel, TextureModel, ToneCurv
 from bvdm_data.synth.motion import FamilySampler, Trajectory, simulate_colony
 from bvdm_data.synth.render import RenderedPatches
 from bvdm_data.synth.scene import Method, Progress, Scene, SceneSettings, Textures, skip_progress
-from bvdm_data.system import isolate, profile_span
+from bvdm_data.system import isolate, profile_span, run_mixed
 from bvdm_data.validate import Rule, check_fields
 
 BATCH = 64
@@ -311,11 +311,12 @@ def denoise_patches(
         edge = compute_signed_distance_map(radii, *noise.shape[1:]).to(device)
     brightness, stage = brightness.to(device), stage.to(device)
     start = noise[:, None].to(device)
-    with profile_span("network"), torch.autocast(device.type, torch.bfloat16):
+    with profile_span("network"):
         if isinstance(network, Student):
             image = network(start, edge, brightness, stage)
         else:
-            image = run_dpm_solver(network, start, steps, edge, brightness, stage)
+            with run_mixed(device):
+                image = run_dpm_solver(network, start, steps, edge, brightness, stage)
     light = network.denormalize(image, brightness).nan_to_num(0)
     gain = torch.ones_like(brightness) if gain is None else gain.to(device)
     most = BRIGHTEST * brightness[:, None, None]
