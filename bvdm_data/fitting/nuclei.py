@@ -122,51 +122,42 @@ def check_fittable(crops: Crops) -> float:
     return least
 
 
-LOOKS = 4  # frames that are looked at before a video is read
-LEAST_LEAD = 0.75  # chance that a pixel of a nucleus is brighter than one around it
-LARGEST_RIM = 0.75  # light just off a mask over that inside, both above the background
-LARGEST_ASPECT, LEAST_FILL, LEAST_SIZE = 2.5, 0.85, 25  # what masks of nuclei look like; px^2
+_LOOKS = 4  # frames that are looked at before a video is read
 
 
 def check_nuclei(sequence: CTCSequence) -> None:
     """Refuse a video that shows no bright, rounded nuclei, by the masks of a few frames.
 
-    The rules are far from HeLa nuclei, whether blurred, noisy, brightened or rescaled: half of
-    them have a lead above 0.98, a rim below 0.5, a ratio of axes below 1.4, and fill 0.98 of an
+    The bounds are far from HeLa nuclei, whether blurred, noisy, brightened or rescaled: half of
+    them have a lead above 0.98, a rim below 0.55, a ratio of axes below 1.4 and fill 0.98 of an
     ellipse.
     """
     numbers = [number for number in sequence.numbers if number in sequence.mask_names]
-    chosen = {numbers[round(i)] for i in np.linspace(0, len(numbers) - 1, LOOKS)} if numbers else ()
+    chosen = (
+        {numbers[round(i)] for i in np.linspace(0, len(numbers) - 1, _LOOKS)} if numbers else ()
+    )
     looks = [look for number in sorted(chosen) for look in _look(sequence, number)]
     if not looks:
         return
     size, lead, rim, aspect, fill = np.median(np.array(looks), axis=0)
-    where = f"the masks of sequence {sequence.name!r} of {sequence.folder} must"
-    if size < LEAST_SIZE:
+    faults = {
+        f"be of nuclei of 25 pixels or more, got half of them with {size:.0f} or less; scale the "
+        "video up": size < 25,
+        "be brighter than what is around them, got a pixel inside brighter than one around it in "
+        f"{lead:.0%} of all pairs (75% are needed); is it phase contrast, brightfield or inverted, "
+        "or are they masks of another video? Give bright nuclei on darker background, as "
+        "fluorescence shows them": lead < 0.75,
+        f"end where nuclei end, got {rim:.0%} of their light just off them (at most 75%); are they "
+        "markers inside nuclei? Lives and motion could be learned from these, outlines and light "
+        'cannot: give masks of whole nuclei, of some frames at least (truth="GT", --truth GT, with '
+        "--lives hela)": rim > 0.75,
+        f"be of rounded nuclei, got a median ratio of axes of {aspect:.1f} and {fill:.0%} of an "
+        "ellipse filled (at most 2.5, and at least 85%); bacteria and whole cells cannot be "
+        "fitted: give masks of nuclei": aspect > 2.5 or fill < 0.85,
+    }
+    for words in (words for words, holds in faults.items() if holds):
         raise ValueError(
-            f"{where} be of nuclei of {LEAST_SIZE} pixels or more, got half of them with "
-            f"{size:.0f} or less; scale the video up, or give masks of whole nuclei"
-        )
-    if lead < LEAST_LEAD:
-        raise ValueError(
-            f"{where} be brighter than what is around them, got a pixel inside brighter than one "
-            f"around it in {lead:.0%} of all pairs ({LEAST_LEAD:.0%} are needed); is it phase "
-            "contrast, brightfield or inverted, or are they masks of another video? Give bright "
-            "nuclei on darker background, as fluorescence shows them"
-        )
-    if rim > LARGEST_RIM:
-        raise ValueError(
-            f"{where} end where nuclei end, got {rim:.0%} of their light just off them (at most "
-            f"{LARGEST_RIM:.0%}); are they markers inside nuclei? Lives and motion could be "
-            "learned from these, outlines and light cannot: give masks of whole nuclei, of some "
-            'frames at least (truth="GT", --truth GT, with --lives hela)'
-        )
-    if aspect > LARGEST_ASPECT or fill < LEAST_FILL:
-        raise ValueError(
-            f"{where} be of rounded nuclei, got a median ratio of axes of {aspect:.1f} and "
-            f"{fill:.0%} of an ellipse filled (at most {LARGEST_ASPECT:g}, and at least "
-            f"{LEAST_FILL:.0%}); bacteria, fibres and whole cells cannot be fitted: give masks of "
-            "nuclei"
+            f"the masks of sequence {sequence.name!r} of {sequence.folder} must {words}"
         )
 
 
