@@ -1,5 +1,6 @@
 """Videos as people have them: masks without tracks, and what shows no nuclei."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -185,6 +186,9 @@ def test_page_shows_real_and_realism(tmp_path, monkeypatch):
     assert weights.read_card(path)["data"]["frames"] == 40
     # Where a page cannot be made, the model stays.
     assert write_fit_page(tmp_path / "n.html", path, tmp_path / "none")[0].startswith("no page: no")
+    monkeypatch.setitem(sys.modules, "skimage.measure", None)
+    (line,) = write_fit_page(tmp_path / "n.html", path, root)
+    assert line.endswith("pip install 'bvdm-data[evaluate]'")
 
 
 # What shows no nuclei

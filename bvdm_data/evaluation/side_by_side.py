@@ -158,7 +158,7 @@ def _advise(
     rules = {
         "few steps by --quick: fit without it, to another file": card["settings"].get("budget"),
         "the denoiser is still learning: more --painter-steps": is_learning,
-        f"{data['divisions']} divisions are few: a longer video": data["divisions"] < 10,
+        f"{data['divisions']} divisions are few: a longer video": 0 < data["divisions"] < 10,
         f"not measured here, but taken over: {', '.join(card['taken_over'])}": card["taken_over"],
         **{words: name in off for name, words in _LINES.items()},
         f"what counts is training: bvdm-data evaluate {root} --model {model} --quick": True,

@@ -48,13 +48,7 @@ from bvdm_data.fitting.progress import Progress
 from bvdm_data.fitting.settings import NETWORKS, SHARES, FitSettings, guess_seconds
 from bvdm_data.fitting.texture_noise import DEFAULT, fit_noise_autocorrelation
 from bvdm_data.fitting.tracker import link_sequence
-from bvdm_data.fitting.training import (
-    Run,
-    TrainingLog,
-    TrainingSettings,
-    read_state,
-    split_tracks,
-)
+from bvdm_data.fitting.training import Run, TrainingLog, TrainingSettings, read_state, split_tracks
 from bvdm_data.fitting.video import Video, VideoTooShortError, fit_camera, read_video
 from bvdm_data.synth.cell_cycle import CellCycleModel
 from bvdm_data.synth.contours import ShapeModel
@@ -125,9 +119,10 @@ def fit(
 
     Raises:
         FileNotFoundError: If the data set or the video is missing.
+        ImportError: If link is given and LapTrack is not installed.
         TypeError: If scale is no CameraScale.
-        ValueError: If the video cannot be fitted: no tracks, too few divisions, masks that are
-            not brighter than the background, or checkpoints of other data or settings.
+        ValueError: If the video cannot be fitted: no tracks, too few divisions, masks of what is
+            no bright and rounded nucleus, or checkpoints of other data or settings.
         OSError: If a file cannot be written.
     """
     settings = settings or FitSettings()
@@ -290,10 +285,9 @@ class _Steps:
     def _time(self, train: Callable[["_Steps"], object]) -> dict[str, float]:
         """Return the seconds a unit of all that trains, by a few that are thrown away."""
         self.bar.start("timing")
-        parts = {
-            part: replace(getattr(self.settings, part), steps=_TIMED[part]) for part in NETWORKS
-        }
-        settings = replace(self.settings, **parts, pairs=_TIMED["pairs"], budget=None)
+        old = self.settings
+        few = {name: replace(getattr(old, name), steps=_TIMED[name]) for name in NETWORKS}
+        settings = replace(old, **few, pairs=_TIMED["pairs"], budget=None)
         with tempfile.TemporaryDirectory() as folder, Progress({}, shown=False) as watch:
             trial = replace(self, settings=settings, folder=Path(folder), bar=watch)
             trial.inherited, trial.trained = [], {}
