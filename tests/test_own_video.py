@@ -88,7 +88,7 @@ def test_lives_come_from_a_model(bare, tmp_path, tiny_model, tiny_generator, cap
     with pytest.warns(UserWarning, match="37 of 40 frames have no masks"):
         model = fit(bare, tmp_path / "m.safetensors", settings=few, lives=tiny_model)
     taken = ["lives but for brightness and size", "motion but for density", "memory of the texture"]
-    assert model.card["taken_over"] == taken
+    assert (model.card["taken_over"], model.card["lives_from"]) == (taken, "made up")
     words = f"light, camera, density; from another model: {', '.join(taken[:2])}\n"
     assert words in capsys.readouterr().err
     np.testing.assert_array_equal(model.lives.cycle, tiny_generator.lives.cycle)

@@ -193,6 +193,7 @@ def _fit(source: CTCSequence, scale: CameraScale, steps: "_Steps") -> Model:
             "texture_fresh": round(texture.fresh, 4),
         },
         "started_from": steps.start and dict(steps.start.card).get("data"),
+        **({"lives_from": dict(steps.living.card).get("data")} if steps.living else {}),
         "taken_over": steps.inherited,
         **steps.trained,
         "settings": asdict(steps.settings),

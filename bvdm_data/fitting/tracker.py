@@ -63,8 +63,9 @@ def link_sequence(source: CTCSequence, folder: Path, bar: Progress) -> CTCSequen
         none = np.zeros(source.shape, np.int32)
         found = [source.masks(number) for number in source.numbers]
         labels = np.stack([none if masks is None else masks for masks in found])
-        areas = np.concatenate([np.bincount(masks.ravel())[1:] for masks in labels])
-        size = math.sqrt(np.median(areas[areas > 0]) / AREA) if areas.any() else 1.0
+        counts = [np.unique(masks[masks > 0], return_counts=True)[1] for masks in labels]
+        areas = np.concatenate(counts)
+        size = math.sqrt(np.median(areas) / AREA) if len(areas) else 1.0
         masks, tracks = track(labels, size * LINK_REACH, size * SPLIT_REACH)
         video: Labels = np.stack([source.frame(number) for number in source.numbers])
         write_sequence(folder, source.name, video, masks, tracks)
