@@ -12,6 +12,8 @@ from scipy import ndimage
 from bvdm_data import weights
 from bvdm_data.datasets.ctc import read_sequence, write_sequence
 from bvdm_data.evaluation import side_by_side
+from bvdm_data.evaluation.arms import Data
+from bvdm_data.evaluation.evaluate import check_unseen
 from bvdm_data.evaluation.seg_tra import score
 from bvdm_data.evaluation.side_by_side import write_fit_page
 from bvdm_data.fitting import denoiser
@@ -98,6 +100,16 @@ def test_lives_come_from_a_model(bare, tmp_path, tiny_model, tiny_generator, cap
     assert model.motion.separation == pytest.approx(wanted.separation)
     with pytest.raises(ValueError, match=r"minutes must be those of the lives .*, got 7"):
         fit(bare, tmp_path / "n.safetensors", settings=replace(few, minutes=7), lives=tiny_model)
+
+
+def test_seen_lives_are_refused(tmp_path, tiny_generator):
+    card = {"lives_from": {"data_set": "films", "sequence": "02"}}
+    weights.save(replace(tiny_generator, card=card), tmp_path / "m.safetensors")
+    model, folder = str(tmp_path / "m.safetensors"), tmp_path / "work"
+    data = Data(root=tmp_path / "films", model=model, folder=folder)
+    check_unseen(data, data.root, "03")
+    with pytest.raises(ValueError, match="has the lives of a model of sequence '02' of films"):
+        check_unseen(data, data.root, "02")
 
 
 def _split(masks):
