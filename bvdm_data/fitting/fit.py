@@ -159,7 +159,7 @@ def _fit(source: CTCSequence, scale: CameraScale, steps: "_Steps") -> Model:
     """Measure the video, then train."""
     settings, bar = steps.settings, steps.bar
     video = read_video(source, scale, alone=steps.living is not None, progress=bar)
-    part = bar.start("measuring")
+    bar.start("measuring")
     nuclei = measure_nuclei(extract_crops(video), video.tracks)
     check_fittable(nuclei.crops)
     contours = trace_contours(nuclei.crops.masks)
@@ -172,7 +172,6 @@ def _fit(source: CTCSequence, scale: CameraScale, steps: "_Steps") -> Model:
     _warn_of_left_out(left_out)
     samples = extract_aligned_crops(nuclei, contours, video)
     steps.prepare_paper_networks(nuclei)
-    part.close()
     bar.say(steps.describe_sources())
     given = samples, shapes, lives, camera.noise
     steps.plan(lambda one: (one.train_networks(*given), one.train_paper_networks()))
