@@ -98,3 +98,5 @@ def test_notebook_says_why_no_picture():
     assert "a &lt;b&gt; of the user" in page
     loose = SyntheticHeLaVideos(**SMALL, transform=lambda clip: torch.zeros(2))._repr_html_()
     assert "No picture: " in loose
+    plain = SyntheticHeLaVideos(**SMALL, video=False)._repr_html_()
+    assert "give the data set video=True" in plain

@@ -63,7 +63,9 @@ def test_show_refuses_what_is_no_clip():
     batch = {key: torch.stack([value, value]) for key, value in clip.items()}
     with pytest.raises(ValueError, match=r"clips must be single ones .* not from batches"):
         show(batch)
-    with pytest.raises(TypeError, match=r"clip must be a dict with the key 'video', got list"):
+    with pytest.raises(TypeError, match=r"clip must be a dict of tensors, got list"):
         show([clip])
+    with pytest.raises(ValueError, match=r"must have the key 'video', .* video=True"):
+        show({"masks": clip["masks"]})
     with pytest.raises(IndexError, match="frames must be from 0 to 2"):
         show(clip, frames=[3])

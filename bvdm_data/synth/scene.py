@@ -2,6 +2,7 @@
 
 import math
 import reprlib
+from bisect import bisect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from bvdm_data.rng import torch_rng
 from bvdm_data.synth.camera import CameraModel
+from bvdm_data.synth.cell_cycle import CellCycleModel, compute_dividing_share
 from bvdm_data.synth.cells import Cell
 from bvdm_data.synth.contours import Array
 from bvdm_data.synth.model import DENSITY, SIZE, Model, RandomisedModel, ToneCurve, Variation
@@ -119,8 +121,22 @@ def _count_cycles(model: Model, frames: int) -> float:
 def _count_doublings(model: Model, settings: SceneSettings) -> float:
     """Return how often nuclei double in number; in clips of many cycles, those that die count."""
     cycles = _count_cycles(model, settings.lived)
-    dead = (settings.death_rate or 0) * settings.lived / math.log(2)
-    return cycles - dead * (cycles > MOST_CYCLES)
+    lives = model.lives.with_death_rate(settings.death_rate)
+    return cycles * (_measure_growth(lives) if cycles > MOST_CYCLES else 1)
+
+
+def _measure_growth(lives: CellCycleModel) -> float:
+    """Return how often nuclei double in number in a cycle; below 0: more die than divide."""
+    return 1 + math.log2(max(compute_dividing_share(lives), 1e-9))
+
+
+def _advise_deaths(lives: CellCycleModel) -> str:
+    """Return the way out for long films: the death rate at which as many die as divide."""
+    steps = range(1, 10_000)  # of a ten-thousandth
+    place = bisect(steps, 0.0, key=lambda n: -_measure_growth(lives.with_death_rate(n / 10_000)))
+    if place == len(steps):
+        return "no death_rate makes as many die as divide"
+    return f"give a death_rate of {steps[place] / 10_000} for longer films: as many die as divide"
 
 
 def estimate_rows(model: Model, settings: SceneSettings) -> tuple[int, int]:
@@ -198,8 +214,7 @@ def check_scene(
     if doublings > MOST_CYCLES:
         raise ValueError(
             f"frames must be at most {int(MOST_CYCLES * scene.frames / cycles)}, {MOST_CYCLES} "
-            f"cell cycles of the model, got {frames}; give a death_rate of about "
-            f"{math.log(2) * cycles / scene.lived:.2g} for longer films: as many die as divide"
+            f"cell cycles of the model, got {frames}; {_advise_deaths(model.lives)}"
         )
     if (travel := _estimate_travel(scene)) > FARTHEST:
         raise ValueError(

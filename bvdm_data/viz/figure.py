@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bvdm_data.clip import Clip
 from bvdm_data.system import require
+from bvdm_data.validate import check_single
 from bvdm_data.viz.pictures import (
     COLOURS,
     GAMMA,
@@ -62,14 +63,14 @@ def show(
         IndexError: If the clip has no such frame.
         ModuleNotFoundError: If matplotlib is not installed.
         TypeError: If clip is no clip.
-        ValueError: If clip is a batch, or an argument is out of its range.
+        ValueError: If clip is a batch or has no video, or an argument is out of its range.
     """
     figures = require("matplotlib.figure", "preview")
-    if not isinstance(clip, Mapping) or "video" not in clip:
+    if not isinstance(clip, Mapping):
         raise TypeError(
-            f"clip must be a dict with the key 'video', got {type(clip).__name__}; give "
-            "videos.clip(0)"
+            f"clip must be a dict of tensors, got {type(clip).__name__}; give videos.clip(0)"
         )
+    check_single(clip)
     shown = choose_frames("clip", len(clip["video"]), frames, most=MOST_FRAMES)
     sheet = render_contact_sheet({"": clip}, frames=shown, grey_range=grey_range, gamma=gamma)
     tree = _measure_tree(clip)
@@ -83,7 +84,8 @@ def show(
         axes = figure.add_axes((0.02, AXIS / height, 0.96, (tree - AXIS) / height))
         draw_lineage(axes, clip["tracks"], len(clip["video"]))
     figure._repr_png_ = partial(_encode, figure)
-    return figure  # type: ignore[no-any-return]
+    drawn: Figure = figure
+    return drawn
 
 
 def draw_lineage(axes: "Axes", tracks: Tensor | Array, frames: int) -> None:
