@@ -409,7 +409,9 @@ def check_unseen(data: Data, root: Path, test: str) -> None:
     card, name = read_card(data.model), root.resolve().name
     if (root.resolve(), test) == (data.root.resolve(), data.train):
         raise ValueError(f"also must be another video than train, got {test!r} of {name} for both")
-    for key, did in (("data", "was fitted to"), ("started_from", "started from a model of")):
+    deeds = {"data": "was fitted to", "started_from": "started from a model of"}
+    deeds["lives_from"] = "has the lives of a model of"
+    for key, did in deeds.items():
         seen = card.get(key)
         if not isinstance(seen, dict):
             continue

@@ -15,11 +15,12 @@ from scipy import stats
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from bvdm_data.evaluation import linker, segmenter
+from bvdm_data.evaluation import segmenter
 from bvdm_data.evaluation.arms import Arm
 from bvdm_data.evaluation.clip_cache import cache_json
 from bvdm_data.evaluation.seg_tra import Reference, Scores, clear_border, match_nuclei, score
 from bvdm_data.evaluation.segmenter import Samples, SegmenterSettings
+from bvdm_data.fitting import tracker
 from bvdm_data.fitting.training import compute_fingerprint
 
 BASELINE = "real"  # name of the arm that all others are compared to
@@ -86,8 +87,8 @@ def train_and_test(
     """
     trained = _hash_trial(arm, seed, settings)
     scoring = (
-        segmenter.FOREGROUND, segmenter.SEED_DISTANCE, segmenter.NUCLEUS_AREA, linker.LINK_REACH,
-        linker.SPLIT_REACH,
+        segmenter.FOREGROUND, segmenter.SEED_DISTANCE, segmenter.NUCLEUS_AREA, tracker.LINK_REACH,
+        tracker.SPLIT_REACH,
     )  # fmt: skip
 
     given = arm, seed, settings, folder
@@ -96,7 +97,7 @@ def train_and_test(
     def test(reference: Reference) -> dict[str, Any]:
         start = time.monotonic()
         labels = segment(train(), reference.video, reference.border)
-        scores = score(*linker.track(labels), reference.masks, reference.tracks)
+        scores = score(*tracker.track(labels), reference.masks, reference.tracks)
         matches = match_nuclei(labels, reference.masks, reference.video)
         seconds = round(time.monotonic() - start, 1)
         return asdict(scores) | asdict(matches) | {"seconds": seconds}
@@ -159,7 +160,7 @@ def segment(network: nn.Module, video: npt.NDArray[np.float32], border: int) -> 
 
 def score_oracle(reference: Reference) -> Scores:
     """Score the tracker on the reference masks: what a perfect segmenter would reach."""
-    return score(*linker.track(reference.masks), reference.masks, reference.tracks)
+    return score(*tracker.track(reference.masks), reference.masks, reference.tracks)
 
 
 def summarize_trials(trials: Sequence[Trial], settings: SegmenterSettings) -> dict[str, Any]:

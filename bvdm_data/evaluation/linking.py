@@ -19,6 +19,7 @@ from bvdm_data.evaluation.arms import Data
 from bvdm_data.evaluation.clip_cache import cache_json, hash_clips
 from bvdm_data.evaluation.linker import Decoding, LinkerSettings
 from bvdm_data.evaluation.seg_tra import LINK_MEASURES, Labels, Reference, Tracked, score_links
+from bvdm_data.fitting.tracker import track
 from bvdm_data.fitting.training import compute_fingerprint
 
 SIZE = 512  # height and width of the clips that linkers learn from, at most, pixels
@@ -84,7 +85,7 @@ def tune_laptrack(films: Sequence[tuple[Labels, Any]]) -> tuple[float, float]:
     """Choose both distances of LapTrack by LNK + BC(1) on films of masks and their tracks."""
 
     def measure(reaches: tuple[float, float]) -> float:
-        found = [score_links(*linker.track(m, *reaches), m, t) for m, t in films]
+        found = [score_links(*track(m, *reaches), m, t) for m, t in films]
         return float(np.nansum([[one["lnk"], one["bc"]] for one in found]))
 
     return max(itertools.product(REACHES, SPLITS), key=measure)
@@ -177,7 +178,7 @@ def _train(
 
 
 def _link_by_distance(reaches: tuple[float, float], _: Reference, masks: Labels) -> Tracked:
-    return linker.track(masks, *reaches)
+    return track(masks, *reaches)
 
 
 def _link_with(get: Callable[[], linker.Linker], decoding: Decoding) -> Link:

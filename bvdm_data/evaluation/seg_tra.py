@@ -18,6 +18,7 @@ from bvdm_data.datasets.ctc import guess_scale, read_sequence
 from bvdm_data.datasets.ctc_videos import DEFAULT_BORDER
 from bvdm_data.datasets.tiff import write_image
 from bvdm_data.datasets.tracks import check_ids_match, check_track_table
+from bvdm_data.fitting.tracker import Labels, Tracked
 from bvdm_data.system import require
 
 # What is measured of links, by the names of py-ctcmetrics. BIO is the mean of CT, TF, BC and CCA.
@@ -27,9 +28,6 @@ LINK_MEASURES = {
     "fp": "AOGM_FP", "ed": "AOGM_ED", "ea": "AOGM_EA", "ec": "AOGM_EC",
 }  # fmt: skip
 METRICS = ("Valid", "SEG", "TRA", "DET", "LNK", "BC")  # what py-ctcmetrics is asked for
-
-Labels = npt.NDArray[np.integer]
-Tracked = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]
 
 
 @dataclass(frozen=True)
