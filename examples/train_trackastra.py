@@ -9,7 +9,7 @@ Writes a folder that Trackastra itself loads. Killed, the same command goes on.
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from bvdm_data import CTCVideos, MixedVideos, SyntheticHeLaVideos
 from bvdm_data.evaluation.linker import (
     LINKER_TRAINING,
+    FirstClips,
     Linker,
     LinkerSettings,
     save_linker,
@@ -25,22 +26,6 @@ from bvdm_data.evaluation.linker import (
 )
 
 TABLES = ("masks", "tracks")
-
-
-@dataclass(frozen=True)
-class FirstClips:
-    """The first clips of an endless source; each is made when it is needed."""
-
-    source: Any
-    count: int
-
-    def __len__(self) -> int:
-        """Return the number of clips."""
-        return self.count
-
-    def __getitem__(self, index: int) -> Any:
-        """Return one clip."""
-        return self.source.clip(index)
 
 
 def main(arguments: Sequence[str] | None = None) -> Linker:

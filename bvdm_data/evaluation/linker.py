@@ -16,6 +16,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from bvdm_data.adapters.common import find_ancestors, match_relatives
@@ -26,7 +27,7 @@ from bvdm_data.adapters.trackastra import (
     save_transformer,
 )
 from bvdm_data.clip import Clip
-from bvdm_data.datasets.sources import MapStyle
+from bvdm_data.datasets.sources import ClipSource, MapStyle
 from bvdm_data.evaluation.clip_cache import hash_clips
 from bvdm_data.fitting.tracker import Labels, Node, Tracked, apply_links
 from bvdm_data.fitting.training import Run, TrainingLog, TrainingSettings, train_network
@@ -149,6 +150,23 @@ class LinkerSettings:
             )
 
 
+@dataclass(frozen=True)
+class FirstClips(Dataset[Clip]):
+    """The first clips of an endless source; each is made when it is needed."""
+
+    source: ClipSource
+    count: int
+
+    def __len__(self) -> int:
+        """Return the number of clips."""
+        return self.count
+
+    def __getitem__(self, index: int) -> Clip:
+        """Return one clip."""
+        clip: Clip = self.source.clip(index)
+        return clip
+
+
 @dataclass(frozen=True, eq=False)
 class Linker:
     """A trained linker."""
@@ -189,11 +207,8 @@ def train_linker(
     def val_loss(model: nn.Module) -> float:
         held = [window for index in range(known, len(clips)) for window in get_windows(index)]
         parts = [held[start : start + 16] for start in range(0, len(held), 16)]
-        return (
-            float(np.mean([float(_loss(model, part, settings.gap)) for part in parts]))
-            if parts
-            else 0.0
-        )
+        losses = [float(_loss(model, part, settings.gap)) for part in parts]
+        return float(np.mean(losses or [0.0]))
 
     make = functools.partial(
         make_transformer,

@@ -4,22 +4,20 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
-from bvdm_data.clip import Clip
 from bvdm_data.datasets.detections import DetectionErrors
 from bvdm_data.datasets.mixed import MixedVideos
 from bvdm_data.evaluation import arms, linker
 from bvdm_data.evaluation.arms import Data
 from bvdm_data.evaluation.clip_cache import cache_json, hash_clips
-from bvdm_data.evaluation.linker import Decoding, LinkerSettings
-from bvdm_data.evaluation.seg_tra import LINK_MEASURES, Labels, Reference, Tracked, score_links
-from bvdm_data.fitting.tracker import track
+from bvdm_data.evaluation.linker import Decoding, FirstClips, LinkerSettings
+from bvdm_data.evaluation.seg_tra import LINK_MEASURES, Reference, score_links
+from bvdm_data.fitting.tracker import Labels, Tracked, track
 from bvdm_data.fitting.training import compute_fingerprint
 
 SIZE = 512  # height and width of the clips that linkers learn from, at most, pixels
@@ -27,11 +25,7 @@ NUCLEI = (8, 60)  # in the first frame of a synthetic one, from sparse to crowde
 CLIPS = 160  # clips of every kind
 TUNED_ON = 6  # synthetic clips that LapTrack is tuned on
 REACHES, SPLITS = (20.0, 25.0, 30.0, 35.0, 40.0, 50.0), (25.0, 30.0, 35.0, 40.0, 50.0)
-PLANTED: dict[str, Any] = {
-    "missed": 0.05,
-    "merged": 0.02,
-    "false": 0.02,
-}  # errors of planted detections
+PLANTED: dict[str, Any] = {"missed": 0.05, "merged": 0.02, "false": 0.02}
 # What is taken back, one at a time, of a linker that learned from synthetic clips.
 ABLATION: dict[str, dict[str, Any]] = {
     "layers as in Trackastra 0.5": {"pre_norm": False},
@@ -43,22 +37,7 @@ DECODINGS = {name: Decoding(method=name) for name in ("greedy", "ilp")}
 Link = Callable[[Reference, Labels], Tracked]
 
 
-@dataclass(frozen=True)
-class _Clips(Dataset[Clip]):
-    """The first clips of a source."""
-
-    source: Any
-    count: int
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> Clip:
-        clip: Clip = self.source.clip(index)
-        return clip
-
-
-def make_linking_clips(name: str, data: Data, count: int = CLIPS) -> Any:
+def _make_clips(name: str, data: Data, count: int) -> Any:
     """Make the clips that linkers learn from: ``"real"``, ``"synthetic"``, both, or a method's.
 
     ``"synthetic 256 px"`` has windows and density of the arms that segmenters learn from.
@@ -68,7 +47,7 @@ def make_linking_clips(name: str, data: Data, count: int = CLIPS) -> Any:
     side = max(data.size[0], min(SIZE, arms.find_side(data)))
     data = replace(data, size=(side, side))
     if name == "real":
-        return _Clips(arms.make_real_clips(data), count)
+        return FirstClips(arms.make_real_clips(data), count)
     if name in arms.OTHER_METHODS:
         method = arms.find_method(name, data)
         data = replace(data, method=method, variation=None, outline=None)
@@ -78,17 +57,17 @@ def make_linking_clips(name: str, data: Data, count: int = CLIPS) -> Any:
         return synthetic
     scale: Any = synthetic.scale  # that of the model, as in the arm of both
     real = arms.make_real_clips(replace(data, scale=scale))
-    return _Clips(MixedVideos({"real": real, "synthetic": synthetic}, weights=arms.MIX), count)
+    return FirstClips(MixedVideos({"real": real, "synthetic": synthetic}, weights=arms.MIX), count)
 
 
-def tune_laptrack(films: Sequence[tuple[Labels, Any]]) -> tuple[float, float]:
+def _tune_laptrack(films: Sequence[tuple[Labels, Labels]]) -> dict[str, Any]:
     """Choose both distances of LapTrack by LNK + BC(1) on films of masks and their tracks."""
 
     def measure(reaches: tuple[float, float]) -> float:
         found = [score_links(*track(m, *reaches), m, t) for m, t in films]
         return float(np.nansum([[one["lnk"], one["bc"]] for one in found]))
 
-    return max(itertools.product(REACHES, SPLITS), key=measure)
+    return {"reaches": max(itertools.product(REACHES, SPLITS), key=measure)}
 
 
 def plant_errors(reference: Reference) -> Labels:
@@ -118,7 +97,7 @@ def compare_linkers(
     are kept.
     """
     test, count = films["test"](), count or CLIPS
-    given = compute_fingerprint(*map(torch.from_numpy, (test.masks, test.tracks)))
+    given = compute_fingerprint(*map(torch.from_numpy, (test.video, test.masks, test.tracks)))
 
     def score(name: str, keys: Sequence[object], links: Sequence[Link]) -> Iterator[dict[str, Any]]:
         for kind, masks in detections.items():
@@ -130,21 +109,16 @@ def compare_linkers(
                 found.append(cache_json(data.folder / "links" / f"{mark}.json", measure))
             yield {"arm": name, "detections": kind, "seeds": len(found)} | _summarize(found)
 
-    def tune(which: str) -> dict[str, Any]:
-        if which == data.train:
-            film = films["train"]()
-            return {"reaches": tune_laptrack([(film.masks, film.tracks)])}
-        clips = make_linking_clips("synthetic", data, max(count, 2))
-        shown = [clips[i] for i in range(min(TUNED_ON, len(clips)))]
-        pairs = [(c["masks"].numpy(), c["tracks"][c["tracks"][:, 0] > 0].numpy()) for c in shown]
-        return {"reaches": tune_laptrack(pairs)}
-
-    for which in (data.train, "synthetic"):
-        key = compute_fingerprint("laptrack", str(data.root), which, repr(data), count)
-        tuned = cache_json(data.folder / "links" / f"{key}.json", functools.partial(tune, which))
-        reaches = tuple(tuned["reaches"])
-        link = functools.partial(_link_by_distance, reaches)
-        yield from score(f"LapTrack tuned on {which}", [("laptrack", *reaches)], [link])
+    film, clips = films["train"](), _make_clips("synthetic", data, count)
+    shown = [clips[i] for i in range(min(TUNED_ON, count))]
+    pairs = [(c["masks"].numpy(), c["tracks"][c["tracks"][:, 0] > 0].numpy()) for c in shown]
+    for which, known in ((data.train, [(film.masks, film.tracks)]), ("synthetic", pairs)):
+        seen = compute_fingerprint(*(torch.from_numpy(x) for pair in known for x in pair))
+        key = compute_fingerprint("laptrack", seen, REACHES, SPLITS)
+        tune = functools.partial(_tune_laptrack, known)
+        tuned = cache_json(data.folder / "links" / f"{key}.json", tune)
+        link = functools.partial(_link_by_distance, tuned["reaches"])
+        yield from score(f"LapTrack tuned on {which}", [("laptrack", *tuned["reaches"])], [link])
     jobs = [(f"Trackastra on {name}", name, settings, Decoding()) for name in names]
     if ablation and "synthetic" in names:
         jobs += [
@@ -163,7 +137,7 @@ def _train(
 ) -> tuple[str, Callable[[], linker.Linker]]:
     """Return what decides a linker, and a function that trains it at its first call."""
     settings = replace(settings, training=replace(settings.training, seed=seed))
-    clips = make_linking_clips(arm, data, count)
+    clips = _make_clips(arm, data, count)
     frames = len(clips[0]["video"])
     if frames < settings.window:
         raise ValueError(
@@ -177,7 +151,7 @@ def _train(
     return key, functools.cache(lambda: train(checkpoint=checkpoint))
 
 
-def _link_by_distance(reaches: tuple[float, float], _: Reference, masks: Labels) -> Tracked:
+def _link_by_distance(reaches: Sequence[float], _: Reference, masks: Labels) -> Tracked:
     return track(masks, *reaches)
 
 

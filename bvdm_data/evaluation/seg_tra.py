@@ -6,6 +6,7 @@ import io
 import math
 import tempfile
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,31 +129,7 @@ def score(
     The reference's masks are its segmentation and its tracking truth at once. LNK is NaN where the
     reference has no links.
     """
-    if masks.shape != reference_masks.shape or masks.ndim != 3 or len(masks) < 2:
-        raise ValueError(
-            "masks and reference_masks must be [F, H, W] of one shape with F at least 2, got "
-            f"{masks.shape} and {reference_masks.shape}; give masks of zeros for frames without any"
-        )
-    if not reference_masks.any():
-        raise ValueError("reference_masks must hold at least one nucleus, got none")
-    for name, ids in (("masks", masks), ("reference_masks", reference_masks)):
-        if ids.min() < 0 or ids.max() > LARGEST_COUNT:
-            raise ValueError(
-                f"{name} must hold ids from 0 to {LARGEST_COUNT}, got {ids.min()} to {ids.max()}"
-            )
-    table = check_track_table(tracks, len(masks))
-    truth = check_track_table(reference_tracks, len(masks))
-    check_ids_match(reference_masks, truth)
-    has_links = bool(((truth[:, 2] > truth[:, 1]) | (truth[:, 3] > 0)).any())
-    if not len(table) and not masks.any():
-        _, counts = np.unique(truth[truth[:, 3] > 0, 3], return_counts=True)
-        lnk, bc = (0.0 if known else math.nan for known in (has_links, (counts > 1).any()))
-        return Scores(0.0, 0.0, 0.0, lnk, bc, 0.0)
-    if not len(table):
-        return Scores(math.nan, math.nan, math.nan, math.nan, math.nan, 0.0)
-    # Without links to find, the library divides by 0.
-    names = [name for name in METRICS if has_links or name != "LNK"]
-    values = _run_library(masks, table, reference_masks, truth, names)
+    values = _measure(masks, tracks, reference_masks, reference_tracks, METRICS)
     return Scores(*[values[name] for name in ("SEG", "DET", "TRA", "LNK", "BC(1)", "Valid")])
 
 
@@ -164,12 +141,8 @@ def score_links(
     AOGM and its parts are counts: needed splits, missed and false nuclei, false and missed links,
     and links of the wrong kind.
     """
-    known = score(masks, tracks, reference_masks, reference_tracks)
-    if not known.valid:
-        return dict.fromkeys(LINK_MEASURES, math.nan) | {"lnk": known.lnk, "bc": known.bc}
-    names = ["Valid", "DET", "TRA", "CT", "TF", "BC", "CCA"]
-    names += [] if math.isnan(known.lnk) else ["LNK"]
-    values = _run_library(masks, tracks, reference_masks, reference_tracks, names)
+    given = masks, tracks, reference_masks, reference_tracks
+    values = _measure(*given, ("DET", "TRA", "CT", "TF", "BC", "CCA", "LNK"))
     return {figure: values[name] for figure, name in LINK_MEASURES.items()}
 
 
@@ -219,10 +192,46 @@ def _write_masks(folder: Path, prefix: str, masks: Labels) -> None:
         write_image(folder / f"{prefix}{number:0{digits}d}.tif", image)
 
 
+def _measure(
+    masks: Labels,
+    tracks: Labels,
+    reference_masks: Labels,
+    reference_tracks: Labels,
+    metrics: Sequence[str],
+) -> Mapping[str, float]:
+    """Return measures by the names of py-ctcmetrics; NaN where one is not defined."""
+    if masks.shape != reference_masks.shape or masks.ndim != 3 or len(masks) < 2:
+        raise ValueError(
+            "masks and reference_masks must be [F, H, W] of one shape with F at least 2, got "
+            f"{masks.shape} and {reference_masks.shape}; give masks of zeros for frames without any"
+        )
+    if not reference_masks.any():
+        raise ValueError("reference_masks must hold at least one nucleus, got none")
+    for name, ids in (("masks", masks), ("reference_masks", reference_masks)):
+        if ids.min() < 0 or ids.max() > LARGEST_COUNT:
+            raise ValueError(
+                f"{name} must hold ids from 0 to {LARGEST_COUNT}, got {ids.min()} to {ids.max()}"
+            )
+    table = check_track_table(tracks, len(masks))
+    truth = check_track_table(reference_tracks, len(masks))
+    check_ids_match(reference_masks, truth)
+    has_links = bool(((truth[:, 2] > truth[:, 1]) | (truth[:, 3] > 0)).any())
+    if not len(table) and not masks.any():
+        _, counts = np.unique(truth[truth[:, 3] > 0, 3], return_counts=True)
+        lnk, bc = (0.0 if known else math.nan for known in (has_links, (counts > 1).any()))
+        known = dict.fromkeys(("SEG", "DET", "TRA", "Valid"), 0.0) | {"LNK": lnk, "BC(1)": bc}
+    elif not len(table):
+        known = {"Valid": 0.0}
+    else:
+        # Without links to find, the library divides by 0.
+        names = [name for name in metrics if has_links or name != "LNK"]
+        known = _run_library(masks, table, reference_masks, truth, names)
+    return collections.defaultdict(lambda: math.nan, known)
+
+
 def _run_library(
     masks: Labels, table: Labels, reference_masks: Labels, truth: Labels, metrics: list[str]
 ) -> dict[str, float]:
-    """Return all that py-ctcmetrics measures; NaN for what it does not."""
     require("ctc_metrics")
     evaluate = require("ctc_metrics.scripts.evaluate").evaluate_sequence
     with tempfile.TemporaryDirectory() as folder:
@@ -236,8 +245,7 @@ def _run_library(
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = evaluate(str(home / "01_RES"), str(home / "01_GT"), metrics, threads=1)
-    known = {name: float(value) for name, value in found.items() if value is not None}
-    return collections.defaultdict(lambda: math.nan, known)
+    return {name: float(value) for name, value in found.items() if value is not None}
 
 
 def _match(
