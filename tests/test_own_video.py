@@ -3,6 +3,7 @@
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -255,6 +256,14 @@ def test_page_shows_real_and_realism(tmp_path, monkeypatch):
         f"next: what counts is training: bvdm-data evaluate {root} --model {path} --quick"
     )
     assert weights.read_card(path)["data"]["frames"] == 40
+    card = weights.read_card(path)
+    card["settings"]["budget"], card["measured"]["cycle_hours_median"] = 15.0, 81.0
+    off = [SimpleNamespace(name=name, distance=1.0, yardstick=0.0) for name in side_by_side._LINES]
+    first, *_, cycle, size, step, _ = side_by_side._advise(card, off, path, root)
+    # Few steps explain what networks render, not what outlines and tracks tell.
+    assert first == "few steps by --quick: the same command without it goes on from there"
+    assert cycle.startswith("cycles of 81 h cannot be told from 20 h of video: a longer one, or")
+    assert (size, step) == (side_by_side._LINES["area"], side_by_side._LINES["step"])
     # Where a page cannot be made, the model stays.
     assert write_fit_page(tmp_path / "n.html", path, tmp_path / "none")[0].startswith("no page: no")
     monkeypatch.setitem(sys.modules, "skimage.measure", None)
