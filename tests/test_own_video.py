@@ -1,7 +1,9 @@
 """Videos as people have them: masks without tracks, and what shows no nuclei."""
 
 import sys
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,8 +24,9 @@ from bvdm_data.fitting.fit import FitSettings, _Steps, fit
 from bvdm_data.fitting.motion import scale_motion
 from bvdm_data.fitting.nuclei import check_nuclei
 from bvdm_data.fitting.progress import Progress
+from bvdm_data.fitting.settings import SECONDS
 from bvdm_data.fitting.tracker import link_sequence
-from bvdm_data.fitting.training import TrainingSettings
+from bvdm_data.fitting.training import TrainingLog, TrainingSettings
 from tests.helpers.fitted import fitted_video, quick_memory, write_fitted
 
 QUICK = TrainingSettings(steps=2, batch=2)
@@ -35,7 +38,6 @@ def quick():
     with pytest.MonkeyPatch.context() as patch:
         quick_memory(patch)
         patch.setattr(denoiser, "_CHECKED", 16)
-        patch.setitem(fitting._TIMED, "pairs", 8)
         yield
 
 
@@ -61,15 +63,47 @@ def test_links_are_those_of_the_truth(bare, tmp_path):
     found = np.stack([linked.masks(number) for number in linked.numbers])
     scores = score(found, linked.tracks, masks, tracks)
     assert (scores.valid, scores.lnk, scores.bc) == (1, 1, 1)
-    with pytest.raises(ValueError, match=r"must hold the 5 frames .* that are linked, got 40"):
-        link_sequence(source.cut(0, 5), folder, bar)
+    for other in (source.cut(0, 5), source.cut(1, 40)):
+        with pytest.raises(ValueError, match="must hold the video that is linked, got another"):
+            link_sequence(other, folder, bar)
     # What a person corrects there is what is read.
     table = folder / "01_GT/TRA/man_track.txt"
     np.savetxt(table, linked.tracks * [1, 1, 1, 0], fmt="%d")
     link_sequence(source, folder, bar)
-    assert ", 0 divisions" in said[1]
+    assert said[1].startswith(f"read: {len(tracks)} tracks, 0 divisions")
     with pytest.raises(ValueError, match="must have masks without tracks to be linked"):
         link_sequence(linked, tmp_path / "again", bar)
+    for path in sorted((bare / "01_GT" / "SEG").iterdir())[::2]:
+        path.unlink()
+    with pytest.raises(ValueError, match=r"in consecutive frames .* in 20 of 40; .*--lives"):
+        link_sequence(read_sequence(bare, "01"), tmp_path / "again", bar)
+
+
+def test_newcomers_are_no_daughters(tmp_path):
+    # One nucleus stays, beside it come a whole one and one that is cut by the rim; one divides.
+    y, x = np.mgrid[:160, :160]
+    masks = np.zeros((2, 160, 160), np.int32)
+
+    def draw(frame, number, cy, cx, radius=12):
+        masks[frame][(y - cy) ** 2 + (x - cx) ** 2 < radius**2] = number
+
+    for frame in range(2):
+        draw(frame, 1, 40, 80)
+        draw(frame, 2, 120, 15)
+    draw(1, 3, 40, 107)
+    draw(1, 4, 143, 0)
+    draw(0, 5, 110, 110)
+    for number, place in ((5, 98), (6, 122)):
+        draw(1, number, 110, place, 9)
+    root, bar = (
+        write(tmp_path / "odd", (90 * (masks > 0)).astype(np.uint8), masks),
+        Progress({}, shown=False),
+    )
+    for path in (root / "01_GT" / "TRA").iterdir():
+        path.unlink()
+    tracks = link_sequence(read_sequence(root, "01"), tmp_path / "m.linked", bar).tracks
+    assert len(tracks) == 7
+    assert sorted(tracks[:, 3].tolist()) == [0] * 5 + [3] * 2
 
 
 @pytest.mark.heavy
@@ -124,38 +158,64 @@ def test_motion_is_scaled_with_nuclei(tiny_motion):
     assert double.longest_step == 2 * tiny_motion.longest_step
 
 
-def test_budget_cuts_steps_once(tmp_path, monkeypatch):
-    rates = {"painter": 0.5, "pairs": 0.01, "distilled": 0.1}
-    monkeypatch.setattr(_Steps, "_time", lambda self, train: rates)
+@pytest.fixture
+def budgeted(tmp_path, monkeypatch):
+    """Return the steps of a fit of 5 minutes, 20 s of which are over; ``rate[0]``: a step takes."""
+    trained, rate = [], [0.5]
+
+    def learn(name, run, settings):
+        work = run.progress.start(name)
+        work.measure_rate = lambda: rate[0]
+        trained.append((name, run.until - time.monotonic(), settings.steps))
+        return torch.nn.Identity(), TrainingLog(train=[(min(240, settings.steps), 0.1)])
+
+    def sample(*_, count, seed):
+        trained.append(("pairs", count))
+
     monkeypatch.setattr(Progress, "measure_spent", lambda self: 20.0)
+    monkeypatch.setattr(fitting, "sample_teacher_pairs", sample)
+    monkeypatch.setattr(
+        fitting, "train_denoiser", lambda _, settings, run, **rest: learn("painter", run, settings)
+    )
+    monkeypatch.setattr(
+        fitting, "train_student",
+        lambda pairs, teacher, settings, run, start: learn("distilled", run, settings),
+    )  # fmt: skip
 
     def plan():
-        bar = Progress({**dict.fromkeys(rates, 1e4), "memory": 60.0, "page": 20.0}, shown=False)
+        bar = Progress({"painter": 1e4, "memory": 60.0, "page": 20.0}, shown=False)
         steps = _Steps(FitSettings(budget=5), None, None, tmp_path, torch.device("cpu"), bar)
-        steps.plan(lambda steps: None)
-        settings = steps.settings
-        assert steps.until["distilled"] - steps.until["painter"] == pytest.approx(80)
-        return settings.painter.steps, settings.pairs, settings.distilled.steps, bar.seconds
+        steps.train_networks(None, None, None, 0.0)
+        done, trained[:] = [*trained], []
+        return done, steps.settings
 
-    # Of 300 s, 200 are left: 120 for the denoiser, 24 for pairs, 56 for the student.
-    counts = (240, 2400, 560)
-    seconds = {"painter": 120, "pairs": 24, "distilled": 56, "memory": 60, "page": 20}
-    assert plan() == (*counts, seconds)
-    rates["painter"] = 5.0
-    assert plan()[:3] == counts
+    return plan, rate
+
+
+def test_budget_cuts_steps_once(budgeted):
+    plan, rate = budgeted
+    (painter, pairs, distilled), settings = plan()
+    # Of 300 s, 20 are over and 80 are kept: 0.6 of the rest is the denoiser's.
+    assert painter == ("painter", pytest.approx(120, abs=1), 10_000)
+    # Half as fast as the table, so that 160 s are kept, and 0.3 of the rest makes pairs.
+    assert pairs == ("pairs", int(0.3 * 120 / 0.032))
+    assert distilled == ("distilled", pytest.approx(120, abs=1), 8000)
+    assert (settings.painter.steps, settings.pairs, settings.distilled.steps) == (240, 1125, 240)
+    # A run that goes on does no more, however fast.
+    rate[0] = 0.1
+    again, same = plan()
+    assert ([one[-1] for one in again], same) == ([240, 1125, 240], settings)
     with pytest.raises(ValueError, match="budget has no time for the paper's method"):
         FitSettings(budget=15, paper=True)
 
 
 @pytest.mark.heavy
-def test_busy_machines_keep_the_budget(tmp_path, monkeypatch):
+def test_budgets_end_fits(tmp_path, monkeypatch):
     root, path = write_fitted(tmp_path / "told", stop=24), tmp_path / "m.safetensors"
-    rates = {"painter": 0.001, "pairs": 0.001, "distilled": 0.001}
-    monkeypatch.setattr(_Steps, "_time", lambda self, train: rates)
     long = replace(QUICK, steps=5000, check_every=5000)
     settings = FitSettings(painter=long, distilled=long, pairs=4000, border=10, budget=0.05)
+    monkeypatch.setitem(SECONDS, "memory", 0.0)
     monkeypatch.setattr(Progress, "measure_spent", lambda self: 0.0)
-    monkeypatch.setattr(Progress, "measure_left", lambda self: 0.0)
     card = fit(root, path, settings=settings, progress=False).card
     assert 1 <= card["painter"]["steps"] == card["settings"]["painter"]["steps"] < 5000
     assert 1 <= card["distilled"]["steps"] == card["distilled"]["checked_at"][-1] < 5000
@@ -165,7 +225,7 @@ def test_busy_machines_keep_the_budget(tmp_path, monkeypatch):
 
 
 @pytest.mark.heavy
-def test_timing_changes_no_byte(tmp_path):
+def test_progress_changes_no_byte(tmp_path):
     root, threads = write_fitted(tmp_path / "told", stop=24), torch.get_num_threads()
     models = [
         fit(root, tmp_path / f"{shown}.safetensors", settings=SHORT, progress=shown)
@@ -196,6 +256,14 @@ def test_page_shows_real_and_realism(tmp_path, monkeypatch):
         f"next: what counts is training: bvdm-data evaluate {root} --model {path} --quick"
     )
     assert weights.read_card(path)["data"]["frames"] == 40
+    card = weights.read_card(path)
+    card["settings"]["budget"], card["measured"]["cycle_hours_median"] = 15.0, 81.0
+    off = [SimpleNamespace(name=name, distance=1.0, yardstick=0.0) for name in side_by_side._LINES]
+    first, *_, cycle, size, step, _ = side_by_side._advise(card, off, path, root)
+    # Few steps explain what networks render, not what outlines and tracks tell.
+    assert first == "few steps by --quick: the same command without it goes on from there"
+    assert cycle.startswith("cycles of 81 h cannot be told from 20 h of video: a longer one, or")
+    assert (size, step) == (side_by_side._LINES["area"], side_by_side._LINES["step"])
     # Where a page cannot be made, the model stays.
     assert write_fit_page(tmp_path / "n.html", path, tmp_path / "none")[0].startswith("no page: no")
     monkeypatch.setitem(sys.modules, "skimage.measure", None)

@@ -17,30 +17,40 @@ def clock(monkeypatch):
 
 
 def test_time_left_follows_the_parts(clock):
-    work = Progress({"reading": 10, "painter": 100, "pairs": 30}, shown=False)
-    assert work.measure_left() == 140
+    work = Progress({"reading": 10, "painter": 100, "pairs": 30, "memory": 20}, shown=False)
+    assert work.measure_left() == 160
     reading = work.start("reading", 5)
     clock[0] += 4
-    assert work.measure_left() == 6 + 130
+    assert work.measure_left() == 6 + 150
     reading.update()
     for _ in range(2):
         clock[0] += 8
         reading.update()
-    # Eight seconds a unit, two units left; twice as slow, or 3.6 times, as planned.
+    # Eight seconds a unit, two units left; so short a part foretells nothing.
     assert reading.measure_left() == 16
-    assert work.measure_left() == pytest.approx(16 + 130 * 3.6)
-    painter = work.start("painter", 100, done=90)
-    assert work.measure_left() == pytest.approx((100 + 30) * 2.0)
-    clock[0] += 5
+    assert work.measure_left() == 16 + 150
+    painter = work.start("painter", 101)
     painter.update()
-    clock[0] += 1
-    painter.update()
-    assert (painter.measure_rate(), painter.measure_left()) == (1, 8)
+    for _ in range(2):
+        clock[0] += 2
+        painter.update()
+    # Twice as slow as planned, and so is what is ahead.
+    assert (painter.measure_rate(), painter.measure_left()) == (2, 196)
+    assert work.measure_left() == pytest.approx(196 + 50 * 2)
     painter.close()
-    assert (painter.measure_seconds(), painter.measure_left()) == (6, 0)
+    assert (painter.measure_seconds(), painter.measure_left()) == (4, 0)
     # Most of it was done before, which foretells nothing.
-    assert work.measure_left() == 30
-    assert work.measure_spent() == 26
+    assert work.measure_left() == 50
+    assert work.measure_spent() == 24
+
+
+def test_deadlines_bound_the_time_left(clock):
+    work = Progress({"painter": 100, "memory": 60}, shown=False)
+    painter = work.start("painter", 1000, until=clock[0] + 90)
+    painter.update()
+    clock[0] += 30
+    painter.update()
+    assert (painter.measure_left(), work.measure_left()) == (60, 120)
 
 
 def test_parts_that_stall_stay_finite(clock):

@@ -31,6 +31,7 @@ _LINES = {
     "label agreement": "outlines and light disagree: do the masks end where nuclei end?",
     "step": "steps are off: do ids stay with their nuclei?",
 }
+_RENDERED = ("brightness", "contrast inside", "label agreement")  # lines that few steps explain
 _NEAR, _OFF = 0.2, 0.5  # standard deviations: up to here all are alike, and from here on off
 
 
@@ -154,12 +155,18 @@ def _advise(
     data, losses = card["data"], card["painter"]["held_out_loss"]
     known = [loss for loss in losses if loss is not None]
     is_learning = len(known) > 1 and known[-1] < 0.98 * known[-2]
-    off = [line.name for line in lines if _is_off(line)]
+    is_short = bool(card["settings"].get("budget"))
+    off = [one.name for one in lines if _is_off(one) and not (is_short and one.name in _RENDERED)]
+    taken = ", ".join(card["taken_over"])
+    hours = data["frames"] * card["settings"]["minutes"] / 60
+    cycle = 0 if "lives" in taken else card["measured"]["cycle_hours_median"]
     rules = {
-        "few steps by --quick: fit without it, to another file": card["settings"].get("budget"),
+        "few steps by --quick: the same command without it goes on from there": is_short,
         "the denoiser is still learning: more --painter-steps": is_learning,
         f"{data['divisions']} divisions are few: a longer video": 0 < data["divisions"] < 10,
-        f"not measured here, but taken over: {', '.join(card['taken_over'])}": card["taken_over"],
+        f"cycles of {cycle:.0f} h cannot be told from {hours:.0f} h of video: a longer one, or "
+        "--lives hela": cycle > 4 * hours,
+        f"not measured here, but taken over: {taken}": taken,
         **{words: name in off for name, words in _LINES.items()},
         f"what counts is training: bvdm-data evaluate {root} --model {model} --quick": True,
     }

@@ -1,10 +1,9 @@
 """Fit a model to one annotated video and write it to one file; a killed fit can be continued."""
 
 import math
-import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -45,10 +44,10 @@ from bvdm_data.fitting.paper_networks import (
     train_flownet,
 )
 from bvdm_data.fitting.progress import Progress
-from bvdm_data.fitting.settings import NETWORKS, SHARES, FitSettings, guess_seconds
+from bvdm_data.fitting.settings import SECONDS, SHARES, FitSettings, guess_seconds
 from bvdm_data.fitting.texture_noise import DEFAULT, fit_noise_autocorrelation
 from bvdm_data.fitting.tracker import link_sequence
-from bvdm_data.fitting.training import Run, TrainingLog, TrainingSettings, read_state, split_tracks
+from bvdm_data.fitting.training import Run, TrainingLog, TrainingSettings, split_tracks
 from bvdm_data.fitting.video import Video, VideoTooShortError, fit_camera, read_video
 from bvdm_data.synth.cell_cycle import CellCycleModel
 from bvdm_data.synth.contours import ShapeModel
@@ -56,15 +55,11 @@ from bvdm_data.synth.denoiser import Denoiser, Student
 from bvdm_data.synth.model import Model, TextureModel
 from bvdm_data.synth.motion import MotionModel
 from bvdm_data.synth.networks import FlowNet, UNet
-from bvdm_data.synth.textures import BATCH
 from bvdm_data.system import list_versions, set_threads
 from bvdm_data.validate import as_int, check_device, check_scale
 from bvdm_data.weights import load, save
 
 __all__ = ["FitSettings", "fit"]
-
-# Units of each part that are timed: the first is slow, and batches of the student differ in size.
-_TIMED = {"painter": 4, "pairs": 3 * BATCH, "distilled": 12, "flow": 3, "texture": 3}
 
 
 def fit(
@@ -147,10 +142,10 @@ def fit(
         bar.say(f"parts: {bar.describe()}")
         used = link_sequence(source, path.with_suffix(".linked"), bar) if link else source
         steps = _Steps(settings, start, living, folder, place, bar)
+        if link:
+            name = source.folder.resolve().name
+            steps.origin = {"data_set": name, "truth": source.truth, "linked": True}
         model = _fit(used, check_scale(scale) or guess_scale(used), steps)
-    if link:
-        data = dict(model.card["data"]) | {"data_set": source.folder.resolve().name}  # type: ignore[call-overload]
-        model = replace(model, card=dict(model.card) | {"data": data | {"linked": True}})
     save(model, path)
     return model
 
@@ -173,16 +168,14 @@ def _fit(source: CTCSequence, scale: CameraScale, steps: "_Steps") -> Model:
     samples = extract_aligned_crops(nuclei, contours, video)
     steps.prepare_paper_networks(nuclei)
     bar.say(steps.describe_sources())
-    given = samples, shapes, lives, camera.noise
-    steps.plan(lambda one: (one.train_networks(*given), one.train_paper_networks()))
-    painter, distilled = steps.train_networks(*given)
+    painter, distilled = steps.train_networks(samples, shapes, lives, camera.noise)
     model = Model(shapes, lives, motion, camera, DEFAULT, painter, distilled)
     texture, correlations = steps.fit_texture(model, nuclei)
     unet, flownet = steps.train_paper_networks()
     model = replace(model, texture=texture, unet=unet, flownet=flownet)
 
     card = {
-        "data": describe_data(source, video, nuclei),
+        "data": describe_data(source, video, nuclei) | steps.origin,
         "left_out": {name: count for name, (count, _) in left_out.items()},
         "measured": {
             **describe_statistics(model, nuclei),
@@ -195,7 +188,11 @@ def _fit(source: CTCSequence, scale: CameraScale, steps: "_Steps") -> Model:
         **({"lives_from": dict(steps.living.card).get("data")} if steps.living else {}),
         "taken_over": steps.inherited,
         **steps.trained,
-        "settings": asdict(steps.settings),
+        "settings": {
+            name: value
+            for name, value in asdict(steps.settings).items()
+            if (name, value) != ("budget", None)
+        },
         "versions": list_versions(("bvdm-data", "torch", "numpy", "scipy", "kornia")),
     }
     return replace(model, card=card)
@@ -213,19 +210,21 @@ class _Steps:
     bar: Progress
     inherited: list[str] = field(default_factory=list)  # what came from one of these models
     trained: Card = field(default_factory=dict)  # entries of the card, by network
-    rates: dict[str, float] = field(default_factory=dict)  # seconds a step, or a pair
-    until: dict[str, float] = field(default_factory=dict)  # when trainings end, by network
+    origin: Card = field(default_factory=dict)  # what the card says of masks that were linked
     # what FlowNet and DDPM of the paper's method learn from
     learned: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
     def fit_lives(self, nuclei: Nuclei) -> CellCycleModel:
-        known = self.living or self.start
+        if self.living is not None:
+            return self._inherit_lives(nuclei, self.living)
         try:
-            if known is None or self.living is None:
-                return fit_cell_cycle(nuclei, minutes=self.settings.minutes)
+            return fit_cell_cycle(nuclei, minutes=self.settings.minutes)
         except VideoTooShortError:
-            if known is None:
+            if self.start is None:
                 raise
+            return self._inherit_lives(nuclei, self.start)
+
+    def _inherit_lives(self, nuclei: Nuclei, known: Model) -> CellCycleModel:
         rows = nuclei.stage == INTERPHASE
         if not rows.any():
             raise VideoTooShortError(
@@ -266,83 +265,51 @@ class _Steps:
         words = ", ".join(["outlines", "light", "camera", "density", *learned])
         return f"learned from the video: {words}" + f"; from another model: {taken}" * bool(taken)
 
-    def plan(self, train: Callable[["_Steps"], object]) -> None:
-        """Time some steps of all that trains, and cut them down to the budget."""
-        bar, minutes = self.bar, self.settings.budget
-        is_new = minutes is not None and not self._budget.exists()
-        self.rates = rates = self._time(train) if bar.shown or is_new else {}
-        if minutes is not None:
-            bar.seconds |= dict.fromkeys(SHARES, 0.0)
-            left = 60 * minutes - bar.measure_spent() - bar.measure_left()
-            now, share = time.monotonic(), SHARES["painter"]
-            self.until = {"painter": now + share * left, "distilled": now + left}
-            self._cut({n: left * x / rates[n] for n, x in SHARES.items()} if is_new else {})
-        counts = {name: self._count(name) for name in rates}
-        bar.seconds |= {name: rates[name] * max(sum(counts[name]), 0) for name in rates}
-        words = ", ".join(f"{name} {most}" for name, (most, _) in counts.items())
-        bar.say(f"steps: {words}; {bar.describe()}")
-
-    def _time(self, train: Callable[["_Steps"], object]) -> dict[str, float]:
-        """Return the seconds a unit of all that trains, by a few that are thrown away."""
-        self.bar.start("timing")
-        old = self.settings
-        few = {name: replace(getattr(old, name), steps=_TIMED[name]) for name in NETWORKS}
-        settings = replace(old, **few, pairs=_TIMED["pairs"], budget=None)
-        with tempfile.TemporaryDirectory() as folder, Progress({}, shown=False) as watch:
-            trial = replace(self, settings=settings, folder=Path(folder), bar=watch)
-            trial.inherited, trial.trained = [], {}
-            train(trial)
-        return {name: part.measure_rate() or 1e-6 for name, part in watch.parts.items()}
-
-    @property
-    def _budget(self) -> Path:
-        return self.folder / "budget.json"
-
-    def _cut(self, most: Mapping[str, float]) -> None:
-        """Do at most so many steps, and pairs, in this run and in those that continue it."""
-        if self.settings.budget is None:
-            return
-        kept = read_json(self._budget) if self._budget.exists() else {}
-        kept |= {name: max(int(count), 4 * (name == "pairs"), 1) for name, count in most.items()}
-        write_manifest(self._budget, kept)
-        old = self.settings
-        parts = {
-            part: replace(own := getattr(old, part), steps=min(kept[part], own.steps))
-            for part in ("painter", "distilled")
-        }
-        self.settings = replace(old, **parts, pairs=min(kept["pairs"], old.pairs))
-
-    def _count(self, name: str) -> tuple[int, int]:
-        """Return how many steps, or pairs, there are, and less how many a run before has done."""
-        stem = f"distilled-{self.settings.painter.steps}"
-        if name == "pairs":
-            kept = read_state(self._run(stem).checkpoint.with_suffix(".pairs"))
-            return self.settings.pairs, -len(kept.get("picture", ()))
-        kept = read_state(self._run(stem if name == "distilled" else name).checkpoint)
-        return getattr(self.settings, name).steps, -kept.get("step", 0)
-
     def train_networks(
         self, crops: AlignedCrops, shapes: ShapeModel, lives: CellCycleModel, noise: float
     ) -> tuple[Denoiser, Student]:
         """Train the denoiser, then the student on what it renders."""
-        start, run = self.start, self._run("painter")
+        start, share = self.start, SHARES["painter"]
         first, second = (None, None) if start is None else (start.painter, start.distilled)
+        self._keep({})
+        run = self._run("painter", share * self._measure_left())
         painter, log = train_denoiser(crops, self.settings.painter, run, noise=noise, start=first)
         self._describe("painter", log)
-        rate = self.bar.parts["painter"].measure_rate()
-        if self.until and self.rates and rate:
-            # The machine may be busier than when it was timed.
-            left = (self.until["distilled"] - time.monotonic()) * self.rates["painter"] / rate
-            share = SHARES["pairs"] / (SHARES["pairs"] + SHARES["distilled"])
-            self._cut({"pairs": min(share * left / self.rates["pairs"], self.settings.pairs)})
+        # How much slower the machine is than the one of the table; not known where all was done.
+        slow = (self.bar.parts["painter"].measure_rate() or SECONDS["painter"]) / SECONDS["painter"]
+        left, share = self._measure_left(slow), SHARES["pairs"] / (1 - share)
+        if left < math.inf:
+            self._keep({"pairs": max(int(share * left / (slow * SECONDS["pairs"])), 4)})
+        settings = self.settings
         # After more steps the denoiser renders other images, so that this is another training.
-        run, settings = self._run(f"distilled-{self.settings.painter.steps}"), self.settings
+        run = self._run(f"distilled-{settings.painter.steps}", left)
         pairs = sample_teacher_pairs(
             painter, shapes, lives, run, count=settings.pairs, seed=settings.seed
         )
         distilled, log = train_student(pairs, painter, settings.distilled, run, second)
         self._describe("distilled", log)
         return painter.cpu(), distilled
+
+    def _measure_left(self, slow: float = 1.0) -> float:
+        """Return the seconds of the budget that trainings may take from now on."""
+        if self.settings.budget is None:
+            return math.inf
+        ahead = slow * sum(self.bar.seconds.get(name, 0) for name in ("memory", "page"))
+        return max(60 * self.settings.budget - self.bar.measure_spent() - ahead, 0)
+
+    def _keep(self, most: Mapping[str, int]) -> None:
+        """Do at most so many steps, and pairs, in this run and in those that continue it."""
+        if self.settings.budget is None:
+            return
+        path = self.folder / "budget.json"
+        kept = {**most, **(read_json(path) if path.exists() else {})}
+        write_manifest(path, kept)
+        old, most = self.settings, {name: kept.get(name, math.inf) for name in SHARES}
+        parts = {
+            name: replace(own := getattr(old, name), steps=min(most[name], own.steps))
+            for name in ("painter", "distilled")
+        }
+        self.settings = replace(old, **parts, pairs=min(most["pairs"], old.pairs))
 
     def fit_texture(self, model: Model, nuclei: Nuclei) -> tuple[TextureModel, dict[int, float]]:
         """Fit how long textures last; return also their correlations by lag."""
@@ -378,14 +345,14 @@ class _Steps:
         self._describe("flow", flow_log, **iou)
         return unet, flownet
 
-    def _run(self, name: str) -> Run:
-        until = self.until.get(name.partition("-")[0], math.inf)
-        return Run(self.folder / f"{name}.pt", self.device, self.bar, until)
+    def _run(self, name: str, seconds: float = math.inf) -> Run:
+        path = self.folder / f"{name}.pt"
+        return Run(path, self.device, self.bar, time.monotonic() + seconds)
 
     def _describe(self, name: str, log: TrainingLog, **more: float) -> None:
         """Note the card's entry of a trained network."""
         if log.train[-1][0] < getattr(self.settings, name).steps:
-            self._cut({name: log.train[-1][0]})
+            self._keep({name: log.train[-1][0]})
         settings: TrainingSettings = getattr(self.settings, name)
         self.trained[name] = {
             "steps": settings.steps,

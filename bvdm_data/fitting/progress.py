@@ -1,5 +1,6 @@
 """One bar for all parts of a fit, with the time that is left over all of them."""
 
+import math
 import shutil
 import sys
 import threading
@@ -11,15 +12,15 @@ from tqdm import tqdm
 
 _EVERY, _LINE = 1.0, 10.0  # seconds between two states of the bar, and between two lines of a log
 _BAR = 16  # characters
-_WARM = 3.0  # seconds from which on a part tells how busy the machine is
+_LONG, _WARM = 30.0, 3.0  # seconds: of a part that tells how busy the machine is, and when it does
 
 
 class Part:
     """A part of the work, which is counted as on a bar of tqdm."""
 
-    def __init__(self, name: str, total: int, done: int) -> None:
-        """Begin it, with what a run before has done."""
-        self.name, self.total, self.done, self.words = name, total, done, ""
+    def __init__(self, name: str, total: int, done: int, until: float) -> None:
+        """Begin it, with what a run before has done; ``until``: when it ends at the latest."""
+        self.name, self.total, self.done, self.until, self.words = name, total, done, until, ""
         self._begin, self._end = time.monotonic(), 0.0
         self._ticks: list[tuple[float, int]] = []  # after the first unit, which is slow; the last
 
@@ -50,7 +51,9 @@ class Part:
     def measure_left(self) -> float | None:
         """Return the seconds that are left; None where that is not known yet."""
         rate = 0.0 if self._end else self.measure_rate()
-        return None if rate is None else rate * (self.total - self.done)
+        if rate is None:
+            return None
+        return min(rate * (self.total - self.done), max(self.until - time.monotonic(), 0))
 
 
 class Progress:
@@ -80,11 +83,11 @@ class Progress:
             self._thread.join()
             self._write("", end="")
 
-    def start(self, name: str, total: int = 1, done: int = 0) -> Part:
+    def start(self, name: str, total: int = 1, done: int = 0, until: float = math.inf) -> Part:
         """Begin a part; the one before has ended."""
         for part in self.parts.values():
             part.close()
-        self.parts[name] = Part(name, total, done)
+        self.parts[name] = Part(name, total, done, until)
         return self.parts[name]
 
     def say(self, text: str) -> None:
@@ -109,7 +112,7 @@ class Progress:
             part = self.parts.get(name)
             spent, own = (part.measure_seconds(), part.measure_left()) if part else (0.0, None)
             left += max(planned * busy - spent, 0) if own is None else own
-            if own is not None and min(planned, spent) > _WARM:
+            if own is not None and planned > _LONG and spent > _WARM:
                 busy = max((spent + own) / planned, 1.0)
         return left
 
@@ -119,7 +122,8 @@ class Progress:
                 left = self.measure_left()
                 share = 1 - left / (left + self.measure_spent())
                 bar = f" [{'#' * round(_BAR * share):{_BAR}}]" if self._is_screen else ""
-                count = f" {part.done}/{part.total}" if part.total > 1 else ""
+                total = f"/{part.total}" if part.until == math.inf else ""
+                count = f" {part.done}{total}" if part.total > 1 else ""
                 text = f"{share:4.0%}{bar} {format_seconds(left)} left: {part.name}{count}"
                 self._write(text + part.words, end="" if self._is_screen else "\n")
 
@@ -130,10 +134,12 @@ class Progress:
         sys.stderr.flush()
 
 
-def open_bar(progress: bool | Progress, name: str, total: int, done: int = 0) -> Any:
+def open_bar(
+    progress: bool | Progress, name: str, total: int, done: int = 0, until: float = math.inf
+) -> Any:
     """Return what a part is counted on: a part of the whole, or a bar of its own."""
     if isinstance(progress, Progress):
-        return progress.start(name.partition("-")[0], total, done)
+        return progress.start(name.partition("-")[0], total, done, until)
     return tqdm(total=total, initial=done, desc=name, disable=not progress)
 
 

@@ -10,11 +10,10 @@ from bvdm_data.synth.networks import UNetSettings
 from bvdm_data.validate import Rule, as_int, check_fields, check_seed
 
 NETWORKS = ("painter", "distilled", "texture", "flow")
-# Seconds a unit on one core, for the HeLa video: what the time left is guessed from, until some
-# steps are timed. Of reading and measuring, the unit is a pixel.
-_SECONDS = {
-    "reading": 1e-7, "measuring": 5e-7, "timing": 10.0, "painter": 0.25, "pairs": 0.016,
-    "distilled": 0.065, "memory": 60.0, "flow": 0.45, "texture": 0.47,
+# Seconds a unit on one core, for the HeLa video. Of reading and measuring, the unit is a pixel.
+SECONDS = {
+    "reading": 1e-7, "measuring": 5e-7, "painter": 0.25, "pairs": 0.016, "distilled": 0.065,
+    "memory": 60.0, "flow": 0.45, "texture": 0.47,
 }  # fmt: skip
 # What a budget is spent on, after what does not train.
 SHARES = {"painter": 0.6, "pairs": 0.12, "distilled": 0.28}
@@ -36,8 +35,8 @@ class FitSettings:
         minutes: Time between two frames, in minutes; 30 in Fluo-N2DL-HeLa.
         pixel_size: Side of a pixel, micrometres, for the card; None: not known.
         border: Width in pixels of the band at the frame's edge without complete truth.
-        budget: Minutes that all of it may take. Steps and pairs are cut down to it, by the time
-            that some steps take; how many there are depends on the machine. None: all of them.
+        budget: Minutes that all of it may take. Steps and pairs are cut down to it; how many there
+            are depends on the machine. None: all of them.
         seed: Seed of everything.
         stop: Frame number after the last one that is used; None: all.
     """
@@ -79,8 +78,8 @@ def guess_seconds(settings: FitSettings, pixels: int) -> dict[str, float]:
     """Return the parts of a fit in their order, with the seconds that each may take."""
     counts = {"reading": pixels, "measuring": pixels, "pairs": settings.pairs}
     counts |= {name: getattr(settings, name).steps for name in NETWORKS}
-    names = [*_SECONDS][: None if settings.paper else -2]
-    seconds = {name: _SECONDS[name] * counts.get(name, 1) for name in names}
+    names = [*SECONDS][: None if settings.paper else -2]
+    seconds = {name: SECONDS[name] * counts.get(name, 1) for name in names}
     if settings.budget is None:
         return seconds
     left = 60 * settings.budget - sum(seconds[name] for name in names if name not in SHARES)

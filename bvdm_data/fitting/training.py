@@ -140,7 +140,7 @@ def train(
             f"got {settings.steps}; give another --work-dir, or delete it"
         )
     network.train()
-    bar = open_bar(progress, checkpoint.stem, settings.steps, start)
+    bar = open_bar(progress, checkpoint.stem, settings.steps, start, until)
     saved = time.monotonic()
     begin = saved - log.seconds
     for step in range(start + 1, settings.steps + 1):
