@@ -14,6 +14,7 @@ from bvdm_data.datasets.ctc_videos import CTCVideos
 from bvdm_data.datasets.export import export
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.datasets.tiff import write_image
+from bvdm_data.weights import load
 from tests.helpers.clips import SPARSE, make_sparse_clip, run_snippet
 
 MANIFEST = Path(adapter.__file__).with_name("napari.yaml")
@@ -163,6 +164,19 @@ def test_napari_sample_is_shipped_clip(monkeypatch):
     assert len(tracks[0]) > 3
 
 
+def test_napari_sliders_are_arguments():
+    asked = {"variation": 0, "density": 0.5, "frames": 3, "size": 96, "seed": 7, "minutes": 60}
+    video, masks, _ = adapter.make_layers(**asked)
+    density = float(load().motion.density.mean())
+    nuclei = round(0.5 * density * 96**2)
+    clip = SyntheticHeLaVideos(
+        frames=3, size=96, seed=7, nuclei=nuclei, variation=0, minutes=60
+    ).clip(0)
+    assert (video[0] == clip["video"][:, 0].numpy()).all()
+    assert (masks[0] == clip["masks"].numpy()).all()
+    assert video[1]["name"] == "seed 7 video"
+
+
 def test_consumers_snippet_runs(capsys):
     run_snippet("Looking:")
     lines = capsys.readouterr().out.splitlines()
@@ -179,7 +193,7 @@ def test_napari_manifest_is_registered():
     for _, value in lines:
         module, _, function = value.strip().partition(":")
         assert callable(getattr(importlib.import_module(module), function))
-    assert len(lines) == 2
+    assert len(lines) == 3
 
 
 def test_napari_names_its_missing_extra(clip, monkeypatch):
@@ -202,6 +216,7 @@ def test_napari_validates_the_manifest():
     manifest.validate_imports()
     assert manifest.contributions.sample_data[0].key == "clip"
     assert manifest.contributions.readers[0].accepts_directories
+    assert manifest.contributions.widgets[0].display_name == "Make clips"
 
 
 @pytest.fixture
@@ -233,3 +248,34 @@ def test_napari_opens_folder_and_sample(tiny_ctc, viewer, monkeypatch):
     monkeypatch.setattr(adapter, "SAMPLE_FRAMES", 2)
     made = viewer.open_sample("bvdm-data", "clip")
     assert [type(layer).__name__ for layer in made] == ["Image", "Labels", "Tracks"]
+
+
+@pytest.mark.heavy
+@pytest.mark.filterwarnings("ignore")
+def test_napari_widget_makes_clips(monkeypatch):
+    pytest.importorskip("napari", reason="the extra napari is not installed")
+    pytest.importorskip("qtpy", reason="Qt is not installed")
+    monkeypatch.setenv("QT_QPA_PLATFORM", "offscreen")
+    from napari import Viewer
+
+    viewer = Viewer(show=False)
+    try:
+        _, widget = viewer.window.add_plugin_dock_widget("bvdm-data", "Make clips")
+        kinds = {one.name: type(one).__name__ for one in widget}
+        sliders = ["variation", "density", "frames", "size", "minutes"]
+        assert [kinds[name] for name in sliders] == ["FloatSlider"] * 2 + ["Slider"] * 3
+        assert kinds["seed"] == "SpinBox"
+        widget.frames.value, widget.size.value, widget.minutes.value = 3, 96, 60
+        for density in (0.5, 1.5):
+            widget.density.value = density
+            widget.call_button.clicked.emit(True)
+            asked = {"density": density, "frames": 3, "size": 96, "minutes": 60}
+            made = adapter.make_layers(**asked)
+            assert [layer.name for layer in viewer.layers] == [one["name"] for _, one, _ in made]
+            for layer, (data, _, _) in zip(viewer.layers, made, strict=True):
+                np.testing.assert_array_equal(layer.data, data)
+        widget.seed.value = 1
+        widget.call_button.clicked.emit(True)
+        assert len(viewer.layers) == 6
+    finally:
+        viewer.close()
