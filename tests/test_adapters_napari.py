@@ -250,32 +250,24 @@ def test_napari_opens_folder_and_sample(tiny_ctc, viewer, monkeypatch):
     assert [type(layer).__name__ for layer in made] == ["Image", "Labels", "Tracks"]
 
 
-@pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore")
 def test_napari_widget_makes_clips(monkeypatch):
-    pytest.importorskip("napari", reason="the extra napari is not installed")
-    pytest.importorskip("qtpy", reason="Qt is not installed")
+    npe2 = pytest.importorskip("npe2", reason="the extra napari is not installed")
+    pytest.importorskip("qtpy.QtWidgets", reason="Qt is not installed", exc_type=ImportError)
     monkeypatch.setenv("QT_QPA_PLATFORM", "offscreen")
-    from napari import Viewer
-
-    viewer = Viewer(show=False)
-    try:
-        _, widget = viewer.window.add_plugin_dock_widget("bvdm-data", "Make clips")
-        kinds = {one.name: type(one).__name__ for one in widget}
-        sliders = ["variation", "density", "frames", "size", "minutes"]
-        assert [kinds[name] for name in sliders] == ["FloatSlider"] * 2 + ["Slider"] * 3
-        assert kinds["seed"] == "SpinBox"
-        widget.frames.value, widget.size.value, widget.minutes.value = 3, 96, 60
-        for density in (0.5, 1.5):
-            widget.density.value = density
-            widget.call_button.clicked.emit(True)
-            asked = {"density": density, "frames": 3, "size": 96, "minutes": 60}
-            made = adapter.make_layers(**asked)
-            assert [layer.name for layer in viewer.layers] == [one["name"] for _, one, _ in made]
-            for layer, (data, _, _) in zip(viewer.layers, made, strict=True):
-                np.testing.assert_array_equal(layer.data, data)
-        widget.seed.value = 1
-        widget.call_button.clicked.emit(True)
-        assert len(viewer.layers) == 6
-    finally:
-        viewer.close()
+    npe2.PluginManager.instance().discover()
+    (about,) = npe2.PluginManager.instance().get_manifest("bvdm-data").contributions.widgets
+    widget = about.get_callable()()
+    kinds = {one.name: type(one).__name__ for one in widget}
+    sliders = ["variation", "density", "frames", "size", "minutes"]
+    assert [kinds[name] for name in sliders] == ["FloatSlider"] * 2 + ["Slider"] * 3
+    assert kinds["seed"] == "SpinBox"
+    asked = {"density": 1.5, "frames": 3, "size": 96, "seed": 2, "minutes": 60}
+    for name, value in asked.items():
+        widget[name].value = value
+    made = []
+    widget.called.connect(made.extend)
+    widget.call_button.clicked.emit(True)
+    for (data, about, kind), (found, *rest) in zip(adapter.make_layers(**asked), made, strict=True):
+        np.testing.assert_array_equal(found, data)
+        assert rest == [about, kind]
