@@ -58,6 +58,22 @@ def require_keys(clip: Clip, *keys: str) -> None:
                 f"clip must be one clip with {key} {form}, got {key} {list(clip[key].shape)}; "  # type: ignore[literal-required]
                 "take clips from the data set, or from the loader by collate_fn="
             )
+    if "masks" in clip and clip["masks"].dtype != torch.int32:
+        _check_id_type(clip["masks"])
+
+
+def _check_id_type(masks: Tensor) -> None:
+    """Refuse ids that are no whole numbers, or that their type or int32 cannot tell apart."""
+    if masks.is_complex():
+        raise ValueError("masks must hold whole ids, got complex numbers; give int32")
+    steps = 2 / torch.finfo(masks.dtype).eps if masks.is_floating_point() else 2**31
+    ids, most = masks.double(), min(int(steps), 2**31) - 1  # not all types have a maximum
+    largest = float(ids.max()) if ids.numel() else 0
+    if not largest <= most or bool((ids != ids.round()).any()):
+        raise ValueError(
+            f"masks of {masks.dtype} must hold whole ids up to {most}, got up to {largest:.10g}; "
+            "give masks as the data set made them, int32"
+        )
 
 
 def get_tensor(clip: Clip, key: str) -> Tensor:
