@@ -525,7 +525,7 @@ def test_ids_that_torchvision_merges_are_refused(full):
     large, larger = (torch.where(masks > 0, masks + above, 0) for above in (69000, 2**24))
     turned = apply_transform({**clip, "masks": large}, turn, seed=0)
     assert len(turned["masks"].unique()) == len(masks.unique())
-    with pytest.raises(TransformError, match="ids must be at most 16777216, above which .*got 1"):
+    with pytest.raises(TransformError, match=r"ids must be at most 16777216, above which .*got 1"):
         apply_transform({**clip, "masks": larger}, turn, seed=0)
     ones = tv_tensors.Mask(torch.tensor([[[2**24 + 1, 2**24 + 3]]])).expand(1, 9, 2)
     assert not torch.isin(F.rotate(ones, 45), torch.tensor([2**24 + 1, 2**24 + 3])).any()

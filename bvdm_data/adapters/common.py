@@ -130,6 +130,11 @@ def list_tracks(clip: Clip) -> npt.NDArray[np.int32]:
     return table
 
 
+def rank_ids(ids: npt.NDArray[Any], names: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+    """Number ids from 1 on as they follow each other in sorted names; 0 stays."""
+    return np.where(ids > 0, np.searchsorted(names, ids) + 1, 0).astype(np.int32)
+
+
 def count_clips(videos: Videos, clips: SupportsIndex | None, *, name: str = "clips") -> int:
     """Return how many clips of a data set are meant."""
     # An array has a method clip that limits its values.

@@ -10,12 +10,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bvdm_data.adapters.common import Videos, count_clips, require_keys
+from bvdm_data.adapters.common import Videos, count_clips, rank_ids, require_keys
 from bvdm_data.clip import LARGEST_COUNT, Clip
 from bvdm_data.validate import as_int
 
 DIM = 2e-3
-"""Range of grey values from 1 to 99 % up to which images are stretched; Cellpose's limit is half."""
+"""Range from 1 to 99 % up to which images are stretched; up to half of it, Cellpose sees zeros."""
 
 
 def video_and_masks(clip: Clip) -> tuple[Tensor, Tensor]:
@@ -213,8 +213,7 @@ def _as_arrays(clip: Clip) -> tuple[list[npt.NDArray[Any]], list[npt.NDArray[Any
     images = video[:, 0] if video.shape[1] == 1 else video.movedim(1, -1)
     frames, ids = images.contiguous().cpu().numpy(), masks.cpu().numpy()
     if ids.max(initial=0) > LARGEST_COUNT:
-        dense = np.unique(np.append(0, ids), return_inverse=True)[1]
-        ids = dense[1:].reshape(ids.shape).astype(np.int32)
+        ids = rank_ids(ids, np.unique(ids[ids > 0]))
     return [_stretch_dim(frame) for frame in frames], list(ids)
 
 
@@ -223,4 +222,5 @@ def _stretch_dim(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     step = max(min(image.shape[:2]) // 64, 1)  # some pixels are enough, and ten times as fast
     low, high = np.percentile(image[::step, ::step], (1, 99), axis=(0, 1))
     span = np.ptp(image, axis=(0, 1))
-    return image / np.where((high - low <= DIM) & (span > 0), span, np.float32(1))
+    is_dim = (high - low <= DIM) & (span > 0)
+    return np.divide(image, np.where(is_dim, span, 1), dtype=np.float32)

@@ -10,6 +10,7 @@ from bvdm_data.adapters.common import (
     find_ancestors,
     get_tensor,
     list_tracks,
+    rank_ids,
 )
 from bvdm_data.clip import Clip, association, measure_boxes
 from bvdm_data.files import open_atomic_folder
@@ -96,8 +97,7 @@ def _graph(
 ) -> tuple[dict[str, npt.NDArray[np.generic]], npt.NDArray[np.uint64]]:
     """Return the properties of the nodes, ordered by track and frame, and the edges [e, 2]."""
     masks, names = get_tensor(clip, "masks").numpy(), np.sort(table[:, 0])
-    rank = np.where(masks > 0, np.searchsorted(names, masks) + 1, 0)
-    _, centroids = measure_boxes(rank, len(table))
+    _, centroids = measure_boxes(rank_ids(masks, names), len(table))
     places = [
         (identity, time)
         for identity, first, last, _ in table.tolist()
