@@ -1,5 +1,6 @@
 """Machine and process: what measured times and bytes depend on, and must not."""
 
+import ctypes
 import importlib
 import importlib.metadata
 import logging
@@ -125,6 +126,20 @@ def isolate() -> Iterator[None]:
             onednn.enabled = True
         stack.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))
         yield
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that tensors give back, where its C library is glibc.
+
+    Otherwise each tensor of some megabytes is fetched from the system again, page by page.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        change = ctypes.CDLL(None).mallopt
+        change(_M_MMAP_THRESHOLD, 2**25)
+        change(_M_TRIM_THRESHOLD, 2**28)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def require(name: str, extra: str = "evaluate") -> ModuleType:
