@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch.profiler import record_function
 
+from bvdm_data.pixels import has_loops
+
 
 def get_machine_info() -> dict[str, Any]:
     """Return what this machine is, and how busy."""
@@ -39,8 +41,9 @@ def describe_cpu() -> dict[str, str]:
 
     Returns:
         ``machine``, the architecture; ``torch``, the vector instructions that torch uses (see
-        ``ATEN_CPU_CAPABILITY``); and ``onednn``, those that oneDNN may use, with the limit that
-        ``ONEDNN_MAX_CPU_ISA`` sets. Where all three are equal, the bytes are.
+        ``ATEN_CPU_CAPABILITY``); ``onednn``, those that oneDNN may use, with the limit that
+        ``ONEDNN_MAX_CPU_ISA`` sets; and ``loops``, what does the loops over pixels: "compiled" or
+        "torch". Where all four are equal, the bytes are.
     """
     has = [name for name in _VECTORS if getattr(torch.cpu, f"_is_{name}_supported", bool)()]
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA")
@@ -48,6 +51,7 @@ def describe_cpu() -> dict[str, str]:
         "machine": platform.machine(),
         "torch": torch.backends.cpu.get_cpu_capability(),
         "onednn": " ".join(has) + (f", at most {limit.lower()}" if limit else ""),
+        "loops": "compiled" if has_loops() else "torch",
     }
 
 

@@ -3,8 +3,8 @@
 ``OMP_NUM_THREADS=1 python tests/test_golden.py --write`` writes ``golden.json`` anew.
 
 Whole numbers (masks, tracks, tables, text) must be the same everywhere. Floats depend on the
-instruction set of the CPU and on torch: where both are those of ``golden.json`` their digests are
-compared, elsewhere their mean and standard deviation.
+instruction set of the CPU, on torch, and on whether the loops over pixels are compiled: where all
+are as in ``golden.json`` their digests are compared, elsewhere their mean and standard deviation.
 """
 
 import gzip
@@ -29,6 +29,7 @@ from safetensors import safe_open
 import bvdm_data as bvdm
 from bvdm_data.cli import cli
 from bvdm_data.fitting.fit import FitSettings, fit
+from bvdm_data.pixels import has_loops
 from bvdm_data.storage import write_shards
 
 try:
@@ -37,7 +38,10 @@ except ModuleNotFoundError:
     from helpers import fitted as planted
 
 FILE = Path(__file__).with_name("golden.json")
-ENVIRONMENT = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
+ENVIRONMENT = {
+    "torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability(),
+    "loops": has_loops(),
+}  # fmt: skip
 ALL = ("masks", "tracks", "flow", "stages", "boxes", "centroids")
 REAL = ("masks", "tracks", "boxes", "centroids")
 USUAL = {

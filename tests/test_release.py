@@ -60,7 +60,19 @@ def test_wheel_holds_code_and_weights_only(built):
         names = archive.namelist()
     assert "bvdm_data/models/hela.safetensors" in names
     assert "bvdm_data/py.typed" in names
-    kinds = {".py", ".typed", ".safetensors", ".html", ".j2", ".css", ".js", ".yaml"}
+    kinds = {
+        ".py",
+        ".c",
+        ".so",
+        ".dll",
+        ".typed",
+        ".safetensors",
+        ".html",
+        ".j2",
+        ".css",
+        ".js",
+        ".yaml",
+    }
     packaged = [name for name in names if ".dist-info/" not in name]
     assert [name for name in packaged if not name.startswith("bvdm_data/")] == []
     assert [name for name in packaged if Path(name).suffix not in kinds | {""}] == []
@@ -75,7 +87,7 @@ def test_source_archive_holds_tests_without_data(built):
         names = [name.partition("/")[2] for name in archive.getnames()]
     wanted = {
         "pyproject.toml", "CHANGELOG.md", "CITATION.cff", "docs/method.md", "benchmarks/speed.py",
-        "examples/augment_on_device.py", "tests/test_release.py",
+        "hatch_build.py", "examples/augment_on_device.py", "tests/test_release.py",
     }  # fmt: skip
     assert wanted <= set(names)
     assert [name for name in names if name.endswith((".tif", ".tiff", ".zarr"))] == []

@@ -259,8 +259,8 @@ def compute_signed_distance_map(
     """Return the scaled distance of pixels from outlines, along the ray from the centroid."""
     distance, vertex, share = _tabulate_pixels(patch, radii.shape[1], radii.device)
     closed = torch.cat([radii, radii[:, :1]], 1)
-    here = closed.index_select(1, vertex).unflatten(1, share.shape)
-    there = closed.index_select(1, vertex + 1).unflatten(1, share.shape)
+    here = closed.index_select(1, vertex).view(-1, *share.shape)
+    there = closed.index_select(1, vertex + 1).view(-1, *share.shape)
     outside: Tensor = distance - (here + share * (there - here))
     return (outside / SDF_CLIP).clamp(-1, 1)[:, None]
 

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bvdm_data.clip import Clip, annotate_masks, number_tracks, pad_rows
+from bvdm_data.pixels import has_loops, run_loop
 from bvdm_data.rng import numpy_rng, torch_rng
 from bvdm_data.synth.camera import (
     expose,
@@ -177,6 +178,10 @@ def _keep_out(cells: Sequence[Trajectory], late: Iterable[tuple[int, int]]) -> l
 def _relabel(seen: Tensor, new_of: npt.NDArray[np.int32]) -> Labels:
     """Replace rows by ids, ``[F, H, W]``."""
     ids_of = torch.from_numpy(new_of)
+    if has_loops():
+        masks = torch.empty_like(seen)
+        run_loop("replace_rows", len(seen), seen[0].numel(), ids_of, seen, masks)
+        return np.asarray(masks.numpy())
     ids = [ids_of[:, frame].index_select(0, flat) for frame, flat in enumerate(seen.flatten(1))]
     return np.asarray(torch.stack(ids).view_as(seen).numpy())
 

@@ -1,0 +1,63 @@
+"""The compiled loops over pixels, against torch, which does their work where they are missing."""
+
+import pytest
+import torch
+
+from bvdm_data import pixels
+from bvdm_data.pixels import find_library, has_loops, run_loop
+from bvdm_data.synth.render import compute_flow, draw_labels, make_cell_table
+from tests.helpers.rendering import add_up, is_same, make_videos
+from tests.test_render import SIZE, draw_cells, draw_patches
+
+compiled = pytest.mark.skipif(not has_loops(), reason="needs the compiled loops")
+
+
+def without_loops(make, *given):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pixels, "_LIBRARY", None)
+        return make(*given)
+
+
+def test_library_is_of_this_source():
+    assert has_loops() == find_library().is_file()
+
+
+@compiled
+@pytest.mark.parametrize("sizes", [(1.5, 6), (4, 14), (10, 30)])
+def test_labels_and_flow_equal_torch(sizes):
+    moving = 0
+    for seed in range(4):
+        table = make_cell_table(draw_cells(16, seed=seed, sizes=sizes), 3)
+        (labels, shown), wanted = draw_labels(table, SIZE), without_loops(draw_labels, table, SIZE)
+        assert torch.equal(labels, wanted[0])
+        assert torch.equal(shown, wanted[1])
+        flow, slow = compute_flow(table, labels), without_loops(compute_flow, table, labels)
+        torch.testing.assert_close(flow, slow, rtol=0, atol=3e-5)
+        moving += bool(flow.any())
+    assert moving >= 2
+
+
+@compiled
+def test_light_equals_torch():
+    cells = draw_cells(10, seed=2)
+    table = make_cell_table(cells, 3)
+    groups = [draw_patches(cells, 3, 48, 0), draw_patches(cells, 3, 64, 1, zoom=1.3)]
+    light = add_up(table, groups, SIZE)
+    torch.testing.assert_close(light, without_loops(add_up, table, groups, SIZE), rtol=0, atol=1e-4)
+    assert light.max() > 1
+
+
+@compiled
+@pytest.mark.parametrize("method", ["fast", "procedural"])
+def test_clips_equal_those_of_torch(tiny_model, method):
+    videos = make_videos(tiny_model, method=method, nuclei=6)
+    for number in range(3):
+        clip, slow = videos.clip(number), without_loops(videos.clip, number)
+        for key, most in (("video", 1.01 / 4095), ("flow", 3e-5)):
+            torch.testing.assert_close(clip.pop(key), slow.pop(key), rtol=0, atol=most)
+        assert is_same(clip, slow)
+
+
+def test_loops_refuse_scattered_tensors():
+    with pytest.raises(ValueError, match="takes contiguous tensors only"):
+        run_loop("replace_rows", 1, 1, torch.zeros(2, 2).T)
