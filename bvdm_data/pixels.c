@@ -231,3 +231,39 @@ EXPORT void add_patches(
     }
     free(patch);
 }
+
+/* Write the number of a table at each index. */
+EXPORT void look_up(int64_t count, const float *table, const uint16_t *index, float *found) {
+    for (int64_t i = 0; i < count; i++) found[i] = table[index[i]];
+}
+
+/* Write a frame of light as a camera sees it: white noise is convolved along its rows with a kernel
+   of 2 * `reach` + 1 numbers, as in a mirror beyond its borders, and added to light, level and
+   background; the sum is rounded to one of `settings[2]` steps. */
+EXPORT void develop(
+    int64_t height, int64_t width, int64_t reach, const float *kernel, const float *settings,
+    const float *white, const float *light, const float *background, float *seen
+) {
+    float noise = settings[0], level = settings[1], steps = settings[2];
+    float *row = malloc((size_t)(2 * width + 2 * reach) * sizeof(float));
+    float *blurred = row + width + 2 * reach;
+    /* Added to a number and taken away again, it leaves a whole one. */
+    const float whole = 12582912.0f;
+    for (int64_t i = 0; i < height * width; i += width) {
+        memcpy(row + reach, white + i, (size_t)width * sizeof(float));
+        for (int64_t j = 0; j < reach; j++) {
+            int64_t at = j % (2 * width), far = at < width ? at : 2 * width - 1 - at;
+            row[reach - 1 - j] = white[i + far];
+            row[reach + width + j] = white[i + width - 1 - far];
+        }
+        memset(blurred, 0, (size_t)width * sizeof(float));
+        for (int64_t k = 0; k <= 2 * reach; k++)
+            for (int64_t j = 0; j < width; j++)
+                blurred[j] += kernel[k] * row[2 * reach - k + j];
+        for (int64_t j = i; j < i + width; j++) {
+            float sum = blurred[j - i] * noise + (light[j] + level) + background[j];
+            seen[j] = ((clip(sum * steps, 0, steps) + whole) - whole) / steps;
+        }
+    }
+    free(row);
+}

@@ -213,7 +213,7 @@ def _expose_scene(
 ) -> npt.NDArray[np.float32]:
     """Add the stray light to that of the cells, in place, and photograph both."""
     normal = make_cpu_normal(numpy_rng(scene.seed, *scene.name, "camera"))
-    noise = torch.tensor([scene.camera.noise], dtype=torch.float64)
+    noise = torch.tensor([scene.camera.noise])
     blur = make_gaussian_kernels([scene.blur])
     with profile_span("camera"):
         add_spots(light, scene.spots)
@@ -277,11 +277,10 @@ class RenderBatch:
 
 def collate_scenes(scenes: Sequence[Scene], method: FastSettings, model: Model) -> RenderBatch:
     """Draw the noise of the cells of scenes, and gather what rendering needs."""
-    kernels = make_gaussian_kernels([scene.blur for scene in scenes])
     batch = RenderBatch(
         seeds=[torch_rng(scene.seed, *scene.name, "camera").initial_seed() for scene in scenes],
         noise=torch.tensor([scene.camera.noise for scene in scenes], dtype=torch.float32),
-        blur=None if kernels is None else kernels.float(),
+        blur=make_gaussian_kernels([scene.blur for scene in scenes]),
         spots=[scene.spots for scene in scenes],
         groups=[],
         samples=None,
