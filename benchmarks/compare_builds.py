@@ -3,8 +3,8 @@
 Run ``python -m benchmarks.compare_builds OLD [NEW] --goes 3``: OLD and NEW (default: this one) are
 the roots of two checkouts. Each go starts a process of the old build and one of the new, in turn,
 for every setting; a process warms up and then makes clips in one thread. Where ``python
-hatch_build.py`` has not been run in a checkout, torch does the work of its compiled loops. Printed are clips a second
-of CPU time (median of the goes) and the ratio new / old of each go.
+hatch_build.py`` has not been run in a checkout, torch does the work of its compiled loops. Printed
+are clips a second of CPU time (median of the goes) and the ratio new / old of each go.
 """
 
 import argparse

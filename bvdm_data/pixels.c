@@ -168,6 +168,29 @@ EXPORT void replace_rows(
             masks[i] = seen[i] ? ids[seen[i] * frames + frame] : 0;
 }
 
+/* Measure each nucleus in each frame of ids from 1 to `count`: its area, the sums of its rows and
+   columns, and its first and last row and column, [count, F, 7]. The first three are zero before,
+   the others the largest and -1 in turn. */
+EXPORT void measure_extents(
+    int64_t count, int64_t frames, int64_t height, int64_t width, const int32_t *masks,
+    int64_t *extents
+) {
+    for (int64_t frame = 0; frame < frames; frame++)
+        for (int64_t y = 0; y < height; y++)
+            for (int64_t x = 0; x < width; x++) {
+                int32_t id = *masks++;
+                if (id < 1 || id > count) continue;
+                int64_t *found = extents + 7 * ((id - 1) * frames + frame);
+                found[0]++;
+                found[1] += y;
+                found[2] += x;
+                if (y < found[3]) found[3] = y;
+                if (y > found[4]) found[4] = y;
+                if (x < found[5]) found[5] = x;
+                if (x > found[6]) found[6] = x;
+            }
+}
+
 /* Cubic convolution (a = -0.75, as in torch) of four neighbours, at a share of the way from the
    second to the third. */
 static void weigh_neighbours(float share, float *weights) {

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 SOURCE = Path(__file__).with_suffix(".c")
 
 
@@ -31,11 +33,14 @@ def has_loops() -> bool:
 
 
 def run_loop(name: str, *arguments: Any) -> None:
-    """Call a loop with whole numbers and contiguous tensors, which it reads or writes."""
-    if any(not isinstance(x, int) and not x.is_contiguous() for x in arguments):
-        raise ValueError(f"{name} takes contiguous tensors only")
-    given = (
-        ctypes.c_int64(x) if isinstance(x, int) else ctypes.c_void_p(x.data_ptr())
-        for x in arguments
-    )  # fmt: skip
-    getattr(_LIBRARY, name)(*given)
+    """Call a loop with whole numbers and contiguous arrays or tensors, which it reads or writes."""
+    getattr(_LIBRARY, name)(*map(_convert, arguments))
+
+
+def _convert(argument: Any) -> ctypes.c_int64 | ctypes.c_void_p:
+    if isinstance(argument, int):
+        return ctypes.c_int64(argument)
+    array = isinstance(argument, np.ndarray)
+    if not (argument.flags.c_contiguous if array else argument.is_contiguous()):
+        raise ValueError("compiled loops take contiguous arrays only")
+    return ctypes.c_void_p(argument.ctypes.data if array else argument.data_ptr())

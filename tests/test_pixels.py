@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from bvdm_data import pixels
+from bvdm_data.clip import measure_boxes
 from bvdm_data.pixels import find_library, has_loops, run_loop
 from bvdm_data.synth.camera import expose, make_cpu_normal, make_gaussian_kernels
 from bvdm_data.synth.render import compute_flow, draw_labels, make_cell_table
@@ -76,5 +77,20 @@ def test_clips_equal_those_of_torch(tiny_model, method):
 
 
 def test_loops_refuse_scattered_tensors():
-    with pytest.raises(ValueError, match="takes contiguous tensors only"):
-        run_loop("replace_rows", 1, 1, torch.zeros(2, 2).T)
+    with pytest.raises(ValueError, match="take contiguous arrays only"):
+        run_loop("look_up", 1, torch.zeros(2, 2).T)
+    with pytest.raises(ValueError, match="take contiguous arrays only"):
+        run_loop("look_up", 1, np.zeros((2, 2)).T)
+
+
+@compiled
+def test_boxes_equal_numpy():
+    masks = np.random.default_rng(0).integers(0, 7, (3, 20, 30), dtype=np.uint16)
+    masks[1, masks[1] == 4] = 0
+    boxes, centroids = measure_boxes(masks, 8)
+    wanted = without_loops(measure_boxes, masks, 8)
+    np.testing.assert_array_equal(boxes, wanted[0])
+    np.testing.assert_array_equal(centroids, wanted[1])
+    assert (
+        np.isfinite(boxes).all((1, 2)).tolist() == [True] * 3 + [False] + [True] * 2 + [False] * 2
+    )
