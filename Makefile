@@ -26,6 +26,8 @@ release: $(VENV)/.dev
 	$(PYTEST) tests/test_release.py -m release
 
 docs: $(VENV)/.docs
+	$(BIN)/python -m benchmarks.gallery
+	$(BIN)/bvdm-data preview --clips 1 --variation 0 --page --page-seeds 2 --output build
 	$(BIN)/sphinx-build --fail-on-warning --keep-going -d build/doctrees docs site
 
 bench: $(VENV)/.dev

@@ -38,6 +38,11 @@ def test_bench_fast_against_the_paper(measured):
     assert found["ratio"] > 0
 
 
+def test_bench_clips_without_pictures(measured):
+    for one in measured(speed_measures.against_pictures, 20).values():
+        assert one["ratio"] > 1
+
+
 def test_bench_network_against_a_matrix_product(measured):
     found = measured(speed_measures.arithmetic, 10)
     assert 0 < found["share"] < 1.2

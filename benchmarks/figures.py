@@ -11,8 +11,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
 
-from bvdm_data import CTCVideos, PaperSettings, SyntheticHeLaVideos
+from bvdm_data import Clip, CTCVideos, PaperSettings, SyntheticHeLaVideos, divisions
 from bvdm_data.background import estimate_background
 from bvdm_data.clip import PHASES
 from bvdm_data.datasets.ctc import read_sequence
@@ -26,7 +29,13 @@ from bvdm_data.synth.contours import is_inside
 from bvdm_data.synth.model import Model, Variation
 from bvdm_data.synth.paper import render_paper_textures
 from bvdm_data.synth.textures import FastSettings, denoise_patches, render_textures
-from bvdm_data.viz.pictures import write_contact_sheet, write_image_grid
+from bvdm_data.viz.figure import draw_lineage
+from bvdm_data.viz.pictures import (
+    measure_display_range,
+    render_frame,
+    write_contact_sheet,
+    write_image_grid,
+)
 from bvdm_data.weights import load
 
 DOCS = Path(__file__).parents[1] / "docs" / "pictures"
@@ -221,6 +230,42 @@ def draw_variation(model: str) -> None:
     )  # fmt: skip
 
 
+def draw_opening(model: str) -> None:
+    """The README's moving picture: a clip, its outlines, and its lineage tree up to the frame."""
+    videos = SyntheticHeLaVideos(frames=24, size=192, nuclei=8, variation=0, model=model, seed=5)
+    clip = max(map(videos.clip, range(12)), key=lambda one: len(divisions(one)))
+    low, high = measure_display_range([clip["video"]])
+    panels = []
+    for frame, (grey, mask) in enumerate(zip(clip["video"], clip["masks"], strict=True)):
+        # The darkest noise becomes black: it is what makes a GIF large.
+        shades = {"grey_range": (low + 0.05 * (high - low), high), "gamma": 0.7}
+        plain = render_frame(grey, **shades)
+        outlined = render_frame(grey, mask, ids=False, **shades)
+        tree = draw_tree(clip, frame, plain.height)
+        wide = Image.new("RGB", (plain.width * 2 + tree.width + 8, plain.height), "white")
+        for left, image in ((0, plain), (plain.width + 4, outlined), (2 * plain.width + 8, tree)):
+            wide.paste(image, (left, 0))
+        panels.append(wide)
+    # One palette for all frames, so that nothing flickers.
+    palette = Image.fromarray(np.vstack(panels)).quantize(96)
+    first, *rest = [one.quantize(palette=palette, dither=Image.Dither.NONE) for one in panels]
+    first.save(
+        DOCS / "opening.gif", save_all=True, append_images=rest, duration=250, loop=0,
+        optimize=True,
+    )  # fmt: skip
+
+
+def draw_tree(clip: Clip, frame: int, height: int) -> Image.Image:
+    """The lineage tree with a line at a frame."""
+    figure = Figure(figsize=(height / 60, height / 100), dpi=100)
+    axes = figure.add_axes((0.02, 0.2, 0.96, 0.78))
+    draw_lineage(axes, clip["tracks"], len(clip["video"]))
+    axes.axvline(frame, color="black", linewidth=0.8)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+
+
 def main() -> None:
     """Make all figures."""
     home = Path(os.environ.get("BVDM_DATA_ROOT", Path(__file__).parents[2] / "shared" / "data"))
@@ -244,6 +289,7 @@ def main() -> None:
     draw_scenes(given.root, given.model)
     draw_outlines(given.model)
     draw_variation(given.model)
+    draw_opening(given.model)
     print(f"wrote {', '.join(sorted(p.name for p in DOCS.iterdir()))} to {DOCS}")
 
 

@@ -1,7 +1,8 @@
-"""Prints the figures of an evaluation as Markdown tables, or fills docs/evaluation.md with them.
+"""Prints the figures of an evaluation as Markdown tables, or fills the pages with them.
 
 Run ``python -m benchmarks.tables docs/evaluation/report.json``; that file was written by
-``bvdm-data evaluate ROOT --report docs/evaluation``. ``--fill`` writes them into the page.
+``bvdm-data evaluate ROOT --report docs/evaluation``. ``--fill`` writes them into that page, and a
+summary into README.md.
 """
 
 import argparse
@@ -36,6 +37,15 @@ PAPER_STEPS = {
 """SEG and TRA by first and later diffusion steps (paper, tables 2a and 2b)."""
 
 PAGE = Path(__file__).parents[1] / "docs" / "evaluation.md"
+README = Path(__file__).parents[1] / "README.md"
+
+SUMMARY = {
+    "real": "the real video",
+    "copy-paste": "its nuclei, pasted",
+    "synthetic-stream": "synthetic clips",
+    "real+synthetic": "real and synthetic, 1 : 3",
+}
+"""What the README calls the arms that it compares."""
 
 FEWEST = 20
 """Values that a quantity must have in each film to be listed."""
@@ -237,6 +247,24 @@ def realism(results: Results) -> Table:
     return ["quantity", "synthetic", *videos, "distance", "yardstick", "ratio"], rows
 
 
+def summarise(results: Results) -> str:
+    """Return the README's table: a segmenter and a tracker, by what they were trained on."""
+    linkers = {one["arm"]: one for one in results.get("linking", {}).get("rows", [])}
+    # Linkers learn from clips of several frames, which pasted stills are not.
+    linkers["synthetic-stream"] = linkers.pop("synthetic", None) or linkers.get("synthetic-stream")
+    rows = []
+    for one in results["training"]["rows"]:
+        if one["arm"] in SUMMARY:
+            linker = linkers.get(one["arm"]) or {"lnk": None}
+            errors = [number(x) for x in (linker["lnk"], linker.get("lnk_spread")) if x is not None]
+            scores = [spread(one, figure) for figure in ("seg", "tra", "bc", "found_dim")]
+            rows.append(
+                [SUMMARY[one["arm"]], str(one["seeds"]), *scores, " ± ".join(errors) or "-"]
+            )
+    heads = "trained on, seeds, SEG, TRA, divisions, dim nuclei found, tracker: LNK"
+    return table(heads.split(", "), rows)
+
+
 TABLES = {
     "training": training,
     "transfer": transfer,
@@ -275,7 +303,7 @@ def between_marks(page: str, texts: Mapping[str, str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("report", type=Path, help="report.json of bvdm-data evaluate")
-    parser.add_argument("--fill", action="store_true", help=f"the tables of {PAGE.name}")
+    parser.add_argument("--fill", action="store_true", help=f"{PAGE.name} and {README.name}")
     given = parser.parse_args()
     results = json.loads(given.report.read_text())
     made = dict(tables(results))
@@ -283,6 +311,8 @@ def main() -> None:
         for name, text in made.items():
             print(f"## {name}\n\n{text}\n")
         return
+    if results["about"]["train"] == "01" and "training" in results:
+        README.write_text(between_marks(README.read_text(), {"summary": summarise(results)}))
     if results["about"]["train"] != "01":
         made = {f"{name} of {results['about']['train']}": text for name, text in made.items()}
     text = PAGE.read_text()

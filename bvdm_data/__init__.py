@@ -3,6 +3,7 @@
 from bvdm_data.clip import STAGES, CameraScale, Clip, TooManyNucleiError, association, divisions
 from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets.ctc_videos import CTCVideos
+from bvdm_data.datasets.detections import DetectionErrors
 from bvdm_data.datasets.device_loader import DeviceLoader
 from bvdm_data.datasets.mixed import MixedVideos, twin
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
@@ -11,6 +12,7 @@ from bvdm_data.synth.cell_bank import PoolSettings
 from bvdm_data.synth.paper import PaperSettings
 from bvdm_data.synth.procedural import ProceduralSettings
 from bvdm_data.synth.textures import FastSettings
+from bvdm_data.viz.figure import show
 
 __version__ = "0.1.0"
 
@@ -19,6 +21,7 @@ __all__ = [
     "CTCVideos",
     "CameraScale",
     "Clip",
+    "DetectionErrors",
     "DeviceLoader",
     "FastSettings",
     "MixedVideos",
@@ -31,5 +34,6 @@ __all__ = [
     "association",
     "check_clip",
     "divisions",
+    "show",
     "twin",
 ]

@@ -103,7 +103,7 @@ def _list_changes(videos: SyntheticHeLaVideos) -> Iterator[tuple[str, Mapping[st
             seldom = PoolSettings(pairs=pool.pairs, renew=SELDOM)
             yield f"PoolSettings(pairs={pool.pairs}, renew={SELDOM})", {"pool": seldom}
     fewer = tuple(name for name in videos.annotations if name in CHEAP)
-    if fewer != videos.annotations:
+    if fewer != videos.annotations and (fewer or videos.video):
         yield f"annotations={fewer}", {"annotations": fewer}
     if videos.nuclei is None and min(videos.size) >= 128:
         half = tuple(side // 2 for side in videos.size)
@@ -231,6 +231,7 @@ def _describe_clips(videos: SyntheticHeLaVideos) -> dict[str, Any]:
         "method": {"kind": type(videos.method).__name__, **asdict(videos.method)},
         "pool": None if videos.pool is None else asdict(videos.pool),
         "annotations": list(videos.annotations),
+        "video": videos.video,
         "seed": videos.seed,
         "model": videos.model.name,
     }
@@ -250,7 +251,7 @@ def _format_head(figures: Mapping[str, Any]) -> Iterator[str]:
     height, width = clips["size"]
     pool = clips["pool"]
     bank = f", a pool of {pool['pairs']} pairs, {pool['renew']:g} renewed a clip" if pool else ""
-    keys = ", ".join(("video", *clips["annotations"]))
+    keys = ", ".join((*["video"] * clips["video"], *clips["annotations"]))
     yield (
         f"{clips['frames']} frames of {height} x {width}, {clips['method']['kind']}, variation "
         f"{clips['variation']}{bank}: {keys}"
@@ -272,7 +273,8 @@ def _format_throughput(figures: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"network      {network['calls_per_second']:.3g} calls/s, "
             f"{network['calls_per_clip']:.3g} a clip; {network['gflop_per_clip']:.3g} GFLOP a clip "
-            f"of new nuclei, at {network['gflops']:.3g} GFLOP/s ({network['share']:.0%} of the "
+            f"of new nuclei in {figures['machine']['networks']}, at {network['gflops']:.3g} "
+            f"GFLOP/s ({network['share']:.0%} of the "
             f"{network['matrix_gflops']:.3g} of a matrix product)"
         )
     clip = f"a clip has {memory['clip_mb']:.1f} MB"

@@ -28,7 +28,7 @@ LEAST_PIXELS = 10
 
 
 class Clip(TypedDict):
-    """One annotated video, real or synthetic: what a data set yields.
+    """One annotated video, real or synthetic, or its annotations alone: what a data set yields.
 
     Fixed-size tensors, so that PyTorch's default collate makes a batch of it. Row ``r`` of
     ``tracks``, ``stages``, ``boxes`` and ``centroids`` belongs to the nucleus with id ``r + 1``.
@@ -40,7 +40,7 @@ class Clip(TypedDict):
 
     Attributes:
         video: Grey values in [0, 1], ``[F, 1, H, W]`` float32; 0 is the camera's offset, 1 its
-            full scale.
+            full scale. A data set with ``video=False`` leaves it out.
         masks: Instance ids ``[F, H, W]`` int32; 0 is background. One id is one nucleus in all
             frames.
         tracks: One row ``(id, first frame, last frame, parent id)`` a nucleus, as in a Cell
@@ -58,7 +58,7 @@ class Clip(TypedDict):
         source: 1 for a synthetic clip, 0 for a real one; int8 scalar.
     """
 
-    video: Tensor
+    video: NotRequired[Tensor]
     masks: NotRequired[Tensor]
     tracks: NotRequired[Tensor]
     flow: NotRequired[Tensor]

@@ -150,7 +150,8 @@ def check_clip(clip: Clip, *, longest_step: float | None = None) -> None:
     parts: dict[str, Any] = dict(clip)
     for key in ("video", "index", "source"):
         if key not in parts:
-            raise ValueError(f"a clip must have the key {key!r}, got the keys {tuple(parts)}")
+            hint = "; give the data set video=True" * (key == "video")
+            raise ValueError(f"a clip must have the key {key!r}, got the keys {tuple(parts)}{hint}")
     sides = _check_video(parts["video"])
     _check_form("index", parts["index"], (), torch.int64)
     source = _check_form("source", parts["source"], (), torch.int8)

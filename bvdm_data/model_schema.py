@@ -53,7 +53,6 @@ _FILE_KEYS = {
     "stage_drift": "drift",
     "sister_distance": "sisters",
     "neighbour_spacing": "closest",
-    "small_patch": "narrow",
 }
 """Names of fields in a file, where they differ: files of all versions stay readable."""
 
@@ -262,6 +261,7 @@ def _check_number(name: str, value: object, rule: Rule) -> None:
 def _read_settings(name: str, given: Mapping[str, Any]) -> Any:
     """Return the settings of a network."""
     keys = {f.name: _FILE_KEYS.get(f.name, f.name) for f in fields(_SETTINGS[name])}
+    given = {key: value for key, value in given.items() if key != "narrow"}  # as older files have
     _check_keys(f"{name}.", given, keys.values())
     values = {field: given[key] for field, key in keys.items()}
     if not isinstance(values["channels"], list | tuple):

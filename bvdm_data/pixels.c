@@ -2,7 +2,8 @@
 
 Each has a twin in torch, which machines without a compiler use. All arrays are contiguous. A nucleus
 is a row of a table of N nuclei in F frames: its centre (y, x) in pixels, the cosine and sine of the
-angle of its axis, and its outline, K radii in equally spaced directions from the axis on. */
+angle of its axis, and the number of its outline, K radii in equally spaced directions from the axis
+on. */
 
 #include <math.h>
 #include <stdint.h>
@@ -75,9 +76,9 @@ static int is_inside_exactly(float y, float x, const float *radii, int corners) 
    from 1, that is seen at each pixel, `outlined` how many pixels each nucleus covers, and `area` at
    how many it is seen; all three are zero before. */
 EXPORT void draw_outlines(
-    int64_t count, int64_t frames, int64_t corners, int64_t height, int64_t width,
-    const uint8_t *there, const float *centres, const float *axes, const float *radii,
-    const int64_t *rank, int32_t *seen, int64_t *outlined, int64_t *area
+    int64_t height, int64_t width, int64_t count, int64_t frames, int64_t corners,
+    const float *centres, const float *axes, const float *outlines, const int64_t *entry,
+    const uint8_t *there, const int64_t *rank, int32_t *seen, int64_t *outlined, int64_t *area
 ) {
     int64_t *order = malloc((size_t)(count + 1) * sizeof(int64_t));
     for (int64_t frame = 0; frame < frames; frame++) {
@@ -85,7 +86,7 @@ EXPORT void draw_outlines(
         for (int64_t number = 0; number < count; number++) {
             int64_t at = order[number] * frames + frame;
             if (!there[at]) continue;
-            const float *outline = radii + at * corners;
+            const float *outline = outlines + entry[at] * corners;
             float low = outline[0], high = outline[0];
             for (int64_t k = 1; k < corners; k++) {
                 if (outline[k] < low) low = outline[k];
@@ -130,9 +131,9 @@ EXPORT void draw_outlines(
    where a point keeps its share of the way from the centre to the outline. `flow` is zero before,
    as is `shown`, [F, N + 1], which gets where each row of `seen` is. */
 EXPORT void write_flow(
-    int64_t count, int64_t frames, int64_t corners, int64_t height, int64_t width,
-    const float *centres, const float *axes, const float *radii, const int32_t *seen,
-    uint8_t *shown, float *flow
+    int64_t height, int64_t width, int64_t count, int64_t frames, int64_t corners,
+    const float *centres, const float *axes, const float *outlines, const int64_t *entry,
+    const int32_t *seen, uint8_t *shown, float *flow
 ) {
     int64_t pixels = height * width;
     for (int64_t frame = 0; frame < frames; frame++)
@@ -148,8 +149,8 @@ EXPORT void write_flow(
             float y = axes[2 * now] * dy + axes[2 * now + 1] * dx;
             float x = axes[2 * now] * dx - axes[2 * now + 1] * dy;
             Vertex at = find_vertex(find_position(y, x, (float)corners), (int)corners);
-            float stretch = interpolate(radii + next * corners, at);
-            stretch /= interpolate(radii + now * corners, at);
+            float stretch = interpolate(outlines + entry[next] * corners, at);
+            stretch /= interpolate(outlines + entry[now] * corners, at);
             y *= stretch;
             x *= stretch;
             float *moved = flow + 2 * frame * pixels + i;
@@ -202,26 +203,27 @@ static void weigh_neighbours(float share, float *weights) {
     weights[2] = 1 - weights[0] - weights[1] - weights[3];
 }
 
-/* Add turned and scaled patches, `side` pixels wide, to frames. `poses` holds centre (y, x), cosine,
-   sine, and pixels of the patch to a pixel of the frame. Beyond its border a patch is dark, and so
-   is what lies more than `half` pixels up, down, left or right of the centre. */
+/* Add turned and scaled patches, `tall` by `wide` pixels, to frames. `poses` holds centre (y, x),
+   cosine, sine, and pixels of the patch to a pixel of the frame. Beyond its border a patch is dark,
+   and so is what lies more than `half` pixels up, down, left or right of the centre. */
 EXPORT void add_patches(
-    int64_t count, int64_t side, int64_t height, int64_t width, int64_t half,
+    int64_t height, int64_t width, int64_t count, int64_t tall, int64_t wide, int64_t half,
     const int64_t *order, const int64_t *frames, const float *poses, const float *light,
     float *total
 ) {
     /* A rim of four dark pixels spares the question where a patch ends. */
-    int64_t wide = side + 8;
-    float middle = (float)(side - 1) / 2 + 4, end = (float)side + 5;
-    float *patch = calloc((size_t)(wide * wide), sizeof(float));
+    int64_t step = wide + 8;
+    float middle_y = (float)(tall - 1) / 2 + 4, end_y = (float)tall + 5;
+    float middle_x = (float)(wide - 1) / 2 + 4, end_x = (float)wide + 5;
+    float *patch = calloc((size_t)((tall + 8) * step), sizeof(float));
     for (int64_t number = 0; number < count; number++) {
         /* A spline reaches two pixels farther than the light, and so across a corner three. */
         float lit = 0;
-        for (int64_t i = 4; i < side + 4; i++)
-            for (int64_t j = 4; j < side + 4; j++) {
-                float value = light[(order[number] * side + i - 4) * side + j - 4];
-                float y = (float)i - middle, x = (float)j - middle, square = y * y + x * x;
-                patch[i * wide + j] = value;
+        for (int64_t i = 4; i < tall + 4; i++)
+            for (int64_t j = 4; j < wide + 4; j++) {
+                float value = light[(order[number] * tall + i - 4) * wide + j - 4];
+                float y = (float)i - middle_y, x = (float)j - middle_x, square = y * y + x * x;
+                patch[i * step + j] = value;
                 if (value != 0 && square > lit) lit = square;
             }
         lit = (sqrtf(lit) + 3) * (sqrtf(lit) + 3);
@@ -238,14 +240,14 @@ EXPORT void add_patches(
                 float dx = (float)j - right;
                 float y = cosine * dy + sine * dx, x = cosine * dx - sine * dy;
                 if (y * y + x * x > lit) continue;
-                y += middle;
-                x += middle;
-                if (!(y >= 2 && y < end && x >= 2 && x < end)) continue;
+                y += middle_y;
+                x += middle_x;
+                if (!(y >= 2 && y < end_y && x >= 2 && x < end_x)) continue;
                 float across[4], along[4], sum = 0;
                 weigh_neighbours(y - (float)(int)y, along);
                 weigh_neighbours(x - (float)(int)x, across);
-                const float *at = patch + ((int)y - 1) * wide + (int)x - 1;
-                for (int k = 0; k < 4; k++, at += wide)
+                const float *at = patch + ((int)y - 1) * step + (int)x - 1;
+                for (int k = 0; k < 4; k++, at += step)
                     sum += along[k] * (across[0] * at[0] + across[1] * at[1] + across[2] * at[2]
                                        + across[3] * at[3]);
                 line[j] += sum;

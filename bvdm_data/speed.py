@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bvdm_data.clip import Clip
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.synth.textures import FastSettings
-from bvdm_data.system import SPAN_PREFIX, SPANS
+from bvdm_data.system import SPAN_PREFIX, SPANS, choose_dtype
 from bvdm_data.validate import as_int
 
 MATRIX = 2048
@@ -136,7 +136,8 @@ def measure_flops(videos: SyntheticHeLaVideos, first: int, clips: int) -> FlopSt
     counts = [counter.get_flop_counts().get(name, {}) for name in ("Denoiser", "Student")]
     gflop = sum(sum(count.values()) for count in counts) / clips / 1e9
     milliseconds = profile_clips(videos, first, clips).milliseconds["network"]
-    return FlopStats(gflop, 1000 * gflop / milliseconds, measure_matrix_gflops(torch.bfloat16))
+    dtype = choose_dtype(torch.device("cpu"))
+    return FlopStats(gflop, 1000 * gflop / milliseconds, measure_matrix_gflops(dtype))
 
 
 def measure_matrix_gflops(dtype: torch.dtype, seconds: float = 1.0) -> float:

@@ -6,6 +6,7 @@ import importlib.metadata
 import logging
 import os
 import platform
+import re
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ def get_machine_info() -> dict[str, Any]:
         "cores": count_usable_cores(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "threads": torch.get_num_threads(),
+        "networks": str(choose_dtype(torch.device("cpu"))).removeprefix("torch."),
         "system": platform.system(),
     }
 
@@ -45,14 +47,40 @@ def describe_cpu() -> dict[str, str]:
         ``ONEDNN_MAX_CPU_ISA`` sets; and ``loops``, what does the loops over pixels: "compiled" or
         "torch". Where all four are equal, the bytes are.
     """
-    has = [name for name in _VECTORS if getattr(torch.cpu, f"_is_{name}_supported", bool)()]
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA")
+    has, limit = _list_vectors()
     return {
         "machine": platform.machine(),
         "torch": torch.backends.cpu.get_cpu_capability(),
-        "onednn": " ".join(has) + (f", at most {limit.lower()}" if limit else ""),
+        "onednn": " ".join(has) + (f", at most {limit}" if limit else ""),
         "loops": "compiled" if has_loops() else "torch",
     }
+
+
+def _list_vectors() -> tuple[list[str], str]:
+    """Return the vector instructions that the CPU has, and the limit on those that oneDNN uses."""
+    has = [name for name in _VECTORS if getattr(torch.cpu, f"_is_{name}_supported", bool)()]
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
+    return has, limit.lower()
+
+
+def choose_dtype(device: torch.device) -> torch.dtype:
+    """Return the type that networks run in: bfloat16, but on a CPU that is slow with it float32.
+
+    Fast are those with AMX or AVX512_BF16, unless oneDNN is told to do without.
+    """
+    has, limit = _list_vectors()
+    slow = re.fullmatch("sse41|avx|avx2(_vnni(_2)?)?|avx512_core(_vnni)?", limit)
+    is_fast = not slow and not {"avx512_bf16", "amx_tile"}.isdisjoint(has)
+    return torch.bfloat16 if is_fast or device.type != "cpu" else torch.float32
+
+
+def run_mixed(device: torch.device) -> AbstractContextManager[object]:
+    """Run networks of float32 weights in the type of :func:`choose_dtype`, where they can."""
+    dtype = choose_dtype(device)
+    mixed: AbstractContextManager[object] = torch.autocast(
+        device.type, torch.bfloat16, enabled=dtype is torch.bfloat16
+    )
+    return mixed
 
 
 def count_usable_cores() -> int:

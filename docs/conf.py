@@ -18,6 +18,8 @@ extensions = [
     "sphinx_copybutton",
 ]
 exclude_patterns = ["conf.py", "evaluation"]
+# The player of the first page; "make docs" makes it ahead of the site.
+html_extra_path = ["../build/player.html"]
 
 html_theme = "furo"
 html_title = f"bvdm_data {release}"

@@ -177,7 +177,7 @@ def tiny_camera():
 
 
 TINY_PAINTER = DenoiserConfig(patch=48, channels=(16, 16, 16), condition_channels=16)
-TINY_DISTILLED = StudentConfig(patch=48, small_patch=32, channels=(8, 8, 8), condition_channels=8)
+TINY_DISTILLED = StudentConfig(patch=48, channels=(8, 8, 8), condition_channels=8)
 
 
 def seeded(network, seed, spread):

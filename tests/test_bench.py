@@ -39,11 +39,13 @@ from bvdm_data.synth.cell_bank import PoolSettings
 from bvdm_data.synth.textures import FastSettings
 from bvdm_data.system import (
     SPANS,
+    choose_dtype,
     count_usable_cores,
     get_machine_info,
     list_versions,
     measure_peak_megabytes,
     profile_span,
+    run_mixed,
 )
 from bvdm_data.weights import load
 
@@ -396,6 +398,7 @@ def test_report_shows_every_figure(tiny, quick):
     assert f"{found['loop']['share']:.1%} of its time" in said
     assert "0 workers: " in said
     assert found["advice"][0] in said
+    assert f" in {found['machine']['networks']}, at " in said
     assert said.isascii()
     found = bench(tiny(method="procedural"), Loop(workers=0), seconds=SOON)
     assert found["network"] is None
@@ -415,6 +418,30 @@ def test_machine_info_is_json(monkeypatch):
     assert 10 < before <= measure_peak_megabytes()
     monkeypatch.setitem(sys.modules, "resource", None)
     assert measure_peak_megabytes() is None
+
+
+def test_networks_run_in_fast_type(monkeypatch):
+    cpu, names = torch.device("cpu"), ("avx512_bf16", "amx_tile")
+    for limit, has, wanted in (
+        ("", (), "float32"),
+        ("", ("avx512_bf16",), "bfloat16"),
+        ("DEFAULT", ("amx_tile",), "bfloat16"),
+        ("AVX512_CORE_BF16", names, "bfloat16"),
+        ("AVX10_1_512_AMX", names, "bfloat16"),
+        ("AVX512_CORE", names, "float32"),
+        ("avx512_core_vnni", names, "float32"),
+        ("AVX2", names, "float32"),
+        ("AVX2_VNNI_2", names, "float32"),
+    ):
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+        for name in names:
+            one = f"_is_{name}_supported"
+            monkeypatch.setattr(torch.cpu, one, lambda one=name in has: one, raising=False)
+        assert str(choose_dtype(cpu)) == f"torch.{wanted}"
+        assert get_machine_info()["networks"] == wanted
+        assert choose_dtype(torch.device("cuda")) == torch.bfloat16
+        with run_mixed(cpu):
+            assert torch.is_autocast_enabled("cpu") == (wanted == "bfloat16")
 
 
 def run(*arguments):

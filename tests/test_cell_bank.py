@@ -253,7 +253,7 @@ def frames_of(group):
 
 def test_factors_reach_outlines_and_patches(tiny_generator):
     size, brightness = 1.3, 2.0
-    tone = ToneCurve(brightness, contrast=1.0, median=0.1, faint=0.0)
+    tone = ToneCurve(brightness, faint=0.0)
     plain = show_only_pair(tiny_generator, 2)
     varied = show_only_pair(tiny_generator, 2, size=size, tone=tone)
     for (sample, family), (other, changed) in zip(plain, varied, strict=True):

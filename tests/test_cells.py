@@ -12,6 +12,7 @@ from bvdm_data.synth.cell_cycle import (
     POST_MITOTIC,
     PRE_MITOTIC,
     compute_area_curve,
+    compute_dividing_share,
     resample_durations,
     weigh_templates,
 )
@@ -177,6 +178,20 @@ def test_nobody_dies_at_rate_zero(lineage, tiny_lives):
     assert all(cell.divides or cell.last == 29 for cell in none)
     # At a rate of 1 all die as soon as they can.
     assert [cell.divides for cell in some] == [False]
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("rate", [0.01, 0.05])
+def test_dividing_share_is_that_of_lineages(lineage, tiny_lives, rate):
+    lives = replace(tiny_lives, death_rate=rate)
+    fates = [
+        cell.divides
+        for seed in range(200)
+        for cell in lineage(seed, 60, lives=lives)
+        if cell.parent and cell.first < 20  # so that all come to their end
+    ]
+    assert len(fates) > 500
+    assert np.mean(fates) == pytest.approx(compute_dividing_share(lives), abs=0.05)
 
 
 # The paper's model

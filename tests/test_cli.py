@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.shell_completion import BashComplete
 from click.testing import CliRunner
 from PIL import Image
 
@@ -66,10 +67,11 @@ def test_every_command_has_a_help():
 
 @pytest.mark.heavy
 def test_module_runs_and_prints_version():
-    arguments = [sys.executable, "-m", "bvdm_data.cli", "--version"]
-    result = subprocess.run(arguments, capture_output=True, text=True, check=True)
-    assert result.stdout.strip().endswith(f"version {__version__}")
-    arguments = [sys.executable, "-m", "bvdm_data.cli", "info", "--model", "hella"]
+    for module in ("bvdm_data", "bvdm_data.cli"):
+        arguments = [sys.executable, "-m", module, "--version"]
+        result = subprocess.run(arguments, capture_output=True, text=True, check=True)
+        assert result.stdout.strip().endswith(f"version {__version__}")
+    arguments = [sys.executable, "-m", "bvdm_data", "info", "--model", "hella"]
     result = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith("bvdm-data: no weights called 'hella'; there are: ")
@@ -174,6 +176,28 @@ def test_preview_writes_sheet_and_animation(run, tiny_model, tmp_path, method, w
         sheet.load()
     with Image.open(tmp_path / "look" / "clip.gif") as film:
         assert (film.format, film.n_frames) == ("GIF", 3)
+
+
+def test_preview_shows_real_beside_synthetic(run, tiny_model, tiny_ctc, tmp_path):
+    usual = ["preview", "--model", tiny_model, "--size", "56x64", "--frames", 2, "--clips", 2]
+    run_well(run, *usual, "--output", tmp_path / "alone")
+    run_well(run, *usual, "--output", tmp_path / "both", "--real", tiny_ctc)
+    heights = []
+    for name in ("alone", "both"):
+        with Image.open(tmp_path / name / "contact_sheet.png") as sheet:
+            heights.append(sheet.height)
+    assert heights[1] > 1.9 * heights[0]
+    code, _, err = run(*usual, "--real", tiny_ctc, "--sequence", "07", "--output", tmp_path / "no")
+    assert (code, (tmp_path / "no").exists()) == (1, False)
+    assert "07" in err
+
+
+def test_commands_complete_in_a_shell():
+    shell = BashComplete(cli, {}, "bvdm-data", "_BVDM_DATA_COMPLETE")
+    assert [item.value for item in shell.get_completions([], "pre")] == ["preview"]
+    assert [item.value for item in shell.get_completions(["preview"], "--re")] == ["--real"]
+    methods = [item.value for item in shell.get_completions(["export", "--method"], "")]
+    assert methods == ["fast", "paper", "procedural"]
 
 
 def test_preview_shows_many_nuclei(run, tiny_model, tmp_path):
@@ -296,7 +320,7 @@ STOPPED = {
 def test_signals_end_all_processes(tiny_model, tmp_path, command, number):
     place = ["--output", tmp_path / "data"] if command == "preview" else [tmp_path / "data"]
     quiet = [] if command == "preview" else ["--quiet"]
-    line = [sys.executable, "-m", "bvdm_data.cli", command, *place, *STOPPED[command], *quiet]
+    line = [sys.executable, "-m", "bvdm_data", command, *place, *STOPPED[command], *quiet]
     line += ["--model", tiny_model, "--size", "64x64", "--nuclei", 2, "--method", "procedural"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     running = subprocess.Popen([*map(str, line)], **pipes, start_new_session=True)

@@ -11,13 +11,13 @@ from torch.nn import functional as F
 from bvdm_data.rng import torch_rng
 from bvdm_data.synth.cells import LineageSimulator
 from bvdm_data.synth.denoiser import (
-    PATCH_MARGIN,
     SDF_CLIP,
     T_MAX,
     Denoiser,
     DenoiserConfig,
     StudentConfig,
     compute_signed_distance_map,
+    group_by_patch_size,
     make_pixel_grid,
     run_dpm_solver,
 )
@@ -42,8 +42,6 @@ def test_config_refuses_impossible_sizes():
         (DenoiserConfig, {"channels": (8, 12, 8)}, r"three multiples of 16, got \(8, 12, 8\)"),
         (DenoiserConfig, {"middle": 0}, "middle must be at least 1, got 0"),
         (DenoiserConfig, {"condition_channels": 9}, "channels must be even and at least 8, got 9"),
-        (StudentConfig, {"small_patch": 20}, "small_patch must be a multiple of 8 .*, got 20"),
-        (StudentConfig, {"small_patch": 72}, "small_patch must be at most patch=64, got 72"),
         (StudentConfig, {"channels": (8, 0, 8)}, r"three numbers above 0, got \(8, 0, 8\)"),
         (StudentConfig, {"condition_channels": 0}, "condition_channels must be at least 1, got 0"),
     ]:
@@ -88,11 +86,26 @@ def test_each_condition_changes_one_image(networks, kind):
     assert torch.equal(network(*black), network(*dark))
 
 
-def test_small_patch_leaves_a_margin(tiny_generator):
-    most = 32 / 2 - PATCH_MARGIN
-    radii = torch.full((3, 60), 5.0)
-    radii[:, 7] = torch.tensor([most - 0.01, most, most + 0.01])
-    assert tiny_generator.distilled.fits_small_patch(radii).tolist() == [True, True, False]
+def group_rows(radii, patch):
+    return {size: rows.tolist() for size, rows in group_by_patch_size(radii, patch)}
+
+
+def test_patches_hold_the_whole_halo():
+    # Axes of ellipses in 64 px; 8 px of halo on either side.
+    axes = [(15.9, 11.9), (16.1, 11.9), (15.9, 12.1), (19.9, 15.9), (20.1, 9.0), (9.0, 16.1)]
+    angle = torch.arange(60) * (2 * math.pi / 60)
+    radii = torch.stack([a * b / torch.hypot(b * angle.cos(), a * angle.sin()) for a, b in axes])
+    groups = group_rows(radii, 64)
+    assert groups == {(48, 40): [0], (56, 48): [1, 2, 3], (64, 64): [4, 5]}
+    for (height, width), rows in list(groups.items())[:2]:
+        edge = compute_signed_distance_map(radii[rows], height + 2, width + 2)[:, 0]
+        edge[:, 1:-1, 1:-1] = 1
+        assert edge.min() == 1
+    assert group_rows(torch.full((1, 60), 100.0), 64) == {(64, 64): [0]}
+    # No side is below 16, and sizes that are alike are one.
+    assert group_rows(torch.tensor([[0.1] * 60, [7.0] * 60]), 16) == {(16, 16): [0, 1]}
+    assert group_rows(torch.ones(1, 60), 32) == {(24, 24): [0]}
+    assert group_rows(torch.ones(0, 60), 64) == {}
 
 
 # Inputs
@@ -164,7 +177,7 @@ def test_solver_is_dpm_plus_plus():
     torch.testing.assert_close(solve(denoiser, 7, inputs), clean[-1], rtol=1e-3, atol=1e-3)
 
 
-# Patches of two sizes
+# Patches of three sizes
 
 
 def render(cells, student, memory=0.9, fresh=0.2):
@@ -186,25 +199,28 @@ def test_cells_are_grouped_by_patch():
         make_still_cell(3, first=3, frames=1, radii=42.0, brightness=0.2),
     ]
     student = OneStepStudent(LinearDenoiser())
-    small, large = render(cells, student)
-    assert small.light.shape == (4, 32, 32)
-    assert large.light.shape == (3, 48, 48)
-    assert list_keys(small) == [(0, 0), (0, 1), (1, 1), (1, 2)]
+    small, middle, large = render(cells, student)
+    assert [group.light.shape for group in (small, middle, large)] == [
+        (2, 40, 32), (2, 48, 40), (3, 48, 48),
+    ]  # fmt: skip
+    assert list_keys(small) == [(1, 1), (1, 2)]
+    assert list_keys(middle) == [(0, 0), (0, 1)]
     assert list_keys(large) == [(0, 2), (0, 3), (2, 3)]
-    assert small.zoom.tolist() == [1] * 4
+    assert small.zoom.tolist() == [1] * 2
     assert large.zoom.tolist() == pytest.approx([1, 1, 0.5])
     # Sizes without cells are left out.
-    assert [group.light.shape[-1] for group in render(cells[1:2], student)] == [32]
-    assert [group.light.shape[-1] for group in render(cells[2:], student)] == [48]
+    assert [group.size for group in render(cells[1:2], student)] == [(40, 32)]
+    assert [group.size for group in render(cells[2:], student)] == [(48, 48)]
     assert render([], student) == []
-    (group,) = render(cells[:2], OneStepStudent(LinearDenoiser(), small_patch=48))
+    # The denoiser's norms depend on the size of a patch.
+    (group,) = render(cells[:2], LinearDenoiser())
     assert group.light.shape == (6, 48, 48)
 
 
 def test_texture_survives_the_larger_patch():
-    cell = make_still_cell(1, frames=2, radii=np.repeat(np.array([[12.9], [13.1]]), 60, 1))
+    cell = make_still_cell(1, frames=2, radii=np.repeat(np.array([[11.9], [12.1]]), 60, 1))
     small, large = render([cell], OneStepStudent(LinearDenoiser()), memory=1.0, fresh=0.0)
-    before, after = small.light[0, 10:22, 10:22], large.light[0, 18:30, 18:30]
+    before, after = small.light[0, 18:30, 14:26], large.light[0, 18:30, 18:30]
     assert before.std() > 0
     torch.testing.assert_close(before, after, rtol=0.02, atol=1e-4)
 
@@ -236,9 +252,9 @@ def test_shipped_student_matches_the_denoiser():
             FastSettings(steps=steps), [torch_rng(0, "texture", cell.identity) for cell in cells],
         )  # fmt: skip
         for group in groups:
-            rim = (64 - group.light.shape[-1]) // 2
+            top, left = ((64 - side) // 2 for side in group.size)
             rows, frames = torch.tensor(list_keys(group)).T
-            video[rows, frames] = F.pad(group.light, [rim] * 4)
+            video[rows, frames] = F.pad(group.light, [left, left, top, top])
         videos.append(video)
     error = variance = 0.0
     for row, cell in enumerate(cells):

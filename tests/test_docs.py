@@ -6,13 +6,17 @@ import re
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_readme import entry_of, write_stand_in
 
 import bvdm_data
+from benchmarks.gallery import ROWS, draw_row, write_page
 from bvdm_data.cli import cli
 from bvdm_data.fitting.contours import LEAST_OVERLAP
 from bvdm_data.fitting.motion import LEAST_STEPS
@@ -74,6 +78,17 @@ def test_page_commands_exist_with_options(page):
     for command, rest in lines:
         known = {flag for option in cli.commands[command].params for flag in option.opts}
         assert set(re.findall(r"--[a-z-]+", rest)) <= known, (command, rest)
+
+
+def test_gallery_page_is_of_its_rows(tmp_path):
+    assert write_page() == (DOCS / "gallery.md").read_text()
+    row = replace(next(row for row in ROWS if row.name == "haze"), values=(0, 1))
+    draw_row(row, tmp_path / "row.png")
+    with Image.open(tmp_path / "row.png") as image:
+        pixels = np.asarray(image.convert("L"), float)
+    left, right = pixels[-150:-20, 20:190], pixels[-150:-20, 218:388]
+    assert right.mean() > left.mean() + 3
+    assert (left > 150).any()
 
 
 def test_every_public_name_has_its_reference():
@@ -141,7 +156,10 @@ def test_fitting_rules_match_the_code():
 @pytest.mark.slow
 def test_site_builds_without_warnings(tmp_path):
     pytest.importorskip("furo", reason="needs the extra docs: pip install '.[docs]'")
+    player = tmp_path / "player.html"
+    player.write_text("<p>clips</p>")
     command = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--keep-going", "-q"]
+    command += ["-D", f"html_extra_path={player}"]
     done = subprocess.run(
         [*command, "-d", str(tmp_path / "trees"), str(DOCS), str(tmp_path / "site")],
         capture_output=True,
@@ -155,10 +173,10 @@ def test_site_builds_without_warnings(tmp_path):
         assert re.search(rf'id="bvdm_data\.(clip\.)?{name}"', site["reference"]), name
     for command in cli.commands:
         assert f'id="bvdm-data-{command}"' in site["reference_commands"], command
-    assert "Names of the stages of the cell cycle" in site["reference"]
+    assert "Names of the stages of a life" in site["reference"]
     assert "What labels may tell apart: nuclei" in site["reference_adapters"]
     for page, text in site.items():
-        for link in re.findall(r'href="([^"#?:]+)["#?]', text):
+        for link in re.findall(r'(?:href|src)="([^"#?:]+)["#?]', text):
             assert (tmp_path / "site" / link).exists(), (page, link)
 
 

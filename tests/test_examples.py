@@ -1,4 +1,6 @@
+import ast
 import itertools
+import json
 import runpy
 import statistics
 from pathlib import Path
@@ -13,6 +15,25 @@ from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
+@pytest.mark.heavy
+def test_notebook_runs_and_shows_clips():
+    cells = json.loads((EXAMPLES / "first_clips.ipynb").read_text())["cells"]
+    names, shown = {}, []
+    for cell in cells:
+        if cell["cell_type"] != "code":
+            continue
+        assert cell["outputs"] == []
+        *before, last = ast.parse("".join(cell["source"])).body
+        exec(compile(ast.Module(before, []), cell["id"], "exec"), names)
+        shown.append(eval(compile(ast.Expression(last.value), cell["id"], "eval"), names))
+    videos, figure, shapes, parents, plain, losses = shown
+    assert "data:image/webp" in videos._repr_html_()
+    assert all(one._repr_png_().startswith(b"\x89PNG") for one in (figure, plain))
+    assert shapes["video"] == (12, 1, 160, 160)
+    assert len(parents) > 0
+    assert losses[-1] < losses[0]
+
+
 @pytest.fixture(scope="module")
 def on_device():
     return runpy.run_path(str(EXAMPLES / "augment_on_device.py"))
@@ -20,7 +41,7 @@ def on_device():
 
 def test_every_example_has_a_test():
     tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
-    names = [path.name for path in EXAMPLES.glob("*.py")]
+    names = [path.name for path in EXAMPLES.glob("*.*")]
     assert names
     assert [name for name in names if f'"{name}"' not in tests] == []
 

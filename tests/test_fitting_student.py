@@ -22,7 +22,7 @@ from bvdm_data.synth.textures import STUDENT_STEPS
 from tests.helpers.denoisers import LinearDenoiser
 
 QUICK = TrainingSettings(steps=2, batch=4, rate=1e-3)
-SIDES = StudentConfig(patch=48, small_patch=32)
+SIZES = StudentConfig(patch=48)
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ class Spy(nn.Module):
 
     def forward(self, noise, edge, brightness, stage):
         assert noise.shape == edge.shape
-        self.seen.append((noise.shape[-1], brightness.long().tolist()))
+        self.seen.append((tuple(noise.shape[2:]), brightness.long().tolist()))
         return self.render(noise, edge)
 
 
@@ -115,28 +115,30 @@ def numbered(radii):
     return student._DistillationPairs(picture, picture, outlines, bright, stage)
 
 
-@pytest.mark.parametrize(("usual", "rare"), [(32, 48), (48, 32)])
-def test_every_eighth_batch_is_rare(usual, rare):
-    radii = {32: 9.0, 48: 16.0}
-    order = np.random.default_rng(0).permutation([radii[usual]] * 30 + [radii[rare]] * 10)
+def test_batches_have_patches_of_one_size():
+    sizes = {(40, 32): 7.0, (48, 40): 11.0, (48, 48): 16.0}
+    counts = [48, 24, 8]
+    order = np.random.default_rng(0).permutation(np.repeat([*sizes.values()], counts))
     pairs, spy = numbered(order), Spy()
     settings = TrainingSettings(steps=1, batch=6)
-    train_loss, val_loss = student._make_student_losses(pairs, SIDES, settings)
-    losses = [float(train_loss(spy, step).detach()) for step in range(24)]
-    wanted = [(usual, 6)] * 7 + [(rare, 3)]
-    assert [(side, len(rows)) for side, rows in spy.seen] == 3 * wanted
+    train_loss, val_loss = student._make_student_losses(pairs, SIZES, settings)
+    losses = [float(train_loss(spy, step).detach()) for step in range(200)]
+    assert all(sizes[size] == order[row] for size, rows in spy.seen for row in rows)
+    assert {len(rows) for _, rows in spy.seen} == {6}
+    # As often as there are pairs of that size.
+    seen = [[size for size, _ in spy.seen].count(size) / len(spy.seen) for size in sizes]
+    assert seen == pytest.approx([0.6, 0.3, 0.1], abs=0.1)
     learnt = {row for _, rows in spy.seen for row in rows}
-    assert all(radii[side] == order[row] for side, rows in spy.seen for row in rows)
+    assert learnt == set(range(20, 80))
     spy.seen.clear()
     with torch.no_grad():
         val_loss(spy)
     # A quarter is held out.
-    assert {row for _, rows in spy.seen for row in rows} == set(range(10))
-    assert learnt <= set(range(10, 40))
+    assert {row for _, rows in spy.seen for row in rows} == set(range(20))
     # Batches depend on step and seed alone, and light far outside does not count.
     pairs.picture[compute_signed_distance_map(pairs.radii, 48) == 1] = 100
     assert float(train_loss(spy, 5).detach()) == losses[5] != losses[4]
-    other, _ = student._make_student_losses(pairs, SIDES, replace(settings, seed=1))
+    other, _ = student._make_student_losses(pairs, SIZES, replace(settings, seed=1))
     assert float(other(spy, 5).detach()) != losses[5]
 
 
@@ -147,11 +149,11 @@ def test_val_loss_is_missed_share():
         return mean.expand_as(noise)
 
     right = Spy(lambda noise, edge: noise)
-    _, val_loss = student._make_student_losses(numbered([9.0] * 20 + [16.0] * 20), SIDES, QUICK)
+    _, val_loss = student._make_student_losses(numbered([9.0] * 20 + [16.0] * 20), SIZES, QUICK)
     with torch.no_grad():
         assert val_loss(right) == 0
         assert val_loss(Spy(even)) == pytest.approx(1, abs=1e-4)
-        assert math.isnan(student._make_student_losses(numbered([9.0] * 3), SIDES, QUICK)[1](right))
+        assert math.isnan(student._make_student_losses(numbered([9.0] * 3), SIZES, QUICK)[1](right))
 
 
 # Training
@@ -167,27 +169,20 @@ def test_training_refuses_other_pairs(draw, learn):
 
 def test_student_learns_what_the_noise_decides(draw, learn):
     painter = LinearDenoiser(spread=2.0, patch=32)
-    training = TrainingSettings(steps=60, batch=8, rate=1e-2, average=0.8)
+    training = TrainingSettings(steps=80, batch=8, rate=2e-2, average=0.8)
     network, log = learn(draw(80, painter), training, painter)
     assert log.held_out[-1][1] < 0.5
-    assert network.settings == StudentConfig(patch=32, small_patch=24, floor=painter.floor)
-    assert [student._choose_small_patch(side) for side in (16, 24, 48, 56, 128)] == [
-        16,
-        16,
-        32,
-        40,
-        96,
-    ]
+    assert network.settings == StudentConfig(patch=32, floor=painter.floor)
 
 
 def test_student_continues_from_another(draw, learn):
     one = replace(QUICK, steps=1)
-    wide = Student(StudentConfig(patch=64, small_patch=48, channels=(8, 8, 8)))
+    wide = Student(StudentConfig(patch=64, channels=(8, 8, 8)))
     painter = LinearDenoiser(patch=32)
     trained, _ = learn(draw(8, painter), one, painter, start=wide)
     pairs = zip(trained.state_dict().values(), wide.state_dict().values(), strict=True)
     assert 0 < max(float((a - b).abs().max()) for a, b in pairs) < 0.01
     # In patches of the painter, whatever its own are.
     settings = trained.settings
-    assert (settings.patch, settings.small_patch, settings.channels) == (32, 32, (8, 8, 8))
+    assert (settings.patch, settings.channels) == (32, (8, 8, 8))
     assert settings.floor == trained.floor == painter.floor

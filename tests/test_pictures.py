@@ -246,6 +246,16 @@ def test_images_refuse_other_suffixes(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_images_refuse_batches(tmp_path):
+    batch = {key: torch.stack([value, value]) for key, value in a_clip().items()}
+    message = r"single ones with video \[F, 1, H, W\], got \[2, 3, 1, 40, 48\]"
+    with pytest.raises(ValueError, match=message + " in clip 'a'; take them from the data set"):
+        write_contact_sheet({"a": batch}, tmp_path / "a.png")
+    with pytest.raises(ValueError, match=message):
+        write_animation(batch, tmp_path / "a.gif")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_images_replace_only_their_file(tmp_path):
     (tmp_path / "a.png").write_text("old")
     write_image_grid(torch.rand(2, 5, 5), tmp_path / "a.png", columns=2)

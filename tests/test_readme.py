@@ -1,5 +1,7 @@
 """What the front door promises must run."""
 
+import ast
+import inspect
 import json
 import re
 from pathlib import Path
@@ -7,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.tables import between_marks, tables
+from benchmarks.tables import between_marks, summarise, tables
+from bvdm_data import SyntheticHeLaVideos
 from bvdm_data.cli import cli
 from bvdm_data.datasets.ctc import write_sequence
 from bvdm_data.weights import known_models, model_digest, read_card
@@ -29,11 +32,51 @@ def write_stand_in(root):
     write_sequence(root, "01", video, np.stack([mask] * 6), tracks)
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
+SHORTER = {"length=4_000": "length=16", "step % 100": "step % 3"}
+"""What the tests change in a training loop: it takes four steps and is saved after three."""
+
+
+def run_snippet(snippet):
+    for long, short in SHORTER.items():
+        snippet = snippet.replace(long, short)
+    names = {}
+    exec(compile(snippet, "README.md", "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize("snippet", [one for one in SNIPPETS if "optimizer" not in one])
 def test_readme_snippets_run(snippet, tmp_path, monkeypatch):
     write_stand_in(tmp_path / "Fluo-N2DL-HeLa")
     monkeypatch.chdir(tmp_path)
-    exec(compile(snippet, "README.md", "exec"), {})
+    run_snippet(snippet)
+
+
+def test_readme_loop_trains_and_resumes(tmp_path, monkeypatch):
+    (loop,) = [snippet for snippet in SNIPPETS if "optimizer" in snippet]
+    assert len(loop.splitlines()) <= 30
+    assert all(long in loop for long in SHORTER)
+    write_stand_in(tmp_path / "Fluo-N2DL-HeLa")
+    monkeypatch.chdir(tmp_path)
+    first = run_snippet(loop)
+    assert first["step"] == 4
+    assert sorted(first["batch"]["source"].tolist()) == [0, 1, 1, 1]
+    # The second run goes on behind the three steps that were saved, with the same last batch.
+    second = run_snippet(loop)
+    assert (second["step"], second["batch"]["index"].tolist()) == (1, [12, 13, 14, 15])
+    assert second["batch"]["video"].equal(first["batch"]["video"])
+    assert second["loss"].item() == pytest.approx(first["loss"].item(), rel=1e-4)
+
+
+def test_readme_lists_arguments_with_defaults():
+    part = README.split("## Arguments")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (`.+?) \| (`.+?) \|", part, re.MULTILINE)
+    told = {}
+    for names, defaults in rows:
+        told |= zip(re.findall(r"`(.+?)`", names), re.findall(r"`(.+?)`", defaults), strict=True)
+    known = inspect.signature(SyntheticHeLaVideos).parameters
+    assert {name: ast.literal_eval(text) for name, text in told.items()} == {
+        name: one.default for name, one in known.items()
+    }
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -84,7 +127,9 @@ def test_model_card_figures_match_the_model():
 
 def test_evaluation_tables_match_the_report():
     page = (ROOT / "docs/evaluation.md").read_text()
-    made = dict(tables(json.loads((ROOT / "docs/evaluation/report.json").read_text())))
+    results = json.loads((ROOT / "docs/evaluation/report.json").read_text())
+    assert between_marks(README, {"summary": summarise(results)}) == README
+    made = dict(tables(results))
     assert {"training", "linking", "distance", "realism", "reuse"} <= set(made)
     assert between_marks(page, made) == page
     other = dict(tables(json.loads((ROOT / "docs/evaluation/report_of_02.json").read_text())))

@@ -44,6 +44,14 @@ def test_every_file_tells_the_same_version():
     assert released[0] == version
 
 
+def test_project_urls_are_known_ones():
+    project = (ROOT / "pyproject.toml").read_text()
+    urls = re.findall(r'"(https?://.+?)"', project)
+    told = (ROOT / "NOTICE.md").read_text()
+    assert len(urls) >= 2
+    assert [url for url in urls if f"({url})" not in told] == []
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     """Build both archives from the files of the project, the wheel out of the source archive."""

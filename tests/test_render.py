@@ -110,7 +110,7 @@ def test_table_has_zeros_where_absent():
     assert table.there.tolist() == [[False, True, True, False], [True, False, False, False]]
     assert table.centres[0].tolist() == [[0, 0], [3, 4], [5, 6], [0, 0]]
     torch.testing.assert_close(table.axes[0, 1:3], torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
-    assert table.radii[0, 1:3, 0].tolist() == [9, 8]
+    assert table.radii[0, 1:3][:, 0].tolist() == [9, 8]
     # An absent cell is the darkest.
     assert table.rank.tolist() == [[0, 1, 1, 0], [1, 0, 0, 1]]
     assert make_cell_table([one], 2).there.tolist() == [[False, True]]
@@ -184,7 +184,7 @@ def add_slowly(cells, groups, frames, size=SIZE):
     for group in groups:
         for patch, row, frame, zoom in zip(*vars(group).values(), strict=True):
             along, across = own_place(cells[row], int(frame), y, x)
-            grid = np.stack([across, along], -1) * float(zoom) * 2 / patch.shape[-1]
+            grid = np.stack([across, along], -1) * float(zoom) * 2 / np.array(patch.shape[::-1])
             total[frame] += F.grid_sample(
                 patch[None, None], torch.from_numpy(grid)[None].float(), "bicubic", "zeros",
                 align_corners=False,

@@ -136,7 +136,7 @@ def test_ranks_write_equal_files(tmp_path, tiny_model, format, monkeypatch):
 def test_torchrun_ranks_split_the_shards(whole, tmp_path, tiny_model):
     folder = tmp_path / "data"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = ["-m", "bvdm_data.cli", "shards", folder, "--clips", 10, "--clips-per-shard", 4]
+    command = ["-m", "bvdm_data", "shards", folder, "--clips", 10, "--clips-per-shard", 4]
     settings = ["--no-compress", "--frames", 2, "--size", "40x40", "--nuclei", 2, "--max-cells", 16]
     line = [*torchrun, *command, *settings, "--seed", 3, "--model", tiny_model]
     done = subprocess.run(

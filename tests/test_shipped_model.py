@@ -113,7 +113,7 @@ def test_flow_follows_the_light(monkeypatch, method):
 
     def composite(*given, **how):
         seen["light"] = original(*given, **how)
-        return seen["light"]
+        return seen["light"].clone()  # the camera works in place
 
     monkeypatch.setattr(synthesis, "_composite_scene", composite)
     settings = SceneSettings(frames=3, size=(200, 200), nuclei=8, flow=True)

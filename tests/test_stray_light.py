@@ -48,7 +48,7 @@ def test_dead_nuclei_leave_fading_bodies():
     rest = [replace(dead, stages=stages[:1].repeat(4)), replace(dead, first=5)]
     rng = np.random.default_rng(0)
     paths = [Trajectory(cell, centres, np.zeros(4)) for cell in (dead, *rest)]
-    same = ToneCurve(brightness=1.0, contrast=1.0, median=0.1, faint=0.0)
+    same = ToneCurve(brightness=1.0, faint=0.0)
     spots = draw_bodies(paths, same, frames, 30.0, rng).double().numpy()
     # One lives on, and one dies in the last frame.
     assert 2 <= spots.shape[1] <= 5

@@ -365,7 +365,7 @@ def test_batches_of_other_code_are_kept():
     assert list(DataLoader(Batches(), batch_size=None)) == [[0, 1], [2, 3], [4, 5]]
 
 
-FREE = {"seed", "length", "annotations", "device", "batch_size", "shard"}
+FREE = {"seed", "length", "annotations", "video", "device", "batch_size", "shard"}
 
 
 def test_state_holds_all_that_matters(tiny):

@@ -16,7 +16,6 @@ from bvdm_data.synth.model import (
     BLUR,
     BRIGHTNESS,
     CONTACT,
-    CONTRAST,
     DENSITY,
     NOISE,
     SIZE,
@@ -212,7 +211,7 @@ def test_no_variation_keeps_the_models(tiny_generator):
 
 
 def list_factors(model, amount, seed):
-    """Return factors on size, light, contrast, noise, density and speed, then blur and contact."""
+    """Return factors on size, light, noise, density and speed, then blur and contact."""
     varied = vary_model(model, amount, seed)
     ratios = (
         varied.shapes.mean / model.shapes.mean,
@@ -228,50 +227,48 @@ def list_factors(model, amount, seed):
     np.testing.assert_allclose(varied.lives.adult_area, size**2 * model.lives.adult_area)
     apart = varied.motion.separation - model.motion.separation
     np.testing.assert_allclose(apart, [math.log(size), 0], atol=1e-12)
-    tone = varied.tone
-    factors = [size, tone.brightness, tone.contrast, noise, density, speed]
+    factors = [size, varied.tone.brightness, noise, density, speed]
     return [*factors, varied.blur, varied.contact]
 
 
 def test_variation_has_the_set_spread(tiny_generator):
     drawn = np.array([list_factors(tiny_generator, 1.0, seed) for seed in range(500)])
-    logs = np.log(drawn[:, [1, 3, 5]])
+    logs = np.log(drawn[:, [1, 2, 4]])
     np.testing.assert_allclose(logs.mean(0), 0, atol=0.06)
     np.testing.assert_allclose(logs.std(0), [BRIGHTNESS, NOISE, SPEED], rtol=0.12)
-    for column, (low, high) in ((0, (-SIZE, SIZE)), (2, np.log(CONTRAST)), (4, np.log(DENSITY))):
+    for column, (low, high) in ((0, (-SIZE, SIZE)), (3, np.log(DENSITY))):
         values = np.log(drawn[:, column])
         assert low <= values.min() < values.max() <= high
         assert np.median(values) == pytest.approx((low + high) / 2, abs=0.1 * (high - low))
-    for column, most in ((6, BLUR), (7, CONTACT)):
+    for column, most in ((5, BLUR), (6, CONTACT)):
         assert 0 <= drawn[:, column].min() < 0.05 * most
         assert 0.95 * most < drawn[:, column].max() <= most
     # They do not hang together.
-    assert np.abs(np.corrcoef(drawn.T) - np.eye(8)).max() < 0.15
+    assert np.abs(np.corrcoef(drawn.T) - np.eye(7)).max() < 0.15
 
 
 def test_half_variation_halves_the_factors(tiny_generator):
     for seed in range(5):
         whole, half = (list_factors(tiny_generator, amount, seed) for amount in (1.0, 0.5))
-        np.testing.assert_allclose(np.log(half[:6]), np.log(whole[:6]) / 2, atol=1e-12)
-        np.testing.assert_allclose(half[6:], np.array(whole[6:]) / 2)
+        np.testing.assert_allclose(np.log(half[:5]), np.log(whole[:5]) / 2, atol=1e-12)
+        np.testing.assert_allclose(half[5:], np.array(whole[5:]) / 2)
 
 
 def test_parts_vary_alone(tiny_generator):
     still, parts = list_factors(tiny_generator, 0.0, 1), asdict(Variation.make(0.0))
-    order = ("size", "brightness", "contrast", "noise", "density", "speed", "blur", "contact")
+    order = ("size", "brightness", "noise", "density", "speed", "blur", "contact")
     for number, name in enumerate(order):
         found = list_factors(tiny_generator, parts | {name: 1.0}, 1)
-        assert [n for n in range(8) if found[n] != still[n]] == [number]
+        assert [n for n in range(7) if found[n] != still[n]] == [number]
         assert found[number] == list_factors(tiny_generator, 1.0, 1)[number]
 
 
-def test_contrast_spreads_light_about_median():
-    tone = ToneCurve(brightness=2.0, contrast=2.0, median=0.1, faint=0.004)
-    light = np.array([0.002, 0.02, 0.1, 0.3])
+def test_faint_nuclei_stay_seen():
+    light = np.array([0.002, 0.006, 0.1])
     # The faintest stays as it is, what would fall below it stops there.
-    np.testing.assert_allclose(tone.compute_gain(light) * light, [0.002, 0.008, 0.2, 1.8])
-    dimmer = replace(tone, brightness=0.5)
-    np.testing.assert_allclose(dimmer.compute_gain(light) * light, [0.002, 0.004, 0.05, 0.45])
+    dimmed = ToneCurve(brightness=0.5, faint=0.004).compute_gain(light) * light
+    np.testing.assert_allclose(dimmed, [0.002, 0.004, 0.05])
+    np.testing.assert_allclose(ToneCurve(brightness=2.0, faint=0.004).compute_gain(light), 2.0)
 
 
 def test_blur_softens_only_the_light(tiny_generator, monkeypatch):

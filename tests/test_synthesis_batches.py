@@ -95,7 +95,7 @@ def test_network_calls_have_equal_size(tiny_generator, monkeypatch):
     monkeypatch.setattr(textures, "denoise_patches", note)
     scenes = [draw(tiny_generator, index, nuclei=6) for index in range(3)]
     inputs = [group for group, _ in collate_scenes(scenes, FAST, tiny_generator).groups]
-    assert [group.side for group in inputs] == [32, 48]
+    assert [group.size for group in inputs] == [(40, 32), (48, 40), (48, 48)]
     render(tiny_generator, scenes, batch_size=20)
     assert calls == [{20}] * sum(-(-len(group.rows) // 20) for group in inputs)
 

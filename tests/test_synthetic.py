@@ -180,14 +180,18 @@ def test_other_instructions_keep_masks(tiny_model):
     code = (
         "from bvdm_data.datasets.synthetic import SyntheticHeLaVideos as Videos\n"
         "from bvdm_data.system import describe_cpu\n"
+        "from bvdm_data.weights import load\n"
         f"clip = Videos(frames=2, size=64, nuclei=2, model={str(tiny_model)!r}).clip(0)\n"
-        "print([describe_cpu(), *(clip[key].tolist() for key in ('masks', 'tracks', 'video'))])"
+        f"kind = str(load({str(tiny_model)!r}).get_denoiser(1).inlet.weight.dtype)\n"
+        "tables = (clip[key].tolist() for key in ('masks', 'tracks', 'video'))\n"
+        "print([kind, describe_cpu(), *tables])"
     )
     command, found = [sys.executable, "-c", code], []
     for limit in ({}, {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}):
         printed = subprocess.check_output(command, env={**os.environ, **limit}, text=True)
         found.append(ast.literal_eval(printed))
-    (here, *tables, video), (other, *others, _) = found
+    (_, here, *tables, video), (kind, other, *others, _) = found
+    assert kind == "torch.float32"
     assert tables == others
     assert here == describe_cpu()
     assert here["torch"] != other["torch"] == "DEFAULT"

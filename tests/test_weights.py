@@ -194,8 +194,8 @@ def list_damages(tensors, header):
         if not isinstance(values, dict) or section == "card":
             continue
         yield f"{section}.new is unknown", tensors, {**header, section: {**values, "new": 1}}
-        for key in values:
-            entry = f"{section}.{'small_patch' if key == 'narrow' else key}"
+        for key in values.keys() - {"narrow"}:
+            entry = f"{section}.{key}"
             rest = {name: value for name, value in values.items() if name != key}
             yield f"{section}.{key} is missing", tensors, {**header, section: rest}
             for wrong in WRONG if key in OPTIONAL else (*WRONG, None):

@@ -30,7 +30,7 @@ def require_keys(clip: Clip, *keys: str) -> None:
 
     Args:
         clip: What came.
-        keys: Names of the parts that are needed beside ``video``.
+        keys: Names of the parts that are needed.
 
     Raises:
         TypeError: If it is no clip, or a part is no tensor.
@@ -38,12 +38,13 @@ def require_keys(clip: Clip, *keys: str) -> None:
     """
     if not isinstance(clip, Mapping):
         raise TypeError(
-            f"clip must be a dict with 'video', as data sets of clips give it, got "
+            f"clip must be a dict of tensors, as data sets of clips give it, got "
             f"{type(clip).__name__}; where clips are asked for, give a list of them"
         )
-    for key in ("video", *keys):
+    for key in keys:
         if key not in clip:
             of_set = f"; give the data set annotations=(..., {key!r})" * (key in ANNOTATIONS)
+            of_set += "; give the data set video=True" * (key == "video")
             raise ValueError(f"clip must have the key {key!r}, got the keys {tuple(clip)}{of_set}")
         found = clip[key]  # type: ignore[literal-required]
         if key in ("video", *ANNOTATIONS) and not isinstance(found, Tensor):
@@ -51,12 +52,12 @@ def require_keys(clip: Clip, *keys: str) -> None:
                 f"clip must hold tensors, got {type(found).__name__} for {key!r}; see "
                 "torch.as_tensor"
             )
-    if clip["video"].ndim != 4:
-        raise ValueError(
-            "clip must be one clip with video [F, C, H, W], got video "
-            f"{list(clip['video'].shape)}; take clips from the data set, or from the loader by "
-            "collate_fn="
-        )
+    for key, axes, form in (("video", 4, "[F, C, H, W]"), ("masks", 3, "[F, H, W]")):
+        if key in clip and clip[key].ndim != axes:  # type: ignore[literal-required]
+            raise ValueError(
+                f"clip must be one clip with {key} {form}, got {key} {list(clip[key].shape)}; "  # type: ignore[literal-required]
+                "take clips from the data set, or from the loader by collate_fn="
+            )
 
 
 def get_tensor(clip: Clip, key: str) -> Tensor:

@@ -136,7 +136,7 @@ def detection_targets(
     """
     if classes not in CLASSES:
         raise ValueError(f"classes must be one of {CLASSES}, got {classes!r}")
-    require_keys(clip, "masks", "index")
+    require_keys(clip, "video", "masks", "index")
     if classes == "stage" and "stages" not in clip:
         raise ValueError(
             f"classes='stage' needs clips with 'stages', got the keys {sorted(clip)}; put "

@@ -28,7 +28,7 @@ def video_and_masks(clip: Clip) -> tuple[Tensor, Tensor]:
         TypeError: If it is no clip.
         ValueError: If the clip is a batch of clips, or without masks.
     """
-    require_keys(clip, "masks")
+    require_keys(clip, "video", "masks")
     video, masks = clip["video"].as_subclass(Tensor), clip["masks"].as_subclass(Tensor)
     return video.float(), masks.to(torch.int32)
 

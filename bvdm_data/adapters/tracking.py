@@ -1,5 +1,6 @@
 """Trackers that learn: training windows of Trackastra, and folders of the challenge."""
 
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -18,8 +19,11 @@ from bvdm_data.adapters.common import (
     list_tracks,
     match_relatives,
 )
-from bvdm_data.clip import CameraScale, Clip
+from bvdm_data.clip import LARGEST_COUNT, CameraScale, Clip
 from bvdm_data.datasets.ctc import write_sequence
+from bvdm_data.datasets.detections import link_detections
+from bvdm_data.datasets.tiff import write_image
+from bvdm_data.files import write_through
 from bvdm_data.system import require
 from bvdm_data.validate import as_int
 
@@ -129,6 +133,46 @@ def write_ctc(clip: Clip, root: str | Path, *, name: str, scale: CameraScale) ->
     write_sequence(
         Path(root).expanduser(), name, counts, get_tensor(clip, "masks").numpy(), list_tracks(clip)
     )
+
+
+def write_ctc_result(clip: Clip, root: str | Path, *, name: str) -> None:
+    """Write the detections of one clip as a result of the Cell Tracking Challenge.
+
+    Makes ``<name>_RES/mask000.tif``, ... and ``<name>_RES/res_track.txt``, linked as the truth is
+    where both ends are detected: what a linker without fault makes of them. py-ctcmetrics scores
+    it beside the folder ``<name>_GT`` that :func:`write_ctc` makes; SEG and DET do not depend on
+    links. A merged detection is that of the nucleus with the smaller id; smaller parts of split
+    nuclei and false detections are tracks of one frame. Files have 16 bits, or 32 where there are
+    more than 32767 tracks: py-ctcmetrics adds ids of both sides.
+
+    Args:
+        clip: One clip with ``tracks`` to which :class:`DetectionErrors` has added detections; no
+            video is needed.
+        root: Folder of the data set; made if it is not there.
+        name: Name of the sequence, for example ``"01"``.
+
+    Raises:
+        FileExistsError: If the result is there already.
+        OSError: If it cannot be written; nothing is left behind.
+        ValueError: If the clip has no detections or tracks, or is a batch.
+    """
+    masks, table = link_detections(clip)
+    folder = Path(root).expanduser() / f"{name}_RES"
+    if folder.exists():
+        raise FileExistsError(f"{folder} is there already; remove it or give another name")
+    staging = folder.with_name(f".{name}_RES.writing")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        kind = np.uint16 if 2 * len(table) < LARGEST_COUNT else np.uint32
+        digits = max(3, len(str(len(masks) - 1)))
+        for number, mask in enumerate(masks):
+            write_image(staging / f"mask{number:0{digits}d}.tif", mask.astype(kind))
+        np.savetxt(staging / "res_track.txt", table, fmt="%d")
+        write_through(staging)
+        staging.rename(folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _window(measured: "object", lines: Mapping[int, list[int]]) -> Window:

@@ -78,7 +78,7 @@ def video_datapoint(clip: Clip, most_objects: int | None = None) -> VideoDatapoi
     """
     if most_objects is not None:
         most_objects = as_int("most_objects", most_objects, least=1)
-    require_keys(clip, "masks", "index")
+    require_keys(clip, "video", "masks", "index")
     masks = get_tensor(clip, "masks")
     identities = _seen(masks[0])[:most_objects]
     if not identities:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import numpy as np
 
 from bvdm_data.cli.options import (
     ANNOTATIONS,
@@ -20,15 +21,25 @@ from bvdm_data.cli.options import (
     QUIET,
     SEED,
     VARIATION,
+    VIDEO,
     Floats,
     add_method_options,
     add_size_options,
+    add_time_options,
     option,
     take_annotations,
     take_method,
 )
 
+WINDOWS = 40
+"""Windows of a real video out of which those that are shown beside clips are chosen."""
+
+MOST_NUCLEI = 2**15
+"""More than a window shows: masks alone need no table, whose rows would be counted first."""
+
 if TYPE_CHECKING:
+    from bvdm_data.clip import Clip
+    from bvdm_data.datasets.ctc_videos import CTCVideos
     from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 
 
@@ -40,6 +51,8 @@ if TYPE_CHECKING:
 @AT_LEAST
 @option("--clips", default=2, help="How many clips to stream.")
 @option("--workers", default=0, help="Processes of the DataLoader.")
+@option("--real", type=FOLDER, help="A real data set to show beside the clips.")
+@option("--sequence", default="01", help="Of --real: the video.")
 @option("--mp4", is_flag=True, help="Write the animation as MP4, too (extra preview).")
 @option("--page", is_flag=True, help="Write a page that plays clips of several seeds, too.")
 @option("--page-seeds", default=3, help="Seeds, from --seed on.")
@@ -59,6 +72,8 @@ def preview(
     output: Path,
     clips: int,
     workers: int,
+    real: Path | None,
+    sequence: str,
     mp4: bool,
     page: bool,
     page_seeds: int,
@@ -67,6 +82,9 @@ def preview(
     **options: Any,
 ) -> None:
     """Stream clips through a DataLoader; write a contact sheet (PNG) and an animation (GIF).
+
+    With --real, every clip stands below a window of that video with about as many nuclei, at the
+    same grey scale; --variation 0 makes clips that should look like their video.
 
     With --page, a page (player.html) that any browser plays without a network: outlines, ids,
     lineage trees, sliders for seed and density.
@@ -85,6 +103,7 @@ def preview(
         require_ffmpeg()
     method = take_method(options)
     videos = SyntheticHeLaVideos(**options, method=method, length=clips)
+    video = None if real is None else _open_real(real, sequence, videos)
     check_writable(output)
     start = time.perf_counter()
     made = []
@@ -100,7 +119,8 @@ def preview(
     )
     made.sort(key=lambda clip: int(clip["index"]))
     sheet, animation = output / "contact_sheet.png", output / "clip.gif"
-    write_contact_sheet({f"clip {int(clip['index'])}": clip for clip in made[:4]}, sheet)
+    shown = {f"clip {int(clip['index'])}": clip for clip in made[:4]}
+    write_contact_sheet(shown if video is None else _add_real(shown, video), sheet)
     write_animation(made[0], animation)
     click.echo(f"wrote {sheet} and {animation}")
     if mp4:
@@ -108,6 +128,34 @@ def preview(
         click.echo(f"wrote {output / 'clip.mp4'}")
     if page:
         _write_page(output / "player.html", videos, page_frames, page_seeds, page_densities)
+
+
+def _open_real(root: Path, sequence: str, videos: "SyntheticHeLaVideos") -> "CTCVideos":
+    """Return windows of a real video, as long and large as the clips."""
+    from bvdm_data.datasets.ctc_videos import CTCVideos
+
+    real = CTCVideos(
+        root, sequence=sequence, frames=videos.frames, size=videos.size, seed=videos.seed,
+        annotations=("masks",), max_cells=MOST_NUCLEI,
+    )  # fmt: skip
+    if real.scale != videos.scale:
+        click.echo(f"the real video is shown on its own {real.scale}, clips on {videos.scale}")
+    return real
+
+
+def _add_real(clips: "dict[str, Clip]", real: "CTCVideos") -> "dict[str, Clip]":
+    """Put above each clip the window, out of some, whose number of nuclei is nearest."""
+    windows = [real.clip(number) for number in range(WINDOWS)]
+    shown: dict[str, Clip] = {}
+    for name, clip in clips.items():
+        count = _count_nuclei(clip)
+        near = min(range(len(windows)), key=lambda n: abs(_count_nuclei(windows[n]) - count))
+        shown |= {f"real, for {name}": windows.pop(near), name: clip}
+    return shown
+
+
+def _count_nuclei(clip: "Clip") -> int:
+    return int(np.count_nonzero(np.unique(clip["masks"])))
 
 
 def _write_page(
@@ -154,6 +202,7 @@ def _write_page(
 @VARIATION
 @OUTLINE
 @DEATH_RATE
+@add_time_options
 @add_method_options
 @SEED
 @QUIET
@@ -195,12 +244,14 @@ def fetch(name: str, directory: Path, split: str, quiet: bool) -> None:
 @MODEL
 @add_size_options(8, "256x256")
 @ANNOTATIONS
+@VIDEO
 @NUCLEI
 @AT_LEAST
 @MAX_CELLS
 @VARIATION
 @OUTLINE
 @DEATH_RATE
+@add_time_options
 @add_method_options
 @POOL
 @SEED
@@ -255,6 +306,7 @@ def shards(
 @option("--pairs", type=int, help="Of --pool: sister pairs in the cell bank. [default: 256]")
 @option("--renew", type=float, help="Of --pool: pairs renewed with each clip. [default: 1]")
 @ANNOTATIONS
+@VIDEO
 @option("--batch-size", default=4, help="Clips of a training step.")
 @option("--workers", default=1, help="Processes of the DataLoader.")
 @option("--step-seconds", default=0.1, help="Time of a training step, data apart.")

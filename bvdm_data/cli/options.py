@@ -133,12 +133,28 @@ DEATH_RATE = option(
     type=float,
     help="Chance that a nucleus in interphase dies, a frame. [default: as in the video]",
 )
+_TIME = (
+    option(
+        "--minutes",
+        type=float,
+        help="Between two frames, a multiple of the fitted video's. [default: as there]",
+    ),
+    option("--drift", default=0.0, help="Of the stage, px a frame, in one direction a clip."),
+    option(
+        "--jumps",
+        type=(float, float),
+        default=(0.0, 0.0),
+        metavar="CHANCE PX",
+        help="Of the stage: chance a frame, and the longest.",
+    ),
+)
 POOL = option("--pool", is_flag=True, help="Show nuclei of a cell bank in many clips.")
 ANNOTATIONS = option(
     "--annotations",
     default="masks,tracks",
     help="Beside video: masks, tracks, flow, stages, boxes, centroids; or all, or none.",
 )
+VIDEO = option("--video/--no-video", default=True, help="Whether clips have pictures.")
 MAX_CELLS = option(
     "--max-cells", type=int, help="Rows of the tables. [default: as many as clips can need]"
 )
@@ -149,6 +165,13 @@ def add_size_options(frames: int, size: str) -> Callable[[Command], Command]:
     first = option("--frames", default=frames)
     second = option("--size", default=size, type=Size())
     return lambda command: first(second(command))
+
+
+def add_time_options(command: Command) -> Command:
+    """Add ``--minutes``, ``--drift`` and ``--jumps`` to a command."""
+    for one in reversed(_TIME):
+        command = one(command)
+    return command
 
 
 def add_method_options(command: Command) -> Command:

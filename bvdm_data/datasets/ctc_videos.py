@@ -17,6 +17,7 @@ from bvdm_data.clip import (
     split_gaps,
 )
 from bvdm_data.datasets.ctc import guess_scale, read_sequence
+from bvdm_data.datasets.description import Described
 from bvdm_data.datasets.sharding import SharedEpoch
 from bvdm_data.datasets.tracks import find_visible_parents
 from bvdm_data.datasets.transforms import (
@@ -54,7 +55,7 @@ CACHE_BYTES = 288 * 2**20
 """Decoded images that a process keeps; 97 frames of 700 x 1100 pixels with their masks."""
 
 
-class CTCVideos(Dataset[Clip]):
+class CTCVideos(Described, Dataset[Clip]):
     """Windows, in space and time, of one annotated real video.
 
     Clip ``i`` of epoch ``e`` is a pure function of the files, the arguments, the seed, ``e`` and
@@ -138,6 +139,8 @@ class CTCVideos(Dataset[Clip]):
             for clip in DataLoader(real, batch_size=2, shuffle=True):
                 loss = net(clip["video"], clip["masks"])
     """
+
+    _ALWAYS = ("root", "sequence", "frames", "size", "length")
 
     @isolate()
     def __init__(
@@ -286,6 +289,12 @@ class CTCVideos(Dataset[Clip]):
         settings = {**asdict(self._spec), **{name: getattr(self, name) for name in names}}
         settings |= {"sequence": self.source.name, "transform": name_transform(self.transform)}
         return {name: str(setting) for name, setting in settings.items()}
+
+    def _list_arguments(self) -> dict[str, Any]:
+        given = super()._list_arguments() | {"root": self.source.folder, "start": self._spec.start}
+        given |= {"sequence": self.source.name, "stop": self._spec.stop}
+        filled_in = {"scale"} | ({"border"} if self.border == DEFAULT_BORDER else set())
+        return {name: given[name] for name in given if name not in filled_in}
 
     @property
     def _name(self) -> str:

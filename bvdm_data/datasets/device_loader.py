@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate, default_convert
 
+from bvdm_data.datasets.description import Described
 from bvdm_data.datasets.prefetch import CudaStream, DeviceStream, Prefetcher
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.datasets.transforms import apply_transform, list_required_keys
@@ -29,12 +30,12 @@ from bvdm_data.system import isolate, profile_span
 from bvdm_data.validate import as_int, check_device, name_clip_in_errors, name_source_in_errors
 
 SceneItem = tuple[int, dict[str, Tensor], Scene | None]
-"""Epoch, clip, and the scene of its video; None if the clip has its video."""
+"""Epoch, clip, and the scene of its video; None if the clip needs no more."""
 
 
 @dataclass(frozen=True)
 class SceneBatch:
-    """A batch of clips and their scenes; the clips have videos where there are no scenes."""
+    """A batch of clips and their scenes, where their videos are yet to be rendered."""
 
     epoch: int
     clips: dict[str, Tensor]
@@ -89,7 +90,7 @@ class SceneStream(IterableDataset[SceneItem]):
                 clip = collect_annotations(scene, flow, maker.annotations, maker.max_cells)
         clip["index"] = torch.tensor(number)
         clip["source"] = torch.tensor(1, dtype=torch.int8)
-        return epoch, clip, scene
+        return epoch, clip, scene if settings.video else None
 
     @isolate()
     def collate(self, items: Sequence[SceneItem] | SceneItem) -> SceneBatch:
@@ -102,7 +103,7 @@ class SceneStream(IterableDataset[SceneItem]):
 
 def _render(batch: SceneBatch, renderer: BatchRenderer | None, seed: int) -> dict[str, Tensor]:
     """Return the clips of a batch with their videos, on the device of the renderer."""
-    if renderer is None or batch.scenes is None:
+    if renderer is None:
         return batch.clips
     # On the CPU still: nothing waits for a device.
     numbers = batch.clips["index"].tolist()
@@ -112,9 +113,9 @@ def _render(batch: SceneBatch, renderer: BatchRenderer | None, seed: int) -> dic
         f"videos.set_epoch({batch.epoch}); videos.clip({numbers[0]}), ..."
     )
     with name_source_in_errors(place):
-        video = renderer.render(batch.scenes)
+        video = {} if batch.scenes is None else {"video": renderer.render(batch.scenes)}
         rest = {k: v.to(renderer.device, non_blocking=True) for k, v in batch.clips.items()}
-    return {"video": video, **rest}
+    return {**video, **rest}
 
 
 _PASSED_ON = (
@@ -124,7 +125,7 @@ _PASSED_ON = (
 """Arguments of DataLoader that are passed on."""
 
 
-class DeviceLoader:
+class DeviceLoader(Described):
     """Loads batches of clips that a GPU renders, while the loop uses those before.
 
     Workers draw cells, scenes, annotations and the noise of nuclei on the CPU; they send no
@@ -217,6 +218,9 @@ class DeviceLoader:
         self._running: weakref.ref[Prefetcher[Any]] | None = None
         self._received, self._restarts = 0, videos._plan.restarts
 
+    def _list_arguments(self) -> dict[str, Any]:
+        return {**self._how, **super()._list_arguments(), "prefetch": self._prefetch}
+
     def __iter__(self) -> Iterator[Any]:
         """Begin a loop; one that is under way is closed."""
         self._stop()
@@ -251,7 +255,7 @@ class DeviceLoader:
         """Return what the loop gets: the batch, its clips transformed, or its only clip."""
         batch, event, epoch = rendered
         self._stream.wait(batch, event)
-        count = len(batch["video"])
+        count = len(batch["index"])
         if self.videos.transform is None:
             self._received += count
             return batch if self.batch_size is not None else {k: v[0] for k, v in batch.items()}

@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from bvdm_data.clip import CameraScale
 from bvdm_data.datasets.ctc import write_sequence
-from bvdm_data.datasets.synthetic import as_method, check_outline, check_scene
+from bvdm_data.datasets.synthetic import as_method, check_outline
 from bvdm_data.files import MANIFEST, check_entries, cut_words, prepare_output_dir, write_manifest
-from bvdm_data.synth.scene import Method
+from bvdm_data.synth.scene import Method, SceneSettings, check_scene
 from bvdm_data.synth.synthesis import synthesise
 from bvdm_data.system import describe_cpu
 from bvdm_data.validate import as_int, check_seed, name_source_in_errors
@@ -39,6 +39,9 @@ def export(
     variation: float | Mapping[str, float] | None = None,
     outline: str | float | Sequence[float] = "video",
     death_rate: float | None = None,
+    minutes: float | None = None,
+    drift: float = 0.0,
+    jumps: Sequence[float] = (0.0, 0.0),
     progress: bool = True,
 ) -> list[str]:
     """Write synthetic videos in the layout of the challenge: ``01/t000.tif`` and its truth.
@@ -55,7 +58,7 @@ def export(
     generator = load(path, digest=digest)
     scene = check_scene(
         generator, texture, frames=frames, size=size, nuclei=nuclei, at_least=at_least,
-        variation=variation, death_rate=death_rate,
+        variation=variation, death_rate=death_rate, minutes=minutes, drift=drift, jumps=jumps,
     )  # fmt: skip
     outline, look = check_outline(outline, texture, path, digest)
     scene = replace(scene, **look)
@@ -74,6 +77,7 @@ def export(
         **({} if outline == "video" else {"outline": outline}),
         **({"at_least": scene.at_least} if scene.at_least else {}),
         **({} if scene.death_rate is None else {"death_rate": scene.death_rate}),
+        **_list_motion(scene, minutes),
         "processor": describe_cpu(),
         "sequences": {},
     }
@@ -90,21 +94,26 @@ def export(
                 continue
             place = f"It is sequence {name} of {folder}; the same call continues there"
             with name_source_in_errors(place):
+                advance = partial(_advance, bar, index * frames, frames)
                 video = synthesise(
-                    generator,
-                    scene,
-                    texture,
-                    seed=seed,
-                    name=("export", index),
-                    progress=partial(_advance, bar, index * frames, frames),
+                    generator, scene, texture, seed=seed, name=("export", index), progress=advance
                 )
             prepare_output_dir(folder, manifest, identity=_get_identity)  # still ours
-            counts = np.stack([scale.to_counts(frame) for frame in video.video])
+            counts = np.empty(video.video.shape, np.uint16)
+            for place, frame in zip(counts, video.video, strict=True):
+                place[:] = scale.to_counts(frame)
             write_sequence(folder, name, counts, video.masks, video.tracks)
             there[name] = _sign_sequence(folder, name, frames)
             write_manifest(folder / MANIFEST, {**manifest, "sequences": there})
             written.append(name)
     return written
+
+
+def _list_motion(scene: SceneSettings, minutes: float | None) -> dict[str, Any]:
+    """Return the settings of time and stage that are not those of the fitted video."""
+    found = {"minutes": minutes and float(minutes), "drift": scene.drift, "jumps": [*scene.jumps]}
+    is_other = {"minutes": scene.step > 1, "drift": scene.drift > 0, "jumps": any(scene.jumps)}
+    return {name: value for name, value in found.items() if is_other[name]}
 
 
 def _get_identity(manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bvdm_data.clip import CameraScale, Clip
 from bvdm_data.datasets.ctc_videos import CTCVideos
+from bvdm_data.datasets.description import Described
 from bvdm_data.datasets.mixture import (
     AT_END,
     BLOCK,
@@ -94,6 +95,8 @@ class MixedVideos(ClipStream):
 
             MixedVideos({"real": real, "synthetic": synthetic}, weights=weights)
     """
+
+    _ALWAYS = ("sources",)
 
     def __init__(
         self,
@@ -232,6 +235,14 @@ class MixedVideos(ClipStream):
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what can be computed again."""
         return {**super().__getstate__(), "_order": None}
+
+    def _list_arguments(self) -> dict[str, Any]:
+        given = super()._list_arguments()
+        return given | ({"weights": None} if self.quotas else {})
+
+    def _is_quick(self) -> bool:
+        sources = [one for one in self.sources.values() if isinstance(one, Described)]
+        return all(one._is_quick() for one in sources) and super()._is_quick()
 
     def _find_order(self, epoch: int) -> SourceOrder:
         """Return which clips those of an epoch are; the latest order is kept."""

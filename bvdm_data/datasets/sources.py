@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from bvdm_data.clip import ANNOTATIONS, PADDING, CameraScale, Clip
+from bvdm_data.clip import ANNOTATIONS, PADDING, CameraScale, Clip, build_schema
 from bvdm_data.rng import numpy_rng
 from bvdm_data.validate import name_clip_in_errors
 
@@ -29,6 +29,8 @@ EXPECTED = (
     "a data set of clips, such as SyntheticHeLaVideos or CTCVideos, or a map-style one of them"
 )
 
+_KEYS = ("video", *ANNOTATIONS)  # of which a clip has the first or, without pictures, another
+
 _SET_BY_MIX = ("index", "source", "member")
 
 
@@ -38,7 +40,8 @@ class ClipSource(Protocol):
     ``SyntheticHeLaVideos``, ``CTCVideos`` and ``MixedVideos`` itself are such sources. ``clip``
     alone is enough; clip 0 then shows the rest. The clips an epoch are ``length_in(epoch)`` where
     the source has that, or else the ``length`` of an iterable data set, or the ``len()`` of
-    another one; without any of them it has no end.
+    another one; without any of them it has no end. An attribute ``video`` that is False says that
+    clips have no pictures.
     """
 
     @property
@@ -139,13 +142,14 @@ class Source:
         if length and (is_map_style or getattr(self.source, "at_end", None) == "drop"):
             own %= length
         clip = self.source[own] if is_map_style else self.source.clip(own)
-        if not isinstance(clip, Mapping) or not isinstance(clip.get("video"), Tensor):
+        keys = [key for key in _KEYS if key in clip] if isinstance(clip, Mapping) else []
+        if not keys or not isinstance(clip[keys[0]], Tensor):
             lacks = f"{type(self.source).__name__} has no 'clip' and" if is_map_style else "it"
             raise TypeError(
                 f"sources[{self.name!r}] must be {EXPECTED}: {lacks} gives {_abbreviate(clip)} in "
-                "place of a dict with the tensor 'video'"
+                "place of a dict with the tensor 'video', or of annotations alone"
             )
-        if clip["video"].ndim != 4:
+        if keys[0] == "video" and clip["video"].ndim != 4:
             raise ValueError(
                 f"sources[{self.name!r}] must give 'video' as [F, C, H, W], got the shape "
                 f"{tuple(clip['video'].shape)}"
@@ -282,11 +286,11 @@ def _read_declared(source: Any) -> dict[str, Any]:
 
 def _read_spec(spec: ClipSpec) -> dict[str, Any]:
     """Return what the spec of a clip shows of ``SHARED``."""
-    frames, _, *size = spec["video"][1]
+    shapes = [spec[key][1] for key in ("video", "masks") if key in spec]
     tables = [rows for key in PADDING if key in spec for rows in spec[key][1][:1]]
     return {
-        "frames": frames,
-        "size": tuple(size),
+        "frames": shapes[0][0] if shapes else None,
+        "size": shapes[0][-2:] if shapes else None,
         "annotations": tuple(name for name in ANNOTATIONS if name in spec),
         "max_cells": tables[0] if tables else None,
     }
@@ -317,10 +321,10 @@ def _find_spec(name: str, source: Any, facts: Mapping[str, Any], is_grey: bool) 
     if form is not None:
         return cast(ClipSpec, form)
     if facts.keys() >= set(SHARED):
-        return _make_spec(facts, getattr(source, "device", None))
+        return _make_spec(facts, source)
     clip = Source(name, source).make_clip(0, number=0, epoch=getattr(source, "epoch", 0))
-    video = clip["video"]
-    if is_grey and "scale" not in facts and video.is_floating_point():
+    video = clip.get("video")
+    if is_grey and "scale" not in facts and video is not None and video.is_floating_point():
         low, high = video.min().item(), video.max().item()
         if not 0 <= low <= high <= 1:
             raise ValueError(
@@ -331,17 +335,16 @@ def _find_spec(name: str, source: Any, facts: Mapping[str, Any], is_grey: bool) 
     return _get_clip_spec(clip)
 
 
-def _make_spec(facts: Mapping[str, Any], device: Any) -> ClipSpec:
+def _make_spec(facts: Mapping[str, Any], source: Any) -> ClipSpec:
     """Return the spec of a :class:`Clip` of which all is declared."""
-    frames, size, rows = facts["frames"], tuple(facts["size"]), facts["max_cells"]
+    schema = build_schema(
+        facts["frames"], tuple(facts["size"]), facts["max_cells"], facts["annotations"]
+    )
+    left_out = {*_SET_BY_MIX} | ({"video"} if getattr(source, "video", True) is False else set())
+    device = getattr(source, "device", None)
     place = device.type if isinstance(device, torch.device) else "cpu"
-    layout = {
-        "video": ("torch.float32", (frames, 1, *size)),
-        "masks": ("torch.int32", (frames, *size)),
-        "tracks": ("torch.int32", (rows, 4)),
-        "flow": ("torch.float32", (frames - 1, 2, *size)),
-        "stages": ("torch.int8", (rows, frames)),
-        "boxes": ("torch.float32", (rows, frames, 4)),
-        "centroids": ("torch.float32", (rows, frames, 2)),
+    return {
+        key: (str(dtype), cast(tuple[int, ...], shape), place)
+        for key, (dtype, shape) in schema.items()
+        if key not in left_out
     }
-    return {key: (*layout[key], place) for key in ("video", *facts["annotations"])}

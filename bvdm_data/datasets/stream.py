@@ -8,6 +8,7 @@ from typing import Any, SupportsIndex, TypeVar
 from torch.utils.data import IterableDataset, get_worker_info
 
 from bvdm_data.clip import Clip
+from bvdm_data.datasets.description import Described
 from bvdm_data.datasets.sharding import (
     POSITION_KEYS,
     SPLIT_KEYS,
@@ -30,7 +31,7 @@ _STATE_KEYS = {"seed", *POSITION_KEYS}
 _WORKER_STATE_KEYS = _STATE_KEYS | {"made", *SPLIT_KEYS}
 
 
-class ClipStream(IterableDataset[Clip]):
+class ClipStream(Described, IterableDataset[Clip]):
     """Clips 0, 1, 2, ... of an epoch, in the same order for any number of workers.
 
     A subclass has a method ``clip(index)``, a pure function of its arguments, ``seed``, ``epoch``

@@ -1,13 +1,11 @@
 """SyntheticHeLaVideos: an endless stream of annotated clips."""
 
 import functools
-import reprlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, SupportsIndex, cast
 
-import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
@@ -21,17 +19,10 @@ from bvdm_data.datasets.transforms import (
 )
 from bvdm_data.outlines import Outline, as_outline
 from bvdm_data.synth.cell_bank import CellBank, PoolSettings
-from bvdm_data.synth.model import Model, Variation
+from bvdm_data.synth.model import Model
 from bvdm_data.synth.paper import PaperSettings
 from bvdm_data.synth.procedural import ProceduralSettings
-from bvdm_data.synth.scene import (
-    MOST_CYCLES,
-    Method,
-    SceneSettings,
-    count_cycles,
-    count_fitting_nuclei,
-    estimate_rows,
-)
+from bvdm_data.synth.scene import Method, SceneSettings, check_scene
 from bvdm_data.synth.synthesis import make_clip, synthesise
 from bvdm_data.synth.textures import (
     EdgeProfile,
@@ -41,12 +32,9 @@ from bvdm_data.synth.textures import (
 )
 from bvdm_data.system import isolate, profile_span
 from bvdm_data.validate import (
-    as_fraction,
+    Rule,
     as_int,
     check_device,
-    check_frames,
-    check_max_cells,
-    check_size,
     check_transform,
     name_clip_in_errors,
 )
@@ -59,43 +47,19 @@ METHODS: Mapping[str, Method] = {
 }
 """Methods of synthesis, by name."""
 
-
 OUTLINES = ("even", "video")
 """What an outline may mean, where it is no number."""
 
 
 def as_method(method: str | Method) -> Method:
     """Return the settings of a method."""
-    if isinstance(method, Method):
-        return method
     settings = "FastSettings, PaperSettings or ProceduralSettings"
-    if not isinstance(method, str):
+    if not isinstance(method, (str, Method)):
         raise TypeError(f"method must be a name, {settings}, got {method!r}")
-    if method not in METHODS:
-        names = ", ".join(repr(name) for name in METHODS)
+    if isinstance(method, str) and method not in METHODS:
+        names = ", ".join(map(repr, METHODS))
         raise ValueError(f"method must be one of {names}, or {settings}, got {method!r}")
-    return METHODS[method]
-
-
-def _check_variation(
-    variation: float | Mapping[str, float] | None, method: Method
-) -> float | Mapping[str, float]:
-    """Return how far clips may leave the fitted video: all their parts alike, or each of them."""
-    if variation is None:
-        return method.default_variation
-    if not isinstance(variation, Mapping):
-        return as_fraction("variation", variation)
-    parts = asdict(Variation.make(method.default_variation))
-    for name in variation:
-        if name not in parts:
-            raise ValueError(
-                f"variation must name some of {', '.join(parts)}, got {reprlib.repr(name)}"
-            )
-    return parts | {
-        name: as_fraction(f"variation of {name}", variation[name])
-        for name in parts
-        if name in variation
-    }
+    return METHODS[method] if isinstance(method, str) else method
 
 
 def _check_pool(pool: PoolSettings | bool | None, method: Method) -> PoolSettings | None:
@@ -144,8 +108,8 @@ class SyntheticHeLaVideos(ClipStream):
         variation: How far a clip may leave the fitted video, from 0 (not at all, for clips that
             look like it) to 1 (widely, for networks that must work on other videos, too); or a
             mapping from names of parts to such numbers: ``"size"``, ``"brightness"``,
-            ``"contrast"``, ``"density"``, ``"contact"``, ``"speed"``, ``"blur"``, ``"noise"``,
-            ``"background"``, ``"haze"``, ``"debris"``. None, and for parts that are not named: 1
+            ``"density"``, ``"contact"``, ``"speed"``, ``"blur"``, ``"noise"``, ``"background"``,
+            ``"haze"``, ``"debris"``. None, and for parts that are not named: 1
             with ``"fast"``, 0 with the other methods.
         death_rate: Chance that a nucleus in interphase dies in a frame, from 0 (none dies) to 1. In
             its last 1 to 3 hours it shrinks, brightens, rounds off and falls into lumps, with the
@@ -157,7 +121,7 @@ class SyntheticHeLaVideos(ClipStream):
         outline: What an outline means, by the share of the light of a nucleus' core that its light
             has there. ``"video"``: as annotated in the fitted video, where outlines may lie at a
             larger share the dimmer a nucleus is. ``"even"``: the same for every nucleus, that of
-            the video's median nucleus, since all are painted at its brightness and lit up or down
+            the video's median nucleus, since all are rendered at its brightness and lit up or down
             afterwards. A number: as ``"even"``, but with outlines moved to that share; labels
             change, pictures do not. A pair, share and slope: what
             :func:`~bvdm_data.outlines.calibrate_outline` measures on your own annotated frames.
@@ -165,6 +129,18 @@ class SyntheticHeLaVideos(ClipStream):
             outline only, whatever is given.
         annotations: Keys in addition to ``video``: ``"masks"``, ``"tracks"``, ``"flow"``,
             ``"stages"``, ``"boxes"``, ``"centroids"``, or ``"all"``; see :class:`Clip`.
+        video: Whether clips have the key ``video``. False: nothing is painted and nothing
+            photographed, for networks that need no pictures, such as trackers; all else is the
+            same, byte for byte, and several times as fast. Only the ``flow`` of ``"paper"`` and
+            ``"procedural"`` needs their textures nevertheless.
+        minutes: Time between two frames: that of the fitted video (None) or a multiple of it. The
+            nuclei live and move at the interval of the fitted video, and every n-th frame of that
+            is shown; a nucleus that lives between two shown frames is not seen.
+        drift: How far the microscope's stage carries the field from frame to frame, px, in one
+            random direction a clip, in addition to what it did in the fitted video. Nuclei, haze
+            and debris come into view as they would there; the background stays.
+        jumps: Chance that the stage jumps from one frame to the next, and the longest jump in px;
+            directions and lengths are random, even up to the longest.
         max_cells: Rows of the padded tables. None: as many as the clips of these arguments and
             this model can need. Fewer are refused where the densest clips show more; they save
             memory. In the rare clip that would need more rows than there are, no further nucleus
@@ -186,7 +162,6 @@ class SyntheticHeLaVideos(ClipStream):
         model: Path of the model's file.
         digest: SHA-256 of what the clips follow from in it; no other model is taken later.
         scale: Linear scale between grey values and camera counts.
-        minutes: Time between two frames of the fitted video.
         pixel_size: Side of its pixels, micrometres; None: the model does not know.
         epoch: Number of the epoch, 0 at first.
 
@@ -201,6 +176,8 @@ class SyntheticHeLaVideos(ClipStream):
             for batch in DataLoader(SyntheticHeLaVideos(frames=8), batch_size=4, num_workers=2):
                 loss = net(batch["video"], batch["masks"])
     """
+
+    _ALWAYS = ("frames", "size", "seed", "model", "method", "variation", "outline")
 
     def __init__(
         self,
@@ -218,6 +195,10 @@ class SyntheticHeLaVideos(ClipStream):
         pool: PoolSettings | bool | None = None,
         outline: str | float | Sequence[float] = "video",
         annotations: Collection[str] = ("masks", "tracks"),
+        video: bool = True,
+        minutes: float | None = None,
+        drift: float = 0.0,
+        jumps: Sequence[float] = (0.0, 0.0),
         max_cells: int | None = None,
         device: str | torch.device = "cpu",
         transform: Transform | None = None,
@@ -233,19 +214,29 @@ class SyntheticHeLaVideos(ClipStream):
         generator = self._load_model()
         scene = check_scene(
             generator, self.method, frames=frames, size=size, nuclei=nuclei, at_least=at_least,
-            variation=variation, death_rate=death_rate, max_cells=max_cells,
+            variation=variation, death_rate=death_rate, max_cells=max_cells, minutes=minutes,
+            drift=drift, jumps=jumps,
         )  # fmt: skip
+        Rule(bool).check("video", video)
+        if not (video or self.annotations):
+            raise ValueError(
+                "annotations must name some with video=False, got (); give ('masks', 'tracks')"
+            )
+        self.video = video
+        self.minutes, self.drift = generator.lives.minutes * scene.step, scene.drift
+        self.jumps = scene.jumps
         self.frames, self.size, self.variation = scene.frames, scene.size, scene.variation
         self.nuclei, self.at_least, self.death_rate = scene.nuclei, scene.at_least, scene.death_rate
         self.max_cells = cast(int, scene.max_cells)
         self.pool = _check_pool(pool, self.method)
-        self.outline, self._look = check_outline(outline, self.method, self.model, self.digest)
+        self.outline, look = check_outline(outline, self.method, self.model, self.digest)
+        self._settings = replace(scene, **look, video=video)
         self._pool = self._make_bank()
         self.device = check_device(device)
         self.transform = check_transform(transform)
         camera = generator.camera
         self.scale = CameraScale(camera.offset, camera.full)
-        self.minutes, self.pixel_size = generator.lives.minutes, generator.pixel_size
+        self.pixel_size = generator.pixel_size
         self.method.check_fitted(generator)
 
     @isolate()
@@ -282,10 +273,22 @@ class SyntheticHeLaVideos(ClipStream):
 
     def _list_settings(self) -> dict[str, str]:
         names = "method frames size nuclei at_least variation death_rate pool max_cells".split()  # noqa: SIM905
+        names += ["minutes", "drift", "jumps"]
         settings = {"model": self.digest, "transform": name_transform(self.transform)}
         settings |= {name: str(getattr(self, name)) for name in (*names, "outline")}
         # The clips of a pool follow from how many there are before.
         return settings | ({} if self.pool is None else {"length": str(self.length)})
+
+    def _list_arguments(self) -> dict[str, Any]:
+        known = (name for name, settings in METHODS.items() if settings == self.method)
+        given = super()._list_arguments() | {"method": next(known, self.method)}
+        if self._settings.step == 1:  # filled in
+            del given["minutes"]
+        return given
+
+    def _is_quick(self) -> bool:
+        is_slow = self.pool or isinstance(self.method, PaperSettings) or self.device.type != "cpu"
+        return not is_slow and super()._is_quick()
 
     @property
     def _name(self) -> str:
@@ -317,17 +320,7 @@ class SyntheticHeLaVideos(ClipStream):
         return load(self.model, digest=self.digest)
 
     def _scene(self, wanted: Collection[str]) -> SceneSettings:
-        return SceneSettings(
-            frames=self.frames,
-            size=self.size,
-            nuclei=self.nuclei,
-            at_least=self.at_least,
-            max_cells=self.max_cells,
-            flow="flow" in wanted,
-            variation=self.variation,
-            **self._look,
-            death_rate=self.death_rate,
-        )
+        return replace(self._settings, max_cells=self.max_cells, flow="flow" in wanted)
 
     def _place(self, number: int) -> dict[str, Any]:
         """Return what the random numbers of a clip follow from, as arguments of synthesise."""
@@ -343,62 +336,6 @@ class SyntheticHeLaVideos(ClipStream):
 @functools.lru_cache(maxsize=4)
 def _load_on(device: torch.device, model: Path, digest: str) -> Model:
     return load(model, digest=digest).to(device)
-
-
-def check_scene(
-    model: Model,
-    method: Method,
-    *,
-    frames: int,
-    size: int | Sequence[int],
-    nuclei: int | tuple[int, int] | None,
-    variation: float | Mapping[str, float] | None,
-    at_least: int = 0,
-    death_rate: float | None = None,
-    max_cells: int | None = None,
-) -> SceneSettings:
-    """Return what clips show, with defaults filled in; refuse what some of them could not."""
-    scene = SceneSettings(
-        frames=check_frames(frames),
-        size=check_size(size),
-        nuclei=_check_nuclei(nuclei),
-        at_least=as_int("at_least", at_least, least=0),
-        variation=_check_variation(variation, method),
-        death_rate=None if death_rate is None else as_fraction("death_rate", death_rate),
-    )
-    if min(scene.size) < model.nucleus_diameter:
-        raise ValueError(
-            f"size must not be smaller than a nucleus of the model "
-            f"({model.nucleus_diameter:.0f} px across), got {scene.size}"
-        )
-    if scene.at_least and nuclei is not None:
-        raise ValueError(
-            f"at_least must be left out with nuclei={nuclei}, got {at_least}; for a range of "
-            "numbers give a pair of nuclei"
-        )
-    cycles = count_cycles(model, scene.frames)
-    if cycles > MOST_CYCLES:
-        raise ValueError(
-            f"frames must be at most {int(MOST_CYCLES * scene.frames / cycles)}, {MOST_CYCLES} "
-            f"cell cycles of the model, got {frames}"
-        )
-    wanted = {"nuclei": int(np.max(scene.nuclei or 0)), "at_least": scene.at_least}
-    most = count_fitting_nuclei(model, scene.size)
-    for name, number in wanted.items():
-        if number > most:
-            given = nuclei if name == "nuclei" else number
-            raise ValueError(
-                f"{name}={given} do not fit into size={scene.size}: only {most} do in every clip. "
-                f"Give fewer nuclei or a larger size"
-            )
-    needed, enough = estimate_rows(model, scene)
-    rows = enough if max_cells is None else check_max_cells(max_cells)
-    if rows < min(needed, enough):
-        raise ValueError(
-            f"max_cells={rows} is too small for these clips: they may show {needed} nuclei. Give "
-            f"max_cells={needed} or more, or leave it out"
-        )
-    return replace(scene, max_cells=rows)
 
 
 def check_outline(
@@ -427,17 +364,3 @@ def check_outline(
 @functools.lru_cache(maxsize=16)
 def _measure_profile(model: Path, digest: str, steps: int) -> EdgeProfile:
     return measure_edge_profile(load(model, digest=digest), steps)
-
-
-def _check_nuclei(nuclei: int | tuple[int, int] | None) -> int | tuple[int, int] | None:
-    """Return the number of nuclei in the first frame, or its range."""
-    if nuclei is None:
-        return None
-    is_pair = isinstance(nuclei, (tuple, list))
-    given: Any = nuclei if is_pair else (nuclei,)
-    bounds = [as_int("nuclei", number, least=0) for number in given]
-    if is_pair and len(bounds) != 2:
-        raise ValueError(f"nuclei must be a number or a pair (low, high), got {nuclei!r}")
-    if bounds[0] > bounds[-1]:
-        raise ValueError(f"nuclei must be a pair (low, high) with low <= high, got {nuclei!r}")
-    return (bounds[0], bounds[1]) if is_pair else bounds[0]

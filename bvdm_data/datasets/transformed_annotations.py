@@ -31,6 +31,8 @@ FLAT = 0.02
 PIXELS, LIGHT_PIXELS, COORDINATES = "_pixels", "_light_pixels", "_coordinates"
 """Keys of the probe planes in the clip that the transform gets."""
 
+_STAND_IN = "_picture"
+
 _TABLES = ("tracks", "stages", "boxes", "centroids")
 _ADVICE = "move it by its tv_tensor type, as torchvision.transforms.v2 does"
 _TOO_LITTLE = "it leaves too little of the image to follow flow; leave 'flow' out of annotations"
@@ -177,8 +179,9 @@ class CoordinateMap:
         return sources
 
 
-def _make_coordinate_planes(video: Tensor) -> CoordinatePlanes:
+def _make_coordinate_planes(clip: Clip) -> CoordinatePlanes:
     """Return the planes of an image that nothing has moved, ``[3, H, W]`` float64."""
+    video = clip["video"] if "video" in clip else clip["masks"]
     y, x = (torch.arange(n, dtype=torch.float64, device=video.device) for n in video.shape[-2:])
     down, right = torch.meshgrid(y, x, indexing="ij")
     return CoordinatePlanes(torch.stack([down, right, torch.ones_like(down)]))
@@ -189,13 +192,18 @@ def add_probe_planes(clip: Clip) -> dict[str, Any]:
 
     Video and masks are copies, which a transform may change in place.
     """
-    sample: dict[str, Any] = {**clip, "video": tv_tensors.Video(clip["video"].clone())}
+    # Where there is no picture, torchvision takes the first plain tensor for one.
+    if "video" in clip:
+        sample: dict[str, Any] = {**clip, "video": tv_tensors.Video(clip["video"].clone())}
+    else:
+        picture = torch.zeros(1, *clip["masks"][:1].shape, device=clip["masks"].device)
+        sample = {**clip, _STAND_IN: tv_tensors.Video(picture)}
     has_masks = "masks" in clip
     if "flow" in clip or (not has_masks and any(key in clip for key in _TABLES)):
-        sample[COORDINATES] = _make_coordinate_planes(clip["video"])
+        sample[COORDINATES] = _make_coordinate_planes(clip)
     if has_masks:
         sample["masks"] = tv_tensors.Mask(clip["masks"].clone())
-        pixels = _to_plain(_make_coordinate_planes(clip["video"]))[:2].float() + 1
+        pixels = _to_plain(_make_coordinate_planes(clip))[:2].float() + 1
         sample |= {PIXELS: PixelPlanes(pixels), LIGHT_PIXELS: LightPixelPlanes(pixels.clone())}
         latest = {type(sample[key]): sample[key] for key in (PIXELS, LIGHT_PIXELS)}
         for planes in latest.values():
@@ -215,11 +223,11 @@ def update_annotations(
     for a while comes back under a new id, and ``flow`` is that between the moved pixels. What lies
     beyond the edge of the old image is background. Resized masks lie where the light does.
     """
-    after = {key: _to_plain(value) for key, value in result.items()}
+    after = {key: _to_plain(value) for key, value in result.items() if key != _STAND_IN}
     are_handed_on = PIXELS in after and LIGHT_PIXELS in after
     pixels, light, planes = (after.pop(key, None) for key in (PIXELS, LIGHT_PIXELS, COORDINATES))
     keys = [key for key in (*_TABLES, "flow") if key in after and key in before]
-    still = _to_plain(_make_coordinate_planes(before["video"]))
+    still = _to_plain(_make_coordinate_planes(before))
     has_moved = planes is not None and not _are_equal(planes, still)
     if "masks" not in before and has_moved:
         raise ValueError(
@@ -255,9 +263,9 @@ def update_annotations(
             ids = after["masks"] = resized.ids
     video = after.get("video")
     _check_alike(video, ids)
-    if has_own_places and not _are_equal(ids, old) and _are_equal(video, before["video"]):
+    if has_own_places and not _are_equal(ids, old) and _are_equal(video, before.get("video")):
         raise ValueError(f"it moves 'masks' and not 'video'; {_ADVICE}")
-    if not has_own_places:
+    if not has_own_places and "video" in before:
         _check_light(before["video"], video, ids, light)
     if _are_equal(ids, old) and not has_moved:
         return after

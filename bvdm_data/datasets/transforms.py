@@ -4,12 +4,14 @@ import random
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from typing import Any, cast
 
 import numpy as np
 import torch
 
 from bvdm_data.clip import Clip
+from bvdm_data.datasets.detections import update_detections
 from bvdm_data.rng import numpy_rng, torch_rng
 from bvdm_data.system import isolate
 
@@ -31,8 +33,8 @@ def list_required_keys(
 
 
 def name_transform(transform: Transform | None) -> str:
-    """Return how a module describes itself, or the name of a function, which says nothing more."""
-    if isinstance(transform, torch.nn.Module):
+    """Return how a module or a dataclass describes itself, or the name of a function."""
+    if isinstance(transform, torch.nn.Module) or is_dataclass(transform):
         return re.sub(r" at 0x[0-9a-f]+", "", " ".join(repr(transform).split()))
     return getattr(transform, "__qualname__", type(transform).__qualname__)
 
@@ -65,14 +67,14 @@ def apply_transform(
     index = int(clip["index"])
     latest: dict[type, torch.Tensor] = {}
     try:
-        with _fork_random_states(seed, epoch, index, clip["video"].device):
+        with _fork_random_states(seed, epoch, index, clip["index"].device):
             sample = add_probe_planes(clip)
             latest = sample[PIXELS].latest if PIXELS in sample else latest
             result = transform(sample)
             if result is None:
                 raise TypeError("it must return the clip, got None; end it with return clip")
             if isinstance(result, Mapping):
-                result = update_annotations(clip, result, latest)
+                result = update_detections(update_annotations(clip, result, latest))
     except Exception as error:
         has = f"; the clip has the keys {tuple(clip)}" * isinstance(error, KeyError)
         raise TransformError(

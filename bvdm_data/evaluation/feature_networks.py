@@ -28,7 +28,7 @@ from bvdm_data.evaluation.distances import (
     follow_nuclei,
     measure_feature_distance,
 )
-from bvdm_data.system import require
+from bvdm_data.system import require, run_mixed
 from bvdm_data.weights import cache_folder
 
 NSFWJS, NSFWJS_SHA256 = (
@@ -92,7 +92,7 @@ def load_inception(path: Path | None = None) -> Features:
     Szegedy et al. 2016, by the npm package ``nsfwjs`` 4.4.0 (MIT), which holds its weights in 8
     bits: trained on ImageNet, then to tell drawings, photographs and indecent ones of either
     apart. It is not the network of FID and KID. Images are enlarged to 299 x 299 bilinearly; passes
-    run in bfloat16 autocast.
+    run in bfloat16 where the CPU is fast with it.
 
     Args:
         path: What ``npm pack`` has fetched. None: ``nsfwjs-4.4.0.tgz`` in the cache folder.
@@ -116,7 +116,7 @@ def load_inception(path: Path | None = None) -> Features:
 
     def compute(images: Tensor) -> Tensor:
         large = F.interpolate(images, (INCEPTION_SIDE, INCEPTION_SIDE), mode="bilinear")
-        with torch.autocast("cpu", torch.bfloat16):
+        with run_mixed(torch.device("cpu")):
             pooled: Tensor = network(large.contiguous(memory_format=torch.channels_last))
         return pooled.float()
 

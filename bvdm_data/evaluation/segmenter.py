@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from bvdm_data.clip import Clip
 from bvdm_data.fitting.training import Run, TrainingSettings, train_network
 from bvdm_data.rng import torch_rng
-from bvdm_data.system import require
+from bvdm_data.system import require, run_mixed
 
 CHANNELS = (16, 32, 64, 128)  # channels of the four levels; 0.49 million parameters
 # Fixed thresholds, the same for every network: a pixel is a nucleus above a probability of 0.5; a
@@ -122,7 +122,7 @@ def predict(network: nn.Module, grey: npt.NDArray[np.float32]) -> SegmenterOutpu
     height, width = grey.shape
     pad = (0, -width % 8, 0, -height % 8)
     padded = F.pad(torch.from_numpy(grey)[None, None], pad, mode="replicate")
-    with torch.autocast("cpu", torch.bfloat16):
+    with run_mixed(torch.device("cpu")):
         output = network(padded.contiguous(memory_format=torch.channels_last))
     maps = output[0, :, :height, :width].float()
     return SegmenterOutput(maps[0].sigmoid().numpy(), maps[1].numpy())
@@ -246,7 +246,7 @@ def train_segmenter(
         if not batches:
             batches.append(load(range(step * size, len(samples))))
         batch = next(batches[0])
-        with torch.autocast("cpu", torch.bfloat16):
+        with run_mixed(torch.device("cpu")):
             predicted = net(batch["grey"].contiguous(memory_format=torch.channels_last))
         return compute_segmentation_loss(predicted.float(), batch["foreground"], batch["distance"])
 
@@ -262,7 +262,7 @@ def train_segmenter(
         data=(settings, identity),
     )
     measured = load(range(min(STATISTICS_BATCHES * size, len(samples))))
-    with torch.autocast("cpu", torch.bfloat16):
+    with run_mixed(torch.device("cpu")):
         greys = (batch["grey"] for batch in measured)
         update_bn((grey.contiguous(memory_format=torch.channels_last) for grey in greys), network)
     return network

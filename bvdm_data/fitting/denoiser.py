@@ -32,17 +32,18 @@ from bvdm_data.synth.cell_cycle import CellCycleModel
 from bvdm_data.synth.cells import LineageSimulator
 from bvdm_data.synth.contours import Array, ShapeModel
 from bvdm_data.synth.denoiser import (
-    PATCH_MARGIN,
     Denoiser,
     DenoiserConfig,
     Student,
     StudentConfig,
     compute_signed_distance_map,
     fit_to_patch_scale,
+    group_by_patch_size,
     run_dpm_solver,
 )
 from bvdm_data.synth.model import BRIGHTNESS, SIZE
-from bvdm_data.synth.textures import BATCH, STUDENT_STEPS, fade_halo
+from bvdm_data.synth.textures import BATCH, STUDENT_STEPS, cut_centre, fade_halo
+from bvdm_data.system import run_mixed
 
 NEIGHBOUR_MARGIN = 4  # px: nearer to another nucleus its light would be taken for a halo
 HALO = 6  # width in pixels of the rim around the largest outline that a crop must hold
@@ -234,7 +235,7 @@ def _compute_loss(model: nn.Module, samples: AlignedCrops, noise: Tensor, level:
     angle = (level * (math.pi / 2))[:, None, None, None]
     noisy = angle.cos() * image + angle.sin() * noise
     brightness, stage = samples.brightness.to(device), samples.stage.to(device)
-    with torch.autocast(device.type, torch.bfloat16):
+    with run_mixed(device):
         velocity = model(noisy, level, edge, brightness, stage)
     target = angle.cos() * noise - angle.sin() * image
     weight = samples.known.to(device) * torch.where(edge < 1, 1.0, BACKGROUND_WEIGHT)
@@ -250,8 +251,6 @@ STUDENT_TRAINING = TrainingSettings(steps=8000, batch=64, rate=1e-3)
 PAIRS = 16_384
 # Share of the images that is drawn from the stages of mitosis, which are rare.
 STUDENT_MITOSIS_FRACTION = 0.25
-# Each batch of this number has the patch that fewer nuclei need, and is half as large.
-LARGE_PATCH_EVERY = 8
 _FRAMES = 8  # of the lives that outlines are drawn from
 _HELD_OUT = 512
 
@@ -288,7 +287,7 @@ def sample_teacher_pairs(
     device = run.device
     teacher = teacher.to(device)
     parts = torch.arange(count).split(BATCH)  # type: ignore[no-untyped-call]
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+    with torch.no_grad(), run_mixed(device):
         for part in tqdm(parts, desc="pairs", disable=not run.progress):
             noise[part] = torch.randn(len(part), 1, patch, patch, generator=generator).bfloat16()
             edge = compute_signed_distance_map(radii[part], patch)
@@ -334,11 +333,10 @@ def train_student(
     """Train the student on pairs (Luhman & Luhman 2021)."""
     patch, floor = teacher.settings.patch, teacher.settings.floor
     if start is None:
-        settings = StudentConfig(patch=patch, small_patch=_choose_small_patch(patch), floor=floor)
+        settings = StudentConfig(patch=patch, floor=floor)
     else:
-        # The weights do not depend on the sides of the patches.
-        small = min(start.settings.small_patch, patch)
-        settings = replace(start.settings, patch=patch, small_patch=small, floor=floor)
+        # The weights do not depend on the side of the patch.
+        settings = replace(start.settings, patch=patch, floor=floor)
     images = (values.view(torch.int16) for values in (pairs.noise, pairs.picture))
     return train_network(
         "distilled",
@@ -351,45 +349,29 @@ def train_student(
     )
 
 
-def _choose_small_patch(patch: int) -> int:
-    """Return the side of small patches: three quarters of the whole, a multiple of 8 from 16 on.
-
-    Our choice: the most common nuclei fit, at little more than half of the cost.
-    """
-    return max(16, 3 * patch // 32 * 8)
-
-
 def _make_student_losses(
     pairs: _DistillationPairs, settings: StudentConfig, training: TrainingSettings
 ) -> Losses:
     """Return the training loss, and the share of held-out textures that the student misses."""
-    rows = torch.arange(len(pairs.radii))
-    is_held = rows < min(_HELD_OUT, len(rows) // 4)
-    fits = pairs.radii.amax(1) <= settings.small_patch / 2 - PATCH_MARGIN
-    sides = {settings.small_patch: fits, settings.patch: ~fits}
-    if settings.small_patch == settings.patch:
-        sides = {settings.patch: torch.ones_like(fits)}
-    check = [(side, rows[own & is_held]) for side, own in sides.items()]
-    learn = [(side, rows[own & ~is_held]) for side, own in sides.items()]
-    usual, *others = sorted(learn, key=lambda group: len(group[1]), reverse=True)
-    rare = [group for group in others if len(group[1])]
+    held = min(_HELD_OUT, len(pairs.radii) // 4)
+    check = group_by_patch_size(pairs.radii[:held], settings.patch)
+    learn = group_by_patch_size(pairs.radii[held:], settings.patch)
+    common = torch.tensor([float(len(rows)) for _, rows in learn])
 
     def train_loss(model: nn.Module, step: int) -> Tensor:
         generator = torch_rng(training.seed, "distilled", step)
-        (side, group), size = usual, training.batch
-        if rare and step % LARGE_PATCH_EVERY == LARGE_PATCH_EVERY - 1:
-            (side, group), size = rare[0], max(1, training.batch // 2)
-        drawn = group[torch.randint(len(group), (size,), generator=generator)]
-        error, _, edge = _render(model, pairs, drawn, side)
+        size, group = learn[int(common.multinomial(1, generator=generator))]
+        drawn = group[torch.randint(len(group), (training.batch,), generator=generator)]
+        error, _, edge = _render(model, pairs, held + drawn, size)
         weight = fade_halo(edge)[:, None]  # what lies farther out is not used
         loss: Tensor = (error * weight).sum() / weight.sum().clamp(min=1)
         return loss
 
     def val_loss(model: nn.Module) -> float:
         missed, spread = 0.0, 0.0
-        for side, group in check:
-            for part in group.split(BATCH) if len(group) else ():  # type: ignore[no-untyped-call]
-                error, target, edge = _render(model, pairs, part, side)
+        for size, group in check:
+            for part in group.split(BATCH):  # type: ignore[no-untyped-call]
+                error, target, edge = _render(model, pairs, part, size)
                 inside = edge <= 0
                 missed += float(error[inside].sum())
                 mean = (target * inside).sum((1, 2, 3)) / inside.sum((1, 2, 3)).clamp(min=1)
@@ -400,17 +382,16 @@ def _make_student_losses(
 
 
 def _render(
-    model: nn.Module, pairs: _DistillationPairs, rows: Tensor, side: int
+    model: nn.Module, pairs: _DistillationPairs, rows: Tensor, size: tuple[int, int]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return squared errors, targets and signed distances of rows in patches of a side."""
+    """Return squared errors, targets and signed distances of rows in patches of a size."""
     device = next(model.parameters()).device
-    rim = (pairs.noise.shape[-1] - side) // 2
-    inner = slice(rim, rim + side)
+    high, wide = cut_centre(pairs.noise.shape[-1], size)
     noise, target = (
-        images[rows, :, inner, inner].float().to(device) for images in (pairs.noise, pairs.picture)
+        images[rows, :, high, wide].float().to(device) for images in (pairs.noise, pairs.picture)
     )
-    edge = compute_signed_distance_map(pairs.radii[rows], side).to(device)
+    edge = compute_signed_distance_map(pairs.radii[rows], *size).to(device)
     brightness, stage = pairs.brightness[rows].to(device), pairs.stage[rows].to(device)
-    with torch.autocast(device.type, torch.bfloat16):
+    with run_mixed(device):
         rendered = model(noise, edge, brightness, stage)
     return (rendered - target).square(), target, edge

@@ -26,6 +26,7 @@ from bvdm_data.synth.networks import (
     make_cosine_schedule,
     warp,
 )
+from bvdm_data.system import run_mixed
 
 # The paper's recipe: 10,000 iterations, batch 32, learning rate 5e-4 (section 3).
 DDPM_TRAINING = TrainingSettings(steps=10_000, batch=32, rate=5e-4)
@@ -101,7 +102,7 @@ def _compute_ddpm_loss(model: nn.Module, images: Tensor, noise: Tensor, step: Te
     images, noise, step = images.to(device), noise.to(device), step.to(device)
     noisy = add_noise(images, noise, step, _SCHEDULE)
     noisy = noisy.contiguous(memory_format=torch.channels_last)
-    with torch.autocast(device.type, torch.bfloat16):
+    with run_mixed(device):
         predicted = model(noisy, step)
     return F.mse_loss(predicted.float(), noise)
 
@@ -166,7 +167,7 @@ def train_flownet(
 def _compute_flow_loss(model: nn.Module, masks: Tensor) -> Tensor:
     """Return the loss of FlowNet (authors' code)."""
     source, target = masks.float().split(1, 1)  # type: ignore[no-untyped-call]
-    with torch.autocast(masks.device.type, torch.bfloat16):
+    with run_mixed(masks.device):
         flow = model(source, target)
     down, right = flow[:, :, 1:] - flow[:, :, :-1], flow[..., 1:] - flow[..., :-1]
     roughness = (down.square().mean() + right.square().mean()) / 2

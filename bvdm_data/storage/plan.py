@@ -63,7 +63,10 @@ _KINDS = {
 """Types of what a manifest holds and a later call reads."""
 
 _METHODS = {type(method).__name__: type(method) for method in METHODS.values()}
-_OTHERS = "model method nuclei pool device transform batch_size shard death_rate".split()  # noqa: SIM905
+_OTHERS = "model method nuclei pool device transform batch_size shard minutes".split()  # noqa: SIM905
+_NEWER = {"death_rate": None, "video": True, "drift": 0.0, "jumps": [0.0, 0.0]}
+"""Arguments that only manifests of other values name."""
+
 _UNCHANGED = [name for name in signature(SyntheticHeLaVideos).parameters if name not in _OTHERS]
 
 
@@ -80,6 +83,10 @@ def to_config(videos: SyntheticHeLaVideos) -> dict[str, Any]:
             "it; apply it to the clips that are read"
         )
     names = {path.absolute(): name for name, path in known_models().items()}
+    config = {name: getattr(videos, name) for name in _UNCHANGED}
+    config["jumps"] = list(videos.jumps)
+    if videos._settings.step > 1:
+        config["minutes"] = videos.minutes
     return {
         "model": names.get(videos.model, str(videos.model)),
         "digest": videos.digest,
@@ -88,8 +95,7 @@ def to_config(videos: SyntheticHeLaVideos) -> dict[str, Any]:
         "method": {"kind": type(videos.method).__name__, **asdict(videos.method)},
         "pool": None if videos.pool is None else asdict(videos.pool),
         "device": str(videos.device),
-        **({} if videos.death_rate is None else {"death_rate": videos.death_rate}),
-        **{name: getattr(videos, name) for name in _UNCHANGED},
+        **{k: value for k, value in config.items() if k not in _NEWER or value != _NEWER[k]},
     }
 
 
@@ -131,7 +137,7 @@ def _make_videos(config: Mapping[str, Any], model: str | Path) -> SyntheticHeLaV
         nuclei=tuple(nuclei) if isinstance(nuclei, list) else nuclei,
         pool=None if config["pool"] is None else PoolSettings(**config["pool"]),
         device=config["device"],
-        death_rate=config.get("death_rate"),
+        minutes=config.get("minutes"),
         **{key: config[key] for key in _UNCHANGED if key in config},
     )
     videos.set_epoch(config["epoch"])
@@ -141,6 +147,8 @@ def _make_videos(config: Mapping[str, Any], model: str | Path) -> SyntheticHeLaV
 def get_schema(videos: SyntheticHeLaVideos) -> dict[str, dict[str, Any]]:
     """Return dtype and shape of each key of a clip, as values for JSON."""
     schema = build_schema(videos.frames, videos.size, videos.max_cells, videos.annotations)
+    if not videos.video:
+        del schema["video"]
     return {
         key: {"dtype": str(dtype).removeprefix("torch."), "shape": list(shape)}
         for key, (dtype, shape) in schema.items()

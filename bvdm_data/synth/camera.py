@@ -79,10 +79,12 @@ def expose(
     noise: Float[Tensor, " B"],
     blur: Float[Tensor, "B T"] | None = None,
     glow: bool = False,
+    out: Float[Tensor, "B F H W"] | None = None,
 ) -> Float[Tensor, "B F H W"]:
     """Blur light, add the background and the noise, and round to camera counts.
 
-    With ``glow`` nuclei are surrounded by light. Nothing here waits for the device.
+    The result is written to ``out``, which may be ``light``. With ``glow`` nuclei are surrounded by
+    light. Nothing here waits for the device.
     """
     frames, height, width = light.shape[1:]
     down = _make_field_matrix(camera.field_width, height, light.device)
@@ -94,7 +96,7 @@ def expose(
     halo = _make_halo(camera.halo, light.device)
     # A tensor: a GPU multiplies by the inverse of a number, which gives other last bits.
     steps = torch.full((), camera.full - camera.offset, dtype=light.dtype, device=light.device)
-    video = torch.empty_like(light)
+    video = torch.empty_like(light) if out is None else out
     # One frame after the other fits into a CPU's cache.
     chunk = 1 if light.device.type == "cpu" else frames
     for start in range(0, frames, chunk):

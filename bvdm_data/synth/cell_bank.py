@@ -110,20 +110,20 @@ class CellBank:
         return family, lineages.run(1 + len(family), quantile=quantile, age=age, shared_noise=noise)
 
     def render(
-        self, pair: _SisterPair, settings: FastSettings, *, evenness: float = 0.0
+        self, pair: _SisterPair, settings: FastSettings, *, evenness: float = 0.0, step: int = 1
     ) -> list[RenderedPatches]:
-        """Return the patches of a pair in all frames; ``evenness`` as in ``SceneSettings``.
+        """Return the patches of a pair; ``evenness`` and ``step`` as in ``SceneSettings``.
 
         They come from one call, whatever else a clip shows: the number of patches in a call may
         change their last bits.
         """
         if pair.patches is None:
-            cells = [cell for family in pair.families for cell in family]
+            cells = [cell.thin(step) for family in pair.families for cell in family]
             groups = render_textures(
                 cells, [(cell.first, cell.last) for cell in cells],
                 pair.model.get_denoiser(settings.steps), pair.model.texture, settings,
                 [torch_rng(self.seed, *pair.name, "texture", cell.identity) for cell in cells],
-                pair.model.reference_brightness, evenness,
+                pair.model.reference_brightness, evenness, step,
             )  # fmt: skip
             pair.patches = [replace(group, light=group.light.half()) for group in groups]
         return pair.patches
@@ -154,11 +154,12 @@ class BankSample:
         size: float = 1.0,
         tone: ToneCurve | None = None,
         evenness: float = 0.0,
+        step: int = 1,
     ) -> None:
         """Shuffle the slots."""
         self.bank, self.model, self.rng = bank, model, rng
         self.frames, self.number, self.generation = frames, number, generation
-        self.size, self.tone, self.evenness = size, tone, evenness
+        self.size, self.tone, self.evenness, self.step = size, tone, evenness, step
         self._slots = itertools.cycle(rng.permutation(bank.settings.pairs).tolist())
         self._origins: dict[int, _Origin] = {}
 
@@ -192,17 +193,17 @@ class BankSample:
         self, shown: Sequence[tuple[int, int, tuple[int, int]]], settings: FastSettings
     ) -> list[RenderedPatches]:
         """Return the patches of nuclei, given identity, row, and first and last frame of each."""
-        parts: dict[int, list[RenderedPatches]] = {}
+        parts: dict[tuple[int, int], list[RenderedPatches]] = {}
         for identity, row, (first, last) in shown:
             origin = self._origins[identity]
             pair = self._get_pair(origin.slot)
-            for group in self.bank.render(pair, settings, evenness=self.evenness):
+            for group in self.bank.render(pair, settings, evenness=self.evenness, step=self.step):
                 mine = (group.rows == origin.row) & (group.frames >= first)
                 chosen = (mine & (group.frames <= last)).nonzero()[:, 0]
                 if not len(chosen):
                     continue
                 light = group.light[chosen].float() * origin.gain
-                parts.setdefault(light.shape[-1], []).append(
+                parts.setdefault(group.size, []).append(
                     RenderedPatches(
                         light.flip(2) if origin.mirrored else light,
                         torch.full((len(chosen),), row),

@@ -125,10 +125,26 @@ def sample_cycle_and_age(
 @functools.lru_cache(maxsize=16)
 def _weigh_cycles_and_ages(mean: float, deviation: float) -> tuple[Array, Array]:
     """Return how often founders have cycles of 1, 2, ... frames, and ages of 0, 1, ... frames."""
-    lengths = np.arange(1, math.ceil(math.exp(min(mean + 4 * deviation, _LONGEST))) + 1)
-    density = np.exp(-0.5 * ((np.log(lengths) - mean) / deviation) ** 2) / lengths
+    lengths, density = _weigh_cycles(mean, deviation)
     rate = math.log(2) / math.exp(mean + deviation**2 / 2)
     return density * (1 - np.exp(-rate * lengths)), np.exp(-rate * np.arange(len(lengths)))
+
+
+def _weigh_cycles(mean: float, deviation: float) -> tuple[Ints, Array]:
+    """Return lengths of cycles in frames, and how often the newborn have them."""
+    lengths = np.arange(1, math.ceil(math.exp(min(mean + 4 * deviation, _LONGEST))) + 1)
+    return lengths, np.exp(-0.5 * ((np.log(lengths) - mean) / deviation) ** 2) / lengths
+
+
+def compute_dividing_share(model: CellCycleModel) -> float:
+    """Return the share of the newborn that live until they divide."""
+    lengths, weights = _weigh_cycles(*map(float, model.cycle))
+    mitoses, births = model.pro_metaphase_frames, model.ana_telophase_frames
+    calm = np.maximum(lengths - mitoses.sum(1).mean() - births.sum(1).mean(), 1)
+    # As in sample_dying: it cannot die before it can have been dying for its time.
+    lasting = max(2.0, 60 * sum(DYING_HOURS) / 2 / model.minutes)
+    alive = (1 - model.death_rate) ** np.maximum(calm - lasting, 0)
+    return float((weights * alive).sum() / weights.sum())
 
 
 def sample_dying(

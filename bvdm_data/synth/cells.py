@@ -74,6 +74,14 @@ class Cell:
         """Last frame of the video in which it is there."""
         return self.first + len(self.stages) - 1
 
+    def thin(self, step: int) -> "Cell":
+        """Return what every ``step``-th frame of the video shows, maybe nothing."""
+        first, part = -(-self.first // step), slice(-self.first % step, None, step)
+        return replace(
+            self, first=first, radii=self.radii[part], stages=self.stages[part],
+            brightness=self.brightness[part], age=self.age + part.start,
+        )  # fmt: skip
+
 
 @dataclass(frozen=True)
 class _Inherited:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from bvdm_data.synth.contours import ShapeModel, compute_polygon_area
 from bvdm_data.synth.denoiser import Denoiser, Student
 from bvdm_data.synth.motion import MotionModel
 from bvdm_data.synth.networks import FlowNet, UNet
+from bvdm_data.system import choose_dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +76,13 @@ class Model:
 
     def get_denoiser(self, steps: int) -> Denoiser | Student:
         """Return the network that renders a patch in a number of calls."""
-        return self.distilled if steps == 1 else self.painter
+        return self._student if steps == 1 else self.painter
+
+    @cached_property
+    def _student(self) -> Student:
+        """The student in the type that its device is fastest in; layers need no casts then."""
+        device = next(self.distilled.parameters()).device
+        return deepcopy(self.distilled).to(choose_dtype(device))
 
     def to(self, device: torch.device) -> "Model":
         """Return a copy whose networks are on a device; the statistics stay on the CPU."""
@@ -96,10 +104,6 @@ BRIGHTNESS, NOISE, SPEED = 0.6, 0.3, 0.3
 """Standard deviation of the logarithm of a clip's factor on the light of nuclei, on the camera's
 noise and on the steps of nuclei (as if frames were taken more or less often), at a variation of 1
 (our choice)."""
-
-CONTRAST = (0.8, 1.25)
-"""Least and largest exponent on the light of a nucleus over the median of all, at a variation of 1,
-drawn evenly in its logarithm (our choice)."""
 
 FAINT = 2.0
 """Light of a nucleus over the camera's noise below which none is made dimmer (our choice)."""
@@ -126,7 +130,6 @@ class Variation:
 
     size: float  # lengths of nuclei
     brightness: float  # light of all nuclei
-    contrast: float  # how unequal their light is
     density: float  # nuclei in an area
     contact: float  # how close they come, and how many touch
     speed: float  # their steps
@@ -149,14 +152,11 @@ class ToneCurve:
     """What a clip makes of the light of nuclei."""
 
     brightness: float  # factor on all
-    contrast: float  # exponent on the light over the median
-    median: float  # of the video's nuclei, grey values
     faint: float  # light below which no nucleus is made dimmer, grey values
 
     def compute_gain(self, light: Any) -> Any:
         """Return the factor on the light of nuclei, grey values."""
-        gain = self.brightness * (light / self.median) ** (self.contrast - 1)
-        return np.maximum(gain, np.minimum(1, self.faint / light))
+        return np.maximum(self.brightness, np.minimum(1, self.faint / light))
 
 
 @dataclass(frozen=True)
@@ -181,12 +181,10 @@ def randomise_model(model: Model, amounts: Variation, rng: np.random.Generator) 
     spread *= [amounts.brightness, amounts.noise, amounts.speed]
     brightness, noise, faster = np.exp(spread * rng.standard_normal(3))
     size, density = math.exp(grown), math.exp(amounts.density * rng.uniform(*np.log(DENSITY)))
-    contrast = math.exp(amounts.contrast * rng.uniform(*np.log(CONTRAST)))
     blur = amounts.blur * BLUR * rng.random()
     room = np.exp(-amounts.contact * rng.uniform(0, SPACING))
     contact = amounts.contact * rng.uniform(0, CONTACT)
-    median = float(np.median(lives.brightness))
-    tone = ToneCurve(float(brightness), contrast, median, FAINT * camera.noise)
+    tone = ToneCurve(float(brightness), FAINT * camera.noise)
     return RandomisedModel(
         shapes=replace(shapes, mean=size * shapes.mean, modes=size * shapes.modes),
         lives=replace(

@@ -100,10 +100,12 @@ def simulate_motion(
     generator: np.random.Generator,
     jitter: float,
     at_least: int = 0,
+    travel: Array | float = 0.0,
 ) -> list[Trajectory]:
     """Place independent founders, and let them and their offspring walk at random (the paper)."""
     lineages = TemplateLineageSimulator(shapes, lives, frames, generator, jitter)
-    simulation = _Simulation(motion, frames, size, generator, lambda i, _: lineages.run(i))
+    grow: FamilySampler = lambda identity, _: lineages.run(identity)  # noqa: E731
+    simulation = _Simulation(motion, frames, size, generator, grow, travel)
     return simulation.run(nuclei, at_least)
 
 
@@ -119,15 +121,17 @@ def simulate_colony(
     grow: FamilySampler | None = None,
     contact: float = 0.0,
     at_least: int = 0,
+    travel: Array | float = 0.0,
 ) -> list[Trajectory]:
     """Place families, and let them live and move as in the video.
 
     Founders come in pairs of sisters, as far apart as the video's sisters of their age. Their
     brightness is spread evenly over that of the video's nuclei. The young are fast, and a fast
-    nucleus stays fast for a while. The whole field moves as the video's did.
+    nucleus stays fast for a while. The whole field moves as the video's did. The image may travel
+    so far up and down, and to the left and right, [2, 2] px.
     """
     grow = grow or _make_family_sampler(LineageSimulator(shapes, lives, frames, generator))
-    simulation = _ColonySimulation(motion, frames, size, generator, grow, contact=contact)
+    simulation = _ColonySimulation(motion, frames, size, generator, grow, travel, contact)
     return simulation.run(nuclei, at_least)
 
 
@@ -160,8 +164,11 @@ class _Simulation:
     size: tuple[int, int]
     rng: np.random.Generator
     sample_family: FamilySampler
+    travel: Array | float = 0.0  # of the image up and down, left and right, [2, 2] px
 
     def __post_init__(self) -> None:
+        self.low, high = np.broadcast_to(self.travel + MARGIN, (2, 2)) * [[-1], [1]]
+        self.high = self.size + high
         self.clear()
         self.room = 1.0  # factor on the distance that nuclei keep
         self.spacing: dict[int, float] = {}  # of each cell, as in InitialCell
@@ -220,7 +227,7 @@ class _Simulation:
         if nuclei is None:
             density = self.motion.density
             start = self.rng.integers(max(1, len(density) - self.frames + 1))
-            canvas = math.prod(side + 2 * MARGIN for side in self.size)
+            canvas = math.prod(self.high - self.low)
             wanted = int(self.rng.poisson(density[start] * canvas))
         in_view = at_least if nuclei is None else nuclei
         for _ in range(RESTARTS):
@@ -268,7 +275,7 @@ class _Simulation:
 
     def sample_position(self) -> Array:
         """Draw a centre in and around the image."""
-        return self.rng.uniform(-MARGIN, np.array(self.size) + MARGIN)
+        return np.asarray(self.rng.uniform(self.low, self.high))
 
     def sample_founder(self, sister: InitialCell | None) -> InitialCell | None:
         """Draw a founder and a free place for it; None: there is none."""

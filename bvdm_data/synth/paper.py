@@ -29,6 +29,7 @@ from bvdm_data.synth.scene import (
     Textures,
     skip_progress,
 )
+from bvdm_data.system import run_mixed
 from bvdm_data.validate import Rule, check_fields
 
 PAPER_NETS_MISSING = (
@@ -162,7 +163,7 @@ def _refresh(
 
     def predict(noisy: Tensor, step: Tensor) -> Tensor:
         # As the network was trained.
-        with torch.autocast(noisy.device.type, torch.bfloat16):
+        with run_mixed(noisy.device):
             return unet(noisy.contiguous(memory_format=torch.channels_last), step)  # type: ignore[no-any-return]
 
     return sample_ddpm(predict, noisy, steps, schedule, noise)

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -106,7 +106,8 @@ class ProceduralSettings(Method):
     ) -> Textures:
         """Render without a network."""
         return render_procedural_textures(
-            scene.lives, scene.settings.frames, self, scene.make_texture_rngs(),
+            scene.lives, scene.settings.frames,
+            replace(self, memory=self.memory**scene.settings.step), scene.make_texture_rngs(),
             keep_flow=scene.settings.flow, progress=progress,
         ).finish(scene, self.mask_level)  # fmt: skip
 

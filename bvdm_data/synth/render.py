@@ -31,13 +31,25 @@ Labels = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
+class Outlines:
+    """Outlines of the cells of a video, indexed by cell and frame; 1 px where one is absent."""
+
+    values: Float[Tensor, "M K"]  # of all cells that are there, px; the first is that of the absent
+    entry: Int[Tensor, "N F"]  # which of these is that of a cell in a frame
+
+    def __getitem__(self, place: Any) -> Tensor:
+        """Return the outlines of cells in frames."""
+        return self.values[self.entry[place]]
+
+
+@dataclass(frozen=True)
 class CellTable:
     """Poses and outlines of all cells of a video; zeros where a cell is absent."""
 
     there: Bool[Tensor, "N F"]  # which cell is present in which frame
     centres: Float[Tensor, "N F 2"]  # centroid (y, x), px
     axes: Float[Tensor, "N F 2"]  # cosine and sine of the angle of the major axis
-    radii: Float[Tensor, "N F K"]  # outlines, px
+    radii: Outlines
     rank: Int[Tensor, "N F"]  # among the cells of a frame by brightness, the darkest is 0
 
 
@@ -47,7 +59,8 @@ def make_cell_table(cells: Sequence[Trajectory], frames: int) -> CellTable:
     corners = len(cells[0].cell.radii[0]) if cells else 1
     there = np.zeros((count, frames), bool)
     centres, axes = np.zeros((2, count, frames, 2), np.float32)
-    radii = np.ones((count, frames, corners), np.float32)
+    entry, radii = np.zeros((count, frames), np.int64), [np.ones((1, corners), np.float32)]
+    held = 1
     brightness = np.zeros((count, frames))
     for row, cell in enumerate(cells):
         life = cell.cell
@@ -56,10 +69,14 @@ def make_cell_table(cells: Sequence[Trajectory], frames: int) -> CellTable:
         there[row, shown] = True
         centres[row, shown] = cell.centres[:length]
         axes[row, shown] = np.stack([np.cos(cell.angles), np.sin(cell.angles)], 1)[:length]
-        radii[row, shown] = life.radii[:length]
+        entry[row, shown] = np.arange(held, held + length)
+        held += length
+        radii.append(life.radii[:length].astype(np.float32))
         brightness[row, shown] = life.brightness[:length]
     rank = brightness.argsort(0, kind="stable").argsort(0, kind="stable")
-    return CellTable(*(torch.from_numpy(table) for table in (there, centres, axes, radii, rank)))
+    outlines = Outlines(torch.from_numpy(np.concatenate(radii)), torch.from_numpy(entry))
+    present, middles, turns, order = map(torch.from_numpy, (there, centres, axes, rank))
+    return CellTable(present, middles, turns, outlines, order)
 
 
 @dataclass(frozen=True)
@@ -67,16 +84,16 @@ class RenderedPatches:
     """Rendered cells on patches of one size."""
 
     # light above the background in grey values, each in its cell's own orientation
-    light: Float[Tensor, "M P P"]
+    light: Float[Tensor, "M H W"]
     rows: Int[Tensor, " M"]  # which cell each shows; on the CPU
     frames: Int[Tensor, " M"]  # in which frame of the video
     # pixels of the patch to a pixel of the video; below 1 for cells too large for their patch
     zoom: Float[Tensor, " M"]
 
     @property
-    def side(self) -> int:
-        """Side of the patches, px."""
-        return self.light.shape[-1]
+    def size(self) -> tuple[int, int]:
+        """Height and width of the patches, px."""
+        return self.light.shape[-2], self.light.shape[-1]
 
 
 @dataclass(frozen=True)
@@ -107,7 +124,7 @@ def place_patches(
         centres, axes = table.centres[row, frame], table.axes[row, frame]
         # A spline reaches two pixels farther than the light.
         reach = table.radii[row, frame].amax(1) + (halo + 2) / zoom
-        reach = torch.minimum(reach, (group.side / 2 + 2) / zoom)
+        reach = torch.minimum(reach, (max(group.size) / 2 + 2) / zoom)
         reaches.append(reach.where(table.there[row, frame], -torch.inf))
         poses.append(torch.cat([centres, axes, zoom[:, None]], 1))
         rows.append(row)
@@ -174,6 +191,7 @@ def draw_labels(
     seen, outlined, area = _draw_outlines(table, table.there, size)
     hidden = (area < outlined) & (area < torch.clamp(HIDDEN * outlined, min=LEAST_PIXELS))
     if hidden.any():
+        del seen  # long videos are large
         seen, outlined, area = _draw_outlines(table, table.there & ~hidden, size)
     rows, frames = (area < outlined).nonzero(as_tuple=True)
     centre, reach = table.centres[rows, frames], table.radii[rows, frames].amax(1)[:, None] + 2
@@ -206,9 +224,8 @@ def _draw_outlines(
     if has_loops():
         drawn = torch.zeros(shape, dtype=torch.int32)
         outlined, area = torch.zeros(2, count, frames, dtype=torch.long)
-        poses = (table.centres, table.axes, table.radii, table.rank)
-        sizes = (*table.radii.shape, *size)
-        run_loop("draw_outlines", *sizes, there, *poses, drawn, outlined, area)
+        found = (drawn, outlined, area)
+        run_loop("draw_outlines", *size, *_list_parts(table), there, table.rank, *found)
         return drawn, outlined, area
     at, rows = there.T.nonzero(as_tuple=True)
     poses = torch.cat([table.centres[rows, at], table.axes[rows, at]], 1)
@@ -223,10 +240,17 @@ def _draw_outlines(
         in_view[rows, at] = (inside & (pixel < frames * size[0] * size[1])).sum((1, 2))
     row_of = torch.zeros(frames, count + 1, dtype=torch.int32)
     row_of.scatter_(1, table.rank.T + 1, torch.arange(1, count + 1).int().expand(frames, -1))
-    flat = top[: shape[0] * shape[1] * shape[2]].view(frames, -1)
-    seen = [row.index_select(0, ranks) for row, ranks in zip(row_of, flat, strict=True)]
-    areas = [frame.bincount(minlength=count + 1)[1:] for frame in seen]
-    return torch.stack(seen).view(shape), in_view, torch.stack(areas, 1)
+    seen = top[: shape[0] * shape[1] * shape[2]].view(frames, -1)
+    for row, ranks in zip(row_of, seen, strict=True):
+        ranks[:] = row.index_select(0, ranks)
+    area = [frame.bincount(minlength=count + 1)[1:] for frame in seen]
+    return seen.view(shape), in_view, torch.stack(area, 1)
+
+
+def _list_parts(table: CellTable) -> tuple[Any, ...]:
+    """Return sizes and parts of a table as compiled loops take them."""
+    values, entry = table.radii.values, table.radii.entry
+    return (*entry.shape, values.shape[1], table.centres, table.axes, values, entry)
 
 
 def composite(
@@ -247,15 +271,15 @@ def composite(
             for start, stop, half in placement.blocks:
                 part = slice(start, stop)
                 places = (placement.order[part], placement.frames[part], placement.poses[part])
-                sizes = (stop - start, light.shape[-1], *shape[1:], half)
+                sizes = (*shape[1:], stop - start, *light.shape[1:], half)
                 run_loop("add_patches", *sizes, *places, light.contiguous(), total)
         return total
     pixels = shape[0] * shape[1] * shape[2]
     total = torch.zeros(_count_cells([place for _, place in groups], shape), device=device)
     for light, placement in groups:
         for part, pixel, y, x in _iterate_windows(placement, shape):
-            shrink = (placement.poses[part, 4] * 2 / light.shape[-1])[:, None, None]
-            grid = torch.stack([x * shrink, y * shrink], -1)
+            zoom, (height, width) = placement.poses[part, 4, None, None], light.shape[1:]
+            grid = torch.stack([x * zoom * (2 / width), y * zoom * (2 / height)], -1)
             chosen = placement.order[part].to(light.device)
             patch = light.index_select(0, chosen)[:, None].to(device)
             if mask is None:
@@ -310,9 +334,7 @@ def compute_flow(
     flow = torch.zeros(frames - 1, 2, height * width)
     again = torch.zeros(frames, len(table.rank) + 1, dtype=torch.bool)
     if has_loops() and deform is None:
-        sizes = (*table.radii.shape, height, width)
-        poses = (table.centres, table.axes, table.radii)
-        run_loop("write_flow", *sizes, *poses, seen, again, flow)
+        run_loop("write_flow", height, width, *_list_parts(table), seen, again, flow)
         return flow.view(-1, 2, height, width)
     deform = deform or _stretch_radially(table)
     again.scatter_(1, seen.flatten(1).long(), True)
@@ -335,15 +357,17 @@ def _get_poses(table: CellTable, frame: int, cell: Tensor) -> list[tuple[Tensor,
 
 
 def _stretch_radially(table: CellTable) -> Deformation:
-    _, frames, corners = table.radii.shape
-    outlines = torch.cat([table.radii, table.radii[..., :1]], 2).flatten()
+    values, entry = table.radii.values, table.radii.entry
+    corners = values.shape[1]
+    outlines = torch.cat([values, values[:, :1]], 1).flatten()
 
     def deform(frame: int, cell: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         corner, share = find_vertices(y, x, corners)
-        corner += (cell * frames + frame) * (corners + 1)
-        before = outlines.take(corner).lerp(outlines.take(corner + 1), share)
-        corner += corners + 1
-        stretch = outlines.take(corner).lerp(outlines.take(corner + 1), share) / before
+        now, then = (
+            corner + (corners + 1) * entry[:, at].index_select(0, cell) for at in (frame, frame + 1)
+        )
+        before = outlines.take(now).lerp(outlines.take(now + 1), share)
+        stretch = outlines.take(then).lerp(outlines.take(then + 1), share) / before
         return stretch * y, stretch * x
 
     return deform
@@ -398,8 +422,8 @@ def join_by_size(
 ) -> list[tuple[Any, PatchPlacement]]:
     """Join the patches of several videos size by size, and place them."""
     joined = []
-    for side in sorted({group.side for _, _, group in parts}):
-        alike = [part for part in parts if part[2].side == side]
+    for one in sorted({group.size for _, _, group in parts}):
+        alike = [part for part in parts if part[2].size == one]
         patches = join_patches([group for _, _, group in alike])
         joined.append((patches, place_patches(alike, size)))
     return joined

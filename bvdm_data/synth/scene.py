@@ -1,8 +1,10 @@
 """Scene: a video before its pixels, and the base of the methods that fill it."""
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import reprlib
+from bisect import bisect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,10 +15,20 @@ from torch import Tensor
 
 from bvdm_data.rng import torch_rng
 from bvdm_data.synth.camera import CameraModel
+from bvdm_data.synth.cell_cycle import CellCycleModel, compute_dividing_share
 from bvdm_data.synth.cells import Cell
+from bvdm_data.synth.contours import Array
 from bvdm_data.synth.model import DENSITY, SIZE, Model, RandomisedModel, ToneCurve, Variation
 from bvdm_data.synth.motion import MARGIN, FamilySampler, Trajectory, simulate_motion
 from bvdm_data.synth.render import CellTable, Labels, RenderedPatches
+from bvdm_data.validate import (
+    Rule,
+    as_fraction,
+    as_int,
+    check_frames,
+    check_max_cells,
+    check_size,
+)
 
 JITTER = 0.1
 """Amount of fresh shape noise in each frame (authors' code)."""
@@ -32,6 +44,11 @@ MOST_IDS = 2**16 - 1
 
 MOST_CYCLES = 8
 """Cell cycles that a clip may last; a nucleus has about 2^8 descendants then (our choice)."""
+
+_LENGTH = Rule(float, least=0)
+
+FARTHEST = 10_000
+"""How far the stage may carry the field along an axis in a clip, px (our choice)."""
 
 Progress = Callable[[float], object]
 """Is called with the share of a video that is done, from 0 to 1."""
@@ -59,6 +76,34 @@ class SceneSettings:
     moved: float = 0.0  # how far outside of the painted outlines those of the labels are, px
     # chance that a nucleus in interphase dies, a frame; None: as in the fitted video
     death_rate: float | None = None
+    video: bool = True  # whether there are pictures
+    step: int = 1  # of so many frames of the lives one is shown
+    drift: float = 0.0  # of the stage, in one direction a clip, px a frame
+    jumps: tuple[float, float] = (0.0, 0.0)  # chance that the stage jumps, a frame; longest, px
+
+    @property
+    def lived(self) -> int:
+        """Frames that nuclei live."""
+        return (self.frames - 1) * self.step + 1
+
+
+def draw_stage_path(settings: SceneSettings, rng: np.random.Generator) -> Array:
+    """Draw how far the stage has carried the field in each frame, ``[F, 2]`` px."""
+    chance, longest = settings.jumps
+    angles = rng.uniform(0, 2 * math.pi, settings.frames)
+    jumps = longest * rng.random(settings.frames) * (rng.random(settings.frames) < chance)
+    heading = rng.uniform(0, 2 * math.pi)
+    steps = jumps[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1)
+    steps += settings.drift * np.array([math.cos(heading), math.sin(heading)])
+    steps[0] = 0
+    return np.asarray(steps.cumsum(0))
+
+
+def _estimate_travel(settings: SceneSettings) -> float:
+    """Return how far along an axis the stage carries the field in hardly any clip, px."""
+    steps, (chance, longest) = settings.frames - 1, settings.jumps
+    # One axis has a sixth of the mean square of a jump, whose length is even up to the longest.
+    return settings.drift * steps + RARE * longest * math.sqrt(chance * steps / 6)
 
 
 def count_fitting_nuclei(model: Model, size: tuple[int, int]) -> int:
@@ -67,10 +112,31 @@ def count_fitting_nuclei(model: Model, size: tuple[int, int]) -> int:
     return max(1, int(CROWDED * area / model.nucleus_area))
 
 
-def count_cycles(model: Model, frames: int) -> float:
+def _count_cycles(model: Model, frames: int) -> float:
     """Return how many cell cycles some frames last."""
     mean, deviation = model.lives.cycle
     return frames / math.exp(mean + deviation**2 / 2)
+
+
+def _count_doublings(model: Model, settings: SceneSettings) -> float:
+    """Return how often nuclei double in number; in clips of many cycles, those that die count."""
+    cycles = _count_cycles(model, settings.lived)
+    lives = model.lives.with_death_rate(settings.death_rate)
+    return cycles * (_measure_growth(lives) if cycles > MOST_CYCLES else 1)
+
+
+def _measure_growth(lives: CellCycleModel) -> float:
+    """Return how often nuclei double in number in a cycle; below 0: more die than divide."""
+    return 1 + math.log2(max(compute_dividing_share(lives), 1e-9))
+
+
+def _advise_deaths(lives: CellCycleModel) -> str:
+    """Return the way out for long films: the death rate at which as many die as divide."""
+    steps = range(1, 10_000)  # of a ten-thousandth
+    place = bisect(steps, 0.0, key=lambda n: -_measure_growth(lives.with_death_rate(n / 10_000)))
+    if place == len(steps):
+        return "no death_rate makes as many die as divide"
+    return f"give a death_rate of {steps[place] / 10_000} for longer films: as many die as divide"
 
 
 def estimate_rows(model: Model, settings: SceneSettings) -> tuple[int, int]:
@@ -79,8 +145,9 @@ def estimate_rows(model: Model, settings: SceneSettings) -> tuple[int, int]:
     The first counts those in view at first and their offspring, the second all in and around the
     image.
     """
-    frames, nuclei = settings.frames, settings.nuclei
-    canvas = math.prod(side + 2 * MARGIN for side in settings.size)
+    frames, nuclei = settings.lived, settings.nuclei
+    travel = _estimate_travel(settings)
+    canvas = math.prod(side + 2 * MARGIN + travel for side in settings.size)
     seen = min(math.prod(side + model.nucleus_diameter for side in settings.size), canvas)
     first = float(settings.at_least if nuclei is None else np.max(nuclei))
     # Founders are placed in and around the image until as many as wanted are in view.
@@ -95,10 +162,140 @@ def estimate_rows(model: Model, settings: SceneSettings) -> tuple[int, int]:
         first, founders = max(first, densest * seen), max(founders, densest * canvas)
         spread = max(spread, math.sqrt(densest * canvas))
     # A division ends an id and begins two.
-    grown = 2 * 2 ** count_cycles(model, frames) - 1
+    cycles, doublings = _count_cycles(model, frames), _count_doublings(model, settings)
+    grown = 2 * 2**doublings - 1
+    if doublings != cycles:
+        shrunk = math.log(2) * doublings
+        grown = 1 + 2 * math.log(2) * cycles * (math.expm1(shrunk) / shrunk if shrunk else 1)
     few = (first + RARE / 2 * math.sqrt(first)) * grown
     many = (founders + RARE * (1 + spread)) * grown
     return min(math.ceil(few), MOST_IDS), min(math.ceil(many), MOST_IDS)
+
+
+def check_scene(
+    model: Model,
+    method: "Method",
+    *,
+    frames: int,
+    size: int | Sequence[int],
+    nuclei: int | tuple[int, int] | None,
+    variation: float | Mapping[str, float] | None,
+    at_least: int = 0,
+    death_rate: float | None = None,
+    max_cells: int | None = None,
+    minutes: float | None = None,
+    drift: float = 0.0,
+    jumps: Sequence[float] = (0.0, 0.0),
+) -> SceneSettings:
+    """Return what clips show, with defaults filled in; refuse what some of them could not."""
+    _LENGTH.check("drift", drift)
+    scene = SceneSettings(
+        frames=check_frames(frames),
+        size=check_size(size),
+        nuclei=_check_nuclei(nuclei),
+        at_least=as_int("at_least", at_least, least=0),
+        variation=_check_variation(variation, method),
+        death_rate=None if death_rate is None else as_fraction("death_rate", death_rate),
+        step=_check_minutes(minutes, model.lives.minutes),
+        drift=float(drift),
+        jumps=_check_jumps(jumps),
+    )
+    if min(scene.size) < model.nucleus_diameter:
+        raise ValueError(
+            f"size must not be smaller than a nucleus of the model "
+            f"({model.nucleus_diameter:.0f} px across), got {scene.size}"
+        )
+    if scene.at_least and nuclei is not None:
+        raise ValueError(
+            f"at_least must be left out with nuclei={nuclei}, got {at_least}; for a range of "
+            "numbers give a pair of nuclei"
+        )
+    doublings, cycles = _count_doublings(model, scene), _count_cycles(model, scene.lived)
+    if doublings > MOST_CYCLES:
+        raise ValueError(
+            f"frames must be at most {int(MOST_CYCLES * scene.frames / cycles)}, {MOST_CYCLES} "
+            f"cell cycles of the model, got {frames}; {_advise_deaths(model.lives)}"
+        )
+    if (travel := _estimate_travel(scene)) > FARTHEST:
+        raise ValueError(
+            f"drift and jumps must carry the field by at most {FARTHEST} px in a clip, got "
+            f"drift={drift} and jumps={jumps}, which may carry it by {travel:.0f} px in {frames} "
+            "frames; give less, or fewer frames"
+        )
+    wanted = {"nuclei": int(np.max(scene.nuclei or 0)), "at_least": scene.at_least}
+    most = count_fitting_nuclei(model, scene.size)
+    for name, number in wanted.items():
+        if number > most:
+            given = nuclei if name == "nuclei" else number
+            raise ValueError(
+                f"{name}={given} do not fit into size={scene.size}: only {most} do in every clip. "
+                f"Give fewer nuclei or a larger size"
+            )
+    needed, enough = estimate_rows(model, scene)
+    rows = enough if max_cells is None else check_max_cells(max_cells)
+    if rows < min(needed, enough):
+        raise ValueError(
+            f"max_cells={rows} is too small for these clips: they may show {needed} nuclei. Give "
+            f"max_cells={needed} or more, or leave it out"
+        )
+    return replace(scene, max_cells=rows)
+
+
+def _check_nuclei(nuclei: int | tuple[int, int] | None) -> int | tuple[int, int] | None:
+    """Return the number of nuclei in the first frame, or its range."""
+    if nuclei is None:
+        return None
+    is_pair = isinstance(nuclei, (tuple, list))
+    given: Any = nuclei if is_pair else (nuclei,)
+    bounds = [as_int("nuclei", number, least=0) for number in given]
+    if is_pair and len(bounds) != 2:
+        raise ValueError(f"nuclei must be a number or a pair (low, high), got {nuclei!r}")
+    if bounds[0] > bounds[-1]:
+        raise ValueError(f"nuclei must be a pair (low, high) with low <= high, got {nuclei!r}")
+    return (bounds[0], bounds[1]) if is_pair else bounds[0]
+
+
+def _check_minutes(minutes: float | None, fitted: float) -> int:
+    """Return of how many frames of the lives one is shown."""
+    if minutes is None:
+        return 1
+    Rule(float, above=0).check("minutes", minutes)
+    step = round(minutes / fitted)
+    if step < 1 or abs(minutes / fitted - step) > 1e-6 * step:
+        raise ValueError(
+            f"minutes must be {fitted:g}, as in the fitted video, or a multiple of it, got "
+            f"{minutes:g}; for others fit a model to a video with that interval (bvdm-data fit)"
+        )
+    return step
+
+
+def _check_jumps(jumps: Sequence[float]) -> tuple[float, float]:
+    """Return how often the stage jumps, and how far."""
+    if not isinstance(jumps, Sequence) or isinstance(jumps, str) or len(jumps) != 2:
+        raise TypeError(f"jumps must be a pair (chance a frame, longest in px), got {jumps!r}")
+    _LENGTH.check("the longest of jumps", jumps[1])
+    return as_fraction("the chance of jumps", jumps[0]), float(jumps[1])
+
+
+def _check_variation(
+    variation: float | Mapping[str, float] | None, method: "Method"
+) -> float | Mapping[str, float]:
+    """Return how far clips may leave the fitted video: all their parts alike, or each of them."""
+    if variation is None:
+        return method.default_variation
+    if not isinstance(variation, Mapping):
+        return as_fraction("variation", variation)
+    parts = asdict(Variation.make(method.default_variation))
+    for name in variation:
+        if name not in parts:
+            raise ValueError(
+                f"variation must name some of {', '.join(parts)}, got {reprlib.repr(name)}"
+            )
+    return parts | {
+        name: as_fraction(f"variation of {name}", variation[name])
+        for name in parts
+        if name in variation
+    }
 
 
 @dataclass(frozen=True)
@@ -198,12 +395,16 @@ class Method:
         nuclei: int | None,
         rng: np.random.Generator,
         sample: FamilySampler | None,
+        travel: Array,
     ) -> list[Trajectory]:
-        """Simulate cells and their trajectories as in the paper's scenes."""
+        """Simulate cells and their trajectories as in the paper's scenes.
+
+        ``travel``: How far the field will be carried down and up, and right and left, [2, 2] px.
+        """
         return simulate_motion(
-            models.shapes, models.lives, models.motion, frames=settings.frames,
+            models.shapes, models.lives, models.motion, frames=settings.lived,
             size=settings.size, nuclei=nuclei, generator=rng, jitter=JITTER,
-            at_least=settings.at_least,
+            at_least=settings.at_least, travel=travel,
         )  # fmt: skip
 
     def render_textures(

@@ -71,11 +71,13 @@ def draw_spots(
     frames: int,
     size: tuple[int, int],
     rng: np.random.Generator,
+    path: Array | float = 0.0,
 ) -> Float[Tensor, "F K 5"]:
     """Draw the spots of a clip.
 
-    A spot is a Gaussian of light: centre (y, x) and standard deviations along both axes in px, and
-    its height in grey values.
+    The stage carries the field along a ``path``, [F, 2] px, and leaves the background. A spot is a
+    Gaussian of light: centre (y, x) and standard deviations along both axes in px, and its height
+    in grey values.
     """
     noise, level = models.camera.noise, models.camera.level
     # A part draws the same numbers whether others are there or not.
@@ -94,10 +96,14 @@ def draw_spots(
         mottle = _draw_clusters(MOTTLE, models, amount, noise / 3, 3 * noise, frames, size, rng)
         mottle[..., 4] *= rng.choice([-1, 1], mottle.shape[1])
         parts.append(mottle)
+    path = np.broadcast_to(path, (frames, 2))
+    field = np.array(size) + np.ptp(path, 0)
     if amount := variation.haze:
-        parts.append(_draw_clusters(HAZE, models, amount, noise / 2, dim, frames, size, rngs[1]))
+        parts.append(_draw_clusters(HAZE, models, amount, noise / 2, dim, frames, field, rngs[1]))
+        parts[-1][..., :2] += (path - path.max(0))[:, None]
     if amount := variation.debris:
-        parts.append(_draw_clusters(DEBRIS, models, amount, noise, median, frames, size, rngs[2]))
+        parts.append(_draw_clusters(DEBRIS, models, amount, noise, median, frames, field, rngs[2]))
+        parts[-1][..., :2] += (path - path.max(0))[:, None]
     return torch.from_numpy(np.concatenate(parts, 1)).float()
 
 

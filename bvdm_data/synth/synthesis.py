@@ -4,6 +4,7 @@ import math
 import pickle
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +39,15 @@ from bvdm_data.synth.render import (
     map_tensors,
     place_patches,
 )
-from bvdm_data.synth.scene import Method, Progress, Scene, SceneSettings, skip_progress
+from bvdm_data.synth.scene import (
+    Method,
+    Progress,
+    Scene,
+    SceneSettings,
+    Textures,
+    draw_stage_path,
+    skip_progress,
+)
 from bvdm_data.synth.stray_light import add_spots, draw_bodies, draw_spots
 from bvdm_data.synth.textures import BATCH, DenoiserInputs, FastSettings, run_denoiser_batched
 from bvdm_data.system import isolate, profile_span
@@ -58,7 +67,8 @@ MEMORY_FRACTION = 4
 class AnnotatedVideo:
     """An annotated video of any number of nuclei."""
 
-    video: npt.NDArray[np.float32]  # grey values that are whole camera counts, [F, H, W]
+    # grey values that are whole camera counts, [F, H, W]; without frames if it was not wanted
+    video: npt.NDArray[np.float32]
     masks: Labels  # ids 1 to n, [F, H, W]
     tracks: npt.NDArray[np.int32]  # id, first, last, parent, [n, 4]
     stages: npt.NDArray[np.int8]  # stage in each frame, -1 where a nucleus is not seen, [n, F]
@@ -82,9 +92,13 @@ def synthesise(
     to use them all.
     """
     scene = draw_scene(model, settings, method, seed, name, pool)
-    textures = method.render_textures(scene, model, progress)
-    light = _composite_scene(scene, textures.patches, masked=method.masked)
-    video = _expose_scene(scene, light, glow=method.masked)
+    textures, video = Textures([]), np.zeros((0, *settings.size), np.float32)
+    # Where light ends at the labels, textures are moved by a flow of their own.
+    if settings.video or (settings.flow and method.masked):
+        textures = method.render_textures(scene, model, progress)
+    if settings.video:
+        light = _composite_scene(scene, textures.patches, masked=method.masked)
+        video = _expose_scene(scene, light, glow=method.masked)
     flow = compute_scene_flow(scene, textures.flow) if settings.flow else None
     progress(1.0)
     return AnnotatedVideo(video, scene.masks, scene.tracks, scene.stages, flow)
@@ -99,7 +113,9 @@ def draw_scene(
     pool: tuple[CellBank, int, int] | None,
 ) -> Scene:
     """Draw cells and their trajectories, and derive labels and annotations."""
-    rng, frames, nuclei = numpy_rng(seed, *name, "lives"), settings.frames, settings.nuclei
+    rng, step, nuclei = numpy_rng(seed, *name, "lives"), settings.step, settings.nuclei
+    frames, lived = settings.frames, settings.lived
+    path = draw_stage_path(settings, numpy_rng(seed, *name, "stage"))
     if isinstance(nuclei, tuple):
         nuclei = int(rng.integers(nuclei[0], nuclei[1] + 1))
     amounts = Variation.make(settings.variation)
@@ -109,14 +125,16 @@ def draw_scene(
     if pool is not None:
         bank, number, era = pool
         sample = BankSample(
-            bank, model, frames, number, era, rng, size=models.size, tone=models.tone,
-            evenness=settings.evenness,
+            bank, model, lived, number, era, rng, size=models.size, tone=models.tone,
+            evenness=settings.evenness, step=step,
         )  # fmt: skip
     with profile_span("lives"):
-        everyone = method.simulate(models, settings, nuclei, rng, sample)
+        travel = np.stack([path.max(0), -path.min(0)])
+        everyone = method.simulate(models, settings, nuclei, rng, sample, travel)
     with profile_span("labels"):
         while True:
-            table = make_cell_table(everyone, frames)
+            shown = [_show(cell, step, path) for cell in everyone]
+            table = make_cell_table(shown, frames)
             seen, seen_in = draw_labels(table, settings.size)
             # Row 0 is the background, which has no track.
             visible = np.pad(seen_in.numpy(), ((1, 0), (0, 0)))
@@ -125,32 +143,47 @@ def draw_scene(
             new_of, tracks, old = number_tracks(visible, parents)
             if settings.max_cells is None or len(tracks) <= settings.max_cells:
                 break
-            late = zip(old[settings.max_cells :], tracks[settings.max_cells :, 1], strict=True)
-            everyone = _keep_out(everyone, late)
+            late = step * tracks[settings.max_cells :, 1]
+            everyone = _keep_out(everyone, zip(old[settings.max_cells :], late, strict=True))
         if settings.moved:
             seen = _move_outlines(table, seen, seen_in, settings)
         masks = _relabel(seen, new_of)
     rows = np.flatnonzero(visible[1:].any(1))
-    stray, dead = (numpy_rng(seed, *name, part) for part in ("stray light", "bodies"))
-    spots = draw_spots(models, amounts, frames, settings.size, stray)
-    bodies = draw_bodies(everyone, models.tone, frames, model.lives.minutes, dead)
+    spots = torch.zeros(frames, 0, 5)
+    if settings.video:
+        stray, dead = (numpy_rng(seed, *name, part) for part in ("stray light", "bodies"))
+        path = path.repeat(step, 0)[:lived]
+        spots = draw_spots(models, amounts, lived, settings.size, stray, path)
+        bodies = draw_bodies(everyone, models.tone, lived, model.lives.minutes, dead)
+        bodies[..., :2] += torch.from_numpy(path)[:, None]
+        spots = torch.cat([spots, bodies], 1)[::step]
     return Scene(
         settings=settings, seed=seed, name=name,
-        cells=[everyone[row] for row in rows],
+        cells=[shown[row] for row in rows],
         rows=torch.from_numpy(rows),
         spans=[(int(v.argmax()), frames - 1 - int(v[::-1].argmax())) for v in visible[rows + 1]],
         table=table, seen=seen, masks=masks, tracks=tracks,
-        stages=_tabulate_stages([everyone[row - 1] for row in old], tracks, frames),
-        camera=models.camera, tone=models.tone, blur=models.blur,
-        spots=torch.cat([spots, bodies], 1), sample=sample,
+        stages=_tabulate_stages([shown[row - 1] for row in old], tracks, frames),
+        camera=models.camera, tone=models.tone, blur=models.blur, spots=spots, sample=sample,
     )  # fmt: skip
+
+
+def _show(cell: Trajectory, step: int, path: npt.NDArray[np.float64]) -> Trajectory:
+    """Return what every ``step``-th frame shows of a cell, where the stage has carried it."""
+    if step == 1 and not path.any():
+        return cell
+    life, part = cell.cell.thin(step), slice(-cell.cell.first % step, None, step)
+    centres = cell.centres[part] + path[life.first :][: len(life.stages)]
+    return Trajectory(life, centres, cell.angles[part])
 
 
 def _move_outlines(
     table: CellTable, seen: Tensor, seen_in: Tensor, settings: SceneSettings
 ) -> Tensor:
     """Draw labels whose outlines are moved; the same cells are seen in the same frames."""
-    radii = torch.maximum(table.radii + settings.moved, table.radii / 2)
+    outlines = table.radii.values
+    outlines = torch.maximum(outlines + settings.moved, outlines / 2)
+    radii = replace(table.radii, values=outlines)
     moved, still = draw_labels(replace(table, there=seen_in, radii=radii), settings.size)
     for row, frame in (seen_in & ~still).nonzero().tolist():
         moved[frame][seen[frame] == row + 1] = row + 1
@@ -178,12 +211,13 @@ def _keep_out(cells: Sequence[Trajectory], late: Iterable[tuple[int, int]]) -> l
 def _relabel(seen: Tensor, new_of: npt.NDArray[np.int32]) -> Labels:
     """Replace rows by ids, ``[F, H, W]``."""
     ids_of = torch.from_numpy(new_of)
+    masks = torch.empty_like(seen)
     if has_loops():
-        masks = torch.empty_like(seen)
         run_loop("replace_rows", len(seen), seen[0].numel(), ids_of, seen, masks)
         return np.asarray(masks.numpy())
-    ids = [ids_of[:, frame].index_select(0, flat) for frame, flat in enumerate(seen.flatten(1))]
-    return np.asarray(torch.stack(ids).view_as(seen).numpy())
+    for frame, flat in enumerate(seen.flatten(1)):
+        masks[frame] = ids_of[:, frame].index_select(0, flat).view_as(masks[frame])
+    return np.asarray(masks.numpy())
 
 
 def _tabulate_stages(
@@ -211,14 +245,16 @@ def _composite_scene(
 def _expose_scene(
     scene: Scene, light: Float[Tensor, "F H W"], *, glow: bool
 ) -> npt.NDArray[np.float32]:
-    """Add the stray light to that of the cells, in place, and photograph both."""
+    """Add the stray light to that of the cells and photograph both, in place."""
     normal = make_cpu_normal(numpy_rng(scene.seed, *scene.name, "camera"))
     noise = torch.tensor([scene.camera.noise])
     blur = make_gaussian_kernels([scene.blur])
     with profile_span("camera"):
         add_spots(light, scene.spots)
-        video = expose(light[None], scene.camera, normal, noise=noise, blur=blur, glow=glow)
-    return np.asarray(video[0].numpy())
+        expose(
+            light[None], scene.camera, normal, noise=noise, blur=blur, glow=glow, out=light[None]
+        )  # fmt: skip
+    return np.asarray(light.numpy())
 
 
 def compute_scene_flow(
@@ -234,13 +270,10 @@ def make_clip(
     video: AnnotatedVideo, annotations: Sequence[str], max_cells: int, index: int
 ) -> Clip:
     """Turn a video into the fixed-size tensors of a data set's sample."""
-    clip: Clip = Clip(
-        video=torch.from_numpy(video.video)[:, None],
-        **collect_annotations(video, video.flow, annotations, max_cells),  # type: ignore[typeddict-item]
-        index=torch.tensor(index),
-        source=torch.tensor(1, dtype=torch.int8),
-    )
-    return clip
+    clip = {"video": torch.from_numpy(video.video)[:, None]} if len(video.video) else {}
+    clip |= collect_annotations(video, video.flow, annotations, max_cells)
+    clip |= {"index": torch.tensor(index), "source": torch.tensor(1, dtype=torch.int8)}
+    return cast(Clip, clip)
 
 
 def collect_annotations(

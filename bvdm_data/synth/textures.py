@@ -15,19 +15,21 @@ from bvdm_data.outlines import FEWEST, measure_edges
 from bvdm_data.rng import numpy_rng, torch_rng
 from bvdm_data.synth.cell_cycle import INTERPHASE
 from bvdm_data.synth.cells import Cell
+from bvdm_data.synth.contours import Array
 from bvdm_data.synth.denoiser import (
     SDF_CLIP,
     Denoiser,
     Student,
     compute_signed_distance_map,
     fit_to_patch_scale,
+    group_by_patch_size,
     run_dpm_solver,
 )
 from bvdm_data.synth.model import Model, RandomisedModel, TextureModel, ToneCurve
 from bvdm_data.synth.motion import FamilySampler, Trajectory, simulate_colony
 from bvdm_data.synth.render import RenderedPatches
 from bvdm_data.synth.scene import Method, Progress, Scene, SceneSettings, Textures, skip_progress
-from bvdm_data.system import isolate, profile_span
+from bvdm_data.system import isolate, profile_span, run_mixed
 from bvdm_data.validate import Rule, check_fields
 
 BATCH = 64
@@ -86,10 +88,13 @@ class FastSettings(Method):
         steps = Rule(int, least=1, most=1000)
         check_fields(self, steps=steps, families=Rule(bool), memory=share, fresh=share)
 
-    def drift(self, texture: TextureModel) -> tuple[float, float]:
-        """Return memory and fresh share of the noise, those of the video unless overruled."""
+    def drift(self, texture: TextureModel, step: int = 1) -> tuple[float, float]:
+        """Return memory, over ``step`` frames, and fresh share of the noise.
+
+        They are those of the video unless overruled.
+        """
         return (
-            texture.memory if self.memory is None else self.memory,
+            (texture.memory if self.memory is None else self.memory) ** step,
             texture.fresh if self.fresh is None else self.fresh,
         )
 
@@ -104,21 +109,22 @@ class FastSettings(Method):
         nuclei: int | None,
         rng: np.random.Generator,
         sample: FamilySampler | None,
+        travel: Array,
     ) -> list[Trajectory]:
         """Simulate families of cells that move as in the video."""
         if not self.families:
-            return super().simulate(models, settings, nuclei, rng, sample)
+            return super().simulate(models, settings, nuclei, rng, sample, travel)
         return simulate_colony(
-            models.shapes, models.lives, models.motion, frames=settings.frames,
+            models.shapes, models.lives, models.motion, frames=settings.lived,
             size=settings.size, nuclei=nuclei, generator=rng, grow=sample, contact=models.contact,
-            at_least=settings.at_least,
+            at_least=settings.at_least, travel=travel,
         )  # fmt: skip
 
     def draw_inputs(self, scene: Scene, model: Model) -> list["DenoiserInputs"]:
         """Draw the noise of the cells of a scene."""
         inputs = _make_denoiser_inputs(
             scene.lives, scene.spans, model.get_denoiser(self.steps),
-            *self.drift(model.texture), scene.make_texture_rngs(),
+            *self.drift(model.texture, scene.settings.step), scene.make_texture_rngs(),
             model.reference_brightness, scene.settings.evenness, scene.tone,
         )  # fmt: skip
         return [replace(group, rows=scene.rows[group.rows]) for group in inputs]
@@ -137,7 +143,7 @@ class FastSettings(Method):
 class DenoiserInputs:
     """Noise and conditions of cells on patches of one size."""
 
-    noise: Float[Tensor, "M P P"]  # standard normal numbers
+    noise: Float[Tensor, "M H W"]  # standard normal numbers
     radii: Float[Tensor, "M K"]  # outlines, px
     # mean light inside the outlines at which nuclei are painted, grey values
     brightness: Float[Tensor, " M"]
@@ -148,9 +154,9 @@ class DenoiserInputs:
     zoom: Float[Tensor, " M"]  # as there
 
     @property
-    def side(self) -> int:
-        """Side of the patches, px."""
-        return self.noise.shape[-1]
+    def size(self) -> tuple[int, int]:
+        """Height and width of the patches, px."""
+        return self.noise.shape[-2], self.noise.shape[-1]
 
 
 def _make_denoiser_inputs(
@@ -187,31 +193,26 @@ def _make_denoiser_inputs(
     if tone is not None:
         gain *= torch.from_numpy(tone.compute_gain(brightness.numpy()))
     inputs = []
-    for side, group in _group_by_patch_size(network, radii):
-        rim = (patch - side) // 2
-        inner = slice(rim, patch - rim)
-        drawn = [
-            noise[n][f - cells[n].first, inner, inner] for n, f in (seen[g] for g in group.tolist())
-        ]
+    zoom = fit_to_patch_scale(radii, patch)
+    groups = [((patch, patch), torch.arange(len(radii)))]
+    if isinstance(network, Student):
+        groups = group_by_patch_size(radii, patch)
+    for size, group in groups:
+        inner = cut_centre(patch, size)
+        drawn = [noise[n][f - cells[n].first][inner] for n, f in (seen[g] for g in group.tolist())]
         inputs.append(
             DenoiserInputs(
                 torch.stack(drawn), radii[group], painted[group], stage[group], gain[group],
-                rows[group], frames[group], fit_to_patch_scale(radii[group], side),
+                rows[group], frames[group], zoom[group],
             )
         )  # fmt: skip
     return inputs
 
 
-def _group_by_patch_size(
-    network: Denoiser | Student, radii: Float[Tensor, "N K"]
-) -> list[tuple[int, Tensor]]:
-    """Group nuclei by the side of the patch that they need."""
-    narrow = torch.zeros(len(radii), dtype=torch.bool)
-    side = network.settings.patch
-    if isinstance(network, Student):
-        narrow, side = network.fits_small_patch(radii), network.settings.small_patch
-    groups = [(side, narrow.nonzero()[:, 0]), (network.settings.patch, (~narrow).nonzero()[:, 0])]
-    return [(side, group) for side, group in groups if len(group)]
+def cut_centre(side: int, size: tuple[int, int]) -> tuple[slice, slice]:
+    """Return rows and columns of the patch of a size in the middle of a square one."""
+    top, left = ((side - length) // 2 for length in size)
+    return slice(top, side - top), slice(left, side - left)
 
 
 def _draw_ar1_noise(
@@ -232,7 +233,8 @@ def _draw_ar1_noise(
             if before is not None:
                 now.mul_(renewed).add_(before, alpha=memory)
             before = now
-        ends[cell.identity] = lasting[-1]
+        if len(lasting):  # a nucleus may live between two frames
+            ends[cell.identity] = lasting[-1]
         inputs.append(math.sqrt(1 - fresh) * lasting + math.sqrt(fresh) * new)
     return inputs
 
@@ -246,6 +248,7 @@ def render_textures(
     rngs: Sequence[torch.Generator],
     reference: Float[Tensor, " S"] | None = None,
     evenness: float = 0.0,
+    step: int = 1,
 ) -> list[RenderedPatches]:
     """Render nuclei, all frames at once.
 
@@ -256,7 +259,7 @@ def render_textures(
     blurs or drifts apart from its outline, and no frame waits for the one before. Daughters begin
     with the noise of their mother.
     """
-    drift = settings.drift(texture)
+    drift = settings.drift(texture, step)
     inputs = _make_denoiser_inputs(cells, spans, network, *drift, rngs, reference, evenness)
     return run_denoiser_batched(inputs, network, settings.steps)
 
@@ -293,27 +296,27 @@ def run_denoiser_batched(
 @torch.no_grad()
 def denoise_patches(
     network: Denoiser | Student,
-    noise: Float[Tensor, "N P P"],
+    noise: Float[Tensor, "N H W"],
     radii: Float[Tensor, "N K"],
     brightness: Float[Tensor, " N"],
     stage: Int[Tensor, " N"],
     gain: Float[Tensor, " N"] | None = None,
     *,
     steps: int,
-) -> Float[Tensor, "N P P"]:
+) -> Float[Tensor, "N H W"]:
     """Render nuclei from noise; ``gain`` is the factor on their light afterwards."""
-    patch = noise.shape[-1]
     device = next(network.parameters()).device
     with profile_span("outlines"):
-        radii = radii * fit_to_patch_scale(radii, patch)[:, None]
-        edge = compute_signed_distance_map(radii, patch).to(device)
+        radii = radii * fit_to_patch_scale(radii, network.settings.patch)[:, None]
+        edge = compute_signed_distance_map(radii, *noise.shape[1:]).to(device)
     brightness, stage = brightness.to(device), stage.to(device)
     start = noise[:, None].to(device)
-    with profile_span("network"), torch.autocast(device.type, torch.bfloat16):
+    with profile_span("network"):
         if isinstance(network, Student):
             image = network(start, edge, brightness, stage)
         else:
-            image = run_dpm_solver(network, start, steps, edge, brightness, stage)
+            with run_mixed(device):
+                image = run_dpm_solver(network, start, steps, edge, brightness, stage)
     light = network.denormalize(image, brightness).nan_to_num(0)
     gain = torch.ones_like(brightness) if gain is None else gain.to(device)
     most = BRIGHTEST * brightness[:, None, None]
@@ -327,7 +330,7 @@ def denoise_patches(
     return light * gain[:, None, None]
 
 
-def fade_halo(edge: Float[Tensor, "N 1 P P"]) -> Float[Tensor, "N P P"]:
+def fade_halo(edge: Float[Tensor, "N 1 H W"]) -> Float[Tensor, "N H W"]:
     """Return the share of the light that is kept: 1, but falling to 0 towards ``SDF_CLIP``."""
     return ((1 - edge[:, 0]) * (SDF_CLIP / _FADE)).clamp(0, 1)
 

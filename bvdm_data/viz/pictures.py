@@ -16,6 +16,7 @@ from torch import Tensor
 from bvdm_data.clip import Clip, measure_boxes
 from bvdm_data.files import open_atomic
 from bvdm_data.system import require
+from bvdm_data.validate import check_single
 
 Array = npt.NDArray[np.generic]
 Range = tuple[float, float]
@@ -72,19 +73,32 @@ def write_contact_sheet(
     of up to 128 pixels are magnified by nearest neighbour.
     """
     target = _check_suffix(path, ".png")
+    _save([render_contact_sheet(clips, frames=frames, grey_range=grey_range, gamma=gamma)], target)
+
+
+def render_contact_sheet(
+    clips: Mapping[str, Clip],
+    *,
+    frames: Sequence[int] | None = None,
+    grey_range: Range | None = None,
+    gamma: float = GAMMA,
+) -> Image.Image:
+    """Draw what :func:`write_contact_sheet` writes."""
     if not clips:
         raise ValueError("clips must hold at least one clip, got none")
+    for name, clip in clips.items():
+        check_single(clip, f" in clip {name!r}")
     if grey_range is None:
         grey_range = measure_display_range([clip["video"] for clip in clips.values()])
     rows = []
     for name, clip in clips.items():
-        shown = _choose_frames(name, len(clip["video"]), frames)
+        shown = choose_frames(name, len(clip["video"]), frames)
         captions = [f"frame {frame}" for frame in shown]
         plain, *outlined = _render_panels(clip, shown, grey_range, gamma, SHEET_SIDE)
         rows += [Row(name, plain, captions), *(Row("", images) for images in outlined)]
     low, high = grey_range
     note = f"black: grey {low:.4g}, white: grey {high:.4g}, gamma {gamma:g}"
-    _save([_tile_frames(rows, note)], target)
+    return _tile_frames(rows, note)
 
 
 def write_animation(
@@ -101,6 +115,7 @@ def write_animation(
     position of the parent. Clips of up to 256 pixels are magnified by nearest neighbour.
     """
     target = _check_suffix(path, ".gif", ".mp4")
+    check_single(clip)
     if not 0 < frames_per_second <= 50:
         raise ValueError(f"frames_per_second must be above 0, at most 50, got {frames_per_second}")
     if grey_range is None:
@@ -369,9 +384,12 @@ def _render_panels(
     ]  # fmt: skip
 
 
-def _choose_frames(name: str, count: int, frames: Sequence[int] | None) -> list[int]:
+def choose_frames(
+    name: str, count: int, frames: Sequence[int] | None, *, most: int = SHEET_FRAMES
+) -> list[int]:
+    """Return the frames that are shown: by default as many as ``most``, evenly spaced."""
     if frames is None:
-        return [round(t) for t in np.linspace(0, count - 1, min(count, SHEET_FRAMES))]
+        return [round(t) for t in np.linspace(0, count - 1, min(count, most))]
     if len(frames) == 0:
         raise ValueError("frames must name at least one frame, got none")
     for frame in frames:

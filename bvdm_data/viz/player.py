@@ -16,6 +16,7 @@ from PIL import Image
 
 from bvdm_data.clip import Clip
 from bvdm_data.files import open_atomic
+from bvdm_data.validate import check_single
 from bvdm_data.viz.pictures import (
     COLOURS,
     GAMMA,
@@ -98,17 +99,13 @@ def _values(clips: Mapping[tuple[str, str], Clip]) -> tuple[list[str], list[str]
 
 
 def _check(name: tuple[str, str], clip: Clip) -> None:
-    lacking = [key for key in ("masks", "tracks") if key not in clip]
+    lacking = [key for key in ("video", "masks", "tracks") if key not in clip]
     if lacking:
         raise ValueError(
-            f"clips must have masks and tracks, got no {lacking[0]} in clip {name}; "
-            'ask the data set for annotations=("masks", "tracks")'
+            f"clips must have video, masks and tracks, got no {lacking[0]} in clip {name}; "
+            'ask the data set for annotations=("masks", "tracks") and video=True'
         )
-    if clip["video"].ndim != 4:
-        raise ValueError(
-            f"clips must be single ones with video [F, 1, H, W], got {list(clip['video'].shape)} "
-            f"in clip {name}; take them from the data set, not from batches"
-        )
+    check_single(clip, f" in clip {name}")
     frames, _, height, width = clip["video"].shape
     columns = _columns(frames)
     longest = max(columns * width, -(-frames // columns) * height)

@@ -34,12 +34,9 @@ class LinearDenoiser(Denoiser):
 class OneStepStudent(Student):
     """Maps noise in one call to the end of a linear denoiser's probability flow."""
 
-    def __init__(self, denoiser, small_patch=32):
+    def __init__(self, denoiser):
         patch = denoiser.settings.patch
-        settings = StudentConfig(
-            patch=patch, small_patch=small_patch, channels=(8, 8, 8), condition_channels=8
-        )
-        super().__init__(settings)
+        super().__init__(StudentConfig(patch=patch, channels=(8, 8, 8), condition_channels=8))
         self.denoiser = denoiser
 
     def forward(self, noise, edge, brightness, stage):
