@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).with_name("bvdm_data")
 
 
 def compile_loops() -> Path:
-    """Compile the source beside itself, in place of what older ones were compiled to."""
+    """Compile the source beside itself."""
     importlib.import_module("setuptools")  # brings distutils to Pythons without it
     from distutils.ccompiler import new_compiler
     from distutils.sysconfig import customize_compiler
@@ -32,12 +32,12 @@ def compile_loops() -> Path:
     flags = ["-O3", "-ffp-contract=off", "-fno-math-errno"]
     if compiler.compiler_type == "msvc":
         flags = ["/O2", "/fp:precise"]
-    with tempfile.TemporaryDirectory() as place:
+    # Nobody must load what is half written.
+    with tempfile.TemporaryDirectory(prefix="_pixels_", dir=PACKAGE) as place:
         objects = compiler.compile([str(names["SOURCE"])], output_dir=place, extra_postargs=flags)
-        for old in PACKAGE.glob("_pixels_*"):
-            old.unlink()
         libraries = [] if compiler.compiler_type == "msvc" else ["m"]
-        compiler.link_shared_object(objects, str(library), libraries=libraries)
+        compiler.link_shared_object(objects, f"{place}/{library.name}", libraries=libraries)
+        Path(place, library.name).replace(library)
     return library
 
 

@@ -1,12 +1,12 @@
 """Pixels: the compiled loops of ``pixels.c``, where they have been built."""
 
 import ctypes
+import functools
 import hashlib
+import re
 import sys
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 SOURCE = Path(__file__).with_suffix(".c")
 
@@ -25,6 +25,10 @@ def _load() -> ctypes.CDLL | None:
 
 
 _LIBRARY = _load()
+_DTYPES = {
+    "float": "float32", "int32_t": "int32", "int64_t": "int64", "uint16_t": "uint16",
+    "uint8_t": "bool",
+}  # fmt: skip
 
 
 def has_loops() -> bool:
@@ -34,13 +38,23 @@ def has_loops() -> bool:
 
 def run_loop(name: str, *arguments: Any) -> None:
     """Call a loop with whole numbers and contiguous arrays or tensors, which it reads or writes."""
-    getattr(_LIBRARY, name)(*map(_convert, arguments))
+    wanted = _read_declarations()[name]
+    given = [_convert(*pair) for pair in zip(wanted, arguments, strict=True)]
+    getattr(_LIBRARY, name)(*given)
 
 
-def _convert(argument: Any) -> ctypes.c_int64 | ctypes.c_void_p:
-    if isinstance(argument, int):
+@functools.cache
+def _read_declarations() -> dict[str, list[tuple[str, str]]]:
+    """Return the type of each argument of the loops, and its star where it is an array."""
+    found = re.findall(r"^EXPORT void (\w+)\((.*?)\) {", SOURCE.read_text(), re.M | re.S)
+    return {name: re.findall(r"(\w+) (\*?)\w+(?:,|\s*$)", inside) for name, inside in found}
+
+
+def _convert(kind: tuple[str, str], argument: Any) -> ctypes.c_int64 | ctypes.c_void_p:
+    if not kind[1]:
         return ctypes.c_int64(argument)
-    array = isinstance(argument, np.ndarray)
-    if not (argument.flags.c_contiguous if array else argument.is_contiguous()):
-        raise ValueError("compiled loops take contiguous arrays only")
-    return ctypes.c_void_p(argument.ctypes.data if array else argument.data_ptr())
+    is_array, wanted = hasattr(argument, "ctypes"), _DTYPES[kind[0]]
+    whole = argument.flags.c_contiguous if is_array else argument.is_contiguous()
+    if not whole or str(argument.dtype).removeprefix("torch.") != wanted:
+        raise ValueError(f"a compiled loop takes contiguous {wanted}, got {argument.dtype}")
+    return ctypes.c_void_p(argument.ctypes.data if is_array else argument.data_ptr())

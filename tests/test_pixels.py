@@ -76,11 +76,12 @@ def test_clips_equal_those_of_torch(tiny_model, method):
         assert is_same(clip, slow)
 
 
-def test_loops_refuse_scattered_tensors():
-    with pytest.raises(ValueError, match="take contiguous arrays only"):
-        run_loop("look_up", 1, torch.zeros(2, 2).T)
-    with pytest.raises(ValueError, match="take contiguous arrays only"):
-        run_loop("look_up", 1, np.zeros((2, 2)).T)
+@pytest.mark.parametrize(
+    "index", [torch.zeros(2, 2).short().T, np.zeros((2, 2), np.uint16).T, torch.zeros(4).int()]
+)
+def test_loops_refuse_other_arrays(index):
+    with pytest.raises(ValueError, match="takes contiguous uint16, got"):
+        run_loop("look_up", 4, torch.zeros(9), index, torch.zeros(4))
 
 
 @compiled
