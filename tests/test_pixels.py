@@ -7,7 +7,7 @@ import torch
 from bvdm_data import pixels
 from bvdm_data.clip import measure_boxes
 from bvdm_data.pixels import find_library, has_loops, run_loop
-from bvdm_data.synth.camera import expose, make_cpu_normal, make_gaussian_kernels
+from bvdm_data.synth.camera import expose, make_device_normal, make_gaussian_kernels
 from bvdm_data.synth.render import compute_flow, draw_labels, make_cell_table
 from tests.helpers.rendering import add_up, is_same, make_videos
 from tests.test_render import SIZE, draw_cells, draw_patches
@@ -53,13 +53,13 @@ def test_light_equals_torch():
 @compiled
 @pytest.mark.parametrize("size", [(40, 56), (7, 61), (3, 2), (1, 1)])
 def test_camera_equals_torch(tiny_camera, size):
-    light, noise = torch.rand(1, 3, *size), torch.tensor([tiny_camera.noise])
+    light, noise = torch.rand(2, 3, *size), tiny_camera.noise * torch.tensor([1.0, 3.0])
 
     def photograph(blur):
-        normal = make_cpu_normal(np.random.default_rng(0))
+        normal = make_device_normal([0, 1], light.device)
         return expose(light, tiny_camera, normal, noise=noise, blur=blur)
 
-    for blur in (None, make_gaussian_kernels([0.6])):
+    for blur in (None, make_gaussian_kernels([0.6, 0])):
         video, slow = photograph(blur), without_loops(photograph, blur)
         torch.testing.assert_close(video, slow, rtol=0, atol=1.01 / 4095)
         assert (video != slow).sum() <= 1 + video.numel() / 1000

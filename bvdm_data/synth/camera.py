@@ -107,10 +107,10 @@ def expose(
             # One-sided, as in the authors' scenes: light spreads, nuclei do not fade.
             lit = torch.maximum(lit, _convolve(_convolve(lit, halo, 2), halo, 3))
         white = normal((chunk, height, width))
-        if has_loops() and len(light) == chunk == 1 and lit.device.type == "cpu":
-            settings = torch.cat([noise, level.flatten(), steps.view(1)])
-            parts = (streak, settings, white, lit.contiguous(), field, video[:, start])
-            run_loop("develop", height, width, streak.shape[1] // 2, *parts)
+        if has_loops() and light.device.type == "cpu":
+            settings = torch.stack([noise, level.flatten(), steps.expand_as(noise)], 1)
+            for parts in zip(settings, white, lit.contiguous(), field, video[:, start], strict=True):
+                run_loop("develop", height, width, streak.shape[1] // 2, streak, *parts)
             continue
         seen = _convolve(white, streak, 3).mul_(noise[:, None, None, None])
         seen += lit + level
