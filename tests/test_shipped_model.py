@@ -18,7 +18,7 @@ def test_card_records_the_recipes():
     card = read_card("hela")
     assert card["data"]["data_set"] == "Fluo-N2DL-HeLa"
     assert (card["data"]["sequence"], card["data"]["frames"]) == ("01", 92)
-    assert (card["started_from"], card["taken_over"]) == (None, [])
+    assert (card["started_from"], card["taken_over"]) == (None, ["networks of the paper's method"])
     for part, steps, batch, rate in [
         ("painter", 10_000, 32, 1e-3),
         ("distilled", 8_000, 64, 1e-3),
