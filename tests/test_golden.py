@@ -95,11 +95,12 @@ def entry_of_json(value):
     return said | {"sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
-def entries(
-    start, items, without=("version", "versions", "digest", "hours", "processor", "sequences")
-):
+PASSING = {"version", "versions", "digest", "card_digest", "hours", "processor", "sequences"}
+
+
+def entries(start, items):
     """Return the entries of a JSON object, but for what tells times, machines and versions."""
-    return {f"{start} {k}": entry_of_json(v) for k, v in items.items() if k not in without}
+    return {f"{start} {k}": entry_of_json(v) for k, v in items.items() if k not in PASSING}
 
 
 def of_clip(name, clip):
