@@ -30,6 +30,7 @@ def get_machine_info() -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "threads": torch.get_num_threads(),
         "networks": str(choose_dtype(torch.device("cpu"))).removeprefix("torch."),
+        "loops": describe_cpu()["loops"],
         "system": platform.system(),
     }
 

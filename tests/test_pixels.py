@@ -6,9 +6,12 @@ import torch
 
 from bvdm_data import pixels
 from bvdm_data.clip import measure_boxes
+from bvdm_data.datasets.synthetic import PoolSettings
 from bvdm_data.pixels import find_library, has_loops, run_loop
 from bvdm_data.synth.camera import expose, make_device_normal, make_gaussian_kernels
+from bvdm_data.synth.paper import PaperSettings
 from bvdm_data.synth.render import compute_flow, draw_labels, make_cell_table
+from bvdm_data.synth.textures import FastSettings
 from tests.helpers.rendering import add_up, is_same, make_videos
 from tests.test_render import SIZE, draw_cells, draw_patches
 
@@ -65,12 +68,24 @@ def test_camera_equals_torch(tiny_camera, size):
         assert (video != slow).sum() <= 1 + video.numel() / 1000
 
 
+PAPER = PaperSettings(first_steps=2, later_steps=1)
+LIKE_02 = {"nuclei": None, "size": (150, 170), "max_cells": 256}
+KINDS = [
+    {"frames": 24, "max_cells": 512}, {"frames": 1}, {"size": (17, 90)},
+    {"nuclei": 9, "size": (60, 64)}, {"nuclei": 0}, {"variation": 1}, LIKE_02,
+    {"pool": PoolSettings(pairs=2)}, {"method": "procedural"},
+    {"method": FastSettings(steps=2)}, {"method": FastSettings(families=False)},
+    {"method": PAPER, "nuclei": 3},
+    {"drift": 1.0, "jumps": (0.5, 6)}, {"outline": 0.3},
+]  # fmt: skip
+
+
 @compiled
-@pytest.mark.parametrize("method", ["fast", "procedural"])
-def test_clips_equal_those_of_torch(tiny_model, method):
-    videos = make_videos(tiny_model, method=method, nuclei=6)
-    for number in range(3):
-        clip, slow = videos.clip(number), without_loops(videos.clip, number)
+@pytest.mark.parametrize("changes", KINDS, ids=repr)
+def test_clips_equal_those_of_torch(tiny_model, changes):
+    videos, others = (make_videos(tiny_model, **{"nuclei": 6} | changes) for _ in range(2))
+    for number in range(2):
+        clip, slow = videos.clip(number), without_loops(others.clip, number)
         for key, most in (("video", 1.01 / 4095), ("flow", 3e-5)):
             torch.testing.assert_close(clip.pop(key), slow.pop(key), rtol=0, atol=most)
         assert is_same(clip, slow)

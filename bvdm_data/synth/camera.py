@@ -109,8 +109,9 @@ def expose(
         white = normal((chunk, height, width))
         if has_loops() and light.device.type == "cpu":
             settings = torch.stack([noise, level.flatten(), steps.expand_as(noise)], 1)
-            for parts in zip(settings, white, lit.contiguous(), field, video[:, start], strict=True):
-                run_loop("develop", height, width, streak.shape[1] // 2, streak, *parts)
+            parts = (settings, white, lit.contiguous(), field, video[:, start])
+            for one in zip(*parts, strict=True):
+                run_loop("develop", height, width, streak.shape[1] // 2, streak, *one)
             continue
         seen = _convolve(white, streak, 3).mul_(noise[:, None, None, None])
         seen += lit + level
