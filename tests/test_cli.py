@@ -218,6 +218,16 @@ def test_export_command_writes_and_resumes(run, tiny_model, tmp_path):
     assert json.loads((tmp_path / MANIFEST).read_text())["method"] == repr(FastSettings())
 
 
+def test_export_command_writes_yolo(run, tiny_model, tmp_path):
+    command = ["export", tmp_path / "a", "--model", tiny_model, "--frames", 2, "--size", "48x64"]
+    command += ["--nuclei", 3, "--quiet", "--format", "yolo"]
+    code, _, err = run(*command, "--sequences", 1)
+    assert (code, "--sequences must be at least 2 with --format yolo, got 1" in err) == (2, True)
+    assert f"wrote {tmp_path / 'a' / 'data.yaml'}" in run_well(run, *command, "--sequences", 3)
+    assert len(list((tmp_path / "a/labels/val").iterdir())) == 2
+    assert len(list((tmp_path / "a/labels/train").iterdir())) == 4
+
+
 def test_fetch_hands_its_arguments_on(run, monkeypatch, tmp_path):
     seen = []
 

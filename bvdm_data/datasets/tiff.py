@@ -150,3 +150,18 @@ def write_ome_image(
     tifffile.imwrite(
         path, stack, ome=True, photometric="minisblack", compression="zlib", metadata=metadata
     )
+
+
+def write_imagej_stack(
+    path: Path,
+    stack: npt.NDArray[np.uint16],
+    *,
+    pixel_size: float | None,
+    minutes: float | None,
+) -> None:
+    """Write a video ``[F, H, W]`` as a hyperstack of ImageJ, which opens it without a plug-in."""
+    metadata: dict[str, object] = {"axes": "TYX"}
+    metadata |= {} if pixel_size is None else {"unit": "micron"}
+    metadata |= {} if minutes is None else {"finterval": float(minutes) * 60, "tunit": "sec"}
+    resolution = None if pixel_size is None else (1 / pixel_size, 1 / pixel_size)
+    tifffile.imwrite(path, stack, imagej=True, resolution=resolution, metadata=metadata)
