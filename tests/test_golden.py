@@ -38,10 +38,8 @@ except ModuleNotFoundError:
     from helpers import fitted as planted
 
 FILE = Path(__file__).with_name("golden.json")
-ENVIRONMENT = {
-    "torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability(),
-    "loops": has_loops(),
-}  # fmt: skip
+CPU = torch.backends.cpu.get_cpu_capability()
+ENVIRONMENT = {"torch": torch.__version__, "cpu": CPU, "loops": has_loops()}
 ALL = ("masks", "tracks", "flow", "stages", "boxes", "centroids")
 REAL = ("masks", "tracks", "boxes", "centroids")
 USUAL = {

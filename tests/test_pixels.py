@@ -76,7 +76,7 @@ KINDS = [
     {"pool": PoolSettings(pairs=2)}, {"method": "procedural"},
     {"method": FastSettings(steps=2)}, {"method": FastSettings(families=False)},
     {"method": PAPER, "nuclei": 3},
-    {"drift": 1.0, "jumps": (0.5, 6)}, {"outline": 0.3},
+    {"drift": 1.0, "jumps": (0.5, 6)}, {"outline": 0.975},
 ]  # fmt: skip
 
 
