@@ -69,7 +69,8 @@ def test_wheel_holds_code_and_weights_only(built):
     assert "bvdm_data/models/hela.safetensors" in names
     assert "bvdm_data/py.typed" in names
     kinds = {
-        ".py", ".typed", ".safetensors", ".html", ".j2", ".css", ".js", ".yaml", ".c", ".so", ".dll",
+        ".py", ".typed", ".safetensors", ".html", ".j2", ".css", ".js", ".yaml",
+        ".c", ".so", ".dll",
     }  # fmt: skip
     packaged = [name for name in names if ".dist-info/" not in name]
     assert [name for name in packaged if not name.startswith("bvdm_data/")] == []
