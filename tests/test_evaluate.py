@@ -108,7 +108,7 @@ def test_films_are_windows_of_exports(data):
 
 def test_calibration_frames_are_not_tested(data, monkeypatch):
     given = []
-    measured = lambda frames, masks: given.extend(masks) or 0.975  # noqa: E731
+    measured = lambda frames, masks, clips: given.extend(masks) or 0.975  # noqa: E731
     monkeypatch.setattr(arms, "calibrate_outline", measured)
     data = replace(data, calibrated=3, test_stop=8, method="fast")
     arm, run = make_arm("synthetic-calibrated", data), Run(data, Questions(), print)

@@ -74,6 +74,15 @@ def test_calibration_gives_the_share():
     assert outline.slope < -0.1
 
 
+def test_calibration_goes_halfway_from_clips():
+    frames, clip = draw_discs(share=0.6), draw_discs(share=0.4)
+    clips = [
+        {"video": torch.from_numpy(clip[0])[None, None], "masks": torch.from_numpy(clip[1])[None]}
+    ]
+    outline = calibrate_outline([frames[0]], [frames[1]], clips=clips)
+    np.testing.assert_allclose(outline, (0.5, 0.0), atol=0.006)
+
+
 def test_unusable_frames_are_refused():
     image, masks = draw_discs()
     with pytest.raises(ValueError, match=r"at least 10 nuclei .*got 2; give more frames"):

@@ -99,7 +99,7 @@ def test_numbers_follow_amount_and_area(tiny_generator, part):
 
 def test_spots_need_no_noise(tiny_generator):
     quiet = replace(tiny_generator, camera=replace(tiny_generator.camera, noise=0.0, level=0.0))
-    for spots in draw_many(quiet, "background", "haze", "debris"):
+    for spots in draw_many(quiet, "haze", "debris"):
         assert np.isfinite(spots[..., [0, 1, 4]]).all()
 
 
@@ -110,16 +110,3 @@ def test_spots_drift_slowly(tiny_generator):
     np.testing.assert_allclose(steps.std(0), scale, rtol=0.15)
     for spots in found:
         assert (spots[..., 2:] == spots[:1, :, 2:]).all()
-
-
-def test_background_changes_level_and_slope(tiny_generator):
-    level = tiny_generator.camera.level
-    shown = []
-    for spots in draw_many(tiny_generator, "background"):
-        light = torch.zeros(1, 60, 80)
-        add_spots(light, torch.from_numpy(spots[:1]).float())
-        shown.append(light[0].numpy() / level)
-    means = np.array([light.mean() for light in shown])
-    assert 0.2 < means.std() < 0.5
-    assert min(light.min() for light in shown) > -0.9
-    assert 0.02 < np.median([np.ptp(light) for light in shown]) < 0.3

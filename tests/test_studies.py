@@ -74,7 +74,7 @@ def test_variants_are_trained_and_measured(run, monkeypatch):
     monkeypatch.setattr("benchmarks.studies.CROPS", 2)
     large = replace(run.data, size=(120, 120))  # so that a crop of 96 x 96 fits in
     variants = study_ablation.list_variants(large)
-    assert len({repr(data) for data in variants.values()}) == len(variants) == 8 + 10
+    assert len({repr(data) for data in variants.values()}) == len(variants) == 8 + 9
     assert variants["variation 1 without haze"].variation == {"haze": 0}
     chosen = {"procedural": variants["procedural"]}
     (part,) = measure_variants(run, chosen).values()

@@ -108,9 +108,9 @@ class SyntheticHeLaVideos(ClipStream):
         variation: How far a clip may leave the fitted video, from 0 (not at all, for clips that
             look like it) to 1 (widely, for networks that must work on other videos, too); or a
             mapping from names of parts to such numbers: ``"size"``, ``"brightness"``,
-            ``"density"``, ``"contact"``, ``"speed"``, ``"blur"``, ``"noise"``, ``"background"``,
-            ``"haze"``, ``"debris"``. None, and for parts that are not named: 1
-            with ``"fast"``, 0 with the other methods.
+            ``"density"``, ``"contact"``, ``"speed"``, ``"blur"``, ``"noise"``, ``"haze"``,
+            ``"debris"``. None, and for parts that are not named: 1 with ``"fast"``, 0 with the
+            other methods.
         death_rate: Chance that a nucleus in interphase dies in a frame, from 0 (none dies) to 1. In
             its last 1 to 3 hours it shrinks, brightens, rounds off and falls into lumps, with the
             stage ``"apoptosis"``; then its track ends, and bodies without a label fade. None: as in

@@ -32,6 +32,7 @@ LINKABLE = ("real", "synthetic", "paper", "procedural", "cell-cycle-gan")
 # Arms whose clips are made by a method of their own.
 OTHER_METHODS = ("paper", "procedural", "cell-cycle-gan")
 MIX = {"real": 1, "synthetic": 3}  # how often each is shown in the arm "real+synthetic"
+CALIBRATED = 8  # clips whose outlines are compared with those of the annotated frames
 ANNOTATIONS = ("masks", "tracks")  # what a clip that trains a network needs
 FILMS = 2  # whole films of the arm "synthetic-films", each of one randomisation
 # Clips of a stream; a segmenter sees one of their frames.
@@ -215,7 +216,12 @@ def measure_outline(data: Data) -> Outline:
     scale, numbers = data.scale or guess_scale(source), source.numbers[: data.calibrated]
     masks = [source.masks(number) for number in numbers]
     frames = [scale.to_grey(source.frame(number)) for number in numbers]
-    return calibrate_outline(frames, [labels for labels in masks if labels is not None])
+    options = {"frames": 1, "size": tuple(2 * side for side in data.size)}
+    plain = make_synthetic_dataset(replace(data, variation=0.0, outline="video"), **options)
+    clips = [plain.clip(index) for index in range(CALIBRATED)]
+    return calibrate_outline(
+        frames, [labels for labels in masks if labels is not None], clips=clips
+    )
 
 
 def make_film_clips(data: Data) -> MixedVideos:

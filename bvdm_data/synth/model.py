@@ -135,7 +135,6 @@ class Variation:
     speed: float  # their steps
     blur: float  # of all light; labels stay
     noise: float  # of the camera
-    background: float  # level, uneven illumination
     haze: float  # wide dim light without a label
     debris: float  # small spots without a label
 

@@ -19,14 +19,6 @@ from bvdm_data.synth.contours import (
 from bvdm_data.synth.model import RandomisedModel, ToneCurve, Variation
 from bvdm_data.synth.motion import Trajectory
 
-LEVEL = 0.3
-"""Standard deviation of the logarithm of the background's level at a variation of 1 (our
-choice)."""
-
-SLOPE = 0.3
-"""Largest height of the uneven illumination over the background's level at a variation of 1 (our
-choice)."""
-
 DIM = 0.15
 """Quantile of the brightness of nuclei that haze may reach (our choice)."""
 
@@ -55,9 +47,6 @@ HAZE = _Kind(rate=1.0, spots=5, width=(0.2, 1.0), spread=0.8)
 DEBRIS = _Kind(rate=1.5, spots=5, width=(0.04, 0.12), spread=2.0, fading=1.0)
 """Fragments and precipitates; the wider the dimmer, lest they be nuclei."""
 
-MOTTLE = _Kind(rate=0.3, spots=1, width=(1.0, 5.0), spread=0.0)
-"""An uneven background."""
-
 BODIES, BODY, FADING_HOURS = (2, 5), (0.2, 0.4), 4.0
 """What a dead nucleus leaves: number of spots, their standard deviations over its radius, and the
 hours in which their light falls to 1/e (our choice, as in the HeLa video)."""
@@ -75,34 +64,22 @@ def draw_spots(
 ) -> Float[Tensor, "F K 5"]:
     """Draw the spots of a clip.
 
-    The stage carries the field along a ``path``, [F, 2] px, and leaves the background. A spot is a
-    Gaussian of light: centre (y, x) and standard deviations along both axes in px, and its height
-    in grey values.
+    The stage carries the field along a ``path``, [F, 2] px. A spot is a Gaussian of light: centre
+    (y, x) and standard deviations along both axes in px, and its height in grey values.
     """
-    noise, level = models.camera.noise, models.camera.level
+    noise = models.camera.noise
     # A part draws the same numbers whether others are there or not.
-    rngs = [np.random.default_rng(seed) for seed in rng.integers(2**63, size=3)]
+    rngs = [np.random.default_rng(seed) for seed in rng.integers(2**63, size=2)]
     light = interpolate_quantile(models.lives.brightness, np.array([DIM, 0.5]))
     dim, median = light * models.tone.compute_gain(light)
     parts = [np.zeros((frames, 0, 5))]
-    if amount := variation.background:
-        rng, fitted = rngs[0], level
-        level *= math.exp(amount * LEVEL * rng.standard_normal())
-        slope = amount * SLOPE * level * rng.uniform(-1, 1)
-        centre, width = rng.uniform(-0.5, 1.5, 2) * size, max(size) * rng.uniform(0.4, 1.5)
-        # An infinitely wide spot is a constant.
-        flat = [[*centre, math.inf, math.inf, level - fitted], [*centre, width, width, slope]]
-        parts.append(np.broadcast_to(flat, (frames, 2, 5)))
-        mottle = _draw_clusters(MOTTLE, models, amount, noise / 3, 3 * noise, frames, size, rng)
-        mottle[..., 4] *= rng.choice([-1, 1], mottle.shape[1])
-        parts.append(mottle)
     path = np.broadcast_to(path, (frames, 2))
     field = np.array(size) + np.ptp(path, 0)
     if amount := variation.haze:
-        parts.append(_draw_clusters(HAZE, models, amount, noise / 2, dim, frames, field, rngs[1]))
+        parts.append(_draw_clusters(HAZE, models, amount, noise / 2, dim, frames, field, rngs[0]))
         parts[-1][..., :2] += (path - path.max(0))[:, None]
     if amount := variation.debris:
-        parts.append(_draw_clusters(DEBRIS, models, amount, noise, median, frames, field, rngs[2]))
+        parts.append(_draw_clusters(DEBRIS, models, amount, noise, median, frames, field, rngs[1]))
         parts[-1][..., :2] += (path - path.max(0))[:, None]
     return torch.from_numpy(np.concatenate(parts, 1)).float()
 
