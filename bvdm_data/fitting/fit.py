@@ -78,6 +78,7 @@ class FitSettings:
         pixel_size: Side of a pixel, micrometres, for the card; None: not known.
         border: Width in pixels of the band at the frame's edge without complete truth.
         seed: Seed of everything.
+        license: Of the video, for the card: what may be done with the model; None: not said.
         stop: Frame number after the last one that is used; None: all.
     """
 
@@ -92,6 +93,7 @@ class FitSettings:
     pixel_size: float | None = None
     border: int = DEFAULT_BORDER
     seed: int = 0
+    license: str | None = None
     stop: int | None = None
 
     def __post_init__(self) -> None:
