@@ -471,7 +471,7 @@ def test_evaluate_command_refuses_impossible_options(run, tmp_path):
         ("--arm gan", "arms must be out of real"),
         ("--seeds 0", "seeds must be at least 1, got 0"),
         ("--steps 0", "steps must be at least 1, got 0"),
-        ("--part steps", "python -m benchmarks.study_steps"),
+        ("--part reuse", "python -m benchmarks.study_pool"),
         ("--also 03", "--also must be ROOT:SEQUENCE, like MyCells:01, got '03'"),
         ("--full 4", "give both --offset and --full"),
         ("--method procedural --first-steps 4", "is for --method paper, got --method"),
