@@ -58,6 +58,22 @@ def require_keys(clip: Clip, *keys: str) -> None:
                 f"clip must be one clip with {key} {form}, got {key} {list(clip[key].shape)}; "  # type: ignore[literal-required]
                 "take clips from the data set, or from the loader by collate_fn="
             )
+    if "masks" in clip and clip["masks"].dtype != torch.int32:
+        _check_id_type(clip["masks"])
+
+
+def _check_id_type(masks: Tensor) -> None:
+    """Refuse ids that are no whole numbers, or that their type or int32 cannot tell apart."""
+    if masks.is_complex():
+        raise ValueError("masks must hold whole ids, got complex numbers; give int32")
+    steps = 2 / torch.finfo(masks.dtype).eps if masks.is_floating_point() else 2**31
+    ids, most = masks.double(), min(int(steps), 2**31) - 1  # not all types have a maximum
+    largest = float(ids.max()) if ids.numel() else 0
+    if not largest <= most or bool((ids != ids.round()).any()):
+        raise ValueError(
+            f"masks of {masks.dtype} must hold whole ids up to {most}, got up to {largest:.10g}; "
+            "give masks as the data set made them, int32"
+        )
 
 
 def get_tensor(clip: Clip, key: str) -> Tensor:
@@ -112,6 +128,11 @@ def list_tracks(clip: Clip) -> npt.NDArray[np.int32]:
     table = check_track_table(get_tensor(clip, "tracks").numpy(), len(masks))
     check_ids_match(masks, table)
     return table
+
+
+def rank_ids(ids: npt.NDArray[Any], names: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+    """Number ids from 1 on as they follow each other in sorted names; 0 stays."""
+    return np.where(ids > 0, np.searchsorted(names, ids) + 1, 0).astype(np.int32)
 
 
 def count_clips(videos: Videos, clips: SupportsIndex | None, *, name: str = "clips") -> int:
@@ -170,8 +191,7 @@ def build_graph(
     those of :func:`write_geff`.
     """
     masks, names = get_tensor(clip, "masks").numpy(), np.sort(table[:, 0])
-    rank = np.where(masks > 0, np.searchsorted(names, masks) + 1, 0)
-    _, centroids = measure_boxes(rank, len(table))
+    _, centroids = measure_boxes(rank_ids(masks, names), len(table))
     places = [
         (identity, time)
         for identity, first, last, _ in table.tolist()

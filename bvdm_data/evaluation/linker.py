@@ -140,9 +140,13 @@ def track(labels: Labels) -> Tracked:
     laptrack = require("laptrack").LapTrack(
         cutoff=LINK_REACH**2, splitting_cutoff=SPLIT_REACH**2, gap_closing_cutoff=False
     )
-    graph = laptrack.predict(centres)
-    edges = [((int(f), int(i) + 1), (int(g), int(j) + 1)) for (f, i), (g, j) in graph.edges]
-    return apply_links(dense, edges)
+    # By place, as the order of the nuclei decides between links of equal cost.
+    orders = [np.lexsort(centre.T[::-1]) for centre in centres]
+    graph = laptrack.predict([c[order] for c, order in zip(centres, orders, strict=True)])
+    nodes = {
+        (f, i): (f, int(one) + 1) for f, order in enumerate(orders) for i, one in enumerate(order)
+    }
+    return apply_links(dense, [(nodes[source], nodes[target]) for source, target in graph.edges])
 
 
 def apply_links(labels: Labels, edges: Iterable[Edge]) -> Tracked:
