@@ -104,6 +104,8 @@ class FitSettings:
         object.__setattr__(self, "seed", check_seed(self.seed))
         object.__setattr__(self, "pairs", as_int("pairs", self.pairs, least=4))
         object.__setattr__(self, "border", as_int("border", self.border, least=0))
+        if not isinstance(self.license, str | None):
+            raise TypeError(f"license must be words, or None, got {self.license!r}")
         if self.stop is not None:
             object.__setattr__(self, "stop", as_int("stop", self.stop))
             if self.stop < 2:
