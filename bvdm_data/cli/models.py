@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 @option("--truth", default="auto", help="Masks: auto, ST, GT or TRA.")
 @option("--minutes", default=30.0, help="Time between two frames.")
 @option("--pixel-size", type=float, help="Side of a pixel in micrometres.")
-@option("--license", help="Of the video, for the model's card.")
 @option("--stop", type=int, help="Use only frames with a lower number.")
 @option("--border", default=25, help="Pixels without complete truth.")
 @option("--offset", type=int, help="Camera count of no light. [default: guessed]")
@@ -80,7 +79,7 @@ def fit(
     from bvdm_data.fitting.paper_networks import DDPM_TRAINING, FLOW_TRAINING
 
     scale = _parse_scale(offset, full)
-    names = ("pairs", "paper", "minutes", "pixel_size", "border", "seed", "license", "stop")
+    names = ("pairs", "paper", "minutes", "pixel_size", "border", "seed", "stop")
     settings = FitSettings(
         painter=replace(DENOISER_TRAINING, steps=painter_steps),
         distilled=replace(STUDENT_TRAINING, steps=distilled_steps),

@@ -78,7 +78,6 @@ class FitSettings:
         pixel_size: Side of a pixel, micrometres, for the card; None: not known.
         border: Width in pixels of the band at the frame's edge without complete truth.
         seed: Seed of everything.
-        license: Of the video, for the card: what may be done with the model; None: not said.
         stop: Frame number after the last one that is used; None: all.
     """
 
@@ -93,7 +92,6 @@ class FitSettings:
     pixel_size: float | None = None
     border: int = DEFAULT_BORDER
     seed: int = 0
-    license: str | None = None
     stop: int | None = None
 
     def __post_init__(self) -> None:
@@ -104,8 +102,6 @@ class FitSettings:
         object.__setattr__(self, "seed", check_seed(self.seed))
         object.__setattr__(self, "pairs", as_int("pairs", self.pairs, least=4))
         object.__setattr__(self, "border", as_int("border", self.border, least=0))
-        if not isinstance(self.license, str | None):
-            raise TypeError(f"license must be words, or None, got {self.license!r}")
         if self.stop is not None:
             object.__setattr__(self, "stop", as_int("stop", self.stop))
             if self.stop < 2:
