@@ -127,6 +127,17 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
+def set_threads(count: int) -> Iterator[None]:
+    """Run a block with so many threads of torch."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def isolate() -> Iterator[None]:
     """Run a block under settings of its own, so that nothing set outside changes its bytes.
 
@@ -135,8 +146,7 @@ def isolate() -> Iterator[None]:
     time is in such a block; the others see the settings until it ends.
     """
     with _ALONE, ExitStack() as stack:
-        stack.callback(torch.set_num_threads, torch.get_num_threads())
-        torch.set_num_threads(1)
+        stack.enter_context(set_threads(1))
         stack.callback(torch.set_default_dtype, torch.get_default_dtype())
         torch.set_default_dtype(torch.float32)
         if torch.get_default_device().type != "cpu":

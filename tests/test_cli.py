@@ -92,6 +92,8 @@ def test_fit_writes_model_and_prints_card(run, tmp_path, monkeypatch):
         lambda crops, settings, run, network: train_ddpm(crops, settings, run, small),
     )
     quick_memory(monkeypatch)
+    monkeypatch.setattr("bvdm_data.evaluation.side_by_side.CLIPS", 2)
+    monkeypatch.setattr("bvdm_data.evaluation.side_by_side.WINDOWS", 4)
     root, model = write_fitted(tmp_path / "data", stop=24), tmp_path / "my.safetensors"
     few = ["--painter-steps", 1, "--paper", "--texture-steps", 1, "--flow-steps", 1]
     few += ["--distilled-steps", 1, "--pairs", 12, "--minutes", 10, "--seed", 2, "--quiet"]
@@ -99,6 +101,7 @@ def test_fit_writes_model_and_prints_card(run, tmp_path, monkeypatch):
     scale = ["--offset", 32768, "--full", 36863, "--border", 20, "--stop", 23]
     code, out, err = run("fit", root, "--output", model, *few, *scale)
     assert (code, err.startswith(f"wrote {model} (")) == (0, True)
+    assert err.endswith(f"wrote {tmp_path / 'my.html'}\n")
     card = json.loads(out)
     assert card == json.loads(json.dumps(load(model).card))
     assert card["data"]["frames"] == 23
@@ -108,7 +111,8 @@ def test_fit_writes_model_and_prints_card(run, tmp_path, monkeypatch):
     assert [card[name]["steps"] for name in trained] == [1] * 4
     assert (load(model).lives.minutes, load(model).pixel_size) == (10, 0.5)
     names = sorted(path.name for path in (tmp_path / "my.fit").iterdir())
-    assert names == [f"{name}.pt" for name in ("distilled-1", "flow", "painter", "texture")]
+    stems = ("distilled-1", "flow", "painter", "texture")
+    assert names == ["distilled-1.pairs", *(f"{stem}.pt" for stem in stems)]
 
 
 @pytest.mark.filterwarnings("default")

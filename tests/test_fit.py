@@ -104,7 +104,7 @@ def without_hours(card):
 
 
 def list_checkpoints(path):
-    return sorted(file.stem for file in path.with_suffix(".fit").iterdir())
+    return sorted(file.name for file in path.with_suffix(".fit").iterdir())
 
 
 def test_fit_writes_what_load_gives(fitted):
@@ -112,7 +112,8 @@ def test_fit_writes_what_load_gives(fitted):
     loaded = weights.load(path)
     assert are_same(loaded, model)
     np.testing.assert_array_equal(loaded.shapes.mean, model.shapes.mean)
-    assert list_checkpoints(path) == ["distilled-2", "flow", "painter", "texture"]
+    names = ("distilled-2.pairs", "distilled-2.pt", "flow.pt", "painter.pt", "texture.pt")
+    assert list_checkpoints(path) == [*names]
 
 
 @pytest.mark.parametrize(
@@ -175,7 +176,7 @@ def test_card_lists_data_and_trainings(fitted, root):
 
 def test_fit_keeps_to_stop_and_scale(started):
     path, model, images = started
-    assert list_checkpoints(path) == ["distilled-2", "painter"]
+    assert list_checkpoints(path) == ["distilled-2.pairs", "distilled-2.pt", "painter.pt"]
     assert model.card["data"]["frames"] == len(model.motion.density) == 4
     assert (model.camera.offset, model.camera.full) == (OFFSET - 100, OFFSET + 8000)
     assert model.camera.level * 8100 - 100 == pytest.approx(LEVEL, abs=6)

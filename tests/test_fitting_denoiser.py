@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bvdm_data.clip import CameraScale
-from bvdm_data.fitting import denoiser
+from bvdm_data.fitting import denoiser, training
 from bvdm_data.fitting.contours import trace_contours
 from bvdm_data.fitting.nuclei import extract_crops
 from bvdm_data.fitting.training import Run, TrainingSettings
@@ -238,3 +238,20 @@ def test_started_denoiser_holds_larger_nuclei(tmp_path):
         torch.testing.assert_close(network.state_dict()[name], value, rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="belongs to a training with other data or settings"):
         learn(tmp_path, 1, crops=made_crops(8, patch=40, seed=1), start=start, rate=1e-9)
+
+
+def test_checkpoints_come_every_minute(tmp_path, monkeypatch):
+    now, steps, save = [0.0], [], training._save
+    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(
+        training, "_save", lambda path, step, *rest: (steps.append(step), save(path, step, *rest))
+    )
+    average = training.AveragedModel.update_parameters
+
+    def update(*given):
+        now[0] += 25
+        average(*given)
+
+    monkeypatch.setattr(training.AveragedModel, "update_parameters", update)
+    learn(tmp_path, 8, save_every=7)
+    assert steps == [3, 6, 7, 8]

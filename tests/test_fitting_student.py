@@ -87,6 +87,32 @@ def test_pairs_vary_stage_size_and_brightness(draw):
         draw(0)
 
 
+def test_pairs_are_kept_and_continued(draw, tmp_path, monkeypatch):
+    monkeypatch.setattr(student, "SAVE_SECONDS", -1.0)
+    painter, seen = LinearDenoiser(), []
+    render = student.run_dpm_solver
+
+    def count(network, start, *rest):
+        seen.append(len(start))
+        if seen == [64, 64]:
+            raise KeyboardInterrupt
+        return render(network, start, *rest)
+
+    whole = draw(150, painter)
+    (tmp_path / "none.pairs").unlink()
+    monkeypatch.setattr(student, "run_dpm_solver", count)
+    with pytest.raises(KeyboardInterrupt):
+        draw(150, painter)
+    assert torch.equal(draw(150, painter).picture, whole.picture)
+    assert torch.equal(draw(150, painter).noise, whole.noise)
+    assert seen == [64, 64, 64, 22]
+    # Neither those of another denoiser nor damaged ones are taken.
+    draw(150, LinearDenoiser(spread=0.3))
+    assert seen[4:] == [64, 64, 22]
+    (tmp_path / "none.pairs").write_bytes(b"no checkpoint")
+    assert torch.equal(draw(150, painter).picture, whole.picture)
+
+
 # Losses
 
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from bvdm_data.evaluation.linker import apply_links, track
 from bvdm_data.evaluation.seg_tra import read_reference, score
+from bvdm_data.fitting.tracker import apply_links, track
 
 
 def moving_blobs(frames=8):

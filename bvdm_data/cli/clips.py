@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
 
 from bvdm_data.cli.options import (
     ANNOTATIONS,
@@ -31,15 +30,7 @@ from bvdm_data.cli.options import (
     take_method,
 )
 
-WINDOWS = 40
-"""Windows of a real video out of which those that are shown beside clips are chosen."""
-
-MOST_NUCLEI = 2**15
-"""More than a window shows: masks alone need no table, whose rows would be counted first."""
-
 if TYPE_CHECKING:
-    from bvdm_data.clip import Clip
-    from bvdm_data.datasets.ctc_videos import CTCVideos
     from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 
 
@@ -92,6 +83,7 @@ def preview(
     from torch.utils.data import DataLoader
 
     from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
+    from bvdm_data.evaluation.side_by_side import add_real, open_real
     from bvdm_data.files import check_writable
     from bvdm_data.viz.pictures import require_ffmpeg, write_animation, write_contact_sheet
 
@@ -103,7 +95,9 @@ def preview(
         require_ffmpeg()
     method = take_method(options)
     videos = SyntheticHeLaVideos(**options, method=method, length=clips)
-    video = None if real is None else _open_real(real, sequence, videos)
+    video = None if real is None else open_real(real, sequence, videos)
+    if video is not None and video.scale != videos.scale:
+        click.echo(f"the real video is shown on its own {video.scale}, clips on {videos.scale}")
     check_writable(output)
     start = time.perf_counter()
     made = []
@@ -120,7 +114,7 @@ def preview(
     made.sort(key=lambda clip: int(clip["index"]))
     sheet, animation = output / "contact_sheet.png", output / "clip.gif"
     shown = {f"clip {int(clip['index'])}": clip for clip in made[:4]}
-    write_contact_sheet(shown if video is None else _add_real(shown, video), sheet)
+    write_contact_sheet(shown if video is None else add_real(shown, video), sheet)
     write_animation(made[0], animation)
     click.echo(f"wrote {sheet} and {animation}")
     if mp4:
@@ -128,34 +122,6 @@ def preview(
         click.echo(f"wrote {output / 'clip.mp4'}")
     if page:
         _write_page(output / "player.html", videos, page_frames, page_seeds, page_densities)
-
-
-def _open_real(root: Path, sequence: str, videos: "SyntheticHeLaVideos") -> "CTCVideos":
-    """Return windows of a real video, as long and large as the clips."""
-    from bvdm_data.datasets.ctc_videos import CTCVideos
-
-    real = CTCVideos(
-        root, sequence=sequence, frames=videos.frames, size=videos.size, seed=videos.seed,
-        annotations=("masks",), max_cells=MOST_NUCLEI,
-    )  # fmt: skip
-    if real.scale != videos.scale:
-        click.echo(f"the real video is shown on its own {real.scale}, clips on {videos.scale}")
-    return real
-
-
-def _add_real(clips: "dict[str, Clip]", real: "CTCVideos") -> "dict[str, Clip]":
-    """Put above each clip the window, out of some, whose number of nuclei is nearest."""
-    windows = [real.clip(number) for number in range(WINDOWS)]
-    shown: dict[str, Clip] = {}
-    for name, clip in clips.items():
-        count = _count_nuclei(clip)
-        near = min(range(len(windows)), key=lambda n: abs(_count_nuclei(windows[n]) - count))
-        shown |= {f"real, for {name}": windows.pop(near), name: clip}
-    return shown
-
-
-def _count_nuclei(clip: "Clip") -> int:
-    return int(np.count_nonzero(np.unique(clip["masks"])))
 
 
 def _write_page(

@@ -23,6 +23,9 @@ from bvdm_data.cli.options import (
     take_method,
 )
 
+QUICK_MINUTES = 15.0
+"""What ``fit --quick`` takes."""
+
 if TYPE_CHECKING:
     from bvdm_data.clip import CameraScale
 
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 @option("--truth", default="auto", help="Masks: auto, ST, GT or TRA.")
 @option("--minutes", default=30.0, help="Time between two frames.")
 @option("--pixel-size", type=float, help="Side of a pixel in micrometres.")
+@option("--license", help="Of the video, for the model's card.")
 @option("--stop", type=int, help="Use only frames with a lower number.")
 @option("--border", default=25, help="Pixels without complete truth.")
 @option("--offset", type=int, help="Camera count of no light. [default: guessed]")
@@ -48,9 +52,13 @@ if TYPE_CHECKING:
 @option("--pairs", default=16_384, help="Patches of the denoiser that the student learns from.")
 @option("--paper", is_flag=True, help="Train the networks of the paper's method, too.")
 @option("--start-from", help="Model to fine-tune; for a few annotated frames.")
+@option("--lives", help="Model whose lives are taken, and motion; the video needs no tracks.")
+@option("--link", is_flag=True, help="Make tracks of masks without any (extra evaluate).")
+@option("--quick", is_flag=True, help="Within 15 minutes on one core: fewer steps and pairs.")
 @option("--texture-steps", default=10_000, help="Of --paper: training steps of the DDPM.")
 @option("--flow-steps", default=2_000, help="Of --paper: training steps of FlowNet.")
 @option("--device", default="cpu", help="Where to train: cpu, cuda.")
+@option("--threads", default=1, help="Threads of torch.")
 @option("--work-dir", type=FOLDER, help="Checkpoints. [default: NAME.fit]")
 @SEED
 @JSON
@@ -64,35 +72,45 @@ def fit(
     distilled_steps: int,
     texture_steps: int,
     flow_steps: int,
+    quick: bool,
     as_json: bool,
     quiet: bool,
     **options: Any,
 ) -> None:
     """Fit a model to one annotated video in the folder ROOT of the Cell Tracking Challenge.
 
-    Takes an hour or so on a CPU, and hours more with --paper. Killed, the same command goes on
-    where it was.
+    Takes an hour or so on one core, and hours more with --paper. Killed, the same command goes on
+    where it was. Beside the model, a page (NAME.html) shows real and synthetic clips, how like
+    they are, and what to try next.
     """
+    from bvdm_data.evaluation.side_by_side import write_fit_page
     from bvdm_data.fitting.denoiser import DENOISER_TRAINING, STUDENT_TRAINING
     from bvdm_data.fitting.fit import FitSettings
     from bvdm_data.fitting.fit import fit as fit_video
     from bvdm_data.fitting.paper_networks import DDPM_TRAINING, FLOW_TRAINING
+    from bvdm_data.fitting.progress import Progress
 
     scale = _parse_scale(offset, full)
-    names = ("pairs", "paper", "minutes", "pixel_size", "border", "seed", "stop")
+    names = ("pairs", "paper", "minutes", "pixel_size", "border", "seed", "license", "stop")
     settings = FitSettings(
         painter=replace(DENOISER_TRAINING, steps=painter_steps),
         distilled=replace(STUDENT_TRAINING, steps=distilled_steps),
         texture=replace(DDPM_TRAINING, steps=texture_steps),
         flow=replace(FLOW_TRAINING, steps=flow_steps),
+        budget=QUICK_MINUTES if quick else None,
         **{name: options.pop(name) for name in names},
     )
-    options |= {"scale": scale, "settings": settings, "progress": not quiet}
-    with warnings.catch_warnings():
+    options |= {"scale": scale, "settings": settings}
+    with warnings.catch_warnings(), Progress({"page": 40.0}, shown=not quiet) as bar:
         warnings.showwarning = _show_warning
-        model = fit_video(root, output, **options)
+        model = fit_video(root, output, **options, progress=bar)
+        bar.start("page")
+        given = (root, options["sequence"], options["truth"])
+        video = (output.with_suffix(".linked"), given[1]) if options["link"] else given
+        lines = write_fit_page(output.with_suffix(".html"), output, *video)
     _print_card(model.card, as_json)
     click.echo(f"wrote {output} ({output.stat().st_size / 1e6:.2f} MB)", err=as_json)
+    click.echo("\n".join(lines), err=as_json)
 
 
 @click.command()
@@ -227,6 +245,9 @@ def _list_entries(name: str, value: Any) -> list[str]:
 @option("--steps", type=int, help="Training steps of a segmenter. [default: 1000]")
 @option("--clips", type=int, help="Clips of an arm. [default: as many pixels as the video]")
 @option("--crops", type=int, help="Nuclei of the feature distance. [default: 900]")
+@option("--linker-seeds", type=int, help="Linkers trained on each arm. [default: 3]")
+@option("--linker-steps", type=int, help="Training steps of a linker. [default: 750]")
+@option("--ablation", is_flag=True, help="Part linking: take back the changes one at a time, too.")
 @option("--work-dir", default="evaluation", type=FOLDER, help="For clips, networks and scores.")
 @option("--report", type=FOLDER, help="Folder for index.html and report.json.")
 @option("--workers", default=0, help="Processes that make clips and train segmenters.")
@@ -241,6 +262,9 @@ def evaluate(
     steps: int | None,
     clips: int | None,
     crops: int | None,
+    linker_seeds: int | None,
+    linker_steps: int | None,
+    ablation: bool,
     work_dir: Path,
     report: Path | None,
     quiet: bool,
@@ -255,6 +279,7 @@ def evaluate(
     from bvdm_data.evaluation.arms import Data
     from bvdm_data.evaluation.evaluate import QUICK, Questions
     from bvdm_data.evaluation.evaluate import evaluate as judge
+    from bvdm_data.evaluation.linker import LINKER_TRAINING, LinkerSettings
     from bvdm_data.evaluation.segmenter import SegmenterSettings
 
     options |= {"scale": _parse_scale(offset, full), "method": take_method(options)}
@@ -263,6 +288,10 @@ def evaluate(
     usual = QUICK if quick else Questions()
     segmenter = None if steps is None else SegmenterSettings(steps=steps)
     given: dict[str, Any] = {"seeds": seeds, "clips": clips, "crops": crops, "segmenter": segmenter}
+    given |= {"linker_seeds": linker_seeds, "ablation": ablation or None}
+    if linker_steps is not None:
+        training = replace(LINKER_TRAINING, steps=linker_steps)
+        given["linker"] = LinkerSettings(training=training)
     budget = replace(usual.budget, **{key: v for key, v in given.items() if v is not None})
     parts, arms = parts or tuple(usual.parts), arms or tuple(usual.arms)
     judge(

@@ -59,7 +59,7 @@ def fit_cell_cycle(nuclei: Nuclei, *, minutes: float) -> CellCycleModel:
         raise VideoTooShortError(
             "the video must show at least 2 divisions whose mothers are seen whole for some frames "
             f"before, got {len(nuclei.references)} of {len(nuclei.lineage.daughters)} divisions; "
-            f"{advise(nuclei.crops, 'give a longer video')}"
+            f"{advise(nuclei.crops, 'give a longer video, or lives of a model (--lives hela)')}"
         )
     pairs = [nuclei.lineage.rows_at(d) for d in nuclei.lineage.daughters.values() if len(d) == 2]
     born = np.array([pair for pair in pairs if pair], int).reshape(-1, 2)

@@ -1,6 +1,7 @@
 """Training of the denoiser, which renders nuclei from outline, brightness and stage."""
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -10,21 +11,25 @@ import torch
 from jaxtyping import Float, Int
 from scipy import ndimage
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from bvdm_data.background import mask_background
 from bvdm_data.fitting.contours import LEAST_OVERLAP, Contours
 from bvdm_data.fitting.nuclei import Nuclei
+from bvdm_data.fitting.progress import open_bar
 from bvdm_data.fitting.training import (
+    SAVE_SECONDS,
     Losses,
     Run,
     TrainingLog,
     TrainingSettings,
     average_parts,
+    compute_fingerprint,
     draw_rows,
     group_rows,
+    read_state,
     split_tracks,
     train_network,
+    write_state,
 )
 from bvdm_data.fitting.video import Frame, Video
 from bvdm_data.rng import numpy_rng, torch_rng
@@ -284,18 +289,32 @@ def sample_teacher_pairs(
     generator = torch_rng(seed, "distilled", "noise")
     noise = torch.empty(count, 1, patch, patch, dtype=torch.bfloat16)
     picture = torch.empty_like(noise)
-    device = run.device
-    teacher = teacher.to(device)
+    path, device = run.checkpoint.with_suffix(".pairs"), run.device
+    weights = teacher.cpu().state_dict().values()
+    purpose = compute_fingerprint(teacher.settings, seed, radii, brightness, stage, *weights)
+    kept = read_state(path)
+    done = len(kept["picture"]) if kept.get("purpose") == purpose else 0
+    picture[:done] = kept["picture"] if done else 0
+    teacher, saved = teacher.to(device), time.monotonic()
+    bar = open_bar(run.progress, "pairs", count, done)
     parts = torch.arange(count).split(BATCH)  # type: ignore[no-untyped-call]
     with torch.no_grad(), run_mixed(device):
-        for part in tqdm(parts, desc="pairs", disable=not run.progress):
+        for part in parts:
             noise[part] = torch.randn(len(part), 1, patch, patch, generator=generator).bfloat16()
+            end = int(part[-1]) + 1
+            if end <= done:
+                continue
             edge = compute_signed_distance_map(radii[part], patch)
             start, *conditions = (
                 x.to(device) for x in (noise[part].float(), edge, brightness[part], stage[part])
             )
             rendered = run_dpm_solver(teacher, start, STUDENT_STEPS, *conditions)
             picture[part] = rendered.bfloat16().cpu()
+            bar.update(len(part))
+            if end == count or time.monotonic() > saved + SAVE_SECONDS:
+                write_state(path, {"purpose": purpose, "picture": picture[:end].clone()})
+                saved = time.monotonic()
+    bar.close()
     return _DistillationPairs(noise, picture, radii, brightness, stage)
 
 

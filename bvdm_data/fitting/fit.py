@@ -1,8 +1,10 @@
 """Fit a model to one annotated video and write it to one file; a killed fit can be continued."""
 
 import math
+import time
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -10,23 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bvdm_data.clip import PHASES, CameraScale
+from bvdm_data.clip import CameraScale
 from bvdm_data.datasets.ctc import CTCSequence, guess_scale, read_sequence
-from bvdm_data.datasets.ctc_videos import DEFAULT_BORDER
-from bvdm_data.files import check_writable
+from bvdm_data.files import check_writable, read_json, write_manifest
+from bvdm_data.fitting.card import Card, count_left_out, describe_data, describe_statistics
 from bvdm_data.fitting.cell_cycle import fit_cell_cycle, tabulate_intensities
-from bvdm_data.fitting.contours import LEAST_OVERLAP, Contours, fit_shapes, trace_contours
+from bvdm_data.fitting.contours import fit_shapes, trace_contours
 from bvdm_data.fitting.denoiser import (
-    DENOISER_TRAINING,
-    PAIRS,
-    STUDENT_TRAINING,
     AlignedCrops,
     extract_aligned_crops,
     sample_teacher_pairs,
     train_denoiser,
     train_student,
 )
-from bvdm_data.fitting.motion import LEAST_STEPS, fit_density, fit_motion
+from bvdm_data.fitting.motion import LEAST_STEPS, fit_density, fit_motion, scale_motion
 from bvdm_data.fitting.nuclei import (
     INTERPHASE,
     LEFT_OUT,
@@ -34,18 +33,20 @@ from bvdm_data.fitting.nuclei import (
     Nuclei,
     advise,
     check_fittable,
+    check_nuclei,
     extract_crops,
     measure_nuclei,
 )
 from bvdm_data.fitting.paper_networks import (
-    DDPM_TRAINING,
-    FLOW_TRAINING,
     make_mask_pairs,
     normalize_crops,
     train_ddpm,
     train_flownet,
 )
+from bvdm_data.fitting.progress import Progress
+from bvdm_data.fitting.settings import SECONDS, SHARES, FitSettings, guess_seconds
 from bvdm_data.fitting.texture_noise import DEFAULT, fit_noise_autocorrelation
+from bvdm_data.fitting.tracker import link_sequence
 from bvdm_data.fitting.training import Run, TrainingLog, TrainingSettings, split_tracks
 from bvdm_data.fitting.video import Video, VideoTooShortError, fit_camera, read_video
 from bvdm_data.synth.cell_cycle import CellCycleModel
@@ -53,61 +54,12 @@ from bvdm_data.synth.contours import ShapeModel
 from bvdm_data.synth.denoiser import Denoiser, Student
 from bvdm_data.synth.model import Model, TextureModel
 from bvdm_data.synth.motion import MotionModel
-from bvdm_data.synth.networks import FlowNet, UNet, UNetSettings
-from bvdm_data.system import list_versions
-from bvdm_data.validate import Rule, as_int, check_device, check_fields, check_scale, check_seed
+from bvdm_data.synth.networks import FlowNet, UNet
+from bvdm_data.system import list_versions, set_threads
+from bvdm_data.validate import as_int, check_device, check_scale
 from bvdm_data.weights import load, save
 
-Card = dict[str, object]  # entries of the card of a model: JSON values
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitSettings:
-    """How a model is fitted.
-
-    Attributes:
-        painter: Training of the denoiser, our recipe. Its seed becomes ``seed``.
-        distilled: Training of the one-step student, our recipe. Its seed becomes ``seed``.
-        pairs: Images that the denoiser renders for the student to learn from, at least 4. A
-            quarter of them, at most 512, is held out.
-        paper: Whether the networks of the paper's method are trained, too.
-        texture: Training of the paper's DDPM, by the paper's recipe. Its seed becomes ``seed``.
-        flow: Training of the paper's FlowNet, by the paper's recipe. Its seed becomes ``seed``.
-        network: Size of the DDPM's U-Net.
-        minutes: Time between two frames, in minutes; 30 in Fluo-N2DL-HeLa.
-        pixel_size: Side of a pixel, micrometres, for the card; None: not known.
-        border: Width in pixels of the band at the frame's edge without complete truth.
-        seed: Seed of everything.
-        stop: Frame number after the last one that is used; None: all.
-    """
-
-    painter: TrainingSettings = DENOISER_TRAINING
-    distilled: TrainingSettings = STUDENT_TRAINING
-    pairs: int = PAIRS
-    paper: bool = False
-    texture: TrainingSettings = DDPM_TRAINING
-    flow: TrainingSettings = FLOW_TRAINING
-    network: UNetSettings = UNetSettings()  # noqa: RUF009  # frozen
-    minutes: float = 30.0
-    pixel_size: float | None = None
-    border: int = DEFAULT_BORDER
-    seed: int = 0
-    stop: int | None = None
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        above = Rule(float, above=0)
-        check_fields(self, minutes=above, pixel_size=replace(above, or_none=True))
-        # Plain ints, since the card is written as JSON; one seed for all parts.
-        object.__setattr__(self, "seed", check_seed(self.seed))
-        object.__setattr__(self, "pairs", as_int("pairs", self.pairs, least=4))
-        object.__setattr__(self, "border", as_int("border", self.border, least=0))
-        if self.stop is not None:
-            object.__setattr__(self, "stop", as_int("stop", self.stop))
-            if self.stop < 2:
-                raise ValueError(f"stop must leave at least 2 frames, got {self.stop}")
-        for part in ("painter", "distilled", "texture", "flow"):
-            object.__setattr__(self, part, replace(getattr(self, part), seed=self.seed))
+__all__ = ["FitSettings", "fit"]
 
 
 def fit(
@@ -120,14 +72,18 @@ def fit(
     work_dir: str | Path | None = None,
     settings: FitSettings | None = None,
     start_from: str | Path | None = None,
+    lives: str | Path | None = None,
+    link: bool = False,
     device: str | torch.device = "cpu",
-    progress: bool = True,
+    threads: int = 1,
+    progress: bool | Progress = True,
 ) -> Model:
     """Fit a model to one annotated video and write it to one file.
 
-    The statistics take a minute, the networks about an hour on a CPU, the two networks of the
-    paper's method hours. All trainings keep checkpoints in ``work_dir``: after a kill, the same
-    call continues from them.
+    The statistics take a minute, the networks about an hour on one core, the two networks of the
+    paper's method hours. All that trains keeps a checkpoint in ``work_dir`` every minute: after a
+    kill, the same call continues from there. What shows no bright, rounded nuclei is refused
+    within seconds.
 
     Args:
         root: Folder of a data set in the layout of the Cell Tracking Challenge.
@@ -142,17 +98,26 @@ def fit(
             it (lives with fewer than two divisions, motion, the autocorrelation of textures), as
             are the networks of the paper's method. The card lists what was copied. None: start
             from nothing.
+        lives: A model whose lives are taken, as for :func:`bvdm_data.weights.load`, and its motion
+            where the video has no tracks, which it then does not need. Lengths of that motion are
+            scaled as the nuclei are. None: lives are measured.
+        link: Make tracks and divisions of masks that have none (LapTrack, extra ``evaluate``).
+            They are written with the video to ``NAME.linked``, as a data set of its own, and read
+            from there by the next call: correct them there.
         device: Where the networks are trained.
-        progress: Show progress bars.
+        threads: Threads of torch. More than one are slower where other programs are busy, and
+            round in another way.
+        progress: Show one bar for all parts, with the time that is left.
 
     Returns:
         The model that was written.
 
     Raises:
         FileNotFoundError: If the data set or the video is missing.
+        ImportError: If link is given and LapTrack is not installed.
         TypeError: If scale is no CameraScale.
-        ValueError: If the video cannot be fitted: no tracks, too few divisions, masks that are
-            not brighter than the background, or checkpoints of other data or settings.
+        ValueError: If the video cannot be fitted: no tracks, too few divisions, masks of what is
+            no bright and rounded nucleus, or checkpoints of other data or settings.
         OSError: If a file cannot be written.
     """
     settings = settings or FitSettings()
@@ -160,17 +125,36 @@ def fit(
     if path.suffix != ".safetensors":
         raise ValueError(f"output must end in .safetensors, got {str(path)!r}")
     place = check_device(device)
-    start = None if start_from is None else load(start_from)
+    start, living = (None if name is None else load(name) for name in (start_from, lives))
     folder = Path(work_dir) if work_dir is not None else path.with_suffix(".fit")
     source = read_sequence(root, sequence, truth)
     # Nothing is known of frames that are not in use.
     source = source.cut(source.numbers[0], settings.stop)
     _check_border(settings.border, source.shape)
+    _check_minutes(living, settings.minutes)
     check_writable(path.parent)
-    scale = check_scale(scale) or guess_scale(source)
-    steps = _Steps(settings, start, folder, place, progress)
+    check_nuclei(source)
+    own = Progress({}, shown=progress) if isinstance(progress, bool) else nullcontext(progress)
+    with set_threads(as_int("threads", threads, least=1)), own as bar:
+        pixels = math.prod((len(source), *source.shape))
+        linking = {"linking": 2e-7 * pixels} if link else {}
+        bar.seconds = linking | guess_seconds(settings, pixels) | bar.seconds
+        bar.say(f"parts: {bar.describe()}")
+        used = link_sequence(source, path.with_suffix(".linked"), bar) if link else source
+        steps = _Steps(settings, start, living, folder, place, bar)
+        if link:
+            name = source.folder.resolve().name
+            steps.origin = {"data_set": name, "truth": source.truth, "linked": True}
+        model = _fit(used, check_scale(scale) or guess_scale(used), steps)
+    save(model, path)
+    return model
 
-    video = read_video(source, scale, progress=progress)
+
+def _fit(source: CTCSequence, scale: CameraScale, steps: "_Steps") -> Model:
+    """Measure the video, then train."""
+    settings, bar = steps.settings, steps.bar
+    video = read_video(source, scale, alone=steps.living is not None, progress=bar)
+    bar.start("measuring")
     nuclei = measure_nuclei(extract_crops(video), video.tracks)
     check_fittable(nuclei.crops)
     contours = trace_contours(nuclei.crops.masks)
@@ -179,10 +163,11 @@ def fit(
     motion = steps.fit_motion(nuclei, video)
     camera = fit_camera(video)
     _check_finite(shapes=shapes, lives=lives, motion=motion, camera=camera)
-    left_out = _count_left_out(video, nuclei, contours)
+    left_out = count_left_out(video, nuclei, contours)
     _warn_of_left_out(left_out)
     samples = extract_aligned_crops(nuclei, contours, video)
     steps.prepare_paper_networks(nuclei)
+    bar.say(steps.describe_sources())
     painter, distilled = steps.train_networks(samples, shapes, lives, camera.noise)
     model = Model(shapes, lives, motion, camera, DEFAULT, painter, distilled)
     texture, correlations = steps.fit_texture(model, nuclei)
@@ -190,46 +175,56 @@ def fit(
     model = replace(model, texture=texture, unet=unet, flownet=flownet)
 
     card = {
-        "data": _describe_data(source, video, nuclei),
+        "data": describe_data(source, video, nuclei) | steps.origin,
         "left_out": {name: count for name, (count, _) in left_out.items()},
         "measured": {
-            **_describe_statistics(model, nuclei),
+            **describe_statistics(model, nuclei),
             "outline_overlap": round(overlap, 4),
             "texture_correlation": {str(lag): round(r, 4) for lag, r in correlations.items()},
             "texture_memory": round(texture.memory, 4),
             "texture_fresh": round(texture.fresh, 4),
         },
-        "started_from": start and dict(start.card).get("data"),
+        "started_from": steps.start and dict(steps.start.card).get("data"),
+        **({"lives_from": dict(steps.living.card).get("data")} if steps.living else {}),
         "taken_over": steps.inherited,
         **steps.trained,
-        "settings": asdict(settings),
+        "settings": {
+            name: value
+            for name, value in asdict(steps.settings).items()
+            if (name, value) != ("budget", None)
+        },
         "versions": list_versions(("bvdm-data", "torch", "numpy", "scipy", "kornia")),
     }
-    model = replace(model, card=card)
-    save(model, path)
-    return model
+    return replace(model, card=card)
 
 
 @dataclass
 class _Steps:
-    """The steps that train, or that a model to start from may stand in for."""
+    """The steps that train, or that another model may stand in for."""
 
     settings: FitSettings
     start: Model | None  # model to start from
+    living: Model | None  # model whose lives are taken
     folder: Path  # of the checkpoints
     device: torch.device
-    progress: bool
-    inherited: list[str] = field(default_factory=list)  # what came from the model to start from
+    bar: Progress
+    inherited: list[str] = field(default_factory=list)  # what came from one of these models
     trained: Card = field(default_factory=dict)  # entries of the card, by network
+    origin: Card = field(default_factory=dict)  # what the card says of masks that were linked
     # what FlowNet and DDPM of the paper's method learn from
     learned: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
     def fit_lives(self, nuclei: Nuclei) -> CellCycleModel:
+        if self.living is not None:
+            return self._inherit_lives(nuclei, self.living)
         try:
             return fit_cell_cycle(nuclei, minutes=self.settings.minutes)
         except VideoTooShortError:
             if self.start is None:
                 raise
+            return self._inherit_lives(nuclei, self.start)
+
+    def _inherit_lives(self, nuclei: Nuclei, known: Model) -> CellCycleModel:
         rows = nuclei.stage == INTERPHASE
         if not rows.any():
             raise VideoTooShortError(
@@ -237,7 +232,7 @@ class _Steps:
                 f"{advise(nuclei.crops, 'give a longer video')}"
             )
         self.inherited.append("lives but for brightness and size")
-        size, lives = np.median(nuclei.area[rows]) / self.start.nucleus_area, self.start.lives
+        size, lives = np.median(nuclei.area[rows]) / known.nucleus_area, known.lives
         return replace(
             lives,
             brightness=tabulate_intensities(nuclei.brightness[rows]),
@@ -246,32 +241,48 @@ class _Steps:
         )
 
     def fit_motion(self, nuclei: Nuclei, video: Video) -> MotionModel:
-        border, start = self.settings.border, self.start
+        border, start = self.settings.border, self.living or self.start
         try:
             motion = fit_motion(nuclei, video, border=border)
         except ValueError:
             if start is None:
                 raise
             self.inherited.append("motion but for density")
-            return replace(start.motion, density=fit_density(video, border))
+            # Where no pixel size is known, nuclei twice as long are taken to go twice as far.
+            size = math.sqrt(np.median(nuclei.area) / start.nucleus_area) if self.living else 1.0
+            density = fit_density(video, border)
+            return replace(scale_motion(start.motion, size), density=density)
         if start is None or len(nuclei.lineage.daughters) >= LEAST_STEPS:
             return motion
         self.inherited.append("distances of sisters")
         known = start.motion
         return replace(motion, separation=known.separation, sister_distance=known.sister_distance)
 
+    def describe_sources(self) -> str:
+        """Say what is learned from the video, and what another model stands in for."""
+        taken = ", ".join(self.inherited)
+        learned = [part for part in ("lives", "motion") if f"{part} but" not in taken]
+        words = ", ".join(["outlines", "light", "camera", "density", *learned])
+        return f"learned from the video: {words}" + f"; from another model: {taken}" * bool(taken)
+
     def train_networks(
         self, crops: AlignedCrops, shapes: ShapeModel, lives: CellCycleModel, noise: float
     ) -> tuple[Denoiser, Student]:
         """Train the denoiser, then the student on what it renders."""
-        settings, start = self.settings, self.start
+        start, share = self.start, SHARES["painter"]
         first, second = (None, None) if start is None else (start.painter, start.distilled)
-        painter, log = train_denoiser(
-            crops, settings.painter, self._run("painter"), noise=noise, start=first
-        )
+        self._keep({})
+        run = self._run("painter", share * self._measure_left())
+        painter, log = train_denoiser(crops, self.settings.painter, run, noise=noise, start=first)
         self._describe("painter", log)
+        # How much slower the machine is than the one of the table; not known where all was done.
+        slow = (self.bar.parts["painter"].measure_rate() or SECONDS["painter"]) / SECONDS["painter"]
+        left, share = self._measure_left(slow), SHARES["pairs"] / (1 - share)
+        if left < math.inf:
+            self._keep({"pairs": max(int(share * left / (slow * SECONDS["pairs"])), 4)})
+        settings = self.settings
         # After more steps the denoiser renders other images, so that this is another training.
-        run = self._run(f"distilled-{settings.painter.steps}")
+        run = self._run(f"distilled-{settings.painter.steps}", left)
         pairs = sample_teacher_pairs(
             painter, shapes, lives, run, count=settings.pairs, seed=settings.seed
         )
@@ -279,14 +290,37 @@ class _Steps:
         self._describe("distilled", log)
         return painter.cpu(), distilled
 
+    def _measure_left(self, slow: float = 1.0) -> float:
+        """Return the seconds of the budget that trainings may take from now on."""
+        if self.settings.budget is None:
+            return math.inf
+        ahead = slow * sum(self.bar.seconds.get(name, 0) for name in ("memory", "page"))
+        return max(60 * self.settings.budget - self.bar.measure_spent() - ahead, 0)
+
+    def _keep(self, most: Mapping[str, int]) -> None:
+        """Do at most so many steps, and pairs, in this run and in those that continue it."""
+        if self.settings.budget is None:
+            return
+        path = self.folder / "budget.json"
+        kept = {**most, **(read_json(path) if path.exists() else {})}
+        write_manifest(path, kept)
+        old, most = self.settings, {name: kept.get(name, math.inf) for name in SHARES}
+        parts = {
+            name: replace(own := getattr(old, name), steps=min(most[name], own.steps))
+            for name in ("painter", "distilled")
+        }
+        self.settings = replace(old, **parts, pairs=min(most["pairs"], old.pairs))
+
     def fit_texture(self, model: Model, nuclei: Nuclei) -> tuple[TextureModel, dict[int, float]]:
         """Fit how long textures last; return also their correlations by lag."""
+        known = self.living or self.start
+        self.bar.start("memory")
         texture, correlations = fit_noise_autocorrelation(
             nuclei.crops, nuclei.stage, model, seed=self.settings.seed
         )
-        if len(correlations) < 2 and self.start is not None:
+        if len(correlations) < 2 and known is not None:
             self.inherited.append("memory of the texture")
-            texture = self.start.texture
+            texture = known.texture
         return texture, correlations
 
     def prepare_paper_networks(self, nuclei: Nuclei) -> None:
@@ -311,11 +345,14 @@ class _Steps:
         self._describe("flow", flow_log, **iou)
         return unet, flownet
 
-    def _run(self, name: str) -> Run:
-        return Run(self.folder / f"{name}.pt", self.device, self.progress)
+    def _run(self, name: str, seconds: float = math.inf) -> Run:
+        path = self.folder / f"{name}.pt"
+        return Run(path, self.device, self.bar, time.monotonic() + seconds)
 
     def _describe(self, name: str, log: TrainingLog, **more: float) -> None:
         """Note the card's entry of a trained network."""
+        if log.train[-1][0] < getattr(self.settings, name).steps:
+            self._keep({name: log.train[-1][0]})
         settings: TrainingSettings = getattr(self.settings, name)
         self.trained[name] = {
             "steps": settings.steps,
@@ -329,31 +366,6 @@ class _Steps:
             "hours": round(log.seconds / 3600, 3),
             **more,
         }
-
-
-def _describe_data(source: CTCSequence, video: Video, nuclei: Nuclei) -> Card:
-    return {
-        "data_set": source.folder.resolve().name,
-        "sequence": source.name,
-        "truth": source.truth,
-        "frames": len(video.frames),
-        "size": list(source.shape),
-        "tracks": len(video.tracks),
-        "divisions": len(nuclei.lineage.daughters),
-        "whole_cycles": len(nuclei.lineage.whole_cycles),
-        "nuclei": len(nuclei.stage),
-    }
-
-
-def _describe_statistics(model: Model, nuclei: Nuclei) -> Card:
-    lives = model.lives
-    return {
-        "stages": {name: int((nuclei.stage == stage).sum()) for stage, name in enumerate(PHASES)},
-        "cycle_hours_median": round(float(np.exp(lives.cycle[0])) * lives.minutes / 60, 2),
-        "brightness_memory": round(lives.brightness_autocorrelation, 4),
-        "brightness_shared": round(lives.brightness_sister_correlation, 4),
-        **({"death_rate": round(lives.death_rate, 6)} if lives.death_rate else {}),
-    }
 
 
 # The likely cause of a number that could not be measured, by part of the model.
@@ -376,25 +388,19 @@ def _check_finite(**parts: object) -> None:
                 )
 
 
-def _count_left_out(video: Video, nuclei: Nuclei, contours: Contours) -> dict[str, tuple[int, int]]:
-    """Count what is left out of the fit, and of how many, by ``LEFT_OUT``."""
-    crops = nuclei.crops
-    seen, divisions = len(crops.track) + sum(crops.left_out.values()), len(nuclei.lineage.daughters)
-    ragged = int((contours.iou < LEAST_OVERLAP).sum())
-    counts = {name: (count, seen) for name, count in crops.left_out.items()}
-    counts["nuclei_in_pieces"] = (crops.left_out["nuclei_in_pieces"] + ragged, seen)
-    counts["divisions_not_whole"] = (divisions - len(nuclei.references), divisions)
-    counts["frames_without_masks"] = (video.skipped, len(video.frames) + video.skipped)
-    crowded = sum(not frame.is_clear for frame in video.frames)
-    counts["frames_without_background"] = (crowded, len(video.frames))
-    return counts
-
-
 def _warn_of_left_out(counts: Mapping[str, tuple[int, int]]) -> None:
     many = {name: pair for name, pair in counts.items() if pair[0] > SHARE * pair[1]}
     if many:
         words = (f"{count} of {total} {LEFT_OUT[name]}" for name, (count, total) in many.items())
-        warnings.warn(f"left out of the fit: {'; '.join(words)}", stacklevel=3)
+        warnings.warn(f"left out of the fit: {'; '.join(words)}", stacklevel=4)
+
+
+def _check_minutes(living: Model | None, minutes: float) -> None:
+    if living is not None and living.lives.minutes != minutes:
+        raise ValueError(
+            f"minutes must be those of the lives that are taken, {living.lives.minutes:g}, got "
+            f"{minutes:g}; leave out frames until the interval is that one"
+        )
 
 
 def _check_border(border: int, shape: tuple[int, int]) -> None:

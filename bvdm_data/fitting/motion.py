@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -61,6 +62,20 @@ def fit_motion(nuclei: Nuclei, video: Video, *, border: int) -> MotionModel:
         stage_drift=drift,
         sister_distance=_fit_sister_distance(nuclei),
         neighbour_spacing=_measure_spacing(nuclei),
+    )
+
+
+def scale_motion(motion: MotionModel, size: float) -> MotionModel:
+    """Return the motion of nuclei that are so many times as long."""
+    longer = np.array([math.log(size), 0.0])
+    return replace(
+        motion,
+        step=motion.step * [size, 1.0],
+        separation=motion.separation + longer,
+        speed=motion.speed._replace(scale=motion.speed.scale * size),
+        division_offset=motion.division_offset * size,
+        longest_step=motion.longest_step * size,
+        sister_distance=motion.sister_distance + longer,
     )
 
 

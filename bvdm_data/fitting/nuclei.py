@@ -17,6 +17,7 @@ from scipy import ndimage
 from scipy.stats import median_abs_deviation
 
 from bvdm_data.clip import PHASES
+from bvdm_data.datasets.ctc import CTCSequence
 from bvdm_data.fitting.video import Frame, Video
 from bvdm_data.synth.networks import FLOW_SIZE
 
@@ -119,6 +120,74 @@ def check_fittable(crops: Crops) -> float:
             "frame blank?"
         )
     return least
+
+
+_LOOKS = 4  # frames that are looked at before a video is read
+
+
+def check_nuclei(sequence: CTCSequence) -> None:
+    """Refuse a video that shows no bright, rounded nuclei, by the masks of a few frames.
+
+    The bounds are far from HeLa nuclei, whether blurred, noisy, brightened or rescaled: half of
+    them have a lead above 0.98, a rim below 0.55, a ratio of axes below 1.4 and fill 0.98 of an
+    ellipse.
+    """
+    numbers = [number for number in sequence.numbers if number in sequence.mask_names]
+    chosen = (
+        {numbers[round(i)] for i in np.linspace(0, len(numbers) - 1, _LOOKS)} if numbers else ()
+    )
+    looks = [look for number in sorted(chosen) for look in _look(sequence, number)]
+    if not looks:
+        return
+    size, lead, rim, aspect, fill = np.median(np.array(looks), axis=0)
+    faults = {
+        f"be of nuclei of 25 pixels or more, got half of them with {size:.0f} or less; scale the "
+        "video up": size < 25,
+        "be brighter than what is around them, got a pixel inside brighter than one around it in "
+        f"{lead:.0%} of all pairs (75% are needed); is it phase contrast, brightfield or inverted, "
+        "or are they masks of another video? Give bright nuclei on darker background, as "
+        "fluorescence shows them": lead < 0.75,
+        f"end where nuclei end, got {rim:.0%} of their light just off them (at most 75%); are they "
+        "markers inside nuclei? Lives and motion could be learned from these, outlines and light "
+        'cannot: give masks of whole nuclei, of some frames at least (truth="GT", --truth GT, with '
+        "--lives hela)": rim > 0.75,
+        f"be of rounded nuclei, got a median ratio of axes of {aspect:.1f} and {fill:.0%} of an "
+        "ellipse filled (at most 2.5, and at least 85%); bacteria and whole cells cannot be "
+        "fitted: give masks of nuclei": aspect > 2.5 or fill < 0.85,
+    }
+    for words in (words for words, holds in faults.items() if holds):
+        raise ValueError(
+            f"the masks of sequence {sequence.name!r} of {sequence.folder} must {words}"
+        )
+
+
+def _look(sequence: CTCSequence, number: int) -> list[tuple[float, ...]]:
+    """Return area, lead, rim, ratio of axes, and share of an ellipse, of each mask of a frame."""
+    masks, frame = sequence.masks(number), sequence.frame(number).astype(np.float32)
+    looks: list[tuple[float, ...]] = []
+    if masks is None:
+        return []
+    for label, box in enumerate(ndimage.find_objects(masks), start=1):
+        if box is None:
+            continue
+        reach = max(side.stop - side.start for side in box)
+        near = tuple(slice(max(side.start - reach, 0), side.stop + reach) for side in box)
+        grey, own, free = frame[near], masks[near] == label, masks[near] == 0
+        inside, radius = grey[own], math.sqrt(own.sum() / math.pi)
+        far = ndimage.distance_transform_edt(~own)
+        # Off the blurred rim of the nucleus, and off its neighbours.
+        around = np.sort(grey[free & (far > 2 + radius / 4) & (far < 5 + radius)])
+        lead, rim = 1.0, 0.0  # in a crowd there may be nothing around it
+        if len(around):
+            ranks = [np.searchsorted(around, inside, side) for side in ("left", "right")]
+            lead = float(np.mean(ranks)) / len(around)
+            light = inside.mean() - np.quantile(around, 0.25)
+            off = grey[free & (far > 0) & (far <= 2)]
+            rim = float((np.median(off) - np.quantile(around, 0.25)) / light) if len(off) else 0.0
+        spread = np.cov(np.nonzero(own), bias=True) + np.eye(2) / 12  # of pixels that are squares
+        fill = own.sum() / (4 * math.pi * math.sqrt(np.linalg.det(spread)))
+        looks.append((float(own.sum()), lead, rim, measure_ellipse(own)[1], float(fill)))
+    return looks
 
 
 def measure_ellipse(mask: npt.NDArray[np.bool_]) -> tuple[float, float]:

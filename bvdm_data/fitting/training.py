@@ -12,13 +12,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-from tqdm import tqdm
 
 from bvdm_data.files import open_atomic
+from bvdm_data.fitting.progress import Progress, open_bar
 from bvdm_data.rng import torch_rng
 from bvdm_data.validate import Rule, as_int, check_fields
 
 CPU = torch.device("cpu")
+SAVE_SECONDS = 60.0  # between two checkpoints, at most
 HELD_OUT = 0.15  # share of the tracks that no network learns from
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -36,7 +37,7 @@ class TrainingSettings:
         rate: Learning rate.
         average: Decay of the exponential moving average of the weights; the average is the result.
         seed: Step ``i`` draws from a stream of (seed, i), so a resumed run equals an unbroken one.
-        save_every: Steps between two checkpoints.
+        save_every: Steps between two checkpoints; there is one every minute, too.
         check_every: Steps between two held-out losses.
     """
 
@@ -73,7 +74,8 @@ class Run:
 
     checkpoint: Path
     device: torch.device = CPU
-    progress: bool = True
+    progress: bool | Progress = True
+    until: float = math.inf  # of the monotonic clock; a training ends there, with fewer steps
 
 
 def train_network(
@@ -103,10 +105,8 @@ def train_network(
     purpose = compute_fingerprint(
         name, settings.batch, settings.rate, settings.average, settings.seed, *data, *before
     )
-    shown = run.progress
-    log = train(
-        network, *losses, settings, checkpoint=run.checkpoint, purpose=purpose, progress=shown
-    )
+    shown: Any = {"progress": run.progress, "until": run.until}
+    log = train(network, *losses, settings, checkpoint=run.checkpoint, purpose=purpose, **shown)
     return network.cpu(), log
 
 
@@ -118,7 +118,8 @@ def train(
     *,
     checkpoint: Path,
     purpose: str,
-    progress: bool = True,
+    progress: bool | Progress = True,
+    until: float = math.inf,
 ) -> TrainingLog:
     """Train a network, keep the moving average of its weights, and survive a kill."""
 
@@ -139,8 +140,9 @@ def train(
             f"got {settings.steps}; give another --work-dir, or delete it"
         )
     network.train()
-    bar = tqdm(total=settings.steps, initial=start, desc=checkpoint.stem, disable=not progress)
-    begin = time.monotonic() - log.seconds
+    bar = open_bar(progress, checkpoint.stem, settings.steps, start, until)
+    saved = time.monotonic()
+    begin = saved - log.seconds
     for step in range(start + 1, settings.steps + 1):
         loss = train_loss(network, step - 1)
         optimizer.zero_grad(set_to_none=True)
@@ -154,16 +156,21 @@ def train(
                 f"{log.recent[-1]} at step {step}: it has diverged; give settings of a lower rate"
             )
         bar.update()
-        if step % settings.check_every == 0 or step == settings.steps:
+        is_last = step == settings.steps or time.monotonic() >= until
+        if step % settings.check_every == 0 or is_last:
             average.module.eval()
             with torch.no_grad():
                 log.held_out.append((step, val_loss(average.module)))
             log.train.append((step, sum(log.recent) / len(log.recent)))
             log.recent = []
             bar.set_postfix(loss=f"{log.train[-1][1]:.5f}", held_out=f"{log.held_out[-1][1]:.5f}")
-        if step % settings.save_every == 0 or step == settings.steps:
-            log.seconds = time.monotonic() - begin
+        is_late = time.monotonic() > saved + SAVE_SECONDS
+        if is_late or step % settings.save_every == 0 or is_last:
+            saved = time.monotonic()
+            log.seconds = saved - begin
             _save(checkpoint, step, parts, log, purpose)
+        if is_last:
+            break
     bar.close()
     network.load_state_dict(average.module.state_dict())
     network.eval()
@@ -188,11 +195,25 @@ def compute_fingerprint(*parts: object) -> str:
 
 def _save(path: Path, step: int, parts: dict[str, Any], log: TrainingLog, purpose: str) -> None:
     states = {name: part.state_dict() for name, part in parts.items()}
+    write_state(path, {"purpose": purpose, "step": step, "log": vars(log), **states})
+
+
+def write_state(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint, whole or not at all."""
     # Into memory first: torch hides that a disk is full.
     content = io.BytesIO()
-    torch.save({"purpose": purpose, "step": step, "log": vars(log), **states}, content)
+    torch.save(state, content)
     with open_atomic(path) as temporary:
         temporary.write_bytes(content.getvalue())
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Read a checkpoint; empty where there is none that can be read."""
+    try:
+        state = torch.load(io.BytesIO(path.read_bytes()), "cpu", weights_only=True)
+    except Exception:  # torch raises errors of many types
+        return {}
+    return state if isinstance(state, dict) else {}
 
 
 def _load(path: Path, parts: dict[str, Any], log: TrainingLog, purpose: str) -> int:

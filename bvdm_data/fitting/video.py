@@ -7,7 +7,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 from scipy.stats import median_abs_deviation
-from tqdm import tqdm
 
 from bvdm_data.background import (
     LEAST_BACKGROUND,
@@ -17,6 +16,8 @@ from bvdm_data.background import (
 )
 from bvdm_data.clip import CameraScale
 from bvdm_data.datasets.ctc import CTCSequence
+from bvdm_data.fitting.progress import Progress, open_bar
+from bvdm_data.fitting.tracker import apply_links
 from bvdm_data.synth.camera import CameraModel
 
 
@@ -45,19 +46,32 @@ class VideoTooShortError(ValueError):
     """A video shows too little to fit a model to: too few frames or divisions."""
 
 
-def read_video(sequence: CTCSequence, scale: CameraScale, *, progress: bool = True) -> Video:
-    """Read the frames that have masks."""
-    if not len(sequence.tracks):
+def read_video(
+    sequence: CTCSequence,
+    scale: CameraScale,
+    *,
+    alone: bool = False,
+    progress: bool | Progress = True,
+) -> Video:
+    """Read the frames that have masks.
+
+    ``alone``: Whether masks without tracks will do; each has a track of its own in every frame.
+    """
+    if not len(sequence.tracks) and not alone:
         raise ValueError(
-            f"sequence {sequence.name!r} of {sequence.folder} has no man_track.txt: lives and "
-            "divisions cannot be fitted without tracks"
+            f"sequence {sequence.name!r} of {sequence.folder} has no man_track.txt: outlines, "
+            "light and density can be learned from it, lives, divisions and motion cannot; track "
+            'the nuclei, or give link=True (--link), or lives="hela" (--lives hela)'
         )
     frames, first = [], sequence.numbers[0]
-    for number in tqdm(sequence.numbers, desc="reading", disable=not progress):
+    bar = open_bar(progress, "reading", len(sequence))
+    for number in sequence.numbers:
+        bar.update()
         masks = sequence.masks(number)
         if masks is not None and masks.any():
             grey = scale.to_grey(sequence.frame(number))
             frames.append(Frame(number - first, grey, masks, estimate_background(grey, masks)))
+    bar.close()
     if len(frames) < 2:
         raise VideoTooShortError(
             f"sequence {sequence.name!r} of {sequence.folder} must have masks in at least 2 frames "
@@ -66,6 +80,10 @@ def read_video(sequence: CTCSequence, scale: CameraScale, *, progress: bool = Tr
         )
     clear = tuple(_borrow_backgrounds(frames, sequence))
     tracks = sequence.tracks - np.array([0, first, first, 0], np.int32)
+    if not len(tracks):
+        masks, tracks = apply_links(np.stack([frame.masks for frame in clear]), ())
+        clear = tuple(replace(f, masks=own) for f, own in zip(clear, masks, strict=True))
+        tracks[:, 1:3] = np.array([frame.number for frame in clear])[tracks[:, 1:3]]
     return Video(clear, tracks, scale, len(sequence) - len(frames))
 
 
