@@ -112,6 +112,8 @@ FILES = [
      r"output must end in \.safetensors, got .*m\.pt'"),
     ("a scale that is none to fit", lambda p: p.fit(scale=(0, 255)), TypeError,
      r"scale must be a CameraScale or None, got \(0, 255\)"),
+    ("a licence that is no text to fit", lambda p: FitSettings(license=3), TypeError,
+     r"license must be words, or None, got 3"),
     ("a seed that is none to fit", lambda p: FitSettings(seed="one"), TypeError,
      r"seed must be a whole number, got 'one'"),
     ("NaN to turn into counts", lambda p: CameraScale(0, 255).to_counts(np.array([0.5, np.nan])),

@@ -29,7 +29,7 @@ from bvdm_data.synth.textures import FastSettings
 from bvdm_data.weights import load, read_card, save
 from tests.helpers.fitted import quick_memory, write_fitted
 
-COMMANDS = ("fit", "info", "preview", "export", "shards", "evaluate", "bench", "fetch")
+COMMANDS = ("fit", "info", "models", "preview", "export", "shards", "evaluate", "bench", "fetch")
 FEW = ["--method", "paper", "--first-steps", "2", "--later-steps", "1"]
 
 
@@ -139,10 +139,30 @@ def test_info_prints_the_card(run, tiny_model):
     assert "MB" in lines[3]
 
 
+def test_models_are_listed_with_cards(run, tiny_generator, tmp_path, monkeypatch):
+    monkeypatch.setattr("bvdm_data.weights.cache_folder", lambda: tmp_path)
+    card = {"data": {"divisions": 7}, "settings": {"license": "CC0-1.0"}, "painter": 3}
+    save(replace(tiny_generator, card=card), tmp_path / "mine.safetensors")
+    found = json.loads(run_well(run, "models", "--json"))
+    assert list(found) == ["mine", "hela"]
+    assert found["mine"]["license"] == "CC0-1.0"
+    assert found["mine"]["data"] == {"divisions": 7}
+    assert found["hela"]["data"] == read_card("hela")["data"]
+    loss = read_card("hela")["painter"]["held_out_loss"][-1]
+    assert found["hela"]["held_out"]["painter"] == loss
+    (tmp_path / "torn.safetensors").write_text("")
+    code, out, err = run("models")
+    assert (code, err.count("torn.safetensors is damaged")) == (0, 1)
+    assert f"mine: {tmp_path / 'mine.safetensors'}\nlicense      CC0-1.0\n" in out
+    assert "hela: " in out
+    assert "NOTICE.md" in out
+
+
 def test_cards_fit_on_a_screen(run, tiny_generator, tmp_path):
     shown = run_well(run, "info").splitlines()
     assert len(shown) < 40
-    assert any("held_out_loss 0.145184 ... 0.110435" in line for line in shown)
+    first, *_, last = read_card("hela")["painter"]["held_out_loss"]
+    assert any(f"held_out_loss {first} ... {last}" in line for line in shown)
     assert max(map(len, shown[:-1])) <= 100
     many = {f"network {n}": {"\x1b[31m" + 90 * "x": list(range(n)), "loss": 0.5} for n in range(50)}
     left_out = {"touch the border": 812, "larger than the patch": 3}

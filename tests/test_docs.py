@@ -30,7 +30,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(path.stem for path in DOCS.glob("*.md"))
 SNIPPETS = [
     (page, number, text)
-    for page in ("index", "fitting", "faq")
+    for page in ("index", "fitting", "faq", "move_over")
     for number, text in enumerate(
         re.findall(r"```python\n(.*?)```", (DOCS / f"{page}.md").read_text(), flags=re.DOTALL)
     )

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import click
 
 from bvdm_data.cli.clips import bench, export, fetch, preview, shards
-from bvdm_data.cli.models import evaluate, fit, info
+from bvdm_data.cli.models import evaluate, fit, info, models
 from bvdm_data.files import cut_words
 
 GRACE_SECONDS = 1.5
@@ -30,7 +30,7 @@ def cli() -> None:
     """Annotated live-cell video clips, synthesised while you train."""
 
 
-for _command in (fit, info, preview, export, shards, evaluate, bench, fetch):
+for _command in (fit, info, models, preview, export, shards, evaluate, bench, fetch):
     cli.add_command(_command)
 
 

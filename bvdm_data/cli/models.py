@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 @option("--truth", default="auto", help="Masks: auto, ST, GT or TRA.")
 @option("--minutes", default=30.0, help="Time between two frames.")
 @option("--pixel-size", type=float, help="Side of a pixel in micrometres.")
+@option("--license", help="Of the video, for the model's card.")
 @option("--stop", type=int, help="Use only frames with a lower number.")
 @option("--border", default=25, help="Pixels without complete truth.")
 @option("--offset", type=int, help="Camera count of no light. [default: guessed]")
@@ -90,7 +91,7 @@ def fit(
     from bvdm_data.fitting.progress import Progress
 
     scale = _parse_scale(offset, full)
-    names = ("pairs", "paper", "minutes", "pixel_size", "border", "seed", "stop")
+    names = ("pairs", "paper", "minutes", "pixel_size", "border", "seed", "license", "stop")
     settings = FitSettings(
         painter=replace(DENOISER_TRAINING, steps=painter_steps),
         distilled=replace(STUDENT_TRAINING, steps=distilled_steps),
@@ -123,6 +124,50 @@ def info(model: str, as_json: bool) -> None:
     if not as_json:
         path = find_model(model)
         click.echo(f"{path} ({path.stat().st_size / 1e6:.2f} MB); --json prints all of the card")
+
+
+@click.command()
+@JSON
+def models(as_json: bool) -> None:
+    """List the models that have a name: shipped ones, and those in the user's cache folder."""
+    from bvdm_data.weights import cache_folder, known_models
+
+    found = {name: _summarise_model(path) for name, path in known_models().items()}
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    for name, about in found.items():
+        click.echo(f"{name}: {about.pop('file')}")
+        _print_card(about, as_json)
+    click.echo(f"a file NAME.safetensors in {cache_folder()} has a name, too")
+
+
+def _summarise_model(path: Path) -> dict[str, Any]:
+    """Return where a model is, and of its card the licence, the data and the last figures."""
+    from bvdm_data.weights import bundled_folder, read_card
+
+    is_shipped = path.parent == bundled_folder()
+    try:
+        card = read_card(path)
+    except (OSError, ValueError) as error:
+        click.echo(f"bvdm-data: {error}", err=True)
+        return {"file": str(path), "license": "not read: damaged"}
+    terms = "Apache-2.0, as the package; for its video see NOTICE.md" if is_shipped else "not said"
+    losses = {part: _look_up(card, part, "held_out_loss") for part in ("painter", "distilled")}
+    return {
+        "file": str(path),
+        "license": _look_up(card, "settings", "license") or terms,
+        "data": card.get("data"),
+        "measured": card.get("measured"),
+        "held_out": {part: loss[-1] for part, loss in losses.items() if isinstance(loss, list)},
+    }
+
+
+def _look_up(card: Any, *path: str) -> Any:
+    """Return an entry of a card, None where there is none: a card may hold anything."""
+    for key in path:
+        card = card.get(key) if isinstance(card, Mapping) else None
+    return card
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

@@ -191,7 +191,7 @@ def _fit(source: CTCSequence, scale: CameraScale, steps: "_Steps") -> Model:
         "settings": {
             name: value
             for name, value in asdict(steps.settings).items()
-            if (name, value) != ("budget", None)
+            if value is not None or name not in ("budget", "license")
         },
         "versions": list_versions(("bvdm-data", "torch", "numpy", "scipy", "kornia")),
     }

@@ -38,6 +38,7 @@ class FitSettings:
         budget: Minutes that all of it may take. Steps and pairs are cut down to it; how many there
             are depends on the machine. None: all of them.
         seed: Seed of everything.
+        license: Of the video, for the card: what may be done with the model; None: not said.
         stop: Frame number after the last one that is used; None: all.
     """
 
@@ -53,6 +54,7 @@ class FitSettings:
     border: int = DEFAULT_BORDER
     budget: float | None = None
     seed: int = 0
+    license: str | None = None
     stop: int | None = None
 
     def __post_init__(self) -> None:
@@ -66,6 +68,8 @@ class FitSettings:
         object.__setattr__(self, "seed", check_seed(self.seed))
         object.__setattr__(self, "pairs", as_int("pairs", self.pairs, least=4))
         object.__setattr__(self, "border", as_int("border", self.border, least=0))
+        if not isinstance(self.license, str | None):
+            raise TypeError(f"license must be words, or None, got {self.license!r}")
         if self.stop is not None:
             object.__setattr__(self, "stop", as_int("stop", self.stop))
             if self.stop < 2:
