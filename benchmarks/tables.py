@@ -278,14 +278,10 @@ def main() -> None:
         for name, text in made.items():
             print(f"## {name}\n\n{text}\n")
         return
-    if results["about"]["train"] == "01" and "training" in results:
+    if "training" in results:
         README.write_text(between_marks(README.read_text(), {"summary": summarise(results)}))
-    if results["about"]["train"] != "01":
-        made = {f"{name} of {results['about']['train']}": text for name, text in made.items()}
-    text = PAGE.read_text()
-    here = {name: one for name, one in made.items() if f"<!-- table: {name} -->" in text}
-    PAGE.write_text(between_marks(text, here))
-    print(f"filled {', '.join(here)} of {PAGE}")
+    PAGE.write_text(between_marks(PAGE.read_text(), made))
+    print(f"filled {', '.join(made)} of {PAGE}")
 
 
 if __name__ == "__main__":

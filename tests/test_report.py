@@ -11,7 +11,7 @@ import jinja2
 import pytest
 from PIL import Image
 
-from benchmarks.studies import render_page
+from benchmarks.studies import SECTIONS, render_page
 from benchmarks.tables import TABLES, table
 from bvdm_data.evaluation import experiment
 from bvdm_data.evaluation.realism import CURVE, SCALAR
@@ -128,8 +128,10 @@ def test_page_and_json_hold_the_results(page, results):
     assert f"data:image/png;base64,{base64.b64encode(picture).decode()}" in page.values("src")
     assert f"Scenes {WILD}" in page.values("alt")
     keys = "model", "model_digest", "method", "made"
-    fixed = "Train 01", "Test 02", "seeds 5", "clips not set", "torch 2.15.0", "load 0.7"
-    for text in (*(results["about"][key] for key in keys), *fixed):
+    about = results["about"]
+    fixed = "Train 01", "Test 02", f"seeds {about['budget']['seeds']}", "clips not set"
+    told = f"torch {about['versions']['torch']}", f"load {about['machine']['load']}"
+    for text in (*(about[key] for key in keys), *fixed, *told):
         assert text in page.words
     text = page.path.with_name("report.json").read_text(encoding="utf-8")
     assert json.loads(text, parse_constant=pytest.fail) == results
@@ -157,7 +159,8 @@ def test_page_shows_every_figure(page, results):
             check_shown(page, [video[name] for name in ("median", "low", "high")], "{:.4g}")
     assert re.findall(r"\b(?:FID|FVD)\b", page.words) == []
     assert "KID-Lite0 x 1000" in page.words
-    assert "Settings: steps 400, batch 4" in page.words
+    settings = training["settings"]
+    assert f"Settings: steps {settings['steps']}, batch {settings['batch']}" in page.words
 
 
 def test_differences_within_noise_are_marked(results, tmp_path):
@@ -277,13 +280,19 @@ def test_largest_gaps_are_sorted_by_ratio(page, results):
     assert sorted(names, key=gaps.index) == names
 
 
-def test_studies_page_shows_every_table(tmp_path):
-    results, path = json.loads(REPORT.read_text()), tmp_path / "index.html"
-    path.write_text(render_page(results, {}), encoding="utf-8")
+def test_studies_page_shows_every_table(tmp_path, results):
+    training, path = results["training"], tmp_path / "index.html"
+    looks = {"kid": 3.5, "kid_error": 0.5, "agreement": 0.875, "correlation": [0.9, 0.8]}
+    alone = training | {"rows": training["rows"][:1], "seconds_per_clip": 0.125} | looks
+    studies = {
+        "scarcity": {"4": training},
+        "ablation": {"frozen texture": alone},
+        "reuse": {"fresh nuclei": alone},
+    }
+    path.write_text(render_page(results | studies, {}), encoding="utf-8")
     page = Page(path)
-    assert page.ids[-4:] == ["scarcity", "steps", "ablation", "reuse"]
-    for name in page.ids[-4:]:
-        for row, part in results[name].items():
-            assert row in page.words
-            trials = [trial[one] for trial in part["trials"] for one in FIGURES]
-            check_shown(page, trials, "{:.4f}")
+    assert page.ids[-3:] == list(studies)
+    for name, study in studies.items():
+        for row, part in study.items():
+            assert row in page.words.rsplit(SECTIONS[name][0], 1)[1]
+            check_shown(page, [row["mean"]["seg"] for row in part["rows"]], "{:.4f}")
