@@ -10,7 +10,7 @@ from bvdm_data.adapters.common import (
     find_ancestors,
     get_tensor,
     list_tracks,
-    rank_ids,
+    number_ids,
 )
 from bvdm_data.clip import Clip, association, measure_boxes
 from bvdm_data.files import open_atomic_folder
@@ -97,7 +97,7 @@ def _graph(
 ) -> tuple[dict[str, npt.NDArray[np.generic]], npt.NDArray[np.uint64]]:
     """Return the properties of the nodes, ordered by track and frame, and the edges [e, 2]."""
     masks, names = get_tensor(clip, "masks").numpy(), np.sort(table[:, 0])
-    _, centroids = measure_boxes(rank_ids(masks, names), len(table))
+    _, centroids = measure_boxes(number_ids(masks, names), len(table))
     places = [
         (identity, time)
         for identity, first, last, _ in table.tolist()
