@@ -198,6 +198,19 @@ def test_quotas_resume_on_other_ranks():
     assert sorted(seen) == sorted(whole)
 
 
+def test_quotas_hold_where_ranks_die():
+    whole, seen, state = load(by_quotas(length=60)), [], None
+    for ranks, steps in ((3, 2), (1, 2), (2, 1)):
+        for rank in range(ranks):
+            mix = by_quotas(length=60, shard=(rank, ranks))
+            if state is not None:
+                mix.load_state_dict(state)
+            seen += load(mix)[:steps]
+        state = mix.state_dict(consumed=6 * steps)
+    assert sorted(seen) == sorted(whole)
+    assert len(whole) == 10
+
+
 @pytest.mark.parametrize(
     ("kind", "workers"), [("quotas", 2), ("weights", 0), ("schedule", 2), ("drop", 2)]
 )

@@ -340,6 +340,20 @@ def test_flow_is_0_where_cells_disappear(with_textures):
     assert not flow[0][:, ~own].any()
 
 
+@pytest.mark.parametrize("with_textures", [False, True])
+def test_flow_is_exact_under_occlusion(with_textures):
+    dim = path(1, [(35, 30), (35, 42)], 10.0, brightness=0.2)
+    bright = path(2, [(35, 55), (35, 53)], 10.0, brightness=0.5)
+    flow, seen = move([dim, bright], 2, SIZE, make_still(2, 2) if with_textures else None)
+    for row, way in ((1, 12), (2, -2)):
+        y, x = np.nonzero(seen[0] == row)
+        np.testing.assert_allclose(flow[0][:, y, x].T, [[0, way]] * len(y), atol=1e-3)
+    # Pixels of the dim one end under the bright one; that is where they are.
+    y, x = np.nonzero(seen[0] == 1)
+    assert (seen[1][y, x + 12] == 2).sum() > 20
+    assert not flow[0][:, seen[0] == 0].any()
+
+
 def test_texture_flow_turns_with_the_cell():
     cells = [path(1, [(20, 30)] * 2, turns=math.pi / 2), path(2, [(50, 60)] * 2, turns=math.pi / 2)]
     flow = make_still(2, 2)

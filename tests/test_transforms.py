@@ -531,15 +531,6 @@ def test_ids_that_torchvision_merges_are_refused(full):
     assert not torch.isin(F.rotate(ones, 45), torch.tensor([2**24 + 1, 2**24 + 3])).any()
 
 
-def test_kornia_freezes_noise_over_frames():
-    film = torch.full((1, 4, 1, 8, 8), 0.5)
-    for kept, is_frozen in (({}, True), ({"same_on_frame": False}, False)):
-        noise = augmentation.RandomGaussianNoise(std=0.1, p=1.0)
-        noisy = augmentation.VideoSequential(noise, data_format="BTCHW", **kept)(film)
-        assert torch.equal(noisy[:, 0], noisy[:, 1]) == is_frozen
-        assert not torch.equal(noisy, film)
-
-
 @pytest.mark.parametrize(
     ("transform", "words"),
     [
