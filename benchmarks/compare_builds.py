@@ -19,7 +19,7 @@ SETTINGS = {
     "fresh": "",
     "fresh, all annotations": "annotations=ANNOTATIONS",
     "fresh, all annotations, 14 nuclei": "annotations=ANNOTATIONS, nuclei=14",
-    "fresh, all annotations, 512 x 512": "annotations=ANNOTATIONS, size=512",
+    "fresh, all annotations, 512 x 512": "annotations=ANNOTATIONS, size=512, max_cells=256",
     "fresh, all annotations, 700 x 1100, 94 nuclei": (
         "annotations=ANNOTATIONS, size=(700, 1100), nuclei=94"
     ),

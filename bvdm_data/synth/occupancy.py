@@ -86,6 +86,8 @@ def list_covered_pixels(founder: InitialCell, size: tuple[int, int]) -> Pixels:
     reach = math.ceil(radii.max())
     y, x = (np.floor(founder.centre) + np.arange(-reach, reach + 1)[:, None]).T
     y, x = y[(y >= 0) & (y < size[0])], x[(x >= 0) & (x < size[1])]
+    if not (len(y) and len(x)):
+        return np.zeros(0, np.int64)
     dy, dx = np.meshgrid(y - founder.centre[0], x - founder.centre[1], indexing="ij")
     outline = interpolate_outline(radii, np.arctan2(dx, dy) - founder.angle)
     inside = np.hypot(dy, dx) <= outline
