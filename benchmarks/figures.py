@@ -143,9 +143,9 @@ def draw_time(generator: Model, portraits: SimpleNamespace) -> None:
         )  # fmt: skip
         made = np.zeros_like(portraits.light[rows])
         for group in groups:
-            rim = (made.shape[-1] - group.light.shape[-1]) // 2
-            inner = slice(rim, made.shape[-1] - rim)
-            made[group.frames.numpy(), inner, inner] = group.light.numpy()
+            rims = [(made.shape[-1] - side) // 2 for side in group.light.shape[-2:]]
+            rows_in, columns_in = (slice(rim, made.shape[-1] - rim) for rim in rims)
+            made[group.frames.numpy(), rows_in, columns_in] = group.light.numpy()
         sheets.append(relative(made, brightness))
         titles += [f"real nucleus {number + 1}", "its outlines, rendered"]
     write_image_grid(

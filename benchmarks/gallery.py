@@ -46,8 +46,8 @@ ROWS = (
         "blur",
         seed=8,
     ),
-    Row("haze", "Blurred light without a label, out of focus.", (0, 0.5, 1), "haze", seed=9),
-    Row("debris", "Bright specks without a label.", (0, 0.5, 1), "debris", seed=15),
+    Row("haze", "Blurred light without a label, out of focus.", (0, 0.5, 1), "haze", seed=19),
+    Row("debris", "Bright specks without a label.", (0, 0.5, 1), "debris", seed=18),
     Row(
         "method",
         "`fast` draws textures with one step of a network, `paper` as published, `procedural` "

@@ -1,21 +1,11 @@
 """Tables of docs/performance.md from docs/performance.json; ``python -m benchmarks.speed``."""
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from benchmarks.tables import PAGE, between_marks, number, table
+from benchmarks.tables import between_marks, table
 
 Results = Mapping[str, Any]
-
-JUDGED = PAGE.parent / "evaluation" / "report.json"
-
-STREAMS = {
-    "fresh": "fresh nuclei",
-    "pool": "pool, 1 pair renewed a clip",
-    "pool, renew=0.1": "pool, 0.1 pairs renewed a clip",
-}
-"""Names in the study ``reuse`` of the evaluation report."""
 
 
 def share(value: float) -> str:
@@ -94,22 +84,9 @@ def presets(results: Results) -> str:
              for name, one in found.items()}  # fmt: skip
     if (paper := results.get("paper")) is not None:
         rates["paper"] = [rate(paper["paper"]["clips_per_second"]), *["-"] * (len(videos) - 1)]
-    judged = json.loads(JUDGED.read_text())
-    rows = [[name, *one, *_quality(name, judged)] for name, one in rates.items()]
+    rows = [[name, *one] for name, one in rates.items()]
     heads = [f"density of {video}" for video in videos]
-    return table(["clips a second", *heads, "SEG", "KID-Lite0 x 1000"], rows)
-
-
-def _quality(name: str, judged: Results) -> list[str]:
-    """Return SEG of networks trained on a preset, and the feature distance of its nuclei."""
-    stream = judged["reuse"].get(STREAMS.get(name, ""))
-    rows = stream["rows"] if stream else judged["training"]["rows"]
-    arm = STREAMS.get(name, name)
-    seg = next((number(row["mean"]["seg"]) for row in rows if row["arm"] == arm), "-")
-    looks = {"fresh": "synthetic"}.get(name, name)
-    crops = judged["distance"]["crops"]
-    kid = next((f"{one['kernel'][0]:.0f}" for one in crops if one["name"] == looks), "-")
-    return [seg, kid]
+    return table(["clips a second", *heads], rows)
 
 
 def training(results: Results) -> str:

@@ -1,4 +1,4 @@
-"""What the four long studies share: arguments, training, and the report that they add to.
+"""What the three long studies share: arguments, training, and the report that they add to.
 
 Each study adds a part to a ``report.json`` of ``bvdm-data evaluate``. Run
 ``python -m benchmarks.studies docs/evaluation/report.json`` to render the page beside it anew, the
@@ -46,12 +46,6 @@ SECTIONS = {
         "Scarcity curve",
         "Only the first frames of the training video are used, for fitting the model and for "
         "training alike; the test stays the same.",
-    ),
-    "steps": (
-        "Diffusion steps",
-        "Each row: networks trained on a few clips that were made with that number of diffusion "
-        "steps at the first frame of a nucleus and at the later ones. Compare rows with each "
-        "other; the paper's figures come from more clips, another segmenter and other test frames.",
     ),
     "ablation": (
         "Ablation",

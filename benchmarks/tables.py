@@ -24,18 +24,6 @@ PAPER = {
 }
 """SEG and TRA of the paper's table 1."""
 
-PAPER_STEPS = {
-    "100/10": (0.822, 0.967),
-    "200/10": (0.829, 0.979),
-    "400/10": (0.815, 0.960),
-    "600/10": (0.786, 0.947),
-    "200/0": (0.820, 0.972),
-    "200/30": (0.827, 0.970),
-    "200/50": (0.821, 0.965),
-    "200/200": (0.813, 0.941),
-}
-"""SEG and TRA by first and later diffusion steps (paper, tables 2a and 2b)."""
-
 PAGE = Path(__file__).parents[1] / "docs" / "evaluation.md"
 README = Path(__file__).parents[1] / "README.md"
 
@@ -145,26 +133,6 @@ def scarcity(results: Results) -> Table:
     return ["SEG, trained on the first frames:", *columns], rows
 
 
-def steps(results: Results) -> Table:
-    rows = []
-    for name, one in results["steps"].items():
-        (figures,) = one["rows"]
-        seg, tra = PAPER_STEPS[name]
-        rows.append(
-            [
-                name,
-                *(number(figures["mean"][figure]) for figure in ("seg", "det", "tra")),
-                f"{one['kid']:.0f} ± {one['kid_error']:.0f}",
-                number(one["agreement"]),
-                *(number(value) for value in one["correlation"]),
-                f"{one['seconds_per_clip']:.1f}",
-                f"{number(seg)} / {number(tra)}",
-            ]
-        )
-    head = "T_f=0 / T_f>0, SEG, DET, TRA, KID-Lite0 x 1000, label agreement, texture after 1"
-    return [*head.split(", "), "after 2 frames", "s a clip", "paper: SEG / TRA"], rows
-
-
 def ablation(results: Results) -> Table:
     rows = []
     for name, one in results["ablation"].items():
@@ -269,7 +237,6 @@ TABLES = {
     "training": training,
     "transfer": transfer,
     "scarcity": scarcity,
-    "steps": steps,
     "ablation": ablation,
     "reuse": reuse,
     "linking": linking,

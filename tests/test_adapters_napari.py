@@ -14,6 +14,7 @@ from bvdm_data.datasets.ctc_videos import CTCVideos
 from bvdm_data.datasets.export import export
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.datasets.tiff import write_image
+from bvdm_data.weights import load
 from tests.helpers.clips import SPARSE, make_sparse_clip, run_snippet
 
 MANIFEST = Path(adapter.__file__).with_name("napari.yaml")
@@ -163,6 +164,19 @@ def test_napari_sample_is_shipped_clip(monkeypatch):
     assert len(tracks[0]) > 3
 
 
+def test_napari_sliders_are_arguments():
+    asked = {"variation": 0, "density": 0.5, "frames": 3, "size": 96, "seed": 7, "minutes": 60}
+    video, masks, _ = adapter.make_layers(**asked)
+    density = float(load().motion.density.mean())
+    nuclei = round(0.5 * density * 96**2)
+    clip = SyntheticHeLaVideos(
+        frames=3, size=96, seed=7, nuclei=nuclei, variation=0, minutes=60
+    ).clip(0)
+    assert (video[0] == clip["video"][:, 0].numpy()).all()
+    assert (masks[0] == clip["masks"].numpy()).all()
+    assert video[1]["name"] == "seed 7 video"
+
+
 def test_consumers_snippet_runs(capsys):
     run_snippet("Looking:")
     lines = capsys.readouterr().out.splitlines()
@@ -179,7 +193,7 @@ def test_napari_manifest_is_registered():
     for _, value in lines:
         module, _, function = value.strip().partition(":")
         assert callable(getattr(importlib.import_module(module), function))
-    assert len(lines) == 2
+    assert len(lines) == 3
 
 
 def test_napari_names_its_missing_extra(clip, monkeypatch):
@@ -202,6 +216,7 @@ def test_napari_validates_the_manifest():
     manifest.validate_imports()
     assert manifest.contributions.sample_data[0].key == "clip"
     assert manifest.contributions.readers[0].accepts_directories
+    assert manifest.contributions.widgets[0].display_name == "Make clips"
 
 
 @pytest.fixture
@@ -233,3 +248,26 @@ def test_napari_opens_folder_and_sample(tiny_ctc, viewer, monkeypatch):
     monkeypatch.setattr(adapter, "SAMPLE_FRAMES", 2)
     made = viewer.open_sample("bvdm-data", "clip")
     assert [type(layer).__name__ for layer in made] == ["Image", "Labels", "Tracks"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_napari_widget_makes_clips(monkeypatch):
+    npe2 = pytest.importorskip("npe2", reason="the extra napari is not installed")
+    pytest.importorskip("qtpy.QtWidgets", reason="Qt is not installed", exc_type=ImportError)
+    monkeypatch.setenv("QT_QPA_PLATFORM", "offscreen")
+    npe2.PluginManager.instance().discover()
+    (about,) = npe2.PluginManager.instance().get_manifest("bvdm-data").contributions.widgets
+    widget = about.get_callable()()
+    kinds = {one.name: type(one).__name__ for one in widget}
+    sliders = ["variation", "density", "frames", "size", "minutes"]
+    assert [kinds[name] for name in sliders] == ["FloatSlider"] * 2 + ["Slider"] * 3
+    assert kinds["seed"] == "SpinBox"
+    asked = {"density": 1.5, "frames": 3, "size": 96, "seed": 2, "minutes": 60}
+    for name, value in asked.items():
+        widget[name].value = value
+    made = []
+    widget.called.connect(made.extend)
+    widget.call_button.clicked.emit(True)
+    for (data, about, kind), (found, *rest) in zip(adapter.make_layers(**asked), made, strict=True):
+        np.testing.assert_array_equal(found, data)
+        assert rest == [about, kind]

@@ -182,7 +182,7 @@ def test_frame_lists_own_their_memory(tiny_model):
 
 def test_frame_lists_leave_out_sparse_frames():
     masks = torch.zeros(4, 6, 6, dtype=torch.int32)
-    masks[1, 0], masks[2, 0], masks[2, 3], masks[3] = 1, 1, 70000, 2
+    masks[1, 0], masks[2, 0], masks[2, 3], masks[3] = 1, 1, 7000, 2
     clip = {"video": torch.rand(4, 1, 6, 6), "masks": masks}
     for fewest, kept in ((0, [0, 1, 2, 3]), (1, [1, 2, 3]), (2, [2])):
         images, labels = frame_lists([clip], at_least=fewest)
@@ -192,6 +192,84 @@ def test_frame_lists_leave_out_sparse_frames():
         frame_lists([clip], at_least=3)
     with pytest.raises(ValueError, match="at_least must be 0 or more, got -1"):
         frame_lists([clip], at_least=-1)
+
+
+class Few:
+    """A data set of one clip."""
+
+    length = 1
+
+    def __init__(self, video, masks):
+        self.made = {"video": video, "masks": masks}
+
+    def clip(self, index):
+        return self.made
+
+
+def touching_pair():
+    """Return ids that are 0 and equal where they are cut to 16 bits."""
+    masks = torch.zeros(2, 32, 32, dtype=torch.int32)
+    masks[0, 4:12, 4:12], masks[0, 20:28, 4:12], masks[0, 20:28, 12:20] = 65536, 1, 65537
+    masks[1, 4:12] = 65537
+    return masks
+
+
+def test_large_ids_stay_apart_in_stardist():
+    masks = touching_pair()
+    apart = masks.clone()
+    apart[masks == 65536], apart[masks == 65537] = 2, 3
+    videos = Few(torch.rand(2, 1, 32, 32), masks)
+    for labels in (frame_lists([videos.clip(0)])[1], frame_sequences(videos)[1]):
+        for found, known in zip(labels, apart.numpy(), strict=True):
+            assert np.array_equal(found, known)
+            np.testing.assert_array_equal(star_dist(found, 8), star_dist(known, 8))
+    assert not np.array_equal(star_dist(masks[0].numpy(), 8), star_dist(apart[0].numpy(), 8))
+
+
+def test_dim_frames_stay_apart_in_cellpose():
+    draws = torch.Generator().manual_seed(0)
+    dim = 0.07 + 9e-4 * torch.rand(2, 1, 32, 32, generator=draws)
+    dim[1] = 0.07
+    images, _ = frame_lists([{"video": dim, "masks": touching_pair()}])
+    bright, _ = frame_lists([{"video": 10 * dim, "masks": touching_pair()}])
+    assert np.ptp(images[0]) == pytest.approx(1)
+    assert images[0].dtype == np.float32
+    assert np.array_equal(images[1], dim[1, 0])  # shows nothing
+    assert np.array_equal(bright[0], 10 * dim[0, 0])
+    normalise = pytest.importorskip(
+        "cellpose.transforms", reason="needs the extra cellpose"
+    ).normalize99
+    assert not normalise(dim[0, 0].numpy()).any()
+    np.testing.assert_allclose(normalise(images[0]), normalise(bright[0]), atol=1e-3)
+
+
+def test_cellpose_changes_only_its_own_labels():
+    dynamics = pytest.importorskip("cellpose.dynamics", reason="needs the extra cellpose")
+    data = Few(torch.rand(2, 1, 32, 32), touching_pair() % 65000)
+    before = data.made["masks"].clone()
+    for labels in (frame_lists([data.clip(0)])[1], frame_sequences(data)[1]):
+        dynamics.labels_to_flows([labels[0]])
+        assert torch.equal(data.made["masks"], before)
+    assert np.array_equal(labels[0], before[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_ids_of_float_masks_are_whole(dtype):
+    most = min(int(2 / torch.finfo(dtype).eps), 2**31) - 1
+    clip = {"video": torch.rand(1, 1, 8, 8), "masks": torch.full((1, 8, 8), most, dtype=dtype)}
+    assert set(frame_lists([clip])[1][0].ravel()) == {1 if most > 65535 else most}
+    for wrong in (clip["masks"] + 1, clip["masks"] * 0 + 0.5):
+        with pytest.raises(ValueError, match=f"must hold whole ids up to {most}, got up to .*int3"):
+            frame_lists([{**clip, "masks": wrong}])
+
+
+def test_ids_beyond_int32_are_refused():
+    clip = {"video": torch.rand(1, 1, 8, 8)}
+    for dtype in (torch.uint16, torch.uint32, torch.int64):
+        frame_lists([{**clip, "masks": torch.ones(1, 8, 8).to(dtype)}])
+    for dtype in (torch.uint32, torch.int64):
+        with pytest.raises(ValueError, match="up to 2147483647, got up to 2147483648; give"):
+            frame_lists([{**clip, "masks": torch.full((1, 8, 8), 2**31, dtype=dtype)}])
 
 
 class Counted(SyntheticHeLaVideos):

@@ -154,7 +154,7 @@ def test_windows_and_pairs_of_sparse_clips(kind, shift):
 
 @pytest.mark.parametrize("kind", SPARSE)
 def test_ctc_folders_of_sparse_clips(kind, tmp_path):
-    clip = make_sparse_clip(kind, shift=65530)
+    clip = make_sparse_clip(kind, shift=32760)
     write_ctc(clip, tmp_path, name="01", scale=SCALE)
     again = read_sequence(tmp_path, "01")
     assert again.tracks.tolist() == [row for row in clip["tracks"].tolist() if row[0]]
@@ -162,6 +162,39 @@ def test_ctc_folders_of_sparse_clips(kind, tmp_path):
         np.testing.assert_array_equal(again.masks(number), clip["masks"][number])
     with pytest.raises(ValueError, match="clip must have at least 2 frames, got 1; give frames=2"):
         flow_pairs({key: value[:1] for key, value in clip.items() if value.ndim})
+
+
+def score_against_itself(clip, folder):
+    """Return SEG and TRA of the truth of a clip against its copy."""
+    write_ctc(clip, folder, name="01", scale=SCALE)
+    result = shutil.copytree(folder / "01_GT/TRA", folder / "01_RES")
+    (result / "man_track.txt").rename(result / "res_track.txt")
+    found = evaluate_sequence(str(result), str(folder / "01_GT"), ["SEG", "TRA"], threads=1)
+    return found["SEG"], found["TRA"]
+
+
+@pytest.mark.parametrize("largest", [32767, 32768, 65535, 70000])
+def test_large_ids_score_in_ctcmetrics(largest, tmp_path):
+    small = make_family()
+    shift = largest - int(small["masks"].max())
+    table = small["tracks"] + shift * torch.tensor([1, 0, 0, 1]) * (small["tracks"] > 0)
+    masks = small["masks"] + shift * (small["masks"] > 0)
+    clip = {**small, "masks": masks, "tracks": table.int()}
+    assert score_against_itself(clip, tmp_path) == (1, 1)
+    again, written = read_sequence(tmp_path, "01"), small if largest > 32767 else clip
+    assert again.tracks.tolist() == [row for row in written["tracks"].tolist() if row[0]]
+    assert np.array_equal(again.masks(2), written["masks"][2])
+
+
+def test_full_frames_score_in_ctcmetrics(tmp_path):
+    masks = np.full((3, 8, 8), 2)
+    masks[:, :4], masks[2, 7, 7] = 1, 0
+    clip = with_tracks(masks, np.array([[1, 0, 2, 0], [2, 0, 2, 0]]))
+    assert score_against_itself(clip, tmp_path) == (1, 1)
+    again = read_sequence(tmp_path, "01")
+    for frame, mask in enumerate(clip["masks"].numpy()):
+        changed = np.argwhere(again.masks(frame) != mask).tolist()
+        assert changed == ([] if frame == 2 else [[0, 0]])
 
 
 def make_family():

@@ -222,6 +222,16 @@ def test_export_command_writes_and_resumes(run, tiny_model, tmp_path):
     assert json.loads((tmp_path / MANIFEST).read_text())["method"] == repr(FastSettings())
 
 
+def test_export_command_writes_yolo(run, tiny_model, tmp_path):
+    command = ["export", tmp_path / "a", "--model", tiny_model, "--frames", 2, "--size", "48x64"]
+    command += ["--nuclei", 3, "--quiet", "--format", "yolo"]
+    code, _, err = run(*command, "--sequences", 1)
+    assert (code, "--sequences must be at least 2 with --format yolo, got 1" in err) == (2, True)
+    assert f"wrote {tmp_path / 'a' / 'data.yaml'}" in run_well(run, *command, "--sequences", 3)
+    assert len(list((tmp_path / "a/labels/val").iterdir())) == 2
+    assert len(list((tmp_path / "a/labels/train").iterdir())) == 4
+
+
 def test_fetch_hands_its_arguments_on(run, monkeypatch, tmp_path):
     seen = []
 
@@ -446,7 +456,7 @@ def test_evaluate_command_refuses_impossible_options(run, tmp_path):
         ("--arm gan", "arms must be out of real"),
         ("--seeds 0", "seeds must be at least 1, got 0"),
         ("--steps 0", "steps must be at least 1, got 0"),
-        ("--part steps", "python -m benchmarks.study_steps"),
+        ("--part reuse", "python -m benchmarks.study_pool"),
         ("--also 03", "--also must be ROOT:SEQUENCE, like MyCells:01, got '03'"),
         ("--full 4", "give both --offset and --full"),
         ("--method procedural --first-steps 4", "is for --method paper, got --method"),

@@ -1,3 +1,4 @@
+import math
 import sys
 import warnings
 
@@ -130,6 +131,19 @@ def test_frechet_of_known_gaussians():
     assert compute_frechet_distance(a, b) == pytest.approx(9 + 1 + 2.25, rel=0.01)
     a = gaussian(0, 30, [1.0] * 50, [1.0] * 50)
     assert compute_frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("count", [3, 12])
+def test_frechet_bias_is_that_of_gaussians(count):
+    # One axis: twice the variance of a mean, and twice that of a standard deviation, c4 its mean.
+    c4 = math.sqrt(2 / (count - 1)) * math.gamma(count / 2) / math.gamma((count - 1) / 2)
+    sets = [gaussian(seed, count, [0.0], [1.0]) for seed in range(800)]
+    pairs = list(zip(sets[::2], sets[1::2], strict=True))
+    frechet = np.array([compute_frechet_distance(a, b) for a, b in pairs])
+    kernel = np.array([compute_kernel_distance(a, b).value for a, b in pairs])
+    for found, bias in ((frechet, 2 / count + 2 * (1 - c4**2)), (kernel, 0)):
+        assert found.mean() == pytest.approx(bias, abs=3 * found.std() / 20)
+    assert frechet.mean() > 10 * frechet.std() / 20  # far from the true distance, 0
 
 
 def test_kernel_distance_matches_double_loop():

@@ -128,7 +128,7 @@ def test_flow_follows_the_light(monkeypatch, method):
             ends = np.stack([y + dy, x + dx])[:, core]
             if core.sum() < 60 or not dy[core].any() or ends.min() < 0 or ends.max() > 199:
                 continue
-            if (film.masks[frame + 1][*ends.round().astype(int)] != identity).any():
+            if (film.masks[frame + 1][tuple(ends.round().astype(int))] != identity).any():
                 continue  # a brighter nucleus is in front
             here = seen["light"][frame][core]
             followed.append(np.corrcoef(there[core], here)[0, 1])

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import study_ablation, study_pool, study_scarcity, study_steps
+from benchmarks import study_ablation, study_pool, study_scarcity
 from benchmarks.studies import make_parser, measure_variants, run_study
 from bvdm_data.evaluation.arms import Data
 from bvdm_data.evaluation.evaluate import Budget, Questions, Run
@@ -61,20 +61,11 @@ def test_pool_compares_streams(run):
     assert all(part["seconds_per_clip"] > 0 for part in results.values())
 
 
-def test_steps_follow_the_paper(run, monkeypatch):
-    monkeypatch.setattr(study_steps, "measure_variants", lambda run, variants: variants)
-    variants = study_steps.measure(run)
-    steps = [(data.method.first_steps, data.method.later_steps) for data in variants.values()]
-    first = [(100, 10), (200, 10), (400, 10), (600, 10)]
-    assert steps == [*first, (200, 0), (200, 30), (200, 50), (200, 200)]
-    assert {data.frames for data in variants.values()} == {4}
-
-
 def test_variants_are_trained_and_measured(run, monkeypatch):
     monkeypatch.setattr("benchmarks.studies.CROPS", 2)
     large = replace(run.data, size=(120, 120))  # so that a crop of 96 x 96 fits in
     variants = study_ablation.list_variants(large)
-    assert len({repr(data) for data in variants.values()}) == len(variants) == 8 + 10
+    assert len({repr(data) for data in variants.values()}) == len(variants) == 8 + 9
     assert variants["variation 1 without haze"].variation == {"haze": 0}
     chosen = {"procedural": variants["procedural"]}
     (part,) = measure_variants(run, chosen).values()

@@ -47,6 +47,20 @@ def test_track_ignores_label_values():
     assert track(masks[:1])[1].tolist() == [[1, 0, 0, 0], [2, 0, 0, 0], [3, 0, 0, 0]]
 
 
+def test_equal_costs_link_by_place():
+    # Left and right go up and down: all four steps are as long.
+    goes_up = set()
+    for names in ((1, 2, 1, 2), (1, 2, 2, 1), (2, 1, 1, 2), (9, 4, 7, 5)):
+        masks = np.zeros((2, 41, 41), np.int32)
+        places = (0, 20, 10), (0, 20, 30), (1, 10, 20), (1, 30, 20)
+        for name, (frame, y, x) in zip(names, places, strict=True):
+            masks[frame, y - 2 : y + 3, x - 2 : x + 3] = name
+        found, table = track(masks)
+        assert table[:, 1:].tolist() == [[0, 1, 0]] * 2
+        goes_up.add(found[0, 20, 10] == found[1, 10, 20])
+    assert len(goes_up) == 1
+
+
 def test_track_restarts_after_gaps():
     masks = np.zeros((4, 80, 80), np.int32)
     masks[0, 5:10, 5:10] = masks[1, 5:10, 5:10] = 1

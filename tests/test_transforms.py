@@ -519,6 +519,27 @@ def test_impossible_results_are_refused(full, function, words):
         apply_transform(full, function)
 
 
+def test_ids_that_torchvision_merges_are_refused(full):
+    turn, masks = GEOMETRIC["rotation by nearest pixels"], full["masks"]
+    clip = {key: full[key] for key in ("video", "index", "source")}
+    large, larger = (torch.where(masks > 0, masks + above, 0) for above in (69000, 2**24))
+    turned = apply_transform({**clip, "masks": large}, turn, seed=0)
+    assert len(turned["masks"].unique()) == len(masks.unique())
+    with pytest.raises(TransformError, match=r"ids must be at most 16777216, above which .*got 1"):
+        apply_transform({**clip, "masks": larger}, turn, seed=0)
+    ones = tv_tensors.Mask(torch.tensor([[[2**24 + 1, 2**24 + 3]]])).expand(1, 9, 2)
+    assert not torch.isin(F.rotate(ones, 45), torch.tensor([2**24 + 1, 2**24 + 3])).any()
+
+
+def test_kornia_freezes_noise_over_frames():
+    film = torch.full((1, 4, 1, 8, 8), 0.5)
+    for kept, is_frozen in (({}, True), ({"same_on_frame": False}, False)):
+        noise = augmentation.RandomGaussianNoise(std=0.1, p=1.0)
+        noisy = augmentation.VideoSequential(noise, data_format="BTCHW", **kept)(film)
+        assert torch.equal(noisy[:, 0], noisy[:, 1]) == is_frozen
+        assert not torch.equal(noisy, film)
+
+
 @pytest.mark.parametrize(
     ("transform", "words"),
     [

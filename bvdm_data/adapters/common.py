@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from bvdm_data.clip import ANNOTATIONS, CameraScale, Clip
+from bvdm_data.clip import ANNOTATIONS, CameraScale, Clip, association, measure_boxes
 from bvdm_data.datasets.sharding import DistributedContext, SampleSplit
 from bvdm_data.datasets.sources import MapStyle
 from bvdm_data.datasets.tracks import check_ids_match, check_track_table
@@ -58,6 +58,22 @@ def require_keys(clip: Clip, *keys: str) -> None:
                 f"clip must be one clip with {key} {form}, got {key} {list(clip[key].shape)}; "  # type: ignore[literal-required]
                 "take clips from the data set, or from the loader by collate_fn="
             )
+    if "masks" in clip and clip["masks"].dtype != torch.int32:
+        _check_id_type(clip["masks"])
+
+
+def _check_id_type(masks: Tensor) -> None:
+    """Refuse ids that are no whole numbers, or that their type or int32 cannot tell apart."""
+    if masks.is_complex():
+        raise ValueError("masks must hold whole ids, got complex numbers; give int32")
+    steps = 2 / torch.finfo(masks.dtype).eps if masks.is_floating_point() else 2**31
+    ids, most = masks.double(), min(int(steps), 2**31) - 1  # not all types have a maximum
+    largest = float(ids.max()) if ids.numel() else 0
+    if not largest <= most or bool((ids != ids.round()).any()):
+        raise ValueError(
+            f"masks of {masks.dtype} must hold whole ids up to {most}, got up to {largest:.10g}; "
+            "give masks as the data set made them, int32"
+        )
 
 
 def get_tensor(clip: Clip, key: str) -> Tensor:
@@ -114,6 +130,11 @@ def list_tracks(clip: Clip) -> npt.NDArray[np.int32]:
     return table
 
 
+def rank_ids(ids: npt.NDArray[Any], names: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+    """Number ids from 1 on as they follow each other in sorted names; 0 stays."""
+    return np.where(ids > 0, np.searchsorted(names, ids) + 1, 0).astype(np.int32)
+
+
 def count_clips(videos: Videos, clips: SupportsIndex | None, *, name: str = "clips") -> int:
     """Return how many clips of a data set are meant."""
     # An array has a method clip that limits its values.
@@ -159,6 +180,109 @@ def match_relatives(lines: Mapping[int, list[int]], ids: Tensor) -> Tensor:
         above = np.isin(kinds, lines[one])
         related[row, above] = related[above, row] = 1
     return torch.from_numpy(related[where][:, where])
+
+
+def build_graph(
+    clip: Clip, table: npt.NDArray[np.int32]
+) -> tuple[dict[str, npt.NDArray[np.generic]], npt.NDArray[np.uint64]]:
+    """Return the lineage as a graph: a node is a nucleus in a frame, ordered by track and frame.
+
+    Properties of the nodes, ``[n]`` each, and the edges ``[e, 2]``, numbers of nodes. Names are
+    those of :func:`write_geff`.
+    """
+    masks, names = get_tensor(clip, "masks").numpy(), np.sort(table[:, 0])
+    _, centroids = measure_boxes(rank_ids(masks, names), len(table))
+    places = [
+        (identity, time)
+        for identity, first, last, _ in table.tolist()
+        for time in range(first, last + 1)
+    ]
+    node = {place: number for number, place in enumerate(places)}
+    edges = [(node[one, t], node[other, t + 1]) for t, one, other in association(clip).tolist()]
+    last_frames = dict(table[:, [0, 2]].tolist())
+    edges += [
+        (node[parent, last_frames[parent]], node[identity, first])
+        for identity, first, _, parent in table.tolist()
+        if parent and last_frames[parent] < first - 1
+    ]
+    ids, times = np.array(places, np.int64).reshape(-1, 2).T
+    rows = np.searchsorted(names, ids)
+    lines, tracklets = find_ancestors(table), _name_tracklets(table)
+    nodes: dict[str, npt.NDArray[np.generic]] = {
+        "t": times,
+        "y": centroids[rows, times, 0],
+        "x": centroids[rows, times, 1],
+        "seg_id": ids,
+        "tracklet": np.array([tracklets[one] for one in ids.tolist()], np.int64),
+        "lineage": np.array([lines[one][-1] for one in ids.tolist()], np.int64),
+    }
+    if "stages" in clip:
+        row_of = {one: row for row, one in enumerate(get_tensor(clip, "tracks")[:, 0].tolist())}
+        of_node = [row_of[one] for one in ids.tolist()]
+        nodes["stage"] = get_tensor(clip, "stages").numpy()[of_node, times]
+    return nodes, np.array(edges, np.uint64).reshape(-1, 2)
+
+
+def _name_tracklets(table: npt.NDArray[np.int32]) -> dict[int, int]:
+    """Name tracklets after their first track; an only daughter goes on in her parent's."""
+    daughters = np.bincount(table[:, 3], minlength=int(table[:, 0].max(initial=0)) + 1)
+    names: dict[int, int] = {}
+    for identity, _, _, parent in sorted(table.tolist(), key=lambda row: row[1]):
+        names[identity] = names[parent] if parent and daughters[parent] == 1 else identity
+    return names
+
+
+_SIDES = (
+    ((-1, 0), (0, 0), (0, 1)),
+    ((0, 1), (0, 1), (1, 1)),
+    ((1, 0), (1, 1), (1, 0)),
+    ((0, -1), (1, 0), (0, 0)),
+)
+"""Of a pixel, clockwise: a neighbour, and from which to which corner the side between them leads;
+all as steps ``(y, x)``."""
+
+
+def trace_outlines(
+    mask: npt.NDArray[np.bool_], inset: float = 0.0
+) -> list[npt.NDArray[np.float64]]:
+    """Trace the closed outlines of a mask along the sides of its pixels, the largest first.
+
+    Corners ``[n, 2]`` as ``(x, y)`` from the corner of the image, so far within the mask. Holes
+    and pieces that touch in a corner have outlines of their own.
+    """
+    framed = np.pad(mask, 1)
+    sides: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for neighbour, (y0, x0), (y1, x1) in _SIDES:
+        outer = framed & ~np.roll(framed, [-step for step in neighbour], (0, 1))
+        for y, x in (np.argwhere(outer) - 1).tolist():
+            sides.setdefault((y + y0, x + x0), []).append((y + y1, x + x1))
+    outlines = []
+    while sides:
+        corner, ring, step = next(iter(sides)), [], (0, 0)
+        while corner in sides:
+            ring.append(corner)
+            (y, x), ends = corner, sides[corner]
+            right = y + step[1], x - step[0]
+            corner = ends.pop(ends.index(right) if right in ends else 0)
+            step = corner[0] - y, corner[1] - x
+            if not ends:
+                del sides[y, x]
+        outlines.append(_inset_ring(np.array(ring, float), inset))
+    return sorted(outlines, key=_measure_area, reverse=True)
+
+
+def _inset_ring(ring: npt.NDArray[np.float64], inset: float) -> npt.NDArray[np.float64]:
+    """Keep the corners ``(y, x)`` of a ring at which it turns; move them in, as ``(x, y)``."""
+    after = np.roll(ring, -1, 0) - ring
+    before = np.roll(after, 1, 0)
+    inward = (before + after)[:, ::-1] * [1, -1]  # to the right of the way
+    moved: npt.NDArray[np.float64] = (ring + inset * inward)[(before != after).any(1)]
+    return moved[:, ::-1]
+
+
+def _measure_area(outline: npt.NDArray[np.float64]) -> float:
+    x, y = outline.T
+    return abs(float(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1)))) / 2
 
 
 def check_positive(name: str, value: float | None) -> None:

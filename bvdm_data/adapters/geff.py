@@ -3,15 +3,9 @@
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from bvdm_data.adapters.common import (
-    check_positive,
-    find_ancestors,
-    get_tensor,
-    list_tracks,
-)
-from bvdm_data.clip import Clip, association, measure_boxes
+from bvdm_data.adapters.common import build_graph, check_positive, list_tracks
+from bvdm_data.clip import Clip
 from bvdm_data.files import open_atomic_folder
 from bvdm_data.system import require
 
@@ -55,7 +49,7 @@ def write_geff(
     core = require("geff.core_io", "lineage")
     spec = require("geff_spec", "lineage")
     table = list_tracks(clip)
-    nodes, edges = _graph(clip, table)
+    nodes, edges = build_graph(clip, table)
     space: dict[str, object] = {"type": "space", "unit": "pixel"}
     time: dict[str, object] = {"type": "time", "unit": "frame"}
     if pixel_size is not None:
@@ -89,50 +83,3 @@ def write_geff(
             edge_props={},
             metadata=metadata,
         )
-
-
-def _graph(
-    clip: Clip, table: npt.NDArray[np.int32]
-) -> tuple[dict[str, npt.NDArray[np.generic]], npt.NDArray[np.uint64]]:
-    """Return the properties of the nodes, ordered by track and frame, and the edges [e, 2]."""
-    masks, names = get_tensor(clip, "masks").numpy(), np.sort(table[:, 0])
-    rank = np.where(masks > 0, np.searchsorted(names, masks) + 1, 0)
-    _, centroids = measure_boxes(rank, len(table))
-    places = [
-        (identity, time)
-        for identity, first, last, _ in table.tolist()
-        for time in range(first, last + 1)
-    ]
-    node = {place: number for number, place in enumerate(places)}
-    edges = [(node[one, t], node[other, t + 1]) for t, one, other in association(clip).tolist()]
-    last_frames = dict(table[:, [0, 2]].tolist())
-    edges += [
-        (node[parent, last_frames[parent]], node[identity, first])
-        for identity, first, _, parent in table.tolist()
-        if parent and last_frames[parent] < first - 1
-    ]
-    ids, times = np.array(places, np.int64).reshape(-1, 2).T
-    rows = np.searchsorted(names, ids)
-    lines, tracklets = find_ancestors(table), _tracklets(table)
-    nodes: dict[str, npt.NDArray[np.generic]] = {
-        "t": times,
-        "y": centroids[rows, times, 0],
-        "x": centroids[rows, times, 1],
-        "seg_id": ids,
-        "tracklet": np.array([tracklets[one] for one in ids.tolist()], np.int64),
-        "lineage": np.array([lines[one][-1] for one in ids.tolist()], np.int64),
-    }
-    if "stages" in clip:
-        row_of = {one: row for row, one in enumerate(get_tensor(clip, "tracks")[:, 0].tolist())}
-        of_node = [row_of[one] for one in ids.tolist()]
-        nodes["stage"] = get_tensor(clip, "stages").numpy()[of_node, times]
-    return nodes, np.array(edges, np.uint64).reshape(-1, 2)
-
-
-def _tracklets(table: npt.NDArray[np.int32]) -> dict[int, int]:
-    """Name tracklets after their first track; an only daughter goes on in her parent's."""
-    daughters = np.bincount(table[:, 3], minlength=int(table[:, 0].max(initial=0)) + 1)
-    names: dict[int, int] = {}
-    for identity, _, _, parent in sorted(table.tolist(), key=lambda row: row[1]):
-        names[identity] = names[parent] if parent and daughters[parent] == 1 else identity
-    return names

@@ -1,11 +1,11 @@
 """napari: clips and videos of the Cell Tracking Challenge as layers, with their lineage.
 
-``napari.yaml`` tells napari of the reader and of the sample.
+``napari.yaml`` tells napari of the reader, of the sample and of the widget.
 """
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from bvdm_data.datasets.ctc import CTCSequence, read_sequence
 from bvdm_data.datasets.ctc_files import has_frames
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.system import require
+from bvdm_data.weights import load
 
 if TYPE_CHECKING:
     import napari
@@ -26,6 +27,13 @@ Layer = tuple[npt.NDArray[Any], dict[str, Any], str]
 
 SAMPLE_FRAMES, SAMPLE_SIZE = 24, 256
 """Length and side of the sample, px (our choice: long enough for divisions)."""
+
+_Share = Annotated[float, {"widget_type": "FloatSlider", "min": 0, "max": 1, "step": 0.05}]
+_Density = Annotated[float, {"widget_type": "FloatSlider", "min": 0.1, "max": 2, "step": 0.1}]
+_Frames = Annotated[int, {"widget_type": "Slider", "min": 2, "max": 96}]
+_Size = Annotated[int, {"widget_type": "Slider", "min": 64, "max": 512, "step": 32}]
+_Seed = Annotated[int, {"widget_type": "SpinBox", "min": 0, "max": 2**31 - 1}]
+_Minutes = Annotated[int, {"widget_type": "Slider", "min": 30, "max": 240, "step": 30}]
 
 PERCENTILES = (0.5, 99.8)
 """The grey values of a video that are shown black and white."""
@@ -85,6 +93,38 @@ def sample() -> list[Layer]:
         The layers; see :func:`layers`.
     """
     return layers(SyntheticHeLaVideos(frames=SAMPLE_FRAMES, size=SAMPLE_SIZE).clip(0))
+
+
+def make_layers(
+    variation: _Share = 1.0,
+    density: _Density = 1.0,
+    frames: _Frames = SAMPLE_FRAMES,
+    size: _Size = SAMPLE_SIZE,
+    seed: _Seed = 0,
+    minutes: _Minutes = 30,
+) -> "list[napari.types.LayerDataTuple]":
+    """Make a clip of the shipped model; napari has it, with a slider each, under Plugins.
+
+    Args:
+        variation: How far the clip may leave the fitted video, from 0 to 1.
+        density: Nuclei in the first frame, in multiples of the fitted video's.
+        frames: Frames of the clip.
+        size: Height and width in pixels.
+        seed: Another seed, another clip.
+        minutes: Between two frames, a multiple of 30.
+
+    Returns:
+        The layers; see :func:`layers`. Their names say the seed: a clip of the same seed takes
+        the place of the one that is there.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+    nuclei = max(1, round(density * float(load().motion.density.mean()) * size**2))
+    videos = SyntheticHeLaVideos(
+        frames=frames, size=size, seed=seed, nuclei=nuclei, variation=variation, minutes=minutes
+    )
+    return layers(videos.clip(0), f"seed {seed}")
 
 
 def reader(path: str | list[str]) -> Callable[[str], list[Layer]] | None:

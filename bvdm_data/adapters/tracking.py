@@ -18,11 +18,12 @@ from bvdm_data.adapters.common import (
     get_tensor,
     list_tracks,
     match_relatives,
+    rank_ids,
 )
 from bvdm_data.clip import LARGEST_COUNT, CameraScale, Clip
 from bvdm_data.datasets.ctc import write_sequence
 from bvdm_data.datasets.detections import link_detections
-from bvdm_data.datasets.tiff import write_image
+from bvdm_data.datasets.tiff import leave_background, write_image
 from bvdm_data.files import write_through
 from bvdm_data.system import require
 from bvdm_data.validate import as_int
@@ -117,6 +118,9 @@ def write_ctc(clip: Clip, root: str | Path, *, name: str, scale: CameraScale) ->
     and :class:`CTCVideos`. See :func:`bvdm_data.datasets.ctc.write_sequence` for its files;
     ``bvdm-data export`` writes many whole videos and goes on where it was killed.
 
+    Ids above 32767, which py-ctcmetrics mixes up in files of 16 bits, are numbered anew 1, 2, ...;
+    in a frame without background one pixel of the largest nucleus becomes some.
+
     Args:
         clip: One clip with ``masks`` and ``tracks``.
         root: Folder of the data set; made if it is not there.
@@ -129,10 +133,11 @@ def write_ctc(clip: Clip, root: str | Path, *, name: str, scale: CameraScale) ->
         TypeError: If scale is no CameraScale.
         ValueError: If the name is wrong, or the clip has no masks or tracks, or they do not agree.
     """
-    counts = convert_to_counts(clip, scale)
-    write_sequence(
-        Path(root).expanduser(), name, counts, get_tensor(clip, "masks").numpy(), list_tracks(clip)
-    )
+    counts, table = convert_to_counts(clip, scale), list_tracks(clip)
+    masks, names = get_tensor(clip, "masks").numpy(), np.sort(table[:, 0])
+    if names.max(initial=0) > LARGEST_COUNT // 2:  # py-ctcmetrics adds ids of both sides
+        masks, table[:, [0, 3]] = rank_ids(masks, names), rank_ids(table[:, [0, 3]], names)
+    write_sequence(Path(root).expanduser(), name, counts, masks, table)
 
 
 def write_ctc_result(clip: Clip, root: str | Path, *, name: str) -> None:
@@ -167,7 +172,8 @@ def write_ctc_result(clip: Clip, root: str | Path, *, name: str) -> None:
         kind = np.uint16 if 2 * len(table) < LARGEST_COUNT else np.uint32
         digits = max(3, len(str(len(masks) - 1)))
         for number, mask in enumerate(masks):
-            write_image(staging / f"mask{number:0{digits}d}.tif", mask.astype(kind))
+            path = staging / f"mask{number:0{digits}d}.tif"
+            write_image(path, leave_background(mask.astype(kind)))
         np.savetxt(staging / "res_track.txt", table, fmt="%d")
         write_through(staging)
         staging.rename(folder)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from bvdm_data.clip import CameraScale
 from bvdm_data.datasets.ctc_files import LAYOUT, TABLE, find_frames, find_masks, list_numbered
-from bvdm_data.datasets.tiff import LazyTiff, read_image, write_image
+from bvdm_data.datasets.tiff import LazyTiff, leave_background, read_image, write_image
 from bvdm_data.datasets.tracks import (
     LARGEST_ID,
     check_ids_match,
@@ -63,7 +63,8 @@ def write_sequence(
         root: Folder of the data set; made if it is not there.
         name: Name of the video, two or more digits.
         video: Counts of the camera, ``[F, H, W]`` uint8 or uint16.
-        masks: Ids of ``tracks`` from 1 to 65535, 0 in the background, ``[F, H, W]``, any integers.
+        masks: Ids of ``tracks`` from 1 to 65535, 0 in the background, ``[F, H, W]``, any integers;
+            one pixel of the largest nucleus becomes background where there is none.
         tracks: Id, first frame, last frame and parent id (0: none), ``[n, 4]``, any integers; rows
             of zeros are left out, ``np.zeros((0, 4), int)`` for a video without nuclei.
 
@@ -140,6 +141,7 @@ def _write_files(raw: Path, truth: Path, video: _Ints, masks: _Ints, table: _Tab
         folder.mkdir(parents=True)
     digits = max(3, len(str(len(video) - 1)))
     for number, (frame, mask) in enumerate(zip(video, masks, strict=True)):
+        mask = leave_background(mask)
         write_image(raw / f"t{number:0{digits}d}.tif", frame)
         write_image(truth / "SEG" / f"man_seg{number:0{digits}d}.tif", mask)
         write_image(truth / "TRA" / f"man_track{number:0{digits}d}.tif", mask)

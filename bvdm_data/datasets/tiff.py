@@ -19,6 +19,7 @@ _DAMAGED = (ValueError, RuntimeError, TypeError, struct.error, LookupError, Arit
 _LARGEST_IMAGE = 2**29  # bytes, decoded: 16,384 x 16,384 pixels of 16 bits
 
 _Image = npt.NDArray[np.integer]
+_Counts = npt.NDArray[np.unsignedinteger]
 
 
 class _WrongImageError(ValueError):
@@ -125,9 +126,21 @@ class LazyTiff:
         piece[:] = pixels[0, : piece.shape[0], : piece.shape[1], 0]
 
 
-def write_image(path: Path, image: npt.NDArray[np.unsignedinteger]) -> None:
+def write_image(path: Path, image: _Counts) -> None:
     """Write an image as LZW-compressed TIFF."""
     tifffile.imwrite(path, image, compression="lzw", photometric="minisblack", metadata=None)
+
+
+def leave_background(labels: _Counts) -> _Counts:
+    """Return labels in which there is background: where none is, a pixel of the largest nucleus.
+
+    py-ctcmetrics takes the smallest label of a frame for the background.
+    """
+    if labels.min():
+        names, areas = np.unique(labels, return_counts=True)
+        labels = labels.copy()
+        labels.flat[int((labels == names[areas.argmax()]).argmax())] = 0
+    return labels
 
 
 def write_ome_image(
@@ -150,3 +163,18 @@ def write_ome_image(
     tifffile.imwrite(
         path, stack, ome=True, photometric="minisblack", compression="zlib", metadata=metadata
     )
+
+
+def write_imagej_stack(
+    path: Path,
+    stack: npt.NDArray[np.uint16],
+    *,
+    pixel_size: float | None,
+    minutes: float | None,
+) -> None:
+    """Write a video ``[F, H, W]`` as a hyperstack of ImageJ, which opens it without a plug-in."""
+    metadata: dict[str, object] = {"axes": "TYX"}
+    metadata |= {} if pixel_size is None else {"unit": "micron"}
+    metadata |= {} if minutes is None else {"finterval": float(minutes) * 60, "tunit": "sec"}
+    resolution = None if pixel_size is None else (1 / pixel_size, 1 / pixel_size)
+    tifffile.imwrite(path, stack, imagej=True, resolution=resolution, metadata=metadata)

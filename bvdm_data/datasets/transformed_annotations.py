@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional as transforms
 from bvdm_data.clip import ANNOTATIONS, Clip, annotate_masks, pad_rows, split_gaps
 from bvdm_data.datasets.moved_light import has_light_moved
 from bvdm_data.datasets.resized_masks import ResizedMasks, take_pixels
+from bvdm_data.datasets.tracks import LARGEST_ID
 
 AFFINE = 1e-3
 """How far a map may leave its best affine fit and still count as affine, px (our choice)."""
@@ -192,6 +193,11 @@ def add_probe_planes(clip: Clip) -> dict[str, Any]:
 
     Video and masks are copies, which a transform may change in place.
     """
+    if "masks" in clip and (top := int(clip["masks"].long().max())) > LARGEST_ID:
+        raise ValueError(  # masks go through float32
+            f"ids must be at most {LARGEST_ID}, above which torchvision merges nuclei, got {top}; "
+            "number the nuclei of a clip from 1"
+        )
     # Where there is no picture, torchvision takes the first plain tensor for one.
     if "video" in clip:
         sample: dict[str, Any] = {**clip, "video": tv_tensors.Video(clip["video"].clone())}

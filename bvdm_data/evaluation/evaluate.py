@@ -42,8 +42,7 @@ PARTS = ("distance", "realism", "training", "transfer", "linking")
 """Parts of the evaluation, the quickest first."""
 
 # Studies that take hours, by the modules of benchmarks in the repository that make them.
-STUDIES = {"scarcity": "study_scarcity", "steps": "study_steps"}
-STUDIES |= {"ablation": "study_ablation", "reuse": "study_pool"}
+STUDIES = {"scarcity": "study_scarcity", "ablation": "study_ablation", "reuse": "study_pool"}
 
 DEFAULT_ARMS = ("real", "copy-paste", "synthetic", "real+synthetic", "procedural")
 """Arms that are trained where no others are named."""

@@ -188,11 +188,11 @@ def make_environment(*folders: Path) -> jinja2.Environment:
     )
     environment.filters |= {"general": _format_general, "fixed": _format_fixed}
     environment.filters |= {"settings": _format_settings, "head": HEADS.__getitem__}
-    environment.filters["choose_figures"] = _choose_figures
+    environment.filters |= {"choose_figures": _choose_figures, "compute_limit": _compute_limit}
     known = {"FIGURES": FIGURES, "LINK_FIGURES": LINK_FIGURES, "PAPER_ARMS": PAPER_ARMS}
     known |= {"TRANSFER_FIGURES": TRANSFER_FIGURES}
     known |= {"CONTROLS": CONTROLS, "TILES": TILES, "VIDEOS": VIDEOS}
-    environment.globals |= known | {"compute_noise_share": _compute_noise_share}
+    environment.globals |= known
     return environment
 
 
@@ -273,9 +273,9 @@ def _choose_figures(rows: Sequence[Values]) -> list[str]:
     return [figure for figure in FIGURES if figure != hidden and all(figure in m for m in means)]
 
 
-def _compute_noise_share(seeds: int) -> float:
-    """Return how often noise alone exceeds two standard errors (Student's t)."""
-    return 2 * float(stats.t.sf(2, seeds - 1))
+def _compute_limit(seeds: int) -> float:
+    """Return how many standard errors noise alone exceeds in 5 % of cases (Student's t)."""
+    return float(stats.t.ppf(0.975, seeds - 1))
 
 
 def _plot_training(part: Values) -> list[Plot]:

@@ -54,8 +54,13 @@ def _link(labels: Labels, size: float = 1.0) -> tuple[Labels, list[Array], list[
         cutoff=(size * LINK_REACH) ** 2, splitting_cutoff=(size * SPLIT_REACH) ** 2,
         gap_closing_cutoff=False,
     )  # fmt: skip
-    links = laptrack.predict(centres).edges
-    edges = [((int(f), int(i) + 1), (int(g), int(j) + 1)) for (f, i), (g, j) in links]
+    # By place, as the order of the nuclei decides between links of equal cost.
+    orders = [np.lexsort(centre.T[::-1]) for centre in centres]
+    graph = laptrack.predict([c[order] for c, order in zip(centres, orders, strict=True)])
+    nodes = {
+        (f, i): (f, int(one) + 1) for f, order in enumerate(orders) for i, one in enumerate(order)
+    }
+    edges = [(nodes[source], nodes[target]) for source, target in graph.edges]
     return dense, centres, edges
 
 
