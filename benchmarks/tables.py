@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bvdm_data.evaluation.report import PAPER_ARMS, TILES
+from bvdm_data.evaluation.seg_tra import LINK_MEASURES
 
 Results = Mapping[str, Any]
 Table = tuple[list[str], list[list[str]]]
@@ -57,7 +58,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def spread(figures: Mapping[str, Any], figure: str, digits: int = 3) -> str:
-    values = (figures[key].get(figure) for key in ("mean", "spread"))
+    return join(*(figures[key].get(figure) for key in ("mean", "spread")), digits=digits)
+
+
+def join(*values: float | None, digits: int = 3) -> str:
+    """Return a mean and its spread, if there is one."""
     return " ± ".join(number(v, digits) for v in values if v is not None) or "-"
 
 
@@ -161,18 +166,15 @@ def reuse(results: Results) -> Table:
 
 
 def linking(results: Results) -> Table:
-    part = results["linking"]
-    figures = ("lnk", "bc", "tra")
-    rows = [["LapTrack, not trained", "-", *(number(part["laptrack"][f], 4) for f in figures)]]
-    for one in part["rows"]:
-        rows.append(
-            [
-                f"Trackastra on {one['arm']}",
-                str(one["seeds"]),
-                *(number(one[figure], 4) for figure in figures),
-            ]
-        )
-    return ["linker", "seeds", "LNK", "BC(1)", "TRA"], rows
+    rows = results["linking"]["rows"]
+    figures = [figure for figure in LINK_MEASURES if figure in rows[0]]
+    digits = {f: 0 if LINK_MEASURES[f].startswith("AOGM") else 4 for f in figures}
+    cells = [
+        [one["arm"], one["detections"], str(one["seeds"])]
+        + [join(one[f], one[f"{f}_spread"], digits=digits[f]) for f in figures]
+        for one in rows
+    ]
+    return ["linker", "detections", "seeds", *(LINK_MEASURES[f] for f in figures)], cells
 
 
 def distance(results: Results) -> Table:
@@ -217,20 +219,18 @@ def realism(results: Results) -> Table:
 
 def summarise(results: Results) -> str:
     """Return the README's table: a segmenter and a tracker, by what they were trained on."""
-    linkers = {one["arm"]: one for one in results.get("linking", {}).get("rows", [])}
-    # Linkers learn from clips of several frames, which pasted stills are not.
-    linkers["synthetic-stream"] = linkers.pop("synthetic", None) or linkers.get("synthetic-stream")
+    given = results.get("linking", {}).get("rows", [])
+    linkers = {one["arm"]: one for one in given if one["detections"] == "reference"}
     rows = []
     for one in results["training"]["rows"]:
         if one["arm"] in SUMMARY:
-            linker = linkers.get(one["arm"]) or {"lnk": None}
-            errors = [number(x) for x in (linker["lnk"], linker.get("lnk_spread")) if x is not None]
-            scores = [spread(one, figure) for figure in ("seg", "tra", "bc", "found_dim")]
-            rows.append(
-                [SUMMARY[one["arm"]], str(one["seeds"]), *scores, " ± ".join(errors) or "-"]
-            )
-    heads = "trained on, seeds, SEG, TRA, divisions, dim nuclei found, tracker: LNK"
-    return table(heads.split(", "), rows)
+            cells = [spread(one, figure) for figure in ("seg", "tra", "bc", "found_dim")]
+            # Linkers learn from clips of several frames, which pasted stills are not.
+            linker = linkers.get(f"Trackastra on {one['arm'].removesuffix('-stream')}", {})
+            cells += [join(linker.get("lnk"), linker.get("lnk_spread"))] * bool(linkers)
+            rows.append([SUMMARY[one["arm"]], str(one["seeds"]), *cells])
+    heads = ["trained on", "seeds", "SEG", "TRA", "divisions", "dim nuclei found"]
+    return table(heads + ["tracker: LNK"] * bool(linkers), rows)
 
 
 TABLES = {

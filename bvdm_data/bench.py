@@ -259,7 +259,8 @@ def _format_head(figures: Mapping[str, Any]) -> Iterator[str]:
     versions = ", ".join(f"{name} {version}" for name, version in figures["versions"].items())
     load = "" if machine["load"] is None else f", load {machine['load']}"
     yield (
-        f"{machine['processor']}, cores: {machine['cores']}, 1 thread a process{load}; {versions}"
+        f"{machine['processor']}, cores: {machine['cores']}, 1 thread a process{load}; loops over "
+        f"pixels: {machine['loops']}; {versions}"
     )
 
 

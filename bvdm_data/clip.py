@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from typing_extensions import NotRequired, TypedDict
 
+from bvdm_data.pixels import has_loops, run_loop
+
 PHASES = ("interphase", "prophase", "prometaphase", "metaphase", "anaphase", "telophase")
 """Names of the phases of the cell cycle, in the order of their codes."""
 
@@ -296,26 +298,34 @@ def measure_boxes(
     Boxes ``[count, F, 4]`` as ``(x1, y1, x2, y2)`` with exclusive far edges, and centroids
     ``[count, F, 2]`` as ``(y, x)``; NaN where a nucleus is not there.
     """
-    frames, _, width = masks.shape
-    boxes = np.full((count, frames, 4), np.nan, np.float32)
-    centroids = np.full((count, frames, 2), np.nan, np.float32)
-    for frame in range(frames):
-        flat = masks[frame].ravel()
-        where = np.flatnonzero(flat)
-        row = flat[where] - 1
-        y, x = where // width, where % width
-        area = np.bincount(row, minlength=count)
-        seen = area > 0
-        for axis, values in enumerate((y, x)):
-            low = np.full(count, np.iinfo(np.int64).max)
-            high = np.full(count, -1)
-            np.minimum.at(low, row, values)
-            np.maximum.at(high, row, values)
-            boxes[seen, frame, 1 - axis] = low[seen]
-            boxes[seen, frame, 3 - axis] = high[seen] + 1
-            total = np.bincount(row, weights=values, minlength=count)
-            centroids[seen, frame, axis] = total[seen] / area[seen]
+    extents = _measure_extents(masks, count)
+    area, y, x, top, bottom, left, right = np.moveaxis(extents, -1, 0)
+    seen = area > 0
+    boxes = np.full((*seen.shape, 4), np.nan, np.float32)
+    centroids = np.full((*seen.shape, 2), np.nan, np.float32)
+    boxes[seen] = np.stack([left, top, right + 1, bottom + 1], -1)[seen]
+    centroids[seen] = np.stack([y, x], -1)[seen] / area[seen, None]
     return boxes, centroids
+
+
+def _measure_extents(masks: npt.NDArray[np.integer], count: int) -> npt.NDArray[np.int64]:
+    """Measure area, sums of rows and columns, first and last row and column, ``[count, F, 7]``."""
+    frames, height, width = masks.shape
+    extents = np.zeros((count, frames, 7), np.int64)
+    extents[..., 3::2], extents[..., 4::2] = max(height, width), -1
+    if has_loops():
+        ids = np.ascontiguousarray(masks, np.int32)
+        run_loop("measure_extents", count, frames, height, width, ids, extents)
+        return extents
+    for frame, mask in enumerate(masks):
+        places = mask.nonzero()
+        found, row = extents[:, frame], mask[places] - 1
+        found[:, 0] = np.bincount(row, minlength=count)
+        for axis, values in enumerate(places):
+            np.add.at(found[:, 1 + axis], row, values)
+            np.minimum.at(found[:, 3 + 2 * axis], row, values)
+            np.maximum.at(found[:, 4 + 2 * axis], row, values)
+    return extents
 
 
 def annotate_masks(

@@ -1,5 +1,6 @@
 """Machine and process: what measured times and bytes depend on, and must not."""
 
+import ctypes
 import importlib
 import importlib.metadata
 import logging
@@ -18,6 +19,8 @@ import numpy as np
 import torch
 from torch.profiler import record_function
 
+from bvdm_data.pixels import has_loops
+
 
 def get_machine_info() -> dict[str, Any]:
     """Return what this machine is, and how busy."""
@@ -27,6 +30,7 @@ def get_machine_info() -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "threads": torch.get_num_threads(),
         "networks": str(choose_dtype(torch.device("cpu"))).removeprefix("torch."),
+        "loops": describe_cpu()["loops"],
         "system": platform.system(),
     }
 
@@ -40,14 +44,16 @@ def describe_cpu() -> dict[str, str]:
 
     Returns:
         ``machine``, the architecture; ``torch``, the vector instructions that torch uses (see
-        ``ATEN_CPU_CAPABILITY``); and ``onednn``, those that oneDNN may use, with the limit that
-        ``ONEDNN_MAX_CPU_ISA`` sets. Where all three are equal, the bytes are.
+        ``ATEN_CPU_CAPABILITY``); ``onednn``, those that oneDNN may use, with the limit that
+        ``ONEDNN_MAX_CPU_ISA`` sets; and ``loops``, what does the loops over pixels: "compiled" or
+        "torch". Where all four are equal, the bytes are.
     """
     has, limit = _list_vectors()
     return {
         "machine": platform.machine(),
         "torch": torch.backends.cpu.get_cpu_capability(),
         "onednn": " ".join(has) + (f", at most {limit}" if limit else ""),
+        "loops": "compiled" if has_loops() else "torch",
     }
 
 
@@ -163,6 +169,20 @@ def isolate() -> Iterator[None]:
             onednn.enabled = True
         stack.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))
         yield
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that tensors give back, where its C library is glibc.
+
+    Otherwise each tensor of some megabytes is fetched from the system again, page by page.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        change = ctypes.CDLL(None).mallopt
+        change(_M_MMAP_THRESHOLD, 2**25)
+        change(_M_TRIM_THRESHOLD, 2**28)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def require(name: str, extra: str = "evaluate") -> ModuleType:

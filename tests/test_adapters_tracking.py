@@ -1,7 +1,6 @@
 import logging
 import runpy
 import shutil
-import statistics
 import warnings
 from pathlib import Path
 
@@ -464,10 +463,22 @@ def test_consumers_snippet_runs(place, tmp_path, monkeypatch):
     run_snippet(*place.split(" "))
 
 
-@pytest.mark.slow
-def test_trackastra_learns_from_streamed_clips(capsys):
+@pytest.mark.filterwarnings("ignore")  # Trackastra's own, of files that it leaves open
+def test_page_from_folder_to_checkpoint(clip, folder, tiny_model, tmp_path, capsys):
     main = runpy.run_path(str(EXAMPLES / "train_trackastra.py"))["main"]
-    small = ["--size", "128", "--frames", "5", "--workers", "0", "--method", "procedural"]
-    losses = main([*small, "--steps", "20"])
-    assert statistics.median(losses[-5:]) < 0.7 * statistics.median(losses[:3])
-    assert "after 20 steps" in capsys.readouterr().out
+    small = ["--size", "64", "--frames", "5", "--method", "procedural", "--nuclei", "4", "6"]
+    small += ["--width", "16", "--clips", "3", "--model", str(tiny_model)]
+    given = [*small, "--real", str(folder), "--output", str(tmp_path / "linker")]
+    first = main([*given, "--steps", "1"])
+    assert "after 1 steps" in capsys.readouterr().out
+    # The same command goes on where the other stopped.
+    again = main([*given, "--steps", "2"])
+    assert [step for step, _ in again.log.held_out] == [1, 2]
+    assert first.settings.window == again.settings.window == 4
+    text = (EXAMPLES.parent / "docs" / "trackastra.md").read_text()
+    names = {}
+    exec(compile(text.split("```python\n")[1].split("```")[0], "trackastra.md", "exec"), names)
+    _, tracked = names["track"](
+        tmp_path / "linker", clip["video"][:, 0].numpy(), clip["masks"].numpy()
+    )
+    assert tracked.shape == clip["masks"].shape

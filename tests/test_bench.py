@@ -399,6 +399,7 @@ def test_report_shows_every_figure(tiny, quick):
     assert "0 workers: " in said
     assert found["advice"][0] in said
     assert f" in {found['machine']['networks']}, at " in said
+    assert f"; loops over pixels: {found['machine']['loops']}; python " in said
     assert said.isascii()
     found = bench(tiny(method="procedural"), Loop(workers=0), seconds=SOON)
     assert found["network"] is None

@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 def expose(light, camera, seed=0, **changes):
     """Expose one video [F, H, W] with the numbers of the CPU."""
-    noise = torch.tensor([camera.noise], dtype=torch.float64)
+    noise = torch.tensor([camera.noise])
     given = {"normal": make_cpu_normal(np.random.default_rng(seed)), "noise": noise} | changes
     return cameras.expose(torch.from_numpy(light)[None], camera, **given)[0].numpy()
 
@@ -105,16 +105,23 @@ def test_video_equals_that_of_scipy(tiny_camera, size, streak):
     light = 0.2 * np.random.default_rng(0).random((3, *size)).astype(np.float32) ** 3
     found = expose(light, camera, blur=make_gaussian_kernels([0.6]), glow=True)
 
-    rng = np.random.default_rng(0)
-    make_cpu_normal(rng)(
-        [len(cameras._make_field_matrix(24.0, n, torch.float64, CPU)[0]) for n in size]
-    )
-    level = camera.level + camera.level_spread * rng.standard_normal()
+    normal = make_cpu_normal(np.random.default_rng(0))
+    normal([len(cameras._make_field_matrix(24.0, n, CPU)[0]) for n in size])
+    level = camera.level + camera.level_spread * normal((1,)).item()
     lit = ndimage.gaussian_filter(light, (0, 0.6, 0.6))
     lit = np.maximum(lit, ndimage.gaussian_filter(lit, (0, camera.halo, camera.halo)))
-    white = rng.standard_normal(light.shape)
+    white = torch.cat([normal(size) for _ in light])
     wanted = lit + level + camera.noise * ndimage.convolve1d(white, camera.streak, axis=2)
     np.testing.assert_allclose(found, np.clip(wanted, 0, 1), atol=0.51 / 4095)
+
+
+def test_numbers_are_normal():
+    drawn = make_cpu_normal(np.random.default_rng(0))((400, 500)).double().flatten()
+    assert float(drawn.mean()) == pytest.approx(0, abs=0.01)
+    assert float(drawn.std()) == pytest.approx(1, abs=0.01)
+    assert float((drawn**4).mean()) == pytest.approx(3, abs=0.06)
+    assert float((drawn.abs() > 3).double().mean()) == pytest.approx(0.0027, abs=0.0005)
+    assert abs(float((drawn[1:] * drawn[:-1]).mean())) < 0.01
 
 
 def test_batch_equals_single_videos(tiny_camera):

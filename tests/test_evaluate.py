@@ -14,7 +14,7 @@ from bvdm_data.datasets import ctc
 from bvdm_data.datasets.ctc import write_sequence
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.datasets.tracks import cut_tracks
-from bvdm_data.evaluation import arms, cell_cycle_gan, transfer
+from bvdm_data.evaluation import arms, cell_cycle_gan, linking, transfer
 from bvdm_data.evaluation.arms import Data, make_arm, make_pasted_clips, make_real_clips
 from bvdm_data.evaluation.evaluate import (
     STUDIES,
@@ -34,7 +34,9 @@ SEGMENTER = SegmenterSettings(steps=2, batch=1)
 LINKER = LinkerSettings(
     width=16, heads=2, layers=1, window=4, training=replace(LINKER_TRAINING, steps=2, batch=2)
 )
-BUDGET = Budget(seeds=2, clips=12, segmenter=SEGMENTER, crops=2, tiles=6, linker=LINKER)
+BUDGET = Budget(
+    seeds=2, clips=12, segmenter=SEGMENTER, crops=2, tiles=6, linker=LINKER, linker_seeds=1
+)
 
 
 @pytest.fixture
@@ -246,8 +248,12 @@ def test_full_clip_has_stages_where_visible(data):
 def test_evaluation_continues_and_reports(data, tiny_video, monkeypatch, tmp_path):
     monkeypatch.setattr(transfer, "CHANGES", {"haze and debris": transfer.add_haze})
     monkeypatch.setattr(transfer, "ZOOMS", (1.33,))
+    monkeypatch.setattr(linking, "REACHES", (30.0,))
+    monkeypatch.setattr(linking, "SPLITS", (35.0,))
     parts, real = ("training", "transfer", "linking"), ("real",)
-    questions = Questions(parts=parts, arms=real, linking_arms=real, budget=BUDGET)
+    questions = Questions(
+        parts=parts, arms=real, linking_arms=real, budget=replace(BUDGET, linked_arm="real")
+    )
     video, masks, tracks = tiny_video
     write_sequence(tmp_path, "03", video[:6], masks[:6], cut_tracks(tracks, 0, 6))
     data, lines = replace(data, test_stop=6, also=[(tmp_path, "03")]), []
@@ -261,10 +267,15 @@ def test_evaluation_continues_and_reports(data, tiny_video, monkeypatch, tmp_pat
     # Two networks are trained, and tested on all.
     assert len(list(data.folder.glob("trials/*.pt"))) == 2
     assert len(list(data.folder.glob("trials/*.json"))) == 2 * (1 + len(results["transfer"]))
-    assert [row["arm"] for row in results["linking"]["rows"]] == ["real"]
+    rows = results["linking"]["rows"]
+    names = ["LapTrack tuned on 01", "LapTrack tuned on synthetic", "Trackastra on real"]
+    assert [row["arm"] for row in rows[::3]] == names
+    kinds = ["reference", "planted", "segmented"]
+    assert [row["detections"] for row in rows] == kinds * 3
+    assert (rows[0]["fn"], rows[0]["fp"], rows[0]["ns"]) == (0, 0, 0)
     assert sum("seed 1  seg " in line for line in lines) == 1 + len(results["transfer"])
     page = (tmp_path / "report" / "index.html").read_text()
-    assert "tracker on the reference masks" in page
+    assert "LapTrack tuned on synthetic" in page
     assert "haze and debris" in page
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert report["training"]["rows"] == results["training"]["rows"]

@@ -3,8 +3,8 @@
 ``OMP_NUM_THREADS=1 python tests/test_golden.py --write`` writes ``golden.json`` anew.
 
 Whole numbers (masks, tracks, tables, text) must be the same everywhere. Floats depend on the
-instruction set of the CPU and on torch: where both are those of ``golden.json`` their digests are
-compared, elsewhere their mean and standard deviation.
+instruction set of the CPU, on torch, and on whether the loops over pixels are compiled: where all
+are as in ``golden.json`` their digests are compared, elsewhere their mean and standard deviation.
 """
 
 import gzip
@@ -29,6 +29,7 @@ from safetensors import safe_open
 import bvdm_data as bvdm
 from bvdm_data.cli import cli
 from bvdm_data.fitting.fit import FitSettings, fit
+from bvdm_data.pixels import has_loops
 from bvdm_data.storage import write_shards
 
 try:
@@ -37,7 +38,8 @@ except ModuleNotFoundError:
     from helpers import fitted as planted
 
 FILE = Path(__file__).with_name("golden.json")
-ENVIRONMENT = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
+CPU = torch.backends.cpu.get_cpu_capability()
+ENVIRONMENT = {"torch": torch.__version__, "cpu": CPU, "loops": has_loops()}
 ALL = ("masks", "tracks", "flow", "stages", "boxes", "centroids")
 REAL = ("masks", "tracks", "boxes", "centroids")
 USUAL = {
@@ -91,11 +93,12 @@ def entry_of_json(value):
     return said | {"sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
-def entries(
-    start, items, without=("version", "versions", "digest", "hours", "processor", "sequences")
-):
+PASSING = {"version", "versions", "digest", "card_digest", "hours", "processor", "sequences"}
+
+
+def entries(start, items):
     """Return the entries of a JSON object, but for what tells times, machines and versions."""
-    return {f"{start} {k}": entry_of_json(v) for k, v in items.items() if k not in without}
+    return {f"{start} {k}": entry_of_json(v) for k, v in items.items() if k not in PASSING}
 
 
 def of_clip(name, clip):

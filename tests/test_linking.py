@@ -1,22 +1,33 @@
 import logging
+from dataclasses import replace
 
+import networkx as nx
 import numpy as np
 import pytest
 import torch
 
+from bvdm_data.adapters.trackastra import make_transformer, mend_trackastra
 from bvdm_data.clip import annotate_masks
 from bvdm_data.evaluation import linker as linking
 from bvdm_data.evaluation.linker import (
+    Decoding,
     LinkerSettings,
     augment_window,
+    decode_links,
     keep_within_gap,
     link,
+    load_linker,
     make_clip_windows,
+    predict_links,
+    save_linker,
     train_linker,
 )
 from bvdm_data.evaluation.seg_tra import score
 from bvdm_data.fitting.training import TrainingSettings
 from bvdm_data.rng import torch_rng
+from bvdm_data.system import require
+
+Trackastra = require("trackastra.model").Trackastra
 
 
 def a_clip(seed=0, frames=5, size=96):
@@ -134,9 +145,10 @@ def test_augment_window_turns_the_inertia():
         assert float(aligned) == pytest.approx(1, abs=1e-3)
 
 
-def test_keep_within_gap_spans_two_frames():
+def test_keep_within_gap_spans_given_frames():
     times = torch.tensor([0, 1, 1, 2, 3])
-    assert keep_within_gap(times).int().tolist() == [
+    assert keep_within_gap(times).nonzero().tolist() == [[0, 1], [0, 2], [1, 3], [2, 3], [3, 4]]
+    assert keep_within_gap(times, 2).int().tolist() == [
         [0, 1, 1, 1, 0],
         [0, 0, 0, 1, 1],
         [0, 0, 0, 1, 1],
@@ -182,12 +194,95 @@ def test_trained_linker_gives_valid_tracks(trained):
     assert scores.valid == scores.seg == scores.det == 1
 
 
-def test_link_follows_network_through_division(nearest):
+@pytest.mark.parametrize("method", ["assignment", "greedy", "ilp"])
+def test_link_follows_network_through_division(nearest, method):
     clip = a_clip(99)
     masks = clip["masks"].numpy()
-    found = link(nearest, clip["video"][:, 0].numpy(), renumbered(masks))
+    given = clip["video"][:, 0].numpy(), renumbered(masks)
+    found = link(nearest, *given, Decoding(method=method, split=0.3))
     scores = score(*found, masks, clip["tracks"].numpy())
     assert (scores.valid, scores.lnk, scores.bc, scores.tra) == (1, 1, 1, 1)
+
+
+def make_graph(*edges):
+    graph = nx.DiGraph()
+    for name in {name for edge in edges for name in edge[:2]}:
+        graph.add_node(name, time="ab".index(name[0]), label=int(name[1]))
+    graph.add_weighted_edges_from(edges)
+    return graph
+
+
+def test_assignment_is_the_best_in_all():
+    masks = np.array([[[1, 2, 0]], [[1, 2, 3]]])
+    # Greedily a1 takes b1, and a2, which has no other, nothing: .9 against .8 * .7.
+    graph = make_graph(("a1", "b1", 0.9), ("a1", "b2", 0.8), ("a2", "b1", 0.7), ("a1", "b3", 0.4))
+    tracks = decode_links(graph, masks, Decoding())
+    assert tracks[1].tolist() == [[1, 0, 1, 0], [2, 0, 1, 0], [3, 1, 1, 0]]
+    assert tracks[0][:, 0].tolist() == [[1, 2, 0], [2, 1, 3]]
+    _, table = decode_links(graph, masks, Decoding(split=0.3))
+    assert sorted(table[:, 3].tolist()) == [0, 0, 1, 1]
+    _, table = decode_links(graph, masks, Decoding(link=0.75, split=0.85))
+    assert table[:, 2].tolist() == [1, 0, 1, 1]
+
+
+@pytest.mark.filterwarnings("ignore")  # its own, of files that it leaves open
+def test_trackastra_loads_what_is_saved(trained, tmp_path):
+    clip = a_clip(99)
+    video, masks = clip["video"][:, 0].numpy(), clip["masks"].numpy()
+    expected = dict_links(predict_links(trained, video, masks))
+    save_linker(trained, tmp_path)
+    again = load_linker(tmp_path)
+    changed = replace(trained.settings, training=again.settings.training)
+    assert again.settings == changed
+    assert dict_links(predict_links(again, video, masks)) == expected
+    # Trackastra's own layers compute something else, until they are mended.
+    model = Trackastra.from_folder(tmp_path, device="cpu")
+    stock = replace(again, network=model.transformer.eval())
+    assert dict_links(predict_links(stock, video, masks)) != expected
+    graph, _ = mend_trackastra(mend_trackastra(model)).track(video, masks.copy())
+    assert {edge: graph.edges[edge]["weight"] for edge in graph.edges}.items() <= expected.items()
+    assert graph.edges
+
+
+def dict_links(graph):
+    return {(source, target): p for source, target, p in graph.edges(data="weight")}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_own_layers_need_no_mending(clips, tmp_path):
+    given = replace(settings(30, rate=1e-3), pre_norm=False)
+    plain = train_linker(clips, given, checkpoint=tmp_path / "a", progress=False)
+    save_linker(plain, tmp_path)
+    stock = Trackastra.from_folder(tmp_path, device="cpu").transformer.eval()
+    window = make_clip_windows(a_clip(99), 3)[0]
+    places = torch.cat([window["timepoints"][:, None].float(), window["coords"].float()], 1)[None]
+    features = window["features"].float()[None]
+    assert torch.equal(stock(places, features), plain.network(places, features))
+    highest = [float(one.detach().max()) for one in stock.feat_embed.freqs]
+    assert min(highest) > 50  # that of Trackastra itself is 1
+
+
+def test_mended_layers_keep_the_sum():
+    network = make_transformer(pre_norm=True, feature_frequencies=True, d_model=16, nhead=2)
+    for layer in (*network.encoder, *network.decoder):
+        for last in (layer.attn.proj, layer.mlp.fc2):
+            torch.nn.init.zeros_(last.weight)
+            torch.nn.init.zeros_(last.bias)
+    # Branches that add nothing change nothing, at any scale of the stream.
+    stream, places = 5 + 3 * torch.randn(1, 6, 16), torch.rand(1, 6, 3)
+    assert torch.equal(network.encoder[0](stream, coords=places), stream)
+    assert torch.equal(network.decoder[0](stream, stream, coords=places), stream)
+    frequencies = network.feat_embed.freqs[0].flatten()
+    assert frequencies.tolist() == pytest.approx([10**2, 10 ** (1 / 3), 10 ** (-4 / 3), 1e-3])
+
+
+def test_other_versions_are_refused(monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.6.0")
+    with pytest.raises(ImportError, match=r"trackastra must be 0\.5, .* got 0\.6\.0; pip install"):
+        make_transformer(pre_norm=True, feature_frequencies=True)
+    monkeypatch.undo()
+    with pytest.raises(TypeError, match="model must be a Trackastra, got str; give"):
+        mend_trackastra("folder")
 
 
 def test_link_takes_a_frame_without_nuclei(nearest):
@@ -214,11 +309,11 @@ def test_linker_training_resumes(clips, tmp_path, monkeypatch):
     calls = []
     honest = linking._loss
 
-    def killed(model, batch):
+    def killed(*given):
         calls.append(1)
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return honest(model, batch)
+        return honest(*given)
 
     monkeypatch.setattr(linking, "_loss", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -257,8 +352,15 @@ def test_linker_refuses_untrainable_clips(clips, tmp_path):
         train_linker(empty, settings(1), checkpoint=tmp_path / "b", progress=False)
 
     for changes, words in (
+        ({"method": "best"}, "method must be 'assignment', 'greedy' or 'ilp', got 'best'"),
+        ({"split": 0.0}, "link and split must be probabilities above 0, got 0.05 and 0.0"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Decoding(**changes)
+    for changes, words in (
         ({"window": 1}, "window must be at least 2 frames, got 1"),
         ({"width": 36}, "width a multiple of 2 . heads, got .*width=36"),
+        ({"gap": 4}, "gap must be from 1 to below window=4, got 4"),
         ({"layers": 0}, "layers and heads must be at least 1"),
     ):
         with pytest.raises(ValueError, match=words):

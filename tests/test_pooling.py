@@ -19,7 +19,7 @@ from bvdm_data.fitting.video import Frame, Video
 from tests.helpers.fitted import fitted_video, quick_memory, write_fitted
 
 QUICK = TrainingSettings(steps=2, batch=2)
-SHORT = FitSettings(painter=QUICK, distilled=QUICK, pairs=8, border=10)
+SHORT = FitSettings(painter=QUICK, distilled=QUICK, pairs=8, border=10, stop=24)
 
 
 def make_video(masks):
@@ -79,7 +79,7 @@ def test_fit_is_that_of_the_pooled_video(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         quick_memory(patch)
         patch.setattr(denoiser, "_CHECKED", 16)
-        patch.setattr(pooling, "LARGEST", 40)
+        patch.setattr(pooling, "LARGEST", 30)
         counts, masks, tracks = fitted_video()
         big = (image.repeat(2, 1).repeat(2, 2) for image in (counts, masks))
         write_sequence(tmp_path / "big", "01", *big, tracks)

@@ -68,12 +68,24 @@ def test_wheel_holds_code_and_weights_only(built):
         names = archive.namelist()
     assert "bvdm_data/models/hela.safetensors" in names
     assert "bvdm_data/py.typed" in names
-    kinds = {".py", ".typed", ".safetensors", ".html", ".j2", ".css", ".js", ".yaml"}
+    kinds = {
+        ".py", ".typed", ".safetensors", ".html", ".j2", ".css", ".js", ".yaml",
+        ".c", ".so", ".dll",
+    }  # fmt: skip
     packaged = [name for name in names if ".dist-info/" not in name]
     assert [name for name in packaged if not name.startswith("bvdm_data/")] == []
     assert [name for name in packaged if Path(name).suffix not in kinds | {""}] == []
+    compiled = [name for name in names if Path(name).suffix in {".so", ".dll"}]
+    assert wheel.name.endswith("-py3-none-any.whl") == (not compiled)
     assert {"LICENSE", "NOTICE.md"} <= {Path(name).name for name in names}
     assert wheel.stat().st_size < MOST_MEGABYTES * 1e6
+
+
+@pytest.mark.release
+def test_wheel_needs_no_compiler(monkeypatch, tmp_path):
+    monkeypatch.setenv("CC", "false")
+    _run(sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, ROOT)
+    assert [path.name.partition("-py3-")[2] for path in tmp_path.iterdir()] == ["none-any.whl"]
 
 
 @pytest.mark.release
@@ -83,7 +95,7 @@ def test_source_archive_holds_tests_without_data(built):
         names = [name.partition("/")[2] for name in archive.getnames()]
     wanted = {
         "pyproject.toml", "CHANGELOG.md", "CITATION.cff", "docs/method.md", "benchmarks/speed.py",
-        "examples/augment_on_device.py", "tests/test_release.py",
+        "hatch_build.py", "examples/augment_on_device.py", "tests/test_release.py",
     }  # fmt: skip
     assert wanted <= set(names)
     assert [name for name in names if name.endswith((".tif", ".tiff", ".zarr"))] == []

@@ -130,7 +130,7 @@ def list_tracks(clip: Clip) -> npt.NDArray[np.int32]:
     return table
 
 
-def rank_ids(ids: npt.NDArray[Any], names: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+def number_ids(ids: npt.NDArray[Any], names: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
     """Number ids from 1 on as they follow each other in sorted names; 0 stays."""
     return np.where(ids > 0, np.searchsorted(names, ids) + 1, 0).astype(np.int32)
 
@@ -191,7 +191,7 @@ def build_graph(
     those of :func:`write_geff`.
     """
     masks, names = get_tensor(clip, "masks").numpy(), np.sort(table[:, 0])
-    _, centroids = measure_boxes(rank_ids(masks, names), len(table))
+    _, centroids = measure_boxes(number_ids(masks, names), len(table))
     places = [
         (identity, time)
         for identity, first, last, _ in table.tolist()

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bvdm_data.adapters.common import Videos, count_clips, rank_ids, require_keys
+from bvdm_data.adapters.common import Videos, count_clips, number_ids, require_keys
 from bvdm_data.clip import LARGEST_COUNT, Clip
 from bvdm_data.validate import as_int
 
@@ -213,7 +213,7 @@ def _as_arrays(clip: Clip) -> tuple[list[npt.NDArray[Any]], list[npt.NDArray[Any
     images = video[:, 0] if video.shape[1] == 1 else video.movedim(1, -1)
     frames, ids = images.contiguous().cpu().numpy(), masks.cpu().numpy()
     if ids.max(initial=0) > LARGEST_COUNT:
-        ids = rank_ids(ids, np.unique(ids[ids > 0]))
+        ids = number_ids(ids, np.unique(ids[ids > 0]))
     return [_stretch_dim(frame) for frame in frames], list(ids)
 
 

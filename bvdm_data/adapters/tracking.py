@@ -18,12 +18,12 @@ from bvdm_data.adapters.common import (
     get_tensor,
     list_tracks,
     match_relatives,
-    rank_ids,
+    number_ids,
 )
 from bvdm_data.clip import LARGEST_COUNT, CameraScale, Clip
 from bvdm_data.datasets.ctc import write_sequence
 from bvdm_data.datasets.detections import link_detections
-from bvdm_data.datasets.tiff import leave_background, write_image
+from bvdm_data.datasets.tiff import keep_background, write_image
 from bvdm_data.files import write_through
 from bvdm_data.system import require
 from bvdm_data.validate import as_int
@@ -136,7 +136,7 @@ def write_ctc(clip: Clip, root: str | Path, *, name: str, scale: CameraScale) ->
     counts, table = convert_to_counts(clip, scale), list_tracks(clip)
     masks, names = get_tensor(clip, "masks").numpy(), np.sort(table[:, 0])
     if names.max(initial=0) > LARGEST_COUNT // 2:  # py-ctcmetrics adds ids of both sides
-        masks, table[:, [0, 3]] = rank_ids(masks, names), rank_ids(table[:, [0, 3]], names)
+        masks, table[:, [0, 3]] = number_ids(masks, names), number_ids(table[:, [0, 3]], names)
     write_sequence(Path(root).expanduser(), name, counts, masks, table)
 
 
@@ -173,7 +173,7 @@ def write_ctc_result(clip: Clip, root: str | Path, *, name: str) -> None:
         digits = max(3, len(str(len(masks) - 1)))
         for number, mask in enumerate(masks):
             path = staging / f"mask{number:0{digits}d}.tif"
-            write_image(path, leave_background(mask.astype(kind)))
+            write_image(path, keep_background(mask.astype(kind)))
         np.savetxt(staging / "res_track.txt", table, fmt="%d")
         write_through(staging)
         staging.rename(folder)

@@ -200,6 +200,9 @@ def _list_entries(name: str, value: Any) -> list[str]:
 @option("--steps", type=int, help="Training steps of a segmenter. [default: 1000]")
 @option("--clips", type=int, help="Clips of an arm. [default: as many pixels as the video]")
 @option("--crops", type=int, help="Nuclei of the feature distance. [default: 900]")
+@option("--linker-seeds", type=int, help="Linkers trained on each arm. [default: 3]")
+@option("--linker-steps", type=int, help="Training steps of a linker. [default: 750]")
+@option("--ablation", is_flag=True, help="Part linking: take back the changes one at a time, too.")
 @option("--work-dir", default="evaluation", type=FOLDER, help="For clips, networks and scores.")
 @option("--report", type=FOLDER, help="Folder for index.html and report.json.")
 @option("--workers", default=0, help="Processes that make clips and train segmenters.")
@@ -214,6 +217,9 @@ def evaluate(
     steps: int | None,
     clips: int | None,
     crops: int | None,
+    linker_seeds: int | None,
+    linker_steps: int | None,
+    ablation: bool,
     work_dir: Path,
     report: Path | None,
     quiet: bool,
@@ -228,6 +234,7 @@ def evaluate(
     from bvdm_data.evaluation.arms import Data
     from bvdm_data.evaluation.evaluate import QUICK, Questions
     from bvdm_data.evaluation.evaluate import evaluate as judge
+    from bvdm_data.evaluation.linker import LINKER_TRAINING, LinkerSettings
     from bvdm_data.evaluation.segmenter import SegmenterSettings
 
     options |= {"scale": _parse_scale(offset, full), "method": take_method(options)}
@@ -236,6 +243,10 @@ def evaluate(
     usual = QUICK if quick else Questions()
     segmenter = None if steps is None else SegmenterSettings(steps=steps)
     given: dict[str, Any] = {"seeds": seeds, "clips": clips, "crops": crops, "segmenter": segmenter}
+    given |= {"linker_seeds": linker_seeds, "ablation": ablation or None}
+    if linker_steps is not None:
+        training = replace(LINKER_TRAINING, steps=linker_steps)
+        given["linker"] = LinkerSettings(training=training)
     budget = replace(usual.budget, **{key: v for key, v in given.items() if v is not None})
     parts, arms = parts or tuple(usual.parts), arms or tuple(usual.arms)
     judge(

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from bvdm_data.clip import CameraScale
 from bvdm_data.datasets.ctc_files import LAYOUT, TABLE, find_frames, find_masks, list_numbered
-from bvdm_data.datasets.tiff import LazyTiff, leave_background, read_image, write_image
+from bvdm_data.datasets.tiff import LazyTiff, keep_background, read_image, write_image
 from bvdm_data.datasets.tracks import (
     LARGEST_ID,
     check_ids_match,
@@ -141,7 +141,7 @@ def _write_files(raw: Path, truth: Path, video: _Ints, masks: _Ints, table: _Tab
         folder.mkdir(parents=True)
     digits = max(3, len(str(len(video) - 1)))
     for number, (frame, mask) in enumerate(zip(video, masks, strict=True)):
-        mask = leave_background(mask)
+        mask = keep_background(mask)
         write_image(raw / f"t{number:0{digits}d}.tif", frame)
         write_image(truth / "SEG" / f"man_seg{number:0{digits}d}.tif", mask)
         write_image(truth / "TRA" / f"man_track{number:0{digits}d}.tif", mask)

@@ -22,6 +22,7 @@ from bvdm_data.datasets.sharding import (
     check_settings,
     get_loader_id,
 )
+from bvdm_data.system import keep_freed_memory
 from bvdm_data.validate import as_int, check_epoch, check_length, check_seed
 
 Item = TypeVar("Item")
@@ -148,6 +149,7 @@ class ClipStream(Described, IterableDataset[Clip]):
         if get_worker_info() is None:
             self._shared.in_workers = 0
         else:
+            keep_freed_memory()
             self._plan = self._find_plan()
         # After a resume at the end of an epoch the first pass is empty, as torchdata's
         # StatefulDataLoader expects; the one after it has the whole epoch. A pass that has clips

@@ -131,7 +131,7 @@ def write_image(path: Path, image: _Counts) -> None:
     tifffile.imwrite(path, image, compression="lzw", photometric="minisblack", metadata=None)
 
 
-def leave_background(labels: _Counts) -> _Counts:
+def keep_background(labels: _Counts) -> _Counts:
     """Return labels in which there is background: where none is, a pixel of the largest nucleus.
 
     py-ctcmetrics takes the smallest label of a frame for the background.

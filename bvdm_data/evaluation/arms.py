@@ -28,7 +28,7 @@ ARMS = (
     "synthetic-films", "synthetic-calibrated", "cell-cycle-gan",
 )  # fmt: skip
 # Arms that can teach links: a finite number of clips, each longer than one frame.
-LINKABLE = ("real", "synthetic", "paper", "procedural", "cell-cycle-gan")
+LINKABLE = ("real", "synthetic", "real+synthetic", "paper", "procedural", "cell-cycle-gan")
 # Arms whose clips are made by a method of their own.
 OTHER_METHODS = ("paper", "procedural", "cell-cycle-gan")
 MIX = {"real": 1, "synthetic": 3}  # how often each is shown in the arm "real+synthetic"
@@ -139,6 +139,12 @@ def fill_in_data(data: Data) -> Data:
     frames = data.frames or min(8, *map(len, videos))
     size, scale = data.size or (min(256, side // 8 * 8),) * 2, _choose_scale(data, videos)
     return replace(data, border=border, frames=frames, size=size, scale=scale)
+
+
+def find_side(data: Data) -> int:
+    """Return the side of the largest square, a multiple of 8 px, off the border of both videos."""
+    shapes = [read_sequence(data.root, name).shape for name in (data.train, data.test)]
+    return (min(side for shape in shapes for side in shape) - 2 * data.border) // 8 * 8
 
 
 def _choose_scale(data: Data, videos: Sequence[CTCSequence]) -> CameraScale:

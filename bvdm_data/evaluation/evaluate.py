@@ -15,7 +15,7 @@ from bvdm_data.clip import CameraScale, Clip
 from bvdm_data.datasets.ctc import read_sequence
 from bvdm_data.datasets.ctc_videos import CTCVideos
 from bvdm_data.datasets.synthetic import as_method
-from bvdm_data.evaluation import arms, distances, experiment
+from bvdm_data.evaluation import arms, distances, experiment, linking
 from bvdm_data.evaluation.arms import Arm, Data
 from bvdm_data.evaluation.clip_cache import replace_nan
 from bvdm_data.evaluation.feature_networks import measure_further_distances
@@ -53,7 +53,7 @@ NEEDED = {
     "realism": ("skimage",),
     "training": ("ctc_metrics", "laptrack", "skimage"),
     "transfer": ("ctc_metrics", "laptrack", "skimage"),
-    "linking": ("ctc_metrics", "laptrack", "trackastra"),
+    "linking": ("ctc_metrics", "laptrack", "trackastra", "skimage"),
 }
 # Packages whose versions the report names.
 VERSIONS = ("bvdm-data", "torch", "numpy", "scipy", "kornia", "py-ctcmetrics", "laptrack")
@@ -74,14 +74,17 @@ class Budget:
     films: int = 3
     crops: int = 900  # nuclei of each set whose feature distance is measured
     tiles: int = 300  # tiles of each set whose feature distance is measured
-    linker_seeds: int = 1  # linkers trained on each arm
+    linker_seeds: int = 3  # linkers trained on each arm
+    # arm of the segmenter whose masks are linked, too; None: none
+    linked_arm: str | None = "synthetic-stream"
+    ablation: bool = False  # of what a linker is made of
     linker: LinkerSettings = LinkerSettings()  # noqa: RUF009  # frozen
 
     def __post_init__(self) -> None:
         """Refuse budgets for nothing."""
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, int) and value < 1:
+            if isinstance(value, int) and not isinstance(value, bool) and value < 1:
                 raise ValueError(f"{field.name} must be at least 1, got {value}")
 
 
@@ -101,7 +104,7 @@ class Questions:
 
     parts: Sequence[str] = PARTS
     arms: Sequence[str] = DEFAULT_ARMS
-    linking_arms: Sequence[str] = ("real", "synthetic")
+    linking_arms: Sequence[str] = ("real", "synthetic", "real+synthetic")
     budget: Budget = Budget()
 
     def __post_init__(self) -> None:
@@ -143,20 +146,21 @@ class Run:
     @cached_property
     def train_clip(self) -> Clip:
         """The whole training video."""
-        return make_full_clip(self._read(self.data.train, stop=self.data.stop))
+        return make_full_clip(self.read(self.data.train, stop=self.data.stop))
 
     @cached_property
     def reference(self) -> Reference:
         """The test video, less the frames that outlines are calibrated on."""
         first = read_sequence(self.data.root, self.data.test).numbers[0] + self.data.calibrated
-        return self._read(self.data.test, start=first, stop=self.data.test_stop)
+        return self.read(self.data.test, start=first, stop=self.data.test_stop)
 
     @cached_property
     def test_clip(self) -> Clip:
         """The whole test video."""
         return make_full_clip(self.reference)
 
-    def _read(self, sequence: str, **frames: int | None) -> Reference:
+    def read(self, sequence: str, **frames: int | None) -> Reference:
+        """Read a video, at the border and scale of all."""
         border, scale = self.data.border, self.data.scale
         return read_reference(self.data.root, sequence, border=border, scale=scale, **frames)
 
@@ -341,23 +345,22 @@ def evaluate_transfer(run: Run) -> dict[str, Any]:
 
 
 def evaluate_linking(run: Run) -> dict[str, Any]:
-    """Train a linker on each arm's clips and let it link the reference masks."""
-    data, budget = run.data, run.questions.budget
-    scores = experiment.score_oracle(run.reference)
-    laptrack = {figure: getattr(scores, figure) for figure in experiment.LINK_FIGURES}
-    run.log(experiment.format_figures("LapTrack", laptrack))
+    """Compare linkers on reference masks, on these with planted errors, and on segmented masks."""
+    data, budget, test = run.data, run.questions.budget, run.reference
+    detections = {"reference": test.masks, "planted": linking.plant_errors(test)}
+    if budget.linked_arm is not None:
+        arm = arms.make_arm(budget.linked_arm, data, budget.clips)
+        folder, shown = data.folder / "trials", data.progress
+        network = experiment.train_arm(arm, 0, budget.segmenter, folder, progress=shown)
+        detections["segmented"] = experiment.segment(network, test.video, test.border)
+    films = {"train": lambda: run.read(data.train, stop=data.stop), "test": lambda: test}
+    given = data, run.questions.linking_arms, budget.linker, budget.linker_seeds, films, detections
     rows = []
-    for name in run.questions.linking_arms:
-        arm = arms.make_arm(name, data, budget.clips)
-        options = budget.linker, data.folder / "linkers"
-        linked = [
-            experiment.train_and_link(arm, seed, run.reference, *options, progress=data.progress)
-            for seed in range(budget.linker_seeds)
-        ]
-        rows.append(experiment.summarize_links(name, linked))
-        figures = {figure: rows[-1][figure] for figure in experiment.LINK_FIGURES}
-        run.log(experiment.format_figures(name, figures))
-    return {"rows": rows, "laptrack": laptrack, "settings": asdict(budget.linker)}
+    for row in linking.compare_linkers(*given, ablation=budget.ablation, count=budget.clips):
+        rows.append(row)
+        figures = {figure: row[figure] for figure in ("lnk", "bc", "tra")}
+        run.log(experiment.format_figures(f"{row['arm']}, {row['detections']}", figures))
+    return {"rows": rows, "settings": asdict(budget.linker), "planted": linking.PLANTED}
 
 
 def make_full_clip(video: Reference) -> Clip:

@@ -4,7 +4,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from scipy import stats
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from bvdm_data.evaluation import linker, segmenter
+from bvdm_data.evaluation import segmenter
 from bvdm_data.evaluation.arms import Arm
 from bvdm_data.evaluation.clip_cache import cache_json
 from bvdm_data.evaluation.seg_tra import Reference, Scores, clear_border, match_nuclei, score
@@ -32,7 +32,6 @@ FIGURES = (
 )  # fmt: skip
 # Figures and other entries that are not shares, which lie between 0 and 1.
 UNBOUNDED = ("false_positives", "area_ratio", "seconds")
-LINK_FIGURES = ("lnk", "bc", "tra")  # what is measured of links alone, where SEG and DET are 1
 
 _ROUNDED = 1e-9  # by which a figure may leave its range
 
@@ -58,6 +57,20 @@ class Trial:
     seconds: float  # time of training and testing, since the last interruption
 
 
+def train_arm(
+    arm: Arm, seed: int, settings: SegmenterSettings, folder: Path, *, progress: bool = True
+) -> segmenter.Segmenter:
+    """Train a segmenter on an arm, or read it; after a kill, the same call continues."""
+    return segmenter.train_segmenter(
+        arm.clips,
+        settings,
+        checkpoint=folder / f"{_hash_trial(arm, seed, settings)}.pt",
+        identity=arm.identity,
+        seed=seed,
+        progress=progress,
+    )
+
+
 def train_and_test(
     arm: Arm,
     seed: int,
@@ -72,26 +85,14 @@ def train_and_test(
     After a kill during the training, the same call continues. A further test of a network that is
     there does not train it again.
     """
-    # The first samples stand for the code that cuts, augments and turns them into targets.
-    samples = Samples(arm.clips, seed, settings.batch)
-    first = [part for index in range(settings.batch) for part in samples[index].values()]
-    constants = segmenter.CHANNELS, segmenter.STATISTICS_BATCHES, RECIPE
-    trained = compute_fingerprint("trial", arm.identity, settings, seed, constants, *first)
+    trained = _hash_trial(arm, seed, settings)
     scoring = (
         segmenter.FOREGROUND, segmenter.SEED_DISTANCE, segmenter.NUCLEUS_AREA, tracker.LINK_REACH,
         tracker.SPLIT_REACH,
     )  # fmt: skip
 
-    @functools.cache
-    def train() -> segmenter.Segmenter:
-        return segmenter.train_segmenter(
-            arm.clips,
-            settings,
-            checkpoint=folder / f"{trained}.pt",
-            identity=arm.identity,
-            seed=seed,
-            progress=progress,
-        )
+    given = arm, seed, settings, folder
+    train = functools.cache(functools.partial(train_arm, *given, progress=progress))
 
     def test(reference: Reference) -> dict[str, Any]:
         start = time.monotonic()
@@ -197,45 +198,6 @@ def compare_arms(trials: Sequence[Trial]) -> list[dict[str, Any]]:
     return rows
 
 
-def train_and_link(
-    arm: Arm,
-    seed: int,
-    reference: Reference,
-    settings: linker.LinkerSettings,
-    folder: Path,
-    *,
-    progress: bool = True,
-) -> Scores:
-    """Train a linker on an arm and let it link the reference masks; see :func:`train_and_test`."""
-    settings = replace(settings, training=replace(settings.training, seed=seed))
-    clips: Any = arm.clips  # a CachedClips or a real data set, both with len()
-    frames = len(clips[0]["video"])
-    if frames < settings.window:
-        raise ValueError(
-            f"the arm {arm.name!r} has clips of {frames} frames, and a linker looks at "
-            f"{settings.window}; stills cannot teach links: leave out the part linking, or give "
-            "longer videos"
-        )
-    key = compute_fingerprint("linker", arm.identity, settings, _hash_reference(reference))
-
-    def measure() -> dict[str, Any]:
-        checkpoint = folder / f"{key}.pt"
-        trained = linker.train_linker(clips, settings, checkpoint=checkpoint, progress=progress)
-        linked = linker.link(trained, reference.video, reference.masks)
-        return asdict(score(*linked, reference.masks, reference.tracks))
-
-    return Scores(**_cache_figures(folder / f"{key}.json", measure, (), Scores))
-
-
-def summarize_links(name: str, scores: Sequence[Scores]) -> dict[str, Any]:
-    """Return mean and spread of the links of an arm as JSON values."""
-    row: dict[str, Any] = {"arm": name, "seeds": len(scores)}
-    for figure in LINK_FIGURES:
-        values = [getattr(score, figure) for score in scores]
-        row[figure], row[f"{figure}_spread"] = _compute_mean_and_spread(values)
-    return row
-
-
 def format_figures(name: str, figures: Mapping[str, object]) -> str:
     """Return a name and its figures in one line of text."""
     shown = [
@@ -244,6 +206,14 @@ def format_figures(name: str, figures: Mapping[str, object]) -> str:
         if value is not None
     ]
     return "  ".join([f"{name:>36}", *shown])
+
+
+def _hash_trial(arm: Arm, seed: int, settings: SegmenterSettings) -> str:
+    # The first samples stand for the code that cuts, augments and turns them into targets.
+    samples = Samples(arm.clips, seed, settings.batch)
+    first = [part for index in range(settings.batch) for part in samples[index].values()]
+    constants = segmenter.CHANNELS, segmenter.STATISTICS_BATCHES, RECIPE
+    return compute_fingerprint("trial", arm.identity, settings, seed, constants, *first)
 
 
 def _hash_reference(reference: Reference) -> str:

@@ -1,8 +1,4 @@
-"""Linkers of given masks to tracks with divisions: by distance, or a Trackastra that learns.
-
-The learned one is scored on reference masks, so that segmentation plays no part and only the
-motion and the divisions of the clips that it learned from count.
-"""
+"""A Trackastra that learns to link given masks to tracks with divisions."""
 
 import contextlib
 import functools
@@ -10,30 +6,32 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from bvdm_data.adapters.common import find_ancestors, match_relatives
+from bvdm_data.adapters.trackastra import (
+    import_trackastra,
+    make_transformer,
+    mend_trackastra,
+    save_transformer,
+)
 from bvdm_data.clip import Clip
-from bvdm_data.datasets.sources import MapStyle
+from bvdm_data.datasets.sources import ClipSource, MapStyle
 from bvdm_data.evaluation.clip_cache import hash_clips
-from bvdm_data.fitting.tracker import Labels, Tracked, apply_links
+from bvdm_data.fitting.tracker import Labels, Node, Tracked, apply_links
 from bvdm_data.fitting.training import Run, TrainingLog, TrainingSettings, train_network
 from bvdm_data.rng import torch_rng
-from bvdm_data.system import require
-
-# Numbers that Trackastra measures: diameter, mean grey, inertia (4), nearness to an edge.
-FEATURES = 7
-# Pairs of nuclei that are further apart in time do not count in the loss, frames (Trackastra).
-FARTHEST = 2
 
 # Random change of a training window, all ours: zoom, grey factor, grey shift, and where in a large
 # frame the window is assumed to lie, pixels. Trackastra's own (zoom and grey times 0.5 to 2) is
@@ -45,7 +43,7 @@ Window = dict[str, Tensor]
 _NO_BAR = functools.partial(tqdm, disable=True)
 
 
-def make_clip_windows(clip: Clip, frames: int) -> list[Window]:
+def make_clip_windows(clip: Clip, frames: int, gap: int = 1) -> list[Window]:
     """Measure the nuclei of a clip and cut it into overlapping windows."""
     if "masks" not in clip or "tracks" not in clip:
         raise ValueError(f"the clip must have masks and tracks, got {sorted(clip)}")
@@ -56,14 +54,14 @@ def make_clip_windows(clip: Clip, frames: int) -> list[Window]:
     masks = clip["masks"].numpy().astype(np.int32)
     features = _extract_features(clip["video"][:, 0].numpy(), masks)
     with _silence():
-        windows: list[Window] = require("trackastra.data").build_windows(
+        windows: list[Window] = import_trackastra("trackastra.data").build_windows(
             features, frames, progbar_class=_NO_BAR, as_torch=True
         )
     lines = find_ancestors(clip["tracks"][clip["tracks"][:, 0] > 0].numpy())
     for window in windows:
         window["assoc_matrix"] = match_relatives(lines, window["labels"].long())
         del window["t1"]
-    return [w for w in windows if w["assoc_matrix"][keep_within_gap(w["timepoints"])].any()]
+    return [w for w in windows if w["assoc_matrix"][keep_within_gap(w["timepoints"], gap)].any()]
 
 
 def augment_window(window: Window, rng: torch.Generator) -> Window:
@@ -87,17 +85,17 @@ def augment_window(window: Window, rng: torch.Generator) -> Window:
 def _extract_features(video: npt.NDArray[np.float32], masks: Labels) -> Sequence[Any]:
     """Measure the nuclei of each frame with Trackastra."""
     with _silence():
-        bright = require("trackastra.utils").normalize(video)
-        features: Sequence[Any] = require("trackastra.data").get_features(
+        bright = import_trackastra("trackastra.utils").normalize(video)
+        features: Sequence[Any] = import_trackastra("trackastra.data").get_features(
             masks.astype(np.int32), bright, features="wrfeat", ndim=2, progbar_class=_NO_BAR
         )
     return features
 
 
-def keep_within_gap(times: Tensor) -> Tensor:
-    """Return the pairs of nuclei in the loss: the second 1 or 2 frames later, ``[..., N, N]``."""
+def keep_within_gap(times: Tensor, most: int = 1) -> Tensor:
+    """Return the pairs in the loss: the second at most so many frames later, ``[..., N, N]``."""
     gap = times.unsqueeze(-2) - times.unsqueeze(-1)
-    return (gap > 0) & (gap <= FARTHEST)
+    return (gap > 0) & (gap <= most)
 
 
 @contextlib.contextmanager
@@ -114,7 +112,7 @@ def _silence() -> Iterator[None]:
 
 
 # Batch 8 as in Trackastra's example for this data set; the rest is ours, to fit two cores.
-LINKER_TRAINING = TrainingSettings(steps=2400, batch=8, rate=5e-4, average=0.99)
+LINKER_TRAINING = TrainingSettings(steps=750, batch=8, rate=5e-4, average=0.99, save_every=25)
 # Added weight in the loss of the links of a mother to her daughters (Trackastra).
 DIVISION_WEIGHT = 20.0
 RAW_WEIGHT = 0.01  # weight of the loss before the parental softmax (Trackastra)
@@ -129,7 +127,10 @@ class LinkerSettings:
     width: int = 128  # channels of the transformer (128: 0.95 M weights)
     heads: int = 4  # attention heads
     layers: int = 3  # layers of the encoder, and of the decoder
-    window: int = 6  # frames that are looked at together, 6 as in Trackastra's example
+    window: int = 4  # frames that are looked at together
+    gap: int = 1  # frames from one end of a link to the other, at most, in the loss
+    pre_norm: bool = True  # the sum runs through the layers, which Trackastra 0.5 must be told
+    feature_frequencies: bool = True  # features meet the frequencies that they are meant to
     # nuclei that are further apart are not linked, pixels (Trackastra's default is 256; half of it
     # holds all steps of this data set)
     reach: int = 128
@@ -140,11 +141,30 @@ class LinkerSettings:
         """Refuse a network that cannot be built."""
         if self.window < 2:
             raise ValueError(f"window must be at least 2 frames, got {self.window}")
+        if not 1 <= self.gap < self.window:
+            raise ValueError(f"gap must be from 1 to below window={self.window}, got {self.gap}")
         if self.layers < 1 or self.heads < 1 or self.width % (2 * self.heads):
             raise ValueError(
                 "layers and heads must be at least 1 and width a multiple of 2 * heads, got "
                 f"layers={self.layers}, heads={self.heads}, width={self.width}"
             )
+
+
+@dataclass(frozen=True)
+class FirstClips(Dataset[Clip]):
+    """The first clips of an endless source; each is made when it is needed."""
+
+    source: ClipSource
+    count: int
+
+    def __len__(self) -> int:
+        """Return the number of clips."""
+        return self.count
+
+    def __getitem__(self, index: int) -> Clip:
+        """Return one clip."""
+        clip: Clip = self.source.clip(index)
+        return clip
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +187,9 @@ def train_linker(
     if len(clips) < 2:
         raise ValueError(f"clips must hold at least 2 (the last is held out), got {len(clips)}")
     training = settings.training
-    get_windows = functools.cache(lambda index: make_clip_windows(clips[index], settings.window))
+    get_windows = functools.cache(
+        lambda i: make_clip_windows(clips[i], settings.window, settings.gap)
+    )
     known = len(clips) - max(1, int(len(clips) * HELD_OUT))
 
     def train_loss(model: nn.Module, step: int) -> Tensor:
@@ -179,74 +201,168 @@ def train_linker(
             if windows:
                 batch.append(augment_window(windows[int(place * len(windows))], rng))
             if len(batch) == training.batch:
-                return _loss(model, batch)
+                return _loss(model, batch, settings.gap)
         raise ValueError("clips must show nuclei in two frames in a row, got hardly any")
 
     def val_loss(model: nn.Module) -> float:
         held = [window for index in range(known, len(clips)) for window in get_windows(index)]
         parts = [held[start : start + 16] for start in range(0, len(held), 16)]
-        return float(np.mean([float(_loss(model, part)) for part in parts])) if parts else 0.0
+        losses = [float(_loss(model, part, settings.gap)) for part in parts]
+        return float(np.mean(losses or [0.0]))
 
-    sizes = settings.width, settings.heads, settings.layers, settings.window, settings.reach
     make = functools.partial(
-        require("trackastra.model").TrackingTransformer,
-        coord_dim=2,
-        feat_dim=FEATURES,
+        make_transformer,
+        pre_norm=settings.pre_norm,
+        feature_frequencies=settings.feature_frequencies,
         d_model=settings.width,
         nhead=settings.heads,
         dropout=0.0,  # it would draw from the global random state
-        feat_embed_per_dim=8,
         window=settings.window,
         spatial_pos_cutoff=settings.reach,
         num_encoder_layers=settings.layers,
         num_decoder_layers=settings.layers,
     )
+    kind = replace(settings, training=LINKER_TRAINING)
     ends = hash_clips(clips[0]), hash_clips(clips[len(clips) - 1])
     losses, run = (train_loss, val_loss), Run(checkpoint, progress=progress)
     network, log = train_network(
-        "linker", make, lambda _: losses, training, run, data=(*sizes, len(clips), *ends)
+        "linker", make, lambda _: losses, training, run, data=(kind, len(clips), *ends)
     )
     return Linker(network, settings, log)
 
 
-def link(linker: Linker, video: npt.NDArray[np.float32], masks: Labels) -> Tracked:
-    """Link the nuclei of a video, greedily by falling probability, with divisions.
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How probabilities of links become links.
+
+    ``"assignment"``: for each two frames, the links of one to one with the largest product of
+    probabilities, then second daughters by falling probability; ``"greedy"`` and ``"ilp"``:
+    Trackastra's own, which does not use the numbers below.
+    """
+
+    method: str = "assignment"
+    link: float = 0.05  # least probability of a link; Trackastra lists none below it
+    split: float = 0.5  # least probability of a second daughter
+
+    def __post_init__(self) -> None:
+        """Refuse methods that there are not."""
+        if self.method not in ("assignment", "greedy", "ilp"):
+            raise ValueError(f"method must be 'assignment', 'greedy' or 'ilp', got {self.method!r}")
+        if not (0 < self.link < 1 and 0 < self.split <= 1):
+            raise ValueError(
+                f"link and split must be probabilities above 0, got {self.link} and {self.split}"
+            )
+
+
+def link(
+    linker: Linker,
+    video: npt.NDArray[np.float32],
+    masks: Labels,
+    decoding: Decoding = Decoding(),
+) -> Tracked:
+    """Link the nuclei of a video, with divisions.
 
     Masks with the ids of tracks and their table; a valid result of the Cell Tracking Challenge.
     """
+    return decode_links(predict_links(linker, video, masks), masks, decoding)
+
+
+def predict_links(linker: Linker, video: npt.NDArray[np.float32], masks: Labels) -> Any:
+    """Return Trackastra's graph of all links that may be, with their probabilities."""
     if video.shape != masks.shape or masks.ndim != 3 or len(masks) < 2:
         raise ValueError(
             "video and masks must be [F, H, W] of one shape with F at least 2, got "
             f"{video.shape} and {masks.shape}"
         )
-    edges = []
-    if masks.any():
-        features = _extract_features(video, masks)
-        with _silence():
-            windows = require("trackastra.data").build_windows(
-                features, linker.settings.window, progbar_class=_NO_BAR, as_torch=True
-            )
-            predicted = require("trackastra.model.predict").predict_windows(
-                windows, features, linker.network, spatial_dim=2, progbar_class=_NO_BAR
-            )
-            tracking, reach = require("trackastra.tracking"), linker.settings.reach
-            nodes, weights = predicted["nodes"], predicted["weights"]
-            graph = tracking.build_graph(nodes, weights, max_distance=reach)
-            solution = tracking.track_greedy(graph)
-        node_of = {name: (int(at["time"]), int(at["label"])) for name, at in graph.nodes.items()}
-        edges = [(node_of[source], node_of[target]) for source, target in solution.edges]
-    return apply_links(masks, edges)
+    tracking = import_trackastra("trackastra.tracking")
+    if not masks.any():
+        return tracking.build_graph([])
+    features = _extract_features(video, masks)
+    with _silence():
+        windows = import_trackastra("trackastra.data").build_windows(
+            features, linker.settings.window, progbar_class=_NO_BAR, as_torch=True
+        )
+        predicted = import_trackastra("trackastra.model.predict").predict_windows(
+            windows, features, linker.network, spatial_dim=2, progbar_class=_NO_BAR
+        )
+        return tracking.build_graph(
+            predicted["nodes"], predicted["weights"], max_distance=linker.settings.reach
+        )
 
 
-def _loss(network: nn.Module, batch: list[Window]) -> Tensor:
+def decode_links(graph: Any, masks: Labels, decoding: Decoding) -> Tracked:
+    """Choose among the links of a graph and make tracks of them."""
+    node_of = {name: (int(at["time"]), int(at["label"])) for name, at in graph.nodes.items()}
+    if decoding.method == "assignment":
+        chosen = _assign(graph, node_of, decoding)
+    else:
+        module = "trackastra.tracking" + ".ilp" * (decoding.method == "ilp")
+        with _silence(), contextlib.redirect_stdout(io.StringIO()):
+            solve = getattr(import_trackastra(module), f"track_{decoding.method}")
+            chosen = list(solve(graph).edges)
+    return apply_links(masks, [(node_of[source], node_of[target]) for source, target in chosen])
+
+
+def _assign(graph: Any, node_of: dict[Any, Node], decoding: Decoding) -> list[tuple[Any, Any]]:
+    """Link frame by frame at the least sum of -log p, and add second daughters."""
+    links: list[tuple[Any, Any]] = []
+    for time in sorted({time for time, _ in node_of.values()}):
+        likely = {
+            (source, target): float(p)
+            for source, target, p in graph.edges(data="weight")
+            if node_of[source][0] == time and p >= decoding.link
+        }
+        rows, columns = (list(dict.fromkeys(edge[side] for edge in likely)) for side in (0, 1))
+        # A nucleus may be left without a link, at the price of the least likely one.
+        cost = np.full((len(rows), len(columns) + len(rows)), -np.log(decoding.link))
+        cost[:, : len(columns)] = np.inf
+        row_of, column_of = ({name: i for i, name in enumerate(x)} for x in (rows, columns))
+        for (source, target), p in likely.items():
+            cost[row_of[source], column_of[target]] = -np.log(p)
+        pairs = zip(*linear_sum_assignment(cost), strict=True)
+        first = [(rows[i], columns[j]) for i, j in pairs if j < len(columns)]
+        mothers, taken = {source for source, _ in first}, {target for _, target in first}
+        for (source, target), p in sorted(likely.items(), key=lambda item: -item[1]):
+            if p >= decoding.split and target not in taken and source in mothers:
+                mothers.remove(source)
+                taken.add(target)
+                first.append((source, target))
+        links += first
+    return links
+
+
+def save_linker(linker: Linker, folder: str | Path) -> None:
+    """Write a folder that :func:`load_linker` and ``Trackastra.from_folder`` read."""
+    with _silence():
+        save_transformer(linker.network, folder)
+
+
+def load_linker(folder: str | Path) -> Linker:
+    """Read what :func:`save_linker` wrote."""
+    model = import_trackastra("trackastra.model").Trackastra
+    with _silence():
+        found = mend_trackastra(model.from_folder(Path(folder), device="cpu"))
+    config = found.transformer.config
+    settings = LinkerSettings(
+        width=config["d_model"],
+        heads=config["nhead"],
+        layers=config["num_encoder_layers"],
+        window=config["window"],
+        reach=config["spatial_pos_cutoff"],
+        pre_norm=bool(found.train_args.get("pre_norm")),
+    )
+    return Linker(found.transformer.eval(), settings, TrainingLog())
+
+
+def _loss(network: nn.Module, batch: list[Window], gap: int) -> Tensor:
     """Return the mean cross-entropy of the links, before and after the parental softmax."""
-    packed = require("trackastra.data").collate_sequence_padding(batch)
+    packed = import_trackastra("trackastra.data").collate_sequence_padding(batch)
     times, absent = packed["timepoints"].long(), packed["padding_mask"]
     places = torch.cat([times.unsqueeze(2).float(), packed["coords"].float()], dim=2)
     logits = network(places, features=packed["features"].float(), padding_mask=absent)
     void = absent.unsqueeze(1) | absent.unsqueeze(2)
     logits = logits.masked_fill(void, 0)
-    utils = require("trackastra.utils")
+    utils = import_trackastra("trackastra.utils")
     losses = []
     for raw, true, time, gone in zip(logits, packed["assoc_matrix"], times, void, strict=True):
         sure = utils.blockwise_causal_norm(raw, time, mode="quiet_softmax", mask_invalid=gone)
@@ -254,6 +370,6 @@ def _loss(network: nn.Module, batch: list[Window]) -> Tensor:
         loss = loss + F.binary_cross_entropy(sure, true, reduction="none")
         daughters = utils.blockwise_sum(true, time, dim=1)
         weight = 1 + true * torch.where(daughters > 1, DIVISION_WEIGHT, 1.0)
-        counts = keep_within_gap(time) & ~gone
+        counts = keep_within_gap(time, gap) & ~gone
         losses.append((loss * weight)[counts].mean())
     return torch.stack(losses).mean()

@@ -17,9 +17,10 @@ from scipy import stats
 
 from bvdm_data.evaluation.clip_cache import replace_nan
 from bvdm_data.evaluation.distances import CONTROLS
-from bvdm_data.evaluation.experiment import FIGURES, LINK_FIGURES
+from bvdm_data.evaluation.experiment import FIGURES
 from bvdm_data.evaluation.nucleus_features import RINGS
 from bvdm_data.evaluation.realism import SCALAR
+from bvdm_data.evaluation.seg_tra import LINK_MEASURES
 from bvdm_data.files import open_atomic
 from bvdm_data.system import require
 
@@ -189,7 +190,8 @@ def make_environment(*folders: Path) -> jinja2.Environment:
     environment.filters |= {"general": _format_general, "fixed": _format_fixed}
     environment.filters |= {"settings": _format_settings, "head": HEADS.__getitem__}
     environment.filters |= {"choose_figures": _choose_figures, "compute_limit": _compute_limit}
-    known = {"FIGURES": FIGURES, "LINK_FIGURES": LINK_FIGURES, "PAPER_ARMS": PAPER_ARMS}
+    environment.filters["link_head"] = LINK_MEASURES.__getitem__
+    known = {"FIGURES": FIGURES, "LINK_MEASURES": LINK_MEASURES, "PAPER_ARMS": PAPER_ARMS}
     known |= {"TRANSFER_FIGURES": TRANSFER_FIGURES}
     known |= {"CONTROLS": CONTROLS, "TILES": TILES, "VIDEOS": VIDEOS}
     environment.globals |= known

@@ -1,10 +1,12 @@
 """Scores of masks and tracks by the measures of the Cell Tracking Challenge."""
 
+import collections
 import contextlib
 import io
 import math
 import tempfile
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,12 @@ from bvdm_data.datasets.tracks import check_ids_match, check_track_table
 from bvdm_data.fitting.tracker import Labels, Tracked
 from bvdm_data.system import require
 
+# What is measured of links, by the names of py-ctcmetrics. BIO is the mean of CT, TF, BC and CCA.
+LINK_MEASURES = {
+    "lnk": "LNK", "bc": "BC(1)", "tra": "TRA", "bc0": "BC(0)", "bc2": "BC(2)", "bc3": "BC(3)",
+    "ct": "CT", "tf": "TF", "cca": "CCA", "aogm": "AOGM", "ns": "AOGM_NS", "fn": "AOGM_FN",
+    "fp": "AOGM_FP", "ed": "AOGM_ED", "ea": "AOGM_EA", "ec": "AOGM_EC",
+}  # fmt: skip
 METRICS = ("Valid", "SEG", "TRA", "DET", "LNK", "BC")  # what py-ctcmetrics is asked for
 
 
@@ -121,38 +129,21 @@ def score(
     The reference's masks are its segmentation and its tracking truth at once. LNK is NaN where the
     reference has no links.
     """
-    if masks.shape != reference_masks.shape or masks.ndim != 3 or len(masks) < 2:
-        raise ValueError(
-            "masks and reference_masks must be [F, H, W] of one shape with F at least 2, got "
-            f"{masks.shape} and {reference_masks.shape}; give masks of zeros for frames without any"
-        )
-    if not reference_masks.any():
-        raise ValueError("reference_masks must hold at least one nucleus, got none")
-    for name, ids in (("masks", masks), ("reference_masks", reference_masks)):
-        if ids.min() < 0 or ids.max() > LARGEST_COUNT:
-            raise ValueError(
-                f"{name} must hold ids from 0 to {LARGEST_COUNT}, got {ids.min()} to {ids.max()}"
-            )
-    table = check_track_table(tracks, len(masks))
-    truth = check_track_table(reference_tracks, len(masks))
-    check_ids_match(reference_masks, truth)
-    has_links = bool(((truth[:, 2] > truth[:, 1]) | (truth[:, 3] > 0)).any())
-    if not len(table) and not masks.any():
-        _, counts = np.unique(truth[truth[:, 3] > 0, 3], return_counts=True)
-        lnk, bc = (0.0 if known else math.nan for known in (has_links, (counts > 1).any()))
-        return Scores(0.0, 0.0, 0.0, lnk, bc, 0.0)
-    if not len(table):
-        return Scores(math.nan, math.nan, math.nan, math.nan, math.nan, 0.0)
-    with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder)
-        _write_masks(home / "01_RES", "mask", masks)
-        np.savetxt(home / "01_RES" / "res_track.txt", table, fmt="%d")
-        _write_masks(home / "01_GT" / "SEG", "man_seg", reference_masks)
-        _write_masks(home / "01_GT" / "TRA", "man_track", reference_masks)
-        np.savetxt(home / "01_GT" / "TRA" / "man_track.txt", truth, fmt="%d")
-        # Without links to find, the library divides by 0.
-        values = _evaluate(home, [name for name in METRICS if has_links or name != "LNK"])
-    return Scores(*[math.nan if value is None else float(value) for value in values])
+    values = _measure(masks, tracks, reference_masks, reference_tracks, METRICS)
+    return Scores(*[values[name] for name in ("SEG", "DET", "TRA", "LNK", "BC(1)", "Valid")])
+
+
+def score_links(
+    masks: Labels, tracks: Labels, reference_masks: Labels, reference_tracks: Labels
+) -> dict[str, float]:
+    """Measure the links of a result by all of ``LINK_MEASURES``; NaN where one is not defined.
+
+    AOGM and its parts are counts: needed splits, missed and false nuclei, false and missed links,
+    and links of the wrong kind.
+    """
+    given = masks, tracks, reference_masks, reference_tracks
+    values = _measure(*given, ("DET", "TRA", "CT", "TF", "BC", "CCA", "LNK"))
+    return {figure: values[name] for figure, name in LINK_MEASURES.items()}
 
 
 @dataclass(frozen=True)
@@ -201,16 +192,60 @@ def _write_masks(folder: Path, prefix: str, masks: Labels) -> None:
         write_image(folder / f"{prefix}{number:0{digits}d}.tif", image)
 
 
-def _evaluate(folder: Path, metrics: list[str]) -> list[float | None]:
-    require("ctc_metrics")
-    evaluate_sequence = require("ctc_metrics.scripts.evaluate").evaluate_sequence
-    # One thread: the library's pool would fork a process in which torch has run.
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        scores = evaluate_sequence(
-            str(folder / "01_RES"), str(folder / "01_GT"), metrics=metrics, threads=1
+def _measure(
+    masks: Labels,
+    tracks: Labels,
+    reference_masks: Labels,
+    reference_tracks: Labels,
+    metrics: Sequence[str],
+) -> Mapping[str, float]:
+    """Return measures by the names of py-ctcmetrics; NaN where one is not defined."""
+    if masks.shape != reference_masks.shape or masks.ndim != 3 or len(masks) < 2:
+        raise ValueError(
+            "masks and reference_masks must be [F, H, W] of one shape with F at least 2, got "
+            f"{masks.shape} and {reference_masks.shape}; give masks of zeros for frames without any"
         )
-    return [scores.get(name) for name in ("SEG", "DET", "TRA", "LNK", "BC(1)", "Valid")]
+    if not reference_masks.any():
+        raise ValueError("reference_masks must hold at least one nucleus, got none")
+    for name, ids in (("masks", masks), ("reference_masks", reference_masks)):
+        if ids.min() < 0 or ids.max() > LARGEST_COUNT:
+            raise ValueError(
+                f"{name} must hold ids from 0 to {LARGEST_COUNT}, got {ids.min()} to {ids.max()}"
+            )
+    table = check_track_table(tracks, len(masks))
+    truth = check_track_table(reference_tracks, len(masks))
+    check_ids_match(reference_masks, truth)
+    has_links = bool(((truth[:, 2] > truth[:, 1]) | (truth[:, 3] > 0)).any())
+    if not len(table) and not masks.any():
+        _, counts = np.unique(truth[truth[:, 3] > 0, 3], return_counts=True)
+        lnk, bc = (0.0 if known else math.nan for known in (has_links, (counts > 1).any()))
+        known = dict.fromkeys(("SEG", "DET", "TRA", "Valid"), 0.0) | {"LNK": lnk, "BC(1)": bc}
+    elif not len(table):
+        known = {"Valid": 0.0}
+    else:
+        # Without links to find, the library divides by 0.
+        names = [name for name in metrics if has_links or name != "LNK"]
+        known = _run_library(masks, table, reference_masks, truth, names)
+    return collections.defaultdict(lambda: math.nan, known)
+
+
+def _run_library(
+    masks: Labels, table: Labels, reference_masks: Labels, truth: Labels, metrics: list[str]
+) -> dict[str, float]:
+    require("ctc_metrics")
+    evaluate = require("ctc_metrics.scripts.evaluate").evaluate_sequence
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        _write_masks(home / "01_RES", "mask", masks)
+        np.savetxt(home / "01_RES" / "res_track.txt", table, fmt="%d")
+        _write_masks(home / "01_GT" / "SEG", "man_seg", reference_masks)
+        _write_masks(home / "01_GT" / "TRA", "man_track", reference_masks)
+        np.savetxt(home / "01_GT" / "TRA" / "man_track.txt", truth, fmt="%d")
+        # One thread: the library's pool would fork a process in which torch has run.
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = evaluate(str(home / "01_RES"), str(home / "01_GT"), metrics, threads=1)
+    return {name: float(value) for name, value in found.items() if value is not None}
 
 
 def _match(

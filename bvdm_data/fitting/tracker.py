@@ -29,18 +29,18 @@ Node = tuple[int, int]
 Edge = tuple[Node, Node]
 
 
-def track(labels: Labels) -> Tracked:
+def track(labels: Labels, reach: float = LINK_REACH, split: float = SPLIT_REACH) -> Tracked:
     """Link the nuclei of single frames by the distances of their centroids.
 
-    LapTrack solves the linear assignments of Jaqaman et al. 2008. Its settings are fixed, so that
-    two segmentations are compared with one and the same tracker.
+    LapTrack solves the linear assignments of Jaqaman et al. 2008. Its settings stay the same where
+    two segmentations are compared.
     """
-    dense, _, edges = _link(labels)
+    dense, _, edges = _link(labels, reach, split)
     return apply_links(dense, edges)
 
 
-def _link(labels: Labels, size: float = 1.0) -> tuple[Labels, list[Array], list[Edge]]:
-    """Return labels numbered anew, their centroids by frame, and links; ``size``: of reaches."""
+def _link(labels: Labels, reach: float, split: float) -> tuple[Labels, list[Array], list[Edge]]:
+    """Return labels numbered anew, their centroids by frame, and links."""
     if labels.ndim != 3 or len(labels) == 0:
         raise ValueError(f"labels must be [F, H, W] with F at least 1, got {labels.shape}")
     # Numbered 1, 2, ... in the order of the labels.
@@ -51,9 +51,8 @@ def _link(labels: Labels, size: float = 1.0) -> tuple[Labels, list[Array], list[
     _, centroids = measure_boxes(dense, int(dense.max()))
     centres = [centroids[: int(x.max()), t].astype(np.float64) for t, x in enumerate(dense)]
     laptrack = require("laptrack").LapTrack(
-        cutoff=(size * LINK_REACH) ** 2, splitting_cutoff=(size * SPLIT_REACH) ** 2,
-        gap_closing_cutoff=False,
-    )  # fmt: skip
+        cutoff=reach**2, splitting_cutoff=split**2, gap_closing_cutoff=False
+    )
     # By place, as the order of the nuclei decides between links of equal cost.
     orders = [np.lexsort(centre.T[::-1]) for centre in centres]
     graph = laptrack.predict([c[order] for c, order in zip(centres, orders, strict=True)])
@@ -68,7 +67,8 @@ def _link_nuclei(labels: Labels) -> Tracked:
     """Link nuclei of any size; where one comes into view beside another, none has divided."""
     counts = [np.bincount(frame.ravel())[1:] for frame in labels]
     usual = float(np.median(np.concatenate([own[own > 0] for own in counts])))
-    dense, centres, edges = _link(labels, math.sqrt(usual / AREA))
+    size = math.sqrt(usual / AREA)
+    dense, centres, edges = _link(labels, size * LINK_REACH, size * SPLIT_REACH)
     areas = [np.bincount(frame.ravel()) for frame in dense]
     rims = [{*np.r_[x[0], x[-1], x[:, 0], x[:, -1]].tolist()} for x in dense]
     after: dict[Node, list[Node]] = {}

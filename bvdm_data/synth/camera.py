@@ -9,8 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Float
-from scipy import ndimage
+from scipy import ndimage, special
 from torch import Tensor
+
+from bvdm_data.pixels import has_loops, run_loop
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,25 @@ Normal = Callable[[Sequence[int]], Tensor]
 
 
 def make_cpu_normal(rng: np.random.Generator) -> Normal:
-    """Draw the numbers of one video in double precision."""
-    return lambda shape: torch.from_numpy(rng.standard_normal((1, *shape)))
+    """Draw the numbers of one video, each one of 2^16 equally likely quantiles."""
+    quantiles = _tabulate_quantiles()
+
+    def draw(shape: Sequence[int]) -> Tensor:
+        index = torch.from_numpy(rng.integers(2**16, size=(1, *shape), dtype=np.uint16))
+        if not has_loops():
+            return quantiles[index.int()]
+        found = torch.empty((1, *shape))
+        run_loop("look_up", found.numel(), quantiles, index, found)
+        return found
+
+    return draw
+
+
+@functools.cache
+def _tabulate_quantiles() -> Float[Tensor, " Q"]:
+    """Return quantiles of the normal distribution; their variance is 1."""
+    numbers = special.ndtri((np.arange(2**16) + 0.5) / 2**16)
+    return torch.from_numpy(numbers / numbers.std()).float()
 
 
 def make_device_normal(seeds: Sequence[int], device: torch.device) -> Normal:
@@ -65,18 +84,16 @@ def expose(
     """Blur light, add the background and the noise, and round to camera counts.
 
     The result is written to ``out``, which may be ``light``. With ``glow`` nuclei are surrounded by
-    light. Sums are as precise as ``noise``, ``blur`` and
-    the random numbers. Nothing here waits for the device.
+    light. Nothing here waits for the device.
     """
     frames, height, width = light.shape[1:]
-    kind = (noise.dtype, light.device)
-    down = _make_field_matrix(camera.field_width, height, *kind)
-    right = _make_field_matrix(camera.field_width, width, *kind)
+    down = _make_field_matrix(camera.field_width, height, light.device)
+    right = _make_field_matrix(camera.field_width, width, light.device)
     scale = camera.field_spread * 2 * math.sqrt(math.pi) * _get_grid(camera.field_width)[1]
     field = scale * (down @ normal((down.shape[1], right.shape[1])) @ right.T)[:, None]
     level = camera.level + camera.level_spread * normal((1, 1, 1))
-    streak = _make_streak(tuple(camera.streak), *kind)
-    halo = _make_halo(camera.halo, *kind)
+    streak = _make_streak(tuple(camera.streak), light.device)
+    halo = _make_halo(camera.halo, light.device)
     # A tensor: a GPU multiplies by the inverse of a number, which gives other last bits.
     steps = torch.full((), camera.full - camera.offset, dtype=light.dtype, device=light.device)
     video = torch.empty_like(light) if out is None else out
@@ -90,10 +107,16 @@ def expose(
             # One-sided, as in the authors' scenes: light spreads, nuclei do not fade.
             lit = torch.maximum(lit, _convolve(_convolve(lit, halo, 2), halo, 3))
         white = normal((chunk, height, width))
+        if has_loops() and light.device.type == "cpu":
+            settings = torch.stack([noise, level.flatten(), steps.expand_as(noise)], 1)
+            parts = (settings, white, lit.contiguous(), field, video[:, start])
+            for one in zip(*parts, strict=True):
+                run_loop("develop", height, width, streak.shape[1] // 2, streak, *one)
+            continue
         seen = _convolve(white, streak, 3).mul_(noise[:, None, None, None])
-        seen += lit + level.to(lit.dtype)
+        seen += lit + level
         seen += field
-        counts = seen.to(light.dtype).mul_(steps).round_().clamp_(0, camera.full - camera.offset)
+        counts = seen.mul_(steps).round_().clamp_(0, camera.full - camera.offset)
         video[:, start : start + chunk] = counts.div_(steps)
     return video
 
@@ -109,7 +132,7 @@ def make_gaussian_kernels(widths: Sequence[float]) -> Float[Tensor, "B T"] | Non
     for row, width in zip(kernels, widths, strict=True):
         if width:
             row[:] = ndimage.gaussian_filter1d(row, width, mode="constant")
-    return torch.from_numpy(kernels)
+    return torch.from_numpy(kernels).float()
 
 
 def _get_grid(field_width: float) -> tuple[int, float, int]:
@@ -120,33 +143,31 @@ def _get_grid(field_width: float) -> tuple[int, float, int]:
 
 @functools.lru_cache(maxsize=16)
 def _make_field_matrix(
-    field_width: float, length: int, dtype: torch.dtype, device: torch.device
+    field_width: float, length: int, device: torch.device
 ) -> Float[Tensor, "L N"]:
     """Return the matrix that makes drawn numbers a smooth field along one axis."""
     coarse, width, pad = _get_grid(field_width)
     drawn = np.eye(math.ceil(length / coarse) + 2 + 2 * pad)
     smooth = ndimage.gaussian_filter1d(drawn, width, axis=0)[pad:-pad]
     fine = ndimage.zoom(smooth, (coarse, 1), order=1, grid_mode=True, mode="nearest")
-    return torch.tensor(fine[:length], dtype=dtype, device=device)
+    return torch.tensor(fine[:length], dtype=torch.float32, device=device)
 
 
 @functools.lru_cache(maxsize=16)
-def _make_streak(
-    kernel: tuple[float, ...], dtype: torch.dtype, device: torch.device
-) -> Float[Tensor, "1 T"]:
+def _make_streak(kernel: tuple[float, ...], device: torch.device) -> Float[Tensor, "1 T"]:
     """Return how one bright pixel looks, whatever length the kernel has."""
     point = np.zeros(2 * len(kernel) + 1)
     point[len(kernel)] = 1
     response = ndimage.convolve1d(point, np.array(kernel))
     reach = int(np.abs(np.flatnonzero(response) - len(kernel)).max())
     kept = response[None, len(kernel) - reach : len(kernel) + reach + 1]
-    return torch.tensor(kept, dtype=dtype, device=device)
+    return torch.tensor(kept, dtype=torch.float32, device=device)
 
 
 @functools.lru_cache(maxsize=16)
-def _make_halo(width: float, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "1 T"]:
+def _make_halo(width: float, device: torch.device) -> Float[Tensor, "1 T"]:
     kernel = make_gaussian_kernels([width])
-    return torch.ones(1, 1) if kernel is None else kernel.to(device, dtype)
+    return torch.ones(1, 1) if kernel is None else kernel.to(device)
 
 
 def _convolve(
@@ -157,7 +178,6 @@ def _convolve(
     Written out, since a GPU may round what a convolution of its library multiplies to ten bits.
     """
     reach, length = kernels.shape[1] // 2, videos.shape[axis]
-    videos, given = videos.to(kernels.dtype), videos
     wide = videos
     while (missing := reach - (wide.shape[axis] - length) // 2) > 0:
         # A video that is smaller than the kernel is mirrored several times.
@@ -169,4 +189,4 @@ def _convolve(
     for number, weight in enumerate(kernels.unbind(1)):
         shifted = wide.narrow(axis, 2 * reach - number, length)
         total.addcmul_(shifted, weight[:, None, None, None])
-    return total.to(given.dtype)
+    return total

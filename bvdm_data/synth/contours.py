@@ -144,7 +144,8 @@ def interpolate_radius(
 
 def find_vertices(y: Tensor, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the vertex before the direction of each point, and the share towards the next."""
-    position = x.atan2(y) * (count / (2 * math.pi))
+    # In double precision: in single, the last bit is that of the machine.
+    position = x.double().atan2(y.double()).to(x.dtype) * (count / (2 * math.pi))
     low = position.floor()
     vertex = low.long()
     vertex += count * (vertex < 0)

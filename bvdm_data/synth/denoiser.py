@@ -1,5 +1,6 @@
 """Denoiser and student: networks that draw a nucleus from outline, brightness and stage."""
 
+import functools
 import itertools
 import math
 import reprlib
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bvdm_data.clip import PHASES
-from bvdm_data.synth.contours import interpolate_radius
+from bvdm_data.synth.contours import find_vertices
 from bvdm_data.validate import Rule
 
 T_MAX = 0.995
@@ -258,9 +259,22 @@ def compute_signed_distance_map(
     radii: Float[Tensor, "N K"], height: int, width: int | None = None
 ) -> Float[Tensor, "N 1 H W"]:
     """Return the scaled distance of pixels from outlines, along the ray from the centroid."""
-    y, x = make_pixel_grid(height, width).to(radii)[:, None].expand(2, len(radii), -1, -1)
-    outside: Tensor = torch.hypot(y, x) - interpolate_radius(radii, y, x)
+    distance, vertex, share = _tabulate_pixels(height, width, radii.shape[1], radii.device)
+    closed = torch.cat([radii, radii[:, :1]], 1)
+    here = closed.index_select(1, vertex).view(-1, *share.shape)
+    there = closed.index_select(1, vertex + 1).view(-1, *share.shape)
+    outside: Tensor = distance - (here + share * (there - here))
     return (outside / SDF_CLIP).clamp(-1, 1)[:, None]
+
+
+@functools.lru_cache(maxsize=16)
+def _tabulate_pixels(
+    height: int, width: int | None, count: int, device: torch.device
+) -> list[Tensor]:
+    """Return distance from the middle, vertex before and share towards the next of each pixel."""
+    y, x = make_pixel_grid(height, width)
+    vertex, share = find_vertices(y, x, count)
+    return [part.to(device) for part in (torch.hypot(y, x), vertex.flatten(), share)]
 
 
 def fit_to_patch_scale(

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bvdm_data.clip import LEAST_PIXELS
+from bvdm_data.pixels import has_loops, run_loop
 from bvdm_data.synth.contours import find_vertices, interpolate_radius
 from bvdm_data.synth.denoiser import SDF_CLIP
 from bvdm_data.synth.motion import Trajectory
@@ -187,13 +188,11 @@ def draw_labels(
     Where cells overlap the brightest is seen. One of which the others leave too little is not, nor
     are scraps off the rest of a cell.
     """
-    seen, outlined = _draw_outlines(table, table.there, size)
-    area = _count_pixels(seen, len(outlined))
+    seen, outlined, area = _draw_outlines(table, table.there, size)
     hidden = (area < outlined) & (area < torch.clamp(HIDDEN * outlined, min=LEAST_PIXELS))
     if hidden.any():
         del seen  # long videos are large
-        seen, outlined = _draw_outlines(table, table.there & ~hidden, size)
-        area = _count_pixels(seen, len(outlined))
+        seen, outlined, area = _draw_outlines(table, table.there & ~hidden, size)
     rows, frames = (area < outlined).nonzero(as_tuple=True)
     centre, reach = table.centres[rows, frames], table.radii[rows, frames].amax(1)[:, None] + 2
     low, high = (centre - reach).int().clamp(min=0).tolist(), (centre + reach).ceil().int().tolist()
@@ -202,11 +201,6 @@ def draw_labels(
     ):
         _remove_scraps(seen[frame, top:bottom, left:right].numpy(), row + 1)
     return seen, area > 0
-
-
-def _count_pixels(seen: Int[Tensor, "F H W"], count: int) -> Int[Tensor, "N F"]:
-    """Count the pixels at which each cell is seen in each frame."""
-    return torch.stack([frame.bincount(minlength=count + 1)[1:] for frame in seen.flatten(1)], 1)
 
 
 def _remove_scraps(near: npt.NDArray[np.int32], cell: int) -> None:
@@ -223,10 +217,16 @@ def _remove_scraps(near: npt.NDArray[np.int32], cell: int) -> None:
 
 def _draw_outlines(
     table: CellTable, there: Bool[Tensor, "N F"], size: tuple[int, int]
-) -> tuple[Int[Tensor, "F H W"], Int[Tensor, "N F"]]:
-    """Draw these cells, the brightest on top; and count the pixels under each."""
+) -> tuple[Int[Tensor, "F H W"], Int[Tensor, "N F"], Int[Tensor, "N F"]]:
+    """Draw these cells, the brightest on top; count the pixels under each, and those it shows."""
     count, frames = there.shape
     shape = (frames, *size)
+    if has_loops():
+        drawn = torch.zeros(shape, dtype=torch.int32)
+        outlined, area = torch.zeros(2, count, frames, dtype=torch.long)
+        found = (drawn, outlined, area)
+        run_loop("draw_outlines", *size, *_list_parts(table), there, table.rank, *found)
+        return drawn, outlined, area
     at, rows = there.T.nonzero(as_tuple=True)
     poses = torch.cat([table.centres[rows, at], table.axes[rows, at]], 1)
     placement = _place(rows, at, poses, table.radii[rows, at].amax(1) + 1, size)
@@ -243,7 +243,14 @@ def _draw_outlines(
     seen = top[: shape[0] * shape[1] * shape[2]].view(frames, -1)
     for row, ranks in zip(row_of, seen, strict=True):
         ranks[:] = row.index_select(0, ranks)
-    return seen.view(shape), in_view
+    area = [frame.bincount(minlength=count + 1)[1:] for frame in seen]
+    return seen.view(shape), in_view, torch.stack(area, 1)
+
+
+def _list_parts(table: CellTable) -> tuple[Any, ...]:
+    """Return sizes and parts of a table as compiled loops take them."""
+    values, entry = table.radii.values, table.radii.entry
+    return (*entry.shape, values.shape[1], table.centres, table.axes, values, entry)
 
 
 def composite(
@@ -258,6 +265,15 @@ def composite(
     With ``mask``, the table and the labels of a video, a cell is lit only where it is seen.
     Nothing here waits for the device.
     """
+    if has_loops() and mask is None and torch.device(device).type == "cpu":
+        total = torch.zeros(shape)
+        for light, placement in groups:
+            for start, stop, half in placement.blocks:
+                part = slice(start, stop)
+                places = (placement.order[part], placement.frames[part], placement.poses[part])
+                sizes = (*shape[1:], stop - start, *light.shape[1:], half)
+                run_loop("add_patches", *sizes, *places, light.contiguous(), total)
+        return total
     pixels = shape[0] * shape[1] * shape[2]
     total = torch.zeros(_count_cells([place for _, place in groups], shape), device=device)
     for light, placement in groups:
@@ -315,9 +331,12 @@ def compute_flow(
     a point keeps its share of the way from the centroid to the outline.
     """
     frames, height, width = seen.shape
-    deform = deform or _stretch_radially(table)
     flow = torch.zeros(frames - 1, 2, height * width)
     again = torch.zeros(frames, len(table.rank) + 1, dtype=torch.bool)
+    if has_loops() and deform is None:
+        run_loop("write_flow", height, width, *_list_parts(table), seen, again, flow)
+        return flow.view(-1, 2, height, width)
+    deform = deform or _stretch_radially(table)
     again.scatter_(1, seen.flatten(1).long(), True)
     for frame in range(frames - 1):
         flat = seen[frame].flatten()

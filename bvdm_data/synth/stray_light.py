@@ -163,6 +163,8 @@ def add_spots(light: Float[Tensor, "F H W"], spots: Float[Tensor, "F K 5"]) -> N
     chunk = 1 if light.device.type == "cpu" else frames
     for start in range(0, frames, chunk):
         y, x, tall, wide, high = spots[start : start + chunk, :, :, None].unbind(2)
-        down = ((torch.arange(height, device=light.device) - y) / tall).square_().mul_(-0.5).exp_()
-        right = ((torch.arange(width, device=light.device) - x) / wide).square_().mul_(-0.5).exp_()
+        down = (torch.arange(height, device=light.device) - y) / tall
+        right = (torch.arange(width, device=light.device) - x) / wide
+        # Far away nothing is left, and numbers too small to be normal would cost much time.
+        down, right = (z.square_().mul_(-0.5).clamp_(min=-40).exp_() for z in (down, right))
         light[start : start + chunk].baddbmm_((down * high).mT, right)

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bvdm_data.clip import Clip, annotate_masks, number_tracks, pad_rows
+from bvdm_data.pixels import has_loops, run_loop
 from bvdm_data.rng import numpy_rng, torch_rng
 from bvdm_data.synth.camera import (
     expose,
@@ -211,6 +212,9 @@ def _relabel(seen: Tensor, new_of: npt.NDArray[np.int32]) -> Labels:
     """Replace rows by ids, ``[F, H, W]``."""
     ids_of = torch.from_numpy(new_of)
     masks = torch.empty_like(seen)
+    if has_loops():
+        run_loop("replace_rows", len(seen), seen[0].numel(), ids_of, seen, masks)
+        return np.asarray(masks.numpy())
     for frame, flat in enumerate(seen.flatten(1)):
         masks[frame] = ids_of[:, frame].index_select(0, flat).view_as(masks[frame])
     return np.asarray(masks.numpy())
@@ -243,7 +247,7 @@ def _expose_scene(
 ) -> npt.NDArray[np.float32]:
     """Add the stray light to that of the cells and photograph both, in place."""
     normal = make_cpu_normal(numpy_rng(scene.seed, *scene.name, "camera"))
-    noise = torch.tensor([scene.camera.noise], dtype=torch.float64)
+    noise = torch.tensor([scene.camera.noise])
     blur = make_gaussian_kernels([scene.blur])
     with profile_span("camera"):
         add_spots(light, scene.spots)
@@ -306,11 +310,10 @@ class RenderBatch:
 
 def collate_scenes(scenes: Sequence[Scene], method: FastSettings, model: Model) -> RenderBatch:
     """Draw the noise of the cells of scenes, and gather what rendering needs."""
-    kernels = make_gaussian_kernels([scene.blur for scene in scenes])
     batch = RenderBatch(
         seeds=[torch_rng(scene.seed, *scene.name, "camera").initial_seed() for scene in scenes],
         noise=torch.tensor([scene.camera.noise for scene in scenes], dtype=torch.float32),
-        blur=None if kernels is None else kernels.float(),
+        blur=make_gaussian_kernels([scene.blur for scene in scenes]),
         spots=[scene.spots for scene in scenes],
         groups=[],
         samples=None,

@@ -1,0 +1,117 @@
+"""Trackastra 0.5 with two of its faults mended, and folders that Trackastra itself loads.
+
+Both are in 0.5.6 (``trackastra/model/model.py``, ``model_parts.py``); its authors list them as done
+for the version after. Each layer replaces what it adds to by its norm, so that no sum runs through
+the network. And ``PositionalEncoding`` drops ``cutoffs_start``, so that numbers such as the mean
+grey meet frequencies up to 1, not up to 100. Frequencies are weights and travel with a checkpoint;
+the sum is code, which :func:`mend_trackastra` replaces after loading.
+"""
+
+import functools
+import importlib.metadata
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from bvdm_data.system import require
+
+# Frequencies that features such as the mean grey are meant to have, as powers of ten.
+_FREQUENCIES = 2.0, -3.0
+
+
+def import_trackastra(module: str = "trackastra") -> Any:
+    """Import a module of Trackastra; versions other than 0.5 are refused."""
+    found = require("trackastra", "tracking") and importlib.metadata.version("trackastra")
+    if found.split(".")[:2] != ["0", "5"]:
+        raise ImportError(
+            f"trackastra must be 0.5, whose layers, windows and features this knows, got {found}; "
+            "pip install 'trackastra>=0.5,<0.6'"
+        )
+    return require(module, "tracking")
+
+
+def make_transformer(*, pre_norm: bool, feature_frequencies: bool, **config: Any) -> nn.Module:
+    """Make a ``TrackingTransformer`` of seven features, with the named faults mended."""
+    network: nn.Module = import_trackastra("trackastra.model").TrackingTransformer(
+        coord_dim=2, feat_dim=7, feat_embed_per_dim=8, **config
+    )
+    if feature_frequencies:
+        for frequencies in network.feat_embed.freqs:  # type: ignore[union-attr]
+            wanted = torch.logspace(*_FREQUENCIES, frequencies.numel())
+            frequencies.data.copy_(wanted.view_as(frequencies))
+    if pre_norm:
+        _mend_layers(network)
+    return network
+
+
+def save_transformer(network: nn.Module, folder: str | Path) -> None:
+    """Write a folder that ``Trackastra.from_folder`` and :func:`mend_trackastra` read."""
+    layer: Any = network.encoder[0]  # type: ignore[index]
+    text = f"features: wrfeat\npre_norm: {str(isinstance(layer, _PreNorm)).lower()}\n"
+    network.save(folder)  # type: ignore[operator]
+    (Path(folder) / "train_config.yaml").write_text(text)
+
+
+def mend_trackastra(model: Any) -> Any:
+    """Make a loaded Trackastra compute what its checkpoint was trained with.
+
+    A checkpoint of ``examples/train_trackastra.py`` was trained with layers whose sum runs through
+    the network. Trackastra 0.5 loads it without a word and computes something else; call this
+    after loading. A checkpoint that was trained with Trackastra's own layers stays as it is.
+
+    Args:
+        model: A ``Trackastra``, for example from ``Trackastra.from_folder(folder)``.
+
+    Returns:
+        The same model, changed in place.
+
+    Raises:
+        ImportError: If Trackastra is not installed, or another version than 0.5.
+        TypeError: If model is no ``Trackastra``.
+
+    Examples:
+        From a folder to tracks::
+
+            model = mend_trackastra(Trackastra.from_folder(Path("linker"), device="cpu"))
+            graph, masks = model.track(images, masks, mode="greedy")
+    """
+    if not isinstance(model, import_trackastra("trackastra.model").Trackastra):
+        raise TypeError(
+            f"model must be a Trackastra, got {type(model).__name__}; give "
+            "Trackastra.from_folder(folder)"
+        )
+    if model.train_args.get("pre_norm"):
+        _mend_layers(model.transformer)
+    return model
+
+
+class _PreNorm(nn.Module):
+    """Marks layers whose norms are within the branches, so that the sum itself is untouched."""
+
+
+@functools.cache
+def _make_layer(kind: type[nn.Module]) -> type[nn.Module]:
+    """Make the mended kind of an encoder or a decoder layer; it has the same weights."""
+
+    class Layer(_PreNorm, kind):  # type: ignore[misc, valid-type]
+        def forward(
+            self, x: Tensor, *others: Tensor, coords: Tensor, padding_mask: Tensor | None = None
+        ) -> Tensor:
+            layer: Any = self
+            seen = layer.norm1(x)
+            source = layer.norm2(others[0]) if others else seen
+            places = coords if layer.positional_bias else None
+            x = x + layer.attn(seen, source, source, coords=places, padding_mask=padding_mask)
+            last = layer.norm3 if others else layer.norm2
+            return x + cast(Tensor, layer.mlp(last(x)))
+
+    return Layer
+
+
+def _mend_layers(network: nn.Module) -> None:
+    for layer in (*network.encoder, *network.decoder):  # type: ignore[misc]
+        if not isinstance(layer, _PreNorm):
+            layer.__class__ = _make_layer(cast(Hashable, type(layer)))

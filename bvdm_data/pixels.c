@@ -1,0 +1,294 @@
+/* The loops over pixels that a video takes most time in; bvdm_data/pixels.py calls them.
+
+Each has a twin in torch, which machines without a compiler use. All arrays are contiguous. A nucleus
+is a row of a table of N nuclei in F frames: its centre (y, x) in pixels, the cosine and sine of the
+angle of its axis, and the number of its outline, K radii in equally spaced directions from the axis
+on. */
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifdef _WIN32
+#define EXPORT __declspec(dllexport)
+#else
+#define EXPORT
+#endif
+
+static const double PI = 3.14159265358979323846;
+
+/* Nearer to an outline than this, px, rounding may decide whether a pixel is inside. */
+static const float CLOSE = 2e-3f;
+
+static float clip(float value, float least, float most) {
+    return value < least ? least : value > most ? most : value;
+}
+
+/* Return the direction of a point, from 0 along +y over a quarter of `corners` along +x to half of
+   them; negative along -x. It is off by less than 1e-6 of a turn. */
+static float find_position(float y, float x, float corners) {
+    float tall = fabsf(y), wide = fabsf(x), longer = tall > wide ? tall : wide;
+    float ratio = longer > 0 ? (tall < wide ? tall : wide) / longer : 0, square = ratio * ratio;
+    float angle = 0.00681178924f;
+    angle = angle * square - 0.0336042121f;
+    angle = angle * square + 0.0796236694f;
+    angle = angle * square - 0.132333428f;
+    angle = angle * square + 0.198078156f;
+    angle = angle * square - 0.333173692f;
+    angle = angle * square + 0.999996126f;
+    angle *= ratio;
+    if (wide > tall) angle = (float)(PI / 2) - angle;
+    if (y < 0) angle = (float)PI - angle;
+    if (x < 0) angle = -angle;
+    return angle * (float)(0.5 / PI) * corners;
+}
+
+/* The vertex before a direction, the next one, and the share of the way to it. */
+typedef struct {
+    int before, after;
+    float share;
+} Vertex;
+
+static Vertex find_vertex(float position, int corners) {
+    Vertex found;
+    int low = (int)position;
+    low -= (float)low > position;
+    found.share = position - (float)low;
+    found.before = low < 0 ? low + corners : low >= corners ? low - corners : low;
+    found.after = found.before + 1 == corners ? 0 : found.before + 1;
+    return found;
+}
+
+static float interpolate(const float *radii, Vertex at) {
+    float here = radii[at.before], there = radii[at.after];
+    return here + at.share * (there - here);
+}
+
+/* Return whether a point is inside, rounded as torch does. */
+static int is_inside_exactly(float y, float x, const float *radii, int corners) {
+    float angle = (float)atan2((double)x, (double)y);
+    Vertex at = find_vertex(angle * (float)(corners / (2 * PI)), corners);
+    return (float)sqrt((double)x * x + (double)y * y) <= interpolate(radii, at);
+}
+
+/* Draw the nuclei that are there, each over those of a lower rank in its frame. `seen` gets the row,
+   from 1, that is seen at each pixel, `outlined` how many pixels each nucleus covers, and `area` at
+   how many it is seen; all three are zero before. */
+EXPORT void draw_outlines(
+    int64_t height, int64_t width, int64_t count, int64_t frames, int64_t corners,
+    const float *centres, const float *axes, const float *outlines, const int64_t *entry,
+    const uint8_t *there, const int64_t *rank, int32_t *seen, int64_t *outlined, int64_t *area
+) {
+    int64_t *order = malloc((size_t)(count + 1) * sizeof(int64_t));
+    for (int64_t frame = 0; frame < frames; frame++) {
+        for (int64_t row = 0; row < count; row++) order[rank[row * frames + frame]] = row;
+        for (int64_t number = 0; number < count; number++) {
+            int64_t at = order[number] * frames + frame;
+            if (!there[at]) continue;
+            const float *outline = outlines + entry[at] * corners;
+            float low = outline[0], high = outline[0];
+            for (int64_t k = 1; k < corners; k++) {
+                if (outline[k] < low) low = outline[k];
+                if (outline[k] > high) high = outline[k];
+            }
+            /* The chords of an outline never come nearer than its least radius. */
+            float sure = low > CLOSE ? (low - CLOSE) * (low - CLOSE) : 0;
+            float most = (high + CLOSE) * (high + CLOSE);
+            float down = centres[2 * at], right = centres[2 * at + 1];
+            float cosine = axes[2 * at], sine = axes[2 * at + 1];
+            int64_t top = (int64_t)clip(down - high - 1, 0, (float)height);
+            int64_t bottom = (int64_t)clip(down + high + 2, 0, (float)height);
+            int64_t left = (int64_t)clip(right - high - 1, 0, (float)width);
+            int64_t end = (int64_t)clip(right + high + 2, 0, (float)width);
+            for (int64_t i = top; i < bottom; i++) {
+                int32_t *line = seen + (frame * height + i) * width;
+                float dy = (float)i - down;
+                for (int64_t j = left; j < end; j++) {
+                    float dx = (float)j - right;
+                    float y = cosine * dy + sine * dx, x = cosine * dx - sine * dy;
+                    float square = y * y + x * x;
+                    if (square > most) continue;
+                    if (square >= sure) {
+                        Vertex vertex = find_vertex(find_position(y, x, (float)corners), (int)corners);
+                        float outside = sqrtf(square) - interpolate(outline, vertex);
+                        if (outside > CLOSE) continue;
+                        if (outside > -CLOSE && !is_inside_exactly(y, x, outline, (int)corners))
+                            continue;
+                    }
+                    if (line[j]) area[(line[j] - 1) * frames + frame]--;
+                    line[j] = (int32_t)(order[number] + 1);
+                    outlined[at]++;
+                    area[at]++;
+                }
+            }
+        }
+    }
+    free(order);
+}
+
+/* Write the displacement (dy, dx) of each pixel of a nucleus that is seen in the next frame, too,
+   where a point keeps its share of the way from the centre to the outline. `flow` is zero before,
+   as is `shown`, [F, N + 1], which gets where each row of `seen` is. */
+EXPORT void write_flow(
+    int64_t height, int64_t width, int64_t count, int64_t frames, int64_t corners,
+    const float *centres, const float *axes, const float *outlines, const int64_t *entry,
+    const int32_t *seen, uint8_t *shown, float *flow
+) {
+    int64_t pixels = height * width;
+    for (int64_t frame = 0; frame < frames; frame++)
+        for (int64_t i = 0; i < pixels; i++) shown[frame * (count + 1) + seen[frame * pixels + i]] = 1;
+    for (int64_t frame = 0; frame + 1 < frames; frame++) {
+        const uint8_t *again = shown + (frame + 1) * (count + 1);
+        for (int64_t i = 0; i < pixels; i++) {
+            int32_t row = seen[frame * pixels + i];
+            if (!row || !again[row]) continue;
+            int64_t now = (row - 1) * frames + frame, next = now + 1;
+            float line = (float)(i / width), column = (float)(i % width);
+            float dy = line - centres[2 * now], dx = column - centres[2 * now + 1];
+            float y = axes[2 * now] * dy + axes[2 * now + 1] * dx;
+            float x = axes[2 * now] * dx - axes[2 * now + 1] * dy;
+            Vertex at = find_vertex(find_position(y, x, (float)corners), (int)corners);
+            float stretch = interpolate(outlines + entry[next] * corners, at);
+            stretch /= interpolate(outlines + entry[now] * corners, at);
+            y *= stretch;
+            x *= stretch;
+            float *moved = flow + 2 * frame * pixels + i;
+            moved[0] = axes[2 * next] * y - axes[2 * next + 1] * x + centres[2 * next] - line;
+            moved[pixels] = axes[2 * next + 1] * y + axes[2 * next] * x + centres[2 * next + 1] - column;
+        }
+    }
+}
+
+/* Replace the rows that are seen by ids, those of each frame in `ids`, [N + 1, F]. */
+EXPORT void replace_rows(
+    int64_t frames, int64_t pixels, const int32_t *ids, const int32_t *seen, int32_t *masks
+) {
+    for (int64_t frame = 0; frame < frames; frame++)
+        for (int64_t i = frame * pixels; i < (frame + 1) * pixels; i++)
+            masks[i] = seen[i] ? ids[seen[i] * frames + frame] : 0;
+}
+
+/* Measure each nucleus in each frame of ids from 1 to `count`: its area, the sums of its rows and
+   columns, and its first and last row and column, [count, F, 7]. The first three are zero before,
+   the others the largest and -1 in turn. */
+EXPORT void measure_extents(
+    int64_t count, int64_t frames, int64_t height, int64_t width, const int32_t *masks,
+    int64_t *extents
+) {
+    for (int64_t frame = 0; frame < frames; frame++)
+        for (int64_t y = 0; y < height; y++)
+            for (int64_t x = 0; x < width; x++) {
+                int32_t id = *masks++;
+                if (id < 1 || id > count) continue;
+                int64_t *found = extents + 7 * ((id - 1) * frames + frame);
+                found[0]++;
+                found[1] += y;
+                found[2] += x;
+                if (y < found[3]) found[3] = y;
+                if (y > found[4]) found[4] = y;
+                if (x < found[5]) found[5] = x;
+                if (x > found[6]) found[6] = x;
+            }
+}
+
+/* Cubic convolution (a = -0.75, as in torch) of four neighbours, at a share of the way from the
+   second to the third. */
+static void weigh_neighbours(float share, float *weights) {
+    const float a = -0.75f;
+    float rest = 1 - share;
+    weights[0] = a * share * rest * rest;
+    weights[1] = ((a + 2) * share - (a + 3)) * share * share + 1;
+    weights[3] = a * share * share * rest;
+    weights[2] = 1 - weights[0] - weights[1] - weights[3];
+}
+
+/* Add turned and scaled patches, `tall` by `wide` pixels, to frames. `poses` holds centre (y, x),
+   cosine, sine, and pixels of the patch to a pixel of the frame. Beyond its border a patch is dark,
+   and so is what lies more than `half` pixels up, down, left or right of the centre. */
+EXPORT void add_patches(
+    int64_t height, int64_t width, int64_t count, int64_t tall, int64_t wide, int64_t half,
+    const int64_t *order, const int64_t *frames, const float *poses, const float *light,
+    float *total
+) {
+    /* A rim of four dark pixels spares the question where a patch ends. */
+    int64_t step = wide + 8;
+    float middle_y = (float)(tall - 1) / 2 + 4, end_y = (float)tall + 5;
+    float middle_x = (float)(wide - 1) / 2 + 4, end_x = (float)wide + 5;
+    float *patch = calloc((size_t)((tall + 8) * step), sizeof(float));
+    for (int64_t number = 0; number < count; number++) {
+        /* A spline reaches two pixels farther than the light, and so across a corner three. */
+        float lit = 0;
+        for (int64_t i = 4; i < tall + 4; i++)
+            for (int64_t j = 4; j < wide + 4; j++) {
+                float value = light[(order[number] * tall + i - 4) * wide + j - 4];
+                float y = (float)i - middle_y, x = (float)j - middle_x, square = y * y + x * x;
+                patch[i * step + j] = value;
+                if (value != 0 && square > lit) lit = square;
+            }
+        lit = (sqrtf(lit) + 3) * (sqrtf(lit) + 3);
+        const float *pose = poses + 5 * number;
+        float down = pose[0], right = pose[1], cosine = pose[2] * pose[4], sine = pose[3] * pose[4];
+        int64_t row = (int64_t)floorf(down), column = (int64_t)floorf(right);
+        int64_t top = row > half ? row - half : 0, left = column > half ? column - half : 0;
+        int64_t bottom = row + half + 2 < height ? row + half + 2 : height;
+        int64_t stop = column + half + 2 < width ? column + half + 2 : width;
+        for (int64_t i = top; i < bottom; i++) {
+            float *line = total + (frames[number] * height + i) * width;
+            float dy = (float)i - down;
+            for (int64_t j = left; j < stop; j++) {
+                float dx = (float)j - right;
+                float y = cosine * dy + sine * dx, x = cosine * dx - sine * dy;
+                if (y * y + x * x > lit) continue;
+                y += middle_y;
+                x += middle_x;
+                if (!(y >= 2 && y < end_y && x >= 2 && x < end_x)) continue;
+                float across[4], along[4], sum = 0;
+                weigh_neighbours(y - (float)(int)y, along);
+                weigh_neighbours(x - (float)(int)x, across);
+                const float *at = patch + ((int)y - 1) * step + (int)x - 1;
+                for (int k = 0; k < 4; k++, at += step)
+                    sum += along[k] * (across[0] * at[0] + across[1] * at[1] + across[2] * at[2]
+                                       + across[3] * at[3]);
+                line[j] += sum;
+            }
+        }
+    }
+    free(patch);
+}
+
+/* Write the number of a table at each index. */
+EXPORT void look_up(int64_t count, const float *table, const uint16_t *index, float *found) {
+    for (int64_t i = 0; i < count; i++) found[i] = table[index[i]];
+}
+
+/* Write a frame of light as a camera sees it: white noise is convolved along its rows with a kernel
+   of 2 * `reach` + 1 numbers, as in a mirror beyond its borders, and added to light, level and
+   background; the sum is rounded to one of `settings[2]` steps. */
+EXPORT void develop(
+    int64_t height, int64_t width, int64_t reach, const float *kernel, const float *settings,
+    const float *white, const float *light, const float *background, float *seen
+) {
+    float noise = settings[0], level = settings[1], steps = settings[2];
+    float *row = malloc((size_t)(2 * width + 2 * reach) * sizeof(float));
+    float *blurred = row + width + 2 * reach;
+    /* Added to a number and taken away again, it leaves a whole one. */
+    const float whole = 12582912.0f;
+    for (int64_t i = 0; i < height * width; i += width) {
+        memcpy(row + reach, white + i, (size_t)width * sizeof(float));
+        for (int64_t j = 0; j < reach; j++) {
+            int64_t at = j % (2 * width), far = at < width ? at : 2 * width - 1 - at;
+            row[reach - 1 - j] = white[i + far];
+            row[reach + width + j] = white[i + width - 1 - far];
+        }
+        memset(blurred, 0, (size_t)width * sizeof(float));
+        for (int64_t k = 0; k <= 2 * reach; k++)
+            for (int64_t j = 0; j < width; j++)
+                blurred[j] += kernel[k] * row[2 * reach - k + j];
+        for (int64_t j = i; j < i + width; j++) {
+            float sum = blurred[j - i] * noise + (light[j] + level) + background[j];
+            seen[j] = ((clip(sum * steps, 0, steps) + whole) - whole) / steps;
+        }
+    }
+    free(row);
+}

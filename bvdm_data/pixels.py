@@ -1,0 +1,60 @@
+"""Pixels: the compiled loops of ``pixels.c``, where they have been built."""
+
+import ctypes
+import functools
+import hashlib
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+SOURCE = Path(__file__).with_suffix(".c")
+
+
+def find_library() -> Path:
+    """Return where the compiled loops of this very source belong."""
+    digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:8]
+    return SOURCE.with_name(f"_pixels_{digest}.{'dll' if sys.platform == 'win32' else 'so'}")
+
+
+def _load() -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL(str(find_library()))
+    except OSError:
+        return None
+
+
+_LIBRARY = _load()
+_DTYPES = {
+    "float": "float32", "int32_t": "int32", "int64_t": "int64", "uint16_t": "uint16",
+    "uint8_t": "bool",
+}  # fmt: skip
+
+
+def has_loops() -> bool:
+    """Return whether the loops have been compiled; where not, torch does their work."""
+    return _LIBRARY is not None
+
+
+def run_loop(name: str, *arguments: Any) -> None:
+    """Call a loop with whole numbers and contiguous arrays or tensors, which it reads or writes."""
+    wanted = _read_declarations()[name]
+    given = [_convert(*pair) for pair in zip(wanted, arguments, strict=True)]
+    getattr(_LIBRARY, name)(*given)
+
+
+@functools.cache
+def _read_declarations() -> dict[str, list[tuple[str, str]]]:
+    """Return the type of each argument of the loops, and its star where it is an array."""
+    found = re.findall(r"^EXPORT void (\w+)\((.*?)\) {", SOURCE.read_text(), re.M | re.S)
+    return {name: re.findall(r"(\w+) (\*?)\w+(?:,|\s*$)", inside) for name, inside in found}
+
+
+def _convert(kind: tuple[str, str], argument: Any) -> ctypes.c_int64 | ctypes.c_void_p:
+    if not kind[1]:
+        return ctypes.c_int64(argument)
+    is_array, wanted = hasattr(argument, "ctypes"), _DTYPES[kind[0]]
+    whole = argument.flags.c_contiguous if is_array else argument.is_contiguous()
+    if not whole or str(argument.dtype).removeprefix("torch.") != wanted:
+        raise ValueError(f"a compiled loop takes contiguous {wanted}, got {argument.dtype}")
+    return ctypes.c_void_p(argument.ctypes.data if is_array else argument.data_ptr())

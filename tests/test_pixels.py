@@ -1,0 +1,112 @@
+"""The compiled loops over pixels, against torch, which does their work where they are missing."""
+
+import numpy as np
+import pytest
+import torch
+
+from bvdm_data import pixels
+from bvdm_data.clip import measure_boxes
+from bvdm_data.datasets.synthetic import PoolSettings
+from bvdm_data.pixels import find_library, has_loops, run_loop
+from bvdm_data.synth.camera import expose, make_device_normal, make_gaussian_kernels
+from bvdm_data.synth.paper import PaperSettings
+from bvdm_data.synth.render import compute_flow, draw_labels, make_cell_table
+from bvdm_data.synth.textures import FastSettings
+from tests.helpers.rendering import add_up, is_same, make_videos
+from tests.test_render import SIZE, draw_cells, draw_patches
+
+compiled = pytest.mark.skipif(not has_loops(), reason="needs the compiled loops")
+
+
+def without_loops(make, *given):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pixels, "_LIBRARY", None)
+        return make(*given)
+
+
+def test_library_is_of_this_source():
+    assert has_loops() == find_library().is_file()
+
+
+@compiled
+@pytest.mark.parametrize("sizes", [(1.5, 6), (4, 14), (10, 30)])
+def test_labels_and_flow_equal_torch(sizes):
+    moving = 0
+    for seed in range(4):
+        table = make_cell_table(draw_cells(16, seed=seed, sizes=sizes), 3)
+        (labels, shown), wanted = draw_labels(table, SIZE), without_loops(draw_labels, table, SIZE)
+        assert torch.equal(labels, wanted[0])
+        assert torch.equal(shown, wanted[1])
+        flow, slow = compute_flow(table, labels), without_loops(compute_flow, table, labels)
+        torch.testing.assert_close(flow, slow, rtol=0, atol=3e-5)
+        moving += bool(flow.any())
+    assert moving >= 2
+
+
+@compiled
+def test_light_equals_torch():
+    cells = draw_cells(10, seed=2)
+    table = make_cell_table(cells, 3)
+    groups = [draw_patches(cells, 3, 48, 0), draw_patches(cells, 3, 64, 1, zoom=1.3)]
+    light = add_up(table, groups, SIZE)
+    torch.testing.assert_close(light, without_loops(add_up, table, groups, SIZE), rtol=0, atol=1e-4)
+    assert light.max() > 1
+
+
+@compiled
+@pytest.mark.parametrize("size", [(40, 56), (7, 61), (3, 2), (1, 1)])
+def test_camera_equals_torch(tiny_camera, size):
+    light, noise = torch.rand(2, 3, *size), tiny_camera.noise * torch.tensor([1.0, 3.0])
+
+    def photograph(blur):
+        normal = make_device_normal([0, 1], light.device)
+        return expose(light, tiny_camera, normal, noise=noise, blur=blur)
+
+    for blur in (None, make_gaussian_kernels([0.6, 0])):
+        video, slow = photograph(blur), without_loops(photograph, blur)
+        torch.testing.assert_close(video, slow, rtol=0, atol=1.01 / 4095)
+        assert (video != slow).sum() <= 1 + video.numel() / 1000
+
+
+PAPER = PaperSettings(first_steps=2, later_steps=1)
+LIKE_02 = {"nuclei": None, "size": (150, 170), "max_cells": 256}
+KINDS = [
+    {"frames": 24, "max_cells": 512}, {"frames": 1}, {"size": (17, 90)},
+    {"nuclei": 9, "size": (60, 64)}, {"nuclei": 0}, {"variation": 1}, LIKE_02,
+    {"pool": PoolSettings(pairs=2)}, {"method": "procedural"},
+    {"method": FastSettings(steps=2)}, {"method": FastSettings(families=False)},
+    {"method": PAPER, "nuclei": 3},
+    {"drift": 1.0, "jumps": (0.5, 6)}, {"outline": 0.975},
+]  # fmt: skip
+
+
+@compiled
+@pytest.mark.parametrize("changes", KINDS, ids=repr)
+def test_clips_equal_those_of_torch(tiny_model, changes):
+    videos, others = (make_videos(tiny_model, **{"nuclei": 6} | changes) for _ in range(2))
+    for number in range(2):
+        clip, slow = videos.clip(number), without_loops(others.clip, number)
+        for key, most in (("video", 1.01 / 4095), ("flow", 3e-5)):
+            torch.testing.assert_close(clip.pop(key), slow.pop(key), rtol=0, atol=most)
+        assert is_same(clip, slow)
+
+
+@pytest.mark.parametrize(
+    "index", [torch.zeros(2, 2).short().T, np.zeros((2, 2), np.uint16).T, torch.zeros(4).int()]
+)
+def test_loops_refuse_other_arrays(index):
+    with pytest.raises(ValueError, match="takes contiguous uint16, got"):
+        run_loop("look_up", 4, torch.zeros(9), index, torch.zeros(4))
+
+
+@compiled
+def test_boxes_equal_numpy():
+    masks = np.random.default_rng(0).integers(0, 7, (3, 20, 30), dtype=np.uint16)
+    masks[1, masks[1] == 4] = 0
+    boxes, centroids = measure_boxes(masks, 8)
+    wanted = without_loops(measure_boxes, masks, 8)
+    np.testing.assert_array_equal(boxes, wanted[0])
+    np.testing.assert_array_equal(centroids, wanted[1])
+    assert (
+        np.isfinite(boxes).all((1, 2)).tolist() == [True] * 3 + [False] + [True] * 2 + [False] * 2
+    )
