@@ -303,7 +303,9 @@ class _Steps:
         if self.settings.budget is None:
             return math.inf
         ahead = slow * sum(self.bar.seconds.get(name, 0) for name in ("memory", "page"))
-        return max(60 * self.settings.budget - self.bar.measure_spent() - ahead, 0)
+        left = max(60 * self.settings.budget - self.bar.measure_spent(), 0)
+        # On a machine that is too busy for both, half is for training.
+        return max(left - ahead, left / 2)
 
     def _keep(self, most: Mapping[str, int]) -> None:
         """Do at most so many steps, and pairs, in this run and in those that continue it."""
