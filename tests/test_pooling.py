@@ -60,6 +60,7 @@ def test_clips_show_large_nuclei(large, tiny_generator, tmp_path):
     weights.save(replace(large, unet=None, flownet=None), path)
     model = weights.load(path)
     assert model.pooling == model.distilled.settings.pooling == 2
+    assert tiny_generator.pooling == 1
     assert model.nucleus_diameter == pytest.approx(2 * tiny_generator.nucleus_diameter)
     videos = SyntheticHeLaVideos(
         model=path, frames=3, size=160, annotations=("masks", "tracks", "flow"), variation=0
@@ -95,9 +96,6 @@ def test_fit_is_that_of_the_pooled_video(tmp_path):
     np.testing.assert_allclose(large.lives.adult_area, 4 * small.lives.adult_area)
     np.testing.assert_allclose(large.motion.density, small.motion.density / 4)
     np.testing.assert_allclose(large.motion.step, small.motion.step * [2, 1])
-    for one, other in ((small.painter, large.painter), (small.distilled, large.distilled)):
-        states = (one.state_dict().values(), other.state_dict().values())
-        assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
     steps = _Steps(replace(SHORT, paper=True), None, None, tmp_path, torch.device("cpu"), None)
     steps.pooling = 2
     with pytest.raises(ValueError, match="at most 64 px across for the paper's method"):

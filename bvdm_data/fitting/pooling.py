@@ -1,6 +1,7 @@
 """Videos of large nuclei: pixels are pooled for the fit, and the model is enlarged again."""
 
 import math
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -59,8 +60,9 @@ def enlarge_model(model: Model, factor: int, camera: CameraModel) -> Model:
         return model
     shapes, lives = model.shapes, model.lives
     motion = replace(scale_motion(model.motion, factor), density=model.motion.density / factor**2)
-    for network in (model.painter, model.distilled):
-        network.settings = replace(network.settings, pooling=factor)
+    painter, distilled = deepcopy((model.painter, model.distilled))
+    painter.settings = replace(painter.settings, pooling=factor)
+    distilled.settings = replace(distilled.settings, pooling=factor)
     return replace(
         model,
         shapes=replace(shapes, mean=factor * shapes.mean, modes=factor * shapes.modes),
@@ -71,4 +73,6 @@ def enlarge_model(model: Model, factor: int, camera: CameraModel) -> Model:
         ),
         motion=motion,
         camera=camera,
+        painter=painter,
+        distilled=distilled,
     )
