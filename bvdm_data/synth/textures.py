@@ -196,7 +196,7 @@ def _make_denoiser_inputs(
     zoom = fit_to_patch_scale(radii, patch, network.settings.pooling)
     groups = [((patch, patch), torch.arange(len(radii)))]
     if isinstance(network, Student):
-        groups = group_by_patch_size(radii * zoom[:, None], patch)
+        groups = group_by_patch_size(radii / network.settings.pooling, patch)
     for size, group in groups:
         inner = cut_centre(patch, size)
         drawn = [noise[n][f - cells[n].first][inner] for n, f in (seen[g] for g in group.tolist())]
