@@ -76,7 +76,7 @@ def test_clips_show_large_nuclei(large, tiny_generator, tmp_path):
 
 
 @pytest.mark.heavy
-def test_fit_is_that_of_the_pooled_video(tmp_path):
+def test_fits_are_of_the_pooled_video(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         quick_memory(patch)
         patch.setattr(denoiser, "_CHECKED", 16)
