@@ -171,7 +171,11 @@ _SCHEMA: Mapping[str, Mapping[str, Rule | _Table]] = {
 }
 """What the fields of a model's parts must be."""
 
-_DEFAULTS: Mapping[str, Mapping[str, float]] = {"lives": {"death_rate": 0.0}}
+_DEFAULTS: Mapping[str, Mapping[str, float]] = {
+    "lives": {"death_rate": 0.0},
+    "painter": {"pooling": 1},
+    "distilled": {"pooling": 1},
+}
 """Fields that files leave out where they have these values, as older files do."""
 
 
@@ -181,19 +185,24 @@ def split_model(generator: Model) -> tuple[dict[str, Tensor], dict[str, Any]]:
     header: dict[str, Any] = {"card": dict(generator.card)}
     for name in _SETTINGS:
         network = getattr(generator, name)
-        header[name] = None if network is None else _to_file_keys(network.settings)
+        header[name] = network and _leave_out(name, _to_file_keys(network.settings))
     for name in _SCHEMA:
         part = _to_file_keys(getattr(generator, name))
         arrays = {key: value for key, value in part.items() if isinstance(value, np.ndarray)}
         for key, value in arrays.items():
             tensors[f"{name}.{key}"] = torch.from_numpy(np.ascontiguousarray(value))
-        left_out = arrays.keys() | {k for k, v in _DEFAULTS.get(name, {}).items() if part[k] == v}
-        header[name] = {key: value for key, value in part.items() if key not in left_out}
+        header[name] = _leave_out(name, {k: v for k, v in part.items() if k not in arrays})
     for name in _NETWORKS:
         network = getattr(generator, name)
         for key, value in network.state_dict().items() if network is not None else ():
             tensors[f"{name}.{key}"] = value.detach().cpu().contiguous()
     return tensors, header
+
+
+def _leave_out(name: str, part: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of a part of the header without those that files leave out."""
+    usual = _DEFAULTS.get(name, {})
+    return {k: v for k, v in part.items() if k not in usual or v != usual[k]}
 
 
 def _to_file_keys(part: Any) -> dict[str, Any]:
@@ -261,7 +270,8 @@ def _check_number(name: str, value: object, rule: Rule) -> None:
 def _read_settings(name: str, given: Mapping[str, Any]) -> Any:
     """Return the settings of a network."""
     keys = {f.name: _FILE_KEYS.get(f.name, f.name) for f in fields(_SETTINGS[name])}
-    given = {key: value for key, value in given.items() if key != "narrow"}  # as older files have
+    given = {**_DEFAULTS.get(name, {}), **given}
+    given.pop("narrow", None)  # as older files have
     _check_keys(f"{name}.", given, keys.values())
     values = {field: given[key] for field, key in keys.items()}
     if not isinstance(values["channels"], list | tuple):

@@ -197,14 +197,14 @@ def test_budget_cuts_steps_once(budgeted):
     (painter, pairs, distilled), settings = plan()
     # Of 300 s, 20 are over and 80 are kept: 0.6 of the rest is the denoiser's.
     assert painter == ("painter", pytest.approx(120, abs=1), 10_000)
-    # Half as fast as the table, so that 160 s are kept, and 0.3 of the rest makes pairs.
-    assert pairs == ("pairs", int(0.3 * 120 / 0.032))
-    assert distilled == ("distilled", pytest.approx(120, abs=1), 8000)
-    assert (settings.painter.steps, settings.pairs, settings.distilled.steps) == (240, 1125, 240)
+    # Half as fast as the table, so that 160 s of 280 are wanted for the rest, but half is kept.
+    assert pairs == ("pairs", int(0.3 * 140 / 0.032))
+    assert distilled == ("distilled", pytest.approx(140, abs=1), 8000)
+    assert (settings.painter.steps, settings.pairs, settings.distilled.steps) == (240, 1312, 240)
     # A run that goes on does no more, however fast.
     rate[0] = 0.1
     again, same = plan()
-    assert ([one[-1] for one in again], same) == ([240, 1125, 240], settings)
+    assert ([one[-1] for one in again], same) == ([240, 1312, 240], settings)
     with pytest.raises(ValueError, match="budget has no time for the paper's method"):
         FitSettings(budget=15, paper=True)
 

@@ -102,7 +102,8 @@ def _compare(
     is_tracked = data["divisions"] > 0 or "motion but for density" not in card["taken_over"]
     in_a_row = is_tracked and not card["left_out"]["frames_without_masks"]
     frames = max(min(FRAMES, data["frames"] // 2), 1) if in_a_row else 1
-    size = tuple(min(SIDE, side - 2 * border) for side in data["size"])
+    side = SIDE * card["measured"].get("pooling", 1)
+    size = tuple(min(side, length - 2 * border) for length in data["size"])
     videos = SyntheticHeLaVideos(model=model, frames=frames, size=size, variation=0)
     given = {"border": border, "truth": truth, "scale": videos.scale}
     given |= {"annotations": ("masks", "tracks")} if is_tracked else {}

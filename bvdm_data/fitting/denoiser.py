@@ -153,7 +153,7 @@ def train_denoiser(
     else:
         # The weights do not depend on the side of the patch.
         patch = max(start.settings.patch, crops.light.shape[-1])
-        settings = replace(start.settings, patch=patch)
+        settings = replace(start.settings, patch=patch, pooling=1)
     return train_network(
         "painter",
         lambda: Denoiser(settings).to(memory_format=torch.channels_last),

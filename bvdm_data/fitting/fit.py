@@ -43,6 +43,7 @@ from bvdm_data.fitting.paper_networks import (
     train_ddpm,
     train_flownet,
 )
+from bvdm_data.fitting.pooling import LARGEST, choose_pooling, enlarge_model, pool_video
 from bvdm_data.fitting.progress import Progress
 from bvdm_data.fitting.settings import SECONDS, SHARES, FitSettings, guess_seconds
 from bvdm_data.fitting.texture_noise import DEFAULT, fit_noise_autocorrelation
@@ -153,8 +154,10 @@ def fit(
 def _fit(source: CTCSequence, scale: CameraScale, steps: "_Steps") -> Model:
     """Measure the video, then train."""
     settings, bar = steps.settings, steps.bar
-    video = read_video(source, scale, alone=steps.living is not None, progress=bar)
+    whole = read_video(source, scale, alone=steps.living is not None, progress=bar)
     bar.start("measuring")
+    pooling = steps.pooling = choose_pooling(whole)
+    video = pool_video(whole, pooling)
     nuclei = measure_nuclei(extract_crops(video), video.tracks)
     check_fittable(nuclei.crops)
     contours = trace_contours(nuclei.crops.masks)
@@ -162,6 +165,7 @@ def _fit(source: CTCSequence, scale: CameraScale, steps: "_Steps") -> Model:
     shapes, overlap = fit_shapes(nuclei, contours, seed=settings.seed)
     motion = steps.fit_motion(nuclei, video)
     camera = fit_camera(video)
+    own_camera = camera if video is whole else fit_camera(whole)
     _check_finite(shapes=shapes, lives=lives, motion=motion, camera=camera)
     left_out = count_left_out(video, nuclei, contours)
     _warn_of_left_out(left_out)
@@ -173,6 +177,7 @@ def _fit(source: CTCSequence, scale: CameraScale, steps: "_Steps") -> Model:
     texture, correlations = steps.fit_texture(model, nuclei)
     unet, flownet = steps.train_paper_networks()
     model = replace(model, texture=texture, unet=unet, flownet=flownet)
+    model = enlarge_model(model, pooling, own_camera)
 
     card = {
         "data": describe_data(source, video, nuclei) | steps.origin,
@@ -183,6 +188,7 @@ def _fit(source: CTCSequence, scale: CameraScale, steps: "_Steps") -> Model:
             "texture_correlation": {str(lag): round(r, 4) for lag, r in correlations.items()},
             "texture_memory": round(texture.memory, 4),
             "texture_fresh": round(texture.fresh, 4),
+            **({"pooling": pooling} if pooling > 1 else {}),
         },
         "started_from": steps.start and dict(steps.start.card).get("data"),
         **({"lives_from": dict(steps.living.card).get("data")} if steps.living else {}),
@@ -210,6 +216,7 @@ class _Steps:
     bar: Progress
     inherited: list[str] = field(default_factory=list)  # what came from one of these models
     trained: Card = field(default_factory=dict)  # entries of the card, by network
+    pooling: int = 1  # pixels of the video along a side to one of what is fitted to
     origin: Card = field(default_factory=dict)  # what the card says of masks that were linked
     # what FlowNet and DDPM of the paper's method learn from
     learned: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
@@ -241,21 +248,22 @@ class _Steps:
         )
 
     def fit_motion(self, nuclei: Nuclei, video: Video) -> MotionModel:
-        border, start = self.settings.border, self.living or self.start
+        border, start = self.settings.border // self.pooling, self.living or self.start
+        if start is None:
+            return fit_motion(nuclei, video, border=border)
+        size = 1 / self.pooling
+        if self.living:
+            # Where no pixel size is known, nuclei twice as long are taken to go twice as far.
+            size = math.sqrt(np.median(nuclei.area) / start.nucleus_area)
+        known = scale_motion(start.motion, size)
         try:
             motion = fit_motion(nuclei, video, border=border)
         except ValueError:
-            if start is None:
-                raise
             self.inherited.append("motion but for density")
-            # Where no pixel size is known, nuclei twice as long are taken to go twice as far.
-            size = math.sqrt(np.median(nuclei.area) / start.nucleus_area) if self.living else 1.0
-            density = fit_density(video, border)
-            return replace(scale_motion(start.motion, size), density=density)
-        if start is None or len(nuclei.lineage.daughters) >= LEAST_STEPS:
+            return replace(known, density=fit_density(video, border))
+        if len(nuclei.lineage.daughters) >= LEAST_STEPS:
             return motion
         self.inherited.append("distances of sisters")
-        known = start.motion
         return replace(motion, separation=known.separation, sister_distance=known.sister_distance)
 
     def describe_sources(self) -> str:
@@ -295,7 +303,9 @@ class _Steps:
         if self.settings.budget is None:
             return math.inf
         ahead = slow * sum(self.bar.seconds.get(name, 0) for name in ("memory", "page"))
-        return max(60 * self.settings.budget - self.bar.measure_spent() - ahead, 0)
+        left = max(60 * self.settings.budget - self.bar.measure_spent(), 0)
+        # On a machine that is too busy for both, half is for training.
+        return max(left - ahead, left / 2)
 
     def _keep(self, most: Mapping[str, int]) -> None:
         """Do at most so many steps, and pairs, in this run and in those that continue it."""
@@ -326,6 +336,11 @@ class _Steps:
     def prepare_paper_networks(self, nuclei: Nuclei) -> None:
         """Prepare what they learn from, so that a video that shows too little is refused early."""
         if self.settings.paper:
+            if self.pooling > 1:
+                raise ValueError(
+                    f"nuclei must be at most {LARGEST} px across for the paper's method, got "
+                    "larger ones; scale the video down, or leave out paper (--paper)"
+                )
             pairs = make_mask_pairs(nuclei.crops, nuclei.lineage)
             self.learned = pairs, normalize_crops(nuclei.crops)
             for _, track in self.learned:
@@ -334,7 +349,7 @@ class _Steps:
     def train_paper_networks(self) -> tuple[UNet | None, FlowNet | None]:
         settings, start = self.settings, self.start
         if self.learned is None:
-            if start is None or start.unet is None:
+            if start is None or start.unet is None or self.pooling > 1:
                 return None, None
             self.inherited.append("networks of the paper's method")
             return start.unet, start.flownet

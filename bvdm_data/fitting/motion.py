@@ -75,6 +75,7 @@ def scale_motion(motion: MotionModel, size: float) -> MotionModel:
         speed=motion.speed._replace(scale=motion.speed.scale * size),
         division_offset=motion.division_offset * size,
         longest_step=motion.longest_step * size,
+        stage_drift=motion.stage_drift * size,
         sister_distance=motion.sister_distance + longer,
     )
 

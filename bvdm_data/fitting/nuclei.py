@@ -46,7 +46,6 @@ class Crops:
     brightness: npt.NDArray[np.float32]  # mean of light inside the nucleus, [n] float32
     centre: npt.NDArray[np.float32]  # centroid (y, x) in the frame, [n, 2] float32
     left_out: Mapping[str, int] = field(default_factory=dict)  # other nuclei, by LEFT_OUT
-    side: int = 0  # px: of the boxes of 95 % of all nuclei, those left out among them
 
 
 SHARE = 0.05  # of the nuclei, frames or divisions: where more are left out, there is a warning
@@ -65,13 +64,12 @@ LEFT_OUT = {
 def extract_crops(video: Video, *, patch: int = PATCH) -> Crops:
     """Cut every nucleus that is whole, tracked and fits into a patch out of the frames."""
     tracks = {int(track) for track in video.tracks[:, 0]}
-    rows, sides, left_out = [], [], dict.fromkeys([*LEFT_OUT][:4], 0)
+    rows, left_out = [], dict.fromkeys([*LEFT_OUT][:4], 0)
     for frame in video.frames:
         above = frame.grey - frame.background
         for label, box in enumerate(ndimage.find_objects(frame.masks), start=1):
             if box is None:
                 continue
-            sides.append(max(side.stop - side.start for side in box))
             reason = _find_reason(frame.masks, label, box, patch)
             if reason is None and label not in tracks:
                 reason = "nuclei_untracked"
@@ -88,7 +86,6 @@ def extract_crops(video: Video, *, patch: int = PATCH) -> Crops:
         brightness=np.array(brightness, np.float32),
         centre=np.array(centre, np.float32).reshape(-1, 2),
         left_out=left_out,
-        side=math.ceil(np.quantile(sides, 1 - SHARE)) if sides else 0,
     )
 
 
@@ -98,11 +95,7 @@ def advise(crops: Crops, usual: str) -> str:
     reason, most = max(crops.left_out.items(), key=lambda entry: entry[1], default=("", 0))
     if most <= SHARE * total:
         return usual
-    words = f"{most} of {total} {LEFT_OUT[reason]}"
-    if reason != "nuclei_too_large":
-        return f"{words}; {usual}"
-    factor = math.floor(100 * PATCH / max(crops.side, PATCH + 1)) / 100
-    return f"{words} of {PATCH} px: scale the video down to {factor:g} of its height and width"
+    return f"{most} of {total} {LEFT_OUT[reason]}; {usual}"
 
 
 def check_fittable(crops: Crops) -> float:

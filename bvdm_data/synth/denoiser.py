@@ -4,7 +4,7 @@ import functools
 import itertools
 import math
 import reprlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -43,6 +43,7 @@ def check_network_config(config: Any, *, multiple: int, embedding: str, even: bo
     if len(config.channels) != 3 or any(c < 1 or c % multiple for c in config.channels):
         rule = f"multiples of {multiple}" if multiple > 1 else "numbers above 0"
         raise ValueError(f"channels must be three {rule}, got {reprlib.repr(config.channels)}")
+    Rule(int, least=1, most=16).check("pooling", getattr(config, "pooling", 1))
     length, least = getattr(config, embedding), Rule(int, least=1)
     if even and (length < 8 or length % 2):
         raise ValueError(f"{embedding} must be even and at least 8, got {length}")
@@ -62,6 +63,8 @@ class DenoiserConfig:
     # one channel each would normalise the condition away
     channels: tuple[int, int, int] = (32, 64, 96)
     middle: int = 1  # residual blocks at the lowest resolution
+    # pixels of the video along a side to one of the image; repr is what checkpoints are known by
+    pooling: int = field(default=1, repr=False)
     condition_channels: int = 96  # length of the embedding of noise level, brightness and stage
 
     def __post_init__(self) -> None:
@@ -274,9 +277,11 @@ def _tabulate_pixels(
     return [part.to(device) for part in (torch.hypot(y, x), vertex.flatten(), share)]
 
 
-def fit_to_patch_scale(radii: Float[Tensor, "N K"], patch: int) -> Float[Tensor, " N"]:
-    """Return the factor by which outlines must shrink to fit into a patch with their halo."""
-    return ((patch / 2 - PATCH_MARGIN) / radii.amax(1)).clamp(max=1)
+def fit_to_patch_scale(
+    radii: Float[Tensor, "N K"], patch: int, pooling: int = 1
+) -> Float[Tensor, " N"]:
+    """Return the factor by which outlines must shrink to be drawn, with their halo, on a patch."""
+    return ((patch / 2 - PATCH_MARGIN) / radii.amax(1)).clamp(max=1 / pooling)
 
 
 PATCH_SHARES = ((0.75, 0.625), (0.875, 0.75), (1.0, 1.0))
@@ -342,6 +347,7 @@ class StudentConfig:
     floor: float = 0.012  # as in DenoiserConfig
     # channels at 1/2, 1/4 and 1/8 of the image's resolution
     channels: tuple[int, int, int] = (16, 32, 32)
+    pooling: int = field(default=1, repr=False)  # as in DenoiserConfig
     condition_channels: int = 64  # length of the embedding of brightness and stage
 
     def __post_init__(self) -> None:

@@ -58,6 +58,11 @@ class Model:
         return _PIXEL_SIZES.get(str(name)) if size is None else float(size)
 
     @property
+    def pooling(self) -> int:
+        """Pixels along a side to one of the networks', which draw large nuclei smaller."""
+        return self.painter.settings.pooling
+
+    @property
     def nucleus_diameter(self) -> float:
         """Diameter of the mean interphase nucleus, px."""
         return float(2 * np.sqrt(self.nucleus_area / np.pi))

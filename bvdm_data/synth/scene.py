@@ -147,7 +147,7 @@ def estimate_rows(model: Model, settings: SceneSettings) -> tuple[int, int]:
     """
     frames, nuclei = settings.lived, settings.nuclei
     travel = _estimate_travel(settings)
-    canvas = math.prod(side + 2 * MARGIN + travel for side in settings.size)
+    canvas = math.prod(side + 2 * MARGIN * model.pooling + travel for side in settings.size)
     seen = min(math.prod(side + model.nucleus_diameter for side in settings.size), canvas)
     first = float(settings.at_least if nuclei is None else np.max(nuclei))
     # Founders are placed in and around the image until as many as wanted are in view.
@@ -382,7 +382,12 @@ class Method:
         return False
 
     def check_fitted(self, model: Model) -> None:
-        """Refuse a model that lacks a network of this method."""
+        """Refuse a model that lacks a network of this method, or whose nuclei are too large."""
+        if self.masked and model.pooling > 1:
+            raise ValueError(
+                "method must be 'fast' with a model of nuclei that are "
+                f"{model.nucleus_diameter:.0f} px across, got one that draws no such large ones"
+            )
 
     def describe(self) -> str:
         """Return a few words for a line of output."""

@@ -193,10 +193,10 @@ def _make_denoiser_inputs(
     if tone is not None:
         gain *= torch.from_numpy(tone.compute_gain(brightness.numpy()))
     inputs = []
-    zoom = fit_to_patch_scale(radii, patch)
+    zoom = fit_to_patch_scale(radii, patch, network.settings.pooling)
     groups = [((patch, patch), torch.arange(len(radii)))]
     if isinstance(network, Student):
-        groups = group_by_patch_size(radii, patch)
+        groups = group_by_patch_size(radii / network.settings.pooling, patch)
     for size, group in groups:
         inner = cut_centre(patch, size)
         drawn = [noise[n][f - cells[n].first][inner] for n, f in (seen[g] for g in group.tolist())]
@@ -307,7 +307,8 @@ def denoise_patches(
     """Render nuclei from noise; ``gain`` is the factor on their light afterwards."""
     device = next(network.parameters()).device
     with profile_span("outlines"):
-        radii = radii * fit_to_patch_scale(radii, network.settings.patch)[:, None]
+        size, pooling = network.settings.patch, network.settings.pooling
+        radii = radii * fit_to_patch_scale(radii, size, pooling)[:, None]
         edge = compute_signed_distance_map(radii, *noise.shape[1:]).to(device)
     brightness, stage = brightness.to(device), stage.to(device)
     start = noise[:, None].to(device)
@@ -368,12 +369,13 @@ def measure_edge_profile(model: Model, steps: int) -> EdgeProfile:
     radii, side = torch.from_numpy(np.stack(shapes)).float(), network.settings.patch
     stage = torch.full((PROFILE_NUCLEI,), INTERPHASE)
     noise = torch.randn(PROFILE_NUCLEI, side, side, generator=torch_rng(0, "edge profile"))
-    scaled = radii * fit_to_patch_scale(radii, side)[:, None]
+    pooling = network.settings.pooling
+    scaled = radii * fit_to_patch_scale(radii, side, pooling)[:, None]
 
     def measure(brightness: float, distance: int = 0) -> float:
         lit = torch.full((PROFILE_NUCLEI,), brightness)
         light = denoise_patches(network, noise, radii, lit, stage, steps=steps)
-        inside = compute_signed_distance_map(scaled + distance, side)[:, 0] <= 0
+        inside = compute_signed_distance_map(scaled + distance / pooling, side)[:, 0] <= 0
         labels = inside * torch.arange(1, PROFILE_NUCLEI + 1)[:, None, None]
         # Side by side they are one frame.
         measured = measure_edges(*(x.reshape(-1, side).cpu().numpy() for x in (light, labels)))[1]
