@@ -100,7 +100,7 @@ FILES = [
      ValueError, r"parent 2 must end before track 4 begins in frame 6, got its last frame 8; end "
      r"it earlier, or write 0"),
     ("no tracks to fit", lambda p: p.remove("01_GT/TRA/man_track.txt").fit(), ValueError,
-     r"has no man_track\.txt: lives and divisions cannot be fitted without tracks"),
+     r"has no man_track\.txt: .*lives, divisions and motion cannot; track .*or give link=True"),
     ("masks in one frame to fit", lambda p: (shutil.copy(p.remove("01_GT/SEG").data
      / "01_GT/TRA/man_track004.tif", p.folder_of("01_ST/SEG") / "man_seg004.tif"), p.fit()),
      ValueError, r"at least 2 frames to fit shapes and motion, got 1 among frames 0 to 11; give"),

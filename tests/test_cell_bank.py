@@ -287,7 +287,7 @@ def test_light_and_labels_agree(tiny_generator, monkeypatch, variation, size):
 
     monkeypatch.setattr(BankSample, "__init__", init_scaled)
     bank, shares = CellBank(PoolSettings(pairs=3, renew=0), 0), []
-    labelled_only = {"background": 0.0, "haze": 0.0, "debris": 0.0}
+    labelled_only = {"haze": 0.0, "debris": 0.0}
     parts = asdict(Variation.make(variation)) | labelled_only
     scene = SceneSettings(frames=3, size=(96, 96), nuclei=4, variation=parts)
     for index in range(5):

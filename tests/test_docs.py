@@ -147,7 +147,7 @@ def test_fitting_rules_match_the_code():
         f"prophase lasts at most {prophase} frames, the condensed stages {condensed}, "
         f"telophase {telophase}"
     ) in page
-    assert f"at most {PATCH} px" in page
+    assert f"above {PATCH} px, pooled" in page
     assert f"below {LEAST_OVERLAP} are left out" in page
     assert f"sisters below {LEAST_STEPS} divisions" in page
     assert f"outline of {CONTOUR_POINTS} rays" in page

@@ -170,8 +170,8 @@ def measure_clips(**arguments):
 def test_share_is_even_at_every_brightness():
     slopes = {}
     for outline in ("video", "even"):
-        _, light, share = measure_clips(outline=outline)
-        slopes[outline] = np.polyfit(light, share, 1)[0]
+        found = [measure_clips(outline=outline, seed=seed)[1:] for seed in range(10)]
+        slopes[outline] = np.polyfit(*map(np.concatenate, zip(*found, strict=True)), 1)[0]
     assert slopes["video"] < -0.1
     assert abs(slopes["even"]) < 0.03
 

@@ -118,7 +118,7 @@ def test_page_is_balanced_and_self_contained(page):
     assert "@import" not in page.source
     assert "url(" not in page.source
     drawings = [value for value in page.values("src") if "svg" in value]
-    assert len(drawings) == 6
+    assert len(drawings) == 8
     svgs = [base64.b64decode(drawing.partition(",")[2]).decode() for drawing in drawings]
     assert re.findall(r'(?:href|src)="(?!#)', " ".join(svgs)) == []
 
