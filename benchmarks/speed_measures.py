@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from bvdm_data.evaluation.segmenter import Segmenter
 from bvdm_data.speed import MATRIX, measure_throughput, profile_clips, warm_up
 from bvdm_data.synth.denoiser import compute_signed_distance_map
 from bvdm_data.synth.textures import BATCH
+from bvdm_data.system import set_threads
 from bvdm_data.weights import load
 
 FRAMES, SIZE = 8, (256, 256)
@@ -116,7 +116,7 @@ def arithmetic(seconds: float) -> dict[str, float]:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             network(noise, edge, brightness, stage)
 
-    with _threads(1):
+    with set_threads(1):
         with FlopCounterMode(display=False) as counter:
             forward()
         pairs, end = [], time.perf_counter() + seconds
@@ -176,7 +176,7 @@ def training(seconds: float) -> dict[str, Any]:
     found: dict[str, Any] = {"batch_size": 1, "threads": {}}
     for threads in (1, 2):
         rates: dict[str, float] = {}
-        with _threads(threads):
+        with set_threads(threads):
             kept = [default_collate([clips().clip(n)]) for n in range(8)]
             rates["memory"] = _steps_a_second(_again_and_again(kept), seconds)
             for name, pool in (("pool", True), ("fresh", None)):
@@ -233,17 +233,6 @@ def _seconds(work: Callable[[], object]) -> float:
     begun = time.perf_counter()
     work()
     return time.perf_counter() - begun
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Set the number of threads of torch."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _forget(real: CTCVideos) -> None:

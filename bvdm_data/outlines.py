@@ -125,8 +125,8 @@ def calibrate_outline(
     """Measure what outlines mean in annotated frames, for ``outline=`` of the data sets.
 
     With clips, the result lies halfway between what their outlines mean and what the frames' do.
-    The share of light differs with the sharpness of a video, too, and networks make up for that: a
-    network that learns from such clips draws the outlines of another video about halfway by itself.
+    The share of light differs with the sharpness of a video, too, for which networks make up in
+    part; halfway is our choice.
 
     Args:
         frames: Frames in any unit, ``[F, H, W]`` real numbers, or a list of ``[H, W]``.
