@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, SupportsIndex
 
 import torch
 import torch.distributed
+from torch import Tensor
 from torch.utils.data import get_worker_info
 from typing_extensions import Self
 
@@ -257,17 +258,18 @@ def get_loader_id(worker: Any) -> int:
     return -1 if worker is None else max(worker.seed - worker.id, 1)
 
 
-def check_loader(frame: FrameType, batch_size: int | None, name: str) -> None:
+def check_loader(frame: FrameType, batch_size: int | None, name: str) -> bool:
     """Refuse a loader with batches of another size than the data set whose generator this is.
 
     A data set is not told that size: only torch's fetcher, which calls the generator, knows it.
+    Returns whether the loader is known to send items one by one, not in batches.
     """
     caller = frame.f_back
     names = {} if caller is None else caller.f_locals
     fetcher: Any = names.get("self")
     is_ours = getattr(getattr(fetcher, "dataset_iter", None), "gi_frame", None) is frame
     if not is_ours or "possibly_batched_index" not in names:
-        return
+        return False
     found = len(names["possibly_batched_index"]) if fetcher.auto_collation else 1
     if batch_size not in (None, found):
         raise ValueError(
@@ -275,6 +277,17 @@ def check_loader(frame: FrameType, batch_size: int | None, name: str) -> None:
             "worker makes which clips, and where a loop is resumed, follow from it; give both the "
             "same"
         )
+    return not fetcher.auto_collation
+
+
+def move_to_shared_memory(clip: object) -> None:
+    """Move the tensors of a clip to shared memory, where a worker sends them from.
+
+    The thread of torch that sends them would do it, and would drop the clip if it failed.
+    """
+    for tensor in clip.values() if isinstance(clip, dict) else ():
+        if isinstance(tensor, Tensor):
+            tensor.share_memory_()  # type: ignore[no-untyped-call]
 
 
 def check_settings(here: Mapping[str, str], given: Mapping[str, str]) -> None:

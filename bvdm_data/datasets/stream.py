@@ -21,9 +21,10 @@ from bvdm_data.datasets.sharding import (
     check_loader,
     check_settings,
     get_loader_id,
+    move_to_shared_memory,
 )
 from bvdm_data.system import keep_freed_memory
-from bvdm_data.validate import as_int, check_epoch, check_length, check_seed
+from bvdm_data.validate import as_int, check_epoch, check_length, check_seed, name_clip_in_errors
 
 Item = TypeVar("Item")
 
@@ -243,9 +244,13 @@ class ClipStream(Described, IterableDataset[Clip]):
     ) -> Iterator[Item]:
         split = started or self._start_pass(ahead)
         self._pass = split
-        check_loader(sys._getframe(), self.batch_size, type(self).__name__)
+        is_single = check_loader(sys._getframe(), self.batch_size, type(self).__name__)
+        name = f"{type(self).__name__}(seed={self.seed})"
         for numbers in split.batches():
-            for item in make(numbers):
+            for number, item in zip(numbers, make(numbers), strict=True):
+                if is_single and get_worker_info() is not None:
+                    with name_clip_in_errors(name, split.epoch, number):
+                        move_to_shared_memory(item)
                 split = replace(split, made=split.made + 1)
                 self._pass = split
                 yield item
