@@ -11,6 +11,7 @@ from bvdm_data.cli.options import (
     ANNOTATIONS,
     AT_LEAST,
     DEATH_RATE,
+    FACTORS,
     FOLDER,
     MAX_CELLS,
     MODEL,
@@ -21,12 +22,10 @@ from bvdm_data.cli.options import (
     SEED,
     VARIATION,
     VIDEO,
-    Floats,
     add_method_options,
     add_size_options,
     add_time_options,
     option,
-    take_annotations,
     take_method,
 )
 
@@ -50,7 +49,7 @@ if TYPE_CHECKING:
 @option(
     "--page-densities",
     default="0.5,1,2",
-    type=Floats(),
+    type=FACTORS,
     help="Nuclei in the first frame, as multiples of the fitted video's density.",
 )
 @option("--page-frames", default=24, help="Frames of its clips.")
@@ -265,8 +264,7 @@ def shards(
     from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
     from bvdm_data.storage import write_shards
 
-    tables = take_annotations(options)
-    videos = SyntheticHeLaVideos(method=take_method(options), **tables, **options)
+    videos = SyntheticHeLaVideos(method=take_method(options), **options)
     videos.set_epoch(epoch)
     written = write_shards(
         videos,
@@ -331,11 +329,9 @@ def bench(
     for name in bank:
         if not pool:
             raise click.UsageError(f"--{name} is for --pool; give --pool, too")
-    tables = take_annotations(options)
     videos = SyntheticHeLaVideos(
         method=take_method(options),
         pool=PoolSettings(**bank) if pool else None,
-        **tables,
         **options,
     )
     loop = Loop(batch_size=batch_size, workers=workers, step_seconds=step_seconds)
