@@ -21,12 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-MANIFEST = "bvdm_data.json"
-"""File in an output folder that records how its contents were made."""
-
+MANIFEST = "bvdm_data.json"  # file in an output folder that records how its contents were made
+# Bytes of a JSON file that is read; the manifest of a million shards has 70 MB.
 LARGEST_JSON = 2**27
-"""Bytes of a JSON file that is read; the manifest of a million shards has 70 MB."""
-
 _DAMAGE = (
     tarfile.TarError,
     zipfile.BadZipFile,

@@ -173,8 +173,8 @@ def check_fields(settings: object, **rules: Rule) -> None:
 
 OOM_HINT = "memory ran out: use fewer workers, frames or nuclei, or a smaller size"
 
+# Phrases of torch's RuntimeErrors when memory runs out.
 _OUT_OF_MEMORY = ("allocate memory", "out of memory", "bad_alloc")
-"""Phrases of torch's RuntimeErrors when memory runs out."""
 
 
 @contextmanager

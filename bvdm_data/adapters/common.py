@@ -232,14 +232,14 @@ def _name_tracklets(table: npt.NDArray[np.int32]) -> dict[int, int]:
     return names
 
 
+# Of a pixel, clockwise: a neighbour, and from which to which corner the side between them leads;
+# all as steps ``(y, x)``.
 _SIDES = (
     ((-1, 0), (0, 0), (0, 1)),
     ((0, 1), (0, 1), (1, 1)),
     ((1, 0), (1, 1), (1, 0)),
     ((0, -1), (1, 0), (0, 0)),
 )
-"""Of a pixel, clockwise: a neighbour, and from which to which corner the side between them leads;
-all as steps ``(y, x)``."""
 
 
 def trace_outlines(
@@ -295,8 +295,7 @@ def check_positive(name: str, value: float | None) -> None:
         raise ValueError(f"{name} must be above 0, got {value}")
 
 
-Clips = Iterable[Clip] | MapStyle
-"""A stream of clips, or a map-style data set or a list of them."""
+Clips = Iterable[Clip] | MapStyle  # a stream of clips, or a map-style data set or a list of them
 
 
 class SharedClips:

@@ -12,8 +12,7 @@ from bvdm_data.adapters.common import Videos, count_clips
 from bvdm_data.system import require
 from bvdm_data.validate import as_int
 
-MOST_AXES = 5
-"""Most axes of an array that the package datasets has a feature for, ``Array5D``."""
+MOST_AXES = 5  # most axes of an array that the package datasets has a feature for, ``Array5D``
 
 
 def to_huggingface(

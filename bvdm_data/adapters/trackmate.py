@@ -20,9 +20,9 @@ from bvdm_data.clip import CameraScale, Clip
 from bvdm_data.datasets.tiff import write_imagej_stack
 from bvdm_data.files import open_atomic
 
+# The version of TrackMate whose layout the file has: the first with outlines of spots.
 VERSION = "7.0.0"
-"""The version of TrackMate whose layout the file has: the first with outlines of spots."""
-
+# What spots, edges and tracks carry: key, name, dimension, and whether it is a whole number.
 FEATURES = {
     "Spot": (
         ("QUALITY", "Quality", "QUALITY", False),
@@ -43,8 +43,6 @@ FEATURES = {
     ),
     "Track": (("TRACK_INDEX", "Track index", "NONE", True), ("TRACK_ID", "Track ID", "NONE", True)),
 }
-"""What spots, edges and tracks carry: key, name, dimension, and whether it is a whole number."""
-
 ANALYZERS = ("SpotAnalyzers", "EdgeAnalyzers", "TrackAnalyzers")
 
 Nodes = dict[str, npt.NDArray[np.generic]]

@@ -23,14 +23,11 @@ from bvdm_data.clip import STAGES, Clip
 from bvdm_data.files import open_atomic_folder
 from bvdm_data.validate import as_fraction
 
-TASKS = ("segment", "detect")
-"""What labels hold: polygons or boxes."""
-
+TASKS = ("segment", "detect")  # what labels hold: polygons or boxes
+# How far polygons lie within the mask, px: what rounds their corners down stays in its pixels.
 INSET = 0.01
-"""How far polygons lie within the mask, px: what rounds their corners down stays in its pixels."""
-
+# Names of the classes, by what they tell apart.
 CLASSES = {"nucleus": ("nucleus",), "stage": STAGES}
-"""Names of the classes, by what they tell apart."""
 
 
 def write_yolo(

@@ -17,11 +17,8 @@ from bvdm_data.cli.clips import bench, export, fetch, preview, shards
 from bvdm_data.cli.models import evaluate, fit, info, models
 from bvdm_data.files import cut_words
 
-GRACE_SECONDS = 1.5
-"""How long a command may clean up after Ctrl-C."""
-
-LONGEST_MESSAGE = 2000
-"""Characters that fit on a screen."""
+GRACE_SECONDS = 1.5  # how long a command may clean up after Ctrl-C
+LONGEST_MESSAGE = 2000  # characters that fit on a screen
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

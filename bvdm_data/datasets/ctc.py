@@ -29,12 +29,9 @@ from bvdm_data.files import write_through
 
 __all__ = ["TRUTHS", "CTCSequence", "guess_scale", "is_complete", "read_sequence", "write_sequence"]
 
-TRUTHS = ("auto", "ST", "GT", "TRA", None)
-"""What the masks of a sequence may be read from."""
-
+TRUTHS = ("auto", "ST", "GT", "TRA", None)  # what the masks of a sequence may be read from
+# Ids that are kept free in every frame for masks that belong to no track.
 UNTRACKED_PER_FRAME = 1000
-"""Ids that are kept free in every frame for masks that belong to no track."""
-
 _OFFSETS = (32768, 0)
 _RANGES = (255, 1023, 4095, 16383, 65535)
 

@@ -48,11 +48,10 @@ from bvdm_data.validate import (
     check_transform,
 )
 
+# Width in pixels of the band without complete truth; the challenge's own for Fluo-N2DL-HeLa.
 DEFAULT_BORDER = 25
-"""Width in pixels of the band without complete truth; the challenge's own for Fluo-N2DL-HeLa."""
-
+# Decoded images that a process keeps; 97 frames of 700 x 1100 pixels with their masks.
 CACHE_BYTES = 288 * 2**20
-"""Decoded images that a process keeps; 97 frames of 700 x 1100 pixels with their masks."""
 
 
 class CTCVideos(Described, Dataset[Clip]):

@@ -16,15 +16,10 @@ from bvdm_data.files import cut_words
 from bvdm_data.validate import check_single
 from bvdm_data.weights import known_models
 
-LONGEST = 80
-"""Characters of one argument."""
-
-MOST_ITEMS = 12
-"""Items of a list that are named; of a longer one, their number is."""
-
+LONGEST = 80  # characters of one argument
+MOST_ITEMS = 12  # items of a list that are named; of a longer one, their number is
+# Pixels of a clip that is made for a notebook without being asked for (our choice: seconds).
 MOST_PIXELS = 8 * 512 * 512
-"""Pixels of a clip that is made for a notebook without being asked for (our choice: seconds)."""
-
 SHOWN_FRAMES, QUALITY = 4, 80
 
 

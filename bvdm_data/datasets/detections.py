@@ -18,15 +18,10 @@ from bvdm_data.datasets.tracks import check_track_table, group_families
 from bvdm_data.rng import numpy_rng
 from bvdm_data.validate import Rule, check_fields
 
+# Errors that are counted, in the order of the columns of ``planted``.
 ERRORS = ("missed", "lineage", "border", "merged", "split", "false")
-"""Errors that are counted, in the order of the columns of ``planted``."""
-
-DETECTED = "_detected"
-"""Key of the masks that detections were made of, within a transform."""
-
-WAVES = 6
-"""How many waves, of none to five crests, make a shaken outline (our choice)."""
-
+DETECTED = "_detected"  # key of the masks that detections were made of, within a transform
+WAVES = 6  # how many waves, of none to five crests, make a shaken outline (our choice)
 _SHARES = ("missed", "missed_lineages", "merged", "split", "false", "border_missed")
 
 _Labels = npt.NDArray[np.int32]

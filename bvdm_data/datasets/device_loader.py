@@ -29,8 +29,8 @@ from bvdm_data.synth.textures import FastSettings
 from bvdm_data.system import isolate, profile_span
 from bvdm_data.validate import as_int, check_device, name_clip_in_errors, name_source_in_errors
 
+# Epoch, clip, and the scene of its video; None if the clip needs no more.
 SceneItem = tuple[int, dict[str, Tensor], Scene | None]
-"""Epoch, clip, and the scene of its video; None if the clip needs no more."""
 
 
 @dataclass(frozen=True)
@@ -118,11 +118,11 @@ def _render(batch: SceneBatch, renderer: BatchRenderer | None, seed: int) -> dic
     return {**video, **rest}
 
 
+# Arguments of DataLoader that are passed on.
 _PASSED_ON = (
     "drop_last", "multiprocessing_context", "persistent_workers", "prefetch_factor", "timeout",
     "worker_init_fn",
 )  # fmt: skip
-"""Arguments of DataLoader that are passed on."""
 
 
 class DeviceLoader(Described):

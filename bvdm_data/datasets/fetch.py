@@ -11,9 +11,8 @@ from tqdm import tqdm
 
 from bvdm_data.files import cut_words, is_damage, open_atomic, open_atomic_folder
 
-ADDRESS = "https://data.celltrackingchallenge.net"
-"""Where the challenge keeps its data sets."""
-
+ADDRESS = "https://data.celltrackingchallenge.net"  # where the challenge keeps its data sets
+# The challenge's 2D data sets.
 DATA_SETS = (
     "BF-C2DL-HSC",
     "BF-C2DL-MuSC",
@@ -26,15 +25,12 @@ DATA_SETS = (
     "PhC-C2DH-U373",
     "PhC-C2DL-PSC",
 )
-"""The challenge's 2D data sets."""
-
+# The two archives of a data set; only the one for training holds truth.
 SPLITS = ("training", "test")
-"""The two archives of a data set; only the one for training holds truth."""
-
 TIMEOUT_SECONDS = 60
 
+# Bytes that each byte of an archive may unpack to, beyond the first GiB; videos have 2 to 10.
 MOST_UNPACKED = 100
-"""Bytes that each byte of an archive may unpack to, beyond the first GiB; videos have 2 to 10."""
 
 
 def fetch(

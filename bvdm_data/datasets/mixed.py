@@ -333,8 +333,7 @@ def _check_choice(name: str, value: str, choices: Sequence[str]) -> str:
     return value
 
 
-TWIN_WEIGHTS = {"real": 1, "synthetic": 3}
-"""How often each is shown by default (our choice)."""
+TWIN_WEIGHTS = {"real": 1, "synthetic": 3}  # how often each is shown by default (our choice)
 
 
 def twin(

@@ -14,8 +14,7 @@ from torch import Tensor
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
-_POLL_SECONDS = 0.1
-"""Seconds after which the thread, waiting for room, looks whether it must stop."""
+_POLL_SECONDS = 0.1  # seconds after which the thread, waiting for room, looks whether it must stop
 
 
 class _Queue(queue.Queue[Any]):

@@ -16,12 +16,9 @@ from typing_extensions import Self
 from bvdm_data.system import isolate
 from bvdm_data.validate import as_int
 
-Shard = tuple[int, int]
-"""Rank, from 0, and number of ranks."""
-
-POSITION_KEYS = ("epoch", "start")
-"""Entries of a state that say where a pass starts."""
-
+Shard = tuple[int, int]  # rank, from 0, and number of ranks
+POSITION_KEYS = ("epoch", "start")  # entries of a state that say where a pass starts
+# Entries of a state that must be the same where a worker resumes, and the fields they hold.
 SPLIT_KEYS = {
     "batch_size": "batch_size",
     "rank": "rank",
@@ -29,7 +26,6 @@ SPLIT_KEYS = {
     "worker": "worker_id",
     "workers": "num_workers",
 }
-"""Entries of a state that must be the same where a worker resumes, and the fields they hold."""
 
 
 class DistributedContext:

@@ -15,16 +15,13 @@ from bvdm_data.clip import ANNOTATIONS, PADDING, CameraScale, Clip, build_schema
 from bvdm_data.rng import numpy_rng
 from bvdm_data.validate import name_clip_in_errors
 
+# Type, shape and device of each key of a clip.
 ClipSpec = dict[str, tuple[str, tuple[int, ...], str]]
-"""Type, shape and device of each key of a clip."""
-
+# What the clips of a mix have in common, so that they fit into one batch; padded tables get the
+# rows of the source that has most.
 SHARED = ("frames", "size", "annotations", "max_cells", "scale")
-"""What the clips of a mix have in common, so that they fit into one batch; padded tables get the
-rows of the source that has most."""
-
+# Clips of a source that are shuffled at most: their order is kept in memory (our choice).
 MAX_SHUFFLED = 1_000_000
-"""Clips of a source that are shuffled at most: their order is kept in memory (our choice)."""
-
 EXPECTED = (
     "a data set of clips, such as SyntheticHeLaVideos or CTCVideos, or a map-style one of them"
 )

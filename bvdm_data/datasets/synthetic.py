@@ -40,15 +40,13 @@ from bvdm_data.validate import (
 )
 from bvdm_data.weights import find_model, load, model_digest
 
+# Methods of synthesis, by name.
 METHODS: Mapping[str, Method] = {
     "fast": FastSettings(),
     "paper": PaperSettings(),
     "procedural": ProceduralSettings(),
 }
-"""Methods of synthesis, by name."""
-
-OUTLINES = ("even", "video")
-"""What an outline may mean, where it is no number."""
+OUTLINES = ("even", "video")  # what an outline may mean, where it is no number
 
 
 def as_method(method: str | Method) -> Method:

@@ -20,18 +20,12 @@ from bvdm_data.datasets.moved_light import has_light_moved
 from bvdm_data.datasets.resized_masks import ResizedMasks, take_pixels
 from bvdm_data.datasets.tracks import LARGEST_ID
 
+# How far a map may leave its best affine fit and still count as affine, px (our choice).
 AFFINE = 1e-3
-"""How far a map may leave its best affine fit and still count as affine, px (our choice)."""
-
-MOST_SAMPLES = 16
-"""Pixels a side of which a resize makes one, at most (our choice)."""
-
-FLAT = 0.02
-"""Share of its mean area that a pixel must keep; less is a fold (our choice)."""
-
+MOST_SAMPLES = 16  # pixels a side of which a resize makes one, at most (our choice)
+FLAT = 0.02  # share of its mean area that a pixel must keep; less is a fold (our choice)
+# Keys of the probe planes in the clip that the transform gets.
 PIXELS, LIGHT_PIXELS, COORDINATES = "_pixels", "_light_pixels", "_coordinates"
-"""Keys of the probe planes in the clip that the transform gets."""
-
 _STAND_IN = "_picture"
 
 _TABLES = ("tracks", "stages", "boxes", "centroids")
@@ -41,12 +35,11 @@ _FOLDED = (
     "it folds, mirrors or smears parts of the image, where flow cannot follow; deform less, or "
     "leave 'flow' out of annotations"
 )
+# Functions of torchvision that move pixels.
 GEOMETRIC = (
     "horizontal_flip", "vertical_flip", "resize", "affine", "rotate", "pad", "crop",
     "perspective", "elastic", "center_crop", "resized_crop",
 )  # fmt: skip
-"""Functions of torchvision that move pixels."""
-
 _NEAREST = (InterpolationMode.NEAREST, "nearest", 0)  # the light, too, goes by masks' rule
 
 _Planes = npt.NDArray[np.float64]

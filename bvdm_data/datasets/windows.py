@@ -19,15 +19,10 @@ from bvdm_data.outlines import Outline, move_outlines
 from bvdm_data.rng import torch_rng
 from bvdm_data.validate import as_int, check_frames
 
-WINDOWS = ("random", "grid", "tracks", "lineages")
-"""How windows may be chosen."""
-
+WINDOWS = ("random", "grid", "tracks", "lineages")  # how windows may be chosen
+# Top, left, bottom and right of a nucleus in pixels; the far edges are exclusive.
 Box = tuple[int, int, int, int]
-"""Top, left, bottom and right of a nucleus in pixels; the far edges are exclusive."""
-
-Boxes = Mapping[int, Mapping[int, Box]]
-"""Where a nucleus is, by id and number of the frame."""
-
+Boxes = Mapping[int, Mapping[int, Box]]  # where a nucleus is, by id and number of the frame
 Image = npt.NDArray[np.integer]
 
 _POSSIBLE = ("masks", "tracks", "boxes", "centroids")

@@ -61,6 +61,8 @@ class Measurements:
     counts: Mapping[str, int]
 
 
+# Everything that is measured, in the order of the report. The edge profile is the median relative
+# light at the signed distances ``RINGS``; texture is the correlation after alignment.
 QUANTITIES: tuple[Metric, ...] = (
     Metric("area", "px", "shape"),
     Metric("eccentricity", "", "shape"),
@@ -95,8 +97,6 @@ QUANTITIES: tuple[Metric, ...] = (
     Metric("label agreement", "", "labels"),
     *(Metric(f"label agreement, {stage}", "", "labels") for stage in PHASES),
 )
-"""Everything that is measured, in the order of the report. The edge profile is the median relative
-light at the signed distances ``RINGS``; texture is the correlation after alignment."""
 
 
 def measure_clips(

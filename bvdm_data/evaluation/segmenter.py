@@ -32,8 +32,8 @@ DARK = 0.07
 STATISTICS_BATCHES = 32
 
 Labels = npt.NDArray[np.int32]
+# Image, grey values, and labels, instance ids with 0 in the background.
 Sample = tuple[Float[Tensor, "1 H W"], Int[Tensor, "H W"]]
-"""Image, grey values, and labels, instance ids with 0 in the background."""
 
 
 class Segmenter(nn.Module):

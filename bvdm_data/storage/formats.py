@@ -18,18 +18,13 @@ import torch
 from bvdm_data.clip import Clip
 from bvdm_data.files import cut_words, is_damage
 
-LARGEST_ARRAY = 2**32
-"""Bytes of one array of a clip."""
-
+LARGEST_ARRAY = 2**32  # bytes of one array of a clip
 _LARGEST_METADATA = 2**20
 _MARK_LENGTH = 31  # a name in the header of a tar's member
 _MEMBER_NAME = re.compile(r"(\d{9,})\.([a-z]+)\.npy(\.gz)?")
 
-Schema = Mapping[str, Mapping[str, Any]]
-"""Dtype and shape of each key of a clip."""
-
-Arrays = dict[str, npt.NDArray[Any]]
-"""A clip as arrays."""
+Schema = Mapping[str, Mapping[str, Any]]  # dtype and shape of each key of a clip
+Arrays = dict[str, npt.NDArray[Any]]  # a clip as arrays
 
 
 class ShardContent(NamedTuple):
@@ -264,12 +259,11 @@ def import_zarr() -> Any:
 
 Writer = Callable[[Path, Iterable[Clip], ShardContent], None]
 
+# Suffix of a shard and the function that writes it, by the name of the format.
 WRITERS: Mapping[str, tuple[str, Writer]] = {
     "webdataset": (".tar", _write_tar),
     "zarr": (".zip", _write_zarr),
 }
-"""Suffix of a shard and the function that writes it, by the name of the format."""
-
 _READERS: Mapping[str, Callable[[Path], Iterator[Arrays]]] = {".tar": _read_tar, ".zip": _read_zarr}
 _CHECKS = {".tar": _check_tar, ".zip": _check_zarr}
 

@@ -36,14 +36,11 @@ from bvdm_data.system import describe_cpu, list_versions
 from bvdm_data.validate import as_int
 from bvdm_data.weights import find_model, known_models, model_digest
 
-LAYOUT = "bvdm-data shards 1"
-"""Marks a manifest of shards, and their layout."""
-
-CLIPS_PER_SHARD = 256
-"""Default size of a shard: some hundred MB for clips of 8 x 256 x 256 px."""
-
+LAYOUT = "bvdm-data shards 1"  # marks a manifest of shards, and their layout
+CLIPS_PER_SHARD = 256  # default size of a shard: some hundred MB for clips of 8 x 256 x 256 px
 _MOST_SHARDS = 1_000_000  # names have six digits
 
+# Types of what a manifest holds and a later call reads.
 _KINDS = {
     **dict.fromkeys(("seed", "epoch", "clips", "clips_per_shard"), int),
     "compress": bool,
@@ -60,13 +57,10 @@ _KINDS = {
         "device": str,
     },
 }
-"""Types of what a manifest holds and a later call reads."""
-
 _METHODS = {type(method).__name__: type(method) for method in METHODS.values()}
 _OTHERS = "model method nuclei pool device transform batch_size shard minutes".split()  # noqa: SIM905
+# Arguments that only manifests of other values name.
 _NEWER = {"death_rate": None, "video": True, "drift": 0.0, "jumps": [0.0, 0.0]}
-"""Arguments that only manifests of other values name."""
-
 _UNCHANGED = [name for name in signature(SyntheticHeLaVideos).parameters if name not in _OTHERS]
 
 

@@ -25,14 +25,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_FRAMES = 4
-"""Frames that are shown by default (our choice: ids can be read in a notebook)."""
-
+MOST_FRAMES = 4  # frames that are shown by default (our choice: ids can be read in a notebook)
 # Our choices: pixels an inch, and, in inches, a line of the tree, its axis, its least and its most.
 DPI, LINE, AXIS, LEAST_TREE, MOST_TREE = 100, 0.16, 0.4, 0.5, 6.0
 
-MOST_IDS = 60
-"""Tracks up to which the tree shows their ids."""
+MOST_IDS = 60  # tracks up to which the tree shows their ids
 
 
 def show(

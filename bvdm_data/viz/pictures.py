@@ -21,15 +21,10 @@ from bvdm_data.validate import check_single
 Array = npt.NDArray[np.generic]
 Range = tuple[float, float]
 
-GAMMA = 0.6
-"""Default exponent of the displayed grey: below 1, dim nuclei are visible."""
-
-PERCENTILES = (0.5, 99.8)
-"""Grey values of a clip that become black and white by default."""
-
+GAMMA = 0.6  # default exponent of the displayed grey: below 1, dim nuclei are visible
+PERCENTILES = (0.5, 99.8)  # grey values of a clip that become black and white by default
+# Constant rate factor of H.264, from 0 (lossless) to 51 (our choice: thin outlines stay thin).
 QUALITY = 20
-"""Constant rate factor of H.264, from 0 (lossless) to 51 (our choice: thin outlines stay thin)."""
-
 # Our choices: how many frames a sheet shows, and how large small clips become, in screen pixels.
 SHEET_FRAMES, SHEET_SIDE, ANIMATION_SIDE, MAX_SCALE = 8, 256, 512, 4
 PAPER, INK, FAINT = (255, 255, 255), (20, 20, 20), (110, 110, 110)
@@ -46,8 +41,8 @@ def _make_colours(count: int) -> npt.NDArray[np.uint8]:
     return np.round(np.array(rgb) * 255).astype(np.uint8)
 
 
+# Colours of the ids, ``[60, 3]`` uint8: id i has colour ``i % 60`` in all frames.
 COLOURS = _make_colours(60)
-"""Colours of the ids, ``[60, 3]`` uint8: id i has colour ``i % 60`` in all frames."""
 
 
 @dataclass(frozen=True)
