@@ -45,11 +45,19 @@ _DAMAGE_NUMBERS = (
 )
 
 
-def is_damage(error: Exception) -> bool:
-    """Return whether an error of a reader says that its file is damaged, not that a disk failed."""
-    if isinstance(error, OSError):
-        return error.errno in _DAMAGE_NUMBERS
-    return isinstance(error, _DAMAGE)
+@contextmanager
+def refuse_damage(describe: Callable[[str], str]) -> Iterator[None]:
+    """Raise a ValueError, described, for a reader's error that says that its file is damaged.
+
+    Other errors are raised as they are, such as that of a disk that fails.
+    """
+    try:
+        yield
+    except Exception as error:
+        is_of_disk = isinstance(error, OSError) and error.errno not in _DAMAGE_NUMBERS
+        if is_of_disk or not isinstance(error, (OSError, *_DAMAGE)):
+            raise
+        raise ValueError(describe(cut_words(str(error) or type(error).__name__))) from error
 
 
 @contextmanager

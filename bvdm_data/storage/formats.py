@@ -8,6 +8,7 @@ import re
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -16,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from bvdm_data.clip import Clip
-from bvdm_data.files import cut_words, is_damage
+from bvdm_data.files import cut_words, refuse_damage
 
 LARGEST_ARRAY = 2**32  # bytes of one array of a clip
 _LARGEST_METADATA = 2**20
@@ -298,33 +299,23 @@ def read_mark(path: Path) -> str:
     """Return what a shard says about its settings; nothing if it is damaged, or an old one."""
     if not path.is_file():
         return ""
-    try:
+    with suppress(ValueError), refuse_damage(str):
         if path.suffix == ".zip":
             with zipfile.ZipFile(path) as archive:
                 return archive.comment.decode().partition(" ")[0]
         with path.open("rb") as file:
             block = file.read(tarfile.BLOCKSIZE)
         return tarfile.TarInfo.frombuf(block, "utf-8", "strict").uname
-    except Exception as error:
-        if not is_damage(error):
-            raise
-        return ""
+    return ""
 
 
 def check_shard(path: Path, content: ShardContent) -> None:
     """Refuse a shard that does not hold what it should; its bytes are checked, too."""
-    try:
+    way_out = "remove it, and the same call makes it again, or give another folder"
+    with refuse_damage(lambda why: f"{path} is damaged, or not of this call ({why}); {way_out}"):
         if not path.is_file():
             raise ValueError("it is no regular file")
         _CHECKS[path.suffix](path, content)
-    except Exception as error:
-        if not is_damage(error):
-            raise
-        why = cut_words(str(error) or type(error).__name__)
-        raise ValueError(
-            f"{path} is damaged, or not of this call ({why}); remove it, and the same call makes "
-            "it again, or give another folder"
-        ) from error
 
 
 def read_shard(path: str | Path) -> Iterator[Clip]:
@@ -350,16 +341,9 @@ def read_shard(path: str | Path) -> Iterator[Clip]:
         )
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}; give the path of a shard that is there")
-    try:
-        for arrays in _READERS[file.suffix](file):
-            yield _to_clip(arrays)
-    except Exception as error:
-        if not is_damage(error):
-            raise
-        why = cut_words(str(error) or type(error).__name__)
-        raise ValueError(
-            f"{file} is damaged, or no shard ({why}); remove it, and write_shards makes it again"
-        ) from error
+    way_out = "remove it, and write_shards makes it again"
+    with refuse_damage(lambda why: f"{file} is damaged, or no shard ({why}); {way_out}"):
+        yield from map(_to_clip, _READERS[file.suffix](file))
 
 
 def as_clip(sample: Mapping[str, Any]) -> Clip:
