@@ -9,13 +9,7 @@ import torch
 
 from bvdm_data.adapters.common import count_clips
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
-from bvdm_data.storage.plan import (
-    CLIPS_PER_SHARD,
-    ShardPlan,
-    plan_shards,
-    prepare_manifest,
-    to_config,
-)
+from bvdm_data.storage.plan import CLIPS_PER_SHARD, ShardPlan, begin_shards, to_config
 from bvdm_data.storage.shards import write_shard
 from bvdm_data.system import require
 from bvdm_data.validate import as_int
@@ -66,15 +60,7 @@ def ray_export(
     """
     data = require("ray.data", "ray")
     tries = as_int("retries", retries, least=0)
-    plan = plan_shards(
-        videos,
-        directory,
-        clips=clips,
-        clips_per_shard=clips_per_shard,
-        format=format,
-        compress=compress,
-    )
-    prepare_manifest(plan)
+    plan = begin_shards(videos, directory, clips, clips_per_shard, format, compress)
     numbers = data.range(plan.count, override_num_blocks=plan.count)
     made = numbers.map(functools.partial(_made, plan=plan, retries=tries), concurrency=concurrency)
     return sorted(row["shard"] for row in made.iter_rows() if row["written"])

@@ -258,15 +258,20 @@ def import_zarr() -> Any:
     return zarr
 
 
-Writer = Callable[[Path, Iterable[Clip], ShardContent], None]
+class Format(NamedTuple):
+    """How shards of a kind are written, read and checked."""
 
-# Suffix of a shard and the function that writes it, by the name of the format.
-WRITERS: Mapping[str, tuple[str, Writer]] = {
-    "webdataset": (".tar", _write_tar),
-    "zarr": (".zip", _write_zarr),
+    suffix: str
+    write: Callable[[Path, Iterable[Clip], ShardContent], None]
+    read: Callable[[Path], Iterator[Arrays]]
+    check: Callable[[Path, ShardContent], None]
+
+
+FORMATS: Mapping[str, Format] = {
+    "webdataset": Format(".tar", _write_tar, _read_tar, _check_tar),
+    "zarr": Format(".zip", _write_zarr, _read_zarr, _check_zarr),
 }
-_READERS: Mapping[str, Callable[[Path], Iterator[Arrays]]] = {".tar": _read_tar, ".zip": _read_zarr}
-_CHECKS = {".tar": _check_tar, ".zip": _check_zarr}
+_BY_SUFFIX = {each.suffix: each for each in FORMATS.values()}
 
 
 def _list_arrays(clip: Clip, schema: Schema) -> Iterator[tuple[str, npt.NDArray[Any]]]:
@@ -315,7 +320,7 @@ def check_shard(path: Path, content: ShardContent) -> None:
     with refuse_damage(lambda why: f"{path} is damaged, or not of this call ({why}); {way_out}"):
         if not path.is_file():
             raise ValueError("it is no regular file")
-        _CHECKS[path.suffix](path, content)
+        _BY_SUFFIX[path.suffix].check(path, content)
 
 
 def read_shard(path: str | Path) -> Iterator[Clip]:
@@ -334,16 +339,16 @@ def read_shard(path: str | Path) -> Iterator[Clip]:
             something else; clips before the damage have been yielded.
     """
     file = Path(path).expanduser()
-    if file.suffix not in _READERS:
+    if file.suffix not in _BY_SUFFIX:
         raise ValueError(
-            f"path must end in {' or '.join(_READERS)}, got {str(path)!r}; give a shard that "
+            f"path must end in {' or '.join(_BY_SUFFIX)}, got {str(path)!r}; give a shard that "
             "write_shards has written"
         )
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}; give the path of a shard that is there")
     way_out = "remove it, and write_shards makes it again"
     with refuse_damage(lambda why: f"{file} is damaged, or no shard ({why}); {way_out}"):
-        yield from map(_to_clip, _READERS[file.suffix](file))
+        yield from map(_to_clip, _BY_SUFFIX[file.suffix].read(file))
 
 
 def as_clip(sample: Mapping[str, Any]) -> Clip:
