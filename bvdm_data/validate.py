@@ -95,6 +95,14 @@ def check_transform(transform: Given) -> Given:
     return transform
 
 
+def as_number(index: SupportsIndex) -> int:
+    """Return the number of a clip of an endless series."""
+    number = as_int("index", index)
+    if number < 0:
+        raise IndexError(f"index must be 0 or more, got {number}")
+    return number
+
+
 def as_index(index: SupportsIndex, length: int) -> int:
     """Return the number of a clip of an epoch."""
     number = as_int("index", index)

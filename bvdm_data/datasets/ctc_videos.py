@@ -39,6 +39,7 @@ from bvdm_data.system import isolate
 from bvdm_data.validate import (
     as_index,
     as_int,
+    as_number,
     check_epoch,
     check_length,
     check_max_cells,
@@ -224,7 +225,7 @@ class CTCVideos(Described, Dataset[Clip]):
             TypeError: If index is not a whole number.
             ValueError: If a file of the window is damaged.
         """
-        window, number = self.window(index), _check_number(index)
+        window, number = self.window(index), as_number(index)
         height, width = self.size
         shown = [
             (frame, slice(top, top + height), slice(left, left + width))
@@ -268,7 +269,7 @@ class CTCVideos(Described, Dataset[Clip]):
                     for frame, (top, left) in zip(window.frames, window.corners):
                         ...
         """
-        return self._windows.get_window(_check_number(index), self.epoch)
+        return self._windows.get_window(as_number(index), self.epoch)
 
     def set_epoch(self, epoch: int) -> None:
         """Set the number of the epoch, in all workers.
@@ -320,10 +321,3 @@ class CTCVideos(Described, Dataset[Clip]):
                 f"{error}. It is clip {number} of epoch {self.epoch} of {self._name}; to make it "
                 f"alone: videos.set_epoch({self.epoch}); videos.clip({number})"
             ) from error
-
-
-def _check_number(index: SupportsIndex) -> int:
-    number = as_int("index", index)
-    if number < 0:
-        raise IndexError(f"index must be 0 or more, got {number}")
-    return number

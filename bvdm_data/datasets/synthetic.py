@@ -33,7 +33,7 @@ from bvdm_data.synth.textures import (
 from bvdm_data.system import isolate, profile_span
 from bvdm_data.validate import (
     Rule,
-    as_int,
+    as_number,
     check_device,
     check_transform,
     name_clip_in_errors,
@@ -256,9 +256,7 @@ class SyntheticHeLaVideos(ClipStream):
             ValueError: If the model's file has been damaged or replaced. All messages name the
                 clip, and how to make it again alone.
         """
-        number = as_int("index", index)
-        if number < 0:
-            raise IndexError(f"index must be 0 or more, got {number}")
+        number = as_number(index)
         if self.device.type != "cpu" and get_worker_info() is not None:
             raise RuntimeError(
                 f"num_workers must be 0 when device is {str(self.device)!r}: a forked worker "
@@ -266,7 +264,14 @@ class SyntheticHeLaVideos(ClipStream):
                 '"bvdm-data export".'
             )
         with name_clip_in_errors(self._name, self.epoch, number):
-            clip = self._synthesise(number)
+            wanted = list_required_keys(self.annotations, self.transform)
+            generator = self._load_model()
+            if self.device.type != "cpu":
+                generator = _load_on(self.device, self.model, self.digest)
+            video = synthesise(generator, self._scene(wanted), self.method, **self._place(number))
+            with profile_span("annotations"):
+                clip: Any = make_clip(video, wanted, self.max_cells, number)
+            clip = {key: value.to(self.device) for key, value in clip.items()}
         return self._apply_transform(clip, self.epoch)
 
     def _list_settings(self) -> dict[str, str]:
@@ -295,17 +300,6 @@ class SyntheticHeLaVideos(ClipStream):
     def _apply_transform(self, clip: Clip, epoch: int) -> Clip:
         how: Any = {"seed": self.seed, "epoch": epoch, "annotations": self.annotations}
         return apply_transform(clip, self.transform, name=self._name, **how)
-
-    def _synthesise(self, number: int) -> Clip:
-        """Return a clip without the transform."""
-        wanted = list_required_keys(self.annotations, self.transform)
-        generator = self._load_model()
-        if self.device.type != "cpu":
-            generator = _load_on(self.device, self.model, self.digest)
-        video = synthesise(generator, self._scene(wanted), self.method, **self._place(number))
-        with profile_span("annotations"):
-            clip = make_clip(video, wanted, self.max_cells, number)
-        return cast(Clip, {key: value.to(self.device) for key, value in clip.items()})  # type: ignore[attr-defined]
 
     def _make_bank(self) -> CellBank | None:
         """Return an empty bank; None without a pool."""

@@ -17,10 +17,12 @@ from torch.utils.data import Dataset
 from bvdm_data.background import estimate_background, mask_background
 from bvdm_data.clip import CameraScale, Clip, annotate_masks, split_gaps
 from bvdm_data.datasets.ctc import guess_scale, read_sequence
+from bvdm_data.datasets.windows import find_field
 from bvdm_data.rng import numpy_rng
 from bvdm_data.validate import (
     as_index,
     as_int,
+    as_number,
     check_length,
     check_max_cells,
     check_scale,
@@ -204,12 +206,17 @@ class CopyPaste(Dataset[Clip]):
         whole = read_sequence(Path(root).expanduser().absolute(), sequence)
         end = None if stop is None else as_int("stop", stop, least=1)
         self.source = whole.cut(whole.numbers[0], end)
-        self._field = _compute_field(self.source.shape, self.border, self.size)
+        self._field = find_field(self.source.shape, self.border, self.size)
         self.scale = check_scale(scale) or guess_scale(self.source)
         once = len(self.source) * math.prod(self._field) / math.prod(self.size)
         self.length = check_length(length) or math.ceil(once)
         self._cache: OrderedDict[int, Background] = OrderedDict()
-        self.library: tuple[Nucleus, ...] = tuple(self._build())
+        self.library: list[Nucleus] = []
+        for number in self.source.numbers:
+            grey, masks = self._read(number)
+            if masks.any():  # the backgrounds are kept on the way
+                light = self._keep(number, grey, masks)
+                self.library += find_isolated_nuclei(grey - light, masks, self.border)
         if not self.library:
             raise ValueError(
                 f"sequence {sequence!r} of {root} must have a nucleus {ISOLATION} px off all "
@@ -230,9 +237,7 @@ class CopyPaste(Dataset[Clip]):
         ``video`` ``[1, 1, H, W]``, ``masks`` ``[1, H, W]``, ``tracks`` ``[max_cells, 4]``,
         ``index`` and ``source`` (1); see :class:`bvdm_data.clip.Clip`.
         """
-        number = as_int("index", index)
-        if number < 0:
-            raise IndexError(f"index must be 0 or more, got {number}")
+        number = as_number(index)
         rng = numpy_rng(self.seed, "copy-paste", number)
         light, labels = self._paste_nuclei(rng)
         grey = (self._draw_empty_tile(rng) + light)[None, None]
@@ -246,14 +251,6 @@ class CopyPaste(Dataset[Clip]):
     def __getstate__(self) -> dict[str, Any]:
         """Leave the decoded backgrounds out of a pickle."""
         return {**self.__dict__, "_cache": OrderedDict()}
-
-    def _build(self) -> Iterator[Nucleus]:
-        """Cut out the isolated nuclei of all frames; the backgrounds are kept on the way."""
-        for number in self.source.numbers:
-            grey, masks = self._read(number)
-            if masks.any():
-                light = self._keep(number, grey, masks)
-                yield from find_isolated_nuclei(grey - light, masks, self.border)
 
     def _read(self, number: int) -> tuple[Grey, Masks]:
         grey, masks = self.scale.to_grey(self.source.frame(number)), self.source.masks(number)
@@ -317,13 +314,3 @@ def _check_nuclei(nuclei: tuple[float, float] | None) -> tuple[float, float]:
     if not 0 <= low <= high < math.inf:
         raise ValueError(f"nuclei must be {rule}, 0 <= fewest <= most, got {nuclei}")
     return low, high
-
-
-def _compute_field(shape: tuple[int, int], border: int, size: tuple[int, int]) -> tuple[int, int]:
-    field = (shape[0] - 2 * border, shape[1] - 2 * border)
-    if size[0] > field[0] or size[1] > field[1]:
-        raise ValueError(
-            f"size must fit into the field of interest of {field} pixels (frames of {shape} less a "
-            f"border of {border} on each side), got {size}; give a smaller size or border"
-        )
-    return field
