@@ -204,24 +204,20 @@ def name_source_in_errors(place: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise _extend_message(error, place) from error
-
-
-def _extend_message(error: Exception, place: str) -> Exception:
-    words = " ".join(line.strip() for line in str(error).splitlines()) or type(error).__name__
-    if isinstance(error, MemoryError) or any(phrase in words for phrase in _OUT_OF_MEMORY):
-        words = f"{words} ({OOM_HINT})"
-    message = f"{words.removesuffix('.')}. {place}"
-    for kind in type(error).__mro__[:-1]:
-        try:
-            extended = kind(message)
-        except Exception:
-            continue
-        if isinstance(extended, Exception) and str(extended) == message:
-            if isinstance(extended, OSError) and isinstance(error, OSError):
-                extended.errno = error.errno
-            return extended
-    return RuntimeError(message)
+        words = " ".join(line.strip() for line in str(error).splitlines()) or type(error).__name__
+        if isinstance(error, MemoryError) or any(phrase in words for phrase in _OUT_OF_MEMORY):
+            words = f"{words} ({OOM_HINT})"
+        message = f"{words.removesuffix('.')}. {place}"
+        for kind in type(error).__mro__[:-1]:
+            try:
+                extended = kind(message)
+            except Exception:
+                continue
+            if isinstance(extended, Exception) and str(extended) == message:
+                if isinstance(extended, OSError) and isinstance(error, OSError):
+                    extended.errno = error.errno
+                raise extended from error
+        raise RuntimeError(message) from error
 
 
 def check_single(clip: Clip, place: str = "") -> None:

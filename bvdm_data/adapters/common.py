@@ -1,8 +1,6 @@
 """What adapters share: foreign packages, the parts of a clip they need, and lines of descent."""
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
-from numbers import Real
 from typing import Any, Protocol, SupportsIndex
 
 import numpy as np
@@ -15,7 +13,7 @@ from bvdm_data.clip import ANNOTATIONS, CameraScale, Clip, association, measure_
 from bvdm_data.datasets.sharding import DistributedContext, SampleSplit
 from bvdm_data.datasets.sources import MapStyle
 from bvdm_data.datasets.tracks import check_ids_match, check_track_table
-from bvdm_data.validate import as_int
+from bvdm_data.validate import Rule, as_int
 
 
 class Videos(Protocol):
@@ -26,16 +24,7 @@ class Videos(Protocol):
 
 
 def require_keys(clip: Clip, *keys: str) -> None:
-    """Refuse what is not one clip with all that is needed.
-
-    Args:
-        clip: What came.
-        keys: Names of the parts that are needed.
-
-    Raises:
-        TypeError: If it is no clip, or a part is no tensor.
-        ValueError: If it is a batch of clips, or a part is missing.
-    """
+    """Refuse what is not one clip, of tensors, with all keys that are needed."""
     if not isinstance(clip, Mapping):
         raise TypeError(
             f"clip must be a dict of tensors, as data sets of clips give it, got "
@@ -58,12 +47,10 @@ def require_keys(clip: Clip, *keys: str) -> None:
                 f"clip must be one clip with {key} {form}, got {key} {list(clip[key].shape)}; "  # type: ignore[literal-required]
                 "take clips from the data set, or from the loader by collate_fn="
             )
-    if "masks" in clip and clip["masks"].dtype != torch.int32:
-        _check_id_type(clip["masks"])
-
-
-def _check_id_type(masks: Tensor) -> None:
-    """Refuse ids that are no whole numbers, or that their type or int32 cannot tell apart."""
+    masks = clip.get("masks")
+    if masks is None or masks.dtype == torch.int32:
+        return
+    # Ids must be whole numbers that their type, and int32, can tell apart.
     if masks.is_complex():
         raise ValueError("masks must hold whole ids, got complex numbers; give int32")
     steps = 2 / torch.finfo(masks.dtype).eps if masks.is_floating_point() else 2**31
@@ -84,10 +71,7 @@ def get_tensor(clip: Clip, key: str) -> Tensor:
 
 
 def convert_to_rgb(clip: Clip) -> Tensor:
-    """Return the video in three channels, for networks that were made for photographs.
-
-    Grey values in [0, 1], ``[F, 3, H, W]`` float32.
-    """
+    """Return the video in three channels, ``[F, 3, H, W]`` float32, as photographs have them."""
     video = get_tensor(clip, "video").float()
     if video.shape[1] not in (1, 3):
         raise ValueError(f"clip must have a video of 1 or 3 channels, got {list(video.shape)}")
@@ -95,10 +79,7 @@ def convert_to_rgb(clip: Clip) -> Tensor:
 
 
 def convert_to_grey(clip: Clip) -> npt.NDArray[np.float32]:
-    """Return the only channel of the video.
-
-    Grey values ``[F, H, W]`` float32.
-    """
+    """Return the only channel of the video, grey values ``[F, H, W]`` float32."""
     video = get_tensor(clip, "video").float()
     if video.shape[1] != 1:
         raise ValueError(f"clip must have a video of 1 channel, got {list(video.shape)}")
@@ -107,10 +88,7 @@ def convert_to_grey(clip: Clip) -> npt.NDArray[np.float32]:
 
 
 def convert_to_counts(clip: Clip, scale: CameraScale) -> npt.NDArray[np.uint16]:
-    """Return the only channel of the video in counts of the camera.
-
-    Counts ``[F, H, W]`` uint16.
-    """
+    """Return the only channel of the video in counts of the camera, ``[F, H, W]`` uint16."""
     if not isinstance(scale, CameraScale):
         raise TypeError(
             f"scale must be a CameraScale, got {scale!r}; give that of the data set, or "
@@ -120,10 +98,7 @@ def convert_to_counts(clip: Clip, scale: CameraScale) -> npt.NDArray[np.uint16]:
 
 
 def list_tracks(clip: Clip) -> npt.NDArray[np.int32]:
-    """Return the table of tracks of a clip, checked against its masks.
-
-    ``[n, 4]`` id, first frame, last frame and parent, without padding.
-    """
+    """Return the table of tracks ``[n, 4]``, without padding, checked against the masks."""
     masks = get_tensor(clip, "masks").numpy()
     table = check_track_table(get_tensor(clip, "tracks").numpy(), len(masks))
     check_ids_match(masks, table)
@@ -185,10 +160,9 @@ def match_relatives(lines: Mapping[int, list[int]], ids: Tensor) -> Tensor:
 def build_graph(
     clip: Clip, table: npt.NDArray[np.int32]
 ) -> tuple[dict[str, npt.NDArray[np.generic]], npt.NDArray[np.uint64]]:
-    """Return the lineage as a graph: a node is a nucleus in a frame, ordered by track and frame.
+    """Return the lineage as a graph: nodes by track and frame, named as in :func:`write_geff`.
 
-    Properties of the nodes, ``[n]`` each, and the edges ``[e, 2]``, numbers of nodes. Names are
-    those of :func:`write_geff`.
+    Properties of the nodes, ``[n]`` each, and the edges ``[e, 2]``, numbers of nodes.
     """
     masks, names = get_tensor(clip, "masks").numpy(), np.sort(table[:, 0])
     _, centroids = measure_boxes(number_ids(masks, names), len(table))
@@ -267,17 +241,12 @@ def trace_outlines(
             step = corner[0] - y, corner[1] - x
             if not ends:
                 del sides[y, x]
-        outlines.append(_inset_ring(np.array(ring, float), inset))
+        corners = np.array(ring, float)
+        after = np.roll(corners, -1, 0) - corners
+        before = np.roll(after, 1, 0)
+        inward = (before + after)[:, ::-1] * [1, -1]  # to the right of the way
+        outlines.append((corners + inset * inward)[(before != after).any(1), ::-1])
     return sorted(outlines, key=_measure_area, reverse=True)
-
-
-def _inset_ring(ring: npt.NDArray[np.float64], inset: float) -> npt.NDArray[np.float64]:
-    """Keep the corners ``(y, x)`` of a ring at which it turns; move them in, as ``(x, y)``."""
-    after = np.roll(ring, -1, 0) - ring
-    before = np.roll(after, 1, 0)
-    inward = (before + after)[:, ::-1] * [1, -1]  # to the right of the way
-    moved: npt.NDArray[np.float64] = (ring + inset * inward)[(before != after).any(1)]
-    return moved[:, ::-1]
 
 
 def _measure_area(outline: npt.NDArray[np.float64]) -> float:
@@ -285,14 +254,10 @@ def _measure_area(outline: npt.NDArray[np.float64]) -> float:
     return abs(float(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1)))) / 2
 
 
-def check_positive(name: str, value: float | None) -> None:
-    """Refuse what is neither None nor a number above 0."""
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number above 0, or None, got {value!r}")
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be above 0, got {value}")
+def check_units(pixel_size: float | None, minutes: float | None) -> None:
+    """Refuse sides of pixels and times between frames that are neither None nor above 0."""
+    for name, value in (("pixel_size", pixel_size), ("minutes", minutes)):
+        Rule(float, above=0, or_none=True).check(name, value)
 
 
 Clips = Iterable[Clip] | MapStyle  # a stream of clips, or a map-style data set or a list of them

@@ -19,35 +19,14 @@ DIM = 2e-3
 
 
 def video_and_masks(clip: Clip) -> tuple[Tensor, Tensor]:
-    """Return grey values and ids of a clip as plain tensors.
-
-    Args:
-        clip: With ``video`` and ``masks``.
-
-    Returns:
-        Video ``[F, C, H, W]`` float32 and masks ``[F, H, W]`` int32.
-
-    Raises:
-        TypeError: If it is no clip.
-        ValueError: If the clip is a batch of clips, or without masks.
-    """
+    """Return grey values ``[F, C, H, W]`` float32 and ids ``[F, H, W]`` int32, plain tensors."""
     require_keys(clip, "video", "masks")
     video, masks = clip["video"].as_subclass(Tensor), clip["masks"].as_subclass(Tensor)
     return video.float(), masks.to(torch.int32)
 
 
 def stacked(clips: Sequence[Clip]) -> tuple[Tensor, Tensor]:
-    """Return the frames of all clips behind each other.
-
-    Args:
-        clips: With ``video`` and ``masks``, all of one height and width.
-
-    Returns:
-        Video ``[N, C, H, W]`` float32 and masks ``[N, H, W]`` int32, N frames of all clips.
-
-    Raises:
-        ValueError: If a clip is without masks, or the sizes differ.
-    """
+    """Return the frames of all clips behind each other, ``[N, C, H, W]`` and ``[N, H, W]``."""
     pairs = [video_and_masks(clip) for clip in clips]
     sizes = sorted({tuple(video.shape[1:]) for video, _ in pairs})
     if len(sizes) != 1:

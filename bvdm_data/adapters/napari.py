@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from bvdm_data.adapters.common import convert_to_grey, get_tensor
 from bvdm_data.clip import Clip
-from bvdm_data.datasets.ctc import CTCSequence, read_sequence
+from bvdm_data.datasets.ctc import read_sequence
 from bvdm_data.datasets.ctc_files import has_frames
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.system import require
@@ -182,7 +182,8 @@ def _sequences(path: Path) -> list[tuple[Path, str]]:
 
 
 def _read_one(root: Path, name: str) -> list[Layer]:
-    sequence = _opened(root, name)
+    has_truth = any((root / f"{name}_{kind}").is_dir() for kind in ("ST", "GT"))
+    sequence = read_sequence(root, name, truth="auto" if has_truth else None)
     video = np.stack([sequence.frame(number) for number in sequence.numbers])
     if sequence.truth is None:
         return _layers(video, None, sequence.tracks, name)
@@ -192,12 +193,6 @@ def _read_one(root: Path, name: str) -> list[Layer]:
         if found is not None:
             mask[:] = found
     return _layers(video, masks, sequence.tracks, name)
-
-
-def _opened(root: Path, name: str) -> CTCSequence:
-    truths = (f"{name}_ST", f"{name}_GT")
-    there = any((root / truth).is_dir() for truth in truths)
-    return read_sequence(root, name, truth="auto" if there else None)
 
 
 def _layers(
@@ -215,7 +210,8 @@ def _layers(
     made.append((masks, {"name": f"{ahead}masks"}, "labels"))
     places = _places(masks, tracks[tracks[:, 0] > 0, 0])
     if len(places):
-        graph = _graph(tracks, set(places[:, 0].astype(int).tolist()))
+        shown, rows = set(places[:, 0].tolist()), tracks[:, [0, 3]].tolist()
+        graph = {one: [parent] for one, parent in rows if one in shown and parent in shown}
         made.append((places, {"name": f"{ahead}tracks", "graph": graph}, "tracks"))
     return made
 
@@ -230,11 +226,3 @@ def _places(masks: npt.NDArray[np.int32], wanted: npt.NDArray[np.int32]) -> npt.
             rows.append(np.column_stack([ids, np.full(len(ids), frame), centres]))
     places = np.concatenate(rows)
     return places[np.lexsort((places[:, 1], places[:, 0]))]
-
-
-def _graph(tracks: npt.NDArray[np.int32], shown: set[int]) -> dict[int, list[int]]:
-    return {
-        child: [parent]
-        for child, _, _, parent in tracks.tolist()
-        if child in shown and parent in shown
-    }

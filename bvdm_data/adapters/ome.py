@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bvdm_data.adapters.common import check_positive, convert_to_counts, get_tensor
+from bvdm_data.adapters.common import check_units, convert_to_counts, get_tensor
 from bvdm_data.clip import LARGEST_COUNT, CameraScale, Clip
 from bvdm_data.datasets.tiff import write_ome_image
 from bvdm_data.files import open_atomic, open_atomic_folder
@@ -41,8 +41,7 @@ def write_ome_tiff(
         TypeError: If a number is none, or scale is no CameraScale.
         ValueError: If a number is not above 0, the clip is a batch, or an id is above 65535.
     """
-    check_positive("pixel_size", pixel_size)
-    check_positive("minutes", minutes)
+    check_units(pixel_size, minutes)
     channels = {"video": convert_to_counts(clip, scale)}
     if "masks" in clip:
         masks = get_tensor(clip, "masks").numpy()
@@ -90,8 +89,7 @@ def write_ome_zarr(
         TypeError: If a number is none, or scale is no CameraScale.
         ValueError: If a number is not above 0, or the clip is a batch.
     """
-    check_positive("pixel_size", pixel_size)
-    check_positive("minutes", minutes)
+    check_units(pixel_size, minutes)
     zarr = require("zarr", "ome")
     counts = convert_to_counts(clip, scale)
     steps = [minutes, pixel_size, pixel_size]

@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from bvdm_data.adapters.common import (
     build_graph,
-    check_positive,
+    check_units,
     convert_to_counts,
     get_tensor,
     list_tracks,
@@ -80,8 +80,7 @@ def write_trackmate(
         ValueError: If a number is not above 0, path ends in ``.tif``, or the clip has no masks or
             tracks, or they do not agree.
     """
-    check_positive("pixel_size", pixel_size)
-    check_positive("minutes", minutes)
+    check_units(pixel_size, minutes)
     target = Path(path).expanduser()
     image = target.with_suffix(".tif")
     if image == target:

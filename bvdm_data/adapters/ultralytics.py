@@ -111,7 +111,12 @@ def _label_frames(
             if place is None:
                 continue
             own = mask.numpy()[place] == identity
-            numbers = _describe_box(place) if task == "detect" else _describe_polygon(own, place)
+            if task == "detect":
+                y, x = place
+                middle = (x.start + x.stop) / 2, (y.start + y.stop) / 2
+                numbers = np.array([*middle, x.stop - x.start, y.stop - y.start])
+            else:
+                numbers = _describe_polygon(own, place)
             scaled = numbers.reshape(-1, 2) / image.shape[::-1]
             kind = 0 if kinds is None else kinds[identity][frame]
             labels += " ".join([str(kind), *(f"{value:.6f}" for value in scaled.ravel())]) + "\n"
@@ -133,14 +138,6 @@ def _find_classes(clip: Clip, classes: str) -> dict[int, list[int]] | None:
             )
         found[identity] = row
     return found
-
-
-def _describe_box(place: tuple[slice, slice]) -> npt.NDArray[np.float64]:
-    """Return centre and size ``(x, y, width, height)`` in pixels."""
-    y, x = place
-    return np.array(
-        [(x.start + x.stop) / 2, (y.start + y.stop) / 2, x.stop - x.start, y.stop - y.start]
-    )
 
 
 def _describe_polygon(

@@ -43,7 +43,11 @@ def main() -> None:
             user_errors = (ValueError, TypeError, OSError, IndexError, ImportError, MemoryError)
             if not isinstance(error, user_errors):
                 raise
-            click.echo(f"bvdm-data: {_shorten(error)}", err=True)
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            if any(line.startswith("Original Traceback") for line in lines):  # of a loader's worker
+                lines = [lines[-1].partition(": ")[2] or lines[-1]]
+            message = cut_words(" ".join(lines), LONGEST_MESSAGE)
+            click.echo(f"bvdm-data: {message}", err=True)
             sys.exit(1)
 
 
@@ -103,11 +107,3 @@ def _exit_now(number: int) -> None:
 def _end_workers() -> None:
     for child in multiprocessing.active_children():
         child.kill()
-
-
-def _shorten(error: BaseException) -> str:
-    """Return the message of an error; of one from a loader's worker, without its traceback."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    if any(line.startswith("Original Traceback") for line in lines):
-        lines = [lines[-1].partition(": ")[2] or lines[-1]]
-    return cut_words(" ".join(lines), LONGEST_MESSAGE)

@@ -183,24 +183,19 @@ def export(directory: Path, format: str, quiet: bool, **options: Any) -> None:
     Killed, the same command goes on with the videos that are missing. With --format yolo it writes
     all anew: polygons of the nuclei, and the last fifth of the videos, at least one, as val.
     """
-    from bvdm_data.datasets.export import export as write
-
-    if format == "yolo":
-        _export_yolo(directory, quiet, options)
-        return
-    written = write(directory, method=take_method(options), progress=not quiet, **options)
-    click.echo(f"wrote {', '.join(written) if written else 'nothing: all is there'} to {directory}")
-
-
-def _export_yolo(directory: Path, quiet: bool, options: dict[str, Any]) -> None:
-    """Write the frames of as many clips as sequences are wanted."""
     from bvdm_data.adapters.ultralytics import write_yolo
+    from bvdm_data.datasets.export import export as write
     from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 
-    method, clips = take_method(options), options.pop("sequences")
+    options["method"] = take_method(options)
+    if format == "ctc":
+        written = ", ".join(write(directory, progress=not quiet, **options))
+        click.echo(f"wrote {written or 'nothing: all is there'} to {directory}")
+        return
+    clips = options.pop("sequences")
     if clips < 2:
         raise click.UsageError(f"--sequences must be at least 2 with --format yolo, got {clips}")
-    videos = SyntheticHeLaVideos(method=method, annotations=("masks", "tracks"), **options)
+    videos = SyntheticHeLaVideos(annotations=("masks", "tracks"), **options)
     write_yolo(videos, directory, clips=clips, progress=not quiet)
     click.echo(f"wrote {directory / 'data.yaml'}")
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from bvdm_data.clip import CameraScale
 from bvdm_data.datasets.ctc_files import LAYOUT, TABLE, find_frames, find_masks, list_numbered
-from bvdm_data.datasets.tiff import LazyTiff, keep_background, read_image, write_image
+from bvdm_data.datasets.tiff import LazyTiff, keep_background, read_image, write_images
 from bvdm_data.datasets.tracks import (
     LARGEST_ID,
     check_ids_match,
@@ -134,15 +134,11 @@ def _check_sequence(name: str, video: _Ints, masks: _Ints, tracks: _Ints) -> _Ta
 
 def _write_files(raw: Path, truth: Path, video: _Ints, masks: _Ints, table: _Table) -> None:
     # The raw folder comes last: where it is there without the truth, the truth has been moved.
-    for folder in (truth / "SEG", truth / "TRA", raw):
-        folder.mkdir(parents=True)
-    digits = max(3, len(str(len(video) - 1)))
-    for number, (frame, mask) in enumerate(zip(video, masks, strict=True)):
-        mask = keep_background(mask)
-        write_image(raw / f"t{number:0{digits}d}.tif", frame)
-        write_image(truth / "SEG" / f"man_seg{number:0{digits}d}.tif", mask)
-        write_image(truth / "TRA" / f"man_track{number:0{digits}d}.tif", mask)
-    np.savetxt(truth / "TRA" / "man_track.txt", table, fmt="%d")
+    labels = [keep_background(mask) for mask in masks]
+    write_images(truth / "SEG", "man_seg", labels)
+    write_images(truth / "TRA", "man_track", labels)
+    np.savetxt(truth / "TRA" / TABLE, table, fmt="%d")
+    write_images(raw, "t", video)
 
 
 @dataclass(frozen=True, eq=False)

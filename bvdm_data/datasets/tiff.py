@@ -3,7 +3,7 @@
 import itertools
 import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,15 @@ class LazyTiff:
 def write_image(path: Path, image: _Counts) -> None:
     """Write an image as LZW-compressed TIFF."""
     tifffile.imwrite(path, image, compression="lzw", photometric="minisblack", metadata=None)
+
+
+def write_images(folder: Path, prefix: str, images: Iterable[_Counts]) -> None:
+    """Write a video as ``<prefix>000.tif``, ..., with more digits for more than 1000 frames."""
+    folder.mkdir(parents=True, exist_ok=True)
+    frames = list(images)
+    digits = max(3, len(str(len(frames) - 1)))
+    for number, image in enumerate(frames):
+        write_image(folder / f"{prefix}{number:0{digits}d}.tif", image)
 
 
 def keep_background(labels: _Counts) -> _Counts:

@@ -17,7 +17,7 @@ from bvdm_data.background import estimate_background
 from bvdm_data.clip import LARGEST_COUNT, CameraScale, split_gaps
 from bvdm_data.datasets.ctc import guess_scale, read_sequence
 from bvdm_data.datasets.ctc_videos import DEFAULT_BORDER
-from bvdm_data.datasets.tiff import write_image
+from bvdm_data.datasets.tiff import write_images
 from bvdm_data.datasets.tracks import check_ids_match, check_track_table
 from bvdm_data.fitting.tracker import Labels, Tracked
 from bvdm_data.system import require
@@ -182,16 +182,6 @@ def match_nuclei(
     return Matches(float(is_found.mean()), float(is_found[dim].mean()), wrong, median)
 
 
-def _write_masks(folder: Path, prefix: str, masks: Labels) -> None:
-    folder.mkdir(parents=True)
-    digits = max(3, len(str(len(masks) - 1)))
-    for number, mask in enumerate(masks):
-        # The library adds ids of both sides in the dtype of the files, and takes the smallest one
-        # of a frame for the background.
-        image = np.pad(mask, ((0, 1), (0, 0))).astype(np.uint32)
-        write_image(folder / f"{prefix}{number:0{digits}d}.tif", image)
-
-
 def _measure(
     masks: Labels,
     tracks: Labels,
@@ -236,16 +226,22 @@ def _run_library(
     evaluate = require("ctc_metrics.scripts.evaluate").evaluate_sequence
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        _write_masks(home / "01_RES", "mask", masks)
+        # The library adds ids of both sides in the dtype of the files, and takes the smallest one
+        # of a frame for the background.
+        found, truths = (
+            np.pad(ids, ((0, 0), (0, 1), (0, 0))).astype(np.uint32)
+            for ids in (masks, reference_masks)
+        )
+        write_images(home / "01_RES", "mask", found)
         np.savetxt(home / "01_RES" / "res_track.txt", table, fmt="%d")
-        _write_masks(home / "01_GT" / "SEG", "man_seg", reference_masks)
-        _write_masks(home / "01_GT" / "TRA", "man_track", reference_masks)
+        write_images(home / "01_GT" / "SEG", "man_seg", truths)
+        write_images(home / "01_GT" / "TRA", "man_track", truths)
         np.savetxt(home / "01_GT" / "TRA" / "man_track.txt", truth, fmt="%d")
         # One thread: the library's pool would fork a process in which torch has run.
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = evaluate(str(home / "01_RES"), str(home / "01_GT"), metrics, threads=1)
-    return {name: float(value) for name, value in found.items() if value is not None}
+            scores = evaluate(str(home / "01_RES"), str(home / "01_GT"), metrics, threads=1)
+    return {name: float(value) for name, value in scores.items() if value is not None}
 
 
 def _match(

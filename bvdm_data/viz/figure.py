@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,7 +69,9 @@ def show(
     check_single(clip)
     shown = choose_frames("clip", len(clip["video"]), frames, most=MOST_FRAMES)
     sheet = render_contact_sheet({"": clip}, frames=shown, grey_range=grey_range, gamma=gamma)
-    tree = _measure_tree(clip)
+    tree = 0.0  # inches
+    if "tracks" in clip:
+        tree = AXIS + min(max(LINE * int((clip["tracks"][:, 0] > 0).sum()), LEAST_TREE), MOST_TREE)
     # In pixels of the sheet, so that no pixel of the clip is resampled.
     width, height = sheet.width / DPI, sheet.height / DPI + tree
     figure: Any = figures.Figure(figsize=(width, height), dpi=DPI)
@@ -80,7 +81,13 @@ def show(
     if tree:
         axes = figure.add_axes((0.02, AXIS / height, 0.96, (tree - AXIS) / height))
         draw_lineage(axes, clip["tracks"], len(clip["video"]))
-    figure._repr_png_ = partial(_encode, figure)
+
+    def encode() -> bytes:
+        file = io.BytesIO()
+        figure.savefig(file, format="png")
+        return file.getvalue()
+
+    figure._repr_png_ = encode
     drawn: Figure = figure
     return drawn
 
@@ -128,17 +135,3 @@ def _place_tracks(rows: Mapping[int, Sequence[int]]) -> dict[int, float]:
         places[top] = float(np.mean([places[one] for one in below])) if below else float(leaves)
         leaves += not below
     return places
-
-
-def _measure_tree(clip: Clip) -> float:
-    """Return how tall the tree is, in inches; 0 without tracks."""
-    if "tracks" not in clip:
-        return 0.0
-    count = int((clip["tracks"][:, 0] > 0).sum())
-    return AXIS + min(max(LINE * count, LEAST_TREE), MOST_TREE)
-
-
-def _encode(figure: Any) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    return file.getvalue()

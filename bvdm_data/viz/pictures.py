@@ -220,7 +220,13 @@ def render_frame(
             f"mask must have the shape of video_frame, {frame.shape}, got {labels.shape}"
         )
     large = _magnify(labels, scale)
-    outlined = _draw_outlines(grey, large)
+    # The border of the image is repeated: a nucleus that it cuts has no outline there.
+    around = np.pad(large, 1, mode="edge")
+    neighbours = (around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:])
+    edge = np.any([other != large for other in neighbours], axis=0) & (large > 0)
+    rgb = np.repeat(grey[..., None], 3, axis=2)
+    rgb[edge] = COLOURS[large[edge] % len(COLOURS)]
+    outlined = Image.fromarray(rgb)
     if ids:
         _print_ids(outlined, large)
     return outlined
@@ -282,16 +288,6 @@ def _magnify(plane: npt.NDArray[np.integer], scale: int) -> npt.NDArray[np.integ
     if scale < 1:
         raise ValueError(f"scale must be at least 1 screen pixel a pixel, got {scale}")
     return plane.repeat(scale, axis=0).repeat(scale, axis=1)
-
-
-def _draw_outlines(grey: npt.NDArray[np.integer], labels: npt.NDArray[np.integer]) -> Image.Image:
-    # The border of the image is repeated: a nucleus that it cuts has no outline there.
-    around = np.pad(labels, 1, mode="edge")
-    neighbours = (around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:])
-    edge = np.any([other != labels for other in neighbours], axis=0) & (labels > 0)
-    rgb = np.repeat(grey[..., None], 3, axis=2)
-    rgb[edge] = COLOURS[labels[edge] % len(COLOURS)]
-    return Image.fromarray(rgb)
 
 
 def _print_ids(image: Image.Image, labels: npt.NDArray[np.integer]) -> None:
@@ -424,16 +420,13 @@ def _save(images: Sequence[Image.Image], target: Path, milliseconds: int = 0) ->
         if target.suffix.lower() == ".png":
             images[0].save(unfinished, "PNG")
             return
-        first, *rest = [_quantize(image) for image in images]
+        # One palette for all frames, greys first, so that nothing flickers.
+        greys = np.linspace(0, 255, 136).round().repeat(3)
+        colours = np.concatenate([greys, COLOURS.ravel(), COLOURS.ravel() // 2]).astype(int)
+        palette = Image.new("P", (1, 1))
+        palette.putpalette(colours.tolist())
+        none = Image.Dither.NONE
+        first, *rest = [image.quantize(palette=palette, dither=none) for image in images]
         first.save(
             unfinished, "GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0
         )
-
-
-def _quantize(image: Image.Image) -> Image.Image:
-    # One palette for all frames, greys first, so that nothing flickers.
-    greys = np.linspace(0, 255, 136).round().repeat(3)
-    colours = np.concatenate([greys, COLOURS.ravel(), COLOURS.ravel() // 2]).astype(int)
-    palette = Image.new("P", (1, 1))
-    palette.putpalette(colours.tolist())
-    return image.quantize(palette=palette, dither=Image.Dither.NONE)
