@@ -84,7 +84,12 @@ def write_sequence(
                 f"{path} is there already; remove it or give another name than {name!r}"
             )
     try:
-        _write_files(staging / name, staging / truth_name, video, masks.astype(np.uint16), table)
+        # The raw folder comes last: where it is there without the truth, the truth was moved.
+        labels = [keep_background(mask) for mask in masks.astype(np.uint16)]
+        write_images(staging / truth_name / "SEG", "man_seg", labels)
+        write_images(staging / truth_name / "TRA", "man_track", labels)
+        np.savetxt(staging / truth_name / "TRA" / TABLE, table, fmt="%d")
+        write_images(staging / name, "t", video)
         write_through(staging)
         (staging / truth_name).rename(folder / truth_name)
         try:
@@ -130,15 +135,6 @@ def _check_sequence(name: str, video: _Ints, masks: _Ints, tracks: _Ints) -> _Ta
     table = check_track_table(tracks, len(video))
     check_ids_match(masks, table)
     return table
-
-
-def _write_files(raw: Path, truth: Path, video: _Ints, masks: _Ints, table: _Table) -> None:
-    # The raw folder comes last: where it is there without the truth, the truth has been moved.
-    labels = [keep_background(mask) for mask in masks]
-    write_images(truth / "SEG", "man_seg", labels)
-    write_images(truth / "TRA", "man_track", labels)
-    np.savetxt(truth / "TRA" / TABLE, table, fmt="%d")
-    write_images(raw, "t", video)
 
 
 @dataclass(frozen=True, eq=False)

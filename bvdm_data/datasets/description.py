@@ -46,7 +46,7 @@ class Described:
         return f"{name}({', '.join(parts)})"
 
     def _repr_html_(self) -> str:
-        """Show the call and the first clip."""
+        """Show the call and the first clip, or what stands in its way."""
         return f"<code>{escape(repr(self))}</code><br>{self._draw_first_clip()}"
 
     def _list_arguments(self) -> dict[str, Any]:

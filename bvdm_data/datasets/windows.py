@@ -107,14 +107,6 @@ class WindowSpec:
                 f"frames must be a whole number, got None, with windows={self.windows!r}; None is "
                 "for windows='tracks' or 'lineages'"
             )
-        self._check_overlap()
-
-    @property
-    def follows(self) -> bool:
-        """Whether windows follow nuclei."""
-        return self.windows in ("tracks", "lineages")
-
-    def _check_overlap(self) -> None:
         overlap, clip = self.overlap, (self.frames or 1, *self.size)
         if isinstance(overlap, str) or not isinstance(overlap, Sequence) or len(overlap) != 3:
             raise TypeError(f"overlap must be (frames, rows, columns), got {overlap!r}")
@@ -130,6 +122,11 @@ class WindowSpec:
                 f"overlap must be 0 in {('frames', 'rows')[used > 0]} with "
                 f"windows={self.windows!r}, got {self.overlap}; give windows='grid'"
             )
+
+    @property
+    def follows(self) -> bool:
+        """Whether windows follow nuclei."""
+        return self.windows in ("tracks", "lineages")
 
 
 def check_annotations_available(annotations: Collection[str], truth: str | None) -> tuple[str, ...]:

@@ -104,7 +104,9 @@ def train_and_test(
 
     trials = {}
     for name, reference in tests.items():
-        path = folder / f"{trained}-{compute_fingerprint(_hash_reference(reference), scoring)}.json"
+        arrays = map(torch.from_numpy, (reference.video, reference.masks, reference.tracks))
+        tested = compute_fingerprint(compute_fingerprint(*arrays), scoring)
+        path = folder / f"{trained}-{tested}.json"
         kept = _cache_figures(path, functools.partial(test, reference), ("arm", "seed"), Trial)
         trials[name] = Trial(arm.name, seed, **kept)
     return trials
@@ -214,12 +216,6 @@ def _hash_trial(arm: Arm, seed: int, settings: SegmenterSettings) -> str:
     first = [part for index in range(settings.batch) for part in samples[index].values()]
     constants = segmenter.CHANNELS, segmenter.STATISTICS_BATCHES, RECIPE
     return compute_fingerprint("trial", arm.identity, settings, seed, constants, *first)
-
-
-def _hash_reference(reference: Reference) -> str:
-    """Return a digest of a reference: video, masks and tracks."""
-    arrays = reference.video, reference.masks, reference.tracks
-    return compute_fingerprint(*map(torch.from_numpy, arrays))
 
 
 def _compute_mean_and_spread(values: Sequence[float]) -> tuple[float, float]:

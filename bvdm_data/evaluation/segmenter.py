@@ -154,20 +154,12 @@ def augment(
     image: Float[Tensor, "1 H W"], labels: Int[Tensor, "H W"], generator: torch.Generator
 ) -> Sample:
     """Apply one of the eight symmetries of the square, and a gain of the light of 0.8 to 1.25."""
-    turns, mirrored = _draw_int(4, generator), _draw_int(2, generator)
-    lit = (image - DARK) * _draw_log_uniform(0.8, 1.25, generator) + DARK
+    turns, mirrored = (int(torch.randint(n, (), generator=generator)) for n in (4, 2))
+    log_gain = torch.empty(()).uniform_(math.log(0.8), math.log(1.25), generator=generator)
+    lit = (image - DARK) * math.exp(float(log_gain)) + DARK
     turned = (torch.rot90(values, turns, (-2, -1)) for values in (lit, labels))
     image, labels = ((x.flip(-1) if mirrored else x).contiguous() for x in turned)
     return image, labels
-
-
-def _draw_int(below: int, generator: torch.Generator) -> int:
-    return int(torch.randint(below, (), generator=generator))
-
-
-def _draw_log_uniform(low: float, high: float, generator: torch.Generator) -> float:
-    limits = math.log(low), math.log(high)
-    return math.exp(float(torch.empty(()).uniform_(*limits, generator=generator)))
 
 
 class Clips(Protocol):

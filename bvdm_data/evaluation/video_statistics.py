@@ -98,12 +98,16 @@ def measure_divisions(clips: Sequence[Clip], detections: Detections) -> Division
         keys = zip(detections.identity[rows].tolist(), detections.frame[rows].tolist(), strict=True)
         areas = dict(zip(keys, detections.area[rows].tolist(), strict=True))
         table = {i: (a, b, p) for i, a, b, p in clip["tracks"].tolist() if i > 0}
-        families = _find_families(table)
-        born = {child for children in families.values() for child in children}
+        children: dict[int, list[int]] = {}
+        for identity, (_, _, parent) in table.items():
+            if parent in table:
+                children.setdefault(parent, []).append(identity)
+        families = {mother: both for mother, both in children.items() if len(both) >= 2}
+        born = {child for both in families.values() for child in both}
         divisions += len(families)
         cycle += [table[i][1] - table[i][0] + 1 for i in families if i in born]
-        for mother, children in families.items():
-            first = [areas.get((child, table[child][0]), math.nan) for child in children[:2]]
+        for mother, both in families.items():
+            first = [areas.get((child, table[child][0]), math.nan) for child in both[:2]]
             sisters.append(min(first) / max(first))
             late = table[mother][1] - MITOSIS + 1
             grown = [areas[mother, t] for t in range(late - BEFORE, late) if (mother, t) in areas]
@@ -114,15 +118,6 @@ def measure_divisions(clips: Sequence[Clip], detections: Detections) -> Division
                 dip += [min(last) / before] if len(last) == MITOSIS else []
     known = (_keep_finite(values) for values in (daughter, sisters, dip))
     return DivisionStats(np.array(cycle, float), divisions, chances, *known)
-
-
-def _find_families(table: dict[int, tuple[int, int, int]]) -> dict[int, list[int]]:
-    """Return the daughters of every nucleus of the clip that divides in it."""
-    children: dict[int, list[int]] = {}
-    for identity, (_, _, parent) in table.items():
-        if parent in table:
-            children.setdefault(parent, []).append(identity)
-    return {mother: some for mother, some in children.items() if len(some) >= 2}
 
 
 def _keep_finite(values: list[float]) -> Array:
