@@ -8,21 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bvdm_data.cli.options import (
-    ANNOTATIONS,
-    AT_LEAST,
     DEATH_RATE,
     FACTORS,
     FOLDER,
-    MAX_CELLS,
-    MODEL,
-    NUCLEI,
-    OUTLINE,
-    POOL,
     QUIET,
-    SEED,
-    VARIATION,
-    VIDEO,
-    add_method_options,
+    add_clip_options,
+    add_key_options,
     add_size_options,
     add_time_options,
     option,
@@ -34,11 +25,8 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@MODEL
 @option("--output", default="preview", type=FOLDER, help="Folder.")
 @add_size_options(8, "256x256")
-@NUCLEI
-@AT_LEAST
 @option("--clips", default=2, help="How many clips to stream.")
 @option("--workers", default=0, help="Processes of the DataLoader.")
 @option("--real", type=FOLDER, help="A real data set to show beside the clips.")
@@ -53,11 +41,8 @@ if TYPE_CHECKING:
     help="Nuclei in the first frame, as multiples of the fitted video's density.",
 )
 @option("--page-frames", default=24, help="Frames of its clips.")
-@VARIATION
-@OUTLINE
+@add_clip_options
 @DEATH_RATE
-@add_method_options
-@SEED
 def preview(
     output: Path,
     clips: int,
@@ -159,17 +144,11 @@ def _write_page(
 
 @click.command()
 @click.argument("directory", type=FOLDER)
-@MODEL
 @add_size_options(92, "700x1100")
 @option("--sequences", default=2, help="How many videos.")
-@NUCLEI
-@AT_LEAST
-@VARIATION
-@OUTLINE
+@add_clip_options
 @DEATH_RATE
 @add_time_options
-@add_method_options
-@SEED
 @option(
     "--format",
     type=click.Choice(["ctc", "yolo"]),
@@ -224,20 +203,11 @@ def fetch(name: str, directory: Path, split: str, quiet: bool) -> None:
 )
 @click.option("--compress/--no-compress", default=True, show_default=True, help="Smaller, slower.")
 @option("--workers", default=0, help="Processes of this rank.")
-@MODEL
 @add_size_options(8, "256x256")
-@ANNOTATIONS
-@VIDEO
-@NUCLEI
-@AT_LEAST
-@MAX_CELLS
-@VARIATION
-@OUTLINE
+@add_clip_options
+@add_key_options
 @DEATH_RATE
 @add_time_options
-@add_method_options
-@POOL
-@SEED
 @option("--epoch", default=0, help="Other clips of the same seed.")
 @QUIET
 def shards(
@@ -276,25 +246,16 @@ def shards(
 
 
 @click.command()
-@MODEL
 @add_size_options(8, "256x256")
-@NUCLEI
-@AT_LEAST
-@MAX_CELLS
-@VARIATION
-@OUTLINE
-@add_method_options
-@POOL
+@add_clip_options
+@add_key_options
 @option("--pairs", type=int, help="Of --pool: sister pairs in the cell bank. [default: 256]")
 @option("--renew", type=float, help="Of --pool: pairs renewed with each clip. [default: 1]")
-@ANNOTATIONS
-@VIDEO
 @option("--batch-size", default=4, help="Clips of a training step.")
 @option("--workers", default=1, help="Processes of the DataLoader.")
 @option("--step-seconds", default=0.1, help="Time of a training step, data apart.")
 @option("--seconds", default=10.0, help="Time of each measurement.")
 @option("--json", "report", type=FOLDER, help="File for all figures.")
-@SEED
 @QUIET
 def bench(
     pool: bool,

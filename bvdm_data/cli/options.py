@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -88,14 +89,6 @@ MODEL = option("--model", default="hela", help="Name of a model, or path of its 
 SEED = option("--seed", default=0, help="Seed of all random numbers.")
 JSON = option("--json", "as_json", is_flag=True, help="Print all of the card as JSON.")
 QUIET = option("--quiet", is_flag=True, help="No progress bars.")
-NUCLEI = option(
-    "--nuclei",
-    type=Parsed("N|LOW-HIGH", _parse_nuclei, "20 or 10-30"),
-    help="In the first frame. [default: as in the video]",
-)
-AT_LEAST = option(
-    "--at-least", default=0, help="Nuclei in view in the first frame of every clip, at least."
-)
 VARIATION = option(
     "--variation",
     type=Parsed("FLOAT|PART=FLOAT,...", _parse_variation, "0.5 or haze=0.5,debris=0"),
@@ -114,7 +107,20 @@ DEATH_RATE = option(
     type=float,
     help="Chance that a nucleus in interphase dies, a frame. [default: as in the video]",
 )
-_TIME = (
+
+
+def _combine(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Return what adds options to a command."""
+    return lambda command: functools.reduce(lambda made, one: one(made), options[::-1], command)
+
+
+def add_size_options(frames: int, size: str) -> Callable[[Command], Command]:
+    """Return what adds ``--frames`` and ``--size`` with these defaults to a command."""
+    height = option("--size", default=size, type=SIZE)
+    return _combine(option("--frames", default=frames), height)
+
+
+add_time_options = _combine(
     option(
         "--minutes",
         type=float,
@@ -129,48 +135,48 @@ _TIME = (
         help="Of the stage: chance a frame, and the longest.",
     ),
 )
-POOL = option("--pool", is_flag=True, help="Show nuclei of a cell bank in many clips.")
-ANNOTATIONS = option(
-    "--annotations",
-    default="masks,tracks",
-    type=Parsed("NAME,...", _parse_annotations, "masks,tracks"),
-    help="Beside video: masks, tracks, flow, stages, boxes, centroids; or all, or none.",
-)
-VIDEO = option("--video/--no-video", default=True, help="Whether clips have pictures.")
-MAX_CELLS = option(
-    "--max-cells", type=int, help="Rows of the tables. [default: as many as clips can need]"
-)
-
-
-def add_size_options(frames: int, size: str) -> Callable[[Command], Command]:
-    """Return what adds ``--frames`` and ``--size`` with these defaults to a command."""
-    first = option("--frames", default=frames)
-    second = option("--size", default=size, type=SIZE)
-    return lambda command: first(second(command))
-
-
-def add_time_options(command: Command) -> Command:
-    """Add ``--minutes``, ``--drift`` and ``--jumps`` to a command."""
-    for one in reversed(_TIME):
-        command = one(command)
-    return command
-
-
-def add_method_options(command: Command) -> Command:
-    """Add ``--method``, ``--first-steps`` and ``--later-steps`` to a command."""
-    name = option(
+add_method_options = _combine(
+    option(
         "--method",
         type=click.Choice(["fast", "paper", "procedural"]),
         default="fast",
         help="How textures are rendered.",
-    )
-    first = option(
-        "--first-steps", type=int, help="Of paper: diffusion steps at frame 0. [default: 200]"
-    )
-    later = option(
+    ),
+    option("--first-steps", type=int, help="Of paper: diffusion steps at frame 0. [default: 200]"),
+    option(
         "--later-steps", type=int, help="Of paper: diffusion steps at later frames. [default: 10]"
-    )
-    return name(first(later(command)))
+    ),
+)
+# What every command that makes clips has.
+add_clip_options = _combine(
+    MODEL,
+    option(
+        "--nuclei",
+        type=Parsed("N|LOW-HIGH", _parse_nuclei, "20 or 10-30"),
+        help="In the first frame. [default: as in the video]",
+    ),
+    option(
+        "--at-least", default=0, help="Nuclei in view in the first frame of every clip, at least."
+    ),
+    VARIATION,
+    OUTLINE,
+    add_method_options,
+    SEED,
+)
+# What a command that makes clips as a data set has, too.
+add_key_options = _combine(
+    option(
+        "--annotations",
+        default="masks,tracks",
+        type=Parsed("NAME,...", _parse_annotations, "masks,tracks"),
+        help="Beside video: masks, tracks, flow, stages, boxes, centroids; or all, or none.",
+    ),
+    option("--video/--no-video", default=True, help="Whether clips have pictures."),
+    option(
+        "--max-cells", type=int, help="Rows of the tables. [default: as many as clips can need]"
+    ),
+    option("--pool", is_flag=True, help="Show nuclei of a cell bank in many clips."),
+)
 
 
 def take_method(options: dict[str, Any]) -> "Method":
