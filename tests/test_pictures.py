@@ -3,14 +3,9 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.grid import write_image_grid
 from bvdm_data.clip import annotate_masks, split_gaps
-from bvdm_data.viz.pictures import (
-    COLOURS,
-    render_frame,
-    write_animation,
-    write_contact_sheet,
-    write_image_grid,
-)
+from bvdm_data.viz.pictures import COLOURS, render_frame, write_animation, write_contact_sheet
 
 
 def a_clip(frames=3, size=(40, 48), grey=0.5):

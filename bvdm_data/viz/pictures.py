@@ -1,4 +1,4 @@
-"""Images of clips: contact sheets, animations and grids."""
+"""Images of clips: contact sheets and animations."""
 
 import colorsys
 import subprocess
@@ -67,8 +67,10 @@ def write_contact_sheet(
     Every clip has a row of plain frames and, if it has masks, a row with outlines and ids. Clips
     of up to 128 pixels are magnified by nearest neighbour.
     """
-    target = _check_suffix(path, ".png")
-    _save([render_contact_sheet(clips, frames=frames, grey_range=grey_range, gamma=gamma)], target)
+    target = check_suffix(path, ".png")
+    save_images(
+        [render_contact_sheet(clips, frames=frames, grey_range=grey_range, gamma=gamma)], target
+    )
 
 
 def render_contact_sheet(
@@ -93,7 +95,7 @@ def render_contact_sheet(
         rows += [Row(name, plain, captions), *(Row("", images) for images in outlined)]
     low, high = grey_range
     note = f"black: grey {low:.4g}, white: grey {high:.4g}, gamma {gamma:g}"
-    return _tile_frames(rows, note)
+    return tile_images(rows, note)
 
 
 def write_animation(
@@ -109,7 +111,7 @@ def write_animation(
     In the frame in which a track with a parent begins, a thin line leads to it from the last
     position of the parent. Clips of up to 256 pixels are magnified by nearest neighbour.
     """
-    target = _check_suffix(path, ".gif", ".mp4")
+    target = check_suffix(path, ".gif", ".mp4")
     check_single(clip)
     if not 0 < frames_per_second <= 50:
         raise ValueError(f"frames_per_second must be above 0, at most 50, got {frames_per_second}")
@@ -120,7 +122,7 @@ def write_animation(
     if "masks" in clip and "tracks" in clip:
         _draw_births(panels[1], clip)
     images = [
-        _tile_frames(
+        tile_images(
             [Row("", pair, (f"frame {t} (0 to {shown[-1]})", "outlines and ids")[: len(pair)])]
         )
         for t, pair in enumerate(zip(*panels, strict=True))
@@ -128,52 +130,7 @@ def write_animation(
     if target.suffix.lower() == ".mp4":
         write_mp4(images, target, frames_per_second)
     else:
-        _save(images, target, round(1000 / frames_per_second))
-
-
-def write_image_grid(
-    images: Tensor | Array,
-    path: str | Path,
-    *,
-    columns: int,
-    titles: Sequence[str] = (),
-    row_titles: Sequence[str] = (),
-    grey_range: Range | None = None,
-    magnify: int = 1,
-    masks: Array | None = None,
-) -> None:
-    """Write a sheet of grey images ``[N, H, W]``, row by row, with outlines where masks are given.
-
-    ``masks``: Ids, in the shape of images.
-    """
-    target = _check_suffix(path, ".png")
-    stack = convert_to_array(images)
-    if stack.ndim != 3 or len(stack) == 0:
-        raise ValueError(f"images must be [N, H, W] with N at least 1, got {stack.shape}")
-    if columns < 1:
-        raise ValueError(f"columns must be at least 1, got {columns}")
-    if magnify < 1:
-        raise ValueError(f"magnify must be at least 1 screen pixel a pixel, got {magnify}")
-    starts = range(0, len(stack), columns)
-    for name, texts, most in (
-        ("titles", titles, len(stack)),
-        ("row_titles", row_titles, len(starts)),
-    ):
-        if len(texts) > most:
-            raise ValueError(f"{name} must be at most {most} for these images, got {len(texts)}")
-    if grey_range is None:
-        grey_range = _widen(float(stack.min()), float(stack.max()))
-    labels = [None] * len(stack) if masks is None else masks
-    panels = [
-        render_frame(image, mask, grey_range=grey_range, scale=magnify, ids=False)
-        for image, mask in zip(stack, labels, strict=True)
-    ]
-    lefts = [*row_titles, *[""] * (len(starts) - len(row_titles))]
-    rows = [
-        Row(left, panels[start : start + columns], titles[start : start + columns])
-        for left, start in zip(lefts, starts, strict=True)
-    ]
-    _save([_tile_frames(rows)], target)
+        save_images(images, target, round(1000 / frames_per_second))
 
 
 def write_mp4(images: Sequence[Image.Image], path: Path, frames_per_second: float) -> None:
@@ -232,7 +189,7 @@ def render_frame(
     return outlined
 
 
-def _tile_frames(rows: Sequence[Row], note: str = "") -> Image.Image:
+def tile_images(rows: Sequence[Row], note: str = "") -> Image.Image:
     """Arrange images in rows and columns on white paper."""
     cells = [image.width for row in rows for image in row.images]
     cells += [_measure_width(text, CAPTION_SIZE) for row in rows for text in row.captions]
@@ -256,8 +213,8 @@ def _tile_frames(rows: Sequence[Row], note: str = "") -> Image.Image:
 def measure_display_range(videos: Sequence[Tensor]) -> Range:
     """Return the grey values that become black and white by default."""
     values = np.concatenate([convert_to_array(video).ravel() for video in videos])
-    low, high = np.percentile(values, PERCENTILES)
-    return _widen(float(low), float(high))
+    low, high = np.percentile(values, PERCENTILES).tolist()
+    return low, high if high > low else low + 1  # an even image has no range; it is shown black
 
 
 def convert_to_array(values: Tensor | Array) -> Array:
@@ -402,12 +359,8 @@ def _draw_births(images: Sequence[Image.Image], clip: Clip) -> None:
         ImageDraw.Draw(images[first]).line(line, (red, green, blue))
 
 
-def _widen(low: float, high: float) -> Range:
-    # An even image has no range; it is shown black.
-    return (low, high) if high > low else (low, low + 1)
-
-
-def _check_suffix(path: str | Path, *suffixes: str) -> Path:
+def check_suffix(path: str | Path, *suffixes: str) -> Path:
+    """Return a path that ends in one of these."""
     target = Path(path)
     if target.suffix.lower() not in suffixes:
         expected = " or ".join(map(repr, suffixes))
@@ -415,7 +368,8 @@ def _check_suffix(path: str | Path, *suffixes: str) -> Path:
     return target
 
 
-def _save(images: Sequence[Image.Image], target: Path, milliseconds: int = 0) -> None:
+def save_images(images: Sequence[Image.Image], target: Path, milliseconds: int = 0) -> None:
+    """Write the first image as PNG, or all as an endless GIF."""
     with open_atomic(target) as unfinished:
         if target.suffix.lower() == ".png":
             images[0].save(unfinished, "PNG")
