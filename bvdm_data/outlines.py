@@ -170,9 +170,7 @@ def calibrate_outline(
 
 
 def move_outlines(
-    image: npt.NDArray[np.generic],
-    masks: npt.NDArray[np.integer],
-    outline: float | Sequence[float],
+    image: npt.NDArray[np.generic], masks: npt.NDArray[np.integer], outline: float | Sequence[float]
 ) -> npt.NDArray[np.integer]:
     """Move outlines to where the first pixels inside have a share of the light of their core.
 

@@ -154,9 +154,7 @@ def _add_spots(
 
 
 def _add_tracks(
-    model: ElementTree.Element,
-    lineages: npt.NDArray[np.generic],
-    edges: npt.NDArray[np.uint64],
+    model: ElementTree.Element, lineages: npt.NDArray[np.generic], edges: npt.NDArray[np.uint64]
 ) -> None:
     """Add the lineages that have an edge, by the ids of their first ancestors."""
     group = ElementTree.SubElement(model, "AllTracks")
@@ -172,11 +170,7 @@ def _add_tracks(
 
 
 def _add_settings(
-    root: ElementTree.Element,
-    shape: tuple[int, ...],
-    image: str,
-    pixel_size: float,
-    minutes: float,
+    root: ElementTree.Element, shape: tuple[int, ...], image: str, pixel_size: float, minutes: float
 ) -> None:
     """Add the image and, as nothing was detected, the settings of work by hand."""
     frames, height, width = shape

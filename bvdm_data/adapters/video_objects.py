@@ -88,10 +88,7 @@ def video_datapoint(clip: Clip, most_objects: int | None = None) -> VideoDatapoi
         )
     images = convert_to_rgb(clip)
     frames = [
-        Frame(
-            image,
-            [Object(one, number, (mask == one).to(torch.uint8)) for one in identities],
-        )
+        Frame(image, [Object(one, number, (mask == one).to(torch.uint8)) for one in identities])
         for number, (image, mask) in enumerate(zip(images, masks, strict=True))
     ]
     return VideoDatapoint(frames, int(clip["index"]), (masks.shape[1], masks.shape[2]))

@@ -109,11 +109,7 @@ def preview(
 
 
 def _write_page(
-    path: Path,
-    videos: "SyntheticHeLaVideos",
-    frames: int,
-    seeds: int,
-    densities: tuple[float, ...],
+    path: Path, videos: "SyntheticHeLaVideos", frames: int, seeds: int, densities: tuple[float, ...]
 ) -> None:
     """Write a page with a clip of every seed and density, else as those of ``videos``."""
     from tqdm import tqdm
@@ -286,9 +282,7 @@ def bench(
         if not pool:
             raise click.UsageError(f"--{name} is for --pool; give --pool, too")
     videos = SyntheticHeLaVideos(
-        method=take_method(options),
-        pool=PoolSettings(**bank) if pool else None,
-        **options,
+        method=take_method(options), pool=PoolSettings(**bank) if pool else None, **options
     )
     loop = Loop(batch_size=batch_size, workers=workers, step_seconds=step_seconds)
 

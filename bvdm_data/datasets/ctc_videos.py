@@ -9,13 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from bvdm_data.clip import (
-    CameraScale,
-    Clip,
-    TooManyNucleiError,
-    annotate_masks,
-    split_gaps,
-)
+from bvdm_data.clip import CameraScale, Clip, TooManyNucleiError, annotate_masks, split_gaps
 from bvdm_data.datasets.ctc import guess_scale, read_sequence
 from bvdm_data.datasets.description import Described
 from bvdm_data.datasets.sharding import SharedEpoch

@@ -302,10 +302,7 @@ class ClipStream(Described, IterableDataset[Clip]):
     def _full_pass(self) -> SampleSplit:
         """Return the share of this process in the whole epoch."""
         return SampleSplit.of_process(
-            self.shard,
-            epoch=self._plan.epoch,
-            length=self.length,
-            batch_size=self.batch_size or 1,
+            self.shard, epoch=self._plan.epoch, length=self.length, batch_size=self.batch_size or 1
         )
 
     def _restart_at(self, number: int) -> None:

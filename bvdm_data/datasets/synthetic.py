@@ -31,13 +31,7 @@ from bvdm_data.synth.textures import (
     measure_edge_profile,
 )
 from bvdm_data.system import isolate, profile_span
-from bvdm_data.validate import (
-    Rule,
-    as_number,
-    check_device,
-    check_transform,
-    name_clip_in_errors,
-)
+from bvdm_data.validate import Rule, as_number, check_device, check_transform, name_clip_in_errors
 from bvdm_data.weights import find_model, load, model_digest
 
 # Methods of synthesis, by name.

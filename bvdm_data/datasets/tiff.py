@@ -175,11 +175,7 @@ def write_ome_image(
 
 
 def write_imagej_stack(
-    path: Path,
-    stack: npt.NDArray[np.uint16],
-    *,
-    pixel_size: float | None,
-    minutes: float | None,
+    path: Path, stack: npt.NDArray[np.uint16], *, pixel_size: float | None, minutes: float | None
 ) -> None:
     """Write a video ``[F, H, W]`` as a hyperstack of ImageJ, which opens it without a plug-in."""
     metadata: dict[str, object] = {"axes": "TYX"}

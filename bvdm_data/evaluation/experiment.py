@@ -18,7 +18,14 @@ from torch.utils.data import DataLoader, Dataset
 from bvdm_data.evaluation import segmenter
 from bvdm_data.evaluation.arms import Arm
 from bvdm_data.evaluation.clip_cache import cache_json
-from bvdm_data.evaluation.seg_tra import Matches, Reference, Scores, clear_border, match_nuclei, score
+from bvdm_data.evaluation.seg_tra import (
+    Matches,
+    Reference,
+    Scores,
+    clear_border,
+    match_nuclei,
+    score,
+)
 from bvdm_data.evaluation.segmenter import Samples, SegmenterSettings
 from bvdm_data.fitting import tracker
 from bvdm_data.fitting.training import compute_fingerprint
