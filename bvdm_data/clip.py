@@ -298,7 +298,22 @@ def measure_boxes(
     Boxes ``[count, F, 4]`` as ``(x1, y1, x2, y2)`` with exclusive far edges, and centroids
     ``[count, F, 2]`` as ``(y, x)``; NaN where a nucleus is not there.
     """
-    extents = _measure_extents(masks, count)
+    frames, height, width = masks.shape
+    # Area, sums of rows and columns, first and last row and column.
+    extents = np.zeros((count, frames, 7), np.int64)
+    extents[..., 3::2], extents[..., 4::2] = max(height, width), -1
+    if has_loops():
+        ids = np.ascontiguousarray(masks, np.int32)
+        run_loop("measure_extents", count, frames, height, width, ids, extents)
+    else:
+        for frame, mask in enumerate(masks):
+            places = mask.nonzero()
+            found, row = extents[:, frame], mask[places] - 1
+            found[:, 0] = np.bincount(row, minlength=count)
+            for axis, values in enumerate(places):
+                np.add.at(found[:, 1 + axis], row, values)
+                np.minimum.at(found[:, 3 + 2 * axis], row, values)
+                np.maximum.at(found[:, 4 + 2 * axis], row, values)
     area, y, x, top, bottom, left, right = np.moveaxis(extents, -1, 0)
     seen = area > 0
     boxes = np.full((*seen.shape, 4), np.nan, np.float32)
@@ -306,26 +321,6 @@ def measure_boxes(
     boxes[seen] = np.stack([left, top, right + 1, bottom + 1], -1)[seen]
     centroids[seen] = np.stack([y, x], -1)[seen] / area[seen, None]
     return boxes, centroids
-
-
-def _measure_extents(masks: npt.NDArray[np.integer], count: int) -> npt.NDArray[np.int64]:
-    """Measure area, sums of rows and columns, first and last row and column, ``[count, F, 7]``."""
-    frames, height, width = masks.shape
-    extents = np.zeros((count, frames, 7), np.int64)
-    extents[..., 3::2], extents[..., 4::2] = max(height, width), -1
-    if has_loops():
-        ids = np.ascontiguousarray(masks, np.int32)
-        run_loop("measure_extents", count, frames, height, width, ids, extents)
-        return extents
-    for frame, mask in enumerate(masks):
-        places = mask.nonzero()
-        found, row = extents[:, frame], mask[places] - 1
-        found[:, 0] = np.bincount(row, minlength=count)
-        for axis, values in enumerate(places):
-            np.add.at(found[:, 1 + axis], row, values)
-            np.minimum.at(found[:, 3 + 2 * axis], row, values)
-            np.maximum.at(found[:, 4 + 2 * axis], row, values)
-    return extents
 
 
 def annotate_masks(

@@ -22,7 +22,13 @@ from bvdm_data.datasets.export import export
 from bvdm_data.datasets.mixed import MixedVideos
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.system import require
-from tests.helpers.clips import SPARSE, make_sparse_clip, run_snippet, with_tracks
+from tests.helpers.clips import (
+    SPARSE,
+    make_planted_clip,
+    make_sparse_clip,
+    run_snippet,
+    with_tracks,
+)
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCALE = CameraScale(offset=32768, full=36863)
@@ -30,13 +36,7 @@ SCALE = CameraScale(offset=32768, full=36863)
 
 @pytest.fixture(scope="module")
 def clip(tiny_video):
-    video, masks, tracks = tiny_video
-    return {
-        "video": torch.from_numpy(SCALE.to_grey(video))[:, None],
-        **annotate_masks(masks, tracks, ("masks", "tracks"), 9),
-        "index": torch.tensor(7),
-        "source": torch.tensor(1, dtype=torch.int8),
-    }
+    return make_planted_clip(tiny_video, SCALE, index=7)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from bvdm_data.validate import Rule, as_int
 class Videos(Protocol):
     """A data set with random access: the synthetic, the real and the mixed one."""
 
-    def clip(self, index: SupportsIndex) -> Any:
+    def clip(self, index: int) -> Any:
         """Return the clip with this number."""
 
 
@@ -181,7 +181,11 @@ def build_graph(
     ]
     ids, times = np.array(places, np.int64).reshape(-1, 2).T
     rows = np.searchsorted(names, ids)
-    lines, tracklets = find_ancestors(table), _name_tracklets(table)
+    lines, tracklets = find_ancestors(table), dict[int, int]()
+    daughters = np.bincount(table[:, 3], minlength=int(table[:, 0].max(initial=0)) + 1)
+    for identity, _, _, parent in sorted(table.tolist(), key=lambda row: row[1]):
+        is_only = parent and daughters[parent] == 1  # it goes on in the tracklet of its parent
+        tracklets[identity] = tracklets[parent] if is_only else identity
     nodes: dict[str, npt.NDArray[np.generic]] = {
         "t": times,
         "y": centroids[rows, times, 0],
@@ -195,15 +199,6 @@ def build_graph(
         of_node = [row_of[one] for one in ids.tolist()]
         nodes["stage"] = get_tensor(clip, "stages").numpy()[of_node, times]
     return nodes, np.array(edges, np.uint64).reshape(-1, 2)
-
-
-def _name_tracklets(table: npt.NDArray[np.int32]) -> dict[int, int]:
-    """Name tracklets after their first track; an only daughter goes on in her parent's."""
-    daughters = np.bincount(table[:, 3], minlength=int(table[:, 0].max(initial=0)) + 1)
-    names: dict[int, int] = {}
-    for identity, _, _, parent in sorted(table.tolist(), key=lambda row: row[1]):
-        names[identity] = names[parent] if parent and daughters[parent] == 1 else identity
-    return names
 
 
 # Of a pixel, clockwise: a neighbour, and from which to which corner the side between them leads;

@@ -91,7 +91,13 @@ def write_trackmate(
     units = {"spatialunits": "micron" if pixel_size else "pixel"}
     units["timeunits"] = "min" if minutes else "frame"
     model = ElementTree.SubElement(root, "Model", units)
-    _add_features(model, "stage" in nodes)
+    declared = ElementTree.SubElement(model, "FeatureDeclarations")
+    for kind, features in FEATURES.items():
+        group = ElementTree.SubElement(declared, f"{kind}Features")
+        for key, name, dimension, is_whole in features:
+            if key != "STAGE" or "stage" in nodes:
+                about = {"feature": key, "name": name, "shortname": name, "dimension": dimension}
+                ElementTree.SubElement(group, "Feature", about, isint=str(is_whole).lower())
     _add_spots(model, masks, nodes, pixel_size or 1.0, minutes or 1.0)
     _add_tracks(model, nodes["lineage"], edges)
     shown = "" if scale is None else image.name
@@ -105,17 +111,6 @@ def write_trackmate(
             write_imagej_stack(temporary, counts, pixel_size=pixel_size, minutes=minutes)
     with open_atomic(target) as temporary:
         ElementTree.ElementTree(root).write(temporary, encoding="UTF-8", xml_declaration=True)
-
-
-def _add_features(model: ElementTree.Element, with_stages: bool) -> None:
-    """Declare what spots, edges and tracks carry."""
-    declared = ElementTree.SubElement(model, "FeatureDeclarations")
-    for kind, features in FEATURES.items():
-        group = ElementTree.SubElement(declared, f"{kind}Features")
-        for key, name, dimension, is_whole in features:
-            if key != "STAGE" or with_stages:
-                about = {"feature": key, "name": name, "shortname": name, "dimension": dimension}
-                ElementTree.SubElement(group, "Feature", about, isint=str(is_whole).lower())
 
 
 def _add_spots(

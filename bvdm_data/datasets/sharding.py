@@ -52,7 +52,17 @@ class DistributedContext:
             process, shard = self._carried
             if process == parent.pid:
                 return shard
-        return _read_environment()
+        names = ("RANK", "WORLD_SIZE")
+        if not all(os.environ.get(name) for name in names):
+            return 0, 1
+        try:
+            return _check_shard([int(os.environ[name]) for name in names])
+        except ValueError as error:
+            values = ", ".join(f"{name}={os.environ[name]}" for name in names)
+            raise ValueError(
+                f"the environment variables RANK and WORLD_SIZE must be whole numbers with "
+                f"0 <= RANK < WORLD_SIZE, got {values}; correct them, or give shard=(rank, ranks)"
+            ) from error
 
     def __getstate__(self) -> dict[str, object]:
         """Carry the shard to a worker, which is no member of this process's process group."""
@@ -284,20 +294,6 @@ def check_settings(here: Mapping[str, str], given: Mapping[str, str]) -> None:
                 f"{setting}: the clips that are missing would be others; make the data set as it "
                 "was, or remove 'settings' from the state to go on with other clips"
             )
-
-
-def _read_environment() -> Shard:
-    names = ("RANK", "WORLD_SIZE")
-    if not all(os.environ.get(name) for name in names):
-        return 0, 1
-    try:
-        return _check_shard([int(os.environ[name]) for name in names])
-    except ValueError as error:
-        values = ", ".join(f"{name}={os.environ[name]}" for name in names)
-        raise ValueError(
-            f"the environment variables RANK and WORLD_SIZE must be whole numbers with "
-            f"0 <= RANK < WORLD_SIZE, got {values}; correct them, or give shard=(rank, ranks)"
-        ) from error
 
 
 def _check_shard(shard: Sequence[int]) -> Shard:

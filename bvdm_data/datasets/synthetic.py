@@ -54,20 +54,6 @@ def as_method(method: str | Method) -> Method:
     return METHODS[method] if isinstance(method, str) else method
 
 
-def _check_pool(pool: PoolSettings | bool | None, method: Method) -> PoolSettings | None:
-    """Return how nuclei are shared by clips."""
-    if pool is None or pool is False:
-        return None
-    if not isinstance(pool, PoolSettings) and pool is not True:
-        raise TypeError(f"pool must be True, None or PoolSettings, got {pool!r}")
-    if not method.families:
-        raise ValueError(
-            "pool must be None unless the method is 'fast' with families, got "
-            f"{type(method).__name__}; leave pool out, or give method='fast'"
-        )
-    return PoolSettings() if pool is True else pool
-
-
 class SyntheticHeLaVideos(ClipStream):
     """Annotated clips of dividing nuclei, synthesised while you train.
 
@@ -220,7 +206,14 @@ class SyntheticHeLaVideos(ClipStream):
         self.frames, self.size, self.variation = scene.frames, scene.size, scene.variation
         self.nuclei, self.at_least, self.death_rate = scene.nuclei, scene.at_least, scene.death_rate
         self.max_cells = cast(int, scene.max_cells)
-        self.pool = _check_pool(pool, self.method)
+        if not (pool is None or isinstance(pool, bool | PoolSettings)):
+            raise TypeError(f"pool must be True, None or PoolSettings, got {pool!r}")
+        if pool and not self.method.families:
+            raise ValueError(
+                "pool must be None unless the method is 'fast' with families, got "
+                f"{type(self.method).__name__}; leave pool out, or give method='fast'"
+            )
+        self.pool = PoolSettings() if pool is True else pool or None
         self.outline, look = check_outline(outline, self.method, self.model, self.digest)
         self._settings = replace(scene, **look, video=video)
         self._pool = self._make_bank()

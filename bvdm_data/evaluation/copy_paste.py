@@ -199,7 +199,14 @@ class CopyPaste(Dataset[Clip]):
             raise ValueError(f"frames must be 1: copy-paste makes no video, got {frames}")
         self.size = check_size(size)
         self.seed = check_seed(seed)
-        self.nuclei = _check_nuclei(nuclei)
+        rule = "the fewest and the most per 700 x 1100 px"
+        try:
+            low, high = map(float, NUCLEI if nuclei is None else nuclei)
+        except (TypeError, ValueError):
+            raise TypeError(f"nuclei must be a pair, {rule}, got {nuclei!r}") from None
+        if not 0 <= low <= high < math.inf:
+            raise ValueError(f"nuclei must be {rule}, 0 <= fewest <= most, got {nuclei}")
+        self.nuclei = low, high
         self.border = as_int("border", border, 0)
         most = 1 + math.floor(self._expect(self.nuclei[1]))
         self.max_cells = check_max_cells(most if max_cells is None else max_cells)
@@ -303,14 +310,3 @@ class CopyPaste(Dataset[Clip]):
                     break
         tile = (slice(MARGIN, -MARGIN),) * 2
         return light[tile], labels[tile]
-
-
-def _check_nuclei(nuclei: tuple[float, float] | None) -> tuple[float, float]:
-    rule = "the fewest and the most per 700 x 1100 px"
-    try:
-        low, high = (float(x) for x in (NUCLEI if nuclei is None else nuclei))
-    except (TypeError, ValueError):
-        raise TypeError(f"nuclei must be a pair, {rule}, got {nuclei!r}") from None
-    if not 0 <= low <= high < math.inf:
-        raise ValueError(f"nuclei must be {rule}, 0 <= fewest <= most, got {nuclei}")
-    return low, high

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, Dataset
 
-from bvdm_data.clip import Clip
+from bvdm_data.adapters.common import Videos
 from bvdm_data.fitting.training import Run, TrainingSettings, train_network
 from bvdm_data.rng import torch_rng
 from bvdm_data.system import require, run_mixed
@@ -162,13 +162,6 @@ def augment(
     return image, labels
 
 
-class Clips(Protocol):
-    """Clips that an arm takes its samples from."""
-
-    def clip(self, index: int) -> Clip:
-        """Return clip ``index`` of an endless series."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class SegmenterSettings:
     """How a segmenter is trained; the same for all arms."""
@@ -190,7 +183,7 @@ class SegmenterSettings:
 class Samples(Dataset[dict[str, Tensor]]):
     """Training samples of one arm: sample ``i`` is a pure function of (clips, seed, ``i``)."""
 
-    clips: Clips
+    clips: Videos
     seed: int
     count: int
 
@@ -211,7 +204,7 @@ class Samples(Dataset[dict[str, Tensor]]):
 
 
 def train_segmenter(
-    clips: Clips,
+    clips: Videos,
     settings: SegmenterSettings,
     *,
     checkpoint: Path,
