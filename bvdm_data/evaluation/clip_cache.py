@@ -111,8 +111,6 @@ def cache_clips(
     when the code that makes clips changes, all clips are made again. ``probe`` makes this clip
     where one of ``source`` takes long. A larger count adds to a smaller one.
     """
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
     first = (source if probe is None else probe).clip(0)
     key = compute_fingerprint(json.dumps(dict(settings), sort_keys=True), hash_clips(first))
     place = folder / key

@@ -2,7 +2,7 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, SupportsIndex, cast
@@ -21,13 +21,7 @@ from bvdm_data.datasets.windows import find_field
 from bvdm_data.rng import numpy_rng
 from bvdm_data.validate import (
     as_index,
-    as_int,
     as_number,
-    check_length,
-    check_max_cells,
-    check_scale,
-    check_seed,
-    check_size,
 )
 
 ISOLATION = 6  # A nucleus is used where no other label is nearer than this, px (our choice)
@@ -184,39 +178,24 @@ class CopyPaste(Dataset[Clip]):
         root: str | Path,
         *,
         sequence: str = "01",
-        frames: int = 1,
-        size: int | Sequence[int] = (256, 256),
+        size: tuple[int, int] = (256, 256),
         seed: int = 0,
         stop: int | None = None,
-        nuclei: tuple[float, float] | None = None,
+        nuclei: tuple[float, float] = NUCLEI,
         scale: CameraScale | None = None,
         border: int = 25,
-        length: int | None = None,
         max_cells: int | None = None,
     ) -> None:
-        """Check the arguments and cut out the nuclei; see the class."""
-        if as_int("frames", frames) != 1:
-            raise ValueError(f"frames must be 1: copy-paste makes no video, got {frames}")
-        self.size = check_size(size)
-        self.seed = check_seed(seed)
-        rule = "the fewest and the most per 700 x 1100 px"
-        try:
-            low, high = map(float, NUCLEI if nuclei is None else nuclei)
-        except (TypeError, ValueError):
-            raise TypeError(f"nuclei must be a pair, {rule}, got {nuclei!r}") from None
-        if not 0 <= low <= high < math.inf:
-            raise ValueError(f"nuclei must be {rule}, 0 <= fewest <= most, got {nuclei}")
-        self.nuclei = low, high
-        self.border = as_int("border", border, 0)
-        most = 1 + math.floor(self._expect(self.nuclei[1]))
-        self.max_cells = check_max_cells(most if max_cells is None else max_cells)
+        """Cut out the nuclei; see the class."""
+        self.size, self.seed, self.nuclei, self.border = size, seed, nuclei, border
+        most = 1 + math.floor(self._expect(nuclei[1]))
+        self.max_cells = most if max_cells is None else max_cells
         whole = read_sequence(Path(root).expanduser().absolute(), sequence)
-        end = None if stop is None else as_int("stop", stop, least=1)
-        self.source = whole.cut(whole.numbers[0], end)
+        self.source = whole.cut(whole.numbers[0], stop)
         self._field = find_field(self.source.shape, self.border, self.size)
-        self.scale = check_scale(scale) or guess_scale(self.source)
+        self.scale = scale or guess_scale(self.source)
         once = len(self.source) * math.prod(self._field) / math.prod(self.size)
-        self.length = check_length(length) or math.ceil(once)
+        self.length = math.ceil(once)
         self._cache: OrderedDict[int, Background] = OrderedDict()
         self.library: list[Nucleus] = []
         for number in self.source.numbers:

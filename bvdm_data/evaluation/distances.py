@@ -80,11 +80,7 @@ def convert_to_display(grey: Tensor) -> Tensor:
 def cut_tiles(clips: Clip | MapStyle, count: int, *, seed: int = 0, size: int = TILE) -> Images:
     """Cut random tiles, which may overlap, out of all frames of some clips."""
     several, rng = _as_sequence(clips), numpy_rng(seed, "tiles")
-    if count < 1 or len(several) == 0:
-        raise ValueError(f"count and clips must be 1 at least, got {count} and {len(several)}")
     shapes = np.array([several[number]["video"].shape for number in range(len(several))])
-    if shapes[:, 2:].min() < size:
-        raise ValueError(f"size must be at most a frame's {shapes[:, 2:].min()} px, got {size}")
     number = rng.integers(len(several), size=count)
     limits = np.maximum(shapes[number] - np.array([0, 0, size - 1, size - 1]), 1)
     frame, identity, top, left = rng.integers(limits).T
@@ -225,9 +221,6 @@ def measure_feature_distance(
     Features of videos are shown crops that follow a nucleus, and have two more controls: the second
     half with its first frame repeated, and with its frames in random order.
     """
-    taken = [name for name in sets if name in CONTROLS]
-    if taken:
-        raise ValueError(f"sets must not be called {CONTROLS}, got {taken[0]!r}")
 
     def choose(clips: Clip | MapStyle, count: int, name: str) -> Places:
         found = follow_nuclei(find_nuclei(clips, size), features.frames)
@@ -314,11 +307,6 @@ def compute_kernel_distance(
     a, b = _check_features(a, b)
     if groups is None:
         groups = np.arange(len(a)), np.arange(len(b))
-    if [len(x) for x in groups] != [len(a), len(b)]:
-        raise ValueError(
-            f"groups must have one number for each of {len(a)} and {len(b)} rows, got "
-            f"{len(groups[0])} and {len(groups[1])}"
-        )
     within, between = [_kernel(x, x).fill_diagonal_(0) for x in (a, b)], _kernel(a, b)
     means = [float(x.sum()) / (len(x) * (len(x) - 1)) for x in within]
     value = sum(means) - 2 * float(between.mean())

@@ -109,8 +109,6 @@ def measure_clips(
     cycles: compare videos of about the same window and length.
     """
     several = [clips] if isinstance(clips, Mapping) else clips
-    if len(several) == 0:
-        raise ValueError("clips must hold at least one clip, got none")
     detections = list_detections(several)
     features = measure_appearance(several, detections)
     values: dict[str, Array] = {}

@@ -28,6 +28,7 @@ LINK_MEASURES = {
     "ct": "CT", "tf": "TF", "cca": "CCA", "aogm": "AOGM", "ns": "AOGM_NS", "fn": "AOGM_FN",
     "fp": "AOGM_FP", "ed": "AOGM_ED", "ea": "AOGM_EA", "ec": "AOGM_EC",
 }  # fmt: skip
+DIMMEST = 0.1  # share of the nuclei that counts as dim
 METRICS = ("Valid", "SEG", "TRA", "DET", "LNK", "BC")  # what py-ctcmetrics is asked for
 
 
@@ -95,8 +96,6 @@ def clear_border(masks: Labels, border: int = DEFAULT_BORDER) -> npt.NDArray[np.
 
     What is left is the challenge's field of interest. Do it to a result and its reference alike.
     """
-    if masks.ndim != 3:
-        raise ValueError(f"masks must be [F, H, W], got the shape {masks.shape}")
     height, width = masks.shape[1:]
     if not 0 <= 2 * border < min(height, width):
         raise ValueError(
@@ -154,29 +153,18 @@ class Matches:
     """
 
     found: float  # share of the nuclei that a prediction matches
-    found_dim: float  # the same of the dimmest tenth
+    found_dim: float  # the same of the dimmest nuclei
     false_positives: float  # predictions a frame that match no nucleus
     # median area of a prediction over that of the nucleus that it matches; NaN without a match
     area_ratio: float
 
 
-def match_nuclei(
-    masks: Labels, reference_masks: Labels, video: npt.NDArray[np.float32], *, dimmest: float = 0.1
-) -> Matches:
-    """Match predictions and nuclei frame by frame; ``dimmest`` is the share that counts as dim."""
-    if not masks.shape == reference_masks.shape == video.shape or masks.ndim != 3:
-        raise ValueError(
-            "masks, reference_masks and video must be [F, H, W] of one shape, got "
-            f"{masks.shape}, {reference_masks.shape} and {video.shape}"
-        )
-    if not reference_masks.any():
-        raise ValueError("reference_masks must hold at least one nucleus, got none")
-    if not 0 < dimmest <= 1:
-        raise ValueError(f"dimmest must be above 0, at most 1, got {dimmest}")
+def match_nuclei(masks: Labels, reference_masks: Labels, video: npt.NDArray[np.float32]) -> Matches:
+    """Match predictions and nuclei frame by frame, all ``[F, H, W]``."""
     frames = [_match(*frame) for frame in zip(masks, reference_masks, video, strict=True)]
     ratio, light = (np.concatenate([frame[i] for frame in frames]) for i in (0, 1))
     is_found = np.isfinite(ratio)
-    dim = np.argsort(light, kind="stable")[: math.ceil(dimmest * len(light))]
+    dim = np.argsort(light, kind="stable")[: math.ceil(DIMMEST * len(light))]
     wrong = sum(frame[2] for frame in frames) / len(frames)
     median = float(np.median(ratio[is_found])) if is_found.any() else math.nan
     return Matches(float(is_found.mean()), float(is_found[dim].mean()), wrong, median)

@@ -88,10 +88,6 @@ def measure_divisions(clips: Sequence[Clip], detections: Detections) -> Division
     divisions = chances = 0
     for number in range(len(clips)):
         clip = clips[number]
-        if "tracks" not in clip:
-            raise ValueError(
-                f"clips must have tracks to be measured, got {sorted(clip)} in clip {number}"
-            )
         rows = np.flatnonzero(detections.clip == number)
         chances += int((detections.frame[rows] < len(clip["video"]) - 1).sum())
         rows = rows[detections.whole[rows]]
@@ -156,8 +152,6 @@ def measure_texture_autocorrelation(
     outlines. Unrelated pairs, of two ids of one clip or of two clips, go through the same search
     after their long axes have been aligned.
     """
-    if pairs < 1:
-        raise ValueError(f"pairs must be at least 1, got {pairs}")
     chosen = {}
     for lag in LAGS:
         rows, rng = find_pairs_at_lag(detections, lag), numpy_rng(seed, "persistence", lag)

@@ -128,14 +128,13 @@ def write_animation(
         for t, pair in enumerate(zip(*panels, strict=True))
     ]
     if target.suffix.lower() == ".mp4":
-        write_mp4(images, target, frames_per_second)
+        _write_mp4(images, target, frames_per_second)
     else:
         save_images(images, target, round(1000 / frames_per_second))
 
 
-def write_mp4(images: Sequence[Image.Image], path: Path, frames_per_second: float) -> None:
+def _write_mp4(images: Sequence[Image.Image], path: Path, frames_per_second: float) -> None:
     """Write images as H.264 with colours at half resolution, which any player takes."""
-    _check_images(images)
     # Both sides must be even at this chroma resolution.
     width, height = (side + side % 2 for side in images[0].size)
     padding = (0, height - images[0].height), (0, width - images[0].width), (0, 0)
@@ -295,22 +294,6 @@ def _print(
     colour: tuple[int, int, int],
 ) -> None:
     ImageDraw.Draw(paper).text(place, text, colour, ImageFont.load_default(size), anchor)
-
-
-def _check_images(images: Sequence[Image.Image]) -> None:
-    if not images:
-        raise ValueError("images must hold at least one image, got none")
-    sizes = sorted({image.size for image in images})
-    if len(sizes) > 1:
-        raise ValueError(
-            f"images must all have the same width and height, got {sizes}; write an MP4 of each "
-            "clip, or bring the images to one size by Image.resize"
-        )
-    modes = {image.mode for image in images} - {"RGB"}
-    if modes:
-        raise ValueError(
-            f"images must be RGB, got the mode {min(modes)!r}; see Image.convert('RGB')"
-        )
 
 
 def _render_panels(
