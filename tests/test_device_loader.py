@@ -460,9 +460,7 @@ def streams(monkeypatch):
 
 
 def test_cuda_stream_waits_in_order(tiny, together, monkeypatch, streams):
-    monkeypatch.setattr(
-        device_loader, "_make_stream", lambda _: CudaStream(torch.device("cuda", 1))
-    )
+    monkeypatch.setattr(device_loader, "DeviceStream", lambda: CudaStream(torch.device("cuda", 1)))
     videos = tiny(length=2, annotations=("masks",))
     loader = on_cpu(videos)
     assert isinstance(loader._stream, CudaStream)
