@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -88,6 +89,46 @@ def build_schema(
         "source": (torch.int8, ()),
     }
     return {key: keys[key] for key in keys if key in annotations or key not in ANNOTATIONS}
+
+
+# Axes of the parts of a clip, also of those that :class:`DetectionErrors` adds.
+_FORMS = {
+    "video": "F, C, H, W",
+    **dict.fromkeys(("masks", "detections", "_detected"), "F, H, W"),
+    "tracks": "max_cells, 4",
+    "flow": "F - 1, 2, H, W",
+    "stages": "max_cells, F",
+    "boxes": "max_cells, F, 4",
+    "centroids": "max_cells, F, 2",
+    "detection_tracks": "F, rows, 2",
+}
+
+
+def take_part(clip: Mapping[str, Any], key: str, place: str = "") -> Tensor:
+    """Return a part of one clip as a plain tensor; ``place`` says in errors which clip it is."""
+    if not isinstance(clip, Mapping):
+        raise TypeError(
+            f"clip must be a dict of tensors, got {type(clip).__name__}{place}; give videos.clip(0), "
+            "and where clips are asked for, give a list of them"
+        )
+    if key not in clip:
+        way = f"; give the data set annotations=(..., {key!r})" * (key in ANNOTATIONS)
+        way += "; give the data set video=True" * (key == "video")
+        way += "; call DetectionErrors on it" * ("detection" in key)
+        raise ValueError(f"clip must have the key {key!r}, got the keys {tuple(clip)}{place}{way}")
+    part, sides = clip[key], _FORMS[key].split(", ")
+    if not isinstance(part, Tensor):
+        raise TypeError(
+            f"clip must hold tensors, got {type(part).__name__} for {key!r}{place}; see "
+            "torch.as_tensor"
+        )
+    pairs = zip(sides, map(str, part.shape), strict=False)
+    if part.ndim != len(sides) or any(a.isdigit() and a != b for a, b in pairs):
+        raise ValueError(
+            f"clip must be one clip with {key} [{_FORMS[key]}], got {list(part.shape)}{place}; "
+            "take the clips of a batch one by one"
+        )
+    return part.as_subclass(Tensor).detach()
 
 
 class TooManyNucleiError(ValueError):
@@ -257,18 +298,7 @@ def association(clip: Clip) -> Tensor:
 
 def _list_rows(clip: Clip) -> list[list[int]]:
     """Return the rows of the table of tracks, without padding."""
-    if "tracks" not in clip:
-        raise ValueError(
-            f"clip must have the key 'tracks', got the keys {tuple(clip)}; give the data set "
-            "annotations=(..., 'tracks')"
-        )
-    tracks = clip["tracks"]
-    if tracks.ndim != 2 or tracks.shape[1] != 4:
-        raise ValueError(
-            f"clip must be one clip with tracks [max_cells, 4], got {list(tracks.shape)}; take "
-            "the clips of a batch one by one"
-        )
-    rows: list[list[int]] = [row for row in tracks.tolist() if row[0] > 0]
+    rows: list[list[int]] = [row for row in take_part(clip, "tracks").tolist() if row[0] > 0]
     lost = sorted({row[3] for row in rows} - {0} - {row[0] for row in rows})
     if lost:
         raise ValueError(f"tracks must have a row for every parent, got none for {lost[0]}")

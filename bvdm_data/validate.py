@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bvdm_data.clip import CameraScale, Clip
+from bvdm_data.clip import CameraScale
 
 Given = TypeVar("Given", bound=Callable[..., object] | None)
 
@@ -218,17 +218,3 @@ def name_source_in_errors(place: str) -> Iterator[None]:
                     extended.errno = error.errno
                 raise extended from error
         raise RuntimeError(message) from error
-
-
-def check_single(clip: Clip, place: str = "") -> None:
-    """Refuse batches, clips without pictures, and what else is no video of one clip."""
-    if "video" not in clip:
-        raise ValueError(
-            f"clip must have the key 'video', got the keys {tuple(clip)}{place}; give the data set "
-            "video=True"
-        )
-    if clip["video"].ndim != 4:
-        raise ValueError(
-            f"clips must be single ones with video [F, 1, H, W], got {list(clip['video'].shape)}"
-            f"{place}; take them from the data set, not from batches"
-        )

@@ -130,7 +130,7 @@ def test_trackastra_windows_refuse_broken_clips(clip):
         ({"tracks": None}, 3, r"clip must have the key 'tracks', got .*annotations=\(\.\.\., 'tr"),
         ({"tracks": torch.zeros(9, 4, dtype=torch.int32)}, 3, "got id 1 in frame 0 only in masks"),
         ({"video": None}, 3, r"the key .video., got the keys \(.masks., .tracks., "),
-        ({"video": torch.zeros(2, 12, 1, 8, 8)}, 3, r"clip must be one clip .*got video \[2, 12"),
+        ({"video": torch.zeros(2, 12, 1, 8, 8)}, 3, r"clip must be one clip .*got \[2, 12"),
     ):
         given = {key: value for key, value in {**clip, **changes}.items() if value is not None}
         with pytest.raises(ValueError, match=words):

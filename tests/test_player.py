@@ -154,7 +154,7 @@ def test_player_refuses_unshowable_clips(tmp_path):
             {("0", "1"): large},
             "at most 16383 pixels a side, got 9 frames of 2 x 6000 in clip .*, 18000 pixels; show",
         ),
-        ({("0", "1"): batch}, r"clips must be single ones with video \[F, 1, H, W\]"),
+        ({("0", "1"): batch}, r"must be one clip with video \[F, C, H, W\]"),
     ):
         with pytest.raises(ValueError, match=message):
             write_player(clips, path)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from bvdm_data.clip import ANNOTATIONS, CameraScale, Clip, association, measure_boxes
+from bvdm_data.clip import CameraScale, Clip, association, measure_boxes, take_part
 from bvdm_data.datasets.sharding import DistributedContext, SampleSplit
 from bvdm_data.datasets.sources import MapStyle
 from bvdm_data.datasets.tracks import check_ids_match, check_track_table
@@ -23,34 +23,25 @@ class Videos(Protocol):
         """Return the clip with this number."""
 
 
-def require_keys(clip: Clip, *keys: str) -> None:
-    """Refuse what is not one clip, of tensors, with all keys that are needed."""
-    if not isinstance(clip, Mapping):
-        raise TypeError(
-            f"clip must be a dict of tensors, as data sets of clips give it, got "
-            f"{type(clip).__name__}; where clips are asked for, give a list of them"
-        )
-    for key in keys:
-        if key not in clip:
-            of_set = f"; give the data set annotations=(..., {key!r})" * (key in ANNOTATIONS)
-            of_set += "; give the data set video=True" * (key == "video")
-            raise ValueError(f"clip must have the key {key!r}, got the keys {tuple(clip)}{of_set}")
-        found = clip[key]  # type: ignore[literal-required]
-        if key in ("video", *ANNOTATIONS) and not isinstance(found, Tensor):
-            raise TypeError(
-                f"clip must hold tensors, got {type(found).__name__} for {key!r}; see "
-                "torch.as_tensor"
-            )
-    for key, axes, form in (("video", 4, "[F, C, H, W]"), ("masks", 3, "[F, H, W]")):
-        if key in clip and clip[key].ndim != axes:  # type: ignore[literal-required]
-            raise ValueError(
-                f"clip must be one clip with {key} {form}, got {key} {list(clip[key].shape)}; "  # type: ignore[literal-required]
-                "take clips from the data set, or from the loader by collate_fn="
-            )
-    masks = clip.get("masks")
-    if masks is None or masks.dtype == torch.int32:
+def get_tensor(clip: Clip, key: str) -> Tensor:
+    """Return a part of one clip on the CPU."""
+    part = take_part(clip, key).cpu()
+    if key == "masks":
+        check_ids(part)
+    return part
+
+
+def get_index(clip: Clip) -> int:
+    """Return the number of a clip."""
+    if "index" not in clip:
+        raise ValueError(f"clip must have the key 'index', got the keys {tuple(clip)}")
+    return int(clip["index"])
+
+
+def check_ids(masks: Tensor) -> None:
+    """Refuse ids that are no whole numbers, or that their type or int32 cannot tell apart."""
+    if masks.dtype == torch.int32:
         return
-    # Ids must be whole numbers that their type, and int32, can tell apart.
     if masks.is_complex():
         raise ValueError("masks must hold whole ids, got complex numbers; give int32")
     steps = 2 / torch.finfo(masks.dtype).eps if masks.is_floating_point() else 2**31
@@ -61,13 +52,6 @@ def require_keys(clip: Clip, *keys: str) -> None:
             f"masks of {masks.dtype} must hold whole ids up to {most}, got up to {largest:.10g}; "
             "give masks as the data set made them, int32"
         )
-
-
-def get_tensor(clip: Clip, key: str) -> Tensor:
-    """Return a part of one clip on the CPU."""
-    require_keys(clip, key)
-    found: Tensor = clip[key]  # type: ignore[literal-required]
-    return found.as_subclass(Tensor).detach().cpu()
 
 
 def convert_to_rgb(clip: Clip) -> Tensor:

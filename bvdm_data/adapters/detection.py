@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as transforms
 
-from bvdm_data.adapters.common import require_keys
+from bvdm_data.adapters.common import get_index
 from bvdm_data.adapters.frames import video_and_masks
 from bvdm_data.clip import STAGES, Clip, measure_boxes
 from bvdm_data.datasets.transformed_annotations import GEOMETRIC
@@ -136,16 +136,15 @@ def detection_targets(
     """
     if classes not in CLASSES:
         raise ValueError(f"classes must be one of {CLASSES}, got {classes!r}")
-    require_keys(clip, "video", "masks", "index")
+    _, masks = video_and_masks(clip)
+    first = get_index(clip) * len(masks)
     if classes == "stage" and "stages" not in clip:
         raise ValueError(
             f"classes='stage' needs clips with 'stages', got the keys {sorted(clip)}; put "
             "'stages' into annotations= of the data set, or use classes='nucleus'"
         )
-    _, masks = video_and_masks(clip)
     count = int(masks.max()) if masks.numel() else 0
     boxes = torch.from_numpy(measure_boxes(masks.cpu().numpy(), count)[0]).to(masks.device)
-    first = int(clip["index"]) * len(masks)
     targets: list[Target] = []
     for frame, ids in enumerate(masks):
         there = (~boxes[:, frame, 0].isnan()).nonzero().squeeze(1)

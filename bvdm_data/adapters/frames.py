@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bvdm_data.adapters.common import Videos, count_clips, number_ids, require_keys
-from bvdm_data.clip import LARGEST_COUNT, Clip
+from bvdm_data.adapters.common import Videos, check_ids, count_clips, number_ids
+from bvdm_data.clip import LARGEST_COUNT, Clip, take_part
 from bvdm_data.validate import as_int
 
 DIM = 2e-3
@@ -20,8 +20,8 @@ DIM = 2e-3
 
 def video_and_masks(clip: Clip) -> tuple[Tensor, Tensor]:
     """Return grey values ``[F, C, H, W]`` float32 and ids ``[F, H, W]`` int32, plain tensors."""
-    require_keys(clip, "video", "masks")
-    video, masks = clip["video"].as_subclass(Tensor), clip["masks"].as_subclass(Tensor)
+    video, masks = take_part(clip, "video"), take_part(clip, "masks")
+    check_ids(masks)
     return video.float(), masks.to(torch.int32)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bvdm_data.adapters.common import Videos, convert_to_rgb, count_clips, get_tensor, require_keys
+from bvdm_data.adapters.common import Videos, convert_to_rgb, count_clips, get_index, get_tensor
 from bvdm_data.clip import Clip
 from bvdm_data.validate import as_int
 
@@ -78,8 +78,7 @@ def video_datapoint(clip: Clip, most_objects: int | None = None) -> VideoDatapoi
     """
     if most_objects is not None:
         most_objects = as_int("most_objects", most_objects, least=1)
-    require_keys(clip, "video", "masks", "index")
-    masks = get_tensor(clip, "masks")
+    masks, number = get_tensor(clip, "masks"), get_index(clip)
     identities = _seen(masks[0])[:most_objects]
     if not identities:
         raise ValueError(
@@ -88,10 +87,10 @@ def video_datapoint(clip: Clip, most_objects: int | None = None) -> VideoDatapoi
         )
     images = convert_to_rgb(clip)
     frames = [
-        Frame(image, [Object(one, number, (mask == one).to(torch.uint8)) for one in identities])
-        for number, (image, mask) in enumerate(zip(images, masks, strict=True))
+        Frame(image, [Object(one, frame, (mask == one).to(torch.uint8)) for one in identities])
+        for frame, (image, mask) in enumerate(zip(images, masks, strict=True))
     ]
-    return VideoDatapoint(frames, int(clip["index"]), (masks.shape[1], masks.shape[2]))
+    return VideoDatapoint(frames, number, (masks.shape[1], masks.shape[2]))
 
 
 @dataclass

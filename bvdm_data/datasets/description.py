@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 
 import torch
 
+from bvdm_data.clip import take_part
 from bvdm_data.datasets.transforms import name_transform
 from bvdm_data.files import cut_words
-from bvdm_data.validate import check_single
 from bvdm_data.weights import known_models
 
 LONGEST = 80  # characters of one argument
@@ -72,7 +72,7 @@ class Described:
             if not self._is_quick():
                 return "<code>bvdm_data.show(videos.clip(0))</code> shows the first clip."
             clip = self.clip(0)
-            check_single(clip)
+            take_part(clip, "video")
             frames = choose_frames("clip", len(clip["video"]), None, most=SHOWN_FRAMES)
             file = io.BytesIO()
             render_contact_sheet({"clip 0": clip}, frames=frames).save(

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from bvdm_data.clip import Clip
+from bvdm_data.clip import Clip, take_part
 from bvdm_data.system import require
-from bvdm_data.validate import check_single
 from bvdm_data.viz.pictures import (
     COLOURS,
     GAMMA,
@@ -62,11 +61,7 @@ def show(
         ValueError: If clip is a batch or has no video, or an argument is out of its range.
     """
     figures = require("matplotlib.figure", "preview")
-    if not isinstance(clip, Mapping):
-        raise TypeError(
-            f"clip must be a dict of tensors, got {type(clip).__name__}; give videos.clip(0)"
-        )
-    check_single(clip)
+    take_part(clip, "video")
     shown = choose_frames("clip", len(clip["video"]), frames, most=MOST_FRAMES)
     sheet = render_contact_sheet({"": clip}, frames=shown, grey_range=grey_range, gamma=gamma)
     tree = 0.0  # inches

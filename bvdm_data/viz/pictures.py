@@ -13,10 +13,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from bvdm_data.clip import Clip, measure_boxes
+from bvdm_data.clip import Clip, measure_boxes, take_part
 from bvdm_data.files import open_atomic
 from bvdm_data.system import require
-from bvdm_data.validate import check_single
 
 Array = npt.NDArray[np.generic]
 Range = tuple[float, float]
@@ -84,7 +83,7 @@ def render_contact_sheet(
     if not clips:
         raise ValueError("clips must hold at least one clip, got none")
     for name, clip in clips.items():
-        check_single(clip, f" in clip {name!r}")
+        take_part(clip, "video", f" in clip {name!r}")
     if grey_range is None:
         grey_range = measure_display_range([clip["video"] for clip in clips.values()])
     rows = []
@@ -112,7 +111,7 @@ def write_animation(
     position of the parent. Clips of up to 256 pixels are magnified by nearest neighbour.
     """
     target = check_suffix(path, ".gif", ".mp4")
-    check_single(clip)
+    take_part(clip, "video")
     if not 0 < frames_per_second <= 50:
         raise ValueError(f"frames_per_second must be above 0, at most 50, got {frames_per_second}")
     if grey_range is None:
