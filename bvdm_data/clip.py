@@ -108,8 +108,8 @@ def take_part(clip: Mapping[str, Any], key: str, place: str = "") -> Tensor:
     """Return a part of one clip as a plain tensor; ``place`` says in errors which clip it is."""
     if not isinstance(clip, Mapping):
         raise TypeError(
-            f"clip must be a dict of tensors, got {type(clip).__name__}{place}; give videos.clip(0), "
-            "and where clips are asked for, give a list of them"
+            f"clip must be a dict of tensors, got {type(clip).__name__}{place}; give "
+            "videos.clip(0), and where clips are asked for, give a list of them"
         )
     if key not in clip:
         way = f"; give the data set annotations=(..., {key!r})" * (key in ANNOTATIONS)
