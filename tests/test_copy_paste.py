@@ -363,7 +363,7 @@ def test_split_background_sees_unlabelled_nuclei():
 def test_copy_paste_refuses_bad_arguments(tiny_ctc):
     for changes, message in (
         ({"size": (113, 80)}, "size must fit into the field of interest"),
-        ({"size": 4, "border": 60}, "must have a nucleus 6 px off all others and 60 px off"),
+        ({"size": (4, 4), "border": 60}, "must have a nucleus 6 px off all others and 60 px off"),
         ({"stop": 0}, "start and stop must leave a frame"),
     ):
         with pytest.raises(ValueError, match=message):
