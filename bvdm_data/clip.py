@@ -12,20 +12,17 @@ from typing_extensions import NotRequired, TypedDict
 
 from bvdm_data.pixels import has_loops, run_loop
 
+# Names of the phases of the cell cycle, in the order of their codes.
 PHASES = ("interphase", "prophase", "prometaphase", "metaphase", "anaphase", "telophase")
-"""Names of the phases of the cell cycle, in the order of their codes."""
 
 STAGES = (*PHASES, "apoptosis")
 """Names of the stages of a life, the phases first; a stage's code is its place in this tuple."""
 
+# What a data set can deliver beside ``video``.
 ANNOTATIONS = ("masks", "tracks", "flow", "stages", "boxes", "centroids")
-"""What a data set can deliver beside ``video``."""
-
+# What the rows of the padded tables hold that belong to no nucleus.
 PADDING = {"tracks": 0, "stages": -1, "boxes": float("nan"), "centroids": float("nan")}
-"""What the rows of the padded tables hold that belong to no nucleus."""
-
-LEAST_PIXELS = 10
-"""Fewest pixels that others leave of a nucleus that is labelled (our choice)."""
+LEAST_PIXELS = 10  # fewest pixels that others leave of a nucleus that is labelled (our choice)
 
 
 class Clip(TypedDict):
@@ -306,10 +303,7 @@ def _list_rows(clip: Clip) -> list[list[int]]:
 
 
 def pad_rows(table: npt.NDArray[np.generic], rows: int, fill: int | float) -> Tensor:
-    """Return the table as a tensor with ``rows`` rows, the missing ones filled.
-
-    ``[rows, ...]``, the dtype of table.
-    """
+    """Return the table as a tensor ``[rows, ...]`` of its dtype, the missing rows filled."""
     if len(table) > rows:
         raise TooManyNucleiError(
             f"max_cells={rows} is too small for this clip: it holds {len(table)} nuclei. "
