@@ -114,6 +114,18 @@ def count_clips(videos: Videos, clips: SupportsIndex | None, *, name: str = "cli
     return as_int(name, clips, least=1)
 
 
+def list_arrays(videos: Videos, number: int) -> dict[str, npt.NDArray[np.generic]]:
+    """Return the tensors of a clip as arrays."""
+    clip = videos.clip(number)
+    for key, value in clip.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"videos must have clips of tensors, got {key}={value!r} in clip {number}; leave "
+                "it out, or make a tensor of it, in the transform"
+            )
+    return {key: value.detach().cpu().numpy() for key, value in clip.items()}
+
+
 def find_ancestors(table: npt.NDArray[np.integer]) -> dict[int, list[int]]:
     """Follow each track back to its first ancestor.
 

@@ -6,9 +6,8 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
-from bvdm_data.adapters.common import Videos, count_clips
+from bvdm_data.adapters.common import Videos, count_clips, list_arrays
 from bvdm_data.system import require
 from bvdm_data.validate import as_int
 
@@ -60,7 +59,7 @@ def to_huggingface(
     return datasets.IterableDataset.from_generator(
         _rows,
         features=datasets.Features(
-            {key: _feature(datasets, key, array) for key, array in _row(videos, 0).items()}
+            {key: _feature(datasets, key, array) for key, array in list_arrays(videos, 0).items()}
         ),
         gen_kwargs={"videos": videos, "shards": shards},
     )
@@ -69,19 +68,8 @@ def to_huggingface(
 def _rows(videos: Videos, shards: list[tuple[int, int]]) -> Iterator[dict[str, Any]]:
     for first, stop in shards:
         for number in range(first, stop):
-            row = _row(videos, number)
+            row = list_arrays(videos, number)
             yield {key: array if array.ndim else array.item() for key, array in row.items()}
-
-
-def _row(videos: Videos, number: int) -> dict[str, npt.NDArray[np.generic]]:
-    clip = videos.clip(number)
-    for key, value in clip.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(
-                f"videos must have clips of tensors, got {key}={value!r} in clip {number}; leave "
-                "it out, or make a tensor of it, in the transform"
-            )
-    return {key: value.detach().cpu().numpy() for key, value in clip.items()}
 
 
 def _feature(datasets: Any, key: str, array: npt.NDArray[np.generic]) -> Any:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from bvdm_data.adapters.common import check_units, convert_to_counts, get_tensor
 from bvdm_data.clip import LARGEST_COUNT, CameraScale, Clip
-from bvdm_data.datasets.tiff import write_ome_image
+from bvdm_data.datasets.tiff import write_stack
 from bvdm_data.files import open_atomic, open_atomic_folder
 from bvdm_data.system import require
 
@@ -51,14 +51,15 @@ def write_ome_tiff(
                 "takes larger ones"
             )
         channels["masks"] = masks.astype(np.uint16)
+    metadata: dict[str, object] = {"axes": "TCYX", "Channel": {"Name": list(channels)}}
+    for axis in "XY" if pixel_size is not None else "":
+        metadata |= {f"PhysicalSize{axis}": float(pixel_size), f"PhysicalSize{axis}Unit": "µm"}
+    if minutes is not None:
+        metadata |= {"TimeIncrement": float(minutes), "TimeIncrementUnit": "min"}
+    stack = np.stack(list(channels.values()), axis=1)
     with open_atomic(Path(path).expanduser()) as temporary:
-        write_ome_image(
-            temporary,
-            np.stack(list(channels.values()), axis=1),
-            channels=list(channels),
-            pixel_size=pixel_size,
-            minutes=minutes,
-        )
+        # zlib, not LZW: readers without imagecodecs know it, too.
+        write_stack(temporary, stack, ome=True, compression="zlib", metadata=metadata)
 
 
 def write_ome_zarr(

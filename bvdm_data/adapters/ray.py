@@ -7,7 +7,7 @@ from typing import Any, SupportsIndex
 
 import torch
 
-from bvdm_data.adapters.common import count_clips
+from bvdm_data.adapters.common import count_clips, list_arrays
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.storage.plan import CLIPS_PER_SHARD, ShardPlan, begin_shards, to_config
 from bvdm_data.storage.shards import write_shard
@@ -120,8 +120,5 @@ def _made(row: dict[str, Any], plan: ShardPlan, retries: int) -> dict[str, Any]:
 
 def _row(row: dict[str, Any], videos: SyntheticHeLaVideos) -> dict[str, Any]:
     torch.set_num_threads(1)
-    arrays = {
-        key: value.cpu().numpy()  # type: ignore[attr-defined]
-        for key, value in videos.clip(int(row["id"])).items()
-    }
+    arrays = list_arrays(videos, int(row["id"]))
     return {key: array if array.ndim else array.item() for key, array in arrays.items()}

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -17,7 +18,7 @@ from bvdm_data.adapters.common import (
     trace_outlines,
 )
 from bvdm_data.clip import CameraScale, Clip
-from bvdm_data.datasets.tiff import write_imagej_stack
+from bvdm_data.datasets.tiff import write_stack
 from bvdm_data.files import open_atomic
 
 # The version of TrackMate whose layout the file has: the first with outlines of spots.
@@ -106,9 +107,13 @@ def write_trackmate(
     ElementTree.SubElement(root, "DisplaySettings")
     ElementTree.indent(root)
     if scale is not None:
-        counts = convert_to_counts(clip, scale)
+        metadata: dict[str, object] = {"axes": "TYX"}
+        metadata |= {} if pixel_size is None else {"unit": "micron"}
+        metadata |= {} if minutes is None else {"finterval": float(minutes) * 60, "tunit": "sec"}
+        resolution = None if pixel_size is None else (1 / pixel_size, 1 / pixel_size)
+        options: dict[str, Any] = {"resolution": resolution, "metadata": metadata}
         with open_atomic(image) as temporary:
-            write_imagej_stack(temporary, counts, pixel_size=pixel_size, minutes=minutes)
+            write_stack(temporary, convert_to_counts(clip, scale), imagej=True, **options)
     with open_atomic(target) as temporary:
         ElementTree.ElementTree(root).write(temporary, encoding="UTF-8", xml_declaration=True)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate, default_convert
 
 from bvdm_data.datasets.description import Described
-from bvdm_data.datasets.prefetch import CudaStream, DeviceStream, Prefetcher
+from bvdm_data.datasets.prefetch import DeviceStream, Prefetcher
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.datasets.transforms import list_required_keys
 from bvdm_data.synth.scene import Scene
@@ -212,7 +212,7 @@ class DeviceLoader(Described):
         }
         self._renderer = _make_renderer(videos, method, self.device, patches)
         self._scenes = SceneStream(videos, method, render=self._renderer is None)
-        self._stream = CudaStream(self.device) if self.device.type == "cuda" else DeviceStream()
+        self._stream = DeviceStream(self.device)
         self._loader = self._new_loader()
         self._running: weakref.ref[Prefetcher[Any]] | None = None
         self._received, self._restarts = 0, videos._plan.restarts
