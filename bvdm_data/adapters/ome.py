@@ -52,8 +52,9 @@ def write_ome_tiff(
             )
         channels["masks"] = masks.astype(np.uint16)
     metadata: dict[str, object] = {"axes": "TCYX", "Channel": {"Name": list(channels)}}
-    for axis in "XY" if pixel_size is not None else "":
-        metadata |= {f"PhysicalSize{axis}": float(pixel_size), f"PhysicalSize{axis}Unit": "µm"}
+    if pixel_size is not None:
+        metadata |= dict.fromkeys(("PhysicalSizeX", "PhysicalSizeY"), float(pixel_size))
+        metadata |= dict.fromkeys(("PhysicalSizeXUnit", "PhysicalSizeYUnit"), "µm")
     if minutes is not None:
         metadata |= {"TimeIncrement": float(minutes), "TimeIncrementUnit": "min"}
     stack = np.stack(list(channels.values()), axis=1)
