@@ -40,7 +40,7 @@ class BatchedSplit(SampleSplit):
         if self.length is None:
             return None
         groups = (self.length - self.start) // self.group_size
-        return -(-groups // self.world_size) * self.group_size
+        return -(-groups // self.ranks) * self.group_size
 
     @property
     def global_position(self) -> int:
@@ -55,7 +55,7 @@ class BatchedSplit(SampleSplit):
 
     def _get_number(self, place: int) -> int:
         group, within = divmod(place, self.group_size)
-        number = self.start + (group * self.world_size + self.rank) * self.group_size + within
+        number = self.start + (group * self.ranks + self.rank) * self.group_size + within
         return number if self.length is None else number % self.length
 
 

@@ -321,7 +321,7 @@ class ClipStream(Described, IterableDataset[Clip]):
                 "clips of several workers arrive is not known"
             )
         start = self._shared.pass_start
-        rank = replace(split, start=start, made=0, worker_id=0, num_workers=1)
+        rank = replace(split, start=start, made=0, worker=0, workers=1)
         if rank.len_of_rank is not None and consumed > rank.len_of_rank:
             raise ValueError(
                 f"consumed must be at most the {rank.len_of_rank} clips of the loop, got {consumed}"
