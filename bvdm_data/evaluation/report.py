@@ -231,8 +231,8 @@ def make_view(results: Values, pictures: Mapping[str, Path]) -> dict[str, Any]:
     return view
 
 
-def find_largest_gaps(lines: Sequence[Values], count: int = 3) -> list[Values]:
-    """Find the quantities in which the synthetic video is furthest from the reference.
+def find_largest_gaps(lines: Sequence[Values]) -> list[Values]:
+    """Find the three quantities in which the synthetic video is furthest from the reference.
 
     One of each group, since its quantities depend on each other. Single numbers are left out: two
     videos can agree in one by chance, and then any ratio is large.
@@ -241,7 +241,7 @@ def find_largest_gaps(lines: Sequence[Values], count: int = 3) -> list[Values]:
     first: dict[str, Values] = {}
     for line in sorted(known, key=lambda line: float(line["ratio"]), reverse=True):
         first.setdefault(line["group"], line)
-    return list(first.values())[:count]
+    return list(first.values())[:3]
 
 
 def _format_general(value: float | None, digits: int = 4) -> str:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -210,7 +210,6 @@ def train_segmenter(
     checkpoint: Path,
     identity: str,
     seed: int = 0,
-    workers: int = 0,
     progress: bool = True,
 ) -> Segmenter:
     """Train a segmenter on clips; after a kill, the same call continues.
@@ -224,8 +223,8 @@ def train_segmenter(
 
     def load(numbers: range) -> Iterator[dict[str, Tensor]]:
         # Without a generator, the loader would draw from the global random state.
-        options: dict[str, Any] = {"num_workers": workers, "generator": torch.Generator()}
-        return iter(DataLoader(samples, batch_size=size, sampler=numbers, **options))
+        rng = torch.Generator()
+        return iter(DataLoader(samples, batch_size=size, sampler=numbers, generator=rng))
 
     def train_loss(net: nn.Module, step: int) -> Tensor:
         if not batches:
