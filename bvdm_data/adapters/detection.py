@@ -152,7 +152,7 @@ def detection_targets(
         size = (int(ids.shape[0]), int(ids.shape[1]))
         target: Target = {
             "boxes": tv_tensors.BoundingBoxes(boxes[there, frame], format="XYXY", canvas_size=size),
-            "labels": _labels(clip, classes, there, frame),
+            "labels": _make_labels(clip, classes, there, frame),
             "masks": tv_tensors.Mask(own.to(torch.uint8)),
             "image_id": first + frame,
             "area": own.sum((1, 2)).float(),
@@ -166,7 +166,7 @@ def detection_targets(
     return targets
 
 
-def _labels(clip: Clip, classes: str, there: Tensor, frame: int) -> Tensor:
+def _make_labels(clip: Clip, classes: str, there: Tensor, frame: int) -> Tensor:
     """Return the labels of the nuclei with ids ``there + 1``, [n] int64."""
     if classes == "nucleus":
         return torch.ones_like(there)

@@ -166,7 +166,7 @@ class _Memory:
     def __getitem__(self, index: int) -> tuple[list[Any], list[Any]]:
         with self._lock:
             key = (getattr(self._videos, "epoch", 0), index)
-            found = self._held.pop(key, None) or self._made(index)
+            found = self._held.pop(key, None) or self._make(index)
             self._held[key] = found
             stale = [old for old in self._held if old[0] != key[0]]
             extra = [] if self._most is None else list(self._held)[: -self._most]
@@ -174,7 +174,7 @@ class _Memory:
                 del self._held[old]
             return found
 
-    def _made(self, index: int) -> tuple[list[Any], list[Any]]:
+    def _make(self, index: int) -> tuple[list[Any], list[Any]]:
         images, labels = _as_arrays(self._videos.clip(index))
         if self._transform is not None:
             images = [self._transform(image) for image in images]

@@ -57,22 +57,25 @@ def to_huggingface(
     videos = copy.deepcopy(videos)
     shards = [(first, min(first + size, number)) for first in range(0, number, size)]
     return datasets.IterableDataset.from_generator(
-        _rows,
+        _iterate_rows,
         features=datasets.Features(
-            {key: _feature(datasets, key, array) for key, array in list_arrays(videos, 0).items()}
+            {
+                key: _make_feature(datasets, key, array)
+                for key, array in list_arrays(videos, 0).items()
+            }
         ),
         gen_kwargs={"videos": videos, "shards": shards},
     )
 
 
-def _rows(videos: Videos, shards: list[tuple[int, int]]) -> Iterator[dict[str, Any]]:
+def _iterate_rows(videos: Videos, shards: list[tuple[int, int]]) -> Iterator[dict[str, Any]]:
     for first, stop in shards:
         for number in range(first, stop):
             row = list_arrays(videos, number)
             yield {key: array if array.ndim else array.item() for key, array in row.items()}
 
 
-def _feature(datasets: Any, key: str, array: npt.NDArray[np.generic]) -> Any:
+def _make_feature(datasets: Any, key: str, array: npt.NDArray[np.generic]) -> Any:
     dtype = str(array.dtype)
     if array.ndim > MOST_AXES:
         raise ValueError(

@@ -97,9 +97,11 @@ def write_ome_zarr(
     steps = [minutes, pixel_size, pixel_size]
     with open_atomic_folder(path) as folder:
         image = zarr.open_group(folder, mode="w", zarr_format=3)
-        _write_level(image, counts, Path(path).name, steps, {"omero": _shown(counts, scale)})
+        _write_level(
+            image, counts, Path(path).name, steps, {"omero": _describe_channel(counts, scale)}
+        )
         if "masks" in clip:
-            labels = image.create_group("labels", attributes=_ome({"labels": [LABELS]}))
+            labels = image.create_group("labels", attributes=_wrap({"labels": [LABELS]}))
             masks = get_tensor(clip, "masks").numpy()
             source = {"image-label": {"source": {"image": "../../"}}}
             _write_level(labels.create_group(LABELS), masks, LABELS, steps, source)
@@ -126,14 +128,14 @@ def _write_level(
     scale = [1.0 if step is None else float(step) for step in steps]
     level = {"path": "0", "coordinateTransformations": [{"type": "scale", "scale": scale}]}
     multiscales = [{"name": name, "axes": axes, "datasets": [level]}]
-    group.attrs.update(_ome({"multiscales": multiscales, **more}))
+    group.attrs.update(_wrap({"multiscales": multiscales, **more}))
 
 
-def _ome(metadata: dict[str, Any]) -> dict[str, Any]:
+def _wrap(metadata: dict[str, Any]) -> dict[str, Any]:
     return {"ome": {"version": "0.5", **metadata}}
 
 
-def _shown(counts: npt.NDArray[np.uint16], scale: CameraScale) -> dict[str, Any]:
+def _describe_channel(counts: npt.NDArray[np.uint16], scale: CameraScale) -> dict[str, Any]:
     """Return the ``omero`` part: the channel, and from which to which count it is shown."""
     low, high = int(counts.min()), int(counts.max())
     window = {"min": scale.offset, "max": scale.full, "start": low, "end": max(high, low + 1)}

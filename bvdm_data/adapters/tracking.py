@@ -71,7 +71,7 @@ def trackastra_windows(clip: Clip, window: int = 6) -> list[Window]:
     cuts = [
         measures.concat(found[start : start + frames]) for start in range(len(video) - frames + 1)
     ]
-    return [_window(cut, lines) for cut in cuts if len(cut)]
+    return [_make_window(cut, lines) for cut in cuts if len(cut)]
 
 
 class TrackastraWindows(IterableDataset[Window]):
@@ -167,7 +167,7 @@ def write_ctc_result(clip: Clip, root: str | Path, *, name: str) -> None:
         np.savetxt(folder / "res_track.txt", table, fmt="%d")
 
 
-def _window(measured: "object", lines: Mapping[int, list[int]]) -> Window:
+def _make_window(measured: "object", lines: Mapping[int, list[int]]) -> Window:
     coords, times, ids = (
         torch.from_numpy(np.asarray(getattr(measured, key)))
         for key in ("coords", "timepoints", "labels")

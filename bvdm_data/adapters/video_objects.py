@@ -79,7 +79,7 @@ def video_datapoint(clip: Clip, most_objects: int | None = None) -> VideoDatapoi
     if most_objects is not None:
         most_objects = as_int("most_objects", most_objects, least=1)
     masks, number = get_tensor(clip, "masks"), get_index(clip)
-    identities = _seen(masks[0])[:most_objects]
+    identities = _list_ids(masks[0])[:most_objects]
     if not identities:
         raise ValueError(
             "clip must show a nucleus in its first frame, got none; leave it out, or give a "
@@ -142,7 +142,7 @@ class Segments:
     def load(self, frame_idx: int) -> dict[int, Tensor]:
         """Return the mask of each nucleus that is there, ``[H, W]`` bool, by its id."""
         mask = self.masks[frame_idx]
-        return {one: mask == one for one in _seen(mask)}
+        return {one: mask == one for one in _list_ids(mask)}
 
 
 class RawVideos:
@@ -190,5 +190,5 @@ class RawVideos:
         return Video(str(idx), idx, frames), Segments(get_tensor(clip, "masks"))
 
 
-def _seen(mask: Tensor) -> list[int]:
+def _list_ids(mask: Tensor) -> list[int]:
     return [one for one in np.unique(mask.numpy()).tolist() if one > 0]
