@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.grid import write_image_grid
 from bvdm_data import SyntheticHeLaVideos
 from bvdm_data.synth.model import Variation
-from bvdm_data.viz.pictures import GAMMA, measure_display_range, write_image_grid
+from bvdm_data.viz.pictures import GAMMA, measure_display_range
 
 DOCS = Path(__file__).parents[1] / "docs"
 SIDE, NUCLEI = 192, 9

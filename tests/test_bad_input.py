@@ -21,8 +21,7 @@ from bvdm_data import (
     ProceduralSettings,
     files,
 )
-from bvdm_data.datasets import ctc as ctc_writer
-from bvdm_data.datasets import fetch
+from bvdm_data.datasets import fetch, tiff
 from bvdm_data.datasets.ctc import read_sequence, write_sequence
 from bvdm_data.fitting.fit import FitSettings, fit
 from bvdm_data.viz.pictures import write_animation, write_contact_sheet
@@ -291,7 +290,7 @@ MODELS = [
      save(p.generator, p.folder / "m.safetensors")), OSError,
      r"cannot write .*m\.safetensors: No space left"),
     ("a disk that is full for a sequence",
-     lambda p: p.full_disk(ctc_writer, "write_image").export(), OSError,
+     lambda p: p.full_disk(tiff, "write_image").export(), OSError,
      r"could not write the sequence .*01: .*No space left"),
     ("a disk that is full for a picture", lambda p: (p.full_disk(Image.Image, "save"),
      write_contact_sheet({"one": p.clip()}, p.folder / "x.png")), OSError,

@@ -330,7 +330,7 @@ def test_a_full_disk_is_one_line(run, tiny_model, tmp_path, monkeypatch):
     def fill(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("bvdm_data.datasets.ctc.write_image", fill)
+    monkeypatch.setattr("bvdm_data.datasets.tiff.write_image", fill)
     code, _, err = run(
         "export", tmp_path / "data", "--model", tiny_model, "--frames", 1, "--size", "48x48",
         "--nuclei", 2, "--quiet",

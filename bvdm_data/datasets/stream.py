@@ -307,10 +307,7 @@ class ClipStream(Described, IterableDataset[Clip]):
     def _full_pass(self) -> SampleSplit:
         """Return the share of this process in the whole epoch."""
         return SampleSplit.of_process(
-            self.shard,
-            epoch=self._plan.epoch,
-            length=self.length,
-            batch_size=self.batch_size or 1,
+            self.shard, epoch=self._plan.epoch, length=self.length, batch_size=self.batch_size or 1
         )
 
     def _restart_at(self, number: int) -> None:
@@ -329,7 +326,7 @@ class ClipStream(Described, IterableDataset[Clip]):
                 "clips of several workers arrive is not known"
             )
         start = self._shared.pass_start
-        rank = replace(split, start=start, made=0, worker_id=0, num_workers=1)
+        rank = replace(split, start=start, made=0, worker=0, workers=1)
         if rank.len_of_rank is not None and consumed > rank.len_of_rank:
             raise ValueError(
                 f"consumed must be at most the {rank.len_of_rank} clips of the loop, got {consumed}"
