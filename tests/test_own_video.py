@@ -1,5 +1,6 @@
 """Videos as people have them: masks without tracks, and what shows no nuclei."""
 
+import shutil
 import sys
 import time
 from dataclasses import replace
@@ -252,18 +253,19 @@ def test_page_shows_real_and_realism(tmp_path, monkeypatch):
     assert page.count('src="data:image/png;base64,') == 1
     assert all(line.partition(";")[0] in page for line in lines[:5])
     assert lines[-1] == f"wrote {tmp_path / 'm.html'}"
-    assert lines[-2] == (
-        f"next: what counts is training: bvdm-data evaluate {root} --model {path} --quick"
-    )
+    end = "next: what counts is training: "
+    assert lines[-2] == f"{end}annotate a second video, and give it to bvdm-data evaluate"
     assert weights.read_card(path)["data"]["frames"] == 40
     card = weights.read_card(path)
     card["settings"]["budget"], card["measured"]["cycle_hours_median"] = 15.0, 81.0
+    shutil.copytree(root / "01", root / "02")
     off = [SimpleNamespace(name=name, distance=1.0, yardstick=0.0) for name in side_by_side._LINES]
-    first, *_, cycle, size, step, _ = side_by_side._advise(card, off, path, root)
+    first, *_, cycle, size, step, last = side_by_side._advise(card, off, path, root)
     # Few steps explain what networks render, not what outlines and tracks tell.
     assert first == "few steps by --quick: the same command without it goes on from there"
     assert cycle.startswith("cycles of 81 h cannot be told from 20 h of video: a longer one, or")
     assert (size, step) == (side_by_side._LINES["area"], side_by_side._LINES["step"])
+    assert last.endswith(f"evaluate {root} --model {path} --quick --train 01 --test 02")
     # Where a page cannot be made, the model stays.
     assert write_fit_page(tmp_path / "n.html", path, tmp_path / "none")[0].startswith("no page: no")
     monkeypatch.setitem(sys.modules, "skimage.measure", None)

@@ -14,7 +14,15 @@ Command = Callable[..., None]
 FOLDER = click.Path(path_type=Path)
 
 
-class Size(click.ParamType[Any]):
+class _Words(click.ParamType[Any]):
+    """A type whose help shows its form as it is typed."""
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """Return the form."""
+        return self.name
+
+
+class Size(_Words):
     """An image size such as 700x1100."""
 
     name = "HEIGHTxWIDTH"
@@ -31,10 +39,10 @@ class Size(click.ParamType[Any]):
         return int(height), int(width)
 
 
-class Nuclei(click.ParamType[Any]):
+class Nuclei(_Words):
     """A number of nuclei such as 20, or a range such as 10-30."""
 
-    name = "N|LOW-HIGH"
+    name = "COUNT|LOW-HIGH"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -46,7 +54,7 @@ class Nuclei(click.ParamType[Any]):
         return (int(low), int(high)) if dash else int(low)
 
 
-class Outline(click.ParamType[Any]):
+class Outline(_Words):
     """A name such as even, a share such as 0.4, or a share and its slope such as 0.4,-0.1."""
 
     name = "even|video|SHARE[,SLOPE]"
@@ -62,7 +70,7 @@ class Outline(click.ParamType[Any]):
             return str(value)
 
 
-class Floats(click.ParamType[Any]):
+class Floats(_Words):
     """Factors such as 0.5,1,2."""
 
     name = "FACTOR,..."
@@ -82,7 +90,7 @@ class Floats(click.ParamType[Any]):
         return factors
 
 
-class Amounts(click.ParamType[Any]):
+class Amounts(_Words):
     """Variation of all parts such as 0.5, or of some such as haze=0.5,debris=0."""
 
     name = "FLOAT|PART=FLOAT,..."
@@ -162,8 +170,8 @@ MAX_CELLS = option(
 
 def add_size_options(frames: int, size: str) -> Callable[[Command], Command]:
     """Return what adds ``--frames`` and ``--size`` with these defaults to a command."""
-    first = option("--frames", default=frames)
-    second = option("--size", default=size, type=Size())
+    first = option("--frames", default=frames, help="Of a clip or video.")
+    second = option("--size", default=size, type=Size(), help="Of a frame, pixels.")
     return lambda command: first(second(command))
 
 

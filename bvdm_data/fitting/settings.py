@@ -15,6 +15,8 @@ SECONDS = {
     "reading": 1e-7, "measuring": 5e-7, "painter": 0.25, "pairs": 0.016, "distilled": 0.065,
     "memory": 60.0, "flow": 0.45, "texture": 0.47,
 }  # fmt: skip
+# Share of the memory of textures that is measured where there is a budget.
+FIRST_LOOK = 0.25
 # What a budget is spent on, after what does not train.
 SHARES = {"painter": 0.6, "pairs": 0.12, "distilled": 0.28}
 
@@ -78,15 +80,20 @@ class FitSettings:
             object.__setattr__(self, part, replace(getattr(self, part), seed=self.seed))
 
 
-def guess_seconds(settings: FitSettings, pixels: int) -> dict[str, float]:
-    """Return the parts of a fit in their order, with the seconds that each may take."""
+def guess_seconds(settings: FitSettings, pixels: int, others: float = 0.0) -> dict[str, float]:
+    """Return the parts of a fit in their order, with the seconds that each may take.
+
+    ``others``: Seconds of the budget that go into other parts.
+    """
     counts = {"reading": pixels, "measuring": pixels, "pairs": settings.pairs}
     counts |= {name: getattr(settings, name).steps for name in NETWORKS}
     names = [*SECONDS][: None if settings.paper else -2]
     seconds = {name: SECONDS[name] * counts.get(name, 1) for name in names}
     if settings.budget is None:
         return seconds
-    left = 60 * settings.budget - sum(seconds[name] for name in names if name not in SHARES)
+    seconds["memory"] *= FIRST_LOOK
+    fixed = others + sum(seconds[name] for name in names if name not in SHARES)
+    left = 60 * settings.budget - fixed
     return seconds | {
         name: min(seconds[name], max(share * left, 0)) for name, share in SHARES.items()
     }
