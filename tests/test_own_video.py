@@ -126,8 +126,11 @@ def test_lives_come_from_a_model(bare, tmp_path, tiny_model, tiny_generator, cap
         model = fit(bare, tmp_path / "m.safetensors", settings=few, lives=tiny_model)
     taken = ["lives but for brightness and size", "motion but for density", "memory of the texture"]
     assert (model.card["taken_over"], model.card["lives_from"]) == (taken, "made up")
-    words = f"light, camera, density; from another model: {', '.join(taken[:2])}\n"
-    assert words in capsys.readouterr().err
+    assert (
+        "GT masks of 3 frames; learned from the video: outlines, light, camera, density; from "
+        f"another model: {', '.join(taken[:2])}; from neither: how mitosis looks, it is drawn like "
+        "interphase\n"
+    ) in capsys.readouterr().err
     np.testing.assert_array_equal(model.lives.cycle, tiny_generator.lives.cycle)
     size = np.sqrt(np.median([m.sum() for m in _split(fitted_video()[1][37:])]) / 1)
     wanted = scale_motion(tiny_generator.motion, size / np.sqrt(tiny_generator.nucleus_area))
@@ -306,6 +309,8 @@ def planted(kind):
         light = 1000 - 150 * (masks > 0) + 500 * ring(masks, 0, 3)
     elif kind == "inverted":
         light = 4095 - light
+    elif kind == "one label":
+        masks = (255 * (masks > 0)).astype(np.uint8)
     elif kind == "other video":
         masks = np.roll(masks, (60, 45), (1, 2))
     elif kind == "markers":
@@ -325,6 +330,7 @@ def write(root, counts, masks):
     ("kind", "words"),
     [
         ("rods", r"rounded nuclei, got a median ratio of axes of [3-9]\.\d and .* bacteria"),
+        ("one label", r"\d% of an ellipse filled .* nuclei that share a label cannot be"),
         ("stars", r"rounded nuclei, got .* [5-7]\d% of an ellipse filled .* whole cells"),
         ("specks", r"nuclei of 25 pixels or more, got half of them with 9 or less; scale .* up"),
         (

@@ -181,7 +181,7 @@ def _fit(source: CTCSequence, scale: CameraScale, steps: "_Steps") -> Model:
     _warn_of_left_out(left_out)
     samples = extract_aligned_crops(nuclei, contours, video)
     steps.prepare_paper_networks(nuclei)
-    bar.say(steps.describe_sources())
+    bar.say(f"{source.truth} masks of {len(video.frames)} frames; {steps.describe_sources(nuclei)}")
     painter, distilled = steps.train_networks(samples, shapes, lives, camera.noise)
     model = Model(shapes, lives, motion, camera, DEFAULT, painter, distilled)
     texture, correlations = steps.fit_texture(model, nuclei)
@@ -276,12 +276,17 @@ class _Steps:
         self.inherited.append("distances of sisters")
         return replace(motion, separation=known.separation, sister_distance=known.sister_distance)
 
-    def describe_sources(self) -> str:
+    def describe_sources(self, nuclei: Nuclei) -> str:
         """Say what is learned from the video, and what another model stands in for."""
         taken = ", ".join(self.inherited)
         learned = [part for part in ("lives", "motion") if f"{part} but" not in taken]
         words = ", ".join(["outlines", "light", "camera", "density", *learned])
-        return f"learned from the video: {words}" + f"; from another model: {taken}" * bool(taken)
+        is_known = self.start is not None or bool((nuclei.stage > INTERPHASE).any())
+        return (
+            f"learned from the video: {words}"
+            + f"; from another model: {taken}" * bool(taken)
+            + "; from neither: how mitosis looks, it is drawn like interphase" * (not is_known)
+        )
 
     def train_networks(
         self, crops: AlignedCrops, shapes: ShapeModel, lives: CellCycleModel, noise: float
