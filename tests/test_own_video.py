@@ -248,7 +248,7 @@ def test_page_shows_real_and_realism(tmp_path, monkeypatch):
         monkeypatch.setattr(side_by_side, name, few)
     root, path = write_fitted(tmp_path / "told"), tmp_path / "m.safetensors"
     fit(root, path, settings=SHORT, progress=False)
-    lines = write_fit_page(tmp_path / "m.html", path, root)
+    lines = write_fit_page(tmp_path / "m.html", path, (root, "01", "auto"))
     assert [line.partition(":")[0] for line in lines[:5]] == [
         "area", "brightness", "contrast inside", "step", "label agreement",
     ]  # fmt: skip
@@ -270,9 +270,11 @@ def test_page_shows_real_and_realism(tmp_path, monkeypatch):
     assert (size, step) == (side_by_side._LINES["area"], side_by_side._LINES["step"])
     assert last.endswith(f"evaluate {root} --model {path} --quick --train 01 --test 02")
     # Where a page cannot be made, the model stays.
-    assert write_fit_page(tmp_path / "n.html", path, tmp_path / "none")[0].startswith("no page: no")
+    assert write_fit_page(tmp_path / "n.html", path, (tmp_path / "none", "01", "ST"))[0].startswith(
+        "no page: no"
+    )
     monkeypatch.setitem(sys.modules, "skimage.measure", None)
-    (line,) = write_fit_page(tmp_path / "n.html", path, root)
+    (line,) = write_fit_page(tmp_path / "n.html", path, (root, "01", "auto"))
     assert line.endswith("pip install 'bvdm-data[evaluate]'")
 
 

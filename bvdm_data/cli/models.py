@@ -106,8 +106,8 @@ def fit(
         model = fit_video(root, output, **options, progress=bar)
         warnings.simplefilter("ignore")  # they were shown ahead of the training
         given = (root, options["sequence"], options["truth"])
-        video = (output.with_suffix(".linked"), given[1]) if options["link"] else given
-        lines = write_fit_page(output.with_suffix(".html"), output, *video, progress=bar)
+        video = (output.with_suffix(".linked"), given[1], "auto") if options["link"] else given
+        lines = write_fit_page(output.with_suffix(".html"), output, video, bar)
     _print_card(model.card, as_json)
     click.echo(f"wrote {output} ({output.stat().st_size / 1e6:.2f} MB)", err=as_json)
     click.echo("\n".join(lines), err=as_json)

@@ -199,12 +199,13 @@ def add_method_options(command: Command) -> Command:
     return name(first(later(command)))
 
 
-def _parse_method(method: str, first_steps: int | None, later_steps: int | None) -> "Method":
-    """Return the settings that the options name; refuse the paper's steps elsewhere."""
+def take_method(options: dict[str, Any]) -> "Method":
+    """Take the method out of the options of a command; refuse the paper's steps elsewhere."""
     from bvdm_data.datasets.synthetic import METHODS
     from bvdm_data.synth.paper import PaperSettings
 
-    given = {"first_steps": first_steps, "later_steps": later_steps}
+    method = options.pop("method")
+    given = {name: options.pop(name) for name in ("first_steps", "later_steps")}
     steps = {name: number for name, number in given.items() if number is not None}
     if method == "paper":
         return PaperSettings(**steps)
@@ -213,11 +214,6 @@ def _parse_method(method: str, first_steps: int | None, later_steps: int | None)
             f"--{name.replace('_', '-')} is for --method paper, got --method {method}"
         )
     return METHODS[method]
-
-
-def take_method(options: dict[str, Any]) -> "Method":
-    """Take the three options of the method out of those of a command."""
-    return _parse_method(*(options.pop(name) for name in ("method", "first_steps", "later_steps")))
 
 
 def take_annotations(options: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Real and synthetic clips side by side: on a sheet, and on the page that a fit ends with."""
 
-import math
 import tempfile
 import time
 from base64 import b64encode
@@ -18,7 +17,7 @@ from bvdm_data.datasets.ctc_videos import CTCVideos
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.evaluation.realism import MetricComparison, compare_metrics, measure_clips
 from bvdm_data.files import open_atomic
-from bvdm_data.fitting.progress import Progress, open_bar
+from bvdm_data.fitting.progress import Progress
 from bvdm_data.viz.pictures import write_contact_sheet
 from bvdm_data.weights import read_card
 
@@ -26,6 +25,7 @@ from bvdm_data.weights import read_card
 WINDOWS = 40
 # More than a window shows: masks alone need no table, whose rows would be counted first.
 MOST_NUCLEI = 2**15
+Real = tuple[Path, str, str]  # a video: root, sequence and truth
 FRAMES, SIDE, CLIPS, PAIRS = 8, 256, 12, 40  # of the page: what is shown, and what is measured
 # What realism is told by on the page, and what helps where it is off.
 _LINES = {
@@ -63,22 +63,14 @@ def _count_nuclei(clip: Clip) -> int:
     return int(np.count_nonzero(np.unique(clip["masks"])))
 
 
-def write_fit_page(
-    path: Path,
-    model: Path,
-    root: Path,
-    sequence: str = "01",
-    truth: str = "auto",
-    *,
-    progress: bool | Progress = False,
-) -> list[str]:
+def write_fit_page(path: Path, model: Path, video: Real, bar: Progress | None = None) -> list[str]:
     """Write a page of real and synthetic clips, how like they are, and what to try next.
 
     Returns its lines; where the video has no windows to show, the reason in one.
     """
     card = read_card(model)
     try:
-        lines, advice, clips = _compare(card, model, root, sequence, truth, progress)
+        lines, advice, clips = _compare(card, model, video, bar or Progress({}, shown=False))
     except (ValueError, OSError, ModuleNotFoundError) as error:
         return [f"no page: {error}"]
     with tempfile.TemporaryDirectory() as folder:
@@ -107,15 +99,10 @@ def write_fit_page(
 
 
 def _compare(
-    card: Mapping[str, Any],
-    model: Path,
-    root: Path,
-    sequence: str,
-    truth: str,
-    progress: bool | Progress,
+    card: Mapping[str, Any], model: Path, video: Real, bar: Progress
 ) -> tuple[list[str], list[str], dict[str, Clip]]:
     """Return lines about realism, advice, and clips to show."""
-    data, border = card["data"], card["settings"]["border"]
+    data, border, (root, sequence, truth) = card["data"], card["settings"]["border"], video
     is_tracked = data["divisions"] > 0 or "motion but for density" not in card["taken_over"]
     in_a_row = is_tracked and not card["left_out"]["frames_without_masks"]
     frames = max(min(FRAMES, data["frames"] // 2), 1) if in_a_row else 1
@@ -132,15 +119,14 @@ def _compare(
         for start, stop in ((numbers[0], middle), (middle, card["settings"]["stop"]))
     ]
     sources: list[Any] = [videos, *halves] if len(numbers) >= 2 * frames else [videos, real, real]
-    until = progress.until if isinstance(progress, Progress) else math.inf
-    bar, clips = open_bar(progress, "page", CLIPS + 2, until=until), [list[Clip]() for _ in sources]
+    part, rows = bar.start("page", CLIPS + 1, until=bar.until), list[list[Clip]]()
     for number in range(CLIPS):
-        if number < 2 or time.monotonic() < until:
-            for own, one in zip(clips, sources, strict=True):
-                own.append(_add_tracks(one.clip(number)))
-        bar.update()
+        if number < 2 or time.monotonic() < bar.until:
+            rows.append([_add_tracks(one.clip(number)) for one in sources])
+        part.update()
+    clips = [*zip(*rows, strict=True)]
     measured = compare_metrics(*(measure_clips(own, pairs=PAIRS) for own in clips))
-    bar.update()
+    part.update()
     found = [line for line in measured if line.name in _LINES]
     shown = {f"clip {number}": clips[0][number] for number in range(2)}
     return [*map(_tell, found)], _advise(card, found, model, root), add_real(shown, real)
@@ -185,13 +171,10 @@ def _advise(
     taken = ", ".join(card["taken_over"])
     hours = data["frames"] * card["settings"]["minutes"] / 60
     cycle = 0 if "lives" in taken else card["measured"]["cycle_hours_median"]
-    others = [
-        p.name for p in sorted(root.iterdir()) if has_frames(p) and p.name != data["sequence"]
-    ]
+    own = data["sequence"]
     judge = "annotate a second video, and give it to bvdm-data evaluate"
-    if others:
-        judge = f"bvdm-data evaluate {root} --model {model} --quick --train {data['sequence']}"
-        judge += f" --test {others[0]}"
+    for other in sorted({path.name for path in root.iterdir() if has_frames(path)} - {own}):
+        judge = f"bvdm-data evaluate {root} --model {model} --quick --train {own} --test {other}"
     rules = {
         "few steps by --quick: the same command without it goes on from there": is_short,
         "the denoiser is still learning: more --painter-steps": is_learning,

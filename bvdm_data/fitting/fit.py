@@ -45,13 +45,7 @@ from bvdm_data.fitting.paper_networks import (
 )
 from bvdm_data.fitting.pooling import LARGEST, choose_pooling, enlarge_model, pool_video
 from bvdm_data.fitting.progress import Progress
-from bvdm_data.fitting.settings import (
-    FIRST_LOOK,
-    SECONDS,
-    SHARES,
-    FitSettings,
-    guess_seconds,
-)
+from bvdm_data.fitting.settings import SECONDS, SHARES, FitSettings, guess_seconds
 from bvdm_data.fitting.texture_noise import DEFAULT, fit_noise_autocorrelation
 from bvdm_data.fitting.tracker import link_sequence
 from bvdm_data.fitting.training import Run, TrainingLog, TrainingSettings, split_tracks
@@ -344,9 +338,8 @@ class _Steps:
         """Fit how long textures last; return also their correlations by lag."""
         known, settings = self.living or self.start, self.settings
         run = self._run("memory", self._measure_left("page"))
-        share = 1.0 if settings.budget is None else FIRST_LOOK
         texture, correlations = fit_noise_autocorrelation(
-            nuclei.crops, nuclei.stage, model, run, share=share, seed=settings.seed
+            nuclei.crops, nuclei.stage, model, run, share=settings.share, seed=settings.seed
         )
         if len(correlations) < 2 and known is not None:
             self.inherited.append("memory of the texture")

@@ -15,8 +15,6 @@ SECONDS = {
     "reading": 1e-7, "measuring": 5e-7, "painter": 0.25, "pairs": 0.016, "distilled": 0.065,
     "memory": 60.0, "flow": 0.45, "texture": 0.47,
 }  # fmt: skip
-# Share of the memory of textures that is measured where there is a budget.
-FIRST_LOOK = 0.25
 # What a budget is spent on, after what does not train.
 SHARES = {"painter": 0.6, "pairs": 0.12, "distilled": 0.28}
 
@@ -79,19 +77,21 @@ class FitSettings:
         for part in NETWORKS:
             object.__setattr__(self, part, replace(getattr(self, part), seed=self.seed))
 
+    @property
+    def share(self) -> float:
+        """How much of the memory of textures is measured: less for a first look."""
+        return 1.0 if self.budget is None else 0.25
+
 
 def guess_seconds(settings: FitSettings, pixels: int, others: float = 0.0) -> dict[str, float]:
-    """Return the parts of a fit in their order, with the seconds that each may take.
-
-    ``others``: Seconds of the budget that go into other parts.
-    """
+    """Return the parts of a fit with the seconds of each; ``others``: of all other parts."""
     counts = {"reading": pixels, "measuring": pixels, "pairs": settings.pairs}
     counts |= {name: getattr(settings, name).steps for name in NETWORKS}
     names = [*SECONDS][: None if settings.paper else -2]
     seconds = {name: SECONDS[name] * counts.get(name, 1) for name in names}
     if settings.budget is None:
         return seconds
-    seconds["memory"] *= FIRST_LOOK
+    seconds["memory"] *= settings.share
     fixed = others + sum(seconds[name] for name in names if name not in SHARES)
     left = 60 * settings.budget - fixed
     return seconds | {

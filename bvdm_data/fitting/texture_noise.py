@@ -3,7 +3,6 @@
 import math
 import time
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +23,8 @@ from bvdm_data.synth.model import Model, TextureModel
 from bvdm_data.synth.scene import SceneSettings
 from bvdm_data.synth.synthesis import synthesise
 from bvdm_data.synth.textures import BATCH, FastSettings, denoise_patches
+
+Stages = npt.NDArray[np.int8]
 
 LAGS = (1, 2, 4, 7)  # frames between the two patches of a nucleus that are compared
 # Areas of the two nuclei of a pair, second over first: no mitosis lies between them.
@@ -113,13 +114,7 @@ _NOISES = (0.0, 0.5, 0.7, 0.85, 0.95, 1.0)
 
 
 def fit_noise_autocorrelation(
-    crops: Crops,
-    stages: npt.NDArray[np.int8],
-    model: Model,
-    run: Run,
-    *,
-    share: float = 1.0,
-    seed: int = 0,
+    crops: Crops, stages: Stages, model: Model, run: Run, *, share: float = 1.0, seed: int = 0
 ) -> tuple[TextureModel, dict[int, float]]:
     """Find the noise whose textures last as long as the video's.
 
@@ -139,37 +134,32 @@ def fit_noise_autocorrelation(
     data = [*map(torch.from_numpy, arrays), *model.distilled.state_dict().values()]
     given = (seed, pairs, nuclei, model.motion, model.camera, *data)
     kept = Findings(run, 1 + len(LAGS) * len(_NOISES) + most, *given)
-    real = kept.find("video", lambda: _measure_video(crops, stages, seed, pairs))
+    real = kept.find("video", _measure_video, crops, stages, seed, pairs)
     if len(real) < 2:
         return DEFAULT, real
 
-    def measure_rendered(lag: int, noise: float) -> float:
-        return _measure_rendered(model, brightness, lag, noise, seed, nuclei)
+    def render(lag: int, noise: float) -> float:
+        given = (model, brightness, lag, noise, seed, nuclei)
+        return kept.find(f"{lag} {noise}", _measure_rendered, *given)
 
     brightness = np.maximum(crops.brightness[stages == INTERPHASE].astype(float), 1e-4)
     tables = {
-        lag: np.maximum.accumulate(
-            np.nan_to_num(
-                [kept.find(f"{lag} {n}", partial(measure_rendered, lag, n)) for n in _NOISES]
-            )
-        )
-        for lag in real
+        lag: np.maximum.accumulate(np.nan_to_num([render(lag, n) for n in _NOISES])) for lag in real
     }
     if not all(table.any() for table in tables.values()):
         return DEFAULT, real
     targets, rounds = dict(real), []
-    texture = _search_grid(tables, targets)
     for number in range(most):
+        texture = _search_grid(tables, targets)
         if time.monotonic() >= run.until:
             break
         made = replace(model, texture=texture)
-        synthetic = kept.find(f"{number}", partial(_measure_synthetic, made, seed, pairs))
+        synthetic = kept.find(f"{number}", _measure_synthetic, made, seed, pairs)
         if not real.keys() <= synthetic.keys():
             return texture, real
         missed = {lag: real[lag] - synthetic[lag] for lag in real}
         rounds.append((sum(miss**2 for miss in missed.values()), texture.memory, texture.fresh))
         targets = {lag: targets[lag] + missed[lag] for lag in real}
-        texture = _search_grid(tables, targets)
     _, memory, fresh = min(rounds, default=(0.0, texture.memory, texture.fresh))
     return TextureModel(memory=memory, fresh=fresh), real
 
@@ -185,9 +175,7 @@ def _search_grid(tables: dict[int, Array], targets: dict[int, float]) -> Texture
     return TextureModel(memory=float(memory[best]), fresh=float(fresh[best]))
 
 
-def _measure_video(
-    crops: Crops, stages: npt.NDArray[np.int8], seed: int, most: int = PAIRS
-) -> dict[int, float]:
+def _measure_video(crops: Crops, stages: Stages, seed: int, most: int = PAIRS) -> dict[int, float]:
     """Return the median correlation of nuclei with themselves at each lag that is seen."""
     lineage = Lineage(np.zeros((0, 4), np.int32), crops.track, crops.frame)
     area = crops.masks.sum((1, 2))
@@ -267,12 +255,10 @@ def _measure_rendered(
     return float(np.nanmedian([correlate_registered(*pair) for pair in pairs]))
 
 
-def _draw_outlines(
-    model: Model, lag: int, patch: int, count: int, rng: np.random.Generator
-) -> Array:
+def _draw_outlines(model: Model, lag: int, patch: int, n: int, rng: np.random.Generator) -> Array:
     """Draw outlines of one area now and ``lag`` frames later, within the patch, ``[2, n, K]``."""
     shapes = model.shapes
-    scores = [shapes.sample_scores(lag + 1, rng)[[0, -1]] for _ in range(count)]
+    scores = [shapes.sample_scores(lag + 1, rng)[[0, -1]] for _ in range(n)]
     mean = shapes.mean[0]
     outlines = np.maximum(mean + np.stack(scores, 1) @ shapes.modes[0], mean.mean() / 4)
     now, later = (compute_polygon_area(radii) for radii in outlines)

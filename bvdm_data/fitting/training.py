@@ -227,10 +227,10 @@ class Findings:
         self._found = state["found"] if state.get("purpose") == self._purpose else {}
         self._bar = open_bar(run.progress, self._path.stem, total, len(self._found), run.until)
 
-    def find(self, step: str, compute: Callable[[], Value]) -> Value:
+    def find(self, step: str, compute: Callable[..., Value], *given: Any) -> Value:
         """Return what a step finds: numbers, or a dict of them."""
         if step not in self._found:
-            self._found[step] = compute()
+            self._found[step] = compute(*given)
             write_state(self._path, {"purpose": self._purpose, "found": self._found})
             self._bar.update()
         found: Value = self._found[step]
