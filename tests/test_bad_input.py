@@ -81,7 +81,7 @@ FILES = [
     ("a cut mask to fit", lambda p: p.cut("01_GT/SEG/man_seg006.tif").fit(), ValueError,
      r"man_seg006\.tif is not a TIFF file or a damaged one"),
     ("no masks", lambda p: p.remove("01_GT").real(), FileNotFoundError,
-     r"no masks of truth='auto' for sequence '01' .*truth=None to read the frames alone"),
+     r"no masks of truth='auto' for sequence '01' .*Segment some, or give truth=None to"),
     ("no masks to fit", lambda p: p.fit(truth=None), ValueError,
      r"masks in at least 2 frames to fit shapes and motion, got 0 among frames 0 to 11; give"),
     ("an unknown truth", lambda p: p.real(truth="gold"), ValueError,

@@ -174,7 +174,9 @@ def test_preview_writes_player_and_mp4(tiny_model, tmp_path):
     assert result.exit_code == 0, result.output
     assert f"wrote {tmp_path / 'clip.mp4'}" in result.output
     assert re.search(r"player\.html \(0\.\d MB, 4 clips\)", result.output)
-    data = data_of((tmp_path / "player.html").read_text(encoding="utf-8"))
+    page = (tmp_path / "player.html").read_text(encoding="utf-8")
+    assert "fast, 1 step, variation 1 (0 keeps to the fitted video, 1 is" in page
+    data = data_of(page)
     assert data["values"] == [["5", "6"], ["0.5 x (3 nuclei)", "2 x (12 nuclei)"]]
     counts = [len(np.unique(shown_masks(packed)[0])) - 1 for packed in data["clips"]]
     assert counts == [3, 12, 3, 12]

@@ -2,6 +2,7 @@
 
 import itertools
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,13 +57,13 @@ def preview(
     page_frames: int,
     **options: Any,
 ) -> None:
-    """Stream clips through a DataLoader; write a contact sheet (PNG) and an animation (GIF).
+    """Look at clips: a contact sheet (PNG), an animation (GIF), a page.
 
     With --real, every clip stands below a window of that video with about as many nuclei, at the
     same grey scale; --variation 0 makes clips that should look like their video.
 
     With --page, a page (player.html) that any browser plays without a network: outlines, ids,
-    lineage trees, sliders for seed and density.
+    lineage trees, sliders for seed and density. The clips come through a DataLoader.
     """
     from torch.utils.data import DataLoader
 
@@ -90,6 +91,8 @@ def preview(
         seconds = time.perf_counter() - start
         cells = int((clip["tracks"][:, 0] > 0).sum())
         click.echo(f"clip {int(clip['index'])}: {cells} nuclei, after {seconds:.1f} s")
+    if video is not None and videos.variation != 0:
+        click.echo("clips vary beyond the video that was fitted; --variation 0 keeps to it")
     height, width = videos.size
     click.echo(
         f"{clips / seconds:.3f} clips a second ({videos.frames} frames of {height} x {width}, "
@@ -127,12 +130,16 @@ def _write_page(
         stream = SyntheticHeLaVideos(
             frames=frames, size=videos.size, seed=seed, model=videos.model, nuclei=nuclei,
             variation=videos.variation, method=videos.method, outline=videos.outline,
+            death_rate=videos.death_rate,
         )  # fmt: skip
         clips[str(seed), f"{density:g} x ({nuclei} nuclei)"] = stream.clip(0)
+    amounts = videos.variation
+    parts = amounts if isinstance(amounts, Mapping) else {"variation": amounts}
     note = (
         f"Synthetic clips of the model {videos.model.stem}, {videos.method.describe()}, "
-        f"variation {videos.variation}. Density: nuclei in the first frame against the mean of "
-        "the fitted video."
+        f"{', '.join(f'{part} {amount:g}' for part, amount in parts.items())} (0 keeps to the "
+        "fitted video, 1 is what networks train on). Density: nuclei in the first frame against "
+        "the mean of that video."
     )
     write_player(clips, path, title="Synthetic clips of dividing nuclei", note=note)
     click.echo(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB, {len(clips)} clips)")
@@ -153,7 +160,7 @@ def _write_page(
 )
 @QUIET
 def export(directory: Path, format: str, quiet: bool, **options: Any) -> None:
-    """Write synthetic videos with their truth to DIRECTORY, as the Cell Tracking Challenge does.
+    """Write synthetic videos with their truth to DIRECTORY.
 
     Killed, the same command goes on with the videos that are missing. With --format yolo it writes
     all anew: polygons of the nuclei, and the last fifth of the videos, at least one, as val.
@@ -177,11 +184,14 @@ def export(directory: Path, format: str, quiet: bool, **options: Any) -> None:
 
 @click.command()
 @click.argument("name")
-@option("--directory", default=".", type=FOLDER)
+@option("--directory", default=".", type=FOLDER, help="Where its folder goes.")
 @option("--split", default="training", help="training or test.")
 @QUIET
 def fetch(name: str, directory: Path, split: str, quiet: bool) -> None:
-    """Download a data set, such as Fluo-N2DL-HeLa, from the Cell Tracking Challenge."""
+    """Download a data set of the Cell Tracking Challenge.
+
+    NAME is that of one of its data sets, such as Fluo-N2DL-HeLa.
+    """
     from bvdm_data.datasets.fetch import fetch as download
 
     click.echo(f"wrote {download(name, directory, split=split, progress=not quiet)}")
@@ -265,7 +275,7 @@ def bench(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Measure clips a second, what they cost, and whether your training loop waits for them.
+    """Measure clips a second, and whether a training loop waits.
 
     Give the batch size, the workers and the time of a step of your loop, measured on data in
     memory. If the loop waits for clips, the command tries what would help, and prints it.

@@ -22,6 +22,10 @@ class Parsed(click.ParamType[Any]):
         """Take the function that parses a text, or raises a ValueError."""
         self.name, self._parse, self._looks = name, parse, looks
 
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """Return the form as it is typed, which click writes in capitals."""
+        return self.name
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the value, which a default may be already."""
         try:
@@ -116,8 +120,10 @@ def _combine(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
 
 def add_size_options(frames: int, size: str) -> Callable[[Command], Command]:
     """Return what adds ``--frames`` and ``--size`` with these defaults to a command."""
-    height = option("--size", default=size, type=SIZE)
-    return _combine(option("--frames", default=frames), height)
+    return _combine(
+        option("--frames", default=frames, help="Of a clip or video."),
+        option("--size", default=size, type=SIZE, help="Of a frame, pixels."),
+    )
 
 
 add_time_options = _combine(
@@ -152,7 +158,7 @@ add_clip_options = _combine(
     MODEL,
     option(
         "--nuclei",
-        type=Parsed("N|LOW-HIGH", _parse_nuclei, "20 or 10-30"),
+        type=Parsed("COUNT|LOW-HIGH", _parse_nuclei, "20 or 10-30"),
         help="In the first frame. [default: as in the video]",
     ),
     option(

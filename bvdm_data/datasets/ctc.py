@@ -373,7 +373,7 @@ def read_sequence(root: str | Path, sequence: str, truth: str | None = "auto") -
     if truth is not None and not names:
         raise FileNotFoundError(
             f"no masks of truth={truth!r} for sequence {sequence!r} in {folder}; expected "
-            f"{LAYOUT}. Give truth=None to read the frames alone"
+            f"{LAYOUT}. Segment some, or give truth=None to read the frames alone"
         )
     first = LazyTiff(folder / frames[min(frames)])
     return CTCSequence(

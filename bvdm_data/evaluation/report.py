@@ -266,7 +266,7 @@ def _format_settings(value: Any, *, is_inner: bool = False) -> str:
         )
         return f"({shown})" if is_inner else shown
     if isinstance(value, (list, tuple)):
-        return f"({', '.join(map(str, value))})"
+        return f"({', '.join(map(str, value))})" if value else "none"
     return "not set" if value is None else str(value)
 
 

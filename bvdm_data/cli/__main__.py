@@ -1,5 +1,0 @@
-"""Runs the command line: ``python -m bvdm_data.cli``."""
-
-from bvdm_data.cli import main
-
-main()
