@@ -232,8 +232,7 @@ def test_trackastra_loads_what_is_saved(trained, tmp_path):
     expected = dict_links(predict_links(trained, video, masks))
     save_linker(trained, tmp_path)
     again = load_linker(tmp_path)
-    changed = replace(trained.settings, training=again.settings.training)
-    assert again.settings == changed
+    assert again.settings == trained.settings
     assert dict_links(predict_links(again, video, masks)) == expected
     # Trackastra's own layers compute something else, until they are mended.
     model = Trackastra.from_folder(tmp_path, device="cpu")
@@ -250,9 +249,10 @@ def dict_links(graph):
 
 @pytest.mark.filterwarnings("ignore")
 def test_own_layers_need_no_mending(clips, tmp_path):
-    given = replace(settings(30, rate=1e-3), pre_norm=False)
+    given = replace(settings(30, rate=1e-5), pre_norm=False, gap=2)
     plain = train_linker(clips, given, checkpoint=tmp_path / "a", progress=False)
     save_linker(plain, tmp_path)
+    assert load_linker(tmp_path).settings == given
     stock = Trackastra.from_folder(tmp_path, device="cpu").transformer.eval()
     window = make_clip_windows(a_clip(99), 3)[0]
     places = torch.cat([window["timepoints"][:, None].float(), window["coords"].float()], 1)[None]
@@ -260,6 +260,10 @@ def test_own_layers_need_no_mending(clips, tmp_path):
     assert torch.equal(stock(places, features), plain.network(places, features))
     highest = [float(one.detach().max()) for one in stock.feat_embed.freqs]
     assert min(highest) > 50  # that of Trackastra itself is 1
+    config = tmp_path / "train_config.yaml"
+    config.write_text("features: wrfeat\n")
+    with pytest.raises(ValueError, match="must be written by save_linker, got another"):
+        load_linker(tmp_path)
 
 
 def test_mended_layers_keep_the_sum():

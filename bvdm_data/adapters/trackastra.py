@@ -9,6 +9,7 @@ the sum is code, which :func:`mend_trackastra` replaces after loading.
 
 import functools
 import importlib.metadata
+import json
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, cast
@@ -47,12 +48,16 @@ def make_transformer(*, pre_norm: bool, feature_frequencies: bool, **config: Any
     return network
 
 
-def save_transformer(network: nn.Module, folder: str | Path) -> None:
-    """Write a folder that ``Trackastra.from_folder`` and :func:`mend_trackastra` read."""
+def save_transformer(network: nn.Module, folder: str | Path, **settings: str) -> None:
+    """Write a folder that ``Trackastra.from_folder`` and :func:`mend_trackastra` read.
+
+    Settings come back in ``train_args`` of the ``Trackastra``.
+    """
     layer: Any = network.encoder[0]  # type: ignore[index]
-    text = f"features: wrfeat\npre_norm: {str(isinstance(layer, _PreNorm)).lower()}\n"
+    told = {"features": "wrfeat", "pre_norm": isinstance(layer, _PreNorm), **settings}
     network.save(folder)  # type: ignore[operator]
-    (Path(folder) / "train_config.yaml").write_text(text)
+    # Trackastra reads YAML, of which JSON is a part.
+    (Path(folder) / "train_config.yaml").write_text(json.dumps(told, indent=2) + "\n")
 
 
 def mend_trackastra(model: Any) -> Any:

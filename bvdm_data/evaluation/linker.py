@@ -3,10 +3,11 @@
 import contextlib
 import functools
 import io
+import json
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -334,7 +335,7 @@ def _assign(graph: Any, node_of: dict[Any, Node], decoding: Decoding) -> list[tu
 def save_linker(linker: Linker, folder: str | Path) -> None:
     """Write a folder that :func:`load_linker` and ``Trackastra.from_folder`` read."""
     with _silence():
-        save_transformer(linker.network, folder)
+        save_transformer(linker.network, folder, linker=json.dumps(asdict(linker.settings)))
 
 
 def load_linker(folder: str | Path) -> Linker:
@@ -342,15 +343,10 @@ def load_linker(folder: str | Path) -> Linker:
     model = import_trackastra("trackastra.model").Trackastra
     with _silence():
         found = mend_trackastra(model.from_folder(Path(folder), device="cpu"))
-    config = found.transformer.config
-    settings = LinkerSettings(
-        width=config["d_model"],
-        heads=config["nhead"],
-        layers=config["num_encoder_layers"],
-        window=config["window"],
-        reach=config["spatial_pos_cutoff"],
-        pre_norm=bool(found.train_args.get("pre_norm")),
-    )
+    if "linker" not in found.train_args:
+        raise ValueError(f"{folder} must be written by save_linker, got another Trackastra's")
+    given = json.loads(found.train_args["linker"])
+    settings = LinkerSettings(**given | {"training": TrainingSettings(**given["training"])})
     return Linker(found.transformer.eval(), settings, TrainingLog())
 
 

@@ -28,6 +28,7 @@ LINK_MEASURES = {
     "ct": "CT", "tf": "TF", "cca": "CCA", "aogm": "AOGM", "ns": "AOGM_NS", "fn": "AOGM_FN",
     "fp": "AOGM_FP", "ed": "AOGM_ED", "ea": "AOGM_EA", "ec": "AOGM_EC",
 }  # fmt: skip
+COUNTS = "aogm", "ns", "fn", "fp", "ed", "ea", "ec"  # those of them that are no shares
 METRICS = ("Valid", "SEG", "TRA", "DET", "LNK", "BC")  # what py-ctcmetrics is asked for
 
 
