@@ -3,8 +3,9 @@
 Both are in 0.5.6 (``trackastra/model/model.py``, ``model_parts.py``); its authors list them as done
 for the version after. Each layer replaces what it adds to by its norm, so that no sum runs through
 the network. And ``PositionalEncoding`` drops ``cutoffs_start``, so that numbers such as the mean
-grey meet frequencies up to 1, not up to 100. Frequencies are weights and travel with a checkpoint;
-the sum is code, which :func:`mend_trackastra` replaces after loading.
+grey meet frequencies up to 1, not up to 100; here each feature has frequencies for its own range.
+They are weights and travel with a checkpoint; the sum is code, which :func:`mend_trackastra`
+replaces after loading.
 """
 
 import functools
@@ -19,8 +20,9 @@ from torch import Tensor, nn
 
 from bvdm_data.system import require
 
-# Frequencies that features such as the mean grey are meant to have, as powers of ten.
-_FREQUENCIES = 2.0, -3.0
+# Longest wave of each feature, about four times as long as nuclei differ: diameter, px; mean grey;
+# the tensor of inertia, px^2; nearness to the border. Each further wave is a third as long.
+_WAVES = (160.0, 4.0, 600.0, 600.0, 600.0, 600.0, 4.0)
 
 
 def import_trackastra(module: str = "trackastra") -> Any:
@@ -40,8 +42,8 @@ def make_transformer(*, pre_norm: bool, feature_frequencies: bool, **config: Any
         coord_dim=2, feat_dim=7, feat_embed_per_dim=8, **config
     )
     if feature_frequencies:
-        for frequencies in network.feat_embed.freqs:  # type: ignore[union-attr]
-            wanted = torch.logspace(*_FREQUENCIES, frequencies.numel())
+        for frequencies, wave in zip(network.feat_embed.freqs, _WAVES, strict=True):  # type: ignore[union-attr, arg-type]
+            wanted = 4 / wave * 3.0 ** torch.arange(frequencies.numel())
             frequencies.data.copy_(wanted.view_as(frequencies))
     if pre_norm:
         _mend_layers(network)
