@@ -141,7 +141,7 @@ def _silence() -> Iterator[None]:
 
 
 # Ours, to fit two cores: many steps of few windows (Trackastra's example for this data set: 8).
-LINKER_TRAINING = TrainingSettings(steps=2400, batch=2, rate=5e-4, average=0.998, save_every=100)
+LINKER_TRAINING = TrainingSettings(steps=1800, batch=2, rate=5e-4, average=0.998, save_every=100)
 # Added weight in the loss of the links of a mother to her daughters (Trackastra).
 DIVISION_WEIGHT = 20.0
 RAW_WEIGHT = 0.01  # weight of the loss before the parental softmax (Trackastra)
