@@ -246,7 +246,7 @@ def _list_entries(name: str, value: Any) -> list[str]:
 @option("--clips", type=int, help="Clips of an arm. [default: as many pixels as the video]")
 @option("--crops", type=int, help="Nuclei of the feature distance. [default: 900]")
 @option("--linker-seeds", type=int, help="Linkers trained on each arm. [default: 3]")
-@option("--linker-steps", type=int, help="Training steps of a linker. [default: 750]")
+@option("--linker-steps", type=int, help="Training steps of a linker. [default: 1800]")
 @option("--ablation", is_flag=True, help="Part linking: take back the changes one at a time, too.")
 @option("--work-dir", default="evaluation", type=FOLDER, help="For clips, networks and scores.")
 @option("--report", type=FOLDER, help="Folder for index.html and report.json.")

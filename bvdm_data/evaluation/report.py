@@ -20,7 +20,7 @@ from bvdm_data.evaluation.distances import CONTROLS
 from bvdm_data.evaluation.experiment import FIGURES
 from bvdm_data.evaluation.nucleus_features import RINGS
 from bvdm_data.evaluation.realism import SCALAR
-from bvdm_data.evaluation.seg_tra import LINK_MEASURES
+from bvdm_data.evaluation.seg_tra import COUNTS, LINK_MEASURES
 from bvdm_data.files import open_atomic
 from bvdm_data.system import require
 
@@ -189,7 +189,7 @@ def make_environment(*folders: Path) -> jinja2.Environment:
     environment.filters |= {"choose_figures": _choose_figures, "compute_limit": _compute_limit}
     environment.filters["link_head"] = LINK_MEASURES.__getitem__
     known = {"FIGURES": FIGURES, "LINK_MEASURES": LINK_MEASURES, "PAPER_ARMS": PAPER_ARMS}
-    known |= {"TRANSFER_FIGURES": TRANSFER_FIGURES}
+    known |= {"TRANSFER_FIGURES": TRANSFER_FIGURES, "COUNTS": COUNTS}
     known |= {"CONTROLS": CONTROLS, "TILES": TILES, "VIDEOS": VIDEOS}
     environment.globals |= known
     return environment

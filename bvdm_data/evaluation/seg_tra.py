@@ -29,6 +29,7 @@ LINK_MEASURES = {
     "fp": "AOGM_FP", "ed": "AOGM_ED", "ea": "AOGM_EA", "ec": "AOGM_EC",
 }  # fmt: skip
 DIMMEST = 0.1  # share of the nuclei that counts as dim
+COUNTS = "aogm", "ns", "fn", "fp", "ed", "ea", "ec"  # those of them that are no shares
 METRICS = ("Valid", "SEG", "TRA", "DET", "LNK", "BC")  # what py-ctcmetrics is asked for
 
 
