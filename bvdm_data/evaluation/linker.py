@@ -20,14 +20,14 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from bvdm_data.adapters.common import find_ancestors, match_relatives, require_keys
+from bvdm_data.adapters.common import find_ancestors, match_relatives
 from bvdm_data.adapters.trackastra import (
     import_trackastra,
     make_transformer,
     mend_trackastra,
     save_transformer,
 )
-from bvdm_data.clip import Clip
+from bvdm_data.clip import Clip, take_part
 from bvdm_data.datasets.ctc_videos import DEFAULT_BORDER
 from bvdm_data.datasets.detections import DetectionErrors, link_detections
 from bvdm_data.datasets.sources import ClipSource, MapStyle
@@ -37,6 +37,7 @@ from bvdm_data.fitting.tracker import Labels, Node, Tracked, apply_links
 from bvdm_data.fitting.training import Run, TrainingLog, TrainingSettings, train_network
 from bvdm_data.rng import numpy_rng, torch_rng
 
+PARTS = ("video", "masks", "tracks")  # of a clip, which linkers need
 # Random change of a training window, all ours: zoom, grey factor, grey shift, and where in a large
 # frame the window is assumed to lie, pixels. Trackastra's own (zoom and grey times 0.5 to 2) is
 # made for many kinds of video and would hide how far the nuclei of this one move.
@@ -49,7 +50,8 @@ _NO_BAR = functools.partial(tqdm, disable=True)
 
 def make_clip_windows(clip: Clip, frames: int, gap: int = 1) -> list[Window]:
     """Measure the nuclei of a clip and cut it into overlapping windows."""
-    require_keys(clip, "video", "masks", "tracks")
+    for key in PARTS:
+        take_part(clip, key)
     if len(clip["video"]) < frames:
         raise ValueError(
             f"window must be at most the {len(clip['video'])} frames of a clip, got {frames}"
@@ -75,9 +77,9 @@ def _make_views(clip: Clip, settings: "LinkerSettings", index: int) -> list[Clip
     """
     if settings.errors is None:
         return [clip]
-    require_keys(clip, "video", "masks", "tracks")
+    _, masks, tracks = (take_part(clip, key) for key in PARTS)
     rng, errors = numpy_rng(index, "linker", "views"), settings.errors
-    known: Tracked = clip["masks"].numpy(), clip["tracks"][clip["tracks"][:, 0] > 0].numpy()
+    known: Tracked = masks.numpy(), tracks[tracks[:, 0] > 0].numpy()
     if rng.random() < CLEARED:
         known = clear_outside(*known, settings.border)
     views = []
@@ -282,10 +284,10 @@ class Decoding:
 
     method: str = "assignment"
     link: float = 0.05  # least probability of a link; Trackastra lists none below it
-    # Least probability of a second daughter; our choice: on the reference masks of video 01, those
-    # from .7 to .95 differ less than two seeds do. The loss weighs her link 21 times as much as its
-    # absence, so that she is likelier than not from .95 on.
-    split: float = 0.8
+    # Least probability of a second daughter. The loss weighs her link 21 times as much as its
+    # absence, so that she is likelier than not from .95 on; on the reference masks of video 01,
+    # those from .7 to .95 differ less than two seeds do.
+    split: float = 0.95
 
     def __post_init__(self) -> None:
         """Refuse methods that there are not."""
