@@ -154,19 +154,19 @@ def test_failed_clip_is_made_after_resume(tiny, error, kind, monkeypatch):
 
 def test_worker_without_memory_names_clip(tiny):
     videos = tiny(length=1, frames=8, size=1024, nuclei=0, method="procedural")
-    synthesise, before = videos._synthesise, resource.getrlimit(resource.RLIMIT_AS)
+    synthesise, before = synthetic.synthesise, resource.getrlimit(resource.RLIMIT_AS)
 
-    def synthesise_with_little(number):
+    def synthesise_with_little(*given, **named):
         with open("/proc/self/statm") as file:
             pages = int(file.read().split()[0])
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**24, before[1]))
         try:
-            return synthesise(number)
+            return synthesise(*given, **named)
         finally:  # the error can be sent
             resource.setrlimit(resource.RLIMIT_AS, before)
 
     def replace_method(_):
-        videos._synthesise = synthesise_with_little
+        synthetic.synthesise = synthesise_with_little
 
     words = r"memory ran out: use fewer workers.*clip 0 of epoch 2 of .*videos\.clip\(0\)"
     with pytest.raises((MemoryError, RuntimeError), match=words):
