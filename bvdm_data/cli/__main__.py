@@ -1,0 +1,5 @@
+"""Runs the command line: ``python -m bvdm_data.cli``."""
+
+from bvdm_data.cli import main
+
+main()
