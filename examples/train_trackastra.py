@@ -68,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> Linker:
     linker = train_linker(FirstClips(clips, given.clips), settings, checkpoint=checkpoint)
     save_linker(linker, given.output)
     print(
-        f"wrote {given.output} after {given.steps} steps, held out {linker.log.held_out[-1][1]:.4f}"
+        f"wrote {given.output} after {given.steps} steps, held out "
+        f"{linker.log.held_out[-1][1]:.4f}, reach {linker.settings.reach:.0f} px"
     )
     return linker
 

@@ -1,4 +1,5 @@
 import logging
+import re
 import runpy
 import shutil
 import warnings
@@ -470,7 +471,7 @@ def test_page_from_folder_to_checkpoint(clip, folder, tiny_model, tmp_path, caps
     small += ["--width", "16", "--clips", "3", "--model", str(tiny_model)]
     given = [*small, "--real", str(folder), "--output", str(tmp_path / "linker")]
     first = main([*given, "--steps", "1"])
-    assert "after 1 steps" in capsys.readouterr().out
+    reach = float(re.search(r"after 1 steps, .*, reach (\d+) px", capsys.readouterr().out)[1])
     # The same command goes on where the other stopped.
     again = main([*given, "--steps", "2"])
     assert [step for step, _ in again.log.held_out] == [1, 2]
@@ -479,6 +480,6 @@ def test_page_from_folder_to_checkpoint(clip, folder, tiny_model, tmp_path, caps
     names = {}
     exec(compile(text.split("```python\n")[1].split("```")[0], "trackastra.md", "exec"), names)
     _, tracked = names["track"](
-        tmp_path / "linker", clip["video"][:, 0].numpy(), clip["masks"].numpy()
+        tmp_path / "linker", clip["video"][:, 0].numpy(), clip["masks"].numpy(), reach
     )
     assert tracked.shape == clip["masks"].shape

@@ -1,3 +1,4 @@
+import itertools
 import logging
 from dataclasses import replace
 
@@ -65,7 +66,7 @@ def clips():
 def settings(steps, **changes):
     training = {"batch": 4, "rate": 3e-3, "average": 0.9, "save_every": 3, "check_every": 100}
     return LinkerSettings(
-        width=32, heads=2, layers=1, window=3, reach=64, errors=None,
+        width=32, heads=2, layers=1, window=3, attention=64, errors=None,
         training=TrainingSettings(steps=steps, **(training | changes)),
     )  # fmt: skip
 
@@ -250,6 +251,29 @@ def test_link_follows_network_through_division(nearest, method):
     assert (scores.valid, scores.lnk, scores.bc, scores.tra) == (1, 1, 1, 1)
 
 
+def test_links_are_little_longer_than_learned(clips, nearest):
+    longest = 0.0
+    for clip in clips[:5]:
+        places = [
+            {n: np.argwhere(frame == n).mean(0) for n in np.unique(frame[frame > 0]).tolist()}
+            for frame in clip["masks"].numpy()
+        ]
+        for before, after in itertools.pairwise(places):
+            steps = [after[n] - before[4 if n > 4 and n not in before else n] for n in after]
+            longest = max(longest, *np.hypot(*np.transpose(steps)))
+    assert nearest.settings.reach == pytest.approx(1.5 * longest, rel=1e-4)
+    clip = a_clip(99)
+    video, masks = clip["video"][:, 0].numpy(), clip["masks"].numpy()
+
+    def find_longest(linker):
+        graph = predict_links(linker, video, masks)
+        at = {name: np.array(known["coords"])[-2:] for name, known in graph.nodes.items()}
+        return max(np.hypot(*(at[a] - at[b])) for a, b in graph.edges)
+
+    near = replace(nearest, settings=replace(nearest.settings, reach=5.0))
+    assert find_longest(near) <= 5 < find_longest(nearest) <= nearest.settings.reach
+
+
 def make_graph(*edges):
     graph = nx.DiGraph()
     for name in {name for edge in edges for name in edge[:2]}:
@@ -284,7 +308,8 @@ def test_trackastra_loads_what_is_saved(trained, tmp_path):
     model = Trackastra.from_folder(tmp_path, device="cpu")
     stock = replace(again, network=model.transformer.eval())
     assert dict_links(predict_links(stock, video, masks)) != expected
-    graph, _ = mend_trackastra(mend_trackastra(model)).track(video, masks.copy())
+    mended, reach = mend_trackastra(mend_trackastra(model)), trained.settings.reach
+    graph, _ = mended.track(video, masks.copy(), max_distance=reach)
     assert {edge: graph.edges[edge]["weight"] for edge in graph.edges}.items() <= expected.items()
     assert graph.edges
 
@@ -296,7 +321,9 @@ def dict_links(graph):
 @pytest.mark.filterwarnings("ignore")
 def test_own_layers_need_no_mending(clips, tmp_path):
     errors = DetectionErrors(missed=0.2, outline=1.0)
-    given = replace(settings(30, rate=1e-5), pre_norm=False, gap=2, errors=errors, border=5)
+    given = replace(
+        settings(30, rate=1e-5), pre_norm=False, gap=2, errors=errors, border=5, reach=30.0
+    )
     plain = train_linker(clips, given, checkpoint=tmp_path / "a", progress=False)
     save_linker(plain, tmp_path)
     assert load_linker(tmp_path).settings == given

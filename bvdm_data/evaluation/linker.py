@@ -153,6 +153,7 @@ LINKER_ERRORS = DetectionErrors(missed=0.05, merged=0.02, false=0.02)
 LEAST_ERRORS, MORE_ERRORS = 0.1, (0.4, 1.6)
 SHARES = ("missed", "missed_lineages", "merged", "split", "false")
 CLEARED = 2 / 3  # share of the clips without the nuclei of the border band; our choice
+FARTHEST = 1.5  # our choice: links of one video are up to so much longer than those of another
 TRIES = 1000  # draws of a window with a link in it before a training gives up; our choice
 
 
@@ -167,9 +168,10 @@ class LinkerSettings:
     gap: int = 1  # frames from one end of a link to the other, at most, in the loss
     pre_norm: bool = True  # the sum runs through the layers, which Trackastra 0.5 must be told
     feature_frequencies: bool = True  # features meet the frequencies that they are meant to
-    # nuclei that are further apart are not linked, pixels (Trackastra's default is 256; half of it
-    # holds all steps of this data set)
-    reach: int = 128
+    # nuclei that are further apart do not look at each other, pixels (Trackastra's default is 256)
+    attention: int = 128
+    # nor are those linked, pixels; None: FARTHEST times the longest link of the training clips
+    reach: float | None = None
     # of the detections of training clips, in the mean; None: the truth, with all at the border
     errors: DetectionErrors | None = LINKER_ERRORS
     border: int = DEFAULT_BORDER  # width of the band whose nuclei videos leave unknown, pixels
@@ -260,7 +262,7 @@ def train_linker(
         nhead=settings.heads,
         dropout=0.0,  # it would draw from the global random state
         window=settings.window,
-        spatial_pos_cutoff=settings.reach,
+        spatial_pos_cutoff=settings.attention,
         num_encoder_layers=settings.layers,
         num_decoder_layers=settings.layers,
     )
@@ -270,7 +272,18 @@ def train_linker(
     network, log = train_network(
         "linker", make, lambda _: losses, training, run, data=(kind, len(clips), *ends)
     )
+    if settings.reach is None:
+        windows = (window for index in range(known) for window in get_windows(index))
+        longest = max(_find_longest_link(window, settings.gap) for window in windows)
+        settings = replace(settings, reach=FARTHEST * longest)
     return Linker(network, settings, log)
+
+
+def _find_longest_link(window: Window, gap: int) -> float:
+    """Return the longest way from a nucleus to itself or its daughters, px."""
+    linked = window["assoc_matrix"].bool() & keep_within_gap(window["timepoints"], gap)
+    places = window["coords"].float()
+    return float((torch.cdist(places, places) * linked).max())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -191,7 +191,10 @@ class LineageSimulator:
         areas *= np.exp(log_areas)
         brightness, quantile = self._sample_brightness(inherited, count)
         offsets, mitosis = self._sample_brightness_offsets(inherited, anchored)
-        brightness *= np.exp(weights @ np.where(anchored == INTERPHASE, 0, offsets))
+        # A mitosis is as sudden as in the video, so stages are not blended, as outlines are.
+        of_stage = np.zeros(len(PHASES))
+        of_stage[anchored] = np.where(anchored == INTERPHASE, 0, offsets)
+        brightness *= np.exp(of_stage[stages[shown]])
         radii = radii * np.sqrt(areas / compute_polygon_area(radii))[:, None]
         return _Appearance(radii, brightness, mitosis, quantile, size)
 
