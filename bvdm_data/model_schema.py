@@ -120,6 +120,7 @@ _SCHEMA: Mapping[str, Mapping[str, Rule | _Table]] = {
         "area_jitter": _AREA_SPREAD,
         "roughness": _Table("2", _POSITIVE, _LOG_SPREAD),
         "elongation": _Table("Q", _ANY, rising=True),
+        "label_shift": Rule(float, least=-20, most=20),
     },
     "lives": {
         "durations": _Table(f"{_STAGES} d", _SHARE),
@@ -172,6 +173,7 @@ _SCHEMA: Mapping[str, Mapping[str, Rule | _Table]] = {
 }
 # Fields that files leave out where they have these values, as older files do.
 _DEFAULTS: Mapping[str, Mapping[str, float]] = {
+    "shapes": {"label_shift": 0.0},
     "lives": {"death_rate": 0.0},
     "painter": {"pooling": 1},
     "distilled": {"pooling": 1},

@@ -1,10 +1,13 @@
 """Outlines and the shape model: what was planted is found again."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from skimage.measure import regionprops
 
-from bvdm_data.clip import PHASES
+from bvdm_data.background import estimate_background
+from bvdm_data.clip import PHASES, CameraScale
 from bvdm_data.fitting import contours
 from bvdm_data.fitting.contours import (
     _draw_mask,
@@ -13,7 +16,11 @@ from bvdm_data.fitting.contours import (
     _trace_contour,
     trace_contours,
 )
+from bvdm_data.fitting.video import Frame, Video
 from bvdm_data.synth.contours import CONTOUR_POINTS, compute_polygon_area
+from bvdm_data.synth.synthesis import synthesise
+from bvdm_data.synth.textures import FastSettings
+from bvdm_data.weights import load
 from tests.helpers.fitted import ANGLES, crops_of, ellipse, filled, nuclei_of
 
 RING = filled(ellipse(16, 16)) & ~filled(ellipse(8, 8))
@@ -108,3 +115,20 @@ def test_drawn_masks_are_as_solid():
     for mask in masks[:9]:
         known = regionprops(mask.view(np.uint8))[0].solidity
         assert _measure_solidity(mask) == pytest.approx(known, abs=1e-9)
+
+
+@pytest.mark.parametrize("planted", [-0.8, 0.6])
+def test_planted_label_shift_is_found(planted, monkeypatch):
+    monkeypatch.setattr(contours, "EDGE_FRAMES", 6)
+    model = load("hela")
+    model = replace(model, shapes=replace(model.shapes, label_shift=0.0))
+    there = replace(model, shapes=replace(model.shapes, label_shift=planted))
+    scene = replace(contours._EDGE_SCENE, moved=None)
+    frames = []
+    for number in range(6):
+        clip = synthesise(there, scene, FastSettings(), seed=1, name=("planted", number))
+        grey, masks = clip.video[0], clip.masks[0]
+        frames.append(Frame(number, grey, masks, estimate_background(grey, masks)))
+    scale = CameraScale(model.camera.offset, model.camera.full)
+    video = Video(tuple(frames), clip.tracks, scale)
+    assert contours.measure_label_shift(model, video) == pytest.approx(planted, abs=0.15)

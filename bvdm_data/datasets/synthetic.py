@@ -97,14 +97,14 @@ class SyntheticHeLaVideos(ClipStream):
             otherwise wait for clips: True, or a :class:`PoolSettings` with the number of nuclei
             and how soon they are replaced. None: every clip has new nuclei. Only for ``"fast"``.
         outline: What an outline means, by the share of the light of a nucleus' core that its light
-            has there. ``"video"``: as annotated in the fitted video, where outlines may lie at a
-            larger share the dimmer a nucleus is. ``"even"``: the same for every nucleus, that of
-            the video's median nucleus, since all are rendered at its brightness and lit up or down
-            afterwards. A number: as ``"even"``, but with outlines moved to that share; labels
-            change, pictures do not. A pair, share and slope: what
+            has there. ``"video"``: as annotated in the fitted video, at the same share for the
+            median nucleus, and at a larger one the dimmer a nucleus is. ``"even"``: the same for
+            every nucleus, that of the video's median nucleus, since all are rendered at its
+            brightness and lit up or down afterwards. A number: as ``"even"``, but with outlines
+            moved to that share; labels change, pictures do not. A pair, share and slope: what
             :func:`~bvdm_data.outlines.calibrate_outline` measures on your own annotated frames.
-            Numbers are for ``"fast"`` only: the other methods light a nucleus inside of its
-            outline only, whatever is given.
+            Numbers are for ``"fast"`` only: the other methods light a nucleus inside of its outline
+            only, whatever is given.
         annotations: Keys in addition to ``video``: ``"masks"``, ``"tracks"``, ``"flow"``,
             ``"stages"``, ``"boxes"``, ``"centroids"``, or ``"all"``; see :class:`Clip`.
         video: Whether clips have the key ``video``. False: nothing is painted and nothing
@@ -326,7 +326,8 @@ def check_outline(
             raise ValueError(
                 f"outline must be 'even', 'video' or a share of the core's light, got {outline!r}"
             )
-        return outline, {"evenness": float(outline == "even")}
+        moved = None if isinstance(method, FastSettings) else 0.0
+        return outline, {"evenness": float(outline == "even"), "moved": moved}
     meaning = as_outline(outline)
     if not isinstance(method, FastSettings):
         raise ValueError(

@@ -16,14 +16,27 @@ from bvdm_data.fitting.nuclei import (
     fit_ar1_plus_noise,
     measure_ellipse,
 )
+from bvdm_data.fitting.video import Video
+from bvdm_data.outlines import FEWEST, measure_edges
 from bvdm_data.rng import numpy_rng
 from bvdm_data.synth.contours import CONTOUR_POINTS, Array, ShapeModel, compute_polygon_area
+from bvdm_data.synth.model import Model
+from bvdm_data.synth.scene import SceneSettings
+from bvdm_data.synth.synthesis import synthesise
+from bvdm_data.synth.textures import (
+    PROFILE_REACH,
+    FastSettings,
+    find_outline_distance,
+    measure_edge_profile,
+)
 
 MODES = 30  # principal components that are kept (99 % of the variance of every stage of HeLa 01)
 MOST_CONTOURS = 3000  # contours of a stage that are used; more change nothing
 QUANTILES = 129  # points of the distribution of elongation that are kept
 # Masks that their own contour reproduces worse (flaws of the truth) are left out.
 LEAST_OVERLAP = 0.95
+EDGE_FRAMES = 20  # in which edges are measured: of the video, and of clips
+_EDGE_SCENE = SceneSettings(frames=1, size=(512, 512), variation=1.0)
 _LATER = 4  # frames
 _LEAST_PAIRS, _LEAST_POWER, _REDRAWN = 20, 1e-4, 1000
 _FACTORS = np.linspace(0.4, 1.4, 6)  # of scores, tried for masks as solid as the video's
@@ -203,3 +216,25 @@ def _fit_dynamics(
     growth = np.log(nuclei.area[pairs[0][:, 1]] / nuclei.area[pairs[0][:, 0]])
     wobble = float(median_abs_deviation(growth, scale="normal")) / math.sqrt(2)
     return memory, fresh, wobble, length
+
+
+def measure_label_shift(model: Model, video: Video) -> float:
+    """Measure how far out of painted outlines clips have the share of light of the video's, px.
+
+    Clips with all of the variation, as networks are trained on. 0 where the edges of the video or
+    of the model cannot be measured.
+    """
+    frames = video.frames[:: math.ceil(len(video.frames) / EDGE_FRAMES)]
+    there = np.concatenate([measure_edges(frame.grey, frame.masks)[1] for frame in frames])
+    made, profile = [], measure_edge_profile(model, steps=1)
+    for number in range(EDGE_FRAMES):
+        clip = synthesise(model, _EDGE_SCENE, FastSettings(), seed=0, name=("label shift", number))
+        made.append(measure_edges(clip.video[0], clip.masks[0])[1])
+    here = np.concatenate(made)
+    if min(len(here), len(there)) < FEWEST or not np.isfinite(profile.shares).all():
+        return 0.0
+    # Where the painter alone has a share that is as much larger as the video's is than the clips'.
+    share = profile.shares[PROFILE_REACH] + np.median(there) - np.median(here)
+    return find_outline_distance(
+        profile, float(np.clip(share, min(profile.shares), profile.shares[0]))
+    )

@@ -17,7 +17,7 @@ from bvdm_data.datasets.ctc import CTCSequence, guess_scale, read_sequence
 from bvdm_data.files import check_writable, read_json, write_manifest
 from bvdm_data.fitting.card import Card, count_left_out, describe_data, describe_statistics
 from bvdm_data.fitting.cell_cycle import fit_cell_cycle, tabulate_intensities
-from bvdm_data.fitting.contours import fit_shapes, trace_contours
+from bvdm_data.fitting.contours import fit_shapes, measure_label_shift, trace_contours
 from bvdm_data.fitting.denoiser import (
     AlignedCrops,
     extract_aligned_crops,
@@ -180,7 +180,8 @@ def _fit(source: CTCSequence, scale: CameraScale, steps: "_Steps") -> Model:
     model = Model(shapes, lives, motion, camera, DEFAULT, painter, distilled)
     texture, correlations = steps.fit_texture(model, nuclei)
     unet, flownet = steps.train_paper_networks()
-    model = replace(model, texture=texture, unet=unet, flownet=flownet)
+    shapes = replace(shapes, label_shift=measure_label_shift(model, video))
+    model = replace(model, shapes=shapes, texture=texture, unet=unet, flownet=flownet)
     model = enlarge_model(model, pooling, own_camera)
 
     card = {
@@ -189,6 +190,7 @@ def _fit(source: CTCSequence, scale: CameraScale, steps: "_Steps") -> Model:
         "measured": {
             **describe_statistics(model, nuclei),
             "outline_overlap": round(overlap, 4),
+            "label_shift": round(model.shapes.label_shift, 4),
             "texture_correlation": {str(lag): round(r, 4) for lag, r in correlations.items()},
             "texture_memory": round(texture.memory, 4),
             "texture_fresh": round(texture.fresh, 4),

@@ -65,7 +65,12 @@ def enlarge_model(model: Model, factor: int, camera: CameraModel) -> Model:
     distilled.settings = replace(distilled.settings, pooling=factor)
     return replace(
         model,
-        shapes=replace(shapes, mean=factor * shapes.mean, modes=factor * shapes.modes),
+        shapes=replace(
+            shapes,
+            mean=factor * shapes.mean,
+            modes=factor * shapes.modes,
+            label_shift=factor * shapes.label_shift,
+        ),
         lives=replace(
             lives,
             mother_area=factor**2 * lives.mother_area,

@@ -37,6 +37,9 @@ class ShapeModel:
     # without the first two, which are size and elongation, [2]
     roughness: Array
     elongation: Array  # second score of the video's nuclei at equally spaced quantiles, [Q]
+    # how far outside of the painted outlines light has the share of the core's that it has at the
+    # video's, px; below 0 inside
+    label_shift: float = 0.0
 
     def sample(self, stage: int, generator: np.random.Generator) -> Array:
         """Draw a contour of a stage, ``[K]`` px; no radius is below a quarter of the mean one."""

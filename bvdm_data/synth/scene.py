@@ -73,7 +73,8 @@ class SceneSettings:
     variation: float | Mapping[str, float] = 0.0
     # from 0, nuclei are painted at their own brightness, to 1, all of a stage at one and the same
     evenness: float = 0.0
-    moved: float = 0.0  # how far outside of the painted outlines those of the labels are, px
+    # how far outside of the painted outlines those of the labels are, px; None: as the model says
+    moved: float | None = 0.0
     # chance that a nucleus in interphase dies, a frame; None: as in the fitted video
     death_rate: float | None = None
     video: bool = True  # whether there are pictures

@@ -145,8 +145,9 @@ def draw_scene(
                 break
             late = step * tracks[settings.max_cells :, 1]
             everyone = _keep_out(everyone, zip(old[settings.max_cells :], late, strict=True))
-        if settings.moved:
-            seen = _move_outlines(table, seen, seen_in, settings)
+        moved = model.shapes.label_shift if settings.moved is None else settings.moved
+        if moved:
+            seen = _move_outlines(table, seen, seen_in, moved, settings.size)
         masks = _relabel(seen, new_of)
     rows = np.flatnonzero(visible[1:].any(1))
     spots = torch.zeros(frames, 0, 5)
@@ -178,13 +179,13 @@ def _show(cell: Trajectory, step: int, path: npt.NDArray[np.float64]) -> Traject
 
 
 def _move_outlines(
-    table: CellTable, seen: Tensor, seen_in: Tensor, settings: SceneSettings
+    table: CellTable, seen: Tensor, seen_in: Tensor, distance: float, size: tuple[int, int]
 ) -> Tensor:
     """Draw labels whose outlines are moved; the same cells are seen in the same frames."""
     outlines = table.radii.values
-    outlines = torch.maximum(outlines + settings.moved, outlines / 2)
+    outlines = torch.maximum(outlines + distance, outlines / 2)
     radii = replace(table.radii, values=outlines)
-    moved, still = draw_labels(replace(table, there=seen_in, radii=radii), settings.size)
+    moved, still = draw_labels(replace(table, there=seen_in, radii=radii), size)
     for row, frame in (seen_in & ~still).nonzero().tolist():
         moved[frame][seen[frame] == row + 1] = row + 1
     return moved
