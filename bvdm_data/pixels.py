@@ -31,9 +31,9 @@ _DTYPES = {
 }  # fmt: skip
 
 
-def has_loops() -> bool:
-    """Return whether the loops have been compiled; where not, torch does their work."""
-    return _LIBRARY is not None
+def has_loops(name: str = "draw_outlines") -> bool:
+    """Return whether a loop has been compiled; where not, torch does its work."""
+    return hasattr(_LIBRARY, name)
 
 
 def run_loop(name: str, *arguments: Any) -> None:

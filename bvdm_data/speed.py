@@ -17,6 +17,7 @@ from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.synth.textures import FastSettings
 from bvdm_data.system import SPAN_PREFIX, SPANS, choose_dtype
 from bvdm_data.validate import as_int
+from bvdm_data.weights import load
 
 MATRIX = 2048
 """Side of the matrices whose product shows what the processor can do at best."""
@@ -129,14 +130,18 @@ class FlopStats:
 
 def measure_flops(videos: SyntheticHeLaVideos, first: int, clips: int) -> FlopStats:
     """Count the arithmetic of the networks of the fast method, and time it."""
+    network = load(videos.model).get_denoiser(getattr(videos.method, "steps", 1))
+    # Arithmetic of a compiled loop cannot be counted.
+    kernels, network.kernels = network.kernels, None
     with FlopCounterMode(display=False) as counter:
         for number in range(first, first + clips):
             videos.clip(number)
+    network.kernels = kernels
     # Of the networks alone: the camera multiplies matrices, too.
     counts = [counter.get_flop_counts().get(name, {}) for name in ("Denoiser", "Student")]
     gflop = sum(sum(count.values()) for count in counts) / clips / 1e9
     milliseconds = profile_clips(videos, first, clips).milliseconds["network"]
-    dtype = choose_dtype(torch.device("cpu"))
+    dtype = torch.float32 if kernels is not None else choose_dtype(torch.device("cpu"))
     return FlopStats(gflop, 1000 * gflop / milliseconds, measure_matrix_gflops(dtype))
 
 

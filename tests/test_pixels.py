@@ -9,6 +9,7 @@ from bvdm_data.clip import measure_boxes
 from bvdm_data.datasets.synthetic import PoolSettings
 from bvdm_data.pixels import find_library, has_loops, run_loop
 from bvdm_data.synth.camera import expose, make_device_normal, make_gaussian_kernels
+from bvdm_data.synth.denoiser import Student, StudentConfig
 from bvdm_data.synth.paper import PaperSettings
 from bvdm_data.synth.render import compute_flow, draw_labels, make_cell_table
 from bvdm_data.synth.textures import FastSettings
@@ -41,6 +42,24 @@ def test_labels_and_flow_equal_torch(sizes):
         torch.testing.assert_close(flow, slow, rtol=0, atol=3e-5)
         moving += bool(flow.any())
     assert moving >= 2
+
+
+@pytest.mark.skipif(not has_loops("paint"), reason="needs the compiled network")
+@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize("size", [(16, 16), (48, 40), (24, 64)])
+@pytest.mark.parametrize("channels", [(16, 32, 32), (3, 20, 8)])
+@torch.no_grad()
+def test_student_equals_torch(channels, size, count):
+    torch.manual_seed(0)
+    student = Student(StudentConfig(channels=channels, condition_channels=12))
+    for weight in student.parameters():
+        weight.copy_(torch.randn_like(weight) * weight[0].numel() ** -0.5)
+    student.pack()
+    stage, brightness = torch.arange(count) % 6, torch.rand(count) + 0.1
+    given = (torch.randn(count, 1, *size), 99 * torch.randn(count, 1, *size), brightness, stage)
+    wanted = without_loops(student, *given)
+    torch.testing.assert_close(student(*given), wanted, rtol=1e-4, atol=1e-3)
+    assert wanted.std() > 10
 
 
 @compiled

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bvdm_data.pixels import has_loops
 from bvdm_data.synth.camera import CameraModel
 from bvdm_data.synth.cell_cycle import INTERPHASE, CellCycleModel
 from bvdm_data.synth.contours import ShapeModel, compute_polygon_area
@@ -85,9 +86,13 @@ class Model:
 
     @cached_property
     def _student(self) -> Student:
-        """The student in the type that its device is fastest in; layers need no casts then."""
+        """The student as its device is fastest: compiled, or in a type that needs no casts."""
         device = next(self.distilled.parameters()).device
-        return deepcopy(self.distilled).to(choose_dtype(device))
+        student = deepcopy(self.distilled)
+        if device.type == "cpu" and has_loops("paint"):
+            student.pack()
+            return student
+        return student.to(choose_dtype(device))
 
     def to(self, device: torch.device) -> "Model":
         """Return a copy whose networks are on a device; the statistics stay on the CPU."""
