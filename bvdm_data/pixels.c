@@ -16,6 +16,15 @@ on. */
 #define EXPORT
 #endif
 
+/* The best vector instructions of the machine are chosen when a loop runs. */
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__)
+#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=haswell", "default")))
+#define FUSED __attribute__((optimize("fp-contract=fast")))
+#else
+#define CLONES
+#define FUSED
+#endif
+
 static const double PI = 3.14159265358979323846;
 
 /* Nearer to an outline than this, px, rounding may decide whether a pixel is inside. */
@@ -206,6 +215,7 @@ static void weigh_neighbours(float share, float *weights) {
 /* Add turned and scaled patches, `tall` by `wide` pixels, to frames. `poses` holds centre (y, x),
    cosine, sine, and pixels of the patch to a pixel of the frame. Beyond its border a patch is dark,
    and so is what lies more than `half` pixels up, down, left or right of the centre. */
+CLONES
 EXPORT void add_patches(
     int64_t height, int64_t width, int64_t count, int64_t tall, int64_t wide, int64_t half,
     const int64_t *order, const int64_t *frames, const float *poses, const float *light,
@@ -265,6 +275,7 @@ EXPORT void look_up(int64_t count, const float *table, const uint16_t *index, fl
 /* Write a frame of light as a camera sees it: white noise is convolved along its rows with a kernel
    of 2 * `reach` + 1 numbers, as in a mirror beyond its borders, and added to light, level and
    background; the sum is rounded to one of `settings[2]` steps. */
+CLONES
 EXPORT void develop(
     int64_t height, int64_t width, int64_t reach, const float *kernel, const float *settings,
     const float *white, const float *light, const float *background, float *seen
@@ -296,14 +307,6 @@ EXPORT void develop(
 /* The network: float32, in vectors that compilers of the GNU kind know. */
 #ifdef __GNUC__
 
-/* The best instructions of the machine at hand are chosen when it runs. */
-#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__)
-#define CLONES                                                                            \
-    __attribute__((target_clones("arch=x86-64-v4", "arch=haswell", "default"),            \
-                   optimize("fp-contract=fast")))
-#else
-#define CLONES
-#endif
 #define INLINE static inline __attribute__((always_inline))
 
 enum { LANES = 16, TILES = 12, GROUP = 2 };
@@ -504,7 +507,7 @@ static const int LAYERS[16][5] = {
 /* Draw pictures as the student does. `films` holds gains and shifts of all layers for each, and
    `weights` the kernels of the layers, as Student.pack orders them; a, b and c are numbers of
    channels, whole times 16. */
-CLONES
+CLONES FUSED
 EXPORT void paint(
     int64_t count, int64_t height, int64_t width, int64_t a, int64_t b, int64_t c,
     const float *noise, const float *edge, const float *films, const float *weights, float *image

@@ -171,7 +171,9 @@ def test_flops_match_the_convolutions(tiny):
 
     layers = [m for m in network.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
     hooks = [layer.register_forward_hook(count) for layer in layers]
+    kernels, network.kernels = network.kernels, None  # no layer is called by the compiled loop
     videos.clip(0)
+    network.kernels = kernels
     for hook in hooks:
         hook.remove()
     found = measure_flops(videos, 0, 1)
