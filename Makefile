@@ -8,7 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 .PHONY: demo test test-all lint release docs bench speed figures
 
 demo: $(VENV)/.installed
-	$(BIN)/bvdm-data preview --output demo --clips 4 --workers 2
+	$(BIN)/bvdm-data preview --output demo --clips 1 --frames 6 --size 160x160
 
 test: $(VENV)/.test
 	$(PYTEST) -n 2 --dist loadgroup

@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from benchmarks.grid import write_image_grid
 from bvdm_data import Clip, CTCVideos, PaperSettings, SyntheticHeLaVideos, divisions
 from bvdm_data.background import estimate_background
 from bvdm_data.clip import PHASES
@@ -30,12 +31,7 @@ from bvdm_data.synth.model import Model, Variation
 from bvdm_data.synth.paper import render_paper_textures
 from bvdm_data.synth.textures import FastSettings, denoise_patches, render_textures
 from bvdm_data.viz.figure import draw_lineage
-from bvdm_data.viz.pictures import (
-    measure_display_range,
-    render_frame,
-    write_contact_sheet,
-    write_image_grid,
-)
+from bvdm_data.viz.pictures import measure_display_range, render_frame, write_contact_sheet
 from bvdm_data.weights import load
 
 DOCS = Path(__file__).parents[1] / "docs" / "pictures"

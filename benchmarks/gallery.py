@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.grid import write_image_grid
 from bvdm_data import SyntheticHeLaVideos
 from bvdm_data.synth.model import Variation
-from bvdm_data.viz.pictures import GAMMA, measure_display_range, write_image_grid
+from bvdm_data.viz.pictures import GAMMA, measure_display_range
 
 DOCS = Path(__file__).parents[1] / "docs"
 SIDE, NUCLEI = 192, 9
@@ -99,10 +100,10 @@ def write_page() -> str:
     text = [HEAD]
     for row in ROWS:
         code = f"variation={{{row.alone!r}: ...}}" if row.alone else f"{row.name}=..."
+        titles = ", ".join(title for title, _ in list_arguments(row))
         text.append(
             f"## {row.name.capitalize()}\n\n`{code}`, seed {row.seed}. {row.text}\n\n"
-            f"![{', '.join(title for title, _ in list_arguments(row))}]"
-            f"(pictures/gallery_{row.name}.png)\n"
+            f"![{titles}](pictures/gallery_{row.name}.png)\n\nFrom left to right: {titles}.\n"
         )
     return "\n".join(text)
 

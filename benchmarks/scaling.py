@@ -24,7 +24,7 @@ from bvdm_data import SyntheticHeLaVideos
 from bvdm_data.files import open_atomic
 from bvdm_data.speed import warm_up
 from bvdm_data.storage import as_clip, read_shard
-from bvdm_data.storage.formats import WRITERS, ShardContent
+from bvdm_data.storage.formats import FORMATS, ShardContent
 from bvdm_data.storage.plan import get_schema
 from bvdm_data.system import get_machine_info, list_versions
 
@@ -73,7 +73,7 @@ def measure(kind: str, seconds: float) -> dict[str, Any]:
         shown = itertools.count(warm_up(pooled))
         found["pooled"] = rate(lambda: [pooled.clip(next(shown))], seconds)
     with tempfile.TemporaryDirectory() as folder:
-        for format, (suffix, write) in WRITERS.items():
+        for format, (suffix, write, _, _) in FORMATS.items():
             for compress in (False, True):
                 path = Path(folder) / f"shard-{compress}{suffix}"
 

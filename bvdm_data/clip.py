@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,20 +12,17 @@ from typing_extensions import NotRequired, TypedDict
 
 from bvdm_data.pixels import has_loops, run_loop
 
+# Names of the phases of the cell cycle, in the order of their codes.
 PHASES = ("interphase", "prophase", "prometaphase", "metaphase", "anaphase", "telophase")
-"""Names of the phases of the cell cycle, in the order of their codes."""
 
 STAGES = (*PHASES, "apoptosis")
 """Names of the stages of a life, the phases first; a stage's code is its place in this tuple."""
 
+# What a data set can deliver beside ``video``.
 ANNOTATIONS = ("masks", "tracks", "flow", "stages", "boxes", "centroids")
-"""What a data set can deliver beside ``video``."""
-
+# What the rows of the padded tables hold that belong to no nucleus.
 PADDING = {"tracks": 0, "stages": -1, "boxes": float("nan"), "centroids": float("nan")}
-"""What the rows of the padded tables hold that belong to no nucleus."""
-
-LEAST_PIXELS = 10
-"""Fewest pixels that others leave of a nucleus that is labelled (our choice)."""
+LEAST_PIXELS = 10  # fewest pixels that others leave of a nucleus that is labelled (our choice)
 
 
 class Clip(TypedDict):
@@ -88,6 +86,46 @@ def build_schema(
         "source": (torch.int8, ()),
     }
     return {key: keys[key] for key in keys if key in annotations or key not in ANNOTATIONS}
+
+
+# Axes of the parts of a clip, also of those that :class:`DetectionErrors` adds.
+_FORMS = {
+    "video": "F, C, H, W",
+    **dict.fromkeys(("masks", "detections", "_detected"), "F, H, W"),
+    "tracks": "max_cells, 4",
+    "flow": "F - 1, 2, H, W",
+    "stages": "max_cells, F",
+    "boxes": "max_cells, F, 4",
+    "centroids": "max_cells, F, 2",
+    "detection_tracks": "F, rows, 2",
+}
+
+
+def take_part(clip: Mapping[str, Any], key: str, place: str = "") -> Tensor:
+    """Return a part of one clip as a plain tensor; ``place`` says in errors which clip it is."""
+    if not isinstance(clip, Mapping):
+        raise TypeError(
+            f"clip must be a dict of tensors, got {type(clip).__name__}{place}; give "
+            "videos.clip(0), and where clips are asked for, give a list of them"
+        )
+    if key not in clip:
+        way = f"; give the data set annotations=(..., {key!r})" * (key in ANNOTATIONS)
+        way += "; give the data set video=True" * (key == "video")
+        way += "; call DetectionErrors on it" * ("detection" in key)
+        raise ValueError(f"clip must have the key {key!r}, got the keys {tuple(clip)}{place}{way}")
+    part, sides = clip[key], _FORMS[key].split(", ")
+    if not isinstance(part, Tensor):
+        raise TypeError(
+            f"clip must hold tensors, got {type(part).__name__} for {key!r}{place}; see "
+            "torch.as_tensor"
+        )
+    pairs = zip(sides, map(str, part.shape), strict=False)
+    if part.ndim != len(sides) or any(a.isdigit() and a != b for a, b in pairs):
+        raise ValueError(
+            f"clip must be one clip with {key} [{_FORMS[key]}], got {list(part.shape)}{place}; "
+            "take the clips of a batch one by one"
+        )
+    return part.as_subclass(Tensor).detach()
 
 
 class TooManyNucleiError(ValueError):
@@ -257,18 +295,7 @@ def association(clip: Clip) -> Tensor:
 
 def _list_rows(clip: Clip) -> list[list[int]]:
     """Return the rows of the table of tracks, without padding."""
-    if "tracks" not in clip:
-        raise ValueError(
-            f"clip must have the key 'tracks', got the keys {tuple(clip)}; give the data set "
-            "annotations=(..., 'tracks')"
-        )
-    tracks = clip["tracks"]
-    if tracks.ndim != 2 or tracks.shape[1] != 4:
-        raise ValueError(
-            f"clip must be one clip with tracks [max_cells, 4], got {list(tracks.shape)}; take "
-            "the clips of a batch one by one"
-        )
-    rows: list[list[int]] = [row for row in tracks.tolist() if row[0] > 0]
+    rows: list[list[int]] = [row for row in take_part(clip, "tracks").tolist() if row[0] > 0]
     lost = sorted({row[3] for row in rows} - {0} - {row[0] for row in rows})
     if lost:
         raise ValueError(f"tracks must have a row for every parent, got none for {lost[0]}")
@@ -276,10 +303,7 @@ def _list_rows(clip: Clip) -> list[list[int]]:
 
 
 def pad_rows(table: npt.NDArray[np.generic], rows: int, fill: int | float) -> Tensor:
-    """Return the table as a tensor with ``rows`` rows, the missing ones filled.
-
-    ``[rows, ...]``, the dtype of table.
-    """
+    """Return the table as a tensor ``[rows, ...]`` of its dtype, the missing rows filled."""
     if len(table) > rows:
         raise TooManyNucleiError(
             f"max_cells={rows} is too small for this clip: it holds {len(table)} nuclei. "
@@ -298,7 +322,22 @@ def measure_boxes(
     Boxes ``[count, F, 4]`` as ``(x1, y1, x2, y2)`` with exclusive far edges, and centroids
     ``[count, F, 2]`` as ``(y, x)``; NaN where a nucleus is not there.
     """
-    extents = _measure_extents(masks, count)
+    frames, height, width = masks.shape
+    # Area, sums of rows and columns, first and last row and column.
+    extents = np.zeros((count, frames, 7), np.int64)
+    extents[..., 3::2], extents[..., 4::2] = max(height, width), -1
+    if has_loops():
+        ids = np.ascontiguousarray(masks, np.int32)
+        run_loop("measure_extents", count, frames, height, width, ids, extents)
+    else:
+        for frame, mask in enumerate(masks):
+            places = mask.nonzero()
+            found, row = extents[:, frame], mask[places] - 1
+            found[:, 0] = np.bincount(row, minlength=count)
+            for axis, values in enumerate(places):
+                np.add.at(found[:, 1 + axis], row, values)
+                np.minimum.at(found[:, 3 + 2 * axis], row, values)
+                np.maximum.at(found[:, 4 + 2 * axis], row, values)
     area, y, x, top, bottom, left, right = np.moveaxis(extents, -1, 0)
     seen = area > 0
     boxes = np.full((*seen.shape, 4), np.nan, np.float32)
@@ -306,26 +345,6 @@ def measure_boxes(
     boxes[seen] = np.stack([left, top, right + 1, bottom + 1], -1)[seen]
     centroids[seen] = np.stack([y, x], -1)[seen] / area[seen, None]
     return boxes, centroids
-
-
-def _measure_extents(masks: npt.NDArray[np.integer], count: int) -> npt.NDArray[np.int64]:
-    """Measure area, sums of rows and columns, first and last row and column, ``[count, F, 7]``."""
-    frames, height, width = masks.shape
-    extents = np.zeros((count, frames, 7), np.int64)
-    extents[..., 3::2], extents[..., 4::2] = max(height, width), -1
-    if has_loops():
-        ids = np.ascontiguousarray(masks, np.int32)
-        run_loop("measure_extents", count, frames, height, width, ids, extents)
-        return extents
-    for frame, mask in enumerate(masks):
-        places = mask.nonzero()
-        found, row = extents[:, frame], mask[places] - 1
-        found[:, 0] = np.bincount(row, minlength=count)
-        for axis, values in enumerate(places):
-            np.add.at(found[:, 1 + axis], row, values)
-            np.minimum.at(found[:, 3 + 2 * axis], row, values)
-            np.maximum.at(found[:, 4 + 2 * axis], row, values)
-    return extents
 
 
 def annotate_masks(

@@ -21,12 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-MANIFEST = "bvdm_data.json"
-"""File in an output folder that records how its contents were made."""
-
+MANIFEST = "bvdm_data.json"  # file in an output folder that records how its contents were made
+# Bytes of a JSON file that is read; the manifest of a million shards has 70 MB.
 LARGEST_JSON = 2**27
-"""Bytes of a JSON file that is read; the manifest of a million shards has 70 MB."""
-
 _DAMAGE = (
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -48,11 +45,19 @@ _DAMAGE_NUMBERS = (
 )
 
 
-def is_damage(error: Exception) -> bool:
-    """Return whether an error of a reader says that its file is damaged, not that a disk failed."""
-    if isinstance(error, OSError):
-        return error.errno in _DAMAGE_NUMBERS
-    return isinstance(error, _DAMAGE)
+@contextmanager
+def refuse_damage(describe: Callable[[str], str]) -> Iterator[None]:
+    """Raise a ValueError, described, for a reader's error that says that its file is damaged.
+
+    Other errors are raised as they are, such as that of a disk that fails.
+    """
+    try:
+        yield
+    except Exception as error:
+        is_of_disk = isinstance(error, OSError) and error.errno not in _DAMAGE_NUMBERS
+        if is_of_disk or not isinstance(error, (OSError, *_DAMAGE)):
+            raise
+        raise ValueError(describe(cut_words(str(error) or type(error).__name__))) from error
 
 
 @contextmanager

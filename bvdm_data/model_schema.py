@@ -32,6 +32,7 @@ _NETWORKS = ("unet", "flownet", "painter", "distilled")
 _SETTINGS = {"painter": DenoiserConfig, "distilled": StudentConfig, "unet": UNetSettings}
 _DEEPEST = 8  # how deep a card may be nested
 
+# Names of fields in a file, where they differ: files of all versions stay readable.
 _FILE_KEYS = {
     "autocorrelation": "memory",
     "innovation": "fresh",
@@ -54,7 +55,6 @@ _FILE_KEYS = {
     "sister_distance": "sisters",
     "neighbour_spacing": "closest",
 }
-"""Names of fields in a file, where they differ: files of all versions stay readable."""
 
 
 class _Table:
@@ -109,6 +109,7 @@ _STAGES, _FRAMES = len(PHASES), Rule(float, least=0, most=1000)
 _AREAS = _Table("Q", Rule(float, above=0, most=1e6), rising=True)
 _AREA_RATIO, _AREA_SPREAD = Rule(float, above=0, most=100), Rule(float, least=0, most=3)
 
+# What the fields of a model's parts must be.
 _SCHEMA: Mapping[str, Mapping[str, Rule | _Table]] = {
     "shapes": {
         "mean": _Table(f"{_STAGES} {CONTOUR_POINTS}", Rule(float, above=0, most=200)),
@@ -169,14 +170,12 @@ _SCHEMA: Mapping[str, Mapping[str, Rule | _Table]] = {
     },
     "texture": {"memory": _SHARE, "fresh": _SHARE},
 }
-"""What the fields of a model's parts must be."""
-
+# Fields that files leave out where they have these values, as older files do.
 _DEFAULTS: Mapping[str, Mapping[str, float]] = {
     "lives": {"death_rate": 0.0},
     "painter": {"pooling": 1},
     "distilled": {"pooling": 1},
 }
-"""Fields that files leave out where they have these values, as older files do."""
 
 
 def split_model(generator: Model) -> tuple[dict[str, Tensor], dict[str, Any]]:

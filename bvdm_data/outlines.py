@@ -12,19 +12,15 @@ from bvdm_data.background import estimate_background
 from bvdm_data.clip import Clip
 from bvdm_data.validate import Rule
 
+# Depth at which the core of a nucleus begins, in radii of the median nucleus of its frame; 4 px in
+# the HeLa video, whose light is even from there on.
 CORE = 0.31
-"""Depth at which the core of a nucleus begins, in radii of the median nucleus of its frame; 4 px in
-the HeLa video, whose light is even from there on."""
-
+# Area of the smallest nuclei that are measured, in areas of the median nucleus; 150 px in the HeLa
+# video.
 LEAST_AREA = 0.29
-"""Area of the smallest nuclei that are measured, in areas of the median nucleus; 150 px in the HeLa
-video."""
-
+# How far an outline may be moved, px: farther in there is no slope, farther out no light.
 REACH = 3.0
-"""How far an outline may be moved, px: farther in there is no slope, farther out no light."""
-
-FEWEST = 10
-"""Nuclei that a share must be measured on, at least (our choice)."""
+FEWEST = 10  # nuclei that a share must be measured on, at least (our choice)
 
 
 class Outline(NamedTuple):
@@ -174,9 +170,7 @@ def calibrate_outline(
 
 
 def move_outlines(
-    image: npt.NDArray[np.generic],
-    masks: npt.NDArray[np.integer],
-    outline: float | Sequence[float],
+    image: npt.NDArray[np.generic], masks: npt.NDArray[np.integer], outline: float | Sequence[float]
 ) -> npt.NDArray[np.integer]:
     """Move outlines to where the first pixels inside have a share of the light of their core.
 

@@ -35,8 +35,8 @@ def get_machine_info() -> dict[str, Any]:
     }
 
 
+# Vector instructions for which oneDNN, the library of torch's convolutions, has other kernels.
 _VECTORS = ("avx2", "avx512", "vnni", "avx512_bf16", "amx_tile", "amx_fp16")
-"""Vector instructions for which oneDNN, the library of torch's convolutions, has other kernels."""
 
 
 def describe_cpu() -> dict[str, str]:
@@ -203,13 +203,11 @@ def require(name: str, extra: str = "evaluate") -> ModuleType:
         root.setLevel(level)
 
 
+# What making a clip by the fast method consists of, in order.
 SPANS = (
     "lives", "labels", "flow", "noise", "outlines", "network", "scene", "camera", "annotations",
 )  # fmt: skip
-"""What making a clip by the fast method consists of, in order."""
-
-SPAN_PREFIX = "bvdm_data::"
-"""What the names of the parts begin with in a profile."""
+SPAN_PREFIX = "bvdm_data::"  # what the names of the parts begin with in a profile
 
 
 def profile_span(name: str) -> AbstractContextManager[object]:

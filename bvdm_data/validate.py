@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bvdm_data.clip import CameraScale, Clip
+from bvdm_data.clip import CameraScale
 
 Given = TypeVar("Given", bound=Callable[..., object] | None)
 
@@ -93,6 +93,14 @@ def check_transform(transform: Given) -> Given:
         # Here, so that forked workers do not each import torchvision, which takes seconds.
         importlib.import_module("bvdm_data.datasets.transformed_annotations")
     return transform
+
+
+def as_number(index: SupportsIndex) -> int:
+    """Return the number of a clip of an endless series."""
+    number = as_int("index", index)
+    if number < 0:
+        raise IndexError(f"index must be 0 or more, got {number}")
+    return number
 
 
 def as_index(index: SupportsIndex, length: int) -> int:
@@ -173,8 +181,8 @@ def check_fields(settings: object, **rules: Rule) -> None:
 
 OOM_HINT = "memory ran out: use fewer workers, frames or nuclei, or a smaller size"
 
+# Phrases of torch's RuntimeErrors when memory runs out.
 _OUT_OF_MEMORY = ("allocate memory", "out of memory", "bad_alloc")
-"""Phrases of torch's RuntimeErrors when memory runs out."""
 
 
 @contextmanager
@@ -196,35 +204,17 @@ def name_source_in_errors(place: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise _extend_message(error, place) from error
-
-
-def _extend_message(error: Exception, place: str) -> Exception:
-    words = " ".join(line.strip() for line in str(error).splitlines()) or type(error).__name__
-    if isinstance(error, MemoryError) or any(phrase in words for phrase in _OUT_OF_MEMORY):
-        words = f"{words} ({OOM_HINT})"
-    message = f"{words.removesuffix('.')}. {place}"
-    for kind in type(error).__mro__[:-1]:
-        try:
-            extended = kind(message)
-        except Exception:
-            continue
-        if isinstance(extended, Exception) and str(extended) == message:
-            if isinstance(extended, OSError) and isinstance(error, OSError):
-                extended.errno = error.errno
-            return extended
-    return RuntimeError(message)
-
-
-def check_single(clip: Clip, place: str = "") -> None:
-    """Refuse batches, clips without pictures, and what else is no video of one clip."""
-    if "video" not in clip:
-        raise ValueError(
-            f"clip must have the key 'video', got the keys {tuple(clip)}{place}; give the data set "
-            "video=True"
-        )
-    if clip["video"].ndim != 4:
-        raise ValueError(
-            f"clips must be single ones with video [F, 1, H, W], got {list(clip['video'].shape)}"
-            f"{place}; take them from the data set, not from batches"
-        )
+        words = " ".join(line.strip() for line in str(error).splitlines()) or type(error).__name__
+        if isinstance(error, MemoryError) or any(phrase in words for phrase in _OUT_OF_MEMORY):
+            words = f"{words} ({OOM_HINT})"
+        message = f"{words.removesuffix('.')}. {place}"
+        for kind in type(error).__mro__[:-1]:
+            try:
+                extended = kind(message)
+            except Exception:
+                continue
+            if isinstance(extended, Exception) and str(extended) == message:
+                if isinstance(extended, OSError) and isinstance(error, OSError):
+                    extended.errno = error.errno
+                raise extended from error
+        raise RuntimeError(message) from error

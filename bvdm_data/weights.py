@@ -183,14 +183,6 @@ def model_digest(model: str | Path = "hela") -> str:
     return _read(path, *_describe_state(path))[1]
 
 
-def _fill_in(header: Mapping[str, Any], layout: str) -> Mapping[str, Any]:
-    """Return a header with the entries that its layout lacks."""
-    motion = header.get("motion")
-    if layout != _FORMATS[0] or not isinstance(motion, dict):
-        return header
-    return {**header, "motion": {"longest_step": None, **motion}}
-
-
 def _compute_digests(
     tensors: Mapping[str, Tensor], content: Mapping[str, Any], layout: str
 ) -> dict[str, str]:
@@ -216,9 +208,9 @@ def _read(path: Path, *state: int) -> tuple[Model, str]:
     """Read and check a file, once for each state of it; return the model and its digest."""
     try:
         # Not mapped into memory: a file that is written over would change the model in use.
-        content = path.read_bytes()
-        tensors = load_tensors(content)
-        text = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        data = path.read_bytes()
+        tensors = load_tensors(data)
+        text = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         text = (text.get("__metadata__") or {}).get("bvdm_data", "null")
         if len(text) > _LARGEST_HEADER:
             raise ValueError(f"its header must be at most {_LARGEST_HEADER}, got {len(text)} long")
@@ -236,7 +228,10 @@ def _read(path: Path, *state: int) -> tuple[Model, str]:
     signed = {name: header.pop(name) for name in ("digest", "card_digest") if name in header}
     layout = header.pop("format")
     try:
-        generator = build_model(tensors, _fill_in(header, layout))
+        content, motion = header, header.get("motion")
+        if layout == _FORMATS[0] and isinstance(motion, dict):  # what it lacks
+            content = {**header, "motion": {"longest_step": None, **motion}}
+        generator = build_model(tensors, content)
         wanted = _compute_digests(tensors, header, layout)
         for name in {**wanted, **signed}:
             if signed.get(name) != wanted.get(name):

@@ -3,7 +3,7 @@
 Writes a folder that Trackastra itself loads. Killed, the same command goes on.
 
     pip install 'bvdm-data[tracking]'
-    python examples/train_trackastra.py --output linker --steps 750
+    python examples/train_trackastra.py --output linker
     python examples/train_trackastra.py --output linker --real MyCells --model my.safetensors
 """
 
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> Linker:
     """Train for some steps; see ``--help``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("linker"))
-    parser.add_argument("--steps", type=int, default=750)
+    parser.add_argument("--steps", type=int, default=LINKER_TRAINING.steps)
     parser.add_argument("--clips", type=int, default=160)
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--size", type=int, default=512)

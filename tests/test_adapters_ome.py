@@ -9,8 +9,8 @@ import tifffile
 import torch
 
 from bvdm_data.adapters.ome import write_ome_tiff, write_ome_zarr
-from bvdm_data.clip import CameraScale, annotate_masks
-from tests.helpers.clips import SPARSE, make_sparse_clip
+from bvdm_data.clip import CameraScale
+from tests.helpers.clips import SPARSE, make_planted_clip, make_sparse_clip
 
 zarr = pytest.importorskip("zarr", minversion="3", reason="zarr 3: extra ome")
 
@@ -19,13 +19,7 @@ SCALE = CameraScale(offset=32768, full=36863)
 
 @pytest.fixture(scope="module")
 def clip(tiny_video):
-    video, masks, tracks = tiny_video
-    return {
-        "video": torch.from_numpy(SCALE.to_grey(video))[:, None],
-        **annotate_masks(masks, tracks, ("masks", "tracks"), 9),
-        "index": torch.tensor(0),
-        "source": torch.tensor(1, dtype=torch.int8),
-    }
+    return make_planted_clip(tiny_video, SCALE)
 
 
 @pytest.fixture(scope="module")

@@ -52,11 +52,11 @@ def test_ray_task_retries_then_gives_up(monkeypatch, tmp_path):
 
     monkeypatch.setattr(adapter, "write_shard", failing)
     monkeypatch.setattr(adapter.time, "sleep", pauses.append)
-    assert adapter._made({"id": 7}, Plan, 2) == {"shard": "7.tar", "written": True}
+    assert adapter._write_shard({"id": 7}, Plan, 2) == {"shard": "7.tar", "written": True}
     assert pauses == [1, 2]
     left[0] = 2
     with pytest.raises(OSError, match="stale file handle"):
-        adapter._made({"id": 7}, Plan, 1)
+        adapter._write_shard({"id": 7}, Plan, 1)
 
 
 def heavy_ray(test):

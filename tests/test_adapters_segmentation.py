@@ -141,7 +141,9 @@ def test_segmentation_refuses_wrong_clips(tiny_model):
     clip, batch = data.clip(0), next(iter(DataLoader(data, batch_size=2)))
     with pytest.raises(ValueError, match=r"must have one \(C, H, W\).*same size="):
         collate_unet([clip, videos(tiny_model, size=48).clip(0)])
-    with pytest.raises(ValueError, match=r"one clip with video \[F, C, H, W\].*collate_fn="):
+    with pytest.raises(
+        ValueError, match=r"one clip with video \[F, C, H, W\].*of a batch one by one"
+    ):
         frame_lists([batch])
     for make in (collate_unet, collate_stardist, frame_lists):
         with pytest.raises(TypeError, match=r"clip must be a dict.*got str; .*give a list of them"):

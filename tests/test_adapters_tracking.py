@@ -22,7 +22,13 @@ from bvdm_data.datasets.export import export
 from bvdm_data.datasets.mixed import MixedVideos
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.system import require
-from tests.helpers.clips import SPARSE, make_sparse_clip, run_snippet, with_tracks
+from tests.helpers.clips import (
+    SPARSE,
+    make_planted_clip,
+    make_sparse_clip,
+    run_snippet,
+    with_tracks,
+)
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCALE = CameraScale(offset=32768, full=36863)
@@ -30,13 +36,7 @@ SCALE = CameraScale(offset=32768, full=36863)
 
 @pytest.fixture(scope="module")
 def clip(tiny_video):
-    video, masks, tracks = tiny_video
-    return {
-        "video": torch.from_numpy(SCALE.to_grey(video))[:, None],
-        **annotate_masks(masks, tracks, ("masks", "tracks"), 9),
-        "index": torch.tensor(7),
-        "source": torch.tensor(1, dtype=torch.int8),
-    }
+    return make_planted_clip(tiny_video, SCALE, index=7)
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def test_trackastra_windows_refuse_broken_clips(clip):
         ({"tracks": None}, 3, r"clip must have the key 'tracks', got .*annotations=\(\.\.\., 'tr"),
         ({"tracks": torch.zeros(9, 4, dtype=torch.int32)}, 3, "got id 1 in frame 0 only in masks"),
         ({"video": None}, 3, r"the key .video., got the keys \(.masks., .tracks., "),
-        ({"video": torch.zeros(2, 12, 1, 8, 8)}, 3, r"clip must be one clip .*got video \[2, 12"),
+        ({"video": torch.zeros(2, 12, 1, 8, 8)}, 3, r"clip must be one clip .*got \[2, 12"),
     ):
         given = {key: value for key, value in {**clip, **changes}.items() if value is not None}
         with pytest.raises(ValueError, match=words):

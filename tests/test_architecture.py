@@ -6,7 +6,7 @@ import grimp
 import pytest
 from importlinter.cli import lint_imports
 
-from benchmarks import house
+from tests.helpers import house
 
 ROOT = Path(__file__).parents[1]
 MAX_FILE_LINES, MAX_BODY_LINES, MAX_TEST_WORDS = 450, 60, 6

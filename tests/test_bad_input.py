@@ -21,8 +21,7 @@ from bvdm_data import (
     ProceduralSettings,
     files,
 )
-from bvdm_data.datasets import ctc as ctc_writer
-from bvdm_data.datasets import fetch
+from bvdm_data.datasets import fetch, tiff
 from bvdm_data.datasets.ctc import read_sequence, write_sequence
 from bvdm_data.fitting.fit import FitSettings, fit
 from bvdm_data.viz.pictures import write_animation, write_contact_sheet
@@ -82,7 +81,7 @@ FILES = [
     ("a cut mask to fit", lambda p: p.cut("01_GT/SEG/man_seg006.tif").fit(), ValueError,
      r"man_seg006\.tif is not a TIFF file or a damaged one"),
     ("no masks", lambda p: p.remove("01_GT").real(), FileNotFoundError,
-     r"no masks of truth='auto' for sequence '01' .*truth=None to read the frames alone"),
+     r"no masks of truth='auto' for sequence '01' .*Segment some, or give truth=None to"),
     ("no masks to fit", lambda p: p.fit(truth=None), ValueError,
      r"masks in at least 2 frames to fit shapes and motion, got 0 among frames 0 to 11; give"),
     ("an unknown truth", lambda p: p.real(truth="gold"), ValueError,
@@ -291,7 +290,7 @@ MODELS = [
      save(p.generator, p.folder / "m.safetensors")), OSError,
      r"cannot write .*m\.safetensors: No space left"),
     ("a disk that is full for a sequence",
-     lambda p: p.full_disk(ctc_writer, "write_image").export(), OSError,
+     lambda p: p.full_disk(tiff, "write_image").export(), OSError,
      r"could not write the sequence .*01: .*No space left"),
     ("a disk that is full for a picture", lambda p: (p.full_disk(Image.Image, "save"),
      write_contact_sheet({"one": p.clip()}, p.folder / "x.png")), OSError,

@@ -56,6 +56,7 @@ def run_well(run, *arguments):
 def test_every_command_has_a_help():
     result = CliRunner().invoke(cli, ["--help"])
     assert all(f"\n  {command} " in result.output for command in COMMANDS)
+    assert "..." not in result.output.partition("Commands:")[2]  # whole sentences
     assert sorted(cli.commands) == sorted(COMMANDS)
     for command in COMMANDS:
         result = CliRunner().invoke(cli, [command, "--help"])
@@ -67,10 +68,9 @@ def test_every_command_has_a_help():
 
 @pytest.mark.heavy
 def test_module_runs_and_prints_version():
-    for module in ("bvdm_data", "bvdm_data.cli"):
-        arguments = [sys.executable, "-m", module, "--version"]
-        result = subprocess.run(arguments, capture_output=True, text=True, check=True)
-        assert result.stdout.strip().endswith(f"version {__version__}")
+    arguments = [sys.executable, "-m", "bvdm_data", "--version"]
+    result = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert result.stdout.strip().endswith(f"version {__version__}")
     arguments = [sys.executable, "-m", "bvdm_data", "info", "--model", "hella"]
     result = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (1, "")
@@ -111,7 +111,7 @@ def test_fit_writes_model_and_prints_card(run, tmp_path, monkeypatch):
     assert [card[name]["steps"] for name in trained] == [1] * 4
     assert (load(model).lives.minutes, load(model).pixel_size) == (10, 0.5)
     names = sorted(path.name for path in (tmp_path / "my.fit").iterdir())
-    stems = ("distilled-1", "flow", "painter", "texture")
+    stems = ("distilled-1", "flow", "memory", "painter", "texture")
     assert names == ["distilled-1.pairs", *(f"{stem}.pt" for stem in stems)]
 
 
@@ -205,7 +205,9 @@ def test_preview_writes_sheet_and_animation(run, tiny_model, tmp_path, method, w
 def test_preview_shows_real_beside_synthetic(run, tiny_model, tiny_ctc, tmp_path):
     usual = ["preview", "--model", tiny_model, "--size", "56x64", "--frames", 2, "--clips", 2]
     run_well(run, *usual, "--output", tmp_path / "alone")
-    run_well(run, *usual, "--output", tmp_path / "both", "--real", tiny_ctc)
+    beside = [*usual, "--output", tmp_path / "both", "--real", tiny_ctc]
+    assert "; --variation 0 keeps to it" in run_well(run, *beside)
+    assert "--variation 0" not in run_well(run, *beside, "--variation", 0)
     heights = []
     for name in ("alone", "both"):
         with Image.open(tmp_path / name / "contact_sheet.png") as sheet:
@@ -330,7 +332,7 @@ def test_a_full_disk_is_one_line(run, tiny_model, tmp_path, monkeypatch):
     def fill(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("bvdm_data.datasets.ctc.write_image", fill)
+    monkeypatch.setattr("bvdm_data.datasets.tiff.write_image", fill)
     code, _, err = run(
         "export", tmp_path / "data", "--model", tiny_model, "--frames", 1, "--size", "48x48",
         "--nuclei", 2, "--quiet",

@@ -19,7 +19,7 @@ import tifffile
 from ctc_metrics.scripts.validate import validate_sequence
 
 from bvdm_data.clip import CameraScale
-from bvdm_data.datasets import ctc
+from bvdm_data.datasets import ctc, tiff
 from bvdm_data.datasets.ctc import guess_scale, is_complete, read_sequence, write_sequence
 from bvdm_data.datasets.tiff import LazyTiff
 from bvdm_data.datasets.tracks import cut_tracks, group_families
@@ -538,7 +538,7 @@ def test_8_bit_video_is_written(tmp_path, tiny_video):
 
 @pytest.mark.parametrize(("frames", "last"), [(1000, "t999.tif"), (1001, "t1000.tif")])
 def test_frame_numbers_grow_to_four_digits(tmp_path, monkeypatch, frames, last):
-    monkeypatch.setattr(ctc, "write_image", lambda path, image: path.touch())
+    monkeypatch.setattr(tiff, "write_image", lambda path, image: path.touch())
     video, masks = np.zeros((frames, 1, 2), np.uint16), np.ones((frames, 1, 2), np.int64)
     write_sequence(tmp_path, "01", video, masks, np.array([[1, 0, frames - 1, 0], [0, 0, 0, 0]]))
     names = sorted(path.name for path in (tmp_path / "01").iterdir())
@@ -568,7 +568,7 @@ def test_full_disk_leaves_nothing(tmp_path, tiny_video, monkeypatch, failing):
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         written.append(path)
 
-    monkeypatch.setattr(ctc, "write_image", write)
+    monkeypatch.setattr(tiff, "write_image", write)
     with pytest.raises(OSError, match=r"could not write the sequence .*01: .*No space") as info:
         write_sequence(tmp_path, "01", *tiny_video)
     assert info.value.errno == errno.ENOSPC

@@ -358,7 +358,7 @@ def test_many_tracks_take_more_bits(tmp_path):
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"masks": None}, TypeError, "dict of tensors"),
+        ({"masks": None}, TypeError, "clip must hold tensors, got NoneType for 'masks'"),
         ({"masks": torch.zeros(2, 2, 3, 3)}, ValueError, "take the clips of a batch one by one"),
         ({"masks": torch.zeros(2, 3, 3)}, TypeError, "masks must hold integers"),
         ({"masks": torch.full((FRAMES, 3, 3), 99)}, ValueError, "id 99 in frame 0"),
@@ -372,11 +372,13 @@ def test_errors_refuse_other_clips(film, change, error, words):
 def test_errors_need_masks_and_tracks(film):
     for key in ("masks", "tracks"):
         part = {one: film[one] for one in film if one != key}
-        with pytest.raises(ValueError, match=f"must have the key '{key}'.*give annotations"):
+        with pytest.raises(
+            ValueError, match=f"must have the key '{key}'.*give the data set annotations"
+        ):
             DetectionErrors()(part)
     with pytest.raises(ValueError, match="call DetectionErrors on it"):
         link_detections(film)
-    with pytest.raises(TypeError, match="dict of tensors, got 3"):
+    with pytest.raises(TypeError, match="dict of tensors, got int"):
         DetectionErrors()(3)
 
 

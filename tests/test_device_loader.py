@@ -16,7 +16,7 @@ from bvdm_data import DeviceLoader, FastSettings, PoolSettings, SyntheticHeLaVid
 from bvdm_data.clip import ANNOTATIONS, annotate_masks
 from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets import device_loader
-from bvdm_data.datasets.prefetch import CudaStream, Prefetcher
+from bvdm_data.datasets.prefetch import DeviceStream, Prefetcher
 from bvdm_data.synth import synthesis
 from bvdm_data.synth.cell_bank import CellBank
 
@@ -460,12 +460,11 @@ def streams(monkeypatch):
 
 
 def test_cuda_stream_waits_in_order(tiny, together, monkeypatch, streams):
-    monkeypatch.setattr(
-        device_loader, "_make_stream", lambda _: CudaStream(torch.device("cuda", 1))
-    )
+    cuda = torch.device("cuda", 1)
+    monkeypatch.setattr(device_loader, "DeviceStream", lambda _: DeviceStream(cuda))
     videos = tiny(length=2, annotations=("masks",))
     loader = on_cpu(videos)
-    assert isinstance(loader._stream, CudaStream)
+    assert loader._stream.device == cuda
     # A second loop has the same stream.
     for _ in range(2):
         streams.clear()

@@ -107,8 +107,6 @@ def test_tiles_reach_all_clips_and_edges():
     assert set((corners // 10000).tolist()) == {0, 1}
     assert set((corners % 100).tolist()) == set(range(5))
     assert torch.equal(tiles, cut_tiles(clips, 200, size=60))
-    with pytest.raises(ValueError, match="at most a frame's 64 px, got 65"):
-        cut_tiles(clips, 1, size=65)
 
 
 def test_frechet_matches_matrix_square_root():
@@ -200,9 +198,6 @@ def test_distances_refuse_unlike_features():
             distance(torch.zeros(4, 3), torch.zeros(4, 2))
         with pytest.raises(ValueError, match="at least two rows"):
             distance(torch.zeros(1, 3), torch.zeros(4, 3))
-    rows, groups = torch.rand(4, 2), (np.arange(4), np.arange(3))
-    with pytest.raises(ValueError, match="each of 4 and 4 rows, got 4 and 3"):
-        compute_kernel_distance(rows, rows, groups=groups)
 
 
 def test_corrupt_keeps_annotations_and_order():
@@ -321,8 +316,6 @@ def test_distance_refuses_unequal_counts():
         measure_feature_distance({"few": a_clip()}, reference, count=20, features=QUICK, size=24)
     with pytest.raises(ValueError, match=r"reference must hold 50 nuclei .* got 48"):
         measure_feature_distance({}, reference, count=25, features=QUICK, size=24)
-    with pytest.raises(ValueError, match=r"must not be called .* got 'noisy'"):
-        measure_feature_distance({"noisy": a_clip()}, a_clip(), count=2, features=QUICK, size=24)
 
 
 def test_tone_map_is_shared():

@@ -154,18 +154,36 @@ def test_failed_clip_is_made_after_resume(tiny, error, kind, monkeypatch):
 
 def test_worker_without_memory_names_clip(tiny):
     videos = tiny(length=1, frames=8, size=1024, nuclei=0, method="procedural")
+    synthesise, before = synthetic.synthesise, resource.getrlimit(resource.RLIMIT_AS)
 
-    def leave_little(_):
+    def synthesise_with_little(*given, **named):
         with open("/proc/self/statm") as file:
             pages = int(file.read().split()[0])
-        # Enough to start the thread that sends the error, too little for the clip.
-        most = pages * resource.getpagesize() + 2**25
-        resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**24, before[1]))
+        try:
+            return synthesise(*given, **named)
+        finally:  # the error can be sent
+            resource.setrlimit(resource.RLIMIT_AS, before)
+
+    def replace_method(_):
+        synthetic.synthesise = synthesise_with_little
 
     words = r"memory ran out: use fewer workers.*clip 0 of epoch 2 of .*videos\.clip\(0\)"
     with pytest.raises((MemoryError, RuntimeError), match=words):
-        list(make_loader(videos, 1, worker_init_fn=leave_little))
+        list(make_loader(videos, 1, worker_init_fn=replace_method))
     assert videos.clip(0)["video"].shape == (8, 1, 1024, 1024)
+
+
+def test_clip_that_cannot_be_sent(tiny):
+    def fail(tensor):
+        raise RuntimeError(f"unable to mmap {tensor.nbytes} bytes: Cannot allocate memory (12)")
+
+    def break_sending(_):
+        torch.Tensor.share_memory_ = fail
+
+    words = r"memory ran out: use fewer workers.*clip 0 of epoch 2 of .*videos\.clip\(0\)"
+    with pytest.raises(RuntimeError, match=words):
+        list(make_loader(tiny(length=2), 1, worker_init_fn=break_sending))
 
 
 def flip(path):

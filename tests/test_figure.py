@@ -61,7 +61,7 @@ def test_tree_survives_impossible_parents():
 def test_show_refuses_what_is_no_clip():
     clip = a_clip()
     batch = {key: torch.stack([value, value]) for key, value in clip.items()}
-    with pytest.raises(ValueError, match=r"clips must be single ones .* not from batches"):
+    with pytest.raises(ValueError, match=r"must be one clip with video .* of a batch one by one"):
         show(batch)
     with pytest.raises(TypeError, match=r"clip must be a dict of tensors, got list"):
         show([clip])

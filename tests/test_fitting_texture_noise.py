@@ -1,6 +1,9 @@
 """How long textures last: what is measured in the video is found again in the noise."""
 
+import math
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ import torch
 
 from bvdm_data.fitting import texture_noise
 from bvdm_data.fitting.texture_noise import DEFAULT, LEAST_PAIRS, fit_noise_autocorrelation
+from bvdm_data.fitting.training import Run
 from bvdm_data.synth.contours import draw_ar1
 from bvdm_data.synth.scene import SceneSettings
 from bvdm_data.synth.textures import TextureModel
@@ -48,15 +52,17 @@ def fit_curve(monkeypatch, generator, real, render, simulate=None):
     """Fit a curve of the video, where ``render`` and ``simulate`` answer for what is rendered."""
     monkeypatch.setattr(texture_noise, "_measure_video", lambda *_: real)
     monkeypatch.setattr(
-        texture_noise, "_measure_rendered", lambda _, __, lag, noise, ___: render(noise, lag)
+        texture_noise, "_measure_rendered", lambda _, __, lag, noise, *___: render(noise, lag)
     )
 
-    def measure_synthetic(given, seed):
+    def measure_synthetic(given, *_):
         return {lag: simulate(given.texture, lag) if simulate else real[lag] for lag in real}
 
     monkeypatch.setattr(texture_noise, "_measure_synthetic", measure_synthetic)
     crops = crops_of(np.ones((2, 3, 3), bool), [1, 2], [0, 0])
-    return fit_noise_autocorrelation(crops, np.zeros(2, np.int8), generator)
+    with TemporaryDirectory() as folder:
+        run = Run(Path(folder) / "memory.pt", progress=False)
+        return fit_noise_autocorrelation(crops, np.zeros(2, np.int8), generator, run)
 
 
 def kept(texture, lag):
@@ -134,10 +140,8 @@ def test_only_calm_pairs_are_compared(monkeypatch):
 
 
 def test_lasting_noise_gives_lasting_textures(generator, monkeypatch):
-    monkeypatch.setattr(texture_noise, "CALIBRATION_NUCLEI", 10)
-
     def measure(noise, model=generator):
-        return texture_noise._measure_rendered(model, np.array([0.2]), 1, noise, 0)
+        return texture_noise._measure_rendered(model, np.array([0.2]), 1, noise, 0, 10)
 
     assert measure(1.0) > 0.999
     assert measure(0.0) < 0.35
@@ -147,17 +151,57 @@ def test_lasting_noise_gives_lasting_textures(generator, monkeypatch):
     assert measure(1.0, replace(generator, camera=camera)) == pytest.approx(0.5, abs=0.12)
 
 
-def test_planted_memory_is_found(generator, monkeypatch):
+def test_planted_memory_is_found(generator, monkeypatch, tmp_path):
     quick_memory(monkeypatch)
     monkeypatch.setattr(texture_noise, "_NOISES", (0.0, 0.6, 0.85, 1.0))
     monkeypatch.setattr(texture_noise, "_measure_synthetic", lambda *_: {})
     crops = textured(0.95, 0.15, tracks=20)
     state = torch.get_rng_state()
-    found, real = fit_noise_autocorrelation(crops, np.zeros(len(crops.track), np.int8), generator)
+    stages, run = np.zeros(len(crops.track), np.int8), Run(tmp_path / "memory.pt", progress=False)
+    found, real = fit_noise_autocorrelation(crops, stages, generator, run)
     assert torch.equal(torch.get_rng_state(), state)
     assert set(real) == set(LAGS)
     for lag in LAGS:
         assert kept(found, lag) == pytest.approx(0.85 * 0.95**lag, abs=0.1)
+
+
+def test_stopped_memory_goes_on(generator, monkeypatch, tmp_path):
+    asked, stop, real = [], [8], {lag: 0.8 * 0.95**lag for lag in LAGS}
+
+    def render(_, __, lag, noise, ___, nuclei):
+        asked.append(nuclei)
+        if len(asked) in stop:
+            raise KeyboardInterrupt
+        return noise
+
+    def simulate(given, _, pairs):
+        asked.append(pairs)
+        return {lag: kept(given.texture, lag) - 0.08 for lag in real}
+
+    monkeypatch.setattr(texture_noise, "_measure_video", lambda *_: real)
+    monkeypatch.setattr(texture_noise, "_measure_rendered", render)
+    monkeypatch.setattr(texture_noise, "_measure_synthetic", simulate)
+    crops, stages = crops_of(np.ones((2, 3, 3), bool), [1, 2], [0, 0]), np.zeros(2, np.int8)
+
+    def fit(name, **options):
+        run = Run(tmp_path / f"{name}.pt", progress=False, until=options.pop("until", math.inf))
+        asked.clear()
+        return fit_noise_autocorrelation(crops, stages, generator, run, **options)[0]
+
+    with pytest.raises(KeyboardInterrupt):
+        fit("stopped")
+    stop.clear()
+    found = fit("stopped")
+    assert asked == [200] * (4 * 6 - 7) + [600] * 4
+    assert fit("other") == found
+    assert fit("other") == found
+    assert asked == []  # all is kept
+    # A first look is shorter, and without rounds where time is over.
+    assert fit("short", share=0.25) != found
+    assert asked == [50] * 24 + [150]
+    late = fit("late", until=0.0)
+    assert asked == [200] * 24
+    assert kept(late, 1) == pytest.approx(real[1], abs=0.03)
 
 
 def test_synthetic_video_is_measured(generator, monkeypatch):

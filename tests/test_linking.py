@@ -8,10 +8,12 @@ import torch
 
 from bvdm_data.adapters.trackastra import make_transformer, mend_trackastra
 from bvdm_data.clip import annotate_masks
+from bvdm_data.datasets.detections import DetectionErrors
 from bvdm_data.evaluation import linker as linking
 from bvdm_data.evaluation.linker import (
     Decoding,
     LinkerSettings,
+    _make_views,
     augment_window,
     decode_links,
     keep_within_gap,
@@ -63,7 +65,7 @@ def clips():
 def settings(steps, **changes):
     training = {"batch": 4, "rate": 3e-3, "average": 0.9, "save_every": 3, "check_every": 100}
     return LinkerSettings(
-        width=32, heads=2, layers=1, window=3, reach=64,
+        width=32, heads=2, layers=1, window=3, reach=64, errors=None,
         training=TrainingSettings(steps=steps, **(training | changes)),
     )  # fmt: skip
 
@@ -95,12 +97,56 @@ def test_windows_without_links_are_skipped():
     assert make_clip_windows({**clip, "masks": empty, "tracks": tracks}, 3) == []
 
 
+def a_clip_with_entry():
+    """Return a clip whose fifth nucleus comes out of the border band of 12 px in frame 2."""
+    clip = a_clip()
+    clip["masks"] = clip["masks"].clone()
+    for frame in range(5):
+        clip["masks"][frame, 4 : (10, 11, 14, 15, 16)[frame], 45:52] = 9
+    clip["tracks"] = torch.cat([clip["tracks"], torch.tensor([[9, 0, 4, 0]])])
+    return clip
+
+
+def test_views_hide_the_border_band():
+    clip, given = a_clip_with_entry(), replace(settings(1), errors=DetectionErrors(), border=12)
+    begins = []
+    for index in range(30):
+        for view in _make_views(clip, given, index):
+            shown = view["masks"] > 0
+            entry = view["tracks"][view["masks"][4, 15, 48] - 1].tolist()
+            begins.append(entry[1])
+            assert entry[2:] == [4, 0]
+            assert shown[entry[1] :].equal((clip["masks"] > 0)[entry[1] :])
+            assert shown.sum(dim=(1, 2)).bool().all()
+            assert sorted(view["tracks"][:, 3].tolist()).count(0) == 5  # and two daughters
+    assert {*begins} == {0, 2}
+    assert 0.5 < begins.count(2) / len(begins) < 0.85
+    assert _make_views(clip, replace(given, errors=None), 0) == [clip]
+
+
+def test_views_have_few_and_many_errors():
+    clip, nuclei = a_clip(frames=20), 4 + 4 + 18 * 5
+    given = replace(settings(1), errors=DetectionErrors(missed=0.5), border=0)
+    shares = []
+    for index in range(8):
+        views = [
+            len(torch.unique(m)) - 1 for v in _make_views(clip, given, index) for m in v["masks"]
+        ]
+        shares.append([1 - sum(views[:20]) / nuclei, 1 - sum(views[20:]) / nuclei])
+    few, many = np.array(shares).T
+    assert few.mean() == pytest.approx(0.05, abs=0.02)
+    assert many.mean() == pytest.approx(0.5, abs=0.15)
+    assert many.min() > 0.15
+    assert many.max() < 0.85
+    assert many.std() > 0.1
+
+
 def test_windows_refuse_short_or_untracked_clips():
     clip = a_clip(frames=4)
     with pytest.raises(ValueError, match="window must be at most the 4 frames of a clip, got 5"):
         make_clip_windows(clip, 5)
     del clip["tracks"]
-    with pytest.raises(ValueError, match="the clip must have masks and tracks, got"):
+    with pytest.raises(ValueError, match="clip must have the key 'tracks', got"):
         make_clip_windows(clip, 3)
 
 
@@ -232,8 +278,7 @@ def test_trackastra_loads_what_is_saved(trained, tmp_path):
     expected = dict_links(predict_links(trained, video, masks))
     save_linker(trained, tmp_path)
     again = load_linker(tmp_path)
-    changed = replace(trained.settings, training=again.settings.training)
-    assert again.settings == changed
+    assert again.settings == trained.settings
     assert dict_links(predict_links(again, video, masks)) == expected
     # Trackastra's own layers compute something else, until they are mended.
     model = Trackastra.from_folder(tmp_path, device="cpu")
@@ -250,16 +295,22 @@ def dict_links(graph):
 
 @pytest.mark.filterwarnings("ignore")
 def test_own_layers_need_no_mending(clips, tmp_path):
-    given = replace(settings(30, rate=1e-3), pre_norm=False)
+    errors = DetectionErrors(missed=0.2, outline=1.0)
+    given = replace(settings(30, rate=1e-5), pre_norm=False, gap=2, errors=errors, border=5)
     plain = train_linker(clips, given, checkpoint=tmp_path / "a", progress=False)
     save_linker(plain, tmp_path)
+    assert load_linker(tmp_path).settings == given
     stock = Trackastra.from_folder(tmp_path, device="cpu").transformer.eval()
     window = make_clip_windows(a_clip(99), 3)[0]
     places = torch.cat([window["timepoints"][:, None].float(), window["coords"].float()], 1)[None]
     features = window["features"].float()[None]
     assert torch.equal(stock(places, features), plain.network(places, features))
     highest = [float(one.detach().max()) for one in stock.feat_embed.freqs]
-    assert min(highest) > 50  # that of Trackastra itself is 1
+    assert highest[1] > 20  # that of Trackastra itself is 1
+    config = tmp_path / "train_config.yaml"
+    config.write_text("features: wrfeat\n")
+    with pytest.raises(ValueError, match="must be written by save_linker, got another"):
+        load_linker(tmp_path)
 
 
 def test_mended_layers_keep_the_sum():
@@ -272,8 +323,11 @@ def test_mended_layers_keep_the_sum():
     stream, places = 5 + 3 * torch.randn(1, 6, 16), torch.rand(1, 6, 3)
     assert torch.equal(network.encoder[0](stream, coords=places), stream)
     assert torch.equal(network.decoder[0](stream, stream, coords=places), stream)
-    frequencies = network.feat_embed.freqs[0].flatten()
-    assert frequencies.tolist() == pytest.approx([10**2, 10 ** (1 / 3), 10 ** (-4 / 3), 1e-3])
+    shortest = [4 / float(one.detach().max()) for one in network.feat_embed.freqs]
+    # 6 px of diameter, .15 of grey, 22 px^2 of inertia: waves that tell nuclei apart.
+    assert shortest == pytest.approx([160 / 27, 4 / 27, *4 * [600 / 27], 4 / 27])
+    longest = [4 / float(one.detach().min()) for one in network.feat_embed.freqs]
+    assert longest == pytest.approx([160, 4, *4 * [600], 4])
 
 
 def test_other_versions_are_refused(monkeypatch):

@@ -11,7 +11,7 @@ from bvdm_data.evaluation.nucleus_features import (
     measure_noise,
 )
 from bvdm_data.evaluation.video_statistics import measure_divisions, measure_motion
-from tests.helpers.films import LEVEL, as_clip, draw_film, ellipse, grain, still_clip
+from tests.helpers.films import LEVEL, as_clip, ellipse, grain, still_clip
 
 SHAPE = (120, 160)
 
@@ -209,13 +209,3 @@ def test_cycle_runs_from_birth_to_division():
         [], [], [(1, 0, 2, 0), (2, 3, 9, 1), (3, 3, 13, 1), (4, 10, 13, 2), (5, 10, 13, 2)]
     )["tracks"]
     assert measure_divisions([clip], list_detections([clip])).cycle.tolist() == [7]
-
-
-def test_clips_need_masks_and_tracks():
-    clip = draw_film(frames=1)
-    seen = list_detections([clip])
-    bare = {key: clip[key] for key in ("video", "masks")}
-    with pytest.raises(ValueError, match=r"clips must have tracks .* in clip 0"):
-        measure_divisions([bare], seen)
-    with pytest.raises(ValueError, match=r"clips must have masks .*\['video'\] in clip 1"):
-        list_detections([clip, {"video": clip["video"]}])

@@ -1,5 +1,6 @@
 """Videos as people have them: masks without tracks, and what shows no nuclei."""
 
+import shutil
 import sys
 import time
 from dataclasses import replace
@@ -125,8 +126,11 @@ def test_lives_come_from_a_model(bare, tmp_path, tiny_model, tiny_generator, cap
         model = fit(bare, tmp_path / "m.safetensors", settings=few, lives=tiny_model)
     taken = ["lives but for brightness and size", "motion but for density", "memory of the texture"]
     assert (model.card["taken_over"], model.card["lives_from"]) == (taken, "made up")
-    words = f"light, camera, density; from another model: {', '.join(taken[:2])}\n"
-    assert words in capsys.readouterr().err
+    assert (
+        "GT masks of 3 frames; learned from the video: outlines, light, camera, density; from "
+        f"another model: {', '.join(taken[:2])}; from neither: how mitosis looks, it is drawn like "
+        "interphase\n"
+    ) in capsys.readouterr().err
     np.testing.assert_array_equal(model.lives.cycle, tiny_generator.lives.cycle)
     size = np.sqrt(np.median([m.sum() for m in _split(fitted_video()[1][37:])]) / 1)
     wanted = scale_motion(tiny_generator.motion, size / np.sqrt(tiny_generator.nucleus_area))
@@ -244,7 +248,7 @@ def test_page_shows_real_and_realism(tmp_path, monkeypatch):
         monkeypatch.setattr(side_by_side, name, few)
     root, path = write_fitted(tmp_path / "told"), tmp_path / "m.safetensors"
     fit(root, path, settings=SHORT, progress=False)
-    lines = write_fit_page(tmp_path / "m.html", path, root)
+    lines = write_fit_page(tmp_path / "m.html", path, (root, "01", "auto"))
     assert [line.partition(":")[0] for line in lines[:5]] == [
         "area", "brightness", "contrast inside", "step", "label agreement",
     ]  # fmt: skip
@@ -252,22 +256,25 @@ def test_page_shows_real_and_realism(tmp_path, monkeypatch):
     assert page.count('src="data:image/png;base64,') == 1
     assert all(line.partition(";")[0] in page for line in lines[:5])
     assert lines[-1] == f"wrote {tmp_path / 'm.html'}"
-    assert lines[-2] == (
-        f"next: what counts is training: bvdm-data evaluate {root} --model {path} --quick"
-    )
+    end = "next: what counts is training: "
+    assert lines[-2] == f"{end}annotate a second video, and give it to bvdm-data evaluate"
     assert weights.read_card(path)["data"]["frames"] == 40
     card = weights.read_card(path)
     card["settings"]["budget"], card["measured"]["cycle_hours_median"] = 15.0, 81.0
+    shutil.copytree(root / "01", root / "02")
     off = [SimpleNamespace(name=name, distance=1.0, yardstick=0.0) for name in side_by_side._LINES]
-    first, *_, cycle, size, step, _ = side_by_side._advise(card, off, path, root)
+    first, *_, cycle, size, step, last = side_by_side._advise(card, off, path, root)
     # Few steps explain what networks render, not what outlines and tracks tell.
     assert first == "few steps by --quick: the same command without it goes on from there"
     assert cycle.startswith("cycles of 81 h cannot be told from 20 h of video: a longer one, or")
     assert (size, step) == (side_by_side._LINES["area"], side_by_side._LINES["step"])
+    assert last.endswith(f"evaluate {root} --model {path} --quick --train 01 --test 02")
     # Where a page cannot be made, the model stays.
-    assert write_fit_page(tmp_path / "n.html", path, tmp_path / "none")[0].startswith("no page: no")
+    assert write_fit_page(tmp_path / "n.html", path, (tmp_path / "none", "01", "ST"))[0].startswith(
+        "no page: no"
+    )
     monkeypatch.setitem(sys.modules, "skimage.measure", None)
-    (line,) = write_fit_page(tmp_path / "n.html", path, root)
+    (line,) = write_fit_page(tmp_path / "n.html", path, (root, "01", "auto"))
     assert line.endswith("pip install 'bvdm-data[evaluate]'")
 
 
@@ -304,6 +311,8 @@ def planted(kind):
         light = 1000 - 150 * (masks > 0) + 500 * ring(masks, 0, 3)
     elif kind == "inverted":
         light = 4095 - light
+    elif kind == "one label":
+        masks = (255 * (masks > 0)).astype(np.uint8)
     elif kind == "other video":
         masks = np.roll(masks, (60, 45), (1, 2))
     elif kind == "markers":
@@ -323,6 +332,7 @@ def write(root, counts, masks):
     ("kind", "words"),
     [
         ("rods", r"rounded nuclei, got a median ratio of axes of [3-9]\.\d and .* bacteria"),
+        ("one label", r"\d% of an ellipse filled .* nuclei that share a label cannot be"),
         ("stars", r"rounded nuclei, got .* [5-7]\d% of an ellipse filled .* whole cells"),
         ("specks", r"nuclei of 25 pixels or more, got half of them with 9 or less; scale .* up"),
         (

@@ -3,14 +3,9 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.grid import write_image_grid
 from bvdm_data.clip import annotate_masks, split_gaps
-from bvdm_data.viz.pictures import (
-    COLOURS,
-    render_frame,
-    write_animation,
-    write_contact_sheet,
-    write_image_grid,
-)
+from bvdm_data.viz.pictures import COLOURS, render_frame, write_animation, write_contact_sheet
 
 
 def a_clip(frames=3, size=(40, 48), grey=0.5):
@@ -248,8 +243,8 @@ def test_images_refuse_other_suffixes(tmp_path):
 
 def test_images_refuse_batches(tmp_path):
     batch = {key: torch.stack([value, value]) for key, value in a_clip().items()}
-    message = r"single ones with video \[F, 1, H, W\], got \[2, 3, 1, 40, 48\]"
-    with pytest.raises(ValueError, match=message + " in clip 'a'; take them from the data set"):
+    message = r"one clip with video \[F, C, H, W\], got \[2, 3, 1, 40, 48\]"
+    with pytest.raises(ValueError, match=message + " in clip 'a'; take the clips of a batch"):
         write_contact_sheet({"a": batch}, tmp_path / "a.png")
     with pytest.raises(ValueError, match=message):
         write_animation(batch, tmp_path / "a.gif")

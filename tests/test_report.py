@@ -23,7 +23,8 @@ TRIAL = json.loads(REPORT.read_text())["training"]["trials"][0]
 FIGURES = [figure for figure in experiment.FIGURES if figure in TRIAL]
 SHOWN = [figure for figure in FIGURES if figure != "valid"]
 # Linkers by some of the measures, as two seeds have them.
-ROW = {"seeds": 2, "lnk": 0.98765, "lnk_spread": 0.00234, "bc": 0.87654, "bc_spread": 0.01357}
+SHARES = {"seeds": 2, "lnk": 0.98765, "lnk_spread": 0.00234, "bc": 0.87654, "bc_spread": 0.01357}
+ROW = SHARES | {"aogm": 1234.4, "aogm_spread": 21.7, "ed": 25.6, "ed_spread": 3.2}
 LINKING = {
     "rows": [
         {"arm": "LapTrack tuned on 01", "detections": "reference"} | ROW | {"lnk_spread": None},
@@ -148,7 +149,8 @@ def test_page_shows_every_figure(page, results):
                 assert f"seeds needed: {needed:.0f} " in page.words
     shown = [trial[one] for trial in training["trials"] for one in FIGURES]
     shown += [training["ceiling"][one] for one in SHOWN if one in training["ceiling"]]
-    check_shown(page, [shown, results["linking"]["rows"]], "{:.4f}")
+    check_shown(page, [shown, SHARES], "{:.4f}")
+    assert "1234 ± 22 26 ± 3" in page.words
     for row in [*results["distance"]["crops"], *results["distance"]["tiles"]]:
         check_shown(page, [row["kernel"], row["frechet"]], "{:.1f}")
     for line in results["realism"]["lines"]:

@@ -54,7 +54,7 @@ def split_all(length, start, ranks, workers, batch_size):
         [
             SampleSplit(
                 epoch=0, start=start, length=length, batch_size=batch_size,
-                rank=rank, world_size=ranks, worker_id=worker, num_workers=workers,
+                rank=rank, ranks=ranks, worker=worker, workers=workers,
             )
             for worker in range(workers)
         ]

@@ -1,8 +1,6 @@
 """What adapters share: foreign packages, the parts of a clip they need, and lines of descent."""
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
-from numbers import Real
 from typing import Any, Protocol, SupportsIndex
 
 import numpy as np
@@ -11,59 +9,39 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from bvdm_data.clip import ANNOTATIONS, CameraScale, Clip, association, measure_boxes
+from bvdm_data.clip import CameraScale, Clip, association, measure_boxes, take_part
 from bvdm_data.datasets.sharding import DistributedContext, SampleSplit
 from bvdm_data.datasets.sources import MapStyle
 from bvdm_data.datasets.tracks import check_ids_match, check_track_table
-from bvdm_data.validate import as_int
+from bvdm_data.validate import Rule, as_int
 
 
 class Videos(Protocol):
     """A data set with random access: the synthetic, the real and the mixed one."""
 
-    def clip(self, index: SupportsIndex) -> Any:
+    def clip(self, index: int) -> Any:
         """Return the clip with this number."""
 
 
-def require_keys(clip: Clip, *keys: str) -> None:
-    """Refuse what is not one clip with all that is needed.
-
-    Args:
-        clip: What came.
-        keys: Names of the parts that are needed.
-
-    Raises:
-        TypeError: If it is no clip, or a part is no tensor.
-        ValueError: If it is a batch of clips, or a part is missing.
-    """
-    if not isinstance(clip, Mapping):
-        raise TypeError(
-            f"clip must be a dict of tensors, as data sets of clips give it, got "
-            f"{type(clip).__name__}; where clips are asked for, give a list of them"
-        )
-    for key in keys:
-        if key not in clip:
-            of_set = f"; give the data set annotations=(..., {key!r})" * (key in ANNOTATIONS)
-            of_set += "; give the data set video=True" * (key == "video")
-            raise ValueError(f"clip must have the key {key!r}, got the keys {tuple(clip)}{of_set}")
-        found = clip[key]  # type: ignore[literal-required]
-        if key in ("video", *ANNOTATIONS) and not isinstance(found, Tensor):
-            raise TypeError(
-                f"clip must hold tensors, got {type(found).__name__} for {key!r}; see "
-                "torch.as_tensor"
-            )
-    for key, axes, form in (("video", 4, "[F, C, H, W]"), ("masks", 3, "[F, H, W]")):
-        if key in clip and clip[key].ndim != axes:  # type: ignore[literal-required]
-            raise ValueError(
-                f"clip must be one clip with {key} {form}, got {key} {list(clip[key].shape)}; "  # type: ignore[literal-required]
-                "take clips from the data set, or from the loader by collate_fn="
-            )
-    if "masks" in clip and clip["masks"].dtype != torch.int32:
-        _check_id_type(clip["masks"])
+def get_tensor(clip: Clip, key: str) -> Tensor:
+    """Return a part of one clip on the CPU."""
+    part = take_part(clip, key).cpu()
+    if key == "masks":
+        check_ids(part)
+    return part
 
 
-def _check_id_type(masks: Tensor) -> None:
+def get_index(clip: Clip) -> int:
+    """Return the number of a clip."""
+    if "index" not in clip:
+        raise ValueError(f"clip must have the key 'index', got the keys {tuple(clip)}")
+    return int(clip["index"])
+
+
+def check_ids(masks: Tensor) -> None:
     """Refuse ids that are no whole numbers, or that their type or int32 cannot tell apart."""
+    if masks.dtype == torch.int32:
+        return
     if masks.is_complex():
         raise ValueError("masks must hold whole ids, got complex numbers; give int32")
     steps = 2 / torch.finfo(masks.dtype).eps if masks.is_floating_point() else 2**31
@@ -76,18 +54,8 @@ def _check_id_type(masks: Tensor) -> None:
         )
 
 
-def get_tensor(clip: Clip, key: str) -> Tensor:
-    """Return a part of one clip on the CPU."""
-    require_keys(clip, key)
-    found: Tensor = clip[key]  # type: ignore[literal-required]
-    return found.as_subclass(Tensor).detach().cpu()
-
-
 def convert_to_rgb(clip: Clip) -> Tensor:
-    """Return the video in three channels, for networks that were made for photographs.
-
-    Grey values in [0, 1], ``[F, 3, H, W]`` float32.
-    """
+    """Return the video in three channels, ``[F, 3, H, W]`` float32, as photographs have them."""
     video = get_tensor(clip, "video").float()
     if video.shape[1] not in (1, 3):
         raise ValueError(f"clip must have a video of 1 or 3 channels, got {list(video.shape)}")
@@ -95,10 +63,7 @@ def convert_to_rgb(clip: Clip) -> Tensor:
 
 
 def convert_to_grey(clip: Clip) -> npt.NDArray[np.float32]:
-    """Return the only channel of the video.
-
-    Grey values ``[F, H, W]`` float32.
-    """
+    """Return the only channel of the video, grey values ``[F, H, W]`` float32."""
     video = get_tensor(clip, "video").float()
     if video.shape[1] != 1:
         raise ValueError(f"clip must have a video of 1 channel, got {list(video.shape)}")
@@ -107,10 +72,7 @@ def convert_to_grey(clip: Clip) -> npt.NDArray[np.float32]:
 
 
 def convert_to_counts(clip: Clip, scale: CameraScale) -> npt.NDArray[np.uint16]:
-    """Return the only channel of the video in counts of the camera.
-
-    Counts ``[F, H, W]`` uint16.
-    """
+    """Return the only channel of the video in counts of the camera, ``[F, H, W]`` uint16."""
     if not isinstance(scale, CameraScale):
         raise TypeError(
             f"scale must be a CameraScale, got {scale!r}; give that of the data set, or "
@@ -120,10 +82,7 @@ def convert_to_counts(clip: Clip, scale: CameraScale) -> npt.NDArray[np.uint16]:
 
 
 def list_tracks(clip: Clip) -> npt.NDArray[np.int32]:
-    """Return the table of tracks of a clip, checked against its masks.
-
-    ``[n, 4]`` id, first frame, last frame and parent, without padding.
-    """
+    """Return the table of tracks ``[n, 4]``, without padding, checked against the masks."""
     masks = get_tensor(clip, "masks").numpy()
     table = check_track_table(get_tensor(clip, "tracks").numpy(), len(masks))
     check_ids_match(masks, table)
@@ -153,6 +112,18 @@ def count_clips(videos: Videos, clips: SupportsIndex | None, *, name: str = "cli
     if clips is None:
         raise ValueError(f"{name} must be given for an endless data set; write {name}=100")
     return as_int(name, clips, least=1)
+
+
+def list_arrays(videos: Videos, number: int) -> dict[str, npt.NDArray[np.generic]]:
+    """Return the tensors of a clip as arrays."""
+    clip = videos.clip(number)
+    for key, value in clip.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"videos must have clips of tensors, got {key}={value!r} in clip {number}; leave "
+                "it out, or make a tensor of it, in the transform"
+            )
+    return {key: value.detach().cpu().numpy() for key, value in clip.items()}
 
 
 def find_ancestors(table: npt.NDArray[np.integer]) -> dict[int, list[int]]:
@@ -185,10 +156,9 @@ def match_relatives(lines: Mapping[int, list[int]], ids: Tensor) -> Tensor:
 def build_graph(
     clip: Clip, table: npt.NDArray[np.int32]
 ) -> tuple[dict[str, npt.NDArray[np.generic]], npt.NDArray[np.uint64]]:
-    """Return the lineage as a graph: a node is a nucleus in a frame, ordered by track and frame.
+    """Return the lineage as a graph: nodes by track and frame, named as in :func:`write_geff`.
 
-    Properties of the nodes, ``[n]`` each, and the edges ``[e, 2]``, numbers of nodes. Names are
-    those of :func:`write_geff`.
+    Properties of the nodes, ``[n]`` each, and the edges ``[e, 2]``, numbers of nodes.
     """
     masks, names = get_tensor(clip, "masks").numpy(), np.sort(table[:, 0])
     _, centroids = measure_boxes(number_ids(masks, names), len(table))
@@ -207,7 +177,11 @@ def build_graph(
     ]
     ids, times = np.array(places, np.int64).reshape(-1, 2).T
     rows = np.searchsorted(names, ids)
-    lines, tracklets = find_ancestors(table), _name_tracklets(table)
+    lines, tracklets = find_ancestors(table), dict[int, int]()
+    daughters = np.bincount(table[:, 3], minlength=int(table[:, 0].max(initial=0)) + 1)
+    for identity, _, _, parent in sorted(table.tolist(), key=lambda row: row[1]):
+        is_only = parent and daughters[parent] == 1  # it goes on in the tracklet of its parent
+        tracklets[identity] = tracklets[parent] if is_only else identity
     nodes: dict[str, npt.NDArray[np.generic]] = {
         "t": times,
         "y": centroids[rows, times, 0],
@@ -223,23 +197,14 @@ def build_graph(
     return nodes, np.array(edges, np.uint64).reshape(-1, 2)
 
 
-def _name_tracklets(table: npt.NDArray[np.int32]) -> dict[int, int]:
-    """Name tracklets after their first track; an only daughter goes on in her parent's."""
-    daughters = np.bincount(table[:, 3], minlength=int(table[:, 0].max(initial=0)) + 1)
-    names: dict[int, int] = {}
-    for identity, _, _, parent in sorted(table.tolist(), key=lambda row: row[1]):
-        names[identity] = names[parent] if parent and daughters[parent] == 1 else identity
-    return names
-
-
+# Of a pixel, clockwise: a neighbour, and from which to which corner the side between them leads;
+# all as steps ``(y, x)``.
 _SIDES = (
     ((-1, 0), (0, 0), (0, 1)),
     ((0, 1), (0, 1), (1, 1)),
     ((1, 0), (1, 1), (1, 0)),
     ((0, -1), (1, 0), (0, 0)),
 )
-"""Of a pixel, clockwise: a neighbour, and from which to which corner the side between them leads;
-all as steps ``(y, x)``."""
 
 
 def trace_outlines(
@@ -267,17 +232,12 @@ def trace_outlines(
             step = corner[0] - y, corner[1] - x
             if not ends:
                 del sides[y, x]
-        outlines.append(_inset_ring(np.array(ring, float), inset))
+        corners = np.array(ring, float)
+        after = np.roll(corners, -1, 0) - corners
+        before = np.roll(after, 1, 0)
+        inward = (before + after)[:, ::-1] * [1, -1]  # to the right of the way
+        outlines.append((corners + inset * inward)[(before != after).any(1), ::-1])
     return sorted(outlines, key=_measure_area, reverse=True)
-
-
-def _inset_ring(ring: npt.NDArray[np.float64], inset: float) -> npt.NDArray[np.float64]:
-    """Keep the corners ``(y, x)`` of a ring at which it turns; move them in, as ``(x, y)``."""
-    after = np.roll(ring, -1, 0) - ring
-    before = np.roll(after, 1, 0)
-    inward = (before + after)[:, ::-1] * [1, -1]  # to the right of the way
-    moved: npt.NDArray[np.float64] = (ring + inset * inward)[(before != after).any(1)]
-    return moved[:, ::-1]
 
 
 def _measure_area(outline: npt.NDArray[np.float64]) -> float:
@@ -285,18 +245,13 @@ def _measure_area(outline: npt.NDArray[np.float64]) -> float:
     return abs(float(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1)))) / 2
 
 
-def check_positive(name: str, value: float | None) -> None:
-    """Refuse what is neither None nor a number above 0."""
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number above 0, or None, got {value!r}")
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be above 0, got {value}")
+def check_units(pixel_size: float | None, minutes: float | None) -> None:
+    """Refuse sides of pixels and times between frames that are neither None nor above 0."""
+    for name, value in (("pixel_size", pixel_size), ("minutes", minutes)):
+        Rule(float, above=0, or_none=True).check(name, value)
 
 
-Clips = Iterable[Clip] | MapStyle
-"""A stream of clips, or a map-style data set or a list of them."""
+Clips = Iterable[Clip] | MapStyle  # a stream of clips, or a map-style data set or a list of them
 
 
 class SharedClips:

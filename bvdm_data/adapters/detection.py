@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as transforms
 
-from bvdm_data.adapters.common import require_keys
+from bvdm_data.adapters.common import get_index
 from bvdm_data.adapters.frames import video_and_masks
 from bvdm_data.clip import STAGES, Clip, measure_boxes
 from bvdm_data.datasets.transformed_annotations import GEOMETRIC
@@ -136,16 +136,15 @@ def detection_targets(
     """
     if classes not in CLASSES:
         raise ValueError(f"classes must be one of {CLASSES}, got {classes!r}")
-    require_keys(clip, "video", "masks", "index")
+    _, masks = video_and_masks(clip)
+    first = get_index(clip) * len(masks)
     if classes == "stage" and "stages" not in clip:
         raise ValueError(
             f"classes='stage' needs clips with 'stages', got the keys {sorted(clip)}; put "
             "'stages' into annotations= of the data set, or use classes='nucleus'"
         )
-    _, masks = video_and_masks(clip)
     count = int(masks.max()) if masks.numel() else 0
     boxes = torch.from_numpy(measure_boxes(masks.cpu().numpy(), count)[0]).to(masks.device)
-    first = int(clip["index"]) * len(masks)
     targets: list[Target] = []
     for frame, ids in enumerate(masks):
         there = (~boxes[:, frame, 0].isnan()).nonzero().squeeze(1)
@@ -153,7 +152,7 @@ def detection_targets(
         size = (int(ids.shape[0]), int(ids.shape[1]))
         target: Target = {
             "boxes": tv_tensors.BoundingBoxes(boxes[there, frame], format="XYXY", canvas_size=size),
-            "labels": _labels(clip, classes, there, frame),
+            "labels": _make_labels(clip, classes, there, frame),
             "masks": tv_tensors.Mask(own.to(torch.uint8)),
             "image_id": first + frame,
             "area": own.sum((1, 2)).float(),
@@ -167,7 +166,7 @@ def detection_targets(
     return targets
 
 
-def _labels(clip: Clip, classes: str, there: Tensor, frame: int) -> Tensor:
+def _make_labels(clip: Clip, classes: str, there: Tensor, frame: int) -> Tensor:
     """Return the labels of the nuclei with ids ``there + 1``, [n] int64."""
     if classes == "nucleus":
         return torch.ones_like(there)

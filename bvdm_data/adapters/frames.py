@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bvdm_data.adapters.common import Videos, count_clips, number_ids, require_keys
-from bvdm_data.clip import LARGEST_COUNT, Clip
+from bvdm_data.adapters.common import Videos, check_ids, count_clips, number_ids
+from bvdm_data.clip import LARGEST_COUNT, Clip, take_part
 from bvdm_data.validate import as_int
 
 DIM = 2e-3
@@ -19,35 +19,14 @@ DIM = 2e-3
 
 
 def video_and_masks(clip: Clip) -> tuple[Tensor, Tensor]:
-    """Return grey values and ids of a clip as plain tensors.
-
-    Args:
-        clip: With ``video`` and ``masks``.
-
-    Returns:
-        Video ``[F, C, H, W]`` float32 and masks ``[F, H, W]`` int32.
-
-    Raises:
-        TypeError: If it is no clip.
-        ValueError: If the clip is a batch of clips, or without masks.
-    """
-    require_keys(clip, "video", "masks")
-    video, masks = clip["video"].as_subclass(Tensor), clip["masks"].as_subclass(Tensor)
+    """Return grey values ``[F, C, H, W]`` float32 and ids ``[F, H, W]`` int32, plain tensors."""
+    video, masks = take_part(clip, "video"), take_part(clip, "masks")
+    check_ids(masks)
     return video.float(), masks.to(torch.int32)
 
 
 def stacked(clips: Sequence[Clip]) -> tuple[Tensor, Tensor]:
-    """Return the frames of all clips behind each other.
-
-    Args:
-        clips: With ``video`` and ``masks``, all of one height and width.
-
-    Returns:
-        Video ``[N, C, H, W]`` float32 and masks ``[N, H, W]`` int32, N frames of all clips.
-
-    Raises:
-        ValueError: If a clip is without masks, or the sizes differ.
-    """
+    """Return the frames of all clips behind each other, ``[N, C, H, W]`` and ``[N, H, W]``."""
     pairs = [video_and_masks(clip) for clip in clips]
     sizes = sorted({tuple(video.shape[1:]) for video, _ in pairs})
     if len(sizes) != 1:
@@ -187,7 +166,7 @@ class _Memory:
     def __getitem__(self, index: int) -> tuple[list[Any], list[Any]]:
         with self._lock:
             key = (getattr(self._videos, "epoch", 0), index)
-            found = self._held.pop(key, None) or self._made(index)
+            found = self._held.pop(key, None) or self._make(index)
             self._held[key] = found
             stale = [old for old in self._held if old[0] != key[0]]
             extra = [] if self._most is None else list(self._held)[: -self._most]
@@ -195,7 +174,7 @@ class _Memory:
                 del self._held[old]
             return found
 
-    def _made(self, index: int) -> tuple[list[Any], list[Any]]:
+    def _make(self, index: int) -> tuple[list[Any], list[Any]]:
         images, labels = _as_arrays(self._videos.clip(index))
         if self._transform is not None:
             images = [self._transform(image) for image in images]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bvdm_data.adapters.common import build_graph, check_positive, list_tracks
+from bvdm_data.adapters.common import build_graph, check_units, list_tracks
 from bvdm_data.clip import Clip
 from bvdm_data.files import open_atomic_folder
 from bvdm_data.system import require
@@ -44,8 +44,7 @@ def write_geff(
         ValueError: If a number is not above 0, or the clip has no masks or tracks, or they do not
             agree.
     """
-    check_positive("pixel_size", pixel_size)
-    check_positive("minutes", minutes)
+    check_units(pixel_size, minutes)
     core = require("geff.core_io", "lineage")
     spec = require("geff_spec", "lineage")
     table = list_tracks(clip)

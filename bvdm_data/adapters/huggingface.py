@@ -6,14 +6,12 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
-from bvdm_data.adapters.common import Videos, count_clips
+from bvdm_data.adapters.common import Videos, count_clips, list_arrays
 from bvdm_data.system import require
 from bvdm_data.validate import as_int
 
-MOST_AXES = 5
-"""Most axes of an array that the package datasets has a feature for, ``Array5D``."""
+MOST_AXES = 5  # most axes of an array that the package datasets has a feature for, ``Array5D``
 
 
 def to_huggingface(
@@ -59,33 +57,25 @@ def to_huggingface(
     videos = copy.deepcopy(videos)
     shards = [(first, min(first + size, number)) for first in range(0, number, size)]
     return datasets.IterableDataset.from_generator(
-        _rows,
+        _iterate_rows,
         features=datasets.Features(
-            {key: _feature(datasets, key, array) for key, array in _row(videos, 0).items()}
+            {
+                key: _make_feature(datasets, key, array)
+                for key, array in list_arrays(videos, 0).items()
+            }
         ),
         gen_kwargs={"videos": videos, "shards": shards},
     )
 
 
-def _rows(videos: Videos, shards: list[tuple[int, int]]) -> Iterator[dict[str, Any]]:
+def _iterate_rows(videos: Videos, shards: list[tuple[int, int]]) -> Iterator[dict[str, Any]]:
     for first, stop in shards:
         for number in range(first, stop):
-            row = _row(videos, number)
+            row = list_arrays(videos, number)
             yield {key: array if array.ndim else array.item() for key, array in row.items()}
 
 
-def _row(videos: Videos, number: int) -> dict[str, npt.NDArray[np.generic]]:
-    clip = videos.clip(number)
-    for key, value in clip.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(
-                f"videos must have clips of tensors, got {key}={value!r} in clip {number}; leave "
-                "it out, or make a tensor of it, in the transform"
-            )
-    return {key: value.detach().cpu().numpy() for key, value in clip.items()}
-
-
-def _feature(datasets: Any, key: str, array: npt.NDArray[np.generic]) -> Any:
+def _make_feature(datasets: Any, key: str, array: npt.NDArray[np.generic]) -> Any:
     dtype = str(array.dtype)
     if array.ndim > MOST_AXES:
         raise ValueError(

@@ -125,11 +125,11 @@ class ClipDataModule(_DataModule):
         }
         self._shuffle, self._seed = bool(shuffle), check_seed(seed)
         self._train = train
-        self._others = {"val": _several(val), "test": _several(test)}
+        self._others = {"val": _as_list(val), "test": _as_list(test)}
         self.videos: ClipStream | None = None
         self._resume: dict[str, Any] | None = None
         self._batches_before = self._behind = 0
-        if _is_clips(train):
+        if _are_clips(train):
             self._open_train()
         for name, given in self._others.items():
             for one in given:
@@ -151,7 +151,7 @@ class ClipDataModule(_DataModule):
         for name, stages in (("val", ("fit", "validate", None)), ("test", ("test", None))):
             if stage in stages:
                 self._others[name] = [
-                    self._check_other(name, one if _is_clips(one) else _made(name, one))
+                    self._check_other(name, one if _are_clips(one) else _make_clips(name, one))
                     for one in self._others[name]
                 ]
 
@@ -222,7 +222,7 @@ class ClipDataModule(_DataModule):
 
     def _open_train(self) -> ClipStream:
         if self.videos is None:
-            made = self._train if _is_clips(self._train) else _made("train", self._train)
+            made = self._train if _are_clips(self._train) else _make_clips("train", self._train)
             known = getattr(made, "batch_size", None)
             if self.batch_size is None:
                 self.batch_size = known or 1
@@ -242,8 +242,8 @@ class ClipDataModule(_DataModule):
                 f"{name} must be another data set than train, got the same object: its epoch and "
                 "place would be those of the training; make a second one, with another seed"
             )
-        if not _is_clips(given) and not callable(given):
-            raise TypeError(_wrong(name, given))
+        if not _are_clips(given) and not callable(given):
+            raise TypeError(_describe_wrong(name, given))
         return given
 
     def _loaders(self, name: str) -> list[DataLoader[Clip]]:
@@ -303,13 +303,13 @@ class _ByNumber(ClipStream):
             self._videos.set_epoch(self.epoch)
 
 
-def _several(given: Any) -> list[Any]:
+def _as_list(given: Any) -> list[Any]:
     if given is None:
         return []
     return list(given) if isinstance(given, list) else [given]
 
 
-def _is_clips(given: Any) -> bool:
+def _are_clips(given: Any) -> bool:
     if isinstance(given, type):
         return False
     if isinstance(given, IterableDataset):
@@ -317,14 +317,14 @@ def _is_clips(given: Any) -> bool:
     return hasattr(given, "__len__") and hasattr(given, "__getitem__")
 
 
-def _made(name: str, given: Any) -> Any:
+def _make_clips(name: str, given: Any) -> Any:
     made = given() if callable(given) else given
-    if not _is_clips(made):
-        raise TypeError(_wrong(name, made))
+    if not _are_clips(made):
+        raise TypeError(_describe_wrong(name, made))
     return made
 
 
-def _wrong(name: str, given: object) -> str:
+def _describe_wrong(name: str, given: object) -> str:
     return (
         f"{name} must be a stream of clips such as SyntheticHeLaVideos, a data set of clips by "
         f"number such as CTCVideos, or a function that makes one, got {given!r}"

@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from bvdm_data.adapters.common import convert_to_grey, get_tensor
 from bvdm_data.clip import Clip
-from bvdm_data.datasets.ctc import CTCSequence, read_sequence
+from bvdm_data.datasets.ctc import read_sequence
 from bvdm_data.datasets.ctc_files import has_frames
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.system import require
@@ -59,7 +59,7 @@ def layers(clip: Clip, name: str = "") -> list[Layer]:
     video = convert_to_grey(clip)
     masks = get_tensor(clip, "masks").numpy() if "masks" in clip else None
     tracks = get_tensor(clip, "tracks").numpy() if "tracks" in clip else np.zeros((0, 4), np.int32)
-    return _layers(video, masks, tracks, name)
+    return _build_layers(video, masks, tracks, name)
 
 
 def view(clip: Clip, viewer: "napari.Viewer | None" = None, name: str = "") -> "napari.Viewer":
@@ -138,7 +138,7 @@ def reader(path: str | list[str]) -> Callable[[str], list[Layer]] | None:
     Returns:
         :func:`read`, or None.
     """
-    return read if isinstance(path, str) and _sequences(Path(path)) else None
+    return read if isinstance(path, str) and _find_sequences(Path(path)) else None
 
 
 def read(path: str) -> list[Layer]:
@@ -158,7 +158,7 @@ def read(path: str) -> list[Layer]:
         FileNotFoundError: If there is no such video.
         ValueError: If a file of it is damaged, or files do not agree.
     """
-    found = _sequences(Path(path))
+    found = _find_sequences(Path(path))
     if not found:
         raise FileNotFoundError(
             "path must be a folder in the layout of the Cell Tracking Challenge (01/t000.tif, "
@@ -168,7 +168,7 @@ def read(path: str) -> list[Layer]:
     return [layer for root, name in found for layer in _read_one(root, name)]
 
 
-def _sequences(path: Path) -> list[tuple[Path, str]]:
+def _find_sequences(path: Path) -> list[tuple[Path, str]]:
     """Return folder and name of the videos that are meant by a path."""
     path = path.expanduser().absolute()
     truth = path.parent.parent
@@ -182,25 +182,20 @@ def _sequences(path: Path) -> list[tuple[Path, str]]:
 
 
 def _read_one(root: Path, name: str) -> list[Layer]:
-    sequence = _opened(root, name)
+    has_truth = any((root / f"{name}_{kind}").is_dir() for kind in ("ST", "GT"))
+    sequence = read_sequence(root, name, truth="auto" if has_truth else None)
     video = np.stack([sequence.frame(number) for number in sequence.numbers])
     if sequence.truth is None:
-        return _layers(video, None, sequence.tracks, name)
+        return _build_layers(video, None, sequence.tracks, name)
     masks = np.zeros(video.shape, np.int32)
     for mask, number in zip(masks, sequence.numbers, strict=True):
         found = sequence.masks(number)
         if found is not None:
             mask[:] = found
-    return _layers(video, masks, sequence.tracks, name)
+    return _build_layers(video, masks, sequence.tracks, name)
 
 
-def _opened(root: Path, name: str) -> CTCSequence:
-    truths = (f"{name}_ST", f"{name}_GT")
-    there = any((root / truth).is_dir() for truth in truths)
-    return read_sequence(root, name, truth="auto" if there else None)
-
-
-def _layers(
+def _build_layers(
     video: npt.NDArray[Any],
     masks: npt.NDArray[np.int32] | None,
     tracks: npt.NDArray[np.int32],
@@ -213,14 +208,17 @@ def _layers(
     if masks is None:
         return made
     made.append((masks, {"name": f"{ahead}masks"}, "labels"))
-    places = _places(masks, tracks[tracks[:, 0] > 0, 0])
+    places = _list_places(masks, tracks[tracks[:, 0] > 0, 0])
     if len(places):
-        graph = _graph(tracks, set(places[:, 0].astype(int).tolist()))
+        shown, rows = set(places[:, 0].tolist()), tracks[:, [0, 3]].tolist()
+        graph = {one: [parent] for one, parent in rows if one in shown and parent in shown}
         made.append((places, {"name": f"{ahead}tracks", "graph": graph}, "tracks"))
     return made
 
 
-def _places(masks: npt.NDArray[np.int32], wanted: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
+def _list_places(
+    masks: npt.NDArray[np.int32], wanted: npt.NDArray[np.int32]
+) -> npt.NDArray[np.float64]:
     """Return rows (id, frame, y, x) of the wanted ids, by id, then frame."""
     rows = [np.zeros((0, 4))]
     for frame, mask in enumerate(masks):
@@ -230,11 +228,3 @@ def _places(masks: npt.NDArray[np.int32], wanted: npt.NDArray[np.int32]) -> npt.
             rows.append(np.column_stack([ids, np.full(len(ids), frame), centres]))
     places = np.concatenate(rows)
     return places[np.lexsort((places[:, 1], places[:, 0]))]
-
-
-def _graph(tracks: npt.NDArray[np.int32], shown: set[int]) -> dict[int, list[int]]:
-    return {
-        child: [parent]
-        for child, _, _, parent in tracks.tolist()
-        if child in shown and parent in shown
-    }

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bvdm_data.adapters.common import check_positive, convert_to_counts, get_tensor
+from bvdm_data.adapters.common import check_units, convert_to_counts, get_tensor
 from bvdm_data.clip import LARGEST_COUNT, CameraScale, Clip
-from bvdm_data.datasets.tiff import write_ome_image
+from bvdm_data.datasets.tiff import write_stack
 from bvdm_data.files import open_atomic, open_atomic_folder
 from bvdm_data.system import require
 
@@ -41,8 +41,7 @@ def write_ome_tiff(
         TypeError: If a number is none, or scale is no CameraScale.
         ValueError: If a number is not above 0, the clip is a batch, or an id is above 65535.
     """
-    check_positive("pixel_size", pixel_size)
-    check_positive("minutes", minutes)
+    check_units(pixel_size, minutes)
     channels = {"video": convert_to_counts(clip, scale)}
     if "masks" in clip:
         masks = get_tensor(clip, "masks").numpy()
@@ -52,14 +51,16 @@ def write_ome_tiff(
                 "takes larger ones"
             )
         channels["masks"] = masks.astype(np.uint16)
+    metadata: dict[str, object] = {"axes": "TCYX", "Channel": {"Name": list(channels)}}
+    if pixel_size is not None:
+        metadata |= dict.fromkeys(("PhysicalSizeX", "PhysicalSizeY"), float(pixel_size))
+        metadata |= dict.fromkeys(("PhysicalSizeXUnit", "PhysicalSizeYUnit"), "µm")
+    if minutes is not None:
+        metadata |= {"TimeIncrement": float(minutes), "TimeIncrementUnit": "min"}
+    stack = np.stack(list(channels.values()), axis=1)
     with open_atomic(Path(path).expanduser()) as temporary:
-        write_ome_image(
-            temporary,
-            np.stack(list(channels.values()), axis=1),
-            channels=list(channels),
-            pixel_size=pixel_size,
-            minutes=minutes,
-        )
+        # zlib, not LZW: readers without imagecodecs know it, too.
+        write_stack(temporary, stack, ome=True, compression="zlib", metadata=metadata)
 
 
 def write_ome_zarr(
@@ -90,16 +91,17 @@ def write_ome_zarr(
         TypeError: If a number is none, or scale is no CameraScale.
         ValueError: If a number is not above 0, or the clip is a batch.
     """
-    check_positive("pixel_size", pixel_size)
-    check_positive("minutes", minutes)
+    check_units(pixel_size, minutes)
     zarr = require("zarr", "ome")
     counts = convert_to_counts(clip, scale)
     steps = [minutes, pixel_size, pixel_size]
     with open_atomic_folder(path) as folder:
         image = zarr.open_group(folder, mode="w", zarr_format=3)
-        _write_level(image, counts, Path(path).name, steps, {"omero": _shown(counts, scale)})
+        _write_level(
+            image, counts, Path(path).name, steps, {"omero": _describe_channel(counts, scale)}
+        )
         if "masks" in clip:
-            labels = image.create_group("labels", attributes=_ome({"labels": [LABELS]}))
+            labels = image.create_group("labels", attributes=_wrap({"labels": [LABELS]}))
             masks = get_tensor(clip, "masks").numpy()
             source = {"image-label": {"source": {"image": "../../"}}}
             _write_level(labels.create_group(LABELS), masks, LABELS, steps, source)
@@ -126,14 +128,14 @@ def _write_level(
     scale = [1.0 if step is None else float(step) for step in steps]
     level = {"path": "0", "coordinateTransformations": [{"type": "scale", "scale": scale}]}
     multiscales = [{"name": name, "axes": axes, "datasets": [level]}]
-    group.attrs.update(_ome({"multiscales": multiscales, **more}))
+    group.attrs.update(_wrap({"multiscales": multiscales, **more}))
 
 
-def _ome(metadata: dict[str, Any]) -> dict[str, Any]:
+def _wrap(metadata: dict[str, Any]) -> dict[str, Any]:
     return {"ome": {"version": "0.5", **metadata}}
 
 
-def _shown(counts: npt.NDArray[np.uint16], scale: CameraScale) -> dict[str, Any]:
+def _describe_channel(counts: npt.NDArray[np.uint16], scale: CameraScale) -> dict[str, Any]:
     """Return the ``omero`` part: the channel, and from which to which count it is shown."""
     low, high = int(counts.min()), int(counts.max())
     window = {"min": scale.offset, "max": scale.full, "start": low, "end": max(high, low + 1)}

@@ -7,15 +7,9 @@ from typing import Any, SupportsIndex
 
 import torch
 
-from bvdm_data.adapters.common import count_clips
+from bvdm_data.adapters.common import count_clips, list_arrays
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
-from bvdm_data.storage.plan import (
-    CLIPS_PER_SHARD,
-    ShardPlan,
-    plan_shards,
-    prepare_manifest,
-    to_config,
-)
+from bvdm_data.storage.plan import CLIPS_PER_SHARD, ShardPlan, begin_shards, to_config
 from bvdm_data.storage.shards import write_shard
 from bvdm_data.system import require
 from bvdm_data.validate import as_int
@@ -66,17 +60,11 @@ def ray_export(
     """
     data = require("ray.data", "ray")
     tries = as_int("retries", retries, least=0)
-    plan = plan_shards(
-        videos,
-        directory,
-        clips=clips,
-        clips_per_shard=clips_per_shard,
-        format=format,
-        compress=compress,
-    )
-    prepare_manifest(plan)
+    plan = begin_shards(videos, directory, clips, clips_per_shard, format, compress)
     numbers = data.range(plan.count, override_num_blocks=plan.count)
-    made = numbers.map(functools.partial(_made, plan=plan, retries=tries), concurrency=concurrency)
+    made = numbers.map(
+        functools.partial(_write_shard, plan=plan, retries=tries), concurrency=concurrency
+    )
     return sorted(row["shard"] for row in made.iter_rows() if row["written"])
 
 
@@ -116,10 +104,10 @@ def ray_dataset(
     number = count_clips(videos, clips)
     size = as_int("clips_per_task", clips_per_task, least=1)
     numbers = data.range(number, override_num_blocks=-(-number // size))
-    return numbers.map(functools.partial(_row, videos=videos), concurrency=concurrency)
+    return numbers.map(functools.partial(_make_row, videos=videos), concurrency=concurrency)
 
 
-def _made(row: dict[str, Any], plan: ShardPlan, retries: int) -> dict[str, Any]:
+def _write_shard(row: dict[str, Any], plan: ShardPlan, retries: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     number, tried = int(row["id"]), 0
     while True:
@@ -132,10 +120,7 @@ def _made(row: dict[str, Any], plan: ShardPlan, retries: int) -> dict[str, Any]:
             tried += 1
 
 
-def _row(row: dict[str, Any], videos: SyntheticHeLaVideos) -> dict[str, Any]:
+def _make_row(row: dict[str, Any], videos: SyntheticHeLaVideos) -> dict[str, Any]:
     torch.set_num_threads(1)
-    arrays = {
-        key: value.cpu().numpy()  # type: ignore[attr-defined]
-        for key, value in videos.clip(int(row["id"])).items()
-    }
+    arrays = list_arrays(videos, int(row["id"]))
     return {key: array if array.ndim else array.item() for key, array in arrays.items()}

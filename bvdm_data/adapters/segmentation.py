@@ -91,7 +91,7 @@ def unet_targets(masks: Tensor) -> dict[str, Tensor]:
         >>> [maps[name].flatten().tolist() for name in ("foreground", "boundary")]
         [[1.0, 1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0, 0.0]]
     """
-    masks = _checked(masks)
+    masks = _check_masks(masks)
     boundary = torch.zeros_like(masks, dtype=torch.bool)
     for axis in (1, 2):
         length = masks.shape[axis] - 1
@@ -125,7 +125,7 @@ def object_probability(masks: Tensor) -> Tensor:
         >>> object_probability(torch.tensor([[[0, 1, 1, 1, 2, 0]]]))[0, 0].tolist()
         [0.0, 0.5, 1.0, 0.5, 1.0, 0.0]
     """
-    labels = _checked(masks).cpu().numpy()
+    labels = _check_masks(masks).cpu().numpy()
     depth = np.zeros(labels.shape, np.float32)
     for image, out in zip(labels, depth, strict=True):
         for number, box in enumerate(ndimage.find_objects(image), start=1):
@@ -165,7 +165,7 @@ def star_distances(masks: Tensor, rays: SupportsIndex = RAYS) -> Tensor:
         >>> star_distances(torch.ones(1, 3, 7, dtype=torch.int64), rays=4)[0, :, 1, 2].tolist()
         [4.5, 1.5, 2.5, 1.5]
     """
-    masks, count = _checked(masks), as_int("rays", rays, least=3)
+    masks, count = _check_masks(masks), as_int("rays", rays, least=3)
     frames, height, width = masks.shape
     padded = torch.nn.functional.pad(masks.int(), (1, 1, 1, 1))
     flat, inside = padded.flatten(), padded.flatten().nonzero().squeeze(1)
@@ -180,7 +180,7 @@ def star_distances(masks: Tensor, rays: SupportsIndex = RAYS) -> Tensor:
         while len(walking):
             steps += 1
             down, right = down + dy, right + dx
-            there = flat[walking + _way(walking, (float(down), float(right)), padded.shape)]
+            there = flat[walking + _find_way(walking, (float(down), float(right)), padded.shape)]
             stays = there == label
             out[ray, walking[~stays]] = steps - 1 + overshoot
             kept = stays.nonzero().squeeze(1)
@@ -189,7 +189,7 @@ def star_distances(masks: Tensor, rays: SupportsIndex = RAYS) -> Tensor:
     return out.movedim(0, 1).contiguous()
 
 
-def _way(place: Tensor, step: tuple[float, float], shape: Sequence[int]) -> Tensor | int:
+def _find_way(place: Tensor, step: tuple[float, float], shape: Sequence[int]) -> Tensor | int:
     """Return how far on the pixel nearest to each place plus the step lies in a padded stack."""
     _, height, width = shape
     if all(abs(abs(length) % 1 - 0.5) > TIE for length in step):
@@ -220,7 +220,7 @@ def cellpose_flows(masks: Tensor) -> Tensor:
         ImportError: If cellpose is missing.
         ValueError: If masks are not whole numbers of 0 or more, ``[N, H, W]``.
     """
-    masks = _checked(masks)
+    masks = _check_masks(masks)
     labels_to_flows = require("cellpose.dynamics", "cellpose").labels_to_flows
     # It renumbers in place, and shows a bar for more than one image.
     images = [image.astype(np.int32) for image in masks.cpu().numpy()]
@@ -229,7 +229,7 @@ def cellpose_flows(masks: Tensor) -> Tensor:
     return torch.from_numpy(np.stack(flows)).to(masks.device)
 
 
-def _checked(masks: Tensor) -> Tensor:
+def _check_masks(masks: Tensor) -> Tensor:
     """Return the masks as int64."""
     if not isinstance(masks, Tensor):
         raise TypeError(f"masks must be a tensor, got {type(masks).__name__}; see torch.as_tensor")

@@ -3,12 +3,14 @@
 Both are in 0.5.6 (``trackastra/model/model.py``, ``model_parts.py``); its authors list them as done
 for the version after. Each layer replaces what it adds to by its norm, so that no sum runs through
 the network. And ``PositionalEncoding`` drops ``cutoffs_start``, so that numbers such as the mean
-grey meet frequencies up to 1, not up to 100. Frequencies are weights and travel with a checkpoint;
-the sum is code, which :func:`mend_trackastra` replaces after loading.
+grey meet frequencies up to 1, not up to 100; here each feature has frequencies for its own range.
+They are weights and travel with a checkpoint; the sum is code, which :func:`mend_trackastra`
+replaces after loading.
 """
 
 import functools
 import importlib.metadata
+import json
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, cast
@@ -18,8 +20,9 @@ from torch import Tensor, nn
 
 from bvdm_data.system import require
 
-# Frequencies that features such as the mean grey are meant to have, as powers of ten.
-_FREQUENCIES = 2.0, -3.0
+# Longest wave of each feature, about four times as long as nuclei differ: diameter, px; mean grey;
+# the tensor of inertia, px^2; nearness to the border. Each further wave is a third as long.
+_WAVES = (160.0, 4.0, 600.0, 600.0, 600.0, 600.0, 4.0)
 
 
 def import_trackastra(module: str = "trackastra") -> Any:
@@ -39,20 +42,24 @@ def make_transformer(*, pre_norm: bool, feature_frequencies: bool, **config: Any
         coord_dim=2, feat_dim=7, feat_embed_per_dim=8, **config
     )
     if feature_frequencies:
-        for frequencies in network.feat_embed.freqs:  # type: ignore[union-attr]
-            wanted = torch.logspace(*_FREQUENCIES, frequencies.numel())
+        for frequencies, wave in zip(network.feat_embed.freqs, _WAVES, strict=True):  # type: ignore[union-attr, arg-type]
+            wanted = 4 / wave * 3.0 ** torch.arange(frequencies.numel())
             frequencies.data.copy_(wanted.view_as(frequencies))
     if pre_norm:
         _mend_layers(network)
     return network
 
 
-def save_transformer(network: nn.Module, folder: str | Path) -> None:
-    """Write a folder that ``Trackastra.from_folder`` and :func:`mend_trackastra` read."""
+def save_transformer(network: nn.Module, folder: str | Path, **settings: str) -> None:
+    """Write a folder that ``Trackastra.from_folder`` and :func:`mend_trackastra` read.
+
+    Settings come back in ``train_args`` of the ``Trackastra``.
+    """
     layer: Any = network.encoder[0]  # type: ignore[index]
-    text = f"features: wrfeat\npre_norm: {str(isinstance(layer, _PreNorm)).lower()}\n"
+    told = {"features": "wrfeat", "pre_norm": isinstance(layer, _PreNorm), **settings}
     network.save(folder)  # type: ignore[operator]
-    (Path(folder) / "train_config.yaml").write_text(text)
+    # Trackastra reads YAML, of which JSON is a part.
+    (Path(folder) / "train_config.yaml").write_text(json.dumps(told, indent=2) + "\n")
 
 
 def mend_trackastra(model: Any) -> Any:

@@ -1,6 +1,5 @@
 """Trackers that learn: training windows of Trackastra, and folders of the challenge."""
 
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -23,8 +22,8 @@ from bvdm_data.adapters.common import (
 from bvdm_data.clip import LARGEST_COUNT, CameraScale, Clip
 from bvdm_data.datasets.ctc import write_sequence
 from bvdm_data.datasets.detections import link_detections
-from bvdm_data.datasets.tiff import keep_background, write_image
-from bvdm_data.files import write_through
+from bvdm_data.datasets.tiff import keep_background, write_images
+from bvdm_data.files import open_atomic_folder
 from bvdm_data.system import require
 from bvdm_data.validate import as_int
 
@@ -72,7 +71,7 @@ def trackastra_windows(clip: Clip, window: int = 6) -> list[Window]:
     cuts = [
         measures.concat(found[start : start + frames]) for start in range(len(video) - frames + 1)
     ]
-    return [_window(cut, lines) for cut in cuts if len(cut)]
+    return [_make_window(cut, lines) for cut in cuts if len(cut)]
 
 
 class TrackastraWindows(IterableDataset[Window]):
@@ -162,26 +161,13 @@ def write_ctc_result(clip: Clip, root: str | Path, *, name: str) -> None:
         ValueError: If the clip has no detections or tracks, or is a batch.
     """
     masks, table = link_detections(clip)
-    folder = Path(root).expanduser() / f"{name}_RES"
-    if folder.exists():
-        raise FileExistsError(f"{folder} is there already; remove it or give another name")
-    staging = folder.with_name(f".{name}_RES.writing")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
-        kind = np.uint16 if 2 * len(table) < LARGEST_COUNT else np.uint32
-        digits = max(3, len(str(len(masks) - 1)))
-        for number, mask in enumerate(masks):
-            path = staging / f"mask{number:0{digits}d}.tif"
-            write_image(path, keep_background(mask.astype(kind)))
-        np.savetxt(staging / "res_track.txt", table, fmt="%d")
-        write_through(staging)
-        staging.rename(folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    masks = masks.astype(np.uint16 if 2 * len(table) < LARGEST_COUNT else np.uint32)
+    with open_atomic_folder(Path(root) / f"{name}_RES") as folder:
+        write_images(folder, "mask", map(keep_background, masks))
+        np.savetxt(folder / "res_track.txt", table, fmt="%d")
 
 
-def _window(measured: "object", lines: Mapping[int, list[int]]) -> Window:
+def _make_window(measured: "object", lines: Mapping[int, list[int]]) -> Window:
     coords, times, ids = (
         torch.from_numpy(np.asarray(getattr(measured, key)))
         for key in ("coords", "timepoints", "labels")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -10,19 +11,19 @@ from scipy import ndimage
 
 from bvdm_data.adapters.common import (
     build_graph,
-    check_positive,
+    check_units,
     convert_to_counts,
     get_tensor,
     list_tracks,
     trace_outlines,
 )
 from bvdm_data.clip import CameraScale, Clip
-from bvdm_data.datasets.tiff import write_imagej_stack
+from bvdm_data.datasets.tiff import write_stack
 from bvdm_data.files import open_atomic
 
+# The version of TrackMate whose layout the file has: the first with outlines of spots.
 VERSION = "7.0.0"
-"""The version of TrackMate whose layout the file has: the first with outlines of spots."""
-
+# What spots, edges and tracks carry: key, name, dimension, and whether it is a whole number.
 FEATURES = {
     "Spot": (
         ("QUALITY", "Quality", "QUALITY", False),
@@ -43,8 +44,6 @@ FEATURES = {
     ),
     "Track": (("TRACK_INDEX", "Track index", "NONE", True), ("TRACK_ID", "Track ID", "NONE", True)),
 }
-"""What spots, edges and tracks carry: key, name, dimension, and whether it is a whole number."""
-
 ANALYZERS = ("SpotAnalyzers", "EdgeAnalyzers", "TrackAnalyzers")
 
 Nodes = dict[str, npt.NDArray[np.generic]]
@@ -82,8 +81,7 @@ def write_trackmate(
         ValueError: If a number is not above 0, path ends in ``.tif``, or the clip has no masks or
             tracks, or they do not agree.
     """
-    check_positive("pixel_size", pixel_size)
-    check_positive("minutes", minutes)
+    check_units(pixel_size, minutes)
     target = Path(path).expanduser()
     image = target.with_suffix(".tif")
     if image == target:
@@ -94,7 +92,13 @@ def write_trackmate(
     units = {"spatialunits": "micron" if pixel_size else "pixel"}
     units["timeunits"] = "min" if minutes else "frame"
     model = ElementTree.SubElement(root, "Model", units)
-    _add_features(model, "stage" in nodes)
+    declared = ElementTree.SubElement(model, "FeatureDeclarations")
+    for kind, features in FEATURES.items():
+        group = ElementTree.SubElement(declared, f"{kind}Features")
+        for key, name, dimension, is_whole in features:
+            if key != "STAGE" or "stage" in nodes:
+                about = {"feature": key, "name": name, "shortname": name, "dimension": dimension}
+                ElementTree.SubElement(group, "Feature", about, isint=str(is_whole).lower())
     _add_spots(model, masks, nodes, pixel_size or 1.0, minutes or 1.0)
     _add_tracks(model, nodes["lineage"], edges)
     shown = "" if scale is None else image.name
@@ -103,22 +107,15 @@ def write_trackmate(
     ElementTree.SubElement(root, "DisplaySettings")
     ElementTree.indent(root)
     if scale is not None:
-        counts = convert_to_counts(clip, scale)
+        metadata: dict[str, object] = {"axes": "TYX"}
+        metadata |= {} if pixel_size is None else {"unit": "micron"}
+        metadata |= {} if minutes is None else {"finterval": float(minutes) * 60, "tunit": "sec"}
+        resolution = None if pixel_size is None else (1 / pixel_size, 1 / pixel_size)
+        options: dict[str, Any] = {"resolution": resolution, "metadata": metadata}
         with open_atomic(image) as temporary:
-            write_imagej_stack(temporary, counts, pixel_size=pixel_size, minutes=minutes)
+            write_stack(temporary, convert_to_counts(clip, scale), imagej=True, **options)
     with open_atomic(target) as temporary:
         ElementTree.ElementTree(root).write(temporary, encoding="UTF-8", xml_declaration=True)
-
-
-def _add_features(model: ElementTree.Element, with_stages: bool) -> None:
-    """Declare what spots, edges and tracks carry."""
-    declared = ElementTree.SubElement(model, "FeatureDeclarations")
-    for kind, features in FEATURES.items():
-        group = ElementTree.SubElement(declared, f"{kind}Features")
-        for key, name, dimension, is_whole in features:
-            if key != "STAGE" or with_stages:
-                about = {"feature": key, "name": name, "shortname": name, "dimension": dimension}
-                ElementTree.SubElement(group, "Feature", about, isint=str(is_whole).lower())
 
 
 def _add_spots(
@@ -157,9 +154,7 @@ def _add_spots(
 
 
 def _add_tracks(
-    model: ElementTree.Element,
-    lineages: npt.NDArray[np.generic],
-    edges: npt.NDArray[np.uint64],
+    model: ElementTree.Element, lineages: npt.NDArray[np.generic], edges: npt.NDArray[np.uint64]
 ) -> None:
     """Add the lineages that have an edge, by the ids of their first ancestors."""
     group = ElementTree.SubElement(model, "AllTracks")
@@ -175,11 +170,7 @@ def _add_tracks(
 
 
 def _add_settings(
-    root: ElementTree.Element,
-    shape: tuple[int, ...],
-    image: str,
-    pixel_size: float,
-    minutes: float,
+    root: ElementTree.Element, shape: tuple[int, ...], image: str, pixel_size: float, minutes: float
 ) -> None:
     """Add the image and, as nothing was detected, the settings of work by hand."""
     frames, height, width = shape

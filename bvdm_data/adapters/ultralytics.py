@@ -23,14 +23,11 @@ from bvdm_data.clip import STAGES, Clip
 from bvdm_data.files import open_atomic_folder
 from bvdm_data.validate import as_fraction
 
-TASKS = ("segment", "detect")
-"""What labels hold: polygons or boxes."""
-
+TASKS = ("segment", "detect")  # what labels hold: polygons or boxes
+# How far polygons lie within the mask, px: what rounds their corners down stays in its pixels.
 INSET = 0.01
-"""How far polygons lie within the mask, px: what rounds their corners down stays in its pixels."""
-
+# Names of the classes, by what they tell apart.
 CLASSES = {"nucleus": ("nucleus",), "stage": STAGES}
-"""Names of the classes, by what they tell apart."""
 
 
 def write_yolo(
@@ -114,7 +111,12 @@ def _label_frames(
             if place is None:
                 continue
             own = mask.numpy()[place] == identity
-            numbers = _describe_box(place) if task == "detect" else _describe_polygon(own, place)
+            if task == "detect":
+                y, x = place
+                middle = (x.start + x.stop) / 2, (y.start + y.stop) / 2
+                numbers = np.array([*middle, x.stop - x.start, y.stop - y.start])
+            else:
+                numbers = _describe_polygon(own, place)
             scaled = numbers.reshape(-1, 2) / image.shape[::-1]
             kind = 0 if kinds is None else kinds[identity][frame]
             labels += " ".join([str(kind), *(f"{value:.6f}" for value in scaled.ravel())]) + "\n"
@@ -136,14 +138,6 @@ def _find_classes(clip: Clip, classes: str) -> dict[int, list[int]] | None:
             )
         found[identity] = row
     return found
-
-
-def _describe_box(place: tuple[slice, slice]) -> npt.NDArray[np.float64]:
-    """Return centre and size ``(x, y, width, height)`` in pixels."""
-    y, x = place
-    return np.array(
-        [(x.start + x.stop) / 2, (y.start + y.stop) / 2, x.stop - x.start, y.stop - y.start]
-    )
 
 
 def _describe_polygon(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bvdm_data.adapters.common import Videos, convert_to_rgb, count_clips, get_tensor, require_keys
+from bvdm_data.adapters.common import Videos, convert_to_rgb, count_clips, get_index, get_tensor
 from bvdm_data.clip import Clip
 from bvdm_data.validate import as_int
 
@@ -78,9 +78,8 @@ def video_datapoint(clip: Clip, most_objects: int | None = None) -> VideoDatapoi
     """
     if most_objects is not None:
         most_objects = as_int("most_objects", most_objects, least=1)
-    require_keys(clip, "video", "masks", "index")
-    masks = get_tensor(clip, "masks")
-    identities = _seen(masks[0])[:most_objects]
+    masks, number = get_tensor(clip, "masks"), get_index(clip)
+    identities = _list_ids(masks[0])[:most_objects]
     if not identities:
         raise ValueError(
             "clip must show a nucleus in its first frame, got none; leave it out, or give a "
@@ -88,13 +87,10 @@ def video_datapoint(clip: Clip, most_objects: int | None = None) -> VideoDatapoi
         )
     images = convert_to_rgb(clip)
     frames = [
-        Frame(
-            image,
-            [Object(one, number, (mask == one).to(torch.uint8)) for one in identities],
-        )
-        for number, (image, mask) in enumerate(zip(images, masks, strict=True))
+        Frame(image, [Object(one, frame, (mask == one).to(torch.uint8)) for one in identities])
+        for frame, (image, mask) in enumerate(zip(images, masks, strict=True))
     ]
-    return VideoDatapoint(frames, int(clip["index"]), (masks.shape[1], masks.shape[2]))
+    return VideoDatapoint(frames, number, (masks.shape[1], masks.shape[2]))
 
 
 @dataclass
@@ -146,7 +142,7 @@ class Segments:
     def load(self, frame_idx: int) -> dict[int, Tensor]:
         """Return the mask of each nucleus that is there, ``[H, W]`` bool, by its id."""
         mask = self.masks[frame_idx]
-        return {one: mask == one for one in _seen(mask)}
+        return {one: mask == one for one in _list_ids(mask)}
 
 
 class RawVideos:
@@ -194,5 +190,5 @@ class RawVideos:
         return Video(str(idx), idx, frames), Segments(get_tensor(clip, "masks"))
 
 
-def _seen(mask: Tensor) -> list[int]:
+def _list_ids(mask: Tensor) -> list[int]:
     return [one for one in np.unique(mask.numpy()).tolist() if one > 0]

@@ -17,11 +17,8 @@ from bvdm_data.cli.clips import bench, export, fetch, preview, shards
 from bvdm_data.cli.models import evaluate, fit, info, models
 from bvdm_data.files import cut_words
 
-GRACE_SECONDS = 1.5
-"""How long a command may clean up after Ctrl-C."""
-
-LONGEST_MESSAGE = 2000
-"""Characters that fit on a screen."""
+GRACE_SECONDS = 1.5  # how long a command may clean up after Ctrl-C
+LONGEST_MESSAGE = 2000  # characters that fit on a screen
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -46,7 +43,11 @@ def main() -> None:
             user_errors = (ValueError, TypeError, OSError, IndexError, ImportError, MemoryError)
             if not isinstance(error, user_errors):
                 raise
-            click.echo(f"bvdm-data: {_shorten(error)}", err=True)
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            if any(line.startswith("Original Traceback") for line in lines):  # of a loader's worker
+                lines = [lines[-1].partition(": ")[2] or lines[-1]]
+            message = cut_words(" ".join(lines), LONGEST_MESSAGE)
+            click.echo(f"bvdm-data: {message}", err=True)
             sys.exit(1)
 
 
@@ -106,11 +107,3 @@ def _exit_now(number: int) -> None:
 def _end_workers() -> None:
     for child in multiprocessing.active_children():
         child.kill()
-
-
-def _shorten(error: BaseException) -> str:
-    """Return the message of an error; of one from a loader's worker, without its traceback."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    if any(line.startswith("Original Traceback") for line in lines):
-        lines = [lines[-1].partition(": ")[2] or lines[-1]]
-    return cut_words(" ".join(lines), LONGEST_MESSAGE)

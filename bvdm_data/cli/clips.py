@@ -2,31 +2,22 @@
 
 import itertools
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from bvdm_data.cli.options import (
-    ANNOTATIONS,
-    AT_LEAST,
     DEATH_RATE,
+    FACTORS,
     FOLDER,
-    MAX_CELLS,
-    MODEL,
-    NUCLEI,
-    OUTLINE,
-    POOL,
     QUIET,
-    SEED,
-    VARIATION,
-    VIDEO,
-    Floats,
-    add_method_options,
+    add_clip_options,
+    add_key_options,
     add_size_options,
     add_time_options,
     option,
-    take_annotations,
     take_method,
 )
 
@@ -35,11 +26,8 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@MODEL
 @option("--output", default="preview", type=FOLDER, help="Folder.")
 @add_size_options(8, "256x256")
-@NUCLEI
-@AT_LEAST
 @option("--clips", default=2, help="How many clips to stream.")
 @option("--workers", default=0, help="Processes of the DataLoader.")
 @option("--real", type=FOLDER, help="A real data set to show beside the clips.")
@@ -50,15 +38,12 @@ if TYPE_CHECKING:
 @option(
     "--page-densities",
     default="0.5,1,2",
-    type=Floats(),
+    type=FACTORS,
     help="Nuclei in the first frame, as multiples of the fitted video's density.",
 )
 @option("--page-frames", default=24, help="Frames of its clips.")
-@VARIATION
-@OUTLINE
+@add_clip_options
 @DEATH_RATE
-@add_method_options
-@SEED
 def preview(
     output: Path,
     clips: int,
@@ -72,13 +57,13 @@ def preview(
     page_frames: int,
     **options: Any,
 ) -> None:
-    """Stream clips through a DataLoader; write a contact sheet (PNG) and an animation (GIF).
+    """Look at clips: a contact sheet (PNG), an animation (GIF), a page.
 
     With --real, every clip stands below a window of that video with about as many nuclei, at the
     same grey scale; --variation 0 makes clips that should look like their video.
 
     With --page, a page (player.html) that any browser plays without a network: outlines, ids,
-    lineage trees, sliders for seed and density.
+    lineage trees, sliders for seed and density. The clips come through a DataLoader.
     """
     from torch.utils.data import DataLoader
 
@@ -106,6 +91,8 @@ def preview(
         seconds = time.perf_counter() - start
         cells = int((clip["tracks"][:, 0] > 0).sum())
         click.echo(f"clip {int(clip['index'])}: {cells} nuclei, after {seconds:.1f} s")
+    if video is not None and videos.variation != 0:
+        click.echo("clips vary beyond the video that was fitted; --variation 0 keeps to it")
     height, width = videos.size
     click.echo(
         f"{clips / seconds:.3f} clips a second ({videos.frames} frames of {height} x {width}, "
@@ -125,11 +112,7 @@ def preview(
 
 
 def _write_page(
-    path: Path,
-    videos: "SyntheticHeLaVideos",
-    frames: int,
-    seeds: int,
-    densities: tuple[float, ...],
+    path: Path, videos: "SyntheticHeLaVideos", frames: int, seeds: int, densities: tuple[float, ...]
 ) -> None:
     """Write a page with a clip of every seed and density, else as those of ``videos``."""
     from tqdm import tqdm
@@ -147,12 +130,16 @@ def _write_page(
         stream = SyntheticHeLaVideos(
             frames=frames, size=videos.size, seed=seed, model=videos.model, nuclei=nuclei,
             variation=videos.variation, method=videos.method, outline=videos.outline,
+            death_rate=videos.death_rate,
         )  # fmt: skip
         clips[str(seed), f"{density:g} x ({nuclei} nuclei)"] = stream.clip(0)
+    amounts = videos.variation
+    parts = amounts if isinstance(amounts, Mapping) else {"variation": amounts}
     note = (
         f"Synthetic clips of the model {videos.model.stem}, {videos.method.describe()}, "
-        f"variation {videos.variation}. Density: nuclei in the first frame against the mean of "
-        "the fitted video."
+        f"{', '.join(f'{part} {amount:g}' for part, amount in parts.items())} (0 keeps to the "
+        "fitted video, 1 is what networks train on). Density: nuclei in the first frame against "
+        "the mean of that video."
     )
     write_player(clips, path, title="Synthetic clips of dividing nuclei", note=note)
     click.echo(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB, {len(clips)} clips)")
@@ -160,17 +147,11 @@ def _write_page(
 
 @click.command()
 @click.argument("directory", type=FOLDER)
-@MODEL
 @add_size_options(92, "700x1100")
 @option("--sequences", default=2, help="How many videos.")
-@NUCLEI
-@AT_LEAST
-@VARIATION
-@OUTLINE
+@add_clip_options
 @DEATH_RATE
 @add_time_options
-@add_method_options
-@SEED
 @option(
     "--format",
     type=click.Choice(["ctc", "yolo"]),
@@ -179,40 +160,38 @@ def _write_page(
 )
 @QUIET
 def export(directory: Path, format: str, quiet: bool, **options: Any) -> None:
-    """Write synthetic videos with their truth to DIRECTORY, as the Cell Tracking Challenge does.
+    """Write synthetic videos with their truth to DIRECTORY.
 
     Killed, the same command goes on with the videos that are missing. With --format yolo it writes
     all anew: polygons of the nuclei, and the last fifth of the videos, at least one, as val.
     """
-    from bvdm_data.datasets.export import export as write
-
-    if format == "yolo":
-        _export_yolo(directory, quiet, options)
-        return
-    written = write(directory, method=take_method(options), progress=not quiet, **options)
-    click.echo(f"wrote {', '.join(written) if written else 'nothing: all is there'} to {directory}")
-
-
-def _export_yolo(directory: Path, quiet: bool, options: dict[str, Any]) -> None:
-    """Write the frames of as many clips as sequences are wanted."""
     from bvdm_data.adapters.ultralytics import write_yolo
+    from bvdm_data.datasets.export import export as write
     from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 
-    method, clips = take_method(options), options.pop("sequences")
+    options["method"] = take_method(options)
+    if format == "ctc":
+        written = ", ".join(write(directory, progress=not quiet, **options))
+        click.echo(f"wrote {written or 'nothing: all is there'} to {directory}")
+        return
+    clips = options.pop("sequences")
     if clips < 2:
         raise click.UsageError(f"--sequences must be at least 2 with --format yolo, got {clips}")
-    videos = SyntheticHeLaVideos(method=method, annotations=("masks", "tracks"), **options)
+    videos = SyntheticHeLaVideos(annotations=("masks", "tracks"), **options)
     write_yolo(videos, directory, clips=clips, progress=not quiet)
     click.echo(f"wrote {directory / 'data.yaml'}")
 
 
 @click.command()
 @click.argument("name")
-@option("--directory", default=".", type=FOLDER)
+@option("--directory", default=".", type=FOLDER, help="Where its folder goes.")
 @option("--split", default="training", help="training or test.")
 @QUIET
 def fetch(name: str, directory: Path, split: str, quiet: bool) -> None:
-    """Download a data set, such as Fluo-N2DL-HeLa, from the Cell Tracking Challenge."""
+    """Download a data set of the Cell Tracking Challenge.
+
+    NAME is that of one of its data sets, such as Fluo-N2DL-HeLa.
+    """
     from bvdm_data.datasets.fetch import fetch as download
 
     click.echo(f"wrote {download(name, directory, split=split, progress=not quiet)}")
@@ -230,20 +209,11 @@ def fetch(name: str, directory: Path, split: str, quiet: bool) -> None:
 )
 @click.option("--compress/--no-compress", default=True, show_default=True, help="Smaller, slower.")
 @option("--workers", default=0, help="Processes of this rank.")
-@MODEL
 @add_size_options(8, "256x256")
-@ANNOTATIONS
-@VIDEO
-@NUCLEI
-@AT_LEAST
-@MAX_CELLS
-@VARIATION
-@OUTLINE
+@add_clip_options
+@add_key_options
 @DEATH_RATE
 @add_time_options
-@add_method_options
-@POOL
-@SEED
 @option("--epoch", default=0, help="Other clips of the same seed.")
 @QUIET
 def shards(
@@ -265,8 +235,7 @@ def shards(
     from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
     from bvdm_data.storage import write_shards
 
-    tables = take_annotations(options)
-    videos = SyntheticHeLaVideos(method=take_method(options), **tables, **options)
+    videos = SyntheticHeLaVideos(method=take_method(options), **options)
     videos.set_epoch(epoch)
     written = write_shards(
         videos,
@@ -283,25 +252,16 @@ def shards(
 
 
 @click.command()
-@MODEL
 @add_size_options(8, "256x256")
-@NUCLEI
-@AT_LEAST
-@MAX_CELLS
-@VARIATION
-@OUTLINE
-@add_method_options
-@POOL
+@add_clip_options
+@add_key_options
 @option("--pairs", type=int, help="Of --pool: sister pairs in the cell bank. [default: 256]")
 @option("--renew", type=float, help="Of --pool: pairs renewed with each clip. [default: 1]")
-@ANNOTATIONS
-@VIDEO
 @option("--batch-size", default=4, help="Clips of a training step.")
 @option("--workers", default=1, help="Processes of the DataLoader.")
 @option("--step-seconds", default=0.1, help="Time of a training step, data apart.")
 @option("--seconds", default=10.0, help="Time of each measurement.")
 @option("--json", "report", type=FOLDER, help="File for all figures.")
-@SEED
 @QUIET
 def bench(
     pool: bool,
@@ -315,7 +275,7 @@ def bench(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Measure clips a second, what they cost, and whether your training loop waits for them.
+    """Measure clips a second, and whether a training loop waits.
 
     Give the batch size, the workers and the time of a step of your loop, measured on data in
     memory. If the loop waits for clips, the command tries what would help, and prints it.
@@ -331,12 +291,8 @@ def bench(
     for name in bank:
         if not pool:
             raise click.UsageError(f"--{name} is for --pool; give --pool, too")
-    tables = take_annotations(options)
     videos = SyntheticHeLaVideos(
-        method=take_method(options),
-        pool=PoolSettings(**bank) if pool else None,
-        **tables,
-        **options,
+        method=take_method(options), pool=PoolSettings(**bank) if pool else None, **options
     )
     loop = Loop(batch_size=batch_size, workers=workers, step_seconds=step_seconds)
 

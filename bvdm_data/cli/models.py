@@ -77,11 +77,11 @@ def fit(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Fit a model to one annotated video in the folder ROOT of the Cell Tracking Challenge.
+    """Fit a model to one annotated video in the folder ROOT.
 
-    Takes an hour or so on one core, and hours more with --paper. Killed, the same command goes on
-    where it was. Beside the model, a page (NAME.html) shows real and synthetic clips, how like
-    they are, and what to try next.
+    ROOT is laid out as in the Cell Tracking Challenge. Takes an hour or so on one core, and hours
+    more with --paper. Killed, the same command goes on where it was. Beside the model, a page
+    (NAME.html) shows real and synthetic clips, how like they are, and what to try next.
     """
     from bvdm_data.evaluation.side_by_side import write_fit_page
     from bvdm_data.fitting.denoiser import DENOISER_TRAINING, STUDENT_TRAINING
@@ -101,13 +101,13 @@ def fit(
         **{name: options.pop(name) for name in names},
     )
     options |= {"scale": scale, "settings": settings}
-    with warnings.catch_warnings(), Progress({"page": 40.0}, shown=not quiet) as bar:
+    with warnings.catch_warnings(), Progress({"page": 15.0}, shown=not quiet) as bar:
         warnings.showwarning = _show_warning
         model = fit_video(root, output, **options, progress=bar)
-        bar.start("page")
+        warnings.simplefilter("ignore")  # they were shown ahead of the training
         given = (root, options["sequence"], options["truth"])
-        video = (output.with_suffix(".linked"), given[1]) if options["link"] else given
-        lines = write_fit_page(output.with_suffix(".html"), output, *video)
+        video = (output.with_suffix(".linked"), given[1], "auto") if options["link"] else given
+        lines = write_fit_page(output.with_suffix(".html"), output, video, bar)
     _print_card(model.card, as_json)
     click.echo(f"wrote {output} ({output.stat().st_size / 1e6:.2f} MB)", err=as_json)
     click.echo("\n".join(lines), err=as_json)
@@ -129,7 +129,7 @@ def info(model: str, as_json: bool) -> None:
 @click.command()
 @JSON
 def models(as_json: bool) -> None:
-    """List the models that have a name: shipped ones, and those in the user's cache folder."""
+    """List the models that have a name, shipped and your own."""
     from bvdm_data.weights import cache_folder, known_models
 
     found = {name: _summarise_model(path) for name, path in known_models().items()}
@@ -246,7 +246,7 @@ def _list_entries(name: str, value: Any) -> list[str]:
 @option("--clips", type=int, help="Clips of an arm. [default: as many pixels as the video]")
 @option("--crops", type=int, help="Nuclei of the feature distance. [default: 900]")
 @option("--linker-seeds", type=int, help="Linkers trained on each arm. [default: 3]")
-@option("--linker-steps", type=int, help="Training steps of a linker. [default: 750]")
+@option("--linker-steps", type=int, help="Training steps of a linker. [default: 1800]")
 @option("--ablation", is_flag=True, help="Part linking: take back the changes one at a time, too.")
 @option("--work-dir", default="evaluation", type=FOLDER, help="For clips, networks and scores.")
 @option("--report", type=FOLDER, help="Folder for index.html and report.json.")
@@ -272,9 +272,10 @@ def evaluate(
     full: int | None,
     **options: Any,
 ) -> None:
-    """Judge a model: train on real, on synthetic, on both; test on the held-out video in ROOT.
+    """Judge a model by what networks learn from its clips.
 
-    Takes hours for all parts. Killed, the same command goes on; what is done is kept.
+    They train on real and synthetic clips, and on both, and are tested on the held-out video in
+    ROOT. Takes hours for all parts. Killed, the same command goes on; what is done is kept.
     """
     from bvdm_data.evaluation.arms import Data
     from bvdm_data.evaluation.evaluate import QUICK, Questions

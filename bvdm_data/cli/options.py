@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,90 +15,71 @@ Command = Callable[..., None]
 FOLDER = click.Path(path_type=Path)
 
 
-class Size(click.ParamType[Any]):
-    """An image size such as 700x1100."""
+class Parsed(click.ParamType[Any]):
+    """A value of several parts; ``looks`` is an example for the message about what is none."""
 
-    name = "HEIGHTxWIDTH"
+    def __init__(self, name: str, parse: Callable[[str], Any], looks: str) -> None:
+        """Take the function that parses a text, or raises a ValueError."""
+        self.name, self._parse, self._looks = name, parse, looks
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int]:
-        """Return height and width in pixels."""
-        if isinstance(value, tuple):
-            return value
-        height, cross, width = str(value).partition("x")
-        if not (cross and height.isdigit() and width.isdigit()):
-            self.fail(f"must look like 256x256 (height x width in pixels), got {value!r}")
-        return int(height), int(width)
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """Return the form as it is typed, which click writes in capitals."""
+        return self.name
 
-
-class Nuclei(click.ParamType[Any]):
-    """A number of nuclei such as 20, or a range such as 10-30."""
-
-    name = "N|LOW-HIGH"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | tuple[int, int]:
-        """Return a number, or the lowest and the highest."""
-        low, dash, high = str(value).partition("-")
-        if not low.isdigit() or (dash and not high.isdigit()):
-            self.fail(f"must look like 20 or 10-30, got {value!r}")
-        return (int(low), int(high)) if dash else int(low)
-
-
-class Outline(click.ParamType[Any]):
-    """A name such as even, a share such as 0.4, or a share and its slope such as 0.4,-0.1."""
-
-    name = "even|video|SHARE[,SLOPE]"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> str | float | tuple[float, ...]:
-        """Return share and slope as numbers, else the name."""
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the value, which a default may be already."""
         try:
-            numbers = tuple(float(part) for part in str(value).split(","))
-            return numbers if len(numbers) > 1 else numbers[0]
+            return self._parse(value) if isinstance(value, str) else value
         except ValueError:
-            return str(value)
+            self.fail(f"must look like {self._looks}, got {value!r}")
 
 
-class Floats(click.ParamType[Any]):
-    """Factors such as 0.5,1,2."""
-
-    name = "FACTOR,..."
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[float, ...]:
-        """Return the factors, all above 0."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            factors = tuple(float(part) for part in str(value).split(","))
-        except ValueError:
-            factors = ()
-        if not factors or not all(0 < factor < math.inf for factor in factors):
-            self.fail(f"must look like 0.5,1,2 (numbers above 0), got {value!r}")
-        return factors
+def _parse_whole(text: str) -> int:
+    if not text.isdigit():
+        raise ValueError("no digits")
+    return int(text)
 
 
-class Amounts(click.ParamType[Any]):
-    """Variation of all parts such as 0.5, or of some such as haze=0.5,debris=0."""
+def _parse_size(text: str) -> tuple[int, int]:
+    height, width = map(_parse_whole, text.split("x"))
+    return height, width
 
-    name = "FLOAT|PART=FLOAT,..."
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float | dict[str, float]:
-        """Return a number, or one for each part that is named."""
-        try:
-            if "=" not in str(value):
-                return float(value)
-            pairs = [part.partition("=") for part in str(value).split(",")]
-            return {name.strip(): float(number) for name, _, number in pairs}
-        except ValueError:
-            self.fail(f"must look like 0.5 or haze=0.5,debris=0, got {value!r}")
+def _parse_nuclei(text: str) -> int | tuple[int, int]:
+    low, dash, high = text.partition("-")
+    return (_parse_whole(low), _parse_whole(high)) if dash else _parse_whole(low)
+
+
+def _parse_outline(text: str) -> str | float | tuple[float, ...]:
+    """Return share and slope as numbers, else the name."""
+    try:
+        numbers = tuple(map(float, text.split(",")))
+        return numbers if len(numbers) > 1 else numbers[0]
+    except ValueError:
+        return text
+
+
+def _parse_factors(text: str) -> tuple[float, ...]:
+    factors = tuple(map(float, text.split(",")))
+    if not all(0 < factor < math.inf for factor in factors):
+        raise ValueError("out of range")
+    return factors
+
+
+def _parse_variation(text: str) -> float | dict[str, float]:
+    """Return a number, or one for each part that is named."""
+    if "=" not in text:
+        return float(text)
+    pairs = [part.partition("=") for part in text.split(",")]
+    return {name.strip(): float(number) for name, _, number in pairs}
+
+
+def _parse_annotations(text: str) -> str | tuple[str, ...]:
+    return text if text == "all" else () if text == "none" else tuple(text.split(","))
+
+
+SIZE = Parsed("HEIGHTxWIDTH", _parse_size, "256x256 (height x width in pixels)")
+FACTORS = Parsed("FACTOR,...", _parse_factors, "0.5,1,2 (numbers above 0)")
 
 
 def option(*names: str, shown: bool = True, **attributes: Any) -> Callable[[Command], Command]:
@@ -111,20 +93,16 @@ MODEL = option("--model", default="hela", help="Name of a model, or path of its 
 SEED = option("--seed", default=0, help="Seed of all random numbers.")
 JSON = option("--json", "as_json", is_flag=True, help="Print all of the card as JSON.")
 QUIET = option("--quiet", is_flag=True, help="No progress bars.")
-NUCLEI = option("--nuclei", type=Nuclei(), help="In the first frame. [default: as in the video]")
-AT_LEAST = option(
-    "--at-least", default=0, help="Nuclei in view in the first frame of every clip, at least."
-)
 VARIATION = option(
     "--variation",
-    type=Amounts(),
+    type=Parsed("FLOAT|PART=FLOAT,...", _parse_variation, "0.5 or haze=0.5,debris=0"),
     help="How far clips, or some parts of them, may leave the fitted video, from 0 to 1. "
     "[default: 1 with fast, else 0]",
 )
 OUTLINE = option(
     "--outline",
     default="video",
-    type=Outline(),
+    type=Parsed("even|video|SHARE[,SLOPE]", _parse_outline, "even, video, 0.4 or 0.4,-0.1"),
     help="What it means: even (one share of the core's light at every brightness), video (as "
     "annotated there), a share from 0 to 1, or a share and its slope by light.",
 )
@@ -133,7 +111,22 @@ DEATH_RATE = option(
     type=float,
     help="Chance that a nucleus in interphase dies, a frame. [default: as in the video]",
 )
-_TIME = (
+
+
+def _combine(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Return what adds options to a command."""
+    return lambda command: functools.reduce(lambda made, one: one(made), options[::-1], command)
+
+
+def add_size_options(frames: int, size: str) -> Callable[[Command], Command]:
+    """Return what adds ``--frames`` and ``--size`` with these defaults to a command."""
+    return _combine(
+        option("--frames", default=frames, help="Of a clip or video."),
+        option("--size", default=size, type=SIZE, help="Of a frame, pixels."),
+    )
+
+
+add_time_options = _combine(
     option(
         "--minutes",
         type=float,
@@ -148,55 +141,57 @@ _TIME = (
         help="Of the stage: chance a frame, and the longest.",
     ),
 )
-POOL = option("--pool", is_flag=True, help="Show nuclei of a cell bank in many clips.")
-ANNOTATIONS = option(
-    "--annotations",
-    default="masks,tracks",
-    help="Beside video: masks, tracks, flow, stages, boxes, centroids; or all, or none.",
-)
-VIDEO = option("--video/--no-video", default=True, help="Whether clips have pictures.")
-MAX_CELLS = option(
-    "--max-cells", type=int, help="Rows of the tables. [default: as many as clips can need]"
-)
-
-
-def add_size_options(frames: int, size: str) -> Callable[[Command], Command]:
-    """Return what adds ``--frames`` and ``--size`` with these defaults to a command."""
-    first = option("--frames", default=frames)
-    second = option("--size", default=size, type=Size())
-    return lambda command: first(second(command))
-
-
-def add_time_options(command: Command) -> Command:
-    """Add ``--minutes``, ``--drift`` and ``--jumps`` to a command."""
-    for one in reversed(_TIME):
-        command = one(command)
-    return command
-
-
-def add_method_options(command: Command) -> Command:
-    """Add ``--method``, ``--first-steps`` and ``--later-steps`` to a command."""
-    name = option(
+add_method_options = _combine(
+    option(
         "--method",
         type=click.Choice(["fast", "paper", "procedural"]),
         default="fast",
         help="How textures are rendered.",
-    )
-    first = option(
-        "--first-steps", type=int, help="Of paper: diffusion steps at frame 0. [default: 200]"
-    )
-    later = option(
+    ),
+    option("--first-steps", type=int, help="Of paper: diffusion steps at frame 0. [default: 200]"),
+    option(
         "--later-steps", type=int, help="Of paper: diffusion steps at later frames. [default: 10]"
-    )
-    return name(first(later(command)))
+    ),
+)
+# What every command that makes clips has.
+add_clip_options = _combine(
+    MODEL,
+    option(
+        "--nuclei",
+        type=Parsed("COUNT|LOW-HIGH", _parse_nuclei, "20 or 10-30"),
+        help="In the first frame. [default: as in the video]",
+    ),
+    option(
+        "--at-least", default=0, help="Nuclei in view in the first frame of every clip, at least."
+    ),
+    VARIATION,
+    OUTLINE,
+    add_method_options,
+    SEED,
+)
+# What a command that makes clips as a data set has, too.
+add_key_options = _combine(
+    option(
+        "--annotations",
+        default="masks,tracks",
+        type=Parsed("NAME,...", _parse_annotations, "masks,tracks"),
+        help="Beside video: masks, tracks, flow, stages, boxes, centroids; or all, or none.",
+    ),
+    option("--video/--no-video", default=True, help="Whether clips have pictures."),
+    option(
+        "--max-cells", type=int, help="Rows of the tables. [default: as many as clips can need]"
+    ),
+    option("--pool", is_flag=True, help="Show nuclei of a cell bank in many clips."),
+)
 
 
-def _parse_method(method: str, first_steps: int | None, later_steps: int | None) -> "Method":
-    """Return the settings that the options name; refuse the paper's steps elsewhere."""
+def take_method(options: dict[str, Any]) -> "Method":
+    """Take the method out of the options of a command; refuse the paper's steps elsewhere."""
     from bvdm_data.datasets.synthetic import METHODS
     from bvdm_data.synth.paper import PaperSettings
 
-    given = {"first_steps": first_steps, "later_steps": later_steps}
+    method = options.pop("method")
+    given = {name: options.pop(name) for name in ("first_steps", "later_steps")}
     steps = {name: number for name, number in given.items() if number is not None}
     if method == "paper":
         return PaperSettings(**steps)
@@ -205,18 +200,3 @@ def _parse_method(method: str, first_steps: int | None, later_steps: int | None)
             f"--{name.replace('_', '-')} is for --method paper, got --method {method}"
         )
     return METHODS[method]
-
-
-def take_method(options: dict[str, Any]) -> "Method":
-    """Take the three options of the method out of those of a command."""
-    return _parse_method(*(options.pop(name) for name in ("method", "first_steps", "later_steps")))
-
-
-def take_annotations(options: dict[str, Any]) -> dict[str, Any]:
-    """Take ``--annotations`` and ``--max-cells`` out of the options of a command."""
-    names, rows = options.pop("annotations"), options.pop("max_cells")
-    every: dict[str, Any] = {"all": "all", "none": ()}
-    return {
-        "annotations": every.get(names, names.split(",")),
-        "max_cells": rows,
-    }

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from bvdm_data.clip import CameraScale
 from bvdm_data.datasets.ctc_files import LAYOUT, TABLE, find_frames, find_masks, list_numbered
-from bvdm_data.datasets.tiff import LazyTiff, keep_background, read_image, write_image
+from bvdm_data.datasets.tiff import LazyTiff, keep_background, read_image, write_images
 from bvdm_data.datasets.tracks import (
     LARGEST_ID,
     check_ids_match,
@@ -29,12 +29,9 @@ from bvdm_data.files import write_through
 
 __all__ = ["TRUTHS", "CTCSequence", "guess_scale", "is_complete", "read_sequence", "write_sequence"]
 
-TRUTHS = ("auto", "ST", "GT", "TRA", None)
-"""What the masks of a sequence may be read from."""
-
+TRUTHS = ("auto", "ST", "GT", "TRA", None)  # what the masks of a sequence may be read from
+# Ids that are kept free in every frame for masks that belong to no track.
 UNTRACKED_PER_FRAME = 1000
-"""Ids that are kept free in every frame for masks that belong to no track."""
-
 _OFFSETS = (32768, 0)
 _RANGES = (255, 1023, 4095, 16383, 65535)
 
@@ -87,7 +84,12 @@ def write_sequence(
                 f"{path} is there already; remove it or give another name than {name!r}"
             )
     try:
-        _write_files(staging / name, staging / truth_name, video, masks.astype(np.uint16), table)
+        # The raw folder comes last: where it is there without the truth, the truth was moved.
+        labels = [keep_background(mask) for mask in masks.astype(np.uint16)]
+        write_images(staging / truth_name / "SEG", "man_seg", labels)
+        write_images(staging / truth_name / "TRA", "man_track", labels)
+        np.savetxt(staging / truth_name / "TRA" / TABLE, table, fmt="%d")
+        write_images(staging / name, "t", video)
         write_through(staging)
         (staging / truth_name).rename(folder / truth_name)
         try:
@@ -133,19 +135,6 @@ def _check_sequence(name: str, video: _Ints, masks: _Ints, tracks: _Ints) -> _Ta
     table = check_track_table(tracks, len(video))
     check_ids_match(masks, table)
     return table
-
-
-def _write_files(raw: Path, truth: Path, video: _Ints, masks: _Ints, table: _Table) -> None:
-    # The raw folder comes last: where it is there without the truth, the truth has been moved.
-    for folder in (truth / "SEG", truth / "TRA", raw):
-        folder.mkdir(parents=True)
-    digits = max(3, len(str(len(video) - 1)))
-    for number, (frame, mask) in enumerate(zip(video, masks, strict=True)):
-        mask = keep_background(mask)
-        write_image(raw / f"t{number:0{digits}d}.tif", frame)
-        write_image(truth / "SEG" / f"man_seg{number:0{digits}d}.tif", mask)
-        write_image(truth / "TRA" / f"man_track{number:0{digits}d}.tif", mask)
-    np.savetxt(truth / "TRA" / "man_track.txt", table, fmt="%d")
 
 
 @dataclass(frozen=True, eq=False)
@@ -384,7 +373,7 @@ def read_sequence(root: str | Path, sequence: str, truth: str | None = "auto") -
     if truth is not None and not names:
         raise FileNotFoundError(
             f"no masks of truth={truth!r} for sequence {sequence!r} in {folder}; expected "
-            f"{LAYOUT}. Give truth=None to read the frames alone"
+            f"{LAYOUT}. Segment some, or give truth=None to read the frames alone"
         )
     first = LazyTiff(folder / frames[min(frames)])
     return CTCSequence(

@@ -9,13 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from bvdm_data.clip import (
-    CameraScale,
-    Clip,
-    TooManyNucleiError,
-    annotate_masks,
-    split_gaps,
-)
+from bvdm_data.clip import CameraScale, Clip, TooManyNucleiError, annotate_masks, split_gaps
 from bvdm_data.datasets.ctc import guess_scale, read_sequence
 from bvdm_data.datasets.description import Described
 from bvdm_data.datasets.sharding import SharedEpoch
@@ -39,6 +33,7 @@ from bvdm_data.system import isolate
 from bvdm_data.validate import (
     as_index,
     as_int,
+    as_number,
     check_epoch,
     check_length,
     check_max_cells,
@@ -48,11 +43,10 @@ from bvdm_data.validate import (
     check_transform,
 )
 
+# Width in pixels of the band without complete truth; the challenge's own for Fluo-N2DL-HeLa.
 DEFAULT_BORDER = 25
-"""Width in pixels of the band without complete truth; the challenge's own for Fluo-N2DL-HeLa."""
-
+# Decoded images that a process keeps; 97 frames of 700 x 1100 pixels with their masks.
 CACHE_BYTES = 288 * 2**20
-"""Decoded images that a process keeps; 97 frames of 700 x 1100 pixels with their masks."""
 
 
 class CTCVideos(Described, Dataset[Clip]):
@@ -225,7 +219,7 @@ class CTCVideos(Described, Dataset[Clip]):
             TypeError: If index is not a whole number.
             ValueError: If a file of the window is damaged.
         """
-        window, number = self.window(index), _check_number(index)
+        window, number = self.window(index), as_number(index)
         height, width = self.size
         shown = [
             (frame, slice(top, top + height), slice(left, left + width))
@@ -269,7 +263,7 @@ class CTCVideos(Described, Dataset[Clip]):
                     for frame, (top, left) in zip(window.frames, window.corners):
                         ...
         """
-        return self._windows.get_window(_check_number(index), self.epoch)
+        return self._windows.get_window(as_number(index), self.epoch)
 
     def set_epoch(self, epoch: int) -> None:
         """Set the number of the epoch, in all workers.
@@ -321,10 +315,3 @@ class CTCVideos(Described, Dataset[Clip]):
                 f"{error}. It is clip {number} of epoch {self.epoch} of {self._name}; to make it "
                 f"alone: videos.set_epoch({self.epoch}); videos.clip({number})"
             ) from error
-
-
-def _check_number(index: SupportsIndex) -> int:
-    number = as_int("index", index)
-    if number < 0:
-        raise IndexError(f"index must be 0 or more, got {number}")
-    return number

@@ -11,20 +11,15 @@ from typing import Any, ClassVar
 
 import torch
 
+from bvdm_data.clip import take_part
 from bvdm_data.datasets.transforms import name_transform
 from bvdm_data.files import cut_words
-from bvdm_data.validate import check_single
 from bvdm_data.weights import known_models
 
-LONGEST = 80
-"""Characters of one argument."""
-
-MOST_ITEMS = 12
-"""Items of a list that are named; of a longer one, their number is."""
-
+LONGEST = 80  # characters of one argument
+MOST_ITEMS = 12  # items of a list that are named; of a longer one, their number is
+# Pixels of a clip that is made for a notebook without being asked for (our choice: seconds).
 MOST_PIXELS = 8 * 512 * 512
-"""Pixels of a clip that is made for a notebook without being asked for (our choice: seconds)."""
-
 SHOWN_FRAMES, QUALITY = 4, 80
 
 
@@ -51,7 +46,7 @@ class Described:
         return f"{name}({', '.join(parts)})"
 
     def _repr_html_(self) -> str:
-        """Show the call and the first clip."""
+        """Show the call and the first clip, or what stands in its way."""
         return f"<code>{escape(repr(self))}</code><br>{self._draw_first_clip()}"
 
     def _list_arguments(self) -> dict[str, Any]:
@@ -77,7 +72,7 @@ class Described:
             if not self._is_quick():
                 return "<code>bvdm_data.show(videos.clip(0))</code> shows the first clip."
             clip = self.clip(0)
-            check_single(clip)
+            take_part(clip, "video")
             frames = choose_frames("clip", len(clip["video"]), None, most=SHOWN_FRAMES)
             file = io.BytesIO()
             render_contact_sheet({"clip 0": clip}, frames=frames).save(

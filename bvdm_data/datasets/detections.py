@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,22 +10,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy import ndimage
-from torch import Tensor
 
-from bvdm_data.clip import split_gaps
+from bvdm_data.clip import split_gaps, take_part
 from bvdm_data.datasets.tracks import check_track_table, group_families
 from bvdm_data.rng import numpy_rng
 from bvdm_data.validate import Rule, check_fields
 
+# Errors that are counted, in the order of the columns of ``planted``.
 ERRORS = ("missed", "lineage", "border", "merged", "split", "false")
-"""Errors that are counted, in the order of the columns of ``planted``."""
-
-DETECTED = "_detected"
-"""Key of the masks that detections were made of, within a transform."""
-
-WAVES = 6
-"""How many waves, of none to five crests, make a shaken outline (our choice)."""
-
+DETECTED = "_detected"  # key of the masks that detections were made of, within a transform
+WAVES = 6  # how many waves, of none to five crests, make a shaken outline (our choice)
 _SHARES = ("missed", "missed_lineages", "merged", "split", "false", "border_missed")
 
 _Labels = npt.NDArray[np.int32]
@@ -130,7 +123,7 @@ class DetectionErrors:
             ValueError: If it has no masks or tracks, is a batch, or its masks show an id that has
                 no track.
         """
-        masks, tracks = _take(clip, "masks", 3), _take(clip, "tracks", 2)
+        masks, tracks = _take(clip, "masks"), _take(clip, "tracks")
         table = check_track_table(tracks, len(masks))
         seed = int(torch.randint(2**62, ())) if self.seed is None else self.seed
         pixels = np.ascontiguousarray(masks, np.int32).data
@@ -294,8 +287,8 @@ def update_detections(clip: Mapping[str, Any]) -> Mapping[str, Any]:
     moved = {key: clip[key] for key in clip if key != DETECTED}
     if DETECTED not in clip or not {"masks", "detection_tracks"} <= {*moved}:
         return moved
-    old, new = _take(clip, DETECTED, 3), _take(clip, "masks", 3)
-    covered, base = _take(clip, "detection_tracks", 3).copy(), int(new.max(initial=0)) + 1
+    old, new = _take(clip, DETECTED), _take(clip, "masks")
+    covered, base = _take(clip, "detection_tracks").copy(), int(new.max(initial=0)) + 1
     is_same = old.shape == new.shape
     for frame, ids in enumerate(covered if is_same else ()):
         was, now = np.divmod(np.unique(old[frame].astype(np.int64) * base + new[frame]), base)
@@ -321,8 +314,8 @@ def link_detections(clip: Mapping[str, Any]) -> tuple[_Labels, _Labels]:
 
     Returns masks ``[F, H, W]`` and the table of tracks ``[n, 4]``, both int32.
     """
-    found, covered = _take(clip, "detections", 3), _take(clip, "detection_tracks", 3)
-    tracks = _take(clip, "tracks", 2)
+    found, covered = _take(clip, "detections"), _take(clip, "detection_tracks")
+    tracks = _take(clip, "tracks")
     rows = {0: 0} | {one: row for row, one in enumerate(tracks[:, 0].tolist(), start=1) if one}
     last = len(tracks)
     masks = np.zeros(found.shape, np.int32)
@@ -343,22 +336,12 @@ def link_detections(clip: Mapping[str, Any]) -> tuple[_Labels, _Labels]:
     return masks, table
 
 
-def _take(clip: Mapping[str, Any], key: str, axes: int) -> npt.NDArray[Any]:
-    """Return a part of one clip as an array."""
-    if not isinstance(clip, Mapping) or not isinstance(clip.get(key, torch.empty(0)), Tensor):
-        raise TypeError(f"clip must be a dict of tensors, got {reprlib.repr(clip)}")
-    if key not in clip:
-        way = "give annotations=('masks', 'tracks')"
-        way = "call DetectionErrors on it" if "detection" in key else way
-        raise ValueError(f"clip must have the key {key!r}, got the keys {tuple(clip)}; {way}")
-    if clip[key].ndim != axes:
-        raise ValueError(
-            f"clip must be one clip with {key} of {axes} axes, got {list(clip[key].shape)}; take "
-            "the clips of a batch one by one"
-        )
-    if clip[key].is_floating_point():
-        raise TypeError(f"{key} must hold integers, got {clip[key].dtype}; give {key}.int()")
-    found: npt.NDArray[Any] = clip[key].as_subclass(Tensor).detach().cpu().numpy()
+def _take(clip: Mapping[str, Any], key: str) -> npt.NDArray[Any]:
+    """Return a part of one clip as an array of integers."""
+    part = take_part(clip, key)
+    if part.is_floating_point():
+        raise TypeError(f"{key} must hold integers, got {part.dtype}; give {key}.int()")
+    found: npt.NDArray[Any] = part.cpu().numpy()
     return found
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate, default_convert
 
 from bvdm_data.datasets.description import Described
-from bvdm_data.datasets.prefetch import CudaStream, DeviceStream, Prefetcher
+from bvdm_data.datasets.prefetch import DeviceStream, Prefetcher
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
-from bvdm_data.datasets.transforms import apply_transform, list_required_keys
+from bvdm_data.datasets.transforms import list_required_keys
 from bvdm_data.synth.scene import Scene
 from bvdm_data.synth.synthesis import (
     BatchRenderer,
@@ -29,8 +29,8 @@ from bvdm_data.synth.textures import FastSettings
 from bvdm_data.system import isolate, profile_span
 from bvdm_data.validate import as_int, check_device, name_clip_in_errors, name_source_in_errors
 
+# Epoch, clip, and the scene of its video; None if the clip needs no more.
 SceneItem = tuple[int, dict[str, Tensor], Scene | None]
-"""Epoch, clip, and the scene of its video; None if the clip needs no more."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,7 @@ class SceneStream(IterableDataset[SceneItem]):
         maker, epoch = self.maker, self.videos.epoch
         if self.render:
             return epoch, cast(dict[str, Tensor], maker.clip(number)), None
-        name = f"SyntheticHeLaVideos(seed={maker.seed})"
-        with name_clip_in_errors(name, epoch, number), isolate():
+        with name_clip_in_errors(maker._name, epoch, number), isolate():
             settings = maker._scene(maker.annotations)
             scene = draw_scene(maker._load_model(), settings, self.method, **maker._place(number))
             flow = compute_scene_flow(scene) if settings.flow else None
@@ -118,11 +117,11 @@ def _render(batch: SceneBatch, renderer: BatchRenderer | None, seed: int) -> dic
     return {**video, **rest}
 
 
+# Arguments of DataLoader that are passed on.
 _PASSED_ON = (
     "drop_last", "multiprocessing_context", "persistent_workers", "prefetch_factor", "timeout",
     "worker_init_fn",
 )  # fmt: skip
-"""Arguments of DataLoader that are passed on."""
 
 
 class DeviceLoader(Described):
@@ -213,7 +212,7 @@ class DeviceLoader(Described):
         }
         self._renderer = _make_renderer(videos, method, self.device, patches)
         self._scenes = SceneStream(videos, method, render=self._renderer is None)
-        self._stream = _make_stream(self.device)
+        self._stream = DeviceStream(self.device)
         self._loader = self._new_loader()
         self._running: weakref.ref[Prefetcher[Any]] | None = None
         self._received, self._restarts = 0, videos._plan.restarts
@@ -259,17 +258,8 @@ class DeviceLoader(Described):
         if self.videos.transform is None:
             self._received += count
             return batch if self.batch_size is not None else {k: v[0] for k, v in batch.items()}
-        clips = [
-            apply_transform(
-                {key: value[place] for key, value in batch.items()},  # type: ignore[arg-type]
-                self.videos.transform,
-                name=f"SyntheticHeLaVideos(seed={self.videos.seed})",
-                seed=self.videos.seed,
-                epoch=epoch,
-                annotations=self.videos.annotations,
-            )
-            for place in range(count)
-        ]
+        single: Any = ({key: value[i] for key, value in batch.items()} for i in range(count))
+        clips = [self.videos._apply_transform(clip, epoch) for clip in single]
         self._received += count
         if self.batch_size is None:
             return default_convert(clips[0])  # type: ignore[no-untyped-call]
@@ -332,10 +322,6 @@ class DeviceLoader(Described):
 
     def _new_loader(self) -> DataLoader[Any]:
         return DataLoader(self._scenes, collate_fn=self._scenes.collate, **self._how)
-
-
-def _make_stream(device: torch.device) -> DeviceStream:
-    return CudaStream(device) if device.type == "cuda" else DeviceStream()
 
 
 def _make_renderer(

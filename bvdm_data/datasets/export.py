@@ -21,8 +21,7 @@ from bvdm_data.system import describe_cpu
 from bvdm_data.validate import as_int, check_seed, name_source_in_errors
 from bvdm_data.weights import find_model, load, model_digest
 
-MAX_SEQUENCES = 99
-"""Sequences have two digits in the challenge's layout."""
+MAX_SEQUENCES = 99  # sequences have two digits in the challenge's layout
 
 
 def export(

@@ -9,11 +9,10 @@ import requests
 from filelock import FileLock
 from tqdm import tqdm
 
-from bvdm_data.files import cut_words, is_damage, open_atomic, open_atomic_folder
+from bvdm_data.files import cut_words, open_atomic, open_atomic_folder, refuse_damage
 
-ADDRESS = "https://data.celltrackingchallenge.net"
-"""Where the challenge keeps its data sets."""
-
+ADDRESS = "https://data.celltrackingchallenge.net"  # where the challenge keeps its data sets
+# The challenge's 2D data sets.
 DATA_SETS = (
     "BF-C2DL-HSC",
     "BF-C2DL-MuSC",
@@ -26,15 +25,12 @@ DATA_SETS = (
     "PhC-C2DH-U373",
     "PhC-C2DL-PSC",
 )
-"""The challenge's 2D data sets."""
-
+# The two archives of a data set; only the one for training holds truth.
 SPLITS = ("training", "test")
-"""The two archives of a data set; only the one for training holds truth."""
-
 TIMEOUT_SECONDS = 60
 
+# Bytes that each byte of an archive may unpack to, beyond the first GiB; videos have 2 to 10.
 MOST_UNPACKED = 100
-"""Bytes that each byte of an archive may unpack to, beyond the first GiB; videos have 2 to 10."""
 
 
 def fetch(
@@ -120,21 +116,14 @@ def _check_whole(archive: Path, name: str, target: Path) -> None:
     """Refuse a folder that lacks files of its archive, where the archive is there."""
     if not archive.is_file():
         return
-    try:
-        with zipfile.ZipFile(archive) as file:
-            members = [x for x in file.infolist() if x.filename.startswith(f"{name}/")]
-    except Exception as error:
-        if not is_damage(error):
-            raise
-        raise ValueError(
-            f"{archive} is damaged ({cut_words(str(error))}); remove it, and {target} is taken "
-            "for whole"
-        ) from error
-    sizes = {
-        member.filename.removeprefix(f"{name}/"): member.file_size
-        for member in members
-        if not member.is_dir()
-    }
+    with (
+        refuse_damage(
+            lambda why: f"{archive} is damaged ({why}); remove it, and {target} is taken for whole"
+        ),
+        zipfile.ZipFile(archive) as file,
+    ):
+        members = [x for x in file.infolist() if x.filename.startswith(f"{name}/")]
+    sizes = {x.filename.removeprefix(f"{name}/"): x.file_size for x in members if not x.is_dir()}
     missing = [
         path
         for path, size in sizes.items()
@@ -148,56 +137,35 @@ def _check_whole(archive: Path, name: str, target: Path) -> None:
         )
 
 
-class _Download:
-    """A transfer that continues the unfinished file of an earlier one."""
+def _transfer(url: str, part: Path, progress: bool) -> bool:
+    """Append what is missing to an unfinished file; False if the file does not fit."""
+    done = _count_bytes(part)
+    # "identity": ranges count the bytes of the file, not those of a compressed stream.
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
+    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response:
+        is_partial = response.status_code == requests.codes.partial
+        begins = response.headers.get("Content-Range", "").startswith(f"bytes {done}-")
+        too_long = response.status_code == requests.codes.requested_range_not_satisfiable
+        if done and (too_long or (is_partial and not begins)):
+            return False
+        response.raise_for_status()
+        # A server that knows no ranges answers 200 and sends the whole file.
+        done = done if is_partial else 0
+        rest = int(response.headers.get("Content-Length", 0))
+        bar = tqdm(
+            total=done + rest if rest else None, initial=done, desc=part.stem,
+            disable=not progress, unit="B", unit_scale=True,
+        )  # fmt: skip
+        with bar, part.open("ab" if done else "wb") as file:
+            for chunk in response.iter_content(2**14):
+                bar.update(file.write(chunk))
+    if rest and _count_bytes(part) != done + rest:
+        raise ConnectionError(f"got {_count_bytes(part)} of {done + rest} bytes")
+    return True
 
-    def __init__(self, part: Path, progress: bool) -> None:
-        """Choose where the unfinished file lies."""
-        self.part = part
-        self.progress = progress
 
-    def finish(self, url: str) -> None:
-        """Fetch the file, from where the last call stopped if the server can."""
-        try:
-            while not self._transfer(url):
-                self.part.unlink()
-        except (requests.RequestException, ConnectionError) as error:
-            response = getattr(error, "response", None)
-            if response is not None and response.status_code in (404, 410):
-                raise FileNotFoundError(f"{url} is not there ({error})") from error
-            raise ConnectionError(
-                f"could not fetch {url} ({error}); {self._count_bytes()} bytes are kept in "
-                f"{self.part}, call again to continue"
-            ) from error
-
-    def _count_bytes(self) -> int:
-        return self.part.stat().st_size if self.part.is_file() else 0
-
-    def _transfer(self, url: str) -> bool:
-        """Append what is missing to the unfinished file; False if the file does not fit."""
-        done = self._count_bytes()
-        # "identity": ranges count the bytes of the file, not those of a compressed stream.
-        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
-        with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response:
-            is_partial = response.status_code == requests.codes.partial
-            begins = response.headers.get("Content-Range", "").startswith(f"bytes {done}-")
-            too_long = response.status_code == requests.codes.requested_range_not_satisfiable
-            if done and (too_long or (is_partial and not begins)):
-                return False
-            response.raise_for_status()
-            # A server that knows no ranges answers 200 and sends the whole file.
-            done = done if is_partial else 0
-            rest = int(response.headers.get("Content-Length", 0))
-            bar = tqdm(
-                total=done + rest if rest else None, initial=done, desc=self.part.stem,
-                disable=not self.progress, unit="B", unit_scale=True,
-            )  # fmt: skip
-            with bar, self.part.open("ab" if done else "wb") as file:
-                for chunk in response.iter_content(2**14):
-                    bar.update(file.write(chunk))
-        if rest and self._count_bytes() != done + rest:
-            raise ConnectionError(f"got {self._count_bytes()} of {done + rest} bytes")
-        return True
+def _count_bytes(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
 
 
 def _check_arguments(name: str, split: str, url: str | None, known_hash: str | None) -> None:
@@ -217,13 +185,23 @@ def _check_arguments(name: str, split: str, url: str | None, known_hash: str | N
 
 
 def _download(url: str, archive: Path, known_hash: str | None, progress: bool) -> None:
-    """Fetch the archive unless it is there with the expected checksum."""
+    """Fetch the archive, from where an earlier call stopped, unless it is there as expected."""
     note = _find_note(archive)
     expected = (known_hash or (note.read_text().strip() if note.is_file() else "")).lower()
     if archive.is_file() and expected in ("", _hash(archive)):
         return
     part = archive.with_name(f"{archive.name}.part")
-    _Download(part, progress).finish(url)
+    try:
+        while not _transfer(url, part, progress):
+            part.unlink()
+    except (requests.RequestException, ConnectionError) as error:
+        response = getattr(error, "response", None)
+        if response is not None and response.status_code in (404, 410):
+            raise FileNotFoundError(f"{url} is not there ({error})") from error
+        raise ConnectionError(
+            f"could not fetch {url} ({error}); {_count_bytes(part)} bytes are kept in {part}, "
+            "call again to continue"
+        ) from error
     if expected and (found := _hash(part)) != expected:
         part.unlink()
         raise ValueError(
@@ -236,20 +214,19 @@ def _download(url: str, archive: Path, known_hash: str | None, progress: bool) -
 
 def _unpack(archive: Path, name: str, target: Path) -> None:
     """Unpack the archive into a temporary folder, and move its folder to the target."""
-    with open_atomic_folder(target) as folder:
-        try:
-            with zipfile.ZipFile(archive) as file:
-                _check_members(file.infolist(), name, archive.stat().st_size)
-                file.extractall(folder.parent)
-            (folder.parent / name).rename(folder)
-        except Exception as error:
-            if not is_damage(error):
-                raise
-            archive.unlink()
-            raise ValueError(
-                f"{archive} is damaged or unsafe and has been removed: {cut_words(str(error))}; "
-                "call again to fetch it anew"
-            ) from error
+
+    def describe(why: str) -> str:
+        archive.unlink()
+        return (
+            f"{archive} is damaged or unsafe and has been removed: {why}; call again to fetch it "
+            "anew"
+        )
+
+    with open_atomic_folder(target) as folder, refuse_damage(describe):
+        with zipfile.ZipFile(archive) as file:
+            _check_members(file.infolist(), name, archive.stat().st_size)
+            file.extractall(folder.parent)
+        (folder.parent / name).rename(folder)
 
 
 def _check_members(members: list[zipfile.ZipInfo], name: str, size: int) -> None:

@@ -29,7 +29,7 @@ from bvdm_data.datasets.sources import SHARED, ClipSource, ClipSpec, MapStyle, c
 from bvdm_data.datasets.stream import ClipStream
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.system import isolate
-from bvdm_data.validate import as_int
+from bvdm_data.validate import as_number
 
 __all__ = ["BLOCK", "SHARED", "ClipSource", "MapStyle", "MixedClip", "MixedVideos", "Schedule"]
 
@@ -190,9 +190,7 @@ class MixedVideos(ClipStream):
             TypeError: If index is not a whole number.
             ValueError: If the clip does not fit into a batch with the others.
         """
-        number = as_int("index", index)
-        if number < 0:
-            raise IndexError(f"index must be 0 or more, got {number}")
+        number = as_number(index)
         with isolate():
             place, own = self._find_order(self.epoch).locate(number)
             member = self._members[place]
@@ -333,8 +331,7 @@ def _check_choice(name: str, value: str, choices: Sequence[str]) -> str:
     return value
 
 
-TWIN_WEIGHTS = {"real": 1, "synthetic": 3}
-"""How often each is shown by default (our choice)."""
+TWIN_WEIGHTS = {"real": 1, "synthetic": 3}  # how often each is shown by default (our choice)
 
 
 def twin(

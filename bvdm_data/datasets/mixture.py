@@ -17,18 +17,11 @@ from bvdm_data.datasets.sharding import SampleSplit
 from bvdm_data.rng import numpy_rng
 from bvdm_data.validate import as_int
 
-AT_END = ("restart", "stop", "drop")
-"""What may be done where a source has no more clips."""
-
-ORDERS = ("shuffled", "fixed")
-"""How the sources may follow each other in a batch of quotas."""
-
-BLOCK = 1024
-"""Clips whose sources are drawn together, from one random generator."""
-
+AT_END = ("restart", "stop", "drop")  # what may be done where a source has no more clips
+ORDERS = ("shuffled", "fixed")  # how the sources may follow each other in a batch of quotas
+BLOCK = 1024  # clips whose sources are drawn together, from one random generator
+# Takes the epoch and the number of a clip, and returns the weights.
 Schedule = Callable[[int, int], Mapping[str, float]]
-"""Takes the epoch and the number of a clip, and returns the weights."""
-
 _ENDLESS = 2**62
 _PHASES = 2**53
 
@@ -47,7 +40,7 @@ class BatchedSplit(SampleSplit):
         if self.length is None:
             return None
         groups = (self.length - self.start) // self.group_size
-        return -(-groups // self.world_size) * self.group_size
+        return -(-groups // self.ranks) * self.group_size
 
     @property
     def global_position(self) -> int:
@@ -62,7 +55,7 @@ class BatchedSplit(SampleSplit):
 
     def _get_number(self, place: int) -> int:
         group, within = divmod(place, self.group_size)
-        number = self.start + (group * self.world_size + self.rank) * self.group_size + within
+        number = self.start + (group * self.ranks + self.rank) * self.group_size + within
         return number if self.length is None else number % self.length
 
 

@@ -9,15 +9,11 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, avg_pool2d, grid_sample, max_pool2d
 from torchvision.transforms.v2.functional import rotate
 
+# Shift of the light in pixels that is found; blur in one direction moves it less (our choice).
 LEAST_SHIFT = 1.5
-"""Shift of the light in pixels that is found; blur in one direction moves it less (our choice)."""
-
-FEW_NUCLEI = 8
-"""Clips with fewer nuclei say too little (our choice)."""
-
+FEW_NUCLEI = 8  # clips with fewer nuclei say too little (our choice)
+# Factors on height and width by which light that is not found is looked for (our choice).
 _ZOOMS = [*itertools.product((1.2, 1.35, 1.5, 1.7), repeat=2), *((z, z) for z in (0.6, 0.75, 0.9))]
-"""Factors on height and width by which light that is not found is looked for (our choice)."""
-
 _Sums = npt.NDArray[np.float64]
 
 

@@ -5,7 +5,7 @@ import queue
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Generic, TypeVar, cast
 
 import torch
@@ -14,8 +14,7 @@ from torch import Tensor
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
-_POLL_SECONDS = 0.1
-"""Seconds after which the thread, waiting for room, looks whether it must stop."""
+_POLL_SECONDS = 0.1  # seconds after which the thread, waiting for room, looks whether it must stop
 
 
 class _Queue(queue.Queue[Any]):
@@ -99,47 +98,29 @@ def _stop(results: _Queue, thread: threading.Thread) -> None:
 
 
 class DeviceStream:
-    """No-op stream for devices without asynchronous execution."""
-
-    def begin(self) -> None:
-        """Begin a loop; called by the loop itself."""
-
-    @contextmanager
-    def enter_thread(self) -> Iterator[None]:
-        """Do all of a loop in this block; called by the thread."""
-        yield
-
-    @contextmanager
-    def enter_stream(self) -> Iterator[None]:
-        """Render in this block, within :meth:`enter_thread`."""
-        yield
-
-    def record_event(self) -> Any:
-        """Return an event for all that was asked for in that block."""
-        return None
-
-    def wait(self, batch: Mapping[str, Any], event: Any) -> None:
-        """Let the loop use a batch."""
-
-
-class CudaStream(DeviceStream):
     """A CUDA stream for rendering; neither the loop nor the thread waits for the other.
 
-    Never run on a CUDA device.
+    On the CPU it does nothing. Never run on a CUDA device.
     """
 
     def __init__(self, device: torch.device) -> None:
         """Make the stream, one for all loops: the next one uses the memory that one has freed."""
         self.device = device
-        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.stream: Any = None
+        if device.type == "cuda":
+            self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def begin(self) -> None:
         """Let the stream start after the work of the loop so far, such as moving the networks."""
-        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        if self.stream is not None:
+            self.stream.wait_stream(torch.cuda.current_stream(self.device))
 
     @contextmanager
     def enter_thread(self) -> Iterator[None]:
-        """Choose the device for this thread, and finish all work at the end."""
+        """Do all of a loop in this block, which the thread enters, and finish it at the end."""
+        if self.stream is None:
+            yield
+            return
         torch.cuda.set_device(self.device)
         try:
             yield
@@ -147,18 +128,18 @@ class CudaStream(DeviceStream):
             # Networks may be freed now; their memory belongs to another stream.
             self.stream.synchronize()
 
-    @contextmanager
-    def enter_stream(self) -> Iterator[None]:
-        """Render on the stream; the current stream belongs to the calling thread alone."""
-        with torch.cuda.stream(self.stream):
-            yield
+    def enter_stream(self) -> AbstractContextManager[object]:
+        """Render in this block; the current stream belongs to the calling thread alone."""
+        return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
 
     def record_event(self) -> Any:
-        """Return an event of the stream."""
-        return self.stream.record_event()
+        """Return an event for all that was asked for in that block."""
+        return self.stream and self.stream.record_event()
 
     def wait(self, batch: Mapping[str, Any], event: Any) -> None:
         """Let the loop's stream wait for the event, and keep the memory until it has used it."""
+        if self.stream is None:
+            return
         current = torch.cuda.current_stream(self.device)
         current.wait_event(event)
         for value in batch.values():

@@ -10,26 +10,17 @@ from typing import Any, NamedTuple, SupportsIndex
 
 import torch
 import torch.distributed
+from torch import Tensor
 from torch.utils.data import get_worker_info
 from typing_extensions import Self
 
 from bvdm_data.system import isolate
 from bvdm_data.validate import as_int
 
-Shard = tuple[int, int]
-"""Rank, from 0, and number of ranks."""
-
-POSITION_KEYS = ("epoch", "start")
-"""Entries of a state that say where a pass starts."""
-
-SPLIT_KEYS = {
-    "batch_size": "batch_size",
-    "rank": "rank",
-    "ranks": "world_size",
-    "worker": "worker_id",
-    "workers": "num_workers",
-}
-"""Entries of a state that must be the same where a worker resumes, and the fields they hold."""
+Shard = tuple[int, int]  # rank, from 0, and number of ranks
+POSITION_KEYS = ("epoch", "start")  # entries of a state that say where a pass starts
+# Entries of a state that must be the same where a worker resumes.
+SPLIT_KEYS = ("batch_size", "rank", "ranks", "worker", "workers")
 
 
 class DistributedContext:
@@ -56,7 +47,17 @@ class DistributedContext:
             process, shard = self._carried
             if process == parent.pid:
                 return shard
-        return _read_environment()
+        names = ("RANK", "WORLD_SIZE")
+        if not all(os.environ.get(name) for name in names):
+            return 0, 1
+        try:
+            return _check_shard([int(os.environ[name]) for name in names])
+        except ValueError as error:
+            values = ", ".join(f"{name}={os.environ[name]}" for name in names)
+            raise ValueError(
+                f"the environment variables RANK and WORLD_SIZE must be whole numbers with "
+                f"0 <= RANK < WORLD_SIZE, got {values}; correct them, or give shard=(rank, ranks)"
+            ) from error
 
     def __getstate__(self) -> dict[str, object]:
         """Carry the shard to a worker, which is no member of this process's process group."""
@@ -80,9 +81,9 @@ class SampleSplit:
     made: int = 0  # clips that this process has yielded in the pass
     batch_size: int  # clips in a row that one worker makes
     rank: int
-    world_size: int
-    worker_id: int
-    num_workers: int
+    ranks: int
+    worker: int
+    workers: int
 
     @classmethod
     def of_process(cls, shard: Shard, **fields: Any) -> Self:
@@ -90,9 +91,9 @@ class SampleSplit:
         worker = get_worker_info()
         return cls(
             rank=shard[0],
-            world_size=shard[1],
-            worker_id=worker.id if worker else 0,
-            num_workers=worker.num_workers if worker else 1,
+            ranks=shard[1],
+            worker=worker.id if worker else 0,
+            workers=worker.num_workers if worker else 1,
             **fields,
         )
 
@@ -100,7 +101,7 @@ class SampleSplit:
         """Yield the numbers of the clips that are left to this process, a batch at a time."""
         skipped, clips = self.made % self.batch_size, self.len_of_rank
         for batch in itertools.count(self.made // self.batch_size):
-            first = (batch * self.num_workers + self.worker_id) * self.batch_size
+            first = (batch * self.workers + self.worker) * self.batch_size
             stop = first + self.batch_size
             places = range(first + skipped, stop if clips is None else min(stop, clips))
             if not places:
@@ -111,7 +112,7 @@ class SampleSplit:
     @property
     def len_of_rank(self) -> int | None:
         """Clips of all workers of this rank in the pass, or None if endless."""
-        return None if self.length is None else -(-(self.length - self.start) // self.world_size)
+        return None if self.length is None else -(-(self.length - self.start) // self.ranks)
 
     @property
     def is_over(self) -> bool:
@@ -121,18 +122,17 @@ class SampleSplit:
     @property
     def global_position(self) -> int:
         """Clips of the epoch that all ranks have finished, where each has a single worker."""
-        number = self.start + self.made * self.world_size
+        number = self.start + self.made * self.ranks
         return number if self.length is None else min(number, self.length)
 
     def to_state(self) -> dict[str, int]:
         """Return the entries of a worker's state."""
-        split = {key: getattr(self, field) for key, field in SPLIT_KEYS.items()}
-        return {"epoch": self.epoch, "start": self.start, "made": self.made, **split}
+        return {key: getattr(self, key) for key in (*POSITION_KEYS, "made", *SPLIT_KEYS)}
 
     def with_state(self, state: Mapping[str, int]) -> Self:
         """Return the share at the position of a state."""
-        for key, field in SPLIT_KEYS.items():
-            here = getattr(self, field)
+        for key in SPLIT_KEYS:
+            here = getattr(self, key)
             if state.get(key, here) != here:
                 raise ValueError(
                     f"state_dict must be from the same share of the clips: it has {key}="
@@ -145,7 +145,7 @@ class SampleSplit:
 
     def _get_number(self, place: int) -> int:
         """Return the number of the clip at this place in the rank's sequence of clips."""
-        number = self.start + self.rank + place * self.world_size
+        number = self.start + self.rank + place * self.ranks
         return number if self.length is None else number % self.length
 
 
@@ -257,17 +257,18 @@ def get_loader_id(worker: Any) -> int:
     return -1 if worker is None else max(worker.seed - worker.id, 1)
 
 
-def check_loader(frame: FrameType, batch_size: int | None, name: str) -> None:
+def check_loader(frame: FrameType, batch_size: int | None, name: str) -> bool:
     """Refuse a loader with batches of another size than the data set whose generator this is.
 
     A data set is not told that size: only torch's fetcher, which calls the generator, knows it.
+    Returns whether the loader is known to send items one by one, not in batches.
     """
     caller = frame.f_back
     names = {} if caller is None else caller.f_locals
     fetcher: Any = names.get("self")
     is_ours = getattr(getattr(fetcher, "dataset_iter", None), "gi_frame", None) is frame
     if not is_ours or "possibly_batched_index" not in names:
-        return
+        return False
     found = len(names["possibly_batched_index"]) if fetcher.auto_collation else 1
     if batch_size not in (None, found):
         raise ValueError(
@@ -275,6 +276,17 @@ def check_loader(frame: FrameType, batch_size: int | None, name: str) -> None:
             "worker makes which clips, and where a loop is resumed, follow from it; give both the "
             "same"
         )
+    return not fetcher.auto_collation
+
+
+def move_to_shared_memory(clip: object) -> None:
+    """Move the tensors of a clip to shared memory, where a worker sends them from.
+
+    The thread of torch that sends them would do it, and would drop the clip if it failed.
+    """
+    for tensor in clip.values() if isinstance(clip, dict) else ():
+        if isinstance(tensor, Tensor):
+            tensor.share_memory_()  # type: ignore[no-untyped-call]
 
 
 def check_settings(here: Mapping[str, str], given: Mapping[str, str]) -> None:
@@ -288,20 +300,6 @@ def check_settings(here: Mapping[str, str], given: Mapping[str, str]) -> None:
                 f"{setting}: the clips that are missing would be others; make the data set as it "
                 "was, or remove 'settings' from the state to go on with other clips"
             )
-
-
-def _read_environment() -> Shard:
-    names = ("RANK", "WORLD_SIZE")
-    if not all(os.environ.get(name) for name in names):
-        return 0, 1
-    try:
-        return _check_shard([int(os.environ[name]) for name in names])
-    except ValueError as error:
-        values = ", ".join(f"{name}={os.environ[name]}" for name in names)
-        raise ValueError(
-            f"the environment variables RANK and WORLD_SIZE must be whole numbers with "
-            f"0 <= RANK < WORLD_SIZE, got {values}; correct them, or give shard=(rank, ranks)"
-        ) from error
 
 
 def _check_shard(shard: Sequence[int]) -> Shard:

@@ -15,16 +15,13 @@ from bvdm_data.clip import ANNOTATIONS, PADDING, CameraScale, Clip, build_schema
 from bvdm_data.rng import numpy_rng
 from bvdm_data.validate import name_clip_in_errors
 
+# Type, shape and device of each key of a clip.
 ClipSpec = dict[str, tuple[str, tuple[int, ...], str]]
-"""Type, shape and device of each key of a clip."""
-
+# What the clips of a mix have in common, so that they fit into one batch; padded tables get the
+# rows of the source that has most.
 SHARED = ("frames", "size", "annotations", "max_cells", "scale")
-"""What the clips of a mix have in common, so that they fit into one batch; padded tables get the
-rows of the source that has most."""
-
+# Clips of a source that are shuffled at most: their order is kept in memory (our choice).
 MAX_SHUFFLED = 1_000_000
-"""Clips of a source that are shuffled at most: their order is kept in memory (our choice)."""
-
 EXPECTED = (
     "a data set of clips, such as SyntheticHeLaVideos or CTCVideos, or a map-style one of them"
 )
@@ -117,7 +114,10 @@ class Source:
             clip = self._get_item(own, epoch)
             form = self.spec or {}
             for key in PADDING.keys() & clip.keys() & form.keys():
-                clip[key] = _pad_table(clip[key], form[key][1][0], PADDING[key])
+                table, rows = clip[key], form[key][1][0]
+                if isinstance(table, Tensor) and table.ndim and len(table) < rows:
+                    padding = table.new_full((rows - len(table), *table.shape[1:]), PADDING[key])
+                    clip[key] = torch.cat([table, padding])
             spec = _get_clip_spec(clip)
             if self.spec is not None and spec != self.spec:
                 raise ValueError(_describe_mismatch(self.name, self.spec, self.name, spec))
@@ -145,9 +145,11 @@ class Source:
         keys = [key for key in _KEYS if key in clip] if isinstance(clip, Mapping) else []
         if not keys or not isinstance(clip[keys[0]], Tensor):
             lacks = f"{type(self.source).__name__} has no 'clip' and" if is_map_style else "it"
+            got = f"a dict of {sorted(clip)}" if isinstance(clip, Mapping) else repr(clip)
+            got = got if len(got) < 80 else f"a {type(clip).__name__}"
             raise TypeError(
-                f"sources[{self.name!r}] must be {EXPECTED}: {lacks} gives {_abbreviate(clip)} in "
-                "place of a dict with the tensor 'video', or of annotations alone"
+                f"sources[{self.name!r}] must be {EXPECTED}: {lacks} gives {got} in place of a "
+                "dict with the tensor 'video', or of annotations alone"
             )
         if keys[0] == "video" and clip["video"].ndim != 4:
             raise ValueError(
@@ -157,13 +159,6 @@ class Source:
         source = clip.get("source", 0)
         how: Any = {"device": source.device if isinstance(source, Tensor) else "cpu"}
         return {**clip, "source": torch.as_tensor(source, dtype=torch.int8, **how)}
-
-
-def _pad_table(table: Any, rows: int, fill: float) -> Any:
-    """Give a table more rows; what is no table stays as it is."""
-    if not isinstance(table, Tensor) or not table.ndim or len(table) >= rows:
-        return table
-    return torch.cat([table, table.new_full((rows - len(table), *table.shape[1:]), fill)])
 
 
 @functools.lru_cache(maxsize=16)
@@ -200,11 +195,6 @@ def _describe_mismatch(name: str, spec: ClipSpec, other_name: str, other: ClipSp
         f"sources must give {key!r} of the same type and shape: {one} {first}, {two} {second}; "
         "change it by a transform"
     )
-
-
-def _abbreviate(value: Any) -> str:
-    text = repr(value) if not isinstance(value, Mapping) else f"a dict of {sorted(value)}"
-    return text if len(text) < 80 else f"a {type(value).__name__}"
 
 
 def check_compatible(sources: Mapping[str, Any]) -> tuple[list[Source], dict[str, Any]]:
@@ -321,7 +311,16 @@ def _find_spec(name: str, source: Any, facts: Mapping[str, Any], is_grey: bool) 
     if form is not None:
         return cast(ClipSpec, form)
     if facts.keys() >= set(SHARED):
-        return _make_spec(facts, source)
+        form = facts["frames"], tuple(facts["size"]), facts["max_cells"], facts["annotations"]
+        has_video = getattr(source, "video", True) is not False
+        left_out = {*_SET_BY_MIX} if has_video else {*_SET_BY_MIX, "video"}
+        device = getattr(source, "device", None)
+        place = device.type if isinstance(device, torch.device) else "cpu"
+        return {
+            key: (str(dtype), cast(tuple[int, ...], shape), place)
+            for key, (dtype, shape) in build_schema(*form).items()
+            if key not in left_out
+        }
     clip = Source(name, source).make_clip(0, number=0, epoch=getattr(source, "epoch", 0))
     video = clip.get("video")
     if is_grey and "scale" not in facts and video is not None and video.is_floating_point():
@@ -333,18 +332,3 @@ def _find_spec(name: str, source: Any, facts: Mapping[str, Any], is_grey: bool) 
                 "CameraScale"
             )
     return _get_clip_spec(clip)
-
-
-def _make_spec(facts: Mapping[str, Any], source: Any) -> ClipSpec:
-    """Return the spec of a :class:`Clip` of which all is declared."""
-    schema = build_schema(
-        facts["frames"], tuple(facts["size"]), facts["max_cells"], facts["annotations"]
-    )
-    left_out = {*_SET_BY_MIX} | ({"video"} if getattr(source, "video", True) is False else set())
-    device = getattr(source, "device", None)
-    place = device.type if isinstance(device, torch.device) else "cpu"
-    return {
-        key: (str(dtype), cast(tuple[int, ...], shape), place)
-        for key, (dtype, shape) in schema.items()
-        if key not in left_out
-    }

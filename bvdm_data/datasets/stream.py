@@ -21,9 +21,10 @@ from bvdm_data.datasets.sharding import (
     check_loader,
     check_settings,
     get_loader_id,
+    move_to_shared_memory,
 )
 from bvdm_data.system import keep_freed_memory
-from bvdm_data.validate import as_int, check_epoch, check_length, check_seed
+from bvdm_data.validate import as_int, check_epoch, check_length, check_seed, name_clip_in_errors
 
 Item = TypeVar("Item")
 
@@ -243,9 +244,13 @@ class ClipStream(Described, IterableDataset[Clip]):
     ) -> Iterator[Item]:
         split = started or self._start_pass(ahead)
         self._pass = split
-        check_loader(sys._getframe(), self.batch_size, type(self).__name__)
+        is_single = check_loader(sys._getframe(), self.batch_size, type(self).__name__)
+        name = f"{type(self).__name__}(seed={self.seed})"
         for numbers in split.batches():
-            for item in make(numbers):
+            for number, item in zip(numbers, make(numbers), strict=True):
+                if is_single and get_worker_info() is not None:
+                    with name_clip_in_errors(name, split.epoch, number):
+                        move_to_shared_memory(item)
                 split = replace(split, made=split.made + 1)
                 self._pass = split
                 yield item
@@ -302,10 +307,7 @@ class ClipStream(Described, IterableDataset[Clip]):
     def _full_pass(self) -> SampleSplit:
         """Return the share of this process in the whole epoch."""
         return SampleSplit.of_process(
-            self.shard,
-            epoch=self._plan.epoch,
-            length=self.length,
-            batch_size=self.batch_size or 1,
+            self.shard, epoch=self._plan.epoch, length=self.length, batch_size=self.batch_size or 1
         )
 
     def _restart_at(self, number: int) -> None:
@@ -324,7 +326,7 @@ class ClipStream(Described, IterableDataset[Clip]):
                 "clips of several workers arrive is not known"
             )
         start = self._shared.pass_start
-        rank = replace(split, start=start, made=0, worker_id=0, num_workers=1)
+        rank = replace(split, start=start, made=0, worker=0, workers=1)
         if rank.len_of_rank is not None and consumed > rank.len_of_rank:
             raise ValueError(
                 f"consumed must be at most the {rank.len_of_rank} clips of the loop, got {consumed}"

@@ -31,24 +31,16 @@ from bvdm_data.synth.textures import (
     measure_edge_profile,
 )
 from bvdm_data.system import isolate, profile_span
-from bvdm_data.validate import (
-    Rule,
-    as_int,
-    check_device,
-    check_transform,
-    name_clip_in_errors,
-)
+from bvdm_data.validate import Rule, as_number, check_device, check_transform, name_clip_in_errors
 from bvdm_data.weights import find_model, load, model_digest
 
+# Methods of synthesis, by name.
 METHODS: Mapping[str, Method] = {
     "fast": FastSettings(),
     "paper": PaperSettings(),
     "procedural": ProceduralSettings(),
 }
-"""Methods of synthesis, by name."""
-
-OUTLINES = ("even", "video")
-"""What an outline may mean, where it is no number."""
+OUTLINES = ("even", "video")  # what an outline may mean, where it is no number
 
 
 def as_method(method: str | Method) -> Method:
@@ -60,20 +52,6 @@ def as_method(method: str | Method) -> Method:
         names = ", ".join(map(repr, METHODS))
         raise ValueError(f"method must be one of {names}, or {settings}, got {method!r}")
     return METHODS[method] if isinstance(method, str) else method
-
-
-def _check_pool(pool: PoolSettings | bool | None, method: Method) -> PoolSettings | None:
-    """Return how nuclei are shared by clips."""
-    if pool is None or pool is False:
-        return None
-    if not isinstance(pool, PoolSettings) and pool is not True:
-        raise TypeError(f"pool must be True, None or PoolSettings, got {pool!r}")
-    if not method.families:
-        raise ValueError(
-            "pool must be None unless the method is 'fast' with families, got "
-            f"{type(method).__name__}; leave pool out, or give method='fast'"
-        )
-    return PoolSettings() if pool is True else pool
 
 
 class SyntheticHeLaVideos(ClipStream):
@@ -228,7 +206,14 @@ class SyntheticHeLaVideos(ClipStream):
         self.frames, self.size, self.variation = scene.frames, scene.size, scene.variation
         self.nuclei, self.at_least, self.death_rate = scene.nuclei, scene.at_least, scene.death_rate
         self.max_cells = cast(int, scene.max_cells)
-        self.pool = _check_pool(pool, self.method)
+        if not (pool is None or isinstance(pool, bool | PoolSettings)):
+            raise TypeError(f"pool must be True, None or PoolSettings, got {pool!r}")
+        if pool and not self.method.families:
+            raise ValueError(
+                "pool must be None unless the method is 'fast' with families, got "
+                f"{type(self.method).__name__}; leave pool out, or give method='fast'"
+            )
+        self.pool = PoolSettings() if pool is True else pool or None
         self.outline, look = check_outline(outline, self.method, self.model, self.digest)
         self._settings = replace(scene, **look, video=video)
         self._pool = self._make_bank()
@@ -258,9 +243,7 @@ class SyntheticHeLaVideos(ClipStream):
             ValueError: If the model's file has been damaged or replaced. All messages name the
                 clip, and how to make it again alone.
         """
-        number = as_int("index", index)
-        if number < 0:
-            raise IndexError(f"index must be 0 or more, got {number}")
+        number = as_number(index)
         if self.device.type != "cpu" and get_worker_info() is not None:
             raise RuntimeError(
                 f"num_workers must be 0 when device is {str(self.device)!r}: a forked worker "
@@ -268,7 +251,14 @@ class SyntheticHeLaVideos(ClipStream):
                 '"bvdm-data export".'
             )
         with name_clip_in_errors(self._name, self.epoch, number):
-            clip = self._synthesise(number)
+            wanted = list_required_keys(self.annotations, self.transform)
+            generator = self._load_model()
+            if self.device.type != "cpu":
+                generator = _load_on(self.device, self.model, self.digest)
+            video = synthesise(generator, self._scene(wanted), self.method, **self._place(number))
+            with profile_span("annotations"):
+                clip: Any = make_clip(video, wanted, self.max_cells, number)
+            clip = {key: value.to(self.device) for key, value in clip.items()}
         return self._apply_transform(clip, self.epoch)
 
     def _list_settings(self) -> dict[str, str]:
@@ -297,17 +287,6 @@ class SyntheticHeLaVideos(ClipStream):
     def _apply_transform(self, clip: Clip, epoch: int) -> Clip:
         how: Any = {"seed": self.seed, "epoch": epoch, "annotations": self.annotations}
         return apply_transform(clip, self.transform, name=self._name, **how)
-
-    def _synthesise(self, number: int) -> Clip:
-        """Return a clip without the transform."""
-        wanted = list_required_keys(self.annotations, self.transform)
-        generator = self._load_model()
-        if self.device.type != "cpu":
-            generator = _load_on(self.device, self.model, self.digest)
-        video = synthesise(generator, self._scene(wanted), self.method, **self._place(number))
-        with profile_span("annotations"):
-            clip = make_clip(video, wanted, self.max_cells, number)
-        return cast(Clip, {key: value.to(self.device) for key, value in clip.items()})  # type: ignore[attr-defined]
 
     def _make_bank(self) -> CellBank | None:
         """Return an empty bank; None without a pool."""

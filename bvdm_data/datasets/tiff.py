@@ -3,7 +3,7 @@
 import itertools
 import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -131,6 +131,15 @@ def write_image(path: Path, image: _Counts) -> None:
     tifffile.imwrite(path, image, compression="lzw", photometric="minisblack", metadata=None)
 
 
+def write_images(folder: Path, prefix: str, images: Iterable[_Counts]) -> None:
+    """Write a video as ``<prefix>000.tif``, ..., with more digits for more than 1000 frames."""
+    folder.mkdir(parents=True, exist_ok=True)
+    frames = list(images)
+    digits = max(3, len(str(len(frames) - 1)))
+    for number, image in enumerate(frames):
+        write_image(folder / f"{prefix}{number:0{digits}d}.tif", image)
+
+
 def keep_background(labels: _Counts) -> _Counts:
     """Return labels in which there is background: where none is, a pixel of the largest nucleus.
 
@@ -143,38 +152,6 @@ def keep_background(labels: _Counts) -> _Counts:
     return labels
 
 
-def write_ome_image(
-    path: Path,
-    stack: npt.NDArray[np.uint16],
-    *,
-    channels: Sequence[str],
-    pixel_size: float | None,
-    minutes: float | None,
-) -> None:
-    """Write a video as OME-TIFF (OME model 2016-06), zlib-compressed."""
-    metadata: dict[str, object] = {"axes": "TCYX", "Channel": {"Name": list(channels)}}
-    if pixel_size is not None:
-        for axis in "XY":
-            metadata[f"PhysicalSize{axis}"] = float(pixel_size)
-            metadata[f"PhysicalSize{axis}Unit"] = "µm"
-    if minutes is not None:
-        metadata |= {"TimeIncrement": float(minutes), "TimeIncrementUnit": "min"}
-    # zlib, not LZW: readers without imagecodecs know it, too.
-    tifffile.imwrite(
-        path, stack, ome=True, photometric="minisblack", compression="zlib", metadata=metadata
-    )
-
-
-def write_imagej_stack(
-    path: Path,
-    stack: npt.NDArray[np.uint16],
-    *,
-    pixel_size: float | None,
-    minutes: float | None,
-) -> None:
-    """Write a video ``[F, H, W]`` as a hyperstack of ImageJ, which opens it without a plug-in."""
-    metadata: dict[str, object] = {"axes": "TYX"}
-    metadata |= {} if pixel_size is None else {"unit": "micron"}
-    metadata |= {} if minutes is None else {"finterval": float(minutes) * 60, "tunit": "sec"}
-    resolution = None if pixel_size is None else (1 / pixel_size, 1 / pixel_size)
-    tifffile.imwrite(path, stack, imagej=True, resolution=resolution, metadata=metadata)
+def write_stack(path: Path, stack: npt.NDArray[np.uint16], **options: Any) -> None:
+    """Write a video as one file; ``options`` are those of tifffile."""
+    tifffile.imwrite(path, stack, photometric="minisblack", **options)

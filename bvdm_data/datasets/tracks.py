@@ -10,9 +10,7 @@ import numpy.typing as npt
 
 from bvdm_data.datasets.ctc_files import check_regular
 
-LARGEST_ID = 2**24
-"""Largest id of a track or label: what is listed by id stays small."""
-
+LARGEST_ID = 2**24  # largest id of a track or label: what is listed by id stays small
 _LARGEST_TABLE = 2**22  # bytes: some 200,000 tracks
 
 _Ints = npt.NDArray[np.integer]

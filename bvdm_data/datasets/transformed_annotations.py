@@ -20,18 +20,12 @@ from bvdm_data.datasets.moved_light import has_light_moved
 from bvdm_data.datasets.resized_masks import ResizedMasks, take_pixels
 from bvdm_data.datasets.tracks import LARGEST_ID
 
+# How far a map may leave its best affine fit and still count as affine, px (our choice).
 AFFINE = 1e-3
-"""How far a map may leave its best affine fit and still count as affine, px (our choice)."""
-
-MOST_SAMPLES = 16
-"""Pixels a side of which a resize makes one, at most (our choice)."""
-
-FLAT = 0.02
-"""Share of its mean area that a pixel must keep; less is a fold (our choice)."""
-
+MOST_SAMPLES = 16  # pixels a side of which a resize makes one, at most (our choice)
+FLAT = 0.02  # share of its mean area that a pixel must keep; less is a fold (our choice)
+# Keys of the probe planes in the clip that the transform gets.
 PIXELS, LIGHT_PIXELS, COORDINATES = "_pixels", "_light_pixels", "_coordinates"
-"""Keys of the probe planes in the clip that the transform gets."""
-
 _STAND_IN = "_picture"
 
 _TABLES = ("tracks", "stages", "boxes", "centroids")
@@ -41,12 +35,11 @@ _FOLDED = (
     "it folds, mirrors or smears parts of the image, where flow cannot follow; deform less, or "
     "leave 'flow' out of annotations"
 )
+# Functions of torchvision that move pixels.
 GEOMETRIC = (
     "horizontal_flip", "vertical_flip", "resize", "affine", "rotate", "pad", "crop",
     "perspective", "elastic", "center_crop", "resized_crop",
 )  # fmt: skip
-"""Functions of torchvision that move pixels."""
-
 _NEAREST = (InterpolationMode.NEAREST, "nearest", 0)  # the light, too, goes by masks' rule
 
 _Planes = npt.NDArray[np.float64]
@@ -285,8 +278,8 @@ def update_annotations(
     for key, value in tables.items():
         after[key] = value.to(new.device)
     if "flow" in keys and after["flow"] is before["flow"]:  # else the user has moved it
-        flow = _move_flow(before["flow"], None if has_own_places else light, resized, planes)
-        after["flow"] = _map_flow(flow, planes, masks).to(new.device)
+        taken = None if has_own_places else light
+        after["flow"] = _move_flow(before["flow"], taken, resized, planes, masks).to(new.device)
     return after
 
 
@@ -393,24 +386,24 @@ def _make_tables(
 
 
 def _move_flow(
-    flow: Tensor, light: Tensor | None, resized: ResizedMasks | None, planes: Tensor | None
+    flow: Tensor,
+    light: Tensor | None,
+    resized: ResizedMasks | None,
+    planes: Tensor | None,
+    masks: npt.NDArray[np.int32],
 ) -> Tensor:
-    """Return the old flow at the moved pixels."""
+    """Return the flow between the moved pixels."""
     if light is None or planes is None:
         raise ValueError(
             f"it moves 'masks' but not 'flow'; {_ADVICE}, or leave 'flow' out of annotations"
         )
-    return take_pixels(flow, light)[0] if resized is None else resized.take_flow(flow)
-
-
-def _map_flow(old_flow: Tensor, planes: Tensor, masks: npt.NDArray[np.int32]) -> Tensor:
-    """Return the flow between the moved pixels."""
-    flow = np.zeros(tuple(old_flow.shape), np.float32)
+    old_flow = take_pixels(flow, light)[0] if resized is None else resized.take_flow(flow)
+    new_flow = np.zeros(tuple(old_flow.shape), np.float32)
     if masks.any():
         old = old_flow.cpu().numpy().astype(np.float64)
         coordinate_map = CoordinateMap(planes)
-        for t in range(len(flow)):
+        for t in range(len(old)):
             stays = np.isin(masks[t], masks[t + 1]) & (masks[t] > 0)
             pixels = np.argwhere(stays).T
-            flow[t][:, stays] = coordinate_map.map_flow(pixels, old[t][:, stays])
-    return torch.from_numpy(flow)
+            new_flow[t][:, stays] = coordinate_map.map_flow(pixels, old[t][:, stays])
+    return torch.from_numpy(new_flow)

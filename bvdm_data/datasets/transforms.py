@@ -15,8 +15,8 @@ from bvdm_data.datasets.detections import update_detections
 from bvdm_data.rng import numpy_rng, torch_rng
 from bvdm_data.system import isolate
 
+# Takes a clip and returns one; the transforms of torchvision.transforms.v2 are such.
 Transform = Callable[[Any], Any]
-"""Takes a clip and returns one; the transforms of torchvision.transforms.v2 are such."""
 
 
 class TransformError(RuntimeError):

@@ -3,7 +3,7 @@
 import itertools
 import math
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,15 +19,9 @@ from bvdm_data.outlines import Outline, move_outlines
 from bvdm_data.rng import torch_rng
 from bvdm_data.validate import as_int, check_frames
 
-WINDOWS = ("random", "grid", "tracks", "lineages")
-"""How windows may be chosen."""
-
+WINDOWS = ("random", "grid", "tracks", "lineages")  # how windows may be chosen
+# Top, left, bottom and right of a nucleus in pixels; the far edges are exclusive.
 Box = tuple[int, int, int, int]
-"""Top, left, bottom and right of a nucleus in pixels; the far edges are exclusive."""
-
-Boxes = Mapping[int, Mapping[int, Box]]
-"""Where a nucleus is, by id and number of the frame."""
-
 Image = npt.NDArray[np.integer]
 
 _POSSIBLE = ("masks", "tracks", "boxes", "centroids")
@@ -113,14 +107,6 @@ class WindowSpec:
                 f"frames must be a whole number, got None, with windows={self.windows!r}; None is "
                 "for windows='tracks' or 'lineages'"
             )
-        self._check_overlap()
-
-    @property
-    def follows(self) -> bool:
-        """Whether windows follow nuclei."""
-        return self.windows in ("tracks", "lineages")
-
-    def _check_overlap(self) -> None:
         overlap, clip = self.overlap, (self.frames or 1, *self.size)
         if isinstance(overlap, str) or not isinstance(overlap, Sequence) or len(overlap) != 3:
             raise TypeError(f"overlap must be (frames, rows, columns), got {overlap!r}")
@@ -136,6 +122,11 @@ class WindowSpec:
                 f"overlap must be 0 in {('frames', 'rows')[used > 0]} with "
                 f"windows={self.windows!r}, got {self.overlap}; give windows='grid'"
             )
+
+    @property
+    def follows(self) -> bool:
+        """Whether windows follow nuclei."""
+        return self.windows in ("tracks", "lineages")
 
 
 def check_annotations_available(annotations: Collection[str], truth: str | None) -> tuple[str, ...]:
@@ -218,13 +209,7 @@ def make_windows(
 ) -> tuple[Windows, int]:
     """Return the windows of a video, and the frames of each."""
     source, border, (height, width) = cache.source, spec.border, spec.size
-    rows, columns = field = source.shape[0] - 2 * border, source.shape[1] - 2 * border
-    if height > rows or width > columns:
-        raise ValueError(
-            f"size must fit into the field of interest of {field} pixels (frames of {source.shape} "
-            f"less a border of {border} on each side), got {spec.size}; give a smaller size or "
-            "border"
-        )
+    rows, columns = field = find_field(source.shape, border, spec.size)
     used = _list_used_frames(source, spec)
     are_tracks = len(source.tracks) or source.truth == "TRA" or spec.frames == 1
     if "tracks" in annotations and not are_tracks:
@@ -253,6 +238,17 @@ def make_windows(
         for first, y, x in itertools.product(firsts, tops, lefts)
     ]
     return ListedWindows(windows), spec.frames
+
+
+def find_field(shape: tuple[int, int], border: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Return the size of the field of interest; refuse windows that do not fit into it."""
+    field = shape[0] - 2 * border, shape[1] - 2 * border
+    if size[0] > field[0] or size[1] > field[1]:
+        raise ValueError(
+            f"size must fit into the field of interest of {field} pixels (frames of {shape} less a "
+            f"border of {border} on each side), got {size}; give a smaller size or border"
+        )
+    return field
 
 
 def count_rows(windows: Windows, cache: FrameCache) -> int:
@@ -359,9 +355,7 @@ def _make_track_windows(
     field = border, border, source.shape[0] - border, source.shape[1] - border
     have = sorted(set(source.mask_names).intersection(used))
     ids = np.sort(source.tracks[:, 0]).tolist()
-    boxes = _find_bounding_boxes(
-        ((number, cache.read_masks(number)) for number in have), ids, field
-    )
+    boxes = _find_boxes(((number, cache.read_masks(number)) for number in have), ids, field)
     groups = [[one] for one in ids]
     if spec.windows == "lineages":
         groups = group_families(source.tracks)
@@ -381,21 +375,14 @@ def _make_track_windows(
     for group, run in lives:
         for place in range(0, max(len(run) - overlap, 1), frames - overlap):
             numbers = range(run[place], run[place] + frames * spec.stride, spec.stride)
-            shown = list(itertools.takewhile(set(have).__contains__, numbers))
-            windows.append(_follow(group, shown, boxes, spec.size, field))
+            shown = tuple(itertools.takewhile(set(have).__contains__, numbers))
+            corners: list[tuple[int, int]] = []
+            for number in shown:
+                near = [boxes[one][number] for one in group if number in boxes[one]]
+                corners.append(_place_window(near, spec.size, field) if near else corners[-1])
+            track = next(one for one in group if shown[0] in boxes[one])
+            windows.append(Window(shown, tuple(corners), track))
     return ListedWindows(windows), frames
-
-
-def _follow(
-    group: Sequence[int], frames: Sequence[int], boxes: Boxes, size: tuple[int, int], field: Box
-) -> Window:
-    """Return the window of a group whose first box is in the first frame."""
-    corners: list[tuple[int, int]] = []
-    for number in frames:
-        seen = [boxes[one][number] for one in group if number in boxes[one]]
-        corners.append(_place_window(seen, size, field) if seen else corners[-1])
-    track = next(one for one in group if frames[0] in boxes[one])
-    return Window(tuple(frames), tuple(corners), track)
 
 
 def _place_window(boxes: Sequence[Box], size: tuple[int, int], field: Box) -> tuple[int, int]:
@@ -414,7 +401,7 @@ def _place_window(boxes: Sequence[Box], size: tuple[int, int], field: Box) -> tu
     return y, x
 
 
-def _find_bounding_boxes(
+def _find_boxes(
     masks: Iterable[tuple[int, Image]], ids: Sequence[int], field: Box
 ) -> dict[int, dict[int, Box]]:
     """Find nuclei in the field of interest."""

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from bvdm_data.adapters.common import Videos
 from bvdm_data.clip import LARGEST_COUNT, CameraScale
-from bvdm_data.datasets.ctc import CTCSequence, guess_scale, read_sequence
+from bvdm_data.datasets.ctc import guess_scale, read_sequence
 from bvdm_data.datasets.ctc_videos import DEFAULT_BORDER, CTCVideos
 from bvdm_data.datasets.export import export
 from bvdm_data.datasets.mixed import MixedVideos
@@ -16,7 +17,6 @@ from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.evaluation.cell_cycle_gan import train_cell_cycle_gan
 from bvdm_data.evaluation.clip_cache import CachedClips, cache_clips, hash_clips
 from bvdm_data.evaluation.copy_paste import CopyPaste
-from bvdm_data.evaluation.segmenter import Clips
 from bvdm_data.fitting.training import Run, compute_fingerprint
 from bvdm_data.outlines import Outline, calibrate_outline
 from bvdm_data.synth.scene import Method
@@ -137,18 +137,8 @@ def fill_in_data(data: Data) -> Data:
             "larger frames"
         )
     frames = data.frames or min(8, *map(len, videos))
-    size, scale = data.size or (min(256, side // 8 * 8),) * 2, _choose_scale(data, videos)
-    return replace(data, border=border, frames=frames, size=size, scale=scale)
-
-
-def find_side(data: Data) -> int:
-    """Return the side of the largest square, a multiple of 8 px, off the border of both videos."""
-    shapes = [read_sequence(data.root, name).shape for name in (data.train, data.test)]
-    return (min(side for shape in shapes for side in shape) - 2 * data.border) // 8 * 8
-
-
-def _choose_scale(data: Data, videos: Sequence[CTCSequence]) -> CameraScale:
-    """Return the model's grey scale, at which both videos are read; refuse videos off it."""
+    size = data.size or (min(256, side // 8 * 8),) * 2
+    # Both videos are read at the grey scale of the model, which their counts must lie on.
     camera = load(data.model).camera
     scale, span = data.scale or guess_scale(*videos), camera.full - camera.offset
     # 32768 is no light where signed counts are stored as unsigned ones.
@@ -167,7 +157,13 @@ def _choose_scale(data: Data, videos: Sequence[CTCSequence]) -> CameraScale:
             f"{wanted.offset} --full {wanted.full}, which cuts off brighter light, or fit a model "
             "at the scale of the videos"
         )
-    return wanted
+    return replace(data, border=border, frames=frames, size=size, scale=wanted)
+
+
+def find_side(data: Data) -> int:
+    """Return the side of the largest square, a multiple of 8 px, off the border of both videos."""
+    shapes = [read_sequence(data.root, name).shape for name in (data.train, data.test)]
+    return (min(side for shape in shapes for side in shape) - 2 * data.border) // 8 * 8
 
 
 @dataclass(frozen=True)
@@ -175,7 +171,7 @@ class Arm:
     """One kind of training data."""
 
     name: str  # its name in tables
-    clips: Clips  # its clips, by number, without end
+    clips: Videos  # its clips, by number, without end
     identity: str  # digest of all that decides the clips: equal identities mean equal clips
 
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -76,7 +76,16 @@ class CachedClips(Dataset[Clip]):
         keys = ("video", *self.annotations, "index", "source")
         try:
             tensors = load_file(path)
-            _check_kept(tensors, keys, (self.frames, *self.size))
+            missing = [key for key in (*keys, "masks") if key not in tensors]
+            if missing:
+                raise ValueError(f"no {missing[0]!r}")
+            sizes = {"video": (self.frames, 1, *self.size), "masks": (self.frames, *self.size)}
+            for key, shape in sizes.items():
+                if tuple(tensors[key].shape) != shape:
+                    raise ValueError(f"{key!r} must be {shape}, got {tuple(tensors[key].shape)}")
+            video = tensors["video"]
+            if not (video.is_floating_point() and bool(((video >= 0) & (video <= 1)).all())):
+                raise ValueError("'video' must hold grey values from 0 to 1")
         except (SafetensorError, ValueError) as error:
             raise ValueError(f"the kept clip {path} is damaged ({error}); delete it") from error
         tensors["masks"] = tensors["masks"].int()
@@ -102,8 +111,6 @@ def cache_clips(
     when the code that makes clips changes, all clips are made again. ``probe`` makes this clip
     where one of ``source`` takes long. A larger count adds to a smaller one.
     """
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
     first = (source if probe is None else probe).clip(0)
     key = compute_fingerprint(json.dumps(dict(settings), sort_keys=True), hash_clips(first))
     place = folder / key
@@ -134,21 +141,6 @@ class _Numbered(Dataset[Clip]):
 
     def __getitem__(self, index: int) -> Clip:
         return self.source.clip(index)
-
-
-def _check_kept(
-    tensors: Mapping[str, Tensor], keys: Sequence[str], size: tuple[int, int, int]
-) -> None:
-    """Refuse a clip that lacks a key, is of another size, or has no grey values."""
-    missing = [key for key in (*keys, "masks") if key not in tensors]
-    if missing:
-        raise ValueError(f"no {missing[0]!r}")
-    for key, shape in (("video", (size[0], 1, *size[1:])), ("masks", size)):
-        if tuple(tensors[key].shape) != shape:
-            raise ValueError(f"{key!r} must be {shape}, got {tuple(tensors[key].shape)}")
-    video = tensors["video"]
-    if not (video.is_floating_point() and bool(((video >= 0) & (video <= 1)).all())):
-        raise ValueError("'video' must hold grey values from 0 to 1")
 
 
 def _get_path(folder: Path, index: int) -> Path:

@@ -2,7 +2,7 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, SupportsIndex, cast
@@ -17,15 +17,11 @@ from torch.utils.data import Dataset
 from bvdm_data.background import estimate_background, mask_background
 from bvdm_data.clip import CameraScale, Clip, annotate_masks, split_gaps
 from bvdm_data.datasets.ctc import guess_scale, read_sequence
+from bvdm_data.datasets.windows import find_field
 from bvdm_data.rng import numpy_rng
 from bvdm_data.validate import (
     as_index,
-    as_int,
-    check_length,
-    check_max_cells,
-    check_scale,
-    check_seed,
-    check_size,
+    as_number,
 )
 
 ISOLATION = 6  # A nucleus is used where no other label is nearer than this, px (our choice)
@@ -182,34 +178,31 @@ class CopyPaste(Dataset[Clip]):
         root: str | Path,
         *,
         sequence: str = "01",
-        frames: int = 1,
-        size: int | Sequence[int] = (256, 256),
+        size: tuple[int, int] = (256, 256),
         seed: int = 0,
         stop: int | None = None,
-        nuclei: tuple[float, float] | None = None,
+        nuclei: tuple[float, float] = NUCLEI,
         scale: CameraScale | None = None,
         border: int = 25,
-        length: int | None = None,
         max_cells: int | None = None,
     ) -> None:
-        """Check the arguments and cut out the nuclei; see the class."""
-        if as_int("frames", frames) != 1:
-            raise ValueError(f"frames must be 1: copy-paste makes no video, got {frames}")
-        self.size = check_size(size)
-        self.seed = check_seed(seed)
-        self.nuclei = _check_nuclei(nuclei)
-        self.border = as_int("border", border, 0)
-        most = 1 + math.floor(self._expect(self.nuclei[1]))
-        self.max_cells = check_max_cells(most if max_cells is None else max_cells)
+        """Cut out the nuclei; see the class."""
+        self.size, self.seed, self.nuclei, self.border = size, seed, nuclei, border
+        most = 1 + math.floor(self._expect(nuclei[1]))
+        self.max_cells = most if max_cells is None else max_cells
         whole = read_sequence(Path(root).expanduser().absolute(), sequence)
-        end = None if stop is None else as_int("stop", stop, least=1)
-        self.source = whole.cut(whole.numbers[0], end)
-        self._field = _compute_field(self.source.shape, self.border, self.size)
-        self.scale = check_scale(scale) or guess_scale(self.source)
+        self.source = whole.cut(whole.numbers[0], stop)
+        self._field = find_field(self.source.shape, self.border, self.size)
+        self.scale = scale or guess_scale(self.source)
         once = len(self.source) * math.prod(self._field) / math.prod(self.size)
-        self.length = check_length(length) or math.ceil(once)
+        self.length = math.ceil(once)
         self._cache: OrderedDict[int, Background] = OrderedDict()
-        self.library: tuple[Nucleus, ...] = tuple(self._build())
+        self.library: list[Nucleus] = []
+        for number in self.source.numbers:
+            grey, masks = self._read(number)
+            if masks.any():  # the backgrounds are kept on the way
+                light = self._keep(number, grey, masks)
+                self.library += find_isolated_nuclei(grey - light, masks, self.border)
         if not self.library:
             raise ValueError(
                 f"sequence {sequence!r} of {root} must have a nucleus {ISOLATION} px off all "
@@ -230,9 +223,7 @@ class CopyPaste(Dataset[Clip]):
         ``video`` ``[1, 1, H, W]``, ``masks`` ``[1, H, W]``, ``tracks`` ``[max_cells, 4]``,
         ``index`` and ``source`` (1); see :class:`bvdm_data.clip.Clip`.
         """
-        number = as_int("index", index)
-        if number < 0:
-            raise IndexError(f"index must be 0 or more, got {number}")
+        number = as_number(index)
         rng = numpy_rng(self.seed, "copy-paste", number)
         light, labels = self._paste_nuclei(rng)
         grey = (self._draw_empty_tile(rng) + light)[None, None]
@@ -246,14 +237,6 @@ class CopyPaste(Dataset[Clip]):
     def __getstate__(self) -> dict[str, Any]:
         """Leave the decoded backgrounds out of a pickle."""
         return {**self.__dict__, "_cache": OrderedDict()}
-
-    def _build(self) -> Iterator[Nucleus]:
-        """Cut out the isolated nuclei of all frames; the backgrounds are kept on the way."""
-        for number in self.source.numbers:
-            grey, masks = self._read(number)
-            if masks.any():
-                light = self._keep(number, grey, masks)
-                yield from find_isolated_nuclei(grey - light, masks, self.border)
 
     def _read(self, number: int) -> tuple[Grey, Masks]:
         grey, masks = self.scale.to_grey(self.source.frame(number)), self.source.masks(number)
@@ -306,24 +289,3 @@ class CopyPaste(Dataset[Clip]):
                     break
         tile = (slice(MARGIN, -MARGIN),) * 2
         return light[tile], labels[tile]
-
-
-def _check_nuclei(nuclei: tuple[float, float] | None) -> tuple[float, float]:
-    rule = "the fewest and the most per 700 x 1100 px"
-    try:
-        low, high = (float(x) for x in (NUCLEI if nuclei is None else nuclei))
-    except (TypeError, ValueError):
-        raise TypeError(f"nuclei must be a pair, {rule}, got {nuclei!r}") from None
-    if not 0 <= low <= high < math.inf:
-        raise ValueError(f"nuclei must be {rule}, 0 <= fewest <= most, got {nuclei}")
-    return low, high
-
-
-def _compute_field(shape: tuple[int, int], border: int, size: tuple[int, int]) -> tuple[int, int]:
-    field = (shape[0] - 2 * border, shape[1] - 2 * border)
-    if size[0] > field[0] or size[1] > field[1]:
-        raise ValueError(
-            f"size must fit into the field of interest of {field} pixels (frames of {shape} less a "
-            f"border of {border} on each side), got {size}; give a smaller size or border"
-        )
-    return field

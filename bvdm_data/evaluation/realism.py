@@ -61,6 +61,8 @@ class Measurements:
     counts: Mapping[str, int]
 
 
+# Everything that is measured, in the order of the report. The edge profile is the median relative
+# light at the signed distances ``RINGS``; texture is the correlation after alignment.
 QUANTITIES: tuple[Metric, ...] = (
     Metric("area", "px", "shape"),
     Metric("eccentricity", "", "shape"),
@@ -95,8 +97,6 @@ QUANTITIES: tuple[Metric, ...] = (
     Metric("label agreement", "", "labels"),
     *(Metric(f"label agreement, {stage}", "", "labels") for stage in PHASES),
 )
-"""Everything that is measured, in the order of the report. The edge profile is the median relative
-light at the signed distances ``RINGS``; texture is the correlation after alignment."""
 
 
 def measure_clips(
@@ -109,8 +109,6 @@ def measure_clips(
     cycles: compare videos of about the same window and length.
     """
     several = [clips] if isinstance(clips, Mapping) else clips
-    if len(several) == 0:
-        raise ValueError("clips must hold at least one clip, got none")
     detections = list_detections(several)
     features = measure_appearance(several, detections)
     values: dict[str, Array] = {}
@@ -118,8 +116,7 @@ def measure_clips(
     for part in (
         _measure_appearance(features, detections),
         _measure_camera(several),
-        _measure_texture(several, detections, pairs, seed),
-        _measure_tracks(several, detections),
+        _measure_time(several, detections, pairs, seed),
         _measure_layout(several, detections, features),
     ):
         for name, sample, count in part:
@@ -166,17 +163,12 @@ def _measure_camera(clips: Sequence[Clip]) -> Samples:
         yield name, np.median(known) if known else [], len(known)
 
 
-def _measure_texture(
-    clips: Sequence[Clip], detections: Detections, pairs: int, seed: int
-) -> Samples:
+def _measure_time(clips: Sequence[Clip], detections: Detections, pairs: int, seed: int) -> Samples:
     correlation = measure_texture_autocorrelation(clips, detections, pairs=pairs, seed=seed)
     yield "texture of unrelated nuclei", correlation.unrelated, None
     for lag, values in correlation.lags.items():
         yield f"texture after {lag} frames", values, None
         yield f"texture kept after {lag} frames", correlation.kept(lag), len(values)
-
-
-def _measure_tracks(clips: Sequence[Clip], detections: Detections) -> Samples:
     motion, lives = measure_motion(detections), measure_divisions(clips, detections)
     rate = lives.divisions / lives.chances if lives.chances else math.nan
     yield "division rate", rate, lives.divisions

@@ -20,7 +20,7 @@ from bvdm_data.evaluation.distances import CONTROLS
 from bvdm_data.evaluation.experiment import FIGURES
 from bvdm_data.evaluation.nucleus_features import RINGS
 from bvdm_data.evaluation.realism import SCALAR
-from bvdm_data.evaluation.seg_tra import LINK_MEASURES
+from bvdm_data.evaluation.seg_tra import COUNTS, LINK_MEASURES
 from bvdm_data.files import open_atomic
 from bvdm_data.system import require
 
@@ -88,7 +88,10 @@ def plot_lines(
         axes.set_xscale("log")
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
-    _draw_legend(axes, len(series))
+    # Above the plot, where it hides nothing.
+    place = {"loc": "lower left", "bbox_to_anchor": (0, 1.0), "borderaxespad": 0.2}
+    columns = min(len(series), 3)
+    axes.legend(fontsize=9, frameon=False, ncols=columns, columnspacing=1.2, **place)
     return _embed(figure)
 
 
@@ -122,12 +125,6 @@ def _name_rows(axes: Any, names: Sequence[str]) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(axis="x", color=GRID)
-
-
-def _draw_legend(axes: Any, count: int) -> None:
-    # Above the plot, where it hides nothing.
-    place = {"loc": "lower left", "bbox_to_anchor": (0, 1.0), "borderaxespad": 0.2}
-    axes.legend(fontsize=9, frameon=False, ncols=min(count, 3), columnspacing=1.2, **place)
 
 
 def _embed(figure: Any) -> str:
@@ -192,7 +189,7 @@ def make_environment(*folders: Path) -> jinja2.Environment:
     environment.filters |= {"choose_figures": _choose_figures, "compute_limit": _compute_limit}
     environment.filters["link_head"] = LINK_MEASURES.__getitem__
     known = {"FIGURES": FIGURES, "LINK_MEASURES": LINK_MEASURES, "PAPER_ARMS": PAPER_ARMS}
-    known |= {"TRANSFER_FIGURES": TRANSFER_FIGURES}
+    known |= {"TRANSFER_FIGURES": TRANSFER_FIGURES, "COUNTS": COUNTS}
     known |= {"CONTROLS": CONTROLS, "TILES": TILES, "VIDEOS": VIDEOS}
     environment.globals |= known
     return environment
@@ -206,7 +203,12 @@ def make_view(results: Values, pictures: Mapping[str, Path]) -> dict[str, Any]:
     view["about"] = {
         key.replace("_", " ").capitalize(): _format_settings(value) for key, value in about.items()
     }
-    view["pictures"] = [(_embed_picture(path), caption) for caption, path in pictures.items()]
+    view["pictures"] = []
+    for caption, path in pictures.items():
+        mime = mimetypes.guess_type(path)[0] or ""
+        if not mime.startswith("image/"):
+            raise ValueError(f"pictures must be images, such as .png or .gif, got {path.name!r}")
+        view["pictures"].append((_encode_uri(path.read_bytes(), mime), caption))
     present = {*results} | ({"pictures"} if pictures else set())
     if "training" in results:
         drawn["training"] = _plot_training(results["training"])
@@ -229,8 +231,8 @@ def make_view(results: Values, pictures: Mapping[str, Path]) -> dict[str, Any]:
     return view
 
 
-def find_largest_gaps(lines: Sequence[Values], count: int = 3) -> list[Values]:
-    """Find the quantities in which the synthetic video is furthest from the reference.
+def find_largest_gaps(lines: Sequence[Values]) -> list[Values]:
+    """Find the three quantities in which the synthetic video is furthest from the reference.
 
     One of each group, since its quantities depend on each other. Single numbers are left out: two
     videos can agree in one by chance, and then any ratio is large.
@@ -239,7 +241,7 @@ def find_largest_gaps(lines: Sequence[Values], count: int = 3) -> list[Values]:
     first: dict[str, Values] = {}
     for line in sorted(known, key=lambda line: float(line["ratio"]), reverse=True):
         first.setdefault(line["group"], line)
-    return list(first.values())[:count]
+    return list(first.values())[:3]
 
 
 def _format_general(value: float | None, digits: int = 4) -> str:
@@ -264,7 +266,7 @@ def _format_settings(value: Any, *, is_inner: bool = False) -> str:
         )
         return f"({shown})" if is_inner else shown
     if isinstance(value, (list, tuple)):
-        return f"({', '.join(map(str, value))})"
+        return f"({', '.join(map(str, value))})" if value else "none"
     return "not set" if value is None else str(value)
 
 
@@ -333,10 +335,3 @@ def _plot_realism(lines: Sequence[Values], names: Mapping[str, str]) -> list[Plo
             "Edge profile: median intensity across the outline of a nucleus.",
         ),
     ]
-
-
-def _embed_picture(path: Path) -> str:
-    mime = mimetypes.guess_type(path)[0] or ""
-    if not mime.startswith("image/"):
-        raise ValueError(f"pictures must be images, such as .png or .gif, got {path.name!r}")
-    return _encode_uri(path.read_bytes(), mime)

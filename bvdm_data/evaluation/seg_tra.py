@@ -17,7 +17,7 @@ from bvdm_data.background import estimate_background
 from bvdm_data.clip import LARGEST_COUNT, CameraScale, split_gaps
 from bvdm_data.datasets.ctc import guess_scale, read_sequence
 from bvdm_data.datasets.ctc_videos import DEFAULT_BORDER
-from bvdm_data.datasets.tiff import write_image
+from bvdm_data.datasets.tiff import write_images
 from bvdm_data.datasets.tracks import check_ids_match, check_track_table
 from bvdm_data.fitting.tracker import Labels, Tracked
 from bvdm_data.system import require
@@ -28,6 +28,8 @@ LINK_MEASURES = {
     "ct": "CT", "tf": "TF", "cca": "CCA", "aogm": "AOGM", "ns": "AOGM_NS", "fn": "AOGM_FN",
     "fp": "AOGM_FP", "ed": "AOGM_ED", "ea": "AOGM_EA", "ec": "AOGM_EC",
 }  # fmt: skip
+DIMMEST = 0.1  # share of the nuclei that counts as dim
+COUNTS = "aogm", "ns", "fn", "fp", "ed", "ea", "ec"  # those of them that are no shares
 METRICS = ("Valid", "SEG", "TRA", "DET", "LNK", "BC")  # what py-ctcmetrics is asked for
 
 
@@ -95,8 +97,6 @@ def clear_border(masks: Labels, border: int = DEFAULT_BORDER) -> npt.NDArray[np.
 
     What is left is the challenge's field of interest. Do it to a result and its reference alike.
     """
-    if masks.ndim != 3:
-        raise ValueError(f"masks must be [F, H, W], got the shape {masks.shape}")
     height, width = masks.shape[1:]
     if not 0 <= 2 * border < min(height, width):
         raise ValueError(
@@ -154,42 +154,21 @@ class Matches:
     """
 
     found: float  # share of the nuclei that a prediction matches
-    found_dim: float  # the same of the dimmest tenth
+    found_dim: float  # the same of the dimmest nuclei
     false_positives: float  # predictions a frame that match no nucleus
     # median area of a prediction over that of the nucleus that it matches; NaN without a match
     area_ratio: float
 
 
-def match_nuclei(
-    masks: Labels, reference_masks: Labels, video: npt.NDArray[np.float32], *, dimmest: float = 0.1
-) -> Matches:
-    """Match predictions and nuclei frame by frame; ``dimmest`` is the share that counts as dim."""
-    if not masks.shape == reference_masks.shape == video.shape or masks.ndim != 3:
-        raise ValueError(
-            "masks, reference_masks and video must be [F, H, W] of one shape, got "
-            f"{masks.shape}, {reference_masks.shape} and {video.shape}"
-        )
-    if not reference_masks.any():
-        raise ValueError("reference_masks must hold at least one nucleus, got none")
-    if not 0 < dimmest <= 1:
-        raise ValueError(f"dimmest must be above 0, at most 1, got {dimmest}")
+def match_nuclei(masks: Labels, reference_masks: Labels, video: npt.NDArray[np.float32]) -> Matches:
+    """Match predictions and nuclei frame by frame, all ``[F, H, W]``."""
     frames = [_match(*frame) for frame in zip(masks, reference_masks, video, strict=True)]
     ratio, light = (np.concatenate([frame[i] for frame in frames]) for i in (0, 1))
     is_found = np.isfinite(ratio)
-    dim = np.argsort(light, kind="stable")[: math.ceil(dimmest * len(light))]
+    dim = np.argsort(light, kind="stable")[: math.ceil(DIMMEST * len(light))]
     wrong = sum(frame[2] for frame in frames) / len(frames)
     median = float(np.median(ratio[is_found])) if is_found.any() else math.nan
     return Matches(float(is_found.mean()), float(is_found[dim].mean()), wrong, median)
-
-
-def _write_masks(folder: Path, prefix: str, masks: Labels) -> None:
-    folder.mkdir(parents=True)
-    digits = max(3, len(str(len(masks) - 1)))
-    for number, mask in enumerate(masks):
-        # The library adds ids of both sides in the dtype of the files, and takes the smallest one
-        # of a frame for the background.
-        image = np.pad(mask, ((0, 1), (0, 0))).astype(np.uint32)
-        write_image(folder / f"{prefix}{number:0{digits}d}.tif", image)
 
 
 def _measure(
@@ -236,16 +215,22 @@ def _run_library(
     evaluate = require("ctc_metrics.scripts.evaluate").evaluate_sequence
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        _write_masks(home / "01_RES", "mask", masks)
+        # The library adds ids of both sides in the dtype of the files, and takes the smallest one
+        # of a frame for the background.
+        found, truths = (
+            np.pad(ids, ((0, 0), (0, 1), (0, 0))).astype(np.uint32)
+            for ids in (masks, reference_masks)
+        )
+        write_images(home / "01_RES", "mask", found)
         np.savetxt(home / "01_RES" / "res_track.txt", table, fmt="%d")
-        _write_masks(home / "01_GT" / "SEG", "man_seg", reference_masks)
-        _write_masks(home / "01_GT" / "TRA", "man_track", reference_masks)
+        write_images(home / "01_GT" / "SEG", "man_seg", truths)
+        write_images(home / "01_GT" / "TRA", "man_track", truths)
         np.savetxt(home / "01_GT" / "TRA" / "man_track.txt", truth, fmt="%d")
         # One thread: the library's pool would fork a process in which torch has run.
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = evaluate(str(home / "01_RES"), str(home / "01_GT"), metrics, threads=1)
-    return {name: float(value) for name, value in found.items() if value is not None}
+            scores = evaluate(str(home / "01_RES"), str(home / "01_GT"), metrics, threads=1)
+    return {name: float(value) for name, value in scores.items() if value is not None}
 
 
 def _match(

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, Dataset
 
-from bvdm_data.clip import Clip
+from bvdm_data.adapters.common import Videos
 from bvdm_data.fitting.training import Run, TrainingSettings, train_network
 from bvdm_data.rng import torch_rng
 from bvdm_data.system import require, run_mixed
@@ -32,8 +32,8 @@ DARK = 0.07
 STATISTICS_BATCHES = 32
 
 Labels = npt.NDArray[np.int32]
+# Image, grey values, and labels, instance ids with 0 in the background.
 Sample = tuple[Float[Tensor, "1 H W"], Int[Tensor, "H W"]]
-"""Image, grey values, and labels, instance ids with 0 in the background."""
 
 
 class Segmenter(nn.Module):
@@ -154,27 +154,12 @@ def augment(
     image: Float[Tensor, "1 H W"], labels: Int[Tensor, "H W"], generator: torch.Generator
 ) -> Sample:
     """Apply one of the eight symmetries of the square, and a gain of the light of 0.8 to 1.25."""
-    turns, mirrored = _draw_int(4, generator), _draw_int(2, generator)
-    lit = (image - DARK) * _draw_log_uniform(0.8, 1.25, generator) + DARK
+    turns, mirrored = (int(torch.randint(n, (), generator=generator)) for n in (4, 2))
+    log_gain = torch.empty(()).uniform_(math.log(0.8), math.log(1.25), generator=generator)
+    lit = (image - DARK) * math.exp(float(log_gain)) + DARK
     turned = (torch.rot90(values, turns, (-2, -1)) for values in (lit, labels))
     image, labels = ((x.flip(-1) if mirrored else x).contiguous() for x in turned)
     return image, labels
-
-
-def _draw_int(below: int, generator: torch.Generator) -> int:
-    return int(torch.randint(below, (), generator=generator))
-
-
-def _draw_log_uniform(low: float, high: float, generator: torch.Generator) -> float:
-    limits = math.log(low), math.log(high)
-    return math.exp(float(torch.empty(()).uniform_(*limits, generator=generator)))
-
-
-class Clips(Protocol):
-    """Clips that an arm takes its samples from."""
-
-    def clip(self, index: int) -> Clip:
-        """Return clip ``index`` of an endless series."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +183,7 @@ class SegmenterSettings:
 class Samples(Dataset[dict[str, Tensor]]):
     """Training samples of one arm: sample ``i`` is a pure function of (clips, seed, ``i``)."""
 
-    clips: Clips
+    clips: Videos
     seed: int
     count: int
 
@@ -219,13 +204,12 @@ class Samples(Dataset[dict[str, Tensor]]):
 
 
 def train_segmenter(
-    clips: Clips,
+    clips: Videos,
     settings: SegmenterSettings,
     *,
     checkpoint: Path,
     identity: str,
     seed: int = 0,
-    workers: int = 0,
     progress: bool = True,
 ) -> Segmenter:
     """Train a segmenter on clips; after a kill, the same call continues.
@@ -239,8 +223,8 @@ def train_segmenter(
 
     def load(numbers: range) -> Iterator[dict[str, Tensor]]:
         # Without a generator, the loader would draw from the global random state.
-        options: dict[str, Any] = {"num_workers": workers, "generator": torch.Generator()}
-        return iter(DataLoader(samples, batch_size=size, sampler=numbers, **options))
+        rng = torch.Generator()
+        return iter(DataLoader(samples, batch_size=size, sampler=numbers, generator=rng))
 
     def train_loss(net: nn.Module, step: int) -> Tensor:
         if not batches:

@@ -1,6 +1,7 @@
 """Real and synthetic clips side by side: on a sheet, and on the page that a fit ends with."""
 
 import tempfile
+import time
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -11,10 +12,12 @@ import numpy as np
 import torch
 
 from bvdm_data.clip import Clip
+from bvdm_data.datasets.ctc_files import has_frames
 from bvdm_data.datasets.ctc_videos import CTCVideos
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.evaluation.realism import MetricComparison, compare_metrics, measure_clips
 from bvdm_data.files import open_atomic
+from bvdm_data.fitting.progress import Progress
 from bvdm_data.viz.pictures import write_contact_sheet
 from bvdm_data.weights import read_card
 
@@ -22,6 +25,7 @@ from bvdm_data.weights import read_card
 WINDOWS = 40
 # More than a window shows: masks alone need no table, whose rows would be counted first.
 MOST_NUCLEI = 2**15
+Real = tuple[Path, str, str]  # a video: root, sequence and truth
 FRAMES, SIDE, CLIPS, PAIRS = 8, 256, 12, 40  # of the page: what is shown, and what is measured
 # What realism is told by on the page, and what helps where it is off.
 _LINES = {
@@ -59,16 +63,14 @@ def _count_nuclei(clip: Clip) -> int:
     return int(np.count_nonzero(np.unique(clip["masks"])))
 
 
-def write_fit_page(
-    path: Path, model: Path, root: Path, sequence: str = "01", truth: str = "auto"
-) -> list[str]:
+def write_fit_page(path: Path, model: Path, video: Real, bar: Progress | None = None) -> list[str]:
     """Write a page of real and synthetic clips, how like they are, and what to try next.
 
     Returns its lines; where the video has no windows to show, the reason in one.
     """
     card = read_card(model)
     try:
-        lines, advice, clips = _compare(card, model, root, sequence, truth)
+        lines, advice, clips = _compare(card, model, video, bar or Progress({}, shown=False))
     except (ValueError, OSError, ModuleNotFoundError) as error:
         return [f"no page: {error}"]
     with tempfile.TemporaryDirectory() as folder:
@@ -86,19 +88,21 @@ def write_fit_page(
         unfinished.write_text(
             f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
             '<meta name="viewport" content="width=device-width"><style>body{font:16px/1.5 '
-            "sans-serif;margin:1rem auto;padding:0 1rem;max-width:75rem}img{max-width:100%}"
-            f'</style><h1>{title}</h1><img alt="Frames of a real window above a synthetic clip, '
-            f'at one grey scale" src="data:image/png;base64,{picture}">{lists}</html>\n',
+            "sans-serif;margin:1rem auto;padding:0 1rem;max-width:75rem;overflow-wrap:anywhere}"
+            "div{overflow-x:auto}img{min-width:45rem;max-width:100%}"  # phones scroll the picture
+            f'</style><h1>{title}</h1><div tabindex="0"><img alt="Frames of a real window above a '
+            f'synthetic clip, at one grey scale" src="data:image/png;base64,{picture}"></div>'
+            f"{lists}</html>\n",
             encoding="utf-8",
         )
     return [*lines, *(f"next: {one}" for one in advice), f"wrote {path}"]
 
 
 def _compare(
-    card: Mapping[str, Any], model: Path, root: Path, sequence: str, truth: str
+    card: Mapping[str, Any], model: Path, video: Real, bar: Progress
 ) -> tuple[list[str], list[str], dict[str, Clip]]:
     """Return lines about realism, advice, and clips to show."""
-    data, border = card["data"], card["settings"]["border"]
+    data, border, (root, sequence, truth) = card["data"], card["settings"]["border"], video
     is_tracked = data["divisions"] > 0 or "motion but for density" not in card["taken_over"]
     in_a_row = is_tracked and not card["left_out"]["frames_without_masks"]
     frames = max(min(FRAMES, data["frames"] // 2), 1) if in_a_row else 1
@@ -115,8 +119,14 @@ def _compare(
         for start, stop in ((numbers[0], middle), (middle, card["settings"]["stop"]))
     ]
     sources: list[Any] = [videos, *halves] if len(numbers) >= 2 * frames else [videos, real, real]
-    clips = [[_add_tracks(one.clip(i)) for i in range(CLIPS)] for one in sources]
+    part, rows = bar.start("page", CLIPS + 1, until=bar.until), list[list[Clip]]()
+    for number in range(CLIPS):
+        if number < 2 or time.monotonic() < bar.until:
+            rows.append([_add_tracks(one.clip(number)) for one in sources])
+        part.update()
+    clips = [*zip(*rows, strict=True)]
     measured = compare_metrics(*(measure_clips(own, pairs=PAIRS) for own in clips))
+    part.update()
     found = [line for line in measured if line.name in _LINES]
     shown = {f"clip {number}": clips[0][number] for number in range(2)}
     return [*map(_tell, found)], _advise(card, found, model, root), add_real(shown, real)
@@ -161,6 +171,10 @@ def _advise(
     taken = ", ".join(card["taken_over"])
     hours = data["frames"] * card["settings"]["minutes"] / 60
     cycle = 0 if "lives" in taken else card["measured"]["cycle_hours_median"]
+    own = data["sequence"]
+    judge = "annotate a second video, and give it to bvdm-data evaluate"
+    for other in sorted({path.name for path in root.iterdir() if has_frames(path)} - {own}):
+        judge = f"bvdm-data evaluate {root} --model {model} --quick --train {own} --test {other}"
     rules = {
         "few steps by --quick: the same command without it goes on from there": is_short,
         "the denoiser is still learning: more --painter-steps": is_learning,
@@ -169,6 +183,6 @@ def _advise(
         "--lives hela": cycle > 4 * hours,
         f"not measured here, but taken over: {taken}": taken,
         **{words: name in off for name, words in _LINES.items()},
-        f"what counts is training: bvdm-data evaluate {root} --model {model} --quick": True,
+        f"what counts is training: {judge}": True,
     }
     return [words for words, holds in rules.items() if holds]

@@ -46,16 +46,14 @@ def _bend(grey: Grey, _: int) -> Grey:
     return np.asarray(level * (grey / level) ** 0.8, np.float32)
 
 
+# Changes of the light of a frame, by name; its labels stay.
 CHANGES: Mapping[str, Callable[[Grey, int], Grey]] = {
     "haze and debris": add_haze,
     "brightened 1.6": _brighten,
     "gamma 0.8": _bend,
     "blurred 1.5 px": lambda grey, _: ndimage.gaussian_filter(grey, 1.5),
 }
-"""Changes of the light of a frame, by name; its labels stay."""
-
-ZOOMS = (0.75, 1.33)
-"""Factors by which frames and masks are rescaled."""
+ZOOMS = (0.75, 1.33)  # factors by which frames and masks are rescaled
 
 
 def transform_reference(reference: Reference) -> dict[str, Reference]:

@@ -88,22 +88,22 @@ def measure_divisions(clips: Sequence[Clip], detections: Detections) -> Division
     divisions = chances = 0
     for number in range(len(clips)):
         clip = clips[number]
-        if "tracks" not in clip:
-            raise ValueError(
-                f"clips must have tracks to be measured, got {sorted(clip)} in clip {number}"
-            )
         rows = np.flatnonzero(detections.clip == number)
         chances += int((detections.frame[rows] < len(clip["video"]) - 1).sum())
         rows = rows[detections.whole[rows]]
         keys = zip(detections.identity[rows].tolist(), detections.frame[rows].tolist(), strict=True)
         areas = dict(zip(keys, detections.area[rows].tolist(), strict=True))
         table = {i: (a, b, p) for i, a, b, p in clip["tracks"].tolist() if i > 0}
-        families = _find_families(table)
-        born = {child for children in families.values() for child in children}
+        children: dict[int, list[int]] = {}
+        for identity, (_, _, parent) in table.items():
+            if parent in table:
+                children.setdefault(parent, []).append(identity)
+        families = {mother: both for mother, both in children.items() if len(both) >= 2}
+        born = {child for both in families.values() for child in both}
         divisions += len(families)
         cycle += [table[i][1] - table[i][0] + 1 for i in families if i in born]
-        for mother, children in families.items():
-            first = [areas.get((child, table[child][0]), math.nan) for child in children[:2]]
+        for mother, both in families.items():
+            first = [areas.get((child, table[child][0]), math.nan) for child in both[:2]]
             sisters.append(min(first) / max(first))
             late = table[mother][1] - MITOSIS + 1
             grown = [areas[mother, t] for t in range(late - BEFORE, late) if (mother, t) in areas]
@@ -114,15 +114,6 @@ def measure_divisions(clips: Sequence[Clip], detections: Detections) -> Division
                 dip += [min(last) / before] if len(last) == MITOSIS else []
     known = (_keep_finite(values) for values in (daughter, sisters, dip))
     return DivisionStats(np.array(cycle, float), divisions, chances, *known)
-
-
-def _find_families(table: dict[int, tuple[int, int, int]]) -> dict[int, list[int]]:
-    """Return the daughters of every nucleus of the clip that divides in it."""
-    children: dict[int, list[int]] = {}
-    for identity, (_, _, parent) in table.items():
-        if parent in table:
-            children.setdefault(parent, []).append(identity)
-    return {mother: some for mother, some in children.items() if len(some) >= 2}
 
 
 def _keep_finite(values: list[float]) -> Array:
@@ -161,8 +152,6 @@ def measure_texture_autocorrelation(
     outlines. Unrelated pairs, of two ids of one clip or of two clips, go through the same search
     after their long axes have been aligned.
     """
-    if pairs < 1:
-        raise ValueError(f"pairs must be at least 1, got {pairs}")
     chosen = {}
     for lag in LAGS:
         rows, rng = find_pairs_at_lag(detections, lag), numpy_rng(seed, "persistence", lag)

@@ -124,7 +124,9 @@ def fit(
     settings = settings or FitSettings()
     path = Path(output)
     if path.suffix != ".safetensors":
-        raise ValueError(f"output must end in .safetensors, got {str(path)!r}")
+        raise ValueError(
+            f"output must end in .safetensors, got {str(path)!r}; give {path.stem}.safetensors"
+        )
     place = check_device(device)
     start, living = (None if name is None else load(name) for name in (start_from, lives))
     folder = Path(work_dir) if work_dir is not None else path.with_suffix(".fit")
@@ -138,8 +140,10 @@ def fit(
     own = Progress({}, shown=progress) if isinstance(progress, bool) else nullcontext(progress)
     with set_threads(as_int("threads", threads, least=1)), own as bar:
         pixels = math.prod((len(source), *source.shape))
-        linking = {"linking": 2e-7 * pixels} if link else {}
-        bar.seconds = linking | guess_seconds(settings, pixels) | bar.seconds
+        first, last = {"linking": 2e-7 * pixels} if link else {}, bar.seconds
+        others = sum((first | last).values())
+        bar.seconds = first | guess_seconds(settings, pixels, others) | last
+        bar.until = time.monotonic() + 60 * (settings.budget or math.inf) - bar.measure_spent()
         bar.say(f"parts: {bar.describe()}")
         used = link_sequence(source, path.with_suffix(".linked"), bar) if link else source
         steps = _Steps(settings, start, living, folder, place, bar)
@@ -171,7 +175,7 @@ def _fit(source: CTCSequence, scale: CameraScale, steps: "_Steps") -> Model:
     _warn_of_left_out(left_out)
     samples = extract_aligned_crops(nuclei, contours, video)
     steps.prepare_paper_networks(nuclei)
-    bar.say(steps.describe_sources())
+    bar.say(f"{source.truth} masks of {len(video.frames)} frames; {steps.describe_sources(nuclei)}")
     painter, distilled = steps.train_networks(samples, shapes, lives, camera.noise)
     model = Model(shapes, lives, motion, camera, DEFAULT, painter, distilled)
     texture, correlations = steps.fit_texture(model, nuclei)
@@ -266,12 +270,17 @@ class _Steps:
         self.inherited.append("distances of sisters")
         return replace(motion, separation=known.separation, sister_distance=known.sister_distance)
 
-    def describe_sources(self) -> str:
+    def describe_sources(self, nuclei: Nuclei) -> str:
         """Say what is learned from the video, and what another model stands in for."""
         taken = ", ".join(self.inherited)
         learned = [part for part in ("lives", "motion") if f"{part} but" not in taken]
         words = ", ".join(["outlines", "light", "camera", "density", *learned])
-        return f"learned from the video: {words}" + f"; from another model: {taken}" * bool(taken)
+        is_known = self.start is not None or bool((nuclei.stage > INTERPHASE).any())
+        return (
+            f"learned from the video: {words}"
+            + f"; from another model: {taken}" * bool(taken)
+            + "; from neither: how mitosis looks, it is drawn like interphase" * (not is_known)
+        )
 
     def train_networks(
         self, crops: AlignedCrops, shapes: ShapeModel, lives: CellCycleModel, noise: float
@@ -280,14 +289,13 @@ class _Steps:
         start, share = self.start, SHARES["painter"]
         first, second = (None, None) if start is None else (start.painter, start.distilled)
         self._keep({})
-        run = self._run("painter", share * self._measure_left())
+        run = self._run("painter", share * self._measure_left("memory", "page"))
         painter, log = train_denoiser(crops, self.settings.painter, run, noise=noise, start=first)
         self._describe("painter", log)
-        # How much slower the machine is than the one of the table; not known where all was done.
-        slow = (self.bar.parts["painter"].measure_rate() or SECONDS["painter"]) / SECONDS["painter"]
-        left, share = self._measure_left(slow), SHARES["pairs"] / (1 - share)
+        left, share = self._measure_left("memory", "page"), SHARES["pairs"] / (1 - share)
         if left < math.inf:
-            self._keep({"pairs": max(int(share * left / (slow * SECONDS["pairs"])), 4)})
+            each = self._measure_slowness() * SECONDS["pairs"]
+            self._keep({"pairs": max(int(share * left / each), 4)})
         settings = self.settings
         # After more steps the denoiser renders other images, so that this is another training.
         run = self._run(f"distilled-{settings.painter.steps}", left)
@@ -298,11 +306,16 @@ class _Steps:
         self._describe("distilled", log)
         return painter.cpu(), distilled
 
-    def _measure_left(self, slow: float = 1.0) -> float:
-        """Return the seconds of the budget that trainings may take from now on."""
+    def _measure_slowness(self) -> float:
+        """Return how much slower the machine is than the one of the table, 1 if not known."""
+        part = self.bar.parts.get("painter")
+        return ((part and part.measure_rate()) or SECONDS["painter"]) / SECONDS["painter"]
+
+    def _measure_left(self, *later: str) -> float:
+        """Return the seconds of the budget that are left until later parts begin."""
         if self.settings.budget is None:
             return math.inf
-        ahead = slow * sum(self.bar.seconds.get(name, 0) for name in ("memory", "page"))
+        ahead = self._measure_slowness() * sum(self.bar.seconds.get(name, 0) for name in later)
         left = max(60 * self.settings.budget - self.bar.measure_spent(), 0)
         # On a machine that is too busy for both, half is for training.
         return max(left - ahead, left / 2)
@@ -323,10 +336,10 @@ class _Steps:
 
     def fit_texture(self, model: Model, nuclei: Nuclei) -> tuple[TextureModel, dict[int, float]]:
         """Fit how long textures last; return also their correlations by lag."""
-        known = self.living or self.start
-        self.bar.start("memory")
+        known, settings = self.living or self.start, self.settings
+        run = self._run("memory", self._measure_left("page"))
         texture, correlations = fit_noise_autocorrelation(
-            nuclei.crops, nuclei.stage, model, seed=self.settings.seed
+            nuclei.crops, nuclei.stage, model, run, share=settings.share, seed=settings.seed
         )
         if len(correlations) < 2 and known is not None:
             self.inherited.append("memory of the texture")

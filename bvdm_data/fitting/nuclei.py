@@ -145,8 +145,8 @@ def check_nuclei(sequence: CTCSequence) -> None:
         'cannot: give masks of whole nuclei, of some frames at least (truth="GT", --truth GT, with '
         "--lives hela)": rim > 0.75,
         f"be of rounded nuclei, got a median ratio of axes of {aspect:.1f} and {fill:.0%} of an "
-        "ellipse filled (at most 2.5, and at least 85%); bacteria and whole cells cannot be "
-        "fitted: give masks of nuclei": aspect > 2.5 or fill < 0.85,
+        "ellipse filled (at most 2.5, and at least 85%); bacteria, whole cells and nuclei that "
+        "share a label cannot be fitted: give masks of nuclei": aspect > 2.5 or fill < 0.85,
     }
     for words in (words for words, holds in faults.items() if holds):
         raise ValueError(

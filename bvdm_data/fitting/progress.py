@@ -65,7 +65,7 @@ class Progress:
     def __init__(self, seconds: Mapping[str, float], *, shown: bool = True) -> None:
         """Begin with the parts in their order, and the seconds that each may take."""
         self.seconds, self.parts = dict(seconds), dict[str, Part]()
-        self._begin = time.monotonic()
+        self._begin, self.until = time.monotonic(), math.inf  # when all is to be over
         self.shown, self._stop = shown, threading.Event()
         self._is_screen = sys.stderr.isatty()
         self._thread = threading.Thread(target=self._show_always, daemon=True)

@@ -77,16 +77,23 @@ class FitSettings:
         for part in NETWORKS:
             object.__setattr__(self, part, replace(getattr(self, part), seed=self.seed))
 
+    @property
+    def share(self) -> float:
+        """How much of the memory of textures is measured: less for a first look."""
+        return 1.0 if self.budget is None else 0.25
 
-def guess_seconds(settings: FitSettings, pixels: int) -> dict[str, float]:
-    """Return the parts of a fit in their order, with the seconds that each may take."""
+
+def guess_seconds(settings: FitSettings, pixels: int, others: float = 0.0) -> dict[str, float]:
+    """Return the parts of a fit with the seconds of each; ``others``: of all other parts."""
     counts = {"reading": pixels, "measuring": pixels, "pairs": settings.pairs}
     counts |= {name: getattr(settings, name).steps for name in NETWORKS}
     names = [*SECONDS][: None if settings.paper else -2]
     seconds = {name: SECONDS[name] * counts.get(name, 1) for name in names}
     if settings.budget is None:
         return seconds
-    left = 60 * settings.budget - sum(seconds[name] for name in names if name not in SHARES)
+    seconds["memory"] *= settings.share
+    fixed = others + sum(seconds[name] for name in names if name not in SHARES)
+    left = 60 * settings.budget - fixed
     return seconds | {
         name: min(seconds[name], max(share * left, 0)) for name, share in SHARES.items()
     }

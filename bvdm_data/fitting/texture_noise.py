@@ -1,6 +1,7 @@
 """How long textures last in the video, and which noise makes rendered ones last as long."""
 
 import math
+import time
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 from bvdm_data.background import estimate_background
 from bvdm_data.clip import CameraScale
 from bvdm_data.fitting.nuclei import INTERPHASE, Array, Crops, Lineage, extract_crops
+from bvdm_data.fitting.training import Findings, Run
 from bvdm_data.fitting.video import Frame, Video
 from bvdm_data.rng import numpy_rng, torch_rng
 from bvdm_data.synth.contours import compute_polygon_area
@@ -21,6 +23,8 @@ from bvdm_data.synth.model import Model, TextureModel
 from bvdm_data.synth.scene import SceneSettings
 from bvdm_data.synth.synthesis import synthesise
 from bvdm_data.synth.textures import BATCH, FastSettings, denoise_patches
+
+Stages = npt.NDArray[np.int8]
 
 LAGS = (1, 2, 4, 7)  # frames between the two patches of a nucleus that are compared
 # Areas of the two nuclei of a pair, second over first: no mitosis lies between them.
@@ -110,7 +114,7 @@ _NOISES = (0.0, 0.5, 0.7, 0.85, 0.95, 1.0)
 
 
 def fit_noise_autocorrelation(
-    crops: Crops, stages: npt.NDArray[np.int8], model: Model, *, seed: int = 0
+    crops: Crops, stages: Stages, model: Model, run: Run, *, share: float = 1.0, seed: int = 0
 ) -> tuple[TextureModel, dict[int, float]]:
     """Find the noise whose textures last as long as the video's.
 
@@ -121,30 +125,42 @@ def fit_noise_autocorrelation(
     3. Turns, growth and neighbours change textures, too. A video is made and measured, and the
        targets are moved by what it misses, ``ITERATIONS`` times; the best round wins.
 
+    ``share``: of pairs, nuclei and rounds, for a first look. ``run.until``: no round begins later.
+
     Returns the noise, and the correlations of the video by lag.
     """
-    real = _measure_video(crops, stages, seed)
+    pairs, nuclei, most = (math.ceil(share * n) for n in (PAIRS, CALIBRATION_NUCLEI, ITERATIONS))
+    arrays = (crops.light, crops.masks, crops.track, crops.frame, stages)
+    data = [*map(torch.from_numpy, arrays), *model.distilled.state_dict().values()]
+    given = (seed, pairs, nuclei, model.motion, model.camera, *data)
+    kept = Findings(run, 1 + len(LAGS) * len(_NOISES) + most, *given)
+    real = kept.find("video", _measure_video, crops, stages, seed, pairs)
     if len(real) < 2:
         return DEFAULT, real
+
+    def render(lag: int, noise: float) -> float:
+        given = (model, brightness, lag, noise, seed, nuclei)
+        return kept.find(f"{lag} {noise}", _measure_rendered, *given)
+
     brightness = np.maximum(crops.brightness[stages == INTERPHASE].astype(float), 1e-4)
     tables = {
-        lag: np.maximum.accumulate(
-            np.nan_to_num([_measure_rendered(model, brightness, lag, n, seed) for n in _NOISES])
-        )
-        for lag in real
+        lag: np.maximum.accumulate(np.nan_to_num([render(lag, n) for n in _NOISES])) for lag in real
     }
     if not all(table.any() for table in tables.values()):
         return DEFAULT, real
     targets, rounds = dict(real), []
-    for _ in range(ITERATIONS):
+    for number in range(most):
         texture = _search_grid(tables, targets)
-        synthetic = _measure_synthetic(replace(model, texture=texture), seed)
+        if time.monotonic() >= run.until:
+            break
+        made = replace(model, texture=texture)
+        synthetic = kept.find(f"{number}", _measure_synthetic, made, seed, pairs)
         if not real.keys() <= synthetic.keys():
             return texture, real
         missed = {lag: real[lag] - synthetic[lag] for lag in real}
         rounds.append((sum(miss**2 for miss in missed.values()), texture.memory, texture.fresh))
         targets = {lag: targets[lag] + missed[lag] for lag in real}
-    _, memory, fresh = min(rounds)
+    _, memory, fresh = min(rounds, default=(0.0, texture.memory, texture.fresh))
     return TextureModel(memory=memory, fresh=fresh), real
 
 
@@ -159,7 +175,7 @@ def _search_grid(tables: dict[int, Array], targets: dict[int, float]) -> Texture
     return TextureModel(memory=float(memory[best]), fresh=float(fresh[best]))
 
 
-def _measure_video(crops: Crops, stages: npt.NDArray[np.int8], seed: int) -> dict[int, float]:
+def _measure_video(crops: Crops, stages: Stages, seed: int, most: int = PAIRS) -> dict[int, float]:
     """Return the median correlation of nuclei with themselves at each lag that is seen."""
     lineage = Lineage(np.zeros((0, 4), np.int32), crops.track, crops.frame)
     area = crops.masks.sum((1, 2))
@@ -170,7 +186,7 @@ def _measure_video(crops: Crops, stages: npt.NDArray[np.int8], seed: int) -> dic
         pairs = pairs[(ratio >= AREA_RATIO[0]) & (ratio <= AREA_RATIO[1])]
         if len(pairs) < LEAST_PAIRS:
             continue
-        order = numpy_rng(seed, "fit", "memory", lag).permutation(len(pairs))[:PAIRS]
+        order = numpy_rng(seed, "fit", "memory", lag).permutation(len(pairs))[:most]
         values = np.array([_correlate_crops(crops, *pair) for pair in pairs[order].tolist()])
         values = values[np.isfinite(values)]
         if len(values) >= LEAST_PAIRS:
@@ -197,7 +213,7 @@ def _cut_patch(light: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_]) -> N
     return NucleusPatch(*(torch.from_numpy(part) for part in (light, inside, rest)))
 
 
-def _measure_synthetic(model: Model, seed: int) -> dict[int, float]:
+def _measure_synthetic(model: Model, seed: int, most: int = PAIRS) -> dict[int, float]:
     """Return what :func:`_measure_video` finds in a video of the model."""
     name = ("fit", "memory")
     try:
@@ -210,16 +226,18 @@ def _measure_synthetic(model: Model, seed: int) -> dict[int, float]:
     )
     scale = CameraScale(model.camera.offset, model.camera.full)
     crops = extract_crops(Video(frames, made.tracks, scale))
-    return _measure_video(crops, made.stages[crops.track - 1, crops.frame], seed)
+    return _measure_video(crops, made.stages[crops.track - 1, crops.frame], seed, most)
 
 
-def _measure_rendered(model: Model, brightness: Array, lag: int, noise: float, seed: int) -> float:
+def _measure_rendered(
+    model: Model, brightness: Array, lag: int, noise: float, seed: int, count: int
+) -> float:
     """Return the median correlation of rendered nuclei whose noise has this correlation."""
-    settings, count = FastSettings(), CALIBRATION_NUCLEI
+    settings = FastSettings()
     network = model.get_denoiser(settings.steps)
     patch = network.settings.patch
     rng = numpy_rng(seed, "fit", "memory", "lives")
-    outlines = torch.from_numpy(_draw_outlines(model, lag, patch, rng)).float()
+    outlines = torch.from_numpy(_draw_outlines(model, lag, patch, count, rng)).float()
     level = torch.from_numpy(rng.choice(brightness, count)).float()
     start = torch.randn((2, count, patch, patch), generator=torch_rng(seed, "fit", "memory"))
     start[1] = noise * start[0] + math.sqrt(1 - noise**2) * start[1]
@@ -237,10 +255,10 @@ def _measure_rendered(model: Model, brightness: Array, lag: int, noise: float, s
     return float(np.nanmedian([correlate_registered(*pair) for pair in pairs]))
 
 
-def _draw_outlines(model: Model, lag: int, patch: int, rng: np.random.Generator) -> Array:
+def _draw_outlines(model: Model, lag: int, patch: int, n: int, rng: np.random.Generator) -> Array:
     """Draw outlines of one area now and ``lag`` frames later, within the patch, ``[2, n, K]``."""
     shapes = model.shapes
-    scores = [shapes.sample_scores(lag + 1, rng)[[0, -1]] for _ in range(CALIBRATION_NUCLEI)]
+    scores = [shapes.sample_scores(lag + 1, rng)[[0, -1]] for _ in range(n)]
     mean = shapes.mean[0]
     outlines = np.maximum(mean + np.stack(scores, 1) @ shapes.modes[0], mean.mean() / 4)
     now, later = (compute_polygon_area(radii) for radii in outlines)

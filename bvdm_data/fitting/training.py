@@ -23,6 +23,7 @@ SAVE_SECONDS = 60.0  # between two checkpoints, at most
 HELD_OUT = 0.15  # share of the tracks that no network learns from
 
 Network = TypeVar("Network", bound=nn.Module)
+Value = TypeVar("Value")
 # The training loss of a network at a step, and its validation loss.
 Losses = tuple[Callable[[nn.Module, int], Tensor], Callable[[nn.Module], float]]
 
@@ -214,6 +215,26 @@ def read_state(path: Path) -> dict[str, Any]:
     except Exception:  # torch raises errors of many types
         return {}
     return state if isinstance(state, dict) else {}
+
+
+class Findings:
+    """What a part finds step by step, kept in its checkpoint for the run that continues it."""
+
+    def __init__(self, run: Run, total: int, *purpose: object) -> None:
+        """Take what an earlier run of the same purpose has found; ``total``: steps in all."""
+        self._path, self._purpose = run.checkpoint, compute_fingerprint(*purpose)
+        state = read_state(self._path)
+        self._found = state["found"] if state.get("purpose") == self._purpose else {}
+        self._bar = open_bar(run.progress, self._path.stem, total, len(self._found), run.until)
+
+    def find(self, step: str, compute: Callable[..., Value], *given: Any) -> Value:
+        """Return what a step finds: numbers, or a dict of them."""
+        if step not in self._found:
+            self._found[step] = compute(*given)
+            write_state(self._path, {"purpose": self._purpose, "found": self._found})
+            self._bar.update()
+        found: Value = self._found[step]
+        return found
 
 
 def _load(path: Path, parts: dict[str, Any], log: TrainingLog, purpose: str) -> int:

@@ -8,6 +8,7 @@ import re
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -16,20 +17,15 @@ import numpy.typing as npt
 import torch
 
 from bvdm_data.clip import Clip
-from bvdm_data.files import cut_words, is_damage
+from bvdm_data.files import cut_words, refuse_damage
 
-LARGEST_ARRAY = 2**32
-"""Bytes of one array of a clip."""
-
+LARGEST_ARRAY = 2**32  # bytes of one array of a clip
 _LARGEST_METADATA = 2**20
 _MARK_LENGTH = 31  # a name in the header of a tar's member
 _MEMBER_NAME = re.compile(r"(\d{9,})\.([a-z]+)\.npy(\.gz)?")
 
-Schema = Mapping[str, Mapping[str, Any]]
-"""Dtype and shape of each key of a clip."""
-
-Arrays = dict[str, npt.NDArray[Any]]
-"""A clip as arrays."""
+Schema = Mapping[str, Mapping[str, Any]]  # dtype and shape of each key of a clip
+Arrays = dict[str, npt.NDArray[Any]]  # a clip as arrays
 
 
 class ShardContent(NamedTuple):
@@ -262,16 +258,20 @@ def import_zarr() -> Any:
     return zarr
 
 
-Writer = Callable[[Path, Iterable[Clip], ShardContent], None]
+class Format(NamedTuple):
+    """How shards of a kind are written, read and checked."""
 
-WRITERS: Mapping[str, tuple[str, Writer]] = {
-    "webdataset": (".tar", _write_tar),
-    "zarr": (".zip", _write_zarr),
+    suffix: str
+    write: Callable[[Path, Iterable[Clip], ShardContent], None]
+    read: Callable[[Path], Iterator[Arrays]]
+    check: Callable[[Path, ShardContent], None]
+
+
+FORMATS: Mapping[str, Format] = {
+    "webdataset": Format(".tar", _write_tar, _read_tar, _check_tar),
+    "zarr": Format(".zip", _write_zarr, _read_zarr, _check_zarr),
 }
-"""Suffix of a shard and the function that writes it, by the name of the format."""
-
-_READERS: Mapping[str, Callable[[Path], Iterator[Arrays]]] = {".tar": _read_tar, ".zip": _read_zarr}
-_CHECKS = {".tar": _check_tar, ".zip": _check_zarr}
+_BY_SUFFIX = {each.suffix: each for each in FORMATS.values()}
 
 
 def _list_arrays(clip: Clip, schema: Schema) -> Iterator[tuple[str, npt.NDArray[Any]]]:
@@ -304,33 +304,23 @@ def read_mark(path: Path) -> str:
     """Return what a shard says about its settings; nothing if it is damaged, or an old one."""
     if not path.is_file():
         return ""
-    try:
+    with suppress(ValueError), refuse_damage(str):
         if path.suffix == ".zip":
             with zipfile.ZipFile(path) as archive:
                 return archive.comment.decode().partition(" ")[0]
         with path.open("rb") as file:
             block = file.read(tarfile.BLOCKSIZE)
         return tarfile.TarInfo.frombuf(block, "utf-8", "strict").uname
-    except Exception as error:
-        if not is_damage(error):
-            raise
-        return ""
+    return ""
 
 
 def check_shard(path: Path, content: ShardContent) -> None:
     """Refuse a shard that does not hold what it should; its bytes are checked, too."""
-    try:
+    way_out = "remove it, and the same call makes it again, or give another folder"
+    with refuse_damage(lambda why: f"{path} is damaged, or not of this call ({why}); {way_out}"):
         if not path.is_file():
             raise ValueError("it is no regular file")
-        _CHECKS[path.suffix](path, content)
-    except Exception as error:
-        if not is_damage(error):
-            raise
-        why = cut_words(str(error) or type(error).__name__)
-        raise ValueError(
-            f"{path} is damaged, or not of this call ({why}); remove it, and the same call makes "
-            "it again, or give another folder"
-        ) from error
+        _BY_SUFFIX[path.suffix].check(path, content)
 
 
 def read_shard(path: str | Path) -> Iterator[Clip]:
@@ -349,23 +339,16 @@ def read_shard(path: str | Path) -> Iterator[Clip]:
             something else; clips before the damage have been yielded.
     """
     file = Path(path).expanduser()
-    if file.suffix not in _READERS:
+    if file.suffix not in _BY_SUFFIX:
         raise ValueError(
-            f"path must end in {' or '.join(_READERS)}, got {str(path)!r}; give a shard that "
+            f"path must end in {' or '.join(_BY_SUFFIX)}, got {str(path)!r}; give a shard that "
             "write_shards has written"
         )
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}; give the path of a shard that is there")
-    try:
-        for arrays in _READERS[file.suffix](file):
-            yield _to_clip(arrays)
-    except Exception as error:
-        if not is_damage(error):
-            raise
-        why = cut_words(str(error) or type(error).__name__)
-        raise ValueError(
-            f"{file} is damaged, or no shard ({why}); remove it, and write_shards makes it again"
-        ) from error
+    way_out = "remove it, and write_shards makes it again"
+    with refuse_damage(lambda why: f"{file} is damaged, or no shard ({why}); {way_out}"):
+        yield from map(_to_clip, _BY_SUFFIX[file.suffix].read(file))
 
 
 def as_clip(sample: Mapping[str, Any]) -> Clip:

@@ -24,8 +24,8 @@ from bvdm_data.files import (
     write_manifest,
 )
 from bvdm_data.storage.formats import (
+    FORMATS,
     LARGEST_ARRAY,
-    WRITERS,
     ShardContent,
     compute_mark,
     import_zarr,
@@ -36,14 +36,11 @@ from bvdm_data.system import describe_cpu, list_versions
 from bvdm_data.validate import as_int
 from bvdm_data.weights import find_model, known_models, model_digest
 
-LAYOUT = "bvdm-data shards 1"
-"""Marks a manifest of shards, and their layout."""
-
-CLIPS_PER_SHARD = 256
-"""Default size of a shard: some hundred MB for clips of 8 x 256 x 256 px."""
-
+LAYOUT = "bvdm-data shards 1"  # marks a manifest of shards, and their layout
+CLIPS_PER_SHARD = 256  # default size of a shard: some hundred MB for clips of 8 x 256 x 256 px
 _MOST_SHARDS = 1_000_000  # names have six digits
 
+# Types of what a manifest holds and a later call reads.
 _KINDS = {
     **dict.fromkeys(("seed", "epoch", "clips", "clips_per_shard"), int),
     "compress": bool,
@@ -60,13 +57,10 @@ _KINDS = {
         "device": str,
     },
 }
-"""Types of what a manifest holds and a later call reads."""
-
 _METHODS = {type(method).__name__: type(method) for method in METHODS.values()}
 _OTHERS = "model method nuclei pool device transform batch_size shard minutes".split()  # noqa: SIM905
+# Arguments that only manifests of other values name.
 _NEWER = {"death_rate": None, "video": True, "drift": 0.0, "jumps": [0.0, 0.0]}
-"""Arguments that only manifests of other values name."""
-
 _UNCHANGED = [name for name in signature(SyntheticHeLaVideos).parameters if name not in _OTHERS]
 
 
@@ -115,33 +109,29 @@ def make_videos(
             f"{cut_words(config['digest'], 64)}, but {str(name)!r} ({find_model(name)}) has "
             f"{digest}; give the right file as model="
         )
+    method: dict[str, Any] = {k: _to_tuple(value) for k, value in config["method"].items()}
+    # Manifests without an outline are of clips whose outlines were as annotated.
+    config = {"outline": "video", **config}
     try:
-        return _make_videos(config, name)
+        videos = SyntheticHeLaVideos(
+            model=name,
+            method=_METHODS[method.pop("kind")](**method),
+            nuclei=_to_tuple(config["nuclei"]),
+            pool=None if config["pool"] is None else PoolSettings(**config["pool"]),
+            device=config["device"],
+            minutes=config.get("minutes"),
+            **{key: config[key] for key in _UNCHANGED if key in config},
+        )
+        videos.set_epoch(config["epoch"])
     except (TypeError, ValueError, LookupError) as error:
         if manifest is None:
             raise
         raise ValueError(describe_damage(manifest, error)) from error
-
-
-def _make_videos(config: Mapping[str, Any], model: str | Path) -> SyntheticHeLaVideos:
-    method: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in config["method"].items()
-    }
-    # Manifests without an outline are of clips whose outlines were as annotated.
-    config = {"outline": "video", **config}
-    nuclei = config["nuclei"]
-    videos = SyntheticHeLaVideos(
-        model=model,
-        method=_METHODS[method.pop("kind")](**method),
-        nuclei=tuple(nuclei) if isinstance(nuclei, list) else nuclei,
-        pool=None if config["pool"] is None else PoolSettings(**config["pool"]),
-        device=config["device"],
-        minutes=config.get("minutes"),
-        **{key: config[key] for key in _UNCHANGED if key in config},
-    )
-    videos.set_epoch(config["epoch"])
     return videos
+
+
+def _to_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def get_schema(videos: SyntheticHeLaVideos) -> dict[str, dict[str, Any]]:
@@ -155,7 +145,7 @@ def get_schema(videos: SyntheticHeLaVideos) -> dict[str, dict[str, Any]]:
     }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ShardPlan:
     """Shards of a folder: shard k holds the clips from ``k * clips_per_shard`` on."""
 
@@ -174,7 +164,7 @@ class ShardPlan:
 
     def path(self, number: int) -> Path:
         """Return the file of a shard."""
-        return self.folder / f"shard-{number:06d}{WRITERS[self.format][0]}"
+        return self.folder / f"shard-{number:06d}{FORMATS[self.format].suffix}"
 
     def indices(self, number: int) -> range:
         """Return the numbers of the clips of a shard."""
@@ -219,16 +209,15 @@ class ShardPlan:
         }
 
 
-def plan_shards(
+def begin_shards(
     videos: SyntheticHeLaVideos,
     directory: str | Path,
-    *,
     clips: SupportsIndex | None,
     clips_per_shard: SupportsIndex,
     format: str,
     compress: bool,
 ) -> ShardPlan:
-    """Check the arguments of :func:`write_shards`."""
+    """Check the arguments of :func:`write_shards`; write the manifest, or check the begun one."""
     config = to_config(videos)
     number = videos.length if clips is None else as_int("clips", clips, least=1)
     if number is None:
@@ -236,38 +225,33 @@ def plan_shards(
             "clips must be given for an endless data set; give the number of clips, or give the "
             "data set a length"
         )
-    if format not in WRITERS:
-        names = " or ".join(repr(name) for name in WRITERS)
+    if format not in FORMATS:
+        names = " or ".join(repr(name) for name in FORMATS)
         raise ValueError(f"format must be {names}, got {format!r}")
     if not isinstance(compress, bool):
         raise TypeError(f"compress must be True or False, got {compress!r}")
     if format == "zarr":
         import_zarr()
-    schema = get_schema(videos)
+    schema, size = get_schema(videos), as_int("clips_per_shard", clips_per_shard, least=1)
     for key, entry in schema.items():
-        size = math.prod(entry["shape"]) * np.dtype(entry["dtype"]).itemsize
-        if size > LARGEST_ARRAY:
+        nbytes = math.prod(entry["shape"]) * np.dtype(entry["dtype"]).itemsize
+        if nbytes > LARGEST_ARRAY:
             raise ValueError(
-                f"{key!r} of a clip must have at most {LARGEST_ARRAY} bytes, got {size}; give "
+                f"{key!r} of a clip must have at most {LARGEST_ARRAY} bytes, got {nbytes}; give "
                 "videos of fewer frames or a smaller size"
             )
-    if number > _MOST_SHARDS * as_int("clips_per_shard", clips_per_shard, least=1):
+    if number > _MOST_SHARDS * size:
         raise ValueError(
-            f"clips must be at most {_MOST_SHARDS} shards, got {number} of {clips_per_shard} a "
-            "shard; give a larger clips_per_shard"
+            f"clips must be at most {_MOST_SHARDS} shards, got {number} of {size} a shard; give a "
+            "larger clips_per_shard"
         )
-    return ShardPlan(
-        folder=Path(directory).expanduser().absolute(),
-        config=config,
-        schema=schema,
-        format=format,
-        compress=compress,
-        clips=number,
-        clips_per_shard=as_int("clips_per_shard", clips_per_shard, least=1),
-    )
+    folder = Path(directory).expanduser().absolute()
+    plan = ShardPlan(folder, config, schema, format, compress, number, size)
+    _prepare_manifest(plan)
+    return plan
 
 
-def prepare_manifest(plan: ShardPlan) -> None:
+def _prepare_manifest(plan: ShardPlan) -> None:
     """Write the manifest into a new folder, or check and extend the one of a begun folder."""
     path, manifest = plan.folder / MANIFEST, plan.to_manifest()
     for shard in () if path.is_file() else sorted(plan.folder.glob("shard-*")):
@@ -276,12 +260,9 @@ def prepare_manifest(plan: ShardPlan) -> None:
                 f"{plan.folder} holds shards but no {MANIFEST}, and {shard.name} is not of this "
                 "call; give the arguments that it was made with, or another folder"
             )
+    remains = ("shard-", ".shard-")
     begun = prepare_output_dir(
-        plan.folder,
-        manifest,
-        identity=_get_identity,
-        kinds=_KINDS,
-        remains=("shard-", ".shard-"),
+        plan.folder, manifest, identity=_get_identity, kinds=_KINDS, remains=remains
     )
     if begun is None:
         return
@@ -340,8 +321,7 @@ def read_manifest(directory: str | Path, *, model: str | Path | None = None) -> 
     if manifest.get("layout") != LAYOUT:
         raise ValueError(
             f"{path} is no manifest of shards: its layout is "
-            f"{cut_words(repr(manifest.get('layout')))} where "
-            f"{LAYOUT!r} is expected"
+            f"{cut_words(repr(manifest.get('layout')))} where {LAYOUT!r} is expected"
         )
     check_entries(path, manifest, _KINDS)
     position = {key: manifest[key] for key in ("seed", "epoch")}

@@ -20,14 +20,8 @@ from tqdm import tqdm
 from bvdm_data.datasets.sharding import DistributedContext
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.files import open_atomic, remove_leftovers
-from bvdm_data.storage.formats import WRITERS, check_shard
-from bvdm_data.storage.plan import (
-    CLIPS_PER_SHARD,
-    ShardPlan,
-    make_videos,
-    plan_shards,
-    prepare_manifest,
-)
+from bvdm_data.storage.formats import FORMATS, check_shard
+from bvdm_data.storage.plan import CLIPS_PER_SHARD, ShardPlan, begin_shards, make_videos
 from bvdm_data.validate import as_int, name_source_in_errors
 
 
@@ -89,17 +83,9 @@ def write_shards(
             videos = SyntheticHeLaVideos(frames=8, size=(256, 256), seed=0)
             write_shards(videos, "shards", clips=1_000_000, workers=8)
     """
-    plan = plan_shards(
-        videos,
-        directory,
-        clips=clips,
-        clips_per_shard=clips_per_shard,
-        format=format,
-        compress=compress,
-    )
     processes = as_int("workers", workers, least=0)
     rank, world_size = DistributedContext(shard).find()
-    prepare_manifest(plan)
+    plan = begin_shards(videos, directory, clips, clips_per_shard, format, compress)
     numbers = range(rank, plan.count, world_size)
     written = []
     total = sum(len(plan.indices(number)) for number in numbers)
@@ -122,7 +108,7 @@ def write_shard(plan: ShardPlan, number: int) -> bool:
     place = f"It is in {path.name} of {path.parent}; the same call continues there"
     try:
         with name_source_in_errors(place), open_atomic(path) as temporary:
-            WRITERS[plan.format][1](temporary, map(videos.clip, content.indices), content)
+            FORMATS[plan.format].write(temporary, map(videos.clip, content.indices), content)
     except FileNotFoundError:
         # Another process has finished the shard first, and removed this temporary file as a
         # remainder.

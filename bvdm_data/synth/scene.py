@@ -106,7 +106,7 @@ def _estimate_travel(settings: SceneSettings) -> float:
     return settings.drift * steps + RARE * longest * math.sqrt(chance * steps / 6)
 
 
-def count_fitting_nuclei(model: Model, size: tuple[int, int]) -> int:
+def _count_fitting_nuclei(model: Model, size: tuple[int, int]) -> int:
     """Return how many nuclei the first frame of every clip can show."""
     area = math.prod(side + model.nucleus_diameter / 2 for side in size)
     return max(1, int(CROWDED * area / model.nucleus_area))
@@ -223,7 +223,7 @@ def check_scene(
             "frames; give less, or fewer frames"
         )
     wanted = {"nuclei": int(np.max(scene.nuclei or 0)), "at_least": scene.at_least}
-    most = count_fitting_nuclei(model, scene.size)
+    most = _count_fitting_nuclei(model, scene.size)
     for name, number in wanted.items():
         if number > most:
             given = nuclei if name == "nuclei" else number

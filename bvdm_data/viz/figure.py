@@ -2,15 +2,13 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
-from bvdm_data.clip import Clip
+from bvdm_data.clip import Clip, take_part
 from bvdm_data.system import require
-from bvdm_data.validate import check_single
 from bvdm_data.viz.pictures import (
     COLOURS,
     GAMMA,
@@ -25,14 +23,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_FRAMES = 4
-"""Frames that are shown by default (our choice: ids can be read in a notebook)."""
-
+MOST_FRAMES = 4  # frames that are shown by default (our choice: ids can be read in a notebook)
 # Our choices: pixels an inch, and, in inches, a line of the tree, its axis, its least and its most.
 DPI, LINE, AXIS, LEAST_TREE, MOST_TREE = 100, 0.16, 0.4, 0.5, 6.0
 
-MOST_IDS = 60
-"""Tracks up to which the tree shows their ids."""
+MOST_IDS = 60  # tracks up to which the tree shows their ids
 
 
 def show(
@@ -66,14 +61,12 @@ def show(
         ValueError: If clip is a batch or has no video, or an argument is out of its range.
     """
     figures = require("matplotlib.figure", "preview")
-    if not isinstance(clip, Mapping):
-        raise TypeError(
-            f"clip must be a dict of tensors, got {type(clip).__name__}; give videos.clip(0)"
-        )
-    check_single(clip)
+    take_part(clip, "video")
     shown = choose_frames("clip", len(clip["video"]), frames, most=MOST_FRAMES)
     sheet = render_contact_sheet({"": clip}, frames=shown, grey_range=grey_range, gamma=gamma)
-    tree = _measure_tree(clip)
+    tree = 0.0  # inches
+    if "tracks" in clip:
+        tree = AXIS + min(max(LINE * int((clip["tracks"][:, 0] > 0).sum()), LEAST_TREE), MOST_TREE)
     # In pixels of the sheet, so that no pixel of the clip is resampled.
     width, height = sheet.width / DPI, sheet.height / DPI + tree
     figure: Any = figures.Figure(figsize=(width, height), dpi=DPI)
@@ -83,7 +76,13 @@ def show(
     if tree:
         axes = figure.add_axes((0.02, AXIS / height, 0.96, (tree - AXIS) / height))
         draw_lineage(axes, clip["tracks"], len(clip["video"]))
-    figure._repr_png_ = partial(_encode, figure)
+
+    def encode() -> bytes:
+        file = io.BytesIO()
+        figure.savefig(file, format="png")
+        return file.getvalue()
+
+    figure._repr_png_ = encode
     drawn: Figure = figure
     return drawn
 
@@ -131,17 +130,3 @@ def _place_tracks(rows: Mapping[int, Sequence[int]]) -> dict[int, float]:
         places[top] = float(np.mean([places[one] for one in below])) if below else float(leaves)
         leaves += not below
     return places
-
-
-def _measure_tree(clip: Clip) -> float:
-    """Return how tall the tree is, in inches; 0 without tracks."""
-    if "tracks" not in clip:
-        return 0.0
-    count = int((clip["tracks"][:, 0] > 0).sum())
-    return AXIS + min(max(LINE * count, LEAST_TREE), MOST_TREE)
-
-
-def _encode(figure: Any) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    return file.getvalue()

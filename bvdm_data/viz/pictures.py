@@ -1,4 +1,4 @@
-"""Images of clips: contact sheets, animations and grids."""
+"""Images of clips: contact sheets and animations."""
 
 import colorsys
 import subprocess
@@ -13,23 +13,17 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from bvdm_data.clip import Clip, measure_boxes
+from bvdm_data.clip import Clip, measure_boxes, take_part
 from bvdm_data.files import open_atomic
 from bvdm_data.system import require
-from bvdm_data.validate import check_single
 
 Array = npt.NDArray[np.generic]
 Range = tuple[float, float]
 
-GAMMA = 0.6
-"""Default exponent of the displayed grey: below 1, dim nuclei are visible."""
-
-PERCENTILES = (0.5, 99.8)
-"""Grey values of a clip that become black and white by default."""
-
+GAMMA = 0.6  # default exponent of the displayed grey: below 1, dim nuclei are visible
+PERCENTILES = (0.5, 99.8)  # grey values of a clip that become black and white by default
+# Constant rate factor of H.264, from 0 (lossless) to 51 (our choice: thin outlines stay thin).
 QUALITY = 20
-"""Constant rate factor of H.264, from 0 (lossless) to 51 (our choice: thin outlines stay thin)."""
-
 # Our choices: how many frames a sheet shows, and how large small clips become, in screen pixels.
 SHEET_FRAMES, SHEET_SIDE, ANIMATION_SIDE, MAX_SCALE = 8, 256, 512, 4
 PAPER, INK, FAINT = (255, 255, 255), (20, 20, 20), (110, 110, 110)
@@ -46,8 +40,8 @@ def _make_colours(count: int) -> npt.NDArray[np.uint8]:
     return np.round(np.array(rgb) * 255).astype(np.uint8)
 
 
+# Colours of the ids, ``[60, 3]`` uint8: id i has colour ``i % 60`` in all frames.
 COLOURS = _make_colours(60)
-"""Colours of the ids, ``[60, 3]`` uint8: id i has colour ``i % 60`` in all frames."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +66,10 @@ def write_contact_sheet(
     Every clip has a row of plain frames and, if it has masks, a row with outlines and ids. Clips
     of up to 128 pixels are magnified by nearest neighbour.
     """
-    target = _check_suffix(path, ".png")
-    _save([render_contact_sheet(clips, frames=frames, grey_range=grey_range, gamma=gamma)], target)
+    target = check_suffix(path, ".png")
+    save_images(
+        [render_contact_sheet(clips, frames=frames, grey_range=grey_range, gamma=gamma)], target
+    )
 
 
 def render_contact_sheet(
@@ -87,7 +83,7 @@ def render_contact_sheet(
     if not clips:
         raise ValueError("clips must hold at least one clip, got none")
     for name, clip in clips.items():
-        check_single(clip, f" in clip {name!r}")
+        take_part(clip, "video", f" in clip {name!r}")
     if grey_range is None:
         grey_range = measure_display_range([clip["video"] for clip in clips.values()])
     rows = []
@@ -98,7 +94,7 @@ def render_contact_sheet(
         rows += [Row(name, plain, captions), *(Row("", images) for images in outlined)]
     low, high = grey_range
     note = f"black: grey {low:.4g}, white: grey {high:.4g}, gamma {gamma:g}"
-    return _tile_frames(rows, note)
+    return tile_images(rows, note)
 
 
 def write_animation(
@@ -114,8 +110,8 @@ def write_animation(
     In the frame in which a track with a parent begins, a thin line leads to it from the last
     position of the parent. Clips of up to 256 pixels are magnified by nearest neighbour.
     """
-    target = _check_suffix(path, ".gif", ".mp4")
-    check_single(clip)
+    target = check_suffix(path, ".gif", ".mp4")
+    take_part(clip, "video")
     if not 0 < frames_per_second <= 50:
         raise ValueError(f"frames_per_second must be above 0, at most 50, got {frames_per_second}")
     if grey_range is None:
@@ -125,65 +121,19 @@ def write_animation(
     if "masks" in clip and "tracks" in clip:
         _draw_births(panels[1], clip)
     images = [
-        _tile_frames(
+        tile_images(
             [Row("", pair, (f"frame {t} (0 to {shown[-1]})", "outlines and ids")[: len(pair)])]
         )
         for t, pair in enumerate(zip(*panels, strict=True))
     ]
     if target.suffix.lower() == ".mp4":
-        write_mp4(images, target, frames_per_second)
+        _write_mp4(images, target, frames_per_second)
     else:
-        _save(images, target, round(1000 / frames_per_second))
+        save_images(images, target, round(1000 / frames_per_second))
 
 
-def write_image_grid(
-    images: Tensor | Array,
-    path: str | Path,
-    *,
-    columns: int,
-    titles: Sequence[str] = (),
-    row_titles: Sequence[str] = (),
-    grey_range: Range | None = None,
-    magnify: int = 1,
-    masks: Array | None = None,
-) -> None:
-    """Write a sheet of grey images ``[N, H, W]``, row by row, with outlines where masks are given.
-
-    ``masks``: Ids, in the shape of images.
-    """
-    target = _check_suffix(path, ".png")
-    stack = convert_to_array(images)
-    if stack.ndim != 3 or len(stack) == 0:
-        raise ValueError(f"images must be [N, H, W] with N at least 1, got {stack.shape}")
-    if columns < 1:
-        raise ValueError(f"columns must be at least 1, got {columns}")
-    if magnify < 1:
-        raise ValueError(f"magnify must be at least 1 screen pixel a pixel, got {magnify}")
-    starts = range(0, len(stack), columns)
-    for name, texts, most in (
-        ("titles", titles, len(stack)),
-        ("row_titles", row_titles, len(starts)),
-    ):
-        if len(texts) > most:
-            raise ValueError(f"{name} must be at most {most} for these images, got {len(texts)}")
-    if grey_range is None:
-        grey_range = _widen(float(stack.min()), float(stack.max()))
-    labels = [None] * len(stack) if masks is None else masks
-    panels = [
-        render_frame(image, mask, grey_range=grey_range, scale=magnify, ids=False)
-        for image, mask in zip(stack, labels, strict=True)
-    ]
-    lefts = [*row_titles, *[""] * (len(starts) - len(row_titles))]
-    rows = [
-        Row(left, panels[start : start + columns], titles[start : start + columns])
-        for left, start in zip(lefts, starts, strict=True)
-    ]
-    _save([_tile_frames(rows)], target)
-
-
-def write_mp4(images: Sequence[Image.Image], path: Path, frames_per_second: float) -> None:
+def _write_mp4(images: Sequence[Image.Image], path: Path, frames_per_second: float) -> None:
     """Write images as H.264 with colours at half resolution, which any player takes."""
-    _check_images(images)
     # Both sides must be even at this chroma resolution.
     width, height = (side + side % 2 for side in images[0].size)
     padding = (0, height - images[0].height), (0, width - images[0].width), (0, 0)
@@ -225,13 +175,19 @@ def render_frame(
             f"mask must have the shape of video_frame, {frame.shape}, got {labels.shape}"
         )
     large = _magnify(labels, scale)
-    outlined = _draw_outlines(grey, large)
+    # The border of the image is repeated: a nucleus that it cuts has no outline there.
+    around = np.pad(large, 1, mode="edge")
+    neighbours = (around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:])
+    edge = np.any([other != large for other in neighbours], axis=0) & (large > 0)
+    rgb = np.repeat(grey[..., None], 3, axis=2)
+    rgb[edge] = COLOURS[large[edge] % len(COLOURS)]
+    outlined = Image.fromarray(rgb)
     if ids:
         _print_ids(outlined, large)
     return outlined
 
 
-def _tile_frames(rows: Sequence[Row], note: str = "") -> Image.Image:
+def tile_images(rows: Sequence[Row], note: str = "") -> Image.Image:
     """Arrange images in rows and columns on white paper."""
     cells = [image.width for row in rows for image in row.images]
     cells += [_measure_width(text, CAPTION_SIZE) for row in rows for text in row.captions]
@@ -255,8 +211,8 @@ def _tile_frames(rows: Sequence[Row], note: str = "") -> Image.Image:
 def measure_display_range(videos: Sequence[Tensor]) -> Range:
     """Return the grey values that become black and white by default."""
     values = np.concatenate([convert_to_array(video).ravel() for video in videos])
-    low, high = np.percentile(values, PERCENTILES)
-    return _widen(float(low), float(high))
+    low, high = np.percentile(values, PERCENTILES).tolist()
+    return low, high if high > low else low + 1  # an even image has no range; it is shown black
 
 
 def convert_to_array(values: Tensor | Array) -> Array:
@@ -287,16 +243,6 @@ def _magnify(plane: npt.NDArray[np.integer], scale: int) -> npt.NDArray[np.integ
     if scale < 1:
         raise ValueError(f"scale must be at least 1 screen pixel a pixel, got {scale}")
     return plane.repeat(scale, axis=0).repeat(scale, axis=1)
-
-
-def _draw_outlines(grey: npt.NDArray[np.integer], labels: npt.NDArray[np.integer]) -> Image.Image:
-    # The border of the image is repeated: a nucleus that it cuts has no outline there.
-    around = np.pad(labels, 1, mode="edge")
-    neighbours = (around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:])
-    edge = np.any([other != labels for other in neighbours], axis=0) & (labels > 0)
-    rgb = np.repeat(grey[..., None], 3, axis=2)
-    rgb[edge] = COLOURS[labels[edge] % len(COLOURS)]
-    return Image.fromarray(rgb)
 
 
 def _print_ids(image: Image.Image, labels: npt.NDArray[np.integer]) -> None:
@@ -349,22 +295,6 @@ def _print(
     ImageDraw.Draw(paper).text(place, text, colour, ImageFont.load_default(size), anchor)
 
 
-def _check_images(images: Sequence[Image.Image]) -> None:
-    if not images:
-        raise ValueError("images must hold at least one image, got none")
-    sizes = sorted({image.size for image in images})
-    if len(sizes) > 1:
-        raise ValueError(
-            f"images must all have the same width and height, got {sizes}; write an MP4 of each "
-            "clip, or bring the images to one size by Image.resize"
-        )
-    modes = {image.mode for image in images} - {"RGB"}
-    if modes:
-        raise ValueError(
-            f"images must be RGB, got the mode {min(modes)!r}; see Image.convert('RGB')"
-        )
-
-
 def _render_panels(
     clip: Clip, frames: Sequence[int], grey_range: Range, gamma: float, side: int
 ) -> list[list[Image.Image]]:
@@ -411,12 +341,8 @@ def _draw_births(images: Sequence[Image.Image], clip: Clip) -> None:
         ImageDraw.Draw(images[first]).line(line, (red, green, blue))
 
 
-def _widen(low: float, high: float) -> Range:
-    # An even image has no range; it is shown black.
-    return (low, high) if high > low else (low, low + 1)
-
-
-def _check_suffix(path: str | Path, *suffixes: str) -> Path:
+def check_suffix(path: str | Path, *suffixes: str) -> Path:
+    """Return a path that ends in one of these."""
     target = Path(path)
     if target.suffix.lower() not in suffixes:
         expected = " or ".join(map(repr, suffixes))
@@ -424,21 +350,19 @@ def _check_suffix(path: str | Path, *suffixes: str) -> Path:
     return target
 
 
-def _save(images: Sequence[Image.Image], target: Path, milliseconds: int = 0) -> None:
+def save_images(images: Sequence[Image.Image], target: Path, milliseconds: int = 0) -> None:
+    """Write the first image as PNG, or all as an endless GIF."""
     with open_atomic(target) as unfinished:
         if target.suffix.lower() == ".png":
             images[0].save(unfinished, "PNG")
             return
-        first, *rest = [_quantize(image) for image in images]
+        # One palette for all frames, greys first, so that nothing flickers.
+        greys = np.linspace(0, 255, 136).round().repeat(3)
+        colours = np.concatenate([greys, COLOURS.ravel(), COLOURS.ravel() // 2]).astype(int)
+        palette = Image.new("P", (1, 1))
+        palette.putpalette(colours.tolist())
+        none = Image.Dither.NONE
+        first, *rest = [image.quantize(palette=palette, dither=none) for image in images]
         first.save(
             unfinished, "GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0
         )
-
-
-def _quantize(image: Image.Image) -> Image.Image:
-    # One palette for all frames, greys first, so that nothing flickers.
-    greys = np.linspace(0, 255, 136).round().repeat(3)
-    colours = np.concatenate([greys, COLOURS.ravel(), COLOURS.ravel() // 2]).astype(int)
-    palette = Image.new("P", (1, 1))
-    palette.putpalette(colours.tolist())
-    return image.quantize(palette=palette, dither=Image.Dither.NONE)

@@ -14,9 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from bvdm_data.clip import Clip
+from bvdm_data.clip import Clip, take_part
 from bvdm_data.files import open_atomic
-from bvdm_data.validate import check_single
 from bvdm_data.viz.pictures import (
     COLOURS,
     GAMMA,
@@ -105,7 +104,7 @@ def _check(name: tuple[str, str], clip: Clip) -> None:
             f"clips must have video, masks and tracks, got no {lacking[0]} in clip {name}; "
             'ask the data set for annotations=("masks", "tracks") and video=True'
         )
-    check_single(clip, f" in clip {name}")
+    take_part(clip, "video", f" in clip {name}")
     frames, _, height, width = clip["video"].shape
     columns = _columns(frames)
     longest = max(columns * width, -(-frames // columns) * height)

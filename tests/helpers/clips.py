@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bvdm_data.clip import annotate_masks, split_gaps
+from bvdm_data.clip import CameraScale, annotate_masks, split_gaps
 
 # Nucleus 1 divides into 2 and 3 in frame 1; 3 is lost in frame 2.
 MASKS = np.array([[[1, 1, 0], [1, 0, 0]], [[2, 0, 3], [0, 0, 3]], [[2, 0, 0], [2, 0, 0]]], np.int32)
@@ -20,6 +20,22 @@ def with_tracks(masks, table):
         "source": torch.tensor(0, dtype=torch.int8),
     }
     return clip | annotate_masks(masks, table, ("masks", "tracks"), max(len(table), 1))
+
+
+WHOLE_RANGE = CameraScale(0, 65535)
+
+
+def make_planted_clip(planted, scale=WHOLE_RANGE, index=0):
+    """Return a video with its masks and tracks as a clip of 9 rows, with centroids and stages."""
+    video, masks, tracks = planted
+    stages = torch.arange(9 * len(video), dtype=torch.int8).reshape(9, -1) % 6
+    return {
+        "video": torch.from_numpy(scale.to_grey(video))[:, None],
+        **annotate_masks(masks, tracks, ("masks", "tracks", "centroids"), 9),
+        "stages": stages,
+        "index": torch.tensor(index),
+        "source": torch.tensor(1, dtype=torch.int8),
+    }
 
 
 SPARSE = {
