@@ -27,6 +27,7 @@ from bvdm_data import (
 )
 from bvdm_data.clip import ANNOTATIONS
 from bvdm_data.evaluation.segmenter import Segmenter
+from bvdm_data.pixels import without_loops
 from bvdm_data.speed import MATRIX, measure_throughput, profile_clips, warm_up
 from bvdm_data.synth.denoiser import compute_signed_distance_map
 from bvdm_data.synth.textures import BATCH
@@ -104,20 +105,20 @@ def against_pictures(clips_each: int) -> dict[str, Any]:
 
 
 def arithmetic(seconds: float) -> dict[str, float]:
-    """Compare the student with a matrix product of the same dtype, in alternation."""
-    network = load("hela").distilled
+    """Compare the student, its layers' arithmetic, with a matrix product of the same dtype."""
+    network = load("hela").get_denoiser(1)
     side, draws = 3 * network.settings.patch // 4, torch.Generator().manual_seed(0)
     noise = torch.randn((BATCH, 1, side, side), generator=draws)
     edge = compute_signed_distance_map(torch.full((BATCH, 60), 11.0), side)
     brightness, stage = torch.full((BATCH,), 0.1), torch.zeros(BATCH, dtype=torch.long)
-    one, other = torch.rand((2, MATRIX, MATRIX), generator=draws).bfloat16()
+    one, other = torch.rand((2, MATRIX, MATRIX), generator=draws)
 
     def forward() -> None:
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
             network(noise, edge, brightness, stage)
 
     with set_threads(1):
-        with FlopCounterMode(display=False) as counter:
+        with without_loops(), FlopCounterMode(display=False) as counter:
             forward()
         pairs, end = [], time.perf_counter() + seconds
         while time.perf_counter() < end or len(pairs) < 5:

@@ -137,7 +137,6 @@ class UNetBackbone(nn.Module):
         a, b, c = channels
         t = embedding
         self.has_norm = norm
-        self.kernels: Tensor | None = None  # as Student.pack makes them
 
         def make_block(outputs: int, inputs: int | None = None) -> nn.Module:
             return _Block(inputs or outputs, outputs, t) if norm else _FilmBlock(outputs, t)
@@ -382,6 +381,7 @@ class Student(UNetBackbone, _IntensityNorm):
         super().__init__(2, size.channels, 1 + len(PHASES), size.condition_channels, norm=False)
         self.settings = size
         self.floor = size.floor
+        self.kernels: Tensor | None = None  # as pack makes them
 
     def forward(
         self,
@@ -392,7 +392,7 @@ class Student(UNetBackbone, _IntensityNorm):
     ) -> Float[Tensor, "N 1 P P"]:
         """Map noise to images of nuclei."""
         dtype, condition = self.inlet.weight.dtype, self.make_conditioning(brightness, stage)
-        if self.kernels is not None and has_loops("paint"):
+        if self.kernels is not None and has_loops("paint") and noise.device.type == "cpu":
             films = F.linear(self.embed(condition), self.films[:, :-1], self.films[:, -1])
             planes, image = (noise.contiguous(), edge.contiguous()), torch.empty_like(noise)
             run_loop("paint", len(noise), *noise.shape[2:], *self.wide, *planes, films,

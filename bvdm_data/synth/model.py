@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bvdm_data.pixels import has_loops
 from bvdm_data.synth.camera import CameraModel
 from bvdm_data.synth.cell_cycle import INTERPHASE, CellCycleModel
 from bvdm_data.synth.contours import ShapeModel, compute_polygon_area
@@ -86,13 +85,13 @@ class Model:
 
     @cached_property
     def _student(self) -> Student:
-        """The student as its device is fastest: compiled, or in a type that needs no casts."""
+        """The student as it draws: in float32 on a CPU, elsewhere in a type that needs no casts."""
         device = next(self.distilled.parameters()).device
         student = deepcopy(self.distilled)
-        if device.type == "cpu" and has_loops("paint"):
-            student.pack()
-            return student
-        return student.to(choose_dtype(device))
+        if device.type != "cpu":
+            return student.to(choose_dtype(device))
+        student.pack()
+        return student
 
     def to(self, device: torch.device) -> "Model":
         """Return a copy whose networks are on a device; the statistics stay on the CPU."""
