@@ -394,9 +394,12 @@ class Student(UNetBackbone, _IntensityNorm):
         dtype, condition = self.inlet.weight.dtype, self.make_conditioning(brightness, stage)
         if self.kernels is not None and has_loops("paint") and noise.device.type == "cpu":
             films = F.linear(self.embed(condition), self.films[:, :-1], self.films[:, -1])
-            planes, image = (noise.contiguous(), edge.contiguous()), torch.empty_like(noise)
-            run_loop("paint", len(noise), *noise.shape[2:], *self.wide, *planes, films,
-                     self.kernels, image)  # fmt: skip
+            noise, edge = noise.contiguous(), edge.contiguous()
+            image = torch.empty_like(noise)
+            run_loop(
+                "paint", len(noise), *noise.shape[2:], *self.wide, noise, edge, films,
+                self.kernels, image,
+            )  # fmt: skip
             return image
         planes = torch.cat([noise, edge], 1).to(dtype, memory_format=torch.channels_last)
         return self.run(planes, condition.to(dtype))
