@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test test-all lint release docs bench speed figures
+.PHONY: demo test test-all lint release docs bench speed figures gpu
 
 demo: $(VENV)/.installed
 	$(BIN)/bvdm-data preview --output demo --clips 1 --frames 6 --size 160x160
@@ -38,6 +38,10 @@ speed: $(VENV)/.test
 
 figures: $(VENV)/.test
 	$(BIN)/python -m benchmarks.figures
+
+# With the torch that python3 has; nothing of this package is installed.
+gpu:
+	$(PYTHON) -m benchmarks.bench_gpu
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

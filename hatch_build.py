@@ -29,7 +29,7 @@ def compile_loops() -> Path:
     compiler = new_compiler()
     customize_compiler(compiler)
     # Labels must be rounded as torch rounds: no multiplication is fused with an addition.
-    flags = ["-O3", "-ffp-contract=off", "-fno-math-errno"]
+    flags = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-Wno-psabi"]
     if compiler.compiler_type == "msvc":
         flags = ["/O2", "/fp:precise"]
     # Nobody must load what is half written.

@@ -27,6 +27,7 @@ from bvdm_data import (
 )
 from bvdm_data.clip import ANNOTATIONS
 from bvdm_data.evaluation.segmenter import Segmenter
+from bvdm_data.pixels import without_loops
 from bvdm_data.speed import MATRIX, measure_throughput, profile_clips, warm_up
 from bvdm_data.synth.denoiser import compute_signed_distance_map
 from bvdm_data.synth.textures import BATCH
@@ -104,20 +105,20 @@ def against_pictures(clips_each: int) -> dict[str, Any]:
 
 
 def arithmetic(seconds: float) -> dict[str, float]:
-    """Compare the student with a matrix product of the same dtype, in alternation."""
-    network = load("hela").distilled
+    """Compare the student, its layers' arithmetic, with a matrix product of the same dtype."""
+    network = load("hela").get_denoiser(1)
     side, draws = 3 * network.settings.patch // 4, torch.Generator().manual_seed(0)
     noise = torch.randn((BATCH, 1, side, side), generator=draws)
     edge = compute_signed_distance_map(torch.full((BATCH, 60), 11.0), side)
     brightness, stage = torch.full((BATCH,), 0.1), torch.zeros(BATCH, dtype=torch.long)
-    one, other = torch.rand((2, MATRIX, MATRIX), generator=draws).bfloat16()
+    one, other = torch.rand((2, MATRIX, MATRIX), generator=draws)
 
     def forward() -> None:
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
             network(noise, edge, brightness, stage)
 
     with set_threads(1):
-        with FlopCounterMode(display=False) as counter:
+        with without_loops(), FlopCounterMode(display=False) as counter:
             forward()
         pairs, end = [], time.perf_counter() + seconds
         while time.perf_counter() < end or len(pairs) < 5:
@@ -174,19 +175,23 @@ def against_reading(rounds: int = 12) -> dict[str, float]:
 def training(seconds: float) -> dict[str, Any]:
     """Measure training steps per second of a U-Net, from memory and from a loader."""
     found: dict[str, Any] = {"batch_size": 1, "threads": {}}
+
+    def time_steps(batches: Iterator[Any]) -> float:
+        return time_loop(batches, make_trainer(), seconds)["steps_per_second"]
+
     for threads in (1, 2):
         rates: dict[str, float] = {}
         with set_threads(threads):
             kept = [default_collate([clips().clip(n)]) for n in range(8)]
-            rates["memory"] = _steps_a_second(_again_and_again(kept), seconds)
+            rates["memory"] = time_steps(again_and_again(kept))
             for name, pool in (("pool", True), ("fresh", None)):
                 videos = clips(pool=pool, batch_size=1)
                 start = warm_up(videos)
                 videos.load_state_dict({"epoch": 0, "seed": videos.seed, "start": start})
                 batches = iter(DataLoader(videos, batch_size=1, num_workers=1))
-                rates[name] = _steps_a_second(batches, seconds)
+                rates[name] = time_steps(batches)
                 del batches
-            rates["memory again"] = _steps_a_second(_again_and_again(kept), seconds)
+            rates["memory again"] = time_steps(again_and_again(kept))
         memory = (rates["memory"] + rates["memory again"]) / 2
         found["threads"][str(threads)] = {
             **rates, "pool_share": rates["pool"] / memory, "fresh_share": rates["fresh"] / memory
@@ -244,18 +249,18 @@ def _forget(real: CTCVideos) -> None:
             os.close(handle)
 
 
-def _again_and_again(kept: list[Any]) -> Iterator[Any]:
+def again_and_again(kept: list[Any]) -> Iterator[Any]:
     while True:
         yield from kept
 
 
-def _steps_a_second(batches: Iterator[Any], seconds: float) -> float:
+def make_trainer(device: torch.device | str = "cpu") -> Callable[[Any], None]:
+    """Return a function that trains the U-Net of the evaluation with a batch of clips."""
     torch.manual_seed(0)
-    network = Segmenter().to(memory_format=torch.channels_last)
+    network = Segmenter().to(device, memory_format=torch.channels_last)
     optimiser = torch.optim.Adam(network.parameters())
 
-    def step() -> None:
-        batch = next(batches)
+    def train(batch: Any) -> None:
         grey = batch["video"].flatten(0, 1).contiguous(memory_format=torch.channels_last)
         nuclei = (batch["masks"].flatten(0, 1) > 0).float()
         loss = F.binary_cross_entropy_with_logits(network(grey)[:, 0], nuclei)
@@ -263,13 +268,44 @@ def _steps_a_second(batches: Iterator[Any], seconds: float) -> float:
         loss.backward()
         optimiser.step()
 
-    for _ in range(2):
-        step()
-    steps, begun = 0, time.perf_counter()
-    while (passed := time.perf_counter() - begun) < seconds or steps < 4:
-        step()
+    return train
+
+
+def time_loop(
+    batches: Iterator[Any], train: Callable[[Any], None] | None, seconds: float
+) -> dict[str, float]:
+    """Take steps for a while, each after the one before is done, and time the wait for batches."""
+    is_cuda = torch.cuda.is_initialized()
+
+    def finish() -> None:
+        # Of the loop alone: what is rendered ahead goes on.
+        if is_cuda:
+            torch.cuda.current_stream().synchronize()
+
+    steps, waited, begun, counted = -2, 0.0, time.perf_counter(), 0.0
+    if is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+    while steps < 4 or time.perf_counter() - counted < seconds:
+        if steps == 0:  # after the first two, for which workers start and kernels are chosen
+            waited, counted = 0.0, time.perf_counter()
+        asked = time.perf_counter()
+        batch = next(batches)
+        finish()
+        waited += time.perf_counter() - asked
+        if train is not None:
+            train(batch)
+            finish()
+        del batch
         steps += 1
-    return steps / passed
+    passed = time.perf_counter() - counted
+    return {
+        "steps": steps,
+        "first_seconds": counted - begun,
+        "steps_per_second": steps / passed,
+        "wait_ms": 1000 * waited / steps,
+        "wait_share": waited / passed,
+        "peak_mb": torch.cuda.max_memory_allocated() / 1e6 if is_cuda else 0.0,
+    }
 
 
 _START = """

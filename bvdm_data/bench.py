@@ -274,7 +274,7 @@ def _format_throughput(figures: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"network      {network['calls_per_second']:.3g} calls/s, "
             f"{network['calls_per_clip']:.3g} a clip; {network['gflop_per_clip']:.3g} GFLOP a clip "
-            f"of new nuclei in {figures['machine']['networks']}, at {network['gflops']:.3g} "
+            f"of new nuclei in {network['dtype']}, {network['engine']}, at {network['gflops']:.3g} "
             f"GFLOP/s ({network['share']:.0%} of the "
             f"{network['matrix_gflops']:.3g} of a matrix product)"
         )

@@ -5,6 +5,8 @@ import functools
 import hashlib
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +33,20 @@ _DTYPES = {
 }  # fmt: skip
 
 
-def has_loops() -> bool:
-    """Return whether the loops have been compiled; where not, torch does their work."""
-    return _LIBRARY is not None
+def has_loops(name: str = "draw_outlines") -> bool:
+    """Return whether a loop has been compiled; where not, torch does its work."""
+    return hasattr(_LIBRARY, name)
+
+
+@contextmanager
+def without_loops() -> Iterator[None]:
+    """Let torch do the work of all loops in a block, in all threads."""
+    global _LIBRARY
+    kept, _LIBRARY = _LIBRARY, None
+    try:
+        yield
+    finally:
+        _LIBRARY = kept
 
 
 def run_loop(name: str, *arguments: Any) -> None:
@@ -54,7 +67,11 @@ def _convert(kind: tuple[str, str], argument: Any) -> ctypes.c_int64 | ctypes.c_
     if not kind[1]:
         return ctypes.c_int64(argument)
     is_array, wanted = hasattr(argument, "ctypes"), _DTYPES[kind[0]]
+    # A loop cannot read the memory of a GPU.
     whole = argument.flags.c_contiguous if is_array else argument.is_contiguous()
-    if not whole or str(argument.dtype).removeprefix("torch.") != wanted:
-        raise ValueError(f"a compiled loop takes contiguous {wanted}, got {argument.dtype}")
+    place = "cpu" if is_array else argument.device.type
+    if not whole or place != "cpu" or str(argument.dtype).removeprefix("torch.") != wanted:
+        raise ValueError(
+            f"a compiled loop takes contiguous {wanted}, got {argument.dtype} on {place}"
+        )
     return ctypes.c_void_p(argument.ctypes.data if is_array else argument.data_ptr())

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bvdm_data.clip import Clip
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
+from bvdm_data.pixels import has_loops, without_loops
 from bvdm_data.synth.textures import FastSettings
 from bvdm_data.system import SPAN_PREFIX, SPANS, choose_dtype
 from bvdm_data.validate import as_int
@@ -117,9 +118,11 @@ def profile_clips(videos: SyntheticHeLaVideos, first: int, clips: int) -> Profil
 class FlopStats:
     """How well the network uses the processor."""
 
-    gflop_per_clip: float  # arithmetic of the networks for a clip of nuclei of its own
+    gflop_per_clip: float  # arithmetic of the networks' layers for a clip of nuclei of its own
     gflops: float  # what they achieve, GFLOP a second
     matrix_gflops: float  # what a product of two matrices of the same type does
+    dtype: str  # type of the numbers
+    engine: str  # what computes: "compiled", a loop, whose algorithm saves arithmetic; or "torch"
 
     @property
     def share(self) -> float:
@@ -129,15 +132,21 @@ class FlopStats:
 
 def measure_flops(videos: SyntheticHeLaVideos, first: int, clips: int) -> FlopStats:
     """Count the arithmetic of the networks of the fast method, and time it."""
-    with FlopCounterMode(display=False) as counter:
+    # What a compiled loop does cannot be counted.
+    with without_loops(), FlopCounterMode(display=False) as counter:
         for number in range(first, first + clips):
             videos.clip(number)
     # Of the networks alone: the camera multiplies matrices, too.
     counts = [counter.get_flop_counts().get(name, {}) for name in ("Denoiser", "Student")]
     gflop = sum(sum(count.values()) for count in counts) / clips / 1e9
     milliseconds = profile_clips(videos, first, clips).milliseconds["network"]
-    dtype = choose_dtype(torch.device("cpu"))
-    return FlopStats(gflop, 1000 * gflop / milliseconds, measure_matrix_gflops(dtype))
+    is_student = getattr(videos.method, "steps", 1) == 1
+    dtype = torch.float32 if is_student else choose_dtype(torch.device("cpu"))
+    return FlopStats(
+        gflop, 1000 * gflop / milliseconds, measure_matrix_gflops(dtype),
+        dtype=str(dtype).removeprefix("torch."),
+        engine="compiled" if is_student and has_loops("paint") else "torch",
+    )  # fmt: skip
 
 
 def measure_matrix_gflops(dtype: torch.dtype, seconds: float = 1.0) -> float:

@@ -29,7 +29,6 @@ def get_machine_info() -> dict[str, Any]:
         "cores": count_usable_cores(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "threads": torch.get_num_threads(),
-        "networks": str(choose_dtype(torch.device("cpu"))).removeprefix("torch."),
         "loops": describe_cpu()["loops"],
         "system": platform.system(),
     }
@@ -46,7 +45,7 @@ def describe_cpu() -> dict[str, str]:
         ``machine``, the architecture; ``torch``, the vector instructions that torch uses (see
         ``ATEN_CPU_CAPABILITY``); ``onednn``, those that oneDNN may use, with the limit that
         ``ONEDNN_MAX_CPU_ISA`` sets; and ``loops``, what does the loops over pixels: "compiled" or
-        "torch". Where all four are equal, the bytes are.
+        "torch". Where all four are equal, and so was the compiler, the bytes are.
     """
     has, limit = _list_vectors()
     return {
@@ -67,7 +66,8 @@ def _list_vectors() -> tuple[list[str], str]:
 def choose_dtype(device: torch.device) -> torch.dtype:
     """Return the type that networks run in: bfloat16, but on a CPU that is slow with it float32.
 
-    Fast are those with AMX or AVX512_BF16, unless oneDNN is told to do without.
+    Fast are those with AMX or AVX512_BF16, unless oneDNN is told to do without. The student of the
+    fast method draws in float32 on every CPU, so that its light hardly depends on it.
     """
     has, limit = _list_vectors()
     slow = re.fullmatch("sse41|avx|avx2(_vnni(_2)?)?|avx512_core(_vnni)?", limit)

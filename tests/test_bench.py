@@ -23,6 +23,7 @@ from bvdm_data.cli import cli
 from bvdm_data.clip import ANNOTATIONS
 from bvdm_data.datasets import synthetic
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
+from bvdm_data.pixels import has_loops, without_loops
 from bvdm_data.speed import (
     LoaderStall,
     Loop,
@@ -171,13 +172,26 @@ def test_flops_match_the_convolutions(tiny):
 
     layers = [m for m in network.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
     hooks = [layer.register_forward_hook(count) for layer in layers]
-    videos.clip(0)
+    with without_loops():  # a compiled loop calls no layer
+        videos.clip(0)
     for hook in hooks:
         hook.remove()
     found = measure_flops(videos, 0, 1)
     assert found.gflop_per_clip == pytest.approx(sum(shapes) / 1e9)
     assert found.share == pytest.approx(found.gflops / found.matrix_gflops)
     assert found.gflops > 0
+
+
+def test_flops_name_type_and_engine(tiny, quick):
+    def name(steps):
+        found = measure_flops(tiny(method=FastSettings(steps=steps), nuclei=1, frames=1), 0, 1)
+        return found.dtype, found.engine
+
+    several = str(choose_dtype(torch.device("cpu"))).removeprefix("torch.")
+    assert name(1) == ("float32", "compiled" if has_loops("paint") else "torch")
+    assert name(2) == (several, "torch")
+    with without_loops():
+        assert name(1) == ("float32", "torch")
 
 
 def test_matrix_product_keeps_thread_count(monkeypatch):
@@ -398,7 +412,7 @@ def test_report_shows_every_figure(tiny, quick):
     assert f"{found['loop']['share']:.1%} of its time" in said
     assert "0 workers: " in said
     assert found["advice"][0] in said
-    assert f" in {found['machine']['networks']}, at " in said
+    assert f" in float32, {found['network']['engine']}, at " in said
     assert f"; loops over pixels: {found['machine']['loops']}; python " in said
     assert said.isascii()
     found = bench(tiny(method="procedural"), Loop(workers=0), seconds=SOON)
@@ -439,7 +453,6 @@ def test_networks_run_in_fast_type(monkeypatch):
             one = f"_is_{name}_supported"
             monkeypatch.setattr(torch.cpu, one, lambda one=name in has: one, raising=False)
         assert str(choose_dtype(cpu)) == f"torch.{wanted}"
-        assert get_machine_info()["networks"] == wanted
         assert choose_dtype(torch.device("cuda")) == torch.bfloat16
         with run_mixed(cpu):
             assert torch.is_autocast_enabled("cpu") == (wanted == "bfloat16")

@@ -129,7 +129,7 @@ def test_aligned_modes_point_as_in_interphase(tiny_shapes):
     signs = np.random.default_rng(0).choice([-1.0, 1.0], tiny_shapes.modes.shape[:2])
     mixed = replace(tiny_shapes, modes=tiny_shapes.modes * signs[:, :, None])
     for stage in range(6):
-        aligned = mixed.align_modes(stage)
+        aligned = mixed.aligned_modes[stage]
         assert ((aligned * mixed.modes[0]).sum(1) > 0).all()
         np.testing.assert_array_equal(np.abs(aligned), np.abs(mixed.modes[stage]))
 

@@ -1,16 +1,20 @@
 """The compiled loops over pixels, against torch, which does their work where they are missing."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from bvdm_data import pixels
 from bvdm_data.clip import measure_boxes
-from bvdm_data.datasets.synthetic import PoolSettings
+from bvdm_data.datasets.synthetic import PoolSettings, SyntheticHeLaVideos
 from bvdm_data.pixels import find_library, has_loops, run_loop
 from bvdm_data.synth.camera import expose, make_device_normal, make_gaussian_kernels
+from bvdm_data.synth.denoiser import Student, StudentConfig
 from bvdm_data.synth.paper import PaperSettings
 from bvdm_data.synth.render import compute_flow, draw_labels, make_cell_table
+from bvdm_data.synth.synthesis import _composite_scene, draw_scene
 from bvdm_data.synth.textures import FastSettings
 from tests.helpers.rendering import add_up, is_same, make_videos
 from tests.test_render import SIZE, draw_cells, draw_patches
@@ -19,8 +23,7 @@ compiled = pytest.mark.skipif(not has_loops(), reason="needs the compiled loops"
 
 
 def without_loops(make, *given):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pixels, "_LIBRARY", None)
+    with pixels.without_loops():
         return make(*given)
 
 
@@ -41,6 +44,52 @@ def test_labels_and_flow_equal_torch(sizes):
         torch.testing.assert_close(flow, slow, rtol=0, atol=3e-5)
         moving += bool(flow.any())
     assert moving >= 2
+
+
+@pytest.mark.skipif(not has_loops("paint"), reason="needs the compiled network")
+@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize("size", [(16, 16), (48, 40), (24, 64)])
+@pytest.mark.parametrize("channels", [(16, 32, 32), (3, 20, 8)])
+@torch.no_grad()
+def test_student_equals_torch(channels, size, count):
+    torch.manual_seed(0)
+    student = Student(StudentConfig(channels=channels, condition_channels=12))
+    for weight in student.parameters():
+        weight.copy_(torch.randn_like(weight) * weight[0].numel() ** -0.5)
+    student.pack()
+    stage, brightness = torch.arange(count) % 6, torch.rand(count) + 0.1
+    given = (torch.randn(count, 1, *size), 99 * torch.randn(count, 1, *size), brightness, stage)
+    wanted = without_loops(student, *given)
+    torch.testing.assert_close(student(*given), wanted, rtol=1e-4, atol=1e-3)
+    assert wanted.std() > 10
+
+
+@pytest.fixture
+def without_paint(monkeypatch):
+    """Hide the loop that draws nuclei, which not every compiler knows."""
+    names = pixels._read_declarations().keys() - {"paint"}
+    loops = {name: getattr(pixels._LIBRARY, name) for name in names}
+    monkeypatch.setattr(pixels, "_LIBRARY", SimpleNamespace(**loops))
+    assert has_loops()
+    assert not has_loops("paint")
+
+
+@compiled
+@torch.no_grad()
+def test_shipped_light_equals_torch(request):
+    videos = SyntheticHeLaVideos(frames=3, size=128, nuclei=6)
+    model, method = videos._load_model(), videos.method
+    scene = draw_scene(model, videos._scene(()), method, **videos._place(1))
+
+    def render():
+        patches = method.render_textures(scene, model).patches
+        return _composite_scene(scene, patches, masked=False)
+
+    light, slow = render(), without_loops(render)
+    torch.testing.assert_close(light, slow, rtol=0, atol=1e-4)
+    assert light.max() > 0.1
+    request.getfixturevalue("without_paint")
+    torch.testing.assert_close(light, render(), rtol=0, atol=1e-4)
 
 
 @compiled
@@ -92,7 +141,13 @@ def test_clips_equal_those_of_torch(tiny_model, changes):
 
 
 @pytest.mark.parametrize(
-    "index", [torch.zeros(2, 2).short().T, np.zeros((2, 2), np.uint16).T, torch.zeros(4).int()]
+    "index",
+    [
+        torch.zeros(2, 2).short().T,
+        np.zeros((2, 2), np.uint16).T,
+        torch.zeros(4).int(),
+        torch.zeros(4, dtype=torch.uint16, device="meta"),
+    ],
 )
 def test_loops_refuse_other_arrays(index):
     with pytest.raises(ValueError, match="takes contiguous uint16, got"):

@@ -167,7 +167,7 @@ def _make_streak(kernel: tuple[float, ...], device: torch.device) -> Float[Tenso
 @functools.lru_cache(maxsize=16)
 def _make_halo(width: float, device: torch.device) -> Float[Tensor, "1 T"]:
     kernel = make_gaussian_kernels([width])
-    return torch.ones(1, 1) if kernel is None else kernel.to(device)
+    return (torch.ones(1, 1) if kernel is None else kernel).to(device)
 
 
 def _convolve(

@@ -46,6 +46,8 @@ the dying nuclei of the HeLa video)."""
 CONDENSED = STAGES.index("prometaphase")
 """Stage of the cell cycle that a dying nucleus looks like."""
 
+_NOTHING = 1e-30  # a weight that changes no digit of an outline
+
 _DIVIDING, _NEWBORN = (
     np.isin(np.arange(len(PHASES)), stages) for stages in (PRE_MITOTIC, POST_MITOTIC)
 )
@@ -183,7 +185,9 @@ class LineageSimulator:
         scores = self.shapes.sample_scores(count, self.rng)
         radii = np.zeros((count, self.shapes.mean.shape[1]))
         for weight, stage in zip(weights.T, anchored.tolist(), strict=True):
-            contour = self.shapes.mean[stage] + scores @ self.shapes.align_modes(stage)
+            if weight.max() < _NOTHING:
+                continue
+            contour = self.shapes.mean[stage] + scores @ self.shapes.aligned_modes[stage]
             radii += weight[:, None] * contour
         radii = np.maximum(radii, radii.mean(1)[:, None] / 4)
         log_areas, size = self._sample_log_areas(inherited, stages[shown])

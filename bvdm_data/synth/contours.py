@@ -53,13 +53,14 @@ class ShapeModel:
         offset: Array = generator.standard_normal(len(modes)) @ modes
         return offset
 
-    def align_modes(self, stage: int) -> Array:
-        """Return the components of a stage, their signs chosen as in interphase, ``[M, K]`` px.
+    @functools.cached_property
+    def aligned_modes(self) -> Array:
+        """The components of each stage, their signs chosen as in interphase, ``[S, M, K]`` px.
 
         The sign of a component is arbitrary; aligned, a long nucleus is long in all stages.
         """
-        opposite = (self.modes[stage] * self.modes[0]).sum(1, keepdims=True) < 0
-        return np.asarray(np.where(opposite, -self.modes[stage], self.modes[stage]))
+        opposite = (self.modes * self.modes[0]).sum(2, keepdims=True) < 0
+        return np.asarray(np.where(opposite, -self.modes, self.modes))
 
     def sample_scores(self, frames: int, generator: np.random.Generator) -> Array:
         """Draw the scores of a nucleus in consecutive frames, ``[frames, M]``.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bvdm_data.clip import PHASES
+from bvdm_data.pixels import has_loops, run_loop
 from bvdm_data.synth.contours import find_vertices
 from bvdm_data.validate import Rule
 
@@ -355,6 +356,18 @@ class StudentConfig:
         check_network_config(self, multiple=1, embedding="condition_channels", even=False)
 
 
+_LANES = 16  # channels that the compiled loop works on together
+
+_WINOGRAD = torch.tensor(
+    [
+        [1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6],
+        [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1],
+    ],
+    dtype=torch.float64,
+)  # fmt: skip
+"""What makes kernels of 3 x 3 those of F(4 x 4, 3 x 3) (Lavin & Gray 2016)."""
+
+
 class Student(UNetBackbone, _IntensityNorm):
     """Maps noise to the image at the end of the denoiser's probability flow, in one call.
 
@@ -368,6 +381,7 @@ class Student(UNetBackbone, _IntensityNorm):
         super().__init__(2, size.channels, 1 + len(PHASES), size.condition_channels, norm=False)
         self.settings = size
         self.floor = size.floor
+        self.kernels: Tensor | None = None  # as pack makes them
 
     def forward(
         self,
@@ -377,6 +391,42 @@ class Student(UNetBackbone, _IntensityNorm):
         stage: Int[Tensor, " N"],
     ) -> Float[Tensor, "N 1 P P"]:
         """Map noise to images of nuclei."""
-        dtype, planes = self.inlet.weight.dtype, torch.cat([noise, edge], 1)
-        planes = planes.to(dtype, memory_format=torch.channels_last)
-        return self.run(planes, self.make_conditioning(brightness, stage).to(dtype))
+        dtype, condition = self.inlet.weight.dtype, self.make_conditioning(brightness, stage)
+        if self.kernels is not None and has_loops("paint") and noise.device.type == "cpu":
+            films = F.linear(self.embed(condition), self.films[:, :-1], self.films[:, -1])
+            noise, edge = noise.contiguous(), edge.contiguous()
+            image = torch.empty_like(noise)
+            run_loop(
+                "paint", len(noise), *noise.shape[2:], *self.wide, noise, edge, films,
+                self.kernels, image,
+            )  # fmt: skip
+            return image
+        planes = torch.cat([noise, edge], 1).to(dtype, memory_format=torch.channels_last)
+        return self.run(planes, condition.to(dtype))
+
+    @torch.no_grad()
+    def pack(self) -> None:
+        """Prepare the compiled loop, which draws with the weights as they are now."""
+        self.wide = [_LANES * math.ceil(number / _LANES) for number in self.settings.channels]
+        films, kernels = [], []
+        names = (
+            "inlet down1.conv1 down1.conv2 shrink1 down2.conv1 down2.conv2 shrink2 middle.conv1 "
+            "middle.conv2 grow2 up2.conv1 up2.conv2 grow1 up1.conv1 up1.conv2 outlet"
+        )
+        for name in names.split():
+            conv: Any = self.get_submodule(name)
+            outputs, inputs = (-number % _LANES for number in conv.weight.shape[:2])
+            # Gains and shifts of all layers follow from the embedding and a 1.
+            film = torch.zeros(2 * len(conv.bias), self.settings.condition_channels + 1)
+            if name.endswith("conv1"):
+                known: Any = self.get_submodule(name.replace("conv1", "known"))
+                film = torch.cat([known.weight, known.bias[:, None]], 1)
+            gain, shift = film.chunk(2)
+            gain[:, -1] += 1
+            shift += conv.bias[:, None] * gain
+            films += [F.pad(part, (0, 0, 0, outputs)) for part in (gain, shift)]
+            kernel = F.pad(conv.weight.double(), (0, 0, 0, 0, 0, inputs, 0, outputs))
+            if conv.kernel_size == (3, 3) and conv.stride == (1, 1):
+                kernel = _WINOGRAD @ kernel @ _WINOGRAD.T
+            kernels.append(kernel.permute(2, 3, 1, 0).flatten())
+        self.films, self.kernels = torch.cat(films), torch.cat(kernels).float()

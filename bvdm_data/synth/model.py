@@ -85,9 +85,13 @@ class Model:
 
     @cached_property
     def _student(self) -> Student:
-        """The student in the type that its device is fastest in; layers need no casts then."""
+        """The student as it draws: in float32 on a CPU, elsewhere in a type that needs no casts."""
         device = next(self.distilled.parameters()).device
-        return deepcopy(self.distilled).to(choose_dtype(device))
+        student = deepcopy(self.distilled)
+        if device.type != "cpu":
+            return student.to(choose_dtype(device))
+        student.pack()
+        return student
 
     def to(self, device: torch.device) -> "Model":
         """Return a copy whose networks are on a device; the statistics stay on the CPU."""

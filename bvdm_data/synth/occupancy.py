@@ -66,6 +66,8 @@ class Occupancy:
         return int(((covered > 0) & (own >= least)).sum())
 
     def _count_own(self, pixels: Pixels) -> Pixels:
+        if not len(pixels):
+            return np.append(self.own, 0)
         layers, count = self.layers[pixels], len(self.own)
         lost = np.bincount(self.numbers[pixels][layers == 1], minlength=count)
         return np.append(self.own - lost, (layers == 0).sum())

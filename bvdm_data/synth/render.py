@@ -268,11 +268,12 @@ def composite(
     if has_loops() and mask is None and torch.device(device).type == "cpu":
         total = torch.zeros(shape)
         for light, placement in groups:
+            light = light.cpu().contiguous()
             for start, stop, half in placement.blocks:
                 part = slice(start, stop)
                 places = (placement.order[part], placement.frames[part], placement.poses[part])
                 sizes = (*shape[1:], stop - start, *light.shape[1:], half)
-                run_loop("add_patches", *sizes, *places, light.contiguous(), total)
+                run_loop("add_patches", *sizes, *places, light, total)
         return total
     pixels = shape[0] * shape[1] * shape[2]
     total = torch.zeros(_count_cells([place for _, place in groups], shape), device=device)

@@ -235,7 +235,7 @@ def _draw_ar1_noise(
             before = now
         if len(lasting):  # a nucleus may live between two frames
             ends[cell.identity] = lasting[-1]
-        inputs.append(math.sqrt(1 - fresh) * lasting + math.sqrt(fresh) * new)
+        inputs.append(new.mul_(math.sqrt(fresh)).add_(lasting, alpha=math.sqrt(1 - fresh)))
     return inputs
 
 
