@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.data import DataLoader, get_worker_info
 
 from bvdm_data import DeviceLoader, FastSettings, PoolSettings, SyntheticHeLaVideos, weights
@@ -479,6 +480,45 @@ def test_cuda_stream_waits_in_order(tiny, together, monkeypatch, streams):
         assert streams.count("all of side is done") == 1
 
 
+@pytest.fixture
+def fake_cuda(monkeypatch):
+    """Let tensors and networks be on a CUDA device that only pretends to be one."""
+
+    def move(network, *to, **_):
+        for module in network.modules() if to else ():
+            for name, value in module._parameters.items():
+                module._parameters[name] = torch.nn.Parameter(value.detach().to(*to), False)
+        return network
+
+    def make_normal(seeds, device):
+        return lambda shape: torch.empty((len(seeds), *shape), device=device)
+
+    monkeypatch.setattr(torch.nn.Module, "to", move)
+    monkeypatch.setattr(synthesis, "make_device_normal", make_normal)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield torch.device("cuda", 7)  # one whose tables are never cached by another test
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+@pytest.mark.filterwarnings("ignore:CUDA is not available or torch_xla is imported")
+@pytest.mark.parametrize("steps", [1, 2])
+def test_cuda_rendering_stays_on_device(tiny, steps, request):
+    videos = tiny(method=FastSettings(steps=steps), variation=1.0)
+    scenes = device_loader.SceneStream(videos, videos.method, render=False)
+    batch = scenes.collate([scenes.draw(0), scenes.draw(1)]).scenes
+    model, shape = videos._load_model(), (videos.frames, *videos.size)
+    assert model.get_denoiser(1).kernels is not None
+    # Such tensors have no values: whatever would read one, or mix devices, raises an error.
+    device = request.getfixturevalue("fake_cuda")
+    renderer = synthesis.BatchRenderer(model, videos.method, shape, device, batch_size=16)
+    video = renderer.render(batch)
+    assert (video.shape, video.dtype) == ((2, shape[0], 1, *shape[1:]), torch.float32)
+    student = renderer.model.get_denoiser(1)
+    assert student.inlet.weight.dtype == torch.bfloat16
+    assert video.device == student.inlet.weight.device == device
+    assert student.kernels is None
+
+
 # On a GPU
 
 
@@ -513,8 +553,9 @@ def test_cuda_changes_only_the_noise(tiny, on_cuda, workers, pool, quiet_model):
 
 @pytest.mark.gpu
 @needs_cuda
-def test_cuda_rendering_never_waits(tiny, on_cuda, monkeypatch):
-    videos = tiny(length=8)
+@pytest.mark.parametrize("steps", [1, 2])
+def test_cuda_rendering_never_waits(tiny, on_cuda, monkeypatch, steps):
+    videos = tiny(length=8, method=FastSettings(steps=steps))
     list(on_cuda(videos))  # what is made once may wait
     real = device_loader.BatchRenderer.render
 

@@ -23,7 +23,7 @@ compiled = pytest.mark.skipif(not has_loops(), reason="needs the compiled loops"
 
 
 def without_loops(make, *given):
-    with pixels.without_loops():
+    with pixels.disable_loops():
         return make(*given)
 
 
@@ -60,8 +60,9 @@ def test_student_equals_torch(channels, size, count):
     stage, brightness = torch.arange(count) % 6, torch.rand(count) + 0.1
     given = (torch.randn(count, 1, *size), 99 * torch.randn(count, 1, *size), brightness, stage)
     wanted = without_loops(student, *given)
-    torch.testing.assert_close(student(*given), wanted, rtol=1e-4, atol=1e-3)
+    # The sums of large numbers may be small: the scale is that of the image.
     assert wanted.std() > 10
+    assert (student(*given) - wanted).abs().max() < 5e-5 * wanted.std()
 
 
 @pytest.fixture

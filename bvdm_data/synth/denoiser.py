@@ -326,7 +326,7 @@ def run_dpm_solver(
     angles = [T_MAX * math.pi / 2 * (1 - k / steps) ** RHO for k in range(steps)]
     x, before, last = noise, None, 0.0
     for angle, following in itertools.zip_longest(angles, angles[1:]):
-        level = torch.tensor([2 * angle / math.pi], device=x.device)
+        level = torch.full((1,), 2 * angle / math.pi, device=x.device)
         velocity = denoiser(x, level, edge, brightness, stage)
         clean: Tensor = math.cos(angle) * x - math.sin(angle) * velocity
         if following is None:
