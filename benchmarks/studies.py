@@ -8,7 +8,6 @@ studies included; ``--picture scenes.png`` puts a picture on it.
 import argparse
 import json
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from bvdm_data.evaluation.realism import measure_clips
 from bvdm_data.evaluation.report import Series, make_environment, make_view, plot_lines
 from bvdm_data.evaluation.segmenter import SegmenterSettings
 from bvdm_data.files import open_atomic, read_json
+from bvdm_data.speed import measure_throughput
 
 LAGS = (1, 2)
 """Frames between the images whose texture is correlated; the clips are short."""
@@ -127,7 +127,7 @@ def measure_variants(run: Run, variants: Mapping[str, Data]) -> dict[str, Any]:
         trials = train_seeds(run, replace(arm, name=name))
         clips = [arm.clips.clip(index) for index in range(count)]
         rows = measure_feature_distance(
-            {name: clips}, run.train_clip, count=CROPS, features=features
+            {name: clips}, [run.train_clip], count=CROPS, features=features
         )
         (row,) = (row for row in rows if row.name == name)
         values = measure_clips(clips).values
@@ -150,10 +150,7 @@ def median(values: Any) -> float:
 
 def measure_seconds_per_clip(data: Data) -> float:
     """Time one clip; its nuclei are those of clip 0 for any variant."""
-    videos = make_synthetic_dataset(data)
-    begun = time.perf_counter()
-    videos.clip(0)
-    return round(time.perf_counter() - begun, 2)
+    return round(1 / measure_throughput(make_synthetic_dataset(data), 0, 0).clips_per_second, 2)
 
 
 def plot_scarcity(results: Mapping[str, Any]) -> str:

@@ -10,8 +10,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from bvdm_data.background import estimate_background
-from bvdm_data.clip import CameraScale, Clip
+from bvdm_data.clip import Clip
 from bvdm_data.datasets.ctc import read_sequence
 from bvdm_data.datasets.ctc_videos import CTCVideos
 from bvdm_data.datasets.synthetic import as_method
@@ -31,8 +30,8 @@ from bvdm_data.evaluation.seg_tra import Reference, read_reference
 from bvdm_data.evaluation.segmenter import SegmenterSettings
 from bvdm_data.evaluation.transfer import read_other, transform_reference
 from bvdm_data.files import check_writable
-from bvdm_data.fitting.nuclei import assign_stages, extract_crops
-from bvdm_data.fitting.video import Frame, Video
+from bvdm_data.fitting.nuclei import extract_crops, measure_nuclei
+from bvdm_data.fitting.video import make_video
 from bvdm_data.synth.paper import PaperSettings
 from bvdm_data.system import get_machine_info, list_versions, require
 from bvdm_data.viz.pictures import write_contact_sheet
@@ -252,7 +251,7 @@ def evaluate_distance(run: Run) -> dict[str, Any]:
     data, budget = run.unvaried, run.questions.budget
     count = arms.count_real_clips(data) if budget.clips is None else budget.clips
     sets: dict[str, Any] = {
-        f"real {data.test}": run.test_clip,
+        f"real {data.test}": [run.test_clip],
         "synthetic": arms.make_synthetic_clips(data, count),
     }
     for name in run.questions.arms:
@@ -264,12 +263,12 @@ def evaluate_distance(run: Run) -> dict[str, Any]:
             sets[name] = [pasted.clip(index) for index in range(PASTED)]
     features, side = distances.load_efficientnet_lite0(), min(distances.TILE, *data.size)
     crop = min(distances.CROP, 3 * min(data.size) // 8)  # small clips must show it whole, too
-    given: dict[str, Any] = {"reference": run.train_clip, "features": features}
+    given: dict[str, Any] = {"reference": [run.train_clip], "features": features}
     crops = distances.measure_feature_distance(sets, count=budget.crops, size=crop, **given)
     tiles = distances.measure_tile_distance(sets, count=budget.tiles, size=side, **given)
     given = {"count": budget.crops, "size": crop, "say": run.log}
     kinds = {"crops": crops, "tiles": tiles}
-    kinds |= measure_further_distances(sets, run.train_clip, **given)
+    kinds |= measure_further_distances(sets, [run.train_clip], **given)
     for kind, rows in kinds.items():
         for row in rows:
             kernel = f"{row.kernel.value:.1f} +- {row.kernel.error:.1f}"
@@ -364,16 +363,11 @@ def evaluate_linking(run: Run) -> dict[str, Any]:
 def make_full_clip(video: Reference) -> Clip:
     """Make a clip of a whole real video, less the border band, with stages as in the fit.
 
-    A nucleus whose stage :func:`assign_stages` does not know has -1.
+    A nucleus whose stage :func:`measure_nuclei` does not know has -1.
     """
-    # The images are grey values, so their scale is the identity.
-    frames = tuple(
-        Frame(t, grey, masks, estimate_background(grey, masks))
-        for t, (grey, masks) in enumerate(zip(video.video, video.masks, strict=True))
-    )
-    crops = extract_crops(Video(frames, video.tracks, CameraScale(0, 1)))
-    stages = np.full((len(video.tracks), len(frames)), -1, np.int8)
-    stages[crops.track - 1, crops.frame] = assign_stages(crops, video.tracks)
+    crops = extract_crops(make_video(video.video, video.masks, video.tracks))
+    stages = np.full((len(video.tracks), len(video.video)), -1, np.int8)
+    stages[crops.track - 1, crops.frame] = measure_nuclei(crops, video.tracks).stage
     down, right = (slice(video.border, side - video.border) for side in video.video.shape[1:])
     return Clip(
         video=torch.from_numpy(video.video[:, None, down, right].copy()),
