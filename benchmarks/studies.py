@@ -24,7 +24,7 @@ from bvdm_data.evaluation.arms import (
 )
 from bvdm_data.evaluation.clip_cache import replace_nan
 from bvdm_data.evaluation.distances import load_efficientnet_lite0, measure_feature_distance
-from bvdm_data.evaluation.evaluate import Budget, Questions, Run, check_unseen, describe_run
+from bvdm_data.evaluation.evaluate import Budget, Evaluation, Questions, check_unseen, describe_run
 from bvdm_data.evaluation.experiment import Trial, format_figures, summarize_trials
 from bvdm_data.evaluation.realism import measure_clips
 from bvdm_data.evaluation.report import Series, make_environment, make_view, plot_lines
@@ -61,15 +61,15 @@ SECTIONS = {
 """Title and explanation of each study."""
 
 
-Measure = Callable[[Run], dict[str, Any]]
+Measure = Callable[[Evaluation], dict[str, Any]]
 
 
-def train_seeds(run: Run, arm: Arm) -> list[Trial]:
+def train_seeds(run: Evaluation, arm: Arm) -> list[Trial]:
     """Train and test one network for each seed."""
     return run.train([arm], {run.data.test: run.reference})[run.data.test]
 
 
-def summarize(run: Run, trials: Sequence[Trial]) -> dict[str, Any]:
+def summarize(run: Evaluation, trials: Sequence[Trial]) -> dict[str, Any]:
     return summarize_trials(trials, run.questions.budget.segmenter)
 
 
@@ -105,7 +105,7 @@ def run_study(name: str, measure: Measure, given: argparse.Namespace) -> None:
     check_unseen(data, data.root, data.test)
     settings = SegmenterSettings(steps=given.steps)
     budget = Budget(seeds=given.seeds, clips=given.clips, segmenter=settings)
-    run = Run(data, Questions(budget=budget), print)
+    run = Evaluation(data, Questions(budget=budget), print)
     figures = replace_nan(measure(run))
     if given.report is not None and given.report.is_file():
         results = read_json(given.report)
@@ -118,7 +118,7 @@ def run_study(name: str, measure: Measure, given: argparse.Namespace) -> None:
             temporary.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
 
 
-def measure_variants(run: Run, variants: Mapping[str, Data]) -> dict[str, Any]:
+def measure_variants(run: Evaluation, variants: Mapping[str, Data]) -> dict[str, Any]:
     """Train networks on a few clips of each variant of a method, and measure their looks."""
     features, count = load_efficientnet_lite0(), run.questions.budget.clips
     results = {}

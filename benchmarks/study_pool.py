@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.studies import make_parser, run_study, summarize, train_seeds
 from bvdm_data.evaluation.arms import STREAM, Arm, describe_synthetic, make_synthetic_dataset
-from bvdm_data.evaluation.evaluate import Run
+from bvdm_data.evaluation.evaluate import Evaluation
 from bvdm_data.evaluation.experiment import format_figures
 from bvdm_data.fitting.training import compute_fingerprint
 from bvdm_data.speed import measure_throughput, warm_up
@@ -25,7 +25,7 @@ POOLS: dict[str, PoolSettings | None] = {
 
 
 def measure(
-    run: Run, pools: Mapping[str, PoolSettings | None] = POOLS, seconds: float = 10
+    run: Evaluation, pools: Mapping[str, PoolSettings | None] = POOLS, seconds: float = 10
 ) -> dict[str, Any]:
     """Train networks on endless streams whose nuclei are shown more and more often."""
     results = {}

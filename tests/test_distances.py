@@ -275,7 +275,7 @@ def test_videos_follow_a_nucleus():
     assert videos.shape == (2, 3, 24, 24)
     assert videos[:, :, 12, 12].tolist() == [[6, 12, 18], [12, 18, 24]]
     with pytest.raises(ValueError, match="whole crop in 3 frames on end, got 2"):
-        sample_crops(places, 3, 0, "clips")
+        sample_crops(places, 3, "clips")
 
 
 def test_videos_have_two_more_controls():

@@ -129,7 +129,7 @@ QUICK = Questions(
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class Evaluation:
     """One evaluation with its real videos, each of which is read once."""
 
     data: Data
@@ -229,7 +229,7 @@ def evaluate(
         )
     for root, sequence in ((data.root, data.test), *data.also):
         check_unseen(data, root, sequence)
-    run = Run(data, questions, say)
+    run = Evaluation(data, questions, say)
     say(f"test video {data.test}: {len(run.reference.video)} frames")
     if report is not None:
         check_writable(Path(report))
@@ -246,7 +246,7 @@ def evaluate(
     return results
 
 
-def evaluate_distance(run: Run) -> dict[str, Any]:
+def evaluate_distance(run: Evaluation) -> dict[str, Any]:
     """Measure the feature distance of synthetic clips to the training video (paper, table 1)."""
     data, budget = run.unvaried, run.questions.budget
     count = arms.count_real_clips(data) if budget.clips is None else budget.clips
@@ -281,7 +281,7 @@ def evaluate_distance(run: Run) -> dict[str, Any]:
     return {kind: [*map(asdict, rows)] for kind, rows in kinds.items()} | {"note": note}
 
 
-def evaluate_realism(run: Run) -> dict[str, Any]:
+def evaluate_realism(run: Evaluation) -> dict[str, Any]:
     """Compare synthetic videos, the training video and the held-out video by measured quantities.
 
     The synthetic videos are as long as the training video; see :class:`Budget` for their size.
@@ -303,7 +303,7 @@ def evaluate_realism(run: Run) -> dict[str, Any]:
     return {"lines": [asdict(line) for line in lines], "synthetic_films": count, "edges": edges}
 
 
-def compare_edges(run: Run) -> dict[str, EdgesByLight]:
+def compare_edges(run: Evaluation) -> dict[str, EdgesByLight]:
     """Measure the outlines of clips that networks are trained on, and of both real videos.
 
     Synthetic clips vary as they do in training. All are windows of one frame of twice the size of
@@ -324,14 +324,14 @@ def compare_edges(run: Run) -> dict[str, EdgesByLight]:
     return edges
 
 
-def evaluate_training(run: Run) -> dict[str, Any]:
+def evaluate_training(run: Evaluation) -> dict[str, Any]:
     """Train and test one segmenter for every arm and seed (paper, table 1)."""
     (trials,) = run.train(run.arms, {run.data.test: run.reference}).values()
     summary = experiment.summarize_trials(trials, run.questions.budget.segmenter)
     return summary | {"ceiling": asdict(experiment.score_oracle(run.reference))}
 
 
-def evaluate_transfer(run: Run) -> dict[str, Any]:
+def evaluate_transfer(run: Evaluation) -> dict[str, Any]:
     """Test the same segmenters on the changed test video, and on further annotated videos."""
     data, tests = run.data, transform_reference(run.reference)
     known = run.train_clip["video"].numpy()
@@ -341,7 +341,7 @@ def evaluate_transfer(run: Run) -> dict[str, Any]:
     return {name: {"rows": experiment.compare_arms(made)} for name, made in trials.items()}
 
 
-def evaluate_linking(run: Run) -> dict[str, Any]:
+def evaluate_linking(run: Evaluation) -> dict[str, Any]:
     """Compare linkers on reference masks, on these with planted errors, and on segmented masks."""
     data, budget, test = run.data, run.questions.budget, run.reference
     detections = {"reference": test.masks, "planted": linking.plant_errors(test)}
@@ -379,7 +379,7 @@ def make_full_clip(video: Reference) -> Clip:
     )
 
 
-def write_pictures(run: Run, folder: Path) -> dict[str, Path]:
+def write_pictures(run: Evaluation, folder: Path) -> dict[str, Path]:
     """Write a sheet of real, held-out and synthetic frames at one grey scale; path by caption."""
     data, clips = run.unvaried, {}
     for name, clip in ((data.train, run.train_clip), (data.test, run.test_clip)):
@@ -413,7 +413,7 @@ def check_unseen(data: Data, root: Path, test: str) -> None:
             )
 
 
-def describe_run(run: Run) -> dict[str, Any]:
+def describe_run(run: Evaluation) -> dict[str, Any]:
     """Return as JSON values what is evaluated, on which machine, and when."""
     data, videos = run.data, arms.make_synthetic_dataset(run.data)
     return {

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from bvdm_data.clip import Clip
 from bvdm_data.evaluation.nucleus_features import LEAST_AREA, Detections
-from bvdm_data.fitting.nuclei import Lineage, index_rows, pair_rows
+from bvdm_data.fitting.nuclei import Lineage, number_rows, pair_rows
 from bvdm_data.fitting.texture_noise import (
     AREA_RATIO,
     LAGS,
@@ -167,7 +167,7 @@ def measure_texture_autocorrelation(
 def find_pairs_at_lag(detections: Detections, lag: int) -> Ints:
     """Find the pairs of patches of one nucleus that may be compared: rows, ``[n, 2]``."""
     columns = (detections.clip, detections.identity, detections.frame)
-    rows = pair_rows(index_rows(*columns), lag)
+    rows = pair_rows(number_rows(*columns), lag)
     return rows[_are_comparable(detections, rows)]
 
 

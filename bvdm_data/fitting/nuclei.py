@@ -225,7 +225,7 @@ def _cut_nucleus(
     return light, mask, label, frame.number, float(above[box][inside].mean()), centre
 
 
-def index_rows(*columns: Rows) -> dict[tuple[int, ...], int]:
+def number_rows(*columns: Rows) -> dict[tuple[int, ...], int]:
     """Return the row of each key in a table, ``[n]`` each column."""
     return {key: row for row, key in enumerate(zip(*map(np.ndarray.tolist, columns), strict=True))}
 
@@ -273,7 +273,7 @@ class Lineage:
     @cached_property
     def row_of(self) -> dict[tuple[int, ...], int]:
         """Row of each track in each frame."""
-        return index_rows(self.track, self.frame)
+        return number_rows(self.track, self.frame)
 
     def rows_at(self, tracks: list[int], age: int = 0) -> list[int] | None:
         """Return the rows of tracks some frames after their first; None where one is not seen."""

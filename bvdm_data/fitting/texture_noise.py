@@ -16,7 +16,7 @@ from bvdm_data.fitting.nuclei import (
     Array,
     Crops,
     extract_crops,
-    index_rows,
+    number_rows,
     pair_rows,
 )
 from bvdm_data.fitting.training import Findings, Run
@@ -182,7 +182,7 @@ def _search_grid(tables: dict[int, Array], targets: dict[int, float]) -> Texture
 
 def _measure_video(crops: Crops, stages: Stages, seed: int, most: int = PAIRS) -> dict[int, float]:
     """Return the median correlation of nuclei with themselves at each lag that is seen."""
-    row_of, area = index_rows(crops.track, crops.frame), crops.masks.sum((1, 2))
+    row_of, area = number_rows(crops.track, crops.frame), crops.masks.sum((1, 2))
     correlations = {}
     for lag in LAGS:
         pairs = pair_rows(row_of, lag)
