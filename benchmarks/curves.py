@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from scipy import stats
 from torch.utils.data import DataLoader
 
 from benchmarks.speed_measures import clips
@@ -55,9 +55,8 @@ def measure(seconds: float) -> dict[str, Any]:
 
 def line(x: Any, y: Any) -> dict[str, float]:
     """Fit a straight line; ``straight`` is its fraction of explained variance."""
-    slope, start = np.polyfit(x, y, 1)
-    rest = np.asarray(y) - (slope * np.asarray(x) + start)
-    return {"slope": slope, "start": start, "straight": 1 - rest.var() / np.var(y)}
+    fit = stats.linregress(x, y)
+    return {"slope": fit.slope, "start": fit.intercept, "straight": fit.rvalue**2}
 
 
 def _milliseconds(seconds: float, **changes: Any) -> float:

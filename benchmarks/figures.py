@@ -4,7 +4,6 @@ DATA_ROOT is the folder of Fluo-N2DL-HeLa; only its video 01 is shown.
 """
 
 import argparse
-import os
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from benchmarks.grid import write_image_grid
+from benchmarks.speed_measures import REAL
 from bvdm_data import Clip, CTCVideos, PaperSettings, SyntheticHeLaVideos, divisions
 from bvdm_data.background import estimate_background
 from bvdm_data.clip import PHASES
@@ -27,7 +27,9 @@ from bvdm_data.fitting.video import read_video
 from bvdm_data.rng import numpy_rng, torch_rng
 from bvdm_data.synth.cells import Cell
 from bvdm_data.synth.contours import is_inside
+from bvdm_data.synth.denoiser import make_pixel_grid
 from bvdm_data.synth.model import Model, Variation
+from bvdm_data.synth.networks import FLOW_SIZE
 from bvdm_data.synth.paper import render_paper_textures
 from bvdm_data.synth.textures import FastSettings, denoise_patches, render_textures
 from bvdm_data.viz.figure import draw_lineage
@@ -42,10 +44,8 @@ FLOOR = 0.014
 
 def outline_masks(radii: np.ndarray) -> torch.Tensor:
     """Convert contours [n, K] to masks [n, 96, 96]."""
-    line = torch.arange(96) - 47.5
-    shape = (len(radii), 96, 96)
-    y, x = line[:, None].expand(shape), line[None].expand(shape)
-    return is_inside(torch.from_numpy(radii).float(), y, x)
+    pixels = make_pixel_grid(FLOW_SIZE)[:, None].expand(2, len(radii), -1, -1)
+    return is_inside(torch.from_numpy(radii).float(), *pixels)
 
 
 def middle(pictures: np.ndarray) -> np.ndarray:
@@ -264,9 +264,8 @@ def draw_tree(clip: Clip, frame: int, height: int) -> Image.Image:
 
 def main() -> None:
     """Make all figures."""
-    home = Path(os.environ.get("BVDM_DATA_ROOT", Path(__file__).parents[2] / "shared" / "data"))
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("root", nargs="?", type=Path, default=home / "Fluo-N2DL-HeLa")
+    parser.add_argument("root", nargs="?", type=Path, default=REAL)
     parser.add_argument("model", nargs="?", default="hela")
     given = parser.parse_args()
     generator = load(given.model)

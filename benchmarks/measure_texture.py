@@ -12,13 +12,12 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from bvdm_data import CameraScale, Clip, CTCVideos, SyntheticHeLaVideos
-from bvdm_data.background import estimate_background
+from bvdm_data import Clip, CTCVideos, SyntheticHeLaVideos
 from bvdm_data.clip import PHASES
 from bvdm_data.evaluation.nucleus_features import list_detections
 from bvdm_data.evaluation.video_statistics import measure_texture_autocorrelation
-from bvdm_data.fitting.nuclei import Crops, assign_stages, extract_crops
-from bvdm_data.fitting.video import Frame, Video
+from bvdm_data.fitting.nuclei import Crops, extract_crops, measure_nuclei
+from bvdm_data.fitting.video import Video, make_video
 from bvdm_data.weights import load
 
 DEPTHS = np.arange(0.5, 9.5)
@@ -96,15 +95,10 @@ def print_persistence(clip: Clip) -> None:
     print(f"correlation of the inside by lag: {lags}; unrelated: {np.median(found.unrelated):.3f}")
 
 
-def as_video(clip: Clip, scale: CameraScale) -> Video:
+def as_video(clip: Clip) -> Video:
     """Convert a clip to the video type used for fitting."""
-    grey, masks = clip["video"][:, 0].numpy(), clip["masks"].numpy()
-    frames = tuple(
-        Frame(number, light, mask, estimate_background(light, mask))
-        for number, (light, mask) in enumerate(zip(grey, masks, strict=True))
-    )
-    tracks = clip["tracks"].numpy()
-    return Video(frames, tracks[tracks[:, 0] > 0], scale)
+    tracks = clip["tracks"][clip["tracks"][:, 0] > 0]
+    return make_video(clip["video"][:, 0].numpy(), clip["masks"].numpy(), tracks.numpy())
 
 
 def main() -> None:
@@ -118,18 +112,16 @@ def main() -> None:
     shape = {"frames": 92, "size": (650, 1050)}
     if given.only != "procedural":
         print("## video 01")
-        real = CTCVideos(given.root, sequence="01", **shape)
-        clip = real.clip(0)
-        video = as_video(clip, real.scale)
+        clip = CTCVideos(given.root, sequence="01", **shape).clip(0)
+        video = as_video(clip)
         crops = extract_crops(video)
-        print_stages(crops, assign_stages(crops, video.tracks), noise)
+        print_stages(crops, measure_nuclei(crops, video.tracks).stage, noise)
         print_persistence(clip)
     if given.only != "real":
         print("## procedural")
         wanted = ("masks", "tracks", "stages")
-        made = SyntheticHeLaVideos(method="procedural", annotations=wanted, **shape)
-        clip = made.clip(0)
-        crops = extract_crops(as_video(clip, made.scale))
+        clip = SyntheticHeLaVideos(method="procedural", annotations=wanted, **shape).clip(0)
+        crops = extract_crops(as_video(clip))
         print_stages(crops, clip["stages"].numpy()[crops.track - 1, crops.frame], noise)
         print_persistence(clip)
 

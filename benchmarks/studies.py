@@ -8,7 +8,6 @@ studies included; ``--picture scenes.png`` puts a picture on it.
 import argparse
 import json
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,12 +24,13 @@ from bvdm_data.evaluation.arms import (
 )
 from bvdm_data.evaluation.clip_cache import replace_nan
 from bvdm_data.evaluation.distances import load_efficientnet_lite0, measure_feature_distance
-from bvdm_data.evaluation.evaluate import Budget, Questions, Run, check_unseen, describe_run
+from bvdm_data.evaluation.evaluate import Budget, Evaluation, Questions, check_unseen, describe_run
 from bvdm_data.evaluation.experiment import Trial, format_figures, summarize_trials
 from bvdm_data.evaluation.realism import measure_clips
 from bvdm_data.evaluation.report import Series, make_environment, make_view, plot_lines
 from bvdm_data.evaluation.segmenter import SegmenterSettings
 from bvdm_data.files import open_atomic, read_json
+from bvdm_data.speed import measure_throughput
 
 LAGS = (1, 2)
 """Frames between the images whose texture is correlated; the clips are short."""
@@ -61,15 +61,15 @@ SECTIONS = {
 """Title and explanation of each study."""
 
 
-Measure = Callable[[Run], dict[str, Any]]
+Measure = Callable[[Evaluation], dict[str, Any]]
 
 
-def train_seeds(run: Run, arm: Arm) -> list[Trial]:
+def train_seeds(run: Evaluation, arm: Arm) -> list[Trial]:
     """Train and test one network for each seed."""
     return run.train([arm], {run.data.test: run.reference})[run.data.test]
 
 
-def summarize(run: Run, trials: Sequence[Trial]) -> dict[str, Any]:
+def summarize(run: Evaluation, trials: Sequence[Trial]) -> dict[str, Any]:
     return summarize_trials(trials, run.questions.budget.segmenter)
 
 
@@ -105,7 +105,7 @@ def run_study(name: str, measure: Measure, given: argparse.Namespace) -> None:
     check_unseen(data, data.root, data.test)
     settings = SegmenterSettings(steps=given.steps)
     budget = Budget(seeds=given.seeds, clips=given.clips, segmenter=settings)
-    run = Run(data, Questions(budget=budget), print)
+    run = Evaluation(data, Questions(budget=budget), print)
     figures = replace_nan(measure(run))
     if given.report is not None and given.report.is_file():
         results = read_json(given.report)
@@ -118,7 +118,7 @@ def run_study(name: str, measure: Measure, given: argparse.Namespace) -> None:
             temporary.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
 
 
-def measure_variants(run: Run, variants: Mapping[str, Data]) -> dict[str, Any]:
+def measure_variants(run: Evaluation, variants: Mapping[str, Data]) -> dict[str, Any]:
     """Train networks on a few clips of each variant of a method, and measure their looks."""
     features, count = load_efficientnet_lite0(), run.questions.budget.clips
     results = {}
@@ -127,7 +127,7 @@ def measure_variants(run: Run, variants: Mapping[str, Data]) -> dict[str, Any]:
         trials = train_seeds(run, replace(arm, name=name))
         clips = [arm.clips.clip(index) for index in range(count)]
         rows = measure_feature_distance(
-            {name: clips}, run.train_clip, count=CROPS, features=features
+            {name: clips}, [run.train_clip], count=CROPS, features=features
         )
         (row,) = (row for row in rows if row.name == name)
         values = measure_clips(clips).values
@@ -150,10 +150,7 @@ def median(values: Any) -> float:
 
 def measure_seconds_per_clip(data: Data) -> float:
     """Time one clip; its nuclei are those of clip 0 for any variant."""
-    videos = make_synthetic_dataset(data)
-    begun = time.perf_counter()
-    videos.clip(0)
-    return round(time.perf_counter() - begun, 2)
+    return round(1 / measure_throughput(make_synthetic_dataset(data), 0, 0).clips_per_second, 2)
 
 
 def plot_scarcity(results: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.studies import SHORT, make_parser, measure_variants, run_study
 from bvdm_data.evaluation.arms import Data
-from bvdm_data.evaluation.evaluate import Run
+from bvdm_data.evaluation.evaluate import Evaluation
 from bvdm_data.synth.model import Variation
 from bvdm_data.synth.textures import FastSettings
 
@@ -31,7 +31,7 @@ def list_variants(data: Data) -> dict[str, Data]:
     }
 
 
-def measure(run: Run) -> dict[str, Any]:
+def measure(run: Evaluation) -> dict[str, Any]:
     return measure_variants(run, list_variants(run.data))
 
 

@@ -3,17 +3,16 @@
 Run ``python -m benchmarks.study_pool Fluo-N2DL-HeLa --report docs/evaluation/report.json``.
 """
 
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
 from benchmarks.studies import make_parser, run_study, summarize, train_seeds
-from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.evaluation.arms import STREAM, Arm, describe_synthetic, make_synthetic_dataset
-from bvdm_data.evaluation.evaluate import Run
+from bvdm_data.evaluation.evaluate import Evaluation
 from bvdm_data.evaluation.experiment import format_figures
 from bvdm_data.fitting.training import compute_fingerprint
+from bvdm_data.speed import measure_throughput, warm_up
 from bvdm_data.synth.cell_bank import PoolSettings
 
 POOLS: dict[str, PoolSettings | None] = {
@@ -26,7 +25,7 @@ POOLS: dict[str, PoolSettings | None] = {
 
 
 def measure(
-    run: Run, pools: Mapping[str, PoolSettings | None] = POOLS, timed: int = 20
+    run: Evaluation, pools: Mapping[str, PoolSettings | None] = POOLS, seconds: float = 10
 ) -> dict[str, Any]:
     """Train networks on endless streams whose nuclei are shown more and more often."""
     results = {}
@@ -35,24 +34,13 @@ def measure(
         videos = make_synthetic_dataset(data, **STREAM, pool=pool)
         identity = compute_fingerprint("stream", describe_synthetic(videos), pool)
         trials = train_seeds(run, Arm(name, videos, identity))
-        seconds = measure_seconds_per_clip(videos, timed)
-        run.log(format_figures(name, {"seconds a clip": seconds}))
+        each = 1 / measure_throughput(videos, warm_up(videos), seconds).clips_per_second
+        run.log(format_figures(name, {"seconds a clip": each}))
         results[name] = summarize(run, trials) | {
-            "seconds_per_clip": seconds,
+            "seconds_per_clip": round(each, 4),
             "pool": None if pool is None else asdict(pool),
         }
     return results
-
-
-def measure_seconds_per_clip(videos: SyntheticHeLaVideos, timed: int) -> float:
-    """Time clips after the pool has been filled by as many as it holds pairs."""
-    filled = videos.pool.pairs if videos.pool is not None else 1
-    for index in range(filled):
-        videos.clip(index)
-    begun = time.perf_counter()
-    for index in range(filled, filled + timed):
-        videos.clip(index)
-    return round((time.perf_counter() - begun) / timed, 4)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch
 from benchmarks.studies import make_parser, run_study, summarize, train_seeds
 from bvdm_data.evaluation.arms import Data, make_arm, make_real_clips
 from bvdm_data.evaluation.clip_cache import hash_clips
-from bvdm_data.evaluation.evaluate import Run
+from bvdm_data.evaluation.evaluate import Evaluation
 from bvdm_data.fitting.denoiser import DENOISER_TRAINING, STUDENT_TRAINING
 from bvdm_data.fitting.fit import FitSettings, fit
 from bvdm_data.fitting.training import compute_fingerprint
@@ -23,7 +23,7 @@ from bvdm_data.weights import load, read_card, save
 ARMS = ("real", "copy-paste", "synthetic-stream", "real+synthetic")
 
 
-def measure(run: Run, frames: Sequence[int], fit_steps: int) -> dict[str, Any]:
+def measure(run: Evaluation, frames: Sequence[int], fit_steps: int) -> dict[str, Any]:
     results = {}
     for stop in frames:
         data = replace(run.data, stop=stop)

@@ -1,5 +1,7 @@
 """Background: the light of a frame between and under its nuclei."""
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -9,6 +11,7 @@ from scipy.stats import median_abs_deviation
 
 LEAST_BACKGROUND = 0.01  # share of a frame from which on background can be measured
 _OFF = 7  # px: nearer to a nucleus there is its light, too
+_COARSE = 8  # px: what varies over so many and more is background, not noise
 
 
 def find_free(masks: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
@@ -25,6 +28,25 @@ def mask_background(
         return free
     spread = float(median_abs_deviation(grey[free], scale="normal"))
     return free & (grey < np.median(grey[free]) + 4 * max(spread, 1e-6))
+
+
+def extract_noise(
+    above: npt.NDArray[np.float32], free: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.float64]:
+    """Return the noise of light above the background, where that is free; 0 elsewhere."""
+    share = ndimage.gaussian_filter(free.astype(float), _COARSE)
+    rest = np.where(free, above, 0).astype(float)
+    smooth = ndimage.gaussian_filter(rest, _COARSE) / np.maximum(share, 0.1)
+    return np.where(free, rest - smooth, 0)
+
+
+def correlate_along_rows(
+    noise: npt.NDArray[np.float64], free: npt.NDArray[np.bool_], lag: int
+) -> float:
+    """Return the mean product of noise and that ``lag`` px beside it; NaN without such pixels."""
+    both = free[:, lag:] & free[:, :-lag]
+    products = (noise[:, lag:] * noise[:, :-lag])[both]
+    return float(products.mean()) if products.size else math.nan
 
 
 _WIDTH, _BLOCK = 32, 4  # px: of the Gaussian of the background, and of what is averaged before it

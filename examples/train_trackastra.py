@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from bvdm_data import CTCVideos, MixedVideos, SyntheticHeLaVideos
+from bvdm_data.evaluation.clip_cache import FirstClips
 from bvdm_data.evaluation.linker import (
     LINKER_TRAINING,
-    FirstClips,
     Linker,
     LinkerSettings,
     save_linker,

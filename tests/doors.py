@@ -11,7 +11,7 @@ from bvdm_data import CTCVideos, MixedVideos, SyntheticHeLaVideos
 from bvdm_data.datasets import export
 from bvdm_data.datasets.ctc import read_sequence
 from bvdm_data.fitting.fit import fit
-from bvdm_data.fitting.training import TrainingSettings, train
+from bvdm_data.fitting.training import Run, TrainingSettings, train
 
 
 class Place:
@@ -88,8 +88,7 @@ class Place:
 
     def checkpoint(self):
         path = self.folder / "checkpoint.safetensors"
-        train(
-            torch.nn.Linear(1, 1), lambda model, step: model.weight.sum(), lambda model: 0.0,
-            TrainingSettings(steps=1), checkpoint=path, purpose="line", progress=False,
-        )  # fmt: skip
+        losses = lambda model, step: model.weight.sum(), lambda model: 0.0
+        run = Run(path, progress=False)
+        train(torch.nn.Linear(1, 1), losses, TrainingSettings(steps=1), run, "line")
         return path

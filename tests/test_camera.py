@@ -17,12 +17,16 @@ def expose(light, camera, seed=0, **changes):
     """Expose one video [F, H, W] with the numbers of the CPU."""
     noise = torch.tensor([camera.noise])
     given = {"normal": make_cpu_normal(np.random.default_rng(seed)), "noise": noise} | changes
-    return cameras.expose(torch.from_numpy(light)[None], camera, **given)[0].numpy()
+    video = torch.from_numpy(light.copy())
+    cameras.expose(video[None], camera, **given)
+    return video.numpy()
 
 
 def expose_on_device(light, camera, seeds):
     noise, normal = torch.full((len(light),), camera.noise), make_device_normal(seeds, CPU)
-    return cameras.expose(torch.from_numpy(light), camera, normal, noise=noise).numpy()
+    video = torch.from_numpy(light.copy())
+    cameras.expose(video, camera, normal, noise=noise)
+    return video.numpy()
 
 
 def expose_dark(camera, shape, on_device):
@@ -46,7 +50,6 @@ def test_video_has_whole_counts(tiny_camera):
         counts = video.astype(np.float64) * 4095
         np.testing.assert_allclose(counts, np.rint(counts), atol=1e-3)
         assert (video.min() >= 0, video.max(), video.dtype) == (True, 1, np.float32)
-    assert not np.shares_memory(video, light)
 
 
 @pytest.mark.parametrize("on_device", [False, True])

@@ -7,6 +7,7 @@ from bvdm_data.clip import CameraScale
 from bvdm_data.datasets.ctc import read_sequence
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.evaluation import cell_cycle_gan
+from bvdm_data.fitting import denoiser
 from bvdm_data.fitting.training import Run, TrainingSettings
 from tests.conftest import TINY_DISTILLED
 
@@ -15,7 +16,7 @@ SCALE = CameraScale(32768, 36863)
 
 @pytest.fixture
 def train(monkeypatch, tiny_ctc, tmp_path):
-    monkeypatch.setattr(cell_cycle_gan, "_CHECKED", 4)
+    monkeypatch.setattr(denoiser, "_CHECKED", 4)
 
     def run(steps, name="gan"):
         settings = TrainingSettings(steps=steps, batch=2)

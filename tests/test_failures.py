@@ -26,7 +26,7 @@ from bvdm_data.datasets.transforms import TransformError
 from bvdm_data.evaluation import evaluate as judging
 from bvdm_data.evaluation.arms import Data
 from bvdm_data.fitting import fit as fitting
-from bvdm_data.fitting.training import TrainingSettings, train
+from bvdm_data.fitting.training import Run, TrainingSettings, train
 from bvdm_data.validate import OOM_HINT, name_clip_in_errors
 from bvdm_data.weights import load, save
 from tests.helpers.streams import read_files, same
@@ -295,10 +295,9 @@ def test_full_disk_keeps_old_files(tiny_model, tiny_generator, tmp_path):
     checkpoint = tmp_path / "work" / "line.safetensors"
 
     def train_line():
-        train(
-            torch.nn.Linear(40, 40), lambda model, step: model.weight.sum(), lambda model: 0.0,
-            TrainingSettings(steps=1), checkpoint=checkpoint, purpose="line", progress=False,
-        )  # fmt: skip
+        losses = lambda model, step: model.weight.sum(), lambda model: 0.0
+        run = Run(checkpoint, progress=False)
+        train(torch.nn.Linear(40, 40), losses, TrainingSettings(steps=1), run, "line")
 
     with full_disk(), pytest.raises(OSError, match=r"cannot write .*line\.safetensors: .*arge"):
         train_line()

@@ -133,5 +133,5 @@ def test_sets_give_equal_numbers_of_videos(monkeypatch):
     assert [row.name for row in found["V"]] == [CONTROLS[0], "some", *CONTROLS[1:]]
     assert {row.count for row in found["V"]} == {24}
     assert lines[1] == "V, stills: left out, with 0 crops of 3 frames"
-    assert measure_further_distances({}, a_clip(), count=90, size=24, say=lines.append) == {}
+    assert measure_further_distances({}, [a_clip()], count=90, size=24, say=lines.append) == {}
     assert lines[-1] == "V, floor: left out, with 2 crops of 3 frames"

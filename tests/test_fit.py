@@ -307,7 +307,7 @@ def test_later_light_has_no_part(start, root, tmp_path):
 def test_numbers_are_finite_before_training(start, tmp_path, monkeypatch, value):
     measure = fit_camera
     monkeypatch.setattr(
-        "bvdm_data.fitting.fit.fit_camera", lambda v: replace(measure(v), noise=value)
+        "bvdm_data.fitting.fit.fit_camera", lambda *v: replace(measure(*v), noise=value)
     )
     path = tmp_path / "m.safetensors"
     with pytest.raises(ValueError, match=r"camera\.noise must be finite .* show background"):

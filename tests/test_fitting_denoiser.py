@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from bvdm_data.clip import CameraScale
 from bvdm_data.fitting import denoiser, training
 from bvdm_data.fitting.contours import trace_contours
 from bvdm_data.fitting.nuclei import extract_crops
@@ -58,7 +57,7 @@ def align(*frames, stages=None):
     """Return the aligned crops of frames, and the crops."""
     ids = np.unique(np.concatenate([np.unique(frame.masks) for frame in frames]))
     tracks = np.array([[n, 0, len(frames) - 1, 0] for n in ids if n], np.int32)
-    video = Video(tuple(frames), tracks, CameraScale(32768, 36863))
+    video = Video(tuple(frames), tracks)
     crops = extract_crops(video)
     stages = np.zeros(len(crops.track), np.int8) if stages is None else np.array(stages, np.int8)
     nuclei = nuclei_of(crops, tracks, stage=stages)

@@ -121,7 +121,8 @@ def test_background_is_the_planted_one(video, scene):
 # parts.Crops
 
 
-def test_crops_are_whole_tracked_nuclei():
+def test_crops_are_whole_tracked_nuclei(monkeypatch):
+    monkeypatch.setattr(parts, "PATCH", 32)
     masks = np.zeros((60, 80), np.int32)
     masks[20:30, 20:34] = 1  # whole
     masks[0:9, 40:50] = 2  # at the upper edge
@@ -131,14 +132,14 @@ def test_crops_are_whole_tracked_nuclei():
     masks[5:8, 5:8] = masks[30:35, 60:64] = 6  # two pieces, far apart
     frame = Frame(7, np.full(masks.shape, 0.3, np.float32), masks, np.zeros_like(masks, np.float32))
     tracks = np.array([[i, 7, 7, 0] for i in (1, 2, 3, 5, 6)], np.int32)
-    crops = parts.extract_crops(Video((frame,), tracks, SCALE), patch=32)
+    crops = parts.extract_crops(Video((frame,), tracks))
     assert (crops.track.tolist(), crops.frame.tolist()) == ([1], [7])
     assert crops.masks.shape == (1, 32, 32)
     np.testing.assert_allclose(crops.centre, [[24.5, 26.5]])
     wanted = {"nuclei_too_large": 1, "nuclei_at_border": 2, "nuclei_untracked": 1}
     assert crops.left_out == wanted | {"nuclei_in_pieces": 1}
-    empty = parts.extract_crops(Video((frame,), tracks[1:3], SCALE))
-    assert (empty.light.shape, empty.centre.shape) == ((0, 96, 96), (0, 2))
+    empty = parts.extract_crops(Video((frame,), tracks[1:3]))
+    assert (empty.light.shape, empty.centre.shape) == ((0, 32, 32), (0, 2))
 
 
 def test_refusals_say_what_is_left_out():
@@ -146,7 +147,7 @@ def test_refusals_say_what_is_left_out():
     masks[20:140, 20:60], masks[20:60, 100:140], masks[150:200, 30:142] = 1, 2, 3
     frame = Frame(0, np.full(masks.shape, 0.3, np.float32), masks, np.zeros(masks.shape))
     tracks = np.array([[i, 0, 0, 0] for i in (1, 2, 3)], np.int32)
-    crops = parts.extract_crops(Video((frame,), tracks, SCALE))
+    crops = parts.extract_crops(Video((frame,), tracks))
     words = "2 of 3 nuclei are larger than the patch; give a longer video"
     assert parts.advise(crops, "give a longer video") == words
     with pytest.raises(ValueError, match=f"got 0 of 0 divisions; {words}"):
@@ -168,7 +169,7 @@ def test_crowded_frames_borrow_their_background(tmp_path):
     video = read_video(source, SCALE, progress=False)
     assert [frame.is_clear for frame in video.frames] == [True, False, True]
     np.testing.assert_array_equal(video.frames[1].background, video.frames[0].background)
-    camera = fit_camera(video)
+    camera = fit_camera(video, SCALE)
     assert camera.level * 4095 == pytest.approx(LEVEL, abs=4)
     assert camera.noise * 4095 == pytest.approx(9.4, abs=0.6)
     assert np.isfinite(camera.streak).all()
@@ -253,7 +254,8 @@ def test_stages_are_the_planted_mitoses(crops, nuclei):
     tracks = TRACKS.copy()
     mother, (_, lost) = next(iter(mothers.items()))
     tracks[tracks[:, 0] == lost, 3] = 0
-    assert (parts.assign_stages(crops, tracks)[crops.track == mother] == parts.INTERPHASE).all()
+    stages = parts.measure_nuclei(crops, tracks).stage
+    assert (stages[crops.track == mother] == parts.INTERPHASE).all()
 
 
 def test_mitoses_without_reference_are_unknown(crops, nuclei):
@@ -261,7 +263,7 @@ def test_mitoses_without_reference_are_unknown(crops, nuclei):
     late = (crops.track != mother) | (crops.frame > nuclei.lineage.spans[mother][1] - 6)
     arrays = {name: v[late] for name, v in vars(crops).items() if isinstance(v, np.ndarray)}
     short = replace(crops, **arrays)
-    stages = parts.assign_stages(short, TRACKS)
+    stages = parts.measure_nuclei(short, TRACKS).stage
     assert set(stages[short.track == mother]) == {parts.UNKNOWN}
     daughter = short.track == daughters[0]
     young = short.frame - short.frame[daughter].min() < 4

@@ -6,18 +6,16 @@ import numpy as np
 import pytest
 from scipy import ndimage, signal
 
-from bvdm_data.background import estimate_background
 from bvdm_data.clip import STAGES, CameraScale
 from bvdm_data.fitting import cell_cycle
 from bvdm_data.fitting.motion import fit_motion
 from bvdm_data.fitting.nuclei import Lineage
-from bvdm_data.fitting.video import Frame, Video, fit_camera
+from bvdm_data.fitting.video import Frame, Video, fit_camera, make_video
 from tests.helpers.fitted import crops_of, ellipse, filled, nuclei_of
 
-SCALE = CameraScale(32768, 36863)
 NO_ROWS = np.zeros((2, 0), int)
 LABELS = np.ones((40, 40), np.int32)
-ONE_FRAME = Video((Frame(0, LABELS, LABELS, LABELS),), np.zeros((0, 4), np.int32), SCALE)
+ONE_FRAME = Video((Frame(0, LABELS, LABELS, LABELS),), np.zeros((0, 4), np.int32))
 
 # Cell cycle
 
@@ -229,8 +227,8 @@ def test_camera_finds_planted_blur(halo, noise):
     light = np.where(masks > 0, light, ndimage.gaussian_filter(light, halo))
     grey = 0.07 + light + noise * np.random.default_rng(3).standard_normal(masks.shape)
     grey, masks = grey.astype(np.float32), masks.astype(np.int32)
-    frames = [Frame(n, grey, masks, estimate_background(grey, masks)) for n in range(2)]
-    found = fit_camera(Video(tuple(frames), np.zeros((0, 4), np.int32), SCALE))
+    video = make_video(np.stack([grey] * 2), np.stack([masks] * 2), np.zeros((0, 4), np.int32))
+    found = fit_camera(video, CameraScale(32768, 36863))
     assert found.halo == pytest.approx(halo, abs=0.2001)
     assert found.noise == pytest.approx(noise, abs=1e-4)
     assert np.isfinite([*found.streak, found.field_width]).all()

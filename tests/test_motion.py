@@ -10,7 +10,7 @@ from scipy import ndimage
 from bvdm_data.synth import motion as motion_module
 from bvdm_data.synth.cell_cycle import PRE_MITOTIC
 from bvdm_data.synth.contours import compute_mean_radius
-from bvdm_data.synth.motion import MARGIN, SpeedModel, simulate_colony, simulate_motion
+from bvdm_data.synth.motion import MARGIN, SpeedModel, simulate_motion
 from bvdm_data.synth.occupancy import CONTACT
 from tests.helpers.rendering import label
 
@@ -24,12 +24,8 @@ def simulate(tiny_shapes, tiny_lives, tiny_motion):
 
     def simulate(seed, law="colony", lives=tiny_lives, motion=tiny_motion, **changes):
         arguments = {"frames": 8, "size": SIZE, "nuclei": 4} | changes
-        run = simulate_colony
-        if law == "paper":
-            arguments["jitter"] = 0.1
-            run = simulate_motion
-        rng = np.random.default_rng(seed)
-        return run(tiny_shapes, lives, motion, generator=rng, **arguments)
+        arguments |= {"families": law == "colony", "generator": np.random.default_rng(seed)}
+        return simulate_motion(tiny_shapes, lives, motion, **arguments)
 
     return simulate
 

@@ -5,7 +5,14 @@ from PIL import Image
 
 from benchmarks.grid import write_image_grid
 from bvdm_data.clip import annotate_masks, split_gaps
-from bvdm_data.viz.pictures import COLOURS, render_frame, write_animation, write_contact_sheet
+from bvdm_data.viz.pictures import (
+    COLOURS,
+    GAMMA,
+    render_contact_sheet,
+    render_frame,
+    write_animation,
+    write_contact_sheet,
+)
 
 
 def a_clip(frames=3, size=(40, 48), grey=0.5):
@@ -103,9 +110,7 @@ def test_render_frame_refuses():
         ({"grey_range": (0.5, 0.5)}, r"grey_range must be a finite low .* got \(0.5, 0.5\)"),
         ({"grey_range": (0, float("nan"))}, "grey_range must be a finite low"),
         ({"gamma": 0}, "gamma must be above 0, got 0"),
-        ({"scale": 0}, "scale must be at least 1 screen pixel a pixel, got 0"),
         ({"video_frame": np.zeros((3, 4, 4))}, r"video_frame must be one grey image.*\(3, 4, 4\)"),
-        ({"mask": np.zeros((4, 5), int)}, r"mask must have the shape of video_frame, \(4, 4\)"),
     ):
         with pytest.raises(ValueError, match=message):
             render_frame(**{"video_frame": np.zeros((4, 4)), "grey_range": (0, 1), **arguments})
@@ -114,12 +119,12 @@ def test_render_frame_refuses():
 def test_contact_sheet_shares_one_scale(tmp_path):
     path = tmp_path / "sheet.png"
     clips = {"bright": a_clip(grey=0.8), "dim": a_clip(grey=0.2)}
-    write_contact_sheet(clips, path, frames=[0], gamma=1)
-    dim = round(255 * 0.2 / 0.8)
+    write_contact_sheet(clips, path, frames=[0])
+    dim = round(255 * (0.2 / 0.8) ** GAMMA)
     # Magnified by 4 a nucleus is 40 x 40, drawn once plain and once with an outline and an id.
     assert 1600 < shown(pixels(path), dim) < 3200
-    write_contact_sheet({"a": a_clip()}, tmp_path / "a.png", grey_range=(0, 1), gamma=1, frames=[0])
-    assert shown(pixels(tmp_path / "a.png"), 128) > 1600
+    sheet = render_contact_sheet({"a": a_clip()}, grey_range=(0, 1), gamma=1, frames=[0])
+    assert shown(np.asarray(sheet), 128) > 1600
 
 
 def test_contact_sheet_shows_eight_frames(tmp_path):
@@ -153,10 +158,10 @@ def test_contact_sheet_refuses_missing_frames(tmp_path):
 
 
 def test_animation_has_all_frames_and_loops(tmp_path):
-    write_animation(a_clip(frames=5), tmp_path / "a.gif", frames_per_second=5)
+    write_animation(a_clip(frames=5), tmp_path / "a.gif")
     with Image.open(tmp_path / "a.gif") as image:
         assert image.n_frames == 5
-        assert image.info["duration"] == 200
+        assert image.info["duration"] == 250
         assert image.info["loop"] == 0
 
 
@@ -190,12 +195,6 @@ def test_animation_magnifies_small_clips_only(tmp_path):
         assert 600 < large.width < 650
 
 
-@pytest.mark.parametrize("speed", [0, -1, 51, float("nan")])
-def test_animation_refuses_impossible_speeds(tmp_path, speed):
-    with pytest.raises(ValueError, match="frames_per_second must be above 0, at most 50, got"):
-        write_animation(a_clip(), tmp_path / "a.gif", frames_per_second=speed)
-
-
 def test_image_grid_fills_rows(tmp_path):
     images = torch.tensor([0.0, 0.4, 0.6, 0.8, 1.0]).reshape(5, 1, 1).expand(5, 10, 10)
     write_image_grid(images, tmp_path / "g.png", columns=3, magnify=2)
@@ -215,20 +214,6 @@ def test_grid_makes_room_for_titles(tmp_path):
     assert above[1] > plain[1]
     assert left[0] == plain[0]
     assert left[1] > plain[1]
-
-
-def test_grid_refuses(tmp_path):
-    for arguments, message in (
-        ({"images": torch.zeros(4, 4)}, r"images must be \[N, H, W\].*got \(4, 4\)"),
-        ({"images": torch.zeros(0, 4, 4)}, r"with N at least 1"),
-        ({"columns": 0}, "columns must be at least 1, got 0"),
-        ({"magnify": 0}, "magnify must be at least 1"),
-        ({"titles": ["a"] * 4}, "titles must be at most 3 for these images, got 4"),
-        ({"row_titles": ["a"] * 3}, "row_titles must be at most 2 for these images, got 3"),
-    ):
-        given = {"images": torch.zeros(3, 4, 4), "columns": 2, **arguments}
-        with pytest.raises(ValueError, match=message):
-            write_image_grid(path=tmp_path / "g.png", **given)
 
 
 def test_images_refuse_other_suffixes(tmp_path):

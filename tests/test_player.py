@@ -15,6 +15,7 @@ from PIL import Image
 
 from bvdm_data.cli import cli
 from bvdm_data.clip import annotate_masks, split_gaps
+from bvdm_data.viz import pictures, player
 from bvdm_data.viz.pictures import COLOURS, write_animation
 from bvdm_data.viz.player import write_player
 
@@ -38,6 +39,11 @@ def a_clip(seed=0, frames=5, size=(40, 48), first_id=1):
     return clip
 
 
+def show_as_it_is(patch, module):
+    patch.setattr(module, "GAMMA", 1)
+    patch.setattr(module, "measure_display_range", lambda _: (0, 1))
+
+
 @pytest.fixture(scope="module")
 def clips():
     return {
@@ -50,7 +56,9 @@ def clips():
 @pytest.fixture(scope="module")
 def page(clips, tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "player.html"
-    write_player(clips, path, title="A < B", note="Made for a test.", grey_range=(0, 1), gamma=1)
+    with pytest.MonkeyPatch.context() as patch:
+        show_as_it_is(patch, player)
+        write_player(clips, path, title="A < B", note="Made for a test.")
     return path.read_text(encoding="utf-8")
 
 
@@ -110,11 +118,12 @@ def test_player_keeps_ids_above_8_bits(tmp_path):
         write_player({("0", "1"): clip}, path)
 
 
-def test_player_shares_one_grey_scale(tmp_path):
+def test_player_shares_one_grey_scale(tmp_path, monkeypatch):
     path = tmp_path / "player.html"
+    monkeypatch.setattr(player, "GAMMA", 1)
     dim, bright = a_clip(), a_clip()
     dim["video"] = dim["video"] / 4
-    write_player({("0", "dim"): dim, ("0", "bright"): bright}, path, gamma=1)
+    write_player({("0", "dim"): dim, ("0", "bright"): bright}, path)
     page = path.read_text(encoding="utf-8")
     first, second = map(shown_video, data_of(page)["clips"])
     low, high = np.percentile(torch.stack([dim["video"], bright["video"]]).numpy(), (0.5, 99.8))
@@ -197,13 +206,14 @@ def test_preview_refuses_a_page_of_nothing():
         assert message in " ".join(result.output.split())
 
 
-def test_mp4_shows_frames_in_order(tmp_path):
+def test_mp4_shows_frames_in_order(tmp_path, monkeypatch):
     ffmpeg = pytest.importorskip("imageio_ffmpeg", reason="the extra preview is not installed")
     clip = {"video": torch.linspace(0, 1, 6)[:, None, None, None].expand(6, 1, 31, 33)}
-    write_animation(clip, tmp_path / "clip.mp4", frames_per_second=5, grey_range=(0, 1), gamma=1)
+    show_as_it_is(monkeypatch, pictures)
+    write_animation(clip, tmp_path / "clip.mp4")
     command = [ffmpeg.get_ffmpeg_exe(), "-i", str(tmp_path / "clip.mp4"), "-f", "rawvideo"]
     read = subprocess.run([*command, "-pix_fmt", "rgb24", "-"], capture_output=True, check=True)
-    about = re.search(r"Video: h264 .* yuv420p.* (\d+)x(\d+).* 5 fps", read.stderr.decode())
+    about = re.search(r"Video: h264 .* yuv420p.* (\d+)x(\d+).* 4 fps", read.stderr.decode())
     width, height = map(int, about.groups())
     assert (width % 2, height % 2) == (0, 0)
     shown = np.frombuffer(read.stdout, np.uint8).reshape(6, height, width, 3)

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from bvdm_data import weights
-from bvdm_data.clip import CameraScale
 from bvdm_data.clip_check import check_clip
 from bvdm_data.datasets.ctc import write_sequence
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
@@ -24,8 +23,7 @@ SHORT = FitSettings(painter=QUICK, distilled=QUICK, pairs=8, border=10, stop=24)
 
 def make_video(masks):
     grey = np.arange(masks.size, dtype=np.float32).reshape(masks.shape)
-    scale = CameraScale(0, 255)
-    return Video((Frame(0, grey, masks, grey / 2),), np.array([[1, 0, 0, 0]]), scale)
+    return Video((Frame(0, grey, masks, grey / 2),), np.array([[1, 0, 0, 0]]))
 
 
 @pytest.mark.parametrize(("side", "factor"), [(64, 1), (65, 2), (128, 2), (384, 6)])

@@ -20,7 +20,7 @@ PAIRS = 30
 
 
 def measured(clips):
-    return measure_clips(clips, pairs=PAIRS)
+    return measure_clips([clips] if isinstance(clips, dict) else clips, pairs=PAIRS)
 
 
 def by_name(lines):

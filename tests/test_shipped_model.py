@@ -6,7 +6,7 @@ from scipy import ndimage
 from bvdm_data import FastSettings, PaperSettings, SyntheticHeLaVideos, check_clip
 from bvdm_data.clip import ANNOTATIONS
 from bvdm_data.synth import synthesis
-from bvdm_data.synth.motion import simulate_colony
+from bvdm_data.synth.motion import simulate_motion
 from bvdm_data.synth.scene import SceneSettings
 from bvdm_data.synth.synthesis import synthesise
 from bvdm_data.weights import bundled_folder, load, read_card
@@ -53,9 +53,9 @@ def test_nothing_leaps_or_steals(method, variation):
 def test_mitosis_shows_as_in_video():
     model, last, first = load("hela"), [], []
     for seed in range(8):
-        paths = simulate_colony(
-            model.shapes, model.lives, model.motion, frames=24, size=(512, 512), nuclei=None,
-            generator=np.random.default_rng(seed),
+        paths = simulate_motion(
+            model.shapes, model.lives, model.motion, families=True, frames=24, size=(512, 512),
+            nuclei=None, generator=np.random.default_rng(seed),
         )  # fmt: skip
         last += [path.cell.stages[-1] for path in paths if path.cell.divides]
         first += [path.cell.stages[0] for path in paths if path.cell.parent]

@@ -55,7 +55,7 @@ def test_few_frames_take_lives_over(run, monkeypatch):
 
 def test_pool_compares_streams(run):
     pools = {"fresh": None, "pool": PoolSettings(pairs=2, renew=0)}
-    results = study_pool.measure(run, pools, timed=1)
+    results = study_pool.measure(run, pools, seconds=0)
     assert [row["arm"] for part in results.values() for row in part["rows"]] == ["fresh", "pool"]
     assert [part["pool"] for part in results.values()] == [None, {"pairs": 2, "renew": 0}]
     assert all(part["seconds_per_clip"] > 0 for part in results.values())

@@ -9,11 +9,10 @@ from bvdm_data.datasets.ctc_videos import CTCVideos
 from bvdm_data.evaluation.nucleus_features import list_detections
 from bvdm_data.evaluation.video_statistics import (
     TextureAutocorrelation,
-    cut_patch,
     find_pairs_at_lag,
     measure_texture_autocorrelation,
 )
-from bvdm_data.fitting.texture_noise import LAGS, correlate_registered
+from bvdm_data.fitting.texture_noise import LAGS, correlate_registered, cut_patch
 from tests.helpers.films import as_clip, draw_film, grain
 
 
@@ -93,7 +92,7 @@ def turned_picture(turn):
     label = ndimage.affine_transform(mask.astype(float), back, offset, order=1) >= 0.5
     for grey, where in ((image, mask), (moved, label)):
         centre = np.array(ndimage.center_of_mass(where))
-        yield cut_patch(grey.astype(np.float32), 7 * where.astype(np.int32), 7, centre)
+        yield cut_patch(grey.astype(np.float32), where, centre)
 
 
 @pytest.mark.parametrize("turn", [0, 33, -40])
@@ -114,22 +113,22 @@ def test_correlation_ignores_brightness_and_contrast():
     clip = draw_film(1.0, frames=2)
     seen = list_detections([clip])
     images, masks = clip["video"][:, 0].numpy(), clip["masks"].numpy()
-    one = cut_patch(images[0], masks[0], 1, seen.centre[0])
+    one = cut_patch(images[0], masks[0] == 1, seen.centre[0])
     brighter = replace(one, light=3 * one.light + 0.2)
     assert correlate_registered(one, brighter) == pytest.approx(1, abs=1e-3)
     assert correlate_registered(one, replace(one, light=-one.light)) < 0.9
 
 
 def test_nuclei_near_edges_are_cut():
-    image, masks = np.zeros((30, 40), np.float32), np.zeros((30, 40), np.int32)
-    masks[2:12, 25:38] = 4
-    picture = cut_patch(image, masks, 4, np.array([6.5, 31.0]))
+    image, mask = np.zeros((30, 40), np.float32), np.zeros((30, 40), bool)
+    mask[2:12, 25:38] = True
+    picture = cut_patch(image, mask, np.array([6.5, 31.0]))
     assert picture.light.shape == picture.inside.shape == (49, 49)
     assert int(picture.inside.sum()) == 6 * 9  # more than 2 px deep
     assert picture.rest.tolist() == [0.5, 0.0]
-    masks[:] = 0
-    masks[14:18, 10:30] = 1  # without an inside
-    thin = cut_patch(image, masks, 1, np.array([15.5, 19.5]))
+    mask[:] = False
+    mask[14:18, 10:30] = True  # without an inside
+    thin = cut_patch(image, mask, np.array([15.5, 19.5]))
     assert np.isnan(correlate_registered(thin, thin))
 
 

@@ -1,8 +1,6 @@
 """Described: what a data set says of itself, on one line and in a notebook."""
 
 import inspect
-import io
-from base64 import b64encode
 from collections.abc import Mapping, Sized
 from dataclasses import fields, is_dataclass
 from html import escape
@@ -67,21 +65,18 @@ class Described:
         if not hasattr(self, "clip"):
             return ""
         try:
-            from bvdm_data.viz.pictures import choose_frames, render_contact_sheet
+            from bvdm_data.viz.pictures import choose_frames, encode_image, render_contact_sheet
 
             if not self._is_quick():
                 return "<code>bvdm_data.show(videos.clip(0))</code> shows the first clip."
             clip = self.clip(0)
             take_part(clip, "video")
             frames = choose_frames("clip", len(clip["video"]), None, most=SHOWN_FRAMES)
-            file = io.BytesIO()
-            render_contact_sheet({"clip 0": clip}, frames=frames).save(
-                file, "WEBP", quality=QUALITY
-            )
+            sheet = render_contact_sheet({"clip 0": clip}, frames=frames)
+            content = encode_image(sheet, "WEBP", quality=QUALITY)
         except Exception as error:
             return f"No picture: {escape(cut_words(str(error), 4 * LONGEST))}"
-        content = b64encode(file.getvalue()).decode()
-        return f'<img style="max-width:100%" src="data:image/webp;base64,{content}">'
+        return f'<img style="max-width:100%" src="{content}">'
 
 
 def _differs(value: object, default: object) -> bool:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from bvdm_data.clip import PHASES, CameraScale
 from bvdm_data.datasets.ctc import CTCSequence
 from bvdm_data.fitting.contours import trace_contours
-from bvdm_data.fitting.denoiser import AlignedCrops, extract_aligned_crops, make_batches
+from bvdm_data.fitting.denoiser import AlignedCrops, extract_aligned_crops, split_crops
 from bvdm_data.fitting.nuclei import check_fittable, extract_crops, measure_nuclei
 from bvdm_data.fitting.training import (
     Losses,
@@ -28,7 +28,6 @@ from bvdm_data.fitting.training import (
     TrainingSettings,
     average_parts,
     compute_fingerprint,
-    split_tracks,
     train_network,
 )
 from bvdm_data.fitting.video import read_video
@@ -44,7 +43,6 @@ ERROR_WEIGHT = 0.5  # of the absolute error, beside the discriminator's verdict 
 CHANNELS = (32, 64, 128)  # of the discriminator, at 1/2, 1/4 and 1/8 of the image's resolution
 # The discriminator sees fine structure apart, so many times as strong; it would overlook it.
 DETAIL = 5.0
-_CHECKED = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,14 +141,8 @@ def train_cell_cycle_gan(
 
 def _make_losses(crops: AlignedCrops, network: _GAN, training: TrainingSettings) -> Losses:
     """Return the loss of both networks, and the absolute error on held-out tracks."""
-    # On the scale of the network from here on.
-    image = network.generator.normalize(crops.light[:, 0].float(), crops.brightness)
-    samples = replace(crops, light=image.half())
-    learn, held = split_tracks(samples.track, training.seed)
-    draw_batch = make_batches(samples, learn, training.batch)
-    generator = torch_rng(training.seed, "cell-cycle-gan", "held out")
-    check = samples.at(held[torch.randint(len(held), (_CHECKED,), generator=generator)])
-    check_noise = torch.randn(check.light.shape, generator=generator)
+    given = crops, network.generator, training
+    draw_batch, check, check_noise, _ = split_crops("cell-cycle-gan", *given)
 
     def train_loss(model: Any, step: int) -> Tensor:
         generator = torch_rng(training.seed, "cell-cycle-gan", step)

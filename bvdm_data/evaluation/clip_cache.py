@@ -51,6 +51,22 @@ def hash_clips(clip: Mapping[str, object]) -> str:
     return compute_fingerprint(*(part for pair in tensors for part in pair))
 
 
+@dataclass(frozen=True)
+class FirstClips(Dataset[Clip]):
+    """The first clips of an endless source; each is made when it is needed."""
+
+    source: ClipSource
+    count: int
+
+    def __len__(self) -> int:
+        """Return the number of clips."""
+        return self.count
+
+    def __getitem__(self, index: int) -> Clip:
+        """Return one clip."""
+        return self.source.clip(index)
+
+
 class CachedClips(Dataset[Clip]):
     """The first clips of a data set, read from disk; ``clip(i)`` repeats them without end."""
 
@@ -125,22 +141,12 @@ def cache_clips(
     missing = [index for index in range(count) if not _get_path(place, index).exists()]
     # Without a generator, the loader would draw from the global random state.
     options: dict[str, Any] = {"num_workers": workers, "generator": torch.Generator()}
-    loader = DataLoader(_Numbered(source), batch_size=None, sampler=missing, **options)
+    loader = DataLoader(FirstClips(source, count), batch_size=None, sampler=missing, **options)
     start, is_quiet = count - len(missing), not progress
     bar = tqdm(loader, total=count, initial=start, desc="clips", disable=is_quiet)
     for index, clip in zip(missing, cast(Iterator[Clip], bar), strict=True):
         _write_clip(place, index, clip)
     return CachedClips(place, count, key, source)
-
-
-@dataclass
-class _Numbered(Dataset[Clip]):
-    """A source as a map-style data set, which workers share out."""
-
-    source: ClipSource
-
-    def __getitem__(self, index: int) -> Clip:
-        return self.source.clip(index)
 
 
 def _get_path(folder: Path, index: int) -> Path:

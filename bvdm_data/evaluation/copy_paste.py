@@ -5,24 +5,19 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, SupportsIndex, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from scipy import ndimage
 from scipy.stats import median_abs_deviation
-from torch.utils.data import Dataset
 
 from bvdm_data.background import estimate_background, mask_background
 from bvdm_data.clip import CameraScale, Clip, annotate_masks, split_gaps
 from bvdm_data.datasets.ctc import guess_scale, read_sequence
 from bvdm_data.datasets.windows import find_field
 from bvdm_data.rng import numpy_rng
-from bvdm_data.validate import (
-    as_index,
-    as_number,
-)
 
 ISOLATION = 6  # A nucleus is used where no other label is nearer than this, px (our choice)
 HALO = 3  # width of the rim of light that is pasted with a nucleus, px (our choice)
@@ -160,7 +155,7 @@ def is_placeable(labels: Masks, here: Slices, mask: Bool, areas: list[int]) -> b
     return True
 
 
-class CopyPaste(Dataset[Clip]):
+class CopyPaste:
     """Isolated nuclei of a real video, pasted on its empty background: no network, no time.
 
     Each clip has one frame. Its background is a random window of a real frame, in which noise from
@@ -169,8 +164,8 @@ class CopyPaste(Dataset[Clip]):
     or darker (see ``BRIGHTNESS``), and their light, with a rim of 3 px, is added. Where masks
     overlap, the later one is on top. Ids count from 1.
 
-    Clip ``i`` is a pure function of the files, the arguments, the seed and ``i``. No other
-    sequence, and no frame from ``stop`` on, is opened.
+    Clip ``i`` is a pure function of the files, the arguments and ``i``. No other sequence, and no
+    frame from ``stop`` on, is opened.
     """
 
     def __init__(
@@ -179,23 +174,18 @@ class CopyPaste(Dataset[Clip]):
         *,
         sequence: str = "01",
         size: tuple[int, int] = (256, 256),
-        seed: int = 0,
         stop: int | None = None,
         nuclei: tuple[float, float] = NUCLEI,
         scale: CameraScale | None = None,
         border: int = 25,
-        max_cells: int | None = None,
     ) -> None:
         """Cut out the nuclei; see the class."""
-        self.size, self.seed, self.nuclei, self.border = size, seed, nuclei, border
-        most = 1 + math.floor(self._expect(nuclei[1]))
-        self.max_cells = most if max_cells is None else max_cells
+        self.size, self.nuclei, self.border = size, nuclei, border
+        self.max_cells = 1 + math.floor(self._expect(nuclei[1]))
         whole = read_sequence(Path(root).expanduser().absolute(), sequence)
         self.source = whole.cut(whole.numbers[0], stop)
         self._field = find_field(self.source.shape, self.border, self.size)
         self.scale = scale or guess_scale(self.source)
-        once = len(self.source) * math.prod(self._field) / math.prod(self.size)
-        self.length = math.ceil(once)
         self._cache: OrderedDict[int, Background] = OrderedDict()
         self.library: list[Nucleus] = []
         for number in self.source.numbers:
@@ -209,29 +199,20 @@ class CopyPaste(Dataset[Clip]):
                 f"others and {self.border} px off the edge, got none in {len(self.source)} frames"
             )
 
-    def __len__(self) -> int:
-        """Return the number of clips an epoch."""
-        return self.length
-
-    def __getitem__(self, index: SupportsIndex) -> Clip:
-        """Return a clip; from ``-len`` to -1 counts from the end."""
-        return self.clip(as_index(index, self.length))
-
-    def clip(self, index: SupportsIndex) -> Clip:
+    def clip(self, index: int) -> Clip:
         """Return clip ``index`` of an endless series.
 
         ``video`` ``[1, 1, H, W]``, ``masks`` ``[1, H, W]``, ``tracks`` ``[max_cells, 4]``,
         ``index`` and ``source`` (1); see :class:`bvdm_data.clip.Clip`.
         """
-        number = as_number(index)
-        rng = numpy_rng(self.seed, "copy-paste", number)
+        rng = numpy_rng(0, "copy-paste", index)
         light, labels = self._paste_nuclei(rng)
         grey = (self._draw_empty_tile(rng) + light)[None, None]
         camera = self.scale.to_grey(self.scale.to_counts(grey))
         masks, table, _ = split_gaps(labels[None], {})
         clip: dict[str, Any] = {"video": torch.from_numpy(camera)}
         clip |= annotate_masks(masks, table, ("masks", "tracks"), self.max_cells)
-        clip |= {"index": torch.tensor(number), "source": torch.tensor(1, dtype=torch.int8)}
+        clip |= {"index": torch.tensor(index), "source": torch.tensor(1, dtype=torch.int8)}
         return cast(Clip, clip)
 
     def __getstate__(self) -> dict[str, Any]:

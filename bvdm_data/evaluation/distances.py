@@ -77,27 +77,22 @@ def convert_to_display(grey: Tensor) -> Tensor:
     return ((grey - BLACK) / (WHITE - BLACK)).clamp(0, 1) ** GAMMA
 
 
-def cut_tiles(clips: Clip | MapStyle, count: int, *, seed: int = 0, size: int = TILE) -> Images:
+def cut_tiles(clips: MapStyle, count: int, *, seed: int = 0, size: int = TILE) -> Images:
     """Cut random tiles, which may overlap, out of all frames of some clips."""
-    several, rng = _as_sequence(clips), numpy_rng(seed, "tiles")
-    shapes = np.array([several[number]["video"].shape for number in range(len(several))])
-    number = rng.integers(len(several), size=count)
+    rng = numpy_rng(seed, "tiles")
+    shapes = np.array([clips[number]["video"].shape for number in range(len(clips))])
+    number = rng.integers(len(clips), size=count)
     limits = np.maximum(shapes[number] - np.array([0, 0, size - 1, size - 1]), 1)
     frame, identity, top, left = rng.integers(limits).T
     places = np.stack([number, frame, identity, top, left], 1)
-    return extract_crops(several, places, size)
+    return extract_crops(clips, places, size)
 
 
-def _as_sequence(clips: Clip | MapStyle) -> MapStyle:
-    """Return several clips, also where only one is given."""
-    return [clips] if isinstance(clips, dict) else clips
-
-
-def find_nuclei(clips: Clip | MapStyle, size: int) -> Places:
+def find_nuclei(clips: MapStyle, size: int) -> Places:
     """Find the nuclei whose crop lies in the frame: clip, frame, id, top and left, ``[n, 5]``."""
-    several, places = _as_sequence(clips), []
-    for number in range(len(several)):
-        for frame, labels in enumerate(several[number]["masks"].numpy()):
+    places = []
+    for number in range(len(clips)):
+        for frame, labels in enumerate(clips[number]["masks"].numpy()):
             for identity, box in enumerate(ndimage.find_objects(labels), start=1):
                 corner = [(side.start + side.stop) // 2 - size // 2 for side in box or ()]
                 limits = zip(corner, labels.shape, strict=False)
@@ -117,7 +112,7 @@ def follow_nuclei(places: Places, frames: int) -> Places:
     return places[np.array(whole, np.int64).reshape(-1, frames)]
 
 
-def sample_crops(places: Places, count: int, seed: int, name: str) -> Places:
+def sample_crops(places: Places, count: int, name: str) -> Places:
     """Choose some places at random, none twice: rows in random order, ``[count, ..., 5]``."""
     if not 1 <= count <= len(places):
         frames = places.shape[1] if places.ndim == 3 else 1
@@ -127,15 +122,15 @@ def sample_crops(places: Places, count: int, seed: int, name: str) -> Places:
             f"{len(places)}; give more clips, or a smaller count (--crops) for all sets: distances "
             "of different counts cannot be compared"
         )
-    return places[numpy_rng(seed, "nuclei").permutation(len(places))[:count]]
+    return places[numpy_rng(0, "nuclei").permutation(len(places))[:count]]
 
 
-def extract_crops(clips: Clip | MapStyle, places: Places, size: int) -> Images:
+def extract_crops(clips: MapStyle, places: Places, size: int) -> Images:
     """Cut images, or videos where each row of places is ``[frames, 5]``, out of clips."""
-    several, single = _as_sequence(clips), places.reshape(-1, 5)
+    single = places.reshape(-1, 5)
     out = torch.empty(len(single), size, size)
     for number in np.unique(single[:, 0]).tolist():
-        video = several[number]["video"]
+        video = clips[number]["video"]
         for row in np.flatnonzero(single[:, 0] == number).tolist():
             _, frame, _, top, left = single[row].tolist()
             out[row] = video[frame, 0, top : top + size, left : left + size]
@@ -202,12 +197,11 @@ class FeatureDistance:
 
 
 def measure_feature_distance(
-    sets: Mapping[str, Clip | MapStyle],
-    reference: Clip | MapStyle,
+    sets: Mapping[str, MapStyle],
+    reference: MapStyle,
     *,
     count: int,
     features: Features,
-    seed: int = 0,
     size: int = CROP,
 ) -> list[FeatureDistance]:
     """Measure the distance of nuclei in several sets of clips to those of real clips.
@@ -222,19 +216,19 @@ def measure_feature_distance(
     half with its first frame repeated, and with its frames in random order.
     """
 
-    def choose(clips: Clip | MapStyle, count: int, name: str) -> Places:
+    def choose(clips: MapStyle, count: int, name: str) -> Places:
         found = follow_nuclei(find_nuclei(clips, size), features.frames)
-        return sample_crops(found, count, seed, name)
+        return sample_crops(found, count, name)
 
     both = choose(reference, 2 * count, "reference")
-    chosen: dict[str, tuple[Clip | MapStyle, Places]] = {FLOOR: (reference, both[count:])}
+    chosen: dict[str, tuple[MapStyle, Places]] = {FLOOR: (reference, both[count:])}
     for name, clips in sets.items():
         chosen[name] = clips, choose(clips, count, f"sets[{name!r}]")
-    for name, clips in corrupt(reference, seed=seed).items():
+    for name, clips in corrupt(reference).items():
         chosen[name] = clips, both[count:]
     if features.frames > 1:
         steps = np.tile(np.arange(features.frames), (count, 1))
-        mixed = numpy_rng(seed, "order").permuted(steps, axis=1)
+        mixed = numpy_rng(0, "order").permuted(steps, axis=1)
         for name, order in zip(DISORDERED, (0 * steps, mixed), strict=True):
             chosen[name] = reference, np.take_along_axis(both[count:], order[..., None], 1)
     target, groups = features(extract_crops(reference, both[:count], size)), _number(both[:count])
@@ -246,12 +240,11 @@ def measure_feature_distance(
 
 
 def measure_tile_distance(
-    sets: Mapping[str, Clip | MapStyle],
-    reference: Clip | MapStyle,
+    sets: Mapping[str, MapStyle],
+    reference: MapStyle,
     *,
     count: int,
     features: Features,
-    seed: int = 0,
     size: int = TILE,
 ) -> list[FeatureDistance]:
     """Measure the distance of tiles of several sets of clips to those of real clips.
@@ -260,10 +253,10 @@ def measure_tile_distance(
     may overlap those they are compared to. Tiles of one video overlap and show the same nuclei
     again, so no error is given.
     """
-    both = features(cut_tiles(reference, 2 * count, seed=seed, size=size))
+    both = features(cut_tiles(reference, 2 * count, size=size))
     tiles = {FLOOR: both[count:]}
-    for name, clips in {**sets, **corrupt(reference, seed=seed)}.items():
-        tiles[name] = features(cut_tiles(clips, count, seed=seed + 1, size=size))
+    for name, clips in {**sets, **corrupt(reference)}.items():
+        tiles[name] = features(cut_tiles(clips, count, seed=1, size=size))
     return [_compare(name, rows, both[:count], features.name) for name, rows in tiles.items()]
 
 
@@ -307,7 +300,8 @@ def compute_kernel_distance(
     a, b = _check_features(a, b)
     if groups is None:
         groups = np.arange(len(a)), np.arange(len(b))
-    within, between = [_kernel(x, x).fill_diagonal_(0) for x in (a, b)], _kernel(a, b)
+    within = [_compute_kernel(x, x).fill_diagonal_(0) for x in (a, b)]
+    between = _compute_kernel(a, b)
     means = [float(x.sum()) / (len(x) * (len(x) - 1)) for x in within]
     value = sum(means) - 2 * float(between.mean())
     parts = zip(within, (between, between.T), means[::-1], groups, strict=True)
@@ -315,15 +309,15 @@ def compute_kernel_distance(
     return Estimate(value, variance**0.5)
 
 
-def corrupt(clips: Clip | MapStyle, *, seed: int = 0) -> dict[str, MapStyle]:
+def corrupt(clips: MapStyle) -> dict[str, MapStyle]:
     """Damage clips in three ways that a feature distance has to notice."""
 
     def add_noise(video: Tensor, _: Tensor, number: int) -> Tensor:
-        noise = torch.randn(video.shape, generator=torch_rng(seed, "damage", number))
+        noise = torch.randn(video.shape, generator=torch_rng(0, "damage", number))
         return noise.mul_(NOISE).add_(video).clamp_(0, 1)
 
-    several, changes = _as_sequence(clips), (_blur, add_noise, _flatten)
-    return {key: _Corrupted(several, change) for key, change in zip(DAMAGED, changes, strict=True)}
+    changes = _blur, add_noise, _flatten_nuclei
+    return {key: _Corrupted(clips, change) for key, change in zip(DAMAGED, changes, strict=True)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -337,8 +331,6 @@ class _Corrupted:
         return len(self.clips)
 
     def __getitem__(self, index: int, /) -> Clip:
-        if not 0 <= index < len(self):
-            raise IndexError(f"index must be from 0 to {len(self) - 1}, got {index}")
         clip = self.clips[index]
         return cast(Clip, {**clip, "video": self.change(clip["video"], clip["masks"], index)})
 
@@ -347,7 +339,7 @@ def _blur(video: Tensor, _: Tensor, __: int) -> Tensor:
     return torch.from_numpy(ndimage.gaussian_filter(video.numpy(), (0, 0, BLUR, BLUR)))
 
 
-def _flatten(video: Tensor, masks: Tensor, _: int) -> Tensor:
+def _flatten_nuclei(video: Tensor, masks: Tensor, _: int) -> Tensor:
     flat, side = video.clone(), 2 * RIM + 1
     for image, labels in zip(flat[:, 0], masks.numpy(), strict=True):
         same = ndimage.minimum_filter(labels, side) == ndimage.maximum_filter(labels, side)
@@ -373,7 +365,7 @@ def _check_features(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return a.double(), b.double()
 
 
-def _kernel(x: Tensor, y: Tensor) -> Tensor:
+def _compute_kernel(x: Tensor, y: Tensor) -> Tensor:
     return (x @ y.T / x.shape[1] + 1) ** 3
 
 

@@ -10,8 +10,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from bvdm_data.background import estimate_background
-from bvdm_data.clip import CameraScale, Clip
+from bvdm_data.clip import Clip
 from bvdm_data.datasets.ctc import read_sequence
 from bvdm_data.datasets.ctc_videos import CTCVideos
 from bvdm_data.datasets.synthetic import as_method
@@ -31,8 +30,8 @@ from bvdm_data.evaluation.seg_tra import Reference, read_reference
 from bvdm_data.evaluation.segmenter import SegmenterSettings
 from bvdm_data.evaluation.transfer import read_other, transform_reference
 from bvdm_data.files import check_writable
-from bvdm_data.fitting.nuclei import assign_stages, extract_crops
-from bvdm_data.fitting.video import Frame, Video
+from bvdm_data.fitting.nuclei import extract_crops, measure_nuclei
+from bvdm_data.fitting.video import make_video
 from bvdm_data.synth.paper import PaperSettings
 from bvdm_data.system import get_machine_info, list_versions, require
 from bvdm_data.viz.pictures import write_contact_sheet
@@ -130,7 +129,7 @@ QUICK = Questions(
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class Evaluation:
     """One evaluation with its real videos, each of which is read once."""
 
     data: Data
@@ -230,7 +229,7 @@ def evaluate(
         )
     for root, sequence in ((data.root, data.test), *data.also):
         check_unseen(data, root, sequence)
-    run = Run(data, questions, say)
+    run = Evaluation(data, questions, say)
     say(f"test video {data.test}: {len(run.reference.video)} frames")
     if report is not None:
         check_writable(Path(report))
@@ -247,12 +246,12 @@ def evaluate(
     return results
 
 
-def evaluate_distance(run: Run) -> dict[str, Any]:
+def evaluate_distance(run: Evaluation) -> dict[str, Any]:
     """Measure the feature distance of synthetic clips to the training video (paper, table 1)."""
     data, budget = run.unvaried, run.questions.budget
     count = arms.count_real_clips(data) if budget.clips is None else budget.clips
     sets: dict[str, Any] = {
-        f"real {data.test}": run.test_clip,
+        f"real {data.test}": [run.test_clip],
         "synthetic": arms.make_synthetic_clips(data, count),
     }
     for name in run.questions.arms:
@@ -264,12 +263,12 @@ def evaluate_distance(run: Run) -> dict[str, Any]:
             sets[name] = [pasted.clip(index) for index in range(PASTED)]
     features, side = distances.load_efficientnet_lite0(), min(distances.TILE, *data.size)
     crop = min(distances.CROP, 3 * min(data.size) // 8)  # small clips must show it whole, too
-    given: dict[str, Any] = {"reference": run.train_clip, "features": features}
+    given: dict[str, Any] = {"reference": [run.train_clip], "features": features}
     crops = distances.measure_feature_distance(sets, count=budget.crops, size=crop, **given)
     tiles = distances.measure_tile_distance(sets, count=budget.tiles, size=side, **given)
     given = {"count": budget.crops, "size": crop, "say": run.log}
     kinds = {"crops": crops, "tiles": tiles}
-    kinds |= measure_further_distances(sets, run.train_clip, **given)
+    kinds |= measure_further_distances(sets, [run.train_clip], **given)
     for kind, rows in kinds.items():
         for row in rows:
             kernel = f"{row.kernel.value:.1f} +- {row.kernel.error:.1f}"
@@ -282,7 +281,7 @@ def evaluate_distance(run: Run) -> dict[str, Any]:
     return {kind: [*map(asdict, rows)] for kind, rows in kinds.items()} | {"note": note}
 
 
-def evaluate_realism(run: Run) -> dict[str, Any]:
+def evaluate_realism(run: Evaluation) -> dict[str, Any]:
     """Compare synthetic videos, the training video and the held-out video by measured quantities.
 
     The synthetic videos are as long as the training video; see :class:`Budget` for their size.
@@ -304,7 +303,7 @@ def evaluate_realism(run: Run) -> dict[str, Any]:
     return {"lines": [asdict(line) for line in lines], "synthetic_films": count, "edges": edges}
 
 
-def compare_edges(run: Run) -> dict[str, EdgesByLight]:
+def compare_edges(run: Evaluation) -> dict[str, EdgesByLight]:
     """Measure the outlines of clips that networks are trained on, and of both real videos.
 
     Synthetic clips vary as they do in training. All are windows of one frame of twice the size of
@@ -325,14 +324,14 @@ def compare_edges(run: Run) -> dict[str, EdgesByLight]:
     return edges
 
 
-def evaluate_training(run: Run) -> dict[str, Any]:
+def evaluate_training(run: Evaluation) -> dict[str, Any]:
     """Train and test one segmenter for every arm and seed (paper, table 1)."""
     (trials,) = run.train(run.arms, {run.data.test: run.reference}).values()
     summary = experiment.summarize_trials(trials, run.questions.budget.segmenter)
     return summary | {"ceiling": asdict(experiment.score_oracle(run.reference))}
 
 
-def evaluate_transfer(run: Run) -> dict[str, Any]:
+def evaluate_transfer(run: Evaluation) -> dict[str, Any]:
     """Test the same segmenters on the changed test video, and on further annotated videos."""
     data, tests = run.data, transform_reference(run.reference)
     known = run.train_clip["video"].numpy()
@@ -342,7 +341,7 @@ def evaluate_transfer(run: Run) -> dict[str, Any]:
     return {name: {"rows": experiment.compare_arms(made)} for name, made in trials.items()}
 
 
-def evaluate_linking(run: Run) -> dict[str, Any]:
+def evaluate_linking(run: Evaluation) -> dict[str, Any]:
     """Compare linkers on reference masks, on these with planted errors, and on segmented masks."""
     data, budget, test = run.data, run.questions.budget, run.reference
     detections = {"reference": test.masks, "planted": linking.plant_errors(test)}
@@ -364,16 +363,11 @@ def evaluate_linking(run: Run) -> dict[str, Any]:
 def make_full_clip(video: Reference) -> Clip:
     """Make a clip of a whole real video, less the border band, with stages as in the fit.
 
-    A nucleus whose stage :func:`assign_stages` does not know has -1.
+    A nucleus whose stage :func:`measure_nuclei` does not know has -1.
     """
-    # The images are grey values, so their scale is the identity.
-    frames = tuple(
-        Frame(t, grey, masks, estimate_background(grey, masks))
-        for t, (grey, masks) in enumerate(zip(video.video, video.masks, strict=True))
-    )
-    crops = extract_crops(Video(frames, video.tracks, CameraScale(0, 1)))
-    stages = np.full((len(video.tracks), len(frames)), -1, np.int8)
-    stages[crops.track - 1, crops.frame] = assign_stages(crops, video.tracks)
+    crops = extract_crops(make_video(video.video, video.masks, video.tracks))
+    stages = np.full((len(video.tracks), len(video.video)), -1, np.int8)
+    stages[crops.track - 1, crops.frame] = measure_nuclei(crops, video.tracks).stage
     down, right = (slice(video.border, side - video.border) for side in video.video.shape[1:])
     return Clip(
         video=torch.from_numpy(video.video[:, None, down, right].copy()),
@@ -385,7 +379,7 @@ def make_full_clip(video: Reference) -> Clip:
     )
 
 
-def write_pictures(run: Run, folder: Path) -> dict[str, Path]:
+def write_pictures(run: Evaluation, folder: Path) -> dict[str, Path]:
     """Write a sheet of real, held-out and synthetic frames at one grey scale; path by caption."""
     data, clips = run.unvaried, {}
     for name, clip in ((data.train, run.train_clip), (data.test, run.test_clip)):
@@ -419,7 +413,7 @@ def check_unseen(data: Data, root: Path, test: str) -> None:
             )
 
 
-def describe_run(run: Run) -> dict[str, Any]:
+def describe_run(run: Evaluation) -> dict[str, Any]:
     """Return as JSON values what is evaluated, on which machine, and when."""
     data, videos = run.data, arms.make_synthetic_dataset(run.data)
     return {

@@ -186,10 +186,8 @@ def compare_arms(trials: Sequence[Trial]) -> list[dict[str, Any]]:
         for figure in FIGURES:
             values = {trial.seed: getattr(trial, figure) for trial in own}
             gains = [values[seed] - getattr(base[seed], figure) for seed in values if seed in base]
-            gain, deviation = _compute_mean_and_spread(gains)
-            row["mean"][figure], row["spread"][figure] = _compute_mean_and_spread(
-                [*values.values()]
-            )
+            gain, deviation = compute_mean_and_spread(gains)
+            row["mean"][figure], row["spread"][figure] = compute_mean_and_spread([*values.values()])
             row["gain"][figure] = gain
             row["error"][figure] = deviation / math.sqrt(max(len(gains), 1))
             row["seeds_needed"][figure] = _count_seeds_needed(gain, deviation)
@@ -215,7 +213,8 @@ def _hash_trial(arm: Arm, seed: int, settings: SegmenterSettings) -> str:
     return compute_fingerprint("trial", arm.identity, settings, seed, constants, *first)
 
 
-def _compute_mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
+def compute_mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    """Return mean and standard deviation; NaN where there are too few values."""
     mean = float(np.mean(values)) if values else math.nan
     return mean, float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import models
 
-from bvdm_data.clip import Clip
 from bvdm_data.datasets.sources import MapStyle
 from bvdm_data.evaluation.distances import (
     FLOOR,
@@ -48,8 +47,8 @@ _FALLBACK = "PYTORCH_ENABLE_MPS_FALLBACK"
 
 
 def measure_further_distances(
-    sets: Mapping[str, Clip | MapStyle],
-    reference: Clip | MapStyle,
+    sets: Mapping[str, MapStyle],
+    reference: MapStyle,
     *,
     count: int,
     size: int,
@@ -82,7 +81,7 @@ def measure_further_distances(
     return found
 
 
-def _count_crops(clips: Clip | MapStyle, size: int, frames: int) -> int:
+def _count_crops(clips: MapStyle, size: int, frames: int) -> int:
     return len(follow_nuclei(find_nuclei(clips, size), frames))
 
 

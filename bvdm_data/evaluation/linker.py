@@ -17,7 +17,6 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from bvdm_data.adapters.common import find_ancestors, match_relatives
@@ -30,7 +29,7 @@ from bvdm_data.adapters.trackastra import (
 from bvdm_data.clip import Clip, take_part
 from bvdm_data.datasets.ctc_videos import DEFAULT_BORDER
 from bvdm_data.datasets.detections import DetectionErrors, link_detections
-from bvdm_data.datasets.sources import ClipSource, MapStyle
+from bvdm_data.datasets.sources import MapStyle
 from bvdm_data.evaluation.clip_cache import hash_clips
 from bvdm_data.evaluation.seg_tra import clear_outside
 from bvdm_data.fitting.tracker import Labels, Node, Tracked, apply_links
@@ -56,12 +55,7 @@ def make_clip_windows(clip: Clip, frames: int, gap: int = 1) -> list[Window]:
         raise ValueError(
             f"window must be at most the {len(clip['video'])} frames of a clip, got {frames}"
         )
-    masks = clip["masks"].numpy().astype(np.int32)
-    features = _extract_features(clip["video"][:, 0].numpy(), masks)
-    with _silence():
-        windows: list[Window] = import_trackastra("trackastra.data").build_windows(
-            features, frames, progbar_class=_NO_BAR, as_torch=True
-        )
+    _, windows = _cut_windows(clip["video"][:, 0].numpy(), clip["masks"].numpy(), frames)
     lines = find_ancestors(clip["tracks"][clip["tracks"][:, 0] > 0].numpy())
     for window in windows:
         window["assoc_matrix"] = match_relatives(lines, window["labels"].long())
@@ -113,14 +107,18 @@ def augment_window(window: Window, rng: torch.Generator) -> Window:
     return window | {"coords": coords, "features": features}
 
 
-def _extract_features(video: npt.NDArray[np.float32], masks: Labels) -> Sequence[Any]:
-    """Measure the nuclei of each frame with Trackastra."""
+def _cut_windows(
+    video: npt.NDArray[np.float32], masks: Labels, frames: int
+) -> tuple[Sequence[Any], list[Window]]:
+    """Measure the nuclei of each frame with Trackastra, and cut overlapping windows."""
+    data = import_trackastra("trackastra.data")
     with _silence():
         bright = import_trackastra("trackastra.utils").normalize(video)
-        features: Sequence[Any] = import_trackastra("trackastra.data").get_features(
+        features = data.get_features(
             masks.astype(np.int32), bright, features="wrfeat", ndim=2, progbar_class=_NO_BAR
         )
-    return features
+        windows = data.build_windows(features, frames, progbar_class=_NO_BAR, as_torch=True)
+    return features, windows
 
 
 def keep_within_gap(times: Tensor, most: int = 1) -> Tensor:
@@ -191,23 +189,6 @@ class LinkerSettings:
             )
 
 
-@dataclass(frozen=True)
-class FirstClips(Dataset[Clip]):
-    """The first clips of an endless source; each is made when it is needed."""
-
-    source: ClipSource
-    count: int
-
-    def __len__(self) -> int:
-        """Return the number of clips."""
-        return self.count
-
-    def __getitem__(self, index: int) -> Clip:
-        """Return one clip."""
-        clip: Clip = self.source.clip(index)
-        return clip
-
-
 @dataclass(frozen=True, eq=False)
 class Linker:
     """A trained linker."""
@@ -245,13 +226,13 @@ def train_linker(
             if windows:
                 batch.append(augment_window(windows[int(place * len(windows))], rng))
             if len(batch) == training.batch:
-                return _loss(model, batch, settings.gap)
+                return _compute_loss(model, batch, settings.gap)
         raise ValueError("clips must show nuclei in two frames in a row, got hardly any")
 
     def val_loss(model: nn.Module) -> float:
         held = [window for index in range(known, len(clips)) for window in get_windows(index)]
         parts = [held[start : start + 16] for start in range(0, len(held), 16)]
-        losses = [float(_loss(model, part, settings.gap)) for part in parts]
+        losses = [float(_compute_loss(model, part, settings.gap)) for part in parts]
         return float(np.mean(losses or [0.0]))
 
     make = functools.partial(
@@ -335,11 +316,8 @@ def predict_links(linker: Linker, video: npt.NDArray[np.float32], masks: Labels)
     tracking = import_trackastra("trackastra.tracking")
     if not masks.any():
         return tracking.build_graph([])
-    features = _extract_features(video, masks)
+    features, windows = _cut_windows(video, masks, linker.settings.window)
     with _silence():
-        windows = import_trackastra("trackastra.data").build_windows(
-            features, linker.settings.window, progbar_class=_NO_BAR, as_torch=True
-        )
         predicted = import_trackastra("trackastra.model.predict").predict_windows(
             windows, features, linker.network, spatial_dim=2, progbar_class=_NO_BAR
         )
@@ -408,7 +386,7 @@ def load_linker(folder: str | Path) -> Linker:
     return Linker(found.transformer.eval(), LinkerSettings(**given), TrainingLog())
 
 
-def _loss(network: nn.Module, batch: list[Window], gap: int) -> Tensor:
+def _compute_loss(network: nn.Module, batch: list[Window], gap: int) -> Tensor:
     """Return the mean cross-entropy of the links, before and after the parental softmax."""
     packed = import_trackastra("trackastra.data").collate_sequence_padding(batch)
     times, absent = packed["timepoints"].long(), packed["padding_mask"]

@@ -14,8 +14,9 @@ from bvdm_data.datasets.detections import DetectionErrors
 from bvdm_data.datasets.mixed import MixedVideos
 from bvdm_data.evaluation import arms, linker
 from bvdm_data.evaluation.arms import Data
-from bvdm_data.evaluation.clip_cache import cache_json, hash_clips
-from bvdm_data.evaluation.linker import Decoding, FirstClips, LinkerSettings
+from bvdm_data.evaluation.clip_cache import FirstClips, cache_json, hash_clips
+from bvdm_data.evaluation.experiment import compute_mean_and_spread
+from bvdm_data.evaluation.linker import Decoding, LinkerSettings
 from bvdm_data.evaluation.seg_tra import LINK_MEASURES, Reference, score_links
 from bvdm_data.fitting.tracker import Labels, Tracked, track
 from bvdm_data.fitting.training import compute_fingerprint
@@ -169,6 +170,5 @@ def _summarize(found: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     row = {}
     for figure in LINK_MEASURES:
         values = [math.nan if one[figure] is None else one[figure] for one in found]
-        row[figure] = float(np.mean(values))
-        row[f"{figure}_spread"] = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+        row[figure], row[f"{figure}_spread"] = compute_mean_and_spread(values)
     return row

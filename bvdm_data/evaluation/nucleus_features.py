@@ -11,7 +11,12 @@ import numpy.typing as npt
 from scipy import ndimage, spatial
 from scipy.stats import median_abs_deviation
 
-from bvdm_data.background import estimate_background, mask_background
+from bvdm_data.background import (
+    correlate_along_rows,
+    estimate_background,
+    extract_noise,
+    mask_background,
+)
 from bvdm_data.clip import Clip
 from bvdm_data.system import require
 
@@ -30,7 +35,6 @@ _BANDS = (1 / 8, 1 / 4)  # frequencies between coarse, middle and fine texture, 
 _INTERIOR = 2.0  # texture is measured on pixels more than this off the outline, px
 _LEAST_INTERIOR = 30  # px
 _SIDE = 64  # side of the square that spectra are taken in, px
-_COARSE = 8.0  # what varies over this many pixels and more is background, not noise
 # Nuclei whose centroid is nearer to the frame's edge than this have no nearest-neighbour distance,
 # px: the neighbour may be outside.
 _NEIGHBOUR_MARGIN = 40.0
@@ -241,16 +245,10 @@ def measure_noise(grey: Grey, masks: npt.NDArray[np.integer]) -> Mapping[str, fl
     if free.sum() < 100:
         return dict.fromkeys(("level", "std", *NOISE_KEYS), math.nan)
     level = float(np.median(grey[free]))
-    rest = np.where(free, grey - level, 0).astype(float)
-    share = ndimage.gaussian_filter(free.astype(float), _COARSE)
-    smooth = ndimage.gaussian_filter(rest, _COARSE) / np.maximum(share, 0.1)
-    rest = np.where(free, rest - smooth, 0)
-    power = float((rest[free] ** 2).mean())
+    rest = extract_noise(grey - level, free)
+    power = float((rest[free] ** 2).mean()) or math.nan
     noise = {"level": level, "std": float(median_abs_deviation(rest[free], scale="normal"))}
     for axis, values, used in (("rows", rest, free), ("columns", rest.T, free.T)):
         for lag in LAGS:
-            both = used[:, lag:] & used[:, :-lag]
-            products = (values[:, lag:] * values[:, :-lag])[both]
-            is_known = power > 0 and products.size > 0
-            noise[f"{axis} at {lag}"] = float(products.mean()) / power if is_known else math.nan
+            noise[f"{axis} at {lag}"] = correlate_along_rows(values, used, lag) / power
     return noise

@@ -99,25 +99,22 @@ QUANTITIES: tuple[Metric, ...] = (
 )
 
 
-def measure_clips(
-    clips: Clip | Sequence[Clip], *, pairs: int = PAIRS, seed: int = 0
-) -> Measurements:
-    """Measure a video, or many clips as if they were one.
+def measure_clips(clips: Sequence[Clip], *, pairs: int = PAIRS) -> Measurements:
+    """Measure many clips as if they were one video.
 
     Nuclei that touch the edge of the frame are left out of all measures of shape, light, texture,
     motion and stages. Small windows cut large nuclei more often than small ones and show no long
     cycles: compare videos of about the same window and length.
     """
-    several = [clips] if isinstance(clips, Mapping) else clips
-    detections = list_detections(several)
-    features = measure_appearance(several, detections)
+    detections = list_detections(clips)
+    features = measure_appearance(clips, detections)
     values: dict[str, Array] = {}
     counts: dict[str, int] = {}
     for part in (
         _measure_appearance(features, detections),
-        _measure_camera(several),
-        _measure_time(several, detections, pairs, seed),
-        _measure_layout(several, detections, features),
+        _measure_camera(clips),
+        _measure_time(clips, detections, pairs),
+        _measure_layout(clips, detections, features),
     ):
         for name, sample, count in part:
             array = np.atleast_1d(np.asarray(sample, float))
@@ -163,8 +160,8 @@ def _measure_camera(clips: Sequence[Clip]) -> Samples:
         yield name, np.median(known) if known else [], len(known)
 
 
-def _measure_time(clips: Sequence[Clip], detections: Detections, pairs: int, seed: int) -> Samples:
-    correlation = measure_texture_autocorrelation(clips, detections, pairs=pairs, seed=seed)
+def _measure_time(clips: Sequence[Clip], detections: Detections, pairs: int) -> Samples:
+    correlation = measure_texture_autocorrelation(clips, detections, pairs=pairs)
     yield "texture of unrelated nuclei", correlation.unrelated, None
     for lag, values in correlation.lags.items():
         yield f"texture after {lag} frames", values, None

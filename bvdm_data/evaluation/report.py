@@ -3,7 +3,6 @@
 import json
 import math
 import mimetypes
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -23,6 +22,7 @@ from bvdm_data.evaluation.realism import SCALAR
 from bvdm_data.evaluation.seg_tra import COUNTS, LINK_MEASURES
 from bvdm_data.files import open_atomic
 from bvdm_data.system import require
+from bvdm_data.viz.pictures import encode_uri
 
 # Colours of series that most colour-blind readers can distinguish (after Okabe & Ito 2008).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#8A4FA3", "#B8860B", "#444444", "#56B4E9")
@@ -109,11 +109,6 @@ def _plot_bars(
     return _embed(figure)
 
 
-def _encode_uri(content: bytes, mime: str) -> str:
-    """Return a file as a ``data:`` URI."""
-    return f"data:{mime};base64,{b64encode(content).decode('ascii')}"
-
-
 def _make_axes(height: float, x_label: str = "", y_label: str = "") -> tuple[Any, Any]:
     # A Figure without pyplot: no state is kept between two reports.
     with require("matplotlib").rc_context(_STYLE):
@@ -131,7 +126,7 @@ def _embed(figure: Any) -> str:
     buffer = BytesIO()
     with require("matplotlib").rc_context(_STYLE):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return _encode_uri(buffer.getvalue(), "image/svg+xml")
+    return encode_uri(buffer.getvalue(), "image/svg+xml")
 
 
 # Titles of the sections by their ids.
@@ -208,7 +203,7 @@ def make_view(results: Values, pictures: Mapping[str, Path]) -> dict[str, Any]:
         mime = mimetypes.guess_type(path)[0] or ""
         if not mime.startswith("image/"):
             raise ValueError(f"pictures must be images, such as .png or .gif, got {path.name!r}")
-        view["pictures"].append((_encode_uri(path.read_bytes(), mime), caption))
+        view["pictures"].append((encode_uri(path.read_bytes(), mime), caption))
     present = {*results} | ({"pictures"} if pictures else set())
     if "training" in results:
         drawn["training"] = _plot_training(results["training"])

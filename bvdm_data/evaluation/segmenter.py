@@ -47,8 +47,8 @@ class Segmenter(nn.Module):
         """Make the network with random weights."""
         super().__init__()
         pairs = list(zip((1, *CHANNELS[:-1]), CHANNELS, strict=True))
-        self.down = nn.ModuleList(_convolutions(i, o) for i, o in pairs)
-        self.up = nn.ModuleList(_convolutions(o + i, i) for i, o in reversed(pairs[1:]))
+        self.down = nn.ModuleList(_make_convolutions(i, o) for i, o in pairs)
+        self.up = nn.ModuleList(_make_convolutions(o + i, i) for i, o in reversed(pairs[1:]))
         self.heads = nn.Conv2d(CHANNELS[0], 2, 1)
 
     def forward(self, grey: Float[Tensor, "N 1 H W"]) -> Float[Tensor, "N 2 H W"]:
@@ -66,7 +66,7 @@ class Segmenter(nn.Module):
         return cast(Tensor, self.heads(x))
 
 
-def _convolutions(inputs: int, outputs: int) -> nn.Sequential:
+def _make_convolutions(inputs: int, outputs: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for channels in (inputs, outputs):
         layers += [nn.Conv2d(channels, outputs, 3, padding=1), nn.BatchNorm2d(outputs)]
@@ -193,8 +193,6 @@ class Samples(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """Take the next clip; draw a frame of it, and its augmentation."""
-        if not 0 <= index < self.count:
-            raise IndexError(f"index must be from 0 to {self.count - 1}, got {index}")
         generator = torch_rng(self.seed, "sample", index)
         clip = self.clips.clip(self.seed * self.count + index)
         frame = int(torch.randint(len(clip["video"]), (), generator=generator))

@@ -1,8 +1,6 @@
 """Real and synthetic clips side by side: on a sheet, and on the page that a fit ends with."""
 
-import tempfile
 import time
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -18,7 +16,7 @@ from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.evaluation.realism import MetricComparison, compare_metrics, measure_clips
 from bvdm_data.files import open_atomic
 from bvdm_data.fitting.progress import Progress
-from bvdm_data.viz.pictures import write_contact_sheet
+from bvdm_data.viz.pictures import encode_image, render_contact_sheet
 from bvdm_data.weights import read_card
 
 # Windows of a real video out of which those that are shown beside clips are chosen.
@@ -73,11 +71,8 @@ def write_fit_page(path: Path, model: Path, video: Real, bar: Progress | None = 
         lines, advice, clips = _compare(card, model, video, bar or Progress({}, shown=False))
     except (ValueError, OSError, ModuleNotFoundError) as error:
         return [f"no page: {error}"]
-    with tempfile.TemporaryDirectory() as folder:
-        sheet = Path(folder) / "sheet.png"
-        count = min(len(clip["video"]) for clip in clips.values())
-        write_contact_sheet(clips, sheet, frames=range(0, count, 2))
-        picture = b64encode(sheet.read_bytes()).decode()
+    count = min(len(clip["video"]) for clip in clips.values())
+    picture = encode_image(render_contact_sheet(clips, frames=range(0, count, 2)), "PNG")
     parts = [("How like they are", lines), ("What to try next", advice)]
     lists = "".join(
         f"<h2>{title}</h2><ul>{''.join(f'<li>{escape(one)}</li>' for one in own)}</ul>"
@@ -91,7 +86,7 @@ def write_fit_page(path: Path, model: Path, video: Real, bar: Progress | None = 
             "sans-serif;margin:1rem auto;padding:0 1rem;max-width:75rem;overflow-wrap:anywhere}"
             "div{overflow-x:auto}img{min-width:45rem;max-width:100%}"  # phones scroll the picture
             f'</style><h1>{title}</h1><div tabindex="0"><img alt="Frames of a real window above a '
-            f'synthetic clip, at one grey scale" src="data:image/png;base64,{picture}"></div>'
+            f'synthetic clip, at one grey scale" src="{picture}"></div>'
             f"{lists}</html>\n",
             encoding="utf-8",
         )

@@ -6,18 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from scipy import ndimage
 
 from bvdm_data.clip import Clip
 from bvdm_data.evaluation.nucleus_features import LEAST_AREA, Detections
+from bvdm_data.fitting.nuclei import Lineage, number_rows, pair_rows
 from bvdm_data.fitting.texture_noise import (
     AREA_RATIO,
-    DEPTH,
-    HALF,
     LAGS,
     NucleusPatch,
     correlate_registered,
+    cut_patch,
     measure_angle_between_axes,
 )
 from bvdm_data.rng import numpy_rng
@@ -91,21 +89,15 @@ def measure_divisions(clips: Sequence[Clip], detections: Detections) -> Division
         rows = np.flatnonzero(detections.clip == number)
         chances += int((detections.frame[rows] < len(clip["video"]) - 1).sum())
         rows = rows[detections.whole[rows]]
-        keys = zip(detections.identity[rows].tolist(), detections.frame[rows].tolist(), strict=True)
-        areas = dict(zip(keys, detections.area[rows].tolist(), strict=True))
-        table = {i: (a, b, p) for i, a, b, p in clip["tracks"].tolist() if i > 0}
-        children: dict[int, list[int]] = {}
-        for identity, (_, _, parent) in table.items():
-            if parent in table:
-                children.setdefault(parent, []).append(identity)
-        families = {mother: both for mother, both in children.items() if len(both) >= 2}
-        born = {child for both in families.values() for child in both}
-        divisions += len(families)
-        cycle += [table[i][1] - table[i][0] + 1 for i in families if i in born]
-        for mother, both in families.items():
-            first = [areas.get((child, table[child][0]), math.nan) for child in both[:2]]
+        tracks = clip["tracks"][clip["tracks"][:, 0] > 0].numpy()
+        lineage = Lineage(tracks, detections.identity[rows], detections.frame[rows])
+        areas = dict(zip(lineage.row_of, detections.area[rows].tolist(), strict=True))
+        divisions += len(lineage.daughters)
+        cycle += lineage.whole_cycles
+        for mother, both in lineage.daughters.items():
+            first = [areas.get((one, lineage.spans[one][0]), math.nan) for one in both[:2]]
             sisters.append(min(first) / max(first))
-            late = table[mother][1] - MITOSIS + 1
+            late = lineage.spans[mother][1] - MITOSIS + 1
             grown = [areas[mother, t] for t in range(late - BEFORE, late) if (mother, t) in areas]
             last = [areas[mother, t] for t in range(late, late + MITOSIS) if (mother, t) in areas]
             if len(grown) >= 2:
@@ -174,15 +166,8 @@ def measure_texture_autocorrelation(
 
 def find_pairs_at_lag(detections: Detections, lag: int) -> Ints:
     """Find the pairs of patches of one nucleus that may be compared: rows, ``[n, 2]``."""
-    columns = (detections.clip, detections.frame, detections.identity)
-    keys = zip(*(column.tolist() for column in columns), strict=True)
-    row_of = {key: row for row, key in enumerate(keys)}
-    pairs = [
-        (row, row_of[clip, frame + lag, identity])
-        for (clip, frame, identity), row in row_of.items()
-        if (clip, frame + lag, identity) in row_of
-    ]
-    rows = np.array(pairs, np.int64).reshape(-1, 2)
+    columns = (detections.clip, detections.identity, detections.frame)
+    rows = pair_rows(number_rows(*columns), lag)
     return rows[_are_comparable(detections, rows)]
 
 
@@ -212,29 +197,6 @@ def _cut_patches(
         clip = clips[number]
         for row in rows[detections.clip[rows] == number].tolist():
             t, identity = int(detections.frame[row]), int(detections.identity[row])
-            grey, masks = clip["video"][t, 0].float().numpy(), clip["masks"][t].numpy()
-            patches[row] = cut_patch(grey, masks, identity, detections.centre[row])
+            grey, own = clip["video"][t, 0].float().numpy(), clip["masks"][t].numpy() == identity
+            patches[row] = cut_patch(grey, own, detections.centre[row])
     return patches
-
-
-def cut_patch(
-    grey: npt.NDArray[np.float32],
-    masks: npt.NDArray[np.integer],
-    identity: int,
-    centre: npt.NDArray[np.float64],
-) -> NucleusPatch:
-    """Cut a nucleus out of its frame."""
-    middle = np.rint(centre).astype(int)
-    low = np.maximum(middle - HALF, 0)
-    high = np.minimum(middle + HALF + 1, grey.shape)
-    there = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-    first = low - (middle - HALF)
-    here = tuple(slice(a, a + b) for a, b in zip(first, high - low, strict=True))
-    side = 2 * HALF + 1
-    own, light = np.zeros((side, side), bool), np.zeros((side, side), np.float32)
-    own[here] = masks[there] == identity
-    # Less the mean, so that float32 loses nothing; the correlation does not depend on it.
-    light[here] = grey[there] - grey[there].mean()
-    inside = ndimage.distance_transform_edt(own) > DEPTH
-    rest = (centre - middle).astype(np.float32)
-    return NucleusPatch(*(torch.from_numpy(part) for part in (light, inside, rest)))

@@ -30,6 +30,7 @@ from bvdm_data.synth.cell_cycle import (
     resample_durations,
     sample_cycle_and_age,
 )
+from bvdm_data.synth.contours import interpolate_quantile, tabulate_quantiles
 
 QUANTILES = 33  # points of a distribution of areas that are kept
 # Points of the distribution of brightness that are kept: it has a long tail.
@@ -153,7 +154,7 @@ def _count_short_stages(nuclei: Nuclei) -> dict[str, Any]:
 def _fit_areas(nuclei: Nuclei) -> dict[str, Any]:
     """Measure the areas of :class:`bvdm_data.synth.cell_cycle.CellCycleModel`."""
     references = [area for area, _ in nuclei.references.values()]
-    body = np.quantile(references, np.linspace(0, 1, QUANTILES))
+    body = tabulate_quantiles(references, QUANTILES)
     ratios = _measure_mitotic_areas(nuclei)
     newborn = nuclei.lineage.ages == 0
     spread = np.zeros(len(PHASES))
@@ -253,7 +254,7 @@ def _compute_median_area(model: CellCycleModel) -> float:
         age = min(age, len(stages) - 1)
         if stages[age] == INTERPHASE:
             spread = math.exp(model.size[0] * rng.standard_normal())
-            body = np.interp(rng.random(), np.linspace(0, 1, QUANTILES), model.adult_area)
+            body = interpolate_quantile(model.adult_area, rng.random())
             areas.append(body * compute_area_curve(model, stages)[age] * spread)
     return float(np.median(areas or model.adult_area))
 
@@ -263,7 +264,7 @@ def _compute_median_area(model: CellCycleModel) -> float:
 
 def tabulate_intensities(brightness: Array) -> Array:
     """Return the distribution of brightness, ``[INTENSITY_QUANTILES]`` grey values."""
-    return np.quantile(np.maximum(brightness, DIMMEST), np.linspace(0, 1, INTENSITY_QUANTILES))
+    return tabulate_quantiles(np.maximum(brightness, DIMMEST), INTENSITY_QUANTILES)
 
 
 def _fit_intensities(nuclei: Nuclei) -> dict[str, Any]:

@@ -169,14 +169,7 @@ def _make_denoiser_losses(
     crops: AlignedCrops, network: Denoiser, training: TrainingSettings
 ) -> Losses:
     """Return the training loss of the denoiser, and its loss on held-out tracks."""
-    # On the scale of the network from here on.
-    image = network.normalize(crops.light[:, 0].float(), crops.brightness).half()
-    samples = replace(crops, light=image)
-    learn, held = split_tracks(samples.track, training.seed)
-    draw_batch = make_batches(samples, learn, training.batch)
-    generator = torch_rng(training.seed, "painter", "held out")
-    check = samples.at(held[torch.randint(len(held), (_CHECKED,), generator=generator)])
-    check_noise = torch.randn(check.light.shape, generator=generator)
+    draw_batch, check, check_noise, generator = split_crops("painter", crops, network, training)
     check_level = torch.rand(_CHECKED, generator=generator)
 
     def train_loss(model: nn.Module, step: int) -> Tensor:
@@ -196,7 +189,23 @@ def _make_denoiser_losses(
     return train_loss, val_loss
 
 
-def make_batches(
+def split_crops(
+    name: str, crops: AlignedCrops, network: Denoiser | Student, training: TrainingSettings
+) -> tuple[Callable[[torch.Generator], AlignedCrops], AlignedCrops, Tensor, torch.Generator]:
+    """Return what draws batches on the scale of a network, and held-out crops with their noise.
+
+    Also the generator that drew the noise.
+    """
+    image = network.normalize(crops.light[:, 0].float(), crops.brightness).half()
+    samples = replace(crops, light=image)
+    learn, held = split_tracks(samples.track, training.seed)
+    generator = torch_rng(training.seed, name, "held out")
+    check = samples.at(held[torch.randint(len(held), (_CHECKED,), generator=generator)])
+    noise = torch.randn(check.light.shape, generator=generator)
+    return _make_batches(samples, learn, training.batch), check, noise, generator
+
+
+def _make_batches(
     samples: AlignedCrops, rows: Tensor, size: int
 ) -> Callable[[torch.Generator], AlignedCrops]:
     """Return what draws batches: all tracks alike, stages of mitosis more often, mirrored."""
@@ -281,8 +290,6 @@ def sample_teacher_pairs(
     seed: int = 0,
 ) -> _DistillationPairs:
     """Let the denoiser render nuclei of all ages, as large and as bright as clips may vary them."""
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
     radii, brightness, stage = _draw_conditions(shapes, lives, count, seed)
     patch = teacher.settings.patch
     radii = radii * fit_to_patch_scale(radii, patch)[:, None]

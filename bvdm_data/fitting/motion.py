@@ -21,6 +21,7 @@ from bvdm_data.fitting.nuclei import (
 from bvdm_data.fitting.video import Video, correlate
 from bvdm_data.rng import numpy_rng
 from bvdm_data.synth.cell_cycle import PRE_MITOTIC
+from bvdm_data.synth.contours import tabulate_quantiles
 from bvdm_data.synth.motion import MotionModel, SpeedModel
 from bvdm_data.synth.occupancy import CONTACT
 
@@ -249,5 +250,6 @@ def _measure_spacing(nuclei: Nuclei) -> Array:
         ratio = np.hypot(apart[..., 0], apart[..., 1]) / (radius[rows][:, None] + radius[rows])
         np.fill_diagonal(ratio, np.inf)
         ratios += ratio.min(1).tolist() if len(rows) > 1 else []
-    levels = np.linspace(0, 1, _LEVELS)
-    return np.maximum(np.quantile(ratios, levels), 0.5) if ratios else np.full(_LEVELS, CONTACT)
+    if not ratios:
+        return np.full(_LEVELS, CONTACT)
+    return np.maximum(tabulate_quantiles(ratios, _LEVELS), 0.5)

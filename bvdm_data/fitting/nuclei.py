@@ -61,7 +61,7 @@ LEFT_OUT = {
 """What a fit leaves out, by its name on the card."""
 
 
-def extract_crops(video: Video, *, patch: int = PATCH) -> Crops:
+def extract_crops(video: Video) -> Crops:
     """Cut every nucleus that is whole, tracked and fits into a patch out of the frames."""
     tracks = {int(track) for track in video.tracks[:, 0]}
     rows, left_out = [], dict.fromkeys([*LEFT_OUT][:4], 0)
@@ -70,17 +70,17 @@ def extract_crops(video: Video, *, patch: int = PATCH) -> Crops:
         for label, box in enumerate(ndimage.find_objects(frame.masks), start=1):
             if box is None:
                 continue
-            reason = _find_reason(frame.masks, label, box, patch)
+            reason = _find_reason(frame.masks, label, box)
             if reason is None and label not in tracks:
                 reason = "nuclei_untracked"
             if reason is None:
-                rows.append(_cut_nucleus(frame, above, label, box, patch))
+                rows.append(_cut_nucleus(frame, above, label, box))
             else:
                 left_out[reason] += 1
     light, masks, track, number, brightness, centre = zip(*rows, strict=True) if rows else [()] * 6
     return Crops(
-        light=np.array(light, np.float16).reshape(-1, patch, patch),
-        masks=np.array(masks, bool).reshape(-1, patch, patch),
+        light=np.array(light, np.float16).reshape(-1, PATCH, PATCH),
+        masks=np.array(masks, bool).reshape(-1, PATCH, PATCH),
         track=np.array(track, np.int64),
         frame=np.array(number, np.int64),
         brightness=np.array(brightness, np.float32),
@@ -199,11 +199,9 @@ def measure_ellipse(mask: npt.NDArray[np.bool_]) -> tuple[float, float]:
     return angle, math.sqrt(high / max(low, 1e-3))
 
 
-def _find_reason(
-    masks: npt.NDArray[np.int32], label: int, box: tuple[slice, ...], patch: int
-) -> str | None:
+def _find_reason(masks: npt.NDArray[np.int32], label: int, box: tuple[slice, ...]) -> str | None:
     """Return why a nucleus is left out, or None."""
-    if max(side.stop - side.start for side in box) > patch:
+    if max(side.stop - side.start for side in box) > PATCH:
         _, pieces = ndimage.label(masks[box] == label, np.ones((3, 3)))
         return "nuclei_too_large" if pieces == 1 else "nuclei_in_pieces"
     ends = zip(box, masks.shape, strict=True)
@@ -212,19 +210,30 @@ def _find_reason(
 
 
 def _cut_nucleus(
-    frame: Frame, above: npt.NDArray[np.float32], label: int, box: tuple[slice, ...], patch: int
+    frame: Frame, above: npt.NDArray[np.float32], label: int, box: tuple[slice, ...]
 ) -> tuple[Any, ...]:
     """Cut out a nucleus: its light, mask, track, frame, brightness and centre."""
     # As in the authors' extraction, a crop shows one nucleus and nothing else.
     inside = frame.masks[box] == label
-    place = tuple(slice(start := patch // 2 - side // 2, start + side) for side in inside.shape)
-    mask = np.zeros((patch, patch), bool)
+    place = tuple(slice(start := PATCH // 2 - side // 2, start + side) for side in inside.shape)
+    mask = np.zeros((PATCH, PATCH), bool)
     mask[place] = inside
-    light = np.zeros((patch, patch), np.float16)
+    light = np.zeros((PATCH, PATCH), np.float16)
     light[place] = np.where(inside, above[box], 0)
     y, x = np.nonzero(inside)
     centre = box[0].start + float(y.mean()), box[1].start + float(x.mean())
     return light, mask, label, frame.number, float(above[box][inside].mean()), centre
+
+
+def number_rows(*columns: Rows) -> dict[tuple[int, ...], int]:
+    """Return the row of each key in a table, ``[n]`` each column."""
+    return {key: row for row, key in enumerate(zip(*map(np.ndarray.tolist, columns), strict=True))}
+
+
+def pair_rows(row_of: Mapping[tuple[int, ...], int], lag: int) -> Rows:
+    """Return the rows of keys, whose last part is the frame, now and later, ``[n, 2]``."""
+    later = ((row, row_of.get((*key[:-1], key[-1] + lag))) for key, row in row_of.items())
+    return np.array([pair for pair in later if pair[1] is not None], np.int64).reshape(-1, 2)
 
 
 class Lineage:
@@ -262,10 +271,9 @@ class Lineage:
         return [last - first + 1 for first, last in both]
 
     @cached_property
-    def row_of(self) -> dict[tuple[int, int], int]:
+    def row_of(self) -> dict[tuple[int, ...], int]:
         """Row of each track in each frame."""
-        keys = zip(self.track.tolist(), self.frame.tolist(), strict=True)
-        return {key: row for row, key in enumerate(keys)}
+        return number_rows(self.track, self.frame)
 
     def rows_at(self, tracks: list[int], age: int = 0) -> list[int] | None:
         """Return the rows of tracks some frames after their first; None where one is not seen."""
@@ -274,8 +282,7 @@ class Lineage:
 
     def find_pairs(self, lag: int, keep: npt.NDArray[np.bool_] | None = None) -> Rows:
         """Return the rows of nuclei now and ``lag`` frames later, both kept, ``[n, 2]``."""
-        later = ((row, self.row_of.get((t, f + lag))) for (t, f), row in self.row_of.items())
-        pairs = np.array([pair for pair in later if pair[1] is not None], np.int64).reshape(-1, 2)
+        pairs = pair_rows(self.row_of, lag)
         return pairs if keep is None else pairs[keep[pairs].all(1)]
 
 
@@ -325,11 +332,6 @@ def measure_nuclei(crops: Crops, tracks: npt.NDArray[np.int32]) -> Nuclei:
     for mother, daughters in lineage.daughters.items():
         _stage_division(nuclei, mother, daughters)
     return nuclei
-
-
-def assign_stages(crops: Crops, tracks: npt.NDArray[np.int32]) -> npt.NDArray[np.int8]:
-    """Assign a stage to every crop, ``[n]``: an index into ``STAGES``, or -1 for unknown."""
-    return measure_nuclei(crops, tracks).stage
 
 
 def _measure_interphase(

@@ -11,11 +11,16 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
-from bvdm_data.background import estimate_background
-from bvdm_data.clip import CameraScale
-from bvdm_data.fitting.nuclei import INTERPHASE, Array, Crops, Lineage, extract_crops
+from bvdm_data.fitting.nuclei import (
+    INTERPHASE,
+    Array,
+    Crops,
+    extract_crops,
+    number_rows,
+    pair_rows,
+)
 from bvdm_data.fitting.training import Findings, Run
-from bvdm_data.fitting.video import Frame, Video
+from bvdm_data.fitting.video import make_video
 from bvdm_data.rng import numpy_rng, torch_rng
 from bvdm_data.synth.contours import compute_polygon_area
 from bvdm_data.synth.denoiser import compute_signed_distance_map
@@ -177,11 +182,11 @@ def _search_grid(tables: dict[int, Array], targets: dict[int, float]) -> Texture
 
 def _measure_video(crops: Crops, stages: Stages, seed: int, most: int = PAIRS) -> dict[int, float]:
     """Return the median correlation of nuclei with themselves at each lag that is seen."""
-    lineage = Lineage(np.zeros((0, 4), np.int32), crops.track, crops.frame)
-    area = crops.masks.sum((1, 2))
+    row_of, area = number_rows(crops.track, crops.frame), crops.masks.sum((1, 2))
     correlations = {}
     for lag in LAGS:
-        pairs = lineage.find_pairs(lag, stages == INTERPHASE)
+        pairs = pair_rows(row_of, lag)
+        pairs = pairs[(stages[pairs] == INTERPHASE).all(1)]
         ratio = area[pairs[:, 1]] / area[pairs[:, 0]]
         pairs = pairs[(ratio >= AREA_RATIO[0]) & (ratio <= AREA_RATIO[1])]
         if len(pairs) < LEAST_PAIRS:
@@ -195,14 +200,15 @@ def _measure_video(crops: Crops, stages: Stages, seed: int, most: int = PAIRS) -
 
 
 def _correlate_crops(crops: Crops, *rows: int) -> float:
-    cuts = (_cut_patch(crops.light[row].astype(np.float32), crops.masks[row]) for row in rows)
-    return correlate_registered(*cuts)
+    nuclei = ((crops.light[row].astype(np.float32), crops.masks[row]) for row in rows)
+    return correlate_registered(*(cut_patch(*one, np.argwhere(one[1]).mean(0)) for one in nuclei))
 
 
-def _cut_patch(light: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_]) -> NucleusPatch:
-    """Cut the square that is compared out of a crop."""
+def cut_patch(
+    light: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_], centre: Array
+) -> NucleusPatch:
+    """Cut the square that is compared out of an image, given the mask and centroid of a nucleus."""
     pad = HALF + 1
-    centre = np.argwhere(mask).mean(0)
     middle = np.rint(centre).astype(int) + pad
     place = tuple(slice(m - HALF, m + HALF + 1) for m in middle)
     own = np.pad(mask, pad)[place]
@@ -220,12 +226,7 @@ def _measure_synthetic(model: Model, seed: int, most: int = PAIRS) -> dict[int, 
         made = synthesise(model, CALIBRATION_SCENE, FastSettings(), seed=seed, name=name)
     except ValueError:  # nuclei so large that they do not fit
         return {}
-    frames = tuple(
-        Frame(number, grey, masks, estimate_background(grey, masks))
-        for number, (grey, masks) in enumerate(zip(made.video, made.masks, strict=True))
-    )
-    scale = CameraScale(model.camera.offset, model.camera.full)
-    crops = extract_crops(Video(frames, made.tracks, scale))
+    crops = extract_crops(make_video(made.video, made.masks, made.tracks))
     return _measure_video(crops, made.stages[crops.track - 1, crops.frame], seed, most)
 
 
@@ -250,7 +251,8 @@ def _measure_rendered(
         grain = ndimage.convolve1d(rng.standard_normal(light.shape), model.camera.streak, axis=2)
         light = light + (model.camera.noise * grain).astype(np.float32)
         masks = (compute_signed_distance_map(radii, patch)[:, 0] <= 0).numpy()
-        patches.append([_cut_patch(*nucleus) for nucleus in zip(light, masks, strict=True)])
+        nuclei = zip(light, masks, strict=True)
+        patches.append([cut_patch(one, own, np.argwhere(own).mean(0)) for one, own in nuclei])
     pairs = zip(*patches, strict=True)
     return float(np.nanmedian([correlate_registered(*pair) for pair in pairs]))
 

@@ -106,23 +106,15 @@ def train_network(
     purpose = compute_fingerprint(
         name, settings.batch, settings.rate, settings.average, settings.seed, *data, *before
     )
-    shown: Any = {"progress": run.progress, "until": run.until}
-    log = train(network, *losses, settings, checkpoint=run.checkpoint, purpose=purpose, **shown)
+    log = train(network, losses, settings, run, purpose)
     return network.cpu(), log
 
 
 def train(
-    network: nn.Module,
-    train_loss: Callable[[nn.Module, int], Tensor],
-    val_loss: Callable[[nn.Module], float],
-    settings: TrainingSettings,
-    *,
-    checkpoint: Path,
-    purpose: str,
-    progress: bool | Progress = True,
-    until: float = math.inf,
+    network: nn.Module, losses: Losses, settings: TrainingSettings, run: Run, purpose: str
 ) -> TrainingLog:
     """Train a network, keep the moving average of its weights, and survive a kill."""
+    (train_loss, val_loss), checkpoint = losses, run.checkpoint
 
     def average_weights(average: Tensor, value: Tensor, step: Tensor | int) -> Tensor:
         # Early on the average is short, so that it does not carry the random start along.
@@ -141,7 +133,7 @@ def train(
             f"got {settings.steps}; give another --work-dir, or delete it"
         )
     network.train()
-    bar = open_bar(progress, checkpoint.stem, settings.steps, start, until)
+    bar = open_bar(run.progress, checkpoint.stem, settings.steps, start, run.until)
     saved = time.monotonic()
     begin = saved - log.seconds
     for step in range(start + 1, settings.steps + 1):
@@ -157,7 +149,7 @@ def train(
                 f"{log.recent[-1]} at step {step}: it has diverged; give settings of a lower rate"
             )
         bar.update()
-        is_last = step == settings.steps or time.monotonic() >= until
+        is_last = step == settings.steps or time.monotonic() >= run.until
         if step % settings.check_every == 0 or is_last:
             average.module.eval()
             with torch.no_grad():
@@ -176,10 +168,6 @@ def train(
     network.load_state_dict(average.module.state_dict())
     network.eval()
     return log
-
-
-class _ForeignCheckpointError(ValueError):
-    """A checkpoint is one of another training."""
 
 
 def compute_fingerprint(*parts: object) -> str:
@@ -242,26 +230,24 @@ def _load(path: Path, parts: dict[str, Any], log: TrainingLog, purpose: str) -> 
     try:
         if not path.is_file():
             raise ValueError("no regular file")
-        content = io.BytesIO(path.read_bytes())
-        states = torch.load(content, map_location="cpu", weights_only=True)
-        if not isinstance(states, dict) or states.get("purpose") != purpose:
-            raise _ForeignCheckpointError(
-                f"the checkpoint {path} belongs to a training with other data or settings; give "
-                "another --work-dir, or delete it"
-            )
-        for name, part in parts.items():
+        states = torch.load(io.BytesIO(path.read_bytes()), "cpu", weights_only=True)
+        is_own = isinstance(states, dict) and states.get("purpose") == purpose
+        for name, part in parts.items() if is_own else ():
             part.load_state_dict(states[name])
             values = states[name].values() if name != "optimizer" else ()
             if not all(bool(value.isfinite().all()) for value in values):
                 raise ValueError(f"{name!r} must hold finite numbers, got NaN or infinity")
-        vars(log).update(vars(TrainingLog(**states["log"])))
-        check_fields(log, seconds=Rule(float, least=0))
-        return as_int("step", states["step"], least=1)
-    except _ForeignCheckpointError:
-        raise
+        if is_own:
+            vars(log).update(vars(TrainingLog(**states["log"])))
+            check_fields(log, seconds=Rule(float, least=0))
+            return as_int("step", states["step"], least=1)
     except Exception as error:  # torch raises errors of many types
         words = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ValueError(f"the checkpoint {path} is damaged ({words}); delete it") from error
+    raise ValueError(
+        f"the checkpoint {path} belongs to a training with other data or settings; give another "
+        "--work-dir, or delete it"
+    )
 
 
 # What losses have in common

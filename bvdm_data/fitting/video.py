@@ -10,7 +10,9 @@ from scipy.stats import median_abs_deviation
 
 from bvdm_data.background import (
     LEAST_BACKGROUND,
+    correlate_along_rows,
     estimate_background,
+    extract_noise,
     find_free,
     mask_background,
 )
@@ -38,8 +40,21 @@ class Video:
 
     frames: tuple[Frame, ...]  # its frames in order
     tracks: npt.NDArray[np.int32]  # id, first frame, last frame, parent, [n, 4]
-    scale: CameraScale  # how counts became grey values
     skipped: int = 0  # frames in use that have no masks
+
+
+def make_video(
+    grey: npt.NDArray[np.float32],
+    masks: npt.NDArray[np.int32],
+    tracks: npt.NDArray[np.int32],
+) -> Video:
+    """Make a video of images and masks, ``[F, H, W]``."""
+    frames = enumerate(zip(grey, masks, strict=True))
+    return Video(tuple(_make_frame(number, *frame) for number, frame in frames), tracks)
+
+
+def _make_frame(number: int, grey: npt.NDArray[np.float32], masks: npt.NDArray[np.int32]) -> Frame:
+    return Frame(number, grey, masks, estimate_background(grey, masks))
 
 
 class VideoTooShortError(ValueError):
@@ -70,7 +85,7 @@ def read_video(
         masks = sequence.masks(number)
         if masks is not None and masks.any():
             grey = scale.to_grey(sequence.frame(number))
-            frames.append(Frame(number - first, grey, masks, estimate_background(grey, masks)))
+            frames.append(_make_frame(number - first, grey, masks))
     bar.close()
     if len(frames) < 2:
         raise VideoTooShortError(
@@ -84,7 +99,7 @@ def read_video(
         masks, tracks = apply_links(np.stack([frame.masks for frame in clear]), ())
         clear = tuple(replace(f, masks=own) for f, own in zip(clear, masks, strict=True))
         tracks[:, 1:3] = np.array([frame.number for frame in clear])[tracks[:, 1:3]]
-    return Video(clear, tracks, scale, len(sequence) - len(frames))
+    return Video(clear, tracks, len(sequence) - len(frames))
 
 
 def _borrow_backgrounds(frames: list[Frame], sequence: CTCSequence) -> list[Frame]:
@@ -115,7 +130,7 @@ FRAMES = 24  # frames that noise and blur are measured on, evenly spread over th
 _LAG = 50
 
 
-def fit_camera(video: Video) -> CameraModel:
+def fit_camera(video: Video, scale: CameraScale) -> CameraModel:
     """Measure the background, the noise and the blur, in the frames that show background."""
     clear = [frame for frame in video.frames if frame.is_clear]
     levels = np.array([float(np.median(frame.background)) for frame in clear])
@@ -132,8 +147,8 @@ def fit_camera(video: Video) -> CameraModel:
         noise=noise,
         streak=_fit_row_noise_kernel(correlation),
         halo=_measure_halo(frames),
-        offset=video.scale.offset,
-        full=video.scale.full,
+        offset=scale.offset,
+        full=scale.full,
     )
 
 
@@ -157,19 +172,12 @@ def _measure_noise(frames: list[Frame]) -> tuple[float, Array]:
     spreads, correlations = [], []
     for frame in frames:
         free = mask_background(frame.grey, frame.masks)
-        rest = np.where(free, frame.grey - frame.background, 0).astype(float)
-        # What varies over 8 px and more is background, not noise.
-        share = ndimage.gaussian_filter(free.astype(float), 8)
-        rest = np.where(free, rest - ndimage.gaussian_filter(rest, 8) / np.maximum(share, 0.1), 0)
+        rest = extract_noise(frame.grey - frame.background, free)
         spreads.append(float(median_abs_deviation(rest[free], scale="normal")))
         power = max(float((rest[free] ** 2).mean()), 1e-12)  # 0 without noise
-        row = []
-        for lag in range(1, STREAK // 2 + 1):
-            both = free[:, lag:] & free[:, :-lag]
-            products = (rest[:, lag:] * rest[:, :-lag])[both]
-            row.append(products.mean() / power if len(products) else 0.0)
-        correlations.append(row)
-    return float(np.median(spreads)), np.median(np.array(correlations), axis=0)
+        lags = range(1, STREAK // 2 + 1)
+        correlations.append([correlate_along_rows(rest, free, lag) / power for lag in lags])
+    return float(np.median(spreads)), np.median(np.nan_to_num(correlations), axis=0)
 
 
 def correlate(first: npt.NDArray[np.floating], second: npt.NDArray[np.floating]) -> float:

@@ -79,12 +79,10 @@ def expose(
     noise: Float[Tensor, " B"],
     blur: Float[Tensor, "B T"] | None = None,
     glow: bool = False,
-    out: Float[Tensor, "B F H W"] | None = None,
-) -> Float[Tensor, "B F H W"]:
-    """Blur light, add the background and the noise, and round to camera counts.
+) -> None:
+    """Blur light, add the background and the noise, and round to camera counts, in place.
 
-    The result is written to ``out``, which may be ``light``. With ``glow`` nuclei are surrounded by
-    light. Nothing here waits for the device.
+    With ``glow`` nuclei are surrounded by light. Nothing here waits for the device.
     """
     frames, height, width = light.shape[1:]
     down = _make_field_matrix(camera.field_width, height, light.device)
@@ -96,7 +94,6 @@ def expose(
     halo = _make_halo(camera.halo, light.device)
     # A tensor: a GPU multiplies by the inverse of a number, which gives other last bits.
     steps = torch.full((), camera.full - camera.offset, dtype=light.dtype, device=light.device)
-    video = torch.empty_like(light) if out is None else out
     # One frame after the other fits into a CPU's cache.
     chunk = 1 if light.device.type == "cpu" else frames
     for start in range(0, frames, chunk):
@@ -109,7 +106,7 @@ def expose(
         white = normal((chunk, height, width))
         if has_loops() and light.device.type == "cpu":
             settings = torch.stack([noise, level.flatten(), steps.expand_as(noise)], 1)
-            parts = (settings, white, lit.contiguous(), field, video[:, start])
+            parts = (settings, white, lit.contiguous(), field, light[:, start])
             for one in zip(*parts, strict=True):
                 run_loop("develop", height, width, streak.shape[1] // 2, streak, *one)
             continue
@@ -117,8 +114,7 @@ def expose(
         seen += lit + level
         seen += field
         counts = seen.mul_(steps).round_().clamp_(0, camera.full - camera.offset)
-        video[:, start : start + chunk] = counts.div_(steps)
-    return video
+        light[:, start : start + chunk] = counts.div_(steps)
 
 
 def make_gaussian_kernels(widths: Sequence[float]) -> Float[Tensor, "B T"] | None:

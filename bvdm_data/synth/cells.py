@@ -307,7 +307,7 @@ class TemplateLineageSimulator(LineageSimulator):
         rng: np.random.Generator,
         jitter: float = 0.1,
     ) -> None:
-        """Keep the models; ``jitter`` is the amount of white noise on outlines."""
+        """Keep the models; ``jitter``: white noise on outlines (authors' code: 0.1)."""
         super().__init__(shapes, model, frames, rng)
         self.founder_areas, self.jitter = model.mother_area, jitter
 

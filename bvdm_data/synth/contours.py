@@ -111,6 +111,11 @@ def interpolate_quantile(table: Array, quantile: float | Array) -> Array:
     return np.asarray(np.interp(quantile, make_quantile_levels(len(table)), table))
 
 
+def tabulate_quantiles(values: Array | list[float], count: int) -> Array:
+    """Return a distribution at equally spaced quantiles, for :func:`interpolate_quantile`."""
+    return np.quantile(values, make_quantile_levels(count))
+
+
 def compute_polygon_area(radii: Array) -> Array:
     """Return the area of the polygons that contours ``[..., K]`` make, ``[...]`` px^2.
 

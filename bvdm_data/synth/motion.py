@@ -94,26 +94,7 @@ def simulate_motion(
     lives: CellCycleModel,
     motion: MotionModel,
     *,
-    frames: int,
-    size: tuple[int, int],
-    nuclei: int | None,
-    generator: np.random.Generator,
-    jitter: float,
-    at_least: int = 0,
-    travel: Array | float = 0.0,
-) -> list[Trajectory]:
-    """Place independent founders, and let them and their offspring walk at random (the paper)."""
-    lineages = TemplateLineageSimulator(shapes, lives, frames, generator, jitter)
-    grow: FamilySampler = lambda identity, _: lineages.run(identity)  # noqa: E731
-    simulation = _Simulation(motion, frames, size, generator, grow, travel)
-    return simulation.run(nuclei, at_least)
-
-
-def simulate_colony(
-    shapes: ShapeModel,
-    lives: CellCycleModel,
-    motion: MotionModel,
-    *,
+    families: bool,
     frames: int,
     size: tuple[int, int],
     nuclei: int | None,
@@ -123,16 +104,21 @@ def simulate_colony(
     at_least: int = 0,
     travel: Array | float = 0.0,
 ) -> list[Trajectory]:
-    """Place families, and let them live and move as in the video.
+    """Place founders, and let them and their offspring live and move.
 
-    Founders come in pairs of sisters, as far apart as the video's sisters of their age. Their
-    brightness is spread evenly over that of the video's nuclei. The young are fast, and a fast
-    nucleus stays fast for a while. The whole field moves as the video's did. The image may travel
+    With ``families`` they do so as in the video: founders come in pairs of sisters, as far apart as
+    the video's sisters of their age. Their brightness is spread evenly over that of the video's
+    nuclei. The young are fast, and a fast nucleus stays fast for a while. The whole field moves as
+    the video's did. Without, independent founders walk at random (the paper). The image may travel
     so far up and down, and to the left and right, [2, 2] px.
     """
-    grow = grow or _make_family_sampler(LineageSimulator(shapes, lives, frames, generator))
-    simulation = _ColonySimulation(motion, frames, size, generator, grow, travel, contact)
-    return simulation.run(nuclei, at_least)
+    if families:
+        grow = grow or _make_family_sampler(LineageSimulator(shapes, lives, frames, generator))
+        colony = _ColonySimulation(motion, frames, size, generator, grow, travel, contact)
+        return colony.run(nuclei, at_least)
+    lineages = TemplateLineageSimulator(shapes, lives, frames, generator)
+    single: FamilySampler = lambda identity, _: lineages.run(identity)  # noqa: E731
+    return _Simulation(motion, frames, size, generator, single, travel).run(nuclei, at_least)
 
 
 def _make_family_sampler(lineages: LineageSimulator) -> FamilySampler:
@@ -354,7 +340,7 @@ class _ColonySimulation(_Simulation):
             known = self.motion.sister_distance
             mean, spread = known[min(sister.family[0].age, len(known) - 1)]
             distance = math.exp(mean + spread * self.rng.standard_normal())
-            return sister.centre + distance * _direction(self.rng.uniform(0, 2 * math.pi))
+            return sister.centre + distance * _get_direction(self.rng.uniform(0, 2 * math.pi))
 
         centre = self.occupancy.find_free(sample, spacing * radius, 30 if sister else TRIES)
         return None if centre is None else InitialCell(family, centre, angle, spacing)
@@ -369,7 +355,7 @@ class _ColonySimulation(_Simulation):
             reach = interpolate_outline(other.family[0].radii[0], towards - other.angle)
             reach = reach + interpolate_outline(family[0].radii[0], towards + math.pi - angle)
             distance = float(reach) * self.rng.uniform(*CONTACT_RANGE)
-            centre = other.centre + distance * _direction(towards)
+            centre = other.centre + distance * _get_direction(towards)
             # As close as they lie now they may stay.
             close = min(spacing, (distance - other.exclusion_radius) / radius)
             if close > 0 and self.occupancy.is_free(centre, close * radius - 1e-6):
@@ -404,7 +390,7 @@ class _ColonySimulation(_Simulation):
         return np.asarray(self.motion.division_offset * self.rng.standard_normal(2))
 
 
-def _direction(angle: float) -> Array:
+def _get_direction(angle: float) -> Array:
     return np.array([math.cos(angle), math.sin(angle)])
 
 

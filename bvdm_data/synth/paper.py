@@ -158,7 +158,7 @@ def _refresh(
 ) -> Float[Tensor, "N 1 H W"]:
     if steps == 0:
         return patch
-    noise = _noise(patch, rngs)
+    noise = _draw_noise(patch, rngs)
     noisy = add_noise(patch, next(noise), torch.tensor([steps - 1]), schedule)
 
     def predict(noisy: Tensor, step: Tensor) -> Tensor:
@@ -169,7 +169,7 @@ def _refresh(
     return sample_ddpm(predict, noisy, steps, schedule, noise)
 
 
-def _noise(
+def _draw_noise(
     like: Float[Tensor, "N 1 H W"], rngs: Sequence[torch.Generator]
 ) -> Iterator[Float[Tensor, "N 1 H W"]]:
     """Draw on the CPU, whatever the device, so that all devices start from the same numbers."""

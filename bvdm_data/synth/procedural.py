@@ -147,10 +147,10 @@ def render_procedural_textures(
     flow = torch.zeros(len(cells), frames - 1 if keep_flow else 0, 2, FLOW_SIZE, FLOW_SIZE)
     pixels = make_pixel_grid(FLOW_SIZE)
     for row, (cell, rng) in enumerate(zip(cells, rngs, strict=True)):
-        outline = _towards(torch.from_numpy(cell.radii).float(), pixels)
+        outline = _measure_outlines(torch.from_numpy(cell.radii).float(), pixels)
         stages = torch.from_numpy(cell.looks)
-        body = _body(outline, stages, pixels, settings)
-        light = body * _chromatin(cell, outline, stages, pixels, settings, rng)
+        body = _draw_body(outline, stages, pixels, settings)
+        light = body * _draw_chromatin(cell, outline, stages, pixels, settings, rng)
         inside = pixels.square().sum(0).sqrt() <= outline
         mean = (light * inside).sum((1, 2)) / inside.sum((1, 2))
         texture[row, cell.first : cell.last + 1] = (
@@ -164,12 +164,12 @@ def render_procedural_textures(
     return TexturePatches(texture, flow)
 
 
-def _towards(radii: Float[Tensor, "n K"], pixels: Float[Tensor, "2 P P"]) -> Tensor:
+def _measure_outlines(radii: Float[Tensor, "n K"], pixels: Float[Tensor, "2 P P"]) -> Tensor:
     """Return how far each outline is in the direction of every pixel, ``[n, P, P]`` px."""
     return interpolate_radius(radii, *pixels[:, None].expand(2, len(radii), -1, -1))
 
 
-def _body(
+def _draw_body(
     outline: Float[Tensor, "n P P"],
     stages: Int[Tensor, " n"],
     pixels: Float[Tensor, "2 P P"],
@@ -181,10 +181,10 @@ def _body(
     distance = pixels.square().sum(0).sqrt()
     covered = (end - distance + 0.5).clamp(0, 1)
     thickness = (1 - (distance / (end + 0.5)).square()).clamp(min=0) ** settings.dome
-    return _filtered(covered * thickness, _gaussian(settings.blur))
+    return _filter(covered * thickness, _make_gaussian(settings.blur))
 
 
-def _chromatin(
+def _draw_chromatin(
     cell: Cell,
     outline: Float[Tensor, "n P P"],
     stages: Int[Tensor, " n"],
@@ -194,10 +194,11 @@ def _chromatin(
 ) -> Float[Tensor, "n P P"]:
     """Draw the relative unevenness of the light, not below 0, about 1 on average."""
     usual = np.exp(np.log(cell.radii).mean(0))
-    spots = _nucleoli(usual, pixels, settings, rng)
-    grain = _grain(len(stages), settings, rng)
+    spots = _draw_nucleoli(usual, pixels, settings, rng)
+    grain = _draw_grain(len(stages), settings, rng)
     # In a nucleus of its usual outline, its own coordinates are pixels.
-    own = pixels * (_towards(torch.from_numpy(usual).float()[None], pixels) / outline)[:, None]
+    whole = _measure_outlines(torch.from_numpy(usual).float()[None], pixels)
+    own = pixels * (whole / outline)[:, None]
     layers = torch.stack([grain, spots.expand_as(grain)], 1)
     grid = own.flip(1).movedim(1, -1) / (FLOW_SIZE / 2)
     grain, spots = F.grid_sample(
@@ -208,7 +209,7 @@ def _chromatin(
     return (1 + contrast * grain).clamp(min=0) * (1 - seen * spots)
 
 
-def _grain(
+def _draw_grain(
     frames: int, settings: ProceduralSettings, rng: torch.Generator
 ) -> Float[Tensor, "n P P"]:
     """Draw chromatin of unit variance: fine and coarse noise that forgets itself in time."""
@@ -217,14 +218,14 @@ def _grain(
     renewed = math.sqrt(1 - settings.memory**2)
     for before, now in itertools.pairwise(lasting):
         now.mul_(renewed).add_(before, alpha=settings.memory)
-    fine, coarse = (_gaussian(width).square() for width in (settings.grain, settings.clumps))
+    fine, coarse = (_make_gaussian(width).square() for width in (settings.grain, settings.clumps))
     fine *= (1 - settings.clump_share) / fine.mean()
     coarse *= settings.clump_share / coarse.mean()
     kept = (coarse + (1 - settings.fresh) * fine).sqrt()
-    return _filtered(lasting, kept) + _filtered(new, (settings.fresh * fine).sqrt())
+    return _filter(lasting, kept) + _filter(new, (settings.fresh * fine).sqrt())
 
 
-def _nucleoli(
+def _draw_nucleoli(
     usual: npt.NDArray[np.float64],
     pixels: Float[Tensor, "2 P P"],
     settings: ProceduralSettings,
@@ -242,14 +243,14 @@ def _nucleoli(
     return 1 - (1 - spots).prod(0)
 
 
-def _gaussian(width: float) -> Float[Tensor, "P P"]:
+def _make_gaussian(width: float) -> Float[Tensor, "P P"]:
     """Return the frequencies' gain in a Gaussian blur of a patch."""
     frequency = 2 * math.pi * torch.fft.fftfreq(FLOW_SIZE)
     line = torch.exp(-0.5 * (width * frequency).square())
     return line[:, None] * line
 
 
-def _filtered(patches: Float[Tensor, "n P P"], gain: Float[Tensor, "P P"]) -> Tensor:
+def _filter(patches: Float[Tensor, "n P P"], gain: Float[Tensor, "P P"]) -> Tensor:
     """Multiply the frequencies of patches by a gain."""
     spectrum: Tensor = torch.fft.rfft2(patches) * gain[:, : patches.shape[-1] // 2 + 1]
     filtered: Tensor = torch.fft.irfft2(spectrum, s=patches.shape[-2:])

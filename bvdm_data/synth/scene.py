@@ -30,9 +30,6 @@ from bvdm_data.validate import (
     check_size,
 )
 
-JITTER = 0.1
-"""Amount of fresh shape noise in each frame (authors' code)."""
-
 CROWDED = 0.5
 """Share of an image that wanted nuclei may cover; so many always find a place (our choice)."""
 
@@ -403,14 +400,14 @@ class Method:
         sample: FamilySampler | None,
         travel: Array,
     ) -> list[Trajectory]:
-        """Simulate cells and their trajectories as in the paper's scenes.
+        """Simulate cells and their trajectories.
 
         ``travel``: How far the field will be carried down and up, and right and left, [2, 2] px.
         """
         return simulate_motion(
-            models.shapes, models.lives, models.motion, frames=settings.lived,
-            size=settings.size, nuclei=nuclei, generator=rng, jitter=JITTER,
-            at_least=settings.at_least, travel=travel,
+            models.shapes, models.lives, models.motion, families=self.families,
+            frames=settings.lived, size=settings.size, nuclei=nuclei, generator=rng, grow=sample,
+            contact=models.contact, at_least=settings.at_least, travel=travel,
         )  # fmt: skip
 
     def render_textures(

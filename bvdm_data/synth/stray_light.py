@@ -5,17 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from bvdm_data.synth.cell_cycle import APOPTOSIS
-from bvdm_data.synth.contours import (
-    compute_mean_radius,
-    compute_polygon_area,
-    interpolate_quantile,
-)
+from bvdm_data.synth.contours import Array, compute_mean_radius, interpolate_quantile
 from bvdm_data.synth.model import RandomisedModel, ToneCurve, Variation
 from bvdm_data.synth.motion import Trajectory
 
@@ -51,8 +46,6 @@ BODIES, BODY, FADING_HOURS = (2, 5), (0.2, 0.4), 4.0
 """What a dead nucleus leaves: number of spots, their standard deviations over its radius, and the
 hours in which their light falls to 1/e (our choice, as in the HeLa video)."""
 
-Array = npt.NDArray[np.float64]
-
 
 def draw_spots(
     models: RandomisedModel,
@@ -75,12 +68,12 @@ def draw_spots(
     parts = [np.zeros((frames, 0, 5))]
     path = np.broadcast_to(path, (frames, 2))
     field = np.array(size) + np.ptp(path, 0)
-    if amount := variation.haze:
-        parts.append(_draw_clusters(HAZE, models, amount, noise / 2, dim, frames, field, rngs[0]))
-        parts[-1][..., :2] += (path - path.max(0))[:, None]
-    if amount := variation.debris:
-        parts.append(_draw_clusters(DEBRIS, models, amount, noise, median, frames, field, rngs[1]))
-        parts[-1][..., :2] += (path - path.max(0))[:, None]
+    kinds = (HAZE, variation.haze, noise / 2, dim), (DEBRIS, variation.debris, noise, median)
+    for (kind, amount, low, high), own in zip(kinds, rngs, strict=True):
+        if amount:
+            spots = _draw_clusters(kind, models, amount, low, high, frames, field, own)
+            spots[..., :2] += (path - path.max(0))[:, None]
+            parts.append(spots)
     return torch.from_numpy(np.concatenate(parts, 1)).float()
 
 
@@ -98,7 +91,7 @@ def _draw_clusters(
 
     Heights are even in their logarithm, from ``low`` to ``high``. Spots as of :func:`draw_spots`.
     """
-    diameter = float(2 * np.sqrt(compute_polygon_area(models.shapes.mean[0]) / np.pi))
+    diameter = 2 * float(compute_mean_radius(models.shapes.mean[0]))
     narrow, wide = (share * diameter for share in kind.width)
     area = math.prod(side + 4 * wide for side in size)
     nuclei = float(models.motion.density.mean()) * area

@@ -252,9 +252,7 @@ def _expose_scene(
     blur = make_gaussian_kernels([scene.blur])
     with profile_span("camera"):
         add_spots(light, scene.spots)
-        expose(
-            light[None], scene.camera, normal, noise=noise, blur=blur, glow=glow, out=light[None]
-        )  # fmt: skip
+        expose(light[None], scene.camera, normal, noise=noise, blur=blur, glow=glow)
     return np.asarray(light.numpy())
 
 
@@ -380,11 +378,9 @@ class BatchRenderer:
             add_spots(one, self._move(spots))
         noise = self._move(batch.noise)
         blur = None if batch.blur is None else self._move(batch.blur)
-        video = expose(
-            light, self.model.camera,
-            make_device_normal(batch.seeds, self.device), noise=noise, blur=blur,
-        )  # fmt: skip
-        return video[:, :, None]
+        normal = make_device_normal(batch.seeds, self.device)
+        expose(light, self.model.camera, normal, noise=noise, blur=blur)
+        return light[:, :, None]
 
     def _run_network(self, batch: RenderBatch) -> list[tuple[Tensor, PatchPlacement]]:
         groups = map_tensors(batch.groups, self._move)

@@ -15,7 +15,6 @@ from bvdm_data.outlines import FEWEST, measure_edges
 from bvdm_data.rng import numpy_rng, torch_rng
 from bvdm_data.synth.cell_cycle import INTERPHASE
 from bvdm_data.synth.cells import Cell
-from bvdm_data.synth.contours import Array
 from bvdm_data.synth.denoiser import (
     SDF_CLIP,
     Denoiser,
@@ -25,10 +24,9 @@ from bvdm_data.synth.denoiser import (
     group_by_patch_size,
     run_dpm_solver,
 )
-from bvdm_data.synth.model import Model, RandomisedModel, TextureModel, ToneCurve
-from bvdm_data.synth.motion import FamilySampler, Trajectory, simulate_colony
+from bvdm_data.synth.model import Model, TextureModel, ToneCurve
 from bvdm_data.synth.render import RenderedPatches
-from bvdm_data.synth.scene import Method, Progress, Scene, SceneSettings, Textures, skip_progress
+from bvdm_data.synth.scene import Method, Progress, Scene, Textures, skip_progress
 from bvdm_data.system import isolate, profile_span, run_mixed
 from bvdm_data.validate import Rule, check_fields
 
@@ -64,7 +62,7 @@ class FastSettings(Method):
         steps: Calls of the network a patch. 1: by the distilled network, which learnt to draw
             at once what the denoiser draws in ``STUDENT_STEPS``; more: by the denoiser itself.
         families: Whether nuclei live and move as those of the video do, see
-            :func:`bvdm_data.synth.motion.simulate_colony`; False: as in the paper's scenes.
+            :func:`bvdm_data.synth.motion.simulate_motion`; False: as in the paper's scenes.
         memory: As in :class:`TextureModel`; None: that of the fitted video.
         fresh: As in :class:`TextureModel`; None: that of the fitted video.
 
@@ -101,24 +99,6 @@ class FastSettings(Method):
     def describe(self) -> str:
         """Return the name and the number of steps."""
         return f"fast, {self.steps} step{'s' * (self.steps > 1)}"
-
-    def simulate(
-        self,
-        models: RandomisedModel,
-        settings: SceneSettings,
-        nuclei: int | None,
-        rng: np.random.Generator,
-        sample: FamilySampler | None,
-        travel: Array,
-    ) -> list[Trajectory]:
-        """Simulate families of cells that move as in the video."""
-        if not self.families:
-            return super().simulate(models, settings, nuclei, rng, sample, travel)
-        return simulate_colony(
-            models.shapes, models.lives, models.motion, frames=settings.lived,
-            size=settings.size, nuclei=nuclei, generator=rng, grow=sample, contact=models.contact,
-            at_least=settings.at_least, travel=travel,
-        )  # fmt: skip
 
     def draw_inputs(self, scene: Scene, model: Model) -> list["DenoiserInputs"]:
         """Draw the noise of the cells of a scene."""

@@ -1,11 +1,14 @@
 """Images of clips: contact sheets and animations."""
 
 import colorsys
+import io
 import subprocess
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +32,7 @@ SHEET_FRAMES, SHEET_SIDE, ANIMATION_SIDE, MAX_SCALE = 8, 256, 512, 4
 PAPER, INK, FAINT = (255, 255, 255), (20, 20, 20), (110, 110, 110)
 TITLE_SIZE, CAPTION_SIZE, ID_SIZE = 16, 12, 12
 GAP, MARGIN = 6, 10
+FRAMES_PER_SECOND = 4  # of animations
 
 
 def _make_colours(count: int) -> npt.NDArray[np.uint8]:
@@ -58,8 +62,6 @@ def write_contact_sheet(
     path: str | Path,
     *,
     frames: Sequence[int] | None = None,
-    grey_range: Range | None = None,
-    gamma: float = GAMMA,
 ) -> None:
     """Write frames of several clips one below the other, all at the same grey scale.
 
@@ -67,9 +69,7 @@ def write_contact_sheet(
     of up to 128 pixels are magnified by nearest neighbour.
     """
     target = check_suffix(path, ".png")
-    save_images(
-        [render_contact_sheet(clips, frames=frames, grey_range=grey_range, gamma=gamma)], target
-    )
+    save_images([render_contact_sheet(clips, frames=frames)], target)
 
 
 def render_contact_sheet(
@@ -97,14 +97,7 @@ def render_contact_sheet(
     return tile_images(rows, note)
 
 
-def write_animation(
-    clip: Clip,
-    path: str | Path,
-    *,
-    frames_per_second: float = 4,
-    grey_range: Range | None = None,
-    gamma: float = GAMMA,
-) -> None:
+def write_animation(clip: Clip, path: str | Path) -> None:
     """Write a clip as an endless GIF or as MP4: the plain video, then the outlines and ids.
 
     In the frame in which a track with a parent begins, a thin line leads to it from the last
@@ -112,12 +105,8 @@ def write_animation(
     """
     target = check_suffix(path, ".gif", ".mp4")
     take_part(clip, "video")
-    if not 0 < frames_per_second <= 50:
-        raise ValueError(f"frames_per_second must be above 0, at most 50, got {frames_per_second}")
-    if grey_range is None:
-        grey_range = measure_display_range([clip["video"]])
-    shown = range(len(clip["video"]))
-    panels = _render_panels(clip, shown, grey_range, gamma, ANIMATION_SIDE)
+    grey_range, shown = measure_display_range([clip["video"]]), range(len(clip["video"]))
+    panels = _render_panels(clip, shown, grey_range, GAMMA, ANIMATION_SIDE)
     if "masks" in clip and "tracks" in clip:
         _draw_births(panels[1], clip)
     images = [
@@ -127,12 +116,12 @@ def write_animation(
         for t, pair in enumerate(zip(*panels, strict=True))
     ]
     if target.suffix.lower() == ".mp4":
-        _write_mp4(images, target, frames_per_second)
+        _write_mp4(images, target)
     else:
-        save_images(images, target, round(1000 / frames_per_second))
+        save_images(images, target)
 
 
-def _write_mp4(images: Sequence[Image.Image], path: Path, frames_per_second: float) -> None:
+def _write_mp4(images: Sequence[Image.Image], path: Path) -> None:
     """Write images as H.264 with colours at half resolution, which any player takes."""
     # Both sides must be even at this chroma resolution.
     width, height = (side + side % 2 for side in images[0].size)
@@ -141,7 +130,7 @@ def _write_mp4(images: Sequence[Image.Image], path: Path, frames_per_second: flo
     with open_atomic(path) as unfinished:
         command = [require_ffmpeg().get_ffmpeg_exe(), "-y", "-loglevel", "error"]
         command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"]
-        command += ["-r", f"{frames_per_second:g}", "-i", "-", "-c:v", "libx264"]
+        command += ["-r", str(FRAMES_PER_SECOND), "-i", "-", "-c:v", "libx264"]
         command += ["-crf", str(QUALITY), "-pix_fmt", "yuv420p", "-movflags", "+faststart"]
         done = subprocess.run([*command, str(unfinished)], input=frames, capture_output=True)
         if done.returncode:
@@ -170,10 +159,6 @@ def render_frame(
     if mask is None:
         return image
     labels = _check_plane("mask", mask).astype(np.int64)
-    if labels.shape != frame.shape:
-        raise ValueError(
-            f"mask must have the shape of video_frame, {frame.shape}, got {labels.shape}"
-        )
     large = _magnify(labels, scale)
     # The border of the image is repeated: a nucleus that it cuts has no outline there.
     around = np.pad(large, 1, mode="edge")
@@ -240,8 +225,6 @@ def _stretch(frame: Array, grey_range: tuple[float, float], gamma: float) -> npt
 
 
 def _magnify(plane: npt.NDArray[np.integer], scale: int) -> npt.NDArray[np.integer]:
-    if scale < 1:
-        raise ValueError(f"scale must be at least 1 screen pixel a pixel, got {scale}")
     return plane.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
@@ -350,7 +333,19 @@ def check_suffix(path: str | Path, *suffixes: str) -> Path:
     return target
 
 
-def save_images(images: Sequence[Image.Image], target: Path, milliseconds: int = 0) -> None:
+def encode_image(image: Image.Image, kind: str, **options: Any) -> str:
+    """Return a file of an image as a ``data:`` URI."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return encode_uri(file.getvalue(), f"image/{kind.lower()}")
+
+
+def encode_uri(content: bytes, mime: str) -> str:
+    """Return a file as a ``data:`` URI."""
+    return f"data:{mime};base64,{b64encode(content).decode()}"
+
+
+def save_images(images: Sequence[Image.Image], target: Path) -> None:
     """Write the first image as PNG, or all as an endless GIF."""
     with open_atomic(target) as unfinished:
         if target.suffix.lower() == ".png":
@@ -363,6 +358,5 @@ def save_images(images: Sequence[Image.Image], target: Path, milliseconds: int =
         palette.putpalette(colours.tolist())
         none = Image.Dither.NONE
         first, *rest = [image.quantize(palette=palette, dither=none) for image in images]
-        first.save(
-            unfinished, "GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0
-        )
+        duration = 1000 // FRAMES_PER_SECOND  # ms
+        first.save(unfinished, "GIF", save_all=True, append_images=rest, duration=duration, loop=0)

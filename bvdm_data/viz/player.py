@@ -1,6 +1,5 @@
 """Player: one HTML page that plays annotated clips, with outlines, ids and the lineage tree."""
 
-import io
 import itertools
 import json
 import math
@@ -20,7 +19,9 @@ from bvdm_data.viz.pictures import (
     COLOURS,
     GAMMA,
     Range,
+    check_suffix,
     convert_to_array,
+    encode_image,
     measure_display_range,
     render_frame,
 )
@@ -39,11 +40,8 @@ def write_player(
     clips: Mapping[tuple[str, str], Clip],
     path: str | Path,
     *,
-    axes: tuple[str, str] = ("seed", "density"),
     title: str = "Annotated clips",
     note: str = "",
-    grey_range: Range | None = None,
-    gamma: float = GAMMA,
 ) -> None:
     """Write a page that plays clips in any browser and needs no other file and no network.
 
@@ -51,22 +49,18 @@ def write_player(
     clips have the same grey scale. Pictures are embedded as WebP, which is not free of loss; ids
     and the table of tracks are embedded as they are.
     """
-    target = Path(path)
-    if target.suffix.lower() != ".html":
-        raise ValueError(f"path must end in '.html', got {str(path)!r}")
-    values = _values(clips)
+    target = check_suffix(path, ".html")
+    values = _list_values(clips)
     for name, clip in clips.items():
         _check(name, clip)
-    if grey_range is None:
-        grey_range = measure_display_range([clip["video"] for clip in clips.values()])
-    low, high = grey_range
+    low, high = measure_display_range([clip["video"] for clip in clips.values()])
     data = {
-        "axes": axes,
+        "axes": ("seed", "density"),
         "values": values,
         "colours": ["#{:02x}{:02x}{:02x}".format(*colour) for colour in COLOURS.tolist()],
-        "clips": [_packed(clips[name], grey_range, gamma) for name in itertools.product(*values)],
+        "clips": [_pack(clips[name], (low, high)) for name in itertools.product(*values)],
     }
-    scale = f"Black: grey {low:.3g}, white: grey {high:.3g}, gamma {gamma:g}, in all clips."
+    scale = f"Black: grey {low:.3g}, white: grey {high:.3g}, gamma {GAMMA:g}, in all clips."
     page = TEMPLATE.read_text(encoding="utf-8")
     page = page.replace("@TITLE@", escape(title)).replace(
         "@NOTE@", escape(f"{note} {scale}".strip())
@@ -77,7 +71,7 @@ def write_player(
         unfinished.write_text(page, encoding="utf-8")
 
 
-def _values(clips: Mapping[tuple[str, str], Clip]) -> tuple[list[str], list[str]]:
+def _list_values(clips: Mapping[tuple[str, str], Clip]) -> tuple[list[str], list[str]]:
     """Return the values of each setting, in the order in which they first appear."""
     if not clips:
         raise ValueError("clips must hold at least one clip, got none")
@@ -106,7 +100,7 @@ def _check(name: tuple[str, str], clip: Clip) -> None:
         )
     take_part(clip, "video", f" in clip {name}")
     frames, _, height, width = clip["video"].shape
-    columns = _columns(frames)
+    columns = _count_columns(frames)
     longest = max(columns * width, -(-frames // columns) * height)
     if longest > MOST_PIXELS:
         raise ValueError(
@@ -119,11 +113,11 @@ def _check(name: tuple[str, str], clip: Clip) -> None:
         raise ValueError(f"clips must have ids up to 65535, got id {top} in clip {name}")
 
 
-def _columns(frames: int) -> int:
+def _count_columns(frames: int) -> int:
     return math.ceil(math.sqrt(frames))
 
 
-def _packed(clip: Clip, grey_range: Range, gamma: float) -> dict[str, Any]:
+def _pack(clip: Clip, grey_range: Range) -> dict[str, Any]:
     masks = convert_to_array(clip["masks"]).astype(np.uint16)
     tracks = convert_to_array(clip["tracks"]).astype(int)
     frames, height, width = masks.shape
@@ -131,28 +125,26 @@ def _packed(clip: Clip, grey_range: Range, gamma: float) -> dict[str, Any]:
         "frames": frames,
         "height": height,
         "width": width,
-        "columns": _columns(frames),
-        "sheet": f"data:image/webp;base64,{_sheet(clip, grey_range, gamma)}",
-        "masks": [b64encode(_runs(mask).astype("<u2").tobytes()).decode() for mask in masks],
+        "columns": _count_columns(frames),
+        "sheet": _encode_sheet(clip, grey_range),
+        "masks": [b64encode(_find_runs(mask).astype("<u2").tobytes()).decode() for mask in masks],
         "tracks": tracks[tracks[:, 0] > 0].tolist(),
     }
 
 
-def _sheet(clip: Clip, grey_range: Range, gamma: float) -> str:
-    """Return all frames as one WebP image, row by row, in base64."""
+def _encode_sheet(clip: Clip, grey_range: Range) -> str:
+    """Return all frames as one WebP image, row by row."""
     video = clip["video"]
     frames, _, height, width = video.shape
-    columns = _columns(frames)
+    columns = _count_columns(frames)
     sheet = Image.new("L", (columns * width, -(-frames // columns) * height))
     for frame in range(frames):
-        image = render_frame(video[frame], grey_range=grey_range, gamma=gamma).convert("L")
+        image = render_frame(video[frame], grey_range=grey_range, gamma=GAMMA).convert("L")
         sheet.paste(image, (frame % columns * width, frame // columns * height))
-    file = io.BytesIO()
-    sheet.save(file, "WEBP", quality=QUALITY)
-    return b64encode(file.getvalue()).decode()
+    return encode_image(sheet, "WEBP", quality=QUALITY)
 
 
-def _runs(mask: npt.NDArray[np.uint16]) -> npt.NDArray[np.integer]:
+def _find_runs(mask: npt.NDArray[np.uint16]) -> npt.NDArray[np.integer]:
     """Return rows (id, y, first x, number of pixels) of the runs of one id, ``[n, 4]``."""
     framed = np.pad(mask, ((0, 0), (1, 1)))
     y, x = np.nonzero(framed[:, 1:] != framed[:, :-1])

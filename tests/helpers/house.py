@@ -16,15 +16,15 @@ Definition = Function | ast.ClassDef
 VERBS = """
 add advance advise agree annotate apply assign attach augment average begin build cache check choose
 claim clear close collate collect compare composite compute convert copy correlate corrupt count
-create crop cut decode denoise derive describe displace divide draw drop embed enlarge estimate
-evaluate expand explain export expose extract fade fetch fill filter find fit follow format gather
-get grow guess group hand has hash hold identify import interpolate invert is isolate iterate join
-judge keep lay list load look make map mask match measure mend merge move name normalize number open
-pack pad paint parse pick pin place plant play plot pool predict prepare print profile push put read
-recommend refuse relabel remove render replace report require resample resolve return run sample
-save scale segment select send separate set show shrink silence simulate solve skip sort start stay
-stop store summarize synthesise tabulate take test tile trace train transform try turn unpack update
-upsample validate vary wait warm warn warp weigh write
+create crop cut decode denoise derive describe displace divide draw drop embed encode enlarge
+estimate evaluate expand explain export expose extract fade fetch fill filter find fit follow format
+gather get grow guess group hand has hash hold identify import interpolate invert is isolate iterate
+join judge keep lay list load look make map mask match measure mend merge move name normalize number
+open pack pad paint parse pick pin place plant play plot pool predict prepare print profile push put
+read recommend refuse relabel remove render replace report require resample resolve return run
+sample save scale segment select send separate set show shrink silence simulate solve skip sort
+start stay stop store summarize synthesise tabulate take test tile trace train transform try turn
+unpack update upsample validate vary wait warm warn warp weigh write
 """.split()  # noqa: SIM905
 VERBS_BEFORE_A_NOUN = ("label", "link", "pair", "plan", "sample", "score", "split", "track")
 """Nouns when on their own: ``label_rows`` does something, ``label`` is something."""
