@@ -22,7 +22,7 @@ from bvdm_data.synth.cells import (
     TemplateLineageSimulator,
     sample_sister_quantile,
 )
-from bvdm_data.synth.contours import compute_polygon_area
+from bvdm_data.synth.contours import compute_polygon_area, interpolate_quantile
 
 ORDER = (*POST_MITOTIC, INTERPHASE, *PRE_MITOTIC)
 
@@ -255,6 +255,21 @@ def test_founder_has_given_age_and_quantile(lineage, tiny_lives):
         assert cell.age == 3
         np.testing.assert_allclose(cell.brightness, wanted, rtol=1e-4)
     assert len({lineage(seed)[0].age for seed in range(20)}) > 4
+
+
+def test_brightness_follows_the_stage_at_once(lineage, tiny_lives):
+    factors = np.array([1, 1.3, 1.7, 2, 2.2, 1.5])
+    steady = replace(
+        tiny_lives, stage_brightness=np.stack([np.log(factors), np.zeros(6)], 1),
+        sister_spread=0.0, brightness_autocorrelation=1.0,
+    )  # fmt: skip
+    shown = set()
+    for seed in range(6):
+        base = float(interpolate_quantile(steady.brightness, 0.5))
+        for cell in lineage(seed, 40, lives=steady, quantile=0.5):
+            shown |= set(cell.stages.tolist())
+            np.testing.assert_allclose(cell.brightness, base * factors[cell.stages], rtol=1e-6)
+    assert shown == set(range(6))
 
 
 def test_brightness_drifts_within_its_distribution(lineage, drifting):
