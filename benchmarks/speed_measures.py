@@ -27,7 +27,7 @@ from bvdm_data import (
 )
 from bvdm_data.clip import ANNOTATIONS
 from bvdm_data.evaluation.segmenter import Segmenter
-from bvdm_data.pixels import disable_loops
+from bvdm_data.pixels import skip_loops
 from bvdm_data.speed import MATRIX, measure_throughput, profile_clips, warm_up
 from bvdm_data.synth.denoiser import compute_signed_distance_map
 from bvdm_data.synth.textures import BATCH
@@ -118,7 +118,7 @@ def arithmetic(seconds: float) -> dict[str, float]:
             network(noise, edge, brightness, stage)
 
     with set_threads(1):
-        with disable_loops(), FlopCounterMode(display=False) as counter:
+        with skip_loops(), FlopCounterMode(display=False) as counter:
             forward()
         pairs, end = [], time.perf_counter() + seconds
         while time.perf_counter() < end or len(pairs) < 5:

@@ -39,7 +39,7 @@ def has_loops(name: str = "draw_outlines") -> bool:
 
 
 @contextmanager
-def disable_loops() -> Iterator[None]:
+def skip_loops() -> Iterator[None]:
     """Let torch do the work of all loops in a block, in all threads."""
     global _LIBRARY
     kept, _LIBRARY = _LIBRARY, None

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bvdm_data.clip import Clip
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
-from bvdm_data.pixels import disable_loops, has_loops
+from bvdm_data.pixels import has_loops, skip_loops
 from bvdm_data.synth.textures import FastSettings
 from bvdm_data.system import SPAN_PREFIX, SPANS, choose_dtype
 from bvdm_data.validate import as_int
@@ -133,7 +133,7 @@ class FlopStats:
 def measure_flops(videos: SyntheticHeLaVideos, first: int, clips: int) -> FlopStats:
     """Count the arithmetic of the networks of the fast method, and time it."""
     # What a compiled loop does cannot be counted.
-    with disable_loops(), FlopCounterMode(display=False) as counter:
+    with skip_loops(), FlopCounterMode(display=False) as counter:
         for number in range(first, first + clips):
             videos.clip(number)
     # Of the networks alone: the camera multiplies matrices, too.

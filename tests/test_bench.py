@@ -23,7 +23,7 @@ from bvdm_data.cli import cli
 from bvdm_data.clip import ANNOTATIONS
 from bvdm_data.datasets import synthetic
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
-from bvdm_data.pixels import disable_loops, has_loops
+from bvdm_data.pixels import has_loops, skip_loops
 from bvdm_data.speed import (
     LoaderStall,
     Loop,
@@ -172,7 +172,7 @@ def test_flops_match_the_convolutions(tiny):
 
     layers = [m for m in network.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
     hooks = [layer.register_forward_hook(count) for layer in layers]
-    with disable_loops():  # a compiled loop calls no layer
+    with skip_loops():  # a compiled loop calls no layer
         videos.clip(0)
     for hook in hooks:
         hook.remove()
@@ -190,7 +190,7 @@ def test_flops_name_type_and_engine(tiny, quick):
     several = str(choose_dtype(torch.device("cpu"))).removeprefix("torch.")
     assert name(1) == ("float32", "compiled" if has_loops("paint") else "torch")
     assert name(2) == (several, "torch")
-    with disable_loops():
+    with skip_loops():
         assert name(1) == ("float32", "torch")
 
 

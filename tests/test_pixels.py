@@ -23,7 +23,7 @@ compiled = pytest.mark.skipif(not has_loops(), reason="needs the compiled loops"
 
 
 def without_loops(make, *given):
-    with pixels.disable_loops():
+    with pixels.skip_loops():
         return make(*given)
 
 

@@ -109,7 +109,7 @@ class _FilmBlock(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """Map ``[N, C, H, W]`` to the same shape, given an embedding ``[N, T]``."""
-        scale, shift = self.known(time)[:, :, None, None].chunk(2, 1)
+        scale, shift = self.known(time).to(x.dtype)[:, :, None, None].chunk(2, 1)
         hidden = F.silu(torch.addcmul(shift, self.conv1(x), 1 + scale), inplace=True)
         out: Tensor = self.conv2(hidden).add_(x)
         return out
@@ -391,9 +391,10 @@ class Student(UNetBackbone, _IntensityNorm):
         stage: Int[Tensor, " N"],
     ) -> Float[Tensor, "N 1 P P"]:
         """Map noise to images of nuclei."""
-        dtype, condition = self.inlet.weight.dtype, self.make_conditioning(brightness, stage)
+        condition = self.make_conditioning(brightness, stage)
+        condition = condition.to(next(self.embed.parameters()).dtype)
         if self.kernels is not None and has_loops("paint") and noise.device.type == "cpu":
-            films = F.linear(self.embed(condition), self.films[:, :-1], self.films[:, -1])
+            films = F.linear(self.embed(condition), self.films[:, :-1], self.films[:, -1]).float()
             noise, edge = noise.contiguous(), edge.contiguous()
             image = torch.empty_like(noise)
             run_loop(
@@ -401,12 +402,15 @@ class Student(UNetBackbone, _IntensityNorm):
                 self.kernels, image,
             )  # fmt: skip
             return image
-        planes = torch.cat([noise, edge], 1).to(dtype, memory_format=torch.channels_last)
-        return self.run(planes, condition.to(dtype))
+        planes = torch.cat([noise, edge], 1).to(self.inlet.weight.dtype)
+        return self.run(planes.contiguous(memory_format=torch.channels_last), condition)
 
     @torch.no_grad()
     def pack(self) -> None:
         """Prepare the compiled loop, which draws with the weights as they are now."""
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                layer.double()  # a program may let torch round products of float32
         self.wide = [_LANES * math.ceil(number / _LANES) for number in self.settings.channels]
         films, kernels = [], []
         names = (
