@@ -20,7 +20,7 @@ from benchmarks.gallery import ROWS, draw_row, write_page
 from bvdm_data.cli import cli
 from bvdm_data.fitting.contours import LEAST_OVERLAP
 from bvdm_data.fitting.motion import LEAST_STEPS
-from bvdm_data.fitting.nuclei import PATCH, RULES
+from bvdm_data.fitting.nuclei import LONGEST_STAGES, PATCH, REFERENCE_FRAMES
 from bvdm_data.synth.contours import CONTOUR_POINTS
 from bvdm_data.synth.synthesis import synthesise
 from bvdm_data.weights import read_card
@@ -138,11 +138,10 @@ def test_fitting_messages_exist():
 
 
 def test_fitting_rules_match_the_code():
-    rules = RULES
-    near, far = rules.reference
+    near, far = REFERENCE_FRAMES
     page = " ".join(FITTING.split())
     assert f"frames {near} to {far}, counted back" in page
-    prophase, condensed, telophase = rules.longest
+    prophase, condensed, telophase = LONGEST_STAGES
     assert (
         f"prophase lasts at most {prophase} frames, the condensed stages {condensed}, "
         f"telophase {telophase}"

@@ -19,8 +19,8 @@ from bvdm_data.evaluation.arms import Data, make_arm, make_pasted_clips, make_re
 from bvdm_data.evaluation.evaluate import (
     STUDIES,
     Budget,
+    Evaluation,
     Questions,
-    Run,
     evaluate,
     make_full_clip,
 )
@@ -113,10 +113,10 @@ def test_calibration_frames_are_not_tested(data, monkeypatch):
     measured = lambda frames, masks, clips: given.extend(masks) or 0.975  # noqa: E731
     monkeypatch.setattr(arms, "calibrate_outline", measured)
     data = replace(data, calibrated=3, test_stop=8, method="fast")
-    arm, run = make_arm("synthetic-calibrated", data), Run(data, Questions(), print)
+    arm, run = make_arm("synthetic-calibrated", data), Evaluation(data, Questions(), print)
     assert arm.clips.outline == (0.975, 0.0)
     assert len(run.reference.video) == 5
-    whole = Run(replace(data, calibrated=0), Questions(), print).reference
+    whole = Evaluation(replace(data, calibrated=0), Questions(), print).reference
     np.testing.assert_array_equal(run.reference.video, whole.video[3:])
     inner = np.s_[:, 4:-4, 4:-4]
     np.testing.assert_array_equal(np.stack(given)[inner] > 0, whole.masks[:3][inner] > 0)
@@ -181,7 +181,7 @@ def test_all_have_one_grey_scale(tiny_video, tiny_generator, data, tmp_path):
     made = settle(**options)
     assert made.scale == CameraScale(32768, 36863)
     assert make_real_clips(made).scale == make_pasted_clips(made).scale == made.scale
-    run = Run(made, Questions(), print)
+    run = Evaluation(made, Questions(), print)
     grey = run.train_clip["video"][:, 0].numpy() * 4095
     np.testing.assert_allclose(grey, dim[:, 4:-4, 4:-4].astype(float) - 32768, atol=0.01)
     assert run.test_clip["video"].mean() == pytest.approx(8 * grey.mean() / 4095, rel=0.01)

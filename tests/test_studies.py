@@ -8,7 +8,7 @@ import torch
 from benchmarks import study_ablation, study_pool, study_scarcity
 from benchmarks.studies import make_parser, measure_variants, run_study
 from bvdm_data.evaluation.arms import Data
-from bvdm_data.evaluation.evaluate import Budget, Questions, Run
+from bvdm_data.evaluation.evaluate import Budget, Evaluation, Questions
 from bvdm_data.evaluation.segmenter import SegmenterSettings
 from bvdm_data.fitting.video import VideoTooShortError
 from bvdm_data.synth.cell_bank import PoolSettings
@@ -20,7 +20,7 @@ def run(two_videos, tiny_model, tmp_path):
     options = {"frames": 4, "size": (96, 96), "border": 4, "progress": False}
     data = Data(root=two_videos, model=tiny_model, folder=tmp_path / "work", **options)
     budget = Budget(seeds=1, clips=12, segmenter=SegmenterSettings(steps=2, batch=1))
-    return Run(data, Questions(budget=budget), lambda line: None)
+    return Evaluation(data, Questions(budget=budget), lambda line: None)
 
 
 def test_scarcity_trains_all_arms(run, monkeypatch):

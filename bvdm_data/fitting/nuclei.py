@@ -286,23 +286,14 @@ class Lineage:
         return pairs if keep is None else pairs[keep[pairs].all(1)]
 
 
-@dataclass(frozen=True)
-class _StageRules:
-    """Thresholds, chosen by looking at the nuclei of each stage of Fluo-N2DL-HeLa 01."""
-
-    # frames, counted back from the mother's last one, whose median means "in interphase"
-    reference: tuple[int, int] = (5, 14)
-    # least brightness over area, both against interphase, of a mother in condensed stages, in
-    # prophase directly before them, and half as much of a daughter in ana- or telophase
-    condensed: float = 2.0
-    prophase: float = 1.3
-    young: float = 1.3
-    plate: float = 1.6  # least ratio of the axes of a metaphase or anaphase plate
-    # most frames of prophase, of condensed stages, and of telophase
-    longest: tuple[int, int, int] = (2, 4, 4)
-
-
-RULES = _StageRules()
+# Thresholds of stages, chosen by looking at the nuclei of each stage of Fluo-N2DL-HeLa 01.
+# Frames, counted back from the mother's last one, whose median means "in interphase".
+REFERENCE_FRAMES = (5, 14)
+# Least brightness over area, both against interphase, of a mother in condensed stages, in prophase
+# directly before them, and half as much of a daughter in ana- or telophase.
+CONDENSED, PROPHASE_CONDENSED, YOUNG = 2.0, 1.3, 1.3
+PLATE = 1.6  # least ratio of the axes of a metaphase or anaphase plate
+LONGEST_STAGES = (2, 4, 4)  # most frames of prophase, of condensed stages, and of telophase
 
 
 @dataclass(frozen=True, eq=False)
@@ -337,7 +328,7 @@ def measure_nuclei(crops: Crops, tracks: npt.NDArray[np.int32]) -> Nuclei:
 def _measure_interphase(
     lineage: Lineage, area: Array, brightness: Array
 ) -> dict[int, tuple[float, float]]:
-    near, far = RULES.reference
+    near, far = REFERENCE_FRAMES
     references = {}
     for mother in lineage.daughters:
         before = lineage.spans[mother][1] - lineage.frame
@@ -354,7 +345,7 @@ def _stage_division(nuclei: Nuclei, mother: int, daughters: list[int]) -> None:
     frame that shows a plate. Where fewer than three frames show the mother before, all is unknown.
     """
     row_of, spans = nuclei.lineage.row_of, nuclei.lineage.spans
-    prophase, condensed, young = RULES.longest
+    prophase, condensed, young = LONGEST_STAGES
     ending = [row_of.get((mother, spans[mother][1] - back)) for back in range(prophase + condensed)]
     births = [[row_of.get((d, spans[d][0] + age)) for age in range(young)] for d in daughters]
     if mother not in nuclei.references:
@@ -368,9 +359,9 @@ def _stage_division(nuclei: Nuclei, mother: int, daughters: list[int]) -> None:
     _stage_mother(nuclei, ending, ratio)
     for born in births:
         for age, row in enumerate(born):
-            if row is None or ratio[row] / 2 < RULES.young:
+            if row is None or ratio[row] / 2 < YOUNG:
                 break
-            is_plate = age == 0 and nuclei.aspect[row] >= RULES.plate
+            is_plate = age == 0 and nuclei.aspect[row] >= PLATE
             nuclei.stage[row] = ANAPHASE if is_plate else TELOPHASE
 
 
@@ -381,11 +372,11 @@ def _stage_mother(nuclei: Nuclei, rows: list[int | None], ratio: Array) -> None:
     for row in rows:
         if row is None:
             return
-        if not prophase and condensed < RULES.longest[1] and ratio[row] >= RULES.condensed:
+        if not prophase and condensed < LONGEST_STAGES[1] and ratio[row] >= CONDENSED:
             condensed += 1
-            plate = plate and bool(nuclei.aspect[row] >= RULES.plate)
+            plate = plate and bool(nuclei.aspect[row] >= PLATE)
             nuclei.stage[row] = METAPHASE if plate else PROMETAPHASE
-        elif prophase < RULES.longest[0] and ratio[row] >= RULES.prophase:
+        elif prophase < LONGEST_STAGES[0] and ratio[row] >= PROPHASE_CONDENSED:
             prophase += 1
             nuclei.stage[row] = PROPHASE
         else:

@@ -25,21 +25,24 @@ DRIFT = 0.5
 """Standard deviation of a cluster's step over the scale of those of nuclei (our choice)."""
 
 
+MOST_SPOTS = 5
+"""Most spots of a cluster (our choice)."""
+
+
 @dataclass(frozen=True)
 class _Kind:
     """Clusters of spots of one kind (numbers are our choice)."""
 
     rate: float  # most clusters for each nucleus that the video has on average
-    spots: int  # most spots of a cluster
     width: tuple[float, float]  # standard deviations of spots over the diameter of nuclei
     spread: float  # standard deviation of the spots' distance from their cluster over their width
     fading: float = 0.0  # the height falls as the width to the power of this
 
 
-HAZE = _Kind(rate=1.0, spots=5, width=(0.2, 1.0), spread=0.8)
+HAZE = _Kind(rate=1.0, width=(0.2, 1.0), spread=0.8)
 """Cells above and below the focus."""
 
-DEBRIS = _Kind(rate=1.5, spots=5, width=(0.04, 0.12), spread=2.0, fading=1.0)
+DEBRIS = _Kind(rate=1.5, width=(0.04, 0.12), spread=2.0, fading=1.0)
 """Fragments and precipitates; the wider the dimmer, lest they be nuclei."""
 
 BODIES, BODY, FADING_HOURS = (2, 5), (0.2, 0.4), 4.0
@@ -96,7 +99,7 @@ def _draw_clusters(
     area = math.prod(side + 4 * wide for side in size)
     nuclei = float(models.motion.density.mean()) * area
     count = int(rng.poisson(amount * kind.rate * nuclei * rng.random()))
-    members = rng.integers(1, kind.spots + 1, count)
+    members = rng.integers(1, MOST_SPOTS + 1, count)
     owner = np.repeat(np.arange(count), members)
     centres = rng.uniform(-2 * wide, np.array(size) + 2 * wide, (count, 2))
     steps = DRIFT * models.motion.speed.scale * rng.standard_normal((frames, count, 2))
