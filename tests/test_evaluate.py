@@ -251,9 +251,8 @@ def test_evaluation_continues_and_reports(data, tiny_video, monkeypatch, tmp_pat
     monkeypatch.setattr(linking, "REACHES", (30.0,))
     monkeypatch.setattr(linking, "SPLITS", (35.0,))
     parts, real = ("training", "transfer", "linking"), ("real",)
-    questions = Questions(
-        parts=parts, arms=real, linking_arms=real, budget=replace(BUDGET, linked_arm="real")
-    )
+    budget, linked = replace(BUDGET, linked_arm="real"), ("real", "real+synthetic")
+    questions = Questions(parts=parts, arms=real, linking_arms=linked, budget=budget)
     video, masks, tracks = tiny_video
     write_sequence(tmp_path, "03", video[:6], masks[:6], cut_tracks(tracks, 0, 6))
     data, lines = replace(data, test_stop=6, also=[(tmp_path, "03")]), []
@@ -268,10 +267,11 @@ def test_evaluation_continues_and_reports(data, tiny_video, monkeypatch, tmp_pat
     assert len(list(data.folder.glob("trials/*.pt"))) == 2
     assert len(list(data.folder.glob("trials/*.json"))) == 2 * (1 + len(results["transfer"]))
     rows = results["linking"]["rows"]
-    names = ["LapTrack tuned on 01", "LapTrack tuned on synthetic", "Trackastra on real"]
+    names = ["LapTrack tuned on 01", "LapTrack tuned on synthetic"]
+    names += [f"Trackastra on {name}" for name in linked]
     assert [row["arm"] for row in rows[::3]] == names
     kinds = ["reference", "planted", "segmented"]
-    assert [row["detections"] for row in rows] == kinds * 3
+    assert [row["detections"] for row in rows] == kinds * 4
     assert (rows[0]["fn"], rows[0]["fp"], rows[0]["ns"]) == (0, 0, 0)
     assert sum("seed 1  seg " in line for line in lines) == 1 + len(results["transfer"])
     page = (tmp_path / "report" / "index.html").read_text()

@@ -54,12 +54,12 @@ def _make_clips(name: str, data: Data, count: int) -> Any:
         method = arms.find_method(name, data)
         data = replace(data, method=method, variation=None, outline=None)
     most = max(2, round(NUCLEI[1] * (side / SIZE) ** 2))
-    synthetic = arms.make_synthetic_clips(data, count, nuclei=(min(NUCLEI[0], most), most))
+    nuclei = min(NUCLEI[0], most), most
     if name != "real+synthetic":
-        return synthetic
-    scale: Any = synthetic.scale  # that of the model, as in the arm of both
-    real = arms.make_real_clips(replace(data, scale=scale))
-    return FirstClips(MixedVideos({"real": real, "synthetic": synthetic}, weights=arms.MIX), count)
+        return arms.make_synthetic_clips(data, count, nuclei=nuclei)
+    stream = arms.make_synthetic_dataset(data, nuclei=nuclei, annotations=arms.ANNOTATIONS)
+    real = arms.make_real_clips(replace(data, scale=stream.scale))  # the model's scale for both
+    return FirstClips(MixedVideos({"real": real, "synthetic": stream}, weights=arms.MIX), count)
 
 
 def _tune_laptrack(films: Sequence[tuple[Labels, Labels]]) -> dict[str, Any]:
