@@ -21,7 +21,7 @@ SETTINGS = {
     "fresh, all annotations, 14 nuclei": "annotations=ANNOTATIONS, nuclei=14",
     "fresh, all annotations, 512 x 512": "annotations=ANNOTATIONS, size=512, max_cells=256",
     "fresh, all annotations, 700 x 1100, 94 nuclei": (
-        "annotations=ANNOTATIONS, size=(700, 1100), nuclei=94"
+        "annotations=ANNOTATIONS, size=(700, 1100), nuclei=94, max_cells=256"
     ),
     "pool, renewed": "pool=PoolSettings(pairs=32)",
     "pool, kept": "pool=PoolSettings(pairs=32, renew=0)",

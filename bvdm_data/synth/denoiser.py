@@ -7,6 +7,7 @@ import reprlib
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -109,7 +110,7 @@ class _FilmBlock(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """Map ``[N, C, H, W]`` to the same shape, given an embedding ``[N, T]``."""
-        scale, shift = self.known(time).to(x.dtype)[:, :, None, None].chunk(2, 1)
+        scale, shift = self.known(time)[:, :, None, None].chunk(2, 1)
         hidden = F.silu(torch.addcmul(shift, self.conv1(x), 1 + scale), inplace=True)
         out: Tensor = self.conv2(hidden).add_(x)
         return out
@@ -358,14 +359,19 @@ class StudentConfig:
 
 _LANES = 16  # channels that the compiled loop works on together
 
-_WINOGRAD = torch.tensor(
+_WINOGRAD = np.array(
     [
         [1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6],
         [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1],
     ],
-    dtype=torch.float64,
 )  # fmt: skip
 """What makes kernels of 3 x 3 those of F(4 x 4, 3 x 3) (Lavin & Gray 2016)."""
+
+
+def _multiply(x: Tensor, layer: Any) -> Tensor:
+    """Apply a linear layer without a product of matrices, which a program may let torch round."""
+    out: Tensor = (x[:, None] * layer.weight).sum(2) + layer.bias
+    return out
 
 
 class Student(UNetBackbone, _IntensityNorm):
@@ -391,10 +397,12 @@ class Student(UNetBackbone, _IntensityNorm):
         stage: Int[Tensor, " N"],
     ) -> Float[Tensor, "N 1 P P"]:
         """Map noise to images of nuclei."""
-        condition = self.make_conditioning(brightness, stage)
-        condition = condition.to(next(self.embed.parameters()).dtype)
+        dtype, condition = self.inlet.weight.dtype, self.make_conditioning(brightness, stage)
         if self.kernels is not None and has_loops("paint") and noise.device.type == "cpu":
-            films = F.linear(self.embed(condition), self.films[:, :-1], self.films[:, -1]).float()
+            for layer in self.embed:
+                is_linear = isinstance(layer, nn.Linear)
+                condition = _multiply(condition, layer) if is_linear else layer(condition)
+            films = (condition[:, None] * self.films[:, :-1]).sum(2) + self.films[:, -1]
             noise, edge = noise.contiguous(), edge.contiguous()
             image = torch.empty_like(noise)
             run_loop(
@@ -402,15 +410,12 @@ class Student(UNetBackbone, _IntensityNorm):
                 self.kernels, image,
             )  # fmt: skip
             return image
-        planes = torch.cat([noise, edge], 1).to(self.inlet.weight.dtype)
-        return self.run(planes.contiguous(memory_format=torch.channels_last), condition)
+        planes = torch.cat([noise, edge], 1).to(dtype, memory_format=torch.channels_last)
+        return self.run(planes, condition.to(dtype))
 
     @torch.no_grad()
     def pack(self) -> None:
         """Prepare the compiled loop, which draws with the weights as they are now."""
-        for layer in self.modules():
-            if isinstance(layer, nn.Linear):
-                layer.double()  # a program may let torch round products of float32
         self.wide = [_LANES * math.ceil(number / _LANES) for number in self.settings.channels]
         films, kernels = [], []
         names = (
@@ -431,6 +436,8 @@ class Student(UNetBackbone, _IntensityNorm):
             films += [F.pad(part, (0, 0, 0, outputs)) for part in (gain, shift)]
             kernel = F.pad(conv.weight.double(), (0, 0, 0, 0, 0, inputs, 0, outputs))
             if conv.kernel_size == (3, 3) and conv.stride == (1, 1):
-                kernel = _WINOGRAD @ kernel @ _WINOGRAD.T
+                # No product of torch's: where one is under way, a process must not be forked.
+                made = np.einsum("ai,ncij,bj->ncab", _WINOGRAD, kernel.numpy(), _WINOGRAD)
+                kernel = torch.from_numpy(made)
             kernels.append(kernel.permute(2, 3, 1, 0).flatten())
         self.films, self.kernels = torch.cat(films), torch.cat(kernels).float()
