@@ -388,7 +388,7 @@ def test_link_refuses_other_shapes(trained):
 def test_linker_training_resumes(clips, tmp_path, monkeypatch):
     whole = train_linker(clips, settings(6), checkpoint=tmp_path / "a", progress=False)
     calls = []
-    honest = linking._loss
+    honest = linking._compute_loss
 
     def killed(*given):
         calls.append(1)
@@ -396,7 +396,7 @@ def test_linker_training_resumes(clips, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return honest(*given)
 
-    monkeypatch.setattr(linking, "_loss", killed)
+    monkeypatch.setattr(linking, "_compute_loss", killed)
     with pytest.raises(KeyboardInterrupt):
         train_linker(clips, settings(6), checkpoint=tmp_path / "b", progress=False)
     monkeypatch.undo()
