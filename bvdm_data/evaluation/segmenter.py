@@ -193,6 +193,8 @@ class Samples(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """Take the next clip; draw a frame of it, and its augmentation."""
+        if not 0 <= index < self.count:  # a loop over the samples ends here
+            raise IndexError(f"index must be from 0 to {self.count - 1}, got {index}")
         generator = torch_rng(self.seed, "sample", index)
         clip = self.clips.clip(self.seed * self.count + index)
         frame = int(torch.randint(len(clip["video"]), (), generator=generator))
