@@ -386,6 +386,12 @@ def test_copy_paste_refuses_early_stop(tmp_path, tiny_video):
         tiny(tmp_path, stop=1)
 
 
+def test_copy_paste_refuses_negative_numbers(pasted):
+    with pytest.raises(IndexError, match="index must be 0 or more, got -1"):
+        pasted.clip(-1)
+    assert pasted.clip(10**6)["index"] == 10**6
+
+
 def test_real_background_keeps_level_and_noise(hela):
     dataset = CopyPaste(hela, stop=1, size=(650, 1050), nuclei=(0, 0))
     image = counts(dataset.clip(0))

@@ -83,6 +83,8 @@ def test_pairs_vary_stage_size_and_brightness(draw):
     assert bright.max() > 0.35
     assert 0 < bright.min() < 0.1
     assert draw(2, LinearDenoiser(patch=16)).radii.amax() <= 16 / 2 - PATCH_MARGIN + 1e-4
+    with pytest.raises(ValueError, match="count must be at least 1, got 0"):
+        draw(0)
 
 
 def test_pairs_are_kept_and_continued(draw, tmp_path, monkeypatch):

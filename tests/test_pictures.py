@@ -110,7 +110,9 @@ def test_render_frame_refuses():
         ({"grey_range": (0.5, 0.5)}, r"grey_range must be a finite low .* got \(0.5, 0.5\)"),
         ({"grey_range": (0, float("nan"))}, "grey_range must be a finite low"),
         ({"gamma": 0}, "gamma must be above 0, got 0"),
+        ({"scale": 0}, "scale must be at least 1 screen pixel a pixel, got 0"),
         ({"video_frame": np.zeros((3, 4, 4))}, r"video_frame must be one grey image.*\(3, 4, 4\)"),
+        ({"mask": np.zeros((4, 5), int)}, r"mask must have the shape of video_frame, \(4, 4\)"),
     ):
         with pytest.raises(ValueError, match=message):
             render_frame(**{"video_frame": np.zeros((4, 4)), "grey_range": (0, 1), **arguments})
@@ -214,6 +216,20 @@ def test_grid_makes_room_for_titles(tmp_path):
     assert above[1] > plain[1]
     assert left[0] == plain[0]
     assert left[1] > plain[1]
+
+
+def test_grid_refuses(tmp_path):
+    for arguments, message in (
+        ({"images": torch.zeros(4, 4)}, r"images must be \[N, H, W\].*got \(4, 4\)"),
+        ({"images": torch.zeros(0, 4, 4)}, r"with N at least 1"),
+        ({"columns": 0}, "columns must be at least 1, got 0"),
+        ({"magnify": 0}, "magnify must be at least 1"),
+        ({"titles": ["a"] * 4}, "titles must be at most 3 for these images, got 4"),
+        ({"row_titles": ["a"] * 3}, "row_titles must be at most 2 for these images, got 3"),
+    ):
+        given = {"images": torch.zeros(3, 4, 4), "columns": 2, **arguments}
+        with pytest.raises(ValueError, match=message):
+            write_image_grid(path=tmp_path / "g.png", **given)
 
 
 def test_images_refuse_other_suffixes(tmp_path):

@@ -111,6 +111,8 @@ def test_samples_depend_on_seed_and_number():
         assert torch.equal(value, two[7][key])
     assert not torch.equal(one[7]["grey"], one[8]["grey"])
     assert not torch.equal(one[7]["grey"], Samples(Discs(), 4, 10)[7]["grey"])
+    with pytest.raises(IndexError, match="from 0 to 9, got 10"):
+        one[10]
 
 
 def trained(folder, name, clips, settings):

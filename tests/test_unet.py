@@ -17,6 +17,10 @@ def make_noise(*shape, seed=1):
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
+def predict_nothing(x, step):
+    return torch.zeros_like(x)
+
+
 # The network
 
 
@@ -66,6 +70,17 @@ def test_schedule_is_the_cosine():
         kept *= 1 - beta
         assert float(schedule.beta[step]) == pytest.approx(beta, rel=1e-12)
         assert float(schedule.alpha_bar[step]) == pytest.approx(kept, rel=1e-12)
+
+
+def test_impossible_steps_are_refused():
+    for steps in (1, 0, -5):
+        with pytest.raises(ValueError, match=f"steps must be at least 2, got {steps}"):
+            make_cosine_schedule(steps)
+    for steps in (0, -1, 11):
+        with pytest.raises(ValueError, match=f"steps must be from 1 to 10, got {steps}"):
+            sample_ddpm(
+                predict_nothing, torch.zeros(1, 1, 2, 2), steps, make_cosine_schedule(10), []
+            )
 
 
 # Forwards

@@ -18,6 +18,7 @@ from bvdm_data.clip import CameraScale, Clip, annotate_masks, split_gaps
 from bvdm_data.datasets.ctc import guess_scale, read_sequence
 from bvdm_data.datasets.windows import find_field
 from bvdm_data.rng import numpy_rng
+from bvdm_data.validate import as_number
 
 ISOLATION = 6  # A nucleus is used where no other label is nearer than this, px (our choice)
 HALO = 3  # width of the rim of light that is pasted with a nucleus, px (our choice)
@@ -205,14 +206,15 @@ class CopyPaste:
         ``video`` ``[1, 1, H, W]``, ``masks`` ``[1, H, W]``, ``tracks`` ``[max_cells, 4]``,
         ``index`` and ``source`` (1); see :class:`bvdm_data.clip.Clip`.
         """
-        rng = numpy_rng(0, "copy-paste", index)
+        number = as_number(index)
+        rng = numpy_rng(0, "copy-paste", number)
         light, labels = self._paste_nuclei(rng)
         grey = (self._draw_empty_tile(rng) + light)[None, None]
         camera = self.scale.to_grey(self.scale.to_counts(grey))
         masks, table, _ = split_gaps(labels[None], {})
         clip: dict[str, Any] = {"video": torch.from_numpy(camera)}
         clip |= annotate_masks(masks, table, ("masks", "tracks"), self.max_cells)
-        clip |= {"index": torch.tensor(index), "source": torch.tensor(1, dtype=torch.int8)}
+        clip |= {"index": torch.tensor(number), "source": torch.tensor(1, dtype=torch.int8)}
         return cast(Clip, clip)
 
     def __getstate__(self) -> dict[str, Any]:

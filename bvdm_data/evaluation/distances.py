@@ -331,6 +331,8 @@ class _Corrupted:
         return len(self.clips)
 
     def __getitem__(self, index: int, /) -> Clip:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index must be from 0 to {len(self) - 1}, got {index}")
         clip = self.clips[index]
         return cast(Clip, {**clip, "video": self.change(clip["video"], clip["masks"], index)})
 

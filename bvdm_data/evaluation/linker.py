@@ -168,7 +168,8 @@ class LinkerSettings:
     feature_frequencies: bool = True  # features meet the frequencies that they are meant to
     # nuclei that are further apart do not look at each other, pixels (Trackastra's default is 256)
     attention: int = 128
-    # nor are those linked, pixels; None: FARTHEST times the longest link of the training clips
+    # nuclei that are further apart are not linked, pixels; None: FARTHEST times the longest link of
+    # the training clips
     reach: float | None = None
     # of the detections of training clips, in the mean; None: the truth, with all at the border
     errors: DetectionErrors | None = LINKER_ERRORS

@@ -290,6 +290,8 @@ def sample_teacher_pairs(
     seed: int = 0,
 ) -> _DistillationPairs:
     """Let the denoiser render nuclei of all ages, as large and as bright as clips may vary them."""
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
     radii, brightness, stage = _draw_conditions(shapes, lives, count, seed)
     patch = teacher.settings.patch
     radii = radii * fit_to_patch_scale(radii, patch)[:, None]

@@ -368,10 +368,9 @@ _WINOGRAD = np.array(
 """What makes kernels of 3 x 3 those of F(4 x 4, 3 x 3) (Lavin & Gray 2016)."""
 
 
-def _multiply(x: Tensor, layer: Any) -> Tensor:
+def _apply_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Apply a linear layer without a product of matrices, which a program may let torch round."""
-    out: Tensor = (x[:, None] * layer.weight).sum(2) + layer.bias
-    return out
+    return (x[:, None] * weight).sum(2) + bias
 
 
 class Student(UNetBackbone, _IntensityNorm):
@@ -400,9 +399,11 @@ class Student(UNetBackbone, _IntensityNorm):
         dtype, condition = self.inlet.weight.dtype, self.make_conditioning(brightness, stage)
         if self.kernels is not None and has_loops("paint") and noise.device.type == "cpu":
             for layer in self.embed:
-                is_linear = isinstance(layer, nn.Linear)
-                condition = _multiply(condition, layer) if is_linear else layer(condition)
-            films = (condition[:, None] * self.films[:, :-1]).sum(2) + self.films[:, -1]
+                if isinstance(layer, nn.Linear):
+                    condition = _apply_linear(condition, layer.weight, layer.bias)
+                else:
+                    condition = layer(condition)
+            films = _apply_linear(condition, self.films[:, :-1], self.films[:, -1])
             noise, edge = noise.contiguous(), edge.contiguous()
             image = torch.empty_like(noise)
             run_loop(

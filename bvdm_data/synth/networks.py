@@ -67,6 +67,8 @@ def make_cosine_schedule(steps: int = 1000) -> Schedule:
         >>> round(float(sigma[9]), 3), round(float(sigma[199]), 3)
         (0.032, 0.319)
     """
+    if steps < 2:
+        raise ValueError(f"steps must be at least 2, got {steps}")
     time = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     level = torch.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
     beta = (1 - level[1:] / level[:-1]).clamp(1e-4, 0.9999)
@@ -96,6 +98,8 @@ def sample_ddpm(
     The variance is taken from the forward process, as in the authors' code ("fixedlarge"); no
     noise is added after the last step.
     """
+    if not 1 <= steps <= len(schedule.beta):
+        raise ValueError(f"steps must be from 1 to {len(schedule.beta)}, got {steps}")
     noise, x = iter(noise), noisy
     for index in range(steps - 1, -1, -1):
         beta, alpha_bar = float(schedule.beta[index]), float(schedule.alpha_bar[index])

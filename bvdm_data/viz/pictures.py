@@ -159,6 +159,10 @@ def render_frame(
     if mask is None:
         return image
     labels = _check_plane("mask", mask).astype(np.int64)
+    if labels.shape != frame.shape:
+        raise ValueError(
+            f"mask must have the shape of video_frame, {frame.shape}, got {labels.shape}"
+        )
     large = _magnify(labels, scale)
     # The border of the image is repeated: a nucleus that it cuts has no outline there.
     around = np.pad(large, 1, mode="edge")
@@ -225,6 +229,8 @@ def _stretch(frame: Array, grey_range: tuple[float, float], gamma: float) -> npt
 
 
 def _magnify(plane: npt.NDArray[np.integer], scale: int) -> npt.NDArray[np.integer]:
+    if scale < 1:
+        raise ValueError(f"scale must be at least 1 screen pixel a pixel, got {scale}")
     return plane.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
