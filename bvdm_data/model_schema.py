@@ -144,6 +144,7 @@ _SCHEMA: Mapping[str, Mapping[str, Rule | _Table]] = {
         "ana_telophase_frames": _Table("n 2", _FRAMES),
         "minutes": Rule(float, least=1e-3, most=1e6),
         "death_rate": _SHARE,
+        "mitosis_correlation": Rule(float, least=-1, most=1),
     },
     "motion": {
         "step": _Table("2", _LENGTH, _POSITIVE),
@@ -174,7 +175,7 @@ _SCHEMA: Mapping[str, Mapping[str, Rule | _Table]] = {
 # Fields that files leave out where they have these values, as older files do.
 _DEFAULTS: Mapping[str, Mapping[str, float]] = {
     "shapes": {"label_shift": 0.0},
-    "lives": {"death_rate": 0.0},
+    "lives": {"death_rate": 0.0, "mitosis_correlation": 0.0},
     "painter": {"pooling": 1},
     "distilled": {"pooling": 1},
 }

@@ -272,11 +272,32 @@ def test_brightness_follows_the_stage_at_once(lineage, tiny_lives):
     assert shown == set(range(6))
 
 
+def test_bright_nuclei_gain_less_in_mitosis(lineage, tiny_shapes, drifting):
+    spread = np.array([0, 0, 0.2, 0.2, 0.2, 0.2])
+    calm = replace(tiny_shapes, area_jitter=0.0)
+    lives = replace(
+        drifting, stage_brightness=np.stack([np.zeros(6), spread], 1), stage_spread=spread,
+        brightness_autocorrelation=1.0, size=np.zeros(2), mitosis_correlation=-0.8,
+        pro_metaphase_frames=np.array([[0, 0, 1.0]]),
+    )  # fmt: skip
+    scores, gains, areas = [], [], []
+    for seed in range(300):
+        cell = lineage(seed, 8, shapes=calm, lives=lives, quantile=(seed + 0.5) / 300, age=197)[0]
+        if cell.divides and len(cell.stages) > 1:
+            light = np.log(cell.brightness[-2:])
+            scores, gains = [*scores, light[0]], [*gains, light[1] - light[0]]
+            areas.append(math.log(compute_polygon_area(cell.radii[-1])))
+    assert len(gains) > 200
+    assert np.std(gains) == pytest.approx(0.2, rel=0.15)
+    assert np.corrcoef(scores, gains)[0, 1] == pytest.approx(-0.8, abs=0.05)
+    assert np.corrcoef(areas, gains)[0, 1] < -0.7  # what is brighter is more condensed
+
+
 def test_brightness_drifts_within_its_distribution(lineage, drifting):
-    quantiles = np.linspace(0.001, 0.999, 300)
+    quantiles = np.linspace(0.001, 0.999, 900)
     cells = [lineage(n, 12, lives=drifting, quantile=q, age=20) for n, q in enumerate(quantiles)]
     scores = np.log([cell.brightness for cell, *_ in cells])
-    np.testing.assert_allclose(scores[5:-5, 0], special.ndtri(quantiles[5:-5]), atol=0.02)
+    np.testing.assert_allclose(scores[15:-15, 0], special.ndtri(quantiles[15:-15]), atol=0.02)
     for frame in (0, 5, 11):
         assert scores[:, frame].std() == pytest.approx(1, abs=0.1)
         assert scores[:, frame].mean() == pytest.approx(0, abs=0.12)

@@ -121,6 +121,35 @@ def test_brightness_drift_is_the_planted_one(memory, shared):
         assert model["brightness_sister_correlation"] == cell_cycle.SHARED
 
 
+def test_mitoses_are_as_bright_as_planted():
+    rng, correlation, spread = np.random.default_rng(4), -0.6, 0.3
+    tracks, track, frame, light, stage = [], [], [], [], []
+    metaphase, telophase = STAGES.index("metaphase"), STAGES.index("telophase")
+    for mother in range(1, 5 * 120, 5):  # of two daughters, one of which has two of her own
+        parents = [0, mother, mother, mother + 1, mother + 1]
+        bases, gains = rng.standard_normal(2), rng.standard_normal(2)
+        gains = correlation * bases + math.sqrt(1 - correlation**2) * gains
+        for number, parent in enumerate(parents):
+            first = (0, 16, 16, 32, 32)[number]
+            tracks.append((mother + number, first, first + 15, parent))
+            own = bases[number % 2]  # a daughter is not as bright as her mother
+            looks = np.zeros(16, int)
+            line = np.full(16, own)
+            if number < 2:
+                looks[-1], line[-1] = metaphase, own + math.log(2.6) + spread * gains[number]
+            if parent:
+                before = 0 if parent == mother else 1
+                looks[0], line[0] = telophase, bases[before] + 0.4 + spread * gains[before]
+            track, frame = [*track, *[mother + number] * 16], [*frame, *range(first, first + 16)]
+            light, stage = [*light, *np.exp(line) / 100], [*stage, *looks]
+    crops = crops_of(np.ones((len(track), 3, 3), bool), track, frame, light)
+    nuclei = nuclei_of(crops, np.array(tracks, np.int32), stage=np.array(stage, np.int8))
+    table, found = cell_cycle._measure_stage_brightness(nuclei)
+    for number, median in ((metaphase, math.log(2.6)), (telophase, 0.4)):
+        np.testing.assert_allclose(table[number], [median, spread], atol=0.06)
+    assert found == pytest.approx(correlation, abs=0.08)
+
+
 def test_deaths_are_the_planted_ones():
     # Of six nuclei 1 dies, 2 is lost, 3 fades, 4 dies at the edge, 5 lives on, 6 has a child.
     frames, light = 10, np.full((6, 10), 0.2)

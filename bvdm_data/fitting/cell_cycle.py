@@ -275,11 +275,13 @@ def _fit_intensities(nuclei: Nuclei) -> dict[str, Any]:
     score = np.full(len(calm), np.nan)
     score[calm] = stats.norm.ppf((ranks - 0.5) / max(len(ranks), 1))
     memory = _fit_brightness_memory(nuclei, score)
+    stage_brightness, correlation = _measure_stage_brightness(nuclei)
     return {
         "brightness": tabulate_intensities(nuclei.brightness[calm]),
         "brightness_autocorrelation": memory,
         "brightness_sister_correlation": _measure_shared_drift(nuclei, score, memory),
-        "stage_brightness": _measure_stage_brightness(nuclei),
+        "stage_brightness": stage_brightness,
+        "mitosis_correlation": correlation,
     }
 
 
@@ -311,22 +313,31 @@ def _measure_shared_drift(nuclei: Nuclei, score: Array, memory: float) -> float:
     return min(max(correlate(*table.T), 0.0), 1.0)
 
 
-def _measure_stage_brightness(nuclei: Nuclei) -> Array:
-    """Return median and robust deviation of log brightness against interphase, ``[S, 2]``."""
-    against: dict[int, float] = {}
-    for mother, (_, brightness) in nuclei.references.items():
-        for identity in (mother, *nuclei.lineage.daughters[mother]):
-            against.setdefault(identity, brightness)
-    base = [against.get(track, math.nan) for track in nuclei.crops.track.tolist()]
+def _measure_stage_brightness(nuclei: Nuclei) -> tuple[Array, float]:
+    """Return median and robust deviation of log brightness against interphase, ``[S, 2]``.
+
+    A mother is compared with herself before, a newborn with its mother. Also returns how these
+    deviations correlate with the mother's brightness in interphase: the bright gain less.
+    """
+    lineage, tracks = nuclei.lineage, nuclei.crops.track.tolist()
+    base = {mother: math.log(max(b, DIMMEST)) for mother, (_, b) in nuclei.references.items()}
+    own = np.array([base.get(track, math.nan) for track in tracks])
+    hers = np.array([base.get(lineage.mothers.get(track, 0), math.nan) for track in tracks])
+    against = np.where(np.isin(nuclei.stage, POST_MITOTIC), hers, own)
     light = np.log(np.maximum(nuclei.brightness, DIMMEST))
-    ratio = light - np.log(base)
+    ratio, scores = light - against, np.full(len(light), np.nan)
     table = np.zeros((len(PHASES), 2))
     for stage in range(1, len(PHASES)):
-        own = ratio[(nuclei.stage == stage) & np.isfinite(ratio)]
-        if len(own) >= 2:
-            table[stage] = np.median(own), stats.median_abs_deviation(own, scale="normal")
+        rows = (nuclei.stage == stage) & np.isfinite(ratio)
+        if rows.sum() >= 2:
+            median = np.median(ratio[rows])
+            spread = measure_spread(ratio[rows] - median)
+            table[stage] = median, spread
+            scores[rows] = (ratio[rows] - median) / spread if spread else 0.0
     calm = nuclei.stage == INTERPHASE
     tracks = [light[(nuclei.crops.track == t) & calm] for t in np.unique(nuclei.crops.track)]
     spreads = [float(own.std()) for own in tracks if len(own) >= 5]
     table[INTERPHASE, 1] = np.median(spreads) if spreads else 0.0
-    return table
+    known = np.isfinite(scores)
+    correlation = correlate(scores[known], against[known]) if known.sum() >= LEAST_AT_AGE else 0.0
+    return table, correlation

@@ -71,6 +71,8 @@ class CellCycleModel:
     ana_telophase_frames: Array  # of ana- and telophase of each newborn, [m, 2]
     minutes: float  # time between two frames
     death_rate: float = 0.0  # chance that a nucleus in interphase dies, a frame
+    # between how bright a mitosis is for its stage and how bright the mother is in interphase
+    mitosis_correlation: float = 0.0
 
     def with_death_rate(self, rate: float | None) -> "CellCycleModel":
         """Return the model with another rate; None: as it is."""

@@ -48,8 +48,9 @@ CONDENSED = STAGES.index("prometaphase")
 
 _NOTHING = 1e-30  # a weight that changes no digit of an outline
 
-_DIVIDING, _NEWBORN = (
-    np.isin(np.arange(len(PHASES)), stages) for stages in (PRE_MITOTIC, POST_MITOTIC)
+_DIVIDING, _NEWBORN, _CONDENSED = (
+    np.isin(np.arange(len(PHASES)), stages)
+    for stages in (PRE_MITOTIC, POST_MITOTIC, (*PRE_MITOTIC[1:], *POST_MITOTIC))
 )
 
 
@@ -133,10 +134,12 @@ class LineageSimulator:
 
         Quantile of the brightness and age of the founder are drawn where they are not given.
         """
+        area = float(interpolate_quantile(self.founder_areas, self.rng.random()))
+        quantile = self.rng.random() if quantile is None else quantile
         founder = _Inherited(
-            adult_area=float(interpolate_quantile(self.founder_areas, self.rng.random())),
-            quantile=self.rng.random() if quantile is None else quantile,
-            mitosis=float(self.rng.standard_normal()),
+            adult_area=area,
+            quantile=quantile,
+            mitosis=self._sample_mitosis(quantile),
             founder=True,
             age=age,
             shared_noise=shared_noise,
@@ -190,11 +193,12 @@ class LineageSimulator:
             contour = self.shapes.mean[stage] + scores @ self.shapes.aligned_modes[stage]
             radii += weight[:, None] * contour
         radii = np.maximum(radii, radii.mean(1)[:, None] / 4)
-        log_areas, size = self._sample_log_areas(inherited, stages[shown])
+        brightness, quantile = self._sample_brightness(inherited, count)
+        mitosis = self._sample_mitosis(quantile)
+        log_areas, size = self._sample_log_areas(inherited, stages[shown], mitosis)
         areas = inherited.adult_area * compute_area_curve(self.model, stages)[shown]
         areas *= np.exp(log_areas)
-        brightness, quantile = self._sample_brightness(inherited, count)
-        offsets, mitosis = self._sample_brightness_offsets(inherited, anchored)
+        offsets = self._sample_brightness_offsets(inherited, anchored, mitosis)
         # A mitosis is as sudden as in the video, so stages are not blended, as outlines are.
         of_stage = np.zeros(len(PHASES))
         of_stage[anchored] = np.where(anchored == INTERPHASE, 0, offsets)
@@ -219,18 +223,20 @@ class LineageSimulator:
         share = float(np.clip(0.5 + asymmetry * self.rng.standard_normal(), 0.3, 0.7))
         return [2 * part * mother.adult_area for part in (share, 1 - share)]
 
-    def _sample_log_areas(self, inherited: _Inherited, stages: Ints) -> tuple[Array, float]:
+    def _sample_log_areas(
+        self, inherited: _Inherited, stages: Ints, mitosis: float
+    ) -> tuple[Array, float]:
         """Return log areas over the expected ones, ``[n]``, and the nucleus' size at last."""
         deviation, autocorrelation = self.model.size
         lasting = draw_ar1(len(stages), np.array([autocorrelation]), self.rng)[:, 0]
         if not inherited.founder:
             lasting += (inherited.size - lasting[0]) * autocorrelation ** np.arange(len(stages))
-        spread, newborn = self.model.stage_spread[stages], _NEWBORN[stages]
-        flicker = np.hypot(self.shapes.area_jitter, np.where(newborn, 0, spread))
+        spread, condensed = self.model.stage_spread[stages], _CONDENSED[stages]
+        flicker = np.hypot(self.shapes.area_jitter, np.where(condensed, 0, spread))
         log_areas = deviation * lasting + flicker * self.rng.standard_normal(len(stages))
-        # A nucleus that is bright at birth is still condensed, so it is small.
-        condensed = np.where(newborn, spread * inherited.mitosis, 0)
-        return log_areas - condensed, float(lasting[-1])
+        # A nucleus that is bright for its stage is more condensed, so it is small.
+        score = np.where(_NEWBORN[stages], inherited.mitosis, mitosis)
+        return log_areas - np.where(condensed, spread * score, 0), float(lasting[-1])
 
     def _sample_brightness(self, inherited: _Inherited, count: int) -> tuple[Array, float]:
         """Return the brightness in interphase, ``[n]``, and its quantile at last.
@@ -252,21 +258,23 @@ class LineageSimulator:
         ranks = special.ndtr(ranks)
         return interpolate_quantile(self.model.brightness, ranks), float(ranks[-1])
 
-    def _sample_brightness_offsets(
-        self, inherited: _Inherited, stages: Ints
-    ) -> tuple[Array, float]:
-        """Draw every template's log brightness over interphase, ``[A]``, and the mitosis' score.
+    def _sample_mitosis(self, quantile: float) -> float:
+        """Draw how bright a mitosis is, in standard deviations; mother and daughters share it."""
+        shared = self.model.mitosis_correlation
+        score = float(np.clip(special.ndtri(quantile), -FARTHEST, FARTHEST))
+        return shared * score + math.sqrt(1 - shared**2) * float(self.rng.standard_normal())
 
-        Mother and daughters share one score a mitosis.
-        """
-        mitosis = float(self.rng.standard_normal())
+    def _sample_brightness_offsets(
+        self, inherited: _Inherited, stages: Ints, mitosis: float
+    ) -> Array:
+        """Draw every template's log brightness over interphase, ``[A]``."""
         own = self.rng.standard_normal(len(stages))
         sister = self.model.sister_spread * float(self.rng.standard_normal())
         newborn = _NEWBORN[stages]
         scores = np.where(stages == INTERPHASE, own, mitosis)
         scores = np.where(newborn, inherited.mitosis, scores)
         median, spread = self.model.stage_brightness[stages].T
-        return median + spread * scores + sister * newborn, mitosis
+        return np.asarray(median + spread * scores + sister * newborn)
 
 
 def _condense(look: _Appearance, dying: Array, rng: np.random.Generator) -> _Appearance:
@@ -322,7 +330,8 @@ class TemplateLineageSimulator(LineageSimulator):
         templates = np.stack([shapes.sample(stage, self.rng) for stage in stages[anchors]])
         table = interpolate_quantile(model.brightness, make_quantile_levels(COARSE))
         base = float(interpolate_quantile(table, inherited.quantile))
-        offsets, mitosis = self._sample_brightness_offsets(inherited, stages[anchors])
+        mitosis = float(self.rng.standard_normal())
+        offsets = self._sample_brightness_offsets(inherited, stages[anchors], mitosis)
         brightness = base * np.exp(weights[shown] @ offsets)
         radii = weights @ templates
         age = np.minimum(np.arange(len(stages)), len(model.area_of_age) - 1)
