@@ -21,7 +21,7 @@ STAGE = 3
 @pytest.fixture(scope="module")
 def contours(tiny_shapes):
     rng = np.random.default_rng(3)
-    return np.stack([tiny_shapes.sample(stage, rng) for stage in range(6)])
+    return tiny_shapes.sample(np.arange(6), rng)
 
 
 def list_vertices(radii):
@@ -51,7 +51,7 @@ def test_polygon_area_is_the_shoelace_sum(contours):
 
 def test_sample_has_its_stages_covariance(tiny_shapes):
     rng = np.random.default_rng(0)
-    many = np.stack([tiny_shapes.sample(STAGE, rng) for _ in range(2000)])
+    many = tiny_shapes.sample(np.full(2000, STAGE), rng)
     np.testing.assert_allclose(many.mean(0), tiny_shapes.mean[STAGE], atol=0.04)
     modes = tiny_shapes.modes[STAGE]
     np.testing.assert_allclose(np.cov(many.T), modes.T @ modes, atol=0.025)
@@ -59,7 +59,7 @@ def test_sample_has_its_stages_covariance(tiny_shapes):
 
 def test_sample_stays_above_a_quarter(tiny_shapes):
     wild, rng = replace(tiny_shapes, modes=50 * tiny_shapes.modes), np.random.default_rng(0)
-    least = min(wild.sample(STAGE, rng).min() for _ in range(20))
+    least = wild.sample(np.full(20, STAGE), rng).min()
     assert least == tiny_shapes.mean[STAGE].mean() / 4
 
 
@@ -119,7 +119,7 @@ def test_ar1_is_stationary(autocorrelation):
 def test_elongation_follows_its_table(tiny_shapes):
     rng, table = np.random.default_rng(2), np.array([-0.5, -0.4, 0.0, 2.0])
     shapes = replace(tiny_shapes, elongation=table)
-    scores = np.stack([shapes.sample_scores(4, rng) for _ in range(1000)])
+    scores = shapes.sample_scores(4, rng, 1000).swapaxes(0, 1)
     quantiles = np.quantile(scores[:, :, 1], [0.001, 1 / 3, 2 / 3, 0.999])
     np.testing.assert_allclose(quantiles, table, atol=0.09)
     assert scores[:, :, 0].min() < -2
@@ -136,7 +136,7 @@ def test_aligned_modes_point_as_in_interphase(tiny_shapes):
 
 def test_scores_drift_and_flicker(tiny_shapes):
     rng, shapes = np.random.default_rng(1), replace(tiny_shapes, roughness=np.array([1.0, 0.0]))
-    scores = np.stack([shapes.sample_scores(6, rng) for _ in range(1500)])
+    scores = shapes.sample_scores(6, rng, 1500).swapaxes(0, 1)
     assert scores.shape == (1500, 6, 4)
     np.testing.assert_allclose(scores.var((0, 1)), 1, atol=0.08)
     for lag in (1, 3):
@@ -151,7 +151,7 @@ def test_roughness_lasts_a_whole_life(tiny_shapes):
         roughness=np.array([0.7, 0.4]),
     )  # fmt: skip
     rng = np.random.default_rng(2)
-    sizes = np.stack([shapes.sample_scores(400, rng).std(0) for _ in range(150)])
+    sizes = shapes.sample_scores(400, rng, 150).std(0)
     # Size and elongation are not affected.
     np.testing.assert_allclose(sizes[:, :2], 1, atol=0.16)
     logs = np.log(sizes[:, 2:])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from bvdm_data.rng import torch_rng
-from bvdm_data.synth.cells import LineageSimulator
+from bvdm_data.synth.cells import LineageSimulator, number_cells
 from bvdm_data.synth.denoiser import (
     SDF_CLIP,
     T_MAX,
@@ -243,7 +243,8 @@ def test_steps_choose_the_network(tiny_generator):
 def test_shipped_student_matches_the_denoiser():
     model = load("hela")
     lineages = LineageSimulator(model.shapes, model.lives, 3, np.random.default_rng(7))
-    cells = [cell for n in range(6) for cell in lineages.run(1 + 100 * n)]
+    families = lineages.grow(np.linspace(0.1, 0.9, 6))
+    cells = [cell for n, own in enumerate(families) for cell in number_cells(own, 1 + 100 * n)]
     videos = []
     for network, steps in ((model.painter, STUDENT_STEPS), (model.distilled, 1)):
         video = torch.zeros(len(cells), 3, 64, 64)

@@ -389,6 +389,18 @@ def test_device_changes_only_the_noise(tiny, together, workers, pool, quiet_mode
                 check_clip({key: value[place] for key, value in one.items()})
 
 
+@pytest.mark.parametrize(
+    ("most", "dtype"), [(255, torch.uint8), (256, torch.int16), (32768, torch.int32)]
+)
+def test_masks_travel_in_their_smallest_type(tiny, together, most, dtype):
+    videos = tiny(max_cells=most, length=2)
+    stream = device_loader.SceneStream(videos, videos.method, render=False)
+    assert stream.collate([stream.draw(0)]).clips["masks"].dtype == dtype
+    (batch,) = on_cpu(videos)
+    assert batch["masks"].dtype == torch.int32
+    assert torch.equal(batch["masks"][0], videos.clip(0)["masks"])
+
+
 def test_device_clip_depends_on_number(tiny, together):
     def clips(batch_size, epoch, **changes):
         videos = tiny(batch_size=batch_size, **changes)

@@ -92,7 +92,7 @@ def test_drawn_outlines_are_as_elongated():
     ratios = 1.1 + 0.25 * rng.gamma(1.5, size=300)
     sizes = 13 * np.exp(0.25 * rng.standard_normal(300)) * np.sqrt([ratios, 1 / ratios])
     model, _ = fit_shapes([filled(ellipse(*axes)) for axes in sizes.T])
-    scores = np.concatenate([model.sample_scores(1, rng) for _ in range(3000)])
+    scores = model.sample_scores(1, rng, 3000)[0]
     radii = model.mean[0] + scores @ model.modes[0]
     found = radii[:, [0, 30]].mean(1) / radii[:, [15, 45]].mean(1)
     for share in (0.05, 0.25, 0.5, 0.75, 0.95):
@@ -108,7 +108,7 @@ def test_drawn_masks_are_as_solid():
     radii += 2.5 * rng.standard_normal((100, 1)) * np.exp(-((away / 0.35) ** 2))
     masks = [filled(row, turn) for row, turn in zip(radii, rng.uniform(0, 3, 100), strict=True)]
     model, _ = fit_shapes(masks)
-    scores = np.concatenate([model.sample_scores(1, rng) for _ in range(300)])
+    scores = model.sample_scores(1, rng, 300)[0]
     drawn = [_draw_mask(row, rng) for row in model.mean[0] + scores @ model.modes[0]]
     wanted, found = (np.median([*map(_measure_solidity, own)]) for own in (masks, drawn))
     assert found == pytest.approx(wanted, abs=0.002)
@@ -119,13 +119,13 @@ def test_drawn_masks_are_as_solid():
 
 @pytest.mark.parametrize("planted", [-0.8, 0.6])
 def test_planted_label_shift_is_found(planted, monkeypatch):
-    monkeypatch.setattr(contours, "EDGE_FRAMES", 6)
+    monkeypatch.setattr(contours, "EDGE_CLIPS", 40)
     model = load("hela")
     model = replace(model, shapes=replace(model.shapes, label_shift=0.0))
     there = replace(model, shapes=replace(model.shapes, label_shift=planted))
     scene = replace(contours._EDGE_SCENE, moved=None)
     frames = []
-    for number in range(6):
+    for number in range(12):
         clip = synthesise(there, scene, FastSettings(), seed=1, name=("planted", number))
         grey, masks = clip.video[0], clip.masks[0]
         frames.append(Frame(number, grey, masks, estimate_background(grey, masks)))

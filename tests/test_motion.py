@@ -10,7 +10,7 @@ from scipy import ndimage
 from bvdm_data.synth import motion as motion_module
 from bvdm_data.synth.cell_cycle import PRE_MITOTIC
 from bvdm_data.synth.contours import compute_mean_radius
-from bvdm_data.synth.motion import MARGIN, SpeedModel, simulate_motion
+from bvdm_data.synth.motion import SpeedModel, compute_margin, simulate_motion
 from bvdm_data.synth.occupancy import CONTACT
 from tests.helpers.rendering import label
 
@@ -85,9 +85,22 @@ def test_border_nucleus_is_not_hidden(simulate, seed):
     assert len(np.unique(label(paths, 1, (48, 48)))) == 7
 
 
+def measure_canvas(shapes, motion, size):
+    """Return the area in which the founders of one frame are placed, px^2."""
+    margin = compute_margin(2 * float(compute_mean_radius(shapes.mean[0])), motion, 1)
+    return math.prod(side + 2 * margin for side in size)
+
+
+def test_margin_grows_with_nuclei_and_frames(tiny_motion):
+    motion = replace(tiny_motion, step=np.array([2.0, 3.0]))
+    assert compute_margin(30, motion, 1) == 30  # 24 that it reaches, and 6 that it walks
+    assert compute_margin(30, motion, 9) == 42
+    assert compute_margin(300, motion, 9) == 258
+
+
 @pytest.mark.parametrize("law", LAWS)
-def test_default_density_is_the_videos(simulate, tiny_motion, law):
-    canvas = (SIZE[0] + 2 * MARGIN) * (SIZE[1] + 2 * MARGIN)
+def test_default_density_is_the_videos(simulate, tiny_shapes, tiny_motion, law):
+    canvas = measure_canvas(tiny_shapes, tiny_motion, SIZE)
     counts = [len(list_founders(simulate(s, law, nuclei=None, frames=1))) for s in range(14)]
     assert np.mean(counts) == pytest.approx(tiny_motion.density.mean() * canvas, rel=0.12)
 
@@ -111,11 +124,11 @@ def test_too_many_nuclei_are_refused(simulate, monkeypatch, law):
 
 
 @pytest.mark.parametrize("law", LAWS)
-def test_dense_video_fills_the_place(simulate, tiny_motion, law):
+def test_dense_video_fills_the_place(simulate, tiny_shapes, tiny_motion, law):
     usual = simulate(0, law, nuclei=None, size=(32, 32), frames=1)
     motion = replace(tiny_motion, density=np.full(10, 0.02))
     paths = simulate(0, law, nuclei=None, size=(32, 32), motion=motion, frames=1)
-    canvas = (32 + 2 * MARGIN) ** 2
+    canvas = measure_canvas(tiny_shapes, tiny_motion, (32, 32))
     assert 3 * len(usual) < len(paths) < 0.02 * canvas / 2
     spacings = [measure_spacing(*pair) for pair in itertools.combinations(paths, 2)]
     assert min(spacings) >= min(CONTACT, tiny_motion.neighbour_spacing.min()) - 1e-9
@@ -183,7 +196,7 @@ def test_founders_cover_the_brightness_range(simulate, tiny_lives, still, monkey
     )  # fmt: skip
     motion = replace(still, sister_distance=np.array([[math.log(30), 0.0]]))
     pairs = 0
-    for seed in range(10):
+    for seed in range(20):
         for one, other in list_pairs(
             simulate(seed, nuclei=2, size=(260, 260), motion=motion, lives=plain)
         ):
@@ -193,7 +206,7 @@ def test_founders_cover_the_brightness_range(simulate, tiny_lives, still, monkey
     assert pairs >= 4
     monkeypatch.setattr(motion_module._ColonySimulation, "sister_fraction", 0.0)
     for seed in range(3):
-        founders = simulate(seed, nuclei=None, lives=plain, frames=1)
+        founders = simulate(seed, nuclei=None, size=(220, 220), lives=plain, frames=1)
         values = np.sort([path.cell.brightness[0] for path in founders])
         levels = np.linspace(0, 1, len(values))
         even = np.interp(levels, np.linspace(0, 1, 9), plain.brightness)
@@ -268,7 +281,7 @@ def test_offset_and_drift_move_newborn(simulate, still):
 def test_paper_steps_are_student_t(simulate, tiny_motion, tiny_lives):
     long = replace(tiny_lives, cycle=np.array([math.log(300), 0.01]))
     steps, rotations = [], []
-    for seed in range(20):
+    for seed in range(40):
         for path in simulate(seed, "paper", lives=long, nuclei=1, frames=20):
             steps += np.diff(path.centres, axis=0).ravel().tolist()
             rotations += np.diff(path.angles).tolist()

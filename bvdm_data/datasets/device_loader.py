@@ -97,7 +97,15 @@ class SceneStream(IterableDataset[SceneItem]):
         epochs, clips, scenes = zip(*([items] if isinstance(items, tuple) else items), strict=True)
         drawn = [scene for scene in scenes if scene is not None]
         batch = collate_scenes(drawn, self.method, self.maker._load_model()) if drawn else None
-        return SceneBatch(epochs[0], default_collate(list(clips)), batch)
+        together = default_collate(list(clips))
+        if not self.render and "masks" in together:
+            together["masks"] = together["masks"].to(_choose_label_dtype(self.maker.max_cells))
+        return SceneBatch(epochs[0], together, batch)
+
+
+def _choose_label_dtype(most: int) -> torch.dtype:
+    """Return the smallest type of the ids on their way to the device."""
+    return next(t for t in (torch.uint8, torch.int16, torch.int32) if most <= torch.iinfo(t).max)
 
 
 def _render(batch: SceneBatch, renderer: BatchRenderer | None, seed: int) -> dict[str, Tensor]:
@@ -114,6 +122,8 @@ def _render(batch: SceneBatch, renderer: BatchRenderer | None, seed: int) -> dic
     with name_source_in_errors(place):
         video = {} if batch.scenes is None else {"video": renderer.render(batch.scenes)}
         rest = {k: v.to(renderer.device, non_blocking=True) for k, v in batch.clips.items()}
+        if "masks" in rest:
+            rest["masks"] = rest["masks"].to(torch.int32)
     return {**video, **rest}
 
 

@@ -26,9 +26,9 @@ from bvdm_data.synth.cell_cycle import (
     PRE_MITOTIC,
     CellCycleModel,
     compute_area_curve,
-    make_stage_sequence,
+    make_stages,
     resample_durations,
-    sample_cycle_and_age,
+    sample_cycles_and_ages,
 )
 from bvdm_data.synth.contours import interpolate_quantile, tabulate_quantiles
 
@@ -50,8 +50,7 @@ _LATER = 8  # frames between the two sizes, or brightnesses, whose correlation i
 # Frames over which the drift of the brightness of sisters is taken, from an age when telophase is
 # over.
 _DRIFT, _SETTLED = 16, 6
-_DRAWN = 2000
-_TRIES = 10 * _DRAWN  # nearly all are in interphase, unless cycles are shorter than mitoses
+_DRAWN = 20_000  # nuclei whose areas are compared with the video's
 
 
 def fit_cell_cycle(nuclei: Nuclei, *, minutes: float) -> CellCycleModel:
@@ -244,19 +243,14 @@ def _fit_size_drift(nuclei: Nuclei, body: Array) -> Array:
 def _compute_median_area(model: CellCycleModel) -> float:
     """Return the median area in interphase of nuclei of all ages, drawn from a model, px^2."""
     rng = numpy_rng(0, "fit", "lives")
-    areas: list[float] = []
-    for _ in range(_TRIES):
-        if len(areas) == _DRAWN:
-            break
-        lengths = resample_durations(model, rng)
-        cycle, age = sample_cycle_and_age(model.cycle, rng, founder=True)
-        stages = make_stage_sequence(lengths, cycle)
-        age = min(age, len(stages) - 1)
-        if stages[age] == INTERPHASE:
-            spread = math.exp(model.size[0] * rng.standard_normal())
-            body = interpolate_quantile(model.adult_area, rng.random())
-            areas.append(body * compute_area_curve(model, stages)[age] * spread)
-    return float(np.median(areas or model.adult_area))
+    cycles, ages = sample_cycles_and_ages(model.cycle, rng, _DRAWN)
+    stages = make_stages(resample_durations(model, rng, rng.random(_DRAWN)), cycles)
+    ages = np.minimum(ages, stages.length - 1)
+    spread = np.exp(model.size[0] * rng.standard_normal(_DRAWN))
+    bodies = interpolate_quantile(model.adult_area, rng.random(_DRAWN))
+    areas = bodies * compute_area_curve(model, stages, ages[None])[0] * spread
+    calm = stages.at(ages) == INTERPHASE
+    return float(np.median(areas[calm] if calm.any() else model.adult_area))
 
 
 # Brightness

@@ -35,7 +35,7 @@ MOST_CONTOURS = 3000  # contours of a stage that are used; more change nothing
 QUANTILES = 129  # points of the distribution of elongation that are kept
 # Masks that their own contour reproduces worse (flaws of the truth) are left out.
 LEAST_OVERLAP = 0.95
-EDGE_FRAMES = 20  # in which edges are measured: of the video, and of clips
+EDGE_FRAMES, EDGE_CLIPS = 20, 60  # in which edges are measured: of the video, and of clips
 _EDGE_SCENE = SceneSettings(frames=1, size=(512, 512), variation=1.0)
 _LATER = 4  # frames
 _LEAST_PAIRS, _LEAST_POWER, _REDRAWN = 20, 1e-4, 1000
@@ -154,7 +154,7 @@ def _fit_roughness(
     model = replace(model, roughness=np.array([1.0, own]))
     rng = numpy_rng(seed, "fit", "ragged")
     areas, medians = compute_polygon_area(rng.permutation(contours)[:_REDRAWN]), []
-    drawn = np.concatenate([model.sample_scores(1, rng) for _ in areas])
+    drawn = model.sample_scores(1, rng, len(areas))[0]
     for factor in _FACTORS:
         radii = mean + drawn[:, :2] @ modes[:2] + factor * drawn[:, 2:] @ modes[2:]
         radii = np.maximum(radii, mean.mean() / 4)
@@ -227,7 +227,7 @@ def measure_label_shift(model: Model, video: Video) -> float:
     frames = video.frames[:: math.ceil(len(video.frames) / EDGE_FRAMES)]
     there = np.concatenate([measure_edges(frame.grey, frame.masks)[1] for frame in frames])
     made, profile = [], measure_edge_profile(model, steps=1)
-    for number in range(EDGE_FRAMES):
+    for number in range(EDGE_CLIPS):
         clip = synthesise(model, _EDGE_SCENE, FastSettings(), seed=0, name=("label shift", number))
         made.append(measure_edges(clip.video[0], clip.masks[0])[1])
     here = np.concatenate(made)

@@ -339,7 +339,7 @@ def _draw_conditions(
         if len(calm) >= count - rare and len(mitotic) >= rare:
             break
         size, light = np.exp(np.array([SIZE, BRIGHTNESS]) * rng.standard_normal(2))
-        for life in LineageSimulator(shapes, lives, _FRAMES, rng).run(1):
+        for life in LineageSimulator(shapes, lives, _FRAMES, rng).grow(rng.random(1))[0]:
             t = int(rng.integers(len(life.stages)))
             stage = int(life.looks[t])
             nucleus = (size * life.radii[t], light * life.brightness[t], stage)

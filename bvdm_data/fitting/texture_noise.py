@@ -260,9 +260,9 @@ def _measure_rendered(
 def _draw_outlines(model: Model, lag: int, patch: int, n: int, rng: np.random.Generator) -> Array:
     """Draw outlines of one area now and ``lag`` frames later, within the patch, ``[2, n, K]``."""
     shapes = model.shapes
-    scores = [shapes.sample_scores(lag + 1, rng)[[0, -1]] for _ in range(n)]
+    scores = shapes.sample_scores(lag + 1, rng, n)[[0, -1]]
     mean = shapes.mean[0]
-    outlines = np.maximum(mean + np.stack(scores, 1) @ shapes.modes[0], mean.mean() / 4)
+    outlines = np.maximum(mean + scores @ shapes.modes[0], mean.mean() / 4)
     now, later = (compute_polygon_area(radii) for radii in outlines)
     outlines[1] *= np.sqrt(now / later)[:, None]
     outlines *= np.minimum(1, (patch / 2 - 1) / outlines.max(2, keepdims=True))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from bvdm_data.rng import numpy_rng, torch_rng
-from bvdm_data.synth.cells import Cell, LineageSimulator, sample_sister_quantile
+from bvdm_data.synth.cells import Cell, LineageSimulator, number_cells
 from bvdm_data.synth.model import Model, ToneCurve
 from bvdm_data.synth.occupancy import InitialCell
 from bvdm_data.synth.render import RenderedPatches, join_patches
@@ -102,12 +102,9 @@ class CellBank:
         lives = model.lives.with_death_rate(self.death_rate)
         lineages = LineageSimulator(model.shapes, lives, frames, rng)
         # Evenly spread over the slots, so that a small bank has dim and bright nuclei, too.
-        quantile = (slot + rng.random()) / self.settings.pairs
-        noise = rng.standard_normal(frames)
-        family = lineages.run(1, quantile=quantile, shared_noise=noise)
-        age = family[0].age
-        quantile = sample_sister_quantile(model.lives, quantile, age, rng)
-        return family, lineages.run(1 + len(family), quantile=quantile, age=age, shared_noise=noise)
+        quantile = (slot + rng.random(1)) / self.settings.pairs
+        family, sisters = lineages.grow_pairs(quantile)[0]
+        return family, number_cells(sisters, 1 + len(family))
 
     def render(
         self, pair: _SisterPair, settings: FastSettings, *, evenness: float = 0.0, step: int = 1
@@ -179,14 +176,12 @@ class BankSample:
         lit = gain
         if self.tone is not None:
             lit *= float(self.tone.compute_gain(gain * np.median(family[0].brightness)))
-        shift = identity - family[0].identity
         shown = []
-        for row, cell in enumerate(family, start=before):
-            self._origins[cell.identity + shift] = _Origin(slot, row, mirrored, lit)
+        for row, cell in enumerate(number_cells(family, identity), start=before):
+            self._origins[cell.identity] = _Origin(slot, row, mirrored, lit)
             radii = np.roll(cell.radii[:, ::-1], 1, axis=1) if mirrored else cell.radii
             ours = replace(cell, radii=self.size * radii, brightness=gain * cell.brightness)
-            parent = cell.parent and cell.parent + shift
-            shown.append(replace(ours, identity=cell.identity + shift, parent=parent))
+            shown.append(ours)
         return shown
 
     def render(

@@ -32,6 +32,7 @@ GROWN = 10
 
 _LONGEST = math.log(100_000)  # of the longest cycle, frames
 _ORDER = np.array([*POST_MITOTIC, INTERPHASE, *PRE_MITOTIC])
+_CALM = len(POST_MITOTIC)  # place of interphase in this order
 
 
 @dataclass(frozen=True)
@@ -79,57 +80,119 @@ class CellCycleModel:
         return self if rate is None else replace(self, death_rate=rate)
 
 
-def make_stage_sequence(durations: Ints, cycle: int) -> Ints:
-    """Return the stage of every frame from birth to division, ``[n]``; interphase has a frame."""
-    short = int(durations[list(POST_MITOTIC + PRE_MITOTIC)].sum())
-    runs = durations.copy()
-    runs[INTERPHASE] = max(1, cycle - short)
-    return np.repeat(_ORDER, runs[_ORDER])
+@dataclass(frozen=True)
+class Stages:
+    """The stages of nuclei from birth to division."""
+
+    runs: Ints  # frames that each lasts, in the order of a life, [N, S]; some may last none
+
+    @functools.cached_property
+    def ends(self) -> Ints:
+        """Frame after the last of each, ``[N, S]``."""
+        return self.runs.cumsum(1)
+
+    @property
+    def length(self) -> Ints:
+        """Frames from birth to division, ``[N]``."""
+        return np.asarray(self.ends[:, -1])
+
+    def at(self, frames: Ints) -> Ints:
+        """Return the stage in some frames of each nucleus, ``[..., N]``; the last one after it."""
+        passed = (frames[..., None] >= self.ends[:, :-1]).sum(-1)
+        return np.asarray(_ORDER[np.minimum(passed, self._last)])
+
+    def find_interphase(self) -> tuple[Ints, Ints]:
+        """Return the first and the last frame of interphase, ``[N]`` each."""
+        last = self.ends[:, _CALM] - 1
+        return last - self.runs[:, _CALM] + 1, last
+
+    @functools.cached_property
+    def _last(self) -> Ints:
+        """Number of the last stage that lasts any frame, ``[N]``."""
+        return np.asarray((self.runs > 0).cumsum(1).argmax(1))
+
+    def weigh_templates(self, frames: Ints) -> tuple[Array, Ints]:
+        """Weigh the templates of nuclei in some frames, ``[F, N]``.
+
+        A template stands at the first frame of every stage and at the last frame; its weight is a
+        Gaussian around that frame, as wide as the stage is long, and weights add up to 1
+        (Bähr et al. 2021, as in the authors' code).
+
+        Weights ``[F, N, S + 1]``, 0 for templates that there are not, and the stages of these,
+        ``[N, S + 1]``.
+
+        Examples:
+            >>> stages = Stages(np.array([[0, 0, 3, 1, 0, 0]]))
+            >>> weights, _ = stages.weigh_templates(np.arange(4)[:, None])
+            >>> weights.shape, weights.sum(2).round(6).T.tolist()
+            ((4, 1, 7), [[1.0, 1.0, 1.0, 1.0]])
+        """
+        here, last = np.arange(len(self.runs)), self._last
+        final = self.runs[here, last]  # frames of the last stage
+        anchors = np.c_[self.ends - self.runs, self.length - 1]
+        width = np.c_[self.runs, np.where(final > 1, final, 0)]
+        there = width > 0
+        distance = (frames[..., None] - anchors) / np.where(there, width, 1)
+        weights = np.exp(-0.5 * distance**2) / np.where(there, width, 1)
+        # Far from every anchor all densities may underflow; the widest one then decides.
+        weights = np.where(there, np.maximum(weights, 1e-300), 0)
+        of_anchor = np.c_[np.broadcast_to(_ORDER, self.runs.shape), _ORDER[last]]
+        return weights / weights.sum(-1, keepdims=True), of_anchor
 
 
-def sample_durations(probabilities: Array, generator: np.random.Generator) -> Ints:
-    """Draw the frames that each stage lasts independently, ``[S]``."""
-    return np.array([_sample_index(row, generator) for row in probabilities])
+def make_stages(durations: Ints, cycle: Ints) -> Stages:
+    """Return the stages of lives ``[N]``, of durations ``[N, S]``; interphase has a frame."""
+    runs = durations[:, _ORDER]
+    runs[:, _CALM] = 0
+    runs[:, _CALM] = np.maximum(1, cycle - runs.sum(1))
+    return Stages(runs)
 
 
-def resample_durations(
-    model: CellCycleModel, generator: np.random.Generator, birth: float | None = None
-) -> Ints:
+def sample_durations(probabilities: Array, generator: np.random.Generator, count: int) -> Ints:
+    """Draw the frames that each stage lasts independently, ``[count, S]``."""
+    return np.stack([_sample_index(row, generator, count) for row in probabilities.cumsum(1)], 1)
+
+
+def resample_durations(model: CellCycleModel, generator: np.random.Generator, birth: Array) -> Ints:
     """Take the short stages of one mitosis of the video, and of one of its newborns.
 
-    Frames, ``[S]``; 0 for interphase. ``birth`` chooses the newborn, from 0 to 1; None: at random.
+    Frames, ``[N, S]``; 0 for interphase. ``birth`` chooses the newborn, ``[N]`` from 0 to 1.
     """
     mitoses, births = model.pro_metaphase_frames, model.ana_telophase_frames
-    durations = np.zeros(len(PHASES), np.int64)
-    durations[list(PRE_MITOTIC)] = mitoses[generator.integers(len(mitoses))]
-    row = generator.integers(len(births)) if birth is None else int(birth * len(births))
-    durations[list(POST_MITOTIC)] = births[row]
+    durations = np.zeros((len(birth), len(PHASES)), np.int64)
+    durations[:, list(PRE_MITOTIC)] = mitoses[generator.integers(len(mitoses), size=len(birth))]
+    durations[:, list(POST_MITOTIC)] = births[(birth * len(births)).astype(int)]
     return durations
 
 
-def sample_cycle_and_age(
-    log_normal: Array, generator: np.random.Generator, *, founder: bool
-) -> tuple[int, int]:
-    """Draw the length of a cycle; for a founder also its age.
+def sample_cycles(log_normal: Array, generator: np.random.Generator, count: int) -> Ints:
+    """Draw the lengths of the cycles of newborns in frames, ``[count]``."""
+    mean, deviation = log_normal
+    logarithm = mean + deviation * generator.standard_normal(count)
+    cycles = np.exp(np.minimum(logarithm, _LONGEST)).round()
+    return np.asarray(np.maximum(1, cycles), np.int64)
+
+
+def sample_cycles_and_ages(
+    log_normal: Array, generator: np.random.Generator, count: int
+) -> tuple[Ints, Ints]:
+    """Draw the lengths of the cycles of founders, and their ages, ``[count]`` frames each.
 
     In a population that grows at rate k, ages ``a`` of cycles of length ``L`` are met in
     proportion to ``f(L) exp(-k a)``, ``0 <= a < L`` (Euler-Lotka).
     """
-    mean, deviation = log_normal
-    if not founder:
-        logarithm = mean + deviation * generator.standard_normal()
-        return max(1, round(math.exp(min(logarithm, _LONGEST)))), 0
-    cycles, ages = _weigh_cycles_and_ages(float(mean), float(deviation))
-    cycle = 1 + _sample_index(cycles, generator)
-    return cycle, _sample_index(ages[:cycle], generator)
+    cycles, ages = _sum_cycles_and_ages(*map(float, log_normal))
+    cycle = 1 + _sample_index(cycles, generator, count)
+    return cycle, np.searchsorted(ages, generator.random(count) * ages[cycle - 1], side="right")
 
 
 @functools.lru_cache(maxsize=16)
-def _weigh_cycles_and_ages(mean: float, deviation: float) -> tuple[Array, Array]:
-    """Return how often founders have cycles of 1, 2, ... frames, and ages of 0, 1, ... frames."""
+def _sum_cycles_and_ages(mean: float, deviation: float) -> tuple[Array, Array]:
+    """Return how often founders have cycles of 1, 2, ... frames, and ages of 0, 1, ..., or less."""
     lengths, density = _weigh_cycles(mean, deviation)
     rate = math.log(2) / math.exp(mean + deviation**2 / 2)
-    return density * (1 - np.exp(-rate * lengths)), np.exp(-rate * np.arange(len(lengths)))
+    cycles, ages = density * (1 - np.exp(-rate * lengths)), np.exp(-rate * np.arange(len(lengths)))
+    return cycles.cumsum(), ages.cumsum()
 
 
 def _weigh_cycles(mean: float, deviation: float) -> tuple[Ints, Array]:
@@ -150,63 +213,37 @@ def compute_dividing_share(model: CellCycleModel) -> float:
 
 
 def sample_dying(
-    model: CellCycleModel, stages: Ints, age: int, generator: np.random.Generator
-) -> Array:
-    """Draw how far the death of a nucleus, alive at some age, is in every frame, ``[n]``.
+    model: CellCycleModel, stages: Stages, ages: Ints, generator: np.random.Generator
+) -> tuple[Array, Array]:
+    """Draw the last frames of nuclei that are alive at some age, and over how many they die.
 
-    0: not begun, 1: its last frame, above: gone. It dies in interphase, at one rate from the age
-    on at which it can have been dying for its time.
+    ``[N]`` each; infinite for those that live to divide. They die in interphase, at one rate from
+    the age on at which they can have been dying for their time.
     """
-    calm = np.flatnonzero(stages == INTERPHASE)
-    lasting = max(2, round(60 * generator.uniform(*DYING_HOURS) / model.minutes))
-    last = max(age, int(calm[0]) + lasting) + int(generator.geometric(model.death_rate)) - 1
-    if last > calm[-1]:
-        return np.zeros(len(stages))
-    return np.maximum((np.arange(len(stages)) - last) / lasting + 1, 0)
+    first, last = stages.find_interphase()
+    lasting = np.round(60 * generator.uniform(*DYING_HOURS, len(ages)) / model.minutes).clip(2)
+    end = np.maximum(ages, first + lasting) + generator.geometric(model.death_rate, len(ages)) - 1
+    return np.where(end > last, np.inf, end), lasting
 
 
-def _sample_index(weights: Array, generator: np.random.Generator) -> int:
-    total = weights.cumsum()
-    return int(np.searchsorted(total, generator.random() * total[-1], side="right"))
+def _sample_index(total: Array, generator: np.random.Generator, count: int) -> Ints:
+    """Draw indices, given the sums of all weights up to each, ``[count]``."""
+    drawn = np.searchsorted(total, generator.random(count) * total[-1], side="right")
+    return np.asarray(drawn, np.int64)
 
 
-def weigh_templates(stages: Ints) -> tuple[Array, Ints]:
-    """Weigh the templates of a nucleus in each of its frames.
-
-    A template stands at the first frame of every stage and at the last frame; its weight is a
-    Gaussian around that frame, as wide as the stage is long, and weights add up to 1
-    (Bähr et al. 2021, as in the authors' code).
-
-    Weights ``[n, A]`` and the frames of the templates ``[A]``.
-
-    Examples:
-        >>> weights, anchors = weigh_templates(np.array([0, 0, 0, 1]))
-        >>> anchors.tolist(), weights.sum(1).round(6).tolist()
-        ([0, 3], [1.0, 1.0, 1.0, 1.0])
-    """
-    count = len(stages)
-    starts = np.flatnonzero(stages[1:] != stages[:-1]) + 1
-    anchors = np.array(sorted({0, *starts.tolist(), count - 1}))
-    width = np.bincount(stages)[stages[anchors]].astype(float)
-    distance = np.arange(count)[:, None] - anchors[None]
-    weights = np.exp(-0.5 * (distance / width) ** 2) / width
-    # Far from every anchor all densities may underflow; the widest one then decides.
-    weights = np.maximum(weights, 1e-300)
-    return weights / weights.sum(1, keepdims=True), anchors
-
-
-def compute_area_curve(model: CellCycleModel, stages: Ints) -> Array:
-    """Return the area of a nucleus in every frame of its life over its adult area, ``[n]``.
+def compute_area_curve(model: CellCycleModel, stages: Stages, frames: Ints) -> Array:
+    """Return the areas of nuclei in some frames ``[F, N]`` of their lives over the adult ones.
 
     The curve of the video compares nuclei with their mothers. Here it is scaled to be 1 when the
     nucleus is adult, however short its cycle is.
     """
-    curve, frames = model.area_in_interphase, np.arange(len(stages))
-    relative = curve[np.minimum(frames, len(curve) - 1)]
-    adult = len(stages) - GROWN
-    if adult > 0:
-        relative = relative / np.interp(frames, [0, adult], [1, relative[adult]])
-    areas = np.where(stages == INTERPHASE, relative, model.area_of_stage[stages])
-    if stages[0] in POST_MITOTIC:
-        areas[0] = model.area_at_birth[stages[0]]
-    return areas
+    curve = model.area_in_interphase
+    adult = stages.length - GROWN
+    grown = np.where(adult > 0, curve[np.clip(adult, 0, len(curve) - 1)], 1)
+    share = np.clip(frames / np.maximum(adult, 1), 0, 1)
+    relative = curve[np.minimum(frames, len(curve) - 1)] / (1 + share * (grown - 1))
+    now = stages.at(frames)
+    areas = np.where(now == INTERPHASE, relative, model.area_of_stage[now])
+    born = (frames == 0) & np.isin(now, POST_MITOTIC)
+    return np.where(born, model.area_at_birth[now], areas)

@@ -41,17 +41,19 @@ class ShapeModel:
     # video's, px; below 0 inside
     label_shift: float = 0.0
 
-    def sample(self, stage: int, generator: np.random.Generator) -> Array:
-        """Draw a contour of a stage, ``[K]`` px; no radius is below a quarter of the mean one."""
-        mean = self.mean[stage]
-        offset = self.sample_offset(stage, generator)
-        return np.asarray(np.maximum(mean + offset, mean.mean() / 4))
+    def sample(self, stages: npt.NDArray[np.int64], generator: np.random.Generator) -> Array:
+        """Draw contours of stages, ``[..., K]`` px; no radius is below a quarter of the mean."""
+        mean = self.mean[stages]
+        contours = mean + self.sample_offsets(stages, generator)
+        return np.asarray(np.maximum(contours, mean.mean(-1, keepdims=True) / 4))
 
-    def sample_offset(self, stage: int, generator: np.random.Generator) -> Array:
-        """Draw the difference between a contour of a stage and the mean one, ``[K]`` px."""
-        modes = self.modes[stage]
-        offset: Array = generator.standard_normal(len(modes)) @ modes
-        return offset
+    def sample_offsets(
+        self, stages: npt.NDArray[np.int64], generator: np.random.Generator
+    ) -> Array:
+        """Draw the differences of contours of stages from the mean ones, ``[..., K]`` px."""
+        modes = self.modes[stages]
+        scores = generator.standard_normal((*stages.shape, 1, modes.shape[-2]))
+        return np.asarray((scores @ modes)[..., 0, :])
 
     @functools.cached_property
     def aligned_modes(self) -> Array:
@@ -62,30 +64,30 @@ class ShapeModel:
         opposite = (self.modes * self.modes[0]).sum(2, keepdims=True) < 0
         return np.asarray(np.where(opposite, -self.modes, self.modes))
 
-    def sample_scores(self, frames: int, generator: np.random.Generator) -> Array:
-        """Draw the scores of a nucleus in consecutive frames, ``[frames, M]``.
+    def sample_scores(self, frames: int, generator: np.random.Generator, count: int) -> Array:
+        """Draw the scores of nuclei in consecutive frames, ``[frames, count, M]``.
 
         They drift and flicker. Over many nuclei each has about unit variance, and the second is
         distributed as in the video. Most nuclei are smoother, and a few much more irregular, than
         independent scores would be.
         """
-        lasting = draw_ar1(frames, self.autocorrelation, generator)
+        lasting = draw_ar1(frames, np.tile(self.autocorrelation, (count, 1)), generator)
         flicker = generator.standard_normal(lasting.shape)
         scores: Array = np.sqrt(1 - self.innovation) * lasting + np.sqrt(self.innovation) * flicker
         median, spread = self.roughness
-        scores[:, 2:] *= median * math.exp(spread * generator.standard_normal())
-        scores[:, 1] = interpolate_quantile(self.elongation, special.ndtr(scores[:, 1]))
+        scores[..., 2:] *= median * np.exp(spread * generator.standard_normal((count, 1)))
+        scores[..., 1] = interpolate_quantile(self.elongation, special.ndtr(scores[..., 1]))
         return scores
 
 
 def draw_ar1(frames: int, autocorrelation: Array, generator: np.random.Generator) -> Array:
-    """Draw stationary AR(1) processes of unit variance, ``[frames, M]``."""
-    noise = generator.standard_normal((frames, len(autocorrelation)))
+    """Draw stationary AR(1) processes of unit variance, ``[frames, ...]``."""
+    noise = generator.standard_normal((frames, *autocorrelation.shape))
     return filter_ar1(noise, autocorrelation)
 
 
 def filter_ar1(noise: Array, autocorrelation: Array | float, before: Array | None = None) -> Array:
-    """Turn white noise ``[frames, M]`` into AR(1) processes of unit variance, in place.
+    """Turn white noise ``[frames, ...]`` into AR(1) processes of unit variance, in place.
 
     ``before`` is the state ahead of the first frame; None: the first frame is the noise itself.
     """

@@ -1,18 +1,20 @@
 """Motion: where every nucleus of a video is in every frame, and its orientation."""
 
+import itertools
 import math
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from bvdm_data.synth.cell_cycle import PRE_MITOTIC, CellCycleModel
+from bvdm_data.synth.cell_cycle import PRE_MITOTIC, CellCycleModel, Ints
 from bvdm_data.synth.cells import (
     Cell,
     LineageSimulator,
     TemplateLineageSimulator,
-    sample_sister_quantile,
+    number_cells,
 )
 from bvdm_data.synth.contours import (
     Array,
@@ -23,14 +25,19 @@ from bvdm_data.synth.contours import (
 )
 from bvdm_data.synth.occupancy import CONTACT, InitialCell, Occupancy, list_covered_pixels
 
-MARGIN = 64
-"""Width of the band around the image, in pixels, from which nuclei come and go."""
+REACH, WALK, LONGEST_WALK = 1.6, 3.0, 80
+"""How far a nucleus reaches, over its mean radius, how far it walks, in standard deviations, and in
+how many frames at most (our choice: of the HeLa nuclei that 32 frames show, one in a thousand would
+come from farther)."""
 
 TRIES = 400
 """Places that are tried before a nucleus is given up."""
 
 CLOSER, RESTARTS = 0.8, 12
 """Nuclei that do not fit are placed anew, so much closer to each other, at most so often."""
+
+LEAST_PAIRS, MOST_PAIRS = 4, 64
+"""Pairs of sisters that are simulated together."""
 
 SISTER_FRACTION = 0.8
 """Share of the founders that come with a sister (our choice: some sisters divided or left)."""
@@ -85,6 +92,12 @@ class Trajectory:
     angles: Array  # from the image's y axis to the nucleus' major axis, [n] radians
 
 
+def compute_margin(diameter: float, motion: MotionModel, frames: int) -> int:
+    """Return the width of the band around an image from which nuclei come into a video, px."""
+    walk = WALK * float(motion.step[0]) * math.sqrt(min(frames, LONGEST_WALK))
+    return math.ceil(REACH * diameter / 2 + walk)
+
+
 FamilySampler = Callable[[int, InitialCell | None], list[Cell]]
 """Returns a founder of a given identity, the sister of another or unrelated, and its offspring."""
 
@@ -112,29 +125,39 @@ def simulate_motion(
     the video's did. Without, independent founders walk at random (the paper). The image may travel
     so far up and down, and to the left and right, [2, 2] px.
     """
+    margin = compute_margin(2 * float(compute_mean_radius(shapes.mean[0])), motion, frames)
+    band = np.broadcast_to(travel + margin, (2, 2))
     if families:
-        grow = grow or _make_family_sampler(LineageSimulator(shapes, lives, frames, generator))
-        colony = _ColonySimulation(motion, frames, size, generator, grow, travel, contact)
+        if grow is None:
+            share = float(motion.density[0]) if nuclei is None else nuclei / math.prod(size)
+            wanted = share * math.prod(size + band.sum(0))
+            pairs = min(max(round(wanted / (1 + SISTER_FRACTION)), LEAST_PAIRS), MOST_PAIRS)
+            grow = _make_family_sampler(LineageSimulator(shapes, lives, frames, generator), pairs)
+        colony = _ColonySimulation(motion, frames, size, generator, grow, band, contact)
         return colony.run(nuclei, at_least)
     lineages = TemplateLineageSimulator(shapes, lives, frames, generator)
-    single: FamilySampler = lambda identity, _: lineages.run(identity)  # noqa: E731
-    return _Simulation(motion, frames, size, generator, single, travel).run(nuclei, at_least)
+
+    def single(identity: int, _: InitialCell | None) -> list[Cell]:
+        return number_cells(lineages.grow(generator.random(1))[0], identity)
+
+    return _Simulation(motion, frames, size, generator, single, band).run(nuclei, at_least)
 
 
-def _make_family_sampler(lineages: LineageSimulator) -> FamilySampler:
-    rng = lineages.rng
-    quantile, noise = float(rng.random()), np.zeros(lineages.frames)
+def _make_family_sampler(lineages: LineageSimulator, pairs: int) -> FamilySampler:
+    """Return a sampler of families; so many pairs of sisters are drawn at once, to save time."""
+    start, numbers = float(lineages.rng.random()), itertools.count(1)
+    waiting: deque[tuple[list[Cell], list[Cell]]] = deque()
+    pair: tuple[list[Cell], list[Cell]] = [], []
 
     def sample(identity: int, sister: InitialCell | None) -> list[Cell]:
-        nonlocal quantile, noise
-        if sister is not None:
-            age = sister.family[0].age
-            other = sample_sister_quantile(lineages.model, quantile, age, rng)
-            return lineages.run(identity, quantile=other, age=age, shared_noise=noise)
-        # Evenly spread, so that a video of few nuclei shows dim and bright ones, too.
-        quantile = (quantile + (math.sqrt(5) - 1) / 2) % 1
-        noise = rng.standard_normal(lineages.frames)
-        return lineages.run(identity, quantile=quantile, shared_noise=noise)
+        nonlocal pair
+        if sister is None:
+            if not waiting:
+                # Evenly spread, so that a video of few nuclei shows dim and bright ones, too.
+                steps = np.array(list(itertools.islice(numbers, pairs)))
+                waiting.extend(lineages.grow_pairs((start + steps * (math.sqrt(5) - 1) / 2) % 1))
+            pair = waiting.popleft()
+        return number_cells(pair[sister is not None], identity)
 
     return sample
 
@@ -150,14 +173,12 @@ class _Simulation:
     size: tuple[int, int]
     rng: np.random.Generator
     sample_family: FamilySampler
-    travel: Array | float = 0.0  # of the image up and down, left and right, [2, 2] px
+    band: Array  # how far nuclei may be above and left of the image, and beyond it, [2, 2] px
 
     def __post_init__(self) -> None:
-        self.low, high = np.broadcast_to(self.travel + MARGIN, (2, 2)) * [[-1], [1]]
-        self.high = self.size + high
+        self.low, self.high = -self.band[0], self.size + self.band[1]
         self.clear()
         self.room = 1.0  # factor on the distance that nuclei keep
-        self.spacing: dict[int, float] = {}  # of each cell, as in InitialCell
         self.drifts = np.zeros((self.frames, 2))  # of the whole field into each frame, px
 
     def clear(self) -> None:
@@ -169,39 +190,55 @@ class _Simulation:
     def run(self, nuclei: int | None, at_least: int = 0) -> list[Trajectory]:
         """Place the founders, then move all cells frame by frame."""
         self.place_founders(nuclei, at_least)
-        cells = {cell.identity: cell for founder in self.founders for cell in founder.family}
-        centres = {founder.family[0].identity: [founder.centre] for founder in self.founders}
-        angles = {founder.family[0].identity: [founder.angle] for founder in self.founders}
-        self.start(cells)
+        cells = [cell for founder in self.founders for cell in founder.family]
+        lives = _LifeTable(cells, self.frames)
+        centres, angles = np.zeros((len(cells), self.frames, 2)), np.zeros(lives.radius.shape)
+        founders = [lives.row_of[founder.family[0].identity] for founder in self.founders]
+        centres[founders, 0] = np.reshape([founder.centre for founder in self.founders], (-1, 2))
+        angles[founders, 0] = [founder.angle for founder in self.founders]
+        spacing = self.start(lives, founders)
         for frame in range(1, self.frames):
-            for cell in cells.values():
-                if cell.first < frame <= cell.last:
-                    centre, angle = centres[cell.identity], angles[cell.identity]
-                    centre.append(centre[-1] + self._draw_step(cell, frame) + self.drifts[frame])
-                    angle.append(angle[-1] + self.motion.rotation * self.rng.standard_normal())
-            self.place_daughters(cells, centres, angles, frame)
-            here = [cell for cell in cells.values() if cell.first <= frame <= cell.last]
-            _resolve_overlaps(here, centres, frame, self.spacing)
-            self._shorten_steps(here, centres, frame)
-        return [Trajectory(c, np.array(centres[i]), np.array(angles[i])) for i, c in cells.items()]
+            now, before = centres[:, frame], centres[:, frame - 1]
+            old = np.flatnonzero((lives.first < frame) & (frame <= lives.last))
+            now[old] = before[old] + self._draw_steps(lives, old, frame)
+            turns = self.motion.rotation * self.rng.standard_normal(len(old))
+            angles[old, frame] = angles[old, frame - 1] + turns
+            born = np.flatnonzero(lives.first == frame)
+            if len(born):
+                mothers = lives.mother[born[::2]]
+                turned = angles[mothers, frame - 1]
+                angles[born, frame] = np.repeat(turned, 2)
+                now[born] = self._place_daughters(before[mothers], turned).reshape(-1, 2)
+                before[born] = np.repeat(before[mothers], 2, axis=0)
+            now[old] += self.drifts[frame]
+            now[born] += self.drifts[frame]
+            here = np.concatenate([old, born])
+            now[here] = _resolve_overlaps(now[here], spacing[here] * lives.radius[here, frame])
+            # All that moves nuclei, newborn from their mothers, keeps within the longest step.
+            step = now[here] - before[here]
+            length = np.hypot(*step.T)[:, None]
+            longest = self.motion.longest_step
+            now[here] = before[here] + step * (longest / np.maximum(length, longest))
+        shown = [slice(cell.first, cell.last + 1) for cell in cells]
+        return [
+            Trajectory(cell, centres[row, part].copy(), angles[row, part].copy())
+            for row, (cell, part) in enumerate(zip(cells, shown, strict=True))
+        ]
 
-    def _draw_step(self, cell: Cell, frame: int) -> Array:
-        """Draw a nucleus' own step; the tail beyond the video's longest is spread over the rest."""
-        step, longest = self.sample_step(cell, frame), self.motion.longest_step
-        length = math.hypot(*step)
-        return step if length <= longest else step * (longest * self.rng.random() / length)
+    def _draw_steps(self, lives: "_LifeTable", rows: Ints, frame: int) -> Array:
+        """Draw nuclei's own steps; the tail beyond the video's longest is spread over the rest."""
+        steps, longest = self.sample_steps(lives, rows, frame), self.motion.longest_step
+        length = np.hypot(*steps.T)[:, None]
+        shorter = longest * self.rng.random(length.shape) / np.maximum(length, longest)
+        return np.where(length <= longest, steps, steps * shorter)
 
-    def _shorten_steps(
-        self, cells: list[Cell], centres: dict[int, list[Array]], frame: int
-    ) -> None:
-        """Keep all that moves nuclei, newborn from their mothers, within the longest step."""
-        for cell in cells:
-            own = centres[cell.identity]
-            before = own[-2] if cell.first < frame else centres[cell.parent][-1]
-            step = own[-1] - before
-            length = math.hypot(*step)
-            if length > self.motion.longest_step:
-                own[-1] = before + step * (self.motion.longest_step / length)
+    def _place_daughters(self, mothers: Array, angles: Array) -> Array:
+        """Put daughters on both sides of a mother's major axis, where the plate splits."""
+        mean, spread = self.motion.separation
+        distance = np.exp(mean + spread * self.rng.standard_normal(len(angles)))
+        across = np.stack([-np.sin(angles), np.cos(angles)], 1) * distance[:, None] / 2
+        middle = mothers + self.sample_division_offsets(len(angles))
+        return np.stack([middle + across, middle - across], 1)
 
     def place_founders(self, nuclei: int | None, at_least: int = 0) -> None:
         """Place founders at random until the wanted number is there.
@@ -273,42 +310,18 @@ class _Simulation:
             return None
         return InitialCell(family, centre, self.rng.uniform(0, 2 * math.pi), spacing)
 
-    def start(self, cells: dict[int, Cell]) -> None:
-        """Draw what lasts from frame to frame."""
-        self.spacing = dict.fromkeys(cells, CONTACT * self.room)
+    def start(self, lives: "_LifeTable", founders: list[int]) -> Array:
+        """Draw what lasts from frame to frame; return each cell's spacing, as in InitialCell."""
+        return np.full(len(lives.first), CONTACT * self.room)
 
-    def sample_step(self, cell: Cell, frame: int) -> Array:
-        """Draw a nucleus' own step, px."""
+    def sample_steps(self, lives: "_LifeTable", rows: Ints, frame: int) -> Array:
+        """Draw nuclei's own steps, ``[n, 2]`` px."""
         scale, freedom = self.motion.step
-        return np.asarray(scale * self.rng.standard_t(freedom, 2))
+        return np.asarray(scale * self.rng.standard_t(freedom, (len(rows), 2)))
 
-    def sample_division_offset(self) -> Array:
-        """Draw a mother's own step to the middle between her newborn, px."""
-        return np.zeros(2)
-
-    def place_daughters(
-        self,
-        cells: dict[int, Cell],
-        centres: dict[int, list[Array]],
-        angles: dict[int, list[float]],
-        frame: int,
-    ) -> None:
-        """Put daughters on both sides of the mother's major axis, where the plate splits."""
-        pairs: dict[int, list[int]] = {}
-        for cell in cells.values():
-            if cell.parent and cell.first == frame:
-                pairs.setdefault(cell.parent, []).append(cell.identity)
-        mean, spread = self.motion.separation
-        for mother, daughters in pairs.items():
-            middle, angle = centres[mother][-1], angles[mother][-1]
-            distance = math.exp(mean + spread * self.rng.normal())
-            across = np.array([-math.sin(angle), math.cos(angle)]) * distance / 2
-            for daughter, side in zip(daughters, (1, -1), strict=True):
-                centres[daughter], angles[daughter] = [middle + side * across], [angle]
-        for daughters in pairs.values():
-            offset = self.drifts[frame] + self.sample_division_offset()
-            for daughter in daughters:
-                centres[daughter][-1] = centres[daughter][-1] + offset
+    def sample_division_offsets(self, count: int) -> Array:
+        """Draw mothers' own steps to the middle between their newborn, ``[count, 2]`` px."""
+        return np.zeros((count, 2))
 
 
 @dataclass
@@ -319,15 +332,15 @@ class _ColonySimulation(_Simulation):
 
     contact: float = 0.0  # share of the founders that are put against another
 
-    def sample_spacing(self) -> float:
-        """Draw the radius of the disc that others keep off a nucleus, over its mean radius."""
-        spacing = interpolate_quantile(self.motion.neighbour_spacing, self.rng.random())
-        return self.room * min(float(spacing), MAX_SPACING)
+    def sample_spacings(self, count: int) -> Array:
+        """Draw the radii of the discs that others keep off nuclei, over their mean radii."""
+        spacings = interpolate_quantile(self.motion.neighbour_spacing, self.rng.random(count))
+        return np.asarray(self.room * np.minimum(spacings, MAX_SPACING))
 
     def sample_founder(self, sister: InitialCell | None) -> InitialCell | None:
         """Draw a founder and a place for it: near its sister, against another, or anywhere."""
         family = self.sample_family(self.identity, sister)
-        spacing, angle = self.sample_spacing(), self.rng.uniform(0, 2 * math.pi)
+        spacing, angle = float(self.sample_spacings(1)[0]), self.rng.uniform(0, 2 * math.pi)
         radius = float(compute_mean_radius(family[0].radii[0]))
         if sister is None and self.contact and self.rng.random() < self.contact:
             founder = self._place_in_contact(family, angle, spacing, radius)
@@ -362,48 +375,58 @@ class _ColonySimulation(_Simulation):
                 return InitialCell(family, centre, angle, close)
         return None
 
-    def start(self, cells: dict[int, Cell]) -> None:
+    def start(self, lives: "_LifeTable", founders: list[int]) -> Array:
         """Draw every cell's spacing and lasting speed, and the part of the stage's drift."""
-        self.spacing = {founder.family[0].identity: founder.spacing for founder in self.founders}
-        self.spacing |= {i: self.sample_spacing() for i in cells if i not in self.spacing}
-        self.speeds = {identity: float(self.rng.standard_normal()) for identity in cells}
+        spacing = self.sample_spacings(len(lives.first))
+        spacing[founders] = [founder.spacing for founder in self.founders]
+        self.speeds = self.rng.standard_normal(len(spacing))
         drift = self.motion.stage_drift
         first = int(self.rng.integers(max(1, len(drift) - self.frames + 2)))
         # A stage may drift either way.
         steps = np.sign(self.rng.random(2) - 0.5) * drift[first : first + self.frames - 1]
         self.drifts[1 : 1 + len(steps)] = steps  # zero after the video's last
+        return spacing
 
-    def sample_step(self, cell: Cell, frame: int) -> Array:
-        """Draw a nucleus' own step: the young are fast, the dividing, too, and some always."""
+    def sample_steps(self, lives: "_LifeTable", rows: Ints, frame: int) -> Array:
+        """Draw nuclei's own steps: the young are fast, the dividing, too, and some always."""
         law, by_age = self.motion.speed, self.motion.speed_by_age
-        innovation = math.sqrt(1 - law.autocorrelation**2) * self.rng.standard_normal()
-        self.speeds[cell.identity] *= law.autocorrelation
-        self.speeds[cell.identity] += innovation
-        age = min(cell.age + frame - cell.first, len(by_age) - 1)
-        scale = law.scale * math.exp(law.spread * self.speeds[cell.identity]) * by_age[age]
-        if cell.stages[frame - cell.first] in PRE_MITOTIC:
-            scale *= law.mitotic_ratio
-        return np.asarray(scale * self.rng.standard_t(law.freedom, 2))
+        innovation = math.sqrt(1 - law.autocorrelation**2) * self.rng.standard_normal(len(rows))
+        speeds = law.autocorrelation * self.speeds[rows] + innovation
+        self.speeds[rows] = speeds
+        age = np.minimum(lives.age[rows] + frame - lives.first[rows], len(by_age) - 1)
+        scale = law.scale * np.exp(law.spread * speeds) * by_age[age]
+        scale *= np.where(lives.divides[rows, frame], law.mitotic_ratio, 1)
+        return np.asarray(scale[:, None] * self.rng.standard_t(law.freedom, (len(rows), 2)))
 
-    def sample_division_offset(self) -> Array:
-        """Draw a mother's own step to the middle between her newborn, px."""
-        return np.asarray(self.motion.division_offset * self.rng.standard_normal(2))
+    def sample_division_offsets(self, count: int) -> Array:
+        """Draw mothers' own steps to the middle between their newborn, ``[count, 2]`` px."""
+        return np.asarray(self.motion.division_offset * self.rng.standard_normal((count, 2)))
+
+
+class _LifeTable:
+    """What moves cells: sisters, who follow each other, are rows one after the other."""
+
+    def __init__(self, cells: list[Cell], frames: int) -> None:
+        self.row_of = {cell.identity: row for row, cell in enumerate(cells)}
+        self.first, self.last, self.age, parents = np.reshape(
+            [(cell.first, cell.last, cell.age, cell.parent) for cell in cells], (-1, 4)
+        ).T.astype(np.int64)
+        self.mother = np.array([self.row_of.get(int(parent), -1) for parent in parents], np.int64)
+        self.radius = np.zeros((len(cells), frames))  # mean radius in every frame, px
+        self.divides = np.zeros(self.radius.shape, bool)  # from prophase on
+        if cells:
+            times = np.arange(frames)
+            there = (self.first[:, None] <= times) & (times <= self.last[:, None])
+            self.radius[there] = compute_mean_radius(np.concatenate([c.radii for c in cells]))
+            self.divides[there] = np.isin(np.concatenate([c.stages for c in cells]), PRE_MITOTIC)
 
 
 def _get_direction(angle: float) -> Array:
     return np.array([math.cos(angle), math.sin(angle)])
 
 
-def _resolve_overlaps(
-    cells: list[Cell], centres: dict[int, list[Array]], frame: int, spacing: dict[int, float]
-) -> None:
+def _resolve_overlaps(position: Array, radius: Array) -> Array:
     """Move nuclei that overlap too far apart, each by half of the missing distance."""
-    if len(cells) < 2:
-        return
-    position = np.array([centres[cell.identity][-1] for cell in cells])
-    radii = np.stack([cell.radii[frame - cell.first] for cell in cells])
-    share = np.array([spacing.get(cell.identity, CONTACT) for cell in cells])
-    radius = share * compute_mean_radius(radii)
     least = radius[:, None] + radius[None]
     np.fill_diagonal(least, 0)
     for _ in range(5):
@@ -414,5 +437,4 @@ def _resolve_overlaps(
             break
         away = apart / np.maximum(distance, 1e-6)[..., None]
         position = position + 0.5 * (missing[..., None] * away).sum(1)
-    for cell, centre in zip(cells, position, strict=True):
-        centres[cell.identity][-1] = centre
+    return position

@@ -91,6 +91,9 @@ def list_covered_pixels(founder: InitialCell, size: tuple[int, int]) -> Pixels:
     if not (len(y) and len(x)):
         return np.zeros(0, np.int64)
     dy, dx = np.meshgrid(y - founder.centre[0], x - founder.centre[1], indexing="ij")
-    outline = interpolate_outline(radii, np.arctan2(dx, dy) - founder.angle)
-    inside = np.hypot(dy, dx) <= outline
+    distance = np.hypot(dy, dx)
+    inside = distance <= radii.min()
+    ring = (distance <= radii.max()) & ~inside  # where it depends on the direction
+    outline = interpolate_outline(radii, np.arctan2(dx[ring], dy[ring]) - founder.angle)
+    inside[ring] = distance[ring] <= outline
     return np.asarray((y[:, None] * size[1] + x)[inside].astype(np.int64))

@@ -19,7 +19,7 @@ from bvdm_data.synth.cell_cycle import CellCycleModel, compute_dividing_share
 from bvdm_data.synth.cells import Cell
 from bvdm_data.synth.contours import Array
 from bvdm_data.synth.model import DENSITY, SIZE, Model, RandomisedModel, ToneCurve, Variation
-from bvdm_data.synth.motion import MARGIN, FamilySampler, Trajectory, simulate_motion
+from bvdm_data.synth.motion import FamilySampler, Trajectory, compute_margin, simulate_motion
 from bvdm_data.synth.render import CellTable, Labels, RenderedPatches
 from bvdm_data.validate import (
     Rule,
@@ -145,14 +145,16 @@ def estimate_rows(model: Model, settings: SceneSettings) -> tuple[int, int]:
     """
     frames, nuclei = settings.lived, settings.nuclei
     travel = _estimate_travel(settings)
-    canvas = math.prod(side + 2 * MARGIN * model.pooling + travel for side in settings.size)
+    amounts = Variation.make(settings.variation)
+    largest = math.exp(SIZE * amounts.size) * model.nucleus_diameter
+    margin = compute_margin(largest, model.motion, frames)
+    canvas = math.prod(side + 2 * margin + travel for side in settings.size)
     seen = min(math.prod(side + model.nucleus_diameter for side in settings.size), canvas)
     first = float(settings.at_least if nuclei is None else np.max(nuclei))
     # Founders are placed in and around the image until as many as wanted are in view.
     founders, spread = first * canvas / seen, math.sqrt(first) * canvas / seen
     if nuclei is None:
         density = model.motion.density[: max(1, len(model.motion.density) - frames + 1)]
-        amounts = Variation.make(settings.variation)
         densest = float(density.max()) * DENSITY[1] ** amounts.density
         # No more than twice the area find a free place.
         smallest = math.exp(-2 * SIZE * amounts.size) * model.nucleus_area

@@ -24,7 +24,7 @@ from bvdm_data.synth.camera import (
 from bvdm_data.synth.cell_bank import BankSample, CellBank
 from bvdm_data.synth.denoiser import SDF_CLIP
 from bvdm_data.synth.model import Model, Variation, randomise_model
-from bvdm_data.synth.motion import MARGIN, Trajectory
+from bvdm_data.synth.motion import Trajectory
 from bvdm_data.synth.render import (
     CellTable,
     Labels,
@@ -129,7 +129,7 @@ def draw_scene(
             evenness=settings.evenness, step=step,
         )  # fmt: skip
     with profile_span("lives"):
-        travel = np.stack([path.max(0), -path.min(0)]) + MARGIN * (model.pooling - 1)
+        travel = np.stack([path.max(0), -path.min(0)])
         everyone = method.simulate(models, settings, nuclei, rng, sample, travel)
     with profile_span("labels"):
         while True:

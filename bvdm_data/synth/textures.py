@@ -345,8 +345,8 @@ def find_outline_distance(profile: EdgeProfile, share: float) -> float:
 def measure_edge_profile(model: Model, steps: int) -> EdgeProfile:
     """Paint nuclei, and measure the share of their core's light at their edge."""
     network, rng = model.get_denoiser(steps), numpy_rng(0, "edge profile")
-    shapes = [model.shapes.sample(INTERPHASE, rng) for _ in range(PROFILE_NUCLEI)]
-    radii, side = torch.from_numpy(np.stack(shapes)).float(), network.settings.patch
+    shapes = model.shapes.sample(np.full(PROFILE_NUCLEI, INTERPHASE), rng)
+    radii, side = torch.from_numpy(shapes).float(), network.settings.patch
     stage = torch.full((PROFILE_NUCLEI,), INTERPHASE)
     noise = torch.randn(PROFILE_NUCLEI, side, side, generator=torch_rng(0, "edge profile"))
     pooling = network.settings.pooling
