@@ -207,7 +207,7 @@ def test_keep_within_gap_spans_given_frames():
 @pytest.fixture(scope="module")
 def trained(clips, tmp_path_factory):
     place = tmp_path_factory.mktemp("linker") / "linker.safetensors"
-    return train_linker(clips, settings(60, check_every=20), checkpoint=place, progress=False)
+    return train_linker(clips, settings(120, check_every=20), checkpoint=place, progress=False)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import numpy as np
+from scipy.spatial import KDTree
 
 from bvdm_data.synth.cell_cycle import PRE_MITOTIC, CellCycleModel, Ints
 from bvdm_data.synth.cells import (
@@ -427,14 +428,16 @@ def _get_direction(angle: float) -> Array:
 
 def _resolve_overlaps(position: Array, radius: Array) -> Array:
     """Move nuclei that overlap too far apart, each by half of the missing distance."""
-    least = radius[:, None] + radius[None]
-    np.fill_diagonal(least, 0)
-    for _ in range(5):
-        apart = position[:, None] - position[None]
-        distance = np.hypot(apart[..., 0], apart[..., 1])
-        missing = np.maximum(least - distance, 0)
+    for _ in range(5 if len(position) > 1 else 0):
+        near = KDTree(position).query_pairs(2 * radius.max(), output_type="ndarray")
+        one, other = near.T
+        apart = position[one] - position[other]
+        distance = np.hypot(*apart.T)
+        missing = np.maximum(radius[one] + radius[other] - distance, 0)
         if not missing.any():
             break
-        away = apart / np.maximum(distance, 1e-6)[..., None]
-        position = position + 0.5 * (missing[..., None] * away).sum(1)
+        push = (0.5 * missing / np.maximum(distance, 1e-6))[:, None] * apart
+        position = position.copy()
+        np.add.at(position, one, push)
+        np.subtract.at(position, other, push)
     return position
