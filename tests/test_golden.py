@@ -213,7 +213,8 @@ def one_thread():
 @pytest.mark.usefixtures("one_thread")
 def test_outputs_stay_the_same(part, tmp_path):
     golden, made = json.loads(FILE.read_text()), PARTS[part](tmp_path)
-    exact, wanted = golden["environment"] == ENVIRONMENT, golden[part]
+    # The last bits of a fit may differ from one run to the next.
+    exact, wanted = golden["environment"] == ENVIRONMENT and part != "fit", golden[part]
     assert sorted(made) == sorted(wanted)
     assert [name for name in made if not same(made[name], wanted[name], exact)] == []
 
