@@ -16,6 +16,7 @@ from bvdm_data.synth.cell_cycle import (
     compute_dividing_share,
     resample_durations,
     sample_cycles_and_ages,
+    sample_dying,
 )
 from bvdm_data.synth.cells import (
     CONDENSED,
@@ -176,7 +177,7 @@ def test_lineage_is_a_binary_tree(model, request):
 def test_dying_nuclei_shrink_and_end(model, request, tiny_lives):
     simulate, lives = request.getfixturevalue(model), replace(tiny_lives, death_rate=0.05)
     deaths, calm, last_areas = 0, 0, []
-    for seed in range(100):
+    for seed in range(200):
         cells = simulate(seed, 30, lives=lives)
         for cell in cells:
             dying = cell.stages == APOPTOSIS
@@ -196,8 +197,22 @@ def test_dying_nuclei_shrink_and_end(model, request, tiny_lives):
                 last_areas.append(area[-1] / area[first - 1])
                 assert cell.brightness[-1] > cell.brightness[first - 1]
     # None dies in the first hours of its life, or in mitosis.
-    assert 0.015 < deaths / calm < 0.05
+    assert deaths / calm == pytest.approx(0.021, rel=0.2)
     assert 0.3 < np.median(last_areas) < 0.6
+
+
+def test_death_comes_at_its_rate(tiny_lives):
+    lives = replace(tiny_lives, death_rate=0.05)
+    stages, rng = Stages(np.tile([3, 0, 1000, 0, 0, 0], (4000, 1))), np.random.default_rng(0)
+    first, last = stages.find_interphase()
+    for age in (0, 400):
+        ends, lasting = sample_dying(lives, stages, np.full(4000, age), rng)
+        assert set(lasting) <= {2, 3, 4, 5, 6}  # 1 to 3 hours of frames of 30 minutes
+        waited = ends - np.maximum(first + lasting, age)
+        assert waited.min() == 0
+        assert waited.mean() == pytest.approx(19, rel=0.05)  # of the geometric law
+    ends, _ = sample_dying(lives, stages, last - 9, rng)
+    assert np.isinf(ends).mean() == pytest.approx(0.95**10, abs=0.03)
 
 
 def test_nobody_dies_at_rate_zero(lineage, tiny_lives):

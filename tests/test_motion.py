@@ -382,6 +382,20 @@ def test_nothing_leaps(simulate, tiny_motion, law):
     assert np.mean(np.array(steps) > 11.9) < 0.5 * np.mean(np.array(steps) > 6)
 
 
+def test_steps_have_the_law_without_its_tail(simulate, still, tiny_lives):
+    long = replace(tiny_lives, cycle=np.array([math.log(300), 0.01]))
+    motion = replace(still, step=np.array([4.0, 3.0]), longest_step=12.0)
+    steps = []
+    for seed in range(40):
+        paths = simulate(seed, "paper", lives=long, nuclei=1, frames=60, motion=motion)
+        steps += measure_steps(paths)[0]
+    drawn = np.hypot(*4 * np.random.default_rng(0).standard_t(3, (2, 40_000)))
+    wanted = drawn[drawn <= 12]
+    assert len(wanted) < 0.9 * len(drawn)
+    quantiles = [0.1, 0.5, 0.9, 0.99]
+    np.testing.assert_allclose(*(np.quantile(a, quantiles) for a in (steps, wanted)), rtol=0.05)
+
+
 # Contact
 
 

@@ -194,7 +194,8 @@ def list_damages(tensors, header):
         if not isinstance(values, dict) or section == "card":
             continue
         yield f"{section}.new is unknown", tensors, {**header, section: {**values, "new": 1}}
-        for key in values.keys() - {"narrow", "death_rate", "label_shift", "mitosis_correlation"}:  # may be left out
+        may_miss = {"narrow", "death_rate", "label_shift", "mitosis_correlation"}
+        for key in values.keys() - may_miss:
             entry = f"{section}.{key}"
             rest = {name: value for name, value in values.items() if name != key}
             yield f"{section}.{key} is missing", tensors, {**header, section: rest}

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 @option("--texture-steps", default=10_000, help="Of --paper: training steps of the DDPM.")
 @option("--flow-steps", default=2_000, help="Of --paper: training steps of FlowNet.")
 @option("--device", default="cpu", help="Where to train: cpu, cuda.")
-@option("--threads", default=1, help="Threads of torch.")
+@option("--threads", default=1, help="Threads of torch and of numpy's BLAS.")
 @option("--work-dir", type=FOLDER, help="Checkpoints. [default: NAME.fit]")
 @SEED
 @JSON

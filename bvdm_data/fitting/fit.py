@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from bvdm_data.clip import CameraScale
@@ -106,8 +107,8 @@ def fit(
             They are written with the video to ``NAME.linked``, as a data set of its own, and read
             from there by the next call: correct them there.
         device: Where the networks are trained.
-        threads: Threads of torch. More than one are slower where other programs are busy, and
-            round in another way.
+        threads: Threads of torch and of numpy's BLAS. More than one are slower where other
+            programs are busy, and round in another way.
         progress: Show one bar for all parts, with the time that is left.
 
     Returns:
@@ -138,7 +139,8 @@ def fit(
     check_writable(path.parent)
     check_nuclei(source)
     own = Progress({}, shown=progress) if isinstance(progress, bool) else nullcontext(progress)
-    with set_threads(as_int("threads", threads, least=1)), own as bar:
+    count = as_int("threads", threads, least=1)
+    with set_threads(count), threadpool_limits(count, "blas"), own as bar:
         pixels = math.prod((len(source), *source.shape))
         first, last = {"linking": 2e-7 * pixels} if link else {}, bar.seconds
         others = sum((first | last).values())

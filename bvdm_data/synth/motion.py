@@ -43,6 +43,9 @@ LEAST_PAIRS, MOST_PAIRS = 4, 64
 SISTER_FRACTION = 0.8
 """Share of the founders that come with a sister (our choice: some sisters divided or left)."""
 
+REDRAWS = 8
+"""A step longer than the video's longest is drawn anew at most so often, then shortened."""
+
 MAX_SPACING = 1.1
 """Nuclei farther apart than this share of the sum of their mean radii do not push each other."""
 
@@ -227,11 +230,15 @@ class _Simulation:
         ]
 
     def _draw_steps(self, lives: "_LifeTable", rows: Ints, frame: int) -> Array:
-        """Draw nuclei's own steps; the tail beyond the video's longest is spread over the rest."""
-        steps, longest = self.sample_steps(lives, rows, frame), self.motion.longest_step
-        length = np.hypot(*steps.T)[:, None]
-        shorter = longest * self.rng.random(length.shape) / np.maximum(length, longest)
-        return np.where(length <= longest, steps, steps * shorter)
+        """Draw nuclei's own steps, ``[n, 2]`` px; those beyond the video's longest anew."""
+        scale, freedom = self.compute_scales(lives, rows, frame)
+        steps = scale * self.rng.standard_t(freedom, (len(rows), 2))
+        for _ in range(REDRAWS):
+            far = np.hypot(*steps.T) > self.motion.longest_step
+            if not far.any():
+                break
+            steps[far] = scale[far] * self.rng.standard_t(freedom, (far.sum(), 2))
+        return np.asarray(steps)
 
     def _place_daughters(self, mothers: Array, angles: Array) -> Array:
         """Put daughters on both sides of a mother's major axis, where the plate splits."""
@@ -315,10 +322,10 @@ class _Simulation:
         """Draw what lasts from frame to frame; return each cell's spacing, as in InitialCell."""
         return np.full(len(lives.first), CONTACT * self.room)
 
-    def sample_steps(self, lives: "_LifeTable", rows: Ints, frame: int) -> Array:
-        """Draw nuclei's own steps, ``[n, 2]`` px."""
+    def compute_scales(self, lives: "_LifeTable", rows: Ints, frame: int) -> tuple[Array, float]:
+        """Return scale, ``[n, 1]`` px, and freedom of the t law of nuclei's own steps."""
         scale, freedom = self.motion.step
-        return np.asarray(scale * self.rng.standard_t(freedom, (len(rows), 2)))
+        return np.full((len(rows), 1), scale), float(freedom)
 
     def sample_division_offsets(self, count: int) -> Array:
         """Draw mothers' own steps to the middle between their newborn, ``[count, 2]`` px."""
@@ -388,8 +395,8 @@ class _ColonySimulation(_Simulation):
         self.drifts[1 : 1 + len(steps)] = steps  # zero after the video's last
         return spacing
 
-    def sample_steps(self, lives: "_LifeTable", rows: Ints, frame: int) -> Array:
-        """Draw nuclei's own steps: the young are fast, the dividing, too, and some always."""
+    def compute_scales(self, lives: "_LifeTable", rows: Ints, frame: int) -> tuple[Array, float]:
+        """Return scale and freedom: the young are fast, the dividing, too, and some always."""
         law, by_age = self.motion.speed, self.motion.speed_by_age
         innovation = math.sqrt(1 - law.autocorrelation**2) * self.rng.standard_normal(len(rows))
         speeds = law.autocorrelation * self.speeds[rows] + innovation
@@ -397,7 +404,7 @@ class _ColonySimulation(_Simulation):
         age = np.minimum(lives.age[rows] + frame - lives.first[rows], len(by_age) - 1)
         scale = law.scale * np.exp(law.spread * speeds) * by_age[age]
         scale *= np.where(lives.divides[rows, frame], law.mitotic_ratio, 1)
-        return np.asarray(scale[:, None] * self.rng.standard_t(law.freedom, (len(rows), 2)))
+        return scale[:, None], law.freedom
 
     def sample_division_offsets(self, count: int) -> Array:
         """Draw mothers' own steps to the middle between their newborn, ``[count, 2]`` px."""
