@@ -29,7 +29,7 @@ PACKAGES = {
     name: name for name in (
         "numpy", "scipy", "tifffile", "imagecodecs", "safetensors", "platformdirs", "filelock",
         "tqdm", "click", "jaxtyping", "torchvision", "pytest", "iniconfig", "pluggy", "packaging",
-        "pygments", "setuptools", "typing_extensions", "wadler_lindig",
+        "pygments", "setuptools", "threadpoolctl", "typing_extensions", "wadler_lindig",
     )
 } | {"PIL": "pillow"}  # fmt: skip
 """Modules that tests and benchmark import beside torch, and what pip calls them."""

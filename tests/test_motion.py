@@ -382,7 +382,7 @@ def test_nothing_leaps(simulate, tiny_motion, law):
     assert np.mean(np.array(steps) > 11.9) < 0.5 * np.mean(np.array(steps) > 6)
 
 
-def test_steps_have_the_law_without_its_tail(simulate, still, tiny_lives):
+def test_steps_have_the_truncated_law(simulate, still, tiny_lives):
     long = replace(tiny_lives, cycle=np.array([math.log(300), 0.01]))
     motion = replace(still, step=np.array([4.0, 3.0]), longest_step=12.0)
     steps = []
