@@ -230,7 +230,7 @@ def lose_worker(videos, persistent, report):
         follow([next(clips)], seen)
         os.kill(clips._workers[1].pid, signal.SIGKILL)
         follow(clips, seen)
-    except (RuntimeError, OSError, EOFError) as error:
+    except Exception as error:
         report.write_text(json.dumps([f"{type(error).__name__}: {error}", seen]))
     finally:
         os._exit(0)
