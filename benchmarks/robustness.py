@@ -74,7 +74,7 @@ def plot(rows: Rows, path: Path) -> None:
     from matplotlib.figure import Figure
 
     intervals = sorted({row["interval"] for row in rows})
-    figure = Figure(figsize=(4 * len(intervals), 6), layout="constrained")
+    figure = Figure(figsize=(4 * len(intervals) + 2, 6), layout="constrained")
     axes = figure.subplots(len(FIGURES), len(intervals), squeeze=False, sharex=True, sharey="row")
     for (i, name), (j, interval) in itertools.product(enumerate(FIGURES), enumerate(intervals)):
         shown = [row for row in rows if row["interval"] == interval]
@@ -82,9 +82,9 @@ def plot(rows: Rows, path: Path) -> None:
             line = [row for row in shown if (row["linker"], row["nuclei"]) == kind]
             values = [[row["rate"] for row in line], [row[name] for row in line]]
             axes[i, j].plot(*values, marker="o", label=f"{kind[0]}, {kind[1]} nuclei")
-        axes[i, j].set(ylabel=LINK_MEASURES[name], title=f"every frame x {interval}")
+        axes[i, j].set(ylabel=LINK_MEASURES[name], title=f"frame interval x {interval}")
         axes[i, j].set_xlabel("share of missed nuclei")
-    axes[0, 0].legend(fontsize="small")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right", fontsize="small")
     figure.savefig(path)
 
 

@@ -25,6 +25,7 @@ import tifffile
 import torch
 from click.testing import CliRunner
 from safetensors import safe_open
+from threadpoolctl import threadpool_limits
 
 import bvdm_data as bvdm
 from bvdm_data.cli import cli
@@ -202,10 +203,14 @@ PARTS = {
 
 @pytest.fixture
 def one_thread():
-    """Hold torch to one thread: the sums of a training depend on how many there are."""
+    """Hold torch to one thread, as the sums of a training depend on how many there are.
+
+    BLAS has two, whatever the machine has: nothing that is made may depend on them.
+    """
     usual = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with threadpool_limits(2, "blas"):
+        yield
     torch.set_num_threads(usual)
 
 

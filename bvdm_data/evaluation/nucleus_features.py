@@ -18,6 +18,7 @@ from bvdm_data.background import (
     mask_background,
 )
 from bvdm_data.clip import Clip
+from bvdm_data.synth.contours import Array, Ints
 from bvdm_data.system import require
 
 # Signed distances of the middles of the rings of the edge profile, pixels; below 0 is inside. A
@@ -39,10 +40,8 @@ _SIDE = 64  # side of the square that spectra are taken in, px
 # px: the neighbour may be outside.
 _NEIGHBOUR_MARGIN = 40.0
 
-Array = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Grey = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,6 +27,7 @@ from bvdm_data.evaluation.video_statistics import (
 )
 from bvdm_data.fitting.texture_noise import LAGS
 from bvdm_data.outlines import fit_slope, measure_edges
+from bvdm_data.synth.contours import Array
 
 # About how many frames background and noise are measured on, spread evenly over the clips; at
 # least one of each clip.
@@ -37,7 +38,6 @@ NOISE_FRAMES = 24
 DISTRIBUTION, SCALAR, CURVE = "W1/sd", "abs. difference", "mean abs. difference"
 LEAST_VALUES = 5  # A video with fewer values of a quantity has no distribution of it to compare
 
-Array = npt.NDArray[np.float64]
 Samples = Iterator[tuple[str, npt.ArrayLike, int | None]]
 
 

@@ -19,6 +19,7 @@ from bvdm_data.fitting.texture_noise import (
     measure_angle_between_axes,
 )
 from bvdm_data.rng import numpy_rng
+from bvdm_data.synth.contours import Array, Ints
 
 # Steps shorter than this have no direction, pixels (our choice: masks have errors, too).
 LEAST_STEP = 1.0
@@ -26,9 +27,6 @@ LEAST_STEP = 1.0
 MITOSIS = 3
 BEFORE = 5  # frames before those that give the area of the mother before mitosis, by their median
 PAIRS = 200  # default number of pairs of patches that are compared at each lag
-
-Array = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)

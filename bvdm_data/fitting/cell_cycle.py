@@ -13,7 +13,6 @@ from scipy import stats
 from bvdm_data.clip import PHASES
 from bvdm_data.fitting.nuclei import (
     INTERPHASE,
-    Array,
     Lineage,
     Nuclei,
     advise,
@@ -30,7 +29,7 @@ from bvdm_data.synth.cell_cycle import (
     resample_durations,
     sample_cycles_and_ages,
 )
-from bvdm_data.synth.contours import interpolate_quantile, tabulate_quantiles
+from bvdm_data.synth.contours import Array, Ints, interpolate_quantile, tabulate_quantiles
 
 QUANTILES = 33  # points of a distribution of areas that are kept
 # Points of the distribution of brightness that are kept: it has a long tail.
@@ -118,7 +117,7 @@ def _count_short_stages(nuclei: Nuclei) -> dict[str, Any]:
     """Count the frames of the short stages of every mitosis and newborn, and tabulate them."""
     lineage = nuclei.lineage
 
-    def count(tracks: list[int], stages: tuple[int, ...]) -> npt.NDArray[np.int64]:
+    def count(tracks: list[int], stages: tuple[int, ...]) -> Ints:
         own = [nuclei.stage[nuclei.crops.track == track] for track in tracks]
         counts = np.array([[(o == stage).sum() for stage in stages] for o in own], int)
         return counts.clip(max=LONGEST)

@@ -5,14 +5,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 from scipy import ndimage, stats
 from scipy.optimize import isotonic_regression
 
 from bvdm_data.fitting.cell_cycle import LEAST_AT_AGE
 from bvdm_data.fitting.nuclei import (
     INTERPHASE,
-    Array,
     Nuclei,
     advise,
     fit_ar1_plus_noise,
@@ -21,11 +19,10 @@ from bvdm_data.fitting.nuclei import (
 from bvdm_data.fitting.video import Video, correlate
 from bvdm_data.rng import numpy_rng
 from bvdm_data.synth.cell_cycle import PRE_MITOTIC
-from bvdm_data.synth.contours import tabulate_quantiles
+from bvdm_data.synth.contours import Array, Ints, tabulate_quantiles
 from bvdm_data.synth.motion import MotionModel, SpeedModel
 from bvdm_data.synth.occupancy import CONTACT
 
-Rows = npt.NDArray[np.int64]
 LEAST_STEPS = 5  # steps, or pairs of them, that a figure must rest on; with fewer it stays neutral
 # Ratio of axes from which the direction of a nucleus' major axis can be told (our choice).
 ELONGATED = 1.4
@@ -81,13 +78,13 @@ def scale_motion(motion: MotionModel, size: float) -> MotionModel:
     )
 
 
-def _measure_steps(nuclei: Nuclei, pairs: Rows) -> Array:
+def _measure_steps(nuclei: Nuclei, pairs: Ints) -> Array:
     """Return the step of each pair of rows, ``[n, 2]`` px."""
     centre = nuclei.crops.centre
     return (centre[pairs[:, 1]] - centre[pairs[:, 0]]).astype(float)
 
 
-def _estimate_stage_drift(nuclei: Nuclei, pairs: Rows) -> Array:
+def _estimate_stage_drift(nuclei: Nuclei, pairs: Ints) -> Array:
     """Return the median step of all nuclei from each frame to the next, ``[F - 1, 2]`` px."""
     frames, steps = nuclei.crops.frame[pairs[:, 0]], _measure_steps(nuclei, pairs)
     drift = np.zeros((int(nuclei.crops.frame.max(initial=0)), 2))
@@ -98,7 +95,7 @@ def _estimate_stage_drift(nuclei: Nuclei, pairs: Rows) -> Array:
     return drift
 
 
-def _fit_speed_by_age(nuclei: Nuclei, pairs: Rows, steps: Array) -> Array:
+def _fit_speed_by_age(nuclei: Nuclei, pairs: Ints, steps: Array) -> Array:
     """Fit how much faster the young are: a median for each age, never rising, ``[A]``.
 
     Nuclei whose birth is not seen end the curve where they are slower than the oldest others.
@@ -122,7 +119,7 @@ def _fit_speed_by_age(nuclei: Nuclei, pairs: Rows, steps: Array) -> Array:
     return np.asarray(curve / max(usual, 1e-6))
 
 
-def _fit_speed(nuclei: Nuclei, pairs: Rows, steps: Array, by_age: Array) -> SpeedModel:
+def _fit_speed(nuclei: Nuclei, pairs: Ints, steps: Array, by_age: Array) -> SpeedModel:
     """Fit the speed apart from age: a log step is a lasting part plus what is new in each frame."""
     if len(by_age) > 1:
         age = nuclei.lineage.ages[pairs[:, 1]]
@@ -180,7 +177,7 @@ def _fit_division_offset(nuclei: Nuclei, drift: Array) -> float:
     return 0.0 if len(offsets) < 2 * LEAST_STEPS else measure_spread(offsets)
 
 
-def _measure_turn(nuclei: Nuclei, pairs: Rows) -> float:
+def _measure_turn(nuclei: Nuclei, pairs: Ints) -> float:
     """Measure the robust deviation of the turn of elongated nuclei between frames, radians."""
     pairs = pairs[(nuclei.aspect[pairs] >= ELONGATED).all(1)]
     turns = nuclei.angle[pairs[:, 1]] - nuclei.angle[pairs[:, 0]]

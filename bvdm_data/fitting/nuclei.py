@@ -19,10 +19,8 @@ from scipy.stats import median_abs_deviation
 from bvdm_data.clip import PHASES
 from bvdm_data.datasets.ctc import CTCSequence
 from bvdm_data.fitting.video import Frame, Video
+from bvdm_data.synth.contours import Array, Ints
 from bvdm_data.synth.networks import FLOW_SIZE
-
-Array = npt.NDArray[np.float64]
-Rows = npt.NDArray[np.int64]
 
 # Side of a crop in pixels; nuclei are rendered in patches of the same size (authors' code: 96).
 PATCH = FLOW_SIZE
@@ -41,8 +39,8 @@ class Crops:
 
     light: npt.NDArray[np.float16]  # above the background, grey values, 0 outside, [n, 96, 96]
     masks: npt.NDArray[np.bool_]  # which pixels are the nucleus, [n, 96, 96] bool
-    track: npt.NDArray[np.int64]  # track id, [n]
-    frame: npt.NDArray[np.int64]  # frame number, [n]
+    track: Ints  # track id, [n]
+    frame: Ints  # frame number, [n]
     brightness: npt.NDArray[np.float32]  # mean of light inside the nucleus, [n] float32
     centre: npt.NDArray[np.float32]  # centroid (y, x) in the frame, [n, 2] float32
     left_out: Mapping[str, int] = field(default_factory=dict)  # other nuclei, by LEFT_OUT
@@ -225,12 +223,12 @@ def _cut_nucleus(
     return light, mask, label, frame.number, float(above[box][inside].mean()), centre
 
 
-def number_rows(*columns: Rows) -> dict[tuple[int, ...], int]:
+def number_rows(*columns: Ints) -> dict[tuple[int, ...], int]:
     """Return the row of each key in a table, ``[n]`` each column."""
     return {key: row for row, key in enumerate(zip(*map(np.ndarray.tolist, columns), strict=True))}
 
 
-def pair_rows(row_of: Mapping[tuple[int, ...], int], lag: int) -> Rows:
+def pair_rows(row_of: Mapping[tuple[int, ...], int], lag: int) -> Ints:
     """Return the rows of keys, whose last part is the frame, now and later, ``[n, 2]``."""
     later = ((row, row_of.get((*key[:-1], key[-1] + lag))) for key, row in row_of.items())
     return np.array([pair for pair in later if pair[1] is not None], np.int64).reshape(-1, 2)
@@ -239,7 +237,7 @@ def pair_rows(row_of: Mapping[tuple[int, ...], int], lag: int) -> Rows:
 class Lineage:
     """The tracks of a video with the rows of a table of its nuclei, indexed once."""
 
-    def __init__(self, tracks: npt.NDArray[np.int32], track: Rows, frame: Rows) -> None:
+    def __init__(self, tracks: npt.NDArray[np.int32], track: Ints, frame: Ints) -> None:
         """Index tracks ``[n, 4]``, and the track and frame of each row of a table, ``[m]``."""
         self.spans = {i: (first, last) for i, first, last, _ in tracks.tolist()}
         self.parents = {i: parent for i, _, _, parent in tracks.tolist() if parent}
@@ -259,7 +257,7 @@ class Lineage:
         return {d: mother for mother, daughters in self.daughters.items() for d in daughters}
 
     @cached_property
-    def ages(self) -> Rows:
+    def ages(self) -> Ints:
         """Frames since the birth of each row, ``[m]``; -1 where it has no parent."""
         births = {i: self.spans[i][0] for i in self.parents}
         return np.array([f - births[t] if t in births else -1 for t, f in self.row_of], np.int64)
@@ -280,7 +278,7 @@ class Lineage:
         rows = [self.row_of.get((track, self.spans[track][0] + age)) for track in tracks]
         return None if None in rows else [row for row in rows if row is not None]
 
-    def find_pairs(self, lag: int, keep: npt.NDArray[np.bool_] | None = None) -> Rows:
+    def find_pairs(self, lag: int, keep: npt.NDArray[np.bool_] | None = None) -> Ints:
         """Return the rows of nuclei now and ``lag`` frames later, both kept, ``[n, 2]``."""
         pairs = pair_rows(self.row_of, lag)
         return pairs if keep is None else pairs[keep[pairs].all(1)]

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from bvdm_data.fitting.nuclei import (
     INTERPHASE,
-    Array,
     Crops,
     extract_crops,
     number_rows,
@@ -22,7 +21,7 @@ from bvdm_data.fitting.nuclei import (
 from bvdm_data.fitting.training import Findings, Run
 from bvdm_data.fitting.video import make_video
 from bvdm_data.rng import numpy_rng, torch_rng
-from bvdm_data.synth.contours import compute_polygon_area
+from bvdm_data.synth.contours import Array, compute_polygon_area
 from bvdm_data.synth.denoiser import compute_signed_distance_map
 from bvdm_data.synth.model import Model, TextureModel
 from bvdm_data.synth.scene import SceneSettings

@@ -10,9 +10,9 @@ import numpy.typing as npt
 from bvdm_data.clip import measure_boxes, split_gaps
 from bvdm_data.datasets.ctc import CTCSequence, is_complete, read_sequence, write_sequence
 from bvdm_data.fitting.progress import Progress
+from bvdm_data.synth.contours import Array
 from bvdm_data.system import require
 
-Array = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.integer]
 Tracked = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]
 

@@ -21,6 +21,7 @@ from bvdm_data.datasets.ctc import CTCSequence
 from bvdm_data.fitting.progress import Progress, open_bar
 from bvdm_data.fitting.tracker import apply_links
 from bvdm_data.synth.camera import CameraModel
+from bvdm_data.synth.contours import Array
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,6 @@ def _borrow_backgrounds(frames: list[Frame], sequence: CTCSequence) -> list[Fram
         for row, (frame, i) in enumerate(zip(frames, near, strict=True))
     ]
 
-
-Array = npt.NDArray[np.float64]
 
 # Length of the kernel that correlates noise along rows (HeLa: no correlation beyond 4 px).
 STREAK = 9

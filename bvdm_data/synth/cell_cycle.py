@@ -5,12 +5,9 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from bvdm_data.clip import PHASES, STAGES
-from bvdm_data.synth.contours import Array
-
-Ints = npt.NDArray[np.int64]
+from bvdm_data.synth.contours import Array, Ints
 
 POST_MITOTIC = (STAGES.index("anaphase"), STAGES.index("telophase"))
 """Stages from birth to interphase, in order."""

@@ -13,7 +13,6 @@ from bvdm_data.synth.cell_cycle import (
     POST_MITOTIC,
     PRE_MITOTIC,
     CellCycleModel,
-    Ints,
     Stages,
     compute_area_curve,
     make_stages,
@@ -25,6 +24,7 @@ from bvdm_data.synth.cell_cycle import (
 )
 from bvdm_data.synth.contours import (
     Array,
+    Ints,
     ShapeModel,
     compute_mean_radius,
     compute_polygon_area,

@@ -15,6 +15,7 @@ CONTOUR_POINTS = 60
 """Angles of a contour (Bähr et al. 2021: 60). They reproduce HeLa masks with an IoU of .998."""
 
 Array = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,13 @@ class ShapeModel:
     # video's, px; below 0 inside
     label_shift: float = 0.0
 
-    def sample(self, stages: npt.NDArray[np.int64], generator: np.random.Generator) -> Array:
+    def sample(self, stages: Ints, generator: np.random.Generator) -> Array:
         """Draw contours of stages, ``[..., K]`` px; no radius is below a quarter of the mean."""
         mean = self.mean[stages]
         contours = mean + self.sample_offsets(stages, generator)
         return np.asarray(np.maximum(contours, mean.mean(-1, keepdims=True) / 4))
 
-    def sample_offsets(
-        self, stages: npt.NDArray[np.int64], generator: np.random.Generator
-    ) -> Array:
+    def sample_offsets(self, stages: Ints, generator: np.random.Generator) -> Array:
         """Draw the differences of contours of stages from the mean ones, ``[..., K]`` px."""
         modes = self.modes[stages]
         scores = generator.standard_normal((*stages.shape, 1, modes.shape[-2]))

@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 from scipy.spatial import KDTree
 
-from bvdm_data.synth.cell_cycle import PRE_MITOTIC, CellCycleModel, Ints
+from bvdm_data.synth.cell_cycle import PRE_MITOTIC, CellCycleModel
 from bvdm_data.synth.cells import (
     Cell,
     LineageSimulator,
@@ -19,6 +19,7 @@ from bvdm_data.synth.cells import (
 )
 from bvdm_data.synth.contours import (
     Array,
+    Ints,
     ShapeModel,
     compute_mean_radius,
     interpolate_outline,
@@ -231,7 +232,7 @@ class _Simulation:
 
     def _draw_steps(self, lives: "_LifeTable", rows: Ints, frame: int) -> Array:
         """Draw nuclei's own steps, ``[n, 2]`` px; those beyond the video's longest anew."""
-        scale, freedom = self.compute_scales(lives, rows, frame)
+        scale, freedom = self.sample_scales(lives, rows, frame)
         steps = scale * self.rng.standard_t(freedom, (len(rows), 2))
         for _ in range(REDRAWS):
             far = np.hypot(*steps.T) > self.motion.longest_step
@@ -322,7 +323,7 @@ class _Simulation:
         """Draw what lasts from frame to frame; return each cell's spacing, as in InitialCell."""
         return np.full(len(lives.first), CONTACT * self.room)
 
-    def compute_scales(self, lives: "_LifeTable", rows: Ints, frame: int) -> tuple[Array, float]:
+    def sample_scales(self, lives: "_LifeTable", rows: Ints, frame: int) -> tuple[Array, float]:
         """Return scale, ``[n, 1]`` px, and freedom of the t law of nuclei's own steps."""
         scale, freedom = self.motion.step
         return np.full((len(rows), 1), scale), float(freedom)
@@ -395,8 +396,8 @@ class _ColonySimulation(_Simulation):
         self.drifts[1 : 1 + len(steps)] = steps  # zero after the video's last
         return spacing
 
-    def compute_scales(self, lives: "_LifeTable", rows: Ints, frame: int) -> tuple[Array, float]:
-        """Return scale and freedom: the young are fast, the dividing, too, and some always."""
+    def sample_scales(self, lives: "_LifeTable", rows: Ints, frame: int) -> tuple[Array, float]:
+        """Draw scale and freedom: the young are fast, the dividing, too, and some always."""
         law, by_age = self.motion.speed, self.motion.speed_by_age
         innovation = math.sqrt(1 - law.autocorrelation**2) * self.rng.standard_normal(len(rows))
         speeds = law.autocorrelation * self.speeds[rows] + innovation

@@ -5,11 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from bvdm_data.clip import LEAST_PIXELS
 from bvdm_data.synth.cells import Cell
-from bvdm_data.synth.contours import Array, compute_mean_radius, interpolate_outline
+from bvdm_data.synth.contours import Array, Ints, compute_mean_radius, interpolate_outline
 
 CONTACT = 0.85
 """Two nuclei are pushed apart until their distance is this share of the sum of their mean radii."""
@@ -31,10 +30,6 @@ class InitialCell:
     def exclusion_radius(self) -> float:
         """Radius of the disc that others keep off in the first frame, px."""
         return self.spacing * float(compute_mean_radius(self.family[0].radii[0]))
-
-
-Pixels = npt.NDArray[np.int64]
-"""Pixels of an image, counted row by row."""
 
 
 class Occupancy:
@@ -59,20 +54,20 @@ class Occupancy:
         centres = (sample() for _ in range(tries))
         return next((centre for centre in centres if self.is_free(centre, radius)), None)
 
-    def count_visible(self, pixels: Pixels) -> int:
-        """Return how many nuclei are in view, whichever are on top, with a new one here."""
+    def count_visible(self, pixels: Ints) -> int:
+        """Return how many nuclei show, whichever are on top, with a new one on some pixels."""
         covered, own = np.append(self.covered, len(pixels)), self._count_own(pixels)
         least = np.minimum(covered, np.maximum(LEAST_PIXELS, HIDDEN * covered))
         return int(((covered > 0) & (own >= least)).sum())
 
-    def _count_own(self, pixels: Pixels) -> Pixels:
+    def _count_own(self, pixels: Ints) -> Ints:
         if not len(pixels):
             return np.append(self.own, 0)
         layers, count = self.layers[pixels], len(self.own)
         lost = np.bincount(self.numbers[pixels][layers == 1], minlength=count)
         return np.append(self.own - lost, (layers == 0).sum())
 
-    def add(self, founder: InitialCell, pixels: Pixels) -> None:
+    def add(self, founder: InitialCell, pixels: Ints) -> None:
         """Add a nucleus that was placed."""
         self.centres = np.vstack([self.centres, founder.centre])
         self.radii = np.append(self.radii, founder.exclusion_radius)
@@ -82,8 +77,8 @@ class Occupancy:
         self.numbers[pixels] += number
 
 
-def list_covered_pixels(founder: InitialCell, size: tuple[int, int]) -> Pixels:
-    """Return the pixels of the image under a founder in its first frame, ``[n]``."""
+def list_covered_pixels(founder: InitialCell, size: tuple[int, int]) -> Ints:
+    """Return the pixels under a founder in its first frame, counted row by row, ``[n]``."""
     radii = founder.family[0].radii[0]
     reach = math.ceil(radii.max())
     y, x = (np.floor(founder.centre) + np.arange(-reach, reach + 1)[:, None]).T
