@@ -74,7 +74,7 @@ def plot(rows: Rows, path: Path) -> None:
     from matplotlib.figure import Figure
 
     intervals = sorted({row["interval"] for row in rows})
-    figure = Figure(figsize=(4 * len(intervals) + 2, 6), layout="constrained")
+    figure = Figure(figsize=(4 * len(intervals), 6), layout="constrained")
     axes = figure.subplots(len(FIGURES), len(intervals), squeeze=False, sharex=True, sharey="row")
     for (i, name), (j, interval) in itertools.product(enumerate(FIGURES), enumerate(intervals)):
         shown = [row for row in rows if row["interval"] == interval]
@@ -84,7 +84,8 @@ def plot(rows: Rows, path: Path) -> None:
             axes[i, j].plot(*values, marker="o", label=f"{kind[0]}, {kind[1]} nuclei")
         axes[i, j].set(ylabel=LINK_MEASURES[name], title=f"frame interval x {interval}")
         axes[i, j].set_xlabel("share of missed nuclei")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right", fontsize="small")
+    handles = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=len(intervals), fontsize="small")
     figure.savefig(path)
 
 

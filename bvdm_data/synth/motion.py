@@ -235,8 +235,7 @@ class _Simulation:
         scale, freedom = self.sample_scales(lives, rows, frame)
         steps = scale * self.rng.standard_t(freedom, (len(rows), 2))
         for _ in range(REDRAWS):
-            far = np.hypot(*steps.T) > self.motion.longest_step
-            if not far.any():
+            if not (far := np.hypot(*steps.T) > self.motion.longest_step).any():
                 break
             steps[far] = scale[far] * self.rng.standard_t(freedom, (far.sum(), 2))
         return np.asarray(steps)
