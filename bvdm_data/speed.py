@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bvdm_data.clip import Clip
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
-from bvdm_data.pixels import has_loops, skip_loops
+from bvdm_data.pixels import has_loops, run_loop, skip_loops
 from bvdm_data.synth.textures import FastSettings
 from bvdm_data.system import SPAN_PREFIX, SPANS, choose_dtype
 from bvdm_data.validate import as_int
@@ -122,7 +122,9 @@ class FlopStats:
     gflops: float  # what they achieve, GFLOP a second
     matrix_gflops: float  # what a product of two matrices of the same type does
     dtype: str  # type of the numbers
-    engine: str  # what computes: "compiled", a loop, whose algorithm saves arithmetic; or "torch"
+    # what computes: "torch", or a compiled loop, whose algorithm saves arithmetic, with the length
+    # of its vectors: "compiled for vectors of 8"
+    engine: str
 
     @property
     def share(self) -> float:
@@ -145,8 +147,16 @@ def measure_flops(videos: SyntheticHeLaVideos, first: int, clips: int) -> FlopSt
     return FlopStats(
         gflop, 1000 * gflop / milliseconds, measure_matrix_gflops(dtype),
         dtype=str(dtype).removeprefix("torch."),
-        engine="compiled" if is_student and has_loops("paint") else "torch",
+        engine=_name_engine() if is_student else "torch",
     )  # fmt: skip
+
+
+def _name_engine() -> str:
+    if not has_loops("paint"):
+        return "torch"
+    lanes = torch.zeros((), dtype=torch.int64)
+    run_loop("count_lanes", lanes)
+    return f"compiled for vectors of {int(lanes)}"
 
 
 def measure_matrix_gflops(dtype: torch.dtype, seconds: float = 1.0) -> float:
