@@ -31,6 +31,7 @@ PLANTED: dict[str, Any] = {"missed": 0.05, "merged": 0.02, "false": 0.02}
 ABLATION: dict[str, dict[str, Any]] = {
     "layers as in Trackastra 0.5": {"pre_norm": False},
     "frequencies as in Trackastra 0.5": {"feature_frequencies": False},
+    "divisions weighted as in Trackastra": {"division_weight": 20.0},
     "window of 6, links of 2 frames": {"window": 6, "gap": 2},
     "detections without errors": {"errors": None},
 }
