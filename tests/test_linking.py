@@ -409,6 +409,24 @@ def test_mended_layers_keep_the_sum():
     assert longest == pytest.approx([160, 4, *4 * [600], 4])
 
 
+def test_frame_does_not_move_nuclei_of_mended_network(trained):
+    window = make_clip_windows(a_clip(99), 3)[0]
+    coords = torch.cat([window["timepoints"][:, None].float(), window["coords"].float()], 1)[None]
+    given = window["features"].float()[None], torch.zeros(coords.shape[:2], dtype=torch.bool)
+    with torch.no_grad():
+        wanted = trained.network(coords, *given)
+        late = trained.network(coords + torch.tensor([500.0, 0, 0]), *given)
+        moved = trained.network(coords - torch.tensor([0, 500.0, 500.0]), *given)
+        # What is filled up is in frame 0.
+        filled = torch.nn.functional.pad(coords + torch.tensor([500.0, 0, 0]), (0, 0, 0, 2))
+        features = torch.nn.functional.pad(given[0], (0, 0, 0, 2))
+        absent = torch.nn.functional.pad(given[1], (0, 2), value=True)
+        longer = trained.network(filled, features, absent)[:, :-2, :-2]
+    assert torch.allclose(late, wanted, atol=1e-4)
+    assert torch.allclose(longer, wanted, atol=1e-3)
+    assert not torch.allclose(moved, wanted, atol=0.1)
+
+
 def test_other_versions_are_refused(monkeypatch):
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0.6.0")
     with pytest.raises(ImportError, match=r"trackastra must be 0\.5, .* got 0\.6\.0; pip install"):

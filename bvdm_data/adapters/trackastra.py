@@ -1,11 +1,12 @@
-"""Trackastra 0.5 with two of its faults mended, and folders that Trackastra itself loads.
+"""Trackastra 0.5 with three of its faults mended, and folders that Trackastra itself loads.
 
-Both are in 0.5.6 (``trackastra/model/model.py``, ``model_parts.py``); its authors list them as done
-for the version after. Each layer replaces what it adds to by its norm, so that no sum runs through
-the network. And ``PositionalEncoding`` drops ``cutoffs_start``, so that numbers such as the mean
-grey meet frequencies up to 1, not up to 100; here each feature has frequencies for its own range.
-They are weights and travel with a checkpoint; the sum is code, which :func:`mend_trackastra`
-replaces after loading.
+All are in 0.5.6 (``trackastra/model/model.py``, ``model_parts.py``); its authors list the first two
+as done for the version after. Each layer replaces what it adds to by its norm, so that no sum runs
+through the network. ``PositionalEncoding`` drops ``cutoffs_start``, so that numbers such as the
+mean grey meet frequencies up to 1, not up to 100; here each feature has frequencies for its own
+range. And the first frame of a window is taken away from the places of its nuclei, too, which so
+move by a pixel a frame. The frequencies are weights and travel with a checkpoint; the others are
+code, which :func:`mend_trackastra` replaces after loading.
 """
 
 import functools
@@ -46,7 +47,7 @@ def make_transformer(*, pre_norm: bool, feature_frequencies: bool, **config: Any
             wanted = 4 / wave * 3.0 ** torch.arange(frequencies.numel())
             frequencies.data.copy_(wanted.view_as(frequencies))
     if pre_norm:
-        _mend_layers(network)
+        _mend(network)
     return network
 
 
@@ -66,8 +67,9 @@ def mend_trackastra(model: Any) -> Any:
     """Make a loaded Trackastra compute what its checkpoint was trained with.
 
     A checkpoint of ``examples/train_trackastra.py`` was trained with layers whose sum runs through
-    the network. Trackastra 0.5 loads it without a word and computes something else; call this
-    after loading. A checkpoint that was trained with Trackastra's own layers stays as it is.
+    the network, and with places that do not depend on the frame. Trackastra 0.5 loads it without a
+    word and computes something else; call this after loading. A checkpoint that was trained with
+    Trackastra's own layers stays as it is.
 
     Args:
         model: A ``Trackastra``, for example from ``Trackastra.from_folder(folder)``.
@@ -91,7 +93,7 @@ def mend_trackastra(model: Any) -> Any:
             "Trackastra.from_folder(folder)"
         )
     if model.train_args.get("pre_norm"):
-        _mend_layers(model.transformer)
+        _mend(model.transformer)
     return model
 
 
@@ -118,7 +120,26 @@ def _make_layer(kind: type[nn.Module]) -> type[nn.Module]:
     return Layer
 
 
-def _mend_layers(network: nn.Module) -> None:
+@functools.cache
+def _make_network(kind: type[nn.Module]) -> type[nn.Module]:
+    """Make the mended kind of the network; it has the same weights."""
+
+    class Network(kind):  # type: ignore[misc, valid-type]
+        def forward(
+            self, coords: Tensor, features: Tensor | None = None, padding_mask: Tensor | None = None
+        ) -> Tensor:
+            times, places = coords[..., :1], coords[..., 1:]
+            if padding_mask is not None:
+                times = times.masked_fill(padding_mask[..., None], torch.inf)
+            coords = torch.cat([coords[..., :1], places + times.amin(1, keepdim=True)], 2)
+            return cast(Tensor, super().forward(coords, features, padding_mask))
+
+    return Network
+
+
+def _mend(network: nn.Module) -> None:
+    if isinstance(network.encoder[0], _PreNorm):  # type: ignore[index]
+        return
     for layer in (*network.encoder, *network.decoder):  # type: ignore[misc]
-        if not isinstance(layer, _PreNorm):
-            layer.__class__ = _make_layer(cast(Hashable, type(layer)))
+        layer.__class__ = _make_layer(cast(Hashable, type(layer)))
+    network.__class__ = _make_network(cast(Hashable, type(network)))
