@@ -29,6 +29,7 @@ def get_machine_info() -> dict[str, Any]:
         "cores": count_usable_cores(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "threads": torch.get_num_threads(),
+        "vectors": torch.backends.cpu.get_cpu_capability(),
         "loops": describe_cpu()["loops"],
         "system": platform.system(),
     }

@@ -201,7 +201,7 @@ def test_augment_window_turns_the_inertia():
         assert float(aligned) == pytest.approx(1, abs=1e-3)
 
 
-def test_augment_window_errs_as_measurements_do(monkeypatch):
+def test_augment_window_errs_in_measurements(monkeypatch):
     window = make_clip_windows(a_clip(), 3)[0]
     varied = [augment_window(window, torch_rng(seed, "test")) for seed in range(300)]
     monkeypatch.setattr(linking, "SHAKE", 0.0)
@@ -304,7 +304,7 @@ def test_links_are_little_longer_than_learned(clips, nearest):
     assert find_longest(near) <= 5 < find_longest(nearest) <= nearest.settings.reach
 
 
-def test_a_turned_or_mirrored_film_has_the_same_links(trained):
+def test_turned_film_has_same_links(trained):
     clip = a_clip(99)
     video, masks = clip["video"][:, 0].numpy(), clip["masks"].numpy()
 
@@ -409,7 +409,7 @@ def test_mended_layers_keep_the_sum():
     assert longest == pytest.approx([160, 4, *4 * [600], 4])
 
 
-def test_frame_does_not_move_nuclei_of_mended_network(trained):
+def test_frames_do_not_move_nuclei(trained):
     window = make_clip_windows(a_clip(99), 3)[0]
     coords = torch.cat([window["timepoints"][:, None].float(), window["coords"].float()], 1)[None]
     given = window["features"].float()[None], torch.zeros(coords.shape[:2], dtype=torch.bool)
