@@ -266,9 +266,23 @@ EXPORT void add_patches(
     free(patch);
 }
 
-/* Write the number of a table at each index. */
-EXPORT void look_up(int64_t count, const float *table, const uint16_t *index, float *found) {
-    for (int64_t i = 0; i < count; i++) found[i] = table[index[i]];
+/* Draw `count` numbers of each of some streams, four to a block, from the block `first` on; each is
+   one of the 2^16 of a table. Blocks are those of SplitMix64 (Steele, Lea & Flood 2014). */
+EXPORT void draw_numbers(
+    int64_t streams, int64_t count, const int64_t *seeds, const int64_t *first, const float *table,
+    float *found
+) {
+    for (int64_t stream = 0; stream < streams; stream++) {
+        uint64_t state = (uint64_t)seeds[stream] + (uint64_t)first[stream] * 0x9E3779B97F4A7C15u;
+        for (int64_t i = 0; i < count; i += 4) {
+            uint64_t bits = state += 0x9E3779B97F4A7C15u;
+            bits = (bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9u;
+            bits = (bits ^ (bits >> 27)) * 0x94D049BB133111EBu;
+            bits ^= bits >> 31;
+            for (int64_t k = 0; k < 4 && i + k < count; k++, bits >>= 16)
+                *found++ = table[bits & 0xFFFF];
+        }
+    }
 }
 
 /* Write a frame of light as a camera sees it: white noise is convolved along its rows with a kernel

@@ -10,7 +10,7 @@ from bvdm_data import pixels
 from bvdm_data.clip import measure_boxes
 from bvdm_data.datasets.synthetic import PoolSettings, SyntheticHeLaVideos
 from bvdm_data.pixels import find_library, has_loops, run_loop
-from bvdm_data.synth.camera import expose, make_device_normal, make_gaussian_kernels
+from bvdm_data.synth.camera import expose, make_gaussian_kernels, make_normal
 from bvdm_data.synth.denoiser import Student, StudentConfig
 from bvdm_data.synth.paper import PaperSettings
 from bvdm_data.synth.render import compute_flow, draw_labels, make_cell_table
@@ -109,7 +109,7 @@ def test_camera_equals_torch(tiny_camera, size):
     light, noise = torch.rand(2, 3, *size), tiny_camera.noise * torch.tensor([1.0, 3.0])
 
     def photograph(blur):
-        normal = make_device_normal([0, 1], light.device)
+        normal = make_normal(torch.tensor([0, 1]))
         video = light.clone()
         expose(video, tiny_camera, normal, noise=noise, blur=blur)
         return video
@@ -146,15 +146,15 @@ def test_clips_equal_those_of_torch(tiny_model, changes):
 @pytest.mark.parametrize(
     "index",
     [
-        torch.zeros(2, 2).short().T,
-        np.zeros((2, 2), np.uint16).T,
+        torch.zeros(2, 2).long().T,
+        np.zeros((2, 2), np.int64).T,
         torch.zeros(4).int(),
-        torch.zeros(4, dtype=torch.uint16, device="meta"),
+        torch.zeros(4, dtype=torch.int64, device="meta"),
     ],
 )
 def test_loops_refuse_other_arrays(index):
-    with pytest.raises(ValueError, match="takes contiguous uint16, got"):
-        run_loop("look_up", 4, torch.zeros(9), index, torch.zeros(4))
+    with pytest.raises(ValueError, match="takes contiguous int64, got"):
+        run_loop("draw_numbers", 4, 1, index, torch.zeros(4).long(), torch.zeros(9), torch.zeros(4))
 
 
 @compiled

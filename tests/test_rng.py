@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from bvdm_data.rng import numpy_rng, torch_rng
+from bvdm_data.pixels import has_loops, skip_loops
+from bvdm_data.rng import draw_normal, numpy_rng, torch_rng
 from tests.helpers.streams import read_random_states
 
 
@@ -42,3 +43,53 @@ def test_generators_are_independent():
     assert torch.rand(1, generator=second).item() == draw(0, "a")[0]
     draw_numpy(0, "a")
     assert read_random_states() == before
+
+
+SEEDS = torch.tensor([0, 1, 2**63 - 1, -5])
+
+
+def test_numbers_are_normal():
+    drawn = draw_normal(torch.tensor([7]), torch.tensor([0]), 200_000).double()[0]
+    assert float(drawn.mean()) == pytest.approx(0, abs=0.01)
+    assert float(drawn.std()) == pytest.approx(1, abs=0.01)
+    assert float((drawn**4).mean()) == pytest.approx(3, abs=0.06)
+    assert float((drawn.abs() > 3).double().mean()) == pytest.approx(0.0027, abs=0.0005)
+    for lag in range(1, 9):
+        assert abs(float((drawn[lag:] * drawn[:-lag]).mean())) < 0.01
+
+
+def test_streams_of_near_seeds_are_unrelated():
+    drawn = draw_normal(torch.arange(100), torch.zeros(100).long(), 4096)
+    related = torch.corrcoef(drawn).fill_diagonal_(0)
+    # Six standard errors, in nearly 5000 pairs.
+    assert float(related.abs().max()) < 6 / 4096**0.5
+
+
+def test_streams_are_known():
+    # The first outputs of SplitMix64 for the seed 0: E220A8397B1DCDAF, 6E789E6AA1B965F4.
+    quantiles = (torch.tensor([0xCDAF, 0x7B1D, 0xA839, 0xE220, 0x65F4]) + 0.5) / 2**16
+    drawn = draw_normal(torch.tensor([0]), torch.tensor([0]), 5)[0].double()
+    wanted = torch.special.ndtri(quantiles.double())
+    torch.testing.assert_close(drawn, wanted, atol=1e-4, rtol=0)
+
+
+def test_numbers_depend_on_place_alone():
+    whole = draw_normal(SEEDS, torch.zeros(4).long(), 40)
+    assert torch.equal(draw_normal(SEEDS, torch.full((4,), 3), 7), whole[:, 12:19])
+
+
+@pytest.mark.skipif(not has_loops(), reason="needs the compiled loops")
+@pytest.mark.parametrize("count", [1, 4, 1023])
+def test_numbers_equal_those_of_torch(count):
+    first = torch.tensor([0, 5, 2**40, 3])
+    drawn = draw_normal(SEEDS, first, count)
+    with skip_loops():
+        assert torch.equal(draw_normal(SEEDS, first, count), drawn)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_numbers_are_the_same_on_cuda():
+    first = torch.tensor([0, 5, 2**40, 3])
+    there = draw_normal(SEEDS.cuda(), first.cuda(), 1023).cpu()
+    assert torch.equal(there, draw_normal(SEEDS, first, 1023))

@@ -1,12 +1,14 @@
 """DeviceLoader: workers draw scenes on the CPU, a thread of the main process renders them."""
 
 import copy
+import math
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, SupportsIndex, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate, default_convert
@@ -15,6 +17,7 @@ from bvdm_data.datasets.description import Described
 from bvdm_data.datasets.prefetch import DeviceStream, Prefetcher
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.datasets.transforms import list_required_keys
+from bvdm_data.synth.render import Labels, map_tensors
 from bvdm_data.synth.scene import Scene
 from bvdm_data.synth.synthesis import (
     BatchRenderer,
@@ -40,11 +43,13 @@ class SceneBatch:
     epoch: int
     clips: dict[str, Tensor]
     scenes: RenderBatch | None
+    # Lengths of the runs of equal ids in masks of this shape, where clips have the runs' ids only.
+    runs: Tensor | None = None
+    shape: tuple[int, ...] = ()
 
     def pin_memory(self) -> "SceneBatch":
         """Return the batch in pinned memory."""
-        clips = {key: value.pin_memory() for key, value in self.clips.items()}
-        return replace(self, clips=clips, scenes=self.scenes and self.scenes.pin_memory())
+        return map_tensors(self, Tensor.pin_memory)
 
 
 class SceneStream(IterableDataset[SceneItem]):
@@ -97,15 +102,23 @@ class SceneStream(IterableDataset[SceneItem]):
         epochs, clips, scenes = zip(*([items] if isinstance(items, tuple) else items), strict=True)
         drawn = [scene for scene in scenes if scene is not None]
         batch = collate_scenes(drawn, self.method, self.maker._load_model()) if drawn else None
-        together = default_collate(list(clips))
-        if not self.render and "masks" in together:
-            together["masks"] = together["masks"].to(_choose_label_dtype(self.maker.max_cells))
-        return SceneBatch(epochs[0], together, batch)
+        if self.render or "masks" not in clips[0]:
+            return SceneBatch(epochs[0], default_collate(list(clips)), batch)
+        ids, runs = zip(*(_find_runs(clip["masks"].numpy()) for clip in clips), strict=True)
+        shape = (len(clips), *clips[0]["masks"].shape)
+        # A key keeps its place in the clip.
+        rest = default_collate([{**clip, "masks": torch.empty(0)} for clip in clips])
+        together = {**rest, "masks": torch.from_numpy(np.concatenate(ids))}
+        return SceneBatch(
+            epochs[0], together, batch, torch.from_numpy(np.concatenate(runs)), shape
+        )  # fmt: skip
 
 
-def _choose_label_dtype(most: int) -> torch.dtype:
-    """Return the smallest type of the ids on their way to the device."""
-    return next(t for t in (torch.uint8, torch.int16, torch.int32) if most <= torch.iinfo(t).max)
+def _find_runs(masks: Labels) -> tuple[Labels, Labels]:
+    """Return the ids of the runs of equal ids, row by row, and their lengths."""
+    flat = masks.ravel()
+    starts = np.r_[0, np.flatnonzero(flat[1:] != flat[:-1]) + 1]
+    return flat[starts], np.diff(starts, append=len(flat)).astype(np.int32)
 
 
 def _render(batch: SceneBatch, renderer: BatchRenderer | None, seed: int) -> dict[str, Tensor]:
@@ -122,8 +135,13 @@ def _render(batch: SceneBatch, renderer: BatchRenderer | None, seed: int) -> dic
     with name_source_in_errors(place):
         video = {} if batch.scenes is None else {"video": renderer.render(batch.scenes)}
         rest = {k: v.to(renderer.device, non_blocking=True) for k, v in batch.clips.items()}
-        if "masks" in rest:
-            rest["masks"] = rest["masks"].to(torch.int32)
+        if batch.runs is not None:
+            runs = batch.runs.to(renderer.device, non_blocking=True)
+            rest["masks"] = (
+                rest["masks"]
+                .repeat_interleave(runs, output_size=math.prod(batch.shape))
+                .view(batch.shape)
+            )
     return {**video, **rest}
 
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float
-from scipy import ndimage, special
+from jaxtyping import Float, Int
+from scipy import ndimage
 from torch import Tensor
 
 from bvdm_data.pixels import has_loops, run_loop
+from bvdm_data.rng import draw_normal
 
 
 @dataclass(frozen=True)
@@ -31,41 +32,25 @@ class CameraModel:
     full: int  # camera count of grey value 1
 
 
+CHUNK_PIXELS = 2**23
+"""Pixels that a GPU exposes together; bounds the memory."""
+
 Normal = Callable[[Sequence[int]], Tensor]
 """Draws standard normal numbers for a batch of videos, ``[B, *shape]``."""
 
 
-def make_cpu_normal(rng: np.random.Generator) -> Normal:
-    """Draw the numbers of one video, each one of 2^16 equally likely quantiles."""
-    quantiles = _tabulate_quantiles()
+def make_normal(seeds: Int[Tensor, " B"]) -> Normal:
+    """Draw for each video from a stream with its own seed, on the device of the seeds."""
+    used = 0  # blocks of numbers
 
     def draw(shape: Sequence[int]) -> Tensor:
-        index = torch.from_numpy(rng.integers(2**16, size=(1, *shape), dtype=np.uint16))
-        if not has_loops():
-            return quantiles[index.int()]
-        found = torch.empty((1, *shape))
-        run_loop("look_up", found.numel(), quantiles, index, found)
-        return found
-
-    return draw
-
-
-@functools.cache
-def _tabulate_quantiles() -> Float[Tensor, " Q"]:
-    """Return quantiles of the normal distribution; their variance is 1."""
-    numbers = special.ndtri((np.arange(2**16) + 0.5) / 2**16)
-    return torch.from_numpy(numbers / numbers.std()).float()
-
-
-def make_device_normal(seeds: Sequence[int], device: torch.device) -> Normal:
-    """Draw on a device, for each video from a generator with its own seed."""
-    generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-
-    def draw(shape: Sequence[int]) -> Tensor:
-        drawn = torch.empty((len(generators), *shape), device=device)
-        for video, generator in zip(drawn, generators, strict=True):
-            video.normal_(generator=generator)
-        return drawn
+        nonlocal used
+        # Each entry of the first axis begins a block: frames may be drawn one by one or together.
+        count = math.prod(shape[1:])
+        blocks = used + -(-count // 4) * torch.arange(shape[0], device=seeds.device)
+        used += -(-count // 4) * shape[0]
+        streams = seeds.repeat_interleave(shape[0])
+        return draw_normal(streams, blocks.repeat(len(seeds)), count).view(len(seeds), *shape)
 
     return draw
 
@@ -94,8 +79,8 @@ def expose(
     halo = _make_halo(camera.halo, light.device)
     # A tensor: a GPU multiplies by the inverse of a number, which gives other last bits.
     steps = torch.full((), camera.full - camera.offset, dtype=light.dtype, device=light.device)
-    # One frame after the other fits into a CPU's cache.
-    chunk = 1 if light.device.type == "cpu" else frames
+    # One frame after the other fits into a CPU's cache, and many into the memory of a GPU.
+    chunk = 1 if light.device.type == "cpu" else max(1, CHUNK_PIXELS // light[:, 0].numel())
     for start in range(0, frames, chunk):
         lit = light[:, start : start + chunk]
         if blur is not None:
@@ -103,7 +88,7 @@ def expose(
         if glow:
             # One-sided, as in the authors' scenes: light spreads, nuclei do not fade.
             lit = torch.maximum(lit, _convolve(_convolve(lit, halo, 2), halo, 3))
-        white = normal((chunk, height, width))
+        white = normal((lit.shape[1], height, width))
         if has_loops() and light.device.type == "cpu":
             settings = torch.stack([noise, level.flatten(), steps.expand_as(noise)], 1)
             parts = (settings, white, lit.contiguous(), field, light[:, start])

@@ -189,24 +189,33 @@ class BankSample:
     ) -> list[RenderedPatches]:
         """Return the patches of nuclei, given identity, row, and first and last frame of each."""
         parts: dict[tuple[int, int], list[RenderedPatches]] = {}
+        gains: dict[tuple[int, int], list[tuple[float, bool]]] = {}
         for identity, row, (first, last) in shown:
             origin = self._origins[identity]
             pair = self._get_pair(origin.slot)
             for group in self.bank.render(pair, settings, evenness=self.evenness, step=self.step):
-                mine = (group.rows == origin.row) & (group.frames >= first)
-                chosen = (mine & (group.frames <= last)).nonzero()[:, 0]
-                if not len(chosen):
+                # Patches are sorted by row and frame.
+                start, stop = np.searchsorted(group.rows.numpy(), [origin.row, origin.row + 1])
+                wanted = np.searchsorted(group.frames[start:stop].numpy(), [first, last + 1])
+                part = slice(*(start + wanted).tolist())
+                count = part.stop - part.start
+                if not count:
                     continue
-                light = group.light[chosen].float() * origin.gain
                 parts.setdefault(group.size, []).append(
                     RenderedPatches(
-                        light.flip(2) if origin.mirrored else light,
-                        torch.full((len(chosen),), row),
-                        group.frames[chosen],
-                        group.zoom[chosen] / self.size,
+                        group.light[part], torch.full((count,), row), group.frames[part],
+                        group.zoom[part],
                     )
-                )
-        return [join_patches(part) for _, part in sorted(parts.items())]
+                )  # fmt: skip
+                gains.setdefault(group.size, []).extend([(origin.gain, origin.mirrored)] * count)
+        joined = []
+        for size, alike in sorted(parts.items()):
+            group = join_patches(alike)
+            gain, mirrored = torch.tensor(gains[size]).unbind(1)
+            light = group.light.float().mul_(gain[:, None, None])
+            light = torch.where(mirrored.bool()[:, None, None], light.flip(2), light)
+            joined.append(replace(group, light=light, zoom=group.zoom / self.size))
+        return joined
 
     def _get_pair(self, slot: int) -> _SisterPair:
         return self.bank.get_pair(slot, self.number, self.generation, self.model, self.frames)

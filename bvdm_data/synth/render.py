@@ -398,11 +398,13 @@ Record = TypeVar("Record")
 
 
 def map_tensors(record: Record, change: Callable[[Tensor], Tensor]) -> Record:
-    """Return a copy of a dataclass, list or tuple with all its tensors changed."""
+    """Return a copy of a dataclass, dict, list or tuple with all its tensors changed."""
     if isinstance(record, Tensor):
         return change(record)  # type: ignore[return-value]
     if isinstance(record, list | tuple):
         return type(record)(map_tensors(one, change) for one in record)
+    if isinstance(record, dict):
+        return {key: map_tensors(one, change) for key, one in record.items()}  # type: ignore[return-value]
     if is_dataclass(record) and not isinstance(record, type):
         changed = {f.name: map_tensors(getattr(record, f.name), change) for f in fields(record)}
         return replace(record, **changed)
@@ -414,6 +416,7 @@ def join_patches(groups: Sequence[Record]) -> Record:
     joined = {
         field.name: torch.cat([getattr(group, field.name) for group in groups])
         for field in fields(groups[0])  # type: ignore[arg-type]
+        if isinstance(getattr(groups[0], field.name), Tensor)
     }
     return replace(groups[0], **joined)  # type: ignore[type-var]
 

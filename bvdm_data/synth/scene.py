@@ -328,6 +328,10 @@ class Scene:
         """Return a generator for each cell."""
         return [torch_rng(self.seed, *self.name, "texture", life.identity) for life in self.lives]
 
+    def make_camera_seed(self) -> int:
+        """Return the seed of the background and the noise of the camera."""
+        return torch_rng(self.seed, *self.name, "camera").initial_seed()
+
     def list_bank_cells(self) -> list[tuple[int, int, tuple[int, int]]]:
         """Return what a bank must know of each cell: identity, row in the table, and span."""
         identities = [life.identity for life in self.lives]

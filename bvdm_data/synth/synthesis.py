@@ -9,17 +9,16 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from bvdm_data.clip import Clip, annotate_masks, number_tracks, pad_rows
 from bvdm_data.pixels import has_loops, run_loop
-from bvdm_data.rng import numpy_rng, torch_rng
+from bvdm_data.rng import numpy_rng
 from bvdm_data.synth.camera import (
     expose,
-    make_cpu_normal,
-    make_device_normal,
     make_gaussian_kernels,
+    make_normal,
 )
 from bvdm_data.synth.cell_bank import BankSample, CellBank
 from bvdm_data.synth.denoiser import SDF_CLIP
@@ -49,7 +48,14 @@ from bvdm_data.synth.scene import (
     skip_progress,
 )
 from bvdm_data.synth.stray_light import add_spots, draw_bodies, draw_spots
-from bvdm_data.synth.textures import BATCH, DenoiserInputs, FastSettings, run_denoiser_batched
+from bvdm_data.synth.textures import (
+    BATCH,
+    DenoiserInputs,
+    FastSettings,
+    TextureNoise,
+    join_noise,
+    run_denoiser_batched,
+)
 from bvdm_data.system import isolate, profile_span
 
 MAX_BATCH, MIN_BATCH = 256, 16
@@ -247,7 +253,7 @@ def _expose_scene(
     scene: Scene, light: Float[Tensor, "F H W"], *, glow: bool
 ) -> npt.NDArray[np.float32]:
     """Add the stray light to that of the cells and photograph both, in place."""
-    normal = make_cpu_normal(numpy_rng(scene.seed, *scene.name, "camera"))
+    normal = make_normal(torch.tensor([scene.make_camera_seed()]))
     noise = torch.tensor([scene.camera.noise])
     blur = make_gaussian_kernels([scene.blur])
     with profile_span("camera"):
@@ -294,13 +300,13 @@ def collect_annotations(
 class RenderBatch:
     """Scenes that are rendered together, without what rendering does not need."""
 
-    seeds: list[int]  # of the camera, for each
-    noise: Float[Tensor, " B"]  # standard deviation of the noise, grey values
+    seeds: Int[Tensor, " B"]  # of the camera, for each
+    noise: Float[Tensor, " B"]  # standard deviation of the camera's noise, grey values
     blur: Float[Tensor, "B T"] | None  # kernels of extra blurs
     spots: list[Float[Tensor, "F K 5"]]  # stray light of each
+    textures: TextureNoise | None  # of all cells; None: a bank has their patches
     groups: list[tuple[DenoiserInputs, PatchPlacement]]  # of all cells, by size of patches
-    # pickled tables and cells, where a bank in the rendering process has the patches
-    samples: Tensor | None
+    samples: Tensor  # pickled tables and cells for the bank of the rendering process
 
     def pin_memory(self) -> "RenderBatch":
         """Return the batch in pinned memory, from where a GPU reads without waiting."""
@@ -308,25 +314,30 @@ class RenderBatch:
 
 
 def collate_scenes(scenes: Sequence[Scene], method: FastSettings, model: Model) -> RenderBatch:
-    """Draw the noise of the cells of scenes, and gather what rendering needs."""
+    """Gather what rendering needs."""
     batch = RenderBatch(
-        seeds=[torch_rng(scene.seed, *scene.name, "camera").initial_seed() for scene in scenes],
+        seeds=torch.tensor([scene.make_camera_seed() for scene in scenes]),
         noise=torch.tensor([scene.camera.noise for scene in scenes], dtype=torch.float32),
         blur=make_gaussian_kernels([scene.blur for scene in scenes]),
         spots=[scene.spots for scene in scenes],
+        textures=None,
         groups=[],
-        samples=None,
+        samples=torch.empty(0),
     )
     if any(scene.sample is not None for scene in scenes):
         sent = [(scene.table, scene.sample, scene.list_bank_cells()) for scene in scenes]
         data = pickle.dumps(sent, pickle.HIGHEST_PROTOCOL)
         return replace(batch, samples=torch.frombuffer(bytearray(data), dtype=torch.uint8))
+    drawn = [method.make_inputs(scene, model) for scene in scenes]
+    textures, places = join_noise([noise for noise, _ in drawn])
     parts = [
-        (number, scene.table, group)
-        for number, scene in enumerate(scenes)
-        for group in method.draw_inputs(scene, model)
+        (number, scene.table, replace(group, places=place[group.places]))
+        for number, (scene, place, (_, groups)) in enumerate(
+            zip(scenes, places, drawn, strict=True)
+        )
+        for group in groups
     ]
-    return replace(batch, groups=join_by_size(parts, scenes[0].settings.size))
+    return replace(batch, textures=textures, groups=join_by_size(parts, scenes[0].settings.size))
 
 
 def choose_batch_size(device: torch.device) -> int:
@@ -369,27 +380,31 @@ class BatchRenderer:
         """Render the videos of a batch."""
         frames, height, width = self.shape
         count = len(batch.seeds)
-        groups = (
-            self._run_network(batch) if batch.samples is None else self._ask_bank(batch.samples)
-        )
+        if batch.textures is None:
+            groups = self._ask_bank(batch.samples)
+        else:
+            groups = self._run_network(batch, batch.textures)
         light = composite(groups, (count * frames, height, width), device=self.device)
         light = light.view(count, *self.shape)
         for one, spots in zip(light, batch.spots, strict=True):
             add_spots(one, self._move(spots))
         noise = self._move(batch.noise)
         blur = None if batch.blur is None else self._move(batch.blur)
-        normal = make_device_normal(batch.seeds, self.device)
+        normal = make_normal(self._move(batch.seeds))
         expose(light, self.model.camera, normal, noise=noise, blur=blur)
         return light[:, :, None]
 
-    def _run_network(self, batch: RenderBatch) -> list[tuple[Tensor, PatchPlacement]]:
-        groups = map_tensors(batch.groups, self._move)
+    def _run_network(
+        self, batch: RenderBatch, textures: TextureNoise
+    ) -> list[tuple[Tensor, PatchPlacement]]:
+        groups, textures = map_tensors((batch.groups, textures), self._move)
         network, steps = self.model.get_denoiser(self.method.steps), self.method.steps
         # Grids are made where they are needed, not brought there.
         with self.device:
             rendered = run_denoiser_batched(
-                [inputs for inputs, _ in groups], network, steps, fixed_batch=self.batch_size
-            )
+                textures, [inputs for inputs, _ in groups], network, steps,
+                fixed_batch=self.batch_size,
+            )  # fmt: skip
         return [(r.light, place) for r, (_, place) in zip(rendered, groups, strict=True)]
 
     def _ask_bank(self, samples: Tensor) -> list[tuple[Tensor, PatchPlacement]]:

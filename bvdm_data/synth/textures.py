@@ -1,8 +1,10 @@
 """Fast method: every frame of every nucleus is rendered at once, from noise that drifts."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import ClassVar
 
 import numpy as np
@@ -12,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bvdm_data.outlines import FEWEST, measure_edges
-from bvdm_data.rng import numpy_rng, torch_rng
+from bvdm_data.rng import draw_normal, numpy_rng, torch_rng
 from bvdm_data.synth.cell_cycle import INTERPHASE
 from bvdm_data.synth.cells import Cell
 from bvdm_data.synth.denoiser import (
@@ -100,14 +102,16 @@ class FastSettings(Method):
         """Return the name and the number of steps."""
         return f"fast, {self.steps} step{'s' * (self.steps > 1)}"
 
-    def draw_inputs(self, scene: Scene, model: Model) -> list["DenoiserInputs"]:
-        """Draw the noise of the cells of a scene."""
-        inputs = _make_denoiser_inputs(
+    def make_inputs(
+        self, scene: Scene, model: Model
+    ) -> tuple["TextureNoise", list["DenoiserInputs"]]:
+        """Return what the network draws the cells of a scene from."""
+        noise, inputs = _make_denoiser_inputs(
             scene.lives, scene.spans, model.get_denoiser(self.steps),
             *self.drift(model.texture, scene.settings.step), scene.make_texture_rngs(),
             model.reference_brightness, scene.settings.evenness, scene.tone,
         )  # fmt: skip
-        return [replace(group, rows=scene.rows[group.rows]) for group in inputs]
+        return noise, [replace(group, rows=scene.rows[group.rows]) for group in inputs]
 
     def render_textures(
         self, scene: Scene, model: Model, progress: Progress = skip_progress
@@ -115,15 +119,72 @@ class FastSettings(Method):
         """Render the cells of a scene, all frames at once, or take them from their bank."""
         if scene.sample is not None:
             return Textures(scene.sample.render(scene.list_bank_cells(), self))
-        inputs, network = self.draw_inputs(scene, model), model.get_denoiser(self.steps)
-        return Textures(run_denoiser_batched(inputs, network, self.steps, progress=progress))
+        inputs, network = self.make_inputs(scene, model), model.get_denoiser(self.steps)
+        return Textures(run_denoiser_batched(*inputs, network, self.steps, progress=progress))
+
+
+@dataclass(frozen=True)
+class TextureNoise:
+    """The noise of cells, yet to be drawn; places in it are sorted by frame."""
+
+    side: int  # of patches, px
+    fresh: float  # share that is new in every frame
+    seeds: Int[Tensor, " E"]  # of the cell of each place
+    ages: Int[Tensor, " E"]  # frames since it came into the video
+    before: Int[Tensor, " E"]  # place of the frame before, or of the mother's last; -1: none
+    memory: Float[Tensor, " E"]  # correlation of the lasting part with that; 0 without it
+    counts: tuple[int, ...]  # places of each frame
+
+    def draw(self) -> Float[Tensor, "E P P"]:
+        """Draw it, on the device of the tables, frame by frame."""
+        count = self.side**2
+        blocks = 2 * self.ages * (count // 4)
+        lasting = draw_normal(self.seeds, blocks, count)
+        new = draw_normal(self.seeds, blocks + count // 4, count)
+        kept, renewed = self.memory[:, None], (1 - self.memory.square()).sqrt()[:, None]
+        start = 0
+        for places in self.counts:
+            part = slice(start, start := start + places)
+            last = lasting.index_select(0, self.before[part].clamp(min=0))
+            lasting[part].mul_(renewed[part]).addcmul_(last, kept[part])
+        mixed = new.mul_(math.sqrt(self.fresh)).add_(lasting, alpha=math.sqrt(1 - self.fresh))
+        return mixed.view(-1, self.side, self.side)
+
+
+def join_noise(
+    parts: Sequence[TextureNoise],
+) -> tuple[TextureNoise, list[Int[Tensor, " E"]]]:
+    """Join the noise of several videos; return where the places of each are, too."""
+    order = torch.cat([_list_frames(part.counts) for part in parts]).argsort(stable=True)
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order))
+    places = list(torch.split(place, [len(part.seeds) for part in parts]))
+    # -1 is the last of all: none.
+    pairs = zip(places, parts, strict=True)
+    before = [F.pad(new, (0, 1), value=-1)[part.before] for new, part in pairs]
+    counts = zip_longest(*(part.counts for part in parts), fillvalue=0)
+    noise = TextureNoise(
+        side=parts[0].side,
+        fresh=parts[0].fresh,
+        seeds=torch.cat([part.seeds for part in parts])[order],
+        ages=torch.cat([part.ages for part in parts])[order],
+        before=torch.cat(before)[order],
+        memory=torch.cat([part.memory for part in parts])[order],
+        counts=tuple(map(sum, counts)),
+    )
+    return noise, places
+
+
+def _list_frames(counts: tuple[int, ...]) -> Int[Tensor, " E"]:
+    return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.long))
 
 
 @dataclass(frozen=True)
 class DenoiserInputs:
-    """Noise and conditions of cells on patches of one size."""
+    """Conditions of cells on patches of one size."""
 
-    noise: Float[Tensor, "M H W"]  # standard normal numbers
+    size: tuple[int, int]  # height and width of the patches, px
+    places: Int[Tensor, " M"]  # in the noise
     radii: Float[Tensor, "M K"]  # outlines, px
     # mean light inside the outlines at which nuclei are painted, grey values
     brightness: Float[Tensor, " M"]
@@ -132,11 +193,6 @@ class DenoiserInputs:
     rows: Int[Tensor, " M"]  # as in bvdm_data.synth.render.RenderedPatches
     frames: Int[Tensor, " M"]  # as there
     zoom: Float[Tensor, " M"]  # as there
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the patches, px."""
-        return self.noise.shape[-2], self.noise.shape[-1]
 
 
 def _make_denoiser_inputs(
@@ -149,18 +205,18 @@ def _make_denoiser_inputs(
     reference: Float[Tensor, " S"] | None,
     evenness: float,
     tone: ToneCurve | None = None,
-) -> list[DenoiserInputs]:
-    """Draw the noise of nuclei, and collect the conditions of the network.
+) -> tuple[TextureNoise, list[DenoiserInputs]]:
+    """Collect the noise of nuclei and the conditions of the network.
 
     The brightness at which they are painted lies between their own and the reference of their
     stage; afterwards they get their own back, and that which the clip makes of it.
     """
     patch = network.settings.patch
-    with profile_span("noise"):
-        noise = _draw_ar1_noise(cells, patch, memory, fresh, rngs)
+    noise, place_of = _plan_noise(cells, patch, memory, fresh, rngs)
     seen = [(n, f) for n, (first, last) in enumerate(spans) for f in range(first, last + 1)]
     if not seen:
-        return []
+        return noise, []
+    places = torch.tensor([place_of[f, n] for n, f in seen])
     rows, frames = torch.tensor(seen).unbind(1)
     shown = [(cells[n], f - cells[n].first) for n, f in seen]
     radii = torch.from_numpy(np.stack([cell.radii[m] for cell, m in shown])).float()
@@ -178,15 +234,13 @@ def _make_denoiser_inputs(
     if isinstance(network, Student):
         groups = group_by_patch_size(radii / network.settings.pooling, patch)
     for size, group in groups:
-        inner = cut_centre(patch, size)
-        drawn = [noise[n][f - cells[n].first][inner] for n, f in (seen[g] for g in group.tolist())]
         inputs.append(
             DenoiserInputs(
-                torch.stack(drawn), radii[group], painted[group], stage[group], gain[group],
+                size, places[group], radii[group], painted[group], stage[group], gain[group],
                 rows[group], frames[group], zoom[group],
             )
         )  # fmt: skip
-    return inputs
+    return noise, inputs
 
 
 def cut_centre(side: int, size: tuple[int, int]) -> tuple[slice, slice]:
@@ -195,28 +249,35 @@ def cut_centre(side: int, size: tuple[int, int]) -> tuple[slice, slice]:
     return slice(top, side - top), slice(left, side - left)
 
 
-def _draw_ar1_noise(
+def _plan_noise(
     cells: Sequence[Cell],
     patch: int,
     memory: float,
     fresh: float,
     rngs: Sequence[torch.Generator],
-) -> list[Float[Tensor, "n P P"]]:
-    """Draw the noise of every cell, frame by frame."""
-    renewed = math.sqrt(1 - memory**2)
-    ends: dict[int, Tensor] = {}
-    inputs = []
-    for cell, rng in zip(cells, rngs, strict=True):
-        lasting, new = torch.randn((2, len(cell.stages), patch, patch), generator=rng)
-        before = ends.get(cell.parent)
-        for now in lasting:
-            if before is not None:
-                now.mul_(renewed).add_(before, alpha=memory)
-            before = now
-        if len(lasting):  # a nucleus may live between two frames
-            ends[cell.identity] = lasting[-1]
-        inputs.append(new.mul_(math.sqrt(fresh)).add_(lasting, alpha=math.sqrt(1 - fresh)))
-    return inputs
+) -> tuple[TextureNoise, dict[tuple[int, int], int]]:
+    """Return the noise of all frames of cells, and the place of each frame and cell in it."""
+    frames = range(max((cell.last + 1 for cell in cells), default=0))
+    listed = [(f, n) for f in frames for n, c in enumerate(cells) if c.first <= f <= c.last]
+    place_of = {key: place for place, key in enumerate(listed)}
+    number_of = {cell.identity: n for n, cell in enumerate(cells)}
+    before = []
+    for frame, n in listed:
+        last = (frame - 1, n)
+        if frame == cells[n].first and (mother := number_of.get(cells[n].parent)) is not None:
+            last = (cells[mother].last, mother)
+        # A nucleus may live between two frames.
+        before.append(place_of.get(last, -1))
+    seeds = torch.tensor([rng.initial_seed() for rng in rngs], dtype=torch.long)
+    rows = torch.tensor([n for _, n in listed], dtype=torch.long)
+    ages = torch.tensor([frame - cells[n].first for frame, n in listed], dtype=torch.long)
+    places = torch.tensor(before, dtype=torch.long)
+    counts = Counter(frame for frame, _ in listed)
+    noise = TextureNoise(
+        patch, fresh, seeds[rows], ages, places, memory * (places >= 0).float(),
+        tuple(counts[frame] for frame in frames),
+    )  # fmt: skip
+    return noise, place_of
 
 
 def render_textures(
@@ -241,10 +302,11 @@ def render_textures(
     """
     drift = settings.drift(texture, step)
     inputs = _make_denoiser_inputs(cells, spans, network, *drift, rngs, reference, evenness)
-    return run_denoiser_batched(inputs, network, settings.steps)
+    return run_denoiser_batched(*inputs, network, settings.steps)
 
 
 def run_denoiser_batched(
+    noise: TextureNoise,
     groups: Sequence[DenoiserInputs],
     network: Denoiser | Student,
     steps: int,
@@ -254,11 +316,14 @@ def run_denoiser_batched(
 ) -> list[RenderedPatches]:
     """Render nuclei in calls of about ``BATCH`` patches, or of ``fixed_batch``, filled up."""
     total, done, rendered = sum(len(group.rows) for group in groups), 0, []
+    with profile_span("noise"):
+        drawn = noise.draw()
     for group in groups:
         light = []
         count = len(group.rows)
         calls = math.ceil(count / (fixed_batch or BATCH))
-        inputs = [group.noise, group.radii, group.brightness, group.stage, group.gain]
+        start = drawn[(slice(None), *cut_centre(noise.side, group.size))][group.places]
+        inputs = [start, group.radii, group.brightness, group.stage, group.gain]
         if fixed_batch:
             # What is missing is filled with ones.
             missing = calls * fixed_batch - count
