@@ -317,6 +317,36 @@ EXPORT void develop(
     free(row);
 }
 
+/* Clip the light of patches to two limits each, let it fade towards the farthest distance from the
+   outline, and scale it to a wanted mean inside, by no more than a half or two, and then by a gain.
+   `limits` has scale of the network's numbers, least and most light, mean and gain. */
+CLONES
+EXPORT void scale_light(
+    int64_t count, int64_t pixels, const float *slope, const float *limits, const float *edge,
+    const float *image, float *light
+) {
+    for (int64_t patch = 0; patch < count; patch++, edge += pixels, image += pixels, light += pixels) {
+        const float *limit = limits + 5 * patch;
+        float scale = limit[0], least = limit[1], most = limit[2];
+        double sum = 0;
+        int64_t inside = 0;
+        for (int64_t i = 0; i < pixels; i++) {
+            float value = (image[i] + 1) / 2 * scale;
+            /* A comparison with what is no number is false. */
+            value = value == value ? clip(value, least, most) : 0;
+            light[i] = value * clip((1 - edge[i]) * slope[0], 0, 1);
+        }
+        for (int64_t i = 0; i < pixels; i++)
+            if (edge[i] <= 0) {
+                sum += light[i];
+                inside++;
+            }
+        float mean = (float)(sum / (double)(inside ? inside : 1));
+        float gain = limit[4] * clip(limit[3] / (mean > 1e-6f ? mean : 1e-6f), 0.5f, 2.0f);
+        for (int64_t i = 0; i < pixels; i++) light[i] *= gain;
+    }
+}
+
 /* The student's network, in the vectors that compilers of the GNU kind know. */
 #ifdef __GNUC__
 
@@ -355,8 +385,8 @@ static const int LAYERS[16][5] = {
 };
 
 typedef void Painter(
-    int64_t, const int64_t *, int64_t, int64_t, const float *, const float *, const float *,
-    const float *, float *
+    int64_t, const int64_t *, int64_t, int64_t, int64_t, const float *, const float *,
+    const float *, const float *, const float *, float *
 );
 
 #if defined(__x86_64__) && !defined(__clang__)
@@ -389,12 +419,13 @@ EXPORT void count_lanes(int64_t *lanes) {
 #endif
 }
 
-/* Draw pictures as the student does. `films` holds gains and shifts of all layers for each, and
-   `weights` the kernels of the layers, as Student.pack orders them; a, b and c are numbers of
-   channels, whole times CHANNELS. */
+/* Draw pictures as the student does, each given `length` features. `known` holds what makes them
+   gains and shifts of all layers, and last a constant; `weights` the kernels of the layers, as
+   Student.pack orders them; a, b and c are numbers of channels, whole times CHANNELS. */
 EXPORT void paint(
-    int64_t count, int64_t height, int64_t width, int64_t a, int64_t b, int64_t c,
-    const float *noise, const float *edge, const float *films, const float *weights, float *image
+    int64_t count, int64_t height, int64_t width, int64_t a, int64_t b, int64_t c, int64_t length,
+    const float *features, const float *known, const float *noise, const float *edge,
+    const float *weights, float *image
 ) {
     const int64_t planes[STACKS] = {CHANNELS, a, a, a, b, b, b, c, c, CHANNELS};
     Painter *draw = paint_4;
@@ -404,7 +435,7 @@ EXPORT void paint(
     if (lanes == 8) draw = paint_8;
     if (lanes == 16) draw = paint_16;
 #endif
-    draw(count, planes, height, width, noise, edge, films, weights, image);
+    draw(count, planes, height, width, length, features, known, noise, edge, weights, image);
 }
 
 #endif

@@ -184,8 +184,9 @@ INLINE void grow(
 
 /* Draw pictures of `planes` channels in each stack, GROUP at a time. */
 static void NAME(paint, LANES)(
-    int64_t count, const int64_t *planes, int64_t height, int64_t width, const float *noise,
-    const float *edge, const float *films, const float *weights, float *image
+    int64_t count, const int64_t *planes, int64_t height, int64_t width, int64_t length,
+    const float *features, const float *known, const float *noise, const float *edge,
+    const float *weights, float *image
 ) {
     Stack stacks[STACKS];
     int64_t step = 0, most = 0;
@@ -196,6 +197,7 @@ static void NAME(paint, LANES)(
     }
     for (int k = 0; k < 16; k++) step += 2 * planes[LAYERS[k][2]];
     float *work = malloc((size_t)(72 * TILES * most) * sizeof(float));
+    float *films = malloc((size_t)(GROUP * step) * sizeof(float));
     for (int64_t first = 0; first < count; first += GROUP) {
         int64_t n = count - first < GROUP ? count - first : GROUP;
         for (int64_t line = 0; line < n * height; line++) {
@@ -206,7 +208,15 @@ static void NAME(paint, LANES)(
                 pixel[x / 2 * CHANNELS + x % 2 + 4] = edge[at + x];
             }
         }
-        const float *film = films + first * step, *kernel = weights;
+        for (int64_t k = 0; k < step; k += LANES)
+            for (int64_t picture = 0; picture < n; picture++) {
+                Lanes sum = *(const Lanes *)(known + length * step + k);
+                for (int64_t j = 0; j < length; j++)
+                    sum += features[(first + picture) * length + j]
+                           * *(const Lanes *)(known + j * step + k);
+                *(Lanes *)(films + picture * step + k) = sum;
+            }
+        const float *film = films, *kernel = weights;
         for (int k = 0; k < 16; k++) {
             const int *layer = LAYERS[k];
             const Stack *from = &stacks[layer[1]], *to = &stacks[layer[2]];
@@ -225,6 +235,7 @@ static void NAME(paint, LANES)(
     }
     for (int k = 0; k < STACKS; k++) free(stacks[k].at);
     free(work);
+    free(films);
 }
 
 #undef LANES

@@ -1,6 +1,7 @@
 """Cell bank: nuclei that are rendered once, with all their offspring, and shown in many clips."""
 
 import itertools
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -175,7 +176,8 @@ class BankSample:
         gain = float(np.exp(GAIN * self.rng.standard_normal()))
         lit = gain
         if self.tone is not None:
-            lit *= float(self.tone.compute_gain(gain * np.median(family[0].brightness)))
+            usual = statistics.median(family[0].brightness.tolist())
+            lit *= float(self.tone.compute_gain(gain * usual))
         shown = []
         for row, cell in enumerate(number_cells(family, identity), start=before):
             self._origins[cell.identity] = _Origin(slot, row, mirrored, lit)

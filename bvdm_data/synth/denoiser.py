@@ -205,16 +205,17 @@ class _IntensityNorm:
         self, light: Float[Tensor, "N P P"], brightness: Float[Tensor, " N"]
     ) -> Float[Tensor, "N 1 P P"]:
         """Scale light to the network's range: background -1, a bright nucleus about 1."""
-        return (2 * light / self._get_scale(brightness) - 1)[:, None]
+        return (2 * light / self.get_scale(brightness)[:, None, None] - 1)[:, None]
 
     def denormalize(
         self, image: Float[Tensor, "N 1 P P"], brightness: Float[Tensor, " N"]
     ) -> Float[Tensor, "N P P"]:
         """Undo :meth:`normalize`."""
-        return (image[:, 0] + 1) / 2 * self._get_scale(brightness)
+        return (image[:, 0] + 1) / 2 * self.get_scale(brightness)[:, None, None]
 
-    def _get_scale(self, brightness: Float[Tensor, " N"]) -> Float[Tensor, "N 1 1"]:
-        return (brightness.square() + self.floor**2).sqrt()[:, None, None]
+    def get_scale(self, brightness: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+        """Return the light of nuclei that is 2 in the network's range."""
+        return (brightness.square() + self.floor**2).sqrt()
 
 
 class Denoiser(UNetBackbone, _IntensityNorm):
@@ -403,12 +404,11 @@ class Student(UNetBackbone, _IntensityNorm):
                     condition = _apply_linear(condition, layer.weight, layer.bias)
                 else:
                     condition = layer(condition)
-            films = _apply_linear(condition, self.films[:, :-1], self.films[:, -1])
             noise, edge = noise.contiguous(), edge.contiguous()
             image = torch.empty_like(noise)
             run_loop(
-                "paint", len(noise), *noise.shape[2:], *self.wide, noise, edge, films,
-                self.kernels, image,
+                "paint", len(noise), *noise.shape[2:], *self.wide, condition.shape[1],
+                condition, self.films, noise, edge, self.kernels, image,
             )  # fmt: skip
             return image
         planes = torch.cat([noise, edge], 1).to(dtype, memory_format=torch.channels_last)
@@ -441,4 +441,4 @@ class Student(UNetBackbone, _IntensityNorm):
                 made = np.einsum("ai,ncij,bj->ncab", _WINOGRAD, kernel.numpy(), _WINOGRAD)
                 kernel = torch.from_numpy(made)
             kernels.append(kernel.permute(2, 3, 1, 0).flatten())
-        self.films, self.kernels = torch.cat(films), torch.cat(kernels).float()
+        self.films, self.kernels = torch.cat(films).T.contiguous(), torch.cat(kernels).float()

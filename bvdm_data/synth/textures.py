@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bvdm_data.outlines import FEWEST, measure_edges
+from bvdm_data.pixels import has_loops, run_loop
 from bvdm_data.rng import draw_normal, numpy_rng, torch_rng
 from bvdm_data.synth.cell_cycle import INTERPHASE
 from bvdm_data.synth.cells import Cell
@@ -363,12 +364,18 @@ def denoise_patches(
         else:
             with run_mixed(device):
                 image = run_dpm_solver(network, start, steps, edge, brightness, stage)
-    light = network.denormalize(image, brightness).nan_to_num(0)
     gain = torch.ones_like(brightness) if gain is None else gain.to(device)
-    most = BRIGHTEST * brightness[:, None, None]
+    most = BRIGHTEST * brightness
     # No nucleus makes its surroundings darker than the noise of the background does.
-    least = -torch.minimum(most, network.floor / gain[:, None, None])
-    light = light.clamp(least, most) * fade_halo(edge)
+    least = -torch.minimum(most, network.floor / gain)
+    if has_loops() and device.type == "cpu":
+        limits = [network.get_scale(brightness), least, most, brightness, gain]
+        light, slope = torch.empty_like(edge[:, 0]), torch.tensor([SDF_CLIP / _FADE])
+        parts = (slope, torch.stack(limits, 1), edge, image.contiguous(), light)
+        run_loop("scale_light", len(light), light[0].numel(), *parts)
+        return light
+    light = network.denormalize(image, brightness).nan_to_num(0)
+    light = light.clamp(least[:, None, None], most[:, None, None]) * fade_halo(edge)
     inside = (edge[:, 0] <= 0).float()
     mean = (light * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
     # The network meets the brightness that it is given within a few per cent.
