@@ -274,7 +274,8 @@ class _Simulation:
     def _place(self, wanted: int, *, in_view: bool) -> bool:
         """Place founders; return whether so many are there, or in view."""
         hidden = 0
-        visible = self.occupancy.count_visible(np.zeros(0, np.int64))
+        nothing = np.zeros(0, np.int64)
+        visible = self.occupancy.count_visible(self.occupancy.count_own(nothing), 0)
 
         def is_short() -> bool:
             return (visible if in_view else len(self.founders)) < wanted
@@ -282,12 +283,13 @@ class _Simulation:
         def add(founder: InitialCell) -> bool:
             nonlocal visible
             pixels = list_covered_pixels(founder, self.size)
+            own = self.occupancy.count_own(pixels)
             if in_view:
                 shown = visible + (len(pixels) > 0)
-                if self.occupancy.count_visible(pixels) < shown:
+                if self.occupancy.count_visible(own, len(pixels)) < shown:
                     return False
                 visible = shown
-            self.occupancy.add(founder, pixels)
+            self.occupancy.add(founder, pixels, own)
             self.founders.append(founder)
             self.identity += len(founder.family)
             return True

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bvdm_data.clip import LEAST_PIXELS
+from bvdm_data.pixels import has_loops, run_loop
 from bvdm_data.synth.cells import Cell
 from bvdm_data.synth.contours import Array, Ints, compute_mean_radius, interpolate_outline
 
@@ -54,24 +55,25 @@ class Occupancy:
         centres = (sample() for _ in range(tries))
         return next((centre for centre in centres if self.is_free(centre, radius)), None)
 
-    def count_visible(self, pixels: Ints) -> int:
-        """Return how many nuclei show, whichever are on top, with a new one on some pixels."""
-        covered, own = np.append(self.covered, len(pixels)), self._count_own(pixels)
+    def count_visible(self, own: Ints, pixels: int) -> int:
+        """Return how many nuclei show, whichever are on top, with a new one on so many pixels."""
+        covered = np.append(self.covered, pixels)
         least = np.minimum(covered, np.maximum(LEAST_PIXELS, HIDDEN * covered))
         return int(((covered > 0) & (own >= least)).sum())
 
-    def _count_own(self, pixels: Ints) -> Ints:
+    def count_own(self, pixels: Ints) -> Ints:
+        """Count the pixels that each alone covers, with a new one on some pixels."""
         if not len(pixels):
             return np.append(self.own, 0)
         layers, count = self.layers[pixels], len(self.own)
         lost = np.bincount(self.numbers[pixels][layers == 1], minlength=count)
         return np.append(self.own - lost, (layers == 0).sum())
 
-    def add(self, founder: InitialCell, pixels: Ints) -> None:
-        """Add a nucleus that was placed."""
+    def add(self, founder: InitialCell, pixels: Ints, own: Ints) -> None:
+        """Add a nucleus that was placed on some pixels; ``own`` as counted with it."""
         self.centres = np.vstack([self.centres, founder.centre])
         self.radii = np.append(self.radii, founder.exclusion_radius)
-        self.own, number = self._count_own(pixels), len(self.own)
+        self.own, number = own, len(self.own)
         self.covered = np.append(self.covered, len(pixels))
         self.layers[pixels] += 1
         self.numbers[pixels] += number
@@ -81,6 +83,17 @@ def list_covered_pixels(founder: InitialCell, size: tuple[int, int]) -> Ints:
     """Return the pixels under a founder in its first frame, counted row by row, ``[n]``."""
     radii = founder.family[0].radii[0]
     reach = math.ceil(radii.max())
+    if has_loops():
+        found = np.empty(1 + (2 * reach + 1) ** 2, np.int64)
+        run_loop(
+            "list_pixels",
+            *size,
+            len(radii),
+            np.array([*founder.centre, founder.angle]),
+            np.ascontiguousarray(radii),
+            found,
+        )
+        return found[1 : 1 + found[0]].copy()
     y, x = (np.floor(founder.centre) + np.arange(-reach, reach + 1)[:, None]).T
     y, x = y[(y >= 0) & (y < size[0])], x[(x >= 0) & (x < size[1])]
     if not (len(y) and len(x)):
