@@ -274,16 +274,14 @@ class _Simulation:
     def _place(self, wanted: int, *, in_view: bool) -> bool:
         """Place founders; return whether so many are there, or in view."""
         hidden = 0
-        nothing = np.zeros(0, np.int64)
-        visible = self.occupancy.count_visible(self.occupancy.count_own(nothing), 0)
+        visible = self.occupancy.count_visible(np.append(self.occupancy.own, 0), 0)
 
         def is_short() -> bool:
             return (visible if in_view else len(self.founders)) < wanted
 
         def add(founder: InitialCell) -> bool:
             nonlocal visible
-            pixels = list_covered_pixels(founder, self.size)
-            own = self.occupancy.count_own(pixels)
+            own = self.occupancy.count_own(pixels := list_covered_pixels(founder, self.size))
             if in_view:
                 shown = visible + (len(pixels) > 0)
                 if self.occupancy.count_visible(own, len(pixels)) < shown:

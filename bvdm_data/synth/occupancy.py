@@ -85,14 +85,8 @@ def list_covered_pixels(founder: InitialCell, size: tuple[int, int]) -> Ints:
     reach = math.ceil(radii.max())
     if has_loops():
         found = np.empty(1 + (2 * reach + 1) ** 2, np.int64)
-        run_loop(
-            "list_pixels",
-            *size,
-            len(radii),
-            np.array([*founder.centre, founder.angle]),
-            np.ascontiguousarray(radii),
-            found,
-        )
+        pose = np.array([*founder.centre, founder.angle])
+        run_loop("list_pixels", *size, len(radii), pose, np.ascontiguousarray(radii), found)
         return found[1 : 1 + found[0]].copy()
     y, x = (np.floor(founder.centre) + np.arange(-reach, reach + 1)[:, None]).T
     y, x = y[(y >= 0) & (y < size[0])], x[(x >= 0) & (x < size[1])]
