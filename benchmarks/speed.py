@@ -22,6 +22,7 @@ PARTS: dict[str, Callable[[float], Any]] = {
     "start": lambda _: speed_measures.start(),
     "arithmetic": speed_measures.arithmetic,
     "parts": speed_measures.parts,
+    "planning": speed_measures.planning,
     "reading": lambda _: speed_measures.against_reading(),
     "training": lambda seconds: speed_measures.training(2 * seconds),
     "presets": speed_measures.presets,

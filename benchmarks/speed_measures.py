@@ -26,10 +26,12 @@ from bvdm_data import (
     SyntheticHeLaVideos,
 )
 from bvdm_data.clip import ANNOTATIONS
+from bvdm_data.datasets.device_loader import SceneStream
 from bvdm_data.evaluation.segmenter import Segmenter
 from bvdm_data.pixels import skip_loops
 from bvdm_data.speed import MATRIX, measure_throughput, profile_clips, warm_up
 from bvdm_data.synth.denoiser import compute_signed_distance_map
+from bvdm_data.synth.render import map_tensors
 from bvdm_data.synth.textures import BATCH
 from bvdm_data.system import set_threads
 from bvdm_data.weights import load
@@ -52,6 +54,24 @@ def clips(**changes: Any) -> SyntheticHeLaVideos:
         "annotations": ANNOTATIONS,
     }  # fmt: skip
     return SyntheticHeLaVideos(**{**usual, **changes})
+
+
+def planning(seconds: float) -> dict[str, dict[str, float]]:
+    """Time what a worker of a DeviceLoader does for a clip, and count the bytes that it sends."""
+    some = {"masks and tracks": ("masks", "tracks"), "all annotations": ANNOTATIONS}
+    return {name: _plan(clips(annotations=kinds), seconds) for name, kinds in some.items()}
+
+
+def _plan(videos: SyntheticHeLaVideos, seconds: float, batch: int = 8) -> dict[str, float]:
+    scenes = SceneStream(videos, videos.method, render=False)
+    scenes.collate([scenes.draw(number) for number in range(batch)])
+    sizes: list[int] = []
+    made, start = 0, time.process_time()
+    while (passed := time.process_time() - start) < seconds or not made:
+        sent = scenes.collate([scenes.draw(number) for number in range(made, made + batch)])
+        made += batch
+    map_tensors(sent, lambda tensor: sizes.append(tensor.nbytes))
+    return {"milliseconds": 1000 * passed / made, "kilobytes": sum(sizes) / batch / 1000}
 
 
 def pace_of(videos: SyntheticHeLaVideos, seconds: float) -> dict[str, float]:

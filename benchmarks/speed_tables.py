@@ -89,6 +89,14 @@ def presets(results: Results) -> str:
     return table(["clips a second", *heads], rows)
 
 
+def planning(results: Results) -> str:
+    rows = [
+        [name, f"{one['milliseconds']:.1f}", f"{one['kilobytes']:.0f}"]
+        for name, one in results["planning"].items()
+    ]
+    return table(["a clip", "ms of a worker", "kB sent"], rows)
+
+
 def training(results: Results) -> str:
     found = results["training"]["threads"]
     names = ("memory", "memory again", "pool", "fresh")
@@ -121,8 +129,8 @@ def about(results: Results) -> str:
     named = ", ".join(f"{name} {version}" for name, version in versions.items())
     load = results["about"]["load"]
     return (
-        f"{here['processor']}, {here['cores']} cores, {named}; load {load[0]} before and {load[1]} "
-        f"after; made {results['about']['made']}."
+        f"{here['processor']}, {here['cores']} cores, vectors of {here['vectors']}, {named}; load "
+        f"{load[0]} before and {load[1]} after; made {results['about']['made']}."
     )
 
 
@@ -131,6 +139,7 @@ TABLES = {
     "bars": (bars, "about"),
     "parts": (parts, "parts"),
     "presets": (presets, "presets"),
+    "planning": (planning, "planning"),
     "training": (training, "training"),
     "memory": (memory, "memory"),
     "curves": (curves, "curves"),

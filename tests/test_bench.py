@@ -1,4 +1,5 @@
 import json
+import subprocess
 import sys
 import time
 
@@ -435,7 +436,18 @@ def test_machine_info_is_json(monkeypatch):
     before = measure_peak_megabytes()
     assert 10 < before <= measure_peak_megabytes()
     monkeypatch.setitem(sys.modules, "resource", None)
-    assert measure_peak_megabytes() is None
+    assert measure_peak_megabytes(children=True) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others count it otherwise")
+def test_peak_memory_is_not_that_of_the_parent():
+    child = "from bvdm_data.system import measure_peak_megabytes as f; print(f())"
+    parent = (
+        "import subprocess, sys; held = b'1' * 1_500_000_000; "
+        f"subprocess.run([sys.executable, '-c', {child!r}], check=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", parent], capture_output=True, check=True)
+    assert 10 < float(done.stdout) < 1400
 
 
 def test_networks_run_in_fast_type(monkeypatch):

@@ -155,16 +155,16 @@ _PASSED_ON = (
 class DeviceLoader(Described):
     """Loads batches of clips that a GPU renders, while the loop uses those before.
 
-    Workers draw cells, scenes, annotations and the noise of nuclei on the CPU; they send no
-    networks and use no CUDA. A thread of the main process renders the nuclei of a whole batch in a
-    few calls of the network, adds up their light, and exposes it, on its own CUDA stream. Which
-    process makes which clips, epochs, lengths and positions in an epoch are as in the data set:
+    Workers draw cells, scenes and annotations on the CPU; they send no networks and use no CUDA. A
+    thread of the main process draws the noise of nuclei, renders those of a whole batch in a few
+    calls of the network, adds up their light, and exposes it, on its own CUDA stream. Which process
+    makes which clips, epochs, lengths and positions in an epoch are as in the data set:
     ``videos.set_epoch`` between two loops, and :meth:`state_dict`.
 
     With ``device="cpu"`` workers make whole clips, and batches have the same bytes as those of
-    ``DataLoader(videos, batch_size=...)``. On another device annotations are the same, and videos
-    differ in the camera's noise, which is drawn there. A clip still depends only on its number, up
-    to rounding, on one kind of device and with one value of ``pictures``.
+    ``DataLoader(videos, batch_size=...)``. On another device annotations and noise are the same,
+    and videos differ as the network rounds there. A clip depends only on its number, up to
+    rounding, on one kind of device and with one value of ``pictures``.
 
     The part for CUDA has never been run on a CUDA device.
 
