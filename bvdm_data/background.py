@@ -7,7 +7,6 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
-from scipy.stats import median_abs_deviation
 
 LEAST_BACKGROUND = 0.01  # share of a frame from which on background can be measured
 _OFF = 7  # px: nearer to a nucleus there is its light, too
@@ -23,6 +22,8 @@ def mask_background(
     grey: npt.NDArray[np.float32], masks: npt.NDArray[np.integer]
 ) -> npt.NDArray[np.bool_]:
     """Mark the pixels that show background only; none where nuclei cover the whole frame."""
+    from scipy.stats import median_abs_deviation  # slow to import
+
     free = find_free(masks)
     if free.mean() < LEAST_BACKGROUND and not (free := masks == 0).any():
         return free

@@ -1,4 +1,6 @@
 import re
+import subprocess
+import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -98,3 +100,10 @@ def test_test_names_are_short():
     names = [x.name for x in house.list_functions(trees) if x.name.startswith("test_")]
     assert [name for name in names if len(name.split("_")) - 1 > MAX_TEST_WORDS] == []
     assert names
+
+
+def test_import_loads_nothing_slow():
+    code = "import bvdm_data, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    slow = {"scipy.stats", "scipy.signal", "kornia", "torchvision", "torch._dynamo", "matplotlib"}
+    assert slow & set(done.stdout.split()) == set()
