@@ -102,7 +102,7 @@ def test_test_names_are_short():
     assert names
 
 
-def test_import_loads_nothing_slow():
+def test_import_is_light():
     code = "import bvdm_data, sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     slow = {"scipy.stats", "scipy.signal", "kornia", "torchvision", "torch._dynamo", "matplotlib"}
