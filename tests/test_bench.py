@@ -440,7 +440,7 @@ def test_machine_info_is_json(monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="others count it otherwise")
-def test_peak_memory_is_not_that_of_the_parent():
+def test_peak_memory_is_its_own():
     child = "from bvdm_data.system import measure_peak_megabytes as f; print(f())"
     parent = (
         "import subprocess, sys; held = b'1' * 1_500_000_000; "
