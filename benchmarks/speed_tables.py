@@ -129,8 +129,8 @@ def about(results: Results) -> str:
     named = ", ".join(f"{name} {version}" for name, version in versions.items())
     load = results["about"]["load"]
     return (
-        f"{here['processor']}, {here['cores']} cores, vectors of {here['vectors']}, {named}; load "
-        f"{load[0]} before and {load[1]} after; made {results['about']['made']}."
+        f"{here['processor']} ({here['vectors']}), {here['cores']} cores, {named}; load {load[0]} "
+        f"before and {load[1]} after; made {results['about']['made']}."
     )
 
 

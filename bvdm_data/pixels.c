@@ -80,35 +80,6 @@ static int is_inside_exactly(float y, float x, const float *radii, int corners) 
     return (float)sqrt((double)x * x + (double)y * y) <= interpolate(radii, at);
 }
 
-/* List the pixels, counted row by row, that an outline covers around a centre (y, x), turned by an
-   angle: `found` gets how many there are, and then their numbers. */
-EXPORT void list_pixels(
-    int64_t height, int64_t width, int64_t corners, const double *pose, const double *radii,
-    int64_t *found
-) {
-    double low = radii[0], high = radii[0];
-    for (int64_t k = 1; k < corners; k++) {
-        if (radii[k] < low) low = radii[k];
-        if (radii[k] > high) high = radii[k];
-    }
-    int64_t top = (int64_t)ceil(fmax(pose[0] - high, 0)), left = (int64_t)ceil(fmax(pose[1] - high, 0));
-    int64_t *next = found + 1;
-    for (int64_t i = top; i < height && (double)i <= pose[0] + high; i++)
-        for (int64_t j = left; j < width && (double)j <= pose[1] + high; j++) {
-            double dy = (double)i - pose[0], dx = (double)j - pose[1], distance = hypot(dy, dx);
-            if (distance > high) continue;
-            if (distance > low) {
-                double position = (atan2(dx, dy) - pose[2]) / (2 * PI);
-                position = (position - floor(position)) * (double)corners;
-                int64_t before = (int64_t)position % corners, after = (before + 1) % corners;
-                double share = position - floor(position);
-                if (distance > radii[before] + share * (radii[after] - radii[before])) continue;
-            }
-            *next++ = i * width + j;
-        }
-    *found = next - found - 1;
-}
-
 /* Draw the nuclei that are there, each over those of a lower rank in its frame. `seen` gets the row,
    from 1, that is seen at each pixel, `outlined` how many pixels each nucleus covers, and `area` at
    how many it is seen; all three are zero before. */

@@ -28,10 +28,7 @@ def _load() -> ctypes.CDLL | None:
 
 
 _LIBRARY = _load()
-_DTYPES = {
-    "float": "float32", "double": "float64", "int32_t": "int32", "int64_t": "int64",
-    "uint8_t": "bool",
-}  # fmt: skip
+_DTYPES = {"float": "float32", "int32_t": "int32", "int64_t": "int64", "uint8_t": "bool"}
 
 
 def has_loops(name: str = "draw_outlines") -> bool:

@@ -11,9 +11,7 @@ from bvdm_data.clip import measure_boxes
 from bvdm_data.datasets.synthetic import PoolSettings, SyntheticHeLaVideos
 from bvdm_data.pixels import find_library, has_loops, run_loop
 from bvdm_data.synth.camera import expose, make_gaussian_kernels, make_normal
-from bvdm_data.synth.cells import Cell
 from bvdm_data.synth.denoiser import Student, StudentConfig
-from bvdm_data.synth.occupancy import InitialCell, list_covered_pixels
 from bvdm_data.synth.paper import PaperSettings
 from bvdm_data.synth.render import compute_flow, draw_labels, make_cell_table
 from bvdm_data.synth.synthesis import _composite_scene, draw_scene
@@ -103,17 +101,6 @@ def test_light_equals_torch():
     light = add_up(table, groups, SIZE)
     torch.testing.assert_close(light, without_loops(add_up, table, groups, SIZE), rtol=0, atol=1e-4)
     assert light.max() > 1
-
-
-@compiled
-def test_covered_pixels_equal_numpy():
-    rng = np.random.default_rng(0)
-    for _ in range(300):
-        radii = 0.5 + np.abs(rng.normal(10, 2, (1, 60)))
-        cell = Cell(1, 0, 0, radii, np.zeros(1, int), np.ones(1), divides=False)
-        founder = InitialCell([cell], rng.uniform(-15, 95, 2), rng.uniform(0, 2 * np.pi))
-        found = list_covered_pixels(founder, (80, 90))
-        assert np.array_equal(found, without_loops(list_covered_pixels, founder, (80, 90)))
 
 
 @compiled

@@ -48,7 +48,7 @@ class SceneBatch:
     shape: tuple[int, ...] = ()
 
     def pin_memory(self) -> "SceneBatch":
-        """Return the batch in pinned memory."""
+        """Return the batch in pinned memory, from where a GPU reads without waiting."""
         return map_tensors(self, Tensor.pin_memory)
 
 
@@ -109,9 +109,8 @@ class SceneStream(IterableDataset[SceneItem]):
         # A key keeps its place in the clip.
         rest = default_collate([{**clip, "masks": torch.empty(0)} for clip in clips])
         together = {**rest, "masks": torch.from_numpy(np.concatenate(ids))}
-        return SceneBatch(
-            epochs[0], together, batch, torch.from_numpy(np.concatenate(runs)), shape
-        )  # fmt: skip
+        lengths = torch.from_numpy(np.concatenate(runs))
+        return SceneBatch(epochs[0], together, batch, lengths, shape)
 
 
 def _find_runs(masks: Labels) -> tuple[Labels, Labels]:

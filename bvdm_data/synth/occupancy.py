@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from bvdm_data.clip import LEAST_PIXELS
-from bvdm_data.pixels import has_loops, run_loop
 from bvdm_data.synth.cells import Cell
 from bvdm_data.synth.contours import Array, Ints, compute_mean_radius, interpolate_outline
 
@@ -83,11 +82,6 @@ def list_covered_pixels(founder: InitialCell, size: tuple[int, int]) -> Ints:
     """Return the pixels under a founder in its first frame, counted row by row, ``[n]``."""
     radii = founder.family[0].radii[0]
     reach = math.ceil(radii.max())
-    if has_loops():
-        found = np.empty(1 + (2 * reach + 1) ** 2, np.int64)
-        pose = np.array([*founder.centre, founder.angle])
-        run_loop("list_pixels", *size, len(radii), pose, np.ascontiguousarray(radii), found)
-        return found[1 : 1 + found[0]].copy()
     y, x = (np.floor(founder.centre) + np.arange(-reach, reach + 1)[:, None]).T
     y, x = y[(y >= 0) & (y < size[0])], x[(x >= 0) & (x < size[1])]
     if not (len(y) and len(x)):

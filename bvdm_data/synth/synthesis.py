@@ -308,10 +308,6 @@ class RenderBatch:
     groups: list[tuple[DenoiserInputs, PatchPlacement]]  # of all cells, by size of patches
     samples: Tensor  # pickled tables and cells for the bank of the rendering process
 
-    def pin_memory(self) -> "RenderBatch":
-        """Return the batch in pinned memory, from where a GPU reads without waiting."""
-        return map_tensors(self, Tensor.pin_memory)
-
 
 def collate_scenes(scenes: Sequence[Scene], method: FastSettings, model: Model) -> RenderBatch:
     """Gather what rendering needs."""

@@ -267,7 +267,7 @@ def _plan_noise(
         last = (frame - 1, n)
         if frame == cells[n].first and (mother := number_of.get(cells[n].parent)) is not None:
             last = (cells[mother].last, mother)
-        # A nucleus may live between two frames.
+        # A mother that lived between two frames has none.
         before.append(place_of.get(last, -1))
     seeds = torch.tensor([rng.initial_seed() for rng in rngs], dtype=torch.long)
     rows = torch.tensor([n for _, n in listed], dtype=torch.long)
