@@ -152,8 +152,8 @@ def test_failed_clip_is_made_after_resume(tiny, error, kind, monkeypatch):
     assert same(rest[0], tiny().clip(3))
 
 
-def test_worker_without_memory_names_clip(tiny):
-    videos = tiny(length=1, frames=8, size=1024, nuclei=0, method="procedural")
+def leave_little_memory(_):
+    """Let a worker have 16 MiB for a clip, beyond what it has."""
     synthesise, before = synthetic.synthesise, resource.getrlimit(resource.RLIMIT_AS)
 
     def synthesise_with_little(*given, **named):
@@ -165,12 +165,16 @@ def test_worker_without_memory_names_clip(tiny):
         finally:  # the error can be sent
             resource.setrlimit(resource.RLIMIT_AS, before)
 
-    def replace_method(_):
-        synthetic.synthesise = synthesise_with_little
+    synthetic.synthesise = synthesise_with_little
 
+
+def test_worker_without_memory_names_clip(tiny):
+    videos = tiny(length=1, frames=8, size=1024, nuclei=0, method="procedural")
+    # A forked worker could use what earlier tests have freed.
+    fresh = {"multiprocessing_context": "spawn", "worker_init_fn": leave_little_memory}
     words = r"memory ran out: use fewer workers.*clip 0 of epoch 2 of .*videos\.clip\(0\)"
     with pytest.raises((MemoryError, RuntimeError), match=words):
-        list(make_loader(videos, 1, worker_init_fn=replace_method))
+        list(make_loader(videos, 1, **fresh))
     assert videos.clip(0)["video"].shape == (8, 1, 1024, 1024)
 
 
