@@ -136,8 +136,7 @@ def compute_mean_radius(radii: Array) -> Array:
 
 def interpolate_outline(radii: Array, angle: Array | float) -> Array:
     """Return the distance to one outline ``[K]`` in directions of its own frame, px."""
-    grid = np.linspace(0, 2 * math.pi, len(radii) + 1)
-    return np.asarray(np.interp(angle % (2 * math.pi), grid, np.append(radii, radii[0])))
+    return interpolate_quantile(np.append(radii, radii[0]), angle / (2 * math.pi) % 1)
 
 
 def interpolate_radius(

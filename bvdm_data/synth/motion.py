@@ -435,16 +435,15 @@ def _get_direction(angle: float) -> Array:
 
 def _resolve_overlaps(position: Array, radius: Array) -> Array:
     """Move nuclei that overlap too far apart, each by half of the missing distance."""
-    for _ in range(5 if len(position) > 1 else 0):
-        near = KDTree(position).query_pairs(2 * radius.max(), output_type="ndarray")
-        one, other = near.T
-        apart = position[one] - position[other]
+    # Others would have to come nearer by a radius to meet.
+    near = KDTree(position).query_pairs(3 * radius.max(initial=0), output_type="ndarray").T
+    for _ in range(5):
+        apart = np.subtract(*position[near])
         distance = np.hypot(*apart.T)
-        missing = np.maximum(radius[one] + radius[other] - distance, 0)
+        missing = np.maximum(radius[near].sum(0) - distance, 0)
         if not missing.any():
             break
         push = (0.5 * missing / np.maximum(distance, 1e-6))[:, None] * apart
         position = position.copy()
-        np.add.at(position, one, push)
-        np.subtract.at(position, other, push)
+        np.add.at(position, near, [push, -push])
     return position

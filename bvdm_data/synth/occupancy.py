@@ -81,15 +81,9 @@ class Occupancy:
 def list_covered_pixels(founder: InitialCell, size: tuple[int, int]) -> Ints:
     """Return the pixels under a founder in its first frame, counted row by row, ``[n]``."""
     radii = founder.family[0].radii[0]
-    reach = math.ceil(radii.max())
-    y, x = (np.floor(founder.centre) + np.arange(-reach, reach + 1)[:, None]).T
-    y, x = y[(y >= 0) & (y < size[0])], x[(x >= 0) & (x < size[1])]
-    if not (len(y) and len(x)):
-        return np.zeros(0, np.int64)
-    dy, dx = np.meshgrid(y - founder.centre[0], x - founder.centre[1], indexing="ij")
-    distance = np.hypot(dy, dx)
-    inside = distance <= radii.min()
-    ring = (distance <= radii.max()) & ~inside  # where it depends on the direction
-    outline = interpolate_outline(radii, np.arctan2(dx[ring], dy[ring]) - founder.angle)
-    inside[ring] = distance[ring] <= outline
-    return np.asarray((y[:, None] * size[1] + x)[inside].astype(np.int64))
+    first = np.ceil(np.maximum(founder.centre - radii.max(), 0)).astype(np.int64)
+    last = np.minimum(np.floor(founder.centre + radii.max()).astype(np.int64), np.subtract(size, 1))
+    y, x = (np.arange(low, high + 1) for low, high in zip(first, last, strict=True))
+    dy, dx = y[:, None] - founder.centre[0], x - founder.centre[1]
+    outline = interpolate_outline(radii, np.arctan2(dx, dy) - founder.angle)
+    return np.asarray((y[:, None] * size[1] + x)[np.hypot(dy, dx) <= outline])
