@@ -444,7 +444,7 @@ def test_evaluate_command_passes_its_options(run, monkeypatch, tmp_path):
     monkeypatch.setattr(judging, "evaluate", judged)
     out = run_well(
         run, "evaluate", tmp_path, "--part", "realism", "--part", "training", "--arm", "real",
-        "--seeds", 2, "--steps", 7, "--clips", 5, "--seed", 3,
+        "--seeds", 2, "--steps", 7, "--clips", 5, "--films", 6, "--seed", 3,
         "--method", "procedural", "--variation", 0.5,
         "--border", 4, "--offset", 9, "--full", 300, "--outline", 0.4,
         "--also", "C:/cells:03", "--calibrated", 3,
@@ -461,7 +461,7 @@ def test_evaluate_command_passes_its_options(run, monkeypatch, tmp_path):
     assert tuple(questions.parts) == ("realism", "training")
     assert tuple(questions.arms) == ("real",)
     budget = questions.budget
-    assert (budget.seeds, budget.clips, budget.segmenter.steps) == (2, 5, 7)
+    assert (budget.seeds, budget.clips, budget.films, budget.segmenter.steps) == (2, 5, 6, 7)
     run_well(run, "evaluate", tmp_path, "--quick")
     assert asked["questions"] == judging.QUICK
     run_well(run, "evaluate", tmp_path, "--quick", "--seeds", 1, "--arm", "paper")

@@ -244,6 +244,7 @@ def _list_entries(name: str, value: Any) -> list[str]:
 @option("--seeds", type=int, help="Networks trained on each arm. [default: 3]")
 @option("--steps", type=int, help="Training steps of a segmenter. [default: 1000]")
 @option("--clips", type=int, help="Clips of an arm. [default: as many pixels as the video]")
+@option("--films", type=int, help="Synthetic videos of the part realism. [default: 3]")
 @option("--crops", type=int, help="Nuclei of the feature distance. [default: 900]")
 @option("--linker-seeds", type=int, help="Linkers trained on each arm. [default: 3]")
 @option("--linker-steps", type=int, help="Training steps of a linker. [default: 1800]")
@@ -261,6 +262,7 @@ def evaluate(
     seeds: int | None,
     steps: int | None,
     clips: int | None,
+    films: int | None,
     crops: int | None,
     linker_seeds: int | None,
     linker_steps: int | None,
@@ -288,8 +290,8 @@ def evaluate(
     data = Data(folder=work_dir, progress=not quiet, also=others, **options)
     usual = QUICK if quick else Questions()
     segmenter = None if steps is None else SegmenterSettings(steps=steps)
-    given: dict[str, Any] = {"seeds": seeds, "clips": clips, "crops": crops, "segmenter": segmenter}
-    given |= {"linker_seeds": linker_seeds, "ablation": ablation or None}
+    given: dict[str, Any] = {"seeds": seeds, "clips": clips, "films": films, "crops": crops}
+    given |= {"segmenter": segmenter, "linker_seeds": linker_seeds, "ablation": ablation or None}
     if linker_steps is not None:
         training = replace(LINKER_TRAINING, steps=linker_steps)
         given["linker"] = LinkerSettings(training=training)
