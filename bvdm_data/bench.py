@@ -10,6 +10,7 @@ from typing import Any
 
 from bvdm_data.datasets.synthetic import SyntheticHeLaVideos
 from bvdm_data.files import open_atomic
+from bvdm_data.fitting.progress import format_seconds
 from bvdm_data.speed import (
     LoaderStall,
     Loop,
@@ -131,7 +132,7 @@ def recommend(
     busy = min(cores, needed)
     lines.append(
         f'"bvdm-data export" ahead of the training, read by CTCVideos: 1,000 clips take about '
-        f"{1000 / one / busy / 60:.2g} minutes on {_count_cores(busy)}, once."
+        f"{format_seconds(1000 / one / busy)} on {_count_cores(busy)}, once."
     )
     return lines
 

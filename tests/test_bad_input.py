@@ -42,7 +42,7 @@ def nan_frame(width=160):
 FOUR = np.zeros((128, 160), np.uint16)
 FILES = [
     ("a missing folder", lambda p: read_sequence(p.folder / "no", "01"), FileNotFoundError,
-     r"no folder .*no; it should hold 01/t000\.tif"),
+     r"no folder .*no; it should hold 01/t000\.tif.* bvdm-data fetch downloads"),
     ("a missing folder for clips", lambda p: CTCVideos(p.folder / "no"), FileNotFoundError,
      r"no folder .*no; it should hold"),
     ("a missing sequence", lambda p: p.read("07"), FileNotFoundError,

@@ -95,6 +95,13 @@ def test_fetch_downloads_once(server, tmp_path):
     assert fetch_tiny(server, tmp_path, split="test") == tmp_path / "tiny-test"
 
 
+def test_refused_download_keeps_nothing(server, tmp_path):
+    server["status"] = 503
+    with pytest.raises(ConnectionError, match=r"503 .*; is there a connection\? Call again"):
+        fetch_tiny(server, tmp_path)
+    assert names(tmp_path) == []
+
+
 @pytest.mark.parametrize("ranges", [True, False])
 def test_broken_download_continues(server, tmp_path, ranges):
     server.update(ranges=ranges, breaks=[20000])
@@ -169,7 +176,7 @@ def test_changed_archive_is_refused(server, tmp_path):
 def test_missing_address_is_refused(server, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"other.zip is not there \(404"):
         fetch_tiny(server, tmp_path, url=server["url"].replace("data", "other"))
-    with pytest.raises(ConnectionError, match=r"could not fetch http://127.0.0.1:1/.*0 bytes are"):
+    with pytest.raises(ConnectionError, match=r"http://127.0.0.1:1/.*refused.*Call again"):
         fetch_tiny(server, tmp_path, url="http://127.0.0.1:1/data.zip")
     assert names(tmp_path) == []
 

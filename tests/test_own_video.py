@@ -26,7 +26,7 @@ from bvdm_data.fitting.motion import scale_motion
 from bvdm_data.fitting.nuclei import check_nuclei
 from bvdm_data.fitting.progress import Progress
 from bvdm_data.fitting.settings import SECONDS
-from bvdm_data.fitting.tracker import link_sequence
+from bvdm_data.fitting.tracker import check_unlinked, link_sequence
 from bvdm_data.fitting.training import TrainingLog, TrainingSettings
 from tests.helpers.fitted import fitted_video, quick_memory, write_fitted
 
@@ -73,7 +73,7 @@ def test_links_are_those_of_the_truth(bare, tmp_path):
     link_sequence(source, folder, bar)
     assert said[1].startswith(f"read: {len(tracks)} tracks, 0 divisions")
     with pytest.raises(ValueError, match="must have masks without tracks to be linked"):
-        link_sequence(linked, tmp_path / "again", bar)
+        check_unlinked(linked)
     for path in sorted((bare / "01_GT" / "SEG").iterdir())[::2]:
         path.unlink()
     with pytest.raises(ValueError, match=r"in consecutive frames .* in 20 of 40; .*--lives"):
@@ -105,6 +105,15 @@ def test_newcomers_are_no_daughters(tmp_path):
     tracks = link_sequence(read_sequence(root, "01"), tmp_path / "m.linked", bar).tracks
     assert len(tracks) == 7
     assert sorted(tracks[:, 3].tolist()) == [0] * 5 + [3] * 2
+
+
+def test_linking_refuses_tracks_at_once(bare, tmp_path, capsys):
+    truth = bare / "01_GT" / "TRA" / "man_track.txt"
+    truth.parent.mkdir(exist_ok=True)
+    truth.write_text("1 0 39 0\n")
+    with pytest.raises(ValueError, match="must have masks without tracks to be linked"):
+        fit(bare, tmp_path / "m.safetensors", settings=SHORT, link=True)
+    assert "parts:" not in capsys.readouterr().err
 
 
 @pytest.mark.heavy

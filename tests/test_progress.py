@@ -1,5 +1,6 @@
 """The bar over all parts of a fit: what it counts, what it foretells, and what it prints."""
 
+import itertools
 import time
 
 import pytest
@@ -77,6 +78,18 @@ def test_lines_name_part_and_time(capsys, monkeypatch):
         work.start("painter")
         time.sleep(0.05)
     assert capsys.readouterr() == ("", "")
+
+
+def test_shown_share_never_falls(capsys, monkeypatch):
+    left = itertools.chain([0.0], itertools.repeat(1000.0))
+    monkeypatch.setattr(bars, "_LINE", 0.02)
+    monkeypatch.setattr(Progress, "measure_left", lambda _: next(left))
+    with Progress({"painter": 1}) as work:
+        work.start("painter")
+        time.sleep(0.2)
+    shown = [line[:4] for line in capsys.readouterr().err.splitlines()]
+    assert len(shown) > 2
+    assert set(shown) == {"100%"}
 
 
 def test_screens_have_one_changing_line(capsys, monkeypatch):

@@ -91,7 +91,7 @@ def option(*names: str, shown: bool = True, **attributes: Any) -> Callable[[Comm
 
 MODEL = option("--model", default="hela", help="Name of a model, or path of its file.")
 SEED = option("--seed", default=0, help="Seed of all random numbers.")
-JSON = option("--json", "as_json", is_flag=True, help="Print all of the card as JSON.")
+JSON = option("--json", "as_json", is_flag=True, help="Print all of it as JSON.")
 QUIET = option("--quiet", is_flag=True, help="No progress bars.")
 VARIATION = option(
     "--variation",
@@ -103,7 +103,7 @@ OUTLINE = option(
     "--outline",
     default="video",
     type=Parsed("even|video|SHARE[,SLOPE]", _parse_outline, "even, video, 0.4 or 0.4,-0.1"),
-    help="What it means: even (one share of the core's light at every brightness), video (as "
+    help="Where outlines lie: even (one share of the core's light at every brightness), video (as "
     "annotated there), a share from 0 to 1, or a share and its slope by light.",
 )
 DEATH_RATE = option(
@@ -159,7 +159,7 @@ add_clip_options = _combine(
     option(
         "--nuclei",
         type=Parsed("COUNT|LOW-HIGH", _parse_nuclei, "20 or 10-30"),
-        help="In the first frame. [default: as in the video]",
+        help="In the first frame. [default: as in the video, times what --variation makes of it]",
     ),
     option(
         "--at-least", default=0, help="Nuclei in view in the first frame of every clip, at least."

@@ -60,7 +60,10 @@ def find_frames(folder: Path, sequence: str) -> dict[int, str]:
     if not isinstance(sequence, str):
         raise TypeError(f'sequence must be the name of a folder, like "01", got {sequence!r}')
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}; it should hold {LAYOUT}")
+        raise FileNotFoundError(
+            f"no folder {folder}; it should hold {LAYOUT}. bvdm-data fetch downloads those of the "
+            "challenge"
+        )
     frames, others = list_numbered(folder, sequence, "t")
     if not frames:
         there = [path.name for path in sorted(folder.iterdir()) if has_frames(path)]

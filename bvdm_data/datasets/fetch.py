@@ -198,9 +198,11 @@ def _download(url: str, archive: Path, known_hash: str | None, progress: bool) -
         response = getattr(error, "response", None)
         if response is not None and response.status_code in (404, 410):
             raise FileNotFoundError(f"{url} is not there ({error})") from error
+        kept = _count_bytes(part)
+        rest = f"{kept} bytes are kept in {part}, call again to continue"
         raise ConnectionError(
-            f"could not fetch {url} ({error}); {_count_bytes(part)} bytes are kept in {part}, "
-            "call again to continue"
+            f"could not fetch {url} ({cut_words(str(error), 300)}); "
+            f"{rest if kept else 'is there a connection? Call again'}"
         ) from error
     if expected and (found := _hash(part)) != expected:
         part.unlink()

@@ -48,7 +48,7 @@ from bvdm_data.fitting.pooling import LARGEST, choose_pooling, enlarge_model, po
 from bvdm_data.fitting.progress import Progress
 from bvdm_data.fitting.settings import SECONDS, SHARES, FitSettings, guess_seconds
 from bvdm_data.fitting.texture_noise import DEFAULT, fit_noise_autocorrelation
-from bvdm_data.fitting.tracker import link_sequence
+from bvdm_data.fitting.tracker import check_unlinked, link_sequence
 from bvdm_data.fitting.training import Run, TrainingLog, TrainingSettings, split_tracks
 from bvdm_data.fitting.video import Video, VideoTooShortError, fit_camera, read_video
 from bvdm_data.synth.cell_cycle import CellCycleModel
@@ -137,6 +137,8 @@ def fit(
     _check_border(settings.border, source.shape)
     _check_minutes(living, settings.minutes)
     check_writable(path.parent)
+    if link:
+        check_unlinked(source)
     check_nuclei(source)
     own = Progress({}, shown=progress) if isinstance(progress, bool) else nullcontext(progress)
     count = as_int("threads", threads, least=1)

@@ -66,6 +66,7 @@ class Progress:
         """Begin with the parts in their order, and the seconds that each may take."""
         self.seconds, self.parts = dict(seconds), dict[str, Part]()
         self._begin, self.until = time.monotonic(), math.inf  # when all is to be over
+        self._most = 0.0  # share that was shown: estimates vary, but it never falls
         self.shown, self._stop = shown, threading.Event()
         self._is_screen = sys.stderr.isatty()
         self._thread = threading.Thread(target=self._show_always, daemon=True)
@@ -120,7 +121,8 @@ class Progress:
         while not self._stop.wait(_EVERY if self._is_screen else _LINE):
             for part in [*self.parts.values()][-1:]:
                 left = self.measure_left()
-                share = 1 - left / (left + self.measure_spent())
+                self._most = max(self._most, 1 - left / (left + self.measure_spent()))
+                share = self._most
                 bar = f" [{'#' * round(_BAR * share):{_BAR}}]" if self._is_screen else ""
                 total = f"/{part.total}" if part.until == math.inf else ""
                 count = f" {part.done}{total}" if part.total > 1 else ""

@@ -84,16 +84,20 @@ def _link_nuclei(labels: Labels) -> Tracked:
     return apply_links(dense, kept)
 
 
-def link_sequence(source: CTCSequence, folder: Path, bar: Progress) -> CTCSequence:
-    """Link the masks of a video; write both as a data set into a folder, and read it from there.
-
-    What the folder has already is read as it is, so that tracks may be corrected there.
-    """
+def check_unlinked(source: CTCSequence) -> None:
+    """Refuse a video whose masks have tracks."""
     if len(source.tracks):
         raise ValueError(
             f"sequence {source.name!r} of {source.folder} must have masks without tracks to be "
             "linked, got a man_track.txt; fit it without link, or take the file away"
         )
+
+
+def link_sequence(source: CTCSequence, folder: Path, bar: Progress) -> CTCSequence:
+    """Link the masks of a video; write both as a data set into a folder, and read it from there.
+
+    What the folder has already is read as it is, so that tracks may be corrected there.
+    """
     found = [source.masks(number) for number in source.numbers]
     masked = np.array([masks is not None and masks.any() for masks in found])
     if not (masked[1:] & masked[:-1]).any():
