@@ -31,7 +31,7 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 def check_clip(clip: Clip, *, longest_step: float | None = None) -> None:
-    """Check that the parts of a clip agree; a clip that this library makes passes.
+    """Check that the parts of a clip agree; a clip with a video that this library makes passes.
 
     Values must be finite and in their ranges, all annotations there where, and only where, the
     masks show a nucleus, tracks unbroken and after their parents, boxes and centroids those of the

@@ -16,6 +16,9 @@ on. */
 #define EXPORT
 #endif
 
+/* What a loop returns where memory runs out; else 0. */
+enum { NO_MEMORY = 1 };
+
 /* The best vector instructions of the machine are chosen when a loop runs. ("arch=haswell" would be
    that processor of Intel's alone; "avx2" is every one that has it.) */
 #if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__)
@@ -83,12 +86,13 @@ static int is_inside_exactly(float y, float x, const float *radii, int corners) 
 /* Draw the nuclei that are there, each over those of a lower rank in its frame. `seen` gets the row,
    from 1, that is seen at each pixel, `outlined` how many pixels each nucleus covers, and `area` at
    how many it is seen; all three are zero before. */
-EXPORT void draw_outlines(
+EXPORT int draw_outlines(
     int64_t height, int64_t width, int64_t count, int64_t frames, int64_t corners,
     const float *centres, const float *axes, const float *outlines, const int64_t *entry,
     const uint8_t *there, const int64_t *rank, int32_t *seen, int64_t *outlined, int64_t *area
 ) {
     int64_t *order = malloc((size_t)(count + 1) * sizeof(int64_t));
+    if (!order) return NO_MEMORY;
     for (int64_t frame = 0; frame < frames; frame++) {
         for (int64_t row = 0; row < count; row++) order[rank[row * frames + frame]] = row;
         for (int64_t number = 0; number < count; number++) {
@@ -133,12 +137,13 @@ EXPORT void draw_outlines(
         }
     }
     free(order);
+    return 0;
 }
 
 /* Write the displacement (dy, dx) of each pixel of a nucleus that is seen in the next frame, too,
    where a point keeps its share of the way from the centre to the outline. `flow` is zero before,
    as is `shown`, [F, N + 1], which gets where each row of `seen` is. */
-EXPORT void write_flow(
+EXPORT int write_flow(
     int64_t height, int64_t width, int64_t count, int64_t frames, int64_t corners,
     const float *centres, const float *axes, const float *outlines, const int64_t *entry,
     const int32_t *seen, uint8_t *shown, float *flow
@@ -162,25 +167,17 @@ EXPORT void write_flow(
             y *= stretch;
             x *= stretch;
             float *moved = flow + 2 * frame * pixels + i;
-            moved[0] = axes[2 * next] * y - axes[2 * next + 1] * x + centres[2 * next] - line;
-            moved[pixels] = axes[2 * next + 1] * y + axes[2 * next] * x + centres[2 * next + 1] - column;
+            moved[0] = axes[2 * next] * y - axes[2 * next + 1] * x + (centres[2 * next] - line);
+            moved[pixels] = axes[2 * next + 1] * y + axes[2 * next] * x + (centres[2 * next + 1] - column);
         }
     }
-}
-
-/* Replace the rows that are seen by ids, those of each frame in `ids`, [N + 1, F]. */
-EXPORT void replace_rows(
-    int64_t frames, int64_t pixels, const int32_t *ids, const int32_t *seen, int32_t *masks
-) {
-    for (int64_t frame = 0; frame < frames; frame++)
-        for (int64_t i = frame * pixels; i < (frame + 1) * pixels; i++)
-            masks[i] = seen[i] ? ids[seen[i] * frames + frame] : 0;
+    return 0;
 }
 
 /* Measure each nucleus in each frame of ids from 1 to `count`: its area, the sums of its rows and
    columns, and its first and last row and column, [count, F, 7]. The first three are zero before,
    the others the largest and -1 in turn. */
-EXPORT void measure_extents(
+EXPORT int measure_extents(
     int64_t count, int64_t frames, int64_t height, int64_t width, const int32_t *masks,
     int64_t *extents
 ) {
@@ -198,6 +195,7 @@ EXPORT void measure_extents(
                 if (x < found[5]) found[5] = x;
                 if (x > found[6]) found[6] = x;
             }
+    return 0;
 }
 
 /* Cubic convolution (a = -0.75, as in torch) of four neighbours, at a share of the way from the
@@ -215,7 +213,7 @@ static void weigh_neighbours(float share, float *weights) {
    cosine, sine, and pixels of the patch to a pixel of the frame. Beyond its border a patch is dark,
    and so is what lies more than `half` pixels up, down, left or right of the centre. */
 CLONES
-EXPORT void add_patches(
+EXPORT int add_patches(
     int64_t height, int64_t width, int64_t count, int64_t tall, int64_t wide, int64_t half,
     const int64_t *order, const int64_t *frames, const float *poses, const float *light,
     float *total
@@ -225,6 +223,7 @@ EXPORT void add_patches(
     float middle_y = (float)(tall - 1) / 2 + 4, end_y = (float)tall + 5;
     float middle_x = (float)(wide - 1) / 2 + 4, end_x = (float)wide + 5;
     float *patch = calloc((size_t)((tall + 8) * step), sizeof(float));
+    if (!patch) return NO_MEMORY;
     for (int64_t number = 0; number < count; number++) {
         /* A spline reaches two pixels farther than the light, and so across a corner three. */
         float lit = 0;
@@ -264,11 +263,12 @@ EXPORT void add_patches(
         }
     }
     free(patch);
+    return 0;
 }
 
 /* Draw `count` numbers of each of some streams, four to a block, from the block `first` on; each is
    one of the 2^16 of a table. Blocks are those of SplitMix64 (Steele, Lea & Flood 2014). */
-EXPORT void draw_numbers(
+EXPORT int draw_numbers(
     int64_t streams, int64_t count, const int64_t *seeds, const int64_t *first, const float *table,
     float *found
 ) {
@@ -283,18 +283,20 @@ EXPORT void draw_numbers(
                 *found++ = table[bits & 0xFFFF];
         }
     }
+    return 0;
 }
 
 /* Write a frame of light as a camera sees it: white noise is convolved along its rows with a kernel
    of 2 * `reach` + 1 numbers, as in a mirror beyond its borders, and added to light, level and
    background; the sum is rounded to one of `settings[2]` steps. */
 CLONES
-EXPORT void develop(
+EXPORT int develop(
     int64_t height, int64_t width, int64_t reach, const float *kernel, const float *settings,
     const float *white, const float *light, const float *background, float *seen
 ) {
     float noise = settings[0], level = settings[1], steps = settings[2];
     float *row = malloc((size_t)(2 * width + 2 * reach) * sizeof(float));
+    if (!row) return NO_MEMORY;
     float *blurred = row + width + 2 * reach;
     /* Added to a number and taken away again, it leaves a whole one. */
     const float whole = 12582912.0f;
@@ -315,36 +317,7 @@ EXPORT void develop(
         }
     }
     free(row);
-}
-
-/* Clip the light of patches to two limits each, let it fade towards the farthest distance from the
-   outline, and scale it to a wanted mean inside, by no more than a half or two, and then by a gain.
-   `limits` has scale of the network's numbers, least and most light, mean and gain. */
-CLONES
-EXPORT void scale_light(
-    int64_t count, int64_t pixels, const float *slope, const float *limits, const float *edge,
-    const float *image, float *light
-) {
-    for (int64_t patch = 0; patch < count; patch++, edge += pixels, image += pixels, light += pixels) {
-        const float *limit = limits + 5 * patch;
-        float scale = limit[0], least = limit[1], most = limit[2];
-        double sum = 0;
-        int64_t inside = 0;
-        for (int64_t i = 0; i < pixels; i++) {
-            float value = (image[i] + 1) / 2 * scale;
-            /* A comparison with what is no number is false. */
-            value = value == value ? clip(value, least, most) : 0;
-            light[i] = value * clip((1 - edge[i]) * slope[0], 0, 1);
-        }
-        for (int64_t i = 0; i < pixels; i++)
-            if (edge[i] <= 0) {
-                sum += light[i];
-                inside++;
-            }
-        float mean = (float)(sum / (double)(inside ? inside : 1));
-        float gain = limit[4] * clip(limit[3] / (mean > 1e-6f ? mean : 1e-6f), 0.5f, 2.0f);
-        for (int64_t i = 0; i < pixels; i++) light[i] *= gain;
-    }
+    return 0;
 }
 
 /* The student's network, in the vectors that compilers of the GNU kind know. */
@@ -384,7 +357,7 @@ static const int LAYERS[16][5] = {
     {36, WIDE, OUTLET, -1, 0},
 };
 
-typedef void Painter(
+typedef int Painter(
     int64_t, const int64_t *, int64_t, int64_t, int64_t, const float *, const float *,
     const float *, const float *, const float *, float *
 );
@@ -411,18 +384,19 @@ typedef void Painter(
 #pragma GCC pop_options
 
 /* Tell how many numbers the best vectors of the machine hold. */
-EXPORT void count_lanes(int64_t *lanes) {
+EXPORT int count_lanes(int64_t *lanes) {
     *lanes = 4;
 #ifdef HAS_KINDS
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) *lanes = 8;
     if (__builtin_cpu_supports("x86-64-v4")) *lanes = 16;
 #endif
+    return 0;
 }
 
 /* Draw pictures as the student does, each given `length` features. `known` holds what makes them
    gains and shifts of all layers, and last a constant; `weights` the kernels of the layers, as
    Student.pack orders them; a, b and c are numbers of channels, whole times CHANNELS. */
-EXPORT void paint(
+EXPORT int paint(
     int64_t count, int64_t height, int64_t width, int64_t a, int64_t b, int64_t c, int64_t length,
     const float *features, const float *known, const float *noise, const float *edge,
     const float *weights, float *image
@@ -435,7 +409,7 @@ EXPORT void paint(
     if (lanes == 8) draw = paint_8;
     if (lanes == 16) draw = paint_16;
 #endif
-    draw(count, planes, height, width, length, features, known, noise, edge, weights, image);
+    return draw(count, planes, height, width, length, features, known, noise, edge, weights, image);
 }
 
 #endif

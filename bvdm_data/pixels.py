@@ -27,37 +27,38 @@ def _load() -> ctypes.CDLL | None:
         return None
 
 
-_LIBRARY = _load()
+_LIBRARY, _SKIPPED = _load(), False
 _DTYPES = {"float": "float32", "int32_t": "int32", "int64_t": "int64", "uint8_t": "bool"}
 
 
 def has_loops(name: str = "draw_outlines") -> bool:
     """Return whether a loop has been compiled; where not, torch does its work."""
-    return hasattr(_LIBRARY, name)
+    return not _SKIPPED and hasattr(_LIBRARY, name)
 
 
 @contextmanager
 def skip_loops() -> Iterator[None]:
     """Let torch do the work of all loops in a block, in all threads."""
-    global _LIBRARY
-    kept, _LIBRARY = _LIBRARY, None
+    global _SKIPPED
+    before, _SKIPPED = _SKIPPED, True
     try:
         yield
     finally:
-        _LIBRARY = kept
+        _SKIPPED = before
 
 
 def run_loop(name: str, *arguments: Any) -> None:
     """Call a loop with whole numbers and contiguous arrays or tensors, which it reads or writes."""
     wanted = _read_declarations()[name]
     given = [_convert(*pair) for pair in zip(wanted, arguments, strict=True)]
-    getattr(_LIBRARY, name)(*given)
+    if getattr(_LIBRARY, name)(*given):
+        raise MemoryError(f"no memory is left for the loop {name}")
 
 
 @functools.cache
 def _read_declarations() -> dict[str, list[tuple[str, str]]]:
     """Return the type of each argument of the loops, and its star where it is an array."""
-    found = re.findall(r"^EXPORT void (\w+)\((.*?)\) {", SOURCE.read_text(), re.M | re.S)
+    found = re.findall(r"^EXPORT int (\w+)\((.*?)\) {", SOURCE.read_text(), re.M | re.S)
     return {name: re.findall(r"(\w+) (\*?)\w+(?:,|\s*$)", inside) for name, inside in found}
 
 

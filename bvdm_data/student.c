@@ -183,22 +183,25 @@ INLINE void grow(
 }
 
 /* Draw pictures of `planes` channels in each stack, GROUP at a time. */
-static void NAME(paint, LANES)(
+static int NAME(paint, LANES)(
     int64_t count, const int64_t *planes, int64_t height, int64_t width, int64_t length,
     const float *features, const float *known, const float *noise, const float *edge,
     const float *weights, float *image
 ) {
     Stack stacks[STACKS];
     int64_t step = 0, most = 0;
+    int full = 0;
     for (int k = 0; k < STACKS; k++) {
         int part = k < SKIP2 || k == OUTLET ? 2 : k < LOW ? 4 : 8;
         stacks[k] = make_stack(height / part, width / part, planes[k]);
+        full |= !stacks[k].at;
         if (planes[k] > most) most = planes[k];
     }
     for (int k = 0; k < 16; k++) step += 2 * planes[LAYERS[k][2]];
     float *work = malloc((size_t)(72 * TILES * most) * sizeof(float));
     float *films = malloc((size_t)(GROUP * step) * sizeof(float));
-    for (int64_t first = 0; first < count; first += GROUP) {
+    full |= !work || !films;
+    for (int64_t first = 0; first < count && !full; first += GROUP) {
         int64_t n = count - first < GROUP ? count - first : GROUP;
         for (int64_t line = 0; line < n * height; line++) {
             int64_t y = line % height, at = (first * height + line) * width;
@@ -236,6 +239,7 @@ static void NAME(paint, LANES)(
     for (int k = 0; k < STACKS; k++) free(stacks[k].at);
     free(work);
     free(films);
+    return full ? NO_MEMORY : 0;
 }
 
 #undef LANES

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import math
 import operator
 import reprlib
 import sys
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, SupportsIndex, TypeVar, cast
+from typing import Any, SupportsIndex, TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +21,13 @@ from bvdm_data.clip import CameraScale
 Given = TypeVar("Given", bound=Callable[..., object] | None)
 
 
-def as_int(name: str, value: SupportsIndex, least: int | None = None) -> int:
+LARGEST = 2**63 - 1
+"""Largest number that torch and numpy hold."""
+
+
+def as_int(
+    name: str, value: SupportsIndex, least: int | None = None, most: int | None = None
+) -> int:
     """Return a whole number as an int; numpy's integers are welcome, bool is not.
 
     Examples:
@@ -35,12 +42,14 @@ def as_int(name: str, value: SupportsIndex, least: int | None = None) -> int:
         raise TypeError(f"{name} must be a whole number, got {value!r}") from None
     if least is not None and number < least:
         raise ValueError(f"{name} must be {least} or more, got {number}")
+    if most is not None and number > most:
+        raise ValueError(f"{name} must be {most} or less, got {number}")
     return number
 
 
 check_frames = functools.partial(as_int, "frames", least=1)
 check_seed = functools.partial(as_int, "seed", least=0)
-check_epoch = functools.partial(as_int, "epoch", least=0)
+check_epoch = functools.partial(as_int, "epoch", least=0, most=LARGEST)
 check_max_cells = functools.partial(as_int, "max_cells", least=1)
 
 
@@ -64,7 +73,7 @@ def check_size(size: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, int]
 
 def check_length(length: SupportsIndex | None) -> int | None:
     """Return the number of clips an epoch."""
-    return None if length is None else as_int("length", length, least=1)
+    return None if length is None else as_int("length", length, least=1, most=sys.maxsize)
 
 
 def check_scale(scale: CameraScale | None) -> CameraScale | None:
@@ -98,8 +107,8 @@ def check_transform(transform: Given) -> Given:
 def as_number(index: SupportsIndex) -> int:
     """Return the number of a clip of an endless series."""
     number = as_int("index", index)
-    if number < 0:
-        raise IndexError(f"index must be 0 or more, got {number}")
+    if not 0 <= number <= LARGEST:
+        raise IndexError(f"index must be from 0 to {LARGEST}, got {number}")
     return number
 
 
@@ -153,7 +162,7 @@ class Rule:
         for compare, bound in bounds:
             if bound is not None and not compare(value, bound):
                 raise ValueError(f"{name} must be {self._describe_range()}, got {str(value)[:40]}")
-        if self.kind is float and not abs(cast(Any, value)) <= sys.float_info.max:
+        if self.kind is float and not _is_finite(value):
             raise ValueError(f"{name} must be finite, got {str(value)[:40]}")
 
     def _describe_range(self) -> str:
@@ -165,8 +174,15 @@ class Rule:
         return " and ".join(words)
 
 
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
 def check_fields(settings: object, **rules: Rule) -> None:
-    """Check fields of a dataclass of settings by a rule each.
+    """Check fields of a dataclass of settings by a rule each; numpy's numbers become Python's.
 
     Examples:
         >>> class Settings:
@@ -176,7 +192,9 @@ def check_fields(settings: object, **rules: Rule) -> None:
         ValueError: steps must be from 1 to 1000, got 0
     """
     for name, rule in rules.items():
-        rule.check(name, getattr(settings, name))
+        rule.check(name, value := getattr(settings, name))
+        if isinstance(value, np.floating):
+            object.__setattr__(settings, name, float(value))
 
 
 OOM_HINT = "memory ran out: use fewer workers, frames or nuclei, or a smaller size"

@@ -63,6 +63,13 @@ def test_settings_refuse_empty_pools():
             PoolSettings(**changes)
 
 
+@pytest.mark.filterwarnings("error")
+def test_settings_take_numbers_of_numpy():
+    for kind in (np.float16, np.float32, np.float64):
+        assert type(PoolSettings(renew=kind(0.5)).renew) is float
+    assert repr(FastSettings(fresh=np.float32(0.25))).count("np.") == 0
+
+
 def test_pool_is_refused_or_defaulted(tiny):
     for method in (PaperSettings(), ProceduralSettings(), FastSettings(families=False)):
         words = f"pool must be None unless .* 'fast' with families, got {type(method).__name__}"

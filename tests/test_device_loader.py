@@ -1,6 +1,7 @@
 """DeviceLoader: on the CPU the bytes of DataLoader; rendering in batches is tried there, too."""
 
 import gc
+import pickle
 import subprocess
 import sys
 import threading
@@ -147,6 +148,23 @@ def test_transform_is_not_sent_to_workers(tiny):
     videos.transform = None
     (wanted,) = DataLoader(videos, batch_size=2)
     assert torch.equal(batch["video"], wanted["video"])
+
+
+@pytest.mark.heavy
+def test_spawned_workers_take_the_place(tiny):
+    videos = tiny(length=6)
+    with on_cpu(videos, num_workers=1, multiprocessing_context="spawn") as loader:
+        videos.set_epoch(4)
+        loader.load_state_dict(videos.state_dict(consumed=2))
+        first, last = loader
+    assert [*first["index"], *last["index"]] == [2, 3, 4, 5]
+    assert torch.equal(first["video"][0], videos.clip(2)["video"])
+
+
+def test_loader_is_pickled_after_a_loop(tiny):
+    loader = on_cpu(tiny())
+    wanted = list(loader)
+    assert_same(pickle.loads(pickle.dumps(loader)), wanted)
 
 
 def test_unknown_batch_size_and_drop_last(tiny):

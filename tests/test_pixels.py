@@ -46,6 +46,15 @@ def test_labels_and_flow_equal_torch(sizes):
     assert moving >= 2
 
 
+@compiled
+def test_flow_keeps_digits_in_wide_images():
+    videos = SyntheticHeLaVideos(frames=2, size=(40, 8192), annotations="all", video=False)
+    flow = videos.clip(0)["flow"]
+    assert flow.any()
+    slow = without_loops(videos.clip, 0)["flow"]
+    torch.testing.assert_close(flow, slow, rtol=0, atol=3e-5)
+
+
 @pytest.mark.skipif(not has_loops("paint"), reason="needs the compiled network")
 @pytest.mark.parametrize("count", [1, 5])
 @pytest.mark.parametrize("size", [(16, 16), (48, 40), (24, 64)])
@@ -73,6 +82,13 @@ def without_paint(monkeypatch):
     monkeypatch.setattr(pixels, "_LIBRARY", SimpleNamespace(**loops))
     assert has_loops()
     assert not has_loops("paint")
+
+
+@compiled
+def test_loop_without_memory_is_an_error():
+    nothing = [torch.zeros(0, dtype=kind) for kind in (*[torch.int64] * 2, *[torch.float32] * 3)]
+    with pytest.raises(MemoryError, match="no memory is left for the loop add_patches"):
+        pixels.run_loop("add_patches", 1, 1, 0, 2**25, 2**25, 1, *nothing)
 
 
 @compiled

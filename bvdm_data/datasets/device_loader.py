@@ -63,11 +63,16 @@ class SceneStream(IterableDataset[SceneItem]):
         self.videos = videos
         self.method = method
         self.render = render
-        self.maker = copy.copy(videos)
-        self.maker.annotations = list_required_keys(videos.annotations, videos.transform)
-        self.maker.transform = None
+        self.maker = self._copy_videos()
         # A bank belongs to one thread.
         self.maker._pool = videos._make_bank()
+
+    def _copy_videos(self) -> SyntheticHeLaVideos:
+        """Return the data set as it is now, without its transform, which may not be sent."""
+        copied = copy.copy(self.videos)
+        copied.annotations = list_required_keys(copied.annotations, copied.transform)
+        copied.transform = None
+        return copied
 
     def __iter__(self) -> Iterator[SceneItem]:
         """Yield the items of this process."""
@@ -78,8 +83,9 @@ class SceneStream(IterableDataset[SceneItem]):
         return len(self.videos)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the transform: it may not be one that can be sent."""
-        return {**vars(self), "videos": self.maker}
+        """Send the data set at its place and in its epoch of now."""
+        copied = self._copy_videos()
+        return {**vars(self), "videos": copied, "maker": copied}
 
     def draw(self, number: int) -> SceneItem:
         """Draw a scene, or make the whole clip."""
@@ -243,6 +249,10 @@ class DeviceLoader(Described):
         self._loader = self._new_loader()
         self._running: weakref.ref[Prefetcher[Any]] | None = None
         self._received, self._restarts = 0, videos._plan.restarts
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the loop that is under way behind."""
+        return {**vars(self), "_running": None, "_loader": self._new_loader()}
 
     def _list_arguments(self) -> dict[str, Any]:
         return {**self._how, **super()._list_arguments(), "prefetch": self._prefetch}

@@ -348,8 +348,8 @@ def compute_flow(
         dy, dx = row - down, column - right
         y, x = deform(frame, cell, cosine * dy + sine * dx, cosine * dx - sine * dy)
         (down, right), (cosine, sine) = _get_poses(table, frame + 1, cell)
-        flow[frame, 0, pixel] = cosine * y - sine * x + down - row
-        flow[frame, 1, pixel] = sine * y + cosine * x + right - column
+        flow[frame, 0, pixel] = cosine * y - sine * x + (down - row)
+        flow[frame, 1, pixel] = sine * y + cosine * x + (right - column)
     return flow.view(-1, 2, height, width)
 
 

@@ -101,7 +101,7 @@ def _estimate_travel(settings: SceneSettings) -> float:
     """Return how far along an axis the stage carries the field in hardly any clip, px."""
     steps, (chance, longest) = settings.frames - 1, settings.jumps
     # One axis has a sixth of the mean square of a jump, whose length is even up to the longest.
-    return settings.drift * steps + RARE * longest * math.sqrt(chance * steps / 6)
+    return settings.drift * steps + longest * math.sqrt(chance * steps / 6) * RARE
 
 
 def _count_fitting_nuclei(model: Model, size: tuple[int, int]) -> int:
@@ -212,9 +212,13 @@ def check_scene(
         )
     doublings, cycles = _count_doublings(model, scene), _count_cycles(model, scene.lived)
     if doublings > MOST_CYCLES:
+        most = int(MOST_CYCLES * scene.frames / cycles)
         raise ValueError(
-            f"frames must be at most {int(MOST_CYCLES * scene.frames / cycles)}, {MOST_CYCLES} "
-            f"cell cycles of the model, got {frames}; {_advise_deaths(model.lives)}"
+            f"frames must be at most {most}, {MOST_CYCLES} cell cycles of the model, got {frames}; "
+            f"{_advise_deaths(model.lives)}"
+            if most > 1
+            else f"minutes between frames must be less than {MOST_CYCLES} cell cycles of the "
+            f"model, got {minutes}; give fewer"
         )
     if (travel := _estimate_travel(scene)) > FARTHEST:
         raise ValueError(

@@ -13,7 +13,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bvdm_data.clip import Clip, annotate_masks, number_tracks, pad_rows
-from bvdm_data.pixels import has_loops, run_loop
 from bvdm_data.rng import numpy_rng
 from bvdm_data.synth.camera import (
     expose,
@@ -219,9 +218,6 @@ def _relabel(seen: Tensor, new_of: npt.NDArray[np.int32]) -> Labels:
     """Replace rows by ids, ``[F, H, W]``."""
     ids_of = torch.from_numpy(new_of)
     masks = torch.empty_like(seen)
-    if has_loops():
-        run_loop("replace_rows", len(seen), seen[0].numel(), ids_of, seen, masks)
-        return np.asarray(masks.numpy())
     for frame, flat in enumerate(seen.flatten(1)):
         masks[frame] = ids_of[:, frame].index_select(0, flat).view_as(masks[frame])
     return np.asarray(masks.numpy())

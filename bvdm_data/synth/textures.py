@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bvdm_data.outlines import FEWEST, measure_edges
-from bvdm_data.pixels import has_loops, run_loop
 from bvdm_data.rng import draw_normal, numpy_rng, torch_rng
 from bvdm_data.synth.cell_cycle import INTERPHASE
 from bvdm_data.synth.cells import Cell
@@ -368,12 +367,6 @@ def denoise_patches(
     most = BRIGHTEST * brightness
     # No nucleus makes its surroundings darker than the noise of the background does.
     least = -torch.minimum(most, network.floor / gain)
-    if has_loops() and device.type == "cpu":
-        limits = [network.get_scale(brightness), least, most, brightness, gain]
-        light, slope = torch.empty_like(edge[:, 0]), torch.tensor([SDF_CLIP / _FADE])
-        parts = (slope, torch.stack(limits, 1), edge, image.contiguous(), light)
-        run_loop("scale_light", len(light), light[0].numel(), *parts)
-        return light
     light = network.denormalize(image, brightness).nan_to_num(0)
     light = light.clamp(least[:, None, None], most[:, None, None]) * fade_halo(edge)
     inside = (edge[:, 0] <= 0).float()
