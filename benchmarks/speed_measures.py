@@ -230,9 +230,10 @@ def start() -> dict[str, float]:
 
 
 def presets(seconds: float) -> dict[str, Any]:
-    """Measure clips per second of each preset, without variation, at both densities."""
+    """Measure clips per second of each preset at both densities, without variation or with."""
     some: dict[str, dict[str, Any]] = {
         "fresh": {},
+        "fresh, default variation": {"variation": None},
         "pool": {"pool": True},
         "pool, renew=0.1": {"pool": PoolSettings(renew=0.1)},
         "pool, renew=0": {"pool": PoolSettings(renew=0)},
