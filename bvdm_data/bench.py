@@ -142,8 +142,8 @@ def _advise_workers(workers: int, needed: int, cores: int, one: float) -> str:
         return f"num_workers={needed}: as many processes make what the loop asks for."
     if workers >= needed:
         return (
-            f"{workers} workers should be enough: something else uses the cores, or the workers "
-            "still fill their cell banks."
+            f"{workers} workers would be enough on idle cores with full cell banks: see what else "
+            "runs, and measure longer."
         )
     most = f"about {cores * one:.3g} clips/s"
     if workers < cores:

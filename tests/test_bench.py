@@ -279,7 +279,7 @@ def test_recommend_workers_up_to_cores():
         assert lines[1] == words
         assert "bvdm-data export" in lines[-1]
     lines = recommend(paced(30), Loop(workers=2), waiting(0.2), [], 4)
-    assert lines[1].startswith("2 workers should be enough: something else uses the cores")
+    assert lines[1].startswith("2 workers would be enough on idle cores with full cell banks")
     assert not any("num_workers" in line or "More workers" in line for line in lines)
 
 

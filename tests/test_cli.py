@@ -434,6 +434,12 @@ def test_wrong_usage_ends_with_code_2(run):
         assert "Traceback" not in err
 
 
+def test_fit_tells_what_its_page_needs(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys.modules["bvdm_data.cli.models"], "find_spec", lambda _: None)
+    _, _, err = run("fit", tmp_path, "--output", tmp_path / "my.safetensors")
+    assert err.startswith("the page at the end needs scikit-image: pip install 'bvdm-data[evalu")
+
+
 def test_evaluate_command_passes_its_options(run, monkeypatch, tmp_path):
     asked = {}
 

@@ -5,6 +5,7 @@ import textwrap
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +104,8 @@ def fit(
     options |= {"scale": scale, "settings": settings}
     with warnings.catch_warnings(), Progress({"page": 15.0}, shown=not quiet) as bar:
         warnings.showwarning = _show_warning
+        if find_spec("skimage") is None:
+            bar.say("the page at the end needs scikit-image: pip install 'bvdm-data[evaluate]'")
         model = fit_video(root, output, **options, progress=bar)
         warnings.simplefilter("ignore")  # they were shown ahead of the training
         given = (root, options["sequence"], options["truth"])
