@@ -104,7 +104,7 @@ def draw_stages(generator: Model, portraits: SimpleNamespace) -> None:
 def draw_noise_levels(generator: Model) -> None:
     """The paper's figure 3: the same masks at several T_f=0, not cut at the mask."""
     draws = numpy_rng(3, "figures")
-    radii = np.stack([generator.shapes.sample(0, draws) for _ in range(COLUMNS)])
+    radii = generator.shapes.sample(np.zeros(COLUMNS, np.int64), draws)
     masks = outline_masks(radii)[:, None]
     sheets = [middle(masks[:, 0].float().numpy() * MASK_LEVEL)]
     titles = ["mask"]

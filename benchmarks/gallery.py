@@ -48,7 +48,7 @@ ROWS = (
         seed=4,
     ),
     Row("haze", "Blurred light without a label, out of focus.", (0, 0.5, 1), "haze", seed=25),
-    Row("debris", "Bright specks without a label.", (0, 0.5, 1), "debris", seed=101),
+    Row("debris", "Bright specks without a label.", (0, 0.5, 1), "debris", seed=57),
     Row(
         "method",
         "`fast` draws textures with one step of a network, `paper` as published, `procedural` "
