@@ -107,8 +107,10 @@ def check_transform(transform: Given) -> Given:
 def as_number(index: SupportsIndex) -> int:
     """Return the number of a clip of an endless series."""
     number = as_int("index", index)
-    if not 0 <= number <= LARGEST:
-        raise IndexError(f"index must be from 0 to {LARGEST}, got {number}")
+    if number < 0:
+        raise IndexError(f"index must be 0 or more, got {number}")
+    if number > LARGEST:
+        raise IndexError(f"index must be {LARGEST} or less, got {number}")
     return number
 
 
