@@ -7,7 +7,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import curves
+from benchmarks import curves, peers
 from benchmarks.speed_tables import TABLES, filled
 from bvdm_data import bench as benching
 from bvdm_data import speed
@@ -556,3 +556,13 @@ def test_curves_are_fitted_and_drawn(tmp_path):
     found = {axis: {"x": [1, 2], "fresh": [3, 4], "pool": [1, 2]} for axis in axes}
     curves.draw(found, tmp_path / "speed.png")
     assert (tmp_path / "speed.png").stat().st_size > 10_000
+
+
+def test_peers_take_turns(monkeypatch):
+    calls = []
+    both = {name: lambda name=name: lambda number: calls.append((name, number)) for name in "ab"}
+    monkeypatch.setattr(peers, "MAKERS", both)
+    assert peers.measure(2).keys() == {"a", "b"}
+    assert calls == [(name, number) for number in range(3) for name in "ab"]
+    table = "\n".join(peers.list_rows(json.loads(peers.RESULTS.read_text())))
+    assert f"\n{table}\n" in peers.PAGE.read_text()
