@@ -265,7 +265,8 @@ class ClipStream(Described, IterableDataset[Clip]):
         split, worker = self._next_pass(), get_worker_info()
         loader = get_loader_id(worker)
         if self._can_resume():
-            self._shared.claimed_restart, self._shared.claimed_by = self._plan.restarts, loader
+            # In this order: another worker may look in between.
+            self._shared.claimed_by, self._shared.claimed_restart = loader, self._plan.restarts
         self._restarts_seen = self._plan.restarts
         self._loaded = None
         if self._shared.restarts == self._plan.restarts:
