@@ -150,18 +150,15 @@ def list_rows(found: dict[str, Any]) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--fill", action="store_true", help="fill the table from stored figures")
-    given = parser.parse_args()
-    if not given.fill:
-        found = {
-            "milliseconds": measure(given.rounds),
-            "machine": get_machine_info(),
-            "versions": list_versions(PACKAGES),
-            "made": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        }
-        with open_atomic(RESULTS) as temporary:
-            temporary.write_text(json.dumps(found, indent=1) + "\n")
-    text = "\n".join(list_rows(json.loads(RESULTS.read_text())))
+    found = {
+        "milliseconds": measure(parser.parse_args().rounds),
+        "machine": get_machine_info(),
+        "versions": list_versions(PACKAGES),
+        "made": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+    }
+    with open_atomic(RESULTS) as temporary:
+        temporary.write_text(json.dumps(found, indent=1) + "\n")
+    text = "\n".join(list_rows(found))
     PAGE.write_text(between_marks(PAGE.read_text(), {"peers": text}))
     print(text)
 

@@ -22,7 +22,7 @@ Given = TypeVar("Given", bound=Callable[..., object] | None)
 
 
 LARGEST = 2**63 - 1
-"""Largest number that torch and numpy hold."""
+"""Largest whole number of 64 bits."""
 
 
 def as_int(

@@ -142,6 +142,8 @@ SYNTHETIC = [
     ("seed a string", {"seed": "0"}, TypeError, r"seed must be a whole number, got '0'"),
     ("length beyond all", {"length": 2**70}, ValueError, r"length must be \d+ or less"),
     ("jumps beyond all", {"jumps": (0.5, 1e308), "frames": 4}, ValueError, r"at most 10000 px"),
+    ("frames of hours", {"minutes": 2400, "frames": 10}, ValueError,
+     r"frames must be at most 1, 8 cell cycles of the model, got 10"),
     ("minutes beyond all", {"minutes": 3e8, "frames": 2}, ValueError,
      r"minutes between frames must be less than 8 cell cycles of the model, got 300000000"),
     ("seed negative", {"seed": -3}, ValueError, r"seed must be 0 or more, got -3"),

@@ -97,7 +97,7 @@ def test_fetch_downloads_once(server, tmp_path):
 
 def test_refused_download_keeps_nothing(server, tmp_path):
     server["status"] = 503
-    with pytest.raises(ConnectionError, match=r"503 .*; is there a connection\? Call again"):
+    with pytest.raises(ConnectionError, match=r"503 .*; call again$"):
         fetch_tiny(server, tmp_path)
     assert names(tmp_path) == []
 
@@ -176,7 +176,7 @@ def test_changed_archive_is_refused(server, tmp_path):
 def test_missing_address_is_refused(server, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"other.zip is not there \(404"):
         fetch_tiny(server, tmp_path, url=server["url"].replace("data", "other"))
-    with pytest.raises(ConnectionError, match=r"http://127.0.0.1:1/.*refused.*Call again"):
+    with pytest.raises(ConnectionError, match=r"http://127.0.0.1:1/.*refused.*; call again$"):
         fetch_tiny(server, tmp_path, url="http://127.0.0.1:1/data.zip")
     assert names(tmp_path) == []
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 from torchvision.transforms import v2
 
-from bvdm_data.datasets import sharding
+from bvdm_data.datasets import sharding, stream
 from bvdm_data.datasets.ctc_videos import CTCVideos
 from bvdm_data.datasets.mixed import MixedVideos
 from bvdm_data.datasets.sharding import SampleSplit, SharedEpoch
@@ -201,6 +201,22 @@ def test_loop_resumes_with_other_workers(before, after, tmp_path):
     assert seen + batches(loader) == whole
     assert logged(tmp_path / "made.txt") == list(range(12, 22))
     assert batches(loader) == whole
+
+
+def test_claim_names_its_loader_first(monkeypatch):
+    seen = []
+
+    class Watched(sharding._SharedInt):
+        def __set__(self, owner, number):
+            seen.append(owner.claimed_by)  # what another worker would find now
+            super().__set__(owner, number)
+
+    monkeypatch.setattr(sharding.SharedInts, "claimed_restart", Watched(3), raising=False)
+    monkeypatch.setattr(stream, "get_loader_id", lambda _: 7)
+    videos = Numbers(length=10, batch_size=2)
+    videos.load_state_dict({"epoch": 1, "seed": 0, "start": 4})
+    assert len(list(videos)) == 6
+    assert seen == [7]
 
 
 @pytest.mark.parametrize(("workers", "kept"), [(0, False), (2, False), (2, True)])

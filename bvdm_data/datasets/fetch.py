@@ -199,10 +199,9 @@ def _download(url: str, archive: Path, known_hash: str | None, progress: bool) -
         if response is not None and response.status_code in (404, 410):
             raise FileNotFoundError(f"{url} is not there ({error})") from error
         kept = _count_bytes(part)
-        rest = f"{kept} bytes are kept in {part}, call again to continue"
+        rest = f"{kept} bytes are kept in {part}, call again to continue" if kept else "call again"
         raise ConnectionError(
-            f"could not fetch {url} ({cut_words(str(error), 300)}); "
-            f"{rest if kept else 'is there a connection? Call again'}"
+            f"could not fetch {url} ({cut_words(str(error), 300)}); {rest}"
         ) from error
     if expected and (found := _hash(part)) != expected:
         part.unlink()

@@ -216,7 +216,7 @@ def check_scene(
         raise ValueError(
             f"frames must be at most {most}, {MOST_CYCLES} cell cycles of the model, got {frames}; "
             f"{_advise_deaths(model.lives)}"
-            if most > 1
+            if most
             else f"minutes between frames must be less than {MOST_CYCLES} cell cycles of the "
             f"model, got {minutes}; give fewer"
         )
